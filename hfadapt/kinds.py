@@ -1,0 +1,42 @@
+"""The folder is the registry: tasks/, adapters/, quants/ and formats/ each hold one file per name.
+
+The name in a recipe is the file's name with hyphens (`text_classification.py` is `text-classification`). Other
+packages add names through the entry-point groups `hfadapt.tasks`, `hfadapt.adapters`, `hfadapt.quants` and
+`hfadapt.formats`, each pointing at an object that fulfils that folder's contract.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from hfadapt.errors import RequestError, choice_problem
+
+KINDS = ("tasks", "adapters", "quants", "formats")
+
+
+@cache
+def names(kind: str) -> tuple[str, ...]:
+    """All names of a kind, sorted; imports none of them."""
+    folder = Path(__file__).parent / kind
+    own = {path.stem.replace("_", "-") for path in folder.glob("*.py") if not path.stem.startswith("_")}
+    return tuple(sorted(own | {entry.name for entry in entry_points(group=f"hfadapt.{kind}")}))
+
+
+@cache
+def load(kind: str, name: str) -> Any:
+    """The object behind a name: the single public instance `KIND` in its module.
+
+    Raises:
+        RequestError: there is no such name.
+    """
+    if name not in names(kind):
+        problem = choice_problem(f"there is no {kind.rstrip('s')} of that name", name, names(kind))
+        raise RequestError(problem.what, problems=[problem])
+    module_path = Path(__file__).parent / kind / f"{name.replace('-', '_')}.py"
+    if module_path.exists():
+        return importlib.import_module(f"hfadapt.{kind}.{name.replace('-', '_')}").KIND
+    return next(entry for entry in entry_points(group=f"hfadapt.{kind}") if entry.name == name).load()

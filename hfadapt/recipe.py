@@ -1,0 +1,337 @@
+"""What a user can ask for: the recipe, its sections, and the lock in which every `auto` has been answered.
+
+A `Lock` is a `Recipe` for one cell without any `auto`; it can be run again as it is. Reading recipe files, with
+every problem reported at once, is in `recipe_file.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from typing_extensions import Self
+
+from hfadapt import hardware, kinds
+from hfadapt.errors import nearest
+from hfadapt.spec import Spec
+
+Auto = Literal["auto"]
+AUTO: Auto = "auto"
+THIS_MACHINE = "this-machine"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+OPTIMIZERS = ("adamw", "adamw-8bit", "paged-adamw-8bit")
+SCHEDULES = ("linear", "cosine", "constant")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def one_of(what: str, allowed: Any) -> Any:
+    """A validator for names from a set, whose message carries the allowed names and the nearest one."""
+
+    def check(value: str) -> str:
+        options = tuple(allowed() if callable(allowed) else allowed)
+        if value not in options:
+            close = nearest(value, options)
+            hint = f"; did you mean {close!r}?" if close else ""
+            raise ValueError(f"{what} must be one of {', '.join(options)}{hint}")
+        return value
+
+    return AfterValidator(check)
+
+
+def with_auto(names: Any) -> Any:
+    """The same names, with `auto` first."""
+    return lambda: ("auto", *(names() if callable(names) else names))
+
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+TaskName = Annotated[str, one_of("task", lambda: kinds.names("tasks"))]
+TargetName = Annotated[str, one_of("target", hardware.names)]
+Quant = Annotated[str, one_of("quant", lambda: kinds.names("quants"))]
+AutoQuant = Annotated[str, one_of("quant", with_auto(lambda: kinds.names("quants")))]
+Method = Annotated[str, one_of("adapter method", lambda: kinds.names("adapters"))]
+AutoMethod = Annotated[str, one_of("adapter method", with_auto(lambda: kinds.names("adapters")))]
+Dtype = Annotated[str, one_of("dtype", DTYPES)]
+AutoDtype = Annotated[str, one_of("dtype", with_auto(DTYPES))]
+Optimizer = Annotated[str, one_of("optimizer", OPTIMIZERS)]
+AutoOptimizer = Annotated[str, one_of("optimizer", with_auto(OPTIMIZERS))]
+Schedule = Annotated[str, one_of("schedule", SCHEDULES)]
+AutoSchedule = Annotated[str, one_of("schedule", with_auto(SCHEDULES))]
+Tracker = Annotated[str, one_of("tracker", TRACKERS)]
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+LearningRate = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class Columns(Spec):
+    """Which column of the source holds what; an unset one is recognised by name."""
+
+    text: str | None = None
+    label: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    messages: str | None = None
+
+
+class Turn(Spec):
+    """One chat turn of a template; `{column}` is replaced by the row's value."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Template(Spec):
+    """Turns a row of columns into prompt and completion, or into chat messages.
+
+    `{column}` stands for the value of that column; a label is given by name.
+    """
+
+    prompt: str | None = None
+    completion: str | None = None
+    messages: tuple[Turn, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        pair = (self.prompt is not None, self.completion is not None)
+        if self.messages is not None:
+            if any(pair):
+                raise ValueError("a template has either messages, or prompt and completion, not both")
+            if not any(turn.role == "assistant" for turn in self.messages):
+                raise ValueError("a template of messages needs at least one assistant turn to learn from")
+        elif not all(pair):
+            raise ValueError("a template needs both prompt and completion, or messages")
+        return self
+
+
+class Source(Spec):
+    """One place rows come from: a Hub data set id, a local file, folder or glob, or `sample:NAME`."""
+
+    source: str
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    columns: Columns = Columns()
+    weight: Annotated[float, Field(gt=0.0)] = 1.0
+    rows: Positive | None = None
+
+
+def _source(value: Any) -> Any:
+    return {"source": value} if isinstance(value, str) else value
+
+
+AnySource = Annotated[Source, BeforeValidator(_source)]
+
+
+class Domain(Spec):
+    """One kind of data, for which one adapter is made.
+
+    `source` (with `config`, `split`, `revision`, `columns`, `rows` beside it) names one source, `sources` several.
+    `validation` and `test` name given splits, as sources or, for a Hub data set, as split names.
+    """
+
+    source: str | None = None
+    sources: tuple[AnySource, ...] | None = None
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    columns: Columns = Columns()
+    rows: Positive | None = None
+    validation: str | None = None
+    test: str | None = None
+    template: Template | None = None
+    labels: tuple[str, ...] | None = None
+    language: str | None = None
+    license: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.source is None) == (self.sources is None):
+            raise ValueError("a domain needs either source or sources")
+        if self.sources is not None and not self.sources:
+            raise ValueError("sources must not be empty")
+        return self
+
+    def all_sources(self) -> tuple[Source, ...]:
+        """The sources as a tuple, in recipe order."""
+        if self.sources is not None:
+            return self.sources
+        assert self.source is not None
+        return (
+            Source(
+                source=self.source,
+                config=self.config,
+                split=self.split,
+                revision=self.revision,
+                columns=self.columns,
+                rows=self.rows,
+            ),
+        )
+
+
+AnyDomain = Annotated[Domain, BeforeValidator(_source)]
+
+
+class Clean(Spec):
+    """Repairs and filters of single rows. `language` (a code such as `en`) and `pii` need optional extras."""
+
+    unicode: bool = True
+    min_characters: Annotated[int, Field(ge=0)] = 1
+    max_characters: Positive = 200_000
+    language: str | None = None
+    pii: Literal["off", "redact", "drop"] = "off"
+
+
+class Dedupe(Spec):
+    """Removal of repeated rows; `similarity` is the Jaccard similarity from which two rows count as near-duplicates."""
+
+    exact: bool = True
+    near: bool = True
+    similarity: Annotated[float, Field(gt=0.0, le=1.0)] = 0.7
+    across_domains: bool = True
+
+
+class Augment(Spec):
+    """Label-safe changes of training rows: the share of words (or, for `case`, of rows) that is changed."""
+
+    word_dropout: Share = 0.0
+    word_swap: Share = 0.0
+    typos: Share = 0.0
+    case: Share = 0.0
+
+
+class Data(Spec):
+    """How rows become splits. `validation` and `test` are shares (< 1) or numbers of rows (≥ 1)."""
+
+    train_rows: Positive | None = None
+    validation: Annotated[float, Field(gt=0.0)] = 0.1
+    test: Annotated[float, Field(gt=0.0)] = 0.1
+    seed: int = 17
+    max_length: Annotated[int, Field(ge=8)] | Auto = AUTO
+    too_long: Literal["drop", "truncate"] = "truncate"
+    conflicts: Literal["drop", "majority", "keep"] = "drop"
+    packing: bool | Auto = AUTO
+    streaming: bool = False
+    workers: Positive | Auto = AUTO
+    clean: Clean = Clean()
+    dedupe: Dedupe = Dedupe()
+    augment: Augment = Augment()
+
+
+class Adapter(Spec):
+    """What is trained on top of the frozen base; `modules` are name endings of linear layers."""
+
+    method: AutoMethod = AUTO
+    rank: Annotated[int, Field(ge=1, le=1024)] | Auto = AUTO
+    alpha: Annotated[float, Field(gt=0.0)] | Auto = AUTO
+    dropout: Share | Auto = AUTO
+    modules: tuple[str, ...] | Auto = AUTO
+
+
+class Train(Spec):
+    """The training loop. `batch_rows` is the effective batch over all processes and accumulation steps."""
+
+    epochs: Annotated[float, Field(gt=0.0)] | Auto = AUTO
+    max_steps: Positive | None = None
+    learning_rate: LearningRate | Auto = AUTO
+    schedule: AutoSchedule = AUTO
+    warmup_ratio: Share | Auto = AUTO
+    batch_rows: Positive | Auto = AUTO
+    micro_batch_rows: Positive | Auto = AUTO
+    weight_decay: Annotated[float, Field(ge=0.0)] | Auto = AUTO
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    evaluate_every_steps: Positive | Auto = AUTO
+    checkpoint_every_steps: Positive | Auto = AUTO
+    patience: Positive | None = None
+    seed: int = 17
+    optimizer: AutoOptimizer = AUTO
+    checkpointing: bool | Auto = AUTO
+    trackers: tuple[Tracker, ...] = ()
+
+
+class Evaluate(Spec):
+    """How the adapter is compared with its base; `gates` are the smallest allowed gains by metric name."""
+
+    metrics: tuple[str, ...] | Auto = AUTO
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    batch_rows: Positive | Auto = AUTO
+    gates: dict[str, float] = {}
+
+
+class Recipe(Spec):
+    """One model, several domains, several targets; everything not said is `auto` and answered by the plan."""
+
+    name: Name
+    model: str
+    task: TaskName
+    domains: Annotated[dict[Name, AnyDomain], Field(min_length=1)]
+    targets: Annotated[tuple[TargetName, ...], Field(min_length=1)] = (THIS_MACHINE,)
+    template: Template | None = None
+    quant: AutoQuant = AUTO
+    dtype: AutoDtype = AUTO
+    processes: Positive = 1
+    memory_margin: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    adapter: Adapter = Adapter()
+    data: Data = Data()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+
+    def cells(self) -> list[tuple[str, str]]:
+        """Every (domain, target) pair, domains first, in recipe order."""
+        return [(domain, target) for domain in self.domains for target in self.targets]
+
+    def template_of(self, domain: str) -> Template | None:
+        """The domain's own template, else the recipe's."""
+        return self.domains[domain].template or self.template
+
+
+class LockedAdapter(Adapter):
+    method: Method
+    rank: int
+    alpha: float
+    dropout: float
+    modules: tuple[str, ...]
+
+
+class LockedData(Data):
+    max_length: int
+    packing: bool
+
+
+class LockedTrain(Train):
+    epochs: float
+    learning_rate: float
+    schedule: Schedule
+    warmup_ratio: float
+    batch_rows: int
+    micro_batch_rows: int
+    weight_decay: float
+    evaluate_every_steps: int
+    checkpoint_every_steps: int
+    optimizer: Optimizer
+    checkpointing: bool
+
+
+class LockedEvaluate(Evaluate):
+    metrics: tuple[str, ...]
+    batch_rows: int
+
+
+class Lock(Recipe):
+    """A recipe for one cell in which the plan has answered every `auto`; written as lock.yaml."""
+
+    quant: Quant
+    dtype: Dtype
+    adapter: LockedAdapter
+    data: LockedData
+    train: LockedTrain
+    evaluate: LockedEvaluate
+
+    @property
+    def domain(self) -> str:
+        return next(iter(self.domains))
+
+    @property
+    def target(self) -> str:
+        return self.targets[0]

@@ -1,0 +1,460 @@
+"""The records: what each stage writes into the run folder and later stages read, and nothing else passes between them.
+
+plan.json (Plan), data.json (DataRecord), train.json (TrainRecord), metrics.jsonl (one Step a line),
+evaluation.json (EvaluationRecord), adapter/hfadapt.json (Manifest), card.json (CardRecord), report.json (Report).
+Sizes are bytes, times are seconds, shares are ratios between 0 and 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from hfadapt.show import Block, Heading, Shown, Table, Text, show_bytes, show_number, show_seconds
+from hfadapt.spec import Record, Spec
+
+Phase = Literal["load", "train", "evaluate", "save"]
+PHASES: tuple[Phase, ...] = ("load", "train", "evaluate", "save")
+
+
+class Versions(Spec):
+    """Software and machine that made a record."""
+
+    hfadapt: str
+    python: str
+    packages: dict[str, str]
+    platform: str
+    processor: str
+    device: str
+
+
+# --- plan.json -------------------------------------------------------------------------------------------------------
+
+
+class Rejected(Spec):
+    """An alternative that the plan looked at and did not take."""
+
+    value: str
+    reason: str
+
+
+class Decision(Spec):
+    """One resolved field: its value, whether the user had set it, why, and what else was considered."""
+
+    field: str
+    value: Any
+    asked: bool
+    reason: str
+    rejected: tuple[Rejected, ...] = ()
+
+
+class PhaseMemory(Spec):
+    """Predicted peak of one phase on the training device, by part."""
+
+    phase: Phase
+    parts: dict[str, int]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.parts.values())
+
+
+class Alternative(Spec):
+    """A nearby plan that would fit, and what it gives up."""
+
+    changes: dict[str, Any]
+    gives_up: str
+    predicted_peak_bytes: int
+
+
+class CellPlan(Spec):
+    """The plan of one domain on one target."""
+
+    domain: str
+    target: str
+    decisions: tuple[Decision, ...]
+    memory: tuple[PhaseMemory, ...]
+    budget_bytes: int
+    margin: float
+    fits: bool
+    trains_on: str
+    predicted_seconds: float | None = None
+    predicted_tokens_per_second: float | None = None
+    data_basis: str
+    alternatives: tuple[Alternative, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def value(self, field: str) -> Any:
+        """The resolved value of a dotted field. Raises KeyError when the plan has no such field."""
+        for decision in self.decisions:
+            if decision.field == field:
+                return decision.value
+        raise KeyError(field)
+
+    @property
+    def peak(self) -> PhaseMemory:
+        """The phase that needs the most memory."""
+        return max(self.memory, key=lambda phase: phase.total_bytes)
+
+
+class Plan(Record, Shown):
+    """All cells of a recipe, resolved."""
+
+    recipe: str
+    model: str
+    parameters: int
+    cells: tuple[CellPlan, ...]
+
+    @property
+    def fits(self) -> bool:
+        return all(cell.fits for cell in self.cells)
+
+    def blocks(self) -> list[Block]:
+        """Per cell: the decisions with reasons, the predicted memory by part, and the verdict."""
+        shown: list[Block] = [Heading(f"Plan of {self.recipe}: {self.model}, {self.parameters:,} parameters", 1)]
+        for cell in self.cells:
+            shown.append(Heading(f"{cell.domain} on {cell.target}"))
+            rows = [
+                [
+                    decision.field,
+                    _plain(decision.value),
+                    "set" if decision.asked else "auto",
+                    decision.reason,
+                    "; ".join(f"{other.value}: {other.reason}" for other in decision.rejected),
+                ]
+                for decision in cell.decisions
+            ]
+            shown.append(Table(["field", "value", "by", "reason", "rejected"], rows))
+            parts = list(dict.fromkeys(part for phase in cell.memory for part in phase.parts))
+            memory = [
+                [part, *(show_bytes(phase.parts[part]) if part in phase.parts else "" for phase in cell.memory)]
+                for part in parts
+            ]
+            memory.append(["peak", *(show_bytes(phase.total_bytes) for phase in cell.memory)])
+            columns = ["memory", *(phase.phase for phase in cell.memory)]
+            shown.append(Table(columns, memory, frozenset(columns[1:])))
+            verdict = "fits" if cell.fits else "DOES NOT FIT"
+            shown.append(
+                Text(
+                    f"{verdict}: peak {show_bytes(cell.peak.total_bytes)} while it runs '{cell.peak.phase}', "
+                    f"{show_bytes(cell.budget_bytes)} usable with a margin of {cell.margin:.0%}; trains on "
+                    f"{cell.trains_on}; data: {cell.data_basis}"
+                    + (
+                        f"; about {show_seconds(cell.predicted_seconds)} of training (rough)"
+                        if cell.predicted_seconds is not None
+                        else ""
+                    )
+                )
+            )
+            if cell.alternatives:
+                rows = [
+                    [
+                        ", ".join(f"{k}={_plain(v)}" for k, v in other.changes.items()),
+                        other.gives_up,
+                        show_bytes(other.predicted_peak_bytes),
+                    ]
+                    for other in cell.alternatives
+                ]
+                shown.append(Table(["would fit with", "gives up", "peak"], rows, frozenset({"peak"})))
+            shown.extend(Text(f"warning: {warning}") for warning in cell.warnings)
+        return shown
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
+
+
+# --- data.json -------------------------------------------------------------------------------------------------------
+
+
+class SourceRecord(Spec):
+    """Where rows came from, with what is known about its licence and origin."""
+
+    source: str
+    rows: int
+    sha256: str | None = None
+    revision: str | None = None
+    license: str | None = None
+    citation: str | None = None
+    url: str | None = None
+    language: str | None = None
+
+
+class Lengths(Spec):
+    """Token lengths of one split after the tokenizer, before any cut."""
+
+    rows: int
+    tokens: int
+    mean: float
+    median: int
+    p95: int
+    longest: int
+
+
+class Finding(Spec):
+    """One result of the audit. A `hard` one stops the run."""
+
+    code: str
+    level: Literal["hard", "soft"]
+    message: str
+    rows: tuple[int, ...] = ()
+    fix: str = ""
+
+
+class Audit(Spec):
+    """What training will really see, counted after tokenisation."""
+
+    rows: int
+    tokens: int
+    labelled_tokens: int
+    truncated_rows: int
+    unlabelled_rows: int
+    learns_to_stop: bool | None = None
+    findings: tuple[Finding, ...] = ()
+    sample: tuple[tuple[str, bool], ...] = ()
+
+
+class DataRecord(Record):
+    """One domain, prepared: `rows_in` = `rows_kept` + all of `dropped`, exactly."""
+
+    domain: str
+    form: Literal["text", "labelled", "completion", "messages"]
+    sources: tuple[SourceRecord, ...]
+    rows_in: int
+    rows_kept: int
+    dropped: dict[str, int]
+    splits: dict[str, int]
+    labels: tuple[str, ...] = ()
+    label_counts: dict[str, dict[str, int]] = {}
+    lengths: dict[str, Lengths] = {}
+    steps: dict[str, dict[str, Any]] = {}
+    audit: Audit | None = None
+    fingerprint: str
+    seconds: float
+    columns: dict[str, str] = {}
+
+
+# --- metrics.jsonl, train.json ---------------------------------------------------------------------------------------
+
+
+class Step(Spec):
+    """One line of metrics.jsonl: an optimizer step, or a validation when `validation_loss` is set."""
+
+    step: int
+    epoch: float
+    loss: float | None = None
+    grad_norm: float | None = None
+    learning_rate: float | None = None
+    tokens: int | None = None
+    labelled_tokens: int | None = None
+    seconds: float | None = None
+    validation_loss: float | None = None
+    validation_metric: float | None = None
+
+
+class PhaseMeasure(Spec):
+    """Peak memory of a phase: predicted by the plan, and measured above what the process held before it loaded."""
+
+    predicted_peak_bytes: int | None = None
+    measured_peak_bytes: int | None = None
+
+
+class TrainRecord(Record):
+    """What training did."""
+
+    domain: str
+    target: str
+    method: str
+    steps: int
+    epochs: float
+    first_loss: float | None
+    final_loss: float | None
+    best_step: int
+    best_validation_loss: float | None
+    stopped_early: bool
+    trainable_parameters: int
+    total_parameters: int
+    quantised_modules: int
+    tokens: int
+    labelled_tokens: int
+    seconds: float
+    tokens_per_second: float
+    load_seconds: float
+    adapter_bytes: int
+    world_size: int
+    resumed_from_step: int | None = None
+    memory: dict[Phase, PhaseMeasure] = {}
+    versions: Versions
+
+
+# --- evaluation.json -------------------------------------------------------------------------------------------------
+
+
+class Metric(Spec):
+    """One metric of base and adapter on the same rows; `low` and `high` bound the paired-bootstrap interval of `delta`."""
+
+    name: str
+    base: float | None
+    adapter: float
+    delta: float | None
+    low: float | None
+    high: float | None
+    rows: int
+    higher_is_better: bool = True
+    base_low: float | None = None
+    base_high: float | None = None
+    adapter_low: float | None = None
+    adapter_high: float | None = None
+
+
+class EvaluationRecord(Record):
+    """The adapter against its baseline on the test split, from the files on disk."""
+
+    domain: str
+    target: str
+    baseline: str
+    split: str = "test"
+    rows: int
+    confidence: float
+    resamples: int
+    rows_sha256: str
+    metrics: tuple[Metric, ...]
+    confusion: dict[str, dict[str, int]] = {}
+    per_class: dict[str, dict[str, float]] = {}
+    reopened_difference: float
+    seconds: float
+    rows_per_second: float | None = None
+    tokens_per_second: float | None = None
+    gates_failed: tuple[str, ...] = ()
+    memory: dict[Phase, PhaseMeasure] = {}
+    extra: dict[str, Any] = {}
+    versions: Versions
+
+
+# --- adapter/hfadapt.json --------------------------------------------------------------------------------------------
+
+
+class Manifest(Record):
+    """What an adapter belongs to; checked before it is loaded."""
+
+    task: str
+    model: str
+    model_path_sha256: str
+    model_revision: str | None
+    config_sha256: str
+    shapes_sha256: str
+    tokenizer_sha256: str
+    chat_template_sha256: str | None
+    quant: str
+    dtype: str
+    method: str
+    rank: int
+    labels: tuple[str, ...]
+    files: dict[str, str]
+    tensors: int
+    max_length: int
+    versions: Versions
+
+
+# --- report.json -----------------------------------------------------------------------------------------------------
+
+
+class CellReport(Spec):
+    """One cell of the matrix, as the last screen shows it."""
+
+    domain: str
+    target: str
+    status: Literal["done", "failed", "pending", "interrupted", "does-not-fit"]
+    error: str | None = None
+    baseline: str | None = None
+    metrics: tuple[Metric, ...] = ()
+    memory: dict[Phase, PhaseMeasure] = {}
+    seconds: float | None = None
+    tokens_per_second: float | None = None
+    adapter_bytes: int | None = None
+    rows: dict[str, int] = {}
+    card: str | None = None
+
+
+class Report(Record, Shown):
+    """The whole recipe: one row a cell."""
+
+    recipe: str
+    model: str
+    task: str
+    cells: tuple[CellReport, ...]
+    created: str = ""
+    next_commands: tuple[str, ...] = Field(default=())
+
+    def blocks(self) -> list[Block]:
+        """The matrix: baseline, adapter, gain with interval, memory predicted / measured, seconds, size, card."""
+        return [
+            Heading(f"{self.recipe}: {self.model}, {self.task}", 1),
+            *report_tables(self),
+            *([Text("next: " + "\n      ".join(self.next_commands), code=True)] if self.next_commands else []),
+        ]
+
+
+def report_tables(report: Report) -> list[Block]:
+    """The matrix table and, below it, what failed."""
+    rows = []
+    for cell in report.cells:
+        metric = cell.metrics[0] if cell.metrics else None
+        rows.append(
+            [
+                cell.domain,
+                cell.target,
+                cell.status,
+                metric.name if metric else "",
+                show_number(metric.base) if metric else "",
+                show_number(metric.adapter) if metric else "",
+                show_gain(metric) if metric else "",
+                peak_pair(cell.memory),
+                show_seconds(cell.seconds) if cell.seconds is not None else "",
+                show_bytes(cell.adapter_bytes) if cell.adapter_bytes is not None else "",
+                cell.card or "",
+            ]
+        )
+    baseline = next((cell.baseline for cell in report.cells if cell.baseline), "base")
+    columns = [
+        "domain",
+        "target",
+        "status",
+        "metric",
+        baseline,
+        "adapter",
+        "gain [95 % interval]",
+        "peak memory predicted / measured",
+        "time",
+        "adapter size",
+        "card",
+    ]
+    right = frozenset({baseline, "adapter", "time", "adapter size"})
+    failed = [Text(f"{cell.domain} on {cell.target}: {cell.error}") for cell in report.cells if cell.error]
+    return [Table(columns, rows, right), *failed]
+
+
+def show_gain(metric: Metric) -> str:
+    """'+0.21 [+0.17, +0.25]', or the reason why there is none."""
+    if metric.delta is None:
+        return "no baseline"
+    if metric.low is None or metric.high is None:
+        return f"{metric.delta:+.3f}"
+    return f"{metric.delta:+.3f} [{metric.low:+.3f}, {metric.high:+.3f}]"
+
+
+def peak_pair(memory: dict[Phase, PhaseMeasure]) -> str:
+    """The largest predicted and the largest measured phase."""
+    predicted = [m.predicted_peak_bytes for m in memory.values() if m.predicted_peak_bytes is not None]
+    measured = [m.measured_peak_bytes for m in memory.values() if m.measured_peak_bytes is not None]
+    if not predicted and not measured:
+        return ""
+    return (
+        f"{show_bytes(max(predicted)) if predicted else 'not predicted'} / "
+        f"{show_bytes(max(measured)) if measured else 'not measured'}"
+    )

@@ -1,0 +1,166 @@
+"""How objects show themselves: one description, three views (terminal text, Markdown, HTML).
+
+An object that wants to be shown returns blocks from `blocks()`; `Shown` turns them into what a terminal, a README or
+a notebook displays. Numbers are given with their unit here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hfadapt.errors import HfadaptError
+
+BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def show_bytes(count: float | None) -> str:
+    """1536 -> '1.5 KiB'; None -> 'not measured'."""
+    if count is None:
+        return "not measured"
+    value, unit = float(count), 0
+    while abs(value) >= 1024 and unit < len(BYTE_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.0f} {BYTE_UNITS[unit]}" if unit == 0 or abs(value) >= 100 else f"{value:.1f} {BYTE_UNITS[unit]}"
+
+
+def show_seconds(seconds: float | None) -> str:
+    """75 -> '1 min 15 s'; None -> 'not measured'."""
+    if seconds is None:
+        return "not measured"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def show_number(value: float | int | None, digits: int = 3) -> str:
+    """A number for a table: integers with thousands separators, others with `digits` decimals."""
+    if value is None:
+        return "not measured"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A title of depth 1 to 3."""
+
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; `code` keeps it verbatim."""
+
+    text: str
+    code: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells that are already strings; `right` names the columns set flush right."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    right: frozenset[str] = field(default_factory=frozenset)
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise HfadaptError(f"a table row has {len(row)} cells for {len(self.columns)} columns")
+
+
+Block = Heading | Text | Table
+
+
+def as_text(blocks: Sequence[Block]) -> str:
+    """Plain text for a terminal of any width; tables are aligned with spaces."""
+    parts: list[str] = []
+    for block in blocks:
+        if isinstance(block, Heading):
+            parts.append(block.text if block.level > 1 else f"{block.text}\n{'=' * len(block.text)}")
+        elif isinstance(block, Text):
+            parts.append(block.text)
+        else:
+            parts.append(_text_table(block))
+    return "\n\n".join(parts)
+
+
+def _text_table(table: Table) -> str:
+    widths = [max(len(str(row[i])) for row in [table.columns, *table.rows]) for i in range(len(table.columns))]
+
+    def line(cells: Sequence[str]) -> str:
+        shown = [
+            str(cell).rjust(width) if column in table.right else str(cell).ljust(width)
+            for cell, width, column in zip(cells, widths, table.columns, strict=True)
+        ]
+        return "  ".join(shown).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([line(table.columns), rule, *(line(row) for row in table.rows)])
+
+
+def as_markdown(blocks: Sequence[Block]) -> str:
+    """GitHub-flavoured Markdown."""
+    parts: list[str] = []
+    for block in blocks:
+        if isinstance(block, Heading):
+            parts.append(f"{'#' * block.level} {block.text}")
+        elif isinstance(block, Text):
+            parts.append(f"```\n{block.text}\n```" if block.code else block.text)
+        else:
+            cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in block.rows]
+            marks = ["---:" if column in block.right else "---" for column in block.columns]
+            lines = ["| " + " | ".join(row) + " |" for row in [list(block.columns), marks, *cells]]
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def as_html(blocks: Sequence[Block]) -> str:
+    """An HTML fragment; every value is escaped."""
+    parts: list[str] = []
+    for block in blocks:
+        if isinstance(block, Heading):
+            parts.append(f"<h{block.level}>{html.escape(block.text)}</h{block.level}>")
+        elif isinstance(block, Text):
+            tag = "pre" if block.code else "p"
+            parts.append(f"<{tag}>{html.escape(block.text)}</{tag}>")
+        else:
+            style = {column: ' style="text-align:right"' if column in block.right else "" for column in block.columns}
+            head = "".join(f"<th{style[column]}>{html.escape(column)}</th>" for column in block.columns)
+            body = "".join(
+                "<tr>"
+                + "".join(
+                    f"<td{style[column]}>{html.escape(str(cell))}</td>"
+                    for column, cell in zip(block.columns, row, strict=True)
+                )
+                + "</tr>"
+                for row in block.rows
+            )
+            parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+    return "\n".join(parts)
+
+
+class Shown:
+    """Gives an object with `blocks()` its text, Markdown and HTML views, also in a notebook."""
+
+    def blocks(self) -> list[Block]:
+        """What to show, from top to bottom."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return as_text(self.blocks())
+
+    def _repr_markdown_(self) -> str:
+        return as_markdown(self.blocks())
+
+    def _repr_html_(self) -> str:
+        return as_html(self.blocks())

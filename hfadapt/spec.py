@@ -1,0 +1,85 @@
+"""Two bases for data: Spec is what a user asked for, Record is what a stage answered.
+
+Both are frozen and refuse unknown fields. A Record is written as versioned JSON in one atomic step, so a
+reader sees the old file or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from typing_extensions import Self
+
+from hfadapt.errors import RunError
+
+
+class Spec(BaseModel):
+    """Base of everything a user can write down."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class Record(Spec):
+    """Base of everything a stage writes; subclasses set `record_version` and raise it when fields change meaning."""
+
+    record_version: ClassVar[int] = 1
+
+    def write(self, path: Path) -> Path:
+        """Writes this record to `path` as JSON, atomically. Non-finite numbers are refused with ValueError."""
+        payload = {"record": type(self).__name__, "version": self.record_version, **self.model_dump(mode="json")}
+        write_text(path, json.dumps(payload, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads a record back.
+
+        Raises:
+            RunError: the file is missing, is not JSON, is another record, or is of another version.
+        """
+        try:
+            payload: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            found = (payload.pop("record", None), payload.pop("version", None))
+        except FileNotFoundError:
+            raise RunError(
+                f"there is no {path.name} yet", place=str(path), fix="run the stage that writes it: hfadapt run RECIPE"
+            ) from None
+        except (ValueError, AttributeError) as error:
+            raise RunError("the record is not readable JSON", place=str(path), got=str(error)) from None
+        wanted = (cls.__name__, cls.record_version)
+        if found != wanted:
+            raise RunError(
+                "the record is of another kind or version",
+                place=str(path),
+                got=f"{found[0]} version {found[1]}",
+                allowed=f"{wanted[0]} version {wanted[1]}",
+                fix="run the stage again with this version of hfadapt",
+            )
+        try:
+            return cls.model_validate(payload)
+        except ValidationError as error:
+            raise RunError("the record has been changed by hand", place=str(path), got=str(error)) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically; the parent folder is made when missing."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes bytes to a temporary neighbour, syncs, then renames over `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
