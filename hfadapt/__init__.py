@@ -1,3 +1,74 @@
-"""hfadapt: one pretrained model, the right adapter for every data domain and hardware target."""
+"""hfadapt: one pretrained model, the right adapter for every data domain and hardware target.
+
+    from hfadapt import load_adapted, load_recipe, make_plan, run
+
+    recipe = load_recipe("recipes/sentiment.yaml", ["train.epochs=1"], domains=["tweets"])
+    make_plan(recipe)                     # shows itself in a notebook
+    result = run(recipe)                  # plan, data, training, evaluation, card
+    load_adapted(result.folder).predict("What a day!")
+
+Importing this package imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "Adapted": "hfadapt.predict",
+    "Cell": "hfadapt.run_folder",
+    "DataReport": "hfadapt.data",
+    "HfadaptError": "hfadapt.errors",
+    "Lock": "hfadapt.recipe",
+    "Plan": "hfadapt.records",
+    "Recipe": "hfadapt.recipe",
+    "RecipeError": "hfadapt.errors",
+    "Report": "hfadapt.records",
+    "Run": "hfadapt.run_folder",
+    "Target": "hfadapt.hardware",
+    "build_card": "hfadapt.card",
+    "check_card": "hfadapt.card_check",
+    "check_recipe": "hfadapt.pipeline",
+    "examine": "hfadapt.doctor",
+    "load_adapted": "hfadapt.predict",
+    "load_recipe": "hfadapt.recipe_file",
+    "make_plan": "hfadapt.plan",
+    "resolve_model": "hfadapt.model",
+    "save_recipe": "hfadapt.recipe_file",
+    "target": "hfadapt.hardware",
+    "this_machine": "hfadapt.hardware",
+}
+
+__all__ = ["__version__", "run", *_HOME]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from hfadapt.data import DataReport as DataReport
+    from hfadapt.errors import HfadaptError as HfadaptError
+    from hfadapt.errors import RecipeError as RecipeError
+    from hfadapt.hardware import Target as Target
+    from hfadapt.plan import make_plan as make_plan
+    from hfadapt.predict import Adapted as Adapted
+    from hfadapt.predict import load_adapted as load_adapted
+    from hfadapt.recipe import Lock as Lock
+    from hfadapt.recipe import Recipe as Recipe
+    from hfadapt.recipe_file import load_recipe as load_recipe
+    from hfadapt.recipe_file import save_recipe as save_recipe
+    from hfadapt.records import Plan as Plan
+    from hfadapt.records import Report as Report
+    from hfadapt.run_folder import Cell as Cell
+    from hfadapt.run_folder import Run as Run
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name == "run":
+        return importlib.import_module("hfadapt.pipeline").run_recipe
+    raise AttributeError(f"module 'hfadapt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,9 +1,374 @@
-"""Targets: the catalogue in targets/*.toml, and `this-machine` by detection."""
+"""Targets: the catalogue in targets/*.toml, and `this-machine` by detection.
+
+A target is one TOML table; `[defaults]` of its file and an `extends` name fill what it leaves out. Each figure names
+its source. Reading the catalogue needs no torch; detection asks torch for devices, and only when it is called.
+"""
 
 from __future__ import annotations
 
+import os
+import platform
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from hfadapt.errors import RequestError, choice_problem
+from hfadapt.show import Block, Heading, Shown, Table, Text, show_bytes
+from hfadapt.spec import Spec
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 THIS_MACHINE = "this-machine"
+GIB = 1 << 30
+Kind = Literal["cpu", "cuda", "rocm", "xpu", "mps", "serve-only"]
+
+
+class Target(Shown, Spec):
+    """One kind of hardware. Memory, rates and bandwidth are those of one device; `devices` says how many there are.
+
+    `dtypes` are the types weights can be stored and multiplied in, `quants` what bitsandbytes stores there, `tflops`
+    the dense matrix rate by dtype (missing when nobody publishes one), `source` where each figure comes from.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    os: tuple[str, ...]
+    architecture: str
+    memory_bytes: int = Field(gt=0)
+    usable_ratio: float = Field(default=1.0, gt=0.0, le=1.0)
+    reserved_bytes: int = 0
+    free_bytes: int | None = None
+    devices: int = Field(default=1, ge=1)
+    cores: int | None = None
+    compute_capability: float | None = None
+    dtypes: tuple[str, ...]
+    quants: tuple[str, ...]
+    tflops: dict[str, float] = {}
+    bandwidth_bytes_per_second: float | None = None
+    features: tuple[str, ...] = ()
+    trains: bool = True
+    export: str | None = None
+    source: dict[str, str]
+
+    @property
+    def budget_bytes(self) -> int:
+        """What one process can hold on one device, before any safety margin."""
+        usable = int(self.memory_bytes * self.usable_ratio) - self.reserved_bytes
+        return max(0, usable if self.free_bytes is None else min(usable, self.free_bytes))
+
+    @property
+    def fast_dtype(self) -> str:
+        """The dtype with the highest matrix rate; float32 when no rate is known."""
+        known = {dtype: rate for dtype, rate in self.tflops.items() if dtype in self.dtypes}
+        if not known and self.kind == "mps":
+            return "bfloat16"
+        return max(known, key=lambda dtype: known[dtype]) if known else "float32"
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.kind == "cpu"
+
+    def blocks(self) -> list[Block]:
+        """Every figure with its source."""
+        rate = ", ".join(f"{dtype} {value:g} TFLOP/s" for dtype, value in self.tflops.items())
+        bandwidth = self.bandwidth_bytes_per_second
+        rows = [
+            ["kind", self.kind, ""],
+            ["systems", f"{', '.join(self.os)}, {self.architecture}", ""],
+            ["devices", str(self.devices), ""],
+            ["cores", str(self.cores or "not stated"), ""],
+            ["memory", show_bytes(self.memory_bytes), self.source.get("memory_gib", "")],
+            ["usable share", f"{self.usable_ratio:.0%}", self.source.get("usable_ratio", "")],
+            ["reserved", show_bytes(self.reserved_bytes), self.source.get("reserved_gib", "")],
+            ["usable for a run", show_bytes(self.budget_bytes), ""],
+            ["dtypes", ", ".join(self.dtypes), self.source.get("dtypes", "")],
+            ["quants", ", ".join(("none", *self.quants)), self.source.get("quants", "")],
+            ["matrix rate", rate or "not published", self.source.get("tflops", "")],
+            [
+                "bandwidth",
+                f"{bandwidth / 1e9:g} GB/s" if bandwidth else "not published",
+                self.source.get("bandwidth_gb_s", ""),
+            ],
+        ]
+        if self.features:
+            rows.append(["features", ", ".join(self.features), ""])
+        if not self.trains:
+            rows.append(["export", self.export or "", self.source.get("export", "")])
+        verdict = "trains here" if self.trains else "only serves: the adapter is trained on this machine"
+        return [Heading(f"{self.name}: {self.title}", 1), Text(verdict), Table(["figure", "value", "source"], rows)]
 
 
 def names() -> tuple[str, ...]:
-    return (THIS_MACHINE,)
+    """Every target name, `this-machine` first. Reads TOML only."""
+    return (THIS_MACHINE, *_catalogue())
+
+
+def target(name: str) -> Target:
+    """The target of that name; `this-machine` is detected.
+
+    Raises:
+        RequestError: there is no such target.
+    """
+    if name == THIS_MACHINE:
+        return this_machine()
+    table = _catalogue()
+    if name not in table:
+        problem = choice_problem("there is no target of that name", name, names())
+        raise RequestError(problem.what, problems=[problem])
+    return _target(name, table[name])
+
+
+@cache
+def _catalogue() -> dict[str, dict[str, Any]]:
+    """Tables by name, with defaults and `extends` filled in."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted((Path(__file__).parent / "targets").glob("*.toml")):
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        defaults = tables.pop("defaults", {})
+        for name, table in tables.items():
+            layers = [defaults, tables[table["extends"]] if "extends" in table else {}, table]
+            merged = {key: value for layer in layers for key, value in layer.items() if key != "extends"}
+            merged["source"] = {key: text for layer in layers for key, text in layer.get("source", {}).items()}
+            found[name] = merged
+    return found
+
+
+def _target(name: str, table: dict[str, Any]) -> Target:
+    fields = dict(table)
+    fields["memory_bytes"] = int(fields.pop("memory_gib") * GIB)
+    fields["reserved_bytes"] = int(fields.pop("reserved_gib", 0) * GIB)
+    bandwidth = fields.pop("bandwidth_gb_s", None)
+    fields["bandwidth_bytes_per_second"] = bandwidth * 1e9 if bandwidth else None
+    return Target(name=name, **fields)
+
+
+# --- this machine ----------------------------------------------------------------------------------------------------
+
+
+def this_machine() -> Target:
+    """What this process can use: memory under every control-group limit, cores, CPU features, and GPUs if any.
+
+    With CUDA, ROCm, XPU or MPS devices the target describes one of them and counts them; otherwise the CPU.
+    """
+    return _accelerator() or _cpu()
+
+
+def _system() -> str:
+    return {"Darwin": "macos"}.get(platform.system(), platform.system().lower())
+
+
+def _cpu() -> Target:
+    features = cpu_features()
+    cores = usable_cores()
+    total, free = memory_limits()
+    fast_bf16 = bool({"amx_bf16", "avx512_bf16", "bf16"} & set(features))
+    # Cautious clock; `hfadapt doctor` measures the real rates.
+    flop_per_cycle = 64 if "avx512f" in features else 32 if "avx2" in features else 16
+    float32 = cores * 2.5e9 * flop_per_cycle / 1e12
+    gain = 8 if "amx_bf16" in features else 2 if fast_bf16 else 0.5
+    bits = ("int8", "nf4", "fp4") if platform.machine().lower() not in ("x86_64", "amd64") or "avx2" in features else ()
+    return Target(
+        name=THIS_MACHINE,
+        title=f"this machine: {processor_name()}, {cores} cores",
+        kind="cpu",
+        os=(_system(),),
+        architecture=platform.machine(),
+        memory_bytes=total,
+        free_bytes=free,
+        cores=cores,
+        dtypes=("float32", "bfloat16"),
+        quants=bits,
+        tflops={"float32": round(float32, 3), "bfloat16": round(float32 * gain, 3)},
+        bandwidth_bytes_per_second=None,
+        features=features,
+        source={
+            "memory_gib": "detected: the smaller of physical memory and the control group's limit",
+            "tflops": "estimated from cores and instruction sets; hfadapt doctor measures it",
+            "quants": "https://github.com/bitsandbytes-foundation/bitsandbytes/blob/main/README.md#system-requirements",
+        },
+    )
+
+
+def _accelerator() -> Target | None:
+    """The first device of an accelerator that torch can use, or None."""
+    import torch
+
+    if torch.cuda.is_available():
+        return _cuda()
+    if hasattr(torch, "xpu") and torch.xpu.is_available():
+        properties = torch.xpu.get_device_properties(0)
+        return _device("xpu", properties.name, int(properties.total_memory), torch.xpu.device_count(), quants=True)
+    if torch.backends.mps.is_available():
+        total, _ = memory_limits()
+        recommended = int(torch.mps.recommended_max_memory())
+        return _device("mps", processor_name(), recommended or int(total * 0.67), 1, quants=False)
+    return None
+
+
+def _cuda() -> Target:
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    rocm = torch.version.hip is not None
+    capability = float(f"{properties.major}.{properties.minor}")
+    catalogued = _same_card(properties.name, int(properties.total_memory)) if not rocm else None
+    free, _ = torch.cuda.mem_get_info(0)
+    found = _device(
+        "rocm" if rocm else "cuda",
+        properties.name,
+        int(properties.total_memory),
+        torch.cuda.device_count(),
+        quants=rocm or capability >= 6.0,
+        dtypes=("float32", "bfloat16", "float16") if rocm or capability >= 8.0 else ("float32", "float16"),
+        capability=capability,
+        free=int(free),
+    )
+    if catalogued is None:
+        return found
+    source = {**found.source, **{key: catalogued.source[key] for key in ("tflops", "bandwidth_gb_s")}}
+    return found.model_copy(
+        update={
+            "tflops": catalogued.tflops,
+            "bandwidth_bytes_per_second": catalogued.bandwidth_bytes_per_second,
+            "source": source,
+        }
+    )
+
+
+def _device(
+    kind: Kind,
+    title: str,
+    total: int,
+    count: int,
+    *,
+    quants: bool,
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16"),
+    capability: float | None = None,
+    free: int | None = None,
+) -> Target:
+    return Target(
+        name=THIS_MACHINE,
+        title=f"this machine: {count} x {title}" if count > 1 else f"this machine: {title}",
+        kind=kind,
+        os=(_system(),),
+        architecture=platform.machine(),
+        memory_bytes=total,
+        free_bytes=free,
+        devices=count,
+        cores=usable_cores(),
+        compute_capability=capability,
+        dtypes=dtypes,
+        quants=("int8", "nf4", "fp4") if quants else (),
+        features=cpu_features(),
+        source={"memory_gib": "detected through torch", "dtypes": "detected through torch"},
+    )
+
+
+def _same_card(title: str, total_bytes: int) -> Target | None:
+    """The single-device catalogue entry whose name is contained in the card's name and whose memory is nearest."""
+    words = title.lower().replace("-", " ").split()
+    close: list[Target] = []
+    for name, table in _catalogue().items():
+        parts = [part for part in name.split("-") if not part.endswith("gb") and part != "rtx"]
+        if table["kind"] == "cuda" and table.get("devices", 1) == 1 and all(part in words for part in parts):
+            close.append(_target(name, table))
+    near = [card for card in close if abs(card.memory_bytes * card.usable_ratio / total_bytes - 1) < 0.15]
+    return max(near, key=lambda card: len(card.name)) if near else None
+
+
+def memory_limits() -> tuple[int, int]:
+    """Bytes in all and bytes free now, each the smallest of physical memory and all control-group limits above us."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    total, free = int(memory.total), int(memory.available)
+    for limit_bytes, used_bytes in _control_groups():
+        total, free = min(total, limit_bytes), min(free, max(0, limit_bytes - used_bytes))
+    return total, free
+
+
+def _control_groups() -> list[tuple[int, int]]:
+    """(limit, in use without page cache) of every memory control group this process is in, version 2 or 1."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = Path("/sys/fs/cgroup/memory" if controllers else "/sys/fs/cgroup")
+        limit, usage = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        folder = root / group.lstrip("/")
+        for place in (folder, *folder.parents):
+            if root not in (place, *place.parents):
+                break
+            if (limit_bytes := _number(place / limit)) is not None and limit_bytes < 1 << 60:
+                found.append((limit_bytes, max(0, (_number(place / usage) or 0) - _inactive_cache(place))))
+    return found
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _inactive_cache(group: Path) -> int:
+    """File cache that the kernel gives back under pressure."""
+    try:
+        pairs = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return next((int(value) for key, value in pairs if key in ("inactive_file", "total_inactive_file")), 0)
+    except (OSError, ValueError):
+        return 0
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, under affinity and the control group's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass
+    return cores
+
+
+FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "bf16", "sve", "i8mm")
+
+
+def cpu_features() -> tuple[str, ...]:
+    """Instruction sets that matter for matrix products, as Linux names them; asked from torch elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return _torch_features()
+    line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
+    flags = set(line.split())
+    return tuple(feature for feature in FEATURES if feature in flags)
+
+
+def _torch_features() -> tuple[str, ...]:
+    import torch
+
+    level = torch.backends.cpu.get_cpu_capability().lower()
+    return tuple(name for name, marks in (("avx512f", ("avx512",)), ("avx2", ("avx2", "avx512"))) if level in marks)
+
+
+def processor_name() -> str:
+    """The processor as its maker calls it, or its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -6,6 +6,7 @@ every problem reported at once, is in `recipe_file.py`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -25,18 +26,30 @@ TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def one_of(what: str, allowed: Any) -> Any:
-    """A validator for names from a set, whose message carries the allowed names and the nearest one."""
+@dataclass(frozen=True)
+class OneOf:
+    """Accepts names from a set; the set may be a function, since files and packages can add names."""
 
-    def check(value: str) -> str:
-        options = tuple(allowed() if callable(allowed) else allowed)
+    what: str
+    allowed: Any
+
+    def options(self) -> tuple[str, ...]:
+        """The names at this moment."""
+        return tuple(self.allowed() if callable(self.allowed) else self.allowed)
+
+    def __call__(self, value: str) -> str:
+        """The value itself, when it is among the names."""
+        options = self.options()
         if value not in options:
             close = nearest(value, options)
             hint = f"; did you mean {close!r}?" if close else ""
-            raise ValueError(f"{what} must be one of {', '.join(options)}{hint}")
+            raise ValueError(f"{self.what} must be one of {', '.join(options)}{hint}")
         return value
 
-    return AfterValidator(check)
+
+def one_of(what: str, allowed: Any) -> Any:
+    """A validator for names from a set, whose message carries the allowed names and the nearest one."""
+    return AfterValidator(OneOf(what, allowed))
 
 
 def with_auto(names: Any) -> Any:
@@ -183,11 +196,15 @@ class Clean(Spec):
 
 
 class Dedupe(Spec):
-    """Removal of repeated rows; `similarity` is the Jaccard similarity from which two rows count as near-duplicates."""
+    """Removal of repeated rows.
+
+    `similarity` is the share of words that two near-duplicates have in common, in order: 1 - edited words / words of
+    the longer row.
+    """
 
     exact: bool = True
     near: bool = True
-    similarity: Annotated[float, Field(gt=0.0, le=1.0)] = 0.7
+    similarity: Annotated[float, Field(ge=0.5, le=1.0)] = 0.8
     across_domains: bool = True
 
 

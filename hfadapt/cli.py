@@ -1,0 +1,332 @@
+"""The command line: verbs only. Heavy imports wait until a verb needs them, so that help answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from hfadapt.recipe import Recipe
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="One pretrained model, the right adapter for every data domain and hardware target.",
+    epilog="Start with: hfadapt run recipes/sentiment.yaml",
+)
+card_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write and check model cards.")
+app.add_typer(card_app, name="card")
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP007, UP045 - typer reads this at run time on Python 3.10
+    typer.Argument(metavar="[FIELD=VALUE]...", help="Settings that replace the recipe's, such as train.epochs=3."),
+]
+Domains = Annotated[Optional[list[str]], typer.Option("--domain", "-d", help="Only this domain; may be repeated.")]  # noqa: UP007, UP045
+Targets = Annotated[Optional[list[str]], typer.Option("--target", "-t", help="This target instead; may be repeated.")]  # noqa: UP007, UP045
+Runs = Annotated[Path, typer.Option("--runs", help="Where run folders are kept.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
+CellArgument = Annotated[Path, typer.Argument(metavar="CELL", help="A cell such as runs/NAME/DOMAIN/TARGET, or a run.")]
+OneDomain = Annotated[Optional[str], typer.Option("--domain", "-d", help="Which domain of the run.")]  # noqa: UP007, UP045
+OneTarget = Annotated[Optional[str], typer.Option("--target", "-t", help="Which target of the run.")]  # noqa: UP007, UP045
+RUNS = Path("runs")
+
+
+def load(recipe: Path, overrides: list[str] | None, domains: list[str] | None, targets: list[str] | None) -> Recipe:
+    """The recipe with overrides, narrowed to the asked domains and targets."""
+    from hfadapt.recipe_file import load_recipe
+
+    return load_recipe(recipe, overrides or (), domains=domains, targets=targets)
+
+
+def show(value: Any, as_json: bool = False) -> None:
+    """Prints a record as JSON, or the text view."""
+    typer.echo(value.model_dump_json(indent=1) if as_json else str(value))
+
+
+def through(
+    stage: str,
+    recipe: Path,
+    overrides: list[str] | None,
+    domains: list[str] | None,
+    targets: list[str] | None,
+    runs: Path,
+    fresh: bool = False,
+) -> None:
+    """Runs the pipeline up to a stage and prints the report; exit code 1 when a cell failed."""
+    from hfadapt.pipeline import run_recipe
+    from hfadapt.terminal import Terminal
+
+    asked = load(recipe, overrides, domains, targets)
+    with Terminal() as terminal:
+        run = run_recipe(
+            asked,
+            recipe_folder=recipe.parent,
+            folder=runs / asked.name,
+            until=stage,
+            fresh=fresh,
+            progress=terminal,
+        )
+        report = run.report
+        terminal.report(report, {cell for cell in asked.cells()})
+    mine = [cell for cell in report.cells if (cell.domain, cell.target) in asked.cells()]
+    if any(cell.status in ("failed", "does-not-fit") for cell in mine):
+        raise typer.Exit(1)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    domain: Domains = None,
+    target: Targets = None,
+    runs: Runs = RUNS,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over; finished cells are made again.")] = False,
+    publish: Annotated[
+        Optional[str],  # noqa: UP007, UP045
+        typer.Option("--publish", metavar="USER/NAME", help="Publish every finished adapter at the end."),
+    ] = None,
+) -> None:
+    """Plan, prepare, train, evaluate and document every cell; finished ones are kept."""
+    through("card", recipe, overrides, domain, target, runs, fresh)
+    if publish:
+        from hfadapt.publish import publish_run
+
+        publish_run(load(recipe, overrides, domain, target), runs, publish)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    domain: Domains = None,
+    target: Targets = None,
+    runs: Runs = RUNS,
+    json: Json = False,
+) -> None:
+    """Show every decision with its reason, the predicted memory, and whether it fits. Downloads no weights."""
+    from hfadapt.pipeline import plan_recipe
+
+    found = plan_recipe(load(recipe, overrides, domain, target), runs)
+    show(found, json)
+    if not found.fits:
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    domain: Domains = None,
+    runs: Runs = RUNS,
+    json: Json = False,
+) -> None:
+    """Prepare the data and look at it as training will see it; exit code 1 when something must be mended."""
+    from hfadapt.pipeline import check_recipe
+    from hfadapt.terminal import Terminal
+
+    with Terminal() as terminal:
+        report = check_recipe(load(recipe, overrides, domain, None), recipe.parent, terminal.say)
+    if json:
+        import json as json_library
+
+        typer.echo(json_library.dumps([record.model_dump(mode="json") for record in report.records], indent=1))
+    else:
+        typer.echo(report.coloured() if sys.stdout.isatty() else str(report))
+    if report.hard:
+        raise typer.Exit(1)
+
+
+@app.command()
+def prepare(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    domain: Domains = None,
+    target: Targets = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Prepare the data of every cell, and stop there."""
+    through("plan", recipe, overrides, domain, target, runs)
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    domain: Domains = None,
+    target: Targets = None,
+    runs: Runs = RUNS,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
+) -> None:
+    """Train every cell, and stop before the evaluation."""
+    through("train", recipe, overrides, domain, target, runs, fresh)
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    domain: Domains = None,
+    target: Targets = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Compare every adapter with its baseline; trains what is not trained yet."""
+    through("evaluate", recipe, overrides, domain, target, runs)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder such as runs/NAME.")],
+    json: Json = False,
+) -> None:
+    """Show the matrix of a run and write its report again from the records."""
+    from hfadapt.pipeline import renew_report
+
+    show(renew_report(run), json)
+
+
+@app.command()
+def predict(
+    run: CellArgument,
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="One or more texts.")],
+    domain: OneDomain = None,
+    target: OneTarget = None,
+    json: Json = False,
+) -> None:
+    """Apply an adapter of a run to texts."""
+    from hfadapt.pipeline import quiet_libraries
+    from hfadapt.predict import load_adapted
+    from hfadapt.run_folder import find_cell
+
+    quiet_libraries()
+    answers = load_adapted(find_cell(run, domain, target).folder).predict(texts)
+    if json:
+        import json as json_library
+
+        typer.echo(json_library.dumps([answer.model_dump() for answer in answers], indent=1))
+    else:
+        for answer in answers:
+            typer.echo(str(answer))
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="targets, tasks, adapters, quants, formats, samples or metrics.")] = "",
+) -> None:
+    """List what can be named in a recipe."""
+    from hfadapt.catalogue import listing
+
+    typer.echo(str(listing(what)))
+
+
+@app.command("show")
+def show_(
+    what: Annotated[str, typer.Argument(help="target, sample or run.")],
+    name: Annotated[str, typer.Argument(help="Its name.")],
+) -> None:
+    """Show one target, sample or run in full."""
+    from hfadapt.catalogue import one
+
+    typer.echo(str(one(what, name)))
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Say what this machine can do, what is missing, and how to get it."""
+    from hfadapt.doctor import examine
+
+    show(examine(), json)
+
+
+@app.command()
+def new(
+    model: Annotated[str, typer.Option("--model", help="Hub id, folder, GGUF file or sample:NAME.")],
+    data: Annotated[str, typer.Option("--data", help="File, folder, Hub data set id or sample:NAME.")],
+    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Where to write the recipe.")] = None,  # noqa: UP007, UP045
+) -> None:
+    """Look at a file of data and write a commented recipe for it."""
+    from hfadapt.new import write_recipe
+
+    path = write_recipe(model, data, output)
+    typer.echo(f"{path} written; look at it, then: hfadapt run {path}")
+
+
+@card_app.command("build")
+def card_build(cell: CellArgument, domain: OneDomain = None, target: OneTarget = None) -> None:
+    """Write the card of a cell again from its records."""
+    from hfadapt.card import build_card
+    from hfadapt.run_folder import find_cell
+
+    found = find_cell(cell, domain, target)
+    build_card(found)
+    typer.echo(str(found.folder / "README.md"))
+
+
+@card_app.command("check")
+def card_check(cell: CellArgument, domain: OneDomain = None, target: OneTarget = None) -> None:
+    """Check a card: metadata, licences, placeholders, and that every number equals its record."""
+    from hfadapt.card_check import check_card
+    from hfadapt.run_folder import find_cell
+
+    problems = check_card(find_cell(cell, domain, target).folder)
+    for problem in problems:
+        typer.echo(str(problem), err=True)
+    if problems:
+        raise typer.Exit(1)
+    typer.echo("the card is in order")
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """One pretrained model, the right adapter for every data domain and hardware target."""
+    if version:
+        from hfadapt import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: errors as messages, never as tracebacks; exit codes 0, 1, 2 and 130."""
+    import os
+
+    from hfadapt.errors import HfadaptError
+
+    # Threads that wait for each other by spinning lose most of their speed when another program wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        code = app(standalone_mode=False)
+    except HfadaptError as error:
+        typer.echo(str(error), err=True)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        typer.echo("interrupted; what was finished is kept, run the command again to go on", err=True)
+        code = 130
+    except typer.Exit as done:
+        code = done.exit_code
+    except typer.Abort:
+        code = 130
+    except Exception as error:
+        code = usage_or_crash(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def usage_or_crash(error: Exception) -> int:
+    """A wrong command line is the user's (2); anything else is a fault of hfadapt, kept in a file for a report."""
+    if hasattr(error, "format_message") and hasattr(error, "show"):
+        error.show()
+        return 2
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile("w", prefix="hfadapt-", suffix=".log", delete=False, encoding="utf-8") as file:
+        file.write(traceback.format_exc())
+    typer.echo(f"{type(error).__name__}: {error}\n  this is a fault of hfadapt; details: {file.name}", err=True)
+    return 1

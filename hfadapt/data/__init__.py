@@ -1,0 +1,18 @@
+"""From sources to trustworthy splits: load, clean, de-duplicate, split, format, audit. No heavy import at the top."""
+
+from hfadapt.data import augment
+from hfadapt.data.prepared import PreparedDomain, prepare, read_split
+from hfadapt.data.report import DataReport
+from hfadapt.data.supervision import audit, drop_too_long, lengths, require_clean
+
+__all__ = [
+    "DataReport",
+    "PreparedDomain",
+    "audit",
+    "augment",
+    "drop_too_long",
+    "lengths",
+    "prepare",
+    "read_split",
+    "require_clean",
+]

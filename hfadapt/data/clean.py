@@ -1,0 +1,232 @@
+"""Repairs text and drops rows that cannot be learned from; each row dropped is named in the ledger."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from hfadapt.data.rows import Ledger, Row
+from hfadapt.errors import RequestError
+from hfadapt.recipe import Clean
+
+REPLACEMENT = "\ufffd"
+REPLACEMENT_SHARE = 0.02
+PARALLEL_ROWS = 5_000
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff\ufffe\uffff\u200b\u2060]")
+_SPACES = re.compile("[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
+# UTF-8 read as Latin-1 or Windows-1252: the usual second halves after the usual first.
+_MOJIBAKE = re.compile(
+    "[\u00c2\u00c3\u00c5\u00d0\u00d1][\u0080-\u00bf\u0152-\u02dc\u2013-\u2122]|\u00e2\u20ac|\u00f0\u0178|\u00ef\u00bb\u00bf"
+)
+
+
+def looks_garbled(text: str) -> bool:
+    """Whether the text holds mojibake (`cafÃ©`) or replacement characters."""
+    return not text.isascii() and (REPLACEMENT in text or _MOJIBAKE.search(text) is not None)
+
+
+def repair_text(text: str) -> str:
+    """Mends encoding mix-ups, composes characters (NFC), and removes control characters and odd spaces.
+
+    Line breaks and indentation stay: they carry meaning in code and lists.
+    """
+    if not text.isascii():
+        if _MOJIBAKE.search(text):
+            import ftfy
+
+            text = ftfy.fix_encoding(text)
+        text = unicodedata.normalize("NFC", _SPACES.sub(" ", text))
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return _CONTROL.sub("", text)
+
+
+def repair(
+    values: Mapping[str, Any], columns: Sequence[str], mend: bool = True, whole: Collection[str] = ()
+) -> tuple[dict[str, Any], bool]:
+    """One raw row with the used columns repaired, and whether it held mojibake.
+
+    Args:
+        values: The row as it was read.
+        columns: The columns that are used.
+        mend: False looks, but changes nothing.
+        whole: Columns whose outer white space stays, since it is learned (a completion may begin with a space).
+    """
+    repaired, garbled = dict(values), False
+    for column in columns:
+        value = values.get(column)
+        if isinstance(value, str):
+            garbled = garbled or looks_garbled(value)
+            if mend:
+                mended = repair_text(value)
+                repaired[column] = mended if column in whole else mended.strip()
+        elif isinstance(value, list):
+            turns = [turn for turn in value if isinstance(turn, Mapping)]
+            said = [text for turn in turns for text in turn.values() if isinstance(text, str)]
+            garbled = garbled or any(map(looks_garbled, said))
+            if mend:
+                repaired[column] = [_repair_turn(each) for each in value]
+    return repaired, garbled
+
+
+def _repair_turn(turn: Any) -> Any:
+    if isinstance(turn, str):
+        return repair_text(turn)
+    if not isinstance(turn, Mapping):
+        return turn
+    return {key: repair_text(value).strip() if isinstance(value, str) else value for key, value in turn.items()}
+
+
+def drop_unusable(rows: Sequence[Row], settings: Clean, ledger: Ledger, workers: int = 1) -> list[Row]:
+    """Drops empty, too short, too long and undecodable rows, and what the optional filters reject.
+
+    The optional filters take a tenth of a millisecond a row or more and run on several cores; the rest is faster than
+    sending rows to another process would be.
+
+    Raises:
+        RequestError: an optional filter is asked for but its library is not installed.
+    """
+    slow = settings.language is not None or settings.pii != "off"
+    if settings.language is not None:
+        language_filter(settings.language)
+    if slow and workers > 1 and len(rows) >= 2 * PARALLEL_ROWS:
+        from joblib import Parallel, delayed
+
+        chunks = [rows[start : start + PARALLEL_ROWS] for start in range(0, len(rows), PARALLEL_ROWS)]
+        results = Parallel(n_jobs=workers)(delayed(_screen)(chunk, settings) for chunk in chunks)
+        screened = [each for result in results for each in result]
+    else:
+        screened = _screen(rows, settings)
+    for row, reason, _ in screened:
+        if reason is not None:
+            ledger.drop(row, reason)
+    if settings.pii != "off":
+        found = sum(1 for _, _, count in screened if count)
+        clean = ledger.steps.setdefault("clean", {})
+        clean["rows_with_personal_data"] = clean.get("rows_with_personal_data", 0) + found
+    return [row for row, reason, _ in screened if reason is None]
+
+
+def _screen(rows: Sequence[Row], settings: Clean) -> list[tuple[Row, str | None, int]]:
+    """Each row (redacted, if asked), why it is dropped, and how many pieces of personal data it held."""
+    speaks = language_filter(settings.language) if settings.language else None
+    scrub = pii_scrubber() if settings.pii != "off" else None
+    screened: list[tuple[Row, str | None, int]] = []
+    for row in rows:
+        reason, found = _unusable(row, settings), 0
+        if reason is None and speaks is not None and not speaks(row.text):
+            reason = "other-language"
+        if reason is None and scrub is not None:
+            found = _scrub_row(row, scrub, change=settings.pii == "redact")
+            if found and settings.pii == "drop":
+                reason = "personal-data"
+        screened.append((row, reason, found))
+    return screened
+
+
+def _unusable(row: Row, settings: Clean) -> str | None:
+    text = row.text if row.label is not None or "text" in row.columns else row.prompt or row.text
+    characters = len(text.strip())
+    if characters == 0:
+        return "empty"
+    if "completion" in row.columns and not row.columns["completion"].strip():
+        return "empty-completion"
+    if characters < settings.min_characters:
+        return "too-short"
+    if len(row.text) > settings.max_characters:
+        return "too-long"
+    if REPLACEMENT in row.text and row.text.count(REPLACEMENT) > REPLACEMENT_SHARE * len(row.text):
+        return "encoding-error"
+    return None
+
+
+def language_filter(language: str) -> Callable[[str], bool]:
+    """Tells whether a text is in the language; short texts pass, since a guess on a few words is worthless.
+
+    Raises:
+        RequestError: py3langid is not installed, or does not know the language.
+    """
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError:
+        raise _missing("data.clean.language", "language") from None
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    if language not in identifier.labels:
+        raise RequestError(
+            "the language filter does not know this language",
+            place="data.clean.language",
+            got=repr(language),
+            allowed=", ".join(identifier.labels),
+        )
+
+    def speaks(text: str) -> bool:
+        if len(text) < 40:
+            return True
+        found, confidence = identifier.classify(text)
+        return bool(found == language or confidence < 0.8)
+
+    return speaks
+
+
+_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+_KEYS = re.compile(
+    r"\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,}|hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|xox[abpr]-[\w-]{10,}"
+    r"|AIza[\w-]{35}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+
+
+def pii_scrubber() -> Callable[[str], tuple[str, int]]:
+    """Replaces e-mail addresses, telephone numbers and access keys; returns the text and how many it found.
+
+    Raises:
+        RequestError: phonenumbers is not installed.
+    """
+    try:
+        import phonenumbers
+    except ImportError:
+        raise _missing("data.clean.pii", "pii") from None
+
+    def scrub(text: str) -> tuple[str, int]:
+        text, mails = _EMAIL.subn("[EMAIL]", text) if "@" in text else (text, 0)
+        text, keys = _KEYS.subn("[KEY]", text)
+        phones = 0
+        if sum(map(str.isdigit, text)) >= 7:
+            for match in reversed(list(phonenumbers.PhoneNumberMatcher(text, "US"))):
+                text = f"{text[: match.start]}[PHONE]{text[match.end :]}"
+                phones += 1
+        return text, mails + keys + phones
+
+    return scrub
+
+
+def _scrub_row(row: Row, scrub: Callable[[str], tuple[str, int]], change: bool) -> int:
+    found = 0
+    columns: dict[str, Any] = {}
+    for name, value in row.columns.items():
+        if name == "messages":
+            turns = []
+            for turn in value:
+                content, count = scrub(turn["content"])
+                found += count
+                turns.append({**turn, "content": content})
+            columns[name] = turns
+        elif name == "label":
+            columns[name] = value
+        else:
+            columns[name], count = scrub(value)
+            found += count
+    if found and change:
+        row.columns = columns
+        row.text, row.prompt = scrub(row.text)[0], scrub(row.prompt)[0]
+    return found
+
+
+def _missing(place: str, extra: str) -> RequestError:
+    return RequestError(
+        "a library that this needs is not installed",
+        place=place,
+        fix=f"pip install 'hfadapt[{extra}]', or leave it out",
+    )

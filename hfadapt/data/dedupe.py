@@ -1,0 +1,360 @@
+"""Removes repeated rows: exact ones, near ones, and texts whose labels contradict each other.
+
+Two rows are near-duplicates when at most `1 - similarity` of their words were edited: similarity = 1 - Levenshtein
+distance over words / words of the longer text. Candidates come from an exact join, not from a sketch: n words with d
+edits keep at least n - 2 - 3d of their n - 2 word triples, so two rows that are alike share one of their rarest
+triples, and an index of these finds every such pair (for a low similarity pairs of words or words, not triples).
+rapidfuzz then measures each candidate.
+
+Chosen over MinHash (datasketch and rensa, measured in benchmarks/data_quality.py): on rows of 10 to 25 words a sketch
+either misses pairs or returns many wrong ones, while this join misses none by construction and is faster.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from hfadapt.data.rows import PRIORITY, Ledger, Row, text_key, tokens
+from hfadapt.recipe import Data, Dedupe
+
+# One word of five is a fifth of a text and may well be its meaning, so shorter rows are compared exactly.
+SHORTEST_TOKENS = 6
+# Postings beyond this are triples of boilerplate; following them all would be quadratic in the rows.
+POSTINGS_LIMIT = 2_000
+COMMON_PROMPT = 0.1
+CONTAINED_TOKENS = 8
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two near-duplicates: `first` comes before `second` in the order they were given."""
+
+    first: int
+    second: int
+    similarity: float
+
+
+def resolve_conflicts(rows: Sequence[Row], policy: str, ledger: Ledger) -> list[Row]:
+    """Same text, different labels: drops all of them, keeps the majority label's rows, or keeps all.
+
+    Test and validation rows that were given count like the others: a contradiction cannot be scored either.
+    """
+    labels: dict[int, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        if row.label is not None:
+            labels[text_key(row.text)][row.label] += 1
+    contradicted = {key: counter for key, counter in labels.items() if len(counter) > 1}
+    affected = sum(sum(counter.values()) for counter in contradicted.values())
+    ledger.steps["conflicts"] = {"policy": policy, "texts": len(contradicted), "rows": affected}
+    if not contradicted or policy == "keep":
+        return list(rows)
+    kept: list[Row] = []
+    firsts: dict[int, Row] = {}
+    for row in rows:
+        counter = contradicted.get(text_key(row.text)) if row.label is not None else None
+        if counter is None:
+            kept.append(row)
+            continue
+        (best, most), (_, next_most) = counter.most_common(2)
+        if policy == "majority" and most > next_most and row.label == best:
+            kept.append(row)
+            continue
+        # The row it contradicts is named, so that both can be looked at.
+        twin = firsts.setdefault(text_key(row.text), row)
+        ledger.drop(row, "label-conflict", None if twin is row else twin, None if twin is row else 1.0, str(row.label))
+    return kept
+
+
+def drop_duplicates(
+    domains: dict[str, list[Row]], settings: Dedupe, ledgers: dict[str, Ledger], progress: Progress | None = None
+) -> dict[str, list[Row]]:
+    """Drops exact and near-duplicates within and, when asked, across domains and given splits.
+
+    Given test rows win over given validation rows, these over all others; then the earlier domain and row wins.
+    Rows of one source that two domains share do not compete with each other.
+    """
+    if not settings.across_domains and len(domains) > 1:
+        parts = [drop_duplicates({name: rows}, settings, ledgers, progress) for name, rows in domains.items()]
+        return {name: rows for part in parts for name, rows in part.items()}
+    shared = _shared_sources(domains)
+    order = [(name, row) for name, rows in domains.items() for row in rows]
+    order.sort(key=lambda item: PRIORITY.get(item[1].split, 2))
+    dropped: set[int] = set()
+    found: dict[str, Counter[str]] = {name: Counter() for name in domains}
+
+    def drop(i: int, j: int, reason: str, similarity: float) -> None:
+        (name, row), (other, twin) = order[i], order[j]
+        dropped.add(i)
+        ledgers[name].drop(row, reason, twin, similarity)
+        found[name][reason] += 1
+        found[name]["of_other_domains"] += other != name
+        found[name]["across_given_splits"] += row.split != twin.split
+        found[name]["with_other_label"] += row.label != twin.label and reason == "near-duplicate"
+
+    def compete(i: int, j: int) -> bool:
+        (name, row), (other, twin) = order[i], order[j]
+        return name == other or not (row.source in shared and row.source == twin.source)
+
+    if settings.exact:
+        seen: dict[tuple[int, str], list[int]] = defaultdict(list)
+        for i, (_, row) in enumerate(order):
+            same = seen[(text_key(row.text), row.label or "")]
+            twin = next((j for j in same if compete(i, j)), None)
+            if twin is None:
+                same.append(i)
+            else:
+                drop(i, twin, "exact-duplicate", 1.0)
+    if settings.near:
+        left = [i for i in range(len(order)) if i not in dropped]
+        join = Join([tokens(order[i][1].text) for i in left], settings.similarity)
+        for pair in join.greedy(lambda a, b: compete(left[a], left[b]), progress):
+            drop(left[pair.second], left[pair.first], "near-duplicate", pair.similarity)
+    for name, counter in found.items():
+        ledgers[name].steps["dedupe"] = {
+            "similarity": settings.similarity,
+            "exact_duplicates": counter["exact-duplicate"],
+            "near_duplicates": counter["near-duplicate"],
+            "of_other_domains": counter["of_other_domains"],
+            "across_given_splits": counter["across_given_splits"],
+            "near_duplicates_with_another_label": counter["with_other_label"],
+        }
+    result: dict[str, list[Row]] = {name: [] for name in domains}
+    kept = {id(row) for i, (_, row) in enumerate(order) if i not in dropped}
+    for name, rows in domains.items():
+        result[name] = [row for row in rows if id(row) in kept]
+    return result
+
+
+def _shared_sources(domains: dict[str, list[Row]]) -> set[str]:
+    owners: dict[str, set[str]] = defaultdict(set)
+    for name, rows in domains.items():
+        for source in {row.source for row in rows}:
+            owners[source].add(name)
+    return {source for source, names in owners.items() if len(names) > 1}
+
+
+def drop_contaminated(rows: Sequence[Row], settings: Dedupe, ledger: Ledger) -> list[Row]:
+    """Drops training rows that hold a validation or test row inside them, such as a quotation of it.
+
+    Held-out rows of fewer words than `CONTAINED_TOKENS` are not looked for: they are turns of phrase.
+    """
+    held = [row for row in rows if row.split != "train"]
+    spans: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    sizes: list[int] = []
+    for number, row in enumerate(held):
+        own = set(_windows(tokens(row.text)))
+        sizes.append(len(own))
+        for window in own:
+            spans[window].append(number)
+    kept: list[Row] = []
+    for row in rows:
+        if row.split == "train":
+            found = Counter(number for window in set(_windows(tokens(row.text))) for number in spans.get(window, ()))
+            worst = max(found, key=lambda number: (found[number] / sizes[number], -number), default=None)
+            if worst is not None and found[worst] >= settings.similarity * sizes[worst]:
+                ledger.drop(row, "contains-held-out-row", held[worst], found[worst] / sizes[worst])
+                continue
+        kept.append(row)
+    ledger.steps["contamination"] = {"held_out_rows": len(held), "training_rows_dropped": len(rows) - len(kept)}
+    return kept
+
+
+def _windows(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    return (tuple(words[at : at + CONTAINED_TOKENS]) for at in range(len(words) - CONTAINED_TOKENS + 1))
+
+
+def groups(rows: Sequence[Row], settings: Data, progress: Progress | None = None) -> list[int]:
+    """A group number per row; rows of one group must stay in one split.
+
+    One group are rows with the same text or prompt, and near-duplicates that were not removed. Where one prompt makes
+    up a tenth of all rows it is an instruction rather than an input, and rows are grouped by text alone.
+    """
+    prompts = Counter(text_key(row.prompt or row.text) for row in rows)
+    by_prompt = max(prompts.values(), default=0) <= max(2, COMMON_PROMPT * len(rows))
+    parent = list(range(len(rows)))
+
+    def find(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    firsts: dict[int, int] = {}
+    for i, row in enumerate(rows):
+        shared = row.prompt or row.text
+        for key in {text_key(row.text), text_key(shared) if by_prompt else text_key(row.text)}:
+            parent[find(i)] = find(firsts.setdefault(key, i))
+    if not settings.dedupe.near:
+        for pair in Join([tokens(row.text) for row in rows], settings.dedupe.similarity).pairs(progress):
+            parent[find(pair.second)] = find(pair.first)
+    return [find(i) for i in range(len(rows))]
+
+
+class Join:
+    """All pairs of texts whose words are alike, found without comparing every pair.
+
+    Args:
+        texts: The words of each text.
+        similarity: The least similarity of a pair, in (0, 1].
+    """
+
+    def __init__(self, texts: Sequence[Sequence[str]], similarity: float) -> None:
+        self.similarity = similarity
+        self._width = _width(similarity)
+        self.skipped_postings = 0
+        vocabulary: dict[str, int] = {}
+        self._words = [tuple(vocabulary.setdefault(word, len(vocabulary)) for word in text) for text in texts]
+        # One character a word, so that rapidfuzz compares words at the speed of characters.
+        self._coded = ["".join(chr(0x10000 + word % 0x100000) for word in words) for words in self._words]
+        self._rare, self._need = self._rarest(len(vocabulary))
+
+    def greedy(self, compete: Callable[[int, int], bool], progress: Progress | None = None) -> Iterator[Pair]:
+        """Walks the texts in order; yields each one that is like an earlier one that stayed, with the most similar."""
+        for i, candidates, post in self._walk(progress):
+            alike = self._alike(i, candidates)
+            best = next((pair for pair in alike if compete(i, pair.first)), None)
+            if best is None:
+                post()
+            else:
+                yield best
+
+    def pairs(self, progress: Progress | None = None, among: int | None = None) -> Iterator[Pair]:
+        """Every pair; with `among`, only pairs whose first text is one of the first `among`."""
+        for i, candidates, post in self._walk(progress):
+            yield from self._alike(i, candidates)
+            if among is None or i < among:
+                post()
+
+    def measure(self, first: int, second: int) -> float:
+        """The similarity of two texts; 0 when it is below the limit."""
+        from rapidfuzz.distance import Levenshtein
+
+        a, b = self._coded[first], self._coded[second]
+        if a == b:
+            return 1.0
+        if min(len(a), len(b)) < SHORTEST_TOKENS:
+            return 0.0
+        return float(Levenshtein.normalized_similarity(a, b, score_cutoff=self.similarity - 1e-9))
+
+    def _alike(self, i: int, candidates: Sequence[int]) -> list[Pair]:
+        """The candidates that are alike, most similar first, the earlier one first among equals."""
+        if not candidates:
+            return []
+        from rapidfuzz.distance import Levenshtein
+        from rapidfuzz.process import extract
+
+        same = [Pair(j, i, 1.0) for j in candidates if self._coded[j] == self._coded[i]]
+        if len(self._coded[i]) < SHORTEST_TOKENS:
+            return same
+        found = extract(
+            self._coded[i],
+            {j: self._coded[j] for j in candidates if len(self._coded[j]) >= SHORTEST_TOKENS},
+            scorer=Levenshtein.normalized_similarity,
+            score_cutoff=self.similarity - 1e-9,
+            limit=None,
+        )
+        return [Pair(j, i, float(value)) for _, value, j in sorted(found, key=lambda each: (-each[1], each[2]))]
+
+    def _walk(self, progress: Progress | None) -> Iterator[tuple[int, list[int], Callable[[], None]]]:
+        """Per text: its number, earlier posted texts that may be like it, and how to post it."""
+        postings: dict[int, list[int]] = {}
+        same: dict[str, list[int]] = {}
+        total = len(self._words)
+        for i, (words, rare) in enumerate(zip(self._coded, self._rare, strict=True)):
+            if progress is not None and i % 5_000 == 0 and i:
+                progress(f"comparing rows {i:,} of {total:,}")
+            shared: Counter[int] = Counter()
+            need = self._need[i]
+            for shingle in rare:
+                found = postings.get(shingle)
+                if found is None:
+                    continue
+                if len(found) >= POSTINGS_LIMIT:
+                    self.skipped_postings += 1
+                    need -= 1
+                    continue
+                shared.update(found)
+            candidates = [j for j, count in shared.items() if count >= min(need, self._need[j])]
+            if len(words) < SHORTEST_TOKENS:
+                candidates = list(same.get(words, ()))
+
+            def post(i: int = i, words: str = words, rare: Sequence[int] = rare) -> None:
+                same.setdefault(words, []).append(i)
+                for shingle in rare:
+                    where = postings.setdefault(shingle, [])
+                    if len(where) < POSTINGS_LIMIT:
+                        where.append(i)
+
+            yield i, candidates, post
+
+    def _rarest(self, vocabulary: int) -> tuple[list[list[int]], list[int]]:
+        """Per text its rarest shingles, and how many of them any text that is like it must share."""
+        import numpy as np
+
+        lengths = np.fromiter(map(len, self._words), dtype=np.int64, count=len(self._words))
+        flat = np.fromiter((word for words in self._words for word in words), dtype=np.uint64, count=lengths.sum())
+        width = self._width
+        if len(flat) < width:
+            return [[] for _ in self._words], [1] * len(self._words)
+        # Word numbers side by side in 64 bits; mixed first when the vocabulary is too large for 21 bits each.
+        mixed = flat * np.uint64(0x9E3779B97F4A7C15) if vocabulary >= 1 << 21 else flat
+        keys = mixed[: len(flat) - width + 1].copy()
+        for offset in range(1, width):
+            keys = (keys << np.uint64(21)) ^ (keys >> np.uint64(43)) ^ mixed[offset : len(flat) - width + 1 + offset]
+        _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+        frequency = counts[inverse]
+        prefixes = {length: self._prefix(length) for length in np.unique(lengths).tolist() if length >= SHORTEST_TOKENS}
+        rare: list[list[int]] = []
+        need: list[int] = []
+        for end, length in zip(np.cumsum(lengths).tolist(), lengths.tolist(), strict=True):
+            if length < SHORTEST_TOKENS:
+                rare.append([])
+                need.append(1)
+                continue
+            first, last = end - length, end - width + 1
+            own = inverse[first:last]
+            count, least = prefixes[length]
+            rare.append(_numbered(own[np.lexsort((own, frequency[first:last]))[:count]].tolist(), len(counts)))
+            need.append(least)
+        return rare, need
+
+    def _prefix(self, length: int) -> tuple[int, int]:
+        """How many of a text's rarest shingles to index, and how many of these a text that is like it shares.
+
+        Of S shingles of which c are shared, the rarest S - c + 1 hold a shared one, and the rarest S - c + k hold k.
+        """
+        shingles = length - self._width + 1
+        longest = int(length / self.similarity + 1e-9)
+        shared = min(_shared(longer, self._width, self.similarity) for longer in range(length, longest + 1))
+        shared = max(shared, 1)
+        least = min(shared, 2 + shingles // 12)
+        return shingles - shared + least, least
+
+
+def _numbered(shingles: list[int], count: int) -> list[int]:
+    """Tells the second and later occurrences of a shingle from the first, so that occurrences can be counted."""
+    if len(set(shingles)) == len(shingles):
+        return shingles
+    seen: Counter[int] = Counter()
+    numbered = []
+    for shingle in shingles:
+        numbered.append(shingle + count * seen[shingle])
+        seen[shingle] += 1
+    return numbered
+
+
+def _shared(length: int, width: int, similarity: float) -> int:
+    """Shingles that two texts share at least, when the longer has `length` words and they are alike."""
+    return length - width + 1 - width * int((1 - similarity) * length + 1e-9)
+
+
+def _width(similarity: float) -> int:
+    """The widest shingle, of at most three words, with which texts that are alike always share one."""
+    for width in (3, 2):
+        if all(_shared(length, width, similarity) >= 1 for length in range(SHORTEST_TOKENS, 200)):
+            return width
+    return 1

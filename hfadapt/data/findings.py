@@ -1,0 +1,101 @@
+"""What a check of supervision looks at, and how it words a finding."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hfadapt.data.rows import Form, name_rows
+from hfadapt.records import DataRecord, Finding
+from hfadapt.tasks import Example
+
+# Ends of a turn that models stop at, beside their eos token.
+_ENDS = ("im_end", "eot_id", "eot", "eom_id", "end", "endoftext", "end_of_text")
+TURN_ENDS = frozenset({"</s>", "<end_of_turn>", "<turn|>", *(f"<|{name}|>" for name in _ENDS)})
+# Markers that are one special token wherever they are used; others (`<|user|>`) are plain text for some models.
+ALWAYS_SPECIAL = frozenset(
+    f"<|{name}|>" for name in ("im_start", "im_end", "eot_id", "start_header_id", "end_header_id")
+)
+MARKER = re.compile(r"<\|[^|<>\s]{1,40}\|>|<(?:start|end)_of_turn>")
+NAMED_ROWS = 50
+
+
+@dataclass
+class View:
+    """What training will see.
+
+    Args:
+        form: The form of the rows.
+        rows: Rows of each split.
+        examples: Tokenised rows of the splits that were encoded, beside `encoded`, the rows they come from.
+        encoded: Rows that could be tokenised, by split.
+        tokenizer: The model's tokenizer.
+        task: The task.
+        labels: Class names.
+        max_length: Tokens an example may have.
+        record: data.json, when there is one.
+        template_sha256: Hash of the base model's own chat template, when known.
+        intact: Whether the files are those that were prepared, so that what was measured then still holds.
+    """
+
+    form: Form
+    rows: dict[str, list[dict[str, Any]]]
+    examples: dict[str, list[Example]]
+    encoded: dict[str, list[dict[str, Any]]]
+    tokenizer: Any
+    task: Any
+    labels: Sequence[str]
+    max_length: int
+    record: DataRecord | None = None
+    template_sha256: str | None = None
+    intact: bool = False
+    similarity: float = 0.8
+    stop_ids: frozenset[int] = field(default_factory=frozenset)
+
+    @property
+    def per_token(self) -> bool:
+        """Whether labels stand at tokens; a classification has one label a row."""
+        return self.form != "labelled"
+
+    def pairs(self, split: str = "train") -> Iterator[tuple[dict[str, Any], Example]]:
+        """Rows beside their tokenised examples."""
+        yield from zip(self.encoded.get(split, ()), self.examples.get(split, ()), strict=True)
+
+
+Check = Callable[[View], Iterable[Finding]]
+
+
+def finding(
+    code: str, level: str, what: str, rows: Sequence[Mapping[str, Any]] = (), fix: str = "", total: int | None = None
+) -> Finding:
+    """A finding whose message names its rows."""
+    where = name_rows(((str(row.get("source", "row")), int(row.get("row", -1))) for row in rows), 8)
+    share = f" in {len(rows):,} of {total:,} rows" if total is not None and rows else ""
+    return Finding(
+        code=code,
+        level="hard" if level == "hard" else "soft",
+        message=f"{what}{share}" + (f": {where}" if where else ""),
+        rows=tuple(int(row.get("row", -1)) for row in rows[:NAMED_ROWS]),
+        fix=fix,
+    )
+
+
+def level_for(count: int, total: int, hard_from: float) -> str:
+    """Hard from a share of the rows on."""
+    return "hard" if total and count >= hard_from * total else "soft"
+
+
+def stop_ids(tokenizer: Any) -> frozenset[int]:
+    """Tokens at which generation stops."""
+    found = {tokenizer.eos_token_id} if getattr(tokenizer, "eos_token_id", None) is not None else set()
+    vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+    return frozenset(found | {vocabulary[name] for name in TURN_ENDS if name in vocabulary})
+
+
+def answers_of(row: Mapping[str, Any]) -> list[str]:
+    """What a row teaches: its completion, or the contents of its assistant turns."""
+    if row.get("messages"):
+        return [str(turn["content"] or "") for turn in row["messages"] if turn["role"] == "assistant"]
+    return [str(row.get("completion") or "")]

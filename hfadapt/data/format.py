@@ -1,0 +1,477 @@
+"""Brings every source to one of four forms: `labelled`, `completion`, `messages` or `text`.
+
+Columns are taken from the recipe, else recognised by name: prompt and completion, Alpaca, ShareGPT, messages, text
+and label, plain text. A template then turns columns into a prompt and completion or into chat turns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hfadapt.data.rows import Dropped, Form, Row, fold, name_rows
+from hfadapt.errors import DataError, choice_problem
+from hfadapt.recipe import Columns, Template
+
+# First match wins; names are compared in lower case.
+NAMES: dict[str, tuple[str, ...]] = {
+    "messages": ("messages", "conversations", "conversation", "dialog", "dialogue", "chat"),
+    "prompt": ("prompt", "question", "query", "user"),
+    "completion": ("completion", "response", "answer", "output", "assistant"),
+    "label": (
+        "label",
+        "labels",
+        "class",
+        "category",
+        "sentiment",
+        "intent",
+        "emotion",
+        "topic",
+        "target",
+        "label_text",
+    ),
+    "text": ("text", "sentence", "content", "review", "tweet", "comment", "document", "body", "utterance", "message"),
+}
+ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
+ROLES.update({role: role for role in ("system", "user", "assistant", "tool")})
+_PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
+# A completion is a class rather than free text when few of them are used again and again.
+CLASS_LIMIT, ROWS_PER_CLASS = 20, 10
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How one source's columns are read: its form and which column plays which part."""
+
+    form: Form
+    parts: dict[str, str]
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return tuple(dict.fromkeys(self.parts.values()))
+
+
+def recognise(columns: Sequence[str], asked: Columns, forms: Collection[str], place: str, templated: bool) -> Shape:
+    """Decides how the columns of a source are read.
+
+    Args:
+        columns: The columns the source has.
+        asked: What the recipe says about them.
+        forms: What the task learns from.
+        place: The source, for messages.
+        templated: Whether a template will make the final form.
+
+    Raises:
+        DataError: an asked column is missing, or nothing fits; names the columns there are.
+    """
+    said = {part: name for part, name in asked.model_dump().items() if name is not None}
+    problems = [
+        choice_problem(f"there is no column for {part}", name, columns, place)
+        for part, name in said.items()
+        if name not in columns
+    ]
+    if problems:
+        raise DataError(problems[0].what, problems=problems)
+    parts = {**_alpaca(columns, said), **said} if not said or set(said) <= {"label"} else dict(said)
+    lower = {column.lower(): column for column in reversed(list(columns))}
+    for part, names in NAMES.items():
+        free = [lower[name] for name in names if name in lower and lower[name] not in parts.values()]
+        if part not in parts and free and _wanted(part, said):
+            parts[part] = free[0]
+    shapes: list[tuple[Form, tuple[str, ...]]] = [
+        ("messages", ("messages",)),
+        ("completion", ("prompt", "completion")),
+        ("labelled", ("text", "label")),
+        ("text", ("text",)),
+    ]
+    if templated:
+        return Shape("text", {**parts, **{column: column for column in columns if column not in parts}})
+    found = [(form, needs) for form, needs in shapes if all(part in parts for part in needs)]
+    if "messages" in forms:
+        fitting = [each for each in found if each[0] in forms or each[0] == "completion"]
+    else:
+        fitting = [each for each in found if each[0] in forms]
+    labels_ignored = found and found[0][0] == "labelled" and "text" in forms and "text" not in said and len(forms) > 1
+    if fitting and not labels_ignored:
+        form, needs = fitting[0]
+        extra = ("instruction_input",) if form == "completion" else ()
+        return Shape(form, {part: parts[part] for part in (*needs, *extra) if part in parts})
+    if found and found[0][0] == "labelled":
+        fix = "give the recipe a template, such as prompt: '{text}\\nLabel:' and completion: ' {label}'"
+        if "text" in forms:
+            fix += f"; or set columns: {{text: {parts['text']}}} to learn the text alone"
+    else:
+        fix = "say which is which, such as columns: {text: NAME, label: NAME}, or give the recipe a template"
+    raise DataError(
+        "the columns do not fit the task",
+        place=place,
+        got=f"columns {', '.join(columns)}" + (f", read as {found[0][0]}" if found else ""),
+        allowed=" or ".join(" + ".join(needs) for form, needs in shapes if form in forms),
+        fix=fix,
+    )
+
+
+def _alpaca(columns: Sequence[str], said: Mapping[str, str]) -> dict[str, str]:
+    if "instruction" not in columns or "output" not in columns or said:
+        return {}
+    more = {"instruction_input": "input"} if "input" in columns else {}
+    return {"prompt": "instruction", "completion": "output", **more}
+
+
+def _wanted(part: str, said: Mapping[str, str]) -> bool:
+    """What the recipe says decides the form; only the rest of that form is looked for."""
+    if not said or set(said) == {"label"}:
+        return True
+    return part in {"text": {"label"}, "prompt": {"completion"}, "completion": {"prompt"}}.get(next(iter(said)), set())
+
+
+class Labels:
+    """Class names of one domain: from the recipe's list, a column's own names, or the values themselves."""
+
+    def __init__(self, names: Sequence[str] | None) -> None:
+        self.names = tuple(names) if names is not None else None
+
+    def name(self, value: Any, column_names: Sequence[str] = ()) -> str | None:
+        """The name of a raw label; None when there is none. A name outside the recipe's list comes back as it is."""
+        if value is None or (isinstance(value, float) and value != value):
+            return None
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool):
+            value = str(value).lower()
+        if isinstance(value, int) and 0 <= value < len(column_names):
+            value = column_names[value]
+        text = str(value).strip()
+        if self.names is not None and text not in self.names and text.isdigit() and int(text) < len(self.names):
+            return self.names[int(text)]
+        return text or None
+
+
+@dataclass
+class Formatter:
+    """Turns raw rows of one source into canonical rows; one per source.
+
+    Args:
+        name: The source, as rows name it.
+        shape: How its columns are read.
+        template: Makes prompt and completion or messages out of the columns.
+        labels: The domain's class names.
+        label_names: The label column's own class names.
+        columns: All columns of the source, for messages.
+    """
+
+    name: str
+    shape: Shape
+    template: Template | None
+    labels: Labels
+    label_names: Sequence[str]
+    columns: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if self.template is None:
+            return
+        names = {**{column: column for column in self.columns}, **_by_part(self.shape, self.columns)}
+        prompt, answer = _template_texts(self.template)
+        self._places = names
+        self._shown = list(dict.fromkeys(_PLACEHOLDER.findall(prompt)))
+        self._answer = list(dict.fromkeys(_PLACEHOLDER.findall(answer)))
+        missing = [each for each in dict.fromkeys([*self._shown, *self._answer]) if each not in names]
+        if missing:
+            problems = [
+                choice_problem(f"the template's {{{each}}} is no column of the source", each, names, self.name)
+                for each in missing
+            ]
+            raise DataError(problems[0].what, problems=problems)
+        if not self._answer:
+            raise DataError(
+                "every row would have the same completion",
+                place=self.name,
+                got="a template whose completion names no column",
+                allowed="{" + "}, {".join(self.columns) + "}",
+                fix="put the column to learn into the completion, such as ' {label}'",
+            )
+        shown_twice = [each for each in self._answer if names[each] in {names[other] for other in self._shown}]
+        if shown_twice:
+            raise DataError(
+                "the template shows the answer in the prompt",
+                place=self.name,
+                got=f"{{{shown_twice[0]}}} in the prompt and in the completion of all rows",
+                fix="take it out of the prompt",
+            )
+        used = {names[each] for each in (*self._shown, *self._answer)}
+        self.shape = Shape(
+            "completion" if self.template.messages is None else "messages", {c: c for c in self.columns if c in used}
+        )
+        self._label_column = _label_column(self._answer, names)
+
+    @property
+    def whole(self) -> frozenset[str]:
+        """Columns that are learned as they are, outer white space included."""
+        if self.template is not None or self.shape.form != "completion":
+            return frozenset()
+        return frozenset({self.shape.parts["prompt"], self.shape.parts["completion"]})
+
+    def row(self, number: int, values: Mapping[str, Any]) -> Row | Dropped:
+        """One canonical row; its split is not set yet."""
+        parts = self.shape.parts
+        needed = [column for part, column in parts.items() if part != "instruction_input"]
+        lacking = [column for column in needed if values.get(column) is None]
+        if lacking:
+            has = ", ".join(str(column) for column, value in values.items() if value is not None) or "nothing"
+            return Dropped(self.name, number, "missing-field", detail=f"row {number} has no {lacking[0]}, only {has}")
+        if self.template is not None:
+            return self._templated(number, values)
+        if self.shape.form == "messages":
+            return self._chat(number, values[parts["messages"]])
+        if self.shape.form == "completion":
+            prompt, completion = _plain(values[parts["prompt"]]), _plain(values[parts["completion"]])
+            more = _plain(values.get(parts.get("instruction_input", ""), None) or "")
+            prompt = f"{prompt}\n\n{more}" if more else prompt
+            return self._pair(number, prompt, completion)
+        text = _plain(values[parts["text"]])
+        if self.shape.form == "text":
+            return Row(self.name, number, {"text": text}, text, None, text)
+        label = self.labels.name(values[parts["label"]], self.label_names)
+        if label is None:
+            return Dropped(self.name, number, "missing-field", detail=f"row {number} has no {parts['label']}")
+        return Row(self.name, number, {"text": text, "label": label}, text, label, text)
+
+    def _pair(self, number: int, prompt: str, completion: str) -> Row:
+        columns = {"prompt": prompt, "completion": completion}
+        return Row(self.name, number, columns, f"{prompt}\n{completion}", None, prompt)
+
+    def _chat(self, number: int, value: Any) -> Row | Dropped:
+        try:
+            turns = [_turn(each) for each in value]
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            return Dropped(self.name, number, "wrong-messages", detail=f"row {number}: {error}")
+        if not any(turn["role"] == "assistant" for turn in turns):
+            return Dropped(self.name, number, "no-assistant-turn", detail=f"row {number} has no assistant turn")
+        if not any(turn["role"] == "assistant" and turn["content"].strip() for turn in turns):
+            return Dropped(self.name, number, "empty-completion", detail=f"row {number} has empty assistant turns only")
+        said = [turn["content"] for turn in turns if turn["role"] != "system"]
+        asked = [turn["content"] for turn in turns if turn["role"] == "user"]
+        return Row(self.name, number, {"messages": turns}, "\n".join(said), None, asked[0] if asked else "")
+
+    def _templated(self, number: int, values: Mapping[str, Any]) -> Row | Dropped:
+        assert self.template is not None
+        filled = {key: _plain(values[column]) for key, column in self._places.items() if values.get(column) is not None}
+        label = None
+        if self._label_column is not None:
+            label = self.labels.name(values[self._label_column], self.label_names)
+            if label is None:
+                return Dropped(self.name, number, "missing-field", detail=f"row {number} has no {self._label_column}")
+            filled.update({key: label for key, column in self._places.items() if column == self._label_column})
+        shown = "\n".join(filled[key] for key in self._shown if self._places[key] != self._label_column)
+        answer = "\n".join(filled[key] for key in self._answer)
+        if not answer.strip():
+            return Dropped(self.name, number, "empty-completion", detail=f"row {number}: {', '.join(self._answer)}")
+        if self.template.messages is not None:
+            turns = [{"role": turn.role, "content": _fill(turn.content, filled)} for turn in self.template.messages]
+            columns: dict[str, Any] = {"messages": turns}
+        else:
+            columns = {
+                "prompt": _fill(self.template.prompt or "", filled),
+                "completion": _fill(self.template.completion or "", filled),
+            }
+        if label is not None:
+            return Row(self.name, number, {**columns, "label": label}, shown, label, shown)
+        return Row(self.name, number, columns, f"{shown}\n{answer}", None, shown)
+
+
+def _by_part(shape: Shape, columns: Sequence[str]) -> dict[str, str]:
+    """`{label}` and `{text}` also work when the columns are called otherwise."""
+    return {part: column for part, column in shape.parts.items() if part in NAMES and part not in columns}
+
+
+def _label_column(answer: Sequence[str], names: Mapping[str, str]) -> str | None:
+    """The one column of the completion when it is a label."""
+    if len(answer) != 1:
+        return None
+    column = names[answer[0]]
+    is_label = answer[0] == "label" or names.get("label") == column or column.lower() in NAMES["label"]
+    return column if is_label else None
+
+
+def _template_texts(template: Template) -> tuple[str, str]:
+    if template.messages is None:
+        return template.prompt or "", template.completion or ""
+    shown = "\n".join(turn.content for turn in template.messages if turn.role != "assistant")
+    return shown, "\n".join(turn.content for turn in template.messages if turn.role == "assistant")
+
+
+def _fill(text: str, values: Mapping[str, str]) -> str:
+    return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), text)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, (list, tuple)):
+        return "\n".join(map(_plain, value))
+    return str(value)
+
+
+def _turn(value: Mapping[str, Any]) -> dict[str, str]:
+    """One turn as role and content, from the OpenAI or the ShareGPT shape."""
+    role = value.get("role", value.get("from"))
+    content = value.get("content", value.get("value"))
+    if role is None or content is None:
+        raise ValueError(f"a turn needs role and content, has {', '.join(value)}")
+    if str(role).lower() not in ROLES:
+        raise ValueError(f"unknown role {role!r}; allowed: {', '.join(ROLES)}")
+    return {"role": ROLES[str(role).lower()], "content": _plain(content)}
+
+
+def one_form(rows: Sequence[Row], domain: str) -> Form:
+    """Makes all rows of a domain the same form; prompt and completion become messages beside messages.
+
+    Raises:
+        DataError: the forms cannot be brought together.
+    """
+    forms = {form_of(row.columns) for row in rows}
+    if forms == {"completion", "messages"}:
+        for row in rows:
+            if "prompt" in row.columns:
+                row.columns = {
+                    "messages": [
+                        {"role": "user", "content": row.columns["prompt"]},
+                        {"role": "assistant", "content": row.columns["completion"]},
+                    ]
+                }
+        return "messages"
+    if len(forms) > 1:
+        examples = {form: next(row for row in rows if form_of(row.columns) == form) for form in sorted(forms)}
+        raise DataError(
+            "one domain mixes forms of rows that cannot be made the same",
+            place=f"domains.{domain}",
+            got="; ".join(f"{form}: {name_rows([row.place])}" for form, row in examples.items()),
+            fix="set columns on each source so that all have the same form, or make them two domains",
+        )
+    return next(iter(forms)) if forms else "text"
+
+
+def form_of(columns: Mapping[str, Any]) -> Form:
+    """The form of a canonical row."""
+    if "messages" in columns:
+        return "messages"
+    if "completion" in columns:
+        return "completion"
+    return "labelled" if "label" in columns else "text"
+
+
+def settle_labels(rows: Sequence[Row], form: Form, names: Sequence[str] | None, domain: str) -> tuple[str, ...]:
+    """The label names of a domain in order; completions that are classes become labels.
+
+    Raises:
+        DataError: a label is outside the recipe's list; names the rows.
+    """
+    if form == "completion" and all(row.label is None for row in rows):
+        answers = Counter(str(row.columns["completion"]).strip() for row in rows)
+        few = 1 < len(answers) <= CLASS_LIMIT and len(rows) >= ROWS_PER_CLASS * len(answers)
+        if names is not None or few:
+            for row in rows:
+                row.label = str(row.columns["completion"]).strip()
+                row.columns["label"] = row.label
+                row.text = row.prompt
+    found = {row.label for row in rows if row.label is not None}
+    if not found:
+        return ()
+    if names is None:
+        return tuple(sorted(found))
+    outside = sorted(found - set(names))
+    if outside:
+        problems = []
+        for label in outside[:8]:
+            problem = choice_problem("a label is not in the domain's labels", label, names, f"domains.{domain}.labels")
+            where = name_rows(row.place for row in rows if row.label == label)
+            problems.append(
+                type(problem)(problem.what, problem.place, f"{label!r} in {where}", problem.allowed, problem.fix)
+            )
+        raise DataError("labels outside the domain's labels", problems=problems)
+    return tuple(names)
+
+
+def strip_boilerplate(rows: Iterable[Row], form: Form) -> None:
+    """Takes words that every prompt begins or ends with out of what is compared.
+
+    Two short inputs after the same long instruction are not alike.
+    """
+    rows = list(rows)
+    if form not in ("completion", "messages") or len(rows) < 3:
+        return
+    texts = [row.prompt.split() for row in rows]
+    shortest = min(map(len, texts))
+    head = 0
+    while head < shortest and all(text[head] == texts[0][head] for text in texts):
+        head += 1
+    tail = 0
+    while tail < shortest - head and all(text[-1 - tail] == texts[0][-1 - tail] for text in texts):
+        tail += 1
+    if not head and not tail:
+        return
+    for row, words in zip(rows, texts, strict=True):
+        kept = " ".join(words[head : len(words) - tail])
+        answer = row.text[len(row.prompt) :] if row.label is None and row.text.startswith(row.prompt) else ""
+        row.text, row.prompt = kept + answer, kept
+
+
+def check_columns(rows: Sequence[Row], columns: Mapping[str, str], others: Collection[str], place: str) -> None:
+    """Refuses columns that were evidently mistaken: constant, or an identifier in each row.
+
+    Raises:
+        DataError: names the column, what it holds and the columns there are.
+    """
+    if len(rows) < 8:
+        return
+    faults = [
+        (part, fault)
+        for part, values in (
+            ("prompt" if "text" not in rows[0].columns else "text", [row.prompt or row.text for row in rows]),
+            ("label", [row.label for row in rows if row.label is not None]),
+        )
+        if values and (fault := column_fault(part, values))
+    ]
+    if faults:
+        part, fault = faults[0]
+        column = columns.get(part) or columns.get("messages") or ", ".join(columns.values())
+        raise DataError(
+            f"column {column!r} cannot be the {part}: {fault}",
+            place=place,
+            got=f"rows {', '.join(str(row.row) for row in rows[:3])} hold "
+            + ", ".join(
+                repr((row.label if part == "label" else row.prompt or row.text) or "")[:40] for row in rows[:3]
+            ),
+            allowed=f"columns {', '.join(others)}",
+            fix=f"set columns: {{{part}: NAME}} to the column with the {part}",
+        )
+
+
+# One word with a digit in it, or digits with what separates them in numbers, dates and times.
+_ID = re.compile(r"\S*\d\S*|[\d.,:/+\s-]+")
+
+
+def column_fault(part: str, values: Sequence[str | None]) -> str | None:
+    """Why these values cannot be what `part` says (text, prompt or label), or None.
+
+    Prompts may be the same in many rows as long as they are not the same in all.
+    """
+    distinct = {fold(value or "") for value in values}
+    if part == "label":
+        if len(distinct) > max(20, 0.5 * len(values)) or len(distinct) == len(values):
+            return f"it has {len(distinct):,} different values in {len(values):,} rows, so it identifies rows"
+        return None
+    if len(distinct) == 1:
+        return "it holds the same value in every row"
+    if part == "text" and 10 * len(distinct) <= len(values):
+        return f"it has only {len(distinct)} different values in {len(values):,} rows"
+    ids = sum(1 for value in distinct if _ID.fullmatch(value.strip()))
+    if ids > 0.9 * len(distinct):
+        return "it holds numbers or identifiers, not words"
+    return None

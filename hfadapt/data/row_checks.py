@@ -1,0 +1,326 @@
+"""Faults that the prepared rows show by themselves, one function each: splits, labels, columns, encoding.
+
+Every check looks at what training will see (`View`) and yields findings that name rows and the fix. A hard finding
+stops the run, a soft one warns.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hfadapt.data import clean, dedupe, format
+from hfadapt.data.findings import NAMED_ROWS, Check, View, answers_of, finding, level_for
+from hfadapt.data.rows import SPLITS, Row, fold, name_rows, text_key, tokens
+from hfadapt.records import Finding
+
+MANY_DROPPED = 0.3
+
+# --- splits ----------------------------------------------------------------------------------------------------------
+
+
+def empty_splits(view: View) -> Iterator[Finding]:
+    """There is nothing to train on, to validate with, or to score."""
+    for split in SPLITS:
+        if not view.rows.get(split):
+            yield finding(
+                f"{split}-empty",
+                "hard",
+                f"the {split} split has no rows",
+                fix="give more data, or a larger data.validation / data.test",
+            )
+    for split in ("validation", "test"):
+        if 0 < len(view.rows.get(split, ())) < 20:
+            rows = len(view.rows[split])
+            yield finding(
+                f"{split}-small",
+                "soft",
+                f"the {split} split has {rows} rows only, its score will be rough",
+                fix="give more data",
+            )
+
+
+def mixed_forms(view: View) -> Iterator[Finding]:
+    """Rows of one domain have different forms."""
+    rows = [row for split in SPLITS for row in view.rows.get(split, ())]
+    needs = {
+        "labelled": ("text", "label"),
+        "completion": ("prompt", "completion"),
+        "messages": ("messages",),
+        "text": ("text",),
+    }[view.form]
+    odd = [row for row in rows if any(row.get(name) is None for name in needs)]
+    if odd:
+        yield finding(
+            "mixed-forms",
+            "hard",
+            f"rows lack {' or '.join(needs)}, which the other rows have",
+            odd,
+            "give each form its own source with its own columns, or its own domain",
+            len(rows),
+        )
+
+
+def overlap(view: View) -> Iterator[Finding]:
+    """The same or nearly the same row is trained on and scored."""
+    if view.intact:
+        return
+    made = {split: [as_row(row, split) for row in view.rows.get(split, ())] for split in SPLITS}
+    everything = [row for split in SPLITS for row in made[split]]
+    format.strip_boilerplate(everything, view.form)
+    held = [*made["test"], *made["validation"]]
+    keys = {text_key(row.prompt or row.text): row for row in reversed(held)}
+    same = [row for row in made["train"] if text_key(row.prompt or row.text) in keys]
+    fix = "hfadapt prepare removes these by itself: leave data.dedupe on and prepare again"
+    if same:
+        twins = name_rows(keys[text_key(row.prompt or row.text)].place for row in same[:3])
+        yield finding("split-overlap", "hard", f"training rows are also held out (as {twins})", _places(same), fix)
+    inside = {text_key(row.prompt or row.text) for row in made["test"]}
+    shared = [row for row in made["validation"] if text_key(row.prompt or row.text) in inside]
+    if shared:
+        yield finding("split-overlap", "hard", "validation rows are also test rows", _places(shared), fix)
+    taken = {row.place for row in same}
+    rest = [row for row in made["train"] if row.place not in taken]
+    join = dedupe.Join([tokens(row.text) for row in (*held, *rest)], view.similarity)
+    near: dict[int, int] = {}
+    for pair in join.pairs(among=len(held)):
+        if pair.second >= len(held):
+            near.setdefault(pair.second - len(held), pair.first)
+    if near:
+        rows = [rest[i] for i in near]
+        twins = name_rows(held[j].place for j in list(near.values())[:3])
+        yield finding(
+            "near-overlap", "hard", f"training rows are nearly the same as held-out rows ({twins})", _places(rows), fix
+        )
+
+
+def as_row(row: Mapping[str, Any], split: str) -> Row:
+    """A prepared row as the steps of preparing see it."""
+    columns = {name: value for name, value in row.items() if name not in ("source", "row") and value is not None}
+    source, number, label = str(row.get("source", "")), int(row.get("row", -1)), row.get("label")
+    if columns.get("messages"):
+        said = [turn["content"] or "" for turn in columns["messages"] if turn["role"] != "system"]
+        asked = [turn["content"] or "" for turn in columns["messages"] if turn["role"] == "user"]
+        prompt = asked[0] if asked else ""
+        return Row(source, number, columns, prompt if label else "\n".join(said), label, prompt, split)
+    if "prompt" in columns:
+        prompt = str(columns["prompt"])
+        text = prompt if label else f"{prompt}\n{columns.get('completion', '')}"
+        return Row(source, number, columns, text, label, prompt, split)
+    text = str(columns.get("text", ""))
+    return Row(source, number, columns, text, label, text, split)
+
+
+def _places(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [{"source": row.source, "row": row.row} for row in rows]
+
+
+# --- labels and columns ----------------------------------------------------------------------------------------------
+
+
+def classes(view: View) -> Iterator[Finding]:
+    """One class only, a label outside the set, a class that training never sees, or a very rare one."""
+    if not view.labels and view.form != "labelled":
+        return
+    names = set(view.labels)
+    every = [row for split in SPLITS for row in view.rows.get(split, ()) if row.get("label") is not None]
+    outside = [row for row in every if names and row["label"] not in names]
+    if outside:
+        found = ", ".join(sorted({repr(row["label"]) for row in outside})[:5])
+        yield finding(
+            "label-outside-set",
+            "hard",
+            f"labels {found} are not among {', '.join(sorted(names))}",
+            outside,
+            "correct these labels, or add them to the domain's labels",
+            len(every),
+        )
+    counts = Counter(row["label"] for row in view.rows.get("train", ()) if row.get("label") is not None)
+    if len(counts) == 1 and (view.form == "labelled" or len(names) > 1):
+        yield finding(
+            "one-class",
+            "hard",
+            f"all {sum(counts.values()):,} training rows have the label {next(iter(counts))!r}",
+            view.rows["train"][:8],
+            "check the label column, or add rows of other classes",
+        )
+    unseen = [row for row in every if row["label"] not in counts]
+    if unseen and len(counts) > 1:
+        found = ", ".join(sorted({repr(row["label"]) for row in unseen})[:5])
+        yield finding(
+            "label-never-trained",
+            "hard",
+            f"labels {found} are scored but never trained",
+            unseen,
+            "add training rows of them",
+        )
+    total = sum(counts.values())
+    rare = [f"{label!r} ({count})" for label, count in counts.items() if count < max(5, 0.01 * total)]
+    if rare and len(counts) > 1:
+        yield finding(
+            "rare-class",
+            "soft",
+            f"few training rows of {', '.join(rare)}",
+            fix="add rows of these classes, or merge them",
+        )
+
+
+def wrong_column(view: View) -> Iterator[Finding]:
+    """A column that is constant or identifies rows was taken for the text or the label."""
+    rows = view.rows.get("train", [])
+    if len(rows) < 8:
+        return
+    made = [as_row(row, "train") for row in rows]
+    texts: list[str | None] = [row.prompt or row.text for row in made]
+    labels = [row.label for row in made if row.label is not None]
+    for part, values in (("text" if "text" in made[0].columns else "prompt", texts), ("label", labels)):
+        fault = format.column_fault(part, values) if values else None
+        if fault:
+            yield finding(
+                "wrong-column",
+                "hard",
+                f"the {part} cannot be right: {fault}",
+                rows[:3],
+                f"set columns: {{{part}: NAME}} to the column that holds the {part}",
+            )
+
+
+def same_completion(view: View) -> Iterator[Finding]:
+    """Every row is to be answered alike, or is not to be answered."""
+    rows = view.rows.get("train", [])
+    if view.form not in ("completion", "messages") or not rows:
+        return
+    answers = [answers_of(row) for row in rows]
+    distinct = {fold("\n".join(each)) for each in answers}
+    if len(distinct) == 1 and len(rows) > 1:
+        yield finding(
+            "same-completion",
+            "hard",
+            f"all {len(rows):,} completions are {answers[0][-1][:60] if answers[0] else ''!r}",
+            rows[:8],
+            "check the completion column or the template",
+        )
+    empty = [row for row, each in zip(rows, answers, strict=True) if not "".join(each).strip()]
+    if empty:
+        yield finding(
+            "empty-completion", "hard", "there is nothing to learn", empty, "drop or fill these rows", len(rows)
+        )
+
+
+def many_dropped(view: View) -> Iterator[Finding]:
+    """Preparing took out more than a user would expect."""
+    if view.record is None:
+        return
+    hints = {
+        "near-duplicate": "raise data.dedupe.similarity, or set data.dedupe.near: false, if these rows are all wanted",
+        "label-conflict": "look at them in data/dropped.jsonl; data.conflicts: majority keeps the usual label",
+    }
+    for reason, count in view.record.dropped.items():
+        if reason not in ("over-train-rows", "source-weight") and count > MANY_DROPPED * view.record.rows_in:
+            yield finding(
+                "many-dropped",
+                "soft",
+                f"{count:,} of {view.record.rows_in:,} rows were dropped as {reason}",
+                fix=hints.get(reason, "look at them in data/dropped.jsonl"),
+            )
+
+
+def label_leak(view: View) -> Iterator[Finding]:
+    """The answer stands in what the model is shown."""
+    rows = view.rows.get("train", [])
+    made = [as_row(row, "train") for row in rows]
+    format.strip_boilerplate(made, view.form)
+    labelled = [(row, source) for row, source in zip(made, rows, strict=True) if row.label is not None]
+    fix = "take the label out of the text or the prompt"
+    if labelled:
+        yield from _named_label(labelled, view.labels, fix)
+        yield from _telltale_word(labelled, fix)
+        return
+    if view.form not in ("completion", "messages"):
+        return
+    pairs = [
+        (fold(row.prompt), fold(answers_of(source)[-1] if answers_of(source) else ""), source)
+        for row, source in zip(made, rows, strict=True)
+    ]
+    ending = [source for prompt, answer, source in pairs if len(answer) > 3 and prompt.endswith(answer)]
+    if len(ending) >= max(2, 0.2 * len(rows)):
+        yield finding("answer-in-prompt", "hard", "the prompt ends with its own completion", ending, fix, len(rows))
+        return
+    inside = [source for prompt, answer, source in pairs if len(answer) > 3 and answer in prompt]
+    if len(inside) >= max(2, 0.5 * len(rows)):
+        yield finding("answer-in-prompt", "soft", "the completion stands in the prompt", inside, fix, len(rows))
+
+
+def _named_label(labelled: Sequence[tuple[Row, dict[str, Any]]], labels: Sequence[str], fix: str) -> Iterator[Finding]:
+    names = {label: set(tokens(label)) for label in (labels or {str(row.label) for row, _ in labelled})}
+    own, other = [], 0
+    for row, source in labelled:
+        words = set(tokens(row.text))
+        named = [label for label, parts in names.items() if parts and parts <= words and not label.isdigit()]
+        if len(named) == 1:
+            if named[0] == row.label:
+                own.append(source)
+            else:
+                other += 1
+    # A word such as "sports" belongs in a text about sports; a label is leaked when it is there nearly always.
+    if len(own) >= max(3, 0.5 * len(labelled)) and len(own) > 9 * other:
+        yield finding("label-in-text", "hard", "the text names its own label", own, fix, len(labelled))
+    elif len(own) >= max(3, 0.2 * len(labelled)) and len(own) > 9 * other:
+        yield finding("label-in-text", "soft", "the text names its own label", own, fix, len(labelled))
+
+
+def _telltale_word(labelled: Sequence[tuple[Row, dict[str, Any]]], fix: str) -> Iterator[Finding]:
+    sizes = Counter(row.label for row, _ in labelled)
+    if len(sizes) < 2 or min(sizes.values()) < 10:
+        return
+    counts: dict[str, Counter[str | None]] = defaultdict(Counter)
+    for row, _ in labelled:
+        for word in set(fold(row.text).split()):
+            counts[word][row.label] += 1
+    telling: dict[str | None, str] = {}
+    for word, by_label in counts.items():
+        label, count = by_label.most_common(1)[0]
+        if count >= 0.95 * sizes[label] and sum(by_label.values()) - count <= 0.005 * len(labelled):
+            telling.setdefault(label, word)
+    if len(telling) >= len(sizes) - 1 and telling:
+        shown = ", ".join(f"{word!r} means {label!r}" for label, word in sorted(telling.items(), key=str)[:4])
+        rows = [source for row, source in labelled if row.label in telling]
+        yield finding("telltale-word", "hard", f"one word gives the label away ({shown})", rows[:NAMED_ROWS], fix)
+
+
+def garbled_text(view: View) -> Iterator[Finding]:
+    """Text was decoded with the wrong encoding."""
+    rows = view.rows.get("train", [])
+    bad = [row for row in rows if clean.looks_garbled(as_row(row, "train").text)]
+    if bad:
+        yield finding(
+            "mojibake",
+            level_for(len(bad), len(rows), 0.01),
+            "the text is garbled by a wrong encoding",
+            bad,
+            "leave data.clean.unicode on, or save the source as UTF-8 again",
+            len(rows),
+        )
+    repaired = view.record.steps.get("clean", {}).get("rows_with_mojibake", 0) if view.record else 0
+    if repaired and view.record is not None:
+        where = view.record.steps["clean"].get("mojibake", "")
+        yield finding(
+            "mojibake-repaired",
+            "soft",
+            f"{repaired:,} rows were garbled by a wrong encoding and have been repaired: {where}",
+            fix="look at these rows; save the source as UTF-8",
+        )
+
+
+CHECKS: tuple[Check, ...] = (
+    many_dropped,
+    empty_splits,
+    mixed_forms,
+    overlap,
+    classes,
+    wrong_column,
+    same_completion,
+    label_leak,
+    garbled_text,
+)

@@ -1,0 +1,139 @@
+"""A row on its way from a source to a split, the ledger of what was dropped, and what two texts have to share.
+
+Every step is a function rows -> rows that writes what it removes into a `Ledger`, so that rows in = rows kept + rows
+dropped by reason, exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Form = Literal["text", "labelled", "completion", "messages"]
+SPLITS = ("train", "validation", "test")
+# Test rows win over validation rows, and these over training rows, whenever two rows collide.
+PRIORITY = {"test": 0, "validation": 1, "train": 2}
+
+
+@dataclass(slots=True)
+class Row:
+    """One row in canonical columns.
+
+    Args:
+        source: The source as the recipe names it.
+        row: Its 0-based row in that source.
+        columns: `text`/`label`, `prompt`/`completion`, `messages`, or `text`, as they will be written.
+        text: What is compared with other rows: the row's own words, without the boilerplate of a template.
+        label: The class, by name, where rows have classes.
+        prompt: What a model is shown; rows with the same prompt stay in one split.
+        split: The split it was given in, or "" while none is chosen.
+    """
+
+    source: str
+    row: int
+    columns: dict[str, Any]
+    text: str
+    label: str | None = None
+    prompt: str = ""
+    split: str = ""
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Source and row, as in dropped.jsonl."""
+        return self.source, self.row
+
+
+@dataclass(slots=True, frozen=True)
+class Dropped:
+    """Why one row is not used; `duplicate_of` is the (source, row) that stays, `similarity` how alike they are."""
+
+    source: str
+    row: int
+    reason: str
+    duplicate_of: tuple[str, int] | None = None
+    similarity: float | None = None
+    detail: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """One line of dropped.jsonl."""
+        twin = None if self.duplicate_of is None else {"source": self.duplicate_of[0], "row": self.duplicate_of[1]}
+        line = {"source": self.source, "row": self.row, "reason": self.reason, "duplicate_of": twin}
+        line["similarity"] = None if self.similarity is None else round(self.similarity, 4)
+        if self.detail:
+            line["detail"] = self.detail
+        return line
+
+
+@dataclass(slots=True)
+class Ledger:
+    """All dropped rows of one domain, and what each step reports."""
+
+    dropped: list[Dropped] = field(default_factory=list)
+    steps: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def drop(
+        self,
+        row: Row,
+        reason: str,
+        twin: Row | None = None,
+        similarity: float | None = None,
+        detail: str = "",
+    ) -> None:
+        """Notes that `row` is out."""
+        place = None if twin is None else twin.place
+        self.dropped.append(Dropped(row.source, row.row, reason, place, similarity, detail))
+
+    def counts(self) -> dict[str, int]:
+        """Dropped rows by reason, most frequent first."""
+        return dict(Counter(each.reason for each in self.dropped).most_common())
+
+
+def fold(text: str) -> str:
+    """What two texts have in common when they differ only in case, width or white space."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return " ".join(text.casefold().split())
+
+
+def text_key(text: str) -> int:
+    """A 64-bit key of the folded text, the same in every process and on every platform."""
+    return stable_hash(fold(text))
+
+
+def stable_hash(*parts: object) -> int:
+    """64 bits of BLAKE2b; Python's own hash() differs between processes."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "big")
+
+
+# Scripts that are written without spaces: each character counts as a token.
+_UNSPACED = re.compile(
+    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f])"
+)
+_MARKS = re.compile(r"[^\w]+")
+
+
+def tokens(text: str) -> list[str]:
+    """Words without case and punctuation; a token of marks alone, such as `:(`, stays what it is."""
+    folded = fold(text)
+    if not folded.isascii():
+        folded = _UNSPACED.sub(r" \1 ", folded)
+    return [_MARKS.sub("", word) or word for word in folded.split()]
+
+
+def name_rows(places: Iterable[tuple[str, int]], limit: int = 8) -> str:
+    """'tweets.csv rows 3, 9 and 12 more' for a message."""
+    by_source: dict[str, list[int]] = {}
+    for source, row in places:
+        by_source.setdefault(source, []).append(row)
+    parts = []
+    for source, rows in by_source.items():
+        shown = ", ".join(map(str, rows[:limit]))
+        more = f" and {len(rows) - limit:,} more" if len(rows) > limit else ""
+        parts.append(f"{source} row{'s' if len(rows) > 1 else ''} {shown}{more}")
+    return "; ".join(parts)

@@ -1,0 +1,198 @@
+"""Makes train, validation and test: seeded, stratified by label, groups of alike rows kept together.
+
+The order in which rows are drawn is a hash of the seed and the row's own text, so it is the same on every machine and
+a row keeps its place when others are added.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from hfadapt.data.rows import SPLITS, Ledger, Row, fold, stable_hash
+from hfadapt.errors import DataError, Problem
+from hfadapt.recipe import Data
+
+
+def assign(rows: Sequence[Row], groups: Sequence[int], settings: Data, given: frozenset[str], place: str) -> None:
+    """Sets `split` on every row that was not given in one.
+
+    Args:
+        rows: The rows of one domain.
+        groups: A group number per row; a group is never divided.
+        settings: Shares or numbers of rows for validation and test, and the seed.
+        given: Splits that came with the data and are not made here.
+        place: The domain, for messages.
+
+    Raises:
+        DataError: there are too few rows for the splits asked for.
+    """
+    members: dict[int, list[Row]] = defaultdict(list)
+    for row, group in zip(rows, groups, strict=True):
+        members[group].append(row)
+    free: dict[int, list[Row]] = {}
+    for group, together in members.items():
+        fixed = next((split for split in ("test", "validation") if any(row.split == split for row in together)), None)
+        loose = [row for row in together if not row.split]
+        if fixed is None:
+            free[group] = loose
+        for row in loose if fixed is not None else ():
+            row.split = fixed or ""
+    total = sum(map(len, free.values()))
+    wanted = {
+        split: _rows_wanted(getattr(settings, split), total) if split not in given else 0
+        for split in ("test", "validation")
+    }
+    short = wanted["test"] + wanted["validation"] >= total
+    if short or total < 1:
+        raise DataError(
+            "there are too few rows for the splits",
+            place=place,
+            got=f"{total:,} rows for test {wanted['test']:,} and validation {wanted['validation']:,}",
+            fix="give more data, or smaller data.test and data.validation",
+        )
+    strata: dict[str, list[list[Row]]] = defaultdict(list)
+    for together in free.values():
+        strata[_stratum(together)].append(together)
+    for stratum in strata.values():
+        stratum.sort(key=lambda together: (stable_hash(settings.seed, fold(together[0].text)), together[0].place))
+    for split in ("test", "validation"):
+        if wanted[split]:
+            _draw(strata, split, wanted[split])
+    for row in rows:
+        row.split = row.split or "train"
+
+
+def _stratum(together: Sequence[Row]) -> str:
+    return Counter(row.label or "" for row in together).most_common(1)[0][0]
+
+
+def _rows_wanted(asked: float, total: int) -> int:
+    if asked >= 1:
+        return int(asked)
+    return max(1, round(asked * total)) if total >= 3 else round(asked * total)
+
+
+def _draw(strata: dict[str, list[list[Row]]], split: str, wanted: int) -> None:
+    """Takes about `wanted` rows in whole groups, from each stratum its share; the last group of a stratum stays."""
+    sizes = {name: sum(map(len, stratum)) for name, stratum in strata.items()}
+    quotas = shares(sizes, wanted)
+    left = 0
+    for name in sorted(strata, key=lambda name: (sizes[name], name)):
+        quota = quotas[name] + left
+        taken = 0
+        rest: list[list[Row]] = []
+        stratum = strata[name]
+        for number, together in enumerate(stratum):
+            last = number == len(stratum) - 1 and not rest
+            if taken + len(together) <= quota and not last:
+                taken += len(together)
+                for row in together:
+                    row.split = split
+            else:
+                rest.append(together)
+        strata[name] = rest
+        left = quota - taken
+
+
+def shares(sizes: dict[str, int], wanted: int) -> dict[str, int]:
+    """Divides `wanted` in proportion to sizes, by largest remainder; the parts add up to it exactly."""
+    total = sum(sizes.values())
+    if total == 0:
+        return dict.fromkeys(sizes, 0)
+    exact = {name: wanted * size / total for name, size in sizes.items()}
+    parts = {name: int(value) for name, value in exact.items()}
+    by_remainder = sorted(sizes, key=lambda name: (parts[name] - exact[name], name))
+    for name in by_remainder[: wanted - sum(parts.values())]:
+        parts[name] += 1
+    return parts
+
+
+def limit_train(rows: Sequence[Row], settings: Data, weights: dict[str, float], ledger: Ledger) -> list[Row]:
+    """Thins sources by weight and caps the training rows; both keep the share of each label.
+
+    The source with the largest weight keeps all its rows, one with half that weight half of them.
+    """
+    most = max(weights.values(), default=1.0)
+    kept = list(rows)
+    for source, weight in weights.items():
+        own = [row for row in kept if row.split == "train" and row.source == source]
+        if weight < most and own:
+            kept = _thin(kept, own, max(1, round(len(own) * weight / most)), settings.seed, "source-weight", ledger)
+    train = [row for row in kept if row.split == "train"]
+    if settings.train_rows is not None and len(train) > settings.train_rows:
+        kept = _thin(kept, train, settings.train_rows, settings.seed, "over-train-rows", ledger)
+    return kept
+
+
+def _at_least_one(quotas: dict[str, int]) -> dict[str, int]:
+    """Gives every class one row where there are enough, at the cost of the largest."""
+    if sum(quotas.values()) < len(quotas):
+        return quotas
+    changed = dict(quotas)
+    for name in sorted(changed):
+        if changed[name] == 0:
+            changed[max(changed, key=lambda other: (changed[other], other))] -= 1
+            changed[name] = 1
+    return changed
+
+
+def _thin(rows: list[Row], own: list[Row], wanted: int, seed: int, reason: str, ledger: Ledger) -> list[Row]:
+    strata: dict[str, list[Row]] = defaultdict(list)
+    for row in own:
+        strata[row.label or ""].append(row)
+    quotas = _at_least_one(shares({name: len(stratum) for name, stratum in strata.items()}, wanted))
+    out: set[int] = set()
+    for name, stratum in strata.items():
+        stratum.sort(key=lambda row: (stable_hash(seed, "train", fold(row.text)), row.place))
+        out.update(id(row) for row in stratum[quotas[name] :])
+    for row in rows:
+        if id(row) in out:
+            ledger.drop(row, reason)
+    return [row for row in rows if id(row) not in out]
+
+
+def check_splits(rows: Sequence[Row], labels: Sequence[str], place: str) -> None:
+    """Refuses splits that cannot be trained or scored.
+
+    Raises:
+        DataError: a split is empty, there is one class only, or a class is missing from training; all at once.
+    """
+    counts = {split: [row for row in rows if row.split == split] for split in SPLITS}
+    problems = [
+        Problem(
+            f"the {split} split is empty",
+            place,
+            got=", ".join(f"{name} {len(own):,}" for name, own in counts.items()),
+            fix="give more data, or change data.validation and data.test",
+        )
+        for split, own in counts.items()
+        if not own
+    ]
+    if labels:
+        trained = Counter(row.label for row in counts["train"])
+        found = Counter(row.label for row in rows)
+        if len(found) < 2:
+            problems.append(
+                Problem(
+                    "there is one class only",
+                    place,
+                    got=f"{len(rows):,} rows, all {next(iter(found), None)!r}",
+                    allowed="two or more classes",
+                    fix="check the label column, or add rows of other classes",
+                )
+            )
+        unseen = [label for label in found if label not in trained]
+        if unseen and len(found) > 1:
+            places = [f"{row.split}: {row.source} row {row.row}" for row in rows if row.label in unseen]
+            problems.append(
+                Problem(
+                    "classes are missing from the training rows",
+                    place,
+                    got=f"{', '.join(map(repr, unseen))} only in {'; '.join(places[:5])}",
+                    allowed=", ".join(sorted(str(label) for label in trained)),
+                    fix="correct these labels, or add training rows of these classes",
+                )
+            )
+    if problems:
+        raise DataError("the splits cannot be used", problems=problems)

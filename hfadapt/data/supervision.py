@@ -1,0 +1,243 @@
+"""The audit before step 1: tokenises as training will, counts what will be learned, and collects findings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hfadapt.data import findings as found
+from hfadapt.data import row_checks, token_checks
+from hfadapt.data.format import form_of
+from hfadapt.data.prepared import RECORD, file_hashes, read_split
+from hfadapt.data.rows import SPLITS, Form, name_rows
+from hfadapt.errors import DataError, Problem
+from hfadapt.records import Audit, DataRecord, Finding, Lengths, LongRow
+from hfadapt.tasks import IGNORED, Example
+
+CHECKS = (*row_checks.CHECKS, *token_checks.CHECKS)
+ENCODE_ROWS = 512
+LONGEST_ROWS = 5
+AUDIT_ROWS = 200_000
+WITHOUT_CUT = 1 << 30
+
+
+def audit(
+    cell_folder: Path,
+    task: Any,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    labels: Sequence[str] = (),
+    model_chat_template_sha: str | None = None,
+    similarity: float = 0.8,
+) -> Audit:
+    """Looks at a cell's data as training will see it.
+
+    Args:
+        cell_folder: Holds data/ with the three splits and, usually, data.json.
+        task: The Task; its `encode` and `collate` are what training uses.
+        tokenizer: The model's tokenizer.
+        max_length: Tokens an example may have.
+        labels: Class names, in the model's order.
+        model_chat_template_sha: SHA-256 of the base model's own chat template, to notice another one.
+        similarity: From which two rows are nearly the same (see `data.dedupe`).
+
+    Returns:
+        Counts, findings and a decoded sample; nothing is raised for a finding, see `require_clean`. Of a split of more
+        than 200,000 rows it looks at about that many, spread evenly.
+
+    Raises:
+        RunError: the cell has no prepared data.
+    """
+    rows = {split: read_split(cell_folder, split, limit=AUDIT_ROWS) for split in SPLITS}
+    record = DataRecord.read(cell_folder / RECORD) if (cell_folder / RECORD).exists() else None
+    form = record.form if record else _form(rows)
+    examples: dict[str, list[Example]] = {}
+    encoded: dict[str, list[dict[str, Any]]] = {}
+    refused: list[Finding] = []
+    for split in ("train", "validation"):
+        examples[split], encoded[split], more = _encode(rows[split], task, tokenizer, max_length, labels)
+        refused.extend(more)
+    view = found.View(
+        form=form,
+        rows=rows,
+        examples=examples,
+        encoded=encoded,
+        tokenizer=tokenizer,
+        task=task,
+        labels=labels,
+        max_length=max_length,
+        record=record,
+        template_sha256=model_chat_template_sha,
+        intact=record is not None and bool(record.files) and record.files == file_hashes(cell_folder),
+        similarity=similarity,
+        stop_ids=found.stop_ids(tokenizer),
+    )
+    findings = [each for check in CHECKS for each in check(view)]
+    if not any(each.code == "no-chat-template" for each in findings):
+        findings += refused
+    findings.sort(key=lambda each: each.level)
+    trained = examples["train"]
+    longest = sorted(zip(encoded["train"], trained, strict=True), key=lambda pair: -pair[1].length)[:LONGEST_ROWS]
+    labelled = [sum(1 for label in example.labels if label != IGNORED) for example in trained]
+    return Audit(
+        rows=len(rows["train"]),
+        tokens=sum(len(example.input_ids) for example in trained),
+        labelled_tokens=sum(labelled),
+        truncated_rows=sum(1 for example in trained if example.truncated),
+        unlabelled_rows=sum(1 for count in labelled if count == 0),
+        learns_to_stop=token_checks.learns_to_stop(view),
+        findings=tuple(findings),
+        sample=_sample(view),
+        longest=tuple(
+            LongRow(source=str(row["source"]), row=int(row["row"]), tokens=example.length) for row, example in longest
+        ),
+    )
+
+
+def _form(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Form:
+    first = next((row for split in SPLITS for row in rows[split]), {"text": ""})
+    return form_of({name: value for name, value in first.items() if value is not None})
+
+
+def _encode(
+    rows: Sequence[dict[str, Any]], task: Any, tokenizer: Any, max_length: int, labels: Sequence[str]
+) -> tuple[list[Example], list[dict[str, Any]], list[Finding]]:
+    """Tokenises in chunks; rows that the task refuses are named instead of ending the audit."""
+    examples: list[Example] = []
+    encoded: list[dict[str, Any]] = []
+    refused: dict[str, tuple[DataError, list[dict[str, Any]]]] = {}
+    for start in range(0, len(rows), ENCODE_ROWS):
+        chunk = list(rows[start : start + ENCODE_ROWS])
+        try:
+            examples.extend(task.encode(chunk, tokenizer, max_length=max_length, labels=labels))
+            encoded.extend(chunk)
+            continue
+        except (DataError, TypeError, AttributeError):
+            pass
+        for row in chunk:
+            try:
+                examples.extend(task.encode([row], tokenizer, max_length=max_length, labels=labels))
+                encoded.append(row)
+            except DataError as error:
+                refused.setdefault(error.what, (error, []))[1].append(row)
+            except (TypeError, AttributeError) as error:
+                what = "the row has not the form that the task learns from"
+                wrong = DataError(what, got=str(error), fix="bring all rows to one form")
+                refused.setdefault(what, (wrong, []))[1].append(row)
+    findings = [
+        found.finding(
+            "refused", "hard", f"{what} ({error.problems[0].got or ''})", bad, error.problems[0].fix or "", len(rows)
+        )
+        for what, (error, bad) in refused.items()
+    ]
+    return examples, encoded, findings
+
+
+def _sample(view: found.View) -> tuple[tuple[str, bool], ...]:
+    """One row of middle length, decoded; each piece with whether it is trained."""
+    pairs = sorted(view.pairs(), key=lambda pair: len(pair[1].input_ids))
+    if not pairs:
+        return ()
+    row, example = pairs[len(pairs) // 2]
+    if not view.per_token:
+        return ((str(view.tokenizer.decode(list(example.input_ids))), False), (f" -> {row.get('label')}", True))
+    pieces: list[tuple[list[int], bool]] = []
+    for token, label in zip(example.input_ids, example.labels, strict=True):
+        if not pieces or pieces[-1][1] != (label != IGNORED):
+            pieces.append(([], label != IGNORED))
+        pieces[-1][0].append(token)
+    return tuple((str(view.tokenizer.decode(ids)), trained) for ids, trained in pieces)
+
+
+def require_clean(audit: Audit, place: str) -> None:
+    """Stops the run when the audit has hard findings.
+
+    Args:
+        audit: What `audit` returned.
+        place: The cell or domain, for messages.
+
+    Raises:
+        DataError: lists every hard finding with its rows and the fix.
+    """
+    hard = [each for each in audit.findings if each.level == "hard"]
+    if hard:
+        problems = [Problem(f"{each.message} [{each.code}]", place, fix=each.fix or None) for each in hard]
+        raise DataError(f"the audit found {len(hard)} fault(s) that training would not show", problems=problems)
+
+
+def lengths(rows: Sequence[Mapping[str, Any]], task: Any, tokenizer: Any, *, labels: Sequence[str] = ()) -> Lengths:
+    """Token lengths of rows as the task encodes them, before any cut.
+
+    Raises:
+        DataError: there are no rows, or the task refuses them.
+    """
+    import numpy as np
+
+    if not rows:
+        raise DataError("there are no rows to measure", fix="check the source")
+    counts = np.array(
+        [
+            example.length
+            for start in range(0, len(rows), ENCODE_ROWS)
+            for example in task.encode(
+                rows[start : start + ENCODE_ROWS], tokenizer, max_length=WITHOUT_CUT, labels=labels
+            )
+        ]
+    )
+    return Lengths(
+        rows=len(counts),
+        tokens=int(counts.sum()),
+        mean=round(float(counts.mean()), 2),
+        median=int(np.percentile(counts, 50, method="higher")),
+        p95=int(np.percentile(counts, 95, method="higher")),
+        longest=int(counts.max()),
+    )
+
+
+def drop_too_long(
+    cell_folder: Path, task: Any, tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()
+) -> DataRecord:
+    """For `data.too_long: drop`: takes rows that the tokenizer finds longer than `max_length` out of a cell's splits.
+
+    They are added to dropped.jsonl with the reason `over-max-length`, and data.json counts them. A second call with
+    the same length changes nothing.
+
+    Raises:
+        RunError: the cell has no prepared data.
+        DataError: a split would be empty.
+    """
+    from hfadapt.data import prepared
+
+    record = DataRecord.read(cell_folder / RECORD)
+    kept: dict[str, list[dict[str, Any]]] = {}
+    dropped: list[dict[str, Any]] = []
+    for split in SPLITS:
+        rows = read_split(cell_folder, split)
+        whole, measured, _ = _encode(rows, task, tokenizer, WITHOUT_CUT, labels)
+        long = {
+            (row["source"], row["row"]): example.length
+            for row, example in zip(measured, whole, strict=True)
+            if example.length > max_length
+        }
+        kept[split] = [row for row in rows if (row["source"], row["row"]) not in long]
+        dropped += [
+            {
+                "source": source,
+                "row": row,
+                "reason": "over-max-length",
+                "duplicate_of": None,
+                "similarity": None,
+                "detail": f"{tokens} tokens",
+            }
+            for (source, row), tokens in long.items()
+        ]
+        if rows and not kept[split]:
+            raise DataError(
+                f"every row of the {split} split is longer than max_length",
+                place=name_rows((str(row["source"]), int(row["row"])) for row in rows[:8]),
+                got=f"max_length {max_length}",
+                fix="raise data.max_length, or set data.too_long: truncate",
+            )
+    return prepared.rewrite(cell_folder, record, kept, dropped) if dropped else record

@@ -1,0 +1,133 @@
+"""The linear probe: the task's own head trained on the frozen base, the baseline that an adapter has to beat.
+
+The inputs of the head are computed once; the head is then trained on them alone. That they are the right inputs is
+checked, not assumed: the head applied to them must give the model's own logits.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from hfadapt.errors import RunError
+from hfadapt.tasks import Batches, Example
+
+STEPS = 400
+LEARNING_RATE = 1e-2
+CHECK_EVERY = 10
+
+Pick = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
+
+
+def _last_token(features: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    rows = torch.arange(len(features), device=features.device)
+    return features[rows, batch["attention_mask"].sum(-1) - 1]
+
+
+PICKS: tuple[Pick, ...] = (
+    lambda features, batch: features if features.dim() == 2 else features[:, 0],
+    lambda features, batch: features[:, :1],
+    _last_token,
+)
+
+
+def train_probe(
+    model: Any,
+    heads: Sequence[str],
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    batches: Batches,
+) -> torch.nn.Module:
+    """A trained copy of the model's head; the model itself is not changed.
+
+    Args:
+        heads: Names of the top-level modules that make up the head, first to last.
+        validation: Rows that choose how long to train.
+
+    Returns:
+        The head, to be put in place with `swap_head`.
+
+    Raises:
+        RunError: the head's input cannot be found.
+    """
+    first = getattr(model, heads[0])
+    modules = torch.nn.Sequential(*(getattr(model, name) for name in heads))
+    pick = _find_pick(model, first, modules, train[:4], batches)
+    features, labels = _features(model, first, pick, train, batches)
+    held, held_labels = _features(model, first, pick, validation, batches)
+    probe = copy.deepcopy(modules).float()
+    probe.requires_grad_(True)
+    # No weight decay and full batches: logistic regression, stopped where validation rows say so.
+    optimizer = torch.optim.Adam(probe.parameters(), lr=LEARNING_RATE)
+    best: tuple[float, dict[str, torch.Tensor]] | None = None
+    for step in range(1, STEPS + 1):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(_flat(probe(features)), labels)
+        loss.backward()
+        optimizer.step()
+        if step % CHECK_EVERY == 0:
+            with torch.no_grad():
+                value = float(torch.nn.functional.cross_entropy(_flat(probe(held)), held_labels))
+            if best is None or value < best[0]:
+                best = (value, {name: tensor.clone() for name, tensor in probe.state_dict().items()})
+    assert best is not None
+    probe.load_state_dict(best[1])
+    return probe.requires_grad_(False)
+
+
+def put_head(model: Any, heads: Sequence[str], probe: torch.nn.Module) -> None:
+    """Copies the trained head into the model."""
+    assert isinstance(probe, torch.nn.Sequential)
+    for name, trained in zip(heads, probe, strict=True):
+        getattr(model, name).load_state_dict(trained.state_dict())
+
+
+def _flat(logits: torch.Tensor) -> torch.Tensor:
+    return logits.reshape(len(logits), -1)
+
+
+def _captured(model: Any, first: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, Any]:
+    caught: list[torch.Tensor] = []
+    hook = first.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0].detach()))
+    try:
+        with torch.no_grad():
+            output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    finally:
+        hook.remove()
+    return caught[0], output.logits
+
+
+def _find_pick(
+    model: Any, first: torch.nn.Module, modules: torch.nn.Module, examples: Sequence[Example], batches: Batches
+) -> Pick:
+    _, batch = next(batches(examples))
+    features, logits = _captured(model, first, batch)
+    for pick in PICKS:
+        try:
+            with torch.no_grad():
+                again = _flat(modules(pick(features, batch)))
+        except (RuntimeError, IndexError):
+            continue
+        if again.shape == logits.shape and torch.allclose(again.float(), logits.float(), atol=1e-2, rtol=1e-2):
+            return pick
+    raise RunError(
+        "the input of the task's head could not be found, so there is no linear probe to compare with",
+        place=type(model).__name__,
+        fix="set evaluate.baseline: none",
+    )
+
+
+def _features(
+    model: Any, first: torch.nn.Module, pick: Pick, examples: Sequence[Example], batches: Batches
+) -> tuple[torch.Tensor, torch.Tensor]:
+    kept: list[torch.Tensor | None] = [None] * len(examples)
+    for numbers, batch in batches(examples):
+        features, _ = _captured(model, first, batch)
+        for number, row in zip(numbers, pick(features, batch).float(), strict=True):
+            kept[number] = row
+    labels = torch.tensor([example.labels[0] for example in examples])
+    stacked = torch.stack([row for row in kept if row is not None])
+    return stacked, labels.to(stacked.device)

@@ -1,0 +1,225 @@
+"""ModelFacts: what a model's config alone says about its size and shape; no weights are read.
+
+The model is built on the meta device, where tensors have shapes but no memory, so 8 B parameters take half a second.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfadapt import kinds, samples
+from hfadapt.errors import RequestError
+from hfadapt.spec import Spec
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig
+
+HEADS = ("lm_head", "classifier", "score", "cls", "qa_outputs", "embed_out", "vocab_projector", "vocab_transform")
+"""Top-level modules that make a task's output; quantisation leaves them as they are."""
+
+
+class LinearShape(Spec):
+    """Linear layers of one name ending and shape: `count` weights of (out_features, in_features)."""
+
+    name: str
+    in_features: int
+    out_features: int
+    count: int
+    bias: bool
+
+    @property
+    def parameters(self) -> int:
+        """Weights of all of them, without biases."""
+        return self.in_features * self.out_features * self.count
+
+
+class ModelFacts(Spec):
+    """Sizes of one model for one task. `linears` are the layers that quantisation replaces and LoRA adapts.
+
+    `head_parameters` make the task's output; with `tied`, the output weight is the embedding and is counted there.
+    `vocab_size` is 0 for models without tokens, `max_positions` None where the config states no limit.
+    """
+
+    model: str
+    task: str
+    config: dict[str, Any]
+    model_type: str
+    architecture: str
+    parameters: int
+    embedding_parameters: int
+    head_parameters: int
+    tied: bool
+    linears: tuple[LinearShape, ...]
+    buffer_bytes: int
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_positions: int | None
+    labels: int
+    quantised: bool = False
+    generates: bool = False
+
+    @property
+    def linear_parameters(self) -> int:
+        """Weights that quantisation replaces."""
+        return sum(linear.parameters for linear in self.linears)
+
+    @property
+    def largest_linear(self) -> int:
+        """Parameters of the largest replaced weight."""
+        return max((linear.in_features * linear.out_features for linear in self.linears), default=0)
+
+
+def model_facts(model: str, task: str, labels: int = 2) -> ModelFacts:
+    """The facts of `model` with the head of `task`.
+
+    Args:
+        model: Local folder, GGUF file, Hub id or id@revision (only config.json is fetched), or `sample:NAME`.
+        task: Name of a task.
+        labels: Classes of a classification head.
+
+    Raises:
+        RequestError: the config cannot be read, or the architecture does not fit the task.
+    """
+    return _model_facts(model, task, labels)
+
+
+@cache
+def _model_facts(model: str, task: str, labels: int) -> ModelFacts:
+    config = load_config(model)
+    kind = kinds.load("tasks", task)
+    options = kind.model_options([f"label {i}" for i in range(labels)])
+    for key, value in options.items():
+        setattr(config, key, value)
+    built = build(config, kind.auto_class, model)
+    return describe(built, model, task, labels, config)
+
+
+def load_config(model: str) -> PretrainedConfig:
+    """The config of a model, without its weights.
+
+    Raises:
+        RequestError: it cannot be found or read.
+    """
+    from transformers import AutoConfig
+
+    if model.startswith(samples.PREFIX):
+        fields = samples.model_config(model.removeprefix(samples.PREFIX))
+        return AutoConfig.for_model(**fields)
+    path = Path(model).expanduser()
+    try:
+        if path.suffix == ".gguf":
+            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        if path.exists():
+            return AutoConfig.from_pretrained(path)
+        name, _, revision = model.partition("@")
+        return AutoConfig.from_pretrained(name, revision=revision or None)
+    except (OSError, ValueError, KeyError) as error:
+        lines = str(error).strip().splitlines()
+        raise RequestError(
+            "the model's config could not be read",
+            place=model,
+            got=lines[0] if lines else type(error).__name__,
+            allowed="a local folder with config.json, a GGUF file, a Hub id, or " + ", ".join(f"sample:{name}" for name in samples.models()),
+            fix="check the name; without a network use a local folder or a sample",
+        ) from None
+
+
+def build(config: PretrainedConfig, auto_class: str, model: str) -> nn.Module:
+    """The model on the meta device.
+
+    Raises:
+        RequestError: transformers has no model of that architecture for this task.
+    """
+    import torch
+    import transformers
+
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            built = getattr(transformers, auto_class).from_config(config)
+    except (ValueError, KeyError, ImportError) as error:
+        raise RequestError(
+            "this model cannot do this task",
+            place=model,
+            got=f"{config.model_type}: {str(error).strip().splitlines()[0][:200]}",
+            allowed=f"an architecture that transformers.{auto_class} knows",
+            fix="choose another task or another model",
+        ) from None
+    built.tie_weights()
+    return built
+
+
+def describe(model: Any, name: str, task: str, labels: int, config: PretrainedConfig) -> ModelFacts:
+    """Counts the parameters of a built model by what becomes of them."""
+    parameters = {id(p): p.numel() for p in model.parameters()}
+    inputs = model.get_input_embeddings()
+    embedding = sum(m.weight.numel() for m in model.modules() if type(m).__name__ == "Embedding")
+    outputs = model.get_output_embeddings()
+    tied = bool(outputs is not None and inputs is not None and outputs.weight is getattr(inputs, "weight", None))
+    heads = {n: m for n, m in model.named_children() if n in HEADS}
+    head_parameters = sum(p.numel() for m in heads.values() for p in m.parameters())
+    head_parameters -= outputs.weight.numel() if tied else 0
+    text = config.get_text_config()
+    heads_count = int(first(text, "num_attention_heads", "n_head", "encoder_attention_heads", default=1))
+    hidden = int(first(text, "hidden_size", "n_embd", "d_model", "dim", default=0))
+    return ModelFacts(
+        model=name,
+        task=task,
+        config=config.to_dict(),
+        model_type=config.model_type,
+        architecture=type(model).__name__,
+        parameters=sum(parameters.values()),
+        embedding_parameters=embedding,
+        head_parameters=max(0, head_parameters),
+        tied=tied,
+        linears=linear_shapes(model),
+        buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
+        hidden_size=hidden,
+        layers=int(first(text, "num_hidden_layers", "n_layer", "n_layers", "encoder_layers", default=1)),
+        heads=heads_count,
+        kv_heads=int(first(text, "num_key_value_heads", default=heads_count)),
+        head_dim=int(first(text, "head_dim", default=hidden // max(1, heads_count))),
+        intermediate_size=int(first(text, "intermediate_size", "n_inner", "ffn_dim", "hidden_dim", default=4 * hidden)),
+        vocab_size=int(first(text, "vocab_size", default=0)),
+        max_positions=first(text, "max_position_embeddings", "n_positions", default=None),
+        labels=labels,
+        quantised=bool(getattr(config, "quantization_config", None)),
+        generates=outputs is not None and bool(model.can_generate()),
+    )
+
+
+def first(config: Any, *names: str, default: Any) -> Any:
+    """The first of these config fields that is set."""
+    return next((value for name in names if (value := getattr(config, name, None)) is not None), default)
+
+
+def linear_shapes(model: nn.Module) -> tuple[LinearShape, ...]:
+    """Linear layers outside the head, grouped by name ending and shape; GPT-2's Conv1D counts as one."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    groups: dict[tuple[str, int, int, bool], int] = {}
+    for name, module in model.named_modules():
+        if name.split(".")[0] in HEADS:
+            continue
+        if isinstance(module, torch.nn.Linear):
+            shape = (module.in_features, module.out_features)
+        elif isinstance(module, Conv1D):
+            shape = (int(module.weight.shape[0]), int(module.weight.shape[1]))
+        else:
+            continue
+        key = (name.split(".")[-1], *shape, module.bias is not None)
+        groups[key] = groups.get(key, 0) + 1
+    return tuple(
+        LinearShape(name=name, in_features=i, out_features=o, count=count, bias=bias)
+        for (name, i, o, bias), count in groups.items()
+    )

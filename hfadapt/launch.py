@@ -1,0 +1,165 @@
+"""The processes of a run: that the world is the one that was asked for, and work that only one of them does."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hfadapt.errors import HfadaptError, RequestError, RunError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Result = TypeVar("Result")
+PROCESS_FLAGS = ("--num_processes", "--num-processes", "--nproc_per_node", "--nproc-per-node")
+TIMEOUT = timedelta(hours=12)
+
+
+def processes_asked(ancestors: Sequence[Sequence[str]]) -> int | None:
+    """How many processes a launcher among the ancestors' command lines was told to start; None without a launcher."""
+    for command in ancestors:
+        words = [Path(word).name for word in command]
+        launched = ("accelerate" in words and "launch" in words) or "torchrun" in words or "torch.distributed.run" in words
+        if not launched:
+            continue
+        for i, word in enumerate(command):
+            name, _, value = word.partition("=")
+            if name in PROCESS_FLAGS:
+                text = value or (command[i + 1] if i + 1 < len(command) else "")
+                if text.isdigit():
+                    return int(text)
+            if name == "--config_file":
+                return _config_processes(Path(value or command[i + 1]))
+    return None
+
+
+def _config_processes(path: Path) -> int | None:
+    import yaml
+
+    try:
+        return int(yaml.safe_load(path.read_text(encoding="utf-8")).get("num_processes"))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def _ancestors() -> list[list[str]]:
+    import psutil
+
+    try:
+        return [parent.cmdline() for parent in psutil.Process().parents()[:4]]
+    except psutil.Error:
+        return []
+
+
+def check_world(recipe_processes: int, started: int | None = None, asked: int | None = None) -> None:
+    """Refuses to start when fewer processes run than the launcher or the recipe asked for.
+
+    `accelerate launch --cpu --num_processes 2` starts one process and says nothing (accelerate 1.15).
+
+    Raises:
+        RequestError: the numbers differ.
+    """
+    world = started if started is not None else int(os.environ.get("WORLD_SIZE", "1"))
+    launcher = asked if asked is not None else processes_asked(_ancestors())
+    nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    for wanted, who in ((launcher and launcher * (nodes if nodes > 1 else 1), "the launcher"), (recipe_processes, "the recipe")):
+        # A launcher that counts all nodes' processes (accelerate) asks for `launcher`, one that counts a node's
+        # (torchrun) for `launcher` times nodes: either is right.
+        if wanted and wanted > 1 and world not in (wanted, launcher if who == "the launcher" else wanted):
+            raise RequestError(
+                f"{world} process{'es' if world != 1 else ''} started, but {who} asked for {wanted}",
+                place="launch",
+                got=str(world),
+                allowed=str(wanted),
+                fix=f"on CPUs start them with: torchrun --nproc_per_node {wanted} -m hfadapt run RECIPE",
+            )
+
+
+class World:
+    """The processes of this run, seen from one of them."""
+
+    def __init__(self, trackers: Sequence[str] = (), folder: Path | None = None) -> None:
+        from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
+
+        import torch
+
+        cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+        self.accelerator: Accelerator = Accelerator(
+            cpu=cpu,
+            log_with=list(trackers) or None,
+            project_dir=str(folder) if folder else None,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+        )
+        self.size: int = self.accelerator.num_processes
+        self.is_main: bool = self.accelerator.is_main_process
+        check_world(1, started=self.size)
+
+    def on_main(self, work: Callable[[], Result]) -> Result:
+        """Does the work in the main process; every process gets its result or its error. Results are pickled between
+        the processes of this run only."""
+        if self.size == 1:
+            return work()
+        from accelerate.utils import broadcast_object_list
+
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = work()
+            except (HfadaptError, KeyboardInterrupt) as error:
+                outcome[1] = error
+            except Exception as error:
+                broadcast_object_list([None, RunError("the main process failed", got=repr(error))])
+                raise
+        broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]  # type: ignore[no-any-return]
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        if self.size == 1:
+            return flag
+        import torch
+
+        value = torch.tensor(int(flag), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(value, "sum") > 0)
+
+
+class Interrupt:
+    """Set by the first SIGINT or SIGTERM; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+
+@contextmanager
+def interruptible() -> Iterator[Interrupt]:
+    """While inside, the first signal only sets the flag, so that a step can end and be saved."""
+    interrupt = Interrupt()
+
+    def handle(number: int, frame: Any) -> None:
+        if interrupt.asked:
+            raise KeyboardInterrupt
+        interrupt.asked = True
+
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    try:
+        before = [signal.signal(kind, handle) for kind in kinds]
+    except ValueError:
+        # Not the main thread (a notebook's worker): signals keep their usual meaning.
+        yield interrupt
+        return
+    try:
+        yield interrupt
+    finally:
+        for kind, old in zip(kinds, before, strict=True):
+            signal.signal(kind, old)

@@ -1,0 +1,99 @@
+"""Measured peaks: how much memory a phase held at most above what the process held before.
+
+On a CUDA device the allocator knows. On Linux the kernel keeps the high-water mark of the resident set, which can be
+reset (proc(5), clear_refs 5). Elsewhere a thread samples the resident set.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from typing_extensions import Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import torch
+
+STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
+SAMPLE_SECONDS = 0.02
+
+
+def resident_bytes() -> int:
+    """The process's resident set now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def release_memory() -> None:
+    """Gives freed memory back to the system, so that the next phase is measured from a clean start."""
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        pass
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class PeakMemory:
+    """Context manager: `peak_bytes` afterwards is the peak inside it above `floor_bytes`.
+
+    Args:
+        device: Where the model is; on a CPU the resident set is watched.
+        floor_bytes: What to subtract, usually the resident set before the base was loaded.
+    """
+
+    def __init__(self, device: torch.device, floor_bytes: int) -> None:
+        self.device = device
+        self.floor_bytes = floor_bytes
+        self.peak_bytes = 0
+        self._sampled = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif not self._reset_high_water():
+            self._thread = threading.Thread(target=self._sample, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.device.type == "cuda":
+            import torch
+
+            self.peak_bytes = torch.cuda.max_memory_allocated(self.device)
+            return
+        if self._thread:
+            self._stop.set()
+            self._thread.join()
+            peak = max(self._sampled, resident_bytes())
+        else:
+            line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+            peak = int(line.split()[1]) * 1024
+        self.peak_bytes = max(0, peak - self.floor_bytes)
+
+    def _reset_high_water(self) -> bool:
+        try:
+            CLEAR_REFS.write_text("5")
+        except OSError:
+            return False
+        return STATUS.exists()
+
+    def _sample(self) -> None:
+        while not self._stop.wait(SAMPLE_SECONDS):
+            self._sampled = max(self._sampled, resident_bytes())

@@ -1,0 +1,381 @@
+"""From the recipe's `model` to tensors: the quantised base with its tokenizer, and the adapter on top of it.
+
+transformers, peft, bitsandbytes and Accelerate's device maps are used here and in `adapters/` and `quants/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfadapt import kinds, samples
+from hfadapt.adapters import Context
+from hfadapt.errors import RequestError, RunError
+from hfadapt.recipe import Lock
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+CONFIG_IDENTITY = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a base comes from.
+
+    Args:
+        path: Local folder, or a Hub id when nothing is on disk.
+        revision: Commit or branch on the Hub.
+        hub_id: The Hub's name of this model, for the card; None for a local folder.
+        license: As the source says; None when it is unknown offline.
+    """
+
+    asked: str
+    path: str
+    revision: str | None = None
+    hub_id: str | None = None
+    license: str | None = None
+    language: str | None = None
+    citation: str | None = None
+
+
+def resolve_model(model: str) -> ModelSource:
+    """Finds `sample:NAME`, a folder, a GGUF file or a Hub id (`id@revision`); samples and GGUF files are unpacked.
+
+    Raises:
+        RequestError: no such sample, or the path does not exist.
+    """
+    if model.startswith(samples.PREFIX):
+        entry = samples.model_entry(model.removeprefix(samples.PREFIX))
+        path = samples.model_path(entry.name)
+        return ModelSource(model, str(path), None, entry.hub_id, entry.license, entry.language, entry.citation)
+    local = Path(model).expanduser()
+    if local.suffix == ".gguf" and local.is_file():
+        return ModelSource(model, str(_dequantised(local)))
+    if local.is_dir():
+        return ModelSource(model, str(local.resolve()))
+    if model.startswith((".", "/", "~")) or local.suffix == ".gguf":
+        raise RequestError("the model does not exist", place=model, fix="give a folder, a GGUF file or a Hub id")
+    name, _, revision = model.partition("@")
+    return ModelSource(model, name, revision or None, name)
+
+
+def _dequantised(gguf: Path) -> Path:
+    digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
+    folder = samples.cache_folder() / "gguf" / digest[:16]
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-") as temporary:
+            ready = Path(temporary) / "ready"
+            ready.mkdir()
+            samples.dequantise(gguf, ready)
+            shutil.move(ready, folder)
+    return folder
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """The base's tokenizer; a missing pad token is replaced by the end token, which labels never see as padding."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source.path, revision=source.revision)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+@dataclass
+class Base:
+    """A loaded base.
+
+    Args:
+        model: The model with the task's head, frozen or not as the adapter will decide.
+        head_modules: Top-level modules beside the body, such as `classifier` or `lm_head`.
+        fresh_modules: Modules the checkpoint did not hold; they must be trained.
+        quantised_modules: Number of linear layers held in 4 or 8 bits.
+        parameters: Parameters of the base as its architecture counts them, quantised or not.
+        identity: Hashes that tell this base from another, as in the manifest.
+    """
+
+    source: ModelSource
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    head_modules: tuple[str, ...]
+    fresh_modules: tuple[str, ...]
+    quantised_modules: int
+    parameters: int
+    identity: dict[str, str | None]
+
+
+def device_map(device: torch.device, max_memory: Mapping[Any, int] | None) -> Any:
+    """One device for the whole model, or Accelerate's placement when the plan gives room per device."""
+    if max_memory:
+        return "auto"
+    return {"": device.index if device.type == "cuda" and device.index is not None else str(device)}
+
+
+def load_base(
+    lock: Lock,
+    labels: Sequence[str],
+    device: torch.device,
+    *,
+    seed: int | None = None,
+    max_memory: Mapping[Any, int] | None = None,
+) -> Base:
+    """Loads the base as the lock says, quantised while loading, with every dropout of the base off.
+
+    Dropout in a frozen base only adds noise to a low-rank update, and without it the result does not depend on the
+    number of processes or on what else drew random numbers.
+
+    Raises:
+        RequestError: the architecture has no such head.
+        RunError: a module that was to be quantised is not.
+    """
+    import torch
+    import transformers
+    from accelerate import init_empty_weights
+
+    source = resolve_model(lock.model)
+    task = kinds.load("tasks", lock.task)
+    auto = getattr(transformers, task.auto_class)
+    config = transformers.AutoConfig.from_pretrained(source.path, revision=source.revision)
+    config.update(task.model_options(labels))
+    for name, value in list(vars(config).items()):
+        if "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
+    tokenizer = load_tokenizer(source)
+    try:
+        with init_empty_weights():
+            skeleton = auto.from_config(config)
+    except ValueError as error:
+        raise RequestError(
+            f"this model cannot do {lock.task}", place=lock.model, got=config.model_type, allowed=str(error)[:300]
+        ) from None
+    if task.pipeline_tag == "text-classification" and config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    heads = tuple(
+        name
+        for name, child in skeleton.named_children()
+        if name != skeleton.base_model_prefix and any(True for _ in child.parameters())
+    )
+    quant = kinds.load("quants", lock.quant)
+    dtype = getattr(torch, lock.dtype)
+    compute = torch.bfloat16 if lock.dtype == "float32" else dtype
+    with torch.random.fork_rng():
+        torch.manual_seed(lock.train.seed if seed is None else seed)
+        model, info = auto.from_pretrained(
+            source.path,
+            revision=source.revision,
+            config=config,
+            dtype=dtype,
+            quantization_config=quant.config(compute, heads),
+            device_map=device_map(device, max_memory),
+            max_memory=dict(max_memory) if max_memory else None,
+            output_loading_info=True,
+        )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # bitsandbytes 0.50 repacks the weight in place at the first evaluation on such CPUs; training and merging
+            # on the packed weight are silently wrong afterwards.
+            module.support_avx512bf16_for_cpu = False
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    quantised = _check_quantised(model, skeleton, heads, quant.module_class)
+    fresh = tuple(dict.fromkeys(_owner(key, model) for key in sorted(info["missing_keys"])))
+    model.requires_grad_(False)
+    parameters = sum(p.numel() for p in skeleton.parameters())
+    known = _identity(model, tokenizer, skeleton, heads)
+    return Base(source, model, tokenizer, heads, fresh, quantised, parameters, known)
+
+
+def _identity(model: Any, tokenizer: PreTrainedTokenizerBase, skeleton: Any, heads: Sequence[str]) -> dict[str, str | None]:
+    """Hashes of the config's sizes, the body's parameter shapes, the vocabulary and the chat template."""
+    config = {key: getattr(model.config, key, None) for key in CONFIG_IDENTITY}
+    shapes = {
+        name: list(parameter.shape)
+        for name, parameter in skeleton.named_parameters()
+        if name.split(".")[0] not in heads
+    }
+    template = tokenizer.chat_template
+    return {
+        "config_sha256": json_sha256(config),
+        "shapes_sha256": json_sha256(shapes),
+        "tokenizer_sha256": json_sha256(sorted(tokenizer.get_vocab().items())),
+        "chat_template_sha256": json_sha256(template) if template else None,
+    }
+
+
+def _owner(key: str, model: PreTrainedModel) -> str:
+    """The module to train for a missing parameter: its top-level head, or the module itself inside the body."""
+    top = key.split(".")[0]
+    return key.rsplit(".", 1)[0] if top == model.base_model_prefix else top
+
+
+def _check_quantised(model: Any, skeleton: Any, heads: Sequence[str], module_class: str) -> int:
+    """Counts the quantised linear layers; raises RunError when one that should be is not."""
+    import torch
+
+    if module_class == "Linear":
+        return 0
+    wanted = {
+        name
+        for name, module in skeleton.named_modules()
+        if isinstance(module, torch.nn.Linear) and name.split(".")[0] not in heads
+    }
+    found = {name for name, module in model.named_modules() if type(module).__name__ == module_class}
+    if missing := sorted(wanted - found):
+        raise RunError(
+            f"{len(missing)} of {len(wanted)} linear layers were not quantised",
+            place=", ".join(missing[:4]) + (" …" if len(missing) > 4 else ""),
+            allowed=module_class,
+            fix="use quant=none, or a device where every layer fits without offloading",
+        )
+    return len(found)
+
+
+def attach_adapter(
+    base: Base,
+    lock: Lock,
+    batches: Callable[[], Iterable[Mapping[str, torch.Tensor]]] | None = None,
+) -> Any:
+    """Adds the recipe's adapter; only its parameters require gradients, and they are float32."""
+    import torch
+
+    task = kinds.load("tasks", lock.task)
+    context = Context(base.fresh_modules, base.head_modules, task.peft_task_type, base.source.path, batches)
+    with torch.random.fork_rng():
+        torch.manual_seed(lock.train.seed)
+        model = kinds.load("adapters", lock.adapter.method).attach(base.model, lock.adapter, context)
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+    if lock.train.checkpointing:
+        base.model.activation_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
+    """The parameters that are trained, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def low_rank_start(model: Any) -> dict[str, torch.Tensor]:
+    """Copies of A and B as initialised, needed to save methods that move part of W into them."""
+    return {name: p.detach().clone() for name, p in trainable(model).items() if "lora_A" in name or "lora_B" in name}
+
+
+def save_adapter(
+    model: Any, base: Base, lock: Lock, folder: Path, start: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, str]:
+    """Writes a folder that plain peft loads: safetensors and config, with the base's name instead of a local path.
+
+    Args:
+        start: `low_rank_start` of methods that changed the base; they are saved as A' = [A; A0], B' = [B, -B0], which
+            is the same update on the untouched base (Meng et al. 2024, arXiv 2404.02948, appendix).
+
+    Returns:
+        sha256 by file name.
+
+    Raises:
+        RunError: what was written is not what was trained.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".adapter.tmp-") as temporary:
+        ready = Path(temporary) / "adapter"
+        if lock.adapter.method == "full":
+            _save_full(model, base, lock, ready)
+        else:
+            _save_peft(model, base, ready, start)
+        base.tokenizer.save_pretrained(ready)
+        hashes = {path.name: file_sha256(path) for path in sorted(ready.iterdir())}
+        if folder.exists():
+            shutil.rmtree(folder)
+        ready.rename(folder)
+    return hashes
+
+
+def _save_full(model: Any, base: Base, lock: Lock, folder: Path) -> None:
+    import torch
+
+    model.to(getattr(torch, lock.dtype)).save_pretrained(folder)
+
+
+def _save_peft(model: Any, base: Base, folder: Path, start: Mapping[str, torch.Tensor] | None) -> None:
+    import copy
+
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file, save_file
+
+    from hfadapt.adapters import DEFAULT
+
+    config = copy.deepcopy(model.peft_config[DEFAULT])
+    state = get_peft_model_state_dict(model, adapter_name=DEFAULT, save_embedding_layers=False)
+    if start:
+        for name, first in start.items():
+            key = name.replace(f".{DEFAULT}.", ".")
+            low = "lora_A" in name
+            state[key] = torch.cat([state[key], first if low else -first], dim=0 if low else 1)
+        config.init_lora_weights = True
+        config.lora_alpha = config.lora_alpha * (2**0.5 if config.use_rslora else 2)
+        config.r *= 2
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise RunError("the adapter holds NaN or Inf", place=broken[0], got=f"{len(broken)} tensors")
+    config.inference_mode = True
+    config.base_model_name_or_path = base.source.hub_id or Path(base.source.path).name
+    folder.mkdir(parents=True)
+    config.save_pretrained(folder)
+    save_file(state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    written = load_file(folder / ADAPTER_WEIGHTS)
+    if written.keys() != state.keys() or not all(torch.equal(written[name], state[name]) for name in state):
+        raise RunError("the adapter on disk differs from the trained one", place=str(folder))
+
+
+def open_adapter(base: Base, folder: Path, method: str, device: torch.device) -> Any:
+    """Puts a saved adapter on a freshly loaded base, for inference.
+
+    Raises:
+        RunError: tensors are missing, or none of the adapter's were used.
+    """
+    if method == "full":
+        return _open_full(base, folder, device)
+    from peft import PeftModel
+    from safetensors import safe_open
+
+    model = PeftModel.from_pretrained(base.model, str(folder), torch_device=str(device))
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+        expected = len(list(file.keys()))
+    from peft import get_peft_model_state_dict
+
+    found = len(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if found != expected:
+        raise RunError("the adapter does not match the base", place=str(folder), got=f"{found} of {expected} tensors")
+    return model.requires_grad_(False).eval()
+
+
+def _open_full(base: Base, folder: Path, device: torch.device) -> Any:
+    model = type(base.model).from_pretrained(folder, dtype=base.model.dtype, device_map={"": str(device)})
+    return model.requires_grad_(False).eval()
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def json_sha256(value: Any) -> str:
+    """Hex sha256 of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,400 @@
+"""The flow: plan → data → train → evaluate → card for every cell; what is done and unchanged is kept.
+
+A failed cell is noted and the others go on; an interrupted one continues from its checkpoint the next time.
+"""
+
+from __future__ import annotations
+
+import shutil
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfadapt import __version__, kinds
+from hfadapt.errors import DataError, HfadaptError, RequestError
+from hfadapt.plan import lock as lock_cell
+from hfadapt.plan import make_plan
+from hfadapt.progress import Progress, Silent
+from hfadapt.recipe import Lock, Recipe
+
+from hfadapt.records import DataRecord, Plan, Report
+from hfadapt.run_folder import Cell, Run
+
+if TYPE_CHECKING:
+    from hfadapt.data import DataReport, PreparedDomain
+    from hfadapt.launch import World
+
+STAGES = ("data", "plan", "train", "evaluate", "card")
+
+
+@dataclass
+class Pipeline:
+    """One recipe on its way through the stages.
+
+    Args:
+        recipe: What was asked for, narrowed to the cells to do.
+        recipe_folder: Relative sources are looked for here first.
+        folder: The run folder.
+        until: The last stage to do.
+        fresh: Start the cells over.
+    """
+
+    recipe: Recipe
+    recipe_folder: Path
+    folder: Path
+    world: World
+    progress: Progress
+    until: str = "card"
+    fresh: bool = False
+
+    def run(self) -> Report:
+        """Every cell; returns the report that was written.
+
+        Raises:
+            KeyboardInterrupt: after the interrupted cell's checkpoint and the report were written.
+        """
+        run = Run(self.folder)
+        first = self.world.on_main(lambda: make_plan(self.recipe, processes=self.world.size))
+        prepared = self.world.on_main(self._prepare)
+        try:
+            for domain, target in self.recipe.cells():
+                self._cell(run.cell(domain, target), prepared[domain], first)
+        finally:
+            report = self.world.on_main(lambda: write_report(run, self.recipe))
+        return report
+
+    def _prepare(self) -> Mapping[str, PreparedDomain]:
+        from hfadapt.data import prepare
+
+        return prepare(self.recipe, recipe_folder=self.recipe_folder, progress=self.progress.say)
+
+    def _cell(self, cell: Cell, prepared: PreparedDomain, first: Plan) -> None:
+        hashes = stage_hashes(self.recipe, cell, prepared)
+        on_main = self.world.on_main
+        on_main(lambda: self._start(cell, hashes))
+        if all(self._done(cell, stage, hashes) for stage in self._wanted()):
+            self.progress.say(f"{cell.domain} on {cell.target}: done already, kept (--fresh starts over)")
+            return
+        work: dict[str, Callable[[], Any]] = {
+            "data": lambda: on_main(lambda: prepared.deliver(cell.folder)),
+            "plan": lambda: on_main(lambda: self._plan(cell)),
+            "train": lambda: self._train(cell, hashes["train"]),
+            "evaluate": lambda: self._evaluate(cell),
+            "card": lambda: on_main(lambda: self._card(cell)),
+        }
+        try:
+            for stage in self._wanted():
+                if not self._done(cell, stage, hashes):
+                    work[stage]()
+                    on_main(lambda stage=stage: self._mark(cell, stage, hashes))  # type: ignore[misc]
+            on_main(lambda: self._close(cell))
+        except KeyboardInterrupt:
+            on_main(lambda: cell.set_state(status="interrupted", error="interrupted; run the command again to go on"))
+            raise
+        except HfadaptError as error:
+            self._fail(cell, str(error))
+        except Exception as error:
+            if self.world.size > 1:
+                # The other processes wait for this one: let the launcher end them all.
+                raise
+            (cell.folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
+            self._fail(cell, f"{type(error).__name__}: {error} (details: {cell.folder / 'error.log'})")
+
+    # --- stages ------------------------------------------------------------------------------------------------------
+
+    def _plan(self, cell: Cell) -> None:
+        """The final plan, now that token lengths are known, and the audit of the rows under it."""
+        from hfadapt.model import load_tokenizer, resolve_model
+        from hfadapt.recipe_file import save_recipe
+
+        recipe = narrow(self.recipe, cell)
+        tokenizer = load_tokenizer(resolve_model(recipe.model))
+        record = measure_lengths(cell, recipe, tokenizer)
+        plan = make_plan(recipe, data={cell.domain: record}, processes=self.world.size)
+        plan.write(cell.folder / "plan.json")
+        decided = plan.cells[0]
+        lock = lock_cell(recipe, decided)
+        save_recipe(lock, cell.folder / "lock.yaml", full=True)
+        if not decided.fits:
+            cell.set_state(status="does-not-fit")
+            raise RequestError(str(plan))
+        audit_cell(cell, lock, tokenizer, record)
+
+    def _train(self, cell: Cell, identity: str) -> None:
+        from hfadapt.train import train_cell
+
+        train_cell(cell, self.world, identity=identity, progress=self.progress)
+
+    def _evaluate(self, cell: Cell) -> None:
+        from hfadapt.evaluate import evaluate_cell
+
+        evaluate_cell(cell, self.world, self.progress)
+
+    def _card(self, cell: Cell) -> None:
+        from hfadapt.card import build_card
+
+        build_card(cell)
+
+    # --- bookkeeping -------------------------------------------------------------------------------------------------
+
+    def _wanted(self) -> Sequence[str]:
+        return STAGES[: STAGES.index(self.until) + 1]
+
+    def _done(self, cell: Cell, stage: str, hashes: Mapping[str, str]) -> bool:
+        return cell.state.stages.get(stage) == hashes[stage]
+
+    def _start(self, cell: Cell, hashes: Mapping[str, str]) -> None:
+        """Makes the folder; an earlier result that something else was asked for is kept aside, not overwritten."""
+        state = cell.state
+        changed = "train" in state.stages and state.stages["train"] != hashes["train"]
+        if self.fresh and cell.folder.exists():
+            shutil.rmtree(cell.folder)
+        elif changed:
+            kept = self.folder / ".kept" / f"{cell.domain}-{cell.target}-{state.stages['train'][:8]}"
+            shutil.rmtree(kept, ignore_errors=True)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            cell.folder.rename(kept)
+            self.progress.say(f"{cell.domain} on {cell.target}: recipe or data changed; earlier result kept in {kept}")
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        if not all(self._done(cell, stage, hashes) for stage in self._wanted()):
+            cell.set_state(status="pending", error=None)
+
+    def _mark(self, cell: Cell, stage: str, hashes: Mapping[str, str]) -> None:
+        cell.set_state(stages={**cell.state.stages, stage: hashes[stage]})
+
+    def _close(self, cell: Cell) -> None:
+        evaluated = (cell.folder / "evaluation.json").exists() and self.until in ("evaluate", "card")
+        missed = cell.evaluation.gates_failed if evaluated else ()
+        done = self.until == "card"
+        cell.set_state(
+            status="failed" if missed else "done" if done else "pending", error="; ".join(missed) or None
+        )
+
+    def _fail(self, cell: Cell, message: str) -> None:
+        self.progress.say(f"{cell.domain} on {cell.target} failed:\n{message}")
+        status = "does-not-fit" if cell.state.status == "does-not-fit" else "failed"
+        if self.world.is_main:
+            cell.set_state(status=status, error=message)
+
+
+def narrow(recipe: Recipe, cell: Cell) -> Recipe:
+    """The recipe of one cell."""
+    return recipe.model_copy(
+        update={"domains": {cell.domain: recipe.domains[cell.domain]}, "targets": (cell.target,)}
+    )
+
+
+def stage_hashes(recipe: Recipe, cell: Cell, prepared: PreparedDomain) -> dict[str, str]:
+    """For each stage, the hash of what its result depends on, earlier stages included."""
+    from hfadapt.model import file_sha256, json_sha256
+
+    rows = {path.name: file_sha256(path) for path in sorted((prepared.folder / "data").glob("*.parquet"))}
+    asked = narrow(recipe, cell).model_dump(mode="json")
+    evaluate = asked.pop("evaluate")
+    data = json_sha256([rows, prepared.record.fingerprint])
+    train = json_sha256([rows, asked])
+    evaluated = json_sha256([train, evaluate])
+    return {
+        "data": data,
+        "plan": train,
+        "train": train,
+        "evaluate": evaluated,
+        "card": json_sha256([evaluated, data, __version__]),
+    }
+
+
+def measure_lengths(cell: Cell, recipe: Recipe, tokenizer: Any) -> DataRecord:
+    """The cell's data record with the token lengths of its splits, as the model's tokenizer counts them."""
+    from hfadapt.data import lengths, read_split
+
+    task, record = kinds.load("tasks", recipe.task), cell.data
+    if record.form not in task.forms:
+        raise DataError(
+            f"{recipe.task} cannot learn from rows of this form",
+            place=f"domains.{cell.domain}",
+            got=record.form,
+            allowed=", ".join(sorted(task.forms)),
+            fix="name the columns (domains.NAME.columns), give a template, or choose another task",
+        )
+    measured = {
+        split: lengths(rows, task, tokenizer, labels=record.labels)
+        for split in ("train", "validation", "test")
+        if (rows := read_split(cell.folder, split))
+    }
+    return record.model_copy(update={"lengths": measured})
+
+
+def audit_cell(cell: Cell, lock: Lock, tokenizer: Any, record: DataRecord) -> DataRecord:
+    """Looks at the rows as training will see them and writes data.json with what was found.
+
+    Raises:
+        DataError: there are hard findings.
+    """
+    from hfadapt.data import audit, drop_too_long, require_clean
+
+    task = kinds.load("tasks", lock.task)
+    options = {"max_length": lock.data.max_length, "labels": record.labels}
+    record.write(cell.folder / "data.json")
+    if lock.data.too_long == "drop":
+        record = drop_too_long(cell.folder, task, tokenizer, **options)
+    found = audit(cell.folder, task, tokenizer, similarity=lock.data.dedupe.similarity, **options)
+    record = record.model_copy(update={"audit": found})
+    record.write(cell.folder / "data.json")
+    require_clean(found, f"{cell.domain} on {cell.target}")
+    return record
+
+
+def write_report(run: Run, recipe: Recipe) -> Report:
+    """report.json and report.md of all cells of the run, those of this recipe first."""
+    asked = [run.cell(domain, target) for domain, target in recipe.cells()]
+    others = [cell for cell in run.cells() if cell.folder not in {other.folder for other in asked}]
+    cells = [cell for cell in [*asked, *others] if cell.folder.exists()]
+    report = Report(
+        recipe=recipe.name,
+        model=recipe.model,
+        task=recipe.task,
+        cells=tuple(cell.report() for cell in cells),
+        next_commands=next_commands(run, cells),
+    )
+    run.write_report(report)
+    return report
+
+
+def next_commands(run: Run, cells: Sequence[Cell]) -> tuple[str, ...]:
+    """What to type next."""
+    done = [cell for cell in cells if cell.state.status == "done"]
+    if not done:
+        return ()
+    best = done[0]
+    example = '"text"' if kinds.load("tasks", best.lock.task).pipeline_tag != "text-generation" else '"prompt"'
+    return (
+        f"hfadapt predict {best.folder} {example}",
+        f"hfadapt publish {best.folder} --repo USER/NAME",
+    )
+
+
+def plan_recipe(recipe: Recipe, runs: Path = Path("runs")) -> Plan:
+    """The plan of every cell; lengths come from cells that are prepared already, else they are assumed.
+
+    Raises:
+        RequestError: the recipe asks for what its targets cannot do.
+    """
+    quiet_libraries()
+    run = Run(runs / recipe.name)
+    known = {}
+    for domain, target in recipe.cells():
+        cell = run.cell(domain, target)
+        if (cell.folder / "data.json").exists():
+            known[domain] = cell.data
+    return make_plan(recipe, data=known)
+
+
+def check_recipe(recipe: Recipe, recipe_folder: Path, say: Callable[[str], None]) -> DataReport:
+    """Prepares and audits every domain in a temporary place; changes no run."""
+    import tempfile
+
+    from hfadapt.data import DataReport, prepare
+    from hfadapt.model import load_tokenizer, resolve_model
+
+    quiet_libraries()
+    prepared = prepare(recipe, recipe_folder=recipe_folder, progress=say)
+    tokenizer = load_tokenizer(resolve_model(recipe.model))
+    records = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for domain in recipe.domains:
+            cell = Run(Path(temporary)).cell(domain, recipe.targets[0])
+            prepared[domain].deliver(cell.folder)
+            narrowed = narrow(recipe, cell)
+            record = measure_lengths(cell, narrowed, tokenizer)
+            lock = lock_cell(narrowed, make_plan(narrowed, data={domain: record}).cells[0])
+            try:
+                audit_cell(cell, lock, tokenizer, record)
+            except DataError:
+                if cell.data.audit is None:
+                    raise
+            records.append(cell.data)
+    return DataReport(records, recipe.name)
+
+
+def renew_report(folder: Path) -> Report:
+    """Writes report.json and report.md of a run again from its cells' records, and returns the report.
+
+    Raises:
+        RequestError: there is no run in this folder.
+    """
+    run = Run(folder)
+    cells = run.cells()
+    if not cells:
+        raise RequestError("this is not a run", place=str(folder), fix="give a folder such as runs/NAME")
+    lock = next((cell.lock for cell in cells if (cell.folder / "lock.yaml").exists()), None)
+    if lock is None:
+        return run.report
+    return write_report(run, lock.model_copy(update={"domains": {}}))
+
+
+def run_recipe(
+    recipe: Recipe,
+    *,
+    recipe_folder: Path = Path(),
+    folder: Path | None = None,
+    until: str = "card",
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """Does everything for every cell of a recipe and returns the run, which shows itself.
+
+    Args:
+        recipe: From `load_recipe`.
+        folder: The run folder; `runs/NAME` by default.
+        until: The last stage: data, plan, train, evaluate or card.
+        fresh: Start over instead of keeping what is done.
+
+    Raises:
+        RequestError: another run is using the folder, or fewer processes started than were asked for.
+        KeyboardInterrupt: finished cells and the last checkpoint are on disk.
+    """
+    from filelock import FileLock, Timeout
+
+    from hfadapt.launch import World, check_world
+
+    check_world(recipe.processes)
+    folder = folder or Path("runs") / recipe.name
+    folder.mkdir(parents=True, exist_ok=True)
+    quiet_libraries()
+    world = World(recipe.train.trackers, folder)
+    lock = FileLock(folder / ".lock", timeout=0)
+
+    def claim() -> None:
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RequestError(
+                "another run is using this folder",
+                place=str(folder),
+                fix="wait for it to end, or give another folder with --runs",
+            ) from None
+
+    world.on_main(claim)
+    try:
+        Pipeline(recipe, recipe_folder, folder, world, progress or Silent(), until, fresh).run()
+    finally:
+        lock.release()
+    return Run(folder)
+
+
+def quiet_libraries() -> None:
+    """Progress bars and hints of the libraries would tear the run's own display."""
+    import logging
+    import warnings
+
+    import datasets
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    logging.getLogger("accelerate").setLevel(logging.ERROR)

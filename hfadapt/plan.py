@@ -1,0 +1,610 @@
+"""The plan: every `auto` of a recipe answered, per cell, with a reason and what was rejected, before any download.
+
+For a target the planner lists configurations (storage x checkpointing x micro-batch), predicts memory and time of
+each, and takes the fastest that fits with the recipe's margin. What the effective batch contains never depends on the
+target, so the same recipe learns the same thing everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hfadapt import hardware, kinds, memory
+from hfadapt.errors import Problem, RequestError
+from hfadapt.facts import ModelFacts, model_facts
+from hfadapt.hardware import Target
+from hfadapt.memory import Workload
+from hfadapt.recipe import AUTO, THIS_MACHINE, Lock, Recipe
+from hfadapt.records import Alternative, CellPlan, DataRecord, Decision, Lengths, PhaseMemory, Plan, Rejected
+from hfadapt.show import show_bytes, show_seconds
+
+# --- default hyper-parameters, with their reasons --------------------------------------------------------------------
+
+SMALL_ENCODER_PARAMETERS = 100_000_000
+SMALL_LM_PARAMETERS = 500_000_000
+SMALL_WEIGHTS_BYTES = 2_000_000_000
+
+DEFAULTS: dict[str, tuple[Any, str]] = {
+    "adapter.method": ("lora", "reaches full fine-tuning on most tasks at under 1 % of its trained weights"),
+    "adapter.rank": (16, "ranks above 16 rarely gain on data sets of this size"),
+    "adapter.alpha": (32.0, "twice the rank, so the learning rate keeps its meaning when the rank changes"),
+    "adapter.dropout": (0.0, "short runs with few trained weights do not overfit enough to need it"),
+    "adapter.modules": (("all-linear",), "adapting every linear layer beats more rank on fewer of them"),
+    "train.schedule": ("linear", "falls to zero, so the last weights are settled"),
+    "train.warmup_ratio": (0.06, "lets the optimizer's second moments settle before full steps"),
+    "train.weight_decay": (0.0, "low-rank adapters are small already"),
+    "train.optimizer": ("adamw", "its states exist for trained weights only, so they are small"),
+}
+ENCODER_DEFAULTS: dict[str, tuple[Any, str]] = {
+    "train.learning_rate": (3e-4, "usual for LoRA on encoders of 100 M parameters and more"),
+    "train.batch_rows": (32, "enough rows for every class to appear in most steps"),
+    "train.epochs": (2.0, "one pass leaves a fresh head short of training; more passes gain little"),
+}
+LM_DEFAULTS: dict[str, tuple[Any, str]] = {
+    "train.learning_rate": (2e-4, "usual for LoRA on language models"),
+    "train.batch_rows": (16, "many optimizer steps per pass matter more than a large batch on small data"),
+    "train.epochs": (1.0, "language models memorise repeated rows quickly"),
+}
+ASSUMED_TOKENS = {"causal-lm": 512}
+ASSUMED_TOKENS_OTHERWISE = 128
+ASSUMED_ROWS = 2000
+ASSUMED_LABELS = 3
+EVALUATIONS = 4
+LONGEST_TOKENS = 4096
+"""An automatic length never exceeds this; longer ones must be asked for."""
+
+# Shares of the published matrix rate that a training loop reaches, and tokens per micro-batch at which half of that is
+# lost to overheads; both from this project's own runs on CPU and from published GPU runs, so they are rough.
+REACHED_RATIO = {"cpu": 0.2, "gpu": 0.35}
+HALF_RATE_TOKENS = {"cpu": 64, "gpu": 1024}
+QUALITY_BIAS = {"none": 1.0, "int8": 1.15, "nf4": 1.2, "fp4": 1.25}
+"""A quantised base must be this much faster to be preferred over one that needs no quantisation."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the data asks for: token lengths, rows, labels, and where these figures come from."""
+
+    basis: str
+    longest_tokens: int
+    mean_tokens: float
+    labelled_tokens: int
+    rows: int | None
+    labels: int
+    small_label_set: bool
+    lengths: Lengths | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One configuration with its predictions."""
+
+    workload: Workload
+    phases: tuple[PhaseMemory, ...]
+    seconds_per_step: float | None
+    asked_cost: float = 1.0
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(phase.total_bytes for phase in self.phases)
+
+    @property
+    def cost(self) -> float:
+        """Seconds per optimizer step, biased towards unquantised storage; without a rate, an order of preference."""
+        seconds = self.seconds_per_step if self.seconds_per_step is not None else 1.0 + self.workload.checkpointing
+        return seconds * QUALITY_BIAS.get(self.workload.quant, 1.0) * self.asked_cost
+
+    @property
+    def name(self) -> str:
+        work = self.workload
+        return (
+            f"{work.quant}/{work.dtype}, micro-batch {work.micro_batch_rows}, "
+            f"checkpointing {'on' if work.checkpointing else 'off'}"
+        )
+
+
+@dataclass
+class Decisions:
+    """Collects decisions in order; a field that the user set is taken over as it is."""
+
+    recipe: Recipe
+    made: list[Decision] = field(default_factory=list)
+
+    def asked(self, name: str) -> Any:
+        """The value in the recipe, or None when it is `auto`."""
+        value: Any = self.recipe
+        for part in name.split("."):
+            value = getattr(value, part)
+        return None if value == AUTO else value
+
+    def settle(self, name: str, value: Any, reason: str, rejected: tuple[Rejected, ...] = ()) -> Any:
+        """Records and returns the value of a field."""
+        asked = self.asked(name)
+        if asked is not None:
+            self.made.append(Decision(field=name, value=asked, asked=True, reason="set in the recipe"))
+            return asked
+        self.made.append(Decision(field=name, value=value, asked=False, reason=reason, rejected=rejected))
+        return value
+
+    def default(self, name: str, table: Mapping[str, tuple[Any, str]]) -> Any:
+        """Settles a field from a table of defaults."""
+        value, reason = table[name]
+        return self.settle(name, value, reason)
+
+    def value(self, name: str) -> Any:
+        """A value settled before."""
+        return next(decision.value for decision in self.made if decision.field == name)
+
+
+def make_plan(
+    recipe: Recipe, *, data: Mapping[str, DataRecord] | None = None, processes: int | None = None
+) -> Plan:
+    """The plan of every cell. Reads configs only: no weights, no data.
+
+    Args:
+        recipe: What was asked for.
+        data: Prepared domains by name; lengths and rows of the others are assumed, and `data_basis` says so.
+        processes: Training processes; by default the recipe's, or one per device of the target.
+
+    Raises:
+        RequestError: the model cannot do the task, or something was asked for that a target or method cannot do; all
+            such problems at once.
+    """
+    problems: list[Problem] = []
+    cells: list[CellPlan] = []
+    parameters = 0
+    machine: Target | None = None
+    for domain, name in recipe.cells():
+        target = hardware.target(name)
+        if not target.trains or name == THIS_MACHINE:
+            machine = machine or hardware.this_machine()
+        trainer = machine if (machine is not None and (not target.trains or name == THIS_MACHINE)) else target
+        work = _work(recipe, domain, (data or {}).get(domain))
+        facts = model_facts(recipe.model, recipe.task, work.labels)
+        parameters = max(parameters, facts.parameters)
+        found = _impossible(recipe, trainer)
+        problems.extend(problem for problem in found if problem not in problems)
+        if not found:
+            cells.append(_plan_cell(recipe, domain, target, trainer, facts, work, processes))
+    if problems:
+        raise RequestError("the recipe asks for what its targets cannot do", problems=problems)
+    return Plan(recipe=recipe.name, model=recipe.model, parameters=parameters, cells=tuple(cells))
+
+
+def lock(recipe: Recipe, cell: CellPlan) -> Lock:
+    """The recipe of one cell with every `auto` replaced by the plan's value; it can be run again as it is."""
+    fields = recipe.model_dump(mode="json")
+    fields["domains"] = {cell.domain: fields["domains"][cell.domain]}
+    fields["targets"] = [cell.target]
+    for decision in cell.decisions:
+        *sections, last = decision.field.split(".")
+        place = fields
+        for section in sections:
+            place = place[section]
+        place[last] = decision.value
+    return Lock.model_validate(fields)
+
+
+# --- what is asked for -----------------------------------------------------------------------------------------------
+
+
+def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
+    """Lengths and rows from the prepared data, else assumptions."""
+    asked = recipe.domains[domain]
+    generative = recipe.task == "causal-lm"
+    if record is not None and "train" in record.lengths:
+        lengths = record.lengths["train"]
+        labelled = lengths.mean
+        if record.audit is not None and record.audit.rows:
+            labelled = record.audit.labelled_tokens / record.audit.rows
+        return Work(
+            basis=f"{lengths.rows:,} training rows, measured: mean {lengths.mean:.0f}, longest {lengths.longest} tokens",
+            longest_tokens=lengths.longest,
+            mean_tokens=lengths.mean,
+            labelled_tokens=math.ceil(labelled),
+            rows=record.splits.get("train", lengths.rows),
+            labels=len(record.labels) or 2,
+            small_label_set=bool(record.labels),
+            lengths=lengths,
+        )
+    longest = ASSUMED_TOKENS.get(recipe.task, ASSUMED_TOKENS_OTHERWISE)
+    labels = len(asked.labels) if asked.labels else ASSUMED_LABELS
+    template = recipe.template_of(domain)
+    from_label = bool(template and template.completion and "{label}" in template.completion)
+    return Work(
+        basis=f"not prepared yet: rows of up to {longest} tokens assumed",
+        longest_tokens=longest,
+        mean_tokens=longest / 2,
+        labelled_tokens=longest // 2 if generative and not from_label else 8,
+        rows=recipe.data.train_rows,
+        labels=labels,
+        small_label_set=bool(asked.labels) or from_label,
+    )
+
+
+def _impossible(recipe: Recipe, target: Target) -> list[Problem]:
+    """Everything that was asked for and cannot be done on this target."""
+    found = []
+    if recipe.dtype not in (AUTO, *target.dtypes):
+        found.append(
+            Problem(
+                f"{target.name} has no {recipe.dtype}",
+                place="dtype",
+                got=recipe.dtype,
+                allowed=", ".join(target.dtypes),
+                fix="leave dtype: auto, so that each target gets what it can do",
+            )
+        )
+    if recipe.quant not in (AUTO, "none", *target.quants):
+        found.append(
+            Problem(
+                f"bitsandbytes stores no {recipe.quant} on {target.name}",
+                place="quant",
+                got=recipe.quant,
+                allowed=", ".join(("none", *target.quants)),
+                fix="leave quant: auto, so that each target gets what it can do",
+            )
+        )
+    if recipe.adapter.method != AUTO and recipe.quant != AUTO:
+        method = kinds.load("adapters", recipe.adapter.method)
+        if recipe.quant not in method.quants:
+            found.append(
+                Problem(
+                    f"{method.name} does not work on a {recipe.quant} base: {method.reason}",
+                    place="adapter.method",
+                    got=f"{method.name} with quant {recipe.quant}",
+                    allowed=f"quant: {', '.join(sorted(method.quants))}",
+                    fix="leave quant: auto, or choose another adapter method",
+                )
+            )
+    return found
+
+
+# --- one cell --------------------------------------------------------------------------------------------------------
+
+
+def _plan_cell(
+    recipe: Recipe,
+    domain: str,
+    target: Target,
+    trainer: Target,
+    facts: ModelFacts,
+    work: Work,
+    processes: int | None,
+) -> CellPlan:
+    decided = Decisions(recipe)
+    length = _settle_data(decided, facts, work)
+    _settle_training(decided, recipe, facts, work)
+    world = _processes(recipe, trainer, processes, decided.value("train.batch_rows"))
+    budget = int(trainer.budget_bytes * (1 - recipe.memory_margin))
+    candidates = list(_candidates(decided, recipe, facts, work, trainer, length, world))
+    fitting = [c for c in candidates if c.peak_bytes <= budget]
+    chosen = min(fitting, key=lambda c: c.cost) if fitting else min(candidates, key=lambda c: c.peak_bytes)
+    _settle_storage(decided, chosen, candidates, budget, trainer, facts)
+    _settle_evaluation(decided, recipe, facts, chosen, work, budget)
+    decided.made.append(
+        Decision(
+            field="processes",
+            value=world,
+            asked="processes" in recipe.model_fields_set or processes is not None,
+            reason=f"one for each of {trainer.devices} devices" if world > 1 else "one device",
+        )
+    )
+    final = chosen.workload.model_copy(update={"evaluate_rows": decided.value("evaluate.batch_rows")})
+    phases = memory.predict(facts, final)
+    peak = max(phase.total_bytes for phase in phases)
+    fits = peak <= budget
+    alternatives = () if fits else tuple(_alternatives(decided, recipe, facts, trainer, final, budget))
+    seconds, rate = _time(chosen, work, decided, world)
+    warnings, served = _served(target, facts)
+    if trainer.devices > 1 and world < trainer.devices:
+        warnings.append(f"{world} of {trainer.devices} devices are used: the effective batch divides no further")
+    return CellPlan(
+        domain=domain,
+        target=target.name,
+        decisions=tuple(decided.made),
+        memory=phases,
+        budget_bytes=budget,
+        margin=recipe.memory_margin,
+        fits=fits and served,
+        trains_on=trainer.name,
+        predicted_seconds=seconds,
+        predicted_tokens_per_second=rate,
+        data_basis=work.basis,
+        alternatives=alternatives,
+        warnings=tuple(warnings),
+    )
+
+
+def _settle_data(decided: Decisions, facts: ModelFacts, work: Work) -> int:
+    cap = min(facts.max_positions or LONGEST_TOKENS, LONGEST_TOKENS)
+    longest = min(cap, -(-work.longest_tokens // 8) * 8)
+    reason = f"{work.basis}; rounded up to a multiple of 8"
+    if longest < work.longest_tokens:
+        reason = f"{work.basis}; longer ones are cut, as {cap} tokens is the most that is planned for this model"
+    rejected = []
+    if work.lengths is not None and work.lengths.p95 + 8 < longest:
+        rejected.append(Rejected(value=str(-(-work.lengths.p95 // 8) * 8), reason="would cut 5 % of the rows"))
+    length = int(decided.settle("data.max_length", max(8, longest), reason, tuple(rejected)))
+    decided.settle(
+        "data.packing", False, "rows are sorted by length and padded to the longest of their micro-batch only"
+    )
+    return length
+
+
+def _settle_training(decided: Decisions, recipe: Recipe, facts: ModelFacts, work: Work) -> None:
+    generative = facts.generates
+    table = {**DEFAULTS, **(LM_DEFAULTS if generative else ENCODER_DEFAULTS)}
+    if not generative and facts.parameters < SMALL_ENCODER_PARAMETERS:
+        table["train.learning_rate"] = (1e-3, "small encoders learn best at a high rate; 3e-4 is slower, not safer")
+    if generative and facts.parameters < SMALL_LM_PARAMETERS:
+        table["train.learning_rate"] = (5e-4, "language models under 500 M parameters bear a higher rate than 2e-4")
+    if "adapter.rank" in table and (rank := decided.asked("adapter.rank")) is not None:
+        table["adapter.alpha"] = (2.0 * rank, table["adapter.alpha"][1])
+    for name in (
+        "adapter.method",
+        "adapter.rank",
+        "adapter.alpha",
+        "adapter.dropout",
+        "adapter.modules",
+        "train.epochs",
+        "train.learning_rate",
+        "train.schedule",
+        "train.warmup_ratio",
+        "train.batch_rows",
+        "train.weight_decay",
+        "train.optimizer",
+    ):
+        decided.default(name, table)
+    rows = work.rows or ASSUMED_ROWS
+    steps = recipe.train.max_steps or math.ceil(rows * decided.value("train.epochs") / decided.value("train.batch_rows"))
+    every = max(1, steps // EVALUATIONS)
+    basis = f"{steps:,} steps" if work.rows or recipe.train.max_steps else f"{rows:,} rows assumed, so {steps:,} steps"
+    decided.settle("train.evaluate_every_steps", every, f"about {EVALUATIONS} times in a run: {basis}")
+    decided.settle(
+        "train.checkpoint_every_steps", decided.value("train.evaluate_every_steps"), "together with each validation"
+    )
+
+
+def _processes(recipe: Recipe, trainer: Target, processes: int | None, batch_rows: int) -> int:
+    """As asked, else one per device of a catalogued target; always a divisor of the effective batch."""
+    if processes is not None:
+        return processes
+    if "processes" in recipe.model_fields_set or trainer.name == THIS_MACHINE:
+        return recipe.processes
+    return max(n for n in range(1, trainer.devices + 1) if batch_rows % n == 0)
+
+
+def _storages(decided: Decisions, facts: ModelFacts, trainer: Target) -> list[tuple[str, str]]:
+    """(quant, dtype) pairs to consider, the preferred first."""
+    method = kinds.load("adapters", decided.value("adapter.method"))
+    fast = trainer.fast_dtype
+    small = facts.parameters * 4 < SMALL_WEIGHTS_BYTES and not facts.generates
+    order = ["float32", fast] if small else [fast, "float32"]
+    order += ["bfloat16"] if trainer.on_cpu else []
+    dtypes = [d for d in dict.fromkeys(order) if d in trainer.dtypes]
+    if (asked := decided.asked("dtype")) is not None:
+        dtypes = [asked]
+    half = next((d for d in (fast, *dtypes) if d != "float32" and d in trainer.dtypes), dtypes[0])
+    if asked is not None:
+        half = asked
+    quants = ["none", *(q for q in ("int8", "nf4") if q in trainer.quants)]
+    if (asked_quant := decided.asked("quant")) is not None:
+        quants = [asked_quant]
+    pairs = [(q, d) for q in quants if q in method.quants for d in (dtypes if q == "none" else [half])]
+    return pairs or [(quants[0], dtypes[0])]
+
+
+def _candidates(
+    decided: Decisions, recipe: Recipe, facts: ModelFacts, work: Work, trainer: Target, length: int, world: int
+) -> Iterator[Candidate]:
+    rows = max(1, decided.value("train.batch_rows") // world)
+    micros = [n for n in range(rows, 0, -1) if rows % n == 0]
+    if (asked_micro := decided.asked("train.micro_batch_rows")) is not None:
+        micros = [asked_micro]
+    checkpointing = decided.asked("train.checkpointing")
+    options = [False, True] if checkpointing is None else [checkpointing]
+    storages = _storages(decided, facts, trainer)
+    for rank, (quant, dtype) in enumerate(storages):
+        for checkpoint in options:
+            for micro in micros:
+                workload = Workload(
+                    quant=quant,
+                    dtype=dtype,
+                    matmul_dtype=trainer.fast_dtype if dtype == "float32" else dtype,
+                    method=decided.value("adapter.method"),
+                    rank=decided.value("adapter.rank"),
+                    modules=tuple(decided.value("adapter.modules")),
+                    checkpointing=checkpoint,
+                    optimizer=decided.value("train.optimizer"),
+                    micro_batch_rows=micro,
+                    length_tokens=length,
+                    labelled_tokens=min(length, work.labelled_tokens),
+                    evaluate_rows=1,
+                    device="cpu" if trainer.on_cpu else "gpu",
+                )
+                phases = memory.predict(facts, workload)
+                seconds = step_seconds(facts, workload, trainer, rows, min(length, work.mean_tokens))
+                # Within reach of each other, the preferred storage wins.
+                yield Candidate(workload, phases, seconds, 1.0 + 0.3 * rank)
+
+
+def step_seconds(
+    facts: ModelFacts, workload: Workload, target: Target, rows: int, tokens_per_row: float
+) -> float | None:
+    """Rough seconds of one optimizer step over `rows` rows in one process; None when the target's rate is unknown.
+
+    A frozen base costs 4 FLOP per weight and token (forward and input gradient), 6 when it is recomputed; training all
+    weights costs 6 and 8. Attention adds 4 T D FLOP per token and layer for each of these passes.
+    """
+    rate = target.tflops.get(workload.matmul_dtype) or target.tflops.get("float32")
+    if rate is None:
+        return None
+    device = "cpu" if target.on_cpu else "gpu"
+    passes = (3 if workload.method == "full" else 2) + workload.checkpointing
+    active = facts.parameters - facts.embedding_parameters
+    flop = passes * (2 * active + 4 * facts.layers * facts.hidden_size * tokens_per_row)
+    micro_tokens = workload.micro_batch_rows * tokens_per_row
+    reached = REACHED_RATIO[device] * micro_tokens / (micro_tokens + HALF_RATE_TOKENS[device])
+    seconds = rows * tokens_per_row * flop / (rate * 1e12 * reached)
+    if workload.quant != "none":
+        # Each use of a weight reads its stored bits and writes and reads it in the compute dtype.
+        bandwidth = target.bandwidth_bytes_per_second or 10e9
+        seconds += passes * (rows / workload.micro_batch_rows) * facts.linear_parameters * 4.5 / bandwidth
+    return seconds
+
+
+def _settle_storage(
+    decided: Decisions, chosen: Candidate, candidates: list[Candidate], budget: int, trainer: Target, facts: ModelFacts
+) -> None:
+    """Records quant, dtype, micro-batch and checkpointing with what was rejected for each."""
+    work = chosen.workload
+
+    def others(key: Any) -> tuple[Rejected, ...]:
+        """For every other value of a field, the best candidate with it, and why it lost."""
+        found: dict[Any, Candidate] = {}
+        for candidate in candidates:
+            value = key(candidate.workload)
+            if value == key(work):
+                continue
+            rank = (candidate.peak_bytes > budget, candidate.cost)
+            best = found.get(value)
+            if best is None or rank < (best.peak_bytes > budget, best.cost):
+                found[value] = candidate
+        return tuple(
+            Rejected(value=_value(value), reason=_why(candidate, chosen, budget)) for value, candidate in found.items()
+        )[:4]
+
+    fits = chosen.peak_bytes <= budget
+    figures = f"peak {show_bytes(chosen.peak_bytes)} of {show_bytes(budget)} usable"
+    plain = "the base fits unquantised" if fits else "nothing that was looked at fits; this needs the least"
+    reasons = {
+        "none": f"{plain}: {figures}",
+        "int8": f"an unquantised base needs too much or is slower: {figures}",
+        "nf4": f"an unquantised base needs too much or is slower: {figures}",
+    }
+    quant = decided.settle("quant", work.quant, reasons.get(work.quant, figures), others(lambda w: w.quant))
+    reason = f"the fastest matrix products of {trainer.name}"
+    if work.dtype == "float32" and work.matmul_dtype != "float32":
+        reason = f"a small model: stored in float32, so it loads alike everywhere; products run in {work.matmul_dtype}"
+    elif work.dtype == "float32":
+        reason = f"the fastest dtype of {trainer.name}" if trainer.fast_dtype == "float32" else "a small model"
+    elif quant != "none":
+        reason = f"what is not quantised, and all products: {reason}"
+    decided.settle("dtype", work.dtype, reason, others(lambda w: (w.quant, w.dtype)))
+    steps = decided.value("train.batch_rows")
+    decided.settle(
+        "train.micro_batch_rows",
+        work.micro_batch_rows,
+        f"the fastest that fits; accumulated to the effective batch of {steps} rows",
+        others(lambda w: w.micro_batch_rows),
+    )
+    reason = "needed to fit" if work.checkpointing else "fits without; recomputing would cost about half as much again"
+    decided.settle("train.checkpointing", work.checkpointing, reason, others(lambda w: w.checkpointing))
+
+
+def _value(value: Any) -> str:
+    return " ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _why(other: Candidate, chosen: Candidate, budget: int) -> str:
+    if other.peak_bytes > budget:
+        return f"does not fit: {show_bytes(other.peak_bytes)} of {show_bytes(budget)}"
+    seconds, best = other.seconds_per_step, chosen.seconds_per_step
+    peak = show_bytes(other.peak_bytes)
+    if seconds is None or best is None:
+        return f"fits in {peak}, but gives more up"
+    if seconds > best * 1.005:
+        return f"slower: {show_seconds(seconds)} a step instead of {show_seconds(best)}, in {peak}"
+    return f"not faster ({show_seconds(seconds)} a step), in {peak}"
+
+
+def _settle_evaluation(
+    decided: Decisions, recipe: Recipe, facts: ModelFacts, chosen: Candidate, work: Work, budget: int
+) -> None:
+    names = tuple(kinds.load("tasks", recipe.task).metrics)
+    reason = "the task's usual metrics"
+    if facts.generates and work.small_label_set:
+        names = ("label_accuracy", *(name for name in names if name != "label_accuracy"))
+        reason = "completions come from a small label set, so the choice among them is scored as well"
+    decided.settle("evaluate.metrics", names, reason)
+    rows = 64
+    while rows > 1:
+        phases = memory.predict(facts, chosen.workload.model_copy(update={"evaluate_rows": rows}))
+        if next(p for p in phases if p.phase == "evaluate").total_bytes <= min(budget, chosen.peak_bytes):
+            break
+        rows //= 2
+    decided.settle("evaluate.batch_rows", rows, "the most, up to 64, that needs no more memory than training")
+
+
+def _alternatives(
+    decided: Decisions, recipe: Recipe, facts: ModelFacts, trainer: Target, final: Workload, budget: int
+) -> Iterator[Alternative]:
+    """Up to three nearest plans that would fit, each with what it gives up; asked-for values may be given up too."""
+    steps: list[tuple[str, dict[str, Any], dict[str, Any], str]] = []
+    method = kinds.load("adapters", final.method)
+    least = {"train.checkpointing": True, "train.micro_batch_rows": 1}
+    base = {"checkpointing": True, "micro_batch_rows": 1, "evaluate_rows": 1}
+    slower = "speed: activations are recomputed, one row at a time"
+    quants = [q for q in ("int8", "nf4") if q in trainer.quants and q in method.quants and q != final.quant]
+    steps.append(("", {}, {}, slower))
+    for quant in quants:
+        steps.append(("", {"quant": quant}, {"quant": quant}, f"{slower}; some accuracy to {quant} weights"))
+    for divisor in (2, 4, 8):
+        short = max(8, final.length_tokens // divisor)
+        words = f"{slower}; everything after {short} tokens of a row"
+        changes = {"length_tokens": short, "labelled_tokens": min(short, final.labelled_tokens)}
+        steps.append(("", {"data.max_length": short}, changes, words))
+        for quant in quants[-1:]:
+            both = {"data.max_length": short, "quant": quant}
+            steps.append(("", both, {**changes, "quant": quant}, f"{words}; some accuracy to {quant} weights"))
+    found = 0
+    for _, fields, changes, words in steps:
+        peak = max(p.total_bytes for p in memory.predict(facts, final.model_copy(update={**base, **changes})))
+        if peak <= budget and found < 3:
+            found += 1
+            yield Alternative(changes={**least, **fields}, gives_up=words, predicted_peak_bytes=peak)
+    larger = sorted((hardware.target(n) for n in hardware.names()[1:]), key=lambda t: t.budget_bytes)
+    for target in larger:
+        if found >= 3:
+            return
+        usable = target.trains and target.budget_bytes > trainer.budget_bytes and final.dtype in target.dtypes
+        if not usable or final.quant not in ("none", *target.quants):
+            continue
+        on = final.model_copy(update={**base, "device": "cpu" if target.on_cpu else "gpu"})
+        peak = max(p.total_bytes for p in memory.predict(facts, on))
+        if peak <= target.budget_bytes * (1 - recipe.memory_margin):
+            found += 1
+            yield Alternative(
+                changes={"targets": target.name, **least}, gives_up="this target", predicted_peak_bytes=peak
+            )
+
+
+def _time(chosen: Candidate, work: Work, decided: Decisions, world: int) -> tuple[float | None, float | None]:
+    """Rough seconds of the whole training and tokens per second over all processes."""
+    if not chosen.seconds_per_step:
+        return None, None
+    rows = decided.value("train.batch_rows")
+    tokens = min(work.mean_tokens, chosen.workload.length_tokens)
+    rate = rows * tokens / chosen.seconds_per_step
+    steps = decided.recipe.train.max_steps
+    if steps is None and work.rows is not None:
+        steps = math.ceil(work.rows * decided.value("train.epochs") / rows)
+    return (steps * chosen.seconds_per_step if steps else None), rate
+
+
+def _served(target: Target, facts: ModelFacts) -> tuple[list[str], bool]:
+    """For a serve-only target: where it trains, and whether the exported model fits there."""
+    if target.trains:
+        return [], True
+    # Weights in 4 bits with their scales, everything else in 16 bits: llama.cpp's Q4_K_M is 4.85 bits a weight.
+    size = int(facts.linear_parameters * 4.85 / 8 + (facts.parameters - facts.linear_parameters) * 2)
+    fits = size * 1.2 <= target.budget_bytes
+    words = "fits" if fits else "DOES NOT FIT"
+    return [
+        f"{target.name} only serves: training runs on this machine, the result leaves as {target.export}; about "
+        f"{show_bytes(size)} in 4 bits {words} in the {show_bytes(target.budget_bytes)} one program has there"
+    ], fits

@@ -1,0 +1,367 @@
+"""Which settings of a recipe exclude each other; every entry says why and what to do instead.
+
+Every check reads the values leniently and stays silent about what it does not understand, so that it also works on a
+recipe with other faults.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from hfadapt import kinds
+from hfadapt.errors import nearest
+from hfadapt.recipe import AUTO, Lock
+from hfadapt.recipe_words import dig, dotted, show
+from hfadapt.yaml_lines import Keys, Tree
+
+PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
+_METRIC = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def check_settings(tree: Tree) -> None:
+    """Reports settings that cannot be together, whatever the files hold."""
+    check_names(tree)
+    for rule in RULES:
+        for at in rule.finds(tree):
+            tree.report(at, rule.what, got=_together(tree, at, rule.beside), allowed=rule.allowed, fix=rule.fix)
+    check_method(tree)
+    check_task(tree)
+    check_metrics(tree)
+    check_template_texts(tree)
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def check_names(tree: Tree) -> None:
+    """Names that become folders or classes must differ."""
+    seen: dict[str, str] = {}
+    for name in _section(tree, "domains"):
+        other = seen.setdefault(name.lower(), name)
+        if other != name:
+            tree.report(
+                ("domains", name),
+                "two domains differ only in capital letters, so their folders can collide",
+                got=f"{other} and {name}",
+                allowed="names that differ in lower case too",
+                fix=f"rename one, such as {name}-2",
+            )
+    lists: list[Keys] = [("targets",), *(("domains", name, "labels") for name in _section(tree, "domains"))]
+    for keys in lists:
+        values = dig(tree, keys)
+        if not isinstance(values, list):
+            continue
+        for index, value in enumerate(values):
+            if isinstance(value, str) and value in values[:index]:
+                tree.report(
+                    (*keys, index),
+                    f"{value!r} is named twice in `{dotted(keys)}`",
+                    got=show(values),
+                    allowed="every name once",
+                    fix="delete one of them",
+                )
+
+
+# --- settings that exclude each other --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One impossible combination.
+
+    Args:
+        finds: Yields the paths at which it occurs.
+        what: The reason why it cannot be.
+        allowed: What could be there.
+        fix: The next thing to do.
+        beside: Paths to show along with the one found.
+    """
+
+    finds: Callable[[Tree], Iterator[Keys]]
+    what: str
+    allowed: str
+    fix: str
+    beside: tuple[Keys, ...] = ()
+
+
+def _together(tree: Tree, at: Keys, beside: tuple[Keys, ...]) -> str:
+    return ", ".join(f"{dotted(keys)}: {show(dig(tree, keys))}" for keys in dict.fromkeys((at, *beside)))
+
+
+def _batch(tree: Tree) -> Iterator[Keys]:
+    whole, part = _number(tree, "train", "batch_rows"), _number(tree, "train", "micro_batch_rows")
+    if whole is not None and part is not None and part > whole:
+        yield ("train", "micro_batch_rows")
+
+
+def _characters(tree: Tree) -> Iterator[Keys]:
+    low, high = (_number(tree, "data", "clean", name) for name in ("min_characters", "max_characters"))
+    if low is not None and high is not None and low > high:
+        yield ("data", "clean", "min_characters")
+
+
+def _shares(tree: Tree) -> Iterator[Keys]:
+    given = {name: _number(tree, "data", name) for name in ("validation", "test")}
+    shares = [0.1 if value is None else value for value in given.values()]
+    if all(0 < share < 1 for share in shares) and sum(shares) >= 1:
+        yield ("data", max(given, key=lambda name: given[name] or 0.0))
+
+
+def _broken_counts(tree: Tree) -> Iterator[Keys]:
+    for name in ("validation", "test"):
+        value = _number(tree, "data", name)
+        if value is not None and value > 1 and value != int(value):
+            yield ("data", name)
+
+
+def _beside_sources(tree: Tree) -> Iterator[Keys]:
+    for name, domain in _domains(tree):
+        if _given(domain.get("sources")):
+            for key in ("columns", "config", "split", "revision", "rows"):
+                if _given(domain.get(key)) and domain[key] != {}:
+                    yield ("domains", name, key)
+
+
+RULES = (
+    Rule(
+        _batch,
+        "the rows of one step are more than the rows of the whole batch",
+        "micro_batch_rows ≤ batch_rows",
+        "lower train.micro_batch_rows, or leave it out: the plan then chooses",
+        (("train", "batch_rows"),),
+    ),
+    Rule(
+        _characters,
+        "no row can be that short and that long at once",
+        "min_characters ≤ max_characters",
+        "swap or correct the two",
+        (("data", "clean", "max_characters"),),
+    ),
+    Rule(
+        _shares,
+        "validation and test together leave no rows to train on",
+        "shares that add up to less than 1, or numbers of rows",
+        "lower them, such as validation: 0.1 and test: 0.1",
+        (("data", "validation"), ("data", "test")),
+    ),
+    Rule(
+        _broken_counts,
+        "a number of rows must be whole",
+        "a share > 0 and < 1, or a whole number of rows ≥ 1",
+        "write a share such as 0.1, or a number of rows such as 500",
+    ),
+    Rule(
+        _beside_sources,
+        "this describes one source, and the domain names several",
+        "sources: [{source: ..., columns: {...}}, ...]",
+        "put it on each entry of `sources`",
+    ),
+)
+
+
+def check_method(tree: Tree) -> None:
+    """The adapter method must work on the base's storage, and only low-rank methods have a rank."""
+    name, quant = dig(tree, ("adapter", "method")), dig(tree, ("quant",))
+    if not isinstance(name, str) or name not in kinds.names("adapters"):
+        return
+    method = kinds.load("adapters", name)
+    if quant in kinds.names("quants") and quant not in method.quants:
+        fitting = sorted(method.quants, key=lambda each: (each != "none", each))
+        tree.report(
+            ("adapter", "method"),
+            f"{name} does not work on a base stored as {quant}",
+            got=f"adapter.method: {name} with quant: {quant}" + (f"; {method.reason}" if method.reason else ""),
+            allowed=f"{name} with quant {' or '.join(fitting)}",
+            fix=f"set quant: {fitting[0]}, or adapter.method: lora",
+        )
+    if method.has_rank:
+        return
+    given = [key for key in ("rank", "alpha", "dropout", "modules") if _given(dig(tree, ("adapter", key)))]
+    if given and not _is_lock(tree):  # a lock answers every field, these too
+        for key in given:
+            tree.report(
+                ("adapter", key),
+                f"the method {name} has no {key}",
+                got=_together(tree, ("adapter", key), (("adapter", "method"),)),
+                allowed="method alone",
+                fix=f"delete `{key}`, or use a low-rank method such as lora",
+            )
+
+
+def check_task(tree: Tree) -> None:
+    """Templates, labels and columns must be of a kind that the task learns from."""
+    task = dig(tree, ("task",))
+    if not isinstance(task, str) or task not in kinds.names("tasks"):
+        return
+    forms = kinds.load("tasks", task).forms
+    writes = "completion" in forms or "messages" in forms
+
+    def refuse(at: Keys, what: str, fix: str) -> None:
+        fits = [name for name in kinds.names("tasks") if name != task]
+        allowed = f"{task} learns from {', '.join(_columns_of(forms))}; other tasks: {', '.join(fits) or 'none'}"
+        tree.report(at, what, got=f"{dotted(at)} with task: {task}", allowed=allowed, fix=fix)
+
+    for at, _ in _templates(tree):
+        if not writes:
+            refuse(
+                at, f"{task} writes no text, so a template has no use", "delete the template, or use task: causal-lm"
+            )
+    for name, domain in _domains(tree):
+        if domain.get("labels") and not forms & {"labelled", "completion"}:
+            refuse(("domains", name, "labels"), f"{task} learns no labels", "delete `labels`")
+    for at, columns in _columns(tree):
+        templated = writes and template_of(tree, str(at[1])) is not None
+        for part in ("messages", "prompt", "completion"):
+            form = "messages" if part == "messages" else "completion"
+            if columns.get(part) and form not in forms and not templated:
+                fix = "name the columns of text and label, or use task: causal-lm"
+                refuse((*at, part), f"{task} does not learn from {part}", fix)
+        if columns.get("label") and "labelled" not in forms and not templated:
+            fix = "add a template, such as prompt: '{text}' and completion: ' {label}'"
+            refuse((*at, "label"), f"{task} learns a label only through a template", fix)
+
+
+def check_metrics(tree: Tree) -> None:
+    """A gate needs a metric that is computed."""
+    listed = dig(tree, ("evaluate", "metrics"))
+    for name in _section(tree, "evaluate", "gates"):
+        at: Keys = ("evaluate", "gates", name)
+        if not _METRIC.fullmatch(name):
+            better = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+            tree.report(
+                at,
+                "a gate is named by its metric",
+                got=show(name),
+                allowed="a metric such as accuracy, macro_f1 or perplexity",
+                fix=f"write `{better}`" if better else "name a metric",
+            )
+        elif isinstance(listed, list) and name not in listed:
+            names = [each for each in listed if isinstance(each, str)]
+            close = nearest(name, names)
+            tree.report(
+                at,
+                "the gate's metric is not among evaluate.metrics",
+                got=name,
+                allowed=", ".join(names),
+                fix=f"did you mean {close!r}?" if close else f"add {name} to evaluate.metrics",
+            )
+
+
+def check_template_texts(tree: Tree) -> None:
+    """Braces must close, and what the model learns to write must come from a column."""
+    for at, template in _templates(tree):
+        written = list(texts(at, template))
+        for keys, text, _ in written:
+            fault = brace_fault(text)
+            if fault:
+                example = "{text}"
+                tree.report(
+                    keys,
+                    f"the template's braces are wrong: {fault}",
+                    got=show(text),
+                    allowed="{column} for the value of a column",
+                    fix=f"write a column's name between two braces, such as {example}",
+                )
+        answers = [(keys, text) for keys, text, answer in written if answer]
+        if answers and not any("{" in text for _, text in answers):
+            tree.report(
+                answers[-1][0],
+                "every row would have the same completion",
+                got=show(answers[-1][1]),
+                allowed="text with the {column} to learn",
+                fix="put the column into it, such as ' {label}'",
+            )
+
+
+def brace_fault(text: str) -> str | None:
+    """What is wrong with a template's braces, or None; braces around other braces are plain text."""
+    depth = 0
+    for index, char in enumerate(text):
+        if char == "{":
+            depth += 1
+            if text[index + 1 : index + 2] == "}":
+                return "{} names no column"
+        elif char == "}":
+            depth -= 1
+            if depth < 0:
+                return "a } without a {"
+    return "a { is not closed" if depth else None
+
+
+# --- lenient reading -------------------------------------------------------------------------------------------------
+
+
+def _given(value: Any) -> bool:
+    return value is not None and value != AUTO
+
+
+def _number(tree: Tree, *keys: str) -> float | None:
+    value = dig(tree, keys)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _section(tree: Tree, *keys: str) -> dict[str, Any]:
+    value = dig(tree, keys)
+    return value if isinstance(value, dict) else {}
+
+
+def _domains(tree: Tree) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for name, domain in _section(tree, "domains").items():
+        if isinstance(domain, Mapping):
+            yield name, domain
+
+
+def _columns(tree: Tree) -> Iterator[tuple[Keys, Mapping[str, Any]]]:
+    """The columns of each domain and of each of its sources."""
+    for name, domain in _domains(tree):
+        several = domain.get("sources")
+        entries = [(("domains", name), domain)]
+        if isinstance(several, list):
+            entries += [(("domains", name, "sources", i), each) for i, each in enumerate(several)]  # type: ignore[misc]
+        for keys, entry in entries:
+            if isinstance(entry, Mapping) and isinstance(entry.get("columns"), Mapping):
+                yield (*keys, "columns"), entry["columns"]
+
+
+def _templates(tree: Tree) -> Iterator[tuple[Keys, Mapping[str, Any]]]:
+    paths: list[Keys] = [("template",), *(("domains", name, "template") for name, _ in _domains(tree))]
+    for keys in paths:
+        template = dig(tree, keys)
+        if isinstance(template, Mapping):
+            yield keys, template
+
+
+def template_of(tree: Tree, domain: str) -> tuple[Keys, Mapping[str, Any]] | None:
+    """The template of a domain with its path: its own, else the recipe's."""
+    own: Keys = ("domains", domain, "template")
+    found = dict(_templates(tree))
+    return next(((keys, found[keys]) for keys in (own, ("template",)) if keys in found), None)
+
+
+def texts(keys: Keys, template: Mapping[str, Any]) -> Iterator[tuple[Keys, str, bool]]:
+    """Path, text, and whether the model learns to write it."""
+    for name in ("prompt", "completion"):
+        if isinstance(template.get(name), str):
+            yield (*keys, name), template[name], name == "completion"
+    turns = template.get("messages")
+    for index, turn in enumerate(turns if isinstance(turns, list) else ()):
+        if isinstance(turn, Mapping) and isinstance(turn.get("content"), str):
+            yield (*keys, "messages", index, "content"), turn["content"], turn.get("role") == "assistant"
+
+
+def _columns_of(forms: frozenset[str]) -> list[str]:
+    words = {"labelled": "text + label", "completion": "prompt + completion", "messages": "messages", "text": "text"}
+    return [word for form, word in words.items() if form in forms]
+
+
+def _is_lock(tree: Tree) -> bool:
+    try:
+        Lock.model_validate(tree.values)
+    except ValidationError:
+        return False
+    return True

@@ -1,0 +1,247 @@
+"""Recipe files: reading with every problem reported at once, overrides from the command line, and writing.
+
+Reading goes file → tree of values with their lines (`yaml_lines`) → fields in words (`recipe_words`) → combinations
+(`recipe_checks`) and existing files (`source_checks`). It is offline, and imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hfadapt import hardware
+from hfadapt.errors import RecipeError, nearest
+from hfadapt.recipe import Lock, Recipe
+from hfadapt.recipe_checks import check_settings
+from hfadapt.recipe_words import dig, dotted, show, validate
+from hfadapt.source_checks import check_sources, local_model
+from hfadapt.sources import resolve_source
+from hfadapt.spec import write_text
+from hfadapt.yaml_lines import LIMIT_BYTES, Keys, Place, Tree, dump, read_into
+
+__all__ = ["load_lock", "load_recipe", "resolve_source", "save_recipe"]
+
+COMMAND_LINE = "command line"
+_AFTER_FILE = 1 << 40
+
+
+def load_recipe(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    domains: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+) -> Recipe:
+    """Reads a recipe and reports everything that is wrong with it at once.
+
+    Args:
+        path: The YAML file. Relative sources and models are looked for beside it, then in the working directory.
+        overrides: Settings such as `train.epochs=3` or `domains.tweets.source=./x.csv`; the value is YAML.
+        domains: Only these domains of the recipe, in its order; all when empty.
+        targets: These targets of the catalogue instead of the recipe's.
+
+    Raises:
+        RecipeError: the file cannot be read, or holds unknown keys, bad values, impossible combinations, or names of
+            files, columns or samples that do not exist; `problems` has all of them, sorted by line.
+    """
+    path = Path(path)
+    tree = _read(path)
+    if "name" not in tree.values:
+        tree.values["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:64] or "recipe"
+    for index, override in enumerate(overrides):
+        _override(tree, override, Place(_AFTER_FILE + index, f"{COMMAND_LINE}: {override}"))
+    chosen = _choose(tree, domains or (), targets or ())
+    recipe = validate(tree, Recipe)
+    if recipe is not None:
+        # Numbers in quotes and domains given as one word are now in the form that the checks compare.
+        tree.values = recipe.model_dump(mode="json", exclude_unset=True)
+    check_settings(tree)
+    check_sources(tree, path.parent, chosen or None)
+    _raise_problems(tree)
+    assert recipe is not None
+    changes: dict[str, Any] = {"model": local_model(recipe.model, path.parent)}
+    if chosen:
+        changes["domains"] = {name: domain for name, domain in recipe.domains.items() if name in chosen}
+    return recipe.model_copy(update=changes)
+
+
+def load_lock(path: str | Path) -> Lock:
+    """Reads the lock.yaml of a cell. Sources need not exist any more: a lock is a record.
+
+    Raises:
+        RecipeError: the file cannot be read, or an `auto` in it has no answer.
+    """
+    tree = _read(Path(path))
+    lock = validate(tree, Lock)
+    _raise_problems(tree)
+    assert lock is not None
+    return lock
+
+
+def save_recipe(recipe: Recipe, path: str | Path, header: str = "", *, full: bool = False) -> Path:
+    """Writes a recipe, or a lock, as YAML that reads back equal; atomically.
+
+    Args:
+        recipe: What to write.
+        path: The file; its folder is made when missing.
+        header: Comment above it, without `#`.
+        full: Every setting, not only those that differ from their defaults.
+    """
+    values = recipe.model_dump(mode="json", exclude_defaults=not full, exclude_none=True)
+    comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())
+    write_text(Path(path), comment + dump(values))
+    return Path(path)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> Tree:
+    """The file as a tree whose values are a mapping; anything less is raised here, since no check could follow."""
+    tree = Tree(str(path))
+    content = _content(path)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RecipeError(
+            "the recipe is not UTF-8 text",
+            place=tree.line(line).text,
+            got=f"byte 0x{content[error.start]:02x}",
+            allowed="UTF-8",
+            fix="save the file as UTF-8",
+        ) from None
+    tree.values = read_into(tree, text)
+    if isinstance(tree.values, dict):
+        return tree
+    if not tree.found:
+        example = "model: sample:minilm-l6, task: text-classification, domains: {mine: {source: data.csv}}"
+        what = "the recipe is empty" if tree.values is None else "the recipe is not a list of `key: value` lines"
+        tree.report((), what, got=show(tree.values), allowed="`key: value` lines", fix=f"start with {example}")
+    _raise_problems(tree)
+    raise AssertionError("a file without values has a problem")
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(LIMIT_BYTES + 1)
+    except IsADirectoryError:
+        raise RecipeError("the recipe is a folder", place=str(path), fix="name the .yaml file in it") from None
+    except FileNotFoundError:
+        names = [each.name for each in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        close = nearest(path.name, names) or nearest(f"{path.name}.yaml", names)
+        raise RecipeError(
+            "there is no such recipe",
+            place=str(path),
+            allowed=", ".join(sorted(names)[:12]) or "a YAML file",
+            fix=f"did you mean {str(path.with_name(close))!r}?" if close else "check the path",
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RecipeError("the recipe cannot be read", place=str(path), got=reason, fix="check the file") from None
+    if len(content) > LIMIT_BYTES:
+        raise RecipeError(
+            "the file is too large for a recipe",
+            place=str(path),
+            got=f"more than {LIMIT_BYTES >> 20} MiB",
+            allowed=f"at most {LIMIT_BYTES >> 20} MiB",
+            fix="check that this is the recipe, not a data file",
+        )
+    return content
+
+
+def _raise_problems(tree: Tree) -> None:
+    problems = tree.problems()
+    if problems:
+        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise RecipeError(f"{tree.name} has {count}", problems=problems)
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def _override(tree: Tree, override: str, place: Place) -> None:
+    """Puts `train.epochs=3` into the tree, as if the file said it."""
+    path, sign, text = override.partition("=")
+    parts = path.strip().split(".")
+    if not sign or not all(parts) or any(part != part.strip() for part in parts):
+        _malformed(tree, place, "an override is KEY=VALUE", override)
+        return
+    if not text.strip():
+        _malformed(tree, place, "the override gives no value", override)
+        return
+    keys = _keys(tree, parts)
+    parent: Any = tree.values
+    for depth, key in enumerate(keys[:-1]):
+        inner = parent.get(key) if isinstance(parent, dict) else parent[key]  # type: ignore[index]
+        if inner is None:
+            inner = {}
+        elif depth == 1 and keys[0] == "domains" and isinstance(inner, str):
+            inner = {"source": inner}
+        if not _reaches(inner, keys[depth + 1]):
+            fix = f"give `{dotted(keys[: depth + 1])}` as a whole"
+            tree.report(place, f"`{dotted(keys[: depth + 1])}` has no settings below it", got=show(inner), fix=fix)
+            return
+        if dig(tree, keys[: depth + 1]) is None:
+            tree.places[keys[: depth + 1]] = place
+        parent[key] = inner  # type: ignore[index]
+        parent = inner
+    tree.drop(keys)
+    tree.places[keys] = place
+    before = len(tree.found)
+    value = read_into(tree, text.strip(), keys, place)
+    if len(tree.found) > before:
+        tree.broken.add(keys)
+    parent[keys[-1]] = value
+
+
+def _malformed(tree: Tree, place: Place, what: str, override: str) -> None:
+    fix = "write it such as train.epochs=3 or 'targets=[t4, l4]'"
+    tree.report(place, what, got=show(override), allowed="KEY=VALUE with dots between sections", fix=fix)
+
+
+def _keys(tree: Tree, parts: list[str]) -> Keys:
+    """The path that is meant: names of domains may contain dots, and numbers are places in a list."""
+    keys: list[str | int] = []
+    while parts:
+        known = dig(tree, tuple(keys))
+        size = 1
+        if keys == ["domains"] and isinstance(known, dict):
+            size = next((end for end in range(len(parts), 0, -1) if ".".join(parts[:end]) in known), 1)
+        key = ".".join(parts[:size])
+        keys.append(int(key) if isinstance(known, list) and key.isdecimal() else key)
+        parts = parts[size:]
+    return tuple(keys)
+
+
+def _reaches(value: Any, key: str | int) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and isinstance(key, int) and key < len(value))
+
+
+def _choose(tree: Tree, domains: Sequence[str], targets: Sequence[str]) -> frozenset[str]:
+    """Narrows the matrix; the names of the chosen domains, none when all are."""
+    listed = tree.values.get("domains")
+    names = list(listed) if isinstance(listed, dict) else []
+    for index, domain in enumerate(domains):
+        if names and domain not in names:
+            place = Place(2 * _AFTER_FILE + index, f"{COMMAND_LINE}: --domain {domain}")
+            _unknown(tree, place, "there is no domain of that name in the recipe", domain, names)
+    unique = list(dict.fromkeys(targets))
+    known = hardware.names()
+    for index, target in enumerate(unique):
+        if target not in known:
+            place = Place(3 * _AFTER_FILE + index, f"{COMMAND_LINE}: --target {target}")
+            _unknown(tree, place, "there is no target of that name", target, known)
+    if unique and all(target in known for target in unique):
+        tree.drop(("targets",))
+        tree.values["targets"] = unique
+    return frozenset(domains).intersection(names)
+
+
+def _unknown(tree: Tree, place: Place, what: str, name: str, known: Sequence[str]) -> None:
+    close = nearest(name, known)
+    fix = f"did you mean {close!r}?" if close else f"use one of: {', '.join(known)}"
+    tree.report(place, what, got=show(name), allowed=", ".join(known), fix=fix)

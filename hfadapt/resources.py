@@ -1,0 +1,37 @@
+"""Finds the folders beside the package, `cards/` and `recipes/`, in a checkout or in an installed wheel."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+from hfadapt.errors import RunError
+
+SHARED = "share/hfadapt"
+"""Where a wheel puts them, below the environment's data folder (pyproject: tool.setuptools.data-files)."""
+
+
+def folder(name: str) -> Path:
+    """The folder `cards` or `recipes`.
+
+    Raises:
+        RunError: neither a checkout nor an installed package holds it.
+    """
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / "pyproject.toml").exists() and (checkout / name).is_dir():
+        return checkout / name
+    try:
+        installed = files("hfadapt") or []
+    except PackageNotFoundError:
+        installed = []
+    for file in installed:
+        # RECORD knows where the files went, whatever way the package was installed.
+        _, found, below = file.as_posix().partition(f"{SHARED}/{name}/")
+        if found:
+            return Path(str(file.locate())).resolve().parents[below.count("/")]
+    raise RunError(f"this installation lacks its {name}", place=name, fix="install hfadapt again")
+
+
+def template(name: str) -> str:
+    """The text of a file in `cards/`."""
+    return (folder("cards") / name).read_text(encoding="utf-8")

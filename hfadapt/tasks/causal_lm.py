@@ -1,0 +1,213 @@
+"""Text generation: prompt → completion, chat messages, or plain text.
+
+The loss is taken on completions (assistant turns) only, each with its end-of-sequence token, so the adapter learns to
+stop. Logits are computed for labelled positions alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hfadapt.errors import DataError
+from hfadapt.tasks import IGNORED, Batches, Example, Row, Scores, pad
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+Labelled = tuple[list[int], list[int]]
+
+
+class CausalLM:
+    """Rows of prompt and completion, of messages, or of text."""
+
+    name = "causal-lm"
+    pipeline_tag = "text-generation"
+    peft_task_type = "CAUSAL_LM"
+    auto_class = "AutoModelForCausalLM"
+    forms = frozenset({"completion", "messages", "text"})
+    baseline = "base"
+    metrics = ("perplexity",)
+
+    def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
+        """Nothing beyond the defaults."""
+        return {}
+
+    def encode(
+        self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, max_length: int, labels: Sequence[str] = ()
+    ) -> list[Example]:
+        """Labels are `IGNORED` on everything the model is not asked to produce.
+
+        A row that is too long loses the start of its prompt, not its completion; the last tokens of a chat or text.
+        """
+        if tokenizer.eos_token_id is None:
+            raise DataError(
+                "the tokenizer has no end-of-sequence token, so the model could not learn to stop",
+                place=str(tokenizer.name_or_path),
+                fix="use a model whose tokenizer names its eos_token",
+            )
+        examples = []
+        for number, row in enumerate(rows):
+            if "messages" in row:
+                ids, marks = encode_messages(row["messages"], tokenizer)
+                cut = 0
+            elif "completion" in row:
+                ids, marks, cut = _encode_completion(row, tokenizer)
+            else:
+                ids = [*tokenizer(row["text"], verbose=False)["input_ids"], tokenizer.eos_token_id]
+                marks = list(ids)
+                cut = 0
+            length = len(ids)
+            if length > max_length:
+                start = min(length - max_length, cut)
+                ids, marks = ids[start:][:max_length], marks[start:][:max_length]
+            examples.append(Example(tuple(ids), tuple(marks), length, number))
+        return examples
+
+    def collate(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
+        """input_ids, attention_mask and labels, all (B, T)."""
+        import torch
+
+        batch = pad(examples, pad_token_id)
+        labels = torch.full_like(batch["input_ids"], IGNORED)
+        for i, example in enumerate(examples):
+            labels[i, : len(example.labels)] = torch.tensor(example.labels)
+        return {**batch, "labels": labels}
+
+    def loss_sum(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+        """Cross-entropy in float32 over the labelled positions."""
+        import torch
+
+        logits, targets, _ = labelled_logits(model, batch)
+        return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum"), len(targets)
+
+    def score(
+        self, model: Any, examples: Sequence[Example], batches: Batches, choices: Sequence[Sequence[int]] = ()
+    ) -> Scores:
+        """The loss of each row's own labels; with `choices`, also which of them the model finds most likely.
+
+        Every choice is the token ids of a completion without its end; the gold one is read off the example.
+        """
+        import numpy as np
+
+        losses = np.zeros(len(examples))
+        tokens = np.zeros(len(examples), dtype=np.int64)
+        single = bool(choices) and all(len(choice) == 1 for choice in choices)
+        probabilities = np.zeros((len(examples), len(choices))) if choices else None
+        for numbers, batch in batches(examples):
+            for number, logp, targets in _row_logprobs(model, batch, numbers):
+                losses[number] = -float(logp.gather(1, targets[:, None]).sum())
+                tokens[number] = len(targets)
+                if single:
+                    assert probabilities is not None
+                    probabilities[number] = logp[0, [choice[0] for choice in choices]].cpu().numpy()
+        if probabilities is None:
+            return Scores(None, None, None, losses, tokens)
+        if not single:
+            for column, choice in enumerate(choices):
+                variants = [_with_completion(example, choice) for example in examples]
+                for numbers, batch in batches(variants):
+                    for number, logp, targets in _row_logprobs(model, batch, numbers):
+                        probabilities[number, column] = float(logp.gather(1, targets[:, None]).sum())
+        gold = np.array([list(map(tuple, choices)).index(_completion(example)[:-1]) for example in examples])
+        shifted = np.exp(probabilities - probabilities.max(-1, keepdims=True))
+        return Scores(gold, probabilities.argmax(-1), shifted / shifted.sum(-1, keepdims=True), losses, tokens)
+
+
+def labelled_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits (L, V) of the L positions that predict a label, the labels (L,), and the row of each (L,)."""
+    import torch
+
+    keep = torch.zeros_like(batch["labels"], dtype=torch.bool)
+    keep[:, :-1] = batch["labels"][:, 1:] != IGNORED
+    output = model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], logits_to_keep=keep, use_cache=False
+    )
+    logits = output.logits if output.logits.dim() == 2 else output.logits[keep]
+    return logits, batch["labels"][:, 1:][keep[:, :-1]], keep.nonzero()[:, 0]
+
+
+def _row_logprobs(model: Any, batch: Mapping[str, torch.Tensor], numbers: Sequence[int]) -> Any:
+    """Per row: its number, log-probabilities (L, V) in float32 at its labelled positions, and the labels (L,)."""
+    import torch
+
+    logits, targets, owners = labelled_logits(model, batch)
+    for i, number in enumerate(numbers):
+        own = owners == i
+        yield number, torch.log_softmax(logits[own].float(), -1), targets[own]
+
+
+def _encode_completion(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], int]:
+    """Ids, labels, and how many leading ids may be cut. The two parts are tokenised apart, as at generation."""
+    assert tokenizer.eos_token_id is not None
+    prompt = list(tokenizer(row["prompt"], verbose=False)["input_ids"])
+    completion = completion_ids(row["completion"], tokenizer)
+    if len(prompt) > 1 and prompt[-1] == tokenizer.eos_token_id:
+        # Some tokenizers (T5-like) close every text; a closed prompt would teach the model to start after an end.
+        prompt = prompt[:-1]
+    return [*prompt, *completion], [IGNORED] * len(prompt) + completion, max(0, len(prompt) - 1)
+
+
+def completion_ids(completion: str, tokenizer: PreTrainedTokenizerBase, end: bool = True) -> list[int]:
+    """Token ids of a completion, followed by the end-of-sequence token unless `end` is False."""
+    ids = list(tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"])
+    assert tokenizer.eos_token_id is not None
+    return [*ids, int(tokenizer.eos_token_id)] if end else ids
+
+
+def _completion(example: Example) -> tuple[int, ...]:
+    return tuple(label for label in example.labels if label != IGNORED)
+
+
+def _with_completion(example: Example, choice: Sequence[int]) -> Example:
+    prompt = len(example.labels) - len(_completion(example))
+    return Example(
+        (*example.input_ids[:prompt], *choice), (*(IGNORED,) * prompt, *choice), example.length, example.row
+    )
+
+
+def encode_messages(messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase) -> Labelled:
+    """Ids of the rendered chat, and labels on every assistant turn up to and including its end token.
+
+    The template is rendered turn by turn, so the spans are exact for any template whose earlier text does not change
+    when a turn is added; one that does is refused.
+
+    Raises:
+        DataError: there is no chat template, or it rewrites earlier turns.
+    """
+    if not tokenizer.chat_template:
+        raise DataError(
+            "the model has no chat template",
+            place=str(tokenizer.name_or_path),
+            fix="use an instruction-tuned model, or give the recipe a template with prompt and completion",
+        )
+
+    def render(turns: Sequence[Mapping[str, str]], ask: bool) -> str:
+        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=ask))
+
+    whole = render(messages, False)
+    spans = []
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before, after = render(messages[:i], True), render(messages[: i + 1], False)
+        if not (whole.startswith(after) and after.startswith(before)):
+            raise DataError(
+                "the chat template changes earlier turns when a turn is added, so assistant turns cannot be marked",
+                place=str(tokenizer.name_or_path),
+                got=repr(after[:120]),
+                fix="give the recipe a template with prompt and completion instead of messages",
+            )
+        # What a template puts after the end token (a line break) belongs to the next turn, not to the answer.
+        spans.append((len(before), len(after.rstrip()) if after.rstrip() != before.rstrip() else len(after)))
+    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids = list(encoded["input_ids"])
+    labels = [
+        token if any(start < right and left < end and right > left for start, end in spans) else IGNORED
+        for token, (left, right) in zip(ids, encoded["offset_mapping"], strict=True)
+    ]
+    return ids, labels
+
+
+KIND = CausalLM()

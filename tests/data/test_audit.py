@@ -1,0 +1,128 @@
+"""The audit: planted faults are caught, clean data passes, figures and views are right."""
+
+import json
+
+import pytest
+
+from hfadapt import data, kinds
+from hfadapt.data import DataReport
+from hfadapt.errors import DataError
+from hfadapt.recipe import Recipe
+from hfadapt.records import Audit, DataRecord, Finding
+
+from . import faults
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return faults.tokenizer()
+
+
+@pytest.mark.parametrize("fault", faults.FAULTS, ids=lambda fault: fault.name)
+def test_fault_is_caught_before_training(fault, tmp_path):
+    said = faults.caught(fault, tmp_path)
+    assert said, f"not caught, or said without rows and a fix: {fault.name}"
+
+
+def cell(folder, rows, task, **asked):
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = Recipe(name="r", model="none", task=task, domains={"d": "rows.jsonl"}, **asked)
+    return data.prepare(recipe, recipe_folder=folder, cache=folder / "cache")["d"].deliver(folder / "cell")
+
+
+CLEAN = [
+    ("text-classification", faults.sentences(400), {}),
+    ("causal-lm", faults.pairs(400), {}),
+    ("causal-lm", faults.chats(400), {}),
+    ("causal-lm", [{"text": row["text"]} for row in faults.sentences(400)], {}),
+    ("causal-lm", faults.sentences(400), {"template": {"prompt": "Text: {text}\nMood:", "completion": " {label}"}}),
+]
+
+
+@pytest.mark.parametrize(("task", "rows", "asked"), CLEAN, ids=["labels", "pairs", "chats", "text", "template"])
+def test_clean_data_has_no_findings(tmp_path, tokenizer, task, rows, asked):
+    record = cell(tmp_path, rows, task, **asked)
+    result = data.audit(tmp_path / "cell", kinds.load("tasks", task), tokenizer, max_length=256, labels=record.labels)
+    # These sentences tell good from bad by a handful of words, which is no leak.
+    assert [each for each in result.findings if each.level == "hard"] == []
+    assert [each.code for each in result.findings] == []
+    data.require_clean(result, "d")
+    assert result.rows == record.splits["train"]
+    assert result.unlabelled_rows == 0
+    assert result.learns_to_stop is (None if task == "text-classification" else True)
+    assert any(trained for _, trained in result.sample)
+
+
+def test_figures(tmp_path, tokenizer):
+    record = cell(tmp_path, faults.pairs(100), "causal-lm")
+    task = kinds.load("tasks", "causal-lm")
+    rows = data.read_split(tmp_path / "cell", "train")
+    result = data.audit(tmp_path / "cell", task, tokenizer, max_length=256)
+    whole = task.encode(rows, tokenizer, max_length=256)
+    assert result.tokens == sum(len(each.input_ids) for each in whole)
+    assert result.labelled_tokens == sum(label != -100 for each in whole for label in each.labels)
+    lengths = data.lengths(rows, task, tokenizer)
+    assert (lengths.rows, lengths.tokens) == (record.splits["train"], result.tokens)
+    assert lengths.longest == max(each.length for each in whole) == result.longest[0].tokens
+    assert lengths.median <= lengths.p95 <= lengths.longest
+    with pytest.raises(DataError, match="no rows"):
+        data.lengths([], task, tokenizer)
+
+
+def test_drop_too_long_names_rows_and_keeps_the_account(tmp_path, tokenizer):
+    rows = faults.pairs(100)
+    for row in rows[:10]:
+        row["completion"] *= 9
+    before = cell(tmp_path, rows, "causal-lm")
+    task = kinds.load("tasks", "causal-lm")
+    after = data.drop_too_long(tmp_path / "cell", task, tokenizer, max_length=90)
+    assert after.dropped["over-max-length"] == 10
+    assert after.rows_in == after.rows_kept + sum(after.dropped.values()) == before.rows_in
+    assert DataRecord.read(tmp_path / "cell" / "data.json") == after
+    lines = [json.loads(line) for line in (tmp_path / "cell" / "data" / "dropped.jsonl").open()]
+    assert {each["row"] for each in lines if each["reason"] == "over-max-length"} == set(range(10))
+    assert data.drop_too_long(tmp_path / "cell", task, tokenizer, max_length=90) == after
+    result = data.audit(tmp_path / "cell", task, tokenizer, max_length=90)
+    assert result.truncated_rows == 0
+    with pytest.raises(DataError, match="every row"):
+        data.drop_too_long(tmp_path / "cell", task, tokenizer, max_length=8)
+
+
+def test_other_chat_template_by_hash(tmp_path, tokenizer):
+    import hashlib
+
+    cell(tmp_path, faults.chats(60), "causal-lm")
+    task = kinds.load("tasks", "causal-lm")
+
+    def codes(sha):
+        found = data.audit(tmp_path / "cell", task, tokenizer, max_length=256, model_chat_template_sha=sha).findings
+        return [each.code for each in found if each.level == "hard"]
+
+    assert codes("0" * 64) == ["other-chat-template"]
+    assert codes(hashlib.sha256(faults.CHATML.encode()).hexdigest()) == []
+
+
+def test_require_clean_lists_every_hard_finding():
+    hard = [Finding(code=code, level="hard", message=f"{code} in rows 1, 2", rows=(1, 2), fix="mend") for code in "ab"]
+    soft = Finding(code="c", level="soft", message="c")
+    counts = {"rows": 1, "tokens": 1, "labelled_tokens": 1, "truncated_rows": 0, "unlabelled_rows": 0}
+    data.require_clean(Audit(**counts, findings=(soft,)), "cell")
+    with pytest.raises(DataError) as error:
+        data.require_clean(Audit(**counts, findings=(*hard, soft)), "cell")
+    assert [problem.what for problem in error.value.problems] == ["a in rows 1, 2 [a]", "b in rows 1, 2 [b]"]
+    assert "fix:     mend" in str(error.value)
+
+
+def test_report_in_three_views(tmp_path, tokenizer):
+    record = cell(tmp_path, faults.pairs(60), "causal-lm")
+    result = data.audit(tmp_path / "cell", kinds.load("tasks", "causal-lm"), tokenizer, max_length=256)
+    report = DataReport([record.model_copy(update={"audit": result})], "recipe")
+    text, html, coloured = str(report), report._repr_html_(), report.coloured()
+    assert "\u00bb" in text
+    assert "<mark>" in html
+    assert "&lt;|im_end|&gt;" in html
+    assert "\x1b[30;42m" in coloured
+    assert "\x1b" not in text
+    assert "nothing stops the run" in text
+    assert report.hard == 0
+    assert "| domain |" in report._repr_markdown_()

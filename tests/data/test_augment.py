@@ -1,0 +1,73 @@
+"""Augmentation: seeded by (seed, epoch, row), only what may change changes."""
+
+import random
+
+import pytest
+
+from hfadapt.data import augment
+from hfadapt.recipe import Augment
+
+ROWS = [
+    {"text": f"the quick brown fox number {n} jumps over several lazy dogs", "label": "a", "source": "s", "row": n}
+    for n in range(20)
+]
+ALL = Augment(word_dropout=0.2, word_swap=0.2, typos=0.3, case=0.3)
+
+
+def test_same_seed_epoch_and_row_give_the_same_text():
+    first = augment.apply(ROWS, ALL, 1, 0)
+    assert first == augment.apply(ROWS, ALL, 1, 0)
+    assert first[7:9] == augment.apply(ROWS[7:9], ALL, 1, 0)
+    assert first != augment.apply(ROWS, ALL, 1, 1)
+    assert first != augment.apply(ROWS, ALL, 2, 0)
+
+
+def test_known_draw():
+    assert augment.apply(ROWS[:1], ALL, 17, 0)[0]["text"] == "brown the nymber fox 0 junps ofer lazy dogs"
+
+
+def test_rows_labels_and_order_stay():
+    changed = augment.apply(ROWS, ALL, 1, 0)
+    assert [(row["label"], row["row"]) for row in changed] == [(row["label"], row["row"]) for row in ROWS]
+    assert ROWS[0]["text"].startswith("the quick")
+    assert augment.apply(ROWS, Augment(), 1, 0) == ROWS
+    assert augment.is_on(ALL)
+    assert not augment.is_on(Augment())
+
+
+def test_answers_never_change():
+    rows = [
+        {"prompt": "a fairly long question about things", "completion": "a fairly long answer about things", "row": 0},
+        {
+            "messages": [
+                {"role": "user", "content": "hello there my friend"},
+                {"role": "assistant", "content": "hello there"},
+            ]
+        },
+        {"text": "plain text that is learned itself and stays", "row": 2},
+    ]
+    changed = augment.apply(rows, Augment(typos=0.99, word_swap=0.9), 1, 0)
+    assert changed[0]["completion"] == rows[0]["completion"]
+    assert changed[0]["prompt"] != rows[0]["prompt"]
+    assert changed[1]["messages"][1] == rows[1]["messages"][1]
+    assert changed[1]["messages"][0] != rows[1]["messages"][0]
+    assert changed[2] == rows[2]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_shares(share):
+    text = " ".join(["letters"] * 2000)
+    draw = random.Random(1)
+    assert abs(len(augment.word_dropout(text, share, draw).split()) / 2000 - (1 - share)) < 0.05
+    typed = augment.typos(text, share, draw).split()
+    assert abs(sum(word != "letters" for word in typed) / 2000 - share) < 0.05
+    assert sorted(augment.word_swap("a b c d e f", share, draw).split()) == list("abcdef")
+
+
+def test_a_text_is_never_emptied():
+    assert augment.word_dropout("one two", 0.999, random.Random(1)).strip()
+
+
+def test_neighbours_are_neighbours():
+    assert set(augment.NEIGHBOURS["g"]) >= {"f", "h"}
+    assert set("".join(augment.NEIGHBOURS.values())) <= set("abcdefghijklmnopqrstuvwxyz")

@@ -1,0 +1,191 @@
+"""Formats that are recognised, templates, labels, and columns that are refused."""
+
+import pytest
+
+from hfadapt.data import format
+from hfadapt.data.rows import Dropped, Row
+from hfadapt.errors import DataError
+from hfadapt.recipe import Columns, Template, Turn
+
+LM = frozenset({"completion", "messages", "text"})
+CLASSIFY = frozenset({"labelled"})
+CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+
+
+def made(values, forms, asked=None, template=None, labels=None, label_names=()):
+    asked = asked or Columns()
+    shape = format.recognise(list(values), asked, forms, "source", template is not None)
+    formatter = format.Formatter("s", shape, template, format.Labels(labels), label_names, list(values))
+    return formatter.row(4, values)
+
+
+@pytest.mark.parametrize(
+    ("values", "forms", "columns"),
+    [
+        ({"text": "t", "label": "x", "id": 3}, CLASSIFY, {"text": "t", "label": "x"}),
+        ({"Sentence": "t", "Sentiment": "x"}, CLASSIFY, {"text": "t", "label": "x"}),
+        ({"text": "t", "label": 1}, CLASSIFY, {"text": "t", "label": "1"}),
+        ({"text": "t", "label": 1.0}, CLASSIFY, {"text": "t", "label": "1"}),
+        ({"text": "t", "label": True}, CLASSIFY, {"text": "t", "label": "true"}),
+        ({"prompt": "p", "completion": "c"}, LM, {"prompt": "p", "completion": "c"}),
+        ({"question": "p", "answer": "c"}, LM, {"prompt": "p", "completion": "c"}),
+        ({"instruction": "i", "input": "n", "output": "o"}, LM, {"prompt": "i\n\nn", "completion": "o"}),
+        ({"instruction": "i", "input": "", "output": "o"}, LM, {"prompt": "i", "completion": "o"}),
+        ({"instruction": "i", "output": "o"}, LM, {"prompt": "i", "completion": "o"}),
+        ({"messages": CHAT}, LM, {"messages": CHAT}),
+        (
+            {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]},
+            LM,
+            {"messages": CHAT},
+        ),
+        ({"text": "plain"}, LM, {"text": "plain"}),
+        ({"text": "t", "label": "x"}, frozenset({"text"}), {"text": "t"}),
+    ],
+)
+def test_recognised(values, forms, columns):
+    row = made(values, forms)
+    assert isinstance(row, Row)
+    assert row.columns == columns
+    assert row.place == ("s", 4)
+
+
+def test_asked_columns_win():
+    values = {"text": "no", "label": "no", "body": "yes", "kind": "b"}
+    assert made(values, CLASSIFY, Columns(text="body", label="kind")).columns == {"text": "yes", "label": "b"}
+    assert made(values, CLASSIFY, Columns(label="kind")).columns == {"text": "no", "label": "b"}
+    assert made(values, LM, Columns(text="body")).columns == {"text": "yes"}
+
+
+def test_unknown_column_names_the_nearest():
+    with pytest.raises(DataError) as error:
+        made({"tweet_text": "t", "label": 1}, CLASSIFY, Columns(text="tweet_txt"))
+    assert "tweet_text" in str(error.value)
+    assert "label" in str(error.value)
+
+
+def test_nothing_fits_names_the_columns():
+    with pytest.raises(DataError) as error:
+        made({"a": 1, "b": 2}, CLASSIFY)
+    assert "columns a, b" in str(error.value)
+    with pytest.raises(DataError, match="do not fit the task") as error:
+        made({"text": "t", "label": "x"}, LM)
+    assert "template" in str(error.value)
+
+
+def test_template_of_prompt_and_completion():
+    template = Template(prompt="Is {review} good? {stars}", completion=" {label}")
+    row = made({"review": "it", "stars": 4, "sentiment": 1}, LM, template=template, labels=["bad", "good"])
+    assert row.columns == {"prompt": "Is it good? 4", "completion": " good", "label": "good"}
+    assert row.text == "it\n4"
+    assert row.label == "good"
+
+
+def test_template_of_messages():
+    turns = (Turn(role="system", content="S"), Turn(role="user", content="{q}"), Turn(role="assistant", content="{a}"))
+    row = made({"q": "why {braces}?", "a": "so"}, LM, template=Template(messages=turns))
+    assert [turn["content"] for turn in row.columns["messages"]] == ["S", "why {braces}?", "so"]
+    assert row.label is None
+
+
+def test_template_faults_name_the_columns():
+    with pytest.raises(DataError) as error:
+        made({"text": "t", "label": 1}, LM, template=Template(prompt="{txt}", completion="{label}"))
+    assert "'text'" in str(error.value)
+    with pytest.raises(DataError, match="shows the answer"):
+        made({"text": "t", "label": 1}, LM, template=Template(prompt="{text} {label}", completion="{label}"))
+    with pytest.raises(DataError, match="same completion"):
+        made({"text": "t", "label": 1}, LM, template=Template(prompt="{text}", completion="yes"))
+
+
+@pytest.mark.parametrize(
+    ("values", "forms", "reason"),
+    [
+        ({"text": None, "label": "x"}, CLASSIFY, "missing-field"),
+        ({"text": "t", "label": None}, CLASSIFY, "missing-field"),
+        ({"text": "t", "label": float("nan")}, CLASSIFY, "missing-field"),
+        ({"messages": "no list"}, LM, "wrong-messages"),
+        ({"messages": [{"role": "elf", "content": "x"}]}, LM, "wrong-messages"),
+        ({"messages": CHAT[:1]}, LM, "no-assistant-turn"),
+        ({"messages": [CHAT[0], {"role": "assistant", "content": " "}]}, LM, "empty-completion"),
+    ],
+)
+def test_rows_that_cannot_be_used(values, forms, reason):
+    item = made(values, forms)
+    assert isinstance(item, Dropped)
+    assert (item.row, item.reason) == (4, reason)
+
+
+@pytest.mark.parametrize(
+    ("value", "names", "column_names", "expected"),
+    [
+        (1, None, ("neg", "pos"), "pos"),
+        (1, ["bad", "good"], (), "good"),
+        ("1", ["bad", "good"], (), "good"),
+        ("1", ["0", "1"], (), "1"),
+        (7, None, ("neg", "pos"), "7"),
+        (" x ", None, (), "x"),
+    ],
+)
+def test_label_names(value, names, column_names, expected):
+    assert format.Labels(names).name(value, column_names) == expected
+
+
+def row(number, **columns):
+    text = columns.get("text") or columns.get("prompt") or ""
+    return Row("s", number, columns, text, columns.get("label"), text)
+
+
+def test_completion_joins_messages():
+    rows = [row(0, messages=CHAT), row(1, prompt="hi", completion="hello")]
+    assert format.one_form(rows, "d") == "messages"
+    assert rows[1].columns == {"messages": CHAT}
+    with pytest.raises(DataError, match="mixes forms"):
+        format.one_form([row(0, text="x"), row(1, prompt="hi", completion="hello")], "d")
+
+
+def test_few_completions_become_labels():
+    rows = [row(n, prompt=f"p{n}", completion=f" {'yes' if n % 2 else 'no'}") for n in range(40)]
+    assert format.settle_labels(rows, "completion", None, "d") == ("no", "yes")
+    assert rows[1].label == "yes"
+    free = [row(n, prompt=f"p{n}", completion=f"answer {n}") for n in range(40)]
+    assert format.settle_labels(free, "completion", None, "d") == ()
+
+
+def test_labels_outside_the_list_name_their_rows():
+    rows = [row(0, text="a", label="good"), row(7, text="b", label="goood")]
+    with pytest.raises(DataError) as error:
+        format.settle_labels(rows, "labelled", ["good", "bad"], "d")
+    assert "s row 7" in str(error.value)
+    assert "did you mean 'good'" in str(error.value)
+    assert format.settle_labels(rows[:1], "labelled", ["good", "bad"], "d") == ("good", "bad")
+
+
+def test_boilerplate_is_not_compared():
+    rows = [row(n, prompt=f"Say what this is : {word} . Answer:", completion="x") for n, word in enumerate("abc")]
+    for each in rows:
+        each.text = f"{each.prompt}\nx{each.row}"
+    format.strip_boilerplate(rows, "completion")
+    assert [each.text for each in rows] == ["a\nx0", "b\nx1", "c\nx2"]
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "fault"),
+    [
+        ("text", ["same"] * 10, "same value"),
+        ("text", [f"doc-{n}" for n in range(60)], "identifiers"),
+        ("text", [f"{n}.5" for n in range(60)], "identifiers"),
+        ("text", [["yes", "no"][n % 2] for n in range(200)], "only 2 different"),
+        ("text", [["web", "app", "phone"][n % 3] for n in range(120)], "only 3 different"),
+        ("prompt", ["same"] * 10, "same value"),
+        ("label", [f"l{n}" for n in range(120)], "identifies rows"),
+        ("label", [f"l{n}" for n in range(9)], "identifies rows"),
+    ],
+)
+def test_mistaken_columns(part, values, fault):
+    assert fault in format.column_fault(part, values)
+
+
+def test_good_columns_pass():
+    assert format.column_fault("text", [f"the number {n} bus" for n in range(60)]) is None
+    assert format.column_fault("label", [str(n % 77) for n in range(2000)]) is None
+    assert format.column_fault("prompt", ["Tell me a joke.", "Sing."] * 50) is None
