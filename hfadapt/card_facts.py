@@ -91,6 +91,9 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "signed": lambda value: f"{value:+.3f}",
     "small": lambda value: f"{value:.2g}",
     "plain": lambda value: f"{value:g}",
+    "short": lambda value: f"{value:.3g}",
+    "hash": lambda value: f"`{str(value)[:16]}`",
+    "url": lambda value: re.sub(r"[^\w:/.?=&%~#+-]", "", str(value)),
     "share": lambda value: f"{value:.1%}".replace("%", " %"),
     "percent": lambda value: f"{value:.0%}".replace("%", " %"),
     "bytes": show_bytes,
@@ -189,7 +192,7 @@ def compute(records: Records, how: How, fields: Sequence[str], factor: int) -> A
 def shown(value: Any, form: str) -> str:
     """The text of a value."""
     if value is None:
-        return NOT_MEASURED
+        return "none" if form == "setting" else NOT_MEASURED
     return FORMS[form](value).replace(BEGIN, "").replace(END, "")
 
 
@@ -258,6 +261,6 @@ def untraced(text: str) -> list[str]:
     for line in re.sub(f"{BEGIN}[^{END}]*{END}", "", text, flags=re.S).splitlines():
         if line.startswith("```"):
             fenced = not fenced
-        elif not fenced and re.search(r"\d", line):
+        elif not fenced and re.search(r"(?<![A-Za-z\d])\d", line):
             found.append(line.strip())
     return found

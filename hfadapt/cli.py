@@ -73,7 +73,7 @@ def through(
             progress=terminal,
         )
         report = run.report
-        terminal.report(report, {cell for cell in asked.cells()})
+        terminal.report(report)
     mine = [cell for cell in report.cells if (cell.domain, cell.target) in asked.cells()]
     if any(cell.status in ("failed", "does-not-fit") for cell in mine):
         raise typer.Exit(1)

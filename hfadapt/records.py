@@ -441,14 +441,13 @@ class CellReport(Spec):
     card: str | None = None
 
 
-class Report(Record, Shown):
+class Report(Shown, Record):
     """The whole recipe: one row a cell."""
 
     recipe: str
     model: str
     task: str
     cells: tuple[CellReport, ...]
-    created: str = ""
     next_commands: tuple[str, ...] = Field(default=())
 
     def blocks(self) -> list[Block]:
@@ -461,42 +460,41 @@ class Report(Record, Shown):
 
 
 def report_tables(report: Report) -> list[Block]:
-    """The matrix table and, below it, what failed."""
-    rows = []
-    for cell in report.cells:
-        metric = cell.metrics[0] if cell.metrics else None
-        rows.append(
-            [
-                cell.domain,
-                cell.target,
-                cell.status,
-                metric.name if metric else "",
-                show_number(metric.base) if metric else "",
-                show_number(metric.adapter) if metric else "",
-                show_gain(metric) if metric else "",
-                peak_pair(cell.memory),
-                show_seconds(cell.seconds) if cell.seconds is not None else "",
-                show_bytes(cell.adapter_bytes) if cell.adapter_bytes is not None else "",
-                cell.card or "",
-            ]
-        )
+    """The matrix and, below it, the cards and what failed. Columns that say the same everywhere are left out."""
     baseline = next((cell.baseline for cell in report.cells if cell.baseline), "base")
-    columns = [
-        "domain",
-        "target",
-        "status",
-        "metric",
-        baseline,
-        "adapter",
-        "gain [95 % interval]",
-        "peak memory predicted / measured",
-        "time",
-        "adapter size",
-        "card",
-    ]
+    columns = ["domain", "target", "status", "metric", baseline, "adapter", "gain [95 % interval]"]
+    columns += ["peak memory predicted / measured", "time", "adapter size"]
+    rows = [_report_row(cell) for cell in report.cells]
+    same = {
+        i for i, name in enumerate(columns) if name in ("target", "status", "metric") and len({r[i] for r in rows}) == 1
+    }
+    summary = ", ".join(f"{columns[i]}: {rows[0][i]}" for i in sorted(same) if rows and rows[0][i])
+    kept = [i for i in range(len(columns)) if i not in same]
     right = frozenset({baseline, "adapter", "time", "adapter size"})
-    failed = [Text(f"{cell.domain} on {cell.target}: {cell.error}") for cell in report.cells if cell.error]
-    return [Table(columns, rows, right), *failed]
+    table = Table([columns[i] for i in kept], [[row[i] for i in kept] for row in rows], right)
+    cards = [f"{cell.domain}: {cell.card}" for cell in report.cells if cell.card]
+    return [
+        *([Text(summary)] if summary else []),
+        table,
+        *([Text("cards:\n  " + "\n  ".join(cards), code=True)] if cards else []),
+        *(Text(f"{cell.domain} on {cell.target}: {cell.error}") for cell in report.cells if cell.error),
+    ]
+
+
+def _report_row(cell: CellReport) -> list[str]:
+    metric = cell.metrics[0] if cell.metrics else None
+    return [
+        cell.domain,
+        cell.target,
+        cell.status,
+        metric.name if metric else "",
+        show_number(metric.base) if metric else "",
+        show_number(metric.adapter) if metric else "",
+        show_gain(metric) if metric else "",
+        peak_pair(cell.memory),
+        show_seconds(cell.seconds) if cell.seconds is not None else "",
+        show_bytes(cell.adapter_bytes) if cell.adapter_bytes is not None else "",
+    ]
 
 
 def show_gain(metric: Metric) -> str:

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from typing_extensions import Self
 
-from hfadapt.records import Report, peak_pair, show_gain
-from hfadapt.show import show_bytes, show_number, show_seconds
+from hfadapt.records import Report
+from hfadapt.show import show_seconds
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -70,54 +70,8 @@ class Terminal:
             self._bar = None
         self._validation = ""
 
-    def report(self, report: Report, asked: set[tuple[str, str]]) -> None:
-        """The matrix on standard output, then the cards and the next commands."""
-        if self.quiet:
-            return
-        out = Console(highlight=False)
-        print_report(out, report)
-        del asked
-
-
-def print_report(out: Console, report: Report) -> None:
-    """The matrix as a table that fits the terminal, then cards and next commands on lines of their own."""
-    from rich.table import Table
-
-    baseline = next((cell.baseline for cell in report.cells if cell.baseline), "base")
-    table = Table(title=f"{report.recipe}: {report.model}, {report.task}", title_justify="left", pad_edge=False)
-    for name, right in (
-        ("domain", False),
-        ("target", False),
-        ("status", False),
-        ("metric", False),
-        (baseline, True),
-        ("adapter", True),
-        ("gain [95 %]", True),
-        ("peak predicted / measured", True),
-        ("time", True),
-        ("size", True),
-    ):
-        table.add_column(name, justify="right" if right else "left", overflow="fold")
-    for cell in report.cells:
-        metric = cell.metrics[0] if cell.metrics else None
-        table.add_row(
-            cell.domain,
-            cell.target,
-            cell.status,
-            metric.name if metric else "",
-            show_number(metric.base) if metric else "",
-            show_number(metric.adapter) if metric else "",
-            show_gain(metric) if metric else "",
-            peak_pair(cell.memory),
-            show_seconds(cell.seconds) if cell.seconds is not None else "",
-            show_bytes(cell.adapter_bytes) if cell.adapter_bytes is not None else "",
-        )
-    out.print(table)
-    for cell in report.cells:
-        if cell.card:
-            out.print(f"card of {cell.domain}: {cell.card}", markup=False, soft_wrap=True)
-    for cell in report.cells:
-        if cell.error:
-            out.print(f"{cell.domain} on {cell.target} {cell.status}: {cell.error}", markup=False, soft_wrap=True)
-    for command in report.next_commands:
-        out.print(f"next: {command}", markup=False, soft_wrap=True)
+    def report(self, report: Report) -> None:
+        """The matrix, the cards and the next commands, on standard output."""
+        self._end()
+        if not self.quiet:
+            print(report)  # noqa: T201

@@ -22,7 +22,7 @@ from hfadapt.recipe import Data, Dedupe
 # One word of five is a fifth of a text and may well be its meaning, so shorter rows are compared exactly.
 SHORTEST_TOKENS = 6
 # Postings beyond this are triples of boilerplate; following them all would be quadratic in the rows.
-POSTINGS_LIMIT = 2_000
+POSTINGS_LIMIT = 1_000
 COMMON_PROMPT = 0.1
 CONTAINED_TOKENS = 8
 
@@ -108,11 +108,13 @@ def drop_duplicates(
                 same.append(i)
             else:
                 drop(i, twin, "exact-duplicate", 1.0)
+    skipped = 0
     if settings.near:
         left = [i for i in range(len(order)) if i not in dropped]
         join = Join([tokens(order[i][1].text) for i in left], settings.similarity)
         for pair in join.greedy(lambda a, b: compete(left[a], left[b]), progress):
             drop(left[pair.second], left[pair.first], "near-duplicate", pair.similarity)
+        skipped = join.skipped_postings
     for name, counter in found.items():
         ledgers[name].steps["dedupe"] = {
             "similarity": settings.similarity,
@@ -121,6 +123,7 @@ def drop_duplicates(
             "of_other_domains": counter["of_other_domains"],
             "across_given_splits": counter["across_given_splits"],
             "near_duplicates_with_another_label": counter["with_other_label"],
+            "frequent_phrases_skipped": skipped,
         }
     result: dict[str, list[Row]] = {name: [] for name in domains}
     kept = {id(row) for i, (_, row) in enumerate(order) if i not in dropped}
@@ -279,8 +282,7 @@ class Join:
                     continue
                 shared.update(found)
             candidates = [j for j, count in shared.items() if count >= min(need, self._need[j])]
-            if len(words) < SHORTEST_TOKENS:
-                candidates = list(same.get(words, ()))
+            candidates = list(dict.fromkeys([*same.get(words, ()), *candidates]))
 
             def post(i: int = i, words: str = words, rare: Sequence[int] = rare) -> None:
                 same.setdefault(words, []).append(i)

@@ -1,44 +1,87 @@
 """The live tensors of one real training step, traced under fake tensors: shapes and lifetimes, no memory, no weights.
 
-The model is built on the meta device, cut to one and to two layers, given its adapter, and run forward and backward
-at three lengths while every storage is counted from its creation to its release. What is live at the end of the
-forward pass, and the peaks before and after, are then affine in the number of layers and quadratic in the length, so
-nine numbers answer every (layers, rows, tokens).
+The model is built on the meta device, cut to one and to two layers, given its adapter, and run forward and backward at
+three lengths while every storage is counted from its creation to its release. What is live at the end of the forward
+pass, and the peaks on the way, are then affine in the number of layers and quadratic in the length, so a few traces
+answer every (layers, rows, tokens).
 """
 
 from __future__ import annotations
 
-import copy
+import json
 import warnings
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hfadapt.facts import HEADS, build
+
 MARKS = ("forward_peak", "forward_end", "backward_peak", "evaluate_peak")
-LENGTHS = (64, 128, 256)
 ROWS = 2
+Terms = dict[str, tuple[tuple[float, ...], tuple[float, ...]]]
+
+
+@dataclass(frozen=True)
+class StepKey:
+    """What the trace depends on; `config` is JSON, `lengths` the traced tokens per row (one for images)."""
+
+    config: str
+    auto_class: str
+    generates: bool
+    dtype: str
+    matmul_dtype: str
+    quantised: bool
+    adapted: bool
+    dora: bool
+    trains_all: bool
+    rank: int
+    modules: tuple[str, ...]
+    checkpointing: bool
+    lengths: tuple[int, ...]
+
+
+@cache
+def step_terms(key: StepKey) -> Terms:
+    """For each mark: coefficients of (1, B T, B T^2) outside the layers, and the same for one layer."""
+    one, two = ({t: _marks(key, layers, t) for t in key.lengths} for layers in (1, 2))
+    found: Terms = {}
+    for mark in MARKS:
+        first, second = (_fit({t: marks[t][mark] for t in marks}) for marks in (one, two))
+        layer = tuple(b - a for a, b in zip(first, second, strict=True))
+        found[mark] = (tuple(a - b for a, b in zip(first, layer, strict=True)), layer)
+    return found
+
+
+def _fit(values: dict[int, int]) -> tuple[float, ...]:
+    """Coefficients of 1, B T and B T^2 through the traced bytes by length; one length alone gives only B T."""
+    import numpy as np
+
+    if len(values) == 1:
+        (length, size), *_ = values.items()
+        return (0.0, size / (ROWS * length), 0.0)
+    table = np.array([[1.0, ROWS * t, ROWS * t * t] for t in values])
+    return tuple(float(c) for c in np.linalg.solve(table, np.array(list(values.values()), dtype=float)))
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of all storages that were made inside, while they are alive."""
+    """Counts the bytes of every storage made inside, while it is alive."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.bytes = 0
         self.peak_bytes = 0
-        self._known: set[int] = set()
-
-    def ignore(self, model: torch.nn.Module) -> None:
-        """What exists before the step is counted elsewhere."""
-        for tensor in (*model.parameters(), *model.buffers()):
-            self._known.add(tensor.untyped_storage()._cdata)
+        # What exists before the step is counted elsewhere.
+        self._known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+        self._known |= {p.grad.untyped_storage()._cdata for p in model.parameters() if p.grad is not None}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -62,28 +105,167 @@ class Live(TorchDispatchMode):
 
         weakref.finalize(storage, release)
 
-    def since(self) -> None:
-        """Forgets the peak so far."""
-        self.peak_bytes = self.bytes
+
+def _marks(key: StepKey, layers: int, length: int) -> dict[str, int]:
+    """Live bytes of one step over ROWS rows at the four marks."""
+    model = _adapted(key, layers)
+    with FakeTensorMode(), _quiet():
+        _make_fake(model)
+        inputs = _inputs(key, model, length)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                # As in the second micro-batch of a step: gradients are there and are added to.
+                parameter.grad = torch.empty_like(parameter)
+        marks = {}
+        with Live(model) as live, _products(key):
+            loss = _loss(key, model, inputs)
+            marks["forward_peak"], marks["forward_end"] = live.peak_bytes, live.bytes
+            live.peak_bytes = live.bytes
+        with live:
+            loss.backward()
+            marks["backward_peak"] = live.peak_bytes
+            del loss
+        model.eval()
+        with Live(model) as live, torch.no_grad(), _products(key):
+            _loss(key, model, inputs)
+            marks["evaluate_peak"] = live.peak_bytes
+    return marks
 
 
-@cache
-def step_terms(key: StepKey) -> dict[str, tuple[tuple[float, ...], tuple[float, ...]]]:
-    """For each mark: coefficients (1, B T, B T^2) outside the layers, and the same for one layer."""
-    found: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {}
-    marks = {(n, t): step_marks(key, n, t) for n in (1, 2) for t in key.lengths}
-    for mark in MARKS:
-        one, two = (_fit(key.lengths, [marks[n, t][mark] for t in key.lengths]) for n in (1, 2))
-        layer = tuple(b - a for a, b in zip(one, two, strict=True))
-        found[mark] = (tuple(a - b for a, b in zip(one, layer, strict=True)), layer)
-    return found
+def _adapted(key: StepKey, layers: int) -> nn.Module:
+    """The cut model with its adapter on the meta device, as hfadapt trains it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig
+
+    fields = json.loads(key.config)
+    for name, value in fields.items():
+        if "drop" in name and isinstance(value, float):
+            fields[name] = 0.0
+    config = AutoConfig.for_model(**fields)
+    model: Any = build(config, key.auto_class, "traced")
+    cut_layers(model, layers)
+    model.to(getattr(torch, key.dtype))
+    model.requires_grad_(key.trains_all)
+    if key.quantised:
+        _quantise(model, getattr(torch, key.matmul_dtype))
+    base = model
+    with torch.device("meta"), _quiet():
+        if key.adapted:
+            modules = "all-linear" if key.modules == ("all-linear",) else list(key.modules)
+            options = {"target_modules": modules, "use_dora": key.dora}
+            model = get_peft_model(model, LoraConfig(r=key.rank, lora_alpha=key.rank, **options))
+        head = [p for name, p in base.named_parameters() if name.split(".")[0] in HEADS]
+        if not key.generates or not key.adapted:
+            for parameter in head:
+                parameter.requires_grad_(parameter.is_floating_point())
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        if key.checkpointing:
+            base.activation_checkpointing_enable({"use_reentrant": False})
+    return model.train()
 
 
-def _fit(lengths: tuple[int, ...], values: list[int]) -> tuple[float, ...]:
-    """Coefficients of 1, B T and B T^2 through the traced values; a single length gives the second alone."""
-    import numpy as np
+def cut_layers(model: nn.Module, layers: int) -> None:
+    """Keeps the first `layers` of every outermost stack of equal blocks."""
+    for stack in layer_stacks(model):
+        del stack[layers:]
 
-    if len(lengths) == 1:
-        return (0.0, values[0] / (ROWS * lengths[0]), 0.0)
-    table = np.array([[1.0, ROWS * t, ROWS * t * t] for t in lengths])
-    return tuple(float(c) for c in np.linalg.lstsq(table, np.array(values, dtype=float), rcond=None)[0])
+
+def layer_stacks(model: nn.Module) -> list[nn.ModuleList]:
+    """Outermost lists of at least two blocks of one class that hold linear layers."""
+    found: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, nn.ModuleList) and len(module) > 1 and not inside:
+            same = len({type(block) for block in module}) == 1
+            if same and any(hasattr(part, "weight") for part in module[0].modules()):
+                found[name] = module
+    return list(found.values())
+
+
+class _Dequantise(torch.autograd.Function):
+    """A product with a weight that is unpacked for each use, forward and backward, and never kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layer: Any) -> torch.Tensor:
+        ctx.layer = layer
+        weight = x.new_empty((layer.out_features, layer.in_features), dtype=layer.compute_dtype)
+        return nn.functional.linear(x.to(layer.compute_dtype), weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        layer, grad = ctx.layer, grads[0]
+        weight = grad.new_empty((layer.out_features, layer.in_features), dtype=layer.compute_dtype)
+        return grad.to(layer.compute_dtype) @ weight, None
+
+
+class _Packed(nn.Linear):
+    """Stands for Linear4bit and Linear8bitLt: the same shapes outside, a packed weight inside."""
+
+    def __init__(self, layer: nn.Linear, compute_dtype: torch.dtype) -> None:
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        self.bias = layer.bias
+        self.compute_dtype = compute_dtype
+        packed = torch.empty(layer.weight.numel() // 2, 1, dtype=torch.uint8, device="meta")
+        self.weight = nn.Parameter(packed, requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result = _Dequantise.apply(x, self).to(x.dtype)  # type: ignore[no-untyped-call]
+        return result if self.bias is None else result + self.bias
+
+
+def _quantise(model: nn.Module, compute_dtype: torch.dtype) -> None:
+    for name, module in list(model.named_modules()):
+        for child_name, child in list(module.named_children()):
+            full = f"{name}.{child_name}" if name else child_name
+            if isinstance(child, nn.Linear) and full.split(".")[0] not in HEADS:
+                setattr(module, child_name, _Packed(child, compute_dtype))
+
+
+def _make_fake(model: nn.Module) -> None:
+    """Replaces every meta parameter and buffer by a fake one on the CPU; ties stay ties. Runs in a FakeTensorMode."""
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, old in table.items():
+                if old is None:
+                    continue
+                if id(old) not in made:
+                    new: torch.Tensor = torch.empty(old.shape, dtype=old.dtype, device="cpu")
+                    if isinstance(old, nn.Parameter):
+                        new = nn.Parameter(new, requires_grad=old.requires_grad)
+                    made[id(old)] = (old, new)
+                table[name] = made[id(old)][1]
+
+
+def _inputs(key: StepKey, model: Any, length: int) -> dict[str, torch.Tensor]:
+    config = model.config
+    if getattr(config, "image_size", None) and not getattr(config, "vocab_size", 0):
+        size = config.image_size if isinstance(config.image_size, (list, tuple)) else (config.image_size,) * 2
+        return {"pixel_values": torch.zeros(ROWS, config.num_channels, *size, dtype=getattr(torch, key.dtype))}
+    ids = torch.zeros(ROWS, length, dtype=torch.long)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _loss(key: StepKey, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A scalar that needs the whole model; the output layer of a generating one is counted elsewhere."""
+    if not key.generates:
+        logits = model(**inputs).logits
+        return nn.functional.cross_entropy(logits.float(), torch.zeros(ROWS, dtype=torch.long), reduction="sum")
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    body = getattr(base, base.base_model_prefix)
+    return body(**inputs, use_cache=False).last_hidden_state[:, -1].float().sum()
+
+
+def _products(key: StepKey) -> Any:
+    if key.dtype == "float32" and key.matmul_dtype != "float32" and not key.quantised:
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+    return nullcontext()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,395 @@
+"""Measures peak memory of every phase on a grid of models and settings, and compares it with the prediction.
+
+    python benchmarks/memory_grid.py                   measure the grid, keep memory_grid.json, print the error table
+    python benchmarks/memory_grid.py --table           print the table of the kept results with today's predictor
+    python benchmarks/memory_grid.py --device cuda     the same grid with torch's allocator statistics, and 1B and 8B
+
+Each point is one child process that goes through hfadapt's own loading, training, scoring and saving on random weights.
+On a CPU the peak is the kernel's high-water mark of the resident set (proc(5), clear_refs 5) above what the process
+held before it loaded the base; on a GPU it is what torch allocated, with what it reserved beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).with_suffix(".json")
+
+MODELS: dict[str, dict[str, Any]] = {
+    "llama-60m": {
+        "task": "causal-lm",
+        "dtype": "bfloat16",
+        "config": {
+            "model_type": "llama",
+            "vocab_size": 32000,
+            "hidden_size": 512,
+            "intermediate_size": 1376,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 2048,
+            "tie_word_embeddings": True,
+        },
+    },
+    "bert-40m": {
+        "task": "text-classification",
+        "dtype": "float32",
+        "config": {
+            "model_type": "bert",
+            "vocab_size": 30522,
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+            "max_position_embeddings": 512,
+        },
+    },
+    "gpt-neox-70m": {
+        "task": "causal-lm",
+        "dtype": "float32",
+        "config": {
+            "model_type": "gpt_neox",
+            "vocab_size": 50304,
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 8,
+            "max_position_embeddings": 2048,
+        },
+    },
+    "modernbert-100m": {
+        "task": "text-classification",
+        "dtype": "bfloat16",
+        "config": {
+            "model_type": "modernbert",
+            "vocab_size": 50368,
+            "hidden_size": 768,
+            "intermediate_size": 1152,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "pad_token_id": 0,
+        },
+    },
+}
+GPU_MODELS: dict[str, dict[str, Any]] = {
+    "llama-1b": {
+        "task": "causal-lm",
+        "dtype": "bfloat16",
+        "config": {
+            "model_type": "llama",
+            "vocab_size": 128256,
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "tie_word_embeddings": True,
+        },
+    },
+    "llama-8b": {
+        "task": "causal-lm",
+        "dtype": "bfloat16",
+        "config": {
+            "model_type": "llama",
+            "vocab_size": 128256,
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+        },
+    },
+}
+QUANTS = ("none", "int8", "nf4")
+SHAPES = ((2, 64), (8, 64), (2, 128), (8, 128), (2, 256), (8, 256))
+"""(rows, tokens) of a micro-batch: three lengths, two batches."""
+LABELLED_TOKENS = 8
+LABELS = ("negative", "neutral", "positive")
+RANK = 16
+
+
+def grid(models: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Points in a fixed order; of the six shapes each (model, quant, checkpointing) takes three, all in turn."""
+    number = 0
+    for model in models:
+        for quant in QUANTS:
+            for checkpointing in (False, True):
+                for i in range(3):
+                    rows, tokens = SHAPES[(2 * i + number) % 6]
+                    fitted = (number + i) % 2 == 0
+                    yield {
+                        "model": model,
+                        "quant": quant,
+                        "checkpointing": checkpointing,
+                        "rows": rows,
+                        "tokens": tokens,
+                        "fitted": fitted,
+                    }
+                number += 1
+
+
+# --- one point, in a child process -----------------------------------------------------------------------------------
+
+
+def make_model(folder: Path, about: dict[str, Any]) -> None:
+    """Writes a model with random weights and a small tokenizer."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, models
+    from transformers import AutoConfig, PreTrainedTokenizerFast
+
+    from hfadapt import kinds
+
+    words = {"<pad>": 0, "<eos>": 1, "<unk>": 2}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    task = kinds.load("tasks", about["task"])
+    config = AutoConfig.for_model(**{**about["config"], "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1})
+    config.update(task.model_options(LABELS))
+    model = getattr(transformers, task.auto_class).from_config(config)
+    model.to(getattr(torch, about["dtype"])).save_pretrained(folder)
+
+
+def lock_of(point: dict[str, Any], about: dict[str, Any], folder: str) -> Any:
+    """The lock that trains this point."""
+    from hfadapt.recipe import Lock
+
+    return Lock.model_validate(
+        {
+            "name": "grid",
+            "model": folder,
+            "task": about["task"],
+            "domains": {"random": {"source": "sample:vader/tweets"}},
+            "quant": point["quant"],
+            "dtype": about["dtype"],
+            "adapter": {
+                "method": "lora",
+                "rank": RANK,
+                "alpha": 2 * RANK,
+                "dropout": 0.0,
+                "modules": ["all-linear"],
+            },
+            "data": {"max_length": point["tokens"], "packing": False},
+            "train": {
+                "epochs": 1.0,
+                "max_steps": 3,
+                "learning_rate": 1e-4,
+                "schedule": "constant",
+                "warmup_ratio": 0.0,
+                "batch_rows": 2 * point["rows"],
+                "micro_batch_rows": point["rows"],
+                "weight_decay": 0.0,
+                "evaluate_every_steps": 2,
+                "checkpoint_every_steps": 2,
+                "optimizer": "adamw",
+                "checkpointing": point["checkpointing"],
+            },
+            "evaluate": {"metrics": ["perplexity"], "batch_rows": 2 * point["rows"]},
+        }
+    )
+
+
+def measure(point: dict[str, Any], about: dict[str, Any], folder: str, device_name: str) -> dict[str, Any]:
+    """Peaks of all phases in bytes, through hfadapt's own stages."""
+    import random
+
+    import numpy as np
+    import torch
+    from accelerate import Accelerator
+
+    from hfadapt import kinds, memory
+    from hfadapt.batches import padded
+    from hfadapt.measure import PeakMemory, release_memory, resident_bytes
+    from hfadapt.model import attach_adapter, load_base, save_adapter
+    from hfadapt.tasks import IGNORED, Example
+    from hfadapt.train.loop import Loop
+
+    if device_name == "cpu":
+        memory.settle_allocator()
+    accelerator = Accelerator(cpu=device_name == "cpu")
+    device = accelerator.device
+    lock, task = lock_of(point, about, folder), kinds.load("tasks", about["task"])
+    draw = random.Random(1)
+    tokens, vocabulary = point["tokens"], about["config"]["vocab_size"]
+
+    def example(row: int) -> Example:
+        ids = tuple(draw.randrange(3, vocabulary) for _ in range(tokens))
+        if about["task"] == "causal-lm":
+            return Example(ids, (IGNORED,) * (tokens - LABELLED_TOKENS) + ids[-LABELLED_TOKENS:], tokens, row)
+        return Example(ids, (row % len(LABELS),), tokens, row)
+
+    examples = [example(row) for row in range(4 * point["rows"])]
+    # Libraries that a run has imported by then, and the thread pools of the first product.
+    warm = torch.nn.Linear(64, 64).to(device)
+    warm(torch.ones(64, 64, device=device)).sum().backward()
+    import bitsandbytes  # noqa: F401
+    import peft  # noqa: F401
+
+    release_memory()
+    floor = resident_bytes()
+    peaks = {}
+    with PeakMemory(device, floor) as peak:
+        base = load_base(lock, LABELS, device)
+        model = attach_adapter(base, lock)
+    peaks["load"] = peak.peak_bytes
+    with PeakMemory(device, floor) as peak, tempfile.TemporaryDirectory() as cell:
+        loop = Loop(accelerator, task, model, lock.train, examples, examples[:2], 0, Path(cell), "")
+        loop.run()
+    peaks["train"] = peak.peak_bytes
+    reserved = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+    del loop.optimizer
+    model.zero_grad(set_to_none=True)
+    release_memory()
+    with PeakMemory(device, floor) as peak, tempfile.TemporaryDirectory() as cell:
+        save_adapter(model, base, lock, Path(cell) / "adapter")
+    peaks["save"] = peak.peak_bytes
+    release_memory()
+    with PeakMemory(device, floor) as peak, torch.inference_mode():
+        scores = task.score(model.eval(), examples, lambda rows: padded(task, rows, 0, device, 2 * point["rows"]))
+        assert np.isfinite(scores.losses).all()
+    peaks["evaluate"] = peak.peak_bytes
+    return {"peaks": peaks, "reserved_bytes": reserved}
+
+
+# --- predictions and the table ---------------------------------------------------------------------------------------
+
+
+def predicted(point: dict[str, Any], about: dict[str, Any], device: str) -> dict[str, int]:
+    """What hfadapt predicts for this point, from the config alone."""
+    from transformers import AutoConfig
+
+    from hfadapt import kinds, memory
+    from hfadapt.facts import build, describe
+
+    task = kinds.load("tasks", about["task"])
+    config = AutoConfig.for_model(**about["config"])
+    for key, value in task.model_options(LABELS).items():
+        setattr(config, key, value)
+    facts = describe(build(config, task.auto_class, point["model"]), point["model"], about["task"], len(LABELS), config)
+    workload = memory.Workload(
+        quant=point["quant"],
+        dtype=about["dtype"],
+        matmul_dtype="bfloat16" if point["quant"] != "none" else about["dtype"],
+        rank=RANK,
+        checkpointing=point["checkpointing"],
+        micro_batch_rows=point["rows"],
+        length_tokens=point["tokens"],
+        labelled_tokens=LABELLED_TOKENS,
+        evaluate_rows=2 * point["rows"],
+        device="cpu" if device == "cpu" else "gpu",
+    )
+    return {phase.phase: phase.total_bytes for phase in memory.predict(facts, workload)}
+
+
+def errors(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a point and phase: measured, predicted, and the prediction's relative error."""
+    models = {**MODELS, **GPU_MODELS}
+    rows = []
+    for result in results["points"]:
+        point = result["point"]
+        guess = predicted(point, models[point["model"]], results["device"])
+        for phase, measured in result["peaks"].items():
+            rows.append(
+                {
+                    **point,
+                    "phase": phase,
+                    "measured": measured,
+                    "predicted": guess[phase],
+                    "error": guess[phase] / measured - 1,
+                }
+            )
+    return rows
+
+
+def summary(rows: list[dict[str, Any]], margin: float = 0.1) -> dict[str, float]:
+    """Median and 95th percentile of |error|, and false "fits": measured above a budget that the margin calls enough."""
+    size = sorted(abs(row["error"]) for row in rows)
+    return {
+        "points": len(rows),
+        "median": statistics.median(size),
+        "p95": size[min(len(size) - 1, int(0.95 * len(size)))],
+        "worst": size[-1],
+        "false_fits": sum(row["measured"] * (1 - margin) > row["predicted"] for row in rows),
+    }
+
+
+def print_table(results: dict[str, Any]) -> None:
+    """Every train point, then the error by phase for fitted and held-out points."""
+    rows = errors(results)
+    print(f"{'model':16} {'quant':5} ckpt  rows x tokens  {'measured':>9} {'predicted':>9}  error  used")
+    for row in rows:
+        if row["phase"] == "train":
+            print(
+                f"{row['model']:16} {row['quant']:5} {'on ' if row['checkpointing'] else 'off'}  "
+                f"{row['rows']:4} x {row['tokens']:5}  {row['measured'] / 2**20:9.0f} {row['predicted'] / 2**20:9.0f}"
+                f"  {row['error']:+6.1%}  {'fit' if row['fitted'] else 'held out'}"
+            )
+    for phase in ("load", "train", "evaluate", "save"):
+        for fitted in (True, False):
+            chosen = [row for row in rows if row["phase"] == phase and row["fitted"] == fitted]
+            if chosen:
+                s = summary(chosen)
+                print(
+                    f"{phase:9} {'fitted' if fitted else 'held out':8}: {s['points']:.0f} points, median "
+                    f"{s['median']:.1%}, p95 {s['p95']:.1%}, worst {s['worst']:.1%}, false fits {s['false_fits']:.0f}"
+                )
+
+
+def main() -> None:
+    """Measures, keeps and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--table", action="store_true", help="only print the table of the kept results")
+    parser.add_argument("--only", help="only points of this model")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    out = options.out or (RESULTS if options.device == "cpu" else RESULTS.with_name("memory_grid_cuda.json"))
+    models = MODELS if options.device == "cpu" else {**MODELS, **GPU_MODELS}
+    if options.child:
+        asked = json.loads(options.child)
+        print(json.dumps(measure(asked["point"], models[asked["point"]["model"]], asked["folder"], options.device)))
+        return
+    if not options.table:
+        run_grid(models, options.device, options.only, out)
+    print_table(json.loads(out.read_text()))
+
+
+def run_grid(models: dict[str, dict[str, Any]], device: str, only: str | None, out: Path) -> None:
+    """Measures every point that `out` does not hold yet, in one child process each."""
+    from hfadapt.versions import versions
+
+    results: dict[str, Any] = {"device": device, "versions": versions(device).model_dump(), "points": []}
+    if out.exists():
+        results["points"] = json.loads(out.read_text())["points"]
+    done = [result["point"] for result in results["points"]]
+    with tempfile.TemporaryDirectory() as temporary:
+        for point in grid(models):
+            if point in done or (only and point["model"] != only):
+                continue
+            folder = Path(temporary) / point["model"]
+            if not folder.exists():
+                make_model(folder, models[point["model"]])
+            child = json.dumps({"point": point, "folder": str(folder)})
+            command = [sys.executable, __file__, "--device", device, "--child", child]
+            answer = subprocess.run(command, capture_output=True, text=True)
+            if answer.returncode != 0:
+                print(f"failed: {point}\n{answer.stderr[-2000:]}", file=sys.stderr)
+                continue
+            results["points"].append({"point": point, **json.loads(answer.stdout.splitlines()[-1])})
+            out.write_text(json.dumps(results, indent=1) + "\n")
+            print(f"{len(results['points'])}: {point} {results['points'][-1]['peaks']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,490 @@
+"""The card of an adapter: README.md and card.json, made from the records of its cell and from nothing else.
+
+The same records give the same bytes. Text between `<!-- user:begin -->` and `<!-- user:end -->` is the user's and is
+carried over. The loading snippet is run when the card is made; what it printed is kept in card.json.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from hfadapt import kinds, resources
+from hfadapt.card_facts import (
+    SAMPLE,
+    Facts,
+    Records,
+    escape,
+    pointer,
+    public_name,
+    redact,
+    untraced,
+    without_marks,
+)
+from hfadapt.card_snippet import example_row, run_snippet, snippet_text
+from hfadapt.errors import RunError
+from hfadapt.licenses import Licence, adapter_licence, hub_id
+from hfadapt.records import PHASES, CardRecord
+from hfadapt.run import Cell
+from hfadapt.spec import write_text
+from hfadapt.svg import loss_chart
+
+USER_BEGIN, USER_END = "<!-- user:begin -->", "<!-- user:end -->"
+FAILURES = 5
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+METRIC_TYPES = {
+    "accuracy": "accuracy",
+    "label_accuracy": "accuracy",
+    "macro_f1": "f1",
+    "calibration_error": "expected_calibration_error",
+    "loss": "loss",
+    "perplexity": "perplexity",
+    "exact_match": "exact_match",
+    "rouge_l": "rouge",
+    "chrf": "chrf",
+    "bleu": "bleu",
+    "word_error_rate": "wer",
+}
+"""Our metrics by the Hub's names."""
+
+UNMEASURED = (
+    ("Membership inference, canaries, verbatim reproduction", "`hfadapt evaluate --help` lists what this version can measure."),
+    ("Robustness to typos and attacks", "`hfadapt evaluate --help` lists what this version can measure."),
+    ("Other domains and general abilities (forgetting)", "`hfadapt predict CELL \"…\"` tries the adapter on any text."),
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A rendered card.
+
+    Args:
+        readme: README.md.
+        record: card.json.
+        chart: loss.svg.
+        untraced: Lines with a number that no record knows; empty in a sound card.
+    """
+
+    readme: str
+    record: CardRecord
+    chart: str
+    untraced: tuple[str, ...]
+
+
+def build_card(cell: Cell, *, execute: bool = True) -> CardRecord:
+    """Writes README.md, card.json and loss.svg into the cell, and README.md and loss.svg beside the adapter.
+
+    Args:
+        execute: Run the loading snippet; otherwise what it printed the last time is kept.
+
+    Raises:
+        RunError: a record is missing, the loading snippet fails or disagrees with the evaluation, or a record holds
+            a value that is not a number.
+    """
+    output = None
+    if execute:
+        records = Records(cell.folder)
+        code = without_marks(snippet_text(Facts(records)))
+        output = run_snippet(code, cell, records)
+    card = render_card(cell.folder, output=output)
+    if card.untraced:
+        raise RunError("the card holds numbers that no record knows", got=card.untraced[0])
+    for folder in (cell.folder, cell.adapter):
+        write_text(folder / "README.md", card.readme)
+        write_text(folder / "loss.svg", card.chart)
+    card.record.write(cell.folder / "card.json")
+    return card.record
+
+
+def render_card(folder: Path, *, output: str | None = None) -> Card:
+    """The card as it follows from the records in a cell's folder; writes nothing.
+
+    Args:
+        output: What the loading snippet printed; by default as card.json has it.
+
+    Raises:
+        RunError: a record is missing or holds a value that is not a number.
+    """
+    records = Records(folder)
+    if output is None and (folder / "card.json").exists():
+        output = CardRecord.read(folder / "card.json").output
+    records.given["card.json"] = {"output": output}
+    facts = Facts(records)
+    snippet = snippet_text(facts)
+    metadata = hub_metadata(facts)
+    try:
+        marked = _environment().from_string(resources.template("card.md.j2")).render(
+            **_context(facts),
+            front_matter=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=1000),
+            snippet=snippet,
+            executed=output is not None,
+            user=user_text(folder / "README.md"),
+        )
+    except LookupError as error:
+        raise RunError(
+            "a record lacks what the card needs",
+            place=str(folder),
+            got=f"no {error}",
+            fix="run the cell again with this version of hfadapt",
+        ) from None
+    body = marked.split(USER_BEGIN)[0].split("---\n", 2)[2]
+    record = CardRecord(
+        domain=records.value("train.json#/domain"),
+        target=records.value("train.json#/target"),
+        metadata=metadata,
+        snippet=without_marks(snippet),
+        output=output,
+        facts=facts.all(),
+    )
+    steps = records.file("metrics.jsonl") if records.has("metrics.jsonl") else []
+    return Card(without_marks(_tidy(marked)), record, loss_chart(steps), tuple(untraced(body)))
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["escape_markdown"] = escape
+    return environment
+
+
+def _tidy(text: str) -> str:
+    """At most one empty line in a row, none at the end of a line's text; the user's part stays as it is."""
+    head, begin, rest = text.partition(USER_BEGIN)
+    head = re.sub(r"[ \t]+\n", "\n", head)
+    return re.sub(r"\n{3,}", "\n\n", head) + begin + rest
+
+
+def user_text(readme: Path) -> str:
+    """What the user wrote between the marks of an earlier card."""
+    if not readme.exists():
+        return "\n"
+    _, begin, rest = readme.read_text(encoding="utf-8").partition(USER_BEGIN)
+    text, end, _ = rest.rpartition(USER_END)
+    return text if begin and end else "\n"
+
+
+# --- metadata for the Hub --------------------------------------------------------------------------------------------
+
+
+def base_name(records: Records) -> str:
+    """The base's name on the Hub, or the recipe's without a local path."""
+    return str(records.value("train.json#/model_hub_id") or public_name(records.value("lock.yaml#/model")))
+
+
+def licence_of(records: Records) -> Licence:
+    """The adapter's licence, from those of the base and of the sources."""
+    sources = records.value("data.json#/sources")
+    return adapter_licence(
+        records.value("train.json#/model_license"), {public_name(one["source"]): one.get("license") for one in sources}
+    )
+
+
+def languages(records: Records) -> list[str]:
+    """Languages of the sources, as far as they are known."""
+    named = [source.get("language") for source in records.value("data.json#/sources")]
+    return list(dict.fromkeys(str(language) for language in named if language))
+
+
+def hub_metadata(facts: Facts) -> dict[str, Any]:
+    """The YAML front matter, as plain Python values."""
+    records = facts.records
+    lock, licence = records.file("lock.yaml"), licence_of(records)
+    task = kinds.load("tasks", lock["task"])
+    full = lock["adapter"]["method"] == "full"
+    base = base_name(records)
+    relation = "finetune" if full else "adapter"
+    hub_sources = [one["source"] for one in records.value("data.json#/sources") if HUB_ID.fullmatch(one["source"])]
+    evaluated = records.value("evaluation.json#/metrics")
+    tags = ["hfadapt", lock["adapter"]["method"], facts.records.value("train.json#/domain")]
+    tags += [f"base_model:{relation}:{base}"] if HUB_ID.fullmatch(base) else []
+    tags += [lock["quant"]] if lock["quant"] != "none" else []
+    metadata: dict[str, Any] = {
+        "language": languages(records),
+        "license": licence.id,
+        "license_name": licence.name,
+        "license_link": licence.link if licence.id == "other" else None,
+        "library_name": "transformers" if full else "peft",
+        "pipeline_tag": task.pipeline_tag,
+        "base_model": base,
+        "base_model_relation": relation,
+        "datasets": [source for source in hub_sources if not source.startswith((".", "/"))],
+        "metrics": list(dict.fromkeys(METRIC_TYPES.get(metric["name"], metric["name"]) for metric in evaluated)),
+        "tags": list(dict.fromkeys(tags)),
+        "model-index": [{"name": _title(records), "results": [_result(facts, task.pipeline_tag)]}] if evaluated else [],
+    }
+    return {key: value for key, value in metadata.items() if value not in (None, [], "")}
+
+
+def _title(records: Records) -> str:
+    return f"{base_name(records).rsplit('/', 1)[-1]} for {records.value('train.json#/domain')}"
+
+
+def _result(facts: Facts, pipeline_tag: str) -> dict[str, Any]:
+    """One result of the model-index: the adapter's metrics, and those of the base by name."""
+    records = facts.records
+    metrics = []
+    for number, metric in enumerate(records.value("evaluation.json#/metrics")):
+        kind = METRIC_TYPES.get(metric["name"], metric["name"])
+        at = f"evaluation.json#/metrics/{number}"
+        metrics.append({"type": kind, "value": facts.number(f"{at}/adapter"), "name": f"{metric['name']} (adapter)"})
+        if metric.get("base") is not None:
+            base = f"{metric['name']} ({records.value('evaluation.json#/baseline')} of the base)"
+            base = f"{metric['name']} (base)" if records.value("evaluation.json#/baseline") == "base" else base
+            metrics.append({"type": kind, "value": facts.number(f"{at}/base"), "name": base})
+    sources = records.value("data.json#/sources")
+    named = public_name(sources[0]["source"]).removeprefix(SAMPLE) if len(sources) == 1 else records.value(
+        "train.json#/domain"
+    )
+    return {
+        "task": {"type": pipeline_tag},
+        "dataset": {
+            "name": records.value("train.json#/domain"),
+            "type": named,
+            "split": records.value("evaluation.json#/split"),
+        },
+        "metrics": metrics,
+    }
+
+
+# --- what the template needs -----------------------------------------------------------------------------------------
+
+
+def _context(facts: Facts) -> dict[str, Any]:
+    records = facts.records
+    lock, data, train = records.file("lock.yaml"), records.file("data.json"), records.file("train.json")
+    evaluation, manifest = records.file("evaluation.json"), records.file("adapter/hfadapt.json")
+    method = lock["adapter"]["method"]
+    licence = licence_of(records)
+    predictions = records.file("predictions.parquet") if records.has("predictions.parquet") else []
+    judged = bool(predictions) and "gold" in predictions[0]
+    worst = _worst(predictions, judged) if records.has("data/test.parquet") else []
+    flops, flops_words, flops_why = _flops(method, lock["train"]["checkpointing"])
+    return {
+        "fact": facts,
+        "pointer": pointer,
+        "title": facts.cited(escape(_title(records))),
+        "headline": _headline(facts),
+        "base_link": _base_link(facts),
+        "base_name": escape(evaluation["baseline"]),
+        "revision": train.get("model_revision"),
+        "relation": "finetune" if method == "full" else "adapter",
+        "has_rank": kinds.load("adapters", method).has_rank,
+        "full": method == "full",
+        "quant_name": lock["quant"],
+        "metrics": evaluation["metrics"],
+        "gain": lambda number: _gain(facts, number),
+        "interval": lambda at, who: _interval(facts, at, who),
+        "licence": licence,
+        "licence_text": facts.cited(f"`{licence.id}`" + (f" ({escape(licence.name)})" if licence.name else "")),
+        "base_license": train.get("model_license"),
+        "sources": data["sources"],
+        "dropped": list(data["dropped"]),
+        "labels": list(data["labels"]),
+        "splits": list(data["splits"]),
+        "counts": data["label_counts"],
+        "checks": [(step, name) for step, found in data["steps"].items() for name, value in found.items() if value != ""],
+        "audit": data.get("audit"),
+        "world_size": train["world_size"],
+        "resumed": train.get("resumed_from_step"),
+        "stopped_early": train["stopped_early"],
+        "validated": train.get("best_validation_loss") is not None,
+        "phases": _phases(train, evaluation),
+        "settings": _settings(records),
+        "packages": list(train["versions"]["packages"]),
+        "classes": list(evaluation.get("per_class") or {}),
+        "confusion": list(evaluation.get("confusion") or {}),
+        "speed": evaluation.get("rows_per_second"),
+        "token_speed": evaluation.get("tokens_per_second"),
+        "gates": evaluation.get("gates_failed") or [],
+        "limits": _limits(facts),
+        "failures": worst if judged else [],
+        "hardest": [] if judged else worst,
+        "quoted": lambda row: _quoted(facts, row),
+        "unmeasured": UNMEASURED,
+        "flops": flops,
+        "flops_words": flops_words,
+        "flops_why": flops_why,
+        "chat_template": manifest.get("chat_template_sha256"),
+        "files": sorted(manifest["files"]),
+        "citations": _citations(records),
+    }
+
+
+def _base_link(facts: Facts) -> str:
+    base = base_name(facts.records)
+    if HUB_ID.fullmatch(base):
+        return facts.cited(f"[{escape(base)}](https://huggingface.co/{base})")
+    return facts.cited(f"`{base}`")
+
+
+def _gain(facts: Facts, number: int) -> str:
+    at = f"evaluation.json#/metrics/{number}"
+    metric = facts.records.value(at)
+    if metric.get("delta") is None:
+        return "no baseline"
+    text = facts(f"{at}/delta", "signed")
+    if metric.get("low") is None or metric.get("high") is None:
+        return text
+    return f"{text} [{facts(f'{at}/low', 'signed')}, {facts(f'{at}/high', 'signed')}]"
+
+
+def _interval(facts: Facts, at: str, who: str) -> str:
+    metric = facts.records.value(at)
+    if metric.get(f"{who}_low") is None or metric.get(f"{who}_high") is None:
+        return ""
+    return f" [{facts(f'{at}/{who}_low', 'decimal')}, {facts(f'{at}/{who}_high', 'decimal')}]"
+
+
+def _verdict(metric: Mapping[str, Any]) -> str:
+    """`better`, `worse`, or `open` where the interval of the difference holds zero."""
+    low, high = metric.get("low"), metric.get("high")
+    if low is None or high is None or low <= 0 <= high:
+        return "open"
+    return "better" if (low > 0) == metric.get("higher_is_better", True) else "worse"
+
+
+def _headline(facts: Facts) -> str:
+    """One sentence with the leading metric."""
+    metrics = facts.records.value("evaluation.json#/metrics")
+    if not metrics or metrics[0].get("delta") is None:
+        return "It was not compared with its base."
+    at = "evaluation.json#/metrics/0"
+    says = {
+        "better": "The adapter is better than the baseline",
+        "worse": "**The adapter is worse than the baseline**",
+        "open": "The difference between adapter and baseline is within its interval of chance",
+    }[_verdict(metrics[0])]
+    return (
+        f"{says}: {facts(f'{at}/name', 'code')} {facts(f'{at}/adapter', 'decimal')} against "
+        f"{facts(f'{at}/base', 'decimal')}, difference {_gain(facts, 0)}."
+    )
+
+
+def _limits(facts: Facts) -> list[str]:
+    """Sentences about where the adapter is weak or was not tried, each from a record."""
+    records = facts.records
+    said = []
+    for number, metric in enumerate(records.value("evaluation.json#/metrics")):
+        name = facts(f"evaluation.json#/metrics/{number}/name", "code")
+        verdict = _verdict(metric) if metric.get("delta") is not None else ""
+        if verdict == "worse":
+            said.append(f"{name} is **worse** than the baseline's: {_gain(facts, number)}.")
+        elif verdict == "open":
+            said.append(f"The difference in {name} may be chance: {_gain(facts, number)}.")
+    said += _weakest(facts)
+    rows = facts("evaluation.json#/rows", "integer")
+    said.append(
+        f"Tested on {rows} rows of the domain {facts('train.json#/domain', 'code')} only; "
+        "other domains were not tested."
+    )
+    named = languages(records)
+    if named:
+        said.append(f"Trained and tested on text in {facts.cited(', '.join(named))}; other languages were not tested.")
+    else:
+        said.append("The language of the data is not recorded.")
+    said.append(
+        f"Inputs were cut to {facts('lock.yaml#/data/max_length', 'integer')} tokens; longer ones were not tested."
+    )
+    return said
+
+
+def _weakest(facts: Facts) -> list[str]:
+    """The class with the lowest recall, and what it is taken for."""
+    classes = facts.records.value("evaluation.json#").get("per_class") or {}
+    if len(classes) < 2:
+        return []
+    worst = min(classes, key=lambda name: (classes[name]["adapter"], name))
+    at = "evaluation.json#" + pointer("per_class", worst)
+    text = (
+        f"Weakest class: {facts.cited('`' + worst.replace('`', '') + '`')}, recall {facts(at + '/adapter', 'decimal')} "
+        f"on {facts(at + '/rows', 'integer')} rows (baseline {facts(at + '/base', 'decimal')})."
+    )
+    taken = {name: n for name, n in facts.records.value("evaluation.json#")["confusion"][worst].items() if name != worst}
+    most = max(taken, key=lambda name: (taken[name], name))
+    if taken[most]:
+        count = facts("evaluation.json#" + pointer("confusion", worst, most), "integer")
+        text += f" It is most often taken for {facts.cited('`' + most.replace('`', '') + '`')}: {count} rows."
+    return [text]
+
+
+def _worst(predictions: Sequence[Mapping[str, Any]], judged: bool) -> list[int]:
+    """Numbers of the rows with the highest loss; with `judged`, only wrong ones."""
+    rows = [n for n, row in enumerate(predictions) if not judged or row["gold"] != row["adapter"]]
+    return sorted(rows, key=lambda n: (-predictions[n]["adapter_loss"], n))[:FAILURES]
+
+
+def _quoted(facts: Facts, row: int) -> str:
+    """The text of a test row, shortened and redacted."""
+    content = facts.records.value(f"data/test.parquet#/{row}")
+    at = f"data/test.parquet#/{row}"
+    if "messages" in content:
+        last = max(n for n, turn in enumerate(content["messages"]) if turn["role"] == "user")
+        return facts(f"{at}/messages/{last}/content", "quote")
+    return facts(f"{at}/{'prompt' if 'prompt' in content else 'text'}", "quote")
+
+
+def _phases(train: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (phase, name)
+        for phase in PHASES
+        for name, record in (("train.json", train), ("evaluation.json", evaluation))
+        if phase in (record.get("memory") or {})
+    ]
+
+
+def _settings(records: Records) -> list[tuple[tuple[str, ...], str | None]]:
+    """Every resolved setting with where its reason stands; what names places on a disk is left out."""
+    lock = records.file("lock.yaml")
+    reasons = {}
+    if records.has("plan.json"):
+        for number, decision in enumerate(records.value("plan.json#/cells/0/decisions")):
+            reasons[decision["field"]] = (decision["value"], f"plan.json#/cells/0/decisions/{number}/reason")
+    found = []
+    for path, value in _leaves({key: value for key, value in lock.items() if key not in ("domains", "model", "name")}):
+        decided = reasons.get(".".join(path))
+        found.append((path, decided[1] if decided and decided[0] == value else None))
+    return found
+
+
+def _leaves(value: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    found: list[tuple[tuple[str, ...], Any]] = []
+    for key, item in value.items():
+        found += _leaves(item, (*path, key)) if isinstance(item, dict) and item else [((*path, key), item)]
+    return found
+
+
+def _flops(method: str, checkpointing: bool) -> tuple[int, str, str]:
+    """FLOPs per parameter and token, in words, and why."""
+    again = " and once more forward, as activations were recomputed" if checkpointing else ""
+    if method == "full":
+        return (8, "eight", f"forward, and backward for activations and weights{again}") if checkpointing else (
+            6, "six", "two forward, two each for the gradients of activations and of weights"
+        )
+    if method == "head":
+        return 2, "two", "forward only: the base is frozen and no gradient passes through it"
+    if checkpointing:
+        return 6, "six", f"two forward, two for the gradients of activations{again}; the base is frozen"
+    return 4, "four", "two forward, two for the gradients of activations; the base is frozen"
+
+
+def _citations(records: Records) -> list[str]:
+    refs = ["train.json#/model_citation"]
+    refs += [f"data.json#/sources/{n}/citation" for n in range(len(records.value("data.json#/sources")))]
+    known: dict[str, str] = {}
+    for ref in refs:
+        name, _, path = ref.partition("#")
+        holder, _, key = path.rpartition("/")
+        text = records.value(f"{name}#{holder}").get(key)
+        if text:
+            known.setdefault(text, ref)
+    return list(known.values())
+
+

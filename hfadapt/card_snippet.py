@@ -1,0 +1,129 @@
+"""The loading snippet of a card: plain transformers and peft on the adapter's folder, run when the card is made."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import traceback
+from typing import Any
+
+import jinja2
+
+from hfadapt import kinds, resources
+from hfadapt.card_facts import SAMPLE, Facts, Records, public_name, redact
+from hfadapt.errors import RunError
+from hfadapt.run import Cell
+
+LOOKED_AT = 200
+"""Test rows among which the example is chosen."""
+
+
+def snippet_text(facts: Facts) -> str:
+    """The marked code, from `cards/TASK.py.j2`.
+
+    Raises:
+        RunError: there is no such template.
+    """
+    records = facts.records
+    lock = records.file("lock.yaml")
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    return environment.from_string(resources.template(f"{lock['task']}.py.j2")).render(
+        fact=facts,
+        peft=lock["adapter"]["method"] != "full",
+        sample=str(lock["model"]).startswith(SAMPLE) and lock["adapter"]["method"] != "full",
+        base=_base(facts),
+        quant=_quant(records),
+        form=records.value("data.json#/form"),
+        example=example_row(records),
+    )
+
+
+def _base(facts: Facts) -> str:
+    """The expression that names the base, with a word on where else it is to be had."""
+    records = facts.records
+    model, hub_id = str(records.value("lock.yaml#/model")), records.value("train.json#/model_hub_id")
+    if model.startswith(SAMPLE):
+        also = f"  # the weights it was trained on; on the Hub: {hub_id}" if hub_id else ""
+        return facts.cited(f"resolve_model({json.dumps(model)}).path{also}")
+    if hub_id:
+        revision = records.value("train.json#/model_revision")
+        return facts.cited(json.dumps(hub_id) + (f"  # revision {revision}" if revision else ""))
+    return facts.cited(json.dumps(public_name(model)) + "  # the folder of the base")
+
+
+def _quant(records: Records) -> str:
+    """Arguments of BitsAndBytesConfig as in training, or nothing."""
+    lock = records.file("lock.yaml")
+    quant = kinds.load("quants", lock["quant"])
+    if not quant.bits:
+        return ""
+    options = [f"{name}={value!r}" for name, value in quant.options.items()]
+    if quant.bits == 4:
+        compute = "bfloat16" if lock["dtype"] == "float32" else lock["dtype"]
+        options.append(f"bnb_4bit_compute_dtype=torch.{compute}")
+    saved = records.file("adapter/adapter_config.json").get("modules_to_save")
+    if saved:
+        options.append(f"llm_int8_skip_modules={sorted(set(saved))!r}")
+    return ", ".join(options)
+
+
+def example_row(records: Records) -> int:
+    """The number of the test row in the snippet: short, free of personal data, and one the adapter gets right."""
+    rows = records.file("data/test.parquet")[:LOOKED_AT]
+    predictions = records.file("predictions.parquet") if records.has("predictions.parquet") else [{}] * len(rows)
+
+    def key(number: int) -> tuple[Any, ...]:
+        row, said = rows[number], predictions[number]
+        text = row.get("text") or row.get("prompt") or json.dumps(row.get("messages"), ensure_ascii=False)
+        right = said.get("gold") == said.get("adapter")
+        length = len(text)
+        return (redact(text) != text, not right, not 20 <= length <= 160, -(said.get("confidence") or 0.0), length, number)
+
+    return min(range(len(rows)), key=key)
+
+
+def run_snippet(code: str, cell: Cell, records: Records) -> str:
+    """Runs the code with the folders' full paths in place of their names, and returns what it printed.
+
+    Raises:
+        RunError: it fails, prints nothing, or says something else than the evaluation did.
+    """
+    import torch
+
+    from hfadapt.measure import release_memory
+
+    lock = records.file("lock.yaml")
+    run = code.replace('adapter = "adapter"', f"adapter = {str(cell.adapter.resolve())!r}", 1)
+    model = str(lock["model"])
+    if not model.startswith(SAMPLE) and not records.value("train.json#/model_hub_id"):
+        from hfadapt.model import resolve_model
+
+        run = run.replace(f"base = {json.dumps(public_name(model))}", f"base = {resolve_model(model).path!r}", 1)
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), torch.random.fork_rng():
+            exec(compile(run, "<the card's snippet>", "exec"), {"__name__": "__main__"})
+    except Exception as error:
+        line = next((frame.lineno for frame in traceback.extract_tb(error.__traceback__) if "snippet" in frame.filename), 0)
+        raise RunError(
+            "the card's loading snippet fails",
+            place=f"line {line}: {run.splitlines()[line - 1].strip() if line else ''}",
+            got=f"{type(error).__name__}: {error}",
+            fix="the adapter cannot be loaded as the card says; report it with lock.yaml",
+        ) from error
+    finally:
+        release_memory()
+    output = printed.getvalue().strip()
+    expected = records.value(f"predictions.parquet#/{example_row(records)}").get("adapter")
+    if not output or (lock["task"] == "text-classification" and not output.startswith(f"{expected} (")):
+        raise RunError(
+            "the card's loading snippet does not say what the evaluation did",
+            place="How to load",
+            got=repr(output),
+            allowed=repr(expected),
+            fix="train the cell again; if it happens again, report it with the recipe and lock.yaml",
+        )
+    return output

@@ -1,0 +1,283 @@
+"""Small charts as SVG text: the same numbers give the same bytes on every machine, and no library draws.
+
+Colours are CSS classes, so that a page may set them; a chart that stands alone brings its own style, light and dark.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+STYLE = """
+.chart{font:12px system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;--ink:#1f2430;--soft:#667085;
+--line:#e3e6ec;--c0:#2f6fdb;--c1:#d9622b;--c2:#1c8a6a;--c3:#9357c9;--c4:#b8860b;--c5:#c2416b;--good:#1c8a6a;
+--bad:#c93a3a;--open:#8a8f9c;--pale:#b9cdf3}
+.chart text{fill:var(--ink)}.chart .soft{fill:var(--soft)}.chart .grid{stroke:var(--line);stroke-width:1}
+.chart .axis{stroke:var(--soft);stroke-width:1}.chart .end{text-anchor:end}.chart .mid{text-anchor:middle}
+.chart .bold{font-weight:600}
+@media(prefers-color-scheme:dark){.chart{--ink:#e8eaf0;--soft:#98a1b3;--line:#2c3240;--c0:#7aa7ff;--c1:#ff9a66;
+--c2:#5bcaa6;--c3:#c39bf0;--c4:#e0b84a;--c5:#f08aae;--good:#5bcaa6;--bad:#ff8080;--open:#8a93a6;--pale:#39507f}}
+""".strip()
+
+COLOURS = 6
+
+
+def number(value: float) -> str:
+    """A coordinate with at most two decimals."""
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round values from `low` to `high`."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = min((power * m for m in (1, 2, 2.5, 5, 10)), key=lambda s: abs(s - rough))
+    first = math.ceil(low / step - 1e-9)
+    return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def label(value: float) -> str:
+    """A tick's text."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}" if abs(value) >= 1e-12 else "0"
+
+
+def text(x: float, y: float, content: str, kind: str = "", title: str = "") -> str:
+    """A text element; `kind` are CSS classes."""
+    mark = f' class="{kind}"' if kind else ""
+    inner = html.escape(content) + (f"<title>{html.escape(title)}</title>" if title else "")
+    return f'<text x="{number(x)}" y="{number(y)}"{mark}>{inner}</text>'
+
+
+def line(x1: float, y1: float, x2: float, y2: float, kind: str = "grid") -> str:
+    """A straight line."""
+    return f'<line x1="{number(x1)}" y1="{number(y1)}" x2="{number(x2)}" y2="{number(y2)}" class="{kind}"/>'
+
+
+def chart(width: float, height: float, parts: Sequence[str], title: str, *, alone: bool = False) -> str:
+    """The whole picture; `alone` adds name space and style."""
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {number(width)} {number(height)}" '
+        f'width="{number(width)}" height="{number(height)}" role="img">'
+        if alone
+        else f'<svg class="chart" viewBox="0 0 {number(width)} {number(height)}" width="{number(width)}" role="img">'
+    )
+    style = f"<style>{STYLE}</style>" if alone else ""
+    return f"{head}<title>{html.escape(title)}</title>{style}{''.join(parts)}</svg>\n"
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points joined by a line; `faint` draws it in the background, `dots` adds a circle at each point."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    colour: int = 0
+    faint: bool = False
+    dots: bool = False
+
+
+def line_chart(
+    series: Sequence[Series], x_name: str, y_name: str, title: str, *, size: tuple[int, int] = (640, 260), alone: bool
+) -> str:
+    """Lines over a common x axis, with a legend of the named ones."""
+    width, height = size
+    shown = [one for one in series if one.points]
+    xs = [x for one in shown for x, _ in one.points] or [0.0, 1.0]
+    ys = [y for one in shown for _, y in one.points] or [0.0, 1.0]
+    y_low, y_high = min(ys), max(ys)
+    room = (y_high - y_low) * 0.06 or abs(y_high) * 0.1 or 1.0
+    y_low, y_high = (max(0.0, y_low - room) if y_low >= 0 else y_low - room), y_high + room
+    x_low, x_high = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 0.5, max(xs) + 0.5)
+    left, right, top, bottom = 52, width - 16, 34, height - 40
+
+    def x_at(value: float) -> float:
+        return left + (value - x_low) / (x_high - x_low) * (right - left)
+
+    def y_at(value: float) -> float:
+        return bottom - (value - y_low) / (y_high - y_low) * (bottom - top)
+
+    parts = []
+    for value in ticks(y_low, y_high):
+        parts += [line(left, y_at(value), right, y_at(value)), text(left - 8, y_at(value) + 4, label(value), "soft end")]
+    for value in ticks(x_low, x_high, 8):
+        parts.append(text(x_at(value), bottom + 18, label(value), "soft mid"))
+    parts.append(line(left, bottom, right, bottom, "axis"))
+    parts += [text((left + right) / 2, height - 6, x_name, "soft mid"), text(left, 14, y_name, "soft")]
+    for one in shown:
+        path = "M" + "L".join(f"{number(x_at(x))} {number(y_at(y))}" for x, y in one.points)
+        colour = f"var(--c{one.colour % COLOURS})"
+        style = f"fill:none;stroke:{colour};stroke-width:{1 if one.faint else 2};stroke-linejoin:round"
+        parts.append(f'<path d="{path}" style="{style}{";opacity:.35" if one.faint else ""}"/>')
+        if one.dots:
+            parts += [
+                f'<circle cx="{number(x_at(x))}" cy="{number(y_at(y))}" r="3.5" style="fill:{colour}"/>'
+                for x, y in one.points
+            ]
+    parts += _legend([(one.name, f"var(--c{one.colour % COLOURS})") for one in shown if one.name], right, 14)
+    return chart(width, height, parts, title, alone=alone)
+
+
+def _legend(names: Sequence[tuple[str, str]], right: float, y: float) -> list[str]:
+    """Names with a colour sample, flush right on one line; widths are guessed from the number of characters."""
+    parts = []
+    x = right
+    for name, colour in reversed(names):
+        x -= len(name) * 6.6
+        parts.append(text(x, y, name))
+        parts.append(f'<rect x="{number(x - 16)}" y="{number(y - 9)}" width="10" height="10" rx="2" style="fill:{colour}"/>')
+        x -= 30
+    return parts
+
+
+def smoothed(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
+    """Each y as the mean of the last `window` ones."""
+    found = []
+    for n in range(len(points)):
+        last = [y for _, y in points[max(0, n + 1 - window) : n + 1]]
+        found.append((points[n][0], sum(last) / len(last)))
+    return found
+
+
+def loss_points(
+    steps: Sequence[Mapping[str, Any]],
+) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """(step, training loss) and (step, validation loss) of the lines of metrics.jsonl."""
+
+    def points(name: str) -> list[tuple[float, float]]:
+        return [(float(step["step"]), float(step[name])) for step in steps if step.get(name) is not None]
+
+    return points("loss"), points("validation_loss")
+
+
+def loss_chart(steps: Sequence[Mapping[str, Any]], *, alone: bool = True) -> str:
+    """Training loss of each step, its running mean, and the validation loss."""
+    train, validation = loss_points(steps)
+    window = max(1, len(train) // 20)
+    series = [
+        Series("", train, 0, faint=True),
+        Series("training" if window == 1 else f"training, mean of {window}", smoothed(train, window), 0),
+        Series("validation", validation, 1, dots=True),
+    ]
+    return line_chart(series, "optimizer step", "loss (nats per label)", "Loss by step", alone=alone)
+
+
+# --- charts of the report --------------------------------------------------------------------------------------------
+
+
+def heat_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Mapping[tuple[str, str], float],
+    *,
+    title: str,
+    show: Callable[[float], str],
+    notes: Mapping[tuple[str, str], str] | None = None,
+    higher_is_better: bool = True,
+) -> str:
+    """Cells shaded by value, each with its number; an absent one is empty."""
+    notes = notes or {}
+    left = 20 + max((len(row) for row in rows), default=0) * 7.2
+    wide, tall, top = max(110.0, *(len(column) * 7.2 + 18 for column in columns)), 46.0, 30.0
+    low, high = min(values.values(), default=0.0), max(values.values(), default=1.0)
+    parts = [text(left + (n + 0.5) * wide, 18, column, "mid bold") for n, column in enumerate(columns)]
+    for r, row in enumerate(rows):
+        parts.append(text(left - 12, top + (r + 0.5) * tall + 4, row, "end"))
+        for c, column in enumerate(columns):
+            x, y = left + c * wide, top + r * tall
+            value = values.get((row, column))
+            if value is None:
+                parts.append(text(x + wide / 2, y + tall / 2 + 4, "–", "mid soft"))
+                continue
+            share = (value - low) / (high - low) if high > low else 0.5
+            share = share if higher_is_better else 1 - share
+            parts.append(
+                f'<rect x="{number(x + 1.5)}" y="{number(y + 1.5)}" width="{number(wide - 3)}" '
+                f'height="{number(tall - 3)}" rx="5" style="fill:var(--c0);opacity:{0.1 + 0.45 * share:.2f}"/>'
+            )
+            note = notes.get((row, column), "")
+            parts.append(text(x + wide / 2, y + tall / 2 + (0 if note else 5), show(value), "mid bold"))
+            if note:
+                parts.append(text(x + wide / 2, y + tall / 2 + 15, note, "mid soft"))
+    return chart(left + len(columns) * wide + 8, top + len(rows) * tall + 6, parts, title)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A difference with its interval, as a line of a forest plot."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    better: bool | None
+    shown: str
+
+
+def forest(effects: Sequence[Effect], *, title: str, axis: str, width: int = 640) -> str:
+    """Differences with intervals around a line at zero."""
+    left = 24 + max((len(one.name) for one in effects), default=0) * 7.0
+    right, top, tall = width - 190.0, 12.0, 30.0
+    ends = [0.0, *(end for one in effects for end in (one.low, one.high, one.value) if end is not None)]
+    low, high = min(ends), max(ends)
+    room = (high - low) * 0.05 or 1.0
+    low, high = low - room, high + room
+    bottom = top + len(effects) * tall
+
+    def at(value: float) -> float:
+        return left + (value - low) / (high - low) * (right - left)
+
+    parts = []
+    for value in ticks(low, high, 5):
+        parts += [line(at(value), top, at(value), bottom), text(at(value), bottom + 16, label(value), "soft mid")]
+    parts.append(line(at(0), top - 4, at(0), bottom, "axis"))
+    for n, one in enumerate(effects):
+        y = top + (n + 0.5) * tall
+        colour = "var(--open)" if one.better is None else "var(--good)" if one.better else "var(--bad)"
+        parts.append(text(left - 14, y + 4, one.name, "end"))
+        if one.low is not None and one.high is not None:
+            parts.append(
+                f'<line x1="{number(at(one.low))}" y1="{number(y)}" x2="{number(at(one.high))}" y2="{number(y)}" '
+                f'style="stroke:{colour};stroke-width:3;stroke-linecap:round;opacity:.55"/>'
+            )
+        parts.append(f'<circle cx="{number(at(one.value))}" cy="{number(y)}" r="5" style="fill:{colour}"/>')
+        parts.append(text(right + 14, y + 4, one.shown))
+    parts.append(text((left + right) / 2, bottom + 34, axis, "soft mid"))
+    return chart(width, bottom + 42, parts, title)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a group, with the text at its end."""
+
+    value: float
+    shown: str
+    colour: str
+
+
+def bars(
+    groups: Sequence[tuple[str, Sequence[Bar]]], legend: Sequence[tuple[str, str]], *, title: str, width: int = 640
+) -> str:
+    """Groups of horizontal bars on a common scale from zero."""
+    left = 24 + max((len(name) for name, _ in groups), default=0) * 7.0
+    right, top, thick = width - 96.0, 30.0 if legend else 10.0, 13.0
+    most = max((bar.value for _, group in groups for bar in group), default=0.0) or 1.0
+    parts = _legend(legend, width - 16, 14)
+    y = top
+    for name, group in groups:
+        parts.append(text(left - 14, y + len(group) * thick / 2 + 4, name, "end"))
+        for bar in group:
+            long = max(1.0, bar.value / most * (right - left))
+            parts.append(
+                f'<rect x="{number(left)}" y="{number(y)}" width="{number(long)}" height="{number(thick - 2)}" rx="2" '
+                f'style="fill:{bar.colour}"/>'
+            )
+            parts.append(text(left + long + 6, y + thick - 3.5, bar.shown, "soft"))
+            y += thick
+        y += 9
+    parts.append(line(left, top - 3, left, y - 6, "axis"))
+    return chart(width, y, parts, title)
