@@ -67,7 +67,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "modernbert-100m": {
         "task": "text-classification",
-        "dtype": "bfloat16",
+        "dtype": "float32",
         "config": {
             "model_type": "modernbert",
             "vocab_size": 50368,
@@ -207,15 +207,13 @@ def measure(point: dict[str, Any], about: dict[str, Any], folder: str, device_na
     import torch
     from accelerate import Accelerator
 
-    from hfadapt import kinds, memory
+    from hfadapt import kinds
     from hfadapt.batches import padded
     from hfadapt.measure import PeakMemory, release_memory, resident_bytes
     from hfadapt.model import attach_adapter, load_base, save_adapter
     from hfadapt.tasks import IGNORED, Example
     from hfadapt.train.loop import Loop
 
-    if device_name == "cpu":
-        memory.settle_allocator()
     accelerator = Accelerator(cpu=device_name == "cpu")
     device = accelerator.device
     lock, task = lock_of(point, about, folder), kinds.load("tasks", about["task"])
@@ -367,6 +365,7 @@ def main() -> None:
 
 def run_grid(models: dict[str, dict[str, Any]], device: str, only: str | None, out: Path) -> None:
     """Measures every point that `out` does not hold yet, in one child process each."""
+    from hfadapt import allocator
     from hfadapt.versions import versions
 
     results: dict[str, Any] = {"device": device, "versions": versions(device).model_dump(), "points": []}
@@ -382,7 +381,7 @@ def run_grid(models: dict[str, dict[str, Any]], device: str, only: str | None, o
                 make_model(folder, models[point["model"]])
             child = json.dumps({"point": point, "folder": str(folder)})
             command = [sys.executable, __file__, "--device", device, "--child", child]
-            answer = subprocess.run(command, capture_output=True, text=True)
+            answer = subprocess.run(command, capture_output=True, text=True, env=allocator.environment())
             if answer.returncode != 0:
                 print(f"failed: {point}\n{answer.stderr[-2000:]}", file=sys.stderr)
                 continue

@@ -42,7 +42,7 @@ _HOME = {
     "this_machine": "hfadapt.hardware",
 }
 
-__all__ = ["__version__", "run", *_HOME]  # noqa: PLE0604
+__all__ = ["__version__", "run", *_HOME]
 
 if TYPE_CHECKING:
     from hfadapt.data import DataReport as DataReport

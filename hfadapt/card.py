@@ -17,19 +17,16 @@ import yaml
 
 from hfadapt import kinds, resources
 from hfadapt.card_facts import (
-    SAMPLE,
     Facts,
     Records,
     escape,
     pointer,
-    public_name,
-    redact,
     untraced,
     without_marks,
 )
-from hfadapt.card_snippet import example_row, run_snippet, snippet_text
+from hfadapt.card_metadata import HUB_ID, base_name, card_title, hub_metadata, languages, licence_of
+from hfadapt.card_snippet import run_snippet, snippet_text
 from hfadapt.errors import RunError
-from hfadapt.licenses import Licence, adapter_licence, hub_id
 from hfadapt.records import PHASES, CardRecord
 from hfadapt.run import Cell
 from hfadapt.spec import write_text
@@ -37,27 +34,12 @@ from hfadapt.svg import loss_chart
 
 USER_BEGIN, USER_END = "<!-- user:begin -->", "<!-- user:end -->"
 FAILURES = 5
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
-METRIC_TYPES = {
-    "accuracy": "accuracy",
-    "label_accuracy": "accuracy",
-    "macro_f1": "f1",
-    "calibration_error": "expected_calibration_error",
-    "loss": "loss",
-    "perplexity": "perplexity",
-    "exact_match": "exact_match",
-    "rouge_l": "rouge",
-    "chrf": "chrf",
-    "bleu": "bleu",
-    "word_error_rate": "wer",
-}
-"""Our metrics by the Hub's names."""
-
+LISTED = "`hfadapt evaluate --help` lists what this version can measure."
 UNMEASURED = (
-    ("Membership inference, canaries, verbatim reproduction", "`hfadapt evaluate --help` lists what this version can measure."),
-    ("Robustness to typos and attacks", "`hfadapt evaluate --help` lists what this version can measure."),
-    ("Other domains and general abilities (forgetting)", "`hfadapt predict CELL \"…\"` tries the adapter on any text."),
+    ("Membership inference, canaries, verbatim reproduction", LISTED),
+    ("Robustness to typos and attacks", LISTED),
+    ("Other domains and general abilities (forgetting)", '`hfadapt predict CELL "…"` tries the adapter on any text.'),
 )
 
 
@@ -120,12 +102,16 @@ def render_card(folder: Path, *, output: str | None = None) -> Card:
     snippet = snippet_text(facts)
     metadata = hub_metadata(facts)
     try:
-        marked = _environment().from_string(resources.template("card.md.j2")).render(
-            **_context(facts),
-            front_matter=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=1000),
-            snippet=snippet,
-            executed=output is not None,
-            user=user_text(folder / "README.md"),
+        marked = (
+            _environment()
+            .from_string(resources.template("card.md.j2"))
+            .render(
+                **_context(facts),
+                front_matter=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=1000),
+                snippet=snippet,
+                executed=output is not None,
+                user=user_text(folder / "README.md"),
+            )
         )
     except LookupError as error:
         raise RunError(
@@ -171,89 +157,6 @@ def user_text(readme: Path) -> str:
     return text if begin and end else "\n"
 
 
-# --- metadata for the Hub --------------------------------------------------------------------------------------------
-
-
-def base_name(records: Records) -> str:
-    """The base's name on the Hub, or the recipe's without a local path."""
-    return str(records.value("train.json#/model_hub_id") or public_name(records.value("lock.yaml#/model")))
-
-
-def licence_of(records: Records) -> Licence:
-    """The adapter's licence, from those of the base and of the sources."""
-    sources = records.value("data.json#/sources")
-    return adapter_licence(
-        records.value("train.json#/model_license"), {public_name(one["source"]): one.get("license") for one in sources}
-    )
-
-
-def languages(records: Records) -> list[str]:
-    """Languages of the sources, as far as they are known."""
-    named = [source.get("language") for source in records.value("data.json#/sources")]
-    return list(dict.fromkeys(str(language) for language in named if language))
-
-
-def hub_metadata(facts: Facts) -> dict[str, Any]:
-    """The YAML front matter, as plain Python values."""
-    records = facts.records
-    lock, licence = records.file("lock.yaml"), licence_of(records)
-    task = kinds.load("tasks", lock["task"])
-    full = lock["adapter"]["method"] == "full"
-    base = base_name(records)
-    relation = "finetune" if full else "adapter"
-    hub_sources = [one["source"] for one in records.value("data.json#/sources") if HUB_ID.fullmatch(one["source"])]
-    evaluated = records.value("evaluation.json#/metrics")
-    tags = ["hfadapt", lock["adapter"]["method"], facts.records.value("train.json#/domain")]
-    tags += [f"base_model:{relation}:{base}"] if HUB_ID.fullmatch(base) else []
-    tags += [lock["quant"]] if lock["quant"] != "none" else []
-    metadata: dict[str, Any] = {
-        "language": languages(records),
-        "license": licence.id,
-        "license_name": licence.name,
-        "license_link": licence.link if licence.id == "other" else None,
-        "library_name": "transformers" if full else "peft",
-        "pipeline_tag": task.pipeline_tag,
-        "base_model": base,
-        "base_model_relation": relation,
-        "datasets": [source for source in hub_sources if not source.startswith((".", "/"))],
-        "metrics": list(dict.fromkeys(METRIC_TYPES.get(metric["name"], metric["name"]) for metric in evaluated)),
-        "tags": list(dict.fromkeys(tags)),
-        "model-index": [{"name": _title(records), "results": [_result(facts, task.pipeline_tag)]}] if evaluated else [],
-    }
-    return {key: value for key, value in metadata.items() if value not in (None, [], "")}
-
-
-def _title(records: Records) -> str:
-    return f"{base_name(records).rsplit('/', 1)[-1]} for {records.value('train.json#/domain')}"
-
-
-def _result(facts: Facts, pipeline_tag: str) -> dict[str, Any]:
-    """One result of the model-index: the adapter's metrics, and those of the base by name."""
-    records = facts.records
-    metrics = []
-    for number, metric in enumerate(records.value("evaluation.json#/metrics")):
-        kind = METRIC_TYPES.get(metric["name"], metric["name"])
-        at = f"evaluation.json#/metrics/{number}"
-        metrics.append({"type": kind, "value": facts.number(f"{at}/adapter"), "name": f"{metric['name']} (adapter)"})
-        if metric.get("base") is not None:
-            base = f"{metric['name']} ({records.value('evaluation.json#/baseline')} of the base)"
-            base = f"{metric['name']} (base)" if records.value("evaluation.json#/baseline") == "base" else base
-            metrics.append({"type": kind, "value": facts.number(f"{at}/base"), "name": base})
-    sources = records.value("data.json#/sources")
-    named = public_name(sources[0]["source"]).removeprefix(SAMPLE) if len(sources) == 1 else records.value(
-        "train.json#/domain"
-    )
-    return {
-        "task": {"type": pipeline_tag},
-        "dataset": {
-            "name": records.value("train.json#/domain"),
-            "type": named,
-            "split": records.value("evaluation.json#/split"),
-        },
-        "metrics": metrics,
-    }
-
-
 # --- what the template needs -----------------------------------------------------------------------------------------
 
 
@@ -270,7 +173,7 @@ def _context(facts: Facts) -> dict[str, Any]:
     return {
         "fact": facts,
         "pointer": pointer,
-        "title": facts.cited(escape(_title(records))),
+        "title": facts.cited(escape(card_title(records))),
         "headline": _headline(facts),
         "base_link": _base_link(facts),
         "base_name": escape(evaluation["baseline"]),
@@ -290,11 +193,15 @@ def _context(facts: Facts) -> dict[str, Any]:
         "labels": list(data["labels"]),
         "splits": list(data["splits"]),
         "counts": data["label_counts"],
-        "checks": [(step, name) for step, found in data["steps"].items() for name, value in found.items() if value != ""],
+        "checks": [
+            (step, name) for step, found in data["steps"].items() for name, value in found.items() if value != ""
+        ],
         "audit": data.get("audit"),
         "world_size": train["world_size"],
         "resumed": train.get("resumed_from_step"),
         "stopped_early": train["stopped_early"],
+        "exact": lock["data"]["dedupe"]["exact"],
+        "keeps_best": lock["train"]["patience"] is not None,
         "validated": train.get("best_validation_loss") is not None,
         "phases": _phases(train, evaluation),
         "settings": _settings(records),
@@ -407,7 +314,9 @@ def _weakest(facts: Facts) -> list[str]:
         f"Weakest class: {facts.cited('`' + worst.replace('`', '') + '`')}, recall {facts(at + '/adapter', 'decimal')} "
         f"on {facts(at + '/rows', 'integer')} rows (baseline {facts(at + '/base', 'decimal')})."
     )
-    taken = {name: n for name, n in facts.records.value("evaluation.json#")["confusion"][worst].items() if name != worst}
+    taken = {
+        name: n for name, n in facts.records.value("evaluation.json#")["confusion"][worst].items() if name != worst
+    }
     most = max(taken, key=lambda name: (taken[name], name))
     if taken[most]:
         count = facts("evaluation.json#" + pointer("confusion", worst, most), "integer")
@@ -426,9 +335,11 @@ def _quoted(facts: Facts, row: int) -> str:
     content = facts.records.value(f"data/test.parquet#/{row}")
     at = f"data/test.parquet#/{row}"
     if "messages" in content:
-        last = max(n for n, turn in enumerate(content["messages"]) if turn["role"] == "user")
+        last = max((n for n, turn in enumerate(content["messages"]) if turn["role"] == "user"), default=0)
         return facts(f"{at}/messages/{last}/content", "quote")
-    return facts(f"{at}/{'prompt' if 'prompt' in content else 'text'}", "quote")
+    if "prompt" in content:
+        return facts(f"{at}/prompt", "quote", "differing")
+    return facts(f"{at}/text", "quote")
 
 
 def _phases(train: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -465,8 +376,10 @@ def _flops(method: str, checkpointing: bool) -> tuple[int, str, str]:
     """FLOPs per parameter and token, in words, and why."""
     again = " and once more forward, as activations were recomputed" if checkpointing else ""
     if method == "full":
-        return (8, "eight", f"forward, and backward for activations and weights{again}") if checkpointing else (
-            6, "six", "two forward, two each for the gradients of activations and of weights"
+        return (
+            (8, "eight", f"forward, and backward for activations and weights{again}")
+            if checkpointing
+            else (6, "six", "two forward, two each for the gradients of activations and of weights")
         )
     if method == "head":
         return 2, "two", "forward only: the base is frozen and no gradient passes through it"
@@ -486,5 +399,3 @@ def _citations(records: Records) -> list[str]:
         if text:
             known.setdefault(text, ref)
     return list(known.values())
-
-

@@ -6,6 +6,7 @@ digit. So a number that no record knows cannot get into a card.
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -17,10 +18,11 @@ from typing import Any, Literal
 import yaml
 
 from hfadapt.errors import RunError
+from hfadapt.recipe import Lock
 from hfadapt.records import CardFact
 from hfadapt.show import show_bytes, show_number, show_seconds
 
-How = Literal["value", "sum", "product", "ratio", "largest", "length"]
+How = Literal["value", "product", "ratio", "differing"]
 BEGIN, END = "\x02", "\x03"
 NOT_MEASURED = "not measured"
 QUOTE_CHARACTERS = 160
@@ -68,15 +70,13 @@ def _turns(messages: Sequence[dict[str, Any]]) -> str:
     kept = list(messages)
     while kept and kept[-1]["role"] == "assistant":
         kept.pop()
-    return json.dumps(
-        [{"role": turn["role"], "content": redact(turn["content"])} for turn in kept], ensure_ascii=False
-    )
+    return json.dumps([{"role": turn["role"], "content": redact(turn["content"])} for turn in kept], ensure_ascii=False)
 
 
 def _setting(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, dict)):
         return ", ".join(str(item) for item in value) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
@@ -85,7 +85,7 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "text": lambda value: escape(str(value)),
     "code": lambda value: "`" + str(value).replace("`", "'") + "`",
     "public": lambda value: escape(public_name(str(value))),
-    "setting": lambda value: escape(_setting(value)),
+    "setting": lambda value: "`" + " ".join(_setting(value).split()).replace("`", "'").replace("|", "\\|") + "`",
     "integer": lambda value: f"{round(value):,}",
     "decimal": lambda value: show_number(float(value)),
     "signed": lambda value: f"{value:+.3f}",
@@ -100,7 +100,7 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "seconds": show_seconds,
     "power": lambda value: f"{value:.2e}".replace("e+", " × 10^"),
     "exact": lambda value: yaml.safe_dump(round(float(value), 6)).split("\n")[0],
-    "quote": lambda value: escape(shorten(redact(str(value)))),
+    "quote": lambda value: escape(shorten(redact(html.unescape(str(value))))),
     "literal": lambda value: json.dumps(value if not isinstance(value, str) else redact(value), ensure_ascii=False),
     "start": lambda value: json.dumps(redact(" ".join(str(value).split()[:8])), ensure_ascii=False),
     "turns": _turns,
@@ -108,6 +108,10 @@ FORMS: dict[str, Callable[[Any], str]] = {
 }
 QUOTING = frozenset({"quote", "literal", "start", "turns", "printed"})
 """Forms that repeat what people wrote; such text is not the card's own."""
+
+
+PRIVATE = QUOTING | {"public"}
+"""Forms that leave something out, so that the raw value must not be kept beside them."""
 
 
 def pointer(*parts: str | int) -> str:
@@ -167,7 +171,8 @@ def _read(path: Path) -> Any:
         return parquet.read_table(path).to_pylist()
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".yaml":
-        return yaml.safe_load(text)
+        # The lock may leave out what is unset; the card shows every setting.
+        return Lock.model_validate(yaml.safe_load(text)).model_dump(mode="json")
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in text.splitlines()]
     return json.loads(text)
@@ -178,15 +183,27 @@ def compute(records: Records, how: How, fields: Sequence[str], factor: int) -> A
     values = [records.value(ref) for ref in fields]
     if how == "value":
         return values[0]
-    if how == "length":
-        return len(values[0])
-    if how == "largest":
-        return max((value for value in values if value is not None), default=None)
+    if how == "differing":
+        return _differing(records, fields[0], values[0])
     if any(value is None for value in values):
         return None
     if how == "ratio":
         return factor * values[0] / values[1] if values[1] else None
-    return factor * (sum(values) if how == "sum" else math.prod(values))
+    return factor * math.prod(values)
+
+
+def _differing(records: Records, ref: str, text: str) -> str:
+    """A row's text without the words that every row of the file begins or ends with, which a template put there."""
+    name, _, path = ref.partition("#")
+    rows = [row[path.rsplit("/", 1)[-1]] for row in records.file(name)]
+    start = re.sub(r"\S*$", "", _common_start(rows))
+    end = re.sub(r"^\S*", "", _common_start([row[::-1] for row in rows])[::-1])
+    return text[len(start) : len(text) - len(end)].strip() or text
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    first, last = min(texts), max(texts)
+    return first[: next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
 
 
 def shown(value: Any, form: str) -> str:
@@ -220,7 +237,7 @@ class Facts:
             text = shown(value, form)
             self._facts[key] = CardFact(
                 id=self._name(fields, how),
-                value=value if isinstance(value, (str, int, float, bool)) and form not in QUOTING else None,
+                value=value if isinstance(value, (str, int, float, bool)) and form not in PRIVATE else None,
                 fields=fields,
                 how=how,
                 factor=factor,

@@ -15,6 +15,7 @@ from hfadapt.card_facts import SAMPLE, Facts, Records, public_name, redact
 from hfadapt.errors import RunError
 from hfadapt.run import Cell
 
+FILE = "<the card's snippet>"
 LOOKED_AT = 200
 """Test rows among which the example is chosen."""
 
@@ -60,14 +61,16 @@ def _quant(records: Records) -> str:
     quant = kinds.load("quants", lock["quant"])
     if not quant.bits:
         return ""
-    options = [f"{name}={value!r}" for name, value in quant.options.items()]
+    options = [
+        f"{name}={json.dumps(value) if isinstance(value, str) else value!r}" for name, value in quant.options.items()
+    ]
     if quant.bits == 4:
         compute = "bfloat16" if lock["dtype"] == "float32" else lock["dtype"]
         options.append(f"bnb_4bit_compute_dtype=torch.{compute}")
     saved = records.file("adapter/adapter_config.json").get("modules_to_save")
     if saved:
-        options.append(f"llm_int8_skip_modules={sorted(set(saved))!r}")
-    return ", ".join(options)
+        options.append(f"llm_int8_skip_modules={json.dumps(sorted(set(saved)))}")
+    return ",\n        ".join(options)
 
 
 def example_row(records: Records) -> int:
@@ -80,7 +83,14 @@ def example_row(records: Records) -> int:
         text = row.get("text") or row.get("prompt") or json.dumps(row.get("messages"), ensure_ascii=False)
         right = said.get("gold") == said.get("adapter")
         length = len(text)
-        return (redact(text) != text, not right, not 20 <= length <= 160, -(said.get("confidence") or 0.0), length, number)
+        return (
+            redact(text) != text,
+            not right,
+            not 20 <= length <= 160,
+            -(said.get("confidence") or 0.0),
+            length,
+            number,
+        )
 
     return min(range(len(rows)), key=key)
 
@@ -105,9 +115,10 @@ def run_snippet(code: str, cell: Cell, records: Records) -> str:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), torch.random.fork_rng():
-            exec(compile(run, "<the card's snippet>", "exec"), {"__name__": "__main__"})
+            exec(compile(run, FILE, "exec"), {"__name__": "__main__"})
     except Exception as error:
-        line = next((frame.lineno for frame in traceback.extract_tb(error.__traceback__) if "snippet" in frame.filename), 0)
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next((frame.lineno or 0 for frame in frames if frame.filename == FILE), 0)
         raise RunError(
             "the card's loading snippet fails",
             place=f"line {line}: {run.splitlines()[line - 1].strip() if line else ''}",

@@ -91,5 +91,3 @@ def one(what: str, name: str) -> Shown:
         return Run(Path(name))
     problem = choice_problem("there is no such thing to show", what, ("target", "sample", "run"))
     raise RequestError(problem.what, problems=[problem])
-
-

@@ -24,24 +24,27 @@ app.add_typer(card_app, name="card")
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
 Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP007, UP045 - typer reads this at run time on Python 3.10
+    Optional[list[str]],  # noqa: UP045 - typer reads this at run time on Python 3.10
     typer.Argument(metavar="[FIELD=VALUE]...", help="Settings that replace the recipe's, such as train.epochs=3."),
 ]
-Domains = Annotated[Optional[list[str]], typer.Option("--domain", "-d", help="Only this domain; may be repeated.")]  # noqa: UP007, UP045
-Targets = Annotated[Optional[list[str]], typer.Option("--target", "-t", help="This target instead; may be repeated.")]  # noqa: UP007, UP045
+Domains = Annotated[Optional[list[str]], typer.Option("--domain", "-d", help="Only this domain; may be repeated.")]  # noqa: UP045
+Targets = Annotated[Optional[list[str]], typer.Option("--target", "-t", help="This target instead; may be repeated.")]  # noqa: UP045
 Runs = Annotated[Path, typer.Option("--runs", help="Where run folders are kept.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
 CellArgument = Annotated[Path, typer.Argument(metavar="CELL", help="A cell such as runs/NAME/DOMAIN/TARGET, or a run.")]
-OneDomain = Annotated[Optional[str], typer.Option("--domain", "-d", help="Which domain of the run.")]  # noqa: UP007, UP045
-OneTarget = Annotated[Optional[str], typer.Option("--target", "-t", help="Which target of the run.")]  # noqa: UP007, UP045
+OneDomain = Annotated[Optional[str], typer.Option("--domain", "-d", help="Which domain of the run.")]  # noqa: UP045
+OneTarget = Annotated[Optional[str], typer.Option("--target", "-t", help="Which target of the run.")]  # noqa: UP045
 RUNS = Path("runs")
 
 
 def load(recipe: Path, overrides: list[str] | None, domains: list[str] | None, targets: list[str] | None) -> Recipe:
-    """The recipe with overrides, narrowed to the asked domains and targets."""
+    """The recipe with overrides and targets. Its domains are all kept: rows are compared across them."""
     from hfadapt.recipe_file import load_recipe
 
-    return load_recipe(recipe, overrides or (), domains=domains, targets=targets)
+    whole = load_recipe(recipe, overrides or (), targets=targets)
+    if domains:
+        load_recipe(recipe, overrides or (), domains=domains, targets=targets)
+    return whole
 
 
 def show(value: Any, as_json: bool = False) -> None:
@@ -66,6 +69,7 @@ def through(
     with Terminal() as terminal:
         run = run_recipe(
             asked,
+            domains=domains or (),
             recipe_folder=recipe.parent,
             folder=runs / asked.name,
             until=stage,
@@ -74,7 +78,7 @@ def through(
         )
         report = run.report
         terminal.report(report)
-    mine = [cell for cell in report.cells if (cell.domain, cell.target) in asked.cells()]
+    mine = [cell for cell in report.cells if cell.target in asked.targets and cell.domain in (domains or asked.domains)]
     if any(cell.status in ("failed", "does-not-fit") for cell in mine):
         raise typer.Exit(1)
 
@@ -88,16 +92,18 @@ def run(
     runs: Runs = RUNS,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over; finished cells are made again.")] = False,
     publish: Annotated[
-        Optional[str],  # noqa: UP007, UP045
+        Optional[str],  # noqa: UP045
         typer.Option("--publish", metavar="USER/NAME", help="Publish every finished adapter at the end."),
     ] = None,
 ) -> None:
     """Plan, prepare, train, evaluate and document every cell; finished ones are kept."""
     through("card", recipe, overrides, domain, target, runs, fresh)
     if publish:
-        from hfadapt.publish import publish_run
+        from hfadapt.publish import publish as publish_cells
 
-        publish_run(load(recipe, overrides, domain, target), runs, publish)
+        asked = load(recipe, overrides, domain, target)
+        cells = {"domains": domain or list(asked.domains), "targets": list(asked.targets)}
+        show(publish_cells(runs / asked.name, publish, yes=True, say=note, **cells))
 
 
 @app.command()
@@ -112,7 +118,7 @@ def plan(
     """Show every decision with its reason, the predicted memory, and whether it fits. Downloads no weights."""
     from hfadapt.pipeline import plan_recipe
 
-    found = plan_recipe(load(recipe, overrides, domain, target), runs)
+    found = plan_recipe(load(recipe, overrides, domain, target), domains=domain or (), runs=runs)
     show(found, json)
     if not found.fits:
         raise typer.Exit(1)
@@ -131,7 +137,9 @@ def check(
     from hfadapt.terminal import Terminal
 
     with Terminal() as terminal:
-        report = check_recipe(load(recipe, overrides, domain, None), recipe.parent, terminal.say)
+        report = check_recipe(
+            load(recipe, overrides, domain, None), domains=domain or (), recipe_folder=recipe.parent, say=terminal.say
+        )
     if json:
         import json as json_library
 
@@ -214,6 +222,61 @@ def predict(
             typer.echo(str(answer))
 
 
+@app.command()
+def publish(
+    path: Annotated[Path, typer.Argument(metavar="CELL_OR_RUN", help="runs/NAME/DOMAIN/TARGET, or a run.")],
+    repo: Annotated[Optional[str], typer.Option("--repo", metavar="USER/NAME", help="Where on the Hub.")] = None,  # noqa: UP045
+    yes: Annotated[bool, typer.Option("--yes", help="Really send it; without, only show what would be sent.")] = False,
+    to: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--to", metavar="FOLDER", help="Write a folder instead of sending anything."),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    tag: Annotated[Optional[str], typer.Option("--tag", help="By default the next of v1, v2, …")] = None,  # noqa: UP045
+    layout: Annotated[
+        str, typer.Option("--layout", help="repos: one for each adapter; folders: one, with a folder for each.")
+    ] = "repos",
+    license: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--license", metavar="ID", help="The licence, where the records cannot say what holds."),
+    ] = None,
+    domain: Domains = None,
+    target: Annotated[Optional[list[str]], typer.Option("--target", "-t", help="Only this target of a run.")] = None,  # noqa: UP045
+    no_verify_load: Annotated[
+        bool, typer.Option("--no-verify-load", help="Do not load and score the downloaded adapter.")
+    ] = False,
+) -> None:
+    """Show what would be published of a cell or a run; with --yes send it to the Hub, verify it, and tag it.
+
+    The token is that of `hf auth login` or HF_TOKEN.
+    """
+    from hfadapt.pipeline import quiet_libraries
+    from hfadapt.publish import publish as publish_cells
+
+    quiet_libraries()
+    show(
+        publish_cells(
+            path,
+            repo,
+            to=to,
+            yes=yes,
+            private=private,
+            tag=tag,
+            layout=layout,
+            licence=license,
+            domains=domain,
+            targets=target,
+            verify_load=not no_verify_load,
+            say=note,
+        )
+    )
+
+
+def note(text: str) -> None:
+    """A line about progress, beside what the command prints."""
+    typer.echo(text, err=True)
+
+
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(help="targets, tasks, adapters, quants, formats, samples or metrics.")] = "",
@@ -247,7 +310,7 @@ def doctor(json: Json = False) -> None:
 def new(
     model: Annotated[str, typer.Option("--model", help="Hub id, folder, GGUF file or sample:NAME.")],
     data: Annotated[str, typer.Option("--data", help="File, folder, Hub data set id or sample:NAME.")],
-    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Where to write the recipe.")] = None,  # noqa: UP007, UP045
+    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Where to write the recipe.")] = None,  # noqa: UP045
 ) -> None:
     """Look at a file of data and write a commented recipe for it."""
     from hfadapt.new import write_recipe

@@ -184,7 +184,7 @@ def describe(model: Any, name: str, task: str, labels: int, config: PretrainedCo
         linears=linear_shapes(model),
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
         hidden_size=hidden,
-        layers=int(first(text, "num_hidden_layers", "n_layer", "n_layers", "encoder_layers", default=1)),
+        layers=max((len(stack) for stack in layer_stacks(model)), default=1),
         heads=heads_count,
         kv_heads=int(first(text, "num_key_value_heads", default=heads_count)),
         head_dim=int(first(text, "head_dim", default=hidden // max(1, heads_count))),
@@ -200,6 +200,19 @@ def describe(model: Any, name: str, task: str, labels: int, config: PretrainedCo
 def first(config: Any, *names: str, default: Any) -> Any:
     """The first of these config fields that is set."""
     return next((value for name in names if (value := getattr(config, name, None)) is not None), default)
+
+
+def layer_stacks(model: nn.Module) -> list[nn.ModuleList]:
+    """The outermost lists of at least two blocks of one class that hold weights: the layers of a model."""
+    from torch import nn
+
+    found: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or len(module) < 2 or any(name.startswith(f"{n}.") for n in found):
+            continue
+        if len({type(block) for block in module}) == 1 and any(True for _ in module[0].parameters()):
+            found[name] = module
+    return list(found.values())
 
 
 def linear_shapes(model: nn.Module) -> tuple[LinearShape, ...]:

@@ -24,7 +24,9 @@ def processes_asked(ancestors: Sequence[Sequence[str]]) -> int | None:
     """How many processes a launcher among the ancestors' command lines was told to start; None without a launcher."""
     for command in ancestors:
         words = [Path(word).name for word in command]
-        launched = ("accelerate" in words and "launch" in words) or "torchrun" in words or "torch.distributed.run" in words
+        launched = (
+            ("accelerate" in words and "launch" in words) or "torchrun" in words or "torch.distributed.run" in words
+        )
         if not launched:
             continue
         for i, word in enumerate(command):
@@ -67,7 +69,10 @@ def check_world(recipe_processes: int, started: int | None = None, asked: int | 
     world = started if started is not None else int(os.environ.get("WORLD_SIZE", "1"))
     launcher = asked if asked is not None else processes_asked(_ancestors())
     nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
-    for wanted, who in ((launcher and launcher * (nodes if nodes > 1 else 1), "the launcher"), (recipe_processes, "the recipe")):
+    for wanted, who in (
+        (launcher and launcher * (nodes if nodes > 1 else 1), "the launcher"),
+        (recipe_processes, "the recipe"),
+    ):
         # A launcher that counts all nodes' processes (accelerate) asks for `launcher`, one that counts a node's
         # (torchrun) for `launcher` times nodes: either is right.
         if wanted and wanted > 1 and world not in (wanted, launcher if who == "the launcher" else wanted):
@@ -84,10 +89,9 @@ class World:
     """The processes of this run, seen from one of them."""
 
     def __init__(self, trackers: Sequence[str] = (), folder: Path | None = None) -> None:
+        import torch
         from accelerate import Accelerator
         from accelerate.utils import InitProcessGroupKwargs
-
-        import torch
 
         cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
         self.accelerator: Accelerator = Accelerator(

@@ -1,40 +1,39 @@
-"""What an adapter belongs to: written beside it, and compared before it is put on a base."""
+"""What an adapter belongs to: written beside it, and compared with a base before the adapter is put on it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from hfadapt.adapter_files import LORA_TENSOR, MANIFEST, folder_problems, tensor_shapes
 from hfadapt.errors import Problem, RunError
-from hfadapt.model import Base, file_sha256
-from hfadapt.records import Manifest
+from hfadapt.model import Base, ModelSource
 from hfadapt.recipe import Lock
+from hfadapt.records import Manifest
 from hfadapt.versions import versions
 
-FILE = "hfadapt.json"
+FILE = MANIFEST
+SAMPLED_TENSORS = 8
+PROBE = "The naïve ROUTER, 12,345.6 EUR\n\tdoesn't e-mail 東京 😀  at  noon: fooBar_baz() ?!"
+"""Text that two tokenizers with the same vocabulary but other rules cut in different ways."""
 
 
-def write_manifest(
-    folder: Path, base: Base, lock: Lock, labels: Sequence[str], hashes: dict[str, str]
-) -> Manifest:
+def write_manifest(folder: Path, base: Base, lock: Lock, labels: Sequence[str], hashes: dict[str, str]) -> Manifest:
     """Writes hfadapt.json into the adapter's folder."""
-    from safetensors import safe_open
-
-    tensors = 0
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            tensors += len(list(file.keys()))
     manifest = Manifest(
         task=lock.task,
-        model=base.source.hub_id or lock.model,
-        model_revision=base.source.revision,
+        model=base_name(base),
+        model_revision=base_revision(base),
+        weights_sha256=weights_sha256(base.source),
         method=lock.adapter.method,
         rank=lock.adapter.rank,
         quant=lock.quant,
         dtype=lock.dtype,
         labels=tuple(labels),
         files=hashes,
-        tensors=tensors,
+        tensors=sum(len(tensor_shapes(path)) for path in folder.glob("*.safetensors")),
         max_length=lock.data.max_length,
         versions=versions(str(base.model.device)),
         **base.identity,
@@ -43,35 +42,151 @@ def write_manifest(
     return manifest
 
 
-def check_manifest(manifest: Manifest, base: Base, folder: Path) -> None:
-    """Compares the manifest with a base and the files beside it.
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest in an adapter's folder.
+
+    Raises:
+        RunError: there is none, or it cannot be read.
+    """
+    if not (folder / FILE).is_file():
+        raise RunError(
+            f"there is no {FILE}: nothing says which base this adapter belongs to",
+            place=str(folder),
+            allowed="an adapter that hfadapt saved",
+            fix="if you trust it and know its base, open it with peft itself: PeftModel.from_pretrained(base, folder)",
+        )
+    return Manifest.read(folder / FILE)
+
+
+def check_folder(folder: Path) -> Manifest:
+    """Looks at an adapter's folder before any model is loaded; runs nothing of it.
+
+    Returns:
+        Its manifest.
+
+    Raises:
+        RunError: there is no manifest, or the files are not those that were saved; every fault is named.
+    """
+    manifest = read_manifest(folder)
+    if problems := list(folder_problems(folder, manifest)):
+        raise RunError("the adapter's folder is not as it was saved", problems=problems)
+    return manifest
+
+
+def check_manifest(manifest: Manifest, base: Base, folder: Path, labels: Sequence[str] | None = None) -> None:
+    """Compares a manifest with the files beside it and with a loaded base.
+
+    Args:
+        labels: The labels that the adapter is to be used with; by default those of the base's head, if it has any.
 
     Raises:
         RunError: something differs; every difference is named.
     """
-    problems = []
-    for name, digest in manifest.files.items():
-        path = folder / name
-        if not path.exists():
-            problems.append(Problem(f"{name} is missing", str(folder), fix="copy the whole adapter folder"))
-        elif file_sha256(path) != digest:
-            problems.append(Problem(f"{name} has been changed", str(path), fix="copy the adapter folder again"))
-    said = {
-        "shapes_sha256": "the base has other layers or sizes",
-        "tokenizer_sha256": "the base has another tokenizer",
-        "chat_template_sha256": "the base has another chat template",
-    }
-    found = base.identity
-    for key, what in said.items():
-        if getattr(manifest, key) != found[key]:
-            problems.append(
-                Problem(
-                    what,
-                    str(folder),
-                    got=base.source.asked,
-                    allowed=f"{manifest.model}{'@' + manifest.model_revision if manifest.model_revision else ''}",
-                    fix="load the base that the adapter was trained on",
-                )
+    problems = [*folder_problems(folder, manifest), *_base_problems(manifest, base, folder)]
+    if labels is None and manifest.task == "text-classification":
+        labels = [name for _, name in sorted(base.model.config.id2label.items())]
+    if labels is not None and tuple(labels) != manifest.labels:
+        problems.append(
+            Problem(
+                "the adapter has another label set",
+                str(folder),
+                got=", ".join(labels) or "none",
+                allowed=", ".join(manifest.labels) or "none",
+                fix="use the data it was trained on, or train again",
             )
+        )
     if problems:
-        raise RunError("the adapter does not belong to this base", problems=problems)
+        raise RunError("the adapter does not belong here", problems=problems)
+
+
+def base_name(base: Base) -> str:
+    """A base's name for others: of a folder on this machine only the last part."""
+    asked = base.source.hub_id or base.source.asked
+    return asked if base.source.hub_id or asked.startswith("sample:") else Path(asked).expanduser().resolve().name
+
+
+def base_revision(base: Base) -> str | None:
+    """The commit that was loaded, where the base came from the Hub."""
+    commit: str | None = getattr(base.model.config, "_commit_hash", None)
+    return commit or base.source.revision
+
+
+def weights_sha256(source: ModelSource) -> str | None:
+    """Hash of a few whole tensors of a base on disk, spread over the model; None for a base that a commit identifies.
+
+    Two models of the same sizes and tokenizer differ in nothing else. Tensors are read, not file headers, so that
+    another sharding gives the same hash.
+    """
+    from safetensors import safe_open
+
+    folder = Path(source.path)
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    where = {name: path for path in files for name, shape in tensor_shapes(path).items() if len(shape) == 2}
+    names = sorted(where)
+    if not names:
+        return None
+    digest = hashlib.sha256()
+    for name in sorted({names[i * (len(names) - 1) // (SAMPLED_TENSORS - 1)] for i in range(SAMPLED_TENSORS)}):
+        with safe_open(where[name], framework="pt") as file:
+            rows = file.get_slice(name)[:8].contiguous()
+        digest.update(f"{name} {rows.dtype} {list(rows.shape)}\n".encode())
+        digest.update(rows.view(-1).float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _base_problems(manifest: Manifest, base: Base, folder: Path) -> Iterator[Problem]:
+    """One problem that names everything in which two bases differ."""
+    found = base.identity
+    weights = weights_sha256(base.source)
+    known = weights is not None and manifest.weights_sha256 is not None
+    differs = {
+        "name": not known and manifest.model != base_name(base),
+        "revision": manifest.model_revision is not None and manifest.model_revision != base_revision(base),
+        "architecture": manifest.config_sha256 != found["config_sha256"],
+        f"layers or sizes{_layers(base, folder)}": manifest.shapes_sha256 != found["shapes_sha256"],
+        "weights": known and weights != manifest.weights_sha256,
+        "tokenizer": manifest.tokenizer_sha256 != found["tokenizer_sha256"] or not _same_cuts(base, folder),
+        "chat template": manifest.chat_template_sha256 != found["chat_template_sha256"],
+    }
+    if names := [name for name, different in differs.items() if different]:
+        revision = f"@{manifest.model_revision}" if manifest.model_revision else ""
+        yield Problem(
+            f"the adapter was trained on another base: not the same {', '.join(names)}",
+            str(folder),
+            got=f"{base_name(base)}{'@' + rev if (rev := base_revision(base)) else ''}",
+            allowed=f"{manifest.model}{revision}",
+            fix="load the base that the adapter was trained on",
+        )
+
+
+def _layers(base: Base, folder: Path) -> str:
+    """' (12 layers, the adapter has 6)' where the numbers differ."""
+    own = getattr(base.model.config, "num_hidden_layers", None)
+    path = folder / "adapter_model.safetensors"
+    try:
+        names = tensor_shapes(path) if path.is_file() else {}
+    except ValueError:
+        return ""
+    numbers = [
+        int(found[1]) for name in names if LORA_TENSOR.fullmatch(name) and (found := re.search(r"\.(\d+)\.", name))
+    ]
+    return f" ({own} layers, the adapter has {max(numbers) + 1})" if numbers and own != max(numbers) + 1 else ""
+
+
+def _same_cuts(base: Base, folder: Path) -> bool:
+    """Whether the tokenizer saved with the adapter cuts a difficult text as the base's does."""
+    from tokenizers import Tokenizer
+
+    backend = getattr(base.tokenizer, "backend_tokenizer", None)
+    path = folder / "tokenizer.json"
+    if backend is None or not path.is_file():
+        return True
+    try:
+        saved = Tokenizer.from_file(str(path))
+    except Exception:  # tokenizers raises nothing more precise
+        return False
+    own = Tokenizer.from_str(backend.to_str())
+    for tokenizer in (saved, own):
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    return bool(saved.encode(PROBE).ids == own.encode(PROBE).ids)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,10 +35,8 @@ def resident_bytes() -> int:
 def release_memory() -> None:
     """Gives freed memory back to the system, so that the next phase is measured from a clean start."""
     gc.collect()
-    try:
+    with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        pass
     import torch
 
     if torch.cuda.is_available():

@@ -195,7 +195,9 @@ def load_base(
     return Base(source, model, tokenizer, heads, fresh, quantised, parameters, known)
 
 
-def _identity(model: Any, tokenizer: PreTrainedTokenizerBase, skeleton: Any, heads: Sequence[str]) -> dict[str, str | None]:
+def _identity(
+    model: Any, tokenizer: PreTrainedTokenizerBase, skeleton: Any, heads: Sequence[str]
+) -> dict[str, str | None]:
     """Hashes of the config's sizes, the body's parameter shapes, the vocabulary and the chat template."""
     config = {key: getattr(model.config, key, None) for key in CONFIG_IDENTITY}
     shapes = {
@@ -256,9 +258,36 @@ def attach_adapter(
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
+    _multiply_heads_in_float32(model)
     if lock.train.checkpointing:
         base.model.activation_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def _multiply_heads_in_float32(model: Any) -> bool:
+    """Trained copies of whole modules are float32 and take float32 inputs, whatever the base's dtype; peft sees to
+    this in low-rank layers only. Whether there are such modules."""
+    import torch
+    from peft.utils.other import ModulesToSaveWrapper
+
+    def as_float32(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(x.float() if torch.is_tensor(x) and x.is_floating_point() else x for x in inputs)
+
+    wrappers = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+    for wrapper in wrappers:
+        for copied in wrapper.modules_to_save.values():
+            copied.float().register_forward_pre_hook(as_float32)
+    return bool(wrappers)
+
+
+def round_as_saved(model: Any, lock: Lock) -> None:
+    """Weights trained in full are saved in the lock's dtype; rounded now, what is checked is what is saved."""
+    import torch
+
+    if lock.adapter.method == "full":
+        for parameter in model.parameters():
+            # Not model.to(): the angles of rotary positions are a buffer that stays float32.
+            parameter.data = parameter.data.to(getattr(torch, lock.dtype))
 
 
 def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
@@ -290,7 +319,8 @@ def save_adapter(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".adapter.tmp-") as temporary:
         ready = Path(temporary) / "adapter"
         if lock.adapter.method == "full":
-            _save_full(model, base, lock, ready)
+            round_as_saved(model, lock)
+            model.save_pretrained(ready)
         else:
             _save_peft(model, base, ready, start)
         base.tokenizer.save_pretrained(ready)
@@ -299,12 +329,6 @@ def save_adapter(
             shutil.rmtree(folder)
         ready.rename(folder)
     return hashes
-
-
-def _save_full(model: Any, base: Base, lock: Lock, folder: Path) -> None:
-    import torch
-
-    model.to(getattr(torch, lock.dtype)).save_pretrained(folder)
 
 
 def _save_peft(model: Any, base: Base, folder: Path, start: Mapping[str, torch.Tensor] | None) -> None:
@@ -348,17 +372,18 @@ def open_adapter(base: Base, folder: Path, method: str, device: torch.device) ->
     """
     if method == "full":
         return _open_full(base, folder, device)
-    from peft import PeftModel
-    from safetensors import safe_open
+    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors.torch import load_file
 
     model = PeftModel.from_pretrained(base.model, str(folder), torch_device=str(device))
-    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
-        expected = len(list(file.keys()))
-    from peft import get_peft_model_state_dict
-
+    saved = load_file(folder / ADAPTER_WEIGHTS)
     found = len(get_peft_model_state_dict(model, save_embedding_layers=False))
-    if found != expected:
-        raise RunError("the adapter does not match the base", place=str(folder), got=f"{found} of {expected} tensors")
+    if found != len(saved):
+        got = f"{found} of {len(saved)} tensors"
+        raise RunError("the adapter does not match the base", place=str(folder), got=got)
+    if _multiply_heads_in_float32(model):
+        # The first loading rounded them to the base's dtype.
+        set_peft_model_state_dict(model, saved)
     return model.requires_grad_(False).eval()
 
 

@@ -18,7 +18,6 @@ from hfadapt.plan import lock as lock_cell
 from hfadapt.plan import make_plan
 from hfadapt.progress import Progress, Silent
 from hfadapt.recipe import Lock, Recipe
-
 from hfadapt.records import DataRecord, Plan, Report
 from hfadapt.run_folder import Cell, Run
 
@@ -34,7 +33,9 @@ class Pipeline:
     """One recipe on its way through the stages.
 
     Args:
-        recipe: What was asked for, narrowed to the cells to do.
+        recipe: What was asked for.
+        domains: The domains to do; all when empty. The others are prepared all the same where rows are compared across
+            domains, so that a cell has the same rows whichever others are done with it.
         recipe_folder: Relative sources are looked for here first.
         folder: The run folder.
         until: The last stage to do.
@@ -48,6 +49,7 @@ class Pipeline:
     progress: Progress
     until: str = "card"
     fresh: bool = False
+    domains: Sequence[str] = ()
 
     def run(self) -> Report:
         """Every cell; returns the report that was written.
@@ -56,11 +58,12 @@ class Pipeline:
             KeyboardInterrupt: after the interrupted cell's checkpoint and the report were written.
         """
         run = Run(self.folder)
-        first = self.world.on_main(lambda: make_plan(self.recipe, processes=self.world.size))
+        asked = narrow(self.recipe, self.domains)
+        self.world.on_main(lambda: make_plan(asked, processes=self.world.size))
         prepared = self.world.on_main(self._prepare)
         try:
-            for domain, target in self.recipe.cells():
-                self._cell(run.cell(domain, target), prepared[domain], first)
+            for domain, target in asked.cells():
+                self._cell(run.cell(domain, target), prepared[domain])
         finally:
             report = self.world.on_main(lambda: write_report(run, self.recipe))
         return report
@@ -68,9 +71,11 @@ class Pipeline:
     def _prepare(self) -> Mapping[str, PreparedDomain]:
         from hfadapt.data import prepare
 
-        return prepare(self.recipe, recipe_folder=self.recipe_folder, progress=self.progress.say)
+        across = self.recipe.data.dedupe.across_domains
+        recipe = self.recipe if across else narrow(self.recipe, self.domains)
+        return prepare(recipe, recipe_folder=self.recipe_folder, progress=self.progress.say)
 
-    def _cell(self, cell: Cell, prepared: PreparedDomain, first: Plan) -> None:
+    def _cell(self, cell: Cell, prepared: PreparedDomain) -> None:
         hashes = stage_hashes(self.recipe, cell, prepared)
         on_main = self.world.on_main
         on_main(lambda: self._start(cell, hashes))
@@ -109,7 +114,7 @@ class Pipeline:
         from hfadapt.model import load_tokenizer, resolve_model
         from hfadapt.recipe_file import save_recipe
 
-        recipe = narrow(self.recipe, cell)
+        recipe = narrow(self.recipe, [cell.domain], [cell.target])
         tokenizer = load_tokenizer(resolve_model(recipe.model))
         record = measure_lengths(cell, recipe, tokenizer)
         plan = make_plan(recipe, data={cell.domain: record}, processes=self.world.size)
@@ -168,9 +173,7 @@ class Pipeline:
         evaluated = (cell.folder / "evaluation.json").exists() and self.until in ("evaluate", "card")
         missed = cell.evaluation.gates_failed if evaluated else ()
         done = self.until == "card"
-        cell.set_state(
-            status="failed" if missed else "done" if done else "pending", error="; ".join(missed) or None
-        )
+        cell.set_state(status="failed" if missed else "done" if done else "pending", error="; ".join(missed) or None)
 
     def _fail(self, cell: Cell, message: str) -> None:
         self.progress.say(f"{cell.domain} on {cell.target} failed:\n{message}")
@@ -179,11 +182,10 @@ class Pipeline:
             cell.set_state(status=status, error=message)
 
 
-def narrow(recipe: Recipe, cell: Cell) -> Recipe:
-    """The recipe of one cell."""
-    return recipe.model_copy(
-        update={"domains": {cell.domain: recipe.domains[cell.domain]}, "targets": (cell.target,)}
-    )
+def narrow(recipe: Recipe, domains: Sequence[str] = (), targets: Sequence[str] = ()) -> Recipe:
+    """The recipe with only these domains and targets; empty means all."""
+    kept = {name: domain for name, domain in recipe.domains.items() if not domains or name in domains}
+    return recipe.model_copy(update={"domains": kept, "targets": tuple(targets) or recipe.targets})
 
 
 def stage_hashes(recipe: Recipe, cell: Cell, prepared: PreparedDomain) -> dict[str, str]:
@@ -191,7 +193,7 @@ def stage_hashes(recipe: Recipe, cell: Cell, prepared: PreparedDomain) -> dict[s
     from hfadapt.model import file_sha256, json_sha256
 
     rows = {path.name: file_sha256(path) for path in sorted((prepared.folder / "data").glob("*.parquet"))}
-    asked = narrow(recipe, cell).model_dump(mode="json")
+    asked = narrow(recipe, [cell.domain], [cell.target]).model_dump(mode="json")
     evaluate = asked.pop("evaluate")
     data = json_sha256([rows, prepared.record.fingerprint])
     train = json_sha256([rows, asked])
@@ -235,7 +237,7 @@ def audit_cell(cell: Cell, lock: Lock, tokenizer: Any, record: DataRecord) -> Da
     from hfadapt.data import audit, drop_too_long, require_clean
 
     task = kinds.load("tasks", lock.task)
-    options = {"max_length": lock.data.max_length, "labels": record.labels}
+    options: dict[str, Any] = {"max_length": lock.data.max_length, "labels": record.labels}
     record.write(cell.folder / "data.json")
     if lock.data.too_long == "drop":
         record = drop_too_long(cell.folder, task, tokenizer, **options)
@@ -275,13 +277,14 @@ def next_commands(run: Run, cells: Sequence[Cell]) -> tuple[str, ...]:
     )
 
 
-def plan_recipe(recipe: Recipe, runs: Path = Path("runs")) -> Plan:
+def plan_recipe(recipe: Recipe, *, domains: Sequence[str] = (), runs: Path = Path("runs")) -> Plan:
     """The plan of every cell; lengths come from cells that are prepared already, else they are assumed.
 
     Raises:
         RequestError: the recipe asks for what its targets cannot do.
     """
     quiet_libraries()
+    recipe = narrow(recipe, domains)
     run = Run(runs / recipe.name)
     known = {}
     for domain, target in recipe.cells():
@@ -291,7 +294,13 @@ def plan_recipe(recipe: Recipe, runs: Path = Path("runs")) -> Plan:
     return make_plan(recipe, data=known)
 
 
-def check_recipe(recipe: Recipe, recipe_folder: Path, say: Callable[[str], None]) -> DataReport:
+def check_recipe(
+    recipe: Recipe,
+    *,
+    domains: Sequence[str] = (),
+    recipe_folder: Path = Path(),
+    say: Callable[[str], None] = lambda _: None,
+) -> DataReport:
     """Prepares and audits every domain in a temporary place; changes no run."""
     import tempfile
 
@@ -303,10 +312,10 @@ def check_recipe(recipe: Recipe, recipe_folder: Path, say: Callable[[str], None]
     tokenizer = load_tokenizer(resolve_model(recipe.model))
     records = []
     with tempfile.TemporaryDirectory() as temporary:
-        for domain in recipe.domains:
+        for domain in narrow(recipe, domains).domains:
             cell = Run(Path(temporary)).cell(domain, recipe.targets[0])
             prepared[domain].deliver(cell.folder)
-            narrowed = narrow(recipe, cell)
+            narrowed = narrow(recipe, [cell.domain], [cell.target])
             record = measure_lengths(cell, narrowed, tokenizer)
             lock = lock_cell(narrowed, make_plan(narrowed, data={domain: record}).cells[0])
             try:
@@ -337,6 +346,7 @@ def renew_report(folder: Path) -> Report:
 def run_recipe(
     recipe: Recipe,
     *,
+    domains: Sequence[str] = (),
     recipe_folder: Path = Path(),
     folder: Path | None = None,
     until: str = "card",
@@ -347,6 +357,8 @@ def run_recipe(
 
     Args:
         recipe: From `load_recipe`.
+        domains: Only these domains; all when empty.
+        recipe_folder: Relative sources are looked for here first, then in the working directory.
         folder: The run folder; `runs/NAME` by default.
         until: The last stage: data, plan, train, evaluate or card.
         fresh: Start over instead of keeping what is done.
@@ -378,7 +390,7 @@ def run_recipe(
 
     world.on_main(claim)
     try:
-        Pipeline(recipe, recipe_folder, folder, world, progress or Silent(), until, fresh).run()
+        Pipeline(recipe, recipe_folder, folder, world, progress or Silent(), until, fresh, domains).run()
     finally:
         lock.release()
     return Run(folder)
@@ -397,4 +409,5 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    for name in ("accelerate", "bitsandbytes", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -110,7 +110,9 @@ class Adapted:
                 do_sample=False,
                 pad_token_id=self.tokenizer.pad_token_id,
             )
-        return Answer(text=text, generated=self.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True).strip())
+        return Answer(
+            text=text, generated=self.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True).strip()
+        )
 
     def _prompt(self, text: str) -> list[int]:
         """Token ids of what precedes the answer: the recipe's template, a chat turn, or the text itself."""
@@ -138,7 +140,7 @@ def load_adapted(path: str | Path, domain: str | None = None, target: str | None
     import torch
 
     from hfadapt.evaluate.stage import answer_choices
-    from hfadapt.manifest import check_manifest
+    from hfadapt.manifest import check_folder, check_manifest
     from hfadapt.model import load_base, open_adapter
 
     cell = find_cell(Path(path), domain, target)
@@ -146,9 +148,10 @@ def load_adapted(path: str | Path, domain: str | None = None, target: str | None
         raise RequestError("the cell is not trained yet", place=str(cell.folder), fix="hfadapt run RECIPE")
     lock, data = cell.lock, cell.data
     kinds.load("tasks", lock.task)
+    manifest = check_folder(cell.adapter)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     base = load_base(lock, data.labels, device)
-    check_manifest(cell.manifest, base, cell.adapter)
+    check_manifest(manifest, base, cell.adapter, data.labels)
     choices = answer_choices(cell, data, base) if lock.task == "causal-lm" else {}
     model = open_adapter(base, cell.adapter, lock.adapter.method, device)
     return Adapted(cell, model, base.tokenizer, tuple(choices) or data.labels, choices)

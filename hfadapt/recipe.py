@@ -263,6 +263,7 @@ class Train(Spec):
     seed: int = 17
     optimizer: AutoOptimizer = AUTO
     checkpointing: bool | Auto = AUTO
+    fast: bool = True
     trackers: tuple[Tracker, ...] = ()
 
 
@@ -304,6 +305,8 @@ class Recipe(Spec):
 
 
 class LockedAdapter(Adapter):
+    """The adapter, resolved."""
+
     method: Method
     rank: int
     alpha: float
@@ -312,11 +315,15 @@ class LockedAdapter(Adapter):
 
 
 class LockedData(Data):
+    """Data settings, resolved."""
+
     max_length: int
     packing: bool
 
 
 class LockedTrain(Train):
+    """Training settings, resolved."""
+
     epochs: float
     learning_rate: float
     schedule: Schedule
@@ -331,6 +338,8 @@ class LockedTrain(Train):
 
 
 class LockedEvaluate(Evaluate):
+    """Evaluation settings, resolved."""
+
     metrics: tuple[str, ...]
     batch_rows: int
 
@@ -347,8 +356,10 @@ class Lock(Recipe):
 
     @property
     def domain(self) -> str:
+        """The cell's domain."""
         return next(iter(self.domains))
 
     @property
     def target(self) -> str:
+        """The cell's target."""
         return self.targets[0]

@@ -69,6 +69,7 @@ class PhaseMemory(Spec):
 
     @property
     def total_bytes(self) -> int:
+        """The sum of the parts."""
         return sum(self.parts.values())
 
 
@@ -120,6 +121,7 @@ class Plan(Shown, Record):
 
     @property
     def fits(self) -> bool:
+        """Whether every cell fits its target."""
         return all(cell.fits for cell in self.cells)
 
     def blocks(self) -> list[Block]:
@@ -328,7 +330,7 @@ class TrainRecord(Record):
 
 
 class Metric(Spec):
-    """One metric of base and adapter on the same rows; `low` and `high` bound the paired-bootstrap interval of `delta`."""
+    """One metric of base and adapter on the same rows; `low` to `high` is the paired-bootstrap interval of `delta`."""
 
     name: str
     base: float | None
@@ -381,6 +383,7 @@ class Manifest(Record):
     shapes_sha256: str
     tokenizer_sha256: str
     chat_template_sha256: str | None
+    weights_sha256: str | None = None
     quant: str
     dtype: str
     method: str
@@ -404,7 +407,7 @@ class CardFact(Spec):
     id: str
     value: str | int | float | bool | None
     fields: tuple[str, ...]
-    how: Literal["value", "sum", "product", "ratio", "largest", "length"] = "value"
+    how: Literal["value", "product", "ratio", "differing"] = "value"
     factor: int = 1
     form: str = "text"
     shown: str
@@ -419,6 +422,39 @@ class CardRecord(Record):
     snippet: str
     output: str | None
     facts: tuple[CardFact, ...]
+
+
+# --- publish.json ----------------------------------------------------------------------------------------------------
+
+
+class PublishedFile(Spec):
+    """One file as it was sent: `name` is its path in the repository."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class PublishRecord(Record):
+    """Where a cell's adapter was published, and what was found when it was downloaded again.
+
+    `new_commit` is false when the repository held the same files already; `loaded_difference` is the mean difference
+    of a check row's loss between the trained adapter and the downloaded one, in nats, None where it was not scored.
+    """
+
+    domain: str
+    target: str
+    repo: str
+    folder: str
+    private: bool
+    commit: str
+    tag: str
+    new_commit: bool
+    files: tuple[PublishedFile, ...]
+    license: str
+    loaded_difference: float | None
+    collection: str | None = None
+    versions: Versions
 
 
 # --- report.json -----------------------------------------------------------------------------------------------------

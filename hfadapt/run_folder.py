@@ -42,14 +42,17 @@ class Cell:
 
     @property
     def domain(self) -> str:
+        """Its name in the recipe."""
         return self.folder.parent.name
 
     @property
     def target(self) -> str:
+        """The target's name."""
         return self.folder.name
 
     @property
     def adapter(self) -> Path:
+        """The adapter's folder, which plain peft loads."""
         return self.folder / "adapter"
 
     @property
@@ -64,6 +67,7 @@ class Cell:
 
     @property
     def lock(self) -> Lock:
+        """Every resolved value. Raises RunError before there is a plan."""
         path = self.folder / "lock.yaml"
         try:
             return Lock.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -72,22 +76,27 @@ class Cell:
 
     @property
     def plan(self) -> Plan:
+        """plan.json."""
         return Plan.read(self.folder / "plan.json")
 
     @property
     def data(self) -> DataRecord:
+        """data.json."""
         return DataRecord.read(self.folder / "data.json")
 
     @property
     def train(self) -> TrainRecord:
+        """train.json."""
         return TrainRecord.read(self.folder / "train.json")
 
     @property
     def evaluation(self) -> EvaluationRecord:
+        """evaluation.json."""
         return EvaluationRecord.read(self.folder / "evaluation.json")
 
     @property
     def manifest(self) -> Manifest:
+        """What the adapter belongs to."""
         return Manifest.read(self.adapter / "hfadapt.json")
 
     def steps(self) -> list[Step]:
@@ -144,6 +153,7 @@ class Run(Shown):
 
     @property
     def report(self) -> Report:
+        """report.json."""
         return Report.read(self.folder / "report.json")
 
     def blocks(self) -> list[Block]:

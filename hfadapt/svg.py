@@ -103,7 +103,10 @@ def line_chart(
 
     parts = []
     for value in ticks(y_low, y_high):
-        parts += [line(left, y_at(value), right, y_at(value)), text(left - 8, y_at(value) + 4, label(value), "soft end")]
+        parts += [
+            line(left, y_at(value), right, y_at(value)),
+            text(left - 8, y_at(value) + 4, label(value), "soft end"),
+        ]
     for value in ticks(x_low, x_high, 8):
         parts.append(text(x_at(value), bottom + 18, label(value), "soft mid"))
     parts.append(line(left, bottom, right, bottom, "axis"))
@@ -129,7 +132,9 @@ def _legend(names: Sequence[tuple[str, str]], right: float, y: float) -> list[st
     for name, colour in reversed(names):
         x -= len(name) * 6.6
         parts.append(text(x, y, name))
-        parts.append(f'<rect x="{number(x - 16)}" y="{number(y - 9)}" width="10" height="10" rx="2" style="fill:{colour}"/>')
+        parts.append(
+            f'<rect x="{number(x - 16)}" y="{number(y - 9)}" width="10" height="10" rx="2" style="fill:{colour}"/>'
+        )
         x -= 30
     return parts
 
@@ -154,16 +159,18 @@ def loss_points(
     return points("loss"), points("validation_loss")
 
 
-def loss_chart(steps: Sequence[Mapping[str, Any]], *, alone: bool = True) -> str:
-    """Training loss of each step, its running mean, and the validation loss."""
+def loss_chart(steps: Sequence[Mapping[str, Any]], *, small: bool = False) -> str:
+    """Training loss of each step, its running mean, and the validation loss; a `small` one is for a page."""
     train, validation = loss_points(steps)
     window = max(1, len(train) // 20)
     series = [
         Series("", train, 0, faint=True),
-        Series("training" if window == 1 else f"training, mean of {window}", smoothed(train, window), 0),
+        Series("training" if window == 1 else f"training (mean of {window})", smoothed(train, window), 0),
         Series("validation", validation, 1, dots=True),
     ]
-    return line_chart(series, "optimizer step", "loss (nats per label)", "Loss by step", alone=alone)
+    size = (380, 210) if small else (640, 260)
+    name = "loss" if small else "loss (nats per label)"
+    return line_chart(series, "optimizer step", name, "Loss by step", size=size, alone=not small)
 
 
 # --- charts of the report --------------------------------------------------------------------------------------------
@@ -218,7 +225,7 @@ class Effect:
     shown: str
 
 
-def forest(effects: Sequence[Effect], *, title: str, axis: str, width: int = 640) -> str:
+def forest(effects: Sequence[Effect], *, title: str, axis: str, width: int = 500) -> str:
     """Differences with intervals around a line at zero."""
     left = 24 + max((len(one.name) for one in effects), default=0) * 7.0
     right, top, tall = width - 190.0, 12.0, 30.0
@@ -260,7 +267,7 @@ class Bar:
 
 
 def bars(
-    groups: Sequence[tuple[str, Sequence[Bar]]], legend: Sequence[tuple[str, str]], *, title: str, width: int = 640
+    groups: Sequence[tuple[str, Sequence[Bar]]], legend: Sequence[tuple[str, str]], *, title: str, width: int = 520
 ) -> str:
     """Groups of horizontal bars on a common scale from zero."""
     left = 24 + max((len(name) for name, _ in groups), default=0) * 7.0

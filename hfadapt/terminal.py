@@ -1,4 +1,4 @@
-"""The run in a terminal: a progress bar with loss, speed and time left, lines of text above it, the matrix at the end."""
+"""The run in a terminal: a bar with loss, speed and time left, lines of text above it, the matrix at the end."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ class Terminal:
 
     def step(self, step: int, total: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
         """Moves the bar; without a terminal, prints a line about ten times a run."""
-        text = f"loss {loss:.4f}{self._validation}  {tokens_per_second:,.0f} tokens/s  {show_seconds(seconds_left)} left"
+        text = (
+            f"loss {loss:.4f}{self._validation}  {tokens_per_second:,.0f} tokens/s  {show_seconds(seconds_left)} left"
+        )
         if not self.console.is_terminal:
             if step in (1, total) or step % max(1, total // 10) == 0:
                 self.console.print(f"step {step}/{total}  {text}", markup=False)

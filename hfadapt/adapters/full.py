@@ -22,6 +22,4 @@ class Full(AdapterMethod):
         return model.float().requires_grad_(True)
 
 
-KIND = Full(
-    "full", quants=frozenset({"none"}), reason="quantised weights take no gradient", has_rank=False
-)
+KIND = Full("full", quants=frozenset({"none"}), reason="quantised weights take no gradient", has_rank=False)

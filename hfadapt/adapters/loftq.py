@@ -1,29 +1,41 @@
-"""LoRA started so that it repairs the error of 4-bit quantisation (Li et al. 2023, arXiv 2310.08659)."""
+"""LoRA started so that it repairs the error of 4-bit quantisation (Li et al. 2023, arXiv 2310.08659).
+
+B A, scaled as in training, is the best rank-R approximation of W minus its quantised copy. peft's own start of this name
+needs CUDA and leaves the scaling out.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+import copy
 from typing import TYPE_CHECKING
 
-from hfadapt.adapters import AdapterMethod, Context
-from hfadapt.errors import RequestError
+from hfadapt.adapters import DEFAULT, AdapterMethod, Context
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 
 def _initialise(model: PeftModel, context: Context) -> None:
-    from peft import replace_lora_weights_loftq
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+    from peft.tuners.lora import LoraLayer
 
-    files = sorted(Path(context.model_path).glob("*.safetensors"))
-    if len(files) != 1:
-        raise RequestError(
-            "loftq reads the unquantised weights from one safetensors file",
-            place=context.model_path,
-            got=f"{len(files)} files",
-            fix="use adapter.method=lora, or a base in a single file",
-        )
-    replace_lora_weights_loftq(model, model_path=str(files[0]))
+    base = model.get_base_model()
+    config = copy.deepcopy(base.config)
+    del config.quantization_config
+    revision = getattr(config, "_commit_hash", None)
+    exact = type(base).from_pretrained(context.model_path, revision=revision, config=config, device_map={"": "cpu"})
+    weights = {name: module.weight for name, module in exact.named_modules() if isinstance(module, torch.nn.Linear)}
+    with torch.no_grad():
+        for name, layer in base.named_modules():
+            if not isinstance(layer, LoraLayer):
+                continue
+            stored, rank = layer.get_base_layer().weight, layer.r[DEFAULT]
+            kept = dequantize_4bit(stored.data, stored.quant_state).float()
+            u, s, v = torch.linalg.svd(weights[name].to(kept.device).float() - kept, full_matrices=False)
+            root = (s[:rank] / layer.scaling[DEFAULT]).sqrt()
+            layer.lora_A[DEFAULT].weight.data[: len(root)] = root[:, None] * v[:rank]
+            layer.lora_B[DEFAULT].weight.data[:, : len(root)] = u[:, :rank] * root
 
 
 KIND = AdapterMethod(

@@ -6,8 +6,10 @@ edits keep at least n - 2 - 3d of their n - 2 word triples, so two rows that are
 triples, and an index of these finds every such pair (for a low similarity pairs of words or words, not triples).
 rapidfuzz then measures each candidate.
 
-Chosen over MinHash (datasketch and rensa, measured in benchmarks/data_quality.py): on rows of 10 to 25 words a sketch
-either misses pairs or returns many wrong ones, while this join misses none by construction and is faster.
+Chosen over MinHash, measured with benchmarks/data_quality.py on 25,000 short texts with 2,000 planted copies (up to
+15 % of the words edited): a sketch alone finds 96 % (datasketch 2.0, 128 permutations) or 99 % (rensa 0.5) of the pairs
+with 2 to 6 % wrong ones; with enough bands to miss none, and this measure to confirm, datasketch takes 5.4 s, rensa
+1.0 s, the join 0.8 s, and on 100,000 rows rensa 9 s, the join 6 s. The join needs no tuning and misses none by proof.
 """
 
 from __future__ import annotations

@@ -50,7 +50,11 @@ def _hits(scores: Scores) -> np.ndarray:
 def _per_class(scores: Scores) -> np.ndarray:
     """For each class: hit, predicted, present."""
     gold, predictions = _classes(scores)
-    count = scores.probabilities.shape[1] if scores.probabilities is not None else int(max(gold.max(), predictions.max())) + 1
+    count = (
+        scores.probabilities.shape[1]
+        if scores.probabilities is not None
+        else int(max(gold.max(), predictions.max())) + 1
+    )
     columns = []
     for label in range(count):
         columns += [(gold == label) & (predictions == label), predictions == label, gold == label]
@@ -118,9 +122,7 @@ def usable(metric: RowMetric, scores: Scores) -> bool:
     return scores.predictions is not None and (metric.needs == "classes" or scores.probabilities is not None)
 
 
-def compare(
-    name: str, base: Scores | None, adapter: Scores, *, resamples: int, confidence: float, seed: int
-) -> Metric:
+def compare(name: str, base: Scores | None, adapter: Scores, *, resamples: int, confidence: float, seed: int) -> Metric:
     """One metric of base and adapter on the same rows, with percentile intervals of a paired bootstrap.
 
     Args:

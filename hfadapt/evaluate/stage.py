@@ -17,7 +17,7 @@ from hfadapt.errors import RunError
 from hfadapt.evaluate.metrics import compare, find, usable
 from hfadapt.evaluate.probe import put_head, train_probe
 from hfadapt.launch import World
-from hfadapt.manifest import check_manifest
+from hfadapt.manifest import check_folder, check_manifest
 from hfadapt.measure import PeakMemory, release_memory, resident_bytes
 from hfadapt.model import Base, json_sha256, load_base, open_adapter
 from hfadapt.progress import Progress, Silent
@@ -58,8 +58,9 @@ def _evaluate(cell: Cell, device: torch.device, progress: Progress) -> Evaluatio
     floor = resident_bytes()
     started = time.perf_counter()
     with PeakMemory(device, floor) as peak:
+        manifest = check_folder(cell.adapter)
         base = load_base(lock, data.labels, device)
-        check_manifest(cell.manifest, base, cell.adapter)
+        check_manifest(manifest, base, cell.adapter, data.labels)
         rows = read_split(cell.folder, "test")
         encode = {"max_length": lock.data.max_length, "labels": data.labels}
         test = task.encode(rows, base.tokenizer, **encode)
@@ -226,9 +227,7 @@ def _per_class(base: Scores, adapter: Scores, names: Sequence[str]) -> dict[str,
     return table
 
 
-def _write_predictions(
-    path: Path, rows: Sequence[Row], names: Sequence[str], base: Scores, adapter: Scores
-) -> None:
+def _write_predictions(path: Path, rows: Sequence[Row], names: Sequence[str], base: Scores, adapter: Scores) -> None:
     """One line a test row: where it comes from, the losses, and for choices the right and the chosen ones."""
     import pyarrow
     from pyarrow import parquet

@@ -1,7 +1,15 @@
-"""Predicted peak memory of each phase, by part, from config facts alone."""
+"""Predicted peak memory of each phase, by part, from the config alone.
+
+What the tensors of a step need is traced (trace.py); what the base, the adapter and the optimizer hold is counted; what
+neither can see (scratch space inside operators, the allocator's rounding, code pages) is a handful of constants that
+were fitted on half of benchmarks/memory_grid.json and tested on the other half.
+
+On a CPU "peak" is the resident set above what the process held before it loaded the base, with malloc set as in allocator.py.
+"""
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 from hfadapt import kinds
@@ -9,39 +17,30 @@ from hfadapt.facts import ModelFacts
 from hfadapt.records import PhaseMemory
 from hfadapt.spec import Spec
 
-MMAP_THRESHOLD_BYTES = 1 << 20
-TRIM_THRESHOLD_BYTES = 64 << 20
-
-
-def settle_allocator() -> bool:
-    """Makes glibc give every freed block of 1 MiB and more back to the system at once; True when that worked.
-
-    Left alone, glibc raises that limit to 32 MiB as it sees large blocks freed, and torch's aligned requests rarely fit
-    the holes they leave: the resident set then grows to 1.4 to 4 times what is alive. Call it before the base is loaded.
-    Changing the limits of an allocator with live blocks is allowed (mallopt(3)); elsewhere this does nothing.
-    """
-    import ctypes
-
-    try:
-        library = ctypes.CDLL("libc.so.6")
-        mmap_threshold, trim_threshold = -3, -1
-        return bool(
-            library.mallopt(mmap_threshold, MMAP_THRESHOLD_BYTES) and library.mallopt(trim_threshold, TRIM_THRESHOLD_BYTES)
-        )
-    except (OSError, AttributeError):
-        return False
-
-
+MIB = 1 << 20
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-OPTIMIZER_BYTES = {"adamw": 8, "adamw-8bit": 2, "paged-adamw-8bit": 2}
-"""Optimizer state per trained parameter; the 8-bit states add one float32 per block of 256."""
+OPTIMIZER_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03, "paged-adamw-8bit": 2.03}
+"""State per trained parameter: two moments; in 8 bits with one float32 scale per block of 256."""
+LOW_RANK = ("lora", "rslora", "dora", "pissa", "loftq", "eva", "olora")
+
+# --- fitted on the `fitted` half of benchmarks/memory_grid.json ------------------------------------------------------
+CPU_CONSTANT_BYTES = 30 * MIB
+"""Code and constant pages first touched by a phase: kernels, operator tables, compiled oneDNN primitives."""
+CPU_HEAP_RATIO = 1.4
+"""Resident bytes per live byte of what comes and goes in a step, under the settings of allocator.py."""
+
+# --- not fitted: no GPU was at hand ----------------------------------------------------------------------------------
+GPU_CONSTANT_BYTES = 96 * MIB
+"""cuBLAS workspaces (32 MiB on Hopper, 8 MiB before, per handle and stream) and small blocks; pytorch issue 120925."""
+GPU_ALLOCATOR_RATIO = 1.08
+"""Reserved over allocated bytes: blocks are rounded to 2 MiB and split (c10/cuda/CUDACachingAllocator.cpp)."""
 
 
 class Workload(Spec):
     """One configuration whose memory is asked for: B = `micro_batch_rows` rows of T = `length_tokens` tokens.
 
-    `labelled_tokens` are the tokens of one row that carry a loss; `matmul_dtype` is what products run in when it is
-    not the dtype of the weights.
+    `labelled_tokens` are the tokens of one row that carry a loss. `matmul_dtype` is what products run in: for a
+    quantised base the dtype it is unpacked to, for a float32 base another one under autocast.
     """
 
     quant: str = "none"
@@ -60,60 +59,74 @@ class Workload(Spec):
 
 
 def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
-    """Peak of load, train, evaluate and save, each by part."""
+    """Peaks of load, train, evaluate and save, each by part: weights, adapter, gradients, optimizer, activations,
+    logits, workspaces, allocator, framework.
+    """
+    on_cpu = workload.device == "cpu"
     element = DTYPE_BYTES[workload.dtype]
     weights = weight_bytes(facts, workload)
     trained = trained_parameters(facts, workload)
-    adapter = trained * 4
-    workspace = facts.largest_linear * element if workload.quant != "none" else 0
-    framework = 0 if workload.device == "cpu" else 500 << 20
-    tokens = workload.micro_batch_rows * workload.length_tokens
-    per_layer = _layer_bytes(facts, workload)
-    activations = tokens * (per_layer if workload.checkpointing else per_layer * facts.layers)
-    if workload.checkpointing:
-        activations += tokens * facts.layers * facts.hidden_size * element
-    output = facts.vocab_size if facts.generates else facts.labels
-    rows = workload.micro_batch_rows * (workload.labelled_tokens if facts.generates else 1)
-    logits = rows * output * (element + 12)
-    evaluate_tokens = workload.evaluate_rows * workload.length_tokens
-    evaluate = evaluate_tokens * (facts.hidden_size * 6 + facts.intermediate_size * 3) * element
-    evaluate_rows = workload.evaluate_rows * (workload.labelled_tokens if facts.generates else 1)
-    # Quantising on load holds the largest weight in its first dtype beside the finished ones.
-    loading = (facts.largest_linear or 0) * element * 2
+    adapter = 0 if workload.method == "full" else trained * 4
+    terms = _terms(facts, workload)
+    tokens = workload.length_tokens if facts.vocab_size else 1
+
+    def live(mark: str, rows: int) -> int:
+        outside, layer = terms[mark]
+        shape = (1.0, float(rows * tokens), float(rows * tokens * tokens))
+        one, each = (sum(c * x for c, x in zip(part, shape, strict=True)) for part in (outside, layer))
+        return max(0, int(one + each * facts.layers))
+
+    def logits(rows: int) -> int:
+        """Logits, their float32 copy and the log-probabilities of all labelled positions."""
+        if not facts.generates:
+            return 0
+        copies = 8 + (element if element < 4 else 0)
+        return rows * min(tokens, workload.labelled_tokens) * facts.vocab_size * copies
+
+    rows = workload.micro_batch_rows
+    end = live("forward_end", rows)
+    step = max(live("forward_peak", rows), end + logits(rows), live("backward_peak", rows))
+    validation = live("evaluate_peak", 2 * rows) + logits(2 * rows)
+    unpacked = facts.largest_linear * DTYPE_BYTES[workload.matmul_dtype] if workload.quant != "none" else 0
     train = {
         "weights": weights,
         "adapter": adapter,
-        "gradients": adapter,
-        "optimizer": trained * OPTIMIZER_BYTES[workload.optimizer],
-        "activations": activations,
-        "logits": logits,
-        "workspaces": workspace * 2,
+        "gradients": trained * 4,
+        "optimizer": int(trained * OPTIMIZER_BYTES[workload.optimizer]),
+        "activations": end,
+        "logits": logits(rows),
+        "workspaces": max(step, validation) - end - logits(rows),
     }
-    evaluation = {
+    if train["workspaces"] < 0:
+        # The peak lies before the logits exist or after they are gone.
+        train["logits"] = max(0, train["logits"] + train["workspaces"])
+        train["workspaces"] = 0
+    evaluate = {
         "weights": weights,
         "adapter": adapter,
-        "activations": evaluate,
-        "logits": evaluate_rows * output * (element + 8),
-        "workspaces": workspace,
+        "activations": live("evaluate_peak", workload.evaluate_rows),
+        "logits": logits(workload.evaluate_rows),
+        "workspaces": unpacked,
     }
     phases = {
-        "load": {"weights": weights, "workspaces": loading},
+        "load": {"weights": weights, "adapter": adapter, "workspaces": _load_bytes(facts, workload)},
         "train": train,
-        "evaluate": evaluation,
-        "save": {"weights": weights, "adapter": adapter, "workspaces": adapter},
+        "evaluate": evaluate,
+        # The tensors to be written, and the copy that is read back to compare.
+        "save": {"weights": weights, "adapter": adapter, "workspaces": 2 * adapter},
     }
-    return tuple(
-        PhaseMemory(
-            phase=phase,
-            parts={**parts, "allocator": int(sum(parts.values()) * 0.1), "framework": framework},
-        )
-        for phase, parts in phases.items()
-    )
+    result = []
+    for phase, parts in phases.items():
+        moving = sum(parts.get(name, 0) for name in ("activations", "logits", "workspaces"))
+        parts["allocator"] = int(moving * (CPU_HEAP_RATIO - 1) if on_cpu else sum(parts.values()) * (GPU_ALLOCATOR_RATIO - 1))
+        parts["framework"] = CPU_CONSTANT_BYTES if on_cpu else GPU_CONSTANT_BYTES
+        result.append(PhaseMemory.model_validate({"phase": phase, "parts": parts}))
+    return tuple(result)
 
 
 def weight_bytes(facts: ModelFacts, workload: Workload) -> int:
     """The stored base: bitsandbytes keeps 4 bits and a float32 scale per 64 weights, or 8 bits and one per output."""
-    element = DTYPE_BYTES[workload.dtype]
+    element = 4 if workload.method == "full" else DTYPE_BYTES[workload.dtype]
     bits = kinds.load("quants", workload.quant).bits
     rest = (facts.parameters - facts.linear_parameters) * element + facts.buffer_bytes
     if bits == 4:
@@ -129,13 +142,39 @@ def trained_parameters(facts: ModelFacts, workload: Workload) -> int:
         return facts.parameters
     head = 0 if facts.generates else facts.head_parameters
     if workload.method == "head":
-        return head or facts.head_parameters
+        return head or facts.vocab_size * facts.hidden_size
     chosen = [s for s in facts.linears if workload.modules == ("all-linear",) or s.name in workload.modules]
-    return head + sum(workload.rank * (s.in_features + s.out_features) * s.count for s in chosen)
+    extra = sum(s.out_features * s.count for s in chosen) if workload.method == "dora" else 0
+    return head + extra + sum(workload.rank * (s.in_features + s.out_features) * s.count for s in chosen)
 
 
-def _layer_bytes(facts: ModelFacts, workload: Workload) -> int:
-    """Saved for backward, per token and layer."""
-    element = DTYPE_BYTES[workload.dtype]
-    adapted = sum((s.in_features + workload.rank) * 4 * s.count for s in facts.linears) // max(1, facts.layers)
-    return adapted + element * (8 * facts.hidden_size + 4 * facts.intermediate_size)
+def _load_bytes(facts: ModelFacts, workload: Workload) -> int:
+    """What loading holds beside the finished weights: the checkpoint's pages that are being read or converted."""
+    return 0
+
+
+def _terms(facts: ModelFacts, workload: Workload) -> Terms:
+    from hfadapt.memory.trace import StepKey, step_terms
+
+    longest = min(facts.max_positions or 256, 256)
+    lengths = (longest // 4, longest // 2, longest) if facts.vocab_size else (1,)
+    return step_terms(
+        StepKey(
+            config=json.dumps(facts.config, sort_keys=True, default=str),
+            auto_class=kinds.load("tasks", facts.task).auto_class,
+            generates=facts.generates,
+            dtype="float32" if workload.method == "full" else workload.dtype,
+            matmul_dtype=workload.matmul_dtype,
+            quantised=workload.quant != "none",
+            adapted=workload.method in LOW_RANK,
+            dora=workload.method == "dora",
+            trains_all=workload.method == "full",
+            rank=workload.rank,
+            modules=workload.modules,
+            checkpointing=workload.checkpointing,
+            lengths=lengths,
+        )
+    )
+
+
+Terms = dict[str, tuple[tuple[float, ...], tuple[float, ...]]]

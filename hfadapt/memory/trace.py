@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hfadapt.facts import HEADS, build
+from hfadapt.facts import HEADS, build, layer_stacks
 
 MARKS = ("forward_peak", "forward_end", "backward_peak", "evaluate_peak")
 ROWS = 2
@@ -170,18 +170,6 @@ def cut_layers(model: nn.Module, layers: int) -> None:
     """Keeps the first `layers` of every outermost stack of equal blocks."""
     for stack in layer_stacks(model):
         del stack[layers:]
-
-
-def layer_stacks(model: nn.Module) -> list[nn.ModuleList]:
-    """Outermost lists of at least two blocks of one class that hold linear layers."""
-    found: dict[str, nn.ModuleList] = {}
-    for name, module in model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in found)
-        if isinstance(module, nn.ModuleList) and len(module) > 1 and not inside:
-            same = len({type(block) for block in module}) == 1
-            if same and any(hasattr(part, "weight") for part in module[0].modules()):
-                found[name] = module
-    return list(found.values())
 
 
 class _Dequantise(torch.autograd.Function):

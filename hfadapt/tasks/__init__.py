@@ -33,6 +33,7 @@ class Example:
 
     @property
     def truncated(self) -> bool:
+        """Whether the row was cut."""
         return self.length > len(self.input_ids)
 
 

@@ -162,9 +162,7 @@ def _completion(example: Example) -> tuple[int, ...]:
 
 def _with_completion(example: Example, choice: Sequence[int]) -> Example:
     prompt = len(example.labels) - len(_completion(example))
-    return Example(
-        (*example.input_ids[:prompt], *choice), (*(IGNORED,) * prompt, *choice), example.length, example.row
-    )
+    return Example((*example.input_ids[:prompt], *choice), (*(IGNORED,) * prompt, *choice), example.length, example.row)
 
 
 def encode_messages(messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase) -> Labelled:

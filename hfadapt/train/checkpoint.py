@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hfadapt.errors import RunError
@@ -54,12 +55,13 @@ def save(
             shutil.rmtree(final)
         temporary.rename(final)
         _sync(folder)
-    except OSError as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # A full disk is an OSError from Python, a RuntimeError from torch and a SafetensorError from safetensors.
         shutil.rmtree(temporary, ignore_errors=True)
         raise RunError(
             "the checkpoint could not be written",
             place=str(final),
-            got=str(error),
+            got=str(error).splitlines()[0],
             fix="free some space and run the command again; it goes on from the last whole checkpoint",
         ) from None
     for old in sorted(folder.glob("step-*"))[:-KEEP]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from hfadapt.progress import Progress, Silent
 from hfadapt.records import Step
 from hfadapt.tasks import IGNORED, Example, Task
 from hfadapt.train import checkpoint
+from hfadapt.train.fast import fast_layers, short_attention
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -62,7 +64,7 @@ class Loop:
         pad_token_id: For padding.
         folder: The cell's folder; metrics.jsonl and checkpoints/ are written there.
         identity: Hash of all that must be unchanged for a checkpoint to be continued.
-        bf16_products: Multiply float32 matrices in bfloat16, where the processor is made for it.
+        products: dtype in which low-rank layers multiply, on the fast path; None keeps that of their weights.
         stop: Asked after every step; True saves a checkpoint and raises KeyboardInterrupt.
     """
 
@@ -75,7 +77,7 @@ class Loop:
     pad_token_id: int
     folder: Path
     identity: str
-    bf16_products: bool = False
+    products: torch.dtype | None = None
     progress: Progress = field(default_factory=Silent)
     stop: Callable[[], bool] = lambda: False
 
@@ -93,6 +95,7 @@ class Loop:
         if not self.parameters:
             raise RunError("nothing is trainable: no parameter of the model requires a gradient", place="adapter")
         self.state = State()
+        self._drops = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self.model.modules())
         self._best: dict[str, torch.Tensor] | None = None
         self._batches: dict[int, list[list[int]]] = {}
 
@@ -109,6 +112,25 @@ class Loop:
         self._resume()
         wrapped = self.accelerator.prepare_model(self.model) if self.accelerator.num_processes > 1 else self.model
         self.model.train()
+        with self._fast_path():
+            self._steps(wrapped)
+        if self.settings.patience and self._best:
+            with torch.no_grad():
+                for name, parameter in self.parameters.items():
+                    parameter.copy_(self._best[name])
+        self.model.eval()
+        return self.state
+
+    @contextmanager
+    def _fast_path(self) -> Iterator[None]:
+        if not self.settings.fast:
+            yield
+            return
+        longest = max(self.lengths) if self.model.dtype in (torch.bfloat16, torch.float16) else math.inf
+        with fast_layers(self.model, self.products), short_attention(self.accelerator.device, longest):
+            yield
+
+    def _steps(self, wrapped: Any) -> None:
         while self.state.step < self.total_steps and not self.state.stopped_early:
             self._step(wrapped)
             last = self.state.step == self.total_steps
@@ -119,12 +141,6 @@ class Loop:
                 raise KeyboardInterrupt
             if not last and self.state.step % self.settings.checkpoint_every_steps == 0:
                 self._save()
-        if self.settings.patience and self._best:
-            with torch.no_grad():
-                for name, parameter in self.parameters.items():
-                    parameter.copy_(self._best[name])
-        self.model.eval()
-        return self.state
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of step 1 … total: linear warm-up, then the schedule down to zero (constant stays)."""
@@ -153,9 +169,8 @@ class Loop:
         loss = torch.zeros((), device=self.accelerator.device)
         for i, rows in enumerate(micros):
             last = i == len(micros) - 1
-            with nullcontext() if last or world == 1 else wrapped.no_sync():
-                with self._products():
-                    summed, _ = self.task.loss_sum(wrapped, self._collate(rows))
+            with nullcontext() if last or world == 1 else wrapped.no_sync(), self._noise(f"{step}/{i}"):
+                summed, _ = self.task.loss_sum(wrapped, self._collate(rows))
                 # Processes average their gradients, so each counts its own labels `world` times.
                 (summed * (world / labels)).backward()
             loss += summed.detach().float()
@@ -180,7 +195,15 @@ class Loop:
         self._account(step, epoch, batch, labels, value, norm_value, rate, time.perf_counter() - started)
 
     def _account(
-        self, step: int, epoch: int, batch: list[int], labels: int, loss: float, norm: float, rate: float, seconds: float
+        self,
+        step: int,
+        epoch: int,
+        batch: list[int],
+        labels: int,
+        loss: float,
+        norm: float,
+        rate: float,
+        seconds: float,
     ) -> None:
         state = self.state
         tokens = sum(self.lengths[row] for row in batch)
@@ -255,18 +278,24 @@ class Loop:
         else:
             state.evaluations_without_gain += 1
             state.stopped_early = state.evaluations_without_gain >= (self.settings.patience or math.inf)
-        self._write(
-            Step(step=state.step, epoch=round(state.step / self.steps_per_epoch, 4), validation_loss=loss)
-        )
+        self._write(Step(step=state.step, epoch=round(state.step / self.steps_per_epoch, 4), validation_loss=loss))
         self.accelerator.log({"validation_loss": loss}, step=state.step)
         if self.accelerator.is_main_process:
             self.progress.validation(state.step, loss)
 
     # --- small parts -------------------------------------------------------------------------------------------------
 
-    def _products(self) -> AbstractContextManager[Any]:
-        kind = self.accelerator.device.type
-        return torch.autocast(kind, dtype=torch.bfloat16) if self.bf16_products else nullcontext()
+    @contextmanager
+    def _noise(self, place: str) -> Iterator[None]:
+        """Dropout draws from a seed of its own, by step, micro-batch and process, and leaves the global state alone."""
+        if not self._drops:
+            yield
+            return
+        device = self.accelerator.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            rank = self.accelerator.process_index
+            torch.manual_seed(random.Random(f"{self.settings.seed}/{place}/{rank}").getrandbits(63))
+            yield
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         if epoch not in self._batches:
@@ -304,9 +333,7 @@ class Loop:
             if self._best:
                 tensors |= {f"best/{name}": t for name, t in self._best.items()}  # type: ignore[misc]
             state = {**vars(self.state), "identity": self.identity}
-            checkpoint.save(
-                self.folder / "checkpoints", self.state.step, tensors, self.optimizer.state_dict(), state
-            )
+            checkpoint.save(self.folder / "checkpoints", self.state.step, tensors, self.optimizer.state_dict(), state)
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:

@@ -16,11 +16,12 @@ from hfadapt.data import read_split
 from hfadapt.launch import World, interruptible
 from hfadapt.manifest import write_manifest
 from hfadapt.measure import PeakMemory, release_memory, resident_bytes
-from hfadapt.model import Base, attach_adapter, load_base, low_rank_start, save_adapter, trainable
+from hfadapt.model import Base, attach_adapter, load_base, low_rank_start, round_as_saved, save_adapter, trainable
 from hfadapt.progress import Progress, Silent
 from hfadapt.records import PHASES, Phase, PhaseMeasure, TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Example
+from hfadapt.train.fast import product_dtype
 from hfadapt.train.loop import Loop
 from hfadapt.versions import versions
 
@@ -74,12 +75,14 @@ def train_cell(cell: Cell, world: World, *, identity: str = "", progress: Progre
             pad_token_id=pad,
             folder=cell.folder,
             identity=identity,
+            products=product_dtype(lock.dtype, device),
             progress=progress,
             stop=lambda: world.any(bool(interrupt)),
         )
         state = loop.run()
     if lock.train.trackers:
         world.accelerator.end_training()
+    round_as_saved(model, lock)
     check = check_losses(task, model, validation[:CHECK_ROWS], pad, device)
     trained = sum(p.numel() for p in trainable(model).values())
     del loop.optimizer

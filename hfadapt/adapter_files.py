@@ -1,0 +1,321 @@
+"""What an adapter's folder may hold, looked at before any of it is used: needs no model and runs no code.
+
+An adapter from elsewhere is foreign input. peft builds what adapter_config.json says (modules by regular expression,
+layers repeated, modules imported by name) and passes over tensors that do not fit, so both are checked here first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hfadapt import kinds
+from hfadapt.errors import Problem, RequestError
+from hfadapt.records import Manifest
+
+MANIFEST = "hfadapt.json"
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+SUMS = "SHA256SUMS"
+
+TOKENIZER_FILES = frozenset(
+    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json vocab.txt merges.txt "  # noqa: SIM905
+    "tokenizer.model spiece.model sentencepiece.bpe.model chat_template.jinja preprocessor_config.json "
+    "processor_config.json".split()
+)
+MODEL_FILES = re.compile(
+    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|config\.json|generation_config\.json"
+)
+PAPERS = ("README.md", "card.json", "loss.svg", "lock.yaml", "evaluation.json")
+"""Files about the adapter; they lie beside the records in a cell and beside the adapter once it is published."""
+
+BESIDE = frozenset({MANIFEST, *PAPERS, SUMS, ".gitattributes"})
+"""Files that may stand beside those that the manifest lists."""
+
+PICKLES = frozenset(".bin .pt .pth .pkl .pickle .ckpt .npy .npz .joblib .h5 .msgpack .keras .mar".split())  # noqa: SIM905
+MOST_CONFIG_BYTES = 1 << 20
+MOST_RANK = 2048
+MOST_NAMES = 10_000
+PLAIN_NAME = re.compile(r"[\w.-]{1,200}")
+
+LORA_SETTINGS = frozenset(
+    "r lora_alpha lora_dropout target_modules modules_to_save use_dora use_rslora rank_pattern alpha_pattern "  # noqa: SIM905
+    "init_lora_weights".split()
+)
+"""What our methods set in a LoraConfig. Every other field has to be at peft's default."""
+
+NEUTRAL = frozenset("peft_type peft_version task_type base_model_name_or_path revision inference_mode".split())  # noqa: SIM905
+HARMLESS_STARTS = (True, False, "eva", "gaussian", "orthogonal")
+"""Other ways to start LoRA move weights of the base when the adapter is opened."""
+
+RUNS_CODE = ("auto_map", "custom_pipelines", "trust_remote_code", "_attn_implementation_internal")
+LORA_TENSOR = re.compile(r"(.+)\.lora_(?:embedding_)?(A|B|magnitude_vector)(?:\.weight)?")
+
+
+def is_model_file(name: str, method: str) -> bool:
+    """Whether a file of this name belongs to an adapter of this method."""
+    if name in TOKENIZER_FILES or name == MANIFEST:
+        return True
+    return bool(MODEL_FILES.fullmatch(name)) if method == "full" else name in (CONFIG, WEIGHTS)
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file is of a kind whose loading can run code, by its name or its first bytes."""
+    if path.suffix.lower() in PICKLES:
+        return True
+    with path.open("rb") as file:
+        head = file.read(4)
+    return head == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05" and len(head) > 1)
+
+
+def folder_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
+    """Everything that keeps an adapter's folder from being opened."""
+    found = [*_foreign_files(folder, manifest), *_changed_files(folder, manifest)]
+    yield from found
+    if found:
+        # What the files say is not looked at before they are the right ones.
+        return
+    try:
+        method = kinds.load("adapters", manifest.method)
+    except RequestError:
+        yield Problem(
+            "the method of this adapter is unknown",
+            str(folder / MANIFEST),
+            got=repr(manifest.method),
+            allowed=", ".join(kinds.names("adapters")),
+            fix="update hfadapt",
+        )
+        return
+    if manifest.method == "full":
+        yield from _model_config_problems(folder)
+    else:
+        config, problems = read_config(folder / CONFIG)
+        yield from problems
+        if not problems:
+            ranks = (manifest.rank, manifest.rank * 2) if method.changes_base else (manifest.rank,)
+            if method.has_rank and config.get("r") not in ranks:
+                yield Problem(
+                    "the rank differs from the manifest's",
+                    str(folder / CONFIG),
+                    got=str(config.get("r")),
+                    allowed=" or ".join(map(str, ranks)),
+                    fix="copy the adapter folder again",
+                )
+            yield from _tensor_problems(folder / WEIGHTS, config)
+    yield from _count_problems(folder, manifest)
+
+
+def _foreign_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            if path.name != ".cache":
+                yield Problem("a foreign folder stands beside the adapter", str(path), fix="remove it")
+        elif not path.exists():
+            yield Problem("a link beside the adapter leads nowhere", str(path), fix="copy the whole adapter folder")
+        elif is_pickle(path):
+            yield Problem(
+                "a file whose loading can run code stands beside the adapter",
+                str(path),
+                allowed="safetensors, JSON and text",
+                fix="remove it, or take the adapter from a source you trust",
+            )
+        elif path.name not in manifest.files and path.name not in BESIDE:
+            yield Problem(
+                "a file that the manifest does not know stands beside the adapter", str(path), fix="remove it"
+            )
+
+
+def _changed_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
+    from hfadapt.model import file_sha256
+
+    needed = {"config.json"} if manifest.method == "full" else {CONFIG, WEIGHTS}
+    for name in sorted(needed - manifest.files.keys()):
+        yield Problem(f"the manifest does not list {name}", str(folder / MANIFEST), fix="copy the adapter folder again")
+    for name, digest in manifest.files.items():
+        path = folder / name
+        if Path(name).name != name or not is_model_file(name, manifest.method):
+            yield Problem("the manifest lists a file that no adapter has", str(folder / MANIFEST), got=repr(name)[:80])
+        elif not path.is_file():
+            yield Problem(f"{name} is missing", str(folder), fix="copy the whole adapter folder")
+        elif file_sha256(path) != digest:
+            yield Problem(
+                f"{name} has been changed since it was saved",
+                str(path),
+                fix="copy the adapter folder again, or train again",
+            )
+
+
+# --- configs ---------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> tuple[dict[str, Any], list[Problem]]:
+    """A JSON object of moderate size, or what is wrong with it."""
+    if path.stat().st_size > MOST_CONFIG_BYTES:
+        return {}, [Problem("the file is too large for a config", str(path), allowed=f"{MOST_CONFIG_BYTES} bytes")]
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        return {}, [Problem("the file is not readable JSON", str(path), got=str(error)[:120])]
+    if not isinstance(content, dict):
+        return {}, [Problem("the file is not a JSON object", str(path))]
+    return content, []
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], list[Problem]]:
+    """adapter_config.json, and everything in it that hfadapt would not have written."""
+    config, problems = read_json(path)
+    return config, problems or list(_config_problems(config, path))
+
+
+def _config_problems(config: Mapping[str, Any], path: Path) -> Iterator[Problem]:
+    from peft import LoraConfig
+
+    fix = "do not load it; take the adapter from a source you trust"
+    if config.get("peft_type") != "LORA":
+        got = repr(config.get("peft_type"))[:80]
+        yield Problem("not a kind of adapter that hfadapt makes", str(path), got=got, allowed="LORA")
+        return
+    plain = {key: _plain(value) for key, value in vars(LoraConfig()).items()}
+    for key, value in config.items():
+        place = f"{path}: {key}"
+        if key in LORA_SETTINGS:
+            if what := _bad_setting(key, value):
+                yield Problem(what, place, got=repr(value)[:80], fix=fix)
+        elif key in NEUTRAL:
+            if value is not None and not isinstance(value, (str, bool)):
+                yield Problem("not a word", place, got=repr(value)[:80], fix=fix)
+        elif key not in plain:
+            yield Problem("a key that peft's LoRA does not have", place, got=repr(value)[:80], fix=fix)
+        elif _plain(value) != plain[key]:
+            allowed = json.dumps(plain[key])
+            yield Problem("a setting that hfadapt never makes", place, got=repr(value)[:80], allowed=allowed, fix=fix)
+    for key in ("r", "lora_alpha", "target_modules"):
+        if key not in config:
+            yield Problem("a setting is missing", f"{path}: {key}", fix="copy the adapter folder again")
+
+
+def _plain(value: Any) -> Any:
+    """A default as JSON would give it back."""
+    if isinstance(value, (set, tuple)):
+        return list(value)
+    return value if isinstance(value, (str, int, float, bool, list, dict, type(None))) else None
+
+
+def _bad_setting(key: str, value: Any) -> str | None:
+    """What is wrong with one of the settings that our methods make."""
+    if key == "r":
+        right = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_RANK
+        return None if right else f"the rank is not a number from 1 to {MOST_RANK}"
+    if key in ("lora_alpha", "lora_dropout"):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return None if number and 0 <= value <= 1e5 else "not a number in a sensible range"
+    if key in ("target_modules", "modules_to_save"):
+        names = [value] if isinstance(value, str) else value
+        if key == "modules_to_save" and value is None:
+            return None
+        right = isinstance(names, list) and 0 < len(names) <= MOST_NAMES and all(map(_is_name, names))
+        # peft reads a string as a regular expression, which can be made to run for hours.
+        return None if right else "not a list of plain module names"
+    if key in ("rank_pattern", "alpha_pattern"):
+        right = isinstance(value, dict) and len(value) <= MOST_NAMES and all(map(_is_name, value))
+        inner = "r" if key == "rank_pattern" else "lora_alpha"
+        return None if right and not any(_bad_setting(inner, each) for each in value.values()) else "not plain"
+    if key == "init_lora_weights":
+        known = isinstance(value, (bool, str)) and value in HARMLESS_STARTS
+        return None if known else "a start that changes the base"
+    return None if isinstance(value, bool) else "neither true nor false"
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and PLAIN_NAME.fullmatch(value) is not None
+
+
+def _model_config_problems(folder: Path) -> Iterator[Problem]:
+    config, problems = read_json(folder / "config.json")
+    yield from problems
+    for key in RUNS_CODE:
+        if config.get(key):
+            yield Problem(
+                "a key that makes transformers load code",
+                f"{folder / 'config.json'}: {key}",
+                got=repr(config[key])[:80],
+                fix="do not load it; take the model from a source you trust",
+            )
+
+
+# --- tensors ---------------------------------------------------------------------------------------------------------
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor, from the header alone.
+
+    Raises:
+        ValueError: the file is not whole or not safetensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(str(error)) from None
+
+
+def _tensor_problems(path: Path, config: Mapping[str, Any]) -> Iterator[Problem]:
+    try:
+        shapes = tensor_shapes(path)
+    except ValueError as error:
+        yield Problem(
+            "the weights cannot be read", str(path), got=str(error)[:120], fix="copy the adapter folder again"
+        )
+        return
+    layers: dict[str, dict[str, tuple[int, ...]]] = {}
+    whole = [f".{name}." for name in config.get("modules_to_save") or ()]
+    for name, shape in shapes.items():
+        if match := LORA_TENSOR.fullmatch(name):
+            layers.setdefault(match[1], {})[match[2]] = shape
+        elif not any(module in f".{name}." for module in whole):
+            yield Problem("a tensor that adapter_config.json does not explain", f"{path}: {name}", fix="train again")
+    wanted = {"A", "B", "magnitude_vector"} if config.get("use_dora") else {"A", "B"}
+    for layer, parts in layers.items():
+        if parts.keys() != wanted:
+            missing, extra = sorted(wanted - parts.keys()), sorted(parts.keys() - wanted)
+            got = f"without {', '.join(missing)}" if missing else f"with {', '.join(extra)}"
+            yield Problem("a layer's tensors are not complete", f"{path}: {layer}", got=got, fix="train again")
+            continue
+        rank = _rank_of(layer, config)
+        (a, b) = parts["A"], parts["B"]
+        if len(a) < 2 or len(b) < 2 or (a[0], b[1]) != (rank, rank):
+            yield Problem(
+                "a tensor's shape does not fit the rank in adapter_config.json",
+                f"{path}: {layer}",
+                got=f"A {list(a)}, B {list(b)}",
+                allowed=f"rank {rank}",
+                fix="copy adapter_config.json and the weights from the same run",
+            )
+            # One line says it all; the others of a changed rank are alike.
+            return
+
+
+def _rank_of(layer: str, config: Mapping[str, Any]) -> int:
+    patterns: Mapping[str, int] = config.get("rank_pattern") or {}
+    return next((rank for name, rank in patterns.items() if f".{layer}".endswith(f".{name}")), int(config["r"]))
+
+
+def _count_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
+    try:
+        found = sum(len(tensor_shapes(path)) for path in folder.glob("*.safetensors"))
+    except ValueError:
+        return
+    if found != manifest.tensors:
+        yield Problem(
+            "tensors are missing" if found < manifest.tensors else "there are more tensors than were saved",
+            str(folder),
+            got=str(found),
+            allowed=str(manifest.tensors),
+            fix="copy the adapter folder again, or train again",
+        )

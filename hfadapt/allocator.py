@@ -1,0 +1,40 @@
+"""How glibc's malloc is set for a run on a CPU, so that freed memory is used again.
+
+torch asks for aligned blocks, and glibc keeps the slivers left and right of them in per-thread caches, where they never
+join the block again when it is freed; the next request of the same size does not fit the hole, and the resident set
+grows to 1.7 to 5 times what is alive. Without these caches it stays at about 1.4, at the same speed. They can be turned
+off only when a process starts, by GLIBC_TUNABLES; `restart` does that.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+
+VARIABLE = "GLIBC_TUNABLES"
+TUNABLES = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0:glibc.malloc.mmap_threshold=33554432"
+
+
+def settled() -> bool:
+    """Whether this process runs with the settings, or on a system whose allocator does not need them."""
+    return platform.libc_ver()[0] != "glibc" or TUNABLES in os.environ.get(VARIABLE, "")
+
+
+def environment() -> dict[str, str]:
+    """The environment of this process with the settings added, for starting another one."""
+    others = [part for part in os.environ.get(VARIABLE, "").split(":") if part and "glibc.malloc." not in part]
+    return {**os.environ, VARIABLE: ":".join([*others, TUNABLES])}
+
+
+def restart() -> None:
+    """Starts this program again with the settings, in the same process; call it before anything heavy is imported.
+
+    Does nothing when they are in force already, are not needed, or the command line is unknown (embedded Python).
+    """
+    arguments = getattr(sys, "orig_argv", [])
+    if settled() or not arguments or not sys.executable:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, *arguments[1:]], environment())

@@ -1,0 +1,112 @@
+"""The metadata of a card, which the Hub reads: base, licence, language, tags and results as plain Python values."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from hfadapt import kinds
+from hfadapt.card_facts import SAMPLE, Facts, Records, public_name
+from hfadapt.licenses import Licence, adapter_licence
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+METRIC_TYPES = {
+    "accuracy": "accuracy",
+    "label_accuracy": "accuracy",
+    "macro_f1": "f1",
+    "calibration_error": "expected_calibration_error",
+    "loss": "loss",
+    "perplexity": "perplexity",
+    "exact_match": "exact_match",
+    "rouge_l": "rouge",
+    "chrf": "chrf",
+    "bleu": "bleu",
+    "word_error_rate": "wer",
+}
+"""Our metrics by the Hub's names."""
+
+
+def base_name(records: Records) -> str:
+    """The base's name on the Hub, or the recipe's without a local path."""
+    return str(records.value("train.json#/model_hub_id") or public_name(records.value("lock.yaml#/model")))
+
+
+def licence_of(records: Records) -> Licence:
+    """The adapter's licence, from those of the base and of the sources."""
+    sources = records.value("data.json#/sources")
+    return adapter_licence(
+        records.value("train.json#/model_license"), {public_name(one["source"]): one.get("license") for one in sources}
+    )
+
+
+def languages(records: Records) -> list[str]:
+    """Languages of the sources, as far as they are known."""
+    named = [source.get("language") for source in records.value("data.json#/sources")]
+    return list(dict.fromkeys(str(language) for language in named if language))
+
+
+def hub_metadata(facts: Facts) -> dict[str, Any]:
+    """The YAML front matter, as plain Python values."""
+    records = facts.records
+    lock, licence = records.file("lock.yaml"), licence_of(records)
+    task = kinds.load("tasks", lock["task"])
+    full = lock["adapter"]["method"] == "full"
+    base = base_name(records)
+    relation = "finetune" if full else "adapter"
+    hub_sources = [one["source"] for one in records.value("data.json#/sources") if HUB_ID.fullmatch(one["source"])]
+    evaluated = records.value("evaluation.json#/metrics")
+    tags = ["hfadapt", lock["adapter"]["method"], facts.records.value("train.json#/domain")]
+    tags += [f"base_model:{relation}:{base}"] if HUB_ID.fullmatch(base) else []
+    tags += [lock["quant"]] if lock["quant"] != "none" else []
+    metadata: dict[str, Any] = {
+        "language": languages(records),
+        "license": licence.id,
+        "license_name": licence.name,
+        "license_link": licence.link if licence.id == "other" else None,
+        "library_name": "transformers" if full else "peft",
+        "pipeline_tag": task.pipeline_tag,
+        "base_model": base,
+        "base_model_relation": relation,
+        "datasets": [source for source in hub_sources if not source.startswith((".", "/"))],
+        "metrics": list(dict.fromkeys(METRIC_TYPES.get(metric["name"], metric["name"]) for metric in evaluated)),
+        "tags": list(dict.fromkeys(tags)),
+        "model-index": [{"name": card_title(records), "results": [_result(facts, task.pipeline_tag)]}]
+        if evaluated
+        else [],
+    }
+    return {key: value for key, value in metadata.items() if value not in (None, [], "")}
+
+
+def card_title(records: Records) -> str:
+    """The heading of the card, and the name in its model-index."""
+    return f"{base_name(records).rsplit('/', 1)[-1]} for {records.value('train.json#/domain')}"
+
+
+def _result(facts: Facts, pipeline_tag: str) -> dict[str, Any]:
+    """One result of the model-index: the adapter's metrics, and those of the base by name."""
+    records = facts.records
+    metrics = []
+    for number, metric in enumerate(records.value("evaluation.json#/metrics")):
+        kind = METRIC_TYPES.get(metric["name"], metric["name"])
+        at = f"evaluation.json#/metrics/{number}"
+        metrics.append({"type": kind, "value": facts.number(f"{at}/adapter"), "name": f"{metric['name']} (adapter)"})
+        if metric.get("base") is not None:
+            base = f"{metric['name']} ({records.value('evaluation.json#/baseline')} of the base)"
+            base = f"{metric['name']} (base)" if records.value("evaluation.json#/baseline") == "base" else base
+            metrics.append({"type": kind, "value": facts.number(f"{at}/base"), "name": base})
+    sources = records.value("data.json#/sources")
+    named = (
+        public_name(sources[0]["source"]).removeprefix(SAMPLE)
+        if len(sources) == 1
+        else records.value("train.json#/domain")
+    )
+    return {
+        "task": {"type": pipeline_tag},
+        "dataset": {
+            "name": records.value("train.json#/domain"),
+            "type": named,
+            "split": records.value("evaluation.json#/split"),
+        },
+        "metrics": metrics,
+    }

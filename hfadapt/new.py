@@ -1,0 +1,142 @@
+"""`hfadapt new`: looks at a model and a file of data, and writes a recipe with comments on what can be changed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from hfadapt import kinds
+from hfadapt.data.format import Shape, recognise
+from hfadapt.data.load import open_source
+from hfadapt.errors import DataError, RequestError
+from hfadapt.facts import load_config
+from hfadapt.recipe import Columns, Source
+from hfadapt.recipe_file import load_recipe
+from hfadapt.spec import write_text
+
+PEEK_ROWS = 500
+MOST_LABELS = 50
+
+
+def write_recipe(model: str, data: str, output: Path | None = None) -> Path:
+    """Writes NAME.yaml for a model and a source of data, after looking at both.
+
+    Args:
+        model: As in a recipe.
+        data: As a `source` in a recipe.
+        output: The file to write; by default named after the data, in the working directory.
+
+    Returns:
+        The file written; it has been loaded once, so it is valid.
+
+    Raises:
+        RequestError: the output exists already, or the model has no known kind of head.
+        DataError: the data cannot be read or recognised.
+    """
+    rows = _peek(data)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    generates = _generates(model)
+    task, shape = _task(columns, rows, generates, data)
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data.removeprefix("sample:")).stem).strip("-._") or "data"
+    path = output or Path(f"{stem}.yaml")
+    if path.exists():
+        raise RequestError("the file exists already", place=str(path), fix="give another name with --output")
+    write_text(path, _text(path.parent, path.stem, model, data, task, stem, shape, rows))
+    load_recipe(path)
+    return path
+
+
+def _peek(data: str) -> list[Mapping[str, Any]]:
+    opened = open_source(Source(source=data), Path())
+    rows = [row for _, row in islice(_readable(opened.read()), PEEK_ROWS)]
+    if not rows:
+        raise DataError("there are no rows", place=data, fix="give a file that has some")
+    return rows
+
+
+def _readable(reading: Any) -> Any:
+    """Only the rows that could be read; the others are counted when the data is prepared."""
+    for item in reading:
+        if isinstance(item, tuple):
+            yield item
+
+
+def _generates(model: str) -> bool:
+    """Whether the architecture is a language model that generates."""
+    config = load_config(model)
+    names = " ".join(config.architectures or [])
+    return "CausalLM" in names or "LMHead" in names
+
+
+def _task(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], generates: bool, place: str) -> tuple[str, Shape]:
+    """The task that fits the columns and the model, and how the columns are read."""
+    order = ("causal-lm", "text-classification") if generates else ("text-classification",)
+    refused: DataError | None = None
+    for task in order:
+        for asked in (Columns(), _guess(columns, rows)):
+            try:
+                return task, recognise(columns, asked, kinds.load("tasks", task).forms, place, False)
+            except DataError as error:
+                refused = refused or error
+    assert refused is not None
+    raise refused
+
+
+def _guess(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Columns:
+    """The column of the longest texts, and the one whose few values come again and again."""
+    values = {column: [str(row[column]) for row in rows if row.get(column) is not None] for column in columns}
+    lengths = {column: sum(map(len, found)) / len(found) for column, found in values.items() if found}
+    text = max(lengths, key=lambda column: lengths[column])
+    repeated = {
+        column: len(set(found))
+        for column, found in values.items()
+        if column != text and found and 2 <= len(set(found)) <= min(MOST_LABELS, len(found) // 5)
+    }
+    label = min(repeated, key=lambda column: repeated[column], default=None)
+    return Columns(text=text, label=label)
+
+
+def _text(
+    folder: Path,
+    name: str,
+    model: str,
+    data: str,
+    task: str,
+    domain: str,
+    shape: Shape,
+    rows: Sequence[Mapping[str, Any]],
+) -> str:
+    local = Path(data).expanduser()
+    source = os.path.relpath(local.resolve(), folder.resolve()) if local.exists() else data
+    said = {part: column for part, column in shape.parts.items() if part != column}
+    columns = f", columns: {{{', '.join(f'{part}: {column}' for part, column in said.items())}}}" if said else ""
+    seen = [f"# Looked at {len(rows)} rows of form '{shape.form}'."]
+    label = shape.parts.get("label")
+    if label:
+        counts = Counter(str(row.get(label)) for row in rows)
+        shown = ", ".join(f"{value} {count}" for value, count in counts.most_common(8))
+        seen.append(f"# Labels: {shown}{' …' if len(counts) > 8 else ''}.")
+        if len(counts) > MOST_LABELS:
+            seen.append(f"# {len(counts)} different labels among them: is {label!r} the right column?")
+    lines = [
+        *seen,
+        f"#   hfadapt check {name}.yaml     the data as training will see it",
+        f"#   hfadapt plan {name}.yaml      every decision with its reason",
+        f"#   hfadapt run {name}.yaml",
+        f"name: {name}",
+        f'model: "{model}"',
+        f"task: {task}",
+        "domains:",
+        f'  {domain}: {{source: "{source}"{columns}}}',
+        "targets: [this-machine]              # hfadapt list targets",
+        "# quant: auto                        # none, int8, nf4, fp4",
+        "# adapter: {method: lora, rank: 16}  # hfadapt list adapters",
+        "# train: {epochs: 2, learning_rate: 5.0e-4}",
+        "# data: {validation: 0.1, test: 0.1}",
+    ]
+    return "\n".join(lines) + "\n"

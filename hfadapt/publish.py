@@ -1,0 +1,366 @@
+"""Publishing: what would be sent, whether it may be, and then one commit for each repository, verified and tagged.
+
+Without `yes` nothing leaves this machine. With it, each adapter is sent as one commit, downloaded again, compared,
+loaded, scored on the rows that were scored after training, and only then tagged.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from hfadapt.errors import HfadaptError, RequestError, RunError
+from hfadapt.records import CardRecord, PublishRecord
+from hfadapt.run_folder import STATE, Cell, Run
+from hfadapt.show import Block, Heading, Shown, Table, Text, show_bytes
+from hfadapt.staging import Staged, blocks, check_licence, sealed, stage, write_index, write_out
+from hfadapt.versions import versions
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+    from hfadapt.hub import Hub
+
+Layout = Literal["repos", "folders"]
+LAYOUTS: tuple[Layout, ...] = ("repos", "folders")
+RECORD = "publish.json"
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What goes into one repository.
+
+    Args:
+        repo: USER/NAME; empty when only a folder is written.
+        cells: Each cell by its folder in the repository, which is empty for the top.
+        staged: The files.
+    """
+
+    repo: str
+    cells: dict[str, Cell]
+    staged: Staged
+
+
+@dataclass(frozen=True)
+class Publication(Shown):
+    """What was published, or would be; shows itself as the list of files.
+
+    Args:
+        parcels: One for each repository.
+        records: What was published, cell by cell; empty in a dry run.
+        written: Folder that was written instead.
+        steps: What `yes` would do, in order.
+    """
+
+    parcels: tuple[Parcel, ...]
+    records: tuple[PublishRecord, ...] = ()
+    written: Path | None = None
+    steps: tuple[str, ...] = ()
+
+    def blocks(self) -> list[Block]:
+        """The files of each repository with size and hash, and what was or would be done."""
+        shown: list[Block] = []
+        for parcel in self.parcels:
+            files = parcel.staged.files
+            shown.append(Heading(parcel.repo or str(self.written), 1))
+            rows = [[file.name, f"{file.bytes:,}", file.sha256] for file in files]
+            shown.append(Table(["file", "bytes", "sha256"], rows, frozenset({"bytes"})))
+            shown.append(Text(f"{len(files)} files, {show_bytes(sum(file.bytes for file in files))}"))
+        shown.extend(Text(f"published: {line}") for line in self._published())
+        if self.written:
+            shown.append(Text(f"written to {self.written}, nothing was sent; `sha256sum --check SHA256SUMS` checks it"))
+        if self.steps:
+            shown.append(Text("Nothing was sent. With --yes:"))
+            shown.append(Text("\n".join(f"  {number}. {step}" for number, step in enumerate(self.steps, 1)), code=True))
+        return shown
+
+    def _published(self) -> Iterator[str]:
+        for record in self.records:
+            new = "" if record.new_commit else ", the same files were there already"
+            scored = (
+                "downloaded and compared"
+                if record.loaded_difference is None
+                else f"downloaded, compared, loaded and scored (difference {record.loaded_difference:.1g})"
+            )
+            where = f"{record.repo}{'/' + record.folder if record.folder else ''}"
+            yield f"{where} tag {record.tag}, commit {record.commit[:8]}{new}; {scored}"
+
+
+def publish(
+    path: Path,
+    repo: str | None = None,
+    *,
+    to: Path | None = None,
+    yes: bool = False,
+    private: bool = False,
+    tag: str | None = None,
+    layout: str = "repos",
+    licence: str | None = None,
+    domains: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+    verify_load: bool = True,
+    api: HfApi | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+    say: Callable[[str], None] = lambda text: None,
+) -> Publication:
+    """Publishes the adapter of a cell, or those of a run.
+
+    Args:
+        path: A cell's folder or a run's.
+        repo: USER/NAME. Several cells of a run go to USER/NAME-DOMAIN each, or into folders of one repository.
+        to: Write a folder instead of sending anything.
+        yes: Without it nothing is sent.
+        private: Make a new repository private.
+        tag: By default the first free one of v1, v2, …
+        layout: `repos` or `folders`.
+        licence: A licence id of the Hub, where the records cannot say what holds.
+        domains: Only these of a run.
+        targets: Only these of a run.
+        verify_load: Load the downloaded adapter and score it.
+        api: For another endpoint than that of HF_ENDPOINT.
+
+    Returns:
+        What was published, or would be.
+
+    Raises:
+        RequestError: the request is wrong; nothing was sent.
+        RunError: the cell may not be published, or the Hub failed.
+    """
+    named = chosen(path, domains, targets)
+    if layout not in LAYOUTS:
+        raise RequestError("unknown layout", place="--layout", got=repr(layout), allowed=" or ".join(LAYOUTS))
+    if to is None and repo is None:
+        raise RequestError("it is not said where to publish", fix="give --repo USER/NAME, or --to FOLDER")
+    if repo is not None:
+        check_repo(repo)
+    if licence is not None:
+        check_licence(licence)
+    refuse(named.values(), licence)
+    with parcels(named, repo or "", layout, licence) as ready:
+        if to is not None:
+            for parcel in ready:
+                single = len(ready) == 1
+                write_out(parcel.staged, to if single else to / parcel.repo.rpartition("/")[2].lstrip("-"))
+            return Publication(tuple(ready), written=to)
+        if not yes:
+            return Publication(tuple(ready), steps=tuple(steps(ready, private, tag, verify_load)))
+        records = send(ready, private, tag, verify_load, api, sleep, say)
+        return Publication(tuple(ready), tuple(records))
+
+
+def chosen(path: Path, domains: Sequence[str] | None, targets: Sequence[str] | None) -> dict[str, Cell]:
+    """The cells to publish by what is put behind the repository's name; empty for a cell alone.
+
+    Raises:
+        RequestError: there is no such cell.
+    """
+    if (path / STATE).exists():
+        return {"": Cell(path)}
+    every = Run(path).cells()
+    cells = [
+        cell for cell in every if (not domains or cell.domain in domains) and (not targets or cell.target in targets)
+    ]
+    if not cells:
+        raise RequestError(
+            "there is nothing to publish here",
+            place=str(path),
+            got=", ".join(f"{cell.domain}/{cell.target}" for cell in every) or "neither a run nor a cell of one",
+            fix="give runs/NAME or runs/NAME/DOMAIN/TARGET",
+        )
+    if len(every) == 1:
+        return {"": cells[0]}
+    several = len({cell.target for cell in every}) > 1
+    return {f"{cell.domain}-{cell.target}" if several else cell.domain: cell for cell in cells}
+
+
+def check_repo(repo: str) -> None:
+    """Raises RequestError for a name that the Hub would not take."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        if repo.count("/") != 1:
+            raise HFValidationError("it has to be USER/NAME")
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        said = str(error).splitlines()[0][:160]
+        raise RequestError("not a name for a repository", place="--repo", got=repr(repo), allowed=said) from None
+
+
+def refuse(cells: Iterable[Cell], licence: str | None) -> None:
+    """Raises RunError with every reason why one of the cells may not be published."""
+    if problems := [problem for cell in cells for problem in blocks(cell, licence)]:
+        raise RunError("not published: something has to be mended first", problems=problems)
+
+
+@contextmanager
+def parcels(named: dict[str, Cell], repo: str, layout: str, licence: str | None) -> Iterator[list[Parcel]]:
+    """The staged folders, which are gone at the end."""
+    with tempfile.TemporaryDirectory(prefix="hfadapt-publish-") as temporary:
+        root, ready = Path(temporary), []
+        if layout == "folders":
+            folder = root / "all"
+            prefixes = {name or cell.domain: cell for name, cell in named.items()}
+            for prefix, cell in prefixes.items():
+                stage(cell, folder, prefix, licence)
+            write_index(folder, repo.rpartition("/")[2] or "Adapters", list(prefixes))
+            ready.append(Parcel(repo, prefixes, sealed(folder)))
+        else:
+            for number, (name, cell) in enumerate(named.items()):
+                folder = root / str(number)
+                own = f"{repo}-{name}" if name else repo
+                if repo:
+                    check_repo(own)
+                ready.append(Parcel(own, {"": cell}, stage(cell, folder, licence=licence)))
+        yield ready
+
+
+def steps(ready: Sequence[Parcel], private: bool, tag: str | None, verify_load: bool) -> Iterator[str]:
+    """What `--yes` does, in order."""
+    from huggingface_hub import get_token
+
+    token = "found" if get_token() else "NOT FOUND; log in with `hf auth login` first"
+    for parcel in ready:
+        kind = "private" if private else "public"
+        yield f"{parcel.repo}: made when it is not there ({kind}), all files above sent as one commit (token: {token})"
+    verified = ", loaded and scored on the check rows" if verify_load else ""
+    yield f"downloaded again, every sha256 compared{verified}"
+    yield f"tagged {tag or 'with the first free one of v1, v2, …'}"
+    if len(ready) > 1:
+        yield f"put into the collection {_title(ready)!r} of {ready[0].repo.split('/')[0]}"
+
+
+def _title(ready: Sequence[Parcel]) -> str:
+    return next(iter(ready[0].cells.values())).lock.name
+
+
+def send(
+    ready: Sequence[Parcel],
+    private: bool,
+    tag: str | None,
+    verify_load: bool,
+    api: HfApi | None,
+    sleep: Callable[[float], None],
+    say: Callable[[str], None],
+) -> list[PublishRecord]:
+    """Sends every parcel, one after the other, and writes publish.json into each cell.
+
+    Raises:
+        RunError: one failed; those before it are published and recorded.
+    """
+    from hfadapt.hub import Hub, plain_transfers
+
+    records: list[PublishRecord] = []
+    with plain_transfers():
+        hubs = [Hub(parcel.repo, api, sleep, say) for parcel in ready]
+        hubs[0].user()
+        try:
+            for parcel, hub in zip(ready, hubs, strict=True):
+                records += _send_one(parcel, hub, private, tag, verify_load)
+            if len(ready) > 1:
+                slug = hubs[0].collect(_title(ready), [parcel.repo for parcel in ready], private)
+                records = [record.model_copy(update={"collection": slug}) for record in records]
+                _write(records, ready)
+        except HfadaptError as error:
+            if records:
+                say(f"published and recorded before this error: {', '.join(record.repo for record in records)}")
+            raise error
+    return records
+
+
+def _send_one(parcel: Parcel, hub: Hub, private: bool, tag: str | None, verify_load: bool) -> list[PublishRecord]:
+    staged = parcel.staged
+    if tag is not None and hub.head() is not None:
+        from hfadapt.hub import changes, taken
+
+        named = hub.commit_of(tag)
+        if named is not None and changes(hub.files(named), staged):
+            raise taken(parcel.repo, tag)
+    first = next(iter(parcel.cells.values()))
+    what = first.domain if len(parcel.cells) == 1 else f"{len(parcel.cells)} adapters"
+    commit, new = hub.send(staged, f"{_title([parcel])}: {what}", private)
+    hub.say(f"downloading {parcel.repo} at {commit[:8]} again")
+    with tempfile.TemporaryDirectory(prefix="hfadapt-verify-") as temporary:
+        downloaded = hub.fetch(staged, commit, Path(temporary))
+        scored = {
+            prefix: rescored(cell, downloaded / prefix) if verify_load else None
+            for prefix, cell in parcel.cells.items()
+        }
+    name = hub.tag(tag, commit)
+    records = [
+        PublishRecord(
+            domain=cell.domain,
+            target=cell.target,
+            repo=parcel.repo,
+            folder=prefix,
+            private=bool(hub.api.repo_info(parcel.repo).private),
+            commit=commit,
+            tag=name,
+            new_commit=new,
+            files=staged.files,
+            license=str(CardRecord.read(staged.folder / prefix / "card.json").metadata.get("license")),
+            loaded_difference=scored[prefix],
+            versions=versions("none"),
+        )
+        for prefix, cell in parcel.cells.items()
+    ]
+    _write(records, [parcel])
+    return records
+
+
+def _write(records: Sequence[PublishRecord], ready: Sequence[Parcel]) -> None:
+    cells = [cell for parcel in ready for cell in parcel.cells.values()]
+    for record, cell in zip(records, cells, strict=True):
+        record.write(cell.folder / RECORD)
+
+
+def rescored(cell: Cell, folder: Path) -> float:
+    """Loads an adapter from a folder and scores the rows that were scored at the end of training.
+
+    Returns:
+        Mean absolute difference of a row's loss, in nats.
+
+    Raises:
+        RunError: the folder is not as it was saved, or the losses are not the same.
+    """
+    import numpy as np
+    import torch
+
+    from hfadapt import kinds
+    from hfadapt.data import read_split
+    from hfadapt.evaluate.stage import SAME, SAME_AFTER_CONVERSION
+    from hfadapt.manifest import check_folder, check_manifest
+    from hfadapt.model import load_base, open_adapter
+    from hfadapt.train.stage import CHECK_ROWS, check_losses
+
+    lock, data, expected = cell.lock, cell.data, cell.train.check_losses
+    manifest = check_folder(folder)
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    base = load_base(lock, data.labels, device)
+    check_manifest(manifest, base, folder, data.labels)
+    model = open_adapter(base, folder, lock.adapter.method, device)
+    task = kinds.load("tasks", lock.task)
+    rows = task.encode(
+        read_split(cell.folder, "validation")[:CHECK_ROWS],
+        base.tokenizer,
+        max_length=lock.data.max_length,
+        labels=data.labels,
+    )
+    found = check_losses(task, model, rows, int(base.tokenizer.pad_token_id or 0), device)
+    difference = float(np.mean(np.abs(np.array(found) - np.array(expected)))) if found else 0.0
+    converted = kinds.load("adapters", lock.adapter.method).changes_base and lock.dtype != "float32"
+    allowed = SAME_AFTER_CONVERSION if converted else SAME
+    if not difference <= allowed:
+        raise RunError(
+            "the downloaded adapter does not score as the trained one did",
+            place=str(cell.folder),
+            got=f"mean difference of a row's loss: {difference:.3g}",
+            allowed=f"at most {allowed:g}",
+            fix="the commit has no tag; train the cell again and publish it then",
+        )
+    return difference

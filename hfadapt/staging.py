@@ -1,0 +1,268 @@
+"""The clean folder that is published: only files of known names, copied, looked through, and named with their hashes.
+
+Nothing is taken because it happens to lie there, and nothing is followed out of the cell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hfadapt.adapter_files import PAPERS, SUMS, is_model_file
+from hfadapt.errors import Problem, RequestError, RunError
+from hfadapt.leaks import leaks
+from hfadapt.records import CardRecord, PublishedFile
+from hfadapt.run_folder import Cell
+from hfadapt.spec import write_text
+
+FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.S)
+UNCLEAR = (None, "unknown", "other")
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A folder ready to be published.
+
+    Args:
+        folder: Holds the files and nothing else.
+        files: Every file by its path in the repository.
+    """
+
+    folder: Path
+    files: tuple[PublishedFile, ...]
+
+    @property
+    def sums(self) -> str:
+        """The manifest in the form that `sha256sum --check` reads."""
+        return "".join(f"{file.sha256}  {file.name}\n" for file in self.files)
+
+
+def blocks(cell: Cell, licence: str | None = None) -> Iterator[Problem]:
+    """Every reason not to publish a cell.
+
+    Args:
+        licence: What the user said the licence is, where the records cannot say.
+    """
+    place, state = str(cell.folder), cell.state
+    if state.status != "done":
+        yield Problem(
+            "the cell is not finished", place, got=f"{state.status}{': ' + state.error if state.error else ''}"[:200],
+            allowed="done", fix="hfadapt run RECIPE",
+        )  # fmt: skip
+        return
+    for gate in cell.evaluation.gates_failed:
+        yield Problem("a gate failed", place, got=gate, fix="train better, or change evaluate.gates in the recipe")
+    if not (cell.folder / "README.md").exists() or not (cell.folder / "card.json").exists():
+        yield Problem("there is no card", place, fix=f"hfadapt card build {place}")
+        return
+    if (cell.folder / "README.md").is_symlink() or (cell.folder / "card.json").is_symlink():
+        yield Problem("the card is a link, not a file", place, fix=f"hfadapt card build {place}")
+        return
+    from hfadapt.card_check import check_card
+
+    yield from check_card(cell.folder)
+    if licence is None:
+        yield from _licence_problems(cell)
+
+
+def _licence_problems(cell: Cell) -> Iterator[Problem]:
+    from hfadapt.card import licence_of
+    from hfadapt.card_facts import Records
+
+    licence = licence_of(Records(cell.folder))
+    if not licence.clear or licence.id in UNCLEAR:
+        yield Problem(
+            "the licence of this adapter is not clear",
+            str(cell.folder / "README.md"),
+            got=f"{licence.id}{f' ({licence.name})' if licence.name else ''}: {' '.join(licence.why)}",
+            fix="name each source's `license` in the recipe, or say what holds: hfadapt publish … --license ID",
+        )
+
+
+def stage(cell: Cell, folder: Path, prefix: str = "", licence: str | None = None) -> Staged:
+    """Copies what is published of a cell into `folder`/`prefix`.
+
+    Args:
+        folder: Exists and is empty, or holds other cells under other prefixes.
+        prefix: Folder inside the repository, without slashes.
+        licence: Replaces the card's licence.
+
+    Raises:
+        RunError: a file must not be published; every file is named with its rule, never with what stands in it.
+    """
+    from hfadapt.manifest import check_folder
+
+    if links := [path for path in _sources(cell) if path.is_symlink()]:
+        raise RunError("links are not published", problems=[_refused(path, "a link, not a file") for path in links])
+    manifest = check_folder(cell.adapter)
+    target = folder / prefix if prefix else folder
+    target.mkdir(parents=True, exist_ok=True)
+    for path in _sources(cell):
+        if path.parent == cell.folder or is_model_file(path.name, manifest.method):
+            shutil.copyfile(path, target / path.name, follow_symlinks=False)
+    _without_places(target / "lock.yaml")
+    if licence is not None:
+        _set_licence(target, licence)
+    return sealed(folder, prefix)
+
+
+def sealed(folder: Path, prefix: str = "") -> Staged:
+    """Looks through a staged folder and names its files with their hashes.
+
+    Raises:
+        RunError: a file must not be published.
+    """
+    paths = sorted(path for path in (folder / prefix).rglob("*") if not path.is_dir())
+    problems = [
+        Problem(
+            f"{rule} found",
+            f"{path.relative_to(folder).as_posix()}:{line}",
+            fix="take it out where it comes from, then: hfadapt card build CELL",
+        )
+        for path in paths
+        for rule, line in leaks(path)
+    ]
+    if problems:
+        raise RunError("files hold what must not be published", problems=problems)
+    return Staged(folder, tuple(_described(path, folder) for path in paths))
+
+
+def _described(path: Path, folder: Path) -> PublishedFile:
+    from hfadapt.model import file_sha256
+
+    return PublishedFile(name=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=file_sha256(path))
+
+
+def git_oid(path: Path) -> str:
+    """The name that git gives to a file's content."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _sources(cell: Cell) -> list[Path]:
+    """Files that may be published: the adapter's, and the papers from the cell itself."""
+    if cell.adapter.is_symlink() or not cell.adapter.is_dir():
+        raise RunError("the cell has no adapter of its own", place=str(cell.adapter), fix="hfadapt run RECIPE")
+    papers = [cell.folder / name for name in PAPERS]
+    inside = [path for path in sorted(cell.adapter.iterdir()) if path.name not in PAPERS]
+    return [*inside, *(path for path in papers if path.exists() or path.is_symlink())]
+
+
+def _refused(path: Path, rule: str) -> Problem:
+    return Problem(rule, str(path), fix="replace it by the file itself, or remove it")
+
+
+def _without_places(path: Path) -> None:
+    """Takes the folders of this machine out of lock.yaml: of an absolute path only the last part stays."""
+    lock = yaml.safe_load(path.read_text(encoding="utf-8"))
+    public = _public(lock)
+    if public != lock:
+        write_text(path, yaml.safe_dump(public, sort_keys=True, allow_unicode=True))
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _public(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_public(item) for item in value]
+    if isinstance(value, str) and re.match(r"/|~|\.\.|[A-Za-z]:[\\/]", value) and "\n" not in value:
+        return value.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+    return value
+
+
+# --- licence ---------------------------------------------------------------------------------------------------------
+
+
+def check_licence(licence: str) -> None:
+    """Raises RequestError for a licence that the Hub does not know."""
+    from hfadapt.errors import choice_problem
+    from hfadapt.licenses import hub_ids
+
+    named = sorted(hub_ids() - {"unknown"})
+    if licence not in named:
+        problem = choice_problem("not a licence id of the Hub", licence, named, "--license")
+        raise RequestError(problem.what, problems=[problem])
+
+
+def _set_licence(folder: Path, licence: str) -> None:
+    """Writes the licence that the user named into the staged copies of the card."""
+    readme = folder / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    match = FRONT_MATTER.match(text)
+    if match is None:
+        raise RunError("the card has no metadata", place=str(readme), fix="hfadapt card build CELL")
+    changed = with_licence(yaml.safe_load(match[1]), licence)
+    write_text(readme, f"---\n{_yaml(changed)}---\n{text[match.end() :]}")
+    record = CardRecord.read(folder / "card.json")
+    record.model_copy(update={"metadata": changed}).write(folder / "card.json")
+
+
+def with_licence(metadata: Mapping[str, Any], licence: str) -> dict[str, Any]:
+    """A card's metadata under another licence."""
+    kept = {key: value for key, value in metadata.items() if key not in ("license_name", "license_link")}
+    return {**kept, "license": licence}
+
+
+def _yaml(metadata: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True, width=1000)
+
+
+# --- one repository for several adapters -----------------------------------------------------------------------------
+
+
+def write_index(folder: Path, title: str, prefixes: Sequence[str]) -> None:
+    """README.md of a repository with an adapter in each folder: metadata that holds for all, and where they are."""
+    cards = {prefix: CardRecord.read(folder / prefix / "card.json") for prefix in prefixes}
+    every = [card.metadata for card in cards.values()]
+    licences = list(dict.fromkeys(str(metadata.get("license")) for metadata in every))
+    shared: dict[str, Any] = {
+        key: every[0][key]
+        for key in ("library_name", "pipeline_tag", "base_model", "base_model_relation")
+        if key in every[0] and all(metadata.get(key) == every[0][key] for metadata in every)
+    }
+    licence = (
+        {"license": licences[0]} if len(licences) == 1 else {"license": "other", "license_name": "see-each-folder"}
+    )
+    metadata = {**licence, **shared, "tags": ["hfadapt"]}
+    lines = [f"| [{prefix}]({prefix}/README.md) | `{card.metadata.get('license')}` |" for prefix, card in cards.items()]
+    body = [
+        f"# {title}",
+        "",
+        "One adapter in each folder, all for the same base. Each folder has its own card.",
+        "",
+        "| folder | licence |",
+        "| --- | --- |",
+        *lines,
+    ]
+    write_text(folder / "README.md", f"---\n{_yaml(metadata)}---\n" + "\n".join(body) + "\n")
+
+
+# --- a folder instead of the Hub -------------------------------------------------------------------------------------
+
+
+def write_out(staged: Staged, folder: Path) -> None:
+    """Puts the staged files and SHA256SUMS into a new folder, which appears whole or not at all.
+
+    Raises:
+        RequestError: the folder exists and is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RequestError("the folder is not empty", place=str(folder), fix="remove it, or name another")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    ready = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(ready, ignore_errors=True)
+    try:
+        shutil.copytree(staged.folder, ready)
+        write_text(ready / SUMS, staged.sums)
+        if folder.exists():
+            folder.rmdir()
+        ready.rename(folder)
+    finally:
+        shutil.rmtree(ready, ignore_errors=True)

@@ -1,0 +1,415 @@
+"""The training loop: what must not change the result, what must stop it, and what a resumed run equals."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from tiny import chats, labelled, make_lock, make_loop, pairs, same_weights, stop_after, train, uneven
+
+from hfadapt.errors import DataError, RunError
+from hfadapt.progress import Silent
+from hfadapt.tasks import IGNORED, Example
+
+STORES = ("none", "int8", "nf4", "fp4")
+
+
+class Listener(Silent):
+    """Keeps what was said."""
+
+    def __init__(self):
+        self.said = []
+
+    def say(self, message):
+        self.said.append(message)
+
+
+# --- evaluation changes nothing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quant", STORES)
+@pytest.mark.parametrize("task", ["causal-lm", "text-classification"])
+def test_evaluating_between_steps_changes_no_bit(models, tmp_path, task, quant):
+    name, rows, held = {
+        "causal-lm": ("lm", pairs(48), pairs(9, seed=1)),
+        "text-classification": ("encoder", labelled(48), labelled(9, seed=1)),
+    }[task]
+    settings = {"quant": quant, "train__max_steps": 6, "dtype": "bfloat16" if quant != "none" else "float32"}
+    never = train(make_lock(models / name, task, **settings), tmp_path / "never", rows)
+    always = train(
+        make_lock(models / name, task, **settings, train__evaluate_every_steps=1), tmp_path / "always", rows, held
+    )
+    assert always.losses == never.losses
+    assert same_weights(always.weights, never.weights)
+    assert len(set(never.losses)) == 6, "nothing was learned, so the comparison says nothing"
+    assert sum("validation_loss" in line for line in always.lines) == 6
+
+
+@pytest.mark.parametrize("quant", ["nf4", "fp4"])
+def test_evaluation_leaves_the_four_bit_weights_as_they_are(models, tmp_path, quant):
+    trained = make_loop(make_lock(models / "lm", quant=quant), tmp_path, pairs(16), pairs(4, seed=1))
+    layers = [module for module in trained.base.model.modules() if type(module).__name__ == "Linear4bit"]
+    stored = [layer.weight.detach().clone() for layer in layers]
+    assert layers
+    assert not any(getattr(layer, "support_avx512bf16_for_cpu", False) for layer in layers)
+    trained.loop.validation_loss()
+    assert all(torch.equal(layer.weight, before) for layer, before in zip(layers, stored, strict=True))
+    assert trained.model.training, "validation left the model in evaluation mode"
+
+
+def test_dropout_is_the_same_with_and_without_evaluation(models, tmp_path):
+    settings = {"adapter__dropout": 0.3}
+    torch.manual_seed(1)
+    never = train(make_lock(models / "lm", **settings), tmp_path / "never", pairs(32))
+    torch.manual_seed(2)
+    always = train(
+        make_lock(models / "lm", **settings, train__evaluate_every_steps=1), tmp_path / "always", pairs(32), pairs(8, 1)
+    )
+    plain = train(make_lock(models / "lm"), tmp_path / "plain", pairs(32))
+    assert always.losses == never.losses
+    assert same_weights(always.weights, never.weights)
+    assert plain.losses != never.losses, "no dropout took place"
+
+
+def test_training_draws_nothing_from_the_callers_random_state(models, tmp_path):
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    train(make_lock(models / "lm", adapter__dropout=0.3), tmp_path, pairs(16))
+    assert torch.equal(torch.rand(3), expected)
+
+
+# --- resuming --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 6])
+@pytest.mark.parametrize("quant", ["none", "nf4"])
+def test_interrupted_and_resumed_equals_uninterrupted(models, tmp_path, step, quant):
+    lock = make_lock(
+        models / "lm",
+        quant=quant,
+        adapter__dropout=0.2,
+        train__max_steps=7,
+        train__micro_batch_rows=3,
+        train__evaluate_every_steps=2,
+        train__checkpoint_every_steps=2,
+    )
+    rows, held = pairs(20), pairs(6, seed=1)
+    whole = train(lock, tmp_path / "whole", rows, held)
+    with pytest.raises(KeyboardInterrupt):
+        train(lock, tmp_path / "parts", rows, held, stop=stop_after(step))
+    torch.manual_seed(99)
+    listener = Listener()
+    parts = train(lock, tmp_path / "parts", rows, held, progress=listener)
+    assert parts.state.resumed_from_step == step
+    assert any(f"step {step} of 7" in said for said in listener.said)
+    assert parts.lines == whole.lines
+    assert same_weights(parts.weights, whole.weights)
+    assert (parts.state.tokens, parts.state.best_loss) == (whole.state.tokens, whole.state.best_loss)
+
+
+def test_several_interruptions_of_a_classifier(models, tmp_path):
+    lock = make_lock(models / "encoder", "text-classification", train__max_steps=6)
+    rows = labelled(30)
+    whole = train(lock, tmp_path / "whole", rows)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(lock, tmp_path / "parts", rows, stop=stop_after(2))
+    parts = train(lock, tmp_path / "parts", rows)
+    assert parts.state.resumed_from_step == 4
+    assert parts.lines == whole.lines
+    assert same_weights(parts.weights, whole.weights)
+
+
+def test_the_best_weights_survive_an_interruption(models, tmp_path):
+    """Early stopping: the best step lies before the interruption, and its weights are the result."""
+    settings = {"train__max_steps": 8, "train__patience": 3, "train__evaluate_every_steps": 1}
+    # The labels of the validation rows are swapped: learning makes them worse.
+    swapped = [{**row, "label": {"good": "bad", "bad": "good"}[row["label"]]} for row in labelled(20)]
+    lock = make_lock(models / "encoder", "text-classification", train__learning_rate=2e-2, **settings)
+    whole = train(lock, tmp_path / "whole", labelled(20), swapped)
+    assert whole.state.stopped_early
+    best = whole.state.best_step
+    assert best < whole.state.step < 8
+    with pytest.raises(KeyboardInterrupt):
+        train(lock, tmp_path / "parts", labelled(20), swapped, stop=stop_after(best + 1))
+    parts = train(lock, tmp_path / "parts", labelled(20), swapped)
+    assert parts.lines == whole.lines
+    assert same_weights(parts.weights, whole.weights)
+
+
+def test_early_stopping_gives_the_weights_of_the_best_step(models, tmp_path):
+    swapped = [{**row, "label": {"good": "bad", "bad": "good"}[row["label"]]} for row in labelled(20)]
+    settings = {"train__max_steps": 8, "train__learning_rate": 2e-2, "train__evaluate_every_steps": 1}
+    patient = train(
+        make_lock(models / "encoder", "text-classification", **settings, train__patience=2),
+        tmp_path / "patient",
+        labelled(20),
+        swapped,
+    )
+    seen = {}
+
+    def remember(loop):
+        def stop():
+            seen[loop.state.step] = {name: p.detach().clone() for name, p in loop.parameters.items()}
+            return False
+
+        return stop
+
+    watched = make_loop(
+        make_lock(models / "encoder", "text-classification", **settings), tmp_path / "all", labelled(20), swapped
+    )
+    watched.loop.stop = remember(watched.loop)
+    watched.loop.run()
+    assert same_weights(patient.weights, seen[patient.state.best_step])
+
+
+def damage_byte(folder):
+    path = folder / "adapter.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 0x10
+    path.write_bytes(content)
+
+
+def damage_manifest(folder):
+    (folder / "manifest.json").write_text("{")
+
+
+def damage_short(folder):
+    path = folder / "optimizer.pt"
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def damage_empty(folder):
+    for path in folder.iterdir():
+        path.unlink()
+
+
+DAMAGES = {
+    "a byte of the adapter flipped": (damage_byte, "adapter.safetensors is damaged"),
+    "the optimizer cut": (damage_short, "optimizer.pt is damaged"),
+    "the state missing": (lambda folder: (folder / "state.json").unlink(), "incomplete"),
+    "the manifest missing": (lambda folder: (folder / "manifest.json").unlink(), "incomplete"),
+    "the manifest cut": (damage_manifest, "incomplete"),
+    "an empty folder": (damage_empty, "incomplete"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_older_one_used(models, tmp_path, damage):
+    lock = make_lock(models / "lm", train__max_steps=6, train__checkpoint_every_steps=2)
+    whole = train(lock, tmp_path / "whole", pairs(20))
+    with pytest.raises(KeyboardInterrupt):
+        train(lock, tmp_path / "parts", pairs(20), stop=stop_after(5))
+    saved = sorted(path.name for path in (tmp_path / "parts/checkpoints").iterdir())
+    assert saved == ["step-000004", "step-000005"]
+    harm, said = DAMAGES[damage]
+    harm(tmp_path / "parts/checkpoints/step-000005")
+    listener = Listener()
+    parts = train(lock, tmp_path / "parts", pairs(20), progress=listener)
+    assert parts.state.resumed_from_step == 4
+    assert any("step-000005 skipped" in line and said in line for line in listener.said)
+    assert parts.lines == whole.lines
+    assert same_weights(parts.weights, whole.weights)
+
+
+def test_a_checkpoint_of_something_else_is_not_continued(models, tmp_path):
+    lock = make_lock(models / "lm", train__max_steps=3)
+    with pytest.raises(KeyboardInterrupt):
+        train(lock, tmp_path / "parts", pairs(20), stop=stop_after(2), identity="before")
+    listener = Listener()
+    again = train(lock, tmp_path / "parts", pairs(20), progress=listener, identity="after")
+    whole = train(lock, tmp_path / "whole", pairs(20))
+    assert again.state.resumed_from_step is None
+    assert any("starting over" in said for said in listener.said)
+    assert again.lines == whole.lines
+    assert same_weights(again.weights, whole.weights)
+
+
+# --- accumulation and normalisation ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [uneven, pairs], ids=["uneven labels", "even labels"])
+@pytest.mark.parametrize("micro", [1, 3, 5])
+def test_accumulated_equals_at_once(models, tmp_path, rows, micro):
+    settings = {"train__max_steps": 5, "train__batch_rows": 8}
+    data, held = rows(24), rows(6, seed=1)
+    at_once = train(make_lock(models / "lm", **settings), tmp_path / "one", data, held)
+    parts = train(make_lock(models / "lm", **settings, train__micro_batch_rows=micro), tmp_path / "parts", data, held)
+    assert parts.losses == pytest.approx(at_once.losses, rel=2e-6)
+    norms = [[line["grad_norm"] for line in trained.lines if "loss" in line] for trained in (parts, at_once)]
+    assert norms[0] == pytest.approx(norms[1], rel=2e-5)
+    assert parts.state.best_loss == pytest.approx(at_once.state.best_loss, rel=2e-6)
+
+
+def test_the_loss_is_the_mean_over_all_labelled_tokens(models, tmp_path):
+    """Against a reference that knows nothing of micro-batches: one row at a time, summed, divided once."""
+    lock = make_lock(models / "lm", train__max_steps=1, train__micro_batch_rows=2)
+    trained = make_loop(lock, tmp_path, uneven(8))
+    total, labels = 0.0, 0
+    with torch.no_grad():
+        for example in trained.loop.train:
+            logits = trained.model(input_ids=torch.tensor([example.input_ids])).logits[0, :-1].double()
+            targets = torch.tensor(example.labels[1:])
+            total += float(torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"))
+            labels += int((targets != IGNORED).sum())
+    trained.loop.run()
+    assert trained.losses[0] == pytest.approx(total / labels, rel=1e-6)
+    assert trained.lines[0]["labelled_tokens"] == labels
+
+
+def test_messages_train_on_assistant_turns(models, tmp_path):
+    trained = train(make_lock(models / "lm", data__max_length=96), tmp_path, chats(16))
+    assert all(math.isfinite(loss) for loss in trained.losses)
+    assert trained.state.labelled_tokens < trained.state.tokens
+
+
+def test_gradient_checkpointing_changes_nothing(models, tmp_path):
+    plain = train(make_lock(models / "lm"), tmp_path / "plain", pairs(20))
+    again = train(make_lock(models / "lm", train__checkpointing=True), tmp_path / "again", pairs(20))
+    assert again.losses == plain.losses
+    assert same_weights(again.weights, plain.weights)
+
+
+@pytest.mark.parametrize("quant", ["none", "nf4"])
+def test_the_fast_path_learns_the_same(models, tmp_path, quant):
+    plain = train(make_lock(models / "lm", quant=quant, train__fast=False), tmp_path / "plain", pairs(20))
+    fast = train(make_lock(models / "lm", quant=quant), tmp_path / "fast", pairs(20))
+    assert fast.losses == pytest.approx(plain.losses, rel=1e-4 if quant == "none" else 2e-3)
+
+
+def test_products_in_bfloat16_change_nothing_between_evaluations_and_resumes(models, tmp_path):
+    options = {"products": torch.bfloat16}
+    never = train(make_lock(models / "lm"), tmp_path / "never", pairs(20), **options)
+    lock = make_lock(models / "lm", train__evaluate_every_steps=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(lock, tmp_path / "always", pairs(20), pairs(5, seed=1), stop=stop_after(2), **options)
+    always = train(lock, tmp_path / "always", pairs(20), pairs(5, seed=1), **options)
+    assert always.losses == never.losses
+    assert same_weights(always.weights, never.weights)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw-8bit", "paged-adamw-8bit"])
+def test_eight_bit_optimizers_train_and_resume(models, tmp_path, optimizer):
+    lock = make_lock(models / "lm", train__optimizer=optimizer, train__max_steps=5, adapter__rank=64)
+    whole = train(lock, tmp_path / "whole", pairs(20))
+    with pytest.raises(KeyboardInterrupt):
+        train(lock, tmp_path / "parts", pairs(20), stop=stop_after(3))
+    parts = train(lock, tmp_path / "parts", pairs(20))
+    assert parts.lines == whole.lines
+    assert same_weights(parts.weights, whole.weights)
+
+
+# --- the schedule ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_the_learning_rate_warms_up_and_comes_down(models, tmp_path, schedule):
+    lock = make_lock(
+        models / "lm", train__max_steps=20, train__warmup_ratio=0.2, train__schedule=schedule, train__learning_rate=1e-2
+    )
+    loop = make_loop(lock, tmp_path, pairs(8)).loop
+    rates = [loop.learning_rate(step) for step in range(1, 21)]
+    assert rates[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
+    assert max(rates) == pytest.approx(1e-2)
+    assert min(rates) > 0
+    later = rates[4:]
+    if schedule == "constant":
+        assert later == [1e-2] * 16
+    else:
+        assert later == sorted(later, reverse=True)
+        assert later[-1] < 1e-3
+
+
+def test_without_warm_up_the_first_step_is_at_the_full_rate(models, tmp_path):
+    loop = make_loop(make_lock(models / "lm", train__warmup_ratio=0.0), tmp_path, pairs(8)).loop
+    assert loop.learning_rate(1) == 3e-3
+
+
+def test_steps_follow_from_epochs_unless_they_are_given(models, tmp_path):
+    by_epochs = make_loop(make_lock(models / "lm", train__max_steps=None, train__epochs=1.5), tmp_path, pairs(20)).loop
+    assert (by_epochs.steps_per_epoch, by_epochs.total_steps) == (3, 5)
+    assert make_loop(make_lock(models / "lm", train__max_steps=11), tmp_path, pairs(20)).loop.total_steps == 11
+
+
+# --- guards ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_is_kept(models, tmp_path):
+    lock = make_lock(models / "lm", train__max_steps=6)
+    trained = make_loop(lock, tmp_path, pairs(20))
+    good = {}
+
+    def poison():
+        if trained.loop.state.step == 2:
+            good.update(trained.weights)
+            trained.base.model.model.layers[1].mlp.down_proj.base_layer.weight.data[0, 0] = float("nan")
+        return False
+
+    trained.loop.stop = poison
+    with pytest.raises(RunError, match="loss of step 3 is not finite") as caught:
+        trained.loop.run()
+    assert "train.learning_rate" in str(caught.value)
+    assert same_weights(trained.weights, good)
+    again = make_loop(lock, tmp_path, pairs(20))
+    again.loop.stop = stop_after(1)
+    with pytest.raises(KeyboardInterrupt):
+        again.loop.run()
+    assert again.loop.state.resumed_from_step == 2
+    uninterrupted = train(make_lock(models / "lm", train__max_steps=6), tmp_path / "whole", pairs(20))
+    assert again.losses == uninterrupted.losses[:3]
+
+
+def test_a_gradient_that_is_not_finite_stops(models, tmp_path):
+    trained = make_loop(make_lock(models / "lm"), tmp_path, pairs(20))
+    next(iter(trained.loop.parameters.values())).register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(RunError, match="gradient of step 1 is not finite"):
+        trained.loop.run()
+
+
+def test_a_frozen_adapter_is_refused(models, tmp_path):
+    trained = make_loop(make_lock(models / "lm"), tmp_path, pairs(20))
+    trained.model.requires_grad_(False)
+    with pytest.raises(RunError, match="nothing is trainable"):
+        type(trained.loop)(**{name: getattr(trained.loop, name) for name in trained.loop.__dataclass_fields__})
+
+
+def test_an_adapter_outside_the_graph_is_an_error_in_the_first_step(models, tmp_path):
+    trained = make_loop(make_lock(models / "lm"), tmp_path, pairs(20))
+    trained.loop.parameters["stray.lora_A"] = torch.nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(RunError, match=r"1 of \d+ trained tensors got no gradient in step 1") as caught:
+        trained.loop.run()
+    assert "stray.lora_A" in str(caught.value)
+
+
+@pytest.mark.parametrize(("share", "step"), [(1.0, 1), (0.7, 2)])
+def test_gradients_of_zero_are_an_error_within_two_steps(models, tmp_path, share, step):
+    trained = make_loop(make_lock(models / "lm"), tmp_path, pairs(20))
+    parameters = list(trained.loop.parameters.values())
+    for parameter in parameters[: int(len(parameters) * share)]:
+        parameter.register_hook(torch.zeros_like)
+    with pytest.raises(RunError, match=rf"zero gradient in step {step}"):
+        trained.loop.run()
+
+
+def test_a_batch_without_labels_is_refused(models, tmp_path):
+    trained = make_loop(make_lock(models / "lm", train__batch_rows=4), tmp_path, pairs(8))
+    trained.loop.train = [Example(e.input_ids, (IGNORED,) * len(e.labels), e.length, e.row) for e in trained.loop.train]
+    trained.loop.__post_init__()
+    with pytest.raises(DataError, match="step 1 has no label to learn from"):
+        trained.loop.run()
+
+
+def test_no_rows_are_refused(models, tmp_path):
+    with pytest.raises(DataError, match="no training rows"):
+        make_loop(make_lock(models / "lm"), tmp_path, [])
+
+
+def test_the_log_has_a_line_for_every_step(models, tmp_path):
+    trained = train(make_lock(models / "lm", train__evaluate_every_steps=2), tmp_path, pairs(20), pairs(4, seed=1))
+    assert [line["step"] for line in trained.lines if "loss" in line] == [1, 2, 3, 4]
+    assert [line["step"] for line in trained.lines if "validation_loss" in line] == [2, 4]
+    assert sum(line["tokens"] for line in trained.lines if "loss" in line) == trained.state.tokens
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["seconds"] > 0

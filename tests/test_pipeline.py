@@ -1,0 +1,423 @@
+"""A recipe from start to end through the command line: what is written, kept, redone, refused, and survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+from filelock import FileLock
+from tiny import (
+    chats,
+    command,
+    finish,
+    labelled,
+    pairs,
+    recipe_fields,
+    start,
+    write_recipe,
+    write_rows,
+)
+
+DOMAINS = {"one": {"source": "one.jsonl"}, "two": {"source": "two.jsonl"}}
+
+
+@pytest.fixture(scope="module")
+def ready(models, tmp_path_factory):
+    """A folder with two domains, a recipe, and its run up to the evaluation; tests work on copies."""
+    folder = tmp_path_factory.mktemp("ready")
+    write_rows(folder / "one.jsonl", labelled(120))
+    write_rows(folder / "two.jsonl", labelled(120, seed=1))
+    write_recipe(folder / "tiny.yaml", recipe_fields(models / "encoder", domains=DOMAINS))
+    done = command("evaluate", "tiny.yaml", folder=folder)
+    assert done.code == 0, done.err
+    return folder
+
+
+@pytest.fixture
+def folder(ready, tmp_path):
+    """A copy of the finished run."""
+    return Path(shutil.copytree(ready, tmp_path / "work"))
+
+
+def cell(folder, domain="one", name="tiny"):
+    return folder / "runs" / name / domain / "this-machine"
+
+
+def record(folder, name, domain="one"):
+    return json.loads((cell(folder, domain) / name).read_text())
+
+
+def stamps(folder):
+    return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.rglob("*") if path.is_file()}
+
+
+def weights(folder, domain="one", name="tiny"):
+    return (cell(folder, domain, name) / "adapter/adapter_model.safetensors").read_bytes()
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+def test_the_report_has_the_names_that_others_rely_on(ready):
+    report = json.loads((ready / "runs/tiny/report.json").read_text())
+    assert [each["domain"] for each in report["cells"]] == ["one", "two"]
+    for each in report["cells"]:
+        assert each["target"] == "this-machine"
+        assert each["status"] in ("done", "pending")
+        assert each["error"] is None
+        for metric in each["metrics"]:
+            assert metric["delta"] == pytest.approx(metric["adapter"] - metric["base"])
+            assert metric["low"] <= metric["delta"] <= metric["high"]
+            assert metric["rows"] == 24
+        assert {metric["name"] for metric in each["metrics"]} == {"accuracy", "macro_f1"}
+        for phase in ("load", "train", "evaluate", "save"):
+            assert each["memory"][phase]["predicted_peak_bytes"] > 0
+            assert each["memory"][phase]["measured_peak_bytes"] >= 0
+        assert each["seconds"] > 0
+        assert each["tokens_per_second"] > 0
+        adapter = cell(ready, each["domain"]) / "adapter/adapter_model.safetensors"
+        assert each["adapter_bytes"] == adapter.stat().st_size
+    assert "linear probe" in (ready / "runs/tiny/report.md").read_text()
+
+
+def test_every_record_is_there_and_agrees(ready):
+    train, evaluation = record(ready, "train.json"), record(ready, "evaluation.json")
+    assert train["steps"] == 4
+    assert (train["world_size"], train["resumed_from_step"]) == (1, None)
+    assert evaluation["rows"] == 24
+    assert evaluation["reopened_difference"] < 1e-4
+    assert sum(sum(row.values()) for row in evaluation["confusion"].values()) == 24
+    accuracy = next(metric for metric in evaluation["metrics"] if metric["name"] == "accuracy")
+    right = sum(evaluation["confusion"][label][label] for label in ("bad", "good"))
+    assert accuracy["adapter"] == pytest.approx(right / 24)
+    lines = [json.loads(line) for line in (cell(ready) / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert lines[-1].get("loss", train["final_loss"]) == train["final_loss"]
+    assert not (cell(ready) / "checkpoints").exists()
+
+
+def test_the_test_rows_are_in_no_other_split(ready):
+    from pyarrow import parquet
+
+    seen = [
+        set(parquet.read_table(cell(ready) / f"data/{split}.parquet")["row"].to_pylist())
+        for split in ("train", "validation", "test")
+    ]
+    assert [len(rows) for rows in seen] == [80, 16, 24]
+    assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+
+
+def test_predictions_are_kept_row_by_row(ready):
+    from pyarrow import parquet
+
+    rows = parquet.read_table(cell(ready) / "predictions.parquet").to_pylist()
+    assert len(rows) == 24
+    accuracy = sum(row["gold"] == row["adapter"] for row in rows) / 24
+    metrics = record(ready, "evaluation.json")["metrics"]
+    assert accuracy == pytest.approx(next(m["adapter"] for m in metrics if m["name"] == "accuracy"))
+
+
+# --- doing it again --------------------------------------------------------------------------------------------------
+
+
+def test_finished_cells_are_kept(folder):
+    before = stamps(folder / "runs/tiny/one") | stamps(folder / "runs/tiny/two")
+    done = command("evaluate", "tiny.yaml", folder=folder)
+    assert done.code == 0
+    assert done.err.count("done already, kept") == 2
+    assert "step 1/" not in done.err
+    assert stamps(folder / "runs/tiny/one") | stamps(folder / "runs/tiny/two") == before
+
+
+def test_a_changed_evaluation_does_not_train_again(folder):
+    before = weights(folder)
+    done = command("evaluate", "tiny.yaml", "evaluate.metrics=[loss]", "--domain", "one", folder=folder)
+    assert done.code == 0, done.err
+    assert "step 1/" not in done.err
+    assert weights(folder) == before
+    assert [metric["name"] for metric in record(folder, "evaluation.json")["metrics"]] == ["loss"]
+
+
+def test_a_changed_recipe_trains_again_and_keeps_the_earlier_result(folder):
+    before = weights(folder)
+    done = command("train", "tiny.yaml", "train.learning_rate=0.01", "--domain", "one", folder=folder)
+    assert done.code == 0, done.err
+    assert "earlier result kept in" in done.err
+    kept = list((folder / "runs/tiny/.kept").iterdir())
+    assert len(kept) == 1
+    assert (kept[0] / "adapter/adapter_model.safetensors").read_bytes() == before
+    assert weights(folder) != before
+
+
+def test_changed_rows_train_again(folder):
+    with (folder / "one.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "a completely new and bright river", "label": "good"}) + "\n")
+    done = command("train", "tiny.yaml", folder=folder)
+    assert done.code == 0, done.err
+    assert "one on this-machine: recipe or data changed" in done.err
+
+
+def test_fresh_starts_over_and_gives_the_same(folder):
+    before, stamp = weights(folder), stamps(cell(folder) / "adapter")
+    done = command("train", "tiny.yaml", "--fresh", "--domain", "one", folder=folder)
+    assert done.code == 0, done.err
+    assert "step 4/4" in done.err
+    assert weights(folder) == before
+    assert stamps(cell(folder) / "adapter") != stamp
+
+
+def test_a_lock_is_a_recipe_that_gives_the_same(folder):
+    lock = cell(folder) / "lock.yaml"
+    assert "auto" not in str(yaml.safe_load(lock.read_text())["train"])
+    again = folder / "again.yaml"
+    shutil.copy(lock, again)
+    done = command("train", "again.yaml", "--runs", "other", folder=folder)
+    assert done.code == 0, done.err
+    adapter = folder / "other/tiny/one/this-machine/adapter/adapter_model.safetensors"
+    assert adapter.read_bytes() == weights(folder)
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+
+def test_a_tampered_adapter_fails_its_cell_and_no_other(folder):
+    for domain in ("one", "two"):
+        state = cell(folder, domain) / "cell.json"
+        content = json.loads(state.read_text())
+        del content["stages"]["evaluate"]
+        state.write_text(json.dumps(content))
+    path = cell(folder) / "adapter/adapter_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 0x40
+    path.write_bytes(content)
+    done = command("evaluate", "tiny.yaml", folder=folder)
+    assert done.code == 1
+    assert "adapter_model.safetensors has been changed" in done.err
+    assert "Traceback" not in done.err + done.out
+    cells = json.loads((folder / "runs/tiny/report.json").read_text())["cells"]
+    assert [each["status"] for each in cells] == ["failed", "pending"]
+    assert "has been changed" in cells[0]["error"]
+
+
+def test_an_adapter_that_scores_otherwise_fails_its_cell(folder):
+    """The file is whole, its manifest says so, but it is not what was trained."""
+    from safetensors.torch import load_file, save_file
+
+    from hfadapt.model import file_sha256
+
+    path = cell(folder) / "adapter/adapter_model.safetensors"
+    save_file({name: tensor * 1.2 for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    manifest = cell(folder) / "adapter/hfadapt.json"
+    content = json.loads(manifest.read_text())
+    content["files"][path.name] = file_sha256(path)
+    manifest.write_text(json.dumps(content))
+    done = command("evaluate", "tiny.yaml", "evaluate.metrics=[loss]", "--domain", "one", folder=folder)
+    assert done.code == 1
+    assert "does not score as the trained one did" in done.err
+
+
+def test_a_missed_gate_fails_the_cell(folder):
+    done = command("evaluate", "tiny.yaml", "evaluate.gates={accuracy: 0.9}", folder=folder)
+    assert done.code == 1
+    assert "the recipe asks for at least +0.900" in record(folder, "cell.json")["error"]
+
+
+def test_a_loss_that_is_not_finite_ends_with_1(models, tmp_path):
+    import torch
+    from transformers import AutoModel
+
+    write_rows(tmp_path / "one.jsonl", labelled(60))
+    model = AutoModel.from_pretrained(models / "encoder")
+    with torch.no_grad():
+        model.encoder.layer[1].output.dense.weight[0, 0] = float("inf")
+    shutil.copytree(models / "encoder", tmp_path / "poisoned")
+    model.save_pretrained(tmp_path / "poisoned")
+    write_recipe(tmp_path / "tiny.yaml", recipe_fields("poisoned"))
+    done = command("evaluate", "tiny.yaml", folder=tmp_path)
+    assert done.code == 1
+    assert "the loss of step 1 is not finite" in done.err
+    assert "Traceback" not in done.err + done.out
+    assert record(tmp_path, "cell.json")["status"] == "failed"
+
+
+def refused(tmp_path, model, rows, code, *words, task="text-classification", **fields):
+    """Runs a recipe over `rows` and checks that it ends with `code` and all `words`, before training."""
+    write_rows(tmp_path / "one.jsonl", rows)
+    write_recipe(tmp_path / "tiny.yaml", recipe_fields(model, task, **fields))
+    done = command("train", "tiny.yaml", folder=tmp_path)
+    assert done.code == code, done.err
+    for word in words:
+        assert word in done.err
+    assert "Traceback" not in done.err + done.out
+    assert "step 1/" not in done.err
+    assert not (cell(tmp_path) / "adapter").exists()
+
+
+def test_no_rows(models, tmp_path):
+    refused(tmp_path, models / "encoder", [], 2, "one.jsonl", "fix:")
+
+
+def test_one_class_only(models, tmp_path):
+    rows = [{**row, "label": "good"} for row in labelled(60)]
+    refused(tmp_path, models / "encoder", rows, 2, "good", "fix:")
+
+
+def test_an_unknown_column(models, tmp_path):
+    domains = {"one": {"source": "one.jsonl", "columns": {"text": "txt", "label": "label"}}}
+    refused(tmp_path, models / "encoder", labelled(60), 2, "txt", "did you mean 'text'?", domains=domains)
+
+
+def test_columns_that_do_not_fit_the_task(models, tmp_path):
+    refused(tmp_path, models / "encoder", pairs(60), 2, "prompt", "fix:")
+
+
+def test_all_labels_masked(models, tmp_path):
+    """Chats that are cut before the first answer begins."""
+    long = [
+        {"messages": [{"role": "user", "content": " ".join(["river"] * 40)}, *row["messages"][1:2]]}
+        for row in chats(60)
+    ]
+    for number, row in enumerate(long):
+        row["messages"][0]["content"] += f" {number}"
+    refused(
+        tmp_path,
+        models / "lm",
+        long,
+        1,
+        "label",
+        "fix:",
+        task="causal-lm",
+        data__max_length=16,
+        data__dedupe={"near": False},
+    )
+
+
+def test_a_base_without_chat_template(models, tmp_path):
+    bare = Path(shutil.copytree(models / "lm", tmp_path / "bare"))
+    (bare / "chat_template.jinja").unlink()
+    refused(tmp_path, bare, chats(60), 1, "no chat template", task="causal-lm")
+
+
+def test_a_folder_in_use_is_refused(folder):
+    with FileLock(folder / "runs/tiny/.lock"):
+        done = command("train", "tiny.yaml", folder=folder)
+    assert done.code == 2
+    assert "another run is using this folder" in done.err
+
+
+# --- language models -------------------------------------------------------------------------------------------------
+
+
+def test_a_language_model_end_to_end_in_four_bits(models, tmp_path):
+    write_rows(tmp_path / "one.jsonl", labelled(120))
+    fields = recipe_fields(
+        models / "lm",
+        "causal-lm",
+        quant="nf4",
+        template={"prompt": "{text} :", "completion": " {label}"},
+        train={"batch_rows": 8, "epochs": 4, "learning_rate": 0.01, "evaluate_every_steps": 3},
+    )
+    write_recipe(tmp_path / "tiny.yaml", fields)
+    done = command("evaluate", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.err
+    evaluation = record(tmp_path, "evaluation.json")
+    accuracy, perplexity = evaluation["metrics"]
+    assert (accuracy["name"], perplexity["name"]) == ("label_accuracy", "perplexity")
+    assert evaluation["baseline"] == "base"
+    assert perplexity["adapter"] < perplexity["base"]
+    assert accuracy["low"] > 0, "the words say the label, so it must be learned"
+    train = record(tmp_path, "train.json")
+    assert train["quantised_modules"] == 14
+    predicted = command("predict", "runs/tiny", "a lovely bright film", "a dreadful stale film", folder=tmp_path)
+    assert predicted.code == 0, predicted.err
+    assert [line.split()[0] for line in predicted.out.splitlines()] == ["good", "bad"]
+
+
+def test_chats_end_to_end(models, tmp_path):
+    write_rows(tmp_path / "one.jsonl", chats(60))
+    write_recipe(tmp_path / "tiny.yaml", recipe_fields(models / "lm", "causal-lm"))
+    done = command("evaluate", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert [m["name"] for m in record(tmp_path, "evaluation.json")["metrics"]] == ["perplexity"]
+    predicted = command("predict", "runs/tiny", "room film", folder=tmp_path)
+    assert predicted.code == 0, predicted.err
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+
+def test_two_processes_learn_what_one_does(models, tmp_path):
+    """torchrun with gloo; 8 rows a step shared by two, uneven label counts, validation in between."""
+    from tiny import uneven
+
+    write_rows(tmp_path / "one.jsonl", uneven(60))
+    fields = recipe_fields(
+        models / "lm",
+        "causal-lm",
+        data={"validation": 9, "test": 9, "dedupe": {"near": False}},
+        dtype="float32",
+        train={"batch_rows": 7, "micro_batch_rows": 2, "max_steps": 5, "evaluate_every_steps": 2, "fast": False},
+    )
+    write_recipe(tmp_path / "tiny.yaml", fields)
+    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "-m", "hfadapt"]
+    process = start("train", "tiny.yaml", "--runs", "two", folder=tmp_path, launcher=launcher)
+    one = command("train", "tiny.yaml", folder=tmp_path)
+    two = finish(process, 240)
+    assert one.code == 0, one.err
+    assert two.code == 0, two.err
+    assert two.err.count("step 5/5") == 1, "only the first process speaks"
+    lines = [
+        [json.loads(line) for line in (runs / "tiny/one/this-machine/metrics.jsonl").read_text().splitlines()]
+        for runs in (tmp_path / "runs", tmp_path / "two")
+    ]
+    assert len(lines[0]) == len(lines[1]) == 8
+    for alone, together in zip(*lines, strict=True):
+        for key in ("loss", "validation_loss", "grad_norm"):
+            assert together.get(key) == pytest.approx(alone.get(key), rel=1e-5)
+        assert (together["step"], together.get("labelled_tokens")) == (alone["step"], alone.get("labelled_tokens"))
+    train = json.loads((tmp_path / "two/tiny/one/this-machine/train.json").read_text())
+    assert train["world_size"] == 2
+
+
+# --- interruption ----------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_next_run_goes_on(models, tmp_path):
+    write_rows(tmp_path / "one.jsonl", labelled(120))
+    write_rows(tmp_path / "two.jsonl", labelled(120, seed=1))
+    fields = recipe_fields(models / "encoder", domains=DOMAINS, train={"batch_rows": 8, "max_steps": 80})
+    write_recipe(tmp_path / "tiny.yaml", fields)
+    process = start("train", "tiny.yaml", folder=tmp_path)
+    started = 0
+    assert process.stderr is not None
+    for line in process.stderr:
+        started += line.startswith("step 1/80")
+        if started == 2:
+            break
+    os.kill(process.pid, signal.SIGINT)
+    done = finish(process)
+    assert done.code == 130, done.err
+    assert "interrupted" in done.err
+    assert "Traceback" not in done.err
+    first, second = record(tmp_path, "cell.json", "one"), record(tmp_path, "cell.json", "two")
+    assert "train" in first["stages"]
+    assert second["status"] == "interrupted"
+    assert len(list((cell(tmp_path, "two") / "checkpoints").iterdir())) >= 1
+    assert [c["status"] for c in json.loads((tmp_path / "runs/tiny/report.json").read_text())["cells"]][1] == "interrupted"
+    kept = stamps(cell(tmp_path, "one"))
+
+    again = command("train", "tiny.yaml", folder=tmp_path)
+    assert again.code == 0, again.err
+    assert "going on from step" in again.err
+    assert stamps(cell(tmp_path, "one")) == kept
+    assert record(tmp_path, "train.json", "two")["resumed_from_step"] > 0
+
+    whole = command("train", "tiny.yaml", "--runs", "whole", "--domain", "two", folder=tmp_path)
+    assert whole.code == 0, whole.err
+    adapter = tmp_path / "whole/tiny/two/this-machine/adapter/adapter_model.safetensors"
+    assert adapter.read_bytes() == weights(tmp_path, "two")
