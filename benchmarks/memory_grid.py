@@ -52,19 +52,6 @@ MODELS: dict[str, dict[str, Any]] = {
             "max_position_embeddings": 512,
         },
     },
-    "gpt-neox-70m": {
-        "task": "causal-lm",
-        "dtype": "float32",
-        "config": {
-            "model_type": "gpt_neox",
-            "vocab_size": 50304,
-            "hidden_size": 512,
-            "intermediate_size": 2048,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 8,
-            "max_position_embeddings": 2048,
-        },
-    },
     "modernbert-100m": {
         "task": "text-classification",
         "dtype": "float32",
@@ -79,6 +66,29 @@ MODELS: dict[str, dict[str, Any]] = {
         },
     },
 }
+OTHER_MODELS: dict[str, dict[str, Any]] = {
+    "qwen3-90m": {
+        "task": "causal-lm",
+        "dtype": "bfloat16",
+        "config": {
+            "model_type": "qwen3",
+            "vocab_size": 50304,
+            "hidden_size": 640,
+            "intermediate_size": 1920,
+            "num_hidden_layers": 10,
+            "num_attention_heads": 10,
+            "num_key_value_heads": 5,
+            "head_dim": 64,
+            "max_position_embeddings": 2048,
+        },
+    },
+    "distilbert-60m": {
+        "task": "text-classification",
+        "dtype": "float32",
+        "config": {"model_type": "distilbert", "vocab_size": 30522, "n_layers": 6, "dim": 768, "hidden_dim": 3072},
+    },
+}
+"""Architectures of which no point is fitted."""
 GPU_MODELS: dict[str, dict[str, Any]] = {
     "llama-1b": {
         "task": "causal-lm",
@@ -122,9 +132,9 @@ def grid(models: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for model in models:
         for quant in QUANTS:
             for checkpointing in (False, True):
-                for i in range(3):
+                for i in range(1 if model in OTHER_MODELS else 3):
                     rows, tokens = SHAPES[(2 * i + number) % 6]
-                    fitted = (number + i) % 2 == 0
+                    fitted = model not in OTHER_MODELS and (number + i) % 2 == 0
                     yield {
                         "model": model,
                         "quant": quant,
@@ -212,6 +222,7 @@ def measure(point: dict[str, Any], about: dict[str, Any], folder: str, device_na
     from hfadapt.measure import PeakMemory, release_memory, resident_bytes
     from hfadapt.model import attach_adapter, load_base, save_adapter
     from hfadapt.tasks import IGNORED, Example
+    from hfadapt.train.fast import product_dtype
     from hfadapt.train.loop import Loop
 
     accelerator = Accelerator(cpu=device_name == "cpu")
@@ -241,7 +252,8 @@ def measure(point: dict[str, Any], about: dict[str, Any], folder: str, device_na
         model = attach_adapter(base, lock)
     peaks["load"] = peak.peak_bytes
     with PeakMemory(device, floor) as peak, tempfile.TemporaryDirectory() as cell:
-        loop = Loop(accelerator, task, model, lock.train, examples, examples[:2], 0, Path(cell), "")
+        products = product_dtype(lock.dtype, device)
+        loop = Loop(accelerator, task, model, lock.train, examples, examples[:2], 0, Path(cell), "", products)
         loop.run()
     peaks["train"] = peak.peak_bytes
     reserved = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
@@ -277,7 +289,7 @@ def predicted(point: dict[str, Any], about: dict[str, Any], device: str) -> dict
     workload = memory.Workload(
         quant=point["quant"],
         dtype=about["dtype"],
-        matmul_dtype="bfloat16" if point["quant"] != "none" else about["dtype"],
+        matmul_dtype="bfloat16",
         rank=RANK,
         checkpointing=point["checkpointing"],
         micro_batch_rows=point["rows"],
@@ -291,7 +303,7 @@ def predicted(point: dict[str, Any], about: dict[str, Any], device: str) -> dict
 
 def errors(results: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a point and phase: measured, predicted, and the prediction's relative error."""
-    models = {**MODELS, **GPU_MODELS}
+    models = {**MODELS, **OTHER_MODELS, **GPU_MODELS}
     rows = []
     for result in results["points"]:
         point = result["point"]
@@ -353,7 +365,7 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     out = options.out or (RESULTS if options.device == "cpu" else RESULTS.with_name("memory_grid_cuda.json"))
-    models = MODELS if options.device == "cpu" else {**MODELS, **GPU_MODELS}
+    models = {**MODELS, **OTHER_MODELS} if options.device == "cpu" else {**MODELS, **GPU_MODELS}
     if options.child:
         asked = json.loads(options.child)
         print(json.dumps(measure(asked["point"], models[asked["point"]["model"]], asked["folder"], options.device)))

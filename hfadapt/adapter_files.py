@@ -37,6 +37,7 @@ BESIDE = frozenset({MANIFEST, *PAPERS, SUMS, ".gitattributes"})
 """Files that may stand beside those that the manifest lists."""
 
 PICKLES = frozenset(".bin .pt .pth .pkl .pickle .ckpt .npy .npz .joblib .h5 .msgpack .keras .mar".split())  # noqa: SIM905
+AGAIN = "copy the adapter folder again"
 MOST_CONFIG_BYTES = 1 << 20
 MOST_RANK = 2048
 MOST_NAMES = 10_000
@@ -103,7 +104,7 @@ def folder_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
                     str(folder / CONFIG),
                     got=str(config.get("r")),
                     allowed=" or ".join(map(str, ranks)),
-                    fix="copy the adapter folder again",
+                    fix=AGAIN,
                 )
             yield from _tensor_problems(folder / WEIGHTS, config)
     yield from _count_problems(folder, manifest)
@@ -134,11 +135,16 @@ def _changed_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
 
     needed = {"config.json"} if manifest.method == "full" else {CONFIG, WEIGHTS}
     for name in sorted(needed - manifest.files.keys()):
-        yield Problem(f"the manifest does not list {name}", str(folder / MANIFEST), fix="copy the adapter folder again")
+        yield Problem(f"the manifest does not list {name}", str(folder / MANIFEST), fix=AGAIN)
     for name, digest in manifest.files.items():
         path = folder / name
         if Path(name).name != name or not is_model_file(name, manifest.method):
-            yield Problem("the manifest lists a file that no adapter has", str(folder / MANIFEST), got=repr(name)[:80])
+            yield Problem(
+                "the manifest lists a file that no adapter has",
+                str(folder / MANIFEST),
+                got=repr(name)[:80],
+                fix="do not load it; take the adapter from a source you trust",
+            )
         elif not path.is_file():
             yield Problem(f"{name} is missing", str(folder), fix="copy the whole adapter folder")
         elif file_sha256(path) != digest:
@@ -155,13 +161,15 @@ def _changed_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
 def read_json(path: Path) -> tuple[dict[str, Any], list[Problem]]:
     """A JSON object of moderate size, or what is wrong with it."""
     if path.stat().st_size > MOST_CONFIG_BYTES:
-        return {}, [Problem("the file is too large for a config", str(path), allowed=f"{MOST_CONFIG_BYTES} bytes")]
+        return {}, [
+            Problem("the file is too large for a config", str(path), allowed=f"{MOST_CONFIG_BYTES} bytes", fix=AGAIN)
+        ]
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        return {}, [Problem("the file is not readable JSON", str(path), got=str(error)[:120])]
+        return {}, [Problem("the file is not readable JSON", str(path), got=str(error)[:120], fix=AGAIN)]
     if not isinstance(content, dict):
-        return {}, [Problem("the file is not a JSON object", str(path))]
+        return {}, [Problem("the file is not a JSON object", str(path), fix=AGAIN)]
     return content, []
 
 
@@ -195,7 +203,7 @@ def _config_problems(config: Mapping[str, Any], path: Path) -> Iterator[Problem]
             yield Problem("a setting that hfadapt never makes", place, got=repr(value)[:80], allowed=allowed, fix=fix)
     for key in ("r", "lora_alpha", "target_modules"):
         if key not in config:
-            yield Problem("a setting is missing", f"{path}: {key}", fix="copy the adapter folder again")
+            yield Problem("a setting is missing", f"{path}: {key}", fix=AGAIN)
 
 
 def _plain(value: Any) -> Any:
@@ -269,9 +277,7 @@ def _tensor_problems(path: Path, config: Mapping[str, Any]) -> Iterator[Problem]
     try:
         shapes = tensor_shapes(path)
     except ValueError as error:
-        yield Problem(
-            "the weights cannot be read", str(path), got=str(error)[:120], fix="copy the adapter folder again"
-        )
+        yield Problem("the weights cannot be read", str(path), got=str(error)[:120], fix=AGAIN)
         return
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
     whole = [f".{name}." for name in config.get("modules_to_save") or ()]

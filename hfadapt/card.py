@@ -24,11 +24,11 @@ from hfadapt.card_facts import (
     untraced,
     without_marks,
 )
-from hfadapt.card_metadata import HUB_ID, base_name, card_title, hub_metadata, languages, licence_of
+from hfadapt.card_metadata import base_name, card_title, hub_metadata, languages, licence_of
 from hfadapt.card_snippet import run_snippet, snippet_text
 from hfadapt.errors import RunError
 from hfadapt.records import PHASES, CardRecord
-from hfadapt.run import Cell
+from hfadapt.run_folder import Cell
 from hfadapt.spec import write_text
 from hfadapt.svg import loss_chart
 
@@ -219,6 +219,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "flops": flops,
         "flops_words": flops_words,
         "flops_why": flops_why,
+        "base_weights": manifest.get("weights_sha256"),
         "chat_template": manifest.get("chat_template_sha256"),
         "files": sorted(manifest["files"]),
         "citations": _citations(records),
@@ -226,10 +227,8 @@ def _context(facts: Facts) -> dict[str, Any]:
 
 
 def _base_link(facts: Facts) -> str:
-    base = base_name(facts.records)
-    if HUB_ID.fullmatch(base):
-        return facts.cited(f"[{escape(base)}](https://huggingface.co/{base})")
-    return facts.cited(f"`{base}`")
+    """The base's name; on the Hub the metadata links it."""
+    return facts.cited(f"`{base_name(facts.records)}`")
 
 
 def _gain(facts: Facts, number: int) -> str:

@@ -13,7 +13,7 @@ import jinja2
 from hfadapt import kinds, resources
 from hfadapt.card_facts import SAMPLE, Facts, Records, public_name, redact
 from hfadapt.errors import RunError
-from hfadapt.run import Cell
+from hfadapt.run_folder import Cell
 
 FILE = "<the card's snippet>"
 LOOKED_AT = 200
@@ -62,7 +62,7 @@ def _quant(records: Records) -> str:
     if not quant.bits:
         return ""
     options = [
-        f"{name}={json.dumps(value) if isinstance(value, str) else value!r}" for name, value in quant.options.items()
+        f"{key}={json.dumps(value) if isinstance(value, str) else value}" for key, value in quant.options.items()
     ]
     if quant.bits == 4:
         compute = "bfloat16" if lock["dtype"] == "float32" else lock["dtype"]

@@ -102,8 +102,8 @@ def run(
         from hfadapt.publish import publish as publish_cells
 
         asked = load(recipe, overrides, domain, target)
-        cells = {"domains": domain or list(asked.domains), "targets": list(asked.targets)}
-        show(publish_cells(runs / asked.name, publish, yes=True, say=note, **cells))
+        domains = domain or list(asked.domains)
+        show(publish_cells(runs / asked.name, publish, yes=True, domains=domains, targets=asked.targets, say=note))
 
 
 @app.command()

@@ -128,7 +128,8 @@ def load_config(model: str) -> PretrainedConfig:
             "the model's config could not be read",
             place=model,
             got=lines[0] if lines else type(error).__name__,
-            allowed="a local folder with config.json, a GGUF file, a Hub id, or " + ", ".join(f"sample:{name}" for name in samples.models()),
+            allowed="a folder with config.json, a GGUF file, a Hub id, or "
+            + ", ".join(f"{samples.PREFIX}{name}" for name in samples.models()),
             fix="check the name; without a network use a local folder or a sample",
         ) from None
 

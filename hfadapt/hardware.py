@@ -73,6 +73,7 @@ class Target(Shown, Spec):
 
     @property
     def on_cpu(self) -> bool:
+        """Whether training uses the CPU and main memory."""
         return self.kind == "cpu"
 
     def blocks(self) -> list[Block]:
@@ -306,7 +307,9 @@ def _control_groups() -> list[tuple[int, int]]:
         if controllers and "memory" not in controllers.split(","):
             continue
         root = Path("/sys/fs/cgroup/memory" if controllers else "/sys/fs/cgroup")
-        limit, usage = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        limit, usage = "memory.max", "memory.current"
+        if controllers:
+            limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
         folder = root / group.lstrip("/")
         for place in (folder, *folder.parents):
             if root not in (place, *place.parents):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hfadapt.adapter_files import MANIFEST, PAPERS, is_model_file
 from hfadapt.errors import RequestError, RunError
+from hfadapt.records import PublishedFile
 from hfadapt.staging import Staged, git_oid
 
 if TYPE_CHECKING:
@@ -79,6 +81,10 @@ class Hub:
         self.say(f"{doing}: {reason(error)}; trying again in {seconds:g} s")
         self.sleep(seconds)
 
+    def is_private(self) -> bool:
+        """Whether only some may see it."""
+        return bool(self.tried("looking at the repository", lambda: self.api.repo_info(self.repo)).private)
+
     # --- what is there -----------------------------------------------------------------------------------------------
 
     def user(self) -> str:
@@ -124,6 +130,37 @@ class Hub:
 
         return self.tried("looking at the files", look)
 
+    def changes(self, files: Mapping[str, RepoFile], staged: Staged, commit: str | None) -> list[Any]:
+        """What has to be added and deleted so that the repository, which holds `files`, holds the staged ones."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        names = {file.name for file in staged.files}
+        folders = {_folder(name) for name in names}
+        adds = [
+            CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=str(staged.folder / file.name))
+            for file in staged.files
+            if not self._same(files.get(file.name), file, staged.folder / file.name, commit)
+        ]
+        old = [name for name in files if name not in names and _is_ours(name) and _folder(name) in folders]
+        return [*adds, *(CommitOperationDelete(path_in_repo=name) for name in sorted(old))]
+
+    def _same(self, remote: RepoFile | None, file: PublishedFile, path: Path, commit: str | None) -> bool:
+        """Whether a file on the Hub has the staged content: by its hash there, else by looking at it."""
+        if remote is None or remote.size != file.bytes:
+            return False
+        if remote.lfs is not None:
+            return remote.lfs.sha256 == file.sha256
+        if remote.blob_id == git_oid(path):
+            return True
+        from hfadapt.model import file_sha256
+
+        with tempfile.TemporaryDirectory(prefix="hfadapt-compare-") as folder:
+
+            def load() -> str:
+                return str(self.api.hf_hub_download(self.repo, file.name, revision=commit, local_dir=folder))
+
+            return file_sha256(Path(self.tried("comparing the files", load))) == file.sha256
+
     # --- sending -----------------------------------------------------------------------------------------------------
 
     def create(self, private: bool) -> None:
@@ -148,7 +185,7 @@ class Hub:
         files = self.files(head)
         for attempt in range(ATTEMPTS):
             refuse_foreign(files, staged, self.repo)
-            operations = changes(files, staged)
+            operations = self.changes(files, staged, head)
             if not operations:
                 assert head is not None
                 return head, attempt > 0
@@ -173,7 +210,7 @@ class Hub:
                         got=reason(error),
                         fix="run the same command again later; it compares first and sends nothing twice",
                     ) from error
-                if attempt == ATTEMPTS - 1 and changes(files, staged):
+                if attempt == ATTEMPTS - 1 and self.changes(files, staged, head):
                     raise explained(error, self.repo, "sending the files") from error
         assert head is not None
         return head, True
@@ -188,7 +225,7 @@ class Hub:
         """
         new_head = self.head()
         found = self.files(new_head)
-        if new_head != head and changes(found, staged):
+        if new_head != head and self.changes(found, staged, new_head):
             names = {file.name for file in staged.files}
             theirs = sorted(name for name in names if _content(files.get(name)) != _content(found.get(name)))
             if theirs:
@@ -288,30 +325,6 @@ class Hub:
 
 
 # --- comparing -------------------------------------------------------------------------------------------------------
-
-
-def changes(files: Mapping[str, RepoFile], staged: Staged) -> list[Any]:
-    """What has to be added and deleted so that the repository holds the staged files."""
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-    names = {file.name for file in staged.files}
-    adds = [
-        CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=str(staged.folder / file.name))
-        for file in staged.files
-        if not same(files.get(file.name), staged, file.name)
-    ]
-    old = [name for name in files if name not in names and _is_ours(name) and _folder(name) in map(_folder, names)]
-    return [*adds, *(CommitOperationDelete(path_in_repo=name) for name in sorted(old))]
-
-
-def same(remote: RepoFile | None, staged: Staged, name: str) -> bool:
-    """Whether a file on the Hub has the staged content, by size and SHA-256, or git's hash for small files."""
-    if remote is None:
-        return False
-    file = next(each for each in staged.files if each.name == name)
-    if remote.lfs is not None:
-        return (remote.lfs.size, remote.lfs.sha256) == (file.bytes, file.sha256)
-    return remote.size == file.bytes and remote.blob_id in (git_oid(staged.folder / name), file.sha256)
 
 
 def refuse_foreign(files: Mapping[str, RepoFile], staged: Staged, repo: str) -> None:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 PROCESS_FLAGS = ("--num_processes", "--num-processes", "--nproc_per_node", "--nproc-per-node")
-TIMEOUT = timedelta(hours=12)
+TIMEOUT = timedelta(hours=2)
+"""How long processes wait for the first one, which prepares data and evaluates alone."""
 
 
 def processes_asked(ancestors: Sequence[Sequence[str]]) -> int | None:
@@ -103,6 +104,13 @@ class World:
         self.size: int = self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process
         check_world(1, started=self.size)
+
+    def max_memory(self, budget_bytes: int) -> dict[int, int] | None:
+        """Room per device for spreading one model over several GPUs, when one process has them all; else None."""
+        import torch
+
+        devices = torch.cuda.device_count() if self.accelerator.device.type == "cuda" else 0
+        return dict.fromkeys(range(devices), budget_bytes) if self.size == 1 and devices > 1 else None
 
     def on_main(self, work: Callable[[], Result]) -> Result:
         """Does the work in the main process; every process gets its result or its error. Results are pickled between

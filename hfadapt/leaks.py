@@ -55,7 +55,7 @@ RULES = (
     _rule(
         "named secret",
         r"(?i)(?<![a-z0-9])(?:api[_-]?key|client[_-]?secret|secret|passw(?:or)?d|(?:access|auth|hf|hub)[_-]?token)"
-        r"[\"']?\s*[:=]\s*[\"']?(?=[A-Za-z+/_-]*\d)[A-Za-z0-9+/_-]{16,}",
+        r"[\\\"']{0,2}\s*[:=]\s*[\\\"']{0,2}(?=[A-Za-z+/_-]*\d)[A-Za-z0-9+/_-]{16,}",
     ),
     _rule(
         "home folder", r"(?<![\w.-])/(?:home|Users)/+[\w.-]|(?<![\w.-])/root/+[\w.]|\b[A-Za-z]:[\\/]+Users[\\/]+[\w.-]"

@@ -55,7 +55,17 @@ def read_manifest(folder: Path) -> Manifest:
             allowed="an adapter that hfadapt saved",
             fix="if you trust it and know its base, open it with peft itself: PeftModel.from_pretrained(base, folder)",
         )
-    return Manifest.read(folder / FILE)
+    try:
+        return Manifest.read(folder / FILE)
+    except RunError as error:
+        first = error.problems[0]
+        raise RunError(
+            first.what,
+            place=first.place,
+            got=" ".join((first.got or "").split())[:120] or None,
+            allowed=first.allowed,
+            fix="take the adapter's folder as hfadapt wrote it, with a version of hfadapt that knows it",
+        ) from None
 
 
 def check_folder(folder: Path) -> Manifest:

@@ -135,7 +135,18 @@ class Pipeline:
     def _evaluate(self, cell: Cell) -> None:
         from hfadapt.evaluate import evaluate_cell
 
+        self.world.on_main(lambda: self._renew_lock(cell))
         evaluate_cell(cell, self.world, self.progress)
+
+    def _renew_lock(self, cell: Cell) -> None:
+        """Another evaluation of the same adapter was asked for: only that section of the lock changes."""
+        from hfadapt.recipe_file import save_recipe
+
+        lock, recipe = cell.lock, narrow(self.recipe, cell)
+        plan = make_plan(recipe, data={cell.domain: cell.data}, processes=self.world.size)
+        asked = lock_cell(recipe, plan.cells[0]).evaluate
+        if asked != lock.evaluate:
+            save_recipe(lock.model_copy(update={"evaluate": asked}), cell.folder / "lock.yaml", full=True)
 
     def _card(self, cell: Cell) -> None:
         from hfadapt.card import build_card
@@ -249,9 +260,16 @@ def audit_cell(cell: Cell, lock: Lock, tokenizer: Any, record: DataRecord) -> Da
 
 
 def write_report(run: Run, recipe: Recipe) -> Report:
-    """report.json and report.md of all cells of the run, those of this recipe first."""
+    """report.json, report.md and report.html of all cells of the run, those of this recipe first."""
+    from hfadapt.report import write_page
+
     asked = [run.cell(domain, target) for domain, target in recipe.cells()]
     others = [cell for cell in run.cells() if cell.folder not in {other.folder for other in asked}]
+    if (run.folder / "report.json").exists():
+        before = [(cell.domain, cell.target) for cell in run.report.cells]
+        others.sort(
+            key=lambda cell: before.index(name) if (name := (cell.domain, cell.target)) in before else len(before)
+        )
     cells = [cell for cell in [*asked, *others] if cell.folder.exists()]
     report = Report(
         recipe=recipe.name,
@@ -261,6 +279,7 @@ def write_report(run: Run, recipe: Recipe) -> Report:
         next_commands=next_commands(run, cells),
     )
     run.write_report(report)
+    write_page(run, report)
     return report
 
 
@@ -375,7 +394,7 @@ def run_recipe(
     folder = folder or Path("runs") / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     quiet_libraries()
-    world = World(recipe.train.trackers, folder)
+    world = World(recipe.train.trackers, folder / "trackers")
     lock = FileLock(folder / ".lock", timeout=0)
 
     def claim() -> None:

@@ -56,10 +56,17 @@ EVALUATIONS = 4
 LONGEST_TOKENS = 4096
 """An automatic length never exceeds this; longer ones must be asked for."""
 
-# Shares of the published matrix rate that a training loop reaches, and tokens per micro-batch at which half of that is
-# lost to overheads; both from this project's own runs on CPU and from published GPU runs, so they are rough.
-REACHED_RATIO = {"cpu": 0.2, "gpu": 0.35}
-HALF_RATE_TOKENS = {"cpu": 64, "gpu": 1024}
+# The time model: products at half the published rate, and every byte kept for the backward pass moved twelve times
+# (written and read by the element-wise operations around it, forward and backward). It meets published single-GPU LoRA
+# runs (torchtune on an RTX 4090, LLaMA-Factory with unsloth on an A100) within about a third.
+REACHED_RATIO = 0.5
+MOVES_PER_SAVED_BYTE = 12
+CPU_BYTES_PER_SECOND_AND_CORE = 2.5e9
+HALF_RATE_TOKENS = {"cpu": 32, "gpu": 512}
+"""Tokens of a micro-batch at which half of the speed is lost to the overhead of starting operations."""
+CLOSE_RATIO = 1.25
+"""A configuration within this of the best possible time ends the search for a faster one."""
+GPU_KINDS = ("cuda", "rocm")
 QUALITY_BIAS = {"none": 1.0, "int8": 1.15, "nf4": 1.2, "fp4": 1.25}
 """A quantised base must be this much faster to be preferred over one that needs no quantisation."""
 
@@ -89,6 +96,7 @@ class Candidate:
 
     @property
     def peak_bytes(self) -> int:
+        """Of the phase that needs most."""
         return max(phase.total_bytes for phase in self.phases)
 
     @property
@@ -96,14 +104,6 @@ class Candidate:
         """Seconds per optimizer step, biased towards unquantised storage; without a rate, an order of preference."""
         seconds = self.seconds_per_step if self.seconds_per_step is not None else 1.0 + self.workload.checkpointing
         return seconds * QUALITY_BIAS.get(self.workload.quant, 1.0) * self.asked_cost
-
-    @property
-    def name(self) -> str:
-        work = self.workload
-        return (
-            f"{work.quant}/{work.dtype}, micro-batch {work.micro_batch_rows}, "
-            f"checkpointing {'on' if work.checkpointing else 'off'}"
-        )
 
 
 @dataclass
@@ -139,9 +139,7 @@ class Decisions:
         return next(decision.value for decision in self.made if decision.field == name)
 
 
-def make_plan(
-    recipe: Recipe, *, data: Mapping[str, DataRecord] | None = None, processes: int | None = None
-) -> Plan:
+def make_plan(recipe: Recipe, *, data: Mapping[str, DataRecord] | None = None, processes: int | None = None) -> Plan:
     """The plan of every cell. Reads configs only: no weights, no data.
 
     Args:
@@ -201,7 +199,7 @@ def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
         if record.audit is not None and record.audit.rows:
             labelled = record.audit.labelled_tokens / record.audit.rows
         return Work(
-            basis=f"{lengths.rows:,} training rows, measured: mean {lengths.mean:.0f}, longest {lengths.longest} tokens",
+            basis=f"{lengths.rows:,} training rows of {lengths.mean:.0f} tokens in the mean, {lengths.longest} at most",
             longest_tokens=lengths.longest,
             mean_tokens=lengths.mean,
             labelled_tokens=math.ceil(labelled),
@@ -280,7 +278,7 @@ def _plan_cell(
     _settle_training(decided, recipe, facts, work)
     world = _processes(recipe, trainer, processes, decided.value("train.batch_rows"))
     budget = int(trainer.budget_bytes * (1 - recipe.memory_margin))
-    candidates = list(_candidates(decided, recipe, facts, work, trainer, length, world))
+    candidates = _search(decided, facts, work, trainer, length, world, budget)
     fitting = [c for c in candidates if c.peak_bytes <= budget]
     chosen = min(fitting, key=lambda c: c.cost) if fitting else min(candidates, key=lambda c: c.peak_bytes)
     _settle_storage(decided, chosen, candidates, budget, trainer, facts)
@@ -339,7 +337,8 @@ def _settle_training(decided: Decisions, recipe: Recipe, facts: ModelFacts, work
     generative = facts.generates
     table = {**DEFAULTS, **(LM_DEFAULTS if generative else ENCODER_DEFAULTS)}
     if not generative and facts.parameters < SMALL_ENCODER_PARAMETERS:
-        table["train.learning_rate"] = (1e-3, "small encoders learn best at a high rate; 3e-4 is slower, not safer")
+        reason = "as good as 1e-3, at which some domains fall back to their largest class"
+        table["train.learning_rate"] = (5e-4, reason)
     if generative and facts.parameters < SMALL_LM_PARAMETERS:
         table["train.learning_rate"] = (5e-4, "language models under 500 M parameters bear a higher rate than 2e-4")
     if "adapter.rank" in table and (rank := decided.asked("adapter.rank")) is not None:
@@ -360,7 +359,8 @@ def _settle_training(decided: Decisions, recipe: Recipe, facts: ModelFacts, work
     ):
         decided.default(name, table)
     rows = work.rows or ASSUMED_ROWS
-    steps = recipe.train.max_steps or math.ceil(rows * decided.value("train.epochs") / decided.value("train.batch_rows"))
+    in_all = rows * decided.value("train.epochs")
+    steps = recipe.train.max_steps or math.ceil(in_all / decided.value("train.batch_rows"))
     every = max(1, steps // EVALUATIONS)
     basis = f"{steps:,} steps" if work.rows or recipe.train.max_steps else f"{rows:,} rows assumed, so {steps:,} steps"
     decided.settle("train.evaluate_every_steps", every, f"about {EVALUATIONS} times in a run: {basis}")
@@ -398,38 +398,58 @@ def _storages(decided: Decisions, facts: ModelFacts, trainer: Target) -> list[tu
     return pairs or [(quants[0], dtypes[0])]
 
 
-def _candidates(
-    decided: Decisions, recipe: Recipe, facts: ModelFacts, work: Work, trainer: Target, length: int, world: int
-) -> Iterator[Candidate]:
+def _search(
+    decided: Decisions, facts: ModelFacts, work: Work, trainer: Target, length: int, world: int, budget: int
+) -> list[Candidate]:
+    """Configurations in order of preference, until one that fits is about as fast as any could be.
+
+    Groups are (storage, checkpointing), unquantised and without recomputing first; each holds all micro-batches.
+    """
     rows = max(1, decided.value("train.batch_rows") // world)
-    micros = [n for n in range(rows, 0, -1) if rows % n == 0]
-    if (asked_micro := decided.asked("train.micro_batch_rows")) is not None:
-        micros = [asked_micro]
-    checkpointing = decided.asked("train.checkpointing")
-    options = [False, True] if checkpointing is None else [checkpointing]
+    asked_micro = decided.asked("train.micro_batch_rows")
+    micros = [asked_micro] if asked_micro else [n for n in range(rows, 0, -1) if rows % n == 0]
+    asked_checkpointing = decided.asked("train.checkpointing")
+    options = [False, True] if asked_checkpointing is None else [asked_checkpointing]
     storages = _storages(decided, facts, trainer)
-    for rank, (quant, dtype) in enumerate(storages):
-        for checkpoint in options:
+    found: list[Candidate] = []
+    for checkpointing in options:
+        for rank, (quant, dtype) in enumerate(storages):
+            group = []
             for micro in micros:
                 workload = Workload(
                     quant=quant,
                     dtype=dtype,
-                    matmul_dtype=trainer.fast_dtype if dtype == "float32" else dtype,
+                    matmul_dtype=_product_dtype(trainer, decided.recipe, quant, dtype),
                     method=decided.value("adapter.method"),
                     rank=decided.value("adapter.rank"),
                     modules=tuple(decided.value("adapter.modules")),
-                    checkpointing=checkpoint,
+                    checkpointing=checkpointing,
                     optimizer=decided.value("train.optimizer"),
                     micro_batch_rows=micro,
                     length_tokens=length,
                     labelled_tokens=min(length, work.labelled_tokens),
                     evaluate_rows=1,
+                    fast=decided.recipe.train.fast,
                     device="cpu" if trainer.on_cpu else "gpu",
                 )
-                phases = memory.predict(facts, workload)
                 seconds = step_seconds(facts, workload, trainer, rows, min(length, work.mean_tokens))
                 # Within reach of each other, the preferred storage wins.
-                yield Candidate(workload, phases, seconds, 1.0 + 0.3 * rank)
+                group.append(Candidate(workload, memory.predict(facts, workload), seconds, 1.0 + 0.3 * rank))
+            found += group
+            fitting = [candidate.cost for candidate in group if candidate.peak_bytes <= budget]
+            if fitting and min(fitting) <= CLOSE_RATIO * min(candidate.cost for candidate in found):
+                return found
+    return found
+
+
+def _product_dtype(trainer: Target, recipe: Recipe, quant: str, dtype: str) -> str:
+    """What products of adapted layers run in: see train/fast.py for a float32 base, model.py for a quantised one."""
+    if dtype != "float32":
+        return dtype
+    if quant != "none":
+        return "bfloat16"
+    bf16_units = {"amx_bf16", "avx512_bf16"} & set(trainer.features) if trainer.on_cpu else trainer.kind in GPU_KINDS
+    return "bfloat16" if recipe.train.fast and bf16_units and "bfloat16" in trainer.dtypes else dtype
 
 
 def step_seconds(
@@ -444,15 +464,18 @@ def step_seconds(
     if rate is None:
         return None
     device = "cpu" if target.on_cpu else "gpu"
+    bandwidth = target.bandwidth_bytes_per_second or math.inf
+    if target.on_cpu:
+        bandwidth = min(bandwidth, CPU_BYTES_PER_SECOND_AND_CORE * (target.cores or 1))
     passes = (3 if workload.method == "full" else 2) + workload.checkpointing
     active = facts.parameters - facts.embedding_parameters
     flop = passes * (2 * active + 4 * facts.layers * facts.hidden_size * tokens_per_row)
+    moved = MOVES_PER_SAVED_BYTE * memory.saved_bytes_per_token(facts, workload) * (1 + 0.4 * workload.checkpointing)
     micro_tokens = workload.micro_batch_rows * tokens_per_row
-    reached = REACHED_RATIO[device] * micro_tokens / (micro_tokens + HALF_RATE_TOKENS[device])
-    seconds = rows * tokens_per_row * flop / (rate * 1e12 * reached)
+    overhead = 1 + HALF_RATE_TOKENS[device] / micro_tokens
+    seconds = rows * tokens_per_row * (flop / (rate * 1e12 * REACHED_RATIO) + moved / bandwidth) * overhead
     if workload.quant != "none":
-        # Each use of a weight reads its stored bits and writes and reads it in the compute dtype.
-        bandwidth = target.bandwidth_bytes_per_second or 10e9
+        # Each use of a weight reads its stored bits, then writes and reads it in the compute dtype.
         seconds += passes * (rows / workload.micro_batch_rows) * facts.linear_parameters * 4.5 / bandwidth
     return seconds
 
@@ -480,30 +503,49 @@ def _settle_storage(
 
     fits = chosen.peak_bytes <= budget
     figures = f"peak {show_bytes(chosen.peak_bytes)} of {show_bytes(budget)} usable"
-    plain = "the base fits unquantised" if fits else "nothing that was looked at fits; this needs the least"
-    reasons = {
-        "none": f"{plain}: {figures}",
-        "int8": f"an unquantised base needs too much or is slower: {figures}",
-        "nf4": f"an unquantised base needs too much or is slower: {figures}",
-    }
-    quant = decided.settle("quant", work.quant, reasons.get(work.quant, figures), others(lambda w: w.quant))
-    reason = f"the fastest matrix products of {trainer.name}"
-    if work.dtype == "float32" and work.matmul_dtype != "float32":
-        reason = f"a small model: stored in float32, so it loads alike everywhere; products run in {work.matmul_dtype}"
-    elif work.dtype == "float32":
-        reason = f"the fastest dtype of {trainer.name}" if trainer.fast_dtype == "float32" else "a small model"
-    elif quant != "none":
-        reason = f"what is not quantised, and all products: {reason}"
-    decided.settle("dtype", work.dtype, reason, others(lambda w: (w.quant, w.dtype)))
-    steps = decided.value("train.batch_rows")
+    verdict = "an unquantised base needs more than there is, or is slower" if work.quant != "none" else "it fits"
+    if not fits:
+        verdict = "nothing that was looked at fits; this needs the least"
+    seen = {candidate.workload.quant for candidate in candidates}
+    plain = memory.weight_bytes(facts, work)
+    unseen = tuple(
+        Rejected(
+            value=quant,
+            reason=f"not needed: it would save {show_bytes(plain - memory.weight_bytes(facts, smaller))} of weights, "
+            "and each use of a weight would cost an unpacking",
+        )
+        for quant in trainer.quants
+        if quant not in seen and quant != "fp4"
+        for smaller in [work.model_copy(update={"quant": quant})]
+    )
+    decided.settle("quant", work.quant, f"{verdict}: {figures}", (*others(lambda w: w.quant), *unseen))
+    decided.settle("dtype", work.dtype, _dtype_reason(work, trainer), others(lambda w: (w.quant, w.dtype)))
     decided.settle(
         "train.micro_batch_rows",
         work.micro_batch_rows,
-        f"the fastest that fits; accumulated to the effective batch of {steps} rows",
+        f"the fastest that fits; accumulated to the effective batch of {decided.value('train.batch_rows')} rows",
         others(lambda w: w.micro_batch_rows),
     )
-    reason = "needed to fit" if work.checkpointing else "fits without; recomputing would cost about half as much again"
-    decided.settle("train.checkpointing", work.checkpointing, reason, others(lambda w: w.checkpointing))
+    rejected = others(lambda w: w.checkpointing)
+    if not rejected and not work.checkpointing:
+        rejected = (Rejected(value="True", reason="not needed: every layer would be computed once more"),)
+    reason = "activations of all layers do not fit at this speed" if work.checkpointing else "all activations fit"
+    decided.settle("train.checkpointing", work.checkpointing, reason, rejected)
+
+
+def _dtype_reason(work: Workload, trainer: Target) -> str:
+    if work.quant != "none":
+        return f"of what is not quantised and of all products: {work.matmul_dtype} is the fastest on {trainer.name}"
+    if work.dtype == "float32" and trainer.fast_dtype != "float32":
+        return (
+            "a small model: kept in float32, so the adapter gives the same numbers wherever it is loaded; "
+            f"products of adapted layers run in {work.matmul_dtype}"
+        )
+    return (
+        f"the fastest matrix products of {trainer.name}, in half the memory"
+        if work.dtype != "float32"
+        else (f"the fastest dtype of {trainer.name}")
+    )
 
 
 def _value(value: Any) -> str:

@@ -36,11 +36,13 @@ class Parcel:
     """What goes into one repository.
 
     Args:
+        name: What a person calls it; the folder's name when several are written.
         repo: USER/NAME; empty when only a folder is written.
         cells: Each cell by its folder in the repository, which is empty for the top.
         staged: The files.
     """
 
+    name: str
     repo: str
     cells: dict[str, Cell]
     staged: Staged
@@ -67,7 +69,7 @@ class Publication(Shown):
         shown: list[Block] = []
         for parcel in self.parcels:
             files = parcel.staged.files
-            shown.append(Heading(parcel.repo or str(self.written), 1))
+            shown.append(Heading(parcel.repo or parcel.name, 1))
             rows = [[file.name, f"{file.bytes:,}", file.sha256] for file in files]
             shown.append(Table(["file", "bytes", "sha256"], rows, frozenset({"bytes"})))
             shown.append(Text(f"{len(files)} files, {show_bytes(sum(file.bytes for file in files))}"))
@@ -144,8 +146,7 @@ def publish(
     with parcels(named, repo or "", layout, licence) as ready:
         if to is not None:
             for parcel in ready:
-                single = len(ready) == 1
-                write_out(parcel.staged, to if single else to / parcel.repo.rpartition("/")[2].lstrip("-"))
+                write_out(parcel.staged, to if len(ready) == 1 else to / parcel.name)
             return Publication(tuple(ready), written=to)
         if not yes:
             return Publication(tuple(ready), steps=tuple(steps(ready, private, tag, verify_load)))
@@ -209,14 +210,14 @@ def parcels(named: dict[str, Cell], repo: str, layout: str, licence: str | None)
             for prefix, cell in prefixes.items():
                 stage(cell, folder, prefix, licence)
             write_index(folder, repo.rpartition("/")[2] or "Adapters", list(prefixes))
-            ready.append(Parcel(repo, prefixes, sealed(folder)))
+            ready.append(Parcel("all", repo, prefixes, sealed(folder)))
         else:
             for number, (name, cell) in enumerate(named.items()):
                 folder = root / str(number)
-                own = f"{repo}-{name}" if name else repo
+                own = f"{repo}-{name}" if name and repo else repo
                 if repo:
                     check_repo(own)
-                ready.append(Parcel(own, {"": cell}, stage(cell, folder, licence=licence)))
+                ready.append(Parcel(name or cell.domain, own, {"": cell}, stage(cell, folder, licence=licence)))
         yield ready
 
 
@@ -276,10 +277,10 @@ def send(
 def _send_one(parcel: Parcel, hub: Hub, private: bool, tag: str | None, verify_load: bool) -> list[PublishRecord]:
     staged = parcel.staged
     if tag is not None and hub.head() is not None:
-        from hfadapt.hub import changes, taken
+        from hfadapt.hub import taken
 
         named = hub.commit_of(tag)
-        if named is not None and changes(hub.files(named), staged):
+        if named is not None and hub.changes(hub.files(named), staged, named):
             raise taken(parcel.repo, tag)
     first = next(iter(parcel.cells.values()))
     what = first.domain if len(parcel.cells) == 1 else f"{len(parcel.cells)} adapters"
@@ -291,14 +292,16 @@ def _send_one(parcel: Parcel, hub: Hub, private: bool, tag: str | None, verify_l
             prefix: rescored(cell, downloaded / prefix) if verify_load else None
             for prefix, cell in parcel.cells.items()
         }
+    hidden = hub.is_private()
     name = hub.tag(tag, commit)
+    hub.say(f"{hub.address}/tree/{name}")
     records = [
         PublishRecord(
             domain=cell.domain,
             target=cell.target,
             repo=parcel.repo,
             folder=prefix,
-            private=bool(hub.api.repo_info(parcel.repo).private),
+            private=hidden,
             commit=commit,
             tag=name,
             new_commit=new,

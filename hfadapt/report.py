@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from hfadapt import resources, svg
 from hfadapt.records import PHASES, CellReport, EvaluationRecord, Metric, Report, Step, TrainRecord, show_gain
-from hfadapt.run import Run
+from hfadapt.run_folder import Run
 from hfadapt.show import show_bytes, show_number, show_seconds
 from hfadapt.spec import write_text
 
@@ -69,6 +69,7 @@ def page(report: Report, cells: Sequence[Seen]) -> str:
         metric=leading.name if leading else "",
         direction="Higher" if leading is None or leading.higher_is_better else "Lower",
         heat=_heat(cells, leading, baseline),
+        several=several,
         forests=_forests(cells, names),
         confidence=f"{evaluated.confidence:.0%}".replace("%", " %") if evaluated else "",
         baseline=baseline,
@@ -163,27 +164,26 @@ def _row(cell: CellReport) -> dict[str, Any]:
 
 
 def _heat(cells: Sequence[Seen], leading: Metric | None, baseline: str) -> Markup | None:
-    """Domains by targets: the baseline's leading metric beside the adapter's, with the gain below."""
+    """The leading metric: domains by baseline and adapter; with several targets, domains by targets."""
     if leading is None:
         return None
     targets = list(dict.fromkeys(cell.report.target for cell in cells))
-    columns = dict.fromkeys(targets, (baseline, "adapter"))
-    if len(targets) > 1:
-        columns = {target: (f"{target}: {baseline}", f"{target}: adapter") for target in targets}
     values, notes = {}, {}
     for cell in cells:
         metric = next((metric for metric in cell.report.metrics if metric.name == leading.name), None)
         if metric is None:
             continue
-        before, after = columns[cell.report.target]
-        if metric.base is not None:
-            values[cell.report.domain, before] = metric.base
-        values[cell.report.domain, after] = metric.adapter
-        notes[cell.report.domain, after] = f"{metric.delta:+.3f}" if metric.delta is not None else ""
+        column = "adapter" if len(targets) == 1 else cell.report.target
+        values[cell.report.domain, column] = metric.adapter
+        if metric.base is not None and len(targets) == 1:
+            values[cell.report.domain, baseline] = metric.base
+        if metric.base is not None and metric.delta is not None:
+            gain = f"{metric.delta:+.3f}"
+            notes[cell.report.domain, column] = gain if len(targets) == 1 else f"{metric.base:.3f} {gain}"
     return Markup(
         svg.heat_map(
             list(dict.fromkeys(cell.report.domain for cell in cells)),
-            [name for pair in columns.values() for name in pair],
+            [baseline, "adapter"] if len(targets) == 1 else targets,
             values,
             title=f"{leading.name} of baseline and adapter",
             show=show_number,

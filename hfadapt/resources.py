@@ -24,11 +24,11 @@ def folder(name: str) -> Path:
         installed = files("hfadapt") or []
     except PackageNotFoundError:
         installed = []
-    for file in installed:
-        # RECORD knows where the files went, whatever way the package was installed.
-        _, found, below = file.as_posix().partition(f"{SHARED}/{name}/")
-        if found:
-            return Path(str(file.locate())).resolve().parents[below.count("/")]
+    found = [Path(str(file.locate())) for file in installed if f"{SHARED}/{name}/" in file.as_posix()]
+    # `pip install --target` moves the folder after it has noted where it is.
+    for path in [*(path.resolve().parent for path in found), checkout / SHARED / name]:
+        if path.is_dir() and path.name == name:
+            return path
     raise RunError(f"this installation lacks its {name}", place=name, fix="install hfadapt again")
 
 

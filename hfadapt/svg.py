@@ -225,10 +225,10 @@ class Effect:
     shown: str
 
 
-def forest(effects: Sequence[Effect], *, title: str, axis: str, width: int = 500) -> str:
+def forest(effects: Sequence[Effect], *, title: str, axis: str) -> str:
     """Differences with intervals around a line at zero."""
     left = 24 + max((len(one.name) for one in effects), default=0) * 7.0
-    right, top, tall = width - 190.0, 12.0, 30.0
+    right, top, tall = left + 230.0, 12.0, 30.0
     ends = [0.0, *(end for one in effects for end in (one.low, one.high, one.value) if end is not None)]
     low, high = min(ends), max(ends)
     room = (high - low) * 0.05 or 1.0
@@ -254,7 +254,7 @@ def forest(effects: Sequence[Effect], *, title: str, axis: str, width: int = 500
         parts.append(f'<circle cx="{number(at(one.value))}" cy="{number(y)}" r="5" style="fill:{colour}"/>')
         parts.append(text(right + 14, y + 4, one.shown))
     parts.append(text((left + right) / 2, bottom + 34, axis, "soft mid"))
-    return chart(width, bottom + 42, parts, title)
+    return chart(right + 190, bottom + 42, parts, title)
 
 
 @dataclass(frozen=True)
@@ -266,14 +266,12 @@ class Bar:
     colour: str
 
 
-def bars(
-    groups: Sequence[tuple[str, Sequence[Bar]]], legend: Sequence[tuple[str, str]], *, title: str, width: int = 520
-) -> str:
+def bars(groups: Sequence[tuple[str, Sequence[Bar]]], legend: Sequence[tuple[str, str]], *, title: str) -> str:
     """Groups of horizontal bars on a common scale from zero."""
     left = 24 + max((len(name) for name, _ in groups), default=0) * 7.0
-    right, top, thick = width - 96.0, 30.0 if legend else 10.0, 13.0
+    right, top, thick = left + 290.0, 30.0 if legend else 10.0, 13.0
     most = max((bar.value for _, group in groups for bar in group), default=0.0) or 1.0
-    parts = _legend(legend, width - 16, 14)
+    parts = _legend(legend, right + 80, 14)
     y = top
     for name, group in groups:
         parts.append(text(left - 14, y + len(group) * thick / 2 + 4, name, "end"))
@@ -287,4 +285,4 @@ def bars(
             y += thick
         y += 9
     parts.append(line(left, top - 3, left, y - 6, "axis"))
-    return chart(width, y, parts, title)
+    return chart(right + 96, y, parts, title)

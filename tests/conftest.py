@@ -55,8 +55,14 @@ def sample_cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the tiny models: `lm` (tied embeddings), `lm-untied`, `encoder`."""
+    import gc
+
+    import peft  # noqa: F401
     import tiny
 
     folder = tmp_path_factory.mktemp("models")
     tiny.make_models(folder)
+    # The libraries hold millions of objects that never die; every collection would look at all of them again.
+    gc.freeze()
     yield folder
+    gc.unfreeze()

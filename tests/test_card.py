@@ -27,7 +27,7 @@ from hfadapt.card_facts import Facts, Records, escape, pointer, public_name, red
 from hfadapt.card_snippet import example_row, snippet_text
 from hfadapt.errors import RunError
 from hfadapt.licenses import adapter_licence, duties, hub_id, hub_ids
-from hfadapt.run import Cell
+from hfadapt.run_folder import Cell
 
 EXAMPLES = Path(__file__).parent.parent / "cards" / "examples"
 NAMES = ("text-classification", "causal-lm")
@@ -265,6 +265,13 @@ def test_snippets_of_every_form_are_python(form: str, row: dict, wanted: str, tm
     compile(code, "snippet", "exec")
     assert wanted in code
     assert "yo" not in code.split("messages")[-1] or form != "messages"
+
+
+def test_the_snippet_quantises_as_training_did() -> None:
+    code = (EXAMPLES / "causal-lm" / "README.md").read_text(encoding="utf-8")
+    assert 'bnb_4bit_quant_type="nf4",' in code
+    assert "bnb_4bit_compute_dtype=torch.bfloat16," in code
+    assert "load_in_4bit=True," in code
 
 
 @pytest.fixture(scope="module")

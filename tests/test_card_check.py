@@ -159,6 +159,23 @@ def test_what_users_and_data_say_is_not_taken_for_the_card(tmp_path: Path) -> No
     assert check_card(folder) == []
 
 
+def test_the_command_line_names_problems_and_exits_with_1(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from hfadapt.cli import app
+    from hfadapt.records import CellState
+
+    folder = tmp_path / "cell"
+    shutil.copytree(EXAMPLES / "text-classification", folder)
+    CellState().write(folder / "cell.json")
+    good = CliRunner().invoke(app, ["card", "check", str(folder)])
+    assert good.exit_code == 0, good.output
+    add("TODO")(folder)
+    bad = CliRunner().invoke(app, ["card", "check", str(folder)])
+    assert bad.exit_code == 1
+    assert "placeholder" in bad.output
+
+
 @pytest.mark.parametrize("code", ["en", "no", "pt-BR", "zh-Hans", "yue", "code", "multilingual"])
 def test_languages(code: str) -> None:
     assert is_language(code)

@@ -364,7 +364,7 @@ def test_two_processes_learn_what_one_does(models, tmp_path):
         train={"batch_rows": 7, "micro_batch_rows": 2, "max_steps": 5, "evaluate_every_steps": 2, "fast": False},
     )
     write_recipe(tmp_path / "tiny.yaml", fields)
-    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "-m", "hfadapt"]
+    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "hfadapt"]
     process = start("train", "tiny.yaml", "--runs", "two", folder=tmp_path, launcher=launcher)
     one = command("train", "tiny.yaml", folder=tmp_path)
     two = finish(process, 240)

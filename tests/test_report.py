@@ -15,7 +15,7 @@ import pytest
 from hfadapt import svg
 from hfadapt.records import CellReport, CellState, Metric, Report
 from hfadapt.report import verdict, write_page
-from hfadapt.run import Run
+from hfadapt.run_folder import Run
 
 EXAMPLES = Path(__file__).parent.parent / "cards" / "examples"
 VOID = {"meta", "br", "hr", "img", "input", "link"}

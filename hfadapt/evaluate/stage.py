@@ -48,10 +48,13 @@ def evaluate_cell(cell: Cell, world: World, progress: Progress | None = None) ->
     Raises:
         RunError: the adapter that was read back does not score as it did when it was trained.
     """
-    return world.on_main(lambda: _evaluate(cell, world.accelerator.device, progress or Silent()))
+    room = world.max_memory(cell.plan.cells[0].budget_bytes)
+    return world.on_main(lambda: _evaluate(cell, world.accelerator.device, progress or Silent(), room))
 
 
-def _evaluate(cell: Cell, device: torch.device, progress: Progress) -> EvaluationRecord:
+def _evaluate(
+    cell: Cell, device: torch.device, progress: Progress, room: dict[int, int] | None
+) -> EvaluationRecord:
     lock, data, train = cell.lock, cell.data, cell.train
     task = kinds.load("tasks", lock.task)
     release_memory()
@@ -59,7 +62,7 @@ def _evaluate(cell: Cell, device: torch.device, progress: Progress) -> Evaluatio
     started = time.perf_counter()
     with PeakMemory(device, floor) as peak:
         manifest = check_folder(cell.adapter)
-        base = load_base(lock, data.labels, device)
+        base = load_base(lock, data.labels, device, max_memory=room)
         check_manifest(manifest, base, cell.adapter, data.labels)
         rows = read_split(cell.folder, "test")
         encode = {"max_length": lock.data.max_length, "labels": data.labels}

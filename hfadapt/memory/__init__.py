@@ -4,7 +4,8 @@ What the tensors of a step need is traced (trace.py); what the base, the adapter
 neither can see (scratch space inside operators, the allocator's rounding, code pages) is a handful of constants that
 were fitted on half of benchmarks/memory_grid.json and tested on the other half.
 
-On a CPU "peak" is the resident set above what the process held before it loaded the base, with malloc set as in allocator.py.
+On a CPU "peak" is the resident set above what the process held before it loaded the base, with malloc set as in
+allocator.py.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 from typing import Literal
 
 from hfadapt import kinds
-from hfadapt.facts import ModelFacts
+from hfadapt.facts import LinearShape, ModelFacts
 from hfadapt.records import PhaseMemory
 from hfadapt.spec import Spec
 
@@ -21,6 +22,8 @@ MIB = 1 << 20
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03, "paged-adamw-8bit": 2.03}
 """State per trained parameter: two moments; in 8 bits with one float32 scale per block of 256."""
+SHORT_TOKENS = 256
+"""Up to this length the fast path takes another attention kernel on CPUs (train/fast.py)."""
 LOW_RANK = ("lora", "rslora", "dora", "pissa", "loftq", "eva", "olora")
 
 # --- fitted on the `fitted` half of benchmarks/memory_grid.json ------------------------------------------------------
@@ -39,8 +42,8 @@ GPU_ALLOCATOR_RATIO = 1.08
 class Workload(Spec):
     """One configuration whose memory is asked for: B = `micro_batch_rows` rows of T = `length_tokens` tokens.
 
-    `labelled_tokens` are the tokens of one row that carry a loss. `matmul_dtype` is what products run in: for a
-    quantised base the dtype it is unpacked to, for a float32 base another one under autocast.
+    `labelled_tokens` are the tokens of one row that carry a loss. `matmul_dtype` is what products of adapted layers run
+    in: for a quantised base the dtype it is unpacked to. `fast` is the loop's own path for low-rank layers.
     """
 
     quant: str = "none"
@@ -55,6 +58,7 @@ class Workload(Spec):
     length_tokens: int = 128
     labelled_tokens: int = 128
     evaluate_rows: int = 32
+    fast: bool = True
     device: Literal["cpu", "gpu"] = "cpu"
 
 
@@ -89,7 +93,7 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
     validation = live("evaluate_peak", 2 * rows) + logits(2 * rows)
     unpacked = facts.largest_linear * DTYPE_BYTES[workload.matmul_dtype] if workload.quant != "none" else 0
     train = {
-        "weights": weights,
+        "weights": weights + _copied_bytes(facts, workload),
         "adapter": adapter,
         "gradients": trained * 4,
         "optimizer": int(trained * OPTIMIZER_BYTES[workload.optimizer]),
@@ -118,7 +122,8 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
     result = []
     for phase, parts in phases.items():
         moving = sum(parts.get(name, 0) for name in ("activations", "logits", "workspaces"))
-        parts["allocator"] = int(moving * (CPU_HEAP_RATIO - 1) if on_cpu else sum(parts.values()) * (GPU_ALLOCATOR_RATIO - 1))
+        extra = moving * (CPU_HEAP_RATIO - 1) if on_cpu else sum(parts.values()) * (GPU_ALLOCATOR_RATIO - 1)
+        parts["allocator"] = int(extra)
         parts["framework"] = CPU_CONSTANT_BYTES if on_cpu else GPU_CONSTANT_BYTES
         result.append(PhaseMemory.model_validate({"phase": phase, "parts": parts}))
     return tuple(result)
@@ -136,6 +141,19 @@ def weight_bytes(facts: ModelFacts, workload: Workload) -> int:
     return rest + facts.linear_parameters * element
 
 
+def _copied_bytes(facts: ModelFacts, workload: Workload) -> int:
+    """Copies of frozen float32 weights in the dtype of the products, which the fast path makes once."""
+    copies = workload.fast and workload.quant == "none" and workload.matmul_dtype != workload.dtype
+    if not copies or workload.method not in LOW_RANK or workload.method == "dora":
+        return 0
+    return sum(s.parameters for s in _adapted(facts, workload)) * DTYPE_BYTES[workload.matmul_dtype]
+
+
+def _adapted(facts: ModelFacts, workload: Workload) -> list[LinearShape]:
+    """The linear layers that get an adapter."""
+    return [s for s in facts.linears if workload.modules == ("all-linear",) or s.name in workload.modules]
+
+
 def trained_parameters(facts: ModelFacts, workload: Workload) -> int:
     """Parameters with a gradient: R (in + out) per adapted layer and the fresh head, or all of them."""
     if workload.method == "full":
@@ -143,7 +161,7 @@ def trained_parameters(facts: ModelFacts, workload: Workload) -> int:
     head = 0 if facts.generates else facts.head_parameters
     if workload.method == "head":
         return head or facts.vocab_size * facts.hidden_size
-    chosen = [s for s in facts.linears if workload.modules == ("all-linear",) or s.name in workload.modules]
+    chosen = _adapted(facts, workload)
     extra = sum(s.out_features * s.count for s in chosen) if workload.method == "dora" else 0
     return head + extra + sum(workload.rank * (s.in_features + s.out_features) * s.count for s in chosen)
 
@@ -156,25 +174,45 @@ def _load_bytes(facts: ModelFacts, workload: Workload) -> int:
 def _terms(facts: ModelFacts, workload: Workload) -> Terms:
     from hfadapt.memory.trace import StepKey, step_terms
 
-    longest = min(facts.max_positions or 256, 256)
-    lengths = (longest // 4, longest // 2, longest) if facts.vocab_size else (1,)
+    if facts.vocab_size == 0:
+        lengths: tuple[int, ...] = (1,)
+    elif workload.length_tokens <= SHORT_TOKENS:
+        longest = min(facts.max_positions or SHORT_TOKENS, SHORT_TOKENS)
+        lengths = (longest // 4, longest // 2, longest)
+    else:
+        # Another attention kernel from here on.
+        longest = min(facts.max_positions or 2 * SHORT_TOKENS, 2 * SHORT_TOKENS)
+        lengths = (SHORT_TOKENS + 8, (SHORT_TOKENS + longest) // 2, longest)
     return step_terms(
         StepKey(
             config=json.dumps(facts.config, sort_keys=True, default=str),
             auto_class=kinds.load("tasks", facts.task).auto_class,
             generates=facts.generates,
-            dtype="float32" if workload.method == "full" else workload.dtype,
-            matmul_dtype=workload.matmul_dtype,
-            quantised=workload.quant != "none",
+            dtype=_traced_dtype("float32" if workload.method == "full" else workload.dtype),
+            matmul_dtype=_traced_dtype(workload.matmul_dtype),
+            bits=kinds.load("quants", workload.quant).bits,
+            fast=workload.fast,
             adapted=workload.method in LOW_RANK,
             dora=workload.method == "dora",
             trains_all=workload.method == "full",
             rank=workload.rank,
             modules=workload.modules,
             checkpointing=workload.checkpointing,
+            on_cpu=workload.device == "cpu",
             lengths=lengths,
         )
     )
+
+
+def _traced_dtype(dtype: str) -> str:
+    """Float16 is traced as bfloat16: the sizes are the same."""
+    return "float32" if dtype == "float32" else "bfloat16"
+
+
+def saved_bytes_per_token(facts: ModelFacts, workload: Workload) -> float:
+    """What the layers keep for the backward pass without checkpointing, per token (per row for images)."""
+    outside, layer = _terms(facts, workload.model_copy(update={"checkpointing": False}))["forward_end"]
+    return max(0.0, outside[1]) + layer[1] * facts.layers
 
 
 Terms = dict[str, tuple[tuple[float, ...], tuple[float, ...]]]

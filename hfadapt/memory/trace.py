@@ -8,11 +8,13 @@ answer every (layers, rows, tokens).
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import warnings
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -23,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hfadapt.errors import RequestError
 from hfadapt.facts import HEADS, build, layer_stacks
 
 MARKS = ("forward_peak", "forward_end", "backward_peak", "evaluate_peak")
@@ -39,20 +42,22 @@ class StepKey:
     generates: bool
     dtype: str
     matmul_dtype: str
-    quantised: bool
+    bits: int
+    fast: bool
     adapted: bool
     dora: bool
     trains_all: bool
     rank: int
     modules: tuple[str, ...]
     checkpointing: bool
+    on_cpu: bool
     lengths: tuple[int, ...]
 
 
 @cache
 def step_terms(key: StepKey) -> Terms:
     """For each mark: coefficients of (1, B T, B T^2) outside the layers, and the same for one layer."""
-    one, two = ({t: _marks(key, layers, t) for t in key.lengths} for layers in (1, 2))
+    one, two = (_marks(key, layers) for layers in (1, 2))
     found: Terms = {}
     for mark in MARKS:
         first, second = (_fit({t: marks[t][mark] for t in marks}) for marks in (one, two))
@@ -106,70 +111,103 @@ class Live(TorchDispatchMode):
         weakref.finalize(storage, release)
 
 
-def _marks(key: StepKey, layers: int, length: int) -> dict[str, int]:
-    """Live bytes of one step over ROWS rows at the four marks."""
+def _marks(key: StepKey, layers: int) -> dict[int, dict[str, int]]:
+    """By length: live bytes of one step over ROWS rows at the four marks."""
     model = _adapted(key, layers)
+    found = {}
     with FakeTensorMode(), _quiet():
         _make_fake(model)
-        inputs = _inputs(key, model, length)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 # As in the second micro-batch of a step: gradients are there and are added to.
                 parameter.grad = torch.empty_like(parameter)
-        marks = {}
-        with Live(model) as live, _products(key):
+        for length in key.lengths:
+            found[length] = _step(key, model, _inputs(key, model, length), length)
+    return found
+
+
+def _step(key: StepKey, model: nn.Module, inputs: dict[str, torch.Tensor], length: int) -> dict[str, int]:
+    """Forward and backward, then a forward pass for scoring."""
+    marks = {}
+    model.train()
+    with Live(model) as live:
+        with _fast(key, model, length):
+            copies = live.bytes
             loss = _loss(key, model, inputs)
-            marks["forward_peak"], marks["forward_end"] = live.peak_bytes, live.bytes
+            marks["forward_peak"], marks["forward_end"] = live.peak_bytes - copies, live.bytes - copies
             live.peak_bytes = live.bytes
-        with live:
-            loss.backward()
-            marks["backward_peak"] = live.peak_bytes
-            del loss
-        model.eval()
-        with Live(model) as live, torch.no_grad(), _products(key):
-            _loss(key, model, inputs)
-            marks["evaluate_peak"] = live.peak_bytes
+            loss.backward()  # type: ignore[no-untyped-call]
+            marks["backward_peak"] = live.peak_bytes - copies
+        del loss
+    model.eval()
+    with Live(model) as live, torch.no_grad():
+        _loss(key, model, inputs)
+        marks["evaluate_peak"] = live.peak_bytes
     return marks
+
+
+@contextmanager
+def _fast(key: StepKey, model: nn.Module, length: int) -> Iterator[None]:
+    """The training loop's own fast path, when it is on; what it copies once is counted with the weights."""
+    if not key.fast:
+        yield
+        return
+    # By name: the training stages lie above this file.
+    path = importlib.import_module("hfadapt.train.fast")
+    products = getattr(torch, key.matmul_dtype) if key.dtype == "float32" and not key.bits else None
+    longest = float(length) if key.dtype != "float32" and key.on_cpu else math.inf
+    with ExitStack() as stack:
+        stack.enter_context(path.fast_layers(model, products))
+        stack.enter_context(path.short_attention(torch.device("cpu"), longest))
+        yield
 
 
 def _adapted(key: StepKey, layers: int) -> nn.Module:
     """The cut model with its adapter on the meta device, as hfadapt trains it."""
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig
 
-    fields = json.loads(key.config)
-    for name, value in fields.items():
-        if "drop" in name and isinstance(value, float):
-            fields[name] = 0.0
-    config = AutoConfig.for_model(**fields)
-    model: Any = build(config, key.auto_class, "traced")
-    cut_layers(model, layers)
-    model.to(getattr(torch, key.dtype))
-    model.requires_grad_(key.trains_all)
-    if key.quantised:
-        _quantise(model, getattr(torch, key.matmul_dtype))
-    base = model
+    base: Any = _cut(key, layers)
+    base.to(getattr(torch, key.dtype))
+    base.requires_grad_(key.trains_all)
+    if key.bits:
+        _quantise(base, key.bits, getattr(torch, key.matmul_dtype))
+    model: nn.Module = base
     with torch.device("meta"), _quiet():
         if key.adapted:
             modules = "all-linear" if key.modules == ("all-linear",) else list(key.modules)
-            options = {"target_modules": modules, "use_dora": key.dora}
-            model = get_peft_model(model, LoraConfig(r=key.rank, lora_alpha=key.rank, **options))
-        head = [p for name, p in base.named_parameters() if name.split(".")[0] in HEADS]
+            model = get_peft_model(base, LoraConfig(r=key.rank, target_modules=modules, use_dora=key.dora))
         if not key.generates or not key.adapted:
-            for parameter in head:
-                parameter.requires_grad_(parameter.is_floating_point())
+            for name, parameter in base.named_parameters():
+                if name.split(".")[0] in HEADS and parameter.is_floating_point():
+                    parameter.requires_grad_(True)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         if key.checkpointing:
             base.activation_checkpointing_enable({"use_reentrant": False})
-    return model.train()
+    return model
 
 
-def cut_layers(model: nn.Module, layers: int) -> None:
-    """Keeps the first `layers` of every outermost stack of equal blocks."""
+def _cut(key: StepKey, layers: int) -> nn.Module:
+    """The model with its first `layers` layers; built small where the config allows it, else built whole and cut."""
+    from transformers import AutoConfig
+
+    fields = {
+        name: 0.0 if "drop" in name and isinstance(value, float) else value
+        for name, value in json.loads(key.config).items()
+    }
+    count = fields.get("num_hidden_layers")
+    small = {
+        name: value[:layers] if isinstance(value, list) and len(value) == count else value
+        for name, value in fields.items()
+    }
+    try:
+        model = build(AutoConfig.for_model(**{**small, "num_hidden_layers": layers}), key.auto_class, "traced")
+    except (RequestError, ValueError, TypeError, IndexError):
+        model = build(AutoConfig.for_model(**fields), key.auto_class, "traced")
     for stack in layer_stacks(model):
         del stack[layers:]
+    return model
 
 
 class _Dequantise(torch.autograd.Function):
@@ -188,8 +226,8 @@ class _Dequantise(torch.autograd.Function):
         return grad.to(layer.compute_dtype) @ weight, None
 
 
-class _Packed(nn.Linear):
-    """Stands for Linear4bit and Linear8bitLt: the same shapes outside, a packed weight inside."""
+class Linear8bit(nn.Linear):
+    """Stands for Linear8bitLt: the same shapes outside, a packed weight inside."""
 
     def __init__(self, layer: nn.Linear, compute_dtype: torch.dtype) -> None:
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
@@ -199,16 +237,33 @@ class _Packed(nn.Linear):
         self.weight = nn.Parameter(packed, requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Unpacks for this use; (..., I) to (..., O)."""
         result = _Dequantise.apply(x, self).to(x.dtype)  # type: ignore[no-untyped-call]
         return result if self.bias is None else result + self.bias
 
 
-def _quantise(model: nn.Module, compute_dtype: torch.dtype) -> None:
+class Linear4bit(Linear8bit):
+    """Stands for the class of this name in bitsandbytes, by which the fast path knows it."""
+
+
+def _quantise(model: nn.Module, bits: int, compute_dtype: torch.dtype) -> None:
+    kind = Linear4bit if bits == 4 else Linear8bit
     for name, module in list(model.named_modules()):
         for child_name, child in list(module.named_children()):
             full = f"{name}.{child_name}" if name else child_name
             if isinstance(child, nn.Linear) and full.split(".")[0] not in HEADS:
-                setattr(module, child_name, _Packed(child, compute_dtype))
+                setattr(module, child_name, kind(child, compute_dtype))
+
+
+def _give_state(layer: Linear4bit) -> None:
+    """What bitsandbytes needs to unpack a 4-bit weight, as fakes."""
+    from bitsandbytes.functional import QuantState
+
+    shape = torch.Size((layer.out_features, layer.in_features))
+    scales = torch.empty(shape.numel() // 64, dtype=torch.float32)
+    layer.weight.quant_state = QuantState(  # type: ignore[attr-defined]
+        scales, shape=shape, code=torch.empty(16), blocksize=64, quant_type="nf4", dtype=layer.compute_dtype
+    )
 
 
 def _make_fake(model: nn.Module) -> None:
@@ -225,6 +280,8 @@ def _make_fake(model: nn.Module) -> None:
                         new = nn.Parameter(new, requires_grad=old.requires_grad)
                     made[id(old)] = (old, new)
                 table[name] = made[id(old)][1]
+        if isinstance(module, Linear4bit):
+            _give_state(module)
 
 
 def _inputs(key: StepKey, model: Any, length: int) -> dict[str, torch.Tensor]:
@@ -244,12 +301,6 @@ def _loss(key: StepKey, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Te
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     body = getattr(base, base.base_model_prefix)
     return body(**inputs, use_cache=False).last_hidden_state[:, -1].float().sum()
-
-
-def _products(key: StepKey) -> Any:
-    if key.dtype == "float32" and key.matmul_dtype != "float32" and not key.quantised:
-        return torch.autocast("cpu", dtype=torch.bfloat16)
-    return nullcontext()
 
 
 @contextmanager

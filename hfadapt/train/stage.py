@@ -48,7 +48,8 @@ def train_cell(cell: Cell, world: World, *, identity: str = "", progress: Progre
     floor = resident_bytes()
     started = time.perf_counter()
     with PeakMemory(device, floor) as load_peak:
-        base = load_base(lock, data.labels, device)
+        room = world.max_memory(cell.plan.cells[0].budget_bytes)
+        base = load_base(lock, data.labels, device, max_memory=room)
         encode = {"max_length": lock.data.max_length, "labels": data.labels}
         train = task.encode(read_split(cell.folder, "train"), base.tokenizer, **encode)
         validation = task.encode(read_split(cell.folder, "validation"), base.tokenizer, **encode)
@@ -63,7 +64,8 @@ def train_cell(cell: Cell, world: World, *, identity: str = "", progress: Progre
     method = kinds.load("adapters", lock.adapter.method)
     start = low_rank_start(model) if method.changes_base else None
     if lock.train.trackers:
-        world.accelerator.init_trackers(lock.name, config={"domain": cell.domain, "target": cell.target})
+        name = f"{lock.name}-{cell.domain}-{cell.target}"
+        world.accelerator.init_trackers(name, config={"recipe": lock.name, "domain": cell.domain})
     with PeakMemory(device, floor) as train_peak, interruptible() as interrupt:
         loop = Loop(
             accelerator=world.accelerator,

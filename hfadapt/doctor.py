@@ -1,0 +1,267 @@
+"""What this machine can do, measured where that takes seconds, and what is missing, with the way to get it.
+
+Nothing here uses the network: whether a Hub token is configured is reported, never its value.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from hfadapt import allocator, hardware
+from hfadapt.hardware import Target
+from hfadapt.show import Block, Heading, Shown, Table, Text, show_bytes
+from hfadapt.spec import Record, Spec
+
+CORE = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "huggingface_hub", "safetensors")
+OPTIONAL = {
+    "tensorboard": ("train.trackers: [tensorboard]", "pip install 'hfadapt[tensorboard]'"),
+    "wandb": ("train.trackers: [wandb]", "pip install wandb"),
+    "mlflow": ("train.trackers: [mlflow]", "pip install mlflow"),
+    "trackio": ("train.trackers: [trackio]", "pip install trackio"),
+    "onnxruntime": ("checking an ONNX export", "pip install onnxruntime"),
+    "sentencepiece": ("tokenizers that exist only as SentencePiece files", "pip install sentencepiece"),
+}
+MATTERS = ("fast bfloat16", "8-bit and 4-bit storage", "Hugging Face Hub")
+"""Without these a recipe is limited; the other capabilities are extras."""
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+MATRIX = 1024
+SECONDS_EACH = 0.6
+
+
+class Capability(Spec):
+    """One thing a recipe may ask for: whether this machine has it, and how to get it when not."""
+
+    name: str
+    available: bool
+    detail: str
+    fix: str | None = None
+
+
+class DoctorReport(Shown, Record):
+    """This machine as hfadapt sees it. Rates are measured, or None when measuring was off."""
+
+    target: Target
+    float32_tflops: float | None
+    bfloat16_tflops: float | None
+    bandwidth_bytes_per_second: float | None
+    packages: dict[str, str]
+    capabilities: tuple[Capability, ...]
+    verdict: Literal["ready", "limited", "broken"]
+
+    def blocks(self) -> list[Block]:
+        """The machine, its rates, package versions, capabilities, and what to do next."""
+        target = self.target
+        rows = [
+            ["processor", hardware.processor_name()],
+            ["training device", f"{target.kind}: {target.title.removeprefix('this machine: ')}"],
+            ["memory", f"{show_bytes(target.memory_bytes)}, {show_bytes(target.budget_bytes)} usable now"],
+            ["cores", str(target.cores or "unknown")],
+            ["instruction sets", ", ".join(target.features) or "unknown"],
+            ["float32 matrix rate", _rate(self.float32_tflops)],
+            ["bfloat16 matrix rate", _rate(self.bfloat16_tflops)],
+            [
+                "memory bandwidth",
+                f"{self.bandwidth_bytes_per_second / 1e9:.1f} GB/s"
+                if self.bandwidth_bytes_per_second
+                else "not measured",
+            ],
+        ]
+        found = [[c.name, "yes" if c.available else "no", c.detail, c.fix or ""] for c in self.capabilities]
+        return [
+            Heading("hfadapt doctor", 1),
+            Table(["machine", ""], rows),
+            Table(["package", "version"], [[name, text] for name, text in self.packages.items()]),
+            Table(["capability", "here", "what it means", "how to get it"], found),
+            Text(
+                {
+                    "ready": "Training works at full speed; what says 'no' above is optional.",
+                    "limited": "Training works; what says 'no' above is left out or slower.",
+                    "broken": "Training cannot start: see what says 'no' and how to get it.",
+                }[self.verdict]
+            ),
+        ]
+
+
+def _rate(tflops: float | None) -> str:
+    return "not measured" if tflops is None else f"{tflops:.2f} TFLOP/s"
+
+
+def examine(measure: bool = True) -> DoctorReport:
+    """Looks at the machine; with `measure` also times matrix products and copies, under 5 s in all."""
+    target = hardware.this_machine()
+    packages = {name: text for name in CORE if (text := _version(name)) is not None}
+    missing = [name for name in CORE if name not in packages]
+    float32 = bfloat16 = bandwidth = None
+    if measure and "torch" in packages:
+        float32 = matrix_rate("float32", target)
+        bfloat16 = matrix_rate("bfloat16", target) if "bfloat16" in target.dtypes else None
+        bandwidth = copy_rate(target)
+    capabilities = (
+        Capability(
+            name="core packages",
+            available=not missing,
+            detail="all installed" if not missing else f"missing: {', '.join(missing)}",
+            fix=f"pip install {' '.join(missing)}" if missing else None,
+        ),
+        _gpu(target),
+        *_numbers(target, float32, bfloat16),
+        _settled(target),
+        *_extras(),
+        _hub(),
+    )
+    verdict: Literal["ready", "limited", "broken"] = "ready"
+    if missing:
+        verdict = "broken"
+    elif not all(c.available for c in capabilities if c.name in MATTERS):
+        verdict = "limited"
+    return DoctorReport(
+        target=target,
+        float32_tflops=float32,
+        bfloat16_tflops=bfloat16,
+        bandwidth_bytes_per_second=bandwidth,
+        packages=packages,
+        capabilities=capabilities,
+        verdict=verdict,
+    )
+
+
+def matrix_rate(dtype: str, target: Target) -> float:
+    """Measured TFLOP/s of square products, the best of several tries so that a busy moment does not count."""
+    import torch
+
+    device = _device(target)
+    size = MATRIX if target.on_cpu else 8 * MATRIX
+    a, b = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
+    best, end = float("inf"), time.perf_counter() + SECONDS_EACH
+    a @ b
+    _wait(device)
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        a @ b
+        _wait(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best / 1e12
+
+
+def copy_rate(target: Target) -> float:
+    """Measured bytes per second read and written by copying blocks larger than the caches."""
+    import torch
+
+    device = _device(target)
+    source = torch.ones(32 << 20, dtype=torch.float32, device=device)
+    copy = torch.empty_like(source)
+    copy.copy_(source)
+    best, end = float("inf"), time.perf_counter() + SECONDS_EACH
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        copy.copy_(source)
+        _wait(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * source.numel() * 4 / best
+
+
+def _device(target: Target) -> str:
+    return {"rocm": "cuda"}.get(target.kind, target.kind)
+
+
+def _wait(device: str) -> None:
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+    elif device == "xpu":
+        torch.xpu.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _gpu(target: Target) -> Capability:
+    if not target.on_cpu:
+        return Capability(name="accelerator", available=True, detail=f"{target.devices} x {target.kind}")
+    return Capability(
+        name="accelerator",
+        available=False,
+        detail="torch finds no CUDA, ROCm, XPU or MPS device; training runs on the CPU",
+        fix="on a machine with a GPU, install the torch build for it: https://pytorch.org/get-started/locally/",
+    )
+
+
+def _numbers(target: Target, float32: float | None, bfloat16: float | None) -> list[Capability]:
+    """16-bit products, and quantised storage."""
+    gain = f", measured {bfloat16 / float32:.1f} times float32" if float32 and bfloat16 else ""
+    has_units = bool({"amx_bf16", "avx512_bf16", "bf16"} & set(target.features)) if target.on_cpu else True
+    if float32 and bfloat16:
+        has_units = bfloat16 > float32
+    fast = "bfloat16" in target.dtypes and has_units
+    quants = set(target.quants) if importlib.util.find_spec("bitsandbytes") else set()
+    return [
+        Capability(
+            name="fast bfloat16",
+            available=fast,
+            detail=("products run in bfloat16" if fast else "products run in float32 or float16") + gain,
+            fix=None if fast else "a CPU with AVX512-BF16 or AMX, or a GPU with compute capability 8.0 and more",
+        ),
+        Capability(
+            name="8-bit and 4-bit storage",
+            available=bool(quants),
+            detail=f"bitsandbytes stores {', '.join(sorted(quants))}" if quants else "no bitsandbytes backend here",
+            fix=None if quants else "needs a CPU with AVX2, or a CUDA, ROCm or XPU device",
+        ),
+    ]
+
+
+def _settled(target: Target) -> Capability:
+    fine = allocator.settled() or not target.on_cpu
+    return Capability(
+        name="compact memory",
+        available=fine,
+        detail="freed memory is used again" if fine else "malloc keeps holes: 1.3 to 4 times the predicted peak",
+        fix=None
+        if fine
+        else f"the hfadapt command sets it itself; in a notebook start Python with {allocator.VARIABLE}="
+        f"{allocator.TUNABLES}",
+    )
+
+
+def _extras() -> list[Capability]:
+    return [
+        Capability(
+            name=name,
+            available=(here := importlib.util.find_spec(name) is not None),
+            detail=f"for {use}",
+            fix=None if here else fix,
+        )
+        for name, (use, fix) in OPTIONAL.items()
+    ]
+
+
+def _hub() -> Capability:
+    """Whether the Hub may be used and a token is configured; the network is not tried."""
+    offline = [name for name in OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
+    try:
+        from huggingface_hub import get_token
+
+        token = get_token() is not None
+    except ImportError:
+        token = False
+    detail = f"offline by {', '.join(offline)}" if offline else "not switched off; the network was not tried"
+    fixes = [f"unset {' '.join(offline)}"] if offline else []
+    if not token:
+        fixes.append("to publish or read gated models: hf auth login")
+    return Capability(
+        name="Hugging Face Hub",
+        available=not offline,
+        detail=f"{detail}; {'a token is' if token else 'no token is'} configured",
+        fix="; ".join(fixes) or None,
+    )
