@@ -119,21 +119,21 @@ GPU_MODELS: dict[str, dict[str, Any]] = {
     },
 }
 QUANTS = ("none", "int8", "nf4")
-SHAPES = ((2, 64), (8, 64), (2, 128), (8, 128), (2, 256), (8, 256))
-"""(rows, tokens) of a micro-batch: three lengths, two batches."""
+LENGTHS = (64, 128, 256)
+ROWS = (2, 8)
 LABELLED_TOKENS = 8
 LABELS = ("negative", "neutral", "positive")
 RANK = 16
 
 
 def grid(models: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Points in a fixed order; of the six shapes each (model, quant, checkpointing) takes three, all in turn."""
+    """Points in a fixed order: each (model, quant, checkpointing) at all lengths, the batches in turn."""
     number = 0
     for model in models:
         for quant in QUANTS:
             for checkpointing in (False, True):
                 for i in range(1 if model in OTHER_MODELS else 3):
-                    rows, tokens = SHAPES[(2 * i + number) % 6]
+                    rows, tokens = ROWS[(i + number // 2) % 2], LENGTHS[(i + number) % 3]
                     fitted = model not in OTHER_MODELS and (number + i) % 2 == 0
                     yield {
                         "model": model,
@@ -283,6 +283,7 @@ def predicted(point: dict[str, Any], about: dict[str, Any], device: str) -> dict
 
     task = kinds.load("tasks", about["task"])
     config = AutoConfig.for_model(**about["config"])
+    config.dtype = about["dtype"]
     for key, value in task.model_options(LABELS).items():
         setattr(config, key, value)
     facts = describe(build(config, task.auto_class, point["model"]), point["model"], about["task"], len(LABELS), config)
@@ -383,10 +384,10 @@ def run_grid(models: dict[str, dict[str, Any]], device: str, only: str | None, o
     results: dict[str, Any] = {"device": device, "versions": versions(device).model_dump(), "points": []}
     if out.exists():
         results["points"] = json.loads(out.read_text())["points"]
-    done = [result["point"] for result in results["points"]]
+    done = [{**result["point"], "fitted": None} for result in results["points"]]
     with tempfile.TemporaryDirectory() as temporary:
         for point in grid(models):
-            if point in done or (only and point["model"] != only):
+            if {**point, "fitted": None} in done or (only and point["model"] != only):
                 continue
             folder = Path(temporary) / point["model"]
             if not folder.exists():

@@ -250,10 +250,12 @@ def publish(
 
     The token is that of `hf auth login` or HF_TOKEN.
     """
-    from hfadapt.pipeline import quiet_libraries
     from hfadapt.publish import publish as publish_cells
 
-    quiet_libraries()
+    if yes and not no_verify_load:
+        from hfadapt.pipeline import quiet_libraries
+
+        quiet_libraries()
     show(
         publish_cells(
             path,
@@ -369,15 +371,15 @@ def main() -> None:
     except HfadaptError as error:
         typer.echo(str(error), err=True)
         code = error.exit_code
-    except KeyboardInterrupt:
-        typer.echo("interrupted; what was finished is kept, run the command again to go on", err=True)
+    except (KeyboardInterrupt, typer.Abort):
         code = 130
     except typer.Exit as done:
         code = done.exit_code
-    except typer.Abort:
-        code = 130
     except Exception as error:
         code = usage_or_crash(error)
+    if code == 130:
+        # Typer itself turns KeyboardInterrupt into this code.
+        typer.echo("interrupted; what was finished is kept, run the command again to go on", err=True)
     sys.exit(code if isinstance(code, int) else 0)
 
 

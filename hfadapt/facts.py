@@ -41,7 +41,8 @@ class ModelFacts(Spec):
     """Sizes of one model for one task. `linears` are the layers that quantisation replaces and LoRA adapts.
 
     `head_parameters` make the task's output; with `tied`, the output weight is the embedding and is counted there.
-    `vocab_size` is 0 for models without tokens, `max_positions` None where the config states no limit.
+    `vocab_size` is 0 for models without tokens, `max_positions` None where the config states no limit, `stored_dtype` None
+    where it does not say in which dtype the files are.
     """
 
     model: str
@@ -64,6 +65,7 @@ class ModelFacts(Spec):
     vocab_size: int
     max_positions: int | None
     labels: int
+    stored_dtype: str | None = None
     quantised: bool = False
     generates: bool = False
 
@@ -193,9 +195,15 @@ def describe(model: Any, name: str, task: str, labels: int, config: PretrainedCo
         vocab_size=int(first(text, "vocab_size", default=0)),
         max_positions=first(text, "max_position_embeddings", "n_positions", default=None),
         labels=labels,
+        stored_dtype=stored_dtype(config),
         quantised=bool(getattr(config, "quantization_config", None)),
         generates=outputs is not None and bool(model.can_generate()),
     )
+
+
+def stored_dtype(config: PretrainedConfig) -> str | None:
+    """The dtype of the checkpoint's files as the config states it."""
+    return str(config.dtype).removeprefix("torch.") if getattr(config, "dtype", None) is not None else None
 
 
 def first(config: Any, *names: str, default: Any) -> Any:

@@ -142,7 +142,7 @@ class Pipeline:
         """Another evaluation of the same adapter was asked for: only that section of the lock changes."""
         from hfadapt.recipe_file import save_recipe
 
-        lock, recipe = cell.lock, narrow(self.recipe, cell)
+        lock, recipe = cell.lock, narrow(self.recipe, [cell.domain], [cell.target])
         plan = make_plan(recipe, data={cell.domain: cell.data}, processes=self.world.size)
         asked = lock_cell(recipe, plan.cells[0]).evaluate
         if asked != lock.evaluate:

@@ -1,14 +1,13 @@
 """The plan: every `auto` of a recipe answered, per cell, with a reason and what was rejected, before any download.
 
-For a target the planner lists configurations (storage x checkpointing x micro-batch), predicts memory and time of
-each, and takes the fastest that fits with the recipe's margin. What the effective batch contains never depends on the
-target, so the same recipe learns the same thing everywhere.
+What is learned (data, adapter, hyper-parameters, effective batch) never depends on the target; how it is run (storage,
+checkpointing, micro-batch) is the fastest configuration that fits there with the recipe's margin (plan_search.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,15 +16,16 @@ from hfadapt.errors import Problem, RequestError
 from hfadapt.facts import ModelFacts, model_facts
 from hfadapt.hardware import Target
 from hfadapt.memory import Workload
+from hfadapt.plan_search import Candidate, Question, alternatives, search
 from hfadapt.recipe import AUTO, THIS_MACHINE, Lock, Recipe
-from hfadapt.records import Alternative, CellPlan, DataRecord, Decision, Lengths, PhaseMemory, Plan, Rejected
+from hfadapt.records import CellPlan, DataRecord, Decision, Lengths, Plan, Rejected
 from hfadapt.show import show_bytes, show_seconds
 
 # --- default hyper-parameters, with their reasons --------------------------------------------------------------------
 
 SMALL_ENCODER_PARAMETERS = 100_000_000
 SMALL_LM_PARAMETERS = 500_000_000
-SMALL_WEIGHTS_BYTES = 2_000_000_000
+
 
 DEFAULTS: dict[str, tuple[Any, str]] = {
     "adapter.method": ("lora", "reaches full fine-tuning on most tasks at under 1 % of its trained weights"),
@@ -40,7 +40,7 @@ DEFAULTS: dict[str, tuple[Any, str]] = {
 }
 ENCODER_DEFAULTS: dict[str, tuple[Any, str]] = {
     "train.learning_rate": (3e-4, "usual for LoRA on encoders of 100 M parameters and more"),
-    "train.batch_rows": (32, "enough rows for every class to appear in most steps"),
+    "train.batch_rows": (16, "many optimizer steps per pass matter more than a large batch on small data"),
     "train.epochs": (2.0, "one pass leaves a fresh head short of training; more passes gain little"),
 }
 LM_DEFAULTS: dict[str, tuple[Any, str]] = {
@@ -56,20 +56,6 @@ EVALUATIONS = 4
 LONGEST_TOKENS = 4096
 """An automatic length never exceeds this; longer ones must be asked for."""
 
-# The time model: products at half the published rate, and every byte kept for the backward pass moved twelve times
-# (written and read by the element-wise operations around it, forward and backward). It meets published single-GPU LoRA
-# runs (torchtune on an RTX 4090, LLaMA-Factory with unsloth on an A100) within about a third.
-REACHED_RATIO = 0.5
-MOVES_PER_SAVED_BYTE = 12
-CPU_BYTES_PER_SECOND_AND_CORE = 2.5e9
-HALF_RATE_TOKENS = {"cpu": 32, "gpu": 512}
-"""Tokens of a micro-batch at which half of the speed is lost to the overhead of starting operations."""
-CLOSE_RATIO = 1.25
-"""A configuration within this of the best possible time ends the search for a faster one."""
-GPU_KINDS = ("cuda", "rocm")
-QUALITY_BIAS = {"none": 1.0, "int8": 1.15, "nf4": 1.2, "fp4": 1.25}
-"""A quantised base must be this much faster to be preferred over one that needs no quantisation."""
-
 
 @dataclass(frozen=True)
 class Work:
@@ -83,27 +69,6 @@ class Work:
     labels: int
     small_label_set: bool
     lengths: Lengths | None = None
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One configuration with its predictions."""
-
-    workload: Workload
-    phases: tuple[PhaseMemory, ...]
-    seconds_per_step: float | None
-    asked_cost: float = 1.0
-
-    @property
-    def peak_bytes(self) -> int:
-        """Of the phase that needs most."""
-        return max(phase.total_bytes for phase in self.phases)
-
-    @property
-    def cost(self) -> float:
-        """Seconds per optimizer step, biased towards unquantised storage; without a rate, an order of preference."""
-        seconds = self.seconds_per_step if self.seconds_per_step is not None else 1.0 + self.workload.checkpointing
-        return seconds * QUALITY_BIAS.get(self.workload.quant, 1.0) * self.asked_cost
 
 
 @dataclass
@@ -278,7 +243,21 @@ def _plan_cell(
     _settle_training(decided, recipe, facts, work)
     world = _processes(recipe, trainer, processes, decided.value("train.batch_rows"))
     budget = int(trainer.budget_bytes * (1 - recipe.memory_margin))
-    candidates = _search(decided, facts, work, trainer, length, world, budget)
+    question = Question(
+        recipe=recipe,
+        facts=facts,
+        target=trainer,
+        budget_bytes=budget,
+        method=decided.value("adapter.method"),
+        rank=decided.value("adapter.rank"),
+        modules=tuple(decided.value("adapter.modules")),
+        optimizer=decided.value("train.optimizer"),
+        length_tokens=length,
+        labelled_tokens=work.labelled_tokens,
+        mean_tokens=min(length, work.mean_tokens),
+        rows=max(1, math.ceil(decided.value("train.batch_rows") / world)),
+    )
+    candidates = search(question)
     fitting = [c for c in candidates if c.peak_bytes <= budget]
     chosen = min(fitting, key=lambda c: c.cost) if fitting else min(candidates, key=lambda c: c.peak_bytes)
     _settle_storage(decided, chosen, candidates, budget, trainer, facts)
@@ -295,7 +274,7 @@ def _plan_cell(
     phases = memory.predict(facts, final)
     peak = max(phase.total_bytes for phase in phases)
     fits = peak <= budget
-    alternatives = () if fits else tuple(_alternatives(decided, recipe, facts, trainer, final, budget))
+    nearest = () if fits else tuple(alternatives(question, final))
     seconds, rate = _time(chosen, work, decided, world)
     warnings, served = _served(target, facts)
     if trainer.devices > 1 and world < trainer.devices:
@@ -312,7 +291,7 @@ def _plan_cell(
         predicted_seconds=seconds,
         predicted_tokens_per_second=rate,
         data_basis=work.basis,
-        alternatives=alternatives,
+        alternatives=nearest,
         warnings=tuple(warnings),
     )
 
@@ -376,108 +355,6 @@ def _processes(recipe: Recipe, trainer: Target, processes: int | None, batch_row
     if "processes" in recipe.model_fields_set or trainer.name == THIS_MACHINE:
         return recipe.processes
     return max(n for n in range(1, trainer.devices + 1) if batch_rows % n == 0)
-
-
-def _storages(decided: Decisions, facts: ModelFacts, trainer: Target) -> list[tuple[str, str]]:
-    """(quant, dtype) pairs to consider, the preferred first."""
-    method = kinds.load("adapters", decided.value("adapter.method"))
-    fast = trainer.fast_dtype
-    small = facts.parameters * 4 < SMALL_WEIGHTS_BYTES and not facts.generates
-    order = ["float32", fast] if small else [fast, "float32"]
-    order += ["bfloat16"] if trainer.on_cpu else []
-    dtypes = [d for d in dict.fromkeys(order) if d in trainer.dtypes]
-    if (asked := decided.asked("dtype")) is not None:
-        dtypes = [asked]
-    half = next((d for d in (fast, *dtypes) if d != "float32" and d in trainer.dtypes), dtypes[0])
-    if asked is not None:
-        half = asked
-    quants = ["none", *(q for q in ("int8", "nf4") if q in trainer.quants)]
-    if (asked_quant := decided.asked("quant")) is not None:
-        quants = [asked_quant]
-    pairs = [(q, d) for q in quants if q in method.quants for d in (dtypes if q == "none" else [half])]
-    return pairs or [(quants[0], dtypes[0])]
-
-
-def _search(
-    decided: Decisions, facts: ModelFacts, work: Work, trainer: Target, length: int, world: int, budget: int
-) -> list[Candidate]:
-    """Configurations in order of preference, until one that fits is about as fast as any could be.
-
-    Groups are (storage, checkpointing), unquantised and without recomputing first; each holds all micro-batches.
-    """
-    rows = max(1, decided.value("train.batch_rows") // world)
-    asked_micro = decided.asked("train.micro_batch_rows")
-    micros = [asked_micro] if asked_micro else [n for n in range(rows, 0, -1) if rows % n == 0]
-    asked_checkpointing = decided.asked("train.checkpointing")
-    options = [False, True] if asked_checkpointing is None else [asked_checkpointing]
-    storages = _storages(decided, facts, trainer)
-    found: list[Candidate] = []
-    for checkpointing in options:
-        for rank, (quant, dtype) in enumerate(storages):
-            group = []
-            for micro in micros:
-                workload = Workload(
-                    quant=quant,
-                    dtype=dtype,
-                    matmul_dtype=_product_dtype(trainer, decided.recipe, quant, dtype),
-                    method=decided.value("adapter.method"),
-                    rank=decided.value("adapter.rank"),
-                    modules=tuple(decided.value("adapter.modules")),
-                    checkpointing=checkpointing,
-                    optimizer=decided.value("train.optimizer"),
-                    micro_batch_rows=micro,
-                    length_tokens=length,
-                    labelled_tokens=min(length, work.labelled_tokens),
-                    evaluate_rows=1,
-                    fast=decided.recipe.train.fast,
-                    device="cpu" if trainer.on_cpu else "gpu",
-                )
-                seconds = step_seconds(facts, workload, trainer, rows, min(length, work.mean_tokens))
-                # Within reach of each other, the preferred storage wins.
-                group.append(Candidate(workload, memory.predict(facts, workload), seconds, 1.0 + 0.3 * rank))
-            found += group
-            fitting = [candidate.cost for candidate in group if candidate.peak_bytes <= budget]
-            if fitting and min(fitting) <= CLOSE_RATIO * min(candidate.cost for candidate in found):
-                return found
-    return found
-
-
-def _product_dtype(trainer: Target, recipe: Recipe, quant: str, dtype: str) -> str:
-    """What products of adapted layers run in: see train/fast.py for a float32 base, model.py for a quantised one."""
-    if dtype != "float32":
-        return dtype
-    if quant != "none":
-        return "bfloat16"
-    bf16_units = {"amx_bf16", "avx512_bf16"} & set(trainer.features) if trainer.on_cpu else trainer.kind in GPU_KINDS
-    return "bfloat16" if recipe.train.fast and bf16_units and "bfloat16" in trainer.dtypes else dtype
-
-
-def step_seconds(
-    facts: ModelFacts, workload: Workload, target: Target, rows: int, tokens_per_row: float
-) -> float | None:
-    """Rough seconds of one optimizer step over `rows` rows in one process; None when the target's rate is unknown.
-
-    A frozen base costs 4 FLOP per weight and token (forward and input gradient), 6 when it is recomputed; training all
-    weights costs 6 and 8. Attention adds 4 T D FLOP per token and layer for each of these passes.
-    """
-    rate = target.tflops.get(workload.matmul_dtype) or target.tflops.get("float32")
-    if rate is None:
-        return None
-    device = "cpu" if target.on_cpu else "gpu"
-    bandwidth = target.bandwidth_bytes_per_second or math.inf
-    if target.on_cpu:
-        bandwidth = min(bandwidth, CPU_BYTES_PER_SECOND_AND_CORE * (target.cores or 1))
-    passes = (3 if workload.method == "full" else 2) + workload.checkpointing
-    active = facts.parameters - facts.embedding_parameters
-    flop = passes * (2 * active + 4 * facts.layers * facts.hidden_size * tokens_per_row)
-    moved = MOVES_PER_SAVED_BYTE * memory.saved_bytes_per_token(facts, workload) * (1 + 0.4 * workload.checkpointing)
-    micro_tokens = workload.micro_batch_rows * tokens_per_row
-    overhead = 1 + HALF_RATE_TOKENS[device] / micro_tokens
-    seconds = rows * tokens_per_row * (flop / (rate * 1e12 * REACHED_RATIO) + moved / bandwidth) * overhead
-    if workload.quant != "none":
-        # Each use of a weight reads its stored bits, then writes and reads it in the compute dtype.
-        seconds += passes * (rows / workload.micro_batch_rows) * facts.linear_parameters * 4.5 / bandwidth
-    return seconds
 
 
 def _settle_storage(
@@ -580,49 +457,6 @@ def _settle_evaluation(
             break
         rows //= 2
     decided.settle("evaluate.batch_rows", rows, "the most, up to 64, that needs no more memory than training")
-
-
-def _alternatives(
-    decided: Decisions, recipe: Recipe, facts: ModelFacts, trainer: Target, final: Workload, budget: int
-) -> Iterator[Alternative]:
-    """Up to three nearest plans that would fit, each with what it gives up; asked-for values may be given up too."""
-    steps: list[tuple[str, dict[str, Any], dict[str, Any], str]] = []
-    method = kinds.load("adapters", final.method)
-    least = {"train.checkpointing": True, "train.micro_batch_rows": 1}
-    base = {"checkpointing": True, "micro_batch_rows": 1, "evaluate_rows": 1}
-    slower = "speed: activations are recomputed, one row at a time"
-    quants = [q for q in ("int8", "nf4") if q in trainer.quants and q in method.quants and q != final.quant]
-    steps.append(("", {}, {}, slower))
-    for quant in quants:
-        steps.append(("", {"quant": quant}, {"quant": quant}, f"{slower}; some accuracy to {quant} weights"))
-    for divisor in (2, 4, 8):
-        short = max(8, final.length_tokens // divisor)
-        words = f"{slower}; everything after {short} tokens of a row"
-        changes = {"length_tokens": short, "labelled_tokens": min(short, final.labelled_tokens)}
-        steps.append(("", {"data.max_length": short}, changes, words))
-        for quant in quants[-1:]:
-            both = {"data.max_length": short, "quant": quant}
-            steps.append(("", both, {**changes, "quant": quant}, f"{words}; some accuracy to {quant} weights"))
-    found = 0
-    for _, fields, changes, words in steps:
-        peak = max(p.total_bytes for p in memory.predict(facts, final.model_copy(update={**base, **changes})))
-        if peak <= budget and found < 3:
-            found += 1
-            yield Alternative(changes={**least, **fields}, gives_up=words, predicted_peak_bytes=peak)
-    larger = sorted((hardware.target(n) for n in hardware.names()[1:]), key=lambda t: t.budget_bytes)
-    for target in larger:
-        if found >= 3:
-            return
-        usable = target.trains and target.budget_bytes > trainer.budget_bytes and final.dtype in target.dtypes
-        if not usable or final.quant not in ("none", *target.quants):
-            continue
-        on = final.model_copy(update={**base, "device": "cpu" if target.on_cpu else "gpu"})
-        peak = max(p.total_bytes for p in memory.predict(facts, on))
-        if peak <= target.budget_bytes * (1 - recipe.memory_margin):
-            found += 1
-            yield Alternative(
-                changes={"targets": target.name, **least}, gives_up="this target", predicted_peak_bytes=peak
-            )
 
 
 def _time(chosen: Candidate, work: Work, decided: Decisions, world: int) -> tuple[float | None, float | None]:

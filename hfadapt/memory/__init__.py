@@ -63,8 +63,10 @@ class Workload(Spec):
 
 
 def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
-    """Peaks of load, train, evaluate and save, each by part: weights, adapter, gradients, optimizer, activations,
-    logits, workspaces, allocator, framework.
+    """Peaks of load, train, evaluate and save, each by part.
+
+    Parts: weights, checkpoint (its mapped pages), adapter, gradients, optimizer, activations, logits, workspaces,
+    allocator, framework.
     """
     on_cpu = workload.device == "cpu"
     element = DTYPE_BYTES[workload.dtype]
@@ -113,12 +115,14 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
         "workspaces": unpacked,
     }
     phases = {
-        "load": {"weights": weights, "adapter": adapter, "workspaces": _load_bytes(facts, workload)},
+        "load": {**_load_parts(facts, workload), "adapter": adapter},
         "train": train,
         "evaluate": evaluate,
         # The tensors to be written, and the copy that is read back to compare.
         "save": {"weights": weights, "adapter": adapter, "workspaces": 2 * adapter},
     }
+    for phase in ("train", "evaluate", "save"):
+        phases[phase]["checkpoint"] = _file_bytes(facts, workload)
     result = []
     for phase, parts in phases.items():
         moving = sum(parts.get(name, 0) for name in ("activations", "logits", "workspaces"))
@@ -166,9 +170,34 @@ def trained_parameters(facts: ModelFacts, workload: Workload) -> int:
     return head + extra + sum(workload.rank * (s.in_features + s.out_features) * s.count for s in chosen)
 
 
-def _load_bytes(facts: ModelFacts, workload: Workload) -> int:
-    """What loading holds beside the finished weights: the checkpoint's pages that are being read or converted."""
-    return 0
+def _mapped(facts: ModelFacts, workload: Workload) -> bool:
+    """Whether weights are used where the checkpoint's file is mapped: on a CPU, when no dtype is converted."""
+    same = facts.stored_dtype in (None, workload.dtype)
+    return workload.device == "cpu" and same and workload.method != "full"
+
+
+def _file_bytes(facts: ModelFacts, workload: Workload) -> int:
+    """Pages of the checkpoint that quantising has read and that stay mapped beside the quantised weights.
+
+    The kernel takes them back when memory is short, but until then they count as resident.
+    """
+    if not _mapped(facts, workload) or workload.quant == "none":
+        return 0
+    return facts.linear_parameters * DTYPE_BYTES[workload.dtype]
+
+
+def _load_parts(facts: ModelFacts, workload: Workload) -> dict[str, int]:
+    """What loading holds: nothing of an unquantised mapped file, whose pages come in with their first use."""
+    weights = weight_bytes(facts, workload)
+    stored = DTYPE_BYTES[facts.stored_dtype or workload.dtype] if facts.stored_dtype in (None, *DTYPE_BYTES) else 4
+    if _mapped(facts, workload):
+        plain = (facts.parameters - facts.linear_parameters) * DTYPE_BYTES[workload.dtype]
+        weights = 0 if workload.quant == "none" else weights - plain
+        return {"weights": weights, "checkpoint": _file_bytes(facts, workload)}
+    if workload.device == "cpu":
+        return {"weights": weights, "checkpoint": facts.parameters * stored}
+    # On a device: the largest weight in its first dtype beside the finished ones.
+    return {"weights": weights, "workspaces": 2 * facts.largest_linear * stored}
 
 
 def _terms(facts: ModelFacts, workload: Workload) -> Terms:

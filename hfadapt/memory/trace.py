@@ -133,6 +133,13 @@ def _step(key: StepKey, model: nn.Module, inputs: dict[str, torch.Tensor], lengt
     with Live(model) as live:
         with _fast(key, model, length):
             copies = live.bytes
+            live.peak_bytes = copies
+            if key.bits == 8:
+                # The loop's last loss keeps its graph until the next one is there, and with it what 8-bit layers keep
+                # outside the saved tensors; nothing else in a graph outlives its backward pass.
+                loss = _loss(key, model, inputs)
+                loss.backward()  # type: ignore[no-untyped-call]
+                live.peak_bytes = live.bytes
             loss = _loss(key, model, inputs)
             marks["forward_peak"], marks["forward_end"] = live.peak_bytes - copies, live.bytes - copies
             live.peak_bytes = live.bytes
@@ -211,13 +218,16 @@ def _cut(key: StepKey, layers: int) -> nn.Module:
 
 
 class _Dequantise(torch.autograd.Function):
-    """A product with a weight that is unpacked for each use, forward and backward, and never kept."""
+    """A product with a weight that is unpacked for each use, forward and backward, and not kept."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: Any) -> torch.Tensor:
         ctx.layer = layer
+        if not isinstance(layer, Linear4bit):
+            # As bitsandbytes does for 8 bits: kept outside the saved tensors, so checkpointing does not release it.
+            ctx.x = x
         weight = x.new_empty((layer.out_features, layer.in_features), dtype=layer.compute_dtype)
-        return nn.functional.linear(x.to(layer.compute_dtype), weight)
+        return nn.functional.linear(x, weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
@@ -238,7 +248,7 @@ class Linear8bit(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Unpacks for this use; (..., I) to (..., O)."""
-        result = _Dequantise.apply(x, self).to(x.dtype)  # type: ignore[no-untyped-call]
+        result = _Dequantise.apply(x.to(self.compute_dtype), self).to(x.dtype)  # type: ignore[no-untyped-call]
         return result if self.bias is None else result + self.bias
 
 

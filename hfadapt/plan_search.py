@@ -1,0 +1,219 @@
+"""Which configuration a target runs: every (storage, checkpointing, micro-batch) with its memory and time.
+
+The fastest that fits is taken; when none fits, what would.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hfadapt import hardware, kinds, memory
+from hfadapt.facts import ModelFacts
+from hfadapt.hardware import Target
+from hfadapt.memory import Workload
+from hfadapt.recipe import AUTO, Recipe
+from hfadapt.records import Alternative, PhaseMemory
+
+SMALL_WEIGHTS_BYTES = 2_000_000_000
+"""Up to this size in float32 a model that does not generate is kept in float32."""
+
+# The time model: products at half the published rate, and every byte kept for the backward pass moved twelve times
+# (written and read by the element-wise operations around it, forward and backward). It meets published single-GPU LoRA
+# runs (torchtune on an RTX 4090, LLaMA-Factory with unsloth on an A100) within about a third.
+REACHED_RATIO = 0.5
+MOVES_PER_SAVED_BYTE = 12
+CPU_BYTES_PER_SECOND_AND_CORE = 2.5e9
+HALF_RATE_TOKENS = {"cpu": 32, "gpu": 512}
+"""Tokens of a micro-batch at which half of the speed is lost to the overhead of starting operations."""
+CLOSE_RATIO = 1.25
+"""A configuration within this of the best possible time ends the search for a faster one."""
+PREFERENCE_STEP = 0.3
+"""How much faster the next storage in order of preference must be."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is settled before the search: the same on every target, except the target and its share of rows.
+
+    Args:
+        rows: Rows of the effective batch that one process handles.
+        mean_tokens: Mean length of a row, for the time; `length_tokens` is the longest, for the memory.
+    """
+
+    recipe: Recipe
+    facts: ModelFacts
+    target: Target
+    budget_bytes: int
+    method: str
+    rank: int
+    modules: tuple[str, ...]
+    optimizer: str
+    length_tokens: int
+    labelled_tokens: int
+    mean_tokens: float
+    rows: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One configuration with its predictions; `preference` is 1 for the preferred storage, more for the others."""
+
+    workload: Workload
+    phases: tuple[PhaseMemory, ...]
+    seconds_per_step: float | None
+    preference: float
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of the phase that needs most."""
+        return max(phase.total_bytes for phase in self.phases)
+
+    @property
+    def cost(self) -> float:
+        """Seconds of an optimizer step times preference; without a known rate, an order of preference alone."""
+        seconds = self.seconds_per_step
+        if seconds is None:
+            seconds = (1.0 + self.workload.checkpointing) * (1 + 1 / self.workload.micro_batch_rows)
+        return seconds * self.preference
+
+
+def search(question: Question) -> list[Candidate]:
+    """Configurations in order of preference, until one that fits is about as fast as any could be.
+
+    Groups are (checkpointing, storage), without recomputing and unquantised first; each holds all micro-batches.
+    """
+    train = question.recipe.train
+    micros = [n for n in range(question.rows, 0, -1) if question.rows % n == 0]
+    if train.micro_batch_rows != AUTO:
+        micros = [train.micro_batch_rows]
+    options = [False, True] if train.checkpointing == AUTO else [train.checkpointing]
+    found: list[Candidate] = []
+    for checkpointing in options:
+        for place, (quant, dtype) in enumerate(_storages(question)):
+            preference = 1 + PREFERENCE_STEP * place
+            group = [candidate(question, quant, dtype, checkpointing, micro, preference) for micro in micros]
+            found += group
+            fitting = [one.cost for one in group if one.peak_bytes <= question.budget_bytes]
+            if fitting and min(fitting) <= CLOSE_RATIO * min(one.cost for one in found):
+                return found
+    return found
+
+
+def candidate(
+    question: Question, quant: str, dtype: str, checkpointing: bool, micro_batch_rows: int, preference: float = 1.0
+) -> Candidate:
+    """One configuration, predicted."""
+    workload = Workload(
+        quant=quant,
+        dtype=dtype,
+        matmul_dtype=product_dtype(question.target, question.recipe.train.fast, quant, dtype),
+        method=question.method,
+        rank=question.rank,
+        modules=question.modules,
+        checkpointing=checkpointing,
+        optimizer=question.optimizer,
+        micro_batch_rows=micro_batch_rows,
+        length_tokens=question.length_tokens,
+        labelled_tokens=min(question.length_tokens, question.labelled_tokens),
+        evaluate_rows=1,
+        fast=question.recipe.train.fast,
+        device="cpu" if question.target.on_cpu else "gpu",
+    )
+    seconds = step_seconds(question.facts, workload, question.target, question.rows, question.mean_tokens)
+    return Candidate(workload, memory.predict(question.facts, workload), seconds, preference)
+
+
+def _storages(question: Question) -> list[tuple[str, str]]:
+    """(quant, dtype) pairs that this target and method can do, the preferred first."""
+    recipe, target, facts = question.recipe, question.target, question.facts
+    method = kinds.load("adapters", question.method)
+    fast = target.fast_dtype
+    small = facts.parameters * 4 < SMALL_WEIGHTS_BYTES and not facts.generates
+    order = ["float32", fast] if small else [fast, "float32"]
+    order += ["bfloat16"] if target.on_cpu else []
+    dtypes = [dtype for dtype in dict.fromkeys(order) if dtype in target.dtypes]
+    half = next((dtype for dtype in (fast, *order) if dtype != "float32" and dtype in target.dtypes), "float32")
+    if recipe.dtype != AUTO:
+        dtypes, half = [recipe.dtype], recipe.dtype
+    quants = ["none", *(quant for quant in ("int8", "nf4") if quant in target.quants)]
+    if recipe.quant != AUTO:
+        quants = [recipe.quant]
+    pairs = [(q, d) for q in quants if q in method.quants for d in (dtypes if q == "none" else [half])]
+    # A method for quantised bases alone, on a target that has none, is refused before the search.
+    return pairs or [(quants[0], dtypes[0])]
+
+
+def product_dtype(target: Target, fast: bool, quant: str, dtype: str) -> str:
+    """What products of adapted layers run in: train/fast.py for a float32 base, model.py for a quantised one."""
+    if dtype != "float32":
+        return dtype
+    if quant != "none":
+        return "bfloat16"
+    units = {"amx_bf16", "avx512_bf16"} & set(target.features) if target.on_cpu else target.kind in ("cuda", "rocm")
+    return "bfloat16" if fast and units and "bfloat16" in target.dtypes else dtype
+
+
+def step_seconds(
+    facts: ModelFacts, workload: Workload, target: Target, rows: int, tokens_per_row: float
+) -> float | None:
+    """Rough seconds of one optimizer step over `rows` rows in one process; None when the target's rate is unknown.
+
+    A frozen base costs 4 FLOP per weight and token (forward and input gradient), 6 when it is recomputed; training all
+    weights costs 6 and 8. Attention adds 4 T D FLOP per token and layer for each of these passes.
+    """
+    rate = target.tflops.get(workload.matmul_dtype) or target.tflops.get("float32")
+    if rate is None:
+        return None
+    bandwidth = target.bandwidth_bytes_per_second or math.inf
+    if target.on_cpu:
+        bandwidth = min(bandwidth, CPU_BYTES_PER_SECOND_AND_CORE * (target.cores or 1))
+    passes = (3 if workload.method == "full" else 2) + workload.checkpointing
+    active = facts.parameters - facts.embedding_parameters
+    flop = passes * (2 * active + 4 * facts.layers * facts.hidden_size * tokens_per_row)
+    moved = MOVES_PER_SAVED_BYTE * memory.saved_bytes_per_token(facts, workload) * (1 + 0.4 * workload.checkpointing)
+    overhead = 1 + HALF_RATE_TOKENS[workload.device] / (workload.micro_batch_rows * tokens_per_row)
+    seconds = rows * tokens_per_row * (flop / (rate * 1e12 * REACHED_RATIO) + moved / bandwidth) * overhead
+    if workload.quant != "none":
+        # Each use of a weight reads its stored bits, then writes and reads it in the compute dtype.
+        seconds += passes * (rows / workload.micro_batch_rows) * facts.linear_parameters * 4.5 / bandwidth
+    return seconds
+
+
+def alternatives(question: Question, final: Workload) -> list[Alternative]:
+    """Up to three nearest plans that would fit, each with what it gives up; asked-for values may be given up too."""
+    target = question.target
+    slower = "speed: activations are recomputed, one row at a time"
+    method = kinds.load("adapters", final.method)
+    quants = [q for q in ("int8", "nf4") if q in target.quants and q in method.quants and q != final.quant]
+    steps: list[tuple[dict[str, Any], str]] = [({}, slower)]
+    steps += [({"quant": quant}, f"{slower}; some accuracy to {quant} weights") for quant in quants]
+    for divisor in (2, 4, 8):
+        short = max(8, final.length_tokens // divisor)
+        words = f"{slower}; what comes after {short} tokens of a row"
+        steps.append(({"data.max_length": short}, words))
+        for quant in quants[-1:]:
+            steps.append(({"data.max_length": short, "quant": quant}, f"{words}; some accuracy to {quant} weights"))
+    found = []
+    for fields, words in steps:
+        length = fields.get("data.max_length", final.length_tokens)
+        changed = replace(question, length_tokens=length)
+        one = candidate(changed, fields.get("quant", final.quant), final.dtype, True, 1)
+        if one.peak_bytes <= question.budget_bytes:
+            changes = {"train.checkpointing": True, "train.micro_batch_rows": 1, **fields}
+            found.append(Alternative(changes=changes, gives_up=words, predicted_peak_bytes=one.peak_bytes))
+        if len(found) == 3:
+            return found
+    larger = sorted((hardware.target(name) for name in hardware.names()[1:]), key=lambda other: other.budget_bytes)
+    for other in larger:
+        able = other.trains and final.dtype in other.dtypes and final.quant in ("none", *other.quants)
+        if not able or other.budget_bytes <= target.budget_bytes or len(found) == 3:
+            continue
+        one = candidate(replace(question, target=other), final.quant, final.dtype, True, 1)
+        if one.peak_bytes <= other.budget_bytes * (1 - question.recipe.memory_margin):
+            changes = {"targets": other.name, "train.checkpointing": True, "train.micro_batch_rows": 1}
+            words = f"this target, for {other.title}"
+            found.append(Alternative(changes=changes, gives_up=words, predicted_peak_bytes=one.peak_bytes))
+    return found
