@@ -25,9 +25,9 @@ def processes_asked(ancestors: Sequence[Sequence[str]]) -> int | None:
     """How many processes a launcher among the ancestors' command lines was told to start; None without a launcher."""
     for command in ancestors:
         words = [Path(word).name for word in command]
-        launched = (
-            ("accelerate" in words and "launch" in words) or "torchrun" in words or "torch.distributed.run" in words
-        )
+        through_accelerate = "accelerate-launch" in words or "accelerate.commands.launch" in words
+        through_accelerate |= "launch" in words and bool({"accelerate", "accelerate.commands.accelerate_cli"} & {*words})
+        launched = through_accelerate or bool({"torchrun", "torch.distributed.run"} & {*words})
         if not launched:
             continue
         for i, word in enumerate(command):

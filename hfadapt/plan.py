@@ -16,7 +16,7 @@ from hfadapt.errors import Problem, RequestError
 from hfadapt.facts import ModelFacts, model_facts
 from hfadapt.hardware import Target
 from hfadapt.memory import Workload
-from hfadapt.plan_search import Candidate, Question, alternatives, search
+from hfadapt.plan_search import Candidate, Question, alternatives, best, search
 from hfadapt.recipe import AUTO, THIS_MACHINE, Lock, Recipe
 from hfadapt.records import CellPlan, DataRecord, Decision, Lengths, Plan, Rejected
 from hfadapt.show import show_bytes, show_seconds
@@ -259,7 +259,7 @@ def _plan_cell(
     )
     candidates = search(question)
     fitting = [c for c in candidates if c.peak_bytes <= budget]
-    chosen = min(fitting, key=lambda c: c.cost) if fitting else min(candidates, key=lambda c: c.peak_bytes)
+    chosen = best(fitting) if fitting else min(candidates, key=lambda one: one.peak_bytes)
     _settle_storage(decided, chosen, candidates, budget, trainer, facts)
     _settle_evaluation(decided, recipe, facts, chosen, work, budget)
     decided.made.append(
@@ -400,7 +400,7 @@ def _settle_storage(
     decided.settle(
         "train.micro_batch_rows",
         work.micro_batch_rows,
-        f"the fastest that fits; accumulated to the effective batch of {decided.value('train.batch_rows')} rows",
+        f"about the fastest that fits; accumulated to the effective batch of {decided.value('train.batch_rows')} rows",
         others(lambda w: w.micro_batch_rows),
     )
     rejected = others(lambda w: w.checkpointing)

@@ -6,7 +6,6 @@ The fastest that fits is taken; when none fits, what would.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +29,8 @@ HALF_RATE_TOKENS = {"cpu": 32, "gpu": 512}
 """Tokens of a micro-batch at which half of the speed is lost to the overhead of starting operations."""
 CLOSE_RATIO = 1.25
 """A configuration within this of the best possible time ends the search for a faster one."""
+SAME_RATIO = 1.05
+"""Of configurations within this of the fastest, the one that needs the least memory is taken."""
 PREFERENCE_STEP = 0.3
 """How much faster the next storage in order of preference must be."""
 
@@ -100,6 +101,12 @@ def search(question: Question) -> list[Candidate]:
             if fitting and min(fitting) <= CLOSE_RATIO * min(one.cost for one in found):
                 return found
     return found
+
+
+def best(fitting: list[Candidate]) -> Candidate:
+    """About the fastest of those that fit, and the smallest of these."""
+    limit = SAME_RATIO * min(one.cost for one in fitting)
+    return min((one for one in fitting if one.cost <= limit), key=lambda one: one.peak_bytes)
 
 
 def candidate(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
+import threading
+from pathlib import Path
 
 import pytest
 from tiny import finish, labelled, recipe_fields, start, write_recipe, write_rows
 
+import hfadapt
 from hfadapt.errors import RequestError
 from hfadapt.launch import World, check_world, interruptible, processes_asked
 
@@ -67,12 +69,10 @@ def test_several_nodes(monkeypatch):
 
 def test_accelerate_launch_on_a_cpu_starts_one_and_is_refused(models, tmp_path):
     """`accelerate launch --cpu --num_processes 2` starts a single process and says nothing; hfadapt does."""
-    from hfadapt.resources import __file__ as resources
-
     write_rows(tmp_path / "one.jsonl", labelled(60))
     write_recipe(tmp_path / "tiny.yaml", recipe_fields(models / "encoder"))
-    script = os.path.join(os.path.dirname(resources), os.pardir, "recipes", "adapt.py")
-    launcher = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", os.path.abspath(script)]
+    script = Path(hfadapt.__file__).parents[1] / "recipes/adapt.py"
+    launcher = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", str(script)]
     done = finish(start("tiny.yaml", folder=tmp_path, launcher=launcher))
     assert "1 process started, but the launcher asked for 2" in done.err
     assert "torchrun --nproc_per_node 2" in done.err
@@ -104,8 +104,6 @@ def test_the_first_signal_asks_and_the_second_one_ends(kind):
 
 
 def test_outside_the_main_thread_signals_keep_their_meaning():
-    import threading
-
     asked = []
 
     def work():
@@ -116,5 +114,3 @@ def test_outside_the_main_thread_signals_keep_their_meaning():
     thread.start()
     thread.join()
     assert asked == [False]
-    assert signal.getsignal(signal.SIGINT) is not None
-    assert sys.is_finalizing() is False

@@ -11,12 +11,15 @@ allocator.py.
 from __future__ import annotations
 
 import json
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from hfadapt import kinds
 from hfadapt.facts import LinearShape, ModelFacts
 from hfadapt.records import PhaseMemory
 from hfadapt.spec import Spec
+
+if TYPE_CHECKING:
+    from hfadapt.memory.trace import StepKey
 
 MIB = 1 << 20
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -201,7 +204,14 @@ def _load_parts(facts: ModelFacts, workload: Workload) -> dict[str, int]:
 
 
 def _terms(facts: ModelFacts, workload: Workload) -> Terms:
-    from hfadapt.memory.trace import StepKey, step_terms
+    from hfadapt.memory.trace import step_terms
+
+    return step_terms(step_key(facts, workload))
+
+
+def step_key(facts: ModelFacts, workload: Workload) -> StepKey:
+    """What a trace of this workload depends on: everything but rows, layers, and the length within its regime."""
+    from hfadapt.memory.trace import StepKey
 
     if facts.vocab_size == 0:
         lengths: tuple[int, ...] = (1,)
@@ -212,24 +222,22 @@ def _terms(facts: ModelFacts, workload: Workload) -> Terms:
         # Another attention kernel from here on.
         longest = min(facts.max_positions or 2 * SHORT_TOKENS, 2 * SHORT_TOKENS)
         lengths = (SHORT_TOKENS + 8, (SHORT_TOKENS + longest) // 2, longest)
-    return step_terms(
-        StepKey(
-            config=json.dumps(facts.config, sort_keys=True, default=str),
-            auto_class=kinds.load("tasks", facts.task).auto_class,
-            generates=facts.generates,
-            dtype=_traced_dtype("float32" if workload.method == "full" else workload.dtype),
-            matmul_dtype=_traced_dtype(workload.matmul_dtype),
-            bits=kinds.load("quants", workload.quant).bits,
-            fast=workload.fast,
-            adapted=workload.method in LOW_RANK,
-            dora=workload.method == "dora",
-            trains_all=workload.method == "full",
-            rank=workload.rank,
-            modules=workload.modules,
-            checkpointing=workload.checkpointing,
-            on_cpu=workload.device == "cpu",
-            lengths=lengths,
-        )
+    return StepKey(
+        config=json.dumps(facts.config, sort_keys=True, default=str),
+        auto_class=kinds.load("tasks", facts.task).auto_class,
+        generates=facts.generates,
+        dtype=_traced_dtype("float32" if workload.method == "full" else workload.dtype),
+        matmul_dtype=_traced_dtype(workload.matmul_dtype),
+        bits=kinds.load("quants", workload.quant).bits,
+        fast=workload.fast,
+        adapted=workload.method in LOW_RANK,
+        dora=workload.method == "dora",
+        trains_all=workload.method == "full",
+        rank=workload.rank,
+        modules=workload.modules,
+        checkpointing=workload.checkpointing,
+        on_cpu=workload.device == "cpu",
+        lengths=lengths,
     )
 
 

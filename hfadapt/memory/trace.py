@@ -15,7 +15,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -57,7 +57,7 @@ class StepKey:
 @cache
 def step_terms(key: StepKey) -> Terms:
     """For each mark: coefficients of (1, B T, B T^2) outside the layers, and the same for one layer."""
-    one, two = (_marks(key, layers) for layers in (1, 2))
+    one, two = (dict(_marks(key, layers)) for layers in (1, 2))
     found: Terms = {}
     for mark in MARKS:
         first, second = (_fit({t: marks[t][mark] for t in marks}) for marks in (one, two))
@@ -111,19 +111,21 @@ class Live(TorchDispatchMode):
         weakref.finalize(storage, release)
 
 
-def _marks(key: StepKey, layers: int) -> dict[int, dict[str, int]]:
-    """By length: live bytes of one step over ROWS rows at the four marks."""
+def step_marks(key: StepKey, layers: int, length: int) -> dict[str, int]:
+    """Live bytes of one step over ROWS rows of `length` tokens at the four marks, of a model with so many layers."""
+    return dict(_marks(replace(key, lengths=(length,)), layers))[length]
+
+
+def _marks(key: StepKey, layers: int) -> list[tuple[int, dict[str, int]]]:
+    """The marks of one model at each of the key's lengths."""
     model = _adapted(key, layers)
-    found = {}
     with FakeTensorMode(), _quiet():
         _make_fake(model)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 # As in the second micro-batch of a step: gradients are there and are added to.
                 parameter.grad = torch.empty_like(parameter)
-        for length in key.lengths:
-            found[length] = _step(key, model, _inputs(key, model, length), length)
-    return found
+        return [(length, _step(key, model, _inputs(key, model, length), length)) for length in key.lengths]
 
 
 def _step(key: StepKey, model: nn.Module, inputs: dict[str, torch.Tensor], length: int) -> dict[str, int]:
@@ -177,7 +179,8 @@ def _adapted(key: StepKey, layers: int) -> nn.Module:
     base.to(getattr(torch, key.dtype))
     base.requires_grad_(key.trains_all)
     if key.bits:
-        _quantise(base, key.bits, getattr(torch, key.matmul_dtype))
+        # 4 bits are unpacked to the dtype of the products, 8 bits to that of their input.
+        _quantise(base, key.bits, getattr(torch, key.matmul_dtype if key.bits == 4 else key.dtype))
     model: nn.Module = base
     with torch.device("meta"), _quiet():
         if key.adapted:

@@ -1,0 +1,105 @@
+"""Every task and every storage that is found: complete, and named like its file."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import LABELS, chats, labelled, make_lock, pairs
+
+from hfadapt import kinds
+from hfadapt.batches import padded
+from hfadapt.errors import RunError
+from hfadapt.evaluate.metrics import METRICS
+from hfadapt.model import load_base
+from hfadapt.tasks import IGNORED
+
+ROWS = {"labelled": labelled, "completion": pairs, "messages": chats}
+TASKS = [(task, form) for task in kinds.names("tasks") for form in sorted(kinds.load("tasks", task).forms)]
+STORES = kinds.names("quants")
+
+
+def rows_of(form, count):
+    return [{"text": row["text"]} for row in labelled(count)] if form == "text" else ROWS[form](count)
+
+
+def model_of(task, models):
+    return models / ("lm" if kinds.load("tasks", task).pipeline_tag == "text-generation" else "encoder")
+
+
+@pytest.mark.parametrize("name", kinds.names("tasks"))
+def test_a_task_says_what_it_is(name):
+    import peft
+    import transformers
+
+    task = kinds.load("tasks", name)
+    assert task.name == name
+    assert hasattr(transformers, task.auto_class)
+    assert task.peft_task_type in peft.TaskType.__members__
+    assert task.baseline in ("base", "linear probe")
+    assert task.metrics
+    assert set(task.metrics) <= set(METRICS)
+    assert task.forms
+
+
+@pytest.mark.parametrize(("name", "form"), TASKS)
+def test_a_task_encodes_learns_and_scores(models, name, form):
+    task = kinds.load("tasks", name)
+    base = load_base(make_lock(model_of(name, models), name), LABELS, torch.device("cpu"))
+    rows, pad = rows_of(form, 6), base.tokenizer.pad_token_id
+    examples = task.encode(rows, base.tokenizer, max_length=96, labels=LABELS)
+    assert [example.row for example in examples] == list(range(6))
+    assert all(0 < len(example.input_ids) <= 96 for example in examples)
+    assert all(any(label != IGNORED for label in example.labels) for example in examples)
+    loss, count = task.loss_sum(base.model, task.collate(examples, pad))
+    one_by_one = [task.loss_sum(base.model, task.collate([example], pad)) for example in examples]
+    assert count == sum(number for _, number in one_by_one) > 0
+    assert float(loss) == pytest.approx(sum(float(value) for value, _ in one_by_one), rel=1e-5)
+    with torch.inference_mode():
+        scores = task.score(base.model, examples, lambda e: padded(task, e, pad, torch.device("cpu"), 4))
+    assert scores.losses.sum() == pytest.approx(float(loss), rel=1e-4)
+    assert scores.tokens.sum() == count
+    assert task.encode(rows, base.tokenizer, max_length=96, labels=LABELS) == examples
+
+
+@pytest.mark.parametrize("quant", STORES)
+@pytest.mark.parametrize("name", kinds.names("tasks"))
+def test_every_layer_that_was_to_be_quantised_is(models, name, quant):
+    base = load_base(make_lock(model_of(name, models), name, quant=quant), LABELS, torch.device("cpu"))
+    kind = kinds.load("quants", quant)
+    body = getattr(base.model, base.model.base_model_prefix)
+    linear = [module for module in body.modules() if isinstance(module, torch.nn.Linear)]
+    assert linear
+    assert {type(module).__name__ for module in linear} == {kind.module_class}
+    assert base.quantised_modules == (len(linear) if kind.bits else 0)
+    heads = [getattr(base.model, head) for head in base.head_modules]
+    assert heads
+    assert all(type(module) is torch.nn.Linear for module in heads)
+    if kind.bits:
+        stored = sum(module.weight.numel() * module.weight.element_size() for module in linear)
+        exact = sum(module.in_features * module.out_features for module in linear)
+        assert stored == exact * kind.bits / 8
+    with torch.no_grad():
+        output = base.model(input_ids=torch.tensor([[5, 6, 7]]))
+    assert torch.isfinite(output.logits).all()
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+
+
+def test_a_layer_that_stayed_as_it_was_is_an_error(models, monkeypatch):
+    from hfadapt.quants import Quant
+
+    plain = Quant.config
+
+    def config(self, compute_dtype, skip):
+        return plain(self, compute_dtype, [*skip, "down_proj"])
+
+    monkeypatch.setattr(Quant, "config", config)
+    with pytest.raises(RunError, match="2 of 14 linear layers were not quantised") as caught:
+        load_base(make_lock(models / "lm", quant="nf4"), (), torch.device("cpu"))
+    assert "down_proj" in str(caught.value)
+
+
+@pytest.mark.parametrize("quant", ["nf4", "fp4"])
+def test_four_bit_products_are_not_in_the_slow_default(models, quant):
+    base = load_base(make_lock(models / "lm", quant=quant), (), torch.device("cpu"))
+    dtypes = {module.compute_dtype for module in base.model.modules() if type(module).__name__ == "Linear4bit"}
+    assert dtypes == {torch.bfloat16}

@@ -1,0 +1,91 @@
+"""Which rows go together: every row once, a pure function, and the same number of micro-batches everywhere."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hfadapt.batches import MEGA_BATCHES, epoch_batches, micro_batches, padded
+from hfadapt.tasks import Example
+from hfadapt.tasks.causal_lm import KIND
+
+LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=400)
+
+
+@settings(max_examples=100, deadline=None)
+@given(LENGTHS, st.integers(1, 40), st.integers(0, 5), st.integers(0, 5))
+def test_every_row_once_an_epoch(lengths, rows, seed, epoch):
+    batches = epoch_batches(lengths, rows, seed, epoch)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert len(batches) == -(-len(lengths) // rows)
+    sizes = sorted(map(len, batches))
+    assert sizes[1:] == [rows] * (len(sizes) - 1), "only one batch may be smaller"
+
+
+@settings(max_examples=30, deadline=None)
+@given(LENGTHS, st.integers(1, 40), st.integers(0, 5), st.integers(0, 5))
+def test_a_pure_function_that_leaves_the_global_state_alone(lengths, rows, seed, epoch):
+    random.seed(1)
+    state = random.getstate()
+    once = epoch_batches(lengths, rows, seed, epoch)
+    assert random.getstate() == state
+    random.seed(2)
+    assert epoch_batches(lengths, rows, seed, epoch) == once
+
+
+def test_epochs_and_seeds_differ():
+    lengths = list(range(1, 101))
+    made = [epoch_batches(lengths, 8, seed, epoch) for seed, epoch in ((1, 0), (1, 1), (2, 0))]
+    assert made[0] != made[1]
+    assert made[0] != made[2]
+
+
+def test_rows_of_a_batch_are_of_similar_length():
+    lengths = [random.Random(3).randint(1, 512) for _ in range(2000)]
+
+    def padding(batches):
+        return sum(max(lengths[row] for row in batch) * len(batch) for batch in batches) / sum(lengths)
+
+    unsorted = [list(range(start, start + 16)) for start in range(0, 2000, 16)]
+    assert padding(epoch_batches(lengths, 16, 1, 0)) < 1.2 < padding(unsorted)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 20), st.integers(1, 8))
+def test_processes_share_a_batch(rows, micro, world):
+    batch = list(range(100, 100 + rows))
+    shares = [micro_batches(batch, micro, rank, world) for rank in range(world)]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(row for share in shares for part in share for row in part) == batch
+    assert all(len(part) <= micro for share in shares for part in share)
+    sizes = [sum(map(len, share)) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_one_window_holds_whole_batches():
+    """A window is a multiple of the batch, so that only the end of the epoch makes a small batch."""
+    lengths = [1] * (8 * MEGA_BATCHES * 2 + 3)
+    sizes = [len(batch) for batch in epoch_batches(lengths, 8, 1, 0)]
+    assert sorted(sizes)[0] == 3
+    assert sizes.count(8) == 2 * MEGA_BATCHES
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 12))
+def test_scoring_batches_hold_every_row_and_pad_on_the_right(lengths, rows):
+    examples = [Example(tuple(range(1, n + 1)), tuple(range(1, n + 1)), n, i) for i, n in enumerate(lengths)]
+    seen = []
+    for numbers, batch in padded(KIND, examples, 0, torch.device("cpu"), rows):
+        seen += numbers
+        assert len(numbers) <= rows
+        for number, ids, mask, labels in zip(
+            numbers, batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True
+        ):
+            n = lengths[number]
+            assert ids[:n].tolist() == list(range(1, n + 1))
+            assert mask.tolist() == [1] * n + [0] * (len(mask) - n)
+            assert (labels[n:] == -100).all()
+    assert sorted(seen) == list(range(len(lengths)))

@@ -1,0 +1,77 @@
+"""Facts from the config alone equal those of the built model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hfadapt import facts
+from hfadapt.errors import RequestError
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4},
+    "bert": {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "gpt2": {"n_embd": 48, "n_layer": 3, "n_head": 4},
+    "distilbert": {"dim": 48, "hidden_dim": 96, "n_layers": 2, "n_heads": 4},
+}
+
+
+def folder(tmp_path: Path, kind: str, **more: Any) -> str:
+    """A folder with nothing but a config."""
+    config = {"model_type": kind, "vocab_size": 500, **CONFIGS[kind], **more}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_language_model(tmp_path: Path, kind: str, tied: bool) -> None:
+    import transformers
+
+    found = facts.model_facts(folder(tmp_path, kind, tie_word_embeddings=tied), "causal-lm")
+    real = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(tmp_path))
+    assert found.parameters == sum(p.numel() for p in real.parameters())
+    assert found.tied is tied
+    assert found.generates
+    assert found.layers == 3
+    assert found.head_parameters == (0 if tied else real.lm_head.weight.numel())
+    inner = [m for n, m in real.named_modules() if type(m).__name__ in ("Linear", "Conv1D") and n != "lm_head"]
+    assert found.linear_parameters == sum(m.weight.numel() for m in inner)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "llama"])
+def test_a_classifier(tmp_path: Path, kind: str) -> None:
+    found = facts.model_facts(folder(tmp_path, kind, pad_token_id=0), "text-classification", labels=5)
+    assert not found.generates
+    assert found.labels == 5
+    assert found.head_parameters >= 5 * found.hidden_size
+    assert found.linear_parameters + found.embedding_parameters < found.parameters
+    assert found.layers == (3 if kind == "llama" else 2)
+
+
+def test_grouped_queries_and_shapes(tmp_path: Path) -> None:
+    found = facts.model_facts(folder(tmp_path, "llama", num_key_value_heads=2), "causal-lm")
+    shapes = {s.name: (s.in_features, s.out_features, s.count) for s in found.linears}
+    assert shapes["k_proj"] == (64, 32, 3)
+    assert shapes["gate_proj"] == (64, 96, 3)
+    assert (found.kv_heads, found.head_dim, found.largest_linear) == (2, 16, 64 * 96)
+
+
+def test_samples_need_no_download() -> None:
+    found = facts.model_facts("sample:smollm2-135m", "causal-lm")
+    assert found.parameters == 134_515_008
+    assert found.layers == 30
+
+
+def test_a_missing_model_says_what_is_allowed(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="sample:"):
+        facts.model_facts(str(tmp_path / "none"), "causal-lm")
+
+
+def test_a_model_that_cannot_do_the_task(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "num_hidden_layers": 1}))
+    with pytest.raises(RequestError, match="cannot do this task"):
+        facts.model_facts(str(tmp_path), "causal-lm")

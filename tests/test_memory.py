@@ -1,0 +1,124 @@
+"""The prediction follows what really lives in memory, and stays within its bars on the kept measurements."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from hfadapt import allocator, memory
+from hfadapt.facts import ModelFacts, model_facts
+from hfadapt.memory import Workload, predict
+
+GRID = Path(__file__).parent.parent / "benchmarks" / "memory_grid.py"
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory: pytest.TempPathFactory) -> ModelFacts:
+    folder = tmp_path_factory.mktemp("lm")
+    config = {
+        "model_type": "llama",
+        "vocab_size": 1000,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return model_facts(str(folder), "causal-lm")
+
+
+def peak(facts: ModelFacts, phase: str = "train", **changes: Any) -> int:
+    found = predict(facts, Workload(**{"dtype": "bfloat16", "matmul_dtype": "bfloat16", **changes}))
+    return next(p.total_bytes for p in found if p.phase == phase)
+
+
+def test_every_phase_has_named_parts(lm: ModelFacts) -> None:
+    found = predict(lm, Workload())
+    assert [p.phase for p in found] == ["load", "train", "evaluate", "save"]
+    assert {"weights", "adapter", "gradients", "optimizer", "activations", "logits", "workspaces"} <= set(
+        found[1].parts
+    )
+    assert all(size >= 0 for p in found for size in p.parts.values())
+
+
+def test_more_of_anything_needs_more(lm: ModelFacts) -> None:
+    base = peak(lm)
+    assert peak(lm, micro_batch_rows=16) > base
+    assert peak(lm, length_tokens=256) > base
+    assert peak(lm, rank=64) > base
+    assert peak(lm, dtype="float32") > base
+    assert peak(lm, checkpointing=True) < base
+    assert peak(lm, optimizer="adamw-8bit") < base
+
+
+def test_stored_bits(lm: ModelFacts) -> None:
+    sizes = [memory.weight_bytes(lm, Workload(quant=q, dtype="bfloat16")) for q in ("none", "int8", "nf4")]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] - sizes[2] == int(lm.linear_parameters * (2 - 0.5 - 0.0625))
+
+
+def test_trained_parameters_equal_those_of_peft(lm: ModelFacts) -> None:
+    import peft
+
+    from hfadapt.facts import build
+
+    model = build(__import__("transformers").AutoConfig.for_model(**lm.config), "AutoModelForCausalLM", "lm")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=16, target_modules="all-linear"))  # type: ignore[arg-type]
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert memory.trained_parameters(lm, Workload(rank=16)) == trained
+
+
+def test_traced_terms_extend_to_more_layers_and_rows(lm: ModelFacts) -> None:
+    """Two traced layers foretell what a trace of all six finds."""
+    from hfadapt.memory import trace
+
+    workload = Workload(dtype="bfloat16", matmul_dtype="bfloat16", length_tokens=96, micro_batch_rows=trace.ROWS)
+    key = memory.step_key(lm, workload)
+    whole = trace.step_marks(key, lm.layers, 96)
+    terms = trace.step_terms(key)
+    for mark in trace.MARKS:
+        outside, layer = terms[mark]
+        shape = (1.0, trace.ROWS * 96, trace.ROWS * 96 * 96)
+        found = sum((o + lm.layers * e) * x for o, e, x in zip(outside, layer, shape, strict=True))
+        assert found == pytest.approx(whole[mark], rel=0.03), mark
+
+
+def test_the_allocator_setting_reaches_a_restarted_program() -> None:
+    code = "from hfadapt import allocator; allocator.restart(); print(allocator.settled(), *__import__('sys').argv)"
+    done = subprocess.run([sys.executable, "-c", code, "a", "b"], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "-c", "a", "b"]
+
+
+def test_other_tunables_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(allocator.VARIABLE, "glibc.rtld.nns=4:glibc.malloc.tcache_count=9")
+    assert allocator.environment()[allocator.VARIABLE] == f"glibc.rtld.nns=4:{allocator.TUNABLES}"
+
+
+@pytest.fixture(scope="module")
+def grid() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("memory_grid", GRID)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("model", ["llama-60m", "bert-40m", "modernbert-100m"])
+def test_predictions_stay_true_to_the_kept_measurements(grid: ModuleType, model: str) -> None:
+    """Held-out training points: median error at most 10 %, 95th percentile 20 %, no false "fits"."""
+    results = json.loads(grid.RESULTS.read_text())
+    results["points"] = [p for p in results["points"] if p["point"]["model"] == model]
+    train = [row for row in grid.errors(results) if row["phase"] == "train" and not row["fitted"]]
+    found = grid.summary(train)
+    assert found["points"] >= 9
+    assert found["median"] <= 0.10
+    assert found["p95"] <= 0.20
+    assert found["false_fits"] == 0

@@ -1,0 +1,121 @@
+"""Bases: where they come from, what of them is fresh, and that loading depends on nothing but the lock."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from tiny import LABELS, labelled, make_lock, make_loop, pairs
+
+from hfadapt.errors import RequestError
+from hfadapt.model import load_base, load_tokenizer, resolve_model, save_adapter
+
+CPU = torch.device("cpu")
+
+
+def test_a_folder_is_found(models):
+    source = resolve_model(str(models / "lm"))
+    assert (source.path, source.hub_id, source.revision) == (str((models / "lm").resolve()), None, None)
+
+
+@pytest.mark.parametrize("name", ["/nowhere/model", "./nothing", "~/nothing-at-all", "model.gguf"])
+def test_a_path_that_does_not_exist_is_refused(name):
+    with pytest.raises(RequestError, match="does not exist"):
+        resolve_model(name)
+
+
+def test_a_hub_id_with_revision():
+    source = resolve_model("user/model@abc123")
+    assert (source.path, source.hub_id, source.revision) == ("user/model", "user/model", "abc123")
+
+
+def test_an_unknown_sample_names_the_nearest():
+    with pytest.raises(RequestError, match="did you mean 'minilm-l6'"):
+        resolve_model("sample:minilm")
+
+
+def test_a_missing_pad_token_becomes_the_end(models, tmp_path):
+    folder = shutil.copytree(models / "lm", tmp_path / "bare")
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config["pad_token"] = None
+    path.write_text(json.dumps(config))
+    tokenizer = load_tokenizer(resolve_model(str(folder)))
+    assert tokenizer.pad_token == tokenizer.eos_token
+
+
+def test_a_fresh_head_is_the_same_every_time(models):
+    lock = make_lock(models / "encoder", "text-classification")
+    torch.manual_seed(1)
+    first = load_base(lock, LABELS, CPU)
+    state = torch.get_rng_state()
+    torch.manual_seed(2)
+    again = load_base(lock, LABELS, CPU)
+    other = load_base(lock, LABELS, CPU, seed=3)
+    assert first.fresh_modules == again.fresh_modules == ("classifier",)
+    assert torch.equal(first.model.classifier.weight, again.model.classifier.weight)
+    assert not torch.equal(first.model.classifier.weight, other.model.classifier.weight)
+    torch.manual_seed(1)
+    load_base(lock, LABELS, CPU)
+    assert torch.equal(torch.get_rng_state(), state), "loading drew from the caller's random state"
+
+
+def test_a_language_model_has_nothing_fresh(models):
+    base = load_base(make_lock(models / "lm"), (), CPU)
+    assert base.fresh_modules == ()
+    assert base.head_modules == ("lm_head",)
+    assert base.parameters == sum(p.numel() for p in base.model.parameters())
+
+
+def test_labels_are_in_the_config(models):
+    base = load_base(make_lock(models / "encoder", "text-classification"), ("x", "y", "z"), CPU)
+    assert base.model.config.id2label == {0: "x", 1: "y", 2: "z"}
+    assert base.model.classifier.out_features == 3
+
+
+def test_all_dropout_of_the_base_is_off(models):
+    base = load_base(make_lock(models / "encoder", "text-classification"), LABELS, CPU)
+    drops = [module for module in base.model.modules() if isinstance(module, torch.nn.Dropout)]
+    assert drops
+    assert {module.p for module in drops} == {0.0}
+    base.model.train()
+    batch = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(base.model(input_ids=batch).logits, base.model(input_ids=batch).logits)
+
+
+def test_a_model_that_cannot_do_the_task_is_refused(models, tmp_path):
+    from transformers import ViTConfig
+
+    folder = shutil.copytree(models / "encoder", tmp_path / "vision")
+    ViTConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64).save_pretrained(folder)
+    with pytest.raises(RequestError, match="cannot do causal-lm"):
+        load_base(make_lock(folder), (), CPU)
+
+
+@pytest.mark.parametrize("quant", ["none", "nf4"])
+def test_the_identity_tells_bases_apart_and_nothing_else(models, quant):
+    one = load_base(make_lock(models / "lm"), (), CPU).identity
+    assert load_base(make_lock(models / "lm", quant=quant, dtype="bfloat16"), (), CPU).identity == one
+    assert load_base(make_lock(models / "encoder"), (), CPU).identity["shapes_sha256"] != one["shapes_sha256"]
+
+
+def test_the_adapter_names_no_path_of_this_machine(models, tmp_path):
+    lock = make_lock(models / "lm")
+    trained = make_loop(lock, tmp_path, pairs(8))
+    hashes = save_adapter(trained.model, trained.base, lock, tmp_path / "adapter")
+    for path in (tmp_path / "adapter").glob("*.json"):
+        assert str(models) not in path.read_text()
+    assert set(hashes) == {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == "lm"
+    assert not list(tmp_path.glob(".adapter.tmp-*"))
+
+
+def test_saving_again_replaces_the_folder_whole(models, tmp_path):
+    lock = make_lock(models / "encoder", "text-classification")
+    trained = make_loop(lock, tmp_path, labelled(8))
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/old.txt").write_text("old")
+    save_adapter(trained.model, trained.base, lock, tmp_path / "adapter")
+    assert not (tmp_path / "adapter/old.txt").exists()
