@@ -281,7 +281,7 @@ def note(text: str) -> None:
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="targets, tasks, adapters, quants, formats, samples or metrics.")] = "",
+    what: Annotated[str, typer.Argument(help="targets, tasks, adapters, quants, samples or metrics.")] = "",
 ) -> None:
     """List what can be named in a recipe."""
     from hfadapt.catalogue import listing

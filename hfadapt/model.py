@@ -154,6 +154,7 @@ def load_base(
     try:
         with init_empty_weights():
             skeleton = auto.from_config(config)
+        skeleton.tie_weights()
     except ValueError as error:
         raise RequestError(
             f"this model cannot do {lock.task}", place=lock.model, got=config.model_type, allowed=str(error)[:300]

@@ -16,7 +16,7 @@ from hfadapt.errors import Problem, RequestError
 from hfadapt.facts import ModelFacts, model_facts
 from hfadapt.hardware import Target
 from hfadapt.memory import Workload
-from hfadapt.plan_search import Candidate, Question, alternatives, best, search
+from hfadapt.plan_search import Candidate, Question, alternatives, best, search, storages_of, stored_bytes
 from hfadapt.recipe import AUTO, THIS_MACHINE, Lock, Recipe
 from hfadapt.records import CellPlan, DataRecord, Decision, Lengths, Plan, Rejected
 from hfadapt.show import show_bytes, show_seconds
@@ -260,7 +260,7 @@ def _plan_cell(
     candidates = search(question)
     fitting = [c for c in candidates if c.peak_bytes <= budget]
     chosen = best(fitting) if fitting else min(candidates, key=lambda one: one.peak_bytes)
-    _settle_storage(decided, chosen, candidates, budget, trainer, facts)
+    _settle_storage(decided, question, chosen, candidates)
     _settle_evaluation(decided, recipe, facts, chosen, work, budget)
     decided.made.append(
         Decision(
@@ -277,6 +277,8 @@ def _plan_cell(
     nearest = () if fits else tuple(alternatives(question, final))
     seconds, rate = _time(chosen, work, decided, world)
     warnings, served = _served(target, facts)
+    if not memory.is_traced(facts, final):
+        warnings.append("a step of this model could not be traced: the predicted memory is a rough formula's")
     if trainer.devices > 1 and world < trainer.devices:
         warnings.append(f"{world} of {trainer.devices} devices are used: the effective batch divides no further")
     return CellPlan(
@@ -357,11 +359,9 @@ def _processes(recipe: Recipe, trainer: Target, processes: int | None, batch_row
     return max(n for n in range(1, trainer.devices + 1) if batch_rows % n == 0)
 
 
-def _settle_storage(
-    decided: Decisions, chosen: Candidate, candidates: list[Candidate], budget: int, trainer: Target, facts: ModelFacts
-) -> None:
+def _settle_storage(decided: Decisions, question: Question, chosen: Candidate, candidates: list[Candidate]) -> None:
     """Records quant, dtype, micro-batch and checkpointing with what was rejected for each."""
-    work = chosen.workload
+    work, budget, trainer = chosen.workload, question.budget_bytes, question.target
 
     def others(key: Any) -> tuple[Rejected, ...]:
         """For every other value of a field, the best candidate with it, and why it lost."""
@@ -383,19 +383,8 @@ def _settle_storage(
     verdict = "an unquantised base needs more than there is, or is slower" if work.quant != "none" else "it fits"
     if not fits:
         verdict = "nothing that was looked at fits; this needs the least"
-    seen = {candidate.workload.quant for candidate in candidates}
-    plain = memory.weight_bytes(facts, work)
-    unseen = tuple(
-        Rejected(
-            value=quant,
-            reason=f"not needed: it would save {show_bytes(plain - memory.weight_bytes(facts, smaller))} of weights, "
-            "and each use of a weight would cost an unpacking",
-        )
-        for quant in trainer.quants
-        if quant not in seen and quant != "fp4"
-        for smaller in [work.model_copy(update={"quant": quant})]
-    )
-    decided.settle("quant", work.quant, f"{verdict}: {figures}", (*others(lambda w: w.quant), *unseen))
+    decided_on = (*others(lambda w: w.quant), *_not_tried(question, work, {c.workload.quant for c in candidates}))
+    decided.settle("quant", work.quant, f"{verdict}: {figures}", decided_on)
     decided.settle("dtype", work.dtype, _dtype_reason(work, trainer), others(lambda w: (w.quant, w.dtype)))
     decided.settle(
         "train.micro_batch_rows",
@@ -408,6 +397,20 @@ def _settle_storage(
         rejected = (Rejected(value="True", reason="not needed: every layer would be computed once more"),)
     reason = "activations of all layers do not fit at this speed" if work.checkpointing else "all activations fit"
     decided.settle("train.checkpointing", work.checkpointing, reason, rejected)
+
+
+def _not_tried(question: Question, work: Workload, tried: set[str]) -> list[Rejected]:
+    """Storages that the search could leave out."""
+    plain, found = stored_bytes(question, work.quant, work.dtype), []
+    for quant in dict.fromkeys(quant for quant, _ in storages_of(question)):
+        size = min(stored_bytes(question, q, d) for q, d in storages_of(question) if q == quant)
+        if quant in tried:
+            continue
+        reason = f"not needed: it would save {show_bytes(plain - size)} of weights, and each use would unpack them"
+        if size > plain:
+            reason = f"does not fit: the weights alone need {show_bytes(size)} of {show_bytes(question.budget_bytes)}"
+        found.append(Rejected(value=quant, reason=reason))
+    return found
 
 
 def _dtype_reason(work: Workload, trainer: Target) -> str:

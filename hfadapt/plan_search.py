@@ -84,23 +84,32 @@ class Candidate:
 def search(question: Question) -> list[Candidate]:
     """Configurations in order of preference, until one that fits is about as fast as any could be.
 
-    Groups are (checkpointing, storage), without recomputing and unquantised first; each holds all micro-batches.
+    Groups are (checkpointing, storage), without recomputing and unquantised first; each holds all micro-batches. A
+    storage whose weights alone are too much is left out, unless all are.
     """
     train = question.recipe.train
     micros = [n for n in range(question.rows, 0, -1) if question.rows % n == 0]
     if train.micro_batch_rows != AUTO:
         micros = [train.micro_batch_rows]
     options = [False, True] if train.checkpointing == AUTO else [train.checkpointing]
+    storages = storages_of(question)
+    possible = [pair for pair in storages if stored_bytes(question, *pair) <= question.budget_bytes]
+    smallest = min(storages, key=lambda pair: stored_bytes(question, *pair))
     found: list[Candidate] = []
     for checkpointing in options:
-        for place, (quant, dtype) in enumerate(_storages(question)):
-            preference = 1 + PREFERENCE_STEP * place
+        for quant, dtype in possible or [smallest]:
+            preference = 1 + PREFERENCE_STEP * storages.index((quant, dtype))
             group = [candidate(question, quant, dtype, checkpointing, micro, preference) for micro in micros]
             found += group
             fitting = [one.cost for one in group if one.peak_bytes <= question.budget_bytes]
             if fitting and min(fitting) <= CLOSE_RATIO * min(one.cost for one in found):
                 return found
     return found
+
+
+def stored_bytes(question: Question, quant: str, dtype: str) -> int:
+    """What the weights need in this storage."""
+    return memory.weight_bytes(question.facts, Workload(quant=quant, dtype=dtype, method=question.method))
 
 
 def best(fitting: list[Candidate]) -> Candidate:
@@ -133,14 +142,17 @@ def candidate(
     return Candidate(workload, memory.predict(question.facts, workload), seconds, preference)
 
 
-def _storages(question: Question) -> list[tuple[str, str]]:
+def storages_of(question: Question) -> list[tuple[str, str]]:
     """(quant, dtype) pairs that this target and method can do, the preferred first."""
     recipe, target, facts = question.recipe, question.target, question.facts
     method = kinds.load("adapters", question.method)
     fast = target.fast_dtype
     small = facts.parameters * 4 < SMALL_WEIGHTS_BYTES and not facts.generates
-    order = ["float32", fast] if small else [fast, "float32"]
-    order += ["bfloat16"] if target.on_cpu else []
+    if small or fast == "float32":
+        # On a CPU without units for it, bfloat16 halves the weights and takes longer.
+        order = ["float32", fast, *(["bfloat16"] if target.on_cpu else [])]
+    else:
+        order = [fast]
     dtypes = [dtype for dtype in dict.fromkeys(order) if dtype in target.dtypes]
     half = next((dtype for dtype in (fast, *order) if dtype != "float32" and dtype in target.dtypes), "float32")
     if recipe.dtype != AUTO:

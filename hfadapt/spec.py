@@ -49,7 +49,7 @@ class Record(Spec):
             raise RunError(
                 f"there is no {path.name} yet", place=str(path), fix="run the stage that writes it: hfadapt run RECIPE"
             ) from None
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, TypeError) as error:
             raise RunError("the record is not readable JSON", place=str(path), got=str(error)) from None
         wanted = (cls.__name__, cls.record_version)
         if found != wanted:

@@ -44,7 +44,8 @@ def test_epochs_and_seeds_differ():
 
 
 def test_rows_of_a_batch_are_of_similar_length():
-    lengths = [random.Random(3).randint(1, 512) for _ in range(2000)]
+    draw = random.Random(3)
+    lengths = [draw.randint(1, 512) for _ in range(2000)]
 
     def padding(batches):
         return sum(max(lengths[row] for row in batch) * len(batch) for batch in batches) / sum(lengths)

@@ -10,13 +10,17 @@ allocator.py.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import asdict
+from functools import cache
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal
 
-from hfadapt import kinds
+from hfadapt import kinds, samples
 from hfadapt.facts import LinearShape, ModelFacts
 from hfadapt.records import PhaseMemory
-from hfadapt.spec import Spec
+from hfadapt.spec import Spec, write_text
 
 if TYPE_CHECKING:
     from hfadapt.memory.trace import StepKey
@@ -27,6 +31,8 @@ OPTIMIZER_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03, "paged-adamw-8bit": 2.03}
 """State per trained parameter: two moments; in 8 bits with one float32 scale per block of 256."""
 SHORT_TOKENS = 256
 """Up to this length the fast path takes another attention kernel on CPUs (train/fast.py)."""
+TRACE_VERSION = 1
+"""To be raised when traces change their meaning, so that kept ones are not used."""
 LOW_RANK = ("lora", "rslora", "dora", "pissa", "loftq", "eva", "olora")
 
 # --- fitted on the `fitted` half of benchmarks/memory_grid.json ------------------------------------------------------
@@ -204,31 +210,79 @@ def _load_parts(facts: ModelFacts, workload: Workload) -> dict[str, int]:
 
 
 def _terms(facts: ModelFacts, workload: Workload) -> Terms:
+    return _known_terms(step_key(facts, workload)) or _rough_terms(facts, workload)
+
+
+def is_traced(facts: ModelFacts, workload: Workload) -> bool:
+    """Whether the step could be traced; otherwise the prediction rests on a rough formula."""
+    return _known_terms(step_key(facts, workload)) is not None
+
+
+@cache
+def _known_terms(key: StepKey) -> Terms | None:
+    """The traced terms, kept on disk for as long as the libraries stay the same; None when tracing fails."""
     from hfadapt.memory.trace import step_terms
 
-    return step_terms(step_key(facts, workload))
+    made_by = [f"{name} {version(name)}" for name in ("torch", "transformers", "peft")]
+    text = json.dumps([TRACE_VERSION, made_by, asdict(key)], sort_keys=True)
+    path = samples.cache_folder() / "traces" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return {mark: (tuple(outside), tuple(layer)) for mark, (outside, layer) in kept.items()}
+    except (OSError, ValueError):
+        pass
+    try:
+        terms = step_terms(key)
+    except Exception:
+        # Whatever a model's own code raises on fake tensors, for example where shapes depend on values.
+        return None
+    try:
+        write_text(path, json.dumps(terms))
+    except OSError:
+        pass
+    return terms
+
+
+def _rough_terms(facts: ModelFacts, workload: Workload) -> Terms:
+    """Bytes per token of a dense transformer layer, by counting: inputs of its linear layers, norms and activations."""
+    element = DTYPE_BYTES[workload.dtype]
+    inputs = sum(s.in_features * s.count for s in facts.linears) / max(1, facts.layers)
+    layer = element * (inputs + 6 * facts.hidden_size + 3 * facts.intermediate_size) + 4.0 * inputs
+    kept = float(element * facts.hidden_size) if workload.checkpointing else layer
+    once = (0.0, layer if workload.checkpointing else layer / 2, 0.0)
+    step = (once, (0.0, kept, 0.0))
+    return {
+        "forward_peak": step,
+        "forward_end": ((0.0, 0.0, 0.0), (0.0, kept, 0.0)),
+        "backward_peak": step,
+        "evaluate_peak": ((0.0, layer, 0.0), (0.0, 0.0, 0.0)),
+    }
 
 
 def step_key(facts: ModelFacts, workload: Workload) -> StepKey:
     """What a trace of this workload depends on: everything but rows, layers, and the length within its regime."""
     from hfadapt.memory.trace import StepKey
 
+    # DoRA unpacks the weights of its own accord, which stand-ins do not know.
+    bits = 0 if workload.method == "dora" else kinds.load("quants", workload.quant).bits
+    # Only an unpacked weight adds a constant, which takes a third length to find.
+    unpacks = 0 if bits else 1
     if facts.vocab_size == 0:
         lengths: tuple[int, ...] = (1,)
     elif workload.length_tokens <= SHORT_TOKENS:
         longest = min(facts.max_positions or SHORT_TOKENS, SHORT_TOKENS)
-        lengths = (longest // 4, longest // 2, longest)
+        lengths = (longest // 4, longest // 2, longest)[unpacks:]
     else:
         # Another attention kernel from here on.
         longest = min(facts.max_positions or 2 * SHORT_TOKENS, 2 * SHORT_TOKENS)
-        lengths = (SHORT_TOKENS + 8, (SHORT_TOKENS + longest) // 2, longest)
+        lengths = (SHORT_TOKENS + 8, (SHORT_TOKENS + longest) // 2, longest)[unpacks:]
     return StepKey(
         config=json.dumps(facts.config, sort_keys=True, default=str),
         auto_class=kinds.load("tasks", facts.task).auto_class,
         generates=facts.generates,
         dtype=_traced_dtype("float32" if workload.method == "full" else workload.dtype),
         matmul_dtype=_traced_dtype(workload.matmul_dtype),
-        bits=kinds.load("quants", workload.quant).bits,
+        bits=bits,
         fast=workload.fast,
         adapted=workload.method in LOW_RANK,
         dora=workload.method == "dora",

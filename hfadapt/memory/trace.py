@@ -61,20 +61,25 @@ def step_terms(key: StepKey) -> Terms:
     found: Terms = {}
     for mark in MARKS:
         first, second = (_fit({t: marks[t][mark] for t in marks}) for marks in (one, two))
+        if mark == "evaluate_peak":
+            # Without gradients a layer leaves nothing behind; one layer alone is not typical, two are.
+            first = second
         layer = tuple(b - a for a, b in zip(first, second, strict=True))
         found[mark] = (tuple(a - b for a, b in zip(first, layer, strict=True)), layer)
     return found
 
 
 def _fit(values: dict[int, int]) -> tuple[float, ...]:
-    """Coefficients of 1, B T and B T^2 through the traced bytes by length; one length alone gives only B T."""
+    """Coefficients of (1, B T, B T^2) through the traced bytes by length.
+
+    Two lengths leave no constant, one length neither a constant nor a square.
+    """
     import numpy as np
 
-    if len(values) == 1:
-        (length, size), *_ = values.items()
-        return (0.0, size / (ROWS * length), 0.0)
-    table = np.array([[1.0, ROWS * t, ROWS * t * t] for t in values])
-    return tuple(float(c) for c in np.linalg.solve(table, np.array(list(values.values()), dtype=float)))
+    powers = {1: (1,), 2: (1, 2), 3: (0, 1, 2)}[len(values)]
+    table = np.array([[ROWS * float(t) ** n if n else 1.0 for n in powers] for t in values])
+    found = dict(zip(powers, np.linalg.solve(table, np.array(list(values.values()), dtype=float)), strict=True))
+    return tuple(float(found.get(n, 0.0)) for n in range(3))
 
 
 class Live(TorchDispatchMode):

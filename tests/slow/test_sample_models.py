@@ -1,0 +1,92 @@
+"""With the sample models: what the tiny ones cannot show. The samples are fetched on first use."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from tiny import command, finish, start, write_recipe
+
+import hfadapt
+
+pytestmark = pytest.mark.slow
+RECIPES = Path(hfadapt.__file__).parents[1] / "recipes"
+
+
+def cell(folder, name, domain, runs="runs"):
+    return folder / runs / name / domain / "this-machine"
+
+
+def losses(cell_folder):
+    lines = [json.loads(line) for line in (cell_folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_minilm_beats_its_probe_on_tweets(tmp_path):
+    settings = ["data.train_rows=1200", "train.max_steps=80"]
+    done = command("evaluate", RECIPES / "sentiment.yaml", "--domain", "tweets", *settings, folder=tmp_path)
+    assert done.code == 0, done.err
+    evaluation = json.loads((cell(tmp_path, "sentiment", "tweets") / "evaluation.json").read_text())
+    accuracy = next(metric for metric in evaluation["metrics"] if metric["name"] == "accuracy")
+    assert 0.4 < accuracy["base"] < 0.75
+    assert accuracy["low"] > 0
+    assert accuracy["adapter"] > 0.7
+
+
+def test_evaluating_every_few_steps_changes_nothing_in_four_bits(tmp_path):
+    """SmolLM2 in nf4: final losses and adapter equal to the last bit, with and without validation in between."""
+    settings = ["data.train_rows=120", "data.validation=20", "data.test=20", "train.max_steps=8"]
+    for runs, every in (("never", 1000), ("often", 2)):
+        recipe = RECIPES / "sentiment-llm.yaml"
+        done = command(
+            "train", recipe, *settings, f"train.evaluate_every_steps={every}", "--runs", runs, folder=tmp_path
+        )
+        assert done.code == 0, done.err
+    never, often = (cell(tmp_path, "sentiment-llm", "tweets", runs) for runs in ("never", "often"))
+    assert losses(never) == losses(often)
+    adapters = [(each / "adapter/adapter_model.safetensors").read_bytes() for each in (never, often)]
+    assert adapters[0] == adapters[1]
+
+
+def test_killed_without_warning_and_resumed(tmp_path):
+    """SIGKILL in the middle of training: the next run goes on from the last whole checkpoint, to the same adapter."""
+    fields = {
+        "name": "killed",
+        "model": "sample:minilm-l6",
+        "task": "text-classification",
+        "domains": {"tweets": {"source": "sample:vader/tweets"}},
+        "data": {"train_rows": 400, "validation": 50, "test": 50},
+        "train": {"max_steps": 60, "checkpoint_every_steps": 5},
+    }
+    write_recipe(tmp_path / "killed.yaml", fields)
+    process = start("train", "killed.yaml", folder=tmp_path)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("step 30/60"):
+            break
+    os.kill(process.pid, signal.SIGKILL)
+    assert finish(process).code == -signal.SIGKILL
+    again = command("train", "killed.yaml", folder=tmp_path)
+    assert again.code == 0, again.err
+    record = json.loads((cell(tmp_path, "killed", "tweets") / "train.json").read_text())
+    assert record["resumed_from_step"] >= 25
+    whole = command("train", "killed.yaml", "--runs", "whole", folder=tmp_path)
+    assert whole.code == 0, whole.err
+    adapters = [
+        (cell(tmp_path, "killed", "tweets", runs) / "adapter/adapter_model.safetensors").read_bytes()
+        for runs in ("runs", "whole")
+    ]
+    assert adapters[0] == adapters[1]
+
+
+def test_a_chat_recipe_trains(tmp_path):
+    settings = ["data.train_rows=60", "data.validation=10", "data.test=10", "train.max_steps=6"]
+    done = command("evaluate", RECIPES / "chat.yaml", *settings, folder=tmp_path)
+    assert done.code == 0, done.err
+    evaluation = json.loads((cell(tmp_path, "chat", "helpdesk") / "evaluation.json").read_text())
+    perplexity = evaluation["metrics"][0]
+    assert perplexity["name"] == "perplexity"
+    assert perplexity["adapter"] < perplexity["base"]

@@ -1,0 +1,158 @@
+"""The command line beside `run`: what every verb prints, and that wrong requests end with 2 and without a traceback."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tiny import command, labelled, recipe_fields, write_recipe, write_rows
+
+from hfadapt import __version__, kinds
+
+
+@pytest.fixture(scope="module")
+def ready(models, tmp_path_factory):
+    """A trained cell of one domain."""
+    folder = tmp_path_factory.mktemp("cli")
+    write_rows(folder / "one.jsonl", labelled(80))
+    write_recipe(folder / "tiny.yaml", recipe_fields(models / "encoder"))
+    done = command("evaluate", "tiny.yaml", folder=folder)
+    assert done.code == 0, done.err
+    return folder
+
+
+def test_version():
+    assert command("--version").out.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["list", "targets"], ("this-machine", "t4")),
+        (["list", "tasks"], kinds.names("tasks")),
+        (["list", "adapters"], kinds.names("adapters")),
+        (["list", "quants"], kinds.names("quants")),
+        (["list", "samples"], ("sample:minilm-l6", "sample:vader/tweets")),
+        (["list", "metrics"], ("accuracy", "perplexity")),
+        (["list"], ("lora", "t4", "macro_f1")),
+        (["show", "target", "t4"], ("memory", "https://")),
+        (["show", "target", "this-machine"], ("memory", "cores")),
+        (["show", "sample", "vader/tweets"], ("mit", "vaderSentiment")),
+    ],
+)
+def test_what_can_be_named_is_listed(words, shown):
+    done = command(*words)
+    assert done.code == 0, done.err
+    for name in shown:
+        assert name.lower() in done.out.lower()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["list", "adapter"], "did you mean 'adapters'"),
+        (["show", "targets", "t4"], "did you mean 'target'"),
+        (["show", "target", "rtx-4091"], "did you mean 'rtx-4090'"),
+        (["show", "sample", "vader/tweet"], "did you mean 'vader/tweets'"),
+        (["show", "run", "nowhere"], "report.json"),
+        (["report", "nowhere"], "not a run"),
+        (["predict", "nowhere", "text"], "neither a run nor a cell"),
+        (["run", "nowhere.yaml"], "nowhere.yaml"),
+        (["run"], "RECIPE"),
+        (["nothing"], "nothing"),
+        (["run", "tiny.yaml", "--nothing"], "--nothing"),
+        (["run", "tiny.yaml", "train.epoch=3"], "epochs"),
+        (["run", "tiny.yaml", "train.epochs=many"], "train.epochs"),
+        (["run", "tiny.yaml", "--domain", "two"], "one"),
+        (["run", "tiny.yaml", "--target", "t44"], "t4"),
+        (["run", "tiny.yaml", "quant=nf4", "adapter.method=pissa"], "pissa"),
+    ],
+)
+def test_wrong_requests_end_with_2(ready, words, message):
+    done = command(*words, folder=ready)
+    assert done.code == (1 if words[:2] == ["show", "run"] else 2), done.err
+    assert message in done.err
+    assert "Traceback" not in done.err + done.out
+
+
+def test_a_crash_is_one_line_and_a_file(ready, monkeypatch, tmp_path):
+    import tempfile
+
+    import hfadapt.pipeline
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def crash(*arguments, **options):
+        raise ZeroDivisionError("by a fault")
+
+    monkeypatch.setattr(hfadapt.pipeline, "plan_recipe", crash)
+    done = command("plan", "tiny.yaml", folder=ready)
+    assert done.code == 1
+    assert done.err.splitlines()[0] == "ZeroDivisionError: by a fault"
+    assert "Traceback" not in done.err
+    [log] = tmp_path.glob("hfadapt-*.log")
+    assert str(log) in done.err
+    assert "Traceback" in log.read_text()
+
+
+def test_plan_as_text_and_as_json(ready):
+    shown = command("plan", "tiny.yaml", folder=ready)
+    assert shown.code == 0, shown.err
+    assert "fits" in shown.out
+    plan = json.loads(command("plan", "tiny.yaml", "--json", folder=ready).out)
+    [cell] = plan["cells"]
+    assert (cell["domain"], cell["target"], cell["fits"]) == ("one", "this-machine", True)
+    asked = {decision["field"] for decision in cell["decisions"] if decision["asked"]}
+    assert "train.batch_rows" in asked
+    assert all(decision["reason"] for decision in cell["decisions"])
+    assert {phase["phase"] for phase in cell["memory"]} == {"load", "train", "evaluate", "save"}
+
+
+def test_a_plan_for_another_target(ready):
+    plan = json.loads(command("plan", "tiny.yaml", "--json", "--target", "t4", "--target", "l4", folder=ready).out)
+    assert [cell["target"] for cell in plan["cells"]] == ["t4", "l4"]
+
+
+def test_report_renews_the_report(ready):
+    path = ready / "runs/tiny/report.json"
+    before = path.read_text()
+    path.unlink()
+    done = command("report", "runs/tiny", "--json", folder=ready)
+    assert done.code == 0, done.err
+    assert [cell["domain"] for cell in json.loads(done.out)["cells"]] == ["one"]
+    assert json.loads(path.read_text())["cells"] == json.loads(before)["cells"]
+    assert "linear probe" in command("report", "runs/tiny", folder=ready).out
+
+
+def test_predict(ready):
+    done = command("predict", "runs/tiny", "a lovely film", "a dull film", folder=ready)
+    assert done.code == 0, done.err
+    assert len(done.out.splitlines()) == 2
+    assert all(line.split()[0] in ("good", "bad") and line.endswith("%)") for line in done.out.splitlines())
+    answers = json.loads(command("predict", "runs/tiny/one/this-machine", "a lovely film", "--json", folder=ready).out)
+    assert answers[0]["label"] == done.out.split()[0]
+    assert 0.5 <= answers[0]["probability"] <= 1
+
+
+def test_predict_before_training(models, tmp_path):
+    write_rows(tmp_path / "one.jsonl", labelled(80))
+    write_recipe(tmp_path / "tiny.yaml", recipe_fields(models / "encoder"))
+    assert command("prepare", "tiny.yaml", folder=tmp_path).code == 0
+    done = command("predict", "runs/tiny", "text", folder=tmp_path)
+    assert done.code == 2
+    assert "not trained yet" in done.err
+
+
+def test_check(ready):
+    done = command("check", "tiny.yaml", "--json", folder=ready)
+    assert done.code == 0, done.err
+    [record] = json.loads(done.out)
+    assert record["rows_in"] == record["rows_kept"] + sum(record["dropped"].values()) == 80
+    assert command("check", "tiny.yaml", folder=ready).code == 0
+
+
+def test_doctor():
+    pytest.importorskip("hfadapt.doctor")
+    done = command("doctor", "--json")
+    assert done.code in (0, 1), done.err
+    assert json.loads(done.out)

@@ -1,0 +1,52 @@
+"""The doctor says what is here and how to get what is not, without the network and without secrets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hfadapt import doctor, hardware
+from hfadapt.doctor import DoctorReport, examine
+
+
+def test_the_report_reads_back_and_shows_itself(tmp_path: Path) -> None:
+    report = examine(measure=False)
+    again = DoctorReport.read(report.write(tmp_path / "doctor.json"))
+    assert again == report
+    text = str(report)
+    assert report.packages["torch"] in text
+    assert "not measured" in text
+    assert all(c.fix for c in report.capabilities if not c.available)
+
+
+def test_tokens_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_verysecretvalue")
+    report = examine(measure=False)
+    assert "verysecret" not in report.model_dump_json()
+    assert "a token is configured" in str(report)
+
+
+def test_offline_switches_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    hub = next(c for c in examine(measure=False).capabilities if c.name == "Hugging Face Hub")
+    assert not hub.available
+    assert "HF_HUB_OFFLINE" in (hub.fix or "")
+
+
+def test_rates_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "SECONDS_EACH", 0.02)
+    monkeypatch.setattr(doctor, "MATRIX", 128)
+    monkeypatch.setattr(hardware, "_accelerator", lambda: None)
+    report = examine()
+    assert report.float32_tflops is not None
+    assert report.float32_tflops > 0
+    assert report.bandwidth_bytes_per_second is not None
+    assert "TFLOP/s" in str(report)
+
+
+def test_a_missing_core_package_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "CORE", (*doctor.CORE, "no-such-package"))
+    report = examine(measure=False)
+    assert report.verdict == "broken"
+    assert "no-such-package" in str(report)

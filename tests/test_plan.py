@@ -1,0 +1,230 @@
+"""The plan: every `auto` answered with a reason, nothing impossible planned, the same learning on every target."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hfadapt import hardware
+from hfadapt.errors import RequestError
+from hfadapt.plan import lock, make_plan
+from hfadapt.plan_search import step_seconds
+from hfadapt.recipe import AUTO, Lock, Recipe
+from hfadapt.records import CellPlan, DataRecord, Lengths, Plan
+
+FIELDS = {
+    *("quant", "dtype", "adapter.method", "adapter.rank", "adapter.alpha", "adapter.dropout", "adapter.modules"),
+    *("data.max_length", "data.packing", "train.epochs", "train.learning_rate", "train.schedule", "train.warmup_ratio"),
+    *("train.batch_rows", "train.micro_batch_rows", "train.weight_decay", "train.evaluate_every_steps"),
+    *("train.checkpoint_every_steps", "train.optimizer", "train.checkpointing", "evaluate.metrics"),
+    "evaluate.batch_rows",
+}
+TRAINING = [name for name in hardware.names()[1:] if hardware.target(name).trains]
+SAME_EVERYWHERE = ("data.max_length", "train.batch_rows", "train.epochs", "train.learning_rate", "adapter.rank")
+
+
+def write_config(folder: Path, **more: Any) -> str:
+    config = {
+        "model_type": "llama",
+        "vocab_size": 32000,
+        "hidden_size": 256,
+        "intermediate_size": 704,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 2048,
+        **more,
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_config(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The shape of Llama-3.1-8B."""
+    return write_config(
+        tmp_path_factory.mktemp("large"),
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    )
+
+
+def recipe(model: str, **more: Any) -> Recipe:
+    fields = {"name": "r", "model": model, "task": "causal-lm", "domains": {"d": {"source": "rows.jsonl"}}, **more}
+    return Recipe.model_validate(fields)
+
+
+def cell(model: str, target: str, known: Mapping[str, DataRecord] | None = None, **more: Any) -> CellPlan:
+    return make_plan(recipe(model, targets=[target], **more), data=known).cells[0]
+
+
+def record(longest: int, rows: int = 1000) -> DataRecord:
+    lengths = Lengths(rows=rows, tokens=40 * rows, mean=40.0, median=38, p95=80, longest=longest)
+    return DataRecord(
+        domain="d",
+        form="completion",
+        sources=(),
+        rows_in=rows,
+        rows_kept=rows,
+        dropped={},
+        splits={"train": rows},
+        lengths={"train": lengths},
+        fingerprint="f",
+        seconds=0.1,
+    )
+
+
+@pytest.fixture(scope="module")
+def everywhere(small: str) -> Plan:
+    return make_plan(recipe(small, targets=list(hardware.names()[1:])))
+
+
+def test_every_auto_is_answered_with_a_reason(everywhere: Plan) -> None:
+    for one in everywhere.cells:
+        assert {decision.field for decision in one.decisions} >= FIELDS
+        assert all(decision.reason and not decision.asked for decision in one.decisions if decision.field in FIELDS)
+
+
+def test_what_is_learned_does_not_depend_on_the_target(everywhere: Plan) -> None:
+    for field in SAME_EVERYWHERE:
+        assert len({one.value(field) for one in everywhere.cells}) == 1, field
+    for one in everywhere.cells:
+        assert one.value("train.batch_rows") % (one.value("train.micro_batch_rows") * one.value("processes")) == 0
+
+
+def test_no_unsupported_dtype_or_quant_is_planned(everywhere: Plan) -> None:
+    for one in everywhere.cells:
+        trainer = hardware.target(one.trains_on)
+        assert one.value("dtype") in trainer.dtypes
+        assert one.value("quant") in ("none", *trainer.quants)
+        if one.target in ("t4", "v100-16gb"):
+            assert one.value("dtype") != "bfloat16"
+
+
+def test_every_training_target_gets_a_plan(everywhere: Plan) -> None:
+    assert {one.target for one in everywhere.cells if one.trains_on == one.target} == set(TRAINING)
+    assert all(one.fits for one in everywhere.cells)
+
+
+def test_a_target_that_only_serves_trains_here(everywhere: Plan) -> None:
+    phone = next(one for one in everywhere.cells if one.target == "android-8gb")
+    assert phone.trains_on == "this-machine"
+    assert "gguf" in phone.warnings[0]
+
+
+def test_several_devices_share_the_batch(everywhere: Plan) -> None:
+    eight = next(one for one in everywhere.cells if one.target == "8x-h100")
+    assert eight.value("processes") == 8
+    assert eight.value("train.micro_batch_rows") == 2
+
+
+def test_an_8b_model_is_quantised_only_where_it_must_be(large: str) -> None:
+    plan = make_plan(recipe(large, targets=["rtx-4090", "h100", "cpu-8gb"]), data={"d": record(250)})
+    card, server, laptop = plan.cells
+    assert server.value("quant") == "none"
+    assert server.value("dtype") == "bfloat16"
+    assert card.value("quant") in ("none", "nf4", "int8")
+    assert card.fits
+    rejected = next(d for d in card.decisions if d.field == "quant").rejected
+    assert rejected
+    assert not laptop.fits
+    assert len(laptop.alternatives) == 3
+    assert all(other.gives_up and other.predicted_peak_bytes > 0 for other in laptop.alternatives)
+    assert "DOES NOT FIT" in str(plan)
+
+
+def test_the_weights_of_an_8b_model_are_sixteen_gigabytes(large: str) -> None:
+    train = next(p for p in cell(large, "h100", {"d": record(250)}).memory if p.phase == "train")
+    assert train.parts["weights"] == pytest.approx(8.03e9 * 2, rel=0.01)
+
+
+def test_measured_lengths_replace_assumptions(small: str) -> None:
+    assumed, known = cell(small, "l4"), cell(small, "l4", {"d": record(93)})
+    assert "assumed" in assumed.data_basis
+    assert "1,000" in known.data_basis
+    assert known.value("data.max_length") == 96
+    assert known.peak.total_bytes < assumed.peak.total_bytes
+    assert known.predicted_seconds is not None
+    assert known.value("train.evaluate_every_steps") == 1000 // 16 // 4
+
+
+def test_rows_beyond_the_model_are_cut_and_the_plan_says_so(small: str) -> None:
+    found = cell(small, "h100", {"d": record(9000)})
+    assert found.value("data.max_length") == 2048
+    assert "cut" in next(d for d in found.decisions if d.field == "data.max_length").reason
+
+
+def test_what_was_set_stays_set(small: str) -> None:
+    found = cell(
+        small,
+        "l4",
+        quant="nf4",
+        train={"learning_rate": 1e-3, "batch_rows": 12, "checkpointing": True},
+        adapter={"rank": 8, "method": "dora"},
+        data={"max_length": 64},
+    )
+    asked = {d.field: d.value for d in found.decisions if d.asked}
+    assert asked == {
+        "quant": "nf4",
+        "train.learning_rate": 1e-3,
+        "train.batch_rows": 12,
+        "train.checkpointing": True,
+        "adapter.rank": 8,
+        "adapter.method": "dora",
+        "data.max_length": 64,
+    }
+    assert found.value("adapter.alpha") == 16
+
+
+def test_the_lock_has_no_auto_and_plans_to_itself(small: str) -> None:
+    asked = recipe(small, targets=["l4", "t4"])
+    plan = make_plan(asked, data={"d": record(93)})
+    locked = lock(asked, plan.cells[1])
+    assert isinstance(locked, Lock)
+    assert (locked.domain, locked.target, locked.dtype) == ("d", "t4", "float16")
+    left = [key for key, value in locked.train.model_dump().items() if value == AUTO]
+    assert not left
+    again = make_plan(locked, data={"d": record(93)}).cells[0]
+    assert lock(locked, again) == locked
+
+
+def test_impossible_requests_are_refused_all_at_once(small: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        make_plan(recipe(small, targets=["t4", "apple-m2-16gb"], dtype="bfloat16", quant="nf4"))
+    places = [(problem.place, problem.what) for problem in caught.value.problems]
+    assert ("dtype", "t4 has no bfloat16") in places
+    assert any(place == "quant" and "apple-m2-16gb" in what for place, what in places)
+    with pytest.raises(RequestError, match="DoRA"):
+        make_plan(recipe(small, targets=["l4"], quant="int8", adapter={"method": "dora"}))
+
+
+def test_labels_make_accuracy_a_metric(small: str) -> None:
+    template = {"prompt": "{text}", "completion": " {label}"}
+    assert cell(small, "l4", template=template).value("evaluate.metrics")[0] == "label_accuracy"
+    assert cell(small, "l4").value("evaluate.metrics") == ("perplexity",)
+
+
+def test_a_faster_card_is_predicted_faster(everywhere: Plan) -> None:
+    rate = {one.target: one.predicted_tokens_per_second or 0.0 for one in everywhere.cells}
+    assert rate["h100"] > rate["a100-80gb"] > rate["l4"] > rate["cpu-16gb"] > 0
+    assert step_seconds.__doc__ is not None
+
+
+def test_importing_the_plan_does_not_import_torch() -> None:
+    code = "import sys, hfadapt.plan; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

