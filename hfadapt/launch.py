@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 PROCESS_FLAGS = ("--num_processes", "--num-processes", "--nproc_per_node", "--nproc-per-node")
+LAUNCHERS = {"torchrun", "torch.distributed.run", "accelerate-launch", "accelerate.commands.launch"}
+ACCELERATE = {"accelerate", "accelerate.commands.accelerate_cli"}
 TIMEOUT = timedelta(hours=2)
 """How long processes wait for the first one, which prepares data and evaluates alone."""
 
@@ -25,9 +27,7 @@ def processes_asked(ancestors: Sequence[Sequence[str]]) -> int | None:
     """How many processes a launcher among the ancestors' command lines was told to start; None without a launcher."""
     for command in ancestors:
         words = [Path(word).name for word in command]
-        through_accelerate = "accelerate-launch" in words or "accelerate.commands.launch" in words
-        through_accelerate |= "launch" in words and bool({"accelerate", "accelerate.commands.accelerate_cli"} & {*words})
-        launched = through_accelerate or bool({"torchrun", "torch.distributed.run"} & {*words})
+        launched = not LAUNCHERS.isdisjoint(words) or ("launch" in words and not ACCELERATE.isdisjoint(words))
         if not launched:
             continue
         for i, word in enumerate(command):

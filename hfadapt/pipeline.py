@@ -18,8 +18,9 @@ from hfadapt.plan import lock as lock_cell
 from hfadapt.plan import make_plan
 from hfadapt.progress import Progress, Silent
 from hfadapt.recipe import Lock, Recipe
-from hfadapt.records import DataRecord, Plan, Report
+from hfadapt.records import CellPlan, DataRecord, Plan, Report
 from hfadapt.run_folder import Cell, Run
+from hfadapt.show import show_bytes
 
 if TYPE_CHECKING:
     from hfadapt.data import DataReport, PreparedDomain
@@ -126,6 +127,7 @@ class Pipeline:
             cell.set_state(status="does-not-fit")
             raise RequestError(str(plan))
         audit_cell(cell, lock, tokenizer, record)
+        self.progress.say(summary(lock, decided, record))
 
     def _train(self, cell: Cell, identity: str) -> None:
         from hfadapt.train import train_cell
@@ -199,22 +201,36 @@ def narrow(recipe: Recipe, domains: Sequence[str] = (), targets: Sequence[str] =
     return recipe.model_copy(update={"domains": kept, "targets": tuple(targets) or recipe.targets})
 
 
+def summary(lock: Lock, plan: CellPlan, record: DataRecord) -> str:
+    """The plan of a cell in one line, shown before it is trained."""
+    rank = f" rank {lock.adapter.rank}" if kinds.load("adapters", lock.adapter.method).has_rank else ""
+    stored = lock.dtype if lock.quant == "none" else lock.quant
+    return (
+        f"{plan.domain} on {plan.target}: {record.splits['train']:,} rows of up to {lock.data.max_length} tokens, "
+        f"{lock.adapter.method}{rank} on a {stored} base, {lock.train.batch_rows} rows a step, "
+        f"peak {show_bytes(plan.peak.total_bytes)} of {show_bytes(plan.budget_bytes)} predicted"
+    )
+
+
 def stage_hashes(recipe: Recipe, cell: Cell, prepared: PreparedDomain) -> dict[str, str]:
-    """For each stage, the hash of what its result depends on, earlier stages included."""
+    """For each stage, the hash of what its result depends on, earlier stages included.
+
+    Of the data only the rows of the splits count, so that another domain in the recipe leaves finished cells alone
+    unless it takes rows from them.
+    """
     from hfadapt.model import file_sha256, json_sha256
 
     rows = {path.name: file_sha256(path) for path in sorted((prepared.folder / "data").glob("*.parquet"))}
     asked = narrow(recipe, [cell.domain], [cell.target]).model_dump(mode="json")
     evaluate = asked.pop("evaluate")
-    data = json_sha256([rows, prepared.record.fingerprint])
     train = json_sha256([rows, asked])
     evaluated = json_sha256([train, evaluate])
     return {
-        "data": data,
+        "data": json_sha256(rows),
         "plan": train,
         "train": train,
         "evaluate": evaluated,
-        "card": json_sha256([evaluated, data, __version__]),
+        "card": json_sha256([evaluated, __version__]),
     }
 
 

@@ -120,5 +120,5 @@ def test_loading_runs_no_code(tmp_path):
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"]["optimizer.pt"] = checkpoint.file_sha256(path / "optimizer.pt")
     (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(Exception, match="Unsupported|weights_only|Weights only"):
+    with pytest.raises(Exception, match=r"Unsupported|weights_only|Weights only"):
         checkpoint.latest(tmp_path)

@@ -31,12 +31,14 @@ class Listener(Silent):
 
 @pytest.mark.parametrize("quant", STORES)
 @pytest.mark.parametrize("task", ["causal-lm", "text-classification"])
-def test_evaluating_between_steps_changes_no_bit(models, tmp_path, task, quant):
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
+def test_evaluating_between_steps_changes_no_bit(models, tmp_path, task, quant, fast):
     name, rows, held = {
         "causal-lm": ("lm", pairs(48), pairs(9, seed=1)),
         "text-classification": ("encoder", labelled(48), labelled(9, seed=1)),
     }[task]
-    settings = {"quant": quant, "train__max_steps": 6, "dtype": "bfloat16" if quant != "none" else "float32"}
+    dtype = "bfloat16" if quant != "none" else "float32"
+    settings = {"quant": quant, "dtype": dtype, "train__max_steps": 6, "train__fast": fast}
     never = train(make_lock(models / name, task, **settings), tmp_path / "never", rows)
     always = train(
         make_lock(models / name, task, **settings, train__evaluate_every_steps=1), tmp_path / "always", rows, held

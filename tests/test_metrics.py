@@ -88,7 +88,9 @@ def test_loss_and_perplexity_are_per_label_not_per_row():
 def test_the_order_of_rows_does_not_matter(seed, rows):
     scores = drawn(rows, seed)
     order = np.random.default_rng(seed).permutation(rows)
-    turned = Scores(*(part[order] for part in (scores.gold, scores.predictions, scores.probabilities, scores.losses, scores.tokens)))
+    turned = Scores(
+        *(part[order] for part in (scores.gold, scores.predictions, scores.probabilities, scores.losses, scores.tokens))
+    )
     for name in METRICS:
         assert value(name, turned) == pytest.approx(value(name, scores))
 
@@ -108,7 +110,9 @@ def test_rows_are_drawn_in_pairs():
     """An adapter that is better on ten rows and equal elsewhere: the interval is far narrower than unpaired."""
     base = drawn(200, 5, right=0.5)
     better = base.predictions.copy()
-    better[np.flatnonzero(base.predictions != base.gold)[:10]] = base.gold[np.flatnonzero(base.predictions != base.gold)[:10]]
+    better[np.flatnonzero(base.predictions != base.gold)[:10]] = base.gold[
+        np.flatnonzero(base.predictions != base.gold)[:10]
+    ]
     adapter = Scores(base.gold, better, base.probabilities, base.losses, base.tokens)
     metric = compare("accuracy", base, adapter, resamples=2000, confidence=0.95, seed=3)
     assert metric.delta == pytest.approx(0.05)

@@ -409,7 +409,9 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_run_goes_on(models, tmp_path):
     assert "train" in first["stages"]
     assert second["status"] == "interrupted"
     assert len(list((cell(tmp_path, "two") / "checkpoints").iterdir())) >= 1
-    assert [c["status"] for c in json.loads((tmp_path / "runs/tiny/report.json").read_text())["cells"]][1] == "interrupted"
+    assert [c["status"] for c in json.loads((tmp_path / "runs/tiny/report.json").read_text())["cells"]][
+        1
+    ] == "interrupted"
     kept = stamps(cell(tmp_path, "one"))
 
     again = command("train", "tiny.yaml", folder=tmp_path)

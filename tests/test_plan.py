@@ -134,14 +134,14 @@ def test_several_devices_share_the_batch(everywhere: Plan) -> None:
 
 
 def test_an_8b_model_is_quantised_only_where_it_must_be(large: str) -> None:
-    plan = make_plan(recipe(large, targets=["rtx-4090", "h100", "cpu-8gb"]), data={"d": record(250)})
+    plan = make_plan(recipe(large, targets=["rtx-3060", "h100", "cpu-8gb"]), data={"d": record(250)})
     card, server, laptop = plan.cells
     assert server.value("quant") == "none"
     assert server.value("dtype") == "bfloat16"
-    assert card.value("quant") in ("none", "nf4", "int8")
+    assert card.value("quant") in ("nf4", "int8")
     assert card.fits
-    rejected = next(d for d in card.decisions if d.field == "quant").rejected
-    assert rejected
+    rejected = {r.value: r.reason for r in next(d for d in card.decisions if d.field == "quant").rejected}
+    assert "the weights alone" in rejected["none"]
     assert not laptop.fits
     assert len(laptop.alternatives) == 3
     assert all(other.gives_up and other.predicted_peak_bytes > 0 for other in laptop.alternatives)

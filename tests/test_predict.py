@@ -72,7 +72,9 @@ def test_a_language_model_chooses_as_it_was_evaluated(chooser):
     texts = [row["prompt"].removesuffix(" :") for row in rows]
     answers = adapted.predict(texts)
     assert [answer.label for answer in answers] == [row["adapter"] for row in said]
-    assert [answer.probability for answer in answers] == pytest.approx([row["confidence"] for row in said], abs=5e-3), "bfloat16 rounds otherwise in another batch"
+    assert [answer.probability for answer in answers] == pytest.approx([row["confidence"] for row in said], abs=5e-3), (
+        "bfloat16 rounds otherwise in another batch"
+    )
 
 
 def test_a_chat_model_generates_and_stops(models, tmp_path):
@@ -80,8 +82,9 @@ def test_a_chat_model_generates_and_stops(models, tmp_path):
         {"messages": [{"role": "user", "content": row["text"]}, {"role": "assistant", "content": row["label"]}]}
         for row in labelled(80)
     ]
-    cell = trained(tmp_path, turns, models / "lm", "causal-lm", train={"max_steps": 60, "learning_rate": 0.02})
-    answers = load_adapted(cell).predict(["a lovely bright film", "a dreadful stale film"], max_new_tokens=20)
+    more = {"train": {"batch_rows": 8, "max_steps": 90, "learning_rate": 0.01}}
+    cell = trained(tmp_path, turns, models / "lm", "causal-lm", **more)
+    answers = load_adapted(cell).predict(["lovely bright film superb", "dreadful stale film awful"], max_new_tokens=20)
     assert [answer.generated for answer in answers] == ["good", "bad"], "learned the answer, and to stop after it"
     assert (answers[0].label, str(answers[0])) == (None, "good")
 

@@ -69,7 +69,9 @@ def test_finding_a_cell(run):
 
 
 def test_a_report_is_written_twice_and_reads_back(run):
-    report = Report(recipe="r", model="m", task="causal-lm", cells=(CellReport(domain="a", target="t4", status="done"),))
+    report = Report(
+        recipe="r", model="m", task="causal-lm", cells=(CellReport(domain="a", target="t4", status="done"),)
+    )
     run.write_report(report)
     assert run.report == report
     assert "| a |" in (run.folder / "report.md").read_text()

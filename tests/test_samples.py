@@ -72,7 +72,16 @@ def test_only_the_listed_files_of_a_wheel_are_unpacked(cache, monkeypatch):
         wheel.writestr("pkg/model/config.json", "{}")
         wheel.writestr("pkg/model/evil.py", "raise SystemExit")
         wheel.writestr("../outside.txt", "no")
-    offer(monkeypatch, cache, "models", "m", made.getvalue(), archive="wheel", files=["pkg/model/config.json"], prepare="copy")
+    offer(
+        monkeypatch,
+        cache,
+        "models",
+        "m",
+        made.getvalue(),
+        archive="wheel",
+        files=["pkg/model/config.json"],
+        prepare="copy",
+    )
     folder = samples.model_path("m")
     assert {path.name for path in folder.iterdir()} == {"config.json", "sample.json"}
     assert json.loads((folder / "sample.json").read_text())["license"] == "mit"

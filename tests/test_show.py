@@ -5,12 +5,30 @@ from __future__ import annotations
 import pytest
 
 from hfadapt.errors import HfadaptError
-from hfadapt.show import Heading, Shown, Table, Text, as_html, as_markdown, as_text, show_bytes, show_number, show_seconds
+from hfadapt.show import (
+    Heading,
+    Shown,
+    Table,
+    Text,
+    as_html,
+    as_markdown,
+    as_text,
+    show_bytes,
+    show_number,
+    show_seconds,
+)
 
 
 @pytest.mark.parametrize(
     ("count", "shown"),
-    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (150 * 1024, "150 KiB"), (3 << 30, "3.0 GiB"), (None, "not measured")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1536, "1.5 KiB"),
+        (150 * 1024, "150 KiB"),
+        (3 << 30, "3.0 GiB"),
+        (None, "not measured"),
+    ],
 )
 def test_bytes(count, shown):
     assert show_bytes(count) == shown
@@ -18,7 +36,15 @@ def test_bytes(count, shown):
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [(0.04, "0.0 s"), (9.96, "10.0 s"), (12.4, "12 s"), (75, "1 min 15 s"), (119.7, "2 min 00 s"), (3720, "1 h 02 min"), (None, "not measured")],
+    [
+        (0.04, "0.0 s"),
+        (9.96, "10.0 s"),
+        (12.4, "12 s"),
+        (75, "1 min 15 s"),
+        (119.7, "2 min 00 s"),
+        (3720, "1 h 02 min"),
+        (None, "not measured"),
+    ],
 )
 def test_seconds(seconds, shown):
     assert show_seconds(seconds) == shown

@@ -81,7 +81,12 @@ def test_a_problem_has_its_four_parts():
 def test_errors_carry_all_problems_and_an_exit_code():
     error = RequestError("two things", problems=[Problem("one"), Problem("two")])
     assert str(error) == "two things\none\ntwo"
-    assert (error.exit_code, DataError("x").exit_code, RunError("x").exit_code, HfadaptError("x").exit_code) == (2, 2, 1, 1)
+    assert (error.exit_code, DataError("x").exit_code, RunError("x").exit_code, HfadaptError("x").exit_code) == (
+        2,
+        2,
+        1,
+        1,
+    )
 
 
 def test_the_nearest_name():

@@ -127,7 +127,12 @@ def test_what_is_asked_at_generation_is_what_precedes_the_labels(tokenizer):
 
 def test_answers_in_many_characters_are_marked_to_the_token(tokenizer):
     """Characters of several bytes and tokens: every byte of the answer is learned, none of the question."""
-    messages = [turn("user", "naïve 日本 ?"), turn("assistant", "日本語 ✓ né"), turn("user", "é"), turn("assistant", "🙂")]
+    messages = [
+        turn("user", "naïve 日本 ?"),
+        turn("assistant", "日本語 ✓ né"),
+        turn("user", "é"),
+        turn("assistant", "🙂"),
+    ]
     [example] = LM.encode([{"messages": messages}], tokenizer, max_length=256)
     assert learned(example, tokenizer) == ["日本語 ✓ né<|end|>", "🙂<|end|>"]
 
@@ -262,7 +267,10 @@ def test_a_cut_keeps_the_special_tokens(tokenizer):
 
 
 def test_an_unknown_label_is_named_with_its_row(tokenizer):
-    rows = [{"text": "a", "label": "good", "source": "x.csv", "row": 3}, {"text": "b", "label": "god", "source": "x.csv", "row": 4}]
+    rows = [
+        {"text": "a", "label": "good", "source": "x.csv", "row": 3},
+        {"text": "b", "label": "god", "source": "x.csv", "row": 4},
+    ]
     with pytest.raises(DataError) as caught:
         CLASSIFIER.encode(rows, tokenizer, max_length=8, labels=LABELS)
     assert "x.csv row 4" in str(caught.value)

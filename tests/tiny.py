@@ -18,10 +18,11 @@ from unittest import mock
 LABELS = ("bad", "good")
 GOOD = ("lovely", "bright", "superb", "warm", "fresh", "charming", "brilliant", "delightful")
 BAD = ("awful", "dull", "broken", "cold", "stale", "boring", "dreadful", "painful")
-PLAIN = (
+_PLAIN = (
     "the a this that room film phone meal car story hotel song table light morning city garden picture water "
     "friend paper window music bread house river cloud stone street school doctor market train coffee"
-).split()
+)
+PLAIN = _PLAIN.split()
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

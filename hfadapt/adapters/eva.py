@@ -1,7 +1,8 @@
-"""LoRA started from the singular vectors of the inputs that the training data brings (Paischer et al. 2024, arXiv 2410.07170).
+"""LoRA started from the singular vectors of the layers' inputs on the training data (EVA, arXiv 2410.07170).
 
-A gets the leading right singular vectors of each layer's inputs, found batch by batch; every layer keeps its rank. peft's
-own start of this name asks for 2R rows of input in every batch, or waits forever, and fails on pooled inputs.
+A gets the leading right singular vectors of each layer's inputs, found batch by batch; every layer keeps its rank
+(Paischer et al. 2024). peft's own start of this name asks for 2R rows of input in every batch, or waits forever, and
+fails on pooled inputs.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def _initialise(model: PeftModel, context: Context) -> None:
 
 
 def _merge(before: torch.Tensor | None, x: torch.Tensor, mask: torch.Tensor, rank: int) -> torch.Tensor:
-    """The 2R leading singular directions, times their singular values, of the inputs so far; x is (B, T, D) or (B, D)."""
+    """The 2R leading singular directions of the inputs so far, by singular value; x is (B, T, D) or (B, D)."""
     import torch
 
     rows = x[mask] if x.shape[:-1] == mask.shape else x.reshape(-1, x.shape[-1])

@@ -1,7 +1,7 @@
 """LoRA started so that it repairs the error of 4-bit quantisation (Li et al. 2023, arXiv 2310.08659).
 
-B A, scaled as in training, is the best rank-R approximation of W minus its quantised copy. peft's own start of this name
-needs CUDA and leaves the scaling out.
+B A, scaled as in training, is the best rank-R approximation of W minus its quantised copy. peft's own start of this
+name needs CUDA and leaves the scaling out.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
@@ -236,10 +237,8 @@ def _known_terms(key: StepKey) -> Terms | None:
     except Exception:
         # Whatever a model's own code raises on fake tensors, for example where shapes depend on values.
         return None
-    try:
+    with suppress(OSError):
         write_text(path, json.dumps(terms))
-    except OSError:
-        pass
     return terms
 
 
@@ -277,7 +276,7 @@ def step_key(facts: ModelFacts, workload: Workload) -> StepKey:
         longest = min(facts.max_positions or 2 * SHORT_TOKENS, 2 * SHORT_TOKENS)
         lengths = (SHORT_TOKENS + 8, (SHORT_TOKENS + longest) // 2, longest)[unpacks:]
     return StepKey(
-        config=json.dumps(facts.config, sort_keys=True, default=str),
+        config=json.dumps({k: v for k, v in facts.config.items() if k[0] != "_"}, sort_keys=True, default=str),
         auto_class=kinds.load("tasks", facts.task).auto_class,
         generates=facts.generates,
         dtype=_traced_dtype("float32" if workload.method == "full" else workload.dtype),

@@ -1,4 +1,4 @@
-"""Every adapter method on every storage of the base: it learns, is saved, and comes back the same, also in plain peft."""
+"""Every adapter method on every storage: it learns, is saved, and comes back the same, also in plain peft."""
 
 from __future__ import annotations
 
@@ -74,9 +74,7 @@ def test_trains_saves_and_reopens(models, tmp_path, method, quant, task):
 def test_works_on_a_base_in_bfloat16(models, tmp_path, method, quant, task):
     """Sixteen bits: reopened exactly; in plain peft the head is rounded, so that only nearly the same comes out."""
     name, rows = TASKS[task]
-    lock = make_lock(
-        models / name, task, quant=quant, dtype="bfloat16", adapter__method=method, train__max_steps=3
-    )
+    lock = make_lock(models / name, task, quant=quant, dtype="bfloat16", adapter__method=method, train__max_steps=3)
     trained = train(lock, tmp_path, rows(16))
     kind, pad = kinds.load("tasks", task), trained.base.tokenizer.pad_token_id
     round_as_saved(trained.model, lock)
@@ -148,7 +146,7 @@ def test_loftq_brings_the_base_closer_to_the_unquantised_one(models, tmp_path, t
         return lock, make_loop(lock, tmp_path, rows(8))
 
     _, exact = weights()
-    lock, started = weights(quant=quant, adapter__method="loftq")
+    _, started = weights(quant=quant, adapter__method="loftq")
     _, plain = weights(quant=quant)
 
     def effective(trained):
