@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
 
-HEADS = ("lm_head", "classifier", "score", "cls", "qa_outputs", "embed_out", "vocab_projector", "vocab_transform")
-"""Top-level modules that make a task's output; quantisation leaves them as they are."""
-
 
 class LinearShape(Spec):
     """Linear layers of one name ending and shape: `count` weights of (out_features, in_features)."""
@@ -41,8 +38,8 @@ class ModelFacts(Spec):
     """Sizes of one model for one task. `linears` are the layers that quantisation replaces and LoRA adapts.
 
     `head_parameters` make the task's output; with `tied`, the output weight is the embedding and is counted there.
-    `vocab_size` is 0 for models without tokens, `max_positions` None where the config states no limit, `stored_dtype` None
-    where it does not say in which dtype the files are.
+    `vocab_size` is 0 for models without tokens, `max_positions` None where the config states no limit, `stored_dtype`
+    None where it does not say in which dtype the files are.
     """
 
     model: str
@@ -168,8 +165,7 @@ def describe(model: Any, name: str, task: str, labels: int, config: PretrainedCo
     embedding = sum(m.weight.numel() for m in model.modules() if type(m).__name__ == "Embedding")
     outputs = model.get_output_embeddings()
     tied = bool(outputs is not None and inputs is not None and outputs.weight is getattr(inputs, "weight", None))
-    heads = {n: m for n, m in model.named_children() if n in HEADS}
-    head_parameters = sum(p.numel() for m in heads.values() for p in m.parameters())
+    head_parameters = sum(p.numel() for name in head_names(model) for p in getattr(model, name).parameters())
     head_parameters -= outputs.weight.numel() if tied else 0
     text = config.get_text_config()
     heads_count = int(first(text, "num_attention_heads", "n_head", "encoder_attention_heads", default=1))
@@ -224,14 +220,25 @@ def layer_stacks(model: nn.Module) -> list[nn.ModuleList]:
     return list(found.values())
 
 
+def head_names(model: Any) -> tuple[str, ...]:
+    """The modules beside the body, which make the task's output; quantisation leaves them as they are."""
+    children = dict(model.named_children())
+    return tuple(
+        name
+        for name, module in children.items()
+        if name != getattr(model, "base_model_prefix", "") and any(True for _ in module.parameters())
+    )
+
+
 def linear_shapes(model: nn.Module) -> tuple[LinearShape, ...]:
     """Linear layers outside the head, grouped by name ending and shape; GPT-2's Conv1D counts as one."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
     groups: dict[tuple[str, int, int, bool], int] = {}
+    heads = head_names(model)
     for name, module in model.named_modules():
-        if name.split(".")[0] in HEADS:
+        if name.split(".")[0] in heads:
             continue
         if isinstance(module, torch.nn.Linear):
             shape = (module.in_features, module.out_features)

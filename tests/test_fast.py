@@ -9,7 +9,8 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 from hfadapt.train.fast import fast_layers, product_dtype, short_attention
 
-SIZES = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 64}
+SIZES |= {"num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 def decoder():

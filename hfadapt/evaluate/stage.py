@@ -52,9 +52,7 @@ def evaluate_cell(cell: Cell, world: World, progress: Progress | None = None) ->
     return world.on_main(lambda: _evaluate(cell, world.accelerator.device, progress or Silent(), room))
 
 
-def _evaluate(
-    cell: Cell, device: torch.device, progress: Progress, room: dict[int, int] | None
-) -> EvaluationRecord:
+def _evaluate(cell: Cell, device: torch.device, progress: Progress, room: dict[int, int] | None) -> EvaluationRecord:
     lock, data, train = cell.lock, cell.data, cell.train
     task = kinds.load("tasks", lock.task)
     release_memory()

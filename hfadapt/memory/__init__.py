@@ -37,10 +37,12 @@ TRACE_VERSION = 1
 LOW_RANK = ("lora", "rslora", "dora", "pissa", "loftq", "eva", "olora")
 
 # --- fitted on the `fitted` half of benchmarks/memory_grid.json ------------------------------------------------------
-CPU_CONSTANT_BYTES = 30 * MIB
-"""Code and constant pages first touched by a phase: kernels, operator tables, compiled oneDNN primitives."""
-CPU_HEAP_RATIO = 1.4
-"""Resident bytes per live byte of what comes and goes in a step, under the settings of allocator.py."""
+CPU_CONSTANT_BYTES = {"load": 25 * MIB, "train": 35 * MIB, "evaluate": 40 * MIB, "save": 40 * MIB}
+"""Code and constant pages that a phase touches: kernels, operator tables, compiled oneDNN primitives."""
+CPU_HEAP_RATIO = {"load": 1.0, "train": 1.45, "evaluate": 2.0, "save": 1.0}
+"""Resident bytes per live byte of what comes and goes, under the settings of allocator.py."""
+CPU_RECOMPUTED_HEAP_RATIO = 1.9
+"""The same in training with checkpointing, where large blocks come and go in every layer: the 90th percentile."""
 
 # --- not fitted: no GPU was at hand ----------------------------------------------------------------------------------
 GPU_CONSTANT_BYTES = 96 * MIB
@@ -92,12 +94,17 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
         one, each = (sum(c * x for c, x in zip(part, shape, strict=True)) for part in (outside, layer))
         return max(0, int(one + each * facts.layers))
 
+    def labelled(rows: int) -> int:
+        """Logits of all labelled positions."""
+        return rows * min(tokens, workload.labelled_tokens) * facts.vocab_size if facts.generates else 0
+
     def logits(rows: int) -> int:
-        """Logits, their float32 copy and the log-probabilities of all labelled positions."""
-        if not facts.generates:
-            return 0
-        copies = 8 + (element if element < 4 else 0)
-        return rows * min(tokens, workload.labelled_tokens) * facts.vocab_size * copies
+        """Their bytes in training: as they come, their float32 copy, and the log-probabilities."""
+        return labelled(rows) * (8 + (element if element < 4 else 0))
+
+    def scored(rows: int) -> int:
+        """Their bytes in scoring: as they come, and the float32 log-probabilities of one row at a time."""
+        return labelled(rows) * element + labelled(1) * 8
 
     rows = workload.micro_batch_rows
     end = live("forward_end", rows)
@@ -121,8 +128,8 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
         "weights": weights,
         "adapter": adapter,
         "activations": live("evaluate_peak", workload.evaluate_rows),
-        "logits": logits(workload.evaluate_rows),
-        "workspaces": unpacked,
+        "logits": scored(workload.evaluate_rows),
+        "workspaces": unpacked + _int8_product_bytes(facts, workload, workload.evaluate_rows * tokens),
     }
     phases = {
         "load": {**_load_parts(facts, workload), "adapter": adapter},
@@ -136,9 +143,14 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
     result = []
     for phase, parts in phases.items():
         moving = sum(parts.get(name, 0) for name in ("activations", "logits", "workspaces"))
-        extra = moving * (CPU_HEAP_RATIO - 1) if on_cpu else sum(parts.values()) * (GPU_ALLOCATOR_RATIO - 1)
-        parts["allocator"] = int(extra)
-        parts["framework"] = CPU_CONSTANT_BYTES if on_cpu else GPU_CONSTANT_BYTES
+        if on_cpu:
+            recomputed = phase == "train" and workload.checkpointing
+            ratio = CPU_RECOMPUTED_HEAP_RATIO if recomputed else CPU_HEAP_RATIO[phase]
+            parts["allocator"] = int(moving * (ratio - 1))
+            parts["framework"] = CPU_CONSTANT_BYTES[phase]
+        else:
+            parts["allocator"] = int(sum(parts.values()) * (GPU_ALLOCATOR_RATIO - 1))
+            parts["framework"] = GPU_CONSTANT_BYTES
         result.append(PhaseMemory.model_validate({"phase": phase, "parts": parts}))
     return tuple(result)
 
@@ -153,6 +165,13 @@ def weight_bytes(facts: ModelFacts, workload: Workload) -> int:
     if bits == 8:
         return rest + facts.linear_parameters + sum(4 * s.out_features * s.count for s in facts.linears)
     return rest + facts.linear_parameters * element
+
+
+def _int8_product_bytes(facts: ModelFacts, workload: Workload, tokens: int) -> int:
+    """Outside training 8-bit products run in integers: inputs in 2 + 1 bytes, sums in 4, results in 2."""
+    if workload.quant != "int8":
+        return 0
+    return tokens * max((3 * s.in_features + 6 * s.out_features for s in facts.linears), default=0)
 
 
 def _copied_bytes(facts: ModelFacts, workload: Workload) -> int:

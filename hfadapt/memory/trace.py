@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hfadapt.errors import RequestError
-from hfadapt.facts import HEADS, build, layer_stacks
+from hfadapt.facts import build, head_names, layer_stacks
 
 MARKS = ("forward_peak", "forward_end", "backward_peak", "evaluate_peak")
 ROWS = 2
@@ -183,6 +183,7 @@ def _adapted(key: StepKey, layers: int) -> nn.Module:
     base: Any = _cut(key, layers)
     base.to(getattr(torch, key.dtype))
     base.requires_grad_(key.trains_all)
+    heads = head_names(base)
     if key.bits:
         # 4 bits are unpacked to the dtype of the products, 8 bits to that of their input.
         _quantise(base, key.bits, getattr(torch, key.matmul_dtype if key.bits == 4 else key.dtype))
@@ -190,10 +191,11 @@ def _adapted(key: StepKey, layers: int) -> nn.Module:
     with torch.device("meta"), _quiet():
         if key.adapted:
             modules = "all-linear" if key.modules == ("all-linear",) else list(key.modules)
-            model = get_peft_model(base, LoraConfig(r=key.rank, target_modules=modules, use_dora=key.dora))
+            options = {"use_dora": key.dora, "exclude_modules": list(heads) or None}
+            model = get_peft_model(base, LoraConfig(r=key.rank, target_modules=modules, **options))
         if not key.generates or not key.adapted:
             for name, parameter in base.named_parameters():
-                if name.split(".")[0] in HEADS and parameter.is_floating_point():
+                if name.split(".")[0] in heads and parameter.is_floating_point():
                     parameter.requires_grad_(True)
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -266,10 +268,11 @@ class Linear4bit(Linear8bit):
 
 def _quantise(model: nn.Module, bits: int, compute_dtype: torch.dtype) -> None:
     kind = Linear4bit if bits == 4 else Linear8bit
+    heads = head_names(model)
     for name, module in list(model.named_modules()):
         for child_name, child in list(module.named_children()):
             full = f"{name}.{child_name}" if name else child_name
-            if isinstance(child, nn.Linear) and full.split(".")[0] not in HEADS:
+            if isinstance(child, nn.Linear) and full.split(".")[0] not in heads:
                 setattr(module, child_name, kind(child, compute_dtype))
 
 
