@@ -1,5 +1,19 @@
-"""`python -m hfadapt`, also for torchrun: `torchrun --nproc_per_node 2 -m hfadapt run RECIPE`."""
+"""`hfadapt` and `python -m hfadapt`, also for torchrun: `torchrun --nproc_per_node 2 -m hfadapt run RECIPE`."""
 
+import sys
+
+from hfadapt.allocator import restart
 from hfadapt.cli import main
 
-main()
+HEAVY = ("run", "prepare", "train", "evaluate")
+
+
+def start() -> None:
+    """The command line, with the memory allocator set for training where that matters."""
+    if sys.argv[1:2] and sys.argv[1] in HEAVY:
+        restart()
+    main()
+
+
+if __name__ == "__main__":
+    start()

@@ -106,7 +106,9 @@ def run_snippet(code: str, cell: Cell, records: Records) -> str:
     from hfadapt.measure import release_memory
 
     lock = records.file("lock.yaml")
-    run = code.replace('adapter = "adapter"', f"adapter = {str(cell.adapter.resolve())!r}", 1)
+    run = code.replace(
+        'adapter = "adapter" if os.path.isdir("adapter") else "."', f"adapter = {str(cell.adapter.resolve())!r}", 1
+    )
     model = str(lock["model"])
     if not model.startswith(SAMPLE) and not records.value("train.json#/model_hub_id"):
         from hfadapt.model import resolve_model

@@ -95,5 +95,5 @@ def choice_problem(what: str, got: str, allowed: Iterable[str], place: str | Non
         place=place,
         got=repr(got),
         allowed=", ".join(names),
-        fix=f"did you mean {close!r}?" if close else f"use one of: {', '.join(names)}",
+        fix=f"did you mean {close!r}?" if close else "use one of the allowed names",
     )

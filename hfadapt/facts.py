@@ -183,7 +183,7 @@ def describe(model: Any, name: str, task: str, labels: int, config: PretrainedCo
         linears=linear_shapes(model),
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
         hidden_size=hidden,
-        layers=max((len(stack) for stack in layer_stacks(model)), default=1),
+        layers=int(getattr(text, "num_hidden_layers", 0)) or max((len(s) for s in layer_stacks(model)), default=1),
         heads=heads_count,
         kv_heads=int(first(text, "num_key_value_heads", default=heads_count)),
         head_dim=int(first(text, "head_dim", default=hidden // max(1, heads_count))),

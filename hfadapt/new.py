@@ -138,5 +138,6 @@ def _text(
         "# adapter: {method: lora, rank: 16}  # hfadapt list adapters",
         "# train: {epochs: 2, learning_rate: 5.0e-4}",
         "# data: {validation: 0.1, test: 0.1}",
+        f"# To publish, say what the data may be used for: domains.{domain}.license, such as cc-by-4.0.",
     ]
     return "\n".join(lines) + "\n"

@@ -128,6 +128,8 @@ class Pipeline:
             raise RequestError(str(plan))
         audit_cell(cell, lock, tokenizer, record)
         self.progress.say(summary(lock, decided, record))
+        for finding in cell.data.audit.findings if cell.data.audit else ():
+            self.progress.say(f"  note: {finding.message}")
 
     def _train(self, cell: Cell, identity: str) -> None:
         from hfadapt.train import train_cell

@@ -277,6 +277,8 @@ def _plan_cell(
     nearest = () if fits else tuple(alternatives(question, final))
     seconds, rate = _time(chosen, work, decided, world)
     warnings, served = _served(target, facts)
+    if trainer.on_cpu and not final.settled:
+        warnings.append("malloc is not set as hfadapt run sets it, so more memory is needed: see hfadapt doctor")
     if not memory.is_traced(facts, final):
         warnings.append("a step of this model could not be traced: the predicted memory is a rough formula's")
     if trainer.devices > 1 and world < trainer.devices:

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hfadapt import hardware, kinds, memory
+from hfadapt import allocator, hardware, kinds, memory
 from hfadapt.facts import ModelFacts
 from hfadapt.hardware import Target
 from hfadapt.memory import Workload
@@ -136,6 +136,7 @@ def candidate(
         labelled_tokens=min(question.length_tokens, question.labelled_tokens),
         evaluate_rows=1,
         fast=question.recipe.train.fast,
+        settled=question.target.name != hardware.THIS_MACHINE or allocator.settled(),
         device="cpu" if question.target.on_cpu else "gpu",
     )
     seconds = step_seconds(question.facts, workload, question.target, question.rows, question.mean_tokens)

@@ -149,7 +149,9 @@ class Run(Shown):
 
     def cells(self) -> list[Cell]:
         """The cells that have been started, sorted by name."""
-        return [Cell(path.parent) for path in sorted(self.folder.glob(f"*/*/{STATE}"))]
+        found = sorted(self.folder.glob(f"*/*/{STATE}"))
+        # Folders with a dot hold earlier results that were kept aside.
+        return [Cell(path.parent) for path in found if not path.parent.parent.name.startswith(".")]
 
     @property
     def report(self) -> Report:

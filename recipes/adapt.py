@@ -5,8 +5,8 @@ It is `hfadapt run` with the same arguments. On CPUs use `torchrun --nproc_per_n
 
 import sys
 
-from hfadapt.cli import main
+from hfadapt.__main__ import start
 
 if __name__ == "__main__":
     sys.argv.insert(1, "run")
-    main()
+    start()

@@ -48,6 +48,11 @@ def test_every_phase_has_named_parts(lm: ModelFacts) -> None:
     assert all(size >= 0 for p in found for size in p.parts.values())
 
 
+def test_a_process_with_malloc_as_it_comes_needs_more(lm: ModelFacts) -> None:
+    assert peak(lm, settled=False) > peak(lm)
+    assert peak(lm, "save", settled=False) == peak(lm, "save")
+
+
 def test_more_of_anything_needs_more(lm: ModelFacts) -> None:
     base = peak(lm)
     assert peak(lm, micro_batch_rows=16) > base
@@ -111,7 +116,7 @@ def grid() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("model", ["llama-60m", "bert-40m", "modernbert-100m"])
+@pytest.mark.parametrize("model", ["llama-60m", "bert-40m", pytest.param("modernbert-100m", marks=pytest.mark.slow)])
 def test_predictions_stay_true_to_the_kept_measurements(grid: ModuleType, model: str) -> None:
     """Held-out training points: median error at most 10 %, 95th percentile 20 %, no false "fits"."""
     results = json.loads(grid.RESULTS.read_text())

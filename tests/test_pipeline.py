@@ -122,6 +122,17 @@ def test_predictions_are_kept_row_by_row(ready):
     assert accuracy == pytest.approx(next(m["adapter"] for m in metrics if m["name"] == "accuracy"))
 
 
+def test_run_adds_the_card_and_says_what_comes_next(folder):
+    done = command("run", "tiny.yaml", "--domain", "one", folder=folder)
+    assert done.code == 0, done.err
+    assert "step 1/" not in done.err, "what was trained is kept"
+    report = json.loads((folder / "runs/tiny/report.json").read_text())
+    assert [each["status"] for each in report["cells"]] == ["done", "pending"]
+    assert (folder / report["cells"][0]["card"]).read_text().startswith("---\n")
+    assert report["next_commands"][0].startswith("hfadapt predict runs/tiny/one/this-machine")
+    assert all(command in done.out for command in report["next_commands"])
+
+
 # --- doing it again --------------------------------------------------------------------------------------------------
 
 

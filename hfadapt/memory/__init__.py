@@ -44,6 +44,9 @@ CPU_HEAP_RATIO = {"load": 1.0, "train": 1.45, "evaluate": 2.0, "save": 1.0}
 CPU_RECOMPUTED_HEAP_RATIO = 1.9
 """The same in training with checkpointing, where large blocks come and go in every layer: the 90th percentile."""
 
+CPU_UNSETTLED_RATIO, CPU_UNSETTLED_RECOMPUTED_RATIO = 2.2, 4.0
+"""The same with malloc as it comes (in a notebook, for example), where it varies: 1.4 to 2.4 and 1 to 5 were seen."""
+
 # --- not fitted: no GPU was at hand ----------------------------------------------------------------------------------
 GPU_CONSTANT_BYTES = 96 * MIB
 """cuBLAS workspaces (32 MiB on Hopper, 8 MiB before, per handle and stream) and small blocks; pytorch issue 120925."""
@@ -55,7 +58,8 @@ class Workload(Spec):
     """One configuration whose memory is asked for: B = `micro_batch_rows` rows of T = `length_tokens` tokens.
 
     `labelled_tokens` are the tokens of one row that carry a loss. `matmul_dtype` is what products of adapted layers run
-    in: for a quantised base the dtype it is unpacked to. `fast` is the loop's own path for low-rank layers.
+    in: for a quantised base the dtype it is unpacked to. `fast` is the loop's own path for low-rank layers, `settled`
+    whether malloc is set as in allocator.py.
     """
 
     quant: str = "none"
@@ -71,6 +75,7 @@ class Workload(Spec):
     labelled_tokens: int = 128
     evaluate_rows: int = 32
     fast: bool = True
+    settled: bool = True
     device: Literal["cpu", "gpu"] = "cpu"
 
 
@@ -144,15 +149,21 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
     for phase, parts in phases.items():
         moving = sum(parts.get(name, 0) for name in ("activations", "logits", "workspaces"))
         if on_cpu:
-            recomputed = phase == "train" and workload.checkpointing
-            ratio = CPU_RECOMPUTED_HEAP_RATIO if recomputed else CPU_HEAP_RATIO[phase]
-            parts["allocator"] = int(moving * (ratio - 1))
+            parts["allocator"] = int(moving * (_heap_ratio(workload, phase) - 1))
             parts["framework"] = CPU_CONSTANT_BYTES[phase]
         else:
             parts["allocator"] = int(sum(parts.values()) * (GPU_ALLOCATOR_RATIO - 1))
             parts["framework"] = GPU_CONSTANT_BYTES
         result.append(PhaseMemory.model_validate({"phase": phase, "parts": parts}))
     return tuple(result)
+
+
+def _heap_ratio(workload: Workload, phase: str) -> float:
+    recomputed = phase == "train" and workload.checkpointing
+    ratio = CPU_RECOMPUTED_HEAP_RATIO if recomputed else CPU_HEAP_RATIO[phase]
+    if workload.settled or ratio == 1.0:
+        return ratio
+    return max(ratio, CPU_UNSETTLED_RECOMPUTED_RATIO if recomputed else CPU_UNSETTLED_RATIO)
 
 
 def weight_bytes(facts: ModelFacts, workload: Workload) -> int:
