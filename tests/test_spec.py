@@ -92,7 +92,7 @@ def test_errors_carry_all_problems_and_an_exit_code():
 def test_the_nearest_name():
     assert nearest("lorra", ["lora", "dora", "head"]) == "lora"
     assert nearest("zzz", ["lora"]) is None
-    assert choice_problem("no", "zzz", ["b", "a"]).fix == "use one of: a, b"
+    assert choice_problem("no", "zzz", ["b", "a"]).fix == "use one of the allowed names"
 
 
 def test_errors_survive_a_trip_to_another_process():
