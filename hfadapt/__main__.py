@@ -5,7 +5,7 @@ import sys
 from hfadapt.allocator import restart
 from hfadapt.cli import main
 
-HEAVY = ("run", "prepare", "train", "evaluate")
+HEAVY = ("plan", "run", "prepare", "train", "evaluate")
 
 
 def start() -> None:

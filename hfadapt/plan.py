@@ -161,6 +161,9 @@ def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
     if record is not None and "train" in record.lengths:
         lengths = record.lengths["train"]
         labelled = lengths.mean
+        if record.completions:
+            # At most two characters a token, with the end token and one to spare.
+            labelled = max(len(text) for text in record.completions.values()) / 2 + 2
         if record.audit is not None and record.audit.rows:
             labelled = record.audit.labelled_tokens / record.audit.rows
         return Work(
@@ -242,7 +245,9 @@ def _plan_cell(
     length = _settle_data(decided, facts, work)
     _settle_training(decided, recipe, facts, work)
     world = _processes(recipe, trainer, processes, decided.value("train.batch_rows"))
-    budget = int(trainer.budget_bytes * (1 - recipe.memory_margin))
+    # Processes on a CPU share its memory; on cards each has its own.
+    share = trainer.budget_bytes // world if trainer.on_cpu else trainer.budget_bytes
+    budget = int(share * (1 - recipe.memory_margin))
     question = Question(
         recipe=recipe,
         facts=facts,
@@ -252,7 +257,7 @@ def _plan_cell(
         rank=decided.value("adapter.rank"),
         modules=tuple(decided.value("adapter.modules")),
         optimizer=decided.value("train.optimizer"),
-        length_tokens=length,
+        length_tokens=min(length, work.longest_tokens),
         labelled_tokens=work.labelled_tokens,
         mean_tokens=min(length, work.mean_tokens),
         rows=max(1, math.ceil(decided.value("train.batch_rows") / world)),

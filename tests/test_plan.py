@@ -232,6 +232,13 @@ def test_a_faster_card_is_predicted_faster(everywhere: Plan) -> None:
     assert step_seconds.__doc__ is not None
 
 
+def test_processes_on_a_cpu_share_its_memory(small: str) -> None:
+    alone = make_plan(recipe(small, targets=["cpu-16gb"]))
+    pair = make_plan(recipe(small, targets=["cpu-16gb"]), processes=2)
+    assert pair.cells[0].budget_bytes == pytest.approx(alone.cells[0].budget_bytes / 2, abs=2)
+    assert pair.cells[0].value("train.batch_rows") == alone.cells[0].value("train.batch_rows")
+
+
 def test_importing_the_plan_does_not_import_torch() -> None:
     code = "import sys, hfadapt.plan; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -18,7 +18,7 @@ from hfadapt.evaluate.metrics import compare, find, usable
 from hfadapt.evaluate.probe import put_head, train_probe
 from hfadapt.launch import World
 from hfadapt.manifest import check_folder, check_manifest
-from hfadapt.measure import PeakMemory, release_memory, resident_bytes
+from hfadapt.measure import PeakMemory, load_libraries, release_memory, resident_bytes
 from hfadapt.model import Base, json_sha256, load_base, open_adapter
 from hfadapt.progress import Progress, Silent
 from hfadapt.records import DataRecord, EvaluationRecord, Metric, PhaseMeasure
@@ -55,6 +55,7 @@ def evaluate_cell(cell: Cell, world: World, progress: Progress | None = None) ->
 def _evaluate(cell: Cell, device: torch.device, progress: Progress, room: dict[int, int] | None) -> EvaluationRecord:
     lock, data, train = cell.lock, cell.data, cell.train
     task = kinds.load("tasks", lock.task)
+    load_libraries()
     release_memory()
     floor = resident_bytes()
     started = time.perf_counter()

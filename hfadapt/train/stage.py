@@ -15,7 +15,7 @@ from hfadapt.batches import padded
 from hfadapt.data import read_split
 from hfadapt.launch import World, interruptible
 from hfadapt.manifest import write_manifest
-from hfadapt.measure import PeakMemory, release_memory, resident_bytes
+from hfadapt.measure import PeakMemory, load_libraries, release_memory, resident_bytes
 from hfadapt.model import Base, attach_adapter, load_base, low_rank_start, round_as_saved, save_adapter, trainable
 from hfadapt.progress import Progress, Silent
 from hfadapt.records import PHASES, Phase, PhaseMeasure, TrainRecord
@@ -44,6 +44,7 @@ def train_cell(cell: Cell, world: World, *, identity: str = "", progress: Progre
     lock, data = cell.lock, cell.data
     task = kinds.load("tasks", lock.task)
     device = world.accelerator.device
+    load_libraries()
     release_memory()
     floor = resident_bytes()
     started = time.perf_counter()
