@@ -267,14 +267,34 @@ class Train(Spec):
     trackers: tuple[Tracker, ...] = ()
 
 
+class DriftLimits(Spec):
+    """Most that merging or another storage may change: mean KL divergence per label, and points of the metric."""
+
+    kl_nats: Annotated[float, Field(ge=0.0)] = 0.02
+    points: Annotated[float, Field(ge=0.0)] = 0.5
+
+
 class Evaluate(Spec):
-    """How the adapter is compared with its base; `gates` are the smallest allowed gains by metric name."""
+    """How the adapter is compared with its base; `gates` are the smallest allowed gains by metric name.
+
+    `generate_rows` are test rows whose completions are generated for text metrics, `general_text` the check of a
+    language model's perplexity on general text, `transfer` the matrix of every adapter on every domain, `security` the
+    leak and robustness checks, `drift` the check of merging and other storages, `harness` names of tasks of
+    lm-evaluation-harness.
+    """
 
     metrics: tuple[str, ...] | Auto = AUTO
     resamples: Annotated[int, Field(ge=100)] = 2000
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     batch_rows: Positive | Auto = AUTO
     gates: dict[str, float] = {}
+    generate_rows: Annotated[int, Field(ge=0)] = 64
+    general_text: bool = True
+    transfer: bool = True
+    security: bool = True
+    drift: bool = True
+    drift_limits: DriftLimits = DriftLimits()
+    harness: tuple[str, ...] = ()
 
 
 class Recipe(Spec):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from hfadapt.evidence import Calibration, Compute, Efficiency, Energy, FailingExample, PairedTest, Slice
 from hfadapt.show import Block, Heading, Shown, Table, Text, show_bytes, show_number, show_seconds
 from hfadapt.spec import Record, Spec
 
@@ -323,6 +324,8 @@ class TrainRecord(Record):
     model_hub_id: str | None = None
     model_revision: str | None = None
     model_citation: str | None = None
+    energy: Energy | None = None
+    compute: Compute | None = None
     versions: Versions
 
 
@@ -366,6 +369,13 @@ class EvaluationRecord(Record):
     tokens_per_second: float | None = None
     gates_failed: tuple[str, ...] = ()
     memory: dict[Phase, PhaseMeasure] = {}
+    prompts_sha256: str | None = None
+    paired_tests: tuple[PairedTest, ...] = ()
+    slices: tuple[Slice, ...] = ()
+    calibration: Calibration | None = None
+    efficiency: Efficiency | None = None
+    general_text: Metric | None = None
+    failures: tuple[FailingExample, ...] = ()
     extra: dict[str, Any] = {}
     versions: Versions
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from hfadapt import kinds
-from hfadapt.batches import padded
 from hfadapt.data import read_split
 from hfadapt.errors import RunError
+from hfadapt.evaluate.bench import Bench
 from hfadapt.evaluate.metrics import compare, find, usable
 from hfadapt.evaluate.probe import put_head, train_probe
 from hfadapt.launch import World
@@ -52,38 +52,49 @@ def evaluate_cell(cell: Cell, world: World, progress: Progress | None = None) ->
     return world.on_main(lambda: _evaluate(cell, world.accelerator.device, progress or Silent(), room))
 
 
-def _evaluate(cell: Cell, device: torch.device, progress: Progress, room: dict[int, int] | None) -> EvaluationRecord:
-    lock, data, train = cell.lock, cell.data, cell.train
+def open_bench(cell: Cell, device: torch.device, progress: Progress, room: dict[int, int] | None = None) -> Bench:
+    """The cell's base with its adapter from disk on it, and the linear probe as its head where that is the baseline.
+
+    Raises:
+        RunError: the folder or its manifest does not fit the base.
+    """
+    lock, data = cell.lock, cell.data
     task = kinds.load("tasks", lock.task)
+    manifest = check_folder(cell.adapter)
+    base = load_base(lock, data.labels, device, max_memory=room)
+    check_manifest(manifest, base, cell.adapter, data.labels)
+    choices = answer_choices(cell, data, base) if lock.task == "causal-lm" else {}
+    bench = Bench(cell, lock, data, task, base, base.model.eval(), device, choices, progress)
+    if task.baseline == "linear probe":
+        train, validation = (bench.encode(read_split(cell.folder, split)) for split in ("train", "validation"))
+        with torch.inference_mode(False):
+            put_head(
+                base.model,
+                base.head_modules,
+                train_probe(base.model, base.head_modules, train, validation, bench.batches),
+            )
+    bench.model = open_adapter(base, cell.adapter, lock.adapter.method, device).eval()
+    return bench
+
+
+def _evaluate(cell: Cell, device: torch.device, progress: Progress, room: dict[int, int] | None) -> EvaluationRecord:
+    lock, train = cell.lock, cell.train
     load_libraries()
     release_memory()
     floor = resident_bytes()
     started = time.perf_counter()
     with PeakMemory(device, floor) as peak:
-        manifest = check_folder(cell.adapter)
-        base = load_base(lock, data.labels, device, max_memory=room)
-        check_manifest(manifest, base, cell.adapter, data.labels)
-        rows = read_split(cell.folder, "test")
-        encode = {"max_length": lock.data.max_length, "labels": data.labels}
-        test = task.encode(rows, base.tokenizer, **encode)
-        pad = int(base.tokenizer.pad_token_id or 0)
-
-        def batches(examples: Sequence[Example]) -> Any:
-            return padded(task, examples, pad, device, lock.evaluate.batch_rows)
-
-        choices = answer_choices(cell, data, base) if lock.task == "causal-lm" else {}
-        ids = tuple(choices.values())
-        with torch.inference_mode():
-            progress.say(f"{cell.domain}: scoring the {task.baseline}")
-            base_scores = _baseline(task, cell, lock, base, test, batches, ids, encode)
-            progress.say(f"{cell.domain}: scoring the adapter")
-            model = open_adapter(base, cell.adapter, lock.adapter.method, device)
-            validation = task.encode(read_split(cell.folder, "validation")[:CHECK_ROWS], base.tokenizer, **encode)
-            difference = _reopened(task, model, validation, pad, device, train.check_losses, lock)
-            scored = time.perf_counter()
-            scores = task.score(model.eval(), test, batches, ids)
-            scored = time.perf_counter() - scored
-    names = tuple(choices) or data.labels
+        bench = open_bench(cell, device, progress, room)
+        task, test, rows = bench.task, bench.test, bench.rows
+        progress.say(f"{cell.domain}: scoring the {task.baseline}")
+        base_scores = bench.score(test, adapter=False)
+        progress.say(f"{cell.domain}: scoring the adapter")
+        validation = bench.encode(read_split(cell.folder, "validation")[:CHECK_ROWS])
+        difference = _reopened(bench, validation, train.check_losses)
+        scored = time.perf_counter()
+        scores = bench.score(test)
+        scored = time.perf_counter() - scored
+    names = bench.names
     metrics = _metrics(lock, base_scores, scores)
     record = EvaluationRecord(
         domain=cell.domain,
@@ -130,37 +141,10 @@ def answer_choices(cell: Cell, data: DataRecord, base: Base) -> dict[str, tuple[
     return {name: tuple(completion_ids(text, base.tokenizer, end=False)) for name, text in texts.items()}
 
 
-def _baseline(
-    task: Any,
-    cell: Cell,
-    lock: Lock,
-    base: Base,
-    test: Sequence[Example],
-    batches: Any,
-    choices: tuple[tuple[int, ...], ...],
-    encode: Mapping[str, Any],
-) -> Scores:
-    """The base zero-shot, or with its head trained on the same rows as the adapter."""
-    model = base.model.eval()
-    if task.baseline == "linear probe":
-        train = task.encode(read_split(cell.folder, "train"), base.tokenizer, **encode)
-        validation = task.encode(read_split(cell.folder, "validation"), base.tokenizer, **encode)
-        with torch.inference_mode(False):
-            put_head(model, base.head_modules, train_probe(model, base.head_modules, train, validation, batches))
-    return task.score(model, test, batches, choices)  # type: ignore[no-any-return]
-
-
-def _reopened(
-    task: Any,
-    model: Any,
-    validation: Sequence[Example],
-    pad: int,
-    device: torch.device,
-    expected: Sequence[float],
-    lock: Lock,
-) -> float:
+def _reopened(bench: Bench, validation: Sequence[Example], expected: Sequence[float]) -> float:
     """Mean absolute difference of the check rows' losses; raises RunError above the tolerance."""
-    found = check_losses(task, model, validation, pad, device)
+    pad = int(bench.base.tokenizer.pad_token_id or 0)
+    found, lock = check_losses(bench.task, bench.model, validation, pad, bench.device), bench.lock
     difference = float(np.mean(np.abs(np.array(found) - np.array(expected)))) if found else 0.0
     changed = kinds.load("adapters", lock.adapter.method).changes_base
     allowed = SAME_AFTER_CONVERSION if changed and lock.dtype != "float32" else SAME

@@ -1,0 +1,272 @@
+"""Records of what is known about an adapter beyond its leading metrics; later stages, report and card read them.
+
+security.json (SecurityRecord), drift.json (DriftRecord) in the cell, transfer.json (TransferRecord) in the run; and
+parts of evaluation.json and train.json that are evidence of their own: calibration, slices, efficiency, energy,
+compute. Everything has the number of rows behind it; `low` to `high` is an interval at the recipe's confidence.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from hfadapt.spec import Record, Spec
+
+
+class Estimate(Spec):
+    """A value with its interval and the rows behind it."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    rows: int
+
+
+# --- parts of evaluation.json ----------------------------------------------------------------------------------------
+
+
+class PairedTest(Spec):
+    """A test of base against adapter on the same rows: exact McNemar for hits, Wilcoxon signed-rank for losses."""
+
+    metric: str
+    test: Literal["mcnemar-exact", "wilcoxon-signed-rank"]
+    better: int
+    worse: int
+    p_value: float
+
+
+class Slice(Spec):
+    """The leading metric on part of the test rows, such as one class, one band of lengths or one source."""
+
+    by: Literal["class", "length", "source"]
+    name: str
+    metric: str
+    rows: int
+    base: float | None
+    adapter: float
+    delta: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+class ReliabilityBin(Spec):
+    """Rows whose confidence lies in a bin: their mean confidence, and the share that was right."""
+
+    rows: int
+    confidence: float
+    accuracy: float
+
+
+class Calibration(Spec):
+    """Reliability of base and adapter over ten equal bins of confidence; empty bins are left out."""
+
+    base: tuple[ReliabilityBin, ...] = ()
+    adapter: tuple[ReliabilityBin, ...] = ()
+
+
+class Efficiency(Spec):
+    """Speed of the adapter on the machine that evaluated it.
+
+    Latency is of one row alone, over `latency_rows` rows after a warm-up; the rates are in batches of `batch_rows`.
+    For text generation `generated_tokens_per_second` is greedy generation of one row at a time.
+    """
+
+    latency_p50_seconds: float
+    latency_p95_seconds: float
+    base_latency_p50_seconds: float
+    latency_rows: int
+    batch_rows: int
+    rows_per_second: float
+    tokens_per_second: float
+    generated_tokens_per_second: float | None = None
+    adapter_bytes: int
+
+
+class FailingExample(Spec):
+    """A test row on which the adapter is wrong, the surest first; the text is in the test split at that row."""
+
+    split_row: int
+    gold: str
+    adapter: str
+    base: str
+    confidence: float
+
+
+# --- security.json ---------------------------------------------------------------------------------------------------
+
+
+class Attack(Spec):
+    """A membership-inference score: how well it tells training rows from held-out rows of the same pool."""
+
+    name: str
+    auc: Estimate
+    tpr_at_1pct_fpr: Estimate
+
+
+class Membership(Spec):
+    """Membership inference on the adapter. `blind` sees the texts only (a bag of words), so what it reaches is a
+    difference between the pools and not a leak."""
+
+    members: int
+    non_members: int
+    attacks: tuple[Attack, ...]
+    blind: Attack
+    leaks: bool
+
+
+class CanaryGroup(Spec):
+    """Canaries planted the same number of times: their exposure (Carlini et al. 2019, arXiv 1802.08232) in bits."""
+
+    repeats: int
+    canaries: int
+    exposure_median_bits: float
+    exposure_most_bits: float
+    found: int
+
+
+class Canaries(Spec):
+    """Planted random sequences and whether they can be told from others that were not planted."""
+
+    planted: int
+    references: int
+    threshold_bits: float
+    groups: tuple[CanaryGroup, ...]
+    found: bool
+
+
+class Verbatim(Spec):
+    """Greedy continuations of prefixes of training rows: the share that repeats the row word for word."""
+
+    prompts: int
+    prefix_tokens: int
+    continued_tokens: int
+    rate: Estimate
+    base_rate: Estimate
+
+
+class PersonalData(Spec):
+    """Personal data in what the adapter generates, by kind; `repeated` counts what stands in training rows too."""
+
+    generations: int
+    found: dict[str, int]
+    repeated: int
+
+
+class Perturbation(Spec):
+    """A label-safe change of the test rows, and the leading metric of base and adapter before and after it."""
+
+    name: str
+    changed_rows: int
+    rows: int
+    metric: str
+    base_clean: float | None
+    base_changed: float | None
+    adapter_clean: float
+    adapter_changed: float
+    drop: Estimate
+
+
+class SecurityRecord(Record):
+    """What an attacker or careless input can do. A part that does not fit the task or was switched off is None."""
+
+    domain: str
+    target: str
+    membership: Membership | None = None
+    canaries: Canaries | None = None
+    verbatim: Verbatim | None = None
+    personal_data: PersonalData | None = None
+    robustness: tuple[Perturbation, ...] = ()
+    seconds: float
+
+
+# --- drift.json ------------------------------------------------------------------------------------------------------
+
+
+class Variant(Spec):
+    """One way to serve the adapter, against the reference (how it was trained) on the same rows.
+
+    `kl_nats` is the mean Kullback-Leibler divergence from the reference per label, `delta` the metric's difference.
+    """
+
+    name: str
+    storage: str
+    merged: bool
+    kl_nats: float
+    max_logit_difference: float
+    metric: str
+    value: float
+    delta: float
+    low: float | None = None
+    high: float | None = None
+
+
+class DriftRecord(Record):
+    """How far the results move when the adapter is merged, or put on a base in another storage."""
+
+    domain: str
+    target: str
+    reference: str
+    rows: int
+    variants: tuple[Variant, ...]
+    limit_kl_nats: float
+    limit_points: float
+    refused: dict[str, str] = {}
+    seconds: float
+
+
+# --- transfer.json ---------------------------------------------------------------------------------------------------
+
+
+class TransferCell(Spec):
+    """One adapter on the test rows of one domain; `delta` is against the baseline of that domain on the same rows."""
+
+    adapter: str
+    data: str
+    rows: int
+    base: float | None
+    value: float
+    delta: float | None
+    low: float | None
+    high: float | None
+
+
+class TransferTarget(Spec):
+    """Every adapter of one target on every domain. `skipped` says why a pair was left out (other labels, say)."""
+
+    target: str
+    metric: str
+    higher_is_better: bool
+    cells: tuple[TransferCell, ...]
+    skipped: dict[str, str] = {}
+
+
+class TransferRecord(Record):
+    """The cross-domain matrices of a run, from which transfer and forgetting are seen."""
+
+    targets: tuple[TransferTarget, ...]
+    inputs_sha256: str
+
+
+# --- parts of train.json ---------------------------------------------------------------------------------------------
+
+
+class Energy(Spec):
+    """Energy of training. `method` says whether it was measured (counters of the processor or card) or estimated."""
+
+    joules: float
+    method: Literal["measured", "estimated"]
+    how: str
+    carbon_grams: float | None = None
+    country: str | None = None
+
+
+class Compute(Spec):
+    """Floating-point operations of tuning, and of making the base where that is published.
+
+    The EU AI Act's threshold for a modified general-purpose model is a third of the base's (Commission guidelines of
+    July 2025).
+    """
+
+    tuning_flops: float
+    how: str
+    base_flops: float | None = None
+    base_source: str | None = None
