@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt import kinds, samples
-from hfadapt.adapters import Context
+from hfadapt.adapters import DEFAULT, Context
 from hfadapt.errors import RequestError, RunError
 from hfadapt.recipe import Lock
 
@@ -249,13 +249,37 @@ def attach_adapter(
     batches: Callable[[], Iterable[Mapping[str, torch.Tensor]]] | None = None,
 ) -> Any:
     """Adds the recipe's adapter; only its parameters require gradients, and they are float32."""
+    return attach_adapters(base, {DEFAULT: lock}, batches)
+
+
+def adapter_names(count: int) -> list[str]:
+    """Names of adapters inside one model: the usual one, or ones that are no word of a module's path.
+
+    peft saves only part of an adapter whose name is one (peft issue 3584).
+    """
+    return [DEFAULT] if count == 1 else [f"a{json_sha256(i)[:7]}" for i in range(count)]
+
+
+def attach_adapters(
+    base: Base,
+    locks: Mapping[str, Lock],
+    batches: Callable[[], Iterable[Mapping[str, torch.Tensor]]] | None = None,
+) -> Any:
+    """Adds an adapter for each name; every one starts as it would alone, and all of them require gradients."""
     import torch
 
+    lock = next(iter(locks.values()))
     task = kinds.load("tasks", lock.task)
     context = Context(base.fresh_modules, base.head_modules, task.peft_task_type, base.source.path, batches)
-    with torch.random.fork_rng():
-        torch.manual_seed(lock.train.seed)
-        model = kinds.load("adapters", lock.adapter.method).attach(base.model, lock.adapter, context)
+    model: Any = base.model
+    for name, own in locks.items():
+        with torch.random.fork_rng():
+            torch.manual_seed(own.train.seed)
+            model = kinds.load("adapters", own.adapter.method).attach(model, own.adapter, context, name)
+    if len(locks) > 1:
+        # peft lets gradients into the active adapter alone.
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(any(f".{own}." in name for own in locks))
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
@@ -291,9 +315,13 @@ def round_as_saved(model: Any, lock: Lock) -> None:
             parameter.data = parameter.data.to(getattr(torch, lock.dtype))
 
 
-def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
-    """The parameters that are trained, by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+def trainable(model: Any, adapter: str | None = None) -> dict[str, torch.nn.Parameter]:
+    """The parameters that are trained, by name; of one adapter, where there are several."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and (adapter is None or f".{adapter}." in name)
+    }
 
 
 def low_rank_start(model: Any) -> dict[str, torch.Tensor]:
@@ -302,7 +330,12 @@ def low_rank_start(model: Any) -> dict[str, torch.Tensor]:
 
 
 def save_adapter(
-    model: Any, base: Base, lock: Lock, folder: Path, start: Mapping[str, torch.Tensor] | None = None
+    model: Any,
+    base: Base,
+    lock: Lock,
+    folder: Path,
+    start: Mapping[str, torch.Tensor] | None = None,
+    name: str = DEFAULT,
 ) -> dict[str, str]:
     """Writes a folder that plain peft loads: safetensors and config, with the base's name instead of a local path.
 
@@ -323,7 +356,7 @@ def save_adapter(
             round_as_saved(model, lock)
             model.save_pretrained(ready)
         else:
-            _save_peft(model, base, ready, start)
+            _save_peft(model, base, ready, start, name)
         base.tokenizer.save_pretrained(ready)
         hashes = {path.name: file_sha256(path) for path in sorted(ready.iterdir())}
         if folder.exists():
@@ -332,27 +365,25 @@ def save_adapter(
     return hashes
 
 
-def _save_peft(model: Any, base: Base, folder: Path, start: Mapping[str, torch.Tensor] | None) -> None:
+def _save_peft(model: Any, base: Base, folder: Path, start: Mapping[str, torch.Tensor] | None, name: str) -> None:
     import copy
 
     import torch
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file, save_file
 
-    from hfadapt.adapters import DEFAULT
-
-    config = copy.deepcopy(model.peft_config[DEFAULT])
-    state = get_peft_model_state_dict(model, adapter_name=DEFAULT, save_embedding_layers=False)
+    config = copy.deepcopy(model.peft_config[name])
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     if start:
-        for name, first in start.items():
-            key = name.replace(f".{DEFAULT}.", ".")
-            low = "lora_A" in name
+        for parameter, first in start.items():
+            key = parameter.replace(f".{name}.", ".")
+            low = "lora_A" in parameter
             state[key] = torch.cat([state[key], first if low else -first], dim=0 if low else 1)
         config.init_lora_weights = True
         config.lora_alpha = config.lora_alpha * (2**0.5 if config.use_rslora else 2)
         config.r *= 2
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    broken = [key for key, tensor in state.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise RunError("the adapter holds NaN or Inf", place=broken[0], got=f"{len(broken)} tensors")
     config.inference_mode = True
@@ -361,7 +392,7 @@ def _save_peft(model: Any, base: Base, folder: Path, start: Mapping[str, torch.T
     config.save_pretrained(folder)
     save_file(state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     written = load_file(folder / ADAPTER_WEIGHTS)
-    if written.keys() != state.keys() or not all(torch.equal(written[name], state[name]) for name in state):
+    if written.keys() != state.keys() or not all(torch.equal(written[key], state[key]) for key in state):
         raise RunError("the adapter on disk differs from the trained one", place=str(folder))
 
 

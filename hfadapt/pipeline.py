@@ -61,10 +61,10 @@ class Pipeline:
         run = Run(self.folder)
         asked = narrow(self.recipe, self.domains)
         self.world.on_main(lambda: make_plan(asked, processes=self.world.size))
-        prepared = self.world.on_main(self._prepare)
+        self._asked, self._prepared = asked, self.world.on_main(self._prepare)
         try:
             for domain, target in asked.cells():
-                self._cell(run.cell(domain, target), prepared[domain])
+                self._cell(run.cell(domain, target), self._prepared[domain])
         finally:
             report = self.world.on_main(lambda: write_report(run, self.recipe))
         return report
@@ -118,7 +118,8 @@ class Pipeline:
         recipe = narrow(self.recipe, [cell.domain], [cell.target])
         tokenizer = load_tokenizer(resolve_model(recipe.model))
         record = measure_lengths(cell, recipe, tokenizer)
-        plan = make_plan(recipe, data={cell.domain: record}, processes=self.world.size)
+        sharing = sum(target == cell.target for _, target in self._asked.cells())
+        plan = make_plan(recipe, data={cell.domain: record}, processes=self.world.size, sharing=sharing)
         plan.write(cell.folder / "plan.json")
         decided = plan.cells[0]
         lock = lock_cell(recipe, decided)
@@ -132,9 +133,47 @@ class Pipeline:
             self.progress.say(f"  note: {finding.message}")
 
     def _train(self, cell: Cell, identity: str) -> None:
-        from hfadapt.train import train_cell
+        """Trains the cell, and with it those of the same target that share its base."""
+        from hfadapt.train import can_share, train_cells
 
-        train_cell(cell, self.world, identity=identity, progress=self.progress)
+        group = {cell.domain: identity}
+        if cell.lock.train.together:
+            for domain, target in self._asked.cells():
+                peer = Run(self.folder).cell(domain, target)
+                hashes = self._planned(peer) if target == cell.target and domain != cell.domain else None
+                if hashes and peer.lock.train.together and can_share(cell, peer):
+                    group[domain] = hashes["train"]
+        cells = [Run(self.folder).cell(domain, cell.target) for domain in group]
+        if len(cells) > 1:
+            self.progress.say(f"{', '.join(group)}: trained together on one base")
+        identities = list(group.values())
+        records = train_cells(cells, self.world, identities=identities, progress=self.progress)
+        for peer, hashed, record in zip(cells[1:], identities[1:], records[1:], strict=True):
+            if record is not None:
+                self.world.on_main(lambda peer=peer, hashed=hashed: self._mark(peer, "train", {"train": hashed}))  # type: ignore[misc]
+        if records[0] is None:
+            # It was given up while the others went on; alone it says why.
+            train_cells(cells[:1], self.world, identities=identities[:1], progress=self.progress)
+
+    def _planned(self, peer: Cell) -> dict[str, str] | None:
+        """The stage hashes of another cell that is planned and not trained yet; None when it has to wait its turn."""
+        prepared = self._prepared[peer.domain]
+        hashes = stage_hashes(self.recipe, peer, prepared)
+        self.world.on_main(lambda: self._start(peer, hashes))
+        if self._done(peer, "train", hashes):
+            return None
+        try:
+            for stage, work in (
+                ("data", lambda: prepared.deliver(peer.folder)),
+                ("plan", lambda: self._plan(peer)),
+            ):
+                if not self._done(peer, stage, hashes):
+                    self.world.on_main(work)
+                    self.world.on_main(lambda stage=stage: self._mark(peer, stage, hashes))  # type: ignore[misc]
+        except HfadaptError:
+            # Its own turn says what is wrong.
+            return None
+        return hashes
 
     def _evaluate(self, cell: Cell) -> None:
         from hfadapt.evaluate import evaluate_cell

@@ -16,7 +16,7 @@ from hfadapt.errors import Problem, RequestError
 from hfadapt.facts import ModelFacts, model_facts
 from hfadapt.hardware import Target
 from hfadapt.memory import Workload
-from hfadapt.plan_search import Candidate, Question, alternatives, best, search, storages_of, stored_bytes
+from hfadapt.plan_search import Candidate, Question, alternatives, best, search, shared, storages_of, stored_bytes
 from hfadapt.recipe import AUTO, THIS_MACHINE, Lock, Recipe
 from hfadapt.records import CellPlan, DataRecord, Decision, Lengths, Plan, Rejected
 from hfadapt.show import show_bytes, show_seconds
@@ -53,6 +53,8 @@ ASSUMED_TOKENS_OTHERWISE = 128
 ASSUMED_ROWS = 2000
 ASSUMED_LABELS = 3
 EVALUATIONS = 4
+TOGETHER_GAIN = 1.1
+"""Domains are trained together when that is faster than one after the other by this much."""
 LONGEST_TOKENS = 4096
 """An automatic length never exceeds this; longer ones must be asked for."""
 
@@ -104,13 +106,20 @@ class Decisions:
         return next(decision.value for decision in self.made if decision.field == name)
 
 
-def make_plan(recipe: Recipe, *, data: Mapping[str, DataRecord] | None = None, processes: int | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    *,
+    data: Mapping[str, DataRecord] | None = None,
+    processes: int | None = None,
+    sharing: int | None = None,
+) -> Plan:
     """The plan of every cell. Reads configs only: no weights, no data.
 
     Args:
         recipe: What was asked for.
         data: Prepared domains by name; lengths and rows of the others are assumed, and `data_basis` says so.
         processes: Training processes; by default the recipe's, or one per device of the target.
+        sharing: Domains that may be trained together on one base; by default all of the recipe.
 
     Raises:
         RequestError: the model cannot do the task, or something was asked for that a target or method cannot do; all
@@ -131,7 +140,8 @@ def make_plan(recipe: Recipe, *, data: Mapping[str, DataRecord] | None = None, p
         found = _impossible(recipe, trainer)
         problems.extend(problem for problem in found if problem not in problems)
         if not found:
-            cells.append(_plan_cell(recipe, domain, target, trainer, facts, work, processes))
+            count = len(recipe.domains) if sharing is None else sharing
+            cells.append(_plan_cell(recipe, domain, target, trainer, facts, work, processes, count))
     if problems:
         raise RequestError("the recipe asks for what its targets cannot do", problems=problems)
     return Plan(recipe=recipe.name, model=recipe.model, parameters=parameters, cells=tuple(cells))
@@ -240,6 +250,7 @@ def _plan_cell(
     facts: ModelFacts,
     work: Work,
     processes: int | None,
+    sharing: int,
 ) -> CellPlan:
     decided = Decisions(recipe)
     length = _settle_data(decided, facts, work)
@@ -266,6 +277,7 @@ def _plan_cell(
     fitting = [c for c in candidates if c.peak_bytes <= budget]
     chosen = best(fitting) if fitting else min(candidates, key=lambda one: one.peak_bytes)
     _settle_storage(decided, question, chosen, candidates)
+    chosen = _settle_together(decided, question, chosen, sharing)
     _settle_evaluation(decided, recipe, facts, chosen, work, budget)
     decided.made.append(
         Decision(
@@ -406,6 +418,31 @@ def _settle_storage(decided: Decisions, question: Question, chosen: Candidate, c
         rejected = (Rejected(value="True", reason="not needed: every layer would be computed once more"),)
     reason = "activations of all layers do not fit at this speed" if work.checkpointing else "all activations fit"
     decided.settle("train.checkpointing", work.checkpointing, reason, rejected)
+
+
+def _settle_together(decided: Decisions, question: Question, chosen: Candidate, sharing: int) -> Candidate:
+    """Whether the target's domains are trained at the same time on one base; returns the candidate for that."""
+    recipe, budget = question.recipe, question.budget_bytes
+    able = kinds.load("adapters", question.method).shares_base and recipe.train.fast
+    able = able and not decided.value("adapter.dropout")
+    together = shared(question, chosen, sharing) if able and sharing > 1 else None
+    if together is None:
+        alone = "there is one domain" if sharing < 2 else f"{question.method} with these settings is trained alone"
+        decided.settle("train.together", False, alone)
+        return chosen
+    gain = (chosen.seconds_per_step or 1.0) / (together.seconds_per_step or 1.0)
+    fits = together.peak_bytes <= budget
+    peak = show_bytes(together.peak_bytes)
+    worth = fits and gain >= TOGETHER_GAIN
+    reason = f"{sharing} domains on one base are {gain:.2f} times as fast as one after the other, in {peak}"
+    rejected: tuple[Rejected, ...] = ()
+    if not worth:
+        why = f"only {gain:.2f} times as fast, in {peak}" if fits else f"does not fit: {peak} of {show_bytes(budget)}"
+        rejected = (Rejected(value="True", reason=why),)
+        reason = "one domain after the other: their batches fill the processor already"
+        if not fits:
+            reason = "one domain after the other: together they do not fit"
+    return together if decided.settle("train.together", worth, reason, rejected) else chosen
 
 
 def _not_tried(question: Question, work: Workload, tried: set[str]) -> list[Rejected]:

@@ -167,7 +167,7 @@ def storages_of(question: Question) -> list[tuple[str, str]]:
 
 
 def product_dtype(target: Target, fast: bool, quant: str, dtype: str) -> str:
-    """What products of adapted layers run in: train/fast.py for a float32 base, model.py for a quantised one."""
+    """What products of adapted layers run in: fast/path.py for a float32 base, model.py for a quantised one."""
     if dtype != "float32":
         return dtype
     if quant != "none":
@@ -194,12 +194,21 @@ def step_seconds(
     active = facts.parameters - facts.embedding_parameters
     flop = passes * (2 * active + 4 * facts.layers * facts.hidden_size * tokens_per_row)
     moved = MOVES_PER_SAVED_BYTE * memory.saved_bytes_per_token(facts, workload) * (1 + 0.4 * workload.checkpointing)
-    overhead = 1 + HALF_RATE_TOKENS[workload.device] / (workload.micro_batch_rows * tokens_per_row)
+    together = workload.micro_batch_rows * workload.adapters * tokens_per_row
+    overhead = 1 + HALF_RATE_TOKENS[workload.device] / together
     seconds = rows * tokens_per_row * (flop / (rate * 1e12 * REACHED_RATIO) + moved / bandwidth) * overhead
     if workload.quant != "none":
         # Each use of a weight reads its stored bits, then writes and reads it in the compute dtype.
-        seconds += passes * (rows / workload.micro_batch_rows) * facts.linear_parameters * 4.5 / bandwidth
+        uses = passes * rows / (workload.micro_batch_rows * workload.adapters)
+        seconds += uses * facts.linear_parameters * 4.5 / bandwidth
     return seconds
+
+
+def shared(question: Question, chosen: Candidate, adapters: int) -> Candidate:
+    """The same configuration for several adapters that are trained together; its seconds are those of one of them."""
+    workload = chosen.workload.model_copy(update={"adapters": adapters})
+    seconds = step_seconds(question.facts, workload, question.target, question.rows, question.mean_tokens)
+    return Candidate(workload, memory.predict(question.facts, workload), seconds, chosen.preference)
 
 
 def alternatives(question: Question, final: Workload) -> list[Alternative]:

@@ -246,7 +246,11 @@ class Adapter(Spec):
 
 
 class Train(Spec):
-    """The training loop. `batch_rows` is the effective batch over all processes and accumulation steps."""
+    """The training loop. `batch_rows` is the effective batch over all processes and accumulation steps.
+
+    `together` trains the domains of a target at the same time on one resident base; every adapter is what it would be
+    alone. `fast` is hfadapt's own path for the passes of a step; without it the libraries' own are used.
+    """
 
     epochs: Annotated[float, Field(gt=0.0)] | Auto = AUTO
     max_steps: Positive | None = None
@@ -264,6 +268,7 @@ class Train(Spec):
     optimizer: AutoOptimizer = AUTO
     checkpointing: bool | Auto = AUTO
     fast: bool = True
+    together: bool | Auto = AUTO
     trackers: tuple[Tracker, ...] = ()
 
 
@@ -355,6 +360,7 @@ class LockedTrain(Train):
     checkpoint_every_steps: int
     optimizer: Optimizer
     checkpointing: bool
+    together: bool = False
 
 
 class LockedEvaluate(Evaluate):

@@ -324,6 +324,8 @@ class TrainRecord(Record):
     model_hub_id: str | None = None
     model_revision: str | None = None
     model_citation: str | None = None
+    fast_path: str | None = None
+    together: tuple[str, ...] = ()
     energy: Energy | None = None
     compute: Compute | None = None
     versions: Versions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import torch
 from hypothesis import given, settings
@@ -66,7 +67,7 @@ def test_micro_batches_keep_the_order_and_the_budget(lengths, budget, padded):
         return max(own) * len(own) if padded else sum(own)
 
     assert all(part and tokens(part) <= budget for part in parts)
-    assert all(tokens([*one, other[0]]) > budget for one, other in zip(parts, parts[1:], strict=False))
+    assert all(tokens([*one, other[0]]) > budget for one, other in pairwise(parts))
 
 
 def test_a_row_over_the_budget_stands_alone():

@@ -145,7 +145,7 @@ def test_an_8b_model_is_quantised_only_where_it_must_be(large: str) -> None:
 
 
 def test_what_does_not_fit_gets_three_plans_that_would(small: str) -> None:
-    asked = {"micro_batch_rows": 256, "batch_rows": 256, "checkpointing": False}
+    asked = {"micro_batch_rows": 2048, "batch_rows": 2048, "checkpointing": False}
     plan = make_plan(recipe(small, targets=["cpu-8gb"], train=asked, data={"max_length": 2048}))
     found = plan.cells[0]
     assert not found.fits

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel
 
     from hfadapt.recipe import LockedAdapter
 
@@ -62,9 +61,14 @@ class AdapterMethod:
     changes_base: bool = False
     initialise: Callable[[PeftModel, Context], None] | None = None
 
-    def attach(self, model: PreTrainedModel, settings: LockedAdapter, context: Context) -> PeftModel:
-        """Freezes the base and adds the trainable parts, in float32."""
-        from peft import LoraConfig, get_peft_model
+    @property
+    def shares_base(self) -> bool:
+        """Whether several adapters of this method can be trained on one base at the same time."""
+        return self.has_rank and not self.changes_base and self.initialise is None and "use_dora" not in self.options
+
+    def attach(self, model: Any, settings: LockedAdapter, context: Context, name: str = DEFAULT) -> PeftModel:
+        """Freezes the base and adds the trainable parts; a model that has adapters gets another one, of that name."""
+        from peft import LoraConfig, PeftModel, get_peft_model
 
         config = LoraConfig(
             r=settings.rank,
@@ -76,7 +80,10 @@ class AdapterMethod:
             base_model_name_or_path=context.model_path,
             **self.options,
         )
-        adapted = get_peft_model(model, config)
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+            return model
+        adapted = get_peft_model(model, config, adapter_name=name)
         if self.initialise:
             self.initialise(adapted, context)
         return adapted

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.adapters import AdapterMethod, Context
+from hfadapt.adapters import DEFAULT, AdapterMethod, Context
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from hfadapt.recipe import LockedAdapter
 
 
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 class Full(AdapterMethod):
     """No adapter: the model itself."""
 
-    def attach(self, model: PreTrainedModel, settings: LockedAdapter, context: Context) -> Any:
+    def attach(self, model: Any, settings: LockedAdapter, context: Context, name: str = DEFAULT) -> Any:
         """Makes every parameter trainable, in float32 so that small updates are not lost."""
         return model.float().requires_grad_(True)
 

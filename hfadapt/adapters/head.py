@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hfadapt.adapters import AdapterMethod, Context
+from hfadapt.adapters import DEFAULT, AdapterMethod, Context
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel
 
     from hfadapt.recipe import LockedAdapter
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 class Head(AdapterMethod):
     """A peft adapter that holds whole modules and no low-rank layer."""
 
-    def attach(self, model: PreTrainedModel, settings: LockedAdapter, context: Context) -> PeftModel:
+    def attach(self, model: Any, settings: LockedAdapter, context: Context, name: str = DEFAULT) -> PeftModel:
         """Freezes everything but the head."""
         from peft import LoraConfig, get_peft_model
         from peft.utils.constants import DUMMY_TARGET_MODULES
@@ -30,7 +29,7 @@ class Head(AdapterMethod):
             task_type=context.peft_task_type,
             base_model_name_or_path=context.model_path,
         )
-        return get_peft_model(model, config)
+        return get_peft_model(model, config, adapter_name=name)
 
 
 KIND = Head("head", has_rank=False)

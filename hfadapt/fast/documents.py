@@ -26,7 +26,7 @@ class Bucket:
 
     Args:
         starts, lengths: (B,) int64: first token and number of tokens of each row.
-        longest: Of them.
+        longest: Of them, rounded up to a multiple of 8.
     """
 
     starts: torch.Tensor
@@ -80,7 +80,7 @@ class Documents:
             Bucket(
                 torch.tensor([self.starts[i] for i in rows]),
                 torch.tensor([self.lengths[i] for i in rows]),
-                self.lengths[rows[0]],
+                -(-self.lengths[rows[0]] // 8) * 8,
             )
             for rows in groups
         ]
@@ -95,13 +95,23 @@ class Documents:
 
 
 def one_line(lengths: Sequence[int], adapters: Sequence[str]) -> Documents:
-    """Rows one after the other without padding; row i goes through `adapters[i]`, rows of one adapter together."""
+    """Rows one after the other; row i goes through `adapters[i]`, rows of one adapter together.
+
+    A few tokens that belong to no row make the line a round number long.
+    """
     starts, total = [], 0
     for length in lengths:
         starts.append(total)
         total += length
-    ends = [*starts[1:], total]
-    return Documents(tuple(starts), tuple(lengths), total, _segments(adapters, starts, ends))
+    tokens = round_tokens(total)
+    ends = [*starts[1:], tokens]
+    return Documents(tuple(starts), tuple(lengths), tokens, _segments(adapters, starts, ends))
+
+
+def round_tokens(tokens: int) -> int:
+    """At most a sixteenth more, so that few sizes occur: the CPU's matrix library compiles and keeps code for each."""
+    step = max(16, 1 << max(0, tokens.bit_length() - 5))
+    return -(-tokens // step) * step
 
 
 def side_by_side(lengths: Sequence[int], width: int, adapters: Sequence[str]) -> Documents:

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from hfadapt import hardware
 from hfadapt.adapters import DEFAULT
 from hfadapt.fast import attention, kernels
+from hfadapt.fast.documents import CURRENT
 from hfadapt.fast.lowrank import Frozen, Group, Layer, gated_product, shared_forwards
 from hfadapt.tasks.causal_lm import labelled_positions
 
@@ -75,6 +76,10 @@ class FastPath:
                         if fast is not None:
                             stack.enter_context(_replaced(module, fast))
                 self.rotary = stack.enter_context(_fast_rotary(self.model))
+            if len(self.adapters) > 1:
+                for module in self.model.modules():
+                    if (head := _heads(module, self.adapters)) is not None:
+                        stack.enter_context(_replaced(module, head))
             if rows:
                 self.attention = stack.enter_context(_row_attention(self.model))
             try:
@@ -235,6 +240,23 @@ def product_dtype(storage: str, device: torch.device) -> torch.dtype | None:
     if device.type == "cpu":
         return torch.bfloat16 if {"amx_bf16", "avx512_bf16"} & set(hardware.cpu_features()) else None
     return None
+
+
+def _heads(module: Any, adapters: Sequence[str]) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """The forward of a module that every adapter has trained a copy of: rows of a batch go to their own copy."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    if not isinstance(module, ModulesToSaveWrapper) or not set(adapters) <= set(module.modules_to_save):
+        return None
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        documents = CURRENT.documents
+        if documents is None:
+            return module.modules_to_save[adapters[0]](x)  # type: ignore[no-any-return]
+        parts = [module.modules_to_save[s.adapter](x[s.first_row : s.end_row]) for s in documents.segments]
+        return torch.cat(parts)
+
+    return forward
 
 
 # --- norms, gates, positions -----------------------------------------------------------------------------------------

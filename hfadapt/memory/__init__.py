@@ -57,9 +57,9 @@ GPU_ALLOCATOR_RATIO = 1.08
 class Workload(Spec):
     """One configuration whose memory is asked for: B = `micro_batch_rows` rows of T = `length_tokens` tokens.
 
-    `labelled_tokens` are the tokens of one row that carry a loss. `matmul_dtype` is what products of adapted layers run
-    in: for a quantised base the dtype it is unpacked to. `fast` is the loop's own path for low-rank layers, `settled`
-    whether malloc is set as in allocator.py.
+    `labelled_tokens` are the tokens of one row that carry a loss. `adapters` are trained together, each with B rows.
+    `matmul_dtype` is what products of adapted layers run in: for a quantised base the dtype it is unpacked to. `fast` is
+    the loop's own path, `settled` whether malloc is set as in allocator.py.
     """
 
     quant: str = "none"
@@ -75,6 +75,7 @@ class Workload(Spec):
     labelled_tokens: int = 128
     evaluate_rows: int = 32
     fast: bool = True
+    adapters: int = 1
     settled: bool = True
     device: Literal["cpu", "gpu"] = "cpu"
 
@@ -121,16 +122,17 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
         """Their bytes in scoring: as they come, and the float32 log-probabilities of one row at a time."""
         return labelled(rows) * element + labelled(1) * 8
 
-    rows = workload.micro_batch_rows
+    rows = workload.micro_batch_rows * workload.adapters
+    every = trained * workload.adapters
     end = live("forward_end", rows)
     step = max(live("forward_peak", rows), end + logits(rows), live("backward_peak", rows))
     validation = live("validate_peak", 2 * rows) + logits(2 * rows)
     unpacked = facts.largest_linear * DTYPE_BYTES[workload.matmul_dtype] if workload.quant != "none" else 0
     train = {
         "weights": weights + _copied_bytes(facts, workload),
-        "adapter": adapter + _shadow_bytes(facts, workload),
-        "gradients": trained * 4,
-        "optimizer": int(trained * OPTIMIZER_BYTES[workload.optimizer]),
+        "adapter": (adapter + _shadow_bytes(facts, workload)) * workload.adapters,
+        "gradients": every * 4,
+        "optimizer": int(every * OPTIMIZER_BYTES[workload.optimizer]),
         "activations": end,
         "logits": logits(rows),
         "workspaces": max(step, validation) - end - logits(rows),
@@ -147,7 +149,7 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
         "workspaces": unpacked + _int8_product_bytes(facts, workload, workload.evaluate_rows * tokens),
     }
     phases = {
-        "load": {**_load_parts(facts, workload), "adapter": adapter},
+        "load": {**_load_parts(facts, workload), "adapter": adapter * workload.adapters},
         "train": train,
         "evaluate": evaluate,
         # The tensors to be written, and the copy that is read back to compare.

@@ -298,13 +298,11 @@ def _inputs(key: StepKey, model: Any, length: int) -> dict[str, torch.Tensor]:
         size = config.image_size if isinstance(config.image_size, (list, tuple)) else (config.image_size,) * 2
         return {"pixel_values": torch.zeros(ROWS, config.num_channels, *size, dtype=getattr(torch, key.dtype))}
     if key.fast and key.generates:
-        return {"input_ids": torch.zeros(1, ROWS * length, dtype=torch.long), **_positions(length)}
+        tokens = fast.one_line([length] * ROWS, ["default"] * ROWS).tokens
+        ids = torch.zeros(1, tokens, dtype=torch.long)
+        return {"input_ids": ids, "position_ids": ids}
     ids = torch.zeros(ROWS, length, dtype=torch.long)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-def _positions(length: int) -> dict[str, torch.Tensor]:
-    return {"position_ids": torch.arange(length).repeat(ROWS)[None]}
 
 
 def _loss(key: StepKey, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

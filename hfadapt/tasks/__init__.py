@@ -128,22 +128,24 @@ class Task(Protocol):
         """
 
 
-def in_line(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-    """Rows one after the other: input_ids, position_ids, labels, and the row of each token, all (1, N).
+def in_line(examples: Sequence[Example], tokens: int, pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Rows one after the other: input_ids, position_ids, labels, and the row of each token, all (1, `tokens`).
 
-    The first token of a row is no label: nothing of its row comes before it.
+    The first token of a row is no label: nothing of its row comes before it. Tokens after the last row are padding.
     """
     import torch
 
+    lengths = [len(example.input_ids) for example in examples]
+    left = tokens - sum(lengths)
     ids = [token for example in examples for token in example.input_ids]
     labels = [label for example in examples for label in (IGNORED, *example.labels[1:])]
-    positions = [torch.arange(len(example.input_ids)) for example in examples]
-    rows = [torch.full((len(example.input_ids),), i) for i, example in enumerate(examples)]
+    positions = [torch.arange(length) for length in (*lengths, left)]
+    rows = torch.repeat_interleave(torch.arange(len(examples)), torch.tensor(lengths))
     return {
-        "input_ids": torch.tensor([ids]),
-        "labels": torch.tensor([labels]),
+        "input_ids": torch.tensor([ids + [pad_token_id] * left]),
+        "labels": torch.tensor([labels + [IGNORED] * left]),
         "position_ids": torch.cat(positions)[None],
-        "rows": torch.cat(rows)[None],
+        "rows": torch.nn.functional.pad(rows, (0, left))[None],
     }
 
 

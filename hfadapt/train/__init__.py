@@ -1,5 +1,5 @@
-"""Training: one cell from prepared rows to a verified adapter on disk."""
+"""Training: cells from prepared rows to verified adapters on disk, one by one or several on one base."""
 
-from hfadapt.train.stage import train_cell
+from hfadapt.train.stage import can_share, train_cell, train_cells
 
-__all__ = ["train_cell"]
+__all__ = ["can_share", "train_cell", "train_cells"]

@@ -180,7 +180,8 @@ class Loop:
         jobs, examples = [job for job, _ in rows], [example for _, example in rows]
         lengths, names = [len(example.input_ids) for example in examples], [job.name for job in jobs]
         if self._line:
-            found, documents = in_line(examples), one_line(lengths, names)
+            documents = one_line(lengths, names)
+            found = in_line(examples, documents.tokens, self.pad_token_id)
         else:
             found = self.task.collate(examples, self.pad_token_id)
             documents = side_by_side(lengths, max(lengths), names)

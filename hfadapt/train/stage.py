@@ -17,7 +17,16 @@ from hfadapt.fast import FastPath, product_dtype
 from hfadapt.launch import World, interruptible
 from hfadapt.manifest import write_manifest
 from hfadapt.measure import PeakMemory, load_libraries, release_memory, resident_bytes
-from hfadapt.model import Base, attach_adapter, load_base, low_rank_start, round_as_saved, save_adapter, trainable
+from hfadapt.model import (
+    Base,
+    adapter_names,
+    attach_adapters,
+    load_base,
+    low_rank_start,
+    round_as_saved,
+    save_adapter,
+    trainable,
+)
 from hfadapt.progress import Progress, Silent
 from hfadapt.records import PHASES, Phase, PhaseMeasure, TrainRecord
 from hfadapt.run_folder import Cell
@@ -41,8 +50,24 @@ def train_cell(cell: Cell, world: World, *, identity: str = "", progress: Progre
         RunError: training went wrong; the last good state is in checkpoints/.
         KeyboardInterrupt: after a checkpoint was written.
     """
+    (record,) = train_cells([cell], world, identities=[identity], progress=progress)
+    assert record is not None
+    return record
+
+
+def train_cells(
+    cells: Sequence[Cell], world: World, *, identities: Sequence[str] = (), progress: Progress | None = None
+) -> list[TrainRecord | None]:
+    """Trains the adapters of several cells at the same time on one base; each is what it would be alone.
+
+    The cells must agree on the base, its storage and the labels (`can_share`). A cell that was given up while others
+    went on has no record and keeps its checkpoint.
+
+    Raises:
+        DataError, RunError, KeyboardInterrupt: as `train_cell`.
+    """
     progress = progress or Silent()
-    lock, data = cell.lock, cell.data
+    locks, lock, data = [cell.lock for cell in cells], cells[0].lock, cells[0].data
     task = kinds.load("tasks", lock.task)
     device = world.accelerator.device
     load_libraries()
@@ -50,57 +75,121 @@ def train_cell(cell: Cell, world: World, *, identity: str = "", progress: Progre
     floor = resident_bytes()
     started = time.perf_counter()
     with PeakMemory(device, floor) as load_peak:
-        room = world.max_memory(cell.plan.cells[0].budget_bytes)
+        room = world.max_memory(cells[0].plan.cells[0].budget_bytes)
         base = load_base(lock, data.labels, device, max_memory=room)
-        encode = {"max_length": lock.data.max_length, "labels": data.labels}
-        train = task.encode(read_split(cell.folder, "train"), base.tokenizer, **encode)
-        validation = task.encode(read_split(cell.folder, "validation"), base.tokenizer, **encode)
         pad = int(base.tokenizer.pad_token_id or 0)
 
+        def encode(cell: Cell, split: str) -> list[Example]:
+            rows = read_split(cell.folder, split)
+            length = cell.lock.data.max_length
+            return task.encode(rows, base.tokenizer, max_length=length, labels=data.labels)  # type: ignore[no-any-return]
+
+        rows = [(encode(cell, "train"), encode(cell, "validation")) for cell in cells]
+
         def batches() -> Iterator[Mapping[str, torch.Tensor]]:
-            for _, batch in padded(task, train, pad, device, lock.train.micro_batch_rows):
+            for _, batch in padded(task, rows[0][0], pad, device, lock.train.micro_batch_rows):
                 yield batch
 
-        model = attach_adapter(base, lock, batches)
+        names = adapter_names(len(cells))
+        model = attach_adapters(base, dict(zip(names, locks, strict=True)), batches)
     load_seconds = time.perf_counter() - started
-    method = kinds.load("adapters", lock.adapter.method)
-    start = low_rank_start(model) if method.changes_base else None
+    start = low_rank_start(model) if kinds.load("adapters", lock.adapter.method).changes_base else None
     if lock.train.trackers:
-        name = f"{lock.name}-{cell.domain}-{cell.target}"
-        world.accelerator.init_trackers(name, config={"recipe": lock.name, "domain": cell.domain})
+        title = "-".join(cell.domain for cell in cells)
+        config = {"recipe": lock.name, "domain": title}
+        world.accelerator.init_trackers(f"{lock.name}-{title}-{cells[0].target}", config=config)
     with PeakMemory(device, floor) as train_peak, interruptible() as interrupt:
-        job = Job(lock.train, train, validation, cell.folder, identity, trainable(model))
+        jobs = [
+            Job(
+                own.train,
+                train,
+                validation,
+                cell.folder,
+                identity,
+                trainable(model, name if len(cells) > 1 else None),
+                name,
+                f"{cell.domain} on {cell.target}",
+            )
+            for cell, own, name, (train, validation), identity in zip(
+                cells, locks, names, rows, identities or [""] * len(cells), strict=True
+            )
+        ]
+        products = product_dtype(lock.dtype, device)
         loop = Loop(
             accelerator=world.accelerator,
             task=task,
             model=model,
-            jobs=[job],
+            jobs=jobs,
             pad_token_id=pad,
-            fast=FastPath(model, product_dtype(lock.dtype, device)) if lock.train.fast else None,
+            fast=FastPath(model, products, tuple(names)) if lock.train.fast else None,
             packing=lock.data.packing,
             progress=progress,
             stop=lambda: world.any(bool(interrupt)),
         )
         loop.run()
-    state = job.state
     if lock.train.trackers:
         world.accelerator.end_training()
     round_as_saved(model, lock)
-    check = check_losses(task, model, validation[:CHECK_ROWS], pad, device)
-    trained = sum(p.numel() for p in trainable(model).values())
-    del job.optimizer
-    model.zero_grad(set_to_none=True)
-    release_memory()
-    with PeakMemory(device, floor) as save_peak:
-        world.on_main(lambda: _save(cell, base, model, lock, start))
-    peaks = {"load": load_peak, "train": train_peak, "save": save_peak}
+    records: list[TrainRecord | None] = []
+    for cell, own, job in zip(cells, locks, jobs, strict=True):
+        del job.optimizer
+        if job.error is not None:
+            records.append(None)
+            continue
+        if len(cells) > 1:
+            model.set_adapter(job.name)
+        check = check_losses(task, model, job.validation[:CHECK_ROWS], pad, device)
+        model.zero_grad(set_to_none=True)
+        release_memory()
+        with PeakMemory(device, floor) as save_peak:
+            world.on_main(lambda cell=cell, own=own, job=job: _save(cell, base, model, own, start, job.name))  # type: ignore[misc]
+        peaks = {"load": load_peak, "train": train_peak, "save": save_peak}
+        record = _record(cell, own, base, job, peaks, world, load_seconds)
+        record = record.model_copy(
+            update={
+                "check_losses": tuple(check),
+                "fast_path": loop.path,
+                "together": tuple(cell.domain for cell in cells) if len(cells) > 1 else (),
+            }
+        )
+        world.on_main(lambda cell=cell, record=record: _finish(cell, record))  # type: ignore[misc]
+        records.append(record)
+    return records
+
+
+def can_share(one: Cell, other: Cell) -> bool:
+    """Whether two cells can be trained on one base at the same time."""
+    mine, theirs = one.lock, other.lock
+    same = all(
+        getattr(mine, name) == getattr(theirs, name) for name in ("model", "task", "quant", "dtype", "processes")
+    )
+    alike = (
+        mine.train.checkpointing == theirs.train.checkpointing
+        and mine.train.fast == theirs.train.fast
+        and mine.data.packing == theirs.data.packing
+        and mine.adapter.method == theirs.adapter.method
+        and mine.train.seed == theirs.train.seed
+    )
+    return one.target == other.target and same and alike and one.data.labels == other.data.labels
+
+
+def _record(
+    cell: Cell,
+    lock: Lock,
+    base: Base,
+    job: Job,
+    peaks: Mapping[str, PeakMemory],
+    world: World,
+    load_seconds: float,
+) -> TrainRecord:
+    state = job.state
     predicted = {phase.phase: phase.total_bytes for phase in cell.plan.cells[0].memory}
     memory: dict[Phase, PhaseMeasure] = {
         phase: PhaseMeasure(predicted_peak_bytes=predicted.get(phase), measured_peak_bytes=peaks[phase].peak_bytes)
         for phase in PHASES
         if phase in peaks
     }
-    record = TrainRecord(
+    return TrainRecord(
         domain=cell.domain,
         target=cell.target,
         method=lock.adapter.method,
@@ -111,7 +200,7 @@ def train_cell(cell: Cell, world: World, *, identity: str = "", progress: Progre
         best_step=state.best_step,
         best_validation_loss=state.best_loss,
         stopped_early=state.stopped_early,
-        trainable_parameters=trained,
+        trainable_parameters=sum(p.numel() for p in job.parameters.values()),
         total_parameters=base.parameters,
         quantised_modules=base.quantised_modules,
         tokens=state.tokens,
@@ -123,15 +212,12 @@ def train_cell(cell: Cell, world: World, *, identity: str = "", progress: Progre
         world_size=world.size,
         resumed_from_step=state.resumed_from_step,
         memory=memory,
-        check_losses=tuple(check),
         model_license=base.source.license,
         model_hub_id=base.source.hub_id,
         model_revision=base.source.revision,
         model_citation=base.source.citation,
-        versions=versions(str(device)),
+        versions=versions(str(world.accelerator.device)),
     )
-    world.on_main(lambda: _finish(cell, record))
-    return record
 
 
 def check_losses(task: Any, model: Any, examples: Sequence[Example], pad: int, device: torch.device) -> list[float]:
@@ -142,8 +228,8 @@ def check_losses(task: Any, model: Any, examples: Sequence[Example], pad: int, d
     return [float(loss) for loss in np.asarray(scores.losses)]
 
 
-def _save(cell: Cell, base: Base, model: Any, lock: Lock, start: Mapping[str, torch.Tensor] | None) -> None:
-    hashes = save_adapter(model, base, lock, cell.adapter, start)
+def _save(cell: Cell, base: Base, model: Any, lock: Lock, start: Mapping[str, torch.Tensor] | None, name: str) -> None:
+    hashes = save_adapter(model, base, lock, cell.adapter, start, name)
     write_manifest(cell.adapter, base, lock, cell.data.labels, hashes)
 
 

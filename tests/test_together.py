@@ -1,0 +1,157 @@
+"""Adapters trained together on one base are what they would be alone."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny import labelled, make_lock, pairs, same_weights, stop_after
+
+from hfadapt import kinds
+from hfadapt.adapters import DEFAULT
+from hfadapt.errors import RunError
+from hfadapt.fast import FastPath
+from hfadapt.model import adapter_names, attach_adapters, load_base, save_adapter, trainable
+from hfadapt.train.job import Job
+from hfadapt.train.loop import Loop
+
+LABELS = ("bad", "good", "so-so")
+
+
+def loop_of(locks, folders, rows, held=(), products=None, **options):
+    """A loop over one adapter for each lock."""
+    lock = locks[0]
+    task = kinds.load("tasks", lock.task)
+    base = load_base(lock, LABELS, torch.device("cpu"))
+    names = adapter_names(len(locks))
+    model = attach_adapters(base, dict(zip(names, locks, strict=True)))
+
+    def encode(what):
+        return task.encode(what, base.tokenizer, max_length=64, labels=LABELS)
+
+    jobs = []
+    for own, folder, name, mine in zip(locks, folders, names, rows, strict=True):
+        folder.mkdir(parents=True, exist_ok=True)
+        parameters = trainable(model, name if len(locks) > 1 else None)
+        jobs.append(Job(own.train, encode(mine), encode(held), folder, "same", parameters, name, folder.name))
+    path = FastPath(model, products, tuple(names))
+    loop = Loop(Accelerator(cpu=True), task, model, jobs, base.tokenizer.pad_token_id, path, **options)
+    return base, loop
+
+
+def plain_names(job):
+    return {name.replace(f".{job.name}.", f".{DEFAULT}."): p.detach().clone() for name, p in job.parameters.items()}
+
+
+def log(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+SETTINGS = {
+    "causal-lm": ("lm", pairs),
+    "text-classification": ("encoder", labelled),
+}
+
+
+@pytest.mark.parametrize("task", SETTINGS)
+def test_together_equals_alone(models, tmp_path, task):
+    """Other numbers of rows, steps, learning rates and ranks; in float32 to within rounding."""
+    name, make = SETTINGS[task]
+    locks = [
+        make_lock(models / name, task, train__max_steps=5, train__evaluate_every_steps=2),
+        make_lock(models / name, task, train__max_steps=3, train__learning_rate=1e-3, adapter__rank=2),
+        make_lock(models / name, task, train__max_steps=5, train__batch_rows=5, train__micro_batch_rows=2),
+    ]
+    rows, held = [make(20), make(13, seed=1), make(30, seed=2)], make(5, seed=3)
+    alone = []
+    for i, lock in enumerate(locks):
+        _, loop = loop_of([lock], [tmp_path / f"alone-{i}"], [rows[i]], held)
+        loop.run()
+        alone.append(loop.jobs[0])
+    _, loop = loop_of(locks, [tmp_path / f"together-{i}" for i in range(3)], rows, held)
+    loop.run()
+    for i, (one, other) in enumerate(zip(loop.jobs, alone, strict=True)):
+        assert one.state.step == other.state.step == locks[i].train.max_steps
+        found, wanted = log(tmp_path / f"together-{i}"), log(tmp_path / f"alone-{i}")
+        assert [line["step"] for line in found] == [line["step"] for line in wanted]
+        for line, expected in zip(found, wanted, strict=True):
+            for key in ("loss", "validation_loss", "grad_norm"):
+                if key in expected:
+                    assert line[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-6)
+        assert one.state.tokens == other.state.tokens
+        mine, theirs = plain_names(one), plain_names(other)
+        assert mine.keys() == theirs.keys()
+        for key, tensor in theirs.items():
+            torch.testing.assert_close(mine[key], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_interrupted_together_and_finished_alone_or_together(models, tmp_path):
+    locks = [make_lock(models / "lm", train__max_steps=5), make_lock(models / "lm", train__max_steps=6)]
+    rows = [pairs(20), pairs(20, seed=1)]
+    _, whole = loop_of(locks, [tmp_path / "whole-0", tmp_path / "whole-1"], rows)
+    whole.run()
+    folders = [tmp_path / "parts-0", tmp_path / "parts-1"]
+    _, loop = loop_of(locks, folders, rows, stop=stop_after(3))
+    with pytest.raises(KeyboardInterrupt):
+        loop.run()
+    _, again = loop_of(locks, folders, rows)
+    again.run()
+    for one, other in zip(again.jobs, whole.jobs, strict=True):
+        assert one.state.resumed_from_step == 3
+        assert same_weights(plain_names(one), plain_names(other))
+    for folder in folders:
+        for path in sorted((folder / "checkpoints").glob("*"))[4:]:
+            path.rename(tmp_path / path.name)
+    _, alone = loop_of(locks[:1], folders[:1], rows[:1])
+    alone.run()
+    for key, tensor in plain_names(whole.jobs[0]).items():
+        torch.testing.assert_close(plain_names(alone.jobs[0])[key], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_job_that_fails_leaves_the_others_alone(models, tmp_path):
+    locks = [make_lock(models / "lm", train__max_steps=4) for _ in range(2)]
+    rows = [pairs(20), pairs(20, seed=1)]
+    _, loop = loop_of(locks, [tmp_path / "bad", tmp_path / "good"], rows)
+    parameter = next(iter(loop.jobs[0].parameters.values()))
+    # A job that takes no part any more has no gradient.
+    parameter.register_hook(lambda g: g if g is None or loop.jobs[0].state.step != 2 else g * float("nan"))
+    loop.run()
+    bad, good = loop.jobs
+    assert isinstance(bad.error, RunError)
+    assert "step 3 is not finite" in str(bad.error)
+    assert (bad.state.step, good.state.step) == (2, 4)
+    assert [path.name for path in (tmp_path / "bad/checkpoints").iterdir()] == ["step-000002"]
+    _, alone = loop_of(locks[1:], [tmp_path / "alone"], rows[1:])
+    alone.run()
+    for key, tensor in plain_names(alone.jobs[0]).items():
+        torch.testing.assert_close(plain_names(good)[key], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", SETTINGS)
+def test_each_is_saved_as_if_alone(models, tmp_path, task):
+    """Plain peft reads every adapter, and none holds a tensor of another."""
+    from safetensors.torch import load_file
+
+    name, make = SETTINGS[task]
+    locks = [make_lock(models / name, task, train__max_steps=2) for _ in range(2)]
+    rows = [make(20), make(20, seed=1)]
+    base, loop = loop_of(locks, [tmp_path / "one", tmp_path / "two"], rows)
+    loop.run()
+    alone_base, alone = loop_of(locks[1:], [tmp_path / "alone"], rows[1:])
+    alone.run()
+    save_adapter(loop.model, base, locks[1], tmp_path / "saved", name=loop.jobs[1].name)
+    save_adapter(alone.model, alone_base, locks[1], tmp_path / "alone-saved")
+    saved, wanted = (load_file(tmp_path / folder / "adapter_model.safetensors") for folder in ("saved", "alone-saved"))
+    assert saved.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        torch.testing.assert_close(saved[key], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_names_are_no_words_of_module_paths():
+    assert adapter_names(1) == [DEFAULT]
+    names = adapter_names(8)
+    assert len(set(names)) == 8
+    assert all(name.startswith("a") and name[1:].isalnum() and len(name) == 8 for name in names)
