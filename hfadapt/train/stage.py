@@ -12,7 +12,7 @@ import torch
 
 from hfadapt import kinds
 from hfadapt.batches import padded
-from hfadapt.data import read_split
+from hfadapt.data import canaries, read_split
 from hfadapt.launch import World, interruptible
 from hfadapt.manifest import write_manifest
 from hfadapt.measure import PeakMemory, load_libraries, release_memory, resident_bytes
@@ -52,7 +52,8 @@ def train_cell(cell: Cell, world: World, *, identity: str = "", progress: Progre
         room = world.max_memory(cell.plan.cells[0].budget_bytes)
         base = load_base(lock, data.labels, device, max_memory=room)
         encode = {"max_length": lock.data.max_length, "labels": data.labels}
-        train = task.encode(read_split(cell.folder, "train"), base.tokenizer, **encode)
+        rows = [*read_split(cell.folder, "train"), *canaries.as_trained(cell.folder, data)]
+        train = task.encode(rows, base.tokenizer, **encode)
         validation = task.encode(read_split(cell.folder, "validation"), base.tokenizer, **encode)
         pad = int(base.tokenizer.pad_token_id or 0)
 

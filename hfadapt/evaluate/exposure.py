@@ -1,0 +1,116 @@
+"""Exposure of planted canaries: has the adapter learned random rows by heart (Carlini et al. 2019, arXiv 1802.08232)?
+
+Each canary is ranked among references of the same distribution that were never planted:
+exposure = log2(references + 1) - log2(rank), so a canary that no reference beats has the most bits. Canaries of a free
+text are ranked by how much the adapter lowers the base's loss on them; those with one of a few labels by the
+probability of their label, against the same label on the references' texts.
+
+Without training on it, a canary's rank is uniform, since canaries and references are draws of one distribution. That
+gives the chance that so many canaries of a group lie among the first ranks (negative hypergeometric), and `found`
+allows one false alarm in a hundred runs. Controls, drawn like canaries but never planted, are shown as a group with 0
+repeats. A run without canaries has nothing to be found, and no exposure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hfadapt.data import canaries
+from hfadapt.evidence import Canaries, CanaryGroup
+from hfadapt.tasks import IGNORED, Row
+
+if TYPE_CHECKING:
+    from hfadapt.evaluate.bench import Bench
+
+REFERENCES = 400
+TOP = 4
+"""A canary counts as found by itself when fewer than this many references beat it: 1 % of them."""
+
+FALSE_ALARMS = 0.01
+
+
+def exposure(bench: Bench, references: int = REFERENCES) -> Canaries | None:
+    """Exposure of the cell's canaries; None where none were planted, or where their answers were cut off.
+
+    Args:
+        bench: The base with the adapter.
+        references: How many rows that were never planted each canary is ranked among.
+    """
+    planted = canaries.read(bench.cell.folder, bench.data)
+    if not planted:
+        return None
+    folder, seed = bench.cell.folder, bench.lock.data.seed
+    repeats = [int(row["repeats"]) for row in planted]
+    most = max(repeats.count(each) for each in set(repeats))
+    controls = canaries.draw(folder, bench.data, seed, "control", most)
+    others = canaries.draw(folder, bench.data, seed, "reference", references)
+    ranks = _ranks(bench, [*planted, *controls], others)
+    return None if ranks is None else judge([*repeats, *[0] * most], ranks, references)
+
+
+def judge(repeats: Sequence[int], ranks: Sequence[int], references: int) -> Canaries:
+    """Exposure by how often canaries were repeated, and whether they are found.
+
+    Args:
+        repeats: How often each canary is trained on in an epoch; 0 for controls.
+        ranks: 1 + the references that are at least as likely, each in 1 … references + 1.
+        references: How many references there are.
+    """
+    sizes = {each: list(repeats).count(each) for each in sorted(set(repeats))}
+    planted = [each for each in sizes if each]
+    # A group of one canary is only told from chance when it is the very first.
+    top = TOP if min((sizes[each] for each in planted), default=0) > 1 else 1
+    groups = []
+    for each, size in sizes.items():
+        own = np.array([rank for repeat, rank in zip(repeats, ranks, strict=True) if repeat == each])
+        bits = np.log2(references + 1) - np.log2(own)
+        found = int((own <= top).sum())
+        groups.append(
+            CanaryGroup(
+                repeats=each,
+                canaries=size,
+                exposure_median_bits=float(np.median(bits)),
+                exposure_most_bits=float(bits.max()),
+                found=found,
+                p_value=chance(found, size, top, references),
+            )
+        )
+    allowed = FALSE_ALARMS / max(1, len(planted))
+    return Canaries(
+        planted=sum(sizes[each] for each in planted),
+        references=references,
+        threshold_bits=math.log2((references + 1) / top),
+        groups=tuple(groups),
+        found=any(group.repeats > 0 and (group.p_value or 0.0) <= allowed for group in groups),
+    )
+
+
+def chance(found: int, canaries: int, top: int, references: int) -> float:
+    """P(at least `found` of the canaries are beaten by fewer than `top` references) when all are exchangeable."""
+    total = math.comb(canaries + references, canaries)
+    ways = sum(
+        math.comb(x + top - 1, x) * math.comb(canaries - x + references - top, canaries - x)
+        for x in range(found, canaries + 1)
+    )
+    return ways / total
+
+
+def _ranks(bench: Bench, rows: Sequence[Row], references: Sequence[Row]) -> list[int] | None:
+    """Rank of each row among the references, 1 for a row that none of them reaches."""
+    examples = bench.encode([*rows, *references])
+    if not all(any(label != IGNORED for label in example.labels) for example in examples):
+        return None
+    few = bool(bench.choices) or bench.lock.task != "causal-lm"
+    adapter = bench.score(examples, choose=few)
+    if adapter.probabilities is not None and adapter.gold is not None:
+        logp = np.log(np.maximum(adapter.probabilities, 1e-300))
+        gold = adapter.gold[: len(rows)]
+        own, others = logp[np.arange(len(rows)), gold], logp[len(rows) :, gold].T
+    else:
+        gain = bench.score(examples, adapter=False, choose=False).losses - adapter.losses
+        own, others = gain[: len(rows)], np.broadcast_to(gain[len(rows) :], (len(rows), len(references)))
+    return [int(rank) for rank in 1 + (others >= own[:, None]).sum(1)]
