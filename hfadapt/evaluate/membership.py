@@ -107,13 +107,18 @@ def token_attacks(
     return found
 
 
-def choice_attacks(adapter: Scores, base: Scores) -> dict[str, np.ndarray]:
-    """Attacks on N rows whose answer is one of a few: loss of the right answer, loss less the baseline's, probability
-    of the chosen answer, and how far the right answer is ahead of the next one; each (N,).
+def choice_attacks(adapter: Scores, base: Scores | None) -> dict[str, np.ndarray]:
+    """Attacks on N rows whose answer is one of a few: loss of the right answer, probability of the chosen one, how far
+    the right answer is ahead of the next one, and loss less the base's; each (N,).
 
-    The baseline of a classifier is a head trained on the same rows, which takes a part of the difference away.
+    Args:
+        adapter: What the adapter says.
+        base: What a reference says that was not trained on the members. None leaves the difference out, as for a
+            classifier: its baseline is a head trained on these very rows, which remembers them itself.
     """
-    found = {"loss": -adapter.losses, "loss difference": base.losses - adapter.losses}
+    found = {"loss": -adapter.losses}
+    if base is not None:
+        found["loss difference"] = base.losses - adapter.losses
     if adapter.probabilities is not None and adapter.gold is not None:
         rows = np.arange(len(adapter.gold))
         right = adapter.probabilities[rows, adapter.gold]

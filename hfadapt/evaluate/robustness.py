@@ -10,18 +10,18 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.data import augment
 from hfadapt.data.rows import stable_hash
 from hfadapt.evaluate.metrics import METRICS, compare, usable
 from hfadapt.evidence import Estimate, Perturbation
-from hfadapt.tasks import Row
+from hfadapt.tasks import Example, Row, Scores
 
 if TYPE_CHECKING:
     from hfadapt.evaluate.bench import Bench
     from hfadapt.records import Metric
-    from hfadapt.tasks import Scores
 
 SHARE = 0.15
 """Share of the words that is changed."""
@@ -80,8 +80,8 @@ def robustness(bench: Bench, rows: Sequence[Row]) -> tuple[Perturbation, ...]:
         if not count:
             continue
         examples = bench.encode(changed)
-        drop, value = _drop(bench, name, adapter, bench.score(examples))
-        base_drop, base_value = _drop(bench, name, base, bench.score(examples, adapter=False))
+        drop, value = _drop(bench, name, adapter, _scores(bench, adapter, clean, examples, adapter=True))
+        base_drop, base_value = _drop(bench, name, base, _scores(bench, base, clean, examples, adapter=False))
         found.append(
             Perturbation(
                 name=change,
@@ -100,6 +100,26 @@ def robustness(bench: Bench, rows: Sequence[Row]) -> tuple[Perturbation, ...]:
     return tuple(found)
 
 
+def _scores(
+    bench: Bench, before: Scores, clean: Sequence[Example], changed: Sequence[Example], *, adapter: bool
+) -> Scores:
+    """Scores of the changed rows; rows that the tokenizer reads as before (an uncased one, say) keep theirs."""
+    new = [i for i, (old, example) in enumerate(zip(clean, changed, strict=True)) if old.input_ids != example.input_ids]
+    if not new:
+        return before
+    after = bench.score([changed[i] for i in new], adapter=adapter)
+
+    def merged(name: str) -> Any:
+        old, own = getattr(before, name), getattr(after, name)
+        if old is None or own is None:
+            return None
+        found = old.copy()
+        found[new] = own
+        return found
+
+    return Scores(*(merged(field.name) for field in fields(Scores)))
+
+
 def _drop(bench: Bench, name: str, clean: Scores, changed: Scores) -> tuple[Estimate, Metric]:
     settings = bench.lock.evaluate
     metric = compare(
@@ -115,7 +135,8 @@ def _drop(bench: Bench, name: str, clean: Scores, changed: Scores) -> tuple[Esti
     assert metric.high is not None
     rows = metric.rows
     if metric.higher_is_better:
-        return Estimate(value=-metric.delta, low=-metric.high, high=-metric.low, rows=rows), metric
+        # 0 - x rather than -x, which would write an unchanged metric as -0.
+        return Estimate(value=0 - metric.delta, low=0 - metric.high, high=0 - metric.low, rows=rows), metric
     return Estimate(value=metric.delta, low=metric.low, high=metric.high, rows=rows), metric
 
 

@@ -70,6 +70,9 @@ def affordable(bench: Bench, examples: Sequence[Example], passes: int) -> int:
     if not examples:
         return MOST_ROWS
     tokens = float(np.mean([len(example.input_ids) for example in examples]))
+    if any(len(choice) > 1 for choice in bench.choices.values()):
+        # Answers of several tokens are scored one by one.
+        passes *= 1 + len(bench.choices)
     limit = LIMIT_FLOPS.get(bench.device.type, LIMIT_FLOPS["cpu"])
     return int(np.clip(limit / (2 * bench.base.parameters * tokens * passes), LEAST_ROWS, MOST_ROWS))
 
@@ -100,7 +103,8 @@ def _leaks(bench: Bench) -> tuple[Membership | None, Verbatim | None]:
             confidence=settings.confidence,
         )
     else:
-        attacks = mia.choice_attacks(bench.score(examples), bench.score(examples, adapter=False))
+        untrained = bench.task.baseline == "base"
+        attacks = mia.choice_attacks(bench.score(examples), bench.score(examples, adapter=False) if untrained else None)
     inferred = mia.membership(
         {name: (values[:first], values[first:]) for name, values in attacks.items()},
         ([mia.row_text(row) for row, _ in members], [mia.row_text(row) for row, _ in others]),
