@@ -1,8 +1,8 @@
 """Robustness to careless input: the leading metric on test rows with typos, other casing, spacing and word order.
 
 The changes are those of augmentation and leave the answer right; what a model has to produce is never touched. They
-are drawn at random, so this is no search for the worst case: attack libraries (TextAttack, TextFooler and the like)
-optimise against the model and need old versions of the libraries used here.
+are drawn at random, so this is no search for the worst case. Libraries that search for it (TextAttack 0.3.11) cannot be
+installed beside the versions that hfadapt pins.
 """
 
 from __future__ import annotations

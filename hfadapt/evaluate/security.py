@@ -24,7 +24,7 @@ from hfadapt.tasks import IGNORED, Example, Row
 if TYPE_CHECKING:
     from hfadapt.evaluate.bench import Bench
 
-MOST_ROWS, LEAST_ROWS = 200, 40
+MOST_ROWS, LEAST_ROWS = 200, 24
 """Rows of a check: members, non-members, perturbed rows. Fewer than the most where the arithmetic would take long."""
 
 LIMIT_FLOPS = {"cpu": 5e12, "cuda": 5e14}
