@@ -104,7 +104,8 @@ class Attack(Spec):
 
 class Membership(Spec):
     """Membership inference on the adapter. `blind` sees the texts only (a bag of words), so what it reaches is a
-    difference between the pools and not a leak."""
+    difference between the pools and not a leak. The intervals of the attacks hold for all of them together; it `leaks`
+    when one of them has its whole AUC interval above 0.5 and above what `blind` reaches."""
 
     members: int
     non_members: int

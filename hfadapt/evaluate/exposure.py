@@ -50,7 +50,7 @@ def exposure(bench: Bench, references: int = REFERENCES) -> Canaries | None:
     most = max(repeats.count(each) for each in set(repeats))
     controls = canaries.draw(folder, bench.data, seed, "control", most)
     others = canaries.draw(folder, bench.data, seed, "reference", references)
-    ranks = _ranks(bench, [*planted, *controls], others)
+    ranks = rank_among(bench, [*planted, *controls], others)
     return None if ranks is None else judge([*repeats, *[0] * most], ranks, references)
 
 
@@ -133,8 +133,8 @@ def chance_of_sum(beaten: int, canaries: int, references: int) -> float:
     return sum(ways) / math.comb(canaries + references, canaries)
 
 
-def _ranks(bench: Bench, rows: Sequence[Row], references: Sequence[Row]) -> list[int] | None:
-    """Rank of each row among the references, 1 for a row that none of them reaches."""
+def rank_among(bench: Bench, rows: Sequence[Row], references: Sequence[Row]) -> list[int] | None:
+    """Rank of each row among the references, 1 for a row that none of them reaches; None where answers were cut off."""
     examples = bench.encode([*rows, *references])
     if not all(any(label != IGNORED for label in example.labels) for example in examples):
         return None

@@ -77,7 +77,10 @@ def auc(members: np.ndarray, others: np.ndarray) -> float:
 
 
 def tpr_at_fpr(members: np.ndarray, others: np.ndarray, allowed: float = FALSE_POSITIVES) -> float:
-    """Share of the members (M,) found by the threshold that accuses at most `allowed` of the non-members (N,)."""
+    """Share of the members (M,) found by the threshold that accuses at most `allowed` of the non-members (N,).
+
+    At 1 % of fewer than 100 non-members, none of them may be accused.
+    """
     ones = np.ones((1, len(members))), np.ones((1, len(others)))
     return float(_found(members, others, *ones, allowed)[0])
 
