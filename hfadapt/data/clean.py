@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 from hfadapt.data.rows import Ledger, Row
@@ -201,11 +199,13 @@ def pii_scrubber() -> Callable[[str], tuple[str, int]]:
     return scrub
 
 
-@cache
 def pii_kinds() -> tuple[str, ...]:
     """The kinds of personal data that `find_pii` looks for; telephone numbers only where phonenumbers is installed."""
-    phones = importlib.util.find_spec("phonenumbers") is not None
-    return tuple(kind for kind in _NAMES if phones or kind != "telephone number")
+    try:
+        import phonenumbers  # noqa: F401
+    except ImportError:
+        return tuple(kind for kind in _NAMES if kind != "telephone number")
+    return tuple(_NAMES)
 
 
 def find_pii(text: str) -> list[tuple[str, int, int]]:
