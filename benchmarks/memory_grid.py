@@ -219,10 +219,11 @@ def measure(point: dict[str, Any], about: dict[str, Any], folder: str, device_na
 
     from hfadapt import kinds
     from hfadapt.batches import padded
+    from hfadapt.fast import FastPath, product_dtype
     from hfadapt.measure import PeakMemory, release_memory, resident_bytes
-    from hfadapt.model import attach_adapter, load_base, save_adapter
+    from hfadapt.model import attach_adapter, load_base, save_adapter, trainable
     from hfadapt.tasks import IGNORED, Example
-    from hfadapt.train.fast import product_dtype
+    from hfadapt.train.job import Job
     from hfadapt.train.loop import Loop
 
     accelerator = Accelerator(cpu=device_name == "cpu")
@@ -253,11 +254,11 @@ def measure(point: dict[str, Any], about: dict[str, Any], folder: str, device_na
     peaks["load"] = peak.peak_bytes
     with PeakMemory(device, floor) as peak, tempfile.TemporaryDirectory() as cell:
         products = product_dtype(lock.dtype, device)
-        loop = Loop(accelerator, task, model, lock.train, examples, examples[:2], 0, Path(cell), "", products)
-        loop.run()
+        job = Job(lock.train, examples, examples[:2], Path(cell), "", trainable(model))
+        Loop(accelerator, task, model, [job], 0, FastPath(model, products)).run()
     peaks["train"] = peak.peak_bytes
     reserved = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
-    del loop.optimizer
+    del job.optimizer
     model.zero_grad(set_to_none=True)
     release_memory()
     with PeakMemory(device, floor) as peak, tempfile.TemporaryDirectory() as cell:

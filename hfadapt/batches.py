@@ -36,15 +36,23 @@ def epoch_batches(lengths: Sequence[int], batch_rows: int, seed: int, epoch: int
     return batches
 
 
-def micro_batches(batch: Sequence[int], micro_rows: int, rank: int, world: int) -> list[list[int]]:
-    """This process's share of an effective batch, in micro-batches; all processes get the same number of them.
+def micro_batches(rows: Sequence[int], lengths: Sequence[int], budget_tokens: int, *, padded: bool) -> list[list[int]]:
+    """Rows in order, in as few micro-batches as keep within a number of tokens; a longer row stands alone.
 
-    A process with fewer rows than the others gets empty micro-batches, which stand for a row without labels.
+    Args:
+        lengths: Tokens of each row.
+        padded: Count padding to the longest row of the micro-batch.
     """
-    shares = [batch[r::world] for r in range(world)]
-    count = max(-(-len(share) // micro_rows) for share in shares)
-    own = shares[rank]
-    return [list(own[i * micro_rows : (i + 1) * micro_rows]) for i in range(count)]
+    found: list[list[int]] = []
+    tokens = longest = 0
+    for row, length in zip(rows, lengths, strict=True):
+        more = max(longest, length) * (len(found[-1]) + 1) if padded and found else tokens + length
+        if not found or more > budget_tokens:
+            found.append([])
+            tokens, longest = 0, 0
+        found[-1].append(row)
+        tokens, longest = tokens + length, max(longest, length)
+    return found
 
 
 def padded(

@@ -315,9 +315,11 @@ def _settle_data(decided: Decisions, facts: ModelFacts, work: Work) -> int:
     if work.lengths is not None and work.lengths.p95 + 8 < longest:
         rejected.append(Rejected(value=str(-(-work.lengths.p95 // 8) * 8), reason="would cut 5 % of the rows"))
     length = int(decided.settle("data.max_length", max(8, longest), reason, tuple(rejected)))
-    decided.settle(
-        "data.packing", False, "rows are sorted by length and padded to the longest of their micro-batch only"
-    )
+    packs = kinds.load("tasks", decided.recipe.task).packs and decided.recipe.train.fast
+    reason = "rows stand one after the other without padding, attention stays inside each"
+    if not packs:
+        reason = "rows are sorted by length and padded to the longest of their micro-batch only"
+    decided.settle("data.packing", packs, reason)
     return length
 
 

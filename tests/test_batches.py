@@ -55,15 +55,22 @@ def test_rows_of_a_batch_are_of_similar_length():
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(1, 70), st.integers(1, 20), st.integers(1, 8))
-def test_processes_share_a_batch(rows, micro, world):
-    batch = list(range(100, 100 + rows))
-    shares = [micro_batches(batch, micro, rank, world) for rank in range(world)]
-    assert len({len(share) for share in shares}) == 1
-    assert sorted(row for share in shares for part in share for row in part) == batch
-    assert all(len(part) <= micro for share in shares for part in share)
-    sizes = [sum(map(len, share)) for share in shares]
-    assert max(sizes) - min(sizes) <= 1
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=70), st.integers(90, 400), st.booleans())
+def test_micro_batches_keep_the_order_and_the_budget(lengths, budget, padded):
+    rows = list(range(100, 100 + len(lengths)))
+    parts = micro_batches(rows, lengths, budget, padded=padded)
+    assert [row for part in parts for row in part] == rows
+
+    def tokens(part):
+        own = [lengths[row - 100] for row in part]
+        return max(own) * len(own) if padded else sum(own)
+
+    assert all(part and tokens(part) <= budget for part in parts)
+    assert all(tokens([*one, other[0]]) > budget for one, other in zip(parts, parts[1:], strict=False))
+
+
+def test_a_row_over_the_budget_stands_alone():
+    assert micro_batches([1, 2, 3], [5, 50, 5], 20, padded=False) == [[1], [2], [3]]
 
 
 def test_one_window_holds_whole_batches():

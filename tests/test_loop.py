@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny import chats, labelled, make_lock, make_loop, pairs, same_weights, stop_after, train, uneven
 
 from hfadapt.errors import DataError, RunError
+from hfadapt.model import trainable
 from hfadapt.progress import Silent
 from hfadapt.tasks import IGNORED, Example
 
@@ -56,7 +58,7 @@ def test_evaluation_leaves_the_four_bit_weights_as_they_are(models, tmp_path, qu
     stored = [layer.weight.detach().clone() for layer in layers]
     assert layers
     assert not any(getattr(layer, "support_avx512bf16_for_cpu", False) for layer in layers)
-    trained.loop.validation_loss()
+    trained.loop.validation_loss(trained.job)
     assert all(torch.equal(layer.weight, before) for layer, before in zip(layers, stored, strict=True))
     assert trained.model.training, "validation left the model in evaluation mode"
 
@@ -155,7 +157,8 @@ def test_early_stopping_gives_the_weights_of_the_best_step(models, tmp_path):
 
     def remember(loop):
         def stop():
-            seen[loop.state.step] = {name: p.detach().clone() for name, p in loop.parameters.items()}
+            job = loop.jobs[0]
+            seen[job.state.step] = {name: p.detach().clone() for name, p in job.parameters.items()}
             return False
 
         return stop
@@ -252,7 +255,7 @@ def test_the_loss_is_the_mean_over_all_labelled_tokens(models, tmp_path):
     trained = make_loop(lock, tmp_path, uneven(8))
     total, labels = 0.0, 0
     with torch.no_grad():
-        for example in trained.loop.train:
+        for example in trained.job.train:
             logits = trained.model(input_ids=torch.tensor([example.input_ids])).logits[0, :-1].double()
             targets = torch.tensor(example.labels[1:])
             total += float(torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"))
@@ -312,8 +315,8 @@ def test_the_learning_rate_warms_up_and_comes_down(models, tmp_path, schedule):
     lock = make_lock(
         models / "lm", train__max_steps=20, train__warmup_ratio=0.2, train__schedule=schedule, train__learning_rate=1e-2
     )
-    loop = make_loop(lock, tmp_path, pairs(8)).loop
-    rates = [loop.learning_rate(step) for step in range(1, 21)]
+    job = make_loop(lock, tmp_path, pairs(8)).job
+    rates = [job.learning_rate(step) for step in range(1, 21)]
     assert rates[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
     assert max(rates) == pytest.approx(1e-2)
     assert min(rates) > 0
@@ -326,14 +329,14 @@ def test_the_learning_rate_warms_up_and_comes_down(models, tmp_path, schedule):
 
 
 def test_without_warm_up_the_first_step_is_at_the_full_rate(models, tmp_path):
-    loop = make_loop(make_lock(models / "lm", train__warmup_ratio=0.0), tmp_path, pairs(8)).loop
-    assert loop.learning_rate(1) == 3e-3
+    job = make_loop(make_lock(models / "lm", train__warmup_ratio=0.0), tmp_path, pairs(8)).job
+    assert job.learning_rate(1) == 3e-3
 
 
 def test_steps_follow_from_epochs_unless_they_are_given(models, tmp_path):
-    by_epochs = make_loop(make_lock(models / "lm", train__max_steps=None, train__epochs=1.5), tmp_path, pairs(20)).loop
+    by_epochs = make_loop(make_lock(models / "lm", train__max_steps=None, train__epochs=1.5), tmp_path, pairs(20)).job
     assert (by_epochs.steps_per_epoch, by_epochs.total_steps) == (3, 5)
-    assert make_loop(make_lock(models / "lm", train__max_steps=11), tmp_path, pairs(20)).loop.total_steps == 11
+    assert make_loop(make_lock(models / "lm", train__max_steps=11), tmp_path, pairs(20)).job.total_steps == 11
 
 
 # --- guards ----------------------------------------------------------------------------------------------------------
@@ -345,7 +348,7 @@ def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_is_kept(models,
     good = {}
 
     def poison():
-        if trained.loop.state.step == 2:
+        if trained.job.state.step == 2:
             good.update(trained.weights)
             trained.base.model.model.layers[1].mlp.down_proj.base_layer.weight.data[0, 0] = float("nan")
         return False
@@ -359,14 +362,14 @@ def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_is_kept(models,
     again.loop.stop = stop_after(1)
     with pytest.raises(KeyboardInterrupt):
         again.loop.run()
-    assert again.loop.state.resumed_from_step == 2
+    assert again.job.state.resumed_from_step == 2
     uninterrupted = train(make_lock(models / "lm", train__max_steps=6), tmp_path / "whole", pairs(20))
     assert again.losses == uninterrupted.losses[:3]
 
 
 def test_a_gradient_that_is_not_finite_stops(models, tmp_path):
     trained = make_loop(make_lock(models / "lm"), tmp_path, pairs(20))
-    next(iter(trained.loop.parameters.values())).register_hook(lambda gradient: gradient * float("inf"))
+    next(iter(trained.job.parameters.values())).register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(RunError, match="gradient of step 1 is not finite"):
         trained.loop.run()
 
@@ -375,12 +378,12 @@ def test_a_frozen_adapter_is_refused(models, tmp_path):
     trained = make_loop(make_lock(models / "lm"), tmp_path, pairs(20))
     trained.model.requires_grad_(False)
     with pytest.raises(RunError, match="nothing is trainable"):
-        type(trained.loop)(**{name: getattr(trained.loop, name) for name in trained.loop.__dataclass_fields__})
+        replace(trained.job, parameters=trainable(trained.model))
 
 
 def test_an_adapter_outside_the_graph_is_an_error_in_the_first_step(models, tmp_path):
     trained = make_loop(make_lock(models / "lm"), tmp_path, pairs(20))
-    trained.loop.parameters["stray.lora_A"] = torch.nn.Parameter(torch.ones(2, 2))
+    trained.job.parameters["stray.lora_A"] = torch.nn.Parameter(torch.ones(2, 2))
     with pytest.raises(RunError, match=r"1 of \d+ trained tensors got no gradient in step 1") as caught:
         trained.loop.run()
     assert "stray.lora_A" in str(caught.value)
@@ -389,7 +392,7 @@ def test_an_adapter_outside_the_graph_is_an_error_in_the_first_step(models, tmp_
 @pytest.mark.parametrize(("share", "step"), [(1.0, 1), (0.7, 2)])
 def test_gradients_of_zero_are_an_error_within_two_steps(models, tmp_path, share, step):
     trained = make_loop(make_lock(models / "lm"), tmp_path, pairs(20))
-    parameters = list(trained.loop.parameters.values())
+    parameters = list(trained.job.parameters.values())
     for parameter in parameters[: int(len(parameters) * share)]:
         parameter.register_hook(torch.zeros_like)
     with pytest.raises(RunError, match=rf"zero gradient in step {step}"):
@@ -398,8 +401,8 @@ def test_gradients_of_zero_are_an_error_within_two_steps(models, tmp_path, share
 
 def test_a_batch_without_labels_is_refused(models, tmp_path):
     trained = make_loop(make_lock(models / "lm", train__batch_rows=4), tmp_path, pairs(8))
-    trained.loop.train = [Example(e.input_ids, (IGNORED,) * len(e.labels), e.length, e.row) for e in trained.loop.train]
-    trained.loop.__post_init__()
+    trained.job.train = [Example(e.input_ids, (IGNORED,) * len(e.labels), e.length, e.row) for e in trained.job.train]
+    trained.job.__post_init__()
     with pytest.raises(DataError, match="step 1 has no label to learn from"):
         trained.loop.run()
 

@@ -12,7 +12,7 @@ from tiny import LABELS, chats, labelled, make_lock, make_tokenizer, pairs, unev
 from hfadapt.batches import padded
 from hfadapt.errors import DataError
 from hfadapt.model import load_base
-from hfadapt.tasks import IGNORED
+from hfadapt.tasks import IGNORED, loss_sum
 from hfadapt.tasks.causal_lm import KIND as LM
 from hfadapt.tasks.causal_lm import completion_ids, labelled_logits
 from hfadapt.tasks.text_classification import KIND as CLASSIFIER
@@ -185,7 +185,7 @@ def test_logits_at_labels_equal_those_of_a_full_forward(lm, rows):
     assert torch.allclose(logits, full[:, :-1][keep], atol=1e-5)
     assert torch.equal(targets, batch["labels"][:, 1:][keep])
     assert torch.equal(owners, keep.nonzero()[:, 0])
-    loss, count = LM.loss_sum(lm.model, batch)
+    loss, count = loss_sum(LM, lm.model, batch)
     assert float(loss) == pytest.approx(sum(reference_losses(lm.model, examples)), rel=1e-5)
     assert count == int(keep.sum())
 

@@ -176,7 +176,7 @@ def make_lock(model: Path | str, task: str = "causal-lm", **more: Any) -> Any:
     fields = recipe_fields(model, task)
     fields |= {"quant": "none", "dtype": "float32"}
     fields["adapter"] = {"method": "lora", "rank": 4, "alpha": 8.0, "dropout": 0.0, "modules": ["all-linear"]}
-    fields["data"] |= {"max_length": 64, "packing": False}
+    fields["data"] |= {"max_length": 64, "packing": True}
     fields["train"] |= {
         "epochs": 1.0,
         "learning_rate": 3e-3,
@@ -210,8 +210,13 @@ class Trained:
     start: Any = None
 
     @property
+    def job(self) -> Any:
+        """The one adapter that is trained."""
+        return self.loop.jobs[0]
+
+    @property
     def weights(self) -> dict[str, Any]:
-        return {name: tensor.detach().clone() for name, tensor in self.loop.parameters.items()}
+        return {name: tensor.detach().clone() for name, tensor in self.job.parameters.items()}
 
     @property
     def losses(self) -> list[float]:
@@ -220,7 +225,7 @@ class Trained:
     @property
     def lines(self) -> list[dict[str, Any]]:
         """metrics.jsonl without the times, which no two runs share."""
-        text = (self.loop.folder / "metrics.jsonl").read_text()
+        text = (self.job.folder / "metrics.jsonl").read_text()
         lines = [json.loads(line) for line in text.splitlines()]
         return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
@@ -239,7 +244,9 @@ def make_loop(
 
     from hfadapt import kinds
     from hfadapt.batches import padded
-    from hfadapt.model import attach_adapter, load_base, low_rank_start
+    from hfadapt.fast import FastPath
+    from hfadapt.model import attach_adapter, load_base, low_rank_start, trainable
+    from hfadapt.train.job import Job
     from hfadapt.train.loop import Loop
 
     task = kinds.load("tasks", lock.task)
@@ -253,16 +260,24 @@ def make_loop(
 
     model = attach_adapter(base, lock, batches)
     folder.mkdir(parents=True, exist_ok=True)
+    products = options.pop("products", None)
+    job = Job(
+        settings=lock.train,
+        train=encode(rows),
+        validation=encode(validation),
+        folder=folder,
+        identity=options.pop("identity", "same"),
+        parameters=trainable(model),
+    )
     loop = Loop(
         accelerator=Accelerator(cpu=True),
         task=task,
         model=model,
-        settings=lock.train,
-        train=encode(rows),
-        validation=encode(validation),
+        jobs=[job],
         pad_token_id=base.tokenizer.pad_token_id,
-        folder=folder,
-        **{"identity": "same", **options},
+        fast=FastPath(model, products) if lock.train.fast else None,
+        packing=lock.data.packing,
+        **options,
     )
     changes = kinds.load("adapters", lock.adapter.method).changes_base
     return Trained(base, model, loop, None, low_rank_start(model) if changes else None)
@@ -271,7 +286,8 @@ def make_loop(
 def train(*arguments: Any, **options: Any) -> Trained:
     """`make_loop`, and its run."""
     trained = make_loop(*arguments, **options)
-    trained.state = trained.loop.run()
+    trained.loop.run()
+    trained.state = trained.job.state
     return trained
 
 

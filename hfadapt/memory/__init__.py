@@ -31,8 +31,8 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03, "paged-adamw-8bit": 2.03}
 """State per trained parameter: two moments; in 8 bits with one float32 scale per block of 256."""
 SHORT_TOKENS = 256
-"""Up to this length the fast path takes another attention kernel on CPUs (train/fast.py)."""
-TRACE_VERSION = 1
+"""Rows are traced up to this length; longer ones up to twice of it."""
+TRACE_VERSION = 2
 """To be raised when traces change their meaning, so that kept ones are not used."""
 LOW_RANK = ("lora", "rslora", "dora", "pissa", "loftq", "eva", "olora")
 
@@ -85,6 +85,9 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
     Parts: weights, checkpoint (its mapped pages), adapter, gradients, optimizer, activations, logits, workspaces,
     allocator, framework.
     """
+    from hfadapt.fast.documents import MOST_SCORES, QUERY_BLOCK
+    from hfadapt.fast.path import LOSS_LOGITS
+
     on_cpu = workload.device == "cpu"
     element = DTYPE_BYTES[workload.dtype]
     weights = weight_bytes(facts, workload)
@@ -95,7 +98,11 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
 
     def live(mark: str, rows: int) -> int:
         outside, layer = terms[mark]
-        shape = (1.0, float(rows * tokens), float(rows * tokens * tokens))
+        square = float(rows * tokens * tokens)
+        if workload.fast and mark != "evaluate_peak":
+            # Attention inside rows works on a limited number of scores at once.
+            square = min(square, max(MOST_SCORES, QUERY_BLOCK * tokens * facts.heads) / facts.heads)
+        shape = (1.0, float(rows * tokens), square)
         one, each = (sum(c * x for c, x in zip(part, shape, strict=True)) for part in (outside, layer))
         return max(0, int(one + each * facts.layers))
 
@@ -105,7 +112,10 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
 
     def logits(rows: int) -> int:
         """Their bytes in training: as they come, their float32 copy, and the log-probabilities."""
-        return labelled(rows) * (8 + (element if element < 4 else 0))
+        if not workload.fast:
+            return labelled(rows) * (8 + (element if element < 4 else 0))
+        # In pieces, of which the gradient takes the place; without compiled kernels with two float32 copies.
+        return min(labelled(rows), LOSS_LOGITS) * (element if on_cpu else element + 8)
 
     def scored(rows: int) -> int:
         """Their bytes in scoring: as they come, and the float32 log-probabilities of one row at a time."""
@@ -114,11 +124,11 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
     rows = workload.micro_batch_rows
     end = live("forward_end", rows)
     step = max(live("forward_peak", rows), end + logits(rows), live("backward_peak", rows))
-    validation = live("evaluate_peak", 2 * rows) + logits(2 * rows)
+    validation = live("validate_peak", 2 * rows) + logits(2 * rows)
     unpacked = facts.largest_linear * DTYPE_BYTES[workload.matmul_dtype] if workload.quant != "none" else 0
     train = {
         "weights": weights + _copied_bytes(facts, workload),
-        "adapter": adapter,
+        "adapter": adapter + _shadow_bytes(facts, workload),
         "gradients": trained * 4,
         "optimizer": int(trained * OPTIMIZER_BYTES[workload.optimizer]),
         "activations": end,
@@ -191,6 +201,14 @@ def _copied_bytes(facts: ModelFacts, workload: Workload) -> int:
     if not copies or workload.method not in LOW_RANK or workload.method == "dora":
         return 0
     return sum(s.parameters for s in _adapted(facts, workload)) * DTYPE_BYTES[workload.matmul_dtype]
+
+
+def _shadow_bytes(facts: ModelFacts, workload: Workload) -> int:
+    """Copies of A and B in the dtype of the products, which the fast path renews after every step."""
+    if not workload.fast or workload.method not in LOW_RANK or workload.method == "dora":
+        return 0
+    count = sum(workload.rank * (s.in_features + s.out_features) * s.count for s in _adapted(facts, workload))
+    return count * DTYPE_BYTES[workload.matmul_dtype]
 
 
 def _adapted(facts: ModelFacts, workload: Workload) -> list[LinearShape]:
@@ -284,6 +302,7 @@ def _rough_terms(facts: ModelFacts, workload: Workload) -> Terms:
         "forward_peak": step,
         "forward_end": ((0.0, 0.0, 0.0), (0.0, kept, 0.0)),
         "backward_peak": step,
+        "validate_peak": ((0.0, layer, 0.0), (0.0, 0.0, 0.0)),
         "evaluate_peak": ((0.0, layer, 0.0), (0.0, 0.0, 0.0)),
     }
 

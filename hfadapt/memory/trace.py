@@ -8,13 +8,11 @@ answer every (layers, rows, tokens).
 
 from __future__ import annotations
 
-import importlib
 import json
-import math
 import warnings
 import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -25,10 +23,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hfadapt import fast
 from hfadapt.errors import RequestError
 from hfadapt.facts import build, head_names, layer_stacks
 
-MARKS = ("forward_peak", "forward_end", "backward_peak", "evaluate_peak")
+MARKS = ("forward_peak", "forward_end", "backward_peak", "validate_peak", "evaluate_peak")
+FORWARD_ONLY = ("validate_peak", "evaluate_peak")
 ROWS = 2
 Terms = dict[str, tuple[tuple[float, ...], tuple[float, ...]]]
 
@@ -61,7 +61,7 @@ def step_terms(key: StepKey) -> Terms:
     found: Terms = {}
     for mark in MARKS:
         first, second = (_fit({t: marks[t][mark] for t in marks}) for marks in (one, two))
-        if mark == "evaluate_peak":
+        if mark in FORWARD_ONLY:
             # Without gradients a layer leaves nothing behind; one layer alone is not typical, two are.
             first = second
         layer = tuple(b - a for a, b in zip(first, second, strict=True))
@@ -141,21 +141,20 @@ def _step(key: StepKey, model: nn.Module, inputs: dict[str, torch.Tensor], lengt
         with _fast(key, model, length):
             copies = live.bytes
             live.peak_bytes = copies
-            if key.bits == 8:
-                # The loop's last loss keeps its graph until the next one is there, and with it what 8-bit layers keep
-                # outside the saved tensors; nothing else in a graph outlives its backward pass.
-                loss = _loss(key, model, inputs)
-                loss.backward()  # type: ignore[no-untyped-call]
-                live.peak_bytes = live.bytes
             loss = _loss(key, model, inputs)
             marks["forward_peak"], marks["forward_end"] = live.peak_bytes - copies, live.bytes - copies
             live.peak_bytes = live.bytes
             loss.backward()  # type: ignore[no-untyped-call]
             marks["backward_peak"] = live.peak_bytes - copies
-        del loss
-    model.eval()
+            del loss
+            model.eval()
+            before = live.peak_bytes = live.bytes
+            with torch.no_grad():
+                _loss(key, model, inputs)
+            marks["validate_peak"] = live.peak_bytes - before
+    # Scoring pads rows side by side and uses the libraries' own forward passes.
     with Live(model) as live, torch.no_grad():
-        _loss(key, model, inputs)
+        _loss(key, model, _inputs(replace(key, fast=False), model, length))
         marks["evaluate_peak"] = live.peak_bytes
     return marks
 
@@ -166,13 +165,10 @@ def _fast(key: StepKey, model: nn.Module, length: int) -> Iterator[None]:
     if not key.fast:
         yield
         return
-    # By name: the training stages lie above this file.
-    path = importlib.import_module("hfadapt.train.fast")
     products = getattr(torch, key.matmul_dtype) if key.dtype == "float32" and not key.bits else None
-    longest = float(length) if key.dtype != "float32" and key.on_cpu else math.inf
-    with ExitStack() as stack:
-        stack.enter_context(path.fast_layers(model, products))
-        stack.enter_context(path.short_attention(torch.device("cpu"), longest))
+    names, lengths = ["default"] * ROWS, [length] * ROWS
+    documents = fast.one_line(lengths, names) if key.generates else fast.side_by_side(lengths, length, names)
+    with fast.FastPath(model, products).on(), fast.batch(documents, products):
         yield
 
 
@@ -247,7 +243,7 @@ class _Dequantise(torch.autograd.Function):
 
 
 class Linear8bit(nn.Linear):
-    """Stands for Linear8bitLt: the same shapes outside, a packed weight inside."""
+    """Stands for Linear8bitLt: the same shapes outside, a packed weight inside. On the fast path it unpacks itself."""
 
     def __init__(self, layer: nn.Linear, compute_dtype: torch.dtype) -> None:
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
@@ -256,6 +252,10 @@ class Linear8bit(nn.Linear):
         packed = torch.empty(layer.weight.numel() // 2, 1, dtype=torch.uint8, device="meta")
         self.weight = nn.Parameter(packed, requires_grad=False)
 
+    def unpacked(self) -> torch.Tensor:
+        """The weight (O, I) for one use."""
+        return self.weight.new_empty((self.out_features, self.in_features), dtype=self.compute_dtype)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Unpacks for this use; (..., I) to (..., O)."""
         result = _Dequantise.apply(x.to(self.compute_dtype), self).to(x.dtype)  # type: ignore[no-untyped-call]
@@ -263,7 +263,7 @@ class Linear8bit(nn.Linear):
 
 
 class Linear4bit(Linear8bit):
-    """Stands for the class of this name in bitsandbytes, by which the fast path knows it."""
+    """Stands for the class of this name in bitsandbytes."""
 
 
 def _quantise(model: nn.Module, bits: int, compute_dtype: torch.dtype) -> None:
@@ -274,17 +274,6 @@ def _quantise(model: nn.Module, bits: int, compute_dtype: torch.dtype) -> None:
             full = f"{name}.{child_name}" if name else child_name
             if isinstance(child, nn.Linear) and full.split(".")[0] not in heads:
                 setattr(module, child_name, kind(child, compute_dtype))
-
-
-def _give_state(layer: Linear4bit) -> None:
-    """What bitsandbytes needs to unpack a 4-bit weight, as fakes."""
-    from bitsandbytes.functional import QuantState
-
-    shape = torch.Size((layer.out_features, layer.in_features))
-    scales = torch.empty(shape.numel() // 64, dtype=torch.float32)
-    layer.weight.quant_state = QuantState(  # type: ignore[attr-defined]
-        scales, shape=shape, code=torch.empty(16), blocksize=64, quant_type="nf4", dtype=layer.compute_dtype
-    )
 
 
 def _make_fake(model: nn.Module) -> None:
@@ -301,8 +290,6 @@ def _make_fake(model: nn.Module) -> None:
                         new = nn.Parameter(new, requires_grad=old.requires_grad)
                     made[id(old)] = (old, new)
                 table[name] = made[id(old)][1]
-        if isinstance(module, Linear4bit):
-            _give_state(module)
 
 
 def _inputs(key: StepKey, model: Any, length: int) -> dict[str, torch.Tensor]:
@@ -310,8 +297,14 @@ def _inputs(key: StepKey, model: Any, length: int) -> dict[str, torch.Tensor]:
     if getattr(config, "image_size", None) and not getattr(config, "vocab_size", 0):
         size = config.image_size if isinstance(config.image_size, (list, tuple)) else (config.image_size,) * 2
         return {"pixel_values": torch.zeros(ROWS, config.num_channels, *size, dtype=getattr(torch, key.dtype))}
+    if key.fast and key.generates:
+        return {"input_ids": torch.zeros(1, ROWS * length, dtype=torch.long), **_positions(length)}
     ids = torch.zeros(ROWS, length, dtype=torch.long)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _positions(length: int) -> dict[str, torch.Tensor]:
+    return {"position_ids": torch.arange(length).repeat(ROWS)[None]}
 
 
 def _loss(key: StepKey, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

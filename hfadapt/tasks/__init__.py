@@ -36,6 +36,11 @@ class Example:
         """Whether the row was cut."""
         return self.length > len(self.input_ids)
 
+    @property
+    def label_count(self) -> int:
+        """Labels that carry a loss. The first token of a row is never predicted: nothing comes before it."""
+        return sum(label != IGNORED for label in self.labels[1:] or self.labels)
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -106,8 +111,12 @@ class Task(Protocol):
     def collate(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
         """Pads examples to one batch: input_ids (B, T), attention_mask (B, T), labels (B, T) or (B,)."""
 
-    def loss_sum(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-        """The loss in nats summed over all labels of the batch, and their number."""
+    @property
+    def packs(self) -> bool:
+        """Whether rows may stand one after the other in one line of tokens (`in_line`)."""
+
+    def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss in nats of each of L labels (L,), in float32, and the row it belongs to (L,)."""
 
     def score(
         self, model: Any, examples: Sequence[Example], batches: Batches, choices: Sequence[Sequence[int]] = ()
@@ -117,6 +126,31 @@ class Task(Protocol):
         Args:
             choices: For generative tasks, the token ids of the completions among which the model may choose.
         """
+
+
+def in_line(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """Rows one after the other: input_ids, position_ids, labels, and the row of each token, all (1, N).
+
+    The first token of a row is no label: nothing of its row comes before it.
+    """
+    import torch
+
+    ids = [token for example in examples for token in example.input_ids]
+    labels = [label for example in examples for label in (IGNORED, *example.labels[1:])]
+    positions = [torch.arange(len(example.input_ids)) for example in examples]
+    rows = [torch.full((len(example.input_ids),), i) for i, example in enumerate(examples)]
+    return {
+        "input_ids": torch.tensor([ids]),
+        "labels": torch.tensor([labels]),
+        "position_ids": torch.cat(positions)[None],
+        "rows": torch.cat(rows)[None],
+    }
+
+
+def loss_sum(task: Task, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """The loss in nats summed over all labels of the batch, and their number."""
+    losses, _ = task.losses(model, batch)
+    return losses.sum(), len(losses)
 
 
 def pad(examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:

@@ -28,6 +28,7 @@ class CausalLM:
     auto_class = "AutoModelForCausalLM"
     forms = frozenset({"completion", "messages", "text"})
     baseline = "base"
+    packs = True
     metrics = ("perplexity",)
 
     def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
@@ -75,12 +76,12 @@ class CausalLM:
             labels[i, : len(example.labels)] = torch.tensor(example.labels)
         return {**batch, "labels": labels}
 
-    def loss_sum(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-        """Cross-entropy in float32 over the labelled positions."""
+    def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy in float32 at the labelled positions."""
         import torch
 
-        logits, targets, _ = labelled_logits(model, batch)
-        return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum"), len(targets)
+        logits, targets, rows = labelled_logits(model, batch)
+        return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none"), rows
 
     def score(
         self, model: Any, examples: Sequence[Example], batches: Batches, choices: Sequence[Sequence[int]] = ()
@@ -115,17 +116,25 @@ class CausalLM:
         return Scores(gold, probabilities.argmax(-1), shifted / shifted.sum(-1, keepdims=True), losses, tokens)
 
 
-def labelled_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits (L, V) of the L positions that predict a label, the labels (L,), and the row of each (L,)."""
+def labelled_positions(batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The positions that predict a label (B, T), and for each of the L of them the label (L,) and its row (L,)."""
     import torch
 
-    keep = torch.zeros_like(batch["labels"], dtype=torch.bool)
-    keep[:, :-1] = batch["labels"][:, 1:] != IGNORED
-    output = model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], logits_to_keep=keep, use_cache=False
-    )
+    labels = batch["labels"]
+    keep = torch.zeros_like(labels, dtype=torch.bool)
+    keep[:, :-1] = labels[:, 1:] != IGNORED
+    rows = batch["rows"][keep] if "rows" in batch else keep.nonzero()[:, 0]
+    return keep, labels[:, 1:][keep[:, :-1]], rows
+
+
+def labelled_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits (L, V) of the L positions that predict a label, the labels (L,), and the row of each (L,)."""
+
+    keep, targets, rows = labelled_positions(batch)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
+    output = model(**inputs, logits_to_keep=keep, use_cache=False)
     logits = output.logits if output.logits.dim() == 2 else output.logits[keep]
-    return logits, batch["labels"][:, 1:][keep[:, :-1]], keep.nonzero()[:, 0]
+    return logits, targets, rows
 
 
 def _row_logprobs(model: Any, batch: Mapping[str, torch.Tensor], numbers: Sequence[int]) -> Any:

@@ -22,6 +22,7 @@ class TextClassification:
     auto_class = "AutoModelForSequenceClassification"
     forms = frozenset({"labelled"})
     baseline = "linear probe"
+    packs = False
     metrics = ("accuracy", "macro_f1")
 
     def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
@@ -66,13 +67,13 @@ class TextClassification:
             batch["labels"] = torch.tensor([example.labels[0] for example in examples])
         return batch
 
-    def loss_sum(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-        """Cross-entropy summed over the B rows, in float32."""
+    def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy of each labelled row, in float32."""
         import torch
 
-        logits = self.logits(model, batch)
-        loss = torch.nn.functional.cross_entropy(logits.float(), batch["labels"], ignore_index=IGNORED, reduction="sum")
-        return loss, int((batch["labels"] != IGNORED).sum())
+        rows = (batch["labels"] != IGNORED).nonzero()[:, 0]
+        logits = self.logits(model, batch)[rows]
+        return torch.nn.functional.cross_entropy(logits.float(), batch["labels"][rows], reduction="none"), rows
 
     def logits(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Logits (B, C)."""

@@ -13,6 +13,7 @@ import torch
 from hfadapt import kinds
 from hfadapt.batches import padded
 from hfadapt.data import canaries, read_split
+from hfadapt.fast import FastPath, product_dtype
 from hfadapt.launch import World, interruptible
 from hfadapt.manifest import write_manifest
 from hfadapt.measure import PeakMemory, load_libraries, release_memory, resident_bytes
@@ -21,7 +22,7 @@ from hfadapt.progress import Progress, Silent
 from hfadapt.records import PHASES, Phase, PhaseMeasure, TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Example
-from hfadapt.train.fast import product_dtype
+from hfadapt.train.job import Job
 from hfadapt.train.loop import Loop
 from hfadapt.versions import versions
 
@@ -69,27 +70,26 @@ def train_cell(cell: Cell, world: World, *, identity: str = "", progress: Progre
         name = f"{lock.name}-{cell.domain}-{cell.target}"
         world.accelerator.init_trackers(name, config={"recipe": lock.name, "domain": cell.domain})
     with PeakMemory(device, floor) as train_peak, interruptible() as interrupt:
+        job = Job(lock.train, train, validation, cell.folder, identity, trainable(model))
         loop = Loop(
             accelerator=world.accelerator,
             task=task,
             model=model,
-            settings=lock.train,
-            train=train,
-            validation=validation,
+            jobs=[job],
             pad_token_id=pad,
-            folder=cell.folder,
-            identity=identity,
-            products=product_dtype(lock.dtype, device),
+            fast=FastPath(model, product_dtype(lock.dtype, device)) if lock.train.fast else None,
+            packing=lock.data.packing,
             progress=progress,
             stop=lambda: world.any(bool(interrupt)),
         )
-        state = loop.run()
+        loop.run()
+    state = job.state
     if lock.train.trackers:
         world.accelerator.end_training()
     round_as_saved(model, lock)
     check = check_losses(task, model, validation[:CHECK_ROWS], pad, device)
     trained = sum(p.numel() for p in trainable(model).values())
-    del loop.optimizer
+    del job.optimizer
     model.zero_grad(set_to_none=True)
     release_memory()
     with PeakMemory(device, floor) as save_peak:
@@ -106,7 +106,7 @@ def train_cell(cell: Cell, world: World, *, identity: str = "", progress: Progre
         target=cell.target,
         method=lock.adapter.method,
         steps=state.step,
-        epochs=state.step / loop.steps_per_epoch,
+        epochs=state.step / job.steps_per_epoch,
         first_loss=state.first_loss,
         final_loss=state.last_loss,
         best_step=state.best_step,

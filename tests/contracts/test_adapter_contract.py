@@ -11,6 +11,7 @@ from tiny import LABELS, labelled, make_lock, make_loop, pairs, train
 from hfadapt import kinds
 from hfadapt.errors import RequestError, RunError
 from hfadapt.model import load_base, open_adapter, round_as_saved, save_adapter, trainable
+from hfadapt.tasks import loss_sum
 
 METHODS, STORES = kinds.names("adapters"), kinds.names("quants")
 TASKS = {"causal-lm": ("lm", pairs), "text-classification": ("encoder", labelled)}
@@ -22,7 +23,7 @@ def losses(task, model, examples, pad):
     """Loss of each row, one at a time."""
     model.eval()
     with torch.inference_mode():
-        return [float(task.loss_sum(model, task.collate([example], pad))[0]) for example in examples]
+        return [float(loss_sum(task, model, task.collate([example], pad))[0]) for example in examples]
 
 
 def plain_model(folder, lock, base_folder):
@@ -55,18 +56,18 @@ def test_trains_saves_and_reopens(models, tmp_path, method, quant, task):
     trained = train(lock, tmp_path, rows(24))
     assert len(set(trained.losses)) == 3
     kind, pad = kinds.load("tasks", task), trained.base.tokenizer.pad_token_id
-    expected = losses(kind, trained.model, trained.loop.train, pad)
+    expected = losses(kind, trained.model, trained.job.train, pad)
     save_adapter(trained.model, trained.base, lock, tmp_path / "adapter", trained.start)
 
     fresh = load_base(lock, LABELS, CPU)
-    before = losses(kind, fresh.model, trained.loop.train, pad)
+    before = losses(kind, fresh.model, trained.job.train, pad)
     opened = open_adapter(fresh, tmp_path / "adapter", method, CPU)
-    assert losses(kind, opened, trained.loop.train, pad) == pytest.approx(expected, abs=1e-4)
+    assert losses(kind, opened, trained.job.train, pad) == pytest.approx(expected, abs=1e-4)
     assert max(abs(a - b) for a, b in zip(before, expected, strict=True)) > 1e-3, "training changed nothing"
     assert not trainable(opened)
 
     plain = plain_model(tmp_path / "adapter", lock, models / name)
-    assert losses(kind, plain, trained.loop.train, pad) == pytest.approx(expected, abs=1e-4)
+    assert losses(kind, plain, trained.job.train, pad) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -78,14 +79,14 @@ def test_works_on_a_base_in_bfloat16(models, tmp_path, method, quant, task):
     trained = train(lock, tmp_path, rows(16))
     kind, pad = kinds.load("tasks", task), trained.base.tokenizer.pad_token_id
     round_as_saved(trained.model, lock)
-    expected = losses(kind, trained.model, trained.loop.train, pad)
+    expected = losses(kind, trained.model, trained.job.train, pad)
     save_adapter(trained.model, trained.base, lock, tmp_path / "adapter", trained.start)
     opened = open_adapter(load_base(lock, LABELS, CPU), tmp_path / "adapter", method, CPU)
     changed = kinds.load("adapters", method).changes_base
-    found = losses(kind, opened, trained.loop.train, pad)
+    found = losses(kind, opened, trained.job.train, pad)
     assert found == pytest.approx(expected, abs=0.05 if changed else 1e-4)
     plain = plain_model(tmp_path / "adapter", lock, models / name)
-    assert losses(kind, plain, trained.loop.train, pad) == pytest.approx(found, abs=0.05)
+    assert losses(kind, plain, trained.job.train, pad) == pytest.approx(found, abs=0.05)
 
 
 @pytest.mark.parametrize(("method", "quant"), [(m, q) for m in METHODS for q in STORES if (m, q) not in ALLOWED])
@@ -123,7 +124,7 @@ def test_conversion_of_methods_that_change_the_base_is_exact(models, tmp_path, m
     config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"] / config["r"]) == (2 * lock.adapter.rank, lock.adapter.alpha / 4)
     assert config["init_lora_weights"] is True
-    batch = kinds.load("tasks", task).collate(trained.loop.train[:8], trained.base.tokenizer.pad_token_id)
+    batch = kinds.load("tasks", task).collate(trained.job.train[:8], trained.base.tokenizer.pad_token_id)
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
     trained.model.eval()
     plain = plain_model(tmp_path / "adapter", lock, models / name)
@@ -172,7 +173,7 @@ def test_eva_starts_from_the_directions_of_the_inputs(models, tmp_path):
     """A holds orthonormal directions, in which the inputs of the layer are larger than in random ones."""
     settings = {"adapter__modules": ("q_proj", "down_proj")}
     eva = make_loop(make_lock(models / "lm", adapter__method="eva", **settings), tmp_path, pairs(24))
-    batch = kinds.load("tasks", "causal-lm").collate(eva.loop.train, eva.base.tokenizer.pad_token_id)
+    batch = kinds.load("tasks", "causal-lm").collate(eva.job.train, eva.base.tokenizer.pad_token_id)
     inputs = {}
     for name, layer in eva.base.model.named_modules():
         if name.endswith(("q_proj", "down_proj")):
@@ -197,7 +198,7 @@ def test_eva_copes_with_fewer_inputs_than_ranks(models, tmp_path):
 def test_only_the_head_is_trained_by_head(models, tmp_path):
     lock = make_lock(models / "encoder", "text-classification", adapter__method="head")
     trained = make_loop(lock, tmp_path, labelled(8))
-    assert {name.split(".modules_to_save")[0] for name in trained.loop.parameters} == {"base_model.model.classifier"}
+    assert {name.split(".modules_to_save")[0] for name in trained.job.parameters} == {"base_model.model.classifier"}
 
 
 @pytest.mark.parametrize("name", ["lm", "lm-untied"])
@@ -209,15 +210,15 @@ def test_head_of_a_language_model(models, tmp_path, name):
     trained.loop.run()
     assert torch.equal(trained.base.model.get_input_embeddings().weight, embeddings)
     kind, pad = kinds.load("tasks", "causal-lm"), trained.base.tokenizer.pad_token_id
-    expected = losses(kind, trained.model, trained.loop.train, pad)
+    expected = losses(kind, trained.model, trained.job.train, pad)
     save_adapter(trained.model, trained.base, lock, tmp_path / "adapter")
     plain = plain_model(tmp_path / "adapter", lock, models / name)
-    assert losses(kind, plain, trained.loop.train, pad) == pytest.approx(expected, abs=1e-4)
+    assert losses(kind, plain, trained.job.train, pad) == pytest.approx(expected, abs=1e-4)
 
 
 def test_named_modules_only(models, tmp_path):
     lock = make_lock(models / "lm", adapter__modules=("q_proj", "v_proj"))
-    names = make_loop(lock, tmp_path, pairs(8)).loop.parameters
+    names = make_loop(lock, tmp_path, pairs(8)).job.parameters
     assert {name.split(".")[-4] for name in names} == {"q_proj", "v_proj"}
     assert len(names) == 2 * 2 * 2
 
@@ -225,7 +226,7 @@ def test_named_modules_only(models, tmp_path):
 def test_an_adapter_with_nan_is_not_saved(models, tmp_path):
     lock = make_lock(models / "lm")
     trained = make_loop(lock, tmp_path, pairs(8))
-    next(iter(trained.loop.parameters.values())).data[0] = float("nan")
+    next(iter(trained.job.parameters.values())).data[0] = float("nan")
     with pytest.raises(RunError, match="NaN or Inf"):
         save_adapter(trained.model, trained.base, lock, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()

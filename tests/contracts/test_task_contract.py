@@ -11,7 +11,7 @@ from hfadapt.batches import padded
 from hfadapt.errors import RunError
 from hfadapt.evaluate.metrics import METRICS
 from hfadapt.model import load_base
-from hfadapt.tasks import IGNORED
+from hfadapt.tasks import IGNORED, loss_sum
 
 ROWS = {"labelled": labelled, "completion": pairs, "messages": chats}
 TASKS = [(task, form) for task in kinds.names("tasks") for form in sorted(kinds.load("tasks", task).forms)]
@@ -50,8 +50,8 @@ def test_a_task_encodes_learns_and_scores(models, name, form):
     assert [example.row for example in examples] == list(range(6))
     assert all(0 < len(example.input_ids) <= 96 for example in examples)
     assert all(any(label != IGNORED for label in example.labels) for example in examples)
-    loss, count = task.loss_sum(base.model, task.collate(examples, pad))
-    one_by_one = [task.loss_sum(base.model, task.collate([example], pad)) for example in examples]
+    loss, count = loss_sum(task, base.model, task.collate(examples, pad))
+    one_by_one = [loss_sum(task, base.model, task.collate([example], pad)) for example in examples]
     assert count == sum(number for _, number in one_by_one) > 0
     assert float(loss) == pytest.approx(sum(float(value) for value, _ in one_by_one), rel=1e-5)
     with torch.inference_mode():

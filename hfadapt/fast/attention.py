@@ -1,0 +1,219 @@
+"""Attention inside the rows of a batch, exactly: by matrix products over rows of similar length, without a mask.
+
+The cost grows with the sum of squared row lengths, not with the square of the batch; only queries, keys and values and
+the log of the softmax sums are kept, scores are computed again in the backward pass (Dao et al. 2022, arXiv
+2205.14135). Grouped queries share their keys without copying them. On CUDA torch's own kernel for rows of different
+lengths is used.
+
+Shapes: N tokens, H query heads, J key heads, G = H / J, E features, B rows of a bucket, T its longest row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from hfadapt.fast import kernels
+from hfadapt.fast.documents import CURRENT, QUERY_BLOCK, Bucket, Documents
+
+NAME = "hfadapt"
+
+
+@dataclass(frozen=True)
+class _Settings:
+    documents: Documents
+    scale: float
+    causal: bool
+    window: int
+    dtype: torch.dtype
+
+
+def _blocks(bucket: Bucket, causal: bool) -> Iterator[tuple[int, int, int]]:
+    """(first query, end of queries, end of keys) of each block."""
+    if bucket.longest <= QUERY_BLOCK:
+        yield 0, bucket.longest, bucket.longest
+        return
+    for first in range(0, bucket.longest, QUERY_BLOCK):
+        end = min(first + QUERY_BLOCK, bucket.longest)
+        yield first, end, end if causal else bucket.longest
+
+
+def _grouped(x: torch.Tensor, key_heads: int) -> torch.Tensor:
+    """(B, H, Q, E) as (B·J, G·Q, E)."""
+    return x.reshape(x.shape[0] * key_heads, -1, x.shape[-1])
+
+
+class _Attention(torch.autograd.Function):
+    """q (N, H, E), k (N, J, E), v (N, J, E) to (N, H, E)."""
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: _Settings) -> torch.Tensor:
+        heads, key_heads = q.shape[1], k.shape[1]
+        make = q.new_zeros if settings.documents.padded else q.new_empty
+        out = make((len(q), heads, v.shape[2]))
+        sums = []
+        for bucket in _parts(settings, heads):
+            qp, kp, vp = (_packed(x, bucket, settings.dtype) for x in (q, k, v))
+            done = []
+            for first, end, keys in _blocks(bucket, settings.causal):
+                scores = torch.bmm(_grouped(qp[:, :, first:end], key_heads), _keys(kp, keys).transpose(1, 2))
+                shaped = scores.view(len(bucket.lengths), heads, end - first, keys)
+                sums.append(
+                    kernels.softmax(shaped, bucket.lengths, first, settings.scale, settings.causal, settings.window)
+                )
+                done.append(torch.bmm(scores, _keys(vp, keys)).view(*shaped.shape[:3], -1))
+            whole = done[0] if len(done) == 1 else torch.cat(done, 2)
+            kernels.unpack(whole, out, bucket.starts, bucket.lengths)
+        ctx.save_for_backward(q, k, v, *sums)
+        ctx.settings = settings
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
+        q, k, v, *sums = ctx.saved_tensors
+        settings: _Settings = ctx.settings
+        heads, key_heads = q.shape[1], k.shape[1]
+        dout = gradients[0] if gradients[0].stride(-1) == 1 else gradients[0].contiguous()
+        results = [(x.new_zeros if settings.documents.padded else x.new_empty)(x.shape) for x in (q, k, v)]
+        log_sums = iter(sums)
+        for bucket in _parts(settings, heads):
+            qp, kp, vp, dp = (_packed(x, bucket, settings.dtype) for x in (q, k, v, dout))
+            dqs: list[torch.Tensor] = []
+            dks, dvs = torch.zeros_like(kp), torch.zeros_like(vp)
+            for first, end, keys in _blocks(bucket, settings.causal):
+                queries, douts = _grouped(qp[:, :, first:end], key_heads), _grouped(dp[:, :, first:end], key_heads)
+                some_keys, some_values = _keys(kp, keys), _keys(vp, keys)
+                p = torch.bmm(queries, some_keys.transpose(1, 2))
+                d = torch.bmm(douts, some_values.transpose(1, 2))
+                shape = (len(bucket.lengths), heads, end - first, keys)
+                options = (bucket.lengths, first, settings.scale, settings.causal, settings.window)
+                kernels.softmax_backward(p.view(shape), d.view(shape), next(log_sums), *options)
+                _add(dvs, torch.bmm(p.transpose(1, 2), douts), keys)
+                _add(dks, torch.bmm(d.transpose(1, 2), queries), keys)
+                dqs.append(torch.bmm(d, some_keys).view(*shape[:3], -1))
+            whole = dqs[0] if len(dqs) == 1 else torch.cat(dqs, 2)
+            for packed, result in zip((whole, dks, dvs), results, strict=True):
+                kernels.unpack(packed, result, bucket.starts, bucket.lengths)
+        return (*results, None)
+
+
+def _parts(settings: _Settings, heads: int) -> Iterator[Bucket]:
+    for bucket in settings.documents.buckets:
+        yield from settings.documents.share(bucket, heads)
+
+
+def _packed(x: torch.Tensor, bucket: Bucket, dtype: torch.dtype) -> torch.Tensor:
+    return kernels.pack(x, bucket.starts, bucket.lengths, bucket.longest, dtype)
+
+
+def _keys(x: torch.Tensor, end: int) -> torch.Tensor:
+    """The first `end` keys of (B, J, T, E), as (B·J, end, E)."""
+    flat = x.view(-1, x.shape[2], x.shape[3])
+    return flat if end == x.shape[2] else flat[:, :end]
+
+
+def _add(total: torch.Tensor, part: torch.Tensor, end: int) -> None:
+    total.view(-1, total.shape[2], total.shape[3])[:, :end] += part
+
+
+def attention(
+    documents: Documents,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    scale: float,
+    causal: bool,
+    window: int = 0,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Attention of heads as transformers has them: query (B, H, T, E), key and value (B, J, T, E) to (B, T, H, E).
+
+    Args:
+        window: Keys further away than this are not seen; 0 sees all.
+        dtype: Of the products; the query's by default.
+    """
+    rows, heads, width = query.shape[:3]
+    flat = [_flat(x) for x in (query, key, value)]
+    if query.device.type == "cuda" and window == 0:
+        out = _on_cuda(documents, *flat, scale=scale, causal=causal)
+    else:
+        settings = _Settings(documents, scale, causal, window, dtype or query.dtype)
+        out = _Attention.apply(*flat, settings)  # type: ignore[no-untyped-call]
+    return out.view(rows, width, heads, -1)
+
+
+def _flat(x: torch.Tensor) -> torch.Tensor:
+    """(B, H, T, E) as (B·T, H, E), without a copy where the tokens lie one after the other."""
+    x = x.transpose(1, 2)
+    x = x.reshape(-1, *x.shape[2:])
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _on_cuda(
+    documents: Documents, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float, causal: bool
+) -> torch.Tensor:
+    """torch's attention over rows of different lengths; rows in padding are taken out and put back."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    device, lengths = q.device, documents.lengths
+    offsets = torch.tensor([0, *lengths], dtype=torch.int32, device=device).cumsum(0, dtype=torch.int32)
+    longest = max(lengths)
+    where = None
+    if documents.padded:
+        spans = [torch.arange(s, s + n) for s, n in zip(documents.starts, lengths, strict=True)]
+        where = torch.cat(spans).to(device)
+        q, k, v = (x.index_select(0, where) for x in (q, k, v))
+    groups = q.shape[1] // k.shape[1]
+    options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0) if causal else (-1, -1)}
+    if groups > 1:
+        options["enable_gqa"] = True
+    out = varlen_attn(q, k, v, offsets, offsets, longest, longest, **options)
+    if where is None:
+        return out
+    return torch.zeros((documents.tokens, *out.shape[1:]), dtype=out.dtype, device=device).index_copy(0, where, out)
+
+
+@cache
+def register() -> None:
+    """Makes this attention known to transformers under NAME; without documents it is torch's own."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    def forward(
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        is_causal: bool | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        **options: Any,
+    ) -> tuple[torch.Tensor, None]:
+        documents = CURRENT.documents
+        if documents is None:
+            options |= {"scaling": scaling, "dropout": dropout, "is_causal": is_causal}
+            out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+            return out, None
+        if dropout or softcap or options.get("s_aux") is not None:
+            raise NotImplementedError("dropout, soft caps and sinks in attention")
+        causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+        scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        found = attention(
+            documents, query, key, value, scale=scale, causal=causal, window=sliding_window or 0, dtype=CURRENT.dtype
+        )
+        return found, None
+
+    def mask(*arguments: Any, **options: Any) -> Any:
+        return sdpa_mask(*arguments, **options) if CURRENT.documents is None else None
+
+    ALL_ATTENTION_FUNCTIONS.register(NAME, forward)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, mask)

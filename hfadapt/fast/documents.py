@@ -1,0 +1,147 @@
+"""Which tokens of a batch belong together: several rows in one line of tokens, or rows side by side with padding.
+
+Attention stays inside a row, and rows of several adapters may share a batch. Everything is worked out once per batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+SAME_BUCKET = 1.25
+"""Rows are worked on together when the longest has at most this many times the tokens of the shortest, plus 8."""
+QUERY_BLOCK = 512
+"""Queries of one row that are worked on at once; with a causal mask later keys are then left out."""
+MOST_SCORES = 8_000_000
+"""Attention scores held at once: 16 MB in 16 bits."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Rows of similar length.
+
+    Args:
+        starts, lengths: (B,) int64: first token and number of tokens of each row.
+        longest: Of them.
+    """
+
+    starts: torch.Tensor
+    lengths: torch.Tensor
+    longest: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens `first` to `end` (and rows `first_row` to `end_row`) that go through one adapter."""
+
+    adapter: str
+    first: int
+    end: int
+    first_row: int
+    end_row: int
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The rows of a batch of N tokens.
+
+    Args:
+        starts, lengths: First token and number of tokens of each row.
+        tokens: N, padding included.
+        segments: Which adapter the tokens go through; together they cover all N.
+    """
+
+    starts: tuple[int, ...]
+    lengths: tuple[int, ...]
+    tokens: int
+    segments: tuple[Segment, ...]
+
+    @property
+    def padded(self) -> bool:
+        """Whether some tokens belong to no row."""
+        return sum(self.lengths) < self.tokens
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """The rows by length."""
+        order = sorted(range(len(self.lengths)), key=lambda i: -self.lengths[i])
+        groups: list[list[int]] = []
+        for row in order:
+            first = groups[-1][0] if groups else row
+            if groups and self.lengths[first] <= SAME_BUCKET * self.lengths[row] + 8:
+                groups[-1].append(row)
+            else:
+                groups.append([row])
+        return [
+            Bucket(
+                torch.tensor([self.starts[i] for i in rows]),
+                torch.tensor([self.lengths[i] for i in rows]),
+                self.lengths[rows[0]],
+            )
+            for rows in groups
+        ]
+
+    def share(self, bucket: Bucket, heads: int) -> list[Bucket]:
+        """A bucket in parts whose scores can be held at once."""
+        rows = max(1, MOST_SCORES // max(1, heads * min(bucket.longest, QUERY_BLOCK) * bucket.longest))
+        return [
+            Bucket(bucket.starts[i : i + rows], bucket.lengths[i : i + rows], bucket.longest)
+            for i in range(0, len(bucket.starts), rows)
+        ]
+
+
+def one_line(lengths: Sequence[int], adapters: Sequence[str]) -> Documents:
+    """Rows one after the other without padding; row i goes through `adapters[i]`, rows of one adapter together."""
+    starts, total = [], 0
+    for length in lengths:
+        starts.append(total)
+        total += length
+    ends = [*starts[1:], total]
+    return Documents(tuple(starts), tuple(lengths), total, _segments(adapters, starts, ends))
+
+
+def side_by_side(lengths: Sequence[int], width: int, adapters: Sequence[str]) -> Documents:
+    """Rows padded on the right to `width` tokens."""
+    starts = [row * width for row in range(len(lengths))]
+    ends = [start + width for start in starts]
+    return Documents(tuple(starts), tuple(lengths), len(lengths) * width, _segments(adapters, starts, ends))
+
+
+def _segments(adapters: Sequence[str], starts: Sequence[int], ends: Sequence[int]) -> tuple[Segment, ...]:
+    found: list[Segment] = []
+    for row, adapter in enumerate(adapters):
+        if found and found[-1].adapter == adapter:
+            last = found[-1]
+            found[-1] = Segment(adapter, last.first, ends[row], last.first_row, row + 1)
+        else:
+            found.append(Segment(adapter, starts[row], ends[row], row, row + 1))
+    return tuple(found)
+
+
+class Current:
+    """The documents of the batch that is being worked on, and the dtype of its attention products (None: as they come).
+
+    It outlives the forward pass, since a checkpointed layer asks again in the backward pass.
+    """
+
+    def __init__(self) -> None:
+        self.documents: Documents | None = None
+        self.dtype: torch.dtype | None = None
+
+
+CURRENT = Current()
+
+
+@contextmanager
+def batch(documents: Documents, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """While inside, the fast path works on these documents."""
+    before = CURRENT.documents, CURRENT.dtype
+    CURRENT.documents, CURRENT.dtype = documents, dtype
+    try:
+        yield
+    finally:
+        CURRENT.documents, CURRENT.dtype = before

@@ -1,0 +1,305 @@
+"""The element-wise kernels of kernels.cpp, compiled once for this processor, with plain torch where that cannot be.
+
+A compiler is asked for when the first CPU run starts (about two seconds, then kept in the cache folder). Without one,
+on other devices, and under fake tensors the same functions run as torch operations.
+
+Sizes: N tokens, D features, H heads, E features of a head, B documents of at most T tokens, Q queries, K keys.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+from hfadapt import hardware, samples
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+SWITCH = "HFADAPT_KERNELS"
+"""Set to `off`, the kernels are not compiled and plain torch is used."""
+FLAGS = (
+    *("-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math"),
+    *("-fno-signed-zeros", "-freciprocal-math"),
+)
+SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None when there is no compiler that can make them."""
+    compiler = next((found for name in _compilers() if (found := shutil.which(name))), None)
+    if os.environ.get(SWITCH, "").lower() == "off" or compiler is None:
+        return None
+    native = "-mcpu=native" if platform.machine().lower() in ("arm64", "aarch64") else "-march=native"
+    known = [SOURCE.read_text(encoding="utf-8"), compiler, native, *hardware.cpu_features(), hardware.processor_name()]
+    name = hashlib.sha256("\n".join(known).encode()).hexdigest()[:24]
+    path = samples.cache_folder() / "kernels" / f"{name}.so"
+    # OpenMP of the same name as torch's is shared with it; a compiler without OpenMP makes kernels of one thread.
+    for options in ((native, "-fopenmp"), (native,)):
+        if path.exists() or _compile([compiler, *FLAGS, *options, str(SOURCE)], path):
+            try:
+                return ctypes.CDLL(str(path))
+            except OSError:
+                path.unlink(missing_ok=True)
+    return None
+
+
+def _compilers() -> list[str]:
+    asked = os.environ.get("CXX")
+    return [*([asked] if asked else []), "g++", "c++", "clang++"]
+
+
+def _compile(command: list[str], path: Path) -> bool:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tmp-") as folder:
+            made = Path(folder) / path.name
+            done = subprocess.run([*command, "-o", str(made)], capture_output=True, timeout=120)
+            if done.returncode == 0:
+                made.replace(path)
+            return done.returncode == 0
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
+def available(tensor: torch.Tensor) -> bool:
+    """Whether the kernels can work on this tensor."""
+    return tensor.device.type == "cpu" and tensor.dtype in SUFFIX and library() is not None
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Fake tensors have sizes and no memory: what a kernel would write is not missed."""
+    return isinstance(tensor, FakeTensor)
+
+
+def _call(name: str, tensor: torch.Tensor, *arguments: Any) -> None:
+    """Runs NAME_SUFFIX, the suffix by the tensor's dtype; tensors are given by address."""
+    if is_fake(tensor):
+        return
+    found = library()
+    assert found is not None
+    _function(found, f"{name}_{SUFFIX[tensor.dtype]}")(*_addresses(arguments), torch.get_num_threads())
+
+
+@cache
+def _function(found: ctypes.CDLL, name: str) -> Any:
+    function = getattr(found, name)
+    function.restype = None
+    return function
+
+
+def _addresses(arguments: tuple[Any, ...]) -> list[Any]:
+    plain: list[Any] = []
+    for value in arguments:
+        if isinstance(value, torch.Tensor):
+            plain.append(ctypes.c_void_p(value.data_ptr()))
+        elif isinstance(value, bool):
+            plain.append(ctypes.c_int(value))
+        elif isinstance(value, float):
+            plain.append(ctypes.c_float(value))
+        else:
+            plain.append(ctypes.c_int64(value))
+    return plain
+
+
+# --- normalisation ---------------------------------------------------------------------------------------------------
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """y = x / sqrt(mean x² + eps) · (weight + offset) for x (N, D), and the inverse root (N,) in float32."""
+    if available(x):
+        y, inverse = torch.empty_like(x), x.new_empty(len(x), dtype=torch.float32)
+        _call("rms_norm", x, x, weight, y, inverse, len(x), x.shape[1], float(eps), float(offset))
+        return y, inverse
+    wide = x.float()
+    inverse = torch.rsqrt(wide.pow(2).mean(-1) + eps)
+    return (wide * inverse[:, None] * (weight.float() + offset)).to(x.dtype), inverse
+
+
+def rms_norm_backward(
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor, offset: float
+) -> torch.Tensor:
+    """The gradient of x (N, D); the weight is frozen."""
+    if available(x):
+        dx = torch.empty_like(x)
+        _call("rms_norm_backward", x, dy, x, weight, inverse, dx, len(x), x.shape[1], float(offset))
+        return dx
+    wide, r = x.float(), inverse[:, None]
+    scaled = dy.float() * (weight.float() + offset)
+    return (scaled * r - wide * r.pow(3) * (scaled * wide).mean(-1, keepdim=True)).to(x.dtype)
+
+
+# --- gated activation ------------------------------------------------------------------------------------------------
+
+
+def gated(g: torch.Tensor, u: torch.Tensor, gelu: bool) -> torch.Tensor:
+    """act(g) · u, with SiLU or the tanh form of GELU."""
+    if available(g):
+        h = torch.empty_like(g)
+        _call("gated", g, g, u, h, g.numel(), bool(gelu))
+        return h
+    return _activation(g, gelu) * u
+
+
+def gated_backward(dh: torch.Tensor, g: torch.Tensor, u: torch.Tensor, gelu: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of g and u; `dh` is overwritten."""
+    if available(g):
+        du = torch.empty_like(g)
+        _call("gated_backward", g, dh, g, u, dh, du, g.numel(), bool(gelu))
+        return dh, du
+    with torch.enable_grad():
+        inner = g.detach().requires_grad_()
+        value = _activation(inner, gelu)
+    (slope,) = torch.autograd.grad(value, inner, dh * u)
+    return slope, dh * value.detach()
+
+
+def _activation(g: torch.Tensor, gelu: bool) -> torch.Tensor:
+    return torch.nn.functional.gelu(g, approximate="tanh") if gelu else torch.nn.functional.silu(g)
+
+
+# --- rotary positions ------------------------------------------------------------------------------------------------
+
+
+def rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, inverse: bool) -> torch.Tensor:
+    """x (N, H, E) turned by cos and sin (N, E), or turned back; the last dimension of x must be contiguous."""
+    if available(x):
+        y = x.new_empty(x.shape)
+        _call("rotary", x, x, x.stride(0), x.stride(1), cos, sin, y, *x.shape, bool(inverse))
+        return y
+    half = x.shape[-1] // 2
+    cos, sin = cos[:, None], sin[:, None]
+    if inverse:
+        turned = x * sin
+        return x * cos + torch.cat((turned[..., half:], -turned[..., :half]), -1)
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+
+
+def pack(
+    x: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor, longest: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """Documents out of x (N, H, E) as (B, H, T, E) in `dtype`, zero after each one's end.
+
+    Args:
+        starts, lengths: (B,) int64, the first token and the number of tokens of each document.
+    """
+    count, heads, size = len(starts), x.shape[1], x.shape[2]
+    if available(x) and dtype in SUFFIX:
+        y = x.new_empty((count, heads, longest, size), dtype=dtype)
+        name = f"pack_{SUFFIX[x.dtype]}_{SUFFIX[dtype]}"
+        _pack_call(name, x, x, x.stride(0), x.stride(1), starts, lengths, y, count, heads, longest, size)
+        return y
+    tokens, inside = _tokens(starts, lengths, longest)
+    y = x[tokens.clamp(max=len(x) - 1)].to(dtype) * inside[..., None, None].to(dtype)
+    return y.transpose(1, 2).contiguous()
+
+
+def unpack(x: torch.Tensor, y: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor) -> None:
+    """Writes documents (B, H, T, E) back to their tokens in y (N, H, E); other tokens of y are left alone."""
+    count, heads, longest, size = x.shape
+    if available(y) and x.dtype in SUFFIX:
+        name = f"unpack_{SUFFIX[x.dtype]}_{SUFFIX[y.dtype]}"
+        _pack_call(name, x, x, y, y.stride(0), y.stride(1), starts, lengths, count, heads, longest, size)
+        return
+    tokens, inside = _tokens(starts, lengths, longest)
+    y[tokens[inside]] = x.transpose(1, 2)[inside].to(y.dtype)
+
+
+def _pack_call(name: str, tensor: torch.Tensor, *arguments: Any) -> None:
+    found = library()
+    assert found is not None
+    if not is_fake(tensor):
+        _function(found, name)(*_addresses(arguments), torch.get_num_threads())
+
+
+def _tokens(starts: torch.Tensor, lengths: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token numbers (B, T) of documents, and whether each is inside its document."""
+    positions = torch.arange(longest, device=starts.device)
+    return starts[:, None] + positions, positions < lengths[:, None]
+
+
+def softmax(
+    scores: torch.Tensor, lengths: torch.Tensor, offset: int, scale: float, causal: bool, window: int
+) -> torch.Tensor:
+    """Probabilities in place of scores (B, H, Q, K); returns the log of the sums (B, H, Q).
+
+    Query q of the block stands at position `offset` + q of its document. With `causal` it sees keys up to itself, with
+    a `window` above 0 none further away than that. Queries after the document's end get zeros.
+    """
+    if available(scores):
+        log_sum = scores.new_empty(scores.shape[:3], dtype=torch.float32)
+        sizes = (*scores.shape, offset)
+        _call("softmax", scores, scores, log_sum, lengths, *sizes, float(scale), bool(causal), window)
+        return log_sum
+    hidden = _hidden(scores, lengths, offset, causal, window)
+    wide = (scores.float() * scale).masked_fill(hidden, -math.inf)
+    log_sum = torch.logsumexp(wide, -1)
+    log_sum = torch.where(torch.isfinite(log_sum), log_sum, torch.zeros_like(log_sum))
+    scores.copy_(torch.exp(wide - log_sum[..., None]))
+    return log_sum
+
+
+def softmax_backward(
+    scores: torch.Tensor,
+    gradients: torch.Tensor,
+    log_sum: torch.Tensor,
+    lengths: torch.Tensor,
+    offset: int,
+    scale: float,
+    causal: bool,
+    window: int,
+) -> None:
+    """In place: scores become probabilities again, gradients of probabilities become those of scores."""
+    if available(scores):
+        sizes = (*scores.shape, offset)
+        arguments = (scores, gradients, log_sum, lengths, *sizes, float(scale), bool(causal), window)
+        _call("softmax_backward", scores, *arguments)
+        return
+    hidden = _hidden(scores, lengths, offset, causal, window)
+    p = torch.exp((scores.float() * scale).masked_fill(hidden, -math.inf) - log_sum[..., None])
+    d = gradients.float()
+    gradients.copy_(scale * p * (d - (p * d).sum(-1, keepdim=True)))
+    scores.copy_(p)
+
+
+def _hidden(scores: torch.Tensor, lengths: torch.Tensor, offset: int, causal: bool, window: int) -> torch.Tensor:
+    queries = torch.arange(scores.shape[2], device=scores.device)[:, None] + offset
+    keys = torch.arange(scores.shape[3], device=scores.device)[None]
+    seen = keys <= queries if causal else torch.ones_like(keys <= queries)
+    if window > 0:
+        seen = seen & (queries - keys < window) & (keys - queries < window)
+    ends = lengths[:, None, None]
+    return ~(seen & (keys < ends) & (queries < ends))[:, None]
+
+
+# --- loss ------------------------------------------------------------------------------------------------------------
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, gradient: bool) -> torch.Tensor:
+    """Losses (N,) in float32 of logits (N, V); with `gradient`, the logits become the gradient of the summed loss."""
+    if available(logits):
+        losses = logits.new_empty(len(logits), dtype=torch.float32)
+        _call("cross_entropy", logits, logits, targets, losses, *logits.shape, bool(gradient))
+        return losses
+    wide = logits.float()
+    log_sum = torch.logsumexp(wide, -1)
+    losses = log_sum - wide.gather(1, targets[:, None])[:, 0]
+    if gradient:
+        wide = torch.exp(wide - log_sum[:, None])
+        wide[torch.arange(len(targets), device=targets.device), targets] -= 1
+        logits.copy_(wide)
+    return losses

@@ -1,0 +1,226 @@
+"""Low-rank layers as one autograd function for all layers that share an input, and for all adapters of a batch.
+
+y = x Wᵀ + bias + scaling · (x Aᵀ) Bᵀ. peft's modules stay the container, so saving, loading and evaluating are
+standard; only their `forward` is replaced while training. Against peft's own forward this saves the float32 copies of
+the input and the extra passes over the output, keeps only x and x·Aᵀ for the backward pass, and multiplies in the dtype
+the processor multiplies best. The parameters stay float32.
+
+Shapes: N tokens, I inputs, O outputs, R rank, L layers that share an input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hfadapt.fast import kernels
+from hfadapt.fast.documents import CURRENT, Segment
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The frozen part of a layer: W (O, I) in the dtype of the products, made when asked for."""
+
+    weight: Callable[[], torch.Tensor]
+    bias: torch.Tensor | None
+    dtype: torch.dtype
+
+
+@dataclass
+class Layer:
+    """One low-rank layer: what is frozen, and (A, B, scaling) of every adapter by name."""
+
+    module: Any
+    frozen: Frozen
+    adapters: dict[str, tuple[torch.nn.Parameter, torch.nn.Parameter, float]]
+
+
+@dataclass
+class Group:
+    """Layers that share an input, such as query, key and value.
+
+    For each adapter, A of all layers one below the other (L·R, I), and scaling · B of each (O, R), are kept in the
+    dtype of the products; `refresh` copies them from the parameters after every optimizer step.
+    """
+
+    layers: list[Layer]
+    _low: dict[str, tuple[torch.Tensor, list[torch.Tensor]]] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the products."""
+        return self.layers[0].frozen.dtype
+
+    @property
+    def names(self) -> list[str]:
+        """The adapters, in a fixed order."""
+        return list(self.layers[0].adapters)
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """A and B of every adapter and layer: all A of an adapter, then all its B."""
+        found = []
+        for name in self.names:
+            found += [layer.adapters[name][0] for layer in self.layers]
+            found += [layer.adapters[name][1] for layer in self.layers]
+        return found
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copies the parameters to the dtype of the products."""
+        for name in self.names:
+            parts = [layer.adapters[name] for layer in self.layers]
+            if name not in self._low:
+                a = torch.cat([a.to(self.dtype) for a, _, _ in parts])
+                self._low[name] = a, [b.to(self.dtype) * scaling for _, b, scaling in parts]
+                continue
+            a_low, b_low = self._low[name]
+            torch._foreach_copy_(list(a_low.split([a.shape[0] for a, _, _ in parts])), [a for a, _, _ in parts])
+            torch._foreach_copy_(b_low, [b for _, b, _ in parts])
+            for low, (_, _, scaling) in zip(b_low, parts, strict=True):
+                if scaling != 1:
+                    low.mul_(scaling)
+
+    def low(self, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """A (L·R, I) and scaling · B (O, R) of each layer."""
+        if name not in self._low:
+            self.refresh()
+        return self._low[name]
+
+    def ranks(self, name: str) -> list[int]:
+        """R of each layer."""
+        return [layer.adapters[name][0].shape[0] for layer in self.layers]
+
+
+def _segments(group: Group, tokens: int) -> Sequence[Segment]:
+    documents = CURRENT.documents
+    if documents is not None and documents.tokens == tokens:
+        return documents.segments
+    return (Segment(group.names[0], 0, tokens, 0, 0),)
+
+
+def _product(
+    group: Group, x: torch.Tensor, segments: Sequence[Segment]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """y (N, O) of each layer for x (N, I), and x·Aᵀ (n, L·R) of each segment."""
+    ys = []
+    for layer in group.layers:
+        weight = layer.frozen.weight().t()
+        ys.append(x @ weight if layer.frozen.bias is None else torch.addmm(layer.frozen.bias, x, weight))
+    lows = []
+    for segment in segments:
+        a, bs = group.low(segment.adapter)
+        low = x[segment.first : segment.end] @ a.t()
+        for y, b, part in zip(ys, bs, low.split(group.ranks(segment.adapter), 1), strict=True):
+            y[segment.first : segment.end].addmm_(part, b.t())
+        lows.append(low)
+    return ys, lows
+
+
+def _product_backward(
+    group: Group,
+    x: torch.Tensor,
+    lows: Sequence[torch.Tensor],
+    dys: Sequence[torch.Tensor],
+    segments: Sequence[Segment],
+    needs_dx: bool,
+) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
+    """The gradient of x (N, I), if asked for, and of every parameter in the order of `Group.parameters`."""
+    dx = None
+    if needs_dx:
+        for layer, dy in zip(group.layers, dys, strict=True):
+            dx = dy @ layer.frozen.weight() if dx is None else dx.addmm_(dy, layer.frozen.weight())
+    found: dict[str, list[torch.Tensor]] = {}
+    for segment, low in zip(segments, lows, strict=True):
+        name, part = segment.adapter, slice(segment.first, segment.end)
+        a, bs = group.low(name)
+        ranks = group.ranks(name)
+        own = [dy[part] for dy in dys]
+        d_low = torch.cat([dy @ b for dy, b in zip(own, bs, strict=True)], 1)
+        if dx is not None:
+            dx[part].addmm_(d_low, a)
+        d_a = list((d_low.t() @ x[part]).float().split(ranks))
+        d_b = [(dy.t() @ each).float() for dy, each in zip(own, low.split(ranks, 1), strict=True)]
+        for gradient, layer in zip(d_b, group.layers, strict=True):
+            gradient.mul_(layer.adapters[name][2])
+        gradients = [*d_a, *d_b]
+        if name in found:
+            gradients = [before + now for before, now in zip(found[name], gradients, strict=True)]
+        found[name] = gradients
+    empty: list[torch.Tensor | None] = [None] * (2 * len(group.layers))
+    return dx, [gradient for name in group.names for gradient in found.get(name, empty)]
+
+
+class _Shared(torch.autograd.Function):
+    """x (..., I) to L outputs (..., O)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, group: Group, *parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        flat = x.reshape(-1, x.shape[-1]).to(group.dtype)
+        segments = _segments(group, len(flat))
+        ys, lows = _product(group, flat, segments)
+        ctx.save_for_backward(flat, *lows)
+        ctx.group, ctx.segments, ctx.shape, ctx.x_dtype = group, segments, x.shape, x.dtype
+        return tuple(y.view(*x.shape[:-1], -1).to(x.dtype) for y in ys)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
+        flat, *lows = ctx.saved_tensors
+        group: Group = ctx.group
+        dys = [dy.reshape(-1, dy.shape[-1]).to(group.dtype) for dy in gradients]
+        dx, found = _product_backward(group, flat, lows, dys, ctx.segments, ctx.needs_input_grad[0])
+        return (None if dx is None else dx.view(ctx.shape).to(ctx.x_dtype), None, *found)
+
+
+class _Gated(torch.autograd.Function):
+    """act(g) · u through a low-rank layer; the product act(g) · u is made again in the backward pass, not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, g: torch.Tensor, u: torch.Tensor, gelu: bool, group: Group, *parameters: torch.Tensor) -> Any:
+        flat_g, flat_u = (x.reshape(-1, x.shape[-1]) for x in (g, u))
+        h = kernels.gated(flat_g, flat_u, gelu).to(group.dtype)
+        segments = _segments(group, len(h))
+        (y,), lows = _product(group, h, segments)
+        ctx.save_for_backward(flat_g, flat_u, *lows)
+        ctx.group, ctx.segments, ctx.shape, ctx.gelu = group, segments, g.shape, gelu
+        return y.view(*g.shape[:-1], -1).to(g.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
+        g, u, *lows = ctx.saved_tensors
+        group: Group = ctx.group
+        dy = gradients[0].reshape(-1, gradients[0].shape[-1]).to(group.dtype)
+        h = kernels.gated(g, u, ctx.gelu).to(group.dtype)
+        dh, found = _product_backward(group, h, lows, [dy], ctx.segments, True)
+        assert dh is not None
+        dg, du = kernels.gated_backward(dh.to(g.dtype), g, u, ctx.gelu)
+        return (dg.view(ctx.shape), du.view(ctx.shape), None, None, *found)
+
+
+def gated_product(g: torch.Tensor, u: torch.Tensor, gelu: bool, group: Group) -> torch.Tensor:
+    """act(g) · u (..., I) through the one layer of the group, to (..., O)."""
+    return _Gated.apply(g, u, gelu, group, *group.parameters())  # type: ignore[no-any-return, no-untyped-call]
+
+
+def shared_forwards(group: Group) -> list[Callable[..., torch.Tensor]]:
+    """A `forward` for each layer. The first one that sees an input works out all; the others find theirs ready."""
+    parameters = group.parameters()
+    ready: dict[int, torch.Tensor] = {}
+    seen: list[torch.Tensor] = []
+
+    def forward(own: int, x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        if own not in ready or seen[0] is not x:
+            ready.clear()
+            ready.update(enumerate(_Shared.apply(x, group, *parameters)))  # type: ignore[no-untyped-call]
+            seen[:] = [x]
+        result = ready.pop(own)
+        if not ready:
+            seen.clear()
+        return result
+
+    def bound(own: int) -> Callable[..., torch.Tensor]:
+        return lambda x, *arguments, **options: forward(own, x, *arguments, **options)
+
+    return [bound(own) for own in range(len(group.layers))]

@@ -1,0 +1,275 @@
+"""One adapter that is trained: its rows, its schedule, its optimizer, and where it stands.
+
+Several jobs can share one loop and one base (loop.py); nothing in here knows of the others.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from hfadapt.adapters import DEFAULT
+from hfadapt.batches import epoch_batches
+from hfadapt.errors import DataError, HfadaptError, RunError
+from hfadapt.records import Step
+from hfadapt.tasks import Example
+from hfadapt.train import checkpoint
+
+if TYPE_CHECKING:
+    from hfadapt.recipe import LockedTrain
+
+
+@dataclass
+class State:
+    """Where training stands; saved with every checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    labelled_tokens: int = 0
+    seconds: float = 0.0
+    first_loss: float | None = None
+    last_loss: float | None = None
+    best_step: int = 0
+    best_loss: float | None = None
+    evaluations_without_gain: int = 0
+    stopped_early: bool = False
+    resumed_from_step: int | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one optimizer step and the number of their labels."""
+
+    step: int
+    epoch: int
+    rows: list[int]
+    labels: int
+
+
+@dataclass
+class Job:
+    """Trains one adapter.
+
+    Args:
+        settings: The lock's `train` section.
+        train, validation: Encoded rows.
+        folder: The cell's folder; metrics.jsonl and checkpoints/ are written there.
+        identity: Hash of all that must be unchanged for a checkpoint to be continued.
+        parameters: What is trained, by name.
+        name: The adapter's name inside the model.
+        title: What it is called on the screen, when there are several.
+        error: Why it was given up, while others went on.
+    """
+
+    settings: LockedTrain
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    folder: Path
+    identity: str
+    parameters: dict[str, torch.nn.Parameter]
+    name: str = DEFAULT
+    title: str = ""
+    error: HfadaptError | None = None
+    state: State = field(default_factory=State)
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise DataError("there are no training rows", place=str(self.folder / "data"))
+        if not self.parameters:
+            raise RunError("nothing is trainable: no parameter of the model requires a gradient", place="adapter")
+        self.lengths = [len(example.input_ids) for example in self.train]
+        self.label_counts = [example.label_count for example in self.train]
+        self.steps_per_epoch = -(-len(self.train) // self.settings.batch_rows)
+        steps = math.ceil(self.settings.epochs * self.steps_per_epoch)
+        self.total_steps = self.settings.max_steps or steps
+        self._best: dict[str, torch.Tensor] | None = None
+        self._batches: dict[int, list[list[int]]] = {}
+
+    @property
+    def active(self) -> bool:
+        """Whether there are steps left to do."""
+        return self.error is None and self.state.step < self.total_steps and not self.state.stopped_early
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of step 1 … total: linear warm-up, then the schedule down to zero (constant stays)."""
+        warmup = math.ceil(self.settings.warmup_ratio * self.total_steps)
+        if step <= warmup:
+            return self.settings.learning_rate * step / warmup
+        done = (step - 1 - warmup) / max(1, self.total_steps - warmup)
+        factor = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}
+        return self.settings.learning_rate * factor[self.settings.schedule]
+
+    def next_batch(self) -> Batch:
+        """The rows of the next step. Raises DataError when none of them has a label."""
+        step = self.state.step + 1
+        epoch, position = divmod(step - 1, self.steps_per_epoch)
+        if epoch not in self._batches:
+            batches = epoch_batches(self.lengths, self.settings.batch_rows, self.settings.seed, epoch)
+            self._batches = {epoch: batches}
+        rows = self._batches[epoch][position]
+        labels = sum(self.label_counts[row] for row in rows)
+        if labels == 0:
+            raise DataError(
+                f"the batch of step {step} has no label to learn from",
+                place=str(self.folder / "data" / "train.parquet"),
+                got=f"rows {rows[:8]}",
+                fix="look at them with: hfadapt check RECIPE",
+            )
+        return Batch(step, epoch, rows, labels)
+
+    def tokens(self, batch: Batch) -> int:
+        """Tokens of a batch, without padding."""
+        return sum(self.lengths[row] for row in batch.rows)
+
+    # --- the update --------------------------------------------------------------------------------------------------
+
+    def make_optimizer(self) -> None:
+        """A fresh optimizer over the parameters."""
+        parameters = list(self.parameters.values())
+        options = {"lr": self.settings.learning_rate, "weight_decay": self.settings.weight_decay}
+        self.optimizer: torch.optim.Optimizer
+        if self.settings.optimizer == "adamw":
+            fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+            self.optimizer = torch.optim.AdamW(parameters, **options, fused=fused)
+            return
+        import bitsandbytes
+
+        name = {"adamw-8bit": "AdamW8bit", "paged-adamw-8bit": "PagedAdamW8bit"}[self.settings.optimizer]
+        self.optimizer = getattr(bitsandbytes.optim, name)(parameters, **options)
+
+    def update(self, batch: Batch, loss: float) -> tuple[float, float]:
+        """Clips the gradients and takes the optimizer's step; returns the gradient's norm and the learning rate.
+
+        Raises:
+            RunError: loss or gradient is not finite, or gradients are missing; the parameters are as before.
+        """
+        if batch.step <= 2:
+            self._check_present(batch.step)
+        found = [parameter for parameter in self.parameters.values() if parameter.grad is not None]
+        norm = float(torch.nn.utils.clip_grad_norm_(found, self.settings.max_grad_norm))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise RunError(
+                f"the {'loss' if not math.isfinite(loss) else 'gradient'} of step {batch.step} is not finite",
+                place=f"training rows {batch.rows[:8]}{' …' if len(batch.rows) > 8 else ''}",
+                got=f"loss {loss}, gradient norm {norm}",
+                fix="lower train.learning_rate, or use dtype=float32; the last good state is in checkpoints/",
+            )
+        if batch.step <= 2:
+            self._check_nonzero(batch.step)
+        rate = self.learning_rate(batch.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm, rate
+
+    def _check_present(self, step: int) -> None:
+        missing = [name for name, p in self.parameters.items() if p.grad is None]
+        if missing:
+            raise RunError(
+                f"{len(missing)} of {len(self.parameters)} trained tensors got no gradient in step {step}",
+                place=missing[0],
+                fix="these layers take no part in the loss: name others in adapter.modules",
+            )
+
+    def _check_nonzero(self, step: int) -> None:
+        """B starts at zero, so A has a zero gradient in step 1; in step 2 a zero means that the layer is cut off."""
+        zero = [name for name, p in self.parameters.items() if p.grad is not None and not p.grad.any()]
+        if len(zero) == len(self.parameters) or (step == 2 and len(zero) > len(self.parameters) // 2):
+            raise RunError(
+                f"{len(zero)} of {len(self.parameters)} trained tensors got a zero gradient in step {step}",
+                place=zero[0],
+                fix="the loss does not depend on the adapter: check labels (hfadapt check) and adapter.modules",
+            )
+
+    # --- what is kept ------------------------------------------------------------------------------------------------
+
+    def account(self, batch: Batch, loss: float, norm: float, rate: float, seconds: float) -> Step:
+        """Counts a finished step and returns its line of metrics.jsonl."""
+        state = self.state
+        tokens = self.tokens(batch)
+        state.step, state.last_loss = batch.step, loss
+        state.first_loss = loss if state.first_loss is None else state.first_loss
+        state.tokens += tokens
+        state.labelled_tokens += batch.labels
+        state.seconds += seconds
+        return Step(
+            step=batch.step,
+            epoch=round(batch.step / self.steps_per_epoch, 4),
+            loss=loss,
+            grad_norm=norm,
+            learning_rate=rate,
+            tokens=tokens,
+            labelled_tokens=batch.labels,
+            seconds=round(seconds, 4),
+        )
+
+    def validated(self, loss: float) -> Step:
+        """Takes note of a validation loss and returns its line of metrics.jsonl."""
+        state = self.state
+        if state.best_loss is None or loss < state.best_loss:
+            state.best_loss, state.best_step, state.evaluations_without_gain = loss, state.step, 0
+            if self.settings.patience:
+                self._best = {name: p.detach().clone() for name, p in self.parameters.items()}
+        else:
+            state.evaluations_without_gain += 1
+            state.stopped_early = state.evaluations_without_gain >= (self.settings.patience or math.inf)
+        return Step(step=state.step, epoch=round(state.step / self.steps_per_epoch, 4), validation_loss=loss)
+
+    def take_best(self) -> None:
+        """With patience, the parameters become those of the best validation."""
+        if self.settings.patience and self._best:
+            with torch.no_grad():
+                for name, parameter in self.parameters.items():
+                    parameter.copy_(self._best[name])
+
+    def write(self, step: Step) -> None:
+        """Adds a line to metrics.jsonl."""
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(step.model_dump(exclude_none=True)) + "\n")
+
+    def save(self) -> None:
+        """Writes a checkpoint."""
+        tensors: Mapping[str, torch.Tensor] = {self._plain(name): p for name, p in self.parameters.items()}
+        if self._best:
+            tensors = {**tensors, **{f"best/{self._plain(name)}": t for name, t in self._best.items()}}
+        state = {**vars(self.state), "identity": self.identity}
+        checkpoint.save(self.folder / "checkpoints", self.state.step, tensors, self.optimizer.state_dict(), state)
+
+    def resume(self, say: Callable[[str], None]) -> bool:
+        """Goes on from the newest whole checkpoint of the same training, if there is one."""
+        found = checkpoint.latest(self.folder / "checkpoints", say)
+        if found and found[2].pop("identity") != self.identity:
+            say("the checkpoint belongs to another recipe, data or base: starting over")
+            found = None
+        if not found:
+            return False
+        tensors, optimizer, state = found
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[self._plain(name)])
+        kept = {name: f"best/{self._plain(name)}" for name in self.parameters}
+        self._best = {name: tensors[key] for name, key in kept.items() if key in tensors} or None
+        self.optimizer.load_state_dict(optimizer)
+        self.state = State(**{**state, "resumed_from_step": state["step"]})
+        say(f"going on from step {self.state.step} of {self.total_steps}")
+        return True
+
+    def trim_log(self) -> None:
+        """Leaves only the lines of steps that were done, none for a fresh start."""
+        metrics = self.folder / "metrics.jsonl"
+        if self.state.step == 0:
+            metrics.unlink(missing_ok=True)
+        elif metrics.exists():
+            kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= self.state.step]
+            metrics.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def _plain(self, name: str) -> str:
+        """A parameter's name as it is when its adapter is trained alone."""
+        return name.replace(f".{self.name}.", f".{DEFAULT}.")
