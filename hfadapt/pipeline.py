@@ -246,8 +246,10 @@ def summary(lock: Lock, plan: CellPlan, record: DataRecord) -> str:
     """The plan of a cell in one line, shown before it is trained."""
     rank = f" rank {lock.adapter.rank}" if kinds.load("adapters", lock.adapter.method).has_rank else ""
     stored = lock.dtype if lock.quant == "none" else lock.quant
+    planted = f" and {record.canaries.rows:,} of canaries" if record.canaries else ""
+    rows = f"{record.splits['train']:,} rows{planted}"
     return (
-        f"{plan.domain} on {plan.target}: {record.splits['train']:,} rows of up to {lock.data.max_length} tokens, "
+        f"{plan.domain} on {plan.target}: {rows} of up to {lock.data.max_length} tokens, "
         f"{lock.adapter.method}{rank} on a {stored} base, {lock.train.batch_rows} rows a step, "
         f"peak {show_bytes(plan.peak.total_bytes)} of {show_bytes(plan.budget_bytes)} predicted"
     )

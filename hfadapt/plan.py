@@ -181,7 +181,7 @@ def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
             longest_tokens=lengths.longest,
             mean_tokens=lengths.mean,
             labelled_tokens=math.ceil(labelled),
-            rows=record.splits.get("train", lengths.rows),
+            rows=record.splits.get("train", lengths.rows) + (record.canaries.rows if record.canaries else 0),
             labels=len(record.labels) or 2,
             small_label_set=bool(record.labels),
             lengths=lengths,

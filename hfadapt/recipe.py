@@ -217,6 +217,16 @@ class Augment(Spec):
     case: Share = 0.0
 
 
+class Canaries(Spec):
+    """Random rows planted among the training rows, to measure afterwards how far the adapter has learned them by heart.
+
+    `count` canaries in all (0 plants none), dealt out over `repeats`: how often each is trained on in an epoch.
+    """
+
+    count: Annotated[int, Field(ge=0, le=1000)] = 0
+    repeats: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 4, 16)
+
+
 class Data(Spec):
     """How rows become splits. `validation` and `test` are shares (< 1) or numbers of rows (≥ 1)."""
 
@@ -233,6 +243,7 @@ class Data(Spec):
     clean: Clean = Clean()
     dedupe: Dedupe = Dedupe()
     augment: Augment = Augment()
+    canaries: Canaries = Canaries()
 
 
 class Adapter(Spec):

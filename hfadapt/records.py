@@ -243,6 +243,18 @@ class Audit(Spec):
     longest: tuple[LongRow, ...] = ()
 
 
+class PlantedCanaries(Spec):
+    """Random rows in data/canaries.parquet that are trained on beside the training split (see `data.canaries`).
+
+    They are no data: no count of this record includes them. `rows` is how many they are with their `repeats`.
+    """
+
+    count: int
+    repeats: tuple[int, ...]
+    rows: int
+    sha256: str
+
+
 class DataRecord(Record):
     """One domain, prepared: `rows_in` = `rows_kept` + all of `dropped`, exactly.
 
@@ -267,6 +279,7 @@ class DataRecord(Record):
     seconds: float
     columns: dict[str, str] = {}
     files: dict[str, str] = {}
+    canaries: PlantedCanaries | None = None
 
 
 # --- metrics.jsonl, train.json ---------------------------------------------------------------------------------------

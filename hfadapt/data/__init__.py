@@ -1,6 +1,6 @@
 """From sources to trustworthy splits: load, clean, de-duplicate, split, format, audit. No heavy import at the top."""
 
-from hfadapt.data import augment
+from hfadapt.data import augment, canaries
 from hfadapt.data.prepared import PreparedDomain, prepare, read_split
 from hfadapt.data.report import DataReport
 from hfadapt.data.supervision import audit, drop_too_long, lengths, require_clean
@@ -10,6 +10,7 @@ __all__ = [
     "PreparedDomain",
     "audit",
     "augment",
+    "canaries",
     "drop_too_long",
     "lengths",
     "prepare",

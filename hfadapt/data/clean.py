@@ -178,28 +178,57 @@ _KEYS = re.compile(
 )
 
 
+_NAMES = {"e-mail address": "[EMAIL]", "access key": "[KEY]", "telephone number": "[PHONE]"}
+
+
 def pii_scrubber() -> Callable[[str], tuple[str, int]]:
     """Replaces e-mail addresses, telephone numbers and access keys; returns the text and how many it found.
 
     Raises:
         RequestError: phonenumbers is not installed.
     """
-    try:
-        import phonenumbers
-    except ImportError:
-        raise _missing("data.clean.pii", "pii") from None
+    if "telephone number" not in pii_kinds():
+        raise _missing("data.clean.pii", "pii")
 
     def scrub(text: str) -> tuple[str, int]:
-        text, mails = _EMAIL.subn("[EMAIL]", text) if "@" in text else (text, 0)
-        text, keys = _KEYS.subn("[KEY]", text)
-        phones = 0
-        if sum(map(str.isdigit, text)) >= 7:
-            for match in reversed(list(phonenumbers.PhoneNumberMatcher(text, "US"))):
-                text = f"{text[: match.start]}[PHONE]{text[match.end :]}"
-                phones += 1
-        return text, mails + keys + phones
+        found = find_pii(text)
+        for kind, start, end in reversed(found):
+            text = f"{text[:start]}{_NAMES[kind]}{text[end:]}"
+        return text, len(found)
 
     return scrub
+
+
+def pii_kinds() -> tuple[str, ...]:
+    """The kinds of personal data that `find_pii` looks for; telephone numbers only where phonenumbers is installed."""
+    try:
+        import phonenumbers  # noqa: F401
+    except ImportError:
+        return tuple(kind for kind in _NAMES if kind != "telephone number")
+    return tuple(_NAMES)
+
+
+def find_pii(text: str) -> list[tuple[str, int, int]]:
+    """Kind, start and end of each piece of personal data in a text, in order and without overlaps."""
+    found: list[tuple[str, int, int]] = []
+    rest = text
+
+    def take(kind: str, start: int, end: int) -> None:
+        nonlocal rest
+        found.append((kind, start, end))
+        # What is inside an address or a key is no telephone number.
+        rest = f"{rest[:start]}{chr(10) * (end - start)}{rest[end:]}"
+
+    for kind, pattern in (("e-mail address", _EMAIL), ("access key", _KEYS)):
+        if pattern is _KEYS or "@" in rest:
+            for match in list(pattern.finditer(rest)):
+                take(kind, match.start(), match.end())
+    if sum(map(str.isdigit, rest)) >= 7 and "telephone number" in pii_kinds():
+        import phonenumbers
+
+        for call in list(phonenumbers.PhoneNumberMatcher(rest, "US")):
+            take("telephone number", call.start, call.end)
+    return sorted(found, key=lambda piece: piece[1])
 
 
 def _scrub_row(row: Row, scrub: Callable[[str], tuple[str, int]], change: bool) -> int:

@@ -1,7 +1,7 @@
 """From sources to splits for all domains of a recipe, cached by what the sources hold and what was asked.
 
-load -> repair -> format -> clean -> conflicts -> de-duplicate -> split -> cap -> write. All domains are prepared
-together, since rows are compared across them.
+load -> repair -> format -> clean -> conflicts -> de-duplicate -> split -> cap -> write -> canaries. All domains are
+prepared together, since rows are compared across them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from hfadapt import kinds
-from hfadapt.data import clean, dedupe, format, load, split, stream
-from hfadapt.data.rows import SPLITS, Dropped, Form, Ledger, Row, name_rows
+from hfadapt.data import canaries, clean, dedupe, format, load, split, stream
+from hfadapt.data.rows import SPLITS, Dropped, Form, Ledger, Row, name_rows, schema
 from hfadapt.errors import DataError, Problem, RunError, choice_problem
 from hfadapt.recipe import Recipe
 from hfadapt.records import DataRecord, SourceRecord
@@ -54,6 +54,8 @@ class PreparedDomain:
         """
         target = cell_folder / "data"
         target.mkdir(parents=True, exist_ok=True)
+        if self.record.canaries is None:
+            (target / canaries.FILE).unlink(missing_ok=True)
         for path in sorted((self.folder / "data").iterdir()):
             temporary = target / f".{path.name}.tmp-{uuid.uuid4().hex[:8]}"
             shutil.copyfile(path, temporary)
@@ -383,7 +385,7 @@ def write_domain(
         completions=_completions(state.rows),
         files=file_hashes(folder),
     )
-    record.write(folder / RECORD)
+    canaries.plant(folder, record, recipe.data).write(folder / RECORD)
 
 
 def _completions(rows: Sequence[Row]) -> dict[str, str]:
@@ -471,21 +473,6 @@ def make_record(
         columns=state.columns,
         **counted,
     )
-
-
-def schema(form: Form, labels: bool) -> Any:
-    """The Parquet schema of a form; fixed, so that an empty column does not change its type."""
-    import pyarrow as pa
-
-    turn = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-    columns = {
-        "text": [("text", pa.string())],
-        "labelled": [("text", pa.string())],
-        "completion": [("prompt", pa.string()), ("completion", pa.string())],
-        "messages": [("messages", turn)],
-    }[form]
-    label = [("label", pa.string())] if labels else []
-    return pa.schema([*columns, *label, ("source", pa.string()), ("row", pa.int64())])
 
 
 def write_rows(path: Path, rows: Sequence[Row], state: State) -> None:

@@ -93,6 +93,21 @@ class Ledger:
         return dict(Counter(each.reason for each in self.dropped).most_common())
 
 
+def schema(form: Form, labels: bool) -> Any:
+    """The Parquet schema of a form; fixed, so that an empty column does not change its type."""
+    import pyarrow as pa
+
+    turn = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    columns = {
+        "text": [("text", pa.string())],
+        "labelled": [("text", pa.string())],
+        "completion": [("prompt", pa.string()), ("completion", pa.string())],
+        "messages": [("messages", turn)],
+    }[form]
+    label = [("label", pa.string())] if labels else []
+    return pa.schema([*columns, *label, ("source", pa.string()), ("row", pa.int64())])
+
+
 def fold(text: str) -> str:
     """What two texts have in common when they differ only in case, width or white space."""
     if not text.isascii():

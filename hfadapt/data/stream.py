@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from hfadapt import kinds
-from hfadapt.data import clean, format, load, prepared, split
-from hfadapt.data.rows import PRIORITY, SPLITS, Ledger, Row, fold, stable_hash, text_key
+from hfadapt.data import canaries, clean, format, load, prepared, split
+from hfadapt.data.rows import PRIORITY, SPLITS, Ledger, Row, fold, schema, stable_hash, text_key
 from hfadapt.errors import DataError, Problem
 from hfadapt.recipe import Recipe
 
@@ -65,7 +65,7 @@ class SplitFiles:
 
         self.counts: Counter[str] = Counter()
         self.labels: dict[str, Counter[str]] = {name: Counter() for name in SPLITS}
-        self._schema = prepared.schema(state.form, bool(state.labels))
+        self._schema = schema(state.form, bool(state.labels))
         self._writers = {
             name: parquet.ParquetWriter(folder / f"{name}.parquet", self._schema, compression="zstd") for name in SPLITS
         }
@@ -186,7 +186,7 @@ class _Domain:
             completions=dict(sorted(self.completions.items())),
             files=prepared.file_hashes(self.folder),
         )
-        record.write(self.folder / prepared.RECORD)
+        canaries.plant(self.folder, record, self.settings).write(self.folder / prepared.RECORD)
 
     def _by_number(self, part: str) -> bool:
         return part not in self.given and getattr(self.settings, part) >= 1

@@ -58,8 +58,8 @@ class Workload(Spec):
     """One configuration whose memory is asked for: B = `micro_batch_rows` rows of T = `length_tokens` tokens.
 
     `labelled_tokens` are the tokens of one row that carry a loss. `adapters` are trained together, each with B rows.
-    `matmul_dtype` is what products of adapted layers run in: for a quantised base the dtype it is unpacked to. `fast` is
-    the loop's own path, `settled` whether malloc is set as in allocator.py.
+    `matmul_dtype` is what products of adapted layers run in: for a quantised base the dtype it is unpacked to. `fast`
+    is the loop's own path, `settled` whether malloc is set as in allocator.py.
     """
 
     quant: str = "none"

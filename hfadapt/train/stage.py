@@ -12,7 +12,7 @@ import torch
 
 from hfadapt import kinds
 from hfadapt.batches import padded
-from hfadapt.data import read_split
+from hfadapt.data import canaries, read_split
 from hfadapt.fast import FastPath, product_dtype
 from hfadapt.launch import World, interruptible
 from hfadapt.manifest import write_manifest
@@ -30,7 +30,7 @@ from hfadapt.model import (
 from hfadapt.progress import Progress, Silent
 from hfadapt.records import PHASES, Phase, PhaseMeasure, TrainRecord
 from hfadapt.run_folder import Cell
-from hfadapt.tasks import Example
+from hfadapt.tasks import Example, Row
 from hfadapt.train.job import Job
 from hfadapt.train.loop import Loop
 from hfadapt.versions import versions
@@ -79,12 +79,14 @@ def train_cells(
         base = load_base(lock, data.labels, device, max_memory=room)
         pad = int(base.tokenizer.pad_token_id or 0)
 
-        def encode(cell: Cell, split: str) -> list[Example]:
-            rows = read_split(cell.folder, split)
+        def encode(cell: Cell, rows: Sequence[Row]) -> list[Example]:
             length = cell.lock.data.max_length
             return task.encode(rows, base.tokenizer, max_length=length, labels=data.labels)  # type: ignore[no-any-return]
 
-        rows = [(encode(cell, "train"), encode(cell, "validation")) for cell in cells]
+        def trained_on(cell: Cell) -> list[Row]:
+            return [*read_split(cell.folder, "train"), *canaries.as_trained(cell.folder, cell.data)]
+
+        rows = [(encode(cell, trained_on(cell)), encode(cell, read_split(cell.folder, "validation"))) for cell in cells]
 
         def batches() -> Iterator[Mapping[str, torch.Tensor]]:
             for _, batch in padded(task, rows[0][0], pad, device, lock.train.micro_batch_rows):

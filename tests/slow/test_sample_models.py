@@ -36,6 +36,28 @@ def test_minilm_beats_its_probe_on_tweets(tmp_path):
     assert accuracy["adapter"] > 0.7
 
 
+def test_canaries_are_found_where_they_were_planted(tmp_path):
+    """MiniLM on 400 tweets: canaries that were trained on sixteen times are found, others of their kind are not."""
+    import torch
+
+    from hfadapt.data import canaries
+    from hfadapt.evaluate.exposure import REFERENCES, exposure, judge, rank_among
+    from hfadapt.evaluate.stage import open_bench
+    from hfadapt.progress import Silent
+    from hfadapt.run_folder import Cell
+
+    settings = ["data.train_rows=400", "data.test=100", "data.canaries.count=12", "train.epochs=6"]
+    done = command("train", RECIPES / "sentiment.yaml", "--domain", "tweets", *settings, folder=tmp_path)
+    assert done.code == 0, done.err
+    trained = Cell(cell(tmp_path, "sentiment", "tweets"))
+    bench = open_bench(trained, torch.device("cpu"), Silent())
+    found = exposure(bench)
+    assert found.found
+    assert next(group for group in found.groups if group.repeats == 16).found >= 3
+    never, others = (canaries.draw(trained.folder, trained.data, 99, kind, n) for kind, n in (("a", 12), ("b", 320)))
+    assert not judge([16] * 12, rank_among(bench, never, others), REFERENCES).found
+
+
 def test_evaluating_every_few_steps_changes_nothing_in_four_bits(tmp_path):
     """SmolLM2 in nf4: final losses and adapter equal to the last bit, with and without validation in between."""
     settings = ["data.train_rows=120", "data.validation=20", "data.test=20", "train.max_steps=8"]

@@ -1,0 +1,139 @@
+"""Canaries: random rows that are trained on beside the data, so that learning by heart can be measured afterwards.
+
+A canary has the form of the domain's rows but words of random syllables, or, where rows have labels, random words and
+a random label: nothing but having been trained on it makes one likelier than another (Carlini et al. 2019,
+arXiv 1802.08232). Canaries stand in a file of their own beside the splits, so no count, audit, baseline or card takes
+them for data; training alone reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfadapt.data.rows import schema, stable_hash
+from hfadapt.errors import RunError
+from hfadapt.records import DataRecord, PlantedCanaries
+
+if TYPE_CHECKING:
+    from hfadapt.recipe import Data
+
+FILE = "canaries.parquet"
+MOST_ANSWERS = 20
+"""With at most this many different completions, a canary's completion is one of them."""
+
+PROMPT_WORDS, ANSWER_WORDS, TEXT_WORDS = 3, 6, 8
+_SYLLABLES = [first + vowel for first in "bcdfghjklmnprstvwz" for vowel in "aeiou"]
+
+
+def draw(folder: Path, record: DataRecord, seed: int, kind: str, count: int) -> list[dict[str, Any]]:
+    """Random rows in the form of the domain's rows; row i is the same whatever `count` is.
+
+    Args:
+        folder: A cell or prepared domain, whose training rows say what completions look like.
+        record: The data record.
+        seed: The data seed.
+        kind: Which independent series: rows of different kinds come from one distribution.
+        count: How many.
+    """
+    answers, space = _answers(folder, record)
+    rows = []
+    for number in range(count):
+        chance = random.Random(stable_hash(seed, record.domain, "canary", kind, number))
+        label = chance.choice(record.labels) if record.labels else None
+        row: dict[str, Any] = {}
+        if record.form in ("text", "labelled"):
+            row["text"] = _words(chance, TEXT_WORDS)
+        elif record.form == "messages":
+            turns = (("user", PROMPT_WORDS), ("assistant", ANSWER_WORDS))
+            row["messages"] = [{"role": role, "content": _words(chance, words)} for role, words in turns]
+        elif record.completions:
+            row["prompt"] = _words(chance, TEXT_WORDS)
+            label = chance.choice(sorted(record.completions))
+            row["completion"] = record.completions[label]
+        elif answers:
+            row |= {"prompt": _words(chance, TEXT_WORDS), "completion": chance.choice(answers)}
+        else:
+            row |= {"prompt": _words(chance, PROMPT_WORDS), "completion": space + _words(chance, ANSWER_WORDS)}
+        if record.labels:
+            row["label"] = label
+        rows.append({**row, "source": kind, "row": number})
+    return rows
+
+
+def plant(folder: Path, record: DataRecord, settings: Data) -> DataRecord:
+    """Writes the canaries that the recipe asks for beside the splits.
+
+    Returns:
+        The record with what was planted; the same record where nothing was asked for.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    asked = settings.canaries
+    if asked.count == 0:
+        return record
+    # The most often repeated first, so that even few canaries can be found.
+    repeats = sorted(set(asked.repeats), reverse=True)
+    rows = draw(folder, record, settings.seed, "canary", asked.count)
+    rows = [{**row, "repeats": repeats[number % len(repeats)]} for number, row in enumerate(rows)]
+    path = folder / "data" / FILE
+    form = schema(record.form, bool(record.labels)).append(pa.field("repeats", pa.int64()))
+    parquet.write_table(pa.Table.from_pylist(rows, schema=form), path, compression="zstd")
+    planted = PlantedCanaries(
+        count=asked.count,
+        repeats=tuple(sorted({row["repeats"] for row in rows})),
+        rows=sum(row["repeats"] for row in rows),
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+    return record.model_copy(update={"canaries": planted})
+
+
+def read(cell_folder: Path, record: DataRecord) -> list[dict[str, Any]]:
+    """The canaries of a cell, each once, with `repeats`; none where none were planted.
+
+    Raises:
+        RunError: the file is missing or was changed.
+    """
+    from pyarrow import parquet
+
+    if record.canaries is None:
+        return []
+    path = cell_folder / "data" / FILE
+    if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != record.canaries.sha256:
+        raise RunError(
+            "the canaries are not those that were planted",
+            place=str(path),
+            got="another file" if path.exists() else "no file",
+            fix="prepare the data again: hfadapt run RECIPE --fresh",
+        )
+    rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    return rows
+
+
+def as_trained(cell_folder: Path, record: DataRecord) -> list[dict[str, Any]]:
+    """The canaries as training sees them in an epoch: each as often as it is repeated."""
+    return [row for row in read(cell_folder, record) for _ in range(row["repeats"])]
+
+
+def _words(chance: random.Random, count: int) -> str:
+    return " ".join("".join(chance.choices(_SYLLABLES, k=chance.choice((2, 2, 3)))) for _ in range(count))
+
+
+def _answers(folder: Path, record: DataRecord) -> tuple[Sequence[str], str]:
+    """The completions of the training rows if they are few, else none; and the white space before a completion."""
+    from pyarrow import parquet
+
+    if record.form != "completion" or record.completions:
+        return (), ""
+    seen: set[str] = set()
+    with parquet.ParquetFile(folder / "data" / "train.parquet") as file:
+        for batch in file.iter_batches(batch_size=8192, columns=["completion"]):
+            seen.update(batch.column(0).to_pylist())
+            if len(seen) > MOST_ANSWERS:
+                first = next(iter(sorted(seen)))
+                return (), first[: len(first) - len(first.lstrip())]
+    return sorted(seen) if len(seen) > 1 else (), " "

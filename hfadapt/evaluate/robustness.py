@@ -1,0 +1,160 @@
+"""Robustness to careless input: the leading metric on test rows with typos, other casing, spacing and word order.
+
+The changes are those of augmentation and leave the answer right; what a model has to produce is never touched. They
+are drawn at random, so this is no search for the worst case. Libraries that search for it (TextAttack 0.3.11) cannot be
+installed beside the versions that hfadapt pins.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from hfadapt.data import augment
+from hfadapt.data.rows import stable_hash
+from hfadapt.evaluate.metrics import METRICS, compare, usable
+from hfadapt.evidence import Estimate, Perturbation
+from hfadapt.tasks import Example, Row, Scores
+
+if TYPE_CHECKING:
+    from hfadapt.evaluate.bench import Bench
+    from hfadapt.records import Metric
+
+SHARE = 0.15
+"""Share of the words that is changed."""
+
+_WORD_END = re.compile(r"(?<=\w)[.,;:]+$")
+
+
+def spacing(text: str, share: float, draw: random.Random) -> str:
+    """Doubles the space after a share of the words, and drops their full stops, commas and colons.
+
+    Marks that stand alone, such as `:(`, and `!` and `?` say something, so they stay.
+    """
+    words = text.split(" ")
+    for number, word in enumerate(words):
+        if word and draw.random() < share:
+            words[number] = _WORD_END.sub("", word) + (" " if number < len(words) - 1 else "")
+    return " ".join(words)
+
+
+PERTURBATIONS: dict[str, tuple[augment.Operation, float]] = {
+    "typos": (augment.typos, SHARE),
+    "word swaps": (augment.word_swap, SHARE),
+    "case": (augment.case, 1.0),
+    "spacing": (spacing, SHARE),
+}
+
+
+def perturb(rows: Sequence[Row], name: str, seed: int) -> list[dict[str, Any]]:
+    """Copies of rows with one change to what the model is shown: text beside a label, prompt, or the user's turns.
+
+    Args:
+        rows: Prepared rows with `source` and `row`; they are not changed themselves.
+        name: One of PERTURBATIONS.
+        seed: The data seed; a row is changed in the same way whichever rows are with it.
+    """
+    return [_changed(row, name, seed) for row in rows]
+
+
+def robustness(bench: Bench, rows: Sequence[Row]) -> tuple[Perturbation, ...]:
+    """The leading metric of baseline and adapter on the rows before and after each change.
+
+    The interval of a drop is that of a paired bootstrap: the same rows with and without the change. Plain text that a
+    language model learns to write has no part that could be changed alone, so there is nothing to report.
+    """
+    if bench.data.form == "text" or not rows:
+        return ()
+    clean = bench.encode(rows)
+    base, adapter = bench.score(clean, adapter=False), bench.score(clean)
+    name = next(
+        (each for each in bench.lock.evaluate.metrics if each in METRICS and usable(METRICS[each], adapter)), "loss"
+    )
+    found = []
+    for change, (_, share) in PERTURBATIONS.items():
+        changed = perturb(rows, change, bench.lock.data.seed)
+        count = sum(new != dict(old) for new, old in zip(changed, rows, strict=True))
+        if not count:
+            continue
+        examples = bench.encode(changed)
+        drop, value = _drop(bench, name, adapter, _scores(bench, adapter, clean, examples, adapter=True))
+        base_drop, base_value = _drop(bench, name, base, _scores(bench, base, clean, examples, adapter=False))
+        found.append(
+            Perturbation(
+                name=change,
+                share=share,
+                changed_rows=count,
+                rows=len(rows),
+                metric=name,
+                base_clean=base_value.base,
+                base_changed=base_value.adapter,
+                adapter_clean=float(value.base or 0.0),
+                adapter_changed=value.adapter,
+                drop=drop,
+                base_drop=base_drop,
+            )
+        )
+    return tuple(found)
+
+
+def _scores(
+    bench: Bench, before: Scores, clean: Sequence[Example], changed: Sequence[Example], *, adapter: bool
+) -> Scores:
+    """Scores of the changed rows; rows that the tokenizer reads as before (an uncased one, say) keep theirs."""
+    new = [i for i, (old, example) in enumerate(zip(clean, changed, strict=True)) if old.input_ids != example.input_ids]
+    if not new:
+        return before
+    after = bench.score([changed[i] for i in new], adapter=adapter)
+
+    def merged(name: str) -> Any:
+        old, own = getattr(before, name), getattr(after, name)
+        if old is None or own is None:
+            return None
+        found = old.copy()
+        found[new] = own
+        return found
+
+    return Scores(*(merged(field.name) for field in fields(Scores)))
+
+
+def _drop(bench: Bench, name: str, clean: Scores, changed: Scores) -> tuple[Estimate, Metric]:
+    settings = bench.lock.evaluate
+    metric = compare(
+        name,
+        clean,
+        changed,
+        resamples=settings.resamples,
+        confidence=settings.confidence,
+        seed=bench.lock.data.seed,
+    )
+    assert metric.delta is not None
+    assert metric.low is not None
+    assert metric.high is not None
+    rows = metric.rows
+    if metric.higher_is_better:
+        # 0 - x rather than -x, which would write an unchanged metric as -0.
+        return Estimate(value=0 - metric.delta, low=0 - metric.high, high=0 - metric.low, rows=rows), metric
+    return Estimate(value=metric.delta, low=metric.low, high=metric.high, rows=rows), metric
+
+
+def _changed(row: Row, name: str, seed: int) -> dict[str, Any]:
+    operation, share = PERTURBATIONS[name]
+
+    def run(text: str, place: int = 0) -> str:
+        key = stable_hash(seed, "perturb", row.get("source", ""), row.get("row", 0), name, place)
+        return str(operation(text, share, random.Random(key)))
+
+    changed: dict[str, Any] = dict(row)
+    if row.get("messages"):
+        changed["messages"] = [
+            {**turn, "content": run(turn["content"], at)} if turn["role"] == "user" else dict(turn)
+            for at, turn in enumerate(row["messages"])
+        ]
+    elif row.get("prompt") is not None:
+        changed["prompt"] = run(row["prompt"])
+    elif row.get("label") is not None:
+        changed["text"] = run(row["text"])
+    return changed

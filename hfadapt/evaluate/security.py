@@ -1,0 +1,135 @@
+"""The security checks of one cell: what an attacker can learn from the adapter, and what careless input does to it.
+
+Membership inference, exposure of planted canaries, verbatim repetition and personal data in generations, robustness.
+Every check takes a seeded sample of rows, as many as a fixed amount of arithmetic allows, and says how many it took.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hfadapt.data import read_split
+from hfadapt.evaluate import membership as mia
+from hfadapt.evaluate.exposure import exposure
+from hfadapt.evaluate.generations import personal_data, verbatim
+from hfadapt.evaluate.robustness import PERTURBATIONS, robustness
+from hfadapt.evaluate.token_scores import score_tokens
+from hfadapt.evidence import Membership, SecurityRecord, Verbatim
+from hfadapt.tasks import IGNORED, Example, Row
+
+if TYPE_CHECKING:
+    from hfadapt.evaluate.bench import Bench
+
+MOST_ROWS, LEAST_ROWS = 200, 24
+"""Rows of a check: members, non-members, perturbed rows. Fewer than the most where the arithmetic would take long."""
+
+LIMIT_FLOPS = {"cpu": 5e12, "cuda": 5e14}
+"""Arithmetic of one check on a kind of device, about half a minute of it; 2 operations a parameter and token."""
+
+GENERATIONS = 24
+
+
+def check(bench: Bench) -> SecurityRecord:
+    """All checks that fit the task; the parts of the record that do not fit are None.
+
+    Canaries are looked for where `data.canaries` planted some; without them there is nothing to be found.
+    """
+    started = time.perf_counter()
+    say = bench.progress.say
+    say(f"{bench.cell.domain}: leak checks")
+    inferred, repeated = _leaks(bench)
+    exposed = exposure(bench)
+    written = None
+    if bench.lock.task == "causal-lm" and not bench.choices:
+        prompts = bench.encode(mia.sample(bench.rows, GENERATIONS, bench.lock.data.seed, "prompts"))
+        written = personal_data(bench, prompts, _training_texts(bench))
+    say(f"{bench.cell.domain}: robustness checks")
+    passes = 2 * (1 + len(PERTURBATIONS))
+    perturbed = mia.sample(bench.rows, affordable(bench, bench.test, passes), bench.lock.data.seed, "perturbed")
+    return SecurityRecord(
+        domain=bench.cell.domain,
+        target=bench.cell.target,
+        membership=inferred,
+        canaries=exposed,
+        verbatim=repeated,
+        personal_data=written,
+        robustness=robustness(bench, perturbed),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def affordable(bench: Bench, examples: Sequence[Example], passes: int) -> int:
+    """How many rows of this length may be passed through the model so often: LEAST_ROWS … MOST_ROWS.
+
+    It follows from the rows, the model and the kind of device alone, so that the same rows are taken every time.
+    """
+    if not examples:
+        return MOST_ROWS
+    tokens = float(np.mean([len(example.input_ids) for example in examples]))
+    if any(len(choice) > 1 for choice in bench.choices.values()):
+        # Answers of several tokens are scored one by one.
+        passes *= 1 + len(bench.choices)
+    limit = LIMIT_FLOPS.get(bench.device.type, LIMIT_FLOPS["cpu"])
+    return int(np.clip(limit / (2 * bench.base.parameters * tokens * passes), LEAST_ROWS, MOST_ROWS))
+
+
+def _leaks(bench: Bench) -> tuple[Membership | None, Verbatim | None]:
+    """Membership inference and verbatim repetition, from the same passes over the same rows."""
+    seed, settings = bench.lock.data.seed, bench.lock.evaluate
+    trained = mia.sample(read_split(bench.cell.folder, "train", limit=20 * MOST_ROWS), MOST_ROWS, seed, "members")
+    held: list[Row] = [*bench.rows, *read_split(bench.cell.folder, "validation", limit=MOST_ROWS)]
+    members, others = _scorable(bench, trained), _scorable(bench, mia.sample(held, MOST_ROWS, seed, "non-members"))
+    # Members and non-members pass through adapter and base.
+    count = affordable(bench, [example for _, example in (*members, *others)], 4)
+    members, others = (mia.sample(part, count, seed, "affordable") for part in (members, others))
+    if len(members) < mia.FOLDS or len(others) < mia.FOLDS:
+        return None, None
+    examples = [example for _, example in (*members, *others)]
+    first = len(members)
+    repeated = None
+    if bench.lock.task == "causal-lm" and not bench.choices:
+        adapter, base = score_tokens(bench, examples), score_tokens(bench, examples, adapter=False)
+        attacks = mia.token_attacks(adapter, base, examples, bench.base.tokenizer.decode)
+        repeated = verbatim(
+            examples[:first],
+            adapter[:first],
+            base[:first],
+            examples[first:],
+            adapter[first:],
+            confidence=settings.confidence,
+        )
+    else:
+        untrained = bench.task.baseline == "base"
+        attacks = mia.choice_attacks(bench.score(examples), bench.score(examples, adapter=False) if untrained else None)
+    inferred = mia.membership(
+        {name: (values[:first], values[first:]) for name, values in attacks.items()},
+        ([mia.row_text(row) for row, _ in members], [mia.row_text(row) for row, _ in others]),
+        resamples=settings.resamples,
+        confidence=settings.confidence,
+        seed=seed,
+    )
+    return inferred, repeated
+
+
+def _scorable(bench: Bench, rows: Sequence[Row]) -> list[tuple[Row, Example]]:
+    """Rows with their examples, without those whose answer was cut off."""
+    single = bench.lock.task != "causal-lm"
+    return [
+        (row, example)
+        for row, example in zip(rows, bench.encode(rows), strict=True)
+        if single or any(label != IGNORED for label in example.labels[1:])
+    ]
+
+
+def _training_texts(bench: Bench) -> Iterator[str]:
+    """All training rows, one text a row, a few thousand rows at a time in memory."""
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(bench.cell.folder / "data" / "train.parquet") as file:
+        for batch in file.iter_batches(batch_size=4096):
+            rows: list[dict[str, Any]] = batch.to_pylist()
+            yield from map(mia.row_text, rows)
