@@ -109,6 +109,9 @@ class Task(Protocol):
     def loss_sum(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
         """The loss in nats summed over all labels of the batch, and their number."""
 
+    def label_logits(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Logits of the L labels of a batch: (L, V) over the vocabulary, or (L, C) over the classes."""
+
     def score(
         self, model: Any, examples: Sequence[Example], batches: Batches, choices: Sequence[Sequence[int]] = ()
     ) -> Scores:

@@ -82,6 +82,10 @@ class CausalLM:
         logits, targets, _ = labelled_logits(model, batch)
         return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum"), len(targets)
 
+    def label_logits(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Logits (L, V) of the positions that predict a label."""
+        return labelled_logits(model, batch)[0]
+
     def score(
         self, model: Any, examples: Sequence[Example], batches: Batches, choices: Sequence[Sequence[int]] = ()
     ) -> Scores:
