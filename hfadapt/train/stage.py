@@ -12,6 +12,7 @@ import torch
 
 from hfadapt import kinds
 from hfadapt.batches import padded
+from hfadapt.compute import training_compute
 from hfadapt.data import read_split
 from hfadapt.launch import World, interruptible
 from hfadapt.manifest import write_manifest
@@ -21,6 +22,7 @@ from hfadapt.progress import Progress, Silent
 from hfadapt.records import PHASES, Phase, PhaseMeasure, TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Example
+from hfadapt.train.energy import EnergyMeter
 from hfadapt.train.fast import product_dtype
 from hfadapt.train.loop import Loop
 from hfadapt.versions import versions
@@ -67,7 +69,7 @@ def train_cell(cell: Cell, world: World, *, identity: str = "", progress: Progre
     if lock.train.trackers:
         name = f"{lock.name}-{cell.domain}-{cell.target}"
         world.accelerator.init_trackers(name, config={"recipe": lock.name, "domain": cell.domain})
-    with PeakMemory(device, floor) as train_peak, interruptible() as interrupt:
+    with EnergyMeter(device, world.size) as meter, PeakMemory(device, floor) as train_peak, interruptible() as interrupt:
         loop = Loop(
             accelerator=world.accelerator,
             task=task,
@@ -128,6 +130,8 @@ def train_cell(cell: Cell, world: World, *, identity: str = "", progress: Progre
         model_hub_id=base.source.hub_id,
         model_revision=base.source.revision,
         model_citation=base.source.citation,
+        energy=meter.energy(state.seconds),
+        compute=training_compute(lock, data, state.tokens, state.labelled_tokens, trained, base.source.hub_id),
         versions=versions(str(device)),
     )
     world.on_main(lambda: _finish(cell, record))
