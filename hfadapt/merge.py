@@ -43,8 +43,9 @@ def open_merged(
     Raises:
         RunError: the base is held in 4 or 8 bits and cannot be unpacked, or the result is not finite.
     """
-    quant = lock.quant if dequantised else "none"
-    base = load_base(lock.model_copy(update={"quant": quant, "dtype": dtype}), labels, device)
+    # Quantised from the dtype of training, or the scales would be others.
+    stored = {} if dequantised else {"quant": "none", "dtype": dtype}
+    base = load_base(lock.model_copy(update=stored), labels, device)
     if getattr(base.model, "is_quantized", False):
         base.model = _unpacked(base.model, dtype)
     model = open_adapter(base, adapter, lock.adapter.method, device)

@@ -258,6 +258,7 @@ class Once:
         self._output: Any = None
 
     def __call__(self, **inputs: Any) -> Any:
+        """The model's output for a batch."""
         if inputs["input_ids"] is not self._seen:
             self._seen, self._output = inputs["input_ids"], self._model(**inputs)
         return self._output
@@ -303,5 +304,3 @@ def _too_far(variant: Variant, metric: RowMetric, result: Metric, lock: Lock) ->
             f"{result.rows} rows), the limit is {limits.points:g}"
         )
     return "; ".join(found) or None
-
-

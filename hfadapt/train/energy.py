@@ -8,6 +8,7 @@ cooling are not in any of them, except for memory where RAPL has a domain for it
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import re
 import sys
@@ -262,11 +263,12 @@ def _nvml(device: torch.device, processes: int) -> Iterator[Counter]:
 
 
 def _codecarbon(processes: int) -> tuple[str | None, Any]:
-    """The country that codecarbon knows, and its tracker, started; neither asks the network. (None, None) without it."""
+    """The country that codecarbon knows, and its tracker, started, which asks no network; None and None without it."""
     try:
         from codecarbon import OfflineEmissionsTracker
         from codecarbon.core.config import get_hierarchical_config
 
+        logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
         country = os.environ.get(COUNTRY) or get_hierarchical_config().get("country_iso_code")
         tracker = OfflineEmissionsTracker(
             # Without a country it does not start; what it then says about carbon is not used.

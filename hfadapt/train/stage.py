@@ -69,7 +69,8 @@ def train_cell(cell: Cell, world: World, *, identity: str = "", progress: Progre
     if lock.train.trackers:
         name = f"{lock.name}-{cell.domain}-{cell.target}"
         world.accelerator.init_trackers(name, config={"recipe": lock.name, "domain": cell.domain})
-    with EnergyMeter(device, world.size) as meter, PeakMemory(device, floor) as train_peak, interruptible() as interrupt:
+    meter = EnergyMeter(device, world.size)
+    with meter, PeakMemory(device, floor) as train_peak, interruptible() as interrupt:
         loop = Loop(
             accelerator=world.accelerator,
             task=task,
