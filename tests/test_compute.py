@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tiny import LABELS, make_lock, make_loop, pairs
+from tiny import make_lock, make_loop, pairs
 
 from hfadapt.compute import base_compute, tuning_compute
 from hfadapt.facts import model_facts

@@ -207,3 +207,31 @@ def test_the_command_line(classifier, tmp_path):
     expected = load_adapted(classifier.folder).predict(TEXTS)
     assert [answer["label"] for answer in json.loads(said.out)] == [answer.label for answer in expected]
     assert "merged" in command("list", "formats").out
+
+
+@pytest.mark.parametrize("storage", ["merged-dequantised-bfloat16", "merged-dequantised-float32", "merged-q8_0"])
+def test_gguf_is_the_same_model(chooser, tmp_path, storage):
+    """Read by transformers, which undoes names and the order of rows by its own code."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    done = export(chooser, "gguf", tmp_path / "out", variant=storage, force=storage.endswith("q8_0"))
+    assert done.record.difference < 1e-4 or storage.endswith("q8_0")
+    assert (done.record.forced is None) == (not storage.endswith("q8_0")), "8 bits were not measured"
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "model.gguf" in names
+    assert not any(name.endswith(".safetensors") for name in names)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", gguf_file="model.gguf", dtype=torch.float32)
+    own = AutoTokenizer.from_pretrained(chooser.adapter)
+    read = AutoTokenizer.from_pretrained(tmp_path / "out", gguf_file="model.gguf")
+    assert read(TEXTS)["input_ids"] == own(TEXTS)["input_ids"]
+    assert read.chat_template == own.chat_template
+    assert (read.eos_token, read.bos_token) == (own.eos_token, own.bos_token)
+    assert model.config.max_position_embeddings == 256
+    if not storage.endswith("q8_0"):
+        same_answers(load_adapted(tmp_path / "out").predict(TEXTS), load_adapted(chooser.folder).predict(TEXTS), 0.1)
+
+
+def test_gguf_says_what_it_cannot_hold(classifier, tmp_path):
+    with pytest.raises(RequestError, match="cannot be exported as gguf") as caught:
+        export(classifier, "gguf", tmp_path / "out")
+    assert "text-classification" in str(caught.value)
