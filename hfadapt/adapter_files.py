@@ -29,11 +29,13 @@ TOKENIZER_FILES = frozenset(
 )
 MODEL_FILES = re.compile(
     r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|config\.json|generation_config\.json"
+    r"|model\.gguf"
 )
 PAPERS = ("README.md", "card.json", "loss.svg", "lock.yaml", "evaluation.json")
 """Files about the adapter; they lie beside the records in a cell and beside the adapter once it is published."""
 
-BESIDE = frozenset({MANIFEST, *PAPERS, SUMS, ".gitattributes"})
+EXPORT = "export.json"
+BESIDE = frozenset({MANIFEST, *PAPERS, SUMS, EXPORT, "CARD.md", "drift.json", ".gitattributes"})
 """Files that may stand beside those that the manifest lists."""
 
 PICKLES = frozenset(".bin .pt .pth .pkl .pickle .ckpt .npy .npz .joblib .h5 .msgpack .keras .mar".split())  # noqa: SIM905
@@ -91,8 +93,9 @@ def folder_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
             fix="update hfadapt",
         )
         return
-    if manifest.method == "full":
-        yield from _model_config_problems(folder)
+    if manifest.whole:
+        if (folder / "config.json").is_file():
+            yield from _model_config_problems(folder)
     else:
         config, problems = read_config(folder / CONFIG)
         yield from problems
@@ -133,12 +136,15 @@ def _foreign_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
 def _changed_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     from hfadapt.model import file_sha256
 
-    needed = {"config.json"} if manifest.method == "full" else {CONFIG, WEIGHTS}
+    method = "full" if manifest.whole else manifest.method
+    needed = {CONFIG, WEIGHTS}
+    if manifest.whole:
+        needed = {"model.gguf"} if manifest.format == "gguf" else {"config.json"}
     for name in sorted(needed - manifest.files.keys()):
         yield Problem(f"the manifest does not list {name}", str(folder / MANIFEST), fix=AGAIN)
     for name, digest in manifest.files.items():
         path = folder / name
-        if Path(name).name != name or not is_model_file(name, manifest.method):
+        if Path(name).name != name or not is_model_file(name, method):
             yield Problem(
                 "the manifest lists a file that no adapter has",
                 str(folder / MANIFEST),

@@ -58,6 +58,7 @@ LISTS: dict[str, Callable[[], Table]] = {
     "tasks": lambda: _kind("tasks"),
     "adapters": lambda: _kind("adapters"),
     "quants": lambda: _kind("quants"),
+    "formats": lambda: _kind("formats"),
     "samples": _samples,
     "metrics": _metrics,
 }

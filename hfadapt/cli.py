@@ -200,19 +200,22 @@ def report(
 
 @app.command()
 def predict(
-    run: CellArgument,
+    run: Annotated[Path, typer.Argument(metavar="CELL", help="runs/NAME/DOMAIN/TARGET, a run, or an exported folder.")],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="One or more texts.")],
     domain: OneDomain = None,
     target: OneTarget = None,
+    base: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--base", metavar="MODEL", help="Where the base of an exported adapter is."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Apply an adapter of a run to texts."""
+    """Apply an adapter of a run, or an exported folder, to texts."""
     from hfadapt.pipeline import quiet_libraries
     from hfadapt.predict import load_adapted
-    from hfadapt.run_folder import find_cell
 
     quiet_libraries()
-    answers = load_adapted(find_cell(run, domain, target).folder).predict(texts)
+    answers = load_adapted(run, domain, target, base).predict(texts)
     if json:
         import json as json_library
 
@@ -220,6 +223,30 @@ def predict(
     else:
         for answer in answers:
             typer.echo(str(answer))
+
+
+@app.command()
+def export(
+    cell: CellArgument,
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new folder.")],
+    format: Annotated[str, typer.Option("--format", help="adapter, merged …; see hfadapt list formats.")] = "merged",
+    variant: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--variant", help="A form of drift.json; by default the first that is not refused."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also what drift.json refuses or has not measured.")] = False,
+    domain: OneDomain = None,
+    target: OneTarget = None,
+    json: Json = False,
+) -> None:
+    """Write an adapter as a folder of its own, or merged into its base, and open it again to compare."""
+    from hfadapt.export import export as export_cell
+    from hfadapt.pipeline import quiet_libraries
+    from hfadapt.run_folder import find_cell
+
+    quiet_libraries()
+    done = export_cell(find_cell(cell, domain, target), format, to, variant=variant, force=force, say=note)
+    show(done.record if json else done, json)
 
 
 @app.command()
@@ -281,7 +308,7 @@ def note(text: str) -> None:
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="targets, tasks, adapters, quants, samples or metrics.")] = "",
+    what: Annotated[str, typer.Argument(help="targets, tasks, adapters, quants, formats, samples or metrics.")] = "",
 ) -> None:
     """List what can be named in a recipe."""
     from hfadapt.catalogue import listing

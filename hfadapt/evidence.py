@@ -217,7 +217,11 @@ class Variant(Spec):
 
 
 class DriftRecord(Record):
-    """How far the results move when the adapter is merged, or put on a base in another storage."""
+    """How far the results move when the adapter is merged, or put on a base in another storage.
+
+    `refused` says by variant why it is not shipped, `skipped` why one was not measured; `labels` are the labels behind
+    each `kl_nats`.
+    """
 
     domain: str
     target: str
@@ -227,6 +231,8 @@ class DriftRecord(Record):
     limit_kl_nats: float
     limit_points: float
     refused: dict[str, str] = {}
+    skipped: dict[str, str] = {}
+    labels: int | None = None
     seconds: float
 
 

@@ -1,8 +1,8 @@
-"""The folder is the registry: tasks/, adapters/ and quants/ each hold one file per name.
+"""The folder is the registry: tasks/, adapters/, quants/ and formats/ each hold one file per name.
 
 The name in a recipe is the file's name with hyphens (`text_classification.py` is `text-classification`). Other
-packages add names through the entry-point groups `hfadapt.tasks`, `hfadapt.adapters` and
-`hfadapt.quants`, each pointing at an object that fulfils that folder's contract.
+packages add names through the entry-point groups `hfadapt.tasks`, `hfadapt.adapters`,
+`hfadapt.quants` and `hfadapt.formats`, each pointing at an object that fulfils that folder's contract.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from hfadapt.errors import RequestError, choice_problem
 
-KINDS = ("tasks", "adapters", "quants")
+KINDS = ("tasks", "adapters", "quants", "formats")
 
 
 @cache

@@ -64,9 +64,9 @@ RULES = (
 
 
 def leaks(path: Path) -> Iterator[tuple[str, int]]:
-    """(rule, line) for everything in a file that must not be published; of safetensors the header is looked at."""
+    """(rule, line) for all in a file that must not be published; of safetensors and GGUF the header is looked at."""
     text = _text(path)
-    rules = RULES if path.name in VOCABULARIES else (*RULES, *personal_rules())
+    rules = RULES if path.name in VOCABULARIES or path.suffix == ".gguf" else (*RULES, *personal_rules())
     for rule in rules:
         if found := rule.pattern.search(text):
             yield rule.name, text.count("\n", 0, found.start()) + 1
@@ -77,6 +77,8 @@ def _text(path: Path) -> str:
         if path.suffix == ".safetensors":
             (size,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
             content = file.read(min(size, path.stat().st_size))
+        elif path.suffix == ".gguf":
+            content = file.read(_gguf_header_bytes(path))
         else:
             content = file.read()
     text = content.decode("utf-8", errors="replace")
@@ -85,6 +87,13 @@ def _text(path: Path) -> str:
         with contextlib.suppress(ValueError, RecursionError):
             text += "\n" + json.dumps(json.loads(text), ensure_ascii=False)
     return text
+
+
+def _gguf_header_bytes(path: Path) -> int:
+    """What stands before the tensors: names, settings and the vocabulary."""
+    from gguf import GGUFReader
+
+    return int(GGUFReader(path).data_offset)
 
 
 @cache

@@ -35,17 +35,24 @@ class Adapted:
     """A base with its adapter on it.
 
     Args:
-        cell: The cell it comes from.
         model: The peft model (or, for method full, the model itself), in evaluation mode.
         tokenizer: The base's.
         labels: Label names; for a language model, the answers it chooses from, or none.
+        choices: Token ids of those answers.
+        form: How its rows were given: `messages` are put into the chat template.
+        prompt: The recipe's template, in which `{text}` is replaced.
+        cell: The cell it comes from; None for an exported folder.
     """
 
-    cell: Cell
     model: Any
     tokenizer: Any
+    task: str
     labels: tuple[str, ...]
     choices: Mapping[str, tuple[int, ...]]
+    max_length: int
+    form: str | None = None
+    prompt: str | None = None
+    cell: Cell | None = None
 
     def predict(self, texts: str | Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS) -> list[Answer]:
         """Answers for one or more texts.
@@ -54,15 +61,16 @@ class Adapted:
         among them; the recipe's template is put around the text. Otherwise it generates greedily.
         """
         asked = [texts] if isinstance(texts, str) else list(texts)
-        if self.cell.lock.task == "text-classification":
+        if self.task == "text-classification":
             return self._classify(asked)
         return [self._continue(text, max_new_tokens) for text in asked]
 
     def _classify(self, texts: Sequence[str]) -> list[Answer]:
         import torch
 
-        length = self.cell.lock.data.max_length
-        batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
+        batch = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        )
         with torch.inference_mode():
             logits = self.model(
                 input_ids=batch["input_ids"].to(self.model.device),
@@ -116,42 +124,110 @@ class Adapted:
 
     def _prompt(self, text: str) -> list[int]:
         """Token ids of what precedes the answer: the recipe's template, a chat turn, or the text itself."""
-        lock, data = self.cell.lock, self.cell.data
-        template = lock.template_of(lock.domain)
-        if template and template.prompt is not None:
-            text = template.prompt.replace("{text}", text) if "{text}" in template.prompt else text
-        elif data.form == "messages":
+        if self.prompt is not None:
+            text = self.prompt.replace("{text}", text) if "{text}" in self.prompt else text
+        elif self.form == "messages":
             messages = [{"role": "user", "content": text}]
             rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
         return list(self.tokenizer(text)["input_ids"])
 
 
-def load_adapted(path: str | Path, domain: str | None = None, target: str | None = None) -> Adapted:
-    """Loads the base of a cell, checks that the adapter belongs to it, and puts it on.
+def load_adapted(
+    path: str | Path, domain: str | None = None, target: str | None = None, base: str | None = None
+) -> Adapted:
+    """Loads the base of a cell, checks that the adapter belongs to it, and puts it on; or opens an exported folder.
 
     Args:
-        path: A cell's folder, or a run's with `domain` and `target` where it has several cells.
+        path: A cell's folder, a run's with `domain` and `target` where it has several cells, or an exported folder.
+        base: Where the base of an exported adapter is now, if not under the name in its manifest.
 
     Raises:
         RequestError: no such cell, or it is not trained yet.
         RunError: the adapter does not belong to the base, or its files were changed.
     """
-    import torch
-
     from hfadapt.evaluate.stage import answer_choices
-    from hfadapt.manifest import check_folder, check_manifest
+    from hfadapt.manifest import FILE, check_folder, check_manifest
     from hfadapt.model import load_base, open_adapter
 
-    cell = find_cell(Path(path), domain, target)
+    folder = Path(path)
+    if (folder / FILE).is_file():
+        return _load_exported(folder, base)
+    cell = find_cell(folder, domain, target)
+    if base is not None:
+        raise RequestError("a cell knows its base", place="--base", fix="leave it out")
     if not (cell.folder / "train.json").exists():
         raise RequestError("the cell is not trained yet", place=str(cell.folder), fix="hfadapt run RECIPE")
     lock, data = cell.lock, cell.data
     kinds.load("tasks", lock.task)
     manifest = check_folder(cell.adapter)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    base = load_base(lock, data.labels, device)
-    check_manifest(manifest, base, cell.adapter, data.labels)
-    choices = answer_choices(cell, data, base) if lock.task == "causal-lm" else {}
-    model = open_adapter(base, cell.adapter, lock.adapter.method, device)
-    return Adapted(cell, model, base.tokenizer, tuple(choices) or data.labels, choices)
+    device = _device()
+    loaded = load_base(lock, data.labels, device)
+    check_manifest(manifest, loaded, cell.adapter, data.labels)
+    choices = answer_choices(cell, data, loaded) if lock.task == "causal-lm" else {}
+    model = open_adapter(loaded, cell.adapter, lock.adapter.method, device)
+    template = lock.template_of(lock.domain)
+    return Adapted(
+        model,
+        loaded.tokenizer,
+        lock.task,
+        tuple(choices) or data.labels,
+        choices,
+        lock.data.max_length,
+        data.form,
+        template.prompt if template else None,
+        cell,
+    )
+
+
+def _device() -> Any:
+    import torch
+
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _load_exported(folder: Path, base: str | None) -> Adapted:
+    """What is in an exported or published folder, by its manifest."""
+    import yaml
+
+    from hfadapt.manifest import check_folder, check_manifest
+    from hfadapt.model import load_base, open_adapter
+    from hfadapt.recipe import Lock
+    from hfadapt.tasks.causal_lm import completion_ids
+
+    manifest = check_folder(folder)
+    if not (folder / "lock.yaml").is_file():
+        raise RequestError(
+            "the folder does not say how its model was trained",
+            place=str(folder / "lock.yaml"),
+            fix="give the cell's folder, or one that hfadapt exported or published",
+        )
+    lock = Lock.model_validate(yaml.safe_load((folder / "lock.yaml").read_text(encoding="utf-8")))
+    device = _device()
+    if manifest.whole:
+        if base is not None:
+            raise RequestError("the folder holds a whole model", place="--base", fix="leave it out")
+        where = folder / "model.gguf" if manifest.format == "gguf" else folder
+        lock = lock.model_copy(update={"model": str(where), "quant": "none", "dtype": manifest.dtype})
+        loaded = load_base(lock, manifest.labels, device)
+        model = loaded.model.requires_grad_(False).eval()
+    else:
+        known = manifest.model + (f"@{manifest.model_revision}" if manifest.model_revision else "")
+        lock = lock.model_copy(update={"model": base or known})
+        try:
+            loaded = load_base(lock, manifest.labels, device)
+        except OSError as error:
+            raise RequestError(
+                "the base of this adapter was not found",
+                place=base or known,
+                got=" ".join(str(error).split())[:120],
+                fix="say where it is: --base FOLDER",
+            ) from None
+        check_manifest(manifest, loaded, folder, manifest.labels)
+        model = open_adapter(loaded, folder, manifest.method, device)
+    ids = {name: completion_ids(text, loaded.tokenizer, end=False) for name, text in manifest.completions.items()}
+    choices = {name: tuple(each) for name, each in ids.items()}
+    labels = tuple(choices) or manifest.labels
+    return Adapted(
+        model, loaded.tokenizer, manifest.task, labels, choices, manifest.max_length, manifest.form, manifest.prompt
+    )

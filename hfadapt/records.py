@@ -399,7 +399,11 @@ class EvaluationRecord(Record):
 
 
 class Manifest(Record):
-    """What an adapter belongs to; checked before it is loaded."""
+    """What an adapter belongs to; checked before it is loaded.
+
+    In an exported folder `format` says what the folder holds, and `form`, `prompt` and `completions` (what is generated
+    for each label) how texts are put to it, so that it can be used without the run.
+    """
 
     task: str
     model: str
@@ -418,6 +422,15 @@ class Manifest(Record):
     tensors: int
     max_length: int
     versions: Versions
+    format: str = "adapter"
+    form: str | None = None
+    prompt: str | None = None
+    completions: dict[str, str] = {}
+
+    @property
+    def whole(self) -> bool:
+        """Whether the folder holds a model of its own, which needs no base."""
+        return self.method == "full" or self.format != "adapter"
 
 
 # --- card.json -------------------------------------------------------------------------------------------------------
@@ -479,6 +492,33 @@ class PublishRecord(Record):
     license: str
     loaded_difference: float | None
     collection: str | None = None
+    versions: Versions
+
+
+# --- export.json -----------------------------------------------------------------------------------------------------
+
+
+class ExportRecord(Record):
+    """An exported folder: in which form, and how it scored when it was opened again with plain transformers.
+
+    `variant` is the form's name in drift.json, None where nothing can drift; `kl_nats` what was measured there.
+    `difference` is the mean difference of a label's loss between what was written and what was read back, in nats, and
+    `evaluated_difference` that between what was read back and the adapter as it was evaluated.
+    """
+
+    domain: str
+    target: str
+    format: str
+    variant: str | None
+    storage: str
+    forced: str | None = None
+    kl_nats: float | None = None
+    delta: float | None = None
+    rows: int
+    difference: float
+    tolerance: float
+    evaluated_difference: float | None
+    files: tuple[PublishedFile, ...]
     versions: Versions
 
 

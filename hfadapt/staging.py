@@ -107,7 +107,7 @@ def stage(cell: Cell, folder: Path, prefix: str = "", licence: str | None = None
     for path in _sources(cell):
         if path.parent == cell.folder or is_model_file(path.name, manifest.method):
             shutil.copyfile(path, target / path.name, follow_symlinks=False)
-    _without_places(target / "lock.yaml")
+    without_places(target / "lock.yaml")
     if licence is not None:
         _set_licence(target, licence)
     return sealed(folder, prefix)
@@ -159,7 +159,7 @@ def _refused(path: Path, rule: str) -> Problem:
     return Problem(rule, str(path), fix="replace it by the file itself, or remove it")
 
 
-def _without_places(path: Path) -> None:
+def without_places(path: Path) -> None:
     """Takes the folders of this machine out of lock.yaml: of an absolute path only the last part stays."""
     lock = yaml.safe_load(path.read_text(encoding="utf-8"))
     public = _public(lock)

@@ -11,7 +11,7 @@ from hfadapt import kinds
 from hfadapt.errors import RequestError
 
 
-@pytest.mark.parametrize("kind", ["tasks", "adapters", "quants"])
+@pytest.mark.parametrize("kind", ["tasks", "adapters", "quants", "formats"])
 def test_every_file_is_a_name_and_every_name_a_kind(kind):
     folder = Path(kinds.__file__).parent / kind
     files = {path.stem.replace("_", "-") for path in folder.glob("*.py") if not path.stem.startswith("_")}

@@ -128,7 +128,13 @@ def _evaluate(cell: Cell, device: torch.device, progress: Progress, room: dict[i
 
 
 def answer_choices(cell: Cell, data: DataRecord, base: Base) -> dict[str, tuple[int, ...]]:
-    """The completions among which the model is asked to choose, by name: token ids without the end token.
+    """`answer_texts` as token ids without the end token."""
+    texts = answer_texts(cell, data)
+    return {name: tuple(completion_ids(text, base.tokenizer, end=False)) for name, text in texts.items()}
+
+
+def answer_texts(cell: Cell, data: DataRecord) -> dict[str, str]:
+    """The completions among which the model is asked to choose, by name.
 
     Empty when the rows are not of the kind where every answer is one of a few.
     """
@@ -138,7 +144,7 @@ def answer_choices(cell: Cell, data: DataRecord, base: Base) -> dict[str, tuple[
         tested = {row["completion"] for split in ("validation", "test") for row in read_split(cell.folder, split)}
         if 2 <= len(seen) <= MOST_CHOICES and tested <= set(seen):
             texts = {text.strip() or text: text for text in seen}
-    return {name: tuple(completion_ids(text, base.tokenizer, end=False)) for name, text in texts.items()}
+    return texts
 
 
 def _reopened(bench: Bench, validation: Sequence[Example], expected: Sequence[float]) -> float:

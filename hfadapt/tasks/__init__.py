@@ -118,6 +118,9 @@ class Task(Protocol):
     def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss in nats of each of L labels (L,), in float32, and the row it belongs to (L,)."""
 
+    def label_logits(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Logits of the L labels of a batch: (L, V) over the vocabulary, or (L, C) over the classes."""
+
     def score(
         self, model: Any, examples: Sequence[Example], batches: Batches, choices: Sequence[Sequence[int]] = ()
     ) -> Scores:

@@ -83,6 +83,10 @@ class CausalLM:
         logits, targets, rows = labelled_logits(model, batch)
         return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none"), rows
 
+    def label_logits(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Logits (L, V) of the positions that predict a label."""
+        return labelled_logits(model, batch)[0]
+
     def score(
         self, model: Any, examples: Sequence[Example], batches: Batches, choices: Sequence[Sequence[int]] = ()
     ) -> Scores:

@@ -79,6 +79,10 @@ class TextClassification:
         """Logits (B, C)."""
         return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 
+    def label_logits(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Logits (B, C): every row has one label."""
+        return self.logits(model, batch)
+
     def score(
         self, model: Any, examples: Sequence[Example], batches: Batches, choices: Sequence[Sequence[int]] = ()
     ) -> Scores:

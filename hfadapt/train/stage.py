@@ -12,6 +12,7 @@ import torch
 
 from hfadapt import kinds
 from hfadapt.batches import padded
+from hfadapt.compute import training_compute
 from hfadapt.data import canaries, read_split
 from hfadapt.fast import FastPath, product_dtype
 from hfadapt.launch import World, interruptible
@@ -31,6 +32,7 @@ from hfadapt.progress import Progress, Silent
 from hfadapt.records import PHASES, Phase, PhaseMeasure, TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Example, Row
+from hfadapt.train.energy import EnergyMeter
 from hfadapt.train.job import Job
 from hfadapt.train.loop import Loop
 from hfadapt.versions import versions
@@ -100,7 +102,8 @@ def train_cells(
         title = "-".join(cell.domain for cell in cells)
         config = {"recipe": lock.name, "domain": title}
         world.accelerator.init_trackers(f"{lock.name}-{title}-{cells[0].target}", config=config)
-    with PeakMemory(device, floor) as train_peak, interruptible() as interrupt:
+    meter = EnergyMeter(device, world.size)
+    with meter, PeakMemory(device, floor) as train_peak, interruptible() as interrupt:
         jobs = [
             Job(
                 own.train,
@@ -151,6 +154,15 @@ def train_cells(
             update={
                 "check_losses": tuple(check),
                 "fast_path": loop.path,
+                "energy": meter.energy(job.state.seconds),
+                "compute": training_compute(
+                    own,
+                    cell.data,
+                    job.state.tokens,
+                    job.state.labelled_tokens,
+                    record.trainable_parameters,
+                    base.source.hub_id,
+                ),
                 "together": tuple(cell.domain for cell in cells) if len(cells) > 1 else (),
             }
         )

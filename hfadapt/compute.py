@@ -1,0 +1,104 @@
+"""Floating-point operations of tuning, from tokens and parameters, and of making the base where that is published.
+
+A weight of a linear layer costs 2 operations per token in the forward pass, 2 for the gradient of its input, and 2 for
+its own gradient, which a frozen weight does not need; recomputing activations repeats the forward pass.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfadapt.evidence import Compute
+from hfadapt.facts import ModelFacts, model_facts
+
+if TYPE_CHECKING:
+    from hfadapt.recipe import Lock
+    from hfadapt.records import DataRecord
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def training_compute(
+    lock: Lock, data: DataRecord, tokens: int, labelled_tokens: int, trained_parameters: int, hub_id: str | None
+) -> Compute:
+    """`tuning_compute` of a cell that was trained on `data`; arguments as there."""
+    mean = data.lengths["train"].mean if "train" in data.lengths else lock.data.max_length
+    return tuning_compute(
+        model_facts(lock.model, lock.task, max(1, len(data.labels))),
+        lock,
+        tokens=tokens,
+        labelled_tokens=labelled_tokens,
+        trained_parameters=trained_parameters,
+        mean_tokens=min(mean, lock.data.max_length),
+        hub_id=hub_id,
+    )
+
+
+def tuning_compute(
+    facts: ModelFacts,
+    lock: Lock,
+    *,
+    tokens: int,
+    labelled_tokens: int,
+    trained_parameters: int,
+    mean_tokens: float,
+    hub_id: str | None = None,
+) -> Compute:
+    """The operations of a training run.
+
+    Args:
+        tokens: All tokens that went through the model in training, over all epochs.
+        labelled_tokens: Those whose logits were computed; for classification the rows.
+        trained_parameters: Parameters with a gradient.
+        mean_tokens: Tokens of a row, which attention looks at.
+        hub_id: The base's name on the Hub, under which its own compute may be known.
+    """
+    method = lock.adapter.method
+    full, only_head = method == "full", method == "head"
+    again = 2 if lock.train.checkpointing and not only_head else 0
+    body = 2 if only_head else (6 if full else 4) + again
+    attention = 4 if only_head else 12 + 2 * again
+    head = facts.head_parameters
+    if facts.generates and facts.tied:
+        head = facts.vocab_size * facts.hidden_size
+    head_trained = full or only_head or not facts.generates
+    adapter = 0 if full or only_head else trained_parameters - (facts.head_parameters if head_trained else 0)
+    parts = {
+        "linear layers": body * facts.linear_parameters * tokens,
+        "attention": attention * facts.layers * facts.hidden_size * mean_tokens * tokens,
+        "adapter": (6 + again) * max(0, adapter) * tokens,
+        "head": (6 if head_trained else 4) * head * labelled_tokens,
+    }
+    base = base_compute(hub_id) if hub_id else None
+    how = (
+        f"{tokens:,} tokens x ({body} x {facts.linear_parameters:,} weights of linear layers"
+        f"{f' + {6 + again} x {adapter:,} of the adapter' if adapter > 0 else ''}) + {6 if head_trained else 4} x "
+        f"{head:,} weights of the head x {labelled_tokens:,} labels + attention over {mean_tokens:.0f} tokens a row"
+        f"{'; activations recomputed' if again else ''}; validation and the start of the adapter not counted"
+    )
+    return Compute(
+        tuning_flops=float(sum(parts.values())),
+        how=how,
+        base_flops=base[0] if base else None,
+        base_source=base[1] if base else None,
+    )
+
+
+def base_compute(hub_id: str) -> tuple[float, str] | None:
+    """Operations of making a base and where the figures come from, or None where nobody says."""
+    for name, entry in _bases().items():
+        if hub_id == name or hub_id in entry.get("also", ()):
+            flops = 6.0 * entry["parameters"] * entry["tokens"]
+            return flops, f"6 x {entry['parameters']:,} parameters x {entry['tokens']:.4g} tokens: {entry['source']}"
+    return None
+
+
+@cache
+def _bases() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(Path(__file__).with_name("base_compute.toml").read_text(encoding="utf-8"))

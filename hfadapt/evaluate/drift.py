@@ -1,0 +1,306 @@
+"""Merge drift: how far results move when the adapter is merged, or served on a base in another storage.
+
+The reference is the adapter on the base as it was trained. Every variant is opened as a user would open it: a merged
+model is written to disk, and what is then loaded is compared. One variant is in memory at a time, beside the bench.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hfadapt import hardware
+from hfadapt.evaluate.bench import Bench
+from hfadapt.evaluate.metrics import METRICS, RowMetric, compare, find, usable
+from hfadapt.evidence import DriftRecord, Variant
+from hfadapt.measure import release_memory
+from hfadapt.merge import half_dtype, merged_dtype, open_merged, write_merged
+from hfadapt.model import load_base, open_adapter
+
+if TYPE_CHECKING:
+    from hfadapt.recipe import Lock
+    from hfadapt.records import Metric
+    from hfadapt.tasks import Example, Scores
+
+MOST_ROWS = 200
+MOST_LOGITS = 1 << 26
+"""Logits of the reference that are kept (256 MiB); of more labels every n-th is compared."""
+CHEAP_PARAMETERS = 500_000_000
+"""Above this, storages that the recipe did not ask for are not tried."""
+SHARES = frozenset({"accuracy", "label_accuracy", "macro_f1", "calibration_error"})
+"""Metrics between 0 and 1, of which a point is a hundredth; of any other metric it is a percent of the reference."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to serve an adapter.
+
+    Args:
+        storage: dtype or quant of the base's weights.
+        merged: Whether the adapter is part of them.
+        dequantised: Merged into what the quantised base stands for, not into the original weights.
+    """
+
+    storage: str
+    merged: bool
+    dequantised: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name in drift.json, such as `merged-bfloat16`."""
+        return "-".join(("merged" if self.merged else "adapter", *(("dequantised",) * self.dequantised), self.storage))
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the weights are held in 4 or 8 bits."""
+        return self.storage in ("nf4", "fp4", "int8")
+
+
+def forms(lock: Lock, parameters: int, quants: Sequence[str]) -> tuple[list[Form], dict[str, str]]:
+    """The ways to serve an adapter that are measured, the smallest first, and why others are not.
+
+    Merging in 16 bits rounds away what is small beside the weight it is added to, so merging in float32 is always
+    among them where the base is small enough.
+
+    Args:
+        parameters: Of the base.
+        quants: What the target can hold.
+    """
+    half, skipped, trained = half_dtype(lock), {}, lock.quant != "none"
+    found = [] if lock.adapter.method == "full" or (not trained and lock.dtype == half) else [Form(half, False)]
+    found += [Form(half, True), *((Form(half, True, dequantised=True),) if trained else ())]
+    more = [Form("float32", True, dequantised=trained)]
+    if trained:
+        found.append(Form(lock.quant, True))
+    else:
+        more += [Form("nf4", True), Form("int8", True)]
+    for form in more:
+        if form.quantised and form.storage not in quants:
+            skipped[form.name] = f"the target {lock.target} does not hold weights in {form.storage}"
+        elif parameters > CHEAP_PARAMETERS and form.storage != lock.dtype:
+            skipped[form.name] = f"the recipe does not ask for it, and the base has {parameters:,} parameters"
+        else:
+            found.append(form)
+    return found, skipped
+
+
+def measure(bench: Bench) -> DriftRecord:
+    """Compares every form of the adapter with the reference on at most 200 test rows; the bench stays as it is.
+
+    Returns:
+        KL divergence, logits and leading metric of each form, and which are above `evaluate.drift_limits`.
+    """
+    started = time.perf_counter()
+    lock, cell = bench.lock, bench.cell
+    examples = bench.test[:MOST_ROWS]
+    wanted, skipped = forms(lock, bench.base.parameters, hardware.target(lock.target).quants)
+    bench.progress.say(f"{bench.cell.domain}: scoring the adapter as it was trained, for merge drift")
+    reference = Reference(bench, examples)
+    scores = reference.scores
+    metric = _leading(lock, scores)
+    variants, refused = [], {}
+    with _work_folder(cell.folder) as folder:
+        for form in wanted:
+            device = _device(form, bench)
+            if device is None:
+                skipped[form.name] = "there is not enough memory for it beside the base"
+                continue
+            bench.progress.say(f"{bench.cell.domain}: merge drift of {form.name}")
+            model = _open(form, bench, folder, device)
+            found, kl, most = reference.compared(model, device)
+            result = compare(
+                metric.name,
+                scores,
+                found,
+                resamples=lock.evaluate.resamples,
+                confidence=lock.evaluate.confidence,
+                seed=lock.data.seed,
+            )
+            del model
+            release_memory()
+            variant = _variant(form, kl, most, result)
+            variants.append(variant)
+            if why := _too_far(variant, metric, result, lock):
+                refused[form.name] = why
+    return DriftRecord(
+        domain=cell.domain,
+        target=cell.target,
+        reference=_reference(lock),
+        rows=len(examples),
+        variants=tuple(variants),
+        limit_kl_nats=lock.evaluate.drift_limits.kl_nats,
+        limit_points=lock.evaluate.drift_limits.points,
+        refused=refused,
+        skipped=skipped,
+        labels=reference.labels,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _reference(lock: Lock) -> str:
+    if lock.adapter.method == "full":
+        return f"the trained model in {lock.dtype}"
+    return f"the adapter on the base in {lock.quant if lock.quant != 'none' else lock.dtype}, as it was trained"
+
+
+# --- opening a form --------------------------------------------------------------------------------------------------
+
+
+def _open(form: Form, bench: Bench, folder: Path, device: torch.device) -> Any:
+    """The form as a model in evaluation mode. Merged ones come from `folder`, where they are written first."""
+    lock, labels, adapter = bench.lock, bench.data.labels, bench.cell.adapter
+    if not form.merged:
+        plain = lock.model_copy(update={"quant": "none", "dtype": form.storage})
+        return open_adapter(load_base(plain, labels, device), adapter, lock.adapter.method, device).eval()
+    dtype = merged_dtype(lock) if form.quantised else form.storage
+    written = folder / f"{dtype}{'-dequantised' if form.dequantised else ''}"
+    if not written.exists():
+        write_merged(open_merged(lock, labels, adapter, dtype, device, dequantised=form.dequantised), written)
+        release_memory()
+    quant = form.storage if form.quantised else "none"
+    whole = lock.model_copy(update={"model": str(written), "quant": quant, "dtype": dtype})
+    return load_base(whole, labels, device).model.eval()
+
+
+def _device(form: Form, bench: Bench) -> torch.device | None:
+    """The bench's device where the form has room on it, else the CPU, else None."""
+    size = 4 if "float32" in (form.storage, bench.lock.dtype) else 2
+    needed = int(bench.base.parameters * size * 1.3)
+    if bench.device.type == "cuda" and torch.cuda.mem_get_info(bench.device)[0] > needed:
+        return bench.device
+    if hardware.memory_limits()[1] > needed:
+        return bench.device if bench.device.type != "cuda" else torch.device("cpu")
+    return None
+
+
+class _work_folder(TemporaryDirectory[str]):
+    """A hidden folder in the cell, since merged models may be too large for the system's own place."""
+
+    def __init__(self, cell: Path) -> None:
+        for left in cell.glob(".drift-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        super().__init__(dir=cell, prefix=".drift-")
+
+    def __enter__(self) -> Path:  # type: ignore[override]
+        return Path(super().__enter__())
+
+
+# --- comparing -------------------------------------------------------------------------------------------------------
+
+
+class Reference:
+    """What the bench's adapter says about examples: its scores, and the logits of their labels, batch by batch."""
+
+    def __init__(self, bench: Bench, examples: Sequence[Example]) -> None:
+        self.bench, self.examples = bench, examples
+        self.step: int | None = None
+        self.kept: list[torch.Tensor] = []
+        self.scores = self._pass(bench.model, bench.device, self.kept.append)
+
+    @property
+    def labels(self) -> int:
+        """Labels whose logits are compared."""
+        return sum(len(logits) for logits in self.kept)
+
+    def compared(self, model: Any, device: torch.device) -> tuple[Scores, float, float]:
+        """Scores of another model; its mean KL(reference || model) per label in nats (Kullback & Leibler 1951); and
+        the largest difference of a logit."""
+        total, most, reference = 0.0, 0.0, iter(self.kept)
+
+        def look(logits: torch.Tensor) -> None:
+            nonlocal total, most
+            own = next(reference)
+            if len(own):
+                p, q = own.double().log_softmax(-1), logits.double().log_softmax(-1)
+                total += float((p.exp() * (p - q)).sum())
+                most = max(most, float((own - logits).abs().max()))
+
+        scores = self._pass(model, device, look)
+        return scores, max(0.0, total / max(self.labels, 1)), most
+
+    def _pass(self, model: Any, device: torch.device, look: Callable[[torch.Tensor], None]) -> Scores:
+        """Scores the examples and shows the logits of their labels, (L, V) or (L, C) in float32, from the same pass;
+        of many labels every `step`-th."""
+        bench, once, seen = self.bench, Once(model), 0
+
+        def batches(examples: Sequence[Example]) -> Iterator[tuple[Sequence[int], Mapping[str, torch.Tensor]]]:
+            nonlocal seen
+            for numbers, batch in bench.batches(examples):
+                moved = {name: tensor.to(device) for name, tensor in batch.items()}
+                if examples is self.examples:
+                    logits = bench.task.label_logits(once, moved)
+                    if self.step is None:
+                        labels = sum(sum(label >= 0 for label in example.labels) for example in examples)
+                        self.step = max(1, math.ceil(labels * logits.shape[-1] / MOST_LOGITS))
+                    look(logits[-seen % self.step :: self.step].float().cpu())
+                    seen += len(logits)
+                yield numbers, moved
+
+        with torch.inference_mode():
+            scores: Scores = bench.task.score(once, self.examples, batches, tuple(bench.choices.values()))
+        return scores
+
+
+class Once:
+    """A model that answers a batch which it has just seen from memory."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._seen: torch.Tensor | None = None
+        self._output: Any = None
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The model's output for a batch."""
+        if inputs["input_ids"] is not self._seen:
+            self._seen, self._output = inputs["input_ids"], self._model(**inputs)
+        return self._output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def _leading(lock: Lock, scores: Scores) -> RowMetric:
+    """The first metric of the recipe that the scores can give."""
+    named = [find(name) for name in lock.evaluate.metrics if name in METRICS]
+    return next((metric for metric in named if usable(metric, scores)), find("loss"))
+
+
+def _variant(form: Form, kl: float, most: float, result: Metric) -> Variant:
+    assert result.delta is not None
+    return Variant(
+        name=form.name,
+        storage=form.storage,
+        merged=form.merged,
+        kl_nats=kl,
+        max_logit_difference=most,
+        metric=result.name,
+        value=result.adapter,
+        delta=result.delta,
+        low=result.low,
+        high=result.high,
+    )
+
+
+def _too_far(variant: Variant, metric: RowMetric, result: Metric, lock: Lock) -> str | None:
+    """Why a variant is not shipped, or None. Only a loss counts in the metric; any change counts in the divergence."""
+    limits, found = lock.evaluate.drift_limits, []
+    if variant.kl_nats > limits.kl_nats:
+        found.append(f"its answers differ by {variant.kl_nats:.3g} nats per label, the limit is {limits.kl_nats:g}")
+    loss = -variant.delta if metric.higher_is_better else variant.delta
+    points = loss * 100 if metric.name in SHARES else loss * 100 / max(abs(result.base or 0.0), 1e-12)
+    if points > limits.points:
+        unit = "points" if metric.name in SHARES else "percent"
+        interval = f"[{variant.low:+.3g}, {variant.high:+.3g}]"
+        found.append(
+            f"{metric.name} is worse by {points:.2g} {unit} (change {variant.delta:+.3g}, interval {interval}, "
+            f"{result.rows} rows), the limit is {limits.points:g}"
+        )
+    return "; ".join(found) or None

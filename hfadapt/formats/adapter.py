@@ -1,0 +1,67 @@
+"""The adapter alone, as plain peft loads it on its base."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfadapt.adapter_files import MANIFEST, is_model_file
+from hfadapt.model import load_base, open_adapter
+
+if TYPE_CHECKING:
+    import torch
+
+    from hfadapt.evaluate.drift import Form
+    from hfadapt.recipe import Lock
+    from hfadapt.run_folder import Cell
+
+SAME, SAME_IN_16_BITS = 1e-4, 0.02
+"""peft by itself rounds trained heads to the base's 16 bits, and hfadapt keeps them in float32."""
+
+
+class Adapter:
+    """Weights, config and tokenizer; of method full the model itself."""
+
+    name = "adapter"
+    needs_base = True
+
+    def forms(self, lock: Lock) -> tuple[Form, ...]:
+        """It is what was trained: nothing drifts."""
+        return ()
+
+    def refusal(self, cell: Cell) -> str | None:
+        """Every adapter can be copied."""
+        return None
+
+    def write(self, cell: Cell, form: Form | None, folder: Path, device: torch.device) -> Any:
+        """Copies the adapter's files."""
+        for path in sorted(cell.adapter.iterdir()):
+            if is_model_file(path.name, cell.lock.adapter.method) and path.name != MANIFEST:
+                shutil.copyfile(path, folder / path.name)
+        base = load_base(cell.lock, cell.data.labels, device)
+        return open_adapter(base, cell.adapter, cell.lock.adapter.method, device)
+
+    def tolerance(self, cell: Cell, form: Form | None) -> float:
+        """The same, but for trained heads in 16 bits."""
+        return SAME if cell.lock.dtype == "float32" else SAME_IN_16_BITS
+
+    def reopen(self, cell: Cell, folder: Path, device: torch.device) -> Any:
+        """`PeftModel.from_pretrained(base, folder)`."""
+        from peft import PeftModel
+
+        base = load_base(cell.lock, cell.data.labels, device)
+        if cell.lock.adapter.method == "full":
+            return open_adapter(base, folder, "full", device)
+        return PeftModel.from_pretrained(base.model, str(folder)).eval()
+
+    def usage(self, cell: Cell) -> str:
+        """One line of peft."""
+        return (
+            "from peft import PeftModel\n\n"
+            "# base: the model named above, loaded with transformers in the storage that lock.yaml names\n"
+            'model = PeftModel.from_pretrained(base, ".")'
+        )
+
+
+KIND = Adapter()

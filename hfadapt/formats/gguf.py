@@ -1,0 +1,198 @@
+"""One GGUF file for llama.cpp and what is built on it: Llama-like models with a byte-level BPE, in 16, 32 or 8 bits.
+
+Tensor names and the order of the rows of q and k follow llama.cpp's convert_hf_to_gguf.py. It is read back with
+`transformers`, gguf_file=; llama.cpp itself is not run.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfadapt.evaluate.drift import Form
+from hfadapt.facts import load_config
+from hfadapt.formats.merged import KIND as MERGED
+from hfadapt.merge import merged_dtype, open_merged
+from hfadapt.model import load_tokenizer, resolve_model
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from hfadapt.recipe import Lock
+    from hfadapt.run_folder import Cell
+
+FILE = "model.gguf"
+TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "q8_0": "Q8_0"}
+SAME, SAME_IN_8_BITS = 1e-3, 0.05
+PROBE = "In 2024, 12,345 naïve users don't e-mail 東京 😀\n\tfooBar()  ?!"
+
+
+class Gguf:
+    """model.gguf with weights, vocabulary and chat template."""
+
+    name = "gguf"
+    needs_base = False
+
+    def forms(self, lock: Lock) -> tuple[Form, ...]:
+        """Those of a merged model; 8 bits (q8_0) only when asked for, since their drift is not measured."""
+        return (*MERGED.forms(lock), Form("q8_0", True))
+
+    def refusal(self, cell: Cell) -> str | None:
+        """Architectures and tokenizers whose names in GGUF are not known here."""
+        lock = cell.lock
+        if lock.task != "causal-lm":
+            return f"GGUF is for language models, this is {lock.task}"
+        config = load_config(lock.model)
+        if config.model_type != "llama" or config.attention_bias or config.mlp_bias:
+            return f"architecture {config.model_type}; it is written for Llama-like models without biases"
+        if _rope(config).get("rope_type", "default") != "default":
+            return f"positions of type {_rope(config)['rope_type']}"
+        if _pre_tokenizer(load_tokenizer(resolve_model(lock.model))) is None:
+            return "its tokenizer cuts text in a way whose name in GGUF is not known"
+        return None
+
+    def write(self, cell: Cell, form: Form | None, folder: Path, device: torch.device) -> Any:
+        """Merges, and writes the result with the names of llama.cpp."""
+        assert form is not None
+        dtype = merged_dtype(cell.lock) if form.storage == "q8_0" else form.storage
+        base = open_merged(cell.lock, (), cell.adapter, dtype, device, dequantised=form.dequantised)
+        write_gguf(base.model, base.tokenizer, folder / FILE, TYPES[form.storage], f"{cell.lock.name}-{cell.domain}")
+        return base.model
+
+    def tolerance(self, cell: Cell, form: Form | None) -> float:
+        """16 and 32 bits are kept; 8 bits round."""
+        return SAME_IN_8_BITS if form is not None and form.storage == "q8_0" else SAME
+
+    def reopen(self, cell: Cell, folder: Path, device: torch.device) -> Any:
+        """`AutoModelForCausalLM.from_pretrained(folder, gguf_file=…)`, and its tokenizer on a difficult text."""
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from hfadapt.errors import RunError
+
+        own = load_tokenizer(resolve_model(cell.lock.model))
+        read = AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
+        # What this reader makes of every vocabulary is one rule for cutting; the ids of words must be the same.
+        if read.convert_tokens_to_ids(own.tokenize(PROBE)) != own.convert_tokens_to_ids(own.tokenize(PROBE)):
+            raise RunError("the vocabulary in the GGUF file is not the model's", place=str(folder / FILE))
+        dtype = torch.float32 if self._stored(folder) == "F32" else torch.bfloat16
+        if self._stored(folder) == "F16":
+            dtype = torch.float16
+        return AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=dtype).to(device).eval()
+
+    def _stored(self, folder: Path) -> str:
+        from gguf import GGUFReader
+
+        tensors = GGUFReader(folder / FILE).tensors
+        return str(next(each.tensor_type.name for each in tensors if each.name == "blk.0.attn_q.weight"))
+
+    def usage(self, cell: Cell) -> str:
+        """transformers; llama.cpp takes the file as it is."""
+        return (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'tokenizer = AutoTokenizer.from_pretrained(".", gguf_file="{FILE}")\n'
+            f'model = AutoModelForCausalLM.from_pretrained(".", gguf_file="{FILE}")\n'
+            f"# llama.cpp: llama-cli -m {FILE}"
+        )
+
+
+def write_gguf(model: Any, tokenizer: Any, path: Path, kind: str, name: str) -> None:
+    """Writes a Llama-like model.
+
+    Args:
+        kind: `BF16`, `F16`, `F32` or `Q8_0`, for matrices; norms are float32.
+    """
+    import gguf
+
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_name(name)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_freq_base(float(_rope(config)["rope_theta"]))
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_file_type(int(gguf.LlamaFileType[("ALL_" if kind == "F32" else "MOSTLY_") + kind]))
+    _add_tokenizer(writer, tokenizer, config.vocab_size)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    matrix = gguf.GGMLQuantizationType[kind]
+    for key, tensor in model.state_dict().items():
+        if key == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        values = tensor.detach().float().cpu().numpy()
+        if ".q_proj." in key:
+            values = _permuted(values, config.num_attention_heads)
+        elif ".k_proj." in key:
+            values = _permuted(values, config.num_key_value_heads)
+        stored = matrix if values.ndim == 2 else gguf.GGMLQuantizationType.F32
+        mapped = names.get_name(key, try_suffixes=(".weight",))
+        if mapped is None:
+            raise ValueError(f"no name in GGUF for {key}")
+        writer.add_tensor(mapped, gguf.quants.quantize(values, stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _permuted(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of q or k in llama.cpp's order: the two halves of each head's rotary pairs side by side."""
+    pairs = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(weight.shape)
+
+
+def _rope(config: Any) -> dict[str, Any]:
+    return dict(getattr(config, "rope_parameters", None) or {"rope_theta": getattr(config, "rope_theta", 10_000.0)})
+
+
+def _pre_tokenizer(tokenizer: Any) -> str | None:
+    """llama.cpp's name for how a byte-level BPE cuts text before it merges, or None when it is not one of these."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    content = json.loads(backend.to_str())
+    if content["model"]["type"] != "BPE" or content["normalizer"] is not None:
+        return None
+    pre = content["pre_tokenizer"] or {}
+    steps = pre.get("pretokenizers", [pre])
+    kinds = [step.get("type") for step in steps]
+    plain = kinds[-1:] == ["ByteLevel"] and steps[-1]["use_regex"] and not steps[-1]["add_prefix_space"]
+    if plain and len(kinds) == 1:
+        return "gpt-2"
+    return "smollm" if plain and kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] else None
+
+
+def _add_tokenizer(writer: Any, tokenizer: Any, vocab_size: int) -> None:
+    import gguf
+
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    tokens = {number: token for token, number in tokenizer.get_vocab().items()}
+    kinds = dict.fromkeys(tokens, gguf.TokenType.NORMAL)
+    for added in content["added_tokens"]:
+        kinds[added["id"]] = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_pre_tokenizer(tokenizer))
+    writer.add_token_list([tokens.get(number, f"[PAD{number}]") for number in range(vocab_size)])
+    writer.add_token_types([kinds.get(number, gguf.TokenType.UNUSED) for number in range(vocab_size)])
+    merges = content["model"]["merges"]
+    writer.add_token_merges([each if isinstance(each, str) else " ".join(each) for each in merges])
+    for name in ("bos", "eos", "unk", "pad"):
+        number = getattr(tokenizer, f"{name}_token_id")
+        if number is not None:
+            getattr(writer, f"add_{name}_token_id")(number)
+    ids = tokenizer("a")["input_ids"]
+    writer.add_add_bos_token(bool(ids and ids[0] == tokenizer.bos_token_id))
+    writer.add_add_space_prefix(False)
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+KIND = Gguf()

@@ -1,0 +1,68 @@
+"""One model in 16 or 32 bits with the adapter in its weights, which plain transformers loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfadapt import kinds
+from hfadapt.evaluate.drift import Form
+from hfadapt.merge import half_dtype, merged_dtype, open_merged, write_merged
+
+if TYPE_CHECKING:
+    import torch
+
+    from hfadapt.recipe import Lock
+    from hfadapt.run_folder import Cell
+
+SAME = 1e-4
+
+
+class Merged:
+    """Safetensors, config, tokenizer and chat template."""
+
+    name = "merged"
+    needs_base = False
+
+    def forms(self, lock: Lock) -> tuple[Form, ...]:
+        """The training dtype, then what loses less: float32, or the weights that a quantised base stands for."""
+        half, whole = half_dtype(lock), merged_dtype(lock)
+        if lock.quant == "none":
+            return (Form(whole, True), Form(half if whole == "float32" else "float32", True))
+        return (Form(half, True), Form(half, True, dequantised=True), Form("float32", True, dequantised=True))
+
+    def refusal(self, cell: Cell) -> str | None:
+        """Every model can be merged."""
+        return None
+
+    def write(self, cell: Cell, form: Form | None, folder: Path, device: torch.device) -> Any:
+        """Merges into the original or unpacked weights of the form's dtype."""
+        assert form is not None
+        base = open_merged(
+            cell.lock, cell.data.labels, cell.adapter, form.storage, device, dequantised=form.dequantised
+        )
+        write_merged(base, folder)
+        return base.model
+
+    def tolerance(self, cell: Cell, form: Form | None) -> float:
+        """The same weights give the same losses, but for rounding in another order."""
+        return SAME
+
+    def reopen(self, cell: Cell, folder: Path, device: torch.device) -> Any:
+        """`AutoModelFor….from_pretrained(folder)`."""
+        import transformers
+
+        auto = getattr(transformers, kinds.load("tasks", cell.lock.task).auto_class)
+        return auto.from_pretrained(folder, dtype="auto").to(device).eval()
+
+    def usage(self, cell: Cell) -> str:
+        """Two lines of transformers."""
+        auto = kinds.load("tasks", cell.lock.task).auto_class
+        return (
+            f"from transformers import {auto}, AutoTokenizer\n\n"
+            'tokenizer = AutoTokenizer.from_pretrained(".")  # this folder, or its name on the Hub\n'
+            f'model = {auto}.from_pretrained(".", dtype="auto")'
+        )
+
+
+KIND = Merged()
