@@ -22,7 +22,7 @@ class TextClassification:
     auto_class = "AutoModelForSequenceClassification"
     forms = frozenset({"labelled"})
     baseline = "linear probe"
-    metrics = ("accuracy", "macro_f1")
+    metrics = ("accuracy", "macro_f1", "calibration_error", "loss")
 
     def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
         """Label names for the config."""
