@@ -39,6 +39,11 @@ def is_metric_path(name: str) -> bool:
     return "/" in name or "\\" in name or name.endswith(".py")
 
 
+def is_task_path(name: str) -> bool:
+    """Whether an entry of evaluate.harness is a file or folder, not the name of a task."""
+    return "/" in name or "\\" in name or name.endswith((".yaml", ".yml"))
+
+
 @dataclass(frozen=True)
 class OneOf:
     """Accepts names from a set; the set may be a function, since files and packages can add names."""

@@ -18,15 +18,11 @@ import torch
 from hfadapt.errors import RequestError, RunError
 from hfadapt.evaluate.bench import Bench
 from hfadapt.evaluate.metrics import RowMetric, bootstrap, summarise
+from hfadapt.recipe import is_task_path
 from hfadapt.records import Metric
 from hfadapt.sources import resolve_source
 
 MEAN = 1e-9
-
-
-def is_path(name: str) -> bool:
-    """Whether an entry of evaluate.harness is a file or folder, not the name of a task."""
-    return "/" in name or "\\" in name or name.endswith((".yaml", ".yml"))
 
 
 def run_harness(bench: Bench, recipe_folder: Path) -> tuple[Metric, ...]:
@@ -55,7 +51,7 @@ def run_harness(bench: Bench, recipe_folder: Path) -> tuple[Metric, ...]:
             fix="pip install 'hfadapt[harness]'",
         ) from None
     specifications = [spec for name in names for spec in _specifications(name, recipe_folder)]
-    manager = TaskManager(include_defaults=not all(is_path(name) for name in names))
+    manager = TaskManager(include_defaults=not all(is_task_path(name) for name in names))
 
     def results(model: Any) -> Mapping[str, Any]:
         wrapped = HFLM(
@@ -92,7 +88,7 @@ def run_harness(bench: Bench, recipe_folder: Path) -> tuple[Metric, ...]:
 
 def _specifications(name: str, recipe_folder: Path) -> list[str]:
     """What lm_eval takes: the name of a task, or absolute paths of YAML files (those of a folder but `_…`)."""
-    if not is_path(name):
+    if not is_task_path(name):
         return [name]
     path = resolve_source(name, recipe_folder)
     found = []
