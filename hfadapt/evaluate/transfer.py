@@ -53,8 +53,9 @@ class Domain:
 
     @property
     def storage(self) -> tuple[Any, ...]:
-        """Cells that agree in this can share a loaded base."""
-        return self.lock.model, self.lock.task, self.lock.quant, self.lock.dtype, self.labels
+        """Cells that agree in this can share a loaded base. A language model has no head that depends on labels."""
+        labels = () if self.lock.task == "causal-lm" else self.labels
+        return self.lock.model, self.lock.task, self.lock.quant, self.lock.dtype, labels
 
     @cached_property
     def picked(self) -> list[int]:
@@ -240,7 +241,7 @@ def _cell(adapter: Domain, data: Domain, scores: Scores, name: str) -> TransferC
 
 def _difference(adapter: Domain, data: Domain) -> str:
     """Why two cells cannot share a base."""
-    if adapter.labels != data.labels:
+    if adapter.storage[-1] != data.storage[-1]:
         return "other labels: " + ", ".join(data.labels)
     return f"another base or storage: {data.lock.model} in {data.lock.quant}, {data.lock.dtype}"
 

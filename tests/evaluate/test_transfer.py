@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import LABELS, command, labelled, recipe_fields, write_recipe, write_rows
+from tiny import LABELS, command, labelled, pairs, recipe_fields, write_recipe, write_rows
 
 from hfadapt.evaluate import transfer
 from hfadapt.evaluate.stage import open_bench
@@ -156,3 +156,48 @@ def test_a_gate_on_transfer_fails_the_cell_and_lets_it_pass_again(folder):
     assert states["grades"].status != "failed", "it was on no other domain"
     assert again(folder, "evaluate.gates={transfer: -1.0}").code == 0
     assert {cell.state.error for cell in cells(folder)} == {None}
+
+
+@pytest.mark.parametrize("method", ["full", "head", "pissa"])
+def test_other_methods_have_the_diagonal_of_their_own_evaluation(models, tmp_path, method):
+    for seed, name in enumerate(("layer", "encoder")):
+        write_rows(tmp_path / f"{name}.jsonl", labelled(120, seed=seed))
+    domains = {name: {"source": f"{name}.jsonl"} for name in ("layer", "encoder")}
+    fields = recipe_fields(models / "encoder", domains=domains, adapter={"method": method}, dtype="float32")
+    write_recipe(tmp_path / "tiny.yaml", fields)
+    done = command("evaluate", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.err
+    (found,) = Run(tmp_path / "runs/tiny").transfer.targets
+    assert len(found.cells) == 4
+    own = {cell.adapter: cell.value for cell in found.cells if cell.adapter == cell.data}
+    for cell in cells(tmp_path, "layer", "encoder"):
+        assert own[cell.domain] == pytest.approx(cell.evaluation.metrics[0].adapter)
+
+
+def test_language_models_need_the_same_answers_where_they_choose(models, tmp_path):
+    """Two domains answer good or bad, a third yes or no: the choice cannot be compared, the perplexity can."""
+    for seed, name in enumerate(("one", "two", "three")):
+        rows = pairs(80, seed)
+        if name == "three":
+            rows = [{**row, "completion": " music" if "good" in row["completion"] else " bread"} for row in rows]
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    domains = {name: {"source": f"{name}.jsonl"} for name in ("one", "two", "three")}
+    fields = recipe_fields(models / "lm", "causal-lm", domains=domains)
+    fields["evaluate"] |= {"general_text": False}
+    write_recipe(tmp_path / "tiny.yaml", fields)
+    done = command("evaluate", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.err
+    (found,) = Run(tmp_path / "runs/tiny").transfer.targets
+    assert found.metric == "label_accuracy"
+    assert {(cell.adapter, cell.data) for cell in found.cells if cell.adapter != cell.data} == {
+        ("one", "two"),
+        ("two", "one"),
+    }
+    assert found.skipped["one on three"].startswith("other answers: ")
+    assert command("evaluate", "tiny.yaml", "evaluate.metrics=[perplexity]", folder=tmp_path).code == 0
+    (found,) = Run(tmp_path / "runs/tiny").transfer.targets
+    assert (found.metric, found.higher_is_better, len(found.cells), found.skipped) == ("perplexity", False, 9, {})
+    by_pair = {(cell.adapter, cell.data): cell for cell in found.cells}
+    evaluation = cells(tmp_path, "three")[0].evaluation
+    assert by_pair["three", "three"].value == pytest.approx(evaluation.metrics[0].adapter, rel=1e-3)
+    assert by_pair["one", "three"].base == pytest.approx(evaluation.metrics[0].base, rel=1e-6)
