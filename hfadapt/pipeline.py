@@ -171,6 +171,11 @@ class Pipeline:
         except HfadaptError as error:
             self.progress.say(f"no matrix of adapters and domains:\n{error}")
             return
+        except Exception as error:
+            # The cells are done; what failed is only the comparison between them.
+            (run.folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
+            self.progress.say(f"no matrix of adapters and domains: {type(error).__name__} (see error.log in the run)")
+            return
         failed = transfer_gates(record, cells) if record else {}
         for cell in cells:
             state, message = cell.state, failed.get((cell.domain, cell.target))

@@ -158,6 +158,16 @@ def test_a_gate_on_transfer_fails_the_cell_and_lets_it_pass_again(folder):
     assert {cell.state.error for cell in cells(folder)} == {None}
 
 
+def test_a_damaged_adapter_costs_the_matrix_but_no_cell(folder):
+    (cells(folder, "encoder")[0].adapter / "adapter_model.safetensors").write_bytes(b"broken")
+    (folder / "runs/tiny/transfer.json").unlink()
+    done = again(folder)
+    assert done.code == 0, done.err
+    assert "no matrix of adapters and domains" in done.err
+    assert Run(folder / "runs/tiny").transfer is None
+    assert {cell.state.status for cell in cells(folder)} == {"pending"}
+
+
 @pytest.mark.parametrize("method", ["full", "head", "pissa"])
 def test_other_methods_have_the_diagonal_of_their_own_evaluation(models, tmp_path, method):
     for seed, name in enumerate(("layer", "encoder")):
