@@ -159,7 +159,26 @@ def _evaluate(
     )
     _write_predictions(cell.folder / "predictions.parquet", rows, names, base_scores, scores, texts)
     record.write(cell.folder / "evaluation.json")
+    _further_checks(bench)
     return record
+
+
+def _further_checks(bench: Bench) -> None:
+    """security.json and drift.json, from the same bench; drift comes last, since it merges the adapter away."""
+    settings, folder = bench.lock.evaluate, bench.cell.folder
+    for name in ("security.json", "drift.json"):
+        # An earlier evaluation's would say something about another adapter or other settings.
+        (folder / name).unlink(missing_ok=True)
+    if settings.security:
+        from hfadapt.evaluate.security import check
+
+        bench.progress.say(f"{bench.cell.domain}: leaks and robustness")
+        check(bench).write(folder / "security.json")
+    if settings.drift:
+        from hfadapt.evaluate.drift import measure
+
+        bench.progress.say(f"{bench.cell.domain}: merging and other storages")
+        measure(bench).write(folder / "drift.json")
 
 
 def answer_choices(cell: Cell, data: DataRecord, base: Base) -> dict[str, tuple[int, ...]]:
