@@ -30,6 +30,10 @@ Overrides = Annotated[
 Domains = Annotated[Optional[list[str]], typer.Option("--domain", "-d", help="Only this domain; may be repeated.")]  # noqa: UP045
 Targets = Annotated[Optional[list[str]], typer.Option("--target", "-t", help="This target instead; may be repeated.")]  # noqa: UP045
 Runs = Annotated[Path, typer.Option("--runs", help="Where run folders are kept.")]
+Worse = Annotated[
+    bool,
+    typer.Option("--fail-if-worse", help="Exit with 1 when the leading metric is surely worse than the baseline's."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
 CellArgument = Annotated[Path, typer.Argument(metavar="CELL", help="A cell such as runs/NAME/DOMAIN/TARGET, or a run.")]
 OneDomain = Annotated[Optional[str], typer.Option("--domain", "-d", help="Which domain of the run.")]  # noqa: UP045
@@ -60,9 +64,11 @@ def through(
     targets: list[str] | None,
     runs: Path,
     fresh: bool = False,
+    fail_if_worse: bool = False,
 ) -> None:
-    """Runs the pipeline up to a stage and prints the report; exit code 1 when a cell failed."""
+    """Runs the pipeline up to a stage and prints the report; exit code 1 when a cell failed or is, if asked, worse."""
     from hfadapt.pipeline import run_recipe
+    from hfadapt.records import show_gain
     from hfadapt.terminal import Terminal
 
     asked = load(recipe, overrides, domains, targets)
@@ -79,7 +85,13 @@ def through(
         report = run.report
         terminal.report(report)
     mine = [cell for cell in report.cells if cell.target in asked.targets and cell.domain in (domains or asked.domains)]
-    if any(cell.status in ("failed", "does-not-fit") for cell in mine):
+    worse = [cell for cell in mine if cell.metrics and cell.metrics[0].worse] if fail_if_worse else []
+    for cell in worse:
+        note(
+            f"{cell.domain} on {cell.target}: the adapter is worse than the {cell.baseline}: "
+            f"{cell.metrics[0].name} {show_gain(cell.metrics[0])}"
+        )
+    if worse or any(cell.status in ("failed", "does-not-fit") for cell in mine):
         raise typer.Exit(1)
 
 
@@ -91,13 +103,14 @@ def run(
     target: Targets = None,
     runs: Runs = RUNS,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over; finished cells are made again.")] = False,
+    fail_if_worse: Worse = False,
     publish: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--publish", metavar="USER/NAME", help="Publish every finished adapter at the end."),
     ] = None,
 ) -> None:
     """Plan, prepare, train, evaluate and document every cell; finished ones are kept."""
-    through("card", recipe, overrides, domain, target, runs, fresh)
+    through("card", recipe, overrides, domain, target, runs, fresh, fail_if_worse)
     if publish:
         from hfadapt.publish import publish as publish_cells
 
@@ -182,9 +195,16 @@ def evaluate(
     domain: Domains = None,
     target: Targets = None,
     runs: Runs = RUNS,
+    fail_if_worse: Worse = False,
 ) -> None:
-    """Compare every adapter with its baseline; trains what is not trained yet."""
-    through("evaluate", recipe, overrides, domain, target, runs)
+    """Compare every adapter with its baseline; trains what is not trained yet.
+
+    Measures the metrics of evaluate.metrics (hfadapt list metrics), paired tests, slices, calibration, latency and
+    speed; for language models generated text and general text (evaluate.generate_rows, evaluate.general_text); every
+    adapter on every domain (evaluate.transfer); leaks and robustness (evaluate.security); merging and other storages
+    (evaluate.drift); and tasks of lm-evaluation-harness (evaluate.harness). A gain below evaluate.gates fails the cell.
+    """
+    through("evaluate", recipe, overrides, domain, target, runs, fail_if_worse=fail_if_worse)
 
 
 @app.command()

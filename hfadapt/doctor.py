@@ -22,6 +22,7 @@ OPTIONAL = {
     "wandb": ("train.trackers: [wandb]", "pip install wandb"),
     "mlflow": ("train.trackers: [mlflow]", "pip install mlflow"),
     "trackio": ("train.trackers: [trackio]", "pip install trackio"),
+    "lm_eval": ("evaluate.harness", "pip install 'hfadapt[harness]'"),
     "onnxruntime": ("checking an ONNX export", "pip install onnxruntime"),
     "sentencepiece": ("tokenizers that exist only as SentencePiece files", "pip install sentencepiece"),
 }

@@ -402,20 +402,57 @@ def open_adapter(base: Base, folder: Path, method: str, device: torch.device) ->
     Raises:
         RunError: tensors are missing, or none of the adapter's were used.
     """
+    from hfadapt.adapters import DEFAULT
+
     if method == "full":
         return _open_full(base, folder, device)
+    return _open_named(base, {DEFAULT: folder}, device)
+
+
+def open_adapters(base: Base, folders: Mapping[str, Path], device: torch.device) -> Any:
+    """Puts several saved adapters on one freshly loaded base, for inference; `use_adapter` says which one is on.
+
+    Args:
+        folders: The adapter's folder by any name. Inside the model the names are hashed: a name that is a word of the
+            model's module names makes peft lose tensors without a word (peft #3584).
+
+    Raises:
+        RunError: tensors of an adapter are missing.
+    """
+    return _open_named(base, {internal_name(name): folder for name, folder in folders.items()}, device)
+
+
+def use_adapter(model: Any, name: str) -> None:
+    """Switches to one of the adapters of `open_adapters`."""
+    model.set_adapter(internal_name(name))
+    model.requires_grad_(False)
+
+
+def internal_name(name: str) -> str:
+    """What an adapter is called inside the model: no word of a module's name."""
+    return "a" + hashlib.sha256(name.encode()).hexdigest()[:12]
+
+
+def _open_named(base: Base, folders: Mapping[str, Path], device: torch.device) -> Any:
     from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    model = PeftModel.from_pretrained(base.model, str(folder), torch_device=str(device))
-    saved = load_file(folder / ADAPTER_WEIGHTS)
-    found = len(get_peft_model_state_dict(model, save_embedding_layers=False))
-    if found != len(saved):
-        got = f"{found} of {len(saved)} tensors"
-        raise RunError("the adapter does not match the base", place=str(folder), got=got)
-    if _multiply_heads_in_float32(model):
-        # The first loading rounded them to the base's dtype.
-        set_peft_model_state_dict(model, saved)
+    model: Any = None
+    for name, folder in folders.items():
+        if model is None:
+            model = PeftModel.from_pretrained(base.model, str(folder), adapter_name=name, torch_device=str(device))
+        else:
+            model.load_adapter(str(folder), adapter_name=name, torch_device=str(device))
+    float32_heads = _multiply_heads_in_float32(model)
+    for name, folder in folders.items():
+        saved = load_file(folder / ADAPTER_WEIGHTS)
+        found = len(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+        if found != len(saved):
+            got = f"{found} of {len(saved)} tensors"
+            raise RunError("the adapter does not match the base", place=str(folder), got=got)
+        if float32_heads:
+            # The first loading rounded them to the base's dtype.
+            set_peft_model_state_dict(model, saved, adapter_name=name)
     return model.requires_grad_(False).eval()
 
 

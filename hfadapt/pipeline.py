@@ -65,6 +65,7 @@ class Pipeline:
         try:
             for domain, target in asked.cells():
                 self._cell(run.cell(domain, target), self._prepared[domain])
+            self.world.on_main(lambda: self._transfer(run))
         finally:
             report = self.world.on_main(lambda: write_report(run, self.recipe))
         return report
@@ -179,7 +180,7 @@ class Pipeline:
         from hfadapt.evaluate import evaluate_cell
 
         self.world.on_main(lambda: self._renew_lock(cell))
-        evaluate_cell(cell, self.world, self.progress)
+        evaluate_cell(cell, self.world, self.progress, self.recipe_folder)
 
     def _renew_lock(self, cell: Cell) -> None:
         """Another evaluation of the same adapter was asked for: only that section of the lock changes."""
@@ -195,6 +196,33 @@ class Pipeline:
         from hfadapt.card import build_card
 
         build_card(cell)
+
+    def _transfer(self, run: Run) -> None:
+        """Every adapter on every domain, once the cells are evaluated; a missed `transfer` gate fails its cell."""
+        if not self.recipe.evaluate.transfer or "evaluate" not in self._wanted():
+            return
+        from hfadapt.evaluate.transfer import transfer_gates, write_transfer
+
+        cells = [run.cell(domain, target) for domain, target in self.recipe.cells()]
+        cells = [cell for cell in cells if "evaluate" in cell.state.stages]
+        try:
+            record = write_transfer(run.folder, cells, self.world.accelerator.device, self.progress)
+        except HfadaptError as error:
+            self.progress.say(f"no matrix of adapters and domains:\n{error}")
+            return
+        except Exception as error:
+            # The cells are done; what failed is only the comparison between them.
+            (run.folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
+            self.progress.say(f"no matrix of adapters and domains: {type(error).__name__} (see error.log in the run)")
+            return
+        failed = transfer_gates(record, cells) if record else {}
+        for cell in cells:
+            state, message = cell.state, failed.get((cell.domain, cell.target))
+            others = [part for part in (state.error or "").split("; ") if part and not part.startswith("transfer: ")]
+            missed = "; ".join([*others, *([message] if message else [])]) or None
+            if missed != state.error:
+                status = "failed" if missed else "done" if "card" in state.stages else "pending"
+                cell.set_state(status=status, error=missed)
 
     # --- bookkeeping -------------------------------------------------------------------------------------------------
 
@@ -335,6 +363,7 @@ def write_report(run: Run, recipe: Recipe) -> Report:
         model=recipe.model,
         task=recipe.task,
         cells=tuple(cell.report() for cell in cells),
+        transfer=transfer.targets if (transfer := run.transfer) else (),
         next_commands=next_commands(run, cells),
     )
     run.write_report(report)

@@ -496,8 +496,11 @@ def _settle_evaluation(
     names = tuple(kinds.load("tasks", recipe.task).metrics)
     reason = "the task's usual metrics"
     if facts.generates and work.small_label_set:
-        names = ("label_accuracy", *(name for name in names if name != "label_accuracy"))
+        names = ("label_accuracy", "macro_f1", "calibration_error", *names)
         reason = "completions come from a small label set, so the choice among them is scored as well"
+    elif facts.generates and recipe.evaluate.generate_rows:
+        names = (*names, "exact_match", "rouge_l", "chrf", "bleu")
+        reason = f"loss on every row; the texts of {recipe.evaluate.generate_rows} rows are generated and compared"
     decided.settle("evaluate.metrics", names, reason)
     rows = 64
     while rows > 1:

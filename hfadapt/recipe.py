@@ -24,6 +24,24 @@ OPTIMIZERS = ("adamw", "adamw-8bit", "paged-adamw-8bit")
 SCHEDULES = ("linear", "cosine", "constant")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 DTYPES = ("float32", "bfloat16", "float16")
+METRICS = (
+    *("accuracy", "label_accuracy", "macro_f1", "calibration_error", "loss", "perplexity"),
+    *("exact_match", "rouge_l", "chrf", "bleu"),
+)
+"""What evaluate.metrics can name, besides paths of modules of `evaluate`; made in `evaluate/metrics.py`."""
+
+GATES = ("general_text", "transfer")
+"""What evaluate.gates can name, besides metrics: perplexity on general text, and the worst change on another domain."""
+
+
+def is_metric_path(name: str) -> bool:
+    """Whether an entry of evaluate.metrics is a file or folder, not the name of a metric."""
+    return "/" in name or "\\" in name or name.endswith(".py")
+
+
+def is_task_path(name: str) -> bool:
+    """Whether an entry of evaluate.harness is a file or folder, not the name of a task."""
+    return "/" in name or "\\" in name or name.endswith((".yaml", ".yml"))
 
 
 @dataclass(frozen=True)
@@ -291,7 +309,10 @@ class DriftLimits(Spec):
 
 
 class Evaluate(Spec):
-    """How the adapter is compared with its base; `gates` are the smallest allowed gains by metric name.
+    """How the adapter is compared with its base.
+
+    `metrics` are names, or paths of modules of `evaluate`. `gates` are the smallest allowed gains by metric name; a
+    gain is positive when the adapter is better, and `general_text: -0.5` allows a loss of half a point of perplexity.
 
     `generate_rows` are test rows whose completions are generated for text metrics, `general_text` the check of a
     language model's perplexity on general text, `transfer` the matrix of every adapter on every domain, `security` the

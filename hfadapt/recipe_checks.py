@@ -7,15 +7,16 @@ recipe with other faults.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from pydantic import ValidationError
 
 from hfadapt import kinds
 from hfadapt.errors import nearest
-from hfadapt.recipe import AUTO, Lock
+from hfadapt.recipe import AUTO, GATES, METRICS, Lock, is_metric_path
 from hfadapt.recipe_words import dig, dotted, show
 from hfadapt.yaml_lines import Keys, Tree
 
@@ -32,6 +33,7 @@ def check_settings(tree: Tree) -> None:
     check_method(tree)
     check_task(tree)
     check_metrics(tree)
+    check_generation(tree)
     check_template_texts(tree)
 
 
@@ -227,8 +229,19 @@ def check_task(tree: Tree) -> None:
 
 
 def check_metrics(tree: Tree) -> None:
-    """A gate needs a metric that is computed."""
+    """Metrics must be known, or be paths; a gate needs a metric that is computed."""
     listed = dig(tree, ("evaluate", "metrics"))
+    names = [each for each in listed if isinstance(each, str)] if isinstance(listed, list) else None
+    for index, name in enumerate(names or ()):
+        if name not in METRICS and not is_metric_path(name):
+            close = nearest(name, METRICS)
+            tree.report(
+                ("evaluate", "metrics", index),
+                "there is no metric of that name",
+                got=show(name),
+                allowed=", ".join(METRICS) + ", or the path of a module of evaluate, such as ./my_metric.py",
+                fix=f"did you mean {close!r}?" if close else "hfadapt list metrics",
+            )
     for name in _section(tree, "evaluate", "gates"):
         at: Keys = ("evaluate", "gates", name)
         if not _METRIC.fullmatch(name):
@@ -240,15 +253,50 @@ def check_metrics(tree: Tree) -> None:
                 allowed="a metric such as accuracy, macro_f1 or perplexity",
                 fix=f"write `{better}`" if better else "name a metric",
             )
-        elif isinstance(listed, list) and name not in listed:
-            names = [each for each in listed if isinstance(each, str)]
-            close = nearest(name, names)
+        elif names is not None and not _measured(name, names) and not dig(tree, ("evaluate", "harness")):
+            allowed = (*names, *GATES)
+            close = nearest(name, allowed)
             tree.report(
                 at,
                 "the gate's metric is not among evaluate.metrics",
                 got=name,
-                allowed=", ".join(names),
+                allowed=", ".join(allowed),
                 fix=f"did you mean {close!r}?" if close else f"add {name} to evaluate.metrics",
+            )
+    for gate, switch in (("general_text", "general_text"), ("transfer", "transfer")):
+        if gate in _section(tree, "evaluate", "gates") and dig(tree, ("evaluate", switch)) is False:
+            tree.report(
+                ("evaluate", "gates", gate),
+                f"the gate needs what `evaluate.{switch}: false` switches off",
+                got=f"evaluate.{switch}: false",
+                allowed="true",
+                fix=f"delete the gate, or `evaluate.{switch}: false`",
+            )
+
+
+def _measured(gate: str, names: Sequence[str]) -> bool:
+    """Whether the metrics, of which a path gives one or several values under its name, can hold the gate's."""
+    stems = [PurePath(name).stem for name in names if is_metric_path(name)]
+    return gate in (*names, *GATES) or any(gate == stem or gate.startswith(f"{stem}_") for stem in stems)
+
+
+def check_generation(tree: Tree) -> None:
+    """Checks of language models need one."""
+    task = dig(tree, ("task",))
+    if task == "causal-lm" or not isinstance(task, str):
+        return
+    wanted: dict[Keys, bool] = {
+        ("evaluate", "harness"): bool(dig(tree, ("evaluate", "harness"))),
+        ("evaluate", "gates", "general_text"): "general_text" in _section(tree, "evaluate", "gates"),
+    }
+    for at, asked in wanted.items():
+        if asked:
+            tree.report(
+                at,
+                f"{task} has no language model to check",
+                got=f"{dotted(at)} with task: {task}",
+                allowed="task: causal-lm",
+                fix=f"delete `{dotted(at)}`",
             )
 
 

@@ -1,7 +1,8 @@
 """The run folder: typed access to every record, and what is done.
 
-runs/NAME/report.{json,md,html} and, for each cell, runs/NAME/DOMAIN/TARGET/ with lock.yaml, plan.json, data.json,
-data/, adapter/, checkpoints/, metrics.jsonl, train.json, evaluation.json, predictions.parquet, README.md, card.json.
+runs/NAME/report.{json,md,html}, transfer.json and, for each cell, runs/NAME/DOMAIN/TARGET/ with lock.yaml, plan.json,
+data.json, data/, adapter/, checkpoints/, metrics.jsonl, train.json, evaluation.json, predictions.parquet, README.md,
+card.json.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import yaml
 
 from hfadapt.errors import RequestError, RunError, choice_problem
+from hfadapt.evidence import TransferRecord
 from hfadapt.recipe import Lock
 from hfadapt.records import (
     CellReport,
@@ -157,6 +159,12 @@ class Run(Shown):
     def report(self) -> Report:
         """report.json."""
         return Report.read(self.folder / "report.json")
+
+    @property
+    def transfer(self) -> TransferRecord | None:
+        """transfer.json: every adapter on every domain; None before two domains of a target are evaluated."""
+        path = self.folder / "transfer.json"
+        return TransferRecord.read(path) if path.exists() else None
 
     def blocks(self) -> list[Block]:
         """The report's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 from hfadapt import samples
 from hfadapt.errors import nearest
+from hfadapt.recipe import is_metric_path, is_task_path
 from hfadapt.recipe_checks import PLACEHOLDER, brace_fault, template_of, texts
 from hfadapt.recipe_words import dig, show
 from hfadapt.sources import (
@@ -41,6 +43,7 @@ def check_sources(tree: Tree, recipe_folder: Path, domains: Collection[str] | No
         domains: Whose sources have to exist; by default those of all domains.
     """
     check_model(tree, recipe_folder)
+    check_evaluation(tree, recipe_folder)
     every = dig(tree, ("domains",))
     for name in every if isinstance(every, Mapping) else ():
         if domains is None or name in domains:
@@ -88,6 +91,31 @@ def check_model(tree: Tree, recipe_folder: Path) -> None:
         refuse("a sample model needs its prefix", f"write `model: {samples.PREFIX}{model}`")
     elif not _MODEL_ID.fullmatch(model):
         refuse("this names no model", "write a Hub id as owner/name, without spaces")
+
+
+def check_evaluation(tree: Tree, recipe_folder: Path) -> None:
+    """Metrics and harness tasks that are paths must be there, and lm-evaluation-harness installed where it is used."""
+    paths = {"metrics": is_metric_path, "harness": is_task_path}
+    for section, is_path in paths.items():
+        listed = dig(tree, ("evaluate", section))
+        for index, name in enumerate(listed if isinstance(listed, list) else ()):
+            if isinstance(name, str) and is_path(name) and resolve_source(name, recipe_folder) is None:
+                tree.report(
+                    ("evaluate", section, index),
+                    "there is no such file",
+                    got=show(name),
+                    allowed="a file or folder beside the recipe or in the working directory",
+                    fix=_near_path(name, recipe_folder) or "check the path",
+                )
+    generates = dig(tree, ("task",)) == "causal-lm"
+    if generates and dig(tree, ("evaluate", "harness")) and importlib.util.find_spec("lm_eval") is None:
+        tree.report(
+            ("evaluate", "harness"),
+            "lm-evaluation-harness is not installed",
+            got=show(dig(tree, ("evaluate", "harness"))),
+            allowed="its tasks, once it is installed",
+            fix="pip install 'hfadapt[harness]'",
+        )
 
 
 def _refuse_sample(tree: Tree, at: Keys, name: str, known: tuple[str, ...], kind: str) -> None:

@@ -23,6 +23,7 @@ import pytest
 REAL_CACHE = os.environ.get("HFADAPT_CACHE")
 OWN_CACHE = tempfile.mkdtemp(prefix="hfadapt-tests-")
 os.environ["HFADAPT_CACHE"] = OWN_CACHE
+os.environ["HF_MODULES_CACHE"] = os.path.join(OWN_CACHE, "modules")
 
 _connect = socket.socket.connect
 LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")

@@ -10,7 +10,10 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from hfadapt.errors import RequestError
 from hfadapt.evaluate.metrics import METRICS, compare, find, usable
+from hfadapt.recipe import METRICS as NAMED
 from hfadapt.tasks import Scores
+
+ON_SCORES = [name for name in METRICS if METRICS[name].needs != "texts"]
 
 
 def made(gold, predictions, classes=3, confidence=0.8):
@@ -91,7 +94,7 @@ def test_the_order_of_rows_does_not_matter(seed, rows):
     turned = Scores(
         *(part[order] for part in (scores.gold, scores.predictions, scores.probabilities, scores.losses, scores.tokens))
     )
-    for name in METRICS:
+    for name in ON_SCORES:
         assert value(name, turned) == pytest.approx(value(name, scores))
 
 
@@ -100,7 +103,7 @@ def test_the_order_of_rows_does_not_matter(seed, rows):
 
 def test_the_same_scores_have_no_difference():
     scores = drawn(100, 1)
-    for name in METRICS:
+    for name in ON_SCORES:
         metric = compare(name, scores, scores, resamples=200, confidence=0.95, seed=3)
         assert (metric.delta, metric.low, metric.high) == (0.0, 0.0, 0.0)
         assert metric.base == metric.adapter
@@ -169,4 +172,8 @@ def test_an_unknown_metric_names_the_nearest():
 def test_metrics_that_need_classes_are_left_out_without_them():
     losses_only = Scores(None, None, None, np.ones(3), np.ones(3))
     assert [name for name in METRICS if usable(METRICS[name], losses_only)] == ["loss", "perplexity"]
-    assert all(usable(metric, drawn(5, 1)) for metric in METRICS.values())
+    assert [name for name in METRICS if usable(METRICS[name], drawn(5, 1))] == ON_SCORES
+
+
+def test_a_recipe_can_name_every_metric_and_no_other():
+    assert tuple(METRICS) == NAMED

@@ -74,7 +74,7 @@ def test_the_report_has_the_names_that_others_rely_on(ready):
             assert metric["delta"] == pytest.approx(metric["adapter"] - metric["base"])
             assert metric["low"] <= metric["delta"] <= metric["high"]
             assert metric["rows"] == 24
-        assert {metric["name"] for metric in each["metrics"]} == {"accuracy", "macro_f1"}
+        assert {metric["name"] for metric in each["metrics"]} == {"accuracy", "macro_f1", "calibration_error", "loss"}
         for phase in ("load", "train", "evaluate", "save"):
             assert each["memory"][phase]["predicted_peak_bytes"] > 0
             assert each["memory"][phase]["measured_peak_bytes"] >= 0
@@ -337,8 +337,10 @@ def test_a_language_model_end_to_end_in_four_bits(models, tmp_path):
     done = command("evaluate", "tiny.yaml", folder=tmp_path)
     assert done.code == 0, done.err
     evaluation = record(tmp_path, "evaluation.json")
-    accuracy, perplexity = evaluation["metrics"]
-    assert (accuracy["name"], perplexity["name"]) == ("label_accuracy", "perplexity")
+    names = [metric["name"] for metric in evaluation["metrics"]]
+    assert names == ["label_accuracy", "macro_f1", "calibration_error", "perplexity"]
+    accuracy, perplexity = evaluation["metrics"][0], evaluation["metrics"][-1]
+    assert evaluation["general_text"]["rows"] == 48
     assert evaluation["baseline"] == "base"
     assert perplexity["adapter"] < perplexity["base"]
     assert accuracy["low"] > 0, "the words say the label, so it must be learned"
@@ -354,7 +356,9 @@ def test_chats_end_to_end(models, tmp_path):
     write_recipe(tmp_path / "tiny.yaml", recipe_fields(models / "lm", "causal-lm"))
     done = command("evaluate", "tiny.yaml", folder=tmp_path)
     assert done.code == 0, done.err
-    assert [m["name"] for m in record(tmp_path, "evaluation.json")["metrics"]] == ["perplexity"]
+    metrics = record(tmp_path, "evaluation.json")["metrics"]
+    assert [m["name"] for m in metrics] == ["perplexity", "exact_match", "rouge_l", "chrf", "bleu"]
+    assert [m["rows"] for m in metrics] == [24] * 5, "all test rows are generated, there are fewer than generate_rows"
     predicted = command("predict", "runs/tiny", "room film", folder=tmp_path)
     assert predicted.code == 0, predicted.err
 

@@ -223,7 +223,9 @@ def test_impossible_requests_are_refused_all_at_once(small: str) -> None:
 def test_labels_make_accuracy_a_metric(small: str) -> None:
     template = {"prompt": "{text}", "completion": " {label}"}
     assert cell(small, "l4", template=template).value("evaluate.metrics")[0] == "label_accuracy"
-    assert cell(small, "l4").value("evaluate.metrics") == ("perplexity",)
+    texts = ("exact_match", "rouge_l", "chrf", "bleu")
+    assert cell(small, "l4").value("evaluate.metrics") == ("perplexity", *texts)
+    assert cell(small, "l4", evaluate={"generate_rows": 0}).value("evaluate.metrics") == ("perplexity",)
 
 
 def test_a_faster_card_is_predicted_faster(everywhere: Plan) -> None:

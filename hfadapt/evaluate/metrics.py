@@ -7,12 +7,15 @@ the statistics (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapt
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from hfadapt.errors import RequestError, choice_problem
+from hfadapt.evaluate import text_metrics
+from hfadapt.evaluate.text_metrics import Texts
 from hfadapt.records import Metric
 from hfadapt.tasks import Scores
 
@@ -25,14 +28,16 @@ class RowMetric:
     """A metric of N rows.
 
     Args:
-        needs: Parts of Scores it reads: `classes`, `probabilities` or `losses`.
+        needs: What it reads: `classes`, `probabilities` or `losses` of Scores, or `texts` (Texts).
         higher_is_better: Direction of improvement.
+        statistics: What each row contributes, (N, K), from Scores or Texts.
+        value: The metric of summed contributions, (..., K) → (...).
     """
 
     name: str
     needs: str
     higher_is_better: bool
-    statistics: Callable[[Scores], np.ndarray]
+    statistics: Callable[[Any], np.ndarray]
     value: Callable[[np.ndarray], np.ndarray]
 
 
@@ -103,6 +108,10 @@ METRICS = {
         RowMetric("calibration_error", "probabilities", False, _bins, _calibration_error),
         RowMetric("loss", "losses", False, _losses, _ratio),
         RowMetric("perplexity", "losses", False, _losses, lambda sums: np.exp(np.minimum(_ratio(sums), 700.0))),
+        RowMetric("exact_match", "texts", True, text_metrics.exact_match, _ratio),
+        RowMetric("rouge_l", "texts", True, text_metrics.rouge_l, _ratio),
+        RowMetric("chrf", "texts", True, text_metrics.chrf, text_metrics.chrf_value),
+        RowMetric("bleu", "texts", True, text_metrics.bleu, text_metrics.bleu_value),
     )
 }
 
@@ -117,12 +126,42 @@ def find(name: str) -> RowMetric:
 
 def usable(metric: RowMetric, scores: Scores) -> bool:
     """Whether the scores hold what the metric reads."""
+    if metric.needs == "texts":
+        return False
     if metric.needs == "losses":
         return True
     return scores.predictions is not None and (metric.needs == "classes" or scores.probabilities is not None)
 
 
-def compare(name: str, base: Scores | None, adapter: Scores, *, resamples: int, confidence: float, seed: int) -> Metric:
+def subset(scores: Scores, rows: Sequence[int] | np.ndarray) -> Scores:
+    """The scores of some of the rows."""
+    parts = {
+        name: value[np.asarray(rows, dtype=np.int64)]
+        for name in ("gold", "predictions", "probabilities", "losses", "tokens")
+        if (value := getattr(scores, name)) is not None
+    }
+    return replace(scores, **parts)
+
+
+def reliability_bins(scores: Scores) -> list[tuple[int, float, float]]:
+    """Rows, mean confidence and share of hits of each of the ten bins of confidence that holds rows."""
+    count, confidence, hit = np.split(_bins(scores).sum(0), 3)
+    return [
+        (int(rows), float(sure / rows), float(right / rows))
+        for rows, sure, right in zip(count, confidence, hit, strict=True)
+        if rows
+    ]
+
+
+def compare(
+    name: str,
+    base: Scores | Texts | None,
+    adapter: Scores | Texts,
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> Metric:
     """One metric of base and adapter on the same rows, with percentile intervals of a paired bootstrap.
 
     Args:
@@ -132,6 +171,19 @@ def compare(name: str, base: Scores | None, adapter: Scores, *, resamples: int, 
     metric = find(name)
     own = metric.statistics(adapter)
     other = metric.statistics(base) if base is not None else None
+    return bootstrap(metric, other, own, resamples=resamples, confidence=confidence, seed=seed)
+
+
+def bootstrap(
+    metric: RowMetric,
+    other: np.ndarray | None,
+    own: np.ndarray,
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> Metric:
+    """`compare` from what each row contributes: (N, K) of the base, if there is one, and of the adapter."""
     rows = len(own)
     generator = np.random.default_rng(seed)
     own_values, other_values = [], []
@@ -142,35 +194,48 @@ def compare(name: str, base: Scores | None, adapter: Scores, *, resamples: int, 
         own_values.append(metric.value(weights @ own))
         if other is not None:
             other_values.append(metric.value(weights @ other))
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    adapter_value = float(metric.value(own.sum(0)))
-    adapter_low, adapter_high = (float(v) for v in np.quantile(np.concatenate(own_values), tails))
-    if other is None:
-        return Metric(
-            name=name,
-            base=None,
-            adapter=adapter_value,
-            delta=None,
-            low=None,
-            high=None,
-            rows=rows,
-            higher_is_better=metric.higher_is_better,
-            adapter_low=adapter_low,
-            adapter_high=adapter_high,
-        )
-    base_value = float(metric.value(other.sum(0)))
-    base_samples = np.concatenate(other_values)
-    base_low, base_high = (float(v) for v in np.quantile(base_samples, tails))
-    low, high = (float(v) for v in np.quantile(np.concatenate(own_values) - base_samples, tails))
+    return summarise(
+        metric.name,
+        metric.higher_is_better,
+        rows,
+        None if other is None else float(metric.value(other.sum(0))),
+        float(metric.value(own.sum(0))),
+        np.concatenate(other_values) if other_values else None,
+        np.concatenate(own_values),
+        confidence,
+    )
+
+
+def summarise(
+    name: str,
+    higher_is_better: bool,
+    rows: int,
+    base: float | None,
+    adapter: float,
+    base_samples: np.ndarray | None,
+    adapter_samples: np.ndarray | None,
+    confidence: float,
+) -> Metric:
+    """A metric with percentile intervals of its bootstrap samples; sample i of both is of the same drawn rows."""
+
+    def interval(samples: np.ndarray | None) -> tuple[float | None, float | None]:
+        if samples is None:
+            return None, None
+        low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
+        return float(low), float(high)
+
+    paired = None if base_samples is None or adapter_samples is None else adapter_samples - base_samples
+    (low, high), (base_low, base_high) = interval(paired), interval(base_samples)
+    adapter_low, adapter_high = interval(adapter_samples)
     return Metric(
         name=name,
-        base=base_value,
-        adapter=adapter_value,
-        delta=adapter_value - base_value,
+        base=base,
+        adapter=adapter,
+        delta=None if base is None else adapter - base,
         low=low,
         high=high,
         rows=rows,
-        higher_is_better=metric.higher_is_better,
+        higher_is_better=higher_is_better,
         base_low=base_low,
         base_high=base_high,
         adapter_low=adapter_low,

@@ -14,15 +14,23 @@ from hfadapt import kinds
 from hfadapt.data import read_split
 from hfadapt.errors import RunError
 from hfadapt.evaluate.bench import Bench
-from hfadapt.evaluate.metrics import compare, find, usable
+from hfadapt.evaluate.efficiency import measure_efficiency
+from hfadapt.evaluate.general_text import general_text
+from hfadapt.evaluate.generation import generated_texts
+from hfadapt.evaluate.harness import run_harness
+from hfadapt.evaluate.metrics import METRICS, compare, find, usable
 from hfadapt.evaluate.probe import put_head, train_probe
+from hfadapt.evaluate.quality import calibration, confusion, failures, paired_tests, per_class, slices
+from hfadapt.evaluate.text_metrics import Texts
 from hfadapt.launch import World
 from hfadapt.manifest import check_folder, check_manifest
 from hfadapt.measure import PeakMemory, load_libraries, release_memory, resident_bytes
 from hfadapt.model import Base, json_sha256, load_base, open_adapter
 from hfadapt.progress import Progress, Silent
+from hfadapt.recipe import is_metric_path as is_path
 from hfadapt.records import DataRecord, EvaluationRecord, Metric, PhaseMeasure
 from hfadapt.run_folder import Cell
+from hfadapt.sources import resolve_source
 from hfadapt.spec import write_bytes
 from hfadapt.tasks import Example, Row, Scores
 from hfadapt.tasks.causal_lm import completion_ids
@@ -42,14 +50,21 @@ SAME_AFTER_CONVERSION = 0.05
 """The same, where saving moves the update from a changed base onto the original one in 16 bits."""
 
 
-def evaluate_cell(cell: Cell, world: World, progress: Progress | None = None) -> EvaluationRecord:
+def evaluate_cell(
+    cell: Cell, world: World, progress: Progress | None = None, recipe_folder: Path = Path()
+) -> EvaluationRecord:
     """Scores baseline and adapter on the test split from the files in the cell, and writes evaluation.json.
+
+    Args:
+        recipe_folder: Where paths in `evaluate.metrics` and `evaluate.harness` begin.
 
     Raises:
         RunError: the adapter that was read back does not score as it did when it was trained.
+        RequestError: a metric or a harness task that was asked for cannot be had.
     """
     room = world.max_memory(cell.plan.cells[0].budget_bytes)
-    return world.on_main(lambda: _evaluate(cell, world.accelerator.device, progress or Silent(), room))
+    device = world.accelerator.device
+    return world.on_main(lambda: _evaluate(cell, device, progress or Silent(), room, recipe_folder))
 
 
 def open_bench(cell: Cell, device: torch.device, progress: Progress, room: dict[int, int] | None = None) -> Bench:
@@ -77,7 +92,9 @@ def open_bench(cell: Cell, device: torch.device, progress: Progress, room: dict[
     return bench
 
 
-def _evaluate(cell: Cell, device: torch.device, progress: Progress, room: dict[int, int] | None) -> EvaluationRecord:
+def _evaluate(
+    cell: Cell, device: torch.device, progress: Progress, room: dict[int, int] | None, recipe_folder: Path
+) -> EvaluationRecord:
     lock, train = cell.lock, cell.train
     load_libraries()
     release_memory()
@@ -95,7 +112,17 @@ def _evaluate(cell: Cell, device: torch.device, progress: Progress, room: dict[i
         scores = bench.score(test)
         scored = time.perf_counter() - scored
     names = bench.names
-    metrics = _metrics(lock, base_scores, scores)
+    texts = _texts(bench)
+    metrics = _metrics(bench, base_scores, scores, texts, recipe_folder)
+    general = None
+    if lock.task == "causal-lm" and lock.evaluate.general_text:
+        progress.say(f"{cell.domain}: scoring general text")
+        general = general_text(bench)
+    if lock.evaluate.harness:
+        progress.say(f"{cell.domain}: tasks of lm-evaluation-harness")
+    harness = run_harness(bench, recipe_folder)
+    sliced = next((metric.name for metric in metrics if metric.name in METRICS and _on_scores(metric.name)), None)
+    speed = measure_efficiency(bench, scored, train.adapter_bytes)
     record = EvaluationRecord(
         domain=cell.domain,
         target=cell.target,
@@ -104,14 +131,22 @@ def _evaluate(cell: Cell, device: torch.device, progress: Progress, room: dict[i
         confidence=lock.evaluate.confidence,
         resamples=lock.evaluate.resamples,
         rows_sha256=json_sha256(rows),
+        prompts_sha256=json_sha256([example.input_ids for example in test]),
         metrics=metrics,
-        confusion=_confusion(scores, names),
-        per_class=_per_class(base_scores, scores, names),
+        confusion=confusion(scores, names),
+        per_class=per_class(base_scores, scores, names),
+        paired_tests=paired_tests(base_scores, scores),
+        slices=slices(sliced, base_scores, scores, test, rows, names, **_sampling(lock)) if sliced else (),
+        calibration=calibration(base_scores, scores),
+        efficiency=speed,
+        general_text=general,
+        harness=harness,
+        failures=failures(base_scores, scores, names),
         reopened_difference=difference,
         seconds=time.perf_counter() - started,
-        rows_per_second=len(rows) / scored,
-        tokens_per_second=sum(len(example.input_ids) for example in test) / scored,
-        gates_failed=_gates(lock, metrics),
+        rows_per_second=speed.rows_per_second,
+        tokens_per_second=speed.tokens_per_second,
+        gates_failed=_gates(lock, metrics, general, harness),
         memory={
             "evaluate": PhaseMeasure(
                 predicted_peak_bytes=next(
@@ -122,9 +157,28 @@ def _evaluate(cell: Cell, device: torch.device, progress: Progress, room: dict[i
         },
         versions=versions(str(device)),
     )
-    _write_predictions(cell.folder / "predictions.parquet", rows, names, base_scores, scores)
+    _write_predictions(cell.folder / "predictions.parquet", rows, names, base_scores, scores, texts)
     record.write(cell.folder / "evaluation.json")
+    _further_checks(bench)
     return record
+
+
+def _further_checks(bench: Bench) -> None:
+    """security.json and drift.json, from the same bench; drift comes last, since it merges the adapter away."""
+    settings, folder = bench.lock.evaluate, bench.cell.folder
+    for name in ("security.json", "drift.json"):
+        # An earlier evaluation's would say something about another adapter or other settings.
+        (folder / name).unlink(missing_ok=True)
+    if settings.security:
+        from hfadapt.evaluate.security import check
+
+        bench.progress.say(f"{bench.cell.domain}: leaks and robustness")
+        check(bench).write(folder / "security.json")
+    if settings.drift:
+        from hfadapt.evaluate.drift import measure
+
+        bench.progress.say(f"{bench.cell.domain}: merging and other storages")
+        measure(bench).write(folder / "drift.json")
 
 
 def answer_choices(cell: Cell, data: DataRecord, base: Base) -> dict[str, tuple[int, ...]]:
@@ -165,62 +219,77 @@ def _reopened(bench: Bench, validation: Sequence[Example], expected: Sequence[fl
     return difference
 
 
-def _metrics(lock: Lock, base: Scores, adapter: Scores) -> tuple[Metric, ...]:
-    names = [name for name in lock.evaluate.metrics if usable(find(name), adapter)]
-    return tuple(
-        compare(
-            name,
-            base,
-            adapter,
-            resamples=lock.evaluate.resamples,
-            confidence=lock.evaluate.confidence,
-            seed=lock.data.seed,
-        )
-        for name in names
-    )
+def _sampling(lock: Lock) -> dict[str, Any]:
+    """How every interval is made: bootstrap samples, coverage, seed."""
+    return {"resamples": lock.evaluate.resamples, "confidence": lock.evaluate.confidence, "seed": lock.data.seed}
 
 
-def _gates(lock: Lock, metrics: Sequence[Metric]) -> tuple[str, ...]:
-    """Sentences about the gates that were missed: a gain smaller than `evaluate.gates` asks for."""
+def _on_scores(name: str) -> bool:
+    return find(name).needs != "texts"
+
+
+def _texts(bench: Bench) -> tuple[Texts, Texts] | None:
+    """What base and adapter write, where a metric reads it."""
+    wanted = bench.lock.evaluate.metrics
+    if bench.lock.task != "causal-lm" or all(not is_path(name) and _on_scores(name) for name in wanted):
+        return None
+    if bench.choices:
+        return None
+    bench.progress.say(f"{bench.cell.domain}: generating")
+    return generated_texts(bench)
+
+
+def _metrics(
+    bench: Bench, base: Scores, adapter: Scores, texts: tuple[Texts, Texts] | None, recipe_folder: Path
+) -> tuple[Metric, ...]:
+    """The metrics of the lock, in its order; those that have nothing to read in these rows are left out."""
+    sampling = _sampling(bench.lock)
+    found: list[Metric] = []
+    for name in bench.lock.evaluate.metrics:
+        if is_path(name):
+            from hfadapt.evaluate.modules import compare_module  # imports `evaluate` and `datasets`
+
+            path = resolve_source(name, recipe_folder) or Path(name)
+            found += compare_module(path, base, adapter, texts, bench.names, **sampling)
+        elif not _on_scores(name):
+            found += [compare(name, *texts, **sampling)] if texts else []
+        elif usable(find(name), adapter):
+            found.append(compare(name, base, adapter, **sampling))
+    return tuple(found)
+
+
+def _gates(
+    lock: Lock, metrics: Sequence[Metric], general: Metric | None, harness: Sequence[Metric] = ()
+) -> tuple[str, ...]:
+    """Sentences about the gates that were missed: a gain smaller than `evaluate.gates` asks for.
+
+    `general_text` is the gain in perplexity on general text; `transfer` is judged when every domain is done.
+    """
+    known = {metric.name: metric for metric in (*harness, *metrics)}
+    if general is not None:
+        known["general_text"] = general
     failed = []
-    for metric in metrics:
-        wanted = lock.evaluate.gates.get(metric.name)
-        if wanted is None or metric.delta is None:
+    for name, wanted in lock.evaluate.gates.items():
+        metric = known.get(name)
+        if name == "transfer":
             continue
-        gain = metric.delta if metric.higher_is_better else -metric.delta
-        if gain < wanted:
-            failed.append(f"{metric.name} gained {gain:+.3f}, the recipe asks for at least {wanted:+.3f}")
+        if metric is None or metric.gain is None:
+            failed.append(f"the recipe has a gate on {name}, which was not measured; there are {', '.join(known)}")
+        elif metric.gain < wanted:
+            failed.append(f"{name} gained {metric.gain:+.3f}, the recipe asks for at least {wanted:+.3f}")
     return tuple(failed)
 
 
-def _confusion(scores: Scores, names: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Rows by right class and chosen class."""
-    if scores.gold is None or scores.predictions is None:
-        return {}
-    table = {name: dict.fromkeys(names, 0) for name in names}
-    for gold, chosen in zip(scores.gold, scores.predictions, strict=True):
-        table[names[gold]][names[chosen]] += 1
-    return table
-
-
-def _per_class(base: Scores, adapter: Scores, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Rows, and recall of baseline and adapter, of each class."""
-    if adapter.gold is None or adapter.predictions is None or base.predictions is None:
-        return {}
-    table = {}
-    for index, name in enumerate(names):
-        own = adapter.gold == index
-        if own.any():
-            table[name] = {
-                "rows": float(own.sum()),
-                "base": float((base.predictions[own] == index).mean()),
-                "adapter": float((adapter.predictions[own] == index).mean()),
-            }
-    return table
-
-
-def _write_predictions(path: Path, rows: Sequence[Row], names: Sequence[str], base: Scores, adapter: Scores) -> None:
-    """One line a test row: where it comes from, the losses, and for choices the right and the chosen ones."""
+def _write_predictions(
+    path: Path,
+    rows: Sequence[Row],
+    names: Sequence[str],
+    base: Scores,
+    adapter: Scores,
+    texts: tuple[Texts, Texts] | None,
+) -> None:
+    """One line a test row: where it comes from, losses and number of labels, for choices the right and the chosen
+    ones, for generated rows the texts."""
     import pyarrow
     from pyarrow import parquet
 
@@ -229,6 +298,7 @@ def _write_predictions(path: Path, rows: Sequence[Row], names: Sequence[str], ba
         "row": [int(row["row"]) for row in rows],
         "base_loss": base.losses,
         "adapter_loss": adapter.losses,
+        "tokens": adapter.tokens,
     }
     if adapter.gold is not None and adapter.predictions is not None and base.predictions is not None:
         columns |= {
@@ -238,6 +308,12 @@ def _write_predictions(path: Path, rows: Sequence[Row], names: Sequence[str], ba
         }
     if adapter.probabilities is not None:
         columns["confidence"] = adapter.probabilities.max(-1)
+    if texts is not None:
+        written = {"reference_text": texts[1].references}
+        written |= {"base_text": texts[0].predictions, "adapter_text": texts[1].predictions}
+        for name, column in written.items():
+            by_row = dict(zip(texts[1].rows, column, strict=True))
+            columns[name] = [by_row.get(row) for row in range(len(rows))]
     sink = pyarrow.BufferOutputStream()
     parquet.write_table(pyarrow.table(columns), sink)
     write_bytes(path, sink.getvalue().to_pybytes())

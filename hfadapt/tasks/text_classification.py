@@ -23,7 +23,7 @@ class TextClassification:
     forms = frozenset({"labelled"})
     baseline = "linear probe"
     packs = False
-    metrics = ("accuracy", "macro_f1")
+    metrics = ("accuracy", "macro_f1", "calibration_error", "loss")
 
     def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
         """Label names for the config."""

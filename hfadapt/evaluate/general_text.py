@@ -1,0 +1,60 @@
+"""What a language model forgets: perplexity of base and adapter on general English text, which is package data."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from hfadapt.batches import padded
+from hfadapt.evaluate.bench import Bench
+from hfadapt.evaluate.metrics import compare
+from hfadapt.records import Metric
+from hfadapt.tasks import Scores
+
+FILE = Path(__file__).with_name("general_text.txt")
+MOST_TOKENS = 256
+BATCH_ROWS = 4
+
+
+@cache
+def paragraphs() -> tuple[str, ...]:
+    """The rows of the text; source and licence are in the file's first lines."""
+    lines = FILE.read_text(encoding="utf-8").splitlines()
+    return tuple(line for line in lines if line and not line.startswith("#"))
+
+
+def general_text(bench: Bench) -> Metric:
+    """Perplexity per token of base and adapter, with the paired bootstrap over 48 paragraphs.
+
+    Few rows at once: every token has a label here, and so a row of V logits.
+    """
+    longest = int(getattr(bench.base.model.config, "max_position_embeddings", None) or MOST_TOKENS)
+    examples = bench.task.encode(
+        [{"text": text} for text in paragraphs()],
+        bench.base.tokenizer,
+        max_length=min(MOST_TOKENS, longest),
+        labels=(),
+    )
+    pad = int(bench.base.tokenizer.pad_token_id or 0)
+
+    def score(model: object) -> Scores:
+        found: Scores = bench.task.score(
+            model, examples, lambda rows: padded(bench.task, rows, pad, bench.device, BATCH_ROWS)
+        )
+        return found
+
+    with torch.inference_mode():
+        with bench.adapter_off() as model:
+            base = score(model)
+        adapter = score(bench.model)
+    settings = bench.lock.evaluate
+    return compare(
+        "perplexity",
+        base,
+        adapter,
+        resamples=settings.resamples,
+        confidence=settings.confidence,
+        seed=bench.lock.data.seed,
+    )

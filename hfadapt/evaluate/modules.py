@@ -1,0 +1,275 @@
+"""Our metrics as classes of Hugging Face `evaluate`, and the user's own `evaluate` modules in the same comparison.
+
+`Accuracy().compute(predictions=[0, 1], references=[0, 0])` needs neither network nor Hub. Modules of a user are loaded
+by absolute path: by bare name `evaluate.load` takes a folder of that name in the working directory, or asks the Hub.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import datasets
+import evaluate
+import numpy as np
+
+from hfadapt.errors import RequestError
+from hfadapt.evaluate.metrics import METRICS, summarise
+from hfadapt.evaluate.text_metrics import Texts
+from hfadapt.records import Metric
+from hfadapt.tasks import Scores
+
+MODULE_RESAMPLES = 200
+"""A module is computed anew for every bootstrap sample, so there are fewer of them."""
+
+SLOW_SECONDS = 0.5
+"""A module that takes longer than this gets no interval."""
+
+_FEATURES: dict[str, tuple[Any, Any]] = {
+    "classes": (datasets.Value("int64"), datasets.Value("int64")),
+    "probabilities": (datasets.Sequence(datasets.Value("float64")), datasets.Value("int64")),
+    "losses": (datasets.Value("float64"), datasets.Value("int64")),
+    "texts": (datasets.Value("string"), datasets.Value("string")),
+}
+
+
+class RowMetricModule(evaluate.Metric):
+    """One of our metrics; `compute` gives `{name: value}`.
+
+    `predictions` and `references` are class indices, or rows of class probabilities and class indices, or summed
+    losses in nats and numbers of labels, or texts, as the metric needs.
+    """
+
+    metric: ClassVar[str]
+
+    def _info(self) -> evaluate.MetricInfo:
+        metric = METRICS[self.metric]
+        predictions, references = _FEATURES[metric.needs]
+        return evaluate.MetricInfo(
+            description=(type(self).__doc__ or "").strip(),
+            citation="",
+            inputs_description=(RowMetricModule.__doc__ or "").strip(),
+            features=datasets.Features({"predictions": predictions, "references": references}),
+        )
+
+    def _compute(self, *, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+        metric = METRICS[self.metric]
+        if not len(predictions):
+            raise ValueError("there are no predictions")
+        statistics = metric.statistics(_inputs(metric.needs, predictions, references))
+        return {self.metric: float(metric.value(statistics.sum(0)))}
+
+
+def _inputs(needs: str, predictions: Sequence[Any], references: Sequence[Any]) -> Scores | Texts:
+    if needs == "texts":
+        return Texts(range(len(predictions)), predictions, references)
+    none = np.zeros(len(predictions))
+    if needs == "losses":
+        return Scores(None, None, None, np.asarray(predictions, dtype=np.float64), np.asarray(references))
+    gold = np.asarray(references, dtype=np.int64)
+    if needs == "probabilities":
+        table = np.asarray(predictions, dtype=np.float64)
+        return Scores(gold, table.argmax(-1), table, none, none)
+    return Scores(gold, np.asarray(predictions, dtype=np.int64), None, none, none)
+
+
+class Accuracy(RowMetricModule):
+    """Share of rows whose class is right."""
+
+    metric = "accuracy"
+
+
+class LabelAccuracy(RowMetricModule):
+    """Share of rows for which a language model finds the right answer the most likely one."""
+
+    metric = "label_accuracy"
+
+
+class MacroF1(RowMetricModule):
+    """F1 averaged over the classes that occur."""
+
+    metric = "macro_f1"
+
+
+class CalibrationError(RowMetricModule):
+    """Expected calibration error over ten equal bins (Guo et al. 2017, arXiv 1706.04599)."""
+
+    metric = "calibration_error"
+
+
+class Loss(RowMetricModule):
+    """Negative log-likelihood in nats per label."""
+
+    metric = "loss"
+
+
+class Perplexity(RowMetricModule):
+    """exp of the loss per label."""
+
+    metric = "perplexity"
+
+
+class ExactMatch(RowMetricModule):
+    """Share of texts that are the reference but for white space."""
+
+    metric = "exact_match"
+
+
+class RougeL(RowMetricModule):
+    """F-measure of the longest common subsequence of words, averaged over rows, from 0 to 1."""
+
+    metric = "rouge_l"
+
+
+class ChrF(RowMetricModule):
+    """chrF2 of the corpus, from 0 to 100."""
+
+    metric = "chrf"
+
+
+class Bleu(RowMetricModule):
+    """BLEU of the corpus, from 0 to 100."""
+
+    metric = "bleu"
+
+
+MODULES: Mapping[str, type[RowMetricModule]] = {
+    module.metric: module
+    for module in (
+        *(Accuracy, LabelAccuracy, MacroF1, CalibrationError, Loss, Perplexity),
+        *(ExactMatch, RougeL, ChrF, Bleu),
+    )
+}
+
+
+def load_module(path: Path) -> evaluate.EvaluationModule:
+    """The `evaluate` module in a file, or in a folder with a file of the same name.
+
+    Raises:
+        RequestError: it is not there, or is not one.
+    """
+    path = path.resolve()
+    if not path.exists():
+        raise RequestError("there is no such metric", place="evaluate.metrics", got=str(path), fix="check the path")
+    try:
+        return evaluate.load(str(path))
+    except Exception as error:  # whatever the module's own code raises
+        raise RequestError(
+            "the metric cannot be loaded",
+            place=str(path),
+            got=f"{type(error).__name__}: {error}"[:300],
+            allowed="a file, or a folder with a file of its name, that defines an evaluate.Metric",
+        ) from None
+
+
+def compare_module(
+    path: Path,
+    base: Scores,
+    adapter: Scores,
+    texts: tuple[Texts, Texts] | None,
+    names: Sequence[str],
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> tuple[Metric, ...]:
+    """The values of a user's module for base and adapter, one Metric each, with a paired bootstrap of 200 samples.
+
+    The module gets class indices, or class names or generated texts where it takes strings. Higher is taken as better
+    unless the module has `higher_is_better = False`. A module that takes longer than half a second gets no interval.
+
+    Args:
+        texts: What base and adapter wrote, where the task generates.
+        names: Names of the classes.
+
+    Raises:
+        RequestError: the module needs other inputs, or gives no number.
+    """
+    module = load_module(path)
+    own, other, references = _columns(module, path, base, adapter, texts, names)
+    started = time.perf_counter()
+    value = _values(module, path, own, references)
+    slow = time.perf_counter() - started > SLOW_SECONDS
+    base_value = _values(module, path, other, references)
+    samples: list[tuple[Mapping[str, float], Mapping[str, float]]] = []
+    if not slow:
+        draw = np.random.default_rng(seed)
+        for _ in range(min(resamples, MODULE_RESAMPLES)):
+            rows = draw.integers(0, len(references), len(references))
+            drawn = [references[i] for i in rows]
+            samples.append(
+                (
+                    _values(module, path, [other[i] for i in rows], drawn),
+                    _values(module, path, [own[i] for i in rows], drawn),
+                )
+            )
+    better = bool(getattr(module, "higher_is_better", True))
+    found = []
+    for key in value:
+        columns = [np.array([pair[side].get(key, np.nan) for pair in samples]) for side in (0, 1)]
+        usable = bool(samples) and all(np.isfinite(column).all() for column in columns)
+        found.append(
+            summarise(
+                path.stem if len(value) == 1 else f"{path.stem}_{key}",
+                better,
+                len(references),
+                base_value.get(key),
+                value[key],
+                columns[0] if usable else None,
+                columns[1] if usable else None,
+                confidence,
+            )
+        )
+    return tuple(found)
+
+
+def _columns(
+    module: Any,
+    path: Path,
+    base: Scores,
+    adapter: Scores,
+    texts: tuple[Texts, Texts] | None,
+    names: Sequence[str],
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """Predictions of adapter and base, and references, in the kind the module takes."""
+    features = module.features[0] if isinstance(module.features, list) else module.features
+    wants_text = getattr(features.get("predictions"), "dtype", None) in ("string", "large_string")
+    if set(features) != {"predictions", "references"}:
+        raise RequestError(
+            "the metric takes other inputs than predictions and references",
+            place=str(path),
+            got=", ".join(features),
+            allowed="predictions and references",
+        )
+    if wants_text and texts is not None:
+        other, own = texts
+        return list(own.predictions), list(other.predictions), list(own.references)
+    if adapter.gold is None or adapter.predictions is None or base.predictions is None:
+        raise RequestError(
+            "the metric finds nothing to score",
+            place=str(path),
+            got="a language model without a small set of answers",
+            allowed="a metric of strings, and evaluate.generate_rows above 0",
+        )
+    columns = [list(map(int, part)) for part in (adapter.predictions, base.predictions, adapter.gold)]
+    if wants_text:
+        columns = [[names[i] for i in column] for column in columns]  # type: ignore[misc]
+    return columns[0], columns[1], columns[2]
+
+
+def _values(module: Any, path: Path, predictions: list[Any], references: list[Any]) -> dict[str, float]:
+    """The numbers that the module gives, by name; `_compute` spares the files that `compute` writes."""
+    try:
+        found = module._compute(predictions=predictions, references=references)
+    except Exception as error:  # whatever the module's own code raises
+        raise RequestError("the metric failed", place=str(path), got=f"{type(error).__name__}: {error}"[:300]) from None
+    numbers = {str(key): float(value) for key, value in (found or {}).items() if np.ndim(value) == 0 and _number(value)}
+    if not numbers:
+        raise RequestError("the metric gives no number", place=str(path), got=str(found)[:200])
+    return numbers
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and bool(np.isfinite(value))

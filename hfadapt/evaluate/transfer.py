@@ -1,0 +1,281 @@
+"""The cross-domain matrix: every adapter of a run on every domain's test rows, with all of them on one base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hfadapt import kinds
+from hfadapt.batches import padded
+from hfadapt.data import read_split
+from hfadapt.evaluate.metrics import METRICS, compare, find
+from hfadapt.evaluate.stage import answer_choices
+from hfadapt.evidence import TransferCell, TransferRecord, TransferTarget
+from hfadapt.manifest import check_folder, check_manifest
+from hfadapt.model import Base, json_sha256, load_base, open_adapter, open_adapters, use_adapter
+from hfadapt.progress import Progress, Silent
+from hfadapt.recipe import Lock
+from hfadapt.run_folder import Cell
+from hfadapt.tasks import Example, Scores
+
+MOST_ROWS = 200
+"""Test rows of a domain that every adapter is scored on, spread evenly over the split."""
+
+
+@dataclass
+class Domain:
+    """One domain's cell, and of its test rows those that are used."""
+
+    cell: Cell
+    examples: list[Example] = field(default_factory=list)
+    choices: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The domain."""
+        return self.cell.domain
+
+    @cached_property
+    def lock(self) -> Lock:
+        """The cell's lock."""
+        return self.cell.lock
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The cell's classes."""
+        return self.cell.data.labels
+
+    @property
+    def storage(self) -> tuple[Any, ...]:
+        """Cells that agree in this can share a loaded base. A language model has no head that depends on labels."""
+        labels = () if self.lock.task == "causal-lm" else self.labels
+        return self.lock.model, self.lock.task, self.lock.quant, self.lock.dtype, labels
+
+    @cached_property
+    def picked(self) -> list[int]:
+        """Positions of the used rows in the test split."""
+        rows = self.cell.evaluation.rows
+        count = min(MOST_ROWS, rows)
+        return [i * rows // count for i in range(count)]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the classes, or of the answers."""
+        return tuple(self.choices) or self.labels
+
+    def encode(self, base: Base) -> None:
+        """Reads and tokenises the used rows as the domain's own evaluation did."""
+        rows = list(read_split(self.cell.folder, "test"))
+        task = kinds.load("tasks", self.lock.task)
+        self.examples = task.encode(
+            [rows[i] for i in self.picked], base.tokenizer, max_length=self.lock.data.max_length, labels=self.labels
+        )
+        if self.lock.task == "causal-lm":
+            self.choices = answer_choices(self.cell, self.cell.data, base)
+
+    def baseline(self) -> Scores | None:
+        """What the domain's baseline said about the used rows, from predictions.parquet; None in files that lack it."""
+        from pyarrow import parquet
+
+        table = parquet.read_table(self.cell.folder / "predictions.parquet").take(self.picked).to_pydict()
+        if "tokens" not in table:
+            return None
+        index = {name: i for i, name in enumerate(self.names)}
+        gold, chosen = (
+            np.array([index[name] for name in table[column]]) if column in table else None
+            for column in ("gold", "base")
+        )
+        return Scores(gold, chosen, None, np.array(table["base_loss"]), np.array(table["tokens"]))
+
+
+def measure_transfer(
+    cells: Sequence[Cell], device: torch.device, kept: TransferRecord | None = None, progress: Progress | None = None
+) -> TransferRecord | None:
+    """The matrix of every target with two or more evaluated cells.
+
+    Args:
+        cells: Cells with an evaluation, in the order of the recipe.
+        kept: An earlier record, returned as it is when nothing that it depends on has changed.
+
+    Returns:
+        None where no target has two such cells.
+
+    Raises:
+        RunError: an adapter's folder does not fit its base any more.
+    """
+    by_target: dict[str, list[Domain]] = {}
+    for cell in cells:
+        by_target.setdefault(cell.target, []).append(Domain(cell))
+    by_target = {target: domains for target, domains in by_target.items() if len(domains) > 1}
+    if not by_target:
+        return None
+    inputs = json_sha256(
+        [[_input(domain) for domain in domains] for _, domains in sorted(by_target.items())] + [MOST_ROWS]
+    )
+    if kept is not None and kept.inputs_sha256 == inputs:
+        return kept
+    targets = []
+    for target, domains in by_target.items():
+        (progress or Silent()).say(f"{target}: every adapter on every domain")
+        if (found := _matrix(target, domains, device)) is not None:
+            targets.append(found)
+    return TransferRecord(targets=tuple(targets), inputs_sha256=inputs)
+
+
+def _input(domain: Domain) -> list[Any]:
+    """Everything of one cell that the matrix depends on."""
+    evaluation, settings = domain.cell.evaluation, domain.lock.evaluate
+    return [
+        domain.cell.domain,
+        domain.cell.target,
+        [str(part) for part in domain.storage],
+        sorted(domain.cell.manifest.files.items()),
+        evaluation.rows_sha256,
+        evaluation.prompts_sha256,
+        [metric.name for metric in evaluation.metrics],
+        settings.resamples,
+        settings.confidence,
+        domain.lock.data.seed,
+    ]
+
+
+def common_metric(domains: Sequence[Domain]) -> str | None:
+    """The first metric of the first cell that all cells have and that can be compared from stored predictions."""
+    first, *others = ([metric.name for metric in domain.cell.evaluation.metrics] for domain in domains)
+    for name in first:
+        if name in METRICS and find(name).needs in ("classes", "losses") and all(name in other for other in others):
+            return name
+    return None
+
+
+def _matrix(target: str, domains: Sequence[Domain], device: torch.device) -> TransferTarget | None:
+    metric = common_metric(domains)
+    if metric is None:
+        return None
+    groups: dict[tuple[Any, ...], list[Domain]] = {}
+    for domain in domains:
+        groups.setdefault(domain.storage, []).append(domain)
+    found: dict[tuple[str, str], TransferCell] = {}
+    skipped: dict[str, str] = {}
+    for group in groups.values():
+        for adapter, data, scores in _scored(group, device, metric, skipped):
+            found[adapter.name, data.name] = _cell(adapter, data, scores, metric)
+    for adapter in domains:
+        for data in domains:
+            if adapter.storage != data.storage:
+                skipped[f"{adapter.name} on {data.name}"] = _difference(adapter, data)
+    order = [(adapter.name, data.name) for adapter in domains for data in domains]
+    return TransferTarget(
+        target=target,
+        metric=metric,
+        higher_is_better=find(metric).higher_is_better,
+        cells=tuple(found[pair] for pair in order if pair in found),
+        skipped=skipped,
+    )
+
+
+def _scored(
+    group: Sequence[Domain], device: torch.device, metric: str, skipped: dict[str, str]
+) -> Iterator[tuple[Domain, Domain, Scores]]:
+    """Scores of every adapter of the group on every domain of it; pairs that cannot be compared go to `skipped`."""
+    lock = group[0].lock
+    base = load_base(lock, group[0].labels, device)
+    for domain in group:
+        check_manifest(check_folder(domain.cell.adapter), base, domain.cell.adapter, domain.labels)
+        domain.encode(base)
+    whole = {domain.name for domain in group if domain.lock.adapter.method == "full"}
+    folders = {domain.name: domain.cell.adapter for domain in group if domain.name not in whole}
+    model = open_adapters(base, folders, device) if folders else None
+    for adapter in group:
+        if adapter.name in whole:
+            used = open_adapter(base, adapter.cell.adapter, "full", device)
+        else:
+            used = model
+            use_adapter(used, adapter.name)
+        for data in group:
+            if find(metric).needs == "classes" and set(adapter.names) != set(data.names):
+                skipped[f"{adapter.name} on {data.name}"] = "other answers: " + ", ".join(data.names)
+            else:
+                yield adapter, data, _score(used.eval(), base, data, device)
+
+
+def _score(model: Any, base: Base, data: Domain, device: torch.device) -> Scores:
+    task, pad = kinds.load("tasks", data.lock.task), int(base.tokenizer.pad_token_id or 0)
+    with torch.inference_mode():
+        scores: Scores = task.score(
+            model,
+            data.examples,
+            lambda rows: padded(task, rows, pad, device, data.lock.evaluate.batch_rows),
+            tuple(data.choices.values()),
+        )
+    return scores
+
+
+def _cell(adapter: Domain, data: Domain, scores: Scores, name: str) -> TransferCell:
+    settings = data.lock.evaluate
+    found = compare(
+        name,
+        data.baseline(),
+        scores,
+        resamples=settings.resamples,
+        confidence=settings.confidence,
+        seed=data.lock.data.seed,
+    )
+    return TransferCell(
+        adapter=adapter.name,
+        data=data.name,
+        rows=found.rows,
+        base=found.base,
+        value=found.adapter,
+        delta=found.delta,
+        low=found.low,
+        high=found.high,
+    )
+
+
+def _difference(adapter: Domain, data: Domain) -> str:
+    """Why two cells cannot share a base."""
+    if adapter.storage[-1] != data.storage[-1]:
+        return "other labels: " + ", ".join(data.labels)
+    return f"another base or storage: {data.lock.model} in {data.lock.quant}, {data.lock.dtype}"
+
+
+def transfer_gates(record: TransferRecord, cells: Sequence[Cell]) -> dict[tuple[str, str], str]:
+    """What is wrong with cells, by domain and target, that miss `evaluate.gates: {transfer: …}`.
+
+    The gate is the smallest gain over another domain's baseline that the adapter may have there.
+    """
+    failed: dict[tuple[str, str], str] = {}
+    wanted = {(cell.domain, cell.target): cell.lock.evaluate.gates.get("transfer") for cell in cells}
+    for target in record.targets:
+        sign = 1 if target.higher_is_better else -1
+        for found in target.cells:
+            least = wanted.get((found.adapter, target.target))
+            if least is None or found.delta is None or found.adapter == found.data or sign * found.delta >= least:
+                continue
+            failed.setdefault(
+                (found.adapter, target.target),
+                f"transfer: on {found.data} {target.metric} gained {sign * found.delta:+.3f}, "
+                f"the recipe asks for at least {least:+.3f}",
+            )
+    return failed
+
+
+def write_transfer(
+    folder: Path, cells: Sequence[Cell], device: torch.device, progress: Progress
+) -> TransferRecord | None:
+    """transfer.json of a run, made again only where its inputs changed."""
+    path = folder / "transfer.json"
+    kept = TransferRecord.read(path) if path.exists() else None
+    record = measure_transfer(cells, device, kept, progress)
+    if record is None:
+        path.unlink(missing_ok=True)
+    elif record is not kept:
+        record.write(path)
+    return record

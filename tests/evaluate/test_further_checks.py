@@ -1,0 +1,63 @@
+"""The stage hands its bench to the security and drift checks, and writes what they answer into the cell."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+from tiny import command, labelled, recipe_fields, write_recipe, write_rows
+
+from hfadapt.evidence import DriftRecord, SecurityRecord
+from hfadapt.run_folder import Run
+
+
+@pytest.fixture
+def checks(monkeypatch):
+    """Stands in for both modules and notes the benches they are given."""
+    seen = []
+
+    def stand_in(name, function, record):
+        def answer(bench):
+            seen.append((name, bench))
+            return record(bench)
+
+        module = ModuleType(f"hfadapt.evaluate.{name}")
+        setattr(module, function, answer)
+        monkeypatch.setitem(sys.modules, f"hfadapt.evaluate.{name}", module)
+
+    stand_in("security", "check", lambda bench: SecurityRecord(domain="one", target="this-machine", seconds=1.0))
+    stand_in(
+        "drift",
+        "measure",
+        lambda bench: DriftRecord(
+            domain="one",
+            target="this-machine",
+            reference="float32 base",
+            rows=len(bench.test),
+            variants=(),
+            limit_kl_nats=bench.lock.evaluate.drift_limits.kl_nats,
+            limit_points=0.5,
+            seconds=1.0,
+        ),
+    )
+    return seen
+
+
+def test_both_get_the_same_bench_and_can_be_switched_off(models, tmp_path, checks):
+    write_rows(tmp_path / "one.jsonl", labelled(100))
+    write_recipe(tmp_path / "tiny.yaml", recipe_fields(models / "encoder"))
+    done = command("evaluate", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.err
+    folder = Run(tmp_path / "runs/tiny").cell("one", "this-machine").folder
+    (first, bench), (second, same) = checks
+    assert (first, second) == ("security", "drift"), "drift merges the adapter away, so it is last"
+    assert bench is same
+    assert len(bench.rows) == 24
+    assert SecurityRecord.read(folder / "security.json").seconds == 1.0
+    assert DriftRecord.read(folder / "drift.json").rows == 24
+    settings = ["evaluate.security=false", "evaluate.drift=false"]
+    assert command("evaluate", "tiny.yaml", *settings, folder=tmp_path).code == 0
+    assert len(checks) == 2
+    assert not (folder / "security.json").exists(), "it was about another evaluation"
+    assert not (folder / "drift.json").exists()

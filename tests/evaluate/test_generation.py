@@ -1,0 +1,129 @@
+"""Generation in batches equals one by one; what is generated is what the row's last answer is compared with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import command, pairs, recipe_fields, uneven, write_recipe, write_rows
+
+from hfadapt.evaluate.efficiency import measure_efficiency
+from hfadapt.evaluate.general_text import general_text, paragraphs
+from hfadapt.evaluate.generation import (
+    Prompt,
+    answered,
+    chosen_prompts,
+    generate,
+    generated_texts,
+    new_tokens,
+)
+from hfadapt.evaluate.stage import open_bench
+from hfadapt.progress import Silent
+from hfadapt.run_folder import Run
+from hfadapt.tasks import IGNORED, Example
+
+
+@pytest.fixture(scope="module")
+def trained(models, tmp_path_factory):
+    """A language model trained for a few steps to write words after a prompt."""
+    folder = tmp_path_factory.mktemp("generation")
+    write_rows(folder / "one.jsonl", uneven(60))
+    write_recipe(folder / "tiny.yaml", recipe_fields(models / "lm", "causal-lm", train__learning_rate=0.004))
+    done = command("train", "tiny.yaml", folder=folder)
+    assert done.code == 0, done.err
+    return Run(folder / "runs/tiny").cell("one", "this-machine")
+
+
+@pytest.fixture(scope="module")
+def bench(trained):
+    bench = open_bench(trained, torch.device("cpu"), Silent())
+    bench.base.model.float()
+    return bench
+
+
+def example(labels, length=None):
+    ids = tuple(range(1, len(labels) + 1))
+    return Example(ids, tuple(labels), length or len(labels), 7)
+
+
+def test_the_last_answer_and_what_precedes_it():
+    x = IGNORED
+    assert answered(example([x, x, 3, 4])) == Prompt(7, (1, 2), (3, 4))
+    assert answered(example([x, 2, 3, x, 5, 6, x])) == Prompt(7, (1, 2, 3, 4), (5, 6)), "the last turn of a chat"
+    assert answered(example([1, 2, 3])) is None, "plain text has no prompt"
+    assert answered(example([x, x])) is None
+    assert answered(example([x, 2], length=9)) is None, "a row that was cut"
+
+
+def test_rows_are_spread_over_the_split():
+    examples = [Example((1, 2), (IGNORED, 2), 2, row) for row in range(100)]
+    assert [prompt.row for prompt in chosen_prompts(examples, 4)] == [0, 25, 50, 75]
+    assert len(chosen_prompts(examples, 500)) == 100
+    assert chosen_prompts(examples, 0) == []
+    assert new_tokens([Prompt(0, (1,), (1,) * 10)]) == 23
+    assert new_tokens([Prompt(0, (1,), (1,) * 1000)]) == 128
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_a_batch_of_uneven_prompts_equals_one_by_one(bench, adapter):
+    prompts = [prompt.ids for prompt in chosen_prompts(bench.test, 12)]
+    assert len({len(ids) for ids in prompts}) > 3
+    together = generate(bench, prompts, 16, adapter=adapter, batch_rows=12)
+    alone = [generate(bench, [ids], 16, adapter=adapter)[0] for ids in prompts]
+    assert together == alone
+    assert any(len(ids) > 1 for ids in together)
+
+
+def test_greedy_is_what_the_logits_say(bench):
+    ids = list(chosen_prompts(bench.test, 1)[0].ids)
+    (written,) = generate(bench, [ids], 6)
+    with torch.inference_mode():
+        for token in written:
+            logits = bench.model(input_ids=torch.tensor([ids])).logits[0, -1]
+            assert int(logits.argmax()) == token
+            ids.append(token)
+
+
+def test_adapter_and_base_write_different_texts_for_the_same_rows(bench):
+    base, adapter = generated_texts(bench)
+    assert base.rows == adapter.rows
+    assert base.references == adapter.references
+    assert list(base.predictions) != list(adapter.predictions)
+    row = bench.rows[adapter.rows[3]]
+    assert adapter.references[3] == row["completion"].strip()
+
+
+def test_general_text_is_the_same_without_an_adapter(bench):
+    found = general_text(bench)
+    assert found.rows == len(paragraphs()) == 48
+    assert found.base > 1
+    assert found.delta != 0
+    assert found.low <= found.delta <= found.high
+    with bench.adapter_off():
+        off = general_text(bench)
+    assert off.base == pytest.approx(found.base)
+
+
+def test_speed_is_measured_over_the_rows_it_says(bench):
+    found = measure_efficiency(bench, scoring_seconds=2.0, adapter_bytes=5)
+    assert found.latency_rows == 20
+    assert 0 < found.latency_p50_seconds <= found.latency_p95_seconds
+    assert found.base_latency_p50_seconds > 0
+    assert found.rows_per_second == len(bench.test) / 2
+    assert found.generated_tokens_per_second > 0
+    assert found.adapter_bytes == 5
+
+
+def test_small_answer_sets_are_not_generated(models, tmp_path):
+    """Where the model chooses among few answers, no text is generated and general text can be switched off."""
+    write_rows(tmp_path / "one.jsonl", pairs(80))
+    fields = recipe_fields(models / "lm", "causal-lm", evaluate={"resamples": 100, "general_text": False})
+    write_recipe(tmp_path / "tiny.yaml", fields)
+    done = command("evaluate", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.err
+    evaluation = Run(tmp_path / "runs/tiny").cell("one", "this-machine").evaluation
+    assert evaluation.metrics[0].name == "label_accuracy"
+    assert "bleu" not in {metric.name for metric in evaluation.metrics}
+    assert evaluation.general_text is None
+    assert evaluation.prompts_sha256
+    assert {test.test for test in evaluation.paired_tests} == {"mcnemar-exact", "wilcoxon-signed-rank"}
+    assert sum(part.rows for part in evaluation.calibration.adapter) == 24

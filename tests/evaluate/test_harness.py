@@ -1,0 +1,91 @@
+"""lm-evaluation-harness on the loaded base and adapter, with a local task; and what is said where it is missing."""
+
+from __future__ import annotations
+
+import pytest
+from tiny import command, pairs, recipe_fields, write_recipe, write_rows
+
+from hfadapt.errors import RequestError
+from hfadapt.evaluate.harness import run_harness
+from hfadapt.run_folder import Run
+
+TASK = """
+task: own_choice
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {data}}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{{{prompt}}}}"
+doc_to_choice: [" bad", " good"]
+doc_to_target: "{{{{target}}}}"
+target_delimiter: ""
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+  - metric: brier_score
+    aggregation: brier_score
+    higher_is_better: false
+"""
+
+
+def prepared(models, folder, tasks="./tasks"):
+    rows = pairs(100, seed=3)
+    write_rows(folder / "one.jsonl", pairs(120))
+    (folder / "tasks").mkdir()
+    data = folder / "choices.jsonl"
+    write_rows(data, [{"prompt": row["prompt"], "target": int("good" in row["completion"])} for row in rows[:40]])
+    (folder / "tasks/own.yaml").write_text(TASK.format(data=data))
+    fields = recipe_fields(
+        models / "lm",
+        "causal-lm",
+        evaluate={"resamples": 200, "general_text": False, "harness": [tasks], "gates": {"own_choice_acc": -1.0}},
+        train={"batch_rows": 8, "max_steps": 30, "learning_rate": 0.01},
+    )
+    write_recipe(folder / "tiny.yaml", fields)
+
+
+@pytest.mark.parametrize("tasks", ["./tasks", "tasks/own.yaml"])
+def test_a_local_task_is_scored_for_base_and_adapter(models, tmp_path, tasks):
+    pytest.importorskip("lm_eval")
+    prepared(models, tmp_path, tasks)
+    done = command("evaluate", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.err
+    evaluation = Run(tmp_path / "runs/tiny").cell("one", "this-machine").evaluation
+    found = {metric.name: metric for metric in evaluation.harness}
+    accuracy = found["own_choice_acc"]
+    assert accuracy.rows == 40
+    assert accuracy.adapter > accuracy.base, "the words say the answer, as in the data it was trained on"
+    assert accuracy.low <= accuracy.delta <= accuracy.high
+    brier = found["own_choice_brier_score"]
+    assert not brier.higher_is_better
+    assert (brier.low, brier.rows) == (None, 40), "no mean over documents, so no interval"
+
+
+def test_without_the_extra_the_recipe_is_refused(models, tmp_path, monkeypatch):
+    monkeypatch.setattr("hfadapt.source_checks.importlib.util.find_spec", lambda name: None)
+    prepared(models, tmp_path)
+    done = command("plan", "tiny.yaml", folder=tmp_path)
+    assert done.code == 2
+    assert "lm-evaluation-harness is not installed" in done.err
+    assert "pip install 'hfadapt[harness]'" in done.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_it_says_what_to_install_when_it_is_needed_later(monkeypatch):
+    from types import SimpleNamespace
+
+    monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
+    bench = SimpleNamespace(lock=SimpleNamespace(evaluate=SimpleNamespace(harness=("arc_easy",))))
+    with pytest.raises(RequestError, match="not installed") as caught:
+        run_harness(bench, None)
+    assert "hfadapt[harness]" in str(caught.value)
+
+
+def test_a_task_file_that_is_not_there_is_refused(models, tmp_path):
+    prepared(models, tmp_path, "./taks")
+    done = command("plan", "tiny.yaml", "--json", folder=tmp_path)
+    assert done.code == 2
+    assert "there is no such file" in done.err
+    assert "did you mean 'tasks'?" in done.err
