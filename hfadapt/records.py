@@ -15,8 +15,9 @@ from hfadapt.evidence import Calibration, Compute, Efficiency, Energy, FailingEx
 from hfadapt.show import Block, Heading, Shown, Table, Text, show_bytes, show_number, show_seconds
 from hfadapt.spec import Record, Spec
 
-Phase = Literal["load", "train", "evaluate", "save"]
+Phase = Literal["load", "train", "evaluate", "save", "merge"]
 PHASES: tuple[Phase, ...] = ("load", "train", "evaluate", "save")
+"""The phases of every run; merging is a step of its own, done when it is asked for."""
 
 
 class Versions(Spec):
@@ -63,15 +64,21 @@ class Decision(Spec):
 
 
 class PhaseMemory(Spec):
-    """Predicted peak of one phase on the training device, by part."""
+    """Predicted peak of one phase on the training device, by part; `host_parts` in main memory beside an accelerator."""
 
     phase: Phase
     parts: dict[str, int]
+    host_parts: dict[str, int] = {}
 
     @property
     def total_bytes(self) -> int:
         """The sum of the parts."""
         return sum(self.parts.values())
+
+    @property
+    def host_bytes(self) -> int:
+        """Main memory beside the device's own; 0 on a CPU, where `parts` are main memory."""
+        return sum(self.host_parts.values())
 
 
 class Alternative(Spec):
@@ -83,12 +90,13 @@ class Alternative(Spec):
 
 
 class CellPlan(Spec):
-    """The plan of one domain on one target."""
+    """The plan of one domain on one target. `merge` does not count for `fits`: it can be done on another machine."""
 
     domain: str
     target: str
     decisions: tuple[Decision, ...]
     memory: tuple[PhaseMemory, ...]
+    merge: PhaseMemory | None = None
     budget_bytes: int
     margin: float
     fits: bool
