@@ -197,7 +197,7 @@ def load_base(
 
 
 def compute_dtype(storage: torch.dtype, device: torch.device) -> torch.dtype:
-    """What a quantised weight is unpacked to: the dtype of the rest, and bfloat16 for float32 where the device has it."""
+    """What a quantised weight is unpacked to: the dtype of the rest; for float32 bfloat16, where the device has it."""
     import torch
 
     emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)

@@ -91,9 +91,9 @@ def search(question: Question) -> list[Candidate]:
     micros = [n for n in range(question.rows, 0, -1) if question.rows % n == 0]
     if train.micro_batch_rows != AUTO:
         micros = [train.micro_batch_rows]
-    options = [train.checkpointing]
-    if train.checkpointing == AUTO:
-        options = [False, True] if question.facts.recomputes else [False]
+    options = [train.checkpointing is True]
+    if train.checkpointing == AUTO and question.facts.recomputes:
+        options = [False, True]
     storages = storages_of(question)
     possible = [pair for pair in storages if stored_bytes(question, *pair) <= question.budget_bytes]
     smallest = min(storages, key=lambda pair: stored_bytes(question, *pair))

@@ -36,11 +36,12 @@ class Versions(Spec):
 
 class CellState(Record):
     """Where a cell stands. `stages` has, for each finished stage, the hash of all that decided its result; a stage is
-    done again when that hash changes."""
+    done again when that hash changes; `running` is the one that was begun and has not come to any end."""
 
     status: Literal["done", "failed", "pending", "interrupted", "does-not-fit"] = "pending"
     error: str | None = None
     stages: dict[str, str] = {}
+    running: str | None = None
 
 
 # --- plan.json -------------------------------------------------------------------------------------------------------
@@ -64,7 +65,7 @@ class Decision(Spec):
 
 
 class PhaseMemory(Spec):
-    """Predicted peak of one phase on the training device, by part; `host_parts` in main memory beside an accelerator."""
+    """Predicted peak of one phase on the training device, by part; `host_parts` are in main memory beside it."""
 
     phase: Phase
     parts: dict[str, int]
@@ -137,51 +138,69 @@ class Plan(Shown, Record):
         """Per cell: the decisions with reasons, the predicted memory by part, and the verdict."""
         shown: list[Block] = [Heading(f"Plan of {self.recipe}: {self.model}, {self.parameters:,} parameters", 1)]
         for cell in self.cells:
-            shown.append(Heading(f"{cell.domain} on {cell.target}"))
-            rows = [
-                [
-                    decision.field,
-                    _plain(decision.value),
-                    "set" if decision.asked else "auto",
-                    decision.reason,
-                    "; ".join(f"{other.value}: {other.reason}" for other in decision.rejected),
-                ]
-                for decision in cell.decisions
-            ]
-            shown.append(Table(["field", "value", "by", "reason", "rejected"], rows))
-            parts = list(dict.fromkeys(part for phase in cell.memory for part in phase.parts))
-            memory = [
-                [part, *(show_bytes(phase.parts[part]) if part in phase.parts else "" for phase in cell.memory)]
-                for part in parts
-            ]
-            memory.append(["peak", *(show_bytes(phase.total_bytes) for phase in cell.memory)])
-            columns = ["memory", *(phase.phase for phase in cell.memory)]
-            shown.append(Table(columns, memory, frozenset(columns[1:])))
-            verdict = "fits" if cell.fits else "DOES NOT FIT"
-            shown.append(
-                Text(
-                    f"{verdict}: peak {show_bytes(cell.peak.total_bytes)} while it runs '{cell.peak.phase}', "
-                    f"{show_bytes(cell.budget_bytes)} usable with a margin of {cell.margin:.0%}; trains on "
-                    f"{cell.trains_on}; data: {cell.data_basis}"
-                    + (
-                        f"; about {show_seconds(cell.predicted_seconds)} of training (rough)"
-                        if cell.predicted_seconds is not None
-                        else ""
-                    )
-                )
-            )
-            if cell.alternatives:
-                rows = [
-                    [
-                        ", ".join(f"{k}={_plain(v)}" for k, v in other.changes.items()),
-                        other.gives_up,
-                        show_bytes(other.predicted_peak_bytes),
-                    ]
-                    for other in cell.alternatives
-                ]
-                shown.append(Table(["would fit with", "gives up", "peak"], rows, frozenset({"peak"})))
-            shown.extend(Text(f"warning: {warning}") for warning in cell.warnings)
+            shown += _cell_blocks(cell)
         return shown
+
+
+def _cell_blocks(cell: CellPlan) -> list[Block]:
+    """Verdict first, then memory, then every decision with what was rejected on lines of its own."""
+    rows = [
+        [
+            decision.field,
+            _plain(decision.value).replace(", ", ",\n") + (" (set)" if decision.asked else ""),
+            "\n".join([decision.reason, *(f"  not {other.value}: {other.reason}" for other in decision.rejected)]),
+        ]
+        for decision in cell.decisions
+    ]
+    time = ""
+    if cell.predicted_seconds is not None:
+        time = f"about {show_seconds(cell.predicted_seconds)} of training"
+    if cell.predicted_tokens_per_second is not None:
+        speed = f"{cell.predicted_tokens_per_second:,.0f} tokens a second"
+        time = f"{time} at {speed}" if time else f"about {speed}"
+    facts = [
+        [
+            "memory",
+            f"{'fits' if cell.fits else 'DOES NOT FIT'}: peak {show_bytes(cell.peak.total_bytes)} in "
+            f"'{cell.peak.phase}', {show_bytes(cell.budget_bytes)} usable with a margin of {cell.margin:.0%}",
+        ],
+        ["trains on", cell.trains_on],
+        ["time", f"{time} (rough; the run corrects it after its first steps)" if time else "no rate is known"],
+        ["data", cell.data_basis],
+        *(["warning", warning] for warning in cell.warnings),
+    ]
+    shown: list[Block] = [
+        Heading(f"{cell.domain} on {cell.target}"),
+        Table(["verdict", ""], facts, wrap=frozenset({""})),
+        _memory_table(cell),
+        Table(["field", "value", "reason"], rows, wrap=frozenset({"reason"})),
+    ]
+    if cell.alternatives:
+        rows = [
+            [
+                "\n".join(f"{k}={_plain(v)}" for k, v in other.changes.items()),
+                other.gives_up,
+                show_bytes(other.predicted_peak_bytes),
+            ]
+            for other in cell.alternatives
+        ]
+        wrap = frozenset({"would fit with", "gives up"})
+        shown.insert(2, Table(["would fit with", "gives up", "peak"], rows, frozenset({"peak"}), wrap))
+    return shown
+
+
+def _memory_table(cell: CellPlan) -> Table:
+    """Parts by phase; below the peak, main memory beside an accelerator."""
+    phases = [*cell.memory, *([cell.merge] if cell.merge else [])]
+    parts = dict.fromkeys(part for phase in phases for part, size in phase.parts.items() if size)
+    rows = [
+        [part, *(show_bytes(phase.parts[part]) if phase.parts.get(part) else "" for phase in phases)] for part in parts
+    ]
+    rows.append(["peak", *(show_bytes(phase.total_bytes) for phase in phases)])
+    if any(phase.host_parts for phase in phases):
+        rows.append(["peak in main memory", *(show_bytes(phase.host_bytes) for phase in phases)])
+    columns = ["memory", *(phase.phase for phase in phases)]
+    return Table(columns, rows, frozenset(columns[1:]))
 
 
 def _plain(value: Any) -> str:
@@ -303,7 +322,7 @@ class PhaseMeasure(Spec):
 
 
 class TrainRecord(Record):
-    """What training did."""
+    """What training did. `predicted_seconds` are the plan's, for the steps that `seconds` measures."""
 
     domain: str
     target: str
@@ -322,6 +341,8 @@ class TrainRecord(Record):
     labelled_tokens: int
     seconds: float
     tokens_per_second: float
+    predicted_seconds: float | None = None
+    predicted_tokens_per_second: float | None = None
     load_seconds: float
     adapter_bytes: int
     world_size: int
@@ -489,6 +510,8 @@ class CellReport(Spec):
     metrics: tuple[Metric, ...] = ()
     memory: dict[Phase, PhaseMeasure] = {}
     seconds: float | None = None
+    predicted_train_seconds: float | None = None
+    train_seconds: float | None = None
     tokens_per_second: float | None = None
     adapter_bytes: int | None = None
     rows: dict[str, int] = {}
@@ -530,9 +553,20 @@ def report_tables(report: Report) -> list[Block]:
     return [
         *([Text(summary)] if summary else []),
         table,
+        *_training_times(report),
         *([Text("cards:\n  " + "\n  ".join(cards), code=True)] if cards else []),
         *(Text(f"{cell.domain} on {cell.target}: {cell.error}") for cell in report.cells if cell.error),
     ]
+
+
+def _training_times(report: Report) -> list[Block]:
+    """Predicted and measured training time of each cell that has both."""
+    pairs = [
+        f"{cell.domain} {show_seconds(cell.predicted_train_seconds)} / {show_seconds(cell.train_seconds)}"
+        for cell in report.cells
+        if cell.predicted_train_seconds is not None and cell.train_seconds is not None
+    ]
+    return [Text("training time predicted / measured: " + ", ".join(pairs))] if pairs else []
 
 
 def _report_row(cell: CellReport) -> list[str]:

@@ -24,7 +24,7 @@ def test_tokens_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_verysecretvalue")
     report = examine(measure=False)
     assert "verysecret" not in report.model_dump_json()
-    assert "a token is configured" in str(report)
+    assert "a token is configured" in report._repr_markdown_()
 
 
 def test_offline_switches_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,8 +61,8 @@ class Workload(Spec):
 
     `labelled_tokens` are the tokens of one row that carry a loss. `matmul_dtype` is what products of adapted layers run
     in: for a quantised base the dtype it is unpacked to. `generate_rows` completions are generated in the evaluation,
-    at most `evaluate_rows` at a time. `fast` is the loop's own path for low-rank layers, `settled` whether malloc is set
-    as in allocator.py.
+    at most `evaluate_rows` at a time. `fast` is the loop's own path for low-rank layers, `settled` whether malloc is
+    set as in allocator.py.
     """
 
     quant: str = "none"

@@ -17,7 +17,7 @@ from hfadapt.launch import World, interruptible
 from hfadapt.manifest import write_manifest
 from hfadapt.measure import PeakMemory, load_libraries, release_memory, resident_bytes
 from hfadapt.model import Base, attach_adapter, load_base, low_rank_start, round_as_saved, save_adapter, trainable
-from hfadapt.progress import Progress, Silent
+from hfadapt.progress import Corrected, Progress, Silent
 from hfadapt.records import PHASES, Phase, PhaseMeasure, TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Example
@@ -79,7 +79,7 @@ def train_cell(cell: Cell, world: World, *, identity: str = "", progress: Progre
             folder=cell.folder,
             identity=identity,
             products=product_dtype(lock.dtype, device),
-            progress=progress,
+            progress=Corrected(progress, cell.plan.cells[0].predicted_seconds),
             stop=lambda: world.any(bool(interrupt)),
         )
         state = loop.run()
@@ -118,6 +118,8 @@ def train_cell(cell: Cell, world: World, *, identity: str = "", progress: Progre
         labelled_tokens=state.labelled_tokens,
         seconds=state.seconds,
         tokens_per_second=state.tokens / state.seconds if state.seconds else 0.0,
+        predicted_seconds=cell.plan.cells[0].predicted_seconds,
+        predicted_tokens_per_second=cell.plan.cells[0].predicted_tokens_per_second,
         load_seconds=load_seconds,
         adapter_bytes=sum(path.stat().st_size for path in cell.adapter.glob("*.safetensors")),
         world_size=world.size,
