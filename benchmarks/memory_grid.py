@@ -122,6 +122,7 @@ QUANTS = ("none", "int8", "nf4")
 LENGTHS = (64, 128, 256)
 ROWS = (2, 8)
 LABELLED_TOKENS = 8
+TOKEN_IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
 LABELS = ("negative", "neutral", "positive")
 RANK = 16
 
@@ -164,7 +165,7 @@ def make_model(folder: Path, about: dict[str, Any]) -> None:
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
     ).save_pretrained(folder)
     task = kinds.load("tasks", about["task"])
-    config = AutoConfig.for_model(**{**about["config"], "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1})
+    config = AutoConfig.for_model(**{**about["config"], **TOKEN_IDS})
     config.update(task.model_options(LABELS))
     model = getattr(transformers, task.auto_class).from_config(config)
     model.to(getattr(torch, about["dtype"])).save_pretrained(folder)
@@ -296,7 +297,7 @@ def predicted(point: dict[str, Any], about: dict[str, Any], device: str) -> dict
     from hfadapt.facts import build, describe
 
     task = kinds.load("tasks", about["task"])
-    config = AutoConfig.for_model(**about["config"])
+    config = AutoConfig.for_model(**{**about["config"], **TOKEN_IDS})
     config.dtype = about["dtype"]
     for key, value in task.model_options(LABELS).items():
         setattr(config, key, value)

@@ -329,6 +329,11 @@ def _plan_cell(
         warnings.append("malloc is not set as hfadapt run sets it, so more memory is needed: see hfadapt doctor")
     if not memory.is_traced(facts, final):
         warnings.append("a step of this model could not be traced: the predicted memory is a rough formula's")
+    if trainer.on_cpu and facts.experts:
+        warnings.append(
+            "experts on a CPU: a kernel is compiled and kept for every number of tokens that an expert gets; these "
+            "hundreds of MiB, which grow with the steps, are not predicted"
+        )
     if trainer.devices > 1 and world < trainer.devices:
         warnings.append(f"{world} of {trainer.devices} devices are used: the effective batch divides no further")
     return CellPlan(

@@ -34,6 +34,9 @@ SHORT_TOKENS = 256
 """Up to this length the fast path takes another attention kernel on CPUs (train/fast.py)."""
 TRACE_VERSION = 2
 """To be raised when traces change their meaning, so that kept ones are not used."""
+STEPWISE_MODEL_TYPES = ("falcon_mamba", "jamba", "mamba", "recurrent_gemma", "rwkv", "zamba")
+"""Models whose own code goes through a row token by token; what that keeps is linear in the length, so short rows are
+traced, as long ones would take minutes."""
 LOW_RANK = ("lora", "rslora", "dora", "pissa", "loftq", "eva", "olora")
 
 # --- fitted on the `fitted` half of benchmarks/memory_grid.json ------------------------------------------------------
@@ -172,24 +175,23 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
 def predict_merge(facts: ModelFacts, workload: Workload) -> PhaseMemory:
     """Peak of adding the adapter to a freshly loaded base that is not quantised, and of writing the result.
 
-    Merging works in place, layer by layer: beside the weights it holds one layer's update in float32 and in the dtype
-    of the weights. Writing makes a copy of what is written in main memory.
+    The result has the dtype of the base. Merging works in place: beside the weights it holds one layer's update in
+    float32 and in the dtype of the weights. On a CPU tensors are written one by one; from a device all are copied to
+    main memory first.
     """
-    plain = workload.model_copy(update={"quant": "none", "dtype": merged_dtype(workload)})
-    weights, trained = weight_bytes(facts, plain), trained_parameters(facts, workload) * 4
-    adapter = 0 if workload.method == "full" else trained
-    update = facts.largest_linear * (4 + DTYPE_BYTES[plain.dtype])
-    parts = {"weights": weights, "adapter": adapter, "workspaces": update}
+    plain = workload.model_copy(update={"quant": "none"})
+    element, trained = DTYPE_BYTES[plain.dtype], trained_parameters(facts, workload) * 4
+    parts = {
+        "weights": weight_bytes(facts, plain.model_copy(update={"method": "lora"})),
+        "adapter": 0 if workload.method == "full" else trained,
+        "workspaces": facts.largest_linear * (4 + element),
+    }
     if workload.device == "cpu":
-        parts |= {"copy": weights, "framework": CPU_CONSTANT_BYTES["save"]}
+        written = max(facts.largest_linear, facts.vocab_size * facts.hidden_size) * element
+        parts |= {"copy": written, "framework": CPU_CONSTANT_BYTES["save"]}
         return PhaseMemory(phase="merge", parts=parts)
     parts |= {"allocator": int(sum(parts.values()) * (GPU_ALLOCATOR_RATIO - 1)), "framework": GPU_CONSTANT_BYTES}
     return PhaseMemory(phase="merge", parts=parts, host_parts=_host_parts(facts, plain, "merge"))
-
-
-def merged_dtype(workload: Workload) -> str:
-    """What an adapter is merged into: 16 bits, unless the base is kept in float32 and not quantised."""
-    return workload.dtype if workload.quant == "none" or workload.dtype != "float32" else "bfloat16"
 
 
 def _host_parts(facts: ModelFacts, workload: Workload, phase: str) -> dict[str, int]:
@@ -360,6 +362,8 @@ def step_key(facts: ModelFacts, workload: Workload) -> StepKey:
     unpacks = 0 if bits else 1
     if facts.vocab_size == 0:
         lengths: tuple[int, ...] = (1,)
+    elif facts.model_type in STEPWISE_MODEL_TYPES:
+        lengths = (8, 16, 32)[unpacks:]
     elif workload.length_tokens <= SHORT_TOKENS and workload.device == "cpu":
         longest = min(facts.max_positions or SHORT_TOKENS, SHORT_TOKENS)
         lengths = (longest // 4, longest // 2, longest)[unpacks:]
