@@ -121,9 +121,15 @@ def best(fitting: list[Candidate]) -> Candidate:
 
 
 def candidate(
-    question: Question, quant: str, dtype: str, checkpointing: bool, micro_batch_rows: int, preference: float = 1.0
+    question: Question,
+    quant: str,
+    dtype: str,
+    checkpointing: bool,
+    micro_batch_rows: int,
+    preference: float = 1.0,
+    timed: bool = True,
 ) -> Candidate:
-    """One configuration, predicted."""
+    """One configuration, predicted; its time takes another trace when it recomputes, and can be left out."""
     workload = Workload(
         quant=quant,
         dtype=dtype,
@@ -142,7 +148,9 @@ def candidate(
         settled=question.target.name != hardware.THIS_MACHINE or allocator.settled(),
         device="cpu" if question.target.on_cpu else "gpu",
     )
-    seconds = step_seconds(question.facts, workload, question.target, question.rows, question.mean_tokens)
+    seconds = None
+    if timed:
+        seconds = step_seconds(question.facts, workload, question.target, question.rows, question.mean_tokens)
     return Candidate(workload, memory.predict(question.facts, workload), seconds, preference)
 
 
@@ -223,7 +231,7 @@ def alternatives(question: Question, final: Workload) -> list[Alternative]:
     for fields, words in steps:
         length = fields.get("data.max_length", final.length_tokens)
         changed = replace(question, length_tokens=length)
-        one = candidate(changed, fields.get("quant", final.quant), final.dtype, recomputed, 1)
+        one = candidate(changed, fields.get("quant", final.quant), final.dtype, recomputed, 1, timed=False)
         if one.peak_bytes <= question.budget_bytes:
             changes = {"train.checkpointing": recomputed, "train.micro_batch_rows": 1, **fields}
             found.append(Alternative(changes=changes, gives_up=words, predicted_peak_bytes=one.peak_bytes))
@@ -234,7 +242,7 @@ def alternatives(question: Question, final: Workload) -> list[Alternative]:
         able = other.trains and final.dtype in other.dtypes and final.quant in ("none", *other.quants)
         if not able or other.budget_bytes <= target.budget_bytes or len(found) == 3:
             continue
-        one = candidate(replace(question, target=other), final.quant, final.dtype, recomputed, 1)
+        one = candidate(replace(question, target=other), final.quant, final.dtype, recomputed, 1, timed=False)
         if one.peak_bytes <= other.budget_bytes * (1 - question.recipe.memory_margin):
             changes = {"targets": other.name, "train.checkpointing": recomputed, "train.micro_batch_rows": 1}
             words = f"this target, for {other.title}"
