@@ -170,8 +170,8 @@ def test_layers_of_several_kinds_extend_to_more_groups(tmp_path: Path) -> None:
     assert found.pattern == (1, 1)
     key = memory.step_key(found, Workload(dtype="bfloat16", matmul_dtype="bfloat16", length_tokens=64))
     outside, layer = trace.step_terms(key)["forward_end"]
-    shape = (1.0, trace.ROWS * 64, trace.ROWS * 64 * 64)
-    whole = trace.step_marks(key, 6, 64)
+    shape = (1.0, trace.ROWS * 256, trace.ROWS * 256 * 256)
+    whole = trace.step_marks(key, 6, 256)
     predicted = sum((o + 6 * e) * x for o, e, x in zip(outside, layer, shape, strict=True))
     assert predicted == pytest.approx(whole["forward_end"], rel=0.03)
     trained = memory.trained_parameters(found, Workload(dtype="bfloat16", matmul_dtype="bfloat16", length_tokens=64))
