@@ -101,6 +101,19 @@ def test_the_allocator_setting_reaches_a_restarted_program() -> None:
     assert done.stdout.split() == ["True", "-c", "a", "b"]
 
 
+def test_few_compiled_products_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = allocator.PRIMITIVES_VARIABLE
+    monkeypatch.delenv(name, raising=False)
+    assert allocator.environment()[name] == allocator.PRIMITIVES
+    monkeypatch.setenv(name, "500")
+    assert allocator.environment()[name] == "500"
+    code = f"from hfadapt import allocator; allocator.restart(); print(__import__('os').environ['{name}'])"
+    monkeypatch.delenv(name)
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "64"
+    )
+
+
 def test_other_tunables_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(allocator.VARIABLE, "glibc.rtld.nns=4:glibc.malloc.tcache_count=9")
     assert allocator.environment()[allocator.VARIABLE] == f"glibc.rtld.nns=4:{allocator.TUNABLES}"
