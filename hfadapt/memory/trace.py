@@ -252,6 +252,9 @@ def _cut(key: StepKey, layers: int) -> nn.Module:
         name: 0.0 if "drop" in name and isinstance(value, float) else value
         for name, value in json.loads(key.config).items()
     }
+    if not key.generates and fields.get("pad_token_id") is None:
+        # As loading does from the tokenizer: decoders classify at the last token that is not padding.
+        fields["pad_token_id"] = 0
     count = fields.get("num_hidden_layers")
     small = {
         name: value[:layers] if isinstance(value, list) and len(value) == count else value
