@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,7 @@ QUANTS = ("none", "int8", "nf4")
 LENGTHS = (64, 128, 256)
 ROWS = (2, 8)
 LABELLED_TOKENS = 8
+TOKEN_IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
 LABELS = ("negative", "neutral", "positive")
 RANK = 16
 
@@ -164,7 +165,7 @@ def make_model(folder: Path, about: dict[str, Any]) -> None:
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
     ).save_pretrained(folder)
     task = kinds.load("tasks", about["task"])
-    config = AutoConfig.for_model(**{**about["config"], "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1})
+    config = AutoConfig.for_model(**{**about["config"], **TOKEN_IDS})
     config.update(task.model_options(LABELS))
     model = getattr(transformers, task.auto_class).from_config(config)
     model.to(getattr(torch, about["dtype"])).save_pretrained(folder)
@@ -209,8 +210,14 @@ def lock_of(point: dict[str, Any], about: dict[str, Any], folder: str) -> Any:
     )
 
 
-def measure(point: dict[str, Any], about: dict[str, Any], folder: str, device_name: str) -> dict[str, Any]:
-    """Peaks of all phases in bytes, through hfadapt's own stages."""
+def measure(
+    point: dict[str, Any],
+    about: dict[str, Any],
+    folder: str,
+    device_name: str,
+    ready: Callable[[int], None] = lambda floor_bytes: None,
+) -> dict[str, Any]:
+    """Peaks of all phases in bytes, through hfadapt's own stages; `ready` is called before the base is loaded."""
     import random
 
     import numpy as np
@@ -221,7 +228,7 @@ def measure(point: dict[str, Any], about: dict[str, Any], folder: str, device_na
     from hfadapt.batches import padded
     from hfadapt.fast import FastPath, product_dtype
     from hfadapt.measure import PeakMemory, release_memory, resident_bytes
-    from hfadapt.model import attach_adapter, load_base, save_adapter, trainable
+    from hfadapt.model import attach_adapter, load_base, open_adapter, save_adapter, trainable
     from hfadapt.tasks import IGNORED, Example
     from hfadapt.train.job import Job
     from hfadapt.train.loop import Loop
@@ -247,6 +254,7 @@ def measure(point: dict[str, Any], about: dict[str, Any], folder: str, device_na
 
     release_memory()
     floor = resident_bytes()
+    ready(floor)
     peaks = {}
     with PeakMemory(device, floor) as peak:
         base = load_base(lock, LABELS, device)
@@ -261,14 +269,21 @@ def measure(point: dict[str, Any], about: dict[str, Any], folder: str, device_na
     del job.optimizer
     model.zero_grad(set_to_none=True)
     release_memory()
-    with PeakMemory(device, floor) as peak, tempfile.TemporaryDirectory() as cell:
-        save_adapter(model, base, lock, Path(cell) / "adapter")
+    saved = Path(folder) / "adapter"
+    with PeakMemory(device, floor) as peak:
+        save_adapter(model, base, lock, saved)
     peaks["save"] = peak.peak_bytes
     release_memory()
     with PeakMemory(device, floor) as peak, torch.inference_mode():
         scores = task.score(model.eval(), examples, lambda rows: padded(task, rows, 0, device, 2 * point["rows"]))
         assert np.isfinite(scores.losses).all()
     peaks["evaluate"] = peak.peak_bytes
+    del model, base, job, scores
+    release_memory()
+    with PeakMemory(device, floor) as peak, tempfile.TemporaryDirectory() as merged:
+        base = load_base(lock.model_copy(update={"quant": "none"}), LABELS, device)
+        open_adapter(base, saved, "lora", device).merge_and_unload().save_pretrained(merged)
+    peaks["merge"] = peak.peak_bytes
     return {"peaks": peaks, "reserved_bytes": reserved}
 
 
@@ -283,7 +298,7 @@ def predicted(point: dict[str, Any], about: dict[str, Any], device: str) -> dict
     from hfadapt.facts import build, describe
 
     task = kinds.load("tasks", about["task"])
-    config = AutoConfig.for_model(**about["config"])
+    config = AutoConfig.for_model(**{**about["config"], **TOKEN_IDS})
     config.dtype = about["dtype"]
     for key, value in task.model_options(LABELS).items():
         setattr(config, key, value)
@@ -300,7 +315,8 @@ def predicted(point: dict[str, Any], about: dict[str, Any], device: str) -> dict
         evaluate_rows=2 * point["rows"],
         device="cpu" if device == "cpu" else "gpu",
     )
-    return {phase.phase: phase.total_bytes for phase in memory.predict(facts, workload)}
+    phases = (*memory.predict(facts, workload), memory.predict_merge(facts, workload))
+    return {phase.phase: phase.total_bytes for phase in phases}
 
 
 def errors(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -309,7 +325,7 @@ def errors(results: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for result in results["points"]:
         point = result["point"]
-        guess = predicted(point, models[point["model"]], results["device"])
+        guess = predicted(point, result.get("about") or models[point["model"]], results["device"])
         for phase, measured in result["peaks"].items():
             rows.append(
                 {
@@ -346,7 +362,7 @@ def print_table(results: dict[str, Any]) -> None:
                 f"{row['rows']:4} x {row['tokens']:5}  {row['measured'] / 2**20:9.0f} {row['predicted'] / 2**20:9.0f}"
                 f"  {row['error']:+6.1%}  {'fit' if row['fitted'] else 'held out'}"
             )
-    for phase in ("load", "train", "evaluate", "save"):
+    for phase in ("load", "train", "evaluate", "save", "merge"):
         for fitted in (True, False):
             chosen = [row for row in rows if row["phase"] == phase and row["fitted"] == fitted]
             if chosen:
@@ -370,16 +386,27 @@ def main() -> None:
     models = {**MODELS, **OTHER_MODELS} if options.device == "cpu" else {**MODELS, **GPU_MODELS}
     if options.child:
         asked = json.loads(options.child)
-        print(json.dumps(measure(asked["point"], models[asked["point"]["model"]], asked["folder"], options.device)))
+        about = asked.get("about") or models[asked["point"]["model"]]
+        print(json.dumps(measure(asked["point"], about, asked["folder"], options.device)))
         return
     if not options.table:
         run_grid(models, options.device, options.only, out)
     print_table(json.loads(out.read_text()))
 
 
+def run_point(
+    point: dict[str, Any], about: dict[str, Any], folder: Path, device: str = "cpu"
+) -> subprocess.CompletedProcess[str]:
+    """Measures one point in a process of its own; its last line of output is the answer."""
+    from hfadapt import allocator
+
+    child = json.dumps({"point": point, "about": about, "folder": str(folder)})
+    command = [sys.executable, str(Path(__file__).resolve()), "--device", device, "--child", child]
+    return subprocess.run(command, capture_output=True, text=True, env=allocator.environment())
+
+
 def run_grid(models: dict[str, dict[str, Any]], device: str, only: str | None, out: Path) -> None:
     """Measures every point that `out` does not hold yet, in one child process each."""
-    from hfadapt import allocator
     from hfadapt.versions import versions
 
     results: dict[str, Any] = {"device": device, "versions": versions(device).model_dump(), "points": []}
@@ -393,9 +420,7 @@ def run_grid(models: dict[str, dict[str, Any]], device: str, only: str | None, o
             folder = Path(temporary) / point["model"]
             if not folder.exists():
                 make_model(folder, models[point["model"]])
-            child = json.dumps({"point": point, "folder": str(folder)})
-            command = [sys.executable, __file__, "--device", device, "--child", child]
-            answer = subprocess.run(command, capture_output=True, text=True, env=allocator.environment())
+            answer = run_point(point, models[point["model"]], folder, device)
             if answer.returncode != 0:
                 print(f"failed: {point}\n{answer.stderr[-2000:]}", file=sys.stderr)
                 continue

@@ -74,9 +74,13 @@ class DoctorReport(Shown, Record):
         found = [[c.name, "yes" if c.available else "no", c.detail, c.fix or ""] for c in self.capabilities]
         return [
             Heading("hfadapt doctor", 1),
-            Table(["machine", ""], rows),
+            Table(["machine", ""], rows, wrap=frozenset({""})),
             Table(["package", "version"], [[name, text] for name, text in self.packages.items()]),
-            Table(["capability", "here", "what it means", "how to get it"], found),
+            Table(
+                ["capability", "here", "what it means", "how to get it"],
+                found,
+                wrap=frozenset({"what it means", "how to get it"}),
+            ),
             Text(
                 {
                     "ready": "Training works at full speed; what says 'no' above is optional.",
@@ -92,7 +96,8 @@ def _rate(tflops: float | None) -> str:
 
 
 def examine(measure: bool = True) -> DoctorReport:
-    """Looks at the machine; with `measure` also times matrix products and copies, under 5 s in all."""
+    """Looks at the machine; with `measure` also times matrix products and copies, under 5 s in all, and keeps the rates
+    for the time that plans predict."""
     target = hardware.this_machine()
     packages = {name: text for name in CORE if (text := _version(name)) is not None}
     missing = [name for name in CORE if name not in packages]
@@ -101,6 +106,8 @@ def examine(measure: bool = True) -> DoctorReport:
         float32 = matrix_rate("float32", target)
         bfloat16 = matrix_rate("bfloat16", target) if "bfloat16" in target.dtypes else None
         bandwidth = copy_rate(target)
+        rates = {"float32": float32, **({"bfloat16": bfloat16} if bfloat16 else {})}
+        hardware.keep_rates(target, rates, bandwidth)
     capabilities = (
         Capability(
             name="core packages",

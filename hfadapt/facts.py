@@ -6,6 +6,8 @@ The model is built on the meta device, where tensors have shapes but no memory, 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,10 @@ from hfadapt.spec import Spec
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig
+
+
+MOST_TRACED = 16
+"""Layers that tracing a step may take; where the kinds of layers repeat later, they are treated as alike."""
 
 
 class LinearShape(Spec):
@@ -39,7 +45,9 @@ class ModelFacts(Spec):
 
     `head_parameters` make the task's output; with `tied`, the output weight is the embedding and is counted there.
     `vocab_size` is 0 for models without tokens, `max_positions` None where the config states no limit, `stored_dtype`
-    None where it does not say in which dtype the files are.
+    None where it does not say in which dtype the files are. `pattern` says how layers of different kinds follow each
+    other: so many at the start, then a group of so many again and again. `recomputes` is whether the architecture knows
+    activation checkpointing, `experts` whether it has weights with one matrix for each expert.
     """
 
     model: str
@@ -65,6 +73,9 @@ class ModelFacts(Spec):
     stored_dtype: str | None = None
     quantised: bool = False
     generates: bool = False
+    pattern: tuple[int, int] = (0, 1)
+    recomputes: bool = True
+    experts: bool = False
 
     @property
     def linear_parameters(self) -> int:
@@ -146,11 +157,13 @@ def build(config: PretrainedConfig, auto_class: str, model: str) -> nn.Module:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             built = getattr(transformers, auto_class).from_config(config)
-    except (ValueError, KeyError, ImportError) as error:
+    except Exception as error:
+        # A model's own code refuses what it cannot build with errors of every kind.
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise RequestError(
             "this model cannot do this task",
             place=model,
-            got=f"{config.model_type}: {str(error).strip().splitlines()[0][:200]}",
+            got=f"{config.model_type}: {lines[0][:200]}",
             allowed=f"an architecture that transformers.{auto_class} knows",
             fix="choose another task or another model",
         ) from None
@@ -161,7 +174,9 @@ def build(config: PretrainedConfig, auto_class: str, model: str) -> nn.Module:
 def describe(model: Any, name: str, task: str, labels: int, config: PretrainedConfig) -> ModelFacts:
     """Counts the parameters of a built model by what becomes of them."""
     parameters = {id(p): p.numel() for p in model.parameters()}
-    inputs = model.get_input_embeddings()
+    inputs = None
+    with suppress(NotImplementedError):
+        inputs = model.get_input_embeddings()
     embedding = sum(m.weight.numel() for m in model.modules() if type(m).__name__ == "Embedding")
     outputs = model.get_output_embeddings()
     tied = bool(outputs is not None and inputs is not None and outputs.weight is getattr(inputs, "weight", None))
@@ -183,7 +198,7 @@ def describe(model: Any, name: str, task: str, labels: int, config: PretrainedCo
         linears=linear_shapes(model),
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
         hidden_size=hidden,
-        layers=int(getattr(text, "num_hidden_layers", 0)) or max((len(s) for s in layer_stacks(model)), default=1),
+        layers=int(getattr(text, "num_hidden_layers", 0) or 0) or max((len(s) for s in layer_stacks(model)), default=1),
         heads=heads_count,
         kv_heads=int(first(text, "num_key_value_heads", default=heads_count)),
         head_dim=int(first(text, "head_dim", default=hidden // max(1, heads_count))),
@@ -194,6 +209,9 @@ def describe(model: Any, name: str, task: str, labels: int, config: PretrainedCo
         stored_dtype=stored_dtype(config),
         quantised=bool(getattr(config, "quantization_config", None)),
         generates=outputs is not None and bool(model.can_generate()),
+        pattern=layer_pattern(layer_stacks(model)),
+        recomputes=bool(getattr(model, "supports_gradient_checkpointing", False)),
+        experts=any(p.dim() == 3 and "expert" in name for name, p in model.named_parameters()),
     )
 
 
@@ -208,16 +226,37 @@ def first(config: Any, *names: str, default: Any) -> Any:
 
 
 def layer_stacks(model: nn.Module) -> list[nn.ModuleList]:
-    """The outermost lists of at least two blocks of one class that hold weights: the layers of a model."""
+    """The outermost lists of at least two blocks that hold weights: the layers of a model."""
     from torch import nn
 
     found: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or len(module) < 2 or any(name.startswith(f"{n}.") for n in found):
             continue
-        if len({type(block) for block in module}) == 1 and any(True for _ in module[0].parameters()):
+        if all(any(True for _ in block.parameters()) for block in module):
             found[name] = module
     return list(found.values())
+
+
+def layer_pattern(stacks: Sequence[nn.ModuleList]) -> tuple[int, int]:
+    """(L, P): after the first L layers their kinds repeat with period P, as in models that mix attention with
+    state-space layers, or start dense before mixtures of experts. (0, 1) when all are alike, (all, 0) when nothing
+    repeats in a short stack."""
+    kinds_of = [[_layer_kind(block) for block in stack] for stack in stacks]
+    longest = max((len(stack) for stack in kinds_of), default=2)
+
+    def repeats(lead: int, period: int) -> bool:
+        return all(a == b for stack in kinds_of for a, b in zip(stack[lead:], stack[lead + period :], strict=False))
+
+    for size in range(1, longest):
+        for period in range(1, size + 1):
+            if size + period <= min(longest, MOST_TRACED) and repeats(size - period, period):
+                return size - period, period
+    return (longest, 0) if longest <= MOST_TRACED else (0, 1)
+
+
+def _layer_kind(block: nn.Module) -> tuple[Any, ...]:
+    return type(block), tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())
 
 
 def head_names(model: Any) -> tuple[str, ...]:
@@ -236,10 +275,11 @@ def linear_shapes(model: nn.Module) -> tuple[LinearShape, ...]:
     from transformers.pytorch_utils import Conv1D
 
     groups: dict[tuple[str, int, int, bool], int] = {}
-    heads = head_names(model)
+    heads, seen = head_names(model), set()
     for name, module in model.named_modules():
-        if name.split(".")[0] in heads:
+        if name.split(".")[0] in heads or id(getattr(module, "weight", module)) in seen:
             continue
+        seen.add(id(getattr(module, "weight", module)))
         if isinstance(module, torch.nn.Linear):
             shape = (module.in_features, module.out_features)
         elif isinstance(module, Conv1D):

@@ -6,18 +6,21 @@ its source. Reading the catalogue needs no torch; detection asks torch for devic
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from hfadapt import samples
 from hfadapt.errors import RequestError, choice_problem
 from hfadapt.show import Block, Heading, Shown, Table, Text, show_bytes
-from hfadapt.spec import Spec
+from hfadapt.spec import Spec, write_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,6 +28,7 @@ else:
     import tomli as tomllib
 
 THIS_MACHINE = "this-machine"
+WRAPPED = frozenset({"value", "source"})
 GIB = 1 << 30
 Kind = Literal["cpu", "cuda", "rocm", "xpu", "mps", "serve-only"]
 
@@ -103,7 +107,11 @@ class Target(Shown, Spec):
         if not self.trains:
             rows.append(["export", self.export or "", self.source.get("export", "")])
         verdict = "trains here" if self.trains else "only serves: the adapter is trained on this machine"
-        return [Heading(f"{self.name}: {self.title}", 1), Text(verdict), Table(["figure", "value", "source"], rows)]
+        return [
+            Heading(f"{self.name}: {self.title}", 1),
+            Text(verdict),
+            Table(["figure", "value", "source"], rows, wrap=WRAPPED),
+        ]
 
 
 def names() -> tuple[str, ...]:
@@ -158,7 +166,42 @@ def this_machine() -> Target:
 
     With CUDA, ROCm, XPU or MPS devices the target describes one of them and counts them; otherwise the CPU.
     """
-    return _accelerator() or _cpu()
+    return _with_kept_rates(_accelerator() or _cpu())
+
+
+RATES_FILE = "rates.json"
+"""In the cache folder: what `hfadapt doctor` measured, by processor and cores."""
+
+
+def keep_rates(target: Target, tflops: dict[str, float], bandwidth_bytes_per_second: float) -> None:
+    """Keeps measured rates of this machine for later plans; without a place to write, does nothing."""
+    path = samples.cache_folder() / RATES_FILE
+    kept = {**_kept_rates(), target.title: {"tflops": tflops, "bandwidth": bandwidth_bytes_per_second}}
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(kept, indent=1))
+
+
+def _kept_rates() -> dict[str, Any]:
+    try:
+        return dict(json.loads((samples.cache_folder() / RATES_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _with_kept_rates(found: Target) -> Target:
+    """The target with the rates that were measured on it, if any were."""
+    try:
+        kept = _kept_rates()[found.title]
+        fields = {
+            "tflops": {dtype: float(rate) for dtype, rate in kept["tflops"].items() if dtype in found.dtypes},
+            "bandwidth_bytes_per_second": float(kept["bandwidth"]),
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return found
+    measured = "measured by hfadapt doctor on this machine"
+    source = {**found.source, "tflops": measured, "bandwidth_gb_s": measured}
+    return found.model_copy(update={**fields, "source": source})
 
 
 def _system() -> str:

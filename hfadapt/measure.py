@@ -32,6 +32,16 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of the device or of the system, was not enough."""
+    words = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and ("can't allocate memory" in words or "not enough memory" in words))
+    )
+
+
 def load_libraries() -> None:
     """Imports what every cell needs, so that the first one is not measured with the libraries' own memory."""
     import bitsandbytes  # noqa: F401

@@ -168,7 +168,7 @@ def load_base(
     )
     quant = kinds.load("quants", lock.quant)
     dtype = getattr(torch, lock.dtype)
-    compute = torch.bfloat16 if lock.dtype == "float32" else dtype
+    compute = compute_dtype(dtype, device)
     with torch.random.fork_rng():
         torch.manual_seed(lock.train.seed if seed is None else seed)
         model, info = auto.from_pretrained(
@@ -194,6 +194,14 @@ def load_base(
     parameters = sum(p.numel() for p in skeleton.parameters())
     known = _identity(model, tokenizer, skeleton, heads)
     return Base(source, model, tokenizer, heads, fresh, quantised, parameters, known)
+
+
+def compute_dtype(storage: torch.dtype, device: torch.device) -> torch.dtype:
+    """What a quantised weight is unpacked to: the dtype of the rest; for float32 bfloat16, where the device has it."""
+    import torch
+
+    emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if storage == torch.float32 and not emulated else storage
 
 
 def _identity(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt import __version__, kinds
 from hfadapt.errors import DataError, HfadaptError, RequestError
+from hfadapt.measure import is_out_of_memory
 from hfadapt.plan import lock as lock_cell
 from hfadapt.plan import make_plan
 from hfadapt.progress import Progress, Silent
@@ -94,11 +95,13 @@ class Pipeline:
         try:
             for stage in self._wanted():
                 if not self._done(cell, stage, hashes):
+                    on_main(lambda stage=stage: cell.set_state(running=stage))  # type: ignore[misc]
                     work[stage]()
                     on_main(lambda stage=stage: self._mark(cell, stage, hashes))  # type: ignore[misc]
             on_main(lambda: self._close(cell))
         except KeyboardInterrupt:
-            on_main(lambda: cell.set_state(status="interrupted", error="interrupted; run the command again to go on"))
+            words = "interrupted; run the command again to go on"
+            on_main(lambda: cell.set_state(status="interrupted", error=words, running=None))
             raise
         except HfadaptError as error:
             self._fail(cell, str(error))
@@ -107,6 +110,9 @@ class Pipeline:
                 # The other processes wait for this one: let the launcher end them all.
                 raise
             (cell.folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
+            if is_out_of_memory(error):
+                self._fail(cell, out_of_memory(cell, cell.state.running))
+                return
             self._fail(cell, f"{type(error).__name__}: {error} (details: {cell.folder / 'error.log'})")
 
     # --- stages ------------------------------------------------------------------------------------------------------
@@ -235,6 +241,12 @@ class Pipeline:
     def _start(self, cell: Cell, hashes: Mapping[str, str]) -> None:
         """Makes the folder; an earlier result that something else was asked for is kept aside, not overwritten."""
         state = cell.state
+        if state.running in ("train", "evaluate"):
+            # Neither done nor failed nor interrupted: the process was killed, mostly for lack of memory.
+            words = out_of_memory(
+                cell, state.running, "the last run was ended from outside, most likely as memory ran out,"
+            )
+            self.progress.say(f"{cell.domain} on {cell.target}: {words}")
         changed = "train" in state.stages and state.stages["train"] != hashes["train"]
         if self.fresh and cell.folder.exists():
             shutil.rmtree(cell.folder)
@@ -246,7 +258,7 @@ class Pipeline:
             self.progress.say(f"{cell.domain} on {cell.target}: recipe or data changed; earlier result kept in {kept}")
         cell.folder.mkdir(parents=True, exist_ok=True)
         if not all(self._done(cell, stage, hashes) for stage in self._wanted()):
-            cell.set_state(status="pending", error=None)
+            cell.set_state(status="pending", error=None, running=None)
 
     def _mark(self, cell: Cell, stage: str, hashes: Mapping[str, str]) -> None:
         cell.set_state(stages={**cell.state.stages, stage: hashes[stage]})
@@ -255,13 +267,26 @@ class Pipeline:
         evaluated = (cell.folder / "evaluation.json").exists() and self.until in ("evaluate", "card")
         missed = cell.evaluation.gates_failed if evaluated else ()
         done = self.until == "card"
-        cell.set_state(status="failed" if missed else "done" if done else "pending", error="; ".join(missed) or None)
+        status = "failed" if missed else "done" if done else "pending"
+        cell.set_state(status=status, error="; ".join(missed) or None, running=None)
 
     def _fail(self, cell: Cell, message: str) -> None:
         self.progress.say(f"{cell.domain} on {cell.target} failed:\n{message}")
         status = "does-not-fit" if cell.state.status == "does-not-fit" else "failed"
         if self.world.is_main:
-            cell.set_state(status=status, error=message)
+            cell.set_state(status=status, error=message, running=None)
+
+
+def out_of_memory(cell: Cell, stage: str | None, ended: str = "memory ran out") -> str:
+    """What to say, and to try, when a stage needed more memory than there was."""
+    lines = [f"{ended} while it was at '{stage}'"]
+    if (cell.folder / "plan.json").exists():
+        plan = cell.plan.cells[0]
+        lines[0] += f"; the plan had {show_bytes(plan.peak.total_bytes)} of {show_bytes(plan.budget_bytes)} usable"
+    rows = cell.lock.train.micro_batch_rows if (cell.folder / "lock.yaml").exists() else 1
+    smaller = f"train.micro_batch_rows={rows // 2}, or " if rows > 1 else ""
+    lines.append(f"  fix: {smaller}memory_margin=0.3; and see that other programs leave memory free (hfadapt doctor)")
+    return "\n".join(lines)
 
 
 def narrow(recipe: Recipe, domains: Sequence[str] = (), targets: Sequence[str] = ()) -> Recipe:

@@ -48,6 +48,10 @@ LM_DEFAULTS: dict[str, tuple[Any, str]] = {
     "train.batch_rows": (16, "many optimizer steps per pass matter more than a large batch on small data"),
     "train.epochs": (1.0, "language models memorise repeated rows quickly"),
 }
+ALL_LINEAR = "all-linear"
+FUSED_MODEL_TYPES = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+FUSED_MODULES = ("conv1d", "out_proj")
+"""Layers of these model types that peft refuses (peft/tuners/tuners_utils.py)."""
 ASSUMED_TOKENS = {"causal-lm": 512}
 ASSUMED_TOKENS_OTHERWISE = 128
 ASSUMED_ROWS = 2000
@@ -137,7 +141,7 @@ def make_plan(
         work = _work(recipe, domain, (data or {}).get(domain))
         facts = model_facts(recipe.model, recipe.task, work.labels)
         parameters = max(parameters, facts.parameters)
-        found = _impossible(recipe, trainer)
+        found = [*_impossible(recipe, trainer), *_unknown_to_model(recipe, facts)]
         problems.extend(problem for problem in found if problem not in problems)
         if not found:
             count = len(recipe.domains) if sharing is None else sharing
@@ -239,6 +243,45 @@ def _impossible(recipe: Recipe, target: Target) -> list[Problem]:
     return found
 
 
+def _unknown_to_model(recipe: Recipe, facts: ModelFacts) -> list[Problem]:
+    """What was asked for and this architecture cannot do."""
+    found = []
+    if recipe.train.checkpointing is True and not facts.recomputes:
+        found.append(
+            Problem(
+                f"{facts.architecture} knows no activation checkpointing",
+                place="train.checkpointing",
+                got="true",
+                allowed="false, auto",
+                fix="leave train.checkpointing: auto; a smaller train.micro_batch_rows saves memory too",
+            )
+        )
+    asked = () if recipe.adapter.modules == AUTO else recipe.adapter.modules
+    barred = [name for name in asked if name == ALL_LINEAR or name in FUSED_MODULES] if _fused(facts) else []
+    if barred:
+        found.append(
+            Problem(
+                f"{facts.model_type} reads some weights in a fused kernel, where an adapter would be left out",
+                place="adapter.modules",
+                got=", ".join(barred),
+                allowed=", ".join(_adaptable(facts)),
+                fix="leave adapter.modules: auto",
+            )
+        )
+    return found
+
+
+def _fused(facts: ModelFacts) -> bool:
+    return facts.model_type in FUSED_MODEL_TYPES
+
+
+def _adaptable(facts: ModelFacts) -> tuple[str, ...]:
+    """The linear layers that can be adapted, by name; where that is all of them, the word for it."""
+    if not _fused(facts):
+        return (ALL_LINEAR,)
+    return tuple(dict.fromkeys(linear.name for linear in facts.linears if linear.name not in FUSED_MODULES))
+
+
 # --- one cell --------------------------------------------------------------------------------------------------------
 
 
@@ -298,6 +341,11 @@ def _plan_cell(
         warnings.append("malloc is not set as hfadapt run sets it, so more memory is needed: see hfadapt doctor")
     if not memory.is_traced(facts, final):
         warnings.append("a step of this model could not be traced: the predicted memory is a rough formula's")
+    if trainer.on_cpu and facts.experts:
+        warnings.append(
+            "experts on a CPU: a kernel is compiled and kept for every number of tokens that an expert gets; these "
+            "hundreds of MiB, which grow with the steps, are not predicted"
+        )
     if trainer.devices > 1 and world < trainer.devices:
         warnings.append(f"{world} of {trainer.devices} devices are used: the effective batch divides no further")
     return CellPlan(
@@ -305,6 +353,7 @@ def _plan_cell(
         target=target.name,
         decisions=tuple(decided.made),
         memory=phases,
+        merge=memory.predict_merge(facts, final),
         budget_bytes=budget,
         margin=recipe.memory_margin,
         fits=fits and served,
@@ -345,6 +394,9 @@ def _settle_training(decided: Decisions, recipe: Recipe, facts: ModelFacts, work
         table["train.learning_rate"] = (5e-4, "language models under 500 M parameters bear a higher rate than 2e-4")
     if "adapter.rank" in table and (rank := decided.asked("adapter.rank")) is not None:
         table["adapter.alpha"] = (2.0 * rank, table["adapter.alpha"][1])
+    if _fused(facts):
+        reason = f"all linear layers but those that {facts.model_type} reads in a fused kernel"
+        table["adapter.modules"] = (_adaptable(facts), reason)
     for name in (
         "adapter.method",
         "adapter.rank",
@@ -414,7 +466,9 @@ def _settle_storage(decided: Decisions, question: Question, chosen: Candidate, c
         others(lambda w: w.micro_batch_rows),
     )
     rejected = others(lambda w: w.checkpointing)
-    if not rejected and not work.checkpointing:
+    if not question.facts.recomputes:
+        rejected = (Rejected(value="True", reason=f"{question.facts.architecture} cannot"),)
+    elif not rejected and not work.checkpointing:
         rejected = (Rejected(value="True", reason="not needed: every layer would be computed once more"),)
     reason = "activations of all layers do not fit at this speed" if work.checkpointing else "all activations fit"
     decided.settle("train.checkpointing", work.checkpointing, reason, rejected)

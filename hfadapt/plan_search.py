@@ -91,7 +91,9 @@ def search(question: Question) -> list[Candidate]:
     micros = [n for n in range(question.rows, 0, -1) if question.rows % n == 0]
     if train.micro_batch_rows != AUTO:
         micros = [train.micro_batch_rows]
-    options = [False, True] if train.checkpointing == AUTO else [train.checkpointing]
+    options = [train.checkpointing is True]
+    if train.checkpointing == AUTO and question.facts.recomputes:
+        options = [False, True]
     storages = storages_of(question)
     possible = [pair for pair in storages if stored_bytes(question, *pair) <= question.budget_bytes]
     smallest = min(storages, key=lambda pair: stored_bytes(question, *pair))
@@ -119,9 +121,15 @@ def best(fitting: list[Candidate]) -> Candidate:
 
 
 def candidate(
-    question: Question, quant: str, dtype: str, checkpointing: bool, micro_batch_rows: int, preference: float = 1.0
+    question: Question,
+    quant: str,
+    dtype: str,
+    checkpointing: bool,
+    micro_batch_rows: int,
+    preference: float = 1.0,
+    timed: bool = True,
 ) -> Candidate:
-    """One configuration, predicted."""
+    """One configuration, predicted; its time takes another trace when it recomputes, and can be left out."""
     workload = Workload(
         quant=quant,
         dtype=dtype,
@@ -135,11 +143,14 @@ def candidate(
         length_tokens=question.length_tokens,
         labelled_tokens=min(question.length_tokens, question.labelled_tokens),
         evaluate_rows=1,
+        generate_rows=question.recipe.evaluate.generate_rows,
         fast=question.recipe.train.fast,
         settled=question.target.name != hardware.THIS_MACHINE or allocator.settled(),
         device="cpu" if question.target.on_cpu else "gpu",
     )
-    seconds = step_seconds(question.facts, workload, question.target, question.rows, question.mean_tokens)
+    seconds = None
+    if timed:
+        seconds = step_seconds(question.facts, workload, question.target, question.rows, question.mean_tokens)
     return Candidate(workload, memory.predict(question.facts, workload), seconds, preference)
 
 
@@ -171,7 +182,7 @@ def product_dtype(target: Target, fast: bool, quant: str, dtype: str) -> str:
     if dtype != "float32":
         return dtype
     if quant != "none":
-        return "bfloat16"
+        return "bfloat16" if "bfloat16" in target.dtypes else dtype
     units = {"amx_bf16", "avx512_bf16"} & set(target.features) if target.on_cpu else target.kind in ("cuda", "rocm")
     return "bfloat16" if fast and units and "bfloat16" in target.dtypes else dtype
 
@@ -213,8 +224,8 @@ def shared(question: Question, chosen: Candidate, adapters: int) -> Candidate:
 
 def alternatives(question: Question, final: Workload) -> list[Alternative]:
     """Up to three nearest plans that would fit, each with what it gives up; asked-for values may be given up too."""
-    target = question.target
-    slower = "speed: activations are recomputed, one row at a time"
+    target, recomputed = question.target, question.facts.recomputes
+    slower = "speed: activations are recomputed, one row at a time" if recomputed else "speed: one row at a time"
     method = kinds.load("adapters", final.method)
     quants = [q for q in ("int8", "nf4") if q in target.quants and q in method.quants and q != final.quant]
     steps: list[tuple[dict[str, Any], str]] = [({}, slower)]
@@ -229,9 +240,9 @@ def alternatives(question: Question, final: Workload) -> list[Alternative]:
     for fields, words in steps:
         length = fields.get("data.max_length", final.length_tokens)
         changed = replace(question, length_tokens=length)
-        one = candidate(changed, fields.get("quant", final.quant), final.dtype, True, 1)
+        one = candidate(changed, fields.get("quant", final.quant), final.dtype, recomputed, 1, timed=False)
         if one.peak_bytes <= question.budget_bytes:
-            changes = {"train.checkpointing": True, "train.micro_batch_rows": 1, **fields}
+            changes = {"train.checkpointing": recomputed, "train.micro_batch_rows": 1, **fields}
             found.append(Alternative(changes=changes, gives_up=words, predicted_peak_bytes=one.peak_bytes))
         if len(found) == 3:
             return found
@@ -240,9 +251,9 @@ def alternatives(question: Question, final: Workload) -> list[Alternative]:
         able = other.trains and final.dtype in other.dtypes and final.quant in ("none", *other.quants)
         if not able or other.budget_bytes <= target.budget_bytes or len(found) == 3:
             continue
-        one = candidate(replace(question, target=other), final.quant, final.dtype, True, 1)
+        one = candidate(replace(question, target=other), final.quant, final.dtype, recomputed, 1, timed=False)
         if one.peak_bytes <= other.budget_bytes * (1 - question.recipe.memory_margin):
-            changes = {"targets": other.name, "train.checkpointing": True, "train.micro_batch_rows": 1}
+            changes = {"targets": other.name, "train.checkpointing": recomputed, "train.micro_batch_rows": 1}
             words = f"this target, for {other.title}"
             found.append(Alternative(changes=changes, gives_up=words, predicted_peak_bytes=one.peak_bytes))
     return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from hfadapt.show import show_seconds
+
 
 class Progress(Protocol):
     """Called on the main process only."""
@@ -29,3 +31,42 @@ class Silent:
 
     def validation(self, step: int, loss: float) -> None:
         """Nothing."""
+
+
+FIRST_STEPS = 5
+"""Steps after which measured speed is trusted more than the plan's."""
+WORTH_SAYING = 0.2
+
+
+class Corrected:
+    """Hands everything on, and says once, after the first steps, how long training will take where the plan was wrong.
+
+    Args:
+        progress: Who is told.
+        predicted_seconds: The plan's training time; None when it had none.
+    """
+
+    def __init__(self, progress: Progress, predicted_seconds: float | None) -> None:
+        self.progress = progress
+        self.predicted_seconds = predicted_seconds
+        self._first: int | None = None
+
+    def say(self, message: str) -> None:
+        """Handed on."""
+        self.progress.say(message)
+
+    def validation(self, step: int, loss: float) -> None:
+        """Handed on."""
+        self.progress.validation(step, loss)
+
+    def step(self, step: int, total: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
+        """Handed on, after the correction."""
+        first = self._first = self._first or step
+        if self.predicted_seconds and step == first + FIRST_STEPS - 1 and step < total:
+            found = seconds_left * total / (total - step)
+            if abs(found / self.predicted_seconds - 1) > WORTH_SAYING:
+                self.progress.say(
+                    f"training will take about {show_seconds(found)}, measured over the first steps; the plan's rough "
+                    f"guess was {show_seconds(self.predicted_seconds)}"
+                )
+        self.progress.step(step, total, loss, tokens_per_second, seconds_left)

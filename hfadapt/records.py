@@ -24,8 +24,9 @@ from hfadapt.evidence import (
 from hfadapt.show import Block, Heading, Shown, Table, Text, show_bytes, show_number, show_seconds
 from hfadapt.spec import Record, Spec
 
-Phase = Literal["load", "train", "evaluate", "save"]
+Phase = Literal["load", "train", "evaluate", "save", "merge"]
 PHASES: tuple[Phase, ...] = ("load", "train", "evaluate", "save")
+"""The phases of every run; merging is a step of its own, done when it is asked for."""
 
 
 class Versions(Spec):
@@ -44,11 +45,12 @@ class Versions(Spec):
 
 class CellState(Record):
     """Where a cell stands. `stages` has, for each finished stage, the hash of all that decided its result; a stage is
-    done again when that hash changes."""
+    done again when that hash changes; `running` is the one that was begun and has not come to any end."""
 
     status: Literal["done", "failed", "pending", "interrupted", "does-not-fit"] = "pending"
     error: str | None = None
     stages: dict[str, str] = {}
+    running: str | None = None
 
 
 # --- plan.json -------------------------------------------------------------------------------------------------------
@@ -72,15 +74,21 @@ class Decision(Spec):
 
 
 class PhaseMemory(Spec):
-    """Predicted peak of one phase on the training device, by part."""
+    """Predicted peak of one phase on the training device, by part; `host_parts` are in main memory beside it."""
 
     phase: Phase
     parts: dict[str, int]
+    host_parts: dict[str, int] = {}
 
     @property
     def total_bytes(self) -> int:
         """The sum of the parts."""
         return sum(self.parts.values())
+
+    @property
+    def host_bytes(self) -> int:
+        """Main memory beside the device's own; 0 on a CPU, where `parts` are main memory."""
+        return sum(self.host_parts.values())
 
 
 class Alternative(Spec):
@@ -92,12 +100,13 @@ class Alternative(Spec):
 
 
 class CellPlan(Spec):
-    """The plan of one domain on one target."""
+    """The plan of one domain on one target. `merge` does not count for `fits`: it can be done on another machine."""
 
     domain: str
     target: str
     decisions: tuple[Decision, ...]
     memory: tuple[PhaseMemory, ...]
+    merge: PhaseMemory | None = None
     budget_bytes: int
     margin: float
     fits: bool
@@ -138,51 +147,69 @@ class Plan(Shown, Record):
         """Per cell: the decisions with reasons, the predicted memory by part, and the verdict."""
         shown: list[Block] = [Heading(f"Plan of {self.recipe}: {self.model}, {self.parameters:,} parameters", 1)]
         for cell in self.cells:
-            shown.append(Heading(f"{cell.domain} on {cell.target}"))
-            rows = [
-                [
-                    decision.field,
-                    _plain(decision.value),
-                    "set" if decision.asked else "auto",
-                    decision.reason,
-                    "; ".join(f"{other.value}: {other.reason}" for other in decision.rejected),
-                ]
-                for decision in cell.decisions
-            ]
-            shown.append(Table(["field", "value", "by", "reason", "rejected"], rows))
-            parts = list(dict.fromkeys(part for phase in cell.memory for part in phase.parts))
-            memory = [
-                [part, *(show_bytes(phase.parts[part]) if part in phase.parts else "" for phase in cell.memory)]
-                for part in parts
-            ]
-            memory.append(["peak", *(show_bytes(phase.total_bytes) for phase in cell.memory)])
-            columns = ["memory", *(phase.phase for phase in cell.memory)]
-            shown.append(Table(columns, memory, frozenset(columns[1:])))
-            verdict = "fits" if cell.fits else "DOES NOT FIT"
-            shown.append(
-                Text(
-                    f"{verdict}: peak {show_bytes(cell.peak.total_bytes)} while it runs '{cell.peak.phase}', "
-                    f"{show_bytes(cell.budget_bytes)} usable with a margin of {cell.margin:.0%}; trains on "
-                    f"{cell.trains_on}; data: {cell.data_basis}"
-                    + (
-                        f"; about {show_seconds(cell.predicted_seconds)} of training (rough)"
-                        if cell.predicted_seconds is not None
-                        else ""
-                    )
-                )
-            )
-            if cell.alternatives:
-                rows = [
-                    [
-                        ", ".join(f"{k}={_plain(v)}" for k, v in other.changes.items()),
-                        other.gives_up,
-                        show_bytes(other.predicted_peak_bytes),
-                    ]
-                    for other in cell.alternatives
-                ]
-                shown.append(Table(["would fit with", "gives up", "peak"], rows, frozenset({"peak"})))
-            shown.extend(Text(f"warning: {warning}") for warning in cell.warnings)
+            shown += _cell_blocks(cell)
         return shown
+
+
+def _cell_blocks(cell: CellPlan) -> list[Block]:
+    """Verdict first, then memory, then every decision with what was rejected on lines of its own."""
+    rows = [
+        [
+            decision.field,
+            _plain(decision.value).replace(", ", ",\n") + (" (set)" if decision.asked else ""),
+            "\n".join([decision.reason, *(f"  not {other.value}: {other.reason}" for other in decision.rejected)]),
+        ]
+        for decision in cell.decisions
+    ]
+    time = ""
+    if cell.predicted_seconds is not None:
+        time = f"about {show_seconds(cell.predicted_seconds)} of training"
+    if cell.predicted_tokens_per_second is not None:
+        speed = f"{cell.predicted_tokens_per_second:,.0f} tokens a second"
+        time = f"{time} at {speed}" if time else f"about {speed}"
+    facts = [
+        [
+            "memory",
+            f"{'fits' if cell.fits else 'DOES NOT FIT'}: peak {show_bytes(cell.peak.total_bytes)} in "
+            f"'{cell.peak.phase}', {show_bytes(cell.budget_bytes)} usable with a margin of {cell.margin:.0%}",
+        ],
+        ["trains on", cell.trains_on],
+        ["time", f"{time} (rough; the run corrects it after its first steps)" if time else "no rate is known"],
+        ["data", cell.data_basis],
+        *(["warning", warning] for warning in cell.warnings),
+    ]
+    shown: list[Block] = [
+        Heading(f"{cell.domain} on {cell.target}"),
+        Table(["verdict", ""], facts, wrap=frozenset({""})),
+        _memory_table(cell),
+        Table(["field", "value", "reason"], rows, wrap=frozenset({"reason"})),
+    ]
+    if cell.alternatives:
+        rows = [
+            [
+                "\n".join(f"{k}={_plain(v)}" for k, v in other.changes.items()),
+                other.gives_up,
+                show_bytes(other.predicted_peak_bytes),
+            ]
+            for other in cell.alternatives
+        ]
+        wrap = frozenset({"would fit with", "gives up"})
+        shown.insert(2, Table(["would fit with", "gives up", "peak"], rows, frozenset({"peak"}), wrap))
+    return shown
+
+
+def _memory_table(cell: CellPlan) -> Table:
+    """Parts by phase; below the peak, main memory beside an accelerator."""
+    phases = [*cell.memory, *([cell.merge] if cell.merge else [])]
+    parts = dict.fromkeys(part for phase in phases for part, size in phase.parts.items() if size)
+    rows = [
+        [part, *(show_bytes(phase.parts[part]) if phase.parts.get(part) else "" for phase in phases)] for part in parts
+    ]
+    rows.append(["peak", *(show_bytes(phase.total_bytes) for phase in phases)])
+    if any(phase.host_parts for phase in phases):
+        rows.append(["peak in main memory", *(show_bytes(phase.host_bytes) for phase in phases)])
+    columns = ["memory", *(phase.phase for phase in phases)]
+    return Table(columns, rows, frozenset(columns[1:]))
 
 
 def _plain(value: Any) -> str:
@@ -317,7 +344,7 @@ class PhaseMeasure(Spec):
 
 
 class TrainRecord(Record):
-    """What training did."""
+    """What training did. `predicted_seconds` are the plan's, for the steps that `seconds` measures."""
 
     domain: str
     target: str
@@ -336,6 +363,8 @@ class TrainRecord(Record):
     labelled_tokens: int
     seconds: float
     tokens_per_second: float
+    predicted_seconds: float | None = None
+    predicted_tokens_per_second: float | None = None
     load_seconds: float
     adapter_bytes: int
     world_size: int
@@ -562,6 +591,8 @@ class CellReport(Spec):
     metrics: tuple[Metric, ...] = ()
     memory: dict[Phase, PhaseMeasure] = {}
     seconds: float | None = None
+    predicted_train_seconds: float | None = None
+    train_seconds: float | None = None
     tokens_per_second: float | None = None
     adapter_bytes: int | None = None
     rows: dict[str, int] = {}
@@ -606,6 +637,7 @@ def report_tables(report: Report) -> list[Block]:
     return [
         *([Text(summary)] if summary else []),
         table,
+        *_training_times(report),
         *([Text("cards:\n  " + "\n  ".join(cards), code=True)] if cards else []),
         *(Text(f"{cell.domain} on {cell.target}: {cell.error}") for cell in report.cells if cell.error),
     ]
@@ -646,6 +678,16 @@ def transfer_tables(target: TransferTarget, name_target: bool = False) -> list[B
         ),
         *([Text("left out:\n  " + "\n  ".join(reasons), code=True)] if reasons else []),
     ]
+
+
+def _training_times(report: Report) -> list[Block]:
+    """Predicted and measured training time of each cell that has both."""
+    pairs = [
+        f"{cell.domain} {show_seconds(cell.predicted_train_seconds)} / {show_seconds(cell.train_seconds)}"
+        for cell in report.cells
+        if cell.predicted_train_seconds is not None and cell.train_seconds is not None
+    ]
+    return [Text("training time predicted / measured: " + ", ".join(pairs))] if pairs else []
 
 
 def _report_row(cell: CellReport) -> list[str]:

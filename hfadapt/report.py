@@ -19,7 +19,7 @@ from hfadapt.spec import write_text
 
 PREDICTED, MEASURED = "var(--pale)", "var(--c0)"
 CORE = ("torch", "transformers", "peft")
-STAGES = (("load", "var(--c4)"), ("train", "var(--c0)"), ("evaluate", "var(--c2)"))
+STAGES = (("load", "var(--c4)"), ("train", "var(--c0)"), ("train, predicted", PREDICTED), ("evaluate", "var(--c2)"))
 
 
 @dataclass(frozen=True)
@@ -247,6 +247,8 @@ def _time(cells: Sequence[Seen], names: Mapping[int, str]) -> Markup | None:
         if cell.train is None:
             continue
         spent = {"load": cell.train.load_seconds, "train": cell.train.seconds}
+        if cell.train.predicted_seconds is not None:
+            spent["train, predicted"] = cell.train.predicted_seconds
         if cell.evaluation:
             spent["evaluate"] = cell.evaluation.seconds
         group = [svg.Bar(spent[name], show_seconds(spent[name]), colour) for name, colour in STAGES if name in spent]

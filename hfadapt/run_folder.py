@@ -123,6 +123,8 @@ class Cell:
             memory |= train.memory
             changes |= {
                 "seconds": train.seconds + train.load_seconds,
+                "predicted_train_seconds": train.predicted_seconds,
+                "train_seconds": train.seconds,
                 "tokens_per_second": train.tokens_per_second,
                 "adapter_bytes": train.adapter_bytes,
             }

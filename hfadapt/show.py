@@ -7,11 +7,15 @@ a notebook displays. Numbers are given with their unit here and nowhere else.
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hfadapt.errors import HfadaptError
 
+WIDTH = 100
+"""Columns of a terminal that text is wrapped to, where a table says which of its columns may be."""
+LINE_BREAK = ("\n", "<br>")
 BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -66,11 +70,15 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells that are already strings; `right` names the columns set flush right."""
+    """Rows of cells that are already strings; `right` names the columns set flush right.
+
+    In text, the columns in `wrap` share what WIDTH leaves of a line; a line break in one of their cells is kept.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     right: frozenset[str] = field(default_factory=frozenset)
+    wrap: frozenset[str] = field(default_factory=frozenset)
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -96,6 +104,13 @@ def as_text(blocks: Sequence[Block]) -> str:
 
 def _text_table(table: Table) -> str:
     widths = [max(len(str(row[i])) for row in [table.columns, *table.rows]) for i in range(len(table.columns))]
+    flexible = [i for i, column in enumerate(table.columns) if column in table.wrap]
+    if flexible:
+        left = WIDTH - 2 * (len(widths) - 1) - sum(width for i, width in enumerate(widths) if i not in flexible)
+        for count, i in zip(range(len(flexible), 0, -1), sorted(flexible, key=lambda i: widths[i]), strict=True):
+            # The narrow ones keep what they need; the wide ones share the rest.
+            widths[i] = max(12, len(table.columns[i]), min(widths[i], left // count))
+            left -= widths[i]
 
     def line(cells: Sequence[str]) -> str:
         shown = [
@@ -104,8 +119,28 @@ def _text_table(table: Table) -> str:
         ]
         return "  ".join(shown).rstrip()
 
+    def lines(cells: Sequence[str]) -> list[str]:
+        parts = [_wrapped(str(cell), widths[i]) if i in flexible else [str(cell)] for i, cell in enumerate(cells)]
+        return [line([part[n] if n < len(part) else "" for part in parts]) for n in range(max(map(len, parts)))]
+
     rule = "  ".join("-" * width for width in widths)
-    return "\n".join([line(table.columns), rule, *(line(row) for row in table.rows)])
+    return "\n".join([line(table.columns), rule, *(text for row in table.rows for text in lines(row))])
+
+
+def _wrapped(cell: str, width: int) -> list[str]:
+    """Lines of at most `width` characters; each paragraph keeps its indent."""
+    return [
+        text
+        for paragraph in cell.split("\n")
+        for text in textwrap.wrap(
+            paragraph,
+            width,
+            subsequent_indent=" " * (len(paragraph) - len(paragraph.lstrip())),
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+        or [""]
+    ]
 
 
 def as_markdown(blocks: Sequence[Block]) -> str:
@@ -117,7 +152,7 @@ def as_markdown(blocks: Sequence[Block]) -> str:
         elif isinstance(block, Text):
             parts.append(f"```\n{block.text}\n```" if block.code else block.text)
         else:
-            cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in block.rows]
+            cells = [[str(cell).replace("|", "\\|").replace("\n", "<br>") for cell in row] for row in block.rows]
             marks = ["---:" if column in block.right else "---" for column in block.columns]
             lines = ["| " + " | ".join(row) + " |" for row in [list(block.columns), marks, *cells]]
             parts.append("\n".join(lines))
@@ -139,7 +174,7 @@ def as_html(blocks: Sequence[Block]) -> str:
             body = "".join(
                 "<tr>"
                 + "".join(
-                    f"<td{style[column]}>{html.escape(str(cell))}</td>"
+                    f"<td{style[column]}>{html.escape(str(cell)).replace(*LINE_BREAK)}</td>"
                     for column, cell in zip(block.columns, row, strict=True)
                 )
                 + "</tr>"

@@ -24,7 +24,7 @@ def test_tokens_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_verysecretvalue")
     report = examine(measure=False)
     assert "verysecret" not in report.model_dump_json()
-    assert "a token is configured" in str(report)
+    assert "a token is configured" in report._repr_markdown_()
 
 
 def test_offline_switches_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,3 +50,17 @@ def test_a_missing_core_package_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     report = examine(measure=False)
     assert report.verdict == "broken"
     assert "no-such-package" in str(report)
+
+
+def test_measured_rates_are_kept_for_plans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HFADAPT_CACHE", str(tmp_path))
+    monkeypatch.setattr(hardware, "_accelerator", lambda: None)
+    before = hardware.this_machine()
+    assert "estimated" in before.source["tflops"]
+    hardware.keep_rates(before, {"float32": 0.5, "bfloat16": 4.0}, 2e10)
+    after = hardware.this_machine()
+    assert after.tflops == {"float32": 0.5, "bfloat16": 4.0}
+    assert after.bandwidth_bytes_per_second == 2e10
+    assert "measured" in after.source["tflops"]
+    (tmp_path / hardware.RATES_FILE).write_text("not JSON")
+    assert hardware.this_machine().tflops == before.tflops

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoConfig
 
-from hfadapt import facts
+from hfadapt import facts, kinds
 from hfadapt.errors import RequestError
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -75,3 +77,41 @@ def test_a_model_that_cannot_do_the_task(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "num_hidden_layers": 1}))
     with pytest.raises(RequestError, match="cannot do this task"):
         facts.model_facts(str(tmp_path), "causal-lm")
+
+
+class Dense(torch.nn.Linear):
+    """A layer of another kind than Linear."""
+
+
+@pytest.mark.parametrize(
+    ("letters", "pattern"),
+    [("aaaaaa", (0, 1)), ("abababab", (0, 2)), ("daaaaa", (1, 1)), ("aabaabaab", (0, 3)), ("abcd", (4, 0))],
+)
+def test_the_pattern_of_layers_is_found(letters: str, pattern: tuple[int, int]) -> None:
+    sizes = {"a": 4, "b": 5, "c": 6, "d": 7}
+    layers = torch.nn.ModuleList(torch.nn.Linear(sizes[kind], 4, device="meta") for kind in letters)
+    assert facts.layer_pattern([layers]) == pattern
+
+
+def test_layers_of_one_shape_and_two_classes_are_two_kinds() -> None:
+    made = (Dense if i % 2 else torch.nn.Linear for i in range(6))
+    assert facts.layer_pattern([torch.nn.ModuleList(kind(4, 4, device="meta") for kind in made)]) == (0, 2)
+
+
+@pytest.mark.parametrize(("model_type", "recomputes"), [("bert", True), ("albert", False), ("mpnet", False)])
+def test_whether_layers_can_be_recomputed(model_type: str, recomputes: bool) -> None:
+    found = small_facts(model_type, "text-classification", embedding_size=64)
+    assert found.recomputes is recomputes
+    assert found.layers == 4
+
+
+def test_experts_are_seen() -> None:
+    assert small_facts("mixtral", "causal-lm", num_key_value_heads=2, num_local_experts=4).experts
+    assert not small_facts("mistral", "causal-lm", num_key_value_heads=2).experts
+
+
+def small_facts(model_type: str, task: str, **more: Any) -> facts.ModelFacts:
+    fields = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, **more}
+    config = AutoConfig.for_model(model_type, num_attention_heads=4, pad_token_id=0, **fields)
+    built = facts.build(config, kinds.load("tasks", task).auto_class, model_type)
+    return facts.describe(built, model_type, task, 2, config)

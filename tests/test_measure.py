@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hfadapt import measure
-from hfadapt.measure import PeakMemory, release_memory, resident_bytes
+from hfadapt.measure import PeakMemory, is_out_of_memory, release_memory, resident_bytes
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
@@ -43,3 +43,11 @@ def test_the_floor_is_taken_off_and_no_peak_is_negative():
 def test_errors_pass_through():
     with pytest.raises(ValueError, match="mine"), PeakMemory(CPU, 0):
         raise ValueError("mine")
+
+
+def test_errors_that_mean_too_little_memory() -> None:
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 8 GB"))
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+    assert not is_out_of_memory(ValueError("not enough memory of it"))

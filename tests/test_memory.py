@@ -101,6 +101,19 @@ def test_the_allocator_setting_reaches_a_restarted_program() -> None:
     assert done.stdout.split() == ["True", "-c", "a", "b"]
 
 
+def test_few_compiled_products_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = allocator.PRIMITIVES_VARIABLE
+    monkeypatch.delenv(name, raising=False)
+    assert allocator.environment()[name] == allocator.PRIMITIVES
+    monkeypatch.setenv(name, "500")
+    assert allocator.environment()[name] == "500"
+    code = f"from hfadapt import allocator; allocator.restart(); print(__import__('os').environ['{name}'])"
+    monkeypatch.delenv(name)
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "64"
+    )
+
+
 def test_other_tunables_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(allocator.VARIABLE, "glibc.rtld.nns=4:glibc.malloc.tcache_count=9")
     assert allocator.environment()[allocator.VARIABLE] == f"glibc.rtld.nns=4:{allocator.TUNABLES}"
@@ -127,3 +140,85 @@ def test_predictions_stay_true_to_the_kept_measurements(grid: ModuleType, model:
     assert found["median"] <= 0.10
     assert found["p95"] <= 0.20
     assert found["false_fits"] == 0
+
+
+def facts_of(folder: Path, task: str, **config: Any) -> ModelFacts:
+    small = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4}
+    small |= {"num_attention_heads": 4, "max_position_embeddings": 256, "pad_token_id": 0}
+    (folder / "config.json").write_text(json.dumps({**small, **config}))
+    return model_facts(str(folder), task)
+
+
+@pytest.mark.parametrize(
+    ("task", "config"),
+    [
+        ("causal-lm", {"model_type": "gpt2", "n_embd": 64, "n_layer": 4, "n_head": 4}),
+        ("causal-lm", {"model_type": "gpt_neo", "num_layers": 4, "attention_types": [[["global", "local"], 2]]}),
+        ("causal-lm", {"model_type": "gemma2", "num_key_value_heads": 2, "head_dim": 16}),
+        ("causal-lm", {"model_type": "lfm2", "num_key_value_heads": 2, "full_attn_idxs": [1, 3]}),
+        ("text-classification", {"model_type": "albert", "embedding_size": 32}),
+        ("text-classification", {"model_type": "mixtral", "num_key_value_heads": 2, "num_local_experts": 4}),
+        ("text-classification", {"model_type": "bart", "d_model": 64, "encoder_layers": 4, "decoder_layers": 4}),
+        ("text-classification", {"model_type": "xlm", "emb_dim": 64, "n_layers": 4, "n_heads": 4}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value["model_type"],
+)
+def test_other_architectures_are_traced(tmp_path: Path, task: str, config: dict[str, Any]) -> None:
+    """Convolutions for linear layers, layers of several kinds, shared layers, experts, shapes that depend on values."""
+    found = facts_of(tmp_path, task, **config)
+    work = Workload(dtype="bfloat16" if task == "causal-lm" else "float32", matmul_dtype="bfloat16", length_tokens=64)
+    assert memory.is_traced(found, work)
+    two, four = (peak(found, length_tokens=64, micro_batch_rows=rows, dtype=work.dtype) for rows in (2, 4))
+    assert two < four
+
+
+def test_layers_of_several_kinds_extend_to_more_groups(tmp_path: Path) -> None:
+    """One dense layer, then experts: three traced layers foretell what a trace of all six finds."""
+    from hfadapt.memory import trace
+
+    latent = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "kv_lora_rank": 16}
+    latent |= {"q_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16}
+    config = {"model_type": "deepseek_v3", "num_hidden_layers": 6, "first_k_dense_replace": 1, "n_group": 1}
+    found = facts_of(tmp_path, "causal-lm", **latent, **config, topk_group=1)
+    assert found.pattern == (1, 1)
+    key = memory.step_key(found, Workload(dtype="bfloat16", matmul_dtype="bfloat16", length_tokens=64))
+    outside, layer = trace.step_terms(key)["forward_end"]
+    shape = (1.0, trace.ROWS * 256, trace.ROWS * 256 * 256)
+    whole = trace.step_marks(key, 6, 256)
+    predicted = sum((o + 6 * e) * x for o, e, x in zip(outside, layer, shape, strict=True))
+    assert predicted == pytest.approx(whole["forward_end"], rel=0.03)
+    trained = memory.trained_parameters(found, Workload(dtype="bfloat16", matmul_dtype="bfloat16", length_tokens=64))
+    assert trained == whole[trace.TRAINED]
+
+
+def test_merging_holds_the_base_without_quantisation(lm: ModelFacts) -> None:
+    plain, packed = (memory.predict_merge(lm, Workload(quant=quant, dtype="bfloat16")) for quant in ("none", "nf4"))
+    assert plain == packed
+    assert plain.parts["weights"] == memory.weight_bytes(lm, Workload(dtype="bfloat16"))
+    assert plain.host_parts == {}
+
+
+def test_generating_keeps_keys_and_values(lm: ModelFacts) -> None:
+    work = {"evaluate_rows": 16, "labelled_tokens": 32, "length_tokens": 96}
+    assert peak(lm, "evaluate", generate_rows=64, **work) > peak(lm, "evaluate", **work)
+    assert peak(lm, "train", generate_rows=64, **work) == peak(lm, "train", **work)
+    cache = memory.cache_bytes(lm, Workload(dtype="bfloat16", **work), 16)
+    assert cache == 2 * lm.layers * lm.hidden_size * 16 * (96 + 32) * 2
+
+
+def test_main_memory_is_told_beside_an_accelerators(lm: ModelFacts) -> None:
+    on_gpu = predict(lm, Workload(dtype="bfloat16", matmul_dtype="bfloat16", device="gpu"))
+    on_cpu = predict(lm, Workload(dtype="bfloat16", matmul_dtype="bfloat16"))
+    assert all(phase.host_bytes >= memory.HOST_PROCESS_BYTES for phase in on_gpu)
+    assert on_gpu[0].host_parts["checkpoint"] >= lm.parameters * 2
+    assert all(phase.host_bytes == 0 for phase in on_cpu)
+
+
+def test_predictions_hold_for_architectures_that_were_never_fitted(grid: ModuleType) -> None:
+    """A few kept points of the other architectures; benchmarks/architectures.py --table shows all."""
+    results = json.loads(GRID.with_name("architectures.json").read_text())
+    assert not any(result["point"]["fitted"] for result in results["points"])
+    results["points"] = [p for p in results["points"] if p["point"]["model"] in ("mistral", "albert", "roberta")]
+    train = [row for row in grid.errors(results) if row["phase"] == "train"]
+    assert len(train) == 3
+    assert all(abs(row["error"]) < 0.15 for row in train)

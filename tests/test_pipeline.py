@@ -439,3 +439,44 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_run_goes_on(models, tmp_path):
     assert whole.code == 0, whole.err
     adapter = tmp_path / "whole/tiny/two/this-machine/adapter/adapter_model.safetensors"
     assert adapter.read_bytes() == weights(tmp_path, "two")
+
+
+# --- memory that ran out ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_was_killed_is_explained_the_next_time(folder):
+    state = cell(folder) / "cell.json"
+    killed = json.loads(state.read_text())
+    killed["stages"] = {name: kept for name, kept in killed["stages"].items() if name in ("data", "plan")}
+    state.write_text(json.dumps({**killed, "status": "pending", "running": "train"}))
+    done = command("train", "tiny.yaml", "--domain", "one", folder=folder)
+    assert done.code == 0, done.err
+    assert "ended from outside" in done.err
+    assert "train.micro_batch_rows=" in done.err
+    assert json.loads(state.read_text())["running"] is None
+    again = command("train", "tiny.yaml", "--domain", "one", folder=folder)
+    assert "ended from outside" not in again.err
+
+
+def test_memory_that_runs_out_is_no_traceback(folder, monkeypatch):
+    from hfadapt.pipeline import run_recipe
+    from hfadapt.recipe_file import load_recipe
+
+    def train_cell(*args, **kwargs):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 GB")
+
+    monkeypatch.setattr("hfadapt.train.train_cell", train_cell)
+    recipe = load_recipe(folder / "tiny.yaml", ["train.learning_rate=0.002"])
+    run = run_recipe(recipe, domains=["one"], recipe_folder=folder, folder=folder / "runs/tiny", until="train")
+    failed = next(each for each in run.report.cells if each.domain == "one")
+    assert failed.status == "failed"
+    assert "memory ran out while it was at 'train'" in failed.error
+    assert "memory_margin" in failed.error
+
+
+def test_predicted_and_measured_training_time_are_kept(ready):
+    train = record(ready, "train.json")
+    assert train["predicted_seconds"] > 0
+    assert train["predicted_tokens_per_second"] > 0
+    shown = (ready / "runs/tiny/report.md").read_text()
+    assert "training time predicted / measured" in shown

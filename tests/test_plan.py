@@ -244,3 +244,47 @@ def test_processes_on_a_cpu_share_its_memory(small: str) -> None:
 def test_importing_the_plan_does_not_import_torch() -> None:
     code = "import sys, hfadapt.plan; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_float32_base_in_4_bits_is_unpacked_to_what_the_target_has(small: str) -> None:
+    from hfadapt.plan_search import product_dtype
+
+    assert product_dtype(hardware.target("t4"), True, "nf4", "float32") == "float32"
+    assert product_dtype(hardware.target("l4"), True, "nf4", "float32") == "bfloat16"
+    assert product_dtype(hardware.target("t4"), True, "nf4", "float16") == "float16"
+    planned = cell(small, "t4", quant="nf4", dtype="float32")
+    assert (planned.value("dtype"), planned.fits) == ("float32", True)
+
+
+def test_recomputing_is_never_planned_where_the_model_cannot(tmp_path: Path) -> None:
+    model = write_config(tmp_path / "albert", model_type="albert", embedding_size=64, intermediate_size=1024)
+    fields = {"task": "text-classification", "train": {"batch_rows": 512}, "data": {"max_length": 512}}
+    plan = make_plan(recipe(model, targets=["cpu-8gb", "t4"], **fields))
+    assert not any(one.value("train.checkpointing") for one in plan.cells)
+    with pytest.raises(RequestError, match="no activation checkpointing"):
+        make_plan(recipe(model, **{**fields, "train": {"checkpointing": True}}, targets=["t4"]))
+
+
+def test_layers_in_fused_kernels_get_no_adapter(tmp_path: Path) -> None:
+    model = write_config(tmp_path / "mamba", model_type="mamba", state_size=8, hidden_size=64, num_hidden_layers=2)
+    found = cell(model, "h100", data={"max_length": 16})
+    assert "out_proj" not in found.value("adapter.modules")
+    assert "in_proj" in found.value("adapter.modules")
+    with pytest.raises(RequestError, match="fused kernel"):
+        cell(model, "h100", adapter={"modules": ["out_proj"]})
+
+
+def test_the_plan_is_read_in_a_hundred_columns(everywhere: Plan) -> None:
+    text = str(everywhere)
+    assert max(map(len, text.splitlines())) <= 100
+    assert "not True:" in text
+    assert "peak in main memory" in text
+    assert "merge" in text
+
+
+def test_everything_in_the_plan_is_in_its_json(everywhere: Plan) -> None:
+    again = Plan.model_validate_json(everywhere.model_dump_json())
+    assert again.model_dump_json() == everywhere.model_dump_json()
+    h100 = next(one for one in again.cells if one.target == "h100")
+    assert h100.merge is not None
+    assert h100.merge.host_bytes > h100.memory[1].host_bytes > 0

@@ -6,6 +6,7 @@ import pytest
 
 from hfadapt.errors import HfadaptError
 from hfadapt.show import (
+    WIDTH,
     Heading,
     Shown,
     Table,
@@ -95,3 +96,20 @@ def test_an_object_shows_itself_in_a_notebook():
 
     thing = Thing()
     assert (str(thing), thing._repr_markdown_(), thing._repr_html_()) == ("hello", "hello\n", "<p>hello</p>")
+
+
+def test_wrapped_columns_share_what_is_left_of_a_line() -> None:
+    long = "word " * 60
+    table = Table(["name", "value", "reason"], [["a", "1", long + "\n  not b: " + long]], wrap=frozenset({"reason"}))
+    lines = as_text([table]).splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert len(lines) > 6
+    assert " ".join(as_text([table]).split()).count("word") == 120
+    assert "  not b:" in as_text([table])
+    assert "<br>" in as_markdown([table])
+    assert "<br>" in as_html([table])
+
+
+def test_a_wrapped_address_is_not_broken() -> None:
+    address = "https://example.org/" + "x" * 90
+    assert address in as_text([Table(["a", "b"], [["1", f"see {address}"]], wrap=frozenset({"b"}))])

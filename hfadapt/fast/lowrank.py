@@ -159,7 +159,7 @@ def _product_backward(
 
 
 class _Shared(torch.autograd.Function):
-    """x (..., I) to L outputs (..., O)."""
+    """x (..., I) to L outputs (N, O)."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, group: Group, *parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -168,7 +168,7 @@ class _Shared(torch.autograd.Function):
         ys, lows = _product(group, flat, segments)
         ctx.save_for_backward(flat, *lows)
         ctx.group, ctx.segments, ctx.shape, ctx.x_dtype = group, segments, x.shape, x.dtype
-        return tuple(y.view(*x.shape[:-1], -1).to(x.dtype) for y in ys)
+        return tuple(y.to(x.dtype) for y in ys)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
@@ -190,7 +190,7 @@ class _Gated(torch.autograd.Function):
         (y,), lows = _product(group, h, segments)
         ctx.save_for_backward(flat_g, flat_u, *lows)
         ctx.group, ctx.segments, ctx.shape, ctx.gelu = group, segments, g.shape, gelu
-        return y.view(*g.shape[:-1], -1).to(g.dtype)
+        return y.to(g.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
@@ -206,7 +206,8 @@ class _Gated(torch.autograd.Function):
 
 def gated_product(g: torch.Tensor, u: torch.Tensor, gelu: bool, group: Group) -> torch.Tensor:
     """act(g) · u (..., I) through the one layer of the group, to (..., O)."""
-    return _Gated.apply(g, u, gelu, group, *group.parameters())  # type: ignore[no-any-return, no-untyped-call]
+    y = _Gated.apply(g, u, gelu, group, *group.parameters())  # type: ignore[no-untyped-call]
+    return y.view(*g.shape[:-1], -1)  # type: ignore[no-any-return]
 
 
 def shared_forwards(group: Group) -> list[Callable[..., torch.Tensor]]:
@@ -218,7 +219,9 @@ def shared_forwards(group: Group) -> list[Callable[..., torch.Tensor]]:
     def forward(own: int, x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         if own not in ready or seen[0] is not x:
             ready.clear()
-            ready.update(enumerate(_Shared.apply(x, group, *parameters)))  # type: ignore[no-untyped-call]
+            # Shaped outside the function: models may change a result in place, which autograd forbids of its views.
+            found = _Shared.apply(x, group, *parameters)  # type: ignore[no-untyped-call]
+            ready.update(enumerate(y.view(*x.shape[:-1], -1) for y in found))
             seen[:] = [x]
         result = ready.pop(own)
         if not ready:

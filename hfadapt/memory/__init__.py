@@ -34,6 +34,9 @@ SHORT_TOKENS = 256
 """Rows are traced up to this length; longer ones up to twice of it."""
 TRACE_VERSION = 2
 """To be raised when traces change their meaning, so that kept ones are not used."""
+STEPWISE_MODEL_TYPES = ("falcon_mamba", "jamba", "mamba", "recurrent_gemma", "rwkv", "zamba")
+"""Models whose own code goes through a row token by token; what that keeps is linear in the length, so short rows are
+traced, as long ones would take minutes."""
 LOW_RANK = ("lora", "rslora", "dora", "pissa", "loftq", "eva", "olora")
 
 # --- fitted on the `fitted` half of benchmarks/memory_grid.json ------------------------------------------------------
@@ -52,14 +55,17 @@ GPU_CONSTANT_BYTES = 96 * MIB
 """cuBLAS workspaces (32 MiB on Hopper, 8 MiB before, per handle and stream) and small blocks; pytorch issue 120925."""
 GPU_ALLOCATOR_RATIO = 1.08
 """Reserved over allocated bytes: blocks are rounded to 2 MiB and split (c10/cuda/CUDACachingAllocator.cpp)."""
+HOST_PROCESS_BYTES = 2 << 30
+"""Main memory of a process that uses an accelerator: libraries with their kernels, and the driver's context."""
 
 
 class Workload(Spec):
     """One configuration whose memory is asked for: B = `micro_batch_rows` rows of T = `length_tokens` tokens.
 
     `labelled_tokens` are the tokens of one row that carry a loss. `adapters` are trained together, each with B rows.
-    `matmul_dtype` is what products of adapted layers run in: for a quantised base the dtype it is unpacked to. `fast`
-    is the loop's own path, `settled` whether malloc is set as in allocator.py.
+    `matmul_dtype` is what products of adapted layers run in: for a quantised base the dtype it is unpacked to.
+    `generate_rows` completions are generated in the evaluation, at most `evaluate_rows` at a time. `fast` is the loop's
+    own path, `settled` whether malloc is set as in allocator.py.
     """
 
     quant: str = "none"
@@ -74,6 +80,7 @@ class Workload(Spec):
     length_tokens: int = 128
     labelled_tokens: int = 128
     evaluate_rows: int = 32
+    generate_rows: int = 0
     fast: bool = True
     adapters: int = 1
     settled: bool = True
@@ -146,8 +153,14 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
         "adapter": adapter,
         "activations": live("evaluate_peak", workload.evaluate_rows),
         "logits": scored(workload.evaluate_rows),
+        "cache": 0,
         "workspaces": unpacked + _int8_product_bytes(facts, workload, workload.evaluate_rows * tokens),
     }
+    generating = min(workload.evaluate_rows, workload.generate_rows) if facts.generates else 0
+    cache = cache_bytes(facts, workload, generating)
+    if (asked := generating * facts.vocab_size * (element + 4)) + cache > evaluate["logits"]:
+        # Scoring and generating follow each other; the larger counts.
+        evaluate |= {"logits": asked, "cache": cache}
     phases = {
         "load": {**_load_parts(facts, workload), "adapter": adapter * workload.adapters},
         "train": train,
@@ -166,8 +179,55 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
         else:
             parts["allocator"] = int(sum(parts.values()) * (GPU_ALLOCATOR_RATIO - 1))
             parts["framework"] = GPU_CONSTANT_BYTES
-        result.append(PhaseMemory.model_validate({"phase": phase, "parts": parts}))
+        host = {} if on_cpu else _host_parts(facts, workload, phase)
+        result.append(PhaseMemory.model_validate({"phase": phase, "parts": parts, "host_parts": host}))
     return tuple(result)
+
+
+def predict_merge(facts: ModelFacts, workload: Workload) -> PhaseMemory:
+    """Peak of adding the adapter to a freshly loaded base that is not quantised, and of writing the result.
+
+    The result has the dtype of the base. Merging works in place: beside the weights it holds one layer's update in
+    float32 and in the dtype of the weights. On a CPU tensors are written one by one; from a device all are copied to
+    main memory first.
+    """
+    plain = workload.model_copy(update={"quant": "none"})
+    element, trained = DTYPE_BYTES[plain.dtype], trained_parameters(facts, workload) * 4
+    parts = {
+        "weights": weight_bytes(facts, plain.model_copy(update={"method": "lora"})),
+        "adapter": 0 if workload.method == "full" else trained,
+        "workspaces": facts.largest_linear * (4 + element),
+    }
+    if workload.device == "cpu":
+        written = max(facts.largest_linear, facts.vocab_size * facts.hidden_size) * element
+        parts |= {"copy": written, "framework": CPU_CONSTANT_BYTES["save"]}
+        return PhaseMemory(phase="merge", parts=parts)
+    parts |= {"allocator": int(sum(parts.values()) * (GPU_ALLOCATOR_RATIO - 1)), "framework": GPU_CONSTANT_BYTES}
+    return PhaseMemory(phase="merge", parts=parts, host_parts=_host_parts(facts, plain, "merge"))
+
+
+def _host_parts(facts: ModelFacts, workload: Workload, phase: str) -> dict[str, int]:
+    """Main memory of one process beside its accelerator.
+
+    The checkpoint is mapped while it is read; the kernel takes its pages back when memory is short.
+    """
+    parts = {"process": HOST_PROCESS_BYTES}
+    stored = facts.stored_dtype if facts.stored_dtype in DTYPE_BYTES else workload.dtype
+    if phase in ("load", "evaluate", "merge"):
+        parts["checkpoint"] = facts.parameters * DTYPE_BYTES[stored]
+    if phase == "train" and workload.optimizer.startswith("paged"):
+        parts["optimizer"] = int(trained_parameters(facts, workload) * OPTIMIZER_BYTES[workload.optimizer])
+    if phase == "save":
+        parts["copy"] = 2 * trained_parameters(facts, workload) * 4
+    if phase == "merge":
+        parts["copy"] = weight_bytes(facts, workload)
+    return parts
+
+
+def cache_bytes(facts: ModelFacts, workload: Workload, rows: int) -> int:
+    """Keys and values of `rows` completions while they are generated, at up to twice the labelled tokens of a row."""
+    tokens = workload.length_tokens + workload.labelled_tokens
+    return 2 * facts.layers * facts.kv_heads * facts.head_dim * rows * tokens * DTYPE_BYTES[workload.dtype]
 
 
 def _heap_ratio(workload: Workload, phase: str) -> float:
@@ -225,6 +285,10 @@ def trained_parameters(facts: ModelFacts, workload: Workload) -> int:
     head = 0 if facts.generates else facts.head_parameters
     if workload.method == "head":
         return head or facts.vocab_size * facts.hidden_size
+    if facts.experts and (traced := _known_terms(step_key(facts, workload))):
+        # Which weights of experts get an adapter, and of which rank, is known to peft alone.
+        outside, layer = traced["trained_parameters"]
+        return int(outside[0] + layer[0] * facts.layers)
     chosen = _adapted(facts, workload)
     extra = sum(s.out_features * s.count for s in chosen) if workload.method == "dora" else 0
     return head + extra + sum(workload.rank * (s.in_features + s.out_features) * s.count for s in chosen)
@@ -319,11 +383,13 @@ def step_key(facts: ModelFacts, workload: Workload) -> StepKey:
     unpacks = 0 if bits else 1
     if facts.vocab_size == 0:
         lengths: tuple[int, ...] = (1,)
-    elif workload.length_tokens <= SHORT_TOKENS:
+    elif facts.model_type in STEPWISE_MODEL_TYPES:
+        lengths = (8, 16, 32)[unpacks:]
+    elif workload.length_tokens <= SHORT_TOKENS and workload.device == "cpu":
         longest = min(facts.max_positions or SHORT_TOKENS, SHORT_TOKENS)
         lengths = (longest // 4, longest // 2, longest)[unpacks:]
     else:
-        # Another attention kernel from here on.
+        # Another attention kernel from here on; accelerators have one for all lengths.
         longest = min(facts.max_positions or 2 * SHORT_TOKENS, 2 * SHORT_TOKENS)
         lengths = (SHORT_TOKENS + 8, (SHORT_TOKENS + longest) // 2, longest)[unpacks:]
     return StepKey(
@@ -342,6 +408,7 @@ def step_key(facts: ModelFacts, workload: Workload) -> StepKey:
         checkpointing=workload.checkpointing,
         on_cpu=workload.device == "cpu",
         lengths=lengths,
+        pattern=facts.pattern,
     )
 
 

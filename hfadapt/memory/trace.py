@@ -24,11 +24,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hfadapt import fast
-from hfadapt.errors import RequestError
 from hfadapt.facts import build, head_names, layer_stacks
 
 MARKS = ("forward_peak", "forward_end", "backward_peak", "validate_peak", "evaluate_peak")
 FORWARD_ONLY = ("validate_peak", "evaluate_peak")
+TRAINED = "trained_parameters"
+"""A mark beside these: the number of parameters with a gradient, which depends on the layers alone."""
 ROWS = 2
 Terms = dict[str, tuple[tuple[float, ...], tuple[float, ...]]]
 
@@ -52,20 +53,32 @@ class StepKey:
     checkpointing: bool
     on_cpu: bool
     lengths: tuple[int, ...]
+    pattern: tuple[int, int] = (0, 1)
 
 
 @cache
 def step_terms(key: StepKey) -> Terms:
-    """For each mark: coefficients of (1, B T, B T^2) outside the layers, and the same for one layer."""
-    one, two = (dict(_marks(key, layers)) for layers in (1, 2))
+    """For each mark: coefficients of (1, B T, B T^2) outside the layers, and the same for one layer.
+
+    Where layers differ (`pattern`), one group of them is traced and two, and a layer is the mean of a group; where they
+    do not repeat, all of them are traced, once.
+    """
+    lead, period = key.pattern
+    fewer = lead + period
+    one = two = dict(_marks(key, fewer))
+    if period:
+        two = dict(_marks(key, fewer + period))
     found: Terms = {}
     for mark in MARKS:
         first, second = (_fit({t: marks[t][mark] for t in marks}) for marks in (one, two))
         if mark in FORWARD_ONLY:
             # Without gradients a layer leaves nothing behind; one layer alone is not typical, two are.
             first = second
-        layer = tuple(b - a for a, b in zip(first, second, strict=True))
-        found[mark] = (tuple(a - b for a, b in zip(first, layer, strict=True)), layer)
+        layer = tuple((b - a) / max(1, period) for a, b in zip(first, second, strict=True))
+        found[mark] = (tuple(a - fewer * b for a, b in zip(first, layer, strict=True)), layer)
+    few, more = (float(next(iter(marks.values()))[TRAINED]) for marks in (one, two))
+    each = (more - few) / max(1, period)
+    found[TRAINED] = ((few - fewer * each, 0.0, 0.0), (each, 0.0, 0.0))
     return found
 
 
@@ -94,7 +107,13 @@ class Live(TorchDispatchMode):
         self._known |= {p.grad.untyped_storage()._cdata for p in model.parameters() if p.grad is not None}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        try:
+            result = func(*args, **(kwargs or {}))
+        except RuntimeError:
+            # Shapes that depend on values, and kernels whose stand-in knows fewer dtypes than the kernel.
+            result = _assumed(str(func), args, kwargs or {})
+            if result is None:
+                raise
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self._count(leaf.untyped_storage())
@@ -116,6 +135,26 @@ class Live(TorchDispatchMode):
         weakref.finalize(storage, release)
 
 
+def _assumed(operator: str, args: Any, kwargs: Any) -> Any:
+    """What an operator whose result depends on values gives where nothing is padded: every number is 1, all rows have
+    as many end tokens, every mask is true. None for other operators."""
+    name, first = operator.split(".")[1], args[0]
+    if name == "_local_scalar_dense":
+        return first.dtype == torch.bool or (1.0 if first.is_floating_point() else 1)
+    if name == "unique_consecutive":
+        return first.new_empty(1), first.new_empty(0), first.new_empty(0)
+    if name == "nonzero":
+        return first.new_empty((first.numel(), first.dim()), dtype=torch.long)
+    if name == "index" and args[1][0] is not None and args[1][0].dtype == torch.bool:
+        return first.new_empty((args[1][0].numel(), *first.shape[args[1][0].dim() :]))
+    if name == "_grouped_mm" and first.dim() == 2:
+        # Tokens times the experts' weights, or in the backward pass one product of tokens for each expert.
+        ends = args[2] if len(args) > 2 else kwargs["offs"]
+        experts = () if args[1].dim() == 3 else (ends.numel(),)
+        return first.new_empty((*experts, first.shape[0], args[1].shape[-1]))
+    return None
+
+
 def step_marks(key: StepKey, layers: int, length: int) -> dict[str, int]:
     """Live bytes of one step over ROWS rows of `length` tokens at the four marks, of a model with so many layers."""
     return dict(_marks(replace(key, lengths=(length,)), layers))[length]
@@ -135,7 +174,7 @@ def _marks(key: StepKey, layers: int) -> list[tuple[int, dict[str, int]]]:
 
 def _step(key: StepKey, model: nn.Module, inputs: dict[str, torch.Tensor], length: int) -> dict[str, int]:
     """Forward and backward, then a forward pass for scoring."""
-    marks = {}
+    marks = {TRAINED: sum(p.numel() for p in model.parameters() if p.requires_grad)}
     model.train()
     with Live(model) as live:
         with _fast(key, model, length):
@@ -209,6 +248,9 @@ def _cut(key: StepKey, layers: int) -> nn.Module:
         name: 0.0 if "drop" in name and isinstance(value, float) else value
         for name, value in json.loads(key.config).items()
     }
+    if not key.generates and fields.get("pad_token_id") is None:
+        # As loading does from the tokenizer: decoders classify at the last token that is not padding.
+        fields["pad_token_id"] = 0
     count = fields.get("num_hidden_layers")
     small = {
         name: value[:layers] if isinstance(value, list) and len(value) == count else value
@@ -216,7 +258,8 @@ def _cut(key: StepKey, layers: int) -> nn.Module:
     }
     try:
         model = build(AutoConfig.for_model(**{**small, "num_hidden_layers": layers}), key.auto_class, "traced")
-    except (RequestError, ValueError, TypeError, IndexError):
+    except Exception:
+        # Configs refuse other numbers of layers in ways of their own.
         model = build(AutoConfig.for_model(**fields), key.auto_class, "traced")
     for stack in layer_stacks(model):
         del stack[layers:]

@@ -96,6 +96,11 @@ class Job:
         """Whether there are steps left to do."""
         return self.error is None and self.state.step < self.total_steps and not self.state.stopped_early
 
+    @property
+    def seconds_per_step(self) -> float:
+        """In the mean so far; 0 once there are no steps left."""
+        return self.state.seconds / self.state.step if self.active and self.state.step else 0.0
+
     def learning_rate(self, step: int) -> float:
         """Learning rate of step 1 … total: linear warm-up, then the schedule down to zero (constant stays)."""
         warmup = math.ceil(self.settings.warmup_ratio * self.total_steps)

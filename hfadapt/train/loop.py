@@ -240,7 +240,7 @@ class Loop:
         self.accelerator.log({self._tracked(job, name): value for name, value in values.items()}, step=step.step)
         if self.accelerator.is_main_process:
             state = job.state
-            left = (job.total_steps - state.step) * state.seconds / state.step
+            left = sum((other.total_steps - other.state.step) * other.seconds_per_step for other in self.jobs)
             self.progress.step(state.step, job.total_steps, state.last_loss or 0.0, state.tokens / state.seconds, left)
 
     def _tracked(self, job: Job, name: str) -> str:

@@ -28,7 +28,7 @@ from hfadapt.model import (
     save_adapter,
     trainable,
 )
-from hfadapt.progress import Progress, Silent
+from hfadapt.progress import Corrected, Progress, Silent
 from hfadapt.records import PHASES, Phase, PhaseMeasure, TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Example, Row
@@ -128,7 +128,7 @@ def train_cells(
             pad_token_id=pad,
             fast=FastPath(model, products, tuple(names)) if lock.train.fast else None,
             packing=lock.data.packing,
-            progress=progress,
+            progress=Corrected(progress, _predicted_seconds(cells)),
             stop=lambda: world.any(bool(interrupt)),
         )
         loop.run()
@@ -171,6 +171,12 @@ def train_cells(
     return records
 
 
+def _predicted_seconds(cells: Sequence[Cell]) -> float | None:
+    """The plan's training time of all cells; None where it had none."""
+    found = [cell.plan.cells[0].predicted_seconds for cell in cells]
+    return sum(seconds for seconds in found if seconds) if all(found) else None
+
+
 def can_share(one: Cell, other: Cell) -> bool:
     """Whether two cells can be trained on one base at the same time."""
     mine, theirs = one.lock, other.lock
@@ -197,7 +203,8 @@ def _record(
     load_seconds: float,
 ) -> TrainRecord:
     state = job.state
-    predicted = {phase.phase: phase.total_bytes for phase in cell.plan.cells[0].memory}
+    plan = cell.plan.cells[0]
+    predicted = {phase.phase: phase.total_bytes for phase in plan.memory}
     memory: dict[Phase, PhaseMeasure] = {
         phase: PhaseMeasure(predicted_peak_bytes=predicted.get(phase), measured_peak_bytes=peaks[phase].peak_bytes)
         for phase in PHASES
@@ -221,6 +228,8 @@ def _record(
         labelled_tokens=state.labelled_tokens,
         seconds=state.seconds,
         tokens_per_second=state.tokens / state.seconds if state.seconds else 0.0,
+        predicted_seconds=plan.predicted_seconds,
+        predicted_tokens_per_second=plan.predicted_tokens_per_second,
         load_seconds=load_seconds,
         adapter_bytes=sum(path.stat().st_size for path in cell.adapter.glob("*.safetensors")),
         world_size=world.size,
