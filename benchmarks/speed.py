@@ -60,6 +60,8 @@ def environment(name: str, arguments: argparse.Namespace) -> Path:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         command = [str(python), "-m", "pip", "install", "--quiet", *pins, *packages]
         subprocess.run(command, check=True, cwd=ROOT)
+        if arguments.device == "cpu" and "remove" in wanted:
+            subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *wanted["remove"]], check=True)
         ready.write_text(" ".join(packages) + "\n", encoding="utf-8")
     return python
 
@@ -243,12 +245,9 @@ def collect(run: Path) -> dict[str, Any]:
         kept[name] = result[name]
     for name in ("load_seconds", "gpu", "threads", "environment", "versions", "remarks"):
         kept[name] = result[name]
-    scores = parts.get("scores", {})
-    kept["validation"] = result["validation"] or scores.get("validation", {})
-    if result["validation"]:
-        kept["rescored_validation"] = scores.get("validation", {})
-    for name in ("reference", "test_loss", "accuracy"):
-        kept[name] = scores.get(name)
+    scores = parts["scores"]
+    for name in ("reference", "validation", "test_loss", "accuracy"):
+        kept[name] = scores[name]
     return kept
 
 

@@ -132,8 +132,6 @@ def write_result(
     load_seconds: float,
     grad_norms: list[float] | None = None,
     first_batch_loss: float | None = None,
-    validation: dict[int, float] | None = None,
-    loop_seconds: float | None = None,
     remarks: list[str] | None = None,
 ) -> None:
     """result.json.
@@ -141,8 +139,6 @@ def write_result(
     Args:
         losses: Of each step, in nats per label.
         first_batch_loss: Of the rows of step 1 before training, through the tool's own loss.
-        validation: Held-out losses the tool itself found, by step, where it leaves no snapshots.
-        loop_seconds: When it is not the clock's.
     """
     import torch
 
@@ -169,8 +165,7 @@ def write_result(
         "losses": losses,
         "grad_norms": grad_norms or [],
         "first_batch_loss": first_batch_loss,
-        "validation": validation or {},
-        "loop_seconds": clock.ended[-1] if loop_seconds is None else loop_seconds,
+        "loop_seconds": clock.ended[-1],
         "step_ends_seconds": clock.ended,
         "overhead_seconds": clock.overhead,
         "load_seconds": load_seconds,

@@ -9,7 +9,7 @@ import shutil  # noqa: E402
 import time  # noqa: E402
 from typing import Any  # noqa: E402
 
-from measure import STARTED, Clock, job, write_result  # noqa: E402
+from measure import STARTED, Clock, job, save_snapshot, write_result  # noqa: E402
 
 JOB = job()
 
@@ -21,17 +21,46 @@ class Watch:
         self.clock = Clock()
         self.steps: list[float] = []
         self.validations: dict[int, tuple[float, float]] = {}
+        self.model: Any = None
 
     def step(self, step: int, total: int, loss: float, speed: float, left: float) -> None:
         """A step has ended."""
         self.steps.append(time.perf_counter())
 
     def validation(self, step: int, loss: float) -> None:
-        """A validation has ended; it began when the step ended."""
+        """A validation has ended; it began when the step ended. The adapter is kept as it is now."""
+        self.snapshot(step)
         self.validations[step] = (loss, time.perf_counter() - self.steps[-1])
+
+    def snapshot(self, step: int) -> None:
+        """The adapter on disk, to be scored by the program that scores all tools."""
+        from peft import get_peft_model_state_dict
+
+        save_snapshot(JOB, step, get_peft_model_state_dict(self.model, save_embedding_layers=False))
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args, **kwargs: print(*args)  # say(), and what later versions add
+
+
+def watch_model(watch: Watch) -> None:
+    """Hands the adapted model to the watch and checks that its start is the stored one, before training."""
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    from hfadapt.train import stage
+
+    attach = stage.attach_adapter
+
+    def attach_adapter(*args: Any, **kwargs: Any) -> Any:
+        watch.model = attach(*args, **kwargs)
+        stored = load_file(JOB.init / "adapter_model.safetensors")
+        own = get_peft_model_state_dict(watch.model, save_embedding_layers=False)
+        if own.keys() != stored.keys() or not all(torch.equal(own[name].cpu(), stored[name]) for name in stored):
+            raise SystemExit("hfadapt's start is not the stored one")
+        return watch.model
+
+    stage.attach_adapter = attach_adapter  # type: ignore[assignment]
 
 
 def main() -> None:
@@ -52,6 +81,7 @@ def main() -> None:
         full=True,
     )
     watch = Watch()
+    watch_model(watch)
     record = train_cell(cell, World(), progress=watch)  # type: ignore[arg-type]
     lines = [json.loads(line) for line in (cell.folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
@@ -65,6 +95,7 @@ def main() -> None:
     watch.clock.ended = ends
     watch.clock.overhead = sum(seconds for _, seconds in watch.validations.values())
     shutil.copy(cell.adapter / "adapter_model.safetensors", JOB.out / f"adapter-{len(steps)}.safetensors")
+    (JOB.out / "metrics.jsonl").write_bytes((cell.folder / "metrics.jsonl").read_bytes())
     expected = [[sum(len(JOB.prepared["train"][row]["input_ids"]) for row in batch)] for batch in JOB.batches]
     same = [[step["tokens"]] for step in steps] == expected
     write_result(
@@ -74,7 +105,6 @@ def main() -> None:
         grad_norms=[step["grad_norm"] for step in steps],
         load_seconds=time.perf_counter() - STARTED - ends[-1] - watch.clock.overhead,
         first_batch_loss=steps[0]["loss"] if same else None,
-        validation={step: loss for step, (loss, _) in watch.validations.items()},
         remarks=[
             f"{lock.quant if lock.quant != 'none' else lock.dtype}, micro-batch {lock.train.micro_batch_rows}",
             f"tokens of every step {'are' if same else 'are NOT'} those of the prepared batches",

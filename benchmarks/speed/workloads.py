@@ -253,12 +253,17 @@ TOOLS: dict[str, Tool] = {
 _HF = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "safetensors")
 
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
-    # `constraints`: whether constraints.txt of this repository pins the versions.
+    # `constraints`: whether constraints.txt of this repository pins the versions; `remove`: taken out again, on a CPU.
     "hfadapt": {"packages": ("-e", "."), "constraints": True},
     "hf": {"packages": _HF, "constraints": True},
     "trl": {"packages": (*_HF, "trl==1.16.0"), "constraints": True},
     "litgpt": {"packages": ("torch==2.13.0", "litgpt==0.5.13"), "constraints": False},
-    "llamafactory": {"packages": ("torch==2.13.0", "llamafactory==0.9.5"), "constraints": False},
+    "llamafactory": {
+        "packages": ("torch==2.13.0", "llamafactory==0.9.5"),
+        "constraints": False,
+        # Builds that do not fit a CPU's torch, for images and sound: importing them ends the process.
+        "remove": ("torchvision", "torchaudio"),
+    },
     "unsloth": {"packages": ("unsloth==2026.10.9",), "constraints": False},
 }
 
