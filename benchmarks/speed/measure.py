@@ -81,7 +81,8 @@ class Clock:
     def __init__(self) -> None:
         self.ended: list[float] = []
         self.overhead = 0.0
-        self._begun = self._paused = 0.0
+        self._begun: float | None = None
+        self._paused = 0.0
 
     def start(self) -> None:
         """The loop begins."""
@@ -95,11 +96,12 @@ class Clock:
         """It is over."""
         spent = time.perf_counter() - self._paused
         self.overhead += spent
-        if self._begun:
+        if self._begun is not None:
             self._begun += spent
 
     def step(self) -> None:
         """A step has ended."""
+        assert self._begun is not None
         self.ended.append(time.perf_counter() - self._begun)
 
     @property

@@ -32,7 +32,13 @@ def main() -> None:
     def collator(rows: list[dict[str, Any]]) -> dict[str, Any]:
         return collate(JOB, [{**row, "labels": _list(row["labels"])} for row in rows])
 
+    def mean_over_effective_batch(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        """Without it, Trainer 5.23 sums the mean losses of accumulated batches of a classifier."""
+        summed = torch.nn.functional.cross_entropy(outputs.logits.float(), labels, reduction="sum")
+        return summed / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
     recorder = Recorder(JOB)
+    classification = JOB.prepared["task"] == "text-classification"
     trainer = Trainer(
         model=load_model(JOB),
         args=TrainingArguments(
@@ -44,6 +50,7 @@ def main() -> None:
         train_dataset=Rows(),
         data_collator=collator,
         callbacks=[recorder],
+        compute_loss_func=mean_over_effective_batch if classification and JOB.micro < JOB.batch_rows else None,
     )
     recorder.trainer = trainer
     trainer.train()

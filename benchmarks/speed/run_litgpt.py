@@ -7,6 +7,7 @@ of gradients, and averages the loss over micro-batches instead of over labels.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from pathlib import Path
@@ -151,7 +152,7 @@ def main() -> None:
     lora.load_checkpoint, lora.chunked_cross_entropy, lora.fit = load_checkpoint, chunked_cross_entropy, timed_fit
     lora.get_lr_scheduler = lambda optimizer, **_: Schedule(optimizer)
     every = {f"lora_{name}": True for name in ("query", "key", "value", "projection", "mlp")}
-    try:
+    with contextlib.suppress(Trained):
         lora.setup(
             checkpoint,
             out_dir=JOB.out / "trainer",
@@ -176,8 +177,6 @@ def main() -> None:
             },
             seed=JOB.seed,
         )
-    except Trained:
-        pass
     pieces = JOB.batch_rows // JOB.micro
     losses = [sum(micro_losses[i : i + pieces]) / pieces for i in range(0, len(micro_losses), pieces)]
     write_result(

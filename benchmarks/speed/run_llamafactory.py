@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
+import sys
+import types
 from typing import Any
 
 from hf_recorder import Recorder, arguments, training_rows
 from measure import job
 
 JOB = job()
+
+if importlib.util.find_spec("torchaudio") is None:
+    # LLaMA-Factory imports it at start, for sound; the index has no build of it for this torch on a CPU.
+    stand_in = types.ModuleType("torchaudio")
+    stand_in.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
+    sys.modules["torchaudio"] = stand_in
 
 
 def main() -> None:

@@ -238,8 +238,8 @@ def legend(workload: dict[str, Any]) -> str:
     peak = workload["machine"]["bf16_matmul"]["flops_per_second"]
     lines = [f"- {tool}: {note}" for tool, note in workload["notes"].items() if note]
     lines += [
-        f"- MFU = 4 · (linear weights · tokens + head weights · labels) / seconds / {peak / 1e12:.2f} TFLOP/s, the bf16 "
-        "matrix product measured in the same session; attention is left out.",
+        f"- MFU = 4 · (linear weights · tokens + head weights · labels) / seconds / {peak / 1e12:.2f} TFLOP/s, the "
+        "bf16 matrix product measured in the same session; attention is left out.",
         "- Speed-ups are geometric means over the seeds against hfadapt's runs just before and after, with 95 % t "
         "intervals. Held-out figures are scored for all tools by one float32 program on the storage they trained on.",
         f"- Equal: first batch's loss within {LOSS_TOLERANCE} of a float32 reference; median loss of a step within "
