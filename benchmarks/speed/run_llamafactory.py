@@ -41,6 +41,7 @@ def main() -> None:
             "do_train": True,
             "model_name_or_path": JOB.model_path,
             "template": "empty",
+            "dataset": "prepared",  # only a word: the rows come from `tokenized_path`
             "tokenized_path": str(JOB.out / "trainer" / "tokenized"),
             "cutoff_len": max(len(row["input_ids"]) for row in JOB.file_rows),
             "finetuning_type": "lora",
