@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                            every CPU workload: prepares, makes environments, runs, prints
     python benchmarks/speed.py --workload minilm-tweets   only this one; may be repeated
-    python benchmarks/speed.py --tool hfadapt --tool trl-nf4 --rows 64 --seeds 1     a quick try
+    python benchmarks/speed.py --tool trl-nf4 --rows 64 --seeds 1 --record /tmp/try.json   a quick try
     python benchmarks/speed.py --device cuda              1B and 8B on a GPU: hfadapt, TRL and unsloth
     python benchmarks/speed.py --workload cotrain         four domains together, and one after the other
     python benchmarks/speed.py --table                    the table from speed.json, and into the README
@@ -101,7 +101,7 @@ def timed(command: Sequence[str], log: Path, env: dict[str, str], cwd: Path) -> 
 
 def one_run(name: str, number: int, tool: str, seed: int, folder: Path, arguments: argparse.Namespace) -> Path:
     """Trains with one tool; returns the run's folder in results/, with job.json, log.txt, process.json, result.json."""
-    out = RESULTS / name / f"{seed}-{number:02d}-{tool}"
+    out = arguments.results / name / f"{seed}-{number:02d}-{tool}"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     setting = TOOLS[tool]
@@ -179,7 +179,7 @@ def run_workload(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     subprocess.run([str(python), str(PARTS / "prepare.py"), str(folder / "settings.json")], check=True, env=env)
     for tool in tools:
         environment(TOOLS[tool].environment, arguments)
-    shutil.rmtree(RESULTS / name, ignore_errors=True)
+    shutil.rmtree(arguments.results / name, ignore_errors=True)
     runs: list[Path] = []
     for seed in arguments.seeds:
         for number, tool in enumerate(sequence(tools)):
@@ -297,7 +297,7 @@ def run_cotrain(arguments: argparse.Namespace) -> dict[str, Any]:
     runs = []
     for seed in arguments.seeds:
         for kind in ("apart", "together", "apart"):
-            out = RESULTS / "cotrain" / f"{seed}-{len(runs):02d}-{kind}"
+            out = arguments.results / "cotrain" / f"{seed}-{len(runs):02d}-{kind}"
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir(parents=True)
             work = folder / out.name
@@ -388,6 +388,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--table", action="store_true", help="only print the table of the record, and renew the README")
     arguments = parser.parse_args()
     arguments.seeds = list(SEEDS[: arguments.seeds])
+    # A try with a record of its own leaves the kept logs alone.
+    arguments.results = RESULTS if arguments.record == RECORD else arguments.record.resolve().with_suffix("")
     return arguments
 
 
