@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                            every CPU workload: prepares, makes environments, runs, prints
     python benchmarks/speed.py --workload minilm-tweets   only this one; may be repeated
-    python benchmarks/speed.py --tool trl-nf4 --rows 64 --seeds 1 --record /tmp/try.json   a quick try
+    python benchmarks/speed.py --tool hfadapt --tool trl-nf4 --rows 64 --seeds 1 --record /tmp/try.json   a try
     python benchmarks/speed.py --device cuda              1B and 8B on a GPU: hfadapt, TRL and unsloth
     python benchmarks/speed.py --workload cotrain         four domains together, and one after the other
     python benchmarks/speed.py --table                    the table from speed.json, and into the README
