@@ -1,0 +1,226 @@
+"""The speed benchmark: its arithmetic, its gates, its table, and the README that shows it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from copy import deepcopy
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ROOT / "benchmarks" / "speed"
+
+
+def part(name: str) -> ModuleType:
+    """A file of the benchmark as a module; its folder is no package, since tools without hfadapt run it too."""
+    known = f"speed_benchmark_{name}"
+    if known not in sys.modules:
+        spec = importlib.util.spec_from_file_location(known, PARTS / f"{name}.py")
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[known] = module
+        spec.loader.exec_module(module)
+    return sys.modules[known]
+
+
+table, workloads, measure = part("table"), part("workloads"), part("measure")
+
+
+def run(tool: str, seed: int, seconds: float, **more: Any) -> dict[str, Any]:
+    """One finished run of two steps."""
+    return {
+        "tool": tool,
+        "seed": seed,
+        "order": "same",
+        "wall_seconds": seconds + 10,
+        "overhead_seconds": 1.0,
+        "peak_resident_bytes": 2**30,
+        "loop_seconds": seconds,
+        "step_ends_seconds": [seconds / 2, seconds],
+        "losses": [4.0, 3.0],
+        "first_batch_loss": 4.0,
+        "reference": {"loss": 4.0},
+        "validation": {"1": 3.0, "2": 2.0},
+        "test_loss": 2.0,
+        "accuracy": 0.7,
+        "gpu": None,
+        **more,
+    }
+
+
+@pytest.fixture
+def workload() -> dict[str, Any]:
+    """hfadapt takes 10 s a run, the other tool 40 s in seed 1 and 40 s in seed 2."""
+    runs = []
+    for seed in (1, 2):
+        runs += [run("hfadapt", seed, 8.0), run("other", seed, 40.0), run("hfadapt", seed, 12.0)]
+    return {
+        "what": "a workload",
+        "batch_rows": 4,
+        "tokens": 4000,
+        "labels": 100,
+        "test_rows": 400,
+        "linear_weights": 1000,
+        "head_weights": 500,
+        "seeds": [1, 2],
+        "notes": {"hfadapt": "as the plan decides", "other": ""},
+        "defaults": ["hfadapt"],
+        "machine": {
+            "processor": "CPU",
+            "cores": 2,
+            "bf16_matmul": {"flops_per_second": 1e6, "gpu": None},
+        },
+        "runs": runs,
+    }
+
+
+def test_ratio_interval_is_students_t_on_the_logarithm() -> None:
+    middle, low, high = table.ratio_interval([2.0, 8.0])
+    assert middle == pytest.approx(4.0)
+    half = 12.706 * math.log(4.0) / math.sqrt(2) / math.sqrt(2)
+    assert math.log(high) - math.log(middle) == pytest.approx(half)
+    assert low * high == pytest.approx(16.0)
+    assert math.isnan(table.ratio_interval([3.0])[1])
+
+
+def test_a_tool_is_compared_with_the_runs_beside_it(workload: dict[str, Any]) -> None:
+    ours, other = table.summarise(workload)
+    assert ours["loop_ratio"] is None
+    assert other["loop_ratio"][0] == pytest.approx(4.0)
+    assert other["process_ratio"][0] == pytest.approx(49 / 19)
+    assert other["tokens_per_second"] == pytest.approx(100.0)
+    assert other["labels_per_second"] == pytest.approx(2.5)
+    assert other["mfu"] == pytest.approx(4 * (1000 * 4000 + 500 * 100) / 40.0 / 1e6)
+    # Another seed's neighbour does not count.
+    assert len(table.neighbours(workload["runs"], "other")[0][1]) == 2
+    workload["runs"][3]["failed"] = "out of memory"
+    assert len(table.neighbours(workload["runs"], "other")[1][1]) == 1
+
+
+def test_time_to_loss_is_linear_between_evaluations() -> None:
+    found = run("x", 1, 10.0)
+    assert table.time_to_loss(found, 2.5) == pytest.approx(7.5)
+    assert table.time_to_loss(found, 3.5) == pytest.approx(5.0)
+    assert table.time_to_loss(found, 1.9) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"first_batch_loss": 4.05}, "first batch's loss off by 0.050"),
+        ({"first_batch_loss": None}, "first batch not comparable"),
+        ({"losses": [4.0, 3.4]}, "losses of steps off by 0.200"),
+        ({"accuracy": 0.66}, "accuracy -4.0 points"),
+        ({}, ""),
+    ],
+)
+def test_the_gate_says_what_is_unequal(workload: dict[str, Any], change: dict[str, Any], said: str) -> None:
+    for found in workload["runs"]:
+        if found["tool"] == "other":
+            found.update(change)
+    assert said in "; ".join(table.equality(workload, "other"))
+    assert bool(table.equality(workload, "other")) == bool(said)
+    assert table.equality(workload, "hfadapt") == []
+
+
+def test_a_tool_that_failed_stays_in_the_table(workload: dict[str, Any]) -> None:
+    for found in workload["runs"]:
+        if found["tool"] == "other":
+            found["failed"] = "ImportError: no | such"
+    text = table.section("w", workload)
+    assert "| other | failed: ImportError: no / such" in text
+    columns = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert len(columns) == 1
+
+
+def test_losing_rows_are_shown(workload: dict[str, Any]) -> None:
+    for found in workload["runs"]:
+        if found["tool"] == "other":
+            found["loop_seconds"] = 5.0
+    assert "0.50×" in table.section("w", workload)
+    assert "0.50×" in table.readme_region({"workloads": {"w": workload}})
+
+
+def test_readme_region_is_replaced_and_nothing_else(workload: dict[str, Any]) -> None:
+    record = {"workloads": {"w": workload}}
+    before = f"# Title\n\n{table.BEGIN}\nold\n{table.END}\n\nrest\n"
+    after = table.readme_with(before, record)
+    assert after.startswith(f"# Title\n\n{table.BEGIN}\n**a workload**")
+    assert after.endswith(f"{table.END}\n\nrest\n")
+    assert "old" not in after
+    assert table.readme_with(after, record) == after
+    assert table.readme_with("no markers", record) == "no markers"
+
+
+def test_readme_shows_what_speed_json_gives() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    record = ROOT / "benchmarks" / "speed.json"
+    if table.BEGIN not in readme:
+        pytest.skip("the README has no region for speed")
+    assert table.readme_with(readme, json.loads(record.read_text(encoding="utf-8"))) == readme
+
+
+def test_cotrain_section_takes_the_neighbours_and_the_worst_difference() -> None:
+    def cotrain(kind: str, wall: float, seconds: float, loss: float) -> dict[str, Any]:
+        cells = {name: {"seconds": seconds, "final_loss": loss} for name in ("a", "b")}
+        known = {"kind": kind, "seed": 1, "wall_seconds": wall, "peak_resident_bytes": 2**30}
+        return {**known, "domains": cells}
+
+    runs = [cotrain("apart", 20, 4, 1.0), cotrain("together", 15, 6, 1.001), cotrain("apart", 30, 8, 1.0)]
+    text = table.cotrain_section({"what": "two domains", "runs": runs})
+    assert "| together / apart | 0.50× | 0.60× | |" in text
+    assert "1.0e-03 (a)" in text
+
+
+def test_the_schedule_is_hfadapts(tmp_path: Path) -> None:
+    from hfadapt.train.loop import Loop
+
+    job = measure.Job.__new__(measure.Job)
+    job.prepared = {"warmup_ratio": 0.06}
+    loop = Loop.__new__(Loop)
+    loop.total_steps = 25
+
+    class Settings:
+        learning_rate, warmup_ratio, schedule = 1.0, 0.06, "linear"
+
+    loop.settings = Settings()  # type: ignore[assignment]
+    assert [job.rate_factor(step, 25) for step in range(1, 26)] == [loop.learning_rate(step) for step in range(1, 26)]
+
+
+def test_every_workload_can_be_run_as_it_is_described() -> None:
+    for name, workload in workloads.WORKLOADS.items():
+        assert workload.rows % workload.batch_rows == 0, f"{name}: the last batch would be smaller"
+        for tool in workload.tools:
+            setting = workloads.TOOLS[tool]
+            assert (PARTS / setting.runner).is_file()
+            assert setting.environment in workloads.ENVIRONMENTS
+            micro = min(int(setting.options.get("micro", workload.batch_rows)), workload.batch_rows)
+            assert workload.batch_rows % micro == 0, f"{name}, {tool}: the effective batch is not met"
+
+
+def test_the_clock_leaves_the_benchmarks_own_work_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 1.0, 5.0, 7.0, 8.0])
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(now))
+    clock = measure.Clock()
+    clock.start()  # 0
+    clock.pause()  # 1
+    clock.go()  # 5
+    clock.step()  # 7
+    clock.step()  # 8
+    assert clock.overhead == 4.0
+    assert clock.ended == [3.0, 4.0]
+    assert clock.step_seconds == [3.0, 1.0]
+
+
+def test_runs_that_share_a_record_do_not_change_it(workload: dict[str, Any]) -> None:
+    before = deepcopy(workload)
+    table.summarise(workload)
+    table.section("w", workload)
+    assert workload == before
