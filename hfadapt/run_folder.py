@@ -1,7 +1,8 @@
 """The run folder: typed access to every record, and what is done.
 
-runs/NAME/report.{json,md,html} and, for each cell, runs/NAME/DOMAIN/TARGET/ with lock.yaml, plan.json, data.json,
-data/, adapter/, checkpoints/, metrics.jsonl, train.json, evaluation.json, predictions.parquet, README.md, card.json.
+runs/NAME/report.{json,md,html}, transfer.json and, for each cell, runs/NAME/DOMAIN/TARGET/ with lock.yaml, plan.json,
+data.json, data/, adapter/, checkpoints/, metrics.jsonl, train.json, evaluation.json, security.json, drift.json,
+transfer.json (the adapter's own row of the run's), predictions.parquet, README.md, card.json.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from hfadapt.errors import RequestError, RunError, choice_problem
+from hfadapt.evidence import DriftRecord, SecurityRecord, TransferRecord
 from hfadapt.recipe import Lock
 from hfadapt.records import (
     CellReport,
@@ -29,9 +31,15 @@ from hfadapt.records import (
     TrainRecord,
 )
 from hfadapt.show import Block, Shown
-from hfadapt.spec import write_text
+from hfadapt.spec import Record, write_text
 
 STATE = "cell.json"
+Found = TypeVar("Found", bound=Record)
+
+
+def _where_there_is(kind: type[Found], path: Path) -> Found | None:
+    """The record, or None where its stage was switched off or is of an older run."""
+    return kind.read(path) if path.exists() else None
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,21 @@ class Cell:
     def evaluation(self) -> EvaluationRecord:
         """evaluation.json."""
         return EvaluationRecord.read(self.folder / "evaluation.json")
+
+    @property
+    def security(self) -> SecurityRecord | None:
+        """security.json, None where nothing of it was checked."""
+        return _where_there_is(SecurityRecord, self.folder / "security.json")
+
+    @property
+    def drift(self) -> DriftRecord | None:
+        """drift.json, None where it was not measured."""
+        return _where_there_is(DriftRecord, self.folder / "drift.json")
+
+    @property
+    def transfer(self) -> TransferRecord | None:
+        """This adapter's own row of the run's cross-domain matrix, from which its card is made."""
+        return _where_there_is(TransferRecord, self.folder / "transfer.json")
 
     @property
     def manifest(self) -> Manifest:
@@ -157,6 +180,11 @@ class Run(Shown):
     def report(self) -> Report:
         """report.json."""
         return Report.read(self.folder / "report.json")
+
+    @property
+    def transfer(self) -> TransferRecord | None:
+        """transfer.json, None where the adapters were not tried on other domains."""
+        return _where_there_is(TransferRecord, self.folder / "transfer.json")
 
     def blocks(self) -> list[Block]:
         """The report's."""
