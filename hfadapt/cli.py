@@ -333,12 +333,23 @@ def card_build(cell: CellArgument, domain: OneDomain = None, target: OneTarget =
 
 
 @card_app.command("check")
-def card_check(cell: CellArgument, domain: OneDomain = None, target: OneTarget = None) -> None:
-    """Check a card: metadata, licences, placeholders, and that every number equals its record."""
+def card_check(
+    cell: CellArgument,
+    domain: OneDomain = None,
+    target: OneTarget = None,
+    license: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--license", metavar="ID", help="The licence, where the records cannot say what holds."),
+    ] = None,
+) -> None:
+    """Check a card: metadata, licences, placeholders, sound records, and that every number equals its record."""
     from hfadapt.card_check import check_card
     from hfadapt.run_folder import find_cell
+    from hfadapt.staging import check_licence
 
-    problems = check_card(find_cell(cell, domain, target).folder)
+    if license is not None:
+        check_licence(license)
+    problems = check_card(find_cell(cell, domain, target).folder, license)
     for problem in problems:
         typer.echo(str(problem), err=True)
     if problems:

@@ -23,7 +23,6 @@ from hfadapt.run_folder import Cell
 from hfadapt.spec import write_text
 
 FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.S)
-UNCLEAR = (None, "unknown", "other")
 
 
 @dataclass(frozen=True)
@@ -67,23 +66,24 @@ def blocks(cell: Cell, licence: str | None = None) -> Iterator[Problem]:
         return
     from hfadapt.card_check import check_card
 
-    yield from check_card(cell.folder)
-    if licence is None:
-        yield from _licence_problems(cell)
+    yield from check_card(cell.folder, licence)
+    yield from _drift_problems(cell)
 
 
-def _licence_problems(cell: Cell) -> Iterator[Problem]:
-    from hfadapt.card import licence_of
-    from hfadapt.card_facts import Records
-
-    licence = licence_of(Records(cell.folder))
-    if not licence.clear or licence.id in UNCLEAR:
-        yield Problem(
-            "the licence of this adapter is not clear",
-            str(cell.folder / "README.md"),
-            got=f"{licence.id}{f' ({licence.name})' if licence.name else ''}: {' '.join(licence.why)}",
-            fix="name each source's `license` in the recipe, or say what holds: hfadapt publish … --license ID",
-        )
+def _drift_problems(cell: Cell) -> Iterator[Problem]:
+    """What is published is the adapter for the base as it was trained, or the whole model where all of it was."""
+    record, lock = cell.drift, cell.lock
+    stored, full = lock.dtype if lock.quant == "none" else lock.quant, lock.adapter.method == "full"
+    known = {variant.name: variant for variant in record.variants} if record else {}
+    for name, why in record.refused.items() if record else ():
+        variant = known.get(name)
+        if variant is None or (variant.merged == full and variant.storage == stored):
+            yield Problem(
+                "the results drift too far in the form that would be published",
+                str(cell.folder / "drift.json"),
+                got=f"{name}: {why}",
+                fix="train in the storage that is served, or change evaluate.drift_limits in the recipe",
+            )
 
 
 def stage(cell: Cell, folder: Path, prefix: str = "", licence: str | None = None) -> Staged:
