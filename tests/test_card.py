@@ -223,6 +223,19 @@ def test_local_places_stay_out_of_the_card(classifier: Cell) -> None:
     assert "/home" not in (classifier.folder / "card.json").read_text()
 
 
+@pytest.mark.parametrize(
+    ("base", "data"), [("apache-2.0", "cc-by-sa-4.0"), ("llama3.1", "cc-by-nc-4.0"), ("apache-2.0", "terms of 2021")]
+)
+def test_licences_with_numbers_in_their_names_have_a_card(classifier: Cell, base: str, data: str) -> None:
+    content = json.loads((classifier.folder / "data.json").read_text())
+    content["sources"][0]["license"] = data
+    change(classifier.folder / "data.json", **content)
+    change(classifier.folder / "train.json", model_license=base)
+    build_card(classifier, execute=False)
+    said = (classifier.folder / "README.md").read_text().split("## Licence")[1].split("## Training")[0]
+    assert data in said
+
+
 # --- the user's text -------------------------------------------------------------------------------------------------
 
 
