@@ -77,7 +77,7 @@ def through(
             progress=terminal,
         )
         report = run.report
-        terminal.report(report)
+        terminal.report(run)
     mine = [cell for cell in report.cells if cell.target in asked.targets and cell.domain in (domains or asked.domains)]
     if any(cell.status in ("failed", "does-not-fit") for cell in mine):
         raise typer.Exit(1)
@@ -194,8 +194,10 @@ def report(
 ) -> None:
     """Show the matrix of a run and write its report again from the records."""
     from hfadapt.pipeline import renew_report
+    from hfadapt.run_folder import Run
 
-    show(renew_report(run), json)
+    renewed = renew_report(run)
+    show(renewed if json else Run(run), json)
 
 
 @app.command()

@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 
 import yaml
 
+from hfadapt import figures
 from hfadapt.errors import RequestError, RunError, choice_problem
 from hfadapt.evidence import DriftRecord, SecurityRecord, TransferRecord
+from hfadapt.evidence_tables import drift_blocks, leak_blocks, transfer_blocks
 from hfadapt.recipe import Lock
 from hfadapt.records import (
     CellReport,
@@ -30,8 +32,9 @@ from hfadapt.records import (
     Step,
     TrainRecord,
 )
-from hfadapt.show import Block, Shown
+from hfadapt.show import Block, Picture, Shown, as_markdown
 from hfadapt.spec import Record, write_text
+from hfadapt.svg import alone
 
 STATE = "cell.json"
 Found = TypeVar("Found", bound=Record)
@@ -187,15 +190,39 @@ class Run(Shown):
         return _where_there_is(TransferRecord, self.folder / "transfer.json")
 
     def blocks(self) -> list[Block]:
-        """The report's."""
-        return self.report.blocks()
+        """The report's, with tables of the evidence and, where they can be shown, the charts."""
+        report, transfer = self.report, self.transfer
+        cells = [seen(self, cell) for cell in report.cells]
+        shown, last = report.blocks(), bool(report.next_commands)
+        drawn = [("Baseline and adapter", figures.matrix(cells))]
+        drawn += [("Every adapter on every domain", plot) for _, plot in figures.cross_domain(transfer)]
+        drawn += [(f"Loss: {name}", plot) for name, plot in figures.losses(cells)]
+        pictures = [Picture(title, alone(plot)) for title, plot in drawn if plot]
+        evidence = [
+            *transfer_blocks(transfer),
+            *drift_blocks([cell.drift for cell in cells if cell.drift]),
+            *leak_blocks([cell.security for cell in cells if cell.security]),
+        ]
+        end = len(shown) - last
+        return [*shown[:end], *evidence, *pictures, *shown[end:]]
 
     def write_report(self, report: Report) -> None:
         """report.json and report.md."""
-        from hfadapt.show import as_markdown
-
         report.write(self.folder / "report.json")
-        write_text(self.folder / "report.md", as_markdown(report.blocks()))
+        write_text(self.folder / "report.md", as_markdown(self.blocks()))
+
+
+def seen(run: Run, report: CellReport) -> figures.Seen:
+    """A cell of a report with those of its records that exist."""
+    cell = run.cell(report.domain, report.target)
+    return figures.Seen(
+        report,
+        cell.train if (cell.folder / "train.json").exists() else None,
+        cell.evaluation if (cell.folder / "evaluation.json").exists() else None,
+        cell.steps(),
+        cell.security,
+        cell.drift,
+    )
 
 
 def find_cell(path: Path, domain: str | None = None, target: str | None = None) -> Cell:

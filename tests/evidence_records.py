@@ -6,6 +6,7 @@ The figures are invented but consistent: with the rows and the metrics of the ex
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ from hfadapt.evidence import (
     Variant,
     Verbatim,
 )
-from hfadapt.records import EvaluationRecord, Metric, TrainRecord
+from hfadapt.records import CellState, EvaluationRecord, Metric, TrainRecord
 
 DOMAINS = ("tweets", "movies", "products")
+TARGETS = ("this-machine",)
 
 
 def estimate(value: float, spread: float, rows: int) -> Estimate:
@@ -251,3 +253,37 @@ def edit(path: Path, change: Any) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
     change(content)
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def put_run(
+    folder: Path, example: Path, domains: tuple[str, ...] = DOMAINS, targets: tuple[str, ...] = TARGETS
+) -> Path:
+    """A run of several domains and targets with all evidence, from one example cell; figures differ by cell."""
+    for t, target in enumerate(targets):
+        for d, domain in enumerate(domains):
+            cell = folder / domain / target
+            shutil.copytree(example, cell)
+            for name in ("train.json", "evaluation.json"):
+                edit(cell / name, lambda content, d=domain, t=target: content.update(domain=d, target=t))
+            put(cell)
+            edit(cell / "evaluation.json", lambda content, s=0.03 * d - 0.01 * t: shift(content, s))
+            CellState(status="done").write(cell / "cell.json")
+    record = transfer(domains, targets[0])
+    record.model_copy(
+        update={"targets": tuple(one for target in targets for one in transfer(domains, target).targets)}
+    ).write(folder / "transfer.json")
+    return folder
+
+
+def shift(content: dict[str, Any], by: float) -> None:
+    """Moves what the adapter reaches, in place."""
+    for metric in content["metrics"]:
+        for key in ("adapter", "delta", "low", "high", "adapter_low", "adapter_high"):
+            metric[key] -= by
+    for one in content["slices"]:
+        for key in ("adapter", "delta", "low", "high"):
+            one[key] -= by
+    for one in content["calibration"]["adapter"]:
+        one["accuracy"] = max(0.0, one["accuracy"] - by)
+    for counts in content["per_class"].values():
+        counts["adapter"] -= by
