@@ -260,6 +260,7 @@ def _evidence(facts: Facts) -> dict[str, Any]:
         "transfer": evidence.transfer_rows(records),
         "transfer_sentences": evidence.transfer_sentences(facts),
         "skipped": evidence.skipped_pairs(records),
+        "harness": evaluation.get("harness") or [],
         "general": evidence.general_sentence(facts) if evaluation.get("general_text") else None,
         "drift": evidence.part(records, evidence.DRIFT, "variants"),
         "drift_sentence": evidence.drift_sentence(facts) if records.has(evidence.DRIFT) else "",

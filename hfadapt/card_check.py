@@ -161,7 +161,7 @@ def _metadata_problems(text: str, readme: Path) -> Iterator[Problem]:
     if "co2_eq_emissions" in found:
         yield from _emissions(found["co2_eq_emissions"], f"{place}: co2_eq_emissions")
     if "model-index" in found:
-        yield from _model_index(found["model-index"], f"{place}: model-index")
+        yield from _model_index(found["model-index"], f"{place}: model-index", _measured(readme.parent))
 
 
 def _emissions(found: Any, place: str) -> Iterator[Problem]:
@@ -221,7 +221,15 @@ def _names(found: Mapping[str, Any], place: str) -> Iterator[Problem]:
             yield Problem("not a list of words", f"{place}: {key}", got=repr(values))
 
 
-def _model_index(index: Any, place: str) -> Iterator[Problem]:
+def _measured(folder: Path) -> set[str]:
+    """Names of metrics in the evaluation, which may be a user's own."""
+    try:
+        return {str(metric["name"]) for metric in Records(folder).value("evaluation.json#/metrics")}
+    except (LookupError, RunError, TypeError):
+        return set()
+
+
+def _model_index(index: Any, place: str, measured: set[str]) -> Iterator[Problem]:
     try:
         results = [(result, metric) for entry in index for result in entry["results"] for metric in result["metrics"]]
         named = all(entry["name"] for entry in index) and all(
@@ -236,8 +244,8 @@ def _model_index(index: Any, place: str) -> Iterator[Problem]:
         value, kind = metric.get("value"), metric.get("type")
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             yield Problem("a result is not a finite number", f"{place}: {kind}", got=repr(value))
-        if kind not in METRIC_TYPES.values():
-            allowed = ", ".join(sorted(set(METRIC_TYPES.values())))
+        if kind not in (known := {*METRIC_TYPES.values(), *measured}):
+            allowed = ", ".join(sorted(known))
             yield Problem("not a known metric", f"{place}: type", got=repr(kind), allowed=allowed)
 
 

@@ -260,11 +260,14 @@ def canary_sentence(facts: Facts) -> str:
 def verbatim_sentence(facts: Facts) -> str:
     """How often the start of a training row is continued word for word."""
     at = f"{SECURITY}#/verbatim"
+    others = facts.records.value(at).get("held_out_rate")
+    held_out = f", and of held-out rows in {estimate(facts, f'{at}/held_out_rate', 'share')}" if others else ""
     return (
-        f"Verbatim reproduction: given {facts(f'{at}/prefix_tokens', 'integer')} tokens of a training row, the adapter "
-        f"wrote the next {facts(f'{at}/continued_tokens', 'integer')} word for word in "
-        f"{estimate(facts, f'{at}/rate', 'share')} of {facts(f'{at}/prompts', 'integer')} rows, the base in "
-        f"{estimate(facts, f'{at}/base_rate', 'share')}."
+        f"Verbatim reproduction: given at most {facts(f'{at}/prefix_tokens', 'integer')} tokens of a training row's "
+        f"answer, the adapter "
+        f"wrote what follows, up to {facts(f'{at}/continued_tokens', 'integer')} tokens, word for word in "
+        f"{estimate(facts, f'{at}/rate', 'share')} of {facts(f'{at}/prompts', 'integer')} rows{held_out}; the base did "
+        f"in {estimate(facts, f'{at}/base_rate', 'share')}."
     )
 
 
@@ -291,19 +294,27 @@ def privacy_sentences(facts: Facts, generates: bool) -> list[str]:
         if part(records, SECURITY, "membership")
         else not_measured("Membership inference", "security")
     ]
-    if not generates:
-        return [*said, "Canaries, verbatim reproduction, personal data in answers: do not apply, no text is generated."]
     if part(records, SECURITY, "canaries"):
         said.append(canary_sentence(facts))
     elif records.has(SECURITY):
         said.append("Canaries: none were planted in the training rows, so none were looked for.")
     else:
         said.append(not_measured("Canaries", "security"))
+    if not generates:
+        return [*said, "Verbatim reproduction, personal data in answers: do not apply, no text is generated."]
     for key, sentence, what in (
         ("verbatim", verbatim_sentence, "Verbatim reproduction of training rows"),
         ("personal_data", personal_data_sentence, "Personal data in generated texts"),
     ):
-        said.append(sentence(facts) if part(records, SECURITY, key) else not_measured(what, "security"))
+        if part(records, SECURITY, key):
+            said.append(sentence(facts))
+        elif records.has(SECURITY):
+            chosen = (
+                "the answer is one of a few given ones" if part(records, EVALUATION, "confusion") else "no row fits"
+            )
+            said.append(f"{what}: does not apply, {chosen}.")
+        else:
+            said.append(not_measured(what, "security"))
     return said
 
 

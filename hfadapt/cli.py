@@ -209,12 +209,13 @@ def predict(
     json: Json = False,
 ) -> None:
     """Apply an adapter of a run to texts."""
-    from hfadapt.pipeline import quiet_libraries
     from hfadapt.predict import load_adapted
+    from hfadapt.progress import quiet_libraries
     from hfadapt.run_folder import find_cell
 
+    cell = find_cell(run, domain, target)
     quiet_libraries()
-    answers = load_adapted(find_cell(run, domain, target).folder).predict(texts)
+    answers = load_adapted(cell.folder).predict(texts)
     if json:
         import json as json_library
 
@@ -254,10 +255,6 @@ def publish(
     """
     from hfadapt.publish import publish as publish_cells
 
-    if yes and not no_verify_load:
-        from hfadapt.pipeline import quiet_libraries
-
-        quiet_libraries()
     show(
         publish_cells(
             path,

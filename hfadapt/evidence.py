@@ -115,13 +115,17 @@ class Membership(Spec):
 
 
 class CanaryGroup(Spec):
-    """Canaries planted the same number of times: their exposure (Carlini et al. 2019, arXiv 1802.08232) in bits."""
+    """Canaries planted the same number of times: their exposure (Carlini et al. 2019, arXiv 1802.08232) in bits.
+
+    `repeats` 0 are controls that were not planted; `p_value` is the chance of finding as many without planting any.
+    """
 
     repeats: int
     canaries: int
     exposure_median_bits: float
     exposure_most_bits: float
     found: int
+    p_value: float | None = None
 
 
 class Canaries(Spec):
@@ -135,13 +139,19 @@ class Canaries(Spec):
 
 
 class Verbatim(Spec):
-    """Greedy continuations of prefixes of training rows: the share that repeats the row word for word."""
+    """Greedy continuations of prefixes of training rows: the share that repeats the row word for word.
+
+    `prefix_tokens` is the most that is shown of what the model learned to produce (0: the prompt alone),
+    `continued_tokens` the most that has to be repeated. `held_out_rate` is the adapter's on rows it was not trained
+    on: phrases that are common in the domain are repeated there too.
+    """
 
     prompts: int
     prefix_tokens: int
     continued_tokens: int
     rate: Estimate
     base_rate: Estimate
+    held_out_rate: Estimate | None = None
 
 
 class PersonalData(Spec):
@@ -153,9 +163,14 @@ class PersonalData(Spec):
 
 
 class Perturbation(Spec):
-    """A label-safe change of the test rows, and the leading metric of base and adapter before and after it."""
+    """A label-safe change of the test rows, and the leading metric of base and adapter before and after it.
+
+    `share` is the share of words that is changed (for `case` of rows). `drop` is the adapter's loss in the metric,
+    positive when the change makes it worse; `base_drop` the baseline's on the same rows.
+    """
 
     name: str
+    share: float | None = None
     changed_rows: int
     rows: int
     metric: str
@@ -164,6 +179,7 @@ class Perturbation(Spec):
     adapter_clean: float
     adapter_changed: float
     drop: Estimate
+    base_drop: Estimate | None = None
 
 
 class SecurityRecord(Record):

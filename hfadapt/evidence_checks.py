@@ -93,7 +93,8 @@ def _evaluation(record: EvaluationRecord, train: TrainRecord, data: DataRecord) 
     rows = record.rows
     if rows != data.splits.get(record.split):
         yield "not all rows of the split were evaluated", f"{rows} of {data.splits.get(record.split)}"
-    for metric in (*record.metrics, *((record.general_text,) if record.general_text else ())):
+    general = (record.general_text,) if record.general_text else ()
+    for metric in (*record.metrics, *general, *record.harness):
         yield from _metric(metric)
     yield from _parts(record)
     if record.efficiency:
@@ -132,16 +133,19 @@ def _security(record: SecurityRecord, train: TrainRecord) -> Said:
     if member and not member.members * member.non_members:
         yield "membership inference without members or without others", f"{member.members}, {member.non_members}"
     if record.canaries:
-        groups = record.canaries.groups
+        # Canaries that were planted no time at all are controls.
+        groups = [group for group in record.canaries.groups if group.repeats > 0]
         if sum(group.canaries for group in groups) != record.canaries.planted:
             yield "the groups of canaries are not all that were planted", str(record.canaries.planted)
         if any(group.found > group.canaries for group in groups):
             yield "more canaries were found than planted", ""
-        if record.canaries.found != any(group.found for group in groups):
+        if record.canaries.found and not any(group.found for group in groups):
             yield "whether canaries were found is not what the groups say", str(record.canaries.found)
     if record.verbatim:
         yield from _estimate("verbatim reproduction", record.verbatim.rate)
         yield from _estimate("verbatim reproduction by the base", record.verbatim.base_rate)
+        if record.verbatim.held_out_rate:
+            yield from _estimate("verbatim reproduction of held-out rows", record.verbatim.held_out_rate)
     if record.personal_data and record.personal_data.repeated > sum(record.personal_data.found.values()):
         yield "more personal data was repeated than found", str(record.personal_data.repeated)
     for one in record.robustness:

@@ -1,60 +1,31 @@
-"""Evidence as tables: what a terminal, report.md and a notebook show of transfer, merge drift and leaks."""
+"""Evidence as tables: what a terminal, report.md and a notebook show of merge drift and leaks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hfadapt.evidence import DriftRecord, SecurityRecord, TransferRecord
+from hfadapt.evidence import DriftRecord, SecurityRecord
 from hfadapt.show import Block, Heading, Table, Text
 
 
-def transfer_blocks(record: TransferRecord | None) -> list[Block]:
-    """For each target a square: every adapter on every domain, with the difference from that domain's baseline."""
-    shown: list[Block] = []
-    for one in record.targets if record else ():
-        if not one.cells:
-            continue
-        data = list(dict.fromkeys(cell.data for cell in one.cells))
-        cells = {
-            (cell.adapter, cell.data): f"{cell.value:.3f}" + ("" if cell.delta is None else f" ({cell.delta:+.3f})")
-            for cell in one.cells
-        }
-        rows = [
-            [adapter, *(cells.get((adapter, name), "") for name in data)]
-            for adapter in dict.fromkeys(cell.adapter for cell in one.cells)
-        ]
-        where = f" on {one.target}" if record and len(record.targets) > 1 else ""
-        shown.append(Heading(f"Every adapter on every domain{where}"))
-        shown.append(Text(f"{one.metric} (difference from the baseline of that domain)"))
-        shown.append(Table(["adapter", *data], rows, frozenset(data)))
-        shown.extend(Text(f"left out, {pair}: {why}") for pair, why in one.skipped.items())
-    return shown
-
-
 def drift_blocks(records: Sequence[DriftRecord]) -> list[Block]:
-    """One line for each way to serve an adapter: how far it is from the adapter as it was trained."""
-    if not records:
+    """For each adapter, how far each way to serve it is from the adapter as it was trained, and what is refused."""
+    forms = list(dict.fromkeys(variant.name for record in records for variant in record.variants))
+    if not forms:
         return []
     several = len({record.target for record in records}) > 1
     rows = []
     for record in records:
-        for variant in record.variants:
-            rows.append(
-                [
-                    f"{record.domain} on {record.target}" if several else record.domain,
-                    variant.name,
-                    f"{variant.kl_nats:.2g}",
-                    f"{variant.delta:+.3f}" + bounds(variant.low, variant.high),
-                    "REFUSED" if variant.name in record.refused else "within the limits",
-                ]
-            )
-    if not rows:
-        return []
-    columns = ["domain", "served as", "divergence, nats a label", f"change of {records[0].variants[0].metric}", ""]
-    return [
-        Heading("Merging and other storages"),
-        Table(columns, rows, frozenset(columns[2:4])),
-    ]
+        found = {
+            variant.name: f"{variant.kl_nats:.2g} ({variant.delta:+.3f})"
+            + (" REFUSED" if variant.name in record.refused else "")
+            for variant in record.variants
+        }
+        name = f"{record.domain} on {record.target}" if several else record.domain
+        rows.append([name, *(found.get(form, "") for form in forms)])
+    metric = next(variant.metric for record in records for variant in record.variants)
+    said = f"divergence from the trained adapter, nats a label (change of {metric})"
+    return [Heading("Merging and other storages"), Text(said), Table(["domain", *forms], rows, frozenset(forms))]
 
 
 def bounds(low: float | None, high: float | None) -> str:
@@ -80,7 +51,7 @@ def leak_rows(record: SecurityRecord) -> list[str]:
     found.append(
         "none planted"
         if canaries is None
-        else f"{sum(group.found for group in canaries.groups)} of {canaries.planted} found"
+        else f"{sum(group.found for group in canaries.groups if group.repeats)} of {canaries.planted} found"
     )
     repeated = ""
     if verbatim is not None:

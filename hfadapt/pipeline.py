@@ -16,7 +16,7 @@ from hfadapt import __version__, kinds
 from hfadapt.errors import DataError, HfadaptError, RequestError
 from hfadapt.plan import lock as lock_cell
 from hfadapt.plan import make_plan
-from hfadapt.progress import Progress, Silent
+from hfadapt.progress import Progress, Silent, quiet_libraries
 from hfadapt.recipe import Lock, Recipe
 from hfadapt.records import CellPlan, DataRecord, Plan, Report
 from hfadapt.run_folder import Cell, Run
@@ -296,6 +296,7 @@ def write_report(run: Run, recipe: Recipe) -> Report:
         model=recipe.model,
         task=recipe.task,
         cells=tuple(cell.report() for cell in cells),
+        transfer=transfer.targets if (transfer := run.transfer) else (),
         next_commands=next_commands(run, cells),
     )
     run.write_report(report)
@@ -433,20 +434,3 @@ def run_recipe(
     finally:
         lock.release()
     return Run(folder)
-
-
-def quiet_libraries() -> None:
-    """Progress bars and hints of the libraries would tear the run's own display."""
-    import logging
-    import warnings
-
-    import datasets
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning)
-    for name in ("accelerate", "bitsandbytes", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.ERROR)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
+import warnings
 from typing import Protocol
 
 
@@ -29,3 +33,19 @@ class Silent:
 
     def validation(self, step: int, loss: float) -> None:
         """Nothing."""
+
+
+def quiet_libraries() -> None:
+    """Progress bars and hints of the libraries would tear the run's own display."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    # Whoever needs `datasets` imports it; half a second is too long for somebody who does not.
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    for name in ("accelerate", "bitsandbytes", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)

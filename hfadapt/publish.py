@@ -339,8 +339,10 @@ def rescored(cell: Cell, folder: Path) -> float:
     from hfadapt.evaluate.stage import SAME, SAME_AFTER_CONVERSION
     from hfadapt.manifest import check_folder, check_manifest
     from hfadapt.model import load_base, open_adapter
+    from hfadapt.progress import quiet_libraries
     from hfadapt.train.stage import CHECK_ROWS, check_losses
 
+    quiet_libraries()
     lock, data, expected = cell.lock, cell.data, cell.train.check_losses
     manifest = check_folder(folder)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

@@ -11,7 +11,16 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from hfadapt.evidence import Calibration, Compute, Efficiency, Energy, FailingExample, PairedTest, Slice
+from hfadapt.evidence import (
+    Calibration,
+    Compute,
+    Efficiency,
+    Energy,
+    FailingExample,
+    PairedTest,
+    Slice,
+    TransferTarget,
+)
 from hfadapt.show import Block, Heading, Shown, Table, Text, show_bytes, show_number, show_seconds
 from hfadapt.spec import Record, Spec
 
@@ -243,6 +252,18 @@ class Audit(Spec):
     longest: tuple[LongRow, ...] = ()
 
 
+class PlantedCanaries(Spec):
+    """Random rows in data/canaries.parquet that are trained on beside the training split (see `data.canaries`).
+
+    They are no data: no count of this record includes them. `rows` is how many they are with their `repeats`.
+    """
+
+    count: int
+    repeats: tuple[int, ...]
+    rows: int
+    sha256: str
+
+
 class DataRecord(Record):
     """One domain, prepared: `rows_in` = `rows_kept` + all of `dropped`, exactly.
 
@@ -267,6 +288,7 @@ class DataRecord(Record):
     seconds: float
     columns: dict[str, str] = {}
     files: dict[str, str] = {}
+    canaries: PlantedCanaries | None = None
 
 
 # --- metrics.jsonl, train.json ---------------------------------------------------------------------------------------
@@ -348,9 +370,25 @@ class Metric(Spec):
     adapter_low: float | None = None
     adapter_high: float | None = None
 
+    @property
+    def gain(self) -> float | None:
+        """`delta`, turned so that more is better."""
+        return None if self.delta is None else self.delta if self.higher_is_better else -self.delta
+
+    @property
+    def worse(self) -> bool:
+        """Whether the interval of the difference lies wholly on the worse side."""
+        if self.low is None or self.high is None:
+            return False
+        return self.high < 0 if self.higher_is_better else self.low > 0
+
 
 class EvaluationRecord(Record):
-    """The adapter against its baseline on the test split, from the files on disk."""
+    """The adapter against its baseline on the test split, from the files on disk.
+
+    `prompts_sha256` is the hash of the token ids that both saw; `harness` has the metrics of tasks of
+    lm-evaluation-harness, on rows of their own.
+    """
 
     domain: str
     target: str
@@ -376,6 +414,7 @@ class EvaluationRecord(Record):
     efficiency: Efficiency | None = None
     general_text: Metric | None = None
     failures: tuple[FailingExample, ...] = ()
+    harness: tuple[Metric, ...] = ()
     extra: dict[str, Any] = {}
     versions: Versions
 
@@ -494,13 +533,16 @@ class Report(Shown, Record):
     model: str
     task: str
     cells: tuple[CellReport, ...]
+    transfer: tuple[TransferTarget, ...] = ()
     next_commands: tuple[str, ...] = Field(default=())
 
     def blocks(self) -> list[Block]:
-        """The matrix: baseline, adapter, gain with interval, memory predicted / measured, seconds, size, card."""
+        """The matrix: baseline, adapter, gain with interval, memory predicted / measured, seconds, size, card; then
+        every adapter on every domain."""
         return [
             Heading(f"{self.recipe}: {self.model}, {self.task}", 1),
             *report_tables(self),
+            *(block for target in self.transfer for block in transfer_tables(target, len(self.transfer) > 1)),
             *([Text("next: " + "\n      ".join(self.next_commands), code=True)] if self.next_commands else []),
         ]
 
@@ -524,6 +566,43 @@ def report_tables(report: Report) -> list[Block]:
         table,
         *([Text("cards:\n  " + "\n  ".join(cards), code=True)] if cards else []),
         *(Text(f"{cell.domain} on {cell.target}: {cell.error}") for cell in report.cells if cell.error),
+    ]
+
+
+def transfer_tables(target: TransferTarget, name_target: bool = False) -> list[Block]:
+    """One line an adapter, one column a domain: the metric, and the difference from that domain's baseline."""
+    found = {(cell.adapter, cell.data): cell for cell in target.cells}
+    pairs = [*found, *(tuple(pair.split(" on ", 1)) for pair in target.skipped)]
+    adapters, data = (list(dict.fromkeys(pair[side] for pair in pairs)) for side in (0, 1))
+    if not found:
+        return []
+
+    def shown(adapter: str, domain: str) -> str:
+        cell = found.get((adapter, domain))
+        if cell is None:
+            return "-"
+        if cell.delta is None:
+            return show_number(cell.value)
+        sure = cell.low is not None and cell.high is not None and not cell.low <= 0 <= cell.high
+        return f"{show_number(cell.value)} ({cell.delta:+.3f}{'*' if sure else ''})"
+
+    rows = sorted({cell.rows for cell in target.cells})
+    counted = f"{rows[0]}" if len(rows) == 1 else f"{rows[0]} to {rows[-1]}"
+    where = f" on {target.target}" if name_target else ""
+    better = "higher" if target.higher_is_better else "lower"
+    reasons = [f"{pair}: {reason}" for pair, reason in target.skipped.items()]
+    return [
+        Heading(f"every adapter on every domain{where}: {target.metric}, {better} is better"),
+        Table(
+            ["adapter", *(f"on {domain}" for domain in data)],
+            [[adapter, *(shown(adapter, domain) for domain in data)] for adapter in adapters],
+            frozenset(f"on {domain}" for domain in data),
+        ),
+        Text(
+            f"In brackets the difference from the domain's baseline on the same {counted} rows, * where its interval "
+            "does not hold zero."
+        ),
+        *([Text("left out:\n  " + "\n  ".join(reasons), code=True)] if reasons else []),
     ]
 
 

@@ -17,7 +17,7 @@ import yaml
 from hfadapt import figures
 from hfadapt.errors import RequestError, RunError, choice_problem
 from hfadapt.evidence import DriftRecord, SecurityRecord, TransferRecord
-from hfadapt.evidence_tables import drift_blocks, leak_blocks, transfer_blocks
+from hfadapt.evidence_tables import drift_blocks, leak_blocks
 from hfadapt.recipe import Lock
 from hfadapt.records import (
     CellReport,
@@ -191,15 +191,14 @@ class Run(Shown):
 
     def blocks(self) -> list[Block]:
         """The report's, with tables of the evidence and, where they can be shown, the charts."""
-        report, transfer = self.report, self.transfer
+        report = self.report
         cells = [seen(self, cell) for cell in report.cells]
         shown, last = report.blocks(), bool(report.next_commands)
         drawn = [("Baseline and adapter", figures.matrix(cells))]
-        drawn += [("Every adapter on every domain", plot) for _, plot in figures.cross_domain(transfer)]
+        drawn += [("Every adapter on every domain", plot) for _, plot in figures.cross_domain(self.transfer)]
         drawn += [(f"Loss: {name}", plot) for name, plot in figures.losses(cells)]
         pictures = [Picture(title, alone(plot)) for title, plot in drawn if plot]
         evidence = [
-            *transfer_blocks(transfer),
             *drift_blocks([cell.drift for cell in cells if cell.drift]),
             *leak_blocks([cell.security for cell in cells if cell.security]),
         ]

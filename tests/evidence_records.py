@@ -60,10 +60,21 @@ def security(domain: str = "tweets", target: str = "this-machine", *, generates:
             planted=16,
             references=1000,
             threshold_bits=8.0,
-            groups=(
-                CanaryGroup(repeats=1, canaries=8, exposure_median_bits=1.3, exposure_most_bits=3.2, found=0),
-                CanaryGroup(repeats=16, canaries=8, exposure_median_bits=9.6, exposure_most_bits=10.0, found=7),
-            ),
+            groups=tuple(
+                CanaryGroup(
+                    repeats=repeats,
+                    canaries=8,
+                    exposure_median_bits=median,
+                    exposure_most_bits=most,
+                    found=found,
+                    p_value=chance,
+                )
+                for repeats, median, most, found, chance in (
+                    (0, 1.1, 8.2, 1, 0.03),
+                    (1, 1.3, 3.2, 0, 1.0),
+                    (16, 9.6, 10.0, 7, 1e-9),
+                )
+            ),  # fmt: skip
             found=True,
         )
         if generates
@@ -74,6 +85,7 @@ def security(domain: str = "tweets", target: str = "this-machine", *, generates:
             continued_tokens=32,
             rate=estimate(0.03, 0.02, 100),
             base_rate=Estimate(value=0.0, low=0.0, high=0.036, rows=100),
+            held_out_rate=Estimate(value=0.01, low=0.0003, high=0.054, rows=100),
         )
         if generates
         else None,
@@ -83,6 +95,7 @@ def security(domain: str = "tweets", target: str = "this-machine", *, generates:
         robustness=tuple(
             Perturbation(
                 name=name,
+                share=0.1,
                 changed_rows=rows - 12,
                 rows=rows,
                 metric=metric,
@@ -91,6 +104,7 @@ def security(domain: str = "tweets", target: str = "this-machine", *, generates:
                 adapter_clean=clean[1],
                 adapter_changed=clean[1] - drop,
                 drop=estimate(drop, 0.03, rows),
+                base_drop=estimate(drop / 2, 0.03, rows),
             )
             for rows, metric, clean in ((120, "label_accuracy", (0.5, 0.8)),) * generates
             or ((400, "accuracy", (0.6525, 0.8)),)
@@ -196,6 +210,9 @@ def evaluated(record: EvaluationRecord, adapter_bytes: int, *, generates: bool =
                 tokens_per_second=1755.2,
                 generated_tokens_per_second=14.2 if generates else None,
                 adapter_bytes=adapter_bytes,
+            ),
+            "harness": (
+                Metric(name="local_task/acc", base=0.51, adapter=0.53, delta=0.02, low=-0.01, high=0.05, rows=120),
             ),
             "general_text": Metric(
                 name="perplexity", base=18.2, adapter=19.1, delta=0.9, low=0.6, high=1.3, rows=64,

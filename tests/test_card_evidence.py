@@ -125,7 +125,10 @@ def test_privacy_is_told_with_rows_and_intervals(language_model: Cell) -> None:
     assert "0.631 [0.591, 0.671] by `loss difference`, 0.512 [0.472, 0.552] from the texts alone" in said
     assert "400 training rows, 400 held-out ones" in said
     assert "**Planted sequences were found again**: 16 were planted" in said
-    assert "in 3.0 % [1.0 %, 5.0 %] of 100 rows, the base in 0.0 % [0.0 %, 3.6 %]" in said
+    assert (
+        "in 3.0 % [1.0 %, 5.0 %] of 100 rows, and of held-out rows in 1.0 % [0.0 %, 5.4 %]; the base did in 0.0 %"
+        in said
+    )
     assert "in 100 generated texts: e-mail 2; 1 of it stands in training rows" in said
 
 
@@ -149,7 +152,17 @@ def test_what_does_not_leak_is_not_said_to(tmp_path: Path) -> None:
 
 
 def test_a_classifier_generates_no_text(classifier: Cell) -> None:
-    assert "do not apply, no text is generated" in sections(classifier.folder)["Privacy"]
+    said = sections(classifier.folder)["Privacy"]
+    assert "Verbatim reproduction, personal data in answers: do not apply, no text is generated." in said
+    assert "Canaries: none were planted" in said
+
+
+def test_a_model_that_chooses_has_nothing_to_repeat(tmp_path: Path) -> None:
+    record = evidence_records.security(generates=True)
+    none = record.model_copy(update={"verbatim": None, "personal_data": None})
+    cell = proved(tmp_path / "cell", "causal-lm", security=none)
+    assert "does not apply, the answer is one of a few given ones" in sections(cell.folder)["Privacy"]
+    assert check_card(cell.folder) == []
 
 
 def test_energy_and_the_threshold_of_the_eu_act(classifier: Cell) -> None:
