@@ -252,6 +252,7 @@ def _evidence(facts: Facts) -> dict[str, Any]:
         "prompts": evaluation.get("prompts_sha256"),
         "tests": evaluation.get("paired_tests") or [],
         "test_words": evidence.TESTS,
+        "slice_name": lambda number: evidence.slice_name(facts, number),
         "slices": evidence.worst_slices(records),
         "calibration": bins,
         "calibration_sentence": evidence.calibration_sentence(facts) if calibration.get("adapter") else "",

@@ -92,6 +92,12 @@ def worst_slices(records: Records) -> list[int]:
     return sorted(range(len(found)), key=key)[:MOST_SLICES]
 
 
+def slice_name(facts: Facts, number: int) -> str:
+    """The name of a slice; a source is named without its place on a disk."""
+    at = f"{EVALUATION}#/slices/{number}"
+    return facts(f"{at}/name", "public" if facts.records.value(f"{at}/by") == "source" else "code")
+
+
 def slice_sentences(facts: Facts) -> list[str]:
     """The worst slice, and every one on which the adapter is worse than the baseline."""
     records, said = facts.records, []
@@ -101,7 +107,7 @@ def slice_sentences(facts: Facts) -> list[str]:
         worse = verdict(one, higher_is_better(records, one["metric"])) == "worse"
         if place and not worse:
             continue
-        name = f"{one['by']} {named(facts, f'{at}/name')}"
+        name = f"{one['by']} {slice_name(facts, number)}"
         found = f"{named(facts, f'{at}/metric')} {facts(f'{at}/adapter', 'decimal')}"
         rows = f"{facts(f'{at}/rows', 'integer')} rows"
         if worse:

@@ -153,7 +153,7 @@ def slices(cells: Sequence[Seen]) -> str | None:
             up = known.get(one.metric, True)
             change = f" ({one.delta:+.3f})" if one.delta is not None else ""
             move = plots.Move(
-                f"{called[id(cell)]}: {one.by} {_short(one.name)}",
+                f"{called[id(cell)]}: {one.by} {_short(one.name.rsplit('/', 1)[-1])}",
                 one.base,
                 one.adapter,
                 better(one.low, one.high, up),

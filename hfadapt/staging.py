@@ -18,7 +18,7 @@ import yaml
 from hfadapt.adapter_files import PAPERS, SUMS, is_model_file
 from hfadapt.errors import Problem, RequestError, RunError
 from hfadapt.leaks import leaks
-from hfadapt.records import CardRecord, PublishedFile
+from hfadapt.records import CardRecord, EvaluationRecord, PublishedFile
 from hfadapt.run_folder import Cell
 from hfadapt.spec import write_text
 
@@ -108,6 +108,7 @@ def stage(cell: Cell, folder: Path, prefix: str = "", licence: str | None = None
         if path.parent == cell.folder or is_model_file(path.name, manifest.method):
             shutil.copyfile(path, target / path.name, follow_symlinks=False)
     _without_places(target / "lock.yaml")
+    _as_the_card_says(target / "evaluation.json")
     if licence is not None:
         _set_licence(target, licence)
     return sealed(folder, prefix)
@@ -165,6 +166,22 @@ def _without_places(path: Path) -> None:
     public = _public(lock)
     if public != lock:
         write_text(path, yaml.safe_dump(public, sort_keys=True, allow_unicode=True))
+
+
+def _as_the_card_says(path: Path) -> None:
+    """Takes what people wrote, and places, out of evaluation.json: as in the card, quotes are short and redacted."""
+    from hfadapt.card_facts import public_name, redact, shorten
+
+    record = EvaluationRecord.read(path)
+    quoted = tuple(
+        one.model_copy(update={name: shorten(redact(getattr(one, name))) for name in ("gold", "adapter", "base")})
+        for one in record.failures
+    )
+    named = tuple(
+        one.model_copy(update={"name": public_name(one.name)}) if one.by == "source" else one for one in record.slices
+    )
+    if (quoted, named) != (record.failures, record.slices):
+        record.model_copy(update={"failures": quoted, "slices": named}).write(path)
 
 
 def _public(value: Any) -> Any:

@@ -74,7 +74,7 @@ def security(domain: str = "tweets", target: str = "this-machine", *, generates:
                     (1, 1.3, 3.2, 0, 1.0),
                     (16, 9.6, 10.0, 7, 1e-9),
                 )
-            ),  # fmt: skip
+            ),
             found=True,
         )
         if generates
@@ -114,8 +114,11 @@ def security(domain: str = "tweets", target: str = "this-machine", *, generates:
     )
 
 
-def drift(domain: str = "tweets", target: str = "this-machine", *, generates: bool = False) -> DriftRecord:
-    metric, value, rows = ("label_accuracy", 0.8, 120) if generates else ("accuracy", 0.8, 400)
+def drift(
+    domain: str = "tweets", target: str = "this-machine", *, generates: bool = False, rows: int = 0
+) -> DriftRecord:
+    metric, value = ("label_accuracy", 0.8) if generates else ("accuracy", 0.8)
+    rows = rows or (120 if generates else 400)
     storage = "nf4" if generates else "float32"
 
     def variant(name: str, stored: str, merged: bool, kl: float, most: float, delta: float) -> Variant:
@@ -195,8 +198,12 @@ def evaluated(record: EvaluationRecord, adapter_bytes: int, *, generates: bool =
         update={
             "prompts_sha256": "ab" * 32,
             "paired_tests": (
-                PairedTest(metric=leading.name, test="mcnemar-exact", better=79, worse=20, p_value=1.9e-9),
-                PairedTest(metric="loss", test="wilcoxon-signed-rank", better=70, worse=30, p_value=0.0004),
+                PairedTest(
+                    metric=leading.name, test="mcnemar-exact", better=rows // 5, worse=rows // 20, p_value=1.9e-9
+                ),
+                PairedTest(
+                    metric="loss", test="wilcoxon-signed-rank", better=rows // 2, worse=rows // 4, p_value=0.0004
+                ),
             ),
             "slices": slices(leading.name, rows, tuple(record.confusion)[:2]),
             "calibration": Calibration(base=bins(rows, 0.02), adapter=bins(rows, 0.12)),
@@ -223,7 +230,7 @@ def evaluated(record: EvaluationRecord, adapter_bytes: int, *, generates: bool =
             "failures": tuple(
                 FailingExample(split_row=row, gold=gold, adapter=said, base=base, confidence=0.97 - 0.05 * n)
                 for n, (row, gold, said, base) in enumerate(
-                    [(3, "neutral", "positive", "positive"), (17, "negative", "neutral", "neutral")]
+                    [(3, "neutral", "positive", "positive"), (11, "negative", "neutral", "neutral")]
                 )
             ),
         }
