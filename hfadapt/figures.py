@@ -179,9 +179,10 @@ def calibration(cells: Sequence[Seen]) -> Drawn:
         found = cell.evaluation.calibration if cell.evaluation else None
         if found is None or not found.adapter:
             continue
+        baseline = cell.evaluation.baseline if cell.evaluation else "base"
         curves = [
             (f"{who} {_error(bins):.3f}", colour, [(one.confidence, one.accuracy, one.rows) for one in bins])
-            for who, colour, bins in (("base", 1, found.base), ("adapter", 0, found.adapter))
+            for who, colour, bins in ((baseline, 1, found.base), ("adapter", 0, found.adapter))
             if bins
         ]
         drawn.append((names(cells)[id(cell)], plots.reliability(curves, title="Reliability")))

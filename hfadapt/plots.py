@@ -92,7 +92,7 @@ def forest(effects: Sequence[Effect], *, title: str, axis: str, reference: float
     ends = [reference, *(end for one in effects for end in (one.low, one.high, one.value) if end is not None)]
     ends += [end for one in effects for end in one.other or () if end is not None]
     low, high = min(ends), max(ends)
-    room = (high - low) * 0.05 or 1.0
+    room = (high - low) * 0.05 or 0.05
     low, high = low - room, high + room
     bottom = top + len(effects) * tall
 
