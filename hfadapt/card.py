@@ -132,13 +132,22 @@ def share_transfer(run: Run) -> list[Cell]:
     record, changed = run.transfer, []
     for cell in run.cells() if record else []:
         row = record.row_of(cell.domain, cell.target) if record else None
-        if row is None or row == cell.transfer:
+        if row is None or row == cell.transfer or not _is_of(cell, run):
             continue
         row.write(cell.folder / "transfer.json")
         changed.append(cell)
         if (cell.folder / "README.md").exists() and (cell.folder / "card.json").exists():
-            build_card(cell, execute=False)
+            try:
+                build_card(cell, execute=False)
+            except RunError as error:
+                cell.set_state(status="failed", error=str(error))
     return changed
+
+
+def _is_of(cell: Cell, run: Run) -> bool:
+    """Whether the run's matrix is of this adapter, and not of one that was trained anew since."""
+    train, matrix = cell.folder / "train.json", run.folder / "transfer.json"
+    return train.exists() and train.stat().st_mtime_ns <= matrix.stat().st_mtime_ns
 
 
 def _environment() -> jinja2.Environment:

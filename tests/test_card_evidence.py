@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -261,6 +262,23 @@ def test_a_cell_gets_its_own_row_and_a_card_that_says_so(run: Run) -> None:
     assert "`movies`" in sections(cell.folder)["Other domains and general text"]
     assert check_card(cell.folder) == []
     assert share_transfer(run) == [], "nothing is written twice"
+
+
+def test_a_matrix_of_an_earlier_adapter_is_not_taken_for_that_of_a_new_one(run: Run) -> None:
+    cell, matrix = run.cell("tweets", "this-machine"), run.folder / "transfer.json"
+    os.utime(matrix, ns=(0, (cell.folder / "train.json").stat().st_mtime_ns - 1))
+    assert share_transfer(run) == []
+    assert cell.transfer is None
+
+
+def test_a_card_that_cannot_be_renewed_fails_its_cell_and_no_other(run: Run) -> None:
+    cell = run.cell("tweets", "this-machine")
+    evidence_records.edit(
+        cell.folder / "security.json", lambda content: content["robustness"][0].update(rows=float("nan"))
+    )
+    assert share_transfer(run) == [cell]
+    assert cell.state.status == "failed"
+    assert "not a number" in (cell.state.error or "")
 
 
 def test_an_adapter_that_was_not_tried_gets_no_row(run: Run) -> None:

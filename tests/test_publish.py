@@ -291,6 +291,12 @@ def test_a_card_that_hides_evidence_is_refused(hub, send, proved, name):
     assert "differs from its records" in refused(send, hub, proved)
 
 
+def test_a_dry_run_warns_of_what_the_evidence_found(hub, send, proved, sound_card):
+    shown = str(send(proved, yes=False))
+    assert "warning: one: it can be told on which rows this adapter was trained" in shown
+    assert "warning: one: not to be served as merged-nf4" in shown
+
+
 def test_evidence_is_published_in_the_card_alone(hub, send, proved):
     send(proved)
     (commit,) = hub.made(REPO)
