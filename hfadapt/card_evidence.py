@@ -17,7 +17,7 @@ COMMANDS = {
     "evaluate": "`hfadapt evaluate RECIPE`",
     "security": "`hfadapt evaluate RECIPE evaluate.security=true`",
     "drift": "`hfadapt evaluate RECIPE evaluate.drift=true`",
-    "transfer": "`hfadapt run RECIPE evaluate.transfer=true`",
+    "transfer": "`hfadapt run RECIPE evaluate.transfer=true` of two domains or more",
     "general_text": "`hfadapt evaluate RECIPE evaluate.general_text=true`",
     "run": "`hfadapt run RECIPE --fresh`",
 }
@@ -259,7 +259,7 @@ def canary_sentence(facts: Facts) -> str:
     return (
         f"{says}: {facts(f'{at}/planted', 'integer')} were planted, each was compared with "
         f"{facts(f'{at}/references', 'integer')} that were not, and counts as found above "
-        f"{facts(f'{at}/threshold_bits', 'plain')} bits of exposure."
+        f"{facts(f'{at}/threshold_bits', 'short')} bits of exposure."
     )
 
 

@@ -20,7 +20,7 @@ import yaml
 from hfadapt.errors import RunError
 from hfadapt.recipe import Lock
 from hfadapt.records import CardFact
-from hfadapt.show import show_bytes, show_number, show_seconds
+from hfadapt.show import show_bytes, show_latency, show_number, show_seconds
 
 How = Literal["value", "product", "ratio", "differing"]
 BEGIN, END = "\x02", "\x03"
@@ -99,7 +99,7 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "percent": lambda value: f"{value:.0%}".replace("%", " %"),
     "bytes": show_bytes,
     "seconds": show_seconds,
-    "milliseconds": lambda value: f"{value * 1000:.3g} ms",
+    "latency": show_latency,
     "watt-hours": lambda value: f"{value / 3600:.3g} Wh",
     "power": lambda value: f"{value:.2e}".replace("e+", " × 10^"),
     "exact": lambda value: yaml.safe_dump(round(float(value), 6)).split("\n")[0],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hfadapt import plots, svg
 from hfadapt.evidence import DriftRecord, Estimate, ReliabilityBin, SecurityRecord, TransferRecord, TransferTarget
 from hfadapt.records import PHASES, CellReport, EvaluationRecord, Metric, Step, TrainRecord, show_gain
-from hfadapt.show import show_bytes, show_number, show_seconds
+from hfadapt.show import show_bytes, show_latency, show_number, show_seconds
 
 PREDICTED, MEASURED = "var(--pale)", "var(--c0)"
 STAGES = (("load", "var(--c4)"), ("train", "var(--c0)"), ("evaluate", "var(--c2)"))
@@ -331,7 +331,7 @@ def speed(cells: Sequence[Seen]) -> str | None:
 
 
 def latency(cells: Sequence[Seen]) -> str | None:
-    """Milliseconds for one row alone, of base and adapter."""
+    """Time for one row alone, of base and adapter."""
     legend = (("base, median", "var(--pale)"), ("adapter, median", "var(--c0)"), ("slowest 5 %", "var(--c1)"))
     groups = []
     for cell in cells:
@@ -340,8 +340,7 @@ def latency(cells: Sequence[Seen]) -> str | None:
             continue
         values = (found.base_latency_p50_seconds, found.latency_p50_seconds, found.latency_p95_seconds)
         group = [
-            plots.Bar(value * 1000, f"{value * 1000:.3g} ms", colour)
-            for value, (_, colour) in zip(values, legend, strict=True)
+            plots.Bar(value, show_latency(value), colour) for value, (_, colour) in zip(values, legend, strict=True)
         ]
         groups.append((names(cells)[id(cell)], group))
     return plots.bars(groups, legend, title="Latency of one row", wide=190.0) if groups else None

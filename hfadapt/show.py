@@ -39,6 +39,13 @@ def show_seconds(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def show_latency(seconds: float | None) -> str:
+    """0.0213 -> '21.3 ms'; 1.1 -> '1.1 s'."""
+    if seconds is None:
+        return "not measured"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+
+
 def show_number(value: float | int | None, digits: int = 3) -> str:
     """A number for a table: integers with thousands separators, others with `digits` decimals."""
     if value is None:

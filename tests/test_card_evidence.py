@@ -82,6 +82,15 @@ def test_the_evaluation_has_tests_slices_and_calibration(classifier: Cell) -> No
     assert "same prompts (sha256 `abababababababab`)" in said
 
 
+def test_a_new_evaluation_without_parts_says_why(classifier: Cell) -> None:
+    record = classifier.evaluation
+    record.model_copy(update={"slices": ()}).write(classifier.folder / "evaluation.json")
+    build_card(classifier, execute=False)
+    said = sections(classifier.folder)["Evaluation"]
+    assert "No part of the test rows is large enough" in said
+    assert "not measured" not in said
+
+
 def test_efficiency_names_the_machine_and_the_rows(cell: Cell) -> None:
     said = sections(cell.folder)["Efficiency"]
     assert cell.evaluation.versions.processor in said

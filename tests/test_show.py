@@ -7,6 +7,7 @@ import pytest
 from hfadapt.errors import HfadaptError
 from hfadapt.show import (
     Heading,
+    Picture,
     Shown,
     Table,
     Text,
@@ -14,6 +15,7 @@ from hfadapt.show import (
     as_markdown,
     as_text,
     show_bytes,
+    show_latency,
     show_number,
     show_seconds,
 )
@@ -95,3 +97,15 @@ def test_an_object_shows_itself_in_a_notebook():
 
     thing = Thing()
     assert (str(thing), thing._repr_markdown_(), thing._repr_html_()) == ("hello", "hello\n", "<p>hello</p>")
+
+
+def test_latencies_change_their_unit_at_a_second() -> None:
+    assert [show_latency(value) for value in (0.0213, 0.9994, 1.1, 12.34)] == ["21.3 ms", "999 ms", "1.1 s", "12.3 s"]
+    assert show_latency(None) == "not measured"
+
+
+def test_pictures_are_shown_in_html_alone() -> None:
+    blocks = [Text("before"), Picture("A <plot>", "<svg></svg>"), Text("after")]
+    assert as_text(blocks) == "before\n\nafter"
+    assert "svg" not in as_markdown(blocks)
+    assert "<figcaption>A &lt;plot&gt;</figcaption><svg></svg>" in as_html(blocks)
