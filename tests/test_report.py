@@ -65,6 +65,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(folder)
     for domain, target in (("tweets", "this-machine"), ("a <b> & 'c'", "this-machine"), ("tweets", "t4")):
         shutil.copytree(EXAMPLES / "text-classification", folder / domain / target)
+        for name in ("security.json", "drift.json", "transfer.json"):
+            (folder / domain / target / name).unlink(missing_ok=True)
         CellState(status="done").write(folder / domain / target / "cell.json")
     evaluation = folder / "tweets" / "t4" / "evaluation.json"
     payload = json.loads(evaluation.read_text())
