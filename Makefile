@@ -2,7 +2,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
-export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: install demo test test-slow lint fix clean
 

@@ -15,32 +15,19 @@ from typing import Any
 import jinja2
 import yaml
 
+from hfadapt import card_evidence as evidence
 from hfadapt import kinds, resources
-from hfadapt.card_facts import (
-    Facts,
-    Records,
-    escape,
-    pointer,
-    untraced,
-    without_marks,
-)
+from hfadapt.card_facts import Facts, Records, escape, pointer, untraced, without_marks
 from hfadapt.card_metadata import base_name, card_title, hub_metadata, languages, licence_of
 from hfadapt.card_snippet import run_snippet, snippet_text
 from hfadapt.errors import RunError
 from hfadapt.records import PHASES, CardRecord
-from hfadapt.run_folder import Cell
+from hfadapt.run_folder import Cell, Run
 from hfadapt.spec import write_text
 from hfadapt.svg import loss_chart
 
 USER_BEGIN, USER_END = "<!-- user:begin -->", "<!-- user:end -->"
 FAILURES = 5
-
-LISTED = "`hfadapt evaluate --help` lists what this version can measure."
-UNMEASURED = (
-    ("Membership inference, canaries, verbatim reproduction", LISTED),
-    ("Robustness to typos and attacks", LISTED),
-    ("Other domains and general abilities (forgetting)", '`hfadapt predict CELL "…"` tries the adapter on any text.'),
-)
 
 
 @dataclass(frozen=True)
@@ -104,9 +91,10 @@ def render_card(folder: Path, *, output: str | None = None) -> Card:
     try:
         marked = (
             _environment()
-            .from_string(resources.template("card.md.j2"))
+            .get_template("card.md.j2")
             .render(
                 **_context(facts),
+                **_evidence(facts),
                 front_matter=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=1000),
                 snippet=snippet,
                 executed=output is not None,
@@ -133,9 +121,42 @@ def render_card(folder: Path, *, output: str | None = None) -> Card:
     return Card(without_marks(_tidy(marked)), record, loss_chart(steps), tuple(untraced(body)))
 
 
+def share_transfer(run: Run) -> list[Cell]:
+    """Gives each cell its adapter's own row of the run's transfer.json, and renews a card that said otherwise.
+
+    A card follows from its cell's folder alone, so what it says of other domains has to lie there.
+
+    Returns:
+        The cells whose row is new.
+    """
+    record, changed = run.transfer, []
+    for cell in run.cells() if record else []:
+        row = record.row_of(cell.domain, cell.target) if record else None
+        if row is None or row == cell.transfer or not _is_of(cell, run):
+            continue
+        row.write(cell.folder / "transfer.json")
+        changed.append(cell)
+        if (cell.folder / "README.md").exists() and (cell.folder / "card.json").exists():
+            try:
+                build_card(cell, execute=False)
+            except RunError as error:
+                cell.set_state(status="failed", error=str(error))
+    return changed
+
+
+def _is_of(cell: Cell, run: Run) -> bool:
+    """Whether the run's matrix is of this adapter, and not of one that was trained anew since."""
+    train, matrix = cell.folder / "train.json", run.folder / "transfer.json"
+    return train.exists() and train.stat().st_mtime_ns <= matrix.stat().st_mtime_ns
+
+
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=jinja2.FunctionLoader(lambda name: resources.template(name)),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters["escape_markdown"] = escape
     return environment
@@ -169,12 +190,13 @@ def _context(facts: Facts) -> dict[str, Any]:
     predictions = records.file("predictions.parquet") if records.has("predictions.parquet") else []
     judged = bool(predictions) and "gold" in predictions[0]
     worst = _worst(predictions, judged) if records.has("data/test.parquet") else []
-    flops, flops_words, flops_why = _flops(method, lock["train"]["checkpointing"])
     return {
         "fact": facts,
         "pointer": pointer,
         "title": facts.cited(escape(card_title(records))),
         "headline": _headline(facts),
+        "task_words": lock["task"],
+        "languages": languages(records),
         "base_link": _base_link(facts),
         "base_name": escape(evaluation["baseline"]),
         "revision": train.get("model_revision"),
@@ -215,14 +237,53 @@ def _context(facts: Facts) -> dict[str, Any]:
         "failures": worst if judged else [],
         "hardest": [] if judged else worst,
         "quoted": lambda row: _quoted(facts, row),
-        "unmeasured": UNMEASURED,
-        "flops": flops,
-        "flops_words": flops_words,
-        "flops_why": flops_why,
         "base_weights": manifest.get("weights_sha256"),
         "chat_template": manifest.get("chat_template_sha256"),
         "files": sorted(manifest["files"]),
         "citations": _citations(records),
+    }
+
+
+def _evidence(facts: Facts) -> dict[str, Any]:
+    """What the evaluation found beyond the metrics; None or empty where it was not measured."""
+    records = facts.records
+    evaluation, train = records.file("evaluation.json"), records.file("train.json")
+    calibration = evaluation.get("calibration") or {}
+    bins = [(who, n) for who in ("base", "adapter") for n in range(len(calibration.get(who) or []))]
+    generates = kinds.load("tasks", records.file("lock.yaml")["task"]).pipeline_tag == "text-generation"
+    shown = evidence.failures(records) if records.has("data/test.parquet") else []
+    return {
+        "not_measured": evidence.not_measured,
+        "difference": lambda at: evidence.difference(facts, at),
+        "estimate": lambda at, form="decimal": evidence.estimate(facts, at, form),
+        "generates": generates,
+        "judged": bool(evaluation.get("confusion")),
+        "prompts": evaluation.get("prompts_sha256"),
+        "tests": evaluation.get("paired_tests") or [],
+        "test_words": evidence.TESTS,
+        "slice_name": lambda number: evidence.slice_name(facts, number),
+        "slices": evidence.worst_slices(records),
+        "calibration": bins,
+        "calibration_sentence": evidence.calibration_sentence(facts) if calibration.get("adapter") else "",
+        "efficiency": evaluation.get("efficiency"),
+        "evaluated_memory": (evaluation.get("memory") or {}).get("evaluate"),
+        "transfer": evidence.transfer_rows(records),
+        "transfer_sentences": evidence.transfer_sentences(facts),
+        "skipped": evidence.skipped_pairs(records),
+        "harness": evaluation.get("harness") or [],
+        "general": evidence.general_sentence(facts) if evaluation.get("general_text") else None,
+        "drift": evidence.part(records, evidence.DRIFT, "variants"),
+        "drift_sentence": evidence.drift_sentence(facts) if records.has(evidence.DRIFT) else "",
+        "drift_skipped": evidence.drift_skipped(records),
+        "drift_verdict": lambda number: evidence.drift_verdict(facts, number),
+        "examples": shown,
+        "failure_rows": [one["split_row"] for one in evaluation.get("failures") or []],
+        "robustness": evidence.part(records, evidence.SECURITY, "robustness"),
+        "privacy": evidence.privacy_sentences(facts, generates),
+        "membership": evidence.part(records, evidence.SECURITY, "membership"),
+        "canaries": evidence.part(records, evidence.SECURITY, "canaries"),
+        "energy": evidence.energy_sentence(facts),
+        "eu": evidence.eu_sentences(facts, "" if train.get("compute") else _flops_sentence(facts)),
     }
 
 
@@ -232,14 +293,7 @@ def _base_link(facts: Facts) -> str:
 
 
 def _gain(facts: Facts, number: int) -> str:
-    at = f"evaluation.json#/metrics/{number}"
-    metric = facts.records.value(at)
-    if metric.get("delta") is None:
-        return "no baseline"
-    text = facts(f"{at}/delta", "signed")
-    if metric.get("low") is None or metric.get("high") is None:
-        return text
-    return f"{text} [{facts(f'{at}/low', 'signed')}, {facts(f'{at}/high', 'signed')}]"
+    return evidence.difference(facts, f"evaluation.json#/metrics/{number}")
 
 
 def _interval(facts: Facts, at: str, who: str) -> str:
@@ -247,14 +301,6 @@ def _interval(facts: Facts, at: str, who: str) -> str:
     if metric.get(f"{who}_low") is None or metric.get(f"{who}_high") is None:
         return ""
     return f" [{facts(f'{at}/{who}_low', 'decimal')}, {facts(f'{at}/{who}_high', 'decimal')}]"
-
-
-def _verdict(metric: Mapping[str, Any]) -> str:
-    """`better`, `worse`, or `open` where the interval of the difference holds zero."""
-    low, high = metric.get("low"), metric.get("high")
-    if low is None or high is None or low <= 0 <= high:
-        return "open"
-    return "better" if (low > 0) == metric.get("higher_is_better", True) else "worse"
 
 
 def _headline(facts: Facts) -> str:
@@ -267,7 +313,7 @@ def _headline(facts: Facts) -> str:
         "better": "The adapter is better than the baseline",
         "worse": "**The adapter is worse than the baseline**",
         "open": "The difference between adapter and baseline is within its interval of chance",
-    }[_verdict(metrics[0])]
+    }[evidence.verdict(metrics[0], metrics[0].get("higher_is_better", True))]
     return (
         f"{says}: {facts(f'{at}/name', 'code')} {facts(f'{at}/adapter', 'decimal')} against "
         f"{facts(f'{at}/base', 'decimal')}, difference {_gain(facts, 0)}."
@@ -280,17 +326,22 @@ def _limits(facts: Facts) -> list[str]:
     said = []
     for number, metric in enumerate(records.value("evaluation.json#/metrics")):
         name = facts(f"evaluation.json#/metrics/{number}/name", "code")
-        verdict = _verdict(metric) if metric.get("delta") is not None else ""
+        verdict = ""
+        if metric.get("delta") is not None:
+            verdict = evidence.verdict(metric, metric.get("higher_is_better", True))
         if verdict == "worse":
             said.append(f"{name} is **worse** than the baseline's: {_gain(facts, number)}.")
         elif verdict == "open":
             said.append(f"The difference in {name} may be chance: {_gain(facts, number)}.")
     said += _weakest(facts)
-    rows = facts("evaluation.json#/rows", "integer")
-    said.append(
-        f"Tested on {rows} rows of the domain {facts('train.json#/domain', 'code')} only; "
-        "other domains were not tested."
-    )
+    said += evidence.slice_sentences(facts)
+    rows, domain = facts("evaluation.json#/rows", "integer"), facts("train.json#/domain", "code")
+    others = [at for at, cell in evidence.transfer_rows(records) if cell["data"] != cell["adapter"]]
+    if others:
+        names = ", ".join(facts(f"{at}/data", "code") for at in others)
+        said.append(f"Tested on {rows} rows of the domain {domain}, and on {names}; no other domains were tested.")
+    else:
+        said.append(f"Tested on {rows} rows of the domain {domain} only; other domains were not tested.")
     named = languages(records)
     if named:
         said.append(f"Trained and tested on text in {facts.cited(', '.join(named))}; other languages were not tested.")
@@ -369,6 +420,18 @@ def _leaves(value: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[
     for key, item in value.items():
         found += _leaves(item, (*path, key)) if isinstance(item, dict) and item else [((*path, key), item)]
     return found
+
+
+def _flops_sentence(facts: Facts) -> str:
+    """An estimate of the compute, where no record counts it."""
+    lock = facts.records.file("lock.yaml")
+    factor, words, why = _flops(lock["adapter"]["method"], lock["train"]["checkpointing"])
+    fields = ["train.json#/total_parameters", "train.json#/tokens"]
+    return (
+        f"Training compute: about {facts(fields, 'power', 'product', factor)} FLOPs = {words} per parameter and token "
+        f"({why}), times {facts(fields[0], 'integer')} parameters, times {facts(fields[1], 'integer')} tokens; an "
+        "upper estimate, since embeddings are looked up and not multiplied."
+    )
 
 
 def _flops(method: str, checkpointing: bool) -> tuple[int, str, str]:

@@ -18,27 +18,34 @@ import yaml
 from hfadapt import kinds, licenses
 from hfadapt.card import USER_BEGIN, USER_END, Card, render_card
 from hfadapt.card_facts import QUOTING, Records, compute, shown
-from hfadapt.card_metadata import METRIC_TYPES
+from hfadapt.card_metadata import METRIC_TYPES, licence_of
 from hfadapt.errors import Problem, RunError, nearest
+from hfadapt.evidence_checks import check_evidence
 from hfadapt.records import CardRecord
 
 SECTIONS = (
+    "Intended use",
     "How to load",
     "Data",
     "Licence",
     "Training",
     "Evaluation",
+    "Efficiency",
+    "Other domains and general text",
+    "Merging and storage",
     "Limits",
-    "Privacy and security",
+    "Robustness",
+    "Privacy",
     "Environment and compute",
     "Files and lineage",
     "Sources to cite",
 )
+UNCLEAR = (None, "unknown", "other")
 RELATIONS = ("adapter", "finetune", "merge", "quantized")
 LIBRARIES = ("peft", "transformers")
 KEYS = (
     "language", "license", "license_name", "license_link", "library_name", "pipeline_tag", "base_model",
-    "base_model_relation", "datasets", "metrics", "tags", "model-index",
+    "base_model_relation", "datasets", "metrics", "tags", "model-index", "co2_eq_emissions",
 )  # fmt: skip
 REQUIRED = ("license", "library_name", "pipeline_tag", "base_model", "base_model_relation", "tags", "model-index")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
@@ -72,23 +79,43 @@ FORBIDDEN = (
 )
 
 
-def check_card(folder: Path) -> list[Problem]:
-    """Everything that is wrong with the card in a cell's folder; an empty list when it is in order."""
+def check_card(folder: Path, licence: str | None = None) -> list[Problem]:
+    """Everything that is wrong with the card in a cell's folder; an empty list when it is in order.
+
+    Args:
+        licence: What the user says the licence is, where the records cannot say.
+    """
     readme = folder / "README.md"
     if not readme.exists():
         return [Problem("there is no card", str(readme), fix="hfadapt card build CELL")]
     text = readme.read_text(encoding="utf-8")
-    problems = list(_metadata_problems(text, readme))
+    problems = [*_metadata_problems(text, readme), *check_evidence(folder)]
     try:
         record = CardRecord.read(folder / "card.json")
         card = render_card(folder)
     except RunError as error:
         return [*problems, *error.problems]
+    problems += licence_problems(folder) if licence is None else []
     problems += _word_problems(text, card, readme)
     problems += _section_problems(text, record, readme)
     problems += _fact_problems(text, record, Records(folder, {"card.json": {"output": record.output}}), readme)
     problems += _rebuild_problems(text, record, card, folder)
     return problems
+
+
+def licence_problems(folder: Path) -> list[Problem]:
+    """What keeps an adapter from being passed on: a licence of base or data that is not stated, or does not combine."""
+    licence = licence_of(Records(folder))
+    if licence.clear and licence.id not in UNCLEAR:
+        return []
+    return [
+        Problem(
+            "the licence of this adapter is not clear",
+            str(folder / "README.md"),
+            got=f"{licence.id}{f' ({licence.name})' if licence.name else ''}: {' '.join(licence.why)}",
+            fix="name each source's `license` in the recipe, or say what holds with --license ID",
+        )
+    ]
 
 
 # --- metadata --------------------------------------------------------------------------------------------------------
@@ -131,8 +158,16 @@ def _metadata_problems(text: str, readme: Path) -> Iterator[Problem]:
     yield from _choices(found, place)
     yield from _licence(found, place)
     yield from _names(found, place)
+    if "co2_eq_emissions" in found:
+        yield from _emissions(found["co2_eq_emissions"], f"{place}: co2_eq_emissions")
     if "model-index" in found:
-        yield from _model_index(found["model-index"], f"{place}: model-index")
+        yield from _model_index(found["model-index"], f"{place}: model-index", _measured(readme.parent))
+
+
+def _emissions(found: Any, place: str) -> Iterator[Problem]:
+    grams = found.get("emissions") if isinstance(found, dict) else None
+    if isinstance(grams, bool) or not isinstance(grams, (int, float)) or not math.isfinite(grams) or grams < 0:
+        yield Problem("emissions are not a number of grams", place, got=repr(grams), fix="hfadapt card build CELL")
 
 
 def _choices(found: Mapping[str, Any], place: str) -> Iterator[Problem]:
@@ -186,7 +221,15 @@ def _names(found: Mapping[str, Any], place: str) -> Iterator[Problem]:
             yield Problem("not a list of words", f"{place}: {key}", got=repr(values))
 
 
-def _model_index(index: Any, place: str) -> Iterator[Problem]:
+def _measured(folder: Path) -> set[str]:
+    """Names of metrics in the evaluation, which may be a user's own."""
+    try:
+        return {str(metric["name"]) for metric in Records(folder).value("evaluation.json#/metrics")}
+    except (LookupError, RunError, TypeError):
+        return set()
+
+
+def _model_index(index: Any, place: str, measured: set[str]) -> Iterator[Problem]:
     try:
         results = [(result, metric) for entry in index for result in entry["results"] for metric in result["metrics"]]
         named = all(entry["name"] for entry in index) and all(
@@ -201,8 +244,8 @@ def _model_index(index: Any, place: str) -> Iterator[Problem]:
         value, kind = metric.get("value"), metric.get("type")
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             yield Problem("a result is not a finite number", f"{place}: {kind}", got=repr(value))
-        if kind not in METRIC_TYPES.values():
-            allowed = ", ".join(sorted(set(METRIC_TYPES.values())))
+        if kind not in (known := {*METRIC_TYPES.values(), *measured}):
+            allowed = ", ".join(sorted(known))
             yield Problem("not a known metric", f"{place}: type", got=repr(kind), allowed=allowed)
 
 

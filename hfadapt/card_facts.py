@@ -20,7 +20,7 @@ import yaml
 from hfadapt.errors import RunError
 from hfadapt.recipe import Lock
 from hfadapt.records import CardFact
-from hfadapt.show import show_bytes, show_number, show_seconds
+from hfadapt.show import show_bytes, show_latency, show_number, show_seconds
 
 How = Literal["value", "product", "ratio", "differing"]
 BEGIN, END = "\x02", "\x03"
@@ -95,9 +95,12 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "hash": lambda value: f"`{str(value)[:16]}`",
     "url": lambda value: re.sub(r"[^\w:/.?=&%~#+-]", "", str(value)),
     "share": lambda value: f"{value:.1%}".replace("%", " %"),
+    "tiny-share": lambda value: f"{value * 100:.2g} %" if value < 0.01 else f"{value:.1%}".replace("%", " %"),
     "percent": lambda value: f"{value:.0%}".replace("%", " %"),
     "bytes": show_bytes,
     "seconds": show_seconds,
+    "latency": show_latency,
+    "watt-hours": lambda value: f"{value / 3600:.3g} Wh",
     "power": lambda value: f"{value:.2e}".replace("e+", " × 10^"),
     "exact": lambda value: yaml.safe_dump(round(float(value), 6)).split("\n")[0],
     "quote": lambda value: escape(shorten(redact(html.unescape(str(value))))),
@@ -168,7 +171,9 @@ def _read(path: Path) -> Any:
     if path.suffix == ".parquet":
         from pyarrow import parquet
 
-        return parquet.read_table(path).to_pylist()
+        # Not read_table: that imports pandas, which takes longer than reading.
+        with parquet.ParquetFile(path) as file:
+            return file.read().to_pylist()
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".yaml":
         # The lock may leave out what is unset; the card shows every setting.

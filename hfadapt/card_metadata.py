@@ -71,11 +71,27 @@ def hub_metadata(facts: Facts) -> dict[str, Any]:
         "datasets": [source for source in hub_sources if not source.startswith((".", "/"))],
         "metrics": list(dict.fromkeys(METRIC_TYPES.get(metric["name"], metric["name"]) for metric in evaluated)),
         "tags": list(dict.fromkeys(tags)),
+        "co2_eq_emissions": _emissions(facts),
         "model-index": [{"name": card_title(records), "results": [_result(facts, task.pipeline_tag)]}]
         if evaluated
         else [],
     }
     return {key: value for key, value in metadata.items() if value not in (None, [], "")}
+
+
+def _emissions(facts: Facts) -> dict[str, Any] | None:
+    """Grams of carbon dioxide of training as the Hub wants them, where the records have them."""
+    energy, at = facts.records.file("train.json").get("energy"), "train.json#/energy"
+    if not energy or energy.get("carbon_grams") is None:
+        return None
+    found = {
+        "emissions": facts.number(f"{at}/carbon_grams"),
+        "source": f"{energy['method']}: {energy['how']}",
+        "training_type": "fine-tuning",
+        "geographical_location": energy.get("country"),
+        "hardware_used": facts.records.value("train.json#/versions/processor"),
+    }
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def card_title(records: Records) -> str:

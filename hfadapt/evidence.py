@@ -7,6 +7,7 @@ compute. Everything has the number of rows behind it; `low` to `high` is an inte
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from hfadapt.spec import Record, Spec
@@ -262,11 +263,29 @@ class TransferTarget(Spec):
     skipped: dict[str, str] = {}
 
 
+SEPARATOR = re.compile(r"\s*(?:->|→|[/:\s])\s*")
+"""Between adapter and data in the names of skipped pairs."""
+
+
 class TransferRecord(Record):
     """The cross-domain matrices of a run, from which transfer and forgetting are seen."""
 
     targets: tuple[TransferTarget, ...]
     inputs_sha256: str
+
+    def row_of(self, domain: str, target: str) -> TransferRecord | None:
+        """The part about one adapter, which is kept beside it; None where the adapter was not tried."""
+        found = tuple(
+            one.model_copy(
+                update={
+                    "cells": tuple(cell for cell in one.cells if cell.adapter == domain),
+                    "skipped": {pair: why for pair, why in one.skipped.items() if SEPARATOR.split(pair)[0] == domain},
+                }
+            )
+            for one in self.targets
+            if one.target == target
+        )
+        return self.model_copy(update={"targets": found}) if any(one.cells or one.skipped for one in found) else None
 
 
 # --- parts of train.json ---------------------------------------------------------------------------------------------

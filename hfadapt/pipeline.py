@@ -17,7 +17,7 @@ from hfadapt.errors import DataError, HfadaptError, RequestError
 from hfadapt.measure import is_out_of_memory
 from hfadapt.plan import lock as lock_cell
 from hfadapt.plan import make_plan
-from hfadapt.progress import Progress, Silent
+from hfadapt.progress import Progress, Silent, quiet_libraries
 from hfadapt.recipe import Lock, Recipe
 from hfadapt.records import CellPlan, DataRecord, Plan, Report
 from hfadapt.run_folder import Cell, Run
@@ -373,8 +373,10 @@ def audit_cell(cell: Cell, lock: Lock, tokenizer: Any, record: DataRecord) -> Da
 
 def write_report(run: Run, recipe: Recipe) -> Report:
     """report.json, report.md and report.html of all cells of the run, those of this recipe first."""
+    from hfadapt.card import share_transfer
     from hfadapt.report import write_page
 
+    share_transfer(run)
     asked = [run.cell(domain, target) for domain, target in recipe.cells()]
     others = [cell for cell in run.cells() if cell.folder not in {other.folder for other in asked}]
     if (run.folder / "report.json").exists():
@@ -526,20 +528,3 @@ def run_recipe(
     finally:
         lock.release()
     return Run(folder)
-
-
-def quiet_libraries() -> None:
-    """Progress bars and hints of the libraries would tear the run's own display."""
-    import logging
-    import warnings
-
-    import datasets
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning)
-    for name in ("accelerate", "bitsandbytes", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.ERROR)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
+import warnings
 from typing import Protocol
 
 from hfadapt.show import show_seconds
@@ -70,3 +74,19 @@ class Corrected:
                     f"guess was {show_seconds(self.predicted_seconds)}"
                 )
         self.progress.step(step, total, loss, tokens_per_second, seconds_left)
+
+
+def quiet_libraries() -> None:
+    """Progress bars and hints of the libraries would tear the run's own display."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    # Whoever needs `datasets` imports it; half a second is too long for somebody who does not.
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    for name in ("accelerate", "bitsandbytes", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)

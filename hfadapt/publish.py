@@ -73,6 +73,7 @@ class Publication(Shown):
             rows = [[file.name, f"{file.bytes:,}", file.sha256] for file in files]
             shown.append(Table(["file", "bytes", "sha256"], rows, frozenset({"bytes"})))
             shown.append(Text(f"{len(files)} files, {show_bytes(sum(file.bytes for file in files))}"))
+            shown.extend(Text(f"warning: {line}") for cell in parcel.cells.values() for line in warnings(cell))
         shown.extend(Text(f"published: {line}") for line in self._published())
         if self.written:
             shown.append(Text(f"written to {self.written}, nothing was sent; `sha256sum --check SHA256SUMS` checks it"))
@@ -91,6 +92,19 @@ class Publication(Shown):
             )
             where = f"{record.repo}{'/' + record.folder if record.folder else ''}"
             yield f"{where} tag {record.tag}, commit {record.commit[:8]}{new}; {scored}"
+
+
+def warnings(cell: Cell) -> Iterator[str]:
+    """What a person should know before an adapter is given away; its card says the same."""
+    security, drift = cell.security, cell.drift
+    if security and security.membership and security.membership.leaks:
+        yield f"{cell.domain}: it can be told on which rows this adapter was trained"
+    if security and security.canaries and security.canaries.found:
+        yield f"{cell.domain}: canaries that were planted in the training rows were found in this adapter"
+    if security and security.personal_data and security.personal_data.repeated:
+        yield f"{cell.domain}: it writes personal data that stands in its training rows"
+    if drift and drift.refused:
+        yield f"{cell.domain}: not to be served as {', '.join(drift.refused)}"
 
 
 def publish(
@@ -339,8 +353,10 @@ def rescored(cell: Cell, folder: Path) -> float:
     from hfadapt.evaluate.stage import SAME, SAME_AFTER_CONVERSION
     from hfadapt.manifest import check_folder, check_manifest
     from hfadapt.model import load_base, open_adapter
+    from hfadapt.progress import quiet_libraries
     from hfadapt.train.stage import CHECK_ROWS, check_losses
 
+    quiet_libraries()
     lock, data, expected = cell.lock, cell.data, cell.train.check_losses
     manifest = check_folder(folder)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

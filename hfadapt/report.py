@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,44 +10,29 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from hfadapt import resources, svg
-from hfadapt.records import PHASES, CellReport, EvaluationRecord, Metric, Report, Step, TrainRecord, show_gain
-from hfadapt.run_folder import Run
+from hfadapt import evidence_tables, figures, resources, svg
+from hfadapt.evidence import TransferRecord
+from hfadapt.figures import Seen, verdict
+from hfadapt.records import CellReport, Report, show_gain
+from hfadapt.run_folder import Run, seen
 from hfadapt.show import show_bytes, show_number, show_seconds
 from hfadapt.spec import write_text
 
-PREDICTED, MEASURED = "var(--pale)", "var(--c0)"
 CORE = ("torch", "transformers", "peft")
-STAGES = (("load", "var(--c4)"), ("train", "var(--c0)"), ("train, predicted", PREDICTED), ("evaluate", "var(--c2)"))
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One cell with those of its records that exist."""
-
-    report: CellReport
-    train: TrainRecord | None
-    evaluation: EvaluationRecord | None
-    steps: Sequence[Step]
-
-    @property
-    def name(self) -> str:
-        """Domain and target."""
-        return f"{self.report.domain} · {self.report.target}"
 
 
 def write_page(run: Run, report: Report) -> Path:
     """Writes report.html into the run's folder and returns its path.
 
     Args:
-        report: As in report.json; loss curves and classes are read from the cells' records.
+        report: As in report.json; everything else is read from the records of the run and its cells.
     """
     path = run.folder / "report.html"
-    write_text(path, page(report, [_seen(run, cell) for cell in report.cells]))
+    write_text(path, page(report, [seen(run, cell) for cell in report.cells], run.transfer))
     return path
 
 
-def page(report: Report, cells: Sequence[Seen]) -> str:
+def page(report: Report, cells: Sequence[Seen], transfer: TransferRecord | None = None) -> str:
     """The whole page as HTML."""
     environment = jinja2.Environment(
         autoescape=True,
@@ -57,55 +41,39 @@ def page(report: Report, cells: Sequence[Seen]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    several = len({cell.report.target for cell in cells}) > 1
-    names = {id(cell): cell.name if several else cell.report.domain for cell in cells}
-    leading = next((cell.report.metrics[0] for cell in cells if cell.report.metrics), None)
-    baseline = next((cell.report.baseline for cell in cells if cell.report.baseline), "baseline")
+    environment.filters["svg"] = lambda drawn: Markup(drawn) if drawn else ""
+    first = figures.leading(cells)
     evaluated = next((cell.evaluation for cell in cells if cell.evaluation), None)
     return environment.from_string(resources.template("report.html.j2")).render(
         report=report,
         chart_style=Markup(svg.STYLE),
         tiles=_tiles(report, cells),
-        metric=leading.name if leading else "",
-        direction="Higher" if leading is None or leading.higher_is_better else "Lower",
-        heat=_heat(cells, leading, baseline),
-        several=several,
-        forests=_forests(cells, names),
+        metric=first.name if first else "",
+        direction="Higher" if first is None or first.higher_is_better else "Lower",
+        several=len({cell.report.target for cell in cells}) > 1,
         confidence=f"{evaluated.confidence:.0%}".replace("%", " %") if evaluated else "",
-        baseline=baseline,
+        baseline=next((cell.report.baseline for cell in cells if cell.report.baseline), "baseline"),
         cells=[_row(cell.report) for cell in cells],
-        recall=_recall(cells, names),
-        losses=[
-            (
-                names[id(cell)],
-                Markup(svg.loss_chart([step.model_dump() for step in cell.steps], small=True)),
-            )
-            for cell in cells
-            if cell.steps
-        ],
-        memory=_memory(cells, names),
-        time=_time(cells, names),
-        speed=_speed(cells, names),
+        matrix=figures.matrix(cells),
+        gains=figures.gains(cells),
+        recall=figures.recall(cells),
+        cross=figures.cross_domain(transfer),
+        skipped=[(pair, why) for one in (transfer.targets if transfer else ()) for pair, why in one.skipped.items()],
+        slices=figures.slices(cells),
+        calibration=figures.calibration(cells),
+        robustness=figures.robustness(cells),
+        membership=figures.membership(cells),
+        leaks=evidence_tables.leak_table([cell.security for cell in cells if cell.security]),
+        drift=figures.drift(cells),
+        drifts=_drifts(cells),
+        losses=figures.losses(cells),
+        memory=figures.memory(cells),
+        time=figures.time(cells),
+        speed=figures.speed(cells),
+        latency=figures.latency(cells),
+        missing=_missing(cells, transfer),
         made=_made(cells),
     )
-
-
-def _seen(run: Run, report: CellReport) -> Seen:
-    cell = run.cell(report.domain, report.target)
-    has = {name: (cell.folder / name).exists() for name in ("train.json", "evaluation.json")}
-    return Seen(
-        report,
-        cell.train if has["train.json"] else None,
-        cell.evaluation if has["evaluation.json"] else None,
-        cell.steps(),
-    )
-
-
-def verdict(metric: Metric) -> str:
-    """`better`, `worse`, or `open` where the interval of the difference holds zero or is unknown."""
-    if metric.low is None or metric.high is None or metric.low <= 0 <= metric.high:
-        return "open"
-    return "better" if (metric.low > 0) == metric.higher_is_better else "worse"
 
 
 def _tiles(report: Report, cells: Sequence[Seen]) -> list[dict[str, str]]:
@@ -113,9 +81,6 @@ def _tiles(report: Report, cells: Sequence[Seen]) -> list[dict[str, str]]:
     leading = [cell.metrics[0] for cell in report.cells if cell.metrics]
     better = sum(verdict(metric) == "better" for metric in leading)
     worse = sum(verdict(metric) == "worse" for metric in leading)
-    peaks = [m.measured_peak_bytes for cell in report.cells for m in cell.memory.values() if m.measured_peak_bytes]
-    seconds = [cell.seconds for cell in report.cells if cell.seconds is not None]
-    sizes = [cell.adapter_bytes for cell in report.cells if cell.adapter_bytes is not None]
     others = len(report.cells) - done
     tiles = [
         {
@@ -124,19 +89,49 @@ def _tiles(report: Report, cells: Sequence[Seen]) -> list[dict[str, str]]:
             "note": f"{others} not done" if others else "all of the run",
         },
         {
-            "name": "gain above chance",
+            "name": "better than baseline",
             "value": f"{better} of {len(leading)}" if leading else "none yet",
-            "note": f"{worse} worse than the baseline" if leading else "not evaluated",
+            "note": f"beyond chance, {worse} worse" if leading else "not evaluated",
+            "state": "better" if leading and better == len(leading) else "worse" if worse else "",
         },
     ]
+    tiles += _risk_tiles(cells)
+    seconds = [cell.seconds for cell in report.cells if cell.seconds is not None]
+    peaks = [m.measured_peak_bytes for cell in report.cells for m in cell.memory.values() if m.measured_peak_bytes]
+    sizes = [cell.adapter_bytes for cell in report.cells if cell.adapter_bytes is not None]
     if seconds:
-        tiles.append(
-            {"name": "time of all cells", "value": show_seconds(sum(seconds)), "note": "load, train, evaluate"}
-        )
+        tiles.append({"name": "time", "value": show_seconds(sum(seconds)), "note": "load, train, evaluate"})
     if peaks:
-        tiles.append({"name": "highest peak memory", "value": show_bytes(max(peaks)), "note": "measured"})
+        tiles.append({"name": "peak memory", "value": show_bytes(max(peaks)), "note": "highest measured"})
     if sizes:
-        tiles.append({"name": "size of an adapter", "value": show_bytes(max(sizes)), "note": "the largest"})
+        tiles.append({"name": "adapter size", "value": show_bytes(max(sizes)), "note": "the largest"})
+    return tiles
+
+
+def _risk_tiles(cells: Sequence[Seen]) -> list[dict[str, str]]:
+    tiles = []
+    members = [cell.security.membership for cell in cells if cell.security and cell.security.membership]
+    if members:
+        leaking = sum(found.leaks for found in members)
+        tiles.append(
+            {
+                "name": "adapters that leak",
+                "value": f"{leaking} of {len(members)}",
+                "note": "membership inference",
+                "state": "worse" if leaking else "better",
+            }
+        )
+    drifts = [cell.drift for cell in cells if cell.drift]
+    if drifts:
+        refused = sum(len(found.refused) for found in drifts)
+        tiles.append(
+            {
+                "name": "forms refused",
+                "value": f"{refused} of {sum(len(found.variants) for found in drifts)}",
+                "note": "merged, other storage",
+                "state": "worse" if refused else "better",
+            }
+        )
     return tiles
 
 
@@ -163,111 +158,38 @@ def _row(cell: CellReport) -> dict[str, Any]:
     }
 
 
-def _heat(cells: Sequence[Seen], leading: Metric | None, baseline: str) -> Markup | None:
-    """The leading metric: domains by baseline and adapter; with several targets, domains by targets."""
-    if leading is None:
-        return None
-    targets = list(dict.fromkeys(cell.report.target for cell in cells))
-    values, notes = {}, {}
-    for cell in cells:
-        metric = next((metric for metric in cell.report.metrics if metric.name == leading.name), None)
-        if metric is None:
-            continue
-        column = "adapter" if len(targets) == 1 else cell.report.target
-        values[cell.report.domain, column] = metric.adapter
-        if metric.base is not None and len(targets) == 1:
-            values[cell.report.domain, baseline] = metric.base
-        if metric.base is not None and metric.delta is not None:
-            gain = f"{metric.delta:+.3f}"
-            notes[cell.report.domain, column] = gain if len(targets) == 1 else f"{metric.base:.3f} {gain}"
-    return Markup(
-        svg.heat_map(
-            list(dict.fromkeys(cell.report.domain for cell in cells)),
-            [baseline, "adapter"] if len(targets) == 1 else targets,
-            values,
-            title=f"{leading.name} of baseline and adapter",
-            show=show_number,
-            notes=notes,
-            higher_is_better=leading.higher_is_better,
-        )
-    )
-
-
-def _forests(cells: Sequence[Seen], names: Mapping[int, str]) -> list[tuple[str, Markup]]:
-    kinds: dict[str, list[svg.Effect]] = {}
-    for cell in cells:
-        for metric in cell.report.metrics:
-            if metric.delta is None:
-                continue
-            state = verdict(metric)
-            better = None if state == "open" else state == "better"
-            effect = svg.Effect(names[id(cell)], metric.delta, metric.low, metric.high, better, show_gain(metric))
-            kinds.setdefault(metric.name, []).append(effect)
+def _drifts(cells: Sequence[Seen]) -> list[dict[str, Any]]:
+    """Lines of the table of merge drift."""
+    called = figures.names(cells)
     return [
-        (
-            name,
-            Markup(svg.forest(effects, title=f"Difference in {name}", axis=f"adapter − baseline, {name}")),
-        )
-        for name, effects in kinds.items()
+        {
+            "cell": called[id(cell)] if number == 0 else "",
+            "name": variant.name,
+            "kl": f"{variant.kl_nats:.2g}",
+            "logit": f"{variant.max_logit_difference:.2g}",
+            "metric": variant.metric,
+            "delta": f"{variant.delta:+.3f}{evidence_tables.bounds(variant.low, variant.high)}",
+            "refused": cell.drift.refused.get(variant.name),
+        }
+        for cell in cells
+        if cell.drift
+        for number, variant in enumerate(cell.drift.variants)
     ]
 
 
-def _recall(cells: Sequence[Seen], names: Mapping[int, str]) -> Markup | None:
-    values, notes = {}, {}
-    for cell in cells:
-        for label, found in (cell.evaluation.per_class if cell.evaluation else {}).items():
-            key = (names[id(cell)], label)
-            values[key], notes[key] = found["adapter"], f"from {found['base']:.2f}"
-    columns = list(dict.fromkeys(label for _, label in values))
-    if not columns or len(columns) > 12:
-        return None
-    rows = list(dict.fromkeys(row for row, _ in values))
-    return Markup(svg.heat_map(rows, columns, values, title="Recall by class", show=lambda v: f"{v:.2f}", notes=notes))
-
-
-def _memory(cells: Sequence[Seen], names: Mapping[int, str]) -> Markup | None:
-    groups = []
-    for cell in cells:
-        for phase in PHASES:
-            if phase not in cell.report.memory:
-                continue
-            found = cell.report.memory[phase]
-            pair = ((found.predicted_peak_bytes, PREDICTED), (found.measured_peak_bytes, MEASURED))
-            group = [svg.Bar(float(value or 0), show_bytes(value), colour) for value, colour in pair]
-            groups.append((f"{names[id(cell)]}, {phase}", group))
-    if not groups:
-        return None
-    legend = (("predicted", PREDICTED), ("measured", MEASURED))
-    return Markup(svg.bars(groups, legend, title="Peak memory by phase"))
-
-
-def _time(cells: Sequence[Seen], names: Mapping[int, str]) -> Markup | None:
-    groups = []
-    for cell in cells:
-        if cell.train is None:
-            continue
-        spent = {"load": cell.train.load_seconds, "train": cell.train.seconds}
-        if cell.train.predicted_seconds is not None:
-            spent["train, predicted"] = cell.train.predicted_seconds
-        if cell.evaluation:
-            spent["evaluate"] = cell.evaluation.seconds
-        group = [svg.Bar(spent[name], show_seconds(spent[name]), colour) for name, colour in STAGES if name in spent]
-        groups.append((names[id(cell)], group))
-    return Markup(svg.bars(groups, STAGES, title="Time by stage")) if groups else None
-
-
-def _speed(cells: Sequence[Seen], names: Mapping[int, str]) -> Markup | str:
-    colours = {"training": "var(--c0)", "evaluation": "var(--c2)"}
-    groups = []
-    for cell in cells:
-        if cell.train is None:
-            continue
-        speeds = {"training": cell.train.tokens_per_second}
-        if cell.evaluation and cell.evaluation.tokens_per_second:
-            speeds["evaluation"] = cell.evaluation.tokens_per_second
-        group = [svg.Bar(value, f"{value:,.0f} tok/s", colours[name]) for name, value in speeds.items()]
-        groups.append((names[id(cell)], group))
-    return Markup(svg.bars(groups, tuple(colours.items()), title="Tokens a second")) if groups else ""
+def _missing(cells: Sequence[Seen], transfer: TransferRecord | None) -> list[tuple[str, str]]:
+    """What no cell of the run has measured, and what measures it."""
+    evaluated = [cell for cell in cells if cell.evaluation]
+    if not evaluated:
+        return []
+    asked = "hfadapt evaluate RECIPE evaluate.{}=true"
+    found = [
+        ("leaks and robustness", asked.format("security"), any(cell.security for cell in cells)),
+        ("merging and other storages", asked.format("drift"), any(cell.drift for cell in cells)),
+        ("other domains", "hfadapt run RECIPE evaluate.transfer=true", transfer is not None),
+    ]
+    domains = {cell.report.domain for cell in cells}
+    return [(what, how) for what, how, there in found if not there and (what != "other domains" or len(domains) > 1)]
 
 
 def _made(cells: Sequence[Seen]) -> str:

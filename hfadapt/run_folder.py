@@ -1,8 +1,8 @@
 """The run folder: typed access to every record, and what is done.
 
 runs/NAME/report.{json,md,html}, transfer.json and, for each cell, runs/NAME/DOMAIN/TARGET/ with lock.yaml, plan.json,
-data.json, data/, adapter/, checkpoints/, metrics.jsonl, train.json, evaluation.json, predictions.parquet, README.md,
-card.json.
+data.json, data/, adapter/, checkpoints/, metrics.jsonl, train.json, evaluation.json, security.json, drift.json,
+transfer.json (the adapter's own row of the run's), predictions.parquet, README.md, card.json.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
+from hfadapt import figures
 from hfadapt.errors import RequestError, RunError, choice_problem
-from hfadapt.evidence import TransferRecord
+from hfadapt.evidence import DriftRecord, SecurityRecord, TransferRecord
+from hfadapt.evidence_tables import drift_blocks, leak_blocks
 from hfadapt.recipe import Lock
 from hfadapt.records import (
     CellReport,
@@ -30,10 +32,17 @@ from hfadapt.records import (
     Step,
     TrainRecord,
 )
-from hfadapt.show import Block, Shown
-from hfadapt.spec import write_text
+from hfadapt.show import Block, Picture, Shown, as_markdown
+from hfadapt.spec import Record, write_text
+from hfadapt.svg import alone
 
 STATE = "cell.json"
+Found = TypeVar("Found", bound=Record)
+
+
+def _where_there_is(kind: type[Found], path: Path) -> Found | None:
+    """The record, or None where its stage was switched off or is of an older run."""
+    return kind.read(path) if path.exists() else None
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,21 @@ class Cell:
     def evaluation(self) -> EvaluationRecord:
         """evaluation.json."""
         return EvaluationRecord.read(self.folder / "evaluation.json")
+
+    @property
+    def security(self) -> SecurityRecord | None:
+        """security.json, None where nothing of it was checked."""
+        return _where_there_is(SecurityRecord, self.folder / "security.json")
+
+    @property
+    def drift(self) -> DriftRecord | None:
+        """drift.json, None where it was not measured."""
+        return _where_there_is(DriftRecord, self.folder / "drift.json")
+
+    @property
+    def transfer(self) -> TransferRecord | None:
+        """This adapter's own row of the run's cross-domain matrix, from which its card is made."""
+        return _where_there_is(TransferRecord, self.folder / "transfer.json")
 
     @property
     def manifest(self) -> Manifest:
@@ -164,20 +188,42 @@ class Run(Shown):
 
     @property
     def transfer(self) -> TransferRecord | None:
-        """transfer.json: every adapter on every domain; None before two domains of a target are evaluated."""
-        path = self.folder / "transfer.json"
-        return TransferRecord.read(path) if path.exists() else None
+        """transfer.json, None where the adapters were not tried on other domains."""
+        return _where_there_is(TransferRecord, self.folder / "transfer.json")
 
     def blocks(self) -> list[Block]:
-        """The report's."""
-        return self.report.blocks()
+        """The report's, with tables of the evidence and, where they can be shown, the charts."""
+        report = self.report
+        cells = [seen(self, cell) for cell in report.cells]
+        shown, last = report.blocks(), bool(report.next_commands)
+        drawn = [("Baseline and adapter", figures.matrix(cells))]
+        drawn += [("Every adapter on every domain", plot) for _, plot in figures.cross_domain(self.transfer)]
+        drawn += [(f"Loss: {name}", plot) for name, plot in figures.losses(cells)]
+        pictures = [Picture(title, alone(plot)) for title, plot in drawn if plot]
+        evidence = [
+            *drift_blocks([cell.drift for cell in cells if cell.drift]),
+            *leak_blocks([cell.security for cell in cells if cell.security]),
+        ]
+        end = len(shown) - last
+        return [*shown[:end], *evidence, *pictures, *shown[end:]]
 
     def write_report(self, report: Report) -> None:
         """report.json and report.md."""
-        from hfadapt.show import as_markdown
-
         report.write(self.folder / "report.json")
-        write_text(self.folder / "report.md", as_markdown(report.blocks()))
+        write_text(self.folder / "report.md", as_markdown(self.blocks()))
+
+
+def seen(run: Run, report: CellReport) -> figures.Seen:
+    """A cell of a report with those of its records that exist."""
+    cell = run.cell(report.domain, report.target)
+    return figures.Seen(
+        report,
+        cell.train if (cell.folder / "train.json").exists() else None,
+        cell.evaluation if (cell.folder / "evaluation.json").exists() else None,
+        cell.steps(),
+        cell.security,
+        cell.drift,
+    )
 
 
 def find_cell(path: Path, domain: str | None = None, target: str | None = None) -> Cell:

@@ -43,6 +43,13 @@ def show_seconds(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def show_latency(seconds: float | None) -> str:
+    """0.0213 -> '21.3 ms'; 1.1 -> '1.1 s'."""
+    if seconds is None:
+        return "not measured"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+
+
 def show_number(value: float | int | None, digits: int = 3) -> str:
     """A number for a table: integers with thousands separators, others with `digits` decimals."""
     if value is None:
@@ -86,7 +93,15 @@ class Table:
                 raise HfadaptError(f"a table row has {len(row)} cells for {len(self.columns)} columns")
 
 
-Block = Heading | Text | Table
+@dataclass(frozen=True)
+class Picture:
+    """A chart as SVG with its own style; only HTML shows it, so what it says has to stand in a table, too."""
+
+    title: str
+    svg: str
+
+
+Block = Heading | Text | Table | Picture
 
 
 def as_text(blocks: Sequence[Block]) -> str:
@@ -97,7 +112,7 @@ def as_text(blocks: Sequence[Block]) -> str:
             parts.append(block.text if block.level > 1 else f"{block.text}\n{'=' * len(block.text)}")
         elif isinstance(block, Text):
             parts.append(block.text)
-        else:
+        elif isinstance(block, Table):
             parts.append(_text_table(block))
     return "\n\n".join(parts)
 
@@ -151,7 +166,7 @@ def as_markdown(blocks: Sequence[Block]) -> str:
             parts.append(f"{'#' * block.level} {block.text}")
         elif isinstance(block, Text):
             parts.append(f"```\n{block.text}\n```" if block.code else block.text)
-        else:
+        elif isinstance(block, Table):
             cells = [[str(cell).replace("|", "\\|").replace("\n", "<br>") for cell in row] for row in block.rows]
             marks = ["---:" if column in block.right else "---" for column in block.columns]
             lines = ["| " + " | ".join(row) + " |" for row in [list(block.columns), marks, *cells]]
@@ -168,6 +183,8 @@ def as_html(blocks: Sequence[Block]) -> str:
         elif isinstance(block, Text):
             tag = "pre" if block.code else "p"
             parts.append(f"<{tag}>{html.escape(block.text)}</{tag}>")
+        elif isinstance(block, Picture):
+            parts.append(f"<figure><figcaption>{html.escape(block.title)}</figcaption>{block.svg}</figure>")
         else:
             style = {column: ' style="text-align:right"' if column in block.right else "" for column in block.columns}
             head = "".join(f"<th{style[column]}>{html.escape(column)}</th>" for column in block.columns)

@@ -18,12 +18,11 @@ import yaml
 from hfadapt.adapter_files import PAPERS, SUMS, is_model_file
 from hfadapt.errors import Problem, RequestError, RunError
 from hfadapt.leaks import leaks
-from hfadapt.records import CardRecord, PublishedFile
+from hfadapt.records import CardRecord, EvaluationRecord, PublishedFile
 from hfadapt.run_folder import Cell
 from hfadapt.spec import write_text
 
 FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.S)
-UNCLEAR = (None, "unknown", "other")
 
 
 @dataclass(frozen=True)
@@ -67,23 +66,24 @@ def blocks(cell: Cell, licence: str | None = None) -> Iterator[Problem]:
         return
     from hfadapt.card_check import check_card
 
-    yield from check_card(cell.folder)
-    if licence is None:
-        yield from _licence_problems(cell)
+    yield from check_card(cell.folder, licence)
+    yield from _drift_problems(cell)
 
 
-def _licence_problems(cell: Cell) -> Iterator[Problem]:
-    from hfadapt.card import licence_of
-    from hfadapt.card_facts import Records
-
-    licence = licence_of(Records(cell.folder))
-    if not licence.clear or licence.id in UNCLEAR:
-        yield Problem(
-            "the licence of this adapter is not clear",
-            str(cell.folder / "README.md"),
-            got=f"{licence.id}{f' ({licence.name})' if licence.name else ''}: {' '.join(licence.why)}",
-            fix="name each source's `license` in the recipe, or say what holds: hfadapt publish … --license ID",
-        )
+def _drift_problems(cell: Cell) -> Iterator[Problem]:
+    """What is published is the adapter for the base as it was trained, or the whole model where all of it was."""
+    record, lock = cell.drift, cell.lock
+    stored, full = lock.dtype if lock.quant == "none" else lock.quant, lock.adapter.method == "full"
+    known = {variant.name: variant for variant in record.variants} if record else {}
+    for name, why in record.refused.items() if record else ():
+        variant = known.get(name)
+        if variant is None or (variant.merged == full and variant.storage == stored):
+            yield Problem(
+                "the results drift too far in the form that would be published",
+                str(cell.folder / "drift.json"),
+                got=f"{name}: {why}",
+                fix="train in the storage that is served, or change evaluate.drift_limits in the recipe",
+            )
 
 
 def stage(cell: Cell, folder: Path, prefix: str = "", licence: str | None = None) -> Staged:
@@ -108,6 +108,7 @@ def stage(cell: Cell, folder: Path, prefix: str = "", licence: str | None = None
         if path.parent == cell.folder or is_model_file(path.name, manifest.method):
             shutil.copyfile(path, target / path.name, follow_symlinks=False)
     without_places(target / "lock.yaml")
+    _as_the_card_says(target / "evaluation.json")
     if licence is not None:
         _set_licence(target, licence)
     return sealed(folder, prefix)
@@ -165,6 +166,22 @@ def without_places(path: Path) -> None:
     public = _public(lock)
     if public != lock:
         write_text(path, yaml.safe_dump(public, sort_keys=True, allow_unicode=True))
+
+
+def _as_the_card_says(path: Path) -> None:
+    """Takes what people wrote, and places, out of evaluation.json: as in the card, quotes are short and redacted."""
+    from hfadapt.card_facts import public_name, redact, shorten
+
+    record = EvaluationRecord.read(path)
+    quoted = tuple(
+        one.model_copy(update={name: shorten(redact(getattr(one, name))) for name in ("gold", "adapter", "base")})
+        for one in record.failures
+    )
+    named = tuple(
+        one.model_copy(update={"name": public_name(one.name)}) if one.by == "source" else one for one in record.slices
+    )
+    if (quoted, named) != (record.failures, record.slices):
+        record.model_copy(update={"failures": quoted, "slices": named}).write(path)
 
 
 def _public(value: Any) -> Any:

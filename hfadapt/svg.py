@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 STYLE = """
 .chart{font:12px system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;--ink:#1f2430;--soft:#667085;
 --line:#e3e6ec;--c0:#2f6fdb;--c1:#d9622b;--c2:#1c8a6a;--c3:#9357c9;--c4:#b8860b;--c5:#c2416b;--good:#1c8a6a;
---bad:#c93a3a;--open:#8a8f9c;--pale:#b9cdf3}
-.chart text{fill:var(--ink)}.chart .soft{fill:var(--soft)}.chart .grid{stroke:var(--line);stroke-width:1}
+--bad:#c93a3a;--open:#8a8f9c;--pale:#b9cdf3;--paper:#fff}
+.chart text{fill:var(--ink)}.chart .soft{fill:var(--soft)}.chart .note{opacity:.78}
+.chart .grid{stroke:var(--line);stroke-width:1}
 .chart .axis{stroke:var(--soft);stroke-width:1}.chart .end{text-anchor:end}.chart .mid{text-anchor:middle}
 .chart .bold{font-weight:600}
 @media(prefers-color-scheme:dark){.chart{--ink:#e8eaf0;--soft:#98a1b3;--line:#2c3240;--c0:#7aa7ff;--c1:#ff9a66;
---c2:#5bcaa6;--c3:#c39bf0;--c4:#e0b84a;--c5:#f08aae;--good:#5bcaa6;--bad:#ff8080;--open:#8a93a6;--pale:#39507f}}
+--c2:#5bcaa6;--c3:#c39bf0;--c4:#e0b84a;--c5:#f08aae;--good:#5bcaa6;--bad:#ff8080;--open:#8a93a6;--pale:#39507f;--paper:#1a1e27}}
 """.strip()
 
 COLOURS = 6
@@ -68,6 +69,12 @@ def chart(width: float, height: float, parts: Sequence[str], title: str, *, alon
     )
     style = f"<style>{STYLE}</style>" if alone else ""
     return f"{head}<title>{html.escape(title)}</title>{style}{''.join(parts)}</svg>\n"
+
+
+def alone(drawn: str) -> str:
+    """A chart of a page, made ready for a place that has not its style, such as a notebook: with a paper of its own."""
+    style = f"<style>{STYLE}.chart.alone{{background:var(--paper);padding:8px;border-radius:8px}}</style>"
+    return drawn.replace("</title>", f"</title>{style}", 1).replace('class="chart"', 'class="chart alone"', 1)
 
 
 @dataclass(frozen=True)
@@ -121,11 +128,11 @@ def line_chart(
                 f'<circle cx="{number(x_at(x))}" cy="{number(y_at(y))}" r="3.5" style="fill:{colour}"/>'
                 for x, y in one.points
             ]
-    parts += _legend([(one.name, f"var(--c{one.colour % COLOURS})") for one in shown if one.name], right, 14)
+    parts += legend([(one.name, f"var(--c{one.colour % COLOURS})") for one in shown if one.name], right, 14)
     return chart(width, height, parts, title, alone=alone)
 
 
-def _legend(names: Sequence[tuple[str, str]], right: float, y: float) -> list[str]:
+def legend(names: Sequence[tuple[str, str]], right: float, y: float) -> list[str]:
     """Names with a colour sample, flush right on one line; widths are guessed from the number of characters."""
     parts = []
     x = right
@@ -171,118 +178,3 @@ def loss_chart(steps: Sequence[Mapping[str, Any]], *, small: bool = False) -> st
     size = (380, 210) if small else (640, 260)
     name = "loss" if small else "loss (nats per label)"
     return line_chart(series, "optimizer step", name, "Loss by step", size=size, alone=not small)
-
-
-# --- charts of the report --------------------------------------------------------------------------------------------
-
-
-def heat_map(
-    rows: Sequence[str],
-    columns: Sequence[str],
-    values: Mapping[tuple[str, str], float],
-    *,
-    title: str,
-    show: Callable[[float], str],
-    notes: Mapping[tuple[str, str], str] | None = None,
-    higher_is_better: bool = True,
-) -> str:
-    """Cells shaded by value, each with its number; an absent one is empty."""
-    notes = notes or {}
-    left = 20 + max((len(row) for row in rows), default=0) * 7.2
-    wide, tall, top = max(110.0, *(len(column) * 7.2 + 18 for column in columns)), 46.0, 30.0
-    low, high = min(values.values(), default=0.0), max(values.values(), default=1.0)
-    parts = [text(left + (n + 0.5) * wide, 18, column, "mid bold") for n, column in enumerate(columns)]
-    for r, row in enumerate(rows):
-        parts.append(text(left - 12, top + (r + 0.5) * tall + 4, row, "end"))
-        for c, column in enumerate(columns):
-            x, y = left + c * wide, top + r * tall
-            value = values.get((row, column))
-            if value is None:
-                parts.append(text(x + wide / 2, y + tall / 2 + 4, "–", "mid soft"))
-                continue
-            share = (value - low) / (high - low) if high > low else 0.5
-            share = share if higher_is_better else 1 - share
-            parts.append(
-                f'<rect x="{number(x + 1.5)}" y="{number(y + 1.5)}" width="{number(wide - 3)}" '
-                f'height="{number(tall - 3)}" rx="5" style="fill:var(--c0);opacity:{0.1 + 0.45 * share:.2f}"/>'
-            )
-            note = notes.get((row, column), "")
-            parts.append(text(x + wide / 2, y + tall / 2 + (0 if note else 5), show(value), "mid bold"))
-            if note:
-                parts.append(text(x + wide / 2, y + tall / 2 + 15, note, "mid soft"))
-    return chart(left + len(columns) * wide + 8, top + len(rows) * tall + 6, parts, title)
-
-
-@dataclass(frozen=True)
-class Effect:
-    """A difference with its interval, as a line of a forest plot."""
-
-    name: str
-    value: float
-    low: float | None
-    high: float | None
-    better: bool | None
-    shown: str
-
-
-def forest(effects: Sequence[Effect], *, title: str, axis: str) -> str:
-    """Differences with intervals around a line at zero."""
-    left = 24 + max((len(one.name) for one in effects), default=0) * 7.0
-    right, top, tall = left + 230.0, 12.0, 30.0
-    ends = [0.0, *(end for one in effects for end in (one.low, one.high, one.value) if end is not None)]
-    low, high = min(ends), max(ends)
-    room = (high - low) * 0.05 or 1.0
-    low, high = low - room, high + room
-    bottom = top + len(effects) * tall
-
-    def at(value: float) -> float:
-        return left + (value - low) / (high - low) * (right - left)
-
-    parts = []
-    for value in ticks(low, high, 5):
-        parts += [line(at(value), top, at(value), bottom), text(at(value), bottom + 16, label(value), "soft mid")]
-    parts.append(line(at(0), top - 4, at(0), bottom, "axis"))
-    for n, one in enumerate(effects):
-        y = top + (n + 0.5) * tall
-        colour = "var(--open)" if one.better is None else "var(--good)" if one.better else "var(--bad)"
-        parts.append(text(left - 14, y + 4, one.name, "end"))
-        if one.low is not None and one.high is not None:
-            parts.append(
-                f'<line x1="{number(at(one.low))}" y1="{number(y)}" x2="{number(at(one.high))}" y2="{number(y)}" '
-                f'style="stroke:{colour};stroke-width:3;stroke-linecap:round;opacity:.55"/>'
-            )
-        parts.append(f'<circle cx="{number(at(one.value))}" cy="{number(y)}" r="5" style="fill:{colour}"/>')
-        parts.append(text(right + 14, y + 4, one.shown))
-    parts.append(text((left + right) / 2, bottom + 34, axis, "soft mid"))
-    return chart(right + 190, bottom + 42, parts, title)
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One bar of a group, with the text at its end."""
-
-    value: float
-    shown: str
-    colour: str
-
-
-def bars(groups: Sequence[tuple[str, Sequence[Bar]]], legend: Sequence[tuple[str, str]], *, title: str) -> str:
-    """Groups of horizontal bars on a common scale from zero."""
-    left = 24 + max((len(name) for name, _ in groups), default=0) * 7.0
-    right, top, thick = left + 290.0, 30.0 if legend else 10.0, 13.0
-    most = max((bar.value for _, group in groups for bar in group), default=0.0) or 1.0
-    parts = _legend(legend, right + 80, 14)
-    y = top
-    for name, group in groups:
-        parts.append(text(left - 14, y + len(group) * thick / 2 + 4, name, "end"))
-        for bar in group:
-            long = max(1.0, bar.value / most * (right - left))
-            parts.append(
-                f'<rect x="{number(left)}" y="{number(y)}" width="{number(long)}" height="{number(thick - 2)}" rx="2" '
-                f'style="fill:{bar.colour}"/>'
-            )
-            parts.append(text(left + long + 6, y + thick - 3.5, bar.shown, "soft"))
-            y += thick
-        y += 9
-    parts.append(line(left, top - 3, left, y - 6, "axis"))
-    return chart(right + 96, y, parts, title)

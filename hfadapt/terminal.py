@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from typing_extensions import Self
 
-from hfadapt.records import Report
-from hfadapt.show import show_seconds
+from hfadapt.show import Shown, show_seconds
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -72,8 +71,8 @@ class Terminal:
             self._bar = None
         self._validation = ""
 
-    def report(self, report: Report) -> None:
-        """The matrix, the cards and the next commands, on standard output."""
+    def report(self, report: Shown) -> None:
+        """The matrix, the evidence, the cards and the next commands, on standard output."""
         self._end()
         if not self.quiet:
             print(report)  # noqa: T201

@@ -2,19 +2,17 @@
 
 `cards/examples/` holds two finished cards beside the records they were made from. After a wanted change of the card:
 
-    HFADAPT_RENEW_CARDS=1 python -m pytest tests/test_card.py -k golden
+    python tests/renew_golden_cards.py --only-cards
 
-To take the records of another run:  python tests/test_card.py runs/NAME/DOMAIN/TARGET cards/examples/NAME
+and to make the records anew, from real runs:  python tests/renew_golden_cards.py
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,18 +29,6 @@ from hfadapt.run_folder import Cell
 
 EXAMPLES = Path(__file__).parent.parent / "cards" / "examples"
 NAMES = ("text-classification", "causal-lm")
-RECORDS = (
-    "lock.yaml",
-    "plan.json",
-    "data.json",
-    "train.json",
-    "metrics.jsonl",
-    "evaluation.json",
-    "predictions.parquet",
-    "data/test.parquet",
-    "adapter/hfadapt.json",
-    "adapter/adapter_config.json",
-)
 MADE = ("README.md", "card.json", "loss.svg")
 
 
@@ -73,8 +59,6 @@ def body(text: str) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_cards_are_what_the_records_give(name: str) -> None:
     folder = EXAMPLES / name
-    if os.environ.get("HFADAPT_RENEW_CARDS"):
-        build_card(Cell(folder), execute=False)
     card = render_card(folder)
     assert card.readme == (folder / "README.md").read_text(encoding="utf-8")
     assert card.chart == (folder / "loss.svg").read_text(encoding="utf-8")
@@ -92,6 +76,19 @@ def test_every_number_of_the_golden_cards_is_in_a_fact(name: str) -> None:
     # What remains are names (of the base, of files and settings) and the year of a citation.
     words = [word for word in re.findall(r"\S*\d\S*", left) if not re.search(r"[A-Za-z]", word)]
     assert words == ["2025)."]
+
+
+def test_the_examples_can_be_taken_from_another_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from renew_golden_cards import take
+
+    source = tmp_path / "runs" / "cell"
+    shutil.copytree(EXAMPLES / "text-classification", source)
+    (source / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    (source / "drift.json").unlink(missing_ok=True)
+    take(source, tmp_path / "taken")
+    assert check_card(tmp_path / "taken") == []
+    assert not (tmp_path / "taken" / "adapter" / "adapter_model.safetensors").exists()
+    assert "drift.json is not there" in capsys.readouterr().out
 
 
 def test_the_same_records_give_the_same_bytes(cell: Cell) -> None:
@@ -221,6 +218,19 @@ def test_local_places_stay_out_of_the_card(classifier: Cell) -> None:
     assert front_matter(text)["license_name"] == "unknown"
     assert "The licence of the base is not stated." in text
     assert "/home" not in (classifier.folder / "card.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("base", "data"), [("apache-2.0", "cc-by-sa-4.0"), ("llama3.1", "cc-by-nc-4.0"), ("apache-2.0", "terms of 2021")]
+)
+def test_licences_with_numbers_in_their_names_have_a_card(classifier: Cell, base: str, data: str) -> None:
+    content = json.loads((classifier.folder / "data.json").read_text())
+    content["sources"][0]["license"] = data
+    change(classifier.folder / "data.json", **content)
+    change(classifier.folder / "train.json", model_license=base)
+    build_card(classifier, execute=False)
+    said = (classifier.folder / "README.md").read_text().split("## Licence")[1].split("## Training")[0]
+    assert data in said
 
 
 # --- the user's text -------------------------------------------------------------------------------------------------
@@ -410,11 +420,3 @@ def test_quotes_cannot_write_markdown() -> None:
     assert public_name("/home/ada/x.csv") == "x.csv"
     assert public_name("C:\\data\\x.csv") == "x.csv"
     assert public_name("owner/name@main") == "owner/name@main"
-
-
-if __name__ == "__main__":
-    source, target = Path(sys.argv[1]), Path(sys.argv[2])
-    for record in (*RECORDS, "card.json"):
-        (target / record).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / record, target / record)
-    build_card(Cell(target), execute=False)

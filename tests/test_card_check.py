@@ -9,9 +9,12 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import evidence_records
 import pytest
 
+from hfadapt.card import build_card
 from hfadapt.card_check import check_card, is_language
+from hfadapt.run_folder import Cell
 
 EXAMPLES = Path(__file__).parent.parent / "cards" / "examples"
 Fault = Callable[[Path], None]
@@ -129,6 +132,159 @@ def test_a_seeded_fault_is_found(name: str, tmp_path: Path) -> None:
     problems = check_card(folder)
     assert any(wanted in str(problem) for problem in problems), [str(problem) for problem in problems]
     assert all(problem.place for problem in problems)
+
+
+# --- faults of the evidence ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def proved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier's cell with every record of evidence and a sound card."""
+    folder = tmp_path_factory.mktemp("proved") / "cell"
+    shutil.copytree(EXAMPLES / "text-classification", folder)
+    evidence_records.put(folder)
+    build_card(Cell(folder), execute=False)
+    return folder
+
+
+def stated(seed: Fault) -> Fault:
+    """A fault of a record, with a card that says what the wrong record says."""
+
+    def both(folder: Path) -> None:
+        seed(folder)
+        build_card(Cell(folder), execute=False)
+
+    return both
+
+
+def inside(name: str, change: Callable[[dict], object]) -> Fault:
+    """Changes the content of a record."""
+    return lambda folder: evidence_records.edit(folder / name, change)
+
+
+def put(name: str, path: str, value: object) -> Fault:
+    """Sets a field, such as `membership/auc/value`, in a record."""
+
+    def change(content: dict) -> None:
+        *parts, last = path.split("/")
+        for part in parts:
+            content = content[int(part)] if isinstance(content, list) else content[part]
+        content[int(last) if isinstance(content, list) else last] = value
+
+    return inside(name, change)
+
+
+NAN = float("nan")
+EVIDENCE_FAULTS: dict[str, tuple[Fault, str]] = {
+    # the card and its records
+    "drift differs": (put("drift.json", "variants/1/kl_nats", 0.0009), "a value differs"),
+    "drift number in the card": (text(r"\| 0\.063 \|", "| 0.001 |"), "the card differs"),
+    "refusal taken out of the card": (text(r"\*\*refused\*\*: [^|]+\|", "within the limits |"), "the card differs"),
+    "warning taken out of the card": (text(r" \*\*Do not use\*\*: `merged-nf4`\.", ""), "the card differs"),
+    "attack differs": (put("security.json", "membership/attacks/0/auc/value", 0.62), "a value differs"),
+    "leak made small": (text(r"\*\*Training rows can be told[^*]*\*\*", "Nothing leaks"), "the card differs"),
+    "privacy section lost": (text("^## Privacy$.*?(?=^## )", ""), "a section is missing"),
+    "robustness section lost": (text("^## Robustness$.*?(?=^## )", ""), "a section is missing"),
+    "drift section lost": (text("^## Merging and storage$.*?(?=^## )", ""), "a section is missing"),
+    "other domains lost": (text("^## Other domains and general text$.*?(?=^## )", ""), "a section is missing"),
+    "efficiency lost": (text("^## Efficiency$.*?(?=^## )", ""), "a section is missing"),
+    "security.json came later": (
+        lambda folder: [
+            (folder / "security.json").rename(folder / "kept"),
+            build_card(Cell(folder), execute=False),
+            (folder / "kept").rename(folder / "security.json"),
+        ],
+        "the card differs",
+    ),
+    "security.json lost": (remove("security.json"), "no such field"),
+    "drift.json lost": (remove("drift.json"), "no such field"),
+    "transfer.json lost": (remove("transfer.json"), "no such field"),
+    "transfer differs": (put("transfer.json", "cells", 1), "changed by hand"),
+    "energy differs": (put("train.json", "energy/joules", 99.0), "a value differs"),
+    "compute differs": (put("train.json", "compute/base_flops", 1e25), "a value differs"),
+    "emissions in words": (text("emissions: 0.57", "emissions: little"), "not a number of grams"),
+    "emissions are NaN": (text("emissions: 0.57", "emissions: .nan"), "not a number of grams"),
+    "emissions below zero": (text("emissions: 0.57", "emissions: -3"), "not a number of grams"),
+    "latency in the card": (text(r"21\.3 ms", "2.13 ms"), "the card differs"),
+    "slice taken out": (text(r"^\| length `over 22 tokens`.*?\n", ""), "the card differs"),
+    "weakness taken out": (text(r"^- \*\*Worse than the baseline\*\* on.*?\n", ""), "the card differs"),
+    # records that cannot be, with a card that repeats them
+    "NaN in security.json": (put("security.json", "membership/blind/auc/value", NAN), "not a number"),
+    "NaN in drift.json": (put("drift.json", "variants/2/kl_nats", NAN), "not a number"),
+    "infinity in transfer.json": (put("transfer.json", "targets/0/cells/0/value", float("inf")), "not a number"),
+    "NaN that no card shows": (put("security.json", "seconds", NAN), "not a number"),
+    "AUC above one": (stated(put("security.json", "membership/attacks/0/auc/value", 1.4)), "is not a share"),
+    "value outside its interval": (
+        stated(put("security.json", "membership/attacks/1/auc/value", 0.9)), "does not hold its value",
+    ),
+    "no rows behind a rate": (
+        stated(put("security.json", "membership/blind/auc/rows", 0)), "no rows behind",
+    ),
+    "no held-out rows": (stated(put("security.json", "membership/non_members", 0)), "without members"),
+    "more rows changed than there are": (
+        stated(put("security.json", "robustness/0/changed_rows", 401)), "more rows than there are",
+    ),
+    "drift above its limit, not refused": (stated(put("drift.json", "refused", {})), "above the limit and not refused"),
+    "refused but never measured": (
+        stated(inside("drift.json", lambda drift: drift["refused"].update(onnx="too far"))), "was not measured",
+    ),
+    "negative divergence": (stated(put("drift.json", "variants/1/kl_nats", -0.1)), "negative"),
+    "security of another cell": (stated(put("security.json", "domain", "news")), "of another cell"),
+    "drift of another target": (stated(put("drift.json", "target", "t4")), "of another cell"),
+    "difference that is none": (
+        stated(put("transfer.json", "targets/0/cells/0/delta", 0.5)), "not adapter minus base",
+    ),
+    "row of another adapter": (
+        stated(put("transfer.json", "targets/0/cells/1/adapter", "news")), "of another adapter",
+    ),
+    "p above one": (stated(put("evaluation.json", "paired_tests/0/p_value", 1.9)), "between 0 and 1"),
+    "test of more rows": (stated(put("evaluation.json", "paired_tests/0/better", 900)), "more rows than there are"),
+    "slice of more rows": (stated(put("evaluation.json", "slices/0/rows", 9000)), "more rows than there are"),
+    "reliability without some rows": (
+        stated(put("evaluation.json", "calibration/adapter/4/rows", 1)), "does not count every row",
+    ),
+    "latency upside down": (
+        stated(put("evaluation.json", "efficiency/latency_p95_seconds", 0.001)), "above the slowest twentieth",
+    ),
+    "another adapter was timed": (
+        stated(put("evaluation.json", "efficiency/adapter_bytes", 7)), "not that of train.json",
+    ),
+    "gain that is none": (stated(put("evaluation.json", "metrics/0/delta", 0.9)), "not adapter minus base"),
+    "not all rows": (stated(put("evaluation.json", "rows", 399)), "not all rows"),
+    "unknown field in a record": (put("drift.json", "approved", True), "changed by hand"),
+    "licence of the data not stated": (stated(put("data.json", "sources/0/license", None)), "is not clear"),
+    "licences that do not combine": (
+        stated(lambda folder: [
+            put("train.json", "model_license", "llama3.1")(folder),
+            put("data.json", "sources/0/license", "cc-by-nc-4.0")(folder),
+        ]),
+        "is not clear",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVIDENCE_FAULTS)
+def test_a_seeded_fault_of_the_evidence_is_found(name: str, proved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cell"
+    shutil.copytree(proved, folder)
+    seed, wanted = EVIDENCE_FAULTS[name]
+    seed(folder)
+    problems = check_card(folder)
+    assert any(wanted in str(problem) for problem in problems), [str(problem) for problem in problems]
+    assert all(problem.place for problem in problems)
+
+
+def test_the_sound_cell_has_no_fault(proved: Path) -> None:
+    assert check_card(proved) == []
+
+
+def test_what_the_user_says_of_the_licence_clears_the_card_check(proved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cell"
+    shutil.copytree(proved, folder)
+    stated(put("data.json", "sources/0/license", None))(folder)
+    (problem,) = check_card(folder)
+    assert "--license" in problem.fix
+    assert check_card(folder, "mit") == []
 
 
 def test_the_name_of_this_host_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

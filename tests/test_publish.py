@@ -62,7 +62,7 @@ def cell(run):
 @pytest.fixture
 def sound_card(monkeypatch):
     """The card has been checked before; checking it again would take most of the time of a test."""
-    monkeypatch.setattr("hfadapt.card_check.check_card", lambda folder: [])
+    monkeypatch.setattr("hfadapt.card_check.check_card", lambda folder, licence=None: [])
 
 
 @pytest.fixture
@@ -236,6 +236,94 @@ def test_a_missing_or_wrong_card_is_refused(hub, send, cell, spoil):
         assert "README.md" in refused(send, hub, cell)
 
 
+@pytest.fixture
+def proved(cell):
+    """A cell with every record of evidence, and the card that follows."""
+    import evidence_records
+
+    from hfadapt.card import build_card
+
+    record = evidence_records.drift("one", rows=Cell(cell).evaluation.rows)
+    evidence_records.put(cell, drift=record)
+    build_card(Cell(cell), execute=False)
+    return cell
+
+
+def test_a_refused_form_that_is_not_published_blocks_nothing_but_is_told(hub, send, proved):
+    send(proved)
+    (commit,) = hub.made(REPO)
+    assert "**Do not use**: `merged-nf4`" in commit.files["README.md"].decode()
+
+
+@pytest.mark.parametrize("kind", ["as it is published", "not measured"])
+def test_what_drifts_too_far_as_it_is_published_is_refused(hub, send, proved, sound_card, kind):
+    record = Cell(proved).drift
+    stored = Cell(proved).lock.dtype
+    name = f"adapter-{stored}" if kind == "as it is published" else "reference"
+    variant = record.variants[1].model_copy(update={"name": f"adapter-{stored}", "storage": stored, "kl_nats": 0.5})
+    refusal = {name: "its answers differ by 0.5 nats per label, the limit is 0.02"}
+    record.model_copy(update={"variants": (*record.variants, variant), "refused": refusal}).write(proved / "drift.json")
+    said = refused(send, hub, proved)
+    assert "drift too far" in said
+    assert "0.5 nats" in said
+    assert "evaluate.drift_limits" in said
+
+
+def test_a_full_model_is_published_whole_and_its_drift_counts(proved):
+    from hfadapt.staging import blocks
+
+    lock = proved / "lock.yaml"
+    lock.write_text(lock.read_text().replace("method: lora", "method: full"))
+    record = Cell(proved).drift
+    merged = f"merged-{Cell(proved).lock.dtype}"
+    assert merged in [variant.name for variant in record.variants]
+    record.model_copy(update={"refused": {merged: "too far"}}).write(proved / "drift.json")
+    assert any("drift too far" in problem.what for problem in blocks(Cell(proved), "mit"))
+
+
+@pytest.mark.parametrize("name", ["security.json", "drift.json", "transfer.json"])
+def test_a_card_that_hides_evidence_is_refused(hub, send, proved, name):
+    from hfadapt.card import build_card
+
+    (proved / name).rename(proved / "kept")
+    build_card(Cell(proved), execute=False)
+    (proved / "kept").rename(proved / name)
+    assert "differs from its records" in refused(send, hub, proved)
+
+
+def test_a_dry_run_warns_of_what_the_evidence_found(hub, send, proved, sound_card):
+    shown = str(send(proved, yes=False))
+    assert "warning: one: it can be told on which rows this adapter was trained" in shown
+    assert "warning: one: not to be served as merged-nf4" in shown
+
+
+def test_evidence_is_published_in_the_card_alone(hub, send, proved):
+    send(proved)
+    (commit,) = hub.made(REPO)
+    assert set(commit.files) == FILES | {".gitattributes"}
+    assert "Training rows can be told from others" in commit.files["README.md"].decode()
+
+
+def test_texts_of_rows_and_places_are_published_as_the_card_has_them(hub, send, proved, sound_card):
+    from hfadapt.evidence import FailingExample, Slice
+
+    record = Cell(proved).evaluation
+    mail = "write to jane@" + "example.org at once"
+    example = FailingExample(split_row=1, gold=mail, adapter="word " * 100, base="no", confidence=0.5)
+    place = "/srv/data/tickets.csv"
+    slice_ = Slice(by="source", name=place, metric="accuracy", rows=4, base=0.5, adapter=0.5)
+    changed = record.model_copy(update={"failures": (example,), "slices": (slice_,)})
+    changed.write(proved / "evaluation.json")
+    send(proved)
+    sent = hub.made(REPO)[0].files["evaluation.json"].decode()
+    assert "jane" not in sent
+    assert "[e-mail]" in sent
+    assert "/srv" not in sent
+    assert "tickets.csv" in sent
+    assert "word " * 40 not in sent
+    assert Cell(proved).evaluation == changed, "the record of the cell stays as it is"
+
+
 @pytest.mark.parametrize("rule", SECRETS)
 def test_secrets_and_personal_paths_are_refused_and_not_repeated(hub, send, cell, sound_card, rule):
     (cell / "README.md").write_text((cell / "README.md").read_text() + f"\n{SECRETS[rule]}\n")
@@ -338,6 +426,7 @@ SURVIVED = {
     "commit answered 412 for nothing": Fault("POST .*/commit/", 412),
     "commit answered 429": Fault("POST .*/commit/", 429, headers={"Retry-After": "7"}),
     "connection ends before the commit": Fault("POST .*/commit/", how="down"),
+    "commit answered 504": Fault("POST .*/commit/", 504),
     "upload answered 500": Fault("PUT /storage/", 500),
     "upload cut": Fault("PUT /storage/", how="down"),
     "lost answer to the new repository": Fault("POST /api/repos/create", how="lost"),
@@ -347,6 +436,8 @@ SURVIVED = {
     "files answered 503": Fault("GET .*/tree/", 503),
     "download cut": Fault("GET .*/resolve/.*safetensors", how="cut"),
     "download corrupted": Fault("GET .*/resolve/.*safetensors", how="corrupt"),
+    "download answered 429": Fault("GET .*/resolve/.*safetensors", 429, headers={"Retry-After": "0"}),
+    "download answered 503 twice": Fault("GET .*/resolve/.*safetensors", 503, times=2),
     "download answered 500": Fault("GET .*/resolve/", 500),
 }
 
@@ -362,7 +453,7 @@ def test_a_passing_fault_leads_to_one_commit_and_one_tag(hub, send, cell, sound_
     (commit,) = hub.made(REPO)
     assert set(commit.files) == FILES | {".gitattributes"}
     assert hub.repos[REPO].tags == {"v1": commit.oid}
-    if "429" in name:
+    if name == "commit answered 429":
         assert send.waited == [7.0]
 
 

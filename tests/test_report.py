@@ -10,11 +10,13 @@ import subprocess
 import xml.etree.ElementTree
 from pathlib import Path
 
+import evidence_records
 import pytest
 
-from hfadapt import svg
+from hfadapt import plots, svg
+from hfadapt.figures import verdict
 from hfadapt.records import CellReport, CellState, Metric, Report
-from hfadapt.report import verdict, write_page
+from hfadapt.report import write_page
 from hfadapt.run_folder import Run
 
 EXAMPLES = Path(__file__).parent.parent / "cards" / "examples"
@@ -63,6 +65,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(folder)
     for domain, target in (("tweets", "this-machine"), ("a <b> & 'c'", "this-machine"), ("tweets", "t4")):
         shutil.copytree(EXAMPLES / "text-classification", folder / domain / target)
+        for name in ("security.json", "drift.json", "transfer.json"):
+            (folder / domain / target / name).unlink(missing_ok=True)
         CellState(status="done").write(folder / domain / target / "cell.json")
     evaluation = folder / "tweets" / "t4" / "evaluation.json"
     payload = json.loads(evaluation.read_text())
@@ -104,7 +108,7 @@ def test_the_page_shows_every_cell_and_links_its_card(run: Run, page: Path) -> N
     reader = read(page)
     links = [attributes["href"] for tag, attributes in reader.tags if tag == "a"]
     assert "tweets/t4/README.md" in links
-    assert len(links) == 3
+    assert len([link for link in links if not (link or "").startswith("#")]) == 3
     words = " ".join(reader.words)
     for wanted in ("a <b> & 'c'", "out of <memory>", "Recall by class", "Gain with its interval", "hfadapt predict X"):
         assert wanted in words
@@ -131,17 +135,157 @@ def test_a_run_without_results_has_a_page(tmp_path: Path) -> None:
     assert "pending" in " ".join(read(path).words)
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_a_browser_draws_the_page_without_errors(page: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "page.png"
+# --- a page with all evidence ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["text-classification", "causal-lm"])
+def proved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Three domains on one target, with every record of evidence."""
+    folder = tmp_path_factory.mktemp("proved") / "run"
+    return Run(evidence_records.put_run(folder, EXAMPLES / request.param))
+
+
+@pytest.fixture(scope="module")
+def full_page(proved: Run) -> Path:
+    report = report_of(proved)
+    proved.write_report(report)
+    return write_page(proved, report)
+
+
+def report_of(run: Run) -> Report:
+    return Report(
+        recipe="sentiment",
+        model="sample:minilm-l6",
+        task="text-classification",
+        cells=tuple(cell.report() for cell in run.cells()),
+        transfer=transfer.targets if (transfer := run.transfer) else (),
+        next_commands=("hfadapt predict X",),
+    )
+
+
+def test_every_kind_of_evidence_is_drawn(full_page: Path) -> None:
+    reader = read(full_page)
+    words = " ".join(reader.words)
+    for heading in (
+        "Baseline and adapter", "Every adapter on every domain", "Where the adapters are weakest", "Reliability",
+        "Robustness", "What the adapters give away", "Merging and other storages", "Peak memory by phase",
+        "Time and speed", "Loss",
+    ):  # fmt: skip
+        assert heading in words
+    assert "refused: its answers differ by 0.0634 nats per label" in words
+    assert "limit 0.02" in words
+    assert "Not measured" not in words
+    ids = {attributes.get("id") for _, attributes in reader.tags}
+    for tag, attributes in reader.tags:
+        if tag == "a" and (attributes["href"] or "").startswith("#"):
+            assert (attributes["href"] or "")[1:] in ids
+
+
+def test_slices_are_drawn_the_worst_first(full_page: Path) -> None:
+    words = read(full_page).words
+    lines = [word for word in words if ": length over" in word or ": length up to" in word]
+    assert lines[0].endswith("length over 22 tokens")
+    assert lines[-1].endswith("length up to 22 tokens")
+
+
+def test_what_was_not_measured_is_said_with_its_command(page: Path) -> None:
+    words = " ".join(read(page).words)
+    assert "hfadapt evaluate RECIPE evaluate.security=true" in words
+    assert "hfadapt evaluate RECIPE evaluate.drift=true" in words
+
+
+def test_a_terminal_markdown_and_a_notebook_show_the_same_evidence(proved: Run, full_page: Path) -> None:
+    text, markdown, notebook = str(proved), (proved.folder / "report.md").read_text(), proved._repr_html_()
+    for words in ("every adapter on every domain", "Merging and other storages", "What the adapters give away"):
+        assert words in text
+        assert words in markdown
+        assert words in notebook
+    for number in ("0.750 (+0.150*)", "0.063 (-0.021) REFUSED", "LEAKS"):
+        assert number in text
+        assert number in markdown
+        assert number in notebook
+    assert markdown == proved._repr_markdown_()
+    assert "<svg" not in text + markdown
+    assert notebook.count("<svg") == notebook.count("<figure>") == 5
+    assert text.rstrip().endswith("hfadapt predict X")
+    reader = Reader()
+    reader.feed(notebook)
+    assert reader.open == []
+
+
+# --- in a browser ----------------------------------------------------------------------------------------------------
+
+
+def faults_in_a_browser(page: Path, folder: Path, width: int = 1200) -> list[str]:
+    """What a browser complains about, and whether it read the page as it was written."""
+    picture = folder / "page.png"
     assert BROWSER is not None
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    options += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--window-size=1200,1600"]
-    options += [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}"]
+    options += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--dump-dom"]
+    options += [f"--screenshot={picture}", f"--window-size={width},1600", f"--user-data-dir={folder / 'profile'}"]
     done = subprocess.run([BROWSER, *options, page.as_uri()], capture_output=True, text=True, timeout=60)
-    assert "CONSOLE" not in done.stderr
-    assert picture.exists(), done.stderr[-2000:]
-    assert picture.stat().st_size > 30_000
+    found = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    if not picture.exists() or picture.stat().st_size < 20_000:
+        found.append(f"nothing was drawn: {done.stderr[-500:]}")
+    text = page.read_text(encoding="utf-8")
+    seen, written = tags(done.stdout), tags(text)
+    found += [
+        f"<{tag}> was read {seen.count(tag)} times, written {written.count(tag)} times"
+        for tag in sorted({*seen, *written})
+        if seen.count(tag) != written.count(tag)
+    ]
+    if depths(done.stdout) != depths(text):
+        found.append("a part of the page lies in another")
+    return found
+
+
+def tags(text: str) -> list[str]:
+    """Every opening tag."""
+    reader = Reader()
+    reader.handle_endtag = lambda tag: None  # type: ignore[method-assign]
+    reader.feed(text)
+    return [tag for tag, _ in reader.tags]
+
+
+def depths(text: str) -> list[int]:
+    """How deep each section lies."""
+    depth, found = 0, []
+    for close, tag in re.findall(r"<(/?)(section|div|main|svg)\b", text):
+        if tag == "section" and not close:
+            found.append(depth)
+        depth += -1 if close else 1
+    return found
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+@pytest.mark.parametrize("width", [360, 1400])
+def test_a_browser_draws_the_page_without_errors(full_page: Path, tmp_path: Path, width: int) -> None:
+    assert faults_in_a_browser(full_page, tmp_path, width) == []
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_a_browser_draws_a_page_without_evidence(page: Path, tmp_path: Path) -> None:
+    assert faults_in_a_browser(page, tmp_path) == []
+
+
+SPOILT = {
+    "a script that fails": ("</main>", "<script>document.nothing.here()</script></main>", "CONSOLE"),
+    "a script that cannot be read": ("</main>", "<script>let = = 3</script></main>", "CONSOLE"),
+    "a section that is not closed": ("</section>", "", "lies in another"),
+    "a table without a body": ("<tbody>", "", "<tbody> was read"),
+}
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_seeded_fault_of_the_page_is_found(page: Path, tmp_path: Path, name: str) -> None:
+    old, new, wanted = SPOILT[name]
+    text = page.read_text(encoding="utf-8")
+    assert old in text
+    spoilt = tmp_path / "spoilt.html"
+    spoilt.write_text(text.replace(old, new, 1), encoding="utf-8")
+    found = faults_in_a_browser(spoilt, tmp_path)
+    assert any(wanted in fault for fault in found), found
 
 
 # --- charts ----------------------------------------------------------------------------------------------------------
@@ -162,6 +306,47 @@ def test_charts_of_little_data_are_finite(steps: list[dict[str, float]]) -> None
     xml.etree.ElementTree.fromstring(drawn)
     assert "nan" not in drawn
     assert "inf" not in drawn.replace("sans-serif", "")
+
+
+def drawings() -> dict[str, str]:
+    """Every kind of plot, with odd names and with little in it."""
+    effect = plots.Effect("a <b>", 0.1, 0.0, 0.2, None, "+0.1", (0.05, 0.0, 0.1))
+    names = ["x & y", "z"]
+    return {
+        "heat map": plots.heat_map(names, names, {("z", "z"): 0.5}, title="t", show=str, corner="r ↓ c →"),
+        "heat map of gains": plots.heat_map(
+            names, names, {("z", "z"): 0.5}, title="t", show=str, gains={("z", "z"): -0.1}
+        ),
+        "empty heat map": plots.heat_map([], [], {}, title="t", show=str),
+        "forest": plots.forest([effect], title="t", axis="a"),
+        "empty forest": plots.forest([], title="t", axis="a"),
+        "dumbbell": plots.dumbbell([plots.Move("m", None, 0.5, True, "0.5"), plots.Move("n", 0.5, 0.5, None, "0.5")],
+                                   title="t", axis="a"),
+        "empty dumbbell": plots.dumbbell([], title="t", axis="a"),
+        "reliability": plots.reliability([("base", 1, [(0.5, 0.4, 3)]), ("adapter", 0, [(0.9, 1.0, 0)])], title="t"),
+        "dots": plots.log_dots([plots.Dot("d", 0.0, True, "0"), plots.Dot("e", 40.0, False, "40")], limit=0.02,
+                               lowest=1e-6, title="t", axis="a"),
+        "dots without a limit": plots.log_dots([plots.Dot("d", 0.0, True, "0")], limit=0.0, lowest=1e-6, title="t",
+                                               axis="a"),
+        "bars": plots.bars([("g", [plots.Bar(0.0, "0", "var(--c0)")])], [("l", "var(--c0)")], title="t"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", drawings())
+def test_every_plot_is_xml_and_finite(name: str) -> None:
+    drawn = drawings()[name]
+    root = xml.etree.ElementTree.fromstring(drawn)
+    assert root.tag.endswith("svg")
+    assert not re.search(r"nan|inf\b", drawn.replace("system-ui", ""))
+    assert xml.etree.ElementTree.fromstring(svg.alone(drawn)).find(".//style") is not None
+    assert drawn == drawings()[name]
+
+
+def test_dots_lie_where_a_log_axis_has_them() -> None:
+    dots = [plots.Dot("a", 1e-4, True, ""), plots.Dot("b", 1e-3, True, ""), plots.Dot("c", 1e-2, True, "")]
+    drawn = plots.log_dots(dots, limit=0.02, lowest=1e-6, title="t", axis="a")
+    places = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', drawn)]
+    assert places[1] - places[0] == pytest.approx(places[2] - places[1], abs=0.05)
 
 
 @pytest.mark.parametrize(

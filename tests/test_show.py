@@ -8,6 +8,7 @@ from hfadapt.errors import HfadaptError
 from hfadapt.show import (
     WIDTH,
     Heading,
+    Picture,
     Shown,
     Table,
     Text,
@@ -15,6 +16,7 @@ from hfadapt.show import (
     as_markdown,
     as_text,
     show_bytes,
+    show_latency,
     show_number,
     show_seconds,
 )
@@ -113,3 +115,15 @@ def test_wrapped_columns_share_what_is_left_of_a_line() -> None:
 def test_a_wrapped_address_is_not_broken() -> None:
     address = "https://example.org/" + "x" * 90
     assert address in as_text([Table(["a", "b"], [["1", f"see {address}"]], wrap=frozenset({"b"}))])
+
+
+def test_latencies_change_their_unit_at_a_second() -> None:
+    assert [show_latency(value) for value in (0.0213, 0.9994, 1.1, 12.34)] == ["21.3 ms", "999 ms", "1.1 s", "12.3 s"]
+    assert show_latency(None) == "not measured"
+
+
+def test_pictures_are_shown_in_html_alone() -> None:
+    blocks = [Text("before"), Picture("A <plot>", "<svg></svg>"), Text("after")]
+    assert as_text(blocks) == "before\n\nafter"
+    assert "svg" not in as_markdown(blocks)
+    assert "<figcaption>A &lt;plot&gt;</figcaption><svg></svg>" in as_html(blocks)

@@ -83,7 +83,7 @@ class _Attention(torch.autograd.Function):
         for bucket in _parts(settings, heads):
             qp, kp, vp, dp = (_packed(x, bucket, settings.dtype) for x in (q, k, v, dout))
             dqs: list[torch.Tensor] = []
-            dks, dvs = torch.zeros_like(kp), torch.zeros_like(vp)
+            dks = dvs = None
             for first, end, keys in _blocks(bucket, settings.causal):
                 queries, douts = _grouped(qp[:, :, first:end], key_heads), _grouped(dp[:, :, first:end], key_heads)
                 some_keys, some_values = _keys(kp, keys), _keys(vp, keys)
@@ -92,8 +92,8 @@ class _Attention(torch.autograd.Function):
                 shape = (len(bucket.lengths), heads, end - first, keys)
                 options = (bucket.lengths, first, settings.scale, settings.causal, settings.window)
                 kernels.softmax_backward(p.view(shape), d.view(shape), next(log_sums), *options)
-                _add(dvs, torch.bmm(p.transpose(1, 2), douts), keys)
-                _add(dks, torch.bmm(d.transpose(1, 2), queries), keys)
+                dvs = _added(dvs, torch.bmm(p.transpose(1, 2), douts), vp)
+                dks = _added(dks, torch.bmm(d.transpose(1, 2), queries), kp)
                 dqs.append(torch.bmm(d, some_keys).view(*shape[:3], -1))
             whole = dqs[0] if len(dqs) == 1 else torch.cat(dqs, 2)
             for packed, result in zip((whole, dks, dvs), results, strict=True):
@@ -116,8 +116,13 @@ def _keys(x: torch.Tensor, end: int) -> torch.Tensor:
     return flat if end == x.shape[2] else flat[:, :end]
 
 
-def _add(total: torch.Tensor, part: torch.Tensor, end: int) -> None:
-    total.view(-1, total.shape[2], total.shape[3])[:, :end] += part
+def _added(total: torch.Tensor | None, part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The sum of gradients (B·J, end, E) of the first keys, as (B, J, T, E)."""
+    if total is None and part.shape[1] == like.shape[2]:
+        return part.view(like.shape)
+    total = torch.zeros_like(like) if total is None else total
+    total.view(-1, *like.shape[2:])[:, : part.shape[1]] += part
+    return total
 
 
 def attention(

@@ -70,9 +70,11 @@ static void rms_norm(const T *x, const T *w, T *y, float *inverse, i64 N, i64 D,
     for (i64 n = 0; n < N; n++) {
         const T *row = x + n * D;
         float sum = 0;
+#pragma omp simd reduction(+ : sum)
         for (i64 d = 0; d < D; d++) sum += get(row + d) * get(row + d);
         float r = 1.0f / sqrtf(sum / D + eps);
         inverse[n] = r;
+#pragma omp simd
         for (i64 d = 0; d < D; d++) put(y + n * D + d, get(row + d) * r * (get(w + d) + offset));
     }
 }
@@ -84,8 +86,10 @@ static void rms_norm_backward(const T *dy, const T *x, const T *w, const float *
     for (i64 n = 0; n < N; n++) {
         const T *g = dy + n * D, *row = x + n * D;
         float r = inverse[n], sum = 0;
+#pragma omp simd reduction(+ : sum)
         for (i64 d = 0; d < D; d++) sum += get(g + d) * (get(w + d) + offset) * get(row + d);
         float c = sum * r * r * r / D;
+#pragma omp simd
         for (i64 d = 0; d < D; d++) put(dx + n * D + d, get(g + d) * (get(w + d) + offset) * r - get(row + d) * c);
     }
 }
@@ -109,6 +113,7 @@ template <typename T, bool GELU> static void gated(const T *g, const T *u, T *h,
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (i64 start = 0; start < count; start += 4096) {
         i64 end = start + 4096 < count ? start + 4096 : count;
+#pragma omp simd
         for (i64 i = start; i < end; i++) {
             float value, slope;
             activation<GELU>(get(g + i), &value, &slope);
@@ -123,6 +128,7 @@ static void gated_backward(const T *dh, const T *g, const T *u, T *dg, T *du, i6
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (i64 start = 0; start < count; start += 4096) {
         i64 end = start + 4096 < count ? start + 4096 : count;
+#pragma omp simd
         for (i64 i = start; i < end; i++) {
             float value, slope, d = get(dh + i), up = get(u + i);
             activation<GELU>(get(g + i), &value, &slope);
@@ -145,12 +151,14 @@ static void rotary(const T *x, i64 token_stride, i64 head_stride, const T *cos, 
             const T *c = cos + n * E, *s = sin + n * E;
             T *out = y + (n * H + h) * E;
             if (inverse)
+#pragma omp simd
                 for (i64 j = 0; j < half; j++) {
                     float a = get(in + j), b = get(in + j + half);
                     put(out + j, a * get(c + j) + b * get(s + j + half));
                     put(out + j + half, b * get(c + j + half) - a * get(s + j));
                 }
             else
+#pragma omp simd
                 for (i64 j = 0; j < half; j++) {
                     float a = get(in + j), b = get(in + j + half);
                     put(out + j, a * get(c + j) - b * get(s + j));
@@ -170,6 +178,7 @@ static void pack(const S *x, i64 token_stride, i64 head_stride, const i64 *start
             T *out = y + (b * H + h) * T_ * E;
             for (i64 t = 0; t < lengths[b]; t++) {
                 const S *in = x + (starts[b] + t) * token_stride + h * head_stride;
+#pragma omp simd
                 for (i64 e = 0; e < E; e++) put(out + t * E + e, get(in + e));
             }
             memset((void *)(out + lengths[b] * E), 0, sizeof(T) * (T_ - lengths[b]) * E);
@@ -185,6 +194,7 @@ static void unpack(const S *x, T *y, i64 token_stride, i64 head_stride, const i6
             for (i64 t = 0; t < lengths[b]; t++) {
                 const S *in = x + ((b * H + h) * T_ + t) * E;
                 T *out = y + (starts[b] + t) * token_stride + h * head_stride;
+#pragma omp simd
                 for (i64 e = 0; e < E; e++) put(out + e, get(in + e));
             }
 }
@@ -206,9 +216,11 @@ static void softmax(T *scores, float *lse, const i64 *lengths, i64 B, i64 H, i64
             i64 length = lengths[bh / H], t = offset + q, first = 0, end = 0;
             if (t < length) visible(t, length, K, causal, window, &first, &end);
             float best = largest(row + first, end - first), sum = 0;
+#pragma omp simd reduction(+ : sum)
             for (i64 k = first; k < end; k++) sum += exponential(scale * (get(row + k) - best));
             float log_sum = end > first ? scale * best + logf(sum) : 0.0f;
             for (i64 k = 0; k < first; k++) put(row + k, 0.0f);
+#pragma omp simd
             for (i64 k = first; k < end; k++) put(row + k, exponential(scale * get(row + k) - log_sum));
             for (i64 k = end; k < K; k++) put(row + k, 0.0f);
             lse[bh * Q + q] = log_sum;
@@ -226,11 +238,13 @@ static void softmax_backward(T *scores, T *gradients, const float *lse, const i6
             i64 length = lengths[bh / H], t = offset + q, first = 0, end = 0;
             if (t < length) visible(t, length, K, causal, window, &first, &end);
             float log_sum = lse[bh * Q + q], sum = 0;
+#pragma omp simd reduction(+ : sum)
             for (i64 k = first; k < end; k++) {
                 float p = exponential(scale * get(row + k) - log_sum);
                 put(row + k, p);
                 sum += p * get(d + k);
             }
+#pragma omp simd
             for (i64 k = first; k < end; k++) put(d + k, scale * get(row + k) * (get(d + k) - sum));
             for (i64 k = 0; k < first; k++) put(row + k, 0.0f), put(d + k, 0.0f);
             for (i64 k = end; k < K; k++) put(row + k, 0.0f), put(d + k, 0.0f);
@@ -245,10 +259,12 @@ static void cross_entropy(T *logits, const i64 *targets, float *loss, i64 N, i64
     for (i64 n = 0; n < N; n++) {
         T *row = logits + n * V;
         float best = largest(row, V), sum = 0, own = get(row + targets[n]);
+#pragma omp simd reduction(+ : sum)
         for (i64 v = 0; v < V; v++) sum += exponential(get(row + v) - best);
         float log_sum = best + logf(sum);
         loss[n] = log_sum - own;
         if (!gradient) continue;
+#pragma omp simd
         for (i64 v = 0; v < V; v++) put(row + v, exponential(get(row + v) - log_sum));
         put(row + targets[n], exponential(own - log_sum) - 1.0f);
     }

@@ -14,6 +14,7 @@ from hfadapt import kinds
 from hfadapt.batches import padded
 from hfadapt.compute import training_compute
 from hfadapt.data import canaries, read_split
+from hfadapt.evidence import Energy
 from hfadapt.fast import FastPath, product_dtype
 from hfadapt.launch import World, interruptible
 from hfadapt.manifest import write_manifest
@@ -136,6 +137,7 @@ def train_cells(
         world.accelerator.end_training()
     round_as_saved(model, lock)
     records: list[TrainRecord | None] = []
+    seconds = [job.state.seconds for job in jobs]
     for cell, own, job in zip(cells, locks, jobs, strict=True):
         del job.optimizer
         if job.error is not None:
@@ -154,7 +156,7 @@ def train_cells(
             update={
                 "check_losses": tuple(check),
                 "fast_path": loop.path,
-                "energy": meter.energy(job.state.seconds),
+                "energy": _share(meter.energy(sum(seconds)), job.state.seconds / max(sum(seconds), 1e-9)),
                 "compute": training_compute(
                     own,
                     cell.data,
@@ -175,6 +177,15 @@ def _predicted_seconds(cells: Sequence[Cell]) -> float | None:
     """The plan's training time of all cells; None where it had none."""
     found = [cell.plan.cells[0].predicted_seconds for cell in cells]
     return sum(seconds for seconds in found if seconds) if all(found) else None
+
+
+def _share(energy: Energy, share: float) -> Energy:
+    """A cell's share of the energy of a training, by time."""
+    if share > 0.999:
+        return energy
+    grams = None if energy.carbon_grams is None else energy.carbon_grams * share
+    how = f"{energy.how}; {share:.1%} of a training of several adapters, by time"
+    return energy.model_copy(update={"joules": energy.joules * share, "carbon_grams": grams, "how": how})
 
 
 def can_share(one: Cell, other: Cell) -> bool:

@@ -1,0 +1,176 @@
+"""Whether the records of a cell are sound: each readable, possible in itself, and in agreement with the others.
+
+A card repeats what the records say; these checks find what no evaluation can have written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hfadapt.errors import Problem, RunError
+from hfadapt.evidence import DriftRecord, Estimate, SecurityRecord, TransferRecord
+from hfadapt.records import DataRecord, EvaluationRecord, Metric, TrainRecord
+from hfadapt.spec import Record
+
+RECORDS: dict[str, type[Record]] = {
+    "data.json": DataRecord,
+    "train.json": TrainRecord,
+    "evaluation.json": EvaluationRecord,
+    "security.json": SecurityRecord,
+    "drift.json": DriftRecord,
+    "transfer.json": TransferRecord,
+}
+NEEDED = ("data.json", "train.json", "evaluation.json")
+AGAIN = "evaluate the cell again: hfadapt evaluate RECIPE"
+
+
+def check_evidence(folder: Path) -> list[Problem]:
+    """Everything that is wrong with the records in a cell's folder."""
+    found: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for name, kind in RECORDS.items():
+        if not (folder / name).exists():
+            continue
+        try:
+            found[name] = kind.read(folder / name)
+        except RunError as error:
+            problems += error.problems or [Problem(str(error), str(folder / name))]
+    problems += _not_finite(folder)
+    if problems or any(name not in found for name in NEEDED):
+        return problems
+    train, evaluation = found["train.json"], found["evaluation.json"]
+    said = [("evaluation.json", *one) for one in _evaluation(evaluation, train, found["data.json"])]
+    for name, check in (("security.json", _security), ("drift.json", _drift), ("transfer.json", _transfer)):
+        if name in found:
+            said += [(name, *one) for one in check(found[name], train)]
+    for name in ("evaluation.json", "security.json", "drift.json"):
+        record = found.get(name)
+        if record is not None and (record.domain, record.target) != (train.domain, train.target):
+            said.append((name, "the record is of another cell", f"{record.domain}/{record.target}"))
+    return [Problem(what, str(folder / name), got=got, fix=AGAIN) for name, what, got in said]
+
+
+def _not_finite(folder: Path) -> Iterator[Problem]:
+    """NaN and infinity, which JSON does not have but Python writes."""
+    for name in RECORDS:
+        path = folder / name
+        if path.exists():
+            odd: list[str] = []
+            try:
+                json.loads(path.read_text(encoding="utf-8"), parse_constant=odd.append)
+            except ValueError:
+                continue
+            if odd:
+                yield Problem("a value in a record is not a number", str(path), got=", ".join(odd), fix=AGAIN)
+
+
+Said = Iterator[tuple[str, str]]
+
+
+def _estimate(name: str, found: Estimate, *, share: bool = True) -> Said:
+    """An interval holds its value; a share lies between nothing and all; there are rows behind it."""
+    if found.low is not None and found.high is not None and not found.low <= found.value <= found.high:
+        yield f"the interval of {name} does not hold its value", f"{found.value:g} in [{found.low:g}, {found.high:g}]"
+    if share and not 0 <= found.value <= 1:
+        yield f"{name} is not a share", f"{found.value:g}"
+    if found.rows < 1:
+        yield f"there are no rows behind {name}", str(found.rows)
+
+
+def _metric(metric: Metric) -> Said:
+    if metric.base is not None and metric.delta is not None:
+        off = abs(metric.adapter - metric.base - metric.delta)
+        if off > 1e-6 * max(1.0, abs(metric.base)):
+            yield f"the difference of {metric.name} is not adapter minus base", f"{metric.delta:g}"
+    if metric.rows < 1:
+        yield f"there are no rows behind {metric.name}", str(metric.rows)
+
+
+def _evaluation(record: EvaluationRecord, train: TrainRecord, data: DataRecord) -> Said:
+    rows = record.rows
+    if rows != data.splits.get(record.split):
+        yield "not all rows of the split were evaluated", f"{rows} of {data.splits.get(record.split)}"
+    general = (record.general_text,) if record.general_text else ()
+    for metric in (*record.metrics, *general, *record.harness):
+        yield from _metric(metric)
+    yield from _parts(record)
+    if record.efficiency:
+        if not 0 < record.efficiency.latency_p50_seconds <= record.efficiency.latency_p95_seconds:
+            yield "the median latency is above the slowest twentieth's", f"{record.efficiency.latency_p50_seconds:g}"
+        if record.efficiency.adapter_bytes != train.adapter_bytes:
+            yield "the size of the adapter is not that of train.json", str(record.efficiency.adapter_bytes)
+
+
+def _parts(record: EvaluationRecord) -> Said:
+    """Tests, slices, bins and examples, which all are of the evaluated rows."""
+    rows = record.rows
+    for test in record.paired_tests:
+        if not 0 <= test.p_value <= 1:
+            yield f"the p value of {test.metric} is not between 0 and 1", f"{test.p_value:g}"
+        if test.better + test.worse > rows:
+            yield f"the test of {test.metric} counts more rows than there are", f"{test.better} and {test.worse}"
+    for one in record.slices:
+        if not 0 < one.rows <= rows:
+            yield f"the slice {one.by} {one.name} has more rows than there are, or none", str(one.rows)
+    found = record.calibration
+    for who, bins in (("base", found.base), ("adapter", found.adapter)) if found else ():
+        if bins and sum(one.rows for one in bins) != rows:
+            yield f"the reliability of the {who} does not count every row", str(sum(one.rows for one in bins))
+        if any(not 0 <= value <= 1 for one in bins for value in (one.confidence, one.accuracy)):
+            yield f"the reliability of the {who} is not a share", ""
+    if any(not 0 <= one.split_row < rows for one in record.failures):
+        yield "a failing example is not a row of the split", ", ".join(str(one.split_row) for one in record.failures)
+
+
+def _security(record: SecurityRecord, train: TrainRecord) -> Said:
+    member = record.membership
+    for attack in (*member.attacks, member.blind) if member else ():
+        yield from _estimate(f"the area under the curve of {attack.name}", attack.auc)
+        yield from _estimate(f"the rate of {attack.name}", attack.tpr_at_1pct_fpr)
+    if member and not member.members * member.non_members:
+        yield "membership inference without members or without others", f"{member.members}, {member.non_members}"
+    if record.canaries:
+        # Canaries that were planted no time at all are controls.
+        groups = [group for group in record.canaries.groups if group.repeats > 0]
+        if sum(group.canaries for group in groups) != record.canaries.planted:
+            yield "the groups of canaries are not all that were planted", str(record.canaries.planted)
+        if any(group.found > group.canaries for group in groups):
+            yield "more canaries were found than planted", ""
+        if record.canaries.found and not any(group.found for group in groups):
+            yield "whether canaries were found is not what the groups say", str(record.canaries.found)
+    if record.verbatim:
+        yield from _estimate("verbatim reproduction", record.verbatim.rate)
+        yield from _estimate("verbatim reproduction by the base", record.verbatim.base_rate)
+        if record.verbatim.held_out_rate:
+            yield from _estimate("verbatim reproduction of held-out rows", record.verbatim.held_out_rate)
+    if record.personal_data and record.personal_data.repeated > sum(record.personal_data.found.values()):
+        yield "more personal data was repeated than found", str(record.personal_data.repeated)
+    for one in record.robustness:
+        yield from _estimate(f"the drop under {one.name}", one.drop, share=False)
+        if one.changed_rows > one.rows:
+            yield f"{one.name} changed more rows than there are", str(one.changed_rows)
+
+
+def _drift(record: DriftRecord, train: TrainRecord) -> Said:
+    names = [variant.name for variant in record.variants]
+    if len(set(names)) != len(names):
+        yield "two variants have one name", ", ".join(names)
+    for variant in record.variants:
+        if variant.kl_nats < 0 or variant.max_logit_difference < 0:
+            yield f"the divergence of {variant.name} is negative", f"{variant.kl_nats:g}"
+        if variant.kl_nats > record.limit_kl_nats and variant.name not in record.refused:
+            yield f"{variant.name} is above the limit and not refused", f"{variant.kl_nats:g} nats a label"
+    if strangers := [name for name in record.refused if name not in names]:
+        yield "what is refused was not measured", ", ".join(strangers)
+
+
+def _transfer(record: TransferRecord, train: TrainRecord) -> Said:
+    for one in record.targets:
+        if one.target != train.target or any(cell.adapter != train.domain for cell in one.cells):
+            yield "the row is of another adapter", f"{one.target}: {', '.join(cell.adapter for cell in one.cells)}"
+        for cell in one.cells:
+            if cell.base is not None and cell.delta is not None and abs(cell.value - cell.base - cell.delta) > 1e-6:
+                yield f"the difference on {cell.data} is not adapter minus base", f"{cell.delta:g}"

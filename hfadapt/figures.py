@@ -1,0 +1,348 @@
+"""What the report draws: from the records of a run's cells to plots. The page and a notebook show the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hfadapt import plots, svg
+from hfadapt.evidence import DriftRecord, Estimate, ReliabilityBin, SecurityRecord, TransferRecord, TransferTarget
+from hfadapt.records import PHASES, CellReport, EvaluationRecord, Metric, Step, TrainRecord, show_gain
+from hfadapt.show import show_bytes, show_latency, show_number, show_seconds
+
+PREDICTED, MEASURED = "var(--pale)", "var(--c0)"
+STAGES = (("load", "var(--c4)"), ("train", "var(--c0)"), ("train, predicted", PREDICTED), ("evaluate", "var(--c2)"))
+MOST_SLICES = 14
+LOWEST_KL = 1e-6
+CHANCE = 0.5
+"""Area under the curve of a guess."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One cell with those of its records that exist."""
+
+    report: CellReport
+    train: TrainRecord | None = None
+    evaluation: EvaluationRecord | None = None
+    steps: Sequence[Step] = ()
+    security: SecurityRecord | None = None
+    drift: DriftRecord | None = None
+
+
+Drawn = list[tuple[str, str]]
+"""Titles and SVG."""
+
+
+def names(cells: Sequence[Seen]) -> dict[int, str]:
+    """What to call each cell: its domain, with the target where there are several."""
+    several = len({cell.report.target for cell in cells}) > 1
+    return {
+        id(cell): f"{cell.report.domain} · {cell.report.target}" if several else cell.report.domain for cell in cells
+    }
+
+
+def verdict(metric: Metric) -> str:
+    """`better`, `worse`, or `open` where the interval of the difference holds zero or is unknown."""
+    return {None: "open", True: "better", False: "worse"}[better(metric.low, metric.high, metric.higher_is_better)]
+
+
+def better(low: float | None, high: float | None, higher_is_better: bool = True) -> bool | None:
+    """Whether a difference is for the better; None where its interval holds zero or is unknown."""
+    if low is None or high is None or low <= 0 <= high:
+        return None
+    return (low > 0) == higher_is_better
+
+
+def leading(cells: Sequence[Seen]) -> Metric | None:
+    """The first metric of the run."""
+    return next((cell.report.metrics[0] for cell in cells if cell.report.metrics), None)
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def matrix(cells: Sequence[Seen]) -> str | None:
+    """The leading metric: domains by baseline and adapter; with several targets, domains by targets."""
+    first = leading(cells)
+    if first is None:
+        return None
+    baseline = next((cell.report.baseline for cell in cells if cell.report.baseline), "baseline")
+    targets = list(dict.fromkeys(cell.report.target for cell in cells))
+    values, notes = {}, {}
+    for cell in cells:
+        metric = next((metric for metric in cell.report.metrics if metric.name == first.name), None)
+        if metric is None:
+            continue
+        column = "adapter" if len(targets) == 1 else cell.report.target
+        values[cell.report.domain, column] = metric.adapter
+        if metric.base is not None and len(targets) == 1:
+            values[cell.report.domain, baseline] = metric.base
+        if metric.base is not None and metric.delta is not None:
+            gain = f"{metric.delta:+.3f}"
+            notes[cell.report.domain, column] = gain if len(targets) == 1 else f"{metric.base:.3f} {gain}"
+    return plots.heat_map(
+        list(dict.fromkeys(cell.report.domain for cell in cells)),
+        [baseline, "adapter"] if len(targets) == 1 else targets,
+        values,
+        title=f"{first.name} of baseline and adapter",
+        show=show_number,
+        notes=notes,
+        higher_is_better=first.higher_is_better,
+    )
+
+
+def gains(cells: Sequence[Seen]) -> Drawn:
+    """For each metric, the difference of every cell with its interval."""
+    called = names(cells)
+    kinds: dict[str, list[plots.Effect]] = {}
+    for cell in cells:
+        for metric in cell.report.metrics:
+            if metric.delta is None:
+                continue
+            good = better(metric.low, metric.high, metric.higher_is_better)
+            effect = plots.Effect(called[id(cell)], metric.delta, metric.low, metric.high, good, show_gain(metric))
+            kinds.setdefault(metric.name, []).append(effect)
+    return [
+        (name, plots.forest(effects, title=f"Difference in {name}", axis=f"adapter − baseline, {name}"))
+        for name, effects in kinds.items()
+    ]
+
+
+def recall(cells: Sequence[Seen]) -> str | None:
+    """Recall of each class, for at most twelve classes."""
+    called, values, notes = names(cells), {}, {}
+    for cell in cells:
+        for label, found in (cell.evaluation.per_class if cell.evaluation else {}).items():
+            key = (called[id(cell)], label)
+            values[key], notes[key] = found["adapter"], f"from {found['base']:.2f}"
+    columns = list(dict.fromkeys(label for _, label in values))
+    if not columns or len(columns) > 12:
+        return None
+    rows = list(dict.fromkeys(row for row, _ in values))
+    return plots.heat_map(rows, columns, values, title="Recall by class", show=lambda v: f"{v:.2f}", notes=notes)
+
+
+def cross_domain(record: TransferRecord | None) -> Drawn:
+    """For each target, every adapter on every domain, shaded by the difference from that domain's baseline."""
+    return [(one.target, _cross(one)) for one in (record.targets if record else ()) if one.cells]
+
+
+def _cross(one: TransferTarget) -> str:
+    values = {(cell.adapter, cell.data): cell.value for cell in one.cells}
+    deltas = {(cell.adapter, cell.data): cell.delta for cell in one.cells if cell.delta is not None}
+    return plots.heat_map(
+        list(dict.fromkeys(cell.adapter for cell in one.cells)),
+        list(dict.fromkeys(cell.data for cell in one.cells)),
+        values,
+        title=f"{one.metric} of every adapter on every domain, {one.target}",
+        show=show_number,
+        notes={pair: f"{delta:+.3f}" for pair, delta in deltas.items()},
+        higher_is_better=one.higher_is_better,
+        gains=deltas,
+        corner="adapter ↓ data →",
+    )
+
+
+def slices(cells: Sequence[Seen]) -> str | None:
+    """The slices of all cells on which the adapter does worst, from baseline to adapter."""
+    called, found = names(cells), []
+    for cell in cells:
+        for one in cell.evaluation.slices if cell.evaluation else ():
+            known = {metric.name: metric.higher_is_better for metric in cell.evaluation.metrics}  # type: ignore[union-attr]
+            up = known.get(one.metric, True)
+            change = f" ({one.delta:+.3f})" if one.delta is not None else ""
+            move = plots.Move(
+                f"{called[id(cell)]}: {one.by} {_short(one.name.rsplit('/', 1)[-1])}",
+                one.base,
+                one.adapter,
+                better(one.low, one.high, up),
+                f"{one.adapter:.3f}{change}, {one.rows:,} rows",
+            )
+            found.append((one.adapter if up else -one.adapter, move))
+    if not found:
+        return None
+    found.sort(key=lambda pair: pair[0])
+    first = leading(cells)
+    axis = f"{first.name if first else 'metric'}, baseline → adapter"
+    return plots.dumbbell([move for _, move in found[:MOST_SLICES]], title="Slices, the worst first", axis=axis)
+
+
+def _short(name: str, most: int = 28) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def calibration(cells: Sequence[Seen]) -> Drawn:
+    """A reliability diagram of each cell, with the calibration error that follows from its bins."""
+    drawn = []
+    for cell in cells:
+        found = cell.evaluation.calibration if cell.evaluation else None
+        if found is None or not found.adapter:
+            continue
+        baseline = cell.evaluation.baseline if cell.evaluation else "base"
+        curves = [
+            (f"{who} {_error(bins):.3f}", colour, [(one.confidence, one.accuracy, one.rows) for one in bins])
+            for who, colour, bins in ((baseline, 1, found.base), ("adapter", 0, found.adapter))
+            if bins
+        ]
+        drawn.append((names(cells)[id(cell)], plots.reliability(curves, title="Reliability")))
+    return drawn
+
+
+def _error(bins: Sequence[ReliabilityBin]) -> float:
+    """Expected calibration error (Naeini et al. 2015) over bins."""
+    rows = sum(one.rows for one in bins)
+    return sum(one.rows * abs(one.confidence - one.accuracy) for one in bins) / rows if rows else 0.0
+
+
+# --- risks -----------------------------------------------------------------------------------------------------------
+
+
+def robustness(cells: Sequence[Seen]) -> Drawn:
+    """For each change of the rows, what every adapter loses."""
+    called = names(cells)
+    kinds: dict[str, list[plots.Effect]] = {}
+    metric = "the metric"
+    for cell in cells:
+        for one in cell.security.robustness if cell.security else ():
+            metric = one.metric
+            shown = _bounds(one.drop)
+            good = better(one.drop.low, one.drop.high, higher_is_better=False)
+            effect = plots.Effect(called[id(cell)], one.drop.value, one.drop.low, one.drop.high, good, shown)
+            kinds.setdefault(one.name, []).append(effect)
+    return [
+        (name, plots.forest(effects, title=f"What {name} cost", axis=f"loss of {metric}"))
+        for name, effects in kinds.items()
+    ]
+
+
+def _bounds(one: Estimate) -> str:
+    if one.low is None or one.high is None:
+        return f"{one.value:+.3f}"
+    return f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]"
+
+
+def membership(cells: Sequence[Seen]) -> str | None:
+    """The strongest membership inference of each cell, beside what the texts alone give away."""
+    effects = []
+    for cell in cells:
+        found = cell.security.membership if cell.security else None
+        if found is None or not found.attacks:
+            continue
+        worst, blind = max(found.attacks, key=lambda attack: attack.auc.value), found.blind.auc
+        value = worst.auc
+        shown = f"{value.value:.3f} by {worst.name}; texts alone {blind.value:.3f}"
+        effects.append(
+            plots.Effect(
+                names(cells)[id(cell)], value.value, value.low, value.high, not found.leaks, shown,
+                (blind.value, blind.low, blind.high),
+            )
+        )  # fmt: skip
+    if not effects:
+        return None
+    return plots.forest(
+        effects, title="Membership inference", axis="area under the curve", reference=CHANCE, wide=380.0
+    )
+
+
+def drift(cells: Sequence[Seen]) -> str | None:
+    """The divergence of every way to serve the adapters, on a logarithmic axis with the limit."""
+    dots, limit = [], 0.0
+    for cell in cells:
+        for one in cell.drift.variants if cell.drift else ():
+            limit = cell.drift.limit_kl_nats if cell.drift else 0.0
+            refused = cell.drift is not None and one.name in cell.drift.refused
+            shown = f"{one.kl_nats:.2g} nats{', refused' if refused else ''}"
+            dots.append(plots.Dot(f"{names(cells)[id(cell)]}: {one.name}", one.kl_nats, not refused, shown))
+    if not dots:
+        return None
+    return plots.log_dots(
+        dots,
+        limit=limit,
+        lowest=LOWEST_KL,
+        title="Merge drift",
+        axis="divergence from the trained adapter, nats a label",
+    )
+
+
+# --- training and machine --------------------------------------------------------------------------------------------
+
+
+def losses(cells: Sequence[Seen]) -> Drawn:
+    """Loss curves."""
+    called = names(cells)
+    return [
+        (called[id(cell)], svg.loss_chart([step.model_dump() for step in cell.steps], small=True))
+        for cell in cells
+        if cell.steps
+    ]
+
+
+def memory(cells: Sequence[Seen]) -> Drawn:
+    """Peak memory of each phase, predicted and measured, all cells on one scale."""
+    every = [
+        value or 0
+        for cell in cells
+        for found in cell.report.memory.values()
+        for value in (found.predicted_peak_bytes, found.measured_peak_bytes)
+    ]
+    drawn = []
+    for cell in cells:
+        groups = []
+        for phase in PHASES:
+            if phase in cell.report.memory:
+                found = cell.report.memory[phase]
+                pair = ((found.predicted_peak_bytes, PREDICTED), (found.measured_peak_bytes, MEASURED))
+                groups.append((phase, [plots.Bar(float(v or 0), show_bytes(v), colour) for v, colour in pair]))
+        if groups:
+            legend = (("predicted", PREDICTED), ("measured", MEASURED))
+            plot = plots.bars(groups, legend, title="Peak memory by phase", most=float(max(every)), wide=160.0)
+            drawn.append((names(cells)[id(cell)], plot))
+    return drawn
+
+
+def time(cells: Sequence[Seen]) -> str | None:
+    """Seconds of loading, training and evaluating."""
+    groups = []
+    for cell in cells:
+        if cell.train is None:
+            continue
+        spent = {"load": cell.train.load_seconds, "train": cell.train.seconds}
+        if cell.train.predicted_seconds is not None:
+            spent["train, predicted"] = cell.train.predicted_seconds
+        if cell.evaluation:
+            spent["evaluate"] = cell.evaluation.seconds
+        group = [plots.Bar(spent[name], show_seconds(spent[name]), colour) for name, colour in STAGES if name in spent]
+        groups.append((names(cells)[id(cell)], group))
+    return plots.bars(groups, STAGES, title="Time by stage", wide=190.0) if groups else None
+
+
+def speed(cells: Sequence[Seen]) -> str | None:
+    """Tokens a second of training and evaluation."""
+    colours = {"training": "var(--c0)", "evaluation": "var(--c2)"}
+    groups = []
+    for cell in cells:
+        if cell.train is None:
+            continue
+        speeds = {"training": cell.train.tokens_per_second}
+        if cell.evaluation and cell.evaluation.tokens_per_second:
+            speeds["evaluation"] = cell.evaluation.tokens_per_second
+        group = [plots.Bar(value, f"{value:,.0f} tok/s", colours[name]) for name, value in speeds.items()]
+        groups.append((names(cells)[id(cell)], group))
+    return plots.bars(groups, tuple(colours.items()), title="Tokens a second", wide=190.0) if groups else None
+
+
+def latency(cells: Sequence[Seen]) -> str | None:
+    """Time for one row alone, of base and adapter."""
+    legend = (("base, median", "var(--pale)"), ("adapter, median", "var(--c0)"), ("slowest 5 %", "var(--c1)"))
+    groups = []
+    for cell in cells:
+        found = cell.evaluation.efficiency if cell.evaluation else None
+        if found is None:
+            continue
+        values = (found.base_latency_p50_seconds, found.latency_p50_seconds, found.latency_p95_seconds)
+        group = [
+            plots.Bar(value, show_latency(value), colour) for value, (_, colour) in zip(values, legend, strict=True)
+        ]
+        groups.append((names(cells)[id(cell)], group))
+    return plots.bars(groups, legend, title="Latency of one row", wide=190.0) if groups else None
