@@ -25,8 +25,9 @@ SMALL_WEIGHTS_BYTES = 2_000_000_000
 REACHED_RATIO = 0.5
 MOVES_PER_SAVED_BYTE = 12
 CPU_BYTES_PER_SECOND_AND_CORE = 2.5e9
-HALF_RATE_TOKENS = {"cpu": 32, "gpu": 512}
-"""Tokens of a micro-batch at which half of the speed is lost to the overhead of starting operations."""
+HALF_RATE_TOKENS = {"cpu": 256, "gpu": 512}
+"""Tokens of a micro-batch at which half of the speed is lost to the overhead of starting operations. On two cores
+SmolLM2-135M took 0.21 s for a step of 64 tokens, 0.72 s for 720 and 1.13 s for 1,440."""
 CLOSE_RATIO = 1.25
 """A configuration within this of the best possible time ends the search for a faster one."""
 SAME_RATIO = 1.05

@@ -7,6 +7,7 @@ from tiny import make_lock, make_loop, pairs
 
 from hfadapt.compute import base_compute, tuning_compute
 from hfadapt.facts import model_facts
+from hfadapt.tasks import loss_sum
 
 
 def compute(lock, tokens, labels, trained, mean, hub_id=None):
@@ -29,7 +30,7 @@ def test_the_formula_is_what_torch_counts(models, tmp_path, method, checkpointin
     lock = make_lock(models / "lm", adapter__method=method, train__checkpointing=checkpointing, train__fast=False)
     loop = make_loop(lock, tmp_path, pairs(8))
     model, task = loop.model, loop.loop.task
-    batch = task.collate(loop.loop.train, 0)
+    batch = task.collate(loop.job.train, 0)
     width = int(batch["attention_mask"].sum(1).min())
     # Rows of one length, so that padding is not counted.
     batch = {name: tensor[:, :width] for name, tensor in batch.items()}
@@ -38,7 +39,7 @@ def test_the_formula_is_what_torch_counts(models, tmp_path, method, checkpointin
     if not checkpointing and method == "lora":
         model.enable_input_require_grads()
     with FlopCounterMode(display=False) as counter:
-        loss, labels = task.loss_sum(model, batch)
+        loss, labels = loss_sum(task, model, batch)
         loss.backward()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     found = compute(lock, batch["input_ids"].numel(), labels, trained, width).tuning_flops

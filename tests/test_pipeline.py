@@ -406,7 +406,9 @@ def test_two_processes_learn_what_one_does(models, tmp_path):
 def test_ctrl_c_keeps_what_is_done_and_the_next_run_goes_on(models, tmp_path):
     write_rows(tmp_path / "one.jsonl", labelled(120))
     write_rows(tmp_path / "two.jsonl", labelled(120, seed=1))
-    fields = recipe_fields(models / "encoder", domains=DOMAINS, train={"batch_rows": 8, "max_steps": 80})
+    fields = recipe_fields(
+        models / "encoder", domains=DOMAINS, train={"batch_rows": 8, "max_steps": 80, "together": False}
+    )
     write_recipe(tmp_path / "tiny.yaml", fields)
     process = start("train", "tiny.yaml", folder=tmp_path)
     started = 0
@@ -462,10 +464,10 @@ def test_memory_that_runs_out_is_no_traceback(folder, monkeypatch):
     from hfadapt.pipeline import run_recipe
     from hfadapt.recipe_file import load_recipe
 
-    def train_cell(*args, **kwargs):
+    def train_cells(*args, **kwargs):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 GB")
 
-    monkeypatch.setattr("hfadapt.train.train_cell", train_cell)
+    monkeypatch.setattr("hfadapt.train.train_cells", train_cells)
     recipe = load_recipe(folder / "tiny.yaml", ["train.learning_rate=0.002"])
     run = run_recipe(recipe, domains=["one"], recipe_folder=folder, folder=folder / "runs/tiny", until="train")
     failed = next(each for each in run.report.cells if each.domain == "one")

@@ -180,18 +180,19 @@ def test_cotrain_section_takes_the_neighbours_and_the_worst_difference() -> None
 
 
 def test_the_schedule_is_hfadapts(tmp_path: Path) -> None:
-    from hfadapt.train.loop import Loop
+    from hfadapt.train.job import Job
 
     job = measure.Job.__new__(measure.Job)
     job.prepared = {"warmup_ratio": 0.06}
-    loop = Loop.__new__(Loop)
-    loop.total_steps = 25
+    training = Job.__new__(Job)
+    training.total_steps = 25
 
     class Settings:
         learning_rate, warmup_ratio, schedule = 1.0, 0.06, "linear"
 
-    loop.settings = Settings()  # type: ignore[assignment]
-    assert [job.rate_factor(step, 25) for step in range(1, 26)] == [loop.learning_rate(step) for step in range(1, 26)]
+    training.settings = Settings()  # type: ignore[assignment]
+    wanted = [training.learning_rate(step) for step in range(1, 26)]
+    assert [job.rate_factor(step, 25) for step in range(1, 26)] == wanted
 
 
 def test_every_workload_can_be_run_as_it_is_described() -> None:

@@ -1,8 +1,13 @@
 """hfadapt: `train_cell` on the cell whose rows and plan were prepared, as the command line starts it."""
 
+import os
+
 from hfadapt.allocator import restart
 
 restart()
+# As the command line sets them.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import json  # noqa: E402 - the allocator is set before anything heavy is imported
 import shutil  # noqa: E402
@@ -50,9 +55,9 @@ def watch_model(watch: Watch) -> None:
 
     from hfadapt.train import stage
 
-    attach = stage.attach_adapter
+    attach = stage.attach_adapters
 
-    def attach_adapter(*args: Any, **kwargs: Any) -> Any:
+    def attach_adapters(*args: Any, **kwargs: Any) -> Any:
         watch.model = attach(*args, **kwargs)
         stored = load_file(JOB.init / "adapter_model.safetensors")
         own = get_peft_model_state_dict(watch.model, save_embedding_layers=False)
@@ -60,7 +65,7 @@ def watch_model(watch: Watch) -> None:
             raise SystemExit("hfadapt's start is not the stored one")
         return watch.model
 
-    stage.attach_adapter = attach_adapter  # type: ignore[assignment]
+    stage.attach_adapters = attach_adapters  # type: ignore[assignment]
 
 
 def main() -> None:

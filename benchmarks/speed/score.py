@@ -104,13 +104,14 @@ class Judge:
         import torch
 
         from hfadapt.batches import padded
+        from hfadapt.tasks import loss_sum
 
         rows = [self.examples["train"][row] for row in self.prepared["batches"][str(self.seed)][0]]
         self.model.train()
         total, labels = 0.0, 0
         trained = [p for p in self.model.parameters() if p.requires_grad]
         for _, batch in padded(self.task, rows, self.prepared["pad_token_id"], self.device, 4):
-            summed, count = self.task.loss_sum(self.model, batch)
+            summed, count = loss_sum(self.task, self.model, batch)
             summed.backward()
             total, labels = total + float(summed.detach()), labels + count
         norm = torch.sqrt(sum((p.grad.double() / labels).pow(2).sum() for p in trained if p.grad is not None))

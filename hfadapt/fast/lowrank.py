@@ -43,10 +43,12 @@ class Group:
     """Layers that share an input, such as query, key and value.
 
     For each adapter, A of all layers one below the other (L·R, I), and scaling · B of each (O, R), are kept in the
-    dtype of the products; `refresh` copies them from the parameters after every optimizer step.
+    dtype of the products, in which results stay when `narrow`; `refresh` copies them from the parameters after every
+    optimizer step.
     """
 
     layers: list[Layer]
+    narrow: bool = False
     _low: dict[str, tuple[torch.Tensor, list[torch.Tensor]]] = field(default_factory=dict)
 
     @property
@@ -168,7 +170,7 @@ class _Shared(torch.autograd.Function):
         ys, lows = _product(group, flat, segments)
         ctx.save_for_backward(flat, *lows)
         ctx.group, ctx.segments, ctx.shape, ctx.x_dtype = group, segments, x.shape, x.dtype
-        return tuple(y.to(x.dtype) for y in ys)
+        return tuple(y if group.narrow else y.to(x.dtype) for y in ys)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:

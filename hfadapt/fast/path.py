@@ -27,6 +27,9 @@ from hfadapt.tasks.causal_lm import labelled_positions
 SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj", "up_proj"), ("w1", "w3"))
 """Layers of one module that are given the same input; where they are not, each is worked out alone."""
 COMPUTE_8BIT = torch.bfloat16
+NARROW = ("intermediate.dense", "lin1", "fc1", "wi", "Wi", "Wqkv")
+"""With `SHARED_INPUTS`, layers whose results go into attention or an activation and not into the sum of a residual
+stream: they stay in the dtype of the products, as under autocast."""
 LOSS_LOGITS = 16_000_000
 """Logits made at once: 32 MB in 16 bits."""
 
@@ -130,9 +133,11 @@ class FastPath:
             for names in SHARED_INPUTS:
                 together = [known[id(children[n])] for n in names if n in children and id(children[n]) in known]
                 if len(together) == len(names) and _alike(together):
-                    groups.append(Group(together))
+                    groups.append(Group(together, narrow=True))
                     taken |= {id(layer.module) for layer in together}
-        return groups + [Group([layer]) for layer in layers if id(layer.module) not in taken]
+        paths = {id(module): path for path, module in self.model.named_modules()}
+        left = [layer for layer in layers if id(layer.module) not in taken]
+        return groups + [Group([layer], narrow=paths[id(layer.module)].endswith(NARROW)) for layer in left]
 
 
 def _alike(layers: Sequence[Layer]) -> bool:

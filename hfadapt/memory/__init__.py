@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hfadapt import kinds, samples
@@ -32,8 +33,6 @@ OPTIMIZER_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03, "paged-adamw-8bit": 2.03}
 """State per trained parameter: two moments; in 8 bits with one float32 scale per block of 256."""
 SHORT_TOKENS = 256
 """Rows are traced up to this length; longer ones up to twice of it."""
-TRACE_VERSION = 2
-"""To be raised when traces change their meaning, so that kept ones are not used."""
 STEPWISE_MODEL_TYPES = ("falcon_mamba", "jamba", "mamba", "recurrent_gemma", "rwkv", "zamba")
 """Models whose own code goes through a row token by token; what that keeps is linear in the length, so short rows are
 traced, as long ones would take minutes."""
@@ -334,12 +333,20 @@ def is_traced(facts: ModelFacts, workload: Workload) -> bool:
 
 
 @cache
+def _traced_code() -> str:
+    """Hash of the code that a trace runs: another one makes another trace."""
+    here = Path(__file__).parent
+    files = [here / "trace.py", *sorted((here.parent / "fast").glob("*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+@cache
 def _known_terms(key: StepKey) -> Terms | None:
     """The traced terms, kept on disk for as long as the libraries stay the same; None when tracing fails."""
     from hfadapt.memory.trace import step_terms
 
     made_by = [f"{name} {version(name)}" for name in ("torch", "transformers", "peft")]
-    text = json.dumps([TRACE_VERSION, made_by, asdict(key)], sort_keys=True)
+    text = json.dumps([_traced_code(), made_by, asdict(key)], sort_keys=True)
     path = samples.cache_folder() / "traces" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))

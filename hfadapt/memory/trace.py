@@ -169,15 +169,26 @@ def _marks(key: StepKey, layers: int) -> list[tuple[int, dict[str, int]]]:
             if parameter.requires_grad:
                 # As in the second micro-batch of a step: gradients are there and are added to.
                 parameter.grad = torch.empty_like(parameter)
-        return [(length, _step(key, model, _inputs(key, model, length), length)) for length in key.lengths]
+        try:
+            return [(length, _step(key, model, length, rows=key.fast)) for length in key.lengths]
+        except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+            if not key.fast:
+                raise
+            # As the loop does where a model's attention is of another kind: rows side by side.
+            return [(length, _step(key, model, length, rows=False)) for length in key.lengths]
 
 
-def _step(key: StepKey, model: nn.Module, inputs: dict[str, torch.Tensor], length: int) -> dict[str, int]:
-    """Forward and backward, then a forward pass for scoring."""
+def _step(key: StepKey, model: nn.Module, length: int, rows: bool) -> dict[str, int]:
+    """Forward and backward, then a forward pass for scoring.
+
+    Args:
+        rows: Attention inside rows, which a generating model is then given in one line.
+    """
+    inputs = _inputs(key, model, length, in_line=rows and key.generates)
     marks = {TRAINED: sum(p.numel() for p in model.parameters() if p.requires_grad)}
     model.train()
     with Live(model) as live:
-        with _fast(key, model, length):
+        with _fast(key, model, length, rows):
             copies = live.bytes
             live.peak_bytes = copies
             loss = _loss(key, model, inputs)
@@ -193,21 +204,22 @@ def _step(key: StepKey, model: nn.Module, inputs: dict[str, torch.Tensor], lengt
             marks["validate_peak"] = live.peak_bytes - before
     # Scoring pads rows side by side and uses the libraries' own forward passes.
     with Live(model) as live, torch.no_grad():
-        _loss(key, model, _inputs(replace(key, fast=False), model, length))
+        _loss(key, model, _inputs(key, model, length, in_line=False))
         marks["evaluate_peak"] = live.peak_bytes
     return marks
 
 
 @contextmanager
-def _fast(key: StepKey, model: nn.Module, length: int) -> Iterator[None]:
+def _fast(key: StepKey, model: nn.Module, length: int, rows: bool) -> Iterator[None]:
     """The training loop's own fast path, when it is on; what it copies once is counted with the weights."""
     if not key.fast:
         yield
         return
     products = getattr(torch, key.matmul_dtype) if key.dtype == "float32" and not key.bits else None
     names, lengths = ["default"] * ROWS, [length] * ROWS
-    documents = fast.one_line(lengths, names) if key.generates else fast.side_by_side(lengths, length, names)
-    with fast.FastPath(model, products).on(), fast.batch(documents, products):
+    in_line = rows and key.generates
+    documents = fast.one_line(lengths, names) if in_line else fast.side_by_side(lengths, length, names)
+    with fast.FastPath(model, products).on(rows=rows), fast.batch(documents, products):
         yield
 
 
@@ -335,12 +347,12 @@ def _make_fake(model: nn.Module) -> None:
                 table[name] = made[id(old)][1]
 
 
-def _inputs(key: StepKey, model: Any, length: int) -> dict[str, torch.Tensor]:
+def _inputs(key: StepKey, model: Any, length: int, in_line: bool) -> dict[str, torch.Tensor]:
     config = model.config
     if getattr(config, "image_size", None) and not getattr(config, "vocab_size", 0):
         size = config.image_size if isinstance(config.image_size, (list, tuple)) else (config.image_size,) * 2
         return {"pixel_values": torch.zeros(ROWS, config.num_channels, *size, dtype=getattr(torch, key.dtype))}
-    if key.fast and key.generates:
+    if in_line:
         tokens = fast.one_line([length] * ROWS, ["default"] * ROWS).tokens
         ids = torch.zeros(1, tokens, dtype=torch.long)
         return {"input_ids": ids, "position_ids": ids}
