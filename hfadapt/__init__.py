@@ -34,6 +34,7 @@ _HOME = {
     "check_recipe": "hfadapt.pipeline",
     "examine": "hfadapt.doctor",
     "load_adapted": "hfadapt.predict",
+    "load_bank": "hfadapt.bank",
     "load_recipe": "hfadapt.recipe_file",
     "make_plan": "hfadapt.plan",
     "resolve_model": "hfadapt.model",
@@ -45,6 +46,7 @@ _HOME = {
 __all__ = ["__version__", "run", *_HOME]
 
 if TYPE_CHECKING:
+    from hfadapt.bank import load_bank as load_bank
     from hfadapt.data import DataReport as DataReport
     from hfadapt.errors import HfadaptError as HfadaptError
     from hfadapt.errors import RecipeError as RecipeError

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hfadapt import hardware, kinds, memory
@@ -16,7 +16,17 @@ from hfadapt.errors import Problem, RequestError
 from hfadapt.facts import ModelFacts, model_facts
 from hfadapt.hardware import Target
 from hfadapt.memory import Workload
-from hfadapt.plan_search import Candidate, Question, alternatives, best, search, shared, storages_of, stored_bytes
+from hfadapt.plan_search import (
+    Candidate,
+    Question,
+    alternatives,
+    best,
+    resident,
+    search,
+    shared,
+    storages_of,
+    stored_bytes,
+)
 from hfadapt.recipe import AUTO, THIS_MACHINE, Lock, Recipe
 from hfadapt.records import CellPlan, DataRecord, Decision, Lengths, Plan, Rejected
 from hfadapt.show import show_bytes, show_seconds
@@ -321,6 +331,7 @@ def _plan_cell(
     chosen = best(fitting) if fitting else min(candidates, key=lambda one: one.peak_bytes)
     _settle_storage(decided, question, chosen, candidates)
     chosen = _settle_together(decided, question, chosen, sharing)
+    chosen = _settle_resident(decided, question, chosen)
     _settle_evaluation(decided, recipe, facts, chosen, work, budget)
     decided.made.append(
         Decision(
@@ -497,6 +508,27 @@ def _settle_together(decided: Decisions, question: Question, chosen: Candidate, 
         if not fits:
             reason = "one domain after the other: together they do not fit"
     return together if decided.settle("train.together", worth, reason, rejected) else chosen
+
+
+def _settle_resident(decided: Decisions, question: Question, chosen: Candidate) -> Candidate:
+    """How many layers of a quantised base are kept unpacked beside it while training."""
+    work, trainer = chosen.workload, question.target
+    # On CUDA the products of 8-bit layers are made in integers, without unpacking.
+    unpacks = work.quant in ("nf4", "fp4") or (work.quant == "int8" and trainer.on_cpu)
+    method = kinds.load("adapters", question.method)
+    if not (unpacks and question.recipe.train.fast and method.has_rank and "use_dora" not in method.options):
+        decided.settle("train.resident_layers", 0, "nothing is unpacked for each use")
+        return chosen
+    asked = decided.asked("train.resident_layers")
+    found = resident(question, chosen) if chosen.peak_bytes <= question.budget_bytes else chosen
+    count = found.workload.resident_layers
+    extra = found.peak_bytes - chosen.peak_bytes
+    words = f"unpacked copies of {count} linear layers fit ({show_bytes(extra)}), so steps need not unpack them"
+    decided.settle("train.resident_layers", count, words if count else "there is no room for unpacked copies")
+    if asked is None:
+        return found
+    given = chosen.workload.model_copy(update={"resident_layers": asked})
+    return replace(chosen, workload=given, phases=memory.predict(question.facts, given))
 
 
 def _not_tried(question: Question, work: Workload, tried: set[str]) -> list[Rejected]:

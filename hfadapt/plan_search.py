@@ -32,6 +32,8 @@ CLOSE_RATIO = 1.25
 """A configuration within this of the best possible time ends the search for a faster one."""
 SAME_RATIO = 1.05
 """Of configurations within this of the fastest, the one that needs the least memory is taken."""
+RESIDENT_SHARE = 0.8
+"""Of the room that is left, unpacked copies take this much at most: they only save time."""
 PREFERENCE_STEP = 0.3
 """How much faster the next storage in order of preference must be."""
 
@@ -212,6 +214,7 @@ def step_seconds(
     if workload.quant != "none":
         # Each use of a weight reads its stored bits, then writes and reads it in the compute dtype.
         uses = passes * rows / (workload.micro_batch_rows * workload.adapters)
+        uses *= 1 - memory.resident_ratio(facts, workload)
         seconds += uses * facts.linear_parameters * 4.5 / bandwidth
     return seconds
 
@@ -221,6 +224,19 @@ def shared(question: Question, chosen: Candidate, adapters: int) -> Candidate:
     workload = chosen.workload.model_copy(update={"adapters": adapters})
     seconds = step_seconds(question.facts, workload, question.target, question.rows, question.mean_tokens)
     return Candidate(workload, memory.predict(question.facts, workload), seconds, chosen.preference)
+
+
+def resident(question: Question, chosen: Candidate) -> Candidate:
+    """The same configuration with as many quantised layers kept unpacked as there is room for."""
+    workload, facts = chosen.workload, question.facts
+    count = memory.adapted_layers(facts, workload)
+    room = RESIDENT_SHARE * (question.budget_bytes - chosen.peak_bytes)
+    whole = workload.model_copy(update={"resident_layers": count})
+    needed = Candidate(whole, memory.predict(facts, whole), None, 1.0).peak_bytes - chosen.peak_bytes
+    kept = count if needed <= room else max(0, int(count * room / needed))
+    some = workload.model_copy(update={"resident_layers": kept})
+    seconds = step_seconds(facts, some, question.target, question.rows, question.mean_tokens)
+    return Candidate(some, memory.predict(facts, some), seconds, chosen.preference)
 
 
 def alternatives(question: Question, final: Workload) -> list[Alternative]:

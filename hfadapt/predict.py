@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hfadapt import kinds
 from hfadapt.errors import RequestError
 from hfadapt.run_folder import Cell, find_cell
 from hfadapt.spec import Spec
+
+if TYPE_CHECKING:
+    from hfadapt.model import Base
+    from hfadapt.tasks import Example
 
 MAX_NEW_TOKENS = 128
 
@@ -86,19 +90,10 @@ class Adapted:
         import numpy as np
         import torch
 
-        from hfadapt.tasks import IGNORED, Example
         from hfadapt.tasks.causal_lm import KIND
 
-        ids = self._prompt(text)
         if self.choices:
-            # One stand-in label makes the row scorable; only the choice is read.
-            first = next(iter(self.choices.values()))
-            example = Example(
-                (*ids, *first, self.tokenizer.eos_token_id),
-                (*(IGNORED,) * len(ids), *first, self.tokenizer.eos_token_id),
-                len(ids) + len(first) + 1,
-                0,
-            )
+            example = self.question(text)
             device = self.model.device
 
             def batches(examples: Sequence[Example]) -> Any:
@@ -110,6 +105,7 @@ class Adapted:
             assert scores.probabilities is not None
             best = int(np.argmax(scores.probabilities[0]))
             return Answer(text=text, label=list(self.choices)[best], probability=float(scores.probabilities[0, best]))
+        ids = self.prompt_ids(text)
         with torch.inference_mode():
             output = self.model.generate(
                 input_ids=torch.tensor([ids], device=self.model.device),
@@ -122,7 +118,19 @@ class Adapted:
             text=text, generated=self.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True).strip()
         )
 
-    def _prompt(self, text: str) -> list[int]:
+    def question(self, text: str) -> Example:
+        """The row of a text that is answered with one of `choices`.
+
+        One stand-in label makes the row scorable; only the choice is read.
+        """
+        from hfadapt.tasks import IGNORED, Example
+
+        ids, end = self.prompt_ids(text), self.tokenizer.eos_token_id
+        first = next(iter(self.choices.values()))
+        labels = (*(IGNORED,) * len(ids), *first, end)
+        return Example((*ids, *first, end), labels, len(labels), 0)
+
+    def prompt_ids(self, text: str) -> list[int]:
         """Token ids of what precedes the answer: the recipe's template, a chat turn, or the text itself."""
         if self.prompt is not None:
             text = self.prompt.replace("{text}", text) if "{text}" in self.prompt else text
@@ -146,7 +154,6 @@ def load_adapted(
         RequestError: no such cell, or it is not trained yet.
         RunError: the adapter does not belong to the base, or its files were changed.
     """
-    from hfadapt.evaluate.stage import answer_choices
     from hfadapt.manifest import FILE, check_folder, check_manifest
     from hfadapt.model import load_base, open_adapter
 
@@ -161,15 +168,22 @@ def load_adapted(
     lock, data = cell.lock, cell.data
     kinds.load("tasks", lock.task)
     manifest = check_folder(cell.adapter)
-    device = _device()
+    device = device_for_answers()
     loaded = load_base(lock, data.labels, device)
     check_manifest(manifest, loaded, cell.adapter, data.labels)
-    choices = answer_choices(cell, data, loaded) if lock.task == "causal-lm" else {}
-    model = open_adapter(loaded, cell.adapter, lock.adapter.method, device)
+    return replace(from_cell(cell, loaded), model=open_adapter(loaded, cell.adapter, lock.adapter.method, device))
+
+
+def from_cell(cell: Cell, base: Base) -> Adapted:
+    """How a cell's adapter is asked, with the base alone as its model."""
+    from hfadapt.evaluate.stage import answer_choices
+
+    lock, data = cell.lock, cell.data
+    choices = answer_choices(cell, data, base) if lock.task == "causal-lm" else {}
     template = lock.template_of(lock.domain)
     return Adapted(
-        model,
-        loaded.tokenizer,
+        base.model,
+        base.tokenizer,
         lock.task,
         tuple(choices) or data.labels,
         choices,
@@ -180,7 +194,8 @@ def load_adapted(
     )
 
 
-def _device() -> Any:
+def device_for_answers() -> Any:
+    """The first CUDA device, else the CPU."""
     import torch
 
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -203,7 +218,7 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
             fix="give the cell's folder, or one that hfadapt exported or published",
         )
     lock = Lock.model_validate(yaml.safe_load((folder / "lock.yaml").read_text(encoding="utf-8")))
-    device = _device()
+    device = device_for_answers()
     if manifest.whole:
         if base is not None:
             raise RequestError("the folder holds a whole model", place="--base", fix="leave it out")

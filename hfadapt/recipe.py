@@ -279,6 +279,7 @@ class Train(Spec):
 
     `together` trains the domains of a target at the same time on one resident base; every adapter is what it would be
     alone. `fast` is hfadapt's own path for the passes of a step; without it the libraries' own are used.
+    `resident_layers` of a quantised base are also kept unpacked while training, so that no step unpacks them.
     """
 
     epochs: Annotated[float, Field(gt=0.0)] | Auto = AUTO
@@ -296,6 +297,7 @@ class Train(Spec):
     seed: int = 17
     optimizer: AutoOptimizer = AUTO
     checkpointing: bool | Auto = AUTO
+    resident_layers: Annotated[int, Field(ge=0)] | Auto = AUTO
     fast: bool = True
     together: bool | Auto = AUTO
     trackers: tuple[Tracker, ...] = ()
@@ -393,6 +395,7 @@ class LockedTrain(Train):
     optimizer: Optimizer
     checkpointing: bool
     together: bool = False
+    resident_layers: int = 0
 
 
 class LockedEvaluate(Evaluate):

@@ -92,7 +92,7 @@ def test_traced_terms_extend_to_more_layers_and_rows(lm: ModelFacts) -> None:
         outside, layer = terms[mark]
         shape = (1.0, trace.ROWS * 96, trace.ROWS * 96 * 96)
         found = sum((o + lm.layers * e) * x for o, e, x in zip(outside, layer, shape, strict=True))
-        assert found == pytest.approx(whole[mark], rel=0.03), mark
+        assert found == pytest.approx(whole[mark], rel=0.06), mark
 
 
 def test_the_allocator_setting_reaches_a_restarted_program() -> None:

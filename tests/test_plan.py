@@ -23,7 +23,7 @@ FIELDS = {
     *("data.max_length", "data.packing", "train.epochs", "train.learning_rate", "train.schedule", "train.warmup_ratio"),
     *("train.batch_rows", "train.micro_batch_rows", "train.weight_decay", "train.evaluate_every_steps"),
     *("train.checkpoint_every_steps", "train.optimizer", "train.checkpointing", "evaluate.metrics"),
-    "evaluate.batch_rows",
+    *("evaluate.batch_rows", "train.together", "train.resident_layers"),
 }
 TRAINING = [name for name in hardware.names()[1:] if hardware.target(name).trains]
 SAME_EVERYWHERE = ("data.max_length", "train.batch_rows", "train.epochs", "train.learning_rate", "adapter.rank")

@@ -64,7 +64,8 @@ class Workload(Spec):
     `labelled_tokens` are the tokens of one row that carry a loss. `adapters` are trained together, each with B rows.
     `matmul_dtype` is what products of adapted layers run in: for a quantised base the dtype it is unpacked to.
     `generate_rows` completions are generated in the evaluation, at most `evaluate_rows` at a time. `fast` is the loop's
-    own path, `settled` whether malloc is set as in allocator.py.
+    own path, which keeps unpacked copies of `resident_layers` linear layers, `settled` whether malloc is set as in
+    allocator.py.
     """
 
     quant: str = "none"
@@ -81,6 +82,7 @@ class Workload(Spec):
     evaluate_rows: int = 32
     generate_rows: int = 0
     fast: bool = True
+    resident_layers: int = 0
     adapters: int = 1
     settled: bool = True
     device: Literal["cpu", "gpu"] = "cpu"
@@ -257,11 +259,24 @@ def _int8_product_bytes(facts: ModelFacts, workload: Workload, tokens: int) -> i
 
 
 def _copied_bytes(facts: ModelFacts, workload: Workload) -> int:
-    """Copies of frozen float32 weights in the dtype of the products, which the fast path makes once."""
-    copies = workload.fast and workload.quant == "none" and workload.matmul_dtype != workload.dtype
-    if not copies or workload.method not in LOW_RANK or workload.method == "dora":
+    """Copies of frozen weights in the dtype of the products, which the fast path makes once: of float32 weights, and of
+    as many quantised ones as it is told to keep unpacked."""
+    if not workload.fast or workload.method not in LOW_RANK or workload.method == "dora":
         return 0
-    return sum(s.parameters for s in _adapted(facts, workload)) * DTYPE_BYTES[workload.matmul_dtype]
+    whole = sum(s.parameters for s in _adapted(facts, workload)) * DTYPE_BYTES[workload.matmul_dtype]
+    if workload.quant != "none":
+        return int(whole * resident_ratio(facts, workload))
+    return whole if workload.matmul_dtype != workload.dtype else 0
+
+
+def resident_ratio(facts: ModelFacts, workload: Workload) -> float:
+    """The share of the adapted quantised weights of which an unpacked copy is kept."""
+    return min(1.0, workload.resident_layers / max(1, adapted_layers(facts, workload)))
+
+
+def adapted_layers(facts: ModelFacts, workload: Workload) -> int:
+    """How many linear layers get an adapter."""
+    return sum(s.count for s in _adapted(facts, workload))
 
 
 def _shadow_bytes(facts: ModelFacts, workload: Workload) -> int:

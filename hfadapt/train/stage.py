@@ -127,7 +127,7 @@ def train_cells(
             model=model,
             jobs=jobs,
             pad_token_id=pad,
-            fast=FastPath(model, products, tuple(names)) if lock.train.fast else None,
+            fast=FastPath(model, products, tuple(names), lock.train.resident_layers) if lock.train.fast else None,
             packing=lock.data.packing,
             progress=Corrected(progress, _predicted_seconds(cells)),
             stop=lambda: world.any(bool(interrupt)),
