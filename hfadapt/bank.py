@@ -135,8 +135,12 @@ def _cells(run: Path, domains: Sequence[str], target: str | None) -> list[Cell]:
                     allowed=f"{getattr(first.lock, name)}, as for {first.domain}",
                     fix="name domains that were trained on the same base",
                 )
-        if cell.lock.adapter.method == "full":
-            raise RequestError("a fully trained model is no adapter", place=cell.domain, fix="leave it out")
+        if cell.lock.adapter.method in ("full", "dora"):
+            raise RequestError(
+                f"adapters of method {cell.lock.adapter.method} cannot share a base with others in one batch",
+                place=cell.domain,
+                fix="leave it out, and load it with load_adapted",
+            )
         if cell.lock.task == "text-classification" and len(cell.data.labels) != len(first.data.labels):
             raise RequestError(
                 "the heads of these domains are of different sizes",
@@ -166,8 +170,11 @@ def _classify(own: Sequence[Adapted], texts: Sequence[str], names: Sequence[str]
     import torch
 
     first = own[0]
-    length = max(adapted.max_length for adapted in own)
-    batch = first.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
+    rows = [
+        first.tokenizer(text, truncation=True, max_length=adapted.max_length)
+        for text, adapted in zip(texts, own, strict=True)
+    ]
+    batch = first.tokenizer.pad(rows, return_tensors="pt")
     with torch.inference_mode():
         logits = first.model(**_moved(batch, first.model), adapter_names=_inside(names)).logits
     probabilities = torch.softmax(logits.float(), -1).cpu()

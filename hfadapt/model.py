@@ -287,7 +287,7 @@ def attach_adapters(
     if len(locks) > 1:
         # peft lets gradients into the active adapter alone.
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(any(f".{own}." in name for own in locks))
+            parameter.requires_grad_(not locks.keys().isdisjoint(name.split(".")))
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
@@ -328,7 +328,7 @@ def trainable(model: Any, adapter: str | None = None) -> dict[str, torch.nn.Para
     return {
         name: parameter
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and (adapter is None or f".{adapter}." in name)
+        if parameter.requires_grad and (adapter is None or adapter in name.split("."))
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,7 @@ class Pipeline:
     until: str = "card"
     fresh: bool = False
     domains: Sequence[str] = ()
+    _begun: set[Path] = field(default_factory=set)
 
     def run(self) -> Report:
         """Every cell; returns the report that was written.
@@ -144,7 +145,7 @@ class Pipeline:
         from hfadapt.train import can_share, train_cells
 
         group = {cell.domain: identity}
-        if cell.lock.train.together:
+        if cell.lock.train.together and kinds.load("adapters", cell.lock.adapter.method).shares_base:
             for domain, target in self._asked.cells():
                 peer = Run(self.folder).cell(domain, target)
                 hashes = self._planned(peer) if target == cell.target and domain != cell.domain else None
@@ -154,7 +155,19 @@ class Pipeline:
         if len(cells) > 1:
             self.progress.say(f"{', '.join(group)}: trained together on one base")
         identities = list(group.values())
-        records = train_cells(cells, self.world, identities=identities, progress=self.progress)
+        try:
+            records = train_cells(cells, self.world, identities=identities, progress=self.progress)
+        except Exception as error:
+            if (
+                len(cells) == 1
+                or self.world.size > 1
+                or not (isinstance(error, HfadaptError) or is_out_of_memory(error))
+            ):
+                raise
+            # A fault of one of them is told on its own turn.
+            self.progress.say(f"together it does not work, {cell.domain} is trained alone:\n{error}")
+            cells, identities = cells[:1], identities[:1]
+            records = train_cells(cells, self.world, identities=identities, progress=self.progress)
         for peer, hashed, record in zip(cells[1:], identities[1:], records[1:], strict=True):
             if record is not None:
                 self.world.on_main(lambda peer=peer, hashed=hashed: self._mark(peer, "train", {"train": hashed}))  # type: ignore[misc]
@@ -169,14 +182,13 @@ class Pipeline:
         self.world.on_main(lambda: self._start(peer, hashes))
         if self._done(peer, "train", hashes):
             return None
+        work = {"data": lambda: prepared.deliver(peer.folder), "plan": lambda: self._plan(peer)}
         try:
-            for stage, work in (
-                ("data", lambda: prepared.deliver(peer.folder)),
-                ("plan", lambda: self._plan(peer)),
-            ):
-                if not self._done(peer, stage, hashes):
-                    self.world.on_main(work)
-                    self.world.on_main(lambda stage=stage: self._mark(peer, stage, hashes))  # type: ignore[misc]
+            # Decided by one process, as the others may look when it has gone on already.
+            left = self.world.on_main(lambda: [name for name in work if not self._done(peer, name, hashes)])
+            for stage in left:
+                self.world.on_main(work[stage])
+                self.world.on_main(lambda stage=stage: self._mark(peer, stage, hashes))  # type: ignore[misc]
         except HfadaptError:
             # Its own turn says what is wrong.
             return None
@@ -248,7 +260,7 @@ class Pipeline:
             )
             self.progress.say(f"{cell.domain} on {cell.target}: {words}")
         changed = "train" in state.stages and state.stages["train"] != hashes["train"]
-        if self.fresh and cell.folder.exists():
+        if self.fresh and cell.folder not in self._begun and cell.folder.exists():
             shutil.rmtree(cell.folder)
         elif changed:
             kept = self.folder / ".kept" / f"{cell.domain}-{cell.target}-{state.stages['train'][:8]}"
@@ -256,6 +268,7 @@ class Pipeline:
             kept.parent.mkdir(parents=True, exist_ok=True)
             cell.folder.rename(kept)
             self.progress.say(f"{cell.domain} on {cell.target}: recipe or data changed; earlier result kept in {kept}")
+        self._begun.add(cell.folder)
         cell.folder.mkdir(parents=True, exist_ok=True)
         if not all(self._done(cell, stage, hashes) for stage in self._wanted()):
             cell.set_state(status="pending", error=None, running=None)

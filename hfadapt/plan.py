@@ -67,6 +67,7 @@ ASSUMED_TOKENS_OTHERWISE = 128
 ASSUMED_ROWS = 2000
 ASSUMED_LABELS = 3
 EVALUATIONS = 4
+CHECKPOINT_SECONDS = 60.0
 TOGETHER_GAIN = 1.1
 """Domains are trained together when that is faster than one after the other by this much."""
 LONGEST_TOKENS = 4096
@@ -238,6 +239,17 @@ def _impossible(recipe: Recipe, target: Target) -> list[Problem]:
                 fix="leave quant: auto, so that each target gets what it can do",
             )
         )
+    method = kinds.load("adapters", "lora" if recipe.adapter.method == AUTO else recipe.adapter.method)
+    if recipe.train.together is True and not (recipe.train.fast and method.shares_base):
+        found.append(
+            Problem(
+                "these adapters cannot be trained together",
+                place="train.together",
+                got=f"adapter.method {method.name}, train.fast {recipe.train.fast}".lower(),
+                allowed="method lora or rslora, with train.fast",
+                fix="leave train.together: auto",
+            )
+        )
     if recipe.adapter.method != AUTO and recipe.quant != AUTO:
         method = kinds.load("adapters", recipe.adapter.method)
         if recipe.quant not in method.quants:
@@ -332,6 +344,7 @@ def _plan_cell(
     _settle_storage(decided, question, chosen, candidates)
     chosen = _settle_together(decided, question, chosen, sharing)
     chosen = _settle_resident(decided, question, chosen)
+    _settle_checkpoints(decided, chosen)
     _settle_evaluation(decided, recipe, facts, chosen, work, budget)
     decided.made.append(
         Decision(
@@ -429,9 +442,6 @@ def _settle_training(decided: Decisions, recipe: Recipe, facts: ModelFacts, work
     every = max(1, steps // EVALUATIONS)
     basis = f"{steps:,} steps" if work.rows or recipe.train.max_steps else f"{rows:,} rows assumed, so {steps:,} steps"
     decided.settle("train.evaluate_every_steps", every, f"about {EVALUATIONS} times in a run: {basis}")
-    decided.settle(
-        "train.checkpoint_every_steps", decided.value("train.evaluate_every_steps"), "together with each validation"
-    )
 
 
 def _processes(recipe: Recipe, trainer: Target, processes: int | None, batch_rows: int) -> int:
@@ -485,11 +495,22 @@ def _settle_storage(decided: Decisions, question: Question, chosen: Candidate, c
     decided.settle("train.checkpointing", work.checkpointing, reason, rejected)
 
 
+def _settle_checkpoints(decided: Decisions, chosen: Candidate) -> None:
+    """With validations, but not more often than every minute: writing one takes about a second."""
+    every = decided.value("train.evaluate_every_steps")
+    seconds = (chosen.seconds_per_step or CHECKPOINT_SECONDS) * every
+    times = max(1, math.ceil(CHECKPOINT_SECONDS / max(seconds, 1e-9)))
+    reason = "together with each validation" if times == 1 else "with a validation, about once a minute"
+    decided.settle("train.checkpoint_every_steps", every * min(times, EVALUATIONS + 1), reason)
+
+
 def _settle_together(decided: Decisions, question: Question, chosen: Candidate, sharing: int) -> Candidate:
     """Whether the target's domains are trained at the same time on one base; returns the candidate for that."""
     recipe, budget = question.recipe, question.budget_bytes
     able = kinds.load("adapters", question.method).shares_base and recipe.train.fast
     able = able and not decided.value("adapter.dropout")
+    # On CUDA the products of 8-bit layers are peft's, which knows one active adapter.
+    able = able and (chosen.workload.quant != "int8" or question.target.on_cpu)
     together = shared(question, chosen, sharing) if able and sharing > 1 else None
     if together is None:
         alone = "there is one domain" if sharing < 2 else f"{question.method} with these settings is trained alone"

@@ -102,9 +102,9 @@ def test_the_allocator_setting_reaches_a_restarted_program() -> None:
 
 
 def test_few_compiled_products_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = allocator.PRIMITIVES_VARIABLE
-    monkeypatch.delenv(name, raising=False)
-    assert allocator.environment()[name] == allocator.PRIMITIVES
+    for name, value in allocator.CACHES.items():
+        monkeypatch.delenv(name, raising=False)
+        assert allocator.environment()[name] == value
     monkeypatch.setenv(name, "500")
     assert allocator.environment()[name] == "500"
     code = f"from hfadapt import allocator; allocator.restart(); print(__import__('os').environ['{name}'])"

@@ -260,11 +260,11 @@ def cotrain_section(workload: dict[str, Any]) -> str:
         if run["kind"] == "together":
             beside = [runs[j] for j in (i - 1, i + 1) if 0 <= j < len(runs) and runs[j]["kind"] == "apart"]
             ratios.append(run["wall_seconds"] / statistics.fmean(b["wall_seconds"] for b in beside))
-            loops.append(together_seconds(run) / statistics.fmean(apart_seconds(b) for b in beside))
+            loops.append(loop_seconds(run) / statistics.fmean(loop_seconds(b) for b in beside))
     text += ["| | training loop | process | peak memory |", "|---|---:|---:|---:|"]
     for kind in ("apart", "together"):
         mine = [run for run in runs if run["kind"] == kind]
-        seconds = statistics.median((apart_seconds if kind == "apart" else together_seconds)(run) for run in mine)
+        seconds = statistics.median(loop_seconds(run) for run in mine)
         wall = statistics.median(run["wall_seconds"] for run in mine)
         peak = statistics.median(run["peak_resident_bytes"] for run in mine) / 2**30
         text.append(f"| {kind} | {seconds:.1f} s | {wall:.1f} s | {peak:.2f} GiB |")
@@ -282,14 +282,9 @@ def cotrain_section(workload: dict[str, Any]) -> str:
     return "\n".join(text)
 
 
-def apart_seconds(run: dict[str, Any]) -> float:
-    """Training loops one after the other: their sum."""
+def loop_seconds(run: dict[str, Any]) -> float:
+    """Training loops of all domains: one after the other, or of one loop the share that each cell notes."""
     return float(sum(cell["seconds"] for cell in run["domains"].values()))
-
-
-def together_seconds(run: dict[str, Any]) -> float:
-    """One loop for all: the longest of the seconds its cells note."""
-    return float(max(cell["seconds"] for cell in run["domains"].values()))
 
 
 def readme_region(record: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The fast path of training and of serving several adapters: the plain path's results, several times faster.
+"""The fast path of training: the plain path's results, several times faster.
 
 documents (which tokens belong together), kernels (element-wise passes), attention, lowrank, path (puts them on).
 """

@@ -144,8 +144,8 @@ def attention(
     """
     rows, heads, width = query.shape[:3]
     flat = [_flat(x) for x in (query, key, value)]
-    if query.device.type == "cuda" and window == 0:
-        out = _on_cuda(documents, *flat, scale=scale, causal=causal)
+    if query.device.type == "cuda":
+        out = _on_cuda(documents, *flat, scale=scale, causal=causal, window=window)
     else:
         settings = _Settings(documents, scale, causal, window, dtype or query.dtype)
         out = _Attention.apply(*flat, settings)  # type: ignore[no-untyped-call]
@@ -160,7 +160,14 @@ def _flat(x: torch.Tensor) -> torch.Tensor:
 
 
 def _on_cuda(
-    documents: Documents, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float, causal: bool
+    documents: Documents,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    scale: float,
+    causal: bool,
+    window: int,
 ) -> torch.Tensor:
     """torch's attention over rows of different lengths; rows in padding are taken out and put back."""
     from torch.nn.attention.varlen import varlen_attn
@@ -174,7 +181,10 @@ def _on_cuda(
         where = torch.cat(spans).to(device)
         q, k, v = (x.index_select(0, where) for x in (q, k, v))
     groups = q.shape[1] // k.shape[1]
-    options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0) if causal else (-1, -1)}
+    left = window - 1 if window else -1
+    options: dict[str, Any] = {"scale": scale, "window_size": (left, 0) if causal else (left, left)}
+    # Rotary positions of a float32 model widen queries and keys again.
+    q, k = q.to(v.dtype), k.to(v.dtype)
     if groups > 1:
         options["enable_gqa"] = True
     out = varlen_attn(q, k, v, offsets, offsets, longest, longest, **options)

@@ -203,7 +203,7 @@ def pack(
         name = f"pack_{SUFFIX[x.dtype]}_{SUFFIX[dtype]}"
         _pack_call(name, x, x, x.stride(0), x.stride(1), starts, lengths, y, count, heads, longest, size)
         return y
-    tokens, inside = _tokens(starts, lengths, longest)
+    tokens, inside = _tokens(starts.to(x.device), lengths.to(x.device), longest)
     y = x[tokens.clamp(max=len(x) - 1)].to(dtype) * inside[..., None, None].to(dtype)
     return y.transpose(1, 2).contiguous()
 
@@ -215,7 +215,7 @@ def unpack(x: torch.Tensor, y: torch.Tensor, starts: torch.Tensor, lengths: torc
         name = f"unpack_{SUFFIX[x.dtype]}_{SUFFIX[y.dtype]}"
         _pack_call(name, x, x, y, y.stride(0), y.stride(1), starts, lengths, count, heads, longest, size)
         return
-    tokens, inside = _tokens(starts, lengths, longest)
+    tokens, inside = _tokens(starts.to(x.device), lengths.to(x.device), longest)
     y[tokens[inside]] = x.transpose(1, 2)[inside].to(y.dtype)
 
 
@@ -282,7 +282,7 @@ def _hidden(scores: torch.Tensor, lengths: torch.Tensor, offset: int, causal: bo
     seen = keys <= queries if causal else torch.ones_like(keys <= queries)
     if window > 0:
         seen = seen & (queries - keys < window) & (keys - queries < window)
-    ends = lengths[:, None, None]
+    ends = lengths.to(scores.device)[:, None, None]
     return ~(seen & (keys < ends) & (queries < ends))[:, None]
 
 

@@ -1,9 +1,9 @@
 """Low-rank layers as one autograd function for all layers that share an input, and for all adapters of a batch.
 
 y = x Wᵀ + bias + scaling · (x Aᵀ) Bᵀ. peft's modules stay the container, so saving, loading and evaluating are
-standard; only their `forward` is replaced while training. Against peft's own forward this saves the float32 copies of
-the input and the extra passes over the output, keeps only x and x·Aᵀ for the backward pass, and multiplies in the dtype
-the processor multiplies best. The parameters stay float32.
+standard; only their `forward` is replaced while a `FastPath` is on. Against peft's own forward this saves the float32
+copies of the input and the extra passes over the output, keeps only x and x·Aᵀ for the backward pass, and multiplies in
+the dtype the processor multiplies best. The parameters stay float32.
 
 Shapes: N tokens, I inputs, O outputs, R rank, L layers that share an input.
 """
@@ -42,7 +42,7 @@ class Layer:
 class Group:
     """Layers that share an input, such as query, key and value.
 
-    For each adapter, A of all layers one below the other (L·R, I), and scaling · B of each (O, R), are kept in the
+    For each adapter, A of all layers one below the other (L·R, I), and scaling · Bᵀ of each (R, O), are kept in the
     dtype of the products, in which results stay when `narrow`; `refresh` copies them from the parameters after every
     optimizer step.
     """
@@ -76,17 +76,15 @@ class Group:
             parts = [layer.adapters[name] for layer in self.layers]
             if name not in self._low:
                 a = torch.cat([a.to(self.dtype) for a, _, _ in parts])
-                self._low[name] = a, [b.to(self.dtype) * scaling for _, b, scaling in parts]
+                self._low[name] = a, [(b.to(self.dtype) * scaling).t().contiguous() for _, b, scaling in parts]
                 continue
             a_low, b_low = self._low[name]
             torch._foreach_copy_(list(a_low.split([a.shape[0] for a, _, _ in parts])), [a for a, _, _ in parts])
-            torch._foreach_copy_(b_low, [b for _, b, _ in parts])
-            for low, (_, _, scaling) in zip(b_low, parts, strict=True):
-                if scaling != 1:
-                    low.mul_(scaling)
+            torch._foreach_copy_(b_low, [b.t() for _, b, _ in parts])
+            torch._foreach_mul_(b_low, [scaling for _, _, scaling in parts])
 
     def low(self, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """A (L·R, I) and scaling · B (O, R) of each layer."""
+        """A (L·R, I) and scaling · Bᵀ (R, O) of each layer."""
         if name not in self._low:
             self.refresh()
         return self._low[name]
@@ -121,7 +119,7 @@ def _product(
         a, bs = group.low(segment.adapter)
         low = x[segment.first : segment.end] @ a.t()
         for y, b, part in zip(ys, bs, low.split(group.ranks(segment.adapter), 1), strict=True):
-            y[segment.first : segment.end].addmm_(part, b.t())
+            y[segment.first : segment.end].addmm_(part, b)
         lows.append(low)
     return ys, lows
 
@@ -145,11 +143,12 @@ def _product_backward(
         a, bs = group.low(name)
         ranks = group.ranks(name)
         own = [dy[part] for dy in dys]
-        d_low = torch.cat([dy @ b for dy, b in zip(own, bs, strict=True)], 1)
+        d_low = torch.cat([dy @ b.t() for dy, b in zip(own, bs, strict=True)], 1)
         if dx is not None:
             dx[part].addmm_(d_low, a)
         d_a = list((d_low.t() @ x[part]).float().split(ranks))
-        d_b = [(dy.t() @ each).float() for dy, each in zip(own, low.split(ranks, 1), strict=True)]
+        # This way round the library need not turn the large factor.
+        d_b = [(each.t() @ dy).float().t() for dy, each in zip(own, low.split(ranks, 1), strict=True)]
         for gradient, layer in zip(d_b, group.layers, strict=True):
             gradient.mul_(layer.adapters[name][2])
         gradients = [*d_a, *d_b]
@@ -186,7 +185,7 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, g: torch.Tensor, u: torch.Tensor, gelu: bool, group: Group, *parameters: torch.Tensor) -> Any:
-        flat_g, flat_u = (x.reshape(-1, x.shape[-1]) for x in (g, u))
+        flat_g, flat_u = (x.reshape(-1, x.shape[-1]).contiguous() for x in (g, u))
         h = kernels.gated(flat_g, flat_u, gelu).to(group.dtype)
         segments = _segments(group, len(h))
         (y,), lows = _product(group, h, segments)

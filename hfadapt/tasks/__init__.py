@@ -38,8 +38,8 @@ class Example:
 
     @property
     def label_count(self) -> int:
-        """Labels that carry a loss. The first token of a row is never predicted: nothing comes before it."""
-        return sum(label != IGNORED for label in self.labels[1:] or self.labels)
+        """Labels that carry a loss."""
+        return sum(label != IGNORED for label in self.labels)
 
 
 @dataclass(frozen=True)

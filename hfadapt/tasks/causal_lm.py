@@ -57,7 +57,8 @@ class CausalLM:
                 ids, marks, cut = _encode_completion(row, tokenizer)
             else:
                 ids = [*tokenizer(row["text"], verbose=False)["input_ids"], tokenizer.eos_token_id]
-                marks = list(ids)
+                # The first token is no label: nothing comes before it from which it could be predicted.
+                marks = [IGNORED, *ids[1:]]
                 cut = 0
             length = len(ids)
             if length > max_length:

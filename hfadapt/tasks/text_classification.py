@@ -93,7 +93,7 @@ class TextClassification:
         probabilities = np.zeros((len(examples), int(model.config.num_labels)), dtype=np.float64)
         for numbers, batch in batches(examples):
             probabilities[numbers] = torch.softmax(self.logits(model, batch).float(), -1).cpu().numpy()
-        gold = np.array([example.labels[0] for example in examples])
+        gold = np.array([example.labels[0] for example in examples], dtype=np.int64)
         losses = -np.log(np.maximum(probabilities[np.arange(len(gold)), gold], 1e-12))
         return Scores(gold, probabilities.argmax(-1), probabilities, losses, np.ones(len(gold), dtype=np.int64))
 

@@ -20,6 +20,7 @@ import torch
 from hfadapt.batches import micro_batches
 from hfadapt.errors import DataError, RunError
 from hfadapt.fast import Documents, FastPath, batch, labelled_loss, one_line, plain_head, side_by_side
+from hfadapt.measure import is_out_of_memory
 from hfadapt.progress import Progress, Silent
 from hfadapt.records import Step
 from hfadapt.tasks import Example, Task, in_line
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 CHECK_ROWS = 4
 """Rows whose loss is worked out on both paths before the first step."""
+CHECK_TOKENS = 128
+"""They are at most this long, where there are such rows."""
 AGREE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Largest relative difference of that loss, by the dtype of the products."""
 
@@ -173,8 +176,14 @@ class Loop:
             parts = micro_batches(own, [job.lengths[row] for row in own], budget, padded=not self._line)
             shares.append([[(job, job.train[row]) for row in part] for part in parts])
         for i in range(max(map(len, shares))):
-            if rows := [row for share in shares if i < len(share) for row in share[i]]:
-                yield rows
+            rows = [row for share in shares if i < len(share) for row in share[i]]
+            if self._line or len(shares) == 1:
+                yield from [rows] if rows else []
+                continue
+            # Padding to the longest row of all jobs must not need more than the jobs' own micro-batches would.
+            limit = sum(job.settings.micro_batch_rows * max(job.lengths) for job, _ in batches)
+            parts = micro_batches(range(len(rows)), [len(example.input_ids) for _, example in rows], limit, padded=True)
+            yield from ([rows[k] for k in part] for part in parts)
 
     def _collate(self, rows: Sequence[Row]) -> MicroBatch:
         jobs, examples = [job for job, _ in rows], [example for _, example in rows]
@@ -289,14 +298,21 @@ class Loop:
             yield
             return
         rows = self._check_rows()
-        plain = self._check_loss(rows)
-        assert plain is not None
-        for attention in (True, False):
+        with self._felt():
+            plain = self._check_loss(rows)
+            assert plain is not None
+        for attention, pieces in ((True, True), (True, False), (False, False)):
             with ExitStack() as stack:
-                path = stack.enter_context(self.fast.on(rows=attention))
-                self._line = attention and path.attention and self.packing and self.task.packs
-                self._loss_in_pieces = self._line and plain_head(self.model)
-                found = self._check_loss(rows, attempt=True)
+                try:
+                    path = stack.enter_context(self.fast.on(rows=attention))
+                except NotImplementedError:
+                    continue
+                self._line = attention and path.attention and self.packing and self.task.packs and self._separate()
+                self._loss_in_pieces = pieces and self._line and plain_head(self.model)
+                if pieces and not self._loss_in_pieces:
+                    continue
+                with self._felt():
+                    found = self._check_loss(rows, attempt=True)
                 tolerance = AGREE[self._products()]
                 if found is not None and abs(found - plain) <= tolerance * max(1.0, abs(plain)):
                     self.path = path.summary(packed=self._line)
@@ -313,39 +329,72 @@ class Loop:
         self.fast = None
         yield
 
+    def _separate(self) -> bool:
+        """Whether rows in one line stay apart: convolutions over tokens would reach from one into the next."""
+        return not any(isinstance(module, torch.nn.Conv1d) for module in self.model.modules())
+
     def _check_rows(self) -> list[Row]:
-        """A short, a long and two middling rows of the first job."""
-        job = self.jobs[0]
-        order = sorted(range(len(job.lengths)), key=job.lengths.__getitem__)
-        chosen = {order[i * (len(order) - 1) // (CHECK_ROWS - 1)] for i in range(CHECK_ROWS)}
-        return [(job, job.train[row]) for row in sorted(chosen)]
+        """Rows of every job, of different lengths but none so long that the check would need the most memory."""
+        found = []
+        for job in self.jobs:
+            most = max(CHECK_TOKENS, min(job.lengths))
+            short = (row for row, length in enumerate(job.lengths) if length <= most)
+            order = sorted(short, key=job.lengths.__getitem__)
+            count = CHECK_ROWS if most == CHECK_TOKENS and len(self.jobs) == 1 else 2
+            chosen = {order[i * (len(order) - 1) // (count - 1)] for i in range(count)}
+            found += [(job, job.train[row]) for row in sorted(chosen)]
+        return found
 
     def _check_loss(self, rows: Sequence[Row], attempt: bool = False) -> float | None:
-        """The mean loss of some rows; with `attempt`, None where the model cannot do it this way."""
+        """The mean loss of some rows, one by one; with `attempt` all at once on the fast path, or None where the model
+        cannot do it this way."""
         fast, self.fast = self.fast, self.fast if attempt else None
+        weights, total = {id(job): 1.0 for job in self.jobs}, 0.0
         self.model.eval()
         try:
-            micro = self._collate(rows)
-            with torch.inference_mode(), self._own_adapter(), self._announced(micro):
-                _, sums = self._loss(micro, {id(rows[0][0]): 1.0})
-        except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError, AttributeError):
-            if not attempt:
+            for part in [rows] if attempt else [[row] for row in rows]:
+                if not attempt:
+                    self._use(part[0][0])
+                micro = self._collate(part)
+                with torch.inference_mode(), self._announced(micro):
+                    _, sums = self._loss(micro, weights)
+                total += sum(float(value) for value in sums.values())
+        except Exception as error:
+            # Whatever a model's own code raises on rows in one line.
+            if not attempt or is_out_of_memory(error):
                 raise
             return None
         finally:
             self.fast = fast
             self.model.train()
-        return float(sums[id(rows[0][0])]) / max(1, sum(example.label_count for _, example in rows))
+        return total / max(1, sum(example.label_count for _, example in rows))
+
+    def _use(self, job: Job) -> None:
+        """peft's own forward goes through this job's adapter; all keep their gradients."""
+        if len(self.jobs) > 1:
+            self.model.set_adapter(job.name)
+            for other in self.jobs:
+                for parameter in other.parameters.values():
+                    parameter.requires_grad_(True)
 
     @contextmanager
-    def _own_adapter(self) -> Iterator[None]:
-        """peft's own forward goes through the first job's adapter."""
-        if len(self.jobs) > 1:
-            self.model.set_adapter(self.jobs[0].name)
-            for job in self.jobs:
-                for parameter in job.parameters.values():
-                    parameter.requires_grad_(True)
-        yield
+    def _felt(self) -> Iterator[None]:
+        """B starts at zero, so that the low-rank part would not be seen: while inside it is small noise."""
+        start = [p for job in self.jobs for name, p in job.parameters.items() if "lora_B" in name and not bool(p.any())]
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for p in start:
+                p.copy_(0.01 * torch.randn(p.shape, generator=generator))
+        if self.fast:
+            self.fast.refresh()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p in start:
+                    p.zero_()
+            if self.fast:
+                self.fast.refresh()
 
     def _products(self) -> torch.dtype:
         products = self.fast.products if self.fast else None

@@ -300,3 +300,82 @@ def test_quantised_layers_multiply_their_unpacked_weight(quant, resident):
 def test_products_are_lowered_only_for_float32_storage():
     assert product_dtype("bfloat16", torch.device("cpu")) is None
     assert product_dtype("float32", torch.device("cpu")) in (None, torch.bfloat16)
+
+
+@pytest.mark.parametrize("resident", [0, 1, 2, 3, -1])
+def test_as_many_unpacked_copies_are_kept_as_asked(resident):
+    import bitsandbytes
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.ModuleList(
+                bitsandbytes.nn.Linear4bit(64, 64, compute_dtype=torch.float32) for _ in range(3)
+            )
+            self.device = torch.device("cpu")
+
+    net = Net()
+    for layer in net.layers:
+        layer.support_avx512bf16_for_cpu = False
+        layer.weight = bitsandbytes.nn.Params4bit(torch.randn(64, 64), requires_grad=False)
+    net.to("cpu")
+    model = get_peft_model(net, LoraConfig(r=4, target_modules=["0", "1", "2"]))
+    path = FastPath(model, torch.float32, resident=resident)
+    with path.on(rows=False):
+        layers = [layer for group in path.groups for layer in group.layers]
+        kept = sum(layer.frozen.weight() is layer.frozen.weight() for layer in layers)
+    assert kept == (3 if resident < 0 else resident)
+
+
+def test_several_adapters_need_layers_that_the_path_knows():
+    model = make("llama", GROUPED, "AutoModelForCausalLM", lora_dropout=0.1)
+    model.add_adapter("a1f0", LoraConfig(r=8, target_modules="all-linear"))
+    with (
+        pytest.raises(NotImplementedError, match="low-rank layers"),
+        FastPath(model, adapters=("default", "a1f0")).on(),
+    ):
+        pass
+
+
+def test_a_norm_of_a_slice_is_the_norm_of_its_copy():
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = LlamaRMSNorm(8)
+            self.proj = torch.nn.Linear(8, 8)
+            self.device = torch.device("cpu")
+
+        def forward(self, x):
+            return torch.cat([self.norm(x[..., :8]), x[..., 8:]], -1)
+
+    net = Net()
+    net.norm.requires_grad_(False)
+    model = get_peft_model(net, LoraConfig(target_modules=["proj"]))
+    x = torch.randn(3, 5, 12, requires_grad=True)
+
+    def run():
+        x.grad = None
+        y = model(x)
+        y.sum(0).pow(2).sum().backward()
+        return y.detach(), x.grad
+
+    wanted = [t.clone() for t in run()]
+    path = FastPath(model)
+    with path.on(rows=False):
+        assert path.norms == (kernels.library() is not None)
+        for one, other in zip(run(), wanted, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_no_label_in_a_part_is_no_error():
+    model = make("llama", GROUPED, "AutoModelForCausalLM")
+    examples = [Example((5,), (-100,), 1, 0), Example((5, 6), (-100, -100), 2, 1)]
+    line = one_line([1, 2], ["default"] * 2)
+    path = FastPath(model)
+    with path.on(), batch(line):
+        total, losses, _ = labelled_loss(model, in_line(examples, line.tokens, 0), torch.ones(2))
+        total.backward()
+    assert len(losses) == 0
+    assert total.item() == 0
