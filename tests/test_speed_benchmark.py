@@ -175,7 +175,7 @@ def test_cotrain_section_takes_the_neighbours_and_the_worst_difference() -> None
 
     runs = [cotrain("apart", 20, 4, 1.0), cotrain("together", 15, 6, 1.001), cotrain("apart", 30, 8, 1.0)]
     text = table.cotrain_section({"what": "two domains", "runs": runs})
-    assert "| together / apart | 0.50× | 0.60× | |" in text
+    assert "| together / apart | 1.00× | 0.60× | |" in text
     assert "1.0e-03 (a)" in text
 
 

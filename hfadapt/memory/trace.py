@@ -215,7 +215,7 @@ def _fast(key: StepKey, model: nn.Module, length: int, rows: bool) -> Iterator[N
     if not key.fast:
         yield
         return
-    products = getattr(torch, key.matmul_dtype) if key.dtype == "float32" and not key.bits else None
+    products = getattr(torch, key.matmul_dtype) if key.dtype == "float32" else None
     names, lengths = ["default"] * ROWS, [length] * ROWS
     in_line = rows and key.generates
     documents = fast.one_line(lengths, names) if in_line else fast.side_by_side(lengths, length, names)
@@ -232,8 +232,9 @@ def _adapted(key: StepKey, layers: int) -> nn.Module:
     base.requires_grad_(key.trains_all)
     heads = head_names(base)
     if key.bits:
-        # 4 bits are unpacked to the dtype of the products, 8 bits to that of their input.
-        _quantise(base, key.bits, getattr(torch, key.matmul_dtype if key.bits == 4 else key.dtype))
+        # Unpacked to the dtype of the products; 8 bits by bitsandbytes itself to that of their input.
+        ours = key.bits == 4 or (key.fast and key.on_cpu)
+        _quantise(base, key.bits, getattr(torch, key.matmul_dtype if ours else key.dtype))
     model: nn.Module = base
     with torch.device("meta"), _quiet():
         if key.adapted:
