@@ -421,7 +421,7 @@ def main() -> None:
     from hfadapt.errors import HfadaptError
 
     # Threads that wait for each other by spinning lose most of their speed when another program wants a core; those
-    # that sleep at once lose a third of it in small steps. These spin for a tenth of a millisecond.
+    # that sleep at once lose a quarter of it in small steps. These spin for a tenth of a millisecond.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:

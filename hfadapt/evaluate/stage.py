@@ -164,7 +164,7 @@ def _evaluate(
 
 
 def _further_checks(bench: Bench) -> None:
-    """security.json and drift.json, from the same bench; drift comes last, since it merges the adapter away."""
+    """security.json and drift.json, from the same bench; drift comes last, as it loads bases of its own beside it."""
     settings, folder = bench.lock.evaluate, bench.cell.folder
     for name in ("security.json", "drift.json"):
         # An earlier evaluation's would say something about another adapter or other settings.
