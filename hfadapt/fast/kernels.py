@@ -8,109 +8,32 @@ Sizes: N tokens, D features, H heads, E features of a head, B documents of at mo
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 import math
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 
-from hfadapt import hardware, samples
+from hfadapt.fast.compiled import addresses, function, is_fake, passes
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
-SWITCH = "HFADAPT_KERNELS"
-"""Set to `off`, the kernels are not compiled and plain torch is used."""
-FLAGS = (
-    *("-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math"),
-    *("-fno-signed-zeros", "-freciprocal-math"),
-)
 SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
-
-
-@cache
-def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None when there is no compiler that can make them."""
-    compiler = next((found for name in _compilers() if (found := shutil.which(name))), None)
-    if os.environ.get(SWITCH, "").lower() == "off" or compiler is None:
-        return None
-    native = "-mcpu=native" if platform.machine().lower() in ("arm64", "aarch64") else "-march=native"
-    known = [SOURCE.read_text(encoding="utf-8"), compiler, native, *hardware.cpu_features(), hardware.processor_name()]
-    name = hashlib.sha256("\n".join(known).encode()).hexdigest()[:24]
-    path = samples.cache_folder() / "kernels" / f"{name}.so"
-    # OpenMP of the same name as torch's is shared with it; a compiler without OpenMP makes kernels of one thread.
-    for options in ((native, "-fopenmp"), (native,)):
-        if path.exists() or _compile([compiler, *FLAGS, *options, str(SOURCE)], path):
-            try:
-                return ctypes.CDLL(str(path))
-            except OSError:
-                path.unlink(missing_ok=True)
-    return None
-
-
-def _compilers() -> list[str]:
-    asked = os.environ.get("CXX")
-    return [*([asked] if asked else []), "g++", "c++", "clang++"]
-
-
-def _compile(command: list[str], path: Path) -> bool:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tmp-") as folder:
-            made = Path(folder) / path.name
-            done = subprocess.run([*command, "-o", str(made)], capture_output=True, timeout=120)
-            if done.returncode == 0:
-                made.replace(path)
-            return done.returncode == 0
-    except (OSError, subprocess.SubprocessError):
-        return False
 
 
 def available(tensor: torch.Tensor) -> bool:
     """Whether the kernels can work on this tensor."""
-    return tensor.device.type == "cpu" and tensor.dtype in SUFFIX and library() is not None
-
-
-def is_fake(tensor: torch.Tensor) -> bool:
-    """Fake tensors have sizes and no memory: what a kernel would write is not missed."""
-    return isinstance(tensor, FakeTensor)
+    return tensor.device.type == "cpu" and tensor.dtype in SUFFIX and passes() is not None
 
 
 def _call(name: str, tensor: torch.Tensor, *arguments: Any) -> None:
     """Runs NAME_SUFFIX, the suffix by the tensor's dtype; tensors are given by address."""
+    _run(f"{name}_{SUFFIX[tensor.dtype]}", tensor, *arguments)
+
+
+def _run(name: str, tensor: torch.Tensor, *arguments: Any) -> None:
     if is_fake(tensor):
         return
-    found = library()
+    found = passes()
     assert found is not None
-    _function(found, f"{name}_{SUFFIX[tensor.dtype]}")(*_addresses(arguments), torch.get_num_threads())
-
-
-@cache
-def _function(found: ctypes.CDLL, name: str) -> Any:
-    function = getattr(found, name)
-    function.restype = None
-    return function
-
-
-def _addresses(arguments: tuple[Any, ...]) -> list[Any]:
-    plain: list[Any] = []
-    for value in arguments:
-        if isinstance(value, torch.Tensor):
-            plain.append(ctypes.c_void_p(value.data_ptr()))
-        elif isinstance(value, bool):
-            plain.append(ctypes.c_int(value))
-        elif isinstance(value, float):
-            plain.append(ctypes.c_float(value))
-        else:
-            plain.append(ctypes.c_int64(value))
-    return plain
+    function(found, name)(*addresses(arguments), torch.get_num_threads())
 
 
 # --- normalisation ---------------------------------------------------------------------------------------------------
@@ -201,7 +124,7 @@ def pack(
     if available(x) and dtype in SUFFIX:
         y = x.new_empty((count, heads, longest, size), dtype=dtype)
         name = f"pack_{SUFFIX[x.dtype]}_{SUFFIX[dtype]}"
-        _pack_call(name, x, x, x.stride(0), x.stride(1), starts, lengths, y, count, heads, longest, size)
+        _run(name, x, x, x.stride(0), x.stride(1), starts, lengths, y, count, heads, longest, size)
         return y
     tokens, inside = _tokens(starts.to(x.device), lengths.to(x.device), longest)
     y = x[tokens.clamp(max=len(x) - 1)].to(dtype) * inside[..., None, None].to(dtype)
@@ -213,17 +136,10 @@ def unpack(x: torch.Tensor, y: torch.Tensor, starts: torch.Tensor, lengths: torc
     count, heads, longest, size = x.shape
     if available(y) and x.dtype in SUFFIX:
         name = f"unpack_{SUFFIX[x.dtype]}_{SUFFIX[y.dtype]}"
-        _pack_call(name, x, x, y, y.stride(0), y.stride(1), starts, lengths, count, heads, longest, size)
+        _run(name, x, x, y, y.stride(0), y.stride(1), starts, lengths, count, heads, longest, size)
         return
     tokens, inside = _tokens(starts.to(x.device), lengths.to(x.device), longest)
     y[tokens[inside]] = x.transpose(1, 2)[inside].to(y.dtype)
-
-
-def _pack_call(name: str, tensor: torch.Tensor, *arguments: Any) -> None:
-    found = library()
-    assert found is not None
-    if not is_fake(tensor):
-        _function(found, name)(*_addresses(arguments), torch.get_num_threads())
 
 
 def _tokens(starts: torch.Tensor, lengths: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from hfadapt import hardware
 from hfadapt.adapters import DEFAULT
-from hfadapt.fast import attention, kernels
+from hfadapt.fast import attention, compiled, kernels
 from hfadapt.fast.documents import CURRENT, batch, side_by_side
 from hfadapt.fast.lowrank import Frozen, Group, Layer, gated_product, shared_forwards
 from hfadapt.tasks.causal_lm import labelled_positions
@@ -106,7 +106,7 @@ class FastPath:
             f"{self.norms} norms": self.norms,
             f"{self.gates} gated activations": self.gates,
             "rotary positions": self.rotary,
-            "compiled kernels": self.model.device.type == "cpu" and kernels.library() is not None,
+            "compiled kernels": self.model.device.type == "cpu" and compiled.passes() is not None,
         }
         return ", ".join(name for name, on in parts.items() if on)
 
@@ -311,7 +311,7 @@ def _norm(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
 def _same(fast: Callable[..., torch.Tensor], own: Callable[..., torch.Tensor], module: Any, width: int) -> bool:
     """Whether two functions of (1, 2, D) agree; fake tensors are taken on trust."""
     weight = module.weight
-    if kernels.is_fake(weight):
+    if compiled.is_fake(weight):
         return True
     dtype = weight.dtype if weight.is_floating_point() else getattr(module, "compute_dtype", None) or torch.bfloat16
     with torch.no_grad():

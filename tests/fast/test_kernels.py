@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hfadapt.fast import kernels
+from hfadapt.fast import compiled, kernels
 
-needs_kernels = pytest.mark.skipif(kernels.library() is None, reason="no C++ compiler here")
+needs_kernels = pytest.mark.skipif(compiled.passes() is None, reason="no C++ compiler here")
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 LENGTHS = torch.tensor([10, 7, 12])
@@ -178,7 +178,7 @@ def test_without_a_compiler_there_are_no_kernels_and_no_error(tmp_path, without)
     changes = {"switched off": {"HFADAPT_KERNELS": "off"}, "no compiler": {"PATH": str(tmp_path)}}
     changes["a compiler that fails"] = {"CXX": "/bin/false"}
     done = subprocess.run(
-        [sys.executable, "-c", "from hfadapt.fast import kernels; print(kernels.library())"],
+        [sys.executable, "-c", "from hfadapt.fast import compiled; print(compiled.passes())"],
         env={**os.environ, "HFADAPT_CACHE": str(tmp_path), **changes[without]},
         capture_output=True,
         text=True,

@@ -9,7 +9,7 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
-from hfadapt.fast import FastPath, batch, documents, kernels, labelled_loss, one_line, plain_head, side_by_side
+from hfadapt.fast import FastPath, batch, compiled, documents, kernels, labelled_loss, one_line, plain_head, side_by_side
 from hfadapt.fast import attention as rows_attention
 from hfadapt.fast.path import product_dtype
 from hfadapt.tasks import Example, in_line
@@ -97,19 +97,19 @@ def close(one, other, tolerance):
         assert (one[name] - gradient).abs().max() <= tolerance * largest, name
 
 
-@pytest.mark.parametrize("compiled", [True, False], ids=["kernels", "torch"])
+@pytest.mark.parametrize("with_kernels", [True, False], ids=["kernels", "torch"])
 @pytest.mark.parametrize("kind", DECODERS)
-def test_a_row_in_a_pack_is_the_row_alone(kind, compiled, monkeypatch):
+def test_a_row_in_a_pack_is_the_row_alone(kind, with_kernels, monkeypatch):
     sizes, wanted = DECODERS[kind]
-    if not compiled:
-        monkeypatch.setattr(kernels, "library", lambda: None)
+    if not with_kernels:
+        monkeypatch.setattr(kernels, "passes", lambda: None)
     model = make(kind, sizes, "AutoModelForCausalLM")
     examples = rows()
     loss, reference = alone(model, examples)
     path = FastPath(model)
     with path.on():
         assert path.attention
-        if compiled and kernels.library():
+        if with_kernels and compiled.passes():
             assert {name: getattr(path, name) for name in wanted} == wanted
         for pieces in (True, False):
             fast_loss, fast = packed(model, examples, path, pieces and plain_head(model))
@@ -364,7 +364,7 @@ def test_a_norm_of_a_slice_is_the_norm_of_its_copy():
     wanted = [t.clone() for t in run()]
     path = FastPath(model)
     with path.on(rows=False):
-        assert path.norms == (kernels.library() is not None)
+        assert path.norms == (compiled.passes() is not None)
         for one, other in zip(run(), wanted, strict=True):
             torch.testing.assert_close(one, other)
 

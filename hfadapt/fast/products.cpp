@@ -1,0 +1,5 @@
+// Low-rank layers on AMX tiles.
+
+#include "tiles.h"
+
+extern "C" int tiles_permitted() { return tiles::permitted(); }

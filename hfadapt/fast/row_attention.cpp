@@ -1,0 +1,3 @@
+// Attention inside rows on AMX tiles.
+
+#include "tiles.h"
