@@ -6,6 +6,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 typedef uint16_t bf16;
 typedef int64_t i64;
@@ -109,33 +112,129 @@ template <bool GELU> static inline void activation(float g, float *value, float 
     }
 }
 
-template <typename T, bool GELU> static void gated(const T *g, const T *u, T *h, i64 count, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (i64 start = 0; start < count; start += 4096) {
-        i64 end = start + 4096 < count ? start + 4096 : count;
+template <typename T, bool GELU> static inline void gated_part(const T *g, const T *u, T *h, i64 count) {
 #pragma omp simd
-        for (i64 i = start; i < end; i++) {
-            float value, slope;
-            activation<GELU>(get(g + i), &value, &slope);
-            put(h + i, value * get(u + i));
-        }
+    for (i64 i = 0; i < count; i++) {
+        float value, slope;
+        activation<GELU>(get(g + i), &value, &slope);
+        put(h + i, value * get(u + i));
     }
 }
 
-// dg may be dh, du may be another buffer.
+// Also h again, which is not kept. dg may be dh.
 template <typename T, bool GELU>
-static void gated_backward(const T *dh, const T *g, const T *u, T *dg, T *du, i64 count, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (i64 start = 0; start < count; start += 4096) {
-        i64 end = start + 4096 < count ? start + 4096 : count;
+static inline void gated_backward_part(const T *dh, const T *g, const T *u, T *h, T *dg, T *du, i64 count) {
 #pragma omp simd
-        for (i64 i = start; i < end; i++) {
-            float value, slope, d = get(dh + i), up = get(u + i);
-            activation<GELU>(get(g + i), &value, &slope);
-            put(dg + i, d * up * slope);
-            put(du + i, d * value);
-        }
+    for (i64 i = 0; i < count; i++) {
+        float value, slope, d = get(dh + i), up = get(u + i);
+        activation<GELU>(get(g + i), &value, &slope);
+        put(h + i, value * up);
+        put(dg + i, d * up * slope);
+        put(du + i, d * value);
     }
+}
+
+#ifdef __AVX512BF16__
+// The same by 16, with an exp that is exact to the 8 bits of a bfloat16 and a reciprocal by one Newton step, twice as
+// fast as what compilers make of the loops above.
+
+static inline __m512 load16(const bf16 *p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+static inline void store16(bf16 *p, __m512 x) { _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(x)); }
+
+// 2^n times a polynomial of 2^r on [-1/2, 1/2]; relative error below 4e-6.
+static inline __m512 exponential16(__m512 x) {
+    __m512 t = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
+    __m512 n = _mm512_roundscale_ps(t, 0), r = _mm512_sub_ps(t, n);
+    __m512 p = _mm512_set1_ps(1.33335581e-3f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.61812911e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.55041087e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.40226507e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.93147181e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, n);
+}
+
+static inline __m512 reciprocal16(__m512 x) {
+    __m512 y = _mm512_rcp14_ps(x);
+    return _mm512_mul_ps(y, _mm512_fnmadd_ps(x, y, _mm512_set1_ps(2.0f)));
+}
+
+// The bounds come first: of two numbers one of which is none, min and max return the second.
+template <bool GELU> static inline void activation16(__m512 g, __m512 *value, __m512 *slope) {
+    const __m512 one = _mm512_set1_ps(1.0f), half = _mm512_set1_ps(0.5f);
+    if (GELU) {
+        __m512 square = _mm512_mul_ps(g, g), c = _mm512_set1_ps(0.79788456f);
+        __m512 inner = _mm512_mul_ps(_mm512_mul_ps(c, g), _mm512_fmadd_ps(_mm512_set1_ps(0.044715f), square, one));
+        inner = _mm512_max_ps(_mm512_set1_ps(-40.0f), _mm512_min_ps(_mm512_set1_ps(40.0f), inner));
+        __m512 e = exponential16(_mm512_add_ps(inner, inner));
+        __m512 t = _mm512_fnmadd_ps(_mm512_set1_ps(2.0f), reciprocal16(_mm512_add_ps(e, one)), one);
+        __m512 share = _mm512_mul_ps(half, _mm512_add_ps(one, t));
+        *value = _mm512_mul_ps(g, share);
+        __m512 bend = _mm512_mul_ps(c, _mm512_fmadd_ps(_mm512_set1_ps(0.134145f), square, one));
+        __m512 rest = _mm512_mul_ps(_mm512_mul_ps(half, g), _mm512_fnmadd_ps(t, t, one));
+        *slope = _mm512_fmadd_ps(rest, bend, share);
+    } else {
+        __m512 negative = _mm512_min_ps(_mm512_set1_ps(80.0f), _mm512_sub_ps(_mm512_setzero_ps(), g));
+        __m512 s = reciprocal16(_mm512_add_ps(one, exponential16(negative)));
+        *value = _mm512_mul_ps(g, s);
+        *slope = _mm512_mul_ps(s, _mm512_fmadd_ps(g, _mm512_sub_ps(one, s), one));
+    }
+}
+
+template <bool GELU> static inline void gated_wide(const bf16 *g, const bf16 *u, bf16 *h, i64 count) {
+    i64 i = 0;
+    for (; i + 16 <= count; i += 16) {
+        __m512 value, slope;
+        activation16<GELU>(load16(g + i), &value, &slope);
+        store16(h + i, _mm512_mul_ps(value, load16(u + i)));
+    }
+    gated_part<bf16, GELU>(g + i, u + i, h + i, count - i);
+}
+
+template <bool GELU>
+static inline void gated_backward_wide(const bf16 *dh, const bf16 *g, const bf16 *u, bf16 *h, bf16 *dg, bf16 *du, i64 count) {
+    i64 i = 0;
+    for (; i + 16 <= count; i += 16) {
+        __m512 value, slope, d = load16(dh + i), up = load16(u + i);
+        activation16<GELU>(load16(g + i), &value, &slope);
+        store16(h + i, _mm512_mul_ps(value, up));
+        store16(dg + i, _mm512_mul_ps(_mm512_mul_ps(d, up), slope));
+        store16(du + i, _mm512_mul_ps(d, value));
+    }
+    gated_backward_part<bf16, GELU>(dh + i, g + i, u + i, h + i, dg + i, du + i, count - i);
+}
+#endif
+
+template <bool GELU, typename T> static inline void gated_chosen(const T *g, const T *u, T *h, i64 count) {
+#ifdef __AVX512BF16__
+    if constexpr (sizeof(T) == 2) return gated_wide<GELU>(g, u, h, count);
+#endif
+    gated_part<T, GELU>(g, u, h, count);
+}
+
+template <bool GELU, typename T>
+static inline void gated_backward_chosen(const T *dh, const T *g, const T *u, T *h, T *dg, T *du, i64 count) {
+#ifdef __AVX512BF16__
+    if constexpr (sizeof(T) == 2) return gated_backward_wide<GELU>(dh, g, u, h, dg, du, count);
+#endif
+    gated_backward_part<T, GELU>(dh, g, u, h, dg, du, count);
+}
+
+static const i64 PART = 4096;
+
+template <typename T, bool GELU> static void gated(const T *g, const T *u, T *h, i64 count, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 i = 0; i < count; i += PART)
+        gated_chosen<GELU>(g + i, u + i, h + i, i + PART < count ? PART : count - i);
+}
+
+template <typename T, bool GELU>
+static void gated_backward(const T *dh, const T *g, const T *u, T *h, T *dg, T *du, i64 count, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 i = 0; i < count; i += PART)
+        gated_backward_chosen<GELU>(dh + i, g + i, u + i, h + i, dg + i, du + i, i + PART < count ? PART : count - i);
 }
 
 // --- rotary positions: pairs (j, j + E/2) turned by the angle of the token; `inverse` turns back ----------------------
@@ -289,11 +388,12 @@ BOTH(rms_norm_backward,
 BOTH(gated, (void *g, void *u, void *h, i64 count, int gelu, int threads),
      (gelu ? gated<bf16, true> : gated<bf16, false>)(P(bf16) g, P(bf16) u, M(bf16) h, count, threads),
      (gelu ? gated<float, true> : gated<float, false>)(P(float) g, P(float) u, M(float) h, count, threads))
-BOTH(gated_backward, (void *dh, void *g, void *u, void *dg, void *du, i64 count, int gelu, int threads),
-     (gelu ? gated_backward<bf16, true> : gated_backward<bf16, false>)(P(bf16) dh, P(bf16) g, P(bf16) u, M(bf16) dg,
-                                                                      M(bf16) du, count, threads),
+BOTH(gated_backward, (void *dh, void *g, void *u, void *h, void *dg, void *du, i64 count, int gelu, int threads),
+     (gelu ? gated_backward<bf16, true> : gated_backward<bf16, false>)(P(bf16) dh, P(bf16) g, P(bf16) u, M(bf16) h,
+                                                                      M(bf16) dg, M(bf16) du, count, threads),
      (gelu ? gated_backward<float, true> : gated_backward<float, false>)(P(float) dh, P(float) g, P(float) u,
-                                                                        M(float) dg, M(float) du, count, threads))
+                                                                        M(float) h, M(float) dg, M(float) du, count,
+                                                                        threads))
 BOTH(rotary,
      (void *x, i64 token_stride, i64 head_stride, void *c, void *s, void *y, i64 N, i64 H, i64 E, int inverse,
       int threads),

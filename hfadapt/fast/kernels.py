@@ -75,17 +75,20 @@ def gated(g: torch.Tensor, u: torch.Tensor, gelu: bool) -> torch.Tensor:
     return _activation(g, gelu) * u
 
 
-def gated_backward(dh: torch.Tensor, g: torch.Tensor, u: torch.Tensor, gelu: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of g and u; `dh` is overwritten."""
+def gated_backward(
+    dh: torch.Tensor, g: torch.Tensor, u: torch.Tensor, gelu: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """act(g) · u again, and the gradients of g and u; `dh` is overwritten."""
     if available(g):
-        du = torch.empty_like(g)
-        _call("gated_backward", g, dh, g, u, dh, du, g.numel(), bool(gelu))
-        return dh, du
+        h, du = torch.empty_like(g), torch.empty_like(g)
+        _call("gated_backward", g, dh, g, u, h, dh, du, g.numel(), bool(gelu))
+        return h, dh, du
     with torch.enable_grad():
         inner = g.detach().requires_grad_()
         value = _activation(inner, gelu)
     (slope,) = torch.autograd.grad(value, inner, dh * u)
-    return slope, dh * value.detach()
+    plain = value.detach()
+    return plain * u, slope, dh * plain
 
 
 def _activation(g: torch.Tensor, gelu: bool) -> torch.Tensor:

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from hfadapt.fast import kernels
+from hfadapt.fast import kernels, products
 from hfadapt.fast.documents import CURRENT, Segment
 
 
@@ -27,6 +28,11 @@ class Frozen:
     weight: Callable[[], torch.Tensor]
     bias: torch.Tensor | None
     dtype: torch.dtype
+
+    @cached_property
+    def wide_bias(self) -> torch.Tensor | None:
+        """The bias in float32."""
+        return None if self.bias is None else self.bias.float()
 
 
 @dataclass
@@ -89,6 +95,10 @@ class Group:
             self.refresh()
         return self._low[name]
 
+    def scalings(self, name: str) -> list[float]:
+        """The factor of each layer's low-rank part."""
+        return [layer.adapters[name][2] for layer in self.layers]
+
     def ranks(self, name: str) -> list[int]:
         """R of each layer."""
         return [layer.adapters[name][0].shape[0] for layer in self.layers]
@@ -107,9 +117,12 @@ def _segments(group: Group, tokens: int) -> Sequence[Segment]:
 
 
 def _product(
-    group: Group, x: torch.Tensor, segments: Sequence[Segment]
+    group: Group, x: torch.Tensor, segments: Sequence[Segment], dtype: torch.dtype
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """y (N, O) of each layer for x (N, I), and x·Aᵀ (n, L·R) of each segment."""
+    """y (N, O) of each layer in `dtype` for x (N, I), and what the backward pass needs of x·Aᵀ."""
+    if _on_tiles(group, x):
+        ys, low = products.forward(x, _frozen(group), _low_rank(group, segments), dtype)
+        return ys, [low]
     ys = []
     for layer in group.layers:
         weight = layer.frozen.weight().t()
@@ -121,42 +134,88 @@ def _product(
         for y, b, part in zip(ys, bs, low.split(group.ranks(segment.adapter), 1), strict=True):
             y[segment.first : segment.end].addmm_(part, b)
         lows.append(low)
-    return ys, lows
+    return [y.to(dtype) for y in ys], lows
 
 
 def _product_backward(
     group: Group,
-    x: torch.Tensor,
+    x: torch.Tensor | Callable[[torch.Tensor], torch.Tensor],
     lows: Sequence[torch.Tensor],
     dys: Sequence[torch.Tensor],
     segments: Sequence[Segment],
     needs_dx: bool,
+    dtype: torch.dtype,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
-    """The gradient of x (N, I), if asked for, and of every parameter in the order of `Group.parameters`."""
+    """The gradient of x (N, I) in `dtype`, if asked for, and of every parameter in the order of `Group.parameters`.
+
+    Args:
+        x: The input, or what makes it from its own gradient.
+    """
+    if _on_tiles(group, dys[0]):
+        frozen, adapters = _frozen(group), _low_rank(group, segments)
+        dys = [dy if dy.stride(-1) == 1 else dy.contiguous() for dy in dys]
+        dx, d_low = products.backward_input(dys, frozen, adapters, dtype, needs_dx)
+        x = x if isinstance(x, torch.Tensor) else x(_known(dx))
+        made = products.backward_weights(x, dys, frozen, adapters, lows[0], d_low)
+        parts = [
+            (segment.adapter, [*a.split(group.ranks(segment.adapter)), *(b.t() for b in bs)])
+            for segment, (a, bs) in zip(segments, made, strict=True)
+        ]
+        return dx, _summed(group, parts)
     dx = None
     if needs_dx:
         for layer, dy in zip(group.layers, dys, strict=True):
             dx = dy @ layer.frozen.weight() if dx is None else dx.addmm_(dy, layer.frozen.weight())
-    found: dict[str, list[torch.Tensor]] = {}
-    for segment, low in zip(segments, lows, strict=True):
-        name, part = segment.adapter, slice(segment.first, segment.end)
-        a, bs = group.low(name)
-        ranks = group.ranks(name)
-        own = [dy[part] for dy in dys]
-        d_low = torch.cat([dy @ b.t() for dy, b in zip(own, bs, strict=True)], 1)
+    d_lows = []
+    for segment in segments:
+        a, bs = group.low(segment.adapter)
+        part = slice(segment.first, segment.end)
+        d_lows.append(torch.cat([dy[part] @ b.t() for dy, b in zip(dys, bs, strict=True)], 1))
         if dx is not None:
-            dx[part].addmm_(d_low, a)
-        d_a = list((d_low.t() @ x[part]).float().split(ranks))
+            dx[part].addmm_(d_lows[-1], a)
+    dx = None if dx is None else dx.to(dtype)
+    x = x if isinstance(x, torch.Tensor) else x(_known(dx))
+    parts = []
+    for segment, low, d_low in zip(segments, lows, d_lows, strict=True):
+        part, ranks = slice(segment.first, segment.end), group.ranks(segment.adapter)
+        d_a = (d_low.t() @ x[part]).float().split(ranks)
         # This way round the library need not turn the large factor.
-        d_b = [(each.t() @ dy).float().t() for dy, each in zip(own, low.split(ranks, 1), strict=True)]
-        for gradient, layer in zip(d_b, group.layers, strict=True):
-            gradient.mul_(layer.adapters[name][2])
-        gradients = [*d_a, *d_b]
-        if name in found:
-            gradients = [before + now for before, now in zip(found[name], gradients, strict=True)]
-        found[name] = gradients
+        d_b = [(each.t() @ dy[part]).float().t() for dy, each in zip(dys, low.split(ranks, 1), strict=True)]
+        for gradient, scaling in zip(d_b, group.scalings(segment.adapter), strict=True):
+            gradient.mul_(scaling)
+        parts.append((segment.adapter, [*d_a, *d_b]))
+    return dx, _summed(group, parts)
+
+
+def _known(dx: torch.Tensor | None) -> torch.Tensor:
+    assert dx is not None
+    return dx
+
+
+def _summed(group: Group, parts: Sequence[tuple[str, list[torch.Tensor]]]) -> list[torch.Tensor | None]:
+    """The gradients of every adapter, in the order of `Group.parameters`, from those of segments."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for name, gradients in parts:
+        before = found.get(name)
+        found[name] = gradients if before is None else [a + b for a, b in zip(before, gradients, strict=True)]
     empty: list[torch.Tensor | None] = [None] * (2 * len(group.layers))
-    return dx, [gradient for name in group.names for gradient in found.get(name, empty)]
+    return [gradient for name in group.names for gradient in found.get(name, empty)]
+
+
+def _on_tiles(group: Group, x: torch.Tensor) -> bool:
+    modules = [layer.module for layer in group.layers]
+    return products.usable(x, modules[0].in_features, [module.out_features for module in modules])
+
+
+def _frozen(group: Group) -> list[products.Frozen]:
+    return [products.Frozen(layer.frozen.weight().contiguous(), layer.frozen.wide_bias) for layer in group.layers]
+
+
+def _low_rank(group: Group, segments: Sequence[Segment]) -> list[products.LowRank]:
+    return [
+        products.LowRank(segment.first, segment.end, *group.low(segment.adapter), group.scalings(segment.adapter))
+        for segment in segments
+    ]
 
 
 class _Shared(torch.autograd.Function):
@@ -166,18 +225,19 @@ class _Shared(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, group: Group, *parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
         flat = x.reshape(-1, x.shape[-1]).to(group.dtype)
         segments = _segments(group, len(flat))
-        ys, lows = _product(group, flat, segments)
+        ys, lows = _product(group, flat, segments, flat.dtype if group.narrow else x.dtype)
         ctx.save_for_backward(flat, *lows)
         ctx.group, ctx.segments, ctx.shape, ctx.x_dtype = group, segments, x.shape, x.dtype
-        return tuple(y if group.narrow else y.to(x.dtype) for y in ys)
+        return tuple(ys)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         flat, *lows = ctx.saved_tensors
         group: Group = ctx.group
         dys = [dy.reshape(-1, dy.shape[-1]).to(group.dtype) for dy in gradients]
-        dx, found = _product_backward(group, flat, lows, dys, ctx.segments, ctx.needs_input_grad[0])
-        return (None if dx is None else dx.view(ctx.shape).to(ctx.x_dtype), None, *found)
+        needed = ctx.needs_input_grad[0]
+        dx, found = _product_backward(group, flat, lows, dys, ctx.segments, needed, ctx.x_dtype)
+        return (None if dx is None else dx.view(ctx.shape), None, *found)
 
 
 class _Gated(torch.autograd.Function):
@@ -188,20 +248,25 @@ class _Gated(torch.autograd.Function):
         flat_g, flat_u = (x.reshape(-1, x.shape[-1]).contiguous() for x in (g, u))
         h = kernels.gated(flat_g, flat_u, gelu).to(group.dtype)
         segments = _segments(group, len(h))
-        (y,), lows = _product(group, h, segments)
+        (y,), lows = _product(group, h, segments, g.dtype)
         ctx.save_for_backward(flat_g, flat_u, *lows)
         ctx.group, ctx.segments, ctx.shape, ctx.gelu = group, segments, g.shape, gelu
-        return y.to(g.dtype)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         g, u, *lows = ctx.saved_tensors
         group: Group = ctx.group
         dy = gradients[0].reshape(-1, gradients[0].shape[-1]).to(group.dtype)
-        h = kernels.gated(g, u, ctx.gelu).to(group.dtype)
-        dh, found = _product_backward(group, h, lows, [dy], ctx.segments, True)
-        assert dh is not None
-        dg, du = kernels.gated_backward(dh.to(g.dtype), g, u, ctx.gelu)
+        slopes: list[torch.Tensor] = []
+
+        def made_again(dh: torch.Tensor) -> torch.Tensor:
+            h, *both = kernels.gated_backward(dh, g, u, ctx.gelu)
+            slopes.extend(both)
+            return h.to(group.dtype)
+
+        _, found = _product_backward(group, made_again, lows, [dy], ctx.segments, True, g.dtype)
+        dg, du = slopes
         return (dg.view(ctx.shape), du.view(ctx.shape), None, None, *found)
 
 

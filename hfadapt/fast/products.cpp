@@ -1,5 +1,455 @@
-// Low-rank layers on AMX tiles.
+// Low-rank layers that share an input, on AMX tiles: y = x Wᵀ + bias + scaling (x Aᵀ) Bᵀ, and its gradients.
+//
+// Sizes: N tokens, I inputs, O outputs, R rank, P = R rounded up to 32, L layers, S segments (tokens of one adapter).
+// I and O are multiples of 32. `low` is x Aᵀ and `d_low` its gradient, both (N + 32, L P); `*_turned` is the same as
+// (L P, T) with T tokens of room. Rows of 32 tokens are worked on at once and never belong to two segments, so that a
+// value that is not finite stays with its adapter.
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
 
 #include "tiles.h"
 
-extern "C" int tiles_permitted() { return tiles::permitted(); }
+namespace {
+
+using tiles::PANEL;
+using tiles::STEP;
+using tiles::TILE;
+
+const i64 AROUND = 1 << 20;      // bytes of a result
+const i64 CHUNK = 3072;         // values of a row that are multiplied at once
+const i64 CACHE = 768 * 1024;  // bytes of packed factors that a thread works on at once: of 2 MiB a core
+
+struct Layer {
+    const bf16 *weight;  // (O, I)
+    i64 outputs;
+    const float *bias;
+    void *data;  // y or its gradient (N, O)
+    i64 stride;
+};
+
+struct Part {  // of one adapter in one layer
+    const bf16 *a;     // (R, I)
+    const bf16 *b;     // scaling · Bᵀ (R, O)
+    i64 rank;
+    float *da, *db;    // gradients (R, I) and (R, O)
+    float scaling;
+};
+
+struct Segment {
+    i64 first, end;
+    std::vector<Part> parts;
+};
+
+struct Block {
+    i64 segment, row, rows;
+};
+
+struct Group {
+    i64 tokens, inputs, padded, room;
+    const bf16 *x;
+    i64 x_stride;
+    bf16 *low, *low_turned;
+    bf16 *d_low, *d_low_turned;
+    void *dx;
+    bool wide;  // results in float32
+    std::vector<Layer> layers;
+    std::vector<Segment> segments;
+    std::vector<Block> blocks;
+    i64 low_stride() const { return (i64)layers.size() * padded; }
+};
+
+// The numbers in the order in which products.py writes them.
+Group read(const i64 *n) {
+    Group g;
+    g.tokens = *n++, g.inputs = *n++, g.padded = *n++, g.room = *n++;
+    g.x = (const bf16 *)*n++, g.x_stride = *n++;
+    g.low = (bf16 *)*n++, g.low_turned = (bf16 *)*n++;
+    g.d_low = (bf16 *)*n++, g.d_low_turned = (bf16 *)*n++;
+    g.dx = (void *)*n++, g.wide = *n++;
+    i64 layers = *n++, segments = *n++;
+    for (i64 l = 0; l < layers; l++, n += 5)
+        g.layers.push_back({(const bf16 *)n[0], n[1], (const float *)n[2], (void *)n[3], n[4]});
+    for (i64 s = 0; s < segments; s++) {
+        Segment segment{n[0], n[1], {}};
+        n += 2;
+        for (i64 l = 0; l < layers; l++, n += 6) {
+            float scaling;
+            memcpy(&scaling, n + 5, 4);
+            segment.parts.push_back({(const bf16 *)n[0], (const bf16 *)n[1], n[2], (float *)n[3], (float *)n[4], scaling});
+        }
+        g.segments.push_back(segment);
+        for (i64 row = segment.first; row < segment.end; row += 32)
+            g.blocks.push_back({s, row, std::min<i64>(32, segment.end - row)});
+    }
+    return g;
+}
+
+// A left factor: rows of tokens.
+struct Left {
+    const bf16 *data;
+    i64 stride, depth;
+    i64 room;  // rows that can be read
+};
+
+// 32 rows from `row`, values from `first`; where memory ends before, a copy with zeros.
+const bf16 *rows_at(const Left &left, i64 row, i64 first, i64 depth, bf16 *copy, i64 *stride) {
+    *stride = left.stride;
+    if (row + 32 <= left.room) return left.data + row * left.stride + first;
+    *stride = depth;
+    for (i64 r = 0; r < 32; r++) {
+        if (row + r < left.room)
+            memcpy(copy + r * depth, left.data + (row + r) * left.stride + first, depth * 2);
+        else
+            memset(copy + r * depth, 0, depth * 2);
+    }
+    return copy;
+}
+
+// Where results of a product lie.
+struct Output {
+    void *data;
+    i64 stride;
+    bool wide;    // float32
+    bool around;  // past the cache: large results are cold, and fetching lines only to overwrite them costs more
+};
+
+Output output(void *data, i64 stride, bool wide, i64 rows) {
+    i64 bytes = stride * (wide ? 4 : 2);
+    return {data, stride, wide, rows * bytes >= AROUND && (i64)data % 64 == 0 && bytes % 64 == 0};
+}
+
+template <bool around> inline void store(void *at, __m512i x) {
+    if (around)
+        _mm512_stream_si512((__m512i *)at, x);
+    else
+        _mm512_storeu_si512(at, x);
+}
+
+template <bool wide, bool around>
+void write(const float *sums, const Output &out, i64 row, i64 rows, i64 column, const float *bias) {
+    __m512 low_bias = bias ? _mm512_loadu_ps(bias + column) : _mm512_setzero_ps();
+    __m512 high_bias = bias ? _mm512_loadu_ps(bias + column + 16) : _mm512_setzero_ps();
+    for (i64 r = 0; r < rows; r++) {
+        __m512 low = _mm512_add_ps(_mm512_load_ps(sums + 32 * r), low_bias);
+        __m512 high = _mm512_add_ps(_mm512_load_ps(sums + 32 * r + 16), high_bias);
+        i64 at = (row + r) * out.stride + column;
+        if (wide) {
+            store<around>((float *)out.data + at, _mm512_castps_si512(low));
+            store<around>((float *)out.data + at + 16, _mm512_castps_si512(high));
+        } else {
+            store<around>((bf16 *)out.data + at, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+        }
+    }
+}
+
+void write(const float *sums, const Output &out, i64 row, i64 rows, i64 column, const float *bias) {
+    auto chosen = out.wide ? (out.around ? write<true, true> : write<true, false>)
+                           : (out.around ? write<false, true> : write<false, false>);
+    chosen(sums, out, row, rows, column, bias);
+}
+
+// Sums to columns of `out` (…, stride): 32 columns of 32 rows each become rows.
+void write_turned(const float *sums, bf16 *out, i64 stride, i64 rows) {
+    for (i64 top = 0; top < rows; top += 16)
+        for (i64 left = 0; left < 32; left += 16) {
+            __m512i r[16];
+            for (i64 i = 0; i < 16; i++) r[i] = _mm512_load_si512(sums + 32 * (top + i) + left);
+            tiles::transpose(r);
+            __mmask16 mask = (__mmask16)tiles::first(std::min<i64>(16, rows - top));
+            for (i64 i = 0; i < 16; i++)
+                _mm256_mask_storeu_epi16(out + (left + i) * stride + top, mask, tiles::narrow(_mm512_castsi512_ps(r[i])));
+        }
+}
+
+thread_local tiles::Scratch packed_scratch, rows_scratch, sums_scratch;
+
+// low = left · factorᵀ for every layer, `factor` giving (rows of it, row length) of a segment's layer. In a region.
+template <typename Factor>
+void narrow_products(const Group &g, const std::vector<Left> &lefts, bf16 *low, bf16 *turned, Factor factor) {
+    i64 layers = (i64)g.layers.size(), panels = g.padded / PANEL, depth = 0, longest = 0;
+    for (const Left &left : lefts) depth += left.depth, longest = std::max(longest, left.depth);
+    bf16 *packed = packed_scratch.get<bf16>(panels * depth * PANEL);
+    bf16 *copy = rows_scratch.get<bf16>(32 * longest);
+    alignas(64) float sums[32 * 32];
+    i64 before = -1;
+#pragma omp for schedule(static)
+    for (i64 b = 0; b < (i64)g.blocks.size(); b++) {
+        const Block &block = g.blocks[b];
+        if (block.segment != before) {
+            bf16 *at = packed;
+            for (i64 l = 0; l < layers; l++)
+                for (i64 p = 0; p < panels; p++, at += lefts[l].depth * PANEL) {
+                    const Part &part = g.segments[block.segment].parts[l];
+                    i64 depth_l = lefts[l].depth, left_over = std::max<i64>(0, part.rank - p * PANEL);
+                    tiles::pack_transposed(factor(part) + p * PANEL * depth_l, depth_l, left_over, depth_l, at);
+                }
+            before = block.segment;
+        }
+        const bf16 *at = packed, *rows = nullptr;
+        i64 stride = 0;
+        for (i64 l = 0; l < layers; l++) {
+            if (l == 0 || lefts[l].data != lefts[l - 1].data) rows = rows_at(lefts[l], block.row, 0, lefts[l].depth, copy, &stride);
+            for (i64 p = 0; p < panels; p++, at += lefts[l].depth * PANEL) {
+                i64 column = l * g.padded + p * PANEL;
+                tiles::clear();
+                tiles::accumulate(rows, stride, at, lefts[l].depth);
+                tiles::sums(sums);
+                write(sums, {low, g.low_stride(), false, false}, block.row, block.rows, column, nullptr);
+                write_turned(sums, turned + column * g.room + block.row, g.room, block.rows);
+            }
+        }
+    }
+}
+
+// A result: columns `first` to `end` of `out`, the sum of products of `lefts` with panels that `pack` makes.
+struct Unit {
+    i64 layer, first, end;
+};
+
+std::vector<Unit> units(const std::vector<i64> &columns, i64 panel_bytes, int threads) {
+    i64 total = 0;
+    for (i64 c : columns) total += c / PANEL;
+    i64 most = std::max<i64>(1, std::min(CACHE / panel_bytes, (total + 2 * threads - 1) / (2 * threads)));
+    std::vector<Unit> found;
+    for (i64 l = 0; l < (i64)columns.size(); l++) {
+        i64 panels = columns[l] / PANEL, parts = (panels + most - 1) / most;
+        for (i64 p = 0; p < parts; p++)
+            found.push_back({l, panels * p / parts * PANEL, panels * (p + 1) / parts * PANEL});
+    }
+    return found;
+}
+
+// Rows of a left factor that are multiplied without leaving the tiles: values `first` to `first + depth` of factor
+// `left`, whose packed counterpart starts at row `offset` of a panel.
+struct Piece {
+    i64 left, first, depth, offset;
+};
+
+// Pieces that fit into the cache together; sums are put aside between two of these.
+std::vector<std::vector<Piece>> chunks(const std::vector<Left> &lefts) {
+    std::vector<std::vector<Piece>> found;
+    i64 filled = CHUNK, offset = 0;
+    for (i64 l = 0; l < (i64)lefts.size(); l++)
+        for (i64 first = 0; first < lefts[l].depth;) {
+            i64 depth = std::min(CHUNK, lefts[l].depth - first);
+            if (filled + depth > CHUNK) {
+                found.push_back({});
+                filled = 0;
+            }
+            found.back().push_back({l, first, depth, offset});
+            first += depth, offset += depth, filled += depth;
+        }
+    return found;
+}
+
+// One unit: the wide factor is packed by `pack(column, out)`, every segment's narrow factor, of `narrow.depth` rows, by
+// `pack_narrow(segment, column, out)`.
+template <typename Pack, typename PackNarrow>
+void wide_product(const Group &g, const Unit &unit, const std::vector<Left> &lefts, Pack pack, const Left &narrow,
+                  PackNarrow pack_narrow, const Output &out, const float *bias) {
+    i64 depth = 0, longest = 0, panels = (unit.end - unit.first) / PANEL, segments = (i64)g.segments.size();
+    for (const Left &left : lefts) depth += left.depth;
+    std::vector<std::vector<Piece>> parts = chunks(lefts);
+    for (const auto &part : parts) longest = std::max(longest, part.back().offset + part.back().depth - part[0].offset);
+    i64 each = (depth + segments * narrow.depth) * PANEL, blocks = (i64)g.blocks.size();
+    i64 many = std::max<i64>(1, std::min<i64>(8, CACHE / (64 * longest)));
+    bf16 *packed = packed_scratch.get<bf16>(panels * each);
+    bf16 *copy = rows_scratch.get<bf16>(32 * longest);
+    float *aside = parts.size() > 1 ? sums_scratch.get<float>(panels * many * 1024) : nullptr;
+    for (i64 p = 0; p < panels; p++) {
+        bf16 *at = packed + p * each;
+        pack(unit.first + p * PANEL, at);
+        at += depth * PANEL;
+        for (i64 s = 0; s < segments; s++, at += narrow.depth * PANEL) pack_narrow(s, unit.first + p * PANEL, at);
+    }
+    // The sums of a block are rounded and written while the tiles work on the next one.
+    alignas(64) float sums[2][32 * 32];
+    const Block *finished = nullptr;
+    i64 finished_column = 0, turn = 0;
+    auto write_finished = [&] {
+        if (finished)
+            write(sums[1 - turn], out, finished->row, finished->rows, finished_column, bias);
+    };
+    for (i64 start = 0; start < blocks; start += many)
+        for (const auto &part : parts)
+            for (i64 p = 0; p < panels; p++)
+                for (i64 b = start; b < std::min(blocks, start + many); b++) {
+                    const Block &block = g.blocks[b];
+                    const bf16 *panel = packed + p * each;
+                    float *own = aside + ((b - start) * panels + p) * 1024;
+                    bf16 *own_copy = copy;
+                    if (&part == &parts.front())
+                        tiles::clear();
+                    else
+                        tiles::restore(own);
+                    for (const Piece &piece : part) {
+                        i64 stride;
+                        const bf16 *rows =
+                            rows_at(lefts[piece.left], block.row, piece.first, piece.depth, own_copy, &stride);
+                        tiles::accumulate(rows, stride, panel + piece.offset * PANEL, piece.depth);
+                        own_copy += 32 * piece.depth;
+                    }
+                    if (&part != &parts.back()) {
+                        tiles::sums(own);
+                        continue;
+                    }
+                    tiles::accumulate(narrow.data + block.row * narrow.stride, narrow.stride,
+                                      panel + (depth + block.segment * narrow.depth) * PANEL, narrow.depth);
+                    write_finished();
+                    tiles::sums(sums[turn]);
+                    turn = 1 - turn;
+                    finished = &block, finished_column = unit.first + p * PANEL;
+                }
+    write_finished();
+    _mm_sfence();  // stores past the cache are not ordered otherwise
+}
+
+// The panel of a narrow factor (R, columns), with zeros up to `padded` rows.
+void pack_rank(const bf16 *factor, i64 columns, i64 rank, i64 padded, i64 column, bf16 *out) {
+    i64 whole = (rank + 31) / 32 * 32;
+    tiles::pack_woven(factor + column, columns, PANEL, rank, out);
+    memset(out + whole * PANEL, 0, (padded - whole) * PANEL * 2);
+}
+
+// out (R, columns) = factor · left (rank, tokens) · right (tokens, columns), for one panel of columns.
+void gradient(const bf16 *left, i64 room, i64 tokens, i64 rank, const bf16 *panel, float *out, i64 columns, i64 column,
+              float factor) {
+    alignas(64) float sums[16 * 32];
+    alignas(64) bf16 last[16 * 32];
+    i64 whole = tokens / 32 * 32;
+    for (i64 top = 0; top < rank; top += 16) {
+        const bf16 *rows = left + top * room, *at = panel;
+        _tile_zero(0);
+        _tile_zero(1);
+        for (i64 k = 0; k < tokens; k += 32, at += STEP) {
+            if (k < whole) {
+                _tile_loadd(4, rows + k, room * 2);
+            } else {
+                for (i64 r = 0; r < 16; r++)
+                    _mm512_store_si512(last + 32 * r, _mm512_maskz_loadu_epi16(tiles::first(tokens - k), rows + r * room + k));
+                _tile_loadd(4, last, 64);
+            }
+            _tile_loadd(6, at, 64);
+            _tile_loadd(7, at + TILE, 64);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        _tile_stored(0, sums, 128);
+        _tile_stored(1, sums + 16, 128);
+        __m512 scale = _mm512_set1_ps(factor);
+        for (i64 r = 0; r < std::min<i64>(16, rank - top); r++)
+            for (i64 half = 0; half < 32; half += 16)
+                _mm512_storeu_ps(out + (top + r) * columns + column + half,
+                                 _mm512_mul_ps(scale, _mm512_load_ps(sums + 32 * r + half)));
+    }
+}
+
+}  // namespace
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT int tiles_permitted() { return tiles::permitted(); }
+
+// Fills y of every layer, low and low_turned.
+EXPORT void lowrank_forward(const i64 *numbers, int threads) {
+    Group g = read(numbers);
+    Left x{g.x, g.x_stride, g.inputs, g.tokens};
+    std::vector<i64> columns;
+    for (const Layer &layer : g.layers) columns.push_back(layer.outputs);
+    std::vector<Unit> all = units(columns, (g.inputs + (i64)g.segments.size() * g.padded) * PANEL * 2, threads);
+#pragma omp parallel num_threads(threads)
+    {
+        tiles::Scope scope;
+        narrow_products(g, std::vector<Left>(g.layers.size(), x), g.low, g.low_turned, [](const Part &p) { return p.a; });
+#pragma omp for schedule(dynamic)
+        for (i64 u = 0; u < (i64)all.size(); u++) {
+            const Layer &layer = g.layers[all[u].layer];
+            Left narrow{g.low + all[u].layer * g.padded, g.low_stride(), g.padded, g.tokens + 32};
+            auto pack = [&](i64 column, bf16 *out) {
+                tiles::pack_transposed(layer.weight + column * g.inputs, g.inputs, PANEL, g.inputs, out);
+            };
+            auto pack_narrow = [&](i64 s, i64 column, bf16 *out) {
+                const Part &part = g.segments[s].parts[all[u].layer];
+                pack_rank(part.b, layer.outputs, part.rank, g.padded, column, out);
+            };
+            Output y = output(layer.data, layer.stride, g.wide, g.tokens);
+            wide_product(g, all[u], {x}, pack, narrow, pack_narrow, y, layer.bias);
+        }
+    }
+}
+
+// Fills d_low and d_low_turned, and dx unless it is null, from the gradients of the results.
+EXPORT void lowrank_backward_input(const i64 *numbers, int threads) {
+    Group g = read(numbers);
+    std::vector<Left> dys;
+    i64 depth = 0;
+    for (const Layer &layer : g.layers) {
+        dys.push_back({(const bf16 *)layer.data, layer.stride, layer.outputs, g.tokens});
+        depth += layer.outputs;
+    }
+    i64 panel_bytes = (depth + (i64)g.segments.size() * g.low_stride()) * PANEL * 2;
+    std::vector<Unit> all;
+    if (g.dx) all = units({g.inputs}, panel_bytes, threads);
+    Left narrow{g.d_low, g.low_stride(), g.low_stride(), g.tokens + 32};
+#pragma omp parallel num_threads(threads)
+    {
+        tiles::Scope scope;
+        narrow_products(g, dys, g.d_low, g.d_low_turned, [](const Part &p) { return p.b; });
+#pragma omp for schedule(dynamic)
+        for (i64 u = 0; u < (i64)all.size(); u++) {
+            auto pack = [&](i64 column, bf16 *out) {
+                for (const Layer &layer : g.layers) {
+                    tiles::pack_woven(layer.weight + column, g.inputs, PANEL, layer.outputs, out);
+                    out += layer.outputs * PANEL;
+                }
+            };
+            auto pack_narrow = [&](i64 s, i64 column, bf16 *out) {
+                for (const Part &part : g.segments[s].parts) {
+                    pack_rank(part.a, g.inputs, part.rank, g.padded, column, out);
+                    out += g.padded * PANEL;
+                }
+            };
+            wide_product(g, all[u], dys, pack, narrow, pack_narrow, output(g.dx, g.inputs, g.wide, g.tokens), nullptr);
+        }
+    }
+}
+
+// Fills the gradients of A, (L R, I), and of B as (R, O), of every segment.
+EXPORT void lowrank_backward_weights(const i64 *numbers, int threads) {
+    Group g = read(numbers);
+    struct Work {
+        i64 segment, layer, column;  // layer -1: of A, of all layers
+    };
+    std::vector<Work> all;
+    for (i64 s = 0; s < (i64)g.segments.size(); s++) {
+        for (i64 c = 0; c < g.inputs; c += PANEL) all.push_back({s, -1, c});
+        for (i64 l = 0; l < (i64)g.layers.size(); l++)
+            for (i64 c = 0; c < g.layers[l].outputs; c += PANEL) all.push_back({s, l, c});
+    }
+#pragma omp parallel num_threads(threads)
+    {
+        tiles::Scope scope;
+#pragma omp for schedule(dynamic, 4)
+        for (i64 w = 0; w < (i64)all.size(); w++) {
+            const Work &work = all[w];
+            const Segment &segment = g.segments[work.segment];
+            i64 tokens = segment.end - segment.first;
+            bf16 *packed = packed_scratch.get<bf16>((tokens + 31) / 32 * STEP);
+            if (work.layer < 0) {
+                tiles::pack_woven(g.x + segment.first * g.x_stride + work.column, g.x_stride, PANEL, tokens, packed);
+                for (i64 l = 0; l < (i64)g.layers.size(); l++)
+                    gradient(g.d_low_turned + l * g.padded * g.room + segment.first, g.room, tokens,
+                             segment.parts[l].rank, packed, segment.parts[l].da, g.inputs, work.column, 1.0f);
+            } else {
+                const Layer &layer = g.layers[work.layer];
+                const Part &part = segment.parts[work.layer];
+                tiles::pack_woven((const bf16 *)layer.data + segment.first * layer.stride + work.column, layer.stride, PANEL,
+                                  tokens, packed);
+                gradient(g.low_turned + work.layer * g.padded * g.room + segment.first, g.room, tokens, part.rank, packed,
+                         part.db, layer.outputs, work.column, part.scaling);
+            }
+        }
+    }
+}

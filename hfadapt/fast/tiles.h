@@ -168,4 +168,12 @@ static inline void sums(float *out) {
     _tile_stored(3, out + 16 * 32 + 16, 128);
 }
 
+// Sums as `sums` left them, to go on.
+static inline void restore(const float *in) {
+    _tile_loadd(0, in, 128);
+    _tile_loadd(1, in + 16, 128);
+    _tile_loadd(2, in + 16 * 32, 128);
+    _tile_loadd(3, in + 16 * 32 + 16, 128);
+}
+
 }  // namespace tiles

@@ -1,0 +1,153 @@
+"""The products of low-rank layers on AMX tiles (products.cpp): all of a group's in one parallel region.
+
+Frozen and narrow products of a row of tokens are summed in the same registers and rounded once. Only bfloat16, and
+sizes that are multiples of 32.
+
+Shapes: N tokens, I inputs, O outputs, R rank, P rank rounded up to 32, L layers that share an input.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hfadapt.fast import compiled
+
+MULTIPLE = 32
+"""Of inputs and outputs."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What is frozen of a layer: weight (O, I) in bfloat16, bias (O,) in float32."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Tokens `first` to `end`, and the adapter that they go through, in bfloat16.
+
+    Args:
+        a: A of all layers one below the other (ΣR, I).
+        bs: scaling · Bᵀ (R, O) of each layer.
+        scalings: Of each layer.
+    """
+
+    first: int
+    end: int
+    a: torch.Tensor
+    bs: Sequence[torch.Tensor]
+    scalings: Sequence[float]
+
+
+def usable(x: torch.Tensor, inputs: int, outputs: Sequence[int]) -> bool:
+    """Whether the processor, the dtype and the sizes allow it."""
+    fits = inputs % MULTIPLE == 0 and all(each % MULTIPLE == 0 for each in outputs)
+    return fits and x.device.type == "cpu" and x.dtype == torch.bfloat16 and compiled.tiles() is not None
+
+
+def forward(
+    x: torch.Tensor, layers: Sequence[Frozen], adapters: Sequence[LowRank], dtype: torch.dtype
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """y (N, O) of each layer in `dtype` for x (N, I), and x·Aᵀ of all layers as (L·P, N and some room)."""
+    ys = [x.new_empty((len(x), layer.weight.shape[0]), dtype=dtype) for layer in layers]
+    low, turned = _low(x, len(layers), adapters)
+    _run("lowrank_forward", x, layers, ys, adapters, low=low, low_turned=turned, wide=dtype == torch.float32)
+    return ys, turned
+
+
+def backward_input(
+    dys: Sequence[torch.Tensor],
+    layers: Sequence[Frozen],
+    adapters: Sequence[LowRank],
+    dtype: torch.dtype,
+    needed: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """The gradient of x (N, I) in `dtype`, if needed, and of x·Aᵀ as `forward` gives it."""
+    low, turned = _low(dys[0], len(layers), adapters)
+    dx = dys[0].new_empty((len(dys[0]), layers[0].weight.shape[1]), dtype=dtype) if needed else None
+    options = {"d_low": low, "d_low_turned": turned, "dx": dx}
+    _run("lowrank_backward_input", None, layers, dys, adapters, **options, wide=dtype == torch.float32)
+    return dx, turned
+
+
+def backward_weights(
+    x: torch.Tensor,
+    dys: Sequence[torch.Tensor],
+    layers: Sequence[Frozen],
+    adapters: Sequence[LowRank],
+    low_turned: torch.Tensor,
+    d_low_turned: torch.Tensor,
+) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
+    """For each of `adapters` the gradients in float32 of its A (ΣR, I), and of B as (R, O) of each layer."""
+    found = [
+        (torch.empty_like(each.a, dtype=torch.float32), [torch.empty_like(b, dtype=torch.float32) for b in each.bs])
+        for each in adapters
+    ]
+    turned = {"low_turned": low_turned, "d_low_turned": d_low_turned}
+    _run("lowrank_backward_weights", x, layers, dys, adapters, **turned, gradients=found)
+    return found
+
+
+def _low(x: torch.Tensor, layers: int, adapters: Sequence[LowRank]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Room for x·Aᵀ as rows of tokens and turned. Tiles read up to 32 tokens more than there are."""
+    width = layers * _padded(adapters)
+    room = len(x) + 2 * MULTIPLE - len(x) % MULTIPLE
+    return x.new_empty((len(x) + MULTIPLE, width)), x.new_empty((width, room))
+
+
+def _padded(adapters: Sequence[LowRank]) -> int:
+    largest = max(b.shape[0] for each in adapters for b in each.bs)
+    return -(-largest // MULTIPLE) * MULTIPLE
+
+
+def _run(
+    name: str,
+    x: torch.Tensor | None,
+    layers: Sequence[Frozen],
+    data: Sequence[torch.Tensor],
+    adapters: Sequence[LowRank],
+    *,
+    low: torch.Tensor | None = None,
+    low_turned: torch.Tensor | None = None,
+    d_low: torch.Tensor | None = None,
+    d_low_turned: torch.Tensor | None = None,
+    dx: torch.Tensor | None = None,
+    wide: bool = False,
+    gradients: Sequence[tuple[torch.Tensor, Sequence[torch.Tensor]]] = (),
+) -> None:
+    if compiled.is_fake(data[0]):
+        return
+    turned = low_turned if low_turned is not None else d_low_turned
+    assert turned is not None
+    inputs = layers[0].weight.shape[1]
+    numbers = [len(data[0]), inputs, _padded(adapters), turned.stride(0), _at(x), 0 if x is None else x.stride(0)]
+    numbers += [_at(low), _at(low_turned), _at(d_low), _at(d_low_turned), _at(dx), wide, len(layers), len(adapters)]
+    for layer, y in zip(layers, data, strict=True):
+        numbers += [_at(layer.weight), layer.weight.shape[0], _at(layer.bias), _at(y), y.stride(0)]
+    for index, each in enumerate(adapters):
+        numbers += [each.first, each.end]
+        row = 0
+        for layer_index, (b, scaling) in enumerate(zip(each.bs, each.scalings, strict=True)):
+            da, db = gradients[index] if gradients else (None, ())
+            numbers += [_at(each.a, row * inputs), _at(b), b.shape[0]]
+            numbers += [_at(da, row * inputs), _at(db[layer_index]) if db else 0, _bits(scaling)]
+            row += b.shape[0]
+    found = compiled.tiles()
+    assert found is not None
+    compiled.function(found, name)((ctypes.c_int64 * len(numbers))(*numbers), torch.get_num_threads())
+
+
+def _at(tensor: torch.Tensor | None, offset: int = 0) -> int:
+    """The address of an element; 0 without a tensor."""
+    return 0 if tensor is None else tensor.data_ptr() + offset * tensor.element_size()
+
+
+def _bits(value: float) -> int:
+    return int.from_bytes(struct.pack("<f", value), "little")

@@ -1,0 +1,86 @@
+"""Products on AMX tiles: the same results as float32, adapters and rows kept apart, any number of threads."""
+
+import pytest
+import torch
+
+from hfadapt.fast import compiled, products
+from hfadapt.fast.products import Frozen, LowRank
+
+pytestmark = pytest.mark.skipif(compiled.tiles() is None, reason="the processor has no AMX tiles, or no compiler")
+
+
+def make(tokens, inputs, outputs, ranks, cuts, *, bias=True, seed=0):
+    """x, gradients of the results, layers and adapters; `cuts` are the tokens at which segments end."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape):
+        return torch.randn(*shape, generator=generator).bfloat16()
+
+    layers = [
+        Frozen(rand(o, inputs) / inputs**0.5, torch.randn(o, generator=generator) if bias else None) for o in outputs
+    ]
+    adapters = []
+    for index, (first, end) in enumerate(zip((0, *cuts), (*cuts, tokens), strict=True)):
+        own = [max(1, r - 3 * index) for r in ranks]
+        a = rand(sum(own), inputs) / inputs**0.5
+        adapters.append(LowRank(first, end, a, [rand(r, o) for r, o in zip(own, outputs, strict=True)], [0.5] * len(own)))
+    return rand(tokens, inputs), [rand(tokens, o) for o in outputs], layers, adapters
+
+
+def reference(x, dys, layers, adapters):
+    """The same in float32, gradients by hand: y, dx and (dA, dBᵀ) of each segment."""
+    x, dys = x.float(), [dy.float() for dy in dys]
+    ys = [x @ layer.weight.float().t() + (0 if layer.bias is None else layer.bias) for layer in layers]
+    dx = sum(dy @ layer.weight.float() for dy, layer in zip(dys, layers, strict=True))
+    found = []
+    for each in adapters:
+        part = slice(each.first, each.end)
+        das, dbs, row = [], [], 0
+        for y, dy, b, scaling in zip(ys, dys, each.bs, each.scalings, strict=True):
+            a, b = each.a[row : row + len(b)].float(), b.float()
+            row += len(b)
+            low, d_low = x[part] @ a.t(), dy[part] @ b.t()
+            y[part] += low @ b
+            dx[part] += d_low @ a
+            das.append(d_low.t() @ x[part])
+            dbs.append(scaling * low.t() @ dy[part])
+        found.append((torch.cat(das), dbs))
+    return ys, dx, found
+
+
+def run(x, dys, layers, adapters, dtype):
+    ys, low = products.forward(x, layers, adapters, dtype)
+    dx, d_low = products.backward_input(dys, layers, adapters, dtype, True)
+    return ys, dx, products.backward_weights(x, dys, layers, adapters, low, d_low)
+
+
+def close(found, wanted, tolerance=1e-2):
+    assert found.shape == wanted.shape
+    assert (found.float() - wanted).abs().max() <= tolerance * wanted.abs().max()
+
+
+CASES = {
+    "one layer": (100, 64, [96], [16], []),
+    "a row": (1, 64, [64], [4], []),
+    "three layers": (257, 576, [576, 192, 192], [16, 16, 16], []),
+    "many outputs": (70, 576, [1536, 1536], [16, 16], []),
+    "many inputs": (70, 1536, [576], [8], []),
+    "ranks beyond a tile": (65, 96, [64, 32], [40, 7], []),
+    "adapters": (150, 96, [64, 96], [16, 20], [40, 41, 149]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("case", CASES)
+def test_products_and_gradients_are_those_of_float32(case, dtype):
+    x, dys, layers, adapters = make(*CASES[case])
+    ys, dx, gradients = run(x, dys, layers, adapters, dtype)
+    wanted_ys, wanted_dx, wanted = reference(x, dys, layers, adapters)
+    assert dx.dtype == ys[0].dtype == dtype
+    for y, each in zip(ys, wanted_ys, strict=True):
+        close(y, each)
+    close(dx, wanted_dx)
+    for (a, bs), (wanted_a, wanted_bs) in zip(gradients, wanted, strict=True):
+        close(a, wanted_a)
+        for b, each in zip(bs, wanted_bs, strict=True):
+            close(b, each)
