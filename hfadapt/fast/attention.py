@@ -10,17 +10,20 @@ Shapes: N tokens, H query heads, J key heads, G = H / J, E features, B rows of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ctypes
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 
-from hfadapt.fast import kernels
+from hfadapt.fast import compiled, kernels
 from hfadapt.fast.documents import CURRENT, QUERY_BLOCK, Bucket, Documents
 
 NAME = "hfadapt"
+MOST_FEATURES = 256
+"""Of a head, for the kernel on tiles."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,13 @@ class _Attention(torch.autograd.Function):
         heads, key_heads = q.shape[1], k.shape[1]
         make = q.new_zeros if settings.documents.padded else q.new_empty
         out = make((len(q), heads, v.shape[2]))
+        ctx.settings = settings
+        ctx.on_tiles = _on_tiles(q, k, v, settings)
+        if ctx.on_tiles:
+            log_sums = q.new_empty(q.shape[:2], dtype=torch.float32)
+            _run_on_tiles("row_attention", (q, k, v, out), log_sums, settings)
+            ctx.save_for_backward(q, k, v, log_sums)
+            return out
         sums = []
         for bucket in _parts(settings, heads):
             qp, kp, vp = (_packed(x, bucket, settings.dtype) for x in (q, k, v))
@@ -69,7 +79,6 @@ class _Attention(torch.autograd.Function):
             whole = done[0] if len(done) == 1 else torch.cat(done, 2)
             kernels.unpack(whole, out, bucket.starts, bucket.lengths)
         ctx.save_for_backward(q, k, v, *sums)
-        ctx.settings = settings
         return out
 
     @staticmethod
@@ -79,6 +88,9 @@ class _Attention(torch.autograd.Function):
         heads, key_heads = q.shape[1], k.shape[1]
         dout = gradients[0] if gradients[0].stride(-1) == 1 else gradients[0].contiguous()
         results = [(x.new_zeros if settings.documents.padded else x.new_empty)(x.shape) for x in (q, k, v)]
+        if ctx.on_tiles:
+            _run_on_tiles("row_attention_backward", (q, k, v, dout, *results), sums[0], settings)
+            return (*results, None)
         log_sums = iter(sums)
         for bucket in _parts(settings, heads):
             qp, kp, vp, dp = (_packed(x, bucket, settings.dtype) for x in (q, k, v, dout))
@@ -99,6 +111,36 @@ class _Attention(torch.autograd.Function):
             for packed, result in zip((whole, dks, dvs), results, strict=True):
                 kernels.unpack(packed, result, bucket.starts, bucket.lengths)
         return (*results, None)
+
+
+def _on_tiles(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: _Settings) -> bool:
+    """Whether the kernel of row_attention.cpp does this: products in bfloat16, whole tiles of features."""
+    size = q.shape[2]
+    return (
+        settings.dtype == torch.bfloat16
+        and all(x.device.type == "cpu" and x.dtype in kernels.SUFFIX and x.stride(2) == 1 for x in (q, k, v))
+        and k.shape == v.shape
+        and size % 16 == 0
+        and size <= MOST_FEATURES
+        and settings.scale > 0
+        and compiled.tiles() is not None
+    )
+
+
+def _run_on_tiles(name: str, arrays: Sequence[torch.Tensor], log_sums: torch.Tensor, settings: _Settings) -> None:
+    q, k = arrays[:2]
+    if compiled.is_fake(q):
+        return
+    library = compiled.tiles()
+    assert library is not None
+    starts, lengths = settings.documents.rows
+    described = [y for x in arrays for y in (x, x.stride(0), x.stride(1), x.dtype == torch.float32)]
+    sizes = (len(starts), q.shape[1], k.shape[1], q.shape[2])
+    arguments = (*described, log_sums, starts, lengths, *sizes, settings.scale, settings.causal, settings.window)
+    failed = ctypes.c_int(0)
+    compiled.function(library, name)(*compiled.addresses(arguments), torch.get_num_threads(), ctypes.byref(failed))
+    if failed.value:
+        raise MemoryError("attention inside rows found no memory to work in")
 
 
 def _parts(settings: _Settings, heads: int) -> Iterator[Bucket]:
