@@ -56,10 +56,10 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: _Settings) -> torch.Tensor:
         heads, key_heads = q.shape[1], k.shape[1]
-        make = q.new_zeros if settings.documents.padded else q.new_empty
-        out = make((len(q), heads, v.shape[2]))
         ctx.settings = settings
         ctx.on_tiles = _on_tiles(q, k, v, settings)
+        make = q.new_zeros if settings.documents.padded and not ctx.on_tiles else q.new_empty
+        out = make((len(q), heads, v.shape[2]))
         if ctx.on_tiles:
             log_sums = q.new_empty(q.shape[:2], dtype=torch.float32)
             _run_on_tiles("row_attention", (q, k, v, out), log_sums, settings)
@@ -87,7 +87,8 @@ class _Attention(torch.autograd.Function):
         settings: _Settings = ctx.settings
         heads, key_heads = q.shape[1], k.shape[1]
         dout = gradients[0] if gradients[0].stride(-1) == 1 else gradients[0].contiguous()
-        results = [(x.new_zeros if settings.documents.padded else x.new_empty)(x.shape) for x in (q, k, v)]
+        zeros = settings.documents.padded and not ctx.on_tiles
+        results = [(x.new_zeros if zeros else x.new_empty)(x.shape) for x in (q, k, v)]
         if ctx.on_tiles:
             _run_on_tiles("row_attention_backward", (q, k, v, dout, *results), sums[0], settings)
             return (*results, None)
@@ -135,7 +136,7 @@ def _run_on_tiles(name: str, arrays: Sequence[torch.Tensor], log_sums: torch.Ten
     assert library is not None
     starts, lengths = settings.documents.rows
     described = [y for x in arrays for y in (x, x.stride(0), x.stride(1), x.dtype == torch.float32)]
-    sizes = (len(starts), q.shape[1], k.shape[1], q.shape[2])
+    sizes = (len(q), len(starts), q.shape[1], k.shape[1], q.shape[2])
     arguments = (*described, log_sums, starts, lengths, *sizes, settings.scale, settings.causal, settings.window)
     failed = ctypes.c_int(0)
     compiled.function(library, name)(*compiled.addresses(arguments), torch.get_num_threads(), ctypes.byref(failed))

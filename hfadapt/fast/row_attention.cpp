@@ -19,7 +19,7 @@ using namespace tiles;
 const i64 BLOCK = 32;               // rows and columns of a block of scores
 const i64 SCORES = BLOCK * BLOCK;
 const i64 CHUNK = 8;                // blocks of keys whose scores the forward pass holds at once
-const i64 BUDGET = 48 * 1024;       // scores that the backward pass holds at once, unless one row block has more
+const i64 BUDGET = 96 * 1024;       // scores that the backward pass holds at once, unless one row block has more
 const i64 MOST_SLICES = 64;         // of a document
 const float LOG2E = 1.44269504f, LN2 = 0.69314718f;
 const float LOWEST = -1e30f;        // finite, so that differences are never NaN
@@ -36,7 +36,7 @@ struct Problem {
     Array dq, dk, dv;
     float *lse;                     // (N, H), natural logarithm
     const i64 *starts, *lengths;
-    i64 B, H, J, E;
+    i64 N, B, H, J, E;
     float scale;
     int causal;
     i64 window;
@@ -124,45 +124,53 @@ template <typename Op> static inline __m512 across(const __m512 *r) {
 
 // --- rows in and out of memory -----------------------------------------------------------------------------------------
 
-// One row of E values (a multiple of 16) to bf16, zero up to a multiple of 32.
-static inline void load(const Array &x, i64 token, i64 head, i64 E, bf16 *out) {
-    i64 at = token * x.token + head * x.head;
-    if (x.single) {
-        const float *in = (const float *)x.data + at;
-        for (i64 e = 0; e < E; e += 16) _mm256_store_si256((__m256i *)(out + e), narrow(_mm512_loadu_ps(in + e)));
-        if (E % 32) _mm256_store_si256((__m256i *)(out + E), _mm256_setzero_si256());
-        return;
-    }
-    const bf16 *in = (const bf16 *)x.data + at;
-    i64 e = 0;
-    for (; e + 32 <= E; e += 32) _mm512_store_si512(out + e, _mm512_loadu_si512(in + e));
-    if (e < E) _mm512_store_si512(out + e, _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)(in + e))));
-}
+static inline i64 place(const Array &x, i64 token, i64 head) { return token * x.token + head * x.head; }
 
-// 16 values to a row.
-static inline void store(const Array &x, i64 token, i64 head, i64 e, __m512 values) {
-    i64 at = token * x.token + head * x.head + e;
-    if (x.single)
-        _mm512_storeu_ps((float *)x.data + at, values);
-    else
-        _mm256_storeu_si256((__m256i *)((bf16 *)x.data + at), narrow(values));
-}
-
-// Rows of one head, one for each token, zero up to a multiple of 32 rows.
-static void copy_keys(const Array &x, i64 token, i64 head, i64 count, i64 E, i64 width, bf16 *out) {
-    for (i64 i = 0; i < count; i++) load(x, token + i, head, E, out + i * width);
-    memset((void *)(out + count * width), 0, sizeof(bf16) * (blocks(count) * BLOCK - count) * width);
-}
-
-// Stacked rows of a group of heads, zero up to a multiple of 32 rows. `row` counts from token `token`.
-static void copy_queries(const Array &x, i64 token, i64 head, i64 group, i64 row, i64 count, i64 E, i64 width,
-                         bf16 *out) {
-    i64 t = token + row / group, g = row % group;
+// Rows of E values (a multiple of 16) to bf16, zero up to a multiple of 32 values and of 32 rows: from row `row` of the
+// stacked rows that begin at `token`, or the rows of one head with a group of 1.
+template <typename T>
+static void copy(const Array &x, i64 token, i64 head, i64 group, i64 row, i64 count, i64 E, bf16 *out) {
+    const i64 width = blocks(E) * BLOCK, within = x.head, onward = x.token - group * x.head;
+    const T *in = (const T *)x.data + place(x, token + row / group, head + row % group);
+    i64 g = row % group;
     for (i64 i = 0; i < count; i++) {
-        load(x, t, head + g, E, out + i * width);
-        if (++g == group) g = 0, t++;
+        i64 e = 0;
+        for (; e + 32 <= E; e += 32, out += 32)
+            if (sizeof(T) == 4) {
+                __m512 low = _mm512_loadu_ps((const float *)in + e), high = _mm512_loadu_ps((const float *)in + e + 16);
+                _mm512_store_si512(out, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+            } else {
+                _mm512_store_si512(out, _mm512_loadu_si512(in + e));
+            }
+        if (e < E) {
+            __m256i last = sizeof(T) == 4 ? narrow(_mm512_loadu_ps((const float *)in + e))
+                                          : _mm256_loadu_si256((const __m256i *)(in + e));
+            _mm512_store_si512(out, _mm512_zextsi256_si512(last));
+            out += 32;
+        }
+        in += within;
+        if (++g == group) g = 0, in += onward;
     }
-    memset((void *)(out + count * width), 0, sizeof(bf16) * (blocks(count) * BLOCK - count) * width);
+    memset((void *)out, 0, sizeof(bf16) * (blocks(count) * BLOCK - count) * width);
+}
+
+static void copy(const Array &x, i64 token, i64 head, i64 group, i64 row, i64 count, i64 E, bf16 *out) {
+    (x.single ? copy<float> : copy<bf16>)(x, token, head, group, row, count, E, out);
+}
+
+// A row of E values times `by` out of blocks of sums, `next` values apart.
+static inline void store(const Array &x, i64 at, const float *in, i64 next, i64 E, __m512 by) {
+    for (i64 e = 0; e < E; e += 32, in += next) {
+        __m512 low = _mm512_mul_ps(by, _mm512_load_ps(in)), high = _mm512_mul_ps(by, _mm512_load_ps(in + 16));
+        const bool both = e + 16 < E;
+        if (x.single) {
+            _mm512_storeu_ps((float *)x.data + at + e, low);
+            if (both) _mm512_storeu_ps((float *)x.data + at + e + 16, high);
+        } else {
+            _mm512_mask_storeu_epi16((bf16 *)x.data + at + e, both ? 0xffffffffu : 0xffffu,
+                                     (__m512i)_mm512_cvtne2ps_pbh(high, low));
+        }
+    }
 }
 
 // Copied rows (a multiple of 32) as the right factor of products over rows: a panel for each 32 features.
@@ -365,9 +373,9 @@ static bool forward(const Problem &p, const Unit &u) {
     }
     for (i64 b = 0; b < count; b++) {
         const i64 n = std::min(BLOCK, keys - b * BLOCK), token = start + from + b * BLOCK;
-        copy_keys(p.k, token, u.head, n, E, W, copied);
+        copy(p.k, token, u.head, 1, 0, n, E, copied);
         pack_transposed(copied, W, BLOCK, W, kt + b * BLOCK * W);
-        copy_keys(p.v, token, u.head, n, E, W, copied);
+        copy(p.v, token, u.head, 1, 0, n, E, copied);
         for (i64 e = 0; e < panels; e++) pack_woven(copied + e * BLOCK, W, BLOCK, BLOCK, vw + (e * count + b) * STEP);
     }
 
@@ -377,7 +385,7 @@ static bool forward(const Problem &p, const Unit &u) {
     for (i64 r = 0; r < R; r += BLOCK) {
         const i64 rows = std::min(BLOCK, R - r);
         const bool lower = rows > 16;
-        copy_queries(p.q, start + u.first, u.head * G, G, r, rows, E, W, q);
+        copy(p.q, start + u.first, u.head * G, G, r, rows, E, q);
         i64 low = keys, high = 0, t = u.first + r / G, g = r % G;
         for (i64 i = 0; i < rows; i++) {
             p.visible(t, length, &s.first[i], &s.end[i]);
@@ -413,12 +421,9 @@ static bool forward(const Problem &p, const Unit &u) {
             _mm512_store_ps(lse + i, _mm512_maskz_mov_ps(seen, value));
         }
         for (i64 i = 0; i < rows; i++) {
-            __m512 by = _mm512_set1_ps(inverse[i]);
-            for (i64 e = 0; e < E; e += 16) {
-                const float *at = sums + (e / BLOCK) * SCORES + i * BLOCK + e % BLOCK;
-                store(p.out, t, u.head * G + g, e, _mm512_mul_ps(by, _mm512_load_ps(at)));
-            }
-            p.lse[t * p.H + u.head * G + g] = lse[i];
+            const i64 h = u.head * G + g;
+            store(p.out, place(p.out, t, h), sums + i * BLOCK, SCORES, E, _mm512_set1_ps(inverse[i]));
+            p.lse[t * p.H + h] = lse[i];
             if (++g == G) g = 0, t++;
         }
     }
@@ -500,51 +505,46 @@ static inline void score_gradients(const bf16 *p, const float *dp, i64 keys, con
 // Which stacked row is in column x of a block whose columns were woven inside 128 bits.
 static inline i64 column(i64 x) { return 8 * (x % 16 / 4) + x % 4 + 4 * (x / 16); }
 
-// A block of 32 features by 32 rows to the rows of the gradient of queries.
-static inline void store_queries(const float *in, const Array &dq, const i64 *token, const i64 *head, i64 rows, i64 e,
-                                 i64 features, float scale) {
+// A block of 32 features by 32 rows to the rows of the gradient of queries, which begin at `places`.
+static inline void store_queries(const float *in, const Array &dq, const i64 *places, i64 rows, i64 e, i64 features,
+                                 float scale) {
     __m512 by = _mm512_set1_ps(scale);
-    for (i64 half = 0; half < 2; half++) {
-        __m512i r[16];
-        if (dq.single) {  // half the features
-            if (features <= 16 * half) return;
+    __m512i r[2][16];
+    if (dq.single) {
+        for (i64 part = 0; part < std::min<i64>(features, 32); part += 16)
             for (i64 side = 0; side < 2; side++) {
                 for (int i = 0; i < 16; i++)
-                    r[i] = _mm512_castps_si512(_mm512_mul_ps(by, _mm512_load_ps(in + (16 * half + i) * BLOCK + 16 * side)));
-                transpose(r);
+                    r[0][i] = _mm512_castps_si512(_mm512_mul_ps(by, _mm512_load_ps(in + (part + i) * BLOCK + 16 * side)));
+                transpose(r[0]);
                 for (int i = 0; i < 16; i++) {
-                    i64 row = column(16 * side + i);
-                    if (row < rows) store(dq, token[row], head[row], e + 16 * half, _mm512_castsi512_ps(r[i]));
+                    const i64 row = column(16 * side + i);
+                    if (row < rows) _mm512_storeu_si512((float *)dq.data + places[row] + e + part, r[0][i]);
                 }
             }
-            continue;
-        }
-        for (int i = 0; i < 16; i++) {  // pairs of features; weaving them again takes half the columns
-            const float *a = in + 2 * i * BLOCK, *b = a + BLOCK;
-            __m512i x = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(by, _mm512_load_ps(a + 16)),
-                                                     _mm512_mul_ps(by, _mm512_load_ps(a)));
-            __m512i y = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(by, _mm512_load_ps(b + 16)),
-                                                     _mm512_mul_ps(by, _mm512_load_ps(b)));
-            r[i] = half ? _mm512_unpackhi_epi16(x, y) : _mm512_unpacklo_epi16(x, y);
-        }
-        transpose(r);
+        return;
+    }
+    for (int i = 0; i < 16; i++, in += 2 * BLOCK) {  // pairs of features are woven as pairs of keys were
+        __m512i x = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(by, _mm512_load_ps(in + 16)),
+                                                 _mm512_mul_ps(by, _mm512_load_ps(in)));
+        __m512i y = (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(by, _mm512_load_ps(in + 48)),
+                                                 _mm512_mul_ps(by, _mm512_load_ps(in + 32)));
+        r[0][i] = _mm512_unpacklo_epi16(x, y);
+        r[1][i] = _mm512_unpackhi_epi16(x, y);
+    }
+    for (int half = 0; half < 2; half++) {
+        transpose(r[half]);
         for (int i = 0; i < 16; i++) {
-            i64 row = column(column(16 * half + i));
-            if (row >= rows) continue;
-            bf16 *out = (bf16 *)dq.data + token[row] * dq.token + head[row] * dq.head + e;
-            _mm512_mask_storeu_epi16(out, first(features), r[i]);
+            const i64 row = column(column(16 * half + i));
+            if (row < rows) _mm512_mask_storeu_epi16((bf16 *)dq.data + places[row] + e, first(features), r[half][i]);
         }
     }
 }
 
 // Sums in blocks (keys / 32, features / 32, 32, 32) to the rows of the gradient of keys or values.
 static void store_keys(const float *in, i64 panels, const Array &x, i64 token, i64 head, i64 keys, i64 E, float scale) {
-    __m512 by = _mm512_set1_ps(scale);
     for (i64 k = 0; k < keys; k++)
-        for (i64 e = 0; e < E; e += 16) {
-            const float *at = in + ((k / BLOCK) * panels + e / BLOCK) * SCORES + k % BLOCK * BLOCK + e % BLOCK;
-            store(x, token + k, head, e, _mm512_mul_ps(by, _mm512_load_ps(at)));
-        }
+        store(x, place(x, token + k, head), in + k / BLOCK * panels * SCORES + k % BLOCK * BLOCK, SCORES, E,
+              _mm512_set1_ps(scale));
 }
 
 static void key_range(const Problem &p, const Unit &u, i64 *from, i64 *to) {
@@ -577,32 +577,32 @@ static bool backward(const Problem &p, const Unit &u) {
     bf16 *k, *v, *kt, *q, *qt, *qw, *g, *gt, *gw, *probability, *ds, *woven;
     float *scores, *dp, *dk, *dv;
     Queries rows_of;
-    i64 *token, *head, *first_key, *end_key;
+    i64 *places, *first_key, *end_key;
     for (Parts *m : {&wanted, &parts}) {
         if (m == &parts) parts.data = scratch.get<char>(wanted.used);
         if (m == &parts && !parts.data) return false;
         k = m->take<bf16>(K * W), v = m->take<bf16>(K * W), kt = m->take<bf16>(K * W);
         q = m->take<bf16>(most * W), qt = m->take<bf16>(most * W), qw = m->take<bf16>(most * W);
         g = m->take<bf16>(most * W), gt = m->take<bf16>(most * W), gw = m->take<bf16>(most * W);
-        probability = m->take<bf16>(most * K), ds = m->take<bf16>(most * K), woven = m->take<bf16>(most * K);
-        scores = m->take<float>(SCORES), dp = m->take<float>(most * K);
+        probability = m->take<bf16>(most * K), ds = m->take<bf16>(most * K), woven = m->take<bf16>(BLOCK * K);
+        scores = m->take<float>(SCORES), dp = m->take<float>(BLOCK * K);
         dk = m->take<float>(K * W), dv = m->take<float>(K * W);
         rows_of.lse = m->take<float>(most), rows_of.delta = m->take<float>(most);
         rows_of.first = m->take<int32_t>(most), rows_of.end = m->take<int32_t>(most);
-        token = m->take<i64>(most), head = m->take<i64>(most);
+        places = m->take<i64>(most);
         first_key = m->take<i64>(most_blocks), end_key = m->take<i64>(most_blocks);
     }
     if (u.partial) dk = u.partial, dv = u.partial + K * W;
-    copy_keys(p.k, start + from, u.head, keys, E, W, k);
-    copy_keys(p.v, start + from, u.head, keys, E, W, v);
+    copy(p.k, start + from, u.head, 1, 0, keys, E, k);
+    copy(p.v, start + from, u.head, 1, 0, keys, E, v);
     weave(k, K, W, kt);
     transpose_tiles(kt, K * W / TILE);
 
     const float c = p.scale * LOG2E;
     for (i64 r = 0; r < R; r += most) {
         const i64 rows = std::min(most, R - r), row_blocks = blocks(rows), stride = row_blocks * BLOCK;
-        copy_queries(p.q, start + u.first, u.head * G, G, r, rows, E, W, q);
-        copy_queries(p.out, start + u.first, u.head * G, G, r, rows, E, W, g);
+        copy(p.q, start + u.first, u.head * G, G, r, rows, E, q);
+        copy(p.out, start + u.first, u.head * G, G, r, rows, E, g);
         for (i64 b = 0; b < row_blocks; b++) {
             pack_transposed(q + b * BLOCK * W, W, BLOCK, W, qt + b * BLOCK * W);
             pack_transposed(g + b * BLOCK * W, W, BLOCK, W, gt + b * BLOCK * W);
@@ -620,7 +620,7 @@ static bool backward(const Problem &p, const Unit &u) {
             }
             rows_of.first[i] = (int32_t)first, rows_of.end[i] = (int32_t)end;
             rows_of.lse[i] = lse * LOG2E, rows_of.delta[i] = 0;
-            token[i] = start + t, head[i] = h;
+            places[i] = place(p.dq, start + t, h);
             if (++h == (u.head + 1) * G) h = u.head * G, t++;
         }
         for (i64 b = 0; b < row_blocks; b++) {
@@ -638,7 +638,7 @@ static bool backward(const Problem &p, const Unit &u) {
                                rows_of.end + b * BLOCK};
             for (i64 a = first_key[b]; a < end_key[b]; a++) {
                 const bool lower = keys - a * BLOCK > 16;
-                float *d = dp + (b * count + a) * SCORES;
+                float *d = dp + a * SCORES;
                 product(lower, right, k + a * BLOCK * W, W * 2, 32, 16 * W, qt + b * BLOCK * W, panels, scores, false);
                 product(lower, right, v + a * BLOCK * W, W * 2, 32, 16 * W, gt + b * BLOCK * W, panels, d, false);
                 const bool edge = a * BLOCK < inner_first || a * BLOCK + BLOCK > inner_end;
@@ -649,13 +649,13 @@ static bool backward(const Problem &p, const Unit &u) {
             for (i64 a = first_key[b]; a < end_key[b]; a++) {
                 const i64 at = a * BLOCK * stride + b * BLOCK;
                 (right ? score_gradients<true> : score_gradients<false>)(
-                    probability + at, dp + (b * count + a) * SCORES, keys - a * BLOCK > 16 ? 32 : 16, w.delta, stride,
-                    ds + at, woven + (b * count + a) * STEP);
+                    probability + at, dp + a * SCORES, keys - a * BLOCK > 16 ? 32 : 16, w.delta, stride, ds + at,
+                    woven + a * STEP);
             }
             for (i64 e = 0; e < panels; e++) {
                 product(E - e * BLOCK > 16, true, kt + e * K * BLOCK + first_key[b] * STEP, 64, STEP, TILE,
-                        woven + (b * count + first_key[b]) * STEP, end_key[b] - first_key[b], scores, false);
-                store_queries(scores, p.dq, token + b * BLOCK, head + b * BLOCK, n, e * BLOCK, E - e * BLOCK, p.scale);
+                        woven + first_key[b] * STEP, end_key[b] - first_key[b], scores, false);
+                store_queries(scores, p.dq, places + b * BLOCK, n, e * BLOCK, E - e * BLOCK, p.scale);
             }
         }
         i64 begin = 0, end = 0;
@@ -706,14 +706,46 @@ static std::vector<Unit> units(const Problem &p, int threads) {
     return found;
 }
 
-static int run(const Problem &p, std::vector<Unit> &work, bool (*part)(const Problem &, const Unit &), int threads) {
+struct Span {
+    i64 first, end;
+};
+
+// Tokens between and after the documents.
+static std::vector<Span> gaps(const Problem &p) {
+    std::vector<Span> documents, found;
+    for (i64 b = 0; b < p.B; b++) documents.push_back({p.starts[b], p.starts[b] + p.lengths[b]});
+    std::sort(documents.begin(), documents.end(), [](const Span &a, const Span &b) { return a.first < b.first; });
+    documents.push_back({p.N, p.N});
+    i64 reached = 0;
+    for (const Span &x : documents) {
+        if (x.first > reached) found.push_back({reached, x.first});
+        reached = std::max(reached, x.end);
+    }
+    return found;
+}
+
+struct Result {
+    Array array;
+    i64 heads;
+};
+
+static int run(const Problem &p, std::vector<Unit> &work, bool (*part)(const Problem &, const Unit &),
+               const std::vector<Result> &results, int threads) {
     int failed = 0;
     const i64 count = (i64)work.size();
+    const std::vector<Span> outside = gaps(p);
 #pragma omp parallel num_threads(threads) reduction(+ : failed)
     {
         Scope scope;
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
         for (i64 i = 0; i < count; i++) failed += !part(p, work[i]);
+#pragma omp for schedule(dynamic, 1)
+        for (i64 i = 0; i < (i64)outside.size(); i++)
+            for (const Result &x : results)
+                for (i64 n = outside[i].first; n < outside[i].end; n++) {
+                    const i64 size = x.array.single ? 4 : 2;
+                    memset((char *)x.array.data + n * x.array.token * size, 0, x.heads * p.E * size);
+                }
     }
     return failed;
 }
@@ -737,9 +769,7 @@ static void add_slices(const Problem &p, const std::vector<Unit> &work, int thre
             const i64 length = p.lengths[any.document], token = a * BLOCK;
             if (token >= length) continue;
             for (int which = 0; which < 2; which++) {
-                const Array &out = which ? p.dv : p.dk;
-                __m512 by = _mm512_set1_ps(which ? 1.0f : p.scale);
-                const float *parts[MOST_SLICES];
+                float *parts[MOST_SLICES];
                 i64 n = 0;
                 for (const Unit &u : sliced[s]) {
                     i64 from, to;
@@ -748,13 +778,12 @@ static void add_slices(const Problem &p, const std::vector<Unit> &work, int thre
                     const i64 size = blocks(to - from) * SCORES * panels;
                     parts[n++] = u.partial + which * size + (token - from) * panels * BLOCK;
                 }
-                for (i64 k = 0; k < std::min(BLOCK, length - token); k++)
-                    for (i64 e = 0; e < p.E; e += 16) {
-                        const i64 at = e / BLOCK * SCORES + k * BLOCK + e % BLOCK;
-                        __m512 sum = _mm512_setzero_ps();
-                        for (i64 i = 0; i < n; i++) sum = _mm512_add_ps(sum, _mm512_load_ps(parts[i] + at));
-                        store(out, p.starts[any.document] + token + k, any.head, e, _mm512_mul_ps(by, sum));
-                    }
+                for (i64 i = 1; i < n; i++)
+                    for (i64 at = 0; at < panels * SCORES; at += 16)
+                        _mm512_store_ps(parts[0] + at,
+                                        _mm512_add_ps(_mm512_load_ps(parts[0] + at), _mm512_load_ps(parts[i] + at)));
+                store_keys(parts[0], panels, which ? p.dv : p.dk, p.starts[any.document] + token, any.head,
+                           std::min(BLOCK, length - token), p.E, which ? 1.0f : p.scale);
             }
         }
 }
@@ -767,20 +796,20 @@ static void add_slices(const Problem &p, const std::vector<Unit> &work, int thre
 #define ARRAY(NAME) void *NAME, i64 NAME##_token, i64 NAME##_head, int NAME##_single
 #define GIVEN(NAME) {NAME, NAME##_token, NAME##_head, NAME##_single}
 
-// `failed` becomes the number of units that found no memory.
-EXPORT void row_attention(ARRAY(q), ARRAY(k), ARRAY(v), ARRAY(out), void *lse, void *starts, void *lengths, i64 B, i64 H,
+// Results are contiguous; where no document is they become zero. `failed` becomes the number of units that found no memory.
+EXPORT void row_attention(ARRAY(q), ARRAY(k), ARRAY(v), ARRAY(out), void *lse, void *starts, void *lengths, i64 N, i64 B, i64 H,
                          i64 J, i64 E, float scale, int causal, i64 window, int threads, int *failed) {
     Problem p = {GIVEN(q), GIVEN(k), GIVEN(v), GIVEN(out), {}, {}, {}, (float *)lse, (const i64 *)starts,
-                 (const i64 *)lengths, B, H, J, E, scale, causal, window};
+                 (const i64 *)lengths, N, B, H, J, E, scale, causal, window};
     std::vector<Unit> work = units(p, threads);
-    *failed = run(p, work, forward, threads);
+    *failed = run(p, work, forward, {{p.out, H}}, threads);
 }
 
 EXPORT void row_attention_backward(ARRAY(q), ARRAY(k), ARRAY(v), ARRAY(dout), ARRAY(dq), ARRAY(dk), ARRAY(dv), void *lse,
-                                  void *starts, void *lengths, i64 B, i64 H, i64 J, i64 E, float scale, int causal,
+                                  void *starts, void *lengths, i64 N, i64 B, i64 H, i64 J, i64 E, float scale, int causal,
                                   i64 window, int threads, int *failed) {
     Problem p = {GIVEN(q), GIVEN(k), GIVEN(v), GIVEN(dout), GIVEN(dq), GIVEN(dk), GIVEN(dv), (float *)lse,
-                 (const i64 *)starts, (const i64 *)lengths, B, H, J, E, scale, causal, window};
+                 (const i64 *)starts, (const i64 *)lengths, N, B, H, J, E, scale, causal, window};
     std::vector<Unit> work = units(p, threads);
     i64 size = 0;
     for (const Unit &u : work)
@@ -791,6 +820,6 @@ EXPORT void row_attention_backward(ARRAY(q), ARRAY(k), ARRAY(v), ARRAY(dout), AR
     if (*failed) return;
     for (Unit &u : work)
         if (u.end - u.first < p.lengths[u.document]) u.partial = partial, partial += partial_size(p, u);
-    *failed = run(p, work, backward, threads);
+    *failed = run(p, work, backward, {{p.dq, H}, {p.dk, J}, {p.dv, J}}, threads);
     if (size && !*failed) add_slices(p, work, threads);
 }
