@@ -337,6 +337,65 @@ static inline void probabilities(const float *scores, bf16 *p, i64 stride, i64 r
     _mm512_store_ps(s.sum + row, sum);
 }
 
+// The same for few keys, in `VECTORS` vectors, without a window: no branch depends on the row.
+template <int VECTORS>
+static inline void few_probabilities(const float *scores, bf16 *p, i64 stride, i64 row, i64 rows, i64 key, i64 width,
+                                     float c, Softmax &s) {
+    const __m512i counting = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512 scale = _mm512_set1_ps(c), lowest = _mm512_set1_ps(LOWEST);
+    __m512 found[16];
+    for (i64 i = 0; i < 16; i++) {
+        const __m512i end = _mm512_set1_epi32(row + i < rows ? (int32_t)(s.end[row + i] - key) : 0);
+        const float *at = scores + (row + i) * BLOCK;
+        __m512 best = lowest;
+        for (int v = 0; v < VECTORS; v++) {
+            __mmask16 seen = _mm512_cmplt_epi32_mask(_mm512_add_epi32(counting, _mm512_set1_epi32(16 * v)), end);
+            best = _mm512_mask_max_ps(best, seen, best, _mm512_load_ps(at + (v >> 1) * SCORES + (v & 1) * 16));
+        }
+        found[place(i)] = best;
+    }
+    const __m512 before = _mm512_load_ps(s.best + row);
+    const __m512 best = _mm512_max_ps(before, _mm512_mul_ps(scale, across<Largest>(found)));
+    const __m512 correction = exp2(_mm512_sub_ps(before, best));
+    _mm512_store_ps(s.best + row, best);
+    _mm512_store_ps(s.correction + row, correction);
+    for (i64 i = 0; i < 16; i++) {
+        const __m512i end = _mm512_set1_epi32(row + i < rows ? (int32_t)(s.end[row + i] - key) : 0);
+        const float *at = scores + (row + i) * BLOCK;
+        bf16 *out = p + (row + i) * stride;
+        const __m512 top = _mm512_set1_ps(s.best[row + i]);
+        __m512 sum = _mm512_setzero_ps(), e[VECTORS + 1];
+        for (int v = 0; v < VECTORS; v++) {
+            __mmask16 seen = _mm512_cmplt_epi32_mask(_mm512_add_epi32(counting, _mm512_set1_epi32(16 * v)), end);
+            __m512 x = _mm512_load_ps(at + (v >> 1) * SCORES + (v & 1) * 16);
+            e[v] = _mm512_maskz_mov_ps(seen, exp2(_mm512_fmsub_ps(x, scale, top)));
+            sum = _mm512_add_ps(sum, e[v]);
+        }
+        if (VECTORS % 2) e[VECTORS] = _mm512_setzero_ps();
+        for (int v = 0; v < VECTORS; v += 2)
+            _mm512_store_si512(out + v * 16, (__m512i)_mm512_cvtne2ps_pbh(e[v + 1], e[v]));
+        found[place(i)] = sum;
+    }
+    const __m512 sum = _mm512_fmadd_ps(_mm512_load_ps(s.sum + row), correction, across<Add>(found));
+    _mm512_store_ps(s.sum + row, sum);
+}
+
+static inline void softmax(const float *scores, bf16 *p, i64 stride, i64 row, i64 rows, i64 key, i64 width, i64 last,
+                           i64 window, float c, Softmax &s) {
+    auto chosen = probabilities<false>;
+    if (window > 0)
+        chosen = probabilities<true>;
+    else if (last <= 16)
+        chosen = few_probabilities<1>;
+    else if (last <= 32)
+        chosen = few_probabilities<2>;
+    else if (last <= 48)
+        chosen = few_probabilities<3>;
+    else if (last <= 64)
+        chosen = few_probabilities<4>;
+    chosen(scores, p, stride, row, rows, key, width, c, s);
+}
+
 // Sums of the keys before are brought to the new largest score.
 static inline void rescale(float *sums, i64 panels, i64 rows, const float *correction) {
     for (i64 row = 0; row < rows; row++) {
@@ -404,8 +463,7 @@ static bool forward(const Problem &p, const Unit &u) {
                 product(lower, high - (b + i) * BLOCK > 16, q, W * 2, 32, 16 * W, kt + (b + i) * BLOCK * W, panels,
                         scores + i * SCORES, false);
             for (i64 row = 0; row < rows; row += 16)
-                (p.window > 0 ? probabilities<true> : probabilities<false>)(scores, probability, stride, row, rows,
-                                                                           b * BLOCK, width, c, s);
+                softmax(scores, probability, stride, row, rows, b * BLOCK, width, high - b * BLOCK, p.window, c, s);
             if (b > begin) rescale(sums, panels, rows, s.correction);
             for (i64 e = 0; e < panels; e++)
                 product(lower, E - e * BLOCK > 16, probability, stride * 2, 32, 16 * stride, vw + (e * count + b) * STEP,
