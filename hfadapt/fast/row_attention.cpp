@@ -466,8 +466,8 @@ static bool forward(const Problem &p, const Unit &u) {
                 softmax(scores, probability, stride, row, rows, b * BLOCK, width, high - b * BLOCK, p.window, c, s);
             if (b > begin) rescale(sums, panels, rows, s.correction);
             for (i64 e = 0; e < panels; e++)
-                product(lower, E - e * BLOCK > 16, probability, stride * 2, 32, 16 * stride, vw + (e * count + b) * STEP,
-                        n, sums + e * SCORES, b > begin);
+                product(lower, E - e * BLOCK > 16, probability, stride * 2, 32, 16 * stride,
+                        vw + (e * count + b) * STEP, n, sums + e * SCORES, b > begin);
         }
         t = start + u.first + r / G, g = r % G;
         alignas(64) float inverse[BLOCK], lse[BLOCK];
@@ -751,8 +751,10 @@ static std::vector<Unit> units(const Problem &p, int threads) {
         const i64 length = p.lengths[b];
         if (length <= 0) continue;
         i64 slices = 1;
-        if (threads > 1 && length > 256)
-            slices = std::min<i64>(std::min<i64>(length / 128, MOST_SLICES), (i64)ceil((double)length * length * 4 * threads / total));
+        if (threads > 1 && length > 256) {
+            const i64 fair = (i64)ceil((double)length * length * 4 * threads / total);
+            slices = std::min({fair, length / 128, MOST_SLICES});
+        }
         const i64 size = (length + slices - 1) / slices;
         for (i64 first = 0; first < length; first += size) {
             const i64 end = std::min(length, first + size);
@@ -854,18 +856,19 @@ static void add_slices(const Problem &p, const std::vector<Unit> &work, int thre
 #define ARRAY(NAME) void *NAME, i64 NAME##_token, i64 NAME##_head, int NAME##_single
 #define GIVEN(NAME) {NAME, NAME##_token, NAME##_head, NAME##_single}
 
-// Results are contiguous; where no document is they become zero. `failed` becomes the number of units that found no memory.
-EXPORT void row_attention(ARRAY(q), ARRAY(k), ARRAY(v), ARRAY(out), void *lse, void *starts, void *lengths, i64 N, i64 B, i64 H,
-                         i64 J, i64 E, float scale, int causal, i64 window, int threads, int *failed) {
+// Results are contiguous, and become zero where no document is; `failed` becomes the number of units that found no
+// memory.
+EXPORT void row_attention(ARRAY(q), ARRAY(k), ARRAY(v), ARRAY(out), void *lse, void *starts, void *lengths, i64 N, i64 B,
+                          i64 H, i64 J, i64 E, float scale, int causal, i64 window, int threads, int *failed) {
     Problem p = {GIVEN(q), GIVEN(k), GIVEN(v), GIVEN(out), {}, {}, {}, (float *)lse, (const i64 *)starts,
                  (const i64 *)lengths, N, B, H, J, E, scale, causal, window};
     std::vector<Unit> work = units(p, threads);
     *failed = run(p, work, forward, {{p.out, H}}, threads);
 }
 
-EXPORT void row_attention_backward(ARRAY(q), ARRAY(k), ARRAY(v), ARRAY(dout), ARRAY(dq), ARRAY(dk), ARRAY(dv), void *lse,
-                                  void *starts, void *lengths, i64 N, i64 B, i64 H, i64 J, i64 E, float scale, int causal,
-                                  i64 window, int threads, int *failed) {
+EXPORT void row_attention_backward(ARRAY(q), ARRAY(k), ARRAY(v), ARRAY(dout), ARRAY(dq), ARRAY(dk), ARRAY(dv),
+                                   void *lse, void *starts, void *lengths, i64 N, i64 B, i64 H, i64 J, i64 E,
+                                   float scale, int causal, i64 window, int threads, int *failed) {
     Problem p = {GIVEN(q), GIVEN(k), GIVEN(v), GIVEN(dout), GIVEN(dq), GIVEN(dk), GIVEN(dv), (float *)lse,
                  (const i64 *)starts, (const i64 *)lengths, N, B, H, J, E, scale, causal, window};
     std::vector<Unit> work = units(p, threads);
