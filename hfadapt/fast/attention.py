@@ -10,17 +10,20 @@ Shapes: N tokens, H query heads, J key heads, G = H / J, E features, B rows of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ctypes
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 
-from hfadapt.fast import kernels
+from hfadapt.fast import compiled, kernels
 from hfadapt.fast.documents import CURRENT, QUERY_BLOCK, Bucket, Documents
 
 NAME = "hfadapt"
+MOST_FEATURES = 256
+"""Of a head, for the kernel on tiles."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,15 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: _Settings) -> torch.Tensor:
         heads, key_heads = q.shape[1], k.shape[1]
-        make = q.new_zeros if settings.documents.padded else q.new_empty
+        ctx.settings = settings
+        ctx.on_tiles = _on_tiles(q, k, v, settings)
+        make = q.new_zeros if settings.documents.padded and not ctx.on_tiles else q.new_empty
         out = make((len(q), heads, v.shape[2]))
+        if ctx.on_tiles:
+            log_sums = q.new_empty(q.shape[:2], dtype=torch.float32)
+            _run_on_tiles("row_attention", (q, k, v, out), log_sums, settings)
+            ctx.save_for_backward(q, k, v, log_sums)
+            return out
         sums = []
         for bucket in _parts(settings, heads):
             qp, kp, vp = (_packed(x, bucket, settings.dtype) for x in (q, k, v))
@@ -63,13 +73,14 @@ class _Attention(torch.autograd.Function):
                 scores = torch.bmm(_grouped(qp[:, :, first:end], key_heads), _keys(kp, keys).transpose(1, 2))
                 shaped = scores.view(len(bucket.lengths), heads, end - first, keys)
                 sums.append(
-                    kernels.softmax(shaped, bucket.lengths, first, settings.scale, settings.causal, settings.window)
+                    kernels.softmax(
+                        shaped, bucket.lengths, first, float(settings.scale), settings.causal, settings.window
+                    )
                 )
                 done.append(torch.bmm(scores, _keys(vp, keys)).view(*shaped.shape[:3], -1))
             whole = done[0] if len(done) == 1 else torch.cat(done, 2)
             kernels.unpack(whole, out, bucket.starts, bucket.lengths)
         ctx.save_for_backward(q, k, v, *sums)
-        ctx.settings = settings
         return out
 
     @staticmethod
@@ -78,7 +89,11 @@ class _Attention(torch.autograd.Function):
         settings: _Settings = ctx.settings
         heads, key_heads = q.shape[1], k.shape[1]
         dout = gradients[0] if gradients[0].stride(-1) == 1 else gradients[0].contiguous()
-        results = [(x.new_zeros if settings.documents.padded else x.new_empty)(x.shape) for x in (q, k, v)]
+        zeros = settings.documents.padded and not ctx.on_tiles
+        results = [(x.new_zeros if zeros else x.new_empty)(x.shape) for x in (q, k, v)]
+        if ctx.on_tiles:
+            _run_on_tiles("row_attention_backward", (q, k, v, dout, *results), sums[0], settings)
+            return (*results, None)
         log_sums = iter(sums)
         for bucket in _parts(settings, heads):
             qp, kp, vp, dp = (_packed(x, bucket, settings.dtype) for x in (q, k, v, dout))
@@ -90,7 +105,7 @@ class _Attention(torch.autograd.Function):
                 p = torch.bmm(queries, some_keys.transpose(1, 2))
                 d = torch.bmm(douts, some_values.transpose(1, 2))
                 shape = (len(bucket.lengths), heads, end - first, keys)
-                options = (bucket.lengths, first, settings.scale, settings.causal, settings.window)
+                options = (bucket.lengths, first, float(settings.scale), settings.causal, settings.window)
                 kernels.softmax_backward(p.view(shape), d.view(shape), next(log_sums), *options)
                 dvs = _added(dvs, torch.bmm(p.transpose(1, 2), douts), vp)
                 dks = _added(dks, torch.bmm(d.transpose(1, 2), queries), kp)
@@ -99,6 +114,36 @@ class _Attention(torch.autograd.Function):
             for packed, result in zip((whole, dks, dvs), results, strict=True):
                 kernels.unpack(packed, result, bucket.starts, bucket.lengths)
         return (*results, None)
+
+
+def _on_tiles(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: _Settings) -> bool:
+    """Whether the kernel of row_attention.cpp does this: products in bfloat16, whole tiles of features."""
+    size = q.shape[2]
+    return (
+        settings.dtype == torch.bfloat16
+        and all(x.device.type == "cpu" and x.dtype in kernels.SUFFIX and x.stride(2) == 1 for x in (q, k, v))
+        and k.shape == v.shape
+        and size % 16 == 0
+        and size <= MOST_FEATURES
+        and settings.scale > 0
+        and compiled.tiles() is not None
+    )
+
+
+def _run_on_tiles(name: str, arrays: Sequence[torch.Tensor], log_sums: torch.Tensor, settings: _Settings) -> None:
+    q, k = arrays[:2]
+    if compiled.is_fake(q):
+        return
+    library = compiled.tiles()
+    assert library is not None
+    starts, lengths = settings.documents.rows
+    described = [y for x in arrays for y in (x, x.stride(0), x.stride(1), x.dtype == torch.float32)]
+    sizes = (len(q), len(starts), q.shape[1], k.shape[1], q.shape[2])
+    arguments = (*described, log_sums, starts, lengths, *sizes, float(settings.scale), settings.causal, settings.window)
+    failed = ctypes.c_int(0)
+    compiled.function(library, name)(*compiled.addresses(arguments), torch.get_num_threads(), ctypes.byref(failed))
+    if failed.value:
+        raise MemoryError("attention inside rows found no memory to work in")
 
 
 def _parts(settings: _Settings, heads: int) -> Iterator[Bucket]:

@@ -66,6 +66,11 @@ class Documents:
         return sum(self.lengths) < self.tokens
 
     @cached_property
+    def rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Starts and lengths as tensors (B,) int64."""
+        return torch.tensor(self.starts), torch.tensor(self.lengths)
+
+    @cached_property
     def buckets(self) -> list[Bucket]:
         """The rows by length."""
         order = sorted(range(len(self.lengths)), key=lambda i: -self.lengths[i])

@@ -9,7 +9,17 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
-from hfadapt.fast import FastPath, batch, compiled, documents, kernels, labelled_loss, one_line, plain_head, side_by_side
+from hfadapt.fast import (
+    FastPath,
+    batch,
+    compiled,
+    documents,
+    kernels,
+    labelled_loss,
+    one_line,
+    plain_head,
+    side_by_side,
+)
 from hfadapt.fast import attention as rows_attention
 from hfadapt.fast.path import product_dtype
 from hfadapt.tasks import Example, in_line
