@@ -17,7 +17,7 @@ import torch
 
 from hfadapt.errors import RequestError, RunError
 from hfadapt.evaluate.bench import Bench
-from hfadapt.evaluate.metrics import RowMetric, bootstrap, summarise
+from hfadapt.evaluate.metrics import RowMetric, bootstrap, sampling, summarise
 from hfadapt.recipe import is_task_path
 from hfadapt.records import Metric
 from hfadapt.sources import resolve_source
@@ -80,7 +80,7 @@ def run_harness(bench: Bench, recipe_folder: Path) -> tuple[Metric, ...]:
         return found
 
     with _quiet(), torch.no_grad():
-        with bench.adapter_off() as model:
+        with bench.adapter_on(False) as model:
             base = results(model)
         adapter = results(bench.model)
     return tuple(_metrics(base, adapter, bench))
@@ -129,7 +129,6 @@ def _metric(
     metric: RowMetric, values: tuple[float, float], rows: Sequence[np.ndarray | None], count: int, bench: Bench
 ) -> Metric:
     """With an interval where both values are the means over the documents."""
-    settings = bench.lock.evaluate
     base, adapter = rows
     means = [
         part is not None and len(part) and abs(part.mean() - value) < MEAN
@@ -137,15 +136,8 @@ def _metric(
     ]
     if base is not None and adapter is not None and all(means) and len(base) == len(adapter):
         statistics = [np.stack([part, np.ones(len(part))], axis=1) for part in (base, adapter)]
-        return bootstrap(
-            metric,
-            statistics[0],
-            statistics[1],
-            resamples=settings.resamples,
-            confidence=settings.confidence,
-            seed=bench.lock.data.seed,
-        )
-    return summarise(metric.name, metric.higher_is_better, count, *values, None, None, settings.confidence)
+        return bootstrap(metric, *statistics, **sampling(bench.lock))
+    return summarise(metric.name, metric.higher_is_better, count, *values, None, None, bench.lock.evaluate.confidence)
 
 
 def _values(found: Mapping[str, Any], task: str, metric: str, kind: str) -> np.ndarray | None:

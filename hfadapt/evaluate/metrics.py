@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from hfadapt.evaluate import text_metrics
 from hfadapt.evaluate.text_metrics import Texts
 from hfadapt.records import Metric
 from hfadapt.tasks import Scores
+
+if TYPE_CHECKING:
+    from hfadapt.recipe import Lock
 
 BINS = 10
 CHUNK_CELLS = 20_000_000
@@ -131,6 +134,17 @@ def usable(metric: RowMetric, scores: Scores) -> bool:
     if metric.needs == "losses":
         return True
     return scores.predictions is not None and (metric.needs == "classes" or scores.probabilities is not None)
+
+
+def leading(names: Sequence[str], scores: Scores) -> RowMetric:
+    """The first of the named metrics that the scores can give, else the loss."""
+    known = [METRICS[name] for name in names if name in METRICS]
+    return next((metric for metric in known if usable(metric, scores)), METRICS["loss"])
+
+
+def sampling(lock: Lock) -> dict[str, Any]:
+    """How every interval of a cell is made: bootstrap samples, coverage, seed."""
+    return {"resamples": lock.evaluate.resamples, "confidence": lock.evaluate.confidence, "seed": lock.data.seed}
 
 
 def subset(scores: Scores, rows: Sequence[int] | np.ndarray) -> Scores:

@@ -98,7 +98,7 @@ def test_general_text_is_the_same_without_an_adapter(bench):
     assert found.base > 1
     assert found.delta != 0
     assert found.low <= found.delta <= found.high
-    with bench.adapter_off():
+    with bench.adapter_on(False):
         off = general_text(bench)
     assert off.base == pytest.approx(found.base)
 
