@@ -200,6 +200,8 @@ def load_adapted(
 
     folder = Path(path)
     if (folder / FILE).is_file():
+        if domain is not None or target is not None:
+            raise RequestError("an exported folder holds one adapter", place="--domain, --target", fix="leave them out")
         return _load_exported(folder, base)
     cell = find_cell(folder, domain, target)
     if base is not None:
@@ -237,7 +239,8 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
 
     from hfadapt.manifest import check_folder, load_base_of
     from hfadapt.model import default_device, load_base, open_adapter
-    from hfadapt.recipe import Lock
+    from hfadapt.recipe import DTYPES, Lock
+    from hfadapt.samples import PREFIX
     from hfadapt.tasks.causal_lm import completion_ids
 
     manifest = check_folder(folder)
@@ -252,12 +255,17 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
     if manifest.whole:
         if base is not None:
             raise RequestError("the folder holds a whole model", place="--base", fix="leave it out")
+        # 8-bit GGUF is unpacked to what was trained in.
+        stored = manifest.dtype if manifest.dtype in DTYPES else lock.dtype
         where = folder / "model.gguf" if manifest.format == "gguf" else folder
-        lock = lock.model_copy(update={"model": str(where), "quant": "none", "dtype": manifest.dtype})
+        lock = lock.model_copy(update={"model": str(where), "quant": "none", "dtype": stored})
         loaded = load_base(lock, manifest.labels, device)
         model = loaded.model.requires_grad_(False).eval()
     else:
         known = manifest.model + (f"@{manifest.model_revision}" if manifest.model_revision else "")
+        if lock.model.startswith(PREFIX):
+            # It is on the Hub too, but whoever named the sample may not be able to reach it.
+            known = lock.model
         lock = lock.model_copy(update={"model": base or known})
         try:
             loaded = load_base_of({folder: manifest.labels}, lock, device)

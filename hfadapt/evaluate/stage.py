@@ -195,7 +195,9 @@ def answer_texts(cell: Cell, data: DataRecord) -> dict[str, str]:
         seen = sorted({row["completion"] for row in read_split(cell.folder, "train")})
         tested = {row["completion"] for split in ("validation", "test") for row in read_split(cell.folder, split)}
         if 2 <= len(seen) <= MOST_CHOICES and tested <= set(seen):
-            texts = {text.strip() or text: text for text in seen}
+            names = [text.strip() or text for text in seen]
+            # Answers that differ in white space alone keep it in their names.
+            texts = dict(zip(seen if len(set(names)) < len(names) else names, seen, strict=True))
     return texts
 
 
