@@ -87,13 +87,15 @@ class Adapted:
 
     def prompt_ids(self, text: str) -> list[int]:
         """Token ids of what precedes the answer: the recipe's template, a chat turn, or the text itself."""
+        from hfadapt.tasks.causal_lm import prompt_ids
+
         if self.prompt is not None:
             text = self.prompt.replace("{text}", text) if "{text}" in self.prompt else text
         elif self.form == "messages":
             messages = [{"role": "user", "content": text}]
             rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
-        return list(self.tokenizer(text)["input_ids"])
+        return prompt_ids(text, self.tokenizer)
 
 
 def answers(

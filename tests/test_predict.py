@@ -13,6 +13,7 @@ from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 from hfadapt import load_adapted
 from hfadapt.errors import RunError
 from hfadapt.evaluate.stage import answer_texts
+from hfadapt.predict import Adapted
 
 
 def trained(folder, rows, model, task, **fields):
@@ -79,6 +80,17 @@ def test_a_language_model_chooses_as_it_was_evaluated(chooser):
     assert [answer.probability for answer in answers] == pytest.approx([row["confidence"] for row in said], abs=5e-3), (
         "bfloat16 rounds otherwise in another batch"
     )
+
+
+def test_a_prompt_is_left_open_as_in_training():
+    """By a tokenizer that closes every text."""
+
+    def closing(text, **_):
+        return {"input_ids": [len(word) for word in text.split()] + [9]}
+
+    closing.eos_token_id = 9
+    adapted = Adapted(None, closing, "causal-lm", (), {}, 64, prompt="to {text} :")
+    assert adapted.prompt_ids("what") == [2, 4, 1]
 
 
 def test_a_text_that_is_too_long_loses_its_beginning_as_in_training(chooser):
