@@ -49,8 +49,8 @@ def _samples() -> Table:
 def _metrics() -> Table:
     from hfadapt.evaluate.metrics import METRICS
 
-    rows = [[name, "higher" if metric.higher_is_better else "lower"] for name, metric in METRICS.items()]
-    return Table(["metric", "better is"], rows)
+    rows = [[name, "higher" if each.higher_is_better else "lower", each.about] for name, each in METRICS.items()]
+    return Table(["metric", "better is", "what it is"], rows)
 
 
 LISTS: dict[str, Callable[[], Table]] = {

@@ -68,7 +68,7 @@ def through(
 ) -> None:
     """Runs the pipeline up to a stage and prints the report; exit code 1 when a cell failed or is, if asked, worse."""
     from hfadapt.pipeline import run_recipe
-    from hfadapt.records import show_gain
+    from hfadapt.report_record import show_gain
     from hfadapt.terminal import Terminal
 
     asked = load(recipe, overrides, domains, targets)
@@ -263,7 +263,7 @@ def export(
 ) -> None:
     """Write an adapter as a folder of its own, or merged into its base, and open it again to compare."""
     from hfadapt.export import export as export_cell
-    from hfadapt.pipeline import quiet_libraries
+    from hfadapt.progress import quiet_libraries
     from hfadapt.run_folder import find_cell
 
     quiet_libraries()

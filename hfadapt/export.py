@@ -6,7 +6,6 @@ The folder appears whole or not at all. What drift.json refuses, or what was not
 from __future__ import annotations
 
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from hfadapt.records import CardRecord, ExportRecord, Manifest
 from hfadapt.run_folder import Cell
 from hfadapt.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.spec import write_text
-from hfadapt.staging import sealed, without_places
+from hfadapt.staging import as_the_card_says, check_free, new_folder, sealed, without_places
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +61,7 @@ class Exported(Shown):
                 )
             ),
         ]
+        shown.append(Text(f'next: hfadapt predict {self.folder} "text"', code=True))
         if record.forced:
             shown.append(Text(f"FORCED: {record.forced}"))
         return shown
@@ -88,25 +88,21 @@ def export(
         RequestError: no such format or variant, or the folder is not empty; nothing was written.
         RunError: the form is refused, or the folder did not score as it should when it was opened; nothing is left.
     """
-    import torch
-
     from hfadapt.manifest import check_folder
     from hfadapt.measure import release_memory
+    from hfadapt.model import default_device
 
     kind: Format = kinds.load("formats", format)
     if not (cell.folder / "train.json").exists():
         raise RequestError("the cell is not trained yet", place=str(cell.folder), fix="hfadapt run RECIPE")
-    _check_free(to, cell)
+    _check_place(to, cell)
     check_folder(cell.adapter)
     if why := kind.refusal(cell):
         raise RequestError(f"this model cannot be exported as {format}", place=str(cell.folder), got=why)
-    drift = DriftRecord.read(cell.folder / "drift.json") if (cell.folder / "drift.json").exists() else None
+    drift = cell.drift
     form, forced = choose(kind.forms(cell.lock), drift, variant, force, cell)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    to.parent.mkdir(parents=True, exist_ok=True)
-    ready = to.with_name(f".{to.name}.tmp-{uuid.uuid4().hex[:8]}")
-    try:
-        ready.mkdir()
+    device = default_device()
+    with new_folder(to) as ready:
         say(f"writing {form.name if form else format}")
         model = kind.write(cell, form, ready, device)
         written = _scores(cell, model, device)
@@ -123,17 +119,11 @@ def export(
             # safetensors writes files that only their owner may read.
             path.chmod(0o644)
         check_folder(ready)
-        if to.exists():
-            to.rmdir()
-        ready.rename(to)
-    finally:
-        shutil.rmtree(ready, ignore_errors=True)
     return Exported(to, record)
 
 
-def _check_free(to: Path, cell: Cell) -> None:
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise RequestError("the folder is not empty", place=str(to), fix="remove it, or name another")
+def _check_place(to: Path, cell: Cell) -> None:
+    check_free(to)
     if cell.adapter.resolve() in (to.resolve(), *to.resolve().parents):
         raise RequestError("the folder is inside the adapter's", place=str(to), fix="name another")
 
@@ -288,6 +278,8 @@ def _write_papers(cell: Cell, kind: Format, form: Form | None, folder: Path, rec
         if path.is_file() and not path.is_symlink() and (kind.needs_base or name not in ("README.md", "card.json")):
             shutil.copyfile(path, folder / name)
     without_places(folder / "lock.yaml")
+    if (folder / "evaluation.json").exists():
+        as_the_card_says(folder / "evaluation.json")
     card = cell.folder / "README.md"
     if kind.needs_base and card.is_file():
         return
@@ -322,7 +314,9 @@ def _readme(cell: Cell, kind: Format, record: ExportRecord) -> Iterator[str]:
     yield f"# {cell.lock.name}: {cell.domain}, {record.variant or record.format}"
     yield ""
     base = f"`{manifest.model}`" + (f" at revision `{manifest.model_revision}`" if manifest.model_revision else "")
-    if kind.needs_base:
+    if kind.needs_base and manifest.method == "full":
+        yield f"All weights of {base}, trained and stored in {manifest.dtype}."
+    elif kind.needs_base:
         yield f"An adapter for {base}, trained with method {manifest.method}."
     else:
         own = "dequantised" not in (record.variant or "")

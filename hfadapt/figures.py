@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from hfadapt import plots, svg
 from hfadapt.evidence import DriftRecord, Estimate, ReliabilityBin, SecurityRecord, TransferRecord, TransferTarget
-from hfadapt.records import PHASES, CellReport, EvaluationRecord, Metric, Step, TrainRecord, show_gain
+from hfadapt.records import PHASES, EvaluationRecord, Metric, Step, TrainRecord
+from hfadapt.report_record import CellReport, show_gain
 from hfadapt.show import show_bytes, show_latency, show_number, show_seconds
 
 PREDICTED, MEASURED = "var(--pale)", "var(--c0)"

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hfadapt.adapter_files import LORA_TENSOR, MANIFEST, folder_problems, tensor_shapes
 from hfadapt.errors import Problem, RunError
-from hfadapt.model import Base, ModelSource
+from hfadapt.model import Base, ModelSource, load_base
 from hfadapt.recipe import Lock
 from hfadapt.records import Manifest
 from hfadapt.versions import versions
+
+if TYPE_CHECKING:
+    import torch
 
 FILE = MANIFEST
 SAMPLED_TENSORS = 8
@@ -81,6 +85,29 @@ def check_folder(folder: Path) -> Manifest:
     if problems := list(folder_problems(folder, manifest)):
         raise RunError("the adapter's folder is not as it was saved", problems=problems)
     return manifest
+
+
+def load_base_of(
+    adapters: Mapping[Path, Sequence[str]],
+    lock: Lock,
+    device: torch.device,
+    *,
+    max_memory: Mapping[Any, int] | None = None,
+) -> Base:
+    """The base that saved adapters belong to; nothing of them is opened before they are found to be sound.
+
+    Args:
+        adapters: Their folders, each with the labels that it is to be used with.
+        lock: Says which base, and in which storage.
+
+    Raises:
+        RunError: a folder is not as it was saved, or its adapter was trained on another base.
+    """
+    manifests = {folder: check_folder(folder) for folder in adapters}
+    base = load_base(lock, next(iter(adapters.values())), device, max_memory=max_memory)
+    for folder, labels in adapters.items():
+        check_manifest(manifests[folder], base, folder, labels)
+    return base
 
 
 def check_manifest(manifest: Manifest, base: Base, folder: Path, labels: Sequence[str] | None = None) -> None:

@@ -69,8 +69,7 @@ def resolve_model(model: str) -> ModelSource:
 
 
 def _dequantised(gguf: Path) -> Path:
-    digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
-    folder = samples.cache_folder() / "gguf" / digest[:16]
+    folder = samples.cache_folder() / "gguf" / file_sha256(gguf)[:16]
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-") as temporary:
@@ -112,6 +111,18 @@ class Base:
     quantised_modules: int
     parameters: int
     identity: dict[str, str | None]
+
+    @property
+    def pad_token_id(self) -> int:
+        """What rows are padded with; masked, so any token does where the tokenizer has none."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+
+def default_device() -> torch.device:
+    """Where a finished adapter is used: the first CUDA device, else the CPU."""
+    import torch
+
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def device_map(device: torch.device, max_memory: Mapping[Any, int] | None) -> Any:

@@ -1,124 +1,42 @@
 """The plan: every `auto` of a recipe answered, per cell, with a reason and what was rejected, before any download.
 
-What is learned (data, adapter, hyper-parameters, effective batch) never depends on the target; how it is run (storage,
-checkpointing, micro-batch) is the fastest configuration that fits there with the recipe's margin (plan_search.py).
+How a cell is run is the fastest configuration that fits its target with the recipe's margin (plan_search.py); the
+reasons for each field are in plan_fields.py.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
 
 from hfadapt import hardware, kinds, memory
 from hfadapt.errors import Problem, RequestError
 from hfadapt.facts import ModelFacts, model_facts
 from hfadapt.hardware import Target
-from hfadapt.memory import Workload
-from hfadapt.plan_search import (
-    Candidate,
-    Question,
-    alternatives,
-    best,
-    resident,
-    search,
-    shared,
-    storages_of,
-    stored_bytes,
+from hfadapt.plan_fields import (
+    ALL_LINEAR,
+    FUSED_MODULES,
+    Decisions,
+    Work,
+    adaptable,
+    fused,
+    settle_checkpoints,
+    settle_data,
+    settle_evaluation,
+    settle_resident,
+    settle_storage,
+    settle_together,
+    settle_training,
 )
+from hfadapt.plan_record import CellPlan, Decision, Plan
+from hfadapt.plan_search import Candidate, Question, alternatives, best, search
 from hfadapt.recipe import AUTO, THIS_MACHINE, Lock, Recipe
-from hfadapt.records import CellPlan, DataRecord, Decision, Lengths, Plan, Rejected
-from hfadapt.show import show_bytes, show_seconds
+from hfadapt.records import DataRecord
+from hfadapt.show import show_bytes
 
-# --- default hyper-parameters, with their reasons --------------------------------------------------------------------
-
-SMALL_ENCODER_PARAMETERS = 100_000_000
-SMALL_LM_PARAMETERS = 500_000_000
-
-
-DEFAULTS: dict[str, tuple[Any, str]] = {
-    "adapter.method": ("lora", "reaches full fine-tuning on most tasks at under 1 % of its trained weights"),
-    "adapter.rank": (16, "ranks above 16 rarely gain on data sets of this size"),
-    "adapter.alpha": (32.0, "twice the rank, so the learning rate keeps its meaning when the rank changes"),
-    "adapter.dropout": (0.0, "short runs with few trained weights do not overfit enough to need it"),
-    "adapter.modules": (("all-linear",), "adapting every linear layer beats more rank on fewer of them"),
-    "train.schedule": ("linear", "falls to zero, so the last weights are settled"),
-    "train.warmup_ratio": (0.06, "lets the optimizer's second moments settle before full steps"),
-    "train.weight_decay": (0.0, "low-rank adapters are small already"),
-    "train.optimizer": ("adamw", "its states exist for trained weights only, so they are small"),
-}
-ENCODER_DEFAULTS: dict[str, tuple[Any, str]] = {
-    "train.learning_rate": (3e-4, "usual for LoRA on encoders of 100 M parameters and more"),
-    "train.batch_rows": (16, "many optimizer steps per pass matter more than a large batch on small data"),
-    "train.epochs": (2.0, "one pass leaves a fresh head short of training; more passes gain little"),
-}
-LM_DEFAULTS: dict[str, tuple[Any, str]] = {
-    "train.learning_rate": (2e-4, "usual for LoRA on language models"),
-    "train.batch_rows": (16, "many optimizer steps per pass matter more than a large batch on small data"),
-    "train.epochs": (1.0, "language models memorise repeated rows quickly"),
-}
-ALL_LINEAR = "all-linear"
-FUSED_MODEL_TYPES = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
-FUSED_MODULES = ("conv1d", "out_proj")
-"""Layers of these model types that peft refuses (peft/tuners/tuners_utils.py)."""
 ASSUMED_TOKENS = {"causal-lm": 512}
 ASSUMED_TOKENS_OTHERWISE = 128
-ASSUMED_ROWS = 2000
 ASSUMED_LABELS = 3
-EVALUATIONS = 4
-CHECKPOINT_SECONDS = 60.0
-TOGETHER_GAIN = 1.1
-"""Domains are trained together when that is faster than one after the other by this much."""
-LONGEST_TOKENS = 4096
-"""An automatic length never exceeds this; longer ones must be asked for."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What the data asks for: token lengths, rows, labels, and where these figures come from."""
-
-    basis: str
-    longest_tokens: int
-    mean_tokens: float
-    labelled_tokens: int
-    rows: int | None
-    labels: int
-    small_label_set: bool
-    lengths: Lengths | None = None
-
-
-@dataclass
-class Decisions:
-    """Collects decisions in order; a field that the user set is taken over as it is."""
-
-    recipe: Recipe
-    made: list[Decision] = field(default_factory=list)
-
-    def asked(self, name: str) -> Any:
-        """The value in the recipe, or None when it is `auto`."""
-        value: Any = self.recipe
-        for part in name.split("."):
-            value = getattr(value, part)
-        return None if value == AUTO else value
-
-    def settle(self, name: str, value: Any, reason: str, rejected: tuple[Rejected, ...] = ()) -> Any:
-        """Records and returns the value of a field."""
-        asked = self.asked(name)
-        if asked is not None:
-            self.made.append(Decision(field=name, value=asked, asked=True, reason="set in the recipe"))
-            return asked
-        self.made.append(Decision(field=name, value=value, asked=False, reason=reason, rejected=rejected))
-        return value
-
-    def default(self, name: str, table: Mapping[str, tuple[Any, str]]) -> Any:
-        """Settles a field from a table of defaults."""
-        value, reason = table[name]
-        return self.settle(name, value, reason)
-
-    def value(self, name: str) -> Any:
-        """A value settled before."""
-        return next(decision.value for decision in self.made if decision.field == name)
 
 
 def make_plan(
@@ -279,29 +197,18 @@ def _unknown_to_model(recipe: Recipe, facts: ModelFacts) -> list[Problem]:
             )
         )
     asked = () if recipe.adapter.modules == AUTO else recipe.adapter.modules
-    barred = [name for name in asked if name == ALL_LINEAR or name in FUSED_MODULES] if _fused(facts) else []
+    barred = [name for name in asked if name == ALL_LINEAR or name in FUSED_MODULES] if fused(facts) else []
     if barred:
         found.append(
             Problem(
                 f"{facts.model_type} reads some weights in a fused kernel, where an adapter would be left out",
                 place="adapter.modules",
                 got=", ".join(barred),
-                allowed=", ".join(_adaptable(facts)),
+                allowed=", ".join(adaptable(facts)),
                 fix="leave adapter.modules: auto",
             )
         )
     return found
-
-
-def _fused(facts: ModelFacts) -> bool:
-    return facts.model_type in FUSED_MODEL_TYPES
-
-
-def _adaptable(facts: ModelFacts) -> tuple[str, ...]:
-    """The linear layers that can be adapted, by name; where that is all of them, the word for it."""
-    if not _fused(facts):
-        return (ALL_LINEAR,)
-    return tuple(dict.fromkeys(linear.name for linear in facts.linears if linear.name not in FUSED_MODULES))
 
 
 # --- one cell --------------------------------------------------------------------------------------------------------
@@ -318,8 +225,8 @@ def _plan_cell(
     sharing: int,
 ) -> CellPlan:
     decided = Decisions(recipe)
-    length = _settle_data(decided, facts, work)
-    _settle_training(decided, recipe, facts, work)
+    length = settle_data(decided, facts, work)
+    settle_training(decided, recipe, facts, work)
     world = _processes(recipe, trainer, processes, decided.value("train.batch_rows"))
     # Processes on a CPU share its memory; on cards each has its own.
     share = trainer.budget_bytes // world if trainer.on_cpu else trainer.budget_bytes
@@ -341,11 +248,11 @@ def _plan_cell(
     candidates = search(question)
     fitting = [c for c in candidates if c.peak_bytes <= budget]
     chosen = best(fitting) if fitting else min(candidates, key=lambda one: one.peak_bytes)
-    _settle_storage(decided, question, chosen, candidates)
-    chosen = _settle_together(decided, question, chosen, sharing)
-    chosen = _settle_resident(decided, question, chosen)
-    _settle_checkpoints(decided, chosen)
-    _settle_evaluation(decided, recipe, facts, chosen, work, budget)
+    settle_storage(decided, question, chosen, candidates)
+    chosen = settle_together(decided, question, chosen, sharing)
+    chosen = settle_resident(decided, question, chosen)
+    settle_checkpoints(decided, chosen)
+    settle_evaluation(decided, recipe, facts, chosen, work, budget)
     decided.made.append(
         Decision(
             field="processes",
@@ -390,60 +297,6 @@ def _plan_cell(
     )
 
 
-def _settle_data(decided: Decisions, facts: ModelFacts, work: Work) -> int:
-    cap = min(facts.max_positions or LONGEST_TOKENS, LONGEST_TOKENS)
-    longest = min(cap, -(-work.longest_tokens // 8) * 8)
-    reason = f"{work.basis}; rounded up to a multiple of 8"
-    if longest < work.longest_tokens:
-        reason = f"{work.basis}; longer ones are cut, as {cap} tokens is the most that is planned for this model"
-    rejected = []
-    if work.lengths is not None and work.lengths.p95 + 8 < longest:
-        rejected.append(Rejected(value=str(-(-work.lengths.p95 // 8) * 8), reason="would cut 5 % of the rows"))
-    length = int(decided.settle("data.max_length", max(8, longest), reason, tuple(rejected)))
-    packs = kinds.load("tasks", decided.recipe.task).packs and decided.recipe.train.fast
-    reason = "rows stand one after the other without padding, attention stays inside each"
-    if not packs:
-        reason = "rows are sorted by length and padded to the longest of their micro-batch only"
-    decided.settle("data.packing", packs, reason)
-    return length
-
-
-def _settle_training(decided: Decisions, recipe: Recipe, facts: ModelFacts, work: Work) -> None:
-    generative = facts.generates
-    table = {**DEFAULTS, **(LM_DEFAULTS if generative else ENCODER_DEFAULTS)}
-    if not generative and facts.parameters < SMALL_ENCODER_PARAMETERS:
-        reason = "as good as 1e-3, at which some domains fall back to their largest class"
-        table["train.learning_rate"] = (5e-4, reason)
-    if generative and facts.parameters < SMALL_LM_PARAMETERS:
-        table["train.learning_rate"] = (5e-4, "language models under 500 M parameters bear a higher rate than 2e-4")
-    if "adapter.rank" in table and (rank := decided.asked("adapter.rank")) is not None:
-        table["adapter.alpha"] = (2.0 * rank, table["adapter.alpha"][1])
-    if _fused(facts):
-        reason = f"all linear layers but those that {facts.model_type} reads in a fused kernel"
-        table["adapter.modules"] = (_adaptable(facts), reason)
-    for name in (
-        "adapter.method",
-        "adapter.rank",
-        "adapter.alpha",
-        "adapter.dropout",
-        "adapter.modules",
-        "train.epochs",
-        "train.learning_rate",
-        "train.schedule",
-        "train.warmup_ratio",
-        "train.batch_rows",
-        "train.weight_decay",
-        "train.optimizer",
-    ):
-        decided.default(name, table)
-    rows = work.rows or ASSUMED_ROWS
-    in_all = rows * decided.value("train.epochs")
-    steps = recipe.train.max_steps or math.ceil(in_all / decided.value("train.batch_rows"))
-    every = max(1, steps // EVALUATIONS)
-    basis = f"{steps:,} steps" if work.rows or recipe.train.max_steps else f"{rows:,} rows assumed, so {steps:,} steps"
-    decided.settle("train.evaluate_every_steps", every, f"about {EVALUATIONS} times in a run: {basis}")
-
-
 def _processes(recipe: Recipe, trainer: Target, processes: int | None, batch_rows: int) -> int:
     """As asked, else one per device of a catalogued target; always a divisor of the effective batch."""
     if processes is not None:
@@ -451,171 +304,6 @@ def _processes(recipe: Recipe, trainer: Target, processes: int | None, batch_row
     if "processes" in recipe.model_fields_set or trainer.name == THIS_MACHINE:
         return recipe.processes
     return max(n for n in range(1, trainer.devices + 1) if batch_rows % n == 0)
-
-
-def _settle_storage(decided: Decisions, question: Question, chosen: Candidate, candidates: list[Candidate]) -> None:
-    """Records quant, dtype, micro-batch and checkpointing with what was rejected for each."""
-    work, budget, trainer = chosen.workload, question.budget_bytes, question.target
-
-    def others(key: Any) -> tuple[Rejected, ...]:
-        """For every other value of a field, the best candidate with it, and why it lost."""
-        found: dict[Any, Candidate] = {}
-        for candidate in candidates:
-            value = key(candidate.workload)
-            if value == key(work):
-                continue
-            rank = (candidate.peak_bytes > budget, candidate.cost)
-            best = found.get(value)
-            if best is None or rank < (best.peak_bytes > budget, best.cost):
-                found[value] = candidate
-        return tuple(
-            Rejected(value=_value(value), reason=_why(candidate, chosen, budget)) for value, candidate in found.items()
-        )[:4]
-
-    fits = chosen.peak_bytes <= budget
-    figures = f"peak {show_bytes(chosen.peak_bytes)} of {show_bytes(budget)} usable"
-    verdict = "an unquantised base needs more than there is, or is slower" if work.quant != "none" else "it fits"
-    if not fits:
-        verdict = "nothing that was looked at fits; this needs the least"
-    decided_on = (*others(lambda w: w.quant), *_not_tried(question, work, {c.workload.quant for c in candidates}))
-    decided.settle("quant", work.quant, f"{verdict}: {figures}", decided_on)
-    decided.settle("dtype", work.dtype, _dtype_reason(work, trainer), others(lambda w: (w.quant, w.dtype)))
-    decided.settle(
-        "train.micro_batch_rows",
-        work.micro_batch_rows,
-        f"about the fastest that fits; accumulated to the effective batch of {decided.value('train.batch_rows')} rows",
-        others(lambda w: w.micro_batch_rows),
-    )
-    rejected = others(lambda w: w.checkpointing)
-    if not question.facts.recomputes:
-        rejected = (Rejected(value="True", reason=f"{question.facts.architecture} cannot"),)
-    elif not rejected and not work.checkpointing:
-        rejected = (Rejected(value="True", reason="not needed: every layer would be computed once more"),)
-    reason = "activations of all layers do not fit at this speed" if work.checkpointing else "all activations fit"
-    decided.settle("train.checkpointing", work.checkpointing, reason, rejected)
-
-
-def _settle_checkpoints(decided: Decisions, chosen: Candidate) -> None:
-    """With validations, but not more often than every minute: writing one takes about a second."""
-    every = decided.value("train.evaluate_every_steps")
-    seconds = (chosen.seconds_per_step or CHECKPOINT_SECONDS) * every
-    times = max(1, math.ceil(CHECKPOINT_SECONDS / max(seconds, 1e-9)))
-    reason = "together with each validation" if times == 1 else "with a validation, about once a minute"
-    decided.settle("train.checkpoint_every_steps", every * min(times, EVALUATIONS + 1), reason)
-
-
-def _settle_together(decided: Decisions, question: Question, chosen: Candidate, sharing: int) -> Candidate:
-    """Whether the target's domains are trained at the same time on one base; returns the candidate for that."""
-    recipe, budget = question.recipe, question.budget_bytes
-    able = kinds.load("adapters", question.method).shares_base and recipe.train.fast
-    able = able and not decided.value("adapter.dropout")
-    # On CUDA the products of 8-bit layers are peft's, which knows one active adapter.
-    able = able and (chosen.workload.quant != "int8" or question.target.on_cpu)
-    together = shared(question, chosen, sharing) if able and sharing > 1 else None
-    if together is None:
-        alone = "there is one domain" if sharing < 2 else f"{question.method} with these settings is trained alone"
-        decided.settle("train.together", False, alone)
-        return chosen
-    gain = (chosen.seconds_per_step or 1.0) / (together.seconds_per_step or 1.0)
-    fits = together.peak_bytes <= budget
-    peak = show_bytes(together.peak_bytes)
-    worth = fits and gain >= TOGETHER_GAIN
-    reason = f"{sharing} domains on one base are {gain:.2f} times as fast as one after the other, in {peak}"
-    rejected: tuple[Rejected, ...] = ()
-    if not worth:
-        why = f"only {gain:.2f} times as fast, in {peak}" if fits else f"does not fit: {peak} of {show_bytes(budget)}"
-        rejected = (Rejected(value="True", reason=why),)
-        reason = "one domain after the other: their batches fill the processor already"
-        if not fits:
-            reason = "one domain after the other: together they do not fit"
-    return together if decided.settle("train.together", worth, reason, rejected) else chosen
-
-
-def _settle_resident(decided: Decisions, question: Question, chosen: Candidate) -> Candidate:
-    """How many layers of a quantised base are kept unpacked beside it while training."""
-    work, trainer = chosen.workload, question.target
-    # On CUDA the products of 8-bit layers are made in integers, without unpacking.
-    unpacks = work.quant in ("nf4", "fp4") or (work.quant == "int8" and trainer.on_cpu)
-    method = kinds.load("adapters", question.method)
-    if not (unpacks and question.recipe.train.fast and method.has_rank and "use_dora" not in method.options):
-        decided.settle("train.resident_layers", 0, "nothing is unpacked for each use")
-        return chosen
-    asked = decided.asked("train.resident_layers")
-    found = resident(question, chosen) if chosen.peak_bytes <= question.budget_bytes else chosen
-    count = found.workload.resident_layers
-    extra = found.peak_bytes - chosen.peak_bytes
-    words = f"unpacked copies of {count} linear layers fit ({show_bytes(extra)}), so steps need not unpack them"
-    decided.settle("train.resident_layers", count, words if count else "there is no room for unpacked copies")
-    if asked is None:
-        return found
-    given = chosen.workload.model_copy(update={"resident_layers": asked})
-    return replace(chosen, workload=given, phases=memory.predict(question.facts, given))
-
-
-def _not_tried(question: Question, work: Workload, tried: set[str]) -> list[Rejected]:
-    """Storages that the search could leave out."""
-    plain, found = stored_bytes(question, work.quant, work.dtype), []
-    for quant in dict.fromkeys(quant for quant, _ in storages_of(question)):
-        size = min(stored_bytes(question, q, d) for q, d in storages_of(question) if q == quant)
-        if quant in tried:
-            continue
-        reason = f"not needed: it would save {show_bytes(plain - size)} of weights, and each use would unpack them"
-        if size > plain:
-            reason = f"does not fit: the weights alone need {show_bytes(size)} of {show_bytes(question.budget_bytes)}"
-        found.append(Rejected(value=quant, reason=reason))
-    return found
-
-
-def _dtype_reason(work: Workload, trainer: Target) -> str:
-    if work.quant != "none":
-        return f"of what is not quantised and of all products: {work.matmul_dtype} is the fastest on {trainer.name}"
-    if work.dtype == "float32" and trainer.fast_dtype != "float32":
-        return (
-            "a small model: kept in float32, so the adapter gives the same numbers wherever it is loaded; "
-            f"products of adapted layers run in {work.matmul_dtype}"
-        )
-    return (
-        f"the fastest matrix products of {trainer.name}, in half the memory"
-        if work.dtype != "float32"
-        else (f"the fastest dtype of {trainer.name}")
-    )
-
-
-def _value(value: Any) -> str:
-    return " ".join(value) if isinstance(value, tuple) else str(value)
-
-
-def _why(other: Candidate, chosen: Candidate, budget: int) -> str:
-    if other.peak_bytes > budget:
-        return f"does not fit: {show_bytes(other.peak_bytes)} of {show_bytes(budget)}"
-    seconds, best = other.seconds_per_step, chosen.seconds_per_step
-    peak = show_bytes(other.peak_bytes)
-    if seconds is None or best is None:
-        return f"fits in {peak}, but gives more up"
-    if seconds > best * 1.005:
-        return f"slower: {show_seconds(seconds)} a step instead of {show_seconds(best)}, in {peak}"
-    return f"not faster ({show_seconds(seconds)} a step), in {peak}"
-
-
-def _settle_evaluation(
-    decided: Decisions, recipe: Recipe, facts: ModelFacts, chosen: Candidate, work: Work, budget: int
-) -> None:
-    names = tuple(kinds.load("tasks", recipe.task).metrics)
-    reason = "the task's usual metrics"
-    if facts.generates and work.small_label_set:
-        names = ("label_accuracy", "macro_f1", "calibration_error", *names)
-        reason = "completions come from a small label set, so the choice among them is scored as well"
-    elif facts.generates and recipe.evaluate.generate_rows:
-        names = (*names, "exact_match", "rouge_l", "chrf", "bleu")
-        reason = f"loss on every row; the texts of {recipe.evaluate.generate_rows} rows are generated and compared"
-    decided.settle("evaluate.metrics", names, reason)
-    rows = 64
-    while rows > 1:
-        phases = memory.predict(facts, chosen.workload.model_copy(update={"evaluate_rows": rows}))
-        if next(p for p in phases if p.phase == "evaluate").total_bytes <= min(budget, chosen.peak_bytes):
-            break
-        rows //= 2
-    decided.settle("evaluate.batch_rows", rows, "the most, up to 64, that needs no more memory than training")
 
 
 def _time(chosen: Candidate, work: Work, decided: Decisions, world: int) -> tuple[float | None, float | None]:

@@ -13,8 +13,8 @@ from hfadapt import allocator, hardware, kinds, memory
 from hfadapt.facts import ModelFacts
 from hfadapt.hardware import Target
 from hfadapt.memory import Workload
+from hfadapt.plan_record import Alternative, PhaseMemory
 from hfadapt.recipe import AUTO, Recipe
-from hfadapt.records import Alternative, PhaseMemory
 
 SMALL_WEIGHTS_BYTES = 2_000_000_000
 """Up to this size in float32 a model that does not generate is kept in float32."""

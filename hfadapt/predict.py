@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt import kinds
 from hfadapt.errors import RequestError
 from hfadapt.run_folder import Cell, find_cell
 from hfadapt.spec import Spec
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hfadapt.tasks import Example
 
 MAX_NEW_TOKENS = 128
+BATCH_ROWS = 32
 
 
 class Answer(Spec):
@@ -65,58 +66,9 @@ class Adapted:
         among them; the recipe's template is put around the text. Otherwise it generates greedily.
         """
         asked = [texts] if isinstance(texts, str) else list(texts)
-        if self.task == "text-classification":
-            return self._classify(asked)
-        return [self._continue(text, max_new_tokens) for text in asked]
-
-    def _classify(self, texts: Sequence[str]) -> list[Answer]:
-        import torch
-
-        batch = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
-        )
-        with torch.inference_mode():
-            logits = self.model(
-                input_ids=batch["input_ids"].to(self.model.device),
-                attention_mask=batch["attention_mask"].to(self.model.device),
-            ).logits
-        probabilities = torch.softmax(logits.float(), -1).cpu()
-        return [
-            Answer(text=text, label=self.labels[int(row.argmax())], probability=float(row.max()))
-            for text, row in zip(texts, probabilities, strict=True)
-        ]
-
-    def _continue(self, text: str, max_new_tokens: int) -> Answer:
-        import numpy as np
-        import torch
-
-        from hfadapt.tasks.causal_lm import KIND
-
-        if self.choices:
-            example = self.question(text)
-            device = self.model.device
-
-            def batches(examples: Sequence[Example]) -> Any:
-                batch = KIND.collate(examples, self.tokenizer.pad_token_id)
-                yield list(range(len(examples))), {name: tensor.to(device) for name, tensor in batch.items()}
-
-            with torch.inference_mode():
-                scores = KIND.score(self.model, [example], batches, tuple(self.choices.values()))
-            assert scores.probabilities is not None
-            best = int(np.argmax(scores.probabilities[0]))
-            return Answer(text=text, label=list(self.choices)[best], probability=float(scores.probabilities[0, best]))
-        ids = self.prompt_ids(text)
-        with torch.inference_mode():
-            output = self.model.generate(
-                input_ids=torch.tensor([ids], device=self.model.device),
-                attention_mask=torch.ones((1, len(ids)), dtype=torch.long, device=self.model.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=self.tokenizer.pad_token_id,
-            )
-        return Answer(
-            text=text, generated=self.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True).strip()
-        )
+        # In 16 bits a language model's answer would depend on what else is in the batch.
+        rows = BATCH_ROWS if self.task == "text-classification" else 1
+        return answers([self] * len(asked), asked, max_new_tokens, batch_rows=rows)
 
     def question(self, text: str) -> Example:
         """The row of a text that is answered with one of `choices`.
@@ -126,19 +78,110 @@ class Adapted:
         from hfadapt.tasks import IGNORED, Example
 
         ids, end = self.prompt_ids(text), self.tokenizer.eos_token_id
+        # What is too long loses its beginning, as in training.
+        room = self.max_length - max(map(len, self.choices.values())) - 1
+        ids = ids[-max(1, room) :]
         first = next(iter(self.choices.values()))
         labels = (*(IGNORED,) * len(ids), *first, end)
         return Example((*ids, *first, end), labels, len(labels), 0)
 
     def prompt_ids(self, text: str) -> list[int]:
         """Token ids of what precedes the answer: the recipe's template, a chat turn, or the text itself."""
+        from hfadapt.tasks.causal_lm import prompt_ids
+
         if self.prompt is not None:
             text = self.prompt.replace("{text}", text) if "{text}" in self.prompt else text
         elif self.form == "messages":
             messages = [{"role": "user", "content": text}]
             rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
-        return list(self.tokenizer(text)["input_ids"])
+        return prompt_ids(text, self.tokenizer)
+
+
+def answers(
+    own: Sequence[Adapted], texts: Sequence[str], max_new_tokens: int, *, batch_rows: int, names: Sequence[str] = ()
+) -> list[Answer]:
+    """Answers for texts, each from its own adapter; all adapters are on one model.
+
+    Args:
+        own: The adapter of each text.
+        batch_rows: Texts at once.
+        names: For each text the name of its adapter inside the model, where it has several.
+    """
+    # Those that choose from the same words, or write freely, can be asked together.
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for row, adapted in enumerate(own):
+        groups.setdefault(tuple(adapted.choices.items()), []).append(row)
+    found: dict[int, Answer] = {}
+    for group in groups.values():
+        for start in range(0, len(group), batch_rows):
+            rows = group[start : start + batch_rows]
+            asked, said, inside = [own[i] for i in rows], [texts[i] for i in rows], [names[i] for i in rows if names]
+            if asked[0].task == "text-classification":
+                answered = _classify(asked, said, inside)
+            elif asked[0].choices:
+                answered = _choose(asked, said, inside)
+            else:
+                answered = _write(asked, said, inside, max_new_tokens)
+            found |= zip(rows, answered, strict=True)
+    return [found[row] for row in range(len(texts))]
+
+
+def _named(names: Sequence[str]) -> dict[str, Any]:
+    """What peft is told where the rows of a batch have different adapters."""
+    return {"adapter_names": list(names)} if names else {}
+
+
+def _classify(own: Sequence[Adapted], texts: Sequence[str], names: Sequence[str]) -> list[Answer]:
+    import torch
+
+    from hfadapt.tasks.text_classification import KIND
+
+    model, tokenizer = own[0].model, own[0].tokenizer
+    examples = [
+        KIND.encode([{"text": text}], tokenizer, max_length=adapted.max_length, labels=adapted.labels)[0]
+        for adapted, text in zip(own, texts, strict=True)
+    ]
+    batch = KIND.collate(examples, tokenizer.pad_token_id)
+    with torch.inference_mode():
+        logits = model(**{name: part.to(model.device) for name, part in batch.items()}, **_named(names)).logits
+    probabilities = torch.softmax(logits.float(), -1).cpu()
+    return [
+        Answer(text=text, label=adapted.labels[int(row.argmax())], probability=float(row.max()))
+        for adapted, text, row in zip(own, texts, probabilities, strict=True)
+    ]
+
+
+def _choose(own: Sequence[Adapted], texts: Sequence[str], names: Sequence[str]) -> list[Answer]:
+    """The most likely of the words among which these adapters answer."""
+    import torch
+
+    from hfadapt.tasks.causal_lm import KIND
+
+    model, choices, pad = own[0].model, own[0].choices, own[0].tokenizer.pad_token_id
+    examples = [adapted.question(text) for adapted, text in zip(own, texts, strict=True)]
+
+    def batches(rows: Sequence[Example]) -> Any:
+        yield list(range(len(rows))), {name: part.to(model.device) for name, part in KIND.collate(rows, pad).items()}
+
+    with torch.inference_mode():
+        scores = KIND.score(partial(model, **_named(names)), examples, batches, tuple(choices.values()))
+    assert scores.probabilities is not None
+    words = list(choices)
+    return [
+        Answer(text=text, label=words[int(row.argmax())], probability=float(row.max()))
+        for text, row in zip(texts, scores.probabilities, strict=True)
+    ]
+
+
+def _write(own: Sequence[Adapted], texts: Sequence[str], names: Sequence[str], max_new_tokens: int) -> list[Answer]:
+    from hfadapt.generate import continuations
+
+    model, tokenizer = own[0].model, own[0].tokenizer
+    prompts = [adapted.prompt_ids(text) for adapted, text in zip(own, texts, strict=True)]
+    written = continuations(model, tokenizer, prompts, max_new_tokens, batch_rows=len(prompts), adapters=names)
+    said = tokenizer.batch_decode(written, skip_special_tokens=True)
+    return [Answer(text=text, generated=each.strip()) for text, each in zip(texts, said, strict=True)]
 
 
 def load_adapted(
@@ -154,23 +197,21 @@ def load_adapted(
         RequestError: no such cell, or it is not trained yet.
         RunError: the adapter does not belong to the base, or its files were changed.
     """
-    from hfadapt.manifest import FILE, check_folder, check_manifest
-    from hfadapt.model import load_base, open_adapter
+    from hfadapt.manifest import FILE, load_base_of
+    from hfadapt.model import default_device, open_adapter
 
     folder = Path(path)
     if (folder / FILE).is_file():
+        if domain is not None or target is not None:
+            raise RequestError("an exported folder holds one adapter", place="--domain, --target", fix="leave them out")
         return _load_exported(folder, base)
     cell = find_cell(folder, domain, target)
     if base is not None:
         raise RequestError("a cell knows its base", place="--base", fix="leave it out")
     if not (cell.folder / "train.json").exists():
         raise RequestError("the cell is not trained yet", place=str(cell.folder), fix="hfadapt run RECIPE")
-    lock, data = cell.lock, cell.data
-    kinds.load("tasks", lock.task)
-    manifest = check_folder(cell.adapter)
-    device = device_for_answers()
-    loaded = load_base(lock, data.labels, device)
-    check_manifest(manifest, loaded, cell.adapter, data.labels)
+    lock, device = cell.lock, default_device()
+    loaded = load_base_of({cell.adapter: cell.data.labels}, lock, device)
     return replace(from_cell(cell, loaded), model=open_adapter(loaded, cell.adapter, lock.adapter.method, device))
 
 
@@ -194,20 +235,14 @@ def from_cell(cell: Cell, base: Base) -> Adapted:
     )
 
 
-def device_for_answers() -> Any:
-    """The first CUDA device, else the CPU."""
-    import torch
-
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-
-
 def _load_exported(folder: Path, base: str | None) -> Adapted:
     """What is in an exported or published folder, by its manifest."""
     import yaml
 
-    from hfadapt.manifest import check_folder, check_manifest
-    from hfadapt.model import load_base, open_adapter
-    from hfadapt.recipe import Lock
+    from hfadapt.manifest import check_folder, load_base_of
+    from hfadapt.model import default_device, load_base, open_adapter
+    from hfadapt.recipe import DTYPES, Lock
+    from hfadapt.samples import PREFIX
     from hfadapt.tasks.causal_lm import completion_ids
 
     manifest = check_folder(folder)
@@ -218,19 +253,24 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
             fix="give the cell's folder, or one that hfadapt exported or published",
         )
     lock = Lock.model_validate(yaml.safe_load((folder / "lock.yaml").read_text(encoding="utf-8")))
-    device = device_for_answers()
+    device = default_device()
     if manifest.whole:
         if base is not None:
             raise RequestError("the folder holds a whole model", place="--base", fix="leave it out")
+        # 8-bit GGUF is unpacked to what was trained in.
+        stored = manifest.dtype if manifest.dtype in DTYPES else lock.dtype
         where = folder / "model.gguf" if manifest.format == "gguf" else folder
-        lock = lock.model_copy(update={"model": str(where), "quant": "none", "dtype": manifest.dtype})
+        lock = lock.model_copy(update={"model": str(where), "quant": "none", "dtype": stored})
         loaded = load_base(lock, manifest.labels, device)
         model = loaded.model.requires_grad_(False).eval()
     else:
         known = manifest.model + (f"@{manifest.model_revision}" if manifest.model_revision else "")
+        if lock.model.startswith(PREFIX):
+            # It is on the Hub too, but whoever named the sample may not be able to reach it.
+            known = lock.model
         lock = lock.model_copy(update={"model": base or known})
         try:
-            loaded = load_base(lock, manifest.labels, device)
+            loaded = load_base_of({folder: manifest.labels}, lock, device)
         except OSError as error:
             raise RequestError(
                 "the base of this adapter was not found",
@@ -238,7 +278,6 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
                 got=" ".join(str(error).split())[:120],
                 fix="say where it is: --base FOLDER",
             ) from None
-        check_manifest(manifest, loaded, folder, manifest.labels)
         model = open_adapter(loaded, folder, manifest.method, device)
     ids = {name: completion_ids(text, loaded.tokenizer, end=False) for name, text in manifest.completions.items()}
     choices = {name: tuple(each) for name, each in ids.items()}

@@ -337,7 +337,7 @@ def _write(records: Sequence[PublishRecord], ready: Sequence[Parcel]) -> None:
 
 
 def rescored(cell: Cell, folder: Path) -> float:
-    """Loads an adapter from a folder and scores the rows that were scored at the end of training.
+    """Loads a downloaded adapter and scores the rows that were scored at the end of training.
 
     Returns:
         Mean absolute difference of a row's loss, in nats.
@@ -345,41 +345,14 @@ def rescored(cell: Cell, folder: Path) -> float:
     Raises:
         RunError: the folder is not as it was saved, or the losses are not the same.
     """
-    import numpy as np
-    import torch
-
-    from hfadapt import kinds
-    from hfadapt.data import read_split
-    from hfadapt.evaluate.stage import SAME, SAME_AFTER_CONVERSION
-    from hfadapt.manifest import check_folder, check_manifest
-    from hfadapt.model import load_base, open_adapter
+    from hfadapt.evaluate import stage
+    from hfadapt.manifest import load_base_of
+    from hfadapt.model import default_device, open_adapter
     from hfadapt.progress import quiet_libraries
-    from hfadapt.train.stage import CHECK_ROWS, check_losses
 
     quiet_libraries()
-    lock, data, expected = cell.lock, cell.data, cell.train.check_losses
-    manifest = check_folder(folder)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    base = load_base(lock, data.labels, device)
-    check_manifest(manifest, base, folder, data.labels)
+    lock, device = cell.lock, default_device()
+    base = load_base_of({folder: cell.data.labels}, lock, device)
     model = open_adapter(base, folder, lock.adapter.method, device)
-    task = kinds.load("tasks", lock.task)
-    rows = task.encode(
-        read_split(cell.folder, "validation")[:CHECK_ROWS],
-        base.tokenizer,
-        max_length=lock.data.max_length,
-        labels=data.labels,
-    )
-    found = check_losses(task, model, rows, int(base.tokenizer.pad_token_id or 0), device)
-    difference = float(np.mean(np.abs(np.array(found) - np.array(expected)))) if found else 0.0
-    converted = kinds.load("adapters", lock.adapter.method).changes_base and lock.dtype != "float32"
-    allowed = SAME_AFTER_CONVERSION if converted else SAME
-    if not difference <= allowed:
-        raise RunError(
-            "the downloaded adapter does not score as the trained one did",
-            place=str(cell.folder),
-            got=f"mean difference of a row's loss: {difference:.3g}",
-            allowed=f"at most {allowed:g}",
-            fix="the commit has no tag; train the cell again and publish it then",
-        )
-    return difference
+    fix = "the commit has no tag; train the cell again and publish it then"
+    return stage.rescored(cell, base, model, device, "that was downloaded", fix)

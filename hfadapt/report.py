@@ -13,7 +13,7 @@ from markupsafe import Markup
 from hfadapt import evidence_tables, figures, resources, svg
 from hfadapt.evidence import TransferRecord
 from hfadapt.figures import Seen, verdict
-from hfadapt.records import CellReport, Report, show_gain
+from hfadapt.report_record import CellReport, Report, show_gain
 from hfadapt.run_folder import Run, seen
 from hfadapt.show import show_bytes, show_number, show_seconds
 from hfadapt.spec import write_text

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +110,7 @@ def stage(cell: Cell, folder: Path, prefix: str = "", licence: str | None = None
         if path.parent == cell.folder or is_model_file(path.name, manifest.method):
             shutil.copyfile(path, target / path.name, follow_symlinks=False)
     without_places(target / "lock.yaml")
-    _as_the_card_says(target / "evaluation.json")
+    as_the_card_says(target / "evaluation.json")
     if licence is not None:
         _set_licence(target, licence)
     return sealed(folder, prefix)
@@ -168,7 +170,7 @@ def without_places(path: Path) -> None:
         write_text(path, yaml.safe_dump(public, sort_keys=True, allow_unicode=True))
 
 
-def _as_the_card_says(path: Path) -> None:
+def as_the_card_says(path: Path) -> None:
     """Takes what people wrote, and places, out of evaluation.json: as in the card, quotes are short and redacted."""
     from hfadapt.card_facts import public_name, redact, shorten
 
@@ -264,22 +266,37 @@ def write_index(folder: Path, title: str, prefixes: Sequence[str]) -> None:
 # --- a folder instead of the Hub -------------------------------------------------------------------------------------
 
 
-def write_out(staged: Staged, folder: Path) -> None:
-    """Puts the staged files and SHA256SUMS into a new folder, which appears whole or not at all.
-
-    Raises:
-        RequestError: the folder exists and is not empty.
-    """
+def check_free(folder: Path) -> None:
+    """Raises RequestError where a folder cannot be written anew: something is in it, or it is the one we are in."""
+    if folder.resolve() == Path.cwd():
+        raise RequestError("this is the folder you are in", place=str(folder), fix="name a new one")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RequestError("the folder is not empty", place=str(folder), fix="remove it, or name another")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its place when all went well; otherwise nothing of it is left.
+
+    Raises:
+        RequestError: the folder is not free.
+    """
+    check_free(folder)
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    ready = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(ready, ignore_errors=True)
+    ready = folder.with_name(f".{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
-        shutil.copytree(staged.folder, ready)
-        write_text(ready / SUMS, staged.sums)
+        ready.mkdir()
+        yield ready
         if folder.exists():
             folder.rmdir()
         ready.rename(folder)
     finally:
         shutil.rmtree(ready, ignore_errors=True)
+
+
+def write_out(staged: Staged, folder: Path) -> None:
+    """Puts the staged files and SHA256SUMS into a new folder. Raises RequestError when it exists and is not empty."""
+    with new_folder(folder) as ready:
+        shutil.copytree(staged.folder, ready, dirs_exist_ok=True)
+        write_text(ready / SUMS, staged.sums)

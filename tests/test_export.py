@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 
 from hfadapt import load_adapted
@@ -102,6 +105,58 @@ def test_an_exported_adapter_is_what_plain_peft_loads(classifier, models, tmp_pa
         load_adapted(tmp_path / "out", base=str(models / "lm"))
 
 
+def test_the_base_of_an_exported_adapter_is_found_where_training_found_it(classifier, models, tmp_path, monkeypatch):
+    """A sample's name on the Hub stands in the manifest, but the sample itself is at hand without the Hub."""
+    export(classifier, "adapter", tmp_path / "out")
+    manifest, lock = tmp_path / "out/hfadapt.json", tmp_path / "out/lock.yaml"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "model": "somebody/encoder"}))
+    lock.write_text(yaml.safe_dump({**yaml.safe_load(lock.read_text()), "model": "sample:encoder"}))
+    entry = SimpleNamespace(name="encoder", hub_id="somebody/encoder", license="mit", language=None, citation=None)
+    monkeypatch.setattr("hfadapt.samples.model_entry", lambda name: entry)
+    monkeypatch.setattr("hfadapt.samples.model_path", lambda name: models / name)
+    said = command("predict", tmp_path / "out", *TEXTS, "--json")
+    assert said.code == 0, said.err
+    expected = load_adapted(classifier.folder).predict(TEXTS)
+    assert [answer["label"] for answer in json.loads(said.out)] == [answer.label for answer in expected]
+
+
+def test_wrong_words_about_an_exported_folder(classifier, models, tmp_path):
+    export(classifier, "adapter", tmp_path / "out")
+    said = command("predict", tmp_path / "out", "text")
+    assert said.code == 2
+    assert "--base FOLDER" in said.err
+    said = command("predict", tmp_path / "out", "text", "--base", models / "encoder", "--domain", "two")
+    assert said.code == 2
+    assert "holds one adapter" in said.err
+
+
+def test_a_model_trained_in_full_is_exported_as_the_model_that_it_is(models, tmp_path):
+    more = {"dtype": "float32", "adapter": {"method": "full"}, "train": {"batch_rows": 8, "max_steps": 2}}
+    cell = trained(tmp_path, models / "encoder", "text-classification", labelled(60), **more)
+    assert export(cell, "adapter", tmp_path / "out").record.difference < 1e-4
+    readme = (tmp_path / "out/README.md").read_text()
+    assert "AutoModelForSequenceClassification.from_pretrained" in readme
+    assert "PeftModel" not in readme
+    same_answers(load_adapted(tmp_path / "out").predict(TEXTS), load_adapted(cell.folder).predict(TEXTS), 1e-4)
+
+
+def test_what_people_wrote_and_places_leave_as_in_the_card(classifier, tmp_path):
+    from hfadapt.evidence import FailingExample, Slice
+
+    cell = Cell(shutil.copytree(classifier.folder, tmp_path / "one/this-machine"))
+    mail = "write to jane@" + "example.org at once"
+    example = FailingExample(split_row=1, gold=mail, adapter="word " * 100, base="no", confidence=0.5)
+    place = "/home/" + "jane/tickets.csv"
+    found = Slice(by="source", name=place, metric="accuracy", rows=4, base=0.5, adapter=0.5)
+    changed = cell.evaluation.model_copy(update={"failures": (example,), "slices": (found,)})
+    changed.write(cell.folder / "evaluation.json")
+    export(cell, "adapter", tmp_path / "out")
+    left = (tmp_path / "out/evaluation.json").read_text()
+    assert "jane" not in left
+    assert "tickets.csv" in left
+    assert cell.evaluation == changed, "the record of the cell stays as it is"
+
+
 def test_a_language_model_chooses_and_its_16_bit_form_is_found(chooser, tmp_path):
     export(chooser, "merged", tmp_path / "out", variant="merged-dequantised-float32")
     manifest = json.loads((tmp_path / "out/hfadapt.json").read_text())
@@ -175,12 +230,16 @@ def test_a_failed_export_leaves_nothing_and_harms_nothing(classifier, tmp_path, 
     assert {path: file_sha256(path) for path in classifier.folder.rglob("*") if path.is_file()} == before
 
 
-def test_wrong_requests(classifier, tmp_path):
+def test_wrong_requests(classifier, tmp_path, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("mine")
     with pytest.raises(RequestError, match="not empty"):
         export(classifier, "merged", tmp_path / "full")
     assert (tmp_path / "full/mine.txt").read_text() == "mine"
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(RequestError, match="the folder you are in"):
+        export(classifier, "merged", Path())
     with pytest.raises(RequestError, match="no such variant"):
         export(classifier, "merged", tmp_path / "out", variant="merged-nf3")
     with pytest.raises(RequestError, match="did you mean 'merged'"):
@@ -227,8 +286,7 @@ def test_gguf_is_the_same_model(chooser, tmp_path, storage):
     assert read.chat_template == own.chat_template
     assert (read.eos_token, read.bos_token) == (own.eos_token, own.bos_token)
     assert model.config.max_position_embeddings == 256
-    if not storage.endswith("q8_0"):
-        same_answers(load_adapted(tmp_path / "out").predict(TEXTS), load_adapted(chooser.folder).predict(TEXTS), 0.1)
+    same_answers(load_adapted(tmp_path / "out").predict(TEXTS), load_adapted(chooser.folder).predict(TEXTS), 0.1)
 
 
 def test_gguf_says_what_it_cannot_hold(classifier, tmp_path):

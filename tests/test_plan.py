@@ -14,9 +14,10 @@ import pytest
 from hfadapt import hardware
 from hfadapt.errors import RequestError
 from hfadapt.plan import lock, make_plan
+from hfadapt.plan_record import CellPlan, Plan
 from hfadapt.plan_search import step_seconds
 from hfadapt.recipe import AUTO, Lock, Recipe
-from hfadapt.records import CellPlan, DataRecord, Lengths, Plan
+from hfadapt.records import DataRecord, Lengths
 
 FIELDS = {
     *("quant", "dtype", "adapter.method", "adapter.rank", "adapter.alpha", "adapter.dropout", "adapter.modules"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from unittest import mock
+
 import pytest
 import torch
 from pyarrow import parquet
@@ -9,6 +12,8 @@ from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 
 from hfadapt import load_adapted
 from hfadapt.errors import RunError
+from hfadapt.evaluate.stage import answer_texts
+from hfadapt.predict import Adapted
 
 
 def trained(folder, rows, model, task, **fields):
@@ -75,6 +80,43 @@ def test_a_language_model_chooses_as_it_was_evaluated(chooser):
     assert [answer.probability for answer in answers] == pytest.approx([row["confidence"] for row in said], abs=5e-3), (
         "bfloat16 rounds otherwise in another batch"
     )
+
+
+def test_a_prompt_is_left_open_as_in_training():
+    """By a tokenizer that closes every text."""
+
+    def closing(text, **_):
+        return {"input_ids": [len(word) for word in text.split()] + [9]}
+
+    closing.eos_token_id = 9
+    adapted = Adapted(None, closing, "causal-lm", (), {}, 64, prompt="to {text} :")
+    assert adapted.prompt_ids("what") == [2, 4, 1]
+
+
+def test_a_text_that_is_too_long_loses_its_beginning_as_in_training(chooser):
+    adapted = load_adapted(chooser)
+    asked = adapted.question("lovely bright " * 200)
+    assert len(asked.input_ids) <= adapted.max_length
+    assert asked.input_ids[-4:] == adapted.question("lovely bright").input_ids[-4:]
+
+
+def test_answers_that_differ_in_white_space_alone(models, tmp_path):
+    rows = [
+        {"prompt": row["text"], "completion": f"{' ' * (i // 2 % 2)}{row['label']}"}
+        for i, row in enumerate(labelled(80))
+    ]
+    cell = trained(tmp_path, rows, models / "lm", "causal-lm")
+    adapted = load_adapted(cell)
+    assert set(adapted.choices) == {"good", "bad"}
+    assert {row["adapter"] for row in test_rows(cell)[1]} <= {"good", "bad"}
+
+
+def test_rare_answers_that_differ_in_white_space_alone_are_all_choices():
+    """Of too few rows each to be classes."""
+    rows = [{"completion": text} for text in ("yes", " yes", "no")]
+    with mock.patch("hfadapt.evaluate.stage.read_split", return_value=rows):
+        texts = answer_texts(SimpleNamespace(folder=None), SimpleNamespace(completions={}, form="completion"))
+    assert sorted(texts.values()) == [" yes", "no", "yes"]
 
 
 def test_a_chat_model_generates_and_stops(models, tmp_path):

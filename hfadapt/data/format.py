@@ -376,9 +376,12 @@ def settle_labels(rows: Sequence[Row], form: Form, names: Sequence[str] | None, 
         answers = Counter(str(row.columns["completion"]).strip() for row in rows)
         few = 1 < len(answers) <= CLASS_LIMIT and len(rows) >= ROWS_PER_CLASS * len(answers)
         if names is not None or few:
+            spelled = Counter(str(row.columns["completion"]) for row in rows)
+            # A class is written in one way: answers that differ in white space alone are the most frequent of them.
+            usual = {text.strip(): text for text, _ in reversed(spelled.most_common())}
             for row in rows:
                 row.label = str(row.columns["completion"]).strip()
-                row.columns["label"] = row.label
+                row.columns |= {"label": row.label, "completion": usual[row.label]}
                 row.text = row.prompt
     found = {row.label for row in rows if row.label is not None}
     if not found:

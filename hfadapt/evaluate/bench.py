@@ -64,15 +64,17 @@ class Bench:
         )
         return found
 
-    def batches(self, examples: Sequence[Example]) -> Any:
+    def batches(self, examples: Sequence[Example], batch_rows: int | None = None) -> Any:
         """Batches of similar length on the model's device, as `Task.score` wants them."""
-        pad = int(self.base.tokenizer.pad_token_id or 0)
-        return padded(self.task, examples, pad, self.device, self.lock.evaluate.batch_rows)
+        rows = batch_rows or self.lock.evaluate.batch_rows
+        return padded(self.task, examples, self.base.pad_token_id, self.device, rows)
 
     @contextmanager
-    def adapter_off(self) -> Iterator[Any]:
-        """The baseline's model."""
-        if hasattr(self.model, "disable_adapter"):
+    def adapter_on(self, on: bool = True) -> Iterator[Any]:
+        """The model with the adapter, or the baseline's."""
+        if on:
+            yield self.model
+        elif hasattr(self.model, "disable_adapter"):
             with self.model.disable_adapter():
                 yield self.model
         else:
@@ -84,11 +86,14 @@ class Bench:
         Args:
             choose: Choose among `choices`, where there are any; the examples must then end in one of them.
         """
-        ids = tuple(self.choices.values()) if choose else ()
-        with torch.inference_mode():
-            if adapter:
-                scores: Scores = self.task.score(self.model, examples, self.batches, ids)
-                return scores
-            with self.adapter_off() as model:
-                scores = self.task.score(model, examples, self.batches, ids)
-                return scores
+        with torch.inference_mode(), self.adapter_on(adapter) as model:
+            scores: Scores = self.task.score(
+                model, examples, self.batches, tuple(self.choices.values()) if choose else ()
+            )
+        return scores
+
+
+def spread(rows: int, most: int) -> list[int]:
+    """At most `most` of `rows` row numbers, spread evenly."""
+    count = min(most, rows)
+    return [i * rows // count for i in range(count)]

@@ -19,7 +19,7 @@ import torch
 
 from hfadapt import hardware
 from hfadapt.evaluate.bench import Bench
-from hfadapt.evaluate.metrics import METRICS, RowMetric, compare, find, usable
+from hfadapt.evaluate.metrics import RowMetric, compare, leading, sampling
 from hfadapt.evidence import DriftRecord, Variant
 from hfadapt.measure import release_memory
 from hfadapt.merge import half_dtype, merged_dtype, open_merged, write_merged
@@ -105,7 +105,7 @@ def measure(bench: Bench) -> DriftRecord:
     bench.progress.say(f"{bench.cell.domain}: scoring the adapter as it was trained, for merge drift")
     reference = Reference(bench, examples)
     scores = reference.scores
-    metric = _leading(lock, scores)
+    metric = leading(lock.evaluate.metrics, scores)
     variants, refused = [], {}
     with _work_folder(cell.folder) as folder:
         for form in wanted:
@@ -116,14 +116,7 @@ def measure(bench: Bench) -> DriftRecord:
             bench.progress.say(f"{bench.cell.domain}: merge drift of {form.name}")
             model = _open(form, bench, folder, device)
             found, kl, most = reference.compared(model, device)
-            result = compare(
-                metric.name,
-                scores,
-                found,
-                resamples=lock.evaluate.resamples,
-                confidence=lock.evaluate.confidence,
-                seed=lock.data.seed,
-            )
+            result = compare(metric.name, scores, found, **sampling(lock))
             del model
             release_memory()
             variant = _variant(form, kl, most, result)
@@ -265,12 +258,6 @@ class Once:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
-
-
-def _leading(lock: Lock, scores: Scores) -> RowMetric:
-    """The first metric of the recipe that the scores can give."""
-    named = [find(name) for name in lock.evaluate.metrics if name in METRICS]
-    return next((metric for metric in named if usable(metric, scores)), find("loss"))
 
 
 def _variant(form: Form, kl: float, most: float, result: Metric) -> Variant:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hfadapt.evaluate.bench import Bench
+from hfadapt.evaluate.bench import Bench, spread
 from hfadapt.evaluate.generation import chosen_prompts, generate
 from hfadapt.evidence import Efficiency
 from hfadapt.tasks import Example
@@ -31,7 +31,7 @@ def measure_efficiency(bench: Bench, scoring_seconds: float, adapter_bytes: int)
         scoring_seconds: What scoring the whole test split in batches took with the adapter.
     """
     examples = bench.test
-    picked = [examples[i * len(examples) // LATENCY_ROWS] for i in range(min(LATENCY_ROWS, len(examples)))]
+    picked = [examples[i] for i in spread(len(examples), LATENCY_ROWS)]
     own = _latencies(bench, picked, adapter=True, budget_seconds=LATENCY_SECONDS)
     other = _latencies(bench, picked[: len(own)], adapter=False)
     tokens = sum(len(example.input_ids) for example in examples)

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 
-from hfadapt.batches import padded
 from hfadapt.evaluate.bench import Bench
-from hfadapt.evaluate.metrics import compare
+from hfadapt.evaluate.metrics import compare, sampling
 from hfadapt.records import Metric
 from hfadapt.tasks import Scores
 
@@ -37,24 +36,10 @@ def general_text(bench: Bench) -> Metric:
         max_length=min(MOST_TOKENS, longest),
         labels=(),
     )
-    pad = int(bench.base.tokenizer.pad_token_id or 0)
 
-    def score(model: object) -> Scores:
-        found: Scores = bench.task.score(
-            model, examples, lambda rows: padded(bench.task, rows, pad, bench.device, BATCH_ROWS)
-        )
+    def score(adapter: bool) -> Scores:
+        with torch.inference_mode(), bench.adapter_on(adapter) as model:
+            found: Scores = bench.task.score(model, examples, lambda rows: bench.batches(rows, BATCH_ROWS))
         return found
 
-    with torch.inference_mode():
-        with bench.adapter_off() as model:
-            base = score(model)
-        adapter = score(bench.model)
-    settings = bench.lock.evaluate
-    return compare(
-        "perplexity",
-        base,
-        adapter,
-        resamples=settings.resamples,
-        confidence=settings.confidence,
-        seed=bench.lock.data.seed,
-    )
+    return compare("perplexity", score(False), score(True), **sampling(bench.lock))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 
 from hfadapt.errors import RequestError, RunError
 from hfadapt.evaluate.bench import Bench
-from hfadapt.evaluate.metrics import RowMetric, bootstrap, summarise
+from hfadapt.evaluate.metrics import RowMetric, bootstrap, sampling, summarise
 from hfadapt.recipe import is_task_path
 from hfadapt.records import Metric
 from hfadapt.sources import resolve_source
@@ -80,7 +81,7 @@ def run_harness(bench: Bench, recipe_folder: Path) -> tuple[Metric, ...]:
         return found
 
     with _quiet(), torch.no_grad():
-        with bench.adapter_off() as model:
+        with bench.adapter_on(False) as model:
             base = results(model)
         adapter = results(bench.model)
     return tuple(_metrics(base, adapter, bench))
@@ -107,18 +108,23 @@ def _metrics(base: Mapping[str, Any], adapter: Mapping[str, Any], bench: Bench) 
     for task, values in adapter["results"].items():
         for key, value in values.items():
             metric, _, kind = key.partition(",")
-            if not kind or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+            if not kind or metric.endswith("_stderr") or not _finite(value):
                 continue
             other = base["results"][task][key]
             better = bool(adapter.get("higher_is_better", {}).get(task, {}).get(metric, True))
             name = f"{task}_{metric}" if kind == "none" else f"{task}_{metric}_{kind}"
             yield _metric(
-                RowMetric(name, "", better, np.asarray, _mean),
-                (float(other), float(value)),
+                RowMetric(name, "", "", better, np.asarray, _mean),
+                (float(other) if _finite(other) else None, float(value)),
                 [_values(found, task, metric, kind) for found in (base, adapter)],
                 int(adapter.get("n-samples", {}).get(task, {}).get("effective", 0)),
                 bench,
             )
+
+
+def _finite(value: Any) -> bool:
+    """Whether there is a number to report; a perplexity can be infinite."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _mean(sums: np.ndarray) -> np.ndarray:
@@ -126,26 +132,18 @@ def _mean(sums: np.ndarray) -> np.ndarray:
 
 
 def _metric(
-    metric: RowMetric, values: tuple[float, float], rows: Sequence[np.ndarray | None], count: int, bench: Bench
+    metric: RowMetric, values: tuple[float | None, float], rows: Sequence[np.ndarray | None], count: int, bench: Bench
 ) -> Metric:
     """With an interval where both values are the means over the documents."""
-    settings = bench.lock.evaluate
     base, adapter = rows
     means = [
-        part is not None and len(part) and abs(part.mean() - value) < MEAN
+        part is not None and value is not None and len(part) and abs(part.mean() - value) < MEAN
         for part, value in zip(rows, values, strict=True)
     ]
     if base is not None and adapter is not None and all(means) and len(base) == len(adapter):
         statistics = [np.stack([part, np.ones(len(part))], axis=1) for part in (base, adapter)]
-        return bootstrap(
-            metric,
-            statistics[0],
-            statistics[1],
-            resamples=settings.resamples,
-            confidence=settings.confidence,
-            seed=bench.lock.data.seed,
-        )
-    return summarise(metric.name, metric.higher_is_better, count, *values, None, None, settings.confidence)
+        return bootstrap(metric, *statistics, **sampling(bench.lock))
+    return summarise(metric.name, metric.higher_is_better, count, *values, None, None, bench.lock.evaluate.confidence)
 
 
 def _values(found: Mapping[str, Any], task: str, metric: str, kind: str) -> np.ndarray | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from hfadapt.evaluate import text_metrics
 from hfadapt.evaluate.text_metrics import Texts
 from hfadapt.records import Metric
 from hfadapt.tasks import Scores
+
+if TYPE_CHECKING:
+    from hfadapt.recipe import Lock
 
 BINS = 10
 CHUNK_CELLS = 20_000_000
@@ -28,6 +31,7 @@ class RowMetric:
     """A metric of N rows.
 
     Args:
+        about: What it is, in a line.
         needs: What it reads: `classes`, `probabilities` or `losses` of Scores, or `texts` (Texts).
         higher_is_better: Direction of improvement.
         statistics: What each row contributes, (N, K), from Scores or Texts.
@@ -35,6 +39,7 @@ class RowMetric:
     """
 
     name: str
+    about: str
     needs: str
     higher_is_better: bool
     statistics: Callable[[Any], np.ndarray]
@@ -102,16 +107,55 @@ def _ratio(sums: np.ndarray) -> np.ndarray:
 METRICS = {
     metric.name: metric
     for metric in (
-        RowMetric("accuracy", "classes", True, _hits, _ratio),
-        RowMetric("label_accuracy", "classes", True, _hits, _ratio),
-        RowMetric("macro_f1", "classes", True, _per_class, _macro_f1),
-        RowMetric("calibration_error", "probabilities", False, _bins, _calibration_error),
-        RowMetric("loss", "losses", False, _losses, _ratio),
-        RowMetric("perplexity", "losses", False, _losses, lambda sums: np.exp(np.minimum(_ratio(sums), 700.0))),
-        RowMetric("exact_match", "texts", True, text_metrics.exact_match, _ratio),
-        RowMetric("rouge_l", "texts", True, text_metrics.rouge_l, _ratio),
-        RowMetric("chrf", "texts", True, text_metrics.chrf, text_metrics.chrf_value),
-        RowMetric("bleu", "texts", True, text_metrics.bleu, text_metrics.bleu_value),
+        RowMetric("accuracy", "share of rows whose class is right", "classes", True, _hits, _ratio),
+        RowMetric(
+            "label_accuracy",
+            "share of rows for which a language model finds the right answer the most likely one",
+            "classes",
+            True,
+            _hits,
+            _ratio,
+        ),
+        RowMetric("macro_f1", "F1 averaged over the classes that occur", "classes", True, _per_class, _macro_f1),
+        RowMetric(
+            "calibration_error",
+            "expected calibration error over ten equal bins of confidence",
+            "probabilities",
+            False,
+            _bins,
+            _calibration_error,
+        ),
+        RowMetric("loss", "negative log-likelihood in nats per label", "losses", False, _losses, _ratio),
+        RowMetric(
+            "perplexity",
+            "exp of the loss per label",
+            "losses",
+            False,
+            _losses,
+            lambda sums: np.exp(np.minimum(_ratio(sums), 700.0)),
+        ),
+        RowMetric(
+            "exact_match",
+            "share of texts that are the reference but for white space",
+            "texts",
+            True,
+            text_metrics.exact_match,
+            _ratio,
+        ),
+        RowMetric(
+            "rouge_l",
+            "F-measure of the longest common subsequence of words, averaged over rows, from 0 to 1",
+            "texts",
+            True,
+            text_metrics.rouge_l,
+            _ratio,
+        ),
+        RowMetric(
+            "chrf", "chrF2 of the corpus, from 0 to 100", "texts", True, text_metrics.chrf, text_metrics.chrf_value
+        ),
+        RowMetric(
+            "bleu", "BLEU of the corpus, from 0 to 100", "texts", True, text_metrics.bleu, text_metrics.bleu_value
+        ),
     )
 }
 
@@ -131,6 +175,17 @@ def usable(metric: RowMetric, scores: Scores) -> bool:
     if metric.needs == "losses":
         return True
     return scores.predictions is not None and (metric.needs == "classes" or scores.probabilities is not None)
+
+
+def leading(names: Sequence[str], scores: Scores) -> RowMetric:
+    """The first of the named metrics that the scores can give, else the loss."""
+    known = [METRICS[name] for name in names if name in METRICS]
+    return next((metric for metric in known if usable(metric, scores)), METRICS["loss"])
+
+
+def sampling(lock: Lock) -> dict[str, Any]:
+    """How every interval of a cell is made: bootstrap samples, coverage, seed."""
+    return {"resamples": lock.evaluate.resamples, "confidence": lock.evaluate.confidence, "seed": lock.data.seed}
 
 
 def subset(scores: Scores, rows: Sequence[int] | np.ndarray) -> Scores:

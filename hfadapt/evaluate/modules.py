@@ -1,7 +1,8 @@
-"""Our metrics as classes of Hugging Face `evaluate`, and the user's own `evaluate` modules in the same comparison.
+"""Our metrics as modules of Hugging Face `evaluate`, and the user's own modules in the same comparison.
 
-`Accuracy().compute(predictions=[0, 1], references=[0, 0])` needs neither network nor Hub. Modules of a user are loaded
-by absolute path: by bare name `evaluate.load` takes a folder of that name in the working directory, or asks the Hub.
+`RowMetricModule("accuracy").compute(predictions=[0, 1], references=[0, 0])` needs neither network nor Hub. Modules of a
+user are loaded by absolute path: by bare name `evaluate.load` takes a folder of that name in the working directory, or
+asks the Hub.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
 
 from hfadapt.errors import RequestError
-from hfadapt.evaluate.metrics import METRICS, summarise
+from hfadapt.evaluate.metrics import find, summarise
 from hfadapt.evaluate.text_metrics import Texts
 from hfadapt.records import Metric
 from hfadapt.tasks import Scores
@@ -36,30 +37,30 @@ _FEATURES: dict[str, tuple[Any, Any]] = {
 
 
 class RowMetricModule(evaluate.Metric):
-    """One of our metrics; `compute` gives `{name: value}`.
+    """One of our metrics, by its name; `compute` gives `{name: value}`.
 
     `predictions` and `references` are class indices, or rows of class probabilities and class indices, or summed
     losses in nats and numbers of labels, or texts, as the metric needs.
     """
 
-    metric: ClassVar[str]
+    def __init__(self, metric: str, **options: Any) -> None:
+        self.metric = find(metric)
+        super().__init__(config_name=metric, **options)
 
     def _info(self) -> evaluate.MetricInfo:
-        metric = METRICS[self.metric]
-        predictions, references = _FEATURES[metric.needs]
+        predictions, references = _FEATURES[self.metric.needs]
         return evaluate.MetricInfo(
-            description=(type(self).__doc__ or "").strip(),
+            description=self.metric.about,
             citation="",
             inputs_description=(RowMetricModule.__doc__ or "").strip(),
             features=datasets.Features({"predictions": predictions, "references": references}),
         )
 
     def _compute(self, *, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-        metric = METRICS[self.metric]
         if not len(predictions):
             raise ValueError("there are no predictions")
-        statistics = metric.statistics(_inputs(metric.needs, predictions, references))
-        return {self.metric: float(metric.value(statistics.sum(0)))}
+        statistics = self.metric.statistics(_inputs(self.metric.needs, predictions, references))
+        return {self.metric.name: float(self.metric.value(statistics.sum(0)))}
 
 
 def _inputs(needs: str, predictions: Sequence[Any], references: Sequence[Any]) -> Scores | Texts:
@@ -73,75 +74,6 @@ def _inputs(needs: str, predictions: Sequence[Any], references: Sequence[Any]) -
         table = np.asarray(predictions, dtype=np.float64)
         return Scores(gold, table.argmax(-1), table, none, none)
     return Scores(gold, np.asarray(predictions, dtype=np.int64), None, none, none)
-
-
-class Accuracy(RowMetricModule):
-    """Share of rows whose class is right."""
-
-    metric = "accuracy"
-
-
-class LabelAccuracy(RowMetricModule):
-    """Share of rows for which a language model finds the right answer the most likely one."""
-
-    metric = "label_accuracy"
-
-
-class MacroF1(RowMetricModule):
-    """F1 averaged over the classes that occur."""
-
-    metric = "macro_f1"
-
-
-class CalibrationError(RowMetricModule):
-    """Expected calibration error over ten equal bins (Guo et al. 2017, arXiv 1706.04599)."""
-
-    metric = "calibration_error"
-
-
-class Loss(RowMetricModule):
-    """Negative log-likelihood in nats per label."""
-
-    metric = "loss"
-
-
-class Perplexity(RowMetricModule):
-    """exp of the loss per label."""
-
-    metric = "perplexity"
-
-
-class ExactMatch(RowMetricModule):
-    """Share of texts that are the reference but for white space."""
-
-    metric = "exact_match"
-
-
-class RougeL(RowMetricModule):
-    """F-measure of the longest common subsequence of words, averaged over rows, from 0 to 1."""
-
-    metric = "rouge_l"
-
-
-class ChrF(RowMetricModule):
-    """chrF2 of the corpus, from 0 to 100."""
-
-    metric = "chrf"
-
-
-class Bleu(RowMetricModule):
-    """BLEU of the corpus, from 0 to 100."""
-
-    metric = "bleu"
-
-
-MODULES: Mapping[str, type[RowMetricModule]] = {
-    module.metric: module
-    for module in (
-        *(Accuracy, LabelAccuracy, MacroF1, CalibrationError, Loss, Perplexity),
-        *(ExactMatch, RougeL, ChrF, Bleu),
-    )
-}
 
 
 def load_module(path: Path) -> evaluate.EvaluationModule:
@@ -178,21 +110,22 @@ def compare_module(
     """The values of a user's module for base and adapter, one Metric each, with a paired bootstrap of 200 samples.
 
     The module gets class indices, or class names or generated texts where it takes strings. Higher is taken as better
-    unless the module has `higher_is_better = False`. A module that takes longer than half a second gets no interval.
+    unless the module has `higher_is_better = False`. A module that takes longer than half a second gets no interval,
+    nor does one that has no number for some of the samples (a correlation, where all rows are alike).
 
     Args:
         texts: What base and adapter wrote, where the task generates.
         names: Names of the classes.
 
     Raises:
-        RequestError: the module needs other inputs, or gives no number.
+        RequestError: the module needs other inputs, or gives no number for the adapter.
     """
     module = load_module(path)
     own, other, references = _columns(module, path, base, adapter, texts, names)
     started = time.perf_counter()
     value = _values(module, path, own, references)
     slow = time.perf_counter() - started > SLOW_SECONDS
-    base_value = _values(module, path, other, references)
+    base_value = _values_if_any(module, path, other, references)
     samples: list[tuple[Mapping[str, float], Mapping[str, float]]] = []
     if not slow:
         draw = np.random.default_rng(seed)
@@ -201,8 +134,8 @@ def compare_module(
             drawn = [references[i] for i in rows]
             samples.append(
                 (
-                    _values(module, path, [other[i] for i in rows], drawn),
-                    _values(module, path, [own[i] for i in rows], drawn),
+                    _values_if_any(module, path, [other[i] for i in rows], drawn),
+                    _values_if_any(module, path, [own[i] for i in rows], drawn),
                 )
             )
     better = bool(getattr(module, "higher_is_better", True))
@@ -269,6 +202,14 @@ def _values(module: Any, path: Path, predictions: list[Any], references: list[An
     if not numbers:
         raise RequestError("the metric gives no number", place=str(path), got=str(found)[:200])
     return numbers
+
+
+def _values_if_any(module: Any, path: Path, predictions: list[Any], references: list[Any]) -> dict[str, float]:
+    """The same, nothing where these rows have no value: a baseline may choose one class throughout."""
+    try:
+        return _values(module, path, predictions, references)
+    except RequestError:
+        return {}
 
 
 def _number(value: Any) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.data import augment
 from hfadapt.data.rows import stable_hash
-from hfadapt.evaluate.metrics import METRICS, compare, usable
+from hfadapt.evaluate.metrics import compare, leading, sampling
 from hfadapt.evidence import Estimate, Perturbation
 from hfadapt.tasks import Example, Row, Scores
 
@@ -70,9 +70,7 @@ def robustness(bench: Bench, rows: Sequence[Row]) -> tuple[Perturbation, ...]:
         return ()
     clean = bench.encode(rows)
     base, adapter = bench.score(clean, adapter=False), bench.score(clean)
-    name = next(
-        (each for each in bench.lock.evaluate.metrics if each in METRICS and usable(METRICS[each], adapter)), "loss"
-    )
+    name = leading(bench.lock.evaluate.metrics, adapter).name
     found = []
     for change, (_, share) in PERTURBATIONS.items():
         changed = perturb(rows, change, bench.lock.data.seed)
@@ -121,15 +119,7 @@ def _scores(
 
 
 def _drop(bench: Bench, name: str, clean: Scores, changed: Scores) -> tuple[Estimate, Metric]:
-    settings = bench.lock.evaluate
-    metric = compare(
-        name,
-        clean,
-        changed,
-        resamples=settings.resamples,
-        confidence=settings.confidence,
-        seed=bench.lock.data.seed,
-    )
+    metric = compare(name, clean, changed, **sampling(bench.lock))
     assert metric.delta is not None
     assert metric.low is not None
     assert metric.high is not None

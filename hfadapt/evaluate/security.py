@@ -15,7 +15,7 @@ import numpy as np
 from hfadapt.data import read_split
 from hfadapt.evaluate import membership as mia
 from hfadapt.evaluate.exposure import exposure
-from hfadapt.evaluate.generations import personal_data, verbatim
+from hfadapt.evaluate.regurgitation import personal_data, verbatim
 from hfadapt.evaluate.robustness import PERTURBATIONS, robustness
 from hfadapt.evaluate.token_scores import score_tokens
 from hfadapt.evidence import Membership, SecurityRecord, Verbatim

@@ -18,21 +18,21 @@ from hfadapt.evaluate.efficiency import measure_efficiency
 from hfadapt.evaluate.general_text import general_text
 from hfadapt.evaluate.generation import generated_texts
 from hfadapt.evaluate.harness import run_harness
-from hfadapt.evaluate.metrics import METRICS, compare, find, usable
+from hfadapt.evaluate.metrics import METRICS, compare, find, sampling, usable
 from hfadapt.evaluate.probe import put_head, train_probe
 from hfadapt.evaluate.quality import calibration, confusion, failures, paired_tests, per_class, slices
 from hfadapt.evaluate.text_metrics import Texts
 from hfadapt.launch import World
-from hfadapt.manifest import check_folder, check_manifest
+from hfadapt.manifest import load_base_of
 from hfadapt.measure import PeakMemory, load_libraries, release_memory, resident_bytes
-from hfadapt.model import Base, json_sha256, load_base, open_adapter
+from hfadapt.model import Base, json_sha256, open_adapter
 from hfadapt.progress import Progress, Silent
 from hfadapt.recipe import is_metric_path as is_path
 from hfadapt.records import DataRecord, EvaluationRecord, Metric, PhaseMeasure
 from hfadapt.run_folder import Cell
 from hfadapt.sources import resolve_source
 from hfadapt.spec import write_bytes
-from hfadapt.tasks import Example, Row, Scores
+from hfadapt.tasks import Row, Scores
 from hfadapt.tasks.causal_lm import completion_ids
 from hfadapt.train.stage import CHECK_ROWS, check_losses
 from hfadapt.versions import versions
@@ -75,9 +75,7 @@ def open_bench(cell: Cell, device: torch.device, progress: Progress, room: dict[
     """
     lock, data = cell.lock, cell.data
     task = kinds.load("tasks", lock.task)
-    manifest = check_folder(cell.adapter)
-    base = load_base(lock, data.labels, device, max_memory=room)
-    check_manifest(manifest, base, cell.adapter, data.labels)
+    base = load_base_of({cell.adapter: data.labels}, lock, device, max_memory=room)
     choices = answer_choices(cell, data, base) if lock.task == "causal-lm" else {}
     bench = Bench(cell, lock, data, task, base, base.model.eval(), device, choices, progress)
     if task.baseline == "linear probe":
@@ -106,8 +104,8 @@ def _evaluate(
         progress.say(f"{cell.domain}: scoring the {task.baseline}")
         base_scores = bench.score(test, adapter=False)
         progress.say(f"{cell.domain}: scoring the adapter")
-        validation = bench.encode(read_split(cell.folder, "validation")[:CHECK_ROWS])
-        difference = _reopened(bench, validation, train.check_losses)
+        again = "train again; if it happens again, report it with the recipe and lock.yaml"
+        difference = rescored(cell, bench.base, bench.model, device, "read back from disk", again)
         scored = time.perf_counter()
         scores = bench.score(test)
         scored = time.perf_counter() - scored
@@ -136,7 +134,7 @@ def _evaluate(
         confusion=confusion(scores, names),
         per_class=per_class(base_scores, scores, names),
         paired_tests=paired_tests(base_scores, scores),
-        slices=slices(sliced, base_scores, scores, test, rows, names, **_sampling(lock)) if sliced else (),
+        slices=slices(sliced, base_scores, scores, test, rows, names, **sampling(lock)) if sliced else (),
         calibration=calibration(base_scores, scores),
         efficiency=speed,
         general_text=general,
@@ -197,31 +195,47 @@ def answer_texts(cell: Cell, data: DataRecord) -> dict[str, str]:
         seen = sorted({row["completion"] for row in read_split(cell.folder, "train")})
         tested = {row["completion"] for split in ("validation", "test") for row in read_split(cell.folder, split)}
         if 2 <= len(seen) <= MOST_CHOICES and tested <= set(seen):
-            texts = {text.strip() or text: text for text in seen}
+            names = [text.strip() or text for text in seen]
+            # Answers that differ in white space alone keep it in their names.
+            texts = dict(zip(seen if len(set(names)) < len(names) else names, seen, strict=True))
     return texts
 
 
-def _reopened(bench: Bench, validation: Sequence[Example], expected: Sequence[float]) -> float:
-    """Mean absolute difference of the check rows' losses; raises RunError above the tolerance."""
-    pad = int(bench.base.tokenizer.pad_token_id or 0)
-    found, lock = check_losses(bench.task, bench.model, validation, pad, bench.device), bench.lock
+def rescored(cell: Cell, base: Base, model: Any, device: torch.device, found_in: str, fix: str) -> float:
+    """Scores the rows that were scored when training ended.
+
+    Args:
+        base: What `model`, the adapter read back, is on.
+        found_in: What the message calls the adapter.
+        fix: What to do when it is another.
+
+    Returns:
+        Mean absolute difference of a row's loss, in nats.
+
+    Raises:
+        RunError: it is above the tolerance.
+    """
+    lock, expected = cell.lock, cell.train.check_losses
+    task = kinds.load("tasks", lock.task)
+    rows = task.encode(
+        read_split(cell.folder, "validation")[:CHECK_ROWS],
+        base.tokenizer,
+        max_length=lock.data.max_length,
+        labels=cell.data.labels,
+    )
+    found = check_losses(task, model, rows, base.pad_token_id, device)
     difference = float(np.mean(np.abs(np.array(found) - np.array(expected)))) if found else 0.0
-    changed = kinds.load("adapters", lock.adapter.method).changes_base
-    allowed = SAME_AFTER_CONVERSION if changed and lock.dtype != "float32" else SAME
+    converted = kinds.load("adapters", lock.adapter.method).changes_base and lock.dtype != "float32"
+    allowed = SAME_AFTER_CONVERSION if converted else SAME
     if not difference <= allowed:
         raise RunError(
-            "the adapter read back from disk does not score as the trained one did",
-            place="adapter/",
+            f"the adapter {found_in} does not score as the trained one did",
+            place=str(cell.folder),
             got=f"mean difference of a row's loss: {difference:.3g}",
             allowed=f"at most {allowed:g}",
-            fix="train again; if it happens again, report it with the recipe and lock.yaml",
+            fix=fix,
         )
     return difference
-
-
-def _sampling(lock: Lock) -> dict[str, Any]:
-    """How every interval is made: bootstrap samples, coverage, seed."""
-    return {"resamples": lock.evaluate.resamples, "confidence": lock.evaluate.confidence, "seed": lock.data.seed}
 
 
 def _on_scores(name: str) -> bool:
@@ -243,18 +257,18 @@ def _metrics(
     bench: Bench, base: Scores, adapter: Scores, texts: tuple[Texts, Texts] | None, recipe_folder: Path
 ) -> tuple[Metric, ...]:
     """The metrics of the lock, in its order; those that have nothing to read in these rows are left out."""
-    sampling = _sampling(bench.lock)
+    how = sampling(bench.lock)
     found: list[Metric] = []
     for name in bench.lock.evaluate.metrics:
         if is_path(name):
             from hfadapt.evaluate.modules import compare_module  # imports `evaluate` and `datasets`
 
             path = resolve_source(name, recipe_folder) or Path(name)
-            found += compare_module(path, base, adapter, texts, bench.names, **sampling)
+            found += compare_module(path, base, adapter, texts, bench.names, **how)
         elif not _on_scores(name):
-            found += [compare(name, *texts, **sampling)] if texts else []
+            found += [compare(name, *texts, **how)] if texts else []
         elif usable(find(name), adapter):
-            found.append(compare(name, base, adapter, **sampling))
+            found.append(compare(name, base, adapter, **how))
     return tuple(found)
 
 

@@ -42,11 +42,8 @@ class TokenScores:
 
 def score_tokens(bench: Bench, examples: Sequence[Example], *, adapter: bool = True) -> list[TokenScores]:
     """Scores the labels of every example with the adapter or, with `adapter=False`, the base."""
-    with torch.inference_mode():
-        if adapter:
-            return _score(bench, bench.model, examples)
-        with bench.adapter_off() as model:
-            return _score(bench, model, examples)
+    with torch.inference_mode(), bench.adapter_on(adapter) as model:
+        return _score(bench, model, examples)
 
 
 def _score(bench: Bench, model: torch.nn.Module, examples: Sequence[Example]) -> list[TokenScores]:

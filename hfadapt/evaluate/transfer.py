@@ -14,11 +14,12 @@ import torch
 from hfadapt import kinds
 from hfadapt.batches import padded
 from hfadapt.data import read_split
-from hfadapt.evaluate.metrics import METRICS, compare, find
+from hfadapt.evaluate.bench import spread
+from hfadapt.evaluate.metrics import METRICS, compare, find, sampling
 from hfadapt.evaluate.stage import answer_choices
 from hfadapt.evidence import TransferCell, TransferRecord, TransferTarget
-from hfadapt.manifest import check_folder, check_manifest
-from hfadapt.model import Base, json_sha256, load_base, open_adapter, open_adapters, use_adapter
+from hfadapt.manifest import load_base_of
+from hfadapt.model import Base, json_sha256, open_adapter, open_adapters, use_adapter
 from hfadapt.progress import Progress, Silent
 from hfadapt.recipe import Lock
 from hfadapt.run_folder import Cell
@@ -60,9 +61,7 @@ class Domain:
     @cached_property
     def picked(self) -> list[int]:
         """Positions of the used rows in the test split."""
-        rows = self.cell.evaluation.rows
-        count = min(MOST_ROWS, rows)
-        return [i * rows // count for i in range(count)]
+        return spread(self.cell.evaluation.rows, MOST_ROWS)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -185,9 +184,8 @@ def _scored(
 ) -> Iterator[tuple[Domain, Domain, Scores]]:
     """Scores of every adapter of the group on every domain of it; pairs that cannot be compared go to `skipped`."""
     lock = group[0].lock
-    base = load_base(lock, group[0].labels, device)
+    base = load_base_of({domain.cell.adapter: domain.labels for domain in group}, lock, device)
     for domain in group:
-        check_manifest(check_folder(domain.cell.adapter), base, domain.cell.adapter, domain.labels)
         domain.encode(base)
     whole = {domain.name for domain in group if domain.lock.adapter.method == "full"}
     folders = {domain.name: domain.cell.adapter for domain in group if domain.name not in whole}
@@ -206,27 +204,19 @@ def _scored(
 
 
 def _score(model: Any, base: Base, data: Domain, device: torch.device) -> Scores:
-    task, pad = kinds.load("tasks", data.lock.task), int(base.tokenizer.pad_token_id or 0)
+    task = kinds.load("tasks", data.lock.task)
     with torch.inference_mode():
         scores: Scores = task.score(
             model,
             data.examples,
-            lambda rows: padded(task, rows, pad, device, data.lock.evaluate.batch_rows),
+            lambda rows: padded(task, rows, base.pad_token_id, device, data.lock.evaluate.batch_rows),
             tuple(data.choices.values()),
         )
     return scores
 
 
 def _cell(adapter: Domain, data: Domain, scores: Scores, name: str) -> TransferCell:
-    settings = data.lock.evaluate
-    found = compare(
-        name,
-        data.baseline(),
-        scores,
-        resamples=settings.resamples,
-        confidence=settings.confidence,
-        seed=data.lock.data.seed,
-    )
+    found = compare(name, data.baseline(), scores, **sampling(data.lock))
     return TransferCell(
         adapter=adapter.name,
         data=data.name,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.adapter_files import MANIFEST, is_model_file
+from hfadapt.formats.merged import KIND as MERGED
 from hfadapt.model import load_base, open_adapter
 
 if TYPE_CHECKING:
@@ -47,16 +48,18 @@ class Adapter:
         return SAME if cell.lock.dtype == "float32" else SAME_IN_16_BITS
 
     def reopen(self, cell: Cell, folder: Path, device: torch.device) -> Any:
-        """`PeftModel.from_pretrained(base, folder)`."""
+        """`PeftModel.from_pretrained(base, folder)`; a model of its own needs no base."""
         from peft import PeftModel
 
-        base = load_base(cell.lock, cell.data.labels, device)
         if cell.lock.adapter.method == "full":
-            return open_adapter(base, folder, "full", device)
+            return MERGED.reopen(cell, folder, device)
+        base = load_base(cell.lock, cell.data.labels, device)
         return PeftModel.from_pretrained(base.model, str(folder)).eval()
 
     def usage(self, cell: Cell) -> str:
-        """One line of peft."""
+        """One line of peft; plain transformers for a model of its own."""
+        if cell.lock.adapter.method == "full":
+            return MERGED.usage(cell)
         return (
             "from peft import PeftModel\n\n"
             "# base: the model named above, loaded with transformers in the storage that lock.yaml names\n"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hfadapt import kinds, samples
 from hfadapt.facts import LinearShape, ModelFacts
-from hfadapt.records import PhaseMemory
+from hfadapt.plan_record import PhaseMemory
 from hfadapt.spec import Spec, write_text
 
 if TYPE_CHECKING:

@@ -154,13 +154,15 @@ def _row_logprobs(model: Any, batch: Mapping[str, torch.Tensor], numbers: Sequen
 
 def _encode_completion(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], int]:
     """Ids, labels, and how many leading ids may be cut. The two parts are tokenised apart, as at generation."""
-    assert tokenizer.eos_token_id is not None
-    prompt = list(tokenizer(row["prompt"], verbose=False)["input_ids"])
-    completion = completion_ids(row["completion"], tokenizer)
-    if len(prompt) > 1 and prompt[-1] == tokenizer.eos_token_id:
-        # Some tokenizers (T5-like) close every text; a closed prompt would teach the model to start after an end.
-        prompt = prompt[:-1]
+    prompt, completion = prompt_ids(row["prompt"], tokenizer), completion_ids(row["completion"], tokenizer)
     return [*prompt, *completion], [IGNORED] * len(prompt) + completion, max(0, len(prompt) - 1)
+
+
+def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a prompt, left open for what follows."""
+    ids = list(tokenizer(prompt, verbose=False)["input_ids"])
+    # Some tokenizers (T5-like) close every text; a closed prompt would teach the model to start after an end.
+    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def completion_ids(completion: str, tokenizer: PreTrainedTokenizerBase, end: bool = True) -> list[int]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import command, pairs, recipe_fields, uneven, write_recipe, write_rows
 
+from hfadapt.evaluate.bench import Bench
 from hfadapt.evaluate.efficiency import measure_efficiency
 from hfadapt.evaluate.general_text import general_text, paragraphs
 from hfadapt.evaluate.generation import (
@@ -17,6 +21,8 @@ from hfadapt.evaluate.generation import (
     new_tokens,
 )
 from hfadapt.evaluate.stage import open_bench
+from hfadapt.generate import continuations
+from hfadapt.predict import Adapted
 from hfadapt.progress import Silent
 from hfadapt.run_folder import Run
 from hfadapt.tasks import IGNORED, Example
@@ -98,7 +104,7 @@ def test_general_text_is_the_same_without_an_adapter(bench):
     assert found.base > 1
     assert found.delta != 0
     assert found.low <= found.delta <= found.high
-    with bench.adapter_off():
+    with bench.adapter_on(False):
         off = general_text(bench)
     assert off.base == pytest.approx(found.base)
 
@@ -111,6 +117,32 @@ def test_speed_is_measured_over_the_rows_it_says(bench):
     assert found.rows_per_second == len(bench.test) / 2
     assert found.generated_tokens_per_second > 0
     assert found.adapter_bytes == 5
+
+
+def test_every_row_of_a_small_split_is_timed(bench, monkeypatch):
+    few, seen = replace(bench), []
+    few.test = bench.test[:9]
+    monkeypatch.setattr(Bench, "score", lambda self, examples, *, adapter: seen.append((examples[0].row, adapter)))
+    found = measure_efficiency(few, scoring_seconds=1.0, adapter_bytes=5)
+    assert found.latency_rows == 9
+    assert {row for row, adapter in seen if adapter} == {example.row for example in few.test}
+
+
+def test_a_text_ends_where_training_taught_it_to(bench):
+    """Many chat models end a turn with a token that their generation settings do not name."""
+    prompt = chosen_prompts(bench.test, 1)[0].ids
+    (free,) = continuations(bench.model, bench.base.tokenizer, [prompt], 6, batch_rows=1)
+    settings, end = bench.model.generation_config, next(token for token in free if token != free[0])
+    known, taught = (settings.eos_token_id, settings.repetition_penalty), copy.copy(bench.base.tokenizer)
+    settings.eos_token_id, taught.eos_token = None, taught.convert_ids_to_tokens(end)
+    adapted = Adapted(bench.model, taught, "causal-lm", (), {}, 64, prompt="{text}")
+    settings.repetition_penalty = 1e9
+    try:
+        (answer,) = adapted.predict(taught.decode(prompt), max_new_tokens=6)
+    finally:
+        settings.eos_token_id, settings.repetition_penalty = known
+    assert answer.generated
+    assert answer.generated == taught.decode(free[: free.index(end)], skip_special_tokens=True).strip()
 
 
 def test_small_answer_sets_are_not_generated(models, tmp_path):

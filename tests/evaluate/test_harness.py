@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from tiny import command, pairs, recipe_fields, write_recipe, write_rows
 
 from hfadapt.errors import RequestError
-from hfadapt.evaluate.harness import run_harness
+from hfadapt.evaluate.harness import _metrics, run_harness
 from hfadapt.run_folder import Run
 
 TASK = """
@@ -74,13 +76,23 @@ def test_without_the_extra_the_recipe_is_refused(models, tmp_path, monkeypatch):
 
 
 def test_it_says_what_to_install_when_it_is_needed_later(monkeypatch):
-    from types import SimpleNamespace
-
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
     bench = SimpleNamespace(lock=SimpleNamespace(evaluate=SimpleNamespace(harness=("arc_easy",))))
     with pytest.raises(RequestError, match="not installed") as caught:
         run_harness(bench, None)
     assert "hfadapt[harness]" in str(caught.value)
+
+
+def test_a_value_that_is_no_number_costs_only_itself():
+    """The perplexity of an answer that the base finds impossible is infinite."""
+    evaluate = SimpleNamespace(resamples=10, confidence=0.95)
+    bench = SimpleNamespace(lock=SimpleNamespace(evaluate=evaluate, data=SimpleNamespace(seed=1)))
+    base, adapter = (
+        {"results": {"task": {"perplexity,none": own, "nats,none": 1.0, "acc,none": other}}}
+        for own, other in ((float("inf"), 0.5), (7.0, float("nan")))
+    )
+    found = {metric.name: (metric.base, metric.adapter, metric.delta) for metric in _metrics(base, adapter, bench)}
+    assert found == {"task_perplexity": (None, 7.0, None), "task_nats": (1.0, 1.0, 0.0)}
 
 
 def test_a_task_file_that_is_not_there_is_refused(models, tmp_path):

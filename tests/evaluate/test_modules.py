@@ -7,7 +7,7 @@ import pytest
 
 from hfadapt.errors import RequestError
 from hfadapt.evaluate.metrics import METRICS
-from hfadapt.evaluate.modules import MODULES, Accuracy, CalibrationError, RougeL, compare_module, load_module
+from hfadapt.evaluate.modules import RowMetricModule, compare_module, load_module
 from hfadapt.evaluate.text_metrics import Texts
 from hfadapt.tasks import Scores
 
@@ -42,18 +42,22 @@ def compared(path, base, adapter, gold, texts=None, **more):
     return compare_module(path, scores(base, gold), scores(adapter, gold), texts, ("no", "yes"), **options)
 
 
-def test_every_metric_has_a_class():
-    assert set(MODULES) == set(METRICS)
-    assert Accuracy().compute(predictions=[0, 1, 1], references=[0, 1, 0]) == {"accuracy": pytest.approx(2 / 3)}
-    assert RougeL().compute(predictions=["a b"], references=["a c"]) == {"rouge_l": pytest.approx(0.5)}
-    found = CalibrationError().compute(predictions=[[0.9, 0.1], [0.2, 0.8]], references=[0, 0])
+def test_every_metric_is_a_module():
+    assert all(RowMetricModule(name).description for name in METRICS)
+    assert RowMetricModule("accuracy").compute(predictions=[0, 1, 1], references=[0, 1, 0]) == {
+        "accuracy": pytest.approx(2 / 3)
+    }
+    assert RowMetricModule("rouge_l").compute(predictions=["a b"], references=["a c"]) == {
+        "rouge_l": pytest.approx(0.5)
+    }
+    found = RowMetricModule("calibration_error").compute(predictions=[[0.9, 0.1], [0.2, 0.8]], references=[0, 0])
     assert found == {"calibration_error": pytest.approx((abs(0.9 - 1) + 0.8) / 2)}
-    losses = MODULES["perplexity"]().compute(predictions=[2.0, 4.0], references=[1, 2])
+    losses = RowMetricModule("perplexity").compute(predictions=[2.0, 4.0], references=[1, 2])
     assert losses == {"perplexity": pytest.approx(np.exp(2.0))}
 
 
-def test_a_class_takes_batches():
-    metric = MODULES["macro_f1"]()
+def test_a_module_takes_batches():
+    metric = RowMetricModule("macro_f1")
     metric.add_batch(predictions=[0, 1], references=[0, 0])
     metric.add_batch(predictions=[1], references=[1])
     assert metric.compute() == {"macro_f1": pytest.approx(2 / 3)}
@@ -89,6 +93,14 @@ def test_a_slow_module_has_no_interval(tmp_path, monkeypatch):
     monkeypatch.setattr("hfadapt.evaluate.modules.SLOW_SECONDS", -1.0)
     (found,) = compared(module(tmp_path), [0, 0], [0, 1], [0, 1])
     assert (found.delta, found.low, found.high) == (0.5, None, None)
+
+
+@pytest.mark.parametrize("nothing", ['float("nan")', "1 / 0"])
+def test_rows_without_a_value_cost_the_interval_not_the_evaluation(tmp_path, nothing):
+    """A correlation has no value where one class is chosen throughout: by the baseline, or in a drawn sample."""
+    body = f'return {{"own": {nothing} if len(set(predictions)) < 2 else {HITS.removeprefix("return ")}["hits"]}}'
+    (found,) = compared(module(tmp_path, body=body), [0, 0, 0], [0, 1, 1], [0, 1, 1])
+    assert (found.base, found.adapter, found.delta, found.low) == (None, 1.0, None, None)
 
 
 @pytest.mark.parametrize(

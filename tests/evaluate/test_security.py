@@ -15,7 +15,7 @@ from tiny import PLAIN, command, labelled, recipe_fields, write_recipe, write_ro
 from hfadapt.data import canaries, read_split
 from hfadapt.evaluate import security
 from hfadapt.evaluate.exposure import exposure
-from hfadapt.evaluate.generations import CONTINUED_TOKENS, generate, opening, span
+from hfadapt.evaluate.regurgitation import CONTINUED_TOKENS, generate, opening, span
 from hfadapt.evaluate.stage import open_bench
 from hfadapt.evaluate.token_scores import score_tokens
 from hfadapt.progress import Silent

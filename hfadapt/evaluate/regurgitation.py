@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from hfadapt.data.clean import find_pii, pii_kinds
 from hfadapt.evidence import Estimate, PersonalData, Verbatim
+from hfadapt.generate import continuations
 from hfadapt.tasks import IGNORED, Example
 
 if TYPE_CHECKING:
@@ -151,33 +151,8 @@ def opening(example: Example) -> tuple[int, ...]:
 
 def generate(bench: Bench, prompts: Sequence[Sequence[int]], seed: int) -> list[str]:
     """One sampled continuation of each prompt, the same for the same seed; the global random state is left alone."""
-    pad = int(bench.base.tokenizer.pad_token_id or 0)
-    rows = bench.lock.evaluate.batch_rows
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    texts = [""] * len(prompts)
-    devices = [bench.device] if bench.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.inference_mode():
+    tokenizer, rows = bench.base.tokenizer, bench.lock.evaluate.batch_rows
+    with torch.random.fork_rng(devices=[bench.device] if bench.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for start in range(0, len(order), rows):
-            numbers = order[start : start + rows]
-            longest = len(prompts[numbers[-1]])
-            ids = np.full((len(numbers), longest), pad)
-            mask = np.zeros_like(ids)
-            for i, number in enumerate(numbers):
-                own = prompts[number]
-                ids[i, longest - len(own) :] = own
-                mask[i, longest - len(own) :] = 1
-            output = bench.model.generate(
-                input_ids=torch.as_tensor(ids, device=bench.device),
-                attention_mask=torch.as_tensor(mask, device=bench.device),
-                max_new_tokens=NEW_TOKENS,
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                pad_token_id=pad,
-            )
-            written = bench.base.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)
-            for number, text in zip(numbers, written, strict=True):
-                texts[number] = text
-    return texts
+        written = continuations(bench.model, tokenizer, prompts, NEW_TOKENS, batch_rows=rows, sampled=True)
+    return [str(text) for text in tokenizer.batch_decode(written, skip_special_tokens=True)]

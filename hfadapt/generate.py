@@ -1,0 +1,74 @@
+"""Generation: prompts of different lengths are continued in one batch, each up to its end token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def continuations(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    batch_rows: int,
+    adapters: Sequence[str] = (),
+    sampled: bool = False,
+) -> list[list[int]]:
+    """What a model writes after each prompt: token ids, without the prompt and from the end token on.
+
+    Prompts are padded on the left, so that every row's last token is the last column; the attention mask keeps padding
+    out, and positions are counted from each row's first token. The base's own settings change nothing but where a text
+    ends: it does at their end tokens and at the tokenizer's, which is the one that is learned.
+
+    Args:
+        prompts: Token ids of each prompt.
+        batch_rows: Prompts at once.
+        adapters: For each prompt the name of its adapter inside the model, where it has several.
+        sampled: Draw from the whole distribution at temperature 1; otherwise greedy.
+    """
+    import torch
+
+    pad, ends = int(tokenizer.pad_token_id or 0), _end_tokens(model, tokenizer)
+    how: dict[str, Any] = {"do_sample": False}
+    if sampled:
+        how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    # Like lengths go together.
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    written: list[list[int]] = [[] for _ in prompts]
+    for start in range(0, len(order), batch_rows):
+        numbers = order[start : start + batch_rows]
+        longest = len(prompts[numbers[-1]])
+        ids = torch.full((len(numbers), longest), pad, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for line, i in enumerate(numbers):
+            ids[line, longest - len(prompts[i]) :] = torch.tensor(list(prompts[i]))
+            mask[line, longest - len(prompts[i]) :] = 1
+        if adapters:
+            how["adapter_names"] = [adapters[i] for i in numbers]
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                max_new_tokens=max_new_tokens,
+                num_beams=1,
+                repetition_penalty=1.0,
+                use_cache=True,
+                pad_token_id=pad,
+                eos_token_id=sorted(ends) or None,
+                **how,
+            )
+        for line, i in enumerate(numbers):
+            written[i] = _until(output[line, longest:].tolist(), ends)
+    return written
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    named = own if isinstance(own, list) else [own]
+    return {int(token) for token in (*named, tokenizer.eos_token_id) if token is not None}
+
+
+def _until(ids: list[int], ends: set[int]) -> list[int]:
+    return next((ids[:position] for position, token in enumerate(ids) if token in ends), ids)
