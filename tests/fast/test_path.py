@@ -48,8 +48,8 @@ ENCODERS = {
 }
 
 
-def make(kind, sizes, auto, dtype=torch.float32, **options):
-    torch.manual_seed(0)
+def make(kind, sizes, auto, dtype=torch.float32, seed=0, **options):
+    torch.manual_seed(seed)
     config = transformers.AutoConfig.for_model(kind, **sizes)
     for name, value in list(vars(config).items()):
         if "drop" in name and isinstance(value, float):
@@ -64,8 +64,8 @@ def make(kind, sizes, auto, dtype=torch.float32, **options):
     return model.train()
 
 
-def rows(lengths=(5, 9, 3, 12, 4), labelled=3):
-    draw = random.Random(1)
+def rows(lengths=(5, 9, 3, 12, 4), labelled=3, seed=0):
+    draw = random.Random(1 + seed)
     found = []
     for number, length in enumerate(lengths):
         ids = tuple(draw.randrange(1, 100) for _ in range(length))
@@ -151,20 +151,20 @@ def test_padded_rows_of_an_encoder_are_the_rows_alone(kind, products):
 
 
 def test_bfloat16_stays_as_close_to_float32_as_the_plain_path():
-    """Against a float32 reference the fast path's error is at most about that of the plain one."""
-    examples = rows()
-    _, reference = alone(make("llama", GROUPED, "AutoModelForCausalLM"), examples)
-    model = make("llama", GROUPED, "AutoModelForCausalLM", torch.bfloat16)
-    loss, plain = alone(model, examples)
-    path = FastPath(model)
-    with path.on():
-        fast_loss, fast = packed(model, examples, path)
-    assert fast_loss == pytest.approx(loss, rel=2e-2)
-
-    def error(found):
-        return sum((found[n] - g).norm() ** 2 for n, g in reference.items()) ** 0.5
-
-    assert error(fast) <= 1.2 * error(plain)
+    """Against a float32 reference the fast path's error is at most about that of the plain one, over several models."""
+    errors = {"plain": [], "fast": []}
+    for seed in range(12):
+        examples = rows(seed=seed)
+        _, reference = alone(make("llama", GROUPED, "AutoModelForCausalLM", seed=seed), examples)
+        model = make("llama", GROUPED, "AutoModelForCausalLM", torch.bfloat16, seed=seed)
+        loss, plain = alone(model, examples)
+        path = FastPath(model)
+        with path.on():
+            fast_loss, fast = packed(model, examples, path)
+        assert fast_loss == pytest.approx(loss, rel=2e-2)
+        for name, found in (("plain", plain), ("fast", fast)):
+            errors[name].append(sum((found[n] - g).norm() ** 2 for n, g in reference.items()) ** 0.5)
+    assert sum(errors["fast"]) <= 1.3 * sum(errors["plain"]), errors
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -23,7 +23,9 @@ def make(tokens, inputs, outputs, ranks, cuts, *, bias=True, seed=0):
     for index, (first, end) in enumerate(zip((0, *cuts), (*cuts, tokens), strict=True)):
         own = [max(1, r - 3 * index) for r in ranks]
         a = rand(sum(own), inputs) / inputs**0.5
-        adapters.append(LowRank(first, end, a, [rand(r, o) for r, o in zip(own, outputs, strict=True)], [0.5] * len(own)))
+        adapters.append(
+            LowRank(first, end, a, [rand(r, o) for r, o in zip(own, outputs, strict=True)], [0.5] * len(own))
+        )
     return rand(tokens, inputs), [rand(tokens, o) for o in outputs], layers, adapters
 
 
