@@ -9,6 +9,8 @@ import signal
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 import yaml
 from filelock import FileLock
 from tiny import (
@@ -173,12 +175,20 @@ def test_changed_rows_train_again(folder):
     assert "one on this-machine: recipe or data changed" in done.err
 
 
+def same_within_rounding(one, other):
+    one, other = safetensors.torch.load(one), safetensors.torch.load(other)
+    assert one.keys() == other.keys()
+    for name, value in other.items():
+        assert torch.allclose(one[name], value, rtol=0, atol=1e-6), name
+
+
 def test_fresh_starts_over_and_gives_the_same(folder):
     before, stamp = weights(folder), stamps(cell(folder) / "adapter")
     done = command("train", "tiny.yaml", "--fresh", "--domain", "one", folder=folder)
     assert done.code == 0, done.err
     assert "step 4/4" in done.err
-    assert weights(folder) == before
+    # Trained alone now, and beside another domain before: sums may be taken in another order.
+    same_within_rounding(weights(folder), before)
     assert stamps(cell(folder) / "adapter") != stamp
 
 
@@ -190,7 +200,7 @@ def test_a_lock_is_a_recipe_that_gives_the_same(folder):
     done = command("train", "again.yaml", "--runs", "other", folder=folder)
     assert done.code == 0, done.err
     adapter = folder / "other/tiny/one/this-machine/adapter/adapter_model.safetensors"
-    assert adapter.read_bytes() == weights(folder)
+    same_within_rounding(adapter.read_bytes(), weights(folder))
 
 
 # --- failures --------------------------------------------------------------------------------------------------------
