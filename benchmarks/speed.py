@@ -3,6 +3,8 @@
     python benchmarks/speed.py                            every CPU workload: prepares, makes environments, runs, prints
     python benchmarks/speed.py --workload minilm-tweets   only this one; may be repeated
     python benchmarks/speed.py --tool hfadapt --tool trl-nf4 --rows 64 --seeds 1 --record /tmp/try.json   a try
+    python benchmarks/speed.py --workload smollm2-tweets --tool hfadapt --tool litgpt --seeds 1 --add
+                                                          another tool beside what was measured before
     python benchmarks/speed.py --device cuda              1B and 8B on a GPU: hfadapt, TRL and unsloth
     python benchmarks/speed.py --workload cotrain         four domains together, and one after the other
     python benchmarks/speed.py --table                    the table from speed.json, and into the README
@@ -163,8 +165,12 @@ def settings(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str
     return known
 
 
-def run_workload(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Prepares, runs every tool for every seed, scores, and returns the workload's part of speed.json."""
+def run_workload(name: str, arguments: argparse.Namespace, before: dict[str, Any]) -> dict[str, Any]:
+    """Prepares, runs every tool for every seed, scores, and returns the workload's part of speed.json.
+
+    Args:
+        before: The workload's part so far, whose runs are kept; empty to begin anew.
+    """
     workload = WORKLOADS[name]
     tools = [tool for tool in workload.tools if not arguments.tool or tool in arguments.tool]
     tools += [tool for tool in arguments.tool if tool not in tools and tool in TOOLS]
@@ -179,10 +185,12 @@ def run_workload(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     subprocess.run([str(python), str(PARTS / "prepare.py"), str(folder / "settings.json")], check=True, env=env)
     for tool in tools:
         environment(TOOLS[tool].environment, arguments)
-    shutil.rmtree(arguments.results / name, ignore_errors=True)
+    earlier = before.get("runs", [])
+    if not earlier:
+        shutil.rmtree(arguments.results / name, ignore_errors=True)
     runs: list[Path] = []
     for seed in arguments.seeds:
-        for number, tool in enumerate(sequence(tools)):
+        for number, tool in enumerate(sequence(tools), sum(run["seed"] == seed for run in earlier)):
             runs.append(one_run(name, number, tool, seed, folder, arguments))
     finished = [str(run) for run in runs if (run / "result.json").exists()]
     env = variables(arguments, "score")
@@ -203,10 +211,10 @@ def run_workload(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "test_rows": len(prepared["test"]),
         "linear_weights": prepared["linear_weights"],
         "head_weights": prepared["head_weights"],
-        "seeds": arguments.seeds,
-        "notes": {tool: TOOLS[tool].note for tool in tools},
-        "defaults": [tool for tool in tools if TOOLS[tool].default],
-        "runs": collected,
+        "seeds": sorted({run["seed"] for run in (*earlier, *collected)}),
+        "notes": {**before.get("notes", {}), **{tool: TOOLS[tool].note for tool in tools}},
+        "defaults": sorted({*before.get("defaults", []), *(tool for tool in tools if TOOLS[tool].default)}),
+        "runs": [*earlier, *collected],
     }
 
 
@@ -375,6 +383,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workload", action="append", default=[], choices=[*WORKLOADS, "cotrain"])
     parser.add_argument("--tool", action="append", default=[], choices=list(TOOLS), help="only these; may be repeated")
     parser.add_argument("--rows", type=int, help="fewer training rows, for a try; a multiple of the effective batch")
+    parser.add_argument("--add", action="store_true", help="keep the workload's runs in the record and add to them")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help=f"how many of {SEEDS}")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="OMP_NUM_THREADS of every run")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -402,8 +411,9 @@ def main() -> None:
         names = arguments.workload or [*default, *(["cotrain"] if arguments.device == "cpu" else [])]
         found = machine(arguments)
         for name in names:
-            measured = run_cotrain(arguments) if name == "cotrain" else run_workload(name, arguments)
             workloads = record.setdefault("workloads", {})
+            before = workloads.get(name, {}) if arguments.add else {}
+            measured = run_cotrain(arguments) if name == "cotrain" else run_workload(name, arguments, before)
             workloads[name] = {**measured, "machine": found, "day": time.strftime("%Y-%m-%d")}
             arguments.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     elif not record:
