@@ -31,6 +31,7 @@ FLAGS = (
     *("-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math"),
     *("-fno-signed-zeros", "-freciprocal-math"),
 )
+ATTENTION = ("attention_common.h", "attention_forward.h", "attention_backward.h")
 TILE_FEATURES = {"amx_bf16", "avx512_bf16"}
 
 
@@ -45,7 +46,7 @@ def tiles() -> ctypes.CDLL | None:
     """The products on AMX tiles, or None where the processor, the system or the compiler cannot."""
     if _switch() in ("off", "passes") or not set(hardware.cpu_features()) >= TILE_FEATURES:
         return None
-    found = _library(["products.cpp", "row_attention.cpp"], headers=["tiles.h"])
+    found = _library(["products.cpp", "row_attention.cpp"], headers=["tiles.h", *ATTENTION])
     return found if found is not None and found.tiles_permitted() else None
 
 
