@@ -1,7 +1,8 @@
 """The element-wise kernels of kernels.cpp, compiled once for this processor, with plain torch where that cannot be.
 
-A compiler is asked for when the first CPU run starts (about two seconds, three more for the products on tiles, then kept in the cache folder). Without one,
-on other devices, and under fake tensors the same functions run as torch operations.
+A compiler is asked for when the first CPU run starts (about two seconds, three more for the products on tiles, then
+kept in the cache folder). Without one, on other devices, and under fake tensors the same functions run as torch
+operations.
 
 Sizes: N tokens, D features, H heads, E features of a head, B documents of at most T tokens, Q queries, K keys.
 """
