@@ -3,7 +3,8 @@
 What the tensors of a step need is traced (trace.py); what the base, the adapter and the optimizer hold is counted; what
 neither can see (scratch space inside operators, the allocator's rounding, code pages) is a handful of constants that
 were fitted on half of benchmarks/memory_grid.json and tested on the other half. That was before attention ran on AMX
-tiles, which needs less: there the peak of training is now predicted too high (SmolLM2 7 %, MiniLM a quarter to two fifths).
+tiles, which needs less: there the peak of training is now predicted too high (SmolLM2 by 7 %, MiniLM by a quarter to
+two fifths).
 
 On a CPU "peak" is the resident set above what the process held before it loaded the base, with malloc set as in
 allocator.py.
