@@ -73,9 +73,7 @@ class _Attention(torch.autograd.Function):
                 scores = torch.bmm(_grouped(qp[:, :, first:end], key_heads), _keys(kp, keys).transpose(1, 2))
                 shaped = scores.view(len(bucket.lengths), heads, end - first, keys)
                 sums.append(
-                    kernels.softmax(
-                        shaped, bucket.lengths, first, float(settings.scale), settings.causal, settings.window
-                    )
+                    kernels.softmax(shaped, bucket.lengths, first, settings.scale, settings.causal, settings.window)
                 )
                 done.append(torch.bmm(scores, _keys(vp, keys)).view(*shaped.shape[:3], -1))
             whole = done[0] if len(done) == 1 else torch.cat(done, 2)
@@ -105,7 +103,7 @@ class _Attention(torch.autograd.Function):
                 p = torch.bmm(queries, some_keys.transpose(1, 2))
                 d = torch.bmm(douts, some_values.transpose(1, 2))
                 shape = (len(bucket.lengths), heads, end - first, keys)
-                options = (bucket.lengths, first, float(settings.scale), settings.causal, settings.window)
+                options = (bucket.lengths, first, settings.scale, settings.causal, settings.window)
                 kernels.softmax_backward(p.view(shape), d.view(shape), next(log_sums), *options)
                 dvs = _added(dvs, torch.bmm(p.transpose(1, 2), douts), vp)
                 dks = _added(dks, torch.bmm(d.transpose(1, 2), queries), kp)
@@ -139,7 +137,7 @@ def _run_on_tiles(name: str, arrays: Sequence[torch.Tensor], log_sums: torch.Ten
     starts, lengths = settings.documents.rows
     described = [y for x in arrays for y in (x, x.stride(0), x.stride(1), x.dtype == torch.float32)]
     sizes = (len(q), len(starts), q.shape[1], k.shape[1], q.shape[2])
-    arguments = (*described, log_sums, starts, lengths, *sizes, float(settings.scale), settings.causal, settings.window)
+    arguments = (*described, log_sums, starts, lengths, *sizes, settings.scale, settings.causal, settings.window)
     failed = ctypes.c_int(0)
     compiled.function(library, name)(*compiled.addresses(arguments), torch.get_num_threads(), ctypes.byref(failed))
     if failed.value:
@@ -192,7 +190,7 @@ def attention(
     if query.device.type == "cuda":
         out = _on_cuda(documents, *flat, scale=scale, causal=causal, window=window)
     else:
-        settings = _Settings(documents, scale, causal, window, dtype or query.dtype)
+        settings = _Settings(documents, float(scale), causal, window, dtype or query.dtype)
         out = _Attention.apply(*flat, settings)  # type: ignore[no-untyped-call]
     return out.view(rows, width, heads, -1)
 

@@ -17,6 +17,7 @@
 namespace {
 
 using namespace tiles;
+using lanes::exp2;
 
 const i64 BLOCK = 32;               // rows and columns of a block of scores
 const i64 SCORES = BLOCK * BLOCK;
@@ -70,17 +71,6 @@ static inline __mmask16 lanes(i64 first, i64 end) {
 }
 
 // --- arithmetic --------------------------------------------------------------------------------------------------------
-
-// 2^x by a minimax polynomial of the fraction; relative error below 3e-6.
-static inline __m512 exp2(__m512 x) {
-    __m512 r = _mm512_reduce_ps(x, 0x09);
-    __m512 p = _mm512_set1_ps(1.353416797e-2f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.201146230e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.414427544e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.930038354e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.000002593f));
-    return _mm512_scalef_ps(p, x);
-}
 
 // log2(x) by the series of the inverse hyperbolic tangent.
 static inline __m512 log2(__m512 x) {

@@ -38,7 +38,7 @@ TILE_FEATURES = {"amx_bf16", "avx512_bf16"}
 @cache
 def passes() -> ctypes.CDLL | None:
     """The element-wise kernels, or None when there is no compiler that can make them."""
-    return _library(["kernels.cpp"]) if _switch() != "off" else None
+    return _library(["kernels.cpp"], headers=["lanes.h"]) if _switch() != "off" else None
 
 
 @cache
@@ -46,7 +46,7 @@ def tiles() -> ctypes.CDLL | None:
     """The products on AMX tiles, or None where the processor, the system or the compiler cannot."""
     if _switch() in ("off", "passes") or not set(hardware.cpu_features()) >= TILE_FEATURES:
         return None
-    found = _library(["products.cpp", "row_attention.cpp"], headers=["tiles.h", *ATTENTION])
+    found = _library(["products.cpp", "row_attention.cpp"], headers=["lanes.h", "tiles.h", *ATTENTION])
     return found if found is not None and found.tiles_permitted() else None
 
 

@@ -6,9 +6,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
+
+#include "lanes.h"
 
 typedef uint16_t bf16;
 typedef int64_t i64;
@@ -138,23 +137,9 @@ static inline void gated_backward_part(const T *dh, const T *g, const T *u, T *h
 // The same by 16, with an exp that is exact to the 8 bits of a bfloat16 and a reciprocal by one Newton step, twice as
 // fast as what compilers make of the loops above.
 
-static inline __m512 load16(const bf16 *p) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
-}
-static inline void store16(bf16 *p, __m512 x) { _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(x)); }
-
-// 2^n times a polynomial of 2^r on [-1/2, 1/2]; relative error below 4e-6.
-static inline __m512 exponential16(__m512 x) {
-    __m512 t = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
-    __m512 n = _mm512_roundscale_ps(t, 0), r = _mm512_sub_ps(t, n);
-    __m512 p = _mm512_set1_ps(1.33335581e-3f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.61812911e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.55041087e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.40226507e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.93147181e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, n);
-}
+static inline __m512 load16(const bf16 *p) { return lanes::wide(_mm256_loadu_si256((const __m256i *)p)); }
+static inline void store16(bf16 *p, __m512 x) { _mm256_storeu_si256((__m256i *)p, lanes::narrow(x)); }
+static inline __m512 exponential16(__m512 x) { return lanes::exp2(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f))); }
 
 static inline __m512 reciprocal16(__m512 x) {
     __m512 y = _mm512_rcp14_ps(x);

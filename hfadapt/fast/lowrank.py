@@ -119,7 +119,10 @@ def _segments(group: Group, tokens: int) -> Sequence[Segment]:
 def _product(
     group: Group, x: torch.Tensor, segments: Sequence[Segment], dtype: torch.dtype
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """y (N, O) of each layer in `dtype` for x (N, I), and what the backward pass needs of x·Aᵀ."""
+    """y (N, O) of each layer in `dtype` for x (N, I), and x·Aᵀ for the backward pass.
+
+    On tiles x·Aᵀ is one tensor for all segments, in the layout of products.py; else (n, ΣR) of each segment.
+    """
     if _on_tiles(group, x):
         ys, low = products.forward(x, _frozen(group), _low_rank(group, segments), dtype)
         return ys, [low]
@@ -137,31 +140,13 @@ def _product(
     return [y.to(dtype) for y in ys], lows
 
 
-def _product_backward(
-    group: Group,
-    x: torch.Tensor | Callable[[torch.Tensor], torch.Tensor],
-    lows: Sequence[torch.Tensor],
-    dys: Sequence[torch.Tensor],
-    segments: Sequence[Segment],
-    needs_dx: bool,
-    dtype: torch.dtype,
-) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
-    """The gradient of x (N, I) in `dtype`, if asked for, and of every parameter in the order of `Group.parameters`.
-
-    Args:
-        x: The input, or what makes it from its own gradient.
-    """
+def _backward_input(
+    group: Group, dys: Sequence[torch.Tensor], segments: Sequence[Segment], needs_dx: bool, dtype: torch.dtype
+) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+    """The gradient of x (N, I) in `dtype`, if asked for, and of x·Aᵀ as `_product` gives it."""
     if _on_tiles(group, dys[0]):
-        frozen, adapters = _frozen(group), _low_rank(group, segments)
-        dys = [dy if dy.stride(-1) == 1 else dy.contiguous() for dy in dys]
-        dx, d_low = products.backward_input(dys, frozen, adapters, dtype, needs_dx)
-        x = x if isinstance(x, torch.Tensor) else x(_known(dx))
-        made = products.backward_weights(x, dys, frozen, adapters, lows[0], d_low)
-        parts = [
-            (segment.adapter, [*a.split(group.ranks(segment.adapter)), *(b.t() for b in bs)])
-            for segment, (a, bs) in zip(segments, made, strict=True)
-        ]
-        return dx, _summed(group, parts)
+        dx, d_low = products.backward_input(dys, _frozen(group), _low_rank(group, segments), dtype, needs_dx)
+        return dx, [d_low]
     dx = None
     if needs_dx:
         for layer, dy in zip(group.layers, dys, strict=True):
@@ -173,33 +158,43 @@ def _product_backward(
         d_lows.append(torch.cat([dy[part] @ b.t() for dy, b in zip(dys, bs, strict=True)], 1))
         if dx is not None:
             dx[part].addmm_(d_lows[-1], a)
-    dx = None if dx is None else dx.to(dtype)
-    x = x if isinstance(x, torch.Tensor) else x(_known(dx))
-    parts = []
-    for segment, low, d_low in zip(segments, lows, d_lows, strict=True):
-        part, ranks = slice(segment.first, segment.end), group.ranks(segment.adapter)
-        d_a = (d_low.t() @ x[part]).float().split(ranks)
-        # This way round the library need not turn the large factor.
-        d_b = [(each.t() @ dy[part]).float().t() for dy, each in zip(dys, low.split(ranks, 1), strict=True)]
-        for gradient, scaling in zip(d_b, group.scalings(segment.adapter), strict=True):
-            gradient.mul_(scaling)
-        parts.append((segment.adapter, [*d_a, *d_b]))
-    return dx, _summed(group, parts)
+    return None if dx is None else dx.to(dtype), d_lows
 
 
-def _known(dx: torch.Tensor | None) -> torch.Tensor:
-    assert dx is not None
-    return dx
-
-
-def _summed(group: Group, parts: Sequence[tuple[str, list[torch.Tensor]]]) -> list[torch.Tensor | None]:
-    """The gradients of every adapter, in the order of `Group.parameters`, from those of segments."""
+def _backward_weights(
+    group: Group,
+    x: torch.Tensor,
+    lows: Sequence[torch.Tensor],
+    dys: Sequence[torch.Tensor],
+    d_lows: Sequence[torch.Tensor],
+    segments: Sequence[Segment],
+) -> list[torch.Tensor | None]:
+    """The gradient of every parameter, in the order of `Group.parameters`."""
+    made: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
+    if _on_tiles(group, dys[0]):
+        made = products.backward_weights(x, dys, _low_rank(group, segments), lows[0], d_lows[0])
+    else:
+        for segment, low, d_low in zip(segments, lows, d_lows, strict=True):
+            part, ranks = slice(segment.first, segment.end), group.ranks(segment.adapter)
+            # This way round the library need not turn the large factor.
+            bs = [(each.t() @ dy[part]).float() for dy, each in zip(dys, low.split(ranks, 1), strict=True)]
+            for b, scaling in zip(bs, group.scalings(segment.adapter), strict=True):
+                b.mul_(scaling)
+            made.append(((d_low.t() @ x[part]).float(), bs))
     found: dict[str, list[torch.Tensor]] = {}
-    for name, gradients in parts:
+    for segment, (a, bs) in zip(segments, made, strict=True):
+        name = segment.adapter
+        gradients = [*a.split(group.ranks(name)), *(b.t() for b in bs)]
         before = found.get(name)
         found[name] = gradients if before is None else [a + b for a, b in zip(before, gradients, strict=True)]
     empty: list[torch.Tensor | None] = [None] * (2 * len(group.layers))
     return [gradient for name in group.names for gradient in found.get(name, empty)]
+
+
+def _rows(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(..., D) as (N, D) in `dtype`; values of a row lie side by side, as the products on tiles need them."""
+    flat = x.reshape(-1, x.shape[-1]).to(dtype)
+    return flat if flat.stride(-1) == 1 else flat.contiguous()
 
 
 def _on_tiles(group: Group, x: torch.Tensor) -> bool:
@@ -223,7 +218,7 @@ class _Shared(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, group: Group, *parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        flat = x.reshape(-1, x.shape[-1]).to(group.dtype)
+        flat = _rows(x, group.dtype)
         segments = _segments(group, len(flat))
         ys, lows = _product(group, flat, segments, flat.dtype if group.narrow else x.dtype)
         ctx.save_for_backward(flat, *lows)
@@ -234,9 +229,9 @@ class _Shared(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         flat, *lows = ctx.saved_tensors
         group: Group = ctx.group
-        dys = [dy.reshape(-1, dy.shape[-1]).to(group.dtype) for dy in gradients]
-        needed = ctx.needs_input_grad[0]
-        dx, found = _product_backward(group, flat, lows, dys, ctx.segments, needed, ctx.x_dtype)
+        dys = [_rows(dy, group.dtype) for dy in gradients]
+        dx, d_lows = _backward_input(group, dys, ctx.segments, ctx.needs_input_grad[0], ctx.x_dtype)
+        found = _backward_weights(group, flat, lows, dys, d_lows, ctx.segments)
         return (None if dx is None else dx.view(ctx.shape), None, *found)
 
 
@@ -257,16 +252,11 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         g, u, *lows = ctx.saved_tensors
         group: Group = ctx.group
-        dy = gradients[0].reshape(-1, gradients[0].shape[-1]).to(group.dtype)
-        slopes: list[torch.Tensor] = []
-
-        def made_again(dh: torch.Tensor) -> torch.Tensor:
-            h, *both = kernels.gated_backward(dh, g, u, ctx.gelu)
-            slopes.extend(both)
-            return h.to(group.dtype)
-
-        _, found = _product_backward(group, made_again, lows, [dy], ctx.segments, True, g.dtype)
-        dg, du = slopes
+        dys = [_rows(gradients[0], group.dtype)]
+        dh, d_lows = _backward_input(group, dys, ctx.segments, True, g.dtype)
+        assert dh is not None
+        h, dg, du = kernels.gated_backward(dh, g, u, ctx.gelu)
+        found = _backward_weights(group, h.to(group.dtype), lows, dys, d_lows, ctx.segments)
         return (dg.view(ctx.shape), du.view(ctx.shape), None, None, *found)
 
 

@@ -17,8 +17,8 @@ using tiles::PANEL;
 using tiles::STEP;
 using tiles::TILE;
 
-const i64 AROUND = 1 << 20;      // bytes of a result
-const i64 CHUNK = 3072;         // values of a row that are multiplied at once
+const i64 AROUND = 1 << 20;    // bytes of a result that is written past the cache
+const i64 CHUNK = 3072;        // values of a row that are multiplied at once
 const i64 CACHE = 768 * 1024;  // bytes of packed factors that a thread works on at once: of 2 MiB a core
 
 struct Layer {
@@ -190,7 +190,8 @@ void narrow_products(const Group &g, const std::vector<Left> &lefts, bf16 *low, 
         const bf16 *at = packed, *rows = nullptr;
         i64 stride = 0;
         for (i64 l = 0; l < layers; l++) {
-            if (l == 0 || lefts[l].data != lefts[l - 1].data) rows = rows_at(lefts[l], block.row, 0, lefts[l].depth, copy, &stride);
+            if (l == 0 || lefts[l].data != lefts[l - 1].data)
+                rows = rows_at(lefts[l], block.row, 0, lefts[l].depth, copy, &stride);
             for (i64 p = 0; p < panels; p++, at += lefts[l].depth * PANEL) {
                 i64 column = l * g.padded + p * PANEL;
                 tiles::clear();

@@ -80,7 +80,6 @@ def backward_input(
 def backward_weights(
     x: torch.Tensor,
     dys: Sequence[torch.Tensor],
-    layers: Sequence[Frozen],
     adapters: Sequence[LowRank],
     low_turned: torch.Tensor,
     d_low_turned: torch.Tensor,
@@ -91,7 +90,7 @@ def backward_weights(
         for each in adapters
     ]
     turned = {"low_turned": low_turned, "d_low_turned": d_low_turned}
-    _run("lowrank_backward_weights", x, layers, dys, adapters, **turned, gradients=found)
+    _run("lowrank_backward_weights", x, None, dys, adapters, **turned, gradients=found)
     return found
 
 
@@ -110,7 +109,7 @@ def _padded(adapters: Sequence[LowRank]) -> int:
 def _run(
     name: str,
     x: torch.Tensor | None,
-    layers: Sequence[Frozen],
+    layers: Sequence[Frozen] | None,
     data: Sequence[torch.Tensor],
     adapters: Sequence[LowRank],
     *,
@@ -126,11 +125,12 @@ def _run(
         return
     turned = low_turned if low_turned is not None else d_low_turned
     assert turned is not None
-    inputs = layers[0].weight.shape[1]
+    inputs = adapters[0].a.shape[1]
     numbers = [len(data[0]), inputs, _padded(adapters), turned.stride(0), _at(x), 0 if x is None else x.stride(0)]
-    numbers += [_at(low), _at(low_turned), _at(d_low), _at(d_low_turned), _at(dx), wide, len(layers), len(adapters)]
-    for layer, y in zip(layers, data, strict=True):
-        numbers += [_at(layer.weight), layer.weight.shape[0], _at(layer.bias), _at(y), y.stride(0)]
+    numbers += [_at(low), _at(low_turned), _at(d_low), _at(d_low_turned), _at(dx), wide, len(data), len(adapters)]
+    for index, y in enumerate(data):
+        weight, bias = (layers[index].weight, layers[index].bias) if layers else (None, None)
+        numbers += [_at(weight), y.shape[1], _at(bias), _at(y), y.stride(0)]
     for index, each in enumerate(adapters):
         numbers += [each.first, each.end]
         row = 0

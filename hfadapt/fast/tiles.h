@@ -14,6 +14,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "lanes.h"
+
 typedef uint16_t bf16;
 typedef int64_t i64;
 
@@ -65,15 +67,8 @@ static inline __mmask32 first(i64 count) {
     return count >= 32 ? 0xffffffffu : count <= 0 ? 0u : (1u << count) - 1;
 }
 
-static inline float wide(bf16 x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
-
-static inline __m512 wide(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
-static inline __m256i narrow(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
+using lanes::narrow;
+using lanes::wide;
 
 // 16 × 16 values of 32 bits, rows to columns.
 static inline void transpose(__m512i r[16]) {
