@@ -24,9 +24,9 @@ SMALL_WEIGHTS_BYTES = 2_000_000_000
 # runs (torchtune on an RTX 4090, LLaMA-Factory with unsloth on an A100) within about a third.
 REACHED_RATIO = 0.5
 MOVES_PER_SAVED_BYTE = 12
-CPU_BYTES_PER_SECOND_AND_CORE = 10e9
-"""Two cores with AMX trained SmolLM2-135M at 1,540 tokens a second and MiniLM-L6 at about 8,000, in micro-batches of
-1,150 and 1,500 tokens: 19 s and 14 s where this gives 24 s and 14 s."""
+CPU_BYTES_PER_SECOND_AND_CORE = 2.5e9
+TILES_BYTES_PER_SECOND_AND_CORE = 10e9
+"""Where layers and attention run on AMX tiles, which leave out most of these movements."""
 HALF_RATE_TOKENS = {"cpu": 256, "gpu": 512}
 """Tokens of a micro-batch at which half of the speed is lost to the overhead of starting operations. On two cores
 SmolLM2-135M took 0.21 s for a step of 64 tokens, 0.72 s for 720 and 1.13 s for 1,440."""
@@ -205,7 +205,9 @@ def step_seconds(
         return None
     bandwidth = target.bandwidth_bytes_per_second or math.inf
     if target.on_cpu:
-        bandwidth = min(bandwidth, CPU_BYTES_PER_SECOND_AND_CORE * (target.cores or 1))
+        on_tiles = workload.fast and workload.matmul_dtype == "bfloat16" and "amx_bf16" in target.features
+        per_core = TILES_BYTES_PER_SECOND_AND_CORE if on_tiles else CPU_BYTES_PER_SECOND_AND_CORE
+        bandwidth = min(bandwidth, per_core * (target.cores or 1))
     passes = (3 if workload.method == "full" else 2) + workload.checkpointing
     active = facts.parameters - facts.embedding_parameters
     flop = passes * (2 * active + 4 * facts.layers * facts.hidden_size * tokens_per_row)

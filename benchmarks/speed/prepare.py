@@ -160,7 +160,7 @@ def long_rows(model: str, count: int, longest: int, path: Path) -> Path:
     the other (seed 0)."""
     from hfadapt.data import prepare, read_split
     from hfadapt.model import load_tokenizer, resolve_model
-    from hfadapt.pipeline import quiet_libraries
+    from hfadapt.progress import quiet_libraries
     from hfadapt.recipe_file import load_recipe
 
     quiet_libraries()

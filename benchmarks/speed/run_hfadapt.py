@@ -71,7 +71,7 @@ def watch_model(watch: Watch) -> None:
 def main() -> None:
     """Trains."""
     from hfadapt.launch import World
-    from hfadapt.pipeline import quiet_libraries
+    from hfadapt.progress import quiet_libraries
     from hfadapt.recipe_file import save_recipe
     from hfadapt.run_folder import Run
     from hfadapt.train import train_cell

@@ -151,7 +151,7 @@ def train_cells(
         with PeakMemory(device, floor) as save_peak:
             world.on_main(lambda cell=cell, own=own, job=job: _save(cell, base, model, own, start, job.name))  # type: ignore[misc]
         peaks = {"load": load_peak, "train": train_peak, "save": save_peak}
-        record = _record(cell, own, base, job, peaks, world, load_seconds)
+        record = _record(cell, own, base, job, _measured(cells, peaks), world, load_seconds)
         record = record.model_copy(
             update={
                 "check_losses": tuple(check),
@@ -177,6 +177,19 @@ def _predicted_seconds(cells: Sequence[Cell]) -> float | None:
     """The plan's training time of all cells; None where it had none."""
     found = [cell.plan.cells[0].predicted_seconds for cell in cells]
     return sum(seconds for seconds in found if seconds) if all(found) else None
+
+
+def _measured(cells: Sequence[Cell], peaks: Mapping[str, PeakMemory]) -> dict[Phase, PhaseMeasure]:
+    """Peaks beside the predicted ones. Each plan has all adapters at its own length: of several, the largest counts."""
+    predicted: dict[str, int] = {}
+    for cell in cells:
+        for phase in cell.plan.cells[0].memory:
+            predicted[phase.phase] = max(predicted.get(phase.phase, 0), phase.total_bytes)
+    return {
+        phase: PhaseMeasure(predicted_peak_bytes=predicted.get(phase), measured_peak_bytes=peaks[phase].peak_bytes)
+        for phase in PHASES
+        if phase in peaks
+    }
 
 
 def _share(energy: Energy, share: float) -> Energy:
@@ -209,18 +222,12 @@ def _record(
     lock: Lock,
     base: Base,
     job: Job,
-    peaks: Mapping[str, PeakMemory],
+    memory: dict[Phase, PhaseMeasure],
     world: World,
     load_seconds: float,
 ) -> TrainRecord:
     state = job.state
     plan = cell.plan.cells[0]
-    predicted = {phase.phase: phase.total_bytes for phase in plan.memory}
-    memory: dict[Phase, PhaseMeasure] = {
-        phase: PhaseMeasure(predicted_peak_bytes=predicted.get(phase), measured_peak_bytes=peaks[phase].peak_bytes)
-        for phase in PHASES
-        if phase in peaks
-    }
     return TrainRecord(
         domain=cell.domain,
         target=cell.target,
