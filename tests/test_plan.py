@@ -13,6 +13,8 @@ import pytest
 
 from hfadapt import hardware
 from hfadapt.errors import RequestError
+from hfadapt.facts import model_facts
+from hfadapt.memory import Workload
 from hfadapt.plan import lock, make_plan
 from hfadapt.plan_record import CellPlan, Plan
 from hfadapt.plan_search import step_seconds
@@ -232,7 +234,18 @@ def test_labels_make_accuracy_a_metric(small: str) -> None:
 def test_a_faster_card_is_predicted_faster(everywhere: Plan) -> None:
     rate = {one.target: one.predicted_tokens_per_second or 0.0 for one in everywhere.cells}
     assert rate["h100"] > rate["a100-80gb"] > rate["l4"] > rate["cpu-16gb"] > 0
-    assert step_seconds.__doc__ is not None
+
+
+def test_products_on_tiles_are_predicted_faster_where_they_run(small: str) -> None:
+    facts, cpu = model_facts(small, "causal-lm"), hardware.target("cpu-16gb")
+    with_tiles, without = (cpu.model_copy(update={"features": f}) for f in (("amx_bf16",), ()))
+
+    def seconds(target: hardware.Target, fast: bool) -> float:
+        work = Workload(dtype="bfloat16", matmul_dtype="bfloat16", fast=fast, length_tokens=64, micro_batch_rows=8)
+        return step_seconds(facts, work, target, 8, 64) or 0.0
+
+    assert 0 < seconds(with_tiles, True) < seconds(without, True)
+    assert seconds(with_tiles, False) == seconds(without, False)
 
 
 def test_processes_on_a_cpu_share_its_memory(small: str) -> None:
