@@ -26,7 +26,7 @@ OPTIONAL = {
     "onnxruntime": ("checking an ONNX export", "pip install onnxruntime"),
     "sentencepiece": ("tokenizers that exist only as SentencePiece files", "pip install sentencepiece"),
 }
-MATTERS = ("fast bfloat16", "8-bit and 4-bit storage", "Hugging Face Hub")
+MATTERS = ("fast bfloat16", "8-bit and 4-bit storage", "compiled kernels", "Hugging Face Hub")
 """Without these a recipe is limited; the other capabilities are extras."""
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 MATRIX = 1024
@@ -118,6 +118,7 @@ def examine(measure: bool = True) -> DoctorReport:
         _gpu(target),
         *_numbers(target, float32, bfloat16),
         _settled(target),
+        _kernels(target),
         *_extras(),
         _hub(),
     )
@@ -239,6 +240,21 @@ def _settled(target: Target) -> Capability:
         if fine
         else f"the hfadapt command sets it itself; in a notebook start Python with {allocator.VARIABLE}="
         f"{allocator.TUNABLES}",
+    )
+
+
+def _kernels(target: Target) -> Capability:
+    """Kernels are for CPUs; without a compiler torch does their work, at about half the speed and with more memory."""
+    from hfadapt.fast import compiled
+
+    fine = not target.on_cpu or compiled.passes() is not None
+    tiles = " and products on AMX tiles" if target.on_cpu and compiled.tiles() is not None else ""
+    off = os.environ.get(compiled.SWITCH)
+    return Capability(
+        name="compiled kernels",
+        available=fine,
+        detail=f"element-wise passes{tiles}" if fine else "training takes about twice as long and more than planned",
+        fix=None if fine else f"unset {compiled.SWITCH}" if off else "install a C++ compiler, such as g++",
     )
 
 

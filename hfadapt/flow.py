@@ -55,6 +55,7 @@ class Flow:
     fresh: bool = False
     domains: Sequence[str] = ()
     _begun: set[Path] = field(default_factory=set)
+    _beside: set[Path] = field(default_factory=set)  # cells that another one's training has just done
 
     def run(self) -> Report:
         """Every cell; returns the report that was written.
@@ -86,7 +87,8 @@ class Flow:
         on_main = self.world.on_main
         on_main(lambda: self._start(cell, hashes))
         if all(self._done(cell, stage, hashes) for stage in self._wanted()):
-            self.progress.say(f"{cell.domain} on {cell.target}: done already, kept (--fresh starts over)")
+            if cell.folder not in self._beside:
+                self.progress.say(f"{cell.domain} on {cell.target}: done already, kept (--fresh starts over)")
             return
         work: dict[str, Callable[[], Any]] = {
             "data": lambda: on_main(lambda: prepared.deliver(cell.folder)),
@@ -172,6 +174,7 @@ class Flow:
             records = train_cells(cells, self.world, identities=identities, progress=self.progress)
         for peer, hashed, record in zip(cells[1:], identities[1:], records[1:], strict=True):
             if record is not None:
+                self._beside.add(peer.folder)
                 self.world.on_main(lambda peer=peer, hashed=hashed: self._mark(peer, "train", {"train": hashed}))  # type: ignore[misc]
         if records[0] is None:
             # It was given up while the others went on; alone it says why.

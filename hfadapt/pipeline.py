@@ -12,9 +12,9 @@ from hfadapt.plan import lock as lock_cell
 from hfadapt.plan import make_plan
 from hfadapt.plan_record import Plan
 from hfadapt.progress import Progress, Silent, quiet_libraries
-from hfadapt.recipe import Recipe
+from hfadapt.recipe import AUTO, Recipe
 from hfadapt.report_record import Report
-from hfadapt.run_folder import Run
+from hfadapt.run_folder import Cell, Run
 
 if TYPE_CHECKING:
     from hfadapt.data import DataReport
@@ -46,9 +46,11 @@ def run_recipe(
     """
     from filelock import FileLock, Timeout
 
+    from hfadapt.fast import compiled
     from hfadapt.launch import World, check_world
 
     check_world(recipe.processes)
+    compiled.switch()
     folder = folder or Path("runs") / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     quiet_libraries()
@@ -85,9 +87,20 @@ def plan_recipe(recipe: Recipe, *, domains: Sequence[str] = (), runs: Path = Pat
     known = {}
     for domain, target in recipe.cells():
         cell = run.cell(domain, target)
-        if (cell.folder / "data.json").exists():
+        if (cell.folder / "data.json").exists() and same_data(recipe, domain, cell):
             known[domain] = cell.data
     return make_plan(recipe, data=known)
+
+
+def same_data(recipe: Recipe, domain: str, cell: Cell) -> bool:
+    """Whether the rows of a cell are those that the recipe asks for, as far as its settings tell."""
+    if not (cell.folder / "lock.yaml").exists():
+        return False
+    before = cell.lock
+    asked, had = recipe.data.model_dump(mode="json"), before.data.model_dump(mode="json")
+    same = all(had[name] == value for name, value in asked.items() if value != AUTO)
+    alike = recipe.template == before.template and recipe.task == before.task
+    return same and alike and recipe.domains[domain] == before.domains.get(domain)
 
 
 def check_recipe(

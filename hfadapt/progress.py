@@ -12,15 +12,17 @@ from hfadapt.show import show_seconds
 
 
 class Progress(Protocol):
-    """Called on the main process only."""
+    """Called on the main process only; `title` says whose step it is where several adapters are trained together."""
 
     def say(self, message: str) -> None:
         """Something the user should read."""
 
-    def step(self, step: int, total: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
+    def step(
+        self, step: int, total: int, loss: float, tokens_per_second: float, seconds_left: float, title: str = ""
+    ) -> None:
         """After every optimizer step."""
 
-    def validation(self, step: int, loss: float) -> None:
+    def validation(self, step: int, loss: float, title: str = "") -> None:
         """After every validation."""
 
 
@@ -30,10 +32,12 @@ class Silent:
     def say(self, message: str) -> None:
         """Nothing."""
 
-    def step(self, step: int, total: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
+    def step(
+        self, step: int, total: int, loss: float, tokens_per_second: float, seconds_left: float, title: str = ""
+    ) -> None:
         """Nothing."""
 
-    def validation(self, step: int, loss: float) -> None:
+    def validation(self, step: int, loss: float, title: str = "") -> None:
         """Nothing."""
 
 
@@ -59,21 +63,24 @@ class Corrected:
         """Handed on."""
         self.progress.say(message)
 
-    def validation(self, step: int, loss: float) -> None:
+    def validation(self, step: int, loss: float, title: str = "") -> None:
         """Handed on."""
-        self.progress.validation(step, loss)
+        self.progress.validation(step, loss, title)
 
-    def step(self, step: int, total: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
+    def step(
+        self, step: int, total: int, loss: float, tokens_per_second: float, seconds_left: float, title: str = ""
+    ) -> None:
         """Handed on, after the correction."""
         first = self._first = self._first or step
         if self.predicted_seconds and step == first + FIRST_STEPS - 1 and step < total:
             found = seconds_left * total / (total - step)
-            if abs(found / self.predicted_seconds - 1) > WORTH_SAYING:
+            predicted, self.predicted_seconds = self.predicted_seconds, None
+            if abs(found / predicted - 1) > WORTH_SAYING:
                 self.progress.say(
                     f"training will take about {show_seconds(found)}, measured over the first steps; the plan's rough "
-                    f"guess was {show_seconds(self.predicted_seconds)}"
+                    f"guess was {show_seconds(predicted)}"
                 )
-        self.progress.step(step, total, loss, tokens_per_second, seconds_left)
+        self.progress.step(step, total, loss, tokens_per_second, seconds_left, title)
 
 
 def quiet_libraries() -> None:

@@ -253,8 +253,8 @@ def check_metrics(tree: Tree) -> None:
                 allowed="a metric such as accuracy, macro_f1 or perplexity",
                 fix=f"write `{better}`" if better else "name a metric",
             )
-        elif names is not None and not _measured(name, names) and not dig(tree, ("evaluate", "harness")):
-            allowed = (*names, *GATES)
+        elif not _measured(name, METRICS if names is None else names) and not dig(tree, ("evaluate", "harness")):
+            allowed = (*(METRICS if names is None else names), *GATES)
             close = nearest(name, allowed)
             tree.report(
                 at,

@@ -23,7 +23,7 @@ class Terminal:
         self.console = Console(stderr=True, quiet=self.quiet, highlight=False)
         self._bar: Progress | None = None
         self._task: Any = None
-        self._validation = ""
+        self._validation: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -38,11 +38,13 @@ class Terminal:
         self._end()
         self.console.print(message, markup=False, soft_wrap=True)
 
-    def step(self, step: int, total: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
+    def step(
+        self, step: int, total: int, loss: float, tokens_per_second: float, seconds_left: float, title: str = ""
+    ) -> None:
         """Moves the bar; without a terminal, prints a line about ten times a run."""
-        text = (
-            f"loss {loss:.4f}{self._validation}  {tokens_per_second:,.0f} tokens/s  {show_seconds(seconds_left)} left"
-        )
+        known = self._validation.get(title, "")
+        text = f"loss {loss:.4f}{known}  {tokens_per_second:,.0f} tokens/s  {show_seconds(seconds_left)} left"
+        text = f"{title}: {text}" if title else text
         if not self.console.is_terminal:
             if step in (1, total) or step % max(1, total // 10) == 0:
                 self.console.print(f"step {step}/{total}  {text}", markup=False)
@@ -59,17 +61,17 @@ class Terminal:
             self._bar.start()
         self._bar.update(self._task, completed=step, text=text)
         if step == total:
+            self._validation.pop(title, None)
             self._end()
 
-    def validation(self, step: int, loss: float) -> None:
+    def validation(self, step: int, loss: float, title: str = "") -> None:
         """Shown with the next steps."""
-        self._validation = f"  validation {loss:.4f}"
+        self._validation[title] = f"  validation {loss:.4f}"
 
     def _end(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        self._validation = ""
 
     def report(self, report: Shown) -> None:
         """The matrix, the evidence, the cards and the next commands, on standard output."""

@@ -145,6 +145,7 @@ FAULTS: dict[str, tuple[str | bytes, int, tuple[str, ...]]] = {
     "metric file": (BASE + "evaluate: {metrics: [./none.py]}\n", 5, ("no such file", "none.py")),
     "harness for a classifier": (BASE + "evaluate: {harness: [arc_easy]}\n", 5, ("no language model", "delete")),
     "gate on general text": (BASE + "evaluate: {gates: {general_text: -1}}\n", 5, ("no language model",)),
+    "gate misspelt": (BASE + "evaluate: {gates: {acuracy: 0}}\n", 5, ("not among evaluate.metrics", "did you mean 'accuracy'")),
     "gate switched off": (BASE + "evaluate: {gates: {transfer: 0}, transfer: false}\n", 5, ("switches off", "transfer")),
     "gate not computed": (BASE + "evaluate: {metrics: [accuracy], gates: {macro_f1: 0}}\n", 5, ("not among evaluate.metrics", "add macro_f1")),
     "domains collide": (BASE + "  Mine: test.csv\n", 5, ("capital letters", "mine and Mine", "rename one")),

@@ -182,6 +182,13 @@ def same_within_rounding(one, other):
         assert torch.allclose(one[name], value, rtol=0, atol=1e-6), name
 
 
+def test_the_plan_of_other_data_does_not_use_what_was_prepared(folder):
+    same = command("plan", "tiny.yaml", "--domain", "one", folder=folder)
+    assert "not prepared yet" not in same.out
+    other = command("plan", "tiny.yaml", "--domain", "one", "data.seed=3", folder=folder)
+    assert "not prepared yet" in other.out
+
+
 def test_fresh_starts_over_and_gives_the_same(folder):
     before, stamp = weights(folder), stamps(cell(folder) / "adapter")
     done = command("train", "tiny.yaml", "--fresh", folder=folder)
@@ -343,7 +350,7 @@ def test_a_folder_in_use_is_refused(folder):
 
 
 def test_a_language_model_end_to_end_in_four_bits(models, tmp_path):
-    write_rows(tmp_path / "one.jsonl", labelled(120))
+    write_rows(tmp_path / "one.jsonl", labelled(300))
     fields = recipe_fields(
         models / "lm",
         "causal-lm",

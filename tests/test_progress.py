@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from hfadapt.progress import FIRST_STEPS, Corrected
+from hfadapt.terminal import Terminal
 
 
 class Heard:
@@ -12,14 +15,16 @@ class Heard:
         self.lines: list[str] = []
         self.steps: list[int] = []
         self.validations: list[float] = []
+        self.titles: set[str] = set()
 
     def say(self, message: str) -> None:
         self.lines.append(message)
 
-    def step(self, step: int, total: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
+    def step(self, step: int, total: int, loss: float, speed: float, left: float, title: str = "") -> None:
         self.steps.append(step)
+        self.titles.add(title)
 
-    def validation(self, step: int, loss: float) -> None:
+    def validation(self, step: int, loss: float, title: str = "") -> None:
         self.validations.append(loss)
 
 
@@ -50,3 +55,26 @@ def test_a_good_guess_or_none_is_left_alone() -> None:
 def test_a_resumed_run_is_corrected_from_where_it_goes_on() -> None:
     heard = train(predicted=40.0, seconds_each=3.0, first=20)
     assert len(heard.lines) == 1
+
+
+def test_several_adapters_are_corrected_once_and_keep_their_names() -> None:
+    heard = Heard()
+    progress = Corrected(heard, 40.0)
+    for step in range(1, 41):
+        for title in ("tweets", "movies"):
+            progress.step(step, 40, 1.0, 100.0, (40 - step) * 6.0, title)
+    assert len(heard.lines) == 1
+    assert heard.titles == {"tweets", "movies"}
+
+
+def test_a_validation_is_shown_with_the_adapter_whose_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with Terminal() as terminal:
+        terminal.validation(1, 0.25, "tweets")
+        terminal.validation(1, 0.75, "movies")
+        for title in ("tweets", "movies"):
+            terminal.step(10, 10, 1.0, 100.0, 0.0, title)
+    tweets, movies = capsys.readouterr().err.splitlines()
+    assert "tweets" in tweets
+    assert "0.2500" in tweets
+    assert "movies" in movies
+    assert "0.7500" in movies

@@ -28,11 +28,11 @@ class Watch:
         self.validations: dict[int, tuple[float, float]] = {}
         self.model: Any = None
 
-    def step(self, step: int, total: int, loss: float, speed: float, left: float) -> None:
+    def step(self, step: int, total: int, loss: float, speed: float, left: float, title: str = "") -> None:
         """A step has ended."""
         self.steps.append(time.perf_counter())
 
-    def validation(self, step: int, loss: float) -> None:
+    def validation(self, step: int, loss: float, title: str = "") -> None:
         """A validation has ended; it began when the step ended. The adapter is kept as it is now."""
         self.snapshot(step)
         self.validations[step] = (loss, time.perf_counter() - self.steps[-1])

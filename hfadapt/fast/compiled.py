@@ -23,10 +23,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from hfadapt import hardware, samples
+from hfadapt.errors import RequestError
 
 HERE = Path(__file__).parent
 SWITCH = "HFADAPT_KERNELS"
 """Set to `off`, nothing is compiled and plain torch is used; `passes` leaves out the tiles only."""
+ALLOWED = ("", "on", "passes", "off")
 FLAGS = (
     *("-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math"),
     *("-fno-signed-zeros", "-freciprocal-math"),
@@ -38,20 +40,30 @@ TILE_FEATURES = {"amx_bf16", "avx512_bf16"}
 @cache
 def passes() -> ctypes.CDLL | None:
     """The element-wise kernels, or None when there is no compiler that can make them."""
-    return _library(["kernels.cpp"], headers=["lanes.h"]) if _switch() != "off" else None
+    return _library(["kernels.cpp"], headers=["lanes.h"]) if switch() != "off" else None
 
 
 @cache
 def tiles() -> ctypes.CDLL | None:
     """The products on AMX tiles, or None where the processor, the system or the compiler cannot."""
-    if _switch() in ("off", "passes") or not set(hardware.cpu_features()) >= TILE_FEATURES:
+    if switch() in ("off", "passes") or not set(hardware.cpu_features()) >= TILE_FEATURES:
         return None
     found = _library(["products.cpp", "row_attention.cpp"], headers=["lanes.h", "tiles.h", *ATTENTION])
     return found if found is not None and found.tiles_permitted() else None
 
 
-def _switch() -> str:
-    return os.environ.get(SWITCH, "").lower()
+def switch() -> str:
+    """Raises RequestError for a word that is none of `ALLOWED`."""
+    asked = os.environ.get(SWITCH, "").lower()
+    if asked not in ALLOWED:
+        raise RequestError(
+            "no such setting of the compiled kernels",
+            place=f"environment variable {SWITCH}",
+            got=asked,
+            allowed=", ".join(word for word in ALLOWED if word),
+            fix="unset it: what this machine can do is used by itself",
+        )
+    return asked
 
 
 def _library(sources: Sequence[str], headers: Sequence[str] = ()) -> ctypes.CDLL | None:

@@ -99,6 +99,8 @@ class FastPath:
 
     def summary(self, *, packed: bool) -> str:
         """What is fast, in words."""
+        on_cpu = self.model.device.type == "cpu"
+        narrow = any(group.dtype == torch.bfloat16 for group in self.groups)
         parts = {
             f"{self.low_rank_layers} low-rank layers": self.low_rank_layers,
             "attention inside rows": self.attention,
@@ -106,7 +108,10 @@ class FastPath:
             f"{self.norms} norms": self.norms,
             f"{self.gates} gated activations": self.gates,
             "rotary positions": self.rotary,
-            "compiled kernels": self.model.device.type == "cpu" and compiled.passes() is not None,
+            "compiled kernels": on_cpu and compiled.passes() is not None,
+            "AMX tiles": on_cpu
+            and compiled.tiles() is not None
+            and any(g.dtype == torch.bfloat16 for g in self.groups),
         }
         return ", ".join(name for name, on in parts.items() if on)
 

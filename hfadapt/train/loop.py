@@ -250,10 +250,15 @@ class Loop:
         if self.accelerator.is_main_process:
             state = job.state
             left = sum((other.total_steps - other.state.step) * other.seconds_per_step for other in self.jobs)
-            self.progress.step(state.step, job.total_steps, state.last_loss or 0.0, state.tokens / state.seconds, left)
+            speed = state.tokens / state.seconds
+            title = self._shown(job)
+            self.progress.step(state.step, job.total_steps, state.last_loss or 0.0, speed, left, title)
 
     def _tracked(self, job: Job, name: str) -> str:
         return name if len(self.jobs) == 1 else f"{job.title}/{name}"
+
+    def _shown(self, job: Job) -> str:
+        return job.title if len(self.jobs) > 1 else ""
 
     # --- validation --------------------------------------------------------------------------------------------------
 
@@ -284,7 +289,7 @@ class Loop:
         self._write(job, job.validated(loss))
         self.accelerator.log({self._tracked(job, "validation_loss"): loss}, step=job.state.step)
         if self.accelerator.is_main_process:
-            self.progress.validation(job.state.step, loss)
+            self.progress.validation(job.state.step, loss, self._shown(job))
 
     # --- the fast path -----------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from hfadapt.errors import RequestError
 from hfadapt.fast import compiled, kernels
 
 needs_kernels = pytest.mark.skipif(compiled.passes() is None, reason="no C++ compiler here")
@@ -184,3 +185,9 @@ def test_without_a_compiler_there_are_no_kernels_and_no_error(tmp_path, without)
         text=True,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "None"), done.stderr
+
+
+def test_an_unknown_word_for_the_kernels_is_refused(monkeypatch):
+    monkeypatch.setenv(compiled.SWITCH, "nonsense")
+    with pytest.raises(RequestError, match="passes, off"):
+        compiled.switch()
