@@ -193,13 +193,13 @@ def _scores(cell: Cell, model: Any, device: torch.device) -> Scores:
 
     from hfadapt.batches import padded
     from hfadapt.data import read_split
-    from hfadapt.model import load_tokenizer, resolve_model
+    from hfadapt.model import load_tokenizer, pad_token_id, resolve_model
 
     lock, task = cell.lock, kinds.load("tasks", cell.lock.task)
     tokenizer = load_tokenizer(resolve_model(lock.model))
     rows = read_split(cell.folder, "test")[:ROWS]
     examples = task.encode(rows, tokenizer, max_length=lock.data.max_length, labels=cell.data.labels)
-    pad = int(tokenizer.pad_token_id or 0)
+    pad = pad_token_id(tokenizer)
     with torch.inference_mode():
         scores: Scores = task.score(model, examples, lambda each: padded(task, each, pad, device, BATCH_ROWS))
     return scores

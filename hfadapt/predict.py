@@ -135,6 +135,7 @@ def _named(names: Sequence[str]) -> dict[str, Any]:
 def _classify(own: Sequence[Adapted], texts: Sequence[str], names: Sequence[str]) -> list[Answer]:
     import torch
 
+    from hfadapt.model import pad_token_id
     from hfadapt.tasks.text_classification import KIND
 
     model, tokenizer = own[0].model, own[0].tokenizer
@@ -142,7 +143,7 @@ def _classify(own: Sequence[Adapted], texts: Sequence[str], names: Sequence[str]
         KIND.encode([{"text": text}], tokenizer, max_length=adapted.max_length, labels=adapted.labels)[0]
         for adapted, text in zip(own, texts, strict=True)
     ]
-    batch = KIND.collate(examples, tokenizer.pad_token_id)
+    batch = KIND.collate(examples, pad_token_id(tokenizer))
     with torch.inference_mode():
         logits = model(**{name: part.to(model.device) for name, part in batch.items()}, **_named(names)).logits
     probabilities = torch.softmax(logits.float(), -1).cpu()
@@ -156,9 +157,10 @@ def _choose(own: Sequence[Adapted], texts: Sequence[str], names: Sequence[str]) 
     """The most likely of the words among which these adapters answer."""
     import torch
 
+    from hfadapt.model import pad_token_id
     from hfadapt.tasks.causal_lm import KIND
 
-    model, choices, pad = own[0].model, own[0].choices, own[0].tokenizer.pad_token_id
+    model, choices, pad = own[0].model, own[0].choices, pad_token_id(own[0].tokenizer)
     examples = [adapted.question(text) for adapted, text in zip(own, texts, strict=True)]
 
     def batches(rows: Sequence[Example]) -> Any:

@@ -93,6 +93,16 @@ def test_a_prompt_is_left_open_as_in_training():
     assert adapted.prompt_ids("what") == [2, 4, 1]
 
 
+@pytest.mark.parametrize("cell", ["classifier", "chooser"])
+def test_a_tokenizer_without_a_pad_token(cell, request):
+    """Padding is masked, so that any token will do."""
+    adapted, texts = load_adapted(request.getfixturevalue(cell)), ["lovely bright film superb", "awful"]
+    known = adapted.predict(texts)
+    adapted.tokenizer.pad_token = None
+    assert adapted.tokenizer.pad_token_id is None
+    assert adapted.predict(texts) == known
+
+
 def test_a_text_that_is_too_long_loses_its_beginning_as_in_training(chooser):
     adapted = load_adapted(chooser)
     asked = adapted.question("lovely bright " * 200)
