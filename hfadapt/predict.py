@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MAX_NEW_TOKENS = 128
 BATCH_ROWS = 32
+SHORTEST_ANSWER = 2
+"""One token, and the one that ends the answer."""
 
 
 class Answer(Spec):
@@ -77,13 +79,21 @@ class Adapted:
         """
         from hfadapt.tasks import IGNORED, Example
 
-        ids, end = self.prompt_ids(text), self.tokenizer.eos_token_id
-        # What is too long loses its beginning, as in training.
-        room = self.max_length - max(map(len, self.choices.values())) - 1
-        ids = ids[-max(1, room) :]
+        ids = self.asked_ids(text, max(map(len, self.choices.values())) + 1)
+        end = self.tokenizer.eos_token_id
         first = next(iter(self.choices.values()))
         labels = (*(IGNORED,) * len(ids), *first, end)
         return Example((*ids, *first, end), labels, len(labels), 0)
+
+    def asked_ids(self, text: str, answer_tokens: int = SHORTEST_ANSWER) -> list[int]:
+        """`prompt_ids` as training saw them: what is too long for an answer of so many tokens loses its beginning.
+
+        How long an answer that is written freely will be is not known. With room for the shortest, no prompt is cut
+        that a row of training or evaluation could have held.
+        """
+        from hfadapt.tasks.causal_lm import without_beginning
+
+        return without_beginning(self.prompt_ids(text), answer_tokens, self.max_length)
 
     def prompt_ids(self, text: str) -> list[int]:
         """Token ids of what precedes the answer: the recipe's template, a chat turn, or the text itself."""
@@ -180,7 +190,7 @@ def _write(own: Sequence[Adapted], texts: Sequence[str], names: Sequence[str], m
     from hfadapt.generate import continuations
 
     model, tokenizer = own[0].model, own[0].tokenizer
-    prompts = [adapted.prompt_ids(text) for adapted, text in zip(own, texts, strict=True)]
+    prompts = [adapted.asked_ids(text) for adapted, text in zip(own, texts, strict=True)]
     written = continuations(model, tokenizer, prompts, max_new_tokens, batch_rows=len(prompts), adapters=names)
     said = tokenizer.batch_decode(written, skip_special_tokens=True)
     return [Answer(text=text, generated=each.strip()) for text, each in zip(texts, said, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
 
@@ -108,6 +109,20 @@ def test_a_text_that_is_too_long_loses_its_beginning_as_in_training(chooser):
     asked = adapted.question("lovely bright " * 200)
     assert len(asked.input_ids) <= adapted.max_length
     assert asked.input_ids[-4:] == adapted.question("lovely bright").input_ids[-4:]
+
+
+def test_a_prompt_that_is_too_long_is_continued_from_its_end(chooser):
+    """Where text is written freely, as where one of a few answers is chosen; what fits stays as it is."""
+    adapted = replace(load_adapted(chooser), choices={}, labels=())
+    whole = adapted.prompt_ids("lovely bright " * 200)
+    assert len(whole) > adapted.max_length
+    with mock.patch("hfadapt.generate.continuations", return_value=[[5]]) as written:
+        adapted.predict("lovely bright " * 200)
+        adapted.predict("lovely bright")
+    (long,), (short,) = (call.args[2] for call in written.call_args_list)
+    assert long == whole[-len(long) :]
+    assert len(long) == adapted.max_length - 2, "one token and the end of the answer"
+    assert short == adapted.prompt_ids("lovely bright")
 
 
 def test_answers_that_differ_in_white_space_alone(models, tmp_path):
