@@ -8,12 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.errors import RequestError
+from hfadapt.errors import RequestError, RunError
 from hfadapt.run_folder import Cell, find_cell
 from hfadapt.spec import Spec
 
 if TYPE_CHECKING:
+    import torch
+
     from hfadapt.model import Base
+    from hfadapt.recipe import Lock
+    from hfadapt.records import Manifest
     from hfadapt.tasks import Example
 
 MAX_NEW_TOKENS = 128
@@ -251,10 +255,9 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
     """What is in an exported or published folder, by its manifest."""
     import yaml
 
-    from hfadapt.manifest import check_folder, load_base_of
+    from hfadapt.manifest import check_folder
     from hfadapt.model import default_device, load_base, open_adapter
     from hfadapt.recipe import DTYPES, Lock
-    from hfadapt.samples import PREFIX
     from hfadapt.tasks.causal_lm import completion_ids
 
     manifest = check_folder(folder)
@@ -276,20 +279,7 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
         loaded = load_base(lock, manifest.labels, device)
         model = loaded.model.requires_grad_(False).eval()
     else:
-        known = manifest.model + (f"@{manifest.model_revision}" if manifest.model_revision else "")
-        if lock.model.startswith(PREFIX):
-            # It is on the Hub too, but whoever named the sample may not be able to reach it.
-            known = lock.model
-        lock = lock.model_copy(update={"model": base or known})
-        try:
-            loaded = load_base_of({folder: manifest.labels}, lock, device)
-        except OSError as error:
-            raise RequestError(
-                "the base of this adapter was not found",
-                place=base or known,
-                got=" ".join(str(error).split())[:120],
-                fix="say where it is: --base FOLDER",
-            ) from None
+        loaded = _base_of(folder, manifest, lock, base, device)
         model = open_adapter(loaded, folder, manifest.method, device)
     ids = {name: completion_ids(text, loaded.tokenizer, end=False) for name, text in manifest.completions.items()}
     choices = {name: tuple(each) for name, each in ids.items()}
@@ -297,3 +287,35 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
     return Adapted(
         model, loaded.tokenizer, manifest.task, labels, choices, manifest.max_length, manifest.form, manifest.prompt
     )
+
+
+def _base_of(folder: Path, manifest: Manifest, lock: Lock, base: str | None, device: torch.device) -> Base:
+    """The base of an exported adapter: where the user says it is, else by its name."""
+    from hfadapt.manifest import load_base_of
+    from hfadapt.model import resolve_model
+    from hfadapt.samples import PREFIX
+
+    known = manifest.model + (f"@{manifest.model_revision}" if manifest.model_revision else "")
+    if lock.model.startswith(PREFIX):
+        # It is on the Hub too, but whoever named the sample may not be able to reach it.
+        known = lock.model
+    lock = lock.model_copy(update={"model": base or known})
+
+    def not_found(why: str) -> RequestError:
+        return RequestError(
+            "the base of this adapter was not found",
+            place=lock.model,
+            got=" ".join(why.split())[:120],
+            fix="say where it is: --base FOLDER",
+        )
+
+    if base is None:
+        try:
+            # A sample is fetched here. What fails later is not about finding the base.
+            resolve_model(known)
+        except (RequestError, RunError) as error:
+            raise not_found(error.problems[0].got or error.what) from None
+    try:
+        return load_base_of({folder: manifest.labels}, lock, device, manifest=manifest)
+    except OSError as error:
+        raise not_found(str(error)) from None
