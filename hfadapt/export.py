@@ -5,6 +5,7 @@ The folder appears whole or not at all. What drift.json refuses, or what was not
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from hfadapt.errors import Problem, RequestError, RunError
 from hfadapt.evidence import DriftRecord, Variant
 from hfadapt.records import CardRecord, ExportRecord, Manifest
 from hfadapt.run_folder import Cell
+from hfadapt.samples import PREFIX
 from hfadapt.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.spec import write_text
 from hfadapt.staging import as_the_card_says, check_free, new_folder, sealed, without_places
@@ -38,10 +40,15 @@ ADAPTER_TAGS = ("lora", "peft", "adapter")
 
 @dataclass(frozen=True)
 class Exported(Shown):
-    """A folder that was written; shows itself as its files and what was found when it was opened."""
+    """A folder that was written; shows itself as its files and what was found when it was opened.
+
+    Args:
+        base: The base's folder on this machine, which the exported files do not tell; None where they say enough.
+    """
 
     folder: Path
     record: ExportRecord
+    base: str | None = None
 
     def blocks(self) -> list[Block]:
         """Files with size and hash, and how the folder scored."""
@@ -61,7 +68,8 @@ class Exported(Shown):
                 )
             ),
         ]
-        shown.append(Text(f'next: hfadapt predict {self.folder} "text"', code=True))
+        base = f" --base {shlex.quote(self.base)}" if self.base else ""
+        shown.append(Text(f'next: hfadapt predict {shlex.quote(str(self.folder))} "text"{base}', code=True))
         if record.forced:
             shown.append(Text(f"FORCED: {record.forced}"))
         return shown
@@ -119,7 +127,14 @@ def export(
             # safetensors writes files that only their owner may read.
             path.chmod(0o644)
         check_folder(ready)
-    return Exported(to, record)
+    return Exported(to, record, _base_folder(cell, kind))
+
+
+def _base_folder(cell: Cell, kind: Format) -> str | None:
+    """The base's folder or file as the recipe names it, where an export needs it."""
+    model = cell.lock.model
+    local = not model.startswith(PREFIX) and Path(model).expanduser().exists()
+    return model if kind.needs_base and cell.lock.adapter.method != "full" and local else None
 
 
 def _check_place(to: Path, cell: Cell) -> None:
@@ -193,13 +208,13 @@ def _scores(cell: Cell, model: Any, device: torch.device) -> Scores:
 
     from hfadapt.batches import padded
     from hfadapt.data import read_split
-    from hfadapt.model import load_tokenizer, resolve_model
+    from hfadapt.model import load_tokenizer, pad_token_id, resolve_model
 
     lock, task = cell.lock, kinds.load("tasks", cell.lock.task)
     tokenizer = load_tokenizer(resolve_model(lock.model))
     rows = read_split(cell.folder, "test")[:ROWS]
     examples = task.encode(rows, tokenizer, max_length=lock.data.max_length, labels=cell.data.labels)
-    pad = int(tokenizer.pad_token_id or 0)
+    pad = pad_token_id(tokenizer)
     with torch.inference_mode():
         scores: Scores = task.score(model, examples, lambda each: padded(task, each, pad, device, BATCH_ROWS))
     return scores

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+from hfadapt.model import pad_token_id
 
 
 def continuations(
@@ -16,11 +19,11 @@ def continuations(
     adapters: Sequence[str] = (),
     sampled: bool = False,
 ) -> list[list[int]]:
-    """What a model writes after each prompt: token ids, without the prompt and from the end token on.
+    """What a model writes after each prompt: token ids, without the prompt, the end token and what follows it.
 
     Prompts are padded on the left, so that every row's last token is the last column; the attention mask keeps padding
-    out, and positions are counted from each row's first token. The base's own settings change nothing but where a text
-    ends: it does at their end tokens and at the tokenizer's, which is the one that is learned.
+    out, and positions are counted from each row's first token. Of the base's own generation settings only its end
+    tokens count: a text ends at them and at the tokenizer's, which is the one that is learned.
 
     Args:
         prompts: Token ids of each prompt.
@@ -30,7 +33,7 @@ def continuations(
     """
     import torch
 
-    pad, ends = int(tokenizer.pad_token_id or 0), _end_tokens(model, tokenizer)
+    pad, ends = pad_token_id(tokenizer), _end_tokens(model, tokenizer)
     how: dict[str, Any] = {"do_sample": False}
     if sampled:
         how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
@@ -47,21 +50,37 @@ def continuations(
             mask[line, longest - len(prompts[i]) :] = 1
         if adapters:
             how["adapter_names"] = [adapters[i] for i in numbers]
-        with torch.inference_mode():
+        with torch.inference_mode(), _plain_settings(model, pad, ends):
             output = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
                 max_new_tokens=max_new_tokens,
                 num_beams=1,
-                repetition_penalty=1.0,
                 use_cache=True,
-                pad_token_id=pad,
-                eos_token_id=sorted(ends) or None,
                 **how,
             )
         for line, i in enumerate(numbers):
             written[i] = _until(output[line, longest:].tolist(), ends)
     return written
+
+
+@contextmanager
+def _plain_settings(model: Any, pad: int, ends: set[int]) -> Iterator[None]:
+    """Takes the base's generation settings away for a while, all but its special tokens.
+
+    transformers fills everything that a call leaves open from them, also where the call brings settings of its own.
+    """
+    from transformers import GenerationConfig
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = base.generation_config
+    base.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=sorted(ends) or None, pad_token_id=pad
+    )
+    try:
+        yield
+    finally:
+        base.generation_config = own
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:

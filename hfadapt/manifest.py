@@ -93,17 +93,19 @@ def load_base_of(
     device: torch.device,
     *,
     max_memory: Mapping[Any, int] | None = None,
+    manifest: Manifest | None = None,
 ) -> Base:
     """The base that saved adapters belong to; nothing of them is opened before they are found to be sound.
 
     Args:
         adapters: Their folders, each with the labels that it is to be used with.
         lock: Says which base, and in which storage.
+        manifest: Of the only folder, where `check_folder` has just looked at it.
 
     Raises:
         RunError: a folder is not as it was saved, or its adapter was trained on another base.
     """
-    manifests = {folder: check_folder(folder) for folder in adapters}
+    manifests = {folder: manifest or check_folder(folder) for folder in adapters}
     base = load_base(lock, next(iter(adapters.values())), device, max_memory=max_memory)
     for folder, labels in adapters.items():
         check_manifest(manifests[folder], base, folder, labels)

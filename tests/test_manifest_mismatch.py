@@ -306,7 +306,6 @@ class Bomb:
 
 def test_no_model_is_loaded_and_no_code_runs_before_the_folder_was_looked_at(adapter, tmp_path, monkeypatch):
     """Through `load_adapted`, with a pickle that would leave a mark and a module that would be imported."""
-    import hfadapt.evaluate.stage  # noqa: F401 - binds the real load_base before it is replaced
     from hfadapt.predict import load_adapted
     from hfadapt.records import CellState
 
@@ -317,7 +316,7 @@ def test_no_model_is_loaded_and_no_code_runs_before_the_folder_was_looked_at(ada
     (tmp_path / "evil_module.py").write_text(f"open({str(mark)!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
     change_config(cell / "adapter", auto_mapping={"parent_library": "evil_module", "base_model_class": "X"})
-    monkeypatch.setattr("hfadapt.model.load_base", lambda *arguments, **options: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("hfadapt.manifest.load_base", lambda *arguments, **options: pytest.fail("a model was loaded"))
     fake_cell(cell, monkeypatch)
     CellState(status="done").write(cell / "cell.json")
     with pytest.raises(RunError, match="run code"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
 
@@ -93,11 +94,35 @@ def test_a_prompt_is_left_open_as_in_training():
     assert adapted.prompt_ids("what") == [2, 4, 1]
 
 
+@pytest.mark.parametrize("cell", ["classifier", "chooser"])
+def test_a_tokenizer_without_a_pad_token(cell, request):
+    """Padding is masked, so that any token will do."""
+    adapted, texts = load_adapted(request.getfixturevalue(cell)), ["lovely bright film superb", "awful"]
+    known = adapted.predict(texts)
+    adapted.tokenizer.pad_token = None
+    assert adapted.tokenizer.pad_token_id is None
+    assert adapted.predict(texts) == known
+
+
 def test_a_text_that_is_too_long_loses_its_beginning_as_in_training(chooser):
     adapted = load_adapted(chooser)
     asked = adapted.question("lovely bright " * 200)
     assert len(asked.input_ids) <= adapted.max_length
     assert asked.input_ids[-4:] == adapted.question("lovely bright").input_ids[-4:]
+
+
+def test_a_prompt_that_is_too_long_is_continued_from_its_end(chooser):
+    """Where text is written freely, as where one of a few answers is chosen; what fits stays as it is."""
+    adapted = replace(load_adapted(chooser), choices={}, labels=())
+    whole = adapted.prompt_ids("lovely bright " * 200)
+    assert len(whole) > adapted.max_length
+    with mock.patch("hfadapt.generate.continuations", return_value=[[5]]) as written:
+        adapted.predict("lovely bright " * 200)
+        adapted.predict("lovely bright")
+    (long,), (short,) = (call.args[2] for call in written.call_args_list)
+    assert long == whole[-len(long) :]
+    assert len(long) == adapted.max_length - 2, "one token and the end of the answer"
+    assert short == adapted.prompt_ids("lovely bright")
 
 
 def test_answers_that_differ_in_white_space_alone(models, tmp_path):

@@ -27,7 +27,7 @@ from hfadapt.recipe import Recipe
 from hfadapt.records import DataRecord, SourceRecord
 from hfadapt.spec import write_text
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raised whenever the same sources and settings would give other rows."""
 
 RECORD, DROPPED = "data.json", "data/dropped.jsonl"

@@ -138,6 +138,7 @@ class _Domain:
         self.dropped: Counter[str] = Counter()
         self.names: set[str] = set()
         self.completions: dict[str, str] = {}
+        self.spelling: dict[str, str] = {}
 
     def run(self, fingerprint: str) -> None:
         started = time.monotonic()
@@ -249,6 +250,10 @@ class _Domain:
             self.names.update(format.settle_labels(chunk, self.state.form, domain.labels, self.name))
         else:
             self.names.update(row.label for row in chunk if row.label is not None)
+        for row in chunk:
+            if row.label is not None and "completion" in row.columns:
+                # Each chunk settles how a class is written; the first that has the class decides for all.
+                row.columns["completion"] = self.spelling.setdefault(row.label, row.columns["completion"])
         self.state.labels = tuple(sorted(self.names))
         ledger = Ledger(steps=self.state.ledger.steps)
         kept = clean.drop_unusable(chunk, self.settings.clean, ledger)

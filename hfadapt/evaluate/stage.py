@@ -201,12 +201,12 @@ def answer_texts(cell: Cell, data: DataRecord) -> dict[str, str]:
     return texts
 
 
-def rescored(cell: Cell, base: Base, model: Any, device: torch.device, found_in: str, fix: str) -> float:
+def rescored(cell: Cell, base: Base, model: Any, device: torch.device, which: str, fix: str) -> float:
     """Scores the rows that were scored when training ended.
 
     Args:
         base: What `model`, the adapter read back, is on.
-        found_in: What the message calls the adapter.
+        which: Says in the message which adapter it is, after the word.
         fix: What to do when it is another.
 
     Returns:
@@ -229,7 +229,7 @@ def rescored(cell: Cell, base: Base, model: Any, device: torch.device, found_in:
     allowed = SAME_AFTER_CONVERSION if converted else SAME
     if not difference <= allowed:
         raise RunError(
-            f"the adapter {found_in} does not score as the trained one did",
+            f"the adapter {which} does not score as the trained one did",
             place=str(cell.folder),
             got=f"mean difference of a row's loss: {difference:.3g}",
             allowed=f"at most {allowed:g}",

@@ -52,19 +52,19 @@ class CausalLM:
         for number, row in enumerate(rows):
             if "messages" in row:
                 ids, marks = encode_messages(row["messages"], tokenizer)
-                cut = 0
+                length = len(ids)
             elif "completion" in row:
-                ids, marks, cut = _encode_completion(row, tokenizer)
+                # The two parts are tokenised apart, as at generation.
+                prompt, answer = prompt_ids(row["prompt"], tokenizer), completion_ids(row["completion"], tokenizer)
+                length = len(prompt) + len(answer)
+                prompt = without_beginning(prompt, len(answer), max_length)
+                ids, marks = [*prompt, *answer], [IGNORED] * len(prompt) + answer
             else:
                 ids = [*tokenizer(row["text"], verbose=False)["input_ids"], tokenizer.eos_token_id]
                 # The first token is no label: nothing comes before it from which it could be predicted.
                 marks = [IGNORED, *ids[1:]]
-                cut = 0
-            length = len(ids)
-            if length > max_length:
-                start = min(length - max_length, cut)
-                ids, marks = ids[start:][:max_length], marks[start:][:max_length]
-            examples.append(Example(tuple(ids), tuple(marks), length, number))
+                length = len(ids)
+            examples.append(Example(tuple(ids[:max_length]), tuple(marks[:max_length]), length, number))
         return examples
 
     def collate(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
@@ -152,10 +152,9 @@ def _row_logprobs(model: Any, batch: Mapping[str, torch.Tensor], numbers: Sequen
         yield number, torch.log_softmax(logits[own].float(), -1), targets[own]
 
 
-def _encode_completion(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], int]:
-    """Ids, labels, and how many leading ids may be cut. The two parts are tokenised apart, as at generation."""
-    prompt, completion = prompt_ids(row["prompt"], tokenizer), completion_ids(row["completion"], tokenizer)
-    return [*prompt, *completion], [IGNORED] * len(prompt) + completion, max(0, len(prompt) - 1)
+def without_beginning(prompt: Sequence[int], answer_tokens: int, max_length: int) -> list[int]:
+    """A prompt that leaves room for its answer, end token included: one that is too long keeps its last tokens."""
+    return list(prompt[-max(1, max_length - answer_tokens) :])
 
 
 def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -80,7 +80,7 @@ def train_cells(
     with PeakMemory(device, floor) as load_peak:
         room = world.max_memory(cells[0].plan.cells[0].budget_bytes)
         base = load_base(lock, data.labels, device, max_memory=room)
-        pad = int(base.tokenizer.pad_token_id or 0)
+        pad = base.pad_token_id
 
         def encode(cell: Cell, rows: Sequence[Row]) -> list[Example]:
             length = cell.lock.data.max_length

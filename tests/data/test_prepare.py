@@ -259,6 +259,29 @@ def test_stream_drops_exact_duplicates_and_splits_by_hash(tmp_path):
     assert made.record.labels == ("bad", "good")
 
 
+def test_a_class_is_written_in_one_way_in_all_chunks_of_a_stream(tmp_path, monkeypatch):
+    """In the first chunk without, in the second with a blank before it; scoring finds each row among the choices."""
+    monkeypatch.setattr("hfadapt.data.stream.CHUNK_ROWS", 200)
+    rows = [
+        {"prompt": row["text"], "completion": f"{' ' * (number >= 200)}{row['label']}"}
+        for number, row in enumerate(sentences(400))
+    ]
+    write(tmp_path / "a.jsonl", rows)
+    domain = {"source": "a.jsonl", "labels": ["good", "bad"]}
+    made = prepare(tmp_path, {"d": domain}, "causal-lm", data={"streaming": True, "test": 0.2})["d"]
+    assert made.record.completions == {"bad": "bad", "good": "good"}
+    assert {row["completion"] for split in SPLITS for row in made.rows(split)} == {"bad", "good"}
+
+
+def test_what_an_older_version_prepared_is_not_delivered(tmp_path, monkeypatch):
+    """Version 1 left answers that differ in white space alone as they were."""
+    write(tmp_path / "a.jsonl", sentences(60))
+    monkeypatch.setattr(prepared, "CODE_VERSION", 1)
+    old = prepare(tmp_path, {"d": "a.jsonl"})["d"]
+    monkeypatch.undo()
+    assert prepare(tmp_path, {"d": "a.jsonl"})["d"].folder != old.folder
+
+
 def test_seen_keys_over_many_runs(monkeypatch):
     seen = SeenKeys()
     keys = [text_key(str(number)) for number in range(300_000)]

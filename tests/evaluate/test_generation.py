@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from hfadapt.evaluate.generation import (
 )
 from hfadapt.evaluate.stage import open_bench
 from hfadapt.generate import continuations
+from hfadapt.model import load_tokenizer
 from hfadapt.predict import Adapted
 from hfadapt.progress import Silent
 from hfadapt.run_folder import Run
@@ -133,7 +134,7 @@ def test_a_text_ends_where_training_taught_it_to(bench):
     prompt = chosen_prompts(bench.test, 1)[0].ids
     (free,) = continuations(bench.model, bench.base.tokenizer, [prompt], 6, batch_rows=1)
     settings, end = bench.model.generation_config, next(token for token in free if token != free[0])
-    known, taught = (settings.eos_token_id, settings.repetition_penalty), copy.copy(bench.base.tokenizer)
+    known, taught = (settings.eos_token_id, settings.repetition_penalty), load_tokenizer(bench.base.source)
     settings.eos_token_id, taught.eos_token = None, taught.convert_ids_to_tokens(end)
     adapted = Adapted(bench.model, taught, "causal-lm", (), {}, 64, prompt="{text}")
     settings.repetition_penalty = 1e9
@@ -143,6 +144,29 @@ def test_a_text_ends_where_training_taught_it_to(bench):
         settings.eos_token_id, settings.repetition_penalty = known
     assert answer.generated
     assert answer.generated == taught.decode(free[: free.index(end)], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_settings_of_the_base_do_not_change_what_is_written(bench, monkeypatch, sampled):
+    """Only its end tokens count; afterwards all are as they were, also when generating failed."""
+    prompts = [prompt.ids for prompt in chosen_prompts(bench.test, 4)]
+
+    def written():
+        torch.manual_seed(3)
+        return continuations(bench.model, bench.base.tokenizer, prompts, 12, batch_rows=4, sampled=sampled)
+
+    free, own = written(), bench.model.generation_config
+    asked = {"no_repeat_ngram_size": 1, "suppress_tokens": [free[0][0]], "min_p": 0.9, "length_penalty": 9.0}
+    for name, value in {**asked, "min_new_tokens": 12, "repetition_penalty": 9.0}.items():
+        monkeypatch.setattr(own, name, value)
+    before = own.to_dict()
+    assert written() == free
+    failing = mock.Mock(side_effect=RuntimeError("out of memory"))
+    monkeypatch.setattr(type(bench.base.model), "generate", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        written()
+    assert bench.model.generation_config is own
+    assert own.to_dict() == before
 
 
 def test_small_answer_sets_are_not_generated(models, tmp_path):
