@@ -18,6 +18,7 @@ from hfadapt.errors import RequestError, choice_problem
 from hfadapt.manifest import load_base_of
 from hfadapt.model import default_device, internal_name, open_adapters, use_adapter
 from hfadapt.predict import BATCH_ROWS, MAX_NEW_TOKENS, Adapted, Answer, answers, from_cell
+from hfadapt.progress import quiet_libraries
 from hfadapt.run_folder import Cell, Run
 
 
@@ -82,6 +83,7 @@ def load_bank(run: str | Path, domains: Sequence[str] = (), target: str | None =
         RequestError: there are none, or they do not share a base.
         RunError: an adapter does not belong to the base, or its files were changed.
     """
+    quiet_libraries()
     cells, device = _cells(Path(run), domains, target), default_device()
     base = load_base_of({cell.adapter: cell.data.labels for cell in cells}, cells[0].lock, device)
     model = open_adapters(base, {cell.domain: cell.adapter for cell in cells}, device)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.errors import RequestError, RunError
+from hfadapt.progress import quiet_libraries
 from hfadapt.run_folder import Cell, find_cell
 from hfadapt.spec import Spec
 
@@ -215,6 +216,8 @@ def load_adapted(
     """
     from hfadapt.manifest import FILE, load_base_of
     from hfadapt.model import default_device, open_adapter
+
+    quiet_libraries()
 
     folder = Path(path)
     if (folder / FILE).is_file():

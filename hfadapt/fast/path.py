@@ -109,9 +109,7 @@ class FastPath:
             f"{self.gates} gated activations": self.gates,
             "rotary positions": self.rotary,
             "compiled kernels": on_cpu and compiled.passes() is not None,
-            "AMX tiles": on_cpu
-            and compiled.tiles() is not None
-            and any(g.dtype == torch.bfloat16 for g in self.groups),
+            "AMX tiles": on_cpu and narrow and compiled.tiles() is not None,
         }
         return ", ".join(name for name, on in parts.items() if on)
 
