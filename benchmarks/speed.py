@@ -278,8 +278,8 @@ def cotrain_commands(folder: Path, python: Path) -> tuple[list[str], list[str]]:
                 "task": "text-classification",
                 "domains": domains,
                 "adapter": LORA,
-                "data": {"train_rows": 640, "validation": 100, "test": 200},
-                # 8 rows of about 25 tokens: micro-batches of at most 256 tokens per domain.
+                # 8 rows of at most 32 tokens: micro-batches of at most 256 tokens per domain.
+                "data": {"train_rows": 640, "validation": 100, "test": 200, "max_length": 32},
                 "train": {"batch_rows": 8, "micro_batch_rows": 8, "epochs": 1, "learning_rate": 5e-4},
             },
             indent=1,

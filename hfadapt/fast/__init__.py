@@ -1,10 +1,12 @@
 """The fast path of training: the plain path's results, several times faster.
 
-documents (which tokens belong together), kernels (element-wise passes), attention, lowrank, path (puts them on).
+documents (which tokens belong together), kernels (element-wise passes) and elementwise (the modules they stand for),
+attention, lowrank, loss, path (puts them on).
 """
 
 from hfadapt.fast.documents import Documents, batch, one_line, side_by_side
-from hfadapt.fast.path import FastPath, labelled_loss, plain_head, product_dtype
+from hfadapt.fast.loss import labelled_loss, plain_head
+from hfadapt.fast.path import FastPath, product_dtype
 
 __all__ = [
     "Documents",

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -44,6 +44,25 @@ class Layer:
     adapters: dict[str, tuple[torch.nn.Parameter, torch.nn.Parameter, float]]
 
 
+class Copy(NamedTuple):
+    """A parameter (or its transpose) times a factor, in the dtype of the products."""
+
+    low: torch.Tensor
+    parameter: torch.Tensor
+    factor: float
+
+
+@torch.no_grad()
+def refresh(groups: Sequence[Group]) -> None:
+    """Copies the parameters of all groups to the dtype of their products: a few calls, as there are hundreds."""
+    copies = [copy for group in groups for copy in group.copies()]
+    scaled = [copy for copy in copies if copy.factor != 1.0]
+    if copies:
+        torch._foreach_copy_([copy.low for copy in copies], [copy.parameter for copy in copies])
+    if scaled:
+        torch._foreach_mul_([copy.low for copy in scaled], [copy.factor for copy in scaled])
+
+
 @dataclass
 class Group:
     """Layers that share an input, such as query, key and value.
@@ -56,6 +75,7 @@ class Group:
     layers: list[Layer]
     narrow: bool = False
     _low: dict[str, tuple[torch.Tensor, list[torch.Tensor]]] = field(default_factory=dict)
+    _copies: list[Copy] = field(default_factory=list)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -75,24 +95,26 @@ class Group:
             found += [layer.adapters[name][1] for layer in self.layers]
         return found
 
+    def copies(self) -> list[Copy]:
+        """What `refresh` has to copy."""
+        if not self._low:
+            for name in self.names:
+                self._low[name] = self._room(name)
+        return self._copies
+
     @torch.no_grad()
-    def refresh(self) -> None:
-        """Copies the parameters to the dtype of the products."""
-        for name in self.names:
-            parts = [layer.adapters[name] for layer in self.layers]
-            if name not in self._low:
-                a = torch.cat([a.to(self.dtype) for a, _, _ in parts])
-                self._low[name] = a, [(b.to(self.dtype) * scaling).t().contiguous() for _, b, scaling in parts]
-                continue
-            a_low, b_low = self._low[name]
-            torch._foreach_copy_(list(a_low.split([a.shape[0] for a, _, _ in parts])), [a for a, _, _ in parts])
-            torch._foreach_copy_(b_low, [b.t() for _, b, _ in parts])
-            torch._foreach_mul_(b_low, [scaling for _, _, scaling in parts])
+    def _room(self, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        parts = [layer.adapters[name] for layer in self.layers]
+        a_low = torch.cat([a.to(self.dtype) for a, _, _ in parts])
+        b_low = [(b.to(self.dtype) * scaling).t().contiguous() for _, b, scaling in parts]
+        rows = a_low.split([a.shape[0] for a, _, _ in parts])
+        self._copies += [Copy(low, a.detach(), 1.0) for low, (a, _, _) in zip(rows, parts, strict=True)]
+        self._copies += [Copy(low, b.detach().t(), factor) for low, (_, b, factor) in zip(b_low, parts, strict=True)]
+        return a_low, b_low
 
     def low(self, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """A (L·R, I) and scaling · Bᵀ (R, O) of each layer."""
-        if name not in self._low:
-            self.refresh()
+        self.copies()
         return self._low[name]
 
     def scalings(self, name: str) -> list[float]:

@@ -97,7 +97,7 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
     allocator, framework.
     """
     from hfadapt.fast.documents import MOST_SCORES, QUERY_BLOCK
-    from hfadapt.fast.path import LOSS_LOGITS
+    from hfadapt.fast.loss import LOSS_LOGITS
 
     on_cpu = workload.device == "cpu"
     element = DTYPE_BYTES[workload.dtype]
