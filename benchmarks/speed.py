@@ -290,6 +290,14 @@ def cotrain_commands(folder: Path, python: Path) -> tuple[list[str], list[str]]:
     return [*base, "train.together=false"], [*base, "train.together=true"]
 
 
+def shown(command: list[str], arguments: argparse.Namespace) -> str:
+    """A command line as it is recorded, with paths as seen from the repository."""
+    line = " ".join(command)
+    for folder, short in ((ROOT, ""), (arguments.venvs.resolve(), "venvs/"), (arguments.venvs, "venvs/")):
+        line = line.replace(f"{folder}/", short)
+    return line
+
+
 def run_cotrain(arguments: argparse.Namespace) -> dict[str, Any]:
     """Both command lines in turn, as often as there are seeds; times, peaks and final losses of every domain."""
     folder = arguments.work / "cotrain"
@@ -318,14 +326,14 @@ def run_cotrain(arguments: argparse.Namespace) -> dict[str, Any]:
                 cells[record["domain"]] = {
                     name: record.get(name) for name in ("seconds", "tokens", "final_loss", "best_validation_loss")
                 }
-            run = {"kind": kind, "seed": seed, "command": " ".join(command), **process, "domains": cells}
+            run = {"kind": kind, "seed": seed, "command": shown(command, arguments), **process, "domains": cells}
             if process["exit_code"]:
                 run["failed"] = (out / "log.txt").read_text(errors="replace").strip()[-400:]
             (out / "run.json").write_text(json.dumps(run, indent=1), encoding="utf-8")
             print(f"  cotrain {kind}, seed {seed}: exit {process['exit_code']}, {process['wall_seconds']:.1f} s")
             runs.append(run)
     return {
-        "what": "four domains of MiniLM in hfadapt, together against one after the other",
+        "what": "four domains of MiniLM in hfadapt, up to 256 tokens of each at once, together and one by one",
         "device": arguments.device,
         "runs": runs,
     }

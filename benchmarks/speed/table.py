@@ -292,7 +292,7 @@ def readme_region(record: dict[str, Any]) -> str:
     text = []
     for name, workload in record.get("workloads", {}).items():
         if name == "cotrain":
-            text.append(cotrain_section(workload))
+            text += [cotrain_section(workload), ""]
             continue
         rows = summarise(workload)
         text += [
