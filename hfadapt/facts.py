@@ -148,7 +148,7 @@ def build(config: PretrainedConfig, auto_class: str, model: str) -> nn.Module:
     """The model on the meta device.
 
     Raises:
-        RequestError: transformers has no model of that architecture for this task.
+        RequestError: transformers has no model of that architecture for this task, or only one that cannot write.
     """
     import torch
     import transformers
@@ -168,7 +168,22 @@ def build(config: PretrainedConfig, auto_class: str, model: str) -> nn.Module:
             fix="choose another task or another model",
         ) from None
     built.tie_weights()
+    if auto_class == "AutoModelForCausalLM" and _reads_both_ways(built.config):
+        raise RequestError(
+            "this model reads text in both directions and cannot write one token after the other",
+            place=model,
+            got=f"{config.model_type}, an encoder",
+            allowed="a decoder, such as llama, qwen3 or gpt2",
+            fix="task: text-classification, or another model",
+        )
     return built
+
+
+def _reads_both_ways(config: PretrainedConfig) -> bool:
+    """Encoders that transformers gives an output layer for text, but no mask, unless `is_decoder` is set."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", None) is False
 
 
 def describe(model: Any, name: str, task: str, labels: int, config: PretrainedConfig) -> ModelFacts:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from hfadapt import hardware, kinds, memory
 from hfadapt.errors import Problem, RequestError
-from hfadapt.facts import ModelFacts, model_facts
+from hfadapt.facts import ModelFacts, load_config, model_facts
 from hfadapt.hardware import Target
 from hfadapt.plan_fields import (
     ALL_LINEAR,
@@ -327,7 +327,21 @@ def _served(target: Target, facts: ModelFacts) -> tuple[list[str], bool]:
     size = int(facts.linear_parameters * 4.85 / 8 + (facts.parameters - facts.linear_parameters) * 2)
     fits = size * 1.2 <= target.budget_bytes
     words = "fits" if fits else "DOES NOT FIT"
-    return [
+    said = [
         f"{target.name} only serves: training runs on this machine, the result leaves as {target.export}; about "
         f"{show_bytes(size)} in 4 bits {words} in the {show_bytes(target.budget_bytes)} one program has there"
-    ], fits
+    ]
+    if why := _unwritten(str(target.export), facts):
+        said.append(
+            f"hfadapt does not write {target.export} of this model ({why}): use hfadapt export --format merged, and "
+            "convert that with the tools of the device"
+        )
+    return said, fits
+
+
+def _unwritten(format: str, facts: ModelFacts) -> str | None:
+    """Why `hfadapt export` will not write this format, or None."""
+    if format not in kinds.names("formats"):
+        return f"it writes {', '.join(kinds.names('formats'))}"
+    why: str | None = kinds.load("formats", format).unfit(facts.task, load_config(facts.model))
+    return why

@@ -24,6 +24,7 @@ class Terminal:
         self._bar: Progress | None = None
         self._task: Any = None
         self._validation: dict[str, str] = {}
+        self._last_step: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -43,6 +44,9 @@ class Terminal:
     ) -> None:
         """Moves the bar; without a terminal, prints a line about ten times a run."""
         known = self._validation.get(title, "")
+        self._last_step[title] = total
+        if step == total:
+            self._validation.pop(title, None)
         text = f"loss {loss:.4f}{known}  {tokens_per_second:,.0f} tokens/s  {show_seconds(seconds_left)} left"
         text = f"{title}: {text}" if title else text
         if not self.console.is_terminal:
@@ -61,11 +65,13 @@ class Terminal:
             self._bar.start()
         self._bar.update(self._task, completed=step, text=text)
         if step == total:
-            self._validation.pop(title, None)
             self._end()
 
     def validation(self, step: int, loss: float, title: str = "") -> None:
-        """Shown with the next steps."""
+        """Shown with the next steps; after the last one, a line of its own."""
+        if self._last_step.get(title) == step:
+            self.say(f"{title}: validation {loss:.4f}" if title else f"validation {loss:.4f}")
+            return
         self._validation[title] = f"  validation {loss:.4f}"
 
     def _end(self) -> None:

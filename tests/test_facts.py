@@ -79,6 +79,17 @@ def test_a_model_that_cannot_do_the_task(tmp_path: Path) -> None:
         facts.model_facts(str(tmp_path), "causal-lm")
 
 
+def test_an_encoder_cannot_write(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = {"model_type": "bert", "vocab_size": 40, **sizes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RequestError, match="reads text in both directions"):
+        facts.model_facts(str(tmp_path), "causal-lm")
+    (tmp_path / "decoder").mkdir()
+    (tmp_path / "decoder/config.json").write_text(json.dumps({**config, "is_decoder": True}))
+    assert facts.model_facts(str(tmp_path / "decoder"), "causal-lm").layers == 1
+
+
 class Dense(torch.nn.Linear):
     """A layer of another kind than Linear."""
 

@@ -130,6 +130,15 @@ def test_a_target_that_only_serves_trains_here(everywhere: Plan) -> None:
     assert "gguf" in phone.warnings[0]
 
 
+def test_a_form_that_export_refuses_is_not_promised(small: str) -> None:
+    plan = make_plan(recipe(small, targets=["android-8gb", "browser-4gb"]))
+    phone, browser = plan.cells
+    assert not any("does not write" in said for said in phone.warnings)
+    assert "does not write onnx of this model (it writes adapter, gguf, merged)" in browser.warnings[1]
+    encoder = make_plan(recipe("sample:minilm-l6", targets=["android-8gb"], task="text-classification")).cells[0]
+    assert "does not write gguf of this model (GGUF is for language models" in encoder.warnings[1]
+
+
 def test_several_devices_share_the_batch(everywhere: Plan) -> None:
     eight = next(one for one in everywhere.cells if one.target == "8x-h100")
     assert eight.value("processes") == 8

@@ -78,3 +78,18 @@ def test_a_validation_is_shown_with_the_adapter_whose_it_is(capsys: pytest.Captu
     assert "0.2500" in tweets
     assert "movies" in movies
     assert "0.7500" in movies
+
+
+@pytest.mark.parametrize("title", ["", "movies"])
+def test_the_last_validation_is_shown_and_not_beside_the_next_adapter(
+    title: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Terminal() as terminal:
+        terminal.validation(1, 0.75, title)
+        terminal.step(2, 2, 0.5, 100.0, 0.0, title)
+        terminal.validation(2, 0.25, title)
+        terminal.step(1, 2, 0.5, 100.0, 1.0, title)
+    first, last, following = capsys.readouterr().err.splitlines()
+    assert "validation 0.7500" in first
+    assert last.endswith("validation 0.2500")
+    assert "validation" not in following
