@@ -70,6 +70,7 @@ def report_tables(report: Report) -> list[Block]:
         *([Text(summary)] if summary else []),
         table,
         *_training_times(report),
+        *_unproved(report),
         *([Text("cards:\n  " + "\n  ".join(cards), code=True)] if cards else []),
         *(Text(f"{cell.domain} on {cell.target}: {cell.error}") for cell in report.cells if cell.error),
     ]
@@ -120,6 +121,27 @@ def _training_times(report: Report) -> list[Block]:
         if cell.predicted_train_seconds is not None and cell.train_seconds is not None
     ]
     return [Text("training time predicted / measured: " + ", ".join(pairs))] if pairs else []
+
+
+def _unproved(report: Report) -> list[Block]:
+    """What to try where the adapter is not better than the baseline beyond chance."""
+
+    def ahead(metric: Metric) -> bool:
+        if metric.low is None or metric.high is None:
+            return True
+        return not metric.low <= 0 <= metric.high and (metric.gain or 0) > 0
+
+    open_cells = [cell for cell in report.cells if cell.metrics and not ahead(cell.metrics[0])]
+    if not open_cells:
+        return []
+    several = len({cell.target for cell in open_cells}) > 1
+    names = ", ".join(f"{cell.domain} on {cell.target}" if several else cell.domain for cell in open_cells)
+    return [
+        Text(
+            f"not better than the baseline beyond chance: {names}. More rows help most; then train.epochs, "
+            "train.learning_rate and adapter.rank; with few test rows the interval is wide"
+        )
+    ]
 
 
 def _report_row(cell: CellReport) -> list[str]:

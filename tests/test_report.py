@@ -365,3 +365,21 @@ def test_ticks_are_round(low: float, high: float, wanted: list[float]) -> None:
 def test_verdicts_follow_the_interval_and_the_direction(low: float, high: float, higher: bool, wanted: str) -> None:
     metric = Metric(name="m", base=1.0, adapter=1.0, delta=0.0, low=low, high=high, rows=9, higher_is_better=higher)
     assert verdict(metric) == wanted
+
+
+@pytest.mark.parametrize(
+    ("delta", "low", "high", "higher", "said"),
+    [
+        (0.1, 0.05, 0.2, True, False),
+        (0.1, -0.01, 0.2, True, True),
+        (0.1, 0.05, 0.2, False, True),
+        (0.1, None, None, True, False),
+    ],
+)
+def test_an_adapter_that_is_not_better_gets_advice(
+    delta: float, low: float | None, high: float | None, higher: bool, said: bool
+) -> None:
+    metric = Metric(name="m", base=1.0, adapter=1.1, delta=delta, low=low, high=high, rows=9, higher_is_better=higher)
+    cell = CellReport(domain="mails", target="this-machine", status="done", metrics=(metric,))
+    report = Report(recipe="r", model="m", task="t", cells=(cell,))
+    assert ("beyond chance: mails" in str(report)) == said
