@@ -186,7 +186,8 @@ def measure_all(only: list[str]) -> None:
     """Measures every point that is not kept yet."""
     from hfadapt.versions import versions
 
-    results: dict[str, Any] = {"device": "cpu", "versions": versions("cpu").model_dump(), "points": []}
+    results: dict[str, Any] = {"device": "cpu", "tiles": memory_grid.on_tiles("cpu")}
+    results |= {"versions": versions("cpu").model_dump(), "points": []}
     if RESULTS.exists():
         results["points"] = json.loads(RESULTS.read_text())["points"]
     for asked, about in MEASURED:

@@ -7,6 +7,8 @@
 Each point is one child process that goes through hfadapt's own loading, training, scoring and saving on random weights.
 On a CPU the peak is the kernel's high-water mark of the resident set (proc(5), clear_refs 5) above what the process
 held before it loaded the base; on a GPU it is what torch allocated, with what it reserved beside it.
+memory_grid_without_tiles.json is the same grid as measured when training did not run on AMX tiles; `--table --out`
+prints its table.
 """
 
 from __future__ import annotations
@@ -290,8 +292,8 @@ def measure(
 # --- predictions and the table ---------------------------------------------------------------------------------------
 
 
-def predicted(point: dict[str, Any], about: dict[str, Any], device: str) -> dict[str, int]:
-    """What hfadapt predicts for this point, from the config alone."""
+def predicted(point: dict[str, Any], about: dict[str, Any], device: str, tiles: bool) -> dict[str, int]:
+    """What hfadapt predicts for this point, from the config alone; `tiles` is whether training runs on AMX tiles."""
     from transformers import AutoConfig
 
     from hfadapt import kinds, memory
@@ -313,6 +315,7 @@ def predicted(point: dict[str, Any], about: dict[str, Any], device: str) -> dict
         length_tokens=point["tokens"],
         labelled_tokens=LABELLED_TOKENS,
         evaluate_rows=2 * point["rows"],
+        tiles=tiles,
         device="cpu" if device == "cpu" else "gpu",
     )
     phases = (*memory.predict(facts, workload), memory.predict_merge(facts, workload))
@@ -325,7 +328,7 @@ def errors(results: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for result in results["points"]:
         point = result["point"]
-        guess = predicted(point, result.get("about") or models[point["model"]], results["device"])
+        guess = predicted(point, result.get("about") or models[point["model"]], results["device"], results["tiles"])
         for phase, measured in result["peaks"].items():
             rows.append(
                 {
@@ -394,6 +397,13 @@ def main() -> None:
     print_table(json.loads(out.read_text()))
 
 
+def on_tiles(device: str) -> bool:
+    """Whether products of training run on AMX tiles here."""
+    from hfadapt.fast import compiled
+
+    return device == "cpu" and compiled.tiles() is not None
+
+
 def run_point(
     point: dict[str, Any], about: dict[str, Any], folder: Path, device: str = "cpu"
 ) -> subprocess.CompletedProcess[str]:
@@ -409,7 +419,8 @@ def run_grid(models: dict[str, dict[str, Any]], device: str, only: str | None, o
     """Measures every point that `out` does not hold yet, in one child process each."""
     from hfadapt.versions import versions
 
-    results: dict[str, Any] = {"device": device, "versions": versions(device).model_dump(), "points": []}
+    results: dict[str, Any] = {"device": device, "tiles": on_tiles(device), "versions": versions(device).model_dump()}
+    results["points"] = []
     if out.exists():
         results["points"] = json.loads(out.read_text())["points"]
     done = [{**result["point"], "fitted": None} for result in results["points"]]

@@ -126,7 +126,8 @@ def compare(model: str, rows: int, tokens: int, quant: str = "none") -> dict[str
         {"model": model, "quant": quant, "checkpointing": False, "rows": count, "tokens": tokens}
         for count in (rows, 2 * rows)
     ]
-    peaks = [max(memory_grid.predicted(plan, about, "cpu").values()) for plan in plans]
+    tiles = memory_grid.on_tiles("cpu")
+    peaks = [max(memory_grid.predicted(plan, about, "cpu", tiles).values()) for plan in plans]
     limit = int(peaks[0] / (1 - MARGIN))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -21,7 +21,7 @@ run meets new shapes in every batch and holds hundreds of MiB of them: 6 MiB mor
 training step is as fast."""
 TUNABLES = (
     "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0:"
-    f"glibc.malloc.mmap_threshold={32 << 20}:glibc.malloc.trim_threshold={256 << 20}"
+    f"glibc.malloc.mmap_threshold={32 << 20}:glibc.malloc.trim_threshold={64 << 20}"
 )
 
 

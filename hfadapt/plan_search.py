@@ -135,10 +135,14 @@ def candidate(
     timed: bool = True,
 ) -> Candidate:
     """One configuration, predicted; its time takes another trace when it recomputes, and can be left out."""
+    fast, products = (
+        question.recipe.train.fast,
+        product_dtype(question.target, question.recipe.train.fast, quant, dtype),
+    )
     workload = Workload(
         quant=quant,
         dtype=dtype,
-        matmul_dtype=product_dtype(question.target, question.recipe.train.fast, quant, dtype),
+        matmul_dtype=products,
         method=question.method,
         rank=question.rank,
         modules=question.modules,
@@ -149,7 +153,8 @@ def candidate(
         labelled_tokens=min(question.length_tokens, question.labelled_tokens),
         evaluate_rows=1,
         generate_rows=question.recipe.evaluate.generate_rows,
-        fast=question.recipe.train.fast,
+        fast=fast,
+        tiles=fast and products == "bfloat16" and "amx_bf16" in question.target.features,
         settled=question.target.name != hardware.THIS_MACHINE or allocator.settled(),
         device="cpu" if question.target.on_cpu else "gpu",
     )
@@ -205,8 +210,7 @@ def step_seconds(
         return None
     bandwidth = target.bandwidth_bytes_per_second or math.inf
     if target.on_cpu:
-        on_tiles = workload.fast and workload.matmul_dtype == "bfloat16" and "amx_bf16" in target.features
-        per_core = TILES_BYTES_PER_SECOND_AND_CORE if on_tiles else CPU_BYTES_PER_SECOND_AND_CORE
+        per_core = TILES_BYTES_PER_SECOND_AND_CORE if workload.tiles else CPU_BYTES_PER_SECOND_AND_CORE
         bandwidth = min(bandwidth, per_core * (target.cores or 1))
     passes = (3 if workload.method == "full" else 2) + workload.checkpointing
     active = facts.parameters - facts.embedding_parameters
