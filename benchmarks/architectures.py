@@ -189,7 +189,10 @@ def measure_all(only: list[str]) -> None:
     results: dict[str, Any] = {"device": "cpu", "tiles": memory_grid.on_tiles("cpu")}
     results |= {"versions": versions("cpu").model_dump(), "points": []}
     if RESULTS.exists():
-        results["points"] = json.loads(RESULTS.read_text())["points"]
+        kept = json.loads(RESULTS.read_text())
+        if kept["points"] and kept["tiles"] != results["tiles"]:
+            sys.exit(f"{RESULTS} was measured {'on' if kept['tiles'] else 'without'} tiles, this machine differs")
+        results["points"] = kept["points"]
     for asked, about in MEASURED:
         if (only and asked["model"] not in only) or any(asked == kept["point"] for kept in results["points"]):
             continue

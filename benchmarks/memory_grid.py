@@ -8,7 +8,7 @@ Each point is one child process that goes through hfadapt's own loading, trainin
 On a CPU the peak is the kernel's high-water mark of the resident set (proc(5), clear_refs 5) above what the process
 held before it loaded the base; on a GPU it is what torch allocated, with what it reserved beside it.
 memory_grid_without_tiles.json is the same grid as measured when training did not run on AMX tiles; `--table --out`
-prints its table.
+prints its table. It has no merging, which worked another way.
 """
 
 from __future__ import annotations
@@ -230,7 +230,8 @@ def measure(
     from hfadapt.batches import padded
     from hfadapt.fast import FastPath, product_dtype
     from hfadapt.measure import PeakMemory, release_memory, resident_bytes
-    from hfadapt.model import attach_adapter, load_base, open_adapter, save_adapter, trainable
+    from hfadapt.merge import merged_dtype, open_merged, write_merged
+    from hfadapt.model import attach_adapter, load_base, save_adapter, trainable
     from hfadapt.tasks import IGNORED, Example
     from hfadapt.train.job import Job
     from hfadapt.train.loop import Loop
@@ -283,8 +284,7 @@ def measure(
     del model, base, job, scores
     release_memory()
     with PeakMemory(device, floor) as peak, tempfile.TemporaryDirectory() as merged:
-        base = load_base(lock.model_copy(update={"quant": "none"}), LABELS, device)
-        open_adapter(base, saved, "lora", device).merge_and_unload().save_pretrained(merged)
+        write_merged(open_merged(lock, LABELS, saved, merged_dtype(lock), device), Path(merged))
     peaks["merge"] = peak.peak_bytes
     return {"peaks": peaks, "reserved_bytes": reserved}
 
@@ -422,7 +422,12 @@ def run_grid(models: dict[str, dict[str, Any]], device: str, only: str | None, o
     results: dict[str, Any] = {"device": device, "tiles": on_tiles(device), "versions": versions(device).model_dump()}
     results["points"] = []
     if out.exists():
-        results["points"] = json.loads(out.read_text())["points"]
+        kept = json.loads(out.read_text())
+        if kept["points"] and kept["tiles"] != results["tiles"]:
+            sys.exit(
+                f"{out} was measured {'on' if kept['tiles'] else 'without'} tiles, this machine differs: name --out"
+            )
+        results["points"] = kept["points"]
     done = [{**result["point"], "fitted": None} for result in results["points"]]
     with tempfile.TemporaryDirectory() as temporary:
         for point in grid(models):

@@ -2,10 +2,10 @@
 
 torch asks for aligned blocks, and glibc keeps the slivers left and right of them in per-thread caches, where they never
 join the block again when it is freed; the next request of the same size does not fit the hole, and the resident set
-grows to 1.7 to 5 times what is alive. Without these caches it stays at about 1.4, at the same speed. And it gives the
-top of its memory back as soon as 128 KiB are free there: every step then asks for it again, page by page, which is a
-twentieth of the time of a small model. Both can be changed only when a process starts, by GLIBC_TUNABLES; `restart`
-does that.
+grows to 1.7 to 5 times what is alive. Without these caches it stays at 1.2 to 2 times, at the same speed. And glibc
+gives the top of its memory back as soon as 128 KiB are free there: every step then asks for it again, page by page,
+which is 3 to 6 % of the time of a small model. Both can be changed only when a process starts, by GLIBC_TUNABLES;
+`restart` does that.
 """
 
 from __future__ import annotations

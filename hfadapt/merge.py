@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
 
 HALF = ("bfloat16", "float16")
+CHECKED_AT_ONCE = 1 << 20
+"""Elements of a tensor that are looked at together: isfinite makes copies of several times their size."""
 
 
 def half_dtype(lock: Lock) -> str:
@@ -50,24 +52,20 @@ def open_merged(
         base.model = _unpacked(base.model, dtype)
     model = open_adapter(base, adapter, lock.adapter.method, device)
     if lock.adapter.method != "full":
-        model = model.merge_and_unload(safe_merge=True)
+        # In place, not by peft's safe_merge, which keeps the pages of the old weights; what it looks for comes below.
+        model = model.merge_and_unload()
     base.model = plain(model, dtype)
+    broken = [name for name, tensor in base.model.state_dict().items() if not _finite(tensor)]
+    if broken:
+        raise RunError("the merged model holds NaN or Inf", place=broken[0], got=f"{len(broken)} tensors")
     return base
 
 
 def write_merged(base: Base, folder: Path) -> None:
-    """Writes model, tokenizer and chat template as plain transformers reads them.
-
-    Raises:
-        RunError: a weight is NaN or Inf.
-    """
-    import torch
+    """Writes model, tokenizer and chat template as plain transformers reads them."""
     import transformers
 
     model, source = base.model, base.source
-    broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise RunError("the merged model holds NaN or Inf", place=broken[0], got=f"{len(broken)} tensors")
     original = transformers.AutoConfig.from_pretrained(source.path, revision=source.revision)
     for name, value in vars(original).items():
         if "drop" in name and isinstance(value, float):
@@ -75,6 +73,10 @@ def write_merged(base: Base, folder: Path) -> None:
             setattr(model.config, name, value)
     model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    return all(bool(part.isfinite().all()) for part in tensor.flatten().split(CHECKED_AT_ONCE))
 
 
 def plain(model: Any, dtype: str) -> Any:

@@ -14,7 +14,7 @@ from hfadapt import kinds
 from hfadapt.data.format import Shape, recognise
 from hfadapt.data.load import open_source
 from hfadapt.errors import DataError, RequestError
-from hfadapt.facts import load_config
+from hfadapt.facts import load_config, reads_both_ways
 from hfadapt.recipe import Columns, Source
 from hfadapt.recipe_file import load_recipe
 from hfadapt.spec import write_text
@@ -70,7 +70,7 @@ def _generates(model: str) -> bool:
     """Whether the architecture is a language model that generates."""
     config = load_config(model)
     names = " ".join(config.architectures or [])
-    return "CausalLM" in names or "LMHead" in names
+    return ("CausalLM" in names or "LMHead" in names) and not reads_both_ways(config)
 
 
 def _task(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], generates: bool, place: str) -> tuple[str, Shape]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from hfadapt import hardware, kinds, memory
 from hfadapt.errors import Problem, RequestError
-from hfadapt.facts import ModelFacts, load_config, model_facts
+from hfadapt.facts import ModelFacts, model_facts, unfit_for_gguf
 from hfadapt.hardware import Target
 from hfadapt.plan_fields import (
     ALL_LINEAR,
@@ -343,5 +343,4 @@ def _unwritten(format: str, facts: ModelFacts) -> str | None:
     """Why `hfadapt export` will not write this format, or None."""
     if format not in kinds.names("formats"):
         return f"it writes {', '.join(kinds.names('formats'))}"
-    why: str | None = kinds.load("formats", format).unfit(facts.task, load_config(facts.model))
-    return why
+    return unfit_for_gguf(facts.task, facts.config) if format == "gguf" else None

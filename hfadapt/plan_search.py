@@ -154,7 +154,7 @@ def candidate(
         evaluate_rows=1,
         generate_rows=question.recipe.evaluate.generate_rows,
         fast=fast,
-        tiles=fast and products == "bfloat16" and "amx_bf16" in question.target.features,
+        tiles=fast and products == "bfloat16" and _on_tiles(question.target, question.method),
         settled=question.target.name != hardware.THIS_MACHINE or allocator.settled(),
         device="cpu" if question.target.on_cpu else "gpu",
     )
@@ -195,6 +195,17 @@ def product_dtype(target: Target, fast: bool, quant: str, dtype: str) -> str:
         return "bfloat16" if "bfloat16" in target.dtypes else dtype
     units = {"amx_bf16", "avx512_bf16"} & set(target.features) if target.on_cpu else target.kind in ("cuda", "rocm")
     return "bfloat16" if fast and units and "bfloat16" in target.dtypes else dtype
+
+
+def _on_tiles(target: Target, method: str) -> bool:
+    """Whether low-rank layers run on AMX tiles: on this machine a compiler and the system have a say too."""
+    if method not in memory.LOW_RANK or method == "dora" or "amx_bf16" not in target.features:
+        return False
+    if target.name != hardware.THIS_MACHINE:
+        return True
+    from hfadapt.fast import compiled
+
+    return compiled.tiles() is not None
 
 
 def step_seconds(

@@ -22,8 +22,8 @@ class Progress(Protocol):
     ) -> None:
         """After every optimizer step."""
 
-    def validation(self, step: int, loss: float, title: str = "") -> None:
-        """After every validation."""
+    def validation(self, step: int, loss: float, title: str = "", last: bool = False) -> None:
+        """After every validation; `last` when no step follows."""
 
 
 class Silent:
@@ -37,7 +37,7 @@ class Silent:
     ) -> None:
         """Nothing."""
 
-    def validation(self, step: int, loss: float, title: str = "") -> None:
+    def validation(self, step: int, loss: float, title: str = "", last: bool = False) -> None:
         """Nothing."""
 
 
@@ -63,9 +63,9 @@ class Corrected:
         """Handed on."""
         self.progress.say(message)
 
-    def validation(self, step: int, loss: float, title: str = "") -> None:
+    def validation(self, step: int, loss: float, title: str = "", last: bool = False) -> None:
         """Handed on."""
-        self.progress.validation(step, loss, title)
+        self.progress.validation(step, loss, title, last)
 
     def step(
         self, step: int, total: int, loss: float, tokens_per_second: float, seconds_left: float, title: str = ""

@@ -236,6 +236,13 @@ class Metric(Spec):
         return None if self.delta is None else self.delta if self.higher_is_better else -self.delta
 
     @property
+    def better(self) -> bool:
+        """Whether the interval of the difference lies wholly on the better side."""
+        if self.low is None or self.high is None:
+            return False
+        return self.low > 0 if self.higher_is_better else self.high < 0
+
+    @property
     def worse(self) -> bool:
         """Whether the interval of the difference lies wholly on the worse side."""
         if self.low is None or self.high is None:

@@ -125,23 +125,22 @@ def _training_times(report: Report) -> list[Block]:
 
 def _unproved(report: Report) -> list[Block]:
     """What to try where the adapter is not better than the baseline beyond chance."""
+    known = [cell for cell in report.cells if cell.metrics and cell.metrics[0].low is not None]
+    several = len({cell.target for cell in known}) > 1
 
-    def ahead(metric: Metric) -> bool:
-        if metric.low is None or metric.high is None:
-            return True
-        return not metric.low <= 0 <= metric.high and (metric.gain or 0) > 0
+    def names(worse: bool) -> str:
+        found = [cell for cell in known if not cell.metrics[0].better and cell.metrics[0].worse == worse]
+        return ", ".join(f"{cell.domain} on {cell.target}" if several else cell.domain for cell in found)
 
-    open_cells = [cell for cell in report.cells if cell.metrics and not ahead(cell.metrics[0])]
-    if not open_cells:
-        return []
-    several = len({cell.target for cell in open_cells}) > 1
-    names = ", ".join(f"{cell.domain} on {cell.target}" if several else cell.domain for cell in open_cells)
-    return [
-        Text(
-            f"not better than the baseline beyond chance: {names}. More rows help most; then train.epochs, "
-            "train.learning_rate and adapter.rank; with few test rows the interval is wide"
+    said = []
+    if worse := names(True):
+        said.append(f"worse than the baseline: {worse}. Look at the rows (hfadapt check), then at train.learning_rate")
+    if unsure := names(False):
+        said.append(
+            f"not better than the baseline beyond chance: {unsure}. To try: more rows, train.epochs, "
+            "train.learning_rate, adapter.rank; with few test rows the interval is wide"
         )
-    ]
+    return [Text(line) for line in said]
 
 
 def _report_row(cell: CellReport) -> list[str]:

@@ -24,7 +24,7 @@ class Terminal:
         self._bar: Progress | None = None
         self._task: Any = None
         self._validation: dict[str, str] = {}
-        self._last_step: dict[str, int] = {}
+        self._step: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -43,10 +43,12 @@ class Terminal:
         self, step: int, total: int, loss: float, tokens_per_second: float, seconds_left: float, title: str = ""
     ) -> None:
         """Moves the bar; without a terminal, prints a line about ten times a run."""
-        known = self._validation.get(title, "")
-        self._last_step[title] = total
-        if step == total:
+        if step <= self._step.get(title, 0):
+            # Another training, after one that ended early.
+            self._end()
             self._validation.pop(title, None)
+        self._step[title] = step
+        known = self._validation.get(title, "")
         text = f"loss {loss:.4f}{known}  {tokens_per_second:,.0f} tokens/s  {show_seconds(seconds_left)} left"
         text = f"{title}: {text}" if title else text
         if not self.console.is_terminal:
@@ -67,12 +69,13 @@ class Terminal:
         if step == total:
             self._end()
 
-    def validation(self, step: int, loss: float, title: str = "") -> None:
-        """Shown with the next steps; after the last one, a line of its own."""
-        if self._last_step.get(title) == step:
-            self.say(f"{title}: validation {loss:.4f}" if title else f"validation {loss:.4f}")
+    def validation(self, step: int, loss: float, title: str = "", last: bool = False) -> None:
+        """Shown with the next steps; the last one, a line of its own."""
+        if not last:
+            self._validation[title] = f"  validation {loss:.4f}"
             return
-        self._validation[title] = f"  validation {loss:.4f}"
+        self._validation.pop(title, None)
+        self.say(f"{title}: validation {loss:.4f}" if title else f"validation {loss:.4f}")
 
     def _end(self) -> None:
         if self._bar is not None:

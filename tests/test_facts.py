@@ -85,6 +85,13 @@ def test_an_encoder_cannot_write(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(RequestError, match="reads text in both directions"):
         facts.model_facts(str(tmp_path), "causal-lm")
+    for model_type, more in (("xlm", {"emb_dim": 32, "n_layers": 1, "n_heads": 2}), ("bert-generation", sizes)):
+        (tmp_path / model_type).mkdir()
+        (tmp_path / model_type / "config.json").write_text(
+            json.dumps({"model_type": model_type, "vocab_size": 40, **more})
+        )
+        with pytest.raises(RequestError, match="reads text in both directions"):
+            facts.model_facts(str(tmp_path / model_type), "causal-lm")
     (tmp_path / "decoder").mkdir()
     (tmp_path / "decoder/config.json").write_text(json.dumps({**config, "is_decoder": True}))
     assert facts.model_facts(str(tmp_path / "decoder"), "causal-lm").layers == 1

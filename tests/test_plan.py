@@ -13,11 +13,8 @@ import pytest
 
 from hfadapt import hardware
 from hfadapt.errors import RequestError
-from hfadapt.facts import model_facts
-from hfadapt.memory import Workload
 from hfadapt.plan import lock, make_plan
 from hfadapt.plan_record import CellPlan, Plan
-from hfadapt.plan_search import step_seconds
 from hfadapt.recipe import AUTO, Lock, Recipe
 from hfadapt.records import DataRecord, Lengths
 
@@ -245,16 +242,27 @@ def test_a_faster_card_is_predicted_faster(everywhere: Plan) -> None:
     assert rate["h100"] > rate["a100-80gb"] > rate["l4"] > rate["cpu-16gb"] > 0
 
 
-def test_products_on_tiles_are_predicted_faster_where_they_run(small: str) -> None:
-    facts, cpu = model_facts(small, "causal-lm"), hardware.target("cpu-16gb")
-    with_tiles, without = (cpu.model_copy(update={"features": f}) for f in (("amx_bf16",), ()))
+def test_products_on_tiles_are_predicted_faster_and_smaller_where_they_run(
+    small: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = hardware.target("cpu-16gb")
+    tiles = plain.model_copy(update={"features": ("amx_bf16",)})
 
-    def seconds(target: hardware.Target, fast: bool) -> float:
-        work = Workload(dtype="bfloat16", matmul_dtype="bfloat16", fast=fast, length_tokens=64, micro_batch_rows=8)
-        return step_seconds(facts, work, target, 8, 64) or 0.0
+    def planned(target: hardware.Target, **more: Any) -> CellPlan:
+        with monkeypatch.context() as patch:
+            patch.setattr(hardware, "target", lambda name: target)
+            return cell(small, "cpu-16gb", dtype="bfloat16", **more)
 
-    assert 0 < seconds(with_tiles, True) < seconds(without, True)
-    assert seconds(with_tiles, False) == seconds(without, False)
+    def training(plan: CellPlan) -> int:
+        return next(phase.total_bytes for phase in plan.memory if phase.phase == "train")
+
+    fast, slow = planned(tiles), planned(plain)
+    assert (fast.predicted_tokens_per_second or 0) > (slow.predicted_tokens_per_second or 0) > 0
+    assert training(fast) < training(slow)
+    for more in ({"train": {"fast": False}}, {"adapter": {"method": "dora"}}):
+        same = [planned(target, **more) for target in (tiles, plain)]
+        assert same[0].predicted_tokens_per_second == same[1].predicted_tokens_per_second
+        assert training(same[0]) == training(same[1])
 
 
 def test_processes_on_a_cpu_share_its_memory(small: str) -> None:

@@ -24,7 +24,7 @@ class Heard:
         self.steps.append(step)
         self.titles.add(title)
 
-    def validation(self, step: int, loss: float, title: str = "") -> None:
+    def validation(self, step: int, loss: float, title: str = "", last: bool = False) -> None:
         self.validations.append(loss)
 
 
@@ -81,15 +81,25 @@ def test_a_validation_is_shown_with_the_adapter_whose_it_is(capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("title", ["", "movies"])
+@pytest.mark.parametrize("stopped", [2, 20], ids=["early", "at the end"])
 def test_the_last_validation_is_shown_and_not_beside_the_next_adapter(
-    title: str, capsys: pytest.CaptureFixture[str]
+    title: str, stopped: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Terminal() as terminal:
+        terminal.step(1, 20, 0.6, 100.0, 0.0, title)
         terminal.validation(1, 0.75, title)
-        terminal.step(2, 2, 0.5, 100.0, 0.0, title)
-        terminal.validation(2, 0.25, title)
-        terminal.step(1, 2, 0.5, 100.0, 1.0, title)
-    first, last, following = capsys.readouterr().err.splitlines()
+        terminal.step(stopped, 20, 0.5, 100.0, 0.0, title)
+        terminal.validation(stopped, 0.25, title, last=True)
+        terminal.step(1, 20, 0.5, 100.0, 1.0, title)
+    _, first, last, following = capsys.readouterr().err.splitlines()
     assert "validation 0.7500" in first
     assert last.endswith("validation 0.2500")
     assert "validation" not in following
+
+
+def test_a_training_that_was_given_up_leaves_no_validation_to_the_next(capsys: pytest.CaptureFixture[str]) -> None:
+    with Terminal() as terminal:
+        terminal.step(2, 20, 0.5, 100.0, 0.0)
+        terminal.validation(2, 0.25)
+        terminal.step(1, 20, 0.5, 100.0, 1.0)
+    assert "validation" not in capsys.readouterr().err

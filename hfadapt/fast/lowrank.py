@@ -45,22 +45,26 @@ class Layer:
 
 
 class Copy(NamedTuple):
-    """A parameter (or its transpose) times a factor, in the dtype of the products."""
+    """What `refresh` renews: a parameter, or its transpose times a factor, in the dtype of the products."""
 
     low: torch.Tensor
-    parameter: torch.Tensor
+    parameter: torch.nn.Parameter
+    turned: bool
     factor: float
 
 
 @torch.no_grad()
 def refresh(groups: Sequence[Group]) -> None:
-    """Copies the parameters of all groups to the dtype of their products: a few calls, as there are hundreds."""
+    """Copies the parameters of all groups to the dtype of their products, in a few calls instead of hundreds."""
     copies = [copy for group in groups for copy in group.copies()]
-    scaled = [copy for copy in copies if copy.factor != 1.0]
-    if copies:
-        torch._foreach_copy_([copy.low for copy in copies], [copy.parameter for copy in copies])
-    if scaled:
-        torch._foreach_mul_([copy.low for copy in scaled], [copy.factor for copy in scaled])
+    for dtype in {copy.low.dtype for copy in copies}:
+        plain, turned = (
+            [copy for copy in copies if copy.low.dtype == dtype and copy.turned == side] for side in (False, True)
+        )
+        # Apart, as a GPU copies many tensors at once only where the memory of each pair is laid out alike.
+        torch._foreach_copy_([copy.low for copy in plain], [copy.parameter.detach() for copy in plain])
+        torch._foreach_copy_([copy.low for copy in turned], [copy.parameter.detach().t() for copy in turned])
+        torch._foreach_mul_([copy.low for copy in turned], [copy.factor for copy in turned])
 
 
 @dataclass
@@ -108,8 +112,8 @@ class Group:
         a_low = torch.cat([a.to(self.dtype) for a, _, _ in parts])
         b_low = [(b.to(self.dtype) * scaling).t().contiguous() for _, b, scaling in parts]
         rows = a_low.split([a.shape[0] for a, _, _ in parts])
-        self._copies += [Copy(low, a.detach(), 1.0) for low, (a, _, _) in zip(rows, parts, strict=True)]
-        self._copies += [Copy(low, b.detach().t(), factor) for low, (_, b, factor) in zip(b_low, parts, strict=True)]
+        self._copies += [Copy(low, a, False, 1.0) for low, (a, _, _) in zip(rows, parts, strict=True)]
+        self._copies += [Copy(low, b, True, scaling) for low, (_, b, scaling) in zip(b_low, parts, strict=True)]
         return a_low, b_low
 
     def low(self, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:

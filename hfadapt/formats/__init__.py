@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig
 
     from hfadapt.evaluate.drift import Form
     from hfadapt.recipe import Lock
@@ -30,9 +29,6 @@ class Format(Protocol):
 
     def forms(self, lock: Lock) -> tuple[Form, ...]:
         """The forms of drift.json that it can hold, the preferred one first; none where nothing can drift."""
-
-    def unfit(self, task: str, config: PretrainedConfig) -> str | None:
-        """Why models of this task and config cannot be written in the format, or None; for a plan."""
 
     def refusal(self, cell: Cell) -> str | None:
         """Why this model cannot be written in the format, or None."""

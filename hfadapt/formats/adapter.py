@@ -12,7 +12,6 @@ from hfadapt.model import load_base, open_adapter
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig
 
     from hfadapt.evaluate.drift import Form
     from hfadapt.recipe import Lock
@@ -32,12 +31,8 @@ class Adapter:
         """It is what was trained: nothing drifts."""
         return ()
 
-    def unfit(self, task: str, config: PretrainedConfig) -> str | None:
-        """Every adapter can be copied."""
-        return None
-
     def refusal(self, cell: Cell) -> str | None:
-        """The same."""
+        """Every adapter can be copied."""
         return None
 
     def write(self, cell: Cell, form: Form | None, folder: Path, device: torch.device) -> Any:

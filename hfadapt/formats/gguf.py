@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.evaluate.drift import Form
-from hfadapt.facts import load_config
+from hfadapt.facts import load_config, unfit_for_gguf
 from hfadapt.formats.merged import KIND as MERGED
 from hfadapt.merge import merged_dtype, open_merged
 from hfadapt.model import load_tokenizer, resolve_model
@@ -19,7 +19,6 @@ from hfadapt.model import load_tokenizer, resolve_model
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from transformers import PretrainedConfig
 
     from hfadapt.recipe import Lock
     from hfadapt.run_folder import Cell
@@ -40,19 +39,9 @@ class Gguf:
         """Those of a merged model; 8 bits (q8_0) only when asked for, since their drift is not measured."""
         return (*MERGED.forms(lock), Form("q8_0", True))
 
-    def unfit(self, task: str, config: PretrainedConfig) -> str | None:
-        """Architectures whose names in GGUF are not known here."""
-        if task != "causal-lm":
-            return f"GGUF is for language models, this is {task}"
-        if config.model_type != "llama" or config.attention_bias or config.mlp_bias:
-            return f"architecture {config.model_type}; it is written for Llama-like models without biases"
-        if _rope(config).get("rope_type", "default") != "default":
-            return f"positions of type {_rope(config)['rope_type']}"
-        return None
-
     def refusal(self, cell: Cell) -> str | None:
-        """The same, and tokenizers whose names are not known."""
-        if why := self.unfit(cell.lock.task, load_config(cell.lock.model)):
+        """Architectures and tokenizers whose names in GGUF are not known here."""
+        if why := unfit_for_gguf(cell.lock.task, load_config(cell.lock.model).to_dict()):
             return why
         if _pre_tokenizer(load_tokenizer(resolve_model(cell.lock.model))) is None:
             return "its tokenizer cuts text in a way whose name in GGUF is not known"

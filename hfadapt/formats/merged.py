@@ -11,7 +11,6 @@ from hfadapt.merge import half_dtype, merged_dtype, open_merged, write_merged
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig
 
     from hfadapt.recipe import Lock
     from hfadapt.run_folder import Cell
@@ -32,12 +31,8 @@ class Merged:
             return (Form(whole, True), Form(half if whole == "float32" else "float32", True))
         return (Form(half, True), Form(half, True, dequantised=True), Form("float32", True, dequantised=True))
 
-    def unfit(self, task: str, config: PretrainedConfig) -> str | None:
-        """Every model can be merged."""
-        return None
-
     def refusal(self, cell: Cell) -> str | None:
-        """The same."""
+        """Every model can be merged."""
         return None
 
     def write(self, cell: Cell, form: Form | None, folder: Path, device: torch.device) -> Any:

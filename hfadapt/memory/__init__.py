@@ -40,7 +40,7 @@ LOW_RANK = ("lora", "rslora", "dora", "pissa", "loftq", "eva", "olora")
 
 # --- fitted on the `fitted` half of benchmarks/memory_grid.json ------------------------------------------------------
 CPU_CONSTANT_BYTES = {"load": 25 * MIB, "train": 40 * MIB, "evaluate": 48 * MIB, "save": 40 * MIB, "merge": 55 * MIB}
-"""Code and constant pages that a phase touches: kernels, operator tables, compiled oneDNN primitives."""
+"""Code and constant pages that a phase touches: kernels and operator tables."""
 CPU_PRIMITIVES_BYTES = 30 * MIB
 """What oneDNN's compiled products add where training does not run on tiles: between the same points measured with and
 without."""
@@ -197,11 +197,12 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
 def predict_merge(facts: ModelFacts, workload: Workload) -> PhaseMemory:
     """Peak of adding the adapter to a freshly loaded base that is not quantised, and of writing the result.
 
-    The result has the dtype of the base. Merging works in place: beside the weights it holds one layer's update in
-    float32 and in the dtype of the weights. From a CPU tensors are written as they are; from a device all are copied to
-    main memory first.
+    The result has the dtype of the base, or 16 bits where that was quantised. Merging works in place: beside the
+    weights it holds one layer's update in float32 and in the dtype of the weights, and the pages of a file in another
+    dtype. From a CPU tensors are written as they are; from a device all are copied to main memory first.
     """
-    plain = workload.model_copy(update={"quant": "none"})
+    half = "bfloat16" if workload.quant != "none" and workload.dtype == "float32" else workload.dtype
+    plain = workload.model_copy(update={"quant": "none", "dtype": half})
     element, trained = DTYPE_BYTES[plain.dtype], trained_parameters(facts, workload) * 4
     parts = {
         "weights": weight_bytes(facts, plain.model_copy(update={"method": "lora"})),
@@ -209,6 +210,7 @@ def predict_merge(facts: ModelFacts, workload: Workload) -> PhaseMemory:
         "workspaces": facts.largest_linear * (4 + element),
     }
     if workload.device == "cpu":
+        parts["checkpoint"] = 0 if _mapped(facts, plain) else _load_parts(facts, plain)["checkpoint"]
         parts["framework"] = CPU_CONSTANT_BYTES["merge"] + (0 if workload.tiles else CPU_PRIMITIVES_BYTES)
         return PhaseMemory(phase="merge", parts=parts)
     parts |= {"allocator": int(sum(parts.values()) * (GPU_ALLOCATOR_RATIO - 1)), "framework": GPU_CONSTANT_BYTES}

@@ -289,7 +289,7 @@ class Loop:
         self._write(job, job.validated(loss))
         self.accelerator.log({self._tracked(job, "validation_loss"): loss}, step=job.state.step)
         if self.accelerator.is_main_process:
-            self.progress.validation(job.state.step, loss, self._shown(job))
+            self.progress.validation(job.state.step, loss, self._shown(job), last=not job.active)
 
     # --- the fast path -----------------------------------------------------------------------------------------------
 
