@@ -29,7 +29,7 @@ OPTIONAL = {
 MATTERS = ("fast bfloat16", "8-bit and 4-bit storage", "compiled kernels", "Hugging Face Hub")
 """Without these a recipe is limited; the other capabilities are extras."""
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-MATRIX = 1024
+MATRIX = 2048
 SECONDS_EACH = 0.6
 
 
@@ -143,7 +143,7 @@ def matrix_rate(dtype: str, target: Target) -> float:
     import torch
 
     device = _device(target)
-    size = MATRIX if target.on_cpu else 8 * MATRIX
+    size = MATRIX if target.on_cpu else 4 * MATRIX
     a, b = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + SECONDS_EACH
     a @ b
