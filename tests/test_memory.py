@@ -132,14 +132,14 @@ def grid() -> ModuleType:
 @pytest.mark.parametrize("kept", ["memory_grid.json", "memory_grid_without_tiles.json"])
 @pytest.mark.parametrize("model", ["llama-60m", "bert-40m", pytest.param("modernbert-100m", marks=pytest.mark.slow)])
 def test_predictions_stay_true_to_the_kept_measurements(grid: ModuleType, model: str, kept: str) -> None:
-    """Held-out training points: median error at most 7 %, 95th percentile 13 %, no false "fits" in any phase."""
+    """Held-out training points: median error at most 7 %, the worst of nine 15 %, no false "fits" in any phase."""
     results = json.loads(grid.RESULTS.with_name(kept).read_text())
     results["points"] = [p for p in results["points"] if p["point"]["model"] == model]
     rows = grid.errors(results)
     found = grid.summary([row for row in rows if row["phase"] == "train" and not row["fitted"]])
     assert found["points"] >= 9
     assert found["median"] <= 0.07
-    assert found["p95"] <= 0.13
+    assert found["worst"] <= 0.15
     assert grid.summary([row for row in rows if row["phase"] != "load"])["false_fits"] == 0
 
 
