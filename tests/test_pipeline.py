@@ -1,4 +1,4 @@
-"""A recipe from start to end through the command line: what is written, kept, redone, refused, and survives."""
+"""A recipe from start to end through the command line: what is written, kept, redone, and survives."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from tiny import (
     command,
     finish,
     labelled,
-    pairs,
     recipe_fields,
     start,
     write_recipe,
@@ -279,64 +278,6 @@ def test_a_loss_that_is_not_finite_ends_with_1(models, tmp_path):
     assert "the loss of step 1 is not finite" in done.err
     assert "Traceback" not in done.err + done.out
     assert record(tmp_path, "cell.json")["status"] == "failed"
-
-
-def refused(tmp_path, model, rows, code, *words, task="text-classification", **fields):
-    """Runs a recipe over `rows` and checks that it ends with `code` and all `words`, before training."""
-    write_rows(tmp_path / "one.jsonl", rows)
-    write_recipe(tmp_path / "tiny.yaml", recipe_fields(model, task, **fields))
-    done = command("train", "tiny.yaml", folder=tmp_path)
-    assert done.code == code, done.err
-    for word in words:
-        assert word in done.err
-    assert "Traceback" not in done.err + done.out
-    assert "step 1/" not in done.err
-    assert not (cell(tmp_path) / "adapter").exists()
-
-
-def test_no_rows(models, tmp_path):
-    refused(tmp_path, models / "encoder", [], 2, "one.jsonl", "fix:")
-
-
-def test_one_class_only(models, tmp_path):
-    rows = [{**row, "label": "good"} for row in labelled(60)]
-    refused(tmp_path, models / "encoder", rows, 2, "good", "fix:")
-
-
-def test_an_unknown_column(models, tmp_path):
-    domains = {"one": {"source": "one.jsonl", "columns": {"text": "txt", "label": "label"}}}
-    refused(tmp_path, models / "encoder", labelled(60), 2, "txt", "did you mean 'text'?", domains=domains)
-
-
-def test_columns_that_do_not_fit_the_task(models, tmp_path):
-    refused(tmp_path, models / "encoder", pairs(60), 2, "prompt", "fix:")
-
-
-def test_all_labels_masked(models, tmp_path):
-    """Chats that are cut before the first answer begins."""
-    long = [
-        {"messages": [{"role": "user", "content": " ".join(["river"] * 40)}, *row["messages"][1:2]]}
-        for row in chats(60)
-    ]
-    for number, row in enumerate(long):
-        row["messages"][0]["content"] += f" {number}"
-    refused(
-        tmp_path,
-        models / "lm",
-        long,
-        1,
-        "label",
-        "fix:",
-        task="causal-lm",
-        data__max_length=16,
-        data__dedupe={"near": False},
-    )
-
-
-def test_a_base_without_chat_template(models, tmp_path):
-    bare = Path(shutil.copytree(models / "lm", tmp_path / "bare"))
-    (bare / "chat_template.jinja").unlink()
-    refused(tmp_path, bare, chats(60), 1, "no chat template", task="causal-lm")
 
 
 def test_a_folder_in_use_is_refused(folder):
