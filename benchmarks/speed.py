@@ -3,8 +3,8 @@
     python benchmarks/speed.py                            every CPU workload: prepares, makes environments, runs, prints
     python benchmarks/speed.py --workload minilm-tweets   only this one; may be repeated
     python benchmarks/speed.py --tool hfadapt --tool trl-nf4 --rows 64 --seeds 1 --record /tmp/try.json   a try
-    python benchmarks/speed.py --workload smollm2-tweets --tool hfadapt --tool litgpt --seeds 1 --add
-                                                          another tool beside what was measured before
+    python benchmarks/speed.py --workload smollm2-tweets --tool hfadapt --tool litgpt --seed 18 --seed 19 --add
+                                                          more runs beside what was measured before
     python benchmarks/speed.py --device cuda              1B and 8B on a GPU: hfadapt, TRL and unsloth
     python benchmarks/speed.py --workload cotrain         four domains together, and one after the other
     python benchmarks/speed.py --table                    the table from speed.json, and into the README
@@ -393,6 +393,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help="fewer training rows, for a try; a multiple of the effective batch")
     parser.add_argument("--add", action="store_true", help="keep the workload's runs in the record and add to them")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help=f"how many of {SEEDS}")
+    parser.add_argument("--seed", type=int, action="append", choices=SEEDS, help="only this one; may be repeated")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="OMP_NUM_THREADS of every run")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--venvs", type=Path, default=WORK / "venvs", help="where environments are made and kept")
@@ -404,7 +405,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--record", type=Path, default=RECORD, help="the JSON that the table is made from")
     parser.add_argument("--table", action="store_true", help="only print the table of the record, and renew the README")
     arguments = parser.parse_args()
-    arguments.seeds = list(SEEDS[: arguments.seeds])
+    arguments.seeds = arguments.seed or list(SEEDS[: arguments.seeds])
     # A try with a record of its own leaves the kept logs alone.
     arguments.results = RESULTS if arguments.record == RECORD else arguments.record.resolve().with_suffix("")
     return arguments
