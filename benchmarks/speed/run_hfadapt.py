@@ -16,10 +16,12 @@ from typing import Any  # noqa: E402
 
 from measure import STARTED, Clock, job, save_snapshot, write_result  # noqa: E402
 
+from hfadapt.progress import Silent  # noqa: E402
+
 JOB = job()
 
 
-class Watch:
+class Watch(Silent):
     """A Progress that notes when steps and validations end; hfadapt calls it outside of its own step clock."""
 
     def __init__(self) -> None:
@@ -32,7 +34,7 @@ class Watch:
         """A step has ended."""
         self.steps.append(time.perf_counter())
 
-    def validation(self, step: int, loss: float, title: str = "") -> None:
+    def validation(self, step: int, loss: float, title: str = "", last: bool = False) -> None:
         """A validation has ended; it began when the step ended. The adapter is kept as it is now."""
         self.snapshot(step)
         self.validations[step] = (loss, time.perf_counter() - self.steps[-1])
@@ -43,8 +45,9 @@ class Watch:
 
         save_snapshot(JOB, step, get_peft_model_state_dict(self.model, save_embedding_layers=False))
 
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args, **kwargs: print(*args)  # say(), and what later versions add
+    def say(self, message: str) -> None:
+        """Into the log."""
+        print(message)
 
 
 def watch_model(watch: Watch) -> None:
@@ -87,7 +90,7 @@ def main() -> None:
     )
     watch = Watch()
     watch_model(watch)
-    record = train_cell(cell, World(), progress=watch)  # type: ignore[arg-type]
+    record = train_cell(cell, World(), progress=watch)
     lines = [json.loads(line) for line in (cell.folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     # From the start of step 1 to the end of the last, without the validations between; a step's own clock leaves out
