@@ -20,7 +20,9 @@ from hfadapt.plan_fields import (
     Work,
     adaptable,
     fused,
+    optimizer_steps,
     settle_checkpoints,
+    settle_compile,
     settle_data,
     settle_evaluation,
     settle_resident,
@@ -29,7 +31,7 @@ from hfadapt.plan_fields import (
     settle_training,
 )
 from hfadapt.plan_record import CellPlan, Decision, Plan
-from hfadapt.plan_search import Candidate, Question, alternatives, best, search
+from hfadapt.plan_search import Candidate, Question, alternatives, best, compile_seconds, search
 from hfadapt.recipe import AUTO, THIS_MACHINE, Lock, Recipe
 from hfadapt.records import DataRecord
 from hfadapt.show import show_bytes
@@ -158,13 +160,13 @@ def _impossible(recipe: Recipe, target: Target) -> list[Problem]:
             )
         )
     method = kinds.load("adapters", "lora" if recipe.adapter.method == AUTO else recipe.adapter.method)
-    if recipe.train.together is True and not (recipe.train.fast and method.shares_base):
+    if recipe.train.together is True and not (recipe.train.fast.low_rank and method.shares_base):
         found.append(
             Problem(
                 "these adapters cannot be trained together",
                 place="train.together",
-                got=f"adapter.method {method.name}, train.fast {recipe.train.fast}".lower(),
-                allowed="method lora or rslora, with train.fast",
+                got=f"adapter.method {method.name}, train.fast.low_rank {recipe.train.fast.low_rank}".lower(),
+                allowed="method lora or rslora, with train.fast.low_rank",
                 fix="leave train.together: auto",
             )
         )
@@ -240,6 +242,7 @@ def _plan_cell(
         rank=decided.value("adapter.rank"),
         modules=tuple(decided.value("adapter.modules")),
         optimizer=decided.value("train.optimizer"),
+        dropout=decided.value("adapter.dropout") > 0,
         length_tokens=min(length, work.longest_tokens),
         labelled_tokens=work.labelled_tokens,
         mean_tokens=min(length, work.mean_tokens),
@@ -251,6 +254,7 @@ def _plan_cell(
     settle_storage(decided, question, chosen, candidates)
     chosen = settle_together(decided, question, chosen, sharing)
     chosen = settle_resident(decided, question, chosen)
+    chosen = settle_compile(decided, question, chosen, optimizer_steps(recipe, work, decided))
     settle_checkpoints(decided, chosen)
     settle_evaluation(decided, recipe, facts, chosen, work, budget)
     decided.made.append(
@@ -313,10 +317,10 @@ def _time(chosen: Candidate, work: Work, decided: Decisions, world: int) -> tupl
     rows = decided.value("train.batch_rows")
     tokens = min(work.mean_tokens, chosen.workload.length_tokens)
     rate = rows * tokens / chosen.seconds_per_step
-    steps = decided.recipe.train.max_steps
-    if steps is None and work.rows is not None:
-        steps = math.ceil(work.rows * decided.value("train.epochs") / rows)
-    return (steps * chosen.seconds_per_step if steps else None), rate
+    if decided.recipe.train.max_steps is None and work.rows is None:
+        return None, rate
+    steps = optimizer_steps(decided.recipe, work, decided)
+    return steps * chosen.seconds_per_step + compile_seconds(chosen.workload), rate
 
 
 def _served(target: Target, facts: ModelFacts) -> tuple[list[str], bool]:

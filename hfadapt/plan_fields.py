@@ -17,7 +17,16 @@ from hfadapt.facts import ModelFacts
 from hfadapt.hardware import Target
 from hfadapt.memory import Workload
 from hfadapt.plan_record import Decision, Rejected
-from hfadapt.plan_search import Candidate, Question, resident, shared, storages_of, stored_bytes
+from hfadapt.plan_search import (
+    Candidate,
+    Question,
+    compile_seconds,
+    compiled,
+    resident,
+    shared,
+    storages_of,
+    stored_bytes,
+)
 from hfadapt.recipe import AUTO, Recipe
 from hfadapt.records import Lengths
 from hfadapt.show import show_bytes, show_seconds
@@ -53,6 +62,7 @@ FUSED_MODULES = ("conv1d", "out_proj")
 ASSUMED_ROWS = 2000
 EVALUATIONS = 4
 CHECKPOINT_SECONDS = 60.0
+COMPILED_KINDS = ("cpu", "cuda", "rocm")
 TOGETHER_GAIN = 1.1
 """Domains are trained together when that is faster than one after the other by this much."""
 LONGEST_TOKENS = 4096
@@ -117,7 +127,7 @@ def settle_data(decided: Decisions, facts: ModelFacts, work: Work) -> int:
     if work.lengths is not None and work.lengths.p95 + 8 < longest:
         rejected.append(Rejected(value=str(-(-work.lengths.p95 // 8) * 8), reason="would cut 5 % of the rows"))
     length = int(decided.settle("data.max_length", max(8, longest), reason, tuple(rejected)))
-    packs = kinds.load("tasks", decided.recipe.task).packs and decided.recipe.train.fast
+    packs = kinds.load("tasks", decided.recipe.task).packs and decided.recipe.train.fast.attention
     reason = "rows stand one after the other without padding, attention stays inside each"
     if not packs:
         reason = "rows are sorted by length and padded to the longest of their micro-batch only"
@@ -155,11 +165,16 @@ def settle_training(decided: Decisions, recipe: Recipe, facts: ModelFacts, work:
     ):
         decided.default(name, table)
     rows = work.rows or ASSUMED_ROWS
-    in_all = rows * decided.value("train.epochs")
-    steps = recipe.train.max_steps or math.ceil(in_all / decided.value("train.batch_rows"))
+    steps = optimizer_steps(recipe, work, decided)
     every = max(1, steps // EVALUATIONS)
     basis = f"{steps:,} steps" if work.rows or recipe.train.max_steps else f"{rows:,} rows assumed, so {steps:,} steps"
     decided.settle("train.evaluate_every_steps", every, f"about {EVALUATIONS} times in a run: {basis}")
+
+
+def optimizer_steps(recipe: Recipe, work: Work, decided: Decisions) -> int:
+    """Of the whole training, once epochs and batch are settled; rows that are not known yet are assumed."""
+    rows = (work.rows or ASSUMED_ROWS) * decided.value("train.epochs")
+    return recipe.train.max_steps or math.ceil(rows / decided.value("train.batch_rows"))
 
 
 def settle_storage(decided: Decisions, question: Question, chosen: Candidate, candidates: list[Candidate]) -> None:
@@ -216,7 +231,7 @@ def settle_checkpoints(decided: Decisions, chosen: Candidate) -> None:
 def settle_together(decided: Decisions, question: Question, chosen: Candidate, sharing: int) -> Candidate:
     """Whether the target's domains are trained at the same time on one base; returns the candidate for that."""
     recipe, budget = question.recipe, question.budget_bytes
-    able = kinds.load("adapters", question.method).shares_base and recipe.train.fast
+    able = kinds.load("adapters", question.method).shares_base and recipe.train.fast.low_rank
     able = able and not decided.value("adapter.dropout")
     # On CUDA the products of 8-bit layers are peft's, which knows one active adapter.
     able = able and (chosen.workload.quant != "int8" or question.target.on_cpu)
@@ -245,8 +260,7 @@ def settle_resident(decided: Decisions, question: Question, chosen: Candidate) -
     work, trainer = chosen.workload, question.target
     # On CUDA the products of 8-bit layers are made in integers, without unpacking.
     unpacks = work.quant in ("nf4", "fp4") or (work.quant == "int8" and trainer.on_cpu)
-    method = kinds.load("adapters", question.method)
-    if not (unpacks and question.recipe.train.fast and method.has_rank and "use_dora" not in method.options):
+    if not (unpacks and memory.own_layers(work)):
         decided.settle("train.resident_layers", 0, "nothing is unpacked for each use")
         return chosen
     asked = decided.asked("train.resident_layers")
@@ -259,6 +273,49 @@ def settle_resident(decided: Decisions, question: Question, chosen: Candidate) -
         return found
     given = chosen.workload.model_copy(update={"resident_layers": asked})
     return replace(chosen, workload=given, phases=memory.predict(question.facts, given))
+
+
+def settle_compile(decided: Decisions, question: Question, chosen: Candidate, steps: int) -> Candidate:
+    """Whether torch.compile saves more than it takes."""
+    name = "train.fast.compile"
+    if why := _nothing_to_compile(question, chosen.workload):
+        asked = decided.settle(name, False, why)
+        return compiled(question, chosen) if asked else chosen
+    found = compiled(question, chosen)
+    takes = compile_seconds(found.workload)
+    saves = steps * ((chosen.seconds_per_step or 0.0) - (found.seconds_per_step or 0.0))
+    fits = found.peak_bytes <= question.budget_bytes
+    words = f"it saves about {show_seconds(saves)} in {steps:,} steps and takes {show_seconds(takes)} first"
+    if not fits:
+        words = f"with it {show_bytes(found.peak_bytes)} are needed, of {show_bytes(question.budget_bytes)}"
+    worth = fits and saves > takes
+    rejected = () if worth else (Rejected(value="True", reason=words),)
+    reason = (
+        words if worth else "torch's own operations are about as fast in so few steps" if fits else "it does not fit"
+    )
+    return found if decided.settle(name, worth, reason, rejected) else chosen
+
+
+def _nothing_to_compile(question: Question, work: Workload) -> str:
+    """Why torch.compile is of no use, or nothing."""
+    trainer = question.target
+    if not work.fast:
+        return "the passes of a step are left to the libraries"
+    if trainer.kind not in COMPILED_KINDS:
+        return f"not known to work on {trainer.name}"
+    if trainer.on_cpu and not work.kernels:
+        return "it needs a C++ compiler, and there is none here"
+    if memory.own_layers(work):
+        if trainer.on_cpu:
+            return "hfadapt's own kernels make the passes that it would fuse"
+        if not memory.own_passes(question.facts, work):
+            return f"of {question.facts.architecture} it has no passes to fuse"
+        return ""
+    if work.quant != "none":
+        return "bitsandbytes' layers are not compiled"
+    if work.checkpointing or not question.facts.recomputes:
+        return "layers that are computed again in the backward pass are not compiled"
+    return ""
 
 
 def _not_tried(question: Question, work: Workload, tried: set[str]) -> list[Rejected]:

@@ -274,11 +274,53 @@ class Adapter(Spec):
     modules: tuple[str, ...] | Auto = AUTO
 
 
+class Fast(Spec):
+    """hfadapt's own path for the passes of a step; what is left out is the libraries' own.
+
+    Parts: `low_rank` layers that share an input as one function (lora, rslora; without dropout), `attention` inside
+    rows (without it none are packed), `norms`, `gates` (gated activations, as part of a low-rank layer), `rotary`
+    positions, `loss` on labelled positions in pieces. `bfloat16`: products of a float32 base in bfloat16 where the
+    device multiplies it several times faster. `compile`: torch.compile for what has no kernels here.
+    """
+
+    low_rank: bool = True
+    attention: bool = True
+    norms: bool = True
+    gates: bool = True
+    rotary: bool = True
+    loss: bool = True
+    bfloat16: bool = True
+    compile: bool | Auto = AUTO
+
+    @property
+    def without(self) -> tuple[str, ...]:
+        """The parts that are left to the libraries."""
+        return tuple(name for name in FAST_PARTS if not getattr(self, name))
+
+    @property
+    def used(self) -> bool:
+        """Whether anything is hfadapt's own."""
+        return self.compile is True or len(self.without) < len(FAST_PARTS)
+
+
+FAST_PARTS = ("low_rank", "attention", "norms", "gates", "rotary", "loss")
+
+
+def fast_parts(value: Any) -> Any:
+    """The settings that `true` and `false` stand for; anything else as it is."""
+    if not isinstance(value, bool):
+        return value
+    return {} if value else dict.fromkeys((*FAST_PARTS, "bfloat16", "compile"), False)
+
+
+AnyFast = Annotated[Fast, BeforeValidator(fast_parts)]
+
+
 class Train(Spec):
     """The training loop. `batch_rows` is the effective batch over all processes and accumulation steps.
 
     `together` trains the domains of a target at the same time on one resident base; every adapter is what it would be
-    alone. `fast` is hfadapt's own path for the passes of a step; without it the libraries' own are used.
+    alone. `fast: false` leaves every pass of a step to the libraries, `fast: {norms: false}` only that part.
     `resident_layers` of a quantised base are also kept unpacked while training, so that no step unpacks them.
     """
 
@@ -298,7 +340,7 @@ class Train(Spec):
     optimizer: AutoOptimizer = AUTO
     checkpointing: bool | Auto = AUTO
     resident_layers: Annotated[int, Field(ge=0)] | Auto = AUTO
-    fast: bool = True
+    fast: AnyFast = Fast()
     together: bool | Auto = AUTO
     trackers: tuple[Tracker, ...] = ()
 
@@ -380,6 +422,12 @@ class LockedData(Data):
     packing: bool
 
 
+class LockedFast(Fast):
+    """The fast path's parts, resolved."""
+
+    compile: bool = False
+
+
 class LockedTrain(Train):
     """Training settings, resolved."""
 
@@ -394,6 +442,7 @@ class LockedTrain(Train):
     checkpoint_every_steps: int
     optimizer: Optimizer
     checkpointing: bool
+    fast: Annotated[LockedFast, BeforeValidator(fast_parts)] = LockedFast()
     together: bool = False
     resident_layers: int = 0
 

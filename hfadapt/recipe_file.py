@@ -13,7 +13,7 @@ from typing import Any
 
 from hfadapt import hardware
 from hfadapt.errors import RecipeError, nearest
-from hfadapt.recipe import Lock, Recipe
+from hfadapt.recipe import Lock, Recipe, fast_parts
 from hfadapt.recipe_checks import check_settings
 from hfadapt.recipe_words import dig, dotted, show, validate
 from hfadapt.source_checks import check_sources, local_model
@@ -181,6 +181,8 @@ def _override(tree: Tree, override: str, place: Place) -> None:
             inner = {}
         elif depth == 1 and keys[0] == "domains" and isinstance(inner, str):
             inner = {"source": inner}
+        elif keys[: depth + 1] == ("train", "fast") and isinstance(inner, bool):
+            inner = fast_parts(inner)
         if not _reaches(inner, keys[depth + 1]):
             fix = f"give `{dotted(keys[: depth + 1])}` as a whole"
             tree.report(place, f"`{dotted(keys[: depth + 1])}` has no settings below it", got=show(inner), fix=fix)

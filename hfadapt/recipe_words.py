@@ -18,14 +18,17 @@ from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from hfadapt.errors import nearest
-from hfadapt.recipe import AUTO, NAME_PATTERN, Domain, OneOf, Recipe, Source, Template
+from hfadapt.recipe import AUTO, NAME_PATTERN, Domain, Fast, LockedFast, OneOf, Recipe, Source, Template
 from hfadapt.yaml_lines import Keys, Place, Tree, inline, plain
 
 LIMIT_PROBLEMS = 50
 NAME_WORDS = "a name of letters, digits, '.', '_' and '-', at most 64, beginning with a letter or digit"
+FAST_WORDS = "true, false, or parts such as {norms: false}"
 MODEL_WORDS: dict[type, str] = {
     Domain: "a source, or settings such as {source: data.csv}",
     Source: "a source, or settings such as {source: data.csv}",
+    Fast: FAST_WORDS,
+    LockedFast: FAST_WORDS,
 }
 EXAMPLES = {
     "model": "sample:minilm-l6",
@@ -171,8 +174,8 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     return get_args(bare) if get_origin(bare) in (Union, types.UnionType) else (annotation,)
 
 
-def _is_model(bare: Any) -> bool:
-    return isinstance(bare, type) and issubclass(bare, BaseModel)
+def _is_model(bare: Any, kind: type = BaseModel) -> bool:
+    return isinstance(bare, type) and issubclass(bare, kind)
 
 
 def _field(info: FieldInfo) -> Any:
@@ -302,7 +305,8 @@ def _report_booleans(tree: Tree, model: type[BaseModel], keys: Keys = ()) -> Non
     annotation, value = annotation_at(model, keys), dig(tree, keys)
     if annotation is None:
         return
-    if isinstance(value, bool) and not any(split(member)[0] is bool for member in _members(annotation)):
+    kinds = [split(member)[0] for member in _members(annotation)]
+    if isinstance(value, bool) and not any(kind is bool or _is_model(kind, Fast) for kind in kinds):
         report_value(tree, keys, model)
     inner = value if isinstance(value, Mapping) else range(len(value)) if isinstance(value, list) else ()
     for key in inner:

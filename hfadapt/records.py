@@ -205,6 +205,7 @@ class TrainRecord(Record):
     model_revision: str | None = None
     model_citation: str | None = None
     fast_path: str | None = None
+    compile_seconds: float | None = None
     together: tuple[str, ...] = ()
     energy: Energy | None = None
     compute: Compute | None = None

@@ -13,6 +13,7 @@ from tiny import chats, labelled, make_lock, make_loop, pairs, same_weights, sto
 from hfadapt.errors import DataError, RunError
 from hfadapt.model import trainable
 from hfadapt.progress import Silent
+from hfadapt.recipe import FAST_PARTS
 from hfadapt.tasks import IGNORED, Example
 
 STORES = ("none", "int8", "nf4", "fp4")
@@ -26,6 +27,55 @@ class Listener(Silent):
 
     def say(self, message):
         self.said.append(message)
+
+
+# --- float16 ---------------------------------------------------------------------------------------------------------
+
+
+def test_float16_learns_what_float32_learns(models, tmp_path, monkeypatch):
+    """Gradients are scaled so that they do not vanish; with a loss that is weighted by 1e-7 they would."""
+    settings = {"train__max_steps": 4, "train__learning_rate": 1e-3, "train__max_grad_norm": 1e9}
+
+    def small(*arguments, **options):
+        trained = make_loop(*arguments, **options)
+        # As if a batch had ten million labels more.
+        plain = trained.loop._loss
+        monkeypatch.setattr(
+            trained.loop, "_loss", lambda micro, weights: plain(micro, {k: w * 1e-7 for k, w in weights.items()})
+        )
+        return trained
+
+    def norms(name, scaled=True, **more):
+        trained = small(make_lock(models / "lm", **settings, **more), tmp_path / name, pairs(48))
+        if not scaled:
+            monkeypatch.setattr(type(trained.loop), "_products", lambda loop: torch.float32)
+        trained.loop.run()
+        return [line["grad_norm"] for line in trained.lines if "loss" in line]
+
+    wide, half = norms("wide"), norms("half", dtype="float16")
+    assert half == pytest.approx(wide, rel=0.1)
+    with pytest.raises(RunError, match="zero gradient"):
+        norms("unscaled", scaled=False, dtype="float16")
+
+
+def test_gradients_that_overflow_are_worked_out_again_with_a_smaller_scale(models, tmp_path):
+    settings = {"dtype": "float16", "train__max_steps": 4}
+    plain = train(make_lock(models / "lm", **settings), tmp_path / "plain", pairs(32))
+    high = make_loop(make_lock(models / "lm", **settings), tmp_path / "high", pairs(32))
+    high.job.state.loss_scale = 2.0**40
+    high.loop.run()
+    assert 1 < high.job.state.loss_scale < 2.0**30
+    losses = [line["loss"] for line in high.lines if "loss" in line]
+    assert losses == pytest.approx(plain.losses, rel=2e-3)
+    assert len(losses) == 4, "no step is left out"
+
+
+def test_a_gradient_that_is_never_finite_ends_the_training(models, tmp_path, monkeypatch):
+    trained = make_loop(make_lock(models / "lm", dtype="float16", train__max_steps=2), tmp_path, pairs(32))
+    next(iter(trained.job.parameters.values())).register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(RunError, match="gradient of step 1 is not finite"):
+        trained.loop.run()
+    assert trained.job.state.loss_scale == 1
 
 
 # --- evaluation changes nothing --------------------------------------------------------------------------------------
@@ -49,6 +99,24 @@ def test_evaluating_between_steps_changes_no_bit(models, tmp_path, task, quant, 
     assert same_weights(always.weights, never.weights)
     assert len(set(never.losses)) == 6, "nothing was learned, so the comparison says nothing"
     assert sum("validation_loss" in line for line in always.lines) == 6
+
+
+@pytest.mark.parametrize("part", FAST_PARTS)
+def test_training_without_one_fast_part_is_the_same_training(models, tmp_path, part):
+    whole = train(make_lock(models / "lm"), tmp_path / "whole", pairs(32))
+    fewer = train(make_lock(models / "lm", train__fast={part: False}), tmp_path / "fewer", pairs(32))
+    assert fewer.losses == pytest.approx(whole.losses, rel=1e-4)
+    words = {
+        "low_rank": "low-rank layers",
+        "attention": "attention inside rows",
+        "norms": "norms",
+        "gates": "gated activations",
+        "rotary": "rotary positions",
+        "loss": "loss on labelled positions",
+    }
+    gone = {word for word in words.values() if word in whole.loop.path and word not in fewer.loop.path}
+    assert words[part] in gone
+    assert gone <= {words[part], *({"gated activations"} if part == "low_rank" else {"rows in one line"})}
 
 
 @pytest.mark.parametrize("quant", ["nf4", "fp4"])

@@ -218,6 +218,45 @@ def test_a_cpu_without_tiles_needs_more_once_it_has_computed(lm: ModelFacts) -> 
     assert merged[0] > merged[1]
 
 
+def test_a_plan_does_not_depend_on_the_machine_that_makes_it(lm: ModelFacts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traces run as on the target: without compiled kernels and tiles, whatever this machine has."""
+    from hfadapt.fast import compiled, kernels
+    from hfadapt.memory import trace
+
+    def clear() -> None:
+        for known in (memory._known_terms, trace.step_terms):
+            known.cache_clear()
+
+    options = [{"kernels": kernels, "tiles": tiles} for kernels in (True, False) for tiles in (True, False)]
+    monkeypatch.setattr(memory.samples, "cache_folder", lambda: Path("/nonexistent"))
+    clear()
+    here = [peak(lm, **more) for more in options]
+    monkeypatch.setattr(kernels, "passes", lambda: None)
+    monkeypatch.setattr(compiled, "tiles", lambda: None)
+    clear()
+    assert [peak(lm, **more) for more in options] == here
+    assert here[2] > here[0], "torch's own operations need more than compiled kernels"
+    clear()
+
+
+def test_each_of_several_adapters_is_validated_by_itself(lm: ModelFacts) -> None:
+    """Twice the rows of one, not of all."""
+    long = {"length_tokens": 512, "labelled_tokens": 512, "micro_batch_rows": 8}
+    alone, four = (peak(lm, adapters=adapters, **long) for adapters in (1, 4))
+    row = peak(lm, adapters=1, **{**long, "micro_batch_rows": 32})
+    assert alone < four
+    # Three more adapters with their optimizer's states; the tokens are those of 32 rows.
+    assert four < row + 3 * 4 * memory.trained_parameters(lm, Workload(dtype="bfloat16")) * 6
+
+
+def test_parts_that_are_left_to_the_libraries_keep_more(lm: ModelFacts) -> None:
+    whole = peak(lm)
+    assert peak(lm, without=("low_rank",)) > whole
+    assert peak(lm, without=("norms",)) > whole
+    assert peak(lm, without=("loss",), labelled_tokens=128, micro_batch_rows=64) > peak(lm, micro_batch_rows=64)
+    assert peak(lm, dropout=True) > peak(lm, without=("low_rank",)), "masks and what they were laid on"
+
+
 def test_main_memory_is_told_beside_an_accelerators(lm: ModelFacts) -> None:
     on_gpu = predict(lm, Workload(dtype="bfloat16", matmul_dtype="bfloat16", device="gpu"))
     on_cpu = predict(lm, Workload(dtype="bfloat16", matmul_dtype="bfloat16"))

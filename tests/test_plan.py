@@ -24,6 +24,7 @@ FIELDS = {
     *("train.batch_rows", "train.micro_batch_rows", "train.weight_decay", "train.evaluate_every_steps"),
     *("train.checkpoint_every_steps", "train.optimizer", "train.checkpointing", "evaluate.metrics"),
     *("evaluate.batch_rows", "train.together", "train.resident_layers"),
+    "train.fast.compile",
 }
 TRAINING = [name for name in hardware.names()[1:] if hardware.target(name).trains]
 SAME_EVERYWHERE = ("data.max_length", "train.batch_rows", "train.epochs", "train.learning_rate", "adapter.rank")
@@ -259,10 +260,46 @@ def test_products_on_tiles_are_predicted_faster_and_smaller_where_they_run(
     fast, slow = planned(tiles), planned(plain)
     assert (fast.predicted_tokens_per_second or 0) > (slow.predicted_tokens_per_second or 0) > 0
     assert training(fast) < training(slow)
-    for more in ({"train": {"fast": False}}, {"adapter": {"method": "dora"}}):
-        same = [planned(target, **more) for target in (tiles, plain)]
-        assert same[0].predicted_tokens_per_second == same[1].predicted_tokens_per_second
-        assert training(same[0]) == training(same[1])
+    same = [planned(target, train={"fast": False}) for target in (tiles, plain)]
+    assert same[0].predicted_tokens_per_second == same[1].predicted_tokens_per_second
+    assert training(same[0]) == training(same[1])
+    # peft's own layers leave only attention to the tiles.
+    dora = [planned(target, adapter={"method": "dora"}) for target in (tiles, plain)]
+    assert dora[0].predicted_tokens_per_second == pytest.approx(dora[1].predicted_tokens_per_second, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("target", "more", "worth"),
+    [
+        ("l4", {"train": {"max_steps": 100_000}}, True),
+        ("l4", {"train": {"max_steps": 5}}, False),
+        ("l4", {"train": {"max_steps": 100_000, "fast": False}}, False),
+        ("cpu-16gb", {"train": {"max_steps": 100_000}}, False),
+        ("cpu-16gb", {"train": {"max_steps": 100_000}, "adapter": {"dropout": 0.1}}, True),
+        ("cpu-16gb", {"train": {"max_steps": 2}, "adapter": {"dropout": 0.1}}, False),
+        ("l4", {"train": {"max_steps": 100_000}, "adapter": {"dropout": 0.1}, "quant": "nf4"}, False),
+        ("apple-m2-16gb", {"train": {"max_steps": 100_000}}, False),
+    ],
+)
+def test_torch_compile_is_planned_where_it_saves_more_than_it_takes(
+    small: str, target: str, more: dict[str, Any], worth: bool
+) -> None:
+    planned = cell(small, target, **more)
+    assert planned.value("train.fast.compile") is worth
+    assert lock(recipe(small, targets=[target], **more), planned).train.fast.compile is worth
+    if worth:
+        without = cell(small, target, **{**more, "train": {**more["train"], "fast": {"compile": False}}})
+        assert (planned.predicted_tokens_per_second or 0) > (without.predicted_tokens_per_second or 0)
+        assert (planned.predicted_seconds or 0) < (without.predicted_seconds or 0)
+
+
+def test_compiling_is_counted_in_the_predicted_time(small: str) -> None:
+    """Asked for where it does not pay, it costs what it takes."""
+    asked, left = (
+        cell(small, "l4", train={"max_steps": 5, "fast": {"compile": compile}}).predicted_seconds or 0
+        for compile in (True, False)
+    )
+    assert asked > left + 10
 
 
 def test_processes_on_a_cpu_share_its_memory(small: str) -> None:

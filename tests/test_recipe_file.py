@@ -13,6 +13,7 @@ from recipe_faults import BASE, CHAT, FAULTS
 
 from hfadapt import hardware, kinds, samples, yaml_lines
 from hfadapt.errors import Problem, RecipeError
+from hfadapt.recipe import FAST_PARTS
 from hfadapt.recipe_file import load_recipe
 from hfadapt.recipe_words import sections
 
@@ -280,6 +281,34 @@ def test_overrides(folder: Path) -> None:
     assert recipe.domains["mine"].columns.text == "text"
     assert recipe.domains["v1"].source == "./test.csv"
     assert recipe.evaluate.gates == {"macro_f1": 0.01}
+
+
+def test_parts_of_the_fast_path_are_switched_one_by_one(folder: Path) -> None:
+    whole = load_recipe(write(folder, BASE)).train.fast
+    assert (whole.without, whole.used, whole.compile) == ((), True, "auto")
+    assert load_recipe(write(folder, BASE + "train: {fast: true}\n")).train.fast == whole
+    assert load_recipe(write(folder, BASE + "train: {fast: {norms: false}}\n")).train.fast.without == ("norms",)
+    none = write(folder, BASE + "train: {fast: false}\n")
+    assert not load_recipe(none).train.fast.used
+    assert load_recipe(none).train.fast.without == FAST_PARTS
+    only = load_recipe(none, ["train.fast.attention=true"]).train.fast
+    assert (only.attention, only.norms, only.compile) == (True, False, False)
+    assert load_recipe(write(folder, BASE), ["train.fast.loss=false"]).train.fast.without == ("loss",)
+
+
+@pytest.mark.parametrize(
+    ("value", "fragments"),
+    [
+        ("{norm: false}", ("unknown key `norm`", "did you mean `norms`?")),
+        ("{norms: 3}", ("`train.fast.norms` cannot", "true or false")),
+        ("sometimes", ("`train.fast` cannot", "true, false, or parts such as {norms: false}")),
+        ("[norms]", ("`train.fast` cannot", "true, false, or parts such as {norms: false}")),
+    ],
+)
+def test_faults_in_the_parts_of_the_fast_path(folder: Path, value: str, fragments: tuple[str, ...]) -> None:
+    (problem,) = problems_of(write(folder, BASE + f"train: {{fast: {value}}}\n"))
+    for fragment in fragments:
+        assert fragment in str(problem)
 
 
 def test_override_of_a_name_with_dots_and_of_a_list_entry(folder: Path) -> None:

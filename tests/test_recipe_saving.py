@@ -17,6 +17,7 @@ from hfadapt.recipe import (
     Data,
     Domain,
     Evaluate,
+    Fast,
     Lock,
     LockedAdapter,
     LockedData,
@@ -85,7 +86,9 @@ def recipes(draw: st.DrawFn) -> Recipe:
         adapter=Adapter(dropout=draw(st.just("auto") | st.floats(0, 0.99)), modules=("a", "b")),
         data=Data(seed=draw(st.integers()), validation=draw(st.sampled_from([0.1, 0.25, 200]))),
         train=Train(
-            learning_rate=draw(st.just("auto") | st.floats(1e-300, 1)), trackers=draw(st.sampled_from([(), ("wandb",)]))
+            learning_rate=draw(st.just("auto") | st.floats(1e-300, 1)),
+            trackers=draw(st.sampled_from([(), ("wandb",)])),
+            fast=Fast(norms=draw(st.booleans()), compile=draw(st.sampled_from(["auto", True, False]))),
         ),
         evaluate=Evaluate(gates=draw(st.dictionaries(st.sampled_from(["accuracy", "loss"]), st.floats(-1, 1)))),
     )
@@ -160,6 +163,14 @@ def test_locks_read_back_and_run_again(folder: Path, full: bool) -> None:
     assert load_lock(path) == lock
     (folder / "gone.csv").write_text("text\nx\n")
     assert load_recipe(path).adapter.rank == 16
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_lock_with_one_word_for_all_fast_parts(folder: Path, fast: bool) -> None:
+    path = save_recipe(lock_of("lora"), folder / "lock.yaml")
+    path.write_text(path.read_text().replace("train:\n", f"train:\n  fast: {str(fast).lower()}\n"))
+    found = load_lock(path).train.fast
+    assert (found.used, found.compile) == (fast, False)
 
 
 def test_lock_without_an_answer(folder: Path) -> None:

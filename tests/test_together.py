@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hfadapt.adapters import DEFAULT
 from hfadapt.errors import RunError
 from hfadapt.fast import FastPath
 from hfadapt.model import adapter_names, attach_adapters, load_base, save_adapter, trainable
+from hfadapt.train import can_share, stage
 from hfadapt.train.job import Job
 from hfadapt.train.loop import Loop
 
@@ -128,6 +130,44 @@ def test_a_job_that_fails_leaves_the_others_alone(models, tmp_path):
     alone.run()
     for key, tensor in plain_names(alone.jobs[0]).items():
         torch.testing.assert_close(plain_names(good)[key], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_one_that_overflow_leave_the_loss_scale_of_the_others(models, tmp_path):
+    settings = {"dtype": "float16", "train__max_steps": 2}
+    locks = [make_lock(models / "lm", **settings), make_lock(models / "lm", **settings)]
+    _, loop = loop_of(locks, [tmp_path / "bad", tmp_path / "good"], [pairs(20), pairs(20, seed=1)])
+    bad, good = loop.jobs
+    # A job that takes no part any more has no gradient.
+    spoiled = next(iter(bad.parameters.values()))
+    spoiled.register_hook(lambda gradient: gradient if gradient is None else gradient * float("nan"))
+    before = good.state.loss_scale
+    loop.run()
+    assert bad.error is not None
+    assert bad.state.loss_scale == 1
+    assert (good.error, good.state.step, good.state.loss_scale) == (None, 2, before)
+
+
+def test_cells_share_a_base_whatever_each_would_compile(models):
+    """By its own number of steps each decides for itself; which parts are fast must agree."""
+
+    def cell(**more):
+        return SimpleNamespace(lock=make_lock(models / "lm", **more), data=SimpleNamespace(labels=()), target="l4")
+
+    assert can_share(cell(), cell(train__fast={"compile": True}))
+    assert not can_share(cell(), cell(train__fast={"norms": False}))
+    assert not can_share(cell(), cell(train__fast={"bfloat16": False}))
+
+
+def test_the_prediction_for_all_is_the_mean_of_their_plans():
+    """Each plan has every adapter at its own length, and memory grows with the sum of the lengths."""
+
+    def cell(megabytes):
+        phases = [SimpleNamespace(phase="train", total_bytes=megabytes << 20)]
+        return SimpleNamespace(plan=SimpleNamespace(cells=[SimpleNamespace(memory=phases)]))
+
+    peaks = {"train": SimpleNamespace(peak_bytes=5 << 20)}
+    found = stage._measured([cell(2), cell(10)], peaks)
+    assert (found["train"].predicted_peak_bytes, found["train"].measured_peak_bytes) == (6 << 20, 5 << 20)
 
 
 @pytest.mark.parametrize("task", SETTINGS)

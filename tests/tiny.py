@@ -269,14 +269,16 @@ def make_loop(
         identity=options.pop("identity", "same"),
         parameters=trainable(model),
     )
+    wanted = lock.train.fast
     loop = Loop(
         accelerator=Accelerator(cpu=True),
         task=task,
         model=model,
         jobs=[job],
         pad_token_id=base.tokenizer.pad_token_id,
-        fast=FastPath(model, products) if lock.train.fast else None,
+        fast=FastPath(model, products, without=wanted.without, compile=wanted.compile) if wanted.used else None,
         packing=lock.data.packing,
+        loss_in_pieces=wanted.loss,
         **options,
     )
     changes = kinds.load("adapters", lock.adapter.method).changes_base

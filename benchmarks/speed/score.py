@@ -110,7 +110,8 @@ class Judge:
         self.model.train()
         total, labels = 0.0, 0
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        for _, batch in padded(self.task, rows, self.prepared["pad_token_id"], self.device, 4):
+        at_once = 4 if self.prepared["max_tokens"] <= 512 else 1
+        for _, batch in padded(self.task, rows, self.prepared["pad_token_id"], self.device, at_once):
             summed, count = loss_sum(self.task, self.model, batch)
             summed.backward()
             total, labels = total + float(summed.detach()), labels + count

@@ -124,7 +124,7 @@ def _on_tiles(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: _Sett
         and size % 16 == 0
         and size <= MOST_FEATURES
         and settings.scale > 0
-        and compiled.tiles() is not None
+        and compiled.has_tiles(q, "attention")
     )
 
 
@@ -237,8 +237,15 @@ def _on_cuda(
 
 
 @cache
-def register() -> None:
-    """Makes this attention known to transformers under NAME; without documents it is torch's own."""
+def register(compiled: bool = False) -> str:
+    """Makes this attention known to transformers; without documents it is torch's own.
+
+    Args:
+        compiled: Layers around it are compiled, which leaves attention as it is: its sizes change with every batch.
+
+    Returns:
+        The name it has there.
+    """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -273,5 +280,7 @@ def register() -> None:
     def mask(*arguments: Any, **options: Any) -> Any:
         return sdpa_mask(*arguments, **options) if CURRENT.documents is None else None
 
-    ALL_ATTENTION_FUNCTIONS.register(NAME, forward)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, mask)
+    name = f"{NAME}_compiled" if compiled else NAME
+    ALL_ATTENTION_FUNCTIONS.register(name, torch.compiler.disable(forward) if compiled else forward)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
+    return name

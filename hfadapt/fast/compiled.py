@@ -14,10 +14,12 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -106,6 +108,40 @@ def _compile(command: list[str], path: Path) -> bool:
 def is_fake(tensor: torch.Tensor) -> bool:
     """Fake tensors have sizes and no memory: what a kernel would write is not missed."""
     return isinstance(tensor, FakeTensor)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What another machine than this one has: compiled passes, and tiles for products and for attention."""
+
+    passes: bool
+    products: bool
+    attention: bool
+
+
+class _Assumed:
+    machine: Machine | None = None
+
+
+@contextmanager
+def assuming(machine: Machine) -> Iterator[None]:
+    """While inside, fake tensors are worked on as on that machine."""
+    before, _Assumed.machine = _Assumed.machine, machine
+    try:
+        yield
+    finally:
+        _Assumed.machine = before
+
+
+def assumed(tensor: torch.Tensor) -> Machine | None:
+    """The machine that this tensor is on, where that is another one."""
+    return _Assumed.machine if is_fake(tensor) else None
+
+
+def has_tiles(tensor: torch.Tensor, use: Literal["products", "attention"]) -> bool:
+    """Whether products or attention of this tensor can run on tiles."""
+    other = assumed(tensor)
+    return tiles() is not None if other is None else bool(getattr(other, use))
 
 
 @cache

@@ -41,7 +41,7 @@ def norm(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if not type(module).__name__.endswith("RMSNorm") or not isinstance(weight, torch.nn.Parameter) or eps is None:
         return None
-    if weight.requires_grad or weight.dim() != 1 or not kernels.available(weight):
+    if weight.requires_grad or weight.dim() != 1:
         return None
     offset = 1.0 if "Gemma" in type(module).__name__ else 0.0
     own = type(module).forward
@@ -61,7 +61,7 @@ def _same(fast: Callable[..., torch.Tensor], own: Callable[..., torch.Tensor], m
         return True
     dtype = weight.dtype if weight.is_floating_point() else getattr(module, "compute_dtype", None) or torch.bfloat16
     with torch.no_grad():
-        x = torch.linspace(-2, 3, 2 * width).view(1, 2, width).to(dtype)
+        x = torch.linspace(-2, 3, 2 * width, device=weight.device).view(1, 2, width).to(dtype)
         wanted, found = own(x).float(), fast(x).float()
     tolerance = 1e-4 if dtype == torch.float32 else 5e-2
     return bool((wanted - found).abs().max() <= tolerance * wanted.abs().max().clamp(min=1e-6))
@@ -124,7 +124,7 @@ def fast_rotary(model: Any) -> Iterator[bool]:
         def apply(q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
             fits = cos.dtype == sin.dtype == q.dtype == k.dtype and cos.shape == sin.shape
             fits = fits and cos.shape[-2:] == q.shape[-2:] == (k.shape[-2], k.shape[-1])
-            if not fits or unsqueeze_dim != 1 or cos.dim() != 3 or not kernels.available(q) or q.dim() != 4:
+            if not fits or unsqueeze_dim != 1 or cos.dim() != 3 or q.dim() != 4:
                 return own(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
             cos, sin = (x.expand(q.shape[0], -1, -1).reshape(-1, x.shape[-1]).contiguous() for x in (cos, sin))
             return _Rotary.apply(q, cos, sin), _Rotary.apply(k, cos, sin)  # type: ignore[no-untyped-call]

@@ -2,7 +2,7 @@
 
 A compiler is asked for when the first CPU run starts (about two seconds, three more for the products on tiles, then
 kept in the cache folder). Without one, on other devices, and under fake tensors the same functions run as torch
-operations.
+operations, which torch.compile fuses where the plan says so (fusion.py).
 
 Sizes: N tokens, D features, H heads, E features of a head, B documents of at most T tokens, Q queries, K keys.
 """
@@ -14,14 +14,18 @@ from typing import Any
 
 import torch
 
-from hfadapt.fast.compiled import addresses, function, is_fake, passes
+from hfadapt.fast.compiled import addresses, assumed, function, is_fake, passes
+from hfadapt.fast.fusion import fused
 
+GELU_SCALE, GELU_CUBE = math.sqrt(2 / math.pi), 0.044715
 SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
 
 def available(tensor: torch.Tensor) -> bool:
     """Whether the kernels can work on this tensor."""
-    return tensor.device.type == "cpu" and tensor.dtype in SUFFIX and passes() is not None
+    other = assumed(tensor)
+    there = passes() is not None if other is None else other.passes
+    return tensor.device.type == "cpu" and tensor.dtype in SUFFIX and there
 
 
 def _call(name: str, tensor: torch.Tensor, *arguments: Any) -> None:
@@ -46,6 +50,11 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -
         y, inverse = torch.empty_like(x), x.new_empty(len(x), dtype=torch.float32)
         _call("rms_norm", x, x, weight, y, inverse, len(x), x.shape[1], float(eps), float(offset))
         return y, inverse
+    return _rms_norm(x, weight, eps, offset)
+
+
+@fused
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> tuple[torch.Tensor, torch.Tensor]:
     wide = x.float()
     inverse = torch.rsqrt(wide.pow(2).mean(-1) + eps)
     return (wide * inverse[:, None] * (weight.float() + offset)).to(x.dtype), inverse
@@ -59,6 +68,13 @@ def rms_norm_backward(
         dx = torch.empty_like(x)
         _call("rms_norm_backward", x, dy, x, weight, inverse, dx, len(x), x.shape[1], float(offset))
         return dx
+    return _rms_norm_backward(dy, x, weight, inverse, offset)
+
+
+@fused
+def _rms_norm_backward(
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor, offset: float
+) -> torch.Tensor:
     wide, r = x.float(), inverse[:, None]
     scaled = dy.float() * (weight.float() + offset)
     return (scaled * r - wide * r.pow(3) * (scaled * wide).mean(-1, keepdim=True)).to(x.dtype)
@@ -73,7 +89,14 @@ def gated(g: torch.Tensor, u: torch.Tensor, gelu: bool) -> torch.Tensor:
         h = torch.empty_like(g)
         _call("gated", g, g, u, h, g.numel(), bool(gelu))
         return h
-    return _activation(g, gelu) * u
+    return _gated(g, u, gelu)
+
+
+@fused
+def _gated(g: torch.Tensor, u: torch.Tensor, gelu: bool) -> torch.Tensor:
+    wide = g.float()
+    value = torch.nn.functional.gelu(wide, approximate="tanh") if gelu else torch.nn.functional.silu(wide)
+    return (value * u).to(g.dtype)
 
 
 def gated_backward(
@@ -84,16 +107,25 @@ def gated_backward(
         h, du = torch.empty_like(g), torch.empty_like(g)
         _call("gated_backward", g, dh, g, u, h, dh, du, g.numel(), bool(gelu))
         return h, dh, du
-    with torch.enable_grad():
-        inner = g.detach().requires_grad_()
-        value = _activation(inner, gelu)
-    (slope,) = torch.autograd.grad(value, inner, dh * u)
-    plain = value.detach()
-    return plain * u, slope, dh * plain
+    return _gated_backward(dh, g, u, gelu)
 
 
-def _activation(g: torch.Tensor, gelu: bool) -> torch.Tensor:
-    return torch.nn.functional.gelu(g, approximate="tanh") if gelu else torch.nn.functional.silu(g)
+@fused
+def _gated_backward(
+    dh: torch.Tensor, g: torch.Tensor, u: torch.Tensor, gelu: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    wide = g.float()
+    if gelu:
+        # g/2 · (1 + tanh t) with t = √(2/π) (g + 0.044715 g³).
+        tanh = torch.tanh(GELU_SCALE * (wide + GELU_CUBE * wide**3))
+        share = 0.5 * (1 + tanh)
+        slope = share + 0.5 * wide * (1 - tanh * tanh) * GELU_SCALE * (1 + 3 * GELU_CUBE * wide**2)
+    else:
+        share = torch.sigmoid(wide)
+        slope = share * (1 + wide * (1 - share))
+    value = wide * share
+    wide_dh, wide_u = dh.float(), u.float()
+    return (value * wide_u).to(g.dtype), (wide_dh * wide_u * slope).to(g.dtype), (wide_dh * value).to(u.dtype)
 
 
 # --- rotary positions ------------------------------------------------------------------------------------------------
@@ -105,6 +137,11 @@ def rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, inverse: bool)
         y = x.new_empty(x.shape)
         _call("rotary", x, x, x.stride(0), x.stride(1), cos, sin, y, *x.shape, bool(inverse))
         return y
+    return _rotary(x, cos, sin, inverse)
+
+
+@fused
+def _rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, inverse: bool) -> torch.Tensor:
     half = x.shape[-1] // 2
     cos, sin = cos[:, None], sin[:, None]
     if inverse:
@@ -215,11 +252,20 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, gradient: bool) -
         losses = logits.new_empty(len(logits), dtype=torch.float32)
         _call("cross_entropy", logits, logits, targets, losses, *logits.shape, bool(gradient))
         return losses
+    return _cross_entropy(logits, targets, gradient)
+
+
+@fused
+def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, gradient: bool) -> torch.Tensor:
     wide = logits.float()
     log_sum = torch.logsumexp(wide, -1)
     losses = log_sum - wide.gather(1, targets[:, None])[:, 0]
     if gradient:
-        wide = torch.exp(wide - log_sum[:, None])
-        wide[torch.arange(len(targets), device=targets.device), targets] -= 1
-        logits.copy_(wide)
+        p = torch.exp(wide - log_sum[:, None])
+        if torch.compiler.is_compiling():
+            columns = torch.arange(logits.shape[1], device=logits.device)
+            p = torch.where(columns == targets[:, None], p - 1, p)
+        else:
+            p[torch.arange(len(targets), device=targets.device), targets] -= 1
+        logits.copy_(p)
     return losses

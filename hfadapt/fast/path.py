@@ -2,12 +2,13 @@
 
 Every part stands for a module's or function's own forward and gives the same result; what it does not know keeps its
 own. Parts: low-rank layers (lowrank.py), attention inside rows (attention.py), norms, gated activations and rotary
-positions (elementwise.py). The loss on labelled positions is apart (loss.py): the training loop calls it.
+positions (elementwise.py), each of which can be left out. The loss on labelled positions is apart (loss.py): the
+training loop calls it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 
 from hfadapt import hardware
 from hfadapt.adapters import DEFAULT
-from hfadapt.fast import attention, compiled, elementwise
+from hfadapt.fast import attention, compiled, elementwise, fusion
 from hfadapt.fast.documents import CURRENT
 from hfadapt.fast.lowrank import Frozen, Group, Layer, refresh, shared_forwards
 
@@ -37,25 +38,34 @@ class FastPath:
         products: dtype in which frozen float32 weights are multiplied; None keeps theirs.
         adapters: Names of the adapters that are trained.
         resident: Number of quantised layers of which an unpacked copy is kept; -1 keeps all.
+        without: Parts that are left to the libraries: low_rank, attention, norms, gates, rotary. Gated activations are
+            part of a low-rank layer.
+        compile: Let torch.compile fuse element-wise passes where they have no compiled kernels, and compile whole
+            layers where no low-rank layer is fast; norms and positions then stay the model's own.
     """
 
     model: Any
     products: torch.dtype | None = None
     adapters: Sequence[str] = (DEFAULT,)
     resident: int = 0
+    without: Collection[str] = ()
+    compile: bool = False
     groups: list[Group] = field(default_factory=list)
     norms: int = 0
     gates: int = 0
     rotary: bool = False
     attention: bool = False
+    compiled_layers: int = 0
 
     @contextmanager
-    def on(self, *, rows: bool = True) -> Iterator[FastPath]:
+    def on(self, *, rows: bool = True, compile: bool = True) -> Iterator[FastPath]:
         """While inside, the model uses the fast parts.
 
         Args:
             rows: Use attention inside rows; batches must then be announced with `documents.batch`.
+            compile: False leaves torch.compile out, whatever `self.compile` says.
         """
+        compile = compile and self.compile
         with ExitStack() as stack:
             layers = self._layers()
             for group in self._grouped(layers):
@@ -63,45 +73,62 @@ class FastPath:
                 for layer, forward in zip(group.layers, shared_forwards(group), strict=True):
                     stack.enter_context(_replaced(layer.module, forward))
             self.refresh()
-            if self.model.device.type == "cpu":
-                by_module = {id(group.layers[0].module): group for group in self.groups if len(group.layers) == 1}
-                for module in self.model.modules():
-                    norm, gate = elementwise.norm(module), elementwise.gate(module, by_module)
-                    self.norms += norm is not None
-                    self.gates += gate is not None
-                    for fast in (norm, gate):
-                        if fast is not None:
-                            stack.enter_context(_replaced(module, fast))
-                self.rotary = stack.enter_context(elementwise.fast_rotary(self.model))
+            if compile and not self.groups:
+                whole = stack.enter_context(fusion.compiled_layers(self.model))
+                self.compiled_layers = len(whole)
+                for layer, forward in whole.items():
+                    stack.enter_context(_replaced(layer, forward))
+            if not self.compiled_layers:
+                self._replace_passes(stack)
+            if compile:
+                stack.enter_context(fusion.fusing())
             if len(self.adapters) > 1:
                 for module in self.model.modules():
                     if (head := _heads(module, self.adapters)) is not None:
                         stack.enter_context(_replaced(module, head))
-            if rows:
-                self.attention = stack.enter_context(_row_attention(self.model))
+            if rows and "attention" not in self.without:
+                self.attention = stack.enter_context(_row_attention(self.model, self.compiled_layers > 0))
             try:
                 yield self
             finally:
                 self.groups.clear()
-                self.norms = self.gates = 0
+                self.norms = self.gates = self.compiled_layers = 0
                 self.rotary = self.attention = False
+
+    def _replace_passes(self, stack: ExitStack) -> None:
+        """Norms, gated activations and positions."""
+        alone = {id(group.layers[0].module): group for group in self.groups if len(group.layers) == 1}
+        for module in self.model.modules():
+            norm = None if "norms" in self.without else elementwise.norm(module)
+            gate = None if "gates" in self.without else elementwise.gate(module, alone)
+            self.norms += norm is not None
+            self.gates += gate is not None
+            for fast in (norm, gate):
+                if fast is not None:
+                    stack.enter_context(_replaced(module, fast))
+        if "rotary" not in self.without:
+            self.rotary = stack.enter_context(elementwise.fast_rotary(self.model))
 
     def refresh(self) -> None:
         """To be called whenever the trained parameters have changed."""
         refresh(self.groups)
 
-    def summary(self, *, packed: bool) -> str:
+    def summary(self, *, packed: bool, in_pieces: bool) -> str:
         """What is fast, in words."""
         on_cpu = self.model.device.type == "cpu"
+        kernels = on_cpu and compiled.passes() is not None
         narrow = any(group.dtype == torch.bfloat16 for group in self.groups)
         parts = {
             f"{self.low_rank_layers} low-rank layers": self.low_rank_layers,
             "attention inside rows": self.attention,
             "rows in one line": packed,
+            "loss on labelled positions": in_pieces,
             f"{self.norms} norms": self.norms,
             f"{self.gates} gated activations": self.gates,
             "rotary positions": self.rotary,
-            "compiled kernels": on_cpu and compiled.passes() is not None,
+            f"{self.compiled_layers} layers by torch.compile": self.compiled_layers,
+            "passes by torch.compile": any(function.is_compiled for function in fusion.FUSED),
+            "compiled kernels": kernels,
             "AMX tiles": on_cpu and narrow and compiled.tiles() is not None,
         }
         return ", ".join(name for name, on in parts.items() if on)
@@ -114,7 +141,7 @@ class FastPath:
     def _layers(self) -> list[Layer]:
         left = self.resident
         found = []
-        for module in self.model.modules():
+        for module in self.model.modules() if "low_rank" not in self.without else ():
             layer = _layer(module, self.products, self.adapters, left != 0)
             if layer is not None:
                 found.append(layer)
@@ -267,18 +294,22 @@ def _heads(module: Any, adapters: Sequence[str]) -> Callable[[torch.Tensor], tor
 
 
 @contextmanager
-def _row_attention(model: Any) -> Iterator[bool]:
-    """Switches the model to attention inside rows; yields whether it can."""
+def _row_attention(model: Any, compiled: bool) -> Iterator[bool]:
+    """Switches the model to attention inside rows; yields whether it can.
+
+    Args:
+        compiled: Layers are compiled around it.
+    """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     configs = {id(m.config): m.config for m in base.modules() if hasattr(m, "config")}
     if not getattr(base, "_supports_attention_backend", False) and not getattr(base, "_supports_sdpa", False):
         yield False
         return
-    attention.register()
+    name = attention.register(compiled)
     before = {key: config._attn_implementation for key, config in configs.items()}
     try:
         for config in configs.values():
-            config._attn_implementation_internal = attention.NAME
+            config._attn_implementation_internal = name
         yield True
     finally:
         for key, config in configs.items():

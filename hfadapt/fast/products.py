@@ -49,7 +49,7 @@ class LowRank:
 def usable(x: torch.Tensor, inputs: int, outputs: Sequence[int]) -> bool:
     """Whether the processor, the dtype and the sizes allow it."""
     fits = inputs % MULTIPLE == 0 and all(each % MULTIPLE == 0 for each in outputs)
-    return fits and x.device.type == "cpu" and x.dtype == torch.bfloat16 and compiled.tiles() is not None
+    return fits and x.device.type == "cpu" and x.dtype == torch.bfloat16 and compiled.has_tiles(x, "products")
 
 
 def forward(

@@ -52,6 +52,8 @@ tensors are float32; the same point measured again differs by up to a sixth."""
 CPU_RECOMPUTED_HEAP_RATIO = {"none": 2.0, "int8": 1.9, "nf4": 2.1, "fp4": 2.1}
 """The same in training with checkpointing, where large blocks come and go in every layer: the 90th percentile, as it
 varies more; the same point measured again differs by up to a tenth."""
+COMPILER_BYTES = 300 * MIB
+"""Main memory of torch.compile: its libraries, and what it keeps of what it has compiled."""
 CPU_UNSETTLED_RATIO, CPU_UNSETTLED_RECOMPUTED_RATIO = 2.2, 4.0
 """The same with malloc as it comes (in a notebook, for example), where it varies: 1.4 to 2.4 and 1 to 5 were seen."""
 
@@ -70,8 +72,9 @@ class Workload(Spec):
     `labelled_tokens` are the tokens of one row that carry a loss. `adapters` are trained together, each with B rows.
     `matmul_dtype` is what products of adapted layers run in: for a quantised base the dtype it is unpacked to.
     `generate_rows` completions are generated in the evaluation, at most `evaluate_rows` at a time. `fast` is the loop's
-    own path, which keeps unpacked copies of `resident_layers` linear layers, `tiles` whether its products run on AMX
-    tiles, `settled` whether malloc is set as in allocator.py.
+    own path, of which the parts in `without` are the libraries'; it keeps unpacked copies of `resident_layers` linear
+    layers. `kernels`: its passes are compiled for this CPU. `tiles`: products can run on AMX tiles. `compile`:
+    torch.compile is used. `settled`: malloc is set as in allocator.py.
     """
 
     quant: str = "none"
@@ -80,6 +83,7 @@ class Workload(Spec):
     method: str = "lora"
     rank: int = 16
     modules: tuple[str, ...] = ("all-linear",)
+    dropout: bool = False
     checkpointing: bool = False
     optimizer: str = "adamw"
     micro_batch_rows: int = 8
@@ -88,8 +92,11 @@ class Workload(Spec):
     evaluate_rows: int = 32
     generate_rows: int = 0
     fast: bool = True
+    without: tuple[str, ...] = ()
+    compile: bool = False
     resident_layers: int = 0
     adapters: int = 1
+    kernels: bool = True
     tiles: bool = False
     settled: bool = True
     device: Literal["cpu", "gpu"] = "cpu"
@@ -115,7 +122,7 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
     def live(mark: str, rows: int) -> int:
         outside, layer = terms[mark]
         square = float(rows * tokens * tokens)
-        if workload.fast and mark != "evaluate_peak":
+        if workload.fast and "attention" not in workload.without and mark != "evaluate_peak":
             # Attention inside rows works on a limited number of scores at once.
             square = min(square, max(MOST_SCORES, QUERY_BLOCK * tokens * facts.heads) / facts.heads)
         shape = (1.0, float(rows * tokens), square)
@@ -128,10 +135,11 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
 
     def logits(rows: int) -> int:
         """Their bytes in training: as they come, their float32 copy, and the log-probabilities."""
-        if not workload.fast:
+        if not workload.fast or "loss" in workload.without:
             return labelled(rows) * (8 + (element if element < 4 else 0))
         # In pieces, of which the gradient takes the place; without compiled kernels with two float32 copies.
-        return min(labelled(rows), LOSS_LOGITS) * (element if on_cpu else element + 8)
+        in_place = workload.kernels if on_cpu else fuses(workload)
+        return min(labelled(rows), LOSS_LOGITS) * (element if in_place else element + 8)
 
     def scored(rows: int) -> int:
         """Their bytes in scoring: as they come, and the float32 log-probabilities of one row at a time."""
@@ -141,7 +149,9 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
     every = trained * workload.adapters
     end = live("forward_end", rows)
     step = max(live("forward_peak", rows), end + logits(rows), live("backward_peak", rows))
-    validation = live("validate_peak", 2 * rows) + logits(2 * rows)
+    # Each adapter is validated by itself, with twice the rows.
+    scored_rows = 2 * workload.micro_batch_rows
+    validation = live("validate_peak", scored_rows) + logits(scored_rows)
     unpacked = facts.largest_linear * DTYPE_BYTES[workload.matmul_dtype] if workload.quant != "none" else 0
     train = {
         "weights": weights + _copied_bytes(facts, workload),
@@ -184,8 +194,10 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
         if on_cpu:
             parts["allocator"] = int(moving * (_heap_ratio(workload, phase) - 1))
             parts["framework"] = CPU_CONSTANT_BYTES[phase]
-            if phase != "load" and not workload.tiles:
+            if phase != "load" and not on_tiles(workload):
                 parts["framework"] += CPU_PRIMITIVES_BYTES
+            if phase == "train" and fuses(workload):
+                parts["framework"] += COMPILER_BYTES
         else:
             parts["allocator"] = int(sum(parts.values()) * (GPU_ALLOCATOR_RATIO - 1))
             parts["framework"] = GPU_CONSTANT_BYTES
@@ -211,7 +223,7 @@ def predict_merge(facts: ModelFacts, workload: Workload) -> PhaseMemory:
     }
     if workload.device == "cpu":
         parts["checkpoint"] = 0 if _mapped(facts, plain) else _load_parts(facts, plain)["checkpoint"]
-        parts["framework"] = CPU_CONSTANT_BYTES["merge"] + (0 if workload.tiles else CPU_PRIMITIVES_BYTES)
+        parts["framework"] = CPU_CONSTANT_BYTES["merge"] + (0 if on_tiles(workload) else CPU_PRIMITIVES_BYTES)
         return PhaseMemory(phase="merge", parts=parts)
     parts |= {"allocator": int(sum(parts.values()) * (GPU_ALLOCATOR_RATIO - 1)), "framework": GPU_CONSTANT_BYTES}
     return PhaseMemory(phase="merge", parts=parts, host_parts=_host_parts(facts, plain, "merge"))
@@ -223,6 +235,8 @@ def _host_parts(facts: ModelFacts, workload: Workload, phase: str) -> dict[str, 
     The checkpoint is mapped while it is read; the kernel takes its pages back when memory is short.
     """
     parts = {"process": HOST_PROCESS_BYTES}
+    if phase == "train" and fuses(workload):
+        parts["compiler"] = COMPILER_BYTES
     stored = facts.stored_dtype if facts.stored_dtype in DTYPE_BYTES else workload.dtype
     if phase in ("load", "evaluate", "merge"):
         parts["checkpoint"] = facts.parameters * DTYPE_BYTES[stored]
@@ -270,10 +284,32 @@ def _int8_product_bytes(facts: ModelFacts, workload: Workload, tokens: int) -> i
     return tokens * max((3 * s.in_features + 6 * s.out_features for s in facts.linears), default=0)
 
 
+def own_layers(workload: Workload) -> bool:
+    """Whether low-rank layers are hfadapt's own function, and not peft's."""
+    able = workload.method in LOW_RANK and workload.method != "dora" and not workload.dropout
+    return able and workload.fast and "low_rank" not in workload.without
+
+
+def on_tiles(workload: Workload) -> bool:
+    """Whether low-rank layers run on AMX tiles."""
+    return workload.tiles and own_layers(workload)
+
+
+def fuses(workload: Workload) -> bool:
+    """Whether torch.compile has something to do: whole layers, or passes that have no kernels."""
+    return workload.compile and not (own_layers(workload) and workload.kernels and workload.device == "cpu")
+
+
+def own_passes(facts: ModelFacts, workload: Workload) -> bool:
+    """Whether hfadapt has norms, gated activations or positions of its own for this architecture."""
+    found = _known_terms(step_key(facts, workload))
+    return found is not None and found["passes"][0][0] > 0
+
+
 def _copied_bytes(facts: ModelFacts, workload: Workload) -> int:
     """Copies of frozen weights in the dtype of the products, which the fast path makes once: of float32 weights, and of
     as many quantised ones as it is told to keep unpacked."""
-    if not workload.fast or workload.method not in LOW_RANK or workload.method == "dora":
+    if not own_layers(workload):
         return 0
     whole = sum(s.parameters for s in _adapted(facts, workload)) * DTYPE_BYTES[workload.matmul_dtype]
     if workload.quant != "none":
@@ -293,7 +329,7 @@ def adapted_layers(facts: ModelFacts, workload: Workload) -> int:
 
 def _shadow_bytes(facts: ModelFacts, workload: Workload) -> int:
     """Copies of A and B in the dtype of the products, which the fast path renews after every step."""
-    if not workload.fast or workload.method not in LOW_RANK or workload.method == "dora":
+    if not own_layers(workload):
         return 0
     count = sum(workload.rank * (s.in_features + s.out_features) * s.count for s in _adapted(facts, workload))
     return count * DTYPE_BYTES[workload.matmul_dtype]
@@ -411,6 +447,7 @@ def step_key(facts: ModelFacts, workload: Workload) -> StepKey:
     """What a trace of this workload depends on: everything but rows, layers, and the length within its regime."""
     from hfadapt.memory.trace import StepKey
 
+    on_cpu = workload.device == "cpu"
     # DoRA unpacks the weights of its own accord, which stand-ins do not know.
     bits = 0 if workload.method == "dora" else kinds.load("quants", workload.quant).bits
     # Only an unpacked weight adds a constant, which takes a third length to find.
@@ -419,7 +456,7 @@ def step_key(facts: ModelFacts, workload: Workload) -> StepKey:
         lengths: tuple[int, ...] = (1,)
     elif facts.model_type in STEPWISE_MODEL_TYPES:
         lengths = (8, 16, 32)[unpacks:]
-    elif workload.length_tokens <= SHORT_TOKENS and workload.device == "cpu":
+    elif workload.length_tokens <= SHORT_TOKENS and on_cpu:
         longest = min(facts.max_positions or SHORT_TOKENS, SHORT_TOKENS)
         lengths = (longest // 4, longest // 2, longest)[unpacks:]
     else:
@@ -434,13 +471,20 @@ def step_key(facts: ModelFacts, workload: Workload) -> StepKey:
         matmul_dtype=_traced_dtype(workload.matmul_dtype),
         bits=bits,
         fast=workload.fast,
+        without=workload.without,
+        compile=workload.compile and not own_layers(workload),
+        dropout=workload.dropout,
         adapted=workload.method in LOW_RANK,
         dora=workload.method == "dora",
         trains_all=workload.method == "full",
         rank=workload.rank,
         modules=workload.modules,
         checkpointing=workload.checkpointing,
-        on_cpu=workload.device == "cpu",
+        on_cpu=on_cpu,
+        # On a GPU fused passes keep what kernels do, and attention what it keeps on tiles.
+        kernels=workload.kernels if on_cpu else fuses(workload),
+        tiles=workload.tiles and on_cpu,
+        attention_on_tiles=workload.tiles or not on_cpu,
         lengths=lengths,
         pattern=facts.pattern,
     )

@@ -25,12 +25,17 @@ from torch.utils._pytree import tree_leaves
 
 from hfadapt import fast
 from hfadapt.facts import build, head_names, layer_stacks
+from hfadapt.fast import compiled
 
 MARKS = ("forward_peak", "forward_end", "backward_peak", "validate_peak", "evaluate_peak")
 FORWARD_ONLY = ("validate_peak", "evaluate_peak")
 TRAINED = "trained_parameters"
 """A mark beside these: the number of parameters with a gradient, which depends on the layers alone."""
+PASSES = "passes"
+"""Another: norms, gated activations and positions that are hfadapt's own, of a model with few layers."""
 ROWS = 2
+TRACED_DROPOUT = 0.1
+"""Any share: masks are as large for each."""
 Terms = dict[str, tuple[tuple[float, ...], tuple[float, ...]]]
 
 
@@ -45,6 +50,9 @@ class StepKey:
     matmul_dtype: str
     bits: int
     fast: bool
+    without: tuple[str, ...]
+    compile: bool
+    dropout: bool
     adapted: bool
     dora: bool
     trains_all: bool
@@ -52,6 +60,9 @@ class StepKey:
     modules: tuple[str, ...]
     checkpointing: bool
     on_cpu: bool
+    kernels: bool
+    tiles: bool
+    attention_on_tiles: bool
     lengths: tuple[int, ...]
     pattern: tuple[int, int] = (0, 1)
 
@@ -78,6 +89,7 @@ def step_terms(key: StepKey) -> Terms:
         found[mark] = (tuple(a - fewer * b for a, b in zip(first, layer, strict=True)), layer)
     few, more = (float(next(iter(marks.values()))[TRAINED]) for marks in (one, two))
     each = (more - few) / max(1, period)
+    found[PASSES] = ((float(next(iter(one.values()))[PASSES]), 0.0, 0.0), (0.0, 0.0, 0.0))
     found[TRAINED] = ((few - fewer * each, 0.0, 0.0), (each, 0.0, 0.0))
     return found
 
@@ -170,7 +182,8 @@ def _marks(key: StepKey, layers: int) -> list[tuple[int, dict[str, int]]]:
                 # As in the second micro-batch of a step: gradients are there and are added to.
                 parameter.grad = torch.empty_like(parameter)
         try:
-            return [(length, _step(key, model, length, rows=key.fast)) for length in key.lengths]
+            rows = key.fast and "attention" not in key.without
+            return [(length, _step(key, model, length, rows=rows)) for length in key.lengths]
         except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError, AttributeError):
             if not key.fast:
                 raise
@@ -188,7 +201,7 @@ def _step(key: StepKey, model: nn.Module, length: int, rows: bool) -> dict[str, 
     marks = {TRAINED: sum(p.numel() for p in model.parameters() if p.requires_grad)}
     model.train()
     with Live(model) as live:
-        with _fast(key, model, length, rows):
+        with _fast(key, model, length, rows) as marks[PASSES]:
             copies = live.bytes
             live.peak_bytes = copies
             loss = _loss(key, model, inputs)
@@ -210,17 +223,24 @@ def _step(key: StepKey, model: nn.Module, length: int, rows: bool) -> dict[str, 
 
 
 @contextmanager
-def _fast(key: StepKey, model: nn.Module, length: int, rows: bool) -> Iterator[None]:
-    """The training loop's own fast path, when it is on; what it copies once is counted with the weights."""
+def _fast(key: StepKey, model: nn.Module, length: int, rows: bool) -> Iterator[int]:
+    """The training loop's own fast path, when it is on; what it copies once is counted with the weights.
+
+    Yields how many passes are its own.
+    """
     if not key.fast:
-        yield
+        yield 0
         return
     products = getattr(torch, key.matmul_dtype) if key.dtype == "float32" else None
     names, lengths = ["default"] * ROWS, [length] * ROWS
     in_line = rows and key.generates
     documents = fast.one_line(lengths, names) if in_line else fast.side_by_side(lengths, length, names)
-    with fast.FastPath(model, products).on(rows=rows), fast.batch(documents, products):
-        yield
+    # Layers that are compiled whole keep about what the model's own do, with its own norms and positions.
+    without = {*key.without, *(("norms", "rotary") if key.compile else ())}
+    machine = compiled.Machine(key.kernels, key.tiles, key.attention_on_tiles)
+    path = fast.FastPath(model, products, without=without)
+    with compiled.assuming(machine), path.on(rows=rows), fast.batch(documents, products):
+        yield path.norms + path.gates + path.rotary
 
 
 def _adapted(key: StepKey, layers: int) -> nn.Module:
@@ -239,7 +259,8 @@ def _adapted(key: StepKey, layers: int) -> nn.Module:
     with torch.device("meta"), _quiet():
         if key.adapted:
             modules = "all-linear" if key.modules == ("all-linear",) else list(key.modules)
-            options = {"use_dora": key.dora, "exclude_modules": list(heads) or None}
+            dropout = TRACED_DROPOUT if key.dropout else 0.0
+            options = {"use_dora": key.dora, "exclude_modules": list(heads) or None, "lora_dropout": dropout}
             model = get_peft_model(base, LoraConfig(r=key.rank, target_modules=modules, **options))
         if not key.generates or not key.adapted:
             for name, parameter in base.named_parameters():

@@ -40,6 +40,7 @@ class State:
     evaluations_without_gain: int = 0
     stopped_early: bool = False
     resumed_from_step: int | None = None
+    loss_scale: float = 65536.0
 
 
 @dataclass(frozen=True)

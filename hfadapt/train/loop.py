@@ -8,6 +8,7 @@ between changes nothing.
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from hfadapt.progress import Progress, Silent
 from hfadapt.records import Step
 from hfadapt.tasks import Example, Task, in_line
 from hfadapt.train.job import Batch, Job
+from hfadapt.train.loss_scale import grown, taken_off
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -64,6 +66,7 @@ class Loop:
         model: The adapted model.
         fast: The fast path, or None for the libraries' own forward passes.
         packing: Put rows one after the other in one line of tokens, where the fast path can.
+        loss_in_pieces: Make a language model's loss and its gradient on labelled positions alone, in pieces.
         stop: Asked after every step; True saves a checkpoint and raises KeyboardInterrupt.
     """
 
@@ -74,12 +77,14 @@ class Loop:
     pad_token_id: int
     fast: FastPath | None = None
     packing: bool = True
+    loss_in_pieces: bool = True
     progress: Progress = field(default_factory=Silent)
     stop: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
         self._drops = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self.model.modules())
         self._line = self._loss_in_pieces = False
+        self._scaled = False
         self.path = "plain"
 
     # --- the run -----------------------------------------------------------------------------------------------------
@@ -101,6 +106,7 @@ class Loop:
         self._check_processes()
         self.model.train()
         with self._fast_path():
+            self._scaled = self._products() == torch.float16
             self._steps()
         for job in self.jobs:
             job.take_best()
@@ -125,8 +131,35 @@ class Loop:
     def _step(self, active: Sequence[Job]) -> None:
         started = time.perf_counter()
         batches = [(job, job.next_batch()) for job in active]
-        sums = {id(job): torch.zeros((), device=self.accelerator.device) for job in active}
-        weights = {id(job): 1.0 / found.labels for job, found in batches}
+        sums = self._gradients(batches)
+        while self._scaled and not all(taken_off(job, float(sums[id(job)])) for job in active):
+            for job in active:
+                for parameter in job.parameters.values():
+                    parameter.grad = None
+            sums = self._gradients(batches)
+        updates = []
+        for job, found in batches:
+            loss = float(sums[id(job)]) / found.labels
+            try:
+                norm, rate = job.update(found, loss)
+            except RunError as error:
+                self._give_up(job, error)
+                continue
+            updates.append((job, found, loss, norm, rate))
+            if self._scaled:
+                grown(job)
+        if self.fast:
+            self.fast.refresh()
+        seconds = (time.perf_counter() - started) / sum(job.tokens(found) for job, found in batches)
+        for job, found, loss, norm, rate in updates:
+            # Of a step's time every job gets the share of its tokens.
+            self._account(job, job.account(found, loss, norm, rate, seconds * job.tokens(found)))
+
+    def _gradients(self, batches: Sequence[tuple[Job, Batch]]) -> dict[int, torch.Tensor]:
+        """Works out the gradients of a step, times their loss scales; the summed losses of each job by its id."""
+        sums = {id(job): torch.zeros((), device=self.accelerator.device) for job, _ in batches}
+        scales = {id(job): job.state.loss_scale if self._scaled else 1.0 for job, _ in batches}
+        weights = {id(job): scales[id(job)] / found.labels for job, found in batches}
         for i, rows in enumerate(self._micro_batches(batches)):
             with self._noise(f"{batches[0][0].settings.seed}/{batches[0][1].step}/{i}"):
                 micro = self._collate(rows)
@@ -138,22 +171,8 @@ class Loop:
                 sums[key] += part
             # Nothing of this graph may be alive while the next one is made.
             del total, parts
-        self._reduce_gradients(active)
-        updates = []
-        for job, found in batches:
-            loss = float(self.accelerator.reduce(sums[id(job)], "sum")) / found.labels
-            try:
-                norm, rate = job.update(found, loss)
-            except RunError as error:
-                self._give_up(job, error)
-                continue
-            updates.append((job, found, loss, norm, rate))
-        if self.fast:
-            self.fast.refresh()
-        seconds = (time.perf_counter() - started) / sum(job.tokens(found) for job, found in batches)
-        for job, found, loss, norm, rate in updates:
-            # Of a step's time every job gets the share of its tokens.
-            self._account(job, job.account(found, loss, norm, rate, seconds * job.tokens(found)))
+        self._reduce_gradients([job for job, _ in batches])
+        return {key: self.accelerator.reduce(total, "sum") for key, total in sums.items()}
 
     def _give_up(self, job: Job, error: RunError) -> None:
         """The last good state is kept; alone the error ends the run, with others only this job."""
@@ -271,7 +290,7 @@ class Loop:
         lengths = [len(example.input_ids) for example in share]
         budget = 2 * job.settings.micro_batch_rows * max([*job.lengths, *lengths])
         self.model.eval()
-        with torch.inference_mode():
+        with self._scoring():
             for part in micro_batches(range(len(share)), lengths, budget, padded=not self._line):
                 micro = self._collate([(job, share[i]) for i in part])
                 with self._announced(micro):
@@ -306,21 +325,25 @@ class Loop:
         with self._felt():
             plain = self._check_loss(rows)
             assert plain is not None
-        for attention, pieces in ((True, True), (True, False), (False, False)):
+        if self.fast.compile:
+            self.progress.say("torch.compile works before the first steps; this takes up to a minute")
+        for compile, attention, pieces in self._attempts():
             with ExitStack() as stack:
                 try:
-                    path = stack.enter_context(self.fast.on(rows=attention))
+                    path = stack.enter_context(self.fast.on(rows=attention, compile=compile))
                 except NotImplementedError:
                     continue
-                self._line = attention and path.attention and self.packing and self.task.packs and self._separate()
-                self._loss_in_pieces = pieces and self._line and plain_head(self.model)
+                if attention and not path.attention:
+                    continue
+                self._line = attention and self.packing and self.task.packs and self._separate()
+                self._loss_in_pieces = pieces and plain_head(self.model)
                 if pieces and not self._loss_in_pieces:
                     continue
                 with self._felt():
                     found = self._check_loss(rows, attempt=True)
                 tolerance = AGREE[self._products()]
                 if found is not None and abs(found - plain) <= tolerance * max(1.0, abs(plain)):
-                    self.path = path.summary(packed=self._line)
+                    self.path = path.summary(packed=self._line, in_pieces=self._loss_in_pieces)
                     yield
                     return
             self._line = self._loss_in_pieces = False
@@ -333,6 +356,16 @@ class Loop:
         self.progress.say("this model's own forward passes are used: the fast ones give another loss")
         self.fast = None
         yield
+
+    def _attempts(self) -> Iterator[tuple[bool, bool, bool]]:
+        """With and without torch.compile, attention inside rows, and the loss in pieces: the fastest first."""
+        assert self.fast is not None
+        wanted = (
+            self.fast.compile,
+            "attention" not in self.fast.without,
+            self.loss_in_pieces and self.task.packs,
+        )
+        return itertools.product(*((True, False) if want else (False,) for want in wanted))  # type: ignore[return-value]
 
     def _separate(self) -> bool:
         """Whether rows in one line stay apart: convolutions over tokens would reach from one into the next."""
@@ -361,7 +394,7 @@ class Loop:
                 if not attempt:
                     self._use(part[0][0])
                 micro = self._collate(part)
-                with torch.inference_mode(), self._announced(micro):
+                with self._scoring(), self._announced(micro):
                     _, sums = self._loss(micro, weights)
                 total += sum(float(value) for value in sums.values())
         except Exception as error:
@@ -404,6 +437,10 @@ class Loop:
     def _products(self) -> torch.dtype:
         products = self.fast.products if self.fast else None
         return products or (torch.bfloat16 if self.model.dtype == torch.bfloat16 else self.model.dtype)
+
+    def _scoring(self) -> AbstractContextManager[Any]:
+        """Without gradients. What is compiled knows inference mode as another world and would be compiled again."""
+        return torch.no_grad() if self.fast and self.fast.compile else torch.inference_mode()
 
     # --- small parts -------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from hfadapt.batches import padded
 from hfadapt.compute import training_compute
 from hfadapt.data import canaries, read_split
 from hfadapt.evidence import Energy
-from hfadapt.fast import FastPath, product_dtype
+from hfadapt.fast import FastPath, fusion, product_dtype
 from hfadapt.launch import World, interruptible
 from hfadapt.manifest import write_manifest
 from hfadapt.measure import PeakMemory, load_libraries, release_memory, resident_bytes
@@ -120,15 +120,21 @@ def train_cells(
                 cells, locks, names, rows, identities or [""] * len(cells), strict=True
             )
         ]
-        products = product_dtype(lock.dtype, device)
+        wanted = lock.train.fast
+        # By its own number of steps each would decide for itself.
+        compile = any(own.train.fast.compile for own in locks)
+        compiled = fusion.compile_seconds() if compile else 0.0
+        products = product_dtype(lock.dtype, device) if wanted.bfloat16 and wanted.low_rank else None
+        path = FastPath(model, products, tuple(names), lock.train.resident_layers, wanted.without, compile)
         loop = Loop(
             accelerator=world.accelerator,
             task=task,
             model=model,
             jobs=jobs,
             pad_token_id=pad,
-            fast=FastPath(model, products, tuple(names), lock.train.resident_layers) if lock.train.fast else None,
+            fast=path if wanted.used else None,
             packing=lock.data.packing,
+            loss_in_pieces=wanted.loss,
             progress=Corrected(progress, _predicted_seconds(cells)),
             stop=lambda: world.any(bool(interrupt)),
         )
@@ -156,6 +162,7 @@ def train_cells(
             update={
                 "check_losses": tuple(check),
                 "fast_path": loop.path,
+                "compile_seconds": fusion.compile_seconds() - compiled if compile else None,
                 "energy": _share(meter.energy(sum(seconds)), job.state.seconds / max(sum(seconds), 1e-9)),
                 "compute": training_compute(
                     own,
@@ -180,11 +187,14 @@ def _predicted_seconds(cells: Sequence[Cell]) -> float | None:
 
 
 def _measured(cells: Sequence[Cell], peaks: Mapping[str, PeakMemory]) -> dict[Phase, PhaseMeasure]:
-    """Peaks beside the predicted ones. Each plan has all adapters at its own length: of several, the largest counts."""
+    """Peaks beside the predicted ones.
+
+    Each plan has all adapters at its own length, and memory grows with the tokens of all: the mean is for all lengths.
+    """
     predicted: dict[str, int] = {}
     for cell in cells:
         for phase in cell.plan.cells[0].memory:
-            predicted[phase.phase] = max(predicted.get(phase.phase, 0), phase.total_bytes)
+            predicted[phase.phase] = predicted.get(phase.phase, 0) + phase.total_bytes // len(cells)
     return {
         phase: PhaseMeasure(predicted_peak_bytes=predicted.get(phase), measured_peak_bytes=peaks[phase].peak_bytes)
         for phase in PHASES
@@ -209,7 +219,8 @@ def can_share(one: Cell, other: Cell) -> bool:
     )
     alike = (
         mine.train.checkpointing == theirs.train.checkpointing
-        and mine.train.fast == theirs.train.fast
+        and mine.train.fast.without == theirs.train.fast.without
+        and mine.train.fast.bfloat16 == theirs.train.fast.bfloat16
         and mine.data.packing == theirs.data.packing
         and mine.adapter.method == theirs.adapter.method
         and mine.train.seed == theirs.train.seed

@@ -119,14 +119,42 @@ def test_a_row_in_a_pack_is_the_row_alone(kind, with_kernels, monkeypatch):
     path = FastPath(model)
     with path.on():
         assert path.attention
-        if with_kernels and compiled.passes():
-            assert {name: getattr(path, name) for name in wanted} == wanted
+        assert {name: getattr(path, name) for name in wanted} == wanted
         for pieces in (True, False):
             fast_loss, fast = packed(model, examples, path, pieces and plain_head(model))
             assert fast_loss == pytest.approx(loss, rel=1e-5)
             close(fast, reference, 2e-5)
     again, _ = alone(model, examples)
     assert again == loss, "the plain forward passes are back"
+
+
+@pytest.mark.parametrize("part", ["low_rank", "attention", "norms", "gates", "rotary"])
+def test_each_part_can_be_left_to_the_libraries(part):
+    model = make("llama", GROUPED, "AutoModelForCausalLM")
+    examples = rows()
+    loss, reference = alone(model, examples)
+    path = FastPath(model, without=[part])
+    with path.on():
+        on = {
+            "low_rank": path.low_rank_layers > 0,
+            "attention": path.attention,
+            "norms": path.norms > 0,
+            "gates": path.gates > 0,
+            "rotary": path.rotary,
+        }
+        # A gated activation is part of the low-rank layer behind it.
+        off = {part, "gates"} if part == "low_rank" else {part}
+        assert {name for name, is_on in on.items() if not is_on} == off
+        if part == "attention":
+            inputs, names = LM.collate(examples, 0), ["default"] * len(examples)
+            lengths = [len(e.input_ids) for e in examples]
+            with batch(side_by_side(lengths, max(lengths), names)):
+                total, _, _ = labelled_loss(model, inputs, torch.ones(len(examples)))
+                fast_loss, fast = total.item(), gradients(model, total)
+        else:
+            fast_loss, fast = packed(model, examples, path)
+    assert fast_loss == pytest.approx(loss, rel=1e-5)
+    close(fast, reference, 2e-5)
 
 
 @pytest.mark.parametrize("products", [None, torch.bfloat16], ids=["float32", "bfloat16"])
