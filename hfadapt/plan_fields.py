@@ -62,7 +62,7 @@ FUSED_MODULES = ("conv1d", "out_proj")
 ASSUMED_ROWS = 2000
 EVALUATIONS = 4
 CHECKPOINT_SECONDS = 60.0
-COMPILED_KINDS = ("cpu", "cuda", "rocm")
+COMPILED_KINDS = ("cuda", "rocm")
 TOGETHER_GAIN = 1.1
 """Domains are trained together when that is faster than one after the other by this much."""
 LONGEST_TOKENS = 4096
@@ -301,20 +301,12 @@ def _nothing_to_compile(question: Question, work: Workload) -> str:
     trainer = question.target
     if not work.fast:
         return "the passes of a step are left to the libraries"
+    if trainer.on_cpu:
+        return "hfadapt's own kernels make the passes that it would fuse"
     if trainer.kind not in COMPILED_KINDS:
         return f"not known to work on {trainer.name}"
-    if trainer.on_cpu and not work.kernels:
-        return "it needs a C++ compiler, and there is none here"
-    if memory.own_layers(work):
-        if trainer.on_cpu:
-            return "hfadapt's own kernels make the passes that it would fuse"
-        if not memory.own_passes(question.facts, work):
-            return f"of {question.facts.architecture} it has no passes to fuse"
-        return ""
-    if work.quant != "none":
-        return "bitsandbytes' layers are not compiled"
-    if work.checkpointing or not question.facts.recomputes:
-        return "layers that are computed again in the backward pass are not compiled"
+    if not memory.own_passes(question.facts, work):
+        return f"of {question.facts.architecture} it has no passes to fuse"
     return ""
 
 

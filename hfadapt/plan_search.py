@@ -26,10 +26,9 @@ REACHED_RATIO = 0.5
 MOVES_PER_SAVED_BYTE = 12
 COMPILED_MOVES_PER_SAVED_BYTE = 8
 """With torch.compile, which fuses element-wise passes: those around a Llama layer's norms, gate and positions move
-about 230 bytes per hidden feature and token as torch operations, about 60 when fused. On a CPU, SmolLM2-135M through
-peft's own layers went from 465 to 678 tokens per second; on a GPU nothing was measured."""
-COMPILE_SECONDS = {"passes": 20.0, "layers": 40.0}
-"""What torch.compile takes before it is of use, for a few functions and for whole layers."""
+about 230 bytes per hidden feature and token as torch operations, about 60 when fused. Counted, not measured."""
+COMPILE_SECONDS = 20.0
+"""What torch.compile takes before it is of use. On two CPU cores the functions of a Llama took about ten seconds."""
 CPU_BYTES_PER_SECOND_AND_CORE = 2.5e9
 TILES_BYTES_PER_SECOND_AND_CORE = 10e9
 """Where layers and attention run on AMX tiles, which leave out most of these movements."""
@@ -265,8 +264,7 @@ def compiled(question: Question, chosen: Candidate) -> Candidate:
 
 def compile_seconds(workload: Workload) -> float:
     """What torch.compile takes once in a training, shared by the adapters that are trained together."""
-    kind = "passes" if memory.own_layers(workload) else "layers"
-    return COMPILE_SECONDS[kind] / workload.adapters if memory.fuses(workload) else 0.0
+    return COMPILE_SECONDS / workload.adapters if memory.fuses(workload) else 0.0
 
 
 def resident(question: Question, chosen: Candidate) -> Candidate:

@@ -280,7 +280,7 @@ class Fast(Spec):
     Parts: `low_rank` layers that share an input as one function (lora, rslora; without dropout), `attention` inside
     rows (without it none are packed), `norms`, `gates` (gated activations, as part of a low-rank layer), `rotary`
     positions, `loss` on labelled positions in pieces. `bfloat16`: products of a float32 base in bfloat16 where the
-    device multiplies it several times faster. `compile`: torch.compile for what has no kernels here.
+    device multiplies it several times faster. `compile`: torch.compile for passes without kernels.
     """
 
     low_rank: bool = True

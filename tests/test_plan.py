@@ -275,9 +275,8 @@ def test_products_on_tiles_are_predicted_faster_and_smaller_where_they_run(
         ("l4", {"train": {"max_steps": 5}}, False),
         ("l4", {"train": {"max_steps": 100_000, "fast": False}}, False),
         ("cpu-16gb", {"train": {"max_steps": 100_000}}, False),
-        ("cpu-16gb", {"train": {"max_steps": 100_000}, "adapter": {"dropout": 0.1}}, True),
-        ("cpu-16gb", {"train": {"max_steps": 2}, "adapter": {"dropout": 0.1}}, False),
-        ("l4", {"train": {"max_steps": 100_000}, "adapter": {"dropout": 0.1}, "quant": "nf4"}, False),
+        ("cpu-16gb", {"train": {"max_steps": 100_000}, "adapter": {"dropout": 0.1}}, False),
+        ("l4", {"train": {"max_steps": 100_000, "fast": {"norms": False, "gates": False, "rotary": False}}}, False),
         ("apple-m2-16gb", {"train": {"max_steps": 100_000}}, False),
     ],
 )

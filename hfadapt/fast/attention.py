@@ -237,15 +237,8 @@ def _on_cuda(
 
 
 @cache
-def register(compiled: bool = False) -> str:
-    """Makes this attention known to transformers; without documents it is torch's own.
-
-    Args:
-        compiled: Layers around it are compiled, which leaves attention as it is: its sizes change with every batch.
-
-    Returns:
-        The name it has there.
-    """
+def register() -> None:
+    """Makes this attention known to transformers under NAME; without documents it is torch's own."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -280,7 +273,5 @@ def register(compiled: bool = False) -> str:
     def mask(*arguments: Any, **options: Any) -> Any:
         return sdpa_mask(*arguments, **options) if CURRENT.documents is None else None
 
-    name = f"{NAME}_compiled" if compiled else NAME
-    ALL_ATTENTION_FUNCTIONS.register(name, torch.compiler.disable(forward) if compiled else forward)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
-    return name
+    ALL_ATTENTION_FUNCTIONS.register(NAME, forward)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, mask)

@@ -1,14 +1,14 @@
-"""torch.compile for the regions of a step that have no kernels of hfadapt's own.
+"""torch.compile for element-wise passes that have no kernels of hfadapt's own: on GPUs.
 
-Two kinds. `fused` passes: the element-wise functions of kernels.py, each compiled once for all layers, forward and
-backward, so that a GPU makes one pass over memory where torch's operations make five to fifteen. `compiled_layers`:
-whole layers of a model, where its low-rank products are the libraries' own and not one function of ours. Nothing is
-compiled outside of `fusing`. The plan decides whether that is worth its time.
+The functions of kernels.py are compiled once for all layers, forward and backward, so that a GPU makes one pass over
+memory where torch's operations make five to fifteen. Nothing is compiled outside of `fusing`; the plan decides whether
+it is worth its time. Whole layers are left as they are: on CPUs they were slower compiled than in these parts, see
+benchmarks/NOTES.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar
@@ -79,27 +79,6 @@ def fused(plain: Function) -> Function:
     """The function as one of `FUSED`."""
     FUSED.append(Fused(plain))
     return wraps(plain)(FUSED[-1])  # type: ignore[return-value]
-
-
-@contextmanager
-def compiled_layers(model: Any) -> Iterator[Mapping[Any, Callable[..., Any]]]:
-    """The layers that a model repeats, by transformers' own mark, and for each its forward through torch.compile.
-
-    Layers of one class share what is compiled; sizes are dynamic from the start, so that a resumed run compiles what
-    the uninterrupted one did. What cannot be compiled runs as it is written. There are none where layers are computed
-    again in the backward pass: around that torch.compile leaves them as they are.
-    """
-    import torch._dynamo.config as settings
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if any(layer.gradient_checkpointing for layer in layers):
-        layers = []
-    before, settings.suppress_errors = settings.suppress_errors, True
-    try:
-        yield {layer: torch.compile(type(layer).forward, dynamic=True).__get__(layer) for layer in layers}
-    finally:
-        settings.suppress_errors = before
 
 
 def compile_seconds() -> float:

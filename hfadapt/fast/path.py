@@ -40,8 +40,7 @@ class FastPath:
         resident: Number of quantised layers of which an unpacked copy is kept; -1 keeps all.
         without: Parts that are left to the libraries: low_rank, attention, norms, gates, rotary. Gated activations are
             part of a low-rank layer.
-        compile: Let torch.compile fuse element-wise passes where they have no compiled kernels, and compile whole
-            layers where no low-rank layer is fast; norms and positions then stay the model's own.
+        compile: Let torch.compile fuse element-wise passes where they have no compiled kernels.
     """
 
     model: Any
@@ -55,7 +54,6 @@ class FastPath:
     gates: int = 0
     rotary: bool = False
     attention: bool = False
-    compiled_layers: int = 0
 
     @contextmanager
     def on(self, *, rows: bool = True, compile: bool = True) -> Iterator[FastPath]:
@@ -65,7 +63,6 @@ class FastPath:
             rows: Use attention inside rows; batches must then be announced with `documents.batch`.
             compile: False leaves torch.compile out, whatever `self.compile` says.
         """
-        compile = compile and self.compile
         with ExitStack() as stack:
             layers = self._layers()
             for group in self._grouped(layers):
@@ -73,26 +70,20 @@ class FastPath:
                 for layer, forward in zip(group.layers, shared_forwards(group), strict=True):
                     stack.enter_context(_replaced(layer.module, forward))
             self.refresh()
-            if compile and not self.groups:
-                whole = stack.enter_context(fusion.compiled_layers(self.model))
-                self.compiled_layers = len(whole)
-                for layer, forward in whole.items():
-                    stack.enter_context(_replaced(layer, forward))
-            if not self.compiled_layers:
-                self._replace_passes(stack)
-            if compile:
+            self._replace_passes(stack)
+            if compile and self.compile:
                 stack.enter_context(fusion.fusing())
             if len(self.adapters) > 1:
                 for module in self.model.modules():
                     if (head := _heads(module, self.adapters)) is not None:
                         stack.enter_context(_replaced(module, head))
             if rows and "attention" not in self.without:
-                self.attention = stack.enter_context(_row_attention(self.model, self.compiled_layers > 0))
+                self.attention = stack.enter_context(_row_attention(self.model))
             try:
                 yield self
             finally:
                 self.groups.clear()
-                self.norms = self.gates = self.compiled_layers = 0
+                self.norms = self.gates = 0
                 self.rotary = self.attention = False
 
     def _replace_passes(self, stack: ExitStack) -> None:
@@ -126,7 +117,6 @@ class FastPath:
             f"{self.norms} norms": self.norms,
             f"{self.gates} gated activations": self.gates,
             "rotary positions": self.rotary,
-            f"{self.compiled_layers} layers by torch.compile": self.compiled_layers,
             "passes by torch.compile": any(function.is_compiled for function in fusion.FUSED),
             "compiled kernels": kernels,
             "AMX tiles": on_cpu and narrow and compiled.tiles() is not None,
@@ -294,22 +284,18 @@ def _heads(module: Any, adapters: Sequence[str]) -> Callable[[torch.Tensor], tor
 
 
 @contextmanager
-def _row_attention(model: Any, compiled: bool) -> Iterator[bool]:
-    """Switches the model to attention inside rows; yields whether it can.
-
-    Args:
-        compiled: Layers are compiled around it.
-    """
+def _row_attention(model: Any) -> Iterator[bool]:
+    """Switches the model to attention inside rows; yields whether it can."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     configs = {id(m.config): m.config for m in base.modules() if hasattr(m, "config")}
     if not getattr(base, "_supports_attention_backend", False) and not getattr(base, "_supports_sdpa", False):
         yield False
         return
-    name = attention.register(compiled)
+    attention.register()
     before = {key: config._attn_implementation for key, config in configs.items()}
     try:
         for config in configs.values():
-            config._attn_implementation_internal = name
+            config._attn_implementation_internal = attention.NAME
         yield True
     finally:
         for key, config in configs.items():

@@ -296,8 +296,8 @@ def on_tiles(workload: Workload) -> bool:
 
 
 def fuses(workload: Workload) -> bool:
-    """Whether torch.compile has something to do: whole layers, or passes that have no kernels."""
-    return workload.compile and not (own_layers(workload) and workload.kernels and workload.device == "cpu")
+    """Whether torch.compile has something to do: passes that have no kernels."""
+    return workload.compile and workload.fast and not (workload.kernels and workload.device == "cpu")
 
 
 def own_passes(facts: ModelFacts, workload: Workload) -> bool:
@@ -472,7 +472,6 @@ def step_key(facts: ModelFacts, workload: Workload) -> StepKey:
         bits=bits,
         fast=workload.fast,
         without=workload.without,
-        compile=workload.compile and not own_layers(workload),
         dropout=workload.dropout,
         adapted=workload.method in LOW_RANK,
         dora=workload.method == "dora",

@@ -51,7 +51,6 @@ class StepKey:
     bits: int
     fast: bool
     without: tuple[str, ...]
-    compile: bool
     dropout: bool
     adapted: bool
     dora: bool
@@ -235,10 +234,8 @@ def _fast(key: StepKey, model: nn.Module, length: int, rows: bool) -> Iterator[i
     names, lengths = ["default"] * ROWS, [length] * ROWS
     in_line = rows and key.generates
     documents = fast.one_line(lengths, names) if in_line else fast.side_by_side(lengths, length, names)
-    # Layers that are compiled whole keep about what the model's own do, with its own norms and positions.
-    without = {*key.without, *(("norms", "rotary") if key.compile else ())}
     machine = compiled.Machine(key.kernels, key.tiles, key.attention_on_tiles)
-    path = fast.FastPath(model, products, without=without)
+    path = fast.FastPath(model, products, without=key.without)
     with compiled.assuming(machine), path.on(rows=rows), fast.batch(documents, products):
         yield path.norms + path.gates + path.rotary
 

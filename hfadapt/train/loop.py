@@ -325,7 +325,7 @@ class Loop:
         with self._felt():
             plain = self._check_loss(rows)
             assert plain is not None
-        if self.fast.compile:
+        if self.fast.compile and self.accelerator.device.type != "cpu":
             self.progress.say("torch.compile works before the first steps; this takes up to a minute")
         for compile, attention, pieces in self._attempts():
             with ExitStack() as stack:

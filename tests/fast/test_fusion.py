@@ -1,4 +1,4 @@
-"""torch.compile in the fast path: fused passes and compiled layers give what the plain path gives."""
+"""torch.compile in the fast path: fused passes give what the plain path gives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tiny import make_lock, pairs, same_weights, stop_after, train
 
 from hfadapt.fast import FastPath, compiled, fusion, kernels
 
-from .test_path import GROUPED, SIZES, alone, close, make, packed, rows
+from .test_path import GROUPED, alone, close, make, packed, rows
 
 pytestmark = pytest.mark.skipif(compiled.passes() is None, reason="torch.compile needs a C++ compiler on a CPU")
 
@@ -41,7 +41,7 @@ def test_fused_passes_give_the_plain_loss_and_gradients(kind, no_kernels):
     loss, reference = alone(model, examples)
     path = FastPath(model, compile=True)
     with path.on():
-        assert (path.norms, path.gates, path.compiled_layers) == (5, 2, 0)
+        assert (path.norms, path.gates) == (5, 2)
         assert not compiled_names()
         fast_loss, fast = packed(model, examples, path)
         wanted = {"_rms_norm", "_rms_norm_backward", "_gated", "_gated_backward", "_cross_entropy"}
@@ -55,45 +55,24 @@ def test_fused_passes_give_the_plain_loss_and_gradients(kind, no_kernels):
     close(fast, reference, 2e-5)
 
 
-@pytest.mark.parametrize("kind", ["llama", pytest.param("bert", marks=pytest.mark.slow)])
-def test_compiled_layers_give_the_plain_loss_and_gradients(kind):
-    """Dropout in the adapters leaves their layers to peft; without noise, in evaluation, both paths are the same."""
-    sizes = GROUPED if kind == "llama" else {**SIZES, "is_decoder": True}
-    model = make(kind, sizes, "AutoModelForCausalLM", lora_dropout=0.3).eval()
-    examples = rows()
-    loss, reference = alone(model, examples)
-    path = FastPath(model, compile=True)
+def test_kernels_are_not_compiled_again():
+    path = FastPath(make("llama", GROUPED, "AutoModelForCausalLM"), compile=True)
     with path.on():
-        assert (path.compiled_layers, path.low_rank_layers, path.norms, path.rotary) == (2, 0, 0, False)
-        assert path.attention
-        assert "2 layers by torch.compile" in path.summary(packed=True, in_pieces=True)
-        before = fusion.compile_seconds()
-        fast_loss, fast = packed(model, examples, path)
-        assert fusion.compile_seconds() > before
-    assert fast_loss == pytest.approx(loss, rel=1e-5)
-    close(fast, reference, 2e-5)
-    assert not any("forward" in vars(module) for module in model.modules())
+        packed(path.model, rows(), path)
+        assert not compiled_names()
+        assert "torch.compile" not in path.summary(packed=True, in_pieces=True)
 
 
-def test_layers_that_are_computed_again_are_not_compiled():
-    model = make("llama", GROUPED, "AutoModelForCausalLM", lora_dropout=0.3)
-    model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
-    path = FastPath(model, compile=True)
-    with path.on():
-        assert (path.compiled_layers, path.norms, path.rotary) == (0, 5, True)
-
-
-@pytest.mark.slow
-def test_training_with_compiled_layers_goes_on_as_it_was(models, tmp_path):
-    """With dropout in the adapters; what is resumed equals what was not interrupted."""
-    settings = {"adapter__dropout": 0.2, "train__fast": {"compile": True}, "train__checkpoint_every_steps": 2}
-    settings["train__max_steps"] = 5
+def test_training_with_fused_passes_goes_on_as_it_was(models, tmp_path, no_kernels):
+    """What is resumed equals what was not interrupted."""
+    settings = {"train__fast": {"compile": True}, "train__checkpoint_every_steps": 2, "train__max_steps": 5}
     whole = train(make_lock(models / "lm", **settings), tmp_path / "whole", pairs(40), pairs(6, seed=1))
-    assert "layers by torch.compile" in whole.loop.path
-    folder = tmp_path / "part"
+    assert "passes by torch.compile" in whole.loop.path
+    plain = train(make_lock(models / "lm", train__max_steps=5), tmp_path / "plain", pairs(40))
+    assert whole.losses == pytest.approx(plain.losses, rel=1e-4)
     with pytest.raises(KeyboardInterrupt):
-        train(make_lock(models / "lm", **settings), folder, pairs(40), pairs(6, seed=1), stop=stop_after(3))
-    resumed = train(make_lock(models / "lm", **settings), folder, pairs(40), pairs(6, seed=1))
+        train(make_lock(models / "lm", **settings), tmp_path / "part", pairs(40), pairs(6, seed=1), stop=stop_after(3))
+    resumed = train(make_lock(models / "lm", **settings), tmp_path / "part", pairs(40), pairs(6, seed=1))
     assert resumed.losses == whole.losses
     assert same_weights(resumed.weights, whole.weights)
 
