@@ -288,12 +288,10 @@ def settle_compile(decided: Decisions, question: Question, chosen: Candidate, st
     words = f"it saves about {show_seconds(saves)} in {steps:,} steps and takes {show_seconds(takes)} first"
     if not fits:
         words = f"with it {show_bytes(found.peak_bytes)} are needed, of {show_bytes(question.budget_bytes)}"
-    worth = fits and saves > takes
-    rejected = () if worth else (Rejected(value="True", reason=words),)
-    reason = (
-        words if worth else "torch's own operations are about as fast in so few steps" if fits else "it does not fit"
-    )
-    return found if decided.settle(name, worth, reason, rejected) else chosen
+    if fits and saves > takes:
+        return found if decided.settle(name, True, words) else chosen
+    reason = "not worth its time in so few steps" if fits else "it does not fit"
+    return found if decided.settle(name, False, reason, (Rejected(value="True", reason=words),)) else chosen
 
 
 def _nothing_to_compile(question: Question, work: Workload) -> str:
