@@ -130,7 +130,7 @@ RANK = 16
 
 
 def grid(models: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Points in a fixed order: each (model, quant, checkpointing) at all lengths, the batches in turn."""
+    """Points in a fixed order: each (model, quant, checkpointing) at all lengths, the batches in turn; then dropout."""
     number = 0
     for model in models:
         for quant in QUANTS:
@@ -147,6 +147,9 @@ def grid(models: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
                         "fitted": fitted,
                     }
                 number += 1
+    for model in models:
+        common = {"model": model, "quant": "none", "checkpointing": False, "fitted": False}
+        yield {**common, "rows": 8, "tokens": 128, "dropout": 0.1}
 
 
 # --- one point, in a child process -----------------------------------------------------------------------------------
@@ -189,7 +192,7 @@ def lock_of(point: dict[str, Any], about: dict[str, Any], folder: str) -> Any:
                 "method": "lora",
                 "rank": RANK,
                 "alpha": 2 * RANK,
-                "dropout": 0.0,
+                "dropout": point.get("dropout", 0.0),
                 "modules": ["all-linear"],
             },
             "data": {"max_length": point["tokens"], "packing": False},
@@ -310,6 +313,7 @@ def predicted(point: dict[str, Any], about: dict[str, Any], device: str, tiles: 
         dtype=about["dtype"],
         matmul_dtype="bfloat16",
         rank=RANK,
+        dropout="dropout" in point,
         checkpointing=point["checkpointing"],
         micro_batch_rows=point["rows"],
         length_tokens=point["tokens"],

@@ -232,7 +232,6 @@ def settle_together(decided: Decisions, question: Question, chosen: Candidate, s
     """Whether the target's domains are trained at the same time on one base; returns the candidate for that."""
     recipe, budget = question.recipe, question.budget_bytes
     able = kinds.load("adapters", question.method).shares_base and recipe.train.fast.low_rank
-    able = able and not decided.value("adapter.dropout")
     # On CUDA the products of 8-bit layers are peft's, which knows one active adapter.
     able = able and (chosen.workload.quant != "int8" or question.target.on_cpu)
     together = shared(question, chosen, sharing) if able and sharing > 1 else None

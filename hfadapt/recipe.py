@@ -277,10 +277,10 @@ class Adapter(Spec):
 class Fast(Spec):
     """hfadapt's own path for the passes of a step; what is left out is the libraries' own.
 
-    Parts: `low_rank` layers that share an input as one function (lora, rslora; without dropout), `attention` inside
-    rows (without it none are packed), `norms`, `gates` (gated activations, as part of a low-rank layer), `rotary`
-    positions, `loss` on labelled positions in pieces. `bfloat16`: products of a float32 base in bfloat16 where the
-    device multiplies it several times faster. `compile`: torch.compile for passes without kernels.
+    Parts: `low_rank` layers that share an input as one function (all low-rank adapters but dora; dropout too),
+    `attention` inside rows (without it none are packed), `norms`, `gates` (gated activations, as part of a low-rank
+    layer), `rotary` positions, `loss` on labelled positions in pieces. `bfloat16`: products of a float32 base in
+    bfloat16 where the device multiplies it several times faster. `compile`: torch.compile for passes without kernels.
     """
 
     low_rank: bool = True

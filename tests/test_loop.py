@@ -145,6 +145,23 @@ def test_dropout_is_the_same_with_and_without_evaluation(models, tmp_path):
     assert plain.losses != never.losses, "no dropout took place"
 
 
+@pytest.mark.parametrize("task", ["causal-lm", "text-classification"])
+def test_dropout_belongs_to_rows_and_not_to_batches(models, tmp_path, task):
+    """In one line, padded, and in other micro-batches a row loses the same values."""
+    name, rows = ("lm", pairs(32)) if task == "causal-lm" else ("encoder", labelled(32))
+    settings = {"adapter__dropout": 0.3, "train__max_steps": 3}
+    found = [
+        train(make_lock(models / name, task, **settings, **way), tmp_path / str(i), rows)
+        for i, way in enumerate([{}, {"data__packing": False}, {"train__micro_batch_rows": 3}])
+    ]
+    without = train(make_lock(models / name, task, train__max_steps=3), tmp_path / "without", rows)
+    for other in found[1:]:
+        assert other.losses == pytest.approx(found[0].losses, rel=1e-5)
+        for key, tensor in found[0].weights.items():
+            torch.testing.assert_close(other.weights[key], tensor, rtol=1e-3, atol=1e-5)
+    assert without.losses != pytest.approx(found[0].losses, rel=1e-4), "no dropout took place"
+
+
 def test_training_draws_nothing_from_the_callers_random_state(models, tmp_path):
     torch.manual_seed(3)
     expected = torch.rand(3)

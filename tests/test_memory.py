@@ -254,7 +254,10 @@ def test_parts_that_are_left_to_the_libraries_keep_more(lm: ModelFacts) -> None:
     assert peak(lm, without=("low_rank",)) > whole
     assert peak(lm, without=("norms",)) > whole
     assert peak(lm, without=("loss",), labelled_tokens=128, micro_batch_rows=64) > peak(lm, micro_batch_rows=64)
-    assert peak(lm, dropout=True) > peak(lm, without=("low_rank",)), "masks and what they were laid on"
+    masks = peak(lm, dropout=True, tiles=False), peak(lm, dropout=True, tiles=True)
+    assert peak(lm, tiles=True) < masks[1] < masks[0], "a bit for a value on tiles, a byte elsewhere"
+    left = {"dropout": True, "without": ("low_rank",)}
+    assert peak(lm, **left) > peak(lm, without=("low_rank",)) > masks[0], "each layer its own mask, and what it lies on"
 
 
 def test_main_memory_is_told_beside_an_accelerators(lm: ModelFacts) -> None:

@@ -333,7 +333,7 @@ def test_chats_end_to_end(models, tmp_path):
 
 
 def test_two_processes_learn_what_one_does(models, tmp_path):
-    """torchrun with gloo; 8 rows a step shared by two, uneven label counts, validation in between."""
+    """torchrun with gloo; 7 rows a step shared by two, uneven label counts, dropout, validation in between."""
     from tiny import uneven
 
     write_rows(tmp_path / "one.jsonl", uneven(60))
@@ -342,7 +342,9 @@ def test_two_processes_learn_what_one_does(models, tmp_path):
         "causal-lm",
         data={"validation": 9, "test": 9, "dedupe": {"near": False}},
         dtype="float32",
-        train={"batch_rows": 7, "micro_batch_rows": 2, "max_steps": 5, "evaluate_every_steps": 2, "fast": False},
+        adapter={"dropout": 0.2},
+        train={"batch_rows": 7, "micro_batch_rows": 2, "max_steps": 5, "evaluate_every_steps": 2},
+        train__fast={"bfloat16": False},
     )
     write_recipe(tmp_path / "tiny.yaml", fields)
     launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "hfadapt"]

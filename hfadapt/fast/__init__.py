@@ -1,10 +1,11 @@
 """The fast path of training: the plain path's results, several times faster.
 
 documents (which tokens belong together), kernels (element-wise passes) and elementwise (the modules they stand for),
-attention, lowrank, loss, path (puts them on).
+attention, lowrank and dropout, loss, path (puts them on).
 """
 
 from hfadapt.fast.documents import Documents, batch, one_line, side_by_side
+from hfadapt.fast.dropout import row_seed
 from hfadapt.fast.loss import labelled_loss, plain_head
 from hfadapt.fast.path import FastPath, product_dtype
 
@@ -16,5 +17,6 @@ __all__ = [
     "one_line",
     "plain_head",
     "product_dtype",
+    "row_seed",
     "side_by_side",
 ]

@@ -12,6 +12,8 @@ from functools import cached_property
 
 import torch
 
+from hfadapt.fast.dropout import token_keys
+
 SAME_BUCKET = 1.25
 """Rows are worked on together when the longest has at most this many times the tokens of the shortest, plus 8."""
 QUERY_BLOCK = 512
@@ -53,12 +55,14 @@ class Documents:
         starts, lengths: First token and number of tokens of each row.
         tokens: N, padding included.
         segments: Which adapter the tokens go through; together they cover all N.
+        seeds: Of each row, for dropout; empty where there is none.
     """
 
     starts: tuple[int, ...]
     lengths: tuple[int, ...]
     tokens: int
     segments: tuple[Segment, ...]
+    seeds: tuple[int, ...] = ()
 
     @property
     def padded(self) -> bool:
@@ -69,6 +73,21 @@ class Documents:
     def rows(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Starts and lengths as tensors (B,) int64."""
         return torch.tensor(self.starts), torch.tensor(self.lengths)
+
+    def keys(self, count: int, device: torch.device) -> torch.Tensor | None:
+        """Keys for dropout (count,) int32 of the tokens, or where an input has others than these, of as many vectors
+        of each row; None without seeds."""
+        rows = len(self.starts)
+        if not self.seeds or (count != self.tokens and count % rows):
+            return None
+        if (count, device) not in self._keys:
+            starts = self.starts if count == self.tokens else range(0, count, count // rows)
+            self._keys[count, device] = token_keys(self.seeds, starts, count).to(device)
+        return self._keys[count, device]
+
+    @cached_property
+    def _keys(self) -> dict[tuple[int, torch.device], torch.Tensor]:
+        return {}
 
     @cached_property
     def buckets(self) -> list[Bucket]:
@@ -99,7 +118,7 @@ class Documents:
         ]
 
 
-def one_line(lengths: Sequence[int], adapters: Sequence[str]) -> Documents:
+def one_line(lengths: Sequence[int], adapters: Sequence[str], seeds: Sequence[int] = ()) -> Documents:
     """Rows one after the other; row i goes through `adapters[i]`, rows of one adapter together.
 
     A few tokens that belong to no row make the line a round number long.
@@ -110,7 +129,7 @@ def one_line(lengths: Sequence[int], adapters: Sequence[str]) -> Documents:
         total += length
     tokens = round_tokens(total)
     ends = [*starts[1:], tokens]
-    return Documents(tuple(starts), tuple(lengths), tokens, _segments(adapters, starts, ends))
+    return Documents(tuple(starts), tuple(lengths), tokens, _segments(adapters, starts, ends), tuple(seeds))
 
 
 def round_tokens(tokens: int) -> int:
@@ -119,11 +138,12 @@ def round_tokens(tokens: int) -> int:
     return -(-tokens // step) * step
 
 
-def side_by_side(lengths: Sequence[int], width: int, adapters: Sequence[str]) -> Documents:
+def side_by_side(lengths: Sequence[int], width: int, adapters: Sequence[str], seeds: Sequence[int] = ()) -> Documents:
     """Rows padded on the right to `width` tokens."""
     starts = [row * width for row in range(len(lengths))]
     ends = [start + width for start in starts]
-    return Documents(tuple(starts), tuple(lengths), len(lengths) * width, _segments(adapters, starts, ends))
+    segments = _segments(adapters, starts, ends)
+    return Documents(tuple(starts), tuple(lengths), len(lengths) * width, segments, tuple(seeds))
 
 
 def _segments(adapters: Sequence[str], starts: Sequence[int], ends: Sequence[int]) -> tuple[Segment, ...]:

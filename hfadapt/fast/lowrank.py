@@ -1,9 +1,9 @@
 """Low-rank layers as one autograd function for all layers that share an input, and for all adapters of a batch.
 
-y = x Wᵀ + bias + scaling · (x Aᵀ) Bᵀ. peft's modules stay the container, so saving, loading and evaluating are
+y = x Wᵀ + bias + scaling · (drop(x) Aᵀ) Bᵀ. peft's modules stay the container, so saving, loading and evaluating are
 standard; only their `forward` is replaced while a `FastPath` is on. Against peft's own forward this saves the float32
-copies of the input and the extra passes over the output, keeps only x and x·Aᵀ for the backward pass, and multiplies in
-the dtype the processor multiplies best. The parameters stay float32.
+copies of the input and the extra passes over the output, keeps only x, x·Aᵀ and which values were dropped for the
+backward pass, and multiplies in the dtype the processor multiplies best. The parameters stay float32.
 
 Shapes: N tokens, I inputs, O outputs, R rank, L layers that share an input.
 """
@@ -19,6 +19,7 @@ import torch
 
 from hfadapt.fast import kernels, products
 from hfadapt.fast.documents import CURRENT, Segment
+from hfadapt.fast.dropout import Dropout, column_keys, factor, random_keys
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,22 @@ class Frozen:
         return None if self.bias is None else self.bias.float()
 
 
+class AdapterWeights(NamedTuple):
+    """What an adapter adds to a layer: A (R, I), B (O, R), the factor, and the share of inputs dropped in training."""
+
+    a: torch.nn.Parameter
+    b: torch.nn.Parameter
+    scaling: float
+    dropout: float
+
+
 @dataclass
 class Layer:
-    """One low-rank layer: what is frozen, and (A, B, scaling) of every adapter by name."""
+    """One low-rank layer: what is frozen, and what every adapter adds by its name."""
 
     module: Any
     frozen: Frozen
-    adapters: dict[str, tuple[torch.nn.Parameter, torch.nn.Parameter, float]]
+    adapters: dict[str, AdapterWeights]
 
 
 class Copy(NamedTuple):
@@ -73,11 +83,12 @@ class Group:
 
     For each adapter, A of all layers one below the other (L·R, I), and scaling · Bᵀ of each (R, O), are kept in the
     dtype of the products, in which results stay when `narrow`; `refresh` copies them from the parameters after every
-    optimizer step.
+    optimizer step. Dropout goes by the `path` of the first layer in the model.
     """
 
     layers: list[Layer]
     narrow: bool = False
+    path: str = ""
     _low: dict[str, tuple[torch.Tensor, list[torch.Tensor]]] = field(default_factory=dict)
     _copies: list[Copy] = field(default_factory=list)
 
@@ -95,8 +106,8 @@ class Group:
         """A and B of every adapter and layer: all A of an adapter, then all its B."""
         found = []
         for name in self.names:
-            found += [layer.adapters[name][0] for layer in self.layers]
-            found += [layer.adapters[name][1] for layer in self.layers]
+            found += [layer.adapters[name].a for layer in self.layers]
+            found += [layer.adapters[name].b for layer in self.layers]
         return found
 
     def copies(self) -> list[Copy]:
@@ -109,11 +120,11 @@ class Group:
     @torch.no_grad()
     def _room(self, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
         parts = [layer.adapters[name] for layer in self.layers]
-        a_low = torch.cat([a.to(self.dtype) for a, _, _ in parts])
-        b_low = [(b.to(self.dtype) * scaling).t().contiguous() for _, b, scaling in parts]
-        rows = a_low.split([a.shape[0] for a, _, _ in parts])
-        self._copies += [Copy(low, a, False, 1.0) for low, (a, _, _) in zip(rows, parts, strict=True)]
-        self._copies += [Copy(low, b, True, scaling) for low, (_, b, scaling) in zip(b_low, parts, strict=True)]
+        a_low = torch.cat([part.a.to(self.dtype) for part in parts])
+        b_low = [(part.b.to(self.dtype) * part.scaling).t().contiguous() for part in parts]
+        rows = a_low.split([len(part.a) for part in parts])
+        self._copies += [Copy(low, part.a, False, 1.0) for low, part in zip(rows, parts, strict=True)]
+        self._copies += [Copy(low, part.b, True, part.scaling) for low, part in zip(b_low, parts, strict=True)]
         return a_low, b_low
 
     def low(self, name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -123,11 +134,21 @@ class Group:
 
     def scalings(self, name: str) -> list[float]:
         """The factor of each layer's low-rank part."""
-        return [layer.adapters[name][2] for layer in self.layers]
+        return [layer.adapters[name].scaling for layer in self.layers]
 
     def ranks(self, name: str) -> list[int]:
         """R of each layer."""
-        return [layer.adapters[name][0].shape[0] for layer in self.layers]
+        return [len(layer.adapters[name].a) for layer in self.layers]
+
+    def dropout(self, name: str) -> float:
+        """The share of inputs that an adapter drops in training."""
+        return self.layers[0].adapters[name].dropout
+
+    @cached_property
+    def column_keys(self) -> torch.Tensor:
+        """For dropout, (I,) int32."""
+        device = self.layers[0].adapters[self.names[0]].a.device
+        return column_keys(self.path, self.layers[0].module.in_features).to(device)
 
 
 def _segments(group: Group, tokens: int) -> Sequence[Segment]:
@@ -142,36 +163,61 @@ def _segments(group: Group, tokens: int) -> Sequence[Segment]:
     return (Segment(group.names[0], 0, tokens, 0, 0),)
 
 
+def _dropout(group: Group, segments: Sequence[Segment], x: torch.Tensor) -> Dropout | None:
+    parts = [(segment.first, segment.end, group.dropout(segment.adapter)) for segment in segments]
+    if not group.layers[0].module.training or not any(share for _, _, share in parts):
+        return None
+    documents = CURRENT.documents
+    keys = None if documents is None else documents.keys(len(x), x.device)
+    return Dropout(random_keys(len(x), x.device) if keys is None else keys, group.column_keys, parts)
+
+
 def _product(
     group: Group, x: torch.Tensor, segments: Sequence[Segment], dtype: torch.dtype
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """y (N, O) of each layer in `dtype` for x (N, I), and x·Aᵀ for the backward pass.
+) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+    """y (N, O) of each layer in `dtype` for x (N, I), and for the backward pass which values of x were dropped (None
+    without dropout), and x·Aᵀ.
 
-    On tiles x·Aᵀ is one tensor for all segments, in the layout of products.py; else (n, ΣR) of each segment.
+    On tiles x·Aᵀ is one tensor for all segments, and what is dropped are bits, both in the layout of products.py; else
+    (n, ΣR) of each segment, and bool (N, I).
     """
+    dropout = _dropout(group, segments, x)
     if _on_tiles(group, x):
-        ys, low = products.forward(x, _frozen(group), _low_rank(group, segments), dtype)
-        return ys, [low]
+        ys, low, bits = products.forward(x, _frozen(group), _low_rank(group, segments), dtype, dropout)
+        return ys, [bits, low]
     ys = []
     for layer in group.layers:
         weight = layer.frozen.weight().t()
         ys.append(x @ weight if layer.frozen.bias is None else torch.addmm(layer.frozen.bias, x, weight))
-    lows = []
+    dropped = None if dropout is None else dropout.dropped()
+    kept = _kept(x, dropped)
+    lows: list[torch.Tensor | None] = []
     for segment in segments:
         a, bs = group.low(segment.adapter)
-        low = x[segment.first : segment.end] @ a.t()
+        low = kept[segment.first : segment.end] @ a.t()
+        if dropped is not None:
+            low.mul_(factor(group.dropout(segment.adapter)))
         for y, b, part in zip(ys, bs, low.split(group.ranks(segment.adapter), 1), strict=True):
             y[segment.first : segment.end].addmm_(part, b)
         lows.append(low)
-    return [y.to(dtype) for y in ys], lows
+    return [y.to(dtype) for y in ys], [dropped, *lows]
+
+
+def _kept(x: torch.Tensor, dropped: torch.Tensor | None) -> torch.Tensor:
+    return x if dropped is None else x.masked_fill(dropped, 0)
 
 
 def _backward_input(
-    group: Group, dys: Sequence[torch.Tensor], segments: Sequence[Segment], needs_dx: bool, dtype: torch.dtype
+    group: Group,
+    dys: Sequence[torch.Tensor],
+    dropped: torch.Tensor | None,
+    segments: Sequence[Segment],
+    needs_dx: bool,
+    dtype: torch.dtype,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
     """The gradient of x (N, I) in `dtype`, if asked for, and of x·Aᵀ as `_product` gives it."""
     if _on_tiles(group, dys[0]):
-        dx, d_low = products.backward_input(dys, _frozen(group), _low_rank(group, segments), dtype, needs_dx)
+        dx, d_low = products.backward_input(dys, _frozen(group), _low_rank(group, segments), dtype, needs_dx, dropped)
         return dx, [d_low]
     dx = None
     if needs_dx:
@@ -182,14 +228,20 @@ def _backward_input(
         a, bs = group.low(segment.adapter)
         part = slice(segment.first, segment.end)
         d_lows.append(torch.cat([dy[part] @ b.t() for dy, b in zip(dys, bs, strict=True)], 1))
-        if dx is not None:
+        if dx is None:
+            continue
+        if dropped is None:
             dx[part].addmm_(d_lows[-1], a)
+        else:
+            through = (d_lows[-1] @ a).masked_fill_(dropped[part], 0)
+            dx[part].add_(through, alpha=factor(group.dropout(segment.adapter)))
     return None if dx is None else dx.to(dtype), d_lows
 
 
 def _backward_weights(
     group: Group,
     x: torch.Tensor,
+    dropped: torch.Tensor | None,
     lows: Sequence[torch.Tensor],
     dys: Sequence[torch.Tensor],
     d_lows: Sequence[torch.Tensor],
@@ -198,15 +250,17 @@ def _backward_weights(
     """The gradient of every parameter, in the order of `Group.parameters`."""
     made: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
     if _on_tiles(group, dys[0]):
-        made = products.backward_weights(x, dys, _low_rank(group, segments), lows[0], d_lows[0])
+        made = products.backward_weights(x, dys, _low_rank(group, segments), lows[0], d_lows[0], dropped)
     else:
+        kept = _kept(x, dropped)
         for segment, low, d_low in zip(segments, lows, d_lows, strict=True):
             part, ranks = slice(segment.first, segment.end), group.ranks(segment.adapter)
             # This way round the library need not turn the large factor.
             bs = [(each.t() @ dy[part]).float() for dy, each in zip(dys, low.split(ranks, 1), strict=True)]
             for b, scaling in zip(bs, group.scalings(segment.adapter), strict=True):
                 b.mul_(scaling)
-            made.append(((d_low.t() @ x[part]).float(), bs))
+            d_a = (d_low.t() @ kept[part]).float()
+            made.append((d_a if dropped is None else d_a.mul_(factor(group.dropout(segment.adapter))), bs))
     found: dict[str, list[torch.Tensor]] = {}
     for segment, (a, bs) in zip(segments, made, strict=True):
         name = segment.adapter
@@ -233,10 +287,12 @@ def _frozen(group: Group) -> list[products.Frozen]:
 
 
 def _low_rank(group: Group, segments: Sequence[Segment]) -> list[products.LowRank]:
-    return [
-        products.LowRank(segment.first, segment.end, *group.low(segment.adapter), group.scalings(segment.adapter))
-        for segment in segments
-    ]
+    found = []
+    for segment in segments:
+        name = segment.adapter
+        options = (*group.low(name), group.scalings(name), group.dropout(name))
+        found.append(products.LowRank(segment.first, segment.end, *options))
+    return found
 
 
 class _Shared(torch.autograd.Function):
@@ -246,18 +302,18 @@ class _Shared(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, group: Group, *parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
         flat = _rows(x, group.dtype)
         segments = _segments(group, len(flat))
-        ys, lows = _product(group, flat, segments, flat.dtype if group.narrow else x.dtype)
-        ctx.save_for_backward(flat, *lows)
+        ys, kept = _product(group, flat, segments, flat.dtype if group.narrow else x.dtype)
+        ctx.save_for_backward(flat, *kept)
         ctx.group, ctx.segments, ctx.shape, ctx.x_dtype = group, segments, x.shape, x.dtype
         return tuple(ys)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
-        flat, *lows = ctx.saved_tensors
+        flat, dropped, *lows = ctx.saved_tensors
         group: Group = ctx.group
         dys = [_rows(dy, group.dtype) for dy in gradients]
-        dx, d_lows = _backward_input(group, dys, ctx.segments, ctx.needs_input_grad[0], ctx.x_dtype)
-        found = _backward_weights(group, flat, lows, dys, d_lows, ctx.segments)
+        dx, d_lows = _backward_input(group, dys, dropped, ctx.segments, ctx.needs_input_grad[0], ctx.x_dtype)
+        found = _backward_weights(group, flat, dropped, lows, dys, d_lows, ctx.segments)
         return (None if dx is None else dx.view(ctx.shape), None, *found)
 
 
@@ -269,20 +325,20 @@ class _Gated(torch.autograd.Function):
         flat_g, flat_u = (x.reshape(-1, x.shape[-1]).contiguous() for x in (g, u))
         h = kernels.gated(flat_g, flat_u, gelu).to(group.dtype)
         segments = _segments(group, len(h))
-        (y,), lows = _product(group, h, segments, g.dtype)
-        ctx.save_for_backward(flat_g, flat_u, *lows)
+        (y,), kept = _product(group, h, segments, g.dtype)
+        ctx.save_for_backward(flat_g, flat_u, *kept)
         ctx.group, ctx.segments, ctx.shape, ctx.gelu = group, segments, g.shape, gelu
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
-        g, u, *lows = ctx.saved_tensors
+        g, u, dropped, *lows = ctx.saved_tensors
         group: Group = ctx.group
         dys = [_rows(gradients[0], group.dtype)]
-        dh, d_lows = _backward_input(group, dys, ctx.segments, True, g.dtype)
+        dh, d_lows = _backward_input(group, dys, dropped, ctx.segments, True, g.dtype)
         assert dh is not None
         h, dg, du = kernels.gated_backward(dh, g, u, ctx.gelu)
-        found = _backward_weights(group, h.to(group.dtype), lows, dys, d_lows, ctx.segments)
+        found = _backward_weights(group, h.to(group.dtype), dropped, lows, dys, d_lows, ctx.segments)
         return (dg.view(ctx.shape), du.view(ctx.shape), None, None, *found)
 
 

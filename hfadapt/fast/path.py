@@ -19,7 +19,7 @@ from hfadapt import hardware
 from hfadapt.adapters import DEFAULT
 from hfadapt.fast import attention, compiled, elementwise, fusion
 from hfadapt.fast.documents import CURRENT
-from hfadapt.fast.lowrank import Frozen, Group, Layer, refresh, shared_forwards
+from hfadapt.fast.lowrank import AdapterWeights, Frozen, Group, Layer, refresh, shared_forwards
 
 SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj", "up_proj"), ("w1", "w3"))
 """Layers of one module that are given the same input; where they are not, each is worked out alone."""
@@ -146,17 +146,20 @@ class FastPath:
 
     def _grouped(self, layers: list[Layer]) -> list[Group]:
         known = {id(layer.module): layer for layer in layers}
+        paths = {id(module): path for path, module in self.model.named_modules()}
         groups, taken = [], set()
         for parent in self.model.modules():
             children = dict(parent.named_children())
             for names in SHARED_INPUTS:
                 together = [known[id(children[n])] for n in names if n in children and id(children[n]) in known]
                 if len(together) == len(names) and _alike(together):
-                    groups.append(Group(together, narrow=True))
+                    groups.append(Group(together, True, paths[id(together[0].module)]))
                     taken |= {id(layer.module) for layer in together}
-        paths = {id(module): path for path, module in self.model.named_modules()}
-        left = [layer for layer in layers if id(layer.module) not in taken]
-        return groups + [Group([layer], narrow=paths[id(layer.module)].endswith(NARROW)) for layer in left]
+        for layer in layers:
+            if id(layer.module) not in taken:
+                path = paths[id(layer.module)]
+                groups.append(Group([layer], path.endswith(NARROW), path))
+        return groups
 
 
 def _alike(layers: Sequence[Layer]) -> bool:
@@ -165,7 +168,8 @@ def _alike(layers: Sequence[Layer]) -> bool:
     return all(
         layer.module.in_features == width
         and layer.frozen.dtype == first.frozen.dtype
-        and list(layer.adapters) == list(first.adapters)
+        and [(name, each.dropout) for name, each in layer.adapters.items()]
+        == [(name, each.dropout) for name, each in first.adapters.items()]
         for layer in layers
     )
 
@@ -199,13 +203,19 @@ def _layer(module: Any, dtype: torch.dtype | None, adapters: Sequence[str], resi
         and not module.merged
         and not getattr(module, "fan_in_fan_out", False)
         and not any(module.lora_bias[name] for name in names)
-        and all(isinstance(module.lora_dropout[name], torch.nn.Identity) for name in names)
+        and all(type(module.lora_dropout[name]) in (torch.nn.Identity, torch.nn.Dropout) for name in names)
     )
     frozen = _frozen(module.get_base_layer(), dtype, resident) if plain else None
     if frozen is None:
         return None
     parts = {
-        name: (module.lora_A[name].weight, module.lora_B[name].weight, float(module.scaling[name])) for name in names
+        name: AdapterWeights(
+            module.lora_A[name].weight,
+            module.lora_B[name].weight,
+            float(module.scaling[name]),
+            float(getattr(module.lora_dropout[name], "p", 0.0)),
+        )
+        for name in names
     }
     return Layer(module, frozen, parts)
 

@@ -1,9 +1,9 @@
-// Low-rank layers that share an input, on AMX tiles: y = x Wᵀ + bias + scaling (x Aᵀ) Bᵀ, and its gradients.
+// Low-rank layers that share an input, on AMX tiles: y = x Wᵀ + bias + scaling (drop(x) Aᵀ) Bᵀ, and its gradients.
 //
 // Sizes: N tokens, I inputs, O outputs, R rank, P = R rounded up to 32, L layers, S segments (tokens of one adapter).
 // I and O are multiples of 32. `low` is x Aᵀ and `d_low` its gradient, both (N + 32, L P); `*_turned` is the same as
 // (L P, T) with T tokens of room. Rows of 32 tokens are worked on at once and never belong to two segments, so that a
-// value that is not finite stays with its adapter.
+// value that is not finite stays with its adapter. Dropout is in dropout.py: `dropped` are bits, (N, I / 32).
 
 #include <algorithm>
 #include <cmath>
@@ -39,6 +39,8 @@ struct Part {  // of one adapter in one layer
 
 struct Segment {
     i64 first, end;
+    int32_t threshold;  // products of keys below it are dropped
+    float factor;       // of what is kept
     std::vector<Part> parts;
 };
 
@@ -54,10 +56,13 @@ struct Group {
     bf16 *d_low, *d_low_turned;
     void *dx;
     bool wide;  // results in float32
+    uint32_t *dropped;                         // null without dropout
+    const int32_t *token_keys, *column_keys;   // given where `dropped` is to be filled
     std::vector<Layer> layers;
     std::vector<Segment> segments;
     std::vector<Block> blocks;
     i64 low_stride() const { return (i64)layers.size() * padded; }
+    i64 words() const { return inputs / 32; }
 };
 
 // The numbers in the order in which products.py writes them.
@@ -68,12 +73,14 @@ Group read(const i64 *n) {
     g.low = (bf16 *)*n++, g.low_turned = (bf16 *)*n++;
     g.d_low = (bf16 *)*n++, g.d_low_turned = (bf16 *)*n++;
     g.dx = (void *)*n++, g.wide = *n++;
+    g.dropped = (uint32_t *)*n++, g.token_keys = (const int32_t *)*n++, g.column_keys = (const int32_t *)*n++;
     i64 layers = *n++, segments = *n++;
     for (i64 l = 0; l < layers; l++, n += 5)
         g.layers.push_back({(const bf16 *)n[0], n[1], (const float *)n[2], (void *)n[3], n[4]});
     for (i64 s = 0; s < segments; s++) {
-        Segment segment{n[0], n[1], {}};
-        n += 2;
+        Segment segment{n[0], n[1], (int32_t)n[2], 1, {}};
+        memcpy(&segment.factor, n + 3, 4);
+        n += 4;
         for (i64 l = 0; l < layers; l++, n += 6) {
             float scaling;
             memcpy(&scaling, n + 5, 4);
@@ -105,6 +112,44 @@ const bf16 *rows_at(const Left &left, i64 row, i64 first, i64 depth, bf16 *copy,
             memset(copy + r * depth, 0, depth * 2);
     }
     return copy;
+}
+
+// Which values of a row are dropped, and 32 rows without them.
+const bf16 *drop(const Group &g, const Block &block, bf16 *copy) {
+    __m512i limit = _mm512_set1_epi32(g.segments[block.segment].threshold);
+    for (i64 r = 0; r < 32; r++, copy += g.inputs) {
+        if (r >= block.rows) {
+            memset(copy, 0, g.inputs * 2);
+            continue;
+        }
+        const bf16 *from = g.x + (block.row + r) * g.x_stride;
+        uint32_t *to = g.dropped + (block.row + r) * g.words();
+        __m512i key = _mm512_set1_epi32(g.token_keys[block.row + r]);
+        for (i64 k = 0; k < g.inputs; k += 32) {
+            __m512i low = _mm512_mullo_epi32(key, _mm512_loadu_si512(g.column_keys + k));
+            __m512i high = _mm512_mullo_epi32(key, _mm512_loadu_si512(g.column_keys + k + 16));
+            uint32_t bits = _mm512_cmplt_epi32_mask(low, limit) | (uint32_t)_mm512_cmplt_epi32_mask(high, limit) << 16;
+            to[k / 32] = bits;
+            _mm512_storeu_si512(copy + k, _mm512_maskz_loadu_epi16(~bits, from + k));
+        }
+    }
+    return copy - 32 * g.inputs;
+}
+
+// sums += factor · others where values were not dropped, for 32 columns of rows that are (…, words) apart.
+void add_kept(float *sums, const float *others, const uint32_t *dropped, i64 words, i64 rows, float factor) {
+    __m512 scale = _mm512_set1_ps(factor);
+    for (i64 r = 0; r < rows; r++)
+        for (i64 half = 0; half < 32; half += 16) {
+            __mmask16 kept = (__mmask16)~(dropped[r * words] >> half);
+            float *at = sums + 32 * r + half;
+            _mm512_store_ps(at, _mm512_mask3_fmadd_ps(_mm512_load_ps(others + 32 * r + half), scale, _mm512_load_ps(at), kept));
+        }
+}
+
+void multiply(float *sums, float factor) {
+    __m512 scale = _mm512_set1_ps(factor);
+    for (i64 i = 0; i < 1024; i += 16) _mm512_store_ps(sums + i, _mm512_mul_ps(scale, _mm512_load_ps(sums + i)));
 }
 
 // Where results of a product lie.
@@ -165,7 +210,8 @@ void write_turned(const float *sums, bf16 *out, i64 stride, i64 rows) {
 
 thread_local tiles::Scratch packed_scratch, rows_scratch, sums_scratch;
 
-// low = left · factorᵀ for every layer, `factor` giving (rows of it, row length) of a segment's layer. In a region.
+// low = left · factorᵀ for every layer, `factor` giving (rows of it, row length) of a segment's layer. In a region. With
+// keys the left factor is x, of which values are dropped.
 template <typename Factor>
 void narrow_products(const Group &g, const std::vector<Left> &lefts, bf16 *low, bf16 *turned, Factor factor) {
     i64 layers = (i64)g.layers.size(), panels = g.padded / PANEL, depth = 0, longest = 0;
@@ -190,13 +236,16 @@ void narrow_products(const Group &g, const std::vector<Left> &lefts, bf16 *low, 
         const bf16 *at = packed, *rows = nullptr;
         i64 stride = 0;
         for (i64 l = 0; l < layers; l++) {
-            if (l == 0 || lefts[l].data != lefts[l - 1].data)
+            if (g.token_keys) {
+                if (l == 0) rows = drop(g, block, copy), stride = g.inputs;
+            } else if (l == 0 || lefts[l].data != lefts[l - 1].data)
                 rows = rows_at(lefts[l], block.row, 0, lefts[l].depth, copy, &stride);
             for (i64 p = 0; p < panels; p++, at += lefts[l].depth * PANEL) {
                 i64 column = l * g.padded + p * PANEL;
                 tiles::clear();
                 tiles::accumulate(rows, stride, at, lefts[l].depth);
                 tiles::sums(sums);
+                if (g.token_keys) multiply(sums, g.segments[block.segment].factor);
                 write(sums, {low, g.low_stride(), false, false}, block.row, block.rows, column, nullptr);
                 write_turned(sums, turned + column * g.room + block.row, g.room, block.rows);
             }
@@ -246,10 +295,10 @@ std::vector<std::vector<Piece>> chunks(const std::vector<Left> &lefts) {
 }
 
 // One unit: the wide factor is packed by `pack(column, out)`, every segment's narrow factor, of `narrow.depth` rows, by
-// `pack_narrow(segment, column, out)`.
+// `pack_narrow(segment, column, out)`. Of the narrow product nothing goes into columns of a row that were `dropped`.
 template <typename Pack, typename PackNarrow>
 void wide_product(const Group &g, const Unit &unit, const std::vector<Left> &lefts, Pack pack, const Left &narrow,
-                  PackNarrow pack_narrow, const Output &out, const float *bias) {
+                  PackNarrow pack_narrow, const Output &out, const float *bias, const uint32_t *dropped) {
     i64 depth = 0, longest = 0, panels = (unit.end - unit.first) / PANEL, segments = (i64)g.segments.size();
     for (const Left &left : lefts) depth += left.depth;
     std::vector<std::vector<Piece>> parts = chunks(lefts);
@@ -266,7 +315,7 @@ void wide_product(const Group &g, const Unit &unit, const std::vector<Left> &lef
         for (i64 s = 0; s < segments; s++, at += narrow.depth * PANEL) pack_narrow(s, unit.first + p * PANEL, at);
     }
     // The sums of a block are rounded and written while the tiles work on the next one.
-    alignas(64) float sums[2][32 * 32];
+    alignas(64) float sums[2][32 * 32], narrow_sums[32 * 32];
     const Block *finished = nullptr;
     i64 finished_column = 0, turn = 0;
     auto write_finished = [&] {
@@ -296,10 +345,21 @@ void wide_product(const Group &g, const Unit &unit, const std::vector<Left> &lef
                         tiles::sums(own);
                         continue;
                     }
+                    if (dropped) {
+                        write_finished();
+                        tiles::sums(sums[turn]);
+                        tiles::clear();
+                    }
                     tiles::accumulate(narrow.data + block.row * narrow.stride, narrow.stride,
                                       panel + (depth + block.segment * narrow.depth) * PANEL, narrow.depth);
-                    write_finished();
-                    tiles::sums(sums[turn]);
+                    if (dropped) {
+                        tiles::sums(narrow_sums);
+                        add_kept(sums[turn], narrow_sums, dropped + block.row * g.words() + unit.first / 32 + p, g.words(),
+                                 block.rows, g.segments[block.segment].factor);
+                    } else {
+                        write_finished();
+                        tiles::sums(sums[turn]);
+                    }
                     turn = 1 - turn;
                     finished = &block, finished_column = unit.first + p * PANEL;
                 }
@@ -353,7 +413,7 @@ void gradient(const bf16 *left, i64 room, i64 tokens, i64 rank, const bf16 *pane
 
 EXPORT int tiles_permitted() { return tiles::permitted(); }
 
-// Fills y of every layer, low and low_turned.
+// Fills y of every layer, low, low_turned and, given keys, dropped.
 EXPORT void lowrank_forward(const i64 *numbers, int threads) {
     Group g = read(numbers);
     Left x{g.x, g.x_stride, g.inputs, g.tokens};
@@ -376,7 +436,7 @@ EXPORT void lowrank_forward(const i64 *numbers, int threads) {
                 pack_rank(part.b, layer.outputs, part.rank, g.padded, column, out);
             };
             Output y = output(layer.data, layer.stride, g.wide, g.tokens);
-            wide_product(g, all[u], {x}, pack, narrow, pack_narrow, y, layer.bias);
+            wide_product(g, all[u], {x}, pack, narrow, pack_narrow, y, layer.bias, nullptr);
         }
     }
 }
@@ -412,7 +472,8 @@ EXPORT void lowrank_backward_input(const i64 *numbers, int threads) {
                     out += g.padded * PANEL;
                 }
             };
-            wide_product(g, all[u], dys, pack, narrow, pack_narrow, output(g.dx, g.inputs, g.wide, g.tokens), nullptr);
+            Output dx = output(g.dx, g.inputs, g.wide, g.tokens);
+            wide_product(g, all[u], dys, pack, narrow, pack_narrow, dx, nullptr, g.dropped);
         }
     }
 }
@@ -439,10 +500,12 @@ EXPORT void lowrank_backward_weights(const i64 *numbers, int threads) {
             i64 tokens = segment.end - segment.first;
             bf16 *packed = packed_scratch.get<bf16>((tokens + 31) / 32 * STEP);
             if (work.layer < 0) {
-                tiles::pack_woven(g.x + segment.first * g.x_stride + work.column, g.x_stride, PANEL, tokens, packed);
+                const uint32_t *dropped = g.dropped ? g.dropped + segment.first * g.words() + work.column / 32 : nullptr;
+                const bf16 *x = g.x + segment.first * g.x_stride + work.column;
+                tiles::pack_woven(x, g.x_stride, PANEL, tokens, packed, dropped, g.words());
                 for (i64 l = 0; l < (i64)g.layers.size(); l++)
                     gradient(g.d_low_turned + l * g.padded * g.room + segment.first, g.room, tokens,
-                             segment.parts[l].rank, packed, segment.parts[l].da, g.inputs, work.column, 1.0f);
+                             segment.parts[l].rank, packed, segment.parts[l].da, g.inputs, work.column, segment.factor);
             } else {
                 const Layer &layer = g.layers[work.layer];
                 const Part &part = segment.parts[work.layer];

@@ -113,8 +113,10 @@ static inline void pack_transposed(const bf16 *w, i64 stride, i64 columns, i64 d
     }
 }
 
-// The panel of a right factor W (depth, columns) as it lies in memory: pairs of rows are woven. Zero where W ends.
-static inline void pack_woven(const bf16 *w, i64 stride, i64 columns, i64 depth, bf16 *out) {
+// The panel of a right factor W (depth, columns) as it lies in memory: pairs of rows are woven. Zero where W ends and
+// where bits of `dropped` are set, a word of it for a row, `words` apart.
+static inline void pack_woven(const bf16 *w, i64 stride, i64 columns, i64 depth, bf16 *out,
+                              const uint32_t *dropped = nullptr, i64 words = 0) {
     alignas(64) static const uint16_t order[2][32] = {
         {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
         {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62,
@@ -125,8 +127,12 @@ static inline void pack_woven(const bf16 *w, i64 stride, i64 columns, i64 depth,
         for (i64 pair = 0; pair < 16; pair++) {
             i64 row = k + 2 * pair;
             const bf16 *at = w + row * stride;
-            __m512i a = row < depth ? _mm512_maskz_loadu_epi16(mask, at) : _mm512_setzero_si512();
-            __m512i b = row + 1 < depth ? _mm512_maskz_loadu_epi16(mask, at + stride) : _mm512_setzero_si512();
+            __mmask32 of_a = row < depth ? mask : 0, of_b = row + 1 < depth ? mask : 0;
+            if (dropped) {
+                if (of_a) of_a &= ~dropped[row * words];
+                if (of_b) of_b &= ~dropped[(row + 1) * words];
+            }
+            __m512i a = _mm512_maskz_loadu_epi16(of_a, at), b = _mm512_maskz_loadu_epi16(of_b, at + stride);
             _mm512_store_si512(out + 32 * pair, _mm512_permutex2var_epi16(a, low, b));
             _mm512_store_si512(out + TILE + 32 * pair, _mm512_permutex2var_epi16(a, high, b));
         }

@@ -286,7 +286,7 @@ def _int8_product_bytes(facts: ModelFacts, workload: Workload, tokens: int) -> i
 
 def own_layers(workload: Workload) -> bool:
     """Whether low-rank layers are hfadapt's own function, and not peft's."""
-    able = workload.method in LOW_RANK and workload.method != "dora" and not workload.dropout
+    able = workload.method in LOW_RANK and workload.method != "dora"
     return able and workload.fast and "low_rank" not in workload.without
 
 

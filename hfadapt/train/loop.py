@@ -14,13 +14,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from hfadapt.batches import micro_batches
 from hfadapt.errors import DataError, RunError
-from hfadapt.fast import Documents, FastPath, batch, labelled_loss, one_line, plain_head, side_by_side
+from hfadapt.fast import (
+    Documents,
+    FastPath,
+    batch,
+    labelled_loss,
+    one_line,
+    plain_head,
+    row_seed,
+    side_by_side,
+)
 from hfadapt.measure import is_out_of_memory
 from hfadapt.progress import Progress, Silent
 from hfadapt.records import Step
@@ -38,7 +47,13 @@ CHECK_TOKENS = 128
 AGREE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Largest relative difference of that loss, by the dtype of the products."""
 
-Row = tuple[Job, Example]
+
+class Row(NamedTuple):
+    """A row of a job, and the seed of its dropout in a step."""
+
+    job: Job
+    example: Example
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -193,7 +208,7 @@ class Loop:
             own = found.rows[rank::world]
             budget = job.settings.micro_batch_rows * max(job.lengths)
             parts = micro_batches(own, [job.lengths[row] for row in own], budget, padded=not self._line)
-            shares.append([[(job, job.train[row]) for row in part] for part in parts])
+            shares.append([[self._row(job, found.step, row) for row in part] for part in parts])
         for i in range(max(map(len, shares))):
             rows = [row for share in shares if i < len(share) for row in share[i]]
             if self._line or len(shares) == 1:
@@ -201,18 +216,22 @@ class Loop:
                 continue
             # Padding to the longest row of all jobs must not need more than the jobs' own micro-batches would.
             limit = sum(job.settings.micro_batch_rows * max(job.lengths) for job, _ in batches)
-            parts = micro_batches(range(len(rows)), [len(example.input_ids) for _, example in rows], limit, padded=True)
+            parts = micro_batches(range(len(rows)), [len(row.example.input_ids) for row in rows], limit, padded=True)
             yield from ([rows[k] for k in part] for part in parts)
 
+    def _row(self, job: Job, step: int, row: int) -> Row:
+        return Row(job, job.train[row], row_seed(job.settings.seed, step, row) if self._drops else 0)
+
     def _collate(self, rows: Sequence[Row]) -> MicroBatch:
-        jobs, examples = [job for job, _ in rows], [example for _, example in rows]
+        jobs, examples = [row.job for row in rows], [row.example for row in rows]
         lengths, names = [len(example.input_ids) for example in examples], [job.name for job in jobs]
+        seeds = [row.seed for row in rows] if self._drops else []
         if self._line:
-            documents = one_line(lengths, names)
+            documents = one_line(lengths, names, seeds)
             found = in_line(examples, documents.tokens, self.pad_token_id)
         else:
             found = self.task.collate(examples, self.pad_token_id)
-            documents = side_by_side(lengths, max(lengths), names)
+            documents = side_by_side(lengths, max(lengths), names, seeds)
         inputs = {name: tensor.to(self.accelerator.device) for name, tensor in found.items()}
         return MicroBatch(inputs, documents, tuple(jobs))
 
@@ -292,7 +311,7 @@ class Loop:
         self.model.eval()
         with self._scoring():
             for part in micro_batches(range(len(share)), lengths, budget, padded=not self._line):
-                micro = self._collate([(job, share[i]) for i in part])
+                micro = self._collate([Row(job, share[i]) for i in part])
                 with self._announced(micro):
                     _, sums = self._loss(micro, {id(job): 1.0})
                 total[0] += float(sums[id(job)])
@@ -380,7 +399,7 @@ class Loop:
             order = sorted(short, key=job.lengths.__getitem__)
             count = CHECK_ROWS if most == CHECK_TOKENS and len(self.jobs) == 1 else 2
             chosen = {order[i * (len(order) - 1) // (count - 1)] for i in range(count)}
-            found += [(job, job.train[row]) for row in sorted(chosen)]
+            found += [Row(job, job.train[row]) for row in sorted(chosen)]
         return found
 
     def _check_loss(self, rows: Sequence[Row], attempt: bool = False) -> float | None:
@@ -392,7 +411,7 @@ class Loop:
         try:
             for part in [rows] if attempt else [[row] for row in rows]:
                 if not attempt:
-                    self._use(part[0][0])
+                    self._use(part[0].job)
                 micro = self._collate(part)
                 with self._scoring(), self._announced(micro):
                     _, sums = self._loss(micro, weights)
@@ -405,7 +424,7 @@ class Loop:
         finally:
             self.fast = fast
             self.model.train()
-        return total / max(1, sum(example.label_count for _, example in rows))
+        return total / max(1, sum(row.example.label_count for row in rows))
 
     def _use(self, job: Job) -> None:
         """peft's own forward goes through this job's adapter; all keep their gradients."""
@@ -446,7 +465,8 @@ class Loop:
 
     @contextmanager
     def _noise(self, place: str) -> Iterator[None]:
-        """Dropout draws from a seed of its own, by step, micro-batch and process, and leaves the global state alone."""
+        """Dropout of torch's own modules draws from a seed of its own, by step, micro-batch and process, and leaves the
+        global state alone."""
         if not self._drops:
             yield
             return

@@ -1,10 +1,13 @@
 """Products on AMX tiles: the same results as float32, adapters and rows kept apart, any number of threads."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
 from hfadapt.fast import FastPath, compiled, products
+from hfadapt.fast.dropout import Dropout, column_keys, factor, random_keys
 from hfadapt.fast.products import Frozen, LowRank
 
 pytestmark = pytest.mark.skipif(compiled.tiles() is None, reason="the processor has no AMX tiles, or no compiler")
@@ -30,8 +33,11 @@ def make(tokens, inputs, outputs, ranks, cuts, *, bias=True, seed=0):
     return rand(tokens, inputs), [rand(tokens, o) for o in outputs], layers, adapters
 
 
-def reference(x, dys, layers, adapters):
+def reference(x, dys, layers, adapters, dropped=None):
     """The same in float32, gradients by hand: y, dx and (dA, dBᵀ) of each segment."""
+    kept = torch.ones_like(x, dtype=torch.float32)
+    for each in adapters if dropped is not None else ():
+        kept[each.first : each.end] = factor(each.dropout) * ~dropped[each.first : each.end]
     x, dys = x.float(), [dy.float() for dy in dys]
     ys = [x @ layer.weight.float().t() + (0 if layer.bias is None else layer.bias) for layer in layers]
     dx = sum(dy @ layer.weight.float() for dy, layer in zip(dys, layers, strict=True))
@@ -42,19 +48,19 @@ def reference(x, dys, layers, adapters):
         for y, dy, b, scaling in zip(ys, dys, each.bs, each.scalings, strict=True):
             a, b = each.a[row : row + len(b)].float(), b.float()
             row += len(b)
-            low, d_low = x[part] @ a.t(), dy[part] @ b.t()
+            low, d_low = (kept * x)[part] @ a.t(), dy[part] @ b.t()
             y[part] += low @ b
-            dx[part] += d_low @ a
-            das.append(d_low.t() @ x[part])
+            dx[part] += kept[part] * (d_low @ a)
+            das.append(d_low.t() @ (kept * x)[part])
             dbs.append(scaling * low.t() @ dy[part])
         found.append((torch.cat(das), dbs))
     return ys, dx, found
 
 
-def run(x, dys, layers, adapters, dtype):
-    ys, low = products.forward(x, layers, adapters, dtype)
-    dx, d_low = products.backward_input(dys, layers, adapters, dtype, True)
-    return ys, dx, products.backward_weights(x, dys, adapters, low, d_low)
+def run(x, dys, layers, adapters, dtype, dropout=None):
+    ys, low, dropped = products.forward(x, layers, adapters, dtype, dropout)
+    dx, d_low = products.backward_input(dys, layers, adapters, dtype, True, dropped)
+    return ys, dx, products.backward_weights(x, dys, adapters, low, d_low, dropped)
 
 
 def close(found, wanted, tolerance=1e-2):
@@ -73,12 +79,19 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("shares", [(), (0.1, 0.0, 0.5, 0.9)], ids=["plain", "dropout"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("case", CASES)
-def test_products_and_gradients_are_those_of_float32(case, dtype):
+def test_products_and_gradients_are_those_of_float32(case, dtype, shares):
     x, dys, layers, adapters = make(*CASES[case])
-    ys, dx, gradients = run(x, dys, layers, adapters, dtype)
-    wanted_ys, wanted_dx, wanted = reference(x, dys, layers, adapters)
+    dropout = dropped = None
+    if shares:
+        adapters = [replace(each, dropout=share) for each, share in zip(adapters, shares, strict=False)]
+        parts = [(each.first, each.end, each.dropout) for each in adapters]
+        dropout = Dropout(random_keys(len(x), x.device), column_keys(case, x.shape[1]), parts)
+        dropped = dropout.dropped()
+    ys, dx, gradients = run(x, dys, layers, adapters, dtype, dropout)
+    wanted_ys, wanted_dx, wanted = reference(x, dys, layers, adapters, dropped)
     assert dx.dtype == ys[0].dtype == dtype
     for y, each in zip(ys, wanted_ys, strict=True):
         close(y, each)
