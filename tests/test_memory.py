@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from hfadapt import allocator, memory
+from hfadapt import allocator, memory, samples
 from hfadapt.facts import ModelFacts, model_facts
-from hfadapt.memory import Workload, predict
+from hfadapt.memory import Workload, predict, terms
 
 GRID = Path(__file__).parent.parent / "benchmarks" / "memory_grid.py"
 
@@ -224,11 +224,11 @@ def test_a_plan_does_not_depend_on_the_machine_that_makes_it(lm: ModelFacts, mon
     from hfadapt.memory import trace
 
     def clear() -> None:
-        for known in (memory._known_terms, trace.step_terms):
+        for known in (terms.known_terms, trace.step_terms):
             known.cache_clear()
 
     options = [{"kernels": kernels, "tiles": tiles} for kernels in (True, False) for tiles in (True, False)]
-    monkeypatch.setattr(memory.samples, "cache_folder", lambda: Path("/nonexistent"))
+    monkeypatch.setattr(samples, "cache_folder", lambda: Path("/nonexistent"))
     clear()
     here = [peak(lm, **more) for more in options]
     monkeypatch.setattr(kernels, "passes", lambda: None)

@@ -1,8 +1,8 @@
 """Predicted peak memory of each phase, by part, from the config alone.
 
-What the tensors of a step need is traced (trace.py); what the base, the adapter and the optimizer hold is counted; what
-neither can see (scratch space inside operators, the allocator's rounding, code pages) is a handful of constants that
-were fitted on half of benchmarks/memory_grid.json and tested on the other half, on a CPU with AMX tiles.
+What the tensors of a step need is traced (terms.py, trace.py); what the base, the adapter and the optimizer hold is
+counted; what neither can see (scratch space inside operators, the allocator's rounding, code pages) is a handful of
+constants that were fitted on half of benchmarks/memory_grid.json and tested on the other half, on a CPU with AMX tiles.
 
 On a CPU "peak" is the resident set above what the process held before it loaded the base, with malloc set as in
 allocator.py.
@@ -10,33 +10,32 @@ allocator.py.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from contextlib import suppress
-from dataclasses import asdict
-from functools import cache
-from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-from hfadapt import kinds, samples
+from hfadapt import kinds
 from hfadapt.facts import LinearShape, ModelFacts
+from hfadapt.memory.terms import is_traced, known_terms, own_passes, saved_bytes_per_token, step_key, terms_of
+from hfadapt.memory.workload import DTYPE_BYTES, Workload, fuses, on_tiles, own_layers
 from hfadapt.plan_record import PhaseMemory
-from hfadapt.spec import Spec, write_text
 
-if TYPE_CHECKING:
-    from hfadapt.memory.trace import StepKey
+__all__ = [
+    "Workload",
+    "adapted_layers",
+    "cache_bytes",
+    "fuses",
+    "is_traced",
+    "on_tiles",
+    "own_layers",
+    "own_passes",
+    "predict",
+    "predict_merge",
+    "resident_ratio",
+    "saved_bytes_per_token",
+    "trained_parameters",
+    "weight_bytes",
+]
 
 MIB = 1 << 20
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03, "paged-adamw-8bit": 2.03}
 """State per trained parameter: two moments; in 8 bits with one float32 scale per block of 256."""
-SHORT_TOKENS = 256
-"""Rows are traced up to this length; longer ones up to twice of it."""
-STEPWISE_MODEL_TYPES = ("falcon_mamba", "jamba", "mamba", "recurrent_gemma", "rwkv", "zamba")
-"""Models whose own code goes through a row token by token; what that keeps is linear in the length, so short rows are
-traced, as long ones would take minutes."""
-LOW_RANK = ("lora", "rslora", "dora", "pissa", "loftq", "eva", "olora")
 
 # --- fitted on the `fitted` half of benchmarks/memory_grid.json ------------------------------------------------------
 CPU_CONSTANT_BYTES = {"load": 25 * MIB, "train": 40 * MIB, "evaluate": 48 * MIB, "save": 40 * MIB, "merge": 55 * MIB}
@@ -66,42 +65,6 @@ HOST_PROCESS_BYTES = 2 << 30
 """Main memory of a process that uses an accelerator: libraries with their kernels, and the driver's context."""
 
 
-class Workload(Spec):
-    """One configuration whose memory is asked for: B = `micro_batch_rows` rows of T = `length_tokens` tokens.
-
-    `labelled_tokens` are the tokens of one row that carry a loss. `adapters` are trained together, each with B rows.
-    `matmul_dtype` is what products of adapted layers run in: for a quantised base the dtype it is unpacked to.
-    `generate_rows` completions are generated in the evaluation, at most `evaluate_rows` at a time. `fast` is the loop's
-    own path, of which the parts in `without` are the libraries'; it keeps unpacked copies of `resident_layers` linear
-    layers. `kernels`: its passes are compiled for this CPU. `tiles`: products can run on AMX tiles. `compile`:
-    torch.compile is used. `settled`: malloc is set as in allocator.py.
-    """
-
-    quant: str = "none"
-    dtype: str = "float32"
-    matmul_dtype: str = "float32"
-    method: str = "lora"
-    rank: int = 16
-    modules: tuple[str, ...] = ("all-linear",)
-    dropout: bool = False
-    checkpointing: bool = False
-    optimizer: str = "adamw"
-    micro_batch_rows: int = 8
-    length_tokens: int = 128
-    labelled_tokens: int = 128
-    evaluate_rows: int = 32
-    generate_rows: int = 0
-    fast: bool = True
-    without: tuple[str, ...] = ()
-    compile: bool = False
-    resident_layers: int = 0
-    adapters: int = 1
-    kernels: bool = True
-    tiles: bool = False
-    settled: bool = True
-    device: Literal["cpu", "gpu"] = "cpu"
-
-
 def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
     """Peaks of load, train, evaluate and save, each by part.
 
@@ -116,7 +79,7 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
     weights = weight_bytes(facts, workload)
     trained = trained_parameters(facts, workload)
     adapter = 0 if workload.method == "full" else trained * 4
-    terms = _terms(facts, workload)
+    terms = terms_of(facts, workload)
     tokens = workload.length_tokens if facts.vocab_size else 1
 
     def live(mark: str, rows: int) -> int:
@@ -284,28 +247,6 @@ def _int8_product_bytes(facts: ModelFacts, workload: Workload, tokens: int) -> i
     return tokens * max((3 * s.in_features + 6 * s.out_features for s in facts.linears), default=0)
 
 
-def own_layers(workload: Workload) -> bool:
-    """Whether low-rank layers are hfadapt's own function, and not peft's."""
-    able = workload.method in LOW_RANK and workload.method != "dora"
-    return able and workload.fast and "low_rank" not in workload.without
-
-
-def on_tiles(workload: Workload) -> bool:
-    """Whether low-rank layers run on AMX tiles."""
-    return workload.tiles and own_layers(workload)
-
-
-def fuses(workload: Workload) -> bool:
-    """Whether torch.compile has something to do: passes that have no kernels."""
-    return workload.compile and workload.fast and not (workload.kernels and workload.device == "cpu")
-
-
-def own_passes(facts: ModelFacts, workload: Workload) -> bool:
-    """Whether hfadapt has norms, gated activations or positions of its own for this architecture."""
-    found = _known_terms(step_key(facts, workload))
-    return found is not None and found["passes"][0][0] > 0
-
-
 def _copied_bytes(facts: ModelFacts, workload: Workload) -> int:
     """Copies of frozen weights in the dtype of the products, which the fast path makes once: of float32 weights, and of
     as many quantised ones as it is told to keep unpacked."""
@@ -347,7 +288,7 @@ def trained_parameters(facts: ModelFacts, workload: Workload) -> int:
     head = 0 if facts.generates else facts.head_parameters
     if workload.method == "head":
         return head or facts.vocab_size * facts.hidden_size
-    if facts.experts and (traced := _known_terms(step_key(facts, workload))):
+    if facts.experts and (traced := known_terms(step_key(facts, workload))):
         # Which weights of experts get an adapter, and of which rank, is known to peft alone.
         outside, layer = traced["trained_parameters"]
         return int(outside[0] + layer[0] * facts.layers)
@@ -384,120 +325,3 @@ def _load_parts(facts: ModelFacts, workload: Workload) -> dict[str, int]:
         return {"weights": weights, "checkpoint": facts.parameters * stored}
     # On a device: the largest weight in its first dtype beside the finished ones.
     return {"weights": weights, "workspaces": 2 * facts.largest_linear * stored}
-
-
-def _terms(facts: ModelFacts, workload: Workload) -> Terms:
-    return _known_terms(step_key(facts, workload)) or _rough_terms(facts, workload)
-
-
-def is_traced(facts: ModelFacts, workload: Workload) -> bool:
-    """Whether the step could be traced; otherwise the prediction rests on a rough formula."""
-    return _known_terms(step_key(facts, workload)) is not None
-
-
-@cache
-def _traced_code() -> str:
-    """Hash of the code that a trace runs: another one makes another trace."""
-    here = Path(__file__).parent
-    files = [here / "trace.py", *sorted((here.parent / "fast").glob("*.py"))]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-
-
-@cache
-def _known_terms(key: StepKey) -> Terms | None:
-    """The traced terms, kept on disk for as long as the libraries stay the same; None when tracing fails."""
-    from hfadapt.memory.trace import step_terms
-
-    made_by = [f"{name} {version(name)}" for name in ("torch", "transformers", "peft")]
-    text = json.dumps([_traced_code(), made_by, asdict(key)], sort_keys=True)
-    path = samples.cache_folder() / "traces" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return {mark: (tuple(outside), tuple(layer)) for mark, (outside, layer) in kept.items()}
-    except (OSError, ValueError):
-        pass
-    try:
-        terms = step_terms(key)
-    except Exception:
-        # Whatever a model's own code raises on fake tensors, for example where shapes depend on values.
-        return None
-    with suppress(OSError):
-        write_text(path, json.dumps(terms))
-    return terms
-
-
-def _rough_terms(facts: ModelFacts, workload: Workload) -> Terms:
-    """Bytes per token of a dense transformer layer, by counting: inputs of its linear layers, norms and activations."""
-    element = DTYPE_BYTES[workload.dtype]
-    inputs = sum(s.in_features * s.count for s in facts.linears) / max(1, facts.layers)
-    layer = element * (inputs + 6 * facts.hidden_size + 3 * facts.intermediate_size) + 4.0 * inputs
-    kept = float(element * facts.hidden_size) if workload.checkpointing else layer
-    once = (0.0, layer if workload.checkpointing else layer / 2, 0.0)
-    step = (once, (0.0, kept, 0.0))
-    return {
-        "forward_peak": step,
-        "forward_end": ((0.0, 0.0, 0.0), (0.0, kept, 0.0)),
-        "backward_peak": step,
-        "validate_peak": ((0.0, layer, 0.0), (0.0, 0.0, 0.0)),
-        "evaluate_peak": ((0.0, layer, 0.0), (0.0, 0.0, 0.0)),
-    }
-
-
-def step_key(facts: ModelFacts, workload: Workload) -> StepKey:
-    """What a trace of this workload depends on: everything but rows, layers, and the length within its regime."""
-    from hfadapt.memory.trace import StepKey
-
-    on_cpu = workload.device == "cpu"
-    # DoRA unpacks the weights of its own accord, which stand-ins do not know.
-    bits = 0 if workload.method == "dora" else kinds.load("quants", workload.quant).bits
-    # Only an unpacked weight adds a constant, which takes a third length to find.
-    unpacks = 0 if bits else 1
-    if facts.vocab_size == 0:
-        lengths: tuple[int, ...] = (1,)
-    elif facts.model_type in STEPWISE_MODEL_TYPES:
-        lengths = (8, 16, 32)[unpacks:]
-    elif workload.length_tokens <= SHORT_TOKENS and on_cpu:
-        longest = min(facts.max_positions or SHORT_TOKENS, SHORT_TOKENS)
-        lengths = (longest // 4, longest // 2, longest)[unpacks:]
-    else:
-        # Another attention kernel from here on; accelerators have one for all lengths.
-        longest = min(facts.max_positions or 2 * SHORT_TOKENS, 2 * SHORT_TOKENS)
-        lengths = (SHORT_TOKENS + 8, (SHORT_TOKENS + longest) // 2, longest)[unpacks:]
-    return StepKey(
-        config=json.dumps({k: v for k, v in facts.config.items() if k[0] != "_"}, sort_keys=True, default=str),
-        auto_class=kinds.load("tasks", facts.task).auto_class,
-        generates=facts.generates,
-        dtype=_traced_dtype("float32" if workload.method == "full" else workload.dtype),
-        matmul_dtype=_traced_dtype(workload.matmul_dtype),
-        bits=bits,
-        fast=workload.fast,
-        without=workload.without,
-        dropout=workload.dropout,
-        adapted=workload.method in LOW_RANK,
-        dora=workload.method == "dora",
-        trains_all=workload.method == "full",
-        rank=workload.rank,
-        modules=workload.modules,
-        checkpointing=workload.checkpointing,
-        on_cpu=on_cpu,
-        # On a GPU fused passes keep what kernels do, and attention what it keeps on tiles.
-        kernels=workload.kernels if on_cpu else fuses(workload),
-        tiles=workload.tiles and on_cpu,
-        attention_on_tiles=workload.tiles or not on_cpu,
-        lengths=lengths,
-        pattern=facts.pattern,
-    )
-
-
-def _traced_dtype(dtype: str) -> str:
-    """Float16 is traced as bfloat16: the sizes are the same."""
-    return "float32" if dtype == "float32" else "bfloat16"
-
-
-def saved_bytes_per_token(facts: ModelFacts, workload: Workload) -> float:
-    """What the layers keep for the backward pass without checkpointing, per token (per row for images)."""
-    outside, layer = _terms(facts, workload.model_copy(update={"checkpointing": False}))["forward_end"]
-    return max(0.0, outside[1]) + layer[1] * facts.layers
-
-
-Terms = dict[str, tuple[tuple[float, ...], tuple[float, ...]]]

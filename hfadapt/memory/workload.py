@@ -1,0 +1,62 @@
+"""What the memory of a run depends on beside the model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from hfadapt.spec import Spec
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+LOW_RANK = ("lora", "rslora", "dora", "pissa", "loftq", "eva", "olora")
+
+
+class Workload(Spec):
+    """One configuration whose memory is asked for: B = `micro_batch_rows` rows of T = `length_tokens` tokens.
+
+    `labelled_tokens` are the tokens of one row that carry a loss. `adapters` are trained together, each with B rows.
+    `matmul_dtype` is what products of adapted layers run in: for a quantised base the dtype it is unpacked to.
+    `generate_rows` completions are generated in the evaluation, at most `evaluate_rows` at a time. `fast` is the loop's
+    own path, of which the parts in `without` are the libraries'; it keeps unpacked copies of `resident_layers` linear
+    layers. `kernels`: its passes are compiled for this CPU. `tiles`: products can run on AMX tiles. `compile`:
+    torch.compile is used. `settled`: malloc is set as in allocator.py.
+    """
+
+    quant: str = "none"
+    dtype: str = "float32"
+    matmul_dtype: str = "float32"
+    method: str = "lora"
+    rank: int = 16
+    modules: tuple[str, ...] = ("all-linear",)
+    dropout: bool = False
+    checkpointing: bool = False
+    optimizer: str = "adamw"
+    micro_batch_rows: int = 8
+    length_tokens: int = 128
+    labelled_tokens: int = 128
+    evaluate_rows: int = 32
+    generate_rows: int = 0
+    fast: bool = True
+    without: tuple[str, ...] = ()
+    compile: bool = False
+    resident_layers: int = 0
+    adapters: int = 1
+    kernels: bool = True
+    tiles: bool = False
+    settled: bool = True
+    device: Literal["cpu", "gpu"] = "cpu"
+
+
+def own_layers(workload: Workload) -> bool:
+    """Whether low-rank layers are hfadapt's own function, and not peft's."""
+    able = workload.method in LOW_RANK and workload.method != "dora"
+    return able and workload.fast and "low_rank" not in workload.without
+
+
+def on_tiles(workload: Workload) -> bool:
+    """Whether low-rank layers run on AMX tiles."""
+    return workload.tiles and own_layers(workload)
+
+
+def fuses(workload: Workload) -> bool:
+    """Whether torch.compile has something to do: passes that have no kernels."""
+    return workload.compile and workload.fast and not (workload.kernels and workload.device == "cpu")
