@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -238,16 +239,23 @@ def _unpacked(base: Any, dtype: torch.dtype | None) -> tuple[Callable[[], torch.
         from bitsandbytes.functional import dequantize_4bit
 
         kind = dtype or base.compute_dtype
-        return (lambda: dequantize_4bit(base.weight.data, base.weight.quant_state).to(kind)), kind
+
+        def make() -> torch.Tensor:
+            # Into the dtype that is wanted, not first into that of the weight before it was quantised.
+            state = copy(base.weight.quant_state)
+            state.dtype = kind
+            return dequantize_4bit(base.weight.data, state)  # type: ignore[no-any-return]
+
+        return make, kind
     if type(base).__name__ == "Linear8bitLt" and base.weight.device.type == "cpu":
         # As bitsandbytes does on CPUs when training; on CUDA its forward pass multiplies in integers.
         kind = dtype or COMPUTE_8BIT
 
-        def make() -> torch.Tensor:
+        def make_8bit() -> torch.Tensor:
             scales = base.state.SCB if base.weight.SCB is None else base.weight.SCB
             return base.weight.data.to(kind).mul_((scales / 127.0).to(kind)[:, None])
 
-        return make, kind
+        return make_8bit, kind
     return None
 
 
