@@ -27,7 +27,7 @@ SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("ga
 COMPUTE_8BIT = torch.bfloat16
 NARROW = ("intermediate.dense", "lin1", "fc1", "wi", "Wi", "Wqkv")
 """With `SHARED_INPUTS`, layers whose results go into attention or an activation and not into the sum of a residual
-stream: they stay in the dtype of the products, as under autocast."""
+stream: they stay in the dtype of the products, as under autocast, where the layer that follows is a fast one too."""
 
 
 @dataclass
@@ -147,17 +147,35 @@ class FastPath:
 
     def _grouped(self, layers: list[Layer]) -> list[Group]:
         known = {id(layer.module): layer for layer in layers}
+        paths = {id(module): path for path, module in self.model.named_modules()}
+        wide = self._wide_blocks(layers)
         groups, taken = [], set()
         for parent in self.model.modules():
             children = dict(parent.named_children())
             for names in SHARED_INPUTS:
                 together = [known[id(children[n])] for n in names if n in children and id(children[n]) in known]
                 if len(together) == len(names) and _alike(together):
-                    groups.append(Group(together, narrow=True))
+                    narrow = _block(paths[id(together[0].module)]) not in wide
+                    groups.append(Group(together, narrow))
                     taken |= {id(layer.module) for layer in together}
-        paths = {id(module): path for path, module in self.model.named_modules()}
-        left = [layer for layer in layers if id(layer.module) not in taken]
-        return groups + [Group([layer], narrow=paths[id(layer.module)].endswith(NARROW)) for layer in left]
+        for layer in layers:
+            path = paths[id(layer.module)]
+            if id(layer.module) not in taken:
+                groups.append(Group([layer], path.endswith(NARROW) and _block(path) not in wide))
+        return groups
+
+    def _wide_blocks(self, layers: Sequence[Layer]) -> set[str]:
+        """Blocks with a linear layer that is none of these: it takes its input in the dtype of its weight."""
+        fast = {id(part) for layer in layers for part in layer.module.modules()}
+        named = self.model.named_modules()
+        return {_block(path) for path, m in named if isinstance(m, torch.nn.Linear) and id(m) not in fast}
+
+
+def _block(path: str) -> str:
+    """The layer of the model that a module is in: its path up to the last number."""
+    parts = path.split(".")
+    last = max((i for i, part in enumerate(parts) if part.isdigit()), default=-1)
+    return ".".join(parts[: last + 1])
 
 
 def _alike(layers: Sequence[Layer]) -> bool:
