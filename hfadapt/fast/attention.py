@@ -188,7 +188,7 @@ def attention(
     rows, heads, width = query.shape[:3]
     flat = [_flat(x) for x in (query, key, value)]
     if query.device.type == "cuda":
-        out = _on_cuda(documents, *flat, scale=scale, causal=causal, window=window)
+        out = _on_cuda(documents, *flat, scale=scale, causal=causal, window=window, dtype=dtype)
     else:
         settings = _Settings(documents, float(scale), causal, window, dtype or query.dtype)
         out = _Attention.apply(*flat, settings)  # type: ignore[no-untyped-call]
@@ -211,29 +211,19 @@ def _on_cuda(
     scale: float,
     causal: bool,
     window: int,
+    dtype: torch.dtype | None,
 ) -> torch.Tensor:
-    """torch's attention over rows of different lengths; rows in padding are taken out and put back."""
+    """torch's attention over rows of different lengths, which knows 16 bits only; the result has the dtype of v."""
     from torch.nn.attention.varlen import varlen_attn
 
-    device, lengths = q.device, documents.lengths
-    offsets = torch.tensor([0, *lengths], dtype=torch.int32, device=device).cumsum(0, dtype=torch.int32)
-    longest = max(lengths)
-    where = None
-    if documents.padded:
-        spans = [torch.arange(s, s + n) for s, n in zip(documents.starts, lengths, strict=True)]
-        where = torch.cat(spans).to(device)
-        q, k, v = (x.index_select(0, where) for x in (q, k, v))
-    groups = q.shape[1] // k.shape[1]
+    offsets, longest = documents.offsets(q.device)
     left = window - 1 if window else -1
     options: dict[str, Any] = {"scale": scale, "window_size": (left, 0) if causal else (left, left)}
-    # Rotary positions of a float32 model widen queries and keys again.
-    q, k = q.to(v.dtype), k.to(v.dtype)
-    if groups > 1:
+    if q.shape[1] > k.shape[1]:
         options["enable_gqa"] = True
-    out = varlen_attn(q, k, v, offsets, offsets, longest, longest, **options)
-    if where is None:
-        return out
-    return torch.zeros((documents.tokens, *out.shape[1:]), dtype=out.dtype, device=device).index_copy(0, where, out)
+    # Rotary positions of a float32 model widen queries and keys again.
+    narrow = [x.to(dtype or v.dtype) for x in (q, k, v)]
+    return varlen_attn(*narrow, offsets, offsets, longest, longest, **options).to(v.dtype)  # type: ignore[no-any-return]
 
 
 @cache

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 
@@ -82,11 +83,27 @@ class Documents:
             return None
         if (count, device) not in self._keys:
             starts = self.starts if count == self.tokens else range(0, count, count // rows)
-            self._keys[count, device] = token_keys(self.seeds, starts, count).to(device)
+            self._keys[count, device] = token_keys(self.seeds, starts, count).to(device, non_blocking=True)
         return self._keys[count, device]
 
     @cached_property
     def _keys(self) -> dict[tuple[int, torch.device], torch.Tensor]:
+        return {}
+
+    def offsets(self, device: torch.device) -> tuple[torch.Tensor, int]:
+        """Where rows begin, and the end, (B + 1,) int32 on the device, and the tokens of the longest one.
+
+        Padding makes rows of its own, so that no token has to be moved.
+        """
+        ends = {start + length for start, length in zip(self.starts, self.lengths, strict=True)}
+        edges = sorted({0, self.tokens, *self.starts, *ends})
+        if device not in self._offsets:
+            self._offsets[device] = torch.tensor(edges, dtype=torch.int32).to(device)
+        return self._offsets[device], max(end - start for start, end in pairwise(edges))
+
+    @cached_property
+    def _offsets(self) -> dict[torch.device, torch.Tensor]:
+        # For all layers: the program waits for a GPU whenever it copies something to it.
         return {}
 
     @cached_property

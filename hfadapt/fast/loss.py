@@ -62,11 +62,12 @@ def labelled_loss(
         The weighted sum, the L losses and the row of each, in float32.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    keep, targets, rows = labelled_positions(inputs)
+    # Before the forward pass: how many labels there are is asked of a GPU, which then has nothing to finish first.
+    places, targets, rows = labelled_positions(inputs)
     given = {name: inputs[name] for name in ("input_ids", "position_ids", "attention_mask") if name in inputs}
     head = base.get_output_embeddings()
     hidden = getattr(base, base.base_model_prefix)(**given, use_cache=False).last_hidden_state
-    chosen = hidden[keep].to(head.weight.dtype)
+    chosen = hidden.flatten(0, 1).index_select(0, places).to(head.weight.dtype)
     total, losses = _LabelledLoss.apply(chosen, head, targets, weights[rows])  # type: ignore[no-untyped-call]
     return total, losses, rows
 

@@ -148,7 +148,7 @@ class Group:
     def column_keys(self) -> torch.Tensor:
         """For dropout, (I,) int32."""
         device = self.layers[0].adapters[self.names[0]].a.device
-        return column_keys(self.path, self.layers[0].module.in_features).to(device)
+        return column_keys(self.path, self.layers[0].module.in_features).to(device, non_blocking=True)
 
 
 def _segments(group: Group, tokens: int) -> Sequence[Segment]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +27,7 @@ SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("ga
 COMPUTE_8BIT = torch.bfloat16
 NARROW = ("intermediate.dense", "lin1", "fc1", "wi", "Wi", "Wqkv")
 """With `SHARED_INPUTS`, layers whose results go into attention or an activation and not into the sum of a residual
-stream: they stay in the dtype of the products, as under autocast."""
+stream: they stay in the dtype of the products, as under autocast, where the layer that follows is a fast one too."""
 
 
 @dataclass
@@ -147,19 +148,34 @@ class FastPath:
     def _grouped(self, layers: list[Layer]) -> list[Group]:
         known = {id(layer.module): layer for layer in layers}
         paths = {id(module): path for path, module in self.model.named_modules()}
+        wide = self._wide_blocks(layers)
         groups, taken = [], set()
         for parent in self.model.modules():
             children = dict(parent.named_children())
             for names in SHARED_INPUTS:
                 together = [known[id(children[n])] for n in names if n in children and id(children[n]) in known]
                 if len(together) == len(names) and _alike(together):
-                    groups.append(Group(together, True, paths[id(together[0].module)]))
+                    path = paths[id(together[0].module)]
+                    groups.append(Group(together, _block(path) not in wide, path))
                     taken |= {id(layer.module) for layer in together}
         for layer in layers:
+            path = paths[id(layer.module)]
             if id(layer.module) not in taken:
-                path = paths[id(layer.module)]
-                groups.append(Group([layer], path.endswith(NARROW), path))
+                groups.append(Group([layer], path.endswith(NARROW) and _block(path) not in wide, path))
         return groups
+
+    def _wide_blocks(self, layers: Sequence[Layer]) -> set[str]:
+        """Blocks with a linear layer that is none of these: it takes its input in the dtype of its weight."""
+        fast = {id(part) for layer in layers for part in layer.module.modules()}
+        named = self.model.named_modules()
+        return {_block(path) for path, m in named if isinstance(m, torch.nn.Linear) and id(m) not in fast}
+
+
+def _block(path: str) -> str:
+    """The layer of the model that a module is in: its path up to the last number."""
+    parts = path.split(".")
+    last = max((i for i, part in enumerate(parts) if part.isdigit()), default=-1)
+    return ".".join(parts[: last + 1])
 
 
 def _alike(layers: Sequence[Layer]) -> bool:
@@ -248,16 +264,23 @@ def _unpacked(base: Any, dtype: torch.dtype | None) -> tuple[Callable[[], torch.
         from bitsandbytes.functional import dequantize_4bit
 
         kind = dtype or base.compute_dtype
-        return (lambda: dequantize_4bit(base.weight.data, base.weight.quant_state).to(kind)), kind
+
+        def make() -> torch.Tensor:
+            # Into the dtype that is wanted, not first into that of the weight before it was quantised.
+            state = copy(base.weight.quant_state)
+            state.dtype = kind
+            return dequantize_4bit(base.weight.data, state)  # type: ignore[no-any-return]
+
+        return make, kind
     if type(base).__name__ == "Linear8bitLt" and base.weight.device.type == "cpu":
         # As bitsandbytes does on CPUs when training; on CUDA its forward pass multiplies in integers.
         kind = dtype or COMPUTE_8BIT
 
-        def make() -> torch.Tensor:
+        def make_8bit() -> torch.Tensor:
             scales = base.state.SCB if base.weight.SCB is None else base.weight.SCB
             return base.weight.data.to(kind).mul_((scales / 127.0).to(kind)[:, None])
 
-        return make, kind
+        return make_8bit, kind
     return None
 
 

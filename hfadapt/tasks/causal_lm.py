@@ -122,20 +122,24 @@ class CausalLM:
 
 
 def labelled_positions(batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The positions that predict a label (B, T), and for each of the L of them the label (L,) and its row (L,)."""
+    """The L positions that predict a label, counted through all B·T, and for each the label and its row, all (L,)."""
     import torch
 
     labels = batch["labels"]
     keep = torch.zeros_like(labels, dtype=torch.bool)
     keep[:, :-1] = labels[:, 1:] != IGNORED
-    rows = batch["rows"][keep] if "rows" in batch else keep.nonzero()[:, 0]
-    return keep, labels[:, 1:][keep[:, :-1]], rows
+    places = keep.flatten().nonzero()[:, 0]
+    rows = batch["rows"].flatten()[places] if "rows" in batch else places // labels.shape[1]
+    return places, labels.flatten()[places + 1], rows
 
 
 def labelled_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits (L, V) of the L positions that predict a label, the labels (L,), and the row of each (L,)."""
+    import torch
 
-    keep, targets, rows = labelled_positions(batch)
+    places, targets, rows = labelled_positions(batch)
+    keep = torch.zeros_like(batch["labels"], dtype=torch.bool)
+    keep.view(-1)[places] = True
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
     output = model(**inputs, logits_to_keep=keep, use_cache=False)
     logits = output.logits if output.logits.dim() == 2 else output.logits[keep]

@@ -45,6 +45,13 @@ ENCODERS = {
     "roberta": {**SIZES, "pad_token_id": 0},
     "distilbert": {"vocab_size": 100, "dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4},
     "electra": SIZES,
+    "modernbert": {
+        **SIZES,
+        "num_hidden_layers": 3,
+        "pad_token_id": 0,
+        "local_attention": 6,
+        "global_attn_every_n_layers": 2,
+    },
 }
 
 
@@ -176,6 +183,39 @@ def test_padded_rows_of_an_encoder_are_the_rows_alone(kind, products):
         close(fast, reference, 2e-5)
     for name, gradient in reference.items():
         assert torch.cosine_similarity(gradient.flatten(), fast[name].flatten(), 0) > 0.97, name
+
+
+@pytest.mark.parametrize(
+    ("kind", "modules"),
+    [
+        ("bert", ["query", "key", "value"]),
+        ("bert", ["intermediate.dense"]),
+        ("distilbert", ["lin1"]),
+        ("llama", ["q_proj", "k_proj", "v_proj"]),
+        ("llama", ["gate_proj", "up_proj"]),
+    ],
+)
+def test_a_layer_that_is_not_adapted_takes_what_an_adapted_one_gives(kind, modules):
+    """Its weight is float32, and so must be its input, though the adapted layers multiply in bfloat16."""
+    products = torch.bfloat16
+    if kind == "llama":
+        model = make(kind, GROUPED, "AutoModelForCausalLM", target_modules=modules)
+        loss, _ = alone(model, rows())
+        path = FastPath(model, products)
+        with path.on():
+            assert path.low_rank_layers == 2 * len(modules)
+            fast_loss, _ = packed(model, rows(), path)
+    else:
+        sizes = {**ENCODERS[kind], "num_labels": 3}
+        model = make(kind, sizes, "AutoModelForSequenceClassification", target_modules=modules)
+        examples = [Example(e.input_ids, (e.row % 3,), e.length, e.row) for e in rows()]
+        inputs, lengths = CLASSIFIER.collate(examples, 0), [len(e.input_ids) for e in examples]
+        loss = CLASSIFIER.losses(model, inputs)[0].sum().item()
+        path = FastPath(model, products)
+        with path.on(), batch(side_by_side(lengths, max(lengths), ["default"] * 5), products):
+            assert path.low_rank_layers == 2 * len(modules)
+            fast_loss = CLASSIFIER.losses(model, inputs)[0].sum().item()
+    assert fast_loss == pytest.approx(loss, rel=2e-2)
 
 
 def test_bfloat16_stays_as_close_to_float32_as_the_plain_path():
