@@ -235,7 +235,8 @@ def _offsets(documents: Documents, device: torch.device) -> tuple[torch.Tensor, 
     # Kept with the documents for all layers: the program waits for the GPU whenever it copies something to it.
     known = vars(documents).setdefault("_offsets", {})
     if device not in known:
-        known[device] = torch.tensor(edges, dtype=torch.int32).to(device)
+        with torch.inference_mode(False):
+            known[device] = torch.tensor(edges, dtype=torch.int32).to(device)
     return known[device], max(end - start for start, end in pairwise(edges))
 
 
