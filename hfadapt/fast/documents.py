@@ -83,7 +83,8 @@ class Documents:
             return None
         if (count, device) not in self._keys:
             starts = self.starts if count == self.tokens else range(0, count, count // rows)
-            self._keys[count, device] = token_keys(self.seeds, starts, count).to(device, non_blocking=True)
+            with torch.inference_mode(False):
+                self._keys[count, device] = token_keys(self.seeds, starts, count).to(device, non_blocking=True)
         return self._keys[count, device]
 
     @cached_property
@@ -98,7 +99,8 @@ class Documents:
         ends = {start + length for start, length in zip(self.starts, self.lengths, strict=True)}
         edges = sorted({0, self.tokens, *self.starts, *ends})
         if device not in self._offsets:
-            self._offsets[device] = torch.tensor(edges, dtype=torch.int32).to(device)
+            with torch.inference_mode(False):  # rows that are scored first can be trained on later
+                self._offsets[device] = torch.tensor(edges, dtype=torch.int32).to(device)
         return self._offsets[device], max(end - start for start, end in pairwise(edges))
 
     @cached_property

@@ -173,6 +173,17 @@ def test_checkpointed_layers_copy_nothing_a_second_time(dtype, products):
     generate(model, products)
 
 
+def test_rows_that_were_scored_can_be_trained_on():
+    """What is made in inference mode cannot be kept for a backward pass."""
+    documents = one_line([5, 9], ["default"] * 2)
+    with gpu():
+        q = torch.ones(1, 2, documents.tokens, 8, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+        with torch.inference_mode():
+            rows_attention.attention(documents, q, q, q, scale=1.0, causal=True)
+        rows_attention.attention(documents, q, q, q, scale=1.0, causal=True).sum().backward()
+        assert q.grad.shape == q.shape
+
+
 # --- what the kernel is told ------------------------------------------------------------------------------------------
 
 
