@@ -5,7 +5,7 @@
     python benchmarks/speed.py --tool hfadapt --tool trl-nf4 --rows 64 --seeds 1 --record /tmp/try.json   a try
     python benchmarks/speed.py --workload smollm2-tweets --tool hfadapt --tool litgpt --seed 18 --seed 19 --add
                                                           more runs beside what was measured before
-    python benchmarks/speed.py --device cuda              1B and 8B on a GPU: hfadapt, TRL and unsloth
+    python benchmarks/speed.py --device cuda              1B and 8B on a GPU: hfadapt, TRL, unsloth, axolotl
     python benchmarks/speed.py --workload cotrain         four domains together, and one after the other
     python benchmarks/speed.py --table                    the table from speed.json, and into the README
 
@@ -75,6 +75,7 @@ def variables(arguments: argparse.Namespace, tool: str) -> dict[str, str]:
         "OMP_NUM_THREADS": str(arguments.threads),
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }

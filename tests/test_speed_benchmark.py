@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import sys
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
@@ -218,6 +219,39 @@ def test_the_clock_leaves_the_benchmarks_own_work_out(monkeypatch: pytest.Monkey
     assert clock.overhead == 4.0
     assert clock.ended == [3.0, 4.0]
     assert clock.step_seconds == [3.0, 1.0]
+
+
+@pytest.mark.parametrize("means", [False, True])
+def test_the_first_batchs_loss_is_per_label_whatever_the_trainer_averages_over(
+    monkeypatch: pytest.MonkeyPatch, means: bool
+) -> None:
+    import torch
+
+    monkeypatch.syspath_prepend(str(PARTS))
+    recorder = part("hf_recorder")
+
+    class Trainer:
+        model_wrapped = torch.nn.Identity()
+        compute_loss_context_manager = staticmethod(nullcontext)
+
+        @staticmethod
+        def data_collator(rows: list[dict[str, Any]]) -> dict[str, Any]:
+            return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+
+        @staticmethod
+        def _prepare_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
+            return inputs
+
+        @staticmethod
+        def compute_loss(model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Any:
+            labels = inputs["labels"][:, 1:]
+            losses = labels[labels != -100].float()
+            return losses.mean() if means else losses.sum() / num_items_in_batch
+
+    job = measure.Job.__new__(measure.Job)
+    job.prepared, job.options, job.batch_rows = {"task": "causal-lm"}, {"micro": 1}, 2
+    rows = [{"input_ids": [1, 1, 1], "labels": [-100, 2, 4]}, {"input_ids": [1, 1], "labels": [-100, 9]}]
+    assert recorder.first_batch_loss(job, Trainer(), rows, means) == pytest.approx(5.0)
 
 
 def test_runs_that_share_a_record_do_not_change_it(workload: dict[str, Any]) -> None:

@@ -1,11 +1,15 @@
-"""What the runners on transformers' Trainer share (HF Trainer, TRL, LLaMA-Factory, unsloth): model, schedule, clock."""
+"""What the runners on transformers' Trainer share (HF Trainer, TRL, LLaMA-Factory, unsloth, axolotl).
+
+Model, schedule, clock, and the loss of the first batch.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from measure import STARTED, Clock, Job, save_snapshot, write_result
+from measure import IGNORED, STARTED, Clock, Job, save_snapshot, write_result
 from transformers import TrainerCallback
 
 PIECE_TOKENS = 4096
@@ -77,11 +81,25 @@ def training_rows(job: Job) -> list[dict[str, Any]]:
     return job.rows if job.options["order"] == "same" else job.file_rows
 
 
-class Recorder(TrainerCallback):
-    """Sets the shared schedule, keeps the time, and looks at loss and adapter outside of it."""
+def trainer_row(job: Job, row: dict[str, Any]) -> dict[str, Any]:
+    """One row as a trainer's data set has it."""
+    labels = row["labels"][0] if job.prepared["task"] == "text-classification" else row["labels"]
+    return {"input_ids": row["input_ids"], "labels": labels}
 
-    def __init__(self, job: Job) -> None:
+
+class Recorder(TrainerCallback):
+    """Sets the shared schedule, keeps the time, and looks at loss and adapter outside of it.
+
+    Args:
+        row: One row as the trainer's collator takes it.
+        means: Whether the trainer's loss is the mean over the labels it is given, whatever their number in the batch.
+    """
+
+    def __init__(
+        self, job: Job, row: Callable[[Job, dict[str, Any]], dict[str, Any]] = trainer_row, means: bool = False
+    ) -> None:
         self.job, self.clock = job, Clock()
+        self.row, self.means = row, means
         self.trainer: Any = None
         self.losses: list[float] = []
         self.norms: list[float] = []
@@ -98,7 +116,8 @@ class Recorder(TrainerCallback):
             group["lr"] = base * self.job.rate_factor(1, total)
         self.snapshots = self.job.snapshot_steps(total)
         if self.trainer is not None:
-            self.first_batch_loss = first_batch_loss(self.job, self.trainer)
+            rows = [self.row(self.job, row) for row in self.job.first_batch]
+            self.first_batch_loss = first_batch_loss(self.job, self.trainer, rows, self.means)
         self.clock.go()
         self.load_seconds = time.perf_counter() - STARTED - self.clock.overhead
         self.clock.start()
@@ -138,17 +157,19 @@ class Recorder(TrainerCallback):
         )
 
 
-def first_batch_loss(job: Job, trainer: Any) -> float:
+def labelled(rows: Sequence[dict[str, Any]]) -> int:
+    """Labels of rows of text; the first token of a row is never predicted."""
+    return sum(label != IGNORED for row in rows for label in row["labels"][1:])
+
+
+def first_batch_loss(job: Job, trainer: Any, rows: list[dict[str, Any]], means: bool) -> float:
     """Loss per label of the rows of hfadapt's step 1, before training, through the trainer's own collator and loss."""
     import torch
 
-    classification = job.prepared["task"] == "text-classification"
-    rows = [trainer_row(job, row) for row in job.first_batch]
-    if classification:
+    if job.prepared["task"] == "text-classification":
         pieces, labels = [rows], len(rows)
     else:
-        # The first token of a row is never predicted.
-        labels = sum(label != -100 for row in rows for label in row["labels"][1:])
+        labels = labelled(rows)
         longest = max(len(row["input_ids"]) for row in rows)
         size = max(1, min(job.micro, PIECE_TOKENS // longest))
         pieces = [rows[i : i + size] for i in range(0, len(rows), size)]
@@ -159,11 +180,6 @@ def first_batch_loss(job: Job, trainer: Any) -> float:
         inputs = trainer._prepare_inputs(trainer.data_collator([dict(row) for row in piece]))
         count = torch.tensor(labels, device=inputs["input_ids"].device)
         with torch.no_grad(), trainer.compute_loss_context_manager():
-            total += float(trainer.compute_loss(model, inputs, num_items_in_batch=count))
+            loss = float(trainer.compute_loss(model, inputs, num_items_in_batch=count))
+        total += loss * labelled(piece) / labels if means else loss
     return total
-
-
-def trainer_row(job: Job, row: dict[str, Any]) -> dict[str, Any]:
-    """One row as a trainer's data set has it."""
-    labels = row["labels"][0] if job.prepared["task"] == "text-classification" else row["labels"]
-    return {"input_ids": row["input_ids"], "labels": labels}

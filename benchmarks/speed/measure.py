@@ -18,7 +18,7 @@ from typing import Any
 STARTED = time.perf_counter()
 IGNORED = -100
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "trl", "litgpt", "lightning")
-MORE_PACKAGES = ("llamafactory", "unsloth", "hfadapt", "tokenizers", "numpy")
+MORE_PACKAGES = ("llamafactory", "unsloth", "axolotl", "liger-kernel", "hfadapt", "tokenizers", "numpy")
 
 
 class Job:

@@ -56,7 +56,7 @@ def _llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, tied
 
 
 LONG = {"texts": {"source": "LONG"}}
-GPU_TOOLS = ("hfadapt", "trl-nf4", "trl-nf4-packed", "unsloth")
+GPU_TOOLS = ("hfadapt", "trl-nf4", "trl-nf4-packed", "unsloth", "axolotl", "axolotl-packed")
 LONG_RECIPE = {"task": "causal-lm", "domains": LONG, "data": {"max_length": 2048}}
 
 WORKLOADS: dict[str, Workload] = {
@@ -248,6 +248,19 @@ TOOLS: dict[str, Tool] = {
         True,
         "unsloth's FastLanguageModel with TRL's trainer, its own checkpointing and padding-free batches",
     ),
+    "axolotl": Tool(
+        "run_axolotl.py",
+        "axolotl",
+        {"quant": "nf4", "dtype": "bfloat16", "micro": 8, "order": "own", "checkpointing": True},
+        True,
+        "axolotl, nf4 base, batch 8, gradient checkpointing as in its QLoRA examples, LoRA kernels as it turns them on",
+    ),
+    "axolotl-packed": Tool(
+        "run_axolotl.py",
+        "axolotl",
+        {"quant": "nf4", "dtype": "bfloat16", "packing": True, "order": "own", "checkpointing": False},
+        note="axolotl, nf4 base, packed to one line per effective batch, LoRA and Liger kernels, no checkpointing",
+    ),
 }
 
 _HF = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "safetensors")
@@ -265,6 +278,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
         "remove": ("torchvision", "torchaudio"),
     },
     "unsloth": {"packages": ("unsloth==2026.10.9",), "constraints": False},
+    "axolotl": {"packages": ("torch==2.13.0", "axolotl==0.19.0"), "constraints": False},
 }
 
 LORA = {"method": "lora", "rank": 16, "alpha": 32.0, "dropout": 0.0, "modules": ["all-linear"]}
