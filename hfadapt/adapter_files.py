@@ -47,7 +47,7 @@ PLAIN_NAME = re.compile(r"[\w.-]{1,200}")
 
 LORA_SETTINGS = frozenset(
     "r lora_alpha lora_dropout target_modules modules_to_save use_dora use_rslora rank_pattern alpha_pattern "  # noqa: SIM905
-    "init_lora_weights".split()
+    "init_lora_weights layers_to_transform layers_pattern".split()
 )
 """What our methods set in a LoraConfig. Every other field has to be at peft's default."""
 
@@ -234,6 +234,15 @@ def _bad_setting(key: str, value: Any) -> str | None:
         right = isinstance(names, list) and 0 < len(names) <= MOST_NAMES and all(map(_is_name, names))
         # peft reads a string as a regular expression, which can be made to run for hours.
         return None if right else "not a list of plain module names"
+    if key == "layers_to_transform":
+        numbers = [] if value is None else value
+        right = isinstance(numbers, list) and len(numbers) <= MOST_NAMES
+        right = right and all(type(number) is int and 0 <= number < MOST_NAMES for number in numbers)
+        return None if right else "not a list of numbers of layers"
+    if key == "layers_pattern":
+        # A part of a regular expression, too; peft writes an empty list where there is none.
+        right = value in (None, []) or (isinstance(value, str) and value.isidentifier())
+        return None if right else "not the plain name of a list of layers"
     if key in ("rank_pattern", "alpha_pattern"):
         right = isinstance(value, dict) and len(value) <= MOST_NAMES and all(map(_is_name, value))
         inner = "r" if key == "rank_pattern" else "lora_alpha"

@@ -25,7 +25,13 @@ else:
 
 
 def training_compute(
-    lock: Lock, data: DataRecord, tokens: int, labelled_tokens: int, trained_parameters: int, hub_id: str | None
+    lock: Lock,
+    data: DataRecord,
+    tokens: int,
+    labelled_tokens: int,
+    trained_parameters: int,
+    hub_id: str | None,
+    frozen_tokens: int | None = None,
 ) -> Compute:
     """`tuning_compute` of a cell that was trained on `data`; arguments as there."""
     mean = data.lengths["train"].mean if "train" in data.lengths else lock.data.max_length
@@ -37,6 +43,7 @@ def training_compute(
         trained_parameters=trained_parameters,
         mean_tokens=min(mean, lock.data.max_length),
         hub_id=hub_id,
+        frozen_tokens=frozen_tokens,
     )
 
 
@@ -49,6 +56,7 @@ def tuning_compute(
     trained_parameters: int,
     mean_tokens: float,
     hub_id: str | None = None,
+    frozen_tokens: int | None = None,
 ) -> Compute:
     """The operations of a training run.
 
@@ -58,28 +66,41 @@ def tuning_compute(
         trained_parameters: Parameters with a gradient.
         mean_tokens: Tokens of a row, which attention looks at.
         hub_id: The base's name on the Hub, under which its own compute may be known.
+        frozen_tokens: Tokens that went through the layers below the first trained one, where that is not all.
     """
     method = lock.adapter.method
     full, only_head = method == "full", method == "head"
     again = 2 if lock.train.checkpointing and not only_head else 0
-    body = 2 if only_head else (6 if full else 4) + again
-    attention = 4 if only_head else 12 + 2 * again
+    body, attention = (6 if full else 4) + again, 12 + 2 * again
+    below = facts.layers if only_head else facts.layers - min(facts.layers, lock.adapter.layers or facts.layers)
+    frozen = 0 if full else below * facts.linear_parameters // facts.layers
+    trained = facts.linear_parameters - frozen
+    passed = tokens if frozen_tokens is None else frozen_tokens
     head = facts.head_parameters
     if facts.generates and facts.tied:
         head = facts.vocab_size * facts.hidden_size
     head_trained = full or only_head or not facts.generates
+    # Forward, gradient of its input where something below is trained, and of its weight where it is.
+    each = 6 if head_trained and not only_head else 4
     adapter = 0 if full or only_head else trained_parameters - (facts.head_parameters if head_trained else 0)
     parts = {
-        "linear layers": body * facts.linear_parameters * tokens,
-        "attention": attention * facts.layers * facts.hidden_size * mean_tokens * tokens,
+        "linear layers": body * trained * tokens + 2 * frozen * passed,
+        "attention": (attention * (facts.layers - below) * tokens + 4 * below * passed)
+        * facts.hidden_size
+        * mean_tokens,
         "adapter": (6 + again) * max(0, adapter) * tokens,
-        "head": (6 if head_trained else 4) * head * labelled_tokens,
+        "head": each * head * labelled_tokens,
     }
     base = base_compute(hub_id) if hub_id else None
+    products = []
+    if trained:
+        more = f" + {6 + again} x {adapter:,} of the adapter" if adapter > 0 else ""
+        products.append(f"{tokens:,} tokens x ({body} x {trained:,} weights of linear layers{more})")
+    if frozen:
+        products.append(f"{passed:,} tokens x 2 x {frozen:,} weights of linear layers below all that is trained")
     how = (
-        f"{tokens:,} tokens x ({body} x {facts.linear_parameters:,} weights of linear layers"
-        f"{f' + {6 + again} x {adapter:,} of the adapter' if adapter > 0 else ''}) + {6 if head_trained else 4} x "
-        f"{head:,} weights of the head x {labelled_tokens:,} labels + attention over {mean_tokens:.0f} tokens a row"
+        f"{' + '.join(products)} + {each} x {head:,} weights of the head x "
+        f"{labelled_tokens:,} labels + attention over {mean_tokens:.0f} tokens a row"
         f"{'; activations recomputed' if again else ''}; validation and the start of the adapter not counted"
     )
     return Compute(

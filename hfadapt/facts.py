@@ -47,7 +47,8 @@ class ModelFacts(Spec):
     `vocab_size` is 0 for models without tokens, `max_positions` None where the config states no limit, `stored_dtype`
     None where it does not say in which dtype the files are. `pattern` says how layers of different kinds follow each
     other: so many at the start, then a group of so many again and again. `recomputes` is whether the architecture knows
-    activation checkpointing, `experts` whether it has weights with one matrix for each expert.
+    activation checkpointing, `experts` whether it has weights with one matrix for each expert, `stacks` how many lists
+    of layers it has: an encoder and a decoder are two.
     """
 
     model: str
@@ -76,6 +77,7 @@ class ModelFacts(Spec):
     pattern: tuple[int, int] = (0, 1)
     recomputes: bool = True
     experts: bool = False
+    stacks: int = 1
 
     @property
     def linear_parameters(self) -> int:
@@ -213,6 +215,7 @@ def describe(model: Any, name: str, task: str, labels: int, config: PretrainedCo
     text = config.get_text_config()
     heads_count = int(first(text, "num_attention_heads", "n_head", "encoder_attention_heads", default=1))
     hidden = int(first(text, "hidden_size", "n_embd", "d_model", "dim", default=0))
+    stacks = list(layer_stacks(model).values())
     return ModelFacts(
         model=name,
         task=task,
@@ -226,7 +229,7 @@ def describe(model: Any, name: str, task: str, labels: int, config: PretrainedCo
         linears=linear_shapes(model),
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
         hidden_size=hidden,
-        layers=int(getattr(text, "num_hidden_layers", 0) or 0) or max((len(s) for s in layer_stacks(model)), default=1),
+        layers=int(getattr(text, "num_hidden_layers", 0) or 0) or max(map(len, stacks), default=1),
         heads=heads_count,
         kv_heads=int(first(text, "num_key_value_heads", default=heads_count)),
         head_dim=int(first(text, "head_dim", default=hidden // max(1, heads_count))),
@@ -237,9 +240,10 @@ def describe(model: Any, name: str, task: str, labels: int, config: PretrainedCo
         stored_dtype=stored_dtype(config),
         quantised=bool(getattr(config, "quantization_config", None)),
         generates=outputs is not None and bool(model.can_generate()),
-        pattern=layer_pattern(layer_stacks(model)),
+        pattern=layer_pattern(stacks),
         recomputes=bool(getattr(model, "supports_gradient_checkpointing", False)),
         experts=any(p.dim() == 3 and "expert" in name for name, p in model.named_parameters()),
+        stacks=len(stacks),
     )
 
 
@@ -253,8 +257,8 @@ def first(config: Any, *names: str, default: Any) -> Any:
     return next((value for name in names if (value := getattr(config, name, None)) is not None), default)
 
 
-def layer_stacks(model: nn.Module) -> list[nn.ModuleList]:
-    """The outermost lists of at least two blocks that hold weights: the layers of a model."""
+def layer_stacks(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """The outermost lists of at least two blocks that hold weights, by path: the layers of a model."""
     from torch import nn
 
     found: dict[str, nn.ModuleList] = {}
@@ -263,7 +267,7 @@ def layer_stacks(model: nn.Module) -> list[nn.ModuleList]:
             continue
         if all(any(True for _ in block.parameters()) for block in module):
             found[name] = module
-    return list(found.values())
+    return found
 
 
 def layer_pattern(stacks: Sequence[nn.ModuleList]) -> tuple[int, int]:

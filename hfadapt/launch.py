@@ -69,7 +69,7 @@ def check_world(recipe_processes: int, started: int | None = None, asked: int | 
     """
     world = started if started is not None else int(os.environ.get("WORLD_SIZE", "1"))
     launcher = asked if asked is not None else processes_asked(_ancestors())
-    nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    nodes = machines()
     for wanted, who in (
         (launcher and launcher * (nodes if nodes > 1 else 1), "the launcher"),
         (recipe_processes, "the recipe"),
@@ -84,6 +84,11 @@ def check_world(recipe_processes: int, started: int | None = None, asked: int | 
                 allowed=str(wanted),
                 fix=f"on CPUs start them with: torchrun --nproc_per_node {wanted} -m hfadapt run RECIPE",
             )
+
+
+def machines() -> int:
+    """How many machines the processes are on."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
 
 
 class World:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hfadapt import kinds, samples
 from hfadapt.adapters import DEFAULT, Context
 from hfadapt.errors import RequestError, RunError
+from hfadapt.facts import layer_stacks
 from hfadapt.recipe import Lock
 
 if TYPE_CHECKING:
@@ -294,7 +295,9 @@ def attach_adapters(
 
     lock = next(iter(locks.values()))
     task = kinds.load("tasks", lock.task)
-    context = Context(base.fresh_modules, base.head_modules, task.peft_task_type, base.source.path, batches)
+    context = Context(
+        base.fresh_modules, base.head_modules, task.peft_task_type, base.source.path, *_layers(base.model), batches
+    )
     model: Any = base.model
     for name, own in locks.items():
         with torch.random.fork_rng():
@@ -310,7 +313,24 @@ def attach_adapters(
     _multiply_heads_in_float32(model)
     if lock.train.checkpointing:
         base.model.activation_checkpointing_enable({"use_reentrant": False})
+        if lock.adapter.method != "full":
+            # transformers lets gradients into the embeddings' outputs, for reentrant checkpointing alone: the backward
+            # pass would go through every frozen layer.
+            base.model.disable_input_require_grads()
     return model
+
+
+def _layers(model: Any) -> tuple[int, str, tuple[str, ...]]:
+    """The number of a model's layers, the name of their list, and name endings of the linear layers in it."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    stacks = layer_stacks(model)
+    if len(stacks) != 1:
+        return 0, "", ()
+    ((path, stack),) = stacks.items()
+    linear = (name for name, module in stack.named_modules() if isinstance(module, (nn.Linear, Conv1D)))
+    return len(stack), path.rpartition(".")[2], tuple(dict.fromkeys(name.rpartition(".")[2] for name in linear))
 
 
 def _multiply_heads_in_float32(model: Any) -> bool:

@@ -25,6 +25,7 @@ from hfadapt.plan_fields import (
     settle_compile,
     settle_data,
     settle_evaluation,
+    settle_frozen_cache,
     settle_resident,
     settle_storage,
     settle_together,
@@ -198,6 +199,20 @@ def _unknown_to_model(recipe: Recipe, facts: ModelFacts) -> list[Problem]:
                 fix="leave train.checkpointing: auto; a smaller train.micro_batch_rows saves memory too",
             )
         )
+    layers = recipe.adapter.layers
+    if layers != AUTO and (facts.stacks != 1 or layers > facts.layers):
+        one = f"1 to {facts.layers}" if facts.stacks == 1 else "auto"
+        found.append(
+            Problem(
+                f"{facts.architecture} has {facts.layers} layers"
+                if facts.stacks == 1
+                else f"{facts.architecture} has not one list of layers, so which are the last is not known",
+                place="adapter.layers",
+                got=str(layers),
+                allowed=one,
+                fix="leave adapter.layers: auto, which adapts all",
+            )
+        )
     asked = () if recipe.adapter.modules == AUTO else recipe.adapter.modules
     barred = [name for name in asked if name == ALL_LINEAR or name in FUSED_MODULES] if fused(facts) else []
     if barred:
@@ -241,6 +256,7 @@ def _plan_cell(
         method=decided.value("adapter.method"),
         rank=decided.value("adapter.rank"),
         modules=tuple(decided.value("adapter.modules")),
+        layers=decided.value("adapter.layers"),
         optimizer=decided.value("train.optimizer"),
         dropout=decided.value("adapter.dropout") > 0,
         length_tokens=min(length, work.longest_tokens),
@@ -255,6 +271,7 @@ def _plan_cell(
     chosen = settle_together(decided, question, chosen, sharing)
     chosen = settle_resident(decided, question, chosen)
     chosen = settle_compile(decided, question, chosen, optimizer_steps(recipe, work, decided))
+    chosen = settle_frozen_cache(decided, question, chosen, work)
     settle_checkpoints(decided, chosen)
     settle_evaluation(decided, recipe, facts, chosen, work, budget)
     decided.made.append(

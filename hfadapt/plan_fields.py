@@ -20,6 +20,7 @@ from hfadapt.plan_record import Decision, Rejected
 from hfadapt.plan_search import (
     Candidate,
     Question,
+    cached,
     compile_seconds,
     compiled,
     resident,
@@ -63,6 +64,8 @@ ASSUMED_ROWS = 2000
 EVALUATIONS = 4
 CHECKPOINT_SECONDS = 60.0
 COMPILED_KINDS = ("cuda", "rocm")
+CACHED_EPOCHS = 1.5
+"""Outputs of frozen layers are kept where every row is met this often in the mean."""
 TOGETHER_GAIN = 1.1
 """Domains are trained together when that is faster than one after the other by this much."""
 LONGEST_TOKENS = 4096
@@ -146,6 +149,10 @@ def settle_training(decided: Decisions, recipe: Recipe, facts: ModelFacts, work:
         table["train.learning_rate"] = (5e-4, "language models under 500 M parameters bear a higher rate than 2e-4")
     if "adapter.rank" in table and (rank := decided.asked("adapter.rank")) is not None:
         table["adapter.alpha"] = (2.0 * rank, table["adapter.alpha"][1])
+    table["adapter.layers"] = (
+        facts.layers,
+        "every layer has something to add; those below the last N, if fewer are wanted, stay frozen",
+    )
     if fused(facts):
         reason = f"all linear layers but those that {facts.model_type} reads in a fused kernel"
         table["adapter.modules"] = (adaptable(facts), reason)
@@ -155,6 +162,7 @@ def settle_training(decided: Decisions, recipe: Recipe, facts: ModelFacts, work:
         "adapter.alpha",
         "adapter.dropout",
         "adapter.modules",
+        "adapter.layers",
         "train.epochs",
         "train.learning_rate",
         "train.schedule",
@@ -291,6 +299,26 @@ def settle_compile(decided: Decisions, question: Question, chosen: Candidate, st
         return found if decided.settle(name, True, words) else chosen
     reason = "not worth its time in so few steps" if fits else "it does not fit"
     return found if decided.settle(name, False, reason, (Rejected(value="True", reason=words),)) else chosen
+
+
+def settle_frozen_cache(decided: Decisions, question: Question, chosen: Candidate, work: Work) -> Candidate:
+    """Whether layers below the first trained one run once for each row, and their outputs are kept."""
+    facts, name = question.facts, "train.fast.frozen_cache"
+    layers = memory.frozen_layers(facts, chosen.workload)
+    if not layers:
+        decided.settle(name, False, "no layer lies below the first one that is trained")
+        return chosen
+    rows = work.rows or ASSUMED_ROWS
+    met = optimizer_steps(decided.recipe, work, decided) * decided.value("train.batch_rows") / rows
+    size = rows * question.mean_tokens * facts.hidden_size * memory.DTYPE_BYTES[chosen.workload.dtype]
+    which = "all layers are frozen" if layers == facts.layers else f"the first {layers} of {facts.layers} are frozen"
+    if met < CACHED_EPOCHS:
+        words = f"{which}, but a row is met {met:.1f} times: nothing to keep their outputs for"
+        kept = decided.settle(name, False, words)
+    else:
+        words = f"{which}: their outputs ({show_bytes(int(size))} on disk) are made once and used {met:.0f} times"
+        kept = decided.settle(name, True, words)
+    return cached(question, chosen, min(1.0, 1 / met)) if kept else chosen
 
 
 def _nothing_to_compile(question: Question, work: Workload) -> str:

@@ -61,6 +61,7 @@ class Question:
     method: str
     rank: int
     modules: tuple[str, ...]
+    layers: int
     optimizer: str
     dropout: bool
     length_tokens: int
@@ -150,6 +151,7 @@ def candidate(
         method=question.method,
         rank=question.rank,
         modules=question.modules,
+        layers=question.layers,
         dropout=question.dropout,
         checkpointing=checkpointing,
         optimizer=question.optimizer,
@@ -217,12 +219,18 @@ def _compiled(target: Target) -> tuple[bool, bool]:
 
 
 def step_seconds(
-    facts: ModelFacts, workload: Workload, target: Target, rows: int, tokens_per_row: float
+    facts: ModelFacts,
+    workload: Workload,
+    target: Target,
+    rows: int,
+    tokens_per_row: float,
+    frozen_runs: float = 1.0,
 ) -> float | None:
     """Rough seconds of one optimizer step over `rows` rows in one process; None when the target's rate is unknown.
 
     A frozen base costs 4 FLOP per weight and token (forward and input gradient), 6 when it is recomputed; training all
-    weights costs 6 and 8. Attention adds 4 T D FLOP per token and layer for each of these passes.
+    weights costs 6 and 8. Attention adds 4 T D FLOP per token and layer for each of these passes. Layers below the
+    first trained one have a forward pass alone, in `frozen_runs` of all steps.
     """
     unlike = workload.quant == "none" and not memory.own_layers(workload)
     rate = target.tflops.get(workload.dtype if unlike else workload.matmul_dtype) or target.tflops.get("float32")
@@ -232,9 +240,14 @@ def step_seconds(
     if target.on_cpu:
         per_core = TILES_BYTES_PER_SECOND_AND_CORE if memory.on_tiles(workload) else CPU_BYTES_PER_SECOND_AND_CORE
         bandwidth = min(bandwidth, per_core * (target.cores or 1))
-    passes = (3 if workload.method == "full" else 2) + workload.checkpointing
+    frozen = memory.frozen_layers(facts, workload) / facts.layers
+    trained_passes = (1 - frozen) * ((3 if workload.method == "full" else 2) + workload.checkpointing)
+    frozen_passes = frozen * frozen_runs
+    # Low-rank layers multiply an unquantised float32 base in bfloat16, frozen layers as it is stored.
+    slower = rate / (target.tflops.get(workload.dtype) or rate) if workload.quant == "none" else 1.0
     active = facts.parameters - facts.embedding_parameters
-    flop = passes * (2 * active + 4 * facts.layers * facts.hidden_size * tokens_per_row)
+    flop = 2 * active + 4 * facts.layers * facts.hidden_size * tokens_per_row
+    flop *= trained_passes + frozen_passes * max(1.0, slower)
     moves = COMPILED_MOVES_PER_SAVED_BYTE if memory.fuses(workload) else MOVES_PER_SAVED_BYTE
     moved = moves * memory.saved_bytes_per_token(facts, workload) * (1 + 0.4 * workload.checkpointing)
     together = workload.micro_batch_rows * workload.adapters * tokens_per_row
@@ -242,7 +255,7 @@ def step_seconds(
     seconds = rows * tokens_per_row * (flop / (rate * 1e12 * REACHED_RATIO) + moved / bandwidth) * overhead
     if workload.quant != "none":
         # Each use of a weight reads its stored bits, then writes and reads it in the compute dtype.
-        uses = passes * rows / (workload.micro_batch_rows * workload.adapters)
+        uses = (trained_passes + frozen_passes) * rows / (workload.micro_batch_rows * workload.adapters)
         uses *= 1 - memory.resident_ratio(facts, workload)
         seconds += uses * facts.linear_parameters * 4.5 / bandwidth
     return seconds
@@ -253,6 +266,13 @@ def shared(question: Question, chosen: Candidate, adapters: int) -> Candidate:
     workload = chosen.workload.model_copy(update={"adapters": adapters})
     seconds = step_seconds(question.facts, workload, question.target, question.rows, question.mean_tokens)
     return Candidate(workload, memory.predict(question.facts, workload), seconds, chosen.preference)
+
+
+def cached(question: Question, chosen: Candidate, frozen_runs: float) -> Candidate:
+    """The same configuration with the outputs of frozen layers kept, so that these run in a share of the steps."""
+    work, target = chosen.workload, question.target
+    seconds = step_seconds(question.facts, work, target, question.rows, question.mean_tokens, frozen_runs)
+    return replace(chosen, seconds_per_step=seconds)
 
 
 def compiled(question: Question, chosen: Candidate) -> Candidate:

@@ -265,13 +265,17 @@ class Data(Spec):
 
 
 class Adapter(Spec):
-    """What is trained on top of the frozen base; `modules` are name endings of linear layers."""
+    """What is trained on top of the frozen base; `modules` are name endings of linear layers.
+
+    `layers` are the last so many of the model's; those below stay as they are.
+    """
 
     method: AutoMethod = AUTO
     rank: Annotated[int, Field(ge=1, le=1024)] | Auto = AUTO
     alpha: Annotated[float, Field(gt=0.0)] | Auto = AUTO
     dropout: Share | Auto = AUTO
     modules: tuple[str, ...] | Auto = AUTO
+    layers: Positive | Auto = AUTO
 
 
 class Fast(Spec):
@@ -281,6 +285,7 @@ class Fast(Spec):
     `attention` inside rows (without it none are packed), `norms`, `gates` (gated activations, as part of a low-rank
     layer), `rotary` positions, `loss` on labelled positions in pieces. `bfloat16`: products of a float32 base in
     bfloat16 where the device multiplies it several times faster. `compile`: torch.compile for passes without kernels.
+    `frozen_cache`: layers below the first trained one run once for each row; their outputs are kept on disk meanwhile.
     """
 
     low_rank: bool = True
@@ -291,6 +296,7 @@ class Fast(Spec):
     loss: bool = True
     bfloat16: bool = True
     compile: bool | Auto = AUTO
+    frozen_cache: bool | Auto = AUTO
 
     @property
     def without(self) -> tuple[str, ...]:
@@ -310,7 +316,7 @@ def fast_parts(value: Any) -> Any:
     """The settings that `true` and `false` stand for; anything else as it is."""
     if not isinstance(value, bool):
         return value
-    return {} if value else dict.fromkeys((*FAST_PARTS, "bfloat16", "compile"), False)
+    return {} if value else dict.fromkeys((*FAST_PARTS, "bfloat16", "compile", "frozen_cache"), False)
 
 
 AnyFast = Annotated[Fast, BeforeValidator(fast_parts)]
@@ -413,6 +419,8 @@ class LockedAdapter(Adapter):
     alpha: float
     dropout: float
     modules: tuple[str, ...]
+    # None in locks from when layers could not be chosen: all.
+    layers: int | None = None  # type: ignore[assignment]
 
 
 class LockedData(Data):
@@ -426,6 +434,7 @@ class LockedFast(Fast):
     """The fast path's parts, resolved."""
 
     compile: bool = False
+    frozen_cache: bool = False
 
 
 class LockedTrain(Train):

@@ -183,7 +183,7 @@ def check_method(tree: Tree) -> None:
         )
     if method.has_rank:
         return
-    given = [key for key in ("rank", "alpha", "dropout", "modules") if _given(dig(tree, ("adapter", key)))]
+    given = [key for key in ("rank", "alpha", "dropout", "modules", "layers") if _given(dig(tree, ("adapter", key)))]
     if given and not _is_lock(tree):  # a lock answers every field, these too
         for key in given:
             tree.report(

@@ -173,7 +173,10 @@ class PhaseMeasure(Spec):
 
 
 class TrainRecord(Record):
-    """What training did. `predicted_seconds` are the plan's, for the steps that `seconds` measures."""
+    """What training did. `predicted_seconds` are the plan's, for the steps that `seconds` measures.
+
+    `frozen_layers` were run once for each row, which `seconds` include.
+    """
 
     domain: str
     target: str
@@ -205,6 +208,7 @@ class TrainRecord(Record):
     model_revision: str | None = None
     model_citation: str | None = None
     fast_path: str | None = None
+    frozen_layers: int = 0
     compile_seconds: float | None = None
     together: tuple[str, ...] = ()
     energy: Energy | None = None

@@ -80,6 +80,41 @@ def test_trained_parameters_equal_those_of_peft(lm: ModelFacts) -> None:
     assert memory.trained_parameters(lm, Workload(rank=16)) == trained
 
 
+@pytest.mark.parametrize("layers", [1, 2, 5])
+@pytest.mark.parametrize("quant", ["none", "nf4"])
+def test_the_last_layers_alone_need_less(lm: ModelFacts, layers: int, quant: str) -> None:
+    """Trained parameters are peft's; what is kept for the backward pass is that of so many layers."""
+    import peft
+
+    from hfadapt.facts import build
+
+    model = build(__import__("transformers").AutoConfig.for_model(**lm.config), "AutoModelForCausalLM", "lm")
+    last = list(range(lm.layers - layers, lm.layers))
+    names = sorted({linear.name for linear in lm.linears})
+    config = peft.LoraConfig(r=16, target_modules=names, layers_to_transform=last, layers_pattern="layers")
+    adapted = peft.get_peft_model(model, config)  # type: ignore[arg-type]
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    some, every = (Workload(rank=16, layers=count, quant=quant) for count in (layers, None))
+    assert memory.trained_parameters(lm, some) == trained
+    assert memory.frozen_layers(lm, some) == lm.layers - layers
+    assert memory.frozen_layers(lm, every) == 0
+    parts = [predict(lm, work)[1].parts["activations"] for work in (some, every)]
+    assert parts[0] == pytest.approx(parts[1] * layers / lm.layers, rel=0.15)
+    assert predict(lm, some.model_copy(update={"layers": lm.layers})) == predict(lm, every)
+
+
+def test_layers_below_a_trained_head_are_all_frozen(lm: ModelFacts) -> None:
+    assert memory.frozen_layers(lm, Workload(method="head")) == lm.layers
+    assert memory.frozen_layers(lm, Workload(method="full")) == 0
+    two = lm.model_copy(update={"stacks": 2})
+    assert memory.frozen_layers(two, Workload(method="head")) == 0, "which are below is not known"
+    assert memory.is_traced(lm, Workload(method="head"))
+    assert (
+        predict(lm, Workload(method="head"))[1].parts["activations"]
+        < predict(lm, Workload())[1].parts["activations"] / 4
+    )
+
+
 def test_traced_terms_extend_to_more_layers_and_rows(lm: ModelFacts) -> None:
     """Two traced layers foretell what a trace of all six finds."""
     from hfadapt.memory import trace

@@ -317,6 +317,25 @@ def test_a_language_model_end_to_end_in_four_bits(models, tmp_path):
     assert [line.split()[0] for line in predicted.out.splitlines()] == ["good", "bad"]
 
 
+def test_the_last_layer_of_an_encoder_end_to_end(models, tmp_path):
+    """Trained for three epochs on kept outputs, opened again by its check, predicting."""
+    write_rows(tmp_path / "one.jsonl", labelled(100))
+    fields = recipe_fields(
+        models / "encoder", adapter={"layers": 1}, train={"batch_rows": 8, "epochs": 3.0}, evaluate={"resamples": 200}
+    )
+    write_recipe(tmp_path / "tiny.yaml", fields)
+    done = command("run", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert "settings" not in done.err
+    train = record(tmp_path, "train.json")
+    assert (train["frozen_layers"], train["steps"]) == (1, 24)
+    assert "1 frozen layers run once" in train["fast_path"]
+    assert not list(cell(tmp_path).glob("*.bin"))
+    assert "weights of linear layers below all that is trained" in train["compute"]["how"]
+    predicted = command("predict", "runs/tiny", "lovely room", folder=tmp_path)
+    assert predicted.code == 0, predicted.err
+
+
 def test_chats_end_to_end(models, tmp_path):
     write_rows(tmp_path / "one.jsonl", chats(60))
     write_recipe(tmp_path / "tiny.yaml", recipe_fields(models / "lm", "causal-lm"))
@@ -332,8 +351,10 @@ def test_chats_end_to_end(models, tmp_path):
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
-def test_two_processes_learn_what_one_does(models, tmp_path):
-    """torchrun with gloo; 7 rows a step shared by two, uneven label counts, dropout, validation in between."""
+@pytest.mark.parametrize("frozen", [False, True])
+def test_two_processes_learn_what_one_does(models, tmp_path, frozen):
+    """torchrun with gloo; 7 rows a step shared by two, uneven label counts, dropout, validation in between; with all
+    layers, or with outputs of the lower ones that both have put into one file."""
     from tiny import uneven
 
     write_rows(tmp_path / "one.jsonl", uneven(60))
@@ -342,9 +363,9 @@ def test_two_processes_learn_what_one_does(models, tmp_path):
         "causal-lm",
         data={"validation": 9, "test": 9, "dedupe": {"near": False}},
         dtype="float32",
-        adapter={"dropout": 0.2},
+        adapter={"dropout": 0.2, **({"layers": 1} if frozen else {})},
         train={"batch_rows": 7, "micro_batch_rows": 2, "max_steps": 5, "evaluate_every_steps": 2},
-        train__fast={"bfloat16": False},
+        train__fast={"bfloat16": False, "frozen_cache": frozen},
     )
     write_recipe(tmp_path / "tiny.yaml", fields)
     launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "hfadapt"]
@@ -366,6 +387,7 @@ def test_two_processes_learn_what_one_does(models, tmp_path):
         assert (together["step"], together.get("labelled_tokens")) == (alone["step"], alone.get("labelled_tokens"))
     train = json.loads((tmp_path / "two/tiny/one/this-machine/train.json").read_text())
     assert train["world_size"] == 2
+    assert train["frozen_layers"] == frozen
 
 
 # --- interruption ----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ FIELDS = {
     *("train.batch_rows", "train.micro_batch_rows", "train.weight_decay", "train.evaluate_every_steps"),
     *("train.checkpoint_every_steps", "train.optimizer", "train.checkpointing", "evaluate.metrics"),
     *("evaluate.batch_rows", "train.together", "train.resident_layers"),
-    "train.fast.compile",
+    *("adapter.layers", "train.fast.compile", "train.fast.frozen_cache"),
 }
 TRAINING = [name for name in hardware.names()[1:] if hardware.target(name).trains]
 SAME_EVERYWHERE = ("data.max_length", "train.batch_rows", "train.epochs", "train.learning_rate", "adapter.rank")
@@ -330,6 +330,55 @@ def test_recomputing_is_never_planned_where_the_model_cannot(tmp_path: Path) -> 
     assert not any(one.value("train.checkpointing") for one in plan.cells)
     with pytest.raises(RequestError, match="no activation checkpointing"):
         make_plan(recipe(model, **{**fields, "train": {"checkpointing": True}}, targets=["t4"]))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "epochs", "kept"),
+    [
+        ({"layers": 1}, 3, True),
+        ({"layers": 3}, 2, True),
+        ({"layers": 1}, 1, False),
+        ({"layers": 4}, 3, False),
+        ({}, 3, False),
+        ({"method": "head"}, 3, True),
+        ({"method": "full"}, 3, False),
+    ],
+)
+def test_outputs_of_frozen_layers_are_kept_where_they_are_met_again(
+    small: str, adapter: dict[str, Any], epochs: int, kept: bool
+) -> None:
+    known = {"d": record(100, rows=640)}
+    found = cell(small, "h100", known, adapter=adapter, train={"epochs": epochs})
+    assert found.value("train.fast.frozen_cache") is kept
+    fields = {"epochs": epochs, "fast": {"frozen_cache": not kept}}
+    other = cell(small, "h100", known, adapter=adapter, train=fields)
+    assert other.value("train.fast.frozen_cache") is not kept
+    assert found.predicted_seconds is not None
+    assert other.predicted_seconds is not None
+    if kept:
+        assert found.predicted_seconds < other.predicted_seconds, "it saves time"
+        reason = next(d.reason for d in found.decisions if d.field == "train.fast.frozen_cache")
+        assert f"used {epochs} times" in reason
+
+
+def test_fewer_adapted_layers_take_less_time_and_memory(small: str) -> None:
+    known = {"d": record(100, rows=640)}
+    cells = [cell(small, "h100", known, adapter={"layers": count}) for count in (1, 2, 4)]
+    assert [one.value("adapter.layers") for one in cells] == [1, 2, 4]
+    assert cells[-1].value("adapter.layers") == cell(small, "h100").value("adapter.layers")
+    seconds = [one.predicted_seconds or 0.0 for one in cells]
+    peaks = [max(phase.total_bytes for phase in one.memory) for one in cells]
+    assert seconds == sorted(seconds)
+    assert peaks == sorted(peaks)
+
+
+def test_layers_that_the_model_does_not_have_are_refused(small: str, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="has 4 layers") as caught:
+        cell(small, "h100", adapter={"layers": 5})
+    assert "1 to 4" in str(caught.value)
+    both = write_config(tmp_path / "bart", model_type="bart", d_model=64, encoder_layers=2, decoder_layers=2)
+    with pytest.raises(RequestError, match="not one list of layers"):
+        make_plan(recipe(both, task="text-classification", targets=["h100"], adapter={"layers": 1}))
 
 
 def test_layers_in_fused_kernels_get_no_adapter(tmp_path: Path) -> None:

@@ -90,6 +90,26 @@ def test_together_equals_alone(models, tmp_path, task):
             torch.testing.assert_close(mine[key], tensor, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("task", SETTINGS)
+def test_together_on_kept_outputs_of_frozen_layers(models, tmp_path, task):
+    name, make = SETTINGS[task]
+    settings = {"adapter__layers": 1, "train__max_steps": 6, "train__evaluate_every_steps": 2}
+    locks = [make_lock(models / name, task, **settings), make_lock(models / name, task, adapter__rank=2, **settings)]
+    rows, held = [make(20), make(13, seed=1)], make(5, seed=3)
+    folders = [tmp_path / "0", tmp_path / "1"]
+    _, loop = loop_of(locks, folders, rows, held, frozen_cache=True)
+    loop.run()
+    assert loop.frozen_layers == 1
+    for i, (lock, job) in enumerate(zip(locks, loop.jobs, strict=True)):
+        _, alone = loop_of([lock], [tmp_path / f"alone-{i}"], [rows[i]], held)
+        alone.run()
+        for line, expected in zip(log(folders[i]), log(tmp_path / f"alone-{i}"), strict=True):
+            for key in expected.keys() & {"loss", "validation_loss"}:
+                assert line[key] == pytest.approx(expected[key], rel=1e-5)
+        for key, tensor in plain_names(alone.jobs[0]).items():
+            torch.testing.assert_close(plain_names(job)[key], tensor, rtol=1e-4, atol=1e-5)
+
+
 def test_interrupted_together_and_finished_alone_or_together(models, tmp_path):
     locks = [make_lock(models / "lm", train__max_steps=5), make_lock(models / "lm", train__max_steps=6)]
     rows = [pairs(20), pairs(20, seed=1)]

@@ -279,6 +279,7 @@ def make_loop(
         fast=FastPath(model, products, without=wanted.without, compile=wanted.compile) if wanted.used else None,
         packing=lock.data.packing,
         loss_in_pieces=wanted.loss,
+        frozen_cache=wanted.frozen_cache,
         **options,
     )
     changes = kinds.load("adapters", lock.adapter.method).changes_base

@@ -5,7 +5,7 @@ LoRA: y = W x + (alpha / R) B A x with A (R, in) and B (out, R) (Hu et al. 2021,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,9 @@ class Context:
         head_modules: The task's head.
         peft_task_type: Name in `peft.TaskType`.
         model_path: Folder of the unquantised base.
+        layers: How many layers the model has, where they are in one list; else 0, and all are adapted.
+        layers_name: What that list is called.
+        layer_linears: Name endings of the linear layers in it.
         batches: Makes training batches, for methods that initialise from data.
     """
 
@@ -36,6 +39,9 @@ class Context:
     head_modules: tuple[str, ...]
     peft_task_type: str
     model_path: str
+    layers: int = 0
+    layers_name: str = ""
+    layer_linears: tuple[str, ...] = ()
     batches: Callable[[], Iterable[Mapping[str, torch.Tensor]]] | None = None
 
 
@@ -74,7 +80,7 @@ class AdapterMethod:
             r=settings.rank,
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout,
-            target_modules=target_modules(settings.modules),
+            **adapted_modules(settings, context),
             modules_to_save=list(context.fresh_modules) or None,
             task_type=context.peft_task_type,
             base_model_name_or_path=context.model_path,
@@ -89,6 +95,13 @@ class AdapterMethod:
         return adapted
 
 
-def target_modules(modules: Sequence[str]) -> str | list[str]:
-    """What peft expects: the word `all-linear`, or a list of name endings."""
-    return "all-linear" if tuple(modules) == ALL_LINEAR else list(modules)
+def adapted_modules(settings: LockedAdapter, context: Context) -> dict[str, Any]:
+    """Which layers are adapted, as keyword arguments of `LoraConfig`: the word `all-linear`, or name endings."""
+    everywhere = tuple(settings.modules) == ALL_LINEAR
+    if settings.layers is None or settings.layers >= context.layers:
+        return {"target_modules": "all-linear" if everywhere else list(settings.modules)}
+    return {
+        "target_modules": list(context.layer_linears if everywhere else settings.modules),
+        "layers_to_transform": list(range(context.layers - settings.layers, context.layers)),
+        "layers_pattern": context.layers_name,
+    }

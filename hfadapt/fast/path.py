@@ -69,7 +69,7 @@ class FastPath:
             for group in self._grouped(layers):
                 self.groups.append(group)
                 for layer, forward in zip(group.layers, shared_forwards(group), strict=True):
-                    stack.enter_context(_replaced(layer.module, forward))
+                    stack.enter_context(replaced(layer.module, forward))
             self.refresh()
             self._replace_passes(stack)
             if compile and self.compile:
@@ -77,7 +77,7 @@ class FastPath:
             if len(self.adapters) > 1:
                 for module in self.model.modules():
                     if (head := _heads(module, self.adapters)) is not None:
-                        stack.enter_context(_replaced(module, head))
+                        stack.enter_context(replaced(module, head))
             if rows and "attention" not in self.without:
                 self.attention = stack.enter_context(_row_attention(self.model))
             try:
@@ -97,7 +97,7 @@ class FastPath:
             self.gates += gate is not None
             for fast in (norm, gate):
                 if fast is not None:
-                    stack.enter_context(_replaced(module, fast))
+                    stack.enter_context(replaced(module, fast))
         if "rotary" not in self.without:
             self.rotary = stack.enter_context(elementwise.fast_rotary(self.model))
 
@@ -191,7 +191,8 @@ def _alike(layers: Sequence[Layer]) -> bool:
 
 
 @contextmanager
-def _replaced(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+def replaced(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """While inside, a module's forward is this one."""
     before = vars(module).get("forward")
     module.forward = forward
     try:

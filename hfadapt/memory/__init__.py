@@ -17,9 +17,11 @@ from hfadapt.memory.workload import DTYPE_BYTES, Workload, fuses, on_tiles, own_
 from hfadapt.plan_record import PhaseMemory
 
 __all__ = [
+    "DTYPE_BYTES",
     "Workload",
     "adapted_layers",
     "cache_bytes",
+    "frozen_layers",
     "fuses",
     "is_traced",
     "on_tiles",
@@ -90,7 +92,7 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
             square = min(square, max(MOST_SCORES, QUERY_BLOCK * tokens * facts.heads) / facts.heads)
         shape = (1.0, float(rows * tokens), square)
         one, each = (sum(c * x for c, x in zip(part, shape, strict=True)) for part in (outside, layer))
-        return max(0, int(one + each * facts.layers))
+        return max(0, int(one + each * trained_layers(facts, workload)))
 
     def labelled(rows: int) -> int:
         """Logits of all labelled positions."""
@@ -115,6 +117,9 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
     # Each adapter is validated by itself, with twice the rows.
     scored_rows = 2 * workload.micro_batch_rows
     validation = live("validate_peak", scored_rows) + logits(scored_rows)
+    if _partly_frozen(facts, workload):
+        # Frozen layers go through the libraries' own forward passes, of as many rows as in a validation.
+        validation = max(validation, live("evaluate_peak", scored_rows))
     unpacked = facts.largest_linear * DTYPE_BYTES[workload.matmul_dtype] if workload.quant != "none" else 0
     train = {
         "weights": weights + _copied_bytes(facts, workload),
@@ -156,11 +161,7 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
         moving = sum(parts.get(name, 0) for name in ("activations", "logits", "workspaces"))
         if on_cpu:
             parts["allocator"] = int(moving * (_heap_ratio(workload, phase) - 1))
-            parts["framework"] = CPU_CONSTANT_BYTES[phase]
-            if phase != "load" and not on_tiles(workload):
-                parts["framework"] += CPU_PRIMITIVES_BYTES
-            if phase == "train" and fuses(workload):
-                parts["framework"] += COMPILER_BYTES
+            parts["framework"] = _framework_bytes(facts, workload, phase)
         else:
             parts["allocator"] = int(sum(parts.values()) * (GPU_ALLOCATOR_RATIO - 1))
             parts["framework"] = GPU_CONSTANT_BYTES
@@ -216,6 +217,19 @@ def cache_bytes(facts: ModelFacts, workload: Workload, rows: int) -> int:
     """Keys and values of `rows` completions while they are generated, at up to twice the labelled tokens of a row."""
     tokens = workload.length_tokens + workload.labelled_tokens
     return 2 * facts.layers * facts.kv_heads * facts.head_dim * rows * tokens * DTYPE_BYTES[workload.dtype]
+
+
+def _framework_bytes(facts: ModelFacts, workload: Workload, phase: str) -> int:
+    """On a CPU: pages of code and constants, products that oneDNN has compiled, and torch.compile."""
+    found = CPU_CONSTANT_BYTES[phase]
+    if phase != "load" and (not on_tiles(workload) or (phase == "train" and _partly_frozen(facts, workload))):
+        found += CPU_PRIMITIVES_BYTES
+    return found + (COMPILER_BYTES if phase == "train" and fuses(workload) else 0)
+
+
+def _partly_frozen(facts: ModelFacts, workload: Workload) -> bool:
+    """Whether some layers are trained, and some below them are not."""
+    return 0 < frozen_layers(facts, workload) < facts.layers
 
 
 def _heap_ratio(workload: Workload, phase: str) -> float:
@@ -277,8 +291,24 @@ def _shadow_bytes(facts: ModelFacts, workload: Workload) -> int:
 
 
 def _adapted(facts: ModelFacts, workload: Workload) -> list[LinearShape]:
-    """The linear layers that get an adapter."""
-    return [s for s in facts.linears if workload.modules == ("all-linear",) or s.name in workload.modules]
+    """The linear layers that get an adapter; of the last layers alone, those that are in them."""
+    named = [s for s in facts.linears if workload.modules == ("all-linear",) or s.name in workload.modules]
+    layers = trained_layers(facts, workload)
+    if layers == facts.layers:
+        return named
+    return [s.model_copy(update={"count": s.count * layers // facts.layers}) for s in named]
+
+
+def trained_layers(facts: ModelFacts, workload: Workload) -> int:
+    """Layers through which the backward pass goes, the last ones of the model; without a limit all of them."""
+    return min(facts.layers, workload.layers or facts.layers)
+
+
+def frozen_layers(facts: ModelFacts, workload: Workload) -> int:
+    """Layers below the first one that is trained."""
+    if workload.method == "full" or facts.stacks != 1:
+        return 0
+    return facts.layers if workload.method == "head" else facts.layers - trained_layers(facts, workload)
 
 
 def trained_parameters(facts: ModelFacts, workload: Workload) -> int:
@@ -291,7 +321,7 @@ def trained_parameters(facts: ModelFacts, workload: Workload) -> int:
     if facts.experts and (traced := known_terms(step_key(facts, workload))):
         # Which weights of experts get an adapter, and of which rank, is known to peft alone.
         outside, layer = traced["trained_parameters"]
-        return int(outside[0] + layer[0] * facts.layers)
+        return int(outside[0] + layer[0] * trained_layers(facts, workload))
     chosen = _adapted(facts, workload)
     extra = sum(s.out_features * s.count for s in chosen) if workload.method == "dora" else 0
     return head + extra + sum(workload.rank * (s.in_features + s.out_features) * s.count for s in chosen)

@@ -142,7 +142,7 @@ def _traced_dtype(dtype: str) -> str:
 def saved_bytes_per_token(facts: ModelFacts, workload: Workload) -> float:
     """What the layers keep for the backward pass without checkpointing, per token (per row for images)."""
     outside, layer = terms_of(facts, workload.model_copy(update={"checkpointing": False}))["forward_end"]
-    return max(0.0, outside[1]) + layer[1] * facts.layers
+    return max(0.0, outside[1]) + layer[1] * min(facts.layers, workload.layers or facts.layers)
 
 
 def own_passes(facts: ModelFacts, workload: Workload) -> bool:

@@ -206,7 +206,8 @@ def _step(key: StepKey, model: nn.Module, length: int, rows: bool) -> dict[str, 
             loss = _loss(key, model, inputs)
             marks["forward_peak"], marks["forward_end"] = live.peak_bytes - copies, live.bytes - copies
             live.peak_bytes = live.bytes
-            loss.backward()  # type: ignore[no-untyped-call]
+            if loss.requires_grad:  # Of a language model's trained head alone, what comes before it has no gradient.
+                loss.backward()  # type: ignore[no-untyped-call]
             marks["backward_peak"] = live.peak_bytes - copies
             del loss
             model.eval()
@@ -268,6 +269,8 @@ def _adapted(key: StepKey, layers: int) -> nn.Module:
                 parameter.data = parameter.data.float()
         if key.checkpointing:
             base.activation_checkpointing_enable({"use_reentrant": False})
+            if not key.trains_all:
+                base.disable_input_require_grads()  # as attach_adapters does
     return model
 
 
@@ -292,7 +295,7 @@ def _cut(key: StepKey, layers: int) -> nn.Module:
     except Exception:
         # Configs refuse other numbers of layers in ways of their own.
         model = build(AutoConfig.for_model(**fields), key.auto_class, "traced")
-    for stack in layer_stacks(model):
+    for stack in layer_stacks(model).values():
         del stack[layers:]
     return model
 

@@ -14,7 +14,8 @@ class Workload(Spec):
     """One configuration whose memory is asked for: B = `micro_batch_rows` rows of T = `length_tokens` tokens.
 
     `labelled_tokens` are the tokens of one row that carry a loss. `adapters` are trained together, each with B rows.
-    `matmul_dtype` is what products of adapted layers run in: for a quantised base the dtype it is unpacked to.
+    `layers`: the last so many are adapted (None: all). `matmul_dtype` is what products of adapted layers run in: for a
+    quantised base the dtype it is unpacked to.
     `generate_rows` completions are generated in the evaluation, at most `evaluate_rows` at a time. `fast` is the loop's
     own path, of which the parts in `without` are the libraries'; it keeps unpacked copies of `resident_layers` linear
     layers. `kernels`: its passes are compiled for this CPU. `tiles`: products can run on AMX tiles. `compile`:
@@ -27,6 +28,7 @@ class Workload(Spec):
     method: str = "lora"
     rank: int = 16
     modules: tuple[str, ...] = ("all-linear",)
+    layers: int | None = None
     dropout: bool = False
     checkpointing: bool = False
     optimizer: str = "adamw"

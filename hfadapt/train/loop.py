@@ -12,30 +12,25 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hfadapt.batches import micro_batches
 from hfadapt.errors import DataError, RunError
-from hfadapt.fast import (
-    Documents,
-    FastPath,
-    batch,
-    labelled_loss,
-    one_line,
-    plain_head,
-    row_seed,
-    side_by_side,
-)
+from hfadapt.fast import FastPath, batch, labelled_loss, plain_head, row_seed
+from hfadapt.launch import machines
 from hfadapt.measure import is_out_of_memory
 from hfadapt.progress import Progress, Silent
 from hfadapt.records import Step
-from hfadapt.tasks import Example, Task, in_line
+from hfadapt.tasks import Task
+from hfadapt.train.frozen import FrozenCache, frozen_layers
 from hfadapt.train.job import Batch, Job
 from hfadapt.train.loss_scale import grown, taken_off
+from hfadapt.train.micro import MicroBatch, Row, collate
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -46,29 +41,6 @@ CHECK_TOKENS = 128
 """They are at most this long, where there are such rows."""
 AGREE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Largest relative difference of that loss, by the dtype of the products."""
-
-
-class Row(NamedTuple):
-    """A row of a job, and the seed of its dropout in a step."""
-
-    job: Job
-    example: Example
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Rows that go through the model together.
-
-    Args:
-        inputs: As the task's model takes them, on the device.
-        documents: Where each row's tokens are.
-        jobs: The job of each row.
-    """
-
-    inputs: Mapping[str, torch.Tensor]
-    documents: Documents
-    jobs: tuple[Job, ...]
 
 
 @dataclass
@@ -82,6 +54,7 @@ class Loop:
         fast: The fast path, or None for the libraries' own forward passes.
         packing: Put rows one after the other in one line of tokens, where the fast path can.
         loss_in_pieces: Make a language model's loss and its gradient on labelled positions alone, in pieces.
+        frozen_cache: Run layers below the first trained one once for each row, and keep their outputs on disk.
         stop: Asked after every step; True saves a checkpoint and raises KeyboardInterrupt.
     """
 
@@ -93,6 +66,7 @@ class Loop:
     fast: FastPath | None = None
     packing: bool = True
     loss_in_pieces: bool = True
+    frozen_cache: bool = False
     progress: Progress = field(default_factory=Silent)
     stop: Callable[[], bool] = lambda: False
 
@@ -100,6 +74,8 @@ class Loop:
         self._drops = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self.model.modules())
         self._line = self._loss_in_pieces = False
         self._scaled = False
+        self._frozen: FrozenCache | None = None
+        self.frozen_layers = 0
         self.path = "plain"
 
     # --- the run -----------------------------------------------------------------------------------------------------
@@ -120,7 +96,7 @@ class Loop:
                 job.trim_log()
         self._check_processes()
         self.model.train()
-        with self._fast_path():
+        with self._fast_path(), self._frozen_outputs():
             self._scaled = self._products() == torch.float16
             self._steps()
         for job in self.jobs:
@@ -223,36 +199,33 @@ class Loop:
         return Row(job, job.train[row], row_seed(job.settings.seed, step, row) if self._drops else 0)
 
     def _collate(self, rows: Sequence[Row]) -> MicroBatch:
-        jobs, examples = [row.job for row in rows], [row.example for row in rows]
-        lengths, names = [len(example.input_ids) for example in examples], [job.name for job in jobs]
-        seeds = [row.seed for row in rows] if self._drops else []
-        if self._line:
-            documents = one_line(lengths, names, seeds)
-            found = in_line(examples, documents.tokens, self.pad_token_id)
-        else:
-            found = self.task.collate(examples, self.pad_token_id)
-            documents = side_by_side(lengths, max(lengths), names, seeds)
-        inputs = {name: tensor.to(self.accelerator.device) for name, tensor in found.items()}
-        return MicroBatch(inputs, documents, tuple(jobs))
+        device = self.accelerator.device
+        return collate(self.task, rows, self.pad_token_id, device, line=self._line, drops=self._drops)
 
     def _loss(self, micro: MicroBatch, weights: Mapping[int, float]) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
         """The weighted sum to go backward from, and the plain sum of each job's losses by the job's id."""
         device = self.accelerator.device
-        by_row = torch.tensor([weights[id(job)] for job in micro.jobs], device=device)
+        by_row = torch.tensor([weights[id(row.job)] for row in micro.rows], device=device)
         if self._loss_in_pieces:
             total, losses, rows = labelled_loss(self.model, micro.inputs, by_row)
         else:
             losses, rows = self.task.losses(self.model, micro.inputs)
             total = (losses * by_row[rows]).sum()
-        sums = torch.zeros(len(micro.jobs), device=device).index_add_(0, rows, losses.detach().float())
+        sums = torch.zeros(len(micro.rows), device=device).index_add_(0, rows, losses.detach().float())
         parts: dict[int, torch.Tensor] = {}
-        for job, part in zip(micro.jobs, sums, strict=True):
-            parts[id(job)] = parts.get(id(job), 0.0) + part
+        for row, part in zip(micro.rows, sums, strict=True):
+            parts[id(row.job)] = parts.get(id(row.job), 0.0) + part
         return total, parts
 
-    def _announced(self, micro: MicroBatch) -> AbstractContextManager[None]:
-        """Tells the fast path which tokens belong together."""
-        return batch(micro.documents, self.fast.products) if self.fast else nullcontext()
+    @contextmanager
+    def _announced(self, micro: MicroBatch) -> Iterator[None]:
+        """Tells the fast path which tokens belong together, and frozen layers what comes out of them."""
+        with ExitStack() as stack:
+            if self.fast:
+                stack.enter_context(batch(micro.documents, self.fast.products))
+            if self._frozen:
+                stack.enter_context(self._frozen.given(micro.keys, micro.documents, self.accelerator.device))
+            yield
 
     def _reduce_gradients(self, active: Sequence[Job]) -> None:
         """Adds up the gradients of all processes; each has divided by the labels of the whole batch already."""
@@ -455,11 +428,69 @@ class Loop:
 
     def _products(self) -> torch.dtype:
         products = self.fast.products if self.fast else None
-        return products or (torch.bfloat16 if self.model.dtype == torch.bfloat16 else self.model.dtype)
+        # 4-bit layers have a dtype of their own for them.
+        own = {getattr(module, "compute_dtype", None) for module in self.model.modules()} - {None}
+        return products or (own.pop() if len(own) == 1 else self.model.dtype)
 
     def _scoring(self) -> AbstractContextManager[Any]:
         """Without gradients. What is compiled knows inference mode as another world and would be compiled again."""
         return torch.no_grad() if self.fast and self.fast.compile else torch.inference_mode()
+
+    # --- frozen layers -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _frozen_outputs(self) -> Iterator[None]:
+        """Collects what comes out of frozen layers, where it stands in their place with the same loss."""
+        layers = frozen_layers(self.model) if self.frozen_cache and machines() == 1 else []
+        if not layers:
+            yield
+            return
+        started = time.perf_counter()
+        rows = [Row(job, example) for job in self.jobs for example in (*job.train, *job.validation)]
+        lengths = {row.key: len(row.example.input_ids) for row in rows}
+        cache = FrozenCache(layers, lengths, self.jobs[0].folder)
+        first, wait = self.accelerator.is_main_process, self.accelerator.wait_for_everyone
+        with cache.on(first=first, wait=wait):
+            if why := self._collect(cache):
+                self.progress.say(f"the outputs of {len(layers)} frozen layers are not kept: {why}")
+            else:
+                self._frozen, self.frozen_layers = cache, len(layers)
+                self.path += f", {len(layers)} frozen layers run once"
+            for job in self.jobs:
+                own = sum(job.lengths) + sum(len(example.input_ids) for example in job.validation)
+                job.state.seconds += (time.perf_counter() - started) * own / sum(lengths.values())
+            yield
+        self._frozen = None
+
+    def _collect(self, cache: FrozenCache) -> str:
+        """Every process works out its share of the rows, in the same batches whenever training starts. Returns what
+        went wrong in this or another process, or nothing."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        why, check = "", self._check_rows()
+        self.model.eval()
+        try:
+            for job in self.jobs:
+                share = sorted([*job.train, *job.validation][rank::world], key=lambda example: len(example.input_ids))
+                lengths = [len(example.input_ids) for example in share]
+                budget = 2 * job.settings.micro_batch_rows * max([*job.lengths, *lengths])
+                for part in micro_batches(range(len(share)), lengths, budget, padded=not self._line):
+                    micro = self._collate([Row(job, share[i]) for i in part])
+                    with self._announced(micro):
+                        cache.collect(micro.keys, micro.documents, partial(self._loss, micro, {id(job): 0.0}))
+        except (NotImplementedError, OSError) as error:
+            why = str(error)
+        finally:
+            self.model.train()
+        bad = torch.tensor(float(bool(why)), device=self.accelerator.device)
+        if float(self.accelerator.reduce(bad, "sum")):
+            return why or "another process could not"
+        without = self._check_loss(check, attempt=True)
+        self._frozen = cache
+        found = self._check_loss(check, attempt=True)
+        self._frozen = None
+        if found is None or without is None or abs(found - without) > AGREE[self._products()] * max(1.0, abs(without)):
+            return "with them the loss is another"
+        return ""
 
     # --- small parts -------------------------------------------------------------------------------------------------
 

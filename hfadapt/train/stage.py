@@ -135,6 +135,7 @@ def train_cells(
             fast=path if wanted.used else None,
             packing=lock.data.packing,
             loss_in_pieces=wanted.loss,
+            frozen_cache=any(own.train.fast.frozen_cache for own in locks),
             progress=Corrected(progress, _predicted_seconds(cells)),
             stop=lambda: world.any(bool(interrupt)),
         )
@@ -162,6 +163,7 @@ def train_cells(
             update={
                 "check_losses": tuple(check),
                 "fast_path": loop.path,
+                "frozen_layers": loop.frozen_layers,
                 "compile_seconds": fusion.compile_seconds() - compiled if compile else None,
                 "energy": _share(meter.energy(sum(seconds)), job.state.seconds / max(sum(seconds), 1e-9)),
                 "compute": training_compute(
@@ -171,6 +173,7 @@ def train_cells(
                     job.state.labelled_tokens,
                     record.trainable_parameters,
                     base.source.hub_id,
+                    frozen_tokens=sum(job.lengths) if loop.frozen_layers else None,
                 ),
                 "together": tuple(cell.domain for cell in cells) if len(cells) > 1 else (),
             }

@@ -71,6 +71,26 @@ def test_trains_saves_and_reopens(models, tmp_path, method, quant, task):
 
 
 @pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("method", [m for m in METHODS if kinds.load("adapters", m).has_rank])
+def test_the_last_layer_alone(models, tmp_path, method, task):
+    """Only its weights are adapted; opened by hfadapt and by plain peft it gives what it gave."""
+    name, rows = TASKS[task]
+    quant = "none" if "none" in kinds.load("adapters", method).quants else "nf4"
+    lock = make_lock(models / name, task, quant=quant, adapter__method=method, adapter__layers=1, train__max_steps=3)
+    trained = train(lock, tmp_path, rows(24))
+    adapted = {parameter for parameter in trained.weights if "lora_" in parameter}
+    assert adapted
+    assert all(".1." in parameter for parameter in adapted), "of layers 0 and 1"
+    kind, pad = kinds.load("tasks", task), trained.base.tokenizer.pad_token_id
+    expected = losses(kind, trained.model, trained.job.train, pad)
+    save_adapter(trained.model, trained.base, lock, tmp_path / "adapter", trained.start)
+    opened = open_adapter(load_base(lock, LABELS, CPU), tmp_path / "adapter", method, CPU)
+    assert losses(kind, opened, trained.job.train, pad) == pytest.approx(expected, abs=1e-4)
+    plain = plain_model(tmp_path / "adapter", lock, models / name)
+    assert losses(kind, plain, trained.job.train, pad) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize(("method", "quant"), [(m, q) for m, q in ALLOWED if q in ("none", "nf4")])
 def test_works_on_a_base_in_bfloat16(models, tmp_path, method, quant, task):
     """Sixteen bits: reopened exactly; in plain peft the head is rounded, so that only nearly the same comes out."""

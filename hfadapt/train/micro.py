@@ -1,0 +1,66 @@
+"""Micro-batches: rows of one adapter or of several that go through the model together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from hfadapt.fast import Documents, one_line, side_by_side
+from hfadapt.tasks import Example, Task, in_line
+from hfadapt.train.job import Job
+
+
+class Row(NamedTuple):
+    """A row of a job, and the seed of its dropout in a step."""
+
+    job: Job
+    example: Example
+    seed: int = 0
+
+    @property
+    def key(self) -> int:
+        """Stands for the example for as long as its job lives."""
+        return id(self.example)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows that go through the model together.
+
+    Args:
+        rows: In this order.
+        inputs: As the task's model takes them, on the device.
+        documents: Where each row's tokens are.
+    """
+
+    rows: tuple[Row, ...]
+    inputs: Mapping[str, torch.Tensor]
+    documents: Documents
+
+    @property
+    def keys(self) -> list[int]:
+        """Of the rows."""
+        return [row.key for row in self.rows]
+
+
+def collate(
+    task: Task, rows: Sequence[Row], pad_token_id: int, device: torch.device, *, line: bool, drops: bool
+) -> MicroBatch:
+    """Rows one after the other in one line of tokens, or side by side with padding.
+
+    Args:
+        drops: Whether there is dropout, which needs the rows' seeds.
+    """
+    examples, names = [row.example for row in rows], [row.job.name for row in rows]
+    lengths = [len(example.input_ids) for example in examples]
+    seeds = [row.seed for row in rows] if drops else []
+    if line:
+        documents = one_line(lengths, names, seeds)
+        found = in_line(examples, documents.tokens, pad_token_id)
+    else:
+        found = task.collate(examples, pad_token_id)
+        documents = side_by_side(lengths, max(lengths), names, seeds)
+    return MicroBatch(tuple(rows), {name: tensor.to(device) for name, tensor in found.items()}, documents)

@@ -1,0 +1,227 @@
+"""Kept outputs of frozen layers stand for running these again: to the bit, and never where they cannot."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections import namedtuple
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import labelled, make_lock, make_loop, pairs, same_weights, stop_after, train, uneven
+
+from hfadapt.fast import one_line, side_by_side
+from hfadapt.train import frozen
+from hfadapt.train.frozen import FrozenCache, frozen_layers
+
+KINDS = {
+    "last layer of a language model": ("lm", "causal-lm", "lora", pairs),
+    "last layer of an encoder": ("encoder", "text-classification", "lora", labelled),
+    "head of an encoder": ("encoder", "text-classification", "head", labelled),
+    "head of a language model": ("lm-untied", "causal-lm", "head", pairs),
+}
+
+
+def lock_of(models, kind, keep, **more):
+    name, task, method, _ = KINDS[kind]
+    fast = {**more.pop("fast", {}), "frozen_cache": keep}
+    settings = {"train__max_steps": 12, "train__evaluate_every_steps": 4, "train__micro_batch_rows": 3, **more}
+    return make_lock(models / name, task, adapter__method=method, adapter__layers=1, train__fast=fast, **settings)
+
+
+class Listener:
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+    def __getattr__(self, name):
+        return lambda *_, **__: None
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_kept_outputs_change_nothing(models, tmp_path, kind, packing):
+    rows, held = KINDS[kind][3](30), KINDS[kind][3](7, seed=1)
+    found = [
+        train(lock_of(models, kind, keep, data__packing=packing), tmp_path / str(keep), rows, held)
+        for keep in (False, True)
+    ]
+    assert [one.loop.frozen_layers for one in found] == [0, 2 if "head" in kind else 1]
+    assert found[0].lines == found[1].lines
+    assert same_weights(found[0].weights, found[1].weights)
+    assert not list((tmp_path / "True").glob("*.bin")), "the file is gone with the training"
+
+
+@pytest.mark.parametrize("kind", list(KINDS)[:2])
+def test_without_the_fast_path_and_with_dropout_and_checkpointing(models, tmp_path, kind):
+    rows, held = KINDS[kind][3](20), KINDS[kind][3](7, seed=1)
+    for number, more in enumerate(
+        (
+            {"fast": dict.fromkeys(("low_rank", "attention", "norms", "gates", "rotary", "loss", "bfloat16"), False)},
+            {"adapter__dropout": 0.2},
+            {"train__checkpointing": True},
+            {"quant": "nf4"},
+        )
+    ):
+        found = [
+            train(lock_of(models, kind, keep, **more), tmp_path / f"{number}{keep}", rows, held)
+            for keep in (False, True)
+        ]
+        assert found[1].loop.frozen_layers == 1
+        assert found[1].losses == pytest.approx(found[0].losses, rel=1e-6)
+        for one, other in zip(found[0].weights.values(), found[1].weights.values(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_each_row_goes_through_frozen_layers_once(models, tmp_path):
+    """30 rows for training and 7 for validation; the check on both paths before step 1 runs a few more."""
+    tokens = []
+    trained = make_loop(
+        lock_of(models, "last layer of a language model", True, data__packing=False), tmp_path, uneven(30), uneven(7, 1)
+    )
+    (layer,) = frozen_layers(trained.model)
+    layer.mlp.register_forward_hook(lambda _, inputs, __: tokens.append(inputs[0].shape[:2]))
+    checked = len({id(row.example) for row in trained.loop._check_rows()})
+    trained.loop.run()
+    rows = sum(shape[0] for shape in tokens)
+    # One by one on the plain path, together on the fast one, and again beside the kept outputs.
+    assert 37 <= rows <= 37 + 3 * checked
+    assert trained.job.state.step == 12
+
+
+@pytest.mark.parametrize("step", [1, 4, 7, 11])
+def test_interrupted_and_resumed_equals_uninterrupted(models, tmp_path, step):
+    lock = lock_of(models, "last layer of a language model", True, train__checkpoint_every_steps=4, dtype="bfloat16")
+    rows, held = uneven(20), uneven(6, seed=1)
+    whole = train(lock, tmp_path / "whole", rows, held)
+    with pytest.raises(KeyboardInterrupt):
+        train(lock, tmp_path / "parts", rows, held, stop=stop_after(step))
+    assert not list((tmp_path / "parts").glob("*.bin"))
+    parts = train(lock, tmp_path / "parts", rows, held)
+    assert parts.state.resumed_from_step == step
+    assert parts.lines == whole.lines
+    assert same_weights(parts.weights, whole.weights)
+
+
+# --- where they are not kept -----------------------------------------------------------------------------------------
+
+
+def refused(trained):
+    """What the loop says, after it has trained as it would without."""
+    listener = Listener()
+    trained.loop.progress = listener
+    trained.loop.run()
+    assert trained.loop.frozen_layers == 0
+    assert trained.job.state.step == trained.job.total_steps
+    (said,) = (text for text in listener.said if "frozen" in text)
+    return said
+
+
+def test_nothing_is_kept_that_depends_on_what_is_trained(models, tmp_path):
+    lock = lock_of(models, "last layer of a language model", True)
+    trained = make_loop(lock, tmp_path, pairs(20))
+    trained.model.get_input_embeddings().weight.requires_grad_(True)
+    assert "something is trained before them" in refused(trained)
+
+
+def test_outputs_that_give_another_loss_are_not_used(models, tmp_path, monkeypatch):
+    lock = lock_of(models, "last layer of an encoder", True)
+    plain = train(lock_of(models, "last layer of an encoder", False), tmp_path / "plain", labelled(20))
+    monkeypatch.setattr(frozen, "_read", lambda file, tensor: tensor.fill_(3.0))
+    trained = make_loop(lock, tmp_path / "kept", labelled(20))
+    assert "the loss is another" in refused(trained)
+    assert same_weights(trained.weights, plain.weights)
+
+
+def test_a_full_disk_is_said_and_training_goes_on(models, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10_000, 9_000, 1_000))
+    trained = make_loop(lock_of(models, "last layer of an encoder", True), tmp_path, labelled(20))
+    assert "of disk are needed, 1000 B are free" in refused(trained)
+
+
+def test_no_layer_is_frozen_where_all_are_adapted_or_lists_are_two(models, tmp_path):
+    trained = make_loop(make_lock(models / "lm"), tmp_path, pairs(8))
+    assert frozen_layers(trained.model) == []
+    block = torch.nn.Linear(2, 2).requires_grad_(False)
+    both = torch.nn.ModuleDict({name: torch.nn.ModuleList([block, block]) for name in ("encoder", "decoder")})
+    assert frozen_layers(both) == []
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+class Double(torch.nn.Module):
+    def forward(self, x):
+        return (2 * x,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_come_back_as_they_went_in_whatever_they_stand_beside(tmp_path, seed, dtype):
+    """Rows of any length, written in some batches and read in others: in one line, or side by side with padding."""
+    draw = random.Random(seed)
+    rows = {100 + i: torch.randn(draw.randint(1, 9), 5).to(dtype) for i in range(draw.randint(1, 12))}
+    layers = [Double(), Double()]
+    model = torch.nn.Sequential(*layers)
+
+    def placed(keys, line):
+        lengths = [len(rows[key]) for key in keys]
+        documents = (
+            one_line(lengths, ["a"] * len(keys)) if line else side_by_side(lengths, max(lengths), ["a"] * len(keys))
+        )
+        flat = torch.full((documents.tokens, 5), 7.0, dtype=dtype)
+        for key, start, length in zip(keys, documents.starts, documents.lengths, strict=True):
+            flat[start : start + length] = rows[key]
+        return documents, flat.view(1 if line else len(keys), -1, 5)
+
+    def batches():
+        order = draw.sample(list(rows), len(rows))
+        while order:
+            count = draw.randint(1, len(order))
+            yield order[:count], draw.random() < 0.5
+            order = order[count:]
+
+    def run(x):
+        for layer in model:
+            (x,) = layer(x) if not isinstance(x, tuple) else layer(x[0])
+        return x
+
+    cache = FrozenCache(layers, {key: len(row) for key, row in rows.items()}, tmp_path)
+    with cache.on(first=True, wait=lambda: None):
+        for keys, line in batches():
+            documents, x = placed(keys, line)
+            cache.collect(keys, documents, lambda x=x: run(x))
+        for keys, line in batches():
+            documents, x = placed(keys, line)
+            with cache.given(keys, documents, torch.device("cpu")):
+                found = run(torch.zeros_like(x)).view(-1, 5)
+            for key, start, length in zip(keys, documents.starts, documents.lengths, strict=True):
+                assert torch.equal(found[start : start + length], 4 * rows[key])
+            assert not found[sum(documents.lengths) :].any() or not documents.padded or not line
+        assert torch.equal(run(x), 4 * x), "without rows being given the layers run as always"
+    assert not list(tmp_path.iterdir())
+    assert torch.equal(run(x), 4 * x)
+
+
+def test_layers_that_give_on_more_than_a_vector_for_each_token(tmp_path):
+    documents = SimpleNamespace(tokens=3, starts=(0,), lengths=(3,))
+
+    class Two(torch.nn.Module):
+        def forward(self, x):
+            return x, x
+
+    class Shorter(torch.nn.Module):
+        def forward(self, x):
+            return x[:, ::2]
+
+    for layer, words in ((Two(), "more than one tensor"), (Shorter(), "one vector for each token")):
+        cache = FrozenCache([layer], {1: 3}, tmp_path)
+        with cache.on(first=True, wait=lambda: None), pytest.raises(NotImplementedError, match=words):
+            cache.collect([1], documents, lambda layer=layer: layer(torch.ones(1, 3, 4)))
+    cache = FrozenCache([Two()], {1: 3}, tmp_path)
+    with cache.on(first=True, wait=lambda: None), pytest.raises(NotImplementedError, match="one after the other"):
+        cache.collect([1], documents, lambda: None)
