@@ -130,7 +130,8 @@ RANK = 16
 
 
 def grid(models: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Points in a fixed order: each (model, quant, checkpointing) at all lengths, the batches in turn; then dropout."""
+    """Points in a fixed order: each (model, quant, checkpointing) at all lengths, the batches in turn; then dropout; then
+    with a third of the layers adapted."""
     number = 0
     for model in models:
         for quant in QUANTS:
@@ -150,6 +151,11 @@ def grid(models: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for model in models:
         common = {"model": model, "quant": "none", "checkpointing": False, "fitted": False}
         yield {**common, "rows": 8, "tokens": 128, "dropout": 0.1}
+    for model in (name for name in models if name in MODELS):
+        third = models[model]["config"]["num_hidden_layers"] // 3
+        for quant in ("none", "nf4"):
+            common = {"model": model, "quant": quant, "checkpointing": False, "fitted": False}
+            yield {**common, "rows": 8, "tokens": 128, "layers": third}
 
 
 # --- one point, in a child process -----------------------------------------------------------------------------------
@@ -194,6 +200,7 @@ def lock_of(point: dict[str, Any], about: dict[str, Any], folder: str) -> Any:
                 "alpha": 2 * RANK,
                 "dropout": point.get("dropout", 0.0),
                 "modules": ["all-linear"],
+                "layers": point.get("layers"),
             },
             "data": {"max_length": point["tokens"], "packing": False},
             "train": {
@@ -269,7 +276,8 @@ def measure(
     with PeakMemory(device, floor) as peak, tempfile.TemporaryDirectory() as cell:
         products = product_dtype(lock.dtype, device)
         job = Job(lock.train, examples, examples[:2], Path(cell), "", trainable(model))
-        Loop(accelerator, task, model, [job], 0, FastPath(model, products)).run()
+        path, frozen = FastPath(model, products), "layers" in point
+        Loop(accelerator, task, model, [job], 0, path, frozen_cache=frozen).run()
     peaks["train"] = peak.peak_bytes
     reserved = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
     del job.optimizer
@@ -314,6 +322,7 @@ def predicted(point: dict[str, Any], about: dict[str, Any], device: str, tiles: 
         matmul_dtype="bfloat16",
         rank=RANK,
         dropout="dropout" in point,
+        layers=point.get("layers"),
         checkpointing=point["checkpointing"],
         micro_batch_rows=point["rows"],
         length_tokens=point["tokens"],

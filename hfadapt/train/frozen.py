@@ -157,7 +157,7 @@ class FrozenCache:
         for row, start, length in zip(rows, documents.starts, documents.lengths, strict=True):
             self._file.seek(self._first[row] * self._token_bytes)
             _read(self._file, hidden[start : start + length])
-        self._given = hidden.to(device)
+        self._given = hidden.to(device, non_blocking=True)
         try:
             yield
         finally:

@@ -205,17 +205,19 @@ class Loop:
     def _loss(self, micro: MicroBatch, weights: Mapping[int, float]) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
         """The weighted sum to go backward from, and the plain sum of each job's losses by the job's id."""
         device = self.accelerator.device
-        by_row = torch.tensor([weights[id(row.job)] for row in micro.rows], device=device)
+        jobs = list(dict.fromkeys(id(row.job) for row in micro.rows))
+        by_row = torch.tensor([weights[id(row.job)] for row in micro.rows]).to(device, non_blocking=True)
         if self._loss_in_pieces:
             total, losses, rows = labelled_loss(self.model, micro.inputs, by_row)
         else:
             losses, rows = self.task.losses(self.model, micro.inputs)
             total = (losses * by_row[rows]).sum()
-        sums = torch.zeros(len(micro.rows), device=device).index_add_(0, rows, losses.detach().float())
-        parts: dict[int, torch.Tensor] = {}
-        for row, part in zip(micro.rows, sums, strict=True):
-            parts[id(row.job)] = parts.get(id(row.job), 0.0) + part
-        return total, parts
+        losses = losses.detach().float()
+        if len(jobs) == 1:
+            return total, {jobs[0]: losses.sum()}
+        of_row = torch.tensor([jobs.index(id(row.job)) for row in micro.rows]).to(device, non_blocking=True)
+        sums = torch.zeros(len(jobs), device=device).index_add_(0, of_row[rows], losses)
+        return total, dict(zip(jobs, sums, strict=True))
 
     @contextmanager
     def _announced(self, micro: MicroBatch) -> Iterator[None]:

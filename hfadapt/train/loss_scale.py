@@ -31,7 +31,8 @@ def taken_off(job: Job, loss: float) -> bool:
     if not finite and math.isfinite(loss) and state.loss_scale > 1:
         state.loss_scale /= 2
         return False
-    torch._foreach_div_(gradients, state.loss_scale)
+    if gradients:
+        torch._foreach_div_(gradients, state.loss_scale)
     return True
 
 

@@ -63,4 +63,6 @@ def collate(
     else:
         found = task.collate(examples, pad_token_id)
         documents = side_by_side(lengths, max(lengths), names, seeds)
-    return MicroBatch(tuple(rows), {name: tensor.to(device) for name, tensor in found.items()}, documents)
+    # The program does not wait for a GPU to have them.
+    inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in found.items()}
+    return MicroBatch(tuple(rows), inputs, documents)
