@@ -130,8 +130,8 @@ RANK = 16
 
 
 def grid(models: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Points in a fixed order: each (model, quant, checkpointing) at all lengths, the batches in turn; then dropout; then
-    with a third of the layers adapted."""
+    """Points in a fixed order: each (model, quant, checkpointing) at all lengths, the batches in turn; then
+    with dropout, and with a third of the layers adapted."""
     number = 0
     for model in models:
         for quant in QUANTS:

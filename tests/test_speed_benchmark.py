@@ -259,3 +259,23 @@ def test_runs_that_share_a_record_do_not_change_it(workload: dict[str, Any]) -> 
     table.summarise(workload)
     table.section("w", workload)
     assert workload == before
+
+
+def test_the_readme_shows_what_was_measured_of_frozen_layers() -> None:
+    """`python benchmarks/frozen_cache.py --table` renews it."""
+    path = ROOT / "benchmarks" / "frozen_cache.py"
+    spec = importlib.util.spec_from_file_location("frozen_cache", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    results = json.loads(path.with_suffix(".json").read_text())
+    found = module.table(results)
+    assert found in (ROOT / "README.md").read_text(encoding="utf-8")
+    kept = [one for one in results if one["kept"]]
+    assert all(one["frozen_layers"] > 0 for one in kept)
+    for one in kept:
+        other = next(
+            o for o in results if (o["workload"], o["seed"], o["kept"]) == (one["workload"], one["seed"], False)
+        )
+        assert abs(one["accuracy"] - other["accuracy"]) < 0.02
