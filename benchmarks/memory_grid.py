@@ -276,8 +276,8 @@ def measure(
     with PeakMemory(device, floor) as peak, tempfile.TemporaryDirectory() as cell:
         products = product_dtype(lock.dtype, device)
         job = Job(lock.train, examples, examples[:2], Path(cell), "", trainable(model))
-        path, frozen = FastPath(model, products), "layers" in point
-        Loop(accelerator, task, model, [job], 0, path, frozen_cache=frozen).run()
+        frozen = "layers" in point
+        Loop(accelerator, task, model, [job], 0, FastPath(model, products), frozen_cache=frozen).run()
     peaks["train"] = peak.peak_bytes
     reserved = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
     del job.optimizer

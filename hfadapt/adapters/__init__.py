@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ANY_QUANT = frozenset({"none", "int8", "nf4", "fp4"})
 ALL_LINEAR = ("all-linear",)
 DEFAULT = "default"
+PEFT_HEADS = ("classifier", "score")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class AdapterMethod:
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout,
             **adapted_modules(settings, context),
-            modules_to_save=list(context.fresh_modules) or None,
+            modules_to_save=whole_modules(context) or None,
             task_type=context.peft_task_type,
             base_model_name_or_path=context.model_path,
             **self.options,
@@ -93,6 +94,16 @@ class AdapterMethod:
         if self.initialise:
             self.initialise(adapted, context)
         return adapted
+
+
+def whole_modules(context: Context) -> list[str]:
+    """Modules of which every weight is trained: fresh ones, and those that peft takes for the head of a classifier.
+
+    It goes by endings: `classifier` is `pre_classifier` too, which then cannot have low-rank layers (peft 0.21).
+    """
+    named = context.head_modules if context.peft_task_type == "SEQ_CLS" else ()
+    taken = (name for name in named if name.endswith(PEFT_HEADS) and name not in PEFT_HEADS)
+    return list(dict.fromkeys((*context.fresh_modules, *taken)))
 
 
 def adapted_modules(settings: LockedAdapter, context: Context) -> dict[str, Any]:

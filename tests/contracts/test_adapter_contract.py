@@ -70,6 +70,31 @@ def test_trains_saves_and_reopens(models, tmp_path, method, quant, task):
     assert losses(kind, plain, trained.job.train, pad) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("trained_head", [False, True])
+def test_a_head_whose_name_ends_like_another_is_trained_whole(tmp_path, trained_head):
+    """DistilBERT's `pre_classifier`: peft 0.21 takes it for the `classifier`, and cannot put both kinds on it."""
+    import transformers
+    from tiny import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    sizes = {"vocab_size": 512, "dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128}
+    config = transformers.DistilBertConfig(**sizes, pad_token_id=tokenizer.pad_token_id)
+    kind = transformers.DistilBertForSequenceClassification if trained_head else transformers.DistilBertModel
+    kind(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    lock = make_lock(tmp_path / "base", "text-classification", train__max_steps=3)
+    trained = train(lock, tmp_path / "run", labelled(24))
+    whole = {name.split(".")[2] for name in trained.weights if "lora_" not in name}
+    assert whole == {"pre_classifier", "classifier"}
+    task, pad = kinds.load("tasks", lock.task), trained.base.tokenizer.pad_token_id
+    expected = losses(task, trained.model, trained.job.train, pad)
+    save_adapter(trained.model, trained.base, lock, tmp_path / "adapter", trained.start)
+    opened = open_adapter(load_base(lock, LABELS, CPU), tmp_path / "adapter", "lora", CPU)
+    assert losses(task, opened, trained.job.train, pad) == pytest.approx(expected, abs=1e-4)
+    plain = plain_model(tmp_path / "adapter", lock, tmp_path / "base")
+    assert losses(task, plain, trained.job.train, pad) == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("method", [m for m in METHODS if kinds.load("adapters", m).has_rank])
 def test_the_last_layer_alone(models, tmp_path, method, task):
