@@ -202,6 +202,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "revision": train.get("model_revision"),
         "relation": "finetune" if method == "full" else "adapter",
         "has_rank": kinds.load("adapters", method).has_rank,
+        "some_layers": train.get("model_layers") is not None,
         "full": method == "full",
         "quant_name": lock["quant"],
         "metrics": evaluation["metrics"],

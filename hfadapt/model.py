@@ -431,6 +431,9 @@ def _save_peft(model: Any, base: Base, folder: Path, start: Mapping[str, torch.T
     if broken:
         raise RunError("the adapter holds NaN or Inf", place=broken[0], got=f"{len(broken)} tensors")
     config.inference_mode = True
+    if config.modules_to_save:
+        # peft adds its own names for heads, whether they are there or not.
+        config.modules_to_save = list(dict.fromkeys(config.modules_to_save))
     config.base_model_name_or_path = base.source.hub_id or Path(base.source.path).name
     folder.mkdir(parents=True)
     config.save_pretrained(folder)

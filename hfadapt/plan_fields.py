@@ -100,11 +100,14 @@ class Decisions:
             value = getattr(value, part)
         return None if value == AUTO else value
 
-    def settle(self, name: str, value: Any, reason: str, rejected: tuple[Rejected, ...] = ()) -> Any:
-        """Records and returns the value of a field."""
+    def settle(
+        self, name: str, value: Any, reason: str, rejected: tuple[Rejected, ...] = (), if_asked: str = ""
+    ) -> Any:
+        """Records and returns the value of a field; `if_asked` is added where the recipe sets it."""
         asked = self.asked(name)
         if asked is not None:
-            self.made.append(Decision(field=name, value=asked, asked=True, reason="set in the recipe"))
+            reason = "; ".join(filter(None, ("set in the recipe", if_asked)))
+            self.made.append(Decision(field=name, value=asked, asked=True, reason=reason))
             return asked
         self.made.append(Decision(field=name, value=value, asked=False, reason=reason, rejected=rejected))
         return value
@@ -306,18 +309,18 @@ def settle_frozen_cache(decided: Decisions, question: Question, chosen: Candidat
     facts, name = question.facts, "train.fast.frozen_cache"
     layers = memory.frozen_layers(facts, chosen.workload)
     if not layers:
-        decided.settle(name, False, "no layer lies below the first one that is trained")
+        why = "no layer lies below the first one that is trained"
+        decided.settle(name, False, why, if_asked=f"without effect, as {why}" if decided.asked(name) else "")
         return chosen
     rows = work.rows or ASSUMED_ROWS
     met = optimizer_steps(decided.recipe, work, decided) * decided.value("train.batch_rows") / rows
     size = rows * question.mean_tokens * facts.hidden_size * memory.DTYPE_BYTES[chosen.workload.dtype]
     which = "all layers are frozen" if layers == facts.layers else f"the first {layers} of {facts.layers} are frozen"
-    if met < CACHED_EPOCHS:
+    worth = met >= CACHED_EPOCHS
+    words = f"{which}: their outputs ({show_bytes(int(size))} on disk) are made once and used {met:.0f} times"
+    if not worth:
         words = f"{which}, but a row is met {met:.1f} times: nothing to keep their outputs for"
-        kept = decided.settle(name, False, words)
-    else:
-        words = f"{which}: their outputs ({show_bytes(int(size))} on disk) are made once and used {met:.0f} times"
-        kept = decided.settle(name, True, words)
+    kept = decided.settle(name, worth, words, if_asked=words if decided.asked(name) else "")
     return cached(question, chosen, min(1.0, 1 / met)) if kept else chosen
 
 

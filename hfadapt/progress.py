@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Protocol
 
 from hfadapt.show import show_seconds
@@ -52,11 +53,15 @@ class Corrected:
     Args:
         progress: Who is told.
         predicted_seconds: The plan's training time; None when it had none.
+        before_seconds: What went by before the steps, and belongs to the training.
     """
 
-    def __init__(self, progress: Progress, predicted_seconds: float | None) -> None:
+    def __init__(
+        self, progress: Progress, predicted_seconds: float | None, before_seconds: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self.progress = progress
         self.predicted_seconds = predicted_seconds
+        self.before_seconds = before_seconds
         self._first: int | None = None
 
     def say(self, message: str) -> None:
@@ -73,7 +78,7 @@ class Corrected:
         """Handed on, after the correction."""
         first = self._first = self._first or step
         if self.predicted_seconds and step == first + FIRST_STEPS - 1 and step < total:
-            found = seconds_left * total / (total - step)
+            found = seconds_left * total / (total - step) + self.before_seconds()
             predicted, self.predicted_seconds = self.predicted_seconds, None
             if abs(found / predicted - 1) > WORTH_SAYING:
                 self.progress.say(

@@ -175,7 +175,8 @@ class PhaseMeasure(Spec):
 class TrainRecord(Record):
     """What training did. `predicted_seconds` are the plan's, for the steps that `seconds` measures.
 
-    `frozen_layers` were run once for each row, which `seconds` include.
+    `frozen_layers` were run once for each row, which `seconds` include. `model_layers` is how many the model has, where
+    only the last of them were adapted.
     """
 
     domain: str
@@ -209,6 +210,7 @@ class TrainRecord(Record):
     model_citation: str | None = None
     fast_path: str | None = None
     frozen_layers: int = 0
+    model_layers: int | None = None
     compile_seconds: float | None = None
     together: tuple[str, ...] = ()
     energy: Energy | None = None

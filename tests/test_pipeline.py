@@ -332,6 +332,8 @@ def test_the_last_layer_of_an_encoder_end_to_end(models, tmp_path):
     assert "1 frozen layers run once" in train["fast_path"]
     assert not list(cell(tmp_path).glob("*.bin"))
     assert "weights of linear layers below all that is trained" in train["compute"]["how"]
+    assert "alpha 32, the last 1 of 2 layers |" in (cell(tmp_path) / "README.md").read_text()
+    assert "differs from its records" not in command("card", "check", cell(tmp_path)).err
     predicted = command("predict", "runs/tiny", "lovely room", folder=tmp_path)
     assert predicted.code == 0, predicted.err
 

@@ -46,6 +46,14 @@ def test_a_wrong_guess_is_corrected_once() -> None:
     assert "40 s" in heard.lines[0]
 
 
+def test_what_went_by_before_the_steps_belongs_to_the_training() -> None:
+    heard = Heard()
+    progress = Corrected(heard, 40.0, lambda: 30.0)
+    for step in range(1, 41):
+        progress.step(step, 40, 1.0, 100.0, (40 - step) * 3.0)
+    assert "2 min 30 s" in heard.lines[0]
+
+
 def test_a_good_guess_or_none_is_left_alone() -> None:
     assert not train(predicted=40.0, seconds_each=1.1).lines
     assert not train(predicted=None, seconds_each=3.0).lines

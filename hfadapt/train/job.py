@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class State:
-    """Where training stands; saved with every checkpoint."""
+    """Where training stands; saved with every checkpoint.
+
+    `frozen_seconds` of `seconds` went into running frozen layers once for each row, of which `frozen_tokens` were rows
+    to train on; a resumed training does it again.
+    """
 
     step: int = 0
     tokens: int = 0
@@ -41,6 +45,8 @@ class State:
     stopped_early: bool = False
     resumed_from_step: int | None = None
     loss_scale: float = 65536.0
+    frozen_seconds: float = 0.0
+    frozen_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,8 @@ class Job:
     @property
     def seconds_per_step(self) -> float:
         """In the mean so far; 0 once there are no steps left."""
-        return self.state.seconds / self.state.step if self.active and self.state.step else 0.0
+        state = self.state
+        return (state.seconds - state.frozen_seconds) / state.step if self.active and state.step else 0.0
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of step 1 … total: linear warm-up, then the schedule down to zero (constant stays)."""

@@ -31,6 +31,7 @@ from hfadapt.train.frozen import FrozenCache, frozen_layers
 from hfadapt.train.job import Batch, Job
 from hfadapt.train.loss_scale import grown, taken_off
 from hfadapt.train.micro import MicroBatch, Row, collate
+from hfadapt.train.processes import check_start, reduce_gradients
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -56,6 +57,7 @@ class Loop:
         loss_in_pieces: Make a language model's loss and its gradient on labelled positions alone, in pieces.
         frozen_cache: Run layers below the first trained one once for each row, and keep their outputs on disk.
         stop: Asked after every step; True saves a checkpoint and raises KeyboardInterrupt.
+        interrupted: Asked while rows are collected, in one process alone; True raises KeyboardInterrupt at once.
     """
 
     accelerator: Accelerator
@@ -69,6 +71,7 @@ class Loop:
     frozen_cache: bool = False
     progress: Progress = field(default_factory=Silent)
     stop: Callable[[], bool] = lambda: False
+    interrupted: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
         self._drops = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self.model.modules())
@@ -94,7 +97,7 @@ class Loop:
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
                 job.trim_log()
-        self._check_processes()
+        check_start(self.accelerator, self.jobs)
         self.model.train()
         with self._fast_path(), self._frozen_outputs():
             self._scaled = self._products() == torch.float16
@@ -162,7 +165,7 @@ class Loop:
                 sums[key] += part
             # Nothing of this graph may be alive while the next one is made.
             del total, parts
-        self._reduce_gradients([job for job, _ in batches])
+        reduce_gradients(self.accelerator, [job for job, _ in batches])
         return {key: self.accelerator.reduce(total, "sum") for key, total in sums.items()}
 
     def _give_up(self, job: Job, error: RunError) -> None:
@@ -229,33 +232,6 @@ class Loop:
                 stack.enter_context(self._frozen.given(micro.keys, micro.documents, self.accelerator.device))
             yield
 
-    def _reduce_gradients(self, active: Sequence[Job]) -> None:
-        """Adds up the gradients of all processes; each has divided by the labels of the whole batch already."""
-        if self.accelerator.num_processes == 1:
-            return
-        for job in active:
-            parameters = list(job.parameters.values())
-            have = torch.tensor([float(p.grad is not None) for p in parameters], device=self.accelerator.device)
-            have = self.accelerator.reduce(have, "sum")
-            found = [p for p, count in zip(parameters, have.tolist(), strict=True) if count]
-            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in found])
-            flat = self.accelerator.reduce(flat, "sum")
-            for p, part in zip(found, flat.split([p.numel() for p in found]), strict=True):
-                p.grad = part.view_as(p)
-
-    def _check_processes(self) -> None:
-        """All processes start from the same parameters."""
-        if self.accelerator.num_processes == 1:
-            return
-        own = torch.stack([p.detach().double().sum() for job in self.jobs for p in job.parameters.values()]).float()
-        mean = self.accelerator.reduce(own, "mean")
-        if not torch.allclose(own, mean, rtol=1e-5, atol=1e-6):
-            raise RunError(
-                "the processes start from different parameters",
-                place="adapter",
-                fix="start them on machines with the same versions of the libraries",
-            )
-
     def _account(self, job: Job, step: Step) -> None:
         self._write(job, step)
         values = {"loss": step.loss, "grad_norm": step.grad_norm, "learning_rate": step.learning_rate}
@@ -263,7 +239,7 @@ class Loop:
         if self.accelerator.is_main_process:
             state = job.state
             left = sum((other.total_steps - other.state.step) * other.seconds_per_step for other in self.jobs)
-            speed = state.tokens / state.seconds
+            speed = state.tokens / (state.seconds - state.frozen_seconds)
             title = self._shown(job)
             self.progress.step(state.step, job.total_steps, state.last_loss or 0.0, speed, left, title)
 
@@ -447,9 +423,10 @@ class Loop:
         if not layers:
             yield
             return
-        started = time.perf_counter()
         rows = [Row(job, example) for job in self.jobs for example in (*job.train, *job.validation)]
         lengths = {row.key: len(row.example.input_ids) for row in rows}
+        self.progress.say(f"{len(layers)} layers are frozen: {len(rows):,} rows go through them once, before step 1")
+        started = time.perf_counter()
         cache = FrozenCache(layers, lengths, self.jobs[0].folder)
         first, wait = self.accelerator.is_main_process, self.accelerator.wait_for_everyone
         with cache.on(first=first, wait=wait):
@@ -460,7 +437,10 @@ class Loop:
                 self.path += f", {len(layers)} frozen layers run once"
             for job in self.jobs:
                 own = sum(job.lengths) + sum(len(example.input_ids) for example in job.validation)
-                job.state.seconds += (time.perf_counter() - started) * own / sum(lengths.values())
+                seconds = (time.perf_counter() - started) * own / sum(lengths.values())
+                job.state.seconds += seconds
+                job.state.frozen_seconds += seconds
+                job.state.frozen_tokens += sum(job.lengths)
             yield
         self._frozen = None
 
@@ -476,6 +456,8 @@ class Loop:
                 lengths = [len(example.input_ids) for example in share]
                 budget = 2 * job.settings.micro_batch_rows * max([*job.lengths, *lengths])
                 for part in micro_batches(range(len(share)), lengths, budget, padded=not self._line):
+                    if self.interrupted():
+                        raise KeyboardInterrupt
                     micro = self._collate([Row(job, share[i]) for i in part])
                     with self._announced(micro):
                         cache.collect(micro.keys, micro.documents, partial(self._loss, micro, {id(job): 0.0}))

@@ -15,6 +15,7 @@ from hfadapt.batches import padded
 from hfadapt.compute import training_compute
 from hfadapt.data import canaries, read_split
 from hfadapt.evidence import Energy
+from hfadapt.facts import model_facts
 from hfadapt.fast import FastPath, fusion, product_dtype
 from hfadapt.launch import World, interruptible
 from hfadapt.manifest import write_manifest
@@ -136,8 +137,11 @@ def train_cells(
             packing=lock.data.packing,
             loss_in_pieces=wanted.loss,
             frozen_cache=any(own.train.fast.frozen_cache for own in locks),
-            progress=Corrected(progress, _predicted_seconds(cells)),
+            progress=Corrected(
+                progress, _predicted_seconds(cells), lambda: sum(job.state.frozen_seconds for job in jobs)
+            ),
             stop=lambda: world.any(bool(interrupt)),
+            interrupted=lambda: world.size == 1 and bool(interrupt),
         )
         loop.run()
     if lock.train.trackers:
@@ -164,6 +168,7 @@ def train_cells(
                 "check_losses": tuple(check),
                 "fast_path": loop.path,
                 "frozen_layers": loop.frozen_layers,
+                "model_layers": _layers(own),
                 "compile_seconds": fusion.compile_seconds() - compiled if compile else None,
                 "energy": _share(meter.energy(sum(seconds)), job.state.seconds / max(sum(seconds), 1e-9)),
                 "compute": training_compute(
@@ -173,7 +178,7 @@ def train_cells(
                     job.state.labelled_tokens,
                     record.trainable_parameters,
                     base.source.hub_id,
-                    frozen_tokens=sum(job.lengths) if loop.frozen_layers else None,
+                    frozen_tokens=job.state.frozen_tokens if loop.frozen_layers else None,
                 ),
                 "together": tuple(cell.domain for cell in cells) if len(cells) > 1 else (),
             }
@@ -203,6 +208,13 @@ def _measured(cells: Sequence[Cell], peaks: Mapping[str, PeakMemory]) -> dict[Ph
         for phase in PHASES
         if phase in peaks
     }
+
+
+def _layers(lock: Lock) -> int | None:
+    """How many layers the model has, where only the last of them are adapted."""
+    count = model_facts(lock.model, lock.task).layers
+    fewer = lock.adapter.layers is not None and lock.adapter.layers < count
+    return count if fewer and kinds.load("adapters", lock.adapter.method).has_rank else None
 
 
 def _share(energy: Energy, share: float) -> Energy:

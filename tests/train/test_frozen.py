@@ -106,6 +106,32 @@ def test_interrupted_and_resumed_equals_uninterrupted(models, tmp_path, step):
     assert same_weights(parts.weights, whole.weights)
 
 
+def test_the_time_before_step_1_is_not_taken_for_a_steps(models, tmp_path, monkeypatch):
+    """Or the time left would be what collecting took, times the steps that are left."""
+    import time
+
+    write = frozen._write
+    monkeypatch.setattr(frozen, "_write", lambda *_: (time.sleep(0.1), write(*_)))
+    trained = train(lock_of(models, "last layer of an encoder", True), tmp_path, labelled(20), labelled(5, 1))
+    state = trained.state
+    assert state.frozen_seconds > 2.5
+    assert state.seconds > state.frozen_seconds
+    assert state.frozen_tokens == sum(trained.job.lengths)
+    trained.job.total_steps += 1
+    assert trained.job.seconds_per_step * state.step == pytest.approx(state.seconds - state.frozen_seconds)
+
+
+def test_an_interruption_while_rows_are_collected_ends_at_once(models, tmp_path):
+    trained = make_loop(lock_of(models, "last layer of an encoder", True), tmp_path, labelled(20))
+    trained.loop.interrupted = lambda: True
+    with pytest.raises(KeyboardInterrupt):
+        trained.loop.run()
+    assert trained.job.state.step == 0
+    assert not list(tmp_path.glob("*.bin"))
+    again = train(lock_of(models, "last layer of an encoder", True), tmp_path, labelled(20))
+    assert again.state.step == 12
+
+
 # --- where they are not kept -----------------------------------------------------------------------------------------
 
 
@@ -116,7 +142,8 @@ def refused(trained):
     trained.loop.run()
     assert trained.loop.frozen_layers == 0
     assert trained.job.state.step == trained.job.total_steps
-    (said,) = (text for text in listener.said if "frozen" in text)
+    first, said = (text for text in listener.said if "frozen" in text)
+    assert "20 rows go through them once" in first
     return said
 
 
