@@ -87,8 +87,10 @@ def one(what: str, name: str) -> Shown:
         rows = [[field, str(value)] for field, value in facts.items()]
         return Listing([Heading(f"sample:{name}"), Table(["field", "value"], rows)])
     if what == "run":
-        from hfadapt.run_folder import Run
+        from hfadapt.run_folder import STATE, Run
 
-        return Run(Path(name))
+        folder = Path(name).resolve()
+        # The folder of a cell, as `hfadapt run` names it, stands for its run.
+        return Run(folder.parents[1] if (folder / STATE).exists() else Path(name))
     problem = choice_problem("there is no such thing to show", what, ("target", "sample", "run"))
     raise RequestError(problem.what, problems=[problem])

@@ -137,6 +137,13 @@ def test_run_adds_the_card_and_says_what_comes_next(folder):
 # --- doing it again --------------------------------------------------------------------------------------------------
 
 
+def test_a_run_is_shown_by_its_folder_or_a_cells(ready):
+    shown = [command("show", "run", name, folder=ready) for name in ("runs/tiny", cell(ready))]
+    assert [one.code for one in shown] == [0, 0], shown[1].err
+    assert shown[0].out == shown[1].out
+    assert "linear probe" in shown[0].out
+
+
 def test_finished_cells_are_kept(folder):
     before = stamps(folder / "runs/tiny/one") | stamps(folder / "runs/tiny/two")
     done = command("evaluate", "tiny.yaml", folder=folder)
