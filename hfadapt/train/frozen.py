@@ -60,7 +60,6 @@ class FrozenCache:
         self.path = folder / FILE
         self._tokens = sum(lengths.values())
         self._first = dict(zip(lengths, accumulate(lengths.values(), initial=0), strict=False))
-        self._lengths = lengths
         self._collecting = False
         self._tuple = False
         self._dtype: torch.dtype | None = None

@@ -92,7 +92,7 @@ def test_each_row_goes_through_frozen_layers_once(models, tmp_path):
     assert trained.job.state.step == 12
 
 
-@pytest.mark.parametrize("step", [1, 4, 7, 11])
+@pytest.mark.parametrize("step", [1, 7])
 def test_interrupted_and_resumed_equals_uninterrupted(models, tmp_path, step):
     lock = lock_of(models, "last layer of a language model", True, train__checkpoint_every_steps=4, dtype="bfloat16")
     rows, held = uneven(20), uneven(6, seed=1)
