@@ -199,17 +199,15 @@ def _unknown_to_model(recipe: Recipe, facts: ModelFacts) -> list[Problem]:
                 fix="leave train.checkpointing: auto; a smaller train.micro_batch_rows saves memory too",
             )
         )
-    layers = recipe.adapter.layers
-    if layers != AUTO and (facts.stacks != 1 or layers > facts.layers):
-        one = f"1 to {facts.layers}" if facts.stacks == 1 else "auto"
+    layers, several = recipe.adapter.layers, facts.stacks != 1
+    if layers != AUTO and (several or layers > facts.layers):
+        why = "not one list of layers, so that it has no last ones" if several else f"{facts.layers} layers"
         found.append(
             Problem(
-                f"{facts.architecture} has {facts.layers} layers"
-                if facts.stacks == 1
-                else f"{facts.architecture} has not one list of layers, so which are the last is not known",
+                f"{facts.architecture} has {why}",
                 place="adapter.layers",
                 got=str(layers),
-                allowed=one,
+                allowed="auto" if several else f"1 to {facts.layers}, auto",
                 fix="leave adapter.layers: auto, which adapts all",
             )
         )

@@ -188,7 +188,7 @@ def check_method(tree: Tree) -> None:
         for key in given:
             tree.report(
                 ("adapter", key),
-                f"the method {name} has no {'choice of layers' if key == 'layers' else key}",
+                f"the method {name} takes no {key}",
                 got=_together(tree, ("adapter", key), (("adapter", "method"),)),
                 allowed="method alone",
                 fix=f"delete `{key}`, or use a low-rank method such as lora",

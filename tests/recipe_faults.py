@@ -132,7 +132,7 @@ FAULTS: dict[str, tuple[str | bytes, int, tuple[str, ...]]] = {
     "dora on int8": (BASE + "quant: int8\nadapter: {method: dora}\n", 6, ("dora does not work", "dora with quant none or fp4 or nf4")),
     "loftq on none": (BASE + "quant: none\nadapter: {method: loftq}\n", 6, ("loftq does not work", "set quant: fp4")),
     "full on nf4": (BASE + "quant: nf4\nadapter: {method: full}\n", 6, ("full does not work", "no gradient")),
-    "rank of head": (BASE + "adapter: {method: head, rank: 8}\n", 5, ("head has no rank", "adapter.rank: 8, adapter.method: 'head'", "lora")),
+    "rank of head": (BASE + "adapter: {method: head, rank: 8}\n", 5, ("head takes no rank", "adapter.rank: 8, adapter.method: 'head'", "lora")),
     "micro above batch": (BASE + "train:\n  batch_rows: '8'\n  micro_batch_rows: 16\n", 7, ("more than the rows of the whole batch", "train.batch_rows: 8")),
     "no rows left": (BASE + "data: {validation: 0.5, test: 0.5}\n", 5, ("leave no rows", "test: 0.5", "less than 1")),
     "half a row": (BASE + "data: {validation: 1.5}\n", 5, ("must be whole", "a number of rows such as 500")),

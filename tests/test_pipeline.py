@@ -333,7 +333,6 @@ def test_the_last_layer_of_an_encoder_end_to_end(models, tmp_path):
     write_recipe(tmp_path / "tiny.yaml", fields)
     done = command("run", "tiny.yaml", folder=tmp_path)
     assert done.code == 0, done.err
-    assert "settings" not in done.err
     train = record(tmp_path, "train.json")
     assert (train["frozen_layers"], train["steps"]) == (1, 24)
     assert "1 frozen layers run once" in train["fast_path"]

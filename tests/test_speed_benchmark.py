@@ -18,11 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = ROOT / "benchmarks" / "speed"
 
 
-def part(name: str) -> ModuleType:
+def part(name: str, folder: Path = PARTS) -> ModuleType:
     """A file of the benchmark as a module; its folder is no package, since tools without hfadapt run it too."""
     known = f"speed_benchmark_{name}"
     if known not in sys.modules:
-        spec = importlib.util.spec_from_file_location(known, PARTS / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(known, folder / f"{name}.py")
         assert spec
         assert spec.loader
         module = importlib.util.module_from_spec(spec)
@@ -263,13 +263,8 @@ def test_runs_that_share_a_record_do_not_change_it(workload: dict[str, Any]) -> 
 
 def test_the_readme_shows_what_was_measured_of_frozen_layers() -> None:
     """`python benchmarks/frozen_cache.py --table` renews it."""
-    path = ROOT / "benchmarks" / "frozen_cache.py"
-    spec = importlib.util.spec_from_file_location("frozen_cache", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    results = json.loads(path.with_suffix(".json").read_text())
+    module = part("frozen_cache", ROOT / "benchmarks")
+    results = json.loads(module.RESULTS.read_text())
     found = module.table(results)
     assert found in (ROOT / "README.md").read_text(encoding="utf-8")
     kept = [one for one in results if one["kept"]]

@@ -13,7 +13,15 @@ from __future__ import annotations
 from hfadapt import kinds
 from hfadapt.facts import LinearShape, ModelFacts
 from hfadapt.memory.terms import is_traced, known_terms, own_passes, saved_bytes_per_token, step_key, terms_of
-from hfadapt.memory.workload import DTYPE_BYTES, Workload, fuses, on_tiles, own_layers
+from hfadapt.memory.workload import (
+    DTYPE_BYTES,
+    Workload,
+    frozen_layers,
+    fuses,
+    on_tiles,
+    own_layers,
+    trained_layers,
+)
 from hfadapt.plan_record import PhaseMemory
 
 __all__ = [
@@ -297,18 +305,6 @@ def _adapted(facts: ModelFacts, workload: Workload) -> list[LinearShape]:
     if layers == facts.layers:
         return named
     return [s.model_copy(update={"count": s.count * layers // facts.layers}) for s in named]
-
-
-def trained_layers(facts: ModelFacts, workload: Workload) -> int:
-    """Layers through which the backward pass goes, the last ones of the model; without a limit all of them."""
-    return min(facts.layers, workload.layers or facts.layers)
-
-
-def frozen_layers(facts: ModelFacts, workload: Workload) -> int:
-    """Layers below the first one that is trained."""
-    if workload.method == "full" or facts.stacks != 1:
-        return 0
-    return facts.layers if workload.method == "head" else facts.layers - trained_layers(facts, workload)
 
 
 def trained_parameters(facts: ModelFacts, workload: Workload) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from hfadapt import kinds, samples
 from hfadapt.facts import ModelFacts
-from hfadapt.memory.workload import DTYPE_BYTES, LOW_RANK, Workload, fuses
+from hfadapt.memory.workload import DTYPE_BYTES, LOW_RANK, Workload, fuses, trained_layers
 from hfadapt.spec import write_text
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _traced_dtype(dtype: str) -> str:
 def saved_bytes_per_token(facts: ModelFacts, workload: Workload) -> float:
     """What the layers keep for the backward pass without checkpointing, per token (per row for images)."""
     outside, layer = terms_of(facts, workload.model_copy(update={"checkpointing": False}))["forward_end"]
-    return max(0.0, outside[1]) + layer[1] * min(facts.layers, workload.layers or facts.layers)
+    return max(0.0, outside[1]) + layer[1] * trained_layers(facts, workload)
 
 
 def own_passes(facts: ModelFacts, workload: Workload) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from hfadapt.facts import ModelFacts
 from hfadapt.spec import Spec
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -62,3 +63,15 @@ def on_tiles(workload: Workload) -> bool:
 def fuses(workload: Workload) -> bool:
     """Whether torch.compile has something to do: passes that have no kernels."""
     return workload.compile and workload.fast and not (workload.kernels and workload.device == "cpu")
+
+
+def trained_layers(facts: ModelFacts, workload: Workload) -> int:
+    """Layers through which the backward pass goes, the last ones of the model; without a limit all of them."""
+    return min(facts.layers, workload.layers or facts.layers)
+
+
+def frozen_layers(facts: ModelFacts, workload: Workload) -> int:
+    """Layers below the first one that is trained."""
+    if workload.method == "full" or facts.stacks != 1:
+        return 0
+    return facts.layers if workload.method == "head" else facts.layers - trained_layers(facts, workload)

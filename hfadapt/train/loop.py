@@ -26,7 +26,7 @@ from hfadapt.launch import machines
 from hfadapt.measure import is_out_of_memory
 from hfadapt.progress import Progress, Silent
 from hfadapt.records import Step
-from hfadapt.tasks import Task
+from hfadapt.tasks import Example, Task
 from hfadapt.train.frozen import FrozenCache, frozen_layers
 from hfadapt.train.job import Batch, Job
 from hfadapt.train.loss_scale import grown, taken_off
@@ -253,25 +253,29 @@ class Loop:
 
     def validation_loss(self, job: Job) -> float:
         """Mean loss per label over the job's validation rows, without gradients, shared between the processes."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
         exact = torch.float32 if self.accelerator.device.type == "mps" else torch.float64
         total = torch.zeros(2, dtype=exact)
-        share = sorted(job.validation[rank::world], key=lambda example: len(example.input_ids))
-        lengths = [len(example.input_ids) for example in share]
-        budget = 2 * job.settings.micro_batch_rows * max([*job.lengths, *lengths])
         self.model.eval()
         with self._scoring():
-            for part in micro_batches(range(len(share)), lengths, budget, padded=not self._line):
-                micro = self._collate([Row(job, share[i]) for i in part])
+            for micro in self._by_length(job, job.validation):
                 with self._announced(micro):
                     _, sums = self._loss(micro, {id(job): 1.0})
                 total[0] += float(sums[id(job)])
-                total[1] += sum(share[i].label_count for i in part)
+                total[1] += sum(row.example.label_count for row in micro.rows)
         self.model.train()
         total = self.accelerator.reduce(total.to(self.accelerator.device), "sum")
         if not total[1]:
             raise DataError("the validation rows have no label", place=str(job.folder / "data/validation.parquet"))
         return float(total[0] / total[1])
+
+    def _by_length(self, job: Job, examples: Sequence[Example]) -> Iterator[MicroBatch]:
+        """This process's share of the examples in an order of their own, twice as many at once as in training."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        share = sorted(examples[rank::world], key=lambda example: len(example.input_ids))
+        lengths = [len(example.input_ids) for example in share]
+        budget = 2 * job.settings.micro_batch_rows * max([*job.lengths, *lengths])
+        for part in micro_batches(range(len(share)), lengths, budget, padded=not self._line):
+            yield self._collate([Row(job, share[i]) for i in part])
 
     def _validate(self, job: Job) -> None:
         loss = self.validation_loss(job)
@@ -447,18 +451,13 @@ class Loop:
     def _collect(self, cache: FrozenCache) -> str:
         """Every process works out its share of the rows, in the same batches whenever training starts. Returns what
         went wrong in this or another process, or nothing."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
         why, check = "", self._check_rows()
         self.model.eval()
         try:
             for job in self.jobs:
-                share = sorted([*job.train, *job.validation][rank::world], key=lambda example: len(example.input_ids))
-                lengths = [len(example.input_ids) for example in share]
-                budget = 2 * job.settings.micro_batch_rows * max([*job.lengths, *lengths])
-                for part in micro_batches(range(len(share)), lengths, budget, padded=not self._line):
+                for micro in self._by_length(job, [*job.train, *job.validation]):
                     if self.interrupted():
                         raise KeyboardInterrupt
-                    micro = self._collate([Row(job, share[i]) for i in part])
                     with self._announced(micro):
                         cache.collect(micro.keys, micro.documents, partial(self._loss, micro, {id(job): 0.0}))
         except (NotImplementedError, OSError) as error:

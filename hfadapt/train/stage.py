@@ -15,7 +15,7 @@ from hfadapt.batches import padded
 from hfadapt.compute import training_compute
 from hfadapt.data import canaries, read_split
 from hfadapt.evidence import Energy
-from hfadapt.facts import model_facts
+from hfadapt.facts import layer_stacks
 from hfadapt.fast import FastPath, fusion, product_dtype
 from hfadapt.launch import World, interruptible
 from hfadapt.manifest import write_manifest
@@ -168,7 +168,7 @@ def train_cells(
                 "check_losses": tuple(check),
                 "fast_path": loop.path,
                 "frozen_layers": loop.frozen_layers,
-                "model_layers": _layers(own),
+                "model_layers": _layers_of(base, own),
                 "compile_seconds": fusion.compile_seconds() - compiled if compile else None,
                 "energy": _share(meter.energy(sum(seconds)), job.state.seconds / max(sum(seconds), 1e-9)),
                 "compute": training_compute(
@@ -210,9 +210,9 @@ def _measured(cells: Sequence[Cell], peaks: Mapping[str, PeakMemory]) -> dict[Ph
     }
 
 
-def _layers(lock: Lock) -> int | None:
+def _layers_of(base: Base, lock: Lock) -> int | None:
     """How many layers the model has, where only the last of them are adapted."""
-    count = model_facts(lock.model, lock.task).layers
+    count = max(map(len, layer_stacks(base.model).values()), default=0)
     fewer = lock.adapter.layers is not None and lock.adapter.layers < count
     return count if fewer and kinds.load("adapters", lock.adapter.method).has_rank else None
 
