@@ -237,11 +237,12 @@ def measure(
     from accelerate import Accelerator
 
     from hfadapt import kinds
+    from hfadapt.adapted import attach_adapter, save_adapter, trainable
     from hfadapt.batches import padded
     from hfadapt.fast import FastPath, product_dtype
     from hfadapt.measure import PeakMemory, release_memory, resident_bytes
     from hfadapt.merge import merged_dtype, open_merged, write_merged
-    from hfadapt.model import attach_adapter, load_base, save_adapter, trainable
+    from hfadapt.model import load_base
     from hfadapt.tasks import IGNORED, Example
     from hfadapt.train.job import Job
     from hfadapt.train.loop import Loop

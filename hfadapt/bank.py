@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hfadapt.adapted import internal_name, open_adapters, use_adapter
 from hfadapt.errors import RequestError, choice_problem
 from hfadapt.manifest import load_base_of
-from hfadapt.model import default_device, internal_name, open_adapters, use_adapter
+from hfadapt.model import default_device
 from hfadapt.predict import BATCH_ROWS, MAX_NEW_TOKENS, Adapted, Answer, answers, from_cell
 from hfadapt.progress import quiet_libraries
 from hfadapt.run_folder import Cell, Run

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfadapt.adapted import open_adapter
 from hfadapt.errors import RunError
-from hfadapt.model import Base, load_base, open_adapter
+from hfadapt.model import Base, load_base
 from hfadapt.recipe import Lock
 
 if TYPE_CHECKING:

@@ -214,8 +214,9 @@ def load_adapted(
         RequestError: no such cell, or it is not trained yet.
         RunError: the adapter does not belong to the base, or its files were changed.
     """
+    from hfadapt.adapted import open_adapter
     from hfadapt.manifest import FILE, load_base_of
-    from hfadapt.model import default_device, open_adapter
+    from hfadapt.model import default_device
 
     quiet_libraries()
 
@@ -258,8 +259,9 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
     """What is in an exported or published folder, by its manifest."""
     import yaml
 
+    from hfadapt.adapted import open_adapter
     from hfadapt.manifest import check_folder
-    from hfadapt.model import default_device, load_base, open_adapter
+    from hfadapt.model import default_device, load_base
     from hfadapt.recipe import DTYPES, Lock
     from hfadapt.tasks.causal_lm import completion_ids
 

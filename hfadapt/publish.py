@@ -345,9 +345,10 @@ def rescored_download(cell: Cell, folder: Path) -> float:
     Raises:
         RunError: the folder is not as it was saved, or the losses are not the same.
     """
+    from hfadapt.adapted import open_adapter
     from hfadapt.evaluate import stage
     from hfadapt.manifest import load_base_of
-    from hfadapt.model import default_device, open_adapter
+    from hfadapt.model import default_device
     from hfadapt.progress import quiet_libraries
 
     quiet_libraries()

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from tiny import LABELS, labelled, make_lock, make_loop, pairs
 
 from hfadapt import kinds
+from hfadapt.adapted import open_adapter, save_adapter
 from hfadapt.errors import RunError
 from hfadapt.manifest import check_folder, check_manifest, read_manifest, write_manifest
-from hfadapt.model import load_base, open_adapter, save_adapter
+from hfadapt.model import load_base
 
 CPU = torch.device("cpu")
 

@@ -11,10 +11,11 @@ from accelerate import Accelerator
 from tiny import labelled, make_lock, pairs, same_weights, stop_after
 
 from hfadapt import kinds
+from hfadapt.adapted import adapter_names, attach_adapters, save_adapter, trainable
 from hfadapt.adapters import DEFAULT
 from hfadapt.errors import RunError
 from hfadapt.fast import FastPath
-from hfadapt.model import adapter_names, attach_adapters, load_base, save_adapter, trainable
+from hfadapt.model import load_base
 from hfadapt.train import can_share, stage
 from hfadapt.train.job import Job
 from hfadapt.train.loop import Loop

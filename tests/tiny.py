@@ -243,9 +243,10 @@ def make_loop(
     from accelerate import Accelerator
 
     from hfadapt import kinds
+    from hfadapt.adapted import attach_adapter, low_rank_start, trainable
     from hfadapt.batches import padded
     from hfadapt.fast import FastPath
-    from hfadapt.model import attach_adapter, load_base, low_rank_start, trainable
+    from hfadapt.model import load_base
     from hfadapt.train.job import Job
     from hfadapt.train.loop import Loop
 

@@ -21,8 +21,9 @@ def main(settings: dict[str, Any]) -> None:
     import torch
 
     from hfadapt import kinds
+    from hfadapt.adapted import attach_adapter
     from hfadapt.data import read_split
-    from hfadapt.model import attach_adapter, load_base, resolve_model
+    from hfadapt.model import load_base, resolve_model
     from hfadapt.pipeline import run_recipe
     from hfadapt.recipe_file import load_recipe
     from hfadapt.run_folder import Run

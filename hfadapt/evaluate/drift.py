@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hfadapt import hardware
+from hfadapt.adapted import open_adapter
 from hfadapt.evaluate.bench import Bench
 from hfadapt.evaluate.metrics import RowMetric, compare, leading, sampling
 from hfadapt.evidence import DriftRecord, Variant
 from hfadapt.measure import release_memory
 from hfadapt.merge import half_dtype, merged_dtype, open_merged, write_merged
-from hfadapt.model import load_base, open_adapter
+from hfadapt.model import load_base
 
 if TYPE_CHECKING:
     from hfadapt.recipe import Lock

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from hfadapt import kinds
+from hfadapt.adapted import open_adapter
 from hfadapt.data import read_split
 from hfadapt.errors import RunError
 from hfadapt.evaluate.bench import Bench
@@ -25,7 +26,7 @@ from hfadapt.evaluate.text_metrics import Texts
 from hfadapt.launch import World
 from hfadapt.manifest import load_base_of
 from hfadapt.measure import PeakMemory, load_libraries, release_memory, resident_bytes
-from hfadapt.model import Base, json_sha256, open_adapter
+from hfadapt.model import Base, json_sha256
 from hfadapt.progress import Progress, Silent
 from hfadapt.recipe import is_metric_path as is_path
 from hfadapt.records import DataRecord, EvaluationRecord, Metric, PhaseMeasure

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from hfadapt import kinds
+from hfadapt.adapted import open_adapter, open_adapters, use_adapter
 from hfadapt.batches import padded
 from hfadapt.data import read_split
 from hfadapt.evaluate.bench import spread
@@ -19,7 +20,7 @@ from hfadapt.evaluate.metrics import METRICS, compare, find, sampling
 from hfadapt.evaluate.stage import answer_choices
 from hfadapt.evidence import TransferCell, TransferRecord, TransferTarget
 from hfadapt.manifest import load_base_of
-from hfadapt.model import Base, json_sha256, open_adapter, open_adapters, use_adapter
+from hfadapt.model import Base, json_sha256
 from hfadapt.progress import Progress, Silent
 from hfadapt.recipe import Lock
 from hfadapt.run_folder import Cell

@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfadapt.adapted import open_adapter
 from hfadapt.adapter_files import MANIFEST, is_model_file
 from hfadapt.formats.merged import KIND as MERGED
-from hfadapt.model import load_base, open_adapter
+from hfadapt.model import load_base
 
 if TYPE_CHECKING:
     import torch

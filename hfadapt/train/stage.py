@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from hfadapt import kinds
+from hfadapt.adapted import adapter_names, attach_adapters, low_rank_start, round_as_saved, save_adapter, trainable
 from hfadapt.batches import padded
 from hfadapt.compute import training_compute
 from hfadapt.data import canaries, read_split
@@ -20,16 +21,7 @@ from hfadapt.fast import FastPath, fusion, product_dtype
 from hfadapt.launch import World, interruptible
 from hfadapt.manifest import write_manifest
 from hfadapt.measure import PeakMemory, load_libraries, release_memory, resident_bytes
-from hfadapt.model import (
-    Base,
-    adapter_names,
-    attach_adapters,
-    load_base,
-    low_rank_start,
-    round_as_saved,
-    save_adapter,
-    trainable,
-)
+from hfadapt.model import Base, load_base
 from hfadapt.progress import Corrected, Progress, Silent
 from hfadapt.records import PHASES, Phase, PhaseMeasure, TrainRecord
 from hfadapt.run_folder import Cell

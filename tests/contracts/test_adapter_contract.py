@@ -9,8 +9,9 @@ import torch
 from tiny import LABELS, labelled, make_lock, make_loop, pairs, train
 
 from hfadapt import kinds
+from hfadapt.adapted import open_adapter, round_as_saved, save_adapter, trainable
 from hfadapt.errors import RequestError, RunError
-from hfadapt.model import load_base, open_adapter, round_as_saved, save_adapter, trainable
+from hfadapt.model import load_base
 from hfadapt.tasks import loss_sum
 
 METHODS, STORES = kinds.names("adapters"), kinds.names("quants")
