@@ -1,4 +1,4 @@
-"""The adapter on top of a base: attached for training, saved as peft reads it, opened again for inference."""
+"""The adapter on a base: attached for training, saved as peft reads it, opened again for inference."""
 
 from __future__ import annotations
 

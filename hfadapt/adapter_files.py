@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from hfadapt import kinds
+from hfadapt.adapted import WEIGHTS
 from hfadapt.errors import Problem, RequestError
 from hfadapt.records import Manifest
 
 MANIFEST = "hfadapt.json"
 CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 SUMS = "SHA256SUMS"
 
 TOKENIZER_FILES = frozenset(

@@ -1,6 +1,6 @@
 """From the recipe's `model` to tensors: the quantised base with its tokenizer.
 
-transformers, bitsandbytes and Accelerate's device maps are used here and in `quants/`, peft in adapted.py and `adapters/`.
+transformers, bitsandbytes and Accelerate's device maps are used here and in `quants/`.
 """
 
 from __future__ import annotations
