@@ -155,12 +155,13 @@ def trace_all(only: list[str]) -> int:
     """Prints a line for each architecture, task and storage; the number of those that could not be traced."""
     from transformers import AutoConfig
 
-    from hfadapt import kinds, memory
+    from hfadapt import memory
+    from hfadapt.core import registry
     from hfadapt.facts import build, describe
 
     failed = 0
     for task, table in ((LM, LANGUAGE_MODELS), (CLASSIFY, CLASSIFIERS)):
-        kind = kinds.load("tasks", task)
+        kind = registry.load("tasks", task)
         for model, fields in table.items():
             if only and model not in only:
                 continue

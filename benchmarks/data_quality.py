@@ -301,7 +301,7 @@ def audited() -> None:
     """10,000 rows through the audit, as labels, as completions and as chats."""
     from transformers import AutoTokenizer
 
-    from hfadapt import kinds, samples
+    from hfadapt.core import registry, samples
 
     template = {"prompt": "Text: {text}\nSentiment:", "completion": " {label}"}
     chat = {"messages": [{"role": "user", "content": "{text}"}, {"role": "assistant", "content": "{label}"}]}
@@ -327,7 +327,7 @@ def audited() -> None:
             start = time.monotonic()
             result = audit(
                 Path(folder) / "cell" / name,
-                kinds.load("tasks", task_name),
+                registry.load("tasks", task_name),
                 tokenizer,
                 max_length=128,
                 labels=record.labels,

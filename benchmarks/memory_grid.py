@@ -168,14 +168,14 @@ def make_model(folder: Path, about: dict[str, Any]) -> None:
     from tokenizers import Tokenizer, models
     from transformers import AutoConfig, PreTrainedTokenizerFast
 
-    from hfadapt import kinds
+    from hfadapt.core import registry
 
     words = {"<pad>": 0, "<eos>": 1, "<unk>": 2}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
     ).save_pretrained(folder)
-    task = kinds.load("tasks", about["task"])
+    task = registry.load("tasks", about["task"])
     config = AutoConfig.for_model(**{**about["config"], **TOKEN_IDS})
     config.update(task.model_options(LABELS))
     model = getattr(transformers, task.auto_class).from_config(config)
@@ -236,9 +236,9 @@ def measure(
     import torch
     from accelerate import Accelerator
 
-    from hfadapt import kinds
     from hfadapt.adapted import attach_adapter, save_adapter, trainable
     from hfadapt.batches import padded
+    from hfadapt.core import registry
     from hfadapt.fast import FastPath, product_dtype
     from hfadapt.measure import PeakMemory, release_memory, resident_bytes
     from hfadapt.merge import merged_dtype, open_merged, write_merged
@@ -249,7 +249,7 @@ def measure(
 
     accelerator = Accelerator(cpu=device_name == "cpu")
     device = accelerator.device
-    lock, task = lock_of(point, about, folder), kinds.load("tasks", about["task"])
+    lock, task = lock_of(point, about, folder), registry.load("tasks", about["task"])
     draw = random.Random(1)
     tokens, vocabulary = point["tokens"], about["config"]["vocab_size"]
 
@@ -308,10 +308,11 @@ def predicted(point: dict[str, Any], about: dict[str, Any], device: str, tiles: 
     """What hfadapt predicts for this point, from the config alone; `tiles` is whether training runs on AMX tiles."""
     from transformers import AutoConfig
 
-    from hfadapt import kinds, memory
+    from hfadapt import memory
+    from hfadapt.core import registry
     from hfadapt.facts import build, describe
 
-    task = kinds.load("tasks", about["task"])
+    task = registry.load("tasks", about["task"])
     config = AutoConfig.for_model(**{**about["config"], **TOKEN_IDS})
     config.dtype = about["dtype"]
     for key, value in task.model_options(LABELS).items():

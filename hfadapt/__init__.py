@@ -21,11 +21,11 @@ _HOME = {
     "Adapted": "hfadapt.predict",
     "Cell": "hfadapt.run_folder",
     "DataReport": "hfadapt.data",
-    "HfadaptError": "hfadapt.errors",
+    "HfadaptError": "hfadapt.core.errors",
     "Lock": "hfadapt.recipe",
     "Plan": "hfadapt.plan_record",
     "Recipe": "hfadapt.recipe",
-    "RecipeError": "hfadapt.errors",
+    "RecipeError": "hfadapt.core.errors",
     "Report": "hfadapt.report_record",
     "Run": "hfadapt.run_folder",
     "Target": "hfadapt.hardware",
@@ -47,9 +47,9 @@ __all__ = ["__version__", "run", *_HOME]
 
 if TYPE_CHECKING:
     from hfadapt.bank import load_bank as load_bank
+    from hfadapt.core.errors import HfadaptError as HfadaptError
+    from hfadapt.core.errors import RecipeError as RecipeError
     from hfadapt.data import DataReport as DataReport
-    from hfadapt.errors import HfadaptError as HfadaptError
-    from hfadapt.errors import RecipeError as RecipeError
     from hfadapt.hardware import Target as Target
     from hfadapt.plan import make_plan as make_plan
     from hfadapt.plan_record import Plan as Plan

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt import kinds
 from hfadapt.adapters import DEFAULT, Context
-from hfadapt.errors import RunError
+from hfadapt.core import registry
+from hfadapt.core.errors import RunError
 from hfadapt.facts import layer_stacks
 from hfadapt.model import Base, file_sha256, json_sha256
 from hfadapt.recipe import Lock
@@ -48,7 +48,7 @@ def attach_adapters(
     import torch
 
     lock = next(iter(locks.values()))
-    task = kinds.load("tasks", lock.task)
+    task = registry.load("tasks", lock.task)
     context = Context(
         base.fresh_modules, base.head_modules, task.peft_task_type, base.source.path, *_layers(base.model), batches
     )
@@ -56,7 +56,7 @@ def attach_adapters(
     for name, own in locks.items():
         with torch.random.fork_rng():
             torch.manual_seed(own.train.seed)
-            model = kinds.load("adapters", own.adapter.method).attach(model, own.adapter, context, name)
+            model = registry.load("adapters", own.adapter.method).attach(model, own.adapter, context, name)
     if len(locks) > 1:
         # peft lets gradients into the active adapter alone.
         for name, parameter in model.named_parameters():

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hfadapt import kinds
 from hfadapt.adapted import WEIGHTS
-from hfadapt.errors import Problem, RequestError
+from hfadapt.core import registry
+from hfadapt.core.errors import Problem, RequestError
 from hfadapt.records import Manifest
 
 MANIFEST = "hfadapt.json"
@@ -83,13 +83,13 @@ def folder_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
         # What the files say is not looked at before they are the right ones.
         return
     try:
-        method = kinds.load("adapters", manifest.method)
+        method = registry.load("adapters", manifest.method)
     except RequestError:
         yield Problem(
             "the method of this adapter is unknown",
             str(folder / MANIFEST),
             got=repr(manifest.method),
-            allowed=", ".join(kinds.names("adapters")),
+            allowed=", ".join(registry.names("adapters")),
             fix="update hfadapt",
         )
         return

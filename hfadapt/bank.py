@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from hfadapt.adapted import internal_name, open_adapters, use_adapter
-from hfadapt.errors import RequestError, choice_problem
+from hfadapt.core.errors import RequestError, choice_problem
+from hfadapt.core.progress import quiet_libraries
 from hfadapt.manifest import load_base_of
 from hfadapt.model import default_device
 from hfadapt.predict import BATCH_ROWS, MAX_NEW_TOKENS, Adapted, Answer, answers, from_cell
-from hfadapt.progress import quiet_libraries
 from hfadapt.run_folder import Cell, Run
 
 

@@ -16,14 +16,14 @@ import jinja2
 import yaml
 
 from hfadapt import card_evidence as evidence
-from hfadapt import kinds, resources
 from hfadapt.card_facts import Facts, Records, escape, pointer, untraced, without_marks
 from hfadapt.card_metadata import base_name, card_title, hub_metadata, languages, licence_of
 from hfadapt.card_snippet import run_snippet, snippet_text
-from hfadapt.errors import RunError
+from hfadapt.core import registry, resources
+from hfadapt.core.errors import RunError
+from hfadapt.core.spec import write_text
 from hfadapt.records import PHASES, CardRecord
 from hfadapt.run_folder import Cell, Run
-from hfadapt.spec import write_text
 from hfadapt.svg import loss_chart
 
 USER_BEGIN, USER_END = "<!-- user:begin -->", "<!-- user:end -->"
@@ -201,7 +201,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "base_name": escape(evaluation["baseline"]),
         "revision": train.get("model_revision"),
         "relation": "finetune" if method == "full" else "adapter",
-        "has_rank": kinds.load("adapters", method).has_rank,
+        "has_rank": registry.load("adapters", method).has_rank,
         "some_layers": train.get("model_layers") is not None,
         "full": method == "full",
         "quant_name": lock["quant"],
@@ -251,7 +251,7 @@ def _evidence(facts: Facts) -> dict[str, Any]:
     evaluation, train = records.file("evaluation.json"), records.file("train.json")
     calibration = evaluation.get("calibration") or {}
     bins = [(who, n) for who in ("base", "adapter") for n in range(len(calibration.get(who) or []))]
-    generates = kinds.load("tasks", records.file("lock.yaml")["task"]).pipeline_tag == "text-generation"
+    generates = registry.load("tasks", records.file("lock.yaml")["task"]).pipeline_tag == "text-generation"
     shown = evidence.failures(records) if records.has("data/test.parquet") else []
     return {
         "not_measured": evidence.not_measured,

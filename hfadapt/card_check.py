@@ -15,11 +15,12 @@ from typing import Any
 
 import yaml
 
-from hfadapt import kinds, licenses
+from hfadapt import licenses
 from hfadapt.card import USER_BEGIN, USER_END, Card, render_card
 from hfadapt.card_facts import QUOTING, Records, compute, shown
 from hfadapt.card_metadata import METRIC_TYPES, licence_of
-from hfadapt.errors import Problem, RunError, nearest
+from hfadapt.core import registry
+from hfadapt.core.errors import Problem, RunError, nearest
 from hfadapt.evidence_checks import check_evidence
 from hfadapt.records import CardRecord
 
@@ -171,7 +172,7 @@ def _emissions(found: Any, place: str) -> Iterator[Problem]:
 
 
 def _choices(found: Mapping[str, Any], place: str) -> Iterator[Problem]:
-    tags = {kinds.load("tasks", name).pipeline_tag for name in kinds.names("tasks")}
+    tags = {registry.load("tasks", name).pipeline_tag for name in registry.names("tasks")}
     for key, allowed in (
         ("base_model_relation", RELATIONS),
         ("library_name", LIBRARIES),

@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 import yaml
 
-from hfadapt.errors import RunError
+from hfadapt.core.errors import RunError
+from hfadapt.core.show import show_bytes, show_latency, show_number, show_seconds
 from hfadapt.recipe import Lock
 from hfadapt.records import CardFact
-from hfadapt.show import show_bytes, show_latency, show_number, show_seconds
 
 How = Literal["value", "product", "ratio", "differing"]
 BEGIN, END = "\x02", "\x03"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from hfadapt import kinds
 from hfadapt.card_facts import SAMPLE, Facts, Records, public_name
+from hfadapt.core import registry
 from hfadapt.licenses import Licence, adapter_licence
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -50,7 +50,7 @@ def hub_metadata(facts: Facts) -> dict[str, Any]:
     """The YAML front matter, as plain Python values."""
     records = facts.records
     lock, licence = records.file("lock.yaml"), licence_of(records)
-    task = kinds.load("tasks", lock["task"])
+    task = registry.load("tasks", lock["task"])
     full = lock["adapter"]["method"] == "full"
     base = base_name(records)
     relation = "finetune" if full else "adapter"

@@ -10,9 +10,9 @@ from typing import Any
 
 import jinja2
 
-from hfadapt import kinds, resources
 from hfadapt.card_facts import SAMPLE, Facts, Records, public_name, redact
-from hfadapt.errors import RunError
+from hfadapt.core import registry, resources
+from hfadapt.core.errors import RunError
 from hfadapt.run_folder import Cell
 
 FILE = "<the card's snippet>"
@@ -58,7 +58,7 @@ def _base(facts: Facts) -> str:
 def _quant(records: Records) -> str:
     """Arguments of BitsAndBytesConfig as in training, or nothing."""
     lock = records.file("lock.yaml")
-    quant = kinds.load("quants", lock["quant"])
+    quant = registry.load("quants", lock["quant"])
     if not quant.bits:
         return ""
     options = [

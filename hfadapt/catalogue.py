@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from hfadapt import hardware, kinds, samples
-from hfadapt.errors import RequestError, choice_problem
-from hfadapt.show import Block, Heading, Shown, Table, show_bytes
+from hfadapt import hardware
+from hfadapt.core import registry, samples
+from hfadapt.core.errors import RequestError, choice_problem
+from hfadapt.core.show import Block, Heading, Shown, Table, show_bytes
 
 
 class Listing(Shown):
@@ -31,8 +32,8 @@ def _targets() -> Table:
 
 def _kind(kind: str) -> Table:
     rows = []
-    for name in kinds.names(kind):
-        module_path = Path(kinds.__file__).parent / kind / f"{name.replace('-', '_')}.py"
+    for name in registry.names(kind):
+        module_path = registry.PACKAGE / kind / f"{name.replace('-', '_')}.py"
         about = ""
         if module_path.exists():
             about = module_path.read_text(encoding="utf-8").split('"""')[1].split("\n")[0]

@@ -233,8 +233,8 @@ def predict(
     json: Json = False,
 ) -> None:
     """Apply an adapter of a run, or an exported folder, to texts."""
+    from hfadapt.core.progress import quiet_libraries
     from hfadapt.predict import load_adapted
-    from hfadapt.progress import quiet_libraries
 
     quiet_libraries()
     answers = load_adapted(run, domain, target, base).predict(texts)
@@ -262,8 +262,8 @@ def export(
     json: Json = False,
 ) -> None:
     """Write an adapter as a folder of its own, or merged into its base, and open it again to compare."""
+    from hfadapt.core.progress import quiet_libraries
     from hfadapt.export import export as export_cell
-    from hfadapt.progress import quiet_libraries
     from hfadapt.run_folder import find_cell
 
     quiet_libraries()
@@ -418,7 +418,7 @@ def main() -> None:
     """Entry point: errors as messages, never as tracebacks; exit codes 0, 1, 2 and 130."""
     import os
 
-    from hfadapt.errors import HfadaptError
+    from hfadapt.core.errors import HfadaptError
 
     # Threads that wait for each other by spinning lose most of their speed when another program wants a core; those
     # that sleep at once lose a quarter of it in small steps. These spin for a tenth of a millisecond.

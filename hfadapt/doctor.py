@@ -12,9 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from hfadapt import allocator, hardware
+from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
+from hfadapt.core.spec import Record, Spec
 from hfadapt.hardware import Target
-from hfadapt.show import Block, Heading, Shown, Table, Text, show_bytes
-from hfadapt.spec import Record, Spec
 
 CORE = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "huggingface_hub", "safetensors")
 OPTIONAL = {

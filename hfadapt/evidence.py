@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from hfadapt.spec import Record, Spec
+from hfadapt.core.spec import Record, Spec
 
 
 class Estimate(Spec):

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hfadapt.errors import Problem, RunError
+from hfadapt.core.errors import Problem, RunError
+from hfadapt.core.spec import Record
 from hfadapt.evidence import DriftRecord, Estimate, SecurityRecord, TransferRecord
 from hfadapt.records import DataRecord, EvaluationRecord, Metric, TrainRecord
-from hfadapt.spec import Record
 
 RECORDS: dict[str, type[Record]] = {
     "data.json": DataRecord,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hfadapt.core.show import Block, Heading, Table, Text
 from hfadapt.evidence import DriftRecord, SecurityRecord
-from hfadapt.show import Block, Heading, Table, Text
 
 
 def drift_blocks(records: Sequence[DriftRecord]) -> list[Block]:

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hfadapt import kinds
 from hfadapt.adapter_files import EXPORT, MANIFEST, PAPERS, is_model_file, tensor_shapes
-from hfadapt.errors import Problem, RequestError, RunError
+from hfadapt.core import registry
+from hfadapt.core.errors import Problem, RequestError, RunError
+from hfadapt.core.samples import PREFIX
+from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
+from hfadapt.core.spec import write_text
 from hfadapt.evidence import DriftRecord, Variant
 from hfadapt.records import CardRecord, ExportRecord, Manifest
 from hfadapt.run_folder import Cell
-from hfadapt.samples import PREFIX
-from hfadapt.show import Block, Heading, Shown, Table, Text, show_bytes
-from hfadapt.spec import write_text
 from hfadapt.staging import as_the_card_says, check_free, new_folder, sealed, without_places
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def export(
     from hfadapt.measure import release_memory
     from hfadapt.model import default_device
 
-    kind: Format = kinds.load("formats", format)
+    kind: Format = registry.load("formats", format)
     if not (cell.folder / "train.json").exists():
         raise RequestError("the cell is not trained yet", place=str(cell.folder), fix="hfadapt run RECIPE")
     _check_place(to, cell)
@@ -210,7 +210,7 @@ def _scores(cell: Cell, model: Any, device: torch.device) -> Scores:
     from hfadapt.data import read_split
     from hfadapt.model import load_tokenizer, pad_token_id, resolve_model
 
-    lock, task = cell.lock, kinds.load("tasks", cell.lock.task)
+    lock, task = cell.lock, registry.load("tasks", cell.lock.task)
     tokenizer = load_tokenizer(resolve_model(lock.model))
     rows = read_split(cell.folder, "test")[:ROWS]
     examples = task.encode(rows, tokenizer, max_length=lock.data.max_length, labels=cell.data.labels)

@@ -12,9 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt import kinds, samples
-from hfadapt.errors import RequestError
-from hfadapt.spec import Spec
+from hfadapt.core import registry, samples
+from hfadapt.core.errors import RequestError
+from hfadapt.core.spec import Spec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -107,7 +107,7 @@ def model_facts(model: str, task: str, labels: int = 2) -> ModelFacts:
 @cache
 def _model_facts(model: str, task: str, labels: int) -> ModelFacts:
     config = load_config(model)
-    kind = kinds.load("tasks", task)
+    kind = registry.load("tasks", task)
     options = kind.model_options([f"label {i}" for i in range(labels)])
     for key, value in options.items():
         setattr(config, key, value)

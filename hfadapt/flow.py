@@ -12,18 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt import __version__, kinds
-from hfadapt.errors import DataError, HfadaptError, RequestError
+from hfadapt import __version__
+from hfadapt.core import registry
+from hfadapt.core.errors import DataError, HfadaptError, RequestError
+from hfadapt.core.progress import Progress
+from hfadapt.core.show import show_bytes
 from hfadapt.measure import is_out_of_memory
 from hfadapt.plan import lock as lock_cell
 from hfadapt.plan import make_plan
 from hfadapt.plan_record import CellPlan
-from hfadapt.progress import Progress
 from hfadapt.recipe import Lock, Recipe
 from hfadapt.records import DataRecord
 from hfadapt.report_record import Report
 from hfadapt.run_folder import Cell, Run
-from hfadapt.show import show_bytes
 
 if TYPE_CHECKING:
     from hfadapt.data import PreparedDomain
@@ -149,7 +150,7 @@ class Flow:
         from hfadapt.train import can_share, train_cells
 
         group = {cell.domain: identity}
-        if cell.lock.train.together and kinds.load("adapters", cell.lock.adapter.method).shares_base:
+        if cell.lock.train.together and registry.load("adapters", cell.lock.adapter.method).shares_base:
             for domain, target in self._asked.cells():
                 peer = Run(self.folder).cell(domain, target)
                 hashes = self._planned(peer) if target == cell.target and domain != cell.domain else None
@@ -315,7 +316,7 @@ def narrow(recipe: Recipe, domains: Sequence[str] = (), targets: Sequence[str] =
 
 def summary(lock: Lock, plan: CellPlan, record: DataRecord) -> str:
     """The plan of a cell in one line, shown before it is trained."""
-    rank = f" rank {lock.adapter.rank}" if kinds.load("adapters", lock.adapter.method).has_rank else ""
+    rank = f" rank {lock.adapter.rank}" if registry.load("adapters", lock.adapter.method).has_rank else ""
     stored = lock.dtype if lock.quant == "none" else lock.quant
     planted = f" and {record.canaries.rows:,} of canaries" if record.canaries else ""
     rows = f"{record.splits['train']:,} rows{planted}"
@@ -352,7 +353,7 @@ def measure_lengths(cell: Cell, recipe: Recipe, tokenizer: Any) -> DataRecord:
     """The cell's data record with the token lengths of its splits, as the model's tokenizer counts them."""
     from hfadapt.data import lengths, read_split
 
-    task, record = kinds.load("tasks", recipe.task), cell.data
+    task, record = registry.load("tasks", recipe.task), cell.data
     if record.form not in task.forms:
         raise DataError(
             f"{recipe.task} cannot learn from rows of this form",
@@ -377,7 +378,7 @@ def audit_cell(cell: Cell, lock: Lock, tokenizer: Any, record: DataRecord) -> Da
     """
     from hfadapt.data import audit, drop_too_long, require_clean
 
-    task = kinds.load("tasks", lock.task)
+    task = registry.load("tasks", lock.task)
     options: dict[str, Any] = {"max_length": lock.data.max_length, "labels": record.labels}
     record.write(cell.folder / "data.json")
     if lock.data.too_long == "drop":
@@ -422,7 +423,7 @@ def next_commands(run: Run, cells: Sequence[Cell]) -> tuple[str, ...]:
     if not done:
         return ()
     best = done[0]
-    example = '"text"' if kinds.load("tasks", best.lock.task).pipeline_tag != "text-generation" else '"prompt"'
+    example = '"text"' if registry.load("tasks", best.lock.task).pipeline_tag != "text-generation" else '"prompt"'
     return (
         f"hfadapt predict {best.folder} {example}",
         f"hfadapt publish {best.folder} --repo USER/NAME",

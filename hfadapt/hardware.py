@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from hfadapt import samples
-from hfadapt.errors import RequestError, choice_problem
-from hfadapt.show import Block, Heading, Shown, Table, Text, show_bytes
-from hfadapt.spec import Spec, write_text
+from hfadapt.core import samples
+from hfadapt.core.errors import RequestError, choice_problem
+from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
+from hfadapt.core.spec import Spec, write_text
 
 if sys.version_info >= (3, 11):
     import tomllib

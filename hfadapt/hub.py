@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hfadapt.adapter_files import MANIFEST, PAPERS, is_model_file
-from hfadapt.errors import RequestError, RunError
+from hfadapt.core.errors import RequestError, RunError
 from hfadapt.records import PublishedFile
 from hfadapt.staging import Staged, git_oid
 

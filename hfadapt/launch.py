@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hfadapt.errors import HfadaptError, RequestError, RunError
+from hfadapt.core.errors import HfadaptError, RequestError, RunError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

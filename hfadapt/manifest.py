@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.adapter_files import LORA_TENSOR, MANIFEST, folder_problems, tensor_shapes
-from hfadapt.errors import Problem, RunError
+from hfadapt.core.errors import Problem, RunError
 from hfadapt.model import Base, ModelSource, load_base
 from hfadapt.recipe import Lock
 from hfadapt.records import Manifest

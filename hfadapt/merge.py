@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.adapted import open_adapter
-from hfadapt.errors import RunError
+from hfadapt.core.errors import RunError
 from hfadapt.model import Base, load_base
 from hfadapt.recipe import Lock
 

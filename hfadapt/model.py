@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt import kinds, samples
-from hfadapt.errors import RequestError, RunError
+from hfadapt.core import registry, samples
+from hfadapt.core.errors import RequestError, RunError
 from hfadapt.recipe import Lock
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def load_base(
     from accelerate import init_empty_weights
 
     source = resolve_model(lock.model)
-    task = kinds.load("tasks", lock.task)
+    task = registry.load("tasks", lock.task)
     auto = getattr(transformers, task.auto_class)
     config = transformers.AutoConfig.from_pretrained(source.path, revision=source.revision)
     config.update(task.model_options(labels))
@@ -180,7 +180,7 @@ def load_base(
         for name, child in skeleton.named_children()
         if name != skeleton.base_model_prefix and any(True for _ in child.parameters())
     )
-    quant = kinds.load("quants", lock.quant)
+    quant = registry.load("quants", lock.quant)
     dtype = getattr(torch, lock.dtype)
     compute = compute_dtype(dtype, device)
     with torch.random.fork_rng():

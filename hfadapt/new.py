@@ -10,14 +10,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from hfadapt import kinds
+from hfadapt.core import registry
+from hfadapt.core.errors import DataError, RequestError
+from hfadapt.core.spec import write_text
 from hfadapt.data.format import Shape, recognise
 from hfadapt.data.load import open_source
-from hfadapt.errors import DataError, RequestError
 from hfadapt.facts import load_config, reads_both_ways
 from hfadapt.recipe import Columns, Source
 from hfadapt.recipe_file import load_recipe
-from hfadapt.spec import write_text
 
 PEEK_ROWS = 500
 MOST_LABELS = 50
@@ -80,7 +80,7 @@ def _task(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], generates: 
     for task in order:
         for asked in (Columns(), _guess(columns, rows)):
             try:
-                return task, recognise(columns, asked, kinds.load("tasks", task).forms, place, False)
+                return task, recognise(columns, asked, registry.load("tasks", task).forms, place, False)
             except DataError as error:
                 refused = refused or error
     assert refused is not None

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfadapt.errors import DataError, RequestError
+from hfadapt.core.errors import DataError, RequestError
+from hfadapt.core.progress import Progress, Silent, quiet_libraries
 from hfadapt.flow import Flow, audit_cell, measure_lengths, narrow, write_report
 from hfadapt.plan import lock as lock_cell
 from hfadapt.plan import make_plan
 from hfadapt.plan_record import Plan
-from hfadapt.progress import Progress, Silent, quiet_libraries
 from hfadapt.recipe import AUTO, Recipe
 from hfadapt.report_record import Report
 from hfadapt.run_folder import Cell, Run

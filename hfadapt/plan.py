@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from hfadapt import hardware, kinds, memory
-from hfadapt.errors import Problem, RequestError
+from hfadapt import hardware, memory
+from hfadapt.core import registry
+from hfadapt.core.errors import Problem, RequestError
+from hfadapt.core.show import show_bytes
 from hfadapt.facts import ModelFacts, model_facts, unfit_for_gguf
 from hfadapt.hardware import Target
 from hfadapt.plan_fields import (
@@ -35,7 +37,6 @@ from hfadapt.plan_record import CellPlan, Decision, Plan
 from hfadapt.plan_search import Candidate, Question, alternatives, best, compile_seconds, search
 from hfadapt.recipe import AUTO, THIS_MACHINE, Lock, Recipe
 from hfadapt.records import DataRecord
-from hfadapt.show import show_bytes
 
 ASSUMED_TOKENS = {"causal-lm": 512}
 ASSUMED_TOKENS_OTHERWISE = 128
@@ -160,7 +161,7 @@ def _impossible(recipe: Recipe, target: Target) -> list[Problem]:
                 fix="leave quant: auto, so that each target gets what it can do",
             )
         )
-    method = kinds.load("adapters", "lora" if recipe.adapter.method == AUTO else recipe.adapter.method)
+    method = registry.load("adapters", "lora" if recipe.adapter.method == AUTO else recipe.adapter.method)
     if recipe.train.together is True and not (recipe.train.fast.low_rank and method.shares_base):
         found.append(
             Problem(
@@ -172,7 +173,7 @@ def _impossible(recipe: Recipe, target: Target) -> list[Problem]:
             )
         )
     if recipe.adapter.method != AUTO and recipe.quant != AUTO:
-        method = kinds.load("adapters", recipe.adapter.method)
+        method = registry.load("adapters", recipe.adapter.method)
         if recipe.quant not in method.quants:
             found.append(
                 Problem(
@@ -360,6 +361,6 @@ def _served(target: Target, facts: ModelFacts) -> tuple[list[str], bool]:
 
 def _unwritten(format: str, facts: ModelFacts) -> str | None:
     """Why `hfadapt export` will not write this format, or None."""
-    if format not in kinds.names("formats"):
-        return f"it writes {', '.join(kinds.names('formats'))}"
+    if format not in registry.names("formats"):
+        return f"it writes {', '.join(registry.names('formats'))}"
     return unfit_for_gguf(facts.task, facts.config) if format == "gguf" else None

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hfadapt import kinds, memory
+from hfadapt import memory
+from hfadapt.core import registry
+from hfadapt.core.show import show_bytes, show_seconds
 from hfadapt.facts import ModelFacts
 from hfadapt.hardware import Target
 from hfadapt.memory import Workload
@@ -30,7 +32,6 @@ from hfadapt.plan_search import (
 )
 from hfadapt.recipe import AUTO, Recipe
 from hfadapt.records import Lengths
-from hfadapt.show import show_bytes, show_seconds
 
 SMALL_ENCODER_PARAMETERS = 100_000_000
 SMALL_LM_PARAMETERS = 500_000_000
@@ -133,7 +134,7 @@ def settle_data(decided: Decisions, facts: ModelFacts, work: Work) -> int:
     if work.lengths is not None and work.lengths.p95 + 8 < longest:
         rejected.append(Rejected(value=str(-(-work.lengths.p95 // 8) * 8), reason="would cut 5 % of the rows"))
     length = int(decided.settle("data.max_length", max(8, longest), reason, tuple(rejected)))
-    packs = kinds.load("tasks", decided.recipe.task).packs and decided.recipe.train.fast.attention
+    packs = registry.load("tasks", decided.recipe.task).packs and decided.recipe.train.fast.attention
     reason = "rows stand one after the other without padding, attention stays inside each"
     if not packs:
         reason = "rows are sorted by length and padded to the longest of their micro-batch only"
@@ -242,7 +243,7 @@ def settle_checkpoints(decided: Decisions, chosen: Candidate) -> None:
 def settle_together(decided: Decisions, question: Question, chosen: Candidate, sharing: int) -> Candidate:
     """Whether the target's domains are trained at the same time on one base; returns the candidate for that."""
     recipe, budget = question.recipe, question.budget_bytes
-    able = kinds.load("adapters", question.method).shares_base and recipe.train.fast.low_rank
+    able = registry.load("adapters", question.method).shares_base and recipe.train.fast.low_rank
     # On CUDA the products of 8-bit layers are peft's, which knows one active adapter.
     able = able and (chosen.workload.quant != "int8" or question.target.on_cpu)
     together = shared(question, chosen, sharing) if able and sharing > 1 else None
@@ -387,7 +388,7 @@ def settle_evaluation(
     decided: Decisions, recipe: Recipe, facts: ModelFacts, chosen: Candidate, work: Work, budget: int
 ) -> None:
     """Metrics, and as many rows at once as need no more memory than training."""
-    names = tuple(kinds.load("tasks", recipe.task).metrics)
+    names = tuple(registry.load("tasks", recipe.task).metrics)
     reason = "the task's usual metrics"
     if facts.generates and work.small_label_set:
         names = ("label_accuracy", "macro_f1", "calibration_error", *names)

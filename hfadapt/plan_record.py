@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from hfadapt.core.show import Block, Heading, Shown, Table, show_bytes, show_seconds
+from hfadapt.core.spec import Record, Spec
 from hfadapt.records import Phase
-from hfadapt.show import Block, Heading, Shown, Table, show_bytes, show_seconds
-from hfadapt.spec import Record, Spec
 
 
 class Rejected(Spec):

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.errors import RequestError, RunError
-from hfadapt.progress import quiet_libraries
+from hfadapt.core.errors import RequestError, RunError
+from hfadapt.core.progress import quiet_libraries
+from hfadapt.core.spec import Spec
 from hfadapt.run_folder import Cell, find_cell
-from hfadapt.spec import Spec
 
 if TYPE_CHECKING:
     import torch
@@ -296,9 +296,9 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
 
 def _base_of(folder: Path, manifest: Manifest, lock: Lock, base: str | None, device: torch.device) -> Base:
     """The base of an exported adapter: where the user says it is, else by its name."""
+    from hfadapt.core.samples import PREFIX
     from hfadapt.manifest import load_base_of
     from hfadapt.model import resolve_model
-    from hfadapt.samples import PREFIX
 
     known = manifest.model + (f"@{manifest.model_revision}" if manifest.model_revision else "")
     if lock.model.startswith(PREFIX):

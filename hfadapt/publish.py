@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hfadapt.errors import HfadaptError, RequestError, RunError
+from hfadapt.core.errors import HfadaptError, RequestError, RunError
+from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.records import CardRecord, PublishRecord
 from hfadapt.run_folder import STATE, Cell, Run
-from hfadapt.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.staging import Staged, blocks, check_licence, sealed, stage, write_index, write_out
 from hfadapt.versions import versions
 
@@ -346,10 +346,10 @@ def rescored_download(cell: Cell, folder: Path) -> float:
         RunError: the folder is not as it was saved, or the losses are not the same.
     """
     from hfadapt.adapted import open_adapter
+    from hfadapt.core.progress import quiet_libraries
     from hfadapt.evaluate import stage
     from hfadapt.manifest import load_base_of
     from hfadapt.model import default_device
-    from hfadapt.progress import quiet_libraries
 
     quiet_libraries()
     lock, device = cell.lock, default_device()

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
-from hfadapt import hardware, kinds
-from hfadapt.errors import nearest
-from hfadapt.spec import Spec
+from hfadapt import hardware
+from hfadapt.core import registry
+from hfadapt.core.errors import nearest
+from hfadapt.core.spec import Spec
 
 Auto = Literal["auto"]
 AUTO: Auto = "auto"
@@ -76,12 +77,12 @@ def with_auto(names: Any) -> Any:
 
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-TaskName = Annotated[str, one_of("task", lambda: kinds.names("tasks"))]
+TaskName = Annotated[str, one_of("task", lambda: registry.names("tasks"))]
 TargetName = Annotated[str, one_of("target", hardware.names)]
-Quant = Annotated[str, one_of("quant", lambda: kinds.names("quants"))]
-AutoQuant = Annotated[str, one_of("quant", with_auto(lambda: kinds.names("quants")))]
-Method = Annotated[str, one_of("adapter method", lambda: kinds.names("adapters"))]
-AutoMethod = Annotated[str, one_of("adapter method", with_auto(lambda: kinds.names("adapters")))]
+Quant = Annotated[str, one_of("quant", lambda: registry.names("quants"))]
+AutoQuant = Annotated[str, one_of("quant", with_auto(lambda: registry.names("quants")))]
+Method = Annotated[str, one_of("adapter method", lambda: registry.names("adapters"))]
+AutoMethod = Annotated[str, one_of("adapter method", with_auto(lambda: registry.names("adapters")))]
 Dtype = Annotated[str, one_of("dtype", DTYPES)]
 AutoDtype = Annotated[str, one_of("dtype", with_auto(DTYPES))]
 Optimizer = Annotated[str, one_of("optimizer", OPTIMIZERS)]

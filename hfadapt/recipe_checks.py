@@ -14,8 +14,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hfadapt import kinds
-from hfadapt.errors import nearest
+from hfadapt.core import registry
+from hfadapt.core.errors import nearest
 from hfadapt.recipe import AUTO, GATES, METRICS, Lock, is_metric_path
 from hfadapt.recipe_words import dig, dotted, show
 from hfadapt.yaml_lines import Keys, Tree
@@ -169,10 +169,10 @@ RULES = (
 def check_method(tree: Tree) -> None:
     """The adapter method must work on the base's storage, and only low-rank methods have a rank."""
     name, quant = dig(tree, ("adapter", "method")), dig(tree, ("quant",))
-    if not isinstance(name, str) or name not in kinds.names("adapters"):
+    if not isinstance(name, str) or name not in registry.names("adapters"):
         return
-    method = kinds.load("adapters", name)
-    if quant in kinds.names("quants") and quant not in method.quants:
+    method = registry.load("adapters", name)
+    if quant in registry.names("quants") and quant not in method.quants:
         fitting = sorted(method.quants, key=lambda each: (each != "none", each))
         tree.report(
             ("adapter", "method"),
@@ -198,13 +198,13 @@ def check_method(tree: Tree) -> None:
 def check_task(tree: Tree) -> None:
     """Templates, labels and columns must be of a kind that the task learns from."""
     task = dig(tree, ("task",))
-    if not isinstance(task, str) or task not in kinds.names("tasks"):
+    if not isinstance(task, str) or task not in registry.names("tasks"):
         return
-    forms = kinds.load("tasks", task).forms
+    forms = registry.load("tasks", task).forms
     writes = "completion" in forms or "messages" in forms
 
     def refuse(at: Keys, what: str, fix: str) -> None:
-        fits = [name for name in kinds.names("tasks") if name != task]
+        fits = [name for name in registry.names("tasks") if name != task]
         allowed = f"{task} learns from {', '.join(_columns_of(forms))}; other tasks: {', '.join(fits) or 'none'}"
         tree.report(at, what, got=f"{dotted(at)} with task: {task}", allowed=allowed, fix=fix)
 

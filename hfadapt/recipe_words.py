@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from hfadapt.errors import nearest
+from hfadapt.core.errors import nearest
 from hfadapt.recipe import AUTO, NAME_PATTERN, Domain, Fast, LockedFast, OneOf, Recipe, Source, Template
 from hfadapt.yaml_lines import Keys, Place, Tree, inline, plain
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from hfadapt.core.spec import Record, Spec
 from hfadapt.evidence import (
     Calibration,
     Compute,
@@ -18,7 +19,6 @@ from hfadapt.evidence import (
     PairedTest,
     Slice,
 )
-from hfadapt.spec import Record, Spec
 
 Phase = Literal["load", "train", "evaluate", "save", "merge"]
 PHASES: tuple[Phase, ...] = ("load", "train", "evaluate", "save")

@@ -10,13 +10,14 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from hfadapt import evidence_tables, figures, resources, svg
+from hfadapt import evidence_tables, figures, svg
+from hfadapt.core import resources
+from hfadapt.core.show import show_bytes, show_number, show_seconds
+from hfadapt.core.spec import write_text
 from hfadapt.evidence import TransferRecord
 from hfadapt.figures import Seen, verdict
 from hfadapt.report_record import CellReport, Report, show_gain
 from hfadapt.run_folder import Run, seen
-from hfadapt.show import show_bytes, show_number, show_seconds
-from hfadapt.spec import write_text
 
 CORE = ("torch", "transformers", "peft")
 

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes, show_number, show_seconds
+from hfadapt.core.spec import Record, Spec
 from hfadapt.evidence import TransferTarget
 from hfadapt.records import Metric, Phase, PhaseMeasure
-from hfadapt.show import Block, Heading, Shown, Table, Text, show_bytes, show_number, show_seconds
-from hfadapt.spec import Record, Spec
 
 
 class CellReport(Spec):

@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hfadapt import samples
-from hfadapt.errors import nearest
+from hfadapt.core import samples
+from hfadapt.core.errors import nearest
 from hfadapt.recipe import is_metric_path, is_task_path
 from hfadapt.recipe_checks import PLACEHOLDER, brace_fault, template_of, texts
 from hfadapt.recipe_words import dig, show

@@ -18,11 +18,11 @@ from typing import Any
 import yaml
 
 from hfadapt.adapter_files import PAPERS, SUMS, is_model_file
-from hfadapt.errors import Problem, RequestError, RunError
+from hfadapt.core.errors import Problem, RequestError, RunError
+from hfadapt.core.spec import write_text
 from hfadapt.leaks import leaks
 from hfadapt.records import CardRecord, EvaluationRecord, PublishedFile
 from hfadapt.run_folder import Cell
-from hfadapt.spec import write_text
 
 FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.S)
 
@@ -201,7 +201,7 @@ def _public(value: Any) -> Any:
 
 def check_licence(licence: str) -> None:
     """Raises RequestError for a licence that the Hub does not know."""
-    from hfadapt.errors import choice_problem
+    from hfadapt.core.errors import choice_problem
     from hfadapt.licenses import hub_ids
 
     named = sorted(hub_ids() - {"unknown"})

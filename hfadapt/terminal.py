@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from typing_extensions import Self
 
-from hfadapt.show import Shown, show_seconds
+from hfadapt.core.show import Shown, show_seconds
 
 if TYPE_CHECKING:
     from types import TracebackType

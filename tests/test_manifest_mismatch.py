@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import LABELS, labelled, make_lock, make_loop, pairs
 
-from hfadapt import kinds
 from hfadapt.adapted import open_adapter, save_adapter
-from hfadapt.errors import RunError
+from hfadapt.core import registry
+from hfadapt.core.errors import RunError
 from hfadapt.manifest import check_folder, check_manifest, read_manifest, write_manifest
 from hfadapt.model import load_base
 
@@ -98,7 +98,7 @@ def test_a_sound_adapter_is_accepted(models, adapter):
     open_adapter(base, adapter, "lora", CPU)
 
 
-METHODS = [name for name in kinds.names("adapters") if name not in ("eva", "loftq")]
+METHODS = [name for name in registry.names("adapters") if name not in ("eva", "loftq")]
 
 
 @pytest.mark.parametrize("method", [*METHODS, "eva", "loftq"])

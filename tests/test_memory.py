@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from hfadapt import allocator, memory, samples
+from hfadapt import allocator, memory
+from hfadapt.core import samples
 from hfadapt.facts import ModelFacts, model_facts
 from hfadapt.memory import Workload, predict, terms
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
-from hfadapt.errors import RequestError
+from hfadapt.core.errors import RequestError
 from hfadapt.evaluate.metrics import METRICS, compare, find, usable
 from hfadapt.recipe import METRICS as NAMED
 from hfadapt.tasks import Scores

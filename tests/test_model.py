@@ -10,7 +10,7 @@ import torch
 from tiny import LABELS, labelled, make_lock, make_loop, pairs
 
 from hfadapt.adapted import save_adapter
-from hfadapt.errors import RequestError
+from hfadapt.core.errors import RequestError
 from hfadapt.model import load_base, load_tokenizer, resolve_model
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hfadapt import hardware
-from hfadapt.errors import RequestError
+from hfadapt.core.errors import RequestError
 from hfadapt.plan import lock, make_plan
 from hfadapt.plan_record import CellPlan, Plan
 from hfadapt.recipe import AUTO, Lock, Recipe

@@ -12,7 +12,7 @@ from pyarrow import parquet
 from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 
 from hfadapt import load_adapted
-from hfadapt.errors import RunError
+from hfadapt.core.errors import RunError
 from hfadapt.evaluate.stage import answer_texts
 from hfadapt.predict import Adapted
 

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from tiny import LABELS, labelled, make_lock
 
 from hfadapt.batches import padded
-from hfadapt.errors import RunError
+from hfadapt.core.errors import RunError
 from hfadapt.evaluate.probe import put_head, train_probe
 from hfadapt.model import load_base
 from hfadapt.tasks.text_classification import KIND

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hfadapt.progress import FIRST_STEPS, Corrected
+from hfadapt.core.progress import FIRST_STEPS, Corrected
 from hfadapt.terminal import Terminal
 
 

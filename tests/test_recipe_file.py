@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from recipe_faults import BASE, CHAT, FAULTS
 
-from hfadapt import hardware, kinds, samples, yaml_lines
-from hfadapt.errors import Problem, RecipeError
+from hfadapt import hardware, yaml_lines
+from hfadapt.core import registry, samples
+from hfadapt.core.errors import Problem, RecipeError
 from hfadapt.recipe import FAST_PARTS
 from hfadapt.recipe_file import load_recipe
 from hfadapt.recipe_words import sections
@@ -254,10 +255,10 @@ def test_settings_accepted(folder: Path, extra: str) -> None:
 
 
 def test_every_method_agrees_with_its_contract(folder: Path) -> None:
-    for method in kinds.names("adapters"):
-        for quant in kinds.names("quants"):
+    for method in registry.names("adapters"):
+        for quant in registry.names("quants"):
             path = write(folder, BASE + f"quant: {quant}\nadapter: {{method: {method}}}\n")
-            if quant in kinds.load("adapters", method).quants:
+            if quant in registry.load("adapters", method).quants:
                 load_recipe(path)
             else:
                 assert method in problems_of(path)[0].what
@@ -408,7 +409,7 @@ def test_offline_fast_and_without_heavy_imports(folder: Path) -> None:
         def refuse(*args, **options):
             raise AssertionError("network")
         socket.socket.connect = refuse
-        from hfadapt.errors import RecipeError
+        from hfadapt.core.errors import RecipeError
         from hfadapt.recipe_file import load_recipe
         try:
             load_recipe({str(path)!r}, ["quant=nf6"])

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hfadapt import hardware
-from hfadapt.errors import RecipeError
+from hfadapt.core.errors import RecipeError
 from hfadapt.recipe import (
     Adapter,
     Columns,

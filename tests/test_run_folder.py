@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from hfadapt.errors import RequestError, RunError
+from hfadapt.core.errors import RequestError, RunError
 from hfadapt.report_record import CellReport, Report
 from hfadapt.run_folder import Cell, Run, find_cell
 

@@ -11,8 +11,8 @@ import zipfile
 import pytest
 from pyarrow import parquet
 
-from hfadapt import samples
-from hfadapt.errors import RequestError, RunError
+from hfadapt.core import samples
+from hfadapt.core.errors import RequestError, RunError
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hfadapt.errors import HfadaptError
-from hfadapt.show import (
+from hfadapt.core.errors import HfadaptError
+from hfadapt.core.show import (
     WIDTH,
     Heading,
     Picture,

@@ -8,8 +8,8 @@ import os
 import pytest
 from pydantic import ValidationError
 
-from hfadapt.errors import DataError, HfadaptError, Problem, RequestError, RunError, choice_problem, nearest
-from hfadapt.spec import Record, write_bytes, write_text
+from hfadapt.core.errors import DataError, HfadaptError, Problem, RequestError, RunError, choice_problem, nearest
+from hfadapt.core.spec import Record, write_bytes, write_text
 
 
 class Note(Record):

@@ -10,7 +10,7 @@ import torch
 from tiny import LABELS, chats, labelled, make_lock, make_tokenizer, pairs, uneven
 
 from hfadapt.batches import padded
-from hfadapt.errors import DataError
+from hfadapt.core.errors import DataError
 from hfadapt.model import load_base
 from hfadapt.tasks import IGNORED, loss_sum
 from hfadapt.tasks.causal_lm import KIND as LM

@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator
 from tiny import labelled, make_lock, pairs, same_weights, stop_after
 
-from hfadapt import kinds
 from hfadapt.adapted import adapter_names, attach_adapters, save_adapter, trainable
 from hfadapt.adapters import DEFAULT
-from hfadapt.errors import RunError
+from hfadapt.core import registry
+from hfadapt.core.errors import RunError
 from hfadapt.fast import FastPath
 from hfadapt.model import load_base
 from hfadapt.train import can_share, stage
@@ -26,7 +26,7 @@ LABELS = ("bad", "good", "so-so")
 def loop_of(locks, folders, rows, held=(), products=None, **options):
     """A loop over one adapter for each lock."""
     lock = locks[0]
-    task = kinds.load("tasks", lock.task)
+    task = registry.load("tasks", lock.task)
     base = load_base(lock, LABELS, torch.device("cpu"))
     names = adapter_names(len(locks))
     model = attach_adapters(base, dict(zip(names, locks, strict=True)))

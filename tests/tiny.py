@@ -242,15 +242,15 @@ def make_loop(
     import torch
     from accelerate import Accelerator
 
-    from hfadapt import kinds
     from hfadapt.adapted import attach_adapter, low_rank_start, trainable
     from hfadapt.batches import padded
+    from hfadapt.core import registry
     from hfadapt.fast import FastPath
     from hfadapt.model import load_base
     from hfadapt.train.job import Job
     from hfadapt.train.loop import Loop
 
-    task = kinds.load("tasks", lock.task)
+    task = registry.load("tasks", lock.task)
     base = load_base(lock, labels, torch.device("cpu"))
 
     def encode(what: Sequence[Mapping[str, Any]]) -> Any:
@@ -283,7 +283,7 @@ def make_loop(
         frozen_cache=wanted.frozen_cache,
         **options,
     )
-    changes = kinds.load("adapters", lock.adapter.method).changes_base
+    changes = registry.load("adapters", lock.adapter.method).changes_base
     return Trained(base, model, loop, None, low_rank_start(model) if changes else None)
 
 

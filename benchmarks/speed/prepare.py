@@ -20,8 +20,8 @@ def main(settings: dict[str, Any]) -> None:
     """Everything a run of any tool starts from."""
     import torch
 
-    from hfadapt import kinds
     from hfadapt.adapted import attach_adapter
+    from hfadapt.core import registry
     from hfadapt.data import read_split
     from hfadapt.model import load_base, resolve_model
     from hfadapt.pipeline import run_recipe
@@ -71,7 +71,7 @@ def main(settings: dict[str, Any]) -> None:
     cell = Run(folder / "run").cell(domain, target)
     if cell.state.error:
         raise SystemExit(cell.state.error)
-    lock, task = cell.lock, kinds.load("tasks", loaded.task)
+    lock, task = cell.lock, registry.load("tasks", loaded.task)
     device = torch.device("cuda" if settings["cuda"] else "cpu")
     base = load_base(lock, cell.data.labels, device)
     options = {"max_length": lock.data.max_length, "labels": cell.data.labels}
@@ -159,9 +159,9 @@ def random_model(config: dict[str, Any], folder: Path) -> Path:
 def long_rows(model: str, count: int, longest: int, path: Path) -> Path:
     """Texts of a quarter of `longest` to `longest` tokens: sentences of the sample's film reviews and news, one after
     the other (seed 0)."""
+    from hfadapt.core.progress import quiet_libraries
     from hfadapt.data import prepare, read_split
     from hfadapt.model import load_tokenizer, resolve_model
-    from hfadapt.progress import quiet_libraries
     from hfadapt.recipe_file import load_recipe
 
     quiet_libraries()

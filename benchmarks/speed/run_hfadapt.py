@@ -16,7 +16,7 @@ from typing import Any  # noqa: E402
 
 from measure import STARTED, Clock, job, save_snapshot, write_result  # noqa: E402
 
-from hfadapt.progress import Silent  # noqa: E402
+from hfadapt.core.progress import Silent  # noqa: E402
 
 JOB = job()
 
@@ -73,8 +73,8 @@ def watch_model(watch: Watch) -> None:
 
 def main() -> None:
     """Trains."""
+    from hfadapt.core.progress import quiet_libraries
     from hfadapt.launch import World
-    from hfadapt.progress import quiet_libraries
     from hfadapt.recipe_file import save_recipe
     from hfadapt.run_folder import Run
     from hfadapt.train import train_cell

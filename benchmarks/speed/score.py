@@ -21,7 +21,7 @@ class Judge:
     def __init__(self, folder: Path, prepared: dict[str, Any], quant: str, seed: int, cuda: bool) -> None:
         import torch
 
-        from hfadapt import kinds
+        from hfadapt.core import registry
         from hfadapt.model import load_base, load_tokenizer, resolve_model
         from hfadapt.recipe_file import load_recipe
         from hfadapt.run_folder import Run
@@ -33,7 +33,7 @@ class Judge:
         dtype = "bfloat16" if cuda else "float32"
         train = lock.train.model_copy(update={"seed": seed, "checkpointing": False})
         lock = lock.model_copy(update={"quant": quant, "dtype": dtype, "train": train})
-        self.task: Any = kinds.load("tasks", lock.task)
+        self.task: Any = registry.load("tasks", lock.task)
         self.device = torch.device("cuda" if cuda else "cpu")
         self.base = load_base(lock, prepared["labels"], self.device)
         for module in self.base.model.modules():

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfadapt.core.errors import RunError
 from hfadapt.data.rows import schema, stable_hash
-from hfadapt.errors import RunError
 from hfadapt.records import DataRecord, PlantedCanaries
 
 if TYPE_CHECKING:

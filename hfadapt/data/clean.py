@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from hfadapt.core.errors import RequestError
 from hfadapt.data.rows import Ledger, Row
-from hfadapt.errors import RequestError
 from hfadapt.recipe import Clean
 
 REPLACEMENT = "\ufffd"

@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hfadapt.core.errors import DataError, choice_problem
 from hfadapt.data.rows import Dropped, Form, Row, fold, name_rows
-from hfadapt.errors import DataError, choice_problem
 from hfadapt.recipe import Columns, Template
 
 # First match wins; names are compared in lower case.

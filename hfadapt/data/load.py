@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from hfadapt.core.errors import DataError, Problem, nearest
 from hfadapt.data.rows import Dropped, name_rows
-from hfadapt.errors import DataError, Problem, nearest
 from hfadapt.recipe import Domain, Source
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
@@ -152,7 +152,7 @@ def _not_found(name: str, recipe_folder: Path) -> DataError:
 
 
 def _open_sample(source: Source, split: str) -> Opened:
-    from hfadapt import samples
+    from hfadapt.core import samples
 
     sample = samples.dataset(source.source.removeprefix(SAMPLE))
     about: dict[str, Any] = {"sha256": sample.sha256, "license": sample.license, "citation": sample.citation}

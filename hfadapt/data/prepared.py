@@ -19,13 +19,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hfadapt import kinds
+from hfadapt.core import registry
+from hfadapt.core.errors import DataError, Problem, RunError, choice_problem
+from hfadapt.core.spec import write_text
 from hfadapt.data import canaries, clean, dedupe, format, load, split, stream
 from hfadapt.data.rows import SPLITS, Dropped, Form, Ledger, Row, name_rows, schema
-from hfadapt.errors import DataError, Problem, RunError, choice_problem
 from hfadapt.recipe import Recipe
 from hfadapt.records import DataRecord, SourceRecord
-from hfadapt.spec import write_text
 
 CODE_VERSION = 2
 """Raised whenever the same sources and settings would give other rows."""
@@ -157,7 +157,7 @@ def _fingerprint(recipe: Recipe, opened: Mapping[str, Sequence[load.Opened]]) ->
     data = recipe.data.model_dump(mode="json", exclude={"max_length", "too_long", "packing", "workers", "augment"})
     what = {
         "code": CODE_VERSION,
-        "forms": sorted(kinds.load("tasks", recipe.task).forms),
+        "forms": sorted(registry.load("tasks", recipe.task).forms),
         "data": data,
         "template": recipe.template.model_dump(mode="json") if recipe.template else None,
         "domains": {name: domain.model_dump(mode="json") for name, domain in recipe.domains.items()},
@@ -170,7 +170,7 @@ def _prepare(
     recipe: Recipe, opened: Mapping[str, Sequence[load.Opened]], folder: Path, fingerprint: str, say: Progress
 ) -> None:
     started = time.monotonic()
-    forms = kinds.load("tasks", recipe.task).forms
+    forms = registry.load("tasks", recipe.task).forms
     states = {name: _read_domain(recipe, name, sources, forms, say) for name, sources in opened.items()}
     for state in states.values():
         state.rows = dedupe.resolve_conflicts(state.rows, recipe.data.conflicts, state.ledger)

@@ -6,9 +6,9 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hfadapt.core.show import Block, Heading, Shown, Table, Text, as_html, as_text, show_number
 from hfadapt.data.rows import SPLITS
 from hfadapt.records import DataRecord
-from hfadapt.show import Block, Heading, Shown, Table, Text, as_html, as_text, show_number
 
 _TRAINED, _HARD, _SOFT, _PLAIN = "\x1b[30;42m", "\x1b[31m", "\x1b[33m", "\x1b[0m"
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+from hfadapt.core.errors import DataError, Problem
 from hfadapt.data.rows import SPLITS, Ledger, Row, fold, stable_hash
-from hfadapt.errors import DataError, Problem
 from hfadapt.recipe import Data
 
 

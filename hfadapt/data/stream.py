@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hfadapt import kinds
+from hfadapt.core import registry
+from hfadapt.core.errors import DataError, Problem
 from hfadapt.data import canaries, clean, format, load, prepared, split
 from hfadapt.data.rows import PRIORITY, SPLITS, Ledger, Row, fold, schema, stable_hash, text_key
-from hfadapt.errors import DataError, Problem
 from hfadapt.recipe import Recipe
 
 CHUNK_ROWS = 10_000
@@ -210,7 +210,7 @@ class _Domain:
 
     def _chunks(self, log: Any) -> Iterator[list[Row]]:
         """Cleaned rows, some thousands at a time."""
-        forms = kinds.load("tasks", self.recipe.task).forms
+        forms = registry.load("tasks", self.recipe.task).forms
         first = True
         for source in self.sources:
             reader = prepared.SourceReader(self.recipe, self.name, source, forms)

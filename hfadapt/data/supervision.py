@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hfadapt.core.errors import DataError, Problem
 from hfadapt.data import findings as found
 from hfadapt.data import row_checks, token_checks
 from hfadapt.data.format import form_of
 from hfadapt.data.prepared import RECORD, file_hashes, read_split
 from hfadapt.data.rows import SPLITS, Form, name_rows
-from hfadapt.errors import DataError, Problem
 from hfadapt.records import Audit, DataRecord, Finding, Lengths, LongRow
 from hfadapt.tasks import IGNORED, Example
 

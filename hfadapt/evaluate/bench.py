@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hfadapt.batches import padded
+from hfadapt.core.progress import Progress, Silent
 from hfadapt.data import read_split
 from hfadapt.model import Base
-from hfadapt.progress import Progress, Silent
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Example, Row, Scores
 

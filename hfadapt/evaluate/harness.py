@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hfadapt.errors import RequestError, RunError
+from hfadapt.core.errors import RequestError, RunError
 from hfadapt.evaluate.bench import Bench
 from hfadapt.evaluate.metrics import RowMetric, bootstrap, sampling, summarise
 from hfadapt.recipe import is_task_path

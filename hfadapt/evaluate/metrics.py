@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfadapt.errors import RequestError, choice_problem
+from hfadapt.core.errors import RequestError, choice_problem
 from hfadapt.evaluate import text_metrics
 from hfadapt.evaluate.text_metrics import Texts
 from hfadapt.records import Metric

@@ -16,7 +16,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from hfadapt.errors import RequestError
+from hfadapt.core.errors import RequestError
 from hfadapt.evaluate.metrics import find, summarise
 from hfadapt.evaluate.text_metrics import Texts
 from hfadapt.records import Metric

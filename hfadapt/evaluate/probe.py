@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hfadapt.errors import RunError
+from hfadapt.core.errors import RunError
 from hfadapt.tasks import Batches, Example
 
 STEPS = 400

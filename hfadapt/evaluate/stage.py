@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hfadapt import kinds
 from hfadapt.adapted import open_adapter
+from hfadapt.core import registry
+from hfadapt.core.errors import RunError
+from hfadapt.core.progress import Progress, Silent
+from hfadapt.core.spec import write_bytes
 from hfadapt.data import read_split
-from hfadapt.errors import RunError
 from hfadapt.evaluate.bench import Bench
 from hfadapt.evaluate.efficiency import measure_efficiency
 from hfadapt.evaluate.general_text import general_text
@@ -27,12 +29,10 @@ from hfadapt.launch import World
 from hfadapt.manifest import load_base_of
 from hfadapt.measure import PeakMemory, load_libraries, release_memory, resident_bytes
 from hfadapt.model import Base, json_sha256
-from hfadapt.progress import Progress, Silent
 from hfadapt.recipe import is_metric_path as is_path
 from hfadapt.records import DataRecord, EvaluationRecord, Metric, PhaseMeasure
 from hfadapt.run_folder import Cell
 from hfadapt.sources import resolve_source
-from hfadapt.spec import write_bytes
 from hfadapt.tasks import Row, Scores
 from hfadapt.tasks.causal_lm import completion_ids
 from hfadapt.train.stage import CHECK_ROWS, check_losses
@@ -75,7 +75,7 @@ def open_bench(cell: Cell, device: torch.device, progress: Progress, room: dict[
         RunError: the folder or its manifest does not fit the base.
     """
     lock, data = cell.lock, cell.data
-    task = kinds.load("tasks", lock.task)
+    task = registry.load("tasks", lock.task)
     base = load_base_of({cell.adapter: data.labels}, lock, device, max_memory=room)
     choices = answer_choices(cell, data, base) if lock.task == "causal-lm" else {}
     bench = Bench(cell, lock, data, task, base, base.model.eval(), device, choices, progress)
@@ -217,7 +217,7 @@ def rescored(cell: Cell, base: Base, model: Any, device: torch.device, which: st
         RunError: it is above the tolerance.
     """
     lock, expected = cell.lock, cell.train.check_losses
-    task = kinds.load("tasks", lock.task)
+    task = registry.load("tasks", lock.task)
     rows = task.encode(
         read_split(cell.folder, "validation")[:CHECK_ROWS],
         base.tokenizer,
@@ -226,7 +226,7 @@ def rescored(cell: Cell, base: Base, model: Any, device: torch.device, which: st
     )
     found = check_losses(task, model, rows, base.pad_token_id, device)
     difference = float(np.mean(np.abs(np.array(found) - np.array(expected)))) if found else 0.0
-    converted = kinds.load("adapters", lock.adapter.method).changes_base and lock.dtype != "float32"
+    converted = registry.load("adapters", lock.adapter.method).changes_base and lock.dtype != "float32"
     allowed = SAME_AFTER_CONVERSION if converted else SAME
     if not difference <= allowed:
         raise RunError(

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from hfadapt import kinds
 from hfadapt.adapted import open_adapter, open_adapters, use_adapter
 from hfadapt.batches import padded
+from hfadapt.core import registry
+from hfadapt.core.progress import Progress, Silent
 from hfadapt.data import read_split
 from hfadapt.evaluate.bench import spread
 from hfadapt.evaluate.metrics import METRICS, compare, find, sampling
@@ -21,7 +22,6 @@ from hfadapt.evaluate.stage import answer_choices
 from hfadapt.evidence import TransferCell, TransferRecord, TransferTarget
 from hfadapt.manifest import load_base_of
 from hfadapt.model import Base, json_sha256
-from hfadapt.progress import Progress, Silent
 from hfadapt.recipe import Lock
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Example, Scores
@@ -72,7 +72,7 @@ class Domain:
     def encode(self, base: Base) -> None:
         """Reads and tokenises the used rows as the domain's own evaluation did."""
         rows = list(read_split(self.cell.folder, "test"))
-        task = kinds.load("tasks", self.lock.task)
+        task = registry.load("tasks", self.lock.task)
         self.examples = task.encode(
             [rows[i] for i in self.picked], base.tokenizer, max_length=self.lock.data.max_length, labels=self.labels
         )
@@ -205,7 +205,7 @@ def _scored(
 
 
 def _score(model: Any, base: Base, data: Domain, device: torch.device) -> Scores:
-    task = kinds.load("tasks", data.lock.task)
+    task = registry.load("tasks", data.lock.task)
     with torch.inference_mode():
         scores: Scores = task.score(
             model,

@@ -24,8 +24,9 @@ from typing import Any, Literal
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from hfadapt import hardware, samples
-from hfadapt.errors import RequestError
+from hfadapt import hardware
+from hfadapt.core import samples
+from hfadapt.core.errors import RequestError
 
 HERE = Path(__file__).parent
 SWITCH = "HFADAPT_KERNELS"

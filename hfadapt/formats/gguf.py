@@ -64,7 +64,7 @@ class Gguf:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from hfadapt.errors import RunError
+        from hfadapt.core.errors import RunError
 
         own = load_tokenizer(resolve_model(cell.lock.model))
         read = AutoTokenizer.from_pretrained(folder, gguf_file=FILE)

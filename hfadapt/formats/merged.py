@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt import kinds
+from hfadapt.core import registry
 from hfadapt.evaluate.drift import Form
 from hfadapt.merge import half_dtype, merged_dtype, open_merged, write_merged
 
@@ -52,12 +52,12 @@ class Merged:
         """`AutoModelFor….from_pretrained(folder)`."""
         import transformers
 
-        auto = getattr(transformers, kinds.load("tasks", cell.lock.task).auto_class)
+        auto = getattr(transformers, registry.load("tasks", cell.lock.task).auto_class)
         return auto.from_pretrained(folder, dtype="auto").to(device).eval()
 
     def usage(self, cell: Cell) -> str:
         """Two lines of transformers."""
-        auto = kinds.load("tasks", cell.lock.task).auto_class
+        auto = registry.load("tasks", cell.lock.task).auto_class
         return (
             f"from transformers import {auto}, AutoTokenizer\n\n"
             'tokenizer = AutoTokenizer.from_pretrained(".")  # this folder, or its name on the Hub\n'

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.errors import DataError
+from hfadapt.core.errors import DataError
 from hfadapt.tasks import IGNORED, Batches, Example, Row, Scores, pad
 
 if TYPE_CHECKING:

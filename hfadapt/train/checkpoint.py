@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from hfadapt.errors import RunError
+from hfadapt.core.errors import RunError
 from hfadapt.model import file_sha256
 
 KEEP = 2

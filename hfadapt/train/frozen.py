@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from hfadapt.errors import RunError
+from hfadapt.core.errors import RunError
+from hfadapt.core.show import show_bytes
 from hfadapt.facts import layer_stacks
 from hfadapt.fast import Documents, replaced
-from hfadapt.show import show_bytes
 
 FILE = "frozen-layers.bin"
 DISK_SHARE = 0.8

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hfadapt.batches import micro_batches
-from hfadapt.errors import DataError, RunError
+from hfadapt.core.errors import DataError, RunError
+from hfadapt.core.progress import Progress, Silent
 from hfadapt.fast import FastPath, batch, labelled_loss, plain_head, row_seed
 from hfadapt.launch import machines
 from hfadapt.measure import is_out_of_memory
-from hfadapt.progress import Progress, Silent
 from hfadapt.records import Step
 from hfadapt.tasks import Example, Task
 from hfadapt.train.frozen import FrozenCache, frozen_layers

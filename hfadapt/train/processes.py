@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hfadapt.errors import RunError
+from hfadapt.core.errors import RunError
 from hfadapt.train.job import Job
 
 if TYPE_CHECKING:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hfadapt import kinds
 from hfadapt.adapted import adapter_names, attach_adapters, low_rank_start, round_as_saved, save_adapter, trainable
 from hfadapt.batches import padded
 from hfadapt.compute import training_compute
+from hfadapt.core import registry
+from hfadapt.core.progress import Corrected, Progress, Silent
 from hfadapt.data import canaries, read_split
 from hfadapt.evidence import Energy
 from hfadapt.facts import layer_stacks
@@ -22,7 +23,6 @@ from hfadapt.launch import World, interruptible
 from hfadapt.manifest import write_manifest
 from hfadapt.measure import PeakMemory, load_libraries, release_memory, resident_bytes
 from hfadapt.model import Base, load_base
-from hfadapt.progress import Corrected, Progress, Silent
 from hfadapt.records import PHASES, Phase, PhaseMeasure, TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Example, Row
@@ -64,7 +64,7 @@ def train_cells(
     """
     progress = progress or Silent()
     locks, lock, data = [cell.lock for cell in cells], cells[0].lock, cells[0].data
-    task = kinds.load("tasks", lock.task)
+    task = registry.load("tasks", lock.task)
     device = world.accelerator.device
     load_libraries()
     release_memory()
@@ -91,7 +91,7 @@ def train_cells(
         names = adapter_names(len(cells))
         model = attach_adapters(base, dict(zip(names, locks, strict=True)), batches)
     load_seconds = time.perf_counter() - started
-    start = low_rank_start(model) if kinds.load("adapters", lock.adapter.method).changes_base else None
+    start = low_rank_start(model) if registry.load("adapters", lock.adapter.method).changes_base else None
     if lock.train.trackers:
         title = "-".join(cell.domain for cell in cells)
         config = {"recipe": lock.name, "domain": title}
@@ -206,7 +206,7 @@ def _layers_of(base: Base, lock: Lock) -> int | None:
     """How many layers the model has, where only the last of them are adapted."""
     count = max(map(len, layer_stacks(base.model).values()), default=0)
     fewer = lock.adapter.layers is not None and lock.adapter.layers < count
-    return count if fewer and kinds.load("adapters", lock.adapter.method).has_rank else None
+    return count if fewer and registry.load("adapters", lock.adapter.method).has_rank else None
 
 
 def _share(energy: Energy, share: float) -> Energy:

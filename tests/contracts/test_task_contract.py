@@ -6,16 +6,16 @@ import pytest
 import torch
 from tiny import LABELS, chats, labelled, make_lock, pairs
 
-from hfadapt import kinds
 from hfadapt.batches import padded
-from hfadapt.errors import RunError
+from hfadapt.core import registry
+from hfadapt.core.errors import RunError
 from hfadapt.evaluate.metrics import METRICS
 from hfadapt.model import load_base
 from hfadapt.tasks import IGNORED, loss_sum
 
 ROWS = {"labelled": labelled, "completion": pairs, "messages": chats}
-TASKS = [(task, form) for task in kinds.names("tasks") for form in sorted(kinds.load("tasks", task).forms)]
-STORES = kinds.names("quants")
+TASKS = [(task, form) for task in registry.names("tasks") for form in sorted(registry.load("tasks", task).forms)]
+STORES = registry.names("quants")
 
 
 def rows_of(form, count):
@@ -23,15 +23,15 @@ def rows_of(form, count):
 
 
 def model_of(task, models):
-    return models / ("lm" if kinds.load("tasks", task).pipeline_tag == "text-generation" else "encoder")
+    return models / ("lm" if registry.load("tasks", task).pipeline_tag == "text-generation" else "encoder")
 
 
-@pytest.mark.parametrize("name", kinds.names("tasks"))
+@pytest.mark.parametrize("name", registry.names("tasks"))
 def test_a_task_says_what_it_is(name):
     import peft
     import transformers
 
-    task = kinds.load("tasks", name)
+    task = registry.load("tasks", name)
     assert task.name == name
     assert hasattr(transformers, task.auto_class)
     assert task.peft_task_type in peft.TaskType.__members__
@@ -43,7 +43,7 @@ def test_a_task_says_what_it_is(name):
 
 @pytest.mark.parametrize(("name", "form"), TASKS)
 def test_a_task_encodes_learns_and_scores(models, name, form):
-    task = kinds.load("tasks", name)
+    task = registry.load("tasks", name)
     base = load_base(make_lock(model_of(name, models), name), LABELS, torch.device("cpu"))
     rows, pad = rows_of(form, 6), base.tokenizer.pad_token_id
     examples = task.encode(rows, base.tokenizer, max_length=96, labels=LABELS)
@@ -62,10 +62,10 @@ def test_a_task_encodes_learns_and_scores(models, name, form):
 
 
 @pytest.mark.parametrize("quant", STORES)
-@pytest.mark.parametrize("name", kinds.names("tasks"))
+@pytest.mark.parametrize("name", registry.names("tasks"))
 def test_every_layer_that_was_to_be_quantised_is(models, name, quant):
     base = load_base(make_lock(model_of(name, models), name, quant=quant), LABELS, torch.device("cpu"))
-    kind = kinds.load("quants", quant)
+    kind = registry.load("quants", quant)
     body = getattr(base.model, base.model.base_model_prefix)
     linear = [module for module in body.modules() if isinstance(module, torch.nn.Linear)]
     assert linear

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from hfadapt import data
+from hfadapt.core.errors import RunError
 from hfadapt.data import canaries
-from hfadapt.errors import RunError
 from hfadapt.recipe import Canaries, Data, Recipe
 from hfadapt.records import DataRecord
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from hfadapt.core.errors import RequestError
 from hfadapt.data import clean
 from hfadapt.data.rows import Ledger, Row
-from hfadapt.errors import RequestError
 from hfadapt.recipe import Clean
 
 

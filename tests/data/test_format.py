@@ -2,9 +2,9 @@
 
 import pytest
 
+from hfadapt.core.errors import DataError
 from hfadapt.data import format
 from hfadapt.data.rows import Dropped, Row
-from hfadapt.errors import DataError
 from hfadapt.recipe import Columns, Template, Turn
 
 LM = frozenset({"completion", "messages", "text"})

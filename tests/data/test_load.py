@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from hfadapt.core.errors import DataError
 from hfadapt.data import load
 from hfadapt.data.rows import Dropped
-from hfadapt.errors import DataError
 from hfadapt.recipe import Domain, Source
 
 ROWS = [{"text": "first, with a comma", "label": "a"}, {"text": 'second "quoted"\nline', "label": "b"}]

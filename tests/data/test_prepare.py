@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hfadapt import data
+from hfadapt.core.errors import DataError, RunError
 from hfadapt.data import dedupe, prepared
 from hfadapt.data.rows import text_key, tokens
 from hfadapt.data.stream import SeenKeys
-from hfadapt.errors import DataError, RunError
 from hfadapt.recipe import Recipe
 from hfadapt.records import DataRecord
 
@@ -232,7 +232,7 @@ def test_sample_brings_its_provenance(tmp_path, monkeypatch):
     import pyarrow
     from pyarrow import parquet
 
-    from hfadapt import samples
+    from hfadapt.core import samples
 
     parquet.write_table(pyarrow.Table.from_pylist(sentences(60)), tmp_path / "rows.parquet")
     fields = {"name": "vader/tweets", "package": "p", "version": "1", "sha256": "f" * 64, "archive": "sdist"}

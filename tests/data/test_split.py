@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hfadapt.core.errors import DataError
 from hfadapt.data import split
 from hfadapt.data.rows import Ledger, Row
-from hfadapt.errors import DataError
 from hfadapt.recipe import Data
 
 

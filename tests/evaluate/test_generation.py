@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import command, pairs, recipe_fields, uneven, write_recipe, write_rows
 
+from hfadapt.core.progress import Silent
 from hfadapt.evaluate.bench import Bench
 from hfadapt.evaluate.efficiency import measure_efficiency
 from hfadapt.evaluate.general_text import general_text, paragraphs
@@ -24,7 +25,6 @@ from hfadapt.evaluate.stage import open_bench
 from hfadapt.generate import continuations
 from hfadapt.model import load_tokenizer
 from hfadapt.predict import Adapted
-from hfadapt.progress import Silent
 from hfadapt.run_folder import Run
 from hfadapt.tasks import IGNORED, Example
 

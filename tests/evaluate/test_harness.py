@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from tiny import command, pairs, recipe_fields, write_recipe, write_rows
 
-from hfadapt.errors import RequestError
+from hfadapt.core.errors import RequestError
 from hfadapt.evaluate.harness import _metrics, run_harness
 from hfadapt.run_folder import Run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hfadapt.errors import RequestError
+from hfadapt.core.errors import RequestError
 from hfadapt.evaluate.metrics import METRICS
 from hfadapt.evaluate.modules import RowMetricModule, compare_module, load_module
 from hfadapt.evaluate.text_metrics import Texts

@@ -12,15 +12,15 @@ import torch
 from pyarrow import parquet
 from tiny import PLAIN, command, labelled, recipe_fields, write_recipe, write_rows
 
+from hfadapt.core.progress import Silent
+from hfadapt.core.spec import write_text
 from hfadapt.data import canaries, read_split
 from hfadapt.evaluate import security
 from hfadapt.evaluate.exposure import exposure
 from hfadapt.evaluate.regurgitation import CONTINUED_TOKENS, generate, opening, span
 from hfadapt.evaluate.stage import open_bench
 from hfadapt.evaluate.token_scores import score_tokens
-from hfadapt.progress import Silent
 from hfadapt.run_folder import Cell
-from hfadapt.spec import write_text
 
 CPU = torch.device("cpu")
 CANARIES = {"count": 12, "repeats": [1, 4, 16]}

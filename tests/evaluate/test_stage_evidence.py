@@ -69,13 +69,13 @@ def test_everything_is_in_the_record(ready):
 
 
 def test_the_hash_is_of_what_both_models_saw(ready):
-    from hfadapt import kinds
+    from hfadapt.core import registry
     from hfadapt.data import read_split
     from hfadapt.model import load_tokenizer, resolve_model
 
     own = cell(ready)
     tokenizer = load_tokenizer(resolve_model(own.lock.model))
-    examples = kinds.load("tasks", own.lock.task).encode(
+    examples = registry.load("tasks", own.lock.task).encode(
         read_split(own.folder, "test"), tokenizer, max_length=own.lock.data.max_length, labels=own.data.labels
     )
     assert own.evaluation.prompts_sha256 == json_sha256([example.input_ids for example in examples])

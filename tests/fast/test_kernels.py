@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hfadapt.errors import RequestError
+from hfadapt.core.errors import RequestError
 from hfadapt.fast import compiled, kernels
 
 needs_kernels = pytest.mark.skipif(compiled.passes() is None, reason="no C++ compiler here")

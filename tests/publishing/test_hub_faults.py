@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hub_server import TOKEN, Fault
 
-from hfadapt.errors import RequestError, RunError
+from hfadapt.core.errors import RequestError, RunError
 from hfadapt.run_folder import Cell
 from publishing import FILES, REPO
 

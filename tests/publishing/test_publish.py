@@ -12,7 +12,7 @@ import sys
 import pytest
 from hub_server import TOKEN
 
-from hfadapt.errors import HfadaptError, RequestError
+from hfadapt.core.errors import HfadaptError, RequestError
 from hfadapt.publish import publish
 from hfadapt.records import CellState, PublishRecord
 from hfadapt.run_folder import Cell

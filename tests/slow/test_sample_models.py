@@ -40,10 +40,10 @@ def test_canaries_are_found_where_they_were_planted(tmp_path):
     """MiniLM on 400 tweets: canaries that were trained on sixteen times are found, others of their kind are not."""
     import torch
 
+    from hfadapt.core.progress import Silent
     from hfadapt.data import canaries
     from hfadapt.evaluate.exposure import REFERENCES, exposure, judge, rank_among
     from hfadapt.evaluate.stage import open_bench
-    from hfadapt.progress import Silent
     from hfadapt.run_folder import Cell
 
     settings = ["data.train_rows=400", "data.test=100", "data.canaries.count=12", "train.epochs=6"]

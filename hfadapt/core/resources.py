@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
-from hfadapt.errors import RunError
+from hfadapt.core.errors import RunError
 
 SHARED = "share/hfadapt"
 """Where a wheel puts them, below the environment's data folder (pyproject: tool.setuptools.data-files)."""
@@ -17,7 +17,7 @@ def folder(name: str) -> Path:
     Raises:
         RunError: neither a checkout nor an installed package holds it.
     """
-    checkout = Path(__file__).resolve().parent.parent
+    checkout = Path(__file__).resolve().parents[2]
     if (checkout / "pyproject.toml").exists() and (checkout / name).is_dir():
         return checkout / name
     try:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import Protocol
 
-from hfadapt.show import show_seconds
+from hfadapt.core.show import show_seconds
 
 
 class Progress(Protocol):

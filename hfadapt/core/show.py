@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hfadapt.errors import HfadaptError
+from hfadapt.core.errors import HfadaptError
 
 WIDTH = 100
 """Columns of a terminal that text is wrapped to, where a table says which of its columns may be."""

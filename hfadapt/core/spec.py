@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from typing_extensions import Self
 
-from hfadapt.errors import RunError
+from hfadapt.core.errors import RunError
 
 
 class Spec(BaseModel):

@@ -22,8 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from hfadapt.errors import RequestError, RunError, choice_problem
-from hfadapt.spec import Spec
+from hfadapt.core.errors import RequestError, RunError, choice_problem
+from hfadapt.core.spec import Spec
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -13,15 +13,16 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from hfadapt.errors import RequestError, choice_problem
+from hfadapt.core.errors import RequestError, choice_problem
 
+PACKAGE = Path(__file__).parents[1]
 KINDS = ("tasks", "adapters", "quants", "formats")
 
 
 @cache
 def names(kind: str) -> tuple[str, ...]:
     """All names of a kind, sorted; imports none of them."""
-    folder = Path(__file__).parent / kind
+    folder = PACKAGE / kind
     own = {path.stem.replace("_", "-") for path in folder.glob("*.py") if not path.stem.startswith("_")}
     return tuple(sorted(own | {entry.name for entry in entry_points(group=f"hfadapt.{kind}")}))
 
@@ -36,7 +37,7 @@ def load(kind: str, name: str) -> Any:
     if name not in names(kind):
         problem = choice_problem(f"there is no {kind.rstrip('s')} of that name", name, names(kind))
         raise RequestError(problem.what, problems=[problem])
-    module_path = Path(__file__).parent / kind / f"{name.replace('-', '_')}.py"
+    module_path = PACKAGE / kind / f"{name.replace('-', '_')}.py"
     if module_path.exists():
         return importlib.import_module(f"hfadapt.{kind}.{name.replace('-', '_')}").KIND
     return next(entry for entry in entry_points(group=f"hfadapt.{kind}") if entry.name == name).load()
