@@ -23,10 +23,10 @@ _HOME = {
     "DataReport": "hfadapt.data",
     "HfadaptError": "hfadapt.core.errors",
     "Lock": "hfadapt.recipe",
-    "Plan": "hfadapt.plan_record",
+    "Plan": "hfadapt.records.plan",
     "Recipe": "hfadapt.recipe",
     "RecipeError": "hfadapt.core.errors",
-    "Report": "hfadapt.report_record",
+    "Report": "hfadapt.records.report",
     "Run": "hfadapt.run_folder",
     "Target": "hfadapt.hardware",
     "build_card": "hfadapt.card",
@@ -52,14 +52,14 @@ if TYPE_CHECKING:
     from hfadapt.data import DataReport as DataReport
     from hfadapt.hardware import Target as Target
     from hfadapt.plan import make_plan as make_plan
-    from hfadapt.plan_record import Plan as Plan
     from hfadapt.predict import Adapted as Adapted
     from hfadapt.predict import load_adapted as load_adapted
     from hfadapt.recipe import Lock as Lock
     from hfadapt.recipe import Recipe as Recipe
     from hfadapt.recipe_file import load_recipe as load_recipe
     from hfadapt.recipe_file import save_recipe as save_recipe
-    from hfadapt.report_record import Report as Report
+    from hfadapt.records.plan import Plan as Plan
+    from hfadapt.records.report import Report as Report
     from hfadapt.run_folder import Cell as Cell
     from hfadapt.run_folder import Run as Run
 

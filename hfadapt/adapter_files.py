@@ -16,7 +16,7 @@ from typing import Any
 from hfadapt.adapted import WEIGHTS
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError
-from hfadapt.records import Manifest
+from hfadapt.records.stages import Manifest
 
 MANIFEST = "hfadapt.json"
 CONFIG = "adapter_config.json"

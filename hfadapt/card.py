@@ -22,7 +22,7 @@ from hfadapt.card_snippet import run_snippet, snippet_text
 from hfadapt.core import registry, resources
 from hfadapt.core.errors import RunError
 from hfadapt.core.spec import write_text
-from hfadapt.records import PHASES, CardRecord
+from hfadapt.records.stages import PHASES, CardRecord
 from hfadapt.run_folder import Cell, Run
 from hfadapt.svg import loss_chart
 

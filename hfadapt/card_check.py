@@ -22,7 +22,7 @@ from hfadapt.card_metadata import METRIC_TYPES, licence_of
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RunError, nearest
 from hfadapt.evidence_checks import check_evidence
-from hfadapt.records import CardRecord
+from hfadapt.records.stages import CardRecord
 
 SECTIONS = (
     "Intended use",

@@ -68,7 +68,7 @@ def through(
 ) -> None:
     """Runs the pipeline up to a stage and prints the report; exit code 1 when a cell failed or is, if asked, worse."""
     from hfadapt.pipeline import run_recipe
-    from hfadapt.report_record import show_gain
+    from hfadapt.records.report import show_gain
     from hfadapt.terminal import Terminal
 
     asked = load(recipe, overrides, domains, targets)

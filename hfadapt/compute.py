@@ -11,12 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.evidence import Compute
 from hfadapt.facts import ModelFacts, model_facts
+from hfadapt.records.evidence import Compute
 
 if TYPE_CHECKING:
     from hfadapt.recipe import Lock
-    from hfadapt.records import DataRecord
+    from hfadapt.records.stages import DataRecord
 
 if sys.version_info >= (3, 11):
     import tomllib

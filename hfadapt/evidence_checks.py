@@ -12,8 +12,8 @@ from typing import Any
 
 from hfadapt.core.errors import Problem, RunError
 from hfadapt.core.spec import Record
-from hfadapt.evidence import DriftRecord, Estimate, SecurityRecord, TransferRecord
-from hfadapt.records import DataRecord, EvaluationRecord, Metric, TrainRecord
+from hfadapt.records.evidence import DriftRecord, Estimate, SecurityRecord, TransferRecord
+from hfadapt.records.stages import DataRecord, EvaluationRecord, Metric, TrainRecord
 
 RECORDS: dict[str, type[Record]] = {
     "data.json": DataRecord,

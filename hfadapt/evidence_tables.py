@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hfadapt.core.show import Block, Heading, Table, Text
-from hfadapt.evidence import DriftRecord, SecurityRecord
+from hfadapt.records.evidence import DriftRecord, SecurityRecord
 
 
 def drift_blocks(records: Sequence[DriftRecord]) -> list[Block]:

@@ -20,8 +20,8 @@ from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.core.samples import PREFIX
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.core.spec import write_text
-from hfadapt.evidence import DriftRecord, Variant
-from hfadapt.records import CardRecord, ExportRecord, Manifest
+from hfadapt.records.evidence import DriftRecord, Variant
+from hfadapt.records.stages import CardRecord, ExportRecord, Manifest
 from hfadapt.run_folder import Cell
 from hfadapt.staging import as_the_card_says, check_free, new_folder, sealed, without_places
 

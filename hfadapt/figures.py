@@ -7,9 +7,16 @@ from dataclasses import dataclass
 
 from hfadapt import plots, svg
 from hfadapt.core.show import show_bytes, show_latency, show_number, show_seconds
-from hfadapt.evidence import DriftRecord, Estimate, ReliabilityBin, SecurityRecord, TransferRecord, TransferTarget
-from hfadapt.records import PHASES, EvaluationRecord, Metric, Step, TrainRecord
-from hfadapt.report_record import CellReport, show_gain
+from hfadapt.records.evidence import (
+    DriftRecord,
+    Estimate,
+    ReliabilityBin,
+    SecurityRecord,
+    TransferRecord,
+    TransferTarget,
+)
+from hfadapt.records.report import CellReport, show_gain
+from hfadapt.records.stages import PHASES, EvaluationRecord, Metric, Step, TrainRecord
 
 PREDICTED, MEASURED = "var(--pale)", "var(--c0)"
 STAGES = (("load", "var(--c4)"), ("train", "var(--c0)"), ("train, predicted", PREDICTED), ("evaluate", "var(--c2)"))

@@ -20,10 +20,10 @@ from hfadapt.core.show import show_bytes
 from hfadapt.measure import is_out_of_memory
 from hfadapt.plan import lock as lock_cell
 from hfadapt.plan import make_plan
-from hfadapt.plan_record import CellPlan
 from hfadapt.recipe import Lock, Recipe
-from hfadapt.records import DataRecord
-from hfadapt.report_record import Report
+from hfadapt.records.plan import CellPlan
+from hfadapt.records.report import Report
+from hfadapt.records.stages import DataRecord
 from hfadapt.run_folder import Cell, Run
 
 if TYPE_CHECKING:

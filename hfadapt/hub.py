@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hfadapt.adapter_files import MANIFEST, PAPERS, is_model_file
 from hfadapt.core.errors import RequestError, RunError
-from hfadapt.records import PublishedFile
+from hfadapt.records.stages import PublishedFile
 from hfadapt.staging import Staged, git_oid
 
 if TYPE_CHECKING:

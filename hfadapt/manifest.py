@@ -12,7 +12,7 @@ from hfadapt.adapter_files import LORA_TENSOR, MANIFEST, folder_problems, tensor
 from hfadapt.core.errors import Problem, RunError
 from hfadapt.model import Base, ModelSource, load_base
 from hfadapt.recipe import Lock
-from hfadapt.records import Manifest
+from hfadapt.records.stages import Manifest
 from hfadapt.versions import versions
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from hfadapt.core.progress import Progress, Silent, quiet_libraries
 from hfadapt.flow import Flow, audit_cell, measure_lengths, narrow, write_report
 from hfadapt.plan import lock as lock_cell
 from hfadapt.plan import make_plan
-from hfadapt.plan_record import Plan
 from hfadapt.recipe import AUTO, Recipe
-from hfadapt.report_record import Report
+from hfadapt.records.plan import Plan
+from hfadapt.records.report import Report
 from hfadapt.run_folder import Cell, Run
 
 if TYPE_CHECKING:

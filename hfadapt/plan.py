@@ -33,10 +33,10 @@ from hfadapt.plan_fields import (
     settle_together,
     settle_training,
 )
-from hfadapt.plan_record import CellPlan, Decision, Plan
 from hfadapt.plan_search import Candidate, Question, alternatives, best, compile_seconds, search
 from hfadapt.recipe import AUTO, THIS_MACHINE, Lock, Recipe
-from hfadapt.records import DataRecord
+from hfadapt.records.plan import CellPlan, Decision, Plan
+from hfadapt.records.stages import DataRecord
 
 ASSUMED_TOKENS = {"causal-lm": 512}
 ASSUMED_TOKENS_OTHERWISE = 128

@@ -18,7 +18,6 @@ from hfadapt.core.show import show_bytes, show_seconds
 from hfadapt.facts import ModelFacts
 from hfadapt.hardware import Target
 from hfadapt.memory import Workload
-from hfadapt.plan_record import Decision, Rejected
 from hfadapt.plan_search import (
     Candidate,
     Question,
@@ -31,7 +30,8 @@ from hfadapt.plan_search import (
     stored_bytes,
 )
 from hfadapt.recipe import AUTO, Recipe
-from hfadapt.records import Lengths
+from hfadapt.records.plan import Decision, Rejected
+from hfadapt.records.stages import Lengths
 
 SMALL_ENCODER_PARAMETERS = 100_000_000
 SMALL_LM_PARAMETERS = 500_000_000

@@ -14,8 +14,8 @@ from hfadapt.core import registry
 from hfadapt.facts import ModelFacts
 from hfadapt.hardware import Target
 from hfadapt.memory import Workload
-from hfadapt.plan_record import Alternative, PhaseMemory
 from hfadapt.recipe import AUTO, Recipe
+from hfadapt.records.plan import Alternative, PhaseMemory
 
 SMALL_WEIGHTS_BYTES = 2_000_000_000
 """Up to this size in float32 a model that does not generate is kept in float32."""

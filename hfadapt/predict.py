@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from hfadapt.model import Base
     from hfadapt.recipe import Lock
-    from hfadapt.records import Manifest
+    from hfadapt.records.stages import Manifest
     from hfadapt.tasks import Example
 
 MAX_NEW_TOKENS = 128

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hfadapt.core.errors import HfadaptError, RequestError, RunError
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
-from hfadapt.records import CardRecord, PublishRecord
+from hfadapt.records.stages import CardRecord, PublishRecord
 from hfadapt.run_folder import STATE, Cell, Run
 from hfadapt.staging import Staged, blocks, check_licence, sealed, stage, write_index, write_out
 from hfadapt.versions import versions

@@ -14,9 +14,9 @@ from hfadapt import evidence_tables, figures, svg
 from hfadapt.core import resources
 from hfadapt.core.show import show_bytes, show_number, show_seconds
 from hfadapt.core.spec import write_text
-from hfadapt.evidence import TransferRecord
 from hfadapt.figures import Seen, verdict
-from hfadapt.report_record import CellReport, Report, show_gain
+from hfadapt.records.evidence import TransferRecord
+from hfadapt.records.report import CellReport, Report, show_gain
 from hfadapt.run_folder import Run, seen
 
 CORE = ("torch", "transformers", "peft")

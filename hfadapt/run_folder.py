@@ -18,12 +18,21 @@ from hfadapt import figures
 from hfadapt.core.errors import RequestError, RunError, choice_problem
 from hfadapt.core.show import Block, Picture, Shown, as_markdown
 from hfadapt.core.spec import Record, write_text
-from hfadapt.evidence import DriftRecord, SecurityRecord, TransferRecord
 from hfadapt.evidence_tables import drift_blocks, leak_blocks
-from hfadapt.plan_record import Plan
 from hfadapt.recipe import Lock
-from hfadapt.records import CellState, DataRecord, EvaluationRecord, Manifest, Phase, PhaseMeasure, Step, TrainRecord
-from hfadapt.report_record import CellReport, Report
+from hfadapt.records.evidence import DriftRecord, SecurityRecord, TransferRecord
+from hfadapt.records.plan import Plan
+from hfadapt.records.report import CellReport, Report
+from hfadapt.records.stages import (
+    CellState,
+    DataRecord,
+    EvaluationRecord,
+    Manifest,
+    Phase,
+    PhaseMeasure,
+    Step,
+    TrainRecord,
+)
 from hfadapt.svg import alone
 
 STATE = "cell.json"

@@ -21,7 +21,7 @@ from hfadapt.adapter_files import PAPERS, SUMS, is_model_file
 from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.core.spec import write_text
 from hfadapt.leaks import leaks
-from hfadapt.records import CardRecord, EvaluationRecord, PublishedFile
+from hfadapt.records.stages import CardRecord, EvaluationRecord, PublishedFile
 from hfadapt.run_folder import Cell
 
 FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.S)

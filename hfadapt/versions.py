@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from hfadapt import __version__, hardware
-from hfadapt.records import Versions
+from hfadapt.records.stages import Versions
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate", "huggingface_hub")
 

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from hfadapt.evidence import (
+from hfadapt.records.evidence import (
     Attack,
     Calibration,
     Canaries,
@@ -34,7 +34,7 @@ from hfadapt.evidence import (
     Variant,
     Verbatim,
 )
-from hfadapt.records import CellState, EvaluationRecord, Metric, TrainRecord
+from hfadapt.records.stages import CellState, EvaluationRecord, Metric, TrainRecord
 
 DOMAINS = ("tweets", "movies", "products")
 TARGETS = ("this-machine",)

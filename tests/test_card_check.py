@@ -319,7 +319,7 @@ def test_the_command_line_names_problems_and_exits_with_1(tmp_path: Path) -> Non
     from typer.testing import CliRunner
 
     from hfadapt.cli import app
-    from hfadapt.records import CellState
+    from hfadapt.records.stages import CellState
 
     folder = tmp_path / "cell"
     shutil.copytree(EXAMPLES / "text-classification", folder)

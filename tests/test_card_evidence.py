@@ -12,8 +12,8 @@ import pytest
 
 from hfadapt.card import USER_BEGIN, build_card, render_card, share_transfer
 from hfadapt.card_check import SECTIONS, check_card, front_matter
-from hfadapt.evidence import SecurityRecord
-from hfadapt.records import CellState, EvaluationRecord, TrainRecord
+from hfadapt.records.evidence import SecurityRecord
+from hfadapt.records.stages import CellState, EvaluationRecord, TrainRecord
 from hfadapt.run_folder import Cell, Run
 
 EXAMPLES = Path(__file__).parent.parent / "cards" / "examples"

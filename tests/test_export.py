@@ -18,9 +18,9 @@ from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.progress import Silent
 from hfadapt.evaluate.drift import measure
 from hfadapt.evaluate.stage import open_bench
-from hfadapt.evidence import DriftRecord
 from hfadapt.export import export
 from hfadapt.model import file_sha256, load_base
+from hfadapt.records.evidence import DriftRecord
 from hfadapt.run_folder import Cell
 
 CPU = torch.device("cpu")
@@ -192,7 +192,7 @@ def test_a_model_trained_in_full_is_exported_as_the_model_that_it_is(models, tmp
 
 
 def test_what_people_wrote_and_places_leave_as_in_the_card(classifier, tmp_path):
-    from hfadapt.evidence import FailingExample, Slice
+    from hfadapt.records.evidence import FailingExample, Slice
 
     cell = Cell(shutil.copytree(classifier.folder, tmp_path / "one/this-machine"))
     mail = "write to jane@" + "example.org at once"

@@ -12,7 +12,7 @@ from hfadapt.adapted import save_adapter
 from hfadapt.core.errors import RunError
 from hfadapt.manifest import check_manifest, write_manifest
 from hfadapt.model import load_base
-from hfadapt.records import Manifest
+from hfadapt.records.stages import Manifest
 
 CPU = torch.device("cpu")
 

@@ -14,9 +14,9 @@ import pytest
 from hfadapt import hardware
 from hfadapt.core.errors import RequestError
 from hfadapt.plan import lock, make_plan
-from hfadapt.plan_record import CellPlan, Plan
 from hfadapt.recipe import AUTO, Lock, Recipe
-from hfadapt.records import DataRecord, Lengths
+from hfadapt.records.plan import CellPlan, Plan
+from hfadapt.records.stages import DataRecord, Lengths
 
 FIELDS = {
     *("quant", "dtype", "adapter.method", "adapter.rank", "adapter.alpha", "adapter.dropout", "adapter.modules"),

@@ -15,9 +15,9 @@ import pytest
 
 from hfadapt import plots, svg
 from hfadapt.figures import verdict
-from hfadapt.records import CellState, Metric
+from hfadapt.records.report import CellReport, Report
+from hfadapt.records.stages import CellState, Metric
 from hfadapt.report import write_page
-from hfadapt.report_record import CellReport, Report
 from hfadapt.run_folder import Run
 
 EXAMPLES = Path(__file__).parent.parent / "cards" / "examples"

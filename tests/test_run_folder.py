@@ -7,7 +7,7 @@ import json
 import pytest
 
 from hfadapt.core.errors import RequestError, RunError
-from hfadapt.report_record import CellReport, Report
+from hfadapt.records.report import CellReport, Report
 from hfadapt.run_folder import Cell, Run, find_cell
 
 

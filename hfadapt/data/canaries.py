@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import RunError
 from hfadapt.data.rows import schema, stable_hash
-from hfadapt.records import DataRecord, PlantedCanaries
+from hfadapt.records.stages import DataRecord, PlantedCanaries
 
 if TYPE_CHECKING:
     from hfadapt.recipe import Data

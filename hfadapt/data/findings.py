@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hfadapt.data.rows import Form, name_rows
-from hfadapt.records import DataRecord, Finding
+from hfadapt.records.stages import DataRecord, Finding
 from hfadapt.tasks import Example
 
 # Ends of a turn that models stop at, beside their eos token.

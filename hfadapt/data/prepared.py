@@ -25,7 +25,7 @@ from hfadapt.core.spec import write_text
 from hfadapt.data import canaries, clean, dedupe, format, load, split, stream
 from hfadapt.data.rows import SPLITS, Dropped, Form, Ledger, Row, name_rows, schema
 from hfadapt.recipe import Recipe
-from hfadapt.records import DataRecord, SourceRecord
+from hfadapt.records.stages import DataRecord, SourceRecord
 
 CODE_VERSION = 2
 """Raised whenever the same sources and settings would give other rows."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, as_html, as_text, show_number
 from hfadapt.data.rows import SPLITS
-from hfadapt.records import DataRecord
+from hfadapt.records.stages import DataRecord
 
 _TRAINED, _HARD, _SOFT, _PLAIN = "\x1b[30;42m", "\x1b[31m", "\x1b[33m", "\x1b[0m"
 

@@ -13,7 +13,7 @@ from typing import Any
 from hfadapt.data import clean, dedupe, format
 from hfadapt.data.findings import NAMED_ROWS, Check, View, answers_of, finding, level_for
 from hfadapt.data.rows import SPLITS, Row, fold, name_rows, text_key, tokens
-from hfadapt.records import Finding
+from hfadapt.records.stages import Finding
 
 MANY_DROPPED = 0.3
 

@@ -12,7 +12,7 @@ from hfadapt.data import row_checks, token_checks
 from hfadapt.data.format import form_of
 from hfadapt.data.prepared import RECORD, file_hashes, read_split
 from hfadapt.data.rows import SPLITS, Form, name_rows
-from hfadapt.records import Audit, DataRecord, Finding, Lengths, LongRow
+from hfadapt.records.stages import Audit, DataRecord, Finding, Lengths, LongRow
 from hfadapt.tasks import IGNORED, Example
 
 CHECKS = (*row_checks.CHECKS, *token_checks.CHECKS)

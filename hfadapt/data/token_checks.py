@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hfadapt.data.findings import ALWAYS_SPECIAL, MARKER, Check, View, answers_of, finding, level_for
-from hfadapt.records import Finding
+from hfadapt.records.stages import Finding
 from hfadapt.tasks import IGNORED, Example
 
 # --- tokens ----------------------------------------------------------------------------------------------------------

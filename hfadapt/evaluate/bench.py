@@ -19,7 +19,7 @@ from hfadapt.tasks import Example, Row, Scores
 
 if TYPE_CHECKING:
     from hfadapt.recipe import Lock
-    from hfadapt.records import DataRecord
+    from hfadapt.records.stages import DataRecord
 
 
 @dataclass

@@ -21,14 +21,14 @@ from hfadapt import hardware
 from hfadapt.adapted import open_adapter
 from hfadapt.evaluate.bench import Bench
 from hfadapt.evaluate.metrics import RowMetric, compare, leading, sampling
-from hfadapt.evidence import DriftRecord, Variant
 from hfadapt.measure import release_memory
 from hfadapt.merge import half_dtype, merged_dtype, open_merged, write_merged
 from hfadapt.model import load_base
+from hfadapt.records.evidence import DriftRecord, Variant
 
 if TYPE_CHECKING:
     from hfadapt.recipe import Lock
-    from hfadapt.records import Metric
+    from hfadapt.records.stages import Metric
     from hfadapt.tasks import Example, Scores
 
 MOST_ROWS = 200

@@ -9,7 +9,7 @@ import numpy as np
 
 from hfadapt.evaluate.bench import Bench, spread
 from hfadapt.evaluate.generation import chosen_prompts, generate
-from hfadapt.evidence import Efficiency
+from hfadapt.records.evidence import Efficiency
 from hfadapt.tasks import Example
 
 LATENCY_ROWS = 20

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hfadapt.data import canaries
-from hfadapt.evidence import Canaries, CanaryGroup
+from hfadapt.records.evidence import Canaries, CanaryGroup
 from hfadapt.tasks import IGNORED, Row
 
 if TYPE_CHECKING:

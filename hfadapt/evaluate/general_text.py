@@ -9,7 +9,7 @@ import torch
 
 from hfadapt.evaluate.bench import Bench
 from hfadapt.evaluate.metrics import compare, sampling
-from hfadapt.records import Metric
+from hfadapt.records.stages import Metric
 from hfadapt.tasks import Scores
 
 FILE = Path(__file__).with_name("general_text.txt")

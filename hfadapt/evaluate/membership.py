@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfadapt.data.rows import stable_hash
-from hfadapt.evidence import Attack, Estimate, Membership
+from hfadapt.records.evidence import Attack, Estimate, Membership
 from hfadapt.tasks import IGNORED, Example, Row
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import numpy as np
 from hfadapt.core.errors import RequestError, choice_problem
 from hfadapt.evaluate import text_metrics
 from hfadapt.evaluate.text_metrics import Texts
-from hfadapt.records import Metric
+from hfadapt.records.stages import Metric
 from hfadapt.tasks import Scores
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import numpy as np
 from hfadapt.core.errors import RequestError
 from hfadapt.evaluate.metrics import find, summarise
 from hfadapt.evaluate.text_metrics import Texts
-from hfadapt.records import Metric
+from hfadapt.records.stages import Metric
 from hfadapt.tasks import Scores
 
 MODULE_RESAMPLES = 200

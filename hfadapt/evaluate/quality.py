@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from hfadapt.evaluate.metrics import compare, reliability_bins, subset
-from hfadapt.evidence import Calibration, FailingExample, PairedTest, ReliabilityBin, Slice
+from hfadapt.records.evidence import Calibration, FailingExample, PairedTest, ReliabilityBin, Slice
 from hfadapt.tasks import Example, Row, Scores
 
 LEAST_SLICE_ROWS = 20

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from hfadapt.data.clean import find_pii, pii_kinds
-from hfadapt.evidence import Estimate, PersonalData, Verbatim
 from hfadapt.generate import continuations
+from hfadapt.records.evidence import Estimate, PersonalData, Verbatim
 from hfadapt.tasks import IGNORED, Example
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.data import augment
 from hfadapt.data.rows import stable_hash
 from hfadapt.evaluate.metrics import compare, leading, sampling
-from hfadapt.evidence import Estimate, Perturbation
+from hfadapt.records.evidence import Estimate, Perturbation
 from hfadapt.tasks import Example, Row, Scores
 
 if TYPE_CHECKING:
     from hfadapt.evaluate.bench import Bench
-    from hfadapt.records import Metric
+    from hfadapt.records.stages import Metric
 
 SHARE = 0.15
 """Share of the words that is changed."""

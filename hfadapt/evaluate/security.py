@@ -18,7 +18,7 @@ from hfadapt.evaluate.exposure import exposure
 from hfadapt.evaluate.regurgitation import personal_data, verbatim
 from hfadapt.evaluate.robustness import PERTURBATIONS, robustness
 from hfadapt.evaluate.token_scores import score_tokens
-from hfadapt.evidence import Membership, SecurityRecord, Verbatim
+from hfadapt.records.evidence import Membership, SecurityRecord, Verbatim
 from hfadapt.tasks import IGNORED, Example, Row
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from hfadapt.manifest import load_base_of
 from hfadapt.measure import PeakMemory, load_libraries, release_memory, resident_bytes
 from hfadapt.model import Base, json_sha256
 from hfadapt.recipe import is_metric_path as is_path
-from hfadapt.records import DataRecord, EvaluationRecord, Metric, PhaseMeasure
+from hfadapt.records.stages import DataRecord, EvaluationRecord, Metric, PhaseMeasure
 from hfadapt.run_folder import Cell
 from hfadapt.sources import resolve_source
 from hfadapt.tasks import Row, Scores

@@ -19,10 +19,10 @@ from hfadapt.data import read_split
 from hfadapt.evaluate.bench import spread
 from hfadapt.evaluate.metrics import METRICS, compare, find, sampling
 from hfadapt.evaluate.stage import answer_choices
-from hfadapt.evidence import TransferCell, TransferRecord, TransferTarget
 from hfadapt.manifest import load_base_of
 from hfadapt.model import Base, json_sha256
 from hfadapt.recipe import Lock
+from hfadapt.records.evidence import TransferCell, TransferRecord, TransferTarget
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Example, Scores
 

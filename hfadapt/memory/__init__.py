@@ -22,7 +22,7 @@ from hfadapt.memory.workload import (
     own_layers,
     trained_layers,
 )
-from hfadapt.plan_record import PhaseMemory
+from hfadapt.records.plan import PhaseMemory
 
 __all__ = [
     "DTYPE_BYTES",

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Self
 
 from hfadapt import hardware
-from hfadapt.evidence import Energy
+from hfadapt.records.evidence import Energy
 
 if TYPE_CHECKING:
     import torch

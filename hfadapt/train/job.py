@@ -17,7 +17,7 @@ import torch
 from hfadapt.adapters import DEFAULT
 from hfadapt.batches import epoch_batches
 from hfadapt.core.errors import DataError, HfadaptError, RunError
-from hfadapt.records import Step
+from hfadapt.records.stages import Step
 from hfadapt.tasks import Example
 from hfadapt.train import checkpoint
 

@@ -25,7 +25,7 @@ from hfadapt.core.progress import Progress, Silent
 from hfadapt.fast import FastPath, batch, labelled_loss, plain_head, row_seed
 from hfadapt.launch import machines
 from hfadapt.measure import is_out_of_memory
-from hfadapt.records import Step
+from hfadapt.records.stages import Step
 from hfadapt.tasks import Example, Task
 from hfadapt.train.frozen import FrozenCache, frozen_layers
 from hfadapt.train.job import Batch, Job

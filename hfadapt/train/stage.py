@@ -16,14 +16,14 @@ from hfadapt.compute import training_compute
 from hfadapt.core import registry
 from hfadapt.core.progress import Corrected, Progress, Silent
 from hfadapt.data import canaries, read_split
-from hfadapt.evidence import Energy
 from hfadapt.facts import layer_stacks
 from hfadapt.fast import FastPath, fusion, product_dtype
 from hfadapt.launch import World, interruptible
 from hfadapt.manifest import write_manifest
 from hfadapt.measure import PeakMemory, load_libraries, release_memory, resident_bytes
 from hfadapt.model import Base, load_base
-from hfadapt.records import PHASES, Phase, PhaseMeasure, TrainRecord
+from hfadapt.records.evidence import Energy
+from hfadapt.records.stages import PHASES, Phase, PhaseMeasure, TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Example, Row
 from hfadapt.train.energy import EnergyMeter

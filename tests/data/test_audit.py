@@ -9,7 +9,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError
 from hfadapt.data import DataReport
 from hfadapt.recipe import Recipe
-from hfadapt.records import Audit, DataRecord, Finding
+from hfadapt.records.stages import Audit, DataRecord, Finding
 
 from . import faults
 

@@ -12,7 +12,7 @@ from hfadapt import data
 from hfadapt.core.errors import RunError
 from hfadapt.data import canaries
 from hfadapt.recipe import Canaries, Data, Recipe
-from hfadapt.records import DataRecord
+from hfadapt.records.stages import DataRecord
 
 from .faults import chats, pairs, sentences
 

@@ -16,7 +16,7 @@ from hfadapt.data import dedupe, prepared
 from hfadapt.data.rows import text_key, tokens
 from hfadapt.data.stream import SeenKeys
 from hfadapt.recipe import Recipe
-from hfadapt.records import DataRecord
+from hfadapt.records.stages import DataRecord
 
 from .faults import chats, pairs, sentences
 

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 
-from hfadapt.evidence import DriftRecord, SecurityRecord
+from hfadapt.records.evidence import DriftRecord, SecurityRecord
 from hfadapt.run_folder import Run
 
 

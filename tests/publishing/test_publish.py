@@ -14,7 +14,7 @@ from hub_server import TOKEN
 
 from hfadapt.core.errors import HfadaptError, RequestError
 from hfadapt.publish import publish
-from hfadapt.records import CellState, PublishRecord
+from hfadapt.records.stages import CellState, PublishRecord
 from hfadapt.run_folder import Cell
 from publishing import FILES, REPO
 
@@ -247,7 +247,7 @@ def test_evidence_is_published_in_the_card_alone(hub, send, proved):
 
 
 def test_texts_of_rows_and_places_are_published_as_the_card_has_them(hub, send, proved, sound_card):
-    from hfadapt.evidence import FailingExample, Slice
+    from hfadapt.records.evidence import FailingExample, Slice
 
     record = Cell(proved).evaluation
     mail = "write to jane@" + "example.org at once"

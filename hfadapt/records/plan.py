@@ -6,7 +6,7 @@ from typing import Any
 
 from hfadapt.core.show import Block, Heading, Shown, Table, show_bytes, show_seconds
 from hfadapt.core.spec import Record, Spec
-from hfadapt.records import Phase
+from hfadapt.records.stages import Phase
 
 
 class Rejected(Spec):

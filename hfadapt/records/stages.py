@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from hfadapt.core.spec import Record, Spec
-from hfadapt.evidence import (
+from hfadapt.records.evidence import (
     Calibration,
     Compute,
     Efficiency,

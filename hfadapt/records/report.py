@@ -8,8 +8,8 @@ from pydantic import Field
 
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes, show_number, show_seconds
 from hfadapt.core.spec import Record, Spec
-from hfadapt.evidence import TransferTarget
-from hfadapt.records import Metric, Phase, PhaseMeasure
+from hfadapt.records.evidence import TransferTarget
+from hfadapt.records.stages import Metric, Phase, PhaseMeasure
 
 
 class CellReport(Spec):

@@ -1,0 +1,1 @@
+"""One frozen, versioned type for each file that a stage writes."""
