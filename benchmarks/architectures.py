@@ -185,7 +185,7 @@ def trace_all(only: list[str]) -> int:
 
 def measure_all(only: list[str]) -> None:
     """Measures every point that is not kept yet."""
-    from hfadapt.versions import versions
+    from hfadapt.hardware.versions import versions
 
     results: dict[str, Any] = {"device": "cpu", "tiles": memory_grid.on_tiles("cpu")}
     results |= {"versions": versions("cpu").model_dump(), "points": []}

@@ -240,7 +240,7 @@ def measure(
     from hfadapt.batches import padded
     from hfadapt.core import registry
     from hfadapt.fast import FastPath, product_dtype
-    from hfadapt.measure import PeakMemory, release_memory, resident_bytes
+    from hfadapt.hardware.peak_memory import PeakMemory, release_memory, resident_bytes
     from hfadapt.merge import merged_dtype, open_merged, write_merged
     from hfadapt.model import load_base
     from hfadapt.tasks import IGNORED, Example
@@ -423,7 +423,7 @@ def run_point(
     point: dict[str, Any], about: dict[str, Any], folder: Path, device: str = "cpu"
 ) -> subprocess.CompletedProcess[str]:
     """Measures one point in a process of its own; its last line of output is the answer."""
-    from hfadapt import allocator
+    from hfadapt.hardware import allocator
 
     child = json.dumps({"point": point, "about": about, "folder": str(folder)})
     command = [sys.executable, str(Path(__file__).resolve()), "--device", device, "--child", child]
@@ -432,7 +432,7 @@ def run_point(
 
 def run_grid(models: dict[str, dict[str, Any]], device: str, only: str | None, out: Path) -> None:
     """Measures every point that `out` does not hold yet, in one child process each."""
-    from hfadapt.versions import versions
+    from hfadapt.hardware.versions import versions
 
     results: dict[str, Any] = {"device": device, "tiles": on_tiles(device), "versions": versions(device).model_dump()}
     results["points"] = []

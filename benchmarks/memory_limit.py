@@ -71,7 +71,7 @@ def limited(point: dict[str, Any], about: dict[str, Any], folder: Path, limit_by
             os.fsync(file.fileno())
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    from hfadapt import allocator
+    from hfadapt.hardware import allocator
 
     with control_group(limit_bytes) as group:
         asked = {"point": point, "about": about, "folder": str(folder), "group": str(group[0]) if group else None}

@@ -28,7 +28,7 @@ _HOME = {
     "RecipeError": "hfadapt.core.errors",
     "Report": "hfadapt.records.report",
     "Run": "hfadapt.run_folder",
-    "Target": "hfadapt.hardware",
+    "Target": "hfadapt.hardware.catalogue",
     "build_card": "hfadapt.card",
     "check_card": "hfadapt.card_check",
     "check_recipe": "hfadapt.pipeline",
@@ -39,8 +39,8 @@ _HOME = {
     "make_plan": "hfadapt.plan",
     "resolve_model": "hfadapt.model",
     "save_recipe": "hfadapt.recipe_file",
-    "target": "hfadapt.hardware",
-    "this_machine": "hfadapt.hardware",
+    "target": "hfadapt.hardware.catalogue",
+    "this_machine": "hfadapt.hardware.catalogue",
 }
 
 __all__ = ["__version__", "run", *_HOME]
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from hfadapt.core.errors import HfadaptError as HfadaptError
     from hfadapt.core.errors import RecipeError as RecipeError
     from hfadapt.data import DataReport as DataReport
-    from hfadapt.hardware import Target as Target
+    from hfadapt.hardware.catalogue import Target as Target
     from hfadapt.plan import make_plan as make_plan
     from hfadapt.predict import Adapted as Adapted
     from hfadapt.predict import load_adapted as load_adapted

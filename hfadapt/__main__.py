@@ -2,8 +2,8 @@
 
 import sys
 
-from hfadapt.allocator import restart
 from hfadapt.cli import main
+from hfadapt.hardware.allocator import restart
 
 HEAVY = ("plan", "run", "prepare", "train", "evaluate")
 

@@ -103,7 +103,7 @@ def run_snippet(code: str, cell: Cell, records: Records) -> str:
     """
     import torch
 
-    from hfadapt.measure import release_memory
+    from hfadapt.hardware.peak_memory import release_memory
 
     lock = records.file("lock.yaml")
     run = code.replace(

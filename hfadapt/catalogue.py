@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from hfadapt import hardware
 from hfadapt.core import registry, samples
 from hfadapt.core.errors import RequestError, choice_problem
 from hfadapt.core.show import Block, Heading, Shown, Table, show_bytes
+from hfadapt.hardware import catalogue
 
 
 class Listing(Shown):
@@ -24,8 +24,8 @@ class Listing(Shown):
 
 def _targets() -> Table:
     rows = []
-    for name in hardware.names():
-        target = hardware.target(name) if name != hardware.THIS_MACHINE else hardware.this_machine()
+    for name in catalogue.names():
+        target = catalogue.target(name) if name != catalogue.THIS_MACHINE else catalogue.this_machine()
         rows.append([name, target.title, show_bytes(target.memory_bytes), "trains" if target.trains else "serves only"])
     return Table(["target", "what it is", "memory", "use"], rows, frozenset({"memory"}))
 
@@ -80,7 +80,7 @@ def listing(what: str = "") -> Listing:
 def one(what: str, name: str) -> Shown:
     """One target, sample or run. Raises RequestError when there is no such thing."""
     if what == "target":
-        return hardware.target(name) if name != hardware.THIS_MACHINE else hardware.this_machine()
+        return catalogue.target(name) if name != catalogue.THIS_MACHINE else catalogue.this_machine()
     if what == "sample":
         name = name.removeprefix(samples.PREFIX)
         entry = samples.model_entry(name) if name in samples.models() else samples.dataset_entry(name)

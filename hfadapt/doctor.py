@@ -11,10 +11,10 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
-from hfadapt import allocator, hardware
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.core.spec import Record, Spec
-from hfadapt.hardware import Target
+from hfadapt.hardware import allocator, catalogue
+from hfadapt.hardware.catalogue import Target
 
 CORE = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "huggingface_hub", "safetensors")
 OPTIONAL = {
@@ -57,7 +57,7 @@ class DoctorReport(Shown, Record):
         """The machine, its rates, package versions, capabilities, and what to do next."""
         target = self.target
         rows = [
-            ["processor", hardware.processor_name()],
+            ["processor", catalogue.processor_name()],
             ["training device", f"{target.kind}: {target.title.removeprefix('this machine: ')}"],
             ["memory", f"{show_bytes(target.memory_bytes)}, {show_bytes(target.budget_bytes)} usable now"],
             ["cores", str(target.cores or "unknown")],
@@ -98,7 +98,7 @@ def _rate(tflops: float | None) -> str:
 def examine(measure: bool = True) -> DoctorReport:
     """Looks at the machine; with `measure` also times matrix products and copies, under 5 s in all, and keeps the rates
     for the time that plans predict."""
-    target = hardware.this_machine()
+    target = catalogue.this_machine()
     packages = {name: text for name in CORE if (text := _version(name)) is not None}
     missing = [name for name in CORE if name not in packages]
     float32 = bfloat16 = bandwidth = None
@@ -107,7 +107,7 @@ def examine(measure: bool = True) -> DoctorReport:
         bfloat16 = matrix_rate("bfloat16", target) if "bfloat16" in target.dtypes else None
         bandwidth = copy_rate(target)
         rates = {"float32": float32, **({"bfloat16": bfloat16} if bfloat16 else {})}
-        hardware.keep_rates(target, rates, bandwidth)
+        catalogue.keep_rates(target, rates, bandwidth)
     capabilities = (
         Capability(
             name="core packages",

@@ -96,8 +96,8 @@ def export(
         RequestError: no such format or variant, or the folder is not empty; nothing was written.
         RunError: the form is refused, or the folder did not score as it should when it was opened; nothing is left.
     """
+    from hfadapt.hardware.peak_memory import release_memory
     from hfadapt.manifest import check_folder
-    from hfadapt.measure import release_memory
     from hfadapt.model import default_device
 
     kind: Format = registry.load("formats", format)
@@ -230,7 +230,7 @@ def _record(
     found: Scores,
 ) -> ExportRecord:
     """What was found; raises RunError where it is not what was written."""
-    from hfadapt.versions import versions
+    from hfadapt.hardware.versions import versions
 
     difference, allowed = _difference(found, written.losses), kind.tolerance(cell, form)
     if not difference <= allowed:

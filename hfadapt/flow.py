@@ -17,7 +17,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError, HfadaptError, RequestError
 from hfadapt.core.progress import Progress
 from hfadapt.core.show import show_bytes
-from hfadapt.measure import is_out_of_memory
+from hfadapt.hardware.peak_memory import is_out_of_memory
 from hfadapt.plan import lock as lock_cell
 from hfadapt.plan import make_plan
 from hfadapt.recipe import Lock, Recipe
@@ -28,7 +28,7 @@ from hfadapt.run_folder import Cell, Run
 
 if TYPE_CHECKING:
     from hfadapt.data import PreparedDomain
-    from hfadapt.launch import World
+    from hfadapt.hardware.processes import World
 
 STAGES = ("data", "plan", "train", "evaluate", "card")
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.adapter_files import LORA_TENSOR, MANIFEST, folder_problems, tensor_shapes
 from hfadapt.core.errors import Problem, RunError
+from hfadapt.hardware.versions import versions
 from hfadapt.model import Base, ModelSource, load_base
 from hfadapt.recipe import Lock
 from hfadapt.records.stages import Manifest
-from hfadapt.versions import versions
 
 if TYPE_CHECKING:
     import torch

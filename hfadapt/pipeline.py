@@ -47,7 +47,7 @@ def run_recipe(
     from filelock import FileLock, Timeout
 
     from hfadapt.fast import compiled
-    from hfadapt.launch import World, check_world
+    from hfadapt.hardware.processes import World, check_world
 
     check_world(recipe.processes)
     compiled.switch()

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from hfadapt import hardware, memory
+from hfadapt import memory
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError
 from hfadapt.core.show import show_bytes
 from hfadapt.facts import ModelFacts, model_facts, unfit_for_gguf
-from hfadapt.hardware import Target
+from hfadapt.hardware import catalogue
+from hfadapt.hardware.catalogue import Target
 from hfadapt.plan_fields import (
     ALL_LINEAR,
     FUSED_MODULES,
@@ -67,9 +68,9 @@ def make_plan(
     parameters = 0
     machine: Target | None = None
     for domain, name in recipe.cells():
-        target = hardware.target(name)
+        target = catalogue.target(name)
         if not target.trains or name == THIS_MACHINE:
-            machine = machine or hardware.this_machine()
+            machine = machine or catalogue.this_machine()
         trainer = machine if (machine is not None and (not target.trains or name == THIS_MACHINE)) else target
         work = _work(recipe, domain, (data or {}).get(domain))
         facts = model_facts(recipe.model, recipe.task, work.labels)

@@ -16,7 +16,7 @@ from hfadapt import memory
 from hfadapt.core import registry
 from hfadapt.core.show import show_bytes, show_seconds
 from hfadapt.facts import ModelFacts
-from hfadapt.hardware import Target
+from hfadapt.hardware.catalogue import Target
 from hfadapt.memory import Workload
 from hfadapt.plan_search import (
     Candidate,

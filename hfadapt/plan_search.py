@@ -9,10 +9,11 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hfadapt import allocator, hardware, memory
+from hfadapt import memory
 from hfadapt.core import registry
 from hfadapt.facts import ModelFacts
-from hfadapt.hardware import Target
+from hfadapt.hardware import allocator, catalogue
+from hfadapt.hardware.catalogue import Target
 from hfadapt.memory import Workload
 from hfadapt.recipe import AUTO, Recipe
 from hfadapt.records.plan import Alternative, PhaseMemory
@@ -163,7 +164,7 @@ def candidate(
         generate_rows=question.recipe.evaluate.generate_rows,
         fast=fast.used,
         without=fast.without,
-        settled=question.target.name != hardware.THIS_MACHINE or allocator.settled(),
+        settled=question.target.name != catalogue.THIS_MACHINE or allocator.settled(),
         device="cpu" if question.target.on_cpu else "gpu",
     )
     kernels, tiles = _compiled(question.target)
@@ -212,7 +213,7 @@ def _compiled(target: Target) -> tuple[bool, bool]:
     assumed where the processor can."""
     if not target.on_cpu:
         return False, False
-    if target.name != hardware.THIS_MACHINE:
+    if target.name != catalogue.THIS_MACHINE:
         return True, "amx_bf16" in target.features
     from hfadapt.fast import compiled
 
@@ -325,7 +326,7 @@ def alternatives(question: Question, final: Workload) -> list[Alternative]:
             found.append(Alternative(changes=changes, gives_up=words, predicted_peak_bytes=one.peak_bytes))
         if len(found) == 3:
             return found
-    larger = sorted((hardware.target(name) for name in hardware.names()[1:]), key=lambda other: other.budget_bytes)
+    larger = sorted((catalogue.target(name) for name in catalogue.names()[1:]), key=lambda other: other.budget_bytes)
     for other in larger:
         able = other.trains and final.dtype in other.dtypes and final.quant in ("none", *other.quants)
         if not able or other.budget_bytes <= target.budget_bytes or len(found) == 3:

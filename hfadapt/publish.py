@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Literal
 
 from hfadapt.core.errors import HfadaptError, RequestError, RunError
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
+from hfadapt.hardware.versions import versions
 from hfadapt.records.stages import CardRecord, PublishRecord
 from hfadapt.run_folder import STATE, Cell, Run
 from hfadapt.staging import Staged, blocks, check_licence, sealed, stage, write_index, write_out
-from hfadapt.versions import versions
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
-from hfadapt import hardware
 from hfadapt.core import registry
 from hfadapt.core.errors import nearest
 from hfadapt.core.spec import Spec
+from hfadapt.hardware import catalogue
 
 Auto = Literal["auto"]
 AUTO: Auto = "auto"
@@ -78,7 +78,7 @@ def with_auto(names: Any) -> Any:
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 TaskName = Annotated[str, one_of("task", lambda: registry.names("tasks"))]
-TargetName = Annotated[str, one_of("target", hardware.names)]
+TargetName = Annotated[str, one_of("target", catalogue.names)]
 Quant = Annotated[str, one_of("quant", lambda: registry.names("quants"))]
 AutoQuant = Annotated[str, one_of("quant", with_auto(lambda: registry.names("quants")))]
 Method = Annotated[str, one_of("adapter method", lambda: registry.names("adapters"))]

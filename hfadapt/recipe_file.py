@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hfadapt import hardware
 from hfadapt.core.errors import RecipeError, nearest
 from hfadapt.core.spec import write_text
+from hfadapt.hardware import catalogue
 from hfadapt.recipe import Lock, Recipe, fast_parts
 from hfadapt.recipe_checks import check_settings
 from hfadapt.recipe_words import dig, dotted, show, validate
@@ -232,7 +232,7 @@ def _choose(tree: Tree, domains: Sequence[str], targets: Sequence[str]) -> froze
             place = Place(2 * _AFTER_FILE + index, f"{COMMAND_LINE}: --domain {domain}")
             _unknown(tree, place, "there is no domain of that name in the recipe", domain, names)
     unique = list(dict.fromkeys(targets))
-    known = hardware.names()
+    known = catalogue.names()
     for index, target in enumerate(unique):
         if target not in known:
             place = Place(3 * _AFTER_FILE + index, f"{COMMAND_LINE}: --target {target}")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hfadapt import doctor, hardware
+from hfadapt import doctor
 from hfadapt.doctor import DoctorReport, examine
+from hfadapt.hardware import catalogue
 
 
 def test_the_report_reads_back_and_shows_itself(tmp_path: Path) -> None:
@@ -37,7 +38,7 @@ def test_offline_switches_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rates_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "SECONDS_EACH", 0.02)
     monkeypatch.setattr(doctor, "MATRIX", 128)
-    monkeypatch.setattr(hardware, "_accelerator", lambda: None)
+    monkeypatch.setattr(catalogue, "_accelerator", lambda: None)
     report = examine()
     assert report.float32_tflops is not None
     assert report.float32_tflops > 0
@@ -54,13 +55,13 @@ def test_a_missing_core_package_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_measured_rates_are_kept_for_plans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HFADAPT_CACHE", str(tmp_path))
-    monkeypatch.setattr(hardware, "_accelerator", lambda: None)
-    before = hardware.this_machine()
+    monkeypatch.setattr(catalogue, "_accelerator", lambda: None)
+    before = catalogue.this_machine()
     assert "estimated" in before.source["tflops"]
-    hardware.keep_rates(before, {"float32": 0.5, "bfloat16": 4.0}, 2e10)
-    after = hardware.this_machine()
+    catalogue.keep_rates(before, {"float32": 0.5, "bfloat16": 4.0}, 2e10)
+    after = catalogue.this_machine()
     assert after.tflops == {"float32": 0.5, "bfloat16": 4.0}
     assert after.bandwidth_bytes_per_second == 2e10
     assert "measured" in after.source["tflops"]
-    (tmp_path / hardware.RATES_FILE).write_text("not JSON")
-    assert hardware.this_machine().tflops == before.tflops
+    (tmp_path / catalogue.RATES_FILE).write_text("not JSON")
+    assert catalogue.this_machine().tflops == before.tflops

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from hfadapt import hardware
 from hfadapt.core.errors import RequestError
+from hfadapt.hardware import catalogue
 
-NAMES = hardware.names()[1:]
+NAMES = catalogue.names()[1:]
 
 
 def test_at_least_thirty_targets_of_every_kind() -> None:
-    kinds = {hardware.target(name).kind for name in NAMES}
+    kinds = {catalogue.target(name).kind for name in NAMES}
     assert len(NAMES) >= 30
     assert kinds == {"cpu", "cuda", "rocm", "xpu", "mps", "serve-only"}
     assert {"cpu-8gb", "t4", "rtx-3060", "rtx-4090", "a10g", "l4", "a100-40gb", "h100"} <= set(NAMES)
@@ -24,7 +24,7 @@ def test_at_least_thirty_targets_of_every_kind() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_figure_has_a_source(name: str) -> None:
-    target = hardware.target(name)
+    target = catalogue.target(name)
     figures = {"memory_gib": True, "tflops": bool(target.tflops), "bandwidth_gb_s": target.bandwidth_bytes_per_second}
     figures |= {"usable_ratio": target.usable_ratio < 1, "reserved_gib": target.reserved_bytes}
     missing = [figure for figure, stated in figures.items() if stated and not target.source.get(figure)]
@@ -38,7 +38,7 @@ def test_every_figure_has_a_source(name: str) -> None:
 
 def test_no_bfloat16_before_ampere() -> None:
     for name in NAMES:
-        target = hardware.target(name)
+        target = catalogue.target(name)
         if target.kind == "cuda":
             assert ("bfloat16" in target.dtypes) == (
                 target.compute_capability is not None and target.compute_capability >= 8
@@ -46,13 +46,13 @@ def test_no_bfloat16_before_ampere() -> None:
 
 
 def test_two_cards_are_the_same_card_twice() -> None:
-    one, two = hardware.target("rtx-4090"), hardware.target("2x-rtx-4090")
+    one, two = catalogue.target("rtx-4090"), catalogue.target("2x-rtx-4090")
     assert (two.devices, two.memory_bytes, two.source) == (2, one.memory_bytes, one.source)
 
 
 def test_an_unknown_name_gets_the_nearest_one() -> None:
     with pytest.raises(RequestError, match="rtx-4090"):
-        hardware.target("rtx-4009")
+        catalogue.target("rtx-4009")
 
 
 def test_names_are_read_without_torch() -> None:
@@ -61,7 +61,7 @@ def test_names_are_read_without_torch() -> None:
 
 
 def test_this_machine_is_detected() -> None:
-    machine = hardware.target("this-machine")
+    machine = catalogue.target("this-machine")
     assert machine.memory_bytes > 1 << 30
     assert 0 < machine.budget_bytes <= machine.memory_bytes
     assert machine.cores is not None
@@ -70,23 +70,23 @@ def test_this_machine_is_detected() -> None:
 
 
 def test_the_control_group_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "_control_groups", lambda: [(3 << 30, 1 << 30)])
-    total, free = hardware.memory_limits()
+    monkeypatch.setattr(catalogue, "_control_groups", lambda: [(3 << 30, 1 << 30)])
+    total, free = catalogue.memory_limits()
     assert total == 3 << 30
     assert free <= 2 << 30
 
 
 def test_a_group_that_cannot_be_read_is_ignored(tmp_path: Path) -> None:
-    assert hardware._number(tmp_path / "memory.max") is None
+    assert catalogue._number(tmp_path / "memory.max") is None
     (tmp_path / "memory.max").write_text("max\n")
-    assert hardware._number(tmp_path / "memory.max") is None
+    assert catalogue._number(tmp_path / "memory.max") is None
     (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 7\n")
-    assert hardware._inactive_cache(tmp_path) == 7
+    assert catalogue._inactive_cache(tmp_path) == 7
 
 
 def test_a_detected_card_gets_the_catalogued_rates() -> None:
-    found = hardware._same_card("NVIDIA A100-SXM4-80GB", int(79.3 * 2**30))
+    found = catalogue._same_card("NVIDIA A100-SXM4-80GB", int(79.3 * 2**30))
     assert found is not None
     assert found.name == "a100-80gb"
-    assert hardware._same_card("NVIDIA GeForce RTX 4090", int(23.6 * 2**30)).name == "rtx-4090"  # type: ignore[union-attr]
-    assert hardware._same_card("Some other card", 8 << 30) is None
+    assert catalogue._same_card("NVIDIA GeForce RTX 4090", int(23.6 * 2**30)).name == "rtx-4090"  # type: ignore[union-attr]
+    assert catalogue._same_card("Some other card", 8 << 30) is None

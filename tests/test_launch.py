@@ -12,7 +12,7 @@ from tiny import finish, labelled, recipe_fields, start, write_recipe, write_row
 
 import hfadapt
 from hfadapt.core.errors import RequestError
-from hfadapt.launch import World, check_world, interruptible, processes_asked
+from hfadapt.hardware.processes import World, check_world, interruptible, processes_asked
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hfadapt import measure
-from hfadapt.measure import PeakMemory, is_out_of_memory, release_memory, resident_bytes
+from hfadapt.hardware import peak_memory
+from hfadapt.hardware.peak_memory import PeakMemory, is_out_of_memory, release_memory, resident_bytes
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
@@ -21,7 +21,7 @@ def hold(mebibytes):
 def test_a_peak_that_is_over_is_still_seen(monkeypatch, way):
     if way == "thread":
         monkeypatch.setattr(PeakMemory, "_reset_high_water", lambda self: False)
-        monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0.001)
+        monkeypatch.setattr(peak_memory, "SAMPLE_SECONDS", 0.001)
     elif not PeakMemory(CPU, 0)._reset_high_water():
         pytest.skip("this system keeps no high-water mark")
     release_memory()

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from hfadapt import allocator, memory
+from hfadapt import memory
 from hfadapt.core import samples
 from hfadapt.facts import ModelFacts, model_facts
+from hfadapt.hardware import allocator
 from hfadapt.memory import Workload, predict, terms
 
 GRID = Path(__file__).parent.parent / "benchmarks" / "memory_grid.py"

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from hfadapt import hardware
 from hfadapt.core.errors import RequestError
+from hfadapt.hardware import catalogue
 from hfadapt.plan import lock, make_plan
 from hfadapt.recipe import AUTO, Lock, Recipe
 from hfadapt.records.plan import CellPlan, Plan
@@ -26,7 +26,7 @@ FIELDS = {
     *("evaluate.batch_rows", "train.together", "train.resident_layers"),
     *("adapter.layers", "train.fast.compile", "train.fast.frozen_cache"),
 }
-TRAINING = [name for name in hardware.names()[1:] if hardware.target(name).trains]
+TRAINING = [name for name in catalogue.names()[1:] if catalogue.target(name).trains]
 SAME_EVERYWHERE = ("data.max_length", "train.batch_rows", "train.epochs", "train.learning_rate", "adapter.rank")
 
 
@@ -92,7 +92,7 @@ def record(longest: int, rows: int = 1000) -> DataRecord:
 
 @pytest.fixture(scope="module")
 def everywhere(small: str) -> Plan:
-    return make_plan(recipe(small, targets=list(hardware.names()[1:])))
+    return make_plan(recipe(small, targets=list(catalogue.names()[1:])))
 
 
 def test_every_auto_is_answered_with_a_reason(everywhere: Plan) -> None:
@@ -110,7 +110,7 @@ def test_what_is_learned_does_not_depend_on_the_target(everywhere: Plan) -> None
 
 def test_no_unsupported_dtype_or_quant_is_planned(everywhere: Plan) -> None:
     for one in everywhere.cells:
-        trainer = hardware.target(one.trains_on)
+        trainer = catalogue.target(one.trains_on)
         assert one.value("dtype") in trainer.dtypes
         assert one.value("quant") in ("none", *trainer.quants)
         if one.target in ("t4", "v100-16gb"):
@@ -246,12 +246,12 @@ def test_a_faster_card_is_predicted_faster(everywhere: Plan) -> None:
 def test_products_on_tiles_are_predicted_faster_and_smaller_where_they_run(
     small: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = hardware.target("cpu-16gb")
+    plain = catalogue.target("cpu-16gb")
     tiles = plain.model_copy(update={"features": ("amx_bf16",)})
 
-    def planned(target: hardware.Target, **more: Any) -> CellPlan:
+    def planned(target: catalogue.Target, **more: Any) -> CellPlan:
         with monkeypatch.context() as patch:
-            patch.setattr(hardware, "target", lambda name: target)
+            patch.setattr(catalogue, "target", lambda name: target)
             return cell(small, "cpu-16gb", dtype="bfloat16", **more)
 
     def training(plan: CellPlan) -> int:
@@ -316,9 +316,9 @@ def test_importing_the_plan_does_not_import_torch() -> None:
 def test_a_float32_base_in_4_bits_is_unpacked_to_what_the_target_has(small: str) -> None:
     from hfadapt.plan_search import product_dtype
 
-    assert product_dtype(hardware.target("t4"), True, "nf4", "float32") == "float32"
-    assert product_dtype(hardware.target("l4"), True, "nf4", "float32") == "bfloat16"
-    assert product_dtype(hardware.target("t4"), True, "nf4", "float16") == "float16"
+    assert product_dtype(catalogue.target("t4"), True, "nf4", "float32") == "float32"
+    assert product_dtype(catalogue.target("l4"), True, "nf4", "float32") == "bfloat16"
+    assert product_dtype(catalogue.target("t4"), True, "nf4", "float16") == "float16"
     planned = cell(small, "t4", quant="nf4", dtype="float32")
     assert (planned.value("dtype"), planned.fits) == ("float32", True)
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from recipe_faults import BASE, CHAT, FAULTS
 
-from hfadapt import hardware, yaml_lines
+from hfadapt import yaml_lines
 from hfadapt.core import registry, samples
 from hfadapt.core.errors import Problem, RecipeError
+from hfadapt.hardware import catalogue
 from hfadapt.recipe import FAST_PARTS
 from hfadapt.recipe_file import load_recipe
 from hfadapt.recipe_words import sections
@@ -395,7 +396,7 @@ def test_narrowing_needs_only_the_files_of_its_domains(folder: Path) -> None:
 
 
 def test_targets_come_from_the_catalogue(folder: Path) -> None:
-    assert load_recipe(write(folder, BASE), targets=hardware.names()).targets == hardware.names()
+    assert load_recipe(write(folder, BASE), targets=catalogue.names()).targets == catalogue.names()
 
 
 # --- speed and imports -----------------------------------------------------------------------------------------------

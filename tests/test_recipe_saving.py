@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hfadapt import hardware
 from hfadapt.core.errors import RecipeError
+from hfadapt.hardware import catalogue
 from hfadapt.recipe import (
     Adapter,
     Columns,
@@ -81,7 +81,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         model=draw(st.sampled_from(["sample:smollm2-135m", "gpt2"])),
         task="causal-lm",
         domains={name: draw(domain) for name in names},
-        targets=tuple(draw(st.lists(st.sampled_from(hardware.names()), min_size=1, max_size=3, unique=True))),
+        targets=tuple(draw(st.lists(st.sampled_from(catalogue.names()), min_size=1, max_size=3, unique=True))),
         quant=draw(st.sampled_from(["auto", "none", "nf4"])),
         adapter=Adapter(dropout=draw(st.just("auto") | st.floats(0, 0.99)), modules=("a", "b")),
         data=Data(seed=draw(st.integers()), validation=draw(st.sampled_from([0.1, 0.25, 200]))),

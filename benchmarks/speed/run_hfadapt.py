@@ -2,7 +2,7 @@
 
 import os
 
-from hfadapt.allocator import restart
+from hfadapt.hardware.allocator import restart
 
 restart()
 # As the command line sets them.
@@ -74,7 +74,7 @@ def watch_model(watch: Watch) -> None:
 def main() -> None:
     """Trains."""
     from hfadapt.core.progress import quiet_libraries
-    from hfadapt.launch import World
+    from hfadapt.hardware.processes import World
     from hfadapt.recipe_file import save_recipe
     from hfadapt.run_folder import Run
     from hfadapt.train import train_cell

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hfadapt import hardware
 from hfadapt.adapted import open_adapter
 from hfadapt.evaluate.bench import Bench
 from hfadapt.evaluate.metrics import RowMetric, compare, leading, sampling
-from hfadapt.measure import release_memory
+from hfadapt.hardware import catalogue
+from hfadapt.hardware.peak_memory import release_memory
 from hfadapt.merge import half_dtype, merged_dtype, open_merged, write_merged
 from hfadapt.model import load_base
 from hfadapt.records.evidence import DriftRecord, Variant
@@ -102,7 +102,7 @@ def measure(bench: Bench) -> DriftRecord:
     started = time.perf_counter()
     lock, cell = bench.lock, bench.cell
     examples = bench.test[:MOST_ROWS]
-    wanted, skipped = forms(lock, bench.base.parameters, hardware.target(lock.target).quants)
+    wanted, skipped = forms(lock, bench.base.parameters, catalogue.target(lock.target).quants)
     bench.progress.say(f"{bench.cell.domain}: scoring the adapter as it was trained, for merge drift")
     reference = Reference(bench, examples)
     scores = reference.scores
@@ -170,7 +170,7 @@ def _device(form: Form, bench: Bench) -> torch.device | None:
     needed = int(bench.base.parameters * size * 1.3)
     if bench.device.type == "cuda" and torch.cuda.mem_get_info(bench.device)[0] > needed:
         return bench.device
-    if hardware.memory_limits()[1] > needed:
+    if catalogue.memory_limits()[1] > needed:
         return bench.device if bench.device.type != "cuda" else torch.device("cpu")
     return None
 

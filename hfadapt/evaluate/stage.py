@@ -25,9 +25,10 @@ from hfadapt.evaluate.metrics import METRICS, compare, find, sampling, usable
 from hfadapt.evaluate.probe import put_head, train_probe
 from hfadapt.evaluate.quality import calibration, confusion, failures, paired_tests, per_class, slices
 from hfadapt.evaluate.text_metrics import Texts
-from hfadapt.launch import World
+from hfadapt.hardware.peak_memory import PeakMemory, load_libraries, release_memory, resident_bytes
+from hfadapt.hardware.processes import World
+from hfadapt.hardware.versions import versions
 from hfadapt.manifest import load_base_of
-from hfadapt.measure import PeakMemory, load_libraries, release_memory, resident_bytes
 from hfadapt.model import Base, json_sha256
 from hfadapt.recipe import is_metric_path as is_path
 from hfadapt.records.stages import DataRecord, EvaluationRecord, Metric, PhaseMeasure
@@ -36,7 +37,6 @@ from hfadapt.sources import resolve_source
 from hfadapt.tasks import Row, Scores
 from hfadapt.tasks.causal_lm import completion_ids
 from hfadapt.train.stage import CHECK_ROWS, check_losses
-from hfadapt.versions import versions
 
 if TYPE_CHECKING:
     from hfadapt.recipe import Lock

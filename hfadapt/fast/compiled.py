@@ -24,9 +24,9 @@ from typing import Any, Literal
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from hfadapt import hardware
 from hfadapt.core import samples
 from hfadapt.core.errors import RequestError
+from hfadapt.hardware import catalogue
 
 HERE = Path(__file__).parent
 SWITCH = "HFADAPT_KERNELS"
@@ -49,7 +49,7 @@ def passes() -> ctypes.CDLL | None:
 @cache
 def tiles() -> ctypes.CDLL | None:
     """The products on AMX tiles, or None where the processor, the system or the compiler cannot."""
-    if switch() in ("off", "passes") or not set(hardware.cpu_features()) >= TILE_FEATURES:
+    if switch() in ("off", "passes") or not set(catalogue.cpu_features()) >= TILE_FEATURES:
         return None
     found = _library(["products.cpp", "row_attention.cpp"], headers=["lanes.h", "tiles.h", *ATTENTION])
     return found if found is not None and found.tiles_permitted() else None
@@ -75,7 +75,7 @@ def _library(sources: Sequence[str], headers: Sequence[str] = ()) -> ctypes.CDLL
         return None
     native = "-mcpu=native" if platform.machine().lower() in ("arm64", "aarch64") else "-march=native"
     texts = [(HERE / name).read_text(encoding="utf-8") for name in (*headers, *sources)]
-    known = [*texts, compiler, native, *hardware.cpu_features(), hardware.processor_name()]
+    known = [*texts, compiler, native, *catalogue.cpu_features(), catalogue.processor_name()]
     name = hashlib.sha256("\n".join(known).encode()).hexdigest()[:24]
     path = samples.cache_folder() / "kernels" / f"{name}.so"
     # OpenMP of the same name as torch's is shared with it; a compiler without OpenMP makes kernels of one thread.

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
-from hfadapt import hardware
+from hfadapt.hardware import catalogue
 from hfadapt.records.evidence import Energy
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ else:
     import tomli as tomllib
 
 POWERCAP = Path("/sys/class/powercap")
-POWER = Path(hardware.__file__).with_name("power.toml")
+POWER = Path(catalogue.__file__).with_name("power.toml")
 INTENSITY, COUNTRY = "HFADAPT_CARBON_INTENSITY", "HFADAPT_COUNTRY"
 """Environment variables: grams of CO2 equivalent per kWh; country as three letters of ISO 3166."""
 JOULES_PER_KWH = 3.6e6
@@ -177,7 +177,7 @@ class EnergyMeter:
     def _processor(self) -> Part:
         if self._cpu:
             return Part(sum(c.joules for c in self._cpu), True, "RAPL counters of the whole processor")
-        name = hardware.processor_name()
+        name = catalogue.processor_name()
         entry = _listed("cpu", name)
         seconds = self.cpu_seconds * self.processes
         watts = entry["watts"] / entry["cores"] if entry else ASSUMED_WATTS_PER_CORE

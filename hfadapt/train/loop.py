@@ -23,8 +23,8 @@ from hfadapt.batches import micro_batches
 from hfadapt.core.errors import DataError, RunError
 from hfadapt.core.progress import Progress, Silent
 from hfadapt.fast import FastPath, batch, labelled_loss, plain_head, row_seed
-from hfadapt.launch import machines
-from hfadapt.measure import is_out_of_memory
+from hfadapt.hardware.peak_memory import is_out_of_memory
+from hfadapt.hardware.processes import machines
 from hfadapt.records.stages import Step
 from hfadapt.tasks import Example, Task
 from hfadapt.train.frozen import FrozenCache, frozen_layers

@@ -18,9 +18,10 @@ from hfadapt.core.progress import Corrected, Progress, Silent
 from hfadapt.data import canaries, read_split
 from hfadapt.facts import layer_stacks
 from hfadapt.fast import FastPath, fusion, product_dtype
-from hfadapt.launch import World, interruptible
+from hfadapt.hardware.peak_memory import PeakMemory, load_libraries, release_memory, resident_bytes
+from hfadapt.hardware.processes import World, interruptible
+from hfadapt.hardware.versions import versions
 from hfadapt.manifest import write_manifest
-from hfadapt.measure import PeakMemory, load_libraries, release_memory, resident_bytes
 from hfadapt.model import Base, load_base
 from hfadapt.records.evidence import Energy
 from hfadapt.records.stages import PHASES, Phase, PhaseMeasure, TrainRecord
@@ -29,7 +30,6 @@ from hfadapt.tasks import Example, Row
 from hfadapt.train.energy import EnergyMeter
 from hfadapt.train.job import Job
 from hfadapt.train.loop import Loop
-from hfadapt.versions import versions
 
 if TYPE_CHECKING:
     from hfadapt.recipe import Lock

@@ -6,7 +6,8 @@ import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
-from hfadapt import __version__, hardware
+from hfadapt import __version__
+from hfadapt.hardware import catalogue
 from hfadapt.records.stages import Versions
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate", "huggingface_hub")
@@ -26,6 +27,6 @@ def versions(device: str) -> Versions:
         python=platform.python_version(),
         packages=found,
         platform=f"{platform.system()} {platform.machine()}",
-        processor=hardware.processor_name(),
+        processor=catalogue.processor_name(),
         device=device,
     )

@@ -138,7 +138,7 @@ def target(name: str) -> Target:
 def _catalogue() -> dict[str, dict[str, Any]]:
     """Tables by name, with defaults and `extends` filled in."""
     found: dict[str, dict[str, Any]] = {}
-    for path in sorted((Path(__file__).parent / "targets").glob("*.toml")):
+    for path in sorted((Path(__file__).parents[1] / "targets").glob("*.toml")):
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
         defaults = tables.pop("defaults", {})
         for name, table in tables.items():

@@ -1,0 +1,1 @@
+"""Targets, what this machine is, its memory and its processes."""
