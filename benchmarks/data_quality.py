@@ -25,7 +25,7 @@ from typing import Any
 from hfadapt.data import audit, prepare, read_split
 from hfadapt.data.dedupe import Join
 from hfadapt.data.rows import tokens
-from hfadapt.recipe import Recipe
+from hfadapt.recipe.schema import Recipe
 
 DOMAINS = ("tweets", "movies", "products", "news")
 PLANTED_ROWS = 2_000
@@ -264,7 +264,7 @@ _SPEED = """
 import resource, sys, time
 from pathlib import Path
 from hfadapt.data import prepare
-from hfadapt.recipe import Recipe
+from hfadapt.recipe.schema import Recipe
 folder, streaming = Path(sys.argv[1]), sys.argv[2] == "stream"
 recipe = Recipe(name="bench", model="x", task="text-classification", domains={"all": str(folder / "rows.jsonl")},
                 data={"streaming": streaming})

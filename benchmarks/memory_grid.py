@@ -184,7 +184,7 @@ def make_model(folder: Path, about: dict[str, Any]) -> None:
 
 def lock_of(point: dict[str, Any], about: dict[str, Any], folder: str) -> Any:
     """The lock that trains this point."""
-    from hfadapt.recipe import Lock
+    from hfadapt.recipe.schema import Lock
 
     return Lock.model_validate(
         {

@@ -22,9 +22,9 @@ _HOME = {
     "Cell": "hfadapt.run_folder",
     "DataReport": "hfadapt.data",
     "HfadaptError": "hfadapt.core.errors",
-    "Lock": "hfadapt.recipe",
+    "Lock": "hfadapt.recipe.schema",
     "Plan": "hfadapt.records.plan",
-    "Recipe": "hfadapt.recipe",
+    "Recipe": "hfadapt.recipe.schema",
     "RecipeError": "hfadapt.core.errors",
     "Report": "hfadapt.records.report",
     "Run": "hfadapt.run_folder",
@@ -35,10 +35,10 @@ _HOME = {
     "examine": "hfadapt.doctor",
     "load_adapted": "hfadapt.predict",
     "load_bank": "hfadapt.bank",
-    "load_recipe": "hfadapt.recipe_file",
+    "load_recipe": "hfadapt.recipe.reading",
     "make_plan": "hfadapt.plan",
     "resolve_model": "hfadapt.model",
-    "save_recipe": "hfadapt.recipe_file",
+    "save_recipe": "hfadapt.recipe.reading",
     "target": "hfadapt.hardware.catalogue",
     "this_machine": "hfadapt.hardware.catalogue",
 }
@@ -54,10 +54,10 @@ if TYPE_CHECKING:
     from hfadapt.plan import make_plan as make_plan
     from hfadapt.predict import Adapted as Adapted
     from hfadapt.predict import load_adapted as load_adapted
-    from hfadapt.recipe import Lock as Lock
-    from hfadapt.recipe import Recipe as Recipe
-    from hfadapt.recipe_file import load_recipe as load_recipe
-    from hfadapt.recipe_file import save_recipe as save_recipe
+    from hfadapt.recipe.reading import load_recipe as load_recipe
+    from hfadapt.recipe.reading import save_recipe as save_recipe
+    from hfadapt.recipe.schema import Lock as Lock
+    from hfadapt.recipe.schema import Recipe as Recipe
     from hfadapt.records.plan import Plan as Plan
     from hfadapt.records.report import Report as Report
     from hfadapt.run_folder import Cell as Cell

@@ -14,7 +14,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.facts import layer_stacks
 from hfadapt.model import Base, file_sha256, json_sha256
-from hfadapt.recipe import Lock
+from hfadapt.recipe.schema import Lock
 
 if TYPE_CHECKING:
     import torch

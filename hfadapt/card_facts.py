@@ -19,7 +19,7 @@ import yaml
 
 from hfadapt.core.errors import RunError
 from hfadapt.core.show import show_bytes, show_latency, show_number, show_seconds
-from hfadapt.recipe import Lock
+from hfadapt.recipe.schema import Lock
 from hfadapt.records.stages import CardFact
 
 How = Literal["value", "product", "ratio", "differing"]

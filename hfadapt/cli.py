@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 if TYPE_CHECKING:
-    from hfadapt.recipe import Recipe
+    from hfadapt.recipe.schema import Recipe
 
 app = typer.Typer(
     add_completion=False,
@@ -43,7 +43,7 @@ RUNS = Path("runs")
 
 def load(recipe: Path, overrides: list[str] | None, domains: list[str] | None, targets: list[str] | None) -> Recipe:
     """The recipe with overrides and targets. Its domains are all kept: rows are compared across them."""
-    from hfadapt.recipe_file import load_recipe
+    from hfadapt.recipe.reading import load_recipe
 
     whole = load_recipe(recipe, overrides or (), targets=targets)
     if domains:

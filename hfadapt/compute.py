@@ -15,7 +15,7 @@ from hfadapt.facts import ModelFacts, model_facts
 from hfadapt.records.evidence import Compute
 
 if TYPE_CHECKING:
-    from hfadapt.recipe import Lock
+    from hfadapt.recipe.schema import Lock
     from hfadapt.records.stages import DataRecord
 
 if sys.version_info >= (3, 11):

@@ -20,7 +20,7 @@ from hfadapt.core.show import show_bytes
 from hfadapt.hardware.peak_memory import is_out_of_memory
 from hfadapt.plan import lock as lock_cell
 from hfadapt.plan import make_plan
-from hfadapt.recipe import Lock, Recipe
+from hfadapt.recipe.schema import Lock, Recipe
 from hfadapt.records.plan import CellPlan
 from hfadapt.records.report import Report
 from hfadapt.records.stages import DataRecord
@@ -126,7 +126,7 @@ class Flow:
     def _plan(self, cell: Cell) -> None:
         """The final plan, now that token lengths are known, and the audit of the rows under it."""
         from hfadapt.model import load_tokenizer, resolve_model
-        from hfadapt.recipe_file import save_recipe
+        from hfadapt.recipe.reading import save_recipe
 
         recipe = narrow(self.recipe, [cell.domain], [cell.target])
         tokenizer = load_tokenizer(resolve_model(recipe.model))
@@ -208,7 +208,7 @@ class Flow:
 
     def _renew_lock(self, cell: Cell) -> None:
         """Another evaluation of the same adapter was asked for: only that section of the lock changes."""
-        from hfadapt.recipe_file import save_recipe
+        from hfadapt.recipe.reading import save_recipe
 
         lock, recipe = cell.lock, narrow(self.recipe, [cell.domain], [cell.target])
         plan = make_plan(recipe, data={cell.domain: cell.data}, processes=self.world.size)

@@ -12,7 +12,7 @@ from hfadapt.adapter_files import LORA_TENSOR, MANIFEST, folder_problems, tensor
 from hfadapt.core.errors import Problem, RunError
 from hfadapt.hardware.versions import versions
 from hfadapt.model import Base, ModelSource, load_base
-from hfadapt.recipe import Lock
+from hfadapt.recipe.schema import Lock
 from hfadapt.records.stages import Manifest
 
 if TYPE_CHECKING:

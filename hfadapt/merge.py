@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.adapted import open_adapter
 from hfadapt.core.errors import RunError
 from hfadapt.model import Base, load_base
-from hfadapt.recipe import Lock
+from hfadapt.recipe.schema import Lock
 
 if TYPE_CHECKING:
     import torch

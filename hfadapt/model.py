@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry, samples
 from hfadapt.core.errors import RequestError, RunError
-from hfadapt.recipe import Lock
+from hfadapt.recipe.schema import Lock
 
 if TYPE_CHECKING:
     import torch

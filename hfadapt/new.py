@@ -16,8 +16,8 @@ from hfadapt.core.spec import write_text
 from hfadapt.data.format import Shape, recognise
 from hfadapt.data.load import open_source
 from hfadapt.facts import load_config, reads_both_ways
-from hfadapt.recipe import Columns, Source
-from hfadapt.recipe_file import load_recipe
+from hfadapt.recipe.reading import load_recipe
+from hfadapt.recipe.schema import Columns, Source
 
 PEEK_ROWS = 500
 MOST_LABELS = 50

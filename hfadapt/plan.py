@@ -35,7 +35,7 @@ from hfadapt.plan_fields import (
     settle_training,
 )
 from hfadapt.plan_search import Candidate, Question, alternatives, best, compile_seconds, search
-from hfadapt.recipe import AUTO, THIS_MACHINE, Lock, Recipe
+from hfadapt.recipe.schema import AUTO, THIS_MACHINE, Lock, Recipe
 from hfadapt.records.plan import CellPlan, Decision, Plan
 from hfadapt.records.stages import DataRecord
 

@@ -29,7 +29,7 @@ from hfadapt.plan_search import (
     storages_of,
     stored_bytes,
 )
-from hfadapt.recipe import AUTO, Recipe
+from hfadapt.recipe.schema import AUTO, Recipe
 from hfadapt.records.plan import Decision, Rejected
 from hfadapt.records.stages import Lengths
 

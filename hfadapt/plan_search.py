@@ -15,7 +15,7 @@ from hfadapt.facts import ModelFacts
 from hfadapt.hardware import allocator, catalogue
 from hfadapt.hardware.catalogue import Target
 from hfadapt.memory import Workload
-from hfadapt.recipe import AUTO, Recipe
+from hfadapt.recipe.schema import AUTO, Recipe
 from hfadapt.records.plan import Alternative, PhaseMemory
 
 SMALL_WEIGHTS_BYTES = 2_000_000_000

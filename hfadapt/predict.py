@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from hfadapt.model import Base
-    from hfadapt.recipe import Lock
+    from hfadapt.recipe.schema import Lock
     from hfadapt.records.stages import Manifest
     from hfadapt.tasks import Example
 
@@ -262,7 +262,7 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
     from hfadapt.adapted import open_adapter
     from hfadapt.manifest import check_folder
     from hfadapt.model import default_device, load_base
-    from hfadapt.recipe import DTYPES, Lock
+    from hfadapt.recipe.schema import DTYPES, Lock
     from hfadapt.tasks.causal_lm import completion_ids
 
     manifest = check_folder(folder)

@@ -19,7 +19,7 @@ from hfadapt.core.errors import RequestError, RunError, choice_problem
 from hfadapt.core.show import Block, Picture, Shown, as_markdown
 from hfadapt.core.spec import Record, write_text
 from hfadapt.evidence_tables import drift_blocks, leak_blocks
-from hfadapt.recipe import Lock
+from hfadapt.recipe.schema import Lock
 from hfadapt.records.evidence import DriftRecord, SecurityRecord, TransferRecord
 from hfadapt.records.plan import Plan
 from hfadapt.records.report import CellReport, Report

@@ -243,7 +243,7 @@ def test_without_records_it_is_said_what_would_measure(bare: Cell) -> None:
 
 def test_the_commands_are_settings_of_the_recipe() -> None:
     from hfadapt.card_evidence import COMMANDS
-    from hfadapt.recipe import Evaluate
+    from hfadapt.recipe.schema import Evaluate
 
     named = {name for command in COMMANDS.values() for name in re.findall(r"evaluate\.(\w+)=true", command)}
     assert len(named) == 4

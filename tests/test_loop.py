@@ -13,7 +13,7 @@ from tiny import chats, labelled, make_lock, make_loop, pairs, same_weights, sto
 from hfadapt.adapted import trainable
 from hfadapt.core.errors import DataError, RunError
 from hfadapt.core.progress import Silent
-from hfadapt.recipe import FAST_PARTS
+from hfadapt.recipe.schema import FAST_PARTS
 from hfadapt.tasks import IGNORED, Example
 
 STORES = ("none", "int8", "nf4", "fp4")

@@ -14,7 +14,7 @@ import pytest
 from hfadapt.core.errors import RequestError
 from hfadapt.hardware import catalogue
 from hfadapt.plan import lock, make_plan
-from hfadapt.recipe import AUTO, Lock, Recipe
+from hfadapt.recipe.schema import AUTO, Lock, Recipe
 from hfadapt.records.plan import CellPlan, Plan
 from hfadapt.records.stages import DataRecord, Lengths
 

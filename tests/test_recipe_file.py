@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from recipe_faults import BASE, CHAT, FAULTS
 
-from hfadapt import yaml_lines
 from hfadapt.core import registry, samples
 from hfadapt.core.errors import Problem, RecipeError
 from hfadapt.hardware import catalogue
-from hfadapt.recipe import FAST_PARTS
-from hfadapt.recipe_file import load_recipe
-from hfadapt.recipe_words import sections
+from hfadapt.recipe import yaml_lines
+from hfadapt.recipe.reading import load_recipe
+from hfadapt.recipe.schema import FAST_PARTS
+from hfadapt.recipe.words import sections
 
 JARGON = (
     "pydantic",
@@ -411,7 +411,7 @@ def test_offline_fast_and_without_heavy_imports(folder: Path) -> None:
             raise AssertionError("network")
         socket.socket.connect = refuse
         from hfadapt.core.errors import RecipeError
-        from hfadapt.recipe_file import load_recipe
+        from hfadapt.recipe.reading import load_recipe
         try:
             load_recipe({str(path)!r}, ["quant=nf6"])
         except RecipeError as error:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from hfadapt.core.errors import RecipeError
 from hfadapt.hardware import catalogue
-from hfadapt.recipe import (
+from hfadapt.recipe.reading import load_lock, load_recipe, save_recipe
+from hfadapt.recipe.schema import (
     Adapter,
     Columns,
     Data,
@@ -28,7 +29,6 @@ from hfadapt.recipe import (
     Template,
     Train,
 )
-from hfadapt.recipe_file import load_lock, load_recipe, save_recipe
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hfadapt import sources
-from hfadapt.sources import resolve_source
+from hfadapt.recipe import sources
+from hfadapt.recipe.sources import resolve_source
 
 
 @pytest.fixture

@@ -171,7 +171,7 @@ def write_recipe(path: Path, fields: Mapping[str, Any]) -> Path:
 
 def make_lock(model: Path | str, task: str = "causal-lm", **more: Any) -> Any:
     """A lock without `auto`, as the planner would write it."""
-    from hfadapt.recipe import Lock
+    from hfadapt.recipe.schema import Lock
 
     fields = recipe_fields(model, task)
     fields |= {"quant": "none", "dtype": "float32"}

@@ -25,7 +25,7 @@ def main(settings: dict[str, Any]) -> None:
     from hfadapt.data import read_split
     from hfadapt.model import load_base, resolve_model
     from hfadapt.pipeline import run_recipe
-    from hfadapt.recipe_file import load_recipe
+    from hfadapt.recipe.reading import load_recipe
     from hfadapt.run_folder import Run
 
     folder = Path(settings["folder"])
@@ -162,7 +162,7 @@ def long_rows(model: str, count: int, longest: int, path: Path) -> Path:
     from hfadapt.core.progress import quiet_libraries
     from hfadapt.data import prepare, read_split
     from hfadapt.model import load_tokenizer, resolve_model
-    from hfadapt.recipe_file import load_recipe
+    from hfadapt.recipe.reading import load_recipe
 
     quiet_libraries()
     source = path.parent / "sentences.yaml"

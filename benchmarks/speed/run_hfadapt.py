@@ -75,7 +75,7 @@ def main() -> None:
     """Trains."""
     from hfadapt.core.progress import quiet_libraries
     from hfadapt.hardware.processes import World
-    from hfadapt.recipe_file import save_recipe
+    from hfadapt.recipe.reading import save_recipe
     from hfadapt.run_folder import Run
     from hfadapt.train import train_cell
 

@@ -23,7 +23,7 @@ class Judge:
 
         from hfadapt.core import registry
         from hfadapt.model import load_base, load_tokenizer, resolve_model
-        from hfadapt.recipe_file import load_recipe
+        from hfadapt.recipe.reading import load_recipe
         from hfadapt.run_folder import Run
         from hfadapt.tasks import Example
 

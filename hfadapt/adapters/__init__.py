@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
-    from hfadapt.recipe import LockedAdapter
+    from hfadapt.recipe.schema import LockedAdapter
 
 ANY_QUANT = frozenset({"none", "int8", "nf4", "fp4"})
 ALL_LINEAR = ("all-linear",)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.adapters import DEFAULT, AdapterMethod, Context
 
 if TYPE_CHECKING:
-    from hfadapt.recipe import LockedAdapter
+    from hfadapt.recipe.schema import LockedAdapter
 
 
 @dataclass(frozen=True)

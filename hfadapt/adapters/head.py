@@ -10,7 +10,7 @@ from hfadapt.adapters import DEFAULT, AdapterMethod, Context
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from hfadapt.recipe import LockedAdapter
+    from hfadapt.recipe.schema import LockedAdapter
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hfadapt.data.rows import stable_hash
-from hfadapt.recipe import Augment
+from hfadapt.recipe.schema import Augment
 
 Operation = Callable[[Any, float, random.Random], Any]
 

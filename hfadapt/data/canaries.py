@@ -19,7 +19,7 @@ from hfadapt.data.rows import schema, stable_hash
 from hfadapt.records.stages import DataRecord, PlantedCanaries
 
 if TYPE_CHECKING:
-    from hfadapt.recipe import Data
+    from hfadapt.recipe.schema import Data
 
 FILE = "canaries.parquet"
 MOST_ANSWERS = 20

@@ -9,7 +9,7 @@ from typing import Any
 
 from hfadapt.core.errors import RequestError
 from hfadapt.data.rows import Ledger, Row
-from hfadapt.recipe import Clean
+from hfadapt.recipe.schema import Clean
 
 REPLACEMENT = "\ufffd"
 REPLACEMENT_SHARE = 0.02

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hfadapt.data.rows import PRIORITY, Ledger, Row, text_key, tokens
-from hfadapt.recipe import Data, Dedupe
+from hfadapt.recipe.schema import Data, Dedupe
 
 # One word of five is a fifth of a text and may well be its meaning, so shorter rows are compared exactly.
 SHORTEST_TOKENS = 6

@@ -14,7 +14,7 @@ from typing import Any
 
 from hfadapt.core.errors import DataError, choice_problem
 from hfadapt.data.rows import Dropped, Form, Row, fold, name_rows
-from hfadapt.recipe import Columns, Template
+from hfadapt.recipe.schema import Columns, Template
 
 # First match wins; names are compared in lower case.
 NAMES: dict[str, tuple[str, ...]] = {

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from hfadapt.core.errors import DataError, Problem, nearest
 from hfadapt.data.rows import Dropped, name_rows
-from hfadapt.recipe import Domain, Source
+from hfadapt.recipe.schema import Domain, Source
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 SAMPLE = "sample:"

@@ -24,7 +24,7 @@ from hfadapt.core.errors import DataError, Problem, RunError, choice_problem
 from hfadapt.core.spec import write_text
 from hfadapt.data import canaries, clean, dedupe, format, load, split, stream
 from hfadapt.data.rows import SPLITS, Dropped, Form, Ledger, Row, name_rows, schema
-from hfadapt.recipe import Recipe
+from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import DataRecord, SourceRecord
 
 CODE_VERSION = 2

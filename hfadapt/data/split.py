@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from hfadapt.core.errors import DataError, Problem
 from hfadapt.data.rows import SPLITS, Ledger, Row, fold, stable_hash
-from hfadapt.recipe import Data
+from hfadapt.recipe.schema import Data
 
 
 def assign(rows: Sequence[Row], groups: Sequence[int], settings: Data, given: frozenset[str], place: str) -> None:

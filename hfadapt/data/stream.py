@@ -18,7 +18,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem
 from hfadapt.data import canaries, clean, format, load, prepared, split
 from hfadapt.data.rows import PRIORITY, SPLITS, Ledger, Row, fold, schema, stable_hash, text_key
-from hfadapt.recipe import Recipe
+from hfadapt.recipe.schema import Recipe
 
 CHUNK_ROWS = 10_000
 

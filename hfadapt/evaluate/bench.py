@@ -18,7 +18,7 @@ from hfadapt.run_folder import Cell
 from hfadapt.tasks import Example, Row, Scores
 
 if TYPE_CHECKING:
-    from hfadapt.recipe import Lock
+    from hfadapt.recipe.schema import Lock
     from hfadapt.records.stages import DataRecord
 
 

@@ -27,7 +27,7 @@ from hfadapt.model import load_base
 from hfadapt.records.evidence import DriftRecord, Variant
 
 if TYPE_CHECKING:
-    from hfadapt.recipe import Lock
+    from hfadapt.recipe.schema import Lock
     from hfadapt.records.stages import Metric
     from hfadapt.tasks import Example, Scores
 

@@ -20,7 +20,7 @@ from hfadapt.records.stages import Metric
 from hfadapt.tasks import Scores
 
 if TYPE_CHECKING:
-    from hfadapt.recipe import Lock
+    from hfadapt.recipe.schema import Lock
 
 BINS = 10
 CHUNK_CELLS = 20_000_000

@@ -30,16 +30,16 @@ from hfadapt.hardware.processes import World
 from hfadapt.hardware.versions import versions
 from hfadapt.manifest import load_base_of
 from hfadapt.model import Base, json_sha256
-from hfadapt.recipe import is_metric_path as is_path
+from hfadapt.recipe.schema import is_metric_path as is_path
+from hfadapt.recipe.sources import resolve_source
 from hfadapt.records.stages import DataRecord, EvaluationRecord, Metric, PhaseMeasure
 from hfadapt.run_folder import Cell
-from hfadapt.sources import resolve_source
 from hfadapt.tasks import Row, Scores
 from hfadapt.tasks.causal_lm import completion_ids
 from hfadapt.train.stage import CHECK_ROWS, check_losses
 
 if TYPE_CHECKING:
-    from hfadapt.recipe import Lock
+    from hfadapt.recipe.schema import Lock
 
 MOST_CHOICES = 20
 """With at most this many different completions, the task is to choose among them."""

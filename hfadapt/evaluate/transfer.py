@@ -21,7 +21,7 @@ from hfadapt.evaluate.metrics import METRICS, compare, find, sampling
 from hfadapt.evaluate.stage import answer_choices
 from hfadapt.manifest import load_base_of
 from hfadapt.model import Base, json_sha256
-from hfadapt.recipe import Lock
+from hfadapt.recipe.schema import Lock
 from hfadapt.records.evidence import TransferCell, TransferRecord, TransferTarget
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Example, Scores

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from hfadapt.evaluate.drift import Form
-    from hfadapt.recipe import Lock
+    from hfadapt.recipe.schema import Lock
     from hfadapt.run_folder import Cell
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from hfadapt.evaluate.drift import Form
-    from hfadapt.recipe import Lock
+    from hfadapt.recipe.schema import Lock
     from hfadapt.run_folder import Cell
 
 SAME, SAME_IN_16_BITS = 1e-4, 0.02

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from hfadapt.recipe import Lock
+    from hfadapt.recipe.schema import Lock
     from hfadapt.run_folder import Cell
 
 FILE = "model.gguf"

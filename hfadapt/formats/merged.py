@@ -12,7 +12,7 @@ from hfadapt.merge import half_dtype, merged_dtype, open_merged, write_merged
 if TYPE_CHECKING:
     import torch
 
-    from hfadapt.recipe import Lock
+    from hfadapt.recipe.schema import Lock
     from hfadapt.run_folder import Cell
 
 SAME = 1e-4

@@ -22,7 +22,7 @@ from hfadapt.tasks import Example
 from hfadapt.train import checkpoint
 
 if TYPE_CHECKING:
-    from hfadapt.recipe import LockedTrain
+    from hfadapt.recipe.schema import LockedTrain
 
 
 @dataclass

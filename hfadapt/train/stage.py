@@ -32,7 +32,7 @@ from hfadapt.train.job import Job
 from hfadapt.train.loop import Loop
 
 if TYPE_CHECKING:
-    from hfadapt.recipe import Lock
+    from hfadapt.recipe.schema import Lock
 
 CHECK_ROWS = 64
 """Validation rows whose losses are kept, to be met again by the adapter that is read back from disk."""

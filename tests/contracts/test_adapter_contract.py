@@ -144,7 +144,7 @@ def test_other_combinations_are_refused_with_the_reason(models, method, quant):
     from tiny import recipe_fields
 
     from hfadapt.plan import make_plan
-    from hfadapt.recipe import Recipe
+    from hfadapt.recipe.schema import Recipe
 
     recipe = Recipe.model_validate(recipe_fields(models / "lm", "causal-lm", quant=quant, adapter={"method": method}))
     with pytest.raises(RequestError) as caught:

@@ -16,7 +16,7 @@ from typing import Any
 from hfadapt import data
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.recipe import Recipe
+from hfadapt.recipe.schema import Recipe
 from hfadapt.tasks import IGNORED
 
 CHATML = (

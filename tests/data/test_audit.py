@@ -8,7 +8,7 @@ from hfadapt import data
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
 from hfadapt.data import DataReport
-from hfadapt.recipe import Recipe
+from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import Audit, DataRecord, Finding
 
 from . import faults

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from hfadapt.data import augment
-from hfadapt.recipe import Augment
+from hfadapt.recipe.schema import Augment
 
 ROWS = [
     {"text": f"the quick brown fox number {n} jumps over several lazy dogs", "label": "a", "source": "s", "row": n}

@@ -11,7 +11,7 @@ from pyarrow import parquet
 from hfadapt import data
 from hfadapt.core.errors import RunError
 from hfadapt.data import canaries
-from hfadapt.recipe import Canaries, Data, Recipe
+from hfadapt.recipe.schema import Canaries, Data, Recipe
 from hfadapt.records.stages import DataRecord
 
 from .faults import chats, pairs, sentences

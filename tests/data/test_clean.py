@@ -5,7 +5,7 @@ import pytest
 from hfadapt.core.errors import RequestError
 from hfadapt.data import clean
 from hfadapt.data.rows import Ledger, Row
-from hfadapt.recipe import Clean
+from hfadapt.recipe.schema import Clean
 
 
 def row(text, number=0, **columns):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hfadapt.data import dedupe
 from hfadapt.data.dedupe import Join
 from hfadapt.data.rows import Ledger, Row, tokens
-from hfadapt.recipe import Data, Dedupe
+from hfadapt.recipe.schema import Data, Dedupe
 
 WORDS = [f"w{number}" for number in range(30)]
 

@@ -5,7 +5,7 @@ import pytest
 from hfadapt.core.errors import DataError
 from hfadapt.data import format
 from hfadapt.data.rows import Dropped, Row
-from hfadapt.recipe import Columns, Template, Turn
+from hfadapt.recipe.schema import Columns, Template, Turn
 
 LM = frozenset({"completion", "messages", "text"})
 CLASSIFY = frozenset({"labelled"})

@@ -9,7 +9,7 @@ import pytest
 from hfadapt.core.errors import DataError
 from hfadapt.data import load
 from hfadapt.data.rows import Dropped
-from hfadapt.recipe import Domain, Source
+from hfadapt.recipe.schema import Domain, Source
 
 ROWS = [{"text": "first, with a comma", "label": "a"}, {"text": 'second "quoted"\nline', "label": "b"}]
 

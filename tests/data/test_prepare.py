@@ -15,7 +15,7 @@ from hfadapt.core.errors import DataError, RunError
 from hfadapt.data import dedupe, prepared
 from hfadapt.data.rows import text_key, tokens
 from hfadapt.data.stream import SeenKeys
-from hfadapt.recipe import Recipe
+from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import DataRecord
 
 from .faults import chats, pairs, sentences
@@ -129,7 +129,7 @@ def test_same_bytes_in_another_process(tmp_path, streaming):
     write(tmp_path / "a.jsonl", sentences(150))
     here = prepare(tmp_path, {"d": "a.jsonl"}, data={"streaming": streaming})["d"]
     code = (
-        "import sys, pathlib\nfrom hfadapt import data\nfrom hfadapt.recipe import Recipe\n"
+        "import sys, pathlib\nfrom hfadapt import data\nfrom hfadapt.recipe.schema import Recipe\n"
         "p = pathlib.Path(sys.argv[1])\n"
         "r = Recipe(name='r', model='none', task='text-classification', domains={'d': 'a.jsonl'},"
         " data={'streaming': sys.argv[2] == 'True'})\n"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hfadapt.core.errors import DataError
 from hfadapt.data import split
 from hfadapt.data.rows import Ledger, Row
-from hfadapt.recipe import Data
+from hfadapt.recipe.schema import Data
 
 
 def rows_of(labels, source="s"):

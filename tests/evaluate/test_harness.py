@@ -66,7 +66,7 @@ def test_a_local_task_is_scored_for_base_and_adapter(models, tmp_path, tasks):
 
 
 def test_without_the_extra_the_recipe_is_refused(models, tmp_path, monkeypatch):
-    monkeypatch.setattr("hfadapt.source_checks.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("hfadapt.recipe.source_rules.importlib.util.find_spec", lambda name: None)
     prepared(models, tmp_path)
     done = command("plan", "tiny.yaml", folder=tmp_path)
     assert done.code == 2

@@ -14,12 +14,12 @@ from typing import Any
 from hfadapt.core.errors import RecipeError, nearest
 from hfadapt.core.spec import write_text
 from hfadapt.hardware import catalogue
-from hfadapt.recipe import Lock, Recipe, fast_parts
-from hfadapt.recipe_checks import check_settings
-from hfadapt.recipe_words import dig, dotted, show, validate
-from hfadapt.source_checks import check_sources, local_model
-from hfadapt.sources import resolve_source
-from hfadapt.yaml_lines import LIMIT_BYTES, Keys, Place, Tree, dump, read_into
+from hfadapt.recipe.rules import check_settings
+from hfadapt.recipe.schema import Lock, Recipe, fast_parts
+from hfadapt.recipe.source_rules import check_sources, local_model
+from hfadapt.recipe.sources import resolve_source
+from hfadapt.recipe.words import dig, dotted, show, validate
+from hfadapt.recipe.yaml_lines import LIMIT_BYTES, Keys, Place, Tree, dump, read_into
 
 __all__ = ["load_lock", "load_recipe", "resolve_source", "save_recipe"]
 

@@ -16,9 +16,9 @@ from pydantic import ValidationError
 
 from hfadapt.core import registry
 from hfadapt.core.errors import nearest
-from hfadapt.recipe import AUTO, GATES, METRICS, Lock, is_metric_path
-from hfadapt.recipe_words import dig, dotted, show
-from hfadapt.yaml_lines import Keys, Tree
+from hfadapt.recipe.schema import AUTO, GATES, METRICS, Lock, is_metric_path
+from hfadapt.recipe.words import dig, dotted, show
+from hfadapt.recipe.yaml_lines import Keys, Tree
 
 PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 _METRIC = re.compile(r"[a-z][a-z0-9_]*")

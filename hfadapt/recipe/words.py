@@ -18,8 +18,8 @@ from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from hfadapt.core.errors import nearest
-from hfadapt.recipe import AUTO, NAME_PATTERN, Domain, Fast, LockedFast, OneOf, Recipe, Source, Template
-from hfadapt.yaml_lines import Keys, Place, Tree, inline, plain
+from hfadapt.recipe.schema import AUTO, NAME_PATTERN, Domain, Fast, LockedFast, OneOf, Recipe, Source, Template
+from hfadapt.recipe.yaml_lines import Keys, Place, Tree, inline, plain
 
 LIMIT_PROBLEMS = 50
 NAME_WORDS = "a name of letters, digits, '.', '_' and '-', at most 64, beginning with a letter or digit"

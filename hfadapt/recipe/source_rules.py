@@ -11,10 +11,9 @@ from typing import Any
 
 from hfadapt.core import samples
 from hfadapt.core.errors import nearest
-from hfadapt.recipe import is_metric_path, is_task_path
-from hfadapt.recipe_checks import PLACEHOLDER, brace_fault, template_of, texts
-from hfadapt.recipe_words import dig, show
-from hfadapt.sources import (
+from hfadapt.recipe.rules import PLACEHOLDER, brace_fault, template_of, texts
+from hfadapt.recipe.schema import is_metric_path, is_task_path
+from hfadapt.recipe.sources import (
     HUB_ID,
     SAMPLE,
     SUFFIXES,
@@ -25,7 +24,8 @@ from hfadapt.sources import (
     source_files,
     suffix,
 )
-from hfadapt.yaml_lines import Keys, Tree
+from hfadapt.recipe.words import dig, show
+from hfadapt.recipe.yaml_lines import Keys, Tree
 
 MODELS = "a Hub id such as owner/name or owner/name@revision, a folder with config.json, a .gguf file, or sample:NAME"
 SOURCES = "a file, folder or glob, a Hub data set id such as owner/name, or sample:NAME"
