@@ -33,10 +33,10 @@ def _targets() -> Table:
 def _kind(kind: str) -> Table:
     rows = []
     for name in registry.names(kind):
-        module_path = registry.PACKAGE / kind / f"{name.replace('-', '_')}.py"
+        path = registry.source(kind, name)
         about = ""
-        if module_path.exists():
-            about = module_path.read_text(encoding="utf-8").split('"""')[1].split("\n")[0]
+        if path:
+            about = path.read_text(encoding="utf-8").split('"""')[1].split("\n")[0]
         rows.append([name, about])
     return Table([kind.rstrip("s"), "what it is"], rows)
 

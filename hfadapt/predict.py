@@ -96,13 +96,13 @@ class Adapted:
         How long an answer that is written freely will be is not known. With room for the shortest, no prompt is cut
         that a row of training or evaluation could have held.
         """
-        from hfadapt.tasks.causal_lm import without_beginning
+        from hfadapt.tasks.causal_lm.task import without_beginning
 
         return without_beginning(self.prompt_ids(text), answer_tokens, self.max_length)
 
     def prompt_ids(self, text: str) -> list[int]:
         """Token ids of what precedes the answer: the recipe's template, a chat turn, or the text itself."""
-        from hfadapt.tasks.causal_lm import prompt_ids
+        from hfadapt.tasks.causal_lm.task import prompt_ids
 
         if self.prompt is not None:
             text = self.prompt.replace("{text}", text) if "{text}" in self.prompt else text
@@ -151,7 +151,7 @@ def _classify(own: Sequence[Adapted], texts: Sequence[str], names: Sequence[str]
     import torch
 
     from hfadapt.model import pad_token_id
-    from hfadapt.tasks.text_classification import KIND
+    from hfadapt.tasks.text_classification.task import KIND
 
     model, tokenizer = own[0].model, own[0].tokenizer
     examples = [
@@ -173,7 +173,7 @@ def _choose(own: Sequence[Adapted], texts: Sequence[str], names: Sequence[str]) 
     import torch
 
     from hfadapt.model import pad_token_id
-    from hfadapt.tasks.causal_lm import KIND
+    from hfadapt.tasks.causal_lm.task import KIND
 
     model, choices, pad = own[0].model, own[0].choices, pad_token_id(own[0].tokenizer)
     examples = [adapted.question(text) for adapted, text in zip(own, texts, strict=True)]
@@ -263,7 +263,7 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
     from hfadapt.manifest import check_folder
     from hfadapt.model import default_device, load_base
     from hfadapt.recipe.schema import DTYPES, Lock
-    from hfadapt.tasks.causal_lm import completion_ids
+    from hfadapt.tasks.causal_lm.task import completion_ids
 
     manifest = check_folder(folder)
     if not (folder / "lock.yaml").is_file():

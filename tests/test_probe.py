@@ -11,7 +11,7 @@ from hfadapt.batches import padded
 from hfadapt.core.errors import RunError
 from hfadapt.evaluate.probe import put_head, train_probe
 from hfadapt.model import load_base
-from hfadapt.tasks.text_classification import KIND
+from hfadapt.tasks.text_classification.task import KIND
 
 CPU = torch.device("cpu")
 

@@ -13,9 +13,9 @@ from hfadapt.batches import padded
 from hfadapt.core.errors import DataError
 from hfadapt.model import load_base
 from hfadapt.tasks import IGNORED, loss_sum
-from hfadapt.tasks.causal_lm import KIND as LM
-from hfadapt.tasks.causal_lm import completion_ids, labelled_logits
-from hfadapt.tasks.text_classification import KIND as CLASSIFIER
+from hfadapt.tasks.causal_lm.task import KIND as LM
+from hfadapt.tasks.causal_lm.task import completion_ids, labelled_logits
+from hfadapt.tasks.text_classification.task import KIND as CLASSIFIER
 
 CPU = torch.device("cpu")
 

@@ -23,7 +23,8 @@ KINDS = ("tasks", "adapters", "quants", "formats")
 def names(kind: str) -> tuple[str, ...]:
     """All names of a kind, sorted; imports none of them."""
     folder = PACKAGE / kind
-    own = {path.stem.replace("_", "-") for path in folder.glob("*.py") if not path.stem.startswith("_")}
+    paths = [*folder.glob("*.py"), *(path.parent for path in folder.glob(f"*/{kind.rstrip('s')}.py"))]
+    own = {path.stem.replace("_", "-") for path in paths if not path.stem.startswith("_")}
     return tuple(sorted(own | {entry.name for entry in entry_points(group=f"hfadapt.{kind}")}))
 
 
@@ -37,7 +38,17 @@ def load(kind: str, name: str) -> Any:
     if name not in names(kind):
         problem = choice_problem(f"there is no {kind.rstrip('s')} of that name", name, names(kind))
         raise RequestError(problem.what, problems=[problem])
-    module_path = PACKAGE / kind / f"{name.replace('-', '_')}.py"
-    if module_path.exists():
-        return importlib.import_module(f"hfadapt.{kind}.{name.replace('-', '_')}").KIND
+    path = source(kind, name)
+    if path:
+        module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        return importlib.import_module(module).KIND
     return next(entry for entry in entry_points(group=f"hfadapt.{kind}") if entry.name == name).load()
+
+
+def source(kind: str, name: str) -> Path | None:
+    """The file of hfadapt's own that holds a name: `NAME.py`, or `NAME/KIND.py` where it needs more than one file."""
+    stem = name.replace("-", "_")
+    for path in (PACKAGE / kind / f"{stem}.py", PACKAGE / kind / stem / f"{kind.rstrip('s')}.py"):
+        if path.exists():
+            return path
+    return None

@@ -35,7 +35,7 @@ from hfadapt.recipe.sources import resolve_source
 from hfadapt.records.stages import DataRecord, EvaluationRecord, Metric, PhaseMeasure
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Row, Scores
-from hfadapt.tasks.causal_lm import completion_ids
+from hfadapt.tasks.causal_lm.task import completion_ids
 from hfadapt.train.stage import CHECK_ROWS, check_losses
 
 if TYPE_CHECKING:

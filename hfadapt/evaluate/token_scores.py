@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from hfadapt.tasks import Example
-from hfadapt.tasks.causal_lm import labelled_logits
+from hfadapt.tasks.causal_lm.task import labelled_logits
 
 if TYPE_CHECKING:
     from hfadapt.evaluate.bench import Bench

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hfadapt.fast import kernels
-from hfadapt.tasks.causal_lm import labelled_positions
+from hfadapt.tasks.causal_lm.task import labelled_positions
 
 LOSS_LOGITS = 16_000_000
 """Logits made at once: 32 MB in 16 bits."""

@@ -15,7 +15,7 @@ from hfadapt.adapted import _multiply_heads_in_float32
 from hfadapt.fast import FastPath, batch, labelled_loss, one_line, side_by_side
 from hfadapt.fast import attention as rows_attention
 from hfadapt.tasks import Example, in_line
-from hfadapt.tasks.text_classification import KIND as CLASSIFIER
+from hfadapt.tasks.text_classification.task import KIND as CLASSIFIER
 
 from .fake_gpu import ATTENTION, ATTENTION_BACKWARD, COPIES, DEVICE, NONZERO, gpu, move, there
 from .test_path import DECODERS, ENCODERS, GROUPED, SIZES, make, rows

@@ -10,8 +10,8 @@ from hfadapt.fast import FastPath, batch, compiled, kernels, labelled_loss, one_
 from hfadapt.fast.documents import CURRENT
 from hfadapt.fast.dropout import Dropout, column_keys, random_keys, token_keys
 from hfadapt.tasks import Example, in_line
-from hfadapt.tasks.causal_lm import KIND as LM
-from hfadapt.tasks.text_classification import KIND as CLASSIFIER
+from hfadapt.tasks.causal_lm.task import KIND as LM
+from hfadapt.tasks.text_classification.task import KIND as CLASSIFIER
 from tests.fast.test_path import DECODERS, ENCODERS, GROUPED, close, gradients, make, rows
 
 SHARE = 0.3

@@ -23,8 +23,8 @@ from hfadapt.fast import (
 from hfadapt.fast import attention as rows_attention
 from hfadapt.fast.path import product_dtype
 from hfadapt.tasks import Example, in_line
-from hfadapt.tasks.causal_lm import KIND as LM
-from hfadapt.tasks.text_classification import KIND as CLASSIFIER
+from hfadapt.tasks.causal_lm.task import KIND as LM
+from hfadapt.tasks.text_classification.task import KIND as CLASSIFIER
 
 SIZES = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 64}
 SIZES |= {"num_hidden_layers": 2, "num_attention_heads": 4}
