@@ -157,7 +157,7 @@ def trace_all(only: list[str]) -> int:
 
     from hfadapt import memory
     from hfadapt.core import registry
-    from hfadapt.facts import build, describe
+    from hfadapt.models.facts import build, describe
 
     failed = 0
     for task, table in ((LM, LANGUAGE_MODELS), (CLASSIFY, CLASSIFIERS)):

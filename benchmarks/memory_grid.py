@@ -236,13 +236,13 @@ def measure(
     import torch
     from accelerate import Accelerator
 
-    from hfadapt.adapted import attach_adapter, save_adapter, trainable
     from hfadapt.batches import padded
     from hfadapt.core import registry
     from hfadapt.fast import FastPath, product_dtype
     from hfadapt.hardware.peak_memory import PeakMemory, release_memory, resident_bytes
-    from hfadapt.merge import merged_dtype, open_merged, write_merged
-    from hfadapt.model import load_base
+    from hfadapt.models.attach import attach_adapter, save_adapter, trainable
+    from hfadapt.models.load import load_base
+    from hfadapt.models.merge import merged_dtype, open_merged, write_merged
     from hfadapt.tasks import IGNORED, Example
     from hfadapt.train.job import Job
     from hfadapt.train.loop import Loop
@@ -310,7 +310,7 @@ def predicted(point: dict[str, Any], about: dict[str, Any], device: str, tiles: 
 
     from hfadapt import memory
     from hfadapt.core import registry
-    from hfadapt.facts import build, describe
+    from hfadapt.models.facts import build, describe
 
     task = registry.load("tasks", about["task"])
     config = AutoConfig.for_model(**{**about["config"], **TOKEN_IDS})

@@ -37,7 +37,7 @@ _HOME = {
     "load_bank": "hfadapt.bank",
     "load_recipe": "hfadapt.recipe.reading",
     "make_plan": "hfadapt.plan",
-    "resolve_model": "hfadapt.model",
+    "resolve_model": "hfadapt.models.load",
     "save_recipe": "hfadapt.recipe.reading",
     "target": "hfadapt.hardware.catalogue",
     "this_machine": "hfadapt.hardware.catalogue",

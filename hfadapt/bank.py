@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hfadapt.adapted import internal_name, open_adapters, use_adapter
 from hfadapt.core.errors import RequestError, choice_problem
 from hfadapt.core.progress import quiet_libraries
-from hfadapt.manifest import load_base_of
-from hfadapt.model import default_device
+from hfadapt.models.attach import internal_name, open_adapters, use_adapter
+from hfadapt.models.load import default_device
+from hfadapt.models.manifest import load_base_of
 from hfadapt.predict import BATCH_ROWS, MAX_NEW_TOKENS, Adapted, Answer, answers, from_cell
 from hfadapt.run_folder import Cell, Run
 

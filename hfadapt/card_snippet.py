@@ -111,7 +111,7 @@ def run_snippet(code: str, cell: Cell, records: Records) -> str:
     )
     model = str(lock["model"])
     if not model.startswith(SAMPLE) and not records.value("train.json#/model_hub_id"):
-        from hfadapt.model import resolve_model
+        from hfadapt.models.load import resolve_model
 
         run = run.replace(f"base = {json.dumps(public_name(model))}", f"base = {resolve_model(model).path!r}", 1)
     printed = io.StringIO()

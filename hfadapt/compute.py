@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.facts import ModelFacts, model_facts
+from hfadapt.models.facts import ModelFacts, model_facts
 from hfadapt.records.evidence import Compute
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hfadapt.adapter_files import EXPORT, MANIFEST, PAPERS, is_model_file, tensor_shapes
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.core.samples import PREFIX
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.core.spec import write_text
+from hfadapt.models.adapter_files import EXPORT, MANIFEST, PAPERS, is_model_file, tensor_shapes
 from hfadapt.records.evidence import DriftRecord, Variant
 from hfadapt.records.stages import CardRecord, ExportRecord, Manifest
 from hfadapt.run_folder import Cell
@@ -97,8 +97,8 @@ def export(
         RunError: the form is refused, or the folder did not score as it should when it was opened; nothing is left.
     """
     from hfadapt.hardware.peak_memory import release_memory
-    from hfadapt.manifest import check_folder
-    from hfadapt.model import default_device
+    from hfadapt.models.load import default_device
+    from hfadapt.models.manifest import check_folder
 
     kind: Format = registry.load("formats", format)
     if not (cell.folder / "train.json").exists():
@@ -208,7 +208,7 @@ def _scores(cell: Cell, model: Any, device: torch.device) -> Scores:
 
     from hfadapt.batches import padded
     from hfadapt.data import read_split
-    from hfadapt.model import load_tokenizer, pad_token_id, resolve_model
+    from hfadapt.models.load import load_tokenizer, pad_token_id, resolve_model
 
     lock, task = cell.lock, registry.load("tasks", cell.lock.task)
     tokenizer = load_tokenizer(resolve_model(lock.model))
@@ -283,7 +283,7 @@ def _from_evaluation(cell: Cell, found: Scores) -> float | None:
 
 def _write_papers(cell: Cell, kind: Format, form: Form | None, folder: Path, record: ExportRecord) -> None:
     """Manifest, lock, evaluation, drift, card and README."""
-    from hfadapt.model import file_sha256
+    from hfadapt.models.load import file_sha256
 
     method = cell.lock.adapter.method if kind.needs_base else "full"
     hashes = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if is_model_file(path.name, method)}

@@ -125,7 +125,7 @@ class Flow:
 
     def _plan(self, cell: Cell) -> None:
         """The final plan, now that token lengths are known, and the audit of the rows under it."""
-        from hfadapt.model import load_tokenizer, resolve_model
+        from hfadapt.models.load import load_tokenizer, resolve_model
         from hfadapt.recipe.reading import save_recipe
 
         recipe = narrow(self.recipe, [cell.domain], [cell.target])
@@ -333,7 +333,7 @@ def stage_hashes(recipe: Recipe, cell: Cell, prepared: PreparedDomain) -> dict[s
     Of the data only the rows of the splits count, so that another domain in the recipe leaves finished cells alone
     unless it takes rows from them.
     """
-    from hfadapt.model import file_sha256, json_sha256
+    from hfadapt.models.load import file_sha256, json_sha256
 
     rows = {path.name: file_sha256(path) for path in sorted((prepared.folder / "data").glob("*.parquet"))}
     asked = narrow(recipe, [cell.domain], [cell.target]).model_dump(mode="json")

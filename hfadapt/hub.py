@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hfadapt.adapter_files import MANIFEST, PAPERS, is_model_file
 from hfadapt.core.errors import RequestError, RunError
+from hfadapt.models.adapter_files import MANIFEST, PAPERS, is_model_file
 from hfadapt.records.stages import PublishedFile
 from hfadapt.staging import Staged, git_oid
 
@@ -152,7 +152,7 @@ class Hub:
             return remote.lfs.sha256 == file.sha256
         if remote.blob_id == git_oid(path):
             return True
-        from hfadapt.model import file_sha256
+        from hfadapt.models.load import file_sha256
 
         with tempfile.TemporaryDirectory(prefix="hfadapt-compare-") as folder:
 
@@ -273,7 +273,7 @@ class Hub:
         Raises:
             RunError: the files are not the same, in several attempts.
         """
-        from hfadapt.model import file_sha256
+        from hfadapt.models.load import file_sha256
 
         names = [file.name for file in staged.files]
         wrong: list[str] = []

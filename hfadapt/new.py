@@ -15,7 +15,7 @@ from hfadapt.core.errors import DataError, RequestError
 from hfadapt.core.spec import write_text
 from hfadapt.data.format import Shape, recognise
 from hfadapt.data.load import open_source
-from hfadapt.facts import load_config, reads_both_ways
+from hfadapt.models.facts import load_config, reads_both_ways
 from hfadapt.recipe.reading import load_recipe
 from hfadapt.recipe.schema import Columns, Source
 

@@ -114,7 +114,7 @@ def check_recipe(
     import tempfile
 
     from hfadapt.data import DataReport, prepare
-    from hfadapt.model import load_tokenizer, resolve_model
+    from hfadapt.models.load import load_tokenizer, resolve_model
 
     quiet_libraries()
     prepared = prepare(recipe, recipe_folder=recipe_folder, progress=say)

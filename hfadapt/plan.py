@@ -13,9 +13,9 @@ from hfadapt import memory
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError
 from hfadapt.core.show import show_bytes
-from hfadapt.facts import ModelFacts, model_facts, unfit_for_gguf
 from hfadapt.hardware import catalogue
 from hfadapt.hardware.catalogue import Target
+from hfadapt.models.facts import ModelFacts, model_facts, unfit_for_gguf
 from hfadapt.plan_fields import (
     ALL_LINEAR,
     FUSED_MODULES,

@@ -15,9 +15,9 @@ from typing import Any
 from hfadapt import memory
 from hfadapt.core import registry
 from hfadapt.core.show import show_bytes, show_seconds
-from hfadapt.facts import ModelFacts
 from hfadapt.hardware.catalogue import Target
 from hfadapt.memory import Workload
+from hfadapt.models.facts import ModelFacts
 from hfadapt.plan_search import (
     Candidate,
     Question,

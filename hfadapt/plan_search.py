@@ -11,10 +11,10 @@ from typing import Any
 
 from hfadapt import memory
 from hfadapt.core import registry
-from hfadapt.facts import ModelFacts
 from hfadapt.hardware import allocator, catalogue
 from hfadapt.hardware.catalogue import Target
 from hfadapt.memory import Workload
+from hfadapt.models.facts import ModelFacts
 from hfadapt.recipe.schema import AUTO, Recipe
 from hfadapt.records.plan import Alternative, PhaseMemory
 

@@ -16,7 +16,7 @@ from hfadapt.run_folder import Cell, find_cell
 if TYPE_CHECKING:
     import torch
 
-    from hfadapt.model import Base
+    from hfadapt.models.load import Base
     from hfadapt.recipe.schema import Lock
     from hfadapt.records.stages import Manifest
     from hfadapt.tasks import Example
@@ -150,7 +150,7 @@ def _named(names: Sequence[str]) -> dict[str, Any]:
 def _classify(own: Sequence[Adapted], texts: Sequence[str], names: Sequence[str]) -> list[Answer]:
     import torch
 
-    from hfadapt.model import pad_token_id
+    from hfadapt.models.load import pad_token_id
     from hfadapt.tasks.text_classification.task import KIND
 
     model, tokenizer = own[0].model, own[0].tokenizer
@@ -172,7 +172,7 @@ def _choose(own: Sequence[Adapted], texts: Sequence[str], names: Sequence[str]) 
     """The most likely of the words among which these adapters answer."""
     import torch
 
-    from hfadapt.model import pad_token_id
+    from hfadapt.models.load import pad_token_id
     from hfadapt.tasks.causal_lm.task import KIND
 
     model, choices, pad = own[0].model, own[0].choices, pad_token_id(own[0].tokenizer)
@@ -192,7 +192,7 @@ def _choose(own: Sequence[Adapted], texts: Sequence[str], names: Sequence[str]) 
 
 
 def _write(own: Sequence[Adapted], texts: Sequence[str], names: Sequence[str], max_new_tokens: int) -> list[Answer]:
-    from hfadapt.generate import continuations
+    from hfadapt.models.generate import continuations
 
     model, tokenizer = own[0].model, own[0].tokenizer
     prompts = [adapted.asked_ids(text) for adapted, text in zip(own, texts, strict=True)]
@@ -214,9 +214,9 @@ def load_adapted(
         RequestError: no such cell, or it is not trained yet.
         RunError: the adapter does not belong to the base, or its files were changed.
     """
-    from hfadapt.adapted import open_adapter
-    from hfadapt.manifest import FILE, load_base_of
-    from hfadapt.model import default_device
+    from hfadapt.models.attach import open_adapter
+    from hfadapt.models.load import default_device
+    from hfadapt.models.manifest import FILE, load_base_of
 
     quiet_libraries()
 
@@ -259,9 +259,9 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
     """What is in an exported or published folder, by its manifest."""
     import yaml
 
-    from hfadapt.adapted import open_adapter
-    from hfadapt.manifest import check_folder
-    from hfadapt.model import default_device, load_base
+    from hfadapt.models.attach import open_adapter
+    from hfadapt.models.load import default_device, load_base
+    from hfadapt.models.manifest import check_folder
     from hfadapt.recipe.schema import DTYPES, Lock
     from hfadapt.tasks.causal_lm.task import completion_ids
 
@@ -297,8 +297,8 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
 def _base_of(folder: Path, manifest: Manifest, lock: Lock, base: str | None, device: torch.device) -> Base:
     """The base of an exported adapter: where the user says it is, else by its name."""
     from hfadapt.core.samples import PREFIX
-    from hfadapt.manifest import load_base_of
-    from hfadapt.model import resolve_model
+    from hfadapt.models.load import resolve_model
+    from hfadapt.models.manifest import load_base_of
 
     known = manifest.model + (f"@{manifest.model_revision}" if manifest.model_revision else "")
     if lock.model.startswith(PREFIX):

@@ -345,11 +345,11 @@ def rescored_download(cell: Cell, folder: Path) -> float:
     Raises:
         RunError: the folder is not as it was saved, or the losses are not the same.
     """
-    from hfadapt.adapted import open_adapter
     from hfadapt.core.progress import quiet_libraries
     from hfadapt.evaluate import stage
-    from hfadapt.manifest import load_base_of
-    from hfadapt.model import default_device
+    from hfadapt.models.attach import open_adapter
+    from hfadapt.models.load import default_device
+    from hfadapt.models.manifest import load_base_of
 
     quiet_libraries()
     lock, device = cell.lock, default_device()

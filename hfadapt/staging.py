@@ -17,10 +17,10 @@ from typing import Any
 
 import yaml
 
-from hfadapt.adapter_files import PAPERS, SUMS, is_model_file
 from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.core.spec import write_text
 from hfadapt.leaks import leaks
+from hfadapt.models.adapter_files import PAPERS, SUMS, is_model_file
 from hfadapt.records.stages import CardRecord, EvaluationRecord, PublishedFile
 from hfadapt.run_folder import Cell
 
@@ -99,7 +99,7 @@ def stage(cell: Cell, folder: Path, prefix: str = "", licence: str | None = None
     Raises:
         RunError: a file must not be published; every file is named with its rule, never with what stands in it.
     """
-    from hfadapt.manifest import check_folder
+    from hfadapt.models.manifest import check_folder
 
     if links := [path for path in _sources(cell) if path.is_symlink()]:
         raise RunError("links are not published", problems=[_refused(path, "a link, not a file") for path in links])
@@ -138,7 +138,7 @@ def sealed(folder: Path, prefix: str = "") -> Staged:
 
 
 def _described(path: Path, folder: Path) -> PublishedFile:
-    from hfadapt.model import file_sha256
+    from hfadapt.models.load import file_sha256
 
     return PublishedFile(name=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=file_sha256(path))
 

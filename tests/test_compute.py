@@ -6,7 +6,7 @@ import pytest
 from tiny import make_lock, make_loop, pairs
 
 from hfadapt.compute import base_compute, tuning_compute
-from hfadapt.facts import model_facts
+from hfadapt.models.facts import model_facts
 from hfadapt.tasks import loss_sum
 
 

@@ -19,7 +19,7 @@ from hfadapt.core.progress import Silent
 from hfadapt.evaluate.drift import measure
 from hfadapt.evaluate.stage import open_bench
 from hfadapt.export import export
-from hfadapt.model import file_sha256, load_base
+from hfadapt.models.load import file_sha256, load_base
 from hfadapt.records.evidence import DriftRecord
 from hfadapt.run_folder import Cell
 
@@ -165,8 +165,8 @@ def test_files_are_read_for_their_hashes_before_and_after_the_base_is_loaded(cla
 
         return call
 
-    monkeypatch.setattr("hfadapt.model.file_sha256", noted("hash", file_sha256))
-    monkeypatch.setattr("hfadapt.manifest.load_base", noted("base", load_base))
+    monkeypatch.setattr("hfadapt.models.load.file_sha256", noted("hash", file_sha256))
+    monkeypatch.setattr("hfadapt.models.manifest.load_base", noted("base", load_base))
     load_adapted(tmp_path / "out", base=str(models / "encoder"))
     assert seen == ["hash", "base", "hash"]
 

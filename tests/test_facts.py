@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from hfadapt import facts
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError
+from hfadapt.models import facts
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4},

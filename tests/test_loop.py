@@ -10,9 +10,9 @@ import pytest
 import torch
 from tiny import chats, labelled, make_lock, make_loop, pairs, same_weights, stop_after, train, uneven
 
-from hfadapt.adapted import trainable
 from hfadapt.core.errors import DataError, RunError
 from hfadapt.core.progress import Silent
+from hfadapt.models.attach import trainable
 from hfadapt.recipe.schema import FAST_PARTS
 from hfadapt.tasks import IGNORED, Example
 

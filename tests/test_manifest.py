@@ -8,10 +8,10 @@ import pytest
 import torch
 from tiny import LABELS, labelled, make_lock, make_loop
 
-from hfadapt.adapted import save_adapter
 from hfadapt.core.errors import RunError
-from hfadapt.manifest import check_manifest, write_manifest
-from hfadapt.model import load_base
+from hfadapt.models.attach import save_adapter
+from hfadapt.models.load import load_base
+from hfadapt.models.manifest import check_manifest, write_manifest
 from hfadapt.records.stages import Manifest
 
 CPU = torch.device("cpu")

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import LABELS, labelled, make_lock, make_loop, pairs
 
-from hfadapt.adapted import open_adapter, save_adapter
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
-from hfadapt.manifest import check_folder, check_manifest, read_manifest, write_manifest
-from hfadapt.model import load_base
+from hfadapt.models.attach import open_adapter, save_adapter
+from hfadapt.models.load import load_base
+from hfadapt.models.manifest import check_folder, check_manifest, read_manifest, write_manifest
 
 CPU = torch.device("cpu")
 
@@ -321,7 +321,9 @@ def test_no_model_is_loaded_and_no_code_runs_before_the_folder_was_looked_at(ada
     (tmp_path / "evil_module.py").write_text(f"open({str(mark)!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
     change_config(cell / "adapter", auto_mapping={"parent_library": "evil_module", "base_model_class": "X"})
-    monkeypatch.setattr("hfadapt.manifest.load_base", lambda *arguments, **options: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "hfadapt.models.manifest.load_base", lambda *arguments, **options: pytest.fail("a model was loaded")
+    )
     fake_cell(cell, monkeypatch)
     CellState(status="done").write(cell / "cell.json")
     with pytest.raises(RunError, match="run code"):

@@ -14,9 +14,9 @@ import pytest
 
 from hfadapt import memory
 from hfadapt.core import samples
-from hfadapt.facts import ModelFacts, model_facts
 from hfadapt.hardware import allocator
 from hfadapt.memory import Workload, predict, terms
+from hfadapt.models.facts import ModelFacts, model_facts
 
 GRID = Path(__file__).parent.parent / "benchmarks" / "memory_grid.py"
 
@@ -74,7 +74,7 @@ def test_stored_bits(lm: ModelFacts) -> None:
 def test_trained_parameters_equal_those_of_peft(lm: ModelFacts) -> None:
     import peft
 
-    from hfadapt.facts import build
+    from hfadapt.models.facts import build
 
     model = build(__import__("transformers").AutoConfig.for_model(**lm.config), "AutoModelForCausalLM", "lm")
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=16, target_modules="all-linear"))  # type: ignore[arg-type]
@@ -88,7 +88,7 @@ def test_the_last_layers_alone_need_less(lm: ModelFacts, layers: int, quant: str
     """Trained parameters are peft's; what is kept for the backward pass is that of so many layers."""
     import peft
 
-    from hfadapt.facts import build
+    from hfadapt.models.facts import build
 
     model = build(__import__("transformers").AutoConfig.for_model(**lm.config), "AutoModelForCausalLM", "lm")
     last = list(range(lm.layers - layers, lm.layers))

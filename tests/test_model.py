@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny import LABELS, labelled, make_lock, make_loop, pairs
 
-from hfadapt.adapted import save_adapter
 from hfadapt.core.errors import RequestError
-from hfadapt.model import load_base, load_tokenizer, resolve_model
+from hfadapt.models.attach import save_adapter
+from hfadapt.models.load import load_base, load_tokenizer, resolve_model
 
 CPU = torch.device("cpu")
 

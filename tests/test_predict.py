@@ -116,7 +116,7 @@ def test_a_prompt_that_is_too_long_is_continued_from_its_end(chooser):
     adapted = replace(load_adapted(chooser), choices={}, labels=())
     whole = adapted.prompt_ids("lovely bright " * 200)
     assert len(whole) > adapted.max_length
-    with mock.patch("hfadapt.generate.continuations", return_value=[[5]]) as written:
+    with mock.patch("hfadapt.models.generate.continuations", return_value=[[5]]) as written:
         adapted.predict("lovely bright " * 200)
         adapted.predict("lovely bright")
     (long,), (short,) = (call.args[2] for call in written.call_args_list)

@@ -10,7 +10,7 @@ from tiny import LABELS, labelled, make_lock
 from hfadapt.batches import padded
 from hfadapt.core.errors import RunError
 from hfadapt.evaluate.probe import put_head, train_probe
-from hfadapt.model import load_base
+from hfadapt.models.load import load_base
 from hfadapt.tasks.text_classification.task import KIND
 
 CPU = torch.device("cpu")

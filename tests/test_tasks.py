@@ -11,7 +11,7 @@ from tiny import LABELS, chats, labelled, make_lock, make_tokenizer, pairs, unev
 
 from hfadapt.batches import padded
 from hfadapt.core.errors import DataError
-from hfadapt.model import load_base
+from hfadapt.models.load import load_base
 from hfadapt.tasks import IGNORED, loss_sum
 from hfadapt.tasks.causal_lm.task import KIND as LM
 from hfadapt.tasks.causal_lm.task import completion_ids, labelled_logits

@@ -10,12 +10,12 @@ import torch
 from accelerate import Accelerator
 from tiny import labelled, make_lock, pairs, same_weights, stop_after
 
-from hfadapt.adapted import adapter_names, attach_adapters, save_adapter, trainable
 from hfadapt.adapters import DEFAULT
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.fast import FastPath
-from hfadapt.model import load_base
+from hfadapt.models.attach import adapter_names, attach_adapters, save_adapter, trainable
+from hfadapt.models.load import load_base
 from hfadapt.train import can_share, stage
 from hfadapt.train.job import Job
 from hfadapt.train.loop import Loop

@@ -242,11 +242,11 @@ def make_loop(
     import torch
     from accelerate import Accelerator
 
-    from hfadapt.adapted import attach_adapter, low_rank_start, trainable
     from hfadapt.batches import padded
     from hfadapt.core import registry
     from hfadapt.fast import FastPath
-    from hfadapt.model import load_base
+    from hfadapt.models.attach import attach_adapter, low_rank_start, trainable
+    from hfadapt.models.load import load_base
     from hfadapt.train.job import Job
     from hfadapt.train.loop import Loop
 

@@ -20,10 +20,10 @@ def main(settings: dict[str, Any]) -> None:
     """Everything a run of any tool starts from."""
     import torch
 
-    from hfadapt.adapted import attach_adapter
     from hfadapt.core import registry
     from hfadapt.data import read_split
-    from hfadapt.model import load_base, resolve_model
+    from hfadapt.models.attach import attach_adapter
+    from hfadapt.models.load import load_base, resolve_model
     from hfadapt.pipeline import run_recipe
     from hfadapt.recipe.reading import load_recipe
     from hfadapt.run_folder import Run
@@ -144,7 +144,7 @@ def random_model(config: dict[str, Any], folder: Path) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from hfadapt.model import resolve_model
+    from hfadapt.models.load import resolve_model
 
     if not (folder / "config.json").exists():
         torch.manual_seed(0)
@@ -161,7 +161,7 @@ def long_rows(model: str, count: int, longest: int, path: Path) -> Path:
     the other (seed 0)."""
     from hfadapt.core.progress import quiet_libraries
     from hfadapt.data import prepare, read_split
-    from hfadapt.model import load_tokenizer, resolve_model
+    from hfadapt.models.load import load_tokenizer, resolve_model
     from hfadapt.recipe.reading import load_recipe
 
     quiet_libraries()

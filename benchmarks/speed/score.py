@@ -22,7 +22,7 @@ class Judge:
         import torch
 
         from hfadapt.core import registry
-        from hfadapt.model import load_base, load_tokenizer, resolve_model
+        from hfadapt.models.load import load_base, load_tokenizer, resolve_model
         from hfadapt.recipe.reading import load_recipe
         from hfadapt.run_folder import Run
         from hfadapt.tasks import Example

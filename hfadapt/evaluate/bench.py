@@ -13,7 +13,7 @@ import torch
 from hfadapt.batches import padded
 from hfadapt.core.progress import Progress, Silent
 from hfadapt.data import read_split
-from hfadapt.model import Base
+from hfadapt.models.load import Base
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Example, Row, Scores
 

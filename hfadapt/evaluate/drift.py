@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hfadapt.adapted import open_adapter
 from hfadapt.evaluate.bench import Bench
 from hfadapt.evaluate.metrics import RowMetric, compare, leading, sampling
 from hfadapt.hardware import catalogue
 from hfadapt.hardware.peak_memory import release_memory
-from hfadapt.merge import half_dtype, merged_dtype, open_merged, write_merged
-from hfadapt.model import load_base
+from hfadapt.models.attach import open_adapter
+from hfadapt.models.load import load_base
+from hfadapt.models.merge import half_dtype, merged_dtype, open_merged, write_merged
 from hfadapt.records.evidence import DriftRecord, Variant
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hfadapt.evaluate.bench import Bench, spread
 from hfadapt.evaluate.text_metrics import Texts
-from hfadapt.generate import continuations
+from hfadapt.models.generate import continuations
 from hfadapt.tasks import IGNORED, Example
 
 MOST_BATCH_ROWS = 16

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hfadapt.data.clean import find_pii, pii_kinds
-from hfadapt.generate import continuations
+from hfadapt.models.generate import continuations
 from hfadapt.records.evidence import Estimate, PersonalData, Verbatim
 from hfadapt.tasks import IGNORED, Example
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hfadapt.adapted import open_adapter
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.core.progress import Progress, Silent
@@ -28,8 +27,9 @@ from hfadapt.evaluate.text_metrics import Texts
 from hfadapt.hardware.peak_memory import PeakMemory, load_libraries, release_memory, resident_bytes
 from hfadapt.hardware.processes import World
 from hfadapt.hardware.versions import versions
-from hfadapt.manifest import load_base_of
-from hfadapt.model import Base, json_sha256
+from hfadapt.models.attach import open_adapter
+from hfadapt.models.load import Base, json_sha256
+from hfadapt.models.manifest import load_base_of
 from hfadapt.recipe.schema import is_metric_path as is_path
 from hfadapt.recipe.sources import resolve_source
 from hfadapt.records.stages import DataRecord, EvaluationRecord, Metric, PhaseMeasure

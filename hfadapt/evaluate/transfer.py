@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from hfadapt.adapted import open_adapter, open_adapters, use_adapter
 from hfadapt.batches import padded
 from hfadapt.core import registry
 from hfadapt.core.progress import Progress, Silent
@@ -19,8 +18,9 @@ from hfadapt.data import read_split
 from hfadapt.evaluate.bench import spread
 from hfadapt.evaluate.metrics import METRICS, compare, find, sampling
 from hfadapt.evaluate.stage import answer_choices
-from hfadapt.manifest import load_base_of
-from hfadapt.model import Base, json_sha256
+from hfadapt.models.attach import open_adapter, open_adapters, use_adapter
+from hfadapt.models.load import Base, json_sha256
+from hfadapt.models.manifest import load_base_of
 from hfadapt.recipe.schema import Lock
 from hfadapt.records.evidence import TransferCell, TransferRecord, TransferTarget
 from hfadapt.run_folder import Cell

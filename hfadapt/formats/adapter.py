@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.adapted import open_adapter
-from hfadapt.adapter_files import MANIFEST, is_model_file
 from hfadapt.formats.merged import KIND as MERGED
-from hfadapt.model import load_base
+from hfadapt.models.adapter_files import MANIFEST, is_model_file
+from hfadapt.models.attach import open_adapter
+from hfadapt.models.load import load_base
 
 if TYPE_CHECKING:
     import torch

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.evaluate.drift import Form
-from hfadapt.facts import load_config, unfit_for_gguf
 from hfadapt.formats.merged import KIND as MERGED
-from hfadapt.merge import merged_dtype, open_merged
-from hfadapt.model import load_tokenizer, resolve_model
+from hfadapt.models.facts import load_config, unfit_for_gguf
+from hfadapt.models.load import load_tokenizer, resolve_model
+from hfadapt.models.merge import merged_dtype, open_merged
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
 from hfadapt.evaluate.drift import Form
-from hfadapt.merge import half_dtype, merged_dtype, open_merged, write_merged
+from hfadapt.models.merge import half_dtype, merged_dtype, open_merged, write_merged
 
 if TYPE_CHECKING:
     import torch

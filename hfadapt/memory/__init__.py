@@ -11,7 +11,6 @@ allocator.py.
 from __future__ import annotations
 
 from hfadapt.core import registry
-from hfadapt.facts import LinearShape, ModelFacts
 from hfadapt.memory.terms import is_traced, known_terms, own_passes, saved_bytes_per_token, step_key, terms_of
 from hfadapt.memory.workload import (
     DTYPE_BYTES,
@@ -22,6 +21,7 @@ from hfadapt.memory.workload import (
     own_layers,
     trained_layers,
 )
+from hfadapt.models.facts import LinearShape, ModelFacts
 from hfadapt.records.plan import PhaseMemory
 
 __all__ = [

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from hfadapt.core import registry, samples
 from hfadapt.core.spec import write_text
-from hfadapt.facts import ModelFacts
 from hfadapt.memory.workload import DTYPE_BYTES, LOW_RANK, Workload, fuses, trained_layers
+from hfadapt.models.facts import ModelFacts
 
 if TYPE_CHECKING:
     from hfadapt.memory.trace import StepKey

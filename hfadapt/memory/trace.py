@@ -24,8 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hfadapt import fast
-from hfadapt.facts import build, head_names, layer_stacks
 from hfadapt.fast import compiled
+from hfadapt.models.facts import build, head_names, layer_stacks
 
 MARKS = ("forward_peak", "forward_end", "backward_peak", "validate_peak", "evaluate_peak")
 FORWARD_ONLY = ("validate_peak", "evaluate_peak")

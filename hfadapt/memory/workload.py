@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from hfadapt.core.spec import Spec
-from hfadapt.facts import ModelFacts
+from hfadapt.models.facts import ModelFacts
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LOW_RANK = ("lora", "rslora", "dora", "pissa", "loftq", "eva", "olora")

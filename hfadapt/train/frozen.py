@@ -17,8 +17,8 @@ import torch
 
 from hfadapt.core.errors import RunError
 from hfadapt.core.show import show_bytes
-from hfadapt.facts import layer_stacks
 from hfadapt.fast import Documents, replaced
+from hfadapt.models.facts import layer_stacks
 
 FILE = "frozen-layers.bin"
 DISK_SHARE = 0.8

@@ -10,19 +10,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hfadapt.adapted import adapter_names, attach_adapters, low_rank_start, round_as_saved, save_adapter, trainable
 from hfadapt.batches import padded
 from hfadapt.compute import training_compute
 from hfadapt.core import registry
 from hfadapt.core.progress import Corrected, Progress, Silent
 from hfadapt.data import canaries, read_split
-from hfadapt.facts import layer_stacks
 from hfadapt.fast import FastPath, fusion, product_dtype
 from hfadapt.hardware.peak_memory import PeakMemory, load_libraries, release_memory, resident_bytes
 from hfadapt.hardware.processes import World, interruptible
 from hfadapt.hardware.versions import versions
-from hfadapt.manifest import write_manifest
-from hfadapt.model import Base, load_base
+from hfadapt.models.attach import (
+    adapter_names,
+    attach_adapters,
+    low_rank_start,
+    round_as_saved,
+    save_adapter,
+    trainable,
+)
+from hfadapt.models.facts import layer_stacks
+from hfadapt.models.load import Base, load_base
+from hfadapt.models.manifest import write_manifest
 from hfadapt.records.evidence import Energy
 from hfadapt.records.stages import PHASES, Phase, PhaseMeasure, TrainRecord
 from hfadapt.run_folder import Cell

@@ -8,10 +8,10 @@ import pytest
 import torch
 from tiny import LABELS, labelled, make_lock, make_loop, pairs, train
 
-from hfadapt.adapted import open_adapter, round_as_saved, save_adapter, trainable
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError
-from hfadapt.model import load_base
+from hfadapt.models.attach import open_adapter, round_as_saved, save_adapter, trainable
+from hfadapt.models.load import load_base
 from hfadapt.tasks import loss_sum
 
 METHODS, STORES = registry.names("adapters"), registry.names("quants")

@@ -10,7 +10,7 @@ from hfadapt.batches import padded
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.evaluate.metrics import METRICS
-from hfadapt.model import load_base
+from hfadapt.models.load import load_base
 from hfadapt.tasks import IGNORED, loss_sum
 
 ROWS = {"labelled": labelled, "completion": pairs, "messages": chats}

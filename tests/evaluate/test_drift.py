@@ -10,7 +10,7 @@ from tiny import command, labelled, make_lock, pairs, recipe_fields, write_recip
 from hfadapt.core.progress import Silent
 from hfadapt.evaluate.drift import Form, Reference, forms, measure
 from hfadapt.evaluate.stage import open_bench
-from hfadapt.merge import open_merged
+from hfadapt.models.merge import open_merged
 from hfadapt.run_folder import Cell
 
 CPU = torch.device("cpu")

@@ -22,8 +22,8 @@ from hfadapt.evaluate.generation import (
     new_tokens,
 )
 from hfadapt.evaluate.stage import open_bench
-from hfadapt.generate import continuations
-from hfadapt.model import load_tokenizer
+from hfadapt.models.generate import continuations
+from hfadapt.models.load import load_tokenizer
 from hfadapt.predict import Adapted
 from hfadapt.run_folder import Run
 from hfadapt.tasks import IGNORED, Example

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 
-from hfadapt.model import json_sha256
+from hfadapt.models.load import json_sha256
 from hfadapt.run_folder import Run
 
 METRIC = """
@@ -71,7 +71,7 @@ def test_everything_is_in_the_record(ready):
 def test_the_hash_is_of_what_both_models_saw(ready):
     from hfadapt.core import registry
     from hfadapt.data import read_split
-    from hfadapt.model import load_tokenizer, resolve_model
+    from hfadapt.models.load import load_tokenizer, resolve_model
 
     own = cell(ready)
     tokenizer = load_tokenizer(resolve_model(own.lock.model))

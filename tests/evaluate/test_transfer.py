@@ -11,12 +11,12 @@ import pytest
 import torch
 from tiny import LABELS, command, labelled, pairs, recipe_fields, write_recipe, write_rows
 
-from hfadapt.adapted import internal_name, open_adapter, open_adapters, use_adapter
 from hfadapt.core.progress import Silent
 from hfadapt.evaluate import transfer
 from hfadapt.evaluate.stage import open_bench
 from hfadapt.evaluate.transfer import measure_transfer
-from hfadapt.model import load_base
+from hfadapt.models.attach import internal_name, open_adapter, open_adapters, use_adapter
+from hfadapt.models.load import load_base
 from hfadapt.run_folder import Run
 
 CPU = torch.device("cpu")

@@ -11,9 +11,9 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 
-from hfadapt.adapted import _multiply_heads_in_float32
 from hfadapt.fast import FastPath, batch, labelled_loss, one_line, side_by_side
 from hfadapt.fast import attention as rows_attention
+from hfadapt.models.attach import _multiply_heads_in_float32
 from hfadapt.tasks import Example, in_line
 from hfadapt.tasks.text_classification.task import KIND as CLASSIFIER
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hfadapt.adapted import WEIGHTS
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError
+from hfadapt.models.attach import WEIGHTS
 from hfadapt.records.stages import Manifest
 
 MANIFEST = "hfadapt.json"
@@ -134,7 +134,7 @@ def _foreign_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
 
 
 def _changed_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
-    from hfadapt.model import file_sha256
+    from hfadapt.models.load import file_sha256
 
     method = "full" if manifest.whole else manifest.method
     needed = {CONFIG, WEIGHTS}

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.adapters import DEFAULT, Context
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
-from hfadapt.facts import layer_stacks
-from hfadapt.model import Base, file_sha256, json_sha256
+from hfadapt.models.facts import layer_stacks
+from hfadapt.models.load import Base, file_sha256, json_sha256
 from hfadapt.recipe.schema import Lock
 
 if TYPE_CHECKING:

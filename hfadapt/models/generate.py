@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from hfadapt.model import pad_token_id
+from hfadapt.models.load import pad_token_id
 
 
 def continuations(

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.adapted import open_adapter
 from hfadapt.core.errors import RunError
-from hfadapt.model import Base, load_base
+from hfadapt.models.attach import open_adapter
+from hfadapt.models.load import Base, load_base
 from hfadapt.recipe.schema import Lock
 
 if TYPE_CHECKING:

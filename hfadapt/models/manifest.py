@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.adapter_files import LORA_TENSOR, MANIFEST, folder_problems, tensor_shapes
 from hfadapt.core.errors import Problem, RunError
 from hfadapt.hardware.versions import versions
-from hfadapt.model import Base, ModelSource, load_base
+from hfadapt.models.adapter_files import LORA_TENSOR, MANIFEST, folder_problems, tensor_shapes
+from hfadapt.models.load import Base, ModelSource, load_base
 from hfadapt.recipe.schema import Lock
 from hfadapt.records.stages import Manifest
 

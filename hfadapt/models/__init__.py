@@ -1,0 +1,1 @@
+"""Models: resolved, described, loaded, adapted, merged, identified."""
