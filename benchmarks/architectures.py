@@ -155,9 +155,9 @@ def trace_all(only: list[str]) -> int:
     """Prints a line for each architecture, task and storage; the number of those that could not be traced."""
     from transformers import AutoConfig
 
-    from hfadapt import memory
     from hfadapt.core import registry
     from hfadapt.models.facts import build, describe
+    from hfadapt.plan.memory import predict
 
     failed = 0
     for task, table in ((LM, LANGUAGE_MODELS), (CLASSIFY, CLASSIFIERS)):
@@ -172,9 +172,9 @@ def trace_all(only: list[str]) -> int:
             words = []
             for quant in ("none", "nf4"):
                 dtype = "bfloat16" if task == LM else "float32"
-                work = memory.Workload(quant=quant, dtype=dtype, matmul_dtype="bfloat16")
+                work = predict.Workload(quant=quant, dtype=dtype, matmul_dtype="bfloat16")
                 started = time.perf_counter()
-                traced = memory.is_traced(facts, work)
+                traced = predict.is_traced(facts, work)
                 failed += not traced
                 words.append(f"{quant} {'traced' if traced else 'NOT TRACED'} {time.perf_counter() - started:.1f} s")
             layers = f"{facts.layers} layers, pattern {facts.pattern}"

@@ -308,9 +308,9 @@ def predicted(point: dict[str, Any], about: dict[str, Any], device: str, tiles: 
     """What hfadapt predicts for this point, from the config alone; `tiles` is whether training runs on AMX tiles."""
     from transformers import AutoConfig
 
-    from hfadapt import memory
     from hfadapt.core import registry
     from hfadapt.models.facts import build, describe
+    from hfadapt.plan.memory import predict
 
     task = registry.load("tasks", about["task"])
     config = AutoConfig.for_model(**{**about["config"], **TOKEN_IDS})
@@ -318,7 +318,7 @@ def predicted(point: dict[str, Any], about: dict[str, Any], device: str, tiles: 
     for key, value in task.model_options(LABELS).items():
         setattr(config, key, value)
     facts = describe(build(config, task.auto_class, point["model"]), point["model"], about["task"], len(LABELS), config)
-    workload = memory.Workload(
+    workload = predict.Workload(
         quant=point["quant"],
         dtype=about["dtype"],
         matmul_dtype="bfloat16",
@@ -333,7 +333,7 @@ def predicted(point: dict[str, Any], about: dict[str, Any], device: str, tiles: 
         tiles=tiles,
         device="cpu" if device == "cpu" else "gpu",
     )
-    phases = (*memory.predict(facts, workload), memory.predict_merge(facts, workload))
+    phases = (*predict.predict(facts, workload), predict.predict_merge(facts, workload))
     return {phase.phase: phase.total_bytes for phase in phases}
 
 

@@ -36,7 +36,7 @@ _HOME = {
     "load_adapted": "hfadapt.predict",
     "load_bank": "hfadapt.bank",
     "load_recipe": "hfadapt.recipe.reading",
-    "make_plan": "hfadapt.plan",
+    "make_plan": "hfadapt.plan.make",
     "resolve_model": "hfadapt.models.load",
     "save_recipe": "hfadapt.recipe.reading",
     "target": "hfadapt.hardware.catalogue",
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from hfadapt.core.errors import RecipeError as RecipeError
     from hfadapt.data import DataReport as DataReport
     from hfadapt.hardware.catalogue import Target as Target
-    from hfadapt.plan import make_plan as make_plan
+    from hfadapt.plan.make import make_plan as make_plan
     from hfadapt.predict import Adapted as Adapted
     from hfadapt.predict import load_adapted as load_adapted
     from hfadapt.recipe.reading import load_recipe as load_recipe

@@ -18,8 +18,8 @@ from hfadapt.core.errors import DataError, HfadaptError, RequestError
 from hfadapt.core.progress import Progress
 from hfadapt.core.show import show_bytes
 from hfadapt.hardware.peak_memory import is_out_of_memory
-from hfadapt.plan import lock as lock_cell
-from hfadapt.plan import make_plan
+from hfadapt.plan.make import lock as lock_cell
+from hfadapt.plan.make import make_plan
 from hfadapt.recipe.schema import Lock, Recipe
 from hfadapt.records.plan import CellPlan
 from hfadapt.records.report import Report

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from tiny import make_lock, make_loop, pairs
 
-from hfadapt.compute import base_compute, tuning_compute
 from hfadapt.models.facts import model_facts
+from hfadapt.plan.compute import base_compute, tuning_compute
 from hfadapt.tasks import loss_sum
 
 
@@ -93,7 +93,7 @@ def test_a_published_base_and_its_tuned_versions():
 
 
 def test_every_entry_names_its_source():
-    from hfadapt.compute import _bases
+    from hfadapt.plan.compute import _bases
 
     for name, entry in _bases().items():
         assert "https://" in entry["source"], name

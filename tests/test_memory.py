@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from hfadapt import memory
 from hfadapt.core import samples
 from hfadapt.hardware import allocator
-from hfadapt.memory import Workload, predict, terms
+from hfadapt.memory import Workload, predict
 from hfadapt.models.facts import ModelFacts, model_facts
+from hfadapt.plan.memory import predict as memory
+from hfadapt.plan.memory import terms
 
 GRID = Path(__file__).parent.parent / "benchmarks" / "memory_grid.py"
 
@@ -119,7 +120,7 @@ def test_layers_below_a_trained_head_are_all_frozen(lm: ModelFacts) -> None:
 
 def test_traced_terms_extend_to_more_layers_and_rows(lm: ModelFacts) -> None:
     """Two traced layers foretell what a trace of all six finds."""
-    from hfadapt.memory import trace
+    from hfadapt.plan.memory import trace
 
     workload = Workload(dtype="bfloat16", matmul_dtype="bfloat16", length_tokens=96, micro_batch_rows=trace.ROWS)
     key = memory.step_key(lm, workload)
@@ -212,7 +213,7 @@ def test_other_architectures_are_traced(tmp_path: Path, task: str, config: dict[
 
 def test_layers_of_several_kinds_extend_to_more_groups(tmp_path: Path) -> None:
     """One dense layer, then experts: three traced layers foretell what a trace of all six finds."""
-    from hfadapt.memory import trace
+    from hfadapt.plan.memory import trace
 
     latent = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "kv_lora_rank": 16}
     latent |= {"q_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16}
@@ -258,7 +259,7 @@ def test_a_cpu_without_tiles_needs_more_once_it_has_computed(lm: ModelFacts) -> 
 def test_a_plan_does_not_depend_on_the_machine_that_makes_it(lm: ModelFacts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traces run as on the target: without compiled kernels and tiles, whatever this machine has."""
     from hfadapt.fast import compiled, kernels
-    from hfadapt.memory import trace
+    from hfadapt.plan.memory import trace
 
     def clear() -> None:
         for known in (terms.known_terms, trace.step_terms):

@@ -13,7 +13,7 @@ import pytest
 
 from hfadapt.core.errors import RequestError
 from hfadapt.hardware import catalogue
-from hfadapt.plan import lock, make_plan
+from hfadapt.plan.make import lock, make_plan
 from hfadapt.recipe.schema import AUTO, Lock, Recipe
 from hfadapt.records.plan import CellPlan, Plan
 from hfadapt.records.stages import DataRecord, Lengths
@@ -309,12 +309,12 @@ def test_processes_on_a_cpu_share_its_memory(small: str) -> None:
 
 
 def test_importing_the_plan_does_not_import_torch() -> None:
-    code = "import sys, hfadapt.plan; assert 'torch' not in sys.modules"
+    code = "import sys, hfadapt.plan.make; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_float32_base_in_4_bits_is_unpacked_to_what_the_target_has(small: str) -> None:
-    from hfadapt.plan_search import product_dtype
+    from hfadapt.plan.search import product_dtype
 
     assert product_dtype(catalogue.target("t4"), True, "nf4", "float32") == "float32"
     assert product_dtype(catalogue.target("l4"), True, "nf4", "float32") == "bfloat16"

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from hfadapt.batches import padded
-from hfadapt.compute import training_compute
 from hfadapt.core import registry
 from hfadapt.core.progress import Corrected, Progress, Silent
 from hfadapt.data import canaries, read_split
@@ -30,6 +29,7 @@ from hfadapt.models.attach import (
 from hfadapt.models.facts import layer_stacks
 from hfadapt.models.load import Base, load_base
 from hfadapt.models.manifest import write_manifest
+from hfadapt.plan.compute import training_compute
 from hfadapt.records.evidence import Energy
 from hfadapt.records.stages import PHASES, Phase, PhaseMeasure, TrainRecord
 from hfadapt.run_folder import Cell

@@ -143,7 +143,7 @@ def test_works_on_a_base_in_bfloat16(models, tmp_path, method, quant, task):
 def test_other_combinations_are_refused_with_the_reason(models, method, quant):
     from tiny import recipe_fields
 
-    from hfadapt.plan import make_plan
+    from hfadapt.plan.make import make_plan
     from hfadapt.recipe.schema import Recipe
 
     recipe = Recipe.model_validate(recipe_fields(models / "lm", "causal-lm", quant=quant, adapter={"method": method}))

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from hfadapt import memory
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError
 from hfadapt.core.show import show_bytes
 from hfadapt.hardware import catalogue
 from hfadapt.hardware.catalogue import Target
 from hfadapt.models.facts import ModelFacts, model_facts, unfit_for_gguf
-from hfadapt.plan_fields import (
+from hfadapt.plan.memory import predict
+from hfadapt.plan.reasons import (
     ALL_LINEAR,
     FUSED_MODULES,
     Decisions,
@@ -34,7 +34,7 @@ from hfadapt.plan_fields import (
     settle_together,
     settle_training,
 )
-from hfadapt.plan_search import Candidate, Question, alternatives, best, compile_seconds, search
+from hfadapt.plan.search import Candidate, Question, alternatives, best, compile_seconds, search
 from hfadapt.recipe.schema import AUTO, THIS_MACHINE, Lock, Recipe
 from hfadapt.records.plan import CellPlan, Decision, Plan
 from hfadapt.records.stages import DataRecord
@@ -283,7 +283,7 @@ def _plan_cell(
         )
     )
     final = chosen.workload.model_copy(update={"evaluate_rows": decided.value("evaluate.batch_rows")})
-    phases = memory.predict(facts, final)
+    phases = predict.predict(facts, final)
     peak = max(phase.total_bytes for phase in phases)
     fits = peak <= budget
     nearest = () if fits else tuple(alternatives(question, final))
@@ -291,7 +291,7 @@ def _plan_cell(
     warnings, served = _served(target, facts)
     if trainer.on_cpu and not final.settled:
         warnings.append("malloc is not set as hfadapt run sets it, so more memory is needed: see hfadapt doctor")
-    if not memory.is_traced(facts, final):
+    if not predict.is_traced(facts, final):
         warnings.append("a step of this model could not be traced: the predicted memory is a rough formula's")
     if trainer.on_cpu and facts.experts:
         warnings.append(
@@ -305,7 +305,7 @@ def _plan_cell(
         target=target.name,
         decisions=tuple(decided.made),
         memory=phases,
-        merge=memory.predict_merge(facts, final),
+        merge=predict.predict_merge(facts, final),
         budget_bytes=budget,
         margin=recipe.memory_margin,
         fits=fits and served,

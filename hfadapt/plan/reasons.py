@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hfadapt import memory
 from hfadapt.core import registry
 from hfadapt.core.show import show_bytes, show_seconds
 from hfadapt.hardware.catalogue import Target
-from hfadapt.memory import Workload
 from hfadapt.models.facts import ModelFacts
-from hfadapt.plan_search import (
+from hfadapt.plan.memory import predict
+from hfadapt.plan.memory.predict import Workload
+from hfadapt.plan.search import (
     Candidate,
     Question,
     cached,
@@ -271,7 +271,7 @@ def settle_resident(decided: Decisions, question: Question, chosen: Candidate) -
     work, trainer = chosen.workload, question.target
     # On CUDA the products of 8-bit layers are made in integers, without unpacking.
     unpacks = work.quant in ("nf4", "fp4") or (work.quant == "int8" and trainer.on_cpu)
-    if not (unpacks and memory.own_layers(work)):
+    if not (unpacks and predict.own_layers(work)):
         decided.settle("train.resident_layers", 0, "nothing is unpacked for each use")
         return chosen
     asked = decided.asked("train.resident_layers")
@@ -283,7 +283,7 @@ def settle_resident(decided: Decisions, question: Question, chosen: Candidate) -
     if asked is None:
         return found
     given = chosen.workload.model_copy(update={"resident_layers": asked})
-    return replace(chosen, workload=given, phases=memory.predict(question.facts, given))
+    return replace(chosen, workload=given, phases=predict.predict(question.facts, given))
 
 
 def settle_compile(decided: Decisions, question: Question, chosen: Candidate, steps: int) -> Candidate:
@@ -308,14 +308,14 @@ def settle_compile(decided: Decisions, question: Question, chosen: Candidate, st
 def settle_frozen_cache(decided: Decisions, question: Question, chosen: Candidate, work: Work) -> Candidate:
     """Whether layers below the first trained one run once for each row, and their outputs are kept."""
     facts, name = question.facts, "train.fast.frozen_cache"
-    layers = memory.frozen_layers(facts, chosen.workload)
+    layers = predict.frozen_layers(facts, chosen.workload)
     if not layers:
         why = "no layer lies below the first one that is trained"
         decided.settle(name, False, why, if_asked=f"without effect, as {why}" if decided.asked(name) else "")
         return chosen
     rows = work.rows or ASSUMED_ROWS
     met = optimizer_steps(decided.recipe, work, decided) * decided.value("train.batch_rows") / rows
-    size = rows * question.mean_tokens * facts.hidden_size * memory.DTYPE_BYTES[chosen.workload.dtype]
+    size = rows * question.mean_tokens * facts.hidden_size * predict.DTYPE_BYTES[chosen.workload.dtype]
     which = "all layers are frozen" if layers == facts.layers else f"the first {layers} of {facts.layers} are frozen"
     worth = met >= CACHED_EPOCHS
     words = f"{which}: their outputs ({show_bytes(int(size))} on disk) are made once and used {met:.0f} times"
@@ -334,7 +334,7 @@ def _nothing_to_compile(question: Question, work: Workload) -> str:
         return "hfadapt's own kernels make the passes that it would fuse"
     if trainer.kind not in COMPILED_KINDS:
         return f"not known to work on {trainer.name}"
-    if not memory.own_passes(question.facts, work):
+    if not predict.own_passes(question.facts, work):
         return f"of {question.facts.architecture} it has no passes to fuse"
     return ""
 
@@ -399,7 +399,7 @@ def settle_evaluation(
     decided.settle("evaluate.metrics", names, reason)
     rows = 64
     while rows > 1:
-        phases = memory.predict(facts, chosen.workload.model_copy(update={"evaluate_rows": rows}))
+        phases = predict.predict(facts, chosen.workload.model_copy(update={"evaluate_rows": rows}))
         if next(p for p in phases if p.phase == "evaluate").total_bytes <= min(budget, chosen.peak_bytes):
             break
         rows //= 2

@@ -9,12 +9,12 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hfadapt import memory
 from hfadapt.core import registry
 from hfadapt.hardware import allocator, catalogue
 from hfadapt.hardware.catalogue import Target
-from hfadapt.memory import Workload
 from hfadapt.models.facts import ModelFacts
+from hfadapt.plan.memory import predict
+from hfadapt.plan.memory.predict import Workload
 from hfadapt.recipe.schema import AUTO, Recipe
 from hfadapt.records.plan import Alternative, PhaseMemory
 
@@ -125,7 +125,7 @@ def search(question: Question) -> list[Candidate]:
 
 def stored_bytes(question: Question, quant: str, dtype: str) -> int:
     """What the weights need in this storage."""
-    return memory.weight_bytes(question.facts, Workload(quant=quant, dtype=dtype, method=question.method))
+    return predict.weight_bytes(question.facts, Workload(quant=quant, dtype=dtype, method=question.method))
 
 
 def best(fitting: list[Candidate]) -> Candidate:
@@ -172,7 +172,7 @@ def candidate(
     seconds = None
     if timed:
         seconds = step_seconds(question.facts, workload, question.target, question.rows, question.mean_tokens)
-    return Candidate(workload, memory.predict(question.facts, workload), seconds, preference)
+    return Candidate(workload, predict.predict(question.facts, workload), seconds, preference)
 
 
 def storages_of(question: Question) -> list[tuple[str, str]]:
@@ -234,15 +234,15 @@ def step_seconds(
     weights costs 6 and 8. Attention adds 4 T D FLOP per token and layer for each of these passes. Layers below the
     first trained one have a forward pass alone, in `frozen_runs` of all steps.
     """
-    unlike = workload.quant == "none" and not memory.own_layers(workload)
+    unlike = workload.quant == "none" and not predict.own_layers(workload)
     rate = target.tflops.get(workload.dtype if unlike else workload.matmul_dtype) or target.tflops.get("float32")
     if rate is None:
         return None
     bandwidth = target.bandwidth_bytes_per_second or math.inf
     if target.on_cpu:
-        per_core = TILES_BYTES_PER_SECOND_AND_CORE if memory.on_tiles(workload) else CPU_BYTES_PER_SECOND_AND_CORE
+        per_core = TILES_BYTES_PER_SECOND_AND_CORE if predict.on_tiles(workload) else CPU_BYTES_PER_SECOND_AND_CORE
         bandwidth = min(bandwidth, per_core * (target.cores or 1))
-    frozen = memory.frozen_layers(facts, workload) / facts.layers
+    frozen = predict.frozen_layers(facts, workload) / facts.layers
     trained_passes = (1 - frozen) * ((3 if workload.method == "full" else 2) + workload.checkpointing)
     frozen_passes = frozen * frozen_runs
     # Low-rank layers multiply an unquantised float32 base in bfloat16, frozen layers as it is stored.
@@ -250,15 +250,15 @@ def step_seconds(
     active = facts.parameters - facts.embedding_parameters
     flop = 2 * active + 4 * facts.layers * facts.hidden_size * tokens_per_row
     flop *= trained_passes + frozen_passes * max(1.0, slower)
-    moves = COMPILED_MOVES_PER_SAVED_BYTE if memory.fuses(workload) else MOVES_PER_SAVED_BYTE
-    moved = moves * memory.saved_bytes_per_token(facts, workload) * (1 + 0.4 * workload.checkpointing)
+    moves = COMPILED_MOVES_PER_SAVED_BYTE if predict.fuses(workload) else MOVES_PER_SAVED_BYTE
+    moved = moves * predict.saved_bytes_per_token(facts, workload) * (1 + 0.4 * workload.checkpointing)
     together = workload.micro_batch_rows * workload.adapters * tokens_per_row
     overhead = 1 + HALF_RATE_TOKENS[workload.device] / together
     seconds = rows * tokens_per_row * (flop / (rate * 1e12 * REACHED_RATIO) + moved / bandwidth) * overhead
     if workload.quant != "none":
         # Each use of a weight reads its stored bits, then writes and reads it in the compute dtype.
         uses = (trained_passes + frozen_passes) * rows / (workload.micro_batch_rows * workload.adapters)
-        uses *= 1 - memory.resident_ratio(facts, workload)
+        uses *= 1 - predict.resident_ratio(facts, workload)
         seconds += uses * facts.linear_parameters * 4.5 / bandwidth
     return seconds
 
@@ -267,7 +267,7 @@ def shared(question: Question, chosen: Candidate, adapters: int) -> Candidate:
     """The same configuration for several adapters that are trained together; its seconds are those of one of them."""
     workload = chosen.workload.model_copy(update={"adapters": adapters})
     seconds = step_seconds(question.facts, workload, question.target, question.rows, question.mean_tokens)
-    return Candidate(workload, memory.predict(question.facts, workload), seconds, chosen.preference)
+    return Candidate(workload, predict.predict(question.facts, workload), seconds, chosen.preference)
 
 
 def cached(question: Question, chosen: Candidate, frozen_runs: float) -> Candidate:
@@ -281,25 +281,25 @@ def compiled(question: Question, chosen: Candidate) -> Candidate:
     """The same configuration with torch.compile."""
     workload = chosen.workload.model_copy(update={"compile": True})
     seconds = step_seconds(question.facts, workload, question.target, question.rows, question.mean_tokens)
-    return Candidate(workload, memory.predict(question.facts, workload), seconds, chosen.preference)
+    return Candidate(workload, predict.predict(question.facts, workload), seconds, chosen.preference)
 
 
 def compile_seconds(workload: Workload) -> float:
     """What torch.compile takes once in a training, shared by the adapters that are trained together."""
-    return COMPILE_SECONDS / workload.adapters if memory.fuses(workload) else 0.0
+    return COMPILE_SECONDS / workload.adapters if predict.fuses(workload) else 0.0
 
 
 def resident(question: Question, chosen: Candidate) -> Candidate:
     """The same configuration with as many quantised layers kept unpacked as there is room for."""
     workload, facts = chosen.workload, question.facts
-    count = memory.adapted_layers(facts, workload)
+    count = predict.adapted_layers(facts, workload)
     room = RESIDENT_SHARE * (question.budget_bytes - chosen.peak_bytes)
     whole = workload.model_copy(update={"resident_layers": count})
-    needed = Candidate(whole, memory.predict(facts, whole), None, 1.0).peak_bytes - chosen.peak_bytes
+    needed = Candidate(whole, predict.predict(facts, whole), None, 1.0).peak_bytes - chosen.peak_bytes
     kept = count if needed <= room else max(0, int(count * room / needed))
     some = workload.model_copy(update={"resident_layers": kept})
     seconds = step_seconds(facts, some, question.target, question.rows, question.mean_tokens)
-    return Candidate(some, memory.predict(facts, some), seconds, chosen.preference)
+    return Candidate(some, predict.predict(facts, some), seconds, chosen.preference)
 
 
 def alternatives(question: Question, final: Workload) -> list[Alternative]:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from hfadapt.core import registry, samples
 from hfadapt.core.spec import write_text
-from hfadapt.memory.workload import DTYPE_BYTES, LOW_RANK, Workload, fuses, trained_layers
 from hfadapt.models.facts import ModelFacts
+from hfadapt.plan.memory.workload import DTYPE_BYTES, LOW_RANK, Workload, fuses, trained_layers
 
 if TYPE_CHECKING:
-    from hfadapt.memory.trace import StepKey
+    from hfadapt.plan.memory.trace import StepKey
 
 SHORT_TOKENS = 256
 """Rows are traced up to this length; longer ones up to twice of it."""
@@ -44,14 +44,14 @@ def is_traced(facts: ModelFacts, workload: Workload) -> bool:
 def _traced_code() -> str:
     """Hash of the code that a trace runs: another one makes another trace."""
     here = Path(__file__).parent
-    files = [here / "trace.py", *sorted((here.parent / "fast").glob("*.py"))]
+    files = [here / "trace.py", *sorted((here.parents[1] / "fast").glob("*.py"))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 @cache
 def known_terms(key: StepKey) -> Terms | None:
     """The traced terms, kept on disk for as long as the libraries stay the same; None when tracing fails."""
-    from hfadapt.memory.trace import step_terms
+    from hfadapt.plan.memory.trace import step_terms
 
     made_by = [f"{name} {version(name)}" for name in ("torch", "transformers", "peft")]
     text = json.dumps([_traced_code(), made_by, asdict(key)], sort_keys=True)
@@ -90,7 +90,7 @@ def _rough_terms(facts: ModelFacts, workload: Workload) -> Terms:
 
 def step_key(facts: ModelFacts, workload: Workload) -> StepKey:
     """What a trace of this workload depends on: everything but rows, layers, and the length within its regime."""
-    from hfadapt.memory.trace import StepKey
+    from hfadapt.plan.memory.trace import StepKey
 
     on_cpu = workload.device == "cpu"
     # DoRA unpacks the weights of its own accord, which stand-ins do not know.

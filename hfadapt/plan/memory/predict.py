@@ -11,8 +11,9 @@ allocator.py.
 from __future__ import annotations
 
 from hfadapt.core import registry
-from hfadapt.memory.terms import is_traced, known_terms, own_passes, saved_bytes_per_token, step_key, terms_of
-from hfadapt.memory.workload import (
+from hfadapt.models.facts import LinearShape, ModelFacts
+from hfadapt.plan.memory.terms import is_traced, known_terms, own_passes, saved_bytes_per_token, step_key, terms_of
+from hfadapt.plan.memory.workload import (
     DTYPE_BYTES,
     Workload,
     frozen_layers,
@@ -21,7 +22,6 @@ from hfadapt.memory.workload import (
     own_layers,
     trained_layers,
 )
-from hfadapt.models.facts import LinearShape, ModelFacts
 from hfadapt.records.plan import PhaseMemory
 
 __all__ = [

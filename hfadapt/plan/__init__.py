@@ -1,0 +1,1 @@
+"""Every `auto` answered with a reason, before anything is downloaded."""

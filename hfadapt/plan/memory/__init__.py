@@ -1,0 +1,1 @@
+"""Predicted peaks of memory by phase and part."""
