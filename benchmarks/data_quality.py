@@ -4,8 +4,8 @@
     python benchmarks/data_quality.py near speed # only these parts: near, libraries, speed, audit, faults, vader
 
 Texts are the four VADER domains (samples of hfadapt, fetched once from the package index). The part `libraries`
-compares the join of hfadapt.data.dedupe with MinHash from datasketch and rensa where these are installed. Exit code 1
-when a bar is missed.
+compares the join of hfadapt.data.duplicates with MinHash from datasketch and rensa where these are installed.
+Exit code 1 when a bar is missed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from hfadapt.data import audit, prepare, read_split
-from hfadapt.data.dedupe import Join
+from hfadapt.data.duplicates import Join
 from hfadapt.data.rows import tokens
 from hfadapt.recipe.schema import Recipe
 

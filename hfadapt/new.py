@@ -13,8 +13,8 @@ from typing import Any
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, RequestError
 from hfadapt.core.spec import write_text
-from hfadapt.data.format import Shape, recognise
-from hfadapt.data.load import open_source
+from hfadapt.data.columns import Shape, recognise
+from hfadapt.data.sources import open_source
 from hfadapt.models.facts import load_config, reads_both_ways
 from hfadapt.recipe.reading import load_recipe
 from hfadapt.recipe.schema import Columns, Source

@@ -1,9 +1,9 @@
 """From sources to trustworthy splits: load, clean, de-duplicate, split, format, audit. No heavy import at the top."""
 
 from hfadapt.data import augment, canaries
+from hfadapt.data.audit.report import DataReport
+from hfadapt.data.audit.supervision import audit, drop_too_long, lengths, require_clean
 from hfadapt.data.prepared import PreparedDomain, prepare, read_split
-from hfadapt.data.report import DataReport
-from hfadapt.data.supervision import audit, drop_too_long, lengths, require_clean
 
 __all__ = [
     "DataReport",

@@ -22,7 +22,9 @@ from typing import Any
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem, RunError, choice_problem
 from hfadapt.core.spec import write_text
-from hfadapt.data import canaries, clean, dedupe, format, load, split, stream
+from hfadapt.data import canaries, clean, duplicates, split, stream
+from hfadapt.data import columns as format
+from hfadapt.data import sources as load
 from hfadapt.data.rows import SPLITS, Dropped, Form, Ledger, Row, name_rows, schema
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import DataRecord, SourceRecord
@@ -173,11 +175,11 @@ def _prepare(
     forms = registry.load("tasks", recipe.task).forms
     states = {name: _read_domain(recipe, name, sources, forms, say) for name, sources in opened.items()}
     for state in states.values():
-        state.rows = dedupe.resolve_conflicts(state.rows, recipe.data.conflicts, state.ledger)
+        state.rows = duplicates.resolve_conflicts(state.rows, recipe.data.conflicts, state.ledger)
     ledgers = {name: state.ledger for name, state in states.items()}
     say("removing duplicates")
     before = {name: len(state.rows) for name, state in states.items()}
-    unique = dedupe.drop_duplicates(
+    unique = duplicates.drop_duplicates(
         {name: state.rows for name, state in states.items()}, recipe.data.dedupe, ledgers, say
     )
     problems: list[Problem] = []
@@ -340,12 +342,12 @@ def _split_domain(recipe: Recipe, name: str, state: State, before: int, sources:
             error = no_rows(f"{place}.{source.split}: {source.name}", state.rows_in[source.name], lost)
             fix = "give other rows for it, or leave it out so that hfadapt makes one"
             raise DataError(error.what, problems=[replace(error.problems[0], fix=fix)])
-    groups = dedupe.groups(state.rows, recipe.data)
+    groups = duplicates.groups(state.rows, recipe.data)
     split.assign(state.rows, groups, recipe.data, given, place)
     weights = {source.name: source.settings.weight for source in sources if not source.split}
     state.rows = split.limit_train(state.rows, recipe.data, weights, state.ledger)
     if recipe.data.dedupe.near:
-        state.rows = dedupe.drop_contaminated(state.rows, recipe.data.dedupe, state.ledger)
+        state.rows = duplicates.drop_contaminated(state.rows, recipe.data.dedupe, state.ledger)
     state.ledger.steps["split"] = {
         "seed": recipe.data.seed,
         "given": sorted(given),

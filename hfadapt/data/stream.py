@@ -16,7 +16,8 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem
-from hfadapt.data import canaries, clean, format, load, prepared, split
+from hfadapt.data import canaries, clean, columns, prepared, split
+from hfadapt.data import sources as load
 from hfadapt.data.rows import PRIORITY, SPLITS, Ledger, Row, fold, schema, stable_hash, text_key
 from hfadapt.recipe.schema import Recipe
 
@@ -234,20 +235,20 @@ class _Domain:
     def _clean(self, chunk: list[Row], reader: prepared.SourceReader, first: bool, log: Any) -> list[Row]:
         place = f"domains.{self.name}: {reader.source.name}"
         if first:
-            format.check_columns(chunk, reader.shape.parts, reader.columns, place)
+            columns.check_columns(chunk, reader.shape.parts, reader.columns, place)
             self.state.columns.update(reader.shape.parts)
-            self.state.form = format.form_of(chunk[0].columns)
-        if format.one_form(chunk, self.name) != self.state.form:
+            self.state.form = columns.form_of(chunk[0].columns)
+        if columns.one_form(chunk, self.name) != self.state.form:
             raise DataError(
                 "a stream must have one form of rows",
                 place=place,
-                got=format.form_of(chunk[0].columns),
+                got=columns.form_of(chunk[0].columns),
                 allowed=self.state.form,
                 fix="make the sources alike, or set data.streaming to false",
             )
         domain = self.recipe.domains[self.name]
         if self.state.form != "completion" or domain.labels is not None:
-            self.names.update(format.settle_labels(chunk, self.state.form, domain.labels, self.name))
+            self.names.update(columns.settle_labels(chunk, self.state.form, domain.labels, self.name))
         else:
             self.names.update(row.label for row in chunk if row.label is not None)
         for row in chunk:

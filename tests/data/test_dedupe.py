@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfadapt.data import dedupe
-from hfadapt.data.dedupe import Join
+from hfadapt.data import duplicates
+from hfadapt.data.duplicates import Join
 from hfadapt.data.rows import Ledger, Row, tokens
 from hfadapt.recipe.schema import Data, Dedupe
 
@@ -72,7 +72,7 @@ def test_scripts_without_spaces_are_compared_by_character():
 
 def run(domains, **asked):
     ledgers = {name: Ledger() for name in domains}
-    kept = dedupe.drop_duplicates(domains, Dedupe(**asked), ledgers)
+    kept = duplicates.drop_duplicates(domains, Dedupe(**asked), ledgers)
     return {name: [each.row for each in rows] for name, rows in kept.items()}, ledgers
 
 
@@ -125,7 +125,7 @@ def test_one_source_in_two_domains_is_no_duplicate():
 def test_conflicts(policy, kept):
     rows = [row("x y", 0, "a"), row("X  y", 1, "a"), row("x y", 2, "b"), row("x y", 3, "c"), row("z", 4, "a")]
     ledger = Ledger()
-    assert [each.row for each in dedupe.resolve_conflicts(rows, policy, ledger)] == kept
+    assert [each.row for each in duplicates.resolve_conflicts(rows, policy, ledger)] == kept
     assert len(kept) + len(ledger.dropped) == 5
     assert ledger.steps["conflicts"]["rows"] == 4
     assert set(ledger.counts()) <= {"label-conflict"}
@@ -133,7 +133,7 @@ def test_conflicts(policy, kept):
 
 def test_a_tie_is_no_majority():
     ledger = Ledger()
-    assert dedupe.resolve_conflicts([row("x", 0, "a"), row("x", 1, "b")], "majority", ledger) == []
+    assert duplicates.resolve_conflicts([row("x", 0, "a"), row("x", 1, "b")], "majority", ledger) == []
 
 
 def test_groups_hold_prompts_and_kept_near_duplicates_together():
@@ -142,10 +142,10 @@ def test_groups_hold_prompts_and_kept_near_duplicates_together():
         row(LONG + " bank", 1),
         *(row(f"filler text number {n} of its own kind", n) for n in range(2, 40)),
     ]
-    grouped = dedupe.groups(rows, Data(dedupe=Dedupe(near=False)))
+    grouped = duplicates.groups(rows, Data(dedupe=Dedupe(near=False)))
     assert grouped[0] == grouped[1]
     rows[5].prompt = rows[6].prompt = "the same question"
-    grouped = dedupe.groups(rows, Data())
+    grouped = duplicates.groups(rows, Data())
     assert grouped[5] == grouped[6]
     assert grouped[0] != grouped[1]
 
@@ -172,7 +172,7 @@ def test_training_rows_that_quote_a_held_out_row_are_dropped():
         row("short one more or less as it was", 4, split="train"),
     ]
     ledger = Ledger()
-    assert [each.row for each in dedupe.drop_contaminated(rows, Dedupe(), ledger)] == [0, 2, 3, 4]
+    assert [each.row for each in duplicates.drop_contaminated(rows, Dedupe(), ledger)] == [0, 2, 3, 4]
     assert ledger.dropped[0].duplicate_of == ("s", 0)
     assert ledger.dropped[0].similarity == 1.0
     assert ledger.steps["contamination"] == {"held_out_rows": 2, "training_rows_dropped": 1}

@@ -3,7 +3,7 @@
 import pytest
 
 from hfadapt.core.errors import DataError
-from hfadapt.data import format
+from hfadapt.data import columns as format
 from hfadapt.data.rows import Dropped, Row
 from hfadapt.recipe.schema import Columns, Template, Turn
 

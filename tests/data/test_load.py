@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hfadapt.core.errors import DataError
-from hfadapt.data import load
+from hfadapt.data import sources
 from hfadapt.data.rows import Dropped
 from hfadapt.recipe.schema import Domain, Source
 
@@ -15,7 +15,7 @@ ROWS = [{"text": "first, with a comma", "label": "a"}, {"text": 'second "quoted"
 
 
 def rows_of(path, folder=None, **settings):
-    opened = load.open_source(Source(source=str(path), **settings), folder or Path(path).parent)
+    opened = sources.open_source(Source(source=str(path), **settings), folder or Path(path).parent)
     return list(opened.read())
 
 
@@ -89,12 +89,12 @@ def test_folder_with_named_splits_reads_train_unless_told(tmp_path):
 def test_given_split_is_a_file_or_a_split_of_the_source(tmp_path):
     for name in ("train.jsonl", "test.jsonl"):
         (tmp_path / name).write_text(json.dumps({"text": name}) + "\n")
-    opened = load.open_domain(Domain(source=".", test="test"), tmp_path)
+    opened = sources.open_domain(Domain(source=".", test="test"), tmp_path)
     assert [(each.name, each.split) for each in opened] == [(".", ""), (".:test", "test")]
-    opened = load.open_domain(Domain(source="train.jsonl", test="test.jsonl"), tmp_path)
+    opened = sources.open_domain(Domain(source="train.jsonl", test="test.jsonl"), tmp_path)
     assert [(each.name, each.split) for each in opened] == [("train.jsonl", ""), ("test.jsonl", "test")]
     with pytest.raises(DataError, match="used twice"):
-        load.open_domain(Domain(source="train.jsonl", test="train.jsonl"), tmp_path)
+        sources.open_domain(Domain(source="train.jsonl", test="train.jsonl"), tmp_path)
 
 
 def test_recipe_folder_wins_over_working_directory(tmp_path, monkeypatch):
@@ -109,7 +109,7 @@ def test_recipe_folder_wins_over_working_directory(tmp_path, monkeypatch):
 
 
 def test_bad_lines_are_dropped_with_their_number(tmp_path, monkeypatch):
-    monkeypatch.setattr(load, "LINE_LIMIT_BYTES", 64)
+    monkeypatch.setattr(sources, "LINE_LIMIT_BYTES", 64)
     lines = [b'{"text": "ok"}', b"{oops", b"[1]", b"", b'{"text": "\xff"}', b'{"text": "' + b"x" * 900 + b'"}']
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([*lines, b'{"text": "end"}']))
     items = rows_of(tmp_path / "a.jsonl")
@@ -132,9 +132,9 @@ def test_bad_csv_rows_are_dropped_alone(tmp_path):
 
 def test_too_many_unreadable_rows_are_refused_by_line():
     bad = [Dropped("a.jsonl", row, "not-json", detail=f"line {row + 1}: broken") for row in (3, 5)]
-    load.check_unreadable("a.jsonl", 20, bad)
+    sources.check_unreadable("a.jsonl", 20, bad)
     with pytest.raises(DataError) as error:
-        load.check_unreadable("a.jsonl", 19, bad)
+        sources.check_unreadable("a.jsonl", 19, bad)
     for part in ("2 of 19", "rows 3, 5", "line 4: broken", "fix:"):
         assert part in str(error.value)
 
@@ -142,16 +142,16 @@ def test_too_many_unreadable_rows_are_refused_by_line():
 def test_missing_file_names_the_nearest(tmp_path):
     (tmp_path / "tweets.csv").write_text("text,label\n")
     with pytest.raises(DataError) as error:
-        load.open_source(Source(source="tweet.csv"), tmp_path)
+        sources.open_source(Source(source="tweet.csv"), tmp_path)
     assert "tweets.csv" in str(error.value)
     (tmp_path / "only.md").write_text("x")
     with pytest.raises(DataError, match="no file here"):
-        load.open_source(Source(source="only.md"), tmp_path)
+        sources.open_source(Source(source="only.md"), tmp_path)
 
 
 def test_sources_missing_are_all_named(tmp_path):
     with pytest.raises(DataError) as error:
-        load.open_domain(Domain(sources=("a.csv", "b.csv")), tmp_path)
+        sources.open_domain(Domain(sources=("a.csv", "b.csv")), tmp_path)
     assert [problem.place for problem in error.value.problems] == ["a.csv", "b.csv"]
 
 
@@ -166,17 +166,17 @@ def test_hub_reading_through_datasets(tmp_path, monkeypatch, streaming):
         made = datasets.Dataset.from_dict({"text": [f"{split} 0", f"{split} 1"], "label": [0, 1]}, features=features)
         folder.mkdir(exist_ok=True)
         made.to_parquet(folder / f"{split}-00000-of-00001.parquet")
-    opened = load.open_hub(Source(source=str(folder), split="test"), split="test", streaming=streaming)
+    opened = sources.open_hub(Source(source=str(folder), split="test"), split="test", streaming=streaming)
     assert list(opened.read()) == [(0, {"text": "test 0", "label": 0}), (1, {"text": "test 1", "label": 1})]
     assert opened.label_names == {"label": ("neg", "pos")}
     assert opened.name == f"{folder}:test"
     with pytest.raises(DataError, match="cannot be loaded"):
-        load.open_hub(Source(source=str(folder), split="nothing"))
+        sources.open_hub(Source(source=str(folder), split="nothing"))
 
 
 def test_class_names_in_parquet_metadata(tmp_path):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
     datasets.Dataset.from_dict({"text": ["x"], "label": [1]}, features=features).to_parquet(tmp_path / "a.parquet")
-    opened = load.open_source(Source(source="a.parquet"), tmp_path)
+    opened = sources.open_source(Source(source="a.parquet"), tmp_path)
     assert opened.label_names == {"label": ("neg", "pos")}

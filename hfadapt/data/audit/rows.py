@@ -10,8 +10,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hfadapt.data import clean, dedupe, format
-from hfadapt.data.findings import NAMED_ROWS, Check, View, answers_of, finding, level_for
+from hfadapt.data import clean, duplicates
+from hfadapt.data import columns as format
+from hfadapt.data.audit.findings import NAMED_ROWS, Check, View, answers_of, finding, level_for
 from hfadapt.data.rows import SPLITS, Row, fold, name_rows, text_key, tokens
 from hfadapt.records.stages import Finding
 
@@ -82,7 +83,7 @@ def overlap(view: View) -> Iterator[Finding]:
         yield finding("split-overlap", "hard", "validation rows are also test rows", _places(shared), fix)
     taken = {row.place for row in same}
     rest = [row for row in made["train"] if row.place not in taken]
-    join = dedupe.Join([tokens(row.text) for row in (*held, *rest)], view.similarity)
+    join = duplicates.Join([tokens(row.text) for row in (*held, *rest)], view.similarity)
     near: dict[int, int] = {}
     for pair in join.pairs(among=len(held)):
         if pair.second >= len(held):

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hfadapt.data.findings import ALWAYS_SPECIAL, MARKER, Check, View, answers_of, finding, level_for
+from hfadapt.data.audit.findings import ALWAYS_SPECIAL, MARKER, Check, View, answers_of, finding, level_for
 from hfadapt.records.stages import Finding
 from hfadapt.tasks import IGNORED, Example
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from hfadapt.core.errors import DataError, Problem
-from hfadapt.data import findings as found
-from hfadapt.data import row_checks, token_checks
-from hfadapt.data.format import form_of
+from hfadapt.data.audit import findings as found
+from hfadapt.data.audit import rows as row_checks
+from hfadapt.data.audit import tokens as token_checks
+from hfadapt.data.columns import form_of
 from hfadapt.data.prepared import RECORD, file_hashes, read_split
 from hfadapt.data.rows import SPLITS, Form, name_rows
 from hfadapt.records.stages import Audit, DataRecord, Finding, Lengths, LongRow

@@ -1,0 +1,1 @@
+"""What training will really see, checked before step 1."""
