@@ -206,9 +206,9 @@ def _scores(cell: Cell, model: Any, device: torch.device) -> Scores:
     """Losses of the first test rows."""
     import torch
 
-    from hfadapt.batches import padded
     from hfadapt.data import read_split
     from hfadapt.models.load import load_tokenizer, pad_token_id, resolve_model
+    from hfadapt.train.batches import padded
 
     lock, task = cell.lock, registry.load("tasks", cell.lock.task)
     tokenizer = load_tokenizer(resolve_model(lock.model))

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfadapt.batches import MEGA_BATCHES, epoch_batches, micro_batches, padded
 from hfadapt.tasks import Example
 from hfadapt.tasks.causal_lm.task import KIND
+from hfadapt.train.batches import MEGA_BATCHES, epoch_batches, micro_batches, padded
 
 LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=400)
 

@@ -7,11 +7,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from tiny import LABELS, labelled, make_lock
 
-from hfadapt.batches import padded
 from hfadapt.core.errors import RunError
 from hfadapt.evaluate.probe import put_head, train_probe
 from hfadapt.models.load import load_base
 from hfadapt.tasks.text_classification.task import KIND
+from hfadapt.train.batches import padded
 
 CPU = torch.device("cpu")
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from tiny import LABELS, chats, labelled, make_lock, make_tokenizer, pairs, uneven
 
-from hfadapt.batches import padded
 from hfadapt.core.errors import DataError
 from hfadapt.models.load import load_base
 from hfadapt.tasks import IGNORED, loss_sum
 from hfadapt.tasks.causal_lm.task import KIND as LM
 from hfadapt.tasks.causal_lm.task import completion_ids, labelled_logits
 from hfadapt.tasks.text_classification.task import KIND as CLASSIFIER
+from hfadapt.train.batches import padded
 
 CPU = torch.device("cpu")
 

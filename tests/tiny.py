@@ -242,11 +242,11 @@ def make_loop(
     import torch
     from accelerate import Accelerator
 
-    from hfadapt.batches import padded
     from hfadapt.core import registry
     from hfadapt.fast import FastPath
     from hfadapt.models.attach import attach_adapter, low_rank_start, trainable
     from hfadapt.models.load import load_base
+    from hfadapt.train.batches import padded
     from hfadapt.train.job import Job
     from hfadapt.train.loop import Loop
 

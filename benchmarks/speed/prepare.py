@@ -115,7 +115,7 @@ def main(settings: dict[str, Any]) -> None:
 
 def batches(rows: list[dict[str, Any]], settings: dict[str, Any], seed: int) -> list[list[int]]:
     """Row numbers of every step, epoch after epoch, as hfadapt orders them."""
-    from hfadapt.batches import epoch_batches
+    from hfadapt.train.batches import epoch_batches
 
     lengths = [len(row["input_ids"]) for row in rows]
     return [

@@ -87,7 +87,7 @@ class Judge:
     def _score(self, split: str, choices: Any) -> Any:
         import torch
 
-        from hfadapt.batches import padded
+        from hfadapt.train.batches import padded
 
         pad, rows = self.prepared["pad_token_id"], 32 if self.prepared["max_tokens"] <= 128 else 1
         self.model.eval()
@@ -103,8 +103,8 @@ class Judge:
         """Loss per label and gradient norm of the rows of step 1 at the stored start: the reference for every tool."""
         import torch
 
-        from hfadapt.batches import padded
         from hfadapt.tasks import loss_sum
+        from hfadapt.train.batches import padded
 
         rows = [self.examples["train"][row] for row in self.prepared["batches"][str(self.seed)][0]]
         self.model.train()

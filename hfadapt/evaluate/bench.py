@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hfadapt.batches import padded
 from hfadapt.core.progress import Progress, Silent
 from hfadapt.data import read_split
 from hfadapt.models.load import Base
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Example, Row, Scores
+from hfadapt.train.batches import padded
 
 if TYPE_CHECKING:
     from hfadapt.recipe.schema import Lock

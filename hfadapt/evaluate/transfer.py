@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from hfadapt.batches import padded
 from hfadapt.core import registry
 from hfadapt.core.progress import Progress, Silent
 from hfadapt.data import read_split
@@ -25,6 +24,7 @@ from hfadapt.recipe.schema import Lock
 from hfadapt.records.evidence import TransferCell, TransferRecord, TransferTarget
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Example, Scores
+from hfadapt.train.batches import padded
 
 MOST_ROWS = 200
 """Test rows of a domain that every adapter is scored on, spread evenly over the split."""

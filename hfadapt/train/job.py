@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from hfadapt.adapters import DEFAULT
-from hfadapt.batches import epoch_batches
 from hfadapt.core.errors import DataError, HfadaptError, RunError
 from hfadapt.records.stages import Step
 from hfadapt.tasks import Example
 from hfadapt.train import checkpoint
+from hfadapt.train.batches import epoch_batches
 
 if TYPE_CHECKING:
     from hfadapt.recipe.schema import LockedTrain

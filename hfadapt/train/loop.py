@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hfadapt.batches import micro_batches
 from hfadapt.core.errors import DataError, RunError
 from hfadapt.core.progress import Progress, Silent
 from hfadapt.fast import FastPath, batch, labelled_loss, plain_head, row_seed
@@ -27,10 +26,11 @@ from hfadapt.hardware.peak_memory import is_out_of_memory
 from hfadapt.hardware.processes import machines
 from hfadapt.records.stages import Step
 from hfadapt.tasks import Example, Task
+from hfadapt.train.batches import micro_batches
 from hfadapt.train.frozen import FrozenCache, frozen_layers
 from hfadapt.train.job import Batch, Job
 from hfadapt.train.loss_scale import grown, taken_off
-from hfadapt.train.micro import MicroBatch, Row, collate
+from hfadapt.train.microbatch import MicroBatch, Row, collate
 from hfadapt.train.processes import check_start, reduce_gradients
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hfadapt.batches import padded
 from hfadapt.core import registry
 from hfadapt.core.progress import Corrected, Progress, Silent
 from hfadapt.data import canaries, read_split
@@ -34,6 +33,7 @@ from hfadapt.records.evidence import Energy
 from hfadapt.records.stages import PHASES, Phase, PhaseMeasure, TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Example, Row
+from hfadapt.train.batches import padded
 from hfadapt.train.energy import EnergyMeter
 from hfadapt.train.job import Job
 from hfadapt.train.loop import Loop

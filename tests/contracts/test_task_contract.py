@@ -6,12 +6,12 @@ import pytest
 import torch
 from tiny import LABELS, chats, labelled, make_lock, pairs
 
-from hfadapt.batches import padded
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.evaluate.metrics import METRICS
 from hfadapt.models.load import load_base
 from hfadapt.tasks import IGNORED, loss_sum
+from hfadapt.train.batches import padded
 
 ROWS = {"labelled": labelled, "completion": pairs, "messages": chats}
 TASKS = [(task, form) for task in registry.names("tasks") for form in sorted(registry.load("tasks", task).forms)]
