@@ -48,7 +48,7 @@ def _samples() -> Table:
 
 
 def _metrics() -> Table:
-    from hfadapt.evaluate.metrics import METRICS
+    from hfadapt.evaluate.metrics.rows import METRICS
 
     rows = [[name, "higher" if each.higher_is_better else "lower", each.about] for name, each in METRICS.items()]
     return Table(["metric", "better is", "what it is"], rows)

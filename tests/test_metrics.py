@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
 from hfadapt.core.errors import RequestError
-from hfadapt.evaluate.metrics import METRICS, compare, find, usable
+from hfadapt.evaluate.metrics.rows import METRICS, compare, find, usable
 from hfadapt.recipe.schema import METRICS as NAMED
 from hfadapt.tasks import Scores
 
@@ -159,7 +159,7 @@ def test_it_is_reproducible_and_depends_on_the_seed():
 def test_large_sets_are_resampled_in_parts(monkeypatch):
     base, adapter = drawn(50, 1), drawn(50, 1, right=0.9)
     whole = compare("accuracy", base, adapter, resamples=500, confidence=0.95, seed=1)
-    monkeypatch.setattr("hfadapt.evaluate.metrics.CHUNK_CELLS", 700)
+    monkeypatch.setattr("hfadapt.evaluate.metrics.rows.CHUNK_CELLS", 700)
     assert compare("accuracy", base, adapter, resamples=500, confidence=0.95, seed=1) == whole
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hfadapt.evaluate.bench import Bench
-from hfadapt.evaluate.metrics import RowMetric, compare, leading, sampling
+from hfadapt.evaluate.metrics.rows import RowMetric, compare, leading, sampling
 from hfadapt.hardware import catalogue
 from hfadapt.hardware.peak_memory import release_memory
 from hfadapt.models.attach import open_adapter

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from hfadapt.evaluate.bench import Bench
-from hfadapt.evaluate.metrics import compare, sampling
+from hfadapt.evaluate.metrics.rows import compare, sampling
 from hfadapt.records.stages import Metric
 from hfadapt.tasks import Scores
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hfadapt.evaluate.bench import Bench, spread
-from hfadapt.evaluate.text_metrics import Texts
+from hfadapt.evaluate.metrics.text import Texts
 from hfadapt.models.generate import continuations
 from hfadapt.tasks import IGNORED, Example
 

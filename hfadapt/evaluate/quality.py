@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from hfadapt.evaluate.metrics import compare, reliability_bins, subset
+from hfadapt.evaluate.metrics.rows import compare, reliability_bins, subset
 from hfadapt.records.evidence import Calibration, FailingExample, PairedTest, ReliabilityBin, Slice
 from hfadapt.tasks import Example, Row, Scores
 

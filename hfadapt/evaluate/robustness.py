@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.data import augment
 from hfadapt.data.rows import stable_hash
-from hfadapt.evaluate.metrics import compare, leading, sampling
+from hfadapt.evaluate.metrics.rows import compare, leading, sampling
 from hfadapt.records.evidence import Estimate, Perturbation
 from hfadapt.tasks import Example, Row, Scores
 

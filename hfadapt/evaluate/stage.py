@@ -20,10 +20,10 @@ from hfadapt.evaluate.efficiency import measure_efficiency
 from hfadapt.evaluate.general_text import general_text
 from hfadapt.evaluate.generation import generated_texts
 from hfadapt.evaluate.harness import run_harness
-from hfadapt.evaluate.metrics import METRICS, compare, find, sampling, usable
+from hfadapt.evaluate.metrics.rows import METRICS, compare, find, sampling, usable
+from hfadapt.evaluate.metrics.text import Texts
 from hfadapt.evaluate.probe import put_head, train_probe
 from hfadapt.evaluate.quality import calibration, confusion, failures, paired_tests, per_class, slices
-from hfadapt.evaluate.text_metrics import Texts
 from hfadapt.hardware.peak_memory import PeakMemory, load_libraries, release_memory, resident_bytes
 from hfadapt.hardware.processes import World
 from hfadapt.hardware.versions import versions
@@ -169,7 +169,7 @@ def _further_checks(bench: Bench) -> None:
         # An earlier evaluation's would say something about another adapter or other settings.
         (folder / name).unlink(missing_ok=True)
     if settings.security:
-        from hfadapt.evaluate.security import check
+        from hfadapt.evaluate.privacy.security import check
 
         bench.progress.say(f"{bench.cell.domain}: leaks and robustness")
         check(bench).write(folder / "security.json")
@@ -262,7 +262,7 @@ def _metrics(
     found: list[Metric] = []
     for name in bench.lock.evaluate.metrics:
         if is_path(name):
-            from hfadapt.evaluate.modules import compare_module  # imports `evaluate` and `datasets`
+            from hfadapt.evaluate.metrics.modules import compare_module  # imports `evaluate` and `datasets`
 
             path = resolve_source(name, recipe_folder) or Path(name)
             found += compare_module(path, base, adapter, texts, bench.names, **how)

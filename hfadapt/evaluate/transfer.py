@@ -15,7 +15,7 @@ from hfadapt.core import registry
 from hfadapt.core.progress import Progress, Silent
 from hfadapt.data import read_split
 from hfadapt.evaluate.bench import spread
-from hfadapt.evaluate.metrics import METRICS, compare, find, sampling
+from hfadapt.evaluate.metrics.rows import METRICS, compare, find, sampling
 from hfadapt.evaluate.stage import answer_choices
 from hfadapt.models.attach import open_adapter, open_adapters, use_adapter
 from hfadapt.models.load import Base, json_sha256

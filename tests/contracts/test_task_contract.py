@@ -8,7 +8,7 @@ from tiny import LABELS, chats, labelled, make_lock, pairs
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
-from hfadapt.evaluate.metrics import METRICS
+from hfadapt.evaluate.metrics.rows import METRICS
 from hfadapt.models.load import load_base
 from hfadapt.tasks import IGNORED, loss_sum
 from hfadapt.train.batches import padded

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfadapt.evaluate.exposure import EXACT, FALSE_ALARMS, TOP, chance, chance_of_first, chance_of_sum, judge
+from hfadapt.evaluate.privacy.exposure import EXACT, FALSE_ALARMS, TOP, chance, chance_of_first, chance_of_sum, judge
 
 REFERENCES = 320
 

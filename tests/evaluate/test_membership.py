@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from tiny import BAD, GOOD, PLAIN
 
-from hfadapt.evaluate.membership import (
+from hfadapt.evaluate.privacy.membership import (
     auc,
     choice_attacks,
     membership,
@@ -18,7 +18,7 @@ from hfadapt.evaluate.membership import (
     token_attacks,
     tpr_at_fpr,
 )
-from hfadapt.evaluate.token_scores import TokenScores
+from hfadapt.evaluate.privacy.token_scores import TokenScores
 from hfadapt.tasks import Example, Scores
 
 values = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=30).map(np.array)

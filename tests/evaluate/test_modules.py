@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from hfadapt.core.errors import RequestError
-from hfadapt.evaluate.metrics import METRICS
-from hfadapt.evaluate.modules import RowMetricModule, compare_module, load_module
-from hfadapt.evaluate.text_metrics import Texts
+from hfadapt.evaluate.metrics.modules import RowMetricModule, compare_module, load_module
+from hfadapt.evaluate.metrics.rows import METRICS
+from hfadapt.evaluate.metrics.text import Texts
 from hfadapt.tasks import Scores
 
 MODULE = """
@@ -90,7 +90,7 @@ def test_strings_get_names_or_generated_texts(tmp_path):
 
 
 def test_a_slow_module_has_no_interval(tmp_path, monkeypatch):
-    monkeypatch.setattr("hfadapt.evaluate.modules.SLOW_SECONDS", -1.0)
+    monkeypatch.setattr("hfadapt.evaluate.metrics.modules.SLOW_SECONDS", -1.0)
     (found,) = compared(module(tmp_path), [0, 0], [0, 1], [0, 1])
     assert (found.delta, found.low, found.high) == (0.5, None, None)
 

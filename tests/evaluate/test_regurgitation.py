@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from hfadapt.data.clean import find_pii, pii_kinds, pii_scrubber
-from hfadapt.evaluate.regurgitation import CONTINUED_TOKENS, opening, repeated, span, wilson
+from hfadapt.evaluate.privacy.regurgitation import CONTINUED_TOKENS, opening, repeated, span, wilson
 from hfadapt.tasks import IGNORED, Example
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from hfadapt.evaluate.general_text import paragraphs
-from hfadapt.evaluate.metrics import METRICS, compare
-from hfadapt.evaluate.text_metrics import Texts
+from hfadapt.evaluate.metrics.rows import METRICS, compare
+from hfadapt.evaluate.metrics.text import Texts
 
 PREDICTIONS = (
     "The cat sat on the mat, quietly.",

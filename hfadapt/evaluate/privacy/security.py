@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfadapt.data import read_split
-from hfadapt.evaluate import membership as mia
-from hfadapt.evaluate.exposure import exposure
-from hfadapt.evaluate.regurgitation import personal_data, verbatim
+from hfadapt.evaluate.privacy import membership as mia
+from hfadapt.evaluate.privacy.exposure import exposure
+from hfadapt.evaluate.privacy.regurgitation import personal_data, verbatim
+from hfadapt.evaluate.privacy.token_scores import score_tokens
 from hfadapt.evaluate.robustness import PERTURBATIONS, robustness
-from hfadapt.evaluate.token_scores import score_tokens
 from hfadapt.records.evidence import Membership, SecurityRecord, Verbatim
 from hfadapt.tasks import IGNORED, Example, Row
 

@@ -19,7 +19,7 @@ from hfadapt.records.evidence import Attack, Estimate, Membership
 from hfadapt.tasks import IGNORED, Example, Row
 
 if TYPE_CHECKING:
-    from hfadapt.evaluate.token_scores import TokenScores
+    from hfadapt.evaluate.privacy.token_scores import TokenScores
     from hfadapt.tasks import Scores
 
 MIN_K = 0.2

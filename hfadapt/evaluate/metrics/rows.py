@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfadapt.core.errors import RequestError, choice_problem
-from hfadapt.evaluate import text_metrics
-from hfadapt.evaluate.text_metrics import Texts
+from hfadapt.evaluate.metrics import text
+from hfadapt.evaluate.metrics.text import Texts
 from hfadapt.records.stages import Metric
 from hfadapt.tasks import Scores
 
@@ -139,7 +139,7 @@ METRICS = {
             "share of texts that are the reference but for white space",
             "texts",
             True,
-            text_metrics.exact_match,
+            text.exact_match,
             _ratio,
         ),
         RowMetric(
@@ -147,15 +147,11 @@ METRICS = {
             "F-measure of the longest common subsequence of words, averaged over rows, from 0 to 1",
             "texts",
             True,
-            text_metrics.rouge_l,
+            text.rouge_l,
             _ratio,
         ),
-        RowMetric(
-            "chrf", "chrF2 of the corpus, from 0 to 100", "texts", True, text_metrics.chrf, text_metrics.chrf_value
-        ),
-        RowMetric(
-            "bleu", "BLEU of the corpus, from 0 to 100", "texts", True, text_metrics.bleu, text_metrics.bleu_value
-        ),
+        RowMetric("chrf", "chrF2 of the corpus, from 0 to 100", "texts", True, text.chrf, text.chrf_value),
+        RowMetric("bleu", "BLEU of the corpus, from 0 to 100", "texts", True, text.bleu, text.bleu_value),
     )
 }
 

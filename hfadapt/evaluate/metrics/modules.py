@@ -17,8 +17,8 @@ import evaluate
 import numpy as np
 
 from hfadapt.core.errors import RequestError
-from hfadapt.evaluate.metrics import find, summarise
-from hfadapt.evaluate.text_metrics import Texts
+from hfadapt.evaluate.metrics.rows import find, summarise
+from hfadapt.evaluate.metrics.text import Texts
 from hfadapt.records.stages import Metric
 from hfadapt.tasks import Scores
 

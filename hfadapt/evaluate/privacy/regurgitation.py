@@ -20,7 +20,7 @@ from hfadapt.tasks import IGNORED, Example
 
 if TYPE_CHECKING:
     from hfadapt.evaluate.bench import Bench
-    from hfadapt.evaluate.token_scores import TokenScores
+    from hfadapt.evaluate.privacy.token_scores import TokenScores
 
 CONTINUED_TOKENS = 32
 LEAST_CONTINUED = 8

@@ -1,0 +1,1 @@
+"""Metrics of rows, of texts, and of modules."""

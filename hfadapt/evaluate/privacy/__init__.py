@@ -1,0 +1,1 @@
+"""What an adapter gives away of its training rows."""
