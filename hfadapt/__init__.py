@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "Adapted": "hfadapt.predict",
+    "Adapted": "hfadapt.serve.adapted",
     "Cell": "hfadapt.run_folder",
     "DataReport": "hfadapt.data",
     "HfadaptError": "hfadapt.core.errors",
@@ -33,8 +33,8 @@ _HOME = {
     "check_card": "hfadapt.card_check",
     "check_recipe": "hfadapt.pipeline",
     "examine": "hfadapt.doctor",
-    "load_adapted": "hfadapt.predict",
-    "load_bank": "hfadapt.bank",
+    "load_adapted": "hfadapt.serve.adapted",
+    "load_bank": "hfadapt.serve.bank",
     "load_recipe": "hfadapt.recipe.reading",
     "make_plan": "hfadapt.plan.make",
     "resolve_model": "hfadapt.models.load",
@@ -46,14 +46,11 @@ _HOME = {
 __all__ = ["__version__", "run", *_HOME]
 
 if TYPE_CHECKING:
-    from hfadapt.bank import load_bank as load_bank
     from hfadapt.core.errors import HfadaptError as HfadaptError
     from hfadapt.core.errors import RecipeError as RecipeError
     from hfadapt.data import DataReport as DataReport
     from hfadapt.hardware.catalogue import Target as Target
     from hfadapt.plan.make import make_plan as make_plan
-    from hfadapt.predict import Adapted as Adapted
-    from hfadapt.predict import load_adapted as load_adapted
     from hfadapt.recipe.reading import load_recipe as load_recipe
     from hfadapt.recipe.reading import save_recipe as save_recipe
     from hfadapt.recipe.schema import Lock as Lock
@@ -62,6 +59,9 @@ if TYPE_CHECKING:
     from hfadapt.records.report import Report as Report
     from hfadapt.run_folder import Cell as Cell
     from hfadapt.run_folder import Run as Run
+    from hfadapt.serve.adapted import Adapted as Adapted
+    from hfadapt.serve.adapted import load_adapted as load_adapted
+    from hfadapt.serve.bank import load_bank as load_bank
 
 
 def __getattr__(name: str) -> Any:

@@ -234,7 +234,7 @@ def predict(
 ) -> None:
     """Apply an adapter of a run, or an exported folder, to texts."""
     from hfadapt.core.progress import quiet_libraries
-    from hfadapt.predict import load_adapted
+    from hfadapt.serve.adapted import load_adapted
 
     quiet_libraries()
     answers = load_adapted(run, domain, target, base).predict(texts)

@@ -311,8 +311,8 @@ class Bomb:
 
 def test_no_model_is_loaded_and_no_code_runs_before_the_folder_was_looked_at(adapter, tmp_path, monkeypatch):
     """Through `load_adapted`, with a pickle that would leave a mark and a module that would be imported."""
-    from hfadapt.predict import load_adapted
     from hfadapt.records.stages import CellState
+    from hfadapt.serve.adapted import load_adapted
 
     mark = tmp_path / "code-ran"
     cell = tmp_path / "run" / "one" / "this-machine"

@@ -14,7 +14,7 @@ from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 from hfadapt import load_adapted
 from hfadapt.core.errors import RunError
 from hfadapt.evaluate.stage import answer_texts
-from hfadapt.predict import Adapted
+from hfadapt.serve.adapted import Adapted
 
 
 def trained(folder, rows, model, task, **fields):

@@ -24,8 +24,8 @@ from hfadapt.evaluate.generation import (
 from hfadapt.evaluate.stage import open_bench
 from hfadapt.models.generate import continuations
 from hfadapt.models.load import load_tokenizer
-from hfadapt.predict import Adapted
 from hfadapt.run_folder import Run
+from hfadapt.serve.adapted import Adapted
 from hfadapt.tasks import IGNORED, Example
 
 

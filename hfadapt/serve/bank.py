@@ -19,8 +19,8 @@ from hfadapt.core.progress import quiet_libraries
 from hfadapt.models.attach import internal_name, open_adapters, use_adapter
 from hfadapt.models.load import default_device
 from hfadapt.models.manifest import load_base_of
-from hfadapt.predict import BATCH_ROWS, MAX_NEW_TOKENS, Adapted, Answer, answers, from_cell
 from hfadapt.run_folder import Cell, Run
+from hfadapt.serve.adapted import BATCH_ROWS, MAX_NEW_TOKENS, Adapted, Answer, answers, from_cell
 
 
 @dataclass

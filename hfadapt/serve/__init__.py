@@ -1,0 +1,1 @@
+"""Adapters, ready to use: one, or several on one base."""
