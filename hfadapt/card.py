@@ -23,8 +23,8 @@ from hfadapt.core import registry, resources
 from hfadapt.core.errors import RunError
 from hfadapt.core.spec import write_text
 from hfadapt.records.stages import PHASES, CardRecord
+from hfadapt.report.svg import loss_chart
 from hfadapt.run_folder import Cell, Run
-from hfadapt.svg import loss_chart
 
 USER_BEGIN, USER_END = "<!-- user:begin -->", "<!-- user:end -->"
 FAILURES = 5

@@ -393,7 +393,7 @@ def audit_cell(cell: Cell, lock: Lock, tokenizer: Any, record: DataRecord) -> Da
 def write_report(run: Run, recipe: Recipe) -> Report:
     """report.json, report.md and report.html of all cells of the run, those of this recipe first."""
     from hfadapt.card import share_transfer
-    from hfadapt.report import write_page
+    from hfadapt.report.page import write_page
 
     share_transfer(run)
     asked = [run.cell(domain, target) for domain, target in recipe.cells()]

@@ -14,11 +14,9 @@ from typing import Any, TypeVar
 
 import yaml
 
-from hfadapt import figures
 from hfadapt.core.errors import RequestError, RunError, choice_problem
 from hfadapt.core.show import Block, Picture, Shown, as_markdown
 from hfadapt.core.spec import Record, write_text
-from hfadapt.evidence_tables import drift_blocks, leak_blocks
 from hfadapt.recipe.schema import Lock
 from hfadapt.records.evidence import DriftRecord, SecurityRecord, TransferRecord
 from hfadapt.records.plan import Plan
@@ -33,7 +31,9 @@ from hfadapt.records.stages import (
     Step,
     TrainRecord,
 )
-from hfadapt.svg import alone
+from hfadapt.report import charts
+from hfadapt.report.svg import alone
+from hfadapt.report.tables import drift_blocks, leak_blocks
 
 STATE = "cell.json"
 Found = TypeVar("Found", bound=Record)
@@ -195,9 +195,9 @@ class Run(Shown):
         report = self.report
         cells = [seen(self, cell) for cell in report.cells]
         shown, last = report.blocks(), bool(report.next_commands)
-        drawn = [("Baseline and adapter", figures.matrix(cells))]
-        drawn += [("Every adapter on every domain", plot) for _, plot in figures.cross_domain(self.transfer)]
-        drawn += [(f"Loss: {name}", plot) for name, plot in figures.losses(cells)]
+        drawn = [("Baseline and adapter", charts.matrix(cells))]
+        drawn += [("Every adapter on every domain", plot) for _, plot in charts.cross_domain(self.transfer)]
+        drawn += [(f"Loss: {name}", plot) for name, plot in charts.losses(cells)]
         pictures = [Picture(title, alone(plot)) for title, plot in drawn if plot]
         evidence = [
             *drift_blocks([cell.drift for cell in cells if cell.drift]),
@@ -212,10 +212,10 @@ class Run(Shown):
         write_text(self.folder / "report.md", as_markdown(self.blocks()))
 
 
-def seen(run: Run, report: CellReport) -> figures.Seen:
+def seen(run: Run, report: CellReport) -> charts.Seen:
     """A cell of a report with those of its records that exist."""
     cell = run.cell(report.domain, report.target)
-    return figures.Seen(
+    return charts.Seen(
         report,
         cell.train if (cell.folder / "train.json").exists() else None,
         cell.evaluation if (cell.folder / "evaluation.json").exists() else None,

@@ -13,11 +13,11 @@ from pathlib import Path
 import evidence_records
 import pytest
 
-from hfadapt import plots, svg
-from hfadapt.figures import verdict
 from hfadapt.records.report import CellReport, Report
 from hfadapt.records.stages import CellState, Metric
-from hfadapt.report import write_page
+from hfadapt.report import plots, svg
+from hfadapt.report.charts import verdict
+from hfadapt.report.page import write_page
 from hfadapt.run_folder import Run
 
 EXAMPLES = Path(__file__).parent.parent / "cards" / "examples"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hfadapt import plots, svg
 from hfadapt.core.show import show_bytes, show_latency, show_number, show_seconds
 from hfadapt.records.evidence import (
     DriftRecord,
@@ -17,6 +16,7 @@ from hfadapt.records.evidence import (
 )
 from hfadapt.records.report import CellReport, show_gain
 from hfadapt.records.stages import PHASES, EvaluationRecord, Metric, Step, TrainRecord
+from hfadapt.report import plots, svg
 
 PREDICTED, MEASURED = "var(--pale)", "var(--c0)"
 STAGES = (("load", "var(--c4)"), ("train", "var(--c0)"), ("train, predicted", PREDICTED), ("evaluate", "var(--c2)"))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hfadapt.svg import COLOURS, chart, label, legend, line, number, text, ticks
+from hfadapt.report.svg import COLOURS, chart, label, legend, line, number, text, ticks
 
 
 def heat_map(

@@ -10,13 +10,13 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from hfadapt import evidence_tables, figures, svg
 from hfadapt.core import resources
 from hfadapt.core.show import show_bytes, show_number, show_seconds
 from hfadapt.core.spec import write_text
-from hfadapt.figures import Seen, verdict
 from hfadapt.records.evidence import TransferRecord
 from hfadapt.records.report import CellReport, Report, show_gain
+from hfadapt.report import charts, svg, tables
+from hfadapt.report.charts import Seen, verdict
 from hfadapt.run_folder import Run, seen
 
 CORE = ("torch", "transformers", "peft")
@@ -43,7 +43,7 @@ def page(report: Report, cells: Sequence[Seen], transfer: TransferRecord | None 
         keep_trailing_newline=True,
     )
     environment.filters["svg"] = lambda drawn: Markup(drawn) if drawn else ""
-    first = figures.leading(cells)
+    first = charts.leading(cells)
     evaluated = next((cell.evaluation for cell in cells if cell.evaluation), None)
     return environment.from_string(resources.template("report.html.j2")).render(
         report=report,
@@ -55,23 +55,23 @@ def page(report: Report, cells: Sequence[Seen], transfer: TransferRecord | None 
         confidence=f"{evaluated.confidence:.0%}".replace("%", " %") if evaluated else "",
         baseline=next((cell.report.baseline for cell in cells if cell.report.baseline), "baseline"),
         cells=[_row(cell.report) for cell in cells],
-        matrix=figures.matrix(cells),
-        gains=figures.gains(cells),
-        recall=figures.recall(cells),
-        cross=figures.cross_domain(transfer),
+        matrix=charts.matrix(cells),
+        gains=charts.gains(cells),
+        recall=charts.recall(cells),
+        cross=charts.cross_domain(transfer),
         skipped=[(pair, why) for one in (transfer.targets if transfer else ()) for pair, why in one.skipped.items()],
-        slices=figures.slices(cells),
-        calibration=figures.calibration(cells),
-        robustness=figures.robustness(cells),
-        membership=figures.membership(cells),
-        leaks=evidence_tables.leak_table([cell.security for cell in cells if cell.security]),
-        drift=figures.drift(cells),
+        slices=charts.slices(cells),
+        calibration=charts.calibration(cells),
+        robustness=charts.robustness(cells),
+        membership=charts.membership(cells),
+        leaks=tables.leak_table([cell.security for cell in cells if cell.security]),
+        drift=charts.drift(cells),
         drifts=_drifts(cells),
-        losses=figures.losses(cells),
-        memory=figures.memory(cells),
-        time=figures.time(cells),
-        speed=figures.speed(cells),
-        latency=figures.latency(cells),
+        losses=charts.losses(cells),
+        memory=charts.memory(cells),
+        time=charts.time(cells),
+        speed=charts.speed(cells),
+        latency=charts.latency(cells),
         missing=_missing(cells, transfer),
         made=_made(cells),
     )
@@ -161,7 +161,7 @@ def _row(cell: CellReport) -> dict[str, Any]:
 
 def _drifts(cells: Sequence[Seen]) -> list[dict[str, Any]]:
     """Lines of the table of merge drift."""
-    called = figures.names(cells)
+    called = charts.names(cells)
     return [
         {
             "cell": called[id(cell)] if number == 0 else "",
@@ -169,7 +169,7 @@ def _drifts(cells: Sequence[Seen]) -> list[dict[str, Any]]:
             "kl": f"{variant.kl_nats:.2g}",
             "logit": f"{variant.max_logit_difference:.2g}",
             "metric": variant.metric,
-            "delta": f"{variant.delta:+.3f}{evidence_tables.bounds(variant.low, variant.high)}",
+            "delta": f"{variant.delta:+.3f}{tables.bounds(variant.low, variant.high)}",
             "refused": cell.drift.refused.get(variant.name),
         }
         for cell in cells

@@ -1,0 +1,1 @@
+"""The page, charts and tables of a run."""
