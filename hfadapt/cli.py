@@ -369,7 +369,7 @@ def new(
 @card_app.command("build")
 def card_build(cell: CellArgument, domain: OneDomain = None, target: OneTarget = None) -> None:
     """Write the card of a cell again from its records."""
-    from hfadapt.card import build_card
+    from hfadapt.card.build import build_card
     from hfadapt.run_folder import find_cell
 
     found = find_cell(cell, domain, target)
@@ -388,7 +388,7 @@ def card_check(
     ] = None,
 ) -> None:
     """Check a card: metadata, licences, placeholders, sound records, and that every number equals its record."""
-    from hfadapt.card_check import check_card
+    from hfadapt.card.check import check_card
     from hfadapt.run_folder import find_cell
     from hfadapt.staging import check_licence
 

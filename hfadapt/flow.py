@@ -217,7 +217,7 @@ class Flow:
             save_recipe(lock.model_copy(update={"evaluate": asked}), cell.folder / "lock.yaml", full=True)
 
     def _card(self, cell: Cell) -> None:
-        from hfadapt.card import build_card
+        from hfadapt.card.build import build_card
 
         build_card(cell)
 
@@ -392,7 +392,7 @@ def audit_cell(cell: Cell, lock: Lock, tokenizer: Any, record: DataRecord) -> Da
 
 def write_report(run: Run, recipe: Recipe) -> Report:
     """report.json, report.md and report.html of all cells of the run, those of this recipe first."""
-    from hfadapt.card import share_transfer
+    from hfadapt.card.build import share_transfer
     from hfadapt.report.page import write_page
 
     share_transfer(run)

@@ -66,7 +66,7 @@ def blocks(cell: Cell, licence: str | None = None) -> Iterator[Problem]:
     if (cell.folder / "README.md").is_symlink() or (cell.folder / "card.json").is_symlink():
         yield Problem("the card is a link, not a file", place, fix=f"hfadapt card build {place}")
         return
-    from hfadapt.card_check import check_card
+    from hfadapt.card.check import check_card
 
     yield from check_card(cell.folder, licence)
     yield from _drift_problems(cell)
@@ -172,7 +172,7 @@ def without_places(path: Path) -> None:
 
 def as_the_card_says(path: Path) -> None:
     """Takes what people wrote, and places, out of evaluation.json: as in the card, quotes are short and redacted."""
-    from hfadapt.card_facts import public_name, redact, shorten
+    from hfadapt.card.facts import public_name, redact, shorten
 
     record = EvaluationRecord.read(path)
     quoted = tuple(
@@ -201,8 +201,8 @@ def _public(value: Any) -> Any:
 
 def check_licence(licence: str) -> None:
     """Raises RequestError for a licence that the Hub does not know."""
+    from hfadapt.card.licenses import hub_ids
     from hfadapt.core.errors import choice_problem
-    from hfadapt.licenses import hub_ids
 
     named = sorted(hub_ids() - {"unknown"})
     if licence not in named:

@@ -17,8 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hfadapt.card import build_card
-from hfadapt.card_check import check_card
+from hfadapt.card.build import build_card
+from hfadapt.card.check import check_card
 from hfadapt.run_folder import Cell
 
 ROOT = Path(__file__).resolve().parent.parent

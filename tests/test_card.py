@@ -18,13 +18,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hfadapt.card import USER_BEGIN, USER_END, build_card, render_card
-from hfadapt.card_check import check_card, front_matter
-from hfadapt.card_facts import Facts, Records, escape, pointer, public_name, redact, shorten, untraced
-from hfadapt.card_snippet import example_row, snippet_text
+from hfadapt.card.build import USER_BEGIN, USER_END, build_card, render_card
+from hfadapt.card.check import check_card, front_matter
+from hfadapt.card.facts import Facts, Records, escape, pointer, public_name, redact, shorten, untraced
+from hfadapt.card.licenses import adapter_licence, duties, hub_id, hub_ids
+from hfadapt.card.snippet import example_row, snippet_text
 from hfadapt.core import resources
 from hfadapt.core.errors import RunError
-from hfadapt.licenses import adapter_licence, duties, hub_id, hub_ids
 from hfadapt.run_folder import Cell
 
 EXAMPLES = Path(__file__).parent.parent / "cards" / "examples"

@@ -12,8 +12,8 @@ from pathlib import Path
 import evidence_records
 import pytest
 
-from hfadapt.card import build_card
-from hfadapt.card_check import check_card, is_language
+from hfadapt.card.build import build_card
+from hfadapt.card.check import check_card, is_language
 from hfadapt.run_folder import Cell
 
 EXAMPLES = Path(__file__).parent.parent / "cards" / "examples"

@@ -10,8 +10,8 @@ from pathlib import Path
 import evidence_records
 import pytest
 
-from hfadapt.card import USER_BEGIN, build_card, render_card, share_transfer
-from hfadapt.card_check import SECTIONS, check_card, front_matter
+from hfadapt.card.build import USER_BEGIN, build_card, render_card, share_transfer
+from hfadapt.card.check import SECTIONS, check_card, front_matter
 from hfadapt.records.evidence import SecurityRecord
 from hfadapt.records.stages import CellState, EvaluationRecord, TrainRecord
 from hfadapt.run_folder import Cell, Run
@@ -242,7 +242,7 @@ def test_without_records_it_is_said_what_would_measure(bare: Cell) -> None:
 
 
 def test_the_commands_are_settings_of_the_recipe() -> None:
-    from hfadapt.card_evidence import COMMANDS
+    from hfadapt.card.sections import COMMANDS
     from hfadapt.recipe.schema import Evaluate
 
     named = {name for command in COMMANDS.values() for name in re.findall(r"evaluate\.(\w+)=true", command)}

@@ -39,7 +39,7 @@ def cell(run):
 @pytest.fixture
 def sound_card(monkeypatch):
     """The card has been checked before; checking it again would take most of the time of a test."""
-    monkeypatch.setattr("hfadapt.card_check.check_card", lambda folder, licence=None: [])
+    monkeypatch.setattr("hfadapt.card.check.check_card", lambda folder, licence=None: [])
 
 
 @pytest.fixture

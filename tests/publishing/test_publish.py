@@ -183,7 +183,7 @@ def proved(cell):
     """A cell with every record of evidence, and the card that follows."""
     import evidence_records
 
-    from hfadapt.card import build_card
+    from hfadapt.card.build import build_card
 
     record = evidence_records.drift("one", rows=Cell(cell).evaluation.rows)
     evidence_records.put(cell, drift=record)
@@ -225,7 +225,7 @@ def test_a_full_model_is_published_whole_and_its_drift_counts(proved):
 
 @pytest.mark.parametrize("name", ["security.json", "drift.json", "transfer.json"])
 def test_a_card_that_hides_evidence_is_refused(hub, send, proved, name):
-    from hfadapt.card import build_card
+    from hfadapt.card.build import build_card
 
     (proved / name).rename(proved / "kept")
     build_card(Cell(proved), execute=False)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from hfadapt.card_facts import SAMPLE, Facts, Records, public_name
+from hfadapt.card.facts import SAMPLE, Facts, Records, public_name
+from hfadapt.card.licenses import Licence, adapter_licence
 from hfadapt.core import registry
-from hfadapt.licenses import Licence, adapter_licence
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from hfadapt.card_facts import SAMPLE, Facts, Records, public_name, redact
+from hfadapt.card.facts import SAMPLE, Facts, Records, public_name, redact
 from hfadapt.core import registry, resources
 from hfadapt.core.errors import RunError
 from hfadapt.run_folder import Cell

@@ -15,10 +15,10 @@ from typing import Any
 import jinja2
 import yaml
 
-from hfadapt import card_evidence as evidence
-from hfadapt.card_facts import Facts, Records, escape, pointer, untraced, without_marks
-from hfadapt.card_metadata import base_name, card_title, hub_metadata, languages, licence_of
-from hfadapt.card_snippet import run_snippet, snippet_text
+from hfadapt.card import sections as evidence
+from hfadapt.card.facts import Facts, Records, escape, pointer, untraced, without_marks
+from hfadapt.card.metadata import base_name, card_title, hub_metadata, languages, licence_of
+from hfadapt.card.snippet import run_snippet, snippet_text
 from hfadapt.core import registry, resources
 from hfadapt.core.errors import RunError
 from hfadapt.core.spec import write_text

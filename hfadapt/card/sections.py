@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hfadapt.card_facts import Facts, Records, escape, pointer
+from hfadapt.card.facts import Facts, Records, escape, pointer
 
 EVALUATION, SECURITY, DRIFT, TRANSFER = "evaluation.json", "security.json", "drift.json", "transfer.json"
 MOST_SLICES = 24

@@ -15,13 +15,13 @@ from typing import Any
 
 import yaml
 
-from hfadapt import licenses
-from hfadapt.card import USER_BEGIN, USER_END, Card, render_card
-from hfadapt.card_facts import QUOTING, Records, compute, shown
-from hfadapt.card_metadata import METRIC_TYPES, licence_of
+from hfadapt.card import licenses
+from hfadapt.card.build import USER_BEGIN, USER_END, Card, render_card
+from hfadapt.card.facts import QUOTING, Records, compute, shown
+from hfadapt.card.metadata import METRIC_TYPES, licence_of
+from hfadapt.card.record_checks import check_evidence
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RunError, nearest
-from hfadapt.evidence_checks import check_evidence
 from hfadapt.records.stages import CardRecord
 
 SECTIONS = (

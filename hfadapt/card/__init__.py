@@ -1,0 +1,1 @@
+"""The model card: built from records, every number checked against them."""
