@@ -112,7 +112,7 @@ def run(
     """Plan, prepare, train, evaluate and document every cell; finished ones are kept."""
     through("card", recipe, overrides, domain, target, runs, fresh, fail_if_worse)
     if publish:
-        from hfadapt.publish import publish as publish_cells
+        from hfadapt.publish.publish import publish as publish_cells
 
         asked = load(recipe, overrides, domain, target)
         domains = domain or list(asked.domains)
@@ -263,7 +263,7 @@ def export(
 ) -> None:
     """Write an adapter as a folder of its own, or merged into its base, and open it again to compare."""
     from hfadapt.core.progress import quiet_libraries
-    from hfadapt.export import export as export_cell
+    from hfadapt.publish.export import export as export_cell
     from hfadapt.run_folder import find_cell
 
     quiet_libraries()
@@ -299,7 +299,7 @@ def publish(
 
     The token is that of `hf auth login` or HF_TOKEN.
     """
-    from hfadapt.publish import publish as publish_cells
+    from hfadapt.publish.publish import publish as publish_cells
 
     show(
         publish_cells(
@@ -389,8 +389,8 @@ def card_check(
 ) -> None:
     """Check a card: metadata, licences, placeholders, sound records, and that every number equals its record."""
     from hfadapt.card.check import check_card
+    from hfadapt.publish.staging import check_licence
     from hfadapt.run_folder import find_cell
-    from hfadapt.staging import check_licence
 
     if license is not None:
         check_licence(license)

@@ -18,8 +18,8 @@ from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.progress import Silent
 from hfadapt.evaluate.drift import measure
 from hfadapt.evaluate.stage import open_bench
-from hfadapt.export import export
 from hfadapt.models.load import file_sha256, load_base
+from hfadapt.publish.export import export
 from hfadapt.records.evidence import DriftRecord
 from hfadapt.run_folder import Cell
 
@@ -253,7 +253,7 @@ def test_what_is_refused_or_was_not_measured_needs_force(classifier, tmp_path):
 
 @pytest.mark.parametrize("fault", ["write", "reopen", "scores", "leak"])
 def test_a_failed_export_leaves_nothing_and_harms_nothing(classifier, tmp_path, monkeypatch, fault):
-    import hfadapt.export
+    import hfadapt.publish.export
     from hfadapt.formats.merged import Merged
 
     before = {path: file_sha256(path) for path in classifier.folder.rglob("*") if path.is_file()}
@@ -274,7 +274,7 @@ def test_a_failed_export_leaves_nothing_and_harms_nothing(classifier, tmp_path, 
 
         monkeypatch.setattr(Merged, "reopen", other)
     else:
-        monkeypatch.setattr(hfadapt.export, "_readme", lambda *_: ["hf_" + "A" * 34])
+        monkeypatch.setattr(hfadapt.publish.export, "_readme", lambda *_: ["hf_" + "A" * 34])
     with pytest.raises((OSError, RunError)):
         export(classifier, "merged", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ import pytest
 from hub_server import TOKEN, hub_server
 from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 
-from hfadapt.publish import publish
+from hfadapt.publish.publish import publish
 from publishing import REPO
 
 

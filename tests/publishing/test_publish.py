@@ -13,7 +13,7 @@ import pytest
 from hub_server import TOKEN
 
 from hfadapt.core.errors import HfadaptError, RequestError
-from hfadapt.publish import publish
+from hfadapt.publish.publish import publish
 from hfadapt.records.stages import CellState, PublishRecord
 from hfadapt.run_folder import Cell
 from publishing import FILES, REPO
@@ -212,7 +212,7 @@ def test_what_drifts_too_far_as_it_is_published_is_refused(hub, send, proved, so
 
 
 def test_a_full_model_is_published_whole_and_its_drift_counts(proved):
-    from hfadapt.staging import blocks
+    from hfadapt.publish.staging import blocks
 
     lock = proved / "lock.yaml"
     lock.write_text(lock.read_text().replace("method: lora", "method: full"))
@@ -287,7 +287,7 @@ def plant(adapter, name, change):
 
 
 def test_the_name_of_this_machine_and_its_user_are_refused(hub, send, cell, sound_card, monkeypatch):
-    from hfadapt.leaks import personal_rules
+    from hfadapt.publish.leaks import personal_rules
 
     monkeypatch.setattr("socket.gethostname", lambda: "gandalf-7")
     monkeypatch.setenv("EMAIL", "jane@example.test")

@@ -19,8 +19,8 @@ import yaml
 
 from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.core.spec import write_text
-from hfadapt.leaks import leaks
 from hfadapt.models.adapter_files import PAPERS, SUMS, is_model_file
+from hfadapt.publish.leaks import leaks
 from hfadapt.records.stages import CardRecord, EvaluationRecord, PublishedFile
 from hfadapt.run_folder import Cell
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.models.adapter_files import MANIFEST, PAPERS, is_model_file
+from hfadapt.publish.staging import Staged, git_oid
 from hfadapt.records.stages import PublishedFile
-from hfadapt.staging import Staged, git_oid
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

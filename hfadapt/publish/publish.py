@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Literal
 from hfadapt.core.errors import HfadaptError, RequestError, RunError
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.hardware.versions import versions
+from hfadapt.publish.staging import Staged, blocks, check_licence, sealed, stage, write_index, write_out
 from hfadapt.records.stages import CardRecord, PublishRecord
 from hfadapt.run_folder import STATE, Cell, Run
-from hfadapt.staging import Staged, blocks, check_licence, sealed, stage, write_index, write_out
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-    from hfadapt.hub import Hub
+    from hfadapt.publish.hub import Hub
 
 Layout = Literal["repos", "folders"]
 LAYOUTS: tuple[Layout, ...] = ("repos", "folders")
@@ -268,7 +268,7 @@ def send(
     Raises:
         RunError: one failed; those before it are published and recorded.
     """
-    from hfadapt.hub import Hub, plain_transfers
+    from hfadapt.publish.hub import Hub, plain_transfers
 
     records: list[PublishRecord] = []
     with plain_transfers():
@@ -291,7 +291,7 @@ def send(
 def _send_one(parcel: Parcel, hub: Hub, private: bool, tag: str | None, verify_load: bool) -> list[PublishRecord]:
     staged = parcel.staged
     if tag is not None and hub.head() is not None:
-        from hfadapt.hub import taken
+        from hfadapt.publish.hub import taken
 
         named = hub.commit_of(tag)
         if named is not None and hub.changes(hub.files(named), staged, named):

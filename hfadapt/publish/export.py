@@ -20,10 +20,10 @@ from hfadapt.core.samples import PREFIX
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.core.spec import write_text
 from hfadapt.models.adapter_files import EXPORT, MANIFEST, PAPERS, is_model_file, tensor_shapes
+from hfadapt.publish.staging import as_the_card_says, check_free, new_folder, sealed, without_places
 from hfadapt.records.evidence import DriftRecord, Variant
 from hfadapt.records.stages import CardRecord, ExportRecord, Manifest
 from hfadapt.run_folder import Cell
-from hfadapt.staging import as_the_card_says, check_free, new_folder, sealed, without_places
 
 if TYPE_CHECKING:
     import torch

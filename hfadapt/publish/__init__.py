@@ -1,0 +1,1 @@
+"""An adapter for others: exported files, one verified commit."""
