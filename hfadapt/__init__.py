@@ -31,7 +31,7 @@ _HOME = {
     "Target": "hfadapt.hardware.catalogue",
     "build_card": "hfadapt.card.build",
     "check_card": "hfadapt.card.check",
-    "check_recipe": "hfadapt.pipeline",
+    "check_recipe": "hfadapt.pipeline.run",
     "examine": "hfadapt.doctor",
     "load_adapted": "hfadapt.serve.adapted",
     "load_bank": "hfadapt.serve.bank",
@@ -68,7 +68,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     if name == "run":
-        return importlib.import_module("hfadapt.pipeline").run_recipe
+        return importlib.import_module("hfadapt.pipeline.run").run_recipe
     raise AttributeError(f"module 'hfadapt' has no attribute {name!r}")
 
 

@@ -67,7 +67,7 @@ def through(
     fail_if_worse: bool = False,
 ) -> None:
     """Runs the pipeline up to a stage and prints the report; exit code 1 when a cell failed or is, if asked, worse."""
-    from hfadapt.pipeline import run_recipe
+    from hfadapt.pipeline.run import run_recipe
     from hfadapt.records.report import show_gain
     from hfadapt.terminal import Terminal
 
@@ -129,7 +129,7 @@ def plan(
     json: Json = False,
 ) -> None:
     """Show every decision with its reason, the predicted memory, and whether it fits. Downloads no weights."""
-    from hfadapt.pipeline import plan_recipe
+    from hfadapt.pipeline.run import plan_recipe
 
     found = plan_recipe(load(recipe, overrides, domain, target), domains=domain or (), runs=runs)
     show(found, json)
@@ -146,7 +146,7 @@ def check(
     json: Json = False,
 ) -> None:
     """Prepare the data and look at it as training will see it; exit code 1 when something must be mended."""
-    from hfadapt.pipeline import check_recipe
+    from hfadapt.pipeline.run import check_recipe
     from hfadapt.terminal import Terminal
 
     with Terminal() as terminal:
@@ -213,7 +213,7 @@ def report(
     json: Json = False,
 ) -> None:
     """Show the matrix of a run and write its report again from the records."""
-    from hfadapt.pipeline import renew_report
+    from hfadapt.pipeline.run import renew_report
     from hfadapt.run_folder import Run
 
     renewed = renew_report(run)

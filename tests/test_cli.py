@@ -79,14 +79,14 @@ def test_wrong_requests_end_with_2(ready, words, message):
 def test_a_crash_is_one_line_and_a_file(ready, monkeypatch, tmp_path):
     import tempfile
 
-    import hfadapt.pipeline
+    import hfadapt.pipeline.run
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def crash(*arguments, **options):
         raise ZeroDivisionError("by a fault")
 
-    monkeypatch.setattr(hfadapt.pipeline, "plan_recipe", crash)
+    monkeypatch.setattr(hfadapt.pipeline.run, "plan_recipe", crash)
     done = command("plan", "tiny.yaml", folder=ready)
     assert done.code == 1
     assert done.err.splitlines()[0] == "ZeroDivisionError: by a fault"

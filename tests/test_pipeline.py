@@ -459,7 +459,7 @@ def test_a_run_that_was_killed_is_explained_the_next_time(folder):
 
 
 def test_memory_that_runs_out_is_no_traceback(folder, monkeypatch):
-    from hfadapt.pipeline import run_recipe
+    from hfadapt.pipeline.run import run_recipe
     from hfadapt.recipe.reading import load_recipe
 
     def train_cells(*args, **kwargs):

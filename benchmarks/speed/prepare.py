@@ -24,7 +24,7 @@ def main(settings: dict[str, Any]) -> None:
     from hfadapt.data import read_split
     from hfadapt.models.attach import attach_adapter
     from hfadapt.models.load import load_base, resolve_model
-    from hfadapt.pipeline import run_recipe
+    from hfadapt.pipeline.run import run_recipe
     from hfadapt.recipe.reading import load_recipe
     from hfadapt.run_folder import Run
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hfadapt.core.errors import DataError, RequestError
 from hfadapt.core.progress import Progress, Silent, quiet_libraries
-from hfadapt.flow import Flow, audit_cell, measure_lengths, narrow, write_report
+from hfadapt.pipeline.flow import Flow, audit_cell, measure_lengths, narrow, write_report
 from hfadapt.plan.make import lock as lock_cell
 from hfadapt.plan.make import make_plan
 from hfadapt.recipe.schema import AUTO, Recipe

@@ -1,0 +1,1 @@
+"""The stages of a recipe, for every domain on every target."""
