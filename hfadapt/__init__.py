@@ -32,7 +32,7 @@ _HOME = {
     "build_card": "hfadapt.card.build",
     "check_card": "hfadapt.card.check",
     "check_recipe": "hfadapt.pipeline.run",
-    "examine": "hfadapt.doctor",
+    "examine": "hfadapt.cli.doctor",
     "load_adapted": "hfadapt.serve.adapted",
     "load_bank": "hfadapt.serve.bank",
     "load_recipe": "hfadapt.recipe.reading",

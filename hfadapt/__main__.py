@@ -2,7 +2,7 @@
 
 import sys
 
-from hfadapt.cli import main
+from hfadapt.cli.app import main
 from hfadapt.hardware.allocator import restart
 
 HEAVY = ("plan", "run", "prepare", "train", "evaluate")

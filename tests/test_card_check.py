@@ -318,7 +318,7 @@ def test_what_users_and_data_say_is_not_taken_for_the_card(tmp_path: Path) -> No
 def test_the_command_line_names_problems_and_exits_with_1(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from hfadapt.cli import app
+    from hfadapt.cli.app import app
     from hfadapt.records.stages import CellState
 
     folder = tmp_path / "cell"

@@ -153,7 +153,7 @@ def test_check(ready):
 
 
 def test_doctor():
-    pytest.importorskip("hfadapt.doctor")
+    pytest.importorskip("hfadapt.cli.doctor")
     done = command("doctor", "--json")
     assert done.code in (0, 1), done.err
     assert json.loads(done.out)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hfadapt import doctor
-from hfadapt.doctor import DoctorReport, examine
+from hfadapt.cli import doctor
+from hfadapt.cli.doctor import DoctorReport, examine
 from hfadapt.hardware import catalogue
 
 

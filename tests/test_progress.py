@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from hfadapt.cli.terminal import Terminal
 from hfadapt.core.progress import FIRST_STEPS, Corrected
-from hfadapt.terminal import Terminal
 
 
 class Heard:

@@ -25,8 +25,8 @@ def test_at_most_25_public_names_and_every_one_is_there():
 
 LIGHT = {
     "import": "import hfadapt",
-    "help": "import sys; sys.argv = ['hfadapt', '--help']; from hfadapt.cli import main; main()",
-    "run --help": "import sys; sys.argv = ['hfadapt', 'run', '--help']; from hfadapt.cli import main; main()",
+    "help": "import sys; sys.argv = ['hfadapt', '--help']; from hfadapt.cli.app import main; main()",
+    "run --help": "import sys; sys.argv = ['hfadapt', 'run', '--help']; from hfadapt.cli.app import main; main()",
 }
 
 

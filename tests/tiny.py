@@ -328,7 +328,7 @@ class Done:
 
 def command(*words: Any, folder: Path | None = None) -> Done:
     """`hfadapt WORDS…` in this process, in `folder`."""
-    from hfadapt.cli import main
+    from hfadapt.cli.app import main
 
     out, err, code = io.StringIO(), io.StringIO(), 0
     before = Path.cwd()

@@ -67,9 +67,9 @@ def through(
     fail_if_worse: bool = False,
 ) -> None:
     """Runs the pipeline up to a stage and prints the report; exit code 1 when a cell failed or is, if asked, worse."""
+    from hfadapt.cli.terminal import Terminal
     from hfadapt.pipeline.run import run_recipe
     from hfadapt.records.report import show_gain
-    from hfadapt.terminal import Terminal
 
     asked = load(recipe, overrides, domains, targets)
     with Terminal() as terminal:
@@ -146,8 +146,8 @@ def check(
     json: Json = False,
 ) -> None:
     """Prepare the data and look at it as training will see it; exit code 1 when something must be mended."""
+    from hfadapt.cli.terminal import Terminal
     from hfadapt.pipeline.run import check_recipe
-    from hfadapt.terminal import Terminal
 
     with Terminal() as terminal:
         report = check_recipe(
@@ -329,7 +329,7 @@ def list_(
     what: Annotated[str, typer.Argument(help="targets, tasks, adapters, quants, formats, samples or metrics.")] = "",
 ) -> None:
     """List what can be named in a recipe."""
-    from hfadapt.catalogue import listing
+    from hfadapt.cli.listing import listing
 
     typer.echo(str(listing(what)))
 
@@ -340,7 +340,7 @@ def show_(
     name: Annotated[str, typer.Argument(help="Its name.")],
 ) -> None:
     """Show one target, sample or run in full."""
-    from hfadapt.catalogue import one
+    from hfadapt.cli.listing import one
 
     typer.echo(str(one(what, name)))
 
@@ -348,7 +348,7 @@ def show_(
 @app.command()
 def doctor(json: Json = False) -> None:
     """Say what this machine can do, what is missing, and how to get it."""
-    from hfadapt.doctor import examine
+    from hfadapt.cli.doctor import examine
 
     show(examine(), json)
 
@@ -360,7 +360,7 @@ def new(
     output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Where to write the recipe.")] = None,  # noqa: UP045
 ) -> None:
     """Look at a file of data and write a commented recipe for it."""
-    from hfadapt.new import write_recipe
+    from hfadapt.cli.new_recipe import write_recipe
 
     path = write_recipe(model, data, output)
     typer.echo(f"{path} written; look at it, then: hfadapt run {path}")
