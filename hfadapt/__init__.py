@@ -27,7 +27,7 @@ _HOME = {
     "Recipe": "hfadapt.recipe.schema",
     "RecipeError": "hfadapt.core.errors",
     "Report": "hfadapt.records.report",
-    "Run": "hfadapt.run_folder",
+    "Run": "hfadapt.report.run_view",
     "Target": "hfadapt.hardware.catalogue",
     "build_card": "hfadapt.card.build",
     "check_card": "hfadapt.card.check",
@@ -57,8 +57,8 @@ if TYPE_CHECKING:
     from hfadapt.recipe.schema import Recipe as Recipe
     from hfadapt.records.plan import Plan as Plan
     from hfadapt.records.report import Report as Report
+    from hfadapt.report.run_view import Run as Run
     from hfadapt.run_folder import Cell as Cell
-    from hfadapt.run_folder import Run as Run
     from hfadapt.serve.adapted import Adapted as Adapted
     from hfadapt.serve.adapted import load_adapted as load_adapted
     from hfadapt.serve.bank import load_bank as load_bank

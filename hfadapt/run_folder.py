@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 import yaml
 
 from hfadapt.core.errors import RequestError, RunError, choice_problem
-from hfadapt.core.show import Block, Picture, Shown, as_markdown
-from hfadapt.core.spec import Record, write_text
+from hfadapt.core.spec import Record
 from hfadapt.recipe.schema import Lock
 from hfadapt.records.evidence import DriftRecord, SecurityRecord, TransferRecord
 from hfadapt.records.plan import Plan
@@ -31,9 +30,6 @@ from hfadapt.records.stages import (
     Step,
     TrainRecord,
 )
-from hfadapt.report import charts
-from hfadapt.report.svg import alone
-from hfadapt.report.tables import drift_blocks, leak_blocks
 
 STATE = "cell.json"
 Found = TypeVar("Found", bound=Record)
@@ -165,8 +161,8 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Run(Shown):
-    """A run folder; `str(run)` and a notebook show its report."""
+class Run:
+    """A run folder: its cells and the records of all of them."""
 
     folder: Path
 
@@ -189,40 +185,6 @@ class Run(Shown):
     def transfer(self) -> TransferRecord | None:
         """transfer.json, None where the adapters were not tried on other domains."""
         return _where_there_is(TransferRecord, self.folder / "transfer.json")
-
-    def blocks(self) -> list[Block]:
-        """The report's, with tables of the evidence and, where they can be shown, the charts."""
-        report = self.report
-        cells = [seen(self, cell) for cell in report.cells]
-        shown, last = report.blocks(), bool(report.next_commands)
-        drawn = [("Baseline and adapter", charts.matrix(cells))]
-        drawn += [("Every adapter on every domain", plot) for _, plot in charts.cross_domain(self.transfer)]
-        drawn += [(f"Loss: {name}", plot) for name, plot in charts.losses(cells)]
-        pictures = [Picture(title, alone(plot)) for title, plot in drawn if plot]
-        evidence = [
-            *drift_blocks([cell.drift for cell in cells if cell.drift]),
-            *leak_blocks([cell.security for cell in cells if cell.security]),
-        ]
-        end = len(shown) - last
-        return [*shown[:end], *evidence, *pictures, *shown[end:]]
-
-    def write_report(self, report: Report) -> None:
-        """report.json and report.md."""
-        report.write(self.folder / "report.json")
-        write_text(self.folder / "report.md", as_markdown(self.blocks()))
-
-
-def seen(run: Run, report: CellReport) -> charts.Seen:
-    """A cell of a report with those of its records that exist."""
-    cell = run.cell(report.domain, report.target)
-    return charts.Seen(
-        report,
-        cell.train if (cell.folder / "train.json").exists() else None,
-        cell.evaluation if (cell.folder / "evaluation.json").exists() else None,
-        cell.steps(),
-        cell.security,
-        cell.drift,
-    )
 
 
 def find_cell(path: Path, domain: str | None = None, target: str | None = None) -> Cell:

@@ -14,7 +14,9 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
+import jinja2
 import pytest
 import yaml
 
@@ -23,7 +25,6 @@ from hfadapt.card.check import check_card, front_matter
 from hfadapt.card.facts import Facts, Records, escape, pointer, public_name, redact, shorten, untraced
 from hfadapt.card.licenses import adapter_licence, duties, hub_id, hub_ids
 from hfadapt.card.snippet import example_row, snippet_text
-from hfadapt.core import resources
 from hfadapt.core.errors import RunError
 from hfadapt.run_folder import Cell
 
@@ -124,10 +125,13 @@ def test_tables_have_as_many_cells_as_columns(cell: Cell) -> None:
 
 
 def test_a_number_without_a_record_stops_the_card(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = resources.template
-    monkeypatch.setattr(
-        resources, "template", lambda name: real(name).replace("## Limits", "## Limits\n\nBetter by 12 %.", 1)
-    )
+    real = jinja2.FileSystemLoader.get_source
+
+    def more(loader: jinja2.FileSystemLoader, environment: jinja2.Environment, name: str) -> Any:
+        source, *rest = real(loader, environment, name)
+        return source.replace("## Limits", "## Limits\n\nBetter by 12 %.", 1), *rest
+
+    monkeypatch.setattr(jinja2.FileSystemLoader, "get_source", more)
     with pytest.raises(RunError, match="no record knows"):
         build_card(cell, execute=False)
 

@@ -134,7 +134,7 @@ def test_traced_terms_extend_to_more_layers_and_rows(lm: ModelFacts) -> None:
 
 
 def test_the_allocator_setting_reaches_a_restarted_program() -> None:
-    code = "from hfadapt import allocator; allocator.restart(); print(allocator.settled(), *__import__('sys').argv)"
+    code = "from hfadapt.hardware import allocator; allocator.restart(); print(allocator.settled(), *__import__('sys').argv)"
     done = subprocess.run([sys.executable, "-c", code, "a", "b"], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "-c", "a", "b"]
 
@@ -145,7 +145,7 @@ def test_few_compiled_products_are_kept(monkeypatch: pytest.MonkeyPatch) -> None
         assert allocator.environment()[name] == value
     monkeypatch.setenv(name, "500")
     assert allocator.environment()[name] == "500"
-    code = f"from hfadapt import allocator; allocator.restart(); print(__import__('os').environ['{name}'])"
+    code = f"from hfadapt.hardware import allocator; allocator.restart(); print(__import__('os').environ['{name}'])"
     monkeypatch.delenv(name)
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "64"

@@ -18,7 +18,7 @@ from hfadapt.records.stages import CellState, Metric
 from hfadapt.report import plots, svg
 from hfadapt.report.charts import verdict
 from hfadapt.report.page import write_page
-from hfadapt.run_folder import Run
+from hfadapt.report.run_view import Run
 
 EXAMPLES = Path(__file__).parent.parent / "cards" / "examples"
 VOID = {"meta", "br", "hr", "img", "input", "link"}

@@ -8,7 +8,8 @@ import pytest
 
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.records.report import CellReport, Report
-from hfadapt.run_folder import Cell, Run, find_cell
+from hfadapt.report.run_view import Run
+from hfadapt.run_folder import Cell, find_cell
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from hfadapt.card import sections as evidence
 from hfadapt.card.facts import Facts, Records, escape, pointer, untraced, without_marks
 from hfadapt.card.metadata import base_name, card_title, hub_metadata, languages, licence_of
 from hfadapt.card.snippet import run_snippet, snippet_text
-from hfadapt.core import registry, resources
+from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.core.spec import write_text
 from hfadapt.records.stages import PHASES, CardRecord
@@ -152,7 +152,7 @@ def _is_of(cell: Cell, run: Run) -> bool:
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: resources.template(name)),
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

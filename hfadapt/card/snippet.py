@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from hfadapt.card.facts import SAMPLE, Facts, Records, public_name, redact
-from hfadapt.core import registry, resources
+from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.run_folder import Cell
 
@@ -21,17 +21,13 @@ LOOKED_AT = 200
 
 
 def snippet_text(facts: Facts) -> str:
-    """The marked code, from `cards/TASK.py.j2`.
-
-    Raises:
-        RunError: there is no such template.
-    """
+    """The marked code, from the task's template."""
     records = facts.records
     lock = records.file("lock.yaml")
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    return environment.from_string(resources.template(f"{lock['task']}.py.j2")).render(
+    return environment.from_string(registry.load("tasks", lock["task"]).snippet).render(
         fact=facts,
         peft=lock["adapter"]["method"] != "full",
         sample=str(lock["model"]).startswith(SAMPLE) and lock["adapter"]["method"] != "full",

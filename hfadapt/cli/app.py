@@ -214,7 +214,7 @@ def report(
 ) -> None:
     """Show the matrix of a run and write its report again from the records."""
     from hfadapt.pipeline.run import renew_report
-    from hfadapt.run_folder import Run
+    from hfadapt.report.run_view import Run
 
     renewed = renew_report(run)
     show(renewed if json else Run(run), json)

@@ -88,7 +88,8 @@ def one(what: str, name: str) -> Shown:
         rows = [[field, str(value)] for field, value in facts.items()]
         return Listing([Heading(f"sample:{name}"), Table(["field", "value"], rows)])
     if what == "run":
-        from hfadapt.run_folder import STATE, Run
+        from hfadapt.report.run_view import Run
+        from hfadapt.run_folder import STATE
 
         folder = Path(name).resolve()
         # The folder of a cell, as `hfadapt run` names it, stands for its run.

@@ -10,7 +10,6 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ import torch
 
 from hfadapt.evaluate.bench import Bench
 from hfadapt.evaluate.metrics.rows import RowMetric, compare, leading, sampling
+from hfadapt.formats import Form
 from hfadapt.hardware import catalogue
 from hfadapt.hardware.peak_memory import release_memory
 from hfadapt.models.attach import open_adapter
@@ -38,31 +38,6 @@ CHEAP_PARAMETERS = 500_000_000
 """Above this, storages that the recipe did not ask for are not tried."""
 SHARES = frozenset({"accuracy", "label_accuracy", "macro_f1", "calibration_error"})
 """Metrics between 0 and 1, of which a point is a hundredth; of any other metric it is a percent of the reference."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """One way to serve an adapter.
-
-    Args:
-        storage: dtype or quant of the base's weights.
-        merged: Whether the adapter is part of them.
-        dequantised: Merged into what the quantised base stands for, not into the original weights.
-    """
-
-    storage: str
-    merged: bool
-    dequantised: bool = False
-
-    @property
-    def name(self) -> str:
-        """Name in drift.json, such as `merged-bfloat16`."""
-        return "-".join(("merged" if self.merged else "adapter", *(("dequantised",) * self.dequantised), self.storage))
-
-    @property
-    def quantised(self) -> bool:
-        """Whether the weights are held in 4 or 8 bits."""
-        return self.storage in ("nf4", "fp4", "int8")
 
 
 def forms(lock: Lock, parameters: int, quants: Sequence[str]) -> tuple[list[Form], dict[str, str]]:

@@ -5,15 +5,40 @@ What a format writes is opened again with plain transformers (and peft), never w
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
 
-    from hfadapt.evaluate.drift import Form
     from hfadapt.recipe.schema import Lock
     from hfadapt.run_folder import Cell
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to serve an adapter.
+
+    Args:
+        storage: dtype or quant of the base's weights.
+        merged: Whether the adapter is part of them.
+        dequantised: Merged into what the quantised base stands for, not into the original weights.
+    """
+
+    storage: str
+    merged: bool
+    dequantised: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name in drift.json, such as `merged-bfloat16`."""
+        return "-".join(("merged" if self.merged else "adapter", *(("dequantised",) * self.dequantised), self.storage))
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the weights are held in 4 or 8 bits."""
+        return self.storage in ("nf4", "fp4", "int8")
 
 
 class Format(Protocol):

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.evaluate.drift import Form
+from hfadapt.formats import Form
 from hfadapt.formats.merged import KIND as MERGED
 from hfadapt.models.facts import load_config, unfit_for_gguf
 from hfadapt.models.load import load_tokenizer, resolve_model

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
-from hfadapt.evaluate.drift import Form
+from hfadapt.formats import Form
 from hfadapt.models.merge import half_dtype, merged_dtype, open_merged, write_merged
 
 if TYPE_CHECKING:

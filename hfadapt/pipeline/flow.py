@@ -24,7 +24,8 @@ from hfadapt.recipe.schema import Lock, Recipe
 from hfadapt.records.plan import CellPlan
 from hfadapt.records.report import Report
 from hfadapt.records.stages import DataRecord
-from hfadapt.run_folder import Cell, Run
+from hfadapt.report.run_view import Run
+from hfadapt.run_folder import Cell
 
 if TYPE_CHECKING:
     from hfadapt.data import PreparedDomain

@@ -14,7 +14,8 @@ from hfadapt.plan.make import make_plan
 from hfadapt.recipe.schema import AUTO, Recipe
 from hfadapt.records.plan import Plan
 from hfadapt.records.report import Report
-from hfadapt.run_folder import Cell, Run
+from hfadapt.report.run_view import Run
+from hfadapt.run_folder import Cell
 
 if TYPE_CHECKING:
     from hfadapt.data import DataReport

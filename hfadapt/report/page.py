@@ -10,14 +10,14 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from hfadapt.core import resources
 from hfadapt.core.show import show_bytes, show_number, show_seconds
 from hfadapt.core.spec import write_text
 from hfadapt.records.evidence import TransferRecord
 from hfadapt.records.report import CellReport, Report, show_gain
 from hfadapt.report import charts, svg, tables
 from hfadapt.report.charts import Seen, verdict
-from hfadapt.run_folder import Run, seen
+from hfadapt.report.run_view import seen
+from hfadapt.run_folder import Run
 
 CORE = ("torch", "transformers", "peft")
 
@@ -36,6 +36,7 @@ def write_page(run: Run, report: Report) -> Path:
 def page(report: Report, cells: Sequence[Seen], transfer: TransferRecord | None = None) -> str:
     """The whole page as HTML."""
     environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -45,7 +46,7 @@ def page(report: Report, cells: Sequence[Seen], transfer: TransferRecord | None 
     environment.filters["svg"] = lambda drawn: Markup(drawn) if drawn else ""
     first = charts.leading(cells)
     evaluated = next((cell.evaluation for cell in cells if cell.evaluation), None)
-    return environment.from_string(resources.template("report.html.j2")).render(
+    return environment.get_template("report.html.j2").render(
         report=report,
         chart_style=Markup(svg.STYLE),
         tiles=_tiles(report, cells),

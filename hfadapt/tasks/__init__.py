@@ -96,6 +96,11 @@ class Task(Protocol):
     def metrics(self) -> tuple[str, ...]:
         """Metrics that fit every row of this task, the leading one first."""
 
+    @property
+    def snippet(self) -> str:
+        """The code of the card that opens an adapter and asks it one thing, a template of jinja: `fact`, `peft`,
+        `sample`, `base`, `quant`, `form`, `example` (card/snippet.py)."""
+
     def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
         """Keyword arguments for loading the base with `auto_class`."""
 

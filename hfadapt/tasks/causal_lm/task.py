@@ -7,6 +7,8 @@ stop. Logits are computed for labelled positions alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import DataError
@@ -30,6 +32,11 @@ class CausalLM:
     baseline = "base"
     packs = True
     metrics = ("perplexity",)
+
+    @cached_property
+    def snippet(self) -> str:
+        """The code that opens an adapter of this task, a template of jinja."""
+        return Path(__file__).with_name("snippet.py.j2").read_text(encoding="utf-8")
 
     def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
         """Nothing beyond the defaults."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import DataError, nearest
@@ -24,6 +26,11 @@ class TextClassification:
     baseline = "linear probe"
     packs = False
     metrics = ("accuracy", "macro_f1", "calibration_error", "loss")
+
+    @cached_property
+    def snippet(self) -> str:
+        """The code that opens an adapter of this task, a template of jinja."""
+        return Path(__file__).with_name("snippet.py.j2").read_text(encoding="utf-8")
 
     def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
         """Label names for the config."""

@@ -1,0 +1,52 @@
+"""A run as it shows itself: its report, tables of the evidence, and charts where they can be seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hfadapt.core.show import Block, Picture, Shown, as_markdown
+from hfadapt.core.spec import write_text
+from hfadapt.records.report import CellReport, Report
+from hfadapt.report import charts
+from hfadapt.report.svg import alone
+from hfadapt.report.tables import drift_blocks, leak_blocks
+from hfadapt.run_folder import Run as RunFolder
+
+
+@dataclass(frozen=True)
+class Run(RunFolder, Shown):
+    """A run folder; `str(run)` and a notebook show its report."""
+
+    def blocks(self) -> list[Block]:
+        """The report's, with tables of the evidence and, where they can be shown, the charts."""
+        report = self.report
+        cells = [seen(self, cell) for cell in report.cells]
+        shown, last = report.blocks(), bool(report.next_commands)
+        drawn = [("Baseline and adapter", charts.matrix(cells))]
+        drawn += [("Every adapter on every domain", plot) for _, plot in charts.cross_domain(self.transfer)]
+        drawn += [(f"Loss: {name}", plot) for name, plot in charts.losses(cells)]
+        pictures = [Picture(title, alone(plot)) for title, plot in drawn if plot]
+        evidence = [
+            *drift_blocks([cell.drift for cell in cells if cell.drift]),
+            *leak_blocks([cell.security for cell in cells if cell.security]),
+        ]
+        end = len(shown) - last
+        return [*shown[:end], *evidence, *pictures, *shown[end:]]
+
+    def write_report(self, report: Report) -> None:
+        """report.json and report.md."""
+        report.write(self.folder / "report.json")
+        write_text(self.folder / "report.md", as_markdown(self.blocks()))
+
+
+def seen(run: RunFolder, report: CellReport) -> charts.Seen:
+    """A cell of a report with those of its records that exist."""
+    cell = run.cell(report.domain, report.target)
+    return charts.Seen(
+        report,
+        cell.train if (cell.folder / "train.json").exists() else None,
+        cell.evaluation if (cell.folder / "evaluation.json").exists() else None,
+        cell.steps(),
+        cell.security,
+        cell.drift,
+    )
