@@ -161,7 +161,7 @@ def trace_all(only: list[str]) -> int:
 
     failed = 0
     for task, table in ((LM, LANGUAGE_MODELS), (CLASSIFY, CLASSIFIERS)):
-        kind = registry.load("tasks", task)
+        kind = registry.task(task)
         for model, fields in table.items():
             if only and model not in only:
                 continue

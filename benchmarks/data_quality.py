@@ -327,7 +327,7 @@ def audited() -> None:
             start = time.monotonic()
             result = audit(
                 Path(folder) / "cell" / name,
-                registry.load("tasks", task_name),
+                registry.task(task_name),
                 tokenizer,
                 max_length=128,
                 labels=record.labels,

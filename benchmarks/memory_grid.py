@@ -175,7 +175,7 @@ def make_model(folder: Path, about: dict[str, Any]) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
     ).save_pretrained(folder)
-    task = registry.load("tasks", about["task"])
+    task = registry.task(about["task"])
     config = AutoConfig.for_model(**{**about["config"], **TOKEN_IDS})
     config.update(task.model_options(LABELS))
     model = getattr(transformers, task.auto_class).from_config(config)
@@ -249,7 +249,7 @@ def measure(
 
     accelerator = Accelerator(cpu=device_name == "cpu")
     device = accelerator.device
-    lock, task = lock_of(point, about, folder), registry.load("tasks", about["task"])
+    lock, task = lock_of(point, about, folder), registry.task(about["task"])
     draw = random.Random(1)
     tokens, vocabulary = point["tokens"], about["config"]["vocab_size"]
 
@@ -312,7 +312,7 @@ def predicted(point: dict[str, Any], about: dict[str, Any], device: str, tiles: 
     from hfadapt.models.facts import build, describe
     from hfadapt.plan.memory import predict
 
-    task = registry.load("tasks", about["task"])
+    task = registry.task(about["task"])
     config = AutoConfig.for_model(**{**about["config"], **TOKEN_IDS})
     config.dtype = about["dtype"]
     for key, value in task.model_options(LABELS).items():

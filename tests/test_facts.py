@@ -132,5 +132,5 @@ def test_experts_are_seen() -> None:
 def small_facts(model_type: str, task: str, **more: Any) -> facts.ModelFacts:
     fields = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, **more}
     config = AutoConfig.for_model(model_type, num_attention_heads=4, pad_token_id=0, **fields)
-    built = facts.build(config, registry.load("tasks", task).auto_class, model_type)
+    built = facts.build(config, registry.task(task).auto_class, model_type)
     return facts.describe(built, model_type, task, 2, config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint
-from pathlib import Path
 
 import pytest
 
@@ -11,11 +10,12 @@ from hfadapt.core import registry
 from hfadapt.core.errors import RequestError
 
 
-@pytest.mark.parametrize("kind", ["tasks", "adapters", "quants", "formats"])
+@pytest.mark.parametrize("kind", registry.KINDS)
 def test_every_file_is_a_name_and_every_name_a_kind(kind):
-    folder = Path(registry.__file__).parent / kind
-    files = {path.stem.replace("_", "-") for path in folder.glob("*.py") if not path.stem.startswith("_")}
-    assert files <= set(registry.names(kind))
+    folder = registry.PACKAGE / kind
+    inside = {path.stem.replace("_", "-") for path in folder.iterdir() if not path.stem.startswith("_")}
+    assert inside
+    assert inside == set(registry.names(kind))
     for name in registry.names(kind):
         assert registry.load(kind, name).name == name
 

@@ -259,7 +259,7 @@ def test_every_method_agrees_with_its_contract(folder: Path) -> None:
     for method in registry.names("adapters"):
         for quant in registry.names("quants"):
             path = write(folder, BASE + f"quant: {quant}\nadapter: {{method: {method}}}\n")
-            if quant in registry.load("adapters", method).quants:
+            if quant in registry.adapter(method).quants:
                 load_recipe(path)
             else:
                 assert method in problems_of(path)[0].what

@@ -26,7 +26,7 @@ LABELS = ("bad", "good", "so-so")
 def loop_of(locks, folders, rows, held=(), products=None, **options):
     """A loop over one adapter for each lock."""
     lock = locks[0]
-    task = registry.load("tasks", lock.task)
+    task = registry.task(lock.task)
     base = load_base(lock, LABELS, torch.device("cpu"))
     names = adapter_names(len(locks))
     model = attach_adapters(base, dict(zip(names, locks, strict=True)))

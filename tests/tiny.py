@@ -250,7 +250,7 @@ def make_loop(
     from hfadapt.train.job import Job
     from hfadapt.train.loop import Loop
 
-    task = registry.load("tasks", lock.task)
+    task = registry.task(lock.task)
     base = load_base(lock, labels, torch.device("cpu"))
 
     def encode(what: Sequence[Mapping[str, Any]]) -> Any:
@@ -283,7 +283,7 @@ def make_loop(
         frozen_cache=wanted.frozen_cache,
         **options,
     )
-    changes = registry.load("adapters", lock.adapter.method).changes_base
+    changes = registry.adapter(lock.adapter.method).changes_base
     return Trained(base, model, loop, None, low_rank_start(model) if changes else None)
 
 

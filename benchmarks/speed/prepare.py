@@ -71,7 +71,7 @@ def main(settings: dict[str, Any]) -> None:
     cell = Run(folder / "run").cell(domain, target)
     if cell.state.error:
         raise SystemExit(cell.state.error)
-    lock, task = cell.lock, registry.load("tasks", loaded.task)
+    lock, task = cell.lock, registry.task(loaded.task)
     device = torch.device("cuda" if settings["cuda"] else "cpu")
     base = load_base(lock, cell.data.labels, device)
     options = {"max_length": lock.data.max_length, "labels": cell.data.labels}

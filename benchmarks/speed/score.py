@@ -33,7 +33,7 @@ class Judge:
         dtype = "bfloat16" if cuda else "float32"
         train = lock.train.model_copy(update={"seed": seed, "checkpointing": False})
         lock = lock.model_copy(update={"quant": quant, "dtype": dtype, "train": train})
-        self.task: Any = registry.load("tasks", lock.task)
+        self.task: Any = registry.task(lock.task)
         self.device = torch.device("cuda" if cuda else "cpu")
         self.base = load_base(lock, prepared["labels"], self.device)
         for module in self.base.model.modules():

@@ -201,7 +201,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "base_name": escape(evaluation["baseline"]),
         "revision": train.get("model_revision"),
         "relation": "finetune" if method == "full" else "adapter",
-        "has_rank": registry.load("adapters", method).has_rank,
+        "has_rank": registry.adapter(method).has_rank,
         "some_layers": train.get("model_layers") is not None,
         "full": method == "full",
         "quant_name": lock["quant"],
@@ -251,7 +251,7 @@ def _evidence(facts: Facts) -> dict[str, Any]:
     evaluation, train = records.file("evaluation.json"), records.file("train.json")
     calibration = evaluation.get("calibration") or {}
     bins = [(who, n) for who in ("base", "adapter") for n in range(len(calibration.get(who) or []))]
-    generates = registry.load("tasks", records.file("lock.yaml")["task"]).pipeline_tag == "text-generation"
+    generates = registry.task(records.file("lock.yaml")["task"]).pipeline_tag == "text-generation"
     shown = evidence.failures(records) if records.has("data/test.parquet") else []
     return {
         "not_measured": evidence.not_measured,

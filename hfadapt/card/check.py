@@ -172,7 +172,7 @@ def _emissions(found: Any, place: str) -> Iterator[Problem]:
 
 
 def _choices(found: Mapping[str, Any], place: str) -> Iterator[Problem]:
-    tags = {registry.load("tasks", name).pipeline_tag for name in registry.names("tasks")}
+    tags = {registry.task(name).pipeline_tag for name in registry.names("tasks")}
     for key, allowed in (
         ("base_model_relation", RELATIONS),
         ("library_name", LIBRARIES),

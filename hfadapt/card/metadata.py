@@ -50,7 +50,7 @@ def hub_metadata(facts: Facts) -> dict[str, Any]:
     """The YAML front matter, as plain Python values."""
     records = facts.records
     lock, licence = records.file("lock.yaml"), licence_of(records)
-    task = registry.load("tasks", lock["task"])
+    task = registry.task(lock["task"])
     full = lock["adapter"]["method"] == "full"
     base = base_name(records)
     relation = "finetune" if full else "adapter"

@@ -27,7 +27,7 @@ def snippet_text(facts: Facts) -> str:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    return environment.from_string(registry.load("tasks", lock["task"]).snippet).render(
+    return environment.from_string(registry.task(lock["task"]).snippet).render(
         fact=facts,
         peft=lock["adapter"]["method"] != "full",
         sample=str(lock["model"]).startswith(SAMPLE) and lock["adapter"]["method"] != "full",
@@ -54,7 +54,7 @@ def _base(facts: Facts) -> str:
 def _quant(records: Records) -> str:
     """Arguments of BitsAndBytesConfig as in training, or nothing."""
     lock = records.file("lock.yaml")
-    quant = registry.load("quants", lock["quant"])
+    quant = registry.quant(lock["quant"])
     if not quant.bits:
         return ""
     options = [

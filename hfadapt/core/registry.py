@@ -1,54 +1,90 @@
-"""The folder is the registry: tasks/, adapters/, quants/ and formats/ each hold one file per name.
+"""The folder is the registry: tasks/, adapters/, quants/, formats/ … hold one file, or one folder, per name.
 
-The name in a recipe is the file's name with hyphens (`text_classification.py` is `text-classification`). Other
-packages add names through the entry-point groups `hfadapt.tasks`, `hfadapt.adapters`,
-`hfadapt.quants` and `hfadapt.formats`, each pointing at an object that fulfils that folder's contract.
+The name in a recipe is the file's with hyphens: `adapters/lora.py` is `lora`; `tasks/text_classification/task.py`, which
+needs more than one file, is `text-classification`. Other packages add names through the entry-point groups
+`hfadapt.tasks`, `hfadapt.adapters` …, each pointing at an object that fulfils the folder's contract, which is in its
+`__init__`. In hfadapt's own files that object is called `KIND`.
 """
 
 from __future__ import annotations
 
 import importlib
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import RequestError, choice_problem
 
+if TYPE_CHECKING:
+    from hfadapt.adapters import AdapterMethod
+    from hfadapt.formats import Format
+    from hfadapt.quants import Quant
+    from hfadapt.tasks import Task
+
 PACKAGE = Path(__file__).parents[1]
-KINDS = ("tasks", "adapters", "quants", "formats")
+KINDS = {"tasks": "task", "adapters": "adapter", "quants": "quant", "formats": "format"}
+"""The open folders, each with the word for one thing in it."""
 
 
 @cache
 def names(kind: str) -> tuple[str, ...]:
     """All names of a kind, sorted; imports none of them."""
     folder = PACKAGE / kind
-    paths = [*folder.glob("*.py"), *(path.parent for path in folder.glob(f"*/{kind.rstrip('s')}.py"))]
+    paths = [*folder.glob("*.py"), *(path.parent for path in folder.glob(f"*/{KINDS[kind]}.py"))]
     own = {path.stem.replace("_", "-") for path in paths if not path.stem.startswith("_")}
-    return tuple(sorted(own | {entry.name for entry in entry_points(group=f"hfadapt.{kind}")}))
+    return tuple(sorted(own | set(_added(kind))))
 
 
 @cache
 def load(kind: str, name: str) -> Any:
-    """The object behind a name: the single public instance `KIND` in its module.
+    """The object behind a name; the functions below give it its type.
 
     Raises:
         RequestError: there is no such name.
     """
     if name not in names(kind):
-        problem = choice_problem(f"there is no {kind.rstrip('s')} of that name", name, names(kind))
+        problem = choice_problem(f"there is no {KINDS[kind]} of that name", name, names(kind))
         raise RequestError(problem.what, problems=[problem])
     path = source(kind, name)
     if path:
         module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
         return importlib.import_module(module).KIND
-    return next(entry for entry in entry_points(group=f"hfadapt.{kind}") if entry.name == name).load()
+    return _added(kind)[name].load()
+
+
+def task(name: str) -> Task:
+    """What is learned. Raises RequestError for an unknown name."""
+    found: Task = load("tasks", name)
+    return found
+
+
+def adapter(name: str) -> AdapterMethod:
+    """How the base is adapted. Raises RequestError for an unknown name."""
+    found: AdapterMethod = load("adapters", name)
+    return found
+
+
+def quant(name: str) -> Quant:
+    """How the base is stored. Raises RequestError for an unknown name."""
+    found: Quant = load("quants", name)
+    return found
+
+
+def format(name: str) -> Format:
+    """How a finished adapter leaves the run folder. Raises RequestError for an unknown name."""
+    found: Format = load("formats", name)
+    return found
 
 
 def source(kind: str, name: str) -> Path | None:
-    """The file of hfadapt's own that holds a name: `NAME.py`, or `NAME/KIND.py` where it needs more than one file."""
+    """The file of hfadapt's own that holds a name; None for one that another package adds."""
     stem = name.replace("-", "_")
-    for path in (PACKAGE / kind / f"{stem}.py", PACKAGE / kind / stem / f"{kind.rstrip('s')}.py"):
+    for path in (PACKAGE / kind / f"{stem}.py", PACKAGE / kind / stem / f"{KINDS[kind]}.py"):
         if path.exists():
             return path
     return None
+
+
+def _added(kind: str) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=f"hfadapt.{kind}")}

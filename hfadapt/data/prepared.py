@@ -159,7 +159,7 @@ def _fingerprint(recipe: Recipe, opened: Mapping[str, Sequence[load.Opened]]) ->
     data = recipe.data.model_dump(mode="json", exclude={"max_length", "too_long", "packing", "workers", "augment"})
     what = {
         "code": CODE_VERSION,
-        "forms": sorted(registry.load("tasks", recipe.task).forms),
+        "forms": sorted(registry.task(recipe.task).forms),
         "data": data,
         "template": recipe.template.model_dump(mode="json") if recipe.template else None,
         "domains": {name: domain.model_dump(mode="json") for name, domain in recipe.domains.items()},
@@ -172,7 +172,7 @@ def _prepare(
     recipe: Recipe, opened: Mapping[str, Sequence[load.Opened]], folder: Path, fingerprint: str, say: Progress
 ) -> None:
     started = time.monotonic()
-    forms = registry.load("tasks", recipe.task).forms
+    forms = registry.task(recipe.task).forms
     states = {name: _read_domain(recipe, name, sources, forms, say) for name, sources in opened.items()}
     for state in states.values():
         state.rows = duplicates.resolve_conflicts(state.rows, recipe.data.conflicts, state.ledger)

@@ -211,7 +211,7 @@ class _Domain:
 
     def _chunks(self, log: Any) -> Iterator[list[Row]]:
         """Cleaned rows, some thousands at a time."""
-        forms = registry.load("tasks", self.recipe.task).forms
+        forms = registry.task(self.recipe.task).forms
         first = True
         for source in self.sources:
             reader = prepared.SourceReader(self.recipe, self.name, source, forms)

@@ -75,7 +75,7 @@ def open_bench(cell: Cell, device: torch.device, progress: Progress, room: dict[
         RunError: the folder or its manifest does not fit the base.
     """
     lock, data = cell.lock, cell.data
-    task = registry.load("tasks", lock.task)
+    task = registry.task(lock.task)
     base = load_base_of({cell.adapter: data.labels}, lock, device, max_memory=room)
     choices = answer_choices(cell, data, base) if lock.task == "causal-lm" else {}
     bench = Bench(cell, lock, data, task, base, base.model.eval(), device, choices, progress)
@@ -217,7 +217,7 @@ def rescored(cell: Cell, base: Base, model: Any, device: torch.device, which: st
         RunError: it is above the tolerance.
     """
     lock, expected = cell.lock, cell.train.check_losses
-    task = registry.load("tasks", lock.task)
+    task = registry.task(lock.task)
     rows = task.encode(
         read_split(cell.folder, "validation")[:CHECK_ROWS],
         base.tokenizer,
@@ -226,7 +226,7 @@ def rescored(cell: Cell, base: Base, model: Any, device: torch.device, which: st
     )
     found = check_losses(task, model, rows, base.pad_token_id, device)
     difference = float(np.mean(np.abs(np.array(found) - np.array(expected)))) if found else 0.0
-    converted = registry.load("adapters", lock.adapter.method).changes_base and lock.dtype != "float32"
+    converted = registry.adapter(lock.adapter.method).changes_base and lock.dtype != "float32"
     allowed = SAME_AFTER_CONVERSION if converted else SAME
     if not difference <= allowed:
         raise RunError(

@@ -72,7 +72,7 @@ class Domain:
     def encode(self, base: Base) -> None:
         """Reads and tokenises the used rows as the domain's own evaluation did."""
         rows = list(read_split(self.cell.folder, "test"))
-        task = registry.load("tasks", self.lock.task)
+        task = registry.task(self.lock.task)
         self.examples = task.encode(
             [rows[i] for i in self.picked], base.tokenizer, max_length=self.lock.data.max_length, labels=self.labels
         )
@@ -205,7 +205,7 @@ def _scored(
 
 
 def _score(model: Any, base: Base, data: Domain, device: torch.device) -> Scores:
-    task = registry.load("tasks", data.lock.task)
+    task = registry.task(data.lock.task)
     with torch.inference_mode():
         scores: Scores = task.score(
             model,

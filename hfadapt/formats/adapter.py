@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfadapt.formats import Format
 from hfadapt.formats.merged import KIND as MERGED
 from hfadapt.models.adapter_files import MANIFEST, is_model_file
 from hfadapt.models.attach import open_adapter
@@ -68,4 +69,4 @@ class Adapter:
         )
 
 
-KIND = Adapter()
+KIND: Format = Adapter()

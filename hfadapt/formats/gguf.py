@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.formats import Form
+from hfadapt.formats import Form, Format
 from hfadapt.formats.merged import KIND as MERGED
 from hfadapt.models.facts import load_config, unfit_for_gguf
 from hfadapt.models.load import load_tokenizer, resolve_model
@@ -189,4 +189,4 @@ def _add_tokenizer(writer: Any, tokenizer: Any, vocab_size: int) -> None:
         writer.add_chat_template(tokenizer.chat_template)
 
 
-KIND = Gguf()
+KIND: Format = Gguf()

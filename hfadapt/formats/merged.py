@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
-from hfadapt.formats import Form
+from hfadapt.formats import Form, Format
 from hfadapt.models.merge import half_dtype, merged_dtype, open_merged, write_merged
 
 if TYPE_CHECKING:
@@ -52,12 +52,12 @@ class Merged:
         """`AutoModelFor….from_pretrained(folder)`."""
         import transformers
 
-        auto = getattr(transformers, registry.load("tasks", cell.lock.task).auto_class)
+        auto = getattr(transformers, registry.task(cell.lock.task).auto_class)
         return auto.from_pretrained(folder, dtype="auto").to(device).eval()
 
     def usage(self, cell: Cell) -> str:
         """Two lines of transformers."""
-        auto = registry.load("tasks", cell.lock.task).auto_class
+        auto = registry.task(cell.lock.task).auto_class
         return (
             f"from transformers import {auto}, AutoTokenizer\n\n"
             'tokenizer = AutoTokenizer.from_pretrained(".")  # this folder, or its name on the Hub\n'
@@ -65,4 +65,4 @@ class Merged:
         )
 
 
-KIND = Merged()
+KIND: Format = Merged()

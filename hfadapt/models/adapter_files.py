@@ -83,7 +83,7 @@ def folder_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
         # What the files say is not looked at before they are the right ones.
         return
     try:
-        method = registry.load("adapters", manifest.method)
+        method = registry.adapter(manifest.method)
     except RequestError:
         yield Problem(
             "the method of this adapter is unknown",

@@ -48,7 +48,7 @@ def attach_adapters(
     import torch
 
     lock = next(iter(locks.values()))
-    task = registry.load("tasks", lock.task)
+    task = registry.task(lock.task)
     context = Context(
         base.fresh_modules, base.head_modules, task.peft_task_type, base.source.path, *_layers(base.model), batches
     )
@@ -56,7 +56,7 @@ def attach_adapters(
     for name, own in locks.items():
         with torch.random.fork_rng():
             torch.manual_seed(own.train.seed)
-            model = registry.load("adapters", own.adapter.method).attach(model, own.adapter, context, name)
+            model = registry.adapter(own.adapter.method).attach(model, own.adapter, context, name)
     if len(locks) > 1:
         # peft lets gradients into the active adapter alone.
         for name, parameter in model.named_parameters():

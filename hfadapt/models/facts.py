@@ -107,7 +107,7 @@ def model_facts(model: str, task: str, labels: int = 2) -> ModelFacts:
 @cache
 def _model_facts(model: str, task: str, labels: int) -> ModelFacts:
     config = load_config(model)
-    kind = registry.load("tasks", task)
+    kind = registry.task(task)
     options = kind.model_options([f"label {i}" for i in range(labels)])
     for key, value in options.items():
         setattr(config, key, value)

@@ -157,7 +157,7 @@ def load_base(
     from accelerate import init_empty_weights
 
     source = resolve_model(lock.model)
-    task = registry.load("tasks", lock.task)
+    task = registry.task(lock.task)
     auto = getattr(transformers, task.auto_class)
     config = transformers.AutoConfig.from_pretrained(source.path, revision=source.revision)
     config.update(task.model_options(labels))
@@ -180,7 +180,7 @@ def load_base(
         for name, child in skeleton.named_children()
         if name != skeleton.base_model_prefix and any(True for _ in child.parameters())
     )
-    quant = registry.load("quants", lock.quant)
+    quant = registry.quant(lock.quant)
     dtype = getattr(torch, lock.dtype)
     compute = compute_dtype(dtype, device)
     with torch.random.fork_rng():

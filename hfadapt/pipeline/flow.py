@@ -151,7 +151,7 @@ class Flow:
         from hfadapt.train import can_share, train_cells
 
         group = {cell.domain: identity}
-        if cell.lock.train.together and registry.load("adapters", cell.lock.adapter.method).shares_base:
+        if cell.lock.train.together and registry.adapter(cell.lock.adapter.method).shares_base:
             for domain, target in self._asked.cells():
                 peer = Run(self.folder).cell(domain, target)
                 hashes = self._planned(peer) if target == cell.target and domain != cell.domain else None
@@ -317,7 +317,7 @@ def narrow(recipe: Recipe, domains: Sequence[str] = (), targets: Sequence[str] =
 
 def summary(lock: Lock, plan: CellPlan, record: DataRecord) -> str:
     """The plan of a cell in one line, shown before it is trained."""
-    rank = f" rank {lock.adapter.rank}" if registry.load("adapters", lock.adapter.method).has_rank else ""
+    rank = f" rank {lock.adapter.rank}" if registry.adapter(lock.adapter.method).has_rank else ""
     stored = lock.dtype if lock.quant == "none" else lock.quant
     planted = f" and {record.canaries.rows:,} of canaries" if record.canaries else ""
     rows = f"{record.splits['train']:,} rows{planted}"
@@ -354,7 +354,7 @@ def measure_lengths(cell: Cell, recipe: Recipe, tokenizer: Any) -> DataRecord:
     """The cell's data record with the token lengths of its splits, as the model's tokenizer counts them."""
     from hfadapt.data import lengths, read_split
 
-    task, record = registry.load("tasks", recipe.task), cell.data
+    task, record = registry.task(recipe.task), cell.data
     if record.form not in task.forms:
         raise DataError(
             f"{recipe.task} cannot learn from rows of this form",
@@ -379,7 +379,7 @@ def audit_cell(cell: Cell, lock: Lock, tokenizer: Any, record: DataRecord) -> Da
     """
     from hfadapt.data import audit, drop_too_long, require_clean
 
-    task = registry.load("tasks", lock.task)
+    task = registry.task(lock.task)
     options: dict[str, Any] = {"max_length": lock.data.max_length, "labels": record.labels}
     record.write(cell.folder / "data.json")
     if lock.data.too_long == "drop":
@@ -424,7 +424,7 @@ def next_commands(run: Run, cells: Sequence[Cell]) -> tuple[str, ...]:
     if not done:
         return ()
     best = done[0]
-    example = '"text"' if registry.load("tasks", best.lock.task).pipeline_tag != "text-generation" else '"prompt"'
+    example = '"text"' if registry.task(best.lock.task).pipeline_tag != "text-generation" else '"prompt"'
     return (
         f"hfadapt predict {best.folder} {example}",
         f"hfadapt publish {best.folder} --repo USER/NAME",

@@ -162,7 +162,7 @@ def _impossible(recipe: Recipe, target: Target) -> list[Problem]:
                 fix="leave quant: auto, so that each target gets what it can do",
             )
         )
-    method = registry.load("adapters", "lora" if recipe.adapter.method == AUTO else recipe.adapter.method)
+    method = registry.adapter("lora" if recipe.adapter.method == AUTO else recipe.adapter.method)
     if recipe.train.together is True and not (recipe.train.fast.low_rank and method.shares_base):
         found.append(
             Problem(
@@ -174,7 +174,7 @@ def _impossible(recipe: Recipe, target: Target) -> list[Problem]:
             )
         )
     if recipe.adapter.method != AUTO and recipe.quant != AUTO:
-        method = registry.load("adapters", recipe.adapter.method)
+        method = registry.adapter(recipe.adapter.method)
         if recipe.quant not in method.quants:
             found.append(
                 Problem(

@@ -134,7 +134,7 @@ def settle_data(decided: Decisions, facts: ModelFacts, work: Work) -> int:
     if work.lengths is not None and work.lengths.p95 + 8 < longest:
         rejected.append(Rejected(value=str(-(-work.lengths.p95 // 8) * 8), reason="would cut 5 % of the rows"))
     length = int(decided.settle("data.max_length", max(8, longest), reason, tuple(rejected)))
-    packs = registry.load("tasks", decided.recipe.task).packs and decided.recipe.train.fast.attention
+    packs = registry.task(decided.recipe.task).packs and decided.recipe.train.fast.attention
     reason = "rows stand one after the other without padding, attention stays inside each"
     if not packs:
         reason = "rows are sorted by length and padded to the longest of their micro-batch only"
@@ -243,7 +243,7 @@ def settle_checkpoints(decided: Decisions, chosen: Candidate) -> None:
 def settle_together(decided: Decisions, question: Question, chosen: Candidate, sharing: int) -> Candidate:
     """Whether the target's domains are trained at the same time on one base; returns the candidate for that."""
     recipe, budget = question.recipe, question.budget_bytes
-    able = registry.load("adapters", question.method).shares_base and recipe.train.fast.low_rank
+    able = registry.adapter(question.method).shares_base and recipe.train.fast.low_rank
     # On CUDA the products of 8-bit layers are peft's, which knows one active adapter.
     able = able and (chosen.workload.quant != "int8" or question.target.on_cpu)
     together = shared(question, chosen, sharing) if able and sharing > 1 else None
@@ -388,7 +388,7 @@ def settle_evaluation(
     decided: Decisions, recipe: Recipe, facts: ModelFacts, chosen: Candidate, work: Work, budget: int
 ) -> None:
     """Metrics, and as many rows at once as need no more memory than training."""
-    names = tuple(registry.load("tasks", recipe.task).metrics)
+    names = tuple(registry.task(recipe.task).metrics)
     reason = "the task's usual metrics"
     if facts.generates and work.small_label_set:
         names = ("label_accuracy", "macro_f1", "calibration_error", *names)

@@ -178,7 +178,7 @@ def candidate(
 def storages_of(question: Question) -> list[tuple[str, str]]:
     """(quant, dtype) pairs that this target and method can do, the preferred first."""
     recipe, target, facts = question.recipe, question.target, question.facts
-    method = registry.load("adapters", question.method)
+    method = registry.adapter(question.method)
     fast = target.fast_dtype
     small = facts.parameters * 4 < SMALL_WEIGHTS_BYTES and not facts.generates
     if small or fast == "float32":
@@ -306,7 +306,7 @@ def alternatives(question: Question, final: Workload) -> list[Alternative]:
     """Up to three nearest plans that would fit, each with what it gives up; asked-for values may be given up too."""
     target, recomputed = question.target, question.facts.recomputes
     slower = "speed: activations are recomputed, one row at a time" if recomputed else "speed: one row at a time"
-    method = registry.load("adapters", final.method)
+    method = registry.adapter(final.method)
     quants = [q for q in ("int8", "nf4") if q in target.quants and q in method.quants and q != final.quant]
     steps: list[tuple[dict[str, Any], str]] = [({}, slower)]
     steps += [({"quant": quant}, f"{slower}; some accuracy to {quant} weights") for quant in quants]

@@ -100,7 +100,7 @@ def export(
     from hfadapt.models.load import default_device
     from hfadapt.models.manifest import check_folder
 
-    kind: Format = registry.load("formats", format)
+    kind: Format = registry.format(format)
     if not (cell.folder / "train.json").exists():
         raise RequestError("the cell is not trained yet", place=str(cell.folder), fix="hfadapt run RECIPE")
     _check_place(to, cell)
@@ -210,7 +210,7 @@ def _scores(cell: Cell, model: Any, device: torch.device) -> Scores:
     from hfadapt.models.load import load_tokenizer, pad_token_id, resolve_model
     from hfadapt.train.batches import padded
 
-    lock, task = cell.lock, registry.load("tasks", cell.lock.task)
+    lock, task = cell.lock, registry.task(cell.lock.task)
     tokenizer = load_tokenizer(resolve_model(lock.model))
     rows = read_split(cell.folder, "test")[:ROWS]
     examples = task.encode(rows, tokenizer, max_length=lock.data.max_length, labels=cell.data.labels)

@@ -171,7 +171,7 @@ def check_method(tree: Tree) -> None:
     name, quant = dig(tree, ("adapter", "method")), dig(tree, ("quant",))
     if not isinstance(name, str) or name not in registry.names("adapters"):
         return
-    method = registry.load("adapters", name)
+    method = registry.adapter(name)
     if quant in registry.names("quants") and quant not in method.quants:
         fitting = sorted(method.quants, key=lambda each: (each != "none", each))
         tree.report(
@@ -200,7 +200,7 @@ def check_task(tree: Tree) -> None:
     task = dig(tree, ("task",))
     if not isinstance(task, str) or task not in registry.names("tasks"):
         return
-    forms = registry.load("tasks", task).forms
+    forms = registry.task(task).forms
     writes = "completion" in forms or "messages" in forms
 
     def refuse(at: Keys, what: str, fix: str) -> None:

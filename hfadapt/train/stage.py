@@ -71,7 +71,7 @@ def train_cells(
     """
     progress = progress or Silent()
     locks, lock, data = [cell.lock for cell in cells], cells[0].lock, cells[0].data
-    task = registry.load("tasks", lock.task)
+    task = registry.task(lock.task)
     device = world.accelerator.device
     load_libraries()
     release_memory()
@@ -98,7 +98,7 @@ def train_cells(
         names = adapter_names(len(cells))
         model = attach_adapters(base, dict(zip(names, locks, strict=True)), batches)
     load_seconds = time.perf_counter() - started
-    start = low_rank_start(model) if registry.load("adapters", lock.adapter.method).changes_base else None
+    start = low_rank_start(model) if registry.adapter(lock.adapter.method).changes_base else None
     if lock.train.trackers:
         title = "-".join(cell.domain for cell in cells)
         config = {"recipe": lock.name, "domain": title}
@@ -213,7 +213,7 @@ def _layers_of(base: Base, lock: Lock) -> int | None:
     """How many layers the model has, where only the last of them are adapted."""
     count = max(map(len, layer_stacks(base.model).values()), default=0)
     fewer = lock.adapter.layers is not None and lock.adapter.layers < count
-    return count if fewer and registry.load("adapters", lock.adapter.method).has_rank else None
+    return count if fewer and registry.adapter(lock.adapter.method).has_rank else None
 
 
 def _share(energy: Energy, share: float) -> Energy:

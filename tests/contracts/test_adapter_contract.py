@@ -16,9 +16,7 @@ from hfadapt.tasks import loss_sum
 
 METHODS, STORES = registry.names("adapters"), registry.names("quants")
 TASKS = {"causal-lm": ("lm", pairs), "text-classification": ("encoder", labelled)}
-ALLOWED = [
-    (method, quant) for method in METHODS for quant in STORES if quant in registry.load("adapters", method).quants
-]
+ALLOWED = [(method, quant) for method in METHODS for quant in STORES if quant in registry.adapter(method).quants]
 CPU = torch.device("cpu")
 
 
@@ -34,7 +32,7 @@ def plain_model(folder, lock, base_folder):
     import transformers
     from peft import PeftModel
 
-    task, quant = registry.load("tasks", lock.task), registry.load("quants", lock.quant)
+    task, quant = registry.task(lock.task), registry.quant(lock.quant)
     auto = getattr(transformers, task.auto_class)
     options = {"num_labels": 2} if lock.task == "text-classification" else {}
     dtype = getattr(torch, lock.dtype)
@@ -58,7 +56,7 @@ def test_trains_saves_and_reopens(models, tmp_path, method, quant, task):
     lock = make_lock(models / name, task, quant=quant, adapter__method=method, train__max_steps=3)
     trained = train(lock, tmp_path, rows(24))
     assert len(set(trained.losses)) == 3
-    kind, pad = registry.load("tasks", task), trained.base.tokenizer.pad_token_id
+    kind, pad = registry.task(task), trained.base.tokenizer.pad_token_id
     expected = losses(kind, trained.model, trained.job.train, pad)
     save_adapter(trained.model, trained.base, lock, tmp_path / "adapter", trained.start)
 
@@ -89,7 +87,7 @@ def test_a_head_whose_name_ends_like_another_is_trained_whole(tmp_path, trained_
     trained = train(lock, tmp_path / "run", labelled(24))
     whole = {name.split(".")[2] for name in trained.weights if "lora_" not in name}
     assert whole == {"pre_classifier", "classifier"}
-    task, pad = registry.load("tasks", lock.task), trained.base.tokenizer.pad_token_id
+    task, pad = registry.task(lock.task), trained.base.tokenizer.pad_token_id
     expected = losses(task, trained.model, trained.job.train, pad)
     save_adapter(trained.model, trained.base, lock, tmp_path / "adapter", trained.start)
     opened = open_adapter(load_base(lock, LABELS, CPU), tmp_path / "adapter", "lora", CPU)
@@ -100,18 +98,18 @@ def test_a_head_whose_name_ends_like_another_is_trained_whole(tmp_path, trained_
 
 @pytest.mark.parametrize(
     ("method", "task"),
-    [("lora", "causal-lm"), *((m, "text-classification") for m in METHODS if registry.load("adapters", m).has_rank)],
+    [("lora", "causal-lm"), *((m, "text-classification") for m in METHODS if registry.adapter(m).has_rank)],
 )
 def test_the_last_layer_alone(models, tmp_path, method, task):
     """Only its weights are adapted; opened by hfadapt and by plain peft it gives what it gave."""
     name, rows = TASKS[task]
-    quant = "none" if "none" in registry.load("adapters", method).quants else "nf4"
+    quant = "none" if "none" in registry.adapter(method).quants else "nf4"
     lock = make_lock(models / name, task, quant=quant, adapter__method=method, adapter__layers=1, train__max_steps=3)
     trained = train(lock, tmp_path, rows(24))
     adapted = {parameter for parameter in trained.weights if "lora_" in parameter}
     assert adapted
     assert all(".1." in parameter for parameter in adapted), "of layers 0 and 1"
-    kind, pad = registry.load("tasks", task), trained.base.tokenizer.pad_token_id
+    kind, pad = registry.task(task), trained.base.tokenizer.pad_token_id
     expected = losses(kind, trained.model, trained.job.train, pad)
     save_adapter(trained.model, trained.base, lock, tmp_path / "adapter", trained.start)
     opened = open_adapter(load_base(lock, LABELS, CPU), tmp_path / "adapter", method, CPU)
@@ -127,12 +125,12 @@ def test_works_on_a_base_in_bfloat16(models, tmp_path, method, quant, task):
     name, rows = TASKS[task]
     lock = make_lock(models / name, task, quant=quant, dtype="bfloat16", adapter__method=method, train__max_steps=3)
     trained = train(lock, tmp_path, rows(16))
-    kind, pad = registry.load("tasks", task), trained.base.tokenizer.pad_token_id
+    kind, pad = registry.task(task), trained.base.tokenizer.pad_token_id
     round_as_saved(trained.model, lock)
     expected = losses(kind, trained.model, trained.job.train, pad)
     save_adapter(trained.model, trained.base, lock, tmp_path / "adapter", trained.start)
     opened = open_adapter(load_base(lock, LABELS, CPU), tmp_path / "adapter", method, CPU)
-    changed = registry.load("adapters", method).changes_base
+    changed = registry.adapter(method).changes_base
     found = losses(kind, opened, trained.job.train, pad)
     assert found == pytest.approx(expected, abs=0.05 if changed else 1e-4)
     plain = plain_model(tmp_path / "adapter", lock, models / name)
@@ -151,19 +149,19 @@ def test_other_combinations_are_refused_with_the_reason(models, method, quant):
         make_plan(recipe)
     message = str(caught.value)
     assert f"{method} does not work on a {quant} base: {registry.load('adapters', method).reason}" in message
-    assert ", ".join(sorted(registry.load("adapters", method).quants)) in message
+    assert ", ".join(sorted(registry.adapter(method).quants)) in message
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_says_what_it_is(method):
-    kind = registry.load("adapters", method)
+    kind = registry.adapter(method)
     assert kind.name == method
     assert kind.quants
     assert kind.quants <= set(STORES)
     assert kind.reason or kind.quants == set(STORES), "a refusal needs a reason"
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if registry.load("adapters", m).changes_base])
+@pytest.mark.parametrize("method", [m for m in METHODS if registry.adapter(m).changes_base])
 @pytest.mark.parametrize("task", TASKS)
 def test_conversion_of_methods_that_change_the_base_is_exact(models, tmp_path, method, task):
     """Logits of the trained model and of a plain LoRA of twice the rank on the untouched base, within 1e-4."""
@@ -174,7 +172,7 @@ def test_conversion_of_methods_that_change_the_base_is_exact(models, tmp_path, m
     config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"] / config["r"]) == (2 * lock.adapter.rank, lock.adapter.alpha / 4)
     assert config["init_lora_weights"] is True
-    batch = registry.load("tasks", task).collate(trained.job.train[:8], trained.base.tokenizer.pad_token_id)
+    batch = registry.task(task).collate(trained.job.train[:8], trained.base.tokenizer.pad_token_id)
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
     trained.model.eval()
     plain = plain_model(tmp_path / "adapter", lock, models / name)
@@ -223,7 +221,7 @@ def test_eva_starts_from_the_directions_of_the_inputs(models, tmp_path):
     """A holds orthonormal directions, in which the inputs of the layer are larger than in random ones."""
     settings = {"adapter__modules": ("q_proj", "down_proj")}
     eva = make_loop(make_lock(models / "lm", adapter__method="eva", **settings), tmp_path, pairs(24))
-    batch = registry.load("tasks", "causal-lm").collate(eva.job.train, eva.base.tokenizer.pad_token_id)
+    batch = registry.task("causal-lm").collate(eva.job.train, eva.base.tokenizer.pad_token_id)
     inputs = {}
     for name, layer in eva.base.model.named_modules():
         if name.endswith(("q_proj", "down_proj")):
@@ -259,7 +257,7 @@ def test_head_of_a_language_model(models, tmp_path, name):
     embeddings = trained.base.model.get_input_embeddings().weight.detach().clone()
     trained.loop.run()
     assert torch.equal(trained.base.model.get_input_embeddings().weight, embeddings)
-    kind, pad = registry.load("tasks", "causal-lm"), trained.base.tokenizer.pad_token_id
+    kind, pad = registry.task("causal-lm"), trained.base.tokenizer.pad_token_id
     expected = losses(kind, trained.model, trained.job.train, pad)
     save_adapter(trained.model, trained.base, lock, tmp_path / "adapter")
     plain = plain_model(tmp_path / "adapter", lock, models / name)

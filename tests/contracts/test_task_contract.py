@@ -14,7 +14,7 @@ from hfadapt.tasks import IGNORED, loss_sum
 from hfadapt.train.batches import padded
 
 ROWS = {"labelled": labelled, "completion": pairs, "messages": chats}
-TASKS = [(task, form) for task in registry.names("tasks") for form in sorted(registry.load("tasks", task).forms)]
+TASKS = [(task, form) for task in registry.names("tasks") for form in sorted(registry.task(task).forms)]
 STORES = registry.names("quants")
 
 
@@ -23,7 +23,7 @@ def rows_of(form, count):
 
 
 def model_of(task, models):
-    return models / ("lm" if registry.load("tasks", task).pipeline_tag == "text-generation" else "encoder")
+    return models / ("lm" if registry.task(task).pipeline_tag == "text-generation" else "encoder")
 
 
 @pytest.mark.parametrize("name", registry.names("tasks"))
@@ -31,7 +31,7 @@ def test_a_task_says_what_it_is(name):
     import peft
     import transformers
 
-    task = registry.load("tasks", name)
+    task = registry.task(name)
     assert task.name == name
     assert hasattr(transformers, task.auto_class)
     assert task.peft_task_type in peft.TaskType.__members__
@@ -43,7 +43,7 @@ def test_a_task_says_what_it_is(name):
 
 @pytest.mark.parametrize(("name", "form"), TASKS)
 def test_a_task_encodes_learns_and_scores(models, name, form):
-    task = registry.load("tasks", name)
+    task = registry.task(name)
     base = load_base(make_lock(model_of(name, models), name), LABELS, torch.device("cpu"))
     rows, pad = rows_of(form, 6), base.tokenizer.pad_token_id
     examples = task.encode(rows, base.tokenizer, max_length=96, labels=LABELS)
@@ -65,7 +65,7 @@ def test_a_task_encodes_learns_and_scores(models, name, form):
 @pytest.mark.parametrize("name", registry.names("tasks"))
 def test_every_layer_that_was_to_be_quantised_is(models, name, quant):
     base = load_base(make_lock(model_of(name, models), name, quant=quant), LABELS, torch.device("cpu"))
-    kind = registry.load("quants", quant)
+    kind = registry.quant(quant)
     body = getattr(base.model, base.model.base_model_prefix)
     linear = [module for module in body.modules() if isinstance(module, torch.nn.Linear)]
     assert linear

@@ -114,7 +114,7 @@ class Changed:
     """A task whose examples or batches come out wrong, as a faulty template or collator makes them."""
 
     def __init__(self, example: Callable[[Any, Any, Any], Any] | None = None, collate: Any = None) -> None:
-        self._task = registry.load("tasks", "causal-lm")
+        self._task = registry.task("causal-lm")
         self._example = example
         self._collate = collate
 
@@ -173,7 +173,7 @@ def caught(fault: Fault, folder: Path) -> str:
         record = data.prepare(recipe, recipe_folder=folder, cache=folder / "cache")["d"].deliver(folder / "cell")
         if fault.cell is not None:
             fault.cell(folder / "cell")
-        task = fault.changed or registry.load("tasks", fault.task)
+        task = fault.changed or registry.task(fault.task)
         result = data.audit(folder / "cell", task, fault.tokenizer(), max_length=fault.max_length, labels=record.labels)
         data.require_clean(result, "d")
     except DataError as error:

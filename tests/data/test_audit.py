@@ -43,9 +43,7 @@ CLEAN = [
 @pytest.mark.parametrize(("task", "rows", "asked"), CLEAN, ids=["labels", "pairs", "chats", "text", "template"])
 def test_clean_data_has_no_findings(tmp_path, tokenizer, task, rows, asked):
     record = cell(tmp_path, rows, task, **asked)
-    result = data.audit(
-        tmp_path / "cell", registry.load("tasks", task), tokenizer, max_length=256, labels=record.labels
-    )
+    result = data.audit(tmp_path / "cell", registry.task(task), tokenizer, max_length=256, labels=record.labels)
     # These sentences tell good from bad by a handful of words, which is no leak.
     assert [each for each in result.findings if each.level == "hard"] == []
     assert [each.code for each in result.findings] == []
@@ -58,7 +56,7 @@ def test_clean_data_has_no_findings(tmp_path, tokenizer, task, rows, asked):
 
 def test_figures(tmp_path, tokenizer):
     record = cell(tmp_path, faults.pairs(100), "causal-lm")
-    task = registry.load("tasks", "causal-lm")
+    task = registry.task("causal-lm")
     rows = data.read_split(tmp_path / "cell", "train")
     result = data.audit(tmp_path / "cell", task, tokenizer, max_length=256)
     whole = task.encode(rows, tokenizer, max_length=256)
@@ -77,7 +75,7 @@ def test_drop_too_long_names_rows_and_keeps_the_account(tmp_path, tokenizer):
     for row in rows[:10]:
         row["completion"] *= 9
     before = cell(tmp_path, rows, "causal-lm")
-    task = registry.load("tasks", "causal-lm")
+    task = registry.task("causal-lm")
     after = data.drop_too_long(tmp_path / "cell", task, tokenizer, max_length=90)
     assert after.dropped["over-max-length"] == 10
     assert after.rows_in == after.rows_kept + sum(after.dropped.values()) == before.rows_in
@@ -95,7 +93,7 @@ def test_other_chat_template_by_hash(tmp_path, tokenizer):
     import hashlib
 
     cell(tmp_path, faults.chats(60), "causal-lm")
-    task = registry.load("tasks", "causal-lm")
+    task = registry.task("causal-lm")
 
     def codes(sha):
         found = data.audit(tmp_path / "cell", task, tokenizer, max_length=256, model_chat_template_sha=sha).findings
@@ -118,7 +116,7 @@ def test_require_clean_lists_every_hard_finding():
 
 def test_report_in_three_views(tmp_path, tokenizer):
     record = cell(tmp_path, faults.pairs(60), "causal-lm")
-    result = data.audit(tmp_path / "cell", registry.load("tasks", "causal-lm"), tokenizer, max_length=256)
+    result = data.audit(tmp_path / "cell", registry.task("causal-lm"), tokenizer, max_length=256)
     report = DataReport([record.model_copy(update={"audit": result})], "recipe")
     text, html, coloured = str(report), report._repr_html_(), report.coloured()
     assert "\u00bb" in text

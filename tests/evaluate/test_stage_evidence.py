@@ -75,7 +75,7 @@ def test_the_hash_is_of_what_both_models_saw(ready):
 
     own = cell(ready)
     tokenizer = load_tokenizer(resolve_model(own.lock.model))
-    examples = registry.load("tasks", own.lock.task).encode(
+    examples = registry.task(own.lock.task).encode(
         read_split(own.folder, "test"), tokenizer, max_length=own.lock.data.max_length, labels=own.data.labels
     )
     assert own.evaluation.prompts_sha256 == json_sha256([example.input_ids for example in examples])

@@ -243,7 +243,7 @@ def _partly_frozen(facts: ModelFacts, workload: Workload) -> bool:
 def _heap_ratio(workload: Workload, phase: str) -> float:
     recomputed = phase == "train" and workload.checkpointing
     ratio = CPU_RECOMPUTED_HEAP_RATIO[workload.quant] if recomputed else CPU_HEAP_RATIO[phase]
-    if phase == "evaluate" and workload.dtype == "float32" and registry.load("quants", workload.quant).bits == 4:
+    if phase == "evaluate" and workload.dtype == "float32" and registry.quant(workload.quant).bits == 4:
         ratio = CPU_CAST_HEAP_RATIO
     if workload.settled or ratio == 1.0:
         return ratio
@@ -253,7 +253,7 @@ def _heap_ratio(workload: Workload, phase: str) -> float:
 def weight_bytes(facts: ModelFacts, workload: Workload) -> int:
     """The stored base: bitsandbytes keeps 4 bits and a float32 scale per 64 weights, or 8 bits and one per output."""
     element = 4 if workload.method == "full" else DTYPE_BYTES[workload.dtype]
-    bits = registry.load("quants", workload.quant).bits
+    bits = registry.quant(workload.quant).bits
     rest = (facts.parameters - facts.linear_parameters) * element + facts.buffer_bytes
     if bits == 4:
         return rest + facts.linear_parameters // 2 + facts.linear_parameters // 64 * 4

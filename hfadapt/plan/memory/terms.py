@@ -94,7 +94,7 @@ def step_key(facts: ModelFacts, workload: Workload) -> StepKey:
 
     on_cpu = workload.device == "cpu"
     # DoRA unpacks the weights of its own accord, which stand-ins do not know.
-    bits = 0 if workload.method == "dora" else registry.load("quants", workload.quant).bits
+    bits = 0 if workload.method == "dora" else registry.quant(workload.quant).bits
     # Only an unpacked weight adds a constant, which takes a third length to find.
     unpacks = 0 if bits else 1
     if facts.vocab_size == 0:
@@ -110,7 +110,7 @@ def step_key(facts: ModelFacts, workload: Workload) -> StepKey:
         lengths = (SHORT_TOKENS + 8, (SHORT_TOKENS + longest) // 2, longest)[unpacks:]
     return StepKey(
         config=json.dumps({k: v for k, v in facts.config.items() if k[0] != "_"}, sort_keys=True, default=str),
-        auto_class=registry.load("tasks", facts.task).auto_class,
+        auto_class=registry.task(facts.task).auto_class,
         generates=facts.generates,
         dtype=_traced_dtype("float32" if workload.method == "full" else workload.dtype),
         matmul_dtype=_traced_dtype(workload.matmul_dtype),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import DataError
-from hfadapt.tasks import IGNORED, Batches, Example, Row, Scores, pad
+from hfadapt.tasks import IGNORED, Batches, Example, Row, Scores, Task, pad
 
 if TYPE_CHECKING:
     import torch
@@ -234,4 +234,4 @@ def encode_messages(messages: Sequence[Mapping[str, str]], tokenizer: PreTrained
     return ids, labels
 
 
-KIND = CausalLM()
+KIND: Task = CausalLM()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import DataError, nearest
-from hfadapt.tasks import IGNORED, Batches, Example, Row, Scores, pad
+from hfadapt.tasks import IGNORED, Batches, Example, Row, Scores, Task, pad
 
 if TYPE_CHECKING:
     import torch
@@ -105,4 +105,4 @@ class TextClassification:
         return Scores(gold, probabilities.argmax(-1), probabilities, losses, np.ones(len(gold), dtype=np.int64))
 
 
-KIND = TextClassification()
+KIND: Task = TextClassification()
