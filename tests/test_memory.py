@@ -134,7 +134,9 @@ def test_traced_terms_extend_to_more_layers_and_rows(lm: ModelFacts) -> None:
 
 
 def test_the_allocator_setting_reaches_a_restarted_program() -> None:
-    code = "from hfadapt.hardware import allocator; allocator.restart(); print(allocator.settled(), *__import__('sys').argv)"
+    code = (
+        "import sys; from hfadapt.hardware import allocator; allocator.restart(); print(allocator.settled(), *sys.argv)"
+    )
     done = subprocess.run([sys.executable, "-c", code, "a", "b"], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "-c", "a", "b"]
 

@@ -1,9 +1,9 @@
 """The folder is the registry: tasks/, adapters/, quants/, formats/ … hold one file, or one folder, per name.
 
-The name in a recipe is the file's with hyphens: `adapters/lora.py` is `lora`; `tasks/text_classification/task.py`, which
-needs more than one file, is `text-classification`. Other packages add names through the entry-point groups
-`hfadapt.tasks`, `hfadapt.adapters` …, each pointing at an object that fulfils the folder's contract, which is in its
-`__init__`. In hfadapt's own files that object is called `KIND`.
+The name in a recipe is the file's with hyphens: `adapters/lora.py` is `lora`; `tasks/text_classification/task.py` is
+`text-classification`. Other packages add names through the entry-point groups `hfadapt.tasks`, `hfadapt.adapters` …,
+each pointing at an object that fulfils the folder's contract, which is in its `__init__`. In hfadapt's own files that
+object is called `KIND`.
 """
 
 from __future__ import annotations

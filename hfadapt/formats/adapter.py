@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.formats import Format
+from hfadapt.formats import Form, Format
 from hfadapt.formats.merged import KIND as MERGED
 from hfadapt.models.adapter_files import MANIFEST, is_model_file
 from hfadapt.models.attach import open_adapter
@@ -15,7 +15,6 @@ from hfadapt.models.load import load_base
 if TYPE_CHECKING:
     import torch
 
-    from hfadapt.evaluate.drift import Form
     from hfadapt.recipe.schema import Lock
     from hfadapt.run_folder import Cell
 
