@@ -239,10 +239,10 @@ def measure(
     from hfadapt.core import registry
     from hfadapt.fast import FastPath, product_dtype
     from hfadapt.hardware.peak_memory import PeakMemory, release_memory, resident_bytes
+    from hfadapt.modalities import IGNORED, Example
     from hfadapt.models.attach import attach_adapter, save_adapter, trainable
     from hfadapt.models.load import load_base
     from hfadapt.models.merge import merged_dtype, open_merged, write_merged
-    from hfadapt.tasks import IGNORED, Example
     from hfadapt.train.batches import padded
     from hfadapt.train.job import Job
     from hfadapt.train.loop import Loop

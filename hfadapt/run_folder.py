@@ -120,6 +120,16 @@ class Cell:
         """What the adapter belongs to."""
         return Manifest.read(self.adapter / "hfadapt.json")
 
+    def read_split(self, split: str) -> list[dict[str, Any]]:
+        """The prepared rows of a split, in canonical columns with `source` and `row`. Raises RunError without them."""
+        from pyarrow import parquet
+
+        path = self.folder / "data" / f"{split}.parquet"
+        if not path.exists():
+            raise RunError("this split has not been prepared", place=str(path), fix="hfadapt prepare RECIPE")
+        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+        return rows
+
     def steps(self) -> list[Step]:
         """The lines of metrics.jsonl."""
         path = self.folder / "metrics.jsonl"

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfadapt.tasks import Example
+from hfadapt.modalities.text import text_example
 from hfadapt.tasks.causal_lm.task import KIND
 from hfadapt.train.batches import MEGA_BATCHES, epoch_batches, micro_batches, padded
 
@@ -85,7 +85,9 @@ def test_one_window_holds_whole_batches():
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 12))
 def test_scoring_batches_hold_every_row_and_pad_on_the_right(lengths, rows):
-    examples = [Example(tuple(range(1, n + 1)), tuple(range(1, n + 1)), n, i) for i, n in enumerate(lengths)]
+    examples = [
+        text_example(tuple(range(1, n + 1)), tuple(range(1, n + 1)), length=n, row=i) for i, n in enumerate(lengths)
+    ]
     seen = []
     for numbers, batch in padded(KIND, examples, 0, torch.device("cpu"), rows):
         seen += numbers

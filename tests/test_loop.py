@@ -12,9 +12,10 @@ from tiny import chats, labelled, make_lock, make_loop, pairs, same_weights, sto
 
 from hfadapt.core.errors import DataError, RunError
 from hfadapt.core.progress import Silent
+from hfadapt.modalities import IGNORED
+from hfadapt.modalities.text import text_example, token_ids
 from hfadapt.models.attach import trainable
 from hfadapt.recipe.schema import FAST_PARTS
-from hfadapt.tasks import IGNORED, Example
 
 STORES = ("none", "int8", "nf4", "fp4")
 
@@ -341,7 +342,7 @@ def test_the_loss_is_the_mean_over_all_labelled_tokens(models, tmp_path):
     total, labels = 0.0, 0
     with torch.no_grad():
         for example in trained.job.train:
-            logits = trained.model(input_ids=torch.tensor([example.input_ids])).logits[0, :-1].double()
+            logits = trained.model(input_ids=torch.tensor([token_ids(example)])).logits[0, :-1].double()
             targets = torch.tensor(example.labels[1:])
             total += float(torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"))
             labels += int((targets != IGNORED).sum())
@@ -486,7 +487,9 @@ def test_gradients_of_zero_are_an_error_within_two_steps(models, tmp_path, share
 
 def test_a_batch_without_labels_is_refused(models, tmp_path):
     trained = make_loop(make_lock(models / "lm", train__batch_rows=4), tmp_path, pairs(8))
-    trained.job.train = [Example(e.input_ids, (IGNORED,) * len(e.labels), e.length, e.row) for e in trained.job.train]
+    trained.job.train = [
+        text_example(token_ids(e), (IGNORED,) * len(e.labels), length=e.length, row=e.row) for e in trained.job.train
+    ]
     trained.job.__post_init__()
     with pytest.raises(DataError, match="step 1 has no label to learn from"):
         trained.loop.run()

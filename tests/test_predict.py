@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -13,8 +12,9 @@ from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 
 from hfadapt import load_adapted
 from hfadapt.core.errors import RunError
-from hfadapt.evaluate.stage import answer_texts
+from hfadapt.modalities.text import token_ids
 from hfadapt.serve.adapted import Adapted
+from hfadapt.tasks.causal_lm.task import KIND, asked_ids, question
 
 
 def trained(folder, rows, model, task, **fields):
@@ -91,7 +91,7 @@ def test_a_prompt_is_left_open_as_in_training():
 
     closing.eos_token_id = 9
     adapted = Adapted(None, closing, "causal-lm", (), {}, 64, prompt="to {text} :")
-    assert adapted.prompt_ids("what") == [2, 4, 1]
+    assert asked_ids(adapted, "what") == [2, 4, 1]
 
 
 @pytest.mark.parametrize("cell", ["classifier", "chooser"])
@@ -106,15 +106,15 @@ def test_a_tokenizer_without_a_pad_token(cell, request):
 
 def test_a_text_that_is_too_long_loses_its_beginning_as_in_training(chooser):
     adapted = load_adapted(chooser)
-    asked = adapted.question("lovely bright " * 200)
-    assert len(asked.input_ids) <= adapted.max_length
-    assert asked.input_ids[-4:] == adapted.question("lovely bright").input_ids[-4:]
+    asked = question(adapted, "lovely bright " * 200)
+    assert len(token_ids(asked)) <= adapted.max_length
+    assert token_ids(asked)[-4:] == token_ids(question(adapted, "lovely bright"))[-4:]
 
 
 def test_a_prompt_that_is_too_long_is_continued_from_its_end(chooser):
     """Where text is written freely, as where one of a few answers is chosen; what fits stays as it is."""
     adapted = replace(load_adapted(chooser), choices={}, labels=())
-    whole = adapted.prompt_ids("lovely bright " * 200)
+    whole = asked_ids(replace(adapted, max_length=1 << 20), "lovely bright " * 200)
     assert len(whole) > adapted.max_length
     with mock.patch("hfadapt.models.generate.continuations", return_value=[[5]]) as written:
         adapted.predict("lovely bright " * 200)
@@ -122,7 +122,7 @@ def test_a_prompt_that_is_too_long_is_continued_from_its_end(chooser):
     (long,), (short,) = (call.args[2] for call in written.call_args_list)
     assert long == whole[-len(long) :]
     assert len(long) == adapted.max_length - 2, "one token and the end of the answer"
-    assert short == adapted.prompt_ids("lovely bright")
+    assert short == asked_ids(adapted, "lovely bright")
 
 
 def test_answers_that_differ_in_white_space_alone(models, tmp_path):
@@ -139,8 +139,7 @@ def test_answers_that_differ_in_white_space_alone(models, tmp_path):
 def test_rare_answers_that_differ_in_white_space_alone_are_all_choices():
     """Of too few rows each to be classes."""
     rows = [{"completion": text} for text in ("yes", " yes", "no")]
-    with mock.patch("hfadapt.evaluate.stage.read_split", return_value=rows):
-        texts = answer_texts(SimpleNamespace(folder=None), SimpleNamespace(completions={}, form="completion"))
+    texts = KIND.answer_texts("completion", {}, lambda split: rows)
     assert sorted(texts.values()) == [" yes", "no", "yes"]
 
 

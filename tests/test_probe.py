@@ -9,6 +9,7 @@ from tiny import LABELS, labelled, make_lock
 
 from hfadapt.core.errors import RunError
 from hfadapt.evaluate.probe import put_head, train_probe
+from hfadapt.modalities.text import token_ids
 from hfadapt.models.load import load_base
 from hfadapt.tasks.text_classification.task import KIND
 from hfadapt.train.batches import padded
@@ -34,7 +35,7 @@ def ready(models):
 def test_the_probe_does_what_logistic_regression_does(ready):
     base, train, _, batches = ready
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
-    probe = train_probe(base.model, base.head_modules, train, train, batches)
+    probe = train_probe(KIND, base.model, base.head_modules, train, train, batches)
     assert all(torch.equal(before[name], tensor) for name, tensor in base.model.state_dict().items())
     put_head(base.model, base.head_modules, probe)
     with torch.no_grad():
@@ -43,7 +44,7 @@ def test_the_probe_does_what_logistic_regression_does(ready):
     def pooled(examples):
         with torch.no_grad():
             return torch.cat(
-                [base.model.bert(input_ids=torch.tensor([e.input_ids])).pooler_output for e in examples]
+                [base.model.bert(input_ids=torch.tensor([token_ids(e)])).pooler_output for e in examples]
             ).numpy()
 
     reference = LogisticRegression(C=1.0, max_iter=2000).fit(pooled(train), [e.labels[0] for e in train])
@@ -55,7 +56,7 @@ def test_the_probe_does_what_logistic_regression_does(ready):
 
 def test_it_is_reproducible(ready):
     base, train, validation, batches = ready
-    first, again = (train_probe(base.model, base.head_modules, train, validation, batches) for _ in range(2))
+    first, again = (train_probe(KIND, base.model, base.head_modules, train, validation, batches) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
 
 
@@ -76,7 +77,7 @@ def test_a_head_whose_input_is_not_found_is_an_error(ready):
 
     base.model.classifier = Odd()
     with pytest.raises(RunError, match="linear probe"):
-        train_probe(base.model, ("classifier",), train, validation, batches)
+        train_probe(KIND, base.model, ("classifier",), train, validation, batches)
 
 
 def test_a_decoder_is_probed_at_its_last_token(models):
@@ -87,7 +88,7 @@ def test_a_decoder_is_probed_at_its_last_token(models):
     def batches(examples):
         return padded(KIND, examples, base.tokenizer.pad_token_id, CPU, 16)
 
-    probe = train_probe(base.model, base.head_modules, train[:40], train[40:], batches)
+    probe = train_probe(KIND, base.model, base.head_modules, train[:40], train[40:], batches)
     put_head(base.model, base.head_modules, probe)
     with torch.no_grad():
         scores = KIND.score(base.model, train[:40], batches)

@@ -10,8 +10,10 @@ import torch
 from tiny import LABELS, chats, labelled, make_lock, make_tokenizer, pairs, uneven
 
 from hfadapt.core.errors import DataError
+from hfadapt.modalities import IGNORED
+from hfadapt.modalities.text import token_ids
 from hfadapt.models.load import load_base
-from hfadapt.tasks import IGNORED, loss_sum
+from hfadapt.tasks import loss_sum
 from hfadapt.tasks.causal_lm.task import KIND as LM
 from hfadapt.tasks.causal_lm.task import completion_ids, labelled_logits
 from hfadapt.tasks.text_classification.task import KIND as CLASSIFIER
@@ -47,10 +49,10 @@ def learned(example, tokenizer):
 def test_the_prompt_is_masked_and_the_end_is_learned(tokenizer):
     row = {"prompt": "the room song :", "completion": " good"}
     [example] = LM.encode([row], tokenizer, max_length=64)
-    assert tokenizer.decode(example.input_ids) == "the room song : good<|end|>"
+    assert tokenizer.decode(token_ids(example)) == "the room song : good<|end|>"
     assert learned(example, tokenizer) == [" good<|end|>"]
-    assert len(example.labels) == len(example.input_ids) == example.length
-    assert all(label in (IGNORED, token) for label, token in zip(example.labels, example.input_ids, strict=True))
+    assert len(example.labels) == len(token_ids(example)) == example.length
+    assert all(label in (IGNORED, token) for label, token in zip(example.labels, token_ids(example), strict=True))
 
 
 @pytest.mark.parametrize("length", [8, 9, 10])
@@ -58,15 +60,15 @@ def test_a_cut_takes_the_start_of_the_prompt(tokenizer, length):
     row = {"prompt": " the room song table light morning city garden picture", "completion": " good"}
     [example] = LM.encode([row], tokenizer, max_length=length)
     assert example.truncated
-    assert example.length > length == len(example.input_ids)
+    assert example.length > length == len(token_ids(example))
     assert learned(example, tokenizer) == [" good<|end|>"]
-    assert tokenizer.decode(example.input_ids).endswith(" picture good<|end|>")
+    assert tokenizer.decode(token_ids(example)).endswith(" picture good<|end|>")
 
 
 def test_a_completion_longer_than_all_is_cut_at_its_end(tokenizer):
     row = {"prompt": " the room song", "completion": " water" * 20}
     [example] = LM.encode([row], tokenizer, max_length=10)
-    assert len(example.input_ids) == 10
+    assert len(token_ids(example)) == 10
     assert example.labels[0] == IGNORED, "the first label can only be learned after a token of the prompt"
     assert sum(label != IGNORED for label in example.labels) == 9
 
@@ -86,7 +88,7 @@ def test_a_tokenizer_that_closes_every_text_does_not_close_the_prompt(tokenizer)
         special_tokens=[("<|bos|>", closing.bos_token_id), ("<|end|>", closing.eos_token_id)],
     )
     [example] = LM.encode([{"prompt": " room", "completion": " good"}], closing, max_length=64)
-    assert closing.decode(example.input_ids) == "<|bos|> room good<|end|>"
+    assert closing.decode(token_ids(example)) == "<|bos|> room good<|end|>"
 
 
 def test_without_an_end_token_nothing_is_encoded(tokenizer):
@@ -114,7 +116,7 @@ def test_only_assistant_turns_are_learned_with_their_end(tokenizer):
     [example] = LM.encode([{"messages": messages}], tokenizer, max_length=128)
     assert learned(example, tokenizer) == [" warm light<|end|>", " cold water<|end|>"]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert tokenizer.decode(example.input_ids) == text
+    assert tokenizer.decode(token_ids(example)) == text
 
 
 def test_what_is_asked_at_generation_is_what_precedes_the_labels(tokenizer):
@@ -122,7 +124,7 @@ def test_what_is_asked_at_generation_is_what_precedes_the_labels(tokenizer):
     [example] = LM.encode([{"messages": messages}], tokenizer, max_length=128)
     prompt = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
     asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    assert list(example.input_ids[: len(asked)]) == asked
+    assert list(token_ids(example)[: len(asked)]) == asked
     assert [label != IGNORED for label in example.labels[: len(asked) + 1]] == [False] * len(asked) + [True]
 
 
@@ -168,7 +170,7 @@ def reference_losses(model, examples):
     found = []
     with torch.no_grad():
         for example in examples:
-            logits = model(input_ids=torch.tensor([example.input_ids])).logits[0, :-1].double()
+            logits = model(input_ids=torch.tensor([token_ids(example)])).logits[0, :-1].double()
             targets = torch.tensor(example.labels[1:])
             loss = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
             found.append(float(loss))
@@ -248,7 +250,7 @@ def test_labels_become_numbers(tokenizer):
     assert [example.row for example in examples] == [0, 1, 2, 3]
     batch = CLASSIFIER.collate(examples, tokenizer.pad_token_id)
     assert batch["labels"].tolist() == [0, 1, 0, 1]
-    assert batch["attention_mask"].sum(-1).tolist() == [len(example.input_ids) for example in examples]
+    assert batch["attention_mask"].sum(-1).tolist() == [len(token_ids(example)) for example in examples]
     assert (batch["input_ids"][batch["attention_mask"] == 0] == tokenizer.pad_token_id).all()
 
 
@@ -261,10 +263,10 @@ def test_a_cut_keeps_the_special_tokens(tokenizer):
         special_tokens=[("<|bos|>", framed.bos_token_id), ("<|end|>", framed.eos_token_id)],
     )
     [example] = CLASSIFIER.encode([{"text": " room" * 30, "label": "good"}], framed, max_length=10, labels=LABELS)
-    assert len(example.input_ids) == 10
+    assert len(token_ids(example)) == 10
     assert example.length == 32
     assert example.truncated
-    assert (example.input_ids[0], example.input_ids[-1]) == (framed.bos_token_id, framed.eos_token_id)
+    assert (token_ids(example)[0], token_ids(example)[-1]) == (framed.bos_token_id, framed.eos_token_id)
 
 
 def test_an_unknown_label_is_named_with_its_row(tokenizer):
@@ -293,7 +295,7 @@ def test_classification_scores_do_not_depend_on_the_batch(encoder, rows_per_batc
 
     with torch.no_grad():
         scores = CLASSIFIER.score(encoder.model.eval(), examples, batches)
-        logits = torch.cat([encoder.model(input_ids=torch.tensor([e.input_ids])).logits for e in examples])
+        logits = torch.cat([encoder.model(input_ids=torch.tensor([token_ids(e)])).logits for e in examples])
         losses = torch.nn.functional.cross_entropy(logits, torch.tensor(scores.gold), reduction="none")
     assert scores.probabilities == pytest.approx(torch.softmax(logits, -1).numpy(), abs=1e-5)
     assert scores.losses == pytest.approx(losses.numpy(), abs=1e-5)

@@ -22,10 +22,10 @@ class Judge:
         import torch
 
         from hfadapt.core import registry
+        from hfadapt.modalities import Example
         from hfadapt.models.load import load_base, load_tokenizer, resolve_model
         from hfadapt.recipe.reading import load_recipe
         from hfadapt.run_folder import Run
-        from hfadapt.tasks import Example
 
         load_recipe(folder / "recipe.yaml")
         lock = Run(folder / "run").cell(prepared["domain"], prepared["target"]).lock

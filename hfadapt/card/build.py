@@ -384,13 +384,9 @@ def _worst(predictions: Sequence[Mapping[str, Any]], judged: bool) -> list[int]:
 def _quoted(facts: Facts, row: int) -> str:
     """The text of a test row, shortened and redacted."""
     content = facts.records.value(f"data/test.parquet#/{row}")
-    at = f"data/test.parquet#/{row}"
-    if "messages" in content:
-        last = max((n for n, turn in enumerate(content["messages"]) if turn["role"] == "user"), default=0)
-        return facts(f"{at}/messages/{last}/content", "quote")
-    if "prompt" in content:
-        return facts(f"{at}/prompt", "quote", "differing")
-    return facts(f"{at}/text", "quote")
+    path = registry.schema(facts.records.value("data.json#/form")).quoted(content)
+    at = f"data/test.parquet#/{row}/{'/'.join(path)}"
+    return facts(at, "quote", *(("differing",) if path == ("prompt",) else ()))
 
 
 def _phases(train: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -72,11 +72,12 @@ def _quant(records: Records) -> str:
 def example_row(records: Records) -> int:
     """The number of the test row in the snippet: short, free of personal data, and one the adapter gets right."""
     rows = records.file("data/test.parquet")[:LOOKED_AT]
+    schema = registry.schema(records.value("data.json#/form"))
     predictions = records.file("predictions.parquet") if records.has("predictions.parquet") else [{}] * len(rows)
 
     def key(number: int) -> tuple[Any, ...]:
         row, said = rows[number], predictions[number]
-        text = row.get("text") or row.get("prompt") or json.dumps(row.get("messages"), ensure_ascii=False)
+        text = schema.shown(row)
         right = said.get("gold") == said.get("adapter")
         length = len(text)
         return (
@@ -127,7 +128,7 @@ def run_snippet(code: str, cell: Cell, records: Records) -> str:
         release_memory()
     output = printed.getvalue().strip()
     expected = records.value(f"predictions.parquet#/{example_row(records)}").get("adapter")
-    if not output or (lock["task"] == "text-classification" and not output.startswith(f"{expected} (")):
+    if not output or not registry.task(lock["task"]).snippet_agrees(output, expected):
         raise RunError(
             "the card's loading snippet does not say what the evaluation did",
             place="How to load",

@@ -48,9 +48,10 @@ def _samples() -> Table:
 
 
 def _metrics() -> Table:
-    from hfadapt.evaluate.metrics.rows import METRICS
+    from hfadapt.evaluate.metrics.rows import known_metrics
 
-    rows = [[name, "higher" if each.higher_is_better else "lower", each.about] for name, each in METRICS.items()]
+    metrics = known_metrics().items()
+    rows = [[name, "higher" if each.higher_is_better else "lower", each.about] for name, each in metrics]
     return Table(["metric", "better is", "what it is"], rows)
 
 

@@ -80,7 +80,7 @@ def _task(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], generates: 
     for task in order:
         for asked in (Columns(), _guess(columns, rows)):
             try:
-                return task, recognise(columns, asked, registry.task(task).forms, place, False)
+                return task, recognise(columns, asked, registry.task(task).schemas, place, False)
             except DataError as error:
                 refused = refused or error
     assert refused is not None

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from hfadapt.adapters import AdapterMethod
     from hfadapt.formats import Format
     from hfadapt.quants import Quant
+    from hfadapt.schemas import RowSchema
     from hfadapt.tasks import Task
 
 PACKAGE = Path(__file__).parents[1]
-KINDS = {"tasks": "task", "adapters": "adapter", "quants": "quant", "formats": "format"}
+KINDS = {"tasks": "task", "schemas": "schema", "adapters": "adapter", "quants": "quant", "formats": "format"}
 """The open folders, each with the word for one thing in it."""
 
 
@@ -57,6 +58,18 @@ def task(name: str) -> Task:
     """What is learned. Raises RequestError for an unknown name."""
     found: Task = load("tasks", name)
     return found
+
+
+def schema(name: str) -> RowSchema:
+    """What a prepared row looks like. Raises RequestError for an unknown name."""
+    found: RowSchema = load("schemas", name)
+    return found
+
+
+@cache
+def schemas() -> tuple[RowSchema, ...]:
+    """All row schemas, the one that is taken first where several fit first."""
+    return tuple(sorted(map(schema, names("schemas")), key=lambda each: (each.rank, each.name)))
 
 
 def adapter(name: str) -> AdapterMethod:

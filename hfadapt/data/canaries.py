@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfadapt.core import registry
 from hfadapt.core.errors import RunError
-from hfadapt.data.rows import schema, stable_hash
+from hfadapt.data.rows import arrow_schema, stable_hash
 from hfadapt.records.stages import DataRecord, PlantedCanaries
+from hfadapt.schemas import Answers
 
 if TYPE_CHECKING:
     from hfadapt.recipe.schema import Data
@@ -24,9 +26,6 @@ if TYPE_CHECKING:
 FILE = "canaries.parquet"
 MOST_ANSWERS = 20
 """With at most this many different completions, a canary's completion is one of them."""
-
-PROMPT_WORDS, ANSWER_WORDS, TEXT_WORDS = 3, 6, 8
-_SYLLABLES = [first + vowel for first in "bcdfghjklmnprstvwz" for vowel in "aeiou"]
 
 
 def draw(folder: Path, record: DataRecord, seed: int, kind: str, count: int) -> list[dict[str, Any]]:
@@ -39,27 +38,15 @@ def draw(folder: Path, record: DataRecord, seed: int, kind: str, count: int) -> 
         kind: Which independent series: rows of different kinds come from one distribution.
         count: How many.
     """
-    answers, space = _answers(folder, record)
+    schema, answers = registry.schema(record.form), _answers(folder, record)
+    labelled = any(name == "label" for name, _ in schema.fields(bool(record.labels)))
     rows = []
     for number in range(count):
         chance = random.Random(stable_hash(seed, record.domain, "canary", kind, number))
         label = chance.choice(record.labels) if record.labels else None
-        row: dict[str, Any] = {}
-        if record.form in ("text", "labelled"):
-            row["text"] = _words(chance, TEXT_WORDS)
-        elif record.form == "messages":
-            turns = (("user", PROMPT_WORDS), ("assistant", ANSWER_WORDS))
-            row["messages"] = [{"role": role, "content": _words(chance, words)} for role, words in turns]
-        elif record.completions:
-            row["prompt"] = _words(chance, TEXT_WORDS)
-            label = chance.choice(sorted(record.completions))
-            row["completion"] = record.completions[label]
-        elif answers:
-            row |= {"prompt": _words(chance, TEXT_WORDS), "completion": chance.choice(answers)}
-        else:
-            row |= {"prompt": _words(chance, PROMPT_WORDS), "completion": space + _words(chance, ANSWER_WORDS)}
-        if record.labels:
-            row["label"] = label
+        row = schema.canary(chance, label, answers)
+        if labelled:
+            row.setdefault("label", label)
         rows.append({**row, "source": kind, "row": number})
     return rows
 
@@ -81,7 +68,7 @@ def plant(folder: Path, record: DataRecord, settings: Data) -> DataRecord:
     rows = draw(folder, record, settings.seed, "canary", asked.count)
     rows = [{**row, "repeats": repeats[number % len(repeats)]} for number, row in enumerate(rows)]
     path = folder / "data" / FILE
-    form = schema(record.form, bool(record.labels)).append(pa.field("repeats", pa.int64()))
+    form = arrow_schema(record.form, bool(record.labels)).append(pa.field("repeats", pa.int64()))
     parquet.write_table(pa.Table.from_pylist(rows, schema=form), path, compression="zstd")
     planted = PlantedCanaries(
         count=asked.count,
@@ -119,21 +106,18 @@ def as_trained(cell_folder: Path, record: DataRecord) -> list[dict[str, Any]]:
     return [row for row in read(cell_folder, record) for _ in range(row["repeats"])]
 
 
-def _words(chance: random.Random, count: int) -> str:
-    return " ".join("".join(chance.choices(_SYLLABLES, k=chance.choice((2, 2, 3)))) for _ in range(count))
-
-
-def _answers(folder: Path, record: DataRecord) -> tuple[Sequence[str], str]:
-    """The completions of the training rows if they are few, else none; and the white space before a completion."""
+def _answers(folder: Path, record: DataRecord) -> Answers:
+    """What the training rows' completions look like; none where the schema has no such column."""
     from pyarrow import parquet
 
-    if record.form != "completion" or record.completions:
-        return (), ""
-    seen: set[str] = set()
+    known = Answers(record.completions, labels=record.labels)
+    if record.completions or "completion" not in registry.schema(record.form).parts:
+        return known
     with parquet.ParquetFile(folder / "data" / "train.parquet") as file:
+        seen: set[str] = set()
         for batch in file.iter_batches(batch_size=8192, columns=["completion"]):
             seen.update(batch.column(0).to_pylist())
             if len(seen) > MOST_ANSWERS:
                 first = next(iter(sorted(seen)))
-                return (), first[: len(first) - len(first.lstrip())]
-    return sorted(seen) if len(seen) > 1 else (), " "
+                return replace(known, space=first[: len(first) - len(first.lstrip())])
+    return replace(known, few=sorted(seen) if len(seen) > 1 else (), space=" ")

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from hfadapt.core import registry
 from hfadapt.core.errors import RequestError
 from hfadapt.data.rows import Ledger, Row
 from hfadapt.recipe.schema import Clean
@@ -128,12 +129,12 @@ def _screen(rows: Sequence[Row], settings: Clean) -> list[tuple[Row, str | None,
 
 
 def _unusable(row: Row, settings: Clean) -> str | None:
-    text = row.text if row.label is not None or "text" in row.columns else row.prompt or row.text
+    text = row.prompt or row.text
     characters = len(text.strip())
     if characters == 0:
         return "empty"
-    if "completion" in row.columns and not row.columns["completion"].strip():
-        return "empty-completion"
+    if fault := registry.schema(row.form).fault(row.columns):
+        return fault
     if characters < settings.min_characters:
         return "too-short"
     if len(row.text) > settings.max_characters:
@@ -233,20 +234,14 @@ def find_pii(text: str) -> list[tuple[str, int, int]]:
 
 def _scrub_row(row: Row, scrub: Callable[[str], tuple[str, int]], change: bool) -> int:
     found = 0
-    columns: dict[str, Any] = {}
-    for name, value in row.columns.items():
-        if name == "messages":
-            turns = []
-            for turn in value:
-                content, count = scrub(turn["content"])
-                found += count
-                turns.append({**turn, "content": content})
-            columns[name] = turns
-        elif name == "label":
-            columns[name] = value
-        else:
-            columns[name], count = scrub(value)
-            found += count
+
+    def counted(text: str) -> str:
+        nonlocal found
+        text, count = scrub(text)
+        found += count
+        return text
+
+    columns = registry.schema(row.form).rewritten(row.columns, counted)
     if found and change:
         row.columns = columns
         row.text, row.prompt = scrub(row.text)[0], scrub(row.prompt)[0]

@@ -1,7 +1,7 @@
-"""Brings every source to one of four forms: `labelled`, `completion`, `messages` or `text`.
+"""Brings every source to one row schema (`schemas/`).
 
-Columns are taken from the recipe, else recognised by name: prompt and completion, Alpaca, ShareGPT, messages, text
-and label, plain text. A template then turns columns into a prompt and completion or into chat turns.
+Columns are taken from the recipe, else recognised by the names that schemas know. A template turns columns into a
+prompt and completion or into chat turns.
 """
 
 from __future__ import annotations
@@ -12,31 +12,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hfadapt.core import registry
 from hfadapt.core.errors import DataError, choice_problem
-from hfadapt.data.rows import Dropped, Form, Row, fold, name_rows
+from hfadapt.data.rows import Dropped, Row, as_row, fold, name_rows
 from hfadapt.recipe.schema import Columns, Template
+from hfadapt.schemas import LABEL_NAMES, RowSchema, Unusable, plain
 
-# First match wins; names are compared in lower case.
-NAMES: dict[str, tuple[str, ...]] = {
-    "messages": ("messages", "conversations", "conversation", "dialog", "dialogue", "chat"),
-    "prompt": ("prompt", "question", "query", "user"),
-    "completion": ("completion", "response", "answer", "output", "assistant"),
-    "label": (
-        "label",
-        "labels",
-        "class",
-        "category",
-        "sentiment",
-        "intent",
-        "emotion",
-        "topic",
-        "target",
-        "label_text",
-    ),
-    "text": ("text", "sentence", "content", "review", "tweet", "comment", "document", "body", "utterance", "message"),
-}
-ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
-ROLES.update({role: role for role in ("system", "user", "assistant", "tool")})
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 # A completion is a class rather than free text when few of them are used again and again.
 CLASS_LIMIT, ROWS_PER_CLASS = 20, 10
@@ -44,9 +25,9 @@ CLASS_LIMIT, ROWS_PER_CLASS = 20, 10
 
 @dataclass(frozen=True)
 class Shape:
-    """How one source's columns are read: its form and which column plays which part."""
+    """How one source's columns are read: the name of its schema and which column plays which part."""
 
-    form: Form
+    form: str
     parts: dict[str, str]
 
     @property
@@ -78,41 +59,58 @@ def recognise(columns: Sequence[str], asked: Columns, forms: Collection[str], pl
         raise DataError(problems[0].what, problems=problems)
     parts = {**_alpaca(columns, said), **said} if not said or set(said) <= {"label"} else dict(said)
     lower = {column.lower(): column for column in reversed(list(columns))}
-    for part, names in NAMES.items():
+    # Where a task learns from rows of one kind of label, another schema with the same parts is out of the question.
+    known = [each for each in registry.schemas() if each.name in forms or not _rival(each, forms)]
+    for part, names in _names(known).items():
         free = [lower[name] for name in names if name in lower and lower[name] not in parts.values()]
-        if part not in parts and free and _wanted(part, said):
+        if part not in parts and free and _wanted(part, said, known):
             parts[part] = free[0]
-    shapes: list[tuple[Form, tuple[str, ...]]] = [
-        ("messages", ("messages",)),
-        ("completion", ("prompt", "completion")),
-        ("labelled", ("text", "label")),
-        ("text", ("text",)),
-    ]
     if templated:
-        return Shape("text", {**parts, **{column: column for column in columns if column not in parts}})
-    found = [(form, needs) for form, needs in shapes if all(part in parts for part in needs)]
-    if "messages" in forms:
-        fitting = [each for each in found if each[0] in forms or each[0] == "completion"]
-    else:
-        fitting = [each for each in found if each[0] in forms]
-    labels_ignored = found and found[0][0] == "labelled" and "text" in forms and "text" not in said and len(forms) > 1
-    if fitting and not labels_ignored:
-        form, needs = fitting[0]
-        extra = ("instruction_input",) if form == "completion" else ()
-        return Shape(form, {part: parts[part] for part in (*needs, *extra) if part in parts})
-    if found and found[0][0] == "labelled":
+        return Shape(PLAIN, {**parts, **{column: column for column in columns if column not in parts}})
+    found = [each for each in known if all(part in parts for part in each.parts)]
+    fitting = [each for each in found if each.name in forms or any(each.name in _adopted(form) for form in forms)]
+    # Labels that the task would not learn are not passed over in silence, unless the recipe names the text.
+    bare = next((each for each in fitting[:1] if found[0].label_kind != "none" and each is not found[0]), None)
+    ignores = bare is not None and len(forms) > 1 and not set(bare.parts) & set(said)
+    if fitting and not ignores:
+        chosen = fitting[0]
+        return Shape(chosen.name, {part: parts[part] for part in (*chosen.parts, *chosen.optional) if part in parts})
+    if found and found[0].label_kind != "none":
         fix = "give the recipe a template, such as prompt: '{text}\\nLabel:' and completion: ' {label}'"
-        if "text" in forms:
-            fix += f"; or set columns: {{text: {parts['text']}}} to learn the text alone"
+        if bare is not None:
+            only = bare.parts[0]
+            fix += f"; or set columns: {{{only}: {parts[only]}}} to learn the {only} alone"
     else:
         fix = "say which is which, such as columns: {text: NAME, label: NAME}, or give the recipe a template"
     raise DataError(
         "the columns do not fit the task",
         place=place,
-        got=f"columns {', '.join(columns)}" + (f", read as {found[0][0]}" if found else ""),
-        allowed=" or ".join(" + ".join(needs) for form, needs in shapes if form in forms),
+        got=f"columns {', '.join(columns)}" + (f", read as {found[0].name}" if found else ""),
+        allowed=" or ".join(" + ".join(each.parts) for each in known if each.name in forms),
         fix=fix,
     )
+
+
+PLAIN = "text"
+"""The schema of rows of which a template will make others."""
+
+
+def _rival(schema: RowSchema, forms: Collection[str]) -> bool:
+    """Whether one that the task learns from has the same parts."""
+    return any(set(registry.schema(form).parts) == set(schema.parts) for form in forms)
+
+
+def _adopted(form: str) -> Collection[str]:
+    return registry.schema(form).adopts
+
+
+def _names(schemas: Iterable[RowSchema]) -> dict[str, tuple[str, ...]]:
+    """Column names of each part; the first schema that knows a part names it."""
+    found: dict[str, tuple[str, ...]] = {}
+    for schema in schemas:
+        for part, names in schema.names.items():
+            found.setdefault(part, names)
+    return found
 
 
 def _alpaca(columns: Sequence[str], said: Mapping[str, str]) -> dict[str, str]:
@@ -122,11 +120,11 @@ def _alpaca(columns: Sequence[str], said: Mapping[str, str]) -> dict[str, str]:
     return {"prompt": "instruction", "completion": "output", **more}
 
 
-def _wanted(part: str, said: Mapping[str, str]) -> bool:
-    """What the recipe says decides the form; only the rest of that form is looked for."""
+def _wanted(part: str, said: Mapping[str, str], known: Sequence[RowSchema]) -> bool:
+    """What the recipe says decides the schema; only the rest of that schema is looked for."""
     if not said or set(said) == {"label"}:
         return True
-    return part in {"text": {"label"}, "prompt": {"completion"}, "completion": {"prompt"}}.get(next(iter(said)), set())
+    return any(part in schema.parts for schema in known if next(iter(said)) in schema.parts)
 
 
 class Labels:
@@ -203,63 +201,40 @@ class Formatter:
                 fix="take it out of the prompt",
             )
         used = {names[each] for each in (*self._shown, *self._answer)}
-        self.shape = Shape(
-            "completion" if self.template.messages is None else "messages", {c: c for c in self.columns if c in used}
-        )
+        self.shape = Shape(self.template.makes, {c: c for c in self.columns if c in used})
         self._label_column = _label_column(self._answer, names)
 
     @property
     def whole(self) -> frozenset[str]:
         """Columns that are learned as they are, outer white space included."""
-        if self.template is not None or self.shape.form != "completion":
+        if self.template is not None:
             return frozenset()
-        return frozenset({self.shape.parts["prompt"], self.shape.parts["completion"]})
+        return frozenset(self.shape.parts[part] for part in registry.schema(self.shape.form).verbatim)
 
     def row(self, number: int, values: Mapping[str, Any]) -> Row | Dropped:
         """One canonical row; its split is not set yet."""
         parts = self.shape.parts
-        needed = [column for part, column in parts.items() if part != "instruction_input"]
+        schema = registry.schema(self.shape.form)
+        needed = [column for part, column in parts.items() if part not in schema.optional]
         lacking = [column for column in needed if values.get(column) is None]
         if lacking:
             has = ", ".join(str(column) for column, value in values.items() if value is not None) or "nothing"
             return Dropped(self.name, number, "missing-field", detail=f"row {number} has no {lacking[0]}, only {has}")
         if self.template is not None:
             return self._templated(number, values)
-        if self.shape.form == "messages":
-            return self._chat(number, values[parts["messages"]])
-        if self.shape.form == "completion":
-            prompt, completion = _plain(values[parts["prompt"]]), _plain(values[parts["completion"]])
-            more = _plain(values.get(parts.get("instruction_input", ""), None) or "")
-            prompt = f"{prompt}\n\n{more}" if more else prompt
-            return self._pair(number, prompt, completion)
-        text = _plain(values[parts["text"]])
-        if self.shape.form == "text":
-            return Row(self.name, number, {"text": text}, text, None, text)
-        label = self.labels.name(values[parts["label"]], self.label_names)
-        if label is None:
-            return Dropped(self.name, number, "missing-field", detail=f"row {number} has no {parts['label']}")
-        return Row(self.name, number, {"text": text, "label": label}, text, label, text)
-
-    def _pair(self, number: int, prompt: str, completion: str) -> Row:
-        columns = {"prompt": prompt, "completion": completion}
-        return Row(self.name, number, columns, f"{prompt}\n{completion}", None, prompt)
-
-    def _chat(self, number: int, value: Any) -> Row | Dropped:
         try:
-            turns = [_turn(each) for each in value]
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            return Dropped(self.name, number, "wrong-messages", detail=f"row {number}: {error}")
-        if not any(turn["role"] == "assistant" for turn in turns):
-            return Dropped(self.name, number, "no-assistant-turn", detail=f"row {number} has no assistant turn")
-        if not any(turn["role"] == "assistant" and turn["content"].strip() for turn in turns):
-            return Dropped(self.name, number, "empty-completion", detail=f"row {number} has empty assistant turns only")
-        said = [turn["content"] for turn in turns if turn["role"] != "system"]
-        asked = [turn["content"] for turn in turns if turn["role"] == "user"]
-        return Row(self.name, number, {"messages": turns}, "\n".join(said), None, asked[0] if asked else "")
+            columns = schema.make(
+                {part: values.get(column) for part, column in parts.items()},
+                lambda value: self.labels.name(value, self.label_names),
+            )
+        except Unusable as fault:
+            detail = fault.detail or f" has no {parts.get('label', 'label')}"
+            return Dropped(self.name, number, fault.reason, detail=f"row {number}{detail}")
+        return as_row({**columns, "source": self.name, "row": number}, schema.name)
 
     def _templated(self, number: int, values: Mapping[str, Any]) -> Row | Dropped:
         assert self.template is not None
-        filled = {key: _plain(values[column]) for key, column in self._places.items() if values.get(column) is not None}
+        filled = {key: plain(values[column]) for key, column in self._places.items() if values.get(column) is not None}
         label = None
         if self._label_column is not None:
             label = self.labels.name(values[self._label_column], self.label_names)
@@ -278,14 +253,16 @@ class Formatter:
                 "prompt": _fill(self.template.prompt or "", filled),
                 "completion": _fill(self.template.completion or "", filled),
             }
+        form = self.template.makes
         if label is not None:
-            return Row(self.name, number, {**columns, "label": label}, shown, label, shown)
-        return Row(self.name, number, columns, f"{shown}\n{answer}", None, shown)
+            return Row(self.name, number, {**columns, "label": label}, shown, label, shown, form=form)
+        return Row(self.name, number, columns, f"{shown}\n{answer}", None, shown, form=form)
 
 
 def _by_part(shape: Shape, columns: Sequence[str]) -> dict[str, str]:
     """`{label}` and `{text}` also work when the columns are called otherwise."""
-    return {part: column for part, column in shape.parts.items() if part in NAMES and part not in columns}
+    known = _names(registry.schemas())
+    return {part: column for part, column in shape.parts.items() if part in known and part not in columns}
 
 
 def _label_column(answer: Sequence[str], names: Mapping[str, str]) -> str | None:
@@ -293,7 +270,7 @@ def _label_column(answer: Sequence[str], names: Mapping[str, str]) -> str | None
     if len(answer) != 1:
         return None
     column = names[answer[0]]
-    is_label = answer[0] == "label" or names.get("label") == column or column.lower() in NAMES["label"]
+    is_label = answer[0] == "label" or names.get("label") == column or column.lower() in LABEL_NAMES
     return column if is_label else None
 
 
@@ -308,71 +285,42 @@ def _fill(text: str, values: Mapping[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), text)
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, (list, tuple)):
-        return "\n".join(map(_plain, value))
-    return str(value)
-
-
-def _turn(value: Mapping[str, Any]) -> dict[str, str]:
-    """One turn as role and content, from the OpenAI or the ShareGPT shape."""
-    role = value.get("role", value.get("from"))
-    content = value.get("content", value.get("value"))
-    if role is None or content is None:
-        raise ValueError(f"a turn needs role and content, has {', '.join(value)}")
-    if str(role).lower() not in ROLES:
-        raise ValueError(f"unknown role {role!r}; allowed: {', '.join(ROLES)}")
-    return {"role": ROLES[str(role).lower()], "content": _plain(content)}
-
-
-def one_form(rows: Sequence[Row], domain: str) -> Form:
-    """Makes all rows of a domain the same form; prompt and completion become messages beside messages.
+def one_form(rows: Sequence[Row], domain: str) -> str:
+    """Brings all rows of a domain to one schema, where one of theirs adopts the others; returns its name.
 
     Raises:
-        DataError: the forms cannot be brought together.
+        DataError: the schemas cannot be brought together.
     """
-    forms = {form_of(row.columns) for row in rows}
-    if forms == {"completion", "messages"}:
-        for row in rows:
-            if "prompt" in row.columns:
-                row.columns = {
-                    "messages": [
-                        {"role": "user", "content": row.columns["prompt"]},
-                        {"role": "assistant", "content": row.columns["completion"]},
-                    ]
-                }
-        return "messages"
+    forms = {row.form for row in rows}
+    for schema in map(registry.schema, sorted(forms)):
+        if len(forms) > 1 and forms - {schema.name} <= set(schema.adopts):
+            for row in rows:
+                if row.form != schema.name:
+                    row.columns, row.form = schema.adopts[row.form](row.columns), schema.name
+            return schema.name
     if len(forms) > 1:
-        examples = {form: next(row for row in rows if form_of(row.columns) == form) for form in sorted(forms)}
+        examples = {form: next(row for row in rows if row.form == form) for form in sorted(forms)}
         raise DataError(
             "one domain mixes forms of rows that cannot be made the same",
             place=f"domains.{domain}",
             got="; ".join(f"{form}: {name_rows([row.place])}" for form, row in examples.items()),
             fix="set columns on each source so that all have the same form, or make them two domains",
         )
-    return next(iter(forms)) if forms else "text"
+    return next(iter(forms)) if forms else PLAIN
 
 
-def form_of(columns: Mapping[str, Any]) -> Form:
-    """The form of a canonical row."""
-    if "messages" in columns:
-        return "messages"
-    if "completion" in columns:
-        return "completion"
-    return "labelled" if "label" in columns else "text"
+def form_of(columns: Mapping[str, Any]) -> str:
+    """The schema of canonical columns without a record that names it."""
+    return next((each.name for each in registry.schemas() if all(part in columns for part in each.parts)), PLAIN)
 
 
-def settle_labels(rows: Sequence[Row], form: Form, names: Sequence[str] | None, domain: str) -> tuple[str, ...]:
+def settle_labels(rows: Sequence[Row], form: str, names: Sequence[str] | None, domain: str) -> tuple[str, ...]:
     """The label names of a domain in order; completions that are classes become labels.
 
     Raises:
         DataError: a label is outside the recipe's list; names the rows.
     """
-    if form == "completion" and all(row.label is None for row in rows):
+    if registry.schema(form).parts[-1] == "completion" and all(row.label is None for row in rows):
         answers = Counter(str(row.columns["completion"]).strip() for row in rows)
         few = 1 < len(answers) <= CLASS_LIMIT and len(rows) >= ROWS_PER_CLASS * len(answers)
         if names is not None or few:
@@ -383,7 +331,7 @@ def settle_labels(rows: Sequence[Row], form: Form, names: Sequence[str] | None, 
                 row.label = str(row.columns["completion"]).strip()
                 row.columns |= {"label": row.label, "completion": usual[row.label]}
                 row.text = row.prompt
-    found = {row.label for row in rows if row.label is not None}
+    found = {name for row in rows for name in row.classes}
     if not found:
         return ()
     if names is None:
@@ -393,7 +341,7 @@ def settle_labels(rows: Sequence[Row], form: Form, names: Sequence[str] | None, 
         problems = []
         for label in outside[:8]:
             problem = choice_problem("a label is not in the domain's labels", label, names, f"domains.{domain}.labels")
-            where = name_rows(row.place for row in rows if row.label == label)
+            where = name_rows(row.place for row in rows if label in row.classes)
             problems.append(
                 type(problem)(problem.what, problem.place, f"{label!r} in {where}", problem.allowed, problem.fix)
             )
@@ -401,13 +349,13 @@ def settle_labels(rows: Sequence[Row], form: Form, names: Sequence[str] | None, 
     return tuple(names)
 
 
-def strip_boilerplate(rows: Iterable[Row], form: Form) -> None:
+def strip_boilerplate(rows: Iterable[Row], form: str) -> None:
     """Takes words that every prompt begins or ends with out of what is compared.
 
     Two short inputs after the same long instruction are not alike.
     """
     rows = list(rows)
-    if form not in ("completion", "messages") or len(rows) < 3:
+    if not registry.schema(form).writes or len(rows) < 3:
         return
     texts = [row.prompt.split() for row in rows]
     shortest = min(map(len, texts))
@@ -433,13 +381,16 @@ def check_columns(rows: Sequence[Row], columns: Mapping[str, str], others: Colle
     """
     if len(rows) < 8:
         return
+    schema = registry.schema(rows[0].form)
+    # What a chat asks has no column of its own.
+    shown = schema.parts[0] if isinstance(rows[0].columns.get(schema.parts[0]), str) else "prompt"
     faults = [
         (part, fault)
-        for part, values in (
-            ("prompt" if "text" not in rows[0].columns else "text", [row.prompt or row.text for row in rows]),
-            ("label", [row.label for row in rows if row.label is not None]),
+        for part, fault in (
+            (shown, shown_fault([row.prompt or row.text for row in rows], repeats=schema.writes)),
+            ("label", label_fault([row.label for row in rows if row.label is not None and row.several is None])),
         )
-        if values and (fault := column_fault(part, values))
+        if fault
     ]
     if faults:
         part, fault = faults[0]
@@ -460,19 +411,24 @@ def check_columns(rows: Sequence[Row], columns: Mapping[str, str], others: Colle
 _ID = re.compile(r"\S*\d\S*|[\d.,:/+\s-]+")
 
 
-def column_fault(part: str, values: Sequence[str | None]) -> str | None:
-    """Why these values cannot be what `part` says (text, prompt or label), or None.
+def label_fault(values: Sequence[str]) -> str | None:
+    """Why these values cannot be classes, or None."""
+    distinct = {fold(value) for value in values}
+    if values and (len(distinct) > max(20, 0.5 * len(values)) or len(distinct) == len(values)):
+        return f"it has {len(distinct):,} different values in {len(values):,} rows, so it identifies rows"
+    return None
 
-    Prompts may be the same in many rows as long as they are not the same in all.
+
+def shown_fault(values: Sequence[str], *, repeats: bool) -> str | None:
+    """Why these values cannot be what a model is shown, or None.
+
+    Args:
+        repeats: Prompts may be the same in many rows as long as they are not the same in all.
     """
-    distinct = {fold(value or "") for value in values}
-    if part == "label":
-        if len(distinct) > max(20, 0.5 * len(values)) or len(distinct) == len(values):
-            return f"it has {len(distinct):,} different values in {len(values):,} rows, so it identifies rows"
-        return None
+    distinct = {fold(value) for value in values}
     if len(distinct) == 1:
         return "it holds the same value in every row"
-    if part == "text" and 10 * len(distinct) <= len(values):
+    if not repeats and 10 * len(distinct) <= len(values):
         return f"it has only {len(distinct)} different values in {len(values):,} rows"
     ids = sum(1 for value in distinct if _ID.fullmatch(value.strip()))
     if ids > 0.9 * len(distinct):

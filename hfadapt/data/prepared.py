@@ -25,7 +25,7 @@ from hfadapt.core.spec import write_text
 from hfadapt.data import canaries, clean, duplicates, split, stream
 from hfadapt.data import columns as format
 from hfadapt.data import sources as load
-from hfadapt.data.rows import SPLITS, Dropped, Form, Ledger, Row, name_rows, schema
+from hfadapt.data.rows import SPLITS, Dropped, Ledger, Row, arrow_schema, name_rows
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import DataRecord, SourceRecord
 
@@ -159,7 +159,7 @@ def _fingerprint(recipe: Recipe, opened: Mapping[str, Sequence[load.Opened]]) ->
     data = recipe.data.model_dump(mode="json", exclude={"max_length", "too_long", "packing", "workers", "augment"})
     what = {
         "code": CODE_VERSION,
-        "forms": sorted(registry.task(recipe.task).forms),
+        "forms": sorted(registry.task(recipe.task).schemas),
         "data": data,
         "template": recipe.template.model_dump(mode="json") if recipe.template else None,
         "domains": {name: domain.model_dump(mode="json") for name, domain in recipe.domains.items()},
@@ -172,7 +172,7 @@ def _prepare(
     recipe: Recipe, opened: Mapping[str, Sequence[load.Opened]], folder: Path, fingerprint: str, say: Progress
 ) -> None:
     started = time.monotonic()
-    forms = registry.task(recipe.task).forms
+    forms = registry.task(recipe.task).schemas
     states = {name: _read_domain(recipe, name, sources, forms, say) for name, sources in opened.items()}
     for state in states.values():
         state.rows = duplicates.resolve_conflicts(state.rows, recipe.data.conflicts, state.ledger)
@@ -205,7 +205,7 @@ class State:
     ledger: Ledger
     rows_in: dict[str, int]
     columns: dict[str, str]
-    form: Form = "text"
+    form: str = format.PLAIN
     labels: tuple[str, ...] = ()
 
 
@@ -258,7 +258,7 @@ class SourceReader:
         self.bad: list[Dropped] = []
         self.garbled: list[tuple[str, int]] = []
         self.columns: tuple[str, ...] = ()
-        self.shape = format.Shape("text", {})
+        self.shape = format.Shape(format.PLAIN, {})
         self._recipe, self._domain, self._forms = recipe, domain, forms
         self._labels = format.Labels(recipe.domains[domain].labels)
 
@@ -304,11 +304,10 @@ class SourceReader:
         self.columns = tuple(dict.fromkeys(column for _, values in head for column in values))
         template = self._recipe.template_of(self._domain)
         place = f"domains.{self._domain}: {self.source.name}"
-        if template is not None:
-            made = "completion" if template.messages is None else "messages"
-            if made not in self._forms:
-                problem = choice_problem("the task cannot learn from what the template makes", made, self._forms, place)
-                raise DataError(problem.what, problems=[replace(problem, fix="leave template out of the recipe")])
+        if template is not None and template.makes not in self._forms:
+            what = "the task cannot learn from what the template makes"
+            problem = choice_problem(what, template.makes, self._forms, place)
+            raise DataError(problem.what, problems=[replace(problem, fix="leave template out of the recipe")])
         shape = format.recognise(self.columns, self.source.settings.columns, self._forms, place, template is not None)
         names = self.source.label_names.get(shape.parts.get("label", ""), ())
         formatter = format.Formatter(self.source.name, shape, template, self._labels, names, self.columns)
@@ -373,7 +372,7 @@ def write_domain(
     with (folder / DROPPED).open("w", encoding="utf-8") as file:
         for each in state.ledger.dropped:
             file.write(json.dumps(each.as_json(), ensure_ascii=False) + "\n")
-    counts = {part: Counter(str(r.label) for r in state.rows if r.split == part) for part in SPLITS}
+    counts = {part: Counter(name for r in state.rows if r.split == part for name in r.classes) for part in SPLITS}
     record = make_record(
         state,
         recipe,
@@ -411,10 +410,11 @@ def rewrite(
     cell_folder: Path, record: DataRecord, rows: Mapping[str, list[dict[str, Any]]], dropped: list[dict[str, Any]]
 ) -> DataRecord:
     """Takes further rows out of a cell: new split files, longer dropped.jsonl, new data.json; each file atomically."""
+    classes = registry.schema(record.form).classes
     for part, own in rows.items():
         path = cell_folder / "data" / f"{part}.parquet"
         temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-        _write_table(temporary, own, schema(record.form, bool(record.labels)))
+        _write_table(temporary, own, arrow_schema(record.form, bool(record.labels)))
         temporary.replace(path)
     lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in dropped)
     log = cell_folder / DROPPED
@@ -426,7 +426,8 @@ def rewrite(
             "dropped": dict(counts.most_common()),
             "splits": {part: len(own) for part, own in rows.items()},
             "label_counts": {
-                part: dict(sorted(Counter(str(row["label"]) for row in own).items())) for part, own in rows.items()
+                part: dict(sorted(Counter(name for row in own for name in classes(row)).items()))
+                for part, own in rows.items()
             }
             if record.labels
             else {},
@@ -480,7 +481,7 @@ def make_record(
 def write_rows(path: Path, rows: Sequence[Row], state: State) -> None:
     """Writes rows as Parquet."""
     lines = [{**row.columns, "source": row.source, "row": row.row} for row in rows]
-    _write_table(path, lines, schema(state.form, bool(state.labels)))
+    _write_table(path, lines, arrow_schema(state.form, bool(state.labels)))
 
 
 def _write_table(path: Path, lines: list[dict[str, Any]], form: Any) -> None:

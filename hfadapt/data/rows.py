@@ -10,11 +10,12 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-Form = Literal["text", "labelled", "completion", "messages"]
+from hfadapt.core import registry
+
 SPLITS = ("train", "validation", "test")
 # Test rows win over validation rows, and these over training rows, whenever two rows collide.
 PRIORITY = {"test": 0, "validation": 1, "train": 2}
@@ -27,11 +28,13 @@ class Row:
     Args:
         source: The source as the recipe names it.
         row: Its 0-based row in that source.
-        columns: `text`/`label`, `prompt`/`completion`, `messages`, or `text`, as they will be written.
+        columns: As they will be written.
         text: What is compared with other rows: the row's own words, without the boilerplate of a template.
-        label: The class, by name, where rows have classes.
+        label: The class, by name, where rows have classes; else what rows of the same words must agree in.
         prompt: What a model is shown; rows with the same prompt stay in one split.
         split: The split it was given in, or "" while none is chosen.
+        form: Name of its schema.
+        several: Its classes, where it may have none or more than one.
     """
 
     source: str
@@ -41,6 +44,18 @@ class Row:
     label: str | None = None
     prompt: str = ""
     split: str = ""
+    form: str = "text"
+    several: tuple[str, ...] | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes it has."""
+        return self.several if self.several is not None else () if self.label is None else (self.label,)
+
+    @property
+    def stratum(self) -> str:
+        """Rows of which splits and samples keep the share."""
+        return self.classes[0] if len(self.classes) == 1 else ""
 
     @property
     def place(self) -> tuple[str, int]:
@@ -93,19 +108,33 @@ class Ledger:
         return dict(Counter(each.reason for each in self.dropped).most_common())
 
 
-def schema(form: Form, labels: bool) -> Any:
-    """The Parquet schema of a form; fixed, so that an empty column does not change its type."""
+def as_row(row: Mapping[str, Any], form: str, split: str = "") -> Row:
+    """Canonical columns with `source` and `row`, as the steps of preparing see them.
+
+    Args:
+        form: Name of the schema.
+    """
+    schema = registry.schema(form)
+    columns = {name: value for name, value in row.items() if name not in ("source", "row") and value is not None}
+    return Row(
+        str(row.get("source", "")),
+        int(row.get("row", -1)),
+        columns,
+        schema.words(columns),
+        schema.label(columns),
+        schema.shown(columns),
+        split,
+        form,
+        schema.classes(columns) if schema.label_kind not in ("none", "class") else None,
+    )
+
+
+def arrow_schema(form: str, labelled: bool) -> Any:
+    """The Parquet schema of prepared rows; fixed, so that an empty column does not change its type."""
     import pyarrow as pa
 
-    turn = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-    columns = {
-        "text": [("text", pa.string())],
-        "labelled": [("text", pa.string())],
-        "completion": [("prompt", pa.string()), ("completion", pa.string())],
-        "messages": [("messages", turn)],
-    }[form]
-    label = [("label", pa.string())] if labels else []
-    return pa.schema([*columns, *label, ("source", pa.string()), ("row", pa.int64())])
+    fields = registry.schema(form).fields(labelled)
+    return pa.schema([*fields, ("source", pa.string()), ("row", pa.int64())])
 
 
 def fold(text: str) -> str:

@@ -64,7 +64,7 @@ def assign(rows: Sequence[Row], groups: Sequence[int], settings: Data, given: fr
 
 
 def _stratum(together: Sequence[Row]) -> str:
-    return Counter(row.label or "" for row in together).most_common(1)[0][0]
+    return Counter(row.stratum for row in together).most_common(1)[0][0]
 
 
 def _rows_wanted(asked: float, total: int) -> int:
@@ -140,7 +140,7 @@ def _at_least_one(quotas: dict[str, int]) -> dict[str, int]:
 def _thin(rows: list[Row], own: list[Row], wanted: int, seed: int, reason: str, ledger: Ledger) -> list[Row]:
     strata: dict[str, list[Row]] = defaultdict(list)
     for row in own:
-        strata[row.label or ""].append(row)
+        strata[row.stratum].append(row)
     quotas = _at_least_one(shares({name: len(stratum) for name, stratum in strata.items()}, wanted))
     out: set[int] = set()
     for name, stratum in strata.items():
@@ -170,8 +170,8 @@ def check_splits(rows: Sequence[Row], labels: Sequence[str], place: str) -> None
         if not own
     ]
     if labels:
-        trained = Counter(row.label for row in counts["train"])
-        found = Counter(row.label for row in rows)
+        trained = Counter(name for row in counts["train"] for name in row.classes)
+        found = Counter(name for row in rows for name in row.classes)
         if len(found) < 2:
             problems.append(
                 Problem(
@@ -184,7 +184,7 @@ def check_splits(rows: Sequence[Row], labels: Sequence[str], place: str) -> None
             )
         unseen = [label for label in found if label not in trained]
         if unseen and len(found) > 1:
-            places = [f"{row.split}: {row.source} row {row.row}" for row in rows if row.label in unseen]
+            places = [f"{row.split}: {row.source} row {row.row}" for row in rows if set(row.classes) & set(unseen)]
             problems.append(
                 Problem(
                     "classes are missing from the training rows",

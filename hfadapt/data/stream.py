@@ -18,7 +18,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem
 from hfadapt.data import canaries, clean, columns, prepared, split
 from hfadapt.data import sources as load
-from hfadapt.data.rows import PRIORITY, SPLITS, Ledger, Row, fold, schema, stable_hash, text_key
+from hfadapt.data.rows import PRIORITY, SPLITS, Ledger, Row, arrow_schema, fold, stable_hash, text_key
 from hfadapt.recipe.schema import Recipe
 
 CHUNK_ROWS = 10_000
@@ -66,7 +66,7 @@ class SplitFiles:
 
         self.counts: Counter[str] = Counter()
         self.labels: dict[str, Counter[str]] = {name: Counter() for name in SPLITS}
-        self._schema = schema(state.form, bool(state.labels))
+        self._schema = arrow_schema(state.form, bool(state.labels))
         self._writers = {
             name: parquet.ParquetWriter(folder / f"{name}.parquet", self._schema, compression="zstd") for name in SPLITS
         }
@@ -75,8 +75,7 @@ class SplitFiles:
     def add(self, row: Row, name: str) -> None:
         """Takes one row of a split."""
         self.counts[name] += 1
-        if row.label is not None:
-            self.labels[name][row.label] += 1
+        self.labels[name].update(row.classes)
         self._waiting[name].append({**row.columns, "source": row.source, "row": row.row})
         if len(self._waiting[name]) >= CHUNK_ROWS:
             self._flush(name)
@@ -153,7 +152,7 @@ class _Domain:
                 if files is None:
                     files = SplitFiles(self.folder / "data", self.state)
                 row: Row | None = unique
-                if unique.label is not None and not unique.split and not files.labels["train"][unique.label]:
+                if not unique.split and not all(files.labels["train"][name] for name in unique.classes):
                     # No class may be scored that was never trained.
                     unique.split = "train"
                 for part, heap in held.items():
@@ -211,7 +210,7 @@ class _Domain:
 
     def _chunks(self, log: Any) -> Iterator[list[Row]]:
         """Cleaned rows, some thousands at a time."""
-        forms = registry.task(self.recipe.task).forms
+        forms = registry.task(self.recipe.task).schemas
         first = True
         for source in self.sources:
             reader = prepared.SourceReader(self.recipe, self.name, source, forms)
@@ -237,20 +236,20 @@ class _Domain:
         if first:
             columns.check_columns(chunk, reader.shape.parts, reader.columns, place)
             self.state.columns.update(reader.shape.parts)
-            self.state.form = columns.form_of(chunk[0].columns)
+            self.state.form = chunk[0].form
         if columns.one_form(chunk, self.name) != self.state.form:
             raise DataError(
                 "a stream must have one form of rows",
                 place=place,
-                got=columns.form_of(chunk[0].columns),
+                got=chunk[0].form,
                 allowed=self.state.form,
                 fix="make the sources alike, or set data.streaming to false",
             )
         domain = self.recipe.domains[self.name]
-        if self.state.form != "completion" or domain.labels is not None:
+        if not registry.schema(self.state.form).writes or domain.labels is not None:
             self.names.update(columns.settle_labels(chunk, self.state.form, domain.labels, self.name))
         else:
-            self.names.update(row.label for row in chunk if row.label is not None)
+            self.names.update(name for row in chunk for name in row.classes)
         for row in chunk:
             if row.label is not None and "completion" in row.columns:
                 # Each chunk settles how a class is written; the first that has the class decides for all.

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hfadapt.core import registry
 from hfadapt.core.progress import Progress, Silent
 from hfadapt.data import read_split
+from hfadapt.modalities import Example, Row
 from hfadapt.models.load import Base
 from hfadapt.run_folder import Cell
-from hfadapt.tasks import Example, Row, Scores
+from hfadapt.schemas import RowSchema
+from hfadapt.tasks import Scores, Task
 from hfadapt.train.batches import padded
 
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ class Bench:
     cell: Cell
     lock: Lock
     data: DataRecord
-    task: Any
+    task: Task
     base: Base
     model: Any
     device: torch.device
@@ -46,6 +49,11 @@ class Bench:
     def names(self) -> tuple[str, ...]:
         """Names of the classes, or of the answers a language model chooses from."""
         return tuple(self.choices) or self.data.labels
+
+    @cached_property
+    def schema(self) -> RowSchema:
+        """What its rows look like."""
+        return registry.schema(self.data.form)
 
     @cached_property
     def rows(self) -> list[Row]:

@@ -27,17 +27,16 @@ from hfadapt.models.merge import half_dtype, merged_dtype, open_merged, write_me
 from hfadapt.records.evidence import DriftRecord, Variant
 
 if TYPE_CHECKING:
+    from hfadapt.modalities import Example
     from hfadapt.recipe.schema import Lock
     from hfadapt.records.stages import Metric
-    from hfadapt.tasks import Example, Scores
+    from hfadapt.tasks import Scores
 
 MOST_ROWS = 200
 MOST_LOGITS = 1 << 26
 """Logits of the reference that are kept (256 MiB); of more labels every n-th is compared."""
 CHEAP_PARAMETERS = 500_000_000
 """Above this, storages that the recipe did not ask for are not tried."""
-SHARES = frozenset({"accuracy", "label_accuracy", "macro_f1", "calibration_error"})
-"""Metrics between 0 and 1, of which a point is a hundredth; of any other metric it is a percent of the reference."""
 
 
 def forms(lock: Lock, parameters: int, quants: Sequence[str]) -> tuple[list[Form], dict[str, str]]:
@@ -258,10 +257,11 @@ def _too_far(variant: Variant, metric: RowMetric, result: Metric, lock: Lock) ->
     if variant.kl_nats > limits.kl_nats:
         found.append(f"its answers differ by {variant.kl_nats:.3g} nats per label, the limit is {limits.kl_nats:g}")
     loss = -variant.delta if metric.higher_is_better else variant.delta
-    points = loss * 100 if metric.name in SHARES else loss * 100 / max(abs(result.base or 0.0), 1e-12)
+    points = loss * 100 if metric.unit_range else loss * 100 / max(abs(result.base or 0.0), 1e-12)
     # One row of 200 is 0.005 only up to the rounding of float64.
     if points > limits.points + 1e-9:
-        unit = "points" if metric.name in SHARES else "percent"
+        # Of a metric that is no share, a point is a percent of the reference.
+        unit = "points" if metric.unit_range else "percent"
         interval = f"[{variant.low:+.3g}, {variant.high:+.3g}]"
         found.append(
             f"{metric.name} is worse by {points:.2g} {unit} (change {variant.delta:+.3g}, interval {interval}, "

@@ -9,8 +9,8 @@ import numpy as np
 
 from hfadapt.evaluate.bench import Bench, spread
 from hfadapt.evaluate.generation import chosen_prompts, generate
+from hfadapt.modalities import Example
 from hfadapt.records.evidence import Efficiency
-from hfadapt.tasks import Example
 
 LATENCY_ROWS = 20
 LEAST_LATENCY_ROWS = 8
@@ -34,7 +34,7 @@ def measure_efficiency(bench: Bench, scoring_seconds: float, adapter_bytes: int)
     picked = [examples[i] for i in spread(len(examples), LATENCY_ROWS)]
     own = _latencies(bench, picked, adapter=True, budget_seconds=LATENCY_SECONDS)
     other = _latencies(bench, picked[: len(own)], adapter=False)
-    tokens = sum(len(example.input_ids) for example in examples)
+    tokens = sum(example.size for example in examples)
     return Efficiency(
         latency_p50_seconds=float(np.quantile(own, 0.5)),
         latency_p95_seconds=float(np.quantile(own, 0.95)),
@@ -43,7 +43,7 @@ def measure_efficiency(bench: Bench, scoring_seconds: float, adapter_bytes: int)
         batch_rows=bench.lock.evaluate.batch_rows,
         rows_per_second=len(examples) / scoring_seconds,
         tokens_per_second=tokens / scoring_seconds,
-        generated_tokens_per_second=_generation_rate(bench) if bench.lock.task == "causal-lm" else None,
+        generated_tokens_per_second=_generation_rate(bench) if bench.task.writes else None,
         adapter_bytes=adapter_bytes,
     )
 

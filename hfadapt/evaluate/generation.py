@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from hfadapt.evaluate.bench import Bench, spread
 from hfadapt.evaluate.metrics.text import Texts
+from hfadapt.modalities import IGNORED, Example
+from hfadapt.modalities.text import token_ids
 from hfadapt.models.generate import continuations
-from hfadapt.tasks import IGNORED, Example
 
 MOST_BATCH_ROWS = 16
 MOST_NEW_TOKENS = 128
@@ -35,7 +36,7 @@ def answered(example: Example) -> Prompt | None:
         start -= 1
     if example.truncated or start in (0, end):
         return None
-    return Prompt(example.row, example.input_ids[:start], example.input_ids[start:end])
+    return Prompt(example.row, token_ids(example)[:start], token_ids(example)[start:end])
 
 
 def chosen_prompts(examples: Sequence[Example], count: int) -> list[Prompt]:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from hfadapt.core.errors import RunError
-from hfadapt.tasks import Batches, Example
+from hfadapt.modalities import Example
+from hfadapt.tasks import Batches, Task
 
 STEPS = 400
 LEARNING_RATE = 1e-2
@@ -31,10 +32,12 @@ PICKS: tuple[Pick, ...] = (
     lambda features, batch: features if features.dim() == 2 else features[:, 0],
     lambda features, batch: features[:, :1],
     _last_token,
+    lambda features, batch: features,
 )
 
 
 def train_probe(
+    task: Task,
     model: Any,
     heads: Sequence[str],
     train: Sequence[Example],
@@ -56,8 +59,8 @@ def train_probe(
     first = getattr(model, heads[0])
     modules = torch.nn.Sequential(*(getattr(model, name) for name in heads))
     pick = _find_pick(model, first, modules, train[:4], batches)
-    features, labels = _features(model, first, pick, train, batches)
-    held, held_labels = _features(model, first, pick, validation, batches)
+    features, labels = _features(task, model, first, pick, train, batches)
+    held, held_labels = _features(task, model, first, pick, validation, batches)
     probe = copy.deepcopy(modules).float()
     probe.requires_grad_(True)
     # No weight decay and full batches: logistic regression, stopped where validation rows say so.
@@ -65,12 +68,12 @@ def train_probe(
     best: tuple[float, dict[str, torch.Tensor]] | None = None
     for step in range(1, STEPS + 1):
         optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(_flat(probe(features)), labels)
+        loss = task.criterion(_flat(probe(features)), labels).mean()
         loss.backward()
         optimizer.step()
         if step % CHECK_EVERY == 0:
             with torch.no_grad():
-                value = float(torch.nn.functional.cross_entropy(_flat(probe(held)), held_labels))
+                value = float(task.criterion(_flat(probe(held)), held_labels).mean())
             if best is None or value < best[0]:
                 best = (value, {name: tensor.clone() for name, tensor in probe.state_dict().items()})
     assert best is not None
@@ -85,8 +88,9 @@ def put_head(model: Any, heads: Sequence[str], probe: torch.nn.Module) -> None:
         getattr(model, name).load_state_dict(trained.state_dict())
 
 
-def _flat(logits: torch.Tensor) -> torch.Tensor:
-    return logits.reshape(len(logits), -1)
+def _flat(outputs: torch.Tensor) -> torch.Tensor:
+    """One line of outputs for each place that has a label: rows, or rows × tokens."""
+    return outputs.flatten(0, 1) if outputs.dim() == 3 and outputs.shape[1] > 1 else outputs.reshape(len(outputs), -1)
 
 
 def _captured(model: Any, first: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, Any]:
@@ -111,7 +115,9 @@ def _find_pick(
                 again = _flat(modules(pick(features, batch)))
         except (RuntimeError, IndexError):
             continue
-        if again.shape == logits.shape and torch.allclose(again.float(), logits.float(), atol=1e-2, rtol=1e-2):
+        if again.shape == _flat(logits).shape and torch.allclose(
+            again.float(), _flat(logits).float(), atol=1e-2, rtol=1e-2
+        ):
             return pick
     raise RunError(
         "the input of the task's head could not be found, so there is no linear probe to compare with",
@@ -121,13 +127,18 @@ def _find_pick(
 
 
 def _features(
-    model: Any, first: torch.nn.Module, pick: Pick, examples: Sequence[Example], batches: Batches
+    task: Task, model: Any, first: torch.nn.Module, pick: Pick, examples: Sequence[Example], batches: Batches
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    kept: list[torch.Tensor | None] = [None] * len(examples)
+    """The head's input at each label, and the labels, in the order of the examples."""
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    order: list[int] = []
     for numbers, batch in batches(examples):
-        features, _ = _captured(model, first, batch)
-        for number, row in zip(numbers, pick(features, batch).float(), strict=True):
-            kept[number] = row
-    labels = torch.tensor([example.labels[0] for example in examples])
-    stacked = torch.stack([row for row in kept if row is not None])
-    return stacked, labels.to(stacked.device)
+        captured, _ = _captured(model, first, batch)
+        features = pick(captured, batch).float()
+        places, targets, rows = task.targets(batch)
+        per_token = task.per_token and features.dim() == 3
+        found.append(((features.flatten(0, 1) if per_token else features)[places], targets))
+        order += [numbers[row] for row in rows.tolist()]
+    by_row = torch.tensor(order).argsort(stable=True)
+    inputs, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return inputs[by_row.to(inputs.device)], labels[by_row.to(labels.device)]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from hfadapt.evaluate.metrics.rows import compare, reliability_bins, subset
+from hfadapt.evaluate.metrics.rows import CHOSEN, compare, decisions, reliability_bins, subset
+from hfadapt.modalities import Example, Row
 from hfadapt.records.evidence import Calibration, FailingExample, PairedTest, ReliabilityBin, Slice
-from hfadapt.tasks import Example, Row, Scores
+from hfadapt.schemas import LabelKind
+from hfadapt.tasks import Scores, ragged
 
 LEAST_SLICE_ROWS = 20
 MOST_FAILURES = 20
@@ -24,8 +27,8 @@ def paired_tests(base: Scores, adapter: Scores) -> tuple[PairedTest, ...]:
     from scipy import stats
 
     tests = []
-    if adapter.gold is not None and adapter.predictions is not None and base.predictions is not None:
-        own, other = adapter.predictions == adapter.gold, base.predictions == adapter.gold
+    own, other = hits(adapter), hits(base)
+    if own is not None and other is not None:
         better, worse = int((own & ~other).sum()), int((other & ~own).sum())
         p = float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
         tests.append(PairedTest(metric="hit", test="mcnemar-exact", better=better, worse=worse, p_value=p))
@@ -76,9 +79,11 @@ def _groups(
     adapter: Scores, examples: Sequence[Example], rows: Sequence[Row], names: Sequence[str]
 ) -> Iterator[tuple[str, str, np.ndarray]]:
     """Kind, name and row numbers of every slice; a kind that would not divide the rows is left out."""
-    if adapter.gold is not None and len(np.unique(adapter.gold)) > 1:
-        for index, name in enumerate(names):
-            yield "class", name, np.flatnonzero(adapter.gold == index)
+    having = [(name, has_class(adapter, index)) for index, name in enumerate(names)] if adapter.kind in CHOSEN else []
+    present = [(name, own) for name, own in having if own is not None]
+    if sum(bool(own.any()) for _, own in present) > 1:
+        for name, own in present:
+            yield "class", name, np.flatnonzero(own)
     lengths = np.array([example.length for example in examples])
     low, high = (int(value) for value in np.quantile(lengths, [1 / 3, 2 / 3], method="lower"))
     if lengths.min() <= low < high < lengths.max():
@@ -93,11 +98,11 @@ def _groups(
 
 def calibration(base: Scores, adapter: Scores) -> Calibration | None:
     """Reliability of both; None without probabilities."""
-    if adapter.probabilities is None or adapter.gold is None:
+    if adapter.probabilities is None or adapter.gold is None or adapter.kind not in CHOSEN:
         return None
 
     def bins(scores: Scores) -> tuple[ReliabilityBin, ...]:
-        if scores.probabilities is None:
+        if scores.probabilities is None or scores.gold is None:
             return ()
         return tuple(
             ReliabilityBin(rows=rows, confidence=sure, accuracy=hit) for rows, sure, hit in reliability_bins(scores)
@@ -106,50 +111,114 @@ def calibration(base: Scores, adapter: Scores) -> Calibration | None:
     return Calibration(base=bins(base), adapter=bins(adapter))
 
 
+def hits(scores: Scores) -> np.ndarray | None:
+    """(N,) whether all that was chosen for a row is right; None where nothing is chosen among classes."""
+    if scores.gold is None or scores.predictions is None or scores.kind not in CHOSEN:
+        return None
+    if scores.kind == "class":
+        right: np.ndarray = scores.predictions == scores.gold
+        return right
+    pairs = zip(scores.predictions, scores.gold, strict=True)
+    return np.array([bool(np.array_equal(chosen, gold)) for chosen, gold in pairs], dtype=bool)
+
+
+def has_class(scores: Scores, index: int) -> np.ndarray | None:
+    """(N,) whether a class is right for a row, or for one of its tokens."""
+    if scores.gold is None:
+        return None
+    if scores.kind == "tokens":
+        return np.array([index in gold for gold in scores.gold], dtype=bool)
+    return np.asarray(scores.gold[:, index] == 1 if scores.kind == "classes" else scores.gold == index)
+
+
+def said(values: np.ndarray, kind: LabelKind, names: Sequence[str]) -> list[Any]:
+    """Gold or predictions by name, one a row: a class, a list of them, or a number."""
+    if kind == "number":
+        return [float(value) for value in values]
+    if kind == "classes":
+        return [[names[i] for i in np.flatnonzero(row).tolist()] for row in values]
+    if kind == "tokens":
+        return [[names[i] for i in row] for row in values]
+    return [names[i] for i in values]
+
+
+def unsaid(values: Sequence[Any], kind: LabelKind, names: Sequence[str]) -> np.ndarray:
+    """What `said` was made of."""
+    index = {name: i for i, name in enumerate(names)}
+    if kind == "number":
+        return np.array(values, dtype=np.float64)
+    if kind == "classes":
+        return np.array([[int(name in row) for name in names] for row in values])
+    if kind == "tokens":
+        return ragged([np.array([index[name] for name in row], dtype=np.int64) for row in values])
+    return np.array([index[name] for name in values])
+
+
+def confidence(scores: Scores) -> np.ndarray:
+    """(N,) probability of what was chosen for a row; of several choices, of the least sure one."""
+    rows, sure, _ = decisions(scores)
+    found = np.ones(len(scores.losses))
+    np.minimum.at(found, rows, sure)
+    return found
+
+
 def failures(base: Scores, adapter: Scores, names: Sequence[str]) -> tuple[FailingExample, ...]:
     """Rows on which the adapter is wrong, those it is surest about first; at most 20."""
-    if adapter.gold is None or adapter.predictions is None or adapter.probabilities is None:
+    right = hits(adapter)
+    if right is None or adapter.gold is None or adapter.predictions is None or adapter.probabilities is None:
         return ()
-    sure = adapter.probabilities.max(-1)
-    wrong = np.flatnonzero(adapter.predictions != adapter.gold)
-    order = sorted(wrong, key=lambda row: (-sure[row], row))[:MOST_FAILURES]
-    chosen = base.predictions
+    sure = confidence(adapter)
+    order = sorted(np.flatnonzero(~right).tolist(), key=lambda row: (-sure[row], row))[:MOST_FAILURES]
+    gold, chosen, other = (
+        [name if isinstance(name, str) else ", ".join(name) for name in said(values, adapter.kind, names)]
+        if values is not None
+        else [""] * len(right)
+        for values in (adapter.gold, adapter.predictions, base.predictions)
+    )
     return tuple(
         FailingExample(
-            split_row=int(row),
-            gold=names[adapter.gold[row]],
-            adapter=names[adapter.predictions[row]],
-            base=names[chosen[row]] if chosen is not None else "",
-            confidence=float(sure[row]),
+            split_row=int(row), gold=gold[row], adapter=chosen[row], base=other[row], confidence=float(sure[row])
         )
         for row in order
     )
 
 
 def confusion(scores: Scores, names: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Rows by right class and chosen class."""
-    if scores.gold is None or scores.predictions is None:
+    """Rows, or tokens, by right class and chosen class; none where there may be several classes."""
+    if scores.gold is None or scores.predictions is None or scores.kind not in ("class", "tokens"):
         return {}
     table = {name: dict.fromkeys(names, 0) for name in names}
-    for gold, chosen in zip(scores.gold, scores.predictions, strict=True):
+    for gold, chosen in zip(_flat(scores.gold, scores.kind), _flat(scores.predictions, scores.kind), strict=True):
         table[names[gold]][names[chosen]] += 1
     return table
 
 
 def per_class(base: Scores, adapter: Scores, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Rows of each class; recall of baseline and adapter (`base`, `adapter`), precision and F1 of the adapter."""
-    if adapter.gold is None or adapter.predictions is None or base.predictions is None:
+    """Rows (or tokens) of each class; recall of baseline and adapter (`base`, `adapter`), precision and F1 of the
+    adapter."""
+    if adapter.gold is None or adapter.predictions is None or base.predictions is None or adapter.kind not in CHOSEN:
         return {}
+    kind = adapter.kind
+    gold, own, other = (_flat(values, kind) for values in (adapter.gold, adapter.predictions, base.predictions))
+
+    def of(values: np.ndarray, index: int) -> np.ndarray:
+        return np.asarray(values[:, index] == 1 if kind == "classes" else values == index)
+
     table = {}
     for index, name in enumerate(names):
-        own, chosen = adapter.gold == index, adapter.predictions == index
-        if own.any():
-            hits = float((own & chosen).sum())
+        present, chosen = of(gold, index), of(own, index)
+        if present.any():
+            found = float((present & chosen).sum())
             table[name] = {
-                "rows": float(own.sum()),
-                "base": float((base.predictions[own] == index).mean()),
-                "adapter": hits / float(own.sum()),
-                "adapter_precision": hits / float(chosen.sum()) if chosen.any() else 0.0,
-                "adapter_f1": 2 * hits / float(own.sum() + chosen.sum()),
+                "rows": float(present.sum()),
+                "base": float(of(other, index)[present].mean()),
+                "adapter": found / float(present.sum()),
+                "adapter_precision": found / float(chosen.sum()) if chosen.any() else 0.0,
+                "adapter_f1": 2 * found / float(present.sum() + chosen.sum()),
             }
     return table
+
+
+def _flat(values: np.ndarray, kind: LabelKind) -> np.ndarray:
+    """Of tokens, those of all rows one after the other."""
+    return np.concatenate(list(values)) if kind == "tokens" and len(values) else values

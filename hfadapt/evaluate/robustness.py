@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.data import augment
 from hfadapt.data.rows import stable_hash
 from hfadapt.evaluate.metrics.rows import compare, leading, sampling
+from hfadapt.modalities import Example, Row
 from hfadapt.records.evidence import Estimate, Perturbation
-from hfadapt.tasks import Example, Row, Scores
+from hfadapt.schemas import RowSchema
+from hfadapt.tasks import Scores
 
 if TYPE_CHECKING:
     from hfadapt.evaluate.bench import Bench
@@ -49,15 +51,16 @@ PERTURBATIONS: dict[str, tuple[augment.Operation, float]] = {
 }
 
 
-def perturb(rows: Sequence[Row], name: str, seed: int) -> list[dict[str, Any]]:
+def perturb(schema: RowSchema, rows: Sequence[Row], name: str, seed: int) -> list[dict[str, Any]]:
     """Copies of rows with one change to what the model is shown: text beside a label, prompt, or the user's turns.
 
     Args:
+        schema: What the rows look like.
         rows: Prepared rows with `source` and `row`; they are not changed themselves.
         name: One of PERTURBATIONS.
         seed: The data seed; a row is changed in the same way whichever rows are with it.
     """
-    return [_changed(row, name, seed) for row in rows]
+    return [_changed(schema, row, name, seed) for row in rows]
 
 
 def robustness(bench: Bench, rows: Sequence[Row]) -> tuple[Perturbation, ...]:
@@ -66,14 +69,14 @@ def robustness(bench: Bench, rows: Sequence[Row]) -> tuple[Perturbation, ...]:
     The interval of a drop is that of a paired bootstrap: the same rows with and without the change. Plain text that a
     language model learns to write has no part that could be changed alone, so there is nothing to report.
     """
-    if bench.data.form == "text" or not rows:
+    if not rows or all(bench.schema.changed(row, lambda text, _: "") == dict(row) for row in rows):
         return ()
     clean = bench.encode(rows)
     base, adapter = bench.score(clean, adapter=False), bench.score(clean)
     name = leading(bench.lock.evaluate.metrics, adapter).name
     found = []
     for change, (_, share) in PERTURBATIONS.items():
-        changed = perturb(rows, change, bench.lock.data.seed)
+        changed = perturb(bench.schema, rows, change, bench.lock.data.seed)
         count = sum(new != dict(old) for new, old in zip(changed, rows, strict=True))
         if not count:
             continue
@@ -102,12 +105,14 @@ def _scores(
     bench: Bench, before: Scores, clean: Sequence[Example], changed: Sequence[Example], *, adapter: bool
 ) -> Scores:
     """Scores of the changed rows; rows that the tokenizer reads as before (an uncased one, say) keep theirs."""
-    new = [i for i, (old, example) in enumerate(zip(clean, changed, strict=True)) if old.input_ids != example.input_ids]
+    new = [i for i, (old, example) in enumerate(zip(clean, changed, strict=True)) if old.inputs != example.inputs]
     if not new:
         return before
     after = bench.score([changed[i] for i in new], adapter=adapter)
 
     def merged(name: str) -> Any:
+        if name == "kind":
+            return before.kind
         old, own = getattr(before, name), getattr(after, name)
         if old is None or own is None:
             return None
@@ -130,21 +135,11 @@ def _drop(bench: Bench, name: str, clean: Scores, changed: Scores) -> tuple[Esti
     return Estimate(value=metric.delta, low=metric.low, high=metric.high, rows=rows), metric
 
 
-def _changed(row: Row, name: str, seed: int) -> dict[str, Any]:
+def _changed(schema: RowSchema, row: Row, name: str, seed: int) -> dict[str, Any]:
     operation, share = PERTURBATIONS[name]
 
-    def run(text: str, place: int = 0) -> str:
+    def change(text: str, place: int) -> str:
         key = stable_hash(seed, "perturb", row.get("source", ""), row.get("row", 0), name, place)
         return str(operation(text, share, random.Random(key)))
 
-    changed: dict[str, Any] = dict(row)
-    if row.get("messages"):
-        changed["messages"] = [
-            {**turn, "content": run(turn["content"], at)} if turn["role"] == "user" else dict(turn)
-            for at, turn in enumerate(row["messages"])
-        ]
-    elif row.get("prompt") is not None:
-        changed["prompt"] = run(row["prompt"])
-    elif row.get("label") is not None:
-        changed["text"] = run(row["text"])
-    return changed
+    return schema.changed(row, change)

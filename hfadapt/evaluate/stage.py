@@ -20,29 +20,26 @@ from hfadapt.evaluate.efficiency import measure_efficiency
 from hfadapt.evaluate.general_text import general_text
 from hfadapt.evaluate.generation import generated_texts
 from hfadapt.evaluate.harness import run_harness
-from hfadapt.evaluate.metrics.rows import METRICS, compare, find, sampling, usable
+from hfadapt.evaluate.metrics.rows import compare, find, known_metrics, sampling, usable
 from hfadapt.evaluate.metrics.text import Texts
 from hfadapt.evaluate.probe import put_head, train_probe
-from hfadapt.evaluate.quality import calibration, confusion, failures, paired_tests, per_class, slices
+from hfadapt.evaluate.quality import calibration, confidence, confusion, failures, paired_tests, per_class, said, slices
 from hfadapt.hardware.peak_memory import PeakMemory, load_libraries, release_memory, resident_bytes
 from hfadapt.hardware.processes import World
 from hfadapt.hardware.versions import versions
+from hfadapt.modalities import Row
 from hfadapt.models.attach import open_adapter
 from hfadapt.models.load import Base, json_sha256
 from hfadapt.models.manifest import load_base_of
 from hfadapt.recipe.schema import is_metric_path as is_path
 from hfadapt.recipe.sources import resolve_source
-from hfadapt.records.stages import DataRecord, EvaluationRecord, Metric, PhaseMeasure
+from hfadapt.records.stages import EvaluationRecord, Metric, PhaseMeasure
 from hfadapt.run_folder import Cell
-from hfadapt.tasks import Row, Scores
-from hfadapt.tasks.causal_lm.task import completion_ids
+from hfadapt.tasks import Scores
 from hfadapt.train.stage import CHECK_ROWS, check_losses
 
 if TYPE_CHECKING:
     from hfadapt.recipe.schema import Lock
-
-MOST_CHOICES = 20
-"""With at most this many different completions, the task is to choose among them."""
 
 SAME = 1e-4
 """Largest mean difference of a row's loss between the trained adapter and the one read back, in nats."""
@@ -77,7 +74,7 @@ def open_bench(cell: Cell, device: torch.device, progress: Progress, room: dict[
     lock, data = cell.lock, cell.data
     task = registry.task(lock.task)
     base = load_base_of({cell.adapter: data.labels}, lock, device, max_memory=room)
-    choices = answer_choices(cell, data, base) if lock.task == "causal-lm" else {}
+    choices = task.choices(task.answer_texts(data.form, data.completions, cell.read_split), base.tokenizer)
     bench = Bench(cell, lock, data, task, base, base.model.eval(), device, choices, progress)
     if task.baseline == "linear probe":
         train, validation = (bench.encode(read_split(cell.folder, split)) for split in ("train", "validation"))
@@ -85,7 +82,7 @@ def open_bench(cell: Cell, device: torch.device, progress: Progress, room: dict[
             put_head(
                 base.model,
                 base.head_modules,
-                train_probe(base.model, base.head_modules, train, validation, bench.batches),
+                train_probe(task, base.model, base.head_modules, train, validation, bench.batches),
             )
     bench.model = open_adapter(base, cell.adapter, lock.adapter.method, device).eval()
     return bench
@@ -114,13 +111,14 @@ def _evaluate(
     texts = _texts(bench)
     metrics = _metrics(bench, base_scores, scores, texts, recipe_folder)
     general = None
-    if lock.task == "causal-lm" and lock.evaluate.general_text:
+    if task.writes and lock.evaluate.general_text:
         progress.say(f"{cell.domain}: scoring general text")
         general = general_text(bench)
     if lock.evaluate.harness:
         progress.say(f"{cell.domain}: tasks of lm-evaluation-harness")
     harness = run_harness(bench, recipe_folder)
-    sliced = next((metric.name for metric in metrics if metric.name in METRICS and _on_scores(metric.name)), None)
+    known = known_metrics()
+    sliced = next((metric.name for metric in metrics if metric.name in known and _on_scores(metric.name)), None)
     speed = measure_efficiency(bench, scored, train.adapter_bytes)
     record = EvaluationRecord(
         domain=cell.domain,
@@ -130,7 +128,7 @@ def _evaluate(
         confidence=lock.evaluate.confidence,
         resamples=lock.evaluate.resamples,
         rows_sha256=json_sha256(rows),
-        prompts_sha256=json_sha256([example.input_ids for example in test]),
+        prompts_sha256=json_sha256([task.prompt(example) for example in test]),
         metrics=metrics,
         confusion=confusion(scores, names),
         per_class=per_class(base_scores, scores, names),
@@ -180,28 +178,6 @@ def _further_checks(bench: Bench) -> None:
         measure(bench).write(folder / "drift.json")
 
 
-def answer_choices(cell: Cell, data: DataRecord, base: Base) -> dict[str, tuple[int, ...]]:
-    """`answer_texts` as token ids without the end token."""
-    texts = answer_texts(cell, data)
-    return {name: tuple(completion_ids(text, base.tokenizer, end=False)) for name, text in texts.items()}
-
-
-def answer_texts(cell: Cell, data: DataRecord) -> dict[str, str]:
-    """The completions among which the model is asked to choose, by name.
-
-    Empty when the rows are not of the kind where every answer is one of a few.
-    """
-    texts = dict(data.completions)
-    if not texts and data.form == "completion":
-        seen = sorted({row["completion"] for row in read_split(cell.folder, "train")})
-        tested = {row["completion"] for split in ("validation", "test") for row in read_split(cell.folder, split)}
-        if 2 <= len(seen) <= MOST_CHOICES and tested <= set(seen):
-            names = [text.strip() or text for text in seen]
-            # Answers that differ in white space alone keep it in their names.
-            texts = dict(zip(seen if len(set(names)) < len(names) else names, seen, strict=True))
-    return texts
-
-
 def rescored(cell: Cell, base: Base, model: Any, device: torch.device, which: str, fix: str) -> float:
     """Scores the rows that were scored when training ended.
 
@@ -246,7 +222,7 @@ def _on_scores(name: str) -> bool:
 def _texts(bench: Bench) -> tuple[Texts, Texts] | None:
     """What base and adapter write, where a metric reads it."""
     wanted = bench.lock.evaluate.metrics
-    if bench.lock.task != "causal-lm" or all(not is_path(name) and _on_scores(name) for name in wanted):
+    if not bench.task.writes or all(not is_path(name) and _on_scores(name) for name in wanted):
         return None
     if bench.choices:
         return None
@@ -316,13 +292,10 @@ def _write_predictions(
         "tokens": adapter.tokens,
     }
     if adapter.gold is not None and adapter.predictions is not None and base.predictions is not None:
-        columns |= {
-            "gold": [names[i] for i in adapter.gold],
-            "base": [names[i] for i in base.predictions],
-            "adapter": [names[i] for i in adapter.predictions],
-        }
+        for name, values in (("gold", adapter.gold), ("base", base.predictions), ("adapter", adapter.predictions)):
+            columns[name] = said(values, adapter.kind, names)
     if adapter.probabilities is not None:
-        columns["confidence"] = adapter.probabilities.max(-1)
+        columns["confidence"] = confidence(adapter)
     if texts is not None:
         written = {"reference_text": texts[1].references}
         written |= {"base_text": texts[0].predictions, "adapter_text": texts[1].predictions}

@@ -15,15 +15,17 @@ from hfadapt.core import registry
 from hfadapt.core.progress import Progress, Silent
 from hfadapt.data import read_split
 from hfadapt.evaluate.bench import spread
-from hfadapt.evaluate.metrics.rows import METRICS, compare, find, sampling
-from hfadapt.evaluate.stage import answer_choices
+from hfadapt.evaluate.metrics.rows import compare, find, known_metrics, sampling
+from hfadapt.evaluate.quality import unsaid
+from hfadapt.modalities import Example
 from hfadapt.models.attach import open_adapter, open_adapters, use_adapter
 from hfadapt.models.load import Base, json_sha256
 from hfadapt.models.manifest import load_base_of
 from hfadapt.recipe.schema import Lock
 from hfadapt.records.evidence import TransferCell, TransferRecord, TransferTarget
 from hfadapt.run_folder import Cell
-from hfadapt.tasks import Example, Scores
+from hfadapt.schemas import LabelKind
+from hfadapt.tasks import Scores
 from hfadapt.train.batches import padded
 
 MOST_ROWS = 200
@@ -56,7 +58,7 @@ class Domain:
     @property
     def storage(self) -> tuple[Any, ...]:
         """Cells that agree in this can share a loaded base. A language model has no head that depends on labels."""
-        labels = () if self.lock.task == "causal-lm" else self.labels
+        labels = self.labels if registry.task(self.lock.task).outputs(self.labels) else ()
         return self.lock.model, self.lock.task, self.lock.quant, self.lock.dtype, labels
 
     @cached_property
@@ -69,6 +71,12 @@ class Domain:
         """Names of the classes, or of the answers."""
         return tuple(self.choices) or self.labels
 
+    @property
+    def kind(self) -> LabelKind:
+        """What gold and predictions are: of a language model that chooses among answers, classes."""
+        own = registry.task(self.lock.task).label_kind
+        return "class" if self.choices else own
+
     def encode(self, base: Base) -> None:
         """Reads and tokenises the used rows as the domain's own evaluation did."""
         rows = list(read_split(self.cell.folder, "test"))
@@ -76,8 +84,10 @@ class Domain:
         self.examples = task.encode(
             [rows[i] for i in self.picked], base.tokenizer, max_length=self.lock.data.max_length, labels=self.labels
         )
-        if self.lock.task == "causal-lm":
-            self.choices = answer_choices(self.cell, self.cell.data, base)
+        data = self.cell.data
+        self.choices = task.choices(
+            task.answer_texts(data.form, data.completions, self.cell.read_split), base.tokenizer
+        )
 
     def baseline(self) -> Scores | None:
         """What the domain's baseline said about the used rows, from predictions.parquet; None in files that lack it."""
@@ -86,12 +96,11 @@ class Domain:
         table = parquet.read_table(self.cell.folder / "predictions.parquet").take(self.picked).to_pydict()
         if "tokens" not in table:
             return None
-        index = {name: i for i, name in enumerate(self.names)}
+        kind = self.kind
         gold, chosen = (
-            np.array([index[name] for name in table[column]]) if column in table else None
-            for column in ("gold", "base")
+            unsaid(table[column], kind, self.names) if column in table else None for column in ("gold", "base")
         )
-        return Scores(gold, chosen, None, np.array(table["base_loss"]), np.array(table["tokens"]))
+        return Scores(gold, chosen, None, np.array(table["base_loss"]), np.array(table["tokens"]), kind)
 
 
 def measure_transfer(
@@ -149,7 +158,11 @@ def common_metric(domains: Sequence[Domain]) -> str | None:
     """The first metric of the first cell that all cells have and that can be compared from stored predictions."""
     first, *others = ([metric.name for metric in domain.cell.evaluation.metrics] for domain in domains)
     for name in first:
-        if name in METRICS and find(name).needs in ("classes", "losses") and all(name in other for other in others):
+        if (
+            name in known_metrics()
+            and find(name).needs in ("classes", "losses")
+            and all(name in other for other in others)
+        ):
             return name
     return None
 

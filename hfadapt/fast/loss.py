@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from hfadapt.fast import kernels
-from hfadapt.tasks.causal_lm.task import labelled_positions
 
 LOSS_LOGITS = 16_000_000
 """Logits made at once: 32 MB in 16 bits."""
+
+
+Labels = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class _LabelledLoss(torch.autograd.Function):
@@ -50,20 +52,21 @@ class _LabelledLoss(torch.autograd.Function):
 
 
 def labelled_loss(
-    model: Any, inputs: Mapping[str, torch.Tensor], weights: torch.Tensor
+    model: Any, inputs: Mapping[str, torch.Tensor], labels: Labels, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The weighted loss of a language model over its labelled positions.
 
     Args:
-        inputs: input_ids and labels (B, T) and, for rows in one line, position_ids and rows.
+        inputs: input_ids (B, T) and, for packed rows, position_ids.
+        labels: The places of the L labels in B·T, the labels and their rows (`Task.targets`), asked before the forward
+            pass: how many there are is asked of a GPU, which then has nothing to finish first.
         weights: Of each row's losses.
 
     Returns:
         The weighted sum, the L losses and the row of each, in float32.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    # Before the forward pass: how many labels there are is asked of a GPU, which then has nothing to finish first.
-    places, targets, rows = labelled_positions(inputs)
+    places, targets, rows = labels
     given = {name: inputs[name] for name in ("input_ids", "position_ids", "attention_mask") if name in inputs}
     head = base.get_output_embeddings()
     hidden = getattr(base, base.base_model_prefix)(**given, use_cache=False).last_hidden_state

@@ -173,7 +173,8 @@ def load_base(
         raise RequestError(
             f"this model cannot do {lock.task}", place=lock.model, got=config.model_type, allowed=str(error)[:300]
         ) from None
-    if task.pipeline_tag == "text-classification" and config.pad_token_id is None:
+    # A head over a whole text takes the last token that is no padding.
+    if not task.writes and config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     heads = tuple(
         name

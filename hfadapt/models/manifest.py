@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RunError
 from hfadapt.hardware.versions import versions
 from hfadapt.models.adapter_files import LORA_TENSOR, MANIFEST, folder_problems, tensor_shapes
@@ -122,7 +123,7 @@ def check_manifest(manifest: Manifest, base: Base, folder: Path, labels: Sequenc
         RunError: something differs; every difference is named.
     """
     problems = [*folder_problems(folder, manifest), *_base_problems(manifest, base, folder)]
-    if labels is None and manifest.task == "text-classification":
+    if labels is None and manifest.labels and not registry.task(manifest.task).writes:
         labels = [name for _, name in sorted(base.model.config.id2label.items())]
     if labels is not None and tuple(labels) != manifest.labels:
         problems.append(

@@ -355,12 +355,12 @@ def measure_lengths(cell: Cell, recipe: Recipe, tokenizer: Any) -> DataRecord:
     from hfadapt.data import lengths, read_split
 
     task, record = registry.task(recipe.task), cell.data
-    if record.form not in task.forms:
+    if record.form not in task.schemas:
         raise DataError(
             f"{recipe.task} cannot learn from rows of this form",
             place=f"domains.{cell.domain}",
             got=record.form,
-            allowed=", ".join(sorted(task.forms)),
+            allowed=", ".join(sorted(task.schemas)),
             fix="name the columns (domains.NAME.columns), give a template, or choose another task",
         )
     measured = {
@@ -424,7 +424,7 @@ def next_commands(run: Run, cells: Sequence[Cell]) -> tuple[str, ...]:
     if not done:
         return ()
     best = done[0]
-    example = '"text"' if registry.task(best.lock.task).pipeline_tag != "text-generation" else '"prompt"'
+    example = '"text"' if not registry.task(best.lock.task).writes else '"prompt"'
     return (
         f"hfadapt predict {best.folder} {example}",
         f"hfadapt publish {best.folder} --repo USER/NAME",

@@ -39,8 +39,6 @@ from hfadapt.recipe.schema import AUTO, THIS_MACHINE, Lock, Recipe
 from hfadapt.records.plan import CellPlan, Decision, Plan
 from hfadapt.records.stages import DataRecord
 
-ASSUMED_TOKENS = {"causal-lm": 512}
-ASSUMED_TOKENS_OTHERWISE = 128
 ASSUMED_LABELS = 3
 
 
@@ -105,7 +103,7 @@ def lock(recipe: Recipe, cell: CellPlan) -> Lock:
 def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
     """Lengths and rows from the prepared data, else assumptions."""
     asked = recipe.domains[domain]
-    generative = recipe.task == "causal-lm"
+    task = registry.task(recipe.task)
     if record is not None and "train" in record.lengths:
         lengths = record.lengths["train"]
         labelled = lengths.mean
@@ -124,7 +122,7 @@ def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
             small_label_set=bool(record.labels),
             lengths=lengths,
         )
-    longest = ASSUMED_TOKENS.get(recipe.task, ASSUMED_TOKENS_OTHERWISE)
+    longest = task.assumed_tokens
     labels = len(asked.labels) if asked.labels else ASSUMED_LABELS
     template = recipe.template_of(domain)
     from_label = bool(template and template.completion and "{label}" in template.completion)
@@ -132,7 +130,7 @@ def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
         basis=f"not prepared yet: rows of up to {longest} tokens assumed",
         longest_tokens=longest,
         mean_tokens=longest / 2,
-        labelled_tokens=longest // 2 if generative and not from_label else 8,
+        labelled_tokens=longest // 2 if task.per_token and not from_label else 8,
         rows=recipe.data.train_rows,
         labels=labels,
         small_label_set=bool(asked.labels) or from_label,

@@ -304,8 +304,6 @@ def _write_papers(cell: Cell, kind: Format, form: Form | None, folder: Path, rec
 
 
 def _manifest(cell: Cell, kind: Format, form: Form | None, folder: Path, hashes: dict[str, str]) -> Manifest:
-    from hfadapt.evaluate.stage import answer_texts
-
     lock, data = cell.lock, cell.data
     template = lock.template_of(lock.domain)
     changes: dict[str, Any] = {
@@ -314,7 +312,7 @@ def _manifest(cell: Cell, kind: Format, form: Form | None, folder: Path, hashes:
         "tensors": sum(len(tensor_shapes(path)) for path in folder.glob("*.safetensors")),
         "form": data.form,
         "prompt": template.prompt if template else None,
-        "completions": answer_texts(cell, data) if lock.task == "causal-lm" else {},
+        "completions": registry.task(lock.task).answer_texts(data.form, data.completions, cell.read_split),
     }
     if form is not None:
         changes |= {"quant": "none", "dtype": form.storage}

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from hfadapt.core import registry
 from hfadapt.core.errors import nearest
-from hfadapt.recipe.schema import AUTO, GATES, METRICS, Lock, is_metric_path
+from hfadapt.recipe.schema import AUTO, GATES, Columns, Lock, is_metric_path, metric_names
 from hfadapt.recipe.words import dig, dotted, show
 from hfadapt.recipe.yaml_lines import Keys, Tree
 
@@ -200,46 +200,53 @@ def check_task(tree: Tree) -> None:
     task = dig(tree, ("task",))
     if not isinstance(task, str) or task not in registry.names("tasks"):
         return
-    forms = registry.task(task).forms
-    writes = "completion" in forms or "messages" in forms
+    schemas = [registry.schema(name) for name in sorted(registry.task(task).schemas)]
+    writes = any(schema.writes for schema in schemas)
+    parts = {part for schema in schemas for part in (*schema.parts, *schema.optional)}
+    fits = [name for name in registry.names("tasks") if name != task]
 
     def refuse(at: Keys, what: str, fix: str) -> None:
-        fits = [name for name in registry.names("tasks") if name != task]
-        allowed = f"{task} learns from {', '.join(_columns_of(forms))}; other tasks: {', '.join(fits) or 'none'}"
+        learns = ", ".join(" + ".join(schema.parts) for schema in schemas)
+        allowed = f"{task} learns from {learns}; other tasks: {', '.join(fits) or 'none'}"
         tree.report(at, what, got=f"{dotted(at)} with task: {task}", allowed=allowed, fix=fix)
+
+    def others(part: str) -> str:
+        """The tasks that learn from such a column."""
+        able = [name for name in fits if any(part in registry.schema(s).parts for s in registry.task(name).schemas)]
+        return f", or use task: {able[0]}" if able else ""
 
     for at, _ in _templates(tree):
         if not writes:
-            refuse(
-                at, f"{task} writes no text, so a template has no use", "delete the template, or use task: causal-lm"
-            )
+            refuse(at, f"{task} writes no text, so a template has no use", f"delete the template{others('completion')}")
     for name, domain in _domains(tree):
-        if domain.get("labels") and not forms & {"labelled", "completion"}:
+        if domain.get("labels") and not writes and all(schema.label_kind in ("none", "number") for schema in schemas):
             refuse(("domains", name, "labels"), f"{task} learns no labels", "delete `labels`")
     for at, columns in _columns(tree):
         templated = writes and template_of(tree, str(at[1])) is not None
-        for part in ("messages", "prompt", "completion"):
-            form = "messages" if part == "messages" else "completion"
-            if columns.get(part) and form not in forms and not templated:
-                fix = "name the columns of text and label, or use task: causal-lm"
-                refuse((*at, part), f"{task} does not learn from {part}", fix)
-        if columns.get("label") and "labelled" not in forms and not templated:
-            fix = "add a template, such as prompt: '{text}' and completion: ' {label}'"
-            refuse((*at, "label"), f"{task} learns a label only through a template", fix)
+        for part in Columns.model_fields:
+            if not columns.get(part) or part in parts or templated:
+                continue
+            if writes:
+                fix = "add a template, such as prompt: '{text}' and completion: ' {label}'"
+                refuse((*at, part), f"{task} learns a {part} only through a template", fix)
+            else:
+                named = " and ".join(schemas[0].parts)
+                refuse((*at, part), f"{task} does not learn from {part}", f"name the columns of {named}{others(part)}")
 
 
 def check_metrics(tree: Tree) -> None:
     """Metrics must be known, or be paths; a gate needs a metric that is computed."""
     listed = dig(tree, ("evaluate", "metrics"))
     names = [each for each in listed if isinstance(each, str)] if isinstance(listed, list) else None
+    known = metric_names()
     for index, name in enumerate(names or ()):
-        if name not in METRICS and not is_metric_path(name):
-            close = nearest(name, METRICS)
+        if name not in known and not is_metric_path(name):
+            close = nearest(name, known)
             tree.report(
                 ("evaluate", "metrics", index),
                 "there is no metric of that name",
                 got=show(name),
-                allowed=", ".join(METRICS) + ", or the path of a module of evaluate, such as ./my_metric.py",
+                allowed=", ".join(known) + ", or the path of a module of evaluate, such as ./my_metric.py",
                 fix=f"did you mean {close!r}?" if close else "hfadapt list metrics",
             )
     for name in _section(tree, "evaluate", "gates"):
@@ -253,8 +260,8 @@ def check_metrics(tree: Tree) -> None:
                 allowed="a metric such as accuracy, macro_f1 or perplexity",
                 fix=f"write `{better}`" if better else "name a metric",
             )
-        elif not _measured(name, METRICS if names is None else names) and not dig(tree, ("evaluate", "harness")):
-            allowed = (*(METRICS if names is None else names), *GATES)
+        elif not _measured(name, known if names is None else names) and not dig(tree, ("evaluate", "harness")):
+            allowed = (*(known if names is None else names), *GATES)
             close = nearest(name, allowed)
             tree.report(
                 at,
@@ -283,7 +290,7 @@ def _measured(gate: str, names: Sequence[str]) -> bool:
 def check_generation(tree: Tree) -> None:
     """Checks of language models need one."""
     task = dig(tree, ("task",))
-    if task == "causal-lm" or not isinstance(task, str):
+    if not isinstance(task, str) or task not in registry.names("tasks") or registry.task(task).writes:
         return
     wanted: dict[Keys, bool] = {
         ("evaluate", "harness"): bool(dig(tree, ("evaluate", "harness"))),
@@ -295,7 +302,7 @@ def check_generation(tree: Tree) -> None:
                 at,
                 f"{task} has no language model to check",
                 got=f"{dotted(at)} with task: {task}",
-                allowed="task: causal-lm",
+                allowed="task: " + ", ".join(name for name in registry.names("tasks") if registry.task(name).writes),
                 fix=f"delete `{dotted(at)}`",
             )
 
@@ -400,11 +407,6 @@ def texts(keys: Keys, template: Mapping[str, Any]) -> Iterator[tuple[Keys, str, 
     for index, turn in enumerate(turns if isinstance(turns, list) else ()):
         if isinstance(turn, Mapping) and isinstance(turn.get("content"), str):
             yield (*keys, "messages", index, "content"), turn["content"], turn.get("role") == "assistant"
-
-
-def _columns_of(forms: frozenset[str]) -> list[str]:
-    words = {"labelled": "text + label", "completion": "prompt + completion", "messages": "messages", "text": "text"}
-    return [word for form, word in words.items() if form in forms]
 
 
 def _is_lock(tree: Tree) -> bool:

@@ -7,9 +7,9 @@ every problem reported at once, is in `recipe_file.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 from typing_extensions import Self
 
 from hfadapt.core import registry
@@ -29,10 +29,16 @@ METRICS = (
     *("accuracy", "label_accuracy", "macro_f1", "calibration_error", "loss", "perplexity"),
     *("exact_match", "rouge_l", "chrf", "bleu"),
 )
-"""What evaluate.metrics can name, besides paths of modules of `evaluate`; made in `evaluate/metrics.py`."""
+"""Metrics that evaluate.metrics can name whatever the task; made in `evaluate/metrics/rows.py`."""
 
 GATES = ("general_text", "transfer")
 """What evaluate.gates can name, besides metrics: perplexity on general text, and the worst change on another domain."""
+
+
+def metric_names() -> tuple[str, ...]:
+    """What evaluate.metrics can name, besides paths of modules of `evaluate`: also what a task brings."""
+    own = [metric.name for name in registry.names("tasks") for metric in registry.task(name).own_metrics]
+    return tuple(dict.fromkeys((*METRICS, *own)))
 
 
 def is_metric_path(name: str) -> bool:
@@ -96,7 +102,7 @@ Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 LearningRate = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
-class Columns(Spec):
+class _Columns(Spec):
     """Which column of the source holds what; an unset one is recognised by name."""
 
     text: str | None = None
@@ -104,6 +110,19 @@ class Columns(Spec):
     prompt: str | None = None
     completion: str | None = None
     messages: str | None = None
+
+
+if TYPE_CHECKING:
+    Columns = _Columns
+else:
+    # The parts of all row schemas, also of those that another package adds.
+    _PARTS = dict.fromkeys(part for schema in registry.schemas() for part in schema.parts)
+    Columns = create_model(
+        "Columns",
+        __base__=_Columns,
+        __doc__=_Columns.__doc__,
+        **{part: (str | None, None) for part in _PARTS if part not in _Columns.model_fields},
+    )
 
 
 class Turn(Spec):
@@ -122,6 +141,11 @@ class Template(Spec):
     prompt: str | None = None
     completion: str | None = None
     messages: tuple[Turn, ...] | None = None
+
+    @property
+    def makes(self) -> str:
+        """The row schema that it makes."""
+        return "completion" if self.messages is None else "messages"
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:

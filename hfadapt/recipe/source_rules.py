@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hfadapt.core import samples
+from hfadapt.core import registry, samples
 from hfadapt.core.errors import nearest
 from hfadapt.recipe.rules import PLACEHOLDER, brace_fault, template_of, texts
 from hfadapt.recipe.schema import is_metric_path, is_task_path
@@ -107,7 +107,8 @@ def check_evaluation(tree: Tree, recipe_folder: Path) -> None:
                     allowed="a file or folder beside the recipe or in the working directory",
                     fix=_near_path(name, recipe_folder) or "check the path",
                 )
-    generates = dig(tree, ("task",)) == "causal-lm"
+    task = dig(tree, ("task",))
+    generates = task in registry.names("tasks") and registry.task(str(task)).writes
     if generates and dig(tree, ("evaluate", "harness")) and importlib.util.find_spec("lm_eval") is None:
         tree.report(
             ("evaluate", "harness"),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.progress import quiet_libraries
-from hfadapt.core.spec import Spec
 from hfadapt.run_folder import Cell, find_cell
+from hfadapt.tasks import Answer
 
 if TYPE_CHECKING:
     import torch
@@ -19,27 +19,8 @@ if TYPE_CHECKING:
     from hfadapt.models.load import Base
     from hfadapt.recipe.schema import Lock
     from hfadapt.records.stages import Manifest
-    from hfadapt.tasks import Example
 
 MAX_NEW_TOKENS = 128
-BATCH_ROWS = 32
-SHORTEST_ANSWER = 2
-"""One token, and the one that ends the answer."""
-
-
-class Answer(Spec):
-    """What the adapter says about one text: a label with its probability, or generated text."""
-
-    text: str
-    label: str | None = None
-    probability: float | None = None
-    generated: str | None = None
-
-    def __str__(self) -> str:
-        if self.label is None:
-            return str(self.generated)
-        sure = f" ({self.probability:.0%})" if self.probability is not None else ""
-        return f"{self.label}{sure}"
 
 
 @dataclass
@@ -73,54 +54,39 @@ class Adapted:
         among them; the recipe's template is put around the text. Otherwise it generates greedily.
         """
         asked = [texts] if isinstance(texts, str) else list(texts)
-        # In 16 bits a language model's answer would depend on what else is in the batch.
-        rows = BATCH_ROWS if self.task == "text-classification" else 1
-        return answers([self] * len(asked), asked, max_new_tokens, batch_rows=rows)
+        return answers([self] * len(asked), asked, max_new_tokens)
 
-    def question(self, text: str) -> Example:
-        """The row of a text that is answered with one of `choices`.
+    @property
+    def pad_token_id(self) -> int:
+        """What rows are padded with."""
+        from hfadapt.models.load import pad_token_id
 
-        One stand-in label makes the row scorable; only the choice is read.
-        """
-        from hfadapt.tasks import IGNORED, Example
+        return pad_token_id(self.tokenizer)
 
-        ids = self.asked_ids(text, max(map(len, self.choices.values())) + 1)
-        end = self.tokenizer.eos_token_id
-        first = next(iter(self.choices.values()))
-        labels = (*(IGNORED,) * len(ids), *first, end)
-        return Example((*ids, *first, end), labels, len(labels), 0)
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, names: Sequence[str] = ()
+    ) -> list[list[int]]:
+        """Greedy continuations of token ids, all in one batch; `names` as for `answers`."""
+        from hfadapt.models.generate import continuations
 
-    def asked_ids(self, text: str, answer_tokens: int = SHORTEST_ANSWER) -> list[int]:
-        """`prompt_ids` as training saw them: what is too long for an answer of so many tokens loses its beginning.
-
-        How long an answer that is written freely will be is not known. With room for the shortest, no prompt is cut
-        that a row of training or evaluation could have held.
-        """
-        from hfadapt.tasks.causal_lm.task import without_beginning
-
-        return without_beginning(self.prompt_ids(text), answer_tokens, self.max_length)
-
-    def prompt_ids(self, text: str) -> list[int]:
-        """Token ids of what precedes the answer: the recipe's template, a chat turn, or the text itself."""
-        from hfadapt.tasks.causal_lm.task import prompt_ids
-
-        if self.prompt is not None:
-            text = self.prompt.replace("{text}", text) if "{text}" in self.prompt else text
-        elif self.form == "messages":
-            messages = [{"role": "user", "content": text}]
-            rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
-        return prompt_ids(text, self.tokenizer)
+        return continuations(
+            self.model, self.tokenizer, prompts, max_new_tokens, batch_rows=len(prompts), adapters=names
+        )
 
 
 def answers(
-    own: Sequence[Adapted], texts: Sequence[str], max_new_tokens: int, *, batch_rows: int, names: Sequence[str] = ()
+    own: Sequence[Adapted],
+    texts: Sequence[str],
+    max_new_tokens: int,
+    *,
+    batch_rows: int | None = None,
+    names: Sequence[str] = (),
 ) -> list[Answer]:
     """Answers for texts, each from its own adapter; all adapters are on one model.
 
     Args:
         own: The adapter of each text.
-        batch_rows: Texts at once.
+        batch_rows: Texts at once, by default what the task finds right.
         names: For each text the name of its adapter inside the model, where it has several.
     """
     # Those that choose from the same words, or write freely, can be asked together.
@@ -129,76 +95,13 @@ def answers(
         groups.setdefault(tuple(adapted.choices.items()), []).append(row)
     found: dict[int, Answer] = {}
     for group in groups.values():
-        for start in range(0, len(group), batch_rows):
-            rows = group[start : start + batch_rows]
+        task = registry.task(own[group[0]].task)
+        count = batch_rows or task.answer_rows
+        for start in range(0, len(group), count):
+            rows = group[start : start + count]
             asked, said, inside = [own[i] for i in rows], [texts[i] for i in rows], [names[i] for i in rows if names]
-            if asked[0].task == "text-classification":
-                answered = _classify(asked, said, inside)
-            elif asked[0].choices:
-                answered = _choose(asked, said, inside)
-            else:
-                answered = _write(asked, said, inside, max_new_tokens)
-            found |= zip(rows, answered, strict=True)
+            found |= zip(rows, task.answer(asked, said, max_new_tokens, inside), strict=True)
     return [found[row] for row in range(len(texts))]
-
-
-def _named(names: Sequence[str]) -> dict[str, Any]:
-    """What peft is told where the rows of a batch have different adapters."""
-    return {"adapter_names": list(names)} if names else {}
-
-
-def _classify(own: Sequence[Adapted], texts: Sequence[str], names: Sequence[str]) -> list[Answer]:
-    import torch
-
-    from hfadapt.models.load import pad_token_id
-    from hfadapt.tasks.text_classification.task import KIND
-
-    model, tokenizer = own[0].model, own[0].tokenizer
-    examples = [
-        KIND.encode([{"text": text}], tokenizer, max_length=adapted.max_length, labels=adapted.labels)[0]
-        for adapted, text in zip(own, texts, strict=True)
-    ]
-    batch = KIND.collate(examples, pad_token_id(tokenizer))
-    with torch.inference_mode():
-        logits = model(**{name: part.to(model.device) for name, part in batch.items()}, **_named(names)).logits
-    probabilities = torch.softmax(logits.float(), -1).cpu()
-    return [
-        Answer(text=text, label=adapted.labels[int(row.argmax())], probability=float(row.max()))
-        for adapted, text, row in zip(own, texts, probabilities, strict=True)
-    ]
-
-
-def _choose(own: Sequence[Adapted], texts: Sequence[str], names: Sequence[str]) -> list[Answer]:
-    """The most likely of the words among which these adapters answer."""
-    import torch
-
-    from hfadapt.models.load import pad_token_id
-    from hfadapt.tasks.causal_lm.task import KIND
-
-    model, choices, pad = own[0].model, own[0].choices, pad_token_id(own[0].tokenizer)
-    examples = [adapted.question(text) for adapted, text in zip(own, texts, strict=True)]
-
-    def batches(rows: Sequence[Example]) -> Any:
-        yield list(range(len(rows))), {name: part.to(model.device) for name, part in KIND.collate(rows, pad).items()}
-
-    with torch.inference_mode():
-        scores = KIND.score(partial(model, **_named(names)), examples, batches, tuple(choices.values()))
-    assert scores.probabilities is not None
-    words = list(choices)
-    return [
-        Answer(text=text, label=words[int(row.argmax())], probability=float(row.max()))
-        for text, row in zip(texts, scores.probabilities, strict=True)
-    ]
-
-
-def _write(own: Sequence[Adapted], texts: Sequence[str], names: Sequence[str], max_new_tokens: int) -> list[Answer]:
-    from hfadapt.models.generate import continuations
-
-    model, tokenizer = own[0].model, own[0].tokenizer
-    prompts = [adapted.asked_ids(text) for adapted, text in zip(own, texts, strict=True)]
-    written = continuations(model, tokenizer, prompts, max_new_tokens, batch_rows=len(prompts), adapters=names)
-    said = tokenizer.batch_decode(written, skip_special_tokens=True)
-    return [Answer(text=text, generated=each.strip()) for text, each in zip(texts, said, strict=True)]
 
 
 def load_adapted(
@@ -237,10 +140,9 @@ def load_adapted(
 
 def from_cell(cell: Cell, base: Base) -> Adapted:
     """How a cell's adapter is asked, with the base alone as its model."""
-    from hfadapt.evaluate.stage import answer_choices
-
     lock, data = cell.lock, cell.data
-    choices = answer_choices(cell, data, base) if lock.task == "causal-lm" else {}
+    task = registry.task(lock.task)
+    choices = task.choices(task.answer_texts(data.form, data.completions, cell.read_split), base.tokenizer)
     template = lock.template_of(lock.domain)
     return Adapted(
         base.model,
@@ -263,7 +165,6 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
     from hfadapt.models.load import default_device, load_base
     from hfadapt.models.manifest import check_folder
     from hfadapt.recipe.schema import DTYPES, Lock
-    from hfadapt.tasks.causal_lm.task import completion_ids
 
     manifest = check_folder(folder)
     if not (folder / "lock.yaml").is_file():
@@ -286,8 +187,7 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
     else:
         loaded = _base_of(folder, manifest, lock, base, device)
         model = open_adapter(loaded, folder, manifest.method, device)
-    ids = {name: completion_ids(text, loaded.tokenizer, end=False) for name, text in manifest.completions.items()}
-    choices = {name: tuple(each) for name, each in ids.items()}
+    choices = registry.task(manifest.task).choices(manifest.completions, loaded.tokenizer)
     labels = tuple(choices) or manifest.labels
     return Adapted(
         model, loaded.tokenizer, manifest.task, labels, choices, manifest.max_length, manifest.form, manifest.prompt

@@ -14,13 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, choice_problem
 from hfadapt.core.progress import quiet_libraries
 from hfadapt.models.attach import internal_name, open_adapters, use_adapter
 from hfadapt.models.load import default_device
 from hfadapt.models.manifest import load_base_of
 from hfadapt.run_folder import Cell, Run
-from hfadapt.serve.adapted import BATCH_ROWS, MAX_NEW_TOKENS, Adapted, Answer, answers, from_cell
+from hfadapt.serve.adapted import MAX_NEW_TOKENS, Adapted, answers, from_cell
+from hfadapt.tasks import ANSWER_ROWS, Answer
 
 
 @dataclass
@@ -63,7 +65,7 @@ class Bank:
         if len(names) != len(texts):
             raise RequestError("every text needs a domain", got=f"{len(texts)} texts and {len(names)} domains")
         own, inside = [self._adapter(name) for name in names], [internal_name(name) for name in names]
-        return answers(own, texts, max_new_tokens, batch_rows=BATCH_ROWS, names=inside)
+        return answers(own, texts, max_new_tokens, batch_rows=ANSWER_ROWS, names=inside)
 
     def _adapter(self, domain: str) -> Adapted:
         if domain not in self.adapters:
@@ -125,7 +127,8 @@ def _cells(run: Path, domains: Sequence[str], target: str | None) -> list[Cell]:
                 place=cell.domain,
                 fix="leave it out, and load it with load_adapted",
             )
-        if cell.lock.task == "text-classification" and len(cell.data.labels) != len(first.data.labels):
+        outputs = registry.task(cell.lock.task).outputs
+        if outputs(cell.data.labels) != outputs(first.data.labels):
             raise RequestError(
                 "the heads of these domains are of different sizes",
                 place=cell.domain,

@@ -1,45 +1,24 @@
-"""The Task contract: how rows become examples, what the loss is, what is scored. One file per task.
+"""The Task contract: how rows become examples, what the loss is, what is scored and answered. One folder per task.
 
-Shapes: B rows, T tokens, V vocabulary, C classes, N rows of a split.
+Shapes: B rows, T tokens, V vocabulary, C classes, L labels that carry a loss, N rows of a split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from hfadapt.core.spec import Spec
+from hfadapt.modalities import Example, Row
+from hfadapt.schemas import LabelKind
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One tokenised row.
-
-    `labels` has one entry per input token for token-level tasks (`IGNORED` where nothing is learned) and exactly one
-    entry, the class index, for classification. `length` is the number of tokens before any cut.
-    """
-
-    input_ids: tuple[int, ...]
-    labels: tuple[int, ...]
-    length: int
-    row: int
-
-    @property
-    def truncated(self) -> bool:
-        """Whether the row was cut."""
-        return self.length > len(self.input_ids)
-
-    @property
-    def label_count(self) -> int:
-        """Labels that carry a loss."""
-        return sum(label != IGNORED for label in self.labels)
+ANSWER_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -47,11 +26,13 @@ class Scores:
     """What a model said about N rows; absent parts are None.
 
     Args:
-        gold: (N,) index of the right class.
-        predictions: (N,) index of the chosen class.
-        probabilities: (N, C).
-        losses: (N,) negative log-likelihood in nats, summed over the row's labels.
+        gold: What is right. `class`: (N,) indices; `classes`: (N, C) of 0 and 1; `number`: (N,); `tokens`: (N,) arrays
+            of indices, one per token.
+        predictions: What the model chose, likewise.
+        probabilities: (N, C); `tokens`: (N,) arrays (tokens, C).
+        losses: (N,) negative log-likelihood in nats (of numbers the squared error), summed over the row's labels.
         tokens: (N,) number of labels behind each loss.
+        kind: What `gold` and `predictions` are.
     """
 
     gold: np.ndarray | None
@@ -59,72 +40,202 @@ class Scores:
     probabilities: np.ndarray | None
     losses: np.ndarray
     tokens: np.ndarray
+    kind: LabelKind = "class"
+
+    @property
+    def single(self) -> bool:
+        """Whether one class was chosen for each row."""
+        return self.kind == "class" and self.gold is not None and self.predictions is not None
+
+
+def ragged(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """(N,) arrays of different lengths as one array of objects, also where all happen to be of one length."""
+    import numpy as np
+
+    found = np.empty(len(rows), dtype=object)
+    for number, row in enumerate(rows):
+        found[number] = row
+    return found
+
+
+@dataclass(frozen=True)
+class RowMetric:
+    """A metric of N rows, as sums over rows, so that a bootstrap is one matrix product.
+
+    Args:
+        about: What it is, in a line.
+        needs: What it reads: `classes`, `probabilities` or `losses` of Scores, or `texts` (evaluate/metrics/text.py).
+        higher_is_better: Direction of improvement.
+        statistics: What each row contributes, (N, K), from Scores or Texts.
+        value: The metric of summed contributions, (..., K) → (...).
+        kinds: The kinds of scores that it reads; empty for all.
+        unit_range: Whether it lies between 0 and 1, so that a point is a hundredth.
+    """
+
+    name: str
+    about: str
+    needs: str
+    higher_is_better: bool
+    statistics: Callable[[Any], np.ndarray]
+    value: Callable[[np.ndarray], np.ndarray]
+    kinds: frozenset[LabelKind] = frozenset()
+    unit_range: bool = False
+
+
+class Answer(Spec):
+    """What an adapter says about one text.
+
+    Args:
+        label: A class, where one is chosen; several, or one for each token, in words.
+        probability: Of `label`, where it has one.
+        number: The value of a task that answers with numbers.
+        generated: Text that was written.
+        parts: Pieces of the text with the class of each, for tasks that answer token by token.
+    """
+
+    text: str
+    label: str | None = None
+    probability: float | None = None
+    number: float | None = None
+    generated: str | None = None
+    parts: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        if self.number is not None:
+            return f"{self.number:.4g}"
+        if self.label is None:
+            return str(self.generated)
+        sure = f" ({self.probability:.0%})" if self.probability is not None else ""
+        return f"{self.label}{sure}"
+
+
+class Served(Protocol):
+    """An adapter that is asked, as `serve.Adapted` is."""
+
+    model: Any
+    tokenizer: Any
+    labels: tuple[str, ...]
+    choices: Mapping[str, tuple[int, ...]]
+    max_length: int
+    form: str | None
+    prompt: str | None
+
+    @property
+    def pad_token_id(self) -> int:
+        """What rows are padded with."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, names: Sequence[str] = ()
+    ) -> list[list[int]]:
+        """Greedy continuations of token ids."""
 
 
 Batches = Callable[[Sequence[Example]], Iterator[tuple[Sequence[int], Mapping[str, "torch.Tensor"]]]]
+ReadSplit = Callable[[str], Iterable[Row]]
 
 
-class Task(Protocol):
-    """What a task has to say. Instances are stateless; the module-level instance is called `KIND`."""
+class Task:
+    """What a task has to say, with what most of them have in common. Stateless; the instance is called `KIND`.
 
-    @property
-    def name(self) -> str:
-        """Name in recipes."""
+    Attributes:
+        name: Name in recipes.
+        title: What the task is, in words for messages: "text classification".
+        pipeline_tag: Name of the task on the Hub.
+        peft_task_type: Name in `peft.TaskType`.
+        auto_class: The class of transformers that loads the base with this task's head.
+        modality: What its rows are made of.
+        schemas: Row schemas that it learns from.
+        label_kind: What it learns: `none` for text.
+        baseline: What the adapter is compared with: `base` (zero-shot) or `linear probe`.
+        metrics: Metrics that fit every row of this task, the leading one first.
+        own_metrics: Metrics beside those that all tasks know.
+        writes: Whether its model writes text: it can be asked to generate, and general text can be scored.
+        per_token: Whether its labels stand at tokens.
+        packs: Whether rows may be packed into one sequence.
+        assumed_tokens: Length of rows, before any data was seen.
+        folder: Where snippet.py.j2 lies: the code of the card that opens an adapter and asks it one thing, a template
+            of jinja with `fact`, `peft`, `sample`, `base`, `quant`, `form`, `example` (card/snippet.py).
+    """
 
-    @property
-    def pipeline_tag(self) -> str:
-        """Name of the task on the Hub."""
-
-    @property
-    def peft_task_type(self) -> str:
-        """Name in `peft.TaskType`."""
-
-    @property
-    def auto_class(self) -> str:
-        """The class of transformers that loads the base with this task's head."""
-
-    @property
-    def forms(self) -> frozenset[str]:
-        """The forms of prepared rows it learns from: `labelled` (text, label), `completion` (prompt, completion),
-        `messages`, `text`."""
-
-    @property
-    def baseline(self) -> str:
-        """What the adapter is compared with: `base` (zero-shot) or `linear probe`."""
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Metrics that fit every row of this task, the leading one first."""
+    name: str
+    title: str
+    pipeline_tag: str
+    peft_task_type: str
+    auto_class: str
+    modality: str = "text"
+    schemas: frozenset[str]
+    label_kind: LabelKind = "class"
+    baseline: str = "linear probe"
+    metrics: tuple[str, ...]
+    own_metrics: tuple[RowMetric, ...] = ()
+    writes: bool = False
+    per_token: bool = False
+    packs: bool = False
+    assumed_tokens: int = 128
+    answer_rows: int = ANSWER_ROWS
+    folder: Path
 
     @property
     def snippet(self) -> str:
-        """The code of the card that opens an adapter and asks it one thing, a template of jinja: `fact`, `peft`,
-        `sample`, `base`, `quant`, `form`, `example` (card/snippet.py)."""
+        """The template of the card's code."""
+        return (self.folder / "snippet.py.j2").read_text(encoding="utf-8")
+
+    def snippet_agrees(self, printed: str, prediction: Any) -> bool:
+        """Whether what the snippet printed is what the evaluation predicted for the same row."""
+        return bool(printed)
+
+    # --- the model ---------------------------------------------------------------------------------------------------
+
+    def outputs(self, labels: Sequence[str]) -> int:
+        """Outputs of the head; 0 for a model without one that depends on labels."""
+        return len(labels)
 
     def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
         """Keyword arguments for loading the base with `auto_class`."""
+        raise NotImplementedError
 
     def encode(
-        self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, max_length: int, labels: Sequence[str]
+        self, rows: Sequence[Row], tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()
     ) -> list[Example]:
-        """Tokenises rows exactly as training and evaluation will see them; row i becomes example i.
+        """Rows exactly as training and evaluation will see them; row i becomes example i.
 
         Raises:
             DataError: the chat template is missing, or a label is not in `labels`.
         """
+        raise NotImplementedError
+
+    def prompt(self, example: Example) -> Any:
+        """What stands for the inputs of an example in the hash of all prompts."""
+        return example.inputs["input_ids"]
 
     def collate(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
-        """Pads examples to one batch: input_ids (B, T), attention_mask (B, T), labels (B, T) or (B,)."""
+        """Pads examples to one batch: inputs, and `labels` where every example has them."""
+        raise NotImplementedError
 
-    @property
-    def packs(self) -> bool:
-        """Whether rows may stand one after the other in one line of tokens (`in_line`)."""
+    def pack(self, examples: Sequence[Example], tokens: int, pad_token_id: int) -> dict[str, torch.Tensor]:
+        """Rows one after the other in a sequence of `tokens`, for a task that packs: inputs, labels, and `rows`."""
+        raise NotImplementedError
 
-    def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss in nats of each of L labels (L,), in float32, and the row it belongs to (L,)."""
+    def targets(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The L labels of a batch: the place of each in the flattened logits, the label, and its row, all (L, …)."""
+        raise NotImplementedError
 
     def label_logits(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Logits of the L labels of a batch: (L, V) over the vocabulary, or (L, C) over the classes."""
+        raise NotImplementedError
+
+    def criterion(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The loss of each of L labels (L,), in float32: in nats, or a squared error."""
+        import torch
+
+        return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+    def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss of each of L labels (L,), in float32, and the row it belongs to (L,)."""
+        _, targets, rows = self.targets(batch)
+        return self.criterion(self.label_logits(model, batch), targets), rows
+
+    # --- scoring and answering ---------------------------------------------------------------------------------------
 
     def score(
         self, model: Any, examples: Sequence[Example], batches: Batches, choices: Sequence[Sequence[int]] = ()
@@ -132,45 +243,36 @@ class Task(Protocol):
         """Scores N examples without gradients; `batches` forms padded batches on the model's device.
 
         Args:
-            choices: For generative tasks, the token ids of the completions among which the model may choose.
+            choices: For tasks that write, the token ids of the completions among which the model may choose.
         """
+        raise NotImplementedError
 
+    def answer_texts(self, form: str, completions: Mapping[str, str], read: ReadSplit) -> dict[str, str]:
+        """The texts among which the model chooses its answer, by name; none where it does not choose among texts.
 
-def in_line(examples: Sequence[Example], tokens: int, pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Rows one after the other: input_ids, position_ids, labels, and the row of each token, all (1, `tokens`).
+        Args:
+            form: The row schema of the data.
+            completions: The completion that stands for each label.
+            read: Reads a split.
+        """
+        return {}
 
-    The first token of a row is no label: nothing of its row comes before it. Tokens after the last row are padding.
-    """
-    import torch
+    def choices(self, texts: Mapping[str, str], tokenizer: Any) -> dict[str, tuple[int, ...]]:
+        """`answer_texts` as token ids without the end token."""
+        return {}
 
-    lengths = [len(example.input_ids) for example in examples]
-    left = tokens - sum(lengths)
-    ids = [token for example in examples for token in example.input_ids]
-    labels = [label for example in examples for label in (IGNORED, *example.labels[1:])]
-    positions = [torch.arange(length) for length in (*lengths, left)]
-    rows = torch.repeat_interleave(torch.arange(len(examples)), torch.tensor(lengths))
-    return {
-        "input_ids": torch.tensor([ids + [pad_token_id] * left]),
-        "labels": torch.tensor([labels + [IGNORED] * left]),
-        "position_ids": torch.cat(positions)[None],
-        "rows": torch.nn.functional.pad(rows, (0, left))[None],
-    }
+    def answer(
+        self, served: Sequence[Served], texts: Sequence[str], max_new_tokens: int, names: Sequence[str] = ()
+    ) -> list[Answer]:
+        """An answer to each text from its own adapter; all are on one model and have the same choices.
+
+        Args:
+            names: For each text the name of its adapter inside the model, where it has several.
+        """
+        raise NotImplementedError
 
 
 def loss_sum(task: Task, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """The loss in nats summed over all labels of the batch, and their number."""
+    """The loss summed over all labels of the batch, and their number."""
     losses, _ = task.losses(model, batch)
     return losses.sum(), len(losses)
-
-
-def pad(examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """input_ids and attention_mask, both (B, T), padded on the right to the longest example."""
-    import torch
-
-    longest = max(len(example.input_ids) for example in examples)
-    input_ids = torch.full((len(examples), longest), pad_token_id, dtype=torch.long)
-    attention_mask = torch.zeros((len(examples), longest), dtype=torch.long)
-    for i, example in enumerate(examples):
-        input_ids[i, : len(example.input_ids)] = torch.tensor(example.input_ids)
-        attention_mask[i, : len(example.input_ids)] = 1
-    return {"input_ids": input_ids, "attention_mask": attention_mask}

@@ -10,7 +10,8 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from hfadapt.tasks import Example, Task
+from hfadapt.modalities import Example
+from hfadapt.tasks import Task
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +60,7 @@ def padded(
     task: Task, examples: Sequence[Example], pad_token_id: int, device: torch.device, batch_rows: int
 ) -> Iterator[tuple[list[int], Mapping[str, torch.Tensor]]]:
     """All examples in batches of similar length, for scoring: positions in `examples`, and the batch on the device."""
-    order = sorted(range(len(examples)), key=lambda i: (len(examples[i].input_ids), i))
+    order = sorted(range(len(examples)), key=lambda i: (examples[i].size, i))
     for start in range(0, len(order), batch_rows):
         numbers = order[start : start + batch_rows]
         batch = task.collate([examples[i] for i in numbers], pad_token_id)

@@ -16,8 +16,8 @@ import torch
 
 from hfadapt.adapters import DEFAULT
 from hfadapt.core.errors import DataError, HfadaptError, RunError
+from hfadapt.modalities import Example
 from hfadapt.records.stages import Step
-from hfadapt.tasks import Example
 from hfadapt.train import checkpoint
 from hfadapt.train.batches import epoch_batches
 
@@ -90,7 +90,7 @@ class Job:
             raise DataError("there are no training rows", place=str(self.folder / "data"))
         if not self.parameters:
             raise RunError("nothing is trainable: no parameter of the model requires a gradient", place="adapter")
-        self.lengths = [len(example.input_ids) for example in self.train]
+        self.lengths = [example.size for example in self.train]
         self.label_counts = [example.label_count for example in self.train]
         self.steps_per_epoch = -(-len(self.train) // self.settings.batch_rows)
         steps = math.ceil(self.settings.epochs * self.steps_per_epoch)

@@ -24,8 +24,9 @@ from hfadapt.core.progress import Progress, Silent
 from hfadapt.fast import FastPath, batch, labelled_loss, plain_head, row_seed
 from hfadapt.hardware.peak_memory import is_out_of_memory
 from hfadapt.hardware.processes import machines
+from hfadapt.modalities import Example
 from hfadapt.records.stages import Step
-from hfadapt.tasks import Example, Task
+from hfadapt.tasks import Task
 from hfadapt.train.batches import micro_batches
 from hfadapt.train.frozen import FrozenCache, frozen_layers
 from hfadapt.train.job import Batch, Job
@@ -195,7 +196,7 @@ class Loop:
                 continue
             # Padding to the longest row of all jobs must not need more than the jobs' own micro-batches would.
             limit = sum(job.settings.micro_batch_rows * max(job.lengths) for job, _ in batches)
-            parts = micro_batches(range(len(rows)), [len(row.example.input_ids) for row in rows], limit, padded=True)
+            parts = micro_batches(range(len(rows)), [row.example.size for row in rows], limit, padded=True)
             yield from ([rows[k] for k in part] for part in parts)
 
     def _row(self, job: Job, step: int, row: int) -> Row:
@@ -211,7 +212,7 @@ class Loop:
         jobs = list(dict.fromkeys(id(row.job) for row in micro.rows))
         by_row = torch.tensor([weights[id(row.job)] for row in micro.rows]).to(device, non_blocking=True)
         if self._loss_in_pieces:
-            total, losses, rows = labelled_loss(self.model, micro.inputs, by_row)
+            total, losses, rows = labelled_loss(self.model, micro.inputs, self.task.targets(micro.inputs), by_row)
         else:
             losses, rows = self.task.losses(self.model, micro.inputs)
             total = (losses * by_row[rows]).sum()
@@ -271,8 +272,8 @@ class Loop:
     def _by_length(self, job: Job, examples: Sequence[Example]) -> Iterator[MicroBatch]:
         """This process's share of the examples in an order of their own, twice as many at once as in training."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        share = sorted(examples[rank::world], key=lambda example: len(example.input_ids))
-        lengths = [len(example.input_ids) for example in share]
+        share = sorted(examples[rank::world], key=lambda example: example.size)
+        lengths = [example.size for example in share]
         budget = 2 * job.settings.micro_batch_rows * max([*job.lengths, *lengths])
         for part in micro_batches(range(len(share)), lengths, budget, padded=not self._line):
             yield self._collate([Row(job, share[i]) for i in part])
@@ -428,7 +429,7 @@ class Loop:
             yield
             return
         rows = [Row(job, example) for job in self.jobs for example in (*job.train, *job.validation)]
-        lengths = {row.key: len(row.example.input_ids) for row in rows}
+        lengths = {row.key: row.example.size for row in rows}
         self.progress.say(f"{len(layers)} layers are frozen: {len(rows):,} rows go through them once, before step 1")
         started = time.perf_counter()
         cache = FrozenCache(layers, lengths, self.jobs[0].folder)
@@ -440,7 +441,7 @@ class Loop:
                 self._frozen, self.frozen_layers = cache, len(layers)
                 self.path += f", {len(layers)} frozen layers run once"
             for job in self.jobs:
-                own = sum(job.lengths) + sum(len(example.input_ids) for example in job.validation)
+                own = sum(job.lengths) + sum(example.size for example in job.validation)
                 seconds = (time.perf_counter() - started) * own / sum(lengths.values())
                 job.state.seconds += seconds
                 job.state.frozen_seconds += seconds

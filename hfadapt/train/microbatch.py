@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 
 from hfadapt.fast import Documents, one_line, side_by_side
-from hfadapt.tasks import Example, Task, in_line
+from hfadapt.modalities import Example
+from hfadapt.tasks import Task
 from hfadapt.train.job import Job
 
 
@@ -55,11 +56,11 @@ def collate(
         drops: Whether there is dropout, which needs the rows' seeds.
     """
     examples, names = [row.example for row in rows], [row.job.name for row in rows]
-    lengths = [len(example.input_ids) for example in examples]
+    lengths = [example.size for example in examples]
     seeds = [row.seed for row in rows] if drops else []
     if line:
         documents = one_line(lengths, names, seeds)
-        found = in_line(examples, documents.tokens, pad_token_id)
+        found = task.pack(examples, documents.tokens, pad_token_id)
     else:
         found = task.collate(examples, pad_token_id)
         documents = side_by_side(lengths, max(lengths), names, seeds)

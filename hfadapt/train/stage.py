@@ -17,6 +17,7 @@ from hfadapt.fast import FastPath, fusion, product_dtype
 from hfadapt.hardware.peak_memory import PeakMemory, load_libraries, release_memory, resident_bytes
 from hfadapt.hardware.processes import World, interruptible
 from hfadapt.hardware.versions import versions
+from hfadapt.modalities import Example, Row
 from hfadapt.models.attach import (
     adapter_names,
     attach_adapters,
@@ -32,7 +33,6 @@ from hfadapt.plan.compute import training_compute
 from hfadapt.records.evidence import Energy
 from hfadapt.records.stages import PHASES, Phase, PhaseMeasure, TrainRecord
 from hfadapt.run_folder import Cell
-from hfadapt.tasks import Example, Row
 from hfadapt.train.batches import padded
 from hfadapt.train.energy import EnergyMeter
 from hfadapt.train.job import Job

@@ -9,12 +9,14 @@ from tiny import LABELS, chats, labelled, make_lock, pairs
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.evaluate.metrics.rows import METRICS
+from hfadapt.modalities import IGNORED
+from hfadapt.modalities.text import token_ids
 from hfadapt.models.load import load_base
-from hfadapt.tasks import IGNORED, loss_sum
+from hfadapt.tasks import loss_sum
 from hfadapt.train.batches import padded
 
 ROWS = {"labelled": labelled, "completion": pairs, "messages": chats}
-TASKS = [(task, form) for task in registry.names("tasks") for form in sorted(registry.task(task).forms)]
+TASKS = [(task, form) for task in registry.names("tasks") for form in sorted(registry.task(task).schemas)]
 STORES = registry.names("quants")
 
 
@@ -38,7 +40,7 @@ def test_a_task_says_what_it_is(name):
     assert task.baseline in ("base", "linear probe")
     assert task.metrics
     assert set(task.metrics) <= set(METRICS)
-    assert task.forms
+    assert task.schemas
 
 
 @pytest.mark.parametrize(("name", "form"), TASKS)
@@ -48,7 +50,7 @@ def test_a_task_encodes_learns_and_scores(models, name, form):
     rows, pad = rows_of(form, 6), base.tokenizer.pad_token_id
     examples = task.encode(rows, base.tokenizer, max_length=96, labels=LABELS)
     assert [example.row for example in examples] == list(range(6))
-    assert all(0 < len(example.input_ids) <= 96 for example in examples)
+    assert all(0 < len(token_ids(example)) <= 96 for example in examples)
     assert all(any(label != IGNORED for label in example.labels) for example in examples)
     loss, count = loss_sum(task, base.model, task.collate(examples, pad))
     one_by_one = [loss_sum(task, base.model, task.collate([example], pad)) for example in examples]

@@ -16,8 +16,9 @@ from typing import Any
 from hfadapt import data
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
+from hfadapt.modalities import IGNORED
+from hfadapt.modalities.text import text_example, token_ids
 from hfadapt.recipe.schema import Recipe
-from hfadapt.tasks import IGNORED
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -218,9 +219,9 @@ def _only_last_turn(row: Any, example: Any, tok: Any) -> list[int]:
 
 
 def _without_end(row: Any, example: Any, tok: Any) -> Any:
-    keep = [i for i, token in enumerate(example.input_ids) if token != tok.eos_token_id]
-    ids = tuple(example.input_ids[i] for i in keep)
-    return replace(example, input_ids=ids, labels=tuple(example.labels[i] for i in keep), length=len(ids))
+    keep = [i for i, token in enumerate(token_ids(example)) if token != tok.eos_token_id]
+    ids = tuple(token_ids(example)[i] for i in keep)
+    return text_example(ids, [example.labels[i] for i in keep], length=len(ids), row=example.row)
 
 
 def _mask_pad(batch: Any, pad: int) -> Any:
@@ -287,11 +288,11 @@ FAULTS: tuple[Fault, ...] = (
         "double-bos",
         LM,
         changed=Changed(
-            lambda row, e, tok: replace(
-                e,
-                input_ids=(tok.bos_token_id, tok.bos_token_id, *e.input_ids),
-                labels=(IGNORED, IGNORED, *e.labels),
+            lambda row, e, tok: text_example(
+                (tok.bos_token_id, tok.bos_token_id, *token_ids(e)),
+                (IGNORED, IGNORED, *e.labels),
                 length=e.length + 2,
+                row=e.row,
             )
         ),
     ),
@@ -308,9 +309,9 @@ FAULTS: tuple[Fault, ...] = (
         chats(80),
         "wrong-role",
         LM,
-        changed=_relabel(lambda row, e, tok: list(e.input_ids)),
+        changed=_relabel(lambda row, e, tok: list(token_ids(e))),
     ),
-    Fault("prompt trained", pairs(80), "prompt-trained", LM, changed=_relabel(lambda row, e, tok: list(e.input_ids))),
+    Fault("prompt trained", pairs(80), "prompt-trained", LM, changed=_relabel(lambda row, e, tok: list(token_ids(e)))),
     Fault(
         "label outside the set",
         [*ROWS, {"text": "the lamp was somewhat middling near the door today", "label": "goood"}],

@@ -8,6 +8,7 @@ from hfadapt import data
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
 from hfadapt.data import DataReport
+from hfadapt.modalities.text import token_ids
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import Audit, DataRecord, Finding
 
@@ -60,7 +61,7 @@ def test_figures(tmp_path, tokenizer):
     rows = data.read_split(tmp_path / "cell", "train")
     result = data.audit(tmp_path / "cell", task, tokenizer, max_length=256)
     whole = task.encode(rows, tokenizer, max_length=256)
-    assert result.tokens == sum(len(each.input_ids) for each in whole)
+    assert result.tokens == sum(len(token_ids(each)) for each in whole)
     assert result.labelled_tokens == sum(label != -100 for each in whole for label in each.labels)
     lengths = data.lengths(rows, task, tokenizer)
     assert (lengths.rows, lengths.tokens) == (record.splits["train"], result.tokens)

@@ -47,7 +47,7 @@ def test_unusable_rows_are_dropped_by_reason():
         row("ab", 2),
         row("x" * 50, 3),
         row("\ufffd" * 3 + " half gone", 4),
-        Row("s", 5, {"prompt": "why", "completion": " "}, "why\n ", None, "why"),
+        Row("s", 5, {"prompt": "why", "completion": " "}, "why\n ", None, "why", form="completion"),
     ]
     ledger = Ledger()
     kept = clean.drop_unusable(rows, Clean(min_characters=3, max_characters=40), ledger)

@@ -132,7 +132,7 @@ def test_label_names(value, names, column_names, expected):
 
 def row(number, **columns):
     text = columns.get("text") or columns.get("prompt") or ""
-    return Row("s", number, columns, text, columns.get("label"), text)
+    return Row("s", number, columns, text, columns.get("label"), text, form=format.form_of(columns))
 
 
 def test_completion_joins_messages():
@@ -182,10 +182,11 @@ def test_boilerplate_is_not_compared():
     ],
 )
 def test_mistaken_columns(part, values, fault):
-    assert fault in format.column_fault(part, values)
+    found = format.label_fault(values) if part == "label" else format.shown_fault(values, repeats=part == "prompt")
+    assert fault in found
 
 
 def test_good_columns_pass():
-    assert format.column_fault("text", [f"the number {n} bus" for n in range(60)]) is None
-    assert format.column_fault("label", [str(n % 77) for n in range(2000)]) is None
-    assert format.column_fault("prompt", ["Tell me a joke.", "Sing."] * 50) is None
+    assert format.shown_fault([f"the number {n} bus" for n in range(60)], repeats=False) is None
+    assert format.label_fault([str(n % 77) for n in range(2000)]) is None
+    assert format.shown_fault(["Tell me a joke.", "Sing."] * 50, repeats=True) is None

@@ -22,11 +22,12 @@ from hfadapt.evaluate.generation import (
     new_tokens,
 )
 from hfadapt.evaluate.stage import open_bench
+from hfadapt.modalities import IGNORED
+from hfadapt.modalities.text import text_example
 from hfadapt.models.generate import continuations
 from hfadapt.models.load import load_tokenizer
 from hfadapt.run_folder import Run
 from hfadapt.serve.adapted import Adapted
-from hfadapt.tasks import IGNORED, Example
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def bench(trained):
 
 def example(labels, length=None):
     ids = tuple(range(1, len(labels) + 1))
-    return Example(ids, tuple(labels), length or len(labels), 7)
+    return text_example(ids, tuple(labels), length=length or len(labels), row=7)
 
 
 def test_the_last_answer_and_what_precedes_it():
@@ -62,7 +63,7 @@ def test_the_last_answer_and_what_precedes_it():
 
 
 def test_rows_are_spread_over_the_split():
-    examples = [Example((1, 2), (IGNORED, 2), 2, row) for row in range(100)]
+    examples = [text_example((1, 2), (IGNORED, 2), length=2, row=row) for row in range(100)]
     assert [prompt.row for prompt in chosen_prompts(examples, 4)] == [0, 25, 50, 75]
     assert len(chosen_prompts(examples, 500)) == 100
     assert chosen_prompts(examples, 0) == []

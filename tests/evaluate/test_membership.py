@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from tiny import BAD, GOOD, PLAIN
 
+from hfadapt.core import registry
 from hfadapt.evaluate.privacy.membership import (
     auc,
     choice_attacks,
@@ -19,7 +20,8 @@ from hfadapt.evaluate.privacy.membership import (
     tpr_at_fpr,
 )
 from hfadapt.evaluate.privacy.token_scores import TokenScores
-from hfadapt.tasks import Example, Scores
+from hfadapt.modalities.text import text_example
+from hfadapt.tasks import Scores
 
 values = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=30).map(np.array)
 
@@ -108,7 +110,7 @@ def token_scores(logprobs):
 
 def test_token_attacks_by_hand():
     rows = [token_scores([-1.0, -2.0, -3.0, -4.0, -5.0]), token_scores([-0.5] * 10)]
-    examples = [Example((1,) * 6, (-100, *range(5)), 6, 0), Example((1,) * 11, (-100, *range(10)), 11, 1)]
+    examples = [text_example((1,) * (n + 1), (-100, *range(n)), length=n + 1, row=i) for i, n in enumerate((5, 10))]
     base = [token_scores([-4.0] * 5), token_scores([-1.0] * 10)]
     found = token_attacks(rows, base, examples, lambda ids: "a" * len(ids))
     np.testing.assert_allclose(found["loss"], [-3, -0.5])
@@ -136,7 +138,7 @@ def test_samples_are_seeded_and_texts_leave_labels_out():
     assert sample(rows, 10, 1, "a") == sample(rows, 10, 1, "a") != sample(rows, 10, 2, "a")
     assert sample(rows, 10, 1, "a") != sample(rows, 10, 1, "b")
     assert sample(rows, 200, 1, "a") == rows
-    assert row_text({"text": "so", "label": "good"}) == "so"
-    assert row_text({"prompt": "p", "completion": "c", "label": None}) == "p\nc"
+    assert row_text(registry.schema("labelled"), {"text": "so", "label": "good"}) == "so"
+    assert row_text(registry.schema("completion"), {"prompt": "p", "completion": "c", "label": None}) == "p\nc"
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
-    assert row_text({"messages": turns}) == "hi\nho"
+    assert row_text(registry.schema("messages"), {"messages": turns}) == "hi\nho"

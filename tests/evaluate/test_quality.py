@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from hfadapt.evaluate.quality import calibration, confusion, failures, paired_tests, per_class, slices
-from hfadapt.tasks import Example, Scores
+from hfadapt.modalities.text import text_example
+from hfadapt.tasks import Scores
 
 NAMES = ("bad", "good")
 
@@ -62,7 +63,7 @@ def sliced(rows=90, sources=("a",)):
     gold = np.array([0] * (rows - 15) + [1] * 15)
     base = made(gold, draw.integers(0, 2, rows))
     adapter = made(gold, gold)
-    examples = [Example((0,) * (i % 30 + 1), (0,), i % 30 + 1, i) for i in range(rows)]
+    examples = [text_example((0,) * (i % 30 + 1), (0,), length=i % 30 + 1, row=i) for i in range(rows)]
     found = slices(
         "accuracy",
         base,

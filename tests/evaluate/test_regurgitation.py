@@ -7,7 +7,8 @@ from scipy.stats import binomtest
 
 from hfadapt.data.clean import find_pii, pii_kinds, pii_scrubber
 from hfadapt.evaluate.privacy.regurgitation import CONTINUED_TOKENS, opening, repeated, span, wilson
-from hfadapt.tasks import IGNORED, Example
+from hfadapt.modalities import IGNORED
+from hfadapt.modalities.text import text_example
 
 
 def example(prompt, *answers):
@@ -15,7 +16,7 @@ def example(prompt, *answers):
     labels = [IGNORED] * prompt
     for number, length in enumerate(answers):
         labels += [7] * length if number % 2 == 0 else [IGNORED] * length
-    return Example(tuple(range(len(labels))), tuple(labels), len(labels), 0)
+    return text_example(tuple(range(len(labels))), tuple(labels), length=len(labels), row=0)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import chats, labelled, make_lock
 
+from hfadapt.core import registry
 from hfadapt.evaluate.robustness import PERTURBATIONS, perturb, robustness, spacing
-from hfadapt.tasks import Example, Scores
+from hfadapt.modalities.text import text_example, token_ids
+from hfadapt.tasks import Scores
 
 texts = st.text(alphabet="abcXYZ é.,;:!?()12", min_size=1, max_size=60)
 
@@ -31,11 +33,14 @@ def test_answers_and_places_stay(name, text, seed):
             {"text": text},
         ]
     )  # fmt: skip
-    labelled_row, pair, chat, plain = perturb(rows, name, seed)
+    forms = ("labelled", "completion", "messages", "text")
+    labelled_row, pair, chat, plain = (
+        perturb(registry.schema(form), [row], name, seed)[0] for form, row in zip(forms, rows, strict=True)
+    )
     assert (labelled_row["label"], labelled_row["row"], pair["completion"]) == ("bad", 0, text)
     assert [turn["content"] for turn in chat["messages"] if turn["role"] != "user"] == [text, text]
     assert plain == rows[3]
-    assert perturb(rows[1:2], name, seed) == [pair]
+    assert perturb(registry.schema("completion"), rows[1:2], name, seed) == [pair]
     assert rows[0]["text"] == text
     # The letters and figures are the same ones, however they are ordered or written; a typo changes some.
     if name != "typos":
@@ -47,11 +52,11 @@ def test_answers_and_places_stay(name, text, seed):
 @pytest.mark.parametrize("name", PERTURBATIONS)
 def test_most_rows_of_usual_length_change(name):
     rows = rows_of(labelled(60, words=16))
-    changed = perturb(rows, name, 1)
+    changed = perturb(registry.schema("labelled"), rows, name, 1)
     # Tiny rows are in lower case already, so only upper case changes them.
     assert sum(a != b for a, b in zip(rows, changed, strict=True)) >= (5 if name == "case" else 30)
-    assert changed == perturb(rows, name, 1)
-    assert name == "case" or changed != perturb(rows, name, 2)
+    assert changed == perturb(registry.schema("labelled"), rows, name, 1)
+    assert name == "case" or changed != perturb(registry.schema("labelled"), rows, name, 2)
 
 
 def test_marks_that_say_something_stay():
@@ -63,12 +68,14 @@ def test_marks_that_say_something_stay():
 class Bench(SimpleNamespace):
     """Right on every row whose text is as `rows` has it, wrong on half of the others."""
 
+    schema = registry.schema("labelled")
+
     def encode(self, rows):
-        return [Example(tuple(str(row["text"]).encode()), (0,), 1, n) for n, row in enumerate(rows)]
+        return [text_example(tuple(str(row["text"]).encode()), (0,), length=1, row=n) for n, row in enumerate(rows)]
 
     def score(self, examples, *, adapter=True):
         self.scored += len(examples)
-        known = np.array([bytes(e.input_ids).decode() in self.texts for e in examples])
+        known = np.array([bytes(token_ids(e)).decode() in self.texts for e in examples])
         wrong = ~known & (np.arange(len(examples)) % 2 == 0) & adapter
         return Scores(np.zeros(len(examples), int), wrong.astype(int), None, wrong * 1.0, np.ones(len(examples)))
 
@@ -92,15 +99,15 @@ def test_a_drop_is_positive_when_the_change_makes_it_worse(models, metric, drop)
 
 
 def test_plain_text_has_no_part_that_could_be_changed_alone():
-    bench = SimpleNamespace(data=SimpleNamespace(form="text"))
+    bench = SimpleNamespace(schema=registry.schema("text"))
     assert robustness(bench, rows_of([{"text": "so it goes"}])) == ()
-    assert robustness(SimpleNamespace(data=SimpleNamespace(form="labelled")), []) == ()
+    assert robustness(SimpleNamespace(schema=registry.schema("labelled")), []) == ()
 
 
 def test_only_the_users_turns_change():
     rows = rows_of(chats(20))
     for name in PERTURBATIONS:
-        for old, new in zip(rows, perturb(rows, name, 3), strict=True):
+        for old, new in zip(rows, perturb(registry.schema("messages"), rows, name, 3), strict=True):
             for before, after in zip(old["messages"], new["messages"], strict=True):
                 assert before["role"] == after["role"]
                 assert before == after or before["role"] == "user"

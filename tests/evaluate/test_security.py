@@ -20,6 +20,7 @@ from hfadapt.evaluate.privacy.exposure import exposure
 from hfadapt.evaluate.privacy.regurgitation import CONTINUED_TOKENS, generate, opening, span
 from hfadapt.evaluate.privacy.token_scores import score_tokens
 from hfadapt.evaluate.stage import open_bench
+from hfadapt.modalities.text import token_ids
 from hfadapt.run_folder import Cell
 
 CPU = torch.device("cpu")
@@ -175,10 +176,10 @@ def test_one_pass_tells_what_greedy_generation_would_write(writer):
         told.append(bool(scores.hits[start:end].all()))
         first = next(i for i, label in enumerate(example.labels) if label >= 0) + start
         output = bench.model.generate(
-            input_ids=torch.tensor([example.input_ids[:first]]), max_new_tokens=end - start, do_sample=False,
+            input_ids=torch.tensor([token_ids(example)[:first]]), max_new_tokens=end - start, do_sample=False,
             attention_mask=torch.ones(1, first, dtype=torch.long), pad_token_id=0,
         )  # fmt: skip
-        written.append(tuple(output[0, first:].tolist()) == example.input_ids[first : first + end - start])
+        written.append(tuple(output[0, first:].tolist()) == token_ids(example)[first : first + end - start])
         assert end - start <= CONTINUED_TOKENS
     assert told == written
     assert 0 < sum(told) < len(told)
@@ -198,7 +199,7 @@ def test_the_standardised_score_is_min_k_plus_plus(writer):
     example = bench.test[0]
     found = score_tokens(bench, [example])[0]
     with torch.inference_mode():
-        logits = bench.model(torch.tensor([example.input_ids])).logits[0].double()
+        logits = bench.model(torch.tensor([token_ids(example)])).logits[0].double()
     first = next(i for i, label in enumerate(example.labels) if label >= 0)
     logp = torch.log_softmax(logits[first - 1], -1)
     mean = (logp.exp() * logp).sum()

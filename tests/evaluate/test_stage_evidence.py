@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 
+from hfadapt.modalities.text import token_ids
 from hfadapt.models.load import json_sha256
 from hfadapt.run_folder import Run
 
@@ -78,7 +79,7 @@ def test_the_hash_is_of_what_both_models_saw(ready):
     examples = registry.task(own.lock.task).encode(
         read_split(own.folder, "test"), tokenizer, max_length=own.lock.data.max_length, labels=own.data.labels
     )
-    assert own.evaluation.prompts_sha256 == json_sha256([example.input_ids for example in examples])
+    assert own.evaluation.prompts_sha256 == json_sha256([token_ids(example) for example in examples])
 
 
 def test_the_failures_are_rows_of_the_test_split(ready):

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from hfadapt.fast import FastPath, batch, compiled, kernels, labelled_loss, one_line, row_seed, side_by_side
 from hfadapt.fast.documents import CURRENT
 from hfadapt.fast.dropout import Dropout, column_keys, random_keys, token_keys
-from hfadapt.tasks import Example, in_line
+from hfadapt.modalities.text import text_example, token_ids
 from hfadapt.tasks.causal_lm.task import KIND as LM
 from hfadapt.tasks.text_classification.task import KIND as CLASSIFIER
 from tests.fast.test_path import DECODERS, ENCODERS, GROUPED, close, gradients, make, rows
@@ -32,6 +32,11 @@ class Given(torch.nn.Module):
         return (flat.masked_fill(dropped, 0) / (1 - self.share)).view(x.shape)
 
 
+def line_loss(model, examples, line, weights):
+    inputs = LM.pack(examples, line.tokens, 0)
+    return labelled_loss(model, inputs, LM.targets(inputs), weights)
+
+
 def with_given_masks(model, share=SHARE):
     """The model with `Given` in place of every dropout; which layers go together is asked of the fast path."""
     path = FastPath(model)
@@ -48,17 +53,17 @@ def one_by_one(model, task, examples, seeds):
     """The libraries' own forward passes, a row at a time."""
     total = 0.0
     for example, seed in zip(examples, seeds, strict=True):
-        length = len(example.input_ids)
+        length = len(token_ids(example))
         with batch(side_by_side([length], length, ["default"], [seed])):
             total = total + task.losses(model, task.collate([example], 0))[0].sum()
     return total.item(), gradients(model, total)
 
 
 def in_a_line(model, examples, seeds, names=None):
-    lengths = [len(e.input_ids) for e in examples]
+    lengths = [len(token_ids(e)) for e in examples]
     line = one_line(lengths, names or ["default"] * len(examples), seeds)
     with batch(line):
-        total, losses, of = labelled_loss(model, in_line(examples, line.tokens, 0), torch.ones(len(examples)))
+        total, losses, of = line_loss(model, examples, line, torch.ones(len(examples)))
         each = torch.zeros(len(examples)).index_add(0, of, losses.detach())
         return each, gradients(model, total)
 
@@ -93,12 +98,12 @@ def test_rows_in_a_line_are_pefts_rows_with_the_same_masks(kind, with_kernels, m
 def test_padded_rows_are_pefts_rows_with_the_same_masks(kind):
     """Also behind the pooling, where there is one vector a row."""
     seeds = [11, 12, 13, 14, 15]
-    examples = [Example(e.input_ids, (e.row % 2,), e.length, e.row) for e in rows()]
+    examples = [text_example(token_ids(e), (e.row % 2,), length=e.length, row=e.row) for e in rows()]
     auto = "AutoModelForSequenceClassification"
     plain = with_given_masks(make(kind, ENCODERS[kind], auto, lora_dropout=SHARE))
     loss, reference = one_by_one(plain, CLASSIFIER, examples, seeds)
     model = make(kind, ENCODERS[kind], auto, lora_dropout=SHARE)
-    lengths = [len(e.input_ids) for e in examples]
+    lengths = [len(token_ids(e)) for e in examples]
     with FastPath(model).on(), batch(side_by_side(lengths, max(lengths), ["default"] * 5, seeds)):
         total = CLASSIFIER.losses(model, CLASSIFIER.collate(examples, 0))[0].sum()
         assert total.item() == pytest.approx(loss, rel=1e-5)

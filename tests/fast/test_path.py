@@ -22,7 +22,7 @@ from hfadapt.fast import (
 )
 from hfadapt.fast import attention as rows_attention
 from hfadapt.fast.path import product_dtype
-from hfadapt.tasks import Example, in_line
+from hfadapt.modalities.text import text_example, token_ids
 from hfadapt.tasks.causal_lm.task import KIND as LM
 from hfadapt.tasks.text_classification.task import KIND as CLASSIFIER
 
@@ -55,6 +55,11 @@ ENCODERS = {
 }
 
 
+def line_loss(model, examples, line, weights):
+    inputs = LM.pack(examples, line.tokens, 0)
+    return labelled_loss(model, inputs, LM.targets(inputs), weights)
+
+
 def make(kind, sizes, auto, dtype=torch.float32, seed=0, **options):
     torch.manual_seed(seed)
     config = transformers.AutoConfig.for_model(kind, **sizes)
@@ -76,7 +81,7 @@ def rows(lengths=(5, 9, 3, 12, 4), labelled=3, seed=0):
     found = []
     for number, length in enumerate(lengths):
         ids = tuple(draw.randrange(1, 100) for _ in range(length))
-        found.append(Example(ids, (-100,) * (length - labelled) + ids[-labelled:], length, number))
+        found.append(text_example(ids, (-100,) * (length - labelled) + ids[-labelled:], length=length, row=number))
     return found
 
 
@@ -95,11 +100,11 @@ def alone(model, examples):
 def packed(model, examples, path, pieces=True):
     """All rows in one line."""
     names = ["default"] * len(examples)
-    line = one_line([len(e.input_ids) for e in examples], names)
-    inputs = in_line(examples, line.tokens, 0)
+    line = one_line([len(token_ids(e)) for e in examples], names)
+    inputs = LM.pack(examples, line.tokens, 0)
     with batch(line, path.products):
         if pieces:
-            total, losses, _ = labelled_loss(model, inputs, torch.ones(len(examples)))
+            total, losses, _ = labelled_loss(model, inputs, LM.targets(inputs), torch.ones(len(examples)))
         else:
             losses, _ = LM.losses(model, inputs)
             total = losses.sum()
@@ -154,9 +159,9 @@ def test_each_part_can_be_left_to_the_libraries(part):
         assert {name for name, is_on in on.items() if not is_on} == off
         if part == "attention":
             inputs, names = LM.collate(examples, 0), ["default"] * len(examples)
-            lengths = [len(e.input_ids) for e in examples]
+            lengths = [len(token_ids(e)) for e in examples]
             with batch(side_by_side(lengths, max(lengths), names)):
-                total, _, _ = labelled_loss(model, inputs, torch.ones(len(examples)))
+                total, _, _ = labelled_loss(model, inputs, LM.targets(inputs), torch.ones(len(examples)))
                 fast_loss, fast = total.item(), gradients(model, total)
         else:
             fast_loss, fast = packed(model, examples, path)
@@ -168,10 +173,10 @@ def test_each_part_can_be_left_to_the_libraries(part):
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_padded_rows_of_an_encoder_are_the_rows_alone(kind, products):
     model = make(kind, {**ENCODERS[kind], "num_labels": 3}, "AutoModelForSequenceClassification")
-    examples = [Example(e.input_ids, (e.row % 3,), e.length, e.row) for e in rows()]
+    examples = [text_example(token_ids(e), (e.row % 3,), length=e.length, row=e.row) for e in rows()]
     total = sum(CLASSIFIER.losses(model, CLASSIFIER.collate([example], 0))[0].sum() for example in examples)
     loss, reference = total.item(), gradients(model, total)
-    lengths = [len(e.input_ids) for e in examples]
+    lengths = [len(token_ids(e)) for e in examples]
     path = FastPath(model, products)
     with path.on(), batch(side_by_side(lengths, max(lengths), ["default"] * 5), products):
         assert path.attention
@@ -208,8 +213,8 @@ def test_a_layer_that_is_not_adapted_takes_what_an_adapted_one_gives(kind, modul
     else:
         sizes = {**ENCODERS[kind], "num_labels": 3}
         model = make(kind, sizes, "AutoModelForSequenceClassification", target_modules=modules)
-        examples = [Example(e.input_ids, (e.row % 3,), e.length, e.row) for e in rows()]
-        inputs, lengths = CLASSIFIER.collate(examples, 0), [len(e.input_ids) for e in examples]
+        examples = [text_example(token_ids(e), (e.row % 3,), length=e.length, row=e.row) for e in rows()]
+        inputs, lengths = CLASSIFIER.collate(examples, 0), [len(token_ids(e)) for e in examples]
         loss = CLASSIFIER.losses(model, inputs)[0].sum().item()
         path = FastPath(model, products)
         with path.on(), batch(side_by_side(lengths, max(lengths), ["default"] * 5), products):
@@ -287,9 +292,9 @@ def test_several_adapters_in_one_pack_are_each_alone():
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     path = FastPath(model, adapters=("default", "a1f0"))
-    line = one_line([len(e.input_ids) for e in examples], names)
+    line = one_line([len(token_ids(e)) for e in examples], names)
     with path.on(), batch(line):
-        total, _, _ = labelled_loss(model, in_line(examples, line.tokens, 0), torch.ones(5))
+        total, _, _ = line_loss(model, examples, line, torch.ones(5))
         close(gradients(model, total), reference, 2e-5)
 
 
@@ -449,11 +454,11 @@ def test_a_norm_of_a_slice_is_the_norm_of_its_copy():
 
 def test_no_label_in_a_part_is_no_error():
     model = make("llama", GROUPED, "AutoModelForCausalLM")
-    examples = [Example((5,), (-100,), 1, 0), Example((5, 6), (-100, -100), 2, 1)]
+    examples = [text_example((5,), (-100,), length=1, row=0), text_example((5, 6), (-100, -100), length=2, row=1)]
     line = one_line([1, 2], ["default"] * 2)
     path = FastPath(model)
     with path.on(), batch(line):
-        total, losses, _ = labelled_loss(model, in_line(examples, line.tokens, 0), torch.ones(2))
+        total, losses, _ = line_loss(model, examples, line, torch.ones(2))
         total.backward()
     assert len(losses) == 0
     assert total.item() == 0

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hfadapt.data.rows import Form, name_rows
+from hfadapt.data.rows import name_rows
+from hfadapt.modalities import Example
 from hfadapt.records.stages import DataRecord, Finding
-from hfadapt.tasks import Example
+from hfadapt.schemas import RowSchema
+from hfadapt.tasks import Task
 
 # Ends of a turn that models stop at, beside their eos token.
 _ENDS = ("im_end", "eot_id", "eot", "eom_id", "end", "endoftext", "end_of_text")
@@ -27,7 +29,7 @@ class View:
     """What training will see.
 
     Args:
-        form: The form of the rows.
+        schema: What the rows look like.
         rows: Rows of each split.
         examples: Tokenised rows of the splits that were encoded, beside `encoded`, the rows they come from.
         encoded: Rows that could be tokenised, by split.
@@ -40,12 +42,12 @@ class View:
         intact: Whether the files are those that were prepared, so that what was measured then still holds.
     """
 
-    form: Form
+    schema: RowSchema
     rows: dict[str, list[dict[str, Any]]]
     examples: dict[str, list[Example]]
     encoded: dict[str, list[dict[str, Any]]]
     tokenizer: Any
-    task: Any
+    task: Task
     labels: Sequence[str]
     max_length: int
     record: DataRecord | None = None
@@ -53,11 +55,6 @@ class View:
     intact: bool = False
     similarity: float = 0.8
     stop_ids: frozenset[int] = field(default_factory=frozenset)
-
-    @property
-    def per_token(self) -> bool:
-        """Whether labels stand at tokens; a classification has one label a row."""
-        return self.form != "labelled"
 
     def pairs(self, split: str = "train") -> Iterator[tuple[dict[str, Any], Example]]:
         """Rows beside their tokenised examples."""
@@ -92,10 +89,3 @@ def stop_ids(tokenizer: Any) -> frozenset[int]:
     found = {tokenizer.eos_token_id} if getattr(tokenizer, "eos_token_id", None) is not None else set()
     vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
     return frozenset(found | {vocabulary[name] for name in TURN_ENDS if name in vocabulary})
-
-
-def answers_of(row: Mapping[str, Any]) -> list[str]:
-    """What a row teaches: its completion, or the contents of its assistant turns."""
-    if row.get("messages"):
-        return [str(turn["content"] or "") for turn in row["messages"] if turn["role"] == "assistant"]
-    return [str(row.get("completion") or "")]

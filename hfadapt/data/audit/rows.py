@@ -7,13 +7,13 @@ stops the run, a soft one warns.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hfadapt.data import clean, duplicates
 from hfadapt.data import columns as format
-from hfadapt.data.audit.findings import NAMED_ROWS, Check, View, answers_of, finding, level_for
-from hfadapt.data.rows import SPLITS, Row, fold, name_rows, text_key, tokens
+from hfadapt.data.audit.findings import NAMED_ROWS, Check, View, finding, level_for
+from hfadapt.data.rows import SPLITS, Row, as_row, fold, name_rows, text_key, tokens
 from hfadapt.records.stages import Finding
 
 MANY_DROPPED = 0.3
@@ -45,12 +45,7 @@ def empty_splits(view: View) -> Iterator[Finding]:
 def mixed_forms(view: View) -> Iterator[Finding]:
     """Rows of one domain have different forms."""
     rows = [row for split in SPLITS for row in view.rows.get(split, ())]
-    needs = {
-        "labelled": ("text", "label"),
-        "completion": ("prompt", "completion"),
-        "messages": ("messages",),
-        "text": ("text",),
-    }[view.form]
+    needs = view.schema.parts
     odd = [row for row in rows if any(row.get(name) is None for name in needs)]
     if odd:
         yield finding(
@@ -67,9 +62,9 @@ def overlap(view: View) -> Iterator[Finding]:
     """The same or nearly the same row is trained on and scored."""
     if view.intact:
         return
-    made = {split: [as_row(row, split) for row in view.rows.get(split, ())] for split in SPLITS}
+    made = {split: [as_row(row, view.schema.name, split) for row in view.rows.get(split, ())] for split in SPLITS}
     everything = [row for split in SPLITS for row in made[split]]
-    format.strip_boilerplate(everything, view.form)
+    format.strip_boilerplate(everything, view.schema.name)
     held = [*made["test"], *made["validation"]]
     keys = {text_key(row.prompt or row.text): row for row in reversed(held)}
     same = [row for row in made["train"] if text_key(row.prompt or row.text) in keys]
@@ -96,23 +91,6 @@ def overlap(view: View) -> Iterator[Finding]:
         )
 
 
-def as_row(row: Mapping[str, Any], split: str) -> Row:
-    """A prepared row as the steps of preparing see it."""
-    columns = {name: value for name, value in row.items() if name not in ("source", "row") and value is not None}
-    source, number, label = str(row.get("source", "")), int(row.get("row", -1)), row.get("label")
-    if columns.get("messages"):
-        said = [turn["content"] or "" for turn in columns["messages"] if turn["role"] != "system"]
-        asked = [turn["content"] or "" for turn in columns["messages"] if turn["role"] == "user"]
-        prompt = asked[0] if asked else ""
-        return Row(source, number, columns, prompt if label else "\n".join(said), label, prompt, split)
-    if "prompt" in columns:
-        prompt = str(columns["prompt"])
-        text = prompt if label else f"{prompt}\n{columns.get('completion', '')}"
-        return Row(source, number, columns, text, label, prompt, split)
-    text = str(columns.get("text", ""))
-    return Row(source, number, columns, text, label, text, split)
-
-
 def _places(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [{"source": row.source, "row": row.row} for row in rows]
 
@@ -122,13 +100,14 @@ def _places(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def classes(view: View) -> Iterator[Finding]:
     """One class only, a label outside the set, a class that training never sees, or a very rare one."""
-    if not view.labels and view.form != "labelled":
+    classes_of = view.schema.classes
+    if not view.labels and view.schema.label_kind in ("none", "number"):
         return
     names = set(view.labels)
-    every = [row for split in SPLITS for row in view.rows.get(split, ()) if row.get("label") is not None]
-    outside = [row for row in every if names and row["label"] not in names]
+    every = [row for split in SPLITS for row in view.rows.get(split, ()) if classes_of(row)]
+    outside = [row for row in every if names and not set(classes_of(row)) <= names]
     if outside:
-        found = ", ".join(sorted({repr(row["label"]) for row in outside})[:5])
+        found = ", ".join(sorted({repr(name) for row in outside for name in set(classes_of(row)) - names})[:5])
         yield finding(
             "label-outside-set",
             "hard",
@@ -137,8 +116,8 @@ def classes(view: View) -> Iterator[Finding]:
             "correct these labels, or add them to the domain's labels",
             len(every),
         )
-    counts = Counter(row["label"] for row in view.rows.get("train", ()) if row.get("label") is not None)
-    if len(counts) == 1 and (view.form == "labelled" or len(names) > 1):
+    counts = Counter(name for row in view.rows.get("train", ()) for name in classes_of(row))
+    if len(counts) == 1 and (view.schema.label_kind == "class" or len(names) > 1):
         yield finding(
             "one-class",
             "hard",
@@ -146,9 +125,9 @@ def classes(view: View) -> Iterator[Finding]:
             view.rows["train"][:8],
             "check the label column, or add rows of other classes",
         )
-    unseen = [row for row in every if row["label"] not in counts]
+    unseen = [row for row in every if not set(classes_of(row)) <= set(counts)]
     if unseen and len(counts) > 1:
-        found = ", ".join(sorted({repr(row["label"]) for row in unseen})[:5])
+        found = ", ".join(sorted({repr(name) for row in unseen for name in set(classes_of(row)) - set(counts)})[:5])
         yield finding(
             "label-never-trained",
             "hard",
@@ -172,11 +151,13 @@ def wrong_column(view: View) -> Iterator[Finding]:
     rows = view.rows.get("train", [])
     if len(rows) < 8:
         return
-    made = [as_row(row, "train") for row in rows]
-    texts: list[str | None] = [row.prompt or row.text for row in made]
-    labels = [row.label for row in made if row.label is not None]
-    for part, values in (("text" if "text" in made[0].columns else "prompt", texts), ("label", labels)):
-        fault = format.column_fault(part, values) if values else None
+    made = [as_row(row, view.schema.name) for row in rows]
+    shown = "prompt" if view.schema.writes else view.schema.parts[0]
+    labels = [row.label for row in made if row.label is not None and row.several is None]
+    for part, fault in (
+        (shown, format.shown_fault([row.prompt or row.text for row in made], repeats=view.schema.writes)),
+        ("label", format.label_fault(labels)),
+    ):
         if fault:
             yield finding(
                 "wrong-column",
@@ -190,9 +171,9 @@ def wrong_column(view: View) -> Iterator[Finding]:
 def same_completion(view: View) -> Iterator[Finding]:
     """Every row is to be answered alike, or is not to be answered."""
     rows = view.rows.get("train", [])
-    if view.form not in ("completion", "messages") or not rows:
+    if not view.schema.writes or not rows:
         return
-    answers = [answers_of(row) for row in rows]
+    answers = [view.schema.answers(row) for row in rows]
     distinct = {fold("\n".join(each)) for each in answers}
     if len(distinct) == 1 and len(rows) > 1:
         yield finding(
@@ -230,18 +211,20 @@ def many_dropped(view: View) -> Iterator[Finding]:
 def label_leak(view: View) -> Iterator[Finding]:
     """The answer stands in what the model is shown."""
     rows = view.rows.get("train", [])
-    made = [as_row(row, "train") for row in rows]
-    format.strip_boilerplate(made, view.form)
-    labelled = [(row, source) for row, source in zip(made, rows, strict=True) if row.label is not None]
+    made = [as_row(row, view.schema.name) for row in rows]
+    format.strip_boilerplate(made, view.schema.name)
+    labelled = [
+        (row, source) for row, source in zip(made, rows, strict=True) if row.label is not None and row.several is None
+    ]
     fix = "take the label out of the text or the prompt"
     if labelled:
         yield from _named_label(labelled, view.labels, fix)
         yield from _telltale_word(labelled, fix)
         return
-    if view.form not in ("completion", "messages"):
+    if not view.schema.writes:
         return
     pairs = [
-        (fold(row.prompt), fold(answers_of(source)[-1] if answers_of(source) else ""), source)
+        (fold(row.prompt), fold((view.schema.answers(source) or [""])[-1]), source)
         for row, source in zip(made, rows, strict=True)
     ]
     ending = [source for prompt, answer, source in pairs if len(answer) > 3 and prompt.endswith(answer)]
@@ -293,7 +276,7 @@ def _telltale_word(labelled: Sequence[tuple[Row, dict[str, Any]]], fix: str) -> 
 def garbled_text(view: View) -> Iterator[Finding]:
     """Text was decoded with the wrong encoding."""
     rows = view.rows.get("train", [])
-    bad = [row for row in rows if clean.looks_garbled(as_row(row, "train").text)]
+    bad = [row for row in rows if clean.looks_garbled(as_row(row, view.schema.name).text)]
     if bad:
         yield finding(
             "mojibake",

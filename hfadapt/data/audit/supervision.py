@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem
 from hfadapt.data.audit import findings as found
 from hfadapt.data.audit import rows as row_checks
 from hfadapt.data.audit import tokens as token_checks
 from hfadapt.data.columns import form_of
 from hfadapt.data.prepared import RECORD, file_hashes, read_split
-from hfadapt.data.rows import SPLITS, Form, name_rows
+from hfadapt.data.rows import SPLITS, name_rows
+from hfadapt.modalities import IGNORED, Example
+from hfadapt.modalities.text import token_ids
 from hfadapt.records.stages import Audit, DataRecord, Finding, Lengths, LongRow
-from hfadapt.tasks import IGNORED, Example
+from hfadapt.tasks import Task
 
 CHECKS = (*row_checks.CHECKS, *token_checks.CHECKS)
 ENCODE_ROWS = 512
@@ -25,7 +28,7 @@ WITHOUT_CUT = 1 << 30
 
 def audit(
     cell_folder: Path,
-    task: Any,
+    task: Task,
     tokenizer: Any,
     *,
     max_length: int,
@@ -61,7 +64,7 @@ def audit(
         examples[split], encoded[split], more = _encode(rows[split], task, tokenizer, max_length, labels)
         refused.extend(more)
     view = found.View(
-        form=form,
+        schema=registry.schema(form),
         rows=rows,
         examples=examples,
         encoded=encoded,
@@ -84,7 +87,7 @@ def audit(
     labelled = [sum(1 for label in example.labels if label != IGNORED) for example in trained]
     return Audit(
         rows=len(rows["train"]),
-        tokens=sum(len(example.input_ids) for example in trained),
+        tokens=sum(example.size for example in trained),
         labelled_tokens=sum(labelled),
         truncated_rows=sum(1 for example in trained if example.truncated),
         unlabelled_rows=sum(1 for count in labelled if count == 0),
@@ -97,13 +100,13 @@ def audit(
     )
 
 
-def _form(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Form:
+def _form(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     first = next((row for split in SPLITS for row in rows[split]), {"text": ""})
     return form_of({name: value for name, value in first.items() if value is not None})
 
 
 def _encode(
-    rows: Sequence[dict[str, Any]], task: Any, tokenizer: Any, max_length: int, labels: Sequence[str]
+    rows: Sequence[dict[str, Any]], task: Task, tokenizer: Any, max_length: int, labels: Sequence[str]
 ) -> tuple[list[Example], list[dict[str, Any]], list[Finding]]:
     """Tokenises in chunks; rows that the task refuses are named instead of ending the audit."""
     examples: list[Example] = []
@@ -138,14 +141,15 @@ def _encode(
 
 def _sample(view: found.View) -> tuple[tuple[str, bool], ...]:
     """One row of middle length, decoded; each piece with whether it is trained."""
-    pairs = sorted(view.pairs(), key=lambda pair: len(pair[1].input_ids))
+    pairs = sorted(view.pairs(), key=lambda pair: pair[1].size)
     if not pairs:
         return ()
     row, example = pairs[len(pairs) // 2]
-    if not view.per_token:
-        return ((str(view.tokenizer.decode(list(example.input_ids))), False), (f" -> {row.get('label')}", True))
+    if not view.task.per_token:
+        label = view.schema.label(row)
+        return ((str(view.tokenizer.decode(list(token_ids(example)))), False), (f" -> {label}", True))
     pieces: list[tuple[list[int], bool]] = []
-    for token, label in zip(example.input_ids, example.labels, strict=True):
+    for token, label in zip(token_ids(example), example.labels, strict=True):
         if not pieces or pieces[-1][1] != (label != IGNORED):
             pieces.append(([], label != IGNORED))
         pieces[-1][0].append(token)
@@ -168,7 +172,7 @@ def require_clean(audit: Audit, place: str) -> None:
         raise DataError(f"the audit found {len(hard)} fault(s) that training would not show", problems=problems)
 
 
-def lengths(rows: Sequence[Mapping[str, Any]], task: Any, tokenizer: Any, *, labels: Sequence[str] = ()) -> Lengths:
+def lengths(rows: Sequence[Mapping[str, Any]], task: Task, tokenizer: Any, *, labels: Sequence[str] = ()) -> Lengths:
     """Token lengths of rows as the task encodes them, before any cut.
 
     Raises:
@@ -198,7 +202,7 @@ def lengths(rows: Sequence[Mapping[str, Any]], task: Any, tokenizer: Any, *, lab
 
 
 def drop_too_long(
-    cell_folder: Path, task: Any, tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()
+    cell_folder: Path, task: Task, tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()
 ) -> DataRecord:
     """For `data.too_long: drop`: takes rows that the tokenizer finds longer than `max_length` out of a cell's splits.
 

@@ -9,9 +9,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hfadapt.data.audit.findings import ALWAYS_SPECIAL, MARKER, Check, View, answers_of, finding, level_for
+from hfadapt.data.audit.findings import ALWAYS_SPECIAL, MARKER, Check, View, finding, level_for
+from hfadapt.modalities import IGNORED, Example
+from hfadapt.modalities.text import token_ids
 from hfadapt.records.stages import Finding
-from hfadapt.tasks import IGNORED, Example
+from hfadapt.schemas import RowSchema
 
 # --- tokens ----------------------------------------------------------------------------------------------------------
 
@@ -35,7 +37,7 @@ def no_labels(view: View) -> Iterator[Finding]:
 
 def learns_to_stop(view: View) -> bool | None:
     """Whether training shows the model where an answer ends; None where there is nothing to stop."""
-    if not view.per_token:
+    if not view.task.writes:
         return None
     whole = [example for _, example in view.pairs() if not example.truncated]
     if not whole:
@@ -49,7 +51,7 @@ def _last_label(example: Example) -> int:
 
 def stop_token(view: View) -> Iterator[Finding]:
     """The end of an answer is absent, or masked."""
-    if not view.per_token:
+    if not view.task.writes:
         return
     absent: list[dict[str, Any]] = []
     masked: list[dict[str, Any]] = []
@@ -58,7 +60,7 @@ def stop_token(view: View) -> Iterator[Finding]:
         last = max((i for i, label in enumerate(example.labels) if label != IGNORED), default=None)
         if last is None or example.truncated or example.labels[last] in view.stop_ids:
             continue
-        (masked if view.stop_ids & set(example.input_ids[last + 1 : last + 4]) else absent).append(row)
+        (masked if view.stop_ids & set(token_ids(example)[last + 1 : last + 4]) else absent).append(row)
     name = getattr(view.tokenizer, "eos_token", None)
     if masked:
         yield finding(
@@ -83,9 +85,9 @@ def stop_token(view: View) -> Iterator[Finding]:
 def padding(view: View) -> Iterator[Finding]:
     """Padding a batch hides labels, as a pad token that is also the end token does in many collators."""
     chosen = [example for _, example in view.pairs() if example.labels][:256]
-    if not view.per_token or not chosen:
+    if not view.task.per_token or not chosen:
         return
-    chosen = sorted(chosen, key=lambda example: len(example.input_ids))
+    chosen = sorted(chosen, key=lambda example: example.size)
     chosen = [chosen[0], chosen[-1]]
     eos, pad = view.tokenizer.eos_token_id, view.tokenizer.pad_token_id
     batch = view.task.collate(chosen, pad if pad is not None else eos)
@@ -93,7 +95,7 @@ def padding(view: View) -> Iterator[Finding]:
     expected = sum(1 for example in chosen for label in example.labels if label != IGNORED)
     shown = int(batch["attention_mask"].sum())
     rows = [view.encoded["train"][i] for i in range(min(2, len(view.encoded["train"])))]
-    if kept < expected or shown < sum(len(example.input_ids) for example in chosen):
+    if kept < expected or shown < sum(example.size for example in chosen):
         yield finding(
             "pad-hides-stop",
             "hard",
@@ -113,18 +115,14 @@ def truncated(view: View) -> Iterator[Finding]:
     if not long:
         return
     fix = f"raise data.max_length (now {view.max_length} tokens), shorten these rows, or set data.too_long: drop"
-    cut = [
-        row
-        for row, example in long
-        if view.form in ("completion", "messages") and _last_label(example) not in view.stop_ids
-    ]
+    cut = [row for row, example in long if view.schema.writes and _last_label(example) not in view.stop_ids]
     if cut:
         yield finding(
             "answer-cut", level_for(len(cut), len(pairs), 0.05), "the answer is cut off", cut, fix, len(pairs)
         )
     if len(long) > len(cut):
         rows = [row for row, _ in long if row not in cut] if len(long) < 2_000 else [row for row, _ in long]
-        level = "soft" if view.form == "labelled" or len(long) < 0.5 * len(pairs) else "hard"
+        level = "soft" if not view.task.per_token or len(long) < 0.5 * len(pairs) else "hard"
         yield finding("truncated", level, "the text is cut off", rows, fix, len(pairs))
 
 
@@ -132,7 +130,7 @@ def double_bos(view: View) -> Iterator[Finding]:
     """The beginning-of-sequence token stands twice: once from the template, once from the tokenizer."""
     bos = getattr(view.tokenizer, "bos_token_id", None)
     pairs = list(view.pairs())
-    bad = [row for row, example in pairs if bos is not None and example.input_ids[:2] == (bos, bos)]
+    bad = [row for row, example in pairs if bos is not None and token_ids(example)[:2] == (bos, bos)]
     if bad:
         yield finding(
             "double-bos",
@@ -146,7 +144,7 @@ def double_bos(view: View) -> Iterator[Finding]:
 
 def chat_template(view: View) -> Iterator[Finding]:
     """The chat template is missing, or was made for another model."""
-    if view.form != "messages":
+    if not view.schema.chat:
         return
     template = getattr(view.tokenizer, "chat_template", None)
     if not template:
@@ -186,12 +184,12 @@ def chat_template(view: View) -> Iterator[Finding]:
 
 def trained_spans(view: View) -> Iterator[Finding]:
     """What is learned is not the answer: other roles, only some turns, the prompt, or text that decodes differently."""
-    if view.form not in ("completion", "messages"):
+    if not view.schema.writes:
         return
     faults: dict[str, list[dict[str, Any]]] = defaultdict(list)
     pairs = [(row, example) for row, example in view.pairs() if not example.truncated]
     for row, example in pairs:
-        fault = _span_fault(row, squeeze(trained_text(example, view.tokenizer)))
+        fault = _span_fault(view.schema, row, squeeze(trained_text(example, view.tokenizer)))
         if fault:
             faults[fault].append(row)
     said = {
@@ -211,26 +209,24 @@ def trained_spans(view: View) -> Iterator[Finding]:
         yield finding(fault, level_for(len(rows), len(pairs), hard_from), what, rows, fix, len(pairs))
 
 
-def _span_fault(row: Mapping[str, Any], learned: str) -> str | None:
-    answers = [squeeze(answer) for answer in answers_of(row)]
+def _span_fault(schema: RowSchema, row: Mapping[str, Any], learned: str) -> str | None:
+    answers = [squeeze(answer) for answer in schema.answers(row)]
     answers = [answer for answer in answers if answer]
     whole = "".join(answers)
     if not whole or learned == whole:
         return None
     if not learned:
         return "no-response"
-    if row.get("messages"):
-        asked = [squeeze(str(turn["content"] or "")) for turn in row["messages"] if turn["role"] != "assistant"]
+    asked = [squeeze(text) for text in schema.asked(row)]
+    if schema.chat:
         if any(len(each) > 3 and each in learned and each not in whole for each in asked):
             return "wrong-role"
         if len(answers) > 1 and learned == answers[-1]:
             return "only-last-turn"
         if len(answers) > 1 and any(answer not in learned for answer in answers):
             return "turns-missing"
-    else:
-        prompt = squeeze(str(row.get("prompt") or ""))
-        if learned.endswith(whole) and len(learned) > len(whole) and prompt.endswith(learned[: -len(whole)][-20:]):
-            return "prompt-trained"
+    elif learned.endswith(whole) and len(learned) > len(whole) and asked[0].endswith(learned[: -len(whole)][-20:]):
+        return "prompt-trained"
     return None if whole in learned else "round-trip"
 
 
@@ -241,7 +237,7 @@ def squeeze(text: str) -> str:
 
 def trained_text(example: Example, tokenizer: Any) -> str:
     """The text of the labelled tokens without special tokens."""
-    ids = [token for token, label in zip(example.input_ids, example.labels, strict=True) if label != IGNORED]
+    ids = [token for token, label in zip(token_ids(example), example.labels, strict=True) if label != IGNORED]
     return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
@@ -249,11 +245,11 @@ def unknown_tokens(view: View) -> Iterator[Finding]:
     """The tokenizer does not know the words: another language, or text that is no text."""
     unknown = getattr(view.tokenizer, "unk_token_id", None)
     pairs = list(view.pairs())
-    total = sum(len(example.input_ids) for _, example in pairs)
+    total = sum(example.size for _, example in pairs)
     if unknown is None or not total:
         return
-    bad = [row for row, example in pairs if example.input_ids.count(unknown) > 0.2 * len(example.input_ids)]
-    share = sum(example.input_ids.count(unknown) for _, example in pairs) / total
+    bad = [row for row, example in pairs if token_ids(example).count(unknown) > 0.2 * example.size]
+    share = sum(token_ids(example).count(unknown) for _, example in pairs) / total
     if share > 0.02 and bad:
         yield finding(
             "unknown-tokens",

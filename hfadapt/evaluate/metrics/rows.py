@@ -7,43 +7,26 @@ the statistics (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, choice_problem
 from hfadapt.evaluate.metrics import text
 from hfadapt.evaluate.metrics.text import Texts
 from hfadapt.records.stages import Metric
-from hfadapt.tasks import Scores
+from hfadapt.schemas import LabelKind
+from hfadapt.tasks import RowMetric, Scores
 
 if TYPE_CHECKING:
     from hfadapt.recipe.schema import Lock
 
 BINS = 10
 CHUNK_CELLS = 20_000_000
-
-
-@dataclass(frozen=True)
-class RowMetric:
-    """A metric of N rows.
-
-    Args:
-        about: What it is, in a line.
-        needs: What it reads: `classes`, `probabilities` or `losses` of Scores, or `texts` (Texts).
-        higher_is_better: Direction of improvement.
-        statistics: What each row contributes, (N, K), from Scores or Texts.
-        value: The metric of summed contributions, (..., K) → (...).
-    """
-
-    name: str
-    about: str
-    needs: str
-    higher_is_better: bool
-    statistics: Callable[[Any], np.ndarray]
-    value: Callable[[np.ndarray], np.ndarray]
 
 
 def _classes(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
@@ -79,15 +62,34 @@ def _macro_f1(sums: np.ndarray) -> np.ndarray:
     return f1.sum(-1) / np.maximum(occurs.sum(-1), 1)
 
 
-def _bins(scores: Scores) -> np.ndarray:
-    """Per bin of confidence: count·(1), confidence, hit."""
+def decisions(scores: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every choice of a class that was made: its row, the probability of what was chosen, whether it is right; (M,).
+
+    One a row, one a token, or, where a row may have several classes, one a row and class.
+    """
     assert scores.probabilities is not None
     gold, predictions = _classes(scores)
-    confidence = scores.probabilities.max(-1)
+    if scores.kind == "tokens":
+        rows = np.repeat(np.arange(len(gold)), [len(each) for each in gold])
+        if not len(rows):
+            return rows, np.zeros(0), np.zeros(0, dtype=bool)
+        sure = np.concatenate([each.max(-1) for each in scores.probabilities])
+        return rows, sure, np.concatenate(list(gold)) == np.concatenate(list(predictions))
+    if scores.kind == "classes":
+        rows = np.repeat(np.arange(len(gold)), gold.shape[1])
+        sure = np.maximum(scores.probabilities, 1 - scores.probabilities).ravel()
+        return rows, sure, (gold == predictions).ravel()
+    return np.arange(len(gold)), scores.probabilities.max(-1), gold == predictions
+
+
+def _bins(scores: Scores) -> np.ndarray:
+    """Of each row, per bin of confidence: decisions, their confidence, hits."""
+    rows, confidence, hit = decisions(scores)
+    sums = np.zeros((len(scores.losses), 3 * BINS))
     own = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    inside = np.eye(BINS)[own]
-    hit = (gold == predictions).astype(np.float64)
-    return np.concatenate([inside, inside * confidence[:, None], inside * hit[:, None]], axis=1)
+    for part, values in enumerate((np.ones(len(rows)), confidence, hit.astype(np.float64))):
+        np.add.at(sums, (rows, part * BINS + own), values)
+    return sums
 
 
 def _calibration_error(sums: np.ndarray) -> np.ndarray:
@@ -104,10 +106,12 @@ def _ratio(sums: np.ndarray) -> np.ndarray:
     return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1e-12))
 
 
+SINGLE: frozenset[LabelKind] = frozenset({"class"})
+CHOSEN: frozenset[LabelKind] = frozenset({"class", "classes", "tokens"})
 METRICS = {
     metric.name: metric
     for metric in (
-        RowMetric("accuracy", "share of rows whose class is right", "classes", True, _hits, _ratio),
+        RowMetric("accuracy", "share of rows whose class is right", "classes", True, _hits, _ratio, SINGLE, True),
         RowMetric(
             "label_accuracy",
             "share of rows for which a language model finds the right answer the most likely one",
@@ -115,8 +119,19 @@ METRICS = {
             True,
             _hits,
             _ratio,
+            SINGLE,
+            True,
         ),
-        RowMetric("macro_f1", "F1 averaged over the classes that occur", "classes", True, _per_class, _macro_f1),
+        RowMetric(
+            "macro_f1",
+            "F1 averaged over the classes that occur",
+            "classes",
+            True,
+            _per_class,
+            _macro_f1,
+            SINGLE,
+            True,
+        ),
         RowMetric(
             "calibration_error",
             "expected calibration error over ten equal bins of confidence",
@@ -124,6 +139,8 @@ METRICS = {
             False,
             _bins,
             _calibration_error,
+            CHOSEN,
+            True,
         ),
         RowMetric("loss", "negative log-likelihood in nats per label", "losses", False, _losses, _ratio),
         RowMetric(
@@ -158,10 +175,18 @@ METRICS = {
 
 def find(name: str) -> RowMetric:
     """The metric of that name. Raises RequestError with the nearest one."""
-    if name not in METRICS:
-        problem = choice_problem("there is no metric of that name", name, METRICS, place="evaluate.metrics")
+    known = known_metrics()
+    if name not in known:
+        problem = choice_problem("there is no metric of that name", name, known, place="evaluate.metrics")
         raise RequestError(problem.what, problems=[problem])
-    return METRICS[name]
+    return known[name]
+
+
+@cache
+def known_metrics() -> dict[str, RowMetric]:
+    """All metrics by name: those of every task, and those that a task brings."""
+    own = {metric.name: metric for name in registry.names("tasks") for metric in registry.task(name).own_metrics}
+    return METRICS | own
 
 
 def usable(metric: RowMetric, scores: Scores) -> bool:
@@ -170,13 +195,15 @@ def usable(metric: RowMetric, scores: Scores) -> bool:
         return False
     if metric.needs == "losses":
         return True
+    if metric.kinds and scores.kind not in metric.kinds:
+        return False
     return scores.predictions is not None and (metric.needs == "classes" or scores.probabilities is not None)
 
 
 def leading(names: Sequence[str], scores: Scores) -> RowMetric:
     """The first of the named metrics that the scores can give, else the loss."""
-    known = [METRICS[name] for name in names if name in METRICS]
-    return next((metric for metric in known if usable(metric, scores)), METRICS["loss"])
+    known = known_metrics()
+    return next((known[name] for name in names if name in known and usable(known[name], scores)), known["loss"])
 
 
 def sampling(lock: Lock) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hfadapt.data import canaries
+from hfadapt.modalities import IGNORED, Row
 from hfadapt.records.evidence import Canaries, CanaryGroup
-from hfadapt.tasks import IGNORED, Row
 
 if TYPE_CHECKING:
     from hfadapt.evaluate.bench import Bench
@@ -138,9 +138,10 @@ def rank_among(bench: Bench, rows: Sequence[Row], references: Sequence[Row]) -> 
     examples = bench.encode([*rows, *references])
     if not all(any(label != IGNORED for label in example.labels) for example in examples):
         return None
-    few = bool(bench.choices) or bench.lock.task != "causal-lm"
+    few = bool(bench.choices) or not bench.task.writes
     adapter = bench.score(examples, choose=few)
-    if adapter.probabilities is not None and adapter.gold is not None:
+    if adapter.single and adapter.probabilities is not None:
+        assert adapter.gold is not None
         logp = np.log(np.maximum(adapter.probabilities, 1e-300))
         gold = adapter.gold[: len(rows)]
         own, others = logp[np.arange(len(rows)), gold], logp[len(rows) :, gold].T

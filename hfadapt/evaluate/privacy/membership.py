@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfadapt.data.rows import stable_hash
+from hfadapt.modalities import IGNORED, Example, Row
 from hfadapt.records.evidence import Attack, Estimate, Membership
-from hfadapt.tasks import IGNORED, Example, Row
 
 if TYPE_CHECKING:
     from hfadapt.evaluate.privacy.token_scores import TokenScores
-    from hfadapt.tasks import Scores
+    from hfadapt.schemas import RowSchema
+from hfadapt.tasks import Scores
 
 MIN_K = 0.2
 """Share of a row's tokens, the least likely ones, that Min-K% looks at (Shi et al. 2024, arXiv 2310.16789)."""
@@ -122,7 +123,8 @@ def choice_attacks(adapter: Scores, base: Scores | None) -> dict[str, np.ndarray
     found = {"loss": -adapter.losses}
     if base is not None:
         found["loss difference"] = base.losses - adapter.losses
-    if adapter.probabilities is not None and adapter.gold is not None:
+    if adapter.single and adapter.probabilities is not None:
+        assert adapter.gold is not None
         rows = np.arange(len(adapter.gold))
         right = adapter.probabilities[rows, adapter.gold]
         others = adapter.probabilities.copy()
@@ -132,11 +134,9 @@ def choice_attacks(adapter: Scores, base: Scores | None) -> dict[str, np.ndarray
     return found
 
 
-def row_text(row: Row) -> str:
+def row_text(schema: RowSchema, row: Row) -> str:
     """Everything that a row says, its label left out."""
-    if row.get("messages"):
-        return "\n".join(str(turn["content"]) for turn in row["messages"])
-    return "\n".join(str(row[part]) for part in ("text", "prompt", "completion") if row.get(part))
+    return "\n".join(schema.stated(row))
 
 
 def sample(rows: Sequence[Any], count: int, seed: int, what: str) -> list[Any]:

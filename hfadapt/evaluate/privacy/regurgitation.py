@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from hfadapt.data.clean import find_pii, pii_kinds
+from hfadapt.modalities import IGNORED, Example
+from hfadapt.modalities.text import token_ids
 from hfadapt.models.generate import continuations
 from hfadapt.records.evidence import Estimate, PersonalData, Verbatim
-from hfadapt.tasks import IGNORED, Example
 
 if TYPE_CHECKING:
     from hfadapt.evaluate.bench import Bench
@@ -146,7 +147,7 @@ def repeated(values: Mapping[str, int], training_texts: Iterator[str]) -> int:
 def opening(example: Example) -> tuple[int, ...]:
     """Token ids that a generation starts from."""
     first = next((position for position, label in enumerate(example.labels) if label != IGNORED), 0)
-    return example.input_ids[:first][-LONGEST_PROMPT:] if first else example.input_ids[:FIRST_TOKENS]
+    return token_ids(example)[:first][-LONGEST_PROMPT:] if first else token_ids(example)[:FIRST_TOKENS]
 
 
 def generate(bench: Bench, prompts: Sequence[Sequence[int]], seed: int) -> list[str]:

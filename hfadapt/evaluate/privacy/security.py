@@ -18,8 +18,8 @@ from hfadapt.evaluate.privacy.exposure import exposure
 from hfadapt.evaluate.privacy.regurgitation import personal_data, verbatim
 from hfadapt.evaluate.privacy.token_scores import score_tokens
 from hfadapt.evaluate.robustness import PERTURBATIONS, robustness
+from hfadapt.modalities import IGNORED, Example, Row
 from hfadapt.records.evidence import Membership, SecurityRecord, Verbatim
-from hfadapt.tasks import IGNORED, Example, Row
 
 if TYPE_CHECKING:
     from hfadapt.evaluate.bench import Bench
@@ -44,7 +44,7 @@ def check(bench: Bench) -> SecurityRecord:
     inferred, repeated = _leaks(bench)
     exposed = exposure(bench)
     written = None
-    if bench.lock.task == "causal-lm" and not bench.choices:
+    if bench.task.writes and not bench.choices:
         prompts = bench.encode(mia.sample(bench.rows, GENERATIONS, bench.lock.data.seed, "prompts"))
         written = personal_data(bench, prompts, _training_texts(bench))
     say(f"{bench.cell.domain}: robustness checks")
@@ -69,7 +69,7 @@ def affordable(bench: Bench, examples: Sequence[Example], passes: int) -> int:
     """
     if not examples:
         return MOST_ROWS
-    tokens = float(np.mean([len(example.input_ids) for example in examples]))
+    tokens = float(np.mean([example.size for example in examples]))
     if any(len(choice) > 1 for choice in bench.choices.values()):
         # Answers of several tokens are scored one by one.
         passes *= 1 + len(bench.choices)
@@ -91,7 +91,7 @@ def _leaks(bench: Bench) -> tuple[Membership | None, Verbatim | None]:
     examples = [example for _, example in (*members, *others)]
     first = len(members)
     repeated = None
-    if bench.lock.task == "causal-lm" and not bench.choices:
+    if bench.task.writes and not bench.choices:
         adapter, base = score_tokens(bench, examples), score_tokens(bench, examples, adapter=False)
         attacks = mia.token_attacks(adapter, base, examples, bench.base.tokenizer.decode)
         repeated = verbatim(
@@ -105,9 +105,13 @@ def _leaks(bench: Bench) -> tuple[Membership | None, Verbatim | None]:
     else:
         untrained = bench.task.baseline == "base"
         attacks = mia.choice_attacks(bench.score(examples), bench.score(examples, adapter=False) if untrained else None)
+
+    def texts(part: Sequence[tuple[Row, Example]]) -> list[str]:
+        return [mia.row_text(bench.schema, row) for row, _ in part]
+
     inferred = mia.membership(
         {name: (values[:first], values[first:]) for name, values in attacks.items()},
-        ([mia.row_text(row) for row, _ in members], [mia.row_text(row) for row, _ in others]),
+        (texts(members), texts(others)),
         resamples=settings.resamples,
         confidence=settings.confidence,
         seed=seed,
@@ -117,7 +121,7 @@ def _leaks(bench: Bench) -> tuple[Membership | None, Verbatim | None]:
 
 def _scorable(bench: Bench, rows: Sequence[Row]) -> list[tuple[Row, Example]]:
     """Rows with their examples, without those whose answer was cut off."""
-    single = bench.lock.task != "causal-lm"
+    single = not bench.task.writes
     return [
         (row, example)
         for row, example in zip(rows, bench.encode(rows), strict=True)
@@ -132,4 +136,4 @@ def _training_texts(bench: Bench) -> Iterator[str]:
     with parquet.ParquetFile(bench.cell.folder / "data" / "train.parquet") as file:
         for batch in file.iter_batches(batch_size=4096):
             rows: list[dict[str, Any]] = batch.to_pylist()
-            yield from map(mia.row_text, rows)
+            yield from (mia.row_text(bench.schema, row) for row in rows)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from hfadapt.tasks import Example
-from hfadapt.tasks.causal_lm.task import labelled_logits
+from hfadapt.modalities import Example
 
 if TYPE_CHECKING:
     from hfadapt.evaluate.bench import Bench
@@ -49,7 +48,8 @@ def score_tokens(bench: Bench, examples: Sequence[Example], *, adapter: bool = T
 def _score(bench: Bench, model: torch.nn.Module, examples: Sequence[Example]) -> list[TokenScores]:
     found: list[TokenScores | None] = [None] * len(examples)
     for numbers, batch in bench.batches(examples):
-        logits, targets, owners = labelled_logits(model, batch)
+        _, targets, owners = bench.task.targets(batch)
+        logits = bench.task.label_logits(model, batch)
         columns = [
             np.concatenate(parts)
             for parts in zip(

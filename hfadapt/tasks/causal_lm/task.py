@@ -7,43 +7,58 @@ stop. Logits are computed for labelled positions alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.tasks import IGNORED, Batches, Example, Row, Scores, Task, pad
+from hfadapt.modalities import IGNORED, Example, Row
+from hfadapt.modalities.text import packed, pad, text_example, token_ids
+from hfadapt.tasks import Answer, Batches, ReadSplit, Scores, Served, Task
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
 Labelled = tuple[list[int], list[int]]
+MOST_CHOICES = 20
+"""With at most this many different completions, the task is to choose among them."""
+
+SHORTEST_ANSWER = 2
+"""One token, and the one that ends the answer."""
 
 
-class CausalLM:
+class CausalLM(Task):
     """Rows of prompt and completion, of messages, or of text."""
 
     name = "causal-lm"
+    title = "language modelling"
     pipeline_tag = "text-generation"
     peft_task_type = "CAUSAL_LM"
     auto_class = "AutoModelForCausalLM"
-    forms = frozenset({"completion", "messages", "text"})
+    schemas = frozenset({"completion", "messages", "text"})
+    label_kind = "none"
     baseline = "base"
-    packs = True
     metrics = ("perplexity",)
+    writes = True
+    per_token = True
+    packs = True
+    assumed_tokens = 512
+    # In 16 bits a language model's answer would depend on what else is in the batch.
+    answer_rows = 1
+    folder = Path(__file__).parent
 
-    @cached_property
-    def snippet(self) -> str:
-        """The code that opens an adapter of this task, a template of jinja."""
-        return Path(__file__).with_name("snippet.py.j2").read_text(encoding="utf-8")
+    def outputs(self, labels: Sequence[str]) -> int:
+        """The vocabulary's, whatever the labels."""
+        return 0
 
     def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
         """Nothing beyond the defaults."""
         return {}
 
     def encode(
-        self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, max_length: int, labels: Sequence[str] = ()
+        self, rows: Sequence[Row], tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()
     ) -> list[Example]:
         """Labels are `IGNORED` on everything the model is not asked to produce.
 
@@ -71,7 +86,7 @@ class CausalLM:
                 # The first token is no label: nothing comes before it from which it could be predicted.
                 marks = [IGNORED, *ids[1:]]
                 length = len(ids)
-            examples.append(Example(tuple(ids[:max_length]), tuple(marks[:max_length]), length, number))
+            examples.append(text_example(ids[:max_length], marks[:max_length], length=length, row=number))
         return examples
 
     def collate(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
@@ -84,12 +99,25 @@ class CausalLM:
             labels[i, : len(example.labels)] = torch.tensor(example.labels)
         return {**batch, "labels": labels}
 
-    def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy in float32 at the labelled positions."""
+    def pack(self, examples: Sequence[Example], tokens: int, pad_token_id: int) -> dict[str, torch.Tensor]:
+        """input_ids, position_ids, labels and rows, all (1, `tokens`)."""
+        return packed(examples, tokens, pad_token_id)
+
+    def targets(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The positions that predict a label, counted through all B·T, and for each the label and its row."""
         import torch
 
+        labels = batch["labels"]
+        keep = torch.zeros_like(labels, dtype=torch.bool)
+        keep[:, :-1] = labels[:, 1:] != IGNORED
+        places = keep.flatten().nonzero()[:, 0]
+        rows = batch["rows"].flatten()[places] if "rows" in batch else places // labels.shape[1]
+        return places, labels.flatten()[places + 1], rows
+
+    def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy in float32 at the labelled positions."""
         logits, targets, rows = labelled_logits(model, batch)
-        return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none"), rows
+        return self.criterion(logits, targets), rows
 
     def label_logits(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Logits (L, V) of the positions that predict a label."""
@@ -127,24 +155,64 @@ class CausalLM:
         shifted = np.exp(probabilities - probabilities.max(-1, keepdims=True))
         return Scores(gold, probabilities.argmax(-1), shifted / shifted.sum(-1, keepdims=True), losses, tokens)
 
+    # --- answers -----------------------------------------------------------------------------------------------------
 
-def labelled_positions(batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The L positions that predict a label, counted through all B·T, and for each the label and its row, all (L,)."""
-    import torch
+    def answer_texts(self, form: str, completions: Mapping[str, str], read: ReadSplit) -> dict[str, str]:
+        """The completions among which the model is asked to choose, by name.
 
-    labels = batch["labels"]
-    keep = torch.zeros_like(labels, dtype=torch.bool)
-    keep[:, :-1] = labels[:, 1:] != IGNORED
-    places = keep.flatten().nonzero()[:, 0]
-    rows = batch["rows"].flatten()[places] if "rows" in batch else places // labels.shape[1]
-    return places, labels.flatten()[places + 1], rows
+        Empty when the rows are not of the kind where every answer is one of a few.
+        """
+        texts = dict(completions)
+        if not texts and "completion" in registry.schema(form).parts:
+            seen = sorted({row["completion"] for row in read("train")})
+            tested = {row["completion"] for split in ("validation", "test") for row in read(split)}
+            if 2 <= len(seen) <= MOST_CHOICES and tested <= set(seen):
+                names = [text.strip() or text for text in seen]
+                # Answers that differ in white space alone keep it in their names.
+                texts = dict(zip(seen if len(set(names)) < len(names) else names, seen, strict=True))
+        return texts
+
+    def choices(self, texts: Mapping[str, str], tokenizer: Any) -> dict[str, tuple[int, ...]]:
+        """`answer_texts` as token ids without the end token."""
+        return {name: tuple(completion_ids(text, tokenizer, end=False)) for name, text in texts.items()}
+
+    def answer(
+        self, served: Sequence[Served], texts: Sequence[str], max_new_tokens: int, names: Sequence[str] = ()
+    ) -> list[Answer]:
+        """The most likely of the choices; without choices, what the model writes."""
+        if served[0].choices:
+            return self._choose(served, texts, names)
+        prompts = [asked_ids(each, text) for each, text in zip(served, texts, strict=True)]
+        written = served[0].generate(prompts, max_new_tokens, names)
+        said = served[0].tokenizer.batch_decode(written, skip_special_tokens=True)
+        return [Answer(text=text, generated=each.strip()) for text, each in zip(texts, said, strict=True)]
+
+    def _choose(self, served: Sequence[Served], texts: Sequence[str], names: Sequence[str]) -> list[Answer]:
+        import torch
+
+        model, choices = served[0].model, served[0].choices
+        examples = [question(each, text) for each, text in zip(served, texts, strict=True)]
+
+        def batches(rows: Sequence[Example]) -> Any:
+            batch = self.collate(rows, served[0].pad_token_id)
+            yield list(range(len(rows))), {name: part.to(model.device) for name, part in batch.items()}
+
+        with torch.inference_mode():
+            asked = partial(model, **({"adapter_names": list(names)} if names else {}))
+            scores = self.score(asked, examples, batches, tuple(choices.values()))
+        assert scores.probabilities is not None
+        words = list(choices)
+        return [
+            Answer(text=text, label=words[int(row.argmax())], probability=float(row.max()))
+            for text, row in zip(texts, scores.probabilities, strict=True)
+        ]
 
 
 def labelled_logits(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits (L, V) of the L positions that predict a label, the labels (L,), and the row of each (L,)."""
     import torch
 
-    places, targets, rows = labelled_positions(batch)
+    places, targets, rows = KIND.targets(batch)
     keep = torch.zeros_like(batch["labels"], dtype=torch.bool)
     keep.view(-1)[places] = True
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
@@ -161,6 +229,34 @@ def _row_logprobs(model: Any, batch: Mapping[str, torch.Tensor], numbers: Sequen
     for i, number in enumerate(numbers):
         own = owners == i
         yield number, torch.log_softmax(logits[own].float(), -1), targets[own]
+
+
+def question(asked: Served, text: str) -> Example:
+    """The row of a text that is answered with one of the choices.
+
+    One stand-in label makes the row scorable; only the choice is read.
+    """
+    ids = asked_ids(asked, text, max(map(len, asked.choices.values())) + 1)
+    end = asked.tokenizer.eos_token_id
+    first = next(iter(asked.choices.values()))
+    labels = (*(IGNORED,) * len(ids), *first, end)
+    return text_example((*ids, *first, end), labels, length=len(labels), row=0)
+
+
+def asked_ids(asked: Served, text: str, answer_tokens: int = SHORTEST_ANSWER) -> list[int]:
+    """Token ids of what precedes the answer, as training saw them: the recipe's template, a chat turn, or the text.
+
+    What is too long for an answer of so many tokens loses its beginning. How long an answer that is written freely will
+    be is not known. With room for the shortest, no prompt is cut that a row of training or evaluation could have held.
+    """
+    ids = None
+    if asked.prompt is not None:
+        text = asked.prompt.replace("{text}", text) if "{text}" in asked.prompt else text
+    elif asked.form is not None and registry.schema(asked.form).chat:
+        messages = [{"role": "user", "content": text}]
+        rendered = asked.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = list(asked.tokenizer(rendered, add_special_tokens=False)["input_ids"])
+    return without_beginning(prompt_ids(text, asked.tokenizer) if ids is None else ids, answer_tokens, asked.max_length)
 
 
 def without_beginning(prompt: Sequence[int], answer_tokens: int, max_length: int) -> list[int]:
@@ -188,7 +284,8 @@ def _completion(example: Example) -> tuple[int, ...]:
 
 def _with_completion(example: Example, choice: Sequence[int]) -> Example:
     prompt = len(example.labels) - len(_completion(example))
-    return Example((*example.input_ids[:prompt], *choice), (*(IGNORED,) * prompt, *choice), example.length, example.row)
+    ids, labels = (*token_ids(example)[:prompt], *choice), (*(IGNORED,) * prompt, *choice)
+    return text_example(ids, labels, length=example.length, row=example.row)
 
 
 def encode_messages(messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase) -> Labelled:
@@ -234,4 +331,4 @@ def encode_messages(messages: Sequence[Mapping[str, str]], tokenizer: PreTrained
     return ids, labels
 
 
-KIND: Task = CausalLM()
+KIND = CausalLM()

@@ -1,36 +1,36 @@
-"""One label per text: encoders and decoders with a classification head."""
+"""One class per text: encoders and decoders with a classification head."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import DataError, nearest
-from hfadapt.tasks import IGNORED, Batches, Example, Row, Scores, Task, pad
+from hfadapt.modalities import Example, Row
+from hfadapt.modalities.text import cut, pad, text_example
+from hfadapt.tasks import Answer, Batches, Scores, Served, Task
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
 
 
-class TextClassification:
+class TextClassification(Task):
     """Rows of `text` and `label`; cross-entropy over C classes; compared with a linear probe."""
 
     name = "text-classification"
+    title = "text classification"
     pipeline_tag = "text-classification"
     peft_task_type = "SEQ_CLS"
     auto_class = "AutoModelForSequenceClassification"
-    forms = frozenset({"labelled"})
-    baseline = "linear probe"
-    packs = False
+    schemas = frozenset({"labelled"})
     metrics = ("accuracy", "macro_f1", "calibration_error", "loss")
+    folder = Path(__file__).parent
+    problem_type = "single_label_classification"
 
-    @cached_property
-    def snippet(self) -> str:
-        """The code that opens an adapter of this task, a template of jinja."""
-        return Path(__file__).with_name("snippet.py.j2").read_text(encoding="utf-8")
+    def snippet_agrees(self, printed: str, prediction: Any) -> bool:
+        """It printed the class that the evaluation saw."""
+        return printed.startswith(f"{prediction} (")
 
     def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
         """Label names for the config."""
@@ -38,32 +38,26 @@ class TextClassification:
             "num_labels": len(labels),
             "id2label": dict(enumerate(labels)),
             "label2id": {label: index for index, label in enumerate(labels)},
-            "problem_type": "single_label_classification",
+            "problem_type": self.problem_type,
         }
 
     def encode(
-        self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, max_length: int, labels: Sequence[str]
+        self, rows: Sequence[Row], tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()
     ) -> list[Example]:
         """Tokenises with the model's special tokens; a cut keeps them. Raises DataError for an unknown label."""
-        index = {label: i for i, label in enumerate(labels)}
         texts = [str(row["text"]) for row in rows]
         whole = tokenizer(texts, verbose=False)["input_ids"] if texts else []
-        examples = []
-        for number, (row, ids) in enumerate(zip(rows, whole, strict=True)):
-            label = row.get("label")
-            if label is not None and label not in index:
-                raise DataError(
-                    "a label is not in the label set",
-                    place=f"{row.get('source', 'row')} row {row.get('row', number)}",
-                    got=repr(label),
-                    allowed=", ".join(labels),
-                    fix=f"did you mean {nearest(str(label), labels)!r}?" if nearest(str(label), labels) else None,
-                )
-            kept = ids
-            if len(ids) > max_length:
-                kept = tokenizer(str(row["text"]), truncation=True, max_length=max_length)["input_ids"]
-            examples.append(Example(tuple(kept), (index[label],) if label is not None else (), len(ids), number))
-        return examples
+        return [
+            text_example(
+                cut(text, ids, tokenizer, max_length), self.target(row, labels, number), length=len(ids), row=number
+            )
+            for number, (row, text, ids) in enumerate(zip(rows, texts, whole, strict=True))
+        ]
+
+    def target(self, row: Row, labels: Sequence[str], number: int) -> tuple[Any, ...]:
+        """What is learned from a row; nothing where it has no label. Raises DataError for an unknown label."""
+        label = row.get("label")
+        return () if label is None else (index_of(label, labels, row, number),)
 
     def collate(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
         """input_ids (B, T), attention_mask (B, T), labels (B,)."""
@@ -74,21 +68,16 @@ class TextClassification:
             batch["labels"] = torch.tensor([example.labels[0] for example in examples])
         return batch
 
-    def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy of each labelled row, in float32."""
+    def targets(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Every row has one label."""
         import torch
 
-        rows = (batch["labels"] != IGNORED).nonzero()[:, 0]
-        logits = self.logits(model, batch)[rows]
-        return torch.nn.functional.cross_entropy(logits.float(), batch["labels"][rows], reduction="none"), rows
-
-    def logits(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Logits (B, C)."""
-        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        rows = torch.arange(len(batch["labels"]), device=batch["labels"].device)
+        return rows, batch["labels"], rows
 
     def label_logits(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Logits (B, C): every row has one label."""
-        return self.logits(model, batch)
+        """Logits (B, C)."""
+        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 
     def score(
         self, model: Any, examples: Sequence[Example], batches: Batches, choices: Sequence[Sequence[int]] = ()
@@ -99,10 +88,49 @@ class TextClassification:
 
         probabilities = np.zeros((len(examples), int(model.config.num_labels)), dtype=np.float64)
         for numbers, batch in batches(examples):
-            probabilities[numbers] = torch.softmax(self.logits(model, batch).float(), -1).cpu().numpy()
+            probabilities[numbers] = torch.softmax(self.label_logits(model, batch).float(), -1).cpu().numpy()
         gold = np.array([example.labels[0] for example in examples], dtype=np.int64)
         losses = -np.log(np.maximum(probabilities[np.arange(len(gold)), gold], 1e-12))
         return Scores(gold, probabilities.argmax(-1), probabilities, losses, np.ones(len(gold), dtype=np.int64))
 
+    def answer(
+        self, served: Sequence[Served], texts: Sequence[str], max_new_tokens: int, names: Sequence[str] = ()
+    ) -> list[Answer]:
+        """The head's outputs for each text, in words."""
+        import torch
 
-KIND: Task = TextClassification()
+        model, tokenizer = served[0].model, served[0].tokenizer
+        examples = [
+            self.encode([{"text": text}], tokenizer, max_length=each.max_length, labels=each.labels)[0]
+            for each, text in zip(served, texts, strict=True)
+        ]
+        batch = self.collate(examples, served[0].pad_token_id)
+        named = {"adapter_names": list(names)} if names else {}
+        with torch.inference_mode():
+            logits = model(**{name: part.to(model.device) for name, part in batch.items()}, **named).logits
+        return [
+            self.read(text, row, each.labels)
+            for each, text, row in zip(served, texts, logits.float().cpu(), strict=True)
+        ]
+
+    def read(self, text: str, logits: torch.Tensor, labels: Sequence[str]) -> Answer:
+        """The answer in a row of logits (C,)."""
+        probabilities = logits.softmax(-1)
+        return Answer(text=text, label=labels[int(probabilities.argmax())], probability=float(probabilities.max()))
+
+
+def index_of(label: Any, labels: Sequence[str], row: Row, number: int) -> int:
+    """The number of a class. Raises DataError, naming the row and the nearest class, for an unknown one."""
+    if label in labels:
+        return list(labels).index(label)
+    close = nearest(str(label), labels)
+    raise DataError(
+        "a label is not in the label set",
+        place=f"{row.get('source', 'row')} row {row.get('row', number)}",
+        got=repr(label),
+        allowed=", ".join(labels),
+        fix=f"did you mean {close!r}?" if close else None,
+    )
+
+
+KIND = TextClassification()

@@ -1,0 +1,177 @@
+"""The RowSchema contract: the columns of a prepared row, and what is said with them. One file per schema.
+
+A schema reads the columns of a source into canonical columns, says which words of a row are compared with other rows,
+which the model is shown and which it is to learn, and changes texts without touching what is learned. Everything that
+prepares, audits, perturbs or quotes rows asks the schema.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+LabelKind = Literal["none", "class", "classes", "number", "tokens"]
+"""What a row is labelled with: nothing, one class, several classes, a number, or a class for each of its tokens."""
+
+Columns = Mapping[str, Any]
+Change = Callable[[str, int], str]
+"""Changes one text of a row; the number tells the texts of a row apart."""
+
+LABEL_NAMES = (
+    "label",
+    "labels",
+    "class",
+    "category",
+    "sentiment",
+    "intent",
+    "emotion",
+    "topic",
+    "target",
+    "label_text",
+)
+TEXT_NAMES = (
+    *("text", "sentence", "content", "review", "tweet", "comment", "document", "body", "utterance", "message"),
+)
+_SYLLABLES = [first + vowel for first in "bcdfghjklmnprstvwz" for vowel in "aeiou"]
+
+
+class Unusable(Exception):
+    """A row that cannot be used, with the reason as in dropped.jsonl and what was found."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the completions of a domain look like, for rows that are made up.
+
+    Args:
+        completions: The completion that stands for each label.
+        few: All completions, where there are few different ones.
+        space: White space before a completion.
+        labels: The classes of the domain.
+    """
+
+    completions: Mapping[str, str]
+    few: Sequence[str] = ()
+    space: str = ""
+    labels: Sequence[str] = ()
+
+
+class RowSchema:
+    """What a schema has to say, with what most of them have in common. The module-level instance is called `KIND`.
+
+    Attributes:
+        name: Name in records (`form` in data.json).
+        rank: Where the columns of a source fit several schemas, the lowest is taken.
+        parts: Canonical parts that a source must have, such as `text` and `label`.
+        optional: Parts that are used where there are any.
+        names: Column names by which each part is recognised, in lower case, the first match wins.
+        label_kind: What a row is labelled with.
+        writes: Whether a row ends in text that a model learns to write.
+        chat: Whether the model's chat template turns a row into text.
+        verbatim: Parts that are learned as they are, outer white space included.
+        adopts: How rows of other schemas, by name, become rows of this one where a domain has both.
+        files: Readers of further kinds of files by suffix: lines of text → rows of columns.
+    """
+
+    name: str
+    rank: int
+    parts: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    names: Mapping[str, tuple[str, ...]] = {}
+    label_kind: LabelKind = "none"
+    writes: bool = False
+    chat: bool = False
+    verbatim: tuple[str, ...] = ()
+    adopts: Mapping[str, Callable[[Columns], dict[str, Any]]] = {}
+    files: Mapping[str, Callable[[Iterable[str]], Iterator[dict[str, Any]]]] = {}
+
+    def fields(self, labelled: bool) -> list[tuple[str, Any]]:
+        """Names and Arrow types of the canonical columns; fixed, so that an empty column does not change its type.
+
+        Args:
+            labelled: Whether the rows have classes beside what is learned, as completions that stand for labels do.
+        """
+        raise NotImplementedError
+
+    def make(self, values: Columns, name_of: Callable[[Any], str | None]) -> dict[str, Any]:
+        """Canonical columns from the parts of a source's row, of which none is None.
+
+        Args:
+            name_of: The name of a raw class; None where there is none.
+
+        Raises:
+            Unusable: the row cannot be used.
+        """
+        raise NotImplementedError
+
+    def words(self, row: Columns) -> str:
+        """What is compared with other rows."""
+        return self.shown(row)
+
+    def shown(self, row: Columns) -> str:
+        """What the model is shown; rows in which it is the same stay in one split."""
+        raise NotImplementedError
+
+    def quoted(self, row: Columns) -> tuple[str, ...]:
+        """Path of the text that stands for the row in a card, below the row: `("text",)`."""
+        return (self.parts[0],)
+
+    def label(self, row: Columns) -> str | None:
+        """In what rows with the same words must agree; None where nothing can be contradicted."""
+        value = row.get("label")
+        return None if value is None else str(value)
+
+    def classes(self, row: Columns) -> tuple[str, ...]:
+        """The classes that the row has."""
+        label = self.label(row)
+        return () if label is None else (label,)
+
+    def answers(self, row: Columns) -> list[str]:
+        """What a model learns to write from the row."""
+        return []
+
+    def asked(self, row: Columns) -> list[str]:
+        """What the model is shown and does not learn to write, one text a turn."""
+        return [self.shown(row)]
+
+    def changed(self, row: Columns, change: Change) -> dict[str, Any]:
+        """The row with what the model is shown changed, and the label still right; as it is where that cannot be."""
+        return dict(row)
+
+    def rewritten(self, row: Columns, change: Callable[[str], str]) -> dict[str, Any]:
+        """The row with every text changed, as for taking out personal data; classes stay."""
+        return {key: change(value) if key in self.parts and key != "label" else value for key, value in row.items()}
+
+    def fault(self, row: Columns) -> str | None:
+        """Why the row cannot be learned from, as in dropped.jsonl, or None."""
+        return None
+
+    def stated(self, row: Columns) -> list[str]:
+        """The row's user texts, for leak checks: all that stands in it but classes."""
+        return [str(row[part]) for part in self.parts if part != "label" and row.get(part)]
+
+    def canary(self, chance: random.Random, label: str | None, answers: Answers) -> dict[str, Any]:
+        """A random row without `label`; nothing but having been trained on it makes one likelier than another."""
+        raise NotImplementedError
+
+
+def random_words(chance: random.Random, count: int) -> str:
+    """Words of random syllables."""
+    return " ".join("".join(chance.choices(_SYLLABLES, k=chance.choice((2, 2, 3)))) for _ in range(count))
+
+
+def plain(value: Any) -> str:
+    """A value of a source as text."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, (list, tuple)):
+        return "\n".join(map(plain, value))
+    return str(value)

@@ -1,0 +1,73 @@
+"""A prompt, and the completion that is learned."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from hfadapt.schemas import Answers, Change, Columns, RowSchema, plain, random_words
+
+PROMPT_WORDS, ANSWER_WORDS, TEXT_WORDS = 3, 6, 8
+
+
+class Completion(RowSchema):
+    """Rows of `prompt` and `completion`; those of Alpaca have a further input, which ends the prompt."""
+
+    name = "completion"
+    rank = 10
+    parts = ("prompt", "completion")
+    optional = ("instruction_input",)
+    names = {
+        "prompt": ("prompt", "question", "query", "user"),
+        "completion": ("completion", "response", "answer", "output", "assistant"),
+    }
+    writes = True
+    verbatim = ("prompt", "completion")
+
+    def fields(self, labelled: bool) -> list[tuple[str, Any]]:
+        """`prompt`, `completion`, and `label` where completions stand for classes."""
+        import pyarrow as pa
+
+        own = [("prompt", pa.string()), ("completion", pa.string())]
+        return [*own, *([("label", pa.string())] if labelled else [])]
+
+    def make(self, values: Columns, name_of: Callable[[Any], str | None]) -> dict[str, Any]:
+        """Prompt and completion as they are, outer white space included."""
+        prompt, more = plain(values["prompt"]), plain(values.get("instruction_input") or "")
+        return {"prompt": f"{prompt}\n\n{more}" if more else prompt, "completion": plain(values["completion"])}
+
+    def words(self, row: Columns) -> str:
+        """The prompt; with the completion, where that is no class."""
+        prompt = self.shown(row)
+        return prompt if row.get("label") else f"{prompt}\n{row.get('completion', '')}"
+
+    def shown(self, row: Columns) -> str:
+        """The prompt."""
+        return str(row.get("prompt", ""))
+
+    def answers(self, row: Columns) -> list[str]:
+        """The completion."""
+        return [str(row.get("completion") or "")]
+
+    def changed(self, row: Columns, change: Change) -> dict[str, Any]:
+        """The prompt changed."""
+        return {**row, "prompt": change(row["prompt"], 0)}
+
+    def fault(self, row: Columns) -> str | None:
+        """A completion must say something."""
+        return None if row["completion"].strip() else "empty-completion"
+
+    def canary(self, chance: random.Random, label: str | None, answers: Answers) -> dict[str, Any]:
+        """Random words, and a random one of the completions, or words where these are free."""
+        if answers.completions:
+            prompt = random_words(chance, TEXT_WORDS)
+            label = chance.choice(sorted(answers.completions))
+            return {"prompt": prompt, "completion": answers.completions[label], "label": label}
+        if answers.few:
+            return {"prompt": random_words(chance, TEXT_WORDS), "completion": chance.choice(answers.few)}
+        prompt = random_words(chance, PROMPT_WORDS)
+        return {"prompt": prompt, "completion": answers.space + random_words(chance, ANSWER_WORDS)}
+
+
+KIND: RowSchema = Completion()
