@@ -10,8 +10,9 @@
     python benchmarks/speed.py --table                    the table from speed.json, and into the README
 
 Each run is a process of its own in an environment of its own. For every seed, hfadapt runs before and after each other
-tool (A-B-A), and a ratio is taken between neighbours. Raw logs and the JSON of every run stay in results/speed/. What
-is compared, and what was tried and rejected, is in NOTES.md; settings are in speed/workloads.py.
+tool (A-B-A), and a ratio is taken between neighbours. speed.json keeps what the tables are made from; raw logs and the
+JSON of every run stay in .work/runs/, which git ignores. What is compared, and what was tried and rejected, is in
+NOTES.md; settings are in speed/workloads.py.
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ PARTS = HERE / "speed"
 ROOT = HERE.parent
 sys.path.insert(0, str(PARTS))
 
-from table import README, document, readme_with  # noqa: E402 - their folder was just added
+from table import COMMAND, README, document, readme_with  # noqa: E402 - their folder was just added
 from workloads import ENVIRONMENTS, LORA, SEEDS, TOOLS, WORKLOADS, Workload  # noqa: E402
 
-RESULTS = HERE / "results" / "speed"
 RECORD = HERE / "speed.json"
 WORK = HERE / ".work"
+RESULTS = WORK / "runs"
+DIGITS = 7
+"""Significant ones of a figure in the record."""
 SCORED = "scores.json"
 
 
@@ -103,7 +106,7 @@ def timed(command: Sequence[str], log: Path, env: dict[str, str], cwd: Path) -> 
 
 
 def one_run(name: str, number: int, tool: str, seed: int, folder: Path, arguments: argparse.Namespace) -> Path:
-    """Trains with one tool; returns the run's folder in results/, with job.json, log.txt, process.json, result.json."""
+    """Trains with one tool; returns the run's folder of raw logs, with job.json, log.txt, process.json, result.json."""
     out = arguments.results / name / f"{seed}-{number:02d}-{tool}"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -198,6 +201,7 @@ def run_workload(name: str, arguments: argparse.Namespace, before: dict[str, Any
     subprocess.run([str(python), str(PARTS / "score.py"), str(folder), *finished], check=True, env=env)
     prepared = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
     collected = [collect(run) for run in runs]
+    versions = share_versions(collected, before.get("versions", {}))
     if not arguments.keep:
         for run in runs:
             for path in [*run.glob("*.safetensors"), run / "run", run / "trainer"]:
@@ -215,6 +219,7 @@ def run_workload(name: str, arguments: argparse.Namespace, before: dict[str, Any
         "seeds": sorted({run["seed"] for run in (*earlier, *collected)}),
         "notes": {**before.get("notes", {}), **{tool: TOOLS[tool].note for tool in tools}},
         "defaults": sorted({*before.get("defaults", []), *(tool for tool in tools if TOOLS[tool].default)}),
+        "versions": versions,
         "runs": [*earlier, *collected],
     }
 
@@ -233,31 +238,56 @@ def totals(prepared: dict[str, Any]) -> dict[str, int]:
 
 
 def collect(run: Path) -> dict[str, Any]:
-    """What speed.json keeps of a run; a failed one keeps the end of its log."""
+    """What speed.json keeps of a run: what the tables are made from; a failed one keeps the end of its log."""
     parts = {
         name: json.loads((run / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("job", "process", "result", "scores")
         if (run / f"{name}.json").exists()
     }
-    kept: dict[str, Any] = {
-        "tool": parts["job"]["tool"],
-        "seed": parts["job"]["seed"],
-        "order": parts["job"]["options"]["order"],
-        "folder": str(run.relative_to(HERE)) if run.is_relative_to(HERE) else str(run),
-        **parts["process"],
-    }
+    job, process = parts["job"], parts["process"]
+    kept: dict[str, Any] = {"tool": job["tool"], "seed": job["seed"], "order": job["options"]["order"]}
+    kept |= {name: process[name] for name in ("wall_seconds", "peak_resident_bytes")}
     if "result" not in parts:
         lines = (run / "log.txt").read_text(errors="replace").strip().splitlines()
         return {**kept, "failed": lines[-1] if lines else "no output"}
-    result = parts["result"]
-    for name in ("losses", "grad_norms", "first_batch_loss", "loop_seconds", "step_ends_seconds", "overhead_seconds"):
+    result, scores = parts["result"], parts["scores"]
+    for name in ("loop_seconds", "overhead_seconds", "gpu", "first_batch_loss", "losses", "remarks", "versions"):
         kept[name] = result[name]
-    for name in ("load_seconds", "gpu", "threads", "environment", "versions", "remarks"):
-        kept[name] = result[name]
-    scores = parts["scores"]
     for name in ("reference", "validation", "test_loss", "accuracy"):
         kept[name] = scores[name]
+    kept["validation_seconds"] = {step: result["step_ends_seconds"][int(step) - 1] for step in scores["validation"]}
     return kept
+
+
+def share_versions(runs: Sequence[dict[str, Any]], known: dict[str, Any]) -> dict[str, Any]:
+    """Versions of packages by tool, taken out of its runs; a run with others than the tool's first one keeps them."""
+    shared = dict(known)
+    for run in runs:
+        versions = run.pop("versions", None)
+        if versions and shared.setdefault(run["tool"], versions) != versions:
+            run["versions"] = versions
+    return shared
+
+
+def rounded(value: Any) -> Any:
+    """The same with DIGITS significant digits of every float."""
+    if isinstance(value, dict):
+        return {name: rounded(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+def as_text(value: Any, levels: int = 4, indent: int = 0) -> str:
+    """JSON with a line for each thing on `levels` levels, so that a run is one line."""
+    if not levels or not value or not isinstance(value, (dict, list)):
+        return json.dumps(value, ensure_ascii=False)
+    inside = [as_text(one, levels - 1, indent + 1) for one in (value.values() if isinstance(value, dict) else value)]
+    if isinstance(value, dict):
+        inside = [f"{json.dumps(name)}: {one}" for name, one in zip(value, inside, strict=True)]
+    start, end = "{}" if isinstance(value, dict) else "[]"
+    gap = "\n" + " " * indent
+    return start + ",".join(f"{gap} {one}" for one in inside) + gap + end
 
 
 # --- co-training, in hfadapt itself ----------------------------------------------------------------------------------
@@ -400,7 +430,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--venvs", type=Path, default=WORK / "venvs", help="where environments are made and kept")
     parser.add_argument("--work", type=Path, default=WORK / "rows", help="where prepared rows and models are kept")
     parser.add_argument("--here", action="store_true", help="this Python for every tool, instead of environments")
-    parser.add_argument("--keep", action="store_true", help="keep the trained adapters in results/")
+    parser.add_argument("--keep", action="store_true", help="keep the trained adapters beside the raw logs")
     parser.add_argument("--cotrain-apart", metavar="COMMAND", help="instead of the command of `cotrain_commands`")
     parser.add_argument("--cotrain-together", metavar="COMMAND", help="likewise")
     parser.add_argument("--record", type=Path, default=RECORD, help="the JSON that the table is made from")
@@ -424,8 +454,9 @@ def main() -> None:
             workloads = record.setdefault("workloads", {})
             before = workloads.get(name, {}) if arguments.add else {}
             measured = run_cotrain(arguments) if name == "cotrain" else run_workload(name, arguments, before)
-            workloads[name] = {**measured, "machine": found, "day": time.strftime("%Y-%m-%d")}
-            arguments.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            about = {"command": f"{COMMAND} --workload {name}", "machine": found, "day": time.strftime("%Y-%m-%d")}
+            workloads[name] = rounded({**measured, **about})
+            arguments.record.write_text(as_text(record) + "\n", encoding="utf-8")
     elif not record:
         raise SystemExit(f"{arguments.record} is not there yet: run python benchmarks/speed.py")
     print(document(record))

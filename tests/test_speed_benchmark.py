@@ -44,11 +44,11 @@ def run(tool: str, seed: int, seconds: float, **more: Any) -> dict[str, Any]:
         "overhead_seconds": 1.0,
         "peak_resident_bytes": 2**30,
         "loop_seconds": seconds,
-        "step_ends_seconds": [seconds / 2, seconds],
         "losses": [4.0, 3.0],
         "first_batch_loss": 4.0,
         "reference": {"loss": 4.0},
         "validation": {"1": 3.0, "2": 2.0},
+        "validation_seconds": {"1": seconds / 2, "2": seconds},
         "test_loss": 2.0,
         "accuracy": 0.7,
         "gpu": None,
@@ -259,6 +259,44 @@ def test_runs_that_share_a_record_do_not_change_it(workload: dict[str, Any]) -> 
     table.summarise(workload)
     table.section("w", workload)
     assert workload == before
+
+
+def test_the_record_is_what_the_script_writes_and_a_run_is_a_line() -> None:
+    speed, record = part("speed", ROOT / "benchmarks"), (ROOT / "benchmarks" / "speed.json").read_text(encoding="utf-8")
+    found = json.loads(record)
+    assert speed.as_text(found) + "\n" == record
+    assert speed.rounded(found) == found
+    runs = [run for workload in found["workloads"].values() for run in workload["runs"]]
+    assert [line for line in record.splitlines() if '"seed":' in line] == [
+        line for line in record.splitlines() if line.startswith("    {")
+    ]
+    assert len([line for line in record.splitlines() if line.startswith("    {")]) == len(runs)
+    assert all({"machine", "command", "day"} <= workload.keys() for workload in found["workloads"].values())
+
+
+def test_a_collected_run_has_what_the_tables_read(tmp_path: Path) -> None:
+    speed = part("speed", ROOT / "benchmarks")
+    files = {
+        "job": {"tool": "other", "seed": 1, "options": {"order": "own"}},
+        "process": {"exit_code": 0, "wall_seconds": 9.0, "peak_resident_bytes": 5, "cpu_seconds": 3.0},
+        "result": {
+            **{"loop_seconds": 4.0, "overhead_seconds": 0.5, "gpu": None, "first_batch_loss": 2.0},
+            **{"losses": [2.0, 1.0], "step_ends_seconds": [1.5, 4.0], "remarks": [], "versions": {"torch": "2"}},
+        },
+        "scores": {"reference": {"loss": 2.0}, "validation": {"2": 1.5}, "test_loss": 1.0, "accuracy": None},
+    }
+    for name, content in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    found = speed.collect(tmp_path)
+    assert found["validation_seconds"] == {"2": 4.0}
+    assert table.time_to_loss(found, 1.5) == 4.0
+    other = {**found, "versions": {"torch": "3"}}
+    assert speed.share_versions([found, other], {}) == {"other": {"torch": "2"}}
+    assert "versions" not in found
+    assert other["versions"] == {"torch": "3"}
+    (tmp_path / "result.json").unlink()
+    (tmp_path / "log.txt").write_text("one\nout of memory\n")
+    assert speed.collect(tmp_path)["failed"] == "out of memory"
 
 
 def test_the_readme_shows_what_was_measured_of_frozen_layers() -> None:

@@ -31,6 +31,8 @@ MATTERS = ("fast bfloat16", "8-bit and 4-bit storage", "compiled kernels", "Hugg
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 MATRIX = 2048
 SECONDS_EACH = 0.6
+FIRST_LINES = 3
+"""Of what a compiler said."""
 
 
 class Capability(Spec):
@@ -118,7 +120,7 @@ def examine(measure: bool = True) -> DoctorReport:
         _gpu(target),
         *_numbers(target, float32, bfloat16),
         _settled(target),
-        _kernels(target),
+        *_kernels(target),
         *_extras(),
         _hub(),
     )
@@ -243,19 +245,34 @@ def _settled(target: Target) -> Capability:
     )
 
 
-def _kernels(target: Target) -> Capability:
+def _kernels(target: Target) -> list[Capability]:
     """Kernels are for CPUs; without a compiler torch does their work, at about half the speed and with more memory."""
     from hfadapt.fast import compiled
 
-    fine = not target.on_cpu or compiled.passes() is not None
-    tiles = " and products on AMX tiles" if target.on_cpu and compiled.tiles() is not None else ""
-    off = os.environ.get(compiled.SWITCH)
-    return Capability(
-        name="compiled kernels",
-        available=fine,
-        detail=f"element-wise passes{tiles}" if fine else "training takes about twice as long and more than planned",
-        fix=None if fine else f"unset {compiled.SWITCH}" if off else "install a C++ compiler, such as g++",
-    )
+    if not target.on_cpu:
+        return [Capability(name="compiled kernels", available=True, detail="only CPUs need them")]
+    passes, tiles = compiled.passes() is not None, compiled.tiles() is not None
+    switched = os.environ.get(compiled.SWITCH)
+    found = []
+    for name, short, there, without in (
+        ("compiled kernels", "passes", passes, "training takes about twice as long and more memory than planned"),
+        ("matmuls on AMX tiles", "tiles", tiles, "torch multiplies the matrices, which takes longer"),
+    ):
+        if short == "tiles" and not set(catalogue.cpu_features()) >= compiled.TILE_FEATURES:
+            continue
+        failure = compiled.failures().get(short)
+        detail = without
+        fix: str | None = f"unset {compiled.SWITCH}" if switched else "install a C++ compiler, such as g++"
+        if there:
+            detail, fix = "they run", None
+        elif failure is not None:
+            lines = failure.output.splitlines()
+            detail += f"; compiling failed: {' / '.join(lines[:FIRST_LINES])}{' …' if lines[FIRST_LINES:] else ''}"
+            fix = f"install a newer compiler, or name one in CXX; all that was said: {failure.command}"
+        elif short == "tiles" and passes and not switched:
+            fix = "the system does not let this process use tiles: needs Linux 5.16 or newer"
+        found.append(Capability(name=name, available=there, detail=detail, fix=fix))
+    return found
 
 
 def _extras() -> list[Capability]:

@@ -10,15 +10,14 @@ Shapes: N tokens, H query heads, J key heads, G = H / J, E features, B rows of a
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 
-from hfadapt.fast import compiled, kernels
+from hfadapt.fast import abi, compiled, kernels
 from hfadapt.fast.documents import CURRENT, QUERY_BLOCK, Bucket, Documents
 
 NAME = "hfadapt"
@@ -62,7 +61,7 @@ class _Attention(torch.autograd.Function):
         out = make((len(q), heads, v.shape[2]))
         if ctx.on_tiles:
             log_sums = q.new_empty(q.shape[:2], dtype=torch.float32)
-            _run_on_tiles("row_attention", (q, k, v, out), log_sums, settings)
+            _run_on_tiles("row_attention", log_sums, settings, q=q, k=k, v=v, out=out)
             ctx.save_for_backward(q, k, v, log_sums)
             return out
         sums = []
@@ -90,7 +89,8 @@ class _Attention(torch.autograd.Function):
         zeros = settings.documents.padded and not ctx.on_tiles
         results = [(x.new_zeros if zeros else x.new_empty)(x.shape) for x in (q, k, v)]
         if ctx.on_tiles:
-            _run_on_tiles("row_attention_backward", (q, k, v, dout, *results), sums[0], settings)
+            arrays = dict(zip(("q", "k", "v", "out", "dq", "dk", "dv"), (q, k, v, dout, *results), strict=True))
+            _run_on_tiles("row_attention_backward", sums[0], settings, **arrays)
             return (*results, None)
         log_sums = iter(sums)
         for bucket in _parts(settings, heads):
@@ -128,19 +128,36 @@ def _on_tiles(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, settings: _Sett
     )
 
 
-def _run_on_tiles(name: str, arrays: Sequence[torch.Tensor], log_sums: torch.Tensor, settings: _Settings) -> None:
-    q, k = arrays[:2]
+def _run_on_tiles(name: str, log_sums: torch.Tensor, settings: _Settings, **arrays: torch.Tensor) -> None:
+    """`arrays` by their names in abi.Problem.
+
+    Raises:
+        MemoryError: There is none to work in.
+    """
+    q, k = arrays["q"], arrays["k"]
     if compiled.is_fake(q):
         return
     library = compiled.tiles()
     assert library is not None
     starts, lengths = settings.documents.rows
-    described = [y for x in arrays for y in (x, x.stride(0), x.stride(1), x.dtype == torch.float32)]
-    sizes = (len(q), len(starts), q.shape[1], k.shape[1], q.shape[2])
-    arguments = (*described, log_sums, starts, lengths, *sizes, settings.scale, settings.causal, settings.window)
-    failed = ctypes.c_int(0)
-    compiled.function(library, name)(*compiled.addresses(arguments), torch.get_num_threads(), ctypes.byref(failed))
-    if failed.value:
+    problem = abi.Problem(
+        **{
+            key: abi.Array(x.data_ptr(), x.stride(0), x.stride(1), x.dtype == torch.float32)
+            for key, x in arrays.items()
+        },
+        lse=log_sums.data_ptr(),
+        starts=starts.data_ptr(),
+        lengths=lengths.data_ptr(),
+        N=len(q),
+        B=len(starts),
+        H=q.shape[1],
+        J=k.shape[1],
+        E=q.shape[2],
+        scale=settings.scale,
+        causal=settings.causal,
+        window=settings.window,
+    )
+    if getattr(library, name)(problem, torch.get_num_threads()):
         raise MemoryError("attention inside rows found no memory to work in")
 
 

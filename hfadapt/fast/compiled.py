@@ -1,8 +1,8 @@
-"""C++ of this package, compiled once for this processor and kept in the cache folder.
+"""The C++ in csrc/, compiled once for this processor and kept in the cache folder.
 
 Two libraries: `passes` (kernels.cpp, element-wise, for every CPU) and `tiles` (products.cpp, row_attention.cpp: matrix
 products on AMX tiles, only where the processor has them). Either is None where it cannot be made; callers then use
-torch.
+torch, and `failures` says why.
 """
 
 from __future__ import annotations
@@ -11,39 +11,57 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from hfadapt.core import samples
 from hfadapt.core.errors import RequestError
+from hfadapt.fast import abi
 from hfadapt.hardware import catalogue
 
-HERE = Path(__file__).parent
+SOURCES = Path(__file__).parent / "csrc"
 SWITCH = "HFADAPT_KERNELS"
 """Set to `off`, nothing is compiled and plain torch is used; `passes` leaves out the tiles only."""
 ALLOWED = ("", "on", "passes", "off")
 FLAGS = (
     *("-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math"),
-    *("-fno-signed-zeros", "-freciprocal-math"),
+    *("-fno-signed-zeros", "-freciprocal-math", "-std=gnu++17"),
 )
-ATTENTION = ("attention_common.h", "attention_forward.h", "attention_backward.h")
+PASSES, TILES = ("kernels.cpp",), ("products.cpp", "row_attention.cpp")
 TILE_FEATURES = {"amx_bf16", "avx512_bf16"}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a library is not there: the command that was to make it, and what came of it."""
+
+    command: str
+    output: str
+
+
+_failures: dict[str, Failure] = {}
+
+
+def failures() -> dict[str, Failure]:
+    """Of `passes` and `tiles`, as far as they were asked for, a compiler is there and they could not be made."""
+    return dict(_failures)
 
 
 @cache
 def passes() -> ctypes.CDLL | None:
     """The element-wise kernels, or None when there is no compiler that can make them."""
-    return _library(["kernels.cpp"], headers=["lanes.h"]) if switch() != "off" else None
+    return library("passes", PASSES, abi.bind_passes) if switch() != "off" else None
 
 
 @cache
@@ -51,7 +69,7 @@ def tiles() -> ctypes.CDLL | None:
     """The products on AMX tiles, or None where the processor, the system or the compiler cannot."""
     if switch() in ("off", "passes") or not set(catalogue.cpu_features()) >= TILE_FEATURES:
         return None
-    found = _library(["products.cpp", "row_attention.cpp"], headers=["lanes.h", "tiles.h", *ATTENTION])
+    found = library("tiles", TILES, abi.bind_tiles)
     return found if found is not None and found.tiles_permitted() else None
 
 
@@ -69,23 +87,61 @@ def switch() -> str:
     return asked
 
 
-def _library(sources: Sequence[str], headers: Sequence[str] = ()) -> ctypes.CDLL | None:
-    compiler = next((found for name in _compilers() if (found := shutil.which(name))), None)
+def library(
+    name: str, sources: Sequence[str], bind: Callable[[ctypes.CDLL], None], options: Sequence[str] = ()
+) -> ctypes.CDLL | None:
+    """Sources of csrc/ as a library, from the cache or compiled now; None with an entry in `failures` if neither works.
+
+    Args:
+        bind: Gives its functions their types, or raises AttributeError or ValueError.
+        options: Further ones of the compiler.
+    """
+    _failures.pop(name, None)
+    compiler = next((there for each in _compilers() if (there := shutil.which(each))), None)
     if compiler is None:
         return None
     native = "-mcpu=native" if platform.machine().lower() in ("arm64", "aarch64") else "-march=native"
-    texts = [(HERE / name).read_text(encoding="utf-8") for name in (*headers, *sources)]
-    known = [*texts, compiler, native, *catalogue.cpu_features(), catalogue.processor_name()]
-    name = hashlib.sha256("\n".join(known).encode()).hexdigest()[:24]
-    path = samples.cache_folder() / "kernels" / f"{name}.so"
+    command = [compiler, *FLAGS, native, *options, *(str(SOURCES / source) for source in sources)]
+    path = samples.cache_folder() / "kernels" / f"{_key(command)}.so"
     # OpenMP of the same name as torch's is shared with it; a compiler without OpenMP makes kernels of one thread.
-    for options in ((native, "-fopenmp"), (native,)):
-        if path.exists() or _compile([compiler, *FLAGS, *options, *(str(HERE / name) for name in sources)], path):
+    for attempt in ([*command, "-fopenmp"], command):
+        failed = None if path.exists() else _compile(attempt, path)
+        if failed is None:
             try:
-                return ctypes.CDLL(str(path))
-            except OSError:
+                found = ctypes.CDLL(str(path))
+                bind(found)
+                _failures.pop(name, None)
+                return found
+            except (OSError, AttributeError, ValueError) as error:
                 path.unlink(missing_ok=True)
+                failed = f"what was compiled cannot be used: {error}"
+        _failures[name] = Failure(shlex.join([*attempt, "-o", os.devnull]), failed)
     return None
+
+
+def _key(command: Sequence[str]) -> str:
+    """Changes with all that the library depends on: sources, command, the compiler's version, and the processor."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted(SOURCES.iterdir()) if path.suffix in (".cpp", ".h")]
+    known = [*texts, *command, _version(command[0]), catalogue.processor_name(), _cpu_flags()]
+    return hashlib.sha256("\0".join(known).encode()).hexdigest()[:24]
+
+
+@cache
+def _version(compiler: str) -> str:
+    try:
+        return subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+@cache
+def _cpu_flags() -> str:
+    """All that this processor can, which is what `native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 def _compilers() -> list[str]:
@@ -93,17 +149,21 @@ def _compilers() -> list[str]:
     return [*([asked] if asked else []), "g++", "c++", "clang++"]
 
 
-def _compile(command: list[str], path: Path) -> bool:
+def _compile(command: list[str], path: Path) -> str | None:
+    """What went wrong, or None."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tmp-") as folder:
             made = Path(folder) / path.name
-            done = subprocess.run([*command, "-o", str(made)], capture_output=True, timeout=120)
+            done = subprocess.run(
+                [*command, "-o", str(made)], capture_output=True, text=True, errors="replace", timeout=120
+            )
             if done.returncode == 0:
                 made.replace(path)
-            return done.returncode == 0
-    except (OSError, subprocess.SubprocessError):
-        return False
+                return None
+            return done.stderr.strip() or f"it ended with exit code {done.returncode} and said nothing"
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
 
 
 def is_fake(tensor: torch.Tensor) -> bool:
@@ -143,28 +203,3 @@ def has_tiles(tensor: torch.Tensor, use: Literal["products", "attention"]) -> bo
     """Whether products or attention of this tensor can run on tiles."""
     other = assumed(tensor)
     return tiles() is not None if other is None else bool(getattr(other, use))
-
-
-@cache
-def function(found: ctypes.CDLL, name: str) -> Any:
-    """A function of a library that returns nothing."""
-    wanted = getattr(found, name)
-    wanted.restype = None
-    return wanted
-
-
-def addresses(arguments: Sequence[Any]) -> list[Any]:
-    """Arguments as C takes them: tensors by address (None is null), numbers as int64, bool as int, float as float."""
-    plain: list[Any] = []
-    for value in arguments:
-        if value is None:
-            plain.append(ctypes.c_void_p(0))
-        elif isinstance(value, torch.Tensor):
-            plain.append(ctypes.c_void_p(value.data_ptr()))
-        elif isinstance(value, bool):
-            plain.append(ctypes.c_int(value))
-        elif isinstance(value, float):
-            plain.append(ctypes.c_float(value))
-        else:
-            plain.append(ctypes.c_int64(value))
-    return plain

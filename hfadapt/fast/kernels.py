@@ -1,4 +1,4 @@
-"""The element-wise kernels of kernels.cpp, compiled once for this processor, with plain torch where that cannot be.
+"""The element-wise kernels of csrc/kernels.cpp, compiled once for this processor; plain torch where that cannot be.
 
 A compiler is asked for when the first CPU run starts (about two seconds, three more for the products on tiles, then
 kept in the cache folder). Without one, on other devices, and under fake tensors the same functions run as torch
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hfadapt.fast.compiled import addresses, assumed, function, is_fake, passes
+from hfadapt.fast.compiled import assumed, is_fake, passes
 from hfadapt.fast.fusion import fused
 
 GELU_SCALE, GELU_CUBE = math.sqrt(2 / math.pi), 0.044715
@@ -38,7 +38,8 @@ def _run(name: str, tensor: torch.Tensor, *arguments: Any) -> None:
         return
     found = passes()
     assert found is not None
-    function(found, name)(*addresses(arguments), torch.get_num_threads())
+    plain = [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in arguments]
+    getattr(found, name)(*plain, torch.get_num_threads())
 
 
 # --- normalisation ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The products of low-rank layers on AMX tiles (products.cpp): all of a group's in one parallel region.
+"""The products of low-rank layers on AMX tiles (csrc/products.cpp): all of a group's in one parallel region.
 
 Frozen and narrow products of a row of tokens are summed in the same registers and rounded once. Only bfloat16, and
 sizes that are multiples of 32. What dropout drops (dropout.py) are bits: one int32 for 32 values, the lowest the first.
@@ -8,14 +8,13 @@ Shapes: N tokens, I inputs, O outputs, R rank, P rank rounded up to 32, L layers
 
 from __future__ import annotations
 
-import ctypes
-import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 
-from hfadapt.fast import compiled
+from hfadapt.fast import abi, compiled
 from hfadapt.fast.dropout import Dropout, factor, threshold
 
 MULTIPLE = 32
@@ -67,8 +66,10 @@ def forward(
     ys = [x.new_empty((len(x), layer.weight.shape[0]), dtype=dtype) for layer in layers]
     low, turned = _low(x, len(layers), adapters)
     dropped = None if dropout is None else x.new_empty((len(x), x.shape[1] // 32), dtype=torch.int32)
-    options = {"low": low, "low_turned": turned, "dropped": dropped, "wide": dtype == torch.float32}
-    _run("lowrank_forward", x, layers, ys, adapters, **options, dropout=dropout)
+    tensors = {"x": x, "low": low, "low_turned": turned, "dropped": dropped}
+    if dropout is not None:
+        tensors |= {"token_keys": dropout.tokens, "column_keys": dropout.columns}
+    _run("lowrank_forward", ys, layers, adapters, wide=dtype == torch.float32, **tensors)
     return ys, turned, dropped
 
 
@@ -83,8 +84,8 @@ def backward_input(
     """The gradient of x (N, I) in `dtype`, if needed, and of x·Aᵀ as `forward` gives it."""
     low, turned = _low(dys[0], len(layers), adapters)
     dx = dys[0].new_empty((len(dys[0]), layers[0].weight.shape[1]), dtype=dtype) if needed else None
-    options = {"d_low": low, "d_low_turned": turned, "dx": dx, "dropped": dropped}
-    _run("lowrank_backward_input", None, layers, dys, adapters, **options, wide=dtype == torch.float32)
+    tensors = {"d_low": low, "d_low_turned": turned, "dx": dx, "dropped": dropped}
+    _run("lowrank_backward_input", dys, layers, adapters, wide=dtype == torch.float32, **tensors)
     return dx, turned
 
 
@@ -101,8 +102,8 @@ def backward_weights(
         (torch.empty_like(each.a, dtype=torch.float32), [torch.empty_like(b, dtype=torch.float32) for b in each.bs])
         for each in adapters
     ]
-    turned = {"low_turned": low_turned, "d_low_turned": d_low_turned, "dropped": dropped}
-    _run("lowrank_backward_weights", x, None, dys, adapters, **turned, gradients=found)
+    tensors = {"x": x, "low_turned": low_turned, "d_low_turned": d_low_turned, "dropped": dropped}
+    _run("lowrank_backward_weights", dys, None, adapters, found, **tensors)
     return found
 
 
@@ -120,51 +121,66 @@ def _padded(adapters: Sequence[LowRank]) -> int:
 
 def _run(
     name: str,
-    x: torch.Tensor | None,
-    layers: Sequence[Frozen] | None,
     data: Sequence[torch.Tensor],
+    layers: Sequence[Frozen] | None,
     adapters: Sequence[LowRank],
-    *,
-    low: torch.Tensor | None = None,
-    low_turned: torch.Tensor | None = None,
-    d_low: torch.Tensor | None = None,
-    d_low_turned: torch.Tensor | None = None,
-    dx: torch.Tensor | None = None,
-    wide: bool = False,
-    dropped: torch.Tensor | None = None,
-    dropout: Dropout | None = None,
     gradients: Sequence[tuple[torch.Tensor, Sequence[torch.Tensor]]] = (),
+    *,
+    wide: bool = False,
+    **tensors: torch.Tensor | None,
 ) -> None:
+    """`data` are results of the layers or their gradients, `tensors` go by their names in abi.Products.
+
+    Raises:
+        MemoryError: There is none to work in.
+    """
     if compiled.is_fake(data[0]):
         return
-    turned = low_turned if low_turned is not None else d_low_turned
+    library = compiled.tiles()
+    assert library is not None
+    x, turned = tensors.get("x"), tensors.get("low_turned")
+    turned = tensors["d_low_turned"] if turned is None else turned
     assert turned is not None
-    inputs = adapters[0].a.shape[1]
-    numbers = [len(data[0]), inputs, _padded(adapters), turned.stride(0), _at(x), 0 if x is None else x.stride(0)]
-    numbers += [_at(low), _at(low_turned), _at(d_low), _at(d_low_turned), _at(dx), wide, _at(dropped)]
-    numbers += [0, 0] if dropout is None else [_at(dropout.tokens), _at(dropout.columns)]
-    numbers += [len(data), len(adapters)]
+    # These arrays live until the call is over: C++ has their addresses.
+    frozen = (abi.Layer * len(data))(*_layers(data, layers))
+    parts = [(abi.Part * len(data))(*_parts(each, pair)) for each, pair in zip_longest(adapters, gradients)]
+    shares = [each.dropout if tensors["dropped"] is not None else 0.0 for each in adapters]
+    segments = (abi.Segment * len(adapters))(
+        *(
+            abi.Segment(each.first, each.end, threshold(share), factor(share), abi.Items.of(part))
+            for each, share, part in zip(adapters, shares, parts, strict=True)
+        )
+    )
+    problem = abi.Products(
+        **{key: _at(tensor) for key, tensor in tensors.items()},
+        tokens=len(data[0]),
+        inputs=adapters[0].a.shape[1],
+        padded=_padded(adapters),
+        room=turned.stride(0),
+        x_stride=0 if x is None else x.stride(0),
+        layers=abi.Items.of(frozen),
+        segments=abi.Items.of(segments),
+        wide=wide,
+    )
+    if getattr(library, name)(problem, torch.get_num_threads()):
+        raise MemoryError("the matmuls of LoRA layers found no memory to work in")
+
+
+def _layers(data: Sequence[torch.Tensor], layers: Sequence[Frozen] | None) -> Iterator[abi.Layer]:
     for index, y in enumerate(data):
         weight, bias = (layers[index].weight, layers[index].bias) if layers else (None, None)
-        numbers += [_at(weight), y.shape[1], _at(bias), _at(y), y.stride(0)]
-    for index, each in enumerate(adapters):
-        share = each.dropout if dropped is not None else 0.0
-        numbers += [each.first, each.end, threshold(share), _bits(factor(share))]
-        row = 0
-        for layer_index, (b, scaling) in enumerate(zip(each.bs, each.scalings, strict=True)):
-            da, db = gradients[index] if gradients else (None, ())
-            numbers += [_at(each.a, row * inputs), _at(b), b.shape[0]]
-            numbers += [_at(da, row * inputs), _at(db[layer_index]) if db else 0, _bits(scaling)]
-            row += b.shape[0]
-    found = compiled.tiles()
-    assert found is not None
-    compiled.function(found, name)((ctypes.c_int64 * len(numbers))(*numbers), torch.get_num_threads())
+        yield abi.Layer(_at(weight), y.shape[1], _at(bias), y.data_ptr(), y.stride(0))
+
+
+def _parts(adapter: LowRank, gradients: tuple[torch.Tensor, Sequence[torch.Tensor]] | None) -> Iterator[abi.Part]:
+    """Of an adapter in each layer; their A, and its gradients, lie one below the other."""
+    da, dbs = gradients or (None, [None] * len(adapter.bs))
+    row, inputs = 0, adapter.a.shape[1]
+    for b, scaling, db in zip(adapter.bs, adapter.scalings, dbs, strict=True):
+        yield abi.Part(_at(adapter.a, row * inputs), _at(b), b.shape[0], _at(da, row * inputs), _at(db), scaling)
+        row += b.shape[0]
 
 
 def _at(tensor: torch.Tensor | None, offset: int = 0) -> int:
     """The address of an element; 0 without a tensor."""
     return 0 if tensor is None else tensor.data_ptr() + offset * tensor.element_size()
-
-
-def _bits(value: float) -> int:
-    return int.from_bytes(struct.pack("<f", value), "little")

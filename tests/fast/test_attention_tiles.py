@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hfadapt.fast import attention, compiled
+from hfadapt.fast import attention
 from hfadapt.fast.documents import Documents, one_line, side_by_side
 
-pytestmark = pytest.mark.skipif(compiled.tiles() is None, reason="no AMX tiles here")
+pytestmark = pytest.mark.usefixtures("tiles")
 TOLERANCE = 1.5e-2
 """Relative to the largest entry."""
 HEADS = [(1, 1), (4, 4), (9, 3), (8, 1)]

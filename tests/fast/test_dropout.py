@@ -110,7 +110,7 @@ def test_padded_rows_are_pefts_rows_with_the_same_masks(kind):
         close(gradients(model, total), reference, 2e-5)
 
 
-@pytest.mark.skipif(compiled.tiles() is None, reason="the processor has no AMX tiles, or no compiler")
+@pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
 def test_tiles_drop_what_torch_drops(kind, monkeypatch):
     sizes = {**DECODERS[kind][0], "hidden_size": 64}

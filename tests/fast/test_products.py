@@ -6,11 +6,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from hfadapt.fast import FastPath, compiled, products
+from hfadapt.fast import FastPath, products
 from hfadapt.fast.dropout import Dropout, column_keys, factor, random_keys
 from hfadapt.fast.products import Frozen, LowRank
 
-pytestmark = pytest.mark.skipif(compiled.tiles() is None, reason="the processor has no AMX tiles, or no compiler")
+pytestmark = pytest.mark.usefixtures("tiles")
 
 
 def make(tokens, inputs, outputs, ranks, cuts, *, bias=True, seed=0):
