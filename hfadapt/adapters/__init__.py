@@ -19,6 +19,7 @@ ANY_QUANT = frozenset({"none", "int8", "nf4", "fp4"})
 ALL_LINEAR = ("all-linear",)
 DEFAULT = "default"
 PEFT_HEADS = ("classifier", "score")
+PEFT_HEADED = frozenset({"SEQ_CLS", "TOKEN_CLS"})
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def whole_modules(context: Context) -> list[str]:
 
     It goes by endings: `classifier` is `pre_classifier` too, which then cannot have low-rank layers (peft 0.21).
     """
-    named = context.head_modules if context.peft_task_type == "SEQ_CLS" else ()
+    named = context.head_modules if context.peft_task_type in PEFT_HEADED else ()
     taken = (name for name in named if name.endswith(PEFT_HEADS) and name not in PEFT_HEADS)
     return list(dict.fromkeys((*context.fresh_modules, *taken)))
 

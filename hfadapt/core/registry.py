@@ -72,6 +72,12 @@ def schemas() -> tuple[RowSchema, ...]:
     return tuple(sorted(map(schema, names("schemas")), key=lambda each: (each.rank, each.name)))
 
 
+@cache
+def row_files() -> dict[str, RowSchema]:
+    """Suffixes of files that a row schema reads itself, in lower case."""
+    return {suffix: each for each in schemas() for suffix in each.files}
+
+
 def adapter(name: str) -> AdapterMethod:
     """How the base is adapted. Raises RequestError for an unknown name."""
     found: AdapterMethod = load("adapters", name)

@@ -13,15 +13,16 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
+from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem, nearest
 from hfadapt.data.rows import Dropped, name_rows
 from hfadapt.recipe.schema import Domain, Source
+from hfadapt.recipe.sources import suffixes
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 SAMPLE = "sample:"
 LINE_LIMIT_BYTES = 16 << 20
 UNREADABLE_LIMIT = 0.1
@@ -135,7 +136,9 @@ def open_source(source: Source, recipe_folder: Path, *, split: str = "", streami
 
 
 def _looks_local(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or Path(name).suffix in (*SUFFIXES, ".gz") or any(m in name for m in "*?[")
+    return (
+        name.startswith((".", "/", "~")) or Path(name).suffix in (*suffixes(), ".gz") or any(m in name for m in "*?[")
+    )
 
 
 def _not_found(name: str, recipe_folder: Path) -> DataError:
@@ -188,13 +191,13 @@ def local_files(path: Path, split: str | None = None) -> list[Path]:
         files = sorted(each for each in path.rglob("*") if each.is_file() and not each.name.startswith("."))
     else:
         files = [Path(each) for each in sorted(glob.glob(str(path), recursive=True)) if Path(each).is_file()]
-    readable = [each for each in files if _suffix(each) in SUFFIXES]
+    readable = [each for each in files if _suffix(each) in suffixes()]
     if not readable:
         raise DataError(
             "no file here can be read",
             place=str(path),
             got=", ".join(sorted({each.suffix or each.name for each in files})[:8]) or "no files",
-            allowed=", ".join(SUFFIXES) + ", each also .gz",
+            allowed=", ".join(suffixes()) + ", each also .gz",
             fix="save the data in one of these formats",
         )
     splits = {each: _SPLIT_NAMES.get(re.split(r"[^a-z]", each.name.lower())[0]) for each in readable}
@@ -239,7 +242,7 @@ def _numbered(name: str, files: list[Path]) -> Reading:
     first = 0
     for path in files:
         count = 0
-        for item in _READERS[_suffix(path)](path):
+        for item in _reader(path)(path):
             if isinstance(item, Dropped):
                 detail = f"{path.name}: {item.detail}" if len(files) > 1 else item.detail
                 yield Dropped(name, first + item.row, item.reason, detail=detail)
@@ -247,6 +250,30 @@ def _numbered(name: str, files: list[Path]) -> Reading:
                 yield first + item[0], item[1]
             count += 1
         first += count
+
+
+def _reader(path: Path) -> Callable[[Path], Reading]:
+    suffix = _suffix(path)
+    return _READERS[suffix] if suffix in _READERS else _read_with_schema
+
+
+def _read_with_schema(path: Path) -> Reading:
+    """A file of a kind that belongs to one row schema; lines that cannot be read end up in its rows' faults."""
+    read = registry.row_files()[_suffix(path)].files[_suffix(path)]
+    bad: list[Dropped] = []
+
+    def lines() -> Iterator[str]:
+        for item in _lines(path):
+            if isinstance(item, Dropped):
+                bad.append(item)
+            else:
+                yield item[1]
+
+    number = 0
+    for number, row in enumerate(read(lines())):
+        yield number, row
+    for more, item in enumerate(bad, number + 1):
+        yield replace(item, row=more)
 
 
 def _open_bytes(path: Path) -> IO[bytes]:

@@ -11,7 +11,10 @@ import re
 from itertools import islice
 from pathlib import Path
 
+from hfadapt.core import registry
+
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
+"""Of files that hfadapt reads whatever the rows; row schemas read further ones."""
 SAMPLE = "sample:"
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9_.-]+)?")
 HEAD_ROWS = 20
@@ -58,9 +61,14 @@ def looks_local(source: str) -> bool:
         source.startswith((".", "/", "~"))
         or is_glob(source)
         or "\\" in source
-        or Path(source).suffix.lower() in (*SUFFIXES, ".gz")
+        or Path(source).suffix.lower() in (*suffixes(), ".gz")
         or source.count("/") > 1
     )
+
+
+def suffixes() -> tuple[str, ...]:
+    """Endings of all files that can be read."""
+    return (*SUFFIXES, *registry.row_files())
 
 
 def suffix(path: Path) -> str:
@@ -83,6 +91,8 @@ def column_names(path: Path) -> tuple[str, ...] | None:
             return tuple(parquet.read_schema(path).names)
     except (OSError, EOFError, ValueError, csv.Error, RecursionError):
         return None  # unreadable content is the data stage's to report, row by row
+    if kind in registry.row_files():
+        return registry.row_files()[kind].parts
     return ("text",) if kind == ".txt" else None
 
 

@@ -386,7 +386,9 @@ def _loss(key: StepKey, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Te
     """A scalar that needs the whole model; the output layer of a generating one is counted elsewhere."""
     if not key.generates:
         logits = model(**inputs).logits
-        return nn.functional.cross_entropy(logits.float(), torch.zeros(ROWS, dtype=torch.long), reduction="sum")
+        # A row of outputs for each row of the batch or, for labels at tokens, for each token.
+        outputs = logits.float().flatten(0, -2)
+        return nn.functional.cross_entropy(outputs, torch.zeros(len(outputs), dtype=torch.long), reduction="sum")
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     body = getattr(base, base.base_model_prefix)
     return body(**inputs, use_cache=False).last_hidden_state[:, -1].float().sum()
