@@ -253,8 +253,7 @@ def _numbered(name: str, files: list[Path]) -> Reading:
 
 
 def _reader(path: Path) -> Callable[[Path], Reading]:
-    suffix = _suffix(path)
-    return _READERS[suffix] if suffix in _READERS else _read_with_schema
+    return _READERS.get(_suffix(path), _read_with_schema)
 
 
 def _read_with_schema(path: Path) -> Reading:
