@@ -46,10 +46,18 @@ _HOME = {
 __all__ = ["__version__", "run", *_HOME]
 
 if TYPE_CHECKING:
+    from hfadapt.card.build import build_card as build_card
+    from hfadapt.card.check import check_card as check_card
+    from hfadapt.cli.doctor import examine as examine
     from hfadapt.core.errors import HfadaptError as HfadaptError
     from hfadapt.core.errors import RecipeError as RecipeError
     from hfadapt.data import DataReport as DataReport
     from hfadapt.hardware.catalogue import Target as Target
+    from hfadapt.hardware.catalogue import target as target
+    from hfadapt.hardware.catalogue import this_machine as this_machine
+    from hfadapt.models.load import resolve_model as resolve_model
+    from hfadapt.pipeline.run import check_recipe as check_recipe
+    from hfadapt.pipeline.run import run_recipe as run
     from hfadapt.plan.make import make_plan as make_plan
     from hfadapt.recipe.reading import load_recipe as load_recipe
     from hfadapt.recipe.reading import save_recipe as save_recipe

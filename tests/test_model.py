@@ -11,7 +11,7 @@ from tiny import LABELS, labelled, make_lock, make_loop, pairs
 
 from hfadapt.core.errors import RequestError
 from hfadapt.models.attach import save_adapter
-from hfadapt.models.load import load_base, load_tokenizer, resolve_model
+from hfadapt.models.load import load_base, load_processor, resolve_model
 
 CPU = torch.device("cpu")
 
@@ -43,7 +43,7 @@ def test_a_missing_pad_token_becomes_the_end(models, tmp_path):
     config = json.loads(path.read_text())
     config["pad_token"] = None
     path.write_text(json.dumps(config))
-    tokenizer = load_tokenizer(resolve_model(str(folder)))
+    tokenizer = load_processor(resolve_model(str(folder)))
     assert tokenizer.pad_token == tokenizer.eos_token
 
 

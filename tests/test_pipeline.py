@@ -362,17 +362,22 @@ def test_chats_end_to_end(models, tmp_path):
 @pytest.mark.parametrize("frozen", [False, True])
 def test_two_processes_learn_what_one_does(models, tmp_path, frozen):
     """torchrun with gloo; 7 rows a step shared by two, uneven label counts, dropout, validation in between; with all
-    layers, or with outputs of the lower ones that both have put into one file."""
+    layers and augmented rows, or with outputs of the lower ones that both have put into one file."""
     from tiny import uneven
 
     write_rows(tmp_path / "one.jsonl", uneven(60))
     fields = recipe_fields(
         models / "lm",
         "causal-lm",
-        data={"validation": 9, "test": 9, "dedupe": {"near": False}},
+        data={
+            "validation": 9,
+            "test": 9,
+            "dedupe": {"near": False},
+            "augment": {} if frozen else {"word_dropout": 0.3, "typos": 0.2},
+        },
         dtype="float32",
         adapter={"dropout": 0.2, **({"layers": 1} if frozen else {})},
-        train={"batch_rows": 7, "micro_batch_rows": 2, "max_steps": 5, "evaluate_every_steps": 2},
+        train={"batch_rows": 7, "micro_batch_rows": 2, "max_steps": 7, "evaluate_every_steps": 2},
         train__fast={"bfloat16": False, "frozen_cache": frozen},
     )
     write_recipe(tmp_path / "tiny.yaml", fields)
@@ -382,20 +387,24 @@ def test_two_processes_learn_what_one_does(models, tmp_path, frozen):
     two = finish(process, 240)
     assert one.code == 0, one.err
     assert two.code == 0, two.err
-    assert two.err.count("step 5/5") == 1, "only the first process speaks"
+    assert two.err.count("step 7/7") == 1, "only the first process speaks"
     lines = [
         [json.loads(line) for line in (runs / "tiny/one/this-machine/metrics.jsonl").read_text().splitlines()]
         for runs in (tmp_path / "runs", tmp_path / "two")
     ]
-    assert len(lines[0]) == len(lines[1]) == 8
+    assert len(lines[0]) == len(lines[1]) == 11
     for alone, together in zip(*lines, strict=True):
         for key in ("loss", "validation_loss", "grad_norm"):
             assert (key in together) == (key in alone)
             assert together.get(key, 0.0) == pytest.approx(alone.get(key, 0.0), rel=1e-5)
-        assert (together["step"], together.get("labelled_tokens")) == (alone["step"], alone.get("labelled_tokens"))
+        for key in ("step", "tokens", "labelled_tokens"):
+            assert together.get(key) == alone.get(key)
     train = json.loads((tmp_path / "two/tiny/one/this-machine/train.json").read_text())
     assert train["world_size"] == 2
     assert train["frozen_layers"] == frozen
+    alone = json.loads((tmp_path / "runs/tiny/one/this-machine/train.json").read_text())
+    assert train["augmented_rows"] == alone["augmented_rows"]
+    assert len(train["augmented_rows"]) == (0 if frozen else 2)
 
 
 # --- interruption ----------------------------------------------------------------------------------------------------
@@ -480,3 +489,48 @@ def test_predicted_and_measured_training_time_are_kept(ready):
     assert train["predicted_tokens_per_second"] > 0
     shown = (ready / "runs/tiny/report.md").read_text()
     assert "training time predicted / measured" in shown
+
+
+# --- a choice of domains ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("across", [True, False])
+def test_every_way_to_choose_a_domain_gives_it_the_same_rows(models, tmp_path, across):
+    """`two` has rows of `one`; which of them it keeps does not depend on whether `one` is done, nor on who says so."""
+    from hfadapt import load_recipe, run
+
+    write_rows(tmp_path / "one.jsonl", labelled(80))
+    write_rows(tmp_path / "two.jsonl", [*labelled(40), *labelled(80, seed=1)])
+    fields = recipe_fields(models / "encoder", domains=DOMAINS, data__dedupe={"across_domains": across})
+    path = write_recipe(tmp_path / "tiny.yaml", fields)
+
+    def rows(folder):
+        cells = sorted(each.name for each in (folder / "tiny").iterdir() if each.is_dir())
+        return cells, {f.name: f.read_bytes() for f in (folder / "tiny/two/this-machine/data").glob("*.parquet")}
+
+    options = {"recipe_folder": tmp_path, "until": "data"}
+    run(load_recipe(path), folder=tmp_path / "all/tiny", **options)
+    run(load_recipe(path, domains=["two"]), folder=tmp_path / "loaded/tiny", **options)
+    run(load_recipe(path), domains=["two"], folder=tmp_path / "asked/tiny", **options)
+    done = command("prepare", "tiny.yaml", "-d", "two", "--runs", tmp_path / "typed", folder=tmp_path)
+    assert done.code == 0, done.err
+    names, whole = rows(tmp_path / "all")
+    assert names == ["one", "two"]
+    for way in ("loaded", "asked", "typed"):
+        assert rows(tmp_path / way) == (["two"], whole), way
+    (record,) = json.loads(command("check", "tiny.yaml", "-d", "two", "--json", folder=tmp_path).out)
+    assert record["splits"]["train"] == (40 if across else 80)
+
+
+def test_stages_and_domains_that_are_not_there_are_named(models, tmp_path):
+    from hfadapt import load_recipe, make_plan, run
+    from hfadapt.core.errors import RequestError
+
+    write_rows(tmp_path / "one.jsonl", labelled(80))
+    recipe = load_recipe(write_recipe(tmp_path / "tiny.yaml", recipe_fields(models / "encoder")))
+    with pytest.raises(RequestError, match=r"'evaluation'(.|\n)*card, data, evaluate, plan, train(.|\n)*'evaluate'"):
+        run(recipe, until="evaluation", folder=tmp_path / "run")
+    with pytest.raises(RequestError, match=r"no domain of that name(.|\n)*'on'(.|\n)*did you mean 'one'"):
+        run(recipe, domains=["on"], folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert [cell.domain for cell in make_plan(recipe.choose(["one"])).cells] == ["one"]

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+import logging
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
+import datasets
+import pytest
+from tiny import labelled, recipe_fields, write_recipe, write_rows
+
+from hfadapt import check_recipe, load_recipe
 from hfadapt.cli.terminal import Terminal
-from hfadapt.core.progress import FIRST_STEPS, Corrected
+from hfadapt.core.progress import FIRST_STEPS, LOUD_LOGGERS, Corrected, quiet_libraries
 
 
 class Heard:
@@ -111,3 +120,98 @@ def test_a_training_that_was_given_up_leaves_no_validation_to_the_next(capsys: p
         terminal.validation(2, 0.25)
         terminal.step(1, 20, 0.5, 100.0, 1.0)
     assert "validation" not in capsys.readouterr().err
+
+
+# --- libraries that speak --------------------------------------------------------------------------------------------
+
+
+def voices() -> tuple[object, ...]:
+    """All by which a caller hears the libraries."""
+    from transformers.utils import logging as theirs
+
+    return (
+        list(warnings.filters),
+        [logging.getLogger(name).level for name in LOUD_LOGGERS],
+        theirs.get_verbosity(),
+        theirs.is_progress_bar_enabled(),
+        datasets.are_progress_bars_disabled(),
+    )
+
+
+def heard() -> bool:
+    """Whether a UserWarning reaches the caller."""
+    with pytest.MonkeyPatch.context() as patch:
+        caught: list[object] = []
+        patch.setattr(warnings, "showwarning", lambda *arguments: caught.append(arguments))
+        warnings.warn("take care", UserWarning, stacklevel=1)
+    return bool(caught)
+
+
+@pytest.fixture
+def loud() -> Iterator[tuple[object, ...]]:
+    """A caller that hears everything."""
+    from transformers.utils import logging as theirs
+
+    verbosity = theirs.get_verbosity()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        theirs.set_verbosity_warning()
+        theirs.enable_progress_bar()
+        yield voices()
+        theirs.set_verbosity(verbosity)
+
+
+def test_libraries_are_quiet_inside_and_as_before_afterwards(loud: tuple[object, ...]) -> None:
+    with quiet_libraries():
+        assert not heard()
+        inside = voices()
+        assert all(before != now for before, now in zip(loud, inside, strict=True))
+        with quiet_libraries():
+            assert voices() == inside
+        assert voices() == inside
+    assert heard()
+    assert voices() == loud
+    with pytest.raises(ZeroDivisionError), quiet_libraries():
+        _ = 1 / 0
+    assert voices() == loud
+
+
+def test_of_two_threads_the_last_to_leave_gives_the_voices_back(loud: tuple[object, ...]) -> None:
+    """One that enters while another is inside must not take silence for what was there before."""
+    first_in, second_in, first_out = threading.Event(), threading.Event(), threading.Event()
+
+    def first() -> None:
+        with quiet_libraries():
+            first_in.set()
+            second_in.wait(10)
+        first_out.set()
+
+    def second() -> None:
+        first_in.wait(10)
+        with quiet_libraries():
+            second_in.set()
+            first_out.wait(10)
+            assert voices() != loud
+
+    threads = [threading.Thread(target=each) for each in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert voices() == loud
+
+
+def test_a_call_from_python_leaves_the_callers_warnings(models: Path, tmp_path: Path, loud: tuple[object, ...]) -> None:
+    write_rows(tmp_path / "one.jsonl", labelled(80))
+    recipe = load_recipe(write_recipe(tmp_path / "tiny.yaml", recipe_fields(models / "encoder")))
+    check_recipe(recipe, recipe_folder=tmp_path)
+    assert voices() == loud
+    assert heard()
+
+
+def test_every_public_call_that_loads_a_model_is_quiet() -> None:
+    """A decorated function has the undecorated one inside."""
+    import hfadapt
+
+    for name in ("run", "check_recipe", "load_adapted", "load_bank"):
+        assert hasattr(getattr(hfadapt, name), "__wrapped__"), name

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny import labelled, make_lock, pairs, same_weights, stop_after
+from tiny import epochs, labelled, make_lock, pairs, same_weights, stop_after
 
 from hfadapt.adapters import DEFAULT
 from hfadapt.core import registry
@@ -38,7 +38,9 @@ def loop_of(locks, folders, rows, held=(), products=None, **options):
     for own, folder, name, mine in zip(locks, folders, names, rows, strict=True):
         folder.mkdir(parents=True, exist_ok=True)
         parameters = trainable(model, name if len(locks) > 1 else None)
-        jobs.append(Job(own.train, encode(mine), encode(held), folder, "same", parameters, name, folder.name))
+        plain = encode(mine)
+        augmented = epochs(own, mine, plain, encode)
+        jobs.append(Job(own.train, plain, encode(held), folder, "same", parameters, name, folder.name, augmented))
     path = FastPath(model, products, tuple(names))
     loop = Loop(Accelerator(cpu=True), task, model, jobs, base.tokenizer.pad_token_id, path, **options)
     return base, loop
@@ -61,12 +63,18 @@ SETTINGS = {
 
 @pytest.mark.parametrize("task", SETTINGS)
 def test_together_equals_alone(models, tmp_path, task):
-    """Other numbers of rows, steps, ranks and shares that are dropped; in float32 to within rounding."""
+    """Other numbers of rows, steps, ranks and shares that are dropped, one augmented; in float32 to within rounding."""
     name, make = SETTINGS[task]
     locks = [
         make_lock(models / name, task, train__max_steps=5, train__evaluate_every_steps=2),
         make_lock(models / name, task, train__max_steps=3, adapter__dropout=0.1, adapter__rank=2),
-        make_lock(models / name, task, train__max_steps=5, train__micro_batch_rows=2, adapter__dropout=0.3),
+        make_lock(
+            *(models / name, task),
+            train__max_steps=9,
+            train__micro_batch_rows=2,
+            adapter__dropout=0.3,
+            data__augment={"typos": 0.4, "word_dropout": 0.1},
+        ),
     ]
     rows, held = [make(20), make(13, seed=1), make(30, seed=2)], make(5, seed=3)
     alone = []
@@ -76,6 +84,7 @@ def test_together_equals_alone(models, tmp_path, task):
         alone.append(loop.jobs[0])
     _, loop = loop_of(locks, [tmp_path / f"together-{i}" for i in range(3)], rows, held)
     loop.run()
+    assert [len(job.state.augmented) for job in loop.jobs] == [0, 0, 3], "a new epoch has other rows"
     for i, (one, other) in enumerate(zip(loop.jobs, alone, strict=True)):
         assert one.state.step == other.state.step == locks[i].train.max_steps
         found, wanted = log(tmp_path / f"together-{i}"), log(tmp_path / f"alone-{i}")
@@ -85,6 +94,7 @@ def test_together_equals_alone(models, tmp_path, task):
                 if key in expected:
                     assert line[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-6)
         assert one.state.tokens == other.state.tokens
+        assert one.state.augmented == other.state.augmented
         mine, theirs = plain_names(one), plain_names(other)
         assert mine.keys() == theirs.keys()
         for key, tensor in theirs.items():

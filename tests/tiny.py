@@ -262,13 +262,15 @@ def make_loop(
     model = attach_adapter(base, lock, batches)
     folder.mkdir(parents=True, exist_ok=True)
     products = options.pop("products", None)
+    plain = encode(rows)
     job = Job(
         settings=lock.train,
-        train=encode(rows),
+        train=plain,
         validation=encode(validation),
         folder=folder,
         identity=options.pop("identity", "same"),
         parameters=trainable(model),
+        augmented=epochs(lock, rows, plain, encode),
     )
     wanted = lock.train.fast
     loop = Loop(
@@ -285,6 +287,21 @@ def make_loop(
     )
     changes = registry.adapter(lock.adapter.method).changes_base
     return Trained(base, model, loop, None, low_rank_start(model) if changes else None)
+
+
+def epochs(
+    lock: Any, rows: Sequence[Mapping[str, Any]], plain: Any, encode: Callable[[Any], Any]
+) -> Callable[[int], Any] | None:
+    """The encoded rows of an epoch, where the lock asks for augmentation."""
+    from hfadapt.data import augment
+    from hfadapt.data.columns import form_of
+
+    if not lock.data.augment.on:
+        return None
+    named = [{**row, "source": "rows", "row": number} for number, row in enumerate(rows)]
+    data = lock.data
+    form = form_of(rows[0])
+    return lambda epoch: augment.examples(named, plain, form, data.augment, (data.seed, epoch), encode)
 
 
 def train(*arguments: Any, **options: Any) -> Trained:

@@ -159,12 +159,10 @@ def random_model(config: dict[str, Any], folder: Path) -> Path:
 def long_rows(model: str, count: int, longest: int, path: Path) -> Path:
     """Texts of a quarter of `longest` to `longest` tokens: sentences of the sample's film reviews and news, one after
     the other (seed 0)."""
-    from hfadapt.core.progress import quiet_libraries
     from hfadapt.data import prepare, read_split
-    from hfadapt.models.load import load_tokenizer, resolve_model
+    from hfadapt.models.load import load_processor, resolve_model
     from hfadapt.recipe.reading import load_recipe
 
-    quiet_libraries()
     source = path.parent / "sentences.yaml"
     domains = {name: {"source": f"sample:vader/{name}"} for name in ("movies", "news")}
     text = {"model": "sample:minilm-l6", "task": "text-classification", "domains": domains, "name": "sentences"}
@@ -173,7 +171,7 @@ def long_rows(model: str, count: int, longest: int, path: Path) -> Path:
     sentences = [row["text"] for domain in prepared.values() for row in read_split(domain.folder, "train")]
     draw = random.Random(0)
     draw.shuffle(sentences)
-    tokenizer = load_tokenizer(resolve_model(model))
+    tokenizer = load_processor(resolve_model(model))
     lengths = [len(ids) + 1 for ids in tokenizer(sentences)["input_ids"]]
     position = 0
     with path.open("w", encoding="utf-8") as file:

@@ -16,7 +16,7 @@ from typing import Any  # noqa: E402
 
 from measure import STARTED, Clock, job, save_snapshot, write_result  # noqa: E402
 
-from hfadapt.core.progress import Silent  # noqa: E402
+from hfadapt.core.progress import Silent, quiet_libraries  # noqa: E402
 
 JOB = job()
 
@@ -71,15 +71,14 @@ def watch_model(watch: Watch) -> None:
     stage.attach_adapters = attach_adapters  # type: ignore[assignment]
 
 
+@quiet_libraries()
 def main() -> None:
     """Trains."""
-    from hfadapt.core.progress import quiet_libraries
     from hfadapt.hardware.processes import World
     from hfadapt.recipe.reading import save_recipe
     from hfadapt.run_folder import Run
     from hfadapt.train import train_cell
 
-    quiet_libraries()
     shutil.copytree(JOB.folder / "run", JOB.out / "run")
     cell = Run(JOB.out / "run").cell(JOB.prepared["domain"], JOB.prepared["target"])
     lock = cell.lock

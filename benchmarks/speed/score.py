@@ -23,7 +23,7 @@ class Judge:
 
         from hfadapt.core import registry
         from hfadapt.modalities import Example
-        from hfadapt.models.load import load_base, load_tokenizer, resolve_model
+        from hfadapt.models.load import load_base, load_processor, resolve_model
         from hfadapt.recipe.reading import load_recipe
         from hfadapt.run_folder import Run
 
@@ -47,7 +47,7 @@ class Judge:
             ]
             for split in ("train", "validation", "test")
         }
-        tokenizer = load_tokenizer(resolve_model(prepared["model"]))
+        tokenizer = load_processor(resolve_model(prepared["model"]))
         self.choices = [tuple(tokenizer(f" {name}", add_special_tokens=False)["input_ids"]) for name in CHOICES]
         from peft import PeftModel
 

@@ -42,13 +42,10 @@ RUNS = Path("runs")
 
 
 def load(recipe: Path, overrides: list[str] | None, domains: list[str] | None, targets: list[str] | None) -> Recipe:
-    """The recipe with overrides and targets. Its domains are all kept: rows are compared across them."""
+    """The recipe with what the command line changes and chooses."""
     from hfadapt.recipe.reading import load_recipe
 
-    whole = load_recipe(recipe, overrides or (), targets=targets)
-    if domains:
-        load_recipe(recipe, overrides or (), domains=domains, targets=targets)
-    return whole
+    return load_recipe(recipe, overrides or (), domains=domains, targets=targets)
 
 
 def show(value: Any, as_json: bool = False) -> None:
@@ -75,7 +72,6 @@ def through(
     with Terminal() as terminal:
         run = run_recipe(
             asked,
-            domains=domains or (),
             recipe_folder=recipe.parent,
             folder=runs / asked.name,
             until=stage,
@@ -84,7 +80,7 @@ def through(
         )
         report = run.report
         terminal.report(run)
-    mine = [cell for cell in report.cells if cell.target in asked.targets and cell.domain in (domains or asked.domains)]
+    mine = [cell for cell in report.cells if (cell.domain, cell.target) in asked.cells()]
     worse = [cell for cell in mine if cell.metrics and cell.metrics[0].worse] if fail_if_worse else []
     for cell in worse:
         note(
@@ -115,8 +111,7 @@ def run(
         from hfadapt.publish.publish import publish as publish_cells
 
         asked = load(recipe, overrides, domain, target)
-        domains = domain or list(asked.domains)
-        show(publish_cells(runs / asked.name, publish, yes=True, domains=domains, targets=asked.targets, say=note))
+        show(publish_cells(runs / asked.name, publish, yes=True, domains=asked.chosen, targets=asked.targets, say=note))
 
 
 @app.command()
@@ -131,7 +126,7 @@ def plan(
     """Show every decision with its reason, the predicted memory, and whether it fits. Downloads no weights."""
     from hfadapt.pipeline.run import plan_recipe
 
-    found = plan_recipe(load(recipe, overrides, domain, target), domains=domain or (), runs=runs)
+    found = plan_recipe(load(recipe, overrides, domain, target), runs=runs)
     show(found, json)
     if not found.fits:
         raise typer.Exit(1)
@@ -150,9 +145,7 @@ def check(
     from hfadapt.pipeline.run import check_recipe
 
     with Terminal() as terminal:
-        report = check_recipe(
-            load(recipe, overrides, domain, None), domains=domain or (), recipe_folder=recipe.parent, say=terminal.say
-        )
+        report = check_recipe(load(recipe, overrides, domain, None), recipe_folder=recipe.parent, say=terminal.say)
     if json:
         import json as json_library
 
@@ -233,10 +226,8 @@ def predict(
     json: Json = False,
 ) -> None:
     """Apply an adapter of a run, or an exported folder, to texts."""
-    from hfadapt.core.progress import quiet_libraries
     from hfadapt.serve.adapted import load_adapted
 
-    quiet_libraries()
     answers = load_adapted(run, domain, target, base).predict(texts)
     if json:
         import json as json_library
@@ -266,8 +257,8 @@ def export(
     from hfadapt.publish.export import export as export_cell
     from hfadapt.run_folder import find_cell
 
-    quiet_libraries()
-    done = export_cell(find_cell(cell, domain, target), format, to, variant=variant, force=force, say=note)
+    with quiet_libraries():
+        done = export_cell(find_cell(cell, domain, target), format, to, variant=variant, force=force, say=note)
     show(done.record if json else done, json)
 
 

@@ -22,8 +22,8 @@ OPTIONAL = {
     "wandb": ("train.trackers: [wandb]", "pip install wandb"),
     "mlflow": ("train.trackers: [mlflow]", "pip install mlflow"),
     "trackio": ("train.trackers: [trackio]", "pip install trackio"),
+    "codecarbon": ("energy where no counter can be read, and carbon", "pip install 'hfadapt[energy]'"),
     "lm_eval": ("evaluate.harness", "pip install 'hfadapt[harness]'"),
-    "onnxruntime": ("checking an ONNX export", "pip install onnxruntime"),
     "sentencepiece": ("tokenizers that exist only as SentencePiece files", "pip install sentencepiece"),
 }
 MATTERS = ("fast bfloat16", "8-bit and 4-bit storage", "compiled kernels", "Hugging Face Hub")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 from hfadapt.core.show import show_seconds
@@ -88,17 +89,65 @@ class Corrected:
         self.progress.step(step, total, loss, tokens_per_second, seconds_left, title)
 
 
-def quiet_libraries() -> None:
-    """Progress bars and hints of the libraries would tear the run's own display."""
-    import transformers
+LOUD_LOGGERS = ("accelerate", "bitsandbytes", "torch.distributed")
 
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    # Whoever needs `datasets` imports it; half a second is too long for somebody who does not.
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    if "datasets" in sys.modules:
-        sys.modules["datasets"].disable_progress_bars()
+
+class _Quiet:
+    """How often `quiet_libraries` was entered and not left yet, in all threads, and what gives the libraries their
+    voices back."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.entered = 0
+        self.undo = ExitStack()
+        self.hushed: set[str] = set()
+
+
+_QUIET = _Quiet()
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """While inside (or as a decorator), libraries show no progress bars and no hints, which would tear the run's own
+    display; warnings, bars and log levels of the caller are as they were afterwards."""
+    with _QUIET.lock:
+        if not _QUIET.entered:
+            _hush_all(_QUIET.undo)
+        # Imported here or since it was entered first: half a second is too long for whoever does not need it.
+        _hush_datasets(_QUIET)
+        _QUIET.entered += 1
+    try:
+        yield
+    finally:
+        with _QUIET.lock:
+            _QUIET.entered -= 1
+            if not _QUIET.entered:
+                _QUIET.undo.close()
+                _QUIET.hushed.clear()
+
+
+def _hush_all(undo: ExitStack) -> None:
+    from transformers.utils import logging as theirs
+
+    undo.enter_context(warnings.catch_warnings())
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
-    for name in ("accelerate", "bitsandbytes", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in LOUD_LOGGERS:
+        logger = logging.getLogger(name)
+        undo.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)
+    undo.callback(theirs.set_verbosity, theirs.get_verbosity())
+    theirs.set_verbosity_error()
+    if theirs.is_progress_bar_enabled():
+        undo.callback(theirs.enable_progress_bar)
+        theirs.disable_progress_bar()
+
+
+def _hush_datasets(quiet: _Quiet) -> None:
+    datasets = sys.modules.get("datasets")
+    if datasets is None or "datasets" in quiet.hushed:
+        return
+    quiet.hushed.add("datasets")
+    if not datasets.are_progress_bars_disabled():
+        quiet.undo.callback(datasets.enable_progress_bars)
+        datasets.disable_progress_bars()

@@ -19,12 +19,20 @@ from hfadapt.core.errors import RequestError, choice_problem
 if TYPE_CHECKING:
     from hfadapt.adapters import AdapterMethod
     from hfadapt.formats import Format
+    from hfadapt.modalities import Modality
     from hfadapt.quants import Quant
     from hfadapt.schemas import RowSchema
     from hfadapt.tasks import Task
 
 PACKAGE = Path(__file__).parents[1]
-KINDS = {"tasks": "task", "schemas": "schema", "adapters": "adapter", "quants": "quant", "formats": "format"}
+KINDS = {
+    "tasks": "task",
+    "schemas": "schema",
+    "modalities": "modality",
+    "adapters": "adapter",
+    "quants": "quant",
+    "formats": "format",
+}
 """The open folders, each with the word for one thing in it."""
 
 
@@ -63,6 +71,12 @@ def task(name: str) -> Task:
 def schema(name: str) -> RowSchema:
     """What a prepared row looks like. Raises RequestError for an unknown name."""
     found: RowSchema = load("schemas", name)
+    return found
+
+
+def modality(name: str) -> Modality:
+    """What rows are made of. Raises RequestError for an unknown name."""
+    found: Modality = load("modalities", name)
     return found
 
 

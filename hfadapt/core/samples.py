@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hfadapt.core.errors import RequestError, RunError, choice_problem
+from hfadapt.core.progress import quiet_libraries
 from hfadapt.core.spec import Spec
 
 if sys.version_info >= (3, 11):
@@ -229,13 +230,12 @@ def _write_rows(rows: list[dict[str, Any]], folder: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "rows.parquet")
 
 
+@quiet_libraries()
 def dequantise(gguf: Path, folder: Path) -> None:
     """Writes a GGUF model as bfloat16 safetensors with its tokenizer into an empty folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # transformers 5.23 refuses to save a model that still holds its GGUF quantizer.

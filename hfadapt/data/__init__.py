@@ -2,7 +2,7 @@
 
 from hfadapt.data import augment, canaries
 from hfadapt.data.audit.report import DataReport
-from hfadapt.data.audit.supervision import audit, drop_too_long, lengths, require_clean
+from hfadapt.data.audit.supervision import audit, augmented, drop_too_long, lengths, require_clean
 from hfadapt.data.prepared import PreparedDomain, prepare, read_split
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "PreparedDomain",
     "audit",
     "augment",
+    "augmented",
     "canaries",
     "drop_too_long",
     "lengths",

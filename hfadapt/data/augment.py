@@ -1,86 +1,33 @@
 """Label-safe changes of training rows, a fresh draw each epoch, the same draw again after a resume.
 
-The contract for any kind of data: an `Operation` changes one value with a random generator of its own, seeded by
-(seed, epoch, source, row, operation), so neither the order of rows nor the number of processes matters. Text
-operations are here; operations on images (crop, rotate, flip) and audio register under the column they change.
+An operation of the rows' modality changes one value with a random generator of its own, seeded by (seed, epoch, source,
+row, operation, place), so neither the order of rows nor the number of processes matters. What a row's schema calls
+shown is changed; what a model has to produce never is.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from hfadapt.core import registry
 from hfadapt.data.rows import stable_hash
+from hfadapt.modalities import Example
 from hfadapt.recipe.schema import Augment
 
-Operation = Callable[[Any, float, random.Random], Any]
-
-_KEYBOARD = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-NEIGHBOURS = {
-    key: "".join(line[place] for line, place in ((line, at + step) for step in (-1, 1)) if 0 <= place < len(line))
-    + (_KEYBOARD[number + 1][at] if number + 1 < len(_KEYBOARD) and at < len(_KEYBOARD[number + 1]) else "")
-    + (_KEYBOARD[number - 1][at] if number else "")
-    for number, line in enumerate(_KEYBOARD)
-    for at, key in enumerate(line)
-}
+CHUNK_ROWS = 512
 
 
-def word_dropout(text: str, share: float, draw: random.Random) -> str:
-    """Leaves out a share of the words, never all of them."""
-    words = text.split(" ")
-    kept = [word for word in words if not word or draw.random() >= share]
-    return " ".join(kept) if any(kept) else text
-
-
-def word_swap(text: str, share: float, draw: random.Random) -> str:
-    """Exchanges a share of the words with their right neighbours."""
-    words = text.split(" ")
-    at = 0
-    while at < len(words) - 1:
-        if draw.random() < share:
-            words[at], words[at + 1] = words[at + 1], words[at]
-            at += 1
-        at += 1
-    return " ".join(words)
-
-
-def typos(text: str, share: float, draw: random.Random) -> str:
-    """Hits a neighbouring key once in a share of the words of four letters or more."""
-    words = text.split(" ")
-    for number, word in enumerate(words):
-        if len(word) >= 4 and draw.random() < share:
-            at = draw.randrange(1, len(word))
-            keys = NEIGHBOURS.get(word[at].lower())
-            if keys:
-                words[number] = word[:at] + draw.choice(keys) + word[at + 1 :]
-    return " ".join(words)
-
-
-def case(text: str, share: float, draw: random.Random) -> str:
-    """Writes a share of the rows in lower or upper case."""
-    if draw.random() >= share:
-        return text
-    return text.lower() if draw.random() < 0.8 else text.upper()
-
-
-# Operations by the column they change. What a model has to produce (label, completion) is never changed.
-OPERATIONS: dict[str, dict[str, Operation]] = {
-    "text": {"word_dropout": word_dropout, "word_swap": word_swap, "typos": typos, "case": case},
-}
-OPERATIONS["prompt"] = OPERATIONS["text"]
-
-
-def is_on(settings: Augment) -> bool:
-    """Whether anything would be changed."""
-    return any(settings.model_dump().values())
-
-
-def apply(rows: Sequence[Mapping[str, Any]], settings: Augment, seed: int, epoch: int) -> list[dict[str, Any]]:
+def apply(
+    rows: Sequence[Mapping[str, Any]], form: str, settings: Augment, seed: int, epoch: int
+) -> list[dict[str, Any]]:
     """Changes training rows for one epoch; rows of the other splits must not come here.
 
     Args:
         rows: Prepared rows with `source` and `row`; they are not changed themselves.
+        form: Name of their schema.
         settings: How much of which operation.
         seed: The data seed.
         epoch: The 0-based epoch.
@@ -91,26 +38,49 @@ def apply(rows: Sequence[Mapping[str, Any]], settings: Augment, seed: int, epoch
     shares = {name: share for name, share in settings.model_dump().items() if share > 0}
     if not shares:
         return [dict(row) for row in rows]
-    return [_changed(row, shares, seed, epoch) for row in rows]
+    return [_changed(row, form, shares, seed, epoch) for row in rows]
 
 
-def _changed(row: Mapping[str, Any], shares: Mapping[str, float], seed: int, epoch: int) -> dict[str, Any]:
-    def run(column: str, value: Any, place: int = 0) -> Any:
-        for name, operation in OPERATIONS[column].items():
+def examples(
+    rows: Sequence[Mapping[str, Any]],
+    plain: Sequence[Example],
+    form: str,
+    settings: Augment,
+    draw: tuple[int, int],
+    encode: Callable[[Sequence[Mapping[str, Any]]], Sequence[Example]],
+) -> list[Example]:
+    """The encoded training rows of one epoch: changed rows are encoded again, the others are those of `plain`.
+
+    A change that would push labels of a row beyond the longest length is left out for this epoch.
+
+    Args:
+        rows: Prepared rows with `source` and `row`.
+        plain: The same rows as they are, encoded.
+        form, settings: As in `apply`.
+        draw: Seed and epoch.
+        encode: Encodes rows, cut at the longest length.
+    """
+    found = list(plain)
+    for start in range(0, len(rows), CHUNK_ROWS):
+        before = rows[start : start + CHUNK_ROWS]
+        after = apply(before, form, settings, *draw)
+        changed = [i for i, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
+        for i, example in zip(changed, encode([after[i] for i in changed]), strict=True):
+            old = found[start + i]
+            if example.label_count >= old.label_count:
+                found[start + i] = replace(example, row=old.row)
+    return found
+
+
+def _changed(row: Mapping[str, Any], form: str, shares: Mapping[str, float], seed: int, epoch: int) -> dict[str, Any]:
+    schema = registry.schema(form)
+    operations = registry.modality(schema.modality).operations
+
+    def change(value: Any, place: int) -> Any:
+        for name, operation in operations.items():
             if name in shares:
                 key = stable_hash(seed, epoch, row.get("source", ""), row.get("row", 0), name, place)
                 value = operation(value, shares[name], random.Random(key))
         return value
 
-    changed = dict(row)
-    if row.get("messages"):
-        changed["messages"] = [
-            {**turn, "content": run("text", turn["content"], at)} if turn["role"] == "user" else dict(turn)
-            for at, turn in enumerate(row["messages"])
-        ]
-        return changed
-    # Text that is itself what is learned (no label beside it) would teach the mistakes.
-    for column in OPERATIONS:
-        if isinstance(row.get(column), str) and (column != "text" or row.get("label") is not None):
-            changed[column] = run(column, row[column])
-    return changed
+    return schema.changed(row, change)

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem, nearest
+from hfadapt.core.progress import quiet_libraries
 from hfadapt.data.rows import Dropped, name_rows
 from hfadapt.recipe.schema import Domain, Source
 from hfadapt.recipe.sources import suffixes
@@ -437,9 +438,10 @@ def open_hub(source: Source, *, split: str = "", streaming: bool = False) -> Ope
 
     wanted = source.split or "train"
     try:
-        data = datasets.load_dataset(
-            source.source, source.config, split=wanted, revision=source.revision, streaming=streaming
-        )
+        with quiet_libraries():
+            data = datasets.load_dataset(
+                source.source, source.config, split=wanted, revision=source.revision, streaming=streaming
+            )
     except Exception as error:  # the library raises many kinds, all of them about the request
         raise DataError(
             "the data set cannot be loaded from the Hub, and there is no local file of that name",

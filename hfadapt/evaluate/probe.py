@@ -51,7 +51,7 @@ def train_probe(
         validation: Rows that choose how long to train.
 
     Returns:
-        The head, to be put in place with `swap_head`.
+        The head, to be put in place with `put_head`.
 
     Raises:
         RunError: the head's input cannot be found.
@@ -122,7 +122,8 @@ def _find_pick(
     raise RunError(
         "the input of the task's head could not be found, so there is no linear probe to compare with",
         place=type(model).__name__,
-        fix="set evaluate.baseline: none",
+        fix="take a model whose head reads the first or last token or a pooled vector, such as BERT or Llama; "
+        "or stop before the evaluation: hfadapt train RECIPE",
     )
 
 

@@ -8,15 +8,14 @@ installed beside the versions that hfadapt pins.
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.data import augment
+from hfadapt.core import registry
 from hfadapt.data.rows import stable_hash
 from hfadapt.evaluate.metrics.rows import compare, leading, sampling
-from hfadapt.modalities import Example, Row
+from hfadapt.modalities import Example, Operation, Row
 from hfadapt.records.evidence import Estimate, Perturbation
 from hfadapt.schemas import RowSchema
 from hfadapt.tasks import Scores
@@ -25,30 +24,10 @@ if TYPE_CHECKING:
     from hfadapt.evaluate.bench import Bench
     from hfadapt.records.stages import Metric
 
-SHARE = 0.15
-"""Share of the words that is changed."""
 
-_WORD_END = re.compile(r"(?<=\w)[.,;:]+$")
-
-
-def spacing(text: str, share: float, draw: random.Random) -> str:
-    """Doubles the space after a share of the words, and drops their full stops, commas and colons.
-
-    Marks that stand alone, such as `:(`, and `!` and `?` say something, so they stay.
-    """
-    words = text.split(" ")
-    for number, word in enumerate(words):
-        if word and draw.random() < share:
-            words[number] = _WORD_END.sub("", word) + (" " if number < len(words) - 1 else "")
-    return " ".join(words)
-
-
-PERTURBATIONS: dict[str, tuple[augment.Operation, float]] = {
-    "typos": (augment.typos, SHARE),
-    "word swaps": (augment.word_swap, SHARE),
-    "case": (augment.case, 1.0),
-    "spacing": (spacing, SHARE),
-}
+def perturbations(schema: RowSchema) -> Mapping[str, tuple[Operation, float]]:
+    """The changes of the rows' modality, each with the share of a value that is changed."""
+    return registry.modality(schema.modality).perturbations
 
 
 def perturb(schema: RowSchema, rows: Sequence[Row], name: str, seed: int) -> list[dict[str, Any]]:
@@ -57,7 +36,7 @@ def perturb(schema: RowSchema, rows: Sequence[Row], name: str, seed: int) -> lis
     Args:
         schema: What the rows look like.
         rows: Prepared rows with `source` and `row`; they are not changed themselves.
-        name: One of PERTURBATIONS.
+        name: One of `perturbations`.
         seed: The data seed; a row is changed in the same way whichever rows are with it.
     """
     return [_changed(schema, row, name, seed) for row in rows]
@@ -75,7 +54,7 @@ def robustness(bench: Bench, rows: Sequence[Row]) -> tuple[Perturbation, ...]:
     base, adapter = bench.score(clean, adapter=False), bench.score(clean)
     name = leading(bench.lock.evaluate.metrics, adapter).name
     found = []
-    for change, (_, share) in PERTURBATIONS.items():
+    for change, (_, share) in perturbations(bench.schema).items():
         changed = perturb(bench.schema, rows, change, bench.lock.data.seed)
         count = sum(new != dict(old) for new, old in zip(changed, rows, strict=True))
         if not count:
@@ -136,7 +115,7 @@ def _drop(bench: Bench, name: str, clean: Scores, changed: Scores) -> tuple[Esti
 
 
 def _changed(schema: RowSchema, row: Row, name: str, seed: int) -> dict[str, Any]:
-    operation, share = PERTURBATIONS[name]
+    operation, share = perturbations(schema)[name]
 
     def change(text: str, place: int) -> str:
         key = stable_hash(seed, "perturb", row.get("source", ""), row.get("row", 0), name, place)

@@ -1,11 +1,13 @@
-"""Texts: token ids as a model takes them, padded or packed."""
+"""Texts: token ids as a model takes them, padded or packed; changes that leave a label right."""
 
 from __future__ import annotations
 
+import random
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.modalities import IGNORED, Example
+from hfadapt.modalities import IGNORED, Example, Modality
 
 if TYPE_CHECKING:
     import torch
@@ -66,3 +68,94 @@ def packed(examples: Sequence[Example], tokens: int, pad_token_id: int) -> dict[
         "position_ids": torch.cat(positions)[None],
         "rows": torch.nn.functional.pad(rows, (0, left))[None],
     }
+
+
+# --- changes that leave a label right ---------------------------------------------------------------------------------
+
+SHARE = 0.15
+"""Share of the words that is changed where careless input is tried."""
+
+_WORD_END = re.compile(r"(?<=\w)[.,;:]+$")
+_KEYBOARD = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+NEIGHBOURS = {
+    key: "".join(line[place] for line, place in ((line, at + step) for step in (-1, 1)) if 0 <= place < len(line))
+    + (_KEYBOARD[number + 1][at] if number + 1 < len(_KEYBOARD) and at < len(_KEYBOARD[number + 1]) else "")
+    + (_KEYBOARD[number - 1][at] if number else "")
+    for number, line in enumerate(_KEYBOARD)
+    for at, key in enumerate(line)
+}
+
+
+def word_dropout(text: str, share: float, draw: random.Random) -> str:
+    """Leaves out a share of the words, never all of them."""
+    words = text.split(" ")
+    kept = [word for word in words if not word or draw.random() >= share]
+    return " ".join(kept) if any(kept) else text
+
+
+def word_swap(text: str, share: float, draw: random.Random) -> str:
+    """Exchanges a share of the words with their right neighbours."""
+    words = text.split(" ")
+    at = 0
+    while at < len(words) - 1:
+        if draw.random() < share:
+            words[at], words[at + 1] = words[at + 1], words[at]
+            at += 1
+        at += 1
+    return " ".join(words)
+
+
+def typos(text: str, share: float, draw: random.Random) -> str:
+    """Hits a neighbouring key once in a share of the words of four letters or more."""
+    words = text.split(" ")
+    for number, word in enumerate(words):
+        if len(word) >= 4 and draw.random() < share:
+            at = draw.randrange(1, len(word))
+            keys = NEIGHBOURS.get(word[at].lower())
+            if keys:
+                words[number] = word[:at] + draw.choice(keys) + word[at + 1 :]
+    return " ".join(words)
+
+
+def case(text: str, share: float, draw: random.Random) -> str:
+    """Writes a share of the rows in lower or upper case."""
+    if draw.random() >= share:
+        return text
+    return text.lower() if draw.random() < 0.8 else text.upper()
+
+
+def spacing(text: str, share: float, draw: random.Random) -> str:
+    """Doubles the space after a share of the words, and drops their full stops, commas and colons.
+
+    Marks that stand alone, such as `:(`, and `!` and `?` say something, so they stay.
+    """
+    words = text.split(" ")
+    for number, word in enumerate(words):
+        if word and draw.random() < share:
+            words[number] = _WORD_END.sub("", word) + (" " if number < len(words) - 1 else "")
+    return " ".join(words)
+
+
+class Text(Modality):
+    """Texts, read by a tokenizer."""
+
+    name = "text"
+    operations = {"word_dropout": word_dropout, "word_swap": word_swap, "typos": typos, "case": case}
+    perturbations = {
+        "typos": (typos, SHARE),
+        "word swaps": (word_swap, SHARE),
+        "case": (case, 1.0),
+        "spacing": (spacing, SHARE),
+    }
+
+    def load_processor(self, path: str, revision: str | None) -> Any:
+        """The tokenizer; a missing pad token is replaced by the end token, which labels never see as padding."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        return tokenizer
+
+
+KIND = Text()

@@ -78,14 +78,9 @@ def _dequantised(gguf: Path) -> Path:
     return folder
 
 
-def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """The base's tokenizer; a missing pad token is replaced by the end token, which labels never see as padding."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source.path, revision=source.revision)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    return tokenizer
+def load_processor(source: ModelSource, modality: str = "text") -> Any:
+    """What turns values into the base's inputs: of texts the tokenizer, with a pad token."""
+    return registry.modality(modality).load_processor(source.path, source.revision)
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -164,7 +159,7 @@ def load_base(
     for name, value in list(vars(config).items()):
         if "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_processor(source, task.modality)
     try:
         with init_empty_weights():
             skeleton = auto.from_config(config)

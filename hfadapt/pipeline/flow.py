@@ -80,8 +80,7 @@ class Flow:
     def _prepare(self) -> Mapping[str, PreparedDomain]:
         from hfadapt.data import prepare
 
-        across = self.recipe.data.dedupe.across_domains
-        recipe = self.recipe if across else narrow(self.recipe, self.domains)
+        recipe = compared(self.recipe, self.domains)
         return prepare(recipe, recipe_folder=self.recipe_folder, progress=self.progress.say)
 
     def _cell(self, cell: Cell, prepared: PreparedDomain) -> None:
@@ -126,11 +125,11 @@ class Flow:
 
     def _plan(self, cell: Cell) -> None:
         """The final plan, now that token lengths are known, and the audit of the rows under it."""
-        from hfadapt.models.load import load_tokenizer, resolve_model
+        from hfadapt.models.load import load_processor, resolve_model
         from hfadapt.recipe.reading import save_recipe
 
         recipe = narrow(self.recipe, [cell.domain], [cell.target])
-        tokenizer = load_tokenizer(resolve_model(recipe.model))
+        tokenizer = load_processor(resolve_model(recipe.model))
         record = measure_lengths(cell, recipe, tokenizer)
         sharing = sum(target == cell.target for _, target in self._asked.cells())
         plan = make_plan(recipe, data={cell.domain: record}, processes=self.world.size, sharing=sharing)
@@ -312,7 +311,12 @@ def out_of_memory(cell: Cell, stage: str | None, ended: str = "memory ran out") 
 def narrow(recipe: Recipe, domains: Sequence[str] = (), targets: Sequence[str] = ()) -> Recipe:
     """The recipe with only these domains and targets; empty means all."""
     kept = {name: domain for name, domain in recipe.domains.items() if not domains or name in domains}
-    return recipe.model_copy(update={"domains": kept, "targets": tuple(targets) or recipe.targets})
+    return recipe.model_copy(update={"domains": kept, "targets": tuple(targets) or recipe.targets}).choose()
+
+
+def compared(recipe: Recipe, domains: Sequence[str] = ()) -> Recipe:
+    """The recipe with all domains that have to be read for the rows of these."""
+    return recipe if recipe.data.dedupe.across_domains else narrow(recipe, domains)
 
 
 def summary(lock: Lock, plan: CellPlan, record: DataRecord) -> str:
@@ -352,7 +356,7 @@ def stage_hashes(recipe: Recipe, cell: Cell, prepared: PreparedDomain) -> dict[s
 
 def measure_lengths(cell: Cell, recipe: Recipe, tokenizer: Any) -> DataRecord:
     """The cell's data record with the token lengths of its splits, as the model's tokenizer counts them."""
-    from hfadapt.data import lengths, read_split
+    from hfadapt.data import augmented, lengths, read_split
 
     task, record = registry.task(recipe.task), cell.data
     if record.form not in task.schemas:
@@ -368,7 +372,9 @@ def measure_lengths(cell: Cell, recipe: Recipe, tokenizer: Any) -> DataRecord:
         for split in ("train", "validation", "test")
         if (rows := read_split(cell.folder, split))
     }
-    return record.model_copy(update={"lengths": measured})
+    train = read_split(cell.folder, "train")
+    changed = augmented(train, record.form, recipe.data, task, tokenizer, labels=record.labels)
+    return record.model_copy(update={"lengths": measured, "augmented": changed})
 
 
 def audit_cell(cell: Cell, lock: Lock, tokenizer: Any, record: DataRecord) -> DataRecord:

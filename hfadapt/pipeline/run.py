@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfadapt.core.errors import DataError, RequestError
+from hfadapt.core.errors import DataError, RequestError, choice_problem
 from hfadapt.core.progress import Progress, Silent, quiet_libraries
-from hfadapt.pipeline.flow import Flow, audit_cell, measure_lengths, narrow, write_report
+from hfadapt.pipeline.flow import STAGES, Flow, audit_cell, compared, measure_lengths, narrow, write_report
 from hfadapt.plan.make import lock as lock_cell
 from hfadapt.plan.make import make_plan
 from hfadapt.recipe.schema import AUTO, Recipe
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hfadapt.data import DataReport
 
 
+@quiet_libraries()
 def run_recipe(
     recipe: Recipe,
     *,
@@ -35,14 +36,15 @@ def run_recipe(
 
     Args:
         recipe: From `load_recipe`.
-        domains: Only these domains; all when empty.
+        domains: Only these domains; those that the recipe chooses when empty.
         recipe_folder: Relative sources are looked for here first, then in the working directory.
         folder: The run folder; `runs/NAME` by default.
         until: The last stage: data, plan, train, evaluate or card.
         fresh: Start over instead of keeping what is done.
 
     Raises:
-        RequestError: another run is using the folder, or fewer processes started than were asked for.
+        RequestError: there is no such domain or stage, another run is using the folder, or fewer processes started than
+            were asked for.
         KeyboardInterrupt: finished cells and the last checkpoint are on disk.
     """
     from filelock import FileLock, Timeout
@@ -50,11 +52,14 @@ def run_recipe(
     from hfadapt.fast import compiled
     from hfadapt.hardware.processes import World, check_world
 
+    if until not in STAGES:
+        problem = choice_problem("there is no such stage", until, STAGES, "until")
+        raise RequestError(problem.what, problems=[problem])
+    chosen = (recipe.choose(domains) if domains else recipe).chosen
     check_world(recipe.processes)
     compiled.switch()
     folder = folder or Path("runs") / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
-    quiet_libraries()
     world = World(recipe.train.trackers, folder / "trackers")
     lock = FileLock(folder / ".lock", timeout=0)
 
@@ -70,20 +75,20 @@ def run_recipe(
 
     world.on_main(claim)
     try:
-        Flow(recipe, recipe_folder, folder, world, progress or Silent(), until, fresh, domains).run()
+        Flow(recipe.choose(), recipe_folder, folder, world, progress or Silent(), until, fresh, chosen).run()
     finally:
         lock.release()
     return Run(folder)
 
 
+@quiet_libraries()
 def plan_recipe(recipe: Recipe, *, domains: Sequence[str] = (), runs: Path = Path("runs")) -> Plan:
     """The plan of every cell; lengths come from cells that are prepared already, else they are assumed.
 
     Raises:
         RequestError: the recipe asks for what its targets cannot do.
     """
-    quiet_libraries()
-    recipe = narrow(recipe, domains)
+    recipe = recipe.choose(domains) if domains else recipe
     run = Run(runs / recipe.name)
     known = {}
     for domain, target in recipe.cells():
@@ -104,6 +109,7 @@ def same_data(recipe: Recipe, domain: str, cell: Cell) -> bool:
     return same and alike and recipe.domains[domain] == before.domains.get(domain)
 
 
+@quiet_libraries()
 def check_recipe(
     recipe: Recipe,
     *,
@@ -115,14 +121,14 @@ def check_recipe(
     import tempfile
 
     from hfadapt.data import DataReport, prepare
-    from hfadapt.models.load import load_tokenizer, resolve_model
+    from hfadapt.models.load import load_processor, resolve_model
 
-    quiet_libraries()
-    prepared = prepare(recipe, recipe_folder=recipe_folder, progress=say)
-    tokenizer = load_tokenizer(resolve_model(recipe.model))
+    chosen = (recipe.choose(domains) if domains else recipe).chosen
+    prepared = prepare(compared(recipe, chosen), recipe_folder=recipe_folder, progress=say)
+    tokenizer = load_processor(resolve_model(recipe.model))
     records = []
     with tempfile.TemporaryDirectory() as temporary:
-        for domain in narrow(recipe, domains).domains:
+        for domain in chosen:
             cell = Run(Path(temporary)).cell(domain, recipe.targets[0])
             prepared[domain].deliver(cell.folder)
             narrowed = narrow(recipe, [cell.domain], [cell.target])

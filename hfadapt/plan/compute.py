@@ -35,6 +35,7 @@ def training_compute(
 ) -> Compute:
     """`tuning_compute` of a cell that was trained on `data`; arguments as there."""
     mean = data.lengths["train"].mean if "train" in data.lengths else lock.data.max_length
+    mean = data.augmented.lengths.mean if data.augmented else mean
     return tuning_compute(
         model_facts(lock.model, lock.task, max(1, len(data.labels))),
         lock,

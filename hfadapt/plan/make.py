@@ -55,7 +55,7 @@ def make_plan(
         recipe: What was asked for.
         data: Prepared domains by name; lengths and rows of the others are assumed, and `data_basis` says so.
         processes: Training processes; by default the recipe's, or one per device of the target.
-        sharing: Domains that may be trained together on one base; by default all of the recipe.
+        sharing: Domains that may be trained together on one base; by default all that are done.
 
     Raises:
         RequestError: the model cannot do the task, or something was asked for that a target or method cannot do; all
@@ -76,7 +76,7 @@ def make_plan(
         found = [*_impossible(recipe, trainer), *_unknown_to_model(recipe, facts)]
         problems.extend(problem for problem in found if problem not in problems)
         if not found:
-            count = len(recipe.domains) if sharing is None else sharing
+            count = len(recipe.chosen) if sharing is None else sharing
             cells.append(_plan_cell(recipe, domain, target, trainer, facts, work, processes, count))
     if problems:
         raise RequestError("the recipe asks for what its targets cannot do", problems=problems)
@@ -105,7 +105,9 @@ def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
     asked = recipe.domains[domain]
     task = registry.task(recipe.task)
     if record is not None and "train" in record.lengths:
-        lengths = record.lengths["train"]
+        plain = record.lengths["train"]
+        lengths = record.augmented.lengths if record.augmented else plain
+        longest = max(plain.longest, lengths.longest)
         labelled = lengths.mean
         if record.completions:
             # At most two characters a token, with the end token and one to spare.
@@ -113,8 +115,9 @@ def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
         if record.audit is not None and record.audit.rows:
             labelled = record.audit.labelled_tokens / record.audit.rows
         return Work(
-            basis=f"{lengths.rows:,} training rows of {lengths.mean:.0f} tokens in the mean, {lengths.longest} at most",
-            longest_tokens=lengths.longest,
+            basis=f"{lengths.rows:,} training rows of {lengths.mean:.0f} tokens in the mean, {longest} at most"
+            + (", as augmented" if record.augmented else ""),
+            longest_tokens=longest,
             mean_tokens=lengths.mean,
             labelled_tokens=math.ceil(labelled),
             rows=record.splits.get("train", lengths.rows) + (record.canaries.rows if record.canaries else 0),

@@ -309,8 +309,10 @@ def settle_frozen_cache(decided: Decisions, question: Question, chosen: Candidat
     """Whether layers below the first trained one run once for each row, and their outputs are kept."""
     facts, name = question.facts, "train.fast.frozen_cache"
     layers = predict.frozen_layers(facts, chosen.workload)
-    if not layers:
+    if not layers or decided.recipe.data.augment.on:
         why = "no layer lies below the first one that is trained"
+        if layers:
+            why = "data.augment changes the rows in every epoch, so that their outputs are not met again"
         decided.settle(name, False, why, if_asked=f"without effect, as {why}" if decided.asked(name) else "")
         return chosen
     rows = work.rows or ASSUMED_ROWS

@@ -207,11 +207,11 @@ def _scores(cell: Cell, model: Any, device: torch.device) -> Scores:
     import torch
 
     from hfadapt.data import read_split
-    from hfadapt.models.load import load_tokenizer, pad_token_id, resolve_model
+    from hfadapt.models.load import load_processor, pad_token_id, resolve_model
     from hfadapt.train.batches import padded
 
     lock, task = cell.lock, registry.task(cell.lock.task)
-    tokenizer = load_tokenizer(resolve_model(lock.model))
+    tokenizer = load_processor(resolve_model(lock.model))
     rows = read_split(cell.folder, "test")[:ROWS]
     examples = task.encode(rows, tokenizer, max_length=lock.data.max_length, labels=cell.data.labels)
     pad = pad_token_id(tokenizer)

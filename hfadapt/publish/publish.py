@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hfadapt.core.errors import HfadaptError, RequestError, RunError
+from hfadapt.core.progress import quiet_libraries
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.hardware.versions import versions
 from hfadapt.publish.staging import Staged, blocks, check_licence, sealed, stage, write_index, write_out
@@ -336,6 +337,7 @@ def _write(records: Sequence[PublishRecord], ready: Sequence[Parcel]) -> None:
         record.write(cell.folder / RECORD)
 
 
+@quiet_libraries()
 def rescored_download(cell: Cell, folder: Path) -> float:
     """Loads a downloaded adapter and scores the rows that were scored at the end of training.
 
@@ -345,13 +347,11 @@ def rescored_download(cell: Cell, folder: Path) -> float:
     Raises:
         RunError: the folder is not as it was saved, or the losses are not the same.
     """
-    from hfadapt.core.progress import quiet_libraries
     from hfadapt.evaluate import stage
     from hfadapt.models.attach import open_adapter
     from hfadapt.models.load import default_device
     from hfadapt.models.manifest import load_base_of
 
-    quiet_libraries()
     lock, device = cell.lock, default_device()
     base = load_base_of({folder: cell.data.labels}, lock, device)
     model = open_adapter(base, folder, lock.adapter.method, device)

@@ -39,7 +39,8 @@ def load_recipe(
     Args:
         path: The YAML file. Relative sources and models are looked for beside it, then in the working directory.
         overrides: Settings such as `train.epochs=3` or `domains.tweets.source=./x.csv`; the value is YAML.
-        domains: Only these domains of the recipe, in its order; all when empty.
+        domains: Only these domains are done (`Recipe.choose`); all when empty. With `data.dedupe.across_domains` the
+            sources of the others have to be there all the same, as rows are compared with theirs.
         targets: These targets of the catalogue instead of the recipe's.
 
     Raises:
@@ -58,13 +59,12 @@ def load_recipe(
         # Numbers in quotes and domains given as one word are now in the form that the checks compare.
         tree.values = recipe.model_dump(mode="json", exclude_unset=True)
     check_settings(tree)
-    check_sources(tree, path.parent, chosen or None)
+    alone = recipe is not None and not recipe.data.dedupe.across_domains
+    check_sources(tree, path.parent, chosen if chosen and alone else None)
     _raise_problems(tree)
     assert recipe is not None
-    changes: dict[str, Any] = {"model": local_model(recipe.model, path.parent)}
-    if chosen:
-        changes["domains"] = {name: domain for name, domain in recipe.domains.items() if name in chosen}
-    return recipe.model_copy(update=changes)
+    found = recipe.model_copy(update={"model": local_model(recipe.model, path.parent)})
+    return found.choose(tuple(chosen))
 
 
 def load_lock(path: str | Path) -> Lock:

@@ -6,14 +6,15 @@ every problem reported at once, is in `recipe_file.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, create_model, model_validator
 from typing_extensions import Self
 
 from hfadapt.core import registry
-from hfadapt.core.errors import nearest
+from hfadapt.core.errors import RequestError, choice_problem, nearest
 from hfadapt.core.spec import Spec
 from hfadapt.hardware import catalogue
 
@@ -252,12 +253,21 @@ class Dedupe(Spec):
 
 
 class Augment(Spec):
-    """Label-safe changes of training rows: the share of words (or, for `case`, of rows) that is changed."""
+    """Label-safe changes of training rows: the share of words (or, for `case`, of rows) that is changed.
+
+    Drawn anew for each epoch, from `data.seed`; of a prompt and completion only the prompt, of a chat only the user's
+    turns. Plain text without a label, which is itself what is learned, stays as it is.
+    """
 
     word_dropout: Share = 0.0
     word_swap: Share = 0.0
     typos: Share = 0.0
     case: Share = 0.0
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is changed."""
+        return any(self.model_dump().values())
 
 
 class Canaries(Spec):
@@ -410,7 +420,11 @@ class Evaluate(Spec):
 
 
 class Recipe(Spec):
-    """One model, several domains, several targets; everything not said is `auto` and answered by the plan."""
+    """One model, several domains, several targets; everything not said is `auto` and answered by the plan.
+
+    `choose` narrows what is done, not what the recipe holds: rows are compared across domains, so that those of a
+    domain would be others if its neighbours were gone. The choice is the caller's and in no file.
+    """
 
     name: Name
     model: str
@@ -426,10 +440,33 @@ class Recipe(Spec):
     data: Data = Data()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    _chosen: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The domains to do, in recipe order; all where none were chosen."""
+        return tuple(name for name in self.domains if not self._chosen or name in self._chosen)
+
+    def choose(self, domains: Sequence[str] = ()) -> Self:
+        """The same recipe, of which only these domains are done; all when empty.
+
+        Raises:
+            RequestError: it has no domain of such a name.
+        """
+        problems = [
+            choice_problem("there is no domain of that name in the recipe", name, self.domains, "domains")
+            for name in domains
+            if name not in self.domains
+        ]
+        if problems:
+            raise RequestError(problems[0].what, problems=problems)
+        copy = self.model_copy()
+        copy._chosen = tuple(domains)
+        return copy
 
     def cells(self) -> list[tuple[str, str]]:
-        """Every (domain, target) pair, domains first, in recipe order."""
-        return [(domain, target) for domain in self.domains for target in self.targets]
+        """Every (domain, target) pair that is to be done, domains first, in recipe order."""
+        return [(domain, target) for domain in self.chosen for target in self.targets]
 
     def template_of(self, domain: str) -> Template | None:
         """The domain's own template, else the recipe's."""

@@ -120,6 +120,15 @@ class PlantedCanaries(Spec):
     sha256: str
 
 
+class Augmented(Spec):
+    """What `data.augment` makes of the training rows: how many of `rows` it changes in the first epoch, and their token
+    lengths then, before any cut."""
+
+    rows: int
+    changed: int
+    lengths: Lengths
+
+
 class DataRecord(Record):
     """One domain, prepared: `rows_in` = `rows_kept` + all of `dropped`, exactly.
 
@@ -145,6 +154,7 @@ class DataRecord(Record):
     columns: dict[str, str] = {}
     files: dict[str, str] = {}
     canaries: PlantedCanaries | None = None
+    augmented: Augmented | None = None
 
 
 # --- metrics.jsonl, train.json ---------------------------------------------------------------------------------------
@@ -176,7 +186,7 @@ class TrainRecord(Record):
     """What training did. `predicted_seconds` are the plan's, for the steps that `seconds` measures.
 
     `frozen_layers` were run once for each row, which `seconds` include. `model_layers` is how many the model has, where
-    only the last of them were adapted.
+    only the last of them were adapted. `augmented_rows` are how many rows augmentation changed in each epoch begun.
     """
 
     domain: str
@@ -211,6 +221,7 @@ class TrainRecord(Record):
     fast_path: str | None = None
     frozen_layers: int = 0
     model_layers: int | None = None
+    augmented_rows: tuple[int, ...] = ()
     compile_seconds: float | None = None
     together: tuple[str, ...] = ()
     energy: Energy | None = None

@@ -71,6 +71,7 @@ class RowSchema:
         parts: Canonical parts that a source must have, such as `text` and `label`.
         optional: Parts that are used where there are any.
         names: Column names by which each part is recognised, in lower case, the first match wins.
+        modality: What a row is made of.
         label_kind: What a row is labelled with.
         writes: Whether a row ends in text that a model learns to write.
         chat: Whether the model's chat template turns a row into text.
@@ -84,6 +85,7 @@ class RowSchema:
     parts: tuple[str, ...]
     optional: tuple[str, ...] = ()
     names: Mapping[str, tuple[str, ...]] = {}
+    modality: str = "text"
     label_kind: LabelKind = "none"
     writes: bool = False
     chat: bool = False

@@ -74,6 +74,7 @@ class Adapted:
         )
 
 
+@quiet_libraries()
 def answers(
     own: Sequence[Adapted],
     texts: Sequence[str],
@@ -104,6 +105,7 @@ def answers(
     return [found[row] for row in range(len(texts))]
 
 
+@quiet_libraries()
 def load_adapted(
     path: str | Path, domain: str | None = None, target: str | None = None, base: str | None = None
 ) -> Adapted:
@@ -120,8 +122,6 @@ def load_adapted(
     from hfadapt.models.attach import open_adapter
     from hfadapt.models.load import default_device
     from hfadapt.models.manifest import FILE, load_base_of
-
-    quiet_libraries()
 
     folder = Path(path)
     if (folder / FILE).is_file():

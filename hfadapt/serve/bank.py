@@ -74,6 +74,7 @@ class Bank:
         return self.adapters[domain]
 
 
+@quiet_libraries()
 def load_bank(run: str | Path, domains: Sequence[str] = (), target: str | None = None) -> Bank:
     """Loads the base of a run once and puts the adapters of its domains on it; each is checked as if loaded alone.
 
@@ -86,7 +87,6 @@ def load_bank(run: str | Path, domains: Sequence[str] = (), target: str | None =
         RequestError: there are none, or they do not share a base.
         RunError: an adapter does not belong to the base, or its files were changed.
     """
-    quiet_libraries()
     cells, device = _cells(Path(run), domains, target), default_device()
     base = load_base_of({cell.adapter: cell.data.labels for cell in cells}, cells[0].lock, device)
     model = open_adapters(base, {cell.domain: cell.adapter for cell in cells}, device)

@@ -30,7 +30,8 @@ class State:
     """Where training stands; saved with every checkpoint.
 
     `frozen_seconds` of `seconds` went into running frozen layers once for each row, of which `frozen_tokens` were rows
-    to train on; a resumed training does it again.
+    to train on; a resumed training does it again. `augmented` has, for each epoch begun, the number of rows that
+    augmentation changed.
     """
 
     step: int = 0
@@ -47,15 +48,17 @@ class State:
     loss_scale: float = 65536.0
     frozen_seconds: float = 0.0
     frozen_tokens: int = 0
+    augmented: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one optimizer step and the number of their labels."""
+    """The rows of one optimizer step, as they are in its epoch, and the number of their labels."""
 
     step: int
     epoch: int
     rows: list[int]
+    examples: list[Example]
     labels: int
 
 
@@ -71,6 +74,8 @@ class Job:
         parameters: What is trained, by name.
         name: The adapter's name inside the model.
         title: What it is called on the screen, when there are several.
+        augmented: The encoded rows of a 0-based epoch: those of `train`, or changed ones in their places. None where
+            every epoch has the rows of `train`.
         error: Why it was given up, while others went on.
     """
 
@@ -82,6 +87,7 @@ class Job:
     parameters: dict[str, torch.nn.Parameter]
     name: str = DEFAULT
     title: str = ""
+    augmented: Callable[[int], Sequence[Example]] | None = None
     error: HfadaptError | None = None
     state: State = field(default_factory=State)
 
@@ -91,12 +97,13 @@ class Job:
         if not self.parameters:
             raise RunError("nothing is trainable: no parameter of the model requires a gradient", place="adapter")
         self.lengths = [example.size for example in self.train]
-        self.label_counts = [example.label_count for example in self.train]
         self.steps_per_epoch = -(-len(self.train) // self.settings.batch_rows)
         steps = math.ceil(self.settings.epochs * self.steps_per_epoch)
         self.total_steps = self.settings.max_steps or steps
         self._best: dict[str, torch.Tensor] | None = None
-        self._batches: dict[int, list[list[int]]] = {}
+        self._epoch = -1
+        self._examples: Sequence[Example] = ()
+        self._batches: list[list[int]] = []
 
     @property
     def active(self) -> bool:
@@ -122,11 +129,11 @@ class Job:
         """The rows of the next step. Raises DataError when none of them has a label."""
         step = self.state.step + 1
         epoch, position = divmod(step - 1, self.steps_per_epoch)
-        if epoch not in self._batches:
-            batches = epoch_batches(self.lengths, self.settings.batch_rows, self.settings.seed, epoch)
-            self._batches = {epoch: batches}
-        rows = self._batches[epoch][position]
-        labels = sum(self.label_counts[row] for row in rows)
+        if epoch != self._epoch:
+            self._begin(epoch)
+        rows = self._batches[position]
+        examples = [self._examples[row] for row in rows]
+        labels = sum(example.label_count for example in examples)
         if labels == 0:
             raise DataError(
                 f"the batch of step {step} has no label to learn from",
@@ -134,11 +141,23 @@ class Job:
                 got=f"rows {rows[:8]}",
                 fix="look at them with: hfadapt check RECIPE",
             )
-        return Batch(step, epoch, rows, labels)
+        return Batch(step, epoch, rows, examples, labels)
+
+    def _begin(self, epoch: int) -> None:
+        """The rows of an epoch and their batches: a function of settings and epoch alone."""
+        # Rows of the last epoch are let go before those of the next are made.
+        self._examples = ()
+        self._examples = self.augmented(epoch) if self.augmented else self.train
+        lengths = [example.size for example in self._examples]
+        self._batches = epoch_batches(lengths, self.settings.batch_rows, self.settings.seed, epoch)
+        self._epoch = epoch
+        if self.augmented and len(self.state.augmented) == epoch:
+            changed = sum(new is not old for new, old in zip(self._examples, self.train, strict=True))
+            self.state.augmented.append(changed)
 
     def tokens(self, batch: Batch) -> int:
         """Tokens of a batch, without padding."""
-        return sum(self.lengths[row] for row in batch.rows)
+        return sum(example.size for example in batch.examples)
 
     # --- the update --------------------------------------------------------------------------------------------------
 

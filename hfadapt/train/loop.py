@@ -185,10 +185,12 @@ class Loop:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         shares = []
         for job, found in batches:
-            own = found.rows[rank::world]
+            own = [self._row(job, found, i) for i in range(rank, len(found.rows), world)]
+            # What the plan's memory is for; an augmented row that is longer stands alone.
             budget = job.settings.micro_batch_rows * max(job.lengths)
-            parts = micro_batches(own, [job.lengths[row] for row in own], budget, padded=not self._line)
-            shares.append([[self._row(job, found.step, row) for row in part] for part in parts])
+            lengths = [row.example.size for row in own]
+            parts = micro_batches(range(len(own)), lengths, budget, padded=not self._line)
+            shares.append([[own[i] for i in part] for part in parts])
         for i in range(max(map(len, shares))):
             rows = [row for share in shares if i < len(share) for row in share[i]]
             if self._line or len(shares) == 1:
@@ -199,8 +201,9 @@ class Loop:
             parts = micro_batches(range(len(rows)), [row.example.size for row in rows], limit, padded=True)
             yield from ([rows[k] for k in part] for part in parts)
 
-    def _row(self, job: Job, step: int, row: int) -> Row:
-        return Row(job, job.train[row], row_seed(job.settings.seed, step, row) if self._drops else 0)
+    def _row(self, job: Job, found: Batch, i: int) -> Row:
+        seed = row_seed(job.settings.seed, found.step, found.rows[i]) if self._drops else 0
+        return Row(job, found.examples[i], seed)
 
     def _collate(self, rows: Sequence[Row]) -> MicroBatch:
         device = self.accelerator.device
@@ -424,7 +427,9 @@ class Loop:
     @contextmanager
     def _frozen_outputs(self) -> Iterator[None]:
         """Collects what comes out of frozen layers, where it stands in their place with the same loss."""
-        layers = frozen_layers(self.model) if self.frozen_cache and machines() == 1 else []
+        # Rows that change with the epoch have other outputs each time.
+        same = not any(job.augmented for job in self.jobs)
+        layers = frozen_layers(self.model) if self.frozen_cache and same and machines() == 1 else []
         if not layers:
             yield
             return

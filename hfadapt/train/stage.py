@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from hfadapt.core import registry
 from hfadapt.core.progress import Corrected, Progress, Silent
-from hfadapt.data import canaries, read_split
+from hfadapt.data import augment, canaries, read_split
 from hfadapt.fast import FastPath, fusion, product_dtype
 from hfadapt.hardware.peak_memory import PeakMemory, load_libraries, release_memory, resident_bytes
 from hfadapt.hardware.processes import World, interruptible
@@ -82,14 +83,17 @@ def train_cells(
         base = load_base(lock, data.labels, device, max_memory=room)
         pad = base.pad_token_id
 
-        def encode(cell: Cell, rows: Sequence[Row]) -> list[Example]:
-            length = cell.lock.data.max_length
+        def encode(own: Lock, rows: Sequence[Row]) -> list[Example]:
+            length = own.data.max_length
             return task.encode(rows, base.tokenizer, max_length=length, labels=data.labels)  # type: ignore[no-any-return]
 
         def trained_on(cell: Cell) -> list[Row]:
             return [*read_split(cell.folder, "train"), *canaries.as_trained(cell.folder, cell.data)]
 
-        rows = [(encode(cell, trained_on(cell)), encode(cell, read_split(cell.folder, "validation"))) for cell in cells]
+        rows = [
+            (encode(own, trained_on(cell)), encode(own, read_split(cell.folder, "validation")))
+            for cell, own in zip(cells, locks, strict=True)
+        ]
 
         def batches() -> Iterator[Mapping[str, torch.Tensor]]:
             for _, batch in padded(task, rows[0][0], pad, device, lock.train.micro_batch_rows):
@@ -115,6 +119,7 @@ def train_cells(
                 trainable(model, name if len(cells) > 1 else None),
                 name,
                 f"{cell.domain} on {cell.target}",
+                _augmented(cell, own, train, partial(encode, own)),
             )
             for cell, own, name, (train, validation), identity in zip(
                 cells, locks, names, rows, identities or [""] * len(cells), strict=True
@@ -168,6 +173,7 @@ def train_cells(
                 "fast_path": loop.path,
                 "frozen_layers": loop.frozen_layers,
                 "model_layers": _layers_of(base, own),
+                "augmented_rows": tuple(job.state.augmented),
                 "compile_seconds": fusion.compile_seconds() - compiled if compile else None,
                 "energy": _share(meter.energy(sum(seconds)), job.state.seconds / max(sum(seconds), 1e-9)),
                 "compute": training_compute(
@@ -185,6 +191,24 @@ def train_cells(
         world.on_main(lambda cell=cell, record=record: _finish(cell, record))  # type: ignore[misc]
         records.append(record)
     return records
+
+
+def _augmented(
+    cell: Cell, lock: Lock, plain: Sequence[Example], encode: Callable[[Sequence[Row]], list[Example]]
+) -> Callable[[int], Sequence[Example]] | None:
+    """Makes the encoded rows of an epoch where the recipe asks for augmentation; canaries stay as they are."""
+    if not lock.data.augment.on:
+        return None
+
+    def of_epoch(epoch: int) -> Sequence[Example]:
+        # Read again, so that no text is held between epochs.
+        rows = read_split(cell.folder, "train")
+        changed = augment.examples(
+            rows, plain[: len(rows)], cell.data.form, lock.data.augment, (lock.data.seed, epoch), encode
+        )
+        return [*changed, *plain[len(rows) :]]
+
+    return of_epoch
 
 
 def _predicted_seconds(cells: Sequence[Cell]) -> float | None:

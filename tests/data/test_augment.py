@@ -5,6 +5,7 @@ import random
 import pytest
 
 from hfadapt.data import augment
+from hfadapt.modalities import text as text_changes
 from hfadapt.recipe.schema import Augment
 
 ROWS = [
@@ -15,24 +16,24 @@ ALL = Augment(word_dropout=0.2, word_swap=0.2, typos=0.3, case=0.3)
 
 
 def test_same_seed_epoch_and_row_give_the_same_text():
-    first = augment.apply(ROWS, ALL, 1, 0)
-    assert first == augment.apply(ROWS, ALL, 1, 0)
-    assert first[7:9] == augment.apply(ROWS[7:9], ALL, 1, 0)
-    assert first != augment.apply(ROWS, ALL, 1, 1)
-    assert first != augment.apply(ROWS, ALL, 2, 0)
+    first = augment.apply(ROWS, "labelled", ALL, 1, 0)
+    assert first == augment.apply(ROWS, "labelled", ALL, 1, 0)
+    assert first[7:9] == augment.apply(ROWS[7:9], "labelled", ALL, 1, 0)
+    assert first != augment.apply(ROWS, "labelled", ALL, 1, 1)
+    assert first != augment.apply(ROWS, "labelled", ALL, 2, 0)
 
 
 def test_known_draw():
-    assert augment.apply(ROWS[:1], ALL, 17, 0)[0]["text"] == "brown the nymber fox 0 junps ofer lazy dogs"
+    assert augment.apply(ROWS[:1], "labelled", ALL, 17, 0)[0]["text"] == "brown the nymber fox 0 junps ofer lazy dogs"
 
 
 def test_rows_labels_and_order_stay():
-    changed = augment.apply(ROWS, ALL, 1, 0)
+    changed = augment.apply(ROWS, "labelled", ALL, 1, 0)
     assert [(row["label"], row["row"]) for row in changed] == [(row["label"], row["row"]) for row in ROWS]
     assert ROWS[0]["text"].startswith("the quick")
-    assert augment.apply(ROWS, Augment(), 1, 0) == ROWS
-    assert augment.is_on(ALL)
-    assert not augment.is_on(Augment())
+    assert augment.apply(ROWS, "labelled", Augment(), 1, 0) == ROWS
+    assert ALL.on
+    assert not Augment().on
 
 
 def test_answers_never_change():
@@ -46,7 +47,8 @@ def test_answers_never_change():
         },
         {"text": "plain text that is learned itself and stays", "row": 2},
     ]
-    changed = augment.apply(rows, Augment(typos=0.99, word_swap=0.9), 1, 0)
+    forms, settings = ("completion", "messages", "text"), Augment(typos=0.99, word_swap=0.9)
+    changed = [augment.apply([row], form, settings, 1, 0)[0] for row, form in zip(rows, forms, strict=True)]
     assert changed[0]["completion"] == rows[0]["completion"]
     assert changed[0]["prompt"] != rows[0]["prompt"]
     assert changed[1]["messages"][1] == rows[1]["messages"][1]
@@ -58,16 +60,16 @@ def test_answers_never_change():
 def test_shares(share):
     text = " ".join(["letters"] * 2000)
     draw = random.Random(1)
-    assert abs(len(augment.word_dropout(text, share, draw).split()) / 2000 - (1 - share)) < 0.05
-    typed = augment.typos(text, share, draw).split()
+    assert abs(len(text_changes.word_dropout(text, share, draw).split()) / 2000 - (1 - share)) < 0.05
+    typed = text_changes.typos(text, share, draw).split()
     assert abs(sum(word != "letters" for word in typed) / 2000 - share) < 0.05
-    assert sorted(augment.word_swap("a b c d e f", share, draw).split()) == list("abcdef")
+    assert sorted(text_changes.word_swap("a b c d e f", share, draw).split()) == list("abcdef")
 
 
 def test_a_text_is_never_emptied():
-    assert augment.word_dropout("one two", 0.999, random.Random(1)).strip()
+    assert text_changes.word_dropout("one two", 0.999, random.Random(1)).strip()
 
 
 def test_neighbours_are_neighbours():
-    assert set(augment.NEIGHBOURS["g"]) >= {"f", "h"}
-    assert set("".join(augment.NEIGHBOURS.values())) <= set("abcdefghijklmnopqrstuvwxyz")
+    assert set(text_changes.NEIGHBOURS["g"]) >= {"f", "h"}
+    assert set("".join(text_changes.NEIGHBOURS.values())) <= set("abcdefghijklmnopqrstuvwxyz")

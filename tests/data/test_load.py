@@ -4,6 +4,7 @@ import gzip
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 
 from hfadapt.core.errors import DataError
@@ -157,7 +158,6 @@ def test_sources_missing_are_all_named(tmp_path):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_hub_reading_through_datasets(tmp_path, monkeypatch, streaming):
-    datasets = pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
@@ -175,7 +175,6 @@ def test_hub_reading_through_datasets(tmp_path, monkeypatch, streaming):
 
 
 def test_class_names_in_parquet_metadata(tmp_path):
-    datasets = pytest.importorskip("datasets")
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
     datasets.Dataset.from_dict({"text": ["x"], "label": [1]}, features=features).to_parquet(tmp_path / "a.parquet")
     opened = sources.open_source(Source(source="a.parquet"), tmp_path)

@@ -25,7 +25,7 @@ from hfadapt.evaluate.stage import open_bench
 from hfadapt.modalities import IGNORED
 from hfadapt.modalities.text import text_example
 from hfadapt.models.generate import continuations
-from hfadapt.models.load import load_tokenizer
+from hfadapt.models.load import load_processor
 from hfadapt.run_folder import Run
 from hfadapt.serve.adapted import Adapted
 
@@ -135,7 +135,7 @@ def test_a_text_ends_where_training_taught_it_to(bench):
     prompt = chosen_prompts(bench.test, 1)[0].ids
     (free,) = continuations(bench.model, bench.base.tokenizer, [prompt], 6, batch_rows=1)
     settings, end = bench.model.generation_config, next(token for token in free if token != free[0])
-    known, taught = (settings.eos_token_id, settings.repetition_penalty), load_tokenizer(bench.base.source)
+    known, taught = (settings.eos_token_id, settings.repetition_penalty), load_processor(bench.base.source)
     settings.eos_token_id, taught.eos_token = None, taught.convert_ids_to_tokens(end)
     adapted = Adapted(bench.model, taught, "causal-lm", (), {}, 64, prompt="{text}")
     settings.repetition_penalty = 1e9

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tiny import chats, labelled, make_lock
 
 from hfadapt.core import registry
-from hfadapt.evaluate.robustness import PERTURBATIONS, perturb, robustness, spacing
-from hfadapt.modalities.text import text_example, token_ids
+from hfadapt.evaluate.robustness import perturb, robustness
+from hfadapt.modalities.text import KIND as TEXT
+from hfadapt.modalities.text import spacing, text_example, token_ids
 from hfadapt.tasks import Scores
 
 texts = st.text(alphabet="abcXYZ é.,;:!?()12", min_size=1, max_size=60)
@@ -21,7 +22,7 @@ def rows_of(rows):
     return [{**row, "source": "s", "row": number} for number, row in enumerate(rows)]
 
 
-@pytest.mark.parametrize("name", PERTURBATIONS)
+@pytest.mark.parametrize("name", TEXT.perturbations)
 @given(text=texts, seed=st.integers(0, 100))
 def test_answers_and_places_stay(name, text, seed):
     rows = rows_of(
@@ -49,7 +50,7 @@ def test_answers_and_places_stay(name, text, seed):
         )
 
 
-@pytest.mark.parametrize("name", PERTURBATIONS)
+@pytest.mark.parametrize("name", TEXT.perturbations)
 def test_most_rows_of_usual_length_change(name):
     rows = rows_of(labelled(60, words=16))
     changed = perturb(registry.schema("labelled"), rows, name, 1)
@@ -86,7 +87,7 @@ def test_a_drop_is_positive_when_the_change_makes_it_worse(models, metric, drop)
     lock = make_lock(models / "encoder", "text-classification", evaluate__metrics=[metric])
     bench = Bench(lock=lock, data=SimpleNamespace(form="labelled"), texts={row["text"] for row in rows}, scored=0)
     found = {each.name: each for each in robustness(bench, rows)}
-    assert set(found) == set(PERTURBATIONS)
+    assert set(found) == set(TEXT.perturbations)
     for each in found.values():
         assert each.metric == metric
         assert each.rows == each.drop.rows == 80
@@ -106,7 +107,7 @@ def test_plain_text_has_no_part_that_could_be_changed_alone():
 
 def test_only_the_users_turns_change():
     rows = rows_of(chats(20))
-    for name in PERTURBATIONS:
+    for name in TEXT.perturbations:
         for old, new in zip(rows, perturb(registry.schema("messages"), rows, name, 3), strict=True):
             for before, after in zip(old["messages"], new["messages"], strict=True):
                 assert before["role"] == after["role"]

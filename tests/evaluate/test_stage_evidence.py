@@ -72,10 +72,10 @@ def test_everything_is_in_the_record(ready):
 def test_the_hash_is_of_what_both_models_saw(ready):
     from hfadapt.core import registry
     from hfadapt.data import read_split
-    from hfadapt.models.load import load_tokenizer, resolve_model
+    from hfadapt.models.load import load_processor, resolve_model
 
     own = cell(ready)
-    tokenizer = load_tokenizer(resolve_model(own.lock.model))
+    tokenizer = load_processor(resolve_model(own.lock.model))
     examples = registry.task(own.lock.task).encode(
         read_split(own.folder, "test"), tokenizer, max_length=own.lock.data.max_length, labels=own.data.labels
     )

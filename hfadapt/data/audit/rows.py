@@ -297,6 +297,18 @@ def garbled_text(view: View) -> Iterator[Finding]:
         )
 
 
+def idle_augmentation(view: View) -> Iterator[Finding]:
+    """Augmentation was asked for and finds nothing that it may change."""
+    augmented = view.record.augmented if view.record else None
+    if augmented is not None and augmented.changed == 0:
+        yield finding(
+            "augmentation-idle",
+            "soft",
+            "data.augment changes no training row: labels, answers and text that is itself learned stay as they are",
+            fix="leave data.augment out, or give larger shares",
+        )
+
+
 CHECKS: tuple[Check, ...] = (
     many_dropped,
     empty_splits,
@@ -307,4 +319,5 @@ CHECKS: tuple[Check, ...] = (
     same_completion,
     label_leak,
     garbled_text,
+    idle_augmentation,
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem
+from hfadapt.data import augment
 from hfadapt.data.audit import findings as found
 from hfadapt.data.audit import rows as row_checks
 from hfadapt.data.audit import tokens as token_checks
@@ -16,7 +17,8 @@ from hfadapt.data.prepared import RECORD, file_hashes, read_split
 from hfadapt.data.rows import SPLITS, name_rows
 from hfadapt.modalities import IGNORED, Example
 from hfadapt.modalities.text import token_ids
-from hfadapt.records.stages import Audit, DataRecord, Finding, Lengths, LongRow
+from hfadapt.recipe.schema import Data
+from hfadapt.records.stages import Audit, Augmented, DataRecord, Finding, Lengths, LongRow
 from hfadapt.tasks import Task
 
 CHECKS = (*row_checks.CHECKS, *token_checks.CHECKS)
@@ -198,6 +200,30 @@ def lengths(rows: Sequence[Mapping[str, Any]], task: Task, tokenizer: Any, *, la
         median=int(np.percentile(counts, 50, method="higher")),
         p95=int(np.percentile(counts, 95, method="higher")),
         longest=int(counts.max()),
+    )
+
+
+def augmented(
+    rows: Sequence[Mapping[str, Any]],
+    form: str,
+    settings: Data,
+    task: Task,
+    tokenizer: Any,
+    *,
+    labels: Sequence[str] = (),
+) -> Augmented | None:
+    """What `data.augment` makes of training rows in the first epoch; None where it is off.
+
+    Raises:
+        DataError: there are no rows, or the task refuses them.
+    """
+    if not settings.augment.on:
+        return None
+    changed = augment.apply(rows, form, settings.augment, settings.seed, 0)
+    return Augmented(
+        rows=len(rows),
+        changed=sum(old != new for old, new in zip(rows, changed, strict=True)),
+        lengths=lengths(changed, task, tokenizer, labels=labels),
     )
 
 

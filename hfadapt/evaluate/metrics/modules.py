@@ -17,6 +17,7 @@ import evaluate
 import numpy as np
 
 from hfadapt.core.errors import RequestError
+from hfadapt.core.progress import quiet_libraries
 from hfadapt.evaluate.metrics.rows import find, summarise
 from hfadapt.evaluate.metrics.text import Texts
 from hfadapt.records.stages import Metric
@@ -96,6 +97,7 @@ def load_module(path: Path) -> evaluate.EvaluationModule:
         ) from None
 
 
+@quiet_libraries()
 def compare_module(
     path: Path,
     base: Scores,

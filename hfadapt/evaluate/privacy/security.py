@@ -17,7 +17,7 @@ from hfadapt.evaluate.privacy import membership as mia
 from hfadapt.evaluate.privacy.exposure import exposure
 from hfadapt.evaluate.privacy.regurgitation import personal_data, verbatim
 from hfadapt.evaluate.privacy.token_scores import score_tokens
-from hfadapt.evaluate.robustness import PERTURBATIONS, robustness
+from hfadapt.evaluate.robustness import perturbations, robustness
 from hfadapt.modalities import IGNORED, Example, Row
 from hfadapt.records.evidence import Membership, SecurityRecord, Verbatim
 
@@ -48,7 +48,7 @@ def check(bench: Bench) -> SecurityRecord:
         prompts = bench.encode(mia.sample(bench.rows, GENERATIONS, bench.lock.data.seed, "prompts"))
         written = personal_data(bench, prompts, _training_texts(bench))
     say(f"{bench.cell.domain}: robustness checks")
-    passes = 2 * (1 + len(PERTURBATIONS))
+    passes = 2 * (1 + len(perturbations(bench.schema)))
     perturbed = mia.sample(bench.rows, affordable(bench, bench.test, passes), bench.lock.data.seed, "perturbed")
     return SecurityRecord(
         domain=bench.cell.domain,
