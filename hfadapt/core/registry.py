@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hfadapt.adapters import AdapterMethod
     from hfadapt.formats import Format
     from hfadapt.modalities import Modality
+    from hfadapt.objectives import Objective
     from hfadapt.quants import Quant
     from hfadapt.schemas import RowSchema
     from hfadapt.tasks import Task
@@ -32,6 +33,7 @@ KINDS = {
     "adapters": "adapter",
     "quants": "quant",
     "formats": "format",
+    "objectives": "objective",
 }
 """The open folders, each with the word for one thing in it."""
 
@@ -107,6 +109,12 @@ def quant(name: str) -> Quant:
 def format(name: str) -> Format:
     """How a finished adapter leaves the run folder. Raises RequestError for an unknown name."""
     found: Format = load("formats", name)
+    return found
+
+
+def objective(name: str) -> Objective:
+    """What training minimises. Raises RequestError for an unknown name."""
+    found: Objective = load("objectives", name)
     return found
 
 

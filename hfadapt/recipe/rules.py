@@ -31,6 +31,7 @@ def check_settings(tree: Tree) -> None:
         for at in rule.finds(tree):
             tree.report(at, rule.what, got=_together(tree, at, rule.beside), allowed=rule.allowed, fix=rule.fix)
     check_method(tree)
+    check_objective(tree)
     check_task(tree)
     check_metrics(tree)
     check_generation(tree)
@@ -192,6 +193,28 @@ def check_method(tree: Tree) -> None:
                 got=_together(tree, ("adapter", key), (("adapter", "method"),)),
                 allowed="method alone",
                 fix=f"delete `{key}`, or use a low-rank method such as lora",
+            )
+
+
+def check_objective(tree: Tree) -> None:
+    """Options must be those that the objective knows."""
+    name, options = dig(tree, ("train", "objective")) or "supervised", _section(tree, "train", "objective_options")
+    if name not in registry.names("objectives"):
+        return
+    known = registry.objective(str(name)).Options
+    fields = tuple(known.model_fields)
+    try:
+        known.model_validate(dict(options))
+    except ValidationError as error:
+        for fault in error.errors():
+            option = str(fault["loc"][0])
+            unknown, close = option not in fields, nearest(option, fields)
+            tree.report(
+                ("train", "objective_options", *((option,) if option in options else ())),
+                f"the objective {name} has no such option" if unknown else f"the objective {name}: {fault['msg']}",
+                got=f"{option}: {show(options[option])}" if option in options else "nothing",
+                allowed=", ".join(fields) or "no options",
+                fix=f"did you mean {close!r}?" if unknown and close else f"correct `{option}`",
             )
 
 

@@ -97,6 +97,7 @@ AutoOptimizer = Annotated[str, one_of("optimizer", with_auto(OPTIMIZERS))]
 Schedule = Annotated[str, one_of("schedule", SCHEDULES)]
 AutoSchedule = Annotated[str, one_of("schedule", with_auto(SCHEDULES))]
 Tracker = Annotated[str, one_of("tracker", TRACKERS)]
+Objective = Annotated[str, one_of("objective", lambda: registry.names("objectives"))]
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -363,8 +364,11 @@ class Train(Spec):
     `together` trains the domains of a target at the same time on one resident base; every adapter is what it would be
     alone. `fast: false` leaves every pass of a step to the libraries, `fast: {norms: false}` only that part.
     `resident_layers` of a quantised base are also kept unpacked while training, so that no step unpacks them.
+    `objective` is what is minimised, by default the task's own loss; `objective_options` are those that it knows.
     """
 
+    objective: Objective = "supervised"
+    objective_options: dict[str, str | bool | float] = {}
     epochs: Annotated[float, Field(gt=0.0)] | Auto = AUTO
     max_steps: Positive | None = None
     learning_rate: LearningRate | Auto = AUTO

@@ -25,6 +25,8 @@ from hfadapt.fast import FastPath, batch, labelled_loss, plain_head, row_seed
 from hfadapt.hardware.peak_memory import is_out_of_memory
 from hfadapt.hardware.processes import machines
 from hfadapt.modalities import Example
+from hfadapt.objectives import Objective
+from hfadapt.objectives.supervised import KIND as SUPERVISED
 from hfadapt.records.stages import Step
 from hfadapt.tasks import Task
 from hfadapt.train.batches import micro_batches
@@ -54,6 +56,7 @@ class Loop:
         task: Makes batches and losses.
         model: The adapted model.
         fast: The fast path, or None for the libraries' own forward passes.
+        objective: What is minimised, with its options.
         packing: Put rows one after the other in one line of tokens, where the fast path can.
         loss_in_pieces: Make a language model's loss and its gradient on labelled positions alone, in pieces.
         frozen_cache: Run layers below the first trained one once for each row, and keep their outputs on disk.
@@ -67,6 +70,8 @@ class Loop:
     jobs: Sequence[Job]
     pad_token_id: int
     fast: FastPath | None = None
+    objective: Objective = SUPERVISED
+    objective_options: Any = None
     packing: bool = True
     loss_in_pieces: bool = True
     frozen_cache: bool = False
@@ -78,6 +83,7 @@ class Loop:
         self._drops = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self.model.modules())
         self._line = self._loss_in_pieces = False
         self._scaled = False
+        self._started: Any = None
         self._frozen: FrozenCache | None = None
         self.frozen_layers = 0
         self.path = "plain"
@@ -99,6 +105,7 @@ class Loop:
             if self.accelerator.is_main_process:
                 job.trim_log()
         check_start(self.accelerator, self.jobs)
+        self._started = self.objective.begin(self.model, self.task, self.objective_options)
         self.model.train()
         with self._fast_path(), self._frozen_outputs():
             self._scaled = self._products() == torch.float16
@@ -217,7 +224,7 @@ class Loop:
         if self._loss_in_pieces:
             total, losses, rows = labelled_loss(self.model, micro.inputs, self.task.targets(micro.inputs), by_row)
         else:
-            losses, rows = self.task.losses(self.model, micro.inputs)
+            losses, rows = self.objective.losses(self.task, self.model, micro.inputs, self._started)
             total = (losses * by_row[rows]).sum()
         losses = losses.detach().float()
         if len(jobs) == 1:
@@ -341,7 +348,7 @@ class Loop:
         wanted = (
             self.fast.compile,
             "attention" not in self.fast.without,
-            self.loss_in_pieces and self.task.packs,
+            self.loss_in_pieces and self.task.packs and self.objective.own_loss,
         )
         return itertools.product(*((True, False) if want else (False,) for want in wanted))  # type: ignore[return-value]
 

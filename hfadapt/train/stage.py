@@ -138,6 +138,8 @@ def train_cells(
             jobs=jobs,
             pad_token_id=pad,
             fast=path if wanted.used else None,
+            objective=(objective := registry.objective(lock.train.objective)),
+            objective_options=objective.Options.model_validate(lock.train.objective_options),
             packing=lock.data.packing,
             loss_in_pieces=wanted.loss,
             frozen_cache=any(own.train.fast.frozen_cache for own in locks),
