@@ -251,7 +251,17 @@ def _bad_setting(key: str, value: Any) -> str | None:
     if key == "init_lora_weights":
         known = isinstance(value, (bool, str)) and value in HARMLESS_STARTS
         return None if known else "a start that changes the base"
-    return None if isinstance(value, bool) else "neither true nor false"
+    if key in ("use_dora", "use_rslora"):
+        return None if isinstance(value, bool) else "neither true nor false"
+    return None if _is_harmless(value) else "not a number, a truth value or plain names"
+
+
+def _is_harmless(value: Any) -> bool:
+    """Of settings that another package's method makes."""
+    if isinstance(value, list):
+        return len(value) <= MOST_NAMES and all(map(_is_name, value))
+    number = isinstance(value, (int, float)) and math.isfinite(value)
+    return value is None or number or _is_name(value)
 
 
 def _is_name(value: Any) -> bool:

@@ -107,4 +107,6 @@ def _unpacked(model: Any, dtype: str, module_class: str) -> Any:
             got=f"{len(packed)} layers",
             fix="name the original model in the recipe",
         )
+    # transformers leaves these as they were, and some of peft's methods look at them.
+    model.is_loaded_in_4bit = model.is_loaded_in_8bit = False
     return model
