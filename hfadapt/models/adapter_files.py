@@ -73,9 +73,9 @@ def is_pickle(path: Path) -> bool:
 
 def folder_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     """Everything that keeps an adapter's folder from being opened."""
-    found = [*_unknown_names(folder, manifest), *_foreign_files(folder, manifest)]
-    if not found:
-        found = list(_changed_files(folder, manifest))
+    found = list(_unknown_names(folder, manifest))
+    # Which files it should hold its method and format say.
+    found += [*_foreign_files(folder, manifest), *(() if found else _changed_files(folder, manifest))]
     yield from found
     if found:
         # What the files say is not looked at before they are the right ones.

@@ -11,7 +11,7 @@ import pytest
 
 from hfadapt.core import registry
 
-OPEN = ("schemas", "stages", "objectives")
+OPEN = ("schemas", "modalities", "stages", "objectives")
 """Kinds whose names are still compared elsewhere, or that are yet to come."""
 
 OTHER_THINGS = {
@@ -20,7 +20,7 @@ OTHER_THINGS = {
     ("adapter", "RELATIONS"): "the Hub's word for a relation to the base",
     ("gguf", "sample.prepare"): "how a sample is prepared",
     ("eva", "HARMLESS_STARTS"): "peft's word for a start",
-    ("lora", "ELSEWHERE"): "what users write where another word is meant",
+    ("lora", "OTHER_TOOLS"): "what users write where another word is meant",
 }
 """Words that are also other things: (word, what stands in the comparison) with the reason."""
 
