@@ -14,10 +14,10 @@ import pytest
 
 from hfadapt.core import samples
 from hfadapt.hardware import allocator
-from hfadapt.memory import Workload, predict
 from hfadapt.models.facts import ModelFacts, model_facts
 from hfadapt.plan.memory import predict as memory
 from hfadapt.plan.memory import terms
+from hfadapt.plan.memory.predict import Workload, predict
 
 GRID = Path(__file__).parent.parent / "benchmarks" / "memory_grid.py"
 

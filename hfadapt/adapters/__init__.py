@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING, Any
+
+from hfadapt.core import registry
+from hfadapt.quants import Access, Quant
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +19,6 @@ if TYPE_CHECKING:
 
     from hfadapt.recipe.schema import LockedAdapter
 
-ANY_QUANT = frozenset({"none", "int8", "nf4", "fp4"})
 ALL_LINEAR = ("all-linear",)
 DEFAULT = "default"
 PEFT_HEADS = ("classifier", "score")
@@ -47,46 +50,136 @@ class Context:
     batches: Callable[[], Iterable[Mapping[str, torch.Tensor]]] | None = None
 
 
+class Trains(Enum):
+    """What a method trains, beside modules that the checkpoint did not hold; the backward pass ends there."""
+
+    HEAD = "the task's head: nothing goes back through the layers"
+    LAYERS = "weights of its own beside the linear layers"
+    MODEL = "every weight of the base, in float32; what is saved is a whole model, which needs no base"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What adapter_config.json and the tensors of a saved adapter may hold; anything else is refused when it is opened.
+
+    Args:
+        peft_type: Name in `peft.PeftType`.
+        settings: Fields of peft's config, beside those of every adapter, that may differ from its defaults.
+        tensors: Pattern of the names of its layers' tensors, where these are not A and B.
+    """
+
+    peft_type: str = "LORA"
+    settings: frozenset[str] = frozenset(
+        {
+            *("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "rank_pattern", "alpha_pattern"),
+            *("init_lora_weights", "layers_to_transform", "layers_pattern"),
+        }
+    )
+    tensors: str | None = None
+
+
 @dataclass(frozen=True)
 class AdapterMethod:
     """A way to adapt. `LoraConfig` methods differ only in `options` and in the hook after the layers are made.
 
     Args:
         name: Name in recipes.
-        quants: The base storages it works with.
-        reason: Why others are refused, for the error message.
-        has_rank: Whether `adapter.rank`, `alpha`, `dropout` and `modules` mean anything.
+        trains: What it trains.
+        low_rank: Its layers are peft's LoRA, so `adapter.rank`, `alpha` and `dropout` mean something.
+        additive: Its layers add a product of their input to W x and do nothing else, so hfadapt's own layers can stand
+            for them, and rows of one batch can go through different adapters.
+        needs: What it needs of the base's weights.
+        reason: Why bases that do not give it are refused, for the error message.
         options: Keyword arguments of `peft.LoraConfig`.
         changes_base: The init moves part of W into A and B; saved as a plain LoRA of twice the rank.
         initialise: Called with the peft model and the context after the layers are made.
+        traced_as: A method whose training step holds the same tensors, so that one trace does for both.
+        saved: What may be in the files of an adapter.
     """
 
     name: str
-    quants: frozenset[str] = ANY_QUANT
+    trains: Trains = Trains.LAYERS
+    low_rank: bool = True
+    additive: bool = True
+    needs: frozenset[Access] = frozenset()
     reason: str = ""
-    has_rank: bool = True
     options: dict[str, Any] = field(default_factory=dict)
     changes_base: bool = False
     initialise: Callable[[PeftModel, Context], None] | None = None
+    traced_as: str | None = None
+    saved: Saved = Saved()
+
+    @property
+    def whole_model(self) -> bool:
+        """Whether the base's own weights are trained and saved."""
+        return self.trains is Trains.MODEL
+
+    @property
+    def only_head(self) -> bool:
+        """Whether all layers stay as they are."""
+        return self.trains is Trains.HEAD
+
+    @property
+    def adapts_layers(self) -> bool:
+        """Whether linear layers get weights beside their own, so `adapter.modules` and `layers` mean something."""
+        return self.trains is Trains.LAYERS
+
+    @property
+    def fast(self) -> bool:
+        """Whether hfadapt's own LoRA layers can stand for peft's."""
+        return self.low_rank and self.additive
 
     @property
     def shares_base(self) -> bool:
         """Whether several adapters of this method can be trained on one base at the same time."""
-        return self.has_rank and not self.changes_base and self.initialise is None and "use_dora" not in self.options
+        return self.fast and not self.changes_base and self.initialise is None
+
+    @property
+    def mixes(self) -> bool:
+        """Whether rows of one batch can go through different finished adapters."""
+        return self.additive and not self.whole_model
+
+    @property
+    def relation(self) -> str:
+        """The Hub's word for how the result stands to its base."""
+        return "finetune" if self.whole_model else "adapter"
+
+    def works_on(self, quant: Quant) -> bool:
+        """Whether the base may be stored so."""
+        return self.needs <= quant.gives
+
+    @property
+    def quants(self) -> frozenset[str]:
+        """Names of the storages that it works on."""
+        return frozenset(name for name in registry.names("quants") if self.works_on(registry.quant(name)))
+
+    def layer_parameters(self, in_features: int, out_features: int, rank: int) -> int:
+        """Trained parameters beside one linear layer: A (R, in) and B (out, R)."""
+        return rank * (in_features + out_features)
+
+    def peft_config(self, settings: LockedAdapter, **common: Any) -> Any:
+        """The peft config of its layers.
+
+        Args:
+            settings: Rank, alpha and dropout.
+            common: What every peft config has: target_modules, modules_to_save, task_type ...
+        """
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, **common, **self.options
+        )
 
     def attach(self, model: Any, settings: LockedAdapter, context: Context, name: str = DEFAULT) -> PeftModel:
         """Freezes the base and adds the trainable parts; a model that has adapters gets another one, of that name."""
-        from peft import LoraConfig, PeftModel, get_peft_model
+        from peft import PeftModel, get_peft_model
 
-        config = LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
+        config = self.peft_config(
+            settings,
             **adapted_modules(settings, context),
             modules_to_save=whole_modules(context) or None,
             task_type=context.peft_task_type,
             base_model_name_or_path=context.model_path,
-            **self.options,
         )
         if isinstance(model, PeftModel):
             model.add_adapter(name, config)

@@ -68,4 +68,4 @@ def _merge(before: torch.Tensor | None, x: torch.Tensor, mask: torch.Tensor, ran
     return values[:kept, None] * directions[:kept]
 
 
-KIND = AdapterMethod("eva", initialise=_initialise)
+KIND = AdapterMethod("eva", initialise=_initialise, traced_as="lora")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.adapters import DEFAULT, AdapterMethod, Context
+from hfadapt.adapters import DEFAULT, AdapterMethod, Context, Trains
+from hfadapt.quants import Access
 
 if TYPE_CHECKING:
     from hfadapt.recipe.schema import LockedAdapter
@@ -20,4 +21,10 @@ class Full(AdapterMethod):
         return model.float().requires_grad_(True)
 
 
-KIND = Full("full", quants=frozenset({"none"}), reason="quantised weights take no gradient", has_rank=False)
+KIND = Full(
+    "full",
+    trains=Trains.MODEL,
+    low_rank=False,
+    needs=frozenset({Access.TRAIN}),
+    reason="quantised weights take no gradient",
+)

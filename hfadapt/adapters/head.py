@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.adapters import DEFAULT, AdapterMethod, Context
+from hfadapt.adapters import DEFAULT, AdapterMethod, Context, Trains
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -32,4 +32,4 @@ class Head(AdapterMethod):
         return get_peft_model(model, config, adapter_name=name)
 
 
-KIND = Head("head", has_rank=False)
+KIND = Head("head", trains=Trains.HEAD, low_rank=False)

@@ -10,6 +10,7 @@ import copy
 from typing import TYPE_CHECKING
 
 from hfadapt.adapters import DEFAULT, AdapterMethod, Context
+from hfadapt.quants import Access
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -40,7 +41,8 @@ def _initialise(model: PeftModel, context: Context) -> None:
 
 KIND = AdapterMethod(
     "loftq",
-    quants=frozenset({"nf4", "fp4"}),
+    needs=frozenset({Access.REPAIR}),
     reason="LoftQ repairs 4-bit quantisation; there is nothing to repair otherwise",
     initialise=_initialise,
+    traced_as="lora",
 )

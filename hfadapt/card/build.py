@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from hfadapt.adapters import AdapterMethod
 from hfadapt.card import sections as evidence
 from hfadapt.card.facts import Facts, Records, escape, pointer, untraced, without_marks
 from hfadapt.card.metadata import base_name, card_title, hub_metadata, languages, licence_of
@@ -185,7 +186,7 @@ def _context(facts: Facts) -> dict[str, Any]:
     records = facts.records
     lock, data, train = records.file("lock.yaml"), records.file("data.json"), records.file("train.json")
     evaluation, manifest = records.file("evaluation.json"), records.file("adapter/hfadapt.json")
-    method = lock["adapter"]["method"]
+    method, quant = registry.adapter(lock["adapter"]["method"]), registry.quant(lock["quant"])
     licence = licence_of(records)
     predictions = records.file("predictions.parquet") if records.has("predictions.parquet") else []
     judged = bool(predictions) and "gold" in predictions[0]
@@ -200,11 +201,11 @@ def _context(facts: Facts) -> dict[str, Any]:
         "base_link": _base_link(facts),
         "base_name": escape(evaluation["baseline"]),
         "revision": train.get("model_revision"),
-        "relation": "finetune" if method == "full" else "adapter",
-        "has_rank": registry.adapter(method).has_rank,
+        "relation": method.relation,
+        "has_rank": method.low_rank,
         "some_layers": train.get("model_layers") is not None,
-        "full": method == "full",
-        "quant_name": lock["quant"],
+        "full": method.whole_model,
+        "quantised": quant.quantised,
         "metrics": evaluation["metrics"],
         "gain": lambda number: _gain(facts, number),
         "interval": lambda at, who: _interval(facts, at, who),
@@ -422,7 +423,7 @@ def _leaves(value: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[
 def _flops_sentence(facts: Facts) -> str:
     """An estimate of the compute, where no record counts it."""
     lock = facts.records.file("lock.yaml")
-    factor, words, why = _flops(lock["adapter"]["method"], lock["train"]["checkpointing"])
+    factor, words, why = _flops(registry.adapter(lock["adapter"]["method"]), lock["train"]["checkpointing"])
     fields = ["train.json#/total_parameters", "train.json#/tokens"]
     return (
         f"Training compute: about {facts(fields, 'power', 'product', factor)} FLOPs = {words} per parameter and token "
@@ -431,16 +432,16 @@ def _flops_sentence(facts: Facts) -> str:
     )
 
 
-def _flops(method: str, checkpointing: bool) -> tuple[int, str, str]:
+def _flops(method: AdapterMethod, checkpointing: bool) -> tuple[int, str, str]:
     """FLOPs per parameter and token, in words, and why."""
     again = " and once more forward, as activations were recomputed" if checkpointing else ""
-    if method == "full":
+    if method.whole_model:
         return (
             (8, "eight", f"forward, and backward for activations and weights{again}")
             if checkpointing
             else (6, "six", "two forward, two each for the gradients of activations and of weights")
         )
-    if method == "head":
+    if method.only_head:
         return 2, "two", "forward only: the base is frozen and no gradient passes through it"
     if checkpointing:
         return 6, "six", f"two forward, two for the gradients of activations{again}; the base is frozen"

@@ -51,23 +51,21 @@ def hub_metadata(facts: Facts) -> dict[str, Any]:
     records = facts.records
     lock, licence = records.file("lock.yaml"), licence_of(records)
     task = registry.task(lock["task"])
-    full = lock["adapter"]["method"] == "full"
-    base = base_name(records)
-    relation = "finetune" if full else "adapter"
+    method, quant, base = registry.adapter(lock["adapter"]["method"]), registry.quant(lock["quant"]), base_name(records)
     hub_sources = [one["source"] for one in records.value("data.json#/sources") if HUB_ID.fullmatch(one["source"])]
     evaluated = records.value("evaluation.json#/metrics")
-    tags = ["hfadapt", lock["adapter"]["method"], facts.records.value("train.json#/domain")]
-    tags += [f"base_model:{relation}:{base}"] if HUB_ID.fullmatch(base) else []
-    tags += [lock["quant"]] if lock["quant"] != "none" else []
+    tags = ["hfadapt", method.name, facts.records.value("train.json#/domain")]
+    tags += [f"base_model:{method.relation}:{base}"] if HUB_ID.fullmatch(base) else []
+    tags += [quant.name] if quant.quantised else []
     metadata: dict[str, Any] = {
         "language": languages(records),
         "license": licence.id,
         "license_name": licence.name,
         "license_link": licence.link if licence.id == "other" else None,
-        "library_name": "transformers" if full else "peft",
+        "library_name": "transformers" if method.whole_model else "peft",
         "pipeline_tag": task.pipeline_tag,
         "base_model": base,
-        "base_model_relation": relation,
+        "base_model_relation": method.relation,
         "datasets": [source for source in hub_sources if not source.startswith((".", "/"))],
         "metrics": list(dict.fromkeys(METRIC_TYPES.get(metric["name"], metric["name"]) for metric in evaluated)),
         "tags": list(dict.fromkeys(tags)),

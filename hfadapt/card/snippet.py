@@ -24,15 +24,17 @@ def snippet_text(facts: Facts) -> str:
     """The marked code, from the task's template."""
     records = facts.records
     lock = records.file("lock.yaml")
+    whole = registry.adapter(lock["adapter"]["method"]).whole_model
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     return environment.from_string(registry.task(lock["task"]).snippet).render(
         fact=facts,
-        peft=lock["adapter"]["method"] != "full",
-        sample=str(lock["model"]).startswith(SAMPLE) and lock["adapter"]["method"] != "full",
+        peft=not whole,
+        sample=str(lock["model"]).startswith(SAMPLE) and not whole,
         base=_base(facts),
         quant=_quant(records),
+        quant_class=registry.quant(lock["quant"]).config_class,
         form=records.value("data.json#/form"),
         example=example_row(records),
     )
@@ -52,21 +54,19 @@ def _base(facts: Facts) -> str:
 
 
 def _quant(records: Records) -> str:
-    """Arguments of BitsAndBytesConfig as in training, or nothing."""
+    """Arguments of the quantisation's config as in training, or nothing."""
+    import torch
+
     lock = records.file("lock.yaml")
     quant = registry.quant(lock["quant"])
-    if not quant.bits:
+    if not quant.quantised:
         return ""
-    options = [
-        f"{key}={json.dumps(value) if isinstance(value, str) else value}" for key, value in quant.options.items()
-    ]
-    if quant.bits == 4:
-        compute = "bfloat16" if lock["dtype"] == "float32" else lock["dtype"]
-        options.append(f"bnb_4bit_compute_dtype=torch.{compute}")
+    compute = "bfloat16" if lock["dtype"] == "float32" else lock["dtype"]
     saved = records.file("adapter/adapter_config.json").get("modules_to_save")
-    if saved:
-        options.append(f"llm_int8_skip_modules={json.dumps(sorted(set(saved)))}")
-    return ",\n        ".join(options)
+    arguments = quant.arguments(getattr(torch, compute), sorted(set(saved)) if saved else None)
+    return ",\n        ".join(
+        f"{key}={json.dumps(value) if isinstance(value, (str, list)) else value}" for key, value in arguments.items()
+    )
 
 
 def example_row(records: Records) -> int:

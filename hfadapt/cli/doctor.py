@@ -11,10 +11,12 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
+from hfadapt.core import registry
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.core.spec import Record, Spec
 from hfadapt.hardware import allocator, catalogue
 from hfadapt.hardware.catalogue import Target
+from hfadapt.quants import is_quantised
 
 CORE = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "huggingface_hub", "safetensors")
 OPTIONAL = {
@@ -215,7 +217,7 @@ def _numbers(target: Target, float32: float | None, bfloat16: float | None) -> l
     if float32 and bfloat16:
         has_units = bfloat16 > float32
     fast = "bfloat16" in target.dtypes and has_units
-    quants = set(target.quants) if importlib.util.find_spec("bitsandbytes") else set()
+    held = [name for name in target.quants if is_quantised(name)] if importlib.util.find_spec("bitsandbytes") else []
     return [
         Capability(
             name="fast bfloat16",
@@ -225,9 +227,9 @@ def _numbers(target: Target, float32: float | None, bfloat16: float | None) -> l
         ),
         Capability(
             name="8-bit and 4-bit storage",
-            available=bool(quants),
-            detail=f"bitsandbytes stores {', '.join(sorted(quants))}" if quants else "no bitsandbytes backend here",
-            fix=None if quants else "needs a CPU with AVX2, or a CUDA, ROCm or XPU device",
+            available=bool(held),
+            detail=f"bitsandbytes stores {', '.join(sorted(held))}" if held else "no bitsandbytes backend here",
+            fix=None if held else "needs a CPU with AVX2, or a CUDA, ROCm or XPU device",
         ),
     ]
 
@@ -276,6 +278,10 @@ def _kernels(target: Target) -> list[Capability]:
 
 
 def _extras() -> list[Capability]:
+    """Packages that some recipes and formats need."""
+    formats = [registry.format(name) for name in registry.names("formats")]
+    needed = {package: kind.name for kind in formats for package in kind.packages}
+    written = {package: (f"export --format {name}", f"pip install {package}") for package, name in needed.items()}
     return [
         Capability(
             name=name,
@@ -283,7 +289,7 @@ def _extras() -> list[Capability]:
             detail=f"for {use}",
             fix=None if here else fix,
         )
-        for name, (use, fix) in OPTIONAL.items()
+        for name, (use, fix) in {**OPTIONAL, **written}.items()
     ]
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hfadapt.core import registry
 from hfadapt.evaluate.bench import Bench
 from hfadapt.evaluate.metrics.rows import RowMetric, compare, leading, sampling
 from hfadapt.formats import Form
@@ -24,6 +25,7 @@ from hfadapt.hardware.peak_memory import release_memory
 from hfadapt.models.attach import open_adapter
 from hfadapt.models.load import load_base
 from hfadapt.models.merge import half_dtype, merged_dtype, open_merged, write_merged
+from hfadapt.quants import PLAIN, automatic
 from hfadapt.records.evidence import DriftRecord, Variant
 
 if TYPE_CHECKING:
@@ -49,14 +51,15 @@ def forms(lock: Lock, parameters: int, quants: Sequence[str]) -> tuple[list[Form
         parameters: Of the base.
         quants: What the target can hold.
     """
-    half, skipped, trained = half_dtype(lock), {}, lock.quant != "none"
-    found = [] if lock.adapter.method == "full" or (not trained and lock.dtype == half) else [Form(half, False)]
+    half, skipped, trained = half_dtype(lock), {}, registry.quant(lock.quant).quantised
+    whole = registry.adapter(lock.adapter.method).whole_model
+    found = [] if whole or (not trained and lock.dtype == half) else [Form(half, False)]
     found += [Form(half, True), *((Form(half, True, dequantised=True),) if trained else ())]
     more = [Form("float32", True, dequantised=trained)]
     if trained:
         found.append(Form(lock.quant, True))
     else:
-        more += [Form("nf4", True), Form("int8", True)]
+        more += [Form(quant.name, True) for quant in reversed(automatic())]
     for form in more:
         if form.quantised and form.storage not in quants:
             skipped[form.name] = f"the target {lock.target} does not hold weights in {form.storage}"
@@ -114,9 +117,9 @@ def measure(bench: Bench) -> DriftRecord:
 
 
 def _reference(lock: Lock) -> str:
-    if lock.adapter.method == "full":
+    if registry.adapter(lock.adapter.method).whole_model:
         return f"the trained model in {lock.dtype}"
-    return f"the adapter on the base in {lock.quant if lock.quant != 'none' else lock.dtype}, as it was trained"
+    return f"the adapter on the base in {registry.quant(lock.quant).storage(lock.dtype)}, as it was trained"
 
 
 # --- opening a form --------------------------------------------------------------------------------------------------
@@ -126,14 +129,14 @@ def _open(form: Form, bench: Bench, folder: Path, device: torch.device) -> Any:
     """The form as a model in evaluation mode. Merged ones come from `folder`, where they are written first."""
     lock, labels, adapter = bench.lock, bench.data.labels, bench.cell.adapter
     if not form.merged:
-        plain = lock.model_copy(update={"quant": "none", "dtype": form.storage})
+        plain = lock.model_copy(update={"quant": PLAIN, "dtype": form.storage})
         return open_adapter(load_base(plain, labels, device), adapter, lock.adapter.method, device).eval()
     dtype = merged_dtype(lock) if form.quantised else form.storage
     written = folder / f"{dtype}{'-dequantised' if form.dequantised else ''}"
     if not written.exists():
         write_merged(open_merged(lock, labels, adapter, dtype, device, dequantised=form.dequantised), written)
         release_memory()
-    quant = form.storage if form.quantised else "none"
+    quant = form.storage if form.quantised else PLAIN
     whole = lock.model_copy(update={"model": str(written), "quant": quant, "dtype": dtype})
     return load_base(whole, labels, device).model.eval()
 

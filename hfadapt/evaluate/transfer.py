@@ -201,12 +201,12 @@ def _scored(
     base = load_base_of({domain.cell.adapter: domain.labels for domain in group}, lock, device)
     for domain in group:
         domain.encode(base)
-    whole = {domain.name for domain in group if domain.lock.adapter.method == "full"}
+    whole = {domain.name for domain in group if registry.adapter(domain.lock.adapter.method).whole_model}
     folders = {domain.name: domain.cell.adapter for domain in group if domain.name not in whole}
     model = open_adapters(base, folders, device) if folders else None
     for adapter in group:
         if adapter.name in whole:
-            used = open_adapter(base, adapter.cell.adapter, "full", device)
+            used = open_adapter(base, adapter.cell.adapter, adapter.lock.adapter.method, device)
         else:
             used = model
             use_adapter(used, adapter.name)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from hfadapt import quants
 from hfadapt.adapters import DEFAULT
 from hfadapt.fast import attention, compiled, elementwise, fusion
 from hfadapt.fast.documents import CURRENT
@@ -24,7 +24,6 @@ from hfadapt.hardware import catalogue
 
 SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj", "up_proj"), ("w1", "w3"))
 """Layers of one module that are given the same input; where they are not, each is worked out alone."""
-COMPUTE_8BIT = torch.bfloat16
 NARROW = ("intermediate.dense", "lin1", "fc1", "wi", "Wi", "Wqkv")
 """With `SHARED_INPUTS`, layers whose results go into attention or an activation and not into the sum of a residual
 stream: they stay in the dtype of the products, as under autocast, where the layer that follows is a fast one too."""
@@ -258,31 +257,11 @@ def _frozen(base: Any, dtype: torch.dtype | None, resident: bool) -> Frozen | No
 
 
 def _unpacked(base: Any, dtype: torch.dtype | None) -> tuple[Callable[[], torch.Tensor], torch.dtype] | None:
-    """How a bitsandbytes layer is unpacked, and to which dtype; None for layers that multiply in integers."""
-    if hasattr(base, "unpacked"):
+    """How a quantised layer is unpacked, and to which dtype; None for layers that multiply in another way."""
+    if hasattr(base, "unpacked"):  # what stands for it in a trace
         return base.unpacked, base.compute_dtype
-    if type(base).__name__ == "Linear4bit":
-        from bitsandbytes.functional import dequantize_4bit
-
-        kind = dtype or base.compute_dtype
-
-        def make() -> torch.Tensor:
-            # Into the dtype that is wanted, not first into that of the weight before it was quantised.
-            state = copy(base.weight.quant_state)
-            state.dtype = kind
-            return dequantize_4bit(base.weight.data, state)  # type: ignore[no-any-return]
-
-        return make, kind
-    if type(base).__name__ == "Linear8bitLt" and base.weight.device.type == "cpu":
-        # As bitsandbytes does on CPUs when training; on CUDA its forward pass multiplies in integers.
-        kind = dtype or COMPUTE_8BIT
-
-        def make_8bit() -> torch.Tensor:
-            scales = base.state.SCB if base.weight.SCB is None else base.weight.SCB
-            return base.weight.data.to(kind).mul_((scales / 127.0).to(kind)[:, None])
-
-        return make_8bit, kind
-    return None
+    quant = quants.of_layer(base)
+    return quant.unpack(base, dtype) if quant and quant.unpack else None
 
 
 def _bias(base: Any, dtype: torch.dtype) -> torch.Tensor | None:

@@ -5,14 +5,19 @@ What a format writes is opened again with plain transformers (and peft), never w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hfadapt.quants import is_quantised
+
 if TYPE_CHECKING:
     import torch
 
+    from hfadapt.models.load import Base
     from hfadapt.recipe.schema import Lock
+    from hfadapt.records.stages import Manifest
     from hfadapt.run_folder import Cell
 
 
@@ -37,8 +42,21 @@ class Form:
 
     @property
     def quantised(self) -> bool:
-        """Whether the weights are held in 4 or 8 bits."""
-        return self.storage in ("nf4", "fp4", "int8")
+        """Whether the weights are held in fewer bits than a dtype has."""
+        return is_quantised(self.storage)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What precedes the tensors in a file of weights, such as names, settings and a vocabulary.
+
+    Args:
+        bytes: Its length.
+        vocabulary: Whether a list of ordinary words is part of it.
+    """
+
+    bytes: int
+    vocabulary: bool
 
 
 class Format(Protocol):
@@ -50,13 +68,33 @@ class Format(Protocol):
 
     @property
     def needs_base(self) -> bool:
-        """Whether the base is needed beside it."""
+        """Whether the base is needed beside it, unless the method trains the base itself."""
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Python packages that it needs beside those of training."""
+
+    def unfit(self, task: str, config: Mapping[str, Any]) -> str | None:
+        """Why models of this task and config cannot be written in the format, or None; known before training."""
 
     def forms(self, lock: Lock) -> tuple[Form, ...]:
         """The forms of drift.json that it can hold, the preferred one first; none where nothing can drift."""
 
     def refusal(self, cell: Cell) -> str | None:
-        """Why this model cannot be written in the format, or None."""
+        """Why this trained model cannot be written in the format, or None."""
+
+    def holds(self, name: str, whole: bool) -> bool:
+        """Whether a file of this name may be part of it, beside the tokenizer's.
+
+        Args:
+            whole: The method trains the base itself.
+        """
+
+    def needed(self, whole: bool) -> frozenset[str]:
+        """Files without which it cannot be opened; argument as of `holds`."""
+
+    def head(self, path: Path) -> Head | None:
+        """Where the tensors begin in a file of its own; None for safetensors and for what is no file of weights."""
 
     def write(self, cell: Cell, form: Form | None, folder: Path, device: torch.device) -> Any:
         """Writes the model's files into an empty folder, and returns the model that they are to hold."""
@@ -66,6 +104,9 @@ class Format(Protocol):
 
     def reopen(self, cell: Cell, folder: Path, device: torch.device) -> Any:
         """The files as a stranger would open them."""
+
+    def open(self, folder: Path, manifest: Manifest, lock: Lock, device: torch.device) -> Base:
+        """A folder of a whole model, which has been checked, ready to be asked."""
 
     def usage(self, cell: Cell) -> str:
         """Python that opens the files, for the README."""

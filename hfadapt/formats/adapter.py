@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.formats import Form, Format
+from hfadapt.core import registry
+from hfadapt.formats import Form, Format, Head
 from hfadapt.formats.merged import KIND as MERGED
-from hfadapt.models.adapter_files import MANIFEST, is_model_file
-from hfadapt.models.attach import open_adapter
-from hfadapt.models.load import load_base
+from hfadapt.models.adapter_files import CONFIG, MANIFEST, is_model_file
+from hfadapt.models.attach import WEIGHTS, open_adapter
+from hfadapt.models.load import Base, load_base
 
 if TYPE_CHECKING:
     import torch
 
     from hfadapt.recipe.schema import Lock
+    from hfadapt.records.stages import Manifest
     from hfadapt.run_folder import Cell
 
 SAME, SAME_IN_16_BITS = 1e-4, 0.02
@@ -23,10 +26,15 @@ SAME, SAME_IN_16_BITS = 1e-4, 0.02
 
 
 class Adapter:
-    """Weights, config and tokenizer; of method full the model itself."""
+    """Weights, config and tokenizer; of a method that trains the base itself the model."""
 
     name = "adapter"
     needs_base = True
+    packages: tuple[str, ...] = ()
+
+    def unfit(self, task: str, config: Mapping[str, Any]) -> str | None:
+        """Every adapter can be copied."""
+        return None
 
     def forms(self, lock: Lock) -> tuple[Form, ...]:
         """It is what was trained: nothing drifts."""
@@ -36,10 +44,22 @@ class Adapter:
         """Every adapter can be copied."""
         return None
 
+    def holds(self, name: str, whole: bool) -> bool:
+        """As peft writes them; a whole model as transformers does."""
+        return MERGED.holds(name, whole) if whole else name in (CONFIG, WEIGHTS)
+
+    def needed(self, whole: bool) -> frozenset[str]:
+        """Both files."""
+        return MERGED.needed(whole) if whole else frozenset({CONFIG, WEIGHTS})
+
+    def head(self, path: Path) -> Head | None:
+        """It is safetensors."""
+        return None
+
     def write(self, cell: Cell, form: Form | None, folder: Path, device: torch.device) -> Any:
         """Copies the adapter's files."""
         for path in sorted(cell.adapter.iterdir()):
-            if is_model_file(path.name, cell.lock.adapter.method) and path.name != MANIFEST:
+            if is_model_file(path.name, self.name, _whole(cell)) and path.name != MANIFEST:
                 shutil.copyfile(path, folder / path.name)
         base = load_base(cell.lock, cell.data.labels, device)
         return open_adapter(base, cell.adapter, cell.lock.adapter.method, device)
@@ -52,20 +72,28 @@ class Adapter:
         """`PeftModel.from_pretrained(base, folder)`; a model of its own needs no base."""
         from peft import PeftModel
 
-        if cell.lock.adapter.method == "full":
+        if _whole(cell):
             return MERGED.reopen(cell, folder, device)
         base = load_base(cell.lock, cell.data.labels, device)
         return PeftModel.from_pretrained(base.model, str(folder)).eval()
 
+    def open(self, folder: Path, manifest: Manifest, lock: Lock, device: torch.device) -> Base:
+        """Of a whole model."""
+        return MERGED.open(folder, manifest, lock, device)
+
     def usage(self, cell: Cell) -> str:
         """One line of peft; plain transformers for a model of its own."""
-        if cell.lock.adapter.method == "full":
+        if _whole(cell):
             return MERGED.usage(cell)
         return (
             "from peft import PeftModel\n\n"
             "# base: the model named above, loaded with transformers in the storage that lock.yaml names\n"
             'model = PeftModel.from_pretrained(base, ".")'
         )
+
+
+def _whole(cell: Cell) -> bool:
+    return registry.adapter(cell.lock.adapter.method).whole_model
 
 
 KIND: Format = Adapter()

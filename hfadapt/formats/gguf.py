@@ -7,20 +7,24 @@ Tensor names and the order of the rows of q and k follow llama.cpp's convert_hf_
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.formats import Form, Format
+from hfadapt.core import registry
+from hfadapt.formats import Form, Format, Head
 from hfadapt.formats.merged import KIND as MERGED
-from hfadapt.models.facts import load_config, unfit_for_gguf
-from hfadapt.models.load import load_processor, resolve_model
+from hfadapt.models.facts import load_config
+from hfadapt.models.load import Base, load_processor, resolve_model
 from hfadapt.models.merge import merged_dtype, open_merged
+from hfadapt.recipe.schema import DTYPES
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
     from hfadapt.recipe.schema import Lock
+    from hfadapt.records.stages import Manifest
     from hfadapt.run_folder import Cell
 
 FILE = "model.gguf"
@@ -34,6 +38,16 @@ class Gguf:
 
     name = "gguf"
     needs_base = False
+    packages: tuple[str, ...] = ("gguf",)
+
+    def unfit(self, task: str, config: Mapping[str, Any]) -> str | None:
+        """Language models like Llama, whose names in GGUF are known here."""
+        if not registry.task(task).writes:
+            return f"GGUF is for language models, this is {task}"
+        if config["model_type"] != "llama" or config.get("attention_bias") or config.get("mlp_bias"):
+            return f"architecture {config['model_type']}; it is written for Llama-like models without biases"
+        kind = (config.get("rope_parameters") or {}).get("rope_type", "default")
+        return f"positions of type {kind}" if kind != "default" else None
 
     def forms(self, lock: Lock) -> tuple[Form, ...]:
         """Those of a merged model; 8 bits (q8_0) only when asked for, since their drift is not measured."""
@@ -41,11 +55,25 @@ class Gguf:
 
     def refusal(self, cell: Cell) -> str | None:
         """Architectures and tokenizers whose names in GGUF are not known here."""
-        if why := unfit_for_gguf(cell.lock.task, load_config(cell.lock.model).to_dict()):
+        if why := self.unfit(cell.lock.task, load_config(cell.lock.model).to_dict()):
             return why
         if _pre_tokenizer(load_processor(resolve_model(cell.lock.model))) is None:
             return "its tokenizer cuts text in a way whose name in GGUF is not known"
         return None
+
+    def holds(self, name: str, whole: bool) -> bool:
+        """The one file."""
+        return name == FILE
+
+    def needed(self, whole: bool) -> frozenset[str]:
+        """The one file."""
+        return frozenset({FILE})
+
+    def head(self, path: Path) -> Head | None:
+        """Names, settings and the vocabulary."""
+        from gguf import GGUFReader
+
+        return Head(int(GGUFReader(path).data_offset), vocabulary=True) if path.suffix == ".gguf" else None
 
     def write(self, cell: Cell, form: Form | None, folder: Path, device: torch.device) -> Any:
         """Merges, and writes the result with the names of llama.cpp."""
@@ -75,6 +103,11 @@ class Gguf:
         if self._stored(folder) == "F16":
             dtype = torch.float16
         return AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=dtype).to(device).eval()
+
+    def open(self, folder: Path, manifest: Manifest, lock: Lock, device: torch.device) -> Base:
+        """Unpacked to the dtype that it is stored in; 8 bits to what was trained in."""
+        dtype = manifest.dtype if manifest.dtype in DTYPES else lock.dtype
+        return MERGED.open(folder / FILE, manifest.model_copy(update={"dtype": dtype}), lock, device)
 
     def _stored(self, folder: Path) -> str:
         from gguf import GGUFReader

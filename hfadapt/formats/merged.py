@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
-from hfadapt.formats import Form, Format
+from hfadapt.formats import Form, Format, Head
+from hfadapt.models.adapter_files import WHOLE_FILES
+from hfadapt.models.load import Base, load_base
 from hfadapt.models.merge import half_dtype, merged_dtype, open_merged, write_merged
+from hfadapt.quants import PLAIN
 
 if TYPE_CHECKING:
     import torch
 
     from hfadapt.recipe.schema import Lock
+    from hfadapt.records.stages import Manifest
     from hfadapt.run_folder import Cell
 
 SAME = 1e-4
@@ -23,16 +28,33 @@ class Merged:
 
     name = "merged"
     needs_base = False
+    packages: tuple[str, ...] = ()
+
+    def unfit(self, task: str, config: Mapping[str, Any]) -> str | None:
+        """Every model can be merged."""
+        return None
 
     def forms(self, lock: Lock) -> tuple[Form, ...]:
         """The training dtype, then what loses less: float32, or the weights that a quantised base stands for."""
         half, whole = half_dtype(lock), merged_dtype(lock)
-        if lock.quant == "none":
+        if not registry.quant(lock.quant).quantised:
             return (Form(whole, True), Form(half if whole == "float32" else "float32", True))
         return (Form(half, True), Form(half, True, dequantised=True), Form("float32", True, dequantised=True))
 
     def refusal(self, cell: Cell) -> str | None:
         """Every model can be merged."""
+        return None
+
+    def holds(self, name: str, whole: bool) -> bool:
+        """As `save_pretrained` writes them."""
+        return bool(WHOLE_FILES.fullmatch(name))
+
+    def needed(self, whole: bool) -> frozenset[str]:
+        """Weights may be in several files, which their number of tensors checks."""
+        return frozenset({"config.json"})
+
+    def head(self, path: Path) -> Head | None:
+        """It is safetensors."""
         return None
 
     def write(self, cell: Cell, form: Form | None, folder: Path, device: torch.device) -> Any:
@@ -54,6 +76,11 @@ class Merged:
 
         auto = getattr(transformers, registry.task(cell.lock.task).auto_class)
         return auto.from_pretrained(folder, dtype="auto").to(device).eval()
+
+    def open(self, folder: Path, manifest: Manifest, lock: Lock, device: torch.device) -> Base:
+        """As a base with nothing on it, in the dtype that it is stored in."""
+        stored = {"model": str(folder), "quant": PLAIN, "dtype": manifest.dtype}
+        return load_base(lock.model_copy(update=stored), manifest.labels, device)
 
     def usage(self, cell: Cell) -> str:
         """Two lines of transformers."""

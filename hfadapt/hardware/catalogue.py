@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from hfadapt.core import samples
+from hfadapt.core import registry, samples
 from hfadapt.core.errors import RequestError, choice_problem
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.core.spec import Spec, write_text
@@ -36,8 +36,9 @@ Kind = Literal["cpu", "cuda", "rocm", "xpu", "mps", "serve-only"]
 class Target(Shown, Spec):
     """One kind of hardware. Memory, rates and bandwidth are those of one device; `devices` says how many there are.
 
-    `dtypes` are the types weights can be stored and multiplied in, `quants` what bitsandbytes stores there, `tflops`
-    the dense matrix rate by dtype (missing when nobody publishes one), `source` where each figure comes from.
+    `dtypes` are the types weights can be stored and multiplied in, `quants` how a base can be stored (every quant says
+    so of itself), `tflops` the dense matrix rate by dtype (missing when nobody publishes one), `source` where each
+    figure comes from.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Target(Shown, Spec):
     cores: int | None = None
     compute_capability: float | None = None
     dtypes: tuple[str, ...]
-    quants: tuple[str, ...]
+    quants: tuple[str, ...] = ()
     tflops: dict[str, float] = {}
     bandwidth_bytes_per_second: float | None = None
     features: tuple[str, ...] = ()
@@ -94,7 +95,7 @@ class Target(Shown, Spec):
             ["reserved", show_bytes(self.reserved_bytes), self.source.get("reserved_gib", "")],
             ["usable for a run", show_bytes(self.budget_bytes), ""],
             ["dtypes", ", ".join(self.dtypes), self.source.get("dtypes", "")],
-            ["quants", ", ".join(("none", *self.quants)), self.source.get("quants", "")],
+            ["quants", ", ".join(self.quants), self.source.get("quants", "")],
             ["matrix rate", rate or "not published", self.source.get("tflops", "")],
             [
                 "bandwidth",
@@ -155,7 +156,12 @@ def _target(name: str, table: dict[str, Any]) -> Target:
     fields["reserved_bytes"] = int(fields.pop("reserved_gib", 0) * GIB)
     bandwidth = fields.pop("bandwidth_gb_s", None)
     fields["bandwidth_bytes_per_second"] = bandwidth * 1e9 if bandwidth else None
-    return Target(name=name, **fields)
+    return _with_quants(Target(name=name, **fields))
+
+
+def _with_quants(found: Target) -> Target:
+    known = sorted((registry.quant(name) for name in registry.names("quants")), key=lambda quant: quant.order)
+    return found.model_copy(update={"quants": tuple(quant.name for quant in known if quant.held_by(found))})
 
 
 # --- this machine ----------------------------------------------------------------------------------------------------
@@ -166,7 +172,7 @@ def this_machine() -> Target:
 
     With CUDA, ROCm, XPU or MPS devices the target describes one of them and counts them; otherwise the CPU.
     """
-    return _with_kept_rates(_accelerator() or _cpu())
+    return _with_quants(_with_kept_rates(_accelerator() or _cpu()))
 
 
 RATES_FILE = "rates.json"
@@ -217,7 +223,6 @@ def _cpu() -> Target:
     flop_per_cycle = 64 if "avx512f" in features else 32 if "avx2" in features else 16
     float32 = cores * 2.5e9 * flop_per_cycle / 1e12
     gain = 8 if "amx_bf16" in features else 2 if fast_bf16 else 0.5
-    bits = ("int8", "nf4", "fp4") if platform.machine().lower() not in ("x86_64", "amd64") or "avx2" in features else ()
     return Target(
         name=THIS_MACHINE,
         title=f"this machine: {processor_name()}, {cores} cores",
@@ -228,7 +233,6 @@ def _cpu() -> Target:
         free_bytes=free,
         cores=cores,
         dtypes=("float32", "bfloat16"),
-        quants=bits,
         tflops={"float32": round(float32, 3), "bfloat16": round(float32 * gain, 3)},
         bandwidth_bytes_per_second=None,
         features=features,
@@ -248,11 +252,11 @@ def _accelerator() -> Target | None:
         return _cuda()
     if hasattr(torch, "xpu") and torch.xpu.is_available():
         properties = torch.xpu.get_device_properties(0)
-        return _device("xpu", properties.name, int(properties.total_memory), torch.xpu.device_count(), quants=True)
+        return _device("xpu", properties.name, int(properties.total_memory), torch.xpu.device_count())
     if torch.backends.mps.is_available():
         total, _ = memory_limits()
         recommended = int(torch.mps.recommended_max_memory())
-        return _device("mps", processor_name(), recommended or int(total * 0.67), 1, quants=False)
+        return _device("mps", processor_name(), recommended or int(total * 0.67), 1)
     return None
 
 
@@ -269,7 +273,6 @@ def _cuda() -> Target:
         properties.name,
         int(properties.total_memory),
         torch.cuda.device_count(),
-        quants=rocm or capability >= 6.0,
         dtypes=("float32", "bfloat16", "float16") if rocm or capability >= 8.0 else ("float32", "float16"),
         capability=capability,
         free=int(free),
@@ -292,7 +295,6 @@ def _device(
     total: int,
     count: int,
     *,
-    quants: bool,
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16"),
     capability: float | None = None,
     free: int | None = None,
@@ -309,7 +311,6 @@ def _device(
         cores=usable_cores(),
         compute_capability=capability,
         dtypes=dtypes,
-        quants=("int8", "nf4", "fp4") if quants else (),
         features=cpu_features(),
         source={"memory_gib": "detected through torch", "dtypes": "detected through torch"},
     )

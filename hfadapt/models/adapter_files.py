@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hfadapt.adapters import AdapterMethod, Saved
 from hfadapt.core import registry
-from hfadapt.core.errors import Problem, RequestError
+from hfadapt.core.errors import Problem
 from hfadapt.models.attach import WEIGHTS
 from hfadapt.records.stages import Manifest
 
@@ -27,10 +28,10 @@ TOKENIZER_FILES = frozenset(
     "tokenizer.model spiece.model sentencepiece.bpe.model chat_template.jinja preprocessor_config.json "
     "processor_config.json".split()
 )
-MODEL_FILES = re.compile(
+WHOLE_FILES = re.compile(
     r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|config\.json|generation_config\.json"
-    r"|model\.gguf"
 )
+"""A whole model as transformers writes it."""
 PAPERS = ("README.md", "card.json", "loss.svg", "lock.yaml", "evaluation.json")
 """Files about the adapter; they lie beside the records in a cell and beside the adapter once it is published."""
 
@@ -45,11 +46,8 @@ MOST_RANK = 2048
 MOST_NAMES = 10_000
 PLAIN_NAME = re.compile(r"[\w.-]{1,200}")
 
-LORA_SETTINGS = frozenset(
-    "r lora_alpha lora_dropout target_modules modules_to_save use_dora use_rslora rank_pattern alpha_pattern "  # noqa: SIM905
-    "init_lora_weights layers_to_transform layers_pattern".split()
-)
-"""What our methods set in a LoraConfig. Every other field has to be at peft's default."""
+MODULES = frozenset({"target_modules", "modules_to_save"})
+"""What every method may set in peft's config, beside `AdapterMethod.saved`. Other fields have to be at the default."""
 
 NEUTRAL = frozenset("peft_type peft_version task_type base_model_name_or_path revision inference_mode".split())  # noqa: SIM905
 HARMLESS_STARTS = (True, False, "eva", "gaussian", "orthogonal")
@@ -59,11 +57,9 @@ RUNS_CODE = ("auto_map", "custom_pipelines", "trust_remote_code", "_attn_impleme
 LORA_TENSOR = re.compile(r"(.+)\.lora_(?:embedding_)?(A|B|magnitude_vector)(?:\.weight)?")
 
 
-def is_model_file(name: str, method: str) -> bool:
-    """Whether a file of this name belongs to an adapter of this method."""
-    if name in TOKENIZER_FILES or name == MANIFEST:
-        return True
-    return bool(MODEL_FILES.fullmatch(name)) if method == "full" else name in (CONFIG, WEIGHTS)
+def is_model_file(name: str, format: str, whole: bool) -> bool:
+    """Whether a file of this name belongs to an adapter in this format; `whole`: the base itself was trained."""
+    return name in TOKENIZER_FILES or name == MANIFEST or registry.format(format).holds(name, whole)
 
 
 def is_pickle(path: Path) -> bool:
@@ -77,31 +73,23 @@ def is_pickle(path: Path) -> bool:
 
 def folder_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     """Everything that keeps an adapter's folder from being opened."""
-    found = [*_foreign_files(folder, manifest), *_changed_files(folder, manifest)]
+    found = list(_unknown_names(folder, manifest))
+    # Which files it should hold its method and format say.
+    found += [*_foreign_files(folder, manifest), *(() if found else _changed_files(folder, manifest))]
     yield from found
     if found:
         # What the files say is not looked at before they are the right ones.
         return
-    try:
-        method = registry.adapter(manifest.method)
-    except RequestError:
-        yield Problem(
-            "the method of this adapter is unknown",
-            str(folder / MANIFEST),
-            got=repr(manifest.method),
-            allowed=", ".join(registry.names("adapters")),
-            fix="update hfadapt",
-        )
-        return
+    method = registry.adapter(manifest.method)
     if manifest.whole:
         if (folder / "config.json").is_file():
             yield from _model_config_problems(folder)
     else:
-        config, problems = read_config(folder / CONFIG)
+        config, problems = read_config(folder / CONFIG, method)
         yield from problems
         if not problems:
             ranks = (manifest.rank, manifest.rank * 2) if method.changes_base else (manifest.rank,)
-            if method.has_rank and config.get("r") not in ranks:
+            if method.low_rank and config.get("r") not in ranks:
                 yield Problem(
                     "the rank differs from the manifest's",
                     str(folder / CONFIG),
@@ -109,8 +97,20 @@ def folder_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
                     allowed=" or ".join(map(str, ranks)),
                     fix=AGAIN,
                 )
-            yield from _tensor_problems(folder / WEIGHTS, config)
+            yield from _tensor_problems(folder / WEIGHTS, config, method)
     yield from _count_problems(folder, manifest)
+
+
+def _unknown_names(folder: Path, manifest: Manifest) -> Iterator[Problem]:
+    for what, kind, name in (("method", "adapters", manifest.method), ("format", "formats", manifest.format)):
+        if name not in registry.names(kind):
+            yield Problem(
+                f"the {what} of this adapter is unknown",
+                str(folder / MANIFEST),
+                got=repr(name),
+                allowed=", ".join(registry.names(kind)),
+                fix="update hfadapt, or install the package that adds it",
+            )
 
 
 def _foreign_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
@@ -136,15 +136,12 @@ def _foreign_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
 def _changed_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     from hfadapt.models.load import file_sha256
 
-    method = "full" if manifest.whole else manifest.method
-    needed = {CONFIG, WEIGHTS}
-    if manifest.whole:
-        needed = {"model.gguf"} if manifest.format == "gguf" else {"config.json"}
+    needed = registry.format(manifest.format).needed(manifest.whole)
     for name in sorted(needed - manifest.files.keys()):
         yield Problem(f"the manifest does not list {name}", str(folder / MANIFEST), fix=AGAIN)
     for name, digest in manifest.files.items():
         path = folder / name
-        if Path(name).name != name or not is_model_file(name, method):
+        if Path(name).name != name or not is_model_file(name, manifest.format, manifest.whole):
             yield Problem(
                 "the manifest lists a file that no adapter has",
                 str(folder / MANIFEST),
@@ -179,35 +176,36 @@ def read_json(path: Path) -> tuple[dict[str, Any], list[Problem]]:
     return content, []
 
 
-def read_config(path: Path) -> tuple[dict[str, Any], list[Problem]]:
-    """adapter_config.json, and everything in it that hfadapt would not have written."""
+def read_config(path: Path, method: AdapterMethod) -> tuple[dict[str, Any], list[Problem]]:
+    """adapter_config.json, and everything in it that hfadapt would not have written for this method."""
     config, problems = read_json(path)
-    return config, problems or list(_config_problems(config, path))
+    return config, problems or list(_config_problems(config, path, method.saved))
 
 
-def _config_problems(config: Mapping[str, Any], path: Path) -> Iterator[Problem]:
-    from peft import LoraConfig
+def _config_problems(config: Mapping[str, Any], path: Path, saved: Saved) -> Iterator[Problem]:
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     fix = "do not load it; take the adapter from a source you trust"
-    if config.get("peft_type") != "LORA":
+    if config.get("peft_type") != saved.peft_type:
         got = repr(config.get("peft_type"))[:80]
-        yield Problem("not a kind of adapter that hfadapt makes", str(path), got=got, allowed="LORA")
+        yield Problem("not a kind of adapter that hfadapt makes", str(path), got=got, allowed=saved.peft_type)
         return
-    plain = {key: _plain(value) for key, value in vars(LoraConfig()).items()}
+    defaults = PEFT_TYPE_TO_CONFIG_MAPPING[saved.peft_type]()  # type: ignore[index]
+    plain = {key: _plain(value) for key, value in vars(defaults).items()}
     for key, value in config.items():
         place = f"{path}: {key}"
-        if key in LORA_SETTINGS:
+        if key in saved.settings or key in MODULES:
             if what := _bad_setting(key, value):
                 yield Problem(what, place, got=repr(value)[:80], fix=fix)
         elif key in NEUTRAL:
             if value is not None and not isinstance(value, (str, bool)):
                 yield Problem("not a word", place, got=repr(value)[:80], fix=fix)
         elif key not in plain:
-            yield Problem("a key that peft's LoRA does not have", place, got=repr(value)[:80], fix=fix)
+            yield Problem("a key that peft's config does not have", place, got=repr(value)[:80], fix=fix)
         elif _plain(value) != plain[key]:
             allowed = json.dumps(plain[key])
             yield Problem("a setting that hfadapt never makes", place, got=repr(value)[:80], allowed=allowed, fix=fix)
-    for key in ("r", "lora_alpha", "target_modules"):
+    for key in sorted(REQUIRED & (saved.settings | MODULES)):
         if key not in config:
             yield Problem("a setting is missing", f"{path}: {key}", fix=AGAIN)
 
@@ -217,6 +215,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (set, tuple)):
         return list(value)
     return value if isinstance(value, (str, int, float, bool, list, dict, type(None))) else None
+
+
+REQUIRED = frozenset({"r", "lora_alpha", "target_modules"})
 
 
 def _bad_setting(key: str, value: Any) -> str | None:
@@ -250,7 +251,17 @@ def _bad_setting(key: str, value: Any) -> str | None:
     if key == "init_lora_weights":
         known = isinstance(value, (bool, str)) and value in HARMLESS_STARTS
         return None if known else "a start that changes the base"
-    return None if isinstance(value, bool) else "neither true nor false"
+    if key in ("use_dora", "use_rslora"):
+        return None if isinstance(value, bool) else "neither true nor false"
+    return None if _is_harmless(value) else "not a number, a truth value or plain names"
+
+
+def _is_harmless(value: Any) -> bool:
+    """Of settings that another package's method makes."""
+    if isinstance(value, list):
+        return len(value) <= MOST_NAMES and all(map(_is_name, value))
+    number = isinstance(value, (int, float)) and math.isfinite(value)
+    return value is None or number or _is_name(value)
 
 
 def _is_name(value: Any) -> bool:
@@ -288,7 +299,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise ValueError(str(error)) from None
 
 
-def _tensor_problems(path: Path, config: Mapping[str, Any]) -> Iterator[Problem]:
+def _tensor_problems(path: Path, config: Mapping[str, Any], method: AdapterMethod) -> Iterator[Problem]:
     try:
         shapes = tensor_shapes(path)
     except ValueError as error:
@@ -297,6 +308,8 @@ def _tensor_problems(path: Path, config: Mapping[str, Any]) -> Iterator[Problem]
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
     whole = [f".{name}." for name in config.get("modules_to_save") or ()]
     for name, shape in shapes.items():
+        if method.saved.tensors and re.fullmatch(method.saved.tensors, name):
+            continue
         if match := LORA_TENSOR.fullmatch(name):
             layers.setdefault(match[1], {})[match[2]] = shape
         elif not any(module in f".{name}." for module in whole):

@@ -67,7 +67,7 @@ def attach_adapters(
     _multiply_heads_in_float32(model)
     if lock.train.checkpointing:
         base.model.activation_checkpointing_enable({"use_reentrant": False})
-        if lock.adapter.method != "full":
+        if not registry.adapter(lock.adapter.method).whole_model:
             # transformers lets gradients into the embeddings' outputs, for reentrant checkpointing alone: the backward
             # pass would go through every frozen layer.
             base.model.disable_input_require_grads()
@@ -107,7 +107,7 @@ def round_as_saved(model: Any, lock: Lock) -> None:
     """Weights trained in full are saved in the lock's dtype; rounded now, what is checked is what is saved."""
     import torch
 
-    if lock.adapter.method == "full":
+    if registry.adapter(lock.adapter.method).whole_model:
         for parameter in model.parameters():
             # Not model.to(): the angles of rotary positions are a buffer that stays float32.
             parameter.data = parameter.data.to(getattr(torch, lock.dtype))
@@ -150,7 +150,7 @@ def save_adapter(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".adapter.tmp-") as temporary:
         ready = Path(temporary) / "adapter"
-        if lock.adapter.method == "full":
+        if registry.adapter(lock.adapter.method).whole_model:
             round_as_saved(model, lock)
             model.save_pretrained(ready)
         else:
@@ -203,8 +203,8 @@ def open_adapter(base: Base, folder: Path, method: str, device: torch.device) ->
     Raises:
         RunError: tensors are missing, or none of the adapter's were used.
     """
-    if method == "full":
-        return _open_full(base, folder, device)
+    if registry.adapter(method).whole_model:
+        return _open_whole(base, folder, device)
     return _open_named(base, {DEFAULT: folder}, device)
 
 
@@ -255,6 +255,6 @@ def _open_named(base: Base, folders: Mapping[str, Path], device: torch.device) -
     return model.requires_grad_(False).eval()
 
 
-def _open_full(base: Base, folder: Path, device: torch.device) -> Any:
+def _open_whole(base: Base, folder: Path, device: torch.device) -> Any:
     model = type(base.model).from_pretrained(folder, dtype=base.model.dtype, device_map={"": str(device)})
     return model.requires_grad_(False).eval()

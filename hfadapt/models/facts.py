@@ -6,7 +6,7 @@ The model is built on the meta device, where tensors have shapes but no memory, 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -189,16 +189,6 @@ def reads_both_ways(config: PretrainedConfig) -> bool:
         return not config.causal
     known = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES or config.model_type == "bert-generation"
     return known and getattr(config, "is_decoder", None) is False
-
-
-def unfit_for_gguf(task: str, config: Mapping[str, Any]) -> str | None:
-    """Why `hfadapt export --format gguf` does not write models of this task and config, or None."""
-    if task != "causal-lm":
-        return f"GGUF is for language models, this is {task}"
-    if config["model_type"] != "llama" or config.get("attention_bias") or config.get("mlp_bias"):
-        return f"architecture {config['model_type']}; it is written for Llama-like models without biases"
-    kind = (config.get("rope_parameters") or {}).get("rope_type", "default")
-    return f"positions of type {kind}" if kind != "default" else None
 
 
 def describe(model: Any, name: str, task: str, labels: int, config: PretrainedConfig) -> ModelFacts:

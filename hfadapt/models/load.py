@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry, samples
 from hfadapt.core.errors import RequestError, RunError
+from hfadapt.quants import Quant
 from hfadapt.recipe.schema import Lock
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def load_base(
             module.support_avx512bf16_for_cpu = False
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    quantised = _check_quantised(model, skeleton, heads, quant.module_class)
+    quantised = _check_quantised(model, skeleton, heads, quant)
     fresh = tuple(dict.fromkeys(_owner(key, model) for key in sorted(info["missing_keys"])))
     model.requires_grad_(False)
     parameters = sum(p.numel() for p in skeleton.parameters())
@@ -239,23 +240,23 @@ def _owner(key: str, model: PreTrainedModel) -> str:
     return key.rsplit(".", 1)[0] if top == model.base_model_prefix else top
 
 
-def _check_quantised(model: Any, skeleton: Any, heads: Sequence[str], module_class: str) -> int:
+def _check_quantised(model: Any, skeleton: Any, heads: Sequence[str], quant: Quant) -> int:
     """Counts the quantised linear layers; raises RunError when one that should be is not."""
     import torch
 
-    if module_class == "Linear":
+    if not quant.quantised:
         return 0
     wanted = {
         name
         for name, module in skeleton.named_modules()
         if isinstance(module, torch.nn.Linear) and name.split(".")[0] not in heads
     }
-    found = {name for name, module in model.named_modules() if type(module).__name__ == module_class}
+    found = {name for name, module in model.named_modules() if type(module).__name__ == quant.module_class}
     if missing := sorted(wanted - found):
         raise RunError(
             f"{len(missing)} of {len(wanted)} linear layers were not quantised",
             place=", ".join(missing[:4]) + (" …" if len(missing) > 4 else ""),
-            allowed=module_class,
+            allowed=quant.module_class,
             fix="use quant=none, or a device where every layer fits without offloading",
         )
     return len(found)

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.models.attach import open_adapter
 from hfadapt.models.load import Base, load_base
+from hfadapt.quants import PLAIN
 from hfadapt.recipe.schema import Lock
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ def half_dtype(lock: Lock) -> str:
 
 def merged_dtype(lock: Lock) -> str:
     """What a merged model is stored in by default: the training dtype, or 16 bits where the base was quantised."""
-    return lock.dtype if lock.quant == "none" else half_dtype(lock)
+    return half_dtype(lock) if registry.quant(lock.quant).quantised else lock.dtype
 
 
 def open_merged(
@@ -47,12 +49,12 @@ def open_merged(
         RunError: the base is held in 4 or 8 bits and cannot be unpacked, or the result is not finite.
     """
     # Quantised from the dtype of training, or the scales would be others.
-    stored = {} if dequantised else {"quant": "none", "dtype": dtype}
+    stored = {} if dequantised else {"quant": PLAIN, "dtype": dtype}
     base = load_base(lock.model_copy(update=stored), labels, device)
     if getattr(base.model, "is_quantized", False):
-        base.model = _unpacked(base.model, dtype)
+        base.model = _unpacked(base.model, dtype, registry.quant(lock.quant).module_class)
     model = open_adapter(base, adapter, lock.adapter.method, device)
-    if lock.adapter.method != "full":
+    if not registry.adapter(lock.adapter.method).whole_model:
         # In place, not by peft's safe_merge, which keeps the pages of the old weights; what it looks for comes below.
         model = model.merge_and_unload()
     base.model = plain(model, dtype)
@@ -92,12 +94,12 @@ def plain(model: Any, dtype: str) -> Any:
     return model.requires_grad_(False).eval()
 
 
-def _unpacked(model: Any, dtype: str) -> Any:
-    """A 4- or 8-bit model as 16- or 32-bit weights."""
+def _unpacked(model: Any, dtype: str, module_class: str) -> Any:
+    """A quantised model, whose linear layers are of this class, as 16- or 32-bit weights."""
     import torch
 
     model = model.dequantize(dtype=getattr(torch, dtype))
-    packed = [name for name, module in model.named_modules() if type(module).__name__ in ("Linear4bit", "Linear8bitLt")]
+    packed = [name for name, module in model.named_modules() if type(module).__name__ == module_class]
     if packed:
         raise RunError(
             "the quantised base could not be unpacked",
@@ -105,4 +107,6 @@ def _unpacked(model: Any, dtype: str) -> Any:
             got=f"{len(packed)} layers",
             fix="name the original model in the recipe",
         )
+    # transformers leaves these as they were, and some of peft's methods look at them.
+    model.is_loaded_in_4bit = model.is_loaded_in_8bit = False
     return model

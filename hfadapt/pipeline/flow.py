@@ -321,8 +321,8 @@ def compared(recipe: Recipe, domains: Sequence[str] = ()) -> Recipe:
 
 def summary(lock: Lock, plan: CellPlan, record: DataRecord) -> str:
     """The plan of a cell in one line, shown before it is trained."""
-    rank = f" rank {lock.adapter.rank}" if registry.adapter(lock.adapter.method).has_rank else ""
-    stored = lock.dtype if lock.quant == "none" else lock.quant
+    rank = f" rank {lock.adapter.rank}" if registry.adapter(lock.adapter.method).low_rank else ""
+    stored = registry.quant(lock.quant).storage(lock.dtype)
     planted = f" and {record.canaries.rows:,} of canaries" if record.canaries else ""
     rows = f"{record.splits['train']:,} rows{planted}"
     return (

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfadapt.core import registry
 from hfadapt.models.facts import ModelFacts, model_facts
 from hfadapt.records.evidence import Compute
 
@@ -69,8 +70,8 @@ def tuning_compute(
         hub_id: The base's name on the Hub, under which its own compute may be known.
         frozen_tokens: Tokens that went through the layers below the first trained one, where that is not all.
     """
-    method = lock.adapter.method
-    full, only_head = method == "full", method == "head"
+    method = registry.adapter(lock.adapter.method)
+    full, only_head = method.whole_model, method.only_head
     again = 2 if lock.train.checkpointing and not only_head else 0
     body, attention = (6 if full else 4) + again, 12 + 2 * again
     below = facts.layers if only_head else facts.layers - min(facts.layers, lock.adapter.layers or facts.layers)

@@ -14,10 +14,11 @@ from hfadapt.core.errors import Problem, RequestError
 from hfadapt.core.show import show_bytes
 from hfadapt.hardware import catalogue
 from hfadapt.hardware.catalogue import Target
-from hfadapt.models.facts import ModelFacts, model_facts, unfit_for_gguf
+from hfadapt.models.facts import ModelFacts, model_facts
 from hfadapt.plan.memory import predict
 from hfadapt.plan.reasons import (
     ALL_LINEAR,
+    DEFAULTS,
     FUSED_MODULES,
     Decisions,
     Work,
@@ -153,30 +154,31 @@ def _impossible(recipe: Recipe, target: Target) -> list[Problem]:
                 fix="leave dtype: auto, so that each target gets what it can do",
             )
         )
-    if recipe.quant not in (AUTO, "none", *target.quants):
+    if recipe.quant not in (AUTO, *target.quants):
         found.append(
             Problem(
                 f"bitsandbytes stores no {recipe.quant} on {target.name}",
                 place="quant",
                 got=recipe.quant,
-                allowed=", ".join(("none", *target.quants)),
+                allowed=", ".join(target.quants),
                 fix="leave quant: auto, so that each target gets what it can do",
             )
         )
-    method = registry.adapter("lora" if recipe.adapter.method == AUTO else recipe.adapter.method)
+    method = registry.adapter(DEFAULTS["adapter.method"][0] if recipe.adapter.method == AUTO else recipe.adapter.method)
+    sharing = [name for name in registry.names("adapters") if registry.adapter(name).shares_base]
     if recipe.train.together is True and not (recipe.train.fast.low_rank and method.shares_base):
         found.append(
             Problem(
                 "these adapters cannot be trained together",
                 place="train.together",
                 got=f"adapter.method {method.name}, train.fast.low_rank {recipe.train.fast.low_rank}".lower(),
-                allowed="method lora or rslora, with train.fast.low_rank",
+                allowed=f"method {' or '.join(sharing)}, with train.fast.low_rank",
                 fix="leave train.together: auto",
             )
         )
     if recipe.adapter.method != AUTO and recipe.quant != AUTO:
         method = registry.adapter(recipe.adapter.method)
-        if recipe.quant not in method.quants:
+        if not method.works_on(registry.quant(recipe.quant)):
             found.append(
                 Problem(
                     f"{method.name} does not work on a {recipe.quant} base: {method.reason}",
@@ -365,4 +367,4 @@ def _unwritten(format: str, facts: ModelFacts) -> str | None:
     """Why `hfadapt export` will not write this format, or None."""
     if format not in registry.names("formats"):
         return f"it writes {', '.join(registry.names('formats'))}"
-    return unfit_for_gguf(facts.task, facts.config) if format == "gguf" else None
+    return registry.format(format).unfit(facts.task, facts.config)

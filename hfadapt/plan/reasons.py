@@ -210,7 +210,7 @@ def settle_storage(decided: Decisions, question: Question, chosen: Candidate, ca
 
     fits = chosen.peak_bytes <= budget
     figures = f"peak {show_bytes(chosen.peak_bytes)} of {show_bytes(budget)} usable"
-    verdict = "an unquantised base needs more than there is, or is slower" if work.quant != "none" else "it fits"
+    verdict = "an unquantised base needs more than there is, or is slower" if work.store.quantised else "it fits"
     if not fits:
         verdict = "nothing that was looked at fits; this needs the least"
     decided_on = (*others(lambda w: w.quant), *_not_tried(question, work, {c.workload.quant for c in candidates}))
@@ -244,8 +244,9 @@ def settle_together(decided: Decisions, question: Question, chosen: Candidate, s
     """Whether the target's domains are trained at the same time on one base; returns the candidate for that."""
     recipe, budget = question.recipe, question.budget_bytes
     able = registry.adapter(question.method).shares_base and recipe.train.fast.low_rank
-    # On CUDA the products of 8-bit layers are peft's, which knows one active adapter.
-    able = able and (chosen.workload.quant != "int8" or question.target.on_cpu)
+    # On CUDA the products of integer layers are peft's, which knows one active adapter.
+    store = chosen.workload.store
+    able = able and (not store.quantised or store.unpacks(question.target.on_cpu))
     together = shared(question, chosen, sharing) if able and sharing > 1 else None
     if together is None:
         alone = "there is one domain" if sharing < 2 else f"{question.method} with these settings is trained alone"
@@ -269,9 +270,7 @@ def settle_together(decided: Decisions, question: Question, chosen: Candidate, s
 def settle_resident(decided: Decisions, question: Question, chosen: Candidate) -> Candidate:
     """How many layers of a quantised base are kept unpacked beside it while training."""
     work, trainer = chosen.workload, question.target
-    # On CUDA the products of 8-bit layers are made in integers, without unpacking.
-    unpacks = work.quant in ("nf4", "fp4") or (work.quant == "int8" and trainer.on_cpu)
-    if not (unpacks and predict.own_layers(work)):
+    if not (work.store.unpacks(trainer.on_cpu) and predict.own_layers(work)):
         decided.settle("train.resident_layers", 0, "nothing is unpacked for each use")
         return chosen
     asked = decided.asked("train.resident_layers")
@@ -356,7 +355,7 @@ def _not_tried(question: Question, work: Workload, tried: set[str]) -> list[Reje
 
 
 def _dtype_reason(work: Workload, trainer: Target) -> str:
-    if work.quant != "none":
+    if work.store.quantised:
         return f"of what is not quantised and of all products: {work.matmul_dtype} is the fastest on {trainer.name}"
     if work.dtype == "float32" and trainer.fast_dtype != "float32":
         return (

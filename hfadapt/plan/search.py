@@ -9,12 +9,14 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hfadapt import quants
 from hfadapt.core import registry
 from hfadapt.hardware import allocator, catalogue
 from hfadapt.hardware.catalogue import Target
 from hfadapt.models.facts import ModelFacts
 from hfadapt.plan.memory import predict
 from hfadapt.plan.memory.predict import Workload
+from hfadapt.quants import PLAIN
 from hfadapt.recipe.schema import AUTO, Recipe
 from hfadapt.records.plan import Alternative, PhaseMemory
 
@@ -190,19 +192,19 @@ def storages_of(question: Question) -> list[tuple[str, str]]:
     half = next((dtype for dtype in (fast, *order) if dtype != "float32" and dtype in target.dtypes), "float32")
     if recipe.dtype != AUTO:
         dtypes, half = [recipe.dtype], recipe.dtype
-    quants = ["none", *(quant for quant in ("int8", "nf4") if quant in target.quants)]
+    tried = [registry.quant(PLAIN), *(quant for quant in quants.automatic() if quant.name in target.quants)]
     if recipe.quant != AUTO:
-        quants = [recipe.quant]
-    pairs = [(q, d) for q in quants if q in method.quants for d in (dtypes if q == "none" else [half])]
+        tried = [registry.quant(recipe.quant)]
+    pairs = [(q.name, d) for q in tried if method.works_on(q) for d in ([half] if q.quantised else dtypes)]
     # A method for quantised bases alone, on a target that has none, is refused before the search.
-    return pairs or [(quants[0], dtypes[0])]
+    return pairs or [(tried[0].name, dtypes[0])]
 
 
 def product_dtype(target: Target, fast: bool, quant: str, dtype: str) -> str:
     """What products of adapted layers run in: fast/path.py for a float32 base, model.py for a quantised one."""
     if dtype != "float32":
         return dtype
-    if quant != "none":
+    if registry.quant(quant).quantised:
         return "bfloat16" if "bfloat16" in target.dtypes else dtype
     units = {"amx_bf16", "avx512_bf16"} & set(target.features) if target.on_cpu else target.kind in ("cuda", "rocm")
     return "bfloat16" if fast and units and "bfloat16" in target.dtypes else dtype
@@ -234,7 +236,7 @@ def step_seconds(
     weights costs 6 and 8. Attention adds 4 T D FLOP per token and layer for each of these passes. Layers below the
     first trained one have a forward pass alone, in `frozen_runs` of all steps.
     """
-    unlike = workload.quant == "none" and not predict.own_layers(workload)
+    unlike = not workload.store.quantised and not predict.own_layers(workload)
     rate = target.tflops.get(workload.dtype if unlike else workload.matmul_dtype) or target.tflops.get("float32")
     if rate is None:
         return None
@@ -243,10 +245,10 @@ def step_seconds(
         per_core = TILES_BYTES_PER_SECOND_AND_CORE if predict.on_tiles(workload) else CPU_BYTES_PER_SECOND_AND_CORE
         bandwidth = min(bandwidth, per_core * (target.cores or 1))
     frozen = predict.frozen_layers(facts, workload) / facts.layers
-    trained_passes = (1 - frozen) * ((3 if workload.method == "full" else 2) + workload.checkpointing)
+    trained_passes = (1 - frozen) * ((3 if workload.adapter.whole_model else 2) + workload.checkpointing)
     frozen_passes = frozen * frozen_runs
     # Low-rank layers multiply an unquantised float32 base in bfloat16, frozen layers as it is stored.
-    slower = rate / (target.tflops.get(workload.dtype) or rate) if workload.quant == "none" else 1.0
+    slower = rate / (target.tflops.get(workload.dtype) or rate) if not workload.store.quantised else 1.0
     active = facts.parameters - facts.embedding_parameters
     flop = 2 * active + 4 * facts.layers * facts.hidden_size * tokens_per_row
     flop *= trained_passes + frozen_passes * max(1.0, slower)
@@ -255,7 +257,7 @@ def step_seconds(
     together = workload.micro_batch_rows * workload.adapters * tokens_per_row
     overhead = 1 + HALF_RATE_TOKENS[workload.device] / together
     seconds = rows * tokens_per_row * (flop / (rate * 1e12 * REACHED_RATIO) + moved / bandwidth) * overhead
-    if workload.quant != "none":
+    if workload.store.quantised:
         # Each use of a weight reads its stored bits, then writes and reads it in the compute dtype.
         uses = (trained_passes + frozen_passes) * rows / (workload.micro_batch_rows * workload.adapters)
         uses *= 1 - predict.resident_ratio(facts, workload)
@@ -306,15 +308,15 @@ def alternatives(question: Question, final: Workload) -> list[Alternative]:
     """Up to three nearest plans that would fit, each with what it gives up; asked-for values may be given up too."""
     target, recomputed = question.target, question.facts.recomputes
     slower = "speed: activations are recomputed, one row at a time" if recomputed else "speed: one row at a time"
-    method = registry.adapter(final.method)
-    quants = [q for q in ("int8", "nf4") if q in target.quants and q in method.quants and q != final.quant]
+    smaller = [q.name for q in quants.automatic() if q.name in target.quants and final.adapter.works_on(q)]
+    smaller = [name for name in smaller if name != final.quant]
     steps: list[tuple[dict[str, Any], str]] = [({}, slower)]
-    steps += [({"quant": quant}, f"{slower}; some accuracy to {quant} weights") for quant in quants]
+    steps += [({"quant": quant}, f"{slower}; some accuracy to {quant} weights") for quant in smaller]
     for divisor in (2, 4, 8):
         short = max(8, final.length_tokens // divisor)
         words = f"{slower}; what comes after {short} tokens of a row"
         steps.append(({"data.max_length": short}, words))
-        for quant in quants[-1:]:
+        for quant in smaller[-1:]:
             steps.append(({"data.max_length": short, "quant": quant}, f"{words}; some accuracy to {quant} weights"))
     found = []
     for fields, words in steps:
@@ -328,7 +330,7 @@ def alternatives(question: Question, final: Workload) -> list[Alternative]:
             return found
     larger = sorted((catalogue.target(name) for name in catalogue.names()[1:]), key=lambda other: other.budget_bytes)
     for other in larger:
-        able = other.trains and final.dtype in other.dtypes and final.quant in ("none", *other.quants)
+        able = other.trains and final.dtype in other.dtypes and final.quant in other.quants
         if not able or other.budget_bytes <= target.budget_bytes or len(found) == 3:
             continue
         one = candidate(replace(question, target=other), final.quant, final.dtype, recomputed, 1, timed=False)

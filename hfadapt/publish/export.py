@@ -21,6 +21,7 @@ from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.core.spec import write_text
 from hfadapt.models.adapter_files import EXPORT, MANIFEST, PAPERS, is_model_file, tensor_shapes
 from hfadapt.publish.staging import as_the_card_says, check_free, new_folder, sealed, without_places
+from hfadapt.quants import PLAIN
 from hfadapt.records.evidence import DriftRecord, Variant
 from hfadapt.records.stages import CardRecord, ExportRecord, Manifest
 from hfadapt.run_folder import Cell
@@ -28,14 +29,13 @@ from hfadapt.run_folder import Cell
 if TYPE_CHECKING:
     import torch
 
-    from hfadapt.evaluate.drift import Form
-    from hfadapt.formats import Format
+    from hfadapt.adapters import AdapterMethod
+    from hfadapt.formats import Form, Format
     from hfadapt.tasks import Scores
 
 ROWS = 64
 """Test rows on which the folder is compared."""
 BATCH_ROWS = 16
-ADAPTER_TAGS = ("lora", "peft", "adapter")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,11 @@ def _base_folder(cell: Cell, kind: Format) -> str | None:
     """The base's folder or file as the recipe names it, where an export needs it."""
     model = cell.lock.model
     local = not model.startswith(PREFIX) and Path(model).expanduser().exists()
-    return model if kind.needs_base and cell.lock.adapter.method != "full" and local else None
+    return model if kind.needs_base and not _trained(cell).whole_model and local else None
+
+
+def _trained(cell: Cell) -> AdapterMethod:
+    return registry.adapter(cell.lock.adapter.method)
 
 
 def _check_place(to: Path, cell: Cell) -> None:
@@ -285,8 +289,9 @@ def _write_papers(cell: Cell, kind: Format, form: Form | None, folder: Path, rec
     """Manifest, lock, evaluation, drift, card and README."""
     from hfadapt.models.load import file_sha256
 
-    method = cell.lock.adapter.method if kind.needs_base else "full"
-    hashes = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if is_model_file(path.name, method)}
+    whole = _trained(cell).whole_model
+    written = [path for path in sorted(folder.iterdir()) if is_model_file(path.name, kind.name, whole)]
+    hashes = {path.name: file_sha256(path) for path in written}
     _manifest(cell, kind, form, folder, hashes).write(folder / MANIFEST)
     for name in (*PAPERS, "drift.json"):
         path = cell.folder / name
@@ -315,7 +320,7 @@ def _manifest(cell: Cell, kind: Format, form: Form | None, folder: Path, hashes:
         "completions": registry.task(lock.task).answer_texts(data.form, data.completions, cell.read_split),
     }
     if form is not None:
-        changes |= {"quant": "none", "dtype": form.storage}
+        changes |= {"quant": PLAIN, "dtype": form.storage}
     return cell.manifest.model_copy(update=changes)
 
 
@@ -327,7 +332,7 @@ def _readme(cell: Cell, kind: Format, record: ExportRecord) -> Iterator[str]:
     yield f"# {cell.lock.name}: {cell.domain}, {record.variant or record.format}"
     yield ""
     base = f"`{manifest.model}`" + (f" at revision `{manifest.model_revision}`" if manifest.model_revision else "")
-    if kind.needs_base and manifest.method == "full":
+    if kind.needs_base and _trained(cell).whole_model:
         yield f"All weights of {base}, trained and stored in {manifest.dtype}."
     elif kind.needs_base:
         yield f"An adapter for {base}, trained with method {manifest.method}."
@@ -364,7 +369,7 @@ def _metadata(cell: Cell, kind: Format) -> dict[str, Any]:
         # The measured results in it are those of the adapter.
         found.pop("model-index", None)
         found |= {"library_name": "transformers", "base_model_relation": "finetune"}
-        found["tags"] = [tag for tag in found.get("tags", ()) if tag not in ADAPTER_TAGS and ":" not in str(tag)]
+        found["tags"] = [tag for tag in found.get("tags", ()) if tag != cell.manifest.method and ":" not in str(tag)]
         if "sample:" in str(found.get("base_model")):
             del found["base_model"]
     return found

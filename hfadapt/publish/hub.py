@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.models.adapter_files import MANIFEST, PAPERS, is_model_file
 from hfadapt.publish.staging import Staged, git_oid
@@ -342,8 +343,8 @@ def refuse_foreign(files: Mapping[str, RepoFile], staged: Staged, repo: str) -> 
 
 def _is_ours(name: str) -> bool:
     last = name.rsplit("/", 1)[-1]
-    known = last in PAPERS or last == MANIFEST or is_model_file(last, "lora") or is_model_file(last, "full")
-    return known and name.count("/") <= 1
+    written = (is_model_file(last, format, whole) for format in registry.names("formats") for whole in (False, True))
+    return (last in PAPERS or last == MANIFEST or any(written)) and name.count("/") <= 1
 
 
 def _folder(name: str) -> str:

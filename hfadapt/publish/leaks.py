@@ -17,6 +17,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hfadapt.core import registry
+
+if TYPE_CHECKING:
+    from hfadapt.formats import Head
 
 VOCABULARIES = frozenset("tokenizer.json vocab.json vocab.txt merges.txt tokenizer.model spiece.model".split())  # noqa: SIM905
 """Lists of ordinary words, in which the name of a machine may stand by chance."""
@@ -64,36 +70,29 @@ RULES = (
 
 
 def leaks(path: Path) -> Iterator[tuple[str, int]]:
-    """(rule, line) for all in a file that must not be published; of safetensors and GGUF the header is looked at."""
-    text = _text(path)
-    rules = RULES if path.name in VOCABULARIES or path.suffix == ".gguf" else (*RULES, *personal_rules())
+    """(rule, line) for all in a file that must not be published; of weights what precedes the tensors is looked at."""
+    head = next((head for name in registry.names("formats") if (head := registry.format(name).head(path))), None)
+    text = _text(path, head)
+    words = path.name in VOCABULARIES or (head is not None and head.vocabulary)
+    rules = RULES if words else (*RULES, *personal_rules())
     for rule in rules:
         if found := rule.pattern.search(text):
             yield rule.name, text.count("\n", 0, found.start()) + 1
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, head: Head | None) -> str:
     with path.open("rb") as file:
         if path.suffix == ".safetensors":
             (size,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
             content = file.read(min(size, path.stat().st_size))
-        elif path.suffix == ".gguf":
-            content = file.read(_gguf_header_bytes(path))
         else:
-            content = file.read()
+            content = file.read(head.bytes if head else -1)
     text = content.decode("utf-8", errors="replace")
     if path.suffix in (".json", ".safetensors"):
         # JSON may write any letter as \\uXXXX; what a reader of the file sees is looked at as well.
         with contextlib.suppress(ValueError, RecursionError):
             text += "\n" + json.dumps(json.loads(text), ensure_ascii=False)
     return text
-
-
-def _gguf_header_bytes(path: Path) -> int:
-    """What stands before the tensors: names, settings and the vocabulary."""
-    from gguf import GGUFReader
-
-    return int(GGUFReader(path).data_offset)
 
 
 @cache

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.core.spec import write_text
 from hfadapt.models.adapter_files import PAPERS, SUMS, is_model_file
@@ -75,11 +76,11 @@ def blocks(cell: Cell, licence: str | None = None) -> Iterator[Problem]:
 def _drift_problems(cell: Cell) -> Iterator[Problem]:
     """What is published is the adapter for the base as it was trained, or the whole model where all of it was."""
     record, lock = cell.drift, cell.lock
-    stored, full = lock.dtype if lock.quant == "none" else lock.quant, lock.adapter.method == "full"
+    stored, whole = registry.quant(lock.quant).storage(lock.dtype), registry.adapter(lock.adapter.method).whole_model
     known = {variant.name: variant for variant in record.variants} if record else {}
     for name, why in record.refused.items() if record else ():
         variant = known.get(name)
-        if variant is None or (variant.merged == full and variant.storage == stored):
+        if variant is None or (variant.merged == whole and variant.storage == stored):
             yield Problem(
                 "the results drift too far in the form that would be published",
                 str(cell.folder / "drift.json"),
@@ -107,7 +108,7 @@ def stage(cell: Cell, folder: Path, prefix: str = "", licence: str | None = None
     target = folder / prefix if prefix else folder
     target.mkdir(parents=True, exist_ok=True)
     for path in _sources(cell):
-        if path.parent == cell.folder or is_model_file(path.name, manifest.method):
+        if path.parent == cell.folder or is_model_file(path.name, manifest.format, manifest.whole):
             shutil.copyfile(path, target / path.name, follow_symlinks=False)
     without_places(target / "lock.yaml")
     as_the_card_says(target / "evaluation.json")

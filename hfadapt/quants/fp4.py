@@ -1,5 +1,7 @@
 """4-bit floating point in blocks of 64."""
 
 from hfadapt.quants import Quant
+from hfadapt.quants._blocks import BLOCK, GIVES, unpack
 
-KIND = Quant("fp4", 4, "Linear4bit", {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"})
+OPTIONS = {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}
+KIND = Quant("fp4", 4, "Linear4bit", OPTIONS, GIVES, BLOCK, unpack=unpack)

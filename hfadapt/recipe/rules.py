@@ -168,13 +168,13 @@ RULES = (
 
 
 def check_method(tree: Tree) -> None:
-    """The adapter method must work on the base's storage, and only low-rank methods have a rank."""
+    """The adapter method must work on the base's storage, and have the settings that are given."""
     name, quant = dig(tree, ("adapter", "method")), dig(tree, ("quant",))
     if not isinstance(name, str) or name not in registry.names("adapters"):
         return
     method = registry.adapter(name)
-    if quant in registry.names("quants") and quant not in method.quants:
-        fitting = sorted(method.quants, key=lambda each: (each != "none", each))
+    if quant in registry.names("quants") and not method.works_on(registry.quant(quant)):
+        fitting = sorted(method.quants, key=lambda each: (registry.quant(each).quantised, each))
         tree.report(
             ("adapter", "method"),
             f"{name} does not work on a base stored as {quant}",
@@ -182,9 +182,9 @@ def check_method(tree: Tree) -> None:
             allowed=f"{name} with quant {' or '.join(fitting)}",
             fix=f"set quant: {fitting[0]}, or adapter.method: lora",
         )
-    if method.has_rank:
-        return
-    given = [key for key in ("rank", "alpha", "dropout", "modules", "layers") if _given(dig(tree, ("adapter", key)))]
+    strange: tuple[str, ...] = () if method.low_rank else ("rank", "alpha", "dropout")
+    strange += () if method.adapts_layers else ("modules", "layers")
+    given = [key for key in strange if _given(dig(tree, ("adapter", key)))]
     if given and not _is_lock(tree):  # a lock answers every field, these too
         for key in given:
             tree.report(

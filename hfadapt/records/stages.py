@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from hfadapt.core import registry
 from hfadapt.core.spec import Record, Spec
 from hfadapt.records.evidence import (
     Calibration,
@@ -339,7 +340,7 @@ class Manifest(Record):
     @property
     def whole(self) -> bool:
         """Whether the folder holds a model of its own, which needs no base."""
-        return self.method == "full" or self.format != "adapter"
+        return registry.adapter(self.method).whole_model or not registry.format(self.format).needs_base
 
 
 # --- card.json -------------------------------------------------------------------------------------------------------

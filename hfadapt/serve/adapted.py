@@ -162,9 +162,9 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
     import yaml
 
     from hfadapt.models.attach import open_adapter
-    from hfadapt.models.load import default_device, load_base
+    from hfadapt.models.load import default_device
     from hfadapt.models.manifest import check_folder
-    from hfadapt.recipe.schema import DTYPES, Lock
+    from hfadapt.recipe.schema import Lock
 
     manifest = check_folder(folder)
     if not (folder / "lock.yaml").is_file():
@@ -178,11 +178,7 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
     if manifest.whole:
         if base is not None:
             raise RequestError("the folder holds a whole model", place="--base", fix="leave it out")
-        # 8-bit GGUF is unpacked to what was trained in.
-        stored = manifest.dtype if manifest.dtype in DTYPES else lock.dtype
-        where = folder / "model.gguf" if manifest.format == "gguf" else folder
-        lock = lock.model_copy(update={"model": str(where), "quant": "none", "dtype": stored})
-        loaded = load_base(lock, manifest.labels, device)
+        loaded = registry.format(manifest.format).open(folder, manifest, lock, device)
         model = loaded.model.requires_grad_(False).eval()
     else:
         loaded = _base_of(folder, manifest, lock, base, device)

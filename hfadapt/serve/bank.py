@@ -121,7 +121,7 @@ def _cells(run: Path, domains: Sequence[str], target: str | None) -> list[Cell]:
                     allowed=f"{getattr(first.lock, name)}, as for {first.domain}",
                     fix="name domains that were trained on the same base",
                 )
-        if cell.lock.adapter.method in ("full", "dora"):
+        if not registry.adapter(cell.lock.adapter.method).mixes:
             raise RequestError(
                 f"adapters of method {cell.lock.adapter.method} cannot share a base with others in one batch",
                 place=cell.domain,

@@ -239,7 +239,7 @@ def _layers_of(base: Base, lock: Lock) -> int | None:
     """How many layers the model has, where only the last of them are adapted."""
     count = max(map(len, layer_stacks(base.model).values()), default=0)
     fewer = lock.adapter.layers is not None and lock.adapter.layers < count
-    return count if fewer and registry.adapter(lock.adapter.method).has_rank else None
+    return count if fewer and registry.adapter(lock.adapter.method).adapts_layers else None
 
 
 def _share(energy: Energy, share: float) -> Energy:

@@ -98,7 +98,7 @@ def test_a_head_whose_name_ends_like_another_is_trained_whole(tmp_path, trained_
 
 @pytest.mark.parametrize(
     ("method", "task"),
-    [("lora", "causal-lm"), *((m, "text-classification") for m in METHODS if registry.adapter(m).has_rank)],
+    [("lora", "causal-lm"), *((m, "text-classification") for m in METHODS if registry.adapter(m).low_rank)],
 )
 def test_the_last_layer_alone(models, tmp_path, method, task):
     """Only its weights are adapted; opened by hfadapt and by plain peft it gives what it gave."""

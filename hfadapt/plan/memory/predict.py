@@ -10,7 +10,6 @@ allocator.py.
 
 from __future__ import annotations
 
-from hfadapt.core import registry
 from hfadapt.models.facts import LinearShape, ModelFacts
 from hfadapt.plan.memory.terms import is_traced, known_terms, own_passes, saved_bytes_per_token, step_key, terms_of
 from hfadapt.plan.memory.workload import (
@@ -22,6 +21,7 @@ from hfadapt.plan.memory.workload import (
     own_layers,
     trained_layers,
 )
+from hfadapt.quants import PLAIN, Quant
 from hfadapt.records.plan import PhaseMemory
 
 __all__ = [
@@ -58,9 +58,9 @@ CPU_HEAP_RATIO = {"load": 1.0, "train": 1.18, "evaluate": 1.6, "save": 1.0}
 CPU_CAST_HEAP_RATIO = 2.5
 """The same in evaluation where bitsandbytes casts what goes into and comes out of 4-bit layers, as a model's other
 tensors are float32; the same point measured again differs by up to a sixth."""
-CPU_RECOMPUTED_HEAP_RATIO = {"none": 2.0, "int8": 1.9, "nf4": 2.1, "fp4": 2.1}
+CPU_RECOMPUTED_HEAP_RATIO = {0: 2.0, 8: 1.9, 4: 2.1}
 """The same in training with checkpointing, where large blocks come and go in every layer: the 90th percentile, as it
-varies more; the same point measured again differs by up to a tenth."""
+varies more; the same point measured again differs by up to a tenth. By bits of a stored weight, 0 for none."""
 COMPILER_BYTES = 300 * MIB
 """Main memory of torch.compile: its libraries, and what it keeps of what it has compiled."""
 CPU_UNSETTLED_RATIO, CPU_UNSETTLED_RECOMPUTED_RATIO = 2.2, 4.0
@@ -88,7 +88,7 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
     element = DTYPE_BYTES[workload.dtype]
     weights = weight_bytes(facts, workload)
     trained = trained_parameters(facts, workload)
-    adapter = 0 if workload.method == "full" else trained * 4
+    adapter = _beside_bytes(facts, workload)
     terms = terms_of(facts, workload)
     tokens = workload.length_tokens if facts.vocab_size else 1
 
@@ -128,7 +128,7 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
     if _partly_frozen(facts, workload):
         # Frozen layers go through the libraries' own forward passes, of as many rows as in a validation.
         validation = max(validation, live("evaluate_peak", scored_rows))
-    unpacked = facts.largest_linear * DTYPE_BYTES[workload.matmul_dtype] if workload.quant != "none" else 0
+    unpacked = facts.largest_linear * DTYPE_BYTES[workload.matmul_dtype] if workload.store.quantised else 0
     train = {
         "weights": weights + _copied_bytes(facts, workload),
         "adapter": (adapter + _shadow_bytes(facts, workload)) * workload.adapters,
@@ -148,7 +148,7 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
         "activations": live("evaluate_peak", workload.evaluate_rows),
         "logits": scored(workload.evaluate_rows),
         "cache": 0,
-        "workspaces": unpacked + _int8_product_bytes(facts, workload, workload.evaluate_rows * tokens),
+        "workspaces": unpacked + _integer_product_bytes(facts, workload, workload.evaluate_rows * tokens),
     }
     generating = min(workload.evaluate_rows, workload.generate_rows) if facts.generates else 0
     cache = cache_bytes(facts, workload, generating)
@@ -185,12 +185,12 @@ def predict_merge(facts: ModelFacts, workload: Workload) -> PhaseMemory:
     weights it holds one layer's update in float32 and in the dtype of the weights, and the pages of a file in another
     dtype. From a CPU tensors are written as they are; from a device all are copied to main memory first.
     """
-    half = "bfloat16" if workload.quant != "none" and workload.dtype == "float32" else workload.dtype
-    plain = workload.model_copy(update={"quant": "none", "dtype": half})
-    element, trained = DTYPE_BYTES[plain.dtype], trained_parameters(facts, workload) * 4
+    half = "bfloat16" if workload.store.quantised and workload.dtype == "float32" else workload.dtype
+    plain = workload.model_copy(update={"quant": PLAIN, "dtype": half})
+    element = DTYPE_BYTES[plain.dtype]
     parts = {
-        "weights": weight_bytes(facts, plain.model_copy(update={"method": "lora"})),
-        "adapter": 0 if workload.method == "full" else trained,
+        "weights": _base_bytes(facts, plain.store, element),
+        "adapter": _beside_bytes(facts, workload),
         "workspaces": facts.largest_linear * (4 + element),
     }
     if workload.device == "cpu":
@@ -242,8 +242,9 @@ def _partly_frozen(facts: ModelFacts, workload: Workload) -> bool:
 
 def _heap_ratio(workload: Workload, phase: str) -> float:
     recomputed = phase == "train" and workload.checkpointing
-    ratio = CPU_RECOMPUTED_HEAP_RATIO[workload.quant] if recomputed else CPU_HEAP_RATIO[phase]
-    if phase == "evaluate" and workload.dtype == "float32" and registry.quant(workload.quant).bits == 4:
+    most = max(CPU_RECOMPUTED_HEAP_RATIO.values())
+    ratio = CPU_RECOMPUTED_HEAP_RATIO.get(workload.store.bits, most) if recomputed else CPU_HEAP_RATIO[phase]
+    if phase == "evaluate" and workload.dtype == "float32" and workload.store.bits == 4:
         ratio = CPU_CAST_HEAP_RATIO
     if workload.settled or ratio == 1.0:
         return ratio
@@ -251,20 +252,25 @@ def _heap_ratio(workload: Workload, phase: str) -> float:
 
 
 def weight_bytes(facts: ModelFacts, workload: Workload) -> int:
-    """The stored base: bitsandbytes keeps 4 bits and a float32 scale per 64 weights, or 8 bits and one per output."""
-    element = 4 if workload.method == "full" else DTYPE_BYTES[workload.dtype]
-    bits = registry.quant(workload.quant).bits
+    """The base as it is stored; one that is trained itself in float32."""
+    return _base_bytes(facts, workload.store, 4 if workload.adapter.whole_model else DTYPE_BYTES[workload.dtype])
+
+
+def _base_bytes(facts: ModelFacts, store: Quant, element: int) -> int:
+    """The base with `element` bytes for each weight that is not quantised."""
     rest = (facts.parameters - facts.linear_parameters) * element + facts.buffer_bytes
-    if bits == 4:
-        return rest + facts.linear_parameters // 2 + facts.linear_parameters // 64 * 4
-    if bits == 8:
-        return rest + facts.linear_parameters + sum(4 * s.out_features * s.count for s in facts.linears)
-    return rest + facts.linear_parameters * element
+    outputs = sum(s.out_features * s.count for s in facts.linears)
+    return rest + store.weight_bytes(facts.linear_parameters, outputs, element)
 
 
-def _int8_product_bytes(facts: ModelFacts, workload: Workload, tokens: int) -> int:
-    """Outside training 8-bit products run in integers: inputs in 2 + 1 bytes, sums in 4, results in 2."""
-    if workload.quant != "int8":
+def _beside_bytes(facts: ModelFacts, workload: Workload) -> int:
+    """Trained float32 weights beside the base; none where the base itself is trained."""
+    return 0 if workload.adapter.whole_model else trained_parameters(facts, workload) * 4
+
+
+def _integer_product_bytes(facts: ModelFacts, workload: Workload, tokens: int) -> int:
+    """Products in integers, outside training: inputs in 2 + 1 bytes, sums in 4, results in 2."""
+    if not workload.store.integer_products:
         return 0
     return tokens * max((3 * s.in_features + 6 * s.out_features for s in facts.linears), default=0)
 
@@ -275,7 +281,7 @@ def _copied_bytes(facts: ModelFacts, workload: Workload) -> int:
     if not own_layers(workload):
         return 0
     whole = sum(s.parameters for s in _adapted(facts, workload)) * DTYPE_BYTES[workload.matmul_dtype]
-    if workload.quant != "none":
+    if workload.store.quantised:
         return int(whole * resident_ratio(facts, workload))
     return whole if workload.matmul_dtype != workload.dtype else 0
 
@@ -308,25 +314,24 @@ def _adapted(facts: ModelFacts, workload: Workload) -> list[LinearShape]:
 
 
 def trained_parameters(facts: ModelFacts, workload: Workload) -> int:
-    """Parameters with a gradient: R (in + out) per adapted layer and the fresh head, or all of them."""
-    if workload.method == "full":
+    """Parameters with a gradient: those of the method per adapted layer and the fresh head, or all of them."""
+    if workload.adapter.whole_model:
         return facts.parameters
     head = 0 if facts.generates else facts.head_parameters
-    if workload.method == "head":
+    if workload.adapter.only_head:
         return head or facts.vocab_size * facts.hidden_size
     if facts.experts and (traced := known_terms(step_key(facts, workload))):
         # Which weights of experts get an adapter, and of which rank, is known to peft alone.
         outside, layer = traced["trained_parameters"]
         return int(outside[0] + layer[0] * trained_layers(facts, workload))
-    chosen = _adapted(facts, workload)
-    extra = sum(s.out_features * s.count for s in chosen) if workload.method == "dora" else 0
-    return head + extra + sum(workload.rank * (s.in_features + s.out_features) * s.count for s in chosen)
+    each = workload.adapter.layer_parameters
+    return head + sum(each(s.in_features, s.out_features, workload.rank) * s.count for s in _adapted(facts, workload))
 
 
 def _mapped(facts: ModelFacts, workload: Workload) -> bool:
     """Whether weights are used where the checkpoint's file is mapped: on a CPU, when no dtype is converted."""
     same = facts.stored_dtype in (None, workload.dtype)
-    return workload.device == "cpu" and same and workload.method != "full"
+    return workload.device == "cpu" and same and not workload.adapter.whole_model
 
 
 def _file_bytes(facts: ModelFacts, workload: Workload) -> int:
@@ -334,7 +339,7 @@ def _file_bytes(facts: ModelFacts, workload: Workload) -> int:
 
     The kernel takes them back when memory is short, but until then they count as resident.
     """
-    if not _mapped(facts, workload) or workload.quant == "none":
+    if not _mapped(facts, workload) or not workload.store.quantised:
         return 0
     return facts.linear_parameters * DTYPE_BYTES[workload.dtype]
 
@@ -345,7 +350,7 @@ def _load_parts(facts: ModelFacts, workload: Workload) -> dict[str, int]:
     stored = DTYPE_BYTES[facts.stored_dtype or workload.dtype] if facts.stored_dtype in (None, *DTYPE_BYTES) else 4
     if _mapped(facts, workload):
         plain = (facts.parameters - facts.linear_parameters) * DTYPE_BYTES[workload.dtype]
-        weights = 0 if workload.quant == "none" else weights - plain
+        weights = weights - plain if workload.store.quantised else 0
         return {"weights": weights, "checkpoint": _file_bytes(facts, workload)}
     if workload.device == "cpu":
         return {"weights": weights, "checkpoint": facts.parameters * stored}

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from hfadapt.core import registry, samples
 from hfadapt.core.spec import write_text
 from hfadapt.models.facts import ModelFacts
-from hfadapt.plan.memory.workload import DTYPE_BYTES, LOW_RANK, Workload, fuses, trained_layers
+from hfadapt.plan.memory.workload import DTYPE_BYTES, Workload, fuses, trained_layers
+from hfadapt.quants import Access
 
 if TYPE_CHECKING:
     from hfadapt.plan.memory.trace import StepKey
@@ -43,8 +44,8 @@ def is_traced(facts: ModelFacts, workload: Workload) -> bool:
 @cache
 def _traced_code() -> str:
     """Hash of the code that a trace runs: another one makes another trace."""
-    here = Path(__file__).parent
-    files = [here / "trace.py", *sorted((here.parents[1] / "fast").glob("*.py"))]
+    here, package = Path(__file__).parent, registry.PACKAGE
+    files = [here / "trace.py", *sorted(package.glob("adapters/*.py")), *sorted(package.glob("fast/*.py"))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
@@ -93,8 +94,9 @@ def step_key(facts: ModelFacts, workload: Workload) -> StepKey:
     from hfadapt.plan.memory.trace import StepKey
 
     on_cpu = workload.device == "cpu"
-    # DoRA unpacks the weights of its own accord, which stand-ins do not know.
-    bits = 0 if workload.method == "dora" else registry.quant(workload.quant).bits
+    method, store = workload.adapter, workload.store
+    # peft unpacks weights that it reads by itself, which stand-ins do not know.
+    bits = 0 if Access.READ in method.needs else store.bits
     # Only an unpacked weight adds a constant, which takes a third length to find.
     unpacks = 0 if bits else 1
     if facts.vocab_size == 0:
@@ -112,15 +114,14 @@ def step_key(facts: ModelFacts, workload: Workload) -> StepKey:
         config=json.dumps({k: v for k, v in facts.config.items() if k[0] != "_"}, sort_keys=True, default=str),
         auto_class=registry.task(facts.task).auto_class,
         generates=facts.generates,
-        dtype=_traced_dtype("float32" if workload.method == "full" else workload.dtype),
+        dtype=_traced_dtype("float32" if method.whole_model else workload.dtype),
         matmul_dtype=_traced_dtype(workload.matmul_dtype),
         bits=bits,
+        integer_products=store.integer_products,
         fast=workload.fast,
         without=workload.without,
         dropout=workload.dropout,
-        adapted=workload.method in LOW_RANK,
-        dora=workload.method == "dora",
-        trains_all=workload.method == "full",
+        method=method.traced_as or method.name,
         rank=workload.rank,
         modules=workload.modules,
         checkpointing=workload.checkpointing,

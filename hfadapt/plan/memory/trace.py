@@ -24,8 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hfadapt import fast
+from hfadapt.adapters import ALL_LINEAR
+from hfadapt.core import registry
 from hfadapt.fast import compiled
 from hfadapt.models.facts import build, head_names, layer_stacks
+from hfadapt.recipe.schema import LockedAdapter
 
 MARKS = ("forward_peak", "forward_end", "backward_peak", "validate_peak", "evaluate_peak")
 FORWARD_ONLY = ("validate_peak", "evaluate_peak")
@@ -49,12 +52,11 @@ class StepKey:
     dtype: str
     matmul_dtype: str
     bits: int
+    integer_products: bool
     fast: bool
     without: tuple[str, ...]
     dropout: bool
-    adapted: bool
-    dora: bool
-    trains_all: bool
+    method: str
     rank: int
     modules: tuple[str, ...]
     checkpointing: bool
@@ -243,24 +245,30 @@ def _fast(key: StepKey, model: nn.Module, length: int, rows: bool) -> Iterator[i
 
 def _adapted(key: StepKey, layers: int) -> nn.Module:
     """The cut model with its adapter on the meta device, as hfadapt trains it."""
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
+    method = registry.adapter(key.method)
     base: Any = _cut(key, layers)
     base.to(getattr(torch, key.dtype))
-    base.requires_grad_(key.trains_all)
+    base.requires_grad_(method.whole_model)
     heads = head_names(base)
     if key.bits:
         # Unpacked to the dtype of the products; 8 bits by bitsandbytes itself to that of their input.
-        ours = key.bits == 4 or (key.fast and key.on_cpu)
+        ours = not key.integer_products or (key.fast and key.on_cpu)
         _quantise(base, key.bits, getattr(torch, key.matmul_dtype if ours else key.dtype))
     model: nn.Module = base
     with torch.device("meta"), _quiet():
-        if key.adapted:
-            modules = "all-linear" if key.modules == ("all-linear",) else list(key.modules)
+        if method.adapts_layers:
+            modules = ALL_LINEAR[0] if key.modules == ALL_LINEAR else list(key.modules)
             dropout = TRACED_DROPOUT if key.dropout else 0.0
-            options = {"use_dora": key.dora, "exclude_modules": list(heads) or None, "lora_dropout": dropout}
-            model = get_peft_model(base, LoraConfig(r=key.rank, target_modules=modules, **options))
-        if not key.generates or not key.adapted:
+            settings = LockedAdapter(
+                method=key.method, rank=key.rank, alpha=key.rank, dropout=dropout, modules=key.modules
+            )
+            config = method.peft_config(settings, target_modules=modules, exclude_modules=list(heads) or None)
+            if method.low_rank:
+                config.init_lora_weights = True  # other starts read the weights, which are not there
+            model = get_peft_model(base, config)
+        if not key.generates or not method.adapts_layers:
             for name, parameter in base.named_parameters():
                 if name.split(".")[0] in heads and parameter.is_floating_point():
                     parameter.requires_grad_(True)
@@ -269,7 +277,7 @@ def _adapted(key: StepKey, layers: int) -> nn.Module:
                 parameter.data = parameter.data.float()
         if key.checkpointing:
             base.activation_checkpointing_enable({"use_reentrant": False})
-            if not key.trains_all:
+            if not method.whole_model:
                 base.disable_input_require_grads()  # as attach_adapters does
     return model
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from hfadapt.core import registry
 from hfadapt.core.spec import Spec
 from hfadapt.models.facts import ModelFacts
 
+if TYPE_CHECKING:
+    from hfadapt.adapters import AdapterMethod
+    from hfadapt.quants import Quant
+
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-LOW_RANK = ("lora", "rslora", "dora", "pissa", "loftq", "eva", "olora")
 
 
 class Workload(Spec):
@@ -48,11 +52,20 @@ class Workload(Spec):
     settled: bool = True
     device: Literal["cpu", "gpu"] = "cpu"
 
+    @property
+    def adapter(self) -> AdapterMethod:
+        """The adapter method."""
+        return registry.adapter(self.method)
+
+    @property
+    def store(self) -> Quant:
+        """How the base's linear layers are stored."""
+        return registry.quant(self.quant)
+
 
 def own_layers(workload: Workload) -> bool:
     """Whether low-rank layers are hfadapt's own function, and not peft's."""
-    able = workload.method in LOW_RANK and workload.method != "dora"
-    return able and workload.fast and "low_rank" not in workload.without
+    return workload.adapter.fast and workload.fast and "low_rank" not in workload.without
 
 
 def on_tiles(workload: Workload) -> bool:
@@ -72,6 +85,6 @@ def trained_layers(facts: ModelFacts, workload: Workload) -> int:
 
 def frozen_layers(facts: ModelFacts, workload: Workload) -> int:
     """Layers below the first one that is trained."""
-    if workload.method == "full" or facts.stacks != 1:
+    if workload.adapter.whole_model or facts.stacks != 1:
         return 0
-    return facts.layers if workload.method == "head" else facts.layers - trained_layers(facts, workload)
+    return facts.layers if workload.adapter.only_head else facts.layers - trained_layers(facts, workload)

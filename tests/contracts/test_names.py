@@ -1,0 +1,162 @@
+"""A name of a task, method, quant, format … is compared in its own file alone: others ask what it can do."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import jinja2
+import pytest
+
+from hfadapt.core import registry
+
+OPEN = ("schemas", "modalities", "stages", "objectives")
+"""Kinds whose names are still compared elsewhere, or that are yet to come."""
+
+OTHER_THINGS = {
+    ("none", "label_kind"): "rows without labels",
+    ("none", "kind == 'none'"): "lm-eval's word for no filter",
+    ("adapter", "RELATIONS"): "the Hub's word for a relation to the base",
+    ("gguf", "sample.prepare"): "how a sample is prepared",
+    ("eva", "HARMLESS_STARTS"): "peft's word for a start",
+    ("lora", "OTHER_TOOLS"): "what users write where another word is meant",
+}
+"""Words that are also other things: (word, what stands in the comparison) with the reason."""
+
+
+def kinds() -> list[str]:
+    """The open folders, with those of `OPEN` that exist."""
+    return [
+        *registry.KINDS,
+        *(kind for kind in OPEN if kind not in registry.KINDS and (registry.PACKAGE / kind).is_dir()),
+    ]
+
+
+def names_of(kind: str) -> set[str]:
+    """Names in recipes; with underscores they are modules, and Python has no other use for those."""
+    if kind in registry.KINDS:
+        return set(registry.names(kind))
+    paths = (registry.PACKAGE / kind).iterdir()
+    return {path.stem.replace("_", "-") for path in paths if not path.stem.startswith("_")}
+
+
+def words(node: ast.expr | None, held: dict[str, ast.expr]) -> Iterator[tuple[int, str]]:
+    """Strings that a value is compared with: a literal, a collection of literals, or a module's name for either."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.lineno, node.value
+    elif isinstance(node, (ast.Tuple, ast.List, ast.Set)):
+        for each in node.elts:
+            yield from words(each, held)
+    elif isinstance(node, ast.Dict):
+        for key in node.keys:
+            yield from words(key, held)
+    elif isinstance(node, ast.Starred):
+        yield from words(node.value, held)
+    elif isinstance(node, ast.BinOp):
+        yield from (*words(node.left, held), *words(node.right, held))
+    elif isinstance(node, ast.Call):
+        if isinstance(node.func, ast.Name) and node.func.id in ("set", "frozenset", "tuple", "list"):
+            for each in node.args:
+                yield from words(each, held)
+        elif isinstance(node.func, ast.Attribute) and node.func.attr == "split":
+            for line, text in words(node.func.value, held):
+                yield from ((line, each) for each in text.split())
+    elif isinstance(node, ast.Name) and node.id in held:
+        others = {name: value for name, value in held.items() if name != node.id}
+        yield from words(held[node.id], others)
+
+
+def compared(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
+    """(line, string, code) of every string that something is compared with, or that is in a module's own table."""
+    held: dict[str, ast.expr] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            held[node.targets[0].id] = node.value
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+            held[node.target.id] = node.value
+    for name, value in held.items():
+        if isinstance(value, (ast.Tuple, ast.List, ast.Set, ast.Dict, ast.Call, ast.BinOp)):
+            yield from ((line, word, name) for line, word in words(value, {}))
+    for part in ast.walk(tree):
+        if isinstance(part, ast.Compare):
+            for side in (part.left, *part.comparators):
+                yield from ((line, word, ast.unparse(part)) for line, word in words(side, held))
+        elif isinstance(part, ast.MatchValue):
+            yield from ((line, word, ast.unparse(part)) for line, word in words(part.value, held))
+
+
+def in_template(text: str) -> Iterator[tuple[int, str, str]]:
+    """The same of a Jinja template."""
+    for node in jinja2.Environment().parse(text).find_all(jinja2.nodes.Compare):
+        for const in node.find_all(jinja2.nodes.Const):
+            if isinstance(const.value, str):
+                yield const.lineno, const.value, text.splitlines()[const.lineno - 1].strip()
+
+
+def found(path: Path) -> Iterator[tuple[int, str, str]]:
+    text = path.read_text(encoding="utf-8")
+    yield from compared(ast.parse(text)) if path.suffix == ".py" else in_template(text)
+
+
+def files() -> list[Path]:
+    return sorted([*registry.PACKAGE.rglob("*.py"), *registry.PACKAGE.rglob("*.j2")])
+
+
+def excused(word: str, code: str) -> bool:
+    return any(word == name and part in code for name, part in OTHER_THINGS)
+
+
+def is_own(path: Path, kind: str, name: str) -> bool:
+    """Whether a file belongs to the thing of that name."""
+    inside = path.relative_to(registry.PACKAGE).parts
+    return len(inside) > 1 and inside[0] == kind and Path(inside[1]).stem.replace("_", "-") == name
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.xfail(strict=False) if kind in OPEN else ()) for kind in kinds()],
+)
+def test_names_are_compared_in_their_own_file_alone(kind):
+    names, places = names_of(kind), set()
+    for path in files():
+        short = path.relative_to(registry.PACKAGE).as_posix()
+        for line, word, code in found(path):
+            if word in names and not is_own(path, kind, word) and not excused(word, code):
+                places.add(f"{short}:{line} {word}")
+    assert not places, "\n".join(sorted(places))
+
+
+def test_every_exception_is_still_needed():
+    seen = [(word, code) for path in files() for _, word, code in found(path)]
+    assert [each for each in OTHER_THINGS if not any(each[0] == word and each[1] in code for word, code in seen)] == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "x == 'lora'",
+        "'lora' != x",
+        "x in ('lora', 'dora')",
+        "x not in {'lora'}",
+        "x in ['pissa', *('lora',)]",
+        "x in frozenset('lora dora'.split())",
+        "ABLE = ('lora',)\nx in ABLE",
+        "ABLE: tuple[str, ...] = ('lora',)",
+        "ABLE = frozenset({'lora'})",
+        "RATIO = {'lora': 2}",
+        "match x:\n    case 'lora':\n        pass",
+        "match x:\n    case 'dora' | 'lora':\n        pass",
+    ],
+)
+def test_a_comparison_is_seen(code):
+    assert "lora" in {word for _, word, _ in compared(ast.parse(code))}
+
+
+def test_a_comparison_in_a_template_is_seen():
+    assert "lora" in {word for _, word, _ in in_template("{% if method == 'lora' %}{{ method }}{% endif %}")}
+
+
+@pytest.mark.parametrize("code", ["use('lora')", "x = 'lora'", "{'method': 'lora'}", "f(method='lora')"])
+def test_a_name_that_is_only_used_is_none(code):
+    assert "lora" not in {word for _, word, _ in compared(ast.parse(code))}
