@@ -35,7 +35,7 @@ def snippet_text(facts: Facts) -> str:
         base=_base(facts),
         quant=_quant(records),
         quant_class=registry.quant(lock["quant"]).config_class,
-        form=records.value("data.json#/form"),
+        schema=registry.schema(records.value("data.json#/form")),
         example=example_row(records),
     )
 

@@ -154,7 +154,7 @@ class Task:
         packs: Whether rows may be packed into one sequence.
         assumed_tokens: Length of rows, before any data was seen.
         folder: Where snippet.py.j2 lies: the code of the card that opens an adapter and asks it one thing, a template
-            of jinja with `fact`, `peft`, `sample`, `base`, `quant`, `form`, `example` (card/snippet.py).
+            of jinja with `fact`, `peft`, `sample`, `base`, `quant`, `schema`, `example` (card/snippet.py).
     """
 
     name: str

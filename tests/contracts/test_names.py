@@ -11,8 +11,11 @@ import pytest
 
 from hfadapt.core import registry
 
-OPEN = ("schemas", "modalities", "stages", "objectives")
+OPEN = ("stages",)
 """Kinds whose names are still compared elsewhere, or that are yet to come."""
+
+COLUMNS_TOO = {"schemas": ("form", "schema"), "modalities": ("modality",)}
+"""Kinds whose names are names of columns, too, or plain words: what a comparison with one of the kind speaks of."""
 
 OTHER_THINGS = {
     ("none", "label_kind"): "rows without labels",
@@ -122,7 +125,8 @@ def test_names_are_compared_in_their_own_file_alone(kind):
     for path in files():
         short = path.relative_to(registry.PACKAGE).as_posix()
         for line, word, code in found(path):
-            if word in names and not is_own(path, kind, word) and not excused(word, code):
+            meant = kind not in COLUMNS_TOO or any(part in code for part in COLUMNS_TOO[kind])
+            if word in names and meant and not is_own(path, kind, word) and not excused(word, code):
                 places.add(f"{short}:{line} {word}")
     assert not places, "\n".join(sorted(places))
 
