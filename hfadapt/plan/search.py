@@ -153,6 +153,7 @@ def candidate(
         dtype=dtype,
         matmul_dtype=products,
         method=question.method,
+        objective=question.recipe.train.objective,
         rank=question.rank,
         modules=question.modules,
         layers=question.layers,
@@ -234,7 +235,7 @@ def step_seconds(
 
     A frozen base costs 4 FLOP per weight and token (forward and input gradient), 6 when it is recomputed; training all
     weights costs 6 and 8. Attention adds 4 T D FLOP per token and layer for each of these passes. Layers below the
-    first trained one have a forward pass alone, in `frozen_runs` of all steps.
+    first trained one have a forward pass alone, in `frozen_runs` of all steps; so do an objective's further passes.
     """
     unlike = not workload.store.quantised and not predict.own_layers(workload)
     rate = target.tflops.get(workload.dtype if unlike else workload.matmul_dtype) or target.tflops.get("float32")
@@ -246,7 +247,7 @@ def step_seconds(
         bandwidth = min(bandwidth, per_core * (target.cores or 1))
     frozen = predict.frozen_layers(facts, workload) / facts.layers
     trained_passes = (1 - frozen) * ((3 if workload.adapter.whole_model else 2) + workload.checkpointing)
-    frozen_passes = frozen * frozen_runs
+    frozen_passes = frozen * frozen_runs + workload.minimises.further_passes
     # Low-rank layers multiply an unquantised float32 base in bfloat16, frozen layers as it is stored.
     slower = rate / (target.tflops.get(workload.dtype) or rate) if not workload.store.quantised else 1.0
     active = facts.parameters - facts.embedding_parameters

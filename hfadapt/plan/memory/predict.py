@@ -108,7 +108,7 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
 
     def logits(rows: int) -> int:
         """Their bytes in training: as they come, their float32 copy, and the log-probabilities."""
-        if not workload.fast or "loss" in workload.without:
+        if not workload.fast or "loss" in workload.without or not workload.minimises.own_loss:
             return labelled(rows) * (8 + (element if element < 4 else 0))
         # In pieces, of which the gradient takes the place; without compiled kernels with two float32 copies.
         in_place = workload.kernels if on_cpu else fuses(workload)
@@ -130,7 +130,7 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
         validation = max(validation, live("evaluate_peak", scored_rows))
     unpacked = facts.largest_linear * DTYPE_BYTES[workload.matmul_dtype] if workload.store.quantised else 0
     train = {
-        "weights": weights + _copied_bytes(facts, workload),
+        "weights": int(weights * (1 + workload.minimises.further_models)) + _copied_bytes(facts, workload),
         "adapter": (adapter + _shadow_bytes(facts, workload)) * workload.adapters,
         "gradients": every * 4,
         "optimizer": int(every * OPTIMIZER_BYTES[workload.optimizer]),

@@ -10,6 +10,7 @@ from hfadapt.models.facts import ModelFacts
 
 if TYPE_CHECKING:
     from hfadapt.adapters import AdapterMethod
+    from hfadapt.objectives import Objective
     from hfadapt.quants import Quant
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -31,6 +32,7 @@ class Workload(Spec):
     dtype: str = "float32"
     matmul_dtype: str = "float32"
     method: str = "lora"
+    objective: str = "supervised"
     rank: int = 16
     modules: tuple[str, ...] = ("all-linear",)
     layers: int | None = None
@@ -56,6 +58,11 @@ class Workload(Spec):
     def adapter(self) -> AdapterMethod:
         """The adapter method."""
         return registry.adapter(self.method)
+
+    @property
+    def minimises(self) -> Objective:
+        """The objective."""
+        return registry.objective(self.objective)
 
     @property
     def store(self) -> Quant:
