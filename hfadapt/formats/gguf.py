@@ -71,9 +71,11 @@ class Gguf:
 
     def head(self, path: Path) -> Head | None:
         """Names, settings and the vocabulary."""
+        if path.suffix != ".gguf":
+            return None
         from gguf import GGUFReader
 
-        return Head(int(GGUFReader(path).data_offset), vocabulary=True) if path.suffix == ".gguf" else None
+        return Head(int(GGUFReader(path).data_offset), vocabulary=True)
 
     def write(self, cell: Cell, form: Form | None, folder: Path, device: torch.device) -> Any:
         """Merges, and writes the result with the names of llama.cpp."""
