@@ -13,7 +13,7 @@ from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 
 from hfadapt import load_adapted
 from hfadapt.core.errors import RunError
-from hfadapt.evaluate.stage import answer_texts
+from hfadapt.evaluate.answers import answer_texts
 from hfadapt.serve.adapted import Adapted
 
 
@@ -139,7 +139,7 @@ def test_answers_that_differ_in_white_space_alone(models, tmp_path):
 def test_rare_answers_that_differ_in_white_space_alone_are_all_choices():
     """Of too few rows each to be classes."""
     rows = [{"completion": text} for text in ("yes", " yes", "no")]
-    with mock.patch("hfadapt.evaluate.stage.read_split", return_value=rows):
+    with mock.patch("hfadapt.evaluate.answers.read_split", return_value=rows):
         texts = answer_texts(SimpleNamespace(folder=None), SimpleNamespace(completions={}, form="completion"))
     assert sorted(texts.values()) == [" yes", "no", "yes"]
 

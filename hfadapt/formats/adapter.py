@@ -10,6 +10,7 @@ from hfadapt.formats import Form, Format
 from hfadapt.formats.merged import KIND as MERGED
 from hfadapt.models.adapter_files import MANIFEST, is_model_file
 from hfadapt.models.attach import open_adapter
+from hfadapt.models.base import BaseRef
 from hfadapt.models.load import load_base
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Adapter:
         for path in sorted(cell.adapter.iterdir()):
             if is_model_file(path.name, cell.lock.adapter.method) and path.name != MANIFEST:
                 shutil.copyfile(path, folder / path.name)
-        base = load_base(cell.lock, cell.data.labels, device)
+        base = load_base(BaseRef.of(cell.lock), cell.data.labels, device)
         return open_adapter(base, cell.adapter, cell.lock.adapter.method, device)
 
     def tolerance(self, cell: Cell, form: Form | None) -> float:
@@ -54,7 +55,7 @@ class Adapter:
 
         if cell.lock.adapter.method == "full":
             return MERGED.reopen(cell, folder, device)
-        base = load_base(cell.lock, cell.data.labels, device)
+        base = load_base(BaseRef.of(cell.lock), cell.data.labels, device)
         return PeftModel.from_pretrained(base.model, str(folder)).eval()
 
     def usage(self, cell: Cell) -> str:

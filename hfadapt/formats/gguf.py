@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.formats import Form, Format
 from hfadapt.formats.merged import KIND as MERGED
+from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import load_config, unfit_for_gguf
-from hfadapt.models.load import load_tokenizer, resolve_model
+from hfadapt.models.load import load_tokenizer, source_of
 from hfadapt.models.merge import merged_dtype, open_merged
 
 if TYPE_CHECKING:
@@ -41,9 +42,9 @@ class Gguf:
 
     def refusal(self, cell: Cell) -> str | None:
         """Architectures and tokenizers whose names in GGUF are not known here."""
-        if why := unfit_for_gguf(cell.lock.task, load_config(cell.lock.model).to_dict()):
+        if why := unfit_for_gguf(cell.lock.task, load_config(BaseRef.of(cell.lock).location).to_dict()):
             return why
-        if _pre_tokenizer(load_tokenizer(resolve_model(cell.lock.model))) is None:
+        if _pre_tokenizer(load_tokenizer(source_of(BaseRef.of(cell.lock)))) is None:
             return "its tokenizer cuts text in a way whose name in GGUF is not known"
         return None
 
@@ -66,7 +67,7 @@ class Gguf:
 
         from hfadapt.core.errors import RunError
 
-        own = load_tokenizer(resolve_model(cell.lock.model))
+        own = load_tokenizer(source_of(BaseRef.of(cell.lock)))
         read = AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
         # What this reader makes of every vocabulary is one rule for cutting; the ids of words must be the same.
         if read.convert_tokens_to_ids(own.tokenize(PROBE)) != own.convert_tokens_to_ids(own.tokenize(PROBE)):

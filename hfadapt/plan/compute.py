@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import ModelFacts, model_facts
 from hfadapt.records.evidence import Compute
 
@@ -36,7 +37,7 @@ def training_compute(
     """`tuning_compute` of a cell that was trained on `data`; arguments as there."""
     mean = data.lengths["train"].mean if "train" in data.lengths else lock.data.max_length
     return tuning_compute(
-        model_facts(lock.model, lock.task, max(1, len(data.labels))),
+        model_facts(BaseRef.of(lock).location, lock.task, max(1, len(data.labels))),
         lock,
         tokens=tokens,
         labelled_tokens=labelled_tokens,

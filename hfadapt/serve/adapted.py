@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.progress import quiet_libraries
 from hfadapt.core.spec import Spec
+from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import Cell, find_cell
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ def load_adapted(
     cell = find_cell(folder, domain, target)
     if base is not None:
         raise RequestError("a cell knows its base", place="--base", fix="leave it out")
-    if not (cell.folder / "train.json").exists():
+    if not cell.has(TrainRecord):
         raise RequestError("the cell is not trained yet", place=str(cell.folder), fix="hfadapt run RECIPE")
     lock, device = cell.lock, default_device()
     loaded = load_base_of({cell.adapter: cell.data.labels}, lock, device)
@@ -237,7 +238,7 @@ def load_adapted(
 
 def from_cell(cell: Cell, base: Base) -> Adapted:
     """How a cell's adapter is asked, with the base alone as its model."""
-    from hfadapt.evaluate.stage import answer_choices
+    from hfadapt.evaluate.answers import answer_choices
 
     lock, data = cell.lock, cell.data
     choices = answer_choices(cell, data, base) if lock.task == "causal-lm" else {}
@@ -260,6 +261,7 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
     import yaml
 
     from hfadapt.models.attach import open_adapter
+    from hfadapt.models.base import BaseRef
     from hfadapt.models.load import default_device, load_base
     from hfadapt.models.manifest import check_folder
     from hfadapt.recipe.schema import DTYPES, Lock
@@ -280,8 +282,7 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
         # 8-bit GGUF is unpacked to what was trained in.
         stored = manifest.dtype if manifest.dtype in DTYPES else lock.dtype
         where = folder / "model.gguf" if manifest.format == "gguf" else folder
-        lock = lock.model_copy(update={"model": str(where), "quant": "none", "dtype": stored})
-        loaded = load_base(lock, manifest.labels, device)
+        loaded = load_base(BaseRef.of(lock).at(where).stored("none", stored), manifest.labels, device)
         model = loaded.model.requires_grad_(False).eval()
     else:
         loaded = _base_of(folder, manifest, lock, base, device)
@@ -304,16 +305,20 @@ def _base_of(folder: Path, manifest: Manifest, lock: Lock, base: str | None, dev
     if lock.model.startswith(PREFIX):
         # It is on the Hub too, but whoever named the sample may not be able to reach it.
         known = lock.model
-    lock = lock.model_copy(update={"model": base or known})
+    # A base that a stage made is in the cell, not in the exported folder: the user has to say where.
+    known = known if manifest.base is None else ""
+    lock = lock.model_copy(update={"model": base or known, "base": None})
 
     def not_found(why: str) -> RequestError:
         return RequestError(
             "the base of this adapter was not found",
-            place=lock.model,
+            place=lock.model or str(folder),
             got=" ".join(why.split())[:120],
             fix="say where it is: --base FOLDER",
         )
 
+    if base is None and manifest.base is not None:
+        raise not_found(f"the stage {manifest.base.made_by} made it: {manifest.base.how}")
     if base is None:
         try:
             # A sample is fetched here. What fails later is not about finding the base.
