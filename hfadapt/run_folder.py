@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
+from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError, choice_problem
-from hfadapt.core.spec import Record
+from hfadapt.core.spec import Record, write_text
 from hfadapt.recipe.schema import Lock
 from hfadapt.records.evidence import DriftRecord, SecurityRecord, TransferRecord
 from hfadapt.records.plan import Plan
@@ -25,19 +27,35 @@ from hfadapt.records.stages import (
     DataRecord,
     EvaluationRecord,
     Manifest,
-    Phase,
     PhaseMeasure,
     Step,
     TrainRecord,
 )
 
-STATE = "cell.json"
+STATE = CellState.FILE
+LOCK = "lock.yaml"
+CARD = "README.md"
+BASES = "bases"
+"""Bases that stages have made for a cell, each in a folder with the stage's name."""
 Found = TypeVar("Found", bound=Record)
 
 
-def _where_there_is(kind: type[Found], path: Path) -> Found | None:
-    """The record, or None where its stage was switched off or is of an older run."""
-    return kind.read(path) if path.exists() else None
+def _read(kind: type[Lock] | type[Record], path: Path) -> Any:
+    """A lock or a record; parsed again only when the file has changed."""
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        if issubclass(kind, Record):
+            kind.read(path)  # says what is missing
+        raise
+    return _parsed(kind, path, (state.st_mtime_ns, state.st_size, state.st_ino))
+
+
+@lru_cache(maxsize=512)
+def _parsed(kind: Any, path: Path, state: tuple[int, ...]) -> Any:
+    if issubclass(kind, Record):
+        return kind.read(path)
+    return kind.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)
@@ -61,6 +79,27 @@ class Cell:
         """The adapter's folder, which plain peft loads."""
         return self.folder / "adapter"
 
+    def made_base(self, stage: str) -> Path:
+        """The folder of the base that a stage makes for this cell."""
+        return self.folder / BASES / stage
+
+    def has(self, kind: type[Record]) -> bool:
+        """Whether the cell has this record."""
+        return (self.folder / kind.FILE).exists()
+
+    def read(self, kind: type[Found]) -> Found:
+        """A record. Raises RunError where there is none."""
+        record: Found = _read(kind, self.folder / kind.FILE)
+        return record
+
+    def maybe(self, kind: type[Found]) -> Found | None:
+        """A record, or None where its stage was switched off or is of an older run."""
+        return self.read(kind) if self.has(kind) else None
+
+    def write(self, record: Record) -> None:
+        """Writes a record under its own name."""
+        record.write(self.folder / record.FILE)
+
     @property
     def state(self) -> CellState:
         """What is done; a cell that was never started is `pending`."""
@@ -68,57 +107,79 @@ class Cell:
         return CellState.read(path) if path.exists() else CellState()
 
     def set_state(self, **changes: Any) -> None:
-        """Writes cell.json with these fields changed."""
-        self.state.model_copy(update=changes).write(self.folder / STATE)
+        """Writes cell.json with these fields changed, if they do change."""
+        before = self.state
+        after = before.model_copy(update=changes)
+        if after != before or not (self.folder / STATE).exists():
+            self.write(after)
+
+    @property
+    def planned(self) -> bool:
+        """Whether there is a lock."""
+        return (self.folder / LOCK).exists()
 
     @property
     def lock(self) -> Lock:
         """Every resolved value. Raises RunError before there is a plan."""
-        path = self.folder / "lock.yaml"
+        path = self.folder / LOCK
         try:
-            return Lock.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+            lock: Lock = _read(Lock, path)
         except FileNotFoundError:
             raise RunError("the cell has no plan yet", place=str(path), fix="hfadapt run RECIPE") from None
+        if lock.base is None:
+            return lock
+        # In the file it is relative, so that a run can be moved.
+        folder = str(self.folder / lock.base.folder)
+        return lock.model_copy(update={"base": lock.base.model_copy(update={"folder": folder})})
+
+    def save_lock(self, lock: Lock) -> None:
+        """Writes lock.yaml."""
+        from hfadapt.recipe.yaml_lines import dump
+
+        values = lock.model_dump(mode="json", exclude_none=True)
+        if lock.base is not None:
+            values["base"]["folder"] = Path(lock.base.folder).relative_to(self.folder).as_posix()
+        write_text(self.folder / LOCK, dump(values))
 
     @property
     def plan(self) -> Plan:
         """plan.json."""
-        return Plan.read(self.folder / "plan.json")
+        return self.read(Plan)
 
     @property
     def data(self) -> DataRecord:
         """data.json."""
-        return DataRecord.read(self.folder / "data.json")
+        return self.read(DataRecord)
 
     @property
     def train(self) -> TrainRecord:
         """train.json."""
-        return TrainRecord.read(self.folder / "train.json")
+        return self.read(TrainRecord)
 
     @property
     def evaluation(self) -> EvaluationRecord:
         """evaluation.json."""
-        return EvaluationRecord.read(self.folder / "evaluation.json")
+        return self.read(EvaluationRecord)
 
     @property
     def security(self) -> SecurityRecord | None:
         """security.json, None where nothing of it was checked."""
-        return _where_there_is(SecurityRecord, self.folder / "security.json")
+        return self.maybe(SecurityRecord)
 
     @property
     def drift(self) -> DriftRecord | None:
         """drift.json, None where it was not measured."""
-        return _where_there_is(DriftRecord, self.folder / "drift.json")
+        return self.maybe(DriftRecord)
 
     @property
     def transfer(self) -> TransferRecord | None:
         """This adapter's own row of the run's cross-domain matrix, from which its card is made."""
-        return _where_there_is(TransferRecord, self.folder / "transfer.json")
+        return self.maybe(TransferRecord)
 
     @property
     def manifest(self) -> Manifest:
         """What the adapter belongs to."""
-        return Manifest.read(self.adapter / "hfadapt.json")
+        return Manifest.read(self.adapter / Manifest.FILE)
 
     def read_split(self, split: str) -> list[dict[str, Any]]:
         """The prepared rows of a split, in canonical columns with `source` and `row`. Raises RunError without them."""
@@ -139,17 +200,14 @@ class Cell:
     def report(self) -> CellReport:
         """One row of the matrix, from the records that exist."""
         state = self.state
-        report = CellReport(domain=self.domain, target=self.target, status=state.status, error=state.error)
         changes: dict[str, Any] = {}
-        memory: dict[Phase, PhaseMeasure] = {}
-        if (self.folder / "plan.json").exists():
-            for phase in self.plan.cells[0].memory:
+        memory: dict[str, PhaseMeasure] = {}
+        if plan := self.maybe(Plan):
+            for phase in plan.cells[0].memory:
                 memory[phase.phase] = PhaseMeasure(predicted_peak_bytes=phase.total_bytes)
-        if (self.folder / "data.json").exists():
-            changes["rows"] = self.data.splits
-        if (self.folder / "train.json").exists():
-            train = self.train
-            memory |= train.memory
+        if data := self.maybe(DataRecord):
+            changes["rows"] = data.splits
+        if train := self.maybe(TrainRecord):
             changes |= {
                 "seconds": train.seconds + train.load_seconds,
                 "predicted_train_seconds": train.predicted_seconds,
@@ -157,17 +215,20 @@ class Cell:
                 "tokens_per_second": train.tokens_per_second,
                 "adapter_bytes": train.adapter_bytes,
             }
-        if (self.folder / "evaluation.json").exists():
-            evaluation = self.evaluation
-            memory |= evaluation.memory
+        if evaluation := self.maybe(EvaluationRecord):
             changes |= {
                 "metrics": evaluation.metrics,
                 "baseline": evaluation.baseline,
                 "seconds": changes.get("seconds", 0.0) + evaluation.seconds,
             }
-        if (self.folder / "README.md").exists():
-            changes["card"] = str(self.folder / "README.md")
-        return report.model_copy(update={**changes, "memory": memory})
+        for kind in (kind for stage in registry.stages() for kind in stage.records):
+            if "memory" in kind.model_fields and self.has(kind):
+                memory |= getattr(self.read(kind), "memory")  # noqa: B009
+        if (self.folder / CARD).exists():
+            changes["card"] = str(self.folder / CARD)
+        return CellReport(
+            domain=self.domain, target=self.target, status=state.status, error=state.error, memory=memory, **changes
+        )
 
 
 @dataclass(frozen=True)
@@ -189,12 +250,13 @@ class Run:
     @property
     def report(self) -> Report:
         """report.json."""
-        return Report.read(self.folder / "report.json")
+        return Report.read(self.folder / Report.FILE)
 
     @property
     def transfer(self) -> TransferRecord | None:
         """transfer.json, None where the adapters were not tried on other domains."""
-        return _where_there_is(TransferRecord, self.folder / "transfer.json")
+        path = self.folder / TransferRecord.FILE
+        return TransferRecord.read(path) if path.exists() else None
 
 
 def find_cell(path: Path, domain: str | None = None, target: str | None = None) -> Cell:
@@ -203,7 +265,7 @@ def find_cell(path: Path, domain: str | None = None, target: str | None = None) 
     Raises:
         RequestError: nothing there, no such domain, or several cells match.
     """
-    if (path / STATE).exists() and (path / "lock.yaml").exists():
+    if (path / STATE).exists() and (path / LOCK).exists():
         return Cell(path)
     cells = Run(path).cells()
     if not cells:

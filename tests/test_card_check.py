@@ -199,7 +199,7 @@ EVIDENCE_FAULTS: dict[str, tuple[Fault, str]] = {
     "security.json lost": (remove("security.json"), "no such field"),
     "drift.json lost": (remove("drift.json"), "no such field"),
     "transfer.json lost": (remove("transfer.json"), "no such field"),
-    "transfer differs": (put("transfer.json", "cells", 1), "changed by hand"),
+    "transfer differs": (put("transfer.json", "cells", 1), "does not match its schema"),
     "energy differs": (put("train.json", "energy/joules", 99.0), "a value differs"),
     "compute differs": (put("train.json", "compute/base_flops", 1e25), "a value differs"),
     "emissions in words": (text("emissions: 0.57", "emissions: little"), "not a number of grams"),
@@ -251,7 +251,7 @@ EVIDENCE_FAULTS: dict[str, tuple[Fault, str]] = {
     ),
     "gain that is none": (stated(put("evaluation.json", "metrics/0/delta", 0.9)), "not adapter minus base"),
     "not all rows": (stated(put("evaluation.json", "rows", 399)), "not all rows"),
-    "unknown field in a record": (put("drift.json", "approved", True), "changed by hand"),
+    "unknown field in a record": (put("drift.json", "approved", True), "does not match its schema"),
     "licence of the data not stated": (stated(put("data.json", "sources/0/license", None)), "is not clear"),
     "licences that do not combine": (
         stated(lambda folder: [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import re
 import shutil
 from pathlib import Path
@@ -10,10 +10,10 @@ from pathlib import Path
 import evidence_records
 import pytest
 
-from hfadapt.card.build import USER_BEGIN, build_card, render_card, share_transfer
+from hfadapt.card.build import USER_BEGIN, build_card, render_card
 from hfadapt.card.check import SECTIONS, check_card, front_matter
-from hfadapt.records.evidence import SecurityRecord
-from hfadapt.records.stages import CellState, EvaluationRecord, TrainRecord
+from hfadapt.records.evidence import SecurityRecord, SkippedPair
+from hfadapt.records.stages import EvaluationRecord, TrainRecord
 from hfadapt.run_folder import Cell, Run
 
 EXAMPLES = Path(__file__).parent.parent / "cards" / "examples"
@@ -253,59 +253,42 @@ def test_the_commands_are_settings_of_the_recipe() -> None:
 # --- the row of the cross-domain matrix ------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """A run with one finished cell, and its transfer.json."""
-    cell = proved(tmp_path / "run" / "tweets" / "this-machine", "text-classification", transfer=None)
-    CellState(status="done").write(cell.folder / "cell.json")
-    evidence_records.transfer().write(tmp_path / "run" / "transfer.json")
-    return Run(tmp_path / "run")
-
-
-def test_a_cell_gets_its_own_row_and_a_card_that_says_so(run: Run) -> None:
-    cell = run.cell("tweets", "this-machine")
-    assert "Other domains: not measured" in (cell.folder / "README.md").read_text(encoding="utf-8")
-    assert share_transfer(run) == [cell]
-    assert cell.transfer is not None
-    assert {one.adapter for one in cell.transfer.targets[0].cells} == {"tweets"}
-    assert "`movies`" in sections(cell.folder)["Other domains and general text"]
-    assert check_card(cell.folder) == []
-    assert share_transfer(run) == [], "nothing is written twice"
-
-
-def test_a_matrix_of_an_earlier_adapter_is_not_taken_for_that_of_a_new_one(run: Run) -> None:
-    cell, matrix = run.cell("tweets", "this-machine"), run.folder / "transfer.json"
-    os.utime(matrix, ns=(0, (cell.folder / "train.json").stat().st_mtime_ns - 1))
-    assert share_transfer(run) == []
-    assert cell.transfer is None
-
-
-def test_a_card_that_cannot_be_renewed_fails_its_cell_and_no_other(run: Run) -> None:
-    cell = run.cell("tweets", "this-machine")
-    evidence_records.edit(
-        cell.folder / "security.json", lambda content: content["robustness"][0].update(rows=float("nan"))
-    )
-    assert share_transfer(run) == [cell]
-    assert cell.state.status == "failed"
-    assert "not a number" in (cell.state.error or "")
-
-
-def test_an_adapter_that_was_not_tried_gets_no_row(run: Run) -> None:
-    evidence_records.transfer(("movies", "products")).write(run.folder / "transfer.json")
-    assert share_transfer(run) == []
-    assert run.cell("tweets", "this-machine").transfer is None
-
-
-def test_pairs_that_were_left_out_are_told_by_their_adapter(run: Run) -> None:
+def test_the_row_of_an_adapter_is_in_its_card(tmp_path: Path) -> None:
+    folder = proved(tmp_path / "tweets" / "this-machine", "text-classification", transfer=None).folder
+    assert "Other domains: not measured" in (folder / "README.md").read_text(encoding="utf-8")
     record = evidence_records.transfer()
-    skipped = {"tweets on news": "other labels", "movies on news": "other labels, too", "tweets→x": "y"}
-    one = record.targets[0].model_copy(update={"skipped": skipped})
-    record.model_copy(update={"targets": (one,)}).write(run.folder / "transfer.json")
-    share_transfer(run)
-    found = run.cell("tweets", "this-machine").transfer
+    pairs = [("tweets", "news", "other labels"), ("movies", "news", "other labels, too")]
+    skipped = tuple(SkippedPair(adapter=adapter, data=data, reason=reason) for adapter, data, reason in pairs)
+    record = record.model_copy(update={"targets": (record.targets[0].model_copy(update={"skipped": skipped}),)})
+    row = record.row_of("tweets", "this-machine")
+    assert row is not None
+    assert {one.adapter for one in row.targets[0].cells} == {"tweets"}
+    assert [pair.name for pair in row.targets[0].skipped] == ["tweets on news"]
+    Cell(folder).write(row)
+    build_card(Cell(folder), execute=False)
+    assert "`movies`" in sections(folder)["Other domains and general text"]
+    assert "- Left out: other labels\n" in (folder / "README.md").read_text(encoding="utf-8")
+    assert check_card(folder) == []
+    assert record.row_of("reviews", "this-machine") is None
+
+
+def test_a_matrix_of_the_first_version_is_read_and_its_card_stays(tmp_path: Path) -> None:
+    """There the pairs that were left out had one text for a name."""
+    folder = proved(tmp_path / "tweets" / "this-machine", "text-classification", transfer=None).folder
+    record = evidence_records.transfer().row_of("tweets", "this-machine")
+    assert record is not None
+    Cell(folder).write(record)
+    path = folder / "transfer.json"
+    content = json.loads(path.read_text())
+    content["version"] = 1
+    content["targets"][0]["skipped"] = {"tweets on news": "other labels"}
+    path.write_text(json.dumps(content))
+    found = Cell(folder).transfer
     assert found is not None
-    assert set(found.targets[0].skipped) == {"tweets on news", "tweets→x"}
-    assert "- Left out: other labels\n" in (run.cell("tweets", "this-machine").folder / "README.md").read_text()
+    assert found.targets[0].skipped == (SkippedPair(adapter="tweets", data="news", reason="other labels"),)
+    build_card(Cell(folder), execute=False)
+    assert "- Left out: other labels\n" in (folder / "README.md").read_text(encoding="utf-8")
+    assert check_card(folder) == []
 
 
 def test_records_that_are_not_there_are_none(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 from hfadapt import load_adapted
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.progress import Silent
+from hfadapt.evaluate.bench import open_bench
 from hfadapt.evaluate.drift import measure
-from hfadapt.evaluate.stage import open_bench
 from hfadapt.models.load import file_sha256, load_base
 from hfadapt.publish.export import export
 from hfadapt.records.evidence import DriftRecord

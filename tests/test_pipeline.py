@@ -266,7 +266,7 @@ def test_an_adapter_that_scores_otherwise_fails_its_cell(folder):
 def test_a_missed_gate_fails_the_cell(folder):
     done = command("evaluate", "tiny.yaml", "evaluate.gates={accuracy: 0.9}", folder=folder)
     assert done.code == 1
-    assert "the recipe asks for at least +0.900" in record(folder, "cell.json")["error"]
+    assert "the recipe asks for at least +0.900" in record(folder, "cell.json")["errors"][0]["message"]
 
 
 def test_a_loss_that_is_not_finite_ends_with_1(models, tmp_path):
@@ -456,15 +456,15 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_run_goes_on(models, tmp_path):
 def test_a_run_that_was_killed_is_explained_the_next_time(folder):
     state = cell(folder) / "cell.json"
     killed = json.loads(state.read_text())
-    killed["stages"] = {name: kept for name, kept in killed["stages"].items() if name in ("data", "plan")}
+    killed["stages"] = {name: kept for name, kept in killed["stages"].items() if name in ("prepare", "plan")}
     state.write_text(json.dumps({**killed, "status": "pending", "running": "train"}))
     done = command("train", "tiny.yaml", "--domain", "one", folder=folder)
     assert done.code == 0, done.err
-    assert "ended from outside" in done.err
+    assert "the previous run was killed during train, probably out of memory" in done.err
     assert "train.micro_batch_rows=" in done.err
     assert json.loads(state.read_text())["running"] is None
     again = command("train", "tiny.yaml", "--domain", "one", folder=folder)
-    assert "ended from outside" not in again.err
+    assert "the previous run was killed" not in again.err
 
 
 def test_memory_that_runs_out_is_no_traceback(folder, monkeypatch):
@@ -479,7 +479,7 @@ def test_memory_that_runs_out_is_no_traceback(folder, monkeypatch):
     run = run_recipe(recipe, domains=["one"], recipe_folder=folder, folder=folder / "runs/tiny", until="train")
     failed = next(each for each in run.report.cells if each.domain == "one")
     assert failed.status == "failed"
-    assert "memory ran out while it was at 'train'" in failed.error
+    assert "out of memory during train; the plan predicted" in failed.error
     assert "memory_margin" in failed.error
 
 

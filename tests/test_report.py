@@ -14,7 +14,7 @@ import evidence_records
 import pytest
 
 from hfadapt.records.report import CellReport, Report
-from hfadapt.records.stages import CellState, Metric
+from hfadapt.records.stages import CellState, Metric, StageError
 from hfadapt.report import plots, svg
 from hfadapt.report.charts import verdict
 from hfadapt.report.page import write_page
@@ -75,7 +75,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     payload["metrics"][1] |= {"delta": 0.0, "low": -0.1, "high": 0.1}
     evaluation.write_text(json.dumps(payload))
     (folder / "news" / "this-machine").mkdir(parents=True)
-    CellState(status="failed", error="out of <memory>").write(folder / "news" / "this-machine" / "cell.json")
+    errors = (StageError(stage="train", message="out of <memory>"),)
+    CellState(status="failed", errors=errors).write(folder / "news" / "this-machine" / "cell.json")
     return run
 
 

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from hfadapt.core.errors import RequestError, RunError
+from hfadapt.records.evidence import TransferRecord
 from hfadapt.records.report import CellReport, Report
 from hfadapt.report.run_view import Run
 from hfadapt.run_folder import Cell, find_cell
@@ -34,6 +35,39 @@ def test_states_are_changed_field_by_field(run):
     cell = run.cell("tweets", "t4")
     cell.set_state(stages={"data": "x"})
     assert (cell.state.status, cell.state.stages) == ("done", {"data": "x"})
+
+
+@pytest.mark.parametrize(
+    ("text", "stages", "wanted"),
+    [
+        (None, {}, []),
+        ("loss gained +0.1, the recipe asks for +0.2", {"data": "a", "plan": "b", "train": "c", "evaluate": "d"},
+         [("evaluate", "loss gained +0.1, the recipe asks for +0.2")]),
+        ("no rows; fix: more; transfer: on news worse", {"data": "a"},
+         [("plan", "no rows; fix: more"), ("transfer", "on news worse")]),
+        ("transfer: on news worse", {}, [("transfer", "on news worse")]),
+    ],
+)  # fmt: skip
+def test_a_state_of_the_first_version_is_read(run, text, stages, wanted):
+    """There all errors were one text, and the first stage was called data."""
+    cell = run.cell("tweets", "t4")
+    old = {"record": "CellState", "version": 1, "status": "failed", "error": text, "stages": stages, "running": None}
+    (cell.folder / "cell.json").write_text(json.dumps(old))
+    assert [(error.stage, error.message) for error in cell.state.errors] == wanted
+    assert list(cell.state.stages) == ["prepare" if name == "data" else name for name in stages]
+    cell.set_state(running="train")
+    assert json.loads((cell.folder / "cell.json").read_text())["version"] == 2
+
+
+def test_a_record_is_parsed_again_only_when_its_file_has_changed(run):
+    cell = run.cell("tweets", "t4")
+    record = TransferRecord(targets=(), inputs_sha256="a")
+    cell.write(record)
+    assert cell.transfer is cell.transfer
+    cell.write(record.model_copy(update={"inputs_sha256": "b"}))
+    assert cell.transfer.inputs_sha256 == "b"
+    (cell.folder / "transfer.json").unlink()
+    assert cell.transfer is None
 
 
 def test_cells_are_listed_by_name(run):

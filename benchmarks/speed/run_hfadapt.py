@@ -56,9 +56,9 @@ def watch_model(watch: Watch) -> None:
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file
 
-    from hfadapt.train import stage
+    from hfadapt.train import cells
 
-    attach = stage.attach_adapters
+    attach = cells.attach_adapters
 
     def attach_adapters(*args: Any, **kwargs: Any) -> Any:
         watch.model = attach(*args, **kwargs)
@@ -68,7 +68,7 @@ def watch_model(watch: Watch) -> None:
             raise SystemExit("hfadapt's start is not the stored one")
         return watch.model
 
-    stage.attach_adapters = attach_adapters  # type: ignore[assignment]
+    cells.attach_adapters = attach_adapters  # type: ignore[assignment]
 
 
 @quiet_libraries()

@@ -23,12 +23,14 @@ from hfadapt.card.snippet import run_snippet, snippet_text
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.core.spec import write_text
-from hfadapt.records.stages import PHASES, CardRecord
+from hfadapt.records.stages import CardRecord, in_order
 from hfadapt.report.svg import loss_chart
-from hfadapt.run_folder import Cell, Run
+from hfadapt.run_folder import Cell
 
 USER_BEGIN, USER_END = "<!-- user:begin -->", "<!-- user:end -->"
 FAILURES = 5
+NO_SETTINGS = ("domains", "model", "name", "base")
+"""What of a lock names data and places, and is shown elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def render_card(folder: Path, *, output: str | None = None) -> Card:
             .render(
                 **_context(facts),
                 **_evidence(facts),
+                added=_added(facts),
                 front_matter=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=1000),
                 snippet=snippet,
                 executed=output is not None,
@@ -120,35 +123,6 @@ def render_card(folder: Path, *, output: str | None = None) -> Card:
     )
     steps = records.file("metrics.jsonl") if records.has("metrics.jsonl") else []
     return Card(without_marks(_tidy(marked)), record, loss_chart(steps), tuple(untraced(body)))
-
-
-def share_transfer(run: Run) -> list[Cell]:
-    """Gives each cell its adapter's own row of the run's transfer.json, and renews a card that said otherwise.
-
-    A card follows from its cell's folder alone, so what it says of other domains has to lie there.
-
-    Returns:
-        The cells whose row is new.
-    """
-    record, changed = run.transfer, []
-    for cell in run.cells() if record else []:
-        row = record.row_of(cell.domain, cell.target) if record else None
-        if row is None or row == cell.transfer or not _is_of(cell, run):
-            continue
-        row.write(cell.folder / "transfer.json")
-        changed.append(cell)
-        if (cell.folder / "README.md").exists() and (cell.folder / "card.json").exists():
-            try:
-                build_card(cell, execute=False)
-            except RunError as error:
-                cell.set_state(status="failed", error=str(error))
-    return changed
-
-
-def _is_of(cell: Cell, run: Run) -> bool:
-    """Whether the run's matrix is of this adapter, and not of one that was trained anew since."""
-    train, matrix = cell.folder / "train.json", run.folder / "transfer.json"
-    return train.exists() and train.stat().st_mtime_ns <= matrix.stat().st_mtime_ns
 
 
 def _environment() -> jinja2.Environment:
@@ -200,6 +174,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "languages": languages(records),
         "base_link": _base_link(facts),
         "base_name": escape(evaluation["baseline"]),
+        "changed_base": lock.get("base"),
         "revision": train.get("model_revision"),
         "relation": method.relation,
         "has_rank": method.low_rank,
@@ -287,6 +262,16 @@ def _evidence(facts: Facts) -> dict[str, Any]:
         "energy": evidence.energy_sentence(facts),
         "eu": evidence.eu_sentences(facts, "" if train.get("compute") else _flops_sentence(facts)),
     }
+
+
+def _added(facts: Facts) -> list[dict[str, str]]:
+    """Sections of stages that the templates do not know, where they have written what they write."""
+    return [
+        {"title": section.title, "text": section.text(facts).strip()}
+        for stage in registry.stages()
+        for section in stage.card
+        if section.text and all(facts.records.has(kind.FILE) for kind in stage.records)
+    ]
 
 
 def _base_link(facts: Facts) -> str:
@@ -391,12 +376,9 @@ def _quoted(facts: Facts, row: int) -> str:
 
 
 def _phases(train: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (phase, name)
-        for phase in PHASES
-        for name, record in (("train.json", train), ("evaluation.json", evaluation))
-        if phase in (record.get("memory") or {})
-    ]
+    found = dict.fromkeys(train.get("memory") or {}, "train.json")
+    found |= dict.fromkeys(evaluation.get("memory") or {}, "evaluation.json")
+    return [(phase, found[phase]) for phase in in_order(found)]
 
 
 def _settings(records: Records) -> list[tuple[tuple[str, ...], str | None]]:
@@ -407,7 +389,7 @@ def _settings(records: Records) -> list[tuple[tuple[str, ...], str | None]]:
         for number, decision in enumerate(records.value("plan.json#/cells/0/decisions")):
             reasons[decision["field"]] = (decision["value"], f"plan.json#/cells/0/decisions/{number}/reason")
     found = []
-    for path, value in _leaves({key: value for key, value in lock.items() if key not in ("domains", "model", "name")}):
+    for path, value in _leaves({key: value for key, value in lock.items() if key not in NO_SETTINGS}):
         decided = reasons.get(".".join(path))
         found.append((path, decided[1] if decided and decided[0] == value else None))
     return found

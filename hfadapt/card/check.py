@@ -24,23 +24,6 @@ from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RunError, nearest
 from hfadapt.records.stages import CardRecord
 
-SECTIONS = (
-    "Intended use",
-    "How to load",
-    "Data",
-    "Licence",
-    "Training",
-    "Evaluation",
-    "Efficiency",
-    "Other domains and general text",
-    "Merging and storage",
-    "Limits",
-    "Robustness",
-    "Privacy",
-    "Environment and compute",
-    "Files and lineage",
-    "Sources to cite",
-)
 UNCLEAR = (None, "unknown", "other")
 RELATIONS = ("adapter", "finetune", "merge", "quantized")
 LIBRARIES = ("peft", "transformers")
@@ -270,8 +253,18 @@ def _word_problems(text: str, card: Card, readme: Path) -> Iterator[Problem]:
                 yield Problem(what, f"{readme}:{number}", got=None if secret else found[0], fix="take it out")
 
 
+def sections(folder: Path) -> list[str]:
+    """The headings that a card must have: those of the usual stages, and of others where they have been done."""
+    return [
+        section.title
+        for stage in registry.stages()
+        for section in stage.card
+        if section.text is None or all((folder / kind.FILE).exists() for kind in stage.records)
+    ]
+
+
 def _section_problems(text: str, record: CardRecord, readme: Path) -> Iterator[Problem]:
-    for section in SECTIONS:
+    for section in sections(readme.parent):
         if not re.search(rf"^## {re.escape(section)}$", text, re.M):
             yield Problem("a section is missing", f"{readme}: {section}", fix="hfadapt card build CELL")
     for mark in (USER_BEGIN, USER_END):

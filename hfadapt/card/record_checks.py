@@ -6,57 +6,61 @@ A card repeats what the records say; these checks find what no evaluation can ha
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RunError
 from hfadapt.core.spec import Record
 from hfadapt.records.evidence import DriftRecord, Estimate, SecurityRecord, TransferRecord
-from hfadapt.records.stages import DataRecord, EvaluationRecord, Metric, TrainRecord
+from hfadapt.records.stages import CardRecord, DataRecord, EvaluationRecord, Metric, TrainRecord
 
-RECORDS: dict[str, type[Record]] = {
-    "data.json": DataRecord,
-    "train.json": TrainRecord,
-    "evaluation.json": EvaluationRecord,
-    "security.json": SecurityRecord,
-    "drift.json": DriftRecord,
-    "transfer.json": TransferRecord,
-}
-NEEDED = ("data.json", "train.json", "evaluation.json")
+NEEDED = (DataRecord, TrainRecord, EvaluationRecord)
 AGAIN = "evaluate the cell again: hfadapt evaluate RECIPE"
+
+
+def kinds() -> list[type[Record]]:
+    """The records of a cell that a card is made from."""
+    found = [kind for stage in registry.stages() for kind in (*stage.records, *stage.may_write)]
+    return [kind for kind in found if kind is not CardRecord]
 
 
 def check_evidence(folder: Path) -> list[Problem]:
     """Everything that is wrong with the records in a cell's folder."""
-    found: dict[str, Any] = {}
+    found: dict[type[Record], Any] = {}
     problems: list[Problem] = []
-    for name, kind in RECORDS.items():
-        if not (folder / name).exists():
+    for kind in kinds():
+        if not (folder / kind.FILE).exists():
             continue
         try:
-            found[name] = kind.read(folder / name)
+            found[kind] = kind.read(folder / kind.FILE)
         except RunError as error:
-            problems += error.problems or [Problem(str(error), str(folder / name))]
+            problems += error.problems or [Problem(str(error), str(folder / kind.FILE))]
     problems += _not_finite(folder)
-    if problems or any(name not in found for name in NEEDED):
+    if problems or any(kind not in found for kind in NEEDED):
         return problems
-    train, evaluation = found["train.json"], found["evaluation.json"]
-    said = [("evaluation.json", *one) for one in _evaluation(evaluation, train, found["data.json"])]
-    for name, check in (("security.json", _security), ("drift.json", _drift), ("transfer.json", _transfer)):
-        if name in found:
-            said += [(name, *one) for one in check(found[name], train)]
-    for name in ("evaluation.json", "security.json", "drift.json"):
-        record = found.get(name)
-        if record is not None and (record.domain, record.target) != (train.domain, train.target):
-            said.append((name, "the record is of another cell", f"{record.domain}/{record.target}"))
-    return [Problem(what, str(folder / name), got=got, fix=AGAIN) for name, what, got in said]
+    train, evaluation = found[TrainRecord], found[EvaluationRecord]
+    said: list[tuple[type[Record], str, str]] = [
+        (EvaluationRecord, *one) for one in _evaluation(evaluation, train, found[DataRecord])
+    ]
+    checks: dict[type[Record], Callable[[Any, TrainRecord], Said]] = {
+        SecurityRecord: _security, DriftRecord: _drift, TransferRecord: _transfer,
+    }  # fmt: skip
+    for kind, check in checks.items():
+        if kind in found:
+            said += [(kind, *one) for one in check(found[kind], train)]
+    for kind, record in found.items():
+        own = (getattr(record, "domain", train.domain), getattr(record, "target", train.target))
+        if own != (train.domain, train.target):
+            said.append((kind, "the record is of another cell", "/".join(own)))
+    return [Problem(what, str(folder / kind.FILE), got=got, fix=AGAIN) for kind, what, got in said]
 
 
 def _not_finite(folder: Path) -> Iterator[Problem]:
     """NaN and infinity, which JSON does not have but Python writes."""
-    for name in RECORDS:
-        path = folder / name
+    for kind in kinds():
+        path = folder / kind.FILE
         if path.exists():
             odd: list[str] = []
             try:

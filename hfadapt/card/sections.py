@@ -172,10 +172,17 @@ def transfer_sentences(facts: Facts) -> list[str]:
 
 def skipped_pairs(records: Records) -> list[str]:
     """Where it is said why a domain was left out."""
+
+    def places(skipped: Any) -> list[tuple[str | int, ...]]:
+        # Version 1 of the record has the reasons by name of the pair.
+        if isinstance(skipped, dict):
+            return [(pair,) for pair in skipped]
+        return [(number, "reason") for number in range(len(skipped))]
+
     return [
-        f"{TRANSFER}#" + pointer("targets", number, "skipped", pair)
+        f"{TRANSFER}#" + pointer("targets", number, "skipped", *place)
         for number, one in enumerate(part(records, TRANSFER, "targets") or [])
-        for pair in one.get("skipped") or {}
+        for place in places(one.get("skipped") or ())
     ]
 
 

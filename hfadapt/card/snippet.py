@@ -31,7 +31,7 @@ def snippet_text(facts: Facts) -> str:
     return environment.from_string(registry.task(lock["task"]).snippet).render(
         fact=facts,
         peft=not whole,
-        sample=str(lock["model"]).startswith(SAMPLE) and not whole,
+        sample=str(lock["model"]).startswith(SAMPLE) and not lock["base"] and not whole,
         base=_base(facts),
         quant=_quant(records),
         quant_class=registry.quant(lock["quant"]).config_class,
@@ -43,6 +43,8 @@ def snippet_text(facts: Facts) -> str:
 def _base(facts: Facts) -> str:
     """The expression that names the base, with a word on where else it is to be had."""
     records = facts.records
+    if (made := records.file("lock.yaml")["base"]) is not None:
+        return facts.cited(f"{json.dumps(made['folder'])}  # what the stage {made['made_by']} made of the base")
     model, hub_id = str(records.value("lock.yaml#/model")), records.value("train.json#/model_hub_id")
     if model.startswith(SAMPLE):
         also = f"  # the weights it was trained on; on the Hub: {hub_id}" if hub_id else ""
@@ -107,7 +109,10 @@ def run_snippet(code: str, cell: Cell, records: Records) -> str:
         'adapter = "adapter" if os.path.isdir("adapter") else "."', f"adapter = {str(cell.adapter.resolve())!r}", 1
     )
     model = str(lock["model"])
-    if not model.startswith(SAMPLE) and not records.value("train.json#/model_hub_id"):
+    if lock["base"]:
+        folder = lock["base"]["folder"]
+        run = run.replace(f"base = {json.dumps(folder)}", f"base = {str((cell.folder / folder).resolve())!r}", 1)
+    elif not model.startswith(SAMPLE) and not records.value("train.json#/model_hub_id"):
         from hfadapt.models.load import resolve_model
 
         run = run.replace(f"base = {json.dumps(public_name(model))}", f"base = {resolve_model(model).path!r}", 1)

@@ -61,6 +61,7 @@ LISTS: dict[str, Callable[[], Table]] = {
     "adapters": lambda: _kind("adapters"),
     "quants": lambda: _kind("quants"),
     "formats": lambda: _kind("formats"),
+    "stages": lambda: _kind("stages"),
     "samples": _samples,
     "metrics": _metrics,
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class HfadaptError(Exception):
     """Base of every error that hfadapt raises on purpose; the command line prints it without a traceback."""
 
     exit_code = 1
+    status: Literal["failed", "does-not-fit"] = "failed"
+    """What it makes of a cell."""
 
     def __init__(
         self,
@@ -70,6 +73,12 @@ class RequestError(HfadaptError):
 
 class RecipeError(RequestError):
     """The recipe is wrong; carries every problem found, not only the first."""
+
+
+class DoesNotFit(RequestError):
+    """A cell needs more memory than its target has."""
+
+    status = "does-not-fit"
 
 
 class DataError(RequestError):

@@ -1,4 +1,4 @@
-"""The folder is the registry: tasks/, adapters/, quants/, formats/ … hold one file, or one folder, per name.
+"""The folder is the registry: tasks/, adapters/, quants/, formats/, stages/ … hold one file, or one folder, per name.
 
 The name in a recipe is the file's with hyphens: `adapters/lora.py` is `lora`; `tasks/text_classification/task.py` is
 `text-classification`. Other packages add names through the entry-point groups `hfadapt.tasks`, `hfadapt.adapters` …,
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from hfadapt.objectives import Objective
     from hfadapt.quants import Quant
     from hfadapt.schemas import RowSchema
+    from hfadapt.stages import Stage
     from hfadapt.tasks import Task
 
 PACKAGE = Path(__file__).parents[1]
@@ -34,8 +36,11 @@ KINDS = {
     "quants": "quant",
     "formats": "format",
     "objectives": "objective",
+    "stages": "stage",
 }
 """The open folders, each with the word for one thing in it."""
+EVERY = "*"
+"""In `Stage.after`: every stage that does not itself come after this one."""
 
 
 @cache
@@ -116,6 +121,36 @@ def objective(name: str) -> Objective:
     """What training minimises. Raises RequestError for an unknown name."""
     found: Objective = load("objectives", name)
     return found
+
+
+def stage(name: str) -> Stage:
+    """A part of a run. Raises RequestError for an unknown name."""
+    found: Stage = load("stages", name)
+    return found
+
+
+def stages() -> tuple[Stage, ...]:
+    """All stages in the order in which they are done.
+
+    Raises:
+        RequestError: a stage needs one that there is not, or two wait for each other.
+    """
+    known = {name: stage(name) for name in names("stages")}
+    waits: dict[str, set[str]] = {name: {*each.needs, *each.after} - {EVERY} for name, each in known.items()}
+    for name, each in known.items():
+        for other in each.before:
+            waits.setdefault(other, set()).add(name)
+        if missing := sorted(set(each.needs) - known.keys()):
+            problem = choice_problem("there is no stage of that name", missing[0], known, f"stage {name}")
+            raise RequestError(problem.what, problems=[problem])
+    last = {name for name, each in known.items() if EVERY in each.after}
+    for name in last:
+        waits[name] |= known.keys() - last - {other for other in known if name in waits[other]}
+    sorter = TopologicalSorter({name: sorted(waits[name] & known.keys()) for name in sorted(known)})
+    try:
+        return tuple(known[name] for name in sorter.static_order())
+    except CycleError as error:
+        raise RequestError("stages wait for each other", got=" → ".join(error.args[1])) from None
 
 
 def source(kind: str, name: str) -> Path | None:

@@ -25,9 +25,18 @@ class Spec(BaseModel):
 
 
 class Record(Spec):
-    """Base of everything a stage writes; subclasses set `record_version` and raise it when fields change meaning."""
+    """Base of everything a stage writes; subclasses set `record_version` and raise it when fields change meaning.
 
+    `FILE` is its name in the folder that it belongs to.
+    """
+
+    FILE: ClassVar[str] = ""
     record_version: ClassVar[int] = 1
+
+    @classmethod
+    def migrate(cls, payload: dict[str, Any], version: int) -> dict[str, Any] | None:
+        """The fields of an older version as they are called now; None where they cannot be had from it."""
+        return None
 
     def write(self, path: Path) -> Path:
         """Writes this record to `path` as JSON, atomically. Non-finite numbers are refused with ValueError."""
@@ -52,6 +61,10 @@ class Record(Spec):
         except (ValueError, AttributeError, TypeError) as error:
             raise RunError("the record is not readable JSON", place=str(path), got=str(error)) from None
         wanted = (cls.__name__, cls.record_version)
+        name, version = found
+        if name == cls.__name__ and isinstance(version, int) and version < cls.record_version:
+            migrated = cls.migrate(payload, version)
+            payload, found = (payload, found) if migrated is None else (migrated, wanted)
         if found != wanted:
             raise RunError(
                 "the record is of another kind or version",
@@ -63,7 +76,11 @@ class Record(Spec):
         try:
             return cls.model_validate(payload)
         except ValidationError as error:
-            raise RunError("the record has been changed by hand", place=str(path), got=str(error)) from None
+            raise RunError(
+                "this record does not match its schema (edited, or written by another version)",
+                place=str(path),
+                got=str(error),
+            ) from None
 
 
 def write_text(path: Path, text: str) -> None:

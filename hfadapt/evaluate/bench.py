@@ -13,8 +13,11 @@ import torch
 from hfadapt.core import registry
 from hfadapt.core.progress import Progress, Silent
 from hfadapt.data import read_split
+from hfadapt.evaluate.probe import put_head, train_probe
 from hfadapt.modalities import Example, Row
+from hfadapt.models.attach import open_adapter
 from hfadapt.models.load import Base
+from hfadapt.models.manifest import load_base_of
 from hfadapt.run_folder import Cell
 from hfadapt.schemas import RowSchema
 from hfadapt.tasks import Scores, Task
@@ -99,6 +102,29 @@ class Bench:
                 model, examples, self.batches, tuple(self.choices.values()) if choose else ()
             )
         return scores
+
+
+def open_bench(cell: Cell, device: torch.device, progress: Progress, room: dict[int, int] | None = None) -> Bench:
+    """The cell's base with its adapter from disk on it, and the linear probe as its head where that is the baseline.
+
+    Raises:
+        RunError: the folder or its manifest does not fit the base.
+    """
+    lock, data = cell.lock, cell.data
+    task = registry.task(lock.task)
+    base = load_base_of({cell.adapter: data.labels}, lock, device, max_memory=room)
+    choices = task.choices(task.answer_texts(data.form, data.completions, cell.read_split), base.tokenizer)
+    bench = Bench(cell, lock, data, task, base, base.model.eval(), device, choices, progress)
+    if task.baseline == "linear probe":
+        train, validation = (bench.encode(read_split(cell.folder, split)) for split in ("train", "validation"))
+        with torch.inference_mode(False):
+            put_head(
+                base.model,
+                base.head_modules,
+                train_probe(task, base.model, base.head_modules, train, validation, bench.batches),
+            )
+    bench.model = open_adapter(base, cell.adapter, lock.adapter.method, device).eval()
+    return bench
 
 
 def spread(rows: int, most: int) -> list[int]:

@@ -23,6 +23,7 @@ from hfadapt.formats import Form
 from hfadapt.hardware import catalogue
 from hfadapt.hardware.peak_memory import release_memory
 from hfadapt.models.attach import open_adapter
+from hfadapt.models.base import BaseRef
 from hfadapt.models.load import load_base
 from hfadapt.models.merge import half_dtype, merged_dtype, open_merged, write_merged
 from hfadapt.quants import PLAIN, automatic
@@ -129,16 +130,15 @@ def _open(form: Form, bench: Bench, folder: Path, device: torch.device) -> Any:
     """The form as a model in evaluation mode. Merged ones come from `folder`, where they are written first."""
     lock, labels, adapter = bench.lock, bench.data.labels, bench.cell.adapter
     if not form.merged:
-        plain = lock.model_copy(update={"quant": PLAIN, "dtype": form.storage})
-        return open_adapter(load_base(plain, labels, device), adapter, lock.adapter.method, device).eval()
+        plain = load_base(BaseRef.of(lock).stored(PLAIN, form.storage), labels, device)
+        return open_adapter(plain, adapter, lock.adapter.method, device).eval()
     dtype = merged_dtype(lock) if form.quantised else form.storage
     written = folder / f"{dtype}{'-dequantised' if form.dequantised else ''}"
     if not written.exists():
         write_merged(open_merged(lock, labels, adapter, dtype, device, dequantised=form.dequantised), written)
         release_memory()
     quant = form.storage if form.quantised else PLAIN
-    whole = lock.model_copy(update={"model": str(written), "quant": quant, "dtype": dtype})
-    return load_base(whole, labels, device).model.eval()
+    return load_base(BaseRef.of(lock).at(written).stored(quant, dtype), labels, device).model.eval()
 
 
 def _device(form: Form, bench: Bench) -> torch.device | None:

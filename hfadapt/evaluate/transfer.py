@@ -19,10 +19,11 @@ from hfadapt.evaluate.metrics.rows import compare, find, known_metrics, sampling
 from hfadapt.evaluate.quality import unsaid
 from hfadapt.modalities import Example
 from hfadapt.models.attach import open_adapter, open_adapters, use_adapter
+from hfadapt.models.base import BaseRef
 from hfadapt.models.load import Base, json_sha256
 from hfadapt.models.manifest import load_base_of
 from hfadapt.recipe.schema import Lock
-from hfadapt.records.evidence import TransferCell, TransferRecord, TransferTarget
+from hfadapt.records.evidence import SkippedPair, TransferCell, TransferRecord, TransferTarget
 from hfadapt.run_folder import Cell
 from hfadapt.schemas import LabelKind
 from hfadapt.tasks import Scores
@@ -59,7 +60,7 @@ class Domain:
     def storage(self) -> tuple[Any, ...]:
         """Cells that agree in this can share a loaded base. A language model has no head that depends on labels."""
         labels = self.labels if registry.task(self.lock.task).outputs(self.labels) else ()
-        return self.lock.model, self.lock.task, self.lock.quant, self.lock.dtype, labels
+        return BaseRef.of(self.lock).key, self.lock.task, self.lock.quant, self.lock.dtype, labels
 
     @cached_property
     def picked(self) -> list[int]:
@@ -175,26 +176,26 @@ def _matrix(target: str, domains: Sequence[Domain], device: torch.device) -> Tra
     for domain in domains:
         groups.setdefault(domain.storage, []).append(domain)
     found: dict[tuple[str, str], TransferCell] = {}
-    skipped: dict[str, str] = {}
+    skipped: dict[tuple[str, str], str] = {}
     for group in groups.values():
         for adapter, data, scores in _scored(group, device, metric, skipped):
             found[adapter.name, data.name] = _cell(adapter, data, scores, metric)
     for adapter in domains:
         for data in domains:
             if adapter.storage != data.storage:
-                skipped[f"{adapter.name} on {data.name}"] = _difference(adapter, data)
+                skipped[adapter.name, data.name] = _difference(adapter, data)
     order = [(adapter.name, data.name) for adapter in domains for data in domains]
     return TransferTarget(
         target=target,
         metric=metric,
         higher_is_better=find(metric).higher_is_better,
         cells=tuple(found[pair] for pair in order if pair in found),
-        skipped=skipped,
+        skipped=tuple(SkippedPair(adapter=pair[0], data=pair[1], reason=why) for pair, why in skipped.items()),
     )
 
 
 def _scored(
-    group: Sequence[Domain], device: torch.device, metric: str, skipped: dict[str, str]
+    group: Sequence[Domain], device: torch.device, metric: str, skipped: dict[tuple[str, str], str]
 ) -> Iterator[tuple[Domain, Domain, Scores]]:
     """Scores of every adapter of the group on every domain of it; pairs that cannot be compared go to `skipped`."""
     lock = group[0].lock
@@ -212,7 +213,7 @@ def _scored(
             use_adapter(used, adapter.name)
         for data in group:
             if find(metric).needs == "classes" and set(adapter.names) != set(data.names):
-                skipped[f"{adapter.name} on {data.name}"] = "other answers: " + ", ".join(data.names)
+                skipped[adapter.name, data.name] = "other answers: " + ", ".join(data.names)
             else:
                 yield adapter, data, _score(used.eval(), base, data, device)
 
@@ -247,7 +248,7 @@ def _difference(adapter: Domain, data: Domain) -> str:
     """Why two cells cannot share a base."""
     if adapter.storage[-1] != data.storage[-1]:
         return "other labels: " + ", ".join(data.labels)
-    return f"another base or storage: {data.lock.model} in {data.lock.quant}, {data.lock.dtype}"
+    return f"another base or storage: {BaseRef.of(data.lock)} in {data.lock.quant}, {data.lock.dtype}"
 
 
 def transfer_gates(record: TransferRecord, cells: Sequence[Cell]) -> dict[tuple[str, str], str]:
@@ -265,7 +266,7 @@ def transfer_gates(record: TransferRecord, cells: Sequence[Cell]) -> dict[tuple[
                 continue
             failed.setdefault(
                 (found.adapter, target.target),
-                f"transfer: on {found.data} {target.metric} gained {sign * found.delta:+.3f}, "
+                f"on {found.data} {target.metric} gained {sign * found.delta:+.3f}, "
                 f"the recipe asks for at least {least:+.3f}",
             )
     return failed
@@ -274,12 +275,21 @@ def transfer_gates(record: TransferRecord, cells: Sequence[Cell]) -> dict[tuple[
 def write_transfer(
     folder: Path, cells: Sequence[Cell], device: torch.device, progress: Progress
 ) -> TransferRecord | None:
-    """transfer.json of a run, made again only where its inputs changed."""
-    path = folder / "transfer.json"
+    """transfer.json of a run, made again only where its inputs changed, and each adapter's own row beside it.
+
+    A card follows from its cell's folder alone, so what it says of other domains has to lie there.
+    """
+    path = folder / TransferRecord.FILE
     kept = TransferRecord.read(path) if path.exists() else None
     record = measure_transfer(cells, device, kept, progress)
     if record is None:
         path.unlink(missing_ok=True)
     elif record is not kept:
         record.write(path)
+    for cell in cells:
+        row = record.row_of(cell.domain, cell.target) if record else None
+        if row is None:
+            (cell.folder / TransferRecord.FILE).unlink(missing_ok=True)
+        elif row != cell.transfer:
+            cell.write(row)
     return record

@@ -12,6 +12,7 @@ from hfadapt.formats import Form, Format, Head
 from hfadapt.formats.merged import KIND as MERGED
 from hfadapt.models.adapter_files import CONFIG, MANIFEST, is_model_file
 from hfadapt.models.attach import WEIGHTS, open_adapter
+from hfadapt.models.base import BaseRef
 from hfadapt.models.load import Base, load_base
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Adapter:
         for path in sorted(cell.adapter.iterdir()):
             if is_model_file(path.name, self.name, _whole(cell)) and path.name != MANIFEST:
                 shutil.copyfile(path, folder / path.name)
-        base = load_base(cell.lock, cell.data.labels, device)
+        base = load_base(BaseRef.of(cell.lock), cell.data.labels, device)
         return open_adapter(base, cell.adapter, cell.lock.adapter.method, device)
 
     def tolerance(self, cell: Cell, form: Form | None) -> float:
@@ -74,7 +75,7 @@ class Adapter:
 
         if _whole(cell):
             return MERGED.reopen(cell, folder, device)
-        base = load_base(cell.lock, cell.data.labels, device)
+        base = load_base(BaseRef.of(cell.lock), cell.data.labels, device)
         return PeftModel.from_pretrained(base.model, str(folder)).eval()
 
     def open(self, folder: Path, manifest: Manifest, lock: Lock, device: torch.device) -> Base:

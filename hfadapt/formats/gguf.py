@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.core import registry
 from hfadapt.formats import Form, Format, Head
 from hfadapt.formats.merged import KIND as MERGED
+from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import load_config
-from hfadapt.models.load import Base, load_processor, resolve_model
+from hfadapt.models.load import Base, load_processor, source_of
 from hfadapt.models.merge import merged_dtype, open_merged
 from hfadapt.recipe.schema import DTYPES
 
@@ -55,9 +56,9 @@ class Gguf:
 
     def refusal(self, cell: Cell) -> str | None:
         """Architectures and tokenizers whose names in GGUF are not known here."""
-        if why := self.unfit(cell.lock.task, load_config(cell.lock.model).to_dict()):
+        if why := self.unfit(cell.lock.task, load_config(BaseRef.of(cell.lock).location).to_dict()):
             return why
-        if _pre_tokenizer(load_processor(resolve_model(cell.lock.model))) is None:
+        if _pre_tokenizer(load_processor(source_of(BaseRef.of(cell.lock)))) is None:
             return "its tokenizer cuts text in a way whose name in GGUF is not known"
         return None
 
@@ -96,7 +97,7 @@ class Gguf:
 
         from hfadapt.core.errors import RunError
 
-        own = load_processor(resolve_model(cell.lock.model))
+        own = load_processor(source_of(BaseRef.of(cell.lock)))
         read = AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
         # What this reader makes of every vocabulary is one rule for cutting; the ids of words must be the same.
         if read.convert_tokens_to_ids(own.tokenize(PROBE)) != own.convert_tokens_to_ids(own.tokenize(PROBE)):

@@ -5,19 +5,20 @@ transformers, bitsandbytes and Accelerate's device maps are used here and in `qu
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry, samples
 from hfadapt.core.errors import RequestError, RunError
+from hfadapt.core.hashing import file_sha256, json_sha256
+from hfadapt.models.base import BaseRef, made_here
 from hfadapt.quants import Quant
 from hfadapt.recipe.schema import Lock
+from hfadapt.records.stages import BaseRecord
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,7 @@ class ModelSource:
         revision: Commit or branch on the Hub.
         hub_id: The Hub's name of this model, for the card; None for a local folder.
         license: As the source says; None when it is unknown offline.
+        made: What the folder says about itself, where a stage made the base in it.
     """
 
     asked: str
@@ -44,6 +46,7 @@ class ModelSource:
     license: str | None = None
     language: str | None = None
     citation: str | None = None
+    made: BaseRecord | None = None
 
 
 def resolve_model(model: str) -> ModelSource:
@@ -60,11 +63,34 @@ def resolve_model(model: str) -> ModelSource:
     if local.suffix == ".gguf" and local.is_file():
         return ModelSource(model, str(_dequantised(local)))
     if local.is_dir():
-        return ModelSource(model, str(local.resolve()))
+        return ModelSource(model, str(local.resolve()), made=made_here(local))
     if model.startswith((".", "/", "~")) or local.suffix == ".gguf":
         raise RequestError("the model does not exist", place=model, fix="give a folder, a GGUF file or a Hub id")
     name, _, revision = model.partition("@")
     return ModelSource(model, name, revision or None, name)
+
+
+def source_of(ref: BaseRef) -> ModelSource:
+    """Where the tensors of a base come from; licence and origin are those of the recipe's model.
+
+    Raises:
+        RequestError: as `resolve_model`.
+        RunError: the base that a stage had made is gone or is another one.
+    """
+    source = resolve_model(ref.model)
+    if ref.made is None:
+        return source
+    folder = Path(ref.made.folder)
+    made = made_here(folder)
+    if made is None or made.sha256 != ref.made.sha256:
+        raise RunError(
+            f"this is not the base that the stage {ref.made.made_by} made",
+            place=str(folder),
+            got="another base" if made else "no such base",
+            allowed=f"sha256 {ref.made.sha256[:16]}…",
+            fix="run the recipe again",
+        )
+    return replace(source, path=str(folder.resolve()), revision=None, made=made)
 
 
 def _dequantised(gguf: Path) -> Path:
@@ -132,14 +158,14 @@ def device_map(device: torch.device, max_memory: Mapping[Any, int] | None) -> An
 
 
 def load_base(
-    lock: Lock,
+    base: BaseRef | Lock,
     labels: Sequence[str],
     device: torch.device,
     *,
     seed: int | None = None,
     max_memory: Mapping[Any, int] | None = None,
 ) -> Base:
-    """Loads the base as the lock says, quantised while loading, with every dropout of the base off.
+    """Loads a base, quantised while loading, with every dropout of the base off. A lock stands for the base it names.
 
     Dropout in a frozen base only adds noise to a low-rank update, and without it the result does not depend on the
     number of processes or on what else drew random numbers.
@@ -152,8 +178,9 @@ def load_base(
     import transformers
     from accelerate import init_empty_weights
 
-    source = resolve_model(lock.model)
-    task = registry.task(lock.task)
+    ref = BaseRef.of(base) if isinstance(base, Lock) else base
+    source = source_of(ref)
+    task = registry.task(ref.task)
     auto = getattr(transformers, task.auto_class)
     config = transformers.AutoConfig.from_pretrained(source.path, revision=source.revision)
     config.update(task.model_options(labels))
@@ -167,7 +194,7 @@ def load_base(
         skeleton.tie_weights()
     except ValueError as error:
         raise RequestError(
-            f"this model cannot do {lock.task}", place=lock.model, got=config.model_type, allowed=str(error)[:300]
+            f"this model cannot do {ref.task}", place=ref.location, got=config.model_type, allowed=str(error)[:300]
         ) from None
     # A head over a whole text takes the last token that is no padding.
     if not task.writes and config.pad_token_id is None:
@@ -177,11 +204,11 @@ def load_base(
         for name, child in skeleton.named_children()
         if name != skeleton.base_model_prefix and any(True for _ in child.parameters())
     )
-    quant = registry.quant(lock.quant)
-    dtype = getattr(torch, lock.dtype)
+    quant = registry.quant(ref.quant)
+    dtype = getattr(torch, ref.dtype)
     compute = compute_dtype(dtype, device)
     with torch.random.fork_rng():
-        torch.manual_seed(lock.train.seed if seed is None else seed)
+        torch.manual_seed(ref.seed if seed is None else seed)
         model, info = auto.from_pretrained(
             source.path,
             revision=source.revision,
@@ -260,17 +287,3 @@ def _check_quantised(model: Any, skeleton: Any, heads: Sequence[str], quant: Qua
             fix="use quant=none, or a device where every layer fits without offloading",
         )
     return len(found)
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def json_sha256(value: Any) -> str:
-    """Hex sha256 of a value's canonical JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -12,9 +12,10 @@ from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RunError
 from hfadapt.hardware.versions import versions
 from hfadapt.models.adapter_files import LORA_TENSOR, MANIFEST, folder_problems, tensor_shapes
+from hfadapt.models.base import BaseRef
 from hfadapt.models.load import Base, ModelSource, load_base
 from hfadapt.recipe.schema import Lock
-from hfadapt.records.stages import Manifest
+from hfadapt.records.stages import Change, Manifest
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,7 @@ def write_manifest(folder: Path, base: Base, lock: Lock, labels: Sequence[str], 
         tensors=sum(len(tensor_shapes(path)) for path in folder.glob("*.safetensors")),
         max_length=lock.data.max_length,
         versions=versions(str(base.model.device)),
+        base=_change(base),
         **base.identity,
     )
     manifest.write(folder / FILE)
@@ -107,7 +109,7 @@ def load_base_of(
         RunError: a folder is not as it was saved, or its adapter was trained on another base.
     """
     manifests = {folder: manifest or check_folder(folder) for folder in adapters}
-    base = load_base(lock, next(iter(adapters.values())), device, max_memory=max_memory)
+    base = load_base(BaseRef.of(lock), next(iter(adapters.values())), device, max_memory=max_memory)
     for folder, labels in adapters.items():
         check_manifest(manifests[folder], base, folder, labels)
     return base
@@ -145,6 +147,17 @@ def base_name(base: Base) -> str:
     return asked if base.source.hub_id or asked.startswith("sample:") else Path(asked).expanduser().resolve().name
 
 
+def _change(base: Base) -> Change | None:
+    """What a stage did to the base's weights, without the place where they lie."""
+    made = base.source.made
+    return Change(made_by=made.made_by, how=made.how, sha256=made.sha256) if made else None
+
+
+def _named(name: str, revision: str | None, change: Change | None) -> str:
+    changed = f", changed by the stage {change.made_by} ({change.how})" if change else ""
+    return name + (f"@{revision}" if revision else "") + changed
+
+
 def base_revision(base: Base) -> str | None:
     """The commit that was loaded, where the base came from the Hub."""
     commit: str | None = getattr(base.model.config, "_commit_hash", None)
@@ -179,22 +192,23 @@ def _base_problems(manifest: Manifest, base: Base, folder: Path) -> Iterator[Pro
     found = base.identity
     weights = weights_sha256(base.source)
     known = weights is not None and manifest.weights_sha256 is not None
+    change = _change(base)
     differs = {
         "name": not known and manifest.model != base_name(base),
         "revision": manifest.model_revision is not None and manifest.model_revision != base_revision(base),
         "architecture": manifest.config_sha256 != found["config_sha256"],
         f"layers or sizes{_layers(base, folder)}": manifest.shapes_sha256 != found["shapes_sha256"],
-        "weights": known and weights != manifest.weights_sha256,
+        "weights": (known and weights != manifest.weights_sha256)
+        or (change and change.sha256) != (manifest.base and manifest.base.sha256),
         "tokenizer": manifest.tokenizer_sha256 != found["tokenizer_sha256"] or not _same_cuts(base, folder),
         "chat template": manifest.chat_template_sha256 != found["chat_template_sha256"],
     }
     if names := [name for name, different in differs.items() if different]:
-        revision = f"@{manifest.model_revision}" if manifest.model_revision else ""
         yield Problem(
             f"the adapter was trained on another base: not the same {', '.join(names)}",
             str(folder),
-            got=f"{base_name(base)}{'@' + rev if (rev := base_revision(base)) else ''}",
-            allowed=f"{manifest.model}{revision}",
+            got=_named(base_name(base), base_revision(base), change),
+            allowed=_named(manifest.model, manifest.model_revision, manifest.base),
             fix="load the base that the adapter was trained on",
         )
 

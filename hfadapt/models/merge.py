@@ -6,6 +6,7 @@ peft can also merge into 4-bit weights, but rounds the sum to 4 bits at once and
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.models.attach import open_adapter
+from hfadapt.models.base import BaseRef, weights_of
 from hfadapt.models.load import Base, load_base
 from hfadapt.quants import PLAIN
 from hfadapt.recipe.schema import Lock
+from hfadapt.records.stages import BaseRecord
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +52,8 @@ def open_merged(
         RunError: the base is held in 4 or 8 bits and cannot be unpacked, or the result is not finite.
     """
     # Quantised from the dtype of training, or the scales would be others.
-    stored = {} if dequantised else {"quant": PLAIN, "dtype": dtype}
-    base = load_base(lock.model_copy(update=stored), labels, device)
+    ref = BaseRef.of(lock)
+    base = load_base(ref if dequantised else ref.stored(PLAIN, dtype), labels, device)
     if getattr(base.model, "is_quantized", False):
         base.model = _unpacked(base.model, dtype, registry.quant(lock.quant).module_class)
     model = open_adapter(base, adapter, lock.adapter.method, device)
@@ -66,13 +69,40 @@ def open_merged(
 
 def write_merged(base: Base, folder: Path) -> None:
     """Writes model, tokenizer and chat template as plain transformers reads them."""
+    _save(base.model, base, folder)
+
+
+def save_base(base: Base, folder: Path, *, parent: BaseRef, made_by: str, how: str) -> BaseRef:
+    """Writes a base that a stage has made, for the stages after it; the folder appears whole.
+
+    Args:
+        base: Loaded in 16 or 32 bits and changed. A head that its checkpoint did not hold is left out.
+        folder: `cell.made_base(stage)`; an earlier one is replaced.
+        parent: What it was made from.
+        made_by: Name of the stage.
+        how: For a reader of the card, such as `30 % of the weights of linear layers set to zero`.
+    """
+    ready = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(ready, ignore_errors=True)
+    ready.mkdir(parents=True)
+    _save(base.model.base_model if base.fresh_modules else base.model, base, ready)
+    # Of a model on this machine only the last part of its path.
+    name = Path(parent.model).name if Path(parent.model).expanduser().exists() else parent.model
+    before = parent.made.sha256 if parent.made else None
+    record = BaseRecord(made_by=made_by, how=how, sha256=weights_of(ready), model=name, parent=before)
+    record.write(ready / BaseRecord.FILE)
+    shutil.rmtree(folder, ignore_errors=True)
+    ready.rename(folder)
+    return parent.made_in(folder)
+
+
+def _save(model: Any, base: Base, folder: Path) -> None:
     import transformers
 
-    model, source = base.model, base.source
-    original = transformers.AutoConfig.from_pretrained(source.path, revision=source.revision)
+    original = transformers.AutoConfig.from_pretrained(base.source.path, revision=base.source.revision)
     for name, value in vars(original).items():
         if "drop" in name and isinstance(value, float):
-            # Switched off for training an adapter; whoever trains the merged model wants the base's own.
+            # Switched off for training an adapter; whoever trains the whole model wants the base's own.
             setattr(model.config, name, value)
     model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)

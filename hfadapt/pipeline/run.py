@@ -6,16 +6,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfadapt.core.errors import DataError, RequestError, choice_problem
+from hfadapt.core import registry
+from hfadapt.core.errors import DataError, RequestError
 from hfadapt.core.progress import Progress, Silent, quiet_libraries
-from hfadapt.pipeline.flow import STAGES, Flow, audit_cell, compared, measure_lengths, narrow, write_report
+from hfadapt.pipeline.flow import Flow
 from hfadapt.plan.make import lock as lock_cell
 from hfadapt.plan.make import make_plan
 from hfadapt.recipe.schema import AUTO, Recipe
 from hfadapt.records.plan import Plan
 from hfadapt.records.report import Report
+from hfadapt.records.stages import DataRecord
 from hfadapt.report.run_view import Run
+from hfadapt.report.write import write_report
 from hfadapt.run_folder import Cell
+from hfadapt.stages import Context, compared, narrow
+from hfadapt.stages.plan import audit_cell, measure_lengths
 
 if TYPE_CHECKING:
     from hfadapt.data import DataReport
@@ -39,7 +44,8 @@ def run_recipe(
         domains: Only these domains; those that the recipe chooses when empty.
         recipe_folder: Relative sources are looked for here first, then in the working directory.
         folder: The run folder; `runs/NAME` by default.
-        until: The last stage: data, plan, train, evaluate or card.
+        until: The last stage by name (`prepare`, `plan`, `train`, `evaluate`, `card` …); `evaluate` includes the other
+            domains.
         fresh: Start over instead of keeping what is done.
 
     Raises:
@@ -52,9 +58,6 @@ def run_recipe(
     from hfadapt.fast import compiled
     from hfadapt.hardware.processes import World, check_world
 
-    if until not in STAGES:
-        problem = choice_problem("there is no such stage", until, STAGES, "until")
-        raise RequestError(problem.what, problems=[problem])
     chosen = (recipe.choose(domains) if domains else recipe).chosen
     check_world(recipe.processes)
     compiled.switch()
@@ -75,10 +78,17 @@ def run_recipe(
 
     world.on_main(claim)
     try:
-        Flow(recipe.choose(), recipe_folder, folder, world, progress or Silent(), until, fresh, chosen).run()
+        run = Run(folder)
+        context = Context(recipe.choose(), run, world, progress or Silent(), recipe_folder, chosen)
+        flow = Flow(context, until, fresh)
+        flow.check()
+        try:
+            flow.run()
+        finally:
+            world.on_main(lambda: write_report(run, recipe.choose()))
     finally:
         lock.release()
-    return Run(folder)
+    return run
 
 
 @quiet_libraries()
@@ -93,14 +103,14 @@ def plan_recipe(recipe: Recipe, *, domains: Sequence[str] = (), runs: Path = Pat
     known = {}
     for domain, target in recipe.cells():
         cell = run.cell(domain, target)
-        if (cell.folder / "data.json").exists() and same_data(recipe, domain, cell):
+        if cell.has(DataRecord) and same_data(recipe, domain, cell):
             known[domain] = cell.data
     return make_plan(recipe, data=known)
 
 
 def same_data(recipe: Recipe, domain: str, cell: Cell) -> bool:
     """Whether the rows of a cell are those that the recipe asks for, as far as its settings tell."""
-    if not (cell.folder / "lock.yaml").exists():
+    if not cell.planned:
         return False
     before = cell.lock
     asked, had = recipe.data.model_dump(mode="json"), before.data.model_dump(mode="json")
@@ -125,7 +135,7 @@ def check_recipe(
 
     chosen = (recipe.choose(domains) if domains else recipe).chosen
     prepared = prepare(compared(recipe, chosen), recipe_folder=recipe_folder, progress=say)
-    tokenizer = load_processor(resolve_model(recipe.model))
+    tokenizer = load_processor(resolve_model(recipe.model), registry.task(recipe.task).modality)
     records = []
     with tempfile.TemporaryDirectory() as temporary:
         for domain in chosen:
@@ -153,7 +163,7 @@ def renew_report(folder: Path) -> Report:
     cells = run.cells()
     if not cells:
         raise RequestError("this is not a run", place=str(folder), fix="give a folder such as runs/NAME")
-    lock = next((cell.lock for cell in cells if (cell.folder / "lock.yaml").exists()), None)
+    lock = next((cell.lock for cell in cells if cell.planned), None)
     if lock is None:
         return run.report
     return write_report(run, lock.model_copy(update={"domains": {}}))

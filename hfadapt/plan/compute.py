@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
+from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import ModelFacts, model_facts
 from hfadapt.records.evidence import Compute
 
@@ -38,7 +39,7 @@ def training_compute(
     mean = data.lengths["train"].mean if "train" in data.lengths else lock.data.max_length
     mean = data.augmented.lengths.mean if data.augmented else mean
     return tuning_compute(
-        model_facts(lock.model, lock.task, max(1, len(data.labels))),
+        model_facts(BaseRef.of(lock).location, lock.task, max(1, len(data.labels))),
         lock,
         tokens=tokens,
         labelled_tokens=labelled_tokens,

@@ -132,7 +132,9 @@ def export(
 
 def _base_folder(cell: Cell, kind: Format) -> str | None:
     """The base's folder or file as the recipe names it, where an export needs it."""
-    model = cell.lock.model
+    from hfadapt.models.base import BaseRef
+
+    model = BaseRef.of(cell.lock).location
     local = not model.startswith(PREFIX) and Path(model).expanduser().exists()
     return model if kind.needs_base and not _trained(cell).whole_model and local else None
 
@@ -211,11 +213,12 @@ def _scores(cell: Cell, model: Any, device: torch.device) -> Scores:
     import torch
 
     from hfadapt.data import read_split
-    from hfadapt.models.load import load_processor, pad_token_id, resolve_model
+    from hfadapt.models.base import BaseRef
+    from hfadapt.models.load import load_processor, pad_token_id, source_of
     from hfadapt.train.batches import padded
 
     lock, task = cell.lock, registry.task(cell.lock.task)
-    tokenizer = load_processor(resolve_model(lock.model))
+    tokenizer = load_processor(source_of(BaseRef.of(lock)))
     rows = read_split(cell.folder, "test")[:ROWS]
     examples = task.encode(rows, tokenizer, max_length=lock.data.max_length, labels=cell.data.labels)
     pad = pad_token_id(tokenizer)

@@ -347,13 +347,13 @@ def rescored_download(cell: Cell, folder: Path) -> float:
     Raises:
         RunError: the folder is not as it was saved, or the losses are not the same.
     """
-    from hfadapt.evaluate import stage
     from hfadapt.models.attach import open_adapter
     from hfadapt.models.load import default_device
     from hfadapt.models.manifest import load_base_of
+    from hfadapt.train.check import rescored
 
     lock, device = cell.lock, default_device()
     base = load_base_of({folder: cell.data.labels}, lock, device)
     model = open_adapter(base, folder, lock.adapter.method, device)
     fix = "the commit has no tag; train the cell again and publish it then"
-    return stage.rescored(cell, base, model, device, "that was downloaded", fix)
+    return rescored(cell, base, model, device, "that was downloaded", fix)

@@ -51,6 +51,10 @@ def load_recipe(
     tree = _read(path)
     if "name" not in tree.values:
         tree.values["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:64] or "recipe"
+    if isinstance(made := tree.values.get("base"), dict) and "made_by" in made:
+        # A lock is a recipe too, but that is no setting: the stage that made its base makes it again.
+        del tree.values["base"]
+        tree.drop(("base",))
     for index, override in enumerate(overrides):
         _override(tree, override, Place(_AFTER_FILE + index, f"{COMMAND_LINE}: {override}"))
     chosen = _choose(tree, domains or (), targets or ())

@@ -17,6 +17,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, choice_problem, nearest
 from hfadapt.core.spec import Spec
 from hfadapt.hardware import catalogue
+from hfadapt.records.stages import Change
 
 Auto = Literal["auto"]
 AUTO: Auto = "auto"
@@ -529,9 +530,19 @@ class LockedEvaluate(Evaluate):
     batch_rows: int
 
 
-class Lock(Recipe):
-    """A recipe for one cell in which the plan has answered every `auto`; written as lock.yaml."""
+class LockedBase(Change):
+    """The base that was trained on, where a stage had made it; `folder` is relative to the cell's in lock.yaml."""
 
+    folder: str
+
+
+class Lock(Recipe):
+    """A recipe for one cell in which the plan has answered every `auto`; written as lock.yaml.
+
+    `base` is no setting: the stage that made it makes it again when the lock is run.
+    """
+
+    base: LockedBase | None = None
     quant: Quant
     dtype: Dtype
     adapter: LockedAdapter

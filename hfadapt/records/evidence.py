@@ -7,8 +7,7 @@ compute. Everything has the number of rows behind it; `low` to `high` is an inte
 
 from __future__ import annotations
 
-import re
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from hfadapt.core.spec import Record, Spec
 
@@ -186,6 +185,7 @@ class Perturbation(Spec):
 class SecurityRecord(Record):
     """What an attacker or careless input can do. A part that does not fit the task or was switched off is None."""
 
+    FILE: ClassVar[str] = "security.json"
     domain: str
     target: str
     membership: Membership | None = None
@@ -224,6 +224,7 @@ class DriftRecord(Record):
     each `kl_nats`.
     """
 
+    FILE: ClassVar[str] = "drift.json"
     domain: str
     target: str
     reference: str
@@ -253,25 +254,54 @@ class TransferCell(Spec):
     high: float | None
 
 
+class SkippedPair(Spec):
+    """An adapter that was not tried on a domain's rows, and why (other labels, say)."""
+
+    adapter: str
+    data: str
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """As it is shown."""
+        return f"{self.adapter} on {self.data}"
+
+
 class TransferTarget(Spec):
-    """Every adapter of one target on every domain. `skipped` says why a pair was left out (other labels, say)."""
+    """Every adapter of one target on every domain."""
 
     target: str
     metric: str
     higher_is_better: bool
     cells: tuple[TransferCell, ...]
-    skipped: dict[str, str] = {}
+    skipped: tuple[SkippedPair, ...] = ()
 
 
-SEPARATOR = re.compile(r"\s*(?:->|→|[/:\s])\s*")
-"""Between adapter and data in the names of skipped pairs."""
+def migrate_targets(targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Targets of version 1, where the pairs that were left out had names such as `tweets on news`."""
+
+    def pair(name: str, reason: str) -> dict[str, str]:
+        adapter, _, data = name.partition(" on ")
+        return {"adapter": adapter, "data": data, "reason": reason}
+
+    return [
+        {**target, "skipped": [pair(*skipped) for skipped in (target.get("skipped") or {}).items()]}
+        for target in targets
+    ]
 
 
 class TransferRecord(Record):
     """The cross-domain matrices of a run, from which transfer and forgetting are seen."""
 
+    FILE: ClassVar[str] = "transfer.json"
+    record_version: ClassVar[int] = 2
     targets: tuple[TransferTarget, ...]
     inputs_sha256: str
+
+    @classmethod
+    def migrate(cls, payload: dict[str, Any], version: int) -> dict[str, Any]:
+        """Version 1 named the pairs that were left out in one text."""
+        return {**payload, "targets": migrate_targets(payload.get("targets", []))}
 
     def row_of(self, domain: str, target: str) -> TransferRecord | None:
         """The part about one adapter, which is kept beside it; None where the adapter was not tried."""
@@ -279,7 +309,7 @@ class TransferRecord(Record):
             one.model_copy(
                 update={
                     "cells": tuple(cell for cell in one.cells if cell.adapter == domain),
-                    "skipped": {pair: why for pair, why in one.skipped.items() if SEPARATOR.split(pair)[0] == domain},
+                    "skipped": tuple(pair for pair in one.skipped if pair.adapter == domain),
                 }
             )
             for one in self.targets

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from hfadapt.core.show import Block, Heading, Shown, Table, show_bytes, show_seconds
 from hfadapt.core.spec import Record, Spec
@@ -86,6 +86,7 @@ class CellPlan(Spec):
 class Plan(Shown, Record):
     """All cells of a recipe, resolved."""
 
+    FILE: ClassVar[str] = "plan.json"
     recipe: str
     model: str
     parameters: int

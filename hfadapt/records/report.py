@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes, show_number, show_seconds
 from hfadapt.core.spec import Record, Spec
-from hfadapt.records.evidence import TransferTarget
+from hfadapt.records.evidence import TransferTarget, migrate_targets
 from hfadapt.records.stages import Metric, Phase, PhaseMeasure
 
 
@@ -34,12 +34,19 @@ class CellReport(Spec):
 class Report(Shown, Record):
     """The whole recipe: one row a cell."""
 
+    FILE: ClassVar[str] = "report.json"
+    record_version: ClassVar[int] = 2
     recipe: str
     model: str
     task: str
     cells: tuple[CellReport, ...]
     transfer: tuple[TransferTarget, ...] = ()
     next_commands: tuple[str, ...] = Field(default=())
+
+    @classmethod
+    def migrate(cls, payload: dict[str, Any], version: int) -> dict[str, Any]:
+        """Version 1 named the pairs that were left out in one text."""
+        return {**payload, "transfer": migrate_targets(payload.get("transfer", []))}
 
     def blocks(self) -> list[Block]:
         """The matrix: baseline, adapter, gain with interval, memory predicted / measured, seconds, size, card; then
@@ -79,7 +86,7 @@ def report_tables(report: Report) -> list[Block]:
 def transfer_tables(target: TransferTarget, name_target: bool = False) -> list[Block]:
     """One line an adapter, one column a domain: the metric, and the difference from that domain's baseline."""
     found = {(cell.adapter, cell.data): cell for cell in target.cells}
-    pairs = [*found, *(tuple(pair.split(" on ", 1)) for pair in target.skipped)]
+    pairs = [*found, *((pair.adapter, pair.data) for pair in target.skipped)]
     adapters, data = (list(dict.fromkeys(pair[side] for pair in pairs)) for side in (0, 1))
     if not found:
         return []
@@ -97,7 +104,7 @@ def transfer_tables(target: TransferTarget, name_target: bool = False) -> list[B
     counted = f"{rows[0]}" if len(rows) == 1 else f"{rows[0]} to {rows[-1]}"
     where = f" on {target.target}" if name_target else ""
     better = "higher" if target.higher_is_better else "lower"
-    reasons = [f"{pair}: {reason}" for pair, reason in target.skipped.items()]
+    reasons = [f"{pair.name}: {pair.reason}" for pair in target.skipped]
     return [
         Heading(f"every adapter on every domain{where}: {target.metric}, {better} is better"),
         Table(

@@ -1,13 +1,12 @@
 """The records: what each stage writes into the run folder and later stages read, and nothing else passes between them.
 
-data.json (DataRecord), train.json (TrainRecord), metrics.jsonl (one Step a line), evaluation.json (EvaluationRecord),
-adapter/hfadapt.json (Manifest), card.json (CardRecord). The two that show themselves are in plan_record.py and
-report_record.py. Sizes are bytes, times are seconds, shares are ratios between 0 and 1.
+Sizes are bytes, times are seconds, shares are ratios between 0 and 1. metrics.jsonl has one Step a line.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
 
 from hfadapt.core import registry
 from hfadapt.core.spec import Record, Spec
@@ -21,9 +20,15 @@ from hfadapt.records.evidence import (
     Slice,
 )
 
-Phase = Literal["load", "train", "evaluate", "save", "merge"]
+Phase = str
+"""A part of a stage whose peak memory is predicted or measured; each stage names its own."""
 PHASES: tuple[Phase, ...] = ("load", "train", "evaluate", "save")
-"""The phases of every run; merging is a step of its own, done when it is asked for."""
+"""The order in which phases are shown; those of other stages follow."""
+
+
+def in_order(phases: Iterable[Phase]) -> list[Phase]:
+    """Phases as they are shown."""
+    return sorted(phases, key=lambda phase: PHASES.index(phase) if phase in PHASES else len(PHASES))
 
 
 class Versions(Spec):
@@ -40,14 +45,43 @@ class Versions(Spec):
 # --- cell.json ------------------------------------------------------------------------------------------------------
 
 
+class StageError(Spec):
+    """What went wrong in a stage, or what the recipe asked of it (a gate) and it did not reach."""
+
+    stage: str
+    message: str
+
+
 class CellState(Record):
     """Where a cell stands. `stages` has, for each finished stage, the hash of all that decided its result; a stage is
     done again when that hash changes; `running` is the one that was begun and has not come to any end."""
 
+    FILE: ClassVar[str] = "cell.json"
+    record_version: ClassVar[int] = 2
     status: Literal["done", "failed", "pending", "interrupted", "does-not-fit"] = "pending"
-    error: str | None = None
+    errors: tuple[StageError, ...] = ()
     stages: dict[str, str] = {}
     running: str | None = None
+
+    @property
+    def error(self) -> str | None:
+        """The errors as one text; None where there are none."""
+        return "; ".join(error.message for error in self.errors) or None
+
+    @classmethod
+    def migrate(cls, payload: dict[str, Any], version: int) -> dict[str, Any]:
+        """Version 1 had one text for all errors and called the first stage `data`."""
+        renamed = {"data": "prepare"}
+        stages = {renamed.get(name, name): kept for name, kept in payload.get("stages", {}).items()}
+        running = renamed.get(payload.get("running") or "", payload.get("running"))
+        names = ("prepare", "plan", "train", "evaluate")
+        at = running or next((name for name in names if name not in stages), names[-1])
+        own, *others = (payload.pop("error", None) or "").split("; transfer: ")
+        if own.startswith("transfer: "):
+            own, others = "", [own.removeprefix("transfer: "), *others]
+        errors = [{"stage": at, "message": own}] if own else []
+        errors += [{"stage": "transfer", "message": message} for message in others]
+        return {**payload, "errors": errors, "stages": stages, "running": running}
 
 
 # --- data.json -------------------------------------------------------------------------------------------------------
@@ -137,6 +171,7 @@ class DataRecord(Record):
     SHA-256 of each split file.
     """
 
+    FILE: ClassVar[str] = "data.json"
     domain: str
     form: Literal["text", "labelled", "completion", "messages"]
     sources: tuple[SourceRecord, ...]
@@ -190,6 +225,7 @@ class TrainRecord(Record):
     only the last of them were adapted. `augmented_rows` are how many rows augmentation changed in each epoch begun.
     """
 
+    FILE: ClassVar[str] = "train.json"
     domain: str
     target: str
     method: str
@@ -276,6 +312,7 @@ class EvaluationRecord(Record):
     lm-evaluation-harness, on rows of their own.
     """
 
+    FILE: ClassVar[str] = "evaluation.json"
     domain: str
     target: str
     baseline: str
@@ -305,6 +342,29 @@ class EvaluationRecord(Record):
     versions: Versions
 
 
+# --- a base that a stage made ----------------------------------------------------------------------------------------
+
+
+class Change(Spec):
+    """How a base came from another: the stage that made it, in words for a reader, and the SHA-256 of its weights."""
+
+    made_by: str
+    how: str
+    sha256: str
+
+
+class BaseRecord(Change, Record):
+    """base.json in the folder of a base that a stage made, so that the folder says itself what it is.
+
+    `model` is the recipe's, from which it comes in the end; `parent` the weights' SHA-256 of the made base that was
+    changed, None where that was the model itself.
+    """
+
+    FILE: ClassVar[str] = "base.json"
+    model: str
+    parent: str | None = None
+
+
 # --- adapter/hfadapt.json --------------------------------------------------------------------------------------------
 
 
@@ -312,9 +372,11 @@ class Manifest(Record):
     """What an adapter belongs to; checked before it is loaded.
 
     In an exported folder `format` says what the folder holds, and `form`, `prompt` and `completions` (what is generated
-    for each label) how texts are put to it, so that it can be used without the run.
+    for each label) how texts are put to it, so that it can be used without the run. `base` is set where a stage had
+    made the base out of `model`.
     """
 
+    FILE: ClassVar[str] = "hfadapt.json"
     task: str
     model: str
     model_revision: str | None
@@ -336,6 +398,7 @@ class Manifest(Record):
     form: str | None = None
     prompt: str | None = None
     completions: dict[str, str] = {}
+    base: Change | None = None
 
     @property
     def whole(self) -> bool:
@@ -364,6 +427,7 @@ class CardFact(Spec):
 class CardRecord(Record):
     """The card as data: its metadata, every value in it, the loading snippet and what it printed when it was run."""
 
+    FILE: ClassVar[str] = "card.json"
     domain: str
     target: str
     metadata: dict[str, Any]
@@ -390,6 +454,7 @@ class PublishRecord(Record):
     of a check row's loss between the trained adapter and the downloaded one, in nats, None where it was not scored.
     """
 
+    FILE: ClassVar[str] = "publish.json"
     domain: str
     target: str
     repo: str
@@ -416,6 +481,7 @@ class ExportRecord(Record):
     `evaluated_difference` that between what was read back and the adapter as it was evaluated.
     """
 
+    FILE: ClassVar[str] = "export.json"
     domain: str
     target: str
     format: str

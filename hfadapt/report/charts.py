@@ -15,7 +15,7 @@ from hfadapt.records.evidence import (
     TransferTarget,
 )
 from hfadapt.records.report import CellReport, show_gain
-from hfadapt.records.stages import PHASES, EvaluationRecord, Metric, Step, TrainRecord
+from hfadapt.records.stages import EvaluationRecord, Metric, Step, TrainRecord, in_order
 from hfadapt.report import plots, svg
 
 PREDICTED, MEASURED = "var(--pale)", "var(--c0)"
@@ -297,11 +297,10 @@ def memory(cells: Sequence[Seen]) -> Drawn:
     drawn = []
     for cell in cells:
         groups = []
-        for phase in PHASES:
-            if phase in cell.report.memory:
-                found = cell.report.memory[phase]
-                pair = ((found.predicted_peak_bytes, PREDICTED), (found.measured_peak_bytes, MEASURED))
-                groups.append((phase, [plots.Bar(float(v or 0), show_bytes(v), colour) for v, colour in pair]))
+        for phase in in_order(cell.report.memory):
+            found = cell.report.memory[phase]
+            pair = ((found.predicted_peak_bytes, PREDICTED), (found.measured_peak_bytes, MEASURED))
+            groups.append((phase, [plots.Bar(float(v or 0), show_bytes(v), colour) for v, colour in pair]))
         if groups:
             legend = (("predicted", PREDICTED), ("measured", MEASURED))
             plot = plots.bars(groups, legend, title="Peak memory by phase", most=float(max(every)), wide=160.0)

@@ -10,13 +10,13 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from hfadapt.core.show import show_bytes, show_number, show_seconds
+from hfadapt.core.show import Block, as_html, show_bytes, show_number, show_seconds
 from hfadapt.core.spec import write_text
 from hfadapt.records.evidence import TransferRecord
 from hfadapt.records.report import CellReport, Report, show_gain
 from hfadapt.report import charts, svg, tables
 from hfadapt.report.charts import Seen, verdict
-from hfadapt.report.run_view import seen
+from hfadapt.report.run_view import added_blocks, seen
 from hfadapt.run_folder import Run
 
 CORE = ("torch", "transformers", "peft")
@@ -29,12 +29,19 @@ def write_page(run: Run, report: Report) -> Path:
         report: As in report.json; everything else is read from the records of the run and its cells.
     """
     path = run.folder / "report.html"
-    write_text(path, page(report, [seen(run, cell) for cell in report.cells], run.transfer))
+    cells = [seen(run, cell) for cell in report.cells]
+    write_text(path, page(report, cells, run.transfer, added_blocks(run, report)))
     return path
 
 
-def page(report: Report, cells: Sequence[Seen], transfer: TransferRecord | None = None) -> str:
-    """The whole page as HTML."""
+def page(
+    report: Report, cells: Sequence[Seen], transfer: TransferRecord | None = None, added: Sequence[Block] = ()
+) -> str:
+    """The whole page as HTML.
+
+    Args:
+        added: What stages beside the usual ones have to show.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
@@ -60,7 +67,7 @@ def page(report: Report, cells: Sequence[Seen], transfer: TransferRecord | None 
         gains=charts.gains(cells),
         recall=charts.recall(cells),
         cross=charts.cross_domain(transfer),
-        skipped=[(pair, why) for one in (transfer.targets if transfer else ()) for pair, why in one.skipped.items()],
+        skipped=[(pair.name, pair.reason) for one in (transfer.targets if transfer else ()) for pair in one.skipped],
         slices=charts.slices(cells),
         calibration=charts.calibration(cells),
         robustness=charts.robustness(cells),
@@ -68,6 +75,7 @@ def page(report: Report, cells: Sequence[Seen], transfer: TransferRecord | None 
         leaks=tables.leak_table([cell.security for cell in cells if cell.security]),
         drift=charts.drift(cells),
         drifts=_drifts(cells),
+        added=Markup(as_html(added)),
         losses=charts.losses(cells),
         memory=charts.memory(cells),
         time=charts.time(cells),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hfadapt.core import registry
 from hfadapt.core.show import Block, Picture, Shown, as_markdown
 from hfadapt.core.spec import write_text
 from hfadapt.records.report import CellReport, Report
+from hfadapt.records.stages import EvaluationRecord, TrainRecord
 from hfadapt.report import charts
 from hfadapt.report.svg import alone
 from hfadapt.report.tables import drift_blocks, leak_blocks
@@ -29,14 +31,24 @@ class Run(RunFolder, Shown):
         evidence = [
             *drift_blocks([cell.drift for cell in cells if cell.drift]),
             *leak_blocks([cell.security for cell in cells if cell.security]),
+            *added_blocks(self, report),
         ]
         end = len(shown) - last
         return [*shown[:end], *evidence, *pictures, *shown[end:]]
 
     def write_report(self, report: Report) -> None:
         """report.json and report.md."""
-        report.write(self.folder / "report.json")
+        report.write(self.folder / Report.FILE)
         write_text(self.folder / "report.md", as_markdown(self.blocks()))
+
+
+def added_blocks(run: RunFolder, report: Report) -> list[Block]:
+    """What other stages have to say about cells that have their records."""
+    shown = []
+    for stage in registry.stages():
+        cells = [run.cell(cell.domain, cell.target) for cell in report.cells]
+        shown += stage.report([cell for cell in cells if all(cell.has(kind) for kind in stage.records)])
+    return shown
 
 
 def seen(run: RunFolder, report: CellReport) -> charts.Seen:
@@ -44,8 +56,8 @@ def seen(run: RunFolder, report: CellReport) -> charts.Seen:
     cell = run.cell(report.domain, report.target)
     return charts.Seen(
         report,
-        cell.train if (cell.folder / "train.json").exists() else None,
-        cell.evaluation if (cell.folder / "evaluation.json").exists() else None,
+        cell.maybe(TrainRecord),
+        cell.maybe(EvaluationRecord),
         cell.steps(),
         cell.security,
         cell.drift,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.progress import quiet_libraries
+from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import Cell, find_cell
 from hfadapt.tasks import Answer
 
@@ -131,7 +132,7 @@ def load_adapted(
     cell = find_cell(folder, domain, target)
     if base is not None:
         raise RequestError("a cell knows its base", place="--base", fix="leave it out")
-    if not (cell.folder / "train.json").exists():
+    if not cell.has(TrainRecord):
         raise RequestError("the cell is not trained yet", place=str(cell.folder), fix="hfadapt run RECIPE")
     lock, device = cell.lock, default_device()
     loaded = load_base_of({cell.adapter: cell.data.labels}, lock, device)
@@ -200,16 +201,20 @@ def _base_of(folder: Path, manifest: Manifest, lock: Lock, base: str | None, dev
     if lock.model.startswith(PREFIX):
         # It is on the Hub too, but whoever named the sample may not be able to reach it.
         known = lock.model
-    lock = lock.model_copy(update={"model": base or known})
+    # A base that a stage made is in the cell, not in the exported folder: the user has to say where.
+    known = known if manifest.base is None else ""
+    lock = lock.model_copy(update={"model": base or known, "base": None})
 
     def not_found(why: str) -> RequestError:
         return RequestError(
             "the base of this adapter was not found",
-            place=lock.model,
+            place=lock.model or str(folder),
             got=" ".join(why.split())[:120],
             fix="say where it is: --base FOLDER",
         )
 
+    if base is None and manifest.base is not None:
+        raise not_found(f"the stage {manifest.base.made_by} made it: {manifest.base.how}")
     if base is None:
         try:
             # A sample is fetched here. What fails later is not about finding the base.

@@ -18,8 +18,10 @@ from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, choice_problem
 from hfadapt.core.progress import quiet_libraries
 from hfadapt.models.attach import internal_name, open_adapters, use_adapter
+from hfadapt.models.base import BaseRef
 from hfadapt.models.load import default_device
 from hfadapt.models.manifest import load_base_of
+from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import Cell, Run
 from hfadapt.serve.adapted import MAX_NEW_TOKENS, Adapted, answers, from_cell
 from hfadapt.tasks import ANSWER_ROWS, Answer
@@ -94,7 +96,7 @@ def load_bank(run: str | Path, domains: Sequence[str] = (), target: str | None =
 
 
 def _cells(run: Path, domains: Sequence[str], target: str | None) -> list[Cell]:
-    trained = [cell for cell in Run(run).cells() if (cell.folder / "train.json").exists()]
+    trained = [cell for cell in Run(run).cells() if cell.has(TrainRecord)]
     targets = sorted({cell.target for cell in trained})
     if not trained:
         raise RequestError("there is no trained adapter here", place=str(run), fix="hfadapt run RECIPE")
@@ -121,6 +123,14 @@ def _cells(run: Path, domains: Sequence[str], target: str | None) -> list[Cell]:
                     allowed=f"{getattr(first.lock, name)}, as for {first.domain}",
                     fix="name domains that were trained on the same base",
                 )
+        if BaseRef.of(cell.lock).key != BaseRef.of(first.lock).key:
+            raise RequestError(
+                "the adapters do not share a base",
+                place=cell.domain,
+                got=str(BaseRef.of(cell.lock)),
+                allowed=f"{BaseRef.of(first.lock)} with the weights of {first.domain}",
+                fix="name domains that were trained on the same base",
+            )
         if not registry.adapter(cell.lock.adapter.method).mixes:
             raise RequestError(
                 f"adapters of method {cell.lock.adapter.method} cannot share a base with others in one batch",

@@ -185,7 +185,7 @@ class Loop:
         if len(self.jobs) == 1:
             raise error
         job.error = error
-        self.progress.say(f"{job.title} is given up, the others go on:\n{error}")
+        self.progress.say(f"training of {job.title} failed; continuing with the other domains:\n{error}")
 
     def _micro_batches(self, batches: Sequence[tuple[Job, Batch]]) -> Iterator[list[Row]]:
         """Rows of all jobs that go through the model together, each job's own micro-batches side by side."""

@@ -8,8 +8,8 @@ import torch
 from tiny import command, labelled, make_lock, pairs, recipe_fields, write_recipe, write_rows
 
 from hfadapt.core.progress import Silent
+from hfadapt.evaluate.bench import open_bench
 from hfadapt.evaluate.drift import Form, Reference, forms, measure
-from hfadapt.evaluate.stage import open_bench
 from hfadapt.models.merge import open_merged
 from hfadapt.run_folder import Cell
 

@@ -10,7 +10,7 @@ import torch
 from tiny import command, pairs, recipe_fields, uneven, write_recipe, write_rows
 
 from hfadapt.core.progress import Silent
-from hfadapt.evaluate.bench import Bench
+from hfadapt.evaluate.bench import Bench, open_bench
 from hfadapt.evaluate.efficiency import measure_efficiency
 from hfadapt.evaluate.general_text import general_text, paragraphs
 from hfadapt.evaluate.generation import (
@@ -21,7 +21,6 @@ from hfadapt.evaluate.generation import (
     generated_texts,
     new_tokens,
 )
-from hfadapt.evaluate.stage import open_bench
 from hfadapt.modalities import IGNORED
 from hfadapt.modalities.text import text_example
 from hfadapt.models.generate import continuations

@@ -15,11 +15,11 @@ from tiny import PLAIN, command, labelled, recipe_fields, write_recipe, write_ro
 from hfadapt.core.progress import Silent
 from hfadapt.core.spec import write_text
 from hfadapt.data import canaries, read_split
+from hfadapt.evaluate.bench import open_bench
 from hfadapt.evaluate.privacy import security
 from hfadapt.evaluate.privacy.exposure import exposure
 from hfadapt.evaluate.privacy.regurgitation import CONTINUED_TOKENS, generate, opening, span
 from hfadapt.evaluate.privacy.token_scores import score_tokens
-from hfadapt.evaluate.stage import open_bench
 from hfadapt.modalities.text import token_ids
 from hfadapt.run_folder import Cell
 

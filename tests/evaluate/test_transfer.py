@@ -13,7 +13,7 @@ from tiny import LABELS, command, labelled, pairs, recipe_fields, write_recipe, 
 
 from hfadapt.core.progress import Silent
 from hfadapt.evaluate import transfer
-from hfadapt.evaluate.stage import open_bench
+from hfadapt.evaluate.bench import open_bench
 from hfadapt.evaluate.transfer import measure_transfer
 from hfadapt.models.attach import internal_name, open_adapter, open_adapters, use_adapter
 from hfadapt.models.load import load_base
@@ -61,9 +61,9 @@ def test_every_adapter_on_every_domain_with_the_same_labels(ready):
     same = ("encoder", "layer")
     assert set(pairs) == {*((adapter, data) for adapter in same for data in same), ("grades", "grades")}
     assert len(pairs) == 5
-    skipped = {*(f"{name} on grades" for name in same), *(f"grades on {name}" for name in same)}
-    assert set(found.skipped) == skipped
-    assert found.skipped["layer on grades"] == "other labels: a, b"
+    skipped = {(pair.adapter, pair.data): pair.reason for pair in found.skipped}
+    assert skipped.keys() == {*((name, "grades") for name in same), *(("grades", name) for name in same)}
+    assert skipped["layer", "grades"] == "other labels: a, b"
     for cell in found.cells:
         assert cell.rows == 24
         assert cell.delta == pytest.approx(cell.value - cell.base)
@@ -141,6 +141,31 @@ def test_rows_are_capped_and_spread(folder, monkeypatch):
     assert own.value == pytest.approx(float(np.mean(scores.predictions == scores.gold)))
 
 
+def test_each_card_is_made_once_with_its_row_and_reports_leave_cards_alone(folder, monkeypatch):
+    from hfadapt.card import build
+
+    made, build_card = [], build.build_card
+    monkeypatch.setattr(build, "build_card", lambda cell: made.append(cell.domain) or build_card(cell))
+
+    def run(*settings):
+        made.clear()
+        done = command("run", "tiny.yaml", "train.learning_rate=0.01", *settings, folder=folder)
+        assert done.code == 0, done.err
+
+    run()
+    assert sorted(made) == sorted(NAMES)
+    assert "| `encoder` |" in (cells(folder, "layer")[0].folder / "README.md").read_text()
+    before = {path: path.stat().st_mtime_ns for cell in cells(folder) for path in cell.folder.rglob("*.*")}
+    assert command("report", "runs/tiny", folder=folder).code == 0
+    run()
+    assert made == []
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    # Another adapter on `layer`'s rows: its row and that of `encoder` are others, and so are their cards.
+    (cells(folder, "layer")[0].folder / "evaluation.json").unlink()
+    run("evaluate.resamples=150", "--domain", "layer")
+    assert set(made) == {"layer", "encoder"}
+
+
 def test_one_domain_has_no_matrix(folder):
     assert measure_transfer(cells(folder, "layer"), CPU) is None
     (folder / "runs/tiny/transfer.json").unlink()
@@ -164,7 +189,7 @@ def test_a_damaged_adapter_costs_the_matrix_but_no_cell(folder):
     (folder / "runs/tiny/transfer.json").unlink()
     done = again(folder)
     assert done.code == 0, done.err
-    assert "no matrix of adapters and domains" in done.err
+    assert "cross-domain evaluation failed" in done.err
     assert Run(folder / "runs/tiny").transfer is None
     assert {cell.state.status for cell in cells(folder)} == {"pending"}
 
@@ -204,10 +229,11 @@ def test_language_models_need_the_same_answers_where_they_choose(models, tmp_pat
         ("one", "two"),
         ("two", "one"),
     }
-    assert found.skipped["one on three"].startswith("other answers: ")
+    reasons = {pair.name: pair.reason for pair in found.skipped}
+    assert reasons["one on three"].startswith("other answers: ")
     assert command("evaluate", "tiny.yaml", "evaluate.metrics=[perplexity]", folder=tmp_path).code == 0
     (found,) = Run(tmp_path / "runs/tiny").transfer.targets
-    assert (found.metric, found.higher_is_better, len(found.cells), found.skipped) == ("perplexity", False, 9, {})
+    assert (found.metric, found.higher_is_better, len(found.cells), found.skipped) == ("perplexity", False, 9, ())
     by_pair = {(cell.adapter, cell.data): cell for cell in found.cells}
     evaluation = cells(tmp_path, "three")[0].evaluation
     assert by_pair["three", "three"].value == pytest.approx(evaluation.metrics[0].adapter, rel=1e-3)

@@ -14,7 +14,7 @@ from hub_server import TOKEN
 
 from hfadapt.core.errors import HfadaptError, RequestError
 from hfadapt.publish.publish import publish
-from hfadapt.records.stages import CellState, PublishRecord
+from hfadapt.records.stages import CellState, PublishRecord, StageError
 from hfadapt.run_folder import Cell
 from publishing import FILES, REPO
 
@@ -155,7 +155,9 @@ def test_an_unclear_licence_is_refused_unless_it_is_set(hub, send, cell):
 
 
 def test_a_cell_that_is_not_done_is_refused(hub, send, cell):
-    CellState(status="failed", error="accuracy gained too little").write(cell / "cell.json")
+    CellState(status="failed", errors=(StageError(stage="evaluate", message="accuracy gained too little"),)).write(
+        cell / "cell.json"
+    )
     assert "accuracy gained too little" in refused(send, hub, cell)
 
 

@@ -42,8 +42,8 @@ def test_canaries_are_found_where_they_were_planted(tmp_path):
 
     from hfadapt.core.progress import Silent
     from hfadapt.data import canaries
+    from hfadapt.evaluate.bench import open_bench
     from hfadapt.evaluate.privacy.exposure import REFERENCES, exposure, judge, rank_among
-    from hfadapt.evaluate.stage import open_bench
     from hfadapt.run_folder import Cell
 
     settings = ["data.train_rows=400", "data.test=100", "data.canaries.count=12", "train.epochs=6"]

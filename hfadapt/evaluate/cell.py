@@ -1,4 +1,4 @@
-"""The evaluation stage of one cell: fresh base, adapter from disk, both scored on the test rows, evaluation.json."""
+"""The evaluation of one cell: fresh base, adapter from disk, both scored on the test rows, evaluation.json."""
 
 from __future__ import annotations
 
@@ -7,45 +7,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from hfadapt.core import registry
-from hfadapt.core.errors import RunError
+from hfadapt.core.hashing import json_sha256
 from hfadapt.core.progress import Progress, Silent
 from hfadapt.core.spec import write_bytes
-from hfadapt.data import read_split
-from hfadapt.evaluate.bench import Bench
+from hfadapt.evaluate.bench import Bench, open_bench
 from hfadapt.evaluate.efficiency import measure_efficiency
 from hfadapt.evaluate.general_text import general_text
 from hfadapt.evaluate.generation import generated_texts
 from hfadapt.evaluate.harness import run_harness
 from hfadapt.evaluate.metrics.rows import compare, find, known_metrics, sampling, usable
 from hfadapt.evaluate.metrics.text import Texts
-from hfadapt.evaluate.probe import put_head, train_probe
 from hfadapt.evaluate.quality import calibration, confidence, confusion, failures, paired_tests, per_class, said, slices
 from hfadapt.hardware.peak_memory import PeakMemory, load_libraries, release_memory, resident_bytes
 from hfadapt.hardware.processes import World
 from hfadapt.hardware.versions import versions
 from hfadapt.modalities import Row
-from hfadapt.models.attach import open_adapter
-from hfadapt.models.load import Base, json_sha256
-from hfadapt.models.manifest import load_base_of
 from hfadapt.recipe.schema import is_metric_path as is_path
 from hfadapt.recipe.sources import resolve_source
+from hfadapt.records.evidence import DriftRecord, SecurityRecord
 from hfadapt.records.stages import EvaluationRecord, Metric, PhaseMeasure
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Scores
-from hfadapt.train.stage import CHECK_ROWS, check_losses
+from hfadapt.train.check import rescored
 
 if TYPE_CHECKING:
     from hfadapt.recipe.schema import Lock
-
-SAME = 1e-4
-"""Largest mean difference of a row's loss between the trained adapter and the one read back, in nats."""
-
-SAME_AFTER_CONVERSION = 0.05
-"""The same, where saving moves the update from a changed base onto the original one in 16 bits."""
 
 
 def evaluate_cell(
@@ -63,29 +51,6 @@ def evaluate_cell(
     room = world.max_memory(cell.plan.cells[0].budget_bytes)
     device = world.accelerator.device
     return world.on_main(lambda: _evaluate(cell, device, progress or Silent(), room, recipe_folder))
-
-
-def open_bench(cell: Cell, device: torch.device, progress: Progress, room: dict[int, int] | None = None) -> Bench:
-    """The cell's base with its adapter from disk on it, and the linear probe as its head where that is the baseline.
-
-    Raises:
-        RunError: the folder or its manifest does not fit the base.
-    """
-    lock, data = cell.lock, cell.data
-    task = registry.task(lock.task)
-    base = load_base_of({cell.adapter: data.labels}, lock, device, max_memory=room)
-    choices = task.choices(task.answer_texts(data.form, data.completions, cell.read_split), base.tokenizer)
-    bench = Bench(cell, lock, data, task, base, base.model.eval(), device, choices, progress)
-    if task.baseline == "linear probe":
-        train, validation = (bench.encode(read_split(cell.folder, split)) for split in ("train", "validation"))
-        with torch.inference_mode(False):
-            put_head(
-                base.model,
-                base.head_modules,
-                train_probe(task, base.model, base.head_modules, train, validation, bench.batches),
-            )
-    bench.model = open_adapter(base, cell.adapter, lock.adapter.method, device).eval()
-    return bench
 
 
 def _evaluate(
@@ -155,64 +120,27 @@ def _evaluate(
         versions=versions(str(device)),
     )
     _write_predictions(cell.folder / "predictions.parquet", rows, names, base_scores, scores, texts)
-    record.write(cell.folder / "evaluation.json")
+    cell.write(record)
     _further_checks(bench)
     return record
 
 
 def _further_checks(bench: Bench) -> None:
     """security.json and drift.json, from the same bench; drift comes last, as it loads bases of its own beside it."""
-    settings, folder = bench.lock.evaluate, bench.cell.folder
-    for name in ("security.json", "drift.json"):
+    settings, cell = bench.lock.evaluate, bench.cell
+    for kind in (SecurityRecord, DriftRecord):
         # An earlier evaluation's would say something about another adapter or other settings.
-        (folder / name).unlink(missing_ok=True)
+        (cell.folder / kind.FILE).unlink(missing_ok=True)
     if settings.security:
         from hfadapt.evaluate.privacy.security import check
 
-        bench.progress.say(f"{bench.cell.domain}: leaks and robustness")
-        check(bench).write(folder / "security.json")
+        bench.progress.say(f"{cell.domain}: leaks and robustness")
+        cell.write(check(bench))
     if settings.drift:
         from hfadapt.evaluate.drift import measure
 
-        bench.progress.say(f"{bench.cell.domain}: merging and other storages")
-        measure(bench).write(folder / "drift.json")
-
-
-def rescored(cell: Cell, base: Base, model: Any, device: torch.device, which: str, fix: str) -> float:
-    """Scores the rows that were scored when training ended.
-
-    Args:
-        base: What `model`, the adapter read back, is on.
-        which: Says in the message which adapter it is, after the word.
-        fix: What to do when it is another.
-
-    Returns:
-        Mean absolute difference of a row's loss, in nats.
-
-    Raises:
-        RunError: it is above the tolerance.
-    """
-    lock, expected = cell.lock, cell.train.check_losses
-    task = registry.task(lock.task)
-    rows = task.encode(
-        read_split(cell.folder, "validation")[:CHECK_ROWS],
-        base.tokenizer,
-        max_length=lock.data.max_length,
-        labels=cell.data.labels,
-    )
-    found = check_losses(task, model, rows, base.pad_token_id, device)
-    difference = float(np.mean(np.abs(np.array(found) - np.array(expected)))) if found else 0.0
-    converted = registry.adapter(lock.adapter.method).changes_base and lock.dtype != "float32"
-    allowed = SAME_AFTER_CONVERSION if converted else SAME
-    if not difference <= allowed:
-        raise RunError(
-            f"the adapter {which} does not score as the trained one did",
-            place=str(cell.folder),
-            got=f"mean difference of a row's loss: {difference:.3g}",
-            allowed=f"at most {allowed:g}",
-            fix=fix,
-        )
-    return difference
+        bench.progress.say(f"{cell.domain}: merging and other storages")
+        cell.write(measure(bench))
 
 
 def _on_scores(name: str) -> bool:

@@ -1,0 +1,237 @@
+"""The Stage contract: a part of a run, what it needs, what its result depends on, and what it shows. One file each.
+
+`pipeline/flow.py` walks the stages in the order that `needs`, `after` and `before` give; nothing else knows the list.
+Everything that passes from one stage to a later one lies in the folder of the cell or the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from hfadapt.core import registry
+from hfadapt.core.hashing import file_sha256, json_sha256
+from hfadapt.core.progress import Progress
+from hfadapt.core.spec import Record
+from hfadapt.models.base import BaseRef
+from hfadapt.recipe.schema import Recipe
+from hfadapt.records.stages import BaseRecord
+from hfadapt.run_folder import Cell, Run
+
+if TYPE_CHECKING:
+    from hfadapt.card.facts import Facts
+    from hfadapt.core.show import Block
+    from hfadapt.data import PreparedDomain
+    from hfadapt.hardware.processes import World
+
+Scope = Literal["cell", "group", "run"]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the card under a heading of its own.
+
+    Args:
+        title: The heading.
+        text: Makes the Markdown below it; every value in it is asked of the facts, such as
+            `facts("prune.json#/sparsity", "percent")`. None where the card's own templates hold it.
+    """
+
+    title: str
+    text: Callable[[Facts], str] | None = None
+
+
+class Stage:
+    """What the flow has to know of a stage. Instances hold no state; the module-level instance is called `KIND`.
+
+    Attributes:
+        name: As in `until`, cell.json and the name of its file.
+        title: What it does, as a noun for messages: `training`.
+        verb: The command, and the word for `until`, that a run goes on to when it is to do this stage; its name when
+            empty.
+        needs: Stages without whose results it cannot work; their hashes are part of its own.
+        after: Stages that come before it where they are done; `registry.EVERY` means every other one.
+        before: Stages that it has to precede.
+        scope: Whether it works on one `cell`, on a `group` of cells of one target, or on all cells of the `run`.
+        settings: Fields and sections of the recipe that its result depends on.
+        version: Raised when the same inputs would give another result.
+        records: What it writes into the cell's folder (of scope `run`: into the run's) and always does.
+        may_write: What it writes where it is asked for or applies.
+        phases: Parts of it whose memory is measured. A stage that has some may be killed for lack of memory.
+        makes_base: It writes a base (`models.merge.save_base`), and later stages work on that.
+        keeps_earlier: When its inputs change, the whole folder of the cell is put aside instead of overwritten.
+        distributed: It runs in every process of the run, not in the main one alone.
+        card: Its sections of the card.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    verb: ClassVar[str] = ""
+    needs: ClassVar[tuple[str, ...]] = ()
+    after: ClassVar[tuple[str, ...]] = ()
+    before: ClassVar[tuple[str, ...]] = ()
+    scope: ClassVar[Scope] = "cell"
+    settings: ClassVar[tuple[str, ...]] = ()
+    version: ClassVar[int | str] = 1
+    records: ClassVar[tuple[type[Record], ...]] = ()
+    may_write: ClassVar[tuple[type[Record], ...]] = ()
+    phases: ClassVar[tuple[str, ...]] = ()
+    makes_base: ClassVar[bool] = False
+    keeps_earlier: ClassVar[bool] = False
+    distributed: ClassVar[bool] = False
+    card: ClassVar[tuple[Section, ...]] = ()
+
+    def wanted(self, recipe: Recipe) -> bool:
+        """Whether the recipe asks for it."""
+        return True
+
+    def check(self, context: Context) -> None:
+        """Looks, before anything is done, for what cannot be done. Raises HfadaptError where there is such a thing."""
+
+    def inputs(self, cell: Cell, context: Context) -> Any:
+        """What its result depends on besides settings, needed stages and bases, as JSON."""
+        return None
+
+    def run(self, cells: Sequence[Cell], context: Context) -> Sequence[Cell] | None:
+        """Does the work and writes the records.
+
+        Args:
+            cells: One; of scope `group` those that share it; of scope `run` all that have what it needs.
+
+        Returns:
+            The cells that are done, or None for all; of a group some may be left for a turn of their own.
+
+        Raises:
+            HfadaptError: it cannot be done; the cell has failed.
+        """
+        raise NotImplementedError
+
+    def missed(self, cell: Cell, context: Context) -> Sequence[str]:
+        """Sentences about gates of the recipe that its result misses; the cell counts as failed, and goes on."""
+        return ()
+
+    def intact(self, cells: Sequence[Cell], context: Context) -> bool:
+        """Whether what it wrote is still there."""
+        bases = [cell.made_base(self.name) / BaseRecord.FILE for cell in cells if self.makes_base]
+        return all(cell.has(kind) for cell in cells for kind in self.records) and all(path.exists() for path in bases)
+
+    def groups(self, cell: Cell) -> bool:
+        """Of scope `group`: whether the cell may share its work with others."""
+        return False
+
+    def joins(self, cell: Cell, other: Cell) -> bool:
+        """Of scope `group`: whether another cell of the target can share this one's work."""
+        return False
+
+    def report(self, cells: Sequence[Cell]) -> list[Block]:
+        """Its part of the report, from the records of the cells that have them."""
+        return []
+
+
+@dataclass
+class Context:
+    """What a stage is given beside its cells.
+
+    Args:
+        recipe: What was asked for, with all its domains: rows are compared across them.
+        run: The run's folder.
+        world: The processes.
+        progress: Who is told.
+        recipe_folder: Relative sources are looked for here first.
+        domains: The domains to do; all when empty.
+    """
+
+    recipe: Recipe
+    run: Run
+    world: World
+    progress: Progress
+    recipe_folder: Path = Path()
+    domains: Sequence[str] = ()
+    _rows: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> Recipe:
+        """The recipe of the domains that are to be done."""
+        return narrow(self.recipe, self.domains)
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """The cells that are to be done, in the order of the recipe."""
+        return [self.run.cell(domain, target) for domain, target in self.asked.cells()]
+
+    @property
+    def all_cells(self) -> list[Cell]:
+        """Every cell of the recipe."""
+        return [self.run.cell(domain, target) for domain, target in self.recipe.cells()]
+
+    def recipe_of(self, cell: Cell) -> Recipe:
+        """The recipe of one cell."""
+        return narrow(self.recipe, [cell.domain], [cell.target])
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages that the recipe asks for, in their order."""
+        return tuple(stage for stage in registry.stages() if stage.wanted(self.recipe))
+
+    @cached_property
+    def prepared(self) -> Mapping[str, PreparedDomain]:
+        """The rows of the domains, in the cache. First asked for by all processes at once."""
+        from hfadapt.data import prepare
+
+        recipe = compared(self.recipe, self.domains)
+        return self.world.on_main(lambda: prepare(recipe, recipe_folder=self.recipe_folder, progress=self.progress.say))
+
+    def rows_of(self, domain: str) -> dict[str, str]:
+        """SHA-256 of the domain's prepared splits."""
+        if domain not in self._rows:
+            paths = sorted((self.prepared[domain].folder / "data").glob("*.parquet"))
+            self._rows[domain] = {path.name: file_sha256(path) for path in paths}
+        return self._rows[domain]
+
+    def base(self, cell: Cell, stage: str) -> BaseRef:
+        """The base that a stage works on: what the last stage before it that makes one has made, or the recipe's."""
+        ref = BaseRef.of(cell.lock if cell.planned else self.recipe_of(cell)).original
+        done = cell.state.stages
+        for maker in self._makers(stage):
+            if maker.name in done:
+                ref = ref.made_in(cell.made_base(maker.name))
+        return ref
+
+    def _makers(self, stage: str) -> list[Stage]:
+        names = [each.name for each in self.stages]
+        return [each for each in self.stages[: names.index(stage)] if each.makes_base]
+
+    def hashes(self, cell: Cell, known: Mapping[str, str] | None = None) -> dict[str, str]:
+        """For each stage the hash of all that decides its result: settings, inputs, version, and the hashes of the
+        stages that it needs and of those that make the base it works on.
+
+        Args:
+            known: Hashes that are taken as they are.
+        """
+        found = dict(known or {})
+        fields = self.recipe_of(cell).model_dump(mode="json")
+        for stage in self.stages:
+            if stage.name not in found:
+                above = {*stage.needs, *(maker.name for maker in self._makers(stage.name))}
+                parts = [
+                    {name: found[name] for name in sorted(above & found.keys())},
+                    {name: fields[name] for name in stage.settings},
+                    stage.inputs(cell, self),
+                    stage.version,
+                ]
+                found[stage.name] = json_sha256(parts)
+        return found
+
+
+def narrow(recipe: Recipe, domains: Sequence[str] = (), targets: Sequence[str] = ()) -> Recipe:
+    """The recipe with only these domains and targets; empty means all."""
+    kept = {name: domain for name, domain in recipe.domains.items() if not domains or name in domains}
+    return recipe.model_copy(update={"domains": kept, "targets": tuple(targets) or recipe.targets}).choose()
+
+
+def compared(recipe: Recipe, domains: Sequence[str] = ()) -> Recipe:
+    """The recipe with all domains that have to be read for the rows of these."""
+    return recipe if recipe.data.dedupe.across_domains else narrow(recipe, domains)

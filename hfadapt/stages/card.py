@@ -1,0 +1,40 @@
+"""The card of a cell, made from its records once all of them are there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hfadapt import __version__
+from hfadapt.core import registry
+from hfadapt.core.hashing import file_sha256
+from hfadapt.records.stages import CardRecord
+from hfadapt.run_folder import Cell
+from hfadapt.stages import Context, Stage
+
+
+class CardStage(Stage):
+    """README.md, card.json and loss.svg."""
+
+    name = "card"
+    title = "model card"
+    needs = ("evaluate",)
+    after = (registry.EVERY,)
+    version = __version__
+    records = (CardRecord,)
+
+    def inputs(self, cell: Cell, context: Context) -> Any:
+        """The records of all other stages."""
+        kinds = [kind for stage in registry.stages() for kind in (*stage.records, *stage.may_write)]
+        paths = [cell.folder / kind.FILE for kind in kinds if kind not in self.records and cell.has(kind)]
+        return {path.name: file_sha256(path) for path in paths}
+
+    def run(self, cells: Sequence[Cell], context: Context) -> None:
+        """Writes it, and runs its loading snippet."""
+        from hfadapt.card.build import build_card
+
+        for cell in cells:
+            build_card(cell)
+
+
+KIND: Stage = CardStage()

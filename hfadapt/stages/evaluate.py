@@ -1,0 +1,47 @@
+"""Every adapter against its baseline, from the files in its cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hfadapt.records.evidence import DriftRecord, SecurityRecord
+from hfadapt.records.stages import EvaluationRecord
+from hfadapt.run_folder import Cell
+from hfadapt.stages import Context, Section, Stage
+from hfadapt.stages.plan import renew_evaluation
+
+
+class Evaluate(Stage):
+    """evaluation.json and predictions.parquet; security.json and drift.json where they are asked for."""
+
+    name = "evaluate"
+    title = "evaluation"
+    needs = ("train",)
+    settings = ("evaluate",)
+    records = (EvaluationRecord,)
+    may_write = (SecurityRecord, DriftRecord)
+    phases = ("evaluate",)
+    distributed = True
+    card = (
+        Section("Evaluation"),
+        Section("Efficiency"),
+        Section("Merging and storage"),
+        Section("Limits"),
+        Section("Robustness"),
+        Section("Privacy"),
+    )
+
+    def run(self, cells: Sequence[Cell], context: Context) -> None:
+        """Scores baseline and adapter."""
+        from hfadapt.evaluate import evaluate_cell
+
+        for cell in cells:
+            context.world.on_main(lambda cell=cell: renew_evaluation(cell, context))  # type: ignore[misc]
+            evaluate_cell(cell, context.world, context.progress, context.recipe_folder)
+
+    def missed(self, cell: Cell, context: Context) -> Sequence[str]:
+        """Gains below `evaluate.gates`."""
+        return cell.evaluation.gates_failed
+
+
+KIND: Stage = Evaluate()

@@ -1,0 +1,151 @@
+"""The plan of a cell, with the token lengths of its rows; its lock, and the audit of the rows under it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hfadapt.core import registry
+from hfadapt.core.errors import DataError, DoesNotFit
+from hfadapt.core.show import show_bytes
+from hfadapt.models.base import BaseRef
+from hfadapt.plan.make import lock as lock_cell
+from hfadapt.plan.make import make_plan
+from hfadapt.recipe.schema import Lock, Recipe
+from hfadapt.records.plan import CellPlan, Plan
+from hfadapt.records.stages import DataRecord
+from hfadapt.run_folder import Cell
+from hfadapt.stages import Context, Stage
+
+
+class PlanStage(Stage):
+    """plan.json, lock.yaml, and data.json with lengths and audit."""
+
+    name = "plan"
+    title = "planning"
+    needs = ("prepare",)
+    settings = tuple(name for name in Recipe.model_fields if name != "evaluate")
+    records = (Plan,)
+
+    def check(self, context: Context) -> None:
+        """Refuses what the targets cannot do, before any data is read."""
+        make_plan(context.asked, processes=context.world.size)
+
+    def intact(self, cells: Sequence[Cell], context: Context) -> bool:
+        """The lock is not a record."""
+        return super().intact(cells, context) and all(cell.planned for cell in cells)
+
+    def run(self, cells: Sequence[Cell], context: Context) -> None:
+        """Plans and audits."""
+        from hfadapt.models.load import load_processor, source_of
+
+        for cell in cells:
+            base = context.base(cell, self.name)
+            tokenizer = load_processor(source_of(base), registry.task(context.recipe.task).modality)
+            record = measure_lengths(cell, context.recipe_of(cell), tokenizer)
+            lock, decided = decide(cell, context, base, record)
+            audit_cell(cell, lock, tokenizer, record)
+            context.progress.say(summary(lock, decided, record))
+            for finding in cell.data.audit.findings if cell.data.audit else ():
+                context.progress.say(f"  note: {finding.message}")
+
+
+def decide(cell: Cell, context: Context, base: BaseRef, record: DataRecord) -> tuple[Lock, CellPlan]:
+    """Writes plan.json and lock.yaml.
+
+    Raises:
+        DoesNotFit: the cell needs more memory than its target has; the plan says what would fit.
+    """
+    sharing = sum(target == cell.target for _, target in context.asked.cells())
+    plan = _plan(cell, context, base, record, sharing)
+    decided = plan.cells[0]
+    lock = lock_cell(context.recipe_of(cell), decided).model_copy(update={"base": base.made})
+    cell.write(plan)
+    cell.save_lock(lock)
+    if not decided.fits:
+        raise DoesNotFit(str(plan))
+    return lock, decided
+
+
+def _plan(cell: Cell, context: Context, base: BaseRef, record: DataRecord, sharing: int | None = None) -> Plan:
+    """The plan of one cell for the sizes of a base."""
+    recipe = context.recipe_of(cell)
+    located = recipe.model_copy(update={"model": base.location})
+    plan = make_plan(located, data={cell.domain: record}, processes=context.world.size, sharing=sharing)
+    return plan.model_copy(update={"model": recipe.model})
+
+
+def use_base(cell: Cell, context: Context, stage: str) -> None:
+    """Plans again where a stage has made another base since: it may be larger or smaller."""
+    base = context.base(cell, stage)
+    if base.made != cell.lock.base:
+        lock, decided = decide(cell, context, base, cell.data)
+        context.progress.say(f"{base.made.how if base.made else base}: {summary(lock, decided, cell.data)}")
+
+
+def renew_evaluation(cell: Cell, context: Context) -> None:
+    """Another evaluation of the same adapter was asked for: only that section of the lock changes."""
+    lock = cell.lock
+    plan = _plan(cell, context, BaseRef.of(lock), cell.data)
+    asked = lock_cell(context.recipe_of(cell), plan.cells[0]).evaluate
+    if asked != lock.evaluate:
+        cell.save_lock(lock.model_copy(update={"evaluate": asked}))
+
+
+def summary(lock: Lock, plan: CellPlan, record: DataRecord) -> str:
+    """The plan of a cell in one line, shown before it is trained."""
+    rank = f" rank {lock.adapter.rank}" if registry.adapter(lock.adapter.method).low_rank else ""
+    stored = lock.quant if registry.quant(lock.quant).quantised else lock.dtype
+    planted = f" and {record.canaries.rows:,} of canaries" if record.canaries else ""
+    rows = f"{record.splits['train']:,} rows{planted}"
+    return (
+        f"{plan.domain} on {plan.target}: {rows} of up to {lock.data.max_length} tokens, "
+        f"{lock.adapter.method}{rank} on a {stored} base, {lock.train.batch_rows} rows a step, "
+        f"peak {show_bytes(plan.peak.total_bytes)} of {show_bytes(plan.budget_bytes)} predicted"
+    )
+
+
+def measure_lengths(cell: Cell, recipe: Recipe, tokenizer: Any) -> DataRecord:
+    """The cell's data record with the token lengths of its splits, as the model's tokenizer counts them."""
+    from hfadapt.data import augmented, lengths, read_split
+
+    task, record = registry.task(recipe.task), cell.data
+    if record.form not in task.schemas:
+        raise DataError(
+            f"{recipe.task} cannot learn from rows of this form",
+            place=f"domains.{cell.domain}",
+            got=record.form,
+            allowed=", ".join(sorted(task.schemas)),
+            fix="name the columns (domains.NAME.columns), give a template, or choose another task",
+        )
+    measured = {
+        split: lengths(rows, task, tokenizer, labels=record.labels)
+        for split in ("train", "validation", "test")
+        if (rows := read_split(cell.folder, split))
+    }
+    train = read_split(cell.folder, "train")
+    changed = augmented(train, record.form, recipe.data, task, tokenizer, labels=record.labels)
+    return record.model_copy(update={"lengths": measured, "augmented": changed})
+
+
+def audit_cell(cell: Cell, lock: Lock, tokenizer: Any, record: DataRecord) -> DataRecord:
+    """Looks at the rows as training will see them and writes data.json with what was found.
+
+    Raises:
+        DataError: there are hard findings.
+    """
+    from hfadapt.data import audit, drop_too_long, require_clean
+
+    task = registry.task(lock.task)
+    options: dict[str, Any] = {"max_length": lock.data.max_length, "labels": record.labels}
+    cell.write(record)
+    if lock.data.too_long == "drop":
+        record = drop_too_long(cell.folder, task, tokenizer, **options)
+    found = audit(cell.folder, task, tokenizer, similarity=lock.data.dedupe.similarity, **options)
+    record = record.model_copy(update={"audit": found})
+    cell.write(record)
+    require_clean(found, f"{cell.domain} on {cell.target}")
+    return record
+
+
+KIND: Stage = PlanStage()

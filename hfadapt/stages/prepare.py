@@ -1,0 +1,35 @@
+"""The rows of a cell, as they were prepared for all domains at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hfadapt.records.stages import DataRecord
+from hfadapt.run_folder import Cell
+from hfadapt.stages import Context, Section, Stage
+
+
+class Prepare(Stage):
+    """Splits, dropped rows and data.json.
+
+    Its result depends on the rows of the splits alone, so that another domain in the recipe leaves finished cells as
+    they are unless it takes rows from them.
+    """
+
+    name = "prepare"
+    title = "data preparation"
+    records = (DataRecord,)
+    card = (Section("Data"), Section("Licence"), Section("Sources to cite"))
+
+    def inputs(self, cell: Cell, context: Context) -> Any:
+        """The rows."""
+        return context.rows_of(cell.domain)
+
+    def run(self, cells: Sequence[Cell], context: Context) -> None:
+        """Copies them out of the cache."""
+        for cell in cells:
+            context.prepared[cell.domain].deliver(cell.folder)
+
+
+KIND: Stage = Prepare()

@@ -1,0 +1,55 @@
+"""The adapters of cells, alone or several on one base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hfadapt.core import registry
+from hfadapt.records.stages import TrainRecord
+from hfadapt.run_folder import Cell
+from hfadapt.stages import Context, Section, Stage
+from hfadapt.stages.plan import use_base
+
+
+class Train(Stage):
+    """adapter/, metrics.jsonl and train.json."""
+
+    name = "train"
+    title = "training"
+    needs = ("plan",)
+    scope = "group"
+    records = (TrainRecord,)
+    phases = ("load", "train", "save")
+    keeps_earlier = True
+    distributed = True
+    card = (
+        Section("Intended use"),
+        Section("How to load"),
+        Section("Training"),
+        Section("Environment and compute"),
+        Section("Files and lineage"),
+    )
+
+    def groups(self, cell: Cell) -> bool:
+        """As the plan has decided, where the method's adapters can share a base."""
+        lock = cell.lock
+        return lock.train.together and registry.adapter(lock.adapter.method).shares_base
+
+    def joins(self, cell: Cell, other: Cell) -> bool:
+        """The same base with the same labels, trained in the same way."""
+        from hfadapt.train import can_share
+
+        return other.lock.train.together and can_share(cell, other)
+
+    def run(self, cells: Sequence[Cell], context: Context) -> list[Cell]:
+        """Trains; a cell whose training failed beside others is left for a turn of its own."""
+        from hfadapt import train
+
+        for cell in cells:
+            context.world.on_main(lambda cell=cell: use_base(cell, context, self.name))  # type: ignore[misc]
+        identities = [context.hashes(cell)[self.name] for cell in cells]
+        records = train.train_cells(cells, context.world, identities=identities, progress=context.progress)
+        return [cell for cell, record in zip(cells, records, strict=True) if record is not None]
+
+
+KIND: Stage = Train()

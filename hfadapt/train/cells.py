@@ -1,0 +1,351 @@
+"""Training cells: base, adapters, loop, saved adapters, train.json; several cells at once on one base."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hfadapt.core import registry
+from hfadapt.core.progress import Corrected, Progress, Silent
+from hfadapt.data import augment, canaries, read_split
+from hfadapt.fast import FastPath, fusion, product_dtype
+from hfadapt.hardware.peak_memory import PeakMemory, load_libraries, release_memory, resident_bytes
+from hfadapt.hardware.processes import Interrupt, World, interruptible
+from hfadapt.hardware.versions import versions
+from hfadapt.modalities import Example, Row
+from hfadapt.models.attach import (
+    adapter_names,
+    attach_adapters,
+    low_rank_start,
+    round_as_saved,
+    save_adapter,
+    trainable,
+)
+from hfadapt.models.base import BaseRef
+from hfadapt.models.facts import layer_stacks
+from hfadapt.models.load import Base, load_base
+from hfadapt.models.manifest import write_manifest
+from hfadapt.plan.compute import training_compute
+from hfadapt.records.evidence import Energy
+from hfadapt.records.stages import Phase, PhaseMeasure, TrainRecord
+from hfadapt.run_folder import Cell
+from hfadapt.train.batches import padded
+from hfadapt.train.check import CHECK_ROWS, check_losses
+from hfadapt.train.energy import EnergyMeter
+from hfadapt.train.job import Job
+from hfadapt.train.loop import Loop
+
+if TYPE_CHECKING:
+    from hfadapt.recipe.schema import Lock
+
+
+def train_cell(cell: Cell, world: World, *, identity: str = "", progress: Progress | None = None) -> TrainRecord:
+    """Trains the cell's adapter from its lock and its prepared rows, and writes adapter/ and train.json.
+
+    Raises:
+        DataError: rows cannot be used for the task.
+        RunError: training went wrong; the last good state is in checkpoints/.
+        KeyboardInterrupt: after a checkpoint was written.
+    """
+    (record,) = train_cells([cell], world, identities=[identity], progress=progress)
+    assert record is not None
+    return record
+
+
+def train_cells(
+    cells: Sequence[Cell], world: World, *, identities: Sequence[str] = (), progress: Progress | None = None
+) -> list[TrainRecord | None]:
+    """Trains the adapters of several cells at the same time on one base; each is what it would be alone.
+
+    The cells must agree on the base, its storage and the labels (`can_share`). A cell that was given up while others
+    went on has no record and keeps its checkpoint.
+
+    Raises:
+        DataError, RunError, KeyboardInterrupt: as `train_cell`.
+    """
+    return _Training(cells, world, identities or [""] * len(cells), progress or Silent()).run()
+
+
+class _Training:
+    """One training of one or more cells on one base, from loading to the records.
+
+    Memory is measured above what the process held before, phase by phase.
+    """
+
+    def __init__(self, cells: Sequence[Cell], world: World, identities: Sequence[str], progress: Progress) -> None:
+        self.cells, self.world, self.identities, self.progress = cells, world, identities, progress
+        self.locks = [cell.lock for cell in cells]
+        self.lock, self.labels = self.locks[0], cells[0].data.labels
+        self.task = registry.task(self.lock.task)
+        self.device = world.accelerator.device
+        self.names = adapter_names(len(cells))
+        load_libraries()
+        release_memory()
+        self.floor = resident_bytes()
+        self.peaks = {phase: PeakMemory(self.device, self.floor) for phase in ("load", "train")}
+
+    def run(self) -> list[TrainRecord | None]:
+        """Trains, saves and writes the records."""
+        started = time.perf_counter()
+        with self.peaks["load"]:
+            rows = self._load()
+        self.load_seconds = time.perf_counter() - started
+        start = low_rank_start(self.model) if registry.adapter(self.lock.adapter.method).changes_base else None
+        self._start_trackers()
+        meter = EnergyMeter(self.device, self.world.size)
+        with meter, self.peaks["train"], interruptible() as interrupt:
+            loop, compiled = self._loop(rows, interrupt)
+            loop.run()
+        if self.lock.train.trackers:
+            self.world.accelerator.end_training()
+        round_as_saved(self.model, self.lock)
+        seconds = [job.state.seconds for job in loop.jobs]
+        records: list[TrainRecord | None] = []
+        for cell, own, job in zip(self.cells, self.locks, loop.jobs, strict=True):
+            del job.optimizer
+            if job.error is not None:
+                records.append(None)
+                continue
+            losses, memory = self._keep(cell, own, job, start)
+            record = _record(cell, own, self.base, job, memory, self.world).model_copy(
+                update={
+                    "load_seconds": self.load_seconds,
+                    "check_losses": tuple(losses),
+                    "fast_path": loop.path,
+                    "frozen_layers": loop.frozen_layers,
+                    "model_layers": _layers_of(self.base, own),
+                    "augmented_rows": tuple(job.state.augmented),
+                    "compile_seconds": fusion.compile_seconds() - compiled if self.compile else None,
+                    "energy": _share(meter.energy(sum(seconds)), job.state.seconds / max(sum(seconds), 1e-9)),
+                    "compute": training_compute(
+                        own,
+                        cell.data,
+                        job.state.tokens,
+                        job.state.labelled_tokens,
+                        sum(p.numel() for p in job.parameters.values()),
+                        self.base.source.hub_id,
+                        frozen_tokens=job.state.frozen_tokens if loop.frozen_layers else None,
+                    ),
+                    "together": tuple(each.domain for each in self.cells) if len(self.cells) > 1 else (),
+                }
+            )
+            self.world.on_main(lambda cell=cell, record=record: _finish(cell, record))  # type: ignore[misc]
+            records.append(record)
+        return records
+
+    def _load(self) -> list[tuple[list[Example], list[Example]]]:
+        """Loads the base and puts the adapters on it; returns each cell's training and validation rows."""
+        room = self.world.max_memory(self.cells[0].plan.cells[0].budget_bytes)
+        self.base = load_base(BaseRef.of(self.lock), self.labels, self.device, max_memory=room)
+        rows = [
+            (
+                self._encode(own, [*read_split(cell.folder, "train"), *canaries.as_trained(cell.folder, cell.data)]),
+                self._encode(own, read_split(cell.folder, "validation")),
+            )
+            for cell, own in zip(self.cells, self.locks, strict=True)
+        ]
+
+        def batches() -> Iterator[Mapping[str, torch.Tensor]]:
+            pad, count = self.base.pad_token_id, self.lock.train.micro_batch_rows
+            for _, batch in padded(self.task, rows[0][0], pad, self.device, count):
+                yield batch
+
+        self.model = attach_adapters(self.base, dict(zip(self.names, self.locks, strict=True)), batches)
+        return rows
+
+    def _encode(self, lock: Lock, rows: Sequence[Row]) -> list[Example]:
+        return self.task.encode(rows, self.base.tokenizer, max_length=lock.data.max_length, labels=self.labels)
+
+    def _augmented(self, cell: Cell, lock: Lock, plain: Sequence[Example]) -> Callable[[int], Sequence[Example]] | None:
+        """Makes the encoded rows of an epoch where the recipe asks for augmentation; canaries stay as they are."""
+        if not lock.data.augment.on:
+            return None
+        form, settings = cell.data.form, lock.data
+
+        def of_epoch(epoch: int) -> Sequence[Example]:
+            # Read again, so that no text is held between epochs.
+            rows = read_split(cell.folder, "train")
+            draw, encode = (settings.seed, epoch), partial(self._encode, lock)
+            changed = augment.examples(rows, plain[: len(rows)], form, settings.augment, draw, encode)
+            return [*changed, *plain[len(rows) :]]
+
+        return of_epoch
+
+    def _start_trackers(self) -> None:
+        if self.lock.train.trackers:
+            title = "-".join(cell.domain for cell in self.cells)
+            config = {"recipe": self.lock.name, "domain": title}
+            name = f"{self.lock.name}-{title}-{self.cells[0].target}"
+            self.world.accelerator.init_trackers(name, config=config)
+
+    def _loop(self, rows: Sequence[tuple[list[Example], list[Example]]], interrupt: Interrupt) -> tuple[Loop, float]:
+        """The loop over a job for each cell, and the seconds that were spent on compiling before."""
+        several = len(self.cells) > 1
+        jobs = [
+            Job(
+                own.train,
+                train,
+                validation,
+                cell.folder,
+                identity,
+                trainable(self.model, name if several else None),
+                name,
+                f"{cell.domain} on {cell.target}",
+                self._augmented(cell, own, train),
+            )
+            for cell, own, name, (train, validation), identity in zip(
+                self.cells, self.locks, self.names, rows, self.identities, strict=True
+            )
+        ]
+        lock, wanted, world = self.lock, self.lock.train.fast, self.world
+        # By its own number of steps each would decide for itself.
+        self.compile = any(own.train.fast.compile for own in self.locks)
+        compiled = fusion.compile_seconds() if self.compile else 0.0
+        products = product_dtype(lock.dtype, self.device) if wanted.bfloat16 and wanted.low_rank else None
+        path = FastPath(
+            self.model, products, tuple(self.names), lock.train.resident_layers, wanted.without, self.compile
+        )
+        loop = Loop(
+            accelerator=world.accelerator,
+            task=self.task,
+            model=self.model,
+            jobs=jobs,
+            pad_token_id=self.base.pad_token_id,
+            fast=path if wanted.used else None,
+            objective=(objective := registry.objective(lock.train.objective)),
+            objective_options=objective.Options.model_validate(lock.train.objective_options),
+            packing=lock.data.packing,
+            loss_in_pieces=wanted.loss,
+            frozen_cache=any(own.train.fast.frozen_cache for own in self.locks),
+            progress=Corrected(
+                self.progress, _predicted_seconds(self.cells), lambda: sum(job.state.frozen_seconds for job in jobs)
+            ),
+            stop=lambda: world.any(bool(interrupt)),
+            interrupted=lambda: world.size == 1 and bool(interrupt),
+        )
+        return loop, compiled
+
+    def _keep(
+        self, cell: Cell, lock: Lock, job: Job, start: Mapping[str, torch.Tensor] | None
+    ) -> tuple[list[float], dict[Phase, PhaseMeasure]]:
+        """Saves one adapter; returns its losses on the rows of the check, and the memory of all phases."""
+        if len(self.cells) > 1:
+            self.model.set_adapter(job.name)
+        losses = check_losses(self.task, self.model, job.validation[:CHECK_ROWS], self.base.pad_token_id, self.device)
+        self.model.zero_grad(set_to_none=True)
+        release_memory()
+        with PeakMemory(self.device, self.floor) as saving:
+            self.world.on_main(lambda: _save(cell, self.base, self.model, lock, start, job.name))
+        return losses, _measured(self.cells, {**self.peaks, "save": saving})
+
+
+def _predicted_seconds(cells: Sequence[Cell]) -> float | None:
+    """The plan's training time of all cells; None where it had none."""
+    found = [cell.plan.cells[0].predicted_seconds for cell in cells]
+    return sum(seconds for seconds in found if seconds) if all(found) else None
+
+
+def _measured(cells: Sequence[Cell], peaks: Mapping[str, PeakMemory]) -> dict[Phase, PhaseMeasure]:
+    """Peaks beside the predicted ones.
+
+    Each plan has all adapters at its own length, and memory grows with the tokens of all: the mean is for all lengths.
+    """
+    predicted: dict[str, int] = {}
+    for cell in cells:
+        for phase in cell.plan.cells[0].memory:
+            predicted[phase.phase] = predicted.get(phase.phase, 0) + phase.total_bytes // len(cells)
+    return {
+        phase: PhaseMeasure(predicted_peak_bytes=predicted.get(phase), measured_peak_bytes=peaks[phase].peak_bytes)
+        for phase in peaks
+    }
+
+
+def _layers_of(base: Base, lock: Lock) -> int | None:
+    """How many layers the model has, where only the last of them are adapted."""
+    count = max(map(len, layer_stacks(base.model).values()), default=0)
+    fewer = lock.adapter.layers is not None and lock.adapter.layers < count
+    return count if fewer and registry.adapter(lock.adapter.method).low_rank else None
+
+
+def _share(energy: Energy, share: float) -> Energy:
+    """A cell's share of the energy of a training, by time."""
+    if share > 0.999:
+        return energy
+    grams = None if energy.carbon_grams is None else energy.carbon_grams * share
+    how = f"{energy.how}; {share:.1%} of a training of several adapters, by time"
+    return energy.model_copy(update={"joules": energy.joules * share, "carbon_grams": grams, "how": how})
+
+
+def can_share(one: Cell, other: Cell) -> bool:
+    """Whether two cells can be trained on one base at the same time."""
+    mine, theirs = one.lock, other.lock
+    same = BaseRef.of(mine).key == BaseRef.of(theirs).key and all(
+        getattr(mine, name) == getattr(theirs, name) for name in ("task", "quant", "dtype", "processes")
+    )
+    alike = (
+        mine.train.checkpointing == theirs.train.checkpointing
+        and mine.train.fast.without == theirs.train.fast.without
+        and mine.train.fast.bfloat16 == theirs.train.fast.bfloat16
+        and mine.data.packing == theirs.data.packing
+        and mine.adapter.method == theirs.adapter.method
+        and mine.train.seed == theirs.train.seed
+    )
+    return one.target == other.target and same and alike and one.data.labels == other.data.labels
+
+
+def _record(
+    cell: Cell,
+    lock: Lock,
+    base: Base,
+    job: Job,
+    memory: dict[Phase, PhaseMeasure],
+    world: World,
+) -> TrainRecord:
+    state = job.state
+    plan = cell.plan.cells[0]
+    return TrainRecord(
+        domain=cell.domain,
+        target=cell.target,
+        method=lock.adapter.method,
+        steps=state.step,
+        epochs=state.step / job.steps_per_epoch,
+        first_loss=state.first_loss,
+        final_loss=state.last_loss,
+        best_step=state.best_step,
+        best_validation_loss=state.best_loss,
+        stopped_early=state.stopped_early,
+        trainable_parameters=sum(p.numel() for p in job.parameters.values()),
+        total_parameters=base.parameters,
+        quantised_modules=base.quantised_modules,
+        tokens=state.tokens,
+        labelled_tokens=state.labelled_tokens,
+        seconds=state.seconds,
+        tokens_per_second=state.tokens / state.seconds if state.seconds else 0.0,
+        predicted_seconds=plan.predicted_seconds,
+        predicted_tokens_per_second=plan.predicted_tokens_per_second,
+        load_seconds=0.0,
+        adapter_bytes=sum(path.stat().st_size for path in cell.adapter.glob("*.safetensors")),
+        world_size=world.size,
+        resumed_from_step=state.resumed_from_step,
+        memory=memory,
+        model_license=base.source.license,
+        model_hub_id=base.source.hub_id,
+        model_revision=base.source.revision,
+        model_citation=base.source.citation,
+        versions=versions(str(world.accelerator.device)),
+    )
+
+
+def _save(cell: Cell, base: Base, model: Any, lock: Lock, start: Mapping[str, torch.Tensor] | None, name: str) -> None:
+    hashes = save_adapter(model, base, lock, cell.adapter, start, name)
+    write_manifest(cell.adapter, base, lock, cell.data.labels, hashes)
+
+
+def _finish(cell: Cell, record: TrainRecord) -> None:
+    cell.write(record)
+    shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
