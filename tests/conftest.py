@@ -1,29 +1,70 @@
-"""What every test gets: no network, a cache of its own, quiet threads, and tiny models built once per session."""
+"""What every test gets: no network, a home and caches of its own, quiet threads, tiny models built once per session.
+
+Nothing of the user's is read or written, by tests or by the processes they start, whatever stands there. One thing is
+shared: package files of samples, which are used only where their sha256 is the right one.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
+import site
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
+import pytest
+
+MARK = "HFADAPT_TEST_SESSION"
+IS_FIRST = MARK not in os.environ
+"""Workers of pytest-xdist are started by a process that was here before."""
+USERS = ("HF_", "HFADAPT_", "HUGGINGFACE_", "TRANSFORMERS_", "XDG_", "TORCHINDUCTOR_", "TRITON_")
+PROCESSOR = "HFADAPT_KERNELS"
+"""Is kept: it says which processor is played."""
+
+
+def begin_session() -> None:
+    """A home for this process and all that it starts; package installers still find what the user has set."""
+    home, session = Path.home(), Path(tempfile.mkdtemp(prefix="hfadapt-tests-"))
+    packages = Path(os.environ.get("HFADAPT_CACHE") or home / ".cache" / "hfadapt") / "archives"
+    os.environ.setdefault("PYTHONUSERBASE", site.getuserbase())
+    settings = (home / folder / "pip.conf" for folder in (".config/pip", ".pip"))
+    if (path := next((path for path in settings if path.is_file()), None)) is not None:
+        os.environ.setdefault("PIP_CONFIG_FILE", str(path))
+    for name in [name for name in os.environ if name.startswith(USERS) and name != PROCESSOR]:
+        del os.environ[name]
+    places = {"HOME": "home", "USERPROFILE": "home", "XDG_CACHE_HOME": "home/.cache", "HF_HOME": "huggingface"}
+    places |= {"HF_MODULES_CACHE": "modules", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+    for name, place in places.items():
+        (session / place).mkdir(parents=True, exist_ok=True)
+        os.environ[name] = str(session / place)
+    for name in ("kernels", "traces"):
+        (session / "shared" / name).mkdir(parents=True)
+    with suppress(OSError):  # some systems let nobody make links
+        packages.mkdir(parents=True, exist_ok=True)
+        (session / "shared" / "archives").symlink_to(packages)
+    os.environ[MARK] = str(session)
+
+
+if IS_FIRST:
+    begin_session()
+SESSION = Path(os.environ[MARK])
+CACHE = SESSION / os.environ.get("PYTEST_XDIST_WORKER", "main") / "cache"
+"""Of this worker; compiled kernels and traces are made once for all."""
+CACHE.mkdir(parents=True)
+with suppress(OSError):
+    for shared in (SESSION / "shared").iterdir():
+        (CACHE / shared.name).symlink_to(shared)
+os.environ["HFADAPT_CACHE"] = str(CACHE)
 # Before torch is imported: threads that spin while they wait lose most of their speed on a shared machine.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-import shutil
-import socket
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
-import pytest
-
-REAL_CACHE = os.environ.get("HFADAPT_CACHE")
-OWN_CACHE = tempfile.mkdtemp(prefix="hfadapt-tests-")
-os.environ["HFADAPT_CACHE"] = OWN_CACHE
-os.environ["HF_MODULES_CACHE"] = os.path.join(OWN_CACHE, "modules")
 
 _connect = socket.socket.connect
 LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")
@@ -40,17 +81,8 @@ socket.socket.connect = _connect_at_home  # type: ignore[method-assign]
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(OWN_CACHE, ignore_errors=True)
-
-
-@pytest.fixture(autouse=True)
-def sample_cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slow tests may use the sample models that the user's cache holds."""
-    if request.node.get_closest_marker("slow"):
-        if REAL_CACHE is None:
-            monkeypatch.delenv("HFADAPT_CACHE")
-        else:
-            monkeypatch.setenv("HFADAPT_CACHE", REAL_CACHE)
+    if IS_FIRST:
+        shutil.rmtree(SESSION, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +99,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     gc.freeze()
     yield folder
     gc.unfreeze()
+
+
+@pytest.fixture
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of hfadapt for one test."""
+    monkeypatch.setenv("HFADAPT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"

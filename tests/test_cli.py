@@ -152,7 +152,7 @@ def test_check(ready):
     assert command("check", "tiny.yaml", folder=ready).code == 0
 
 
-def test_doctor():
+def test_doctor(cache_folder):
     done = command("doctor", "--json")
     assert done.code == 0, done.err
     report = json.loads(done.out)

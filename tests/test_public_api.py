@@ -54,8 +54,8 @@ def test_type_checkers_see_what_each_public_name_is(tmp_path):
 
 LIGHT = {
     "import": "import hfadapt",
-    "help": "import sys; sys.argv = ['hfadapt', '--help']; from hfadapt.cli.app import main; main()",
-    "run --help": "import sys; sys.argv = ['hfadapt', 'run', '--help']; from hfadapt.cli.app import main; main()",
+    "help": "import sys; sys.argv = ['hfadapt', '--help']; from hfadapt.__main__ import start; start()",
+    "run --help": "import sys; sys.argv = ['hfadapt', 'run', '--help']; from hfadapt.__main__ import start; start()",
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -398,11 +397,11 @@ def test_targets_come_from_the_catalogue(folder: Path) -> None:
     assert load_recipe(write(folder, BASE), targets=catalogue.names()).targets == catalogue.names()
 
 
-# --- speed and imports -----------------------------------------------------------------------------------------------
+# --- effort and imports ----------------------------------------------------------------------------------------------
 
 
-def test_offline_fast_and_without_heavy_imports(folder: Path) -> None:
-    """In a fresh process: under two seconds in all, no socket opened, no torch."""
+def test_offline_and_without_heavy_imports(folder: Path) -> None:
+    """In a fresh process: no socket opened, nothing heavy imported."""
     path = write(folder, BASE.replace("data.csv", "gone.csv") + "quant: nf5\ntrain: {epocs: 1, epochs: yes}\n")
     code = textwrap.dedent(f"""
         import socket, sys
@@ -415,13 +414,11 @@ def test_offline_fast_and_without_heavy_imports(folder: Path) -> None:
             load_recipe({str(path)!r}, ["quant=nf6"])
         except RecipeError as error:
             print(len(error.problems))
-        print([name for name in ("torch", "transformers", "peft", "datasets", "pyarrow") if name in sys.modules])
+        heavy = ("torch", "transformers", "peft", "accelerate", "datasets", "pyarrow", "numpy", "sklearn")
+        print([name for name in heavy if name in sys.modules])
     """)
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    seconds = time.perf_counter() - start
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["4", "[]"], done.stderr
-    assert seconds < 2
 
 
 @pytest.mark.parametrize(
@@ -437,11 +434,22 @@ def test_offline_fast_and_without_heavy_imports(folder: Path) -> None:
         "? " * 300_000,
     ],
 )
-def test_hostile_files_are_refused_in_time(folder: Path, text: str) -> None:
+def test_hostile_files_are_refused_with_little_effort(folder: Path, text: str) -> None:
+    """Calls, which a machine's speed does not change, grow with the file at most, whatever stands in it."""
     path = write(folder, text)
-    start = time.perf_counter()
-    problems_of(path)
-    assert time.perf_counter() - start < 2
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    problems_of(path)  # whatever is imported or worked out once
+    sys.setprofile(count)
+    try:
+        problems_of(path)
+    finally:
+        sys.setprofile(None)
+    assert calls < 10 * len(text)
 
 
 def test_samples_of_the_table_exist() -> None:

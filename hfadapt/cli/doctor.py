@@ -8,14 +8,19 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
+from statistics import median
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from hfadapt.core import registry
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.core.spec import Record, Spec
 from hfadapt.hardware import allocator, catalogue
-from hfadapt.hardware.catalogue import Target
+from hfadapt.hardware.catalogue import BytesPerSecond, Rates, Target, Tflops
 from hfadapt.quants import is_quantised
 
 CORE = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "huggingface_hub", "safetensors")
@@ -31,8 +36,12 @@ OPTIONAL = {
 MATTERS = ("fast bfloat16", "8-bit and 4-bit storage", "compiled kernels", "Hugging Face Hub")
 """Without these a recipe is limited; the other capabilities are extras."""
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-MATRIX = 2048
-SECONDS_EACH = 0.6
+SIZES = (256, 512, 1024, 2048)
+"""Of products on a CPU. A GPU is not busy with these, and has a larger one last."""
+NEXT_SIZE = 8
+"""Times the work of one size."""
+SECONDS_EACH = 1.0
+LEAST_CALLS, MOST_CALLS = 3, 9
 FIRST_LINES = 3
 """Of what a compiler said."""
 
@@ -96,7 +105,7 @@ class DoctorReport(Shown, Record):
 
 
 def _rate(tflops: float | None) -> str:
-    return "not measured" if tflops is None else f"{tflops:.2f} TFLOP/s"
+    return "not measured" if tflops is None else f"{tflops:.3g} TFLOP/s"
 
 
 def examine(measure: bool = True) -> DoctorReport:
@@ -110,8 +119,8 @@ def examine(measure: bool = True) -> DoctorReport:
         float32 = matrix_rate("float32", target)
         bfloat16 = matrix_rate("bfloat16", target) if "bfloat16" in target.dtypes else None
         bandwidth = copy_rate(target)
-        rates = {"float32": float32, **({"bfloat16": bfloat16} if bfloat16 else {})}
-        catalogue.keep_rates(target, rates, bandwidth)
+        tflops = {dtype: rate for dtype, rate in (("float32", float32), ("bfloat16", bfloat16)) if rate}
+        catalogue.keep_rates(target, Rates(tflops=tflops, bandwidth_bytes_per_second=bandwidth))
     capabilities = (
         Capability(
             name="core packages",
@@ -142,39 +151,53 @@ def examine(measure: bool = True) -> DoctorReport:
     )
 
 
-def matrix_rate(dtype: str, target: Target) -> float:
-    """Measured TFLOP/s of square products, the best of several tries so that a busy moment does not count."""
+def matrix_rate(dtype: str, target: Target) -> float | None:
+    """Measured TFLOP/s of square products: of larger and larger ones, for as long as there is time for the next."""
     import torch
 
-    device = _device(target)
-    size = MATRIX if target.on_cpu else 4 * MATRIX
-    a, b = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
-    best, end = float("inf"), time.perf_counter() + SECONDS_EACH
-    a @ b
-    _wait(device)
-    while time.perf_counter() < end:
-        started = time.perf_counter()
-        a @ b
-        _wait(device)
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best / 1e12
+    device, rate, end = _device(target), None, time.perf_counter() + SECONDS_EACH
+    for size in SIZES if target.on_cpu else (*SIZES, 4 * SIZES[-1]):
+        a, b = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
+        flop = 2 * size**3
+        seconds = _median_seconds(partial(torch.matmul, a, b), device, end)
+        rate = _plausible(flop / 1e12, seconds, Tflops) or rate
+        if time.perf_counter() + NEXT_SIZE * LEAST_CALLS * seconds > end:
+            break
+    return rate
 
 
-def copy_rate(target: Target) -> float:
+def copy_rate(target: Target) -> float | None:
     """Measured bytes per second read and written by copying blocks larger than the caches."""
     import torch
 
     device = _device(target)
     source = torch.ones(32 << 20, dtype=torch.float32, device=device)
     copy = torch.empty_like(source)
-    copy.copy_(source)
-    best, end = float("inf"), time.perf_counter() + SECONDS_EACH
-    while time.perf_counter() < end:
+    seconds = _median_seconds(lambda: copy.copy_(source), device, time.perf_counter() + SECONDS_EACH)
+    return _plausible(2 * source.numel() * source.itemsize, seconds, BytesPerSecond)
+
+
+def _median_seconds(call: Callable[[], object], device: str, end: float) -> float:
+    """Of one call, after a first that is not counted: the median of some, and of more while `end` has not come, so that
+    a busy moment does not count."""
+    call()
+    _wait(device)
+    taken: list[float] = []
+    while len(taken) < LEAST_CALLS or (time.perf_counter() < end and len(taken) < MOST_CALLS):
         started = time.perf_counter()
-        copy.copy_(source)
+        call()
         _wait(device)
-        best = min(best, time.perf_counter() - started)
-    return 2 * source.numel() * 4 / best
+        taken.append(time.perf_counter() - started)
+    return median(taken)
+
+
+def _plausible(work: float, seconds: float, allowed: Any) -> float | None:
+    """Work per second, or None where no machine is like that: a clock that stood still, a process that was stopped."""
+    try:
+        rate: float = TypeAdapter(allowed, config={"allow_inf_nan": False}).validate_python(work / seconds)
+    except (ZeroDivisionError, ValidationError):
+        return None
+    return rate
 
 
 def _device(target: Target) -> str:

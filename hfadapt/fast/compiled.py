@@ -8,29 +8,31 @@ torch, and `failures` says why.
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from hfadapt.core import samples
+from hfadapt.core import cache
 from hfadapt.core.errors import RequestError
 from hfadapt.fast import abi
 from hfadapt.hardware import catalogue
 
 SOURCES = Path(__file__).parent / "csrc"
+LIBRARY = "library.so"
+COMPILER_SECONDS = 600
+"""Only for one that hangs; a busy machine may take its time."""
 SWITCH = "HFADAPT_KERNELS"
 """Set to `off`, nothing is compiled and plain torch is used; `passes` leaves out the tiles only."""
 ALLOWED = ("", "on", "passes", "off")
@@ -58,13 +60,13 @@ def failures() -> dict[str, Failure]:
     return dict(_failures)
 
 
-@cache
+@functools.cache
 def passes() -> ctypes.CDLL | None:
     """The element-wise kernels, or None when there is no compiler that can make them."""
     return library("passes", PASSES, abi.bind_passes) if switch() != "off" else None
 
 
-@cache
+@functools.cache
 def tiles() -> ctypes.CDLL | None:
     """The products on AMX tiles, or None where the processor, the system or the compiler cannot."""
     if switch() in ("off", "passes") or not set(catalogue.cpu_features()) >= TILE_FEATURES:
@@ -102,46 +104,49 @@ def library(
         return None
     native = "-mcpu=native" if platform.machine().lower() in ("arm64", "aarch64") else "-march=native"
     command = [compiler, *FLAGS, native, *options, *(str(SOURCES / source) for source in sources)]
-    path = samples.cache_folder() / "kernels" / f"{_key(command)}.so"
-    # OpenMP of the same name as torch's is shared with it; a compiler without OpenMP makes kernels of one thread.
-    for attempt in ([*command, "-fopenmp"], command):
-        failed = None if path.exists() else _compile(attempt, path)
-        if failed is None:
-            try:
-                found = ctypes.CDLL(str(path))
-                bind(found)
-                _failures.pop(name, None)
-                return found
-            except (OSError, AttributeError, ValueError) as error:
-                path.unlink(missing_ok=True)
-                failed = f"what was compiled cannot be used: {error}"
-        _failures[name] = Failure(shlex.join([*attempt, "-o", os.devnull]), failed)
-    return None
+
+    def make(folder: Path) -> None:
+        # OpenMP of the same name as torch's is shared with it; a compiler without OpenMP makes kernels of one thread.
+        for attempt in ([*command, "-fopenmp"], command):
+            failed = _compile(attempt, folder / LIBRARY)
+            if failed is None:
+                try:
+                    bind(ctypes.CDLL(str(folder / LIBRARY)))
+                    _failures.pop(name, None)
+                    return
+                except (OSError, AttributeError, ValueError) as error:
+                    failed = f"what was compiled cannot be used: {error}"
+            _failures[name] = Failure(shlex.join([*attempt, "-o", os.devnull]), failed)
+        raise _CannotCompile
+
+    try:
+        # What was written is compared first: a library that was cut off would end the process.
+        found = ctypes.CDLL(str(cache.made(cache.folder() / "kernels" / _key(command), make) / LIBRARY))
+        bind(found)
+    except (_CannotCompile, OSError, AttributeError, ValueError):
+        return None
+    return found
+
+
+class _CannotCompile(Exception):
+    """No library came of it."""
 
 
 def _key(command: Sequence[str]) -> str:
     """Changes with all that the library depends on: sources, command, the compiler's version, and the processor."""
     texts = [path.read_text(encoding="utf-8") for path in sorted(SOURCES.iterdir()) if path.suffix in (".cpp", ".h")]
-    known = [*texts, *command, _version(command[0]), catalogue.processor_name(), _cpu_flags()]
+    # `native` may use all that the processor has, of which `cpu_features` is a part.
+    processor = [catalogue.processor_name(), *sorted(catalogue.cpu_flags() or catalogue.cpu_features())]
+    known = [*texts, *command, _version(command[0]), *processor]
     return hashlib.sha256("\0".join(known).encode()).hexdigest()[:24]
 
 
-@cache
+@functools.cache
 def _version(compiler: str) -> str:
     try:
         return subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-@cache
-def _cpu_flags() -> str:
-    """All that this processor can, which is what `native` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 def _compilers() -> list[str]:
@@ -152,18 +157,14 @@ def _compilers() -> list[str]:
 def _compile(command: list[str], path: Path) -> str | None:
     """What went wrong, or None."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tmp-") as folder:
-            made = Path(folder) / path.name
-            done = subprocess.run(
-                [*command, "-o", str(made)], capture_output=True, text=True, errors="replace", timeout=120
-            )
-            if done.returncode == 0:
-                made.replace(path)
-                return None
-            return done.stderr.strip() or f"it ended with exit code {done.returncode} and said nothing"
+        done = subprocess.run(
+            [*command, "-o", str(path)], capture_output=True, text=True, errors="replace", timeout=COMPILER_SECONDS
+        )
     except (OSError, subprocess.SubprocessError) as error:
         return str(error)
+    if done.returncode == 0:
+        return None
+    return done.stderr.strip() or f"it ended with exit code {done.returncode} and said nothing"
 
 
 def is_fake(tensor: torch.Tensor) -> bool:

@@ -6,21 +6,19 @@ its source. Reading the catalogue needs no torch; detection asks torch for devic
 
 from __future__ import annotations
 
-import json
+import functools
 import os
 import platform
 import sys
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
-from hfadapt.core import registry, samples
+from hfadapt.core import cache, registry
 from hfadapt.core.errors import RequestError, choice_problem
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
-from hfadapt.core.spec import Spec, write_text
+from hfadapt.core.spec import Record, Spec
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -55,8 +53,8 @@ class Target(Shown, Spec):
     compute_capability: float | None = None
     dtypes: tuple[str, ...]
     quants: tuple[str, ...] = ()
-    tflops: dict[str, float] = {}
-    bandwidth_bytes_per_second: float | None = None
+    tflops: dict[str, PositiveFloat] = {}
+    bandwidth_bytes_per_second: PositiveFloat | None = None
     features: tuple[str, ...] = ()
     trains: bool = True
     export: str | None = None
@@ -135,7 +133,7 @@ def target(name: str) -> Target:
     return _target(name, table[name])
 
 
-@cache
+@functools.cache
 def _catalogue() -> dict[str, dict[str, Any]]:
     """Tables by name, with defaults and `extends` filled in."""
     found: dict[str, dict[str, Any]] = {}
@@ -177,36 +175,43 @@ def this_machine() -> Target:
 
 RATES_FILE = "rates.json"
 """In the cache folder: what `hfadapt doctor` measured, by processor and cores."""
+Tflops = Annotated[float, Field(ge=1e-6, le=1e5)]
+"""From far below the slowest machine to far above the fastest: outside, something else than a product was timed."""
+BytesPerSecond = Annotated[float, Field(ge=1e7, le=1e15)]
 
 
-def keep_rates(target: Target, tflops: dict[str, float], bandwidth_bytes_per_second: float) -> None:
-    """Keeps measured rates of this machine for later plans; without a place to write, does nothing."""
-    path = samples.cache_folder() / RATES_FILE
-    kept = {**_kept_rates(), target.title: {"tflops": tflops, "bandwidth": bandwidth_bytes_per_second}}
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(kept, indent=1))
+class Rates(Spec):
+    """What was measured on one kind of device; empty where a measurement made no sense."""
+
+    tflops: dict[str, Tflops] = {}
+    bandwidth_bytes_per_second: BytesPerSecond | None = None
 
 
-def _kept_rates() -> dict[str, Any]:
-    try:
-        return dict(json.loads((samples.cache_folder() / RATES_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
+class KeptRates(Record):
+    """Rates by a target's title."""
+
+    rates: dict[str, Rates] = {}
+
+
+def keep_rates(target: Target, rates: Rates) -> None:
+    """Keeps measured rates of this machine for later plans."""
+    path = cache.folder() / RATES_FILE
+    kept = cache.read(path, KeptRates) or KeptRates()
+    cache.write(path, KeptRates(rates={**kept.rates, target.title: rates}))
 
 
 def _with_kept_rates(found: Target) -> Target:
     """The target with the rates that were measured on it, if any were."""
-    try:
-        kept = _kept_rates()[found.title]
-        fields = {
-            "tflops": {dtype: float(rate) for dtype, rate in kept["tflops"].items() if dtype in found.dtypes},
-            "bandwidth_bytes_per_second": float(kept["bandwidth"]),
-        }
-    except (KeyError, TypeError, ValueError, AttributeError):
+    file = cache.read(cache.folder() / RATES_FILE, KeptRates)
+    kept = file.rates.get(found.title) if file else None
+    if kept is None:
         return found
-    measured = "measured by hfadapt doctor on this machine"
-    source = {**found.source, "tflops": measured, "bandwidth_gb_s": measured}
+    fields: dict[str, Any] = {}
+    source, measured = dict(found.source), "measured by hfadapt doctor on this machine"
+    if tflops := {dtype: rate for dtype, rate in kept.tflops.items() if dtype in found.dtypes}:
+        fields["tflops"], source["tflops"] = tflops, measured
+    if bandwidth := kept.bandwidth_bytes_per_second:
+        fields["bandwidth_bytes_per_second"], source["bandwidth_gb_s"] = bandwidth, measured
     return found.model_copy(update={**fields, "source": source})
 
 
@@ -396,13 +401,18 @@ FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf
 
 def cpu_features() -> tuple[str, ...]:
     """Instruction sets that matter for matrix products, as Linux names them; asked from torch elsewhere."""
+    flags = cpu_flags()
+    return _torch_features() if flags is None else tuple(feature for feature in FEATURES if feature in flags)
+
+
+def cpu_flags() -> frozenset[str] | None:
+    """Everything Linux says the processor can do; None on other systems."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return _torch_features()
+        return None
     line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
-    flags = set(line.split())
-    return tuple(feature for feature in FEATURES if feature in flags)
+    return frozenset(line.partition(":")[2].split())
 
 
 def _torch_features() -> tuple[str, ...]:

@@ -5,14 +5,12 @@ transformers, bitsandbytes and Accelerate's device maps are used here and in `qu
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.core import registry, samples
+from hfadapt.core import cache, registry, samples
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.hashing import file_sha256, json_sha256
 from hfadapt.models.base import BaseRef, made_here
@@ -94,15 +92,8 @@ def source_of(ref: BaseRef) -> ModelSource:
 
 
 def _dequantised(gguf: Path) -> Path:
-    folder = samples.cache_folder() / "gguf" / file_sha256(gguf)[:16]
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-") as temporary:
-            ready = Path(temporary) / "ready"
-            ready.mkdir()
-            samples.dequantise(gguf, ready)
-            shutil.move(ready, folder)
-    return folder
+    place = cache.folder() / "gguf" / file_sha256(gguf)[:16]
+    return cache.made(place, lambda folder: samples.dequantise(gguf, folder))
 
 
 def load_processor(source: ModelSource, modality: str = "text") -> Any:

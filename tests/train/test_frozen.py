@@ -1,9 +1,12 @@
-"""Kept outputs of frozen layers stand for running these again, in float32 to the bit, and never where they cannot."""
+"""Kept outputs of frozen layers stand for running these again: to the bit where the batches have the same shapes, to
+within rounding where they have others, and never where they cannot."""
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
+import time
 from collections import namedtuple
 from types import SimpleNamespace
 
@@ -41,9 +44,34 @@ class Listener:
         return lambda *_, **__: None
 
 
+ROUNDING = 2 * 128 * 2.0**-24
+"""A matrix product of another shape may add up its terms in another order, by the processor and its library. A sum of K
+float32 terms then differs by 2 K 2^-24 of their sizes at most; K is 128 in these models. Errors of several layers and
+steps have either sign: together they stay far below what one sum could have (seen in losses: 2e-7)."""
+
+
+def same_but_for_rounding(one, other):
+    """Losses of all steps and validations to within `ROUNDING`; weights to what Adam makes of it: it divides a gradient
+    by its own size, so that a share d of the values, those below d of the largest, may go any way in a step. On average
+    over a tensor that is sqrt(2 d) of a step."""
+    step = one.job.settings.learning_rate * one.state.step * math.sqrt(2 * ROUNDING)
+    for line, same in zip(one.lines, other.lines, strict=True):
+        assert line.keys() == same.keys()
+        for name in line.keys() & {"loss", "validation_loss"}:
+            assert line[name] == pytest.approx(same[name], rel=ROUNDING)
+    for name, weights in one.weights.items():
+        assert (weights - other.weights[name]).square().mean().sqrt() <= step, name
+
+
+def alone(monkeypatch):
+    """Every row in a batch of its own, in training as where rows are collected: the same shapes."""
+    monkeypatch.setattr("hfadapt.train.loop.micro_batches", lambda rows, *_, **__: [[row] for row in rows])
+
+
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_kept_outputs_change_nothing(models, tmp_path, kind, packing):
+def test_kept_outputs_change_no_bit_in_batches_of_the_same_shape(models, tmp_path, monkeypatch, kind, packing):
+    alone(monkeypatch)
     rows, held = KINDS[kind][3](30), KINDS[kind][3](7, seed=1)
     found = [
         train(lock_of(models, kind, keep, data__packing=packing), tmp_path / str(keep), rows, held)
@@ -53,6 +81,18 @@ def test_kept_outputs_change_nothing(models, tmp_path, kind, packing):
     assert found[0].lines == found[1].lines
     assert same_weights(found[0].weights, found[1].weights)
     assert not list((tmp_path / "True").glob("*.bin")), "the file is gone with the training"
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_kept_outputs_change_nothing_but_rounding(models, tmp_path, kind, packing):
+    rows, held = KINDS[kind][3](30), KINDS[kind][3](7, seed=1)
+    found = [
+        train(lock_of(models, kind, keep, data__packing=packing), tmp_path / str(keep), rows, held)
+        for keep in (False, True)
+    ]
+    assert [one.loop.frozen_layers for one in found] == [0, 2 if "head" in kind else 1]
+    same_but_for_rounding(*found)
 
 
 @pytest.mark.parametrize("kind", list(KINDS)[:2])
@@ -71,9 +111,7 @@ def test_without_the_fast_path_and_with_dropout_and_checkpointing(models, tmp_pa
             for keep in (False, True)
         ]
         assert found[1].loop.frozen_layers == 1
-        assert found[1].losses == pytest.approx(found[0].losses, rel=1e-6)
-        for one, other in zip(found[0].weights.values(), found[1].weights.values(), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        same_but_for_rounding(*found)
 
 
 def test_each_row_goes_through_frozen_layers_once(models, tmp_path):
@@ -108,14 +146,19 @@ def test_interrupted_and_resumed_equals_uninterrupted(models, tmp_path, step):
 
 def test_the_time_before_step_1_is_not_taken_for_a_steps(models, tmp_path, monkeypatch):
     """Or the time left would be what collecting took, times the steps that are left."""
-    import time
+    write, clock, late = frozen._write, time.perf_counter, [0]
 
-    write = frozen._write
-    monkeypatch.setattr(frozen, "_write", lambda *_: (time.sleep(0.1), write(*_)))
+    def slow(*arguments):
+        late[0] += 1000
+        write(*arguments)
+
+    monkeypatch.setattr("hfadapt.train.loop.time.perf_counter", lambda: clock() + late[0])
+    monkeypatch.setattr(frozen, "_write", slow)
     trained = train(lock_of(models, "last layer of an encoder", True), tmp_path, labelled(20), labelled(5, 1))
     state = trained.state
-    assert state.frozen_seconds > 2.5
-    assert state.seconds > state.frozen_seconds
+    assert late[0] == 25_000, "a write for each row"
+    assert 25_000 <= state.frozen_seconds < state.seconds
+    assert state.seconds - state.frozen_seconds < 1000
     assert state.frozen_tokens == sum(trained.job.lengths)
     trained.job.total_steps += 1
     assert trained.job.seconds_per_step * state.step == pytest.approx(state.seconds - state.frozen_seconds)

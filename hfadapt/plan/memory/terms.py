@@ -5,17 +5,18 @@ Where a model cannot be traced a rough formula stands for it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from contextlib import suppress
 from dataclasses import asdict
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from hfadapt.core import registry, samples
-from hfadapt.core.spec import write_text
+from pydantic import Field, field_validator
+
+from hfadapt.core import cache, registry
+from hfadapt.core.spec import Record
 from hfadapt.models.facts import ModelFacts
 from hfadapt.plan.memory.workload import DTYPE_BYTES, Workload, fuses, trained_layers
 from hfadapt.quants import Access
@@ -28,7 +29,23 @@ SHORT_TOKENS = 256
 STEPWISE_MODEL_TYPES = ("falcon_mamba", "jamba", "mamba", "recurrent_gemma", "rwkv", "zamba")
 """Models whose own code goes through a row token by token; what that keeps is linear in the length, so short rows are
 traced, as long ones would take minutes."""
-Terms = dict[str, tuple[tuple[float, ...], tuple[float, ...]]]
+Three = Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
+Terms = dict[str, tuple[Three, Three]]
+
+
+class TracedStep(Record):
+    """What a trace gave (trace.step_terms), in the cache."""
+
+    terms: Terms
+
+    @field_validator("terms")
+    @classmethod
+    def _has_all_marks(cls, terms: Terms) -> Terms:
+        from hfadapt.plan.memory import trace
+
+        if terms.keys() != {*trace.MARKS, trace.TRAINED, trace.PASSES}:
+            raise ValueError("these are not the marks of a step")
+        return terms
 
 
 def terms_of(facts: ModelFacts, workload: Workload) -> Terms:
@@ -41,7 +58,7 @@ def is_traced(facts: ModelFacts, workload: Workload) -> bool:
     return known_terms(step_key(facts, workload)) is not None
 
 
-@cache
+@functools.cache
 def _traced_code() -> str:
     """Hash of the code that a trace runs: another one makes another trace."""
     here, package = Path(__file__).parent, registry.PACKAGE
@@ -49,26 +66,22 @@ def _traced_code() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
-@cache
+@functools.cache
 def known_terms(key: StepKey) -> Terms | None:
     """The traced terms, kept on disk for as long as the libraries stay the same; None when tracing fails."""
     from hfadapt.plan.memory.trace import step_terms
 
     made_by = [f"{name} {version(name)}" for name in ("torch", "transformers", "peft")]
     text = json.dumps([_traced_code(), made_by, asdict(key)], sort_keys=True)
-    path = samples.cache_folder() / "traces" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return {mark: (tuple(outside), tuple(layer)) for mark, (outside, layer) in kept.items()}
-    except (OSError, ValueError):
-        pass
+    path = cache.folder() / "traces" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    if kept := cache.read(path, TracedStep):
+        return kept.terms
     try:
         terms = step_terms(key)
     except Exception:
         # Whatever a model's own code raises on fake tensors, for example where shapes depend on values.
         return None
-    with suppress(OSError):
-        write_text(path, json.dumps(terms))
+    cache.write(path, TracedStep(terms=terms))
     return terms
 
 
