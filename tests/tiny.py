@@ -280,6 +280,8 @@ def make_loop(
         jobs=[job],
         pad_token_id=base.tokenizer.pad_token_id,
         fast=FastPath(model, products, without=wanted.without, compile=wanted.compile) if wanted.used else None,
+        objective=(objective := registry.objective(lock.train.objective)),
+        objective_options=objective.Options.model_validate(lock.train.objective_options),
         packing=lock.data.packing,
         loss_in_pieces=wanted.loss,
         frozen_cache=wanted.frozen_cache,

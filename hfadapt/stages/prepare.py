@@ -23,8 +23,10 @@ class Prepare(Stage):
     card = (Section("Data"), Section("Licence"), Section("Sources to cite"))
 
     def inputs(self, cell: Cell, context: Context) -> Any:
-        """The rows."""
-        return context.rows_of(cell.domain)
+        """The rows; where the plan takes those that are too long out of the cell, all that the plan depends on."""
+        thinned = context.recipe.data.too_long == "drop"
+        asked = context.recipe_of(cell).model_dump(mode="json", exclude={"evaluate"}) if thinned else None
+        return [context.rows_of(cell.domain), asked]
 
     def run(self, cells: Sequence[Cell], context: Context) -> None:
         """Copies them out of the cache."""
