@@ -311,7 +311,7 @@ def one_form(rows: Sequence[Row], domain: str) -> str:
 
 def form_of(columns: Mapping[str, Any]) -> str:
     """The schema of canonical columns without a record that names it."""
-    return next((each.name for each in registry.schemas() if all(part in columns for part in each.parts)), PLAIN)
+    return next((each.name for each in registry.schemas() if all(part in columns for part in each.columns)), PLAIN)
 
 
 def settle_labels(rows: Sequence[Row], form: str, names: Sequence[str] | None, domain: str) -> tuple[str, ...]:

@@ -173,7 +173,7 @@ class DataRecord(Record):
 
     FILE: ClassVar[str] = "data.json"
     domain: str
-    form: Literal["text", "labelled", "completion", "messages"]
+    form: str
     sources: tuple[SourceRecord, ...]
     rows_in: int
     rows_kept: int

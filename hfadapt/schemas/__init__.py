@@ -93,6 +93,11 @@ class RowSchema:
     adopts: Mapping[str, Callable[[Columns], dict[str, Any]]] = {}
     files: Mapping[str, Callable[[Iterable[str]], Iterator[dict[str, Any]]]] = {}
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Canonical columns that every prepared row has: those of the parts, unless they are written otherwise."""
+        return self.parts
+
     def fields(self, labelled: bool) -> list[tuple[str, Any]]:
         """Names and Arrow types of the canonical columns; fixed, so that an empty column does not change its type.
 
@@ -122,7 +127,7 @@ class RowSchema:
 
     def quoted(self, row: Columns) -> tuple[str, ...]:
         """Path of the text that stands for the row in a card, below the row: `("text",)`."""
-        return (self.parts[0],)
+        return (self.columns[0],)
 
     def label(self, row: Columns) -> str | None:
         """In what rows with the same words must agree; None where nothing can be contradicted."""
@@ -148,7 +153,7 @@ class RowSchema:
 
     def rewritten(self, row: Columns, change: Callable[[str], str]) -> dict[str, Any]:
         """The row with every text changed, as for taking out personal data; classes stay."""
-        return {key: change(value) if key in self.parts and key != "label" else value for key, value in row.items()}
+        return {key: change(value) if key in self.columns and key != "label" else value for key, value in row.items()}
 
     def fault(self, row: Columns) -> str | None:
         """Why the row cannot be learned from, as in dropped.jsonl, or None."""
@@ -156,7 +161,7 @@ class RowSchema:
 
     def stated(self, row: Columns) -> list[str]:
         """The row's user texts, for leak checks: all that stands in it but classes."""
-        return [str(row[part]) for part in self.parts if part != "label" and row.get(part)]
+        return [str(row[part]) for part in self.columns if part != "label" and row.get(part)]
 
     def canary(self, chance: random.Random, label: str | None, answers: Answers) -> dict[str, Any]:
         """A random row without `label`; nothing but having been trained on it makes one likelier than another."""

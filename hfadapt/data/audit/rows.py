@@ -45,7 +45,7 @@ def empty_splits(view: View) -> Iterator[Finding]:
 def mixed_forms(view: View) -> Iterator[Finding]:
     """Rows of one domain have different forms."""
     rows = [row for split in SPLITS for row in view.rows.get(split, ())]
-    needs = view.schema.parts
+    needs = view.schema.columns
     odd = [row for row in rows if any(row.get(name) is None for name in needs)]
     if odd:
         yield finding(
