@@ -10,6 +10,15 @@ BASE = "model: sample:minilm-l6\ntask: text-classification\ndomains:\n  mine: da
 CHAT = "model: sample:smollm2-135m\ntask: causal-lm\ndomains:\n  mine: {source: rows.jsonl}\n"
 
 FAULTS: dict[str, tuple[str | bytes, int, tuple[str, ...]]] = {
+    # settings that would do nothing
+    "majority of a stream": (BASE + "data:\n  streaming: true\n  conflicts: majority\n", 7, ("cannot count", "drop")),
+    "weight on a stream": (
+        BASE[: BASE.index("  mine")] + "  mine:\n    sources:\n      - {source: data.csv, weight: 2}\ndata: {streaming: true}\n",
+        6,
+        ("cannot thin", "streaming: false"),
+    ),
+    "revision of a sample": (BASE.replace("data.csv", "{source: 'sample:vader/tweets', revision: v1}"), 4, ("Hub", "delete")),
+    "split of a sample": (BASE.replace("data.csv", "{source: 'sample:vader/tweets', split: test}"), 4, ("split", "delete")),
     # YAML itself
     "empty": ("", 1, ("is empty", "key: value", "start with model:")),
     "only comments": ("# later\n", 1, ("is empty",)),

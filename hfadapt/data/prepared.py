@@ -231,13 +231,13 @@ def _read_domain(
     state.labels = format.settle_labels(state.rows, state.form, recipe.domains[name].labels, name)
     format.strip_boilerplate(state.rows, state.form)
     state.ledger.steps["clean"] = {"rows_with_mojibake": len(garbled), "mojibake": name_rows(garbled)}
-    state.rows = clean.drop_unusable(state.rows, recipe.data.clean, state.ledger, _workers(recipe))
+    state.rows = clean.drop_unusable(state.rows, recipe.data.clean, state.ledger, workers(recipe))
     if not state.rows:
         raise no_rows(f"domains.{name}", sum(state.rows_in.values()), state.ledger.dropped)
     return state
 
 
-def _workers(recipe: Recipe) -> int:
+def workers(recipe: Recipe) -> int:
     """Cores that this process may use, unless the recipe says how many."""
     if recipe.data.workers != "auto":
         return recipe.data.workers

@@ -256,7 +256,7 @@ class _Domain:
                 row.columns["completion"] = self.spelling.setdefault(row.label, row.columns["completion"])
         self.state.labels = tuple(sorted(self.names))
         ledger = Ledger(steps=self.state.ledger.steps)
-        kept = clean.drop_unusable(chunk, self.settings.clean, ledger)
+        kept = clean.drop_unusable(chunk, self.settings.clean, ledger, prepared.workers(self.recipe))
         for each in ledger.dropped:
             self._log(each, log)
         return kept

@@ -271,7 +271,8 @@ def settle_resident(decided: Decisions, question: Question, chosen: Candidate) -
     """How many layers of a quantised base are kept unpacked beside it while training."""
     work, trainer = chosen.workload, question.target
     if not (work.store.unpacks(trainer.on_cpu) and predict.own_layers(work)):
-        decided.settle("train.resident_layers", 0, "nothing is unpacked for each use")
+        name, why = "train.resident_layers", "nothing is unpacked for each use"
+        decided.settle(name, 0, why, if_asked=f"without effect, as {why}" if decided.asked(name) else "")
         return chosen
     asked = decided.asked("train.resident_layers")
     found = resident(question, chosen) if chosen.peak_bytes <= question.budget_bytes else chosen

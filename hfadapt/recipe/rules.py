@@ -130,6 +130,20 @@ def _beside_sources(tree: Tree) -> Iterator[Keys]:
                     yield ("domains", name, key)
 
 
+def _majority_of_a_stream(tree: Tree) -> Iterator[Keys]:
+    if dig(tree, ("data", "streaming")) is True and dig(tree, ("data", "conflicts")) == "majority":
+        yield ("data", "conflicts")
+
+
+def _weights_of_a_stream(tree: Tree) -> Iterator[Keys]:
+    if dig(tree, ("data", "streaming")) is True:
+        for name, domain in _domains(tree):
+            sources = domain.get("sources")
+            for index, each in enumerate(sources if isinstance(sources, list) else ()):
+                if isinstance(each, Mapping) and each.get("weight", 1.0) != 1.0:
+                    yield ("domains", name, "sources", index, "weight")
+
+
 RULES = (
     Rule(
         _batch,
@@ -163,6 +177,20 @@ RULES = (
         "this describes one source, and the domain names several",
         "sources: [{source: ..., columns: {...}}, ...]",
         "put it on each entry of `sources`",
+    ),
+    Rule(
+        _majority_of_a_stream,
+        "a stream cannot count the labels of a text before it was read to its end",
+        "drop (the first label stays), keep",
+        "set data.conflicts: drop, or data.streaming: false",
+        (("data", "streaming"),),
+    ),
+    Rule(
+        _weights_of_a_stream,
+        "a stream cannot thin a source by its weight before it was read to its end",
+        "no weight",
+        "take `rows` of the source instead, or set data.streaming: false",
+        (("data", "streaming"),),
     ),
 )
 

@@ -175,11 +175,14 @@ class _Domain:
     def check_source(self, keys: Keys, entry: Mapping[str, Any]) -> None:
         at: Keys = (*keys, "source")
         path = self.find(at, entry["source"])
-        if path is None:
+        sample = entry["source"].startswith(SAMPLE)
+        if path is None and not sample:
             return
-        for key in ("config", "revision"):
+        for key in ("config", "revision", *(("split",) if sample else ())):
             if entry.get(key):
                 self.refuse((*keys, key), f"`{key}` is for data sets of the Hub", entry[key], "", f"delete `{key}`")
+        if path is None:
+            return
         if entry.get("split") and not path.is_dir():
             allowed = "a folder with files named train…, validation… and test…, or a Hub data set"
             self.refuse((*keys, "split"), "a local file has no named splits", entry["split"], allowed, "delete `split`")
