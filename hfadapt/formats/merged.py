@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.core import registry
 from hfadapt.formats import Form, Format, Head
 from hfadapt.models.adapter_files import WHOLE_FILES
+from hfadapt.models.base import BaseRef
 from hfadapt.models.load import Base, load_base
 from hfadapt.models.merge import half_dtype, merged_dtype, open_merged, write_merged
 from hfadapt.quants import PLAIN
@@ -79,8 +80,7 @@ class Merged:
 
     def open(self, folder: Path, manifest: Manifest, lock: Lock, device: torch.device) -> Base:
         """As a base with nothing on it, in the dtype that it is stored in."""
-        stored = {"model": str(folder), "quant": PLAIN, "dtype": manifest.dtype}
-        return load_base(lock.model_copy(update=stored), manifest.labels, device)
+        return load_base(BaseRef.of(lock).at(folder).stored(PLAIN, manifest.dtype), manifest.labels, device)
 
     def usage(self, cell: Cell) -> str:
         """Two lines of transformers."""
