@@ -287,9 +287,10 @@ def write_transfer(
     elif record is not kept:
         record.write(path)
     for cell in cells:
-        row = record.row_of(cell.domain, cell.target) if record else None
+        row, before = record.row_of(cell.domain, cell.target) if record else None, cell.transfer
         if row is None:
             (cell.folder / TransferRecord.FILE).unlink(missing_ok=True)
-        elif row != cell.transfer:
+        elif before is None or row.targets != before.targets:
+            # Otherwise only other rows of the matrix have changed, and the card stays as it is.
             cell.write(row)
     return record

@@ -6,16 +6,13 @@ the whole run is done when all cells have come to it, and the stages after it fo
 
 from __future__ import annotations
 
-import shutil
 import traceback
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from hfadapt.core.errors import HfadaptError, RequestError, choice_problem
-from hfadapt.core.show import show_bytes
 from hfadapt.hardware.peak_memory import is_out_of_memory
-from hfadapt.records.plan import Plan
-from hfadapt.records.stages import StageError
+from hfadapt.pipeline.status import Status, memory_advice
 from hfadapt.run_folder import Cell
 from hfadapt.stages import Context, Stage
 
@@ -32,10 +29,10 @@ class Flow:
     """
 
     def __init__(self, context: Context, until: str, fresh: bool = False) -> None:
-        self.context, self.fresh = context, fresh
+        self.context = context
         self.world, self.progress, self.on_main = context.world, context.progress, context.world.on_main
         self.stages = stages_until(context.stages, until)
-        self._begun: set[Cell] = set()
+        self.status = Status(context, self.stages, fresh)
 
     def check(self) -> None:
         """Looks for what cannot be done, and prepares the rows of all domains; starts no cell.
@@ -64,7 +61,7 @@ class Flow:
 
     def _cell(self, cell: Cell, stages: Sequence[Stage]) -> None:
         if cell in self.context.cells:
-            if self.on_main(lambda: self._start(cell)):
+            if self.on_main(lambda: self.status.start(cell)):
                 return
         else:
             # It is not to be done now, but a stage of the whole run may have changed what its results were made from.
@@ -72,9 +69,9 @@ class Flow:
         for stage in stages:
             if self._done(cell, stage):
                 continue
-            if not self._may_begin(cell, stage) or not self._attempt(cell, stage):
+            if not self.status.may_begin(cell, stage) or not self._attempt(cell, stage):
                 return
-        self.on_main(lambda: self._settle(cell))
+        self.on_main(lambda: self.status.settle(cell))
 
     def _attempt(self, cell: Cell, stage: Stage) -> bool:
         """Does a stage for a cell; returns whether the cell can go on."""
@@ -82,7 +79,7 @@ class Flow:
             self._turn(cell, stage)
             return True
         except KeyboardInterrupt:
-            self.on_main(lambda: self._note(cell, stage, INTERRUPTED, "interrupted"))
+            self.on_main(lambda: self.status.note(cell, stage, INTERRUPTED, "interrupted"))
             raise
         except HfadaptError as error:
             self._fail(cell, stage, str(error), error.status)
@@ -92,7 +89,7 @@ class Flow:
                 raise
             (cell.folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
             if is_out_of_memory(error):
-                self._fail(cell, stage, f"out of memory during {stage.name}{_memory(cell)}")
+                self._fail(cell, stage, f"out of memory during {stage.name}{memory_advice(cell)}")
             else:
                 self._fail(cell, stage, f"{type(error).__name__}: {error} (details: {cell.folder / 'error.log'})")
         return False
@@ -124,7 +121,7 @@ class Flow:
             done = self.on_main(lambda: stage.run(cells, self.context))
         done = cells if done is None else done
         for cell in done:
-            self.on_main(lambda cell=cell: self._mark(cell, stage))  # type: ignore[misc]
+            self.on_main(lambda cell=cell: self.status.mark(cell, stage))  # type: ignore[misc]
         return done
 
     def _group(self, cell: Cell, stage: Stage) -> list[Cell]:
@@ -136,7 +133,7 @@ class Flow:
 
     def _ready(self, cell: Cell, stage: Stage) -> bool:
         """Whether a cell that is not done with a stage can begin it, once the stages before it are done."""
-        self.on_main(lambda: self._start(cell))
+        self.on_main(lambda: self.status.start(cell))
         if self._done(cell, stage):
             return False
         try:
@@ -152,8 +149,8 @@ class Flow:
 
     def _whole(self, stage: Stage) -> None:
         """A stage of the whole run, for the cells that have what it needs. If it fails, no cell has."""
-        cells = self.on_main(lambda: [cell for cell in self.context.all_cells if self._may_begin(cell, stage)])
-        if not cells or self.on_main(lambda: all(self._is_done(cell, stage, cells) for cell in cells)):
+        cells = self.on_main(lambda: [cell for cell in self.context.all_cells if self.status.may_begin(cell, stage)])
+        if not cells or self.on_main(lambda: all(self.status.is_done(cell, stage, cells) for cell in cells)):
             return
         try:
             if stage.distributed:
@@ -170,93 +167,19 @@ class Flow:
             self.progress.say(f"{stage.title} failed: {type(error).__name__} (see error.log in the run)")
             return
         for cell in cells:
-            self.on_main(lambda cell=cell: self._mark(cell, stage))  # type: ignore[misc]
-            self.on_main(lambda cell=cell: self._settle(cell))  # type: ignore[misc]
-
-    # --- what is done ------------------------------------------------------------------------------------------------
+            self.on_main(lambda cell=cell: self.status.mark(cell, stage))  # type: ignore[misc]
+            self.on_main(lambda cell=cell: self.status.settle(cell))  # type: ignore[misc]
 
     def _done(self, cell: Cell, stage: Stage) -> bool:
         """Decided by one process, as the others may look when it has gone on already."""
-        return self.on_main(lambda: self._is_done(cell, stage))
-
-    def _hash(self, cell: Cell, stage: Stage) -> str:
-        """Of a cell that is not to be done now, the earlier stages are taken as they are."""
-        asked = cell in self.context.cells
-        known = {} if asked else {name: kept for name, kept in cell.state.stages.items() if name != stage.name}
-        return self.context.hashes(cell, known)[stage.name]
-
-    def _is_done(self, cell: Cell, stage: Stage, cells: Sequence[Cell] = ()) -> bool:
-        kept = cell.state.stages.get(stage.name)
-        return kept == self._hash(cell, stage) and stage.intact(cells or [cell], self.context)
-
-    def _may_begin(self, cell: Cell, stage: Stage) -> bool:
-        return all(name in cell.state.stages for name in stage.needs)
-
-    def _start(self, cell: Cell) -> bool:
-        """Makes the folder; an earlier result that something else was asked for is kept aside, not overwritten.
-
-        Returns:
-            Whether all is done already.
-        """
-        if cell in self._begun:
-            return False
-        state, name = cell.state, f"{cell.domain} on {cell.target}"
-        self._begun.add(cell)
-        if state.running in [stage.name for stage in self.context.stages if stage.phases]:
-            # Neither done nor failed nor interrupted: the process was killed, mostly for lack of memory.
-            words = f"the previous run was killed during {state.running}, probably out of memory"
-            self.progress.say(f"{name}: {words}{_memory(cell)}")
-        hashes = self.context.hashes(cell)
-        changed = [
-            state.stages[stage.name]
-            for stage in self.context.stages
-            if stage.keeps_earlier and state.stages.get(stage.name, hashes[stage.name]) != hashes[stage.name]
-        ]
-        if self.fresh and cell.folder.exists():
-            shutil.rmtree(cell.folder)
-        elif changed:
-            kept = self.context.run.folder / ".kept" / f"{cell.domain}-{cell.target}-{changed[0][:8]}"
-            shutil.rmtree(kept, ignore_errors=True)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            cell.folder.rename(kept)
-            self.progress.say(f"{name}: recipe or data changed; earlier result kept in {kept}")
-        cell.folder.mkdir(parents=True, exist_ok=True)
-        again = {each.name for each in self.context.stages if each.scope != "run" and not self._is_done(cell, each)}
-        if again.isdisjoint(stage.name for stage in self.stages):
-            self.progress.say(f"{name}: done already, kept (--fresh starts over)")
-            return True
-        state = cell.state
-        stages = {stage: kept for stage, kept in state.stages.items() if stage not in again}
-        errors = tuple(error for error in state.errors if error.stage in stages)
-        cell.set_state(status="pending", errors=errors, running=None, stages=stages)
-        return False
-
-    def _mark(self, cell: Cell, stage: Stage) -> None:
-        """Notes that a stage is done, and which gates it missed."""
-        missed = [StageError(stage=stage.name, message=text) for text in stage.missed(cell, self.context)]
-        state, hashed = cell.state, self._hash(cell, stage)
-        errors = (*(error for error in state.errors if error.stage != stage.name), *missed)
-        cell.set_state(stages={**state.stages, stage.name: hashed}, errors=errors, running=None)
-
-    def _settle(self, cell: Cell) -> None:
-        """The status of a cell that has come through."""
-        state = cell.state
-        if state.status in ("interrupted", "does-not-fit"):
-            return
-        done = all(stage.name in state.stages for stage in self.context.stages if stage.scope != "run")
-        cell.set_state(status="failed" if state.errors else "done" if done else "pending", running=None)
+        return self.on_main(lambda: self.status.is_done(cell, stage))
 
     def _fail(self, cell: Cell, stage: Stage, message: str, status: str = "failed") -> None:
         others = "; continuing with the other domains" if len(self.context.cells) > 1 else ""
         where = f"{cell.domain} on {cell.target}" if len(self.context.recipe.targets) > 1 else cell.domain
         self.progress.say(f"{stage.title} of {where} failed{others}:\n{message}")
         if self.world.is_main:
-            self._note(cell, stage, message, status)
-
-    def _note(self, cell: Cell, stage: Stage, message: str, status: str) -> None:
-        others = (error for error in cell.state.errors if error.stage != stage.name)
-        errors = (*others, StageError(stage=stage.name, message=message))
-        cell.set_state(status=status, errors=errors, running=None)
+            self.status.note(cell, stage, message, status)
 
 
 def stages_until(stages: Sequence[Stage], until: str) -> tuple[Stage, ...]:
@@ -271,14 +194,3 @@ def stages_until(stages: Sequence[Stage], until: str) -> tuple[Stage, ...]:
         problem = choice_problem("there is no stage of that name", until, known, "until")
         raise RequestError(problem.what, problems=[problem])
     return tuple(stages[: last[-1] + 1])
-
-
-def _memory(cell: Cell) -> str:
-    """What the plan had, and what to try, where a stage needed more memory than there was."""
-    said = ""
-    if cell.has(Plan):
-        plan = cell.plan.cells[0]
-        said = f"; the plan predicted {show_bytes(plan.peak.total_bytes)} of {show_bytes(plan.budget_bytes)} usable"
-    rows = cell.lock.train.micro_batch_rows if cell.planned else 1
-    smaller = f"train.micro_batch_rows={rows // 2}, or " if rows > 1 else ""
-    return f"{said}\n  fix: {smaller}memory_margin=0.3; and see that other programs leave memory free (hfadapt doctor)"

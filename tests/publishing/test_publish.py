@@ -155,9 +155,8 @@ def test_an_unclear_licence_is_refused_unless_it_is_set(hub, send, cell):
 
 
 def test_a_cell_that_is_not_done_is_refused(hub, send, cell):
-    CellState(status="failed", errors=(StageError(stage="evaluate", message="accuracy gained too little"),)).write(
-        cell / "cell.json"
-    )
+    error = StageError(stage="evaluate", message="accuracy gained too little")
+    CellState(status="failed", errors=(error,)).write(cell / "cell.json")
     assert "accuracy gained too little" in refused(send, hub, cell)
 
 

@@ -1,0 +1,112 @@
+"""Status: what is done of every cell, by the hashes of its stages, and what is written down about it in cell.json."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+from hfadapt.core.show import show_bytes
+from hfadapt.records.plan import Plan
+from hfadapt.records.stages import StageError
+from hfadapt.run_folder import Cell
+from hfadapt.stages import Context, Stage
+
+
+class Status:
+    """The cells of a run as they stand; used in the main process alone.
+
+    Args:
+        context: Recipe and folders.
+        stages: Those that are to be done.
+        fresh: Start the cells over.
+    """
+
+    def __init__(self, context: Context, stages: Sequence[Stage], fresh: bool = False) -> None:
+        self.context, self.stages, self.fresh = context, stages, fresh
+        self._begun: set[Cell] = set()
+
+    def _hash(self, cell: Cell, stage: Stage) -> str:
+        """Of a cell that is not to be done now, the earlier stages are taken as they are."""
+        asked = cell in self.context.cells
+        known = {} if asked else {name: kept for name, kept in cell.state.stages.items() if name != stage.name}
+        return self.context.hashes(cell, known)[stage.name]
+
+    def is_done(self, cell: Cell, stage: Stage, cells: Sequence[Cell] = ()) -> bool:
+        """Whether a stage was done with these inputs, and what it wrote for all of `cells` is there."""
+        kept = cell.state.stages.get(stage.name)
+        return kept == self._hash(cell, stage) and stage.intact(cells or [cell], self.context)
+
+    def may_begin(self, cell: Cell, stage: Stage) -> bool:
+        """Whether what the stage needs has been done."""
+        return all(name in cell.state.stages for name in stage.needs)
+
+    def start(self, cell: Cell) -> bool:
+        """Makes the folder; an earlier result that something else was asked for is kept aside, not overwritten.
+
+        Returns:
+            Whether all is done already.
+        """
+        if cell in self._begun:
+            return False
+        state, name = cell.state, f"{cell.domain} on {cell.target}"
+        self._begun.add(cell)
+        if state.running in [stage.name for stage in self.context.stages if stage.phases]:
+            # Neither done nor failed nor interrupted: the process was killed, mostly for lack of memory.
+            words = f"the previous run was killed during {state.running}, probably out of memory"
+            self.context.progress.say(f"{name}: {words}{memory_advice(cell)}")
+        hashes = self.context.hashes(cell)
+        changed = [
+            state.stages[stage.name]
+            for stage in self.context.stages
+            if stage.keeps_earlier and state.stages.get(stage.name, hashes[stage.name]) != hashes[stage.name]
+        ]
+        if self.fresh and cell.folder.exists():
+            shutil.rmtree(cell.folder)
+        elif changed:
+            kept = self.context.run.folder / ".kept" / f"{cell.domain}-{cell.target}-{changed[0][:8]}"
+            shutil.rmtree(kept, ignore_errors=True)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            cell.folder.rename(kept)
+            self.context.progress.say(f"{name}: recipe or data changed; earlier result kept in {kept}")
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        again = {each.name for each in self.context.stages if each.scope != "run" and not self.is_done(cell, each)}
+        if again.isdisjoint(stage.name for stage in self.stages):
+            self.context.progress.say(f"{name}: done already, kept (--fresh starts over)")
+            return True
+        state = cell.state
+        stages = {stage: kept for stage, kept in state.stages.items() if stage not in again}
+        errors = tuple(error for error in state.errors if error.stage in stages)
+        cell.set_state(status="pending", errors=errors, running=None, stages=stages)
+        return False
+
+    def mark(self, cell: Cell, stage: Stage) -> None:
+        """Notes that a stage is done, and which gates it missed."""
+        missed = [StageError(stage=stage.name, message=text) for text in stage.missed(cell, self.context)]
+        state, hashed = cell.state, self._hash(cell, stage)
+        errors = (*(error for error in state.errors if error.stage != stage.name), *missed)
+        cell.set_state(stages={**state.stages, stage.name: hashed}, errors=errors, running=None)
+
+    def settle(self, cell: Cell) -> None:
+        """The status of a cell that has come through."""
+        state = cell.state
+        if state.status in ("interrupted", "does-not-fit"):
+            return
+        done = all(stage.name in state.stages for stage in self.context.stages if stage.scope != "run")
+        cell.set_state(status="failed" if state.errors else "done" if done else "pending", running=None)
+
+    def note(self, cell: Cell, stage: Stage, message: str, status: str) -> None:
+        """Notes why a stage came to no good end."""
+        others = (error for error in cell.state.errors if error.stage != stage.name)
+        errors = (*others, StageError(stage=stage.name, message=message))
+        cell.set_state(status=status, errors=errors, running=None)
+
+
+def memory_advice(cell: Cell) -> str:
+    """What the plan had, and what to try, where a stage needed more memory than there was."""
+    said = ""
+    if cell.has(Plan):
+        plan = cell.plan.cells[0]
+        said = f"; the plan predicted {show_bytes(plan.peak.total_bytes)} of {show_bytes(plan.budget_bytes)} usable"
+    rows = cell.lock.train.micro_batch_rows if cell.planned else 1
+    smaller = f"train.micro_batch_rows={rows // 2}, or " if rows > 1 else ""
+    return f"{said}\n  fix: {smaller}memory_margin=0.3; and see that other programs leave memory free (hfadapt doctor)"
