@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,7 +31,6 @@ TOP = 3
 """A canary counts as found by itself when fewer than this many references beat it: about 1 % of them."""
 
 FALSE_ALARMS = 0.01
-EXACT = 8
 
 
 def exposure(bench: Bench, references: int = REFERENCES) -> Canaries | None:
@@ -102,35 +100,27 @@ def chance(ranks: Sequence[int], references: int) -> float:
     if len(ranks) == 1:
         return ranks[0] / (references + 1)
     first = chance_of_first(sum(rank <= TOP for rank in ranks), len(ranks), TOP, references)
-    return min(1.0, 2 * min(first, chance_of_sum(sum(ranks) - len(ranks), len(ranks), references)))
+    return min(1.0, 2 * min(first, chance_of_sum(ranks, references)))
 
 
 def chance_of_first(found: int, canaries: int, top: int, references: int) -> float:
     """P(at least `found` of the canaries are beaten by fewer than `top` references): negative hypergeometric."""
-    total = math.comb(canaries + references, canaries)
-    ways = sum(
-        math.comb(x + top - 1, x) * math.comb(canaries - x + references - top, canaries - x)
-        for x in range(found, canaries + 1)
-    )
-    return ways / total
+    from scipy.stats import nhypergeom
+
+    # Not `sf`, which is 1 less a sum and has no digits left where the chance is small.
+    return float(nhypergeom.pmf(np.arange(found, canaries + 1), canaries + references, canaries, top).sum())
 
 
-def chance_of_sum(beaten: int, canaries: int, references: int) -> float:
-    """P(references that are ahead of canaries, summed over the canaries, are at most `beaten`): Mann-Whitney's U.
+def chance_of_sum(ranks: Sequence[int], references: int) -> float:
+    """P(the sum of the canaries' ranks is at most this one): Mann-Whitney's U.
 
-    Exact for up to EXACT canaries, by counting; the normal approximation beyond.
+    Exact for up to 8 canaries, the normal approximation beyond.
     """
-    if canaries > EXACT:
-        spread = math.sqrt(canaries * references * (canaries + references + 1) / 12)
-        return NormalDist(canaries * references / 2, spread).cdf(beaten + 0.5)
-    # Coefficients of the Gaussian binomial: orderings by the value of U, those up to `beaten`.
-    ways = [1, *[0] * beaten]
-    for i in range(1, canaries + 1):
-        for u in range(beaten, references + i - 1, -1):
-            ways[u] -= ways[u - references - i]
-        for u in range(i, beaten + 1):
-            ways[u] += ways[u - i]
-    return sum(ways) / math.comb(canaries + references, canaries)
+    from scipy.stats import mannwhitneyu
+
+    # Canaries between the same two references are no ties: they were never compared with each other.
+    places = np.array(ranks) - 1 / np.arange(2, len(ranks) + 2)
+    return float(mannwhitneyu(places, np.arange(1, references + 1), alternative="less").pvalue)
 
 
 def rank_among(bench: Bench, rows: Sequence[Row], references: Sequence[Row]) -> list[int] | None:

@@ -5,10 +5,8 @@ Neither is looked for where the answer is one of a few labels: a label is no sec
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import torch
@@ -104,14 +102,10 @@ def _repeats(example: Example, scores: TokenScores) -> bool:
 
 def wilson(hits: int, rows: int, confidence: float) -> Estimate:
     """A share with Wilson's score interval (Wilson 1927)."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = hits / rows
-    middle = (share + z * z / (2 * rows)) / (1 + z * z / rows)
-    half = z / (1 + z * z / rows) * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
-    # The ends are 0 and 1 exactly where no row, or every row, is a hit; rounding must not say otherwise.
-    low = 0.0 if hits == 0 else max(0.0, middle - half)
-    high = 1.0 if hits == rows else min(1.0, middle + half)
-    return Estimate(value=share, low=low, high=high, rows=rows)
+    from scipy.stats import binomtest
+
+    ends = binomtest(hits, rows).proportion_ci(confidence, method="wilson")
+    return Estimate(value=hits / rows, low=float(ends.low), high=float(ends.high), rows=rows)
 
 
 def personal_data(bench: Bench, prompts: Sequence[Example], training_texts: Iterator[str]) -> PersonalData:
