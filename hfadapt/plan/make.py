@@ -157,7 +157,7 @@ def _impossible(recipe: Recipe, target: Target) -> list[Problem]:
     if recipe.quant not in (AUTO, *target.quants):
         found.append(
             Problem(
-                f"bitsandbytes stores no {recipe.quant} on {target.name}",
+                f"there is no {recipe.quant} on {target.name}",
                 place="quant",
                 got=recipe.quant,
                 allowed=", ".join(target.quants),
