@@ -15,12 +15,13 @@ import pytest
 from test_samples import offer, tar
 from tiny import labelled, write_rows
 
-from hfadapt.core import cache, data, samples
+from hfadapt import data
+from hfadapt.core import cache, samples
 from hfadapt.hardware import catalogue
-from hfadapt.memory import Workload
 from hfadapt.models import load as models_of
 from hfadapt.models.facts import model_facts
 from hfadapt.plan.memory import predict, terms
+from hfadapt.plan.memory.workload import Workload
 from hfadapt.recipe.schema import Recipe
 
 RECORDS = {
@@ -370,7 +371,7 @@ def test_compiled_kernels(kernels, how):
 
 def test_tests_and_what_they_start_have_a_home_and_caches_of_their_own():
     session = os.environ["HFADAPT_TEST_SESSION"]
-    code = "from pathlib import Path; from hfadapt import cache; from huggingface_hub import constants\n"
+    code = "from pathlib import Path; from hfadapt.core import cache; from huggingface_hub import constants\n"
     code += "print(Path.home(), cache.folder(), constants.HF_HOME, constants.HF_TOKEN_PATH, sep='\\n')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     places = [*done.stdout.split(), str(Path.home()), str(cache.folder())]
