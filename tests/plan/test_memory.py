@@ -19,7 +19,7 @@ from hfadapt.plan.memory import predict as memory
 from hfadapt.plan.memory import terms
 from hfadapt.plan.memory.predict import Workload, predict
 
-GRID = Path(__file__).parent.parent / "benchmarks" / "memory_grid.py"
+GRID = Path(__file__).parents[2] / "benchmarks" / "memory_grid.py"
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from hfadapt.records.evidence import SecurityRecord, SkippedPair
 from hfadapt.records.stages import EvaluationRecord, TrainRecord
 from hfadapt.run_folder import Cell, Run
 
-EXAMPLES = Path(__file__).parent.parent / "cards" / "examples"
+EXAMPLES = Path(__file__).parents[2] / "cards" / "examples"
 NAMES = ("text-classification", "causal-lm")
 
 

@@ -28,7 +28,7 @@ from hfadapt.card.snippet import example_row, snippet_text
 from hfadapt.core.errors import RunError
 from hfadapt.run_folder import Cell
 
-EXAMPLES = Path(__file__).parent.parent / "cards" / "examples"
+EXAMPLES = Path(__file__).parents[2] / "cards" / "examples"
 NAMES = ("text-classification", "causal-lm")
 MADE = ("README.md", "card.json", "loss.svg")
 

@@ -20,7 +20,7 @@ from hfadapt.report.charts import verdict
 from hfadapt.report.page import write_page
 from hfadapt.report.run_view import Run
 
-EXAMPLES = Path(__file__).parent.parent / "cards" / "examples"
+EXAMPLES = Path(__file__).parents[2] / "cards" / "examples"
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None

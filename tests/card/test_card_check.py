@@ -16,7 +16,7 @@ from hfadapt.card.build import build_card
 from hfadapt.card.check import check_card, is_language
 from hfadapt.run_folder import Cell
 
-EXAMPLES = Path(__file__).parent.parent / "cards" / "examples"
+EXAMPLES = Path(__file__).parents[2] / "cards" / "examples"
 Fault = Callable[[Path], None]
 
 
