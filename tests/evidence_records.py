@@ -1,4 +1,4 @@
-"""Records of evidence as the evaluation leaves them, for tests of what reads them: card, report, publishing.
+"""Records of evidence as the evaluation leaves them, for tests of what reads them: card, report, publish.
 
 The figures are invented but consistent: with the rows and the metrics of the example cells in `cards/examples/`.
 """

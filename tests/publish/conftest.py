@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from hub_server import TOKEN, hub_server
-from publishing import REPO
 from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 
 from hfadapt.publish.publish import publish
+from publish import REPO
 
 
 @pytest.fixture(scope="session")

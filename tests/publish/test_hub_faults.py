@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from hub_server import TOKEN, Fault
-from publishing import FILES, REPO
 
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.run_folder import Cell
+from publish import FILES, REPO
 
 # --- faults that are survived ----------------------------------------------------------------------------------------
 

@@ -11,12 +11,12 @@ import sys
 
 import pytest
 from hub_server import TOKEN
-from publishing import FILES, REPO
 
 from hfadapt.core.errors import HfadaptError, RequestError
 from hfadapt.publish.publish import publish
 from hfadapt.records.stages import CellState, PublishRecord, StageError
 from hfadapt.run_folder import Cell
+from publish import FILES, REPO
 
 SECRETS = {
     "Hugging Face token": "hf_" + "a1B2c3D4e5F6g7H8i9J0kLmN",

@@ -20,7 +20,7 @@ from tiny import (
     write_rows,
 )
 
-from hfadapt.tasks import IGNORED
+from hfadapt.modalities import IGNORED
 
 ALL = {"word_dropout": 0.2, "word_swap": 0.2, "typos": 0.4, "case": 0.3}
 TASKS = {"causal-lm": ("lm", pairs), "text-classification": ("encoder", labelled)}
@@ -101,11 +101,11 @@ def test_micro_batches_keep_to_the_planned_tokens(models, tmp_path, micro_batch_
         parts = list(loop._micro_batches([(job, found)]))
         assert sorted(id(row.example) for part in parts for row in part) == sorted(map(id, found.examples))
         for part in parts:
-            lengths = [len(row.example.input_ids) for row in part]
+            lengths = [row.example.size for row in part]
             assert max(lengths) <= 24
             assert len(part) == 1 or len(part) * max(lengths) <= planned
             grown += sum(length > max(job.lengths) for length in lengths)
-        assert job.tokens(found) == sum(len(example.input_ids) for example in found.examples)
+        assert job.tokens(found) == sum(example.size for example in found.examples)
     assert grown > 3
 
 
