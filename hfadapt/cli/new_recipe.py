@@ -75,16 +75,29 @@ def _generates(model: str) -> bool:
 
 def _task(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], generates: bool, place: str) -> tuple[str, Shape]:
     """The task that fits the columns and the model, and how the columns are read."""
-    order = ("causal-lm", "text-classification") if generates else ("text-classification",)
+    known = [registry.task(name) for name in registry.names("tasks")]
+    # Language models learn to write where that fits the columns; a label may be of several kinds.
+    order = sorted((task for task in known if generates or not task.writes), key=lambda task: not task.writes)
     refused: DataError | None = None
+    fitting: list[tuple[str, Shape]] = []
     for task in order:
         for asked in (Columns(), _guess(columns, rows)):
             try:
-                return task, recognise(columns, asked, registry.task(task).schemas, place, False)
+                fitting.append((task.name, recognise(columns, asked, task.schemas, place, False)))
+                break
             except DataError as error:
                 refused = refused or error
-    assert refused is not None
-    raise refused
+    if not fitting:
+        assert refused is not None
+        raise refused
+    for name, shape in fitting:
+        labels = [row[shape.parts["label"]] for row in rows if row.get(shape.parts.get("label", "")) is not None]
+        schema = registry.schema(shape.form)
+        others = [registry.schema(other.form) for _, other in fitting if other.form != shape.form]
+        rival = any(each.likely(labels) for each in others if each.label_kind not in ("none", "class"))
+        if schema.likely(labels) and (schema.label_kind not in ("none", "class") or not rival):
+            return name, shape
+    return fitting[0]
 
 
 def _guess(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Columns:

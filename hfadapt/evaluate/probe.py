@@ -62,6 +62,7 @@ def train_probe(
     features, labels = _features(task, model, first, pick, train, batches)
     held, held_labels = _features(task, model, first, pick, validation, batches)
     probe = copy.deepcopy(modules).float()
+    task.start_head(probe, labels.tolist())
     probe.requires_grad_(True)
     # No weight decay and full batches: logistic regression, stopped where validation rows say so.
     optimizer = torch.optim.Adam(probe.parameters(), lr=LEARNING_RATE)

@@ -44,7 +44,8 @@ class Example:
     @property
     def label_count(self) -> int:
         """Labels that carry a loss."""
-        return sum(label != IGNORED for label in self.labels)
+        # A number may be -100.0.
+        return sum(label != IGNORED or isinstance(label, float) for label in self.labels)
 
 
 class Modality:

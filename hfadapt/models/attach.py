@@ -122,6 +122,15 @@ def trainable(model: Any, adapter: str | None = None) -> dict[str, torch.nn.Para
     }
 
 
+def fresh_heads(model: Any, base: Base, name: str) -> list[torch.nn.Module]:
+    """The modules of the task's head that the checkpoint did not hold, as the adapter of that name trains them."""
+    fresh = [head for head in base.head_modules if head in base.fresh_modules]
+    found = dict(model.named_modules())
+    # A method without peft trains the model's own.
+    own = [found.get(f"base_model.model.{head}.modules_to_save.{name}", found.get(head)) for head in fresh]
+    return [module for module in own if module is not None]
+
+
 def low_rank_start(model: Any) -> dict[str, torch.Tensor]:
     """Copies of A and B as initialised, needed to save methods that move part of W into them."""
     return {name: p.detach().clone() for name, p in trainable(model).items() if "lora_A" in name or "lora_B" in name}

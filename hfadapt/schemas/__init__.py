@@ -143,6 +143,10 @@ class RowSchema:
         """What a model learns to write from the row."""
         return []
 
+    def likely(self, labels: list[Any]) -> bool:
+        """Whether the labels of a source are rather of this kind than of another with the same parts."""
+        return self.label_kind in ("none", "class")
+
     def asked(self, row: Columns) -> list[str]:
         """What the model is shown and does not learn to write, one text a turn."""
         return [self.shown(row)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hfadapt.schemas import LABEL_NAMES, TEXT_NAMES, Change, Columns, Unusable, plain
+from hfadapt.schemas import LABEL_NAMES, TEXT_NAMES, Change, Columns, LabelKind, Unusable, plain
 from hfadapt.schemas.text import Text
 
 
@@ -16,7 +16,7 @@ class Labelled(Text):
     rank = 20
     parts = ("text", "label")
     names = {"text": TEXT_NAMES, "label": LABEL_NAMES}
-    label_kind = "class"
+    label_kind: LabelKind = "class"
 
     def make(self, values: Columns, name_of: Callable[[Any], str | None]) -> dict[str, Any]:
         """Text and the name of its class. Raises Unusable where there is no class."""

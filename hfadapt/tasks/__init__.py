@@ -70,6 +70,8 @@ class RowMetric:
         value: The metric of summed contributions, (..., K) → (...).
         kinds: The kinds of scores that it reads; empty for all.
         unit_range: Whether it lies between 0 and 1, so that a point is a hundredth.
+        weighted: For what is no sum over rows, such as an area under a curve: the metric of Scores and of how often
+            each row was drawn, (S, N) → (S,). `statistics` and `value` are then not asked for the metric.
     """
 
     name: str
@@ -80,6 +82,7 @@ class RowMetric:
     value: Callable[[np.ndarray], np.ndarray]
     kinds: frozenset[LabelKind] = frozenset()
     unit_range: bool = False
+    weighted: Callable[[Any, np.ndarray], np.ndarray] | None = None
 
 
 class Answer(Spec):
@@ -229,6 +232,18 @@ class Task:
         import torch
 
         return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+    def divergence(self, reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """How far the answers in logits (L, C) are from those of a reference: KL(reference || other) in nats, (L,)."""
+        p, q = reference.log_softmax(-1), other.log_softmax(-1)
+        return (p.exp() * (p - q)).sum(-1)
+
+    def start_head(self, head: torch.nn.Module, targets: Sequence[Any]) -> None:
+        """Where a fresh head begins, before it is trained.
+
+        Args:
+            targets: The labels of the training rows.
+        """
 
     def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss of each of L labels (L,), in float32, and the row it belongs to (L,)."""

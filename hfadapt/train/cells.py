@@ -21,6 +21,7 @@ from hfadapt.modalities import Example, Row
 from hfadapt.models.attach import (
     adapter_names,
     attach_adapters,
+    fresh_heads,
     low_rank_start,
     round_as_saved,
     save_adapter,
@@ -156,6 +157,9 @@ class _Training:
                 yield batch
 
         self.model = attach_adapters(self.base, dict(zip(self.names, self.locks, strict=True)), batches)
+        for name, (train, _) in zip(self.names, rows, strict=True):
+            for head in fresh_heads(self.model, self.base, name):
+                self.task.start_head(head, [label for example in train for label in example.labels])
         return rows
 
     def _encode(self, lock: Lock, rows: Sequence[Row]) -> list[Example]:

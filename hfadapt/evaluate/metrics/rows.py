@@ -7,7 +7,7 @@ the statistics (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -247,9 +247,50 @@ def compare(
         confidence: Coverage of the intervals, such as 0.95.
     """
     metric = find(name)
+    if metric.weighted is not None:
+        return _compare_weighted(metric, base, adapter, resamples=resamples, confidence=confidence, seed=seed)
     own = metric.statistics(adapter)
     other = metric.statistics(base) if base is not None else None
     return bootstrap(metric, other, own, resamples=resamples, confidence=confidence, seed=seed)
+
+
+def _compare_weighted(
+    metric: RowMetric, base: Any, adapter: Any, *, resamples: int, confidence: float, seed: int
+) -> Metric:
+    """`compare` for what is no sum over rows."""
+    assert metric.weighted is not None
+    rows = len(adapter.losses)
+    one, draws = np.ones((1, rows)), list(_draws(rows, resamples, seed))
+    values = [
+        None
+        if scores is None
+        else (
+            float(metric.weighted(scores, one)[0]),
+            np.concatenate([metric.weighted(scores, weights) for weights in draws]),
+        )
+        for scores in (base, adapter)
+    ]
+    other, own = values
+    assert own is not None
+    return summarise(
+        metric.name,
+        metric.higher_is_better,
+        rows,
+        None if other is None else other[0],
+        own[0],
+        None if other is None else other[1],
+        own[1],
+        confidence,
+    )
+
+
+def _draws(rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each row is drawn in each bootstrap sample, (samples, rows), some samples at a time."""
+    generator = np.random.default_rng(seed)
+    chunk = max(1, CHUNK_CELLS // max(rows, 1))
+    for start in range(0, resamples, chunk):
+        count = min(chunk, resamples - start)
+        yield generator.multinomial(rows, np.full(rows, 1 / rows), size=count).astype(np.float64)
 
 
 def bootstrap(
@@ -263,12 +304,8 @@ def bootstrap(
 ) -> Metric:
     """`compare` from what each row contributes: (N, K) of the base, if there is one, and of the adapter."""
     rows = len(own)
-    generator = np.random.default_rng(seed)
     own_values, other_values = [], []
-    chunk = max(1, CHUNK_CELLS // max(rows, 1))
-    for start in range(0, resamples, chunk):
-        count = min(chunk, resamples - start)
-        weights = generator.multinomial(rows, np.full(rows, 1 / rows), size=count).astype(np.float64)
+    for weights in _draws(rows, resamples, seed):
         own_values.append(metric.value(weights @ own))
         if other is not None:
             other_values.append(metric.value(weights @ other))

@@ -24,7 +24,7 @@ class TextClassification(Task):
     peft_task_type = "SEQ_CLS"
     auto_class = "AutoModelForSequenceClassification"
     schemas = frozenset({"labelled"})
-    metrics = ("accuracy", "macro_f1", "calibration_error", "loss")
+    metrics: tuple[str, ...] = ("accuracy", "macro_f1", "calibration_error", "loss")
     folder = Path(__file__).parent
     problem_type = "single_label_classification"
 

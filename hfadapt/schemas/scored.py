@@ -1,0 +1,61 @@
+"""A text with a number."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+from hfadapt.schemas import LABEL_NAMES, TEXT_NAMES, Answers, Columns, Unusable, plain
+from hfadapt.schemas.labelled import Labelled
+
+
+class Scored(Labelled):
+    """Rows of `text` and `label`, a number. Texts that were given different numbers contradict each other."""
+
+    name = "scored"
+    rank = 21
+    names = {"text": TEXT_NAMES, "label": ("score", "rating", "value", *LABEL_NAMES)}
+    label_kind = "number"
+
+    def fields(self, labelled: bool) -> list[tuple[str, Any]]:
+        """`text` and `label`."""
+        import pyarrow as pa
+
+        return [("text", pa.string()), ("label", pa.float64())]
+
+    def make(self, values: Columns, name_of: Callable[[Any], str | None]) -> dict[str, Any]:
+        """Text and number. Raises Unusable for what is no finite number."""
+        value = values["label"]
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            raise Unusable("not-a-number", f" has {str(value)[:40]!r} where a number is needed") from None
+        if not math.isfinite(number):
+            raise Unusable("not-a-number", f" has {value!r} where a finite number is needed")
+        return {"text": plain(values["text"]), "label": number}
+
+    def label(self, row: Columns) -> str | None:
+        """The number."""
+        return None if row.get("label") is None else f"{row['label']:g}"
+
+    def classes(self, row: Columns) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def likely(self, labels: list[Any]) -> bool:
+        """Whether these labels are rather numbers than names of classes: some have decimals, or they are many."""
+        try:
+            numbers = {float(label) for label in labels if not isinstance(label, bool)}
+        except (TypeError, ValueError):
+            return False
+        whole = all(number.is_integer() for number in numbers)
+        return len(numbers) > (20 if whole else 2)
+
+    def canary(self, chance: random.Random, label: str | None, answers: Answers) -> dict[str, Any]:
+        """Random words and a random number."""
+        return {**super().canary(chance, label, answers), "label": round(chance.uniform(0.0, 1.0), 3)}
+
+
+KIND = Scored()

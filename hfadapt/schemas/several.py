@@ -1,0 +1,71 @@
+"""A text with any number of classes, also none."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hfadapt.schemas import Answers, Columns, plain
+from hfadapt.schemas.labelled import Labelled
+
+_SEPARATOR = re.compile(r"\s*[;,|]\s*")
+
+
+class Several(Labelled):
+    """Rows of `text` and `label`, a list of classes: as a list, as JSON, with `;`, `,` or `|` between them, or as an
+    object of flags."""
+
+    name = "several"
+    rank = 22
+    label_kind = "classes"
+
+    def fields(self, labelled: bool) -> list[tuple[str, Any]]:
+        """`text` and `label`."""
+        import pyarrow as pa
+
+        return [("text", pa.string()), ("label", pa.list_(pa.string()))]
+
+    def make(self, values: Columns, name_of: Callable[[Any], str | None]) -> dict[str, Any]:
+        """Text and the names of its classes, each once, sorted."""
+        names = {name for each in _listed(values["label"]) if (name := name_of(each)) is not None}
+        return {"text": plain(values["text"]), "label": sorted(names)}
+
+    def label(self, row: Columns) -> str | None:
+        """All its classes."""
+        return None if row.get("label") is None else ", ".join(row["label"])
+
+    def classes(self, row: Columns) -> tuple[str, ...]:
+        """Its classes."""
+        return tuple(row.get("label") or ())
+
+    def likely(self, labels: list[Any]) -> bool:
+        """Whether these labels are lists, or text with several of the same words again and again."""
+        if any(isinstance(label, (list, tuple, Mapping)) for label in labels):
+            return True
+        parts = [_listed(label) for label in labels if isinstance(label, str)]
+        different = {part for each in parts for part in each}
+        return any(len(each) > 1 for each in parts) and len(different) < 0.2 * sum(map(len, parts))
+
+    def canary(self, chance: random.Random, label: str | None, answers: Answers) -> dict[str, Any]:
+        """Random words and one random class."""
+        return {**super().canary(chance, label, answers), "label": [] if label is None else [label]}
+
+
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return [name for name, flag in value.items() if flag not in (0, False, None, "0", "", "false")]
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    text = str(value).strip()
+    if text.startswith(("[", "{")):
+        try:
+            return _listed(json.loads(text))
+        except ValueError:
+            pass
+    return [part for part in _SEPARATOR.split(text) if part]
+
+
+KIND = Several()
