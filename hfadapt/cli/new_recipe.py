@@ -75,12 +75,17 @@ def _generates(model: str) -> bool:
 
 def _task(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], generates: bool, place: str) -> tuple[str, Shape]:
     """The task that fits the columns and the model, and how the columns are read."""
-    order = ("causal-lm", "text-classification") if generates else ("text-classification",)
+    known = [registry.task(name) for name in registry.names("tasks")]
+    # Those that write first, where the model does; then by the schemas that come first.
+    order = sorted(
+        (task for task in known if generates or not task.writes),
+        key=lambda task: (not task.writes, min(registry.schema(form).rank for form in task.schemas)),
+    )
     refused: DataError | None = None
-    for task in order:
-        for asked in (Columns(), _guess(columns, rows)):
+    for asked in (Columns(), _guess(columns, rows)):
+        for task in order:
             try:
-                return task, recognise(columns, asked, registry.task(task).schemas, place, False)
+                return task.name, recognise(columns, asked, task.schemas, place, False)
             except DataError as error:
                 refused = refused or error
     assert refused is not None

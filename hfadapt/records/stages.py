@@ -128,7 +128,7 @@ class DataRecord(Record):
     """
 
     domain: str
-    form: Literal["text", "labelled", "completion", "messages"]
+    form: str
     sources: tuple[SourceRecord, ...]
     rows_in: int
     rows_kept: int
