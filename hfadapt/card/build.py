@@ -171,6 +171,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "title": facts.cited(escape(card_title(records))),
         "headline": _headline(facts),
         "task_words": lock["task"],
+        "counted": _counted(records),
         "languages": languages(records),
         "base_link": _base_link(facts),
         "base_name": escape(evaluation["baseline"]),
@@ -241,7 +242,9 @@ def _evidence(facts: Facts) -> dict[str, Any]:
         "slice_name": lambda number: evidence.slice_name(facts, number),
         "slices": evidence.worst_slices(records),
         "calibration": bins,
-        "calibration_sentence": evidence.calibration_sentence(facts) if calibration.get("adapter") else "",
+        "calibration_sentence": evidence.calibration_sentence(facts, _counted(records))
+        if calibration.get("adapter")
+        else "",
         "efficiency": evaluation.get("efficiency"),
         "evaluated_memory": (evaluation.get("memory") or {}).get("evaluate"),
         "transfer": evidence.transfer_rows(records),
@@ -347,9 +350,10 @@ def _weakest(facts: Facts) -> list[str]:
         return []
     worst = min(classes, key=lambda name: (classes[name]["adapter"], name))
     at = "evaluation.json#" + pointer("per_class", worst)
+    counted = _counted(facts.records)
     text = (
         f"Weakest class: {facts.cited('`' + worst.replace('`', '') + '`')}, recall {facts(at + '/adapter', 'decimal')} "
-        f"on {facts(at + '/rows', 'integer')} rows (baseline {facts(at + '/base', 'decimal')})."
+        f"on {facts(at + '/rows', 'integer')} {counted} (baseline {facts(at + '/base', 'decimal')})."
     )
     taken = {
         name: n for name, n in facts.records.value("evaluation.json#")["confusion"][worst].items() if name != worst
@@ -357,8 +361,13 @@ def _weakest(facts: Facts) -> list[str]:
     most = max(taken, key=lambda name: (taken[name], name))
     if taken[most]:
         count = facts("evaluation.json#" + pointer("confusion", worst, most), "integer")
-        text += f" It is most often taken for {facts.cited('`' + most.replace('`', '') + '`')}: {count} rows."
+        text += f" It is most often taken for {facts.cited('`' + most.replace('`', '') + '`')}: {count} {counted}."
     return [text]
+
+
+def _counted(records: Records) -> str:
+    """What the figures of classes count."""
+    return registry.task(records.file("lock.yaml")["task"]).counted
 
 
 def _worst(predictions: Sequence[Mapping[str, Any]], judged: bool) -> list[int]:

@@ -18,7 +18,7 @@ import yaml
 from hfadapt.card import licenses
 from hfadapt.card.build import USER_BEGIN, USER_END, Card, render_card
 from hfadapt.card.facts import QUOTING, Records, compute, shown
-from hfadapt.card.metadata import METRIC_TYPES, licence_of
+from hfadapt.card.metadata import METRIC_TYPES, licence_of, metric_type
 from hfadapt.card.record_checks import check_evidence
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RunError, nearest
@@ -228,7 +228,7 @@ def _model_index(index: Any, place: str, measured: set[str]) -> Iterator[Problem
         value, kind = metric.get("value"), metric.get("type")
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             yield Problem("a result is not a finite number", f"{place}: {kind}", got=repr(value))
-        if kind not in (known := {*METRIC_TYPES.values(), *measured}):
+        if kind not in (known := {*METRIC_TYPES.values(), *map(metric_type, measured)}):
             allowed = ", ".join(sorted(known))
             yield Problem("not a known metric", f"{place}: type", got=repr(kind), allowed=allowed)
 

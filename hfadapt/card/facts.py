@@ -52,6 +52,11 @@ def shorten(text: str, limit: int = QUOTE_CHARACTERS) -> str:
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
+def one_text(value: Any) -> str:
+    """Text as it is, words with spaces between them."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def escape(text: str) -> str:
     """Text as it is in Markdown: no markup, no HTML, no table borders."""
     line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -103,13 +108,14 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "watt-hours": lambda value: f"{value / 3600:.3g} Wh",
     "power": lambda value: f"{value:.2e}".replace("e+", " × 10^"),
     "exact": lambda value: yaml.safe_dump(round(float(value), 6)).split("\n")[0],
-    "quote": lambda value: escape(shorten(redact(html.unescape(str(value))))),
+    "quote": lambda value: escape(shorten(redact(html.unescape(one_text(value))))),
     "literal": lambda value: json.dumps(value if not isinstance(value, str) else redact(value), ensure_ascii=False),
+    "words": lambda value: json.dumps([redact(word) for word in value], ensure_ascii=False),
     "start": lambda value: json.dumps(redact(" ".join(str(value).split()[:8])), ensure_ascii=False),
     "turns": _turns,
     "printed": lambda value: redact(str(value)).replace("```", "'''"),
 }
-QUOTING = frozenset({"quote", "literal", "start", "turns", "printed"})
+QUOTING = frozenset({"quote", "literal", "words", "start", "turns", "printed"})
 """Forms that repeat what people wrote; such text is not the card's own."""
 
 

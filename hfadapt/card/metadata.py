@@ -27,6 +27,14 @@ METRIC_TYPES = {
 """Our metrics by the Hub's names."""
 
 
+def metric_type(name: str) -> str:
+    """The Hub's name of a metric, ours where it has none; a task may bring both."""
+    own = {
+        metric.name: metric.hub_name for task in registry.names("tasks") for metric in registry.task(task).own_metrics
+    }
+    return METRIC_TYPES.get(name) or own.get(name) or name
+
+
 def base_name(records: Records) -> str:
     """The base's name on the Hub, or the recipe's without a local path."""
     return str(records.value("train.json#/model_hub_id") or public_name(records.value("lock.yaml#/model")))
@@ -67,7 +75,7 @@ def hub_metadata(facts: Facts) -> dict[str, Any]:
         "base_model": base,
         "base_model_relation": method.relation,
         "datasets": [source for source in hub_sources if not source.startswith((".", "/"))],
-        "metrics": list(dict.fromkeys(METRIC_TYPES.get(metric["name"], metric["name"]) for metric in evaluated)),
+        "metrics": list(dict.fromkeys(metric_type(metric["name"]) for metric in evaluated)),
         "tags": list(dict.fromkeys(tags)),
         "co2_eq_emissions": _emissions(facts),
         "model-index": [{"name": card_title(records), "results": [_result(facts, task.pipeline_tag)]}]
@@ -102,7 +110,7 @@ def _result(facts: Facts, pipeline_tag: str) -> dict[str, Any]:
     records = facts.records
     metrics = []
     for number, metric in enumerate(records.value("evaluation.json#/metrics")):
-        kind = METRIC_TYPES.get(metric["name"], metric["name"])
+        kind = metric_type(metric["name"])
         at = f"evaluation.json#/metrics/{number}"
         metrics.append({"type": kind, "value": facts.number(f"{at}/adapter"), "name": f"{metric['name']} (adapter)"})
         if metric.get("base") is not None:

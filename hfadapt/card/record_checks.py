@@ -100,7 +100,7 @@ def _evaluation(record: EvaluationRecord, train: TrainRecord, data: DataRecord) 
     general = (record.general_text,) if record.general_text else ()
     for metric in (*record.metrics, *general, *record.harness):
         yield from _metric(metric)
-    yield from _parts(record)
+    yield from _parts(record, once=registry.schema(data.form).label_kind not in ("classes", "tokens"))
     if record.efficiency:
         if not 0 < record.efficiency.latency_p50_seconds <= record.efficiency.latency_p95_seconds:
             yield "the median latency is above the slowest twentieth's", f"{record.efficiency.latency_p50_seconds:g}"
@@ -108,8 +108,12 @@ def _evaluation(record: EvaluationRecord, train: TrainRecord, data: DataRecord) 
             yield "the size of the adapter is not that of train.json", str(record.efficiency.adapter_bytes)
 
 
-def _parts(record: EvaluationRecord) -> Said:
-    """Tests, slices, bins and examples, which all are of the evaluated rows."""
+def _parts(record: EvaluationRecord, *, once: bool) -> Said:
+    """Tests, slices, bins and examples, which all are of the evaluated rows.
+
+    Args:
+        once: Whether one class was chosen for each row, so that the bins count rows.
+    """
     rows = record.rows
     for test in record.paired_tests:
         if not 0 <= test.p_value <= 1:
@@ -121,7 +125,7 @@ def _parts(record: EvaluationRecord) -> Said:
             yield f"the slice {one.by} {one.name} has more rows than there are, or none", str(one.rows)
     found = record.calibration
     for who, bins in (("base", found.base), ("adapter", found.adapter)) if found else ():
-        if bins and sum(one.rows for one in bins) != rows:
+        if once and bins and sum(one.rows for one in bins) != rows:
             yield f"the reliability of the {who} does not count every row", str(sum(one.rows for one in bins))
         if any(not 0 <= value <= 1 for one in bins for value in (one.confidence, one.accuracy)):
             yield f"the reliability of the {who} is not a share", ""

@@ -117,16 +117,16 @@ def slice_sentences(facts: Facts) -> list[str]:
     return said
 
 
-def calibration_sentence(facts: Facts) -> str:
-    """How confidence and accuracy compare in the bin that holds most rows."""
+def calibration_sentence(facts: Facts, counted: str) -> str:
+    """How confidence and accuracy compare in the bin that holds most of what is counted: rows."""
     bins = facts.records.value(f"{EVALUATION}#/calibration/adapter")
     number = max(range(len(bins)), key=lambda n: (bins[n]["rows"], n))
     at = f"{EVALUATION}#/calibration/adapter/{number}"
     gap = bins[number]["confidence"] - bins[number]["accuracy"]
     says = "more sure than it is right" if gap > 0 else "right more often than it is sure"
     return (
-        f"Where most rows lie, the adapter is {says}: mean confidence {facts(f'{at}/confidence', 'decimal')}, "
-        f"share right {facts(f'{at}/accuracy', 'decimal')}, {facts(f'{at}/rows', 'integer')} rows."
+        f"Where most {counted} lie, the adapter is {says}: mean confidence {facts(f'{at}/confidence', 'decimal')}, "
+        f"share right {facts(f'{at}/accuracy', 'decimal')}, {facts(f'{at}/rows', 'integer')} {counted}."
     )
 
 

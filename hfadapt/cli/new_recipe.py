@@ -76,8 +76,11 @@ def _generates(model: str) -> bool:
 def _task(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], generates: bool, place: str) -> tuple[str, Shape]:
     """The task that fits the columns and the model, and how the columns are read."""
     known = [registry.task(name) for name in registry.names("tasks")]
-    # Language models learn to write where that fits the columns; a label may be of several kinds.
-    order = sorted((task for task in known if generates or not task.writes), key=lambda task: not task.writes)
+    # Those that write first, where the model does; then by the schemas that come first.
+    order = sorted(
+        (task for task in known if generates or not task.writes),
+        key=lambda task: (not task.writes, min(registry.schema(form).rank for form in task.schemas)),
+    )
     refused: DataError | None = None
     fitting: list[tuple[str, Shape]] = []
     for task in order:

@@ -67,6 +67,7 @@ def repair(
         elif isinstance(value, list):
             turns = [turn for turn in value if isinstance(turn, Mapping)]
             said = [text for turn in turns for text in turn.values() if isinstance(text, str)]
+            said += [text for text in value if isinstance(text, str)]
             garbled = garbled or any(map(looks_garbled, said))
             if mend:
                 repaired[column] = [_repair_turn(each) for each in value]

@@ -61,7 +61,8 @@ def recognise(columns: Sequence[str], asked: Columns, forms: Collection[str], pl
     lower = {column.lower(): column for column in reversed(list(columns))}
     # Where a task learns from rows of one kind of label, another schema with the same parts is out of the question.
     known = [each for each in registry.schemas() if each.name in forms or not _rival(each, forms)]
-    for part, names in _names(known).items():
+    # Another schema may know one of these columns by another name.
+    for part, names in _names(sorted(known, key=lambda each: each.name not in forms)).items():
         free = [lower[name] for name in names if name in lower and lower[name] not in parts.values()]
         if part not in parts and free and _wanted(part, said, known):
             parts[part] = free[0]
@@ -383,7 +384,7 @@ def check_columns(rows: Sequence[Row], columns: Mapping[str, str], others: Colle
         return
     schema = registry.schema(rows[0].form)
     # What a chat asks has no column of its own.
-    shown = schema.parts[0] if isinstance(rows[0].columns.get(schema.parts[0]), str) else "prompt"
+    shown = "prompt" if schema.chat else schema.parts[0]
     faults = [
         (part, fault)
         for part, fault in (

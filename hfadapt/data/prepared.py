@@ -304,7 +304,8 @@ class SourceReader:
             problem = choice_problem(what, template.makes, self._forms, place)
             raise DataError(problem.what, problems=[replace(problem, fix="leave template out of the recipe")])
         shape = format.recognise(self.columns, self.source.settings.columns, self._forms, place, template is not None)
-        names = self.source.label_names.get(shape.parts.get("label", ""), ())
+        classes = [shape.parts.get(part, "") for part in ("label", *registry.schema(shape.form).parts)]
+        names = next((known for column in classes if (known := self.source.label_names.get(column))), ())
         formatter = format.Formatter(self.source.name, shape, template, self._labels, names, self.columns)
         self.shape = formatter.shape
         return formatter

@@ -405,11 +405,18 @@ def _parquet_label_names(path: Path) -> dict[str, tuple[str, ...]]:
         features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     except (OSError, ValueError):
         return {}
-    return {
-        column: tuple(feature["names"])
-        for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
-    }
+    return {column: names for column, feature in features.items() if (names := _class_names(feature))}
+
+
+def _class_names(feature: Any) -> tuple[str, ...]:
+    """The names of the classes of a column, or of its elements, as the datasets library writes features down."""
+    if isinstance(feature, list):
+        return _class_names(feature[0]) if feature else ()
+    if not isinstance(feature, dict):
+        return ()
+    if feature.get("_type") == "ClassLabel":
+        return tuple(feature.get("names") or ())
+    return _class_names(feature.get("feature"))
 
 
 def _read_text(path: Path) -> Reading:
@@ -451,9 +458,10 @@ def open_hub(source: Source, *, split: str = "", streaming: bool = False) -> Ope
             fix="check the id, config and split, or the connection to the Hub",
         ) from None
     features = data.features or {}
+    elements = {column: getattr(feature, "feature", feature) for column, feature in features.items()}
     labels = {
         column: tuple(feature.names)
-        for column, feature in features.items()
+        for column, feature in elements.items()
         if isinstance(feature, datasets.ClassLabel) and feature.names
     }
     info = data.info

@@ -56,11 +56,28 @@ def assign(rows: Sequence[Row], groups: Sequence[int], settings: Data, given: fr
         strata[_stratum(together)].append(together)
     for stratum in strata.values():
         stratum.sort(key=lambda together: (stable_hash(settings.seed, fold(together[0].text)), together[0].place))
+        # Drawn from the front, so that what is left holds every class.
+        stratum[:] = _bringing_classes(stratum[::-1])[::-1]
     for split in ("test", "validation"):
         if wanted[split]:
             _draw(strata, split, wanted[split])
     for row in rows:
         row.split = row.split or "train"
+
+
+def _bringing_classes(groups: Sequence[list[Row]]) -> list[list[Row]]:
+    """Groups in their order, but first those with a class that no earlier one has: a few that hold every class.
+
+    Rows of one class each keep their order: strata see to their classes.
+    """
+    seen: set[str] = set()
+    first: list[list[Row]] = []
+    rest: list[list[Row]] = []
+    for together in groups:
+        classes = {name for row in together for name in row.several or ()}
+        (rest if classes <= seen else first).append(together)
+        seen |= classes
+    return [*first, *rest]
 
 
 def _stratum(together: Sequence[Row]) -> str:
@@ -145,7 +162,8 @@ def _thin(rows: list[Row], own: list[Row], wanted: int, seed: int, reason: str, 
     out: set[int] = set()
     for name, stratum in strata.items():
         stratum.sort(key=lambda row: (stable_hash(seed, "train", fold(row.text)), row.place))
-        out.update(id(row) for row in stratum[quotas[name] :])
+        ordered = _bringing_classes([[row] for row in stratum])
+        out.update(id(row) for together in ordered[quotas[name] :] for row in together)
     for row in rows:
         if id(row) in out:
             ledger.drop(row, reason)

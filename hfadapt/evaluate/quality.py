@@ -80,7 +80,7 @@ def _groups(
 ) -> Iterator[tuple[str, str, np.ndarray]]:
     """Kind, name and row numbers of every slice; a kind that would not divide the rows is left out."""
     having = [(name, has_class(adapter, index)) for index, name in enumerate(names)] if adapter.kind in CHOSEN else []
-    present = [(name, own) for name, own in having if own is not None]
+    present = [(name, own) for name, own in having if own is not None and not own.all()]
     if sum(bool(own.any()) for _, own in present) > 1:
         for name, own in present:
             yield "class", name, np.flatnonzero(own)

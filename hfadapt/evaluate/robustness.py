@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
 from hfadapt.data.rows import stable_hash
-from hfadapt.evaluate.metrics.rows import compare, leading, sampling
+from hfadapt.evaluate.metrics.rows import ROW_PARTS, compare, leading, sampling
 from hfadapt.modalities import Example, Operation, Row
 from hfadapt.records.evidence import Estimate, Perturbation
 from hfadapt.schemas import RowSchema
@@ -48,7 +48,7 @@ def robustness(bench: Bench, rows: Sequence[Row]) -> tuple[Perturbation, ...]:
     The interval of a drop is that of a paired bootstrap: the same rows with and without the change. Plain text that a
     language model learns to write has no part that could be changed alone, so there is nothing to report.
     """
-    if not rows or all(bench.schema.changed(row, lambda text, _: "") == dict(row) for row in rows):
+    if not rows or all(bench.schema.changed(row, lambda text, _: f"{text}.") == dict(row) for row in rows):
         return ()
     clean = bench.encode(rows)
     base, adapter = bench.score(clean, adapter=False), bench.score(clean)
@@ -90,8 +90,6 @@ def _scores(
     after = bench.score([changed[i] for i in new], adapter=adapter)
 
     def merged(name: str) -> Any:
-        if name == "kind":
-            return before.kind
         old, own = getattr(before, name), getattr(after, name)
         if old is None or own is None:
             return None
@@ -99,7 +97,7 @@ def _scores(
         found[new] = own
         return found
 
-    return Scores(*(merged(field.name) for field in fields(Scores)))
+    return replace(before, **{name: merged(name) for name in ROW_PARTS})
 
 
 def _drop(bench: Bench, name: str, clean: Scores, changed: Scores) -> tuple[Estimate, Metric]:

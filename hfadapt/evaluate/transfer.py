@@ -101,7 +101,7 @@ class Domain:
         gold, chosen = (
             unsaid(table[column], kind, self.names) if column in table else None for column in ("gold", "base")
         )
-        return Scores(gold, chosen, None, np.array(table["base_loss"]), np.array(table["tokens"]), kind)
+        return Scores(gold, chosen, None, np.array(table["base_loss"]), np.array(table["tokens"]), kind, self.names)
 
 
 def measure_transfer(

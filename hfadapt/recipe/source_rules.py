@@ -16,13 +16,13 @@ from hfadapt.recipe.schema import is_metric_path, is_task_path
 from hfadapt.recipe.sources import (
     HUB_ID,
     SAMPLE,
-    SUFFIXES,
     column_names,
     is_glob,
     looks_local,
     resolve_source,
     source_files,
     suffix,
+    suffixes,
 )
 from hfadapt.recipe.words import dig, show
 from hfadapt.recipe.yaml_lines import Keys, Tree
@@ -193,10 +193,10 @@ class _Domain:
         empty = next((file for file in files if file.stat().st_size == 0), None)
         if empty is not None:
             self.refuse(at, "the file is empty", str(empty.name), "a file with rows", "check how it was made")
-        if path.is_file() and suffix(path) not in SUFFIXES:
-            allowed = f"{', '.join(SUFFIXES)}, each also .gz"
+        if path.is_file() and suffix(path) not in suffixes():
+            allowed = f"{', '.join(suffixes())}, each also .gz"
             self.refuse(at, "files of this kind are not read", path.name, allowed, "save the data as CSV or JSON Lines")
-        readable = [file for file in files if suffix(file) in SUFFIXES and file.stat().st_size]
+        readable = [file for file in files if suffix(file) in suffixes() and file.stat().st_size]
         if readable:
             trained = [file for file in readable if file.name.lower().startswith("train")]
             self.check_columns(keys, entry, column_names((trained or readable)[0]))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hfadapt.core.errors import DataError, nearest
 from hfadapt.core.spec import Spec
 from hfadapt.modalities import Example, Row
 from hfadapt.schemas import LabelKind
@@ -33,6 +34,7 @@ class Scores:
         losses: (N,) negative log-likelihood in nats (of numbers the squared error), summed over the row's labels.
         tokens: (N,) number of labels behind each loss.
         kind: What `gold` and `predictions` are.
+        names: Names of the classes, where a metric reads them.
     """
 
     gold: np.ndarray | None
@@ -41,6 +43,7 @@ class Scores:
     losses: np.ndarray
     tokens: np.ndarray
     kind: LabelKind = "class"
+    names: tuple[str, ...] = ()
 
     @property
     def single(self) -> bool:
@@ -72,6 +75,8 @@ class RowMetric:
         unit_range: Whether it lies between 0 and 1, so that a point is a hundredth.
         weighted: For what is no sum over rows, such as an area under a curve: the metric of Scores and of how often
             each row was drawn, (S, N) → (S,). `statistics` and `value` are then not asked for the metric.
+        fits: Whether the scores are such as it is made for, where `needs` and `kinds` do not say it.
+        hub_name: What the Hub calls it, if it has another name there.
     """
 
     name: str
@@ -83,6 +88,8 @@ class RowMetric:
     kinds: frozenset[LabelKind] = frozenset()
     unit_range: bool = False
     weighted: Callable[[Any, np.ndarray], np.ndarray] | None = None
+    fits: Callable[[Scores], bool] = lambda scores: True
+    hub_name: str = ""
 
 
 class Answer(Spec):
@@ -155,6 +162,7 @@ class Task:
         writes: Whether its model writes text: it can be asked to generate, and general text can be scored.
         per_token: Whether its labels stand at tokens.
         packs: Whether rows may be packed into one sequence.
+        counted: What has one class each, in words for tables: rows.
         assumed_tokens: Length of rows, before any data was seen.
         folder: Where snippet.py.j2 lies: the code of the card that opens an adapter and asks it one thing, a template
             of jinja with `fact`, `peft`, `sample`, `base`, `quant`, `schema`, `example` (card/snippet.py).
@@ -174,6 +182,7 @@ class Task:
     writes: bool = False
     per_token: bool = False
     packs: bool = False
+    counted: str = "rows"
     assumed_tokens: int = 128
     answer_rows: int = ANSWER_ROWS
     folder: Path
@@ -291,3 +300,17 @@ def loss_sum(task: Task, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple
     """The loss summed over all labels of the batch, and their number."""
     losses, _ = task.losses(model, batch)
     return losses.sum(), len(losses)
+
+
+def index_of(label: Any, labels: Sequence[str], row: Row, number: int) -> int:
+    """The number of a class. Raises DataError, naming the row and the nearest class, for an unknown one."""
+    if label in labels:
+        return list(labels).index(label)
+    close = nearest(str(label), labels)
+    raise DataError(
+        "a label is not in the label set",
+        place=f"{row.get('source', 'row')} row {row.get('row', number)}",
+        got=repr(label),
+        allowed=", ".join(labels),
+        fix=f"did you mean {close!r}?" if close else None,
+    )

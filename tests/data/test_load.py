@@ -179,3 +179,23 @@ def test_class_names_in_parquet_metadata(tmp_path):
     datasets.Dataset.from_dict({"text": ["x"], "label": [1]}, features=features).to_parquet(tmp_path / "a.parquet")
     opened = sources.open_source(Source(source="a.parquet"), tmp_path)
     assert opened.label_names == {"label": ("neg", "pos")}
+
+
+@pytest.mark.parametrize("from_hub", [False, True])
+def test_class_names_of_lists(tmp_path, from_hub):
+    """A class for each word, as the datasets library keeps named entities."""
+    import datasets
+
+    names = ["O", "B-PER"]
+    features = datasets.Features(
+        {"tokens": datasets.List(datasets.Value("string")), "ner_tags": datasets.List(datasets.ClassLabel(names=names))}
+    )
+    data = datasets.Dataset.from_list([{"tokens": ["Ada", "sleeps"], "ner_tags": [1, 0]}], features=features)
+    path = tmp_path / ("data" if from_hub else "rows.parquet")
+    if from_hub:
+        path.mkdir()
+    data.to_parquet(path / "train.parquet" if from_hub else path)
+    opened = (sources.open_hub if from_hub else lambda source: sources.open_source(source, tmp_path))(
+        Source(source=str(path))
+    )
+    assert opened.label_names == {"ner_tags": tuple(names)}

@@ -130,3 +130,20 @@ def test_faults_are_all_named():
     with pytest.raises(DataError, match="missing from the training rows") as error:
         split.check_splits(rows, ("a", "b"), "domains.d")
     assert "s row 2" in str(error.value)
+
+
+def several(classes):
+    texts = [f"text {n}" for n in range(len(classes))]
+    return [Row("s", n, {"text": texts[n]}, texts[n], several=tuple(own)) for n, own in enumerate(classes)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 99))
+def test_training_keeps_a_row_of_every_class_where_rows_have_several(seed):
+    """Rare ones stand beside others, so that no stratum holds them apart."""
+    rows = several([["a", "b"]] * 40 + [["a", "rare"], ["b", "rare"], ["a", "b", "once"]])
+    assigned(rows, validation=0.4, test=0.4, seed=seed)
+    kept = split.limit_train(rows, Data(train_rows=4, seed=seed), {"s": 1.0}, Ledger())
+    train = [row for row in kept if row.split == "train"]
+    assert len(train) == 4
+    assert {name for row in train for name in row.classes} == {"a", "b", "rare", "once"}

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 BINS = 10
 CHUNK_CELLS = 20_000_000
+ROW_PARTS = ("gold", "predictions", "probabilities", "losses", "tokens")
+"""The parts of Scores that hold something for each row."""
 
 
 def _classes(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
@@ -195,7 +197,7 @@ def usable(metric: RowMetric, scores: Scores) -> bool:
         return False
     if metric.needs == "losses":
         return True
-    if metric.kinds and scores.kind not in metric.kinds:
+    if (metric.kinds and scores.kind not in metric.kinds) or not metric.fits(scores):
         return False
     return scores.predictions is not None and (metric.needs == "classes" or scores.probabilities is not None)
 
@@ -215,7 +217,7 @@ def subset(scores: Scores, rows: Sequence[int] | np.ndarray) -> Scores:
     """The scores of some of the rows."""
     parts = {
         name: value[np.asarray(rows, dtype=np.int64)]
-        for name in ("gold", "predictions", "probabilities", "losses", "tokens")
+        for name in ROW_PARTS
         if (value := getattr(scores, name)) is not None
     }
     return replace(scores, **parts)

@@ -120,9 +120,11 @@ def choice_attacks(adapter: Scores, base: Scores | None) -> dict[str, np.ndarray
         base: What a reference says that was not trained on the members. None leaves the difference out, as for a
             classifier: its baseline is a head trained on these very rows, which remembers them itself.
     """
-    found = {"loss": -adapter.losses}
+    # Rows with more labels have larger sums, whether or not they were trained on.
+    labels = np.maximum(adapter.tokens, 1) if adapter.kind == "tokens" else 1
+    found = {"loss": -adapter.losses / labels}
     if base is not None:
-        found["loss difference"] = base.losses - adapter.losses
+        found["loss difference"] = (base.losses - adapter.losses) / labels
     if adapter.single and adapter.probabilities is not None:
         assert adapter.gold is not None
         rows = np.arange(len(adapter.gold))

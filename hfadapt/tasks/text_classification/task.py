@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.core.errors import DataError, nearest
 from hfadapt.modalities import Example, Row
 from hfadapt.modalities.text import cut, pad, text_example
-from hfadapt.tasks import Answer, Batches, Scores, Served, Task
+from hfadapt.tasks import Answer, Batches, Scores, Served, Task, index_of
 
 if TYPE_CHECKING:
     import torch
@@ -117,20 +116,6 @@ class TextClassification(Task):
         """The answer in a row of logits (C,)."""
         probabilities = logits.softmax(-1)
         return Answer(text=text, label=labels[int(probabilities.argmax())], probability=float(probabilities.max()))
-
-
-def index_of(label: Any, labels: Sequence[str], row: Row, number: int) -> int:
-    """The number of a class. Raises DataError, naming the row and the nearest class, for an unknown one."""
-    if label in labels:
-        return list(labels).index(label)
-    close = nearest(str(label), labels)
-    raise DataError(
-        "a label is not in the label set",
-        place=f"{row.get('source', 'row')} row {row.get('row', number)}",
-        got=repr(label),
-        allowed=", ".join(labels),
-        fix=f"did you mean {close!r}?" if close else None,
-    )
 
 
 KIND = TextClassification()
