@@ -25,7 +25,7 @@ from hfadapt.core.errors import RunError
 from hfadapt.core.spec import write_text
 from hfadapt.records.stages import CardRecord, in_order
 from hfadapt.report.svg import loss_chart
-from hfadapt.run_folder import Cell
+from hfadapt.run_folder import LOCK, Cell
 
 USER_BEGIN, USER_END = "<!-- user:begin -->", "<!-- user:end -->"
 FAILURES = 5
@@ -391,17 +391,30 @@ def _phases(train: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tup
 
 
 def _settings(records: Records) -> list[tuple[tuple[str, ...], str | None]]:
-    """Every resolved setting with where its reason stands; what names places on a disk is left out."""
-    lock = records.file("lock.yaml")
+    """Every resolved setting with where its reason stands; what names places on a disk is left out.
+
+    So is what hfadapt has learned since the lock was written: a card stays what it was.
+    """
+    lock, written = records.file("lock.yaml"), yaml.safe_load((records.folder / LOCK).read_text(encoding="utf-8"))
     reasons = {}
     if records.has("plan.json"):
         for number, decision in enumerate(records.value("plan.json#/cells/0/decisions")):
             reasons[decision["field"]] = (decision["value"], f"plan.json#/cells/0/decisions/{number}/reason")
     found = []
     for path, value in _leaves({key: value for key, value in lock.items() if key not in NO_SETTINGS}):
+        if value is not None and not _holds(written, path):
+            continue
         decided = reasons.get(".".join(path))
         found.append((path, decided[1] if decided and decided[0] == value else None))
     return found
+
+
+def _holds(value: Any, path: Sequence[str]) -> bool:
+    for key in path:
+        if not isinstance(value, dict) or key not in value:
+            return False
+        value = value[key]
+    return True
 
 
 def _leaves(value: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:

@@ -66,6 +66,8 @@ class Flow:
         else:
             # It is not to be done now, but a stage of the whole run may have changed what its results were made from.
             stages = [] if stages[0] is self.stages[0] else [each for each in stages if each.name in cell.state.stages]
+            if not stages:
+                return
         for stage in stages:
             if self._done(cell, stage):
                 continue

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, RequestError
 from hfadapt.core.progress import Progress, Silent, quiet_libraries
-from hfadapt.pipeline.flow import Flow
+from hfadapt.pipeline.flow import Flow, stages_until
 from hfadapt.plan.make import lock as lock_cell
 from hfadapt.plan.make import make_plan
 from hfadapt.recipe.schema import AUTO, Recipe
@@ -59,6 +59,7 @@ def run_recipe(
     from hfadapt.hardware.processes import World, check_world
 
     chosen = (recipe.choose(domains) if domains else recipe).chosen
+    stages_until(registry.stages(), until)
     check_world(recipe.processes)
     compiled.switch()
     folder = folder or Path("runs") / recipe.name

@@ -508,7 +508,7 @@ def test_every_way_to_choose_a_domain_gives_it_the_same_rows(models, tmp_path, a
         cells = sorted(each.name for each in (folder / "tiny").iterdir() if each.is_dir())
         return cells, {f.name: f.read_bytes() for f in (folder / "tiny/two/this-machine/data").glob("*.parquet")}
 
-    options = {"recipe_folder": tmp_path, "until": "data"}
+    options = {"recipe_folder": tmp_path, "until": "prepare"}
     run(load_recipe(path), folder=tmp_path / "all/tiny", **options)
     run(load_recipe(path, domains=["two"]), folder=tmp_path / "loaded/tiny", **options)
     run(load_recipe(path), domains=["two"], folder=tmp_path / "asked/tiny", **options)
