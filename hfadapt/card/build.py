@@ -355,9 +355,10 @@ def _weakest(facts: Facts) -> list[str]:
         f"Weakest class: {facts.cited('`' + worst.replace('`', '') + '`')}, recall {facts(at + '/adapter', 'decimal')} "
         f"on {facts(at + '/rows', 'integer')} {counted} (baseline {facts(at + '/base', 'decimal')})."
     )
-    taken = {
-        name: n for name, n in facts.records.value("evaluation.json#")["confusion"][worst].items() if name != worst
-    }
+    chosen = facts.records.value("evaluation.json#")["confusion"].get(worst) or {}
+    taken = {name: n for name, n in chosen.items() if name != worst}
+    if not any(taken.values()):
+        return [text]
     most = max(taken, key=lambda name: (taken[name], name))
     if taken[most]:
         count = facts("evaluation.json#" + pointer("confusion", worst, most), "integer")

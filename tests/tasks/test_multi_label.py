@@ -1,0 +1,106 @@
+"""Any number of classes for texts: metrics as scikit-learn has them, rows in every spelling, and a whole run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+from tiny import command, labelled, recipe_fields, write_recipe, write_rows
+
+from hfadapt.evaluate.metrics.rows import compare
+from hfadapt.run_folder import Cell
+from hfadapt.schemas.several import KIND as SCHEMA
+from hfadapt.tasks import Scores
+from hfadapt.tasks.multi_label_classification.task import KIND, _average_precision
+
+HOW = {"resamples": 50, "confidence": 0.95, "seed": 1}
+TABLES = st.integers(2, 12).flatmap(
+    lambda n: st.tuples(
+        st.lists(st.lists(st.integers(0, 1), min_size=3, max_size=3), min_size=n, max_size=n),
+        st.lists(st.lists(st.integers(1, 9), min_size=3, max_size=3), min_size=n, max_size=n),
+    )
+)
+
+
+def scores(gold, tenths):
+    gold, sure = np.array(gold), np.array(tenths) / 10
+    return Scores(gold, (sure >= 0.5).astype(int), sure, np.ones(len(gold)), np.full(len(gold), 3), "classes")
+
+
+@settings(max_examples=60, deadline=None)
+@given(TABLES)
+def test_metrics_are_scikit_learns(tables):
+    found = scores(*tables)
+    own = {name: compare(name, None, found, **HOW).adapter for name in ("micro_f1", "subset_accuracy")}
+    assert own["micro_f1"] == pytest.approx(
+        sk.f1_score(found.gold, found.predictions, average="micro", zero_division=0)
+    )
+    assert own["subset_accuracy"] == pytest.approx(sk.accuracy_score(found.gold, found.predictions))
+    there = found.gold.any(0)
+    if there.any():
+        expected = [
+            sk.average_precision_score(found.gold[:, i], found.probabilities[:, i]) for i in np.flatnonzero(there)
+        ]
+        ap = compare("average_precision", None, found, **HOW)
+        assert ap.adapter == pytest.approx(np.mean(expected))
+        assert ap.adapter_low <= ap.adapter_high
+
+
+@settings(max_examples=30, deadline=None)
+@given(TABLES, st.randoms())
+def test_rows_drawn_twice_count_twice(tables, chance):
+    found = scores(*tables)
+    draws = np.array([chance.randint(0, 2) for _ in range(len(found.gold))], dtype=float)
+    rows = np.repeat(np.arange(len(draws)), draws.astype(int))
+    if len(rows):
+        drawn = scores(np.array(tables[0])[rows], np.array(tables[1])[rows])
+        once = _average_precision(drawn, np.ones((1, len(rows))))
+        assert _average_precision(found, draws[None])[0] == pytest.approx(once[0])
+
+
+@pytest.mark.parametrize(
+    "value", [["b", "a"], '["b", "a"]', "b; a", "a|b", "a,b", {"a": 1, "b": True, "c": 0}, ["a", "b", "a"]]
+)
+def test_every_spelling_of_two_classes(value):
+    assert SCHEMA.make({"text": "so", "label": value}, str) == {"text": "so", "label": ["a", "b"]}
+
+
+def test_no_class_is_an_answer():
+    row = SCHEMA.make({"text": "so", "label": []}, str)
+    assert row["label"] == []
+    assert SCHEMA.classes(row) == ()
+    assert KIND.target(row, ("a", "b"), 0) == (0, 0)
+
+
+def test_the_divergence_of_the_same_answers_is_zero():
+    logits = torch.randn(4, 3, dtype=torch.float64)
+    assert torch.allclose(KIND.divergence(logits, logits), torch.zeros(4, dtype=torch.float64))
+    assert (KIND.divergence(logits, logits + 1) > 0).all()
+
+
+def test_a_run_learns_and_proves_it(models, tmp_path):
+    rows = [
+        {
+            "text": row["text"] + " film" * (n % 3 == 0),
+            "label": [row["label"]] * (n % 5 > 0) + ["movie"] * (n % 3 == 0),
+        }
+        for n, row in enumerate(labelled(160))
+    ]
+    write_rows(tmp_path / "one.jsonl", rows)
+    fields = recipe_fields(models / "encoder", "multi-label-classification", dtype="float32")
+    fields["train"] |= {"max_steps": 40, "learning_rate": 0.01}
+    fields["evaluate"] = {"resamples": 200, "security": True}
+    write_recipe(tmp_path / "tiny.yaml", fields)
+    done = command("run", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.out + done.err
+    cell = Cell(tmp_path / "runs/tiny/one/this-machine")
+    assert set(cell.data.labels) == {"bad", "good", "movie"}
+    assert [metric.name for metric in cell.evaluation.metrics] == list(KIND.metrics)
+    assert set(cell.evaluation.per_class) == set(cell.data.labels)
+    assert cell.evaluation.calibration is not None
+    assert "micro_f1" in (cell.folder / "README.md").read_text()
+    told = command("predict", cell.folder, "a lovely bright film", folder=tmp_path)
+    assert told.code == 0, told.err
