@@ -45,6 +45,27 @@ def labelled(count: int, seed: int = 0, words: int = 8) -> list[dict[str, str]]:
     return rows
 
 
+def tagged(count: int, seed: int = 0) -> list[dict[str, list[str]]]:
+    """The same words with a tag each: `good` for signs of it, `bad` for all others."""
+    texts = [row["text"].split() for row in labelled(count, seed)]
+    return [{"tokens": words, "tags": [LABELS[word in GOOD] for word in words]} for words in texts]
+
+
+def entities(count: int, seed: int = 0) -> list[dict[str, list[str]]]:
+    """Words with spans in IOB2: one or two signs in a row are a GOOD or a BAD one."""
+    draw, rows = random.Random(seed), []
+    for _ in range(count):
+        words, tags = [], []
+        for _ in range(draw.randint(2, 4)):
+            kind, signs = draw.choice([("GOOD", GOOD), ("BAD", BAD)])
+            span = draw.choices(signs, k=draw.randint(1, 2))
+            others = draw.choices(PLAIN, k=draw.randint(1, 3))
+            words += [*span, *others]
+            tags += [f"{'I' if at else 'B'}-{kind}" for at in range(len(span))] + ["O"] * len(others)
+        rows.append({"tokens": words, "tags": tags})
+    return rows
+
+
 def pairs(count: int, seed: int = 0) -> list[dict[str, str]]:
     """Prompts and completions; the completion is one of two words."""
     return [{"prompt": f"{row['text']} :", "completion": f" {row['label']}"} for row in labelled(count, seed)]

@@ -91,8 +91,9 @@ class RunError(HfadaptError):
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
     """The allowed name that a misspelt `name` most likely meant, or None."""
-    matches = get_close_matches(str(name).lower(), list(allowed), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    known = {each.lower(): each for each in reversed(list(allowed))}
+    matches = get_close_matches(str(name).lower(), list(known), n=1, cutoff=0.6)
+    return known[matches[0]] if matches else None
 
 
 def choice_problem(what: str, got: str, allowed: Iterable[str], place: str | None = None) -> Problem:

@@ -84,9 +84,10 @@ def model_path(name: str) -> Path:
 
 
 def dataset(name: str) -> Sample:
-    """A sample data set; `.path` is a Parquet file with columns text and label, or messages. Fetched on first use."""
+    """A sample data set; `.path` is its file, a Parquet file where its rows had to be made. Fetched on first use."""
     sample = _cached(_entry("datasets", name))
-    return sample.model_copy(update={"path": sample.path / "rows.parquet"})
+    file = Path(sample.files[0]).name if sample.prepare == "copy" else "rows.parquet"
+    return sample.model_copy(update={"path": sample.path / file})
 
 
 @functools.cache

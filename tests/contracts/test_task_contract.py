@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import LABELS, chats, labelled, make_lock, pairs
+from tiny import LABELS, chats, labelled, make_lock, pairs, tagged
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
-from hfadapt.evaluate.metrics.rows import METRICS
+from hfadapt.evaluate.metrics.rows import known_metrics
 from hfadapt.modalities import IGNORED
 from hfadapt.modalities.text import token_ids
 from hfadapt.models.load import load_base
 from hfadapt.tasks import loss_sum
 from hfadapt.train.batches import padded
 
-ROWS = {"labelled": labelled, "completion": pairs, "messages": chats}
+ROWS = {"labelled": labelled, "completion": pairs, "messages": chats, "tokens": tagged}
 TASKS = [(task, form) for task in registry.names("tasks") for form in sorted(registry.task(task).schemas)]
 STORES = registry.names("quants")
 
@@ -39,7 +39,7 @@ def test_a_task_says_what_it_is(name):
     assert task.peft_task_type in peft.TaskType.__members__
     assert task.baseline in ("base", "linear probe")
     assert task.metrics
-    assert set(task.metrics) <= set(METRICS)
+    assert set(task.metrics) <= set(known_metrics())
     assert task.schemas
 
 

