@@ -87,9 +87,9 @@ class RowMetric:
     value: Callable[[np.ndarray], np.ndarray]
     kinds: frozenset[LabelKind] = frozenset()
     unit_range: bool = False
-    weighted: Callable[[Any, np.ndarray], np.ndarray] | None = None
     fits: Callable[[Scores], bool] = lambda scores: True
     hub_name: str = ""
+    weighted: Callable[[Any, np.ndarray], np.ndarray] | None = None
 
 
 class Answer(Spec):

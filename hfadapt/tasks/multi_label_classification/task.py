@@ -150,7 +150,7 @@ def _share(sums: np.ndarray) -> np.ndarray:
 
 
 def _metric(name: str, about: str, needs: str, statistics: Any, value: Any, weighted: Any = None) -> RowMetric:
-    return RowMetric(name, about, needs, True, statistics, value, frozenset({"classes"}), True, weighted)
+    return RowMetric(name, about, needs, True, statistics, value, frozenset({"classes"}), True, weighted=weighted)
 
 
 MultiLabel.own_metrics = (
