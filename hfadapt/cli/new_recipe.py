@@ -83,11 +83,10 @@ def _task(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], generates: 
     )
     refused: DataError | None = None
     fitting: list[tuple[str, Shape]] = []
-    for task in order:
-        for asked in (Columns(), _guess(columns, rows)):
+    for asked in (Columns(), _guess(columns, rows)):
+        for task in order if not fitting else ():
             try:
                 fitting.append((task.name, recognise(columns, asked, task.schemas, place, False)))
-                break
             except DataError as error:
                 refused = refused or error
     if not fitting:

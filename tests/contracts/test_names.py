@@ -19,6 +19,7 @@ COLUMNS_TOO = {"schemas": ("form", "schema"), "modalities": ("modality",)}
 
 OTHER_THINGS = {
     ("none", "label_kind"): "rows without labels",
+    ("tokens", "label_kind"): "a label for each token",
     ("none", "kind == 'none'"): "lm-eval's word for no filter",
     ("adapter", "RELATIONS"): "the Hub's word for a relation to the base",
     ("gguf", "sample.prepare"): "how a sample is prepared",

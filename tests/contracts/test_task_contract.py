@@ -15,7 +15,25 @@ from hfadapt.models.load import load_base
 from hfadapt.tasks import loss_sum
 from hfadapt.train.batches import padded
 
-ROWS = {"labelled": labelled, "completion": pairs, "messages": chats, "tokens": tagged}
+
+def numbered(count, seed=0):
+    """The tiny rows with a number for each class."""
+    return [{**row, "label": 1.5 + (row["label"] == "good")} for row in labelled(count, seed=seed)]
+
+
+def several(count, seed=0):
+    """The tiny rows with their class in a list; some have none."""
+    return [{**row, "label": [row["label"]] * (n % 4 > 0)} for n, row in enumerate(labelled(count, seed=seed))]
+
+
+ROWS = {
+    "scored": numbered,
+    "several": several,
+    "labelled": labelled,
+    "completion": pairs,
+    "messages": chats,
+    "tokens": tagged,
+}
 TASKS = [(task, form) for task in registry.names("tasks") for form in sorted(registry.task(task).schemas)]
 STORES = registry.names("quants")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,11 +52,17 @@ class MultiLabel(TextClassification):
         return batch
 
     def criterion(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Binary cross-entropy in nats, summed over the C classes of a row: (L,)."""
+        """Binary cross-entropy in nats of each of the C classes of a row: (L, C)."""
         import torch
 
         loss = torch.nn.functional.binary_cross_entropy_with_logits
-        return loss(logits.float(), targets.float(), reduction="none").sum(-1)
+        return loss(logits.float(), targets.float(), reduction="none")
+
+    def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """A loss for each class of each row (B·C,), and the row."""
+        _, targets, rows = self.targets(batch)
+        found = self.criterion(self.label_logits(model, batch), targets)
+        return found.flatten(), rows.repeat_interleave(found.shape[1])
 
     def divergence(self, reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """KL divergence of the C yes-or-no answers of a row, summed."""
