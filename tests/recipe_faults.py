@@ -60,7 +60,7 @@ FAULTS: dict[str, tuple[str | bytes, int, tuple[str, ...]]] = {
     "no model": ("task: causal-lm\ndomains: {a: rows.jsonl}\n", 1, ("`model` is missing", "add `model: sample:minilm-l6`")),
     "no domains": ("model: gpt2\ntask: causal-lm\n", 1, ("`domains` is missing", "add `domains: {mine:")),
     # values
-    "unknown task": (BASE.replace("classification", "clasification"), 2, ("no task of that name", "causal-lm, text-cl", "did you mean 'text-classification'?")),
+    "unknown task": (BASE.replace("classification", "clasification"), 2, ("no task of that name", "causal-lm, multi-label", "did you mean 'text-classification'?")),
     "unknown quant": (BASE + "quant: nf5\n", 5, ("no quant", "'nf5'", "auto, fp4, int8, nf4, none", "did you mean 'nf4'?")),
     "unknown method": (BASE + "adapter: {method: pisa}\n", 5, ("no adapter method", "did you mean 'pissa'?")),
     "unknown dtype": (BASE + "dtype: bf16\n", 5, ("no dtype", "float32, bfloat16, float16", "did you mean 'bfloat16'?")),
@@ -83,7 +83,7 @@ FAULTS: dict[str, tuple[str | bytes, int, tuple[str, ...]]] = {
     "word for a list": (BASE + "targets: t4\n", 5, ("`targets` cannot", "write `targets: [t4]`")),
     "nothing for a section": (BASE + "train:\n  # epochs: 3\n", 5, ("`train` is empty", "leave `train` out")),
     "nothing for a value": (BASE + "quant:\n", 5, ("`quant` is empty", "write `quant: auto`")),
-    "word for a section": (BASE + "train: fast\n", 5, ("`train` cannot", "settings: epochs, max_steps")),
+    "word for a section": (BASE + "train: fast\n", 5, ("`train` cannot", "settings: objective, objective_options, epochs")),
     "no targets": (BASE + "targets: []\n", 5, ("`targets` cannot", "one or more")),
     "bad name": (BASE + "name: my recipe!\n", 5, ("`name` cannot", "letters, digits")),
     "bad domain name": (BASE + "  'a b/c': test.csv\n", 5, ("not a usable name", "letters, digits", "call it 'a-b-c'")),
