@@ -53,7 +53,7 @@ def show(value: Any, as_json: bool = False) -> None:
     typer.echo(value.model_dump_json(indent=1) if as_json else str(value))
 
 
-def through(
+def through(  # noqa: PLR0913 - options of the command
     stage: str,
     recipe: Path,
     overrides: list[str] | None,
@@ -92,7 +92,7 @@ def through(
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913 - options of the command
     recipe: RecipeArgument,
     overrides: Overrides = None,
     domain: Domains = None,
@@ -239,7 +239,7 @@ def predict(
 
 
 @app.command()
-def export(
+def export(  # noqa: PLR0913 - options of the command
     cell: CellArgument,
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new folder.")],
     format: Annotated[str, typer.Option("--format", help="adapter, merged …; see hfadapt list formats.")] = "merged",
@@ -263,7 +263,7 @@ def export(
 
 
 @app.command()
-def publish(
+def publish(  # noqa: PLR0913 - options of the command
     path: Annotated[Path, typer.Argument(metavar="CELL_OR_RUN", help="runs/NAME/DOMAIN/TARGET, or a run.")],
     repo: Annotated[Optional[str], typer.Option("--repo", metavar="USER/NAME", help="Where on the Hub.")] = None,  # noqa: UP045
     yes: Annotated[bool, typer.Option("--yes", help="Really send it; without, only show what would be sent.")] = False,

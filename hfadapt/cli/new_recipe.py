@@ -116,7 +116,7 @@ def _guess(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Columns
     return Columns(text=text, label=label)
 
 
-def _text(
+def _text(  # noqa: PLR0913 - what the recipe is filled with
     folder: Path,
     name: str,
     model: str,

@@ -39,7 +39,7 @@ def paired_tests(base: Scores, adapter: Scores) -> tuple[PairedTest, ...]:
     return tuple(tests)
 
 
-def slices(
+def slices(  # noqa: PLR0913 - rows, and how intervals are made
     metric: str,
     base: Scores,
     adapter: Scores,

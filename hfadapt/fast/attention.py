@@ -185,7 +185,7 @@ def _added(total: torch.Tensor | None, part: torch.Tensor, like: torch.Tensor) -
     return total
 
 
-def attention(
+def attention(  # noqa: PLR0913 - as the kernel takes them
     documents: Documents,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -219,7 +219,7 @@ def _flat(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _on_cuda(
+def _on_cuda(  # noqa: PLR0913 - as the kernel takes them
     documents: Documents,
     q: torch.Tensor,
     k: torch.Tensor,
@@ -250,7 +250,7 @@ def register() -> None:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    def forward(
+    def forward(  # noqa: PLR0913 - as the kernel takes them
         module: Any,
         query: torch.Tensor,
         key: torch.Tensor,

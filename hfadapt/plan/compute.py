@@ -50,7 +50,7 @@ def training_compute(
     )
 
 
-def tuning_compute(
+def tuning_compute(  # noqa: PLR0913 - counts by name
     facts: ModelFacts,
     lock: Lock,
     *,

@@ -234,7 +234,7 @@ def _unknown_to_model(recipe: Recipe, facts: ModelFacts) -> list[Problem]:
 # --- one cell --------------------------------------------------------------------------------------------------------
 
 
-def _plan_cell(
+def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     recipe: Recipe,
     domain: str,
     target: Target,

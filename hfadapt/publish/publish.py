@@ -108,7 +108,7 @@ def warnings(cell: Cell) -> Iterator[str]:
         yield f"{cell.domain}: not to be served as {', '.join(drift.refused)}"
 
 
-def publish(
+def publish(  # noqa: PLR0913 - flags of the command
     path: Path,
     repo: str | None = None,
     *,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hfadapt.report.svg import COLOURS, chart, label, legend, line, number, text, ticks
 
 
-def heat_map(
+def heat_map(  # noqa: PLR0913 - parts of one chart
     rows: Sequence[str],
     columns: Sequence[str],
     values: Mapping[tuple[str, str], float],

@@ -98,7 +98,7 @@ def load_module(path: Path) -> evaluate.EvaluationModule:
 
 
 @quiet_libraries()
-def compare_module(
+def compare_module(  # noqa: PLR0913 - a metric, and how its interval is made
     path: Path,
     base: Scores,
     adapter: Scores,

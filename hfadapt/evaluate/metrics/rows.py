@@ -323,7 +323,7 @@ def bootstrap(
     )
 
 
-def summarise(
+def summarise(  # noqa: PLR0913 - values and samples of both sides
     name: str,
     higher_is_better: bool,
     rows: int,
