@@ -39,3 +39,9 @@ def test_a_package_can_add_a_name(monkeypatch):
         monkeypatch.undo()
         registry.names.cache_clear()
         registry.load.cache_clear()
+
+
+def test_every_folder_of_code_is_a_package():
+    """Else a wheel would lack it."""
+    folders = {path.parent for path in registry.PACKAGE.rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
