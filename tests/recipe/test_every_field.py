@@ -92,7 +92,7 @@ def put(fields: Mapping[str, Any], place: str, value: Any) -> dict[str, Any]:
 
 # --- what is looked at -----------------------------------------------------------------------------------------------
 
-CLASSES, TEXTS = "text-classification", "causal-lm"
+CLASSES, TEXTS, TAGS = "text-classification", "causal-lm", "token-classification"
 
 
 @dataclass
@@ -389,12 +389,15 @@ def template(place: str) -> dict[str, Case]:
 
 def columns(place: str, beside: Mapping[str, Any]) -> dict[str, Case]:
     """The columns of a domain or of one of its sources."""
+    tagged = json.loads(json.dumps(beside).replace("wide.jsonl", "tagged.jsonl"))
     return {
         f"{place}.text": Case(("body", "title"), rows, beside={**beside, f"{place}.label": "kind"}),
         f"{place}.label": Case(("kind", "mood"), rows, beside={**beside, f"{place}.text": "body"}),
         f"{place}.prompt": Case(("body", "title"), rows, TEXTS, {**beside, f"{place}.completion": "kind"}),
         f"{place}.completion": Case(("kind", "mood"), rows, TEXTS, {**beside, f"{place}.prompt": "body"}),
         f"{place}.messages": Case(("talk", "other_talk"), rows, TEXTS, beside),
+        f"{place}.tokens": Case(("w1", "w2"), rows, TAGS, {**tagged, f"{place}.tags": "t1"}),
+        f"{place}.tags": Case(("t1", "t2"), rows, TAGS, {**tagged, f"{place}.tokens": "w1"}),
     }
 
 
@@ -554,6 +557,10 @@ def bed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Bed:
                 ],
             }
             for row in labelled(60)
+        ],
+        "tagged": [
+            {"w1": words, "w2": words[::-1], "t1": ["A", *"B" * (len(words) - 1)], "t2": ["B", *"A" * (len(words) - 1)]}
+            for words in (row["text"].split() for row in labelled(60))
         ],
         "noisy": [
             *noise,
