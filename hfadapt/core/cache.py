@@ -98,6 +98,9 @@ def workplace(folder: Path) -> Iterator[tuple[Path, Path]]:
     Where it cannot be written, both are temporary.
     """
     try:
+        if os.path.lexists(folder) and not folder.is_dir():
+            _say(folder, "it is no folder")
+            folder.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.mkdtemp(dir=folder, prefix=".tmp-")
     except OSError as error:

@@ -209,7 +209,8 @@ def _with_kept_rates(found: Target) -> Target:
     fields: dict[str, Any] = {}
     source, measured = dict(found.source), "measured by hfadapt doctor on this machine"
     if tflops := {dtype: rate for dtype, rate in kept.tflops.items() if dtype in found.dtypes}:
-        fields["tflops"], source["tflops"] = tflops, measured
+        # The estimate of a dtype stays where its measurement made no sense.
+        fields["tflops"], source["tflops"] = {**found.tflops, **tflops}, measured
     if bandwidth := kept.bandwidth_bytes_per_second:
         fields["bandwidth_bytes_per_second"], source["bandwidth_gb_s"] = bandwidth, measured
     return found.model_copy(update={**fields, "source": source})

@@ -154,6 +154,18 @@ def test_a_whole_folder_with_which_nothing_can_be_done_is_made_anew(tmp_path, ca
     assert (place / "data").read_text() == "2"
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_in_the_place_of_a_folder_of_folders(tmp_path, caplog, link):
+    if link:
+        (tmp_path / "kind").symlink_to(tmp_path / "nowhere")
+    else:
+        (tmp_path / "kind").write_text("garbage")
+    place = cache.made(tmp_path / "kind" / "a", lambda folder: (folder / "data").write_text("x"))
+    assert place == tmp_path / "kind" / "a"
+    assert (place / "data").read_text() == "x"
+    assert "kind in the cache is ignored and made anew: it is no folder" in caplog.text
+
+
 def test_another_process_that_was_faster_is_not_disturbed(tmp_path):
     def make(folder: Path) -> None:
         if not (tmp_path / "a").exists():
@@ -230,7 +242,7 @@ def test_rates(cache_folder, monkeypatch, caplog, what):
     assert catalogue.this_machine().tflops == before.tflops
     assert "rates.json in the cache is ignored" in caplog.text
     catalogue.keep_rates(before, catalogue.Rates(tflops={"float32": 0.25}, bandwidth_bytes_per_second=2e10))
-    assert catalogue.this_machine().tflops == {"float32": 0.25}
+    assert catalogue.this_machine().tflops == {**before.tflops, "float32": 0.25}
 
 
 TRACES = {
