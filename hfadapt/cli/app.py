@@ -121,13 +121,14 @@ def plan(
     domain: Domains = None,
     target: Targets = None,
     runs: Runs = RUNS,
+    why: Annotated[bool, typer.Option("--why", help="Every reason, memory by part, and what was rejected.")] = False,
     json: Json = False,
 ) -> None:
-    """Show every decision with its reason, the predicted memory, and whether it fits. Downloads no weights."""
+    """Show whether every cell fits, its predicted memory and time, and what was decided. Downloads no weights."""
     from hfadapt.pipeline.run import plan_recipe
 
     found = plan_recipe(load(recipe, overrides, domain, target), runs=runs)
-    show(found, json)
+    show(found.why() if why and not json else found, json)
     if not found.fits:
         raise typer.Exit(1)
 
@@ -140,7 +141,7 @@ def check(
     runs: Runs = RUNS,
     json: Json = False,
 ) -> None:
-    """Prepare the data and look at it as training will see it; exit code 1 when something must be mended."""
+    """Prepare the data and look at it as training will see it; exit code 1 when something must be fixed."""
     from hfadapt.cli.terminal import Terminal
     from hfadapt.pipeline.run import check_recipe
 
@@ -433,7 +434,7 @@ def main() -> None:
 
 
 def usage_or_crash(error: Exception) -> int:
-    """A wrong command line is the user's (2); anything else is a fault of hfadapt, kept in a file for a report."""
+    """A wrong command line is the user's (2); anything else is a bug in hfadapt, kept in a file for a report."""
     if hasattr(error, "format_message") and hasattr(error, "show"):
         error.show()
         return 2
@@ -442,5 +443,5 @@ def usage_or_crash(error: Exception) -> int:
 
     with tempfile.NamedTemporaryFile("w", prefix="hfadapt-", suffix=".log", delete=False, encoding="utf-8") as file:
         file.write(traceback.format_exc())
-    typer.echo(f"{type(error).__name__}: {error}\n  this is a fault of hfadapt; details: {file.name}", err=True)
+    typer.echo(f"{type(error).__name__}: {error}\n  this is a bug in hfadapt; details: {file.name}", err=True)
     return 1

@@ -87,12 +87,11 @@ class DoctorReport(Shown, Record):
         found = [[c.name, "yes" if c.available else "no", c.detail, c.fix or ""] for c in self.capabilities]
         return [
             Heading("hfadapt doctor", 1),
-            Table(["machine", ""], rows, wrap=frozenset({""})),
+            Table(["machine", ""], rows),
             Table(["package", "version"], [[name, text] for name, text in self.packages.items()]),
             Table(
                 ["capability", "here", "what it means", "how to get it"],
                 found,
-                wrap=frozenset({"what it means", "how to get it"}),
             ),
             Text(
                 {
@@ -260,9 +259,11 @@ def _numbers(target: Target, float32: float | None, bfloat16: float | None) -> l
 def _settled(target: Target) -> Capability:
     fine = allocator.settled() or not target.on_cpu
     return Capability(
-        name="compact memory",
+        name="heap fragmentation",
         available=fine,
-        detail="freed memory is used again" if fine else "malloc keeps holes: 1.3 to 4 times the predicted peak",
+        detail="none: malloc is tuned to use freed memory again"
+        if fine
+        else "glibc malloc is not tuned: expect 1.3 to 4x the predicted peak",
         fix=None
         if fine
         else f"the hfadapt command sets it itself; in a notebook start Python with {allocator.VARIABLE}="

@@ -7,19 +7,8 @@ from pathlib import Path
 
 from hfadapt.core import registry, samples
 from hfadapt.core.errors import RequestError, choice_problem
-from hfadapt.core.show import Block, Heading, Shown, Table, show_bytes
+from hfadapt.core.show import Block, Heading, Shown, Table, View, show_bytes
 from hfadapt.hardware import catalogue
-
-
-class Listing(Shown):
-    """Blocks that show themselves."""
-
-    def __init__(self, blocks: list[Block]) -> None:
-        self._blocks = blocks
-
-    def blocks(self) -> list[Block]:
-        """What was asked for."""
-        return self._blocks
 
 
 def _targets() -> Table:
@@ -67,7 +56,7 @@ LISTS: dict[str, Callable[[], Table]] = {
 }
 
 
-def listing(what: str = "") -> Listing:
+def listing(what: str = "") -> View:
     """One list, or all of them. Raises RequestError for an unknown one."""
     if what and what not in LISTS:
         problem = choice_problem("there is no such list", what, LISTS)
@@ -76,7 +65,7 @@ def listing(what: str = "") -> Listing:
     for name, make in LISTS.items():
         if what in ("", name):
             blocks += [Heading(name), make()]
-    return Listing(blocks)
+    return View(blocks)
 
 
 def one(what: str, name: str) -> Shown:
@@ -88,7 +77,7 @@ def one(what: str, name: str) -> Shown:
         entry = samples.model_entry(name) if name in samples.models() else samples.dataset_entry(name)
         facts = entry.model_dump(exclude={"config", "path", "files", "prepare", "name"}, exclude_none=True)
         rows = [[field, str(value)] for field, value in facts.items()]
-        return Listing([Heading(f"sample:{name}"), Table(["field", "value"], rows)])
+        return View([Heading(f"sample:{name}"), Table(["field", "value"], rows)])
     if what == "run":
         from hfadapt.report.run_view import Run
         from hfadapt.run_folder import STATE

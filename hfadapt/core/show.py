@@ -7,6 +7,7 @@ a notebook displays. Numbers are given with their unit here and nowhere else.
 from __future__ import annotations
 
 import html
+import shutil
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ from dataclasses import dataclass, field
 from hfadapt.core.errors import HfadaptError
 
 WIDTH = 100
-"""Columns of a terminal that text is wrapped to, where a table says which of its columns may be."""
+"""Columns of text where there is no terminal to tell."""
+GAP = "  "
 LINE_BREAK = ("\n", "<br>")
 BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -77,15 +79,14 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells that are already strings; `right` names the columns set flush right.
+    """Rows of cells that are already strings; `right` names the columns of figures, which are set flush right.
 
-    In text, the columns in `wrap` share what WIDTH leaves of a line; a line break in one of their cells is kept.
+    A line break in a cell is kept. In text, a table of nameless columns has no heading.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     right: frozenset[str] = field(default_factory=frozenset)
-    wrap: frozenset[str] = field(default_factory=frozenset)
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -104,52 +105,109 @@ class Picture:
 Block = Heading | Text | Table | Picture
 
 
-def as_text(blocks: Sequence[Block]) -> str:
-    """Plain text for a terminal of any width; tables are aligned with spaces."""
+def as_text(blocks: Sequence[Block], width: int | None = None) -> str:
+    """Plain text for a terminal of `width` columns, by default those of this one (COLUMNS where it is set).
+
+    Lines are broken at spaces only: code and words longer than the width stay whole, so that they can be copied.
+    """
+    width = width or shutil.get_terminal_size((WIDTH, 24)).columns
     parts: list[str] = []
     for block in blocks:
         if isinstance(block, Heading):
-            parts.append(block.text if block.level > 1 else f"{block.text}\n{'=' * len(block.text)}")
+            lines = _wrapped(block.text, width)
+            parts.append("\n".join([*lines, "=" * max(map(len, lines))] if block.level == 1 else lines))
         elif isinstance(block, Text):
-            parts.append(block.text)
+            parts.append(block.text if block.code else "\n".join(_wrapped(block.text, width)))
         elif isinstance(block, Table):
-            parts.append(_text_table(block))
+            parts.append(_text_table(block, width))
     return "\n\n".join(parts)
 
 
-def _text_table(table: Table) -> str:
-    widths = [max(len(str(row[i])) for row in [table.columns, *table.rows]) for i in range(len(table.columns))]
-    flexible = [i for i, column in enumerate(table.columns) if column in table.wrap]
-    if flexible:
-        left = WIDTH - 2 * (len(widths) - 1) - sum(width for i, width in enumerate(widths) if i not in flexible)
-        for count, i in zip(range(len(flexible), 0, -1), sorted(flexible, key=lambda i: widths[i]), strict=True):
-            # The narrow ones keep what they need; the wide ones share the rest.
-            widths[i] = max(12, len(table.columns[i]), min(widths[i], left // count))
-            left -= widths[i]
+def _text_table(table: Table, width: int) -> str:
+    """Columns side by side, or one below the other where not even their longest words fit into a line."""
+    rows = [[str(cell) for cell in row] for row in table.rows]
+    widths = _widths(table, rows, width - len(GAP) * (len(table.columns) - 1))
+    if widths is None:
+        return "\n".join(line for n, row in enumerate(rows) for line in _stacked(table, row, width, n > 0))
 
-    def line(cells: Sequence[str]) -> str:
-        shown = [
-            str(cell).rjust(width) if column in table.right else str(cell).ljust(width)
-            for cell, width, column in zip(cells, widths, table.columns, strict=True)
-        ]
-        return "  ".join(shown).rstrip()
+    def lines(cells: Sequence[Sequence[str]]) -> list[str]:
+        shown = []
+        for n in range(max(map(len, cells))):
+            parts = [cell[n] if n < len(cell) else "" for cell in cells]
+            aligned = [
+                part.rjust(size) if column in table.right else part.ljust(size)
+                for part, size, column in zip(parts, widths, table.columns, strict=True)
+            ]
+            shown.append(GAP.join(aligned).rstrip())
+        return shown
 
-    def lines(cells: Sequence[str]) -> list[str]:
-        parts = [_wrapped(str(cell), widths[i]) if i in flexible else [str(cell)] for i, cell in enumerate(cells)]
-        return [line([part[n] if n < len(part) else "" for part in parts]) for n in range(max(map(len, parts)))]
+    body = []
+    for row in rows:
+        cells, below = [_wrapped(cell, size) for cell, size in zip(row, widths, strict=True)], []
+        if max(map(len, cells[-1])) > widths[-1]:
+            below, cells[-1] = ["    " + line for line in _wrapped(row[-1], width - 4)], [""]
+        body += lines(cells) + below
+    if not any(table.columns):
+        return "\n".join(body)
+    head = lines([_wrapped_heading(column, size) for column, size in zip(table.columns, widths, strict=True)])
+    return "\n".join([*head, GAP.join("-" * size for size in widths), *body])
 
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([line(table.columns), rule, *(text for row in table.rows for text in lines(row))])
+
+def _widths(table: Table, rows: Sequence[Sequence[str]], room: int) -> list[int] | None:
+    """The width of each column, together at most `room`; None where the longest words need more.
+
+    Figures are broken only where there is no other way, and addresses in the last column may need more: they get lines
+    of their own. What is left over goes where the most text is for the width.
+    """
+
+    def longest(parts: Sequence[str]) -> int:
+        return max(map(len, parts), default=0)
+
+    headings = [longest(column.replace("-", "- ").split()) for column in table.columns]
+    cells = [[line for row in rows for line in row[n].split("\n")] for n in range(len(table.columns))]
+    content = [max(heading, longest(lines)) for heading, lines in zip(headings, cells, strict=True)]
+    words = [max(heading, longest(" ".join(lines).split())) for heading, lines in zip(headings, cells, strict=True)]
+    figures = [content[n] if column in table.right else words[n] for n, column in enumerate(table.columns)]
+    short = max(headings[-1], longest([word for word in " ".join(cells[-1]).split() if len(word) <= room // 3]))
+    widths = next((least for least in (figures, words, [*words[:-1], short]) if sum(least) <= room), None)
+    if widths is None:
+        return None
+    widths, left, area = list(widths), room - sum(widths), [sum(map(len, lines)) for lines in cells]
+    while left and (growing := [n for n, size in enumerate(widths) if size < content[n]]):
+        widths[max(growing, key=lambda n: area[n] / max(widths[n], 1))] += 1
+        left -= 1
+    for n, column in sorted(enumerate(table.columns), key=lambda pair: len(pair[1]) - widths[pair[0]]):
+        # A heading in one line, where there is room for all of it.
+        if 0 < (more := len(column) - widths[n]) <= left:
+            widths[n], left = widths[n] + more, left - more
+    return widths
 
 
-def _wrapped(cell: str, width: int) -> list[str]:
+def _stacked(table: Table, row: Sequence[str], width: int, more: bool) -> list[str]:
+    """A row with a line for each of its columns, the first one flush left, after a blank line where it is not empty."""
+    lines = [""] if more and row[0] else []
+    for n, (column, cell) in enumerate(zip(table.columns, row, strict=True)):
+        indent = "  " if n else ""
+        named = f"{column}: {cell}" if column else cell
+        lines += [indent + line for line in _wrapped(named, width - len(indent)) if cell]
+    return lines
+
+
+def _wrapped_heading(column: str, width: int) -> list[str]:
+    """Like a cell, but also broken at hyphens."""
+    if len(column) <= width:
+        return [column]
+    return [line.replace("- ", "-") for line in _wrapped(column.replace("-", "- "), width)]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
     """Lines of at most `width` characters; each paragraph keeps its indent."""
     return [
-        text
-        for paragraph in cell.split("\n")
-        for text in textwrap.wrap(
+        line
+        for paragraph in text.split("\n")
+        for line in textwrap.wrap(
             paragraph,
-            width,
+            max(width, 1),
             subsequent_indent=" " * (len(paragraph) - len(paragraph.lstrip())),
             break_on_hyphens=False,
             break_long_words=False,
@@ -216,3 +274,14 @@ class Shown:
 
     def _repr_html_(self) -> str:
         return as_html(self.blocks())
+
+
+class View(Shown):
+    """Blocks that show themselves."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self._blocks = list(blocks)
+
+    def blocks(self) -> list[Block]:
+        """As they were given."""
+        return self._blocks

@@ -449,7 +449,7 @@ def make_record(
     kept = sum(counted["splits"].values())
     if rows_in != kept + sum(counted["dropped"].values()):
         raise RunError(
-            "rows are unaccounted for; this is a fault in hfadapt",
+            "rows are unaccounted for; this is a bug in hfadapt",
             place=f"domains.{name}",
             got=f"{rows_in} in, {kept} kept, {sum(counted['dropped'].values())} dropped",
         )

@@ -112,7 +112,7 @@ class FastPath:
         parts = {
             f"{self.low_rank_layers} low-rank layers": self.low_rank_layers,
             "attention inside rows": self.attention,
-            "rows in one line": packed,
+            "packed sequences": packed,
             "loss on labelled positions": in_pieces,
             f"{self.norms} norms": self.norms,
             f"{self.gates} gated activations": self.gates,

@@ -26,7 +26,6 @@ else:
     import tomli as tomllib
 
 THIS_MACHINE = "this-machine"
-WRAPPED = frozenset({"value", "source"})
 GIB = 1 << 30
 Kind = Literal["cpu", "cuda", "rocm", "xpu", "mps", "serve-only"]
 
@@ -109,7 +108,7 @@ class Target(Shown, Spec):
         return [
             Heading(f"{self.name}: {self.title}", 1),
             Text(verdict),
-            Table(["figure", "value", "source"], rows, wrap=WRAPPED),
+            Table(["figure", "value", "source"], rows),
         ]
 
 

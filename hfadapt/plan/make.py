@@ -116,7 +116,7 @@ def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
         if record.audit is not None and record.audit.rows:
             labelled = record.audit.labelled_tokens / record.audit.rows
         return Work(
-            basis=f"{lengths.rows:,} training rows of {lengths.mean:.0f} tokens in the mean, {longest} at most"
+            basis=f"{lengths.rows:,} training rows of {lengths.mean:.0f} tokens on average, {longest} max"
             + (", as augmented" if record.augmented else ""),
             longest_tokens=longest,
             mean_tokens=lengths.mean,
@@ -169,7 +169,7 @@ def _impossible(recipe: Recipe, target: Target) -> list[Problem]:
     if recipe.train.together is True and not (recipe.train.fast.low_rank and method.shares_base):
         found.append(
             Problem(
-                "these adapters cannot be trained together",
+                "these adapters cannot be co-trained",
                 place="train.together",
                 got=f"adapter.method {method.name}, train.fast.low_rank {recipe.train.fast.low_rank}".lower(),
                 allowed=f"method {' or '.join(sharing)}, with train.fast.low_rank",
@@ -197,7 +197,7 @@ def _unknown_to_model(recipe: Recipe, facts: ModelFacts) -> list[Problem]:
     if recipe.train.checkpointing is True and not facts.recomputes:
         found.append(
             Problem(
-                f"{facts.architecture} knows no activation checkpointing",
+                f"{facts.architecture} has no activation checkpointing",
                 place="train.checkpointing",
                 got="true",
                 allowed="false, auto",
@@ -206,7 +206,7 @@ def _unknown_to_model(recipe: Recipe, facts: ModelFacts) -> list[Problem]:
         )
     layers, several = recipe.adapter.layers, facts.stacks != 1
     if layers != AUTO and (several or layers > facts.layers):
-        why = "not one list of layers, so that it has no last ones" if several else f"{facts.layers} layers"
+        why = "not one list of layers, so there are no last ones" if several else f"{facts.layers} layers"
         found.append(
             Problem(
                 f"{facts.architecture} has {why}",
@@ -221,7 +221,7 @@ def _unknown_to_model(recipe: Recipe, facts: ModelFacts) -> list[Problem]:
     if barred:
         found.append(
             Problem(
-                f"{facts.model_type} reads some weights in a fused kernel, where an adapter would be left out",
+                f"{facts.model_type} reads some weights in a fused kernel, which bypasses an adapter",
                 place="adapter.modules",
                 got=", ".join(barred),
                 allowed=", ".join(adaptable(facts)),
@@ -293,16 +293,16 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     seconds, rate = _time(chosen, work, decided, world)
     warnings, served = _served(target, facts)
     if trainer.on_cpu and not final.settled:
-        warnings.append("malloc is not set as hfadapt run sets it, so more memory is needed: see hfadapt doctor")
+        warnings.append("glibc malloc is not tuned, expect 1.3 to 4x the predicted peak: see hfadapt doctor")
     if not predict.is_traced(facts, final):
-        warnings.append("a step of this model could not be traced: the predicted memory is a rough formula's")
+        warnings.append("a step of this model could not be traced: its memory is a rough estimate")
     if trainer.on_cpu and facts.experts:
         warnings.append(
-            "experts on a CPU: a kernel is compiled and kept for every number of tokens that an expert gets; these "
-            "hundreds of MiB, which grow with the steps, are not predicted"
+            "experts on a CPU: a kernel is kept for each token count of an expert; these hundreds of MiB grow with the "
+            "steps and are not predicted"
         )
     if trainer.devices > 1 and world < trainer.devices:
-        warnings.append(f"{world} of {trainer.devices} devices are used: the effective batch divides no further")
+        warnings.append(f"{world} of {trainer.devices} devices are used: the effective batch cannot be split further")
     return CellPlan(
         domain=domain,
         target=target.name,
@@ -352,13 +352,13 @@ def _served(target: Target, facts: ModelFacts) -> tuple[list[str], bool]:
     fits = size * 1.2 <= target.budget_bytes
     words = "fits" if fits else "DOES NOT FIT"
     said = [
-        f"{target.name} only serves: training runs on this machine, the result leaves as {target.export}; about "
-        f"{show_bytes(size)} in 4 bits {words} in the {show_bytes(target.budget_bytes)} one program has there"
+        f"{target.name} only serves: trained on this machine, exported as {target.export}; about {show_bytes(size)} in "
+        f"4 bits {words} in the {show_bytes(target.budget_bytes)} that one program has there"
     ]
     if why := _unwritten(str(target.export), facts):
         said.append(
-            f"hfadapt does not write {target.export} of this model ({why}): use hfadapt export --format merged, and "
-            "convert that with the tools of the device"
+            f"hfadapt does not write {target.export} of this model ({why}): export --format merged and convert it with "
+            "the device's tools"
         )
     return said, fits
 

@@ -37,24 +37,24 @@ SMALL_ENCODER_PARAMETERS = 100_000_000
 SMALL_LM_PARAMETERS = 500_000_000
 
 DEFAULTS: dict[str, tuple[Any, str]] = {
-    "adapter.method": ("lora", "reaches full fine-tuning on most tasks at under 1 % of its trained weights"),
-    "adapter.rank": (16, "ranks above 16 rarely gain on data sets of this size"),
-    "adapter.alpha": (32.0, "twice the rank, so the learning rate keeps its meaning when the rank changes"),
-    "adapter.dropout": (0.0, "short runs with few trained weights do not overfit enough to need it"),
-    "adapter.modules": (("all-linear",), "adapting every linear layer beats more rank on fewer of them"),
-    "train.schedule": ("linear", "falls to zero, so the last weights are settled"),
-    "train.warmup_ratio": (0.06, "lets the optimizer's second moments settle before full steps"),
+    "adapter.method": ("lora", "close to full fine-tuning, with under 1% of the weights trained"),
+    "adapter.rank": (16, "higher ranks rarely gain on data sets of this size"),
+    "adapter.alpha": (32.0, "twice the rank: one learning rate suits every rank"),
+    "adapter.dropout": (0.0, "short runs with few trained weights rarely overfit"),
+    "adapter.modules": (("all-linear",), "all linear layers beat a higher rank on fewer"),
+    "train.schedule": ("linear", "decays to zero, so the last weights are settled"),
+    "train.warmup_ratio": (0.06, "the optimizer's second moments settle before full steps"),
     "train.weight_decay": (0.0, "low-rank adapters are small already"),
-    "train.optimizer": ("adamw", "its states exist for trained weights only, so they are small"),
+    "train.optimizer": ("adamw", "its states are small: trained weights only"),
 }
 ENCODER_DEFAULTS: dict[str, tuple[Any, str]] = {
     "train.learning_rate": (3e-4, "usual for LoRA on encoders of 100 M parameters and more"),
-    "train.batch_rows": (16, "many optimizer steps per pass matter more than a large batch on small data"),
-    "train.epochs": (2.0, "one pass leaves a fresh head short of training; more passes gain little"),
+    "train.batch_rows": (16, "on small data many steps matter more than a large batch"),
+    "train.epochs": (2.0, "one pass undertrains a new head, more than two gain little"),
 }
 LM_DEFAULTS: dict[str, tuple[Any, str]] = {
     "train.learning_rate": (2e-4, "usual for LoRA on language models"),
-    "train.batch_rows": (16, "many optimizer steps per pass matter more than a large batch on small data"),
+    "train.batch_rows": (16, "on small data many steps matter more than a large batch"),
     "train.epochs": (1.0, "language models memorise repeated rows quickly"),
 }
 ALL_LINEAR = "all-linear"
@@ -66,7 +66,7 @@ EVALUATIONS = 4
 CHECKPOINT_SECONDS = 60.0
 COMPILED_KINDS = ("cuda", "rocm")
 CACHED_EPOCHS = 1.5
-"""Outputs of frozen layers are kept where every row is met this often in the mean."""
+"""Outputs of frozen layers are kept where every row is met this often on average."""
 TOGETHER_GAIN = 1.1
 """Domains are trained together when that is faster than one after the other by this much."""
 LONGEST_TOKENS = 4096
@@ -127,17 +127,17 @@ def settle_data(decided: Decisions, facts: ModelFacts, work: Work) -> int:
     """Longest row and packing; returns the length in tokens."""
     cap = min(facts.max_positions or LONGEST_TOKENS, LONGEST_TOKENS)
     longest = min(cap, -(-work.longest_tokens // 8) * 8)
-    reason = f"{work.basis}; rounded up to a multiple of 8"
+    reason = "the longest row, rounded up to a multiple of 8"
     if longest < work.longest_tokens:
-        reason = f"{work.basis}; longer ones are cut, as {cap} tokens is the most that is planned for this model"
+        reason = f"the most that is planned for this model; rows of up to {work.longest_tokens:,} tokens are cut"
     rejected = []
     if work.lengths is not None and work.lengths.p95 + 8 < longest:
-        rejected.append(Rejected(value=str(-(-work.lengths.p95 // 8) * 8), reason="would cut 5 % of the rows"))
+        rejected.append(Rejected(value=str(-(-work.lengths.p95 // 8) * 8), reason="would cut 5% of the rows"))
     length = int(decided.settle("data.max_length", max(8, longest), reason, tuple(rejected)))
     packs = registry.task(decided.recipe.task).packs and decided.recipe.train.fast.attention
-    reason = "rows stand one after the other without padding, attention stays inside each"
+    reason = "packed sequences need no padding; attention stays within each"
     if not packs:
-        reason = "rows are sorted by length and padded to the longest of their micro-batch only"
+        reason = "sorted by length and padded to the longest of each micro-batch"
     decided.settle("data.packing", packs, reason)
     return length
 
@@ -147,18 +147,15 @@ def settle_training(decided: Decisions, recipe: Recipe, facts: ModelFacts, work:
     generative = facts.generates
     table = {**DEFAULTS, **(LM_DEFAULTS if generative else ENCODER_DEFAULTS)}
     if not generative and facts.parameters < SMALL_ENCODER_PARAMETERS:
-        reason = "as good as 1e-3, at which some domains fall back to their largest class"
+        reason = "as good as 1e-3, where some domains collapse to one class"
         table["train.learning_rate"] = (5e-4, reason)
     if generative and facts.parameters < SMALL_LM_PARAMETERS:
-        table["train.learning_rate"] = (5e-4, "language models under 500 M parameters bear a higher rate than 2e-4")
+        table["train.learning_rate"] = (5e-4, "models under 500 M parameters tolerate more than 2e-4")
     if "adapter.rank" in table and (rank := decided.asked("adapter.rank")) is not None:
         table["adapter.alpha"] = (2.0 * rank, table["adapter.alpha"][1])
-    table["adapter.layers"] = (
-        facts.layers,
-        "every layer has something to add; those below the last N, if fewer are wanted, stay frozen",
-    )
+    table["adapter.layers"] = (facts.layers, "all layers; fewer means the last ones")
     if fused(facts):
-        reason = f"all linear layers but those that {facts.model_type} reads in a fused kernel"
+        reason = f"all linear layers except those in {facts.model_type}'s fused kernels"
         table["adapter.modules"] = (adaptable(facts), reason)
     for name in (
         "adapter.method",
@@ -180,7 +177,7 @@ def settle_training(decided: Decisions, recipe: Recipe, facts: ModelFacts, work:
     steps = optimizer_steps(recipe, work, decided)
     every = max(1, steps // EVALUATIONS)
     basis = f"{steps:,} steps" if work.rows or recipe.train.max_steps else f"{rows:,} rows assumed, so {steps:,} steps"
-    decided.settle("train.evaluate_every_steps", every, f"about {EVALUATIONS} times in a run: {basis}")
+    decided.settle("train.evaluate_every_steps", every, f"about {EVALUATIONS} validations a run: {basis}")
 
 
 def optimizer_steps(recipe: Recipe, work: Work, decided: Decisions) -> int:
@@ -208,26 +205,25 @@ def settle_storage(decided: Decisions, question: Question, chosen: Candidate, ca
             Rejected(value=_value(value), reason=_why(candidate, chosen, budget)) for value, candidate in found.items()
         )[:4]
 
-    fits = chosen.peak_bytes <= budget
-    figures = f"peak {show_bytes(chosen.peak_bytes)} of {show_bytes(budget)} usable"
-    verdict = "an unquantised base needs more than there is, or is slower" if work.store.quantised else "it fits"
-    if not fits:
-        verdict = "nothing that was looked at fits; this needs the least"
+    verdict = "unquantised does not fit, or is slower" if work.store.quantised else "fits unquantised"
+    if chosen.peak_bytes > budget:
+        verdict = "nothing fits; this needs the least memory"
     decided_on = (*others(lambda w: w.quant), *_not_tried(question, work, {c.workload.quant for c in candidates}))
-    decided.settle("quant", work.quant, f"{verdict}: {figures}", decided_on)
+    decided.settle("quant", work.quant, verdict, decided_on)
     decided.settle("dtype", work.dtype, _dtype_reason(work, trainer), others(lambda w: (w.quant, w.dtype)))
+    parts = question.rows // work.micro_batch_rows
     decided.settle(
         "train.micro_batch_rows",
         work.micro_batch_rows,
-        f"about the fastest that fits; accumulated to the effective batch of {decided.value('train.batch_rows')} rows",
+        "about the fastest that fits" + (f", accumulated {parts} times" if parts > 1 else ""),
         others(lambda w: w.micro_batch_rows),
     )
     rejected = others(lambda w: w.checkpointing)
     if not question.facts.recomputes:
         rejected = (Rejected(value="True", reason=f"{question.facts.architecture} cannot"),)
     elif not rejected and not work.checkpointing:
-        rejected = (Rejected(value="True", reason="not needed: every layer would be computed once more"),)
-    reason = "activations of all layers do not fit at this speed" if work.checkpointing else "all activations fit"
+        rejected = (Rejected(value="True", reason="not needed: every layer would be computed twice"),)
+    reason = "all activations do not fit at this speed" if work.checkpointing else "all activations fit"
     decided.settle("train.checkpointing", work.checkpointing, reason, rejected)
 
 
@@ -236,7 +232,7 @@ def settle_checkpoints(decided: Decisions, chosen: Candidate) -> None:
     every = decided.value("train.evaluate_every_steps")
     seconds = (chosen.seconds_per_step or CHECKPOINT_SECONDS) * every
     times = max(1, math.ceil(CHECKPOINT_SECONDS / max(seconds, 1e-9)))
-    reason = "together with each validation" if times == 1 else "with a validation, about once a minute"
+    reason = "with each validation" if times == 1 else "with a validation, about once a minute"
     decided.settle("train.checkpoint_every_steps", every * min(times, EVALUATIONS + 1), reason)
 
 
@@ -249,21 +245,21 @@ def settle_together(decided: Decisions, question: Question, chosen: Candidate, s
     able = able and (not store.quantised or store.unpacks(question.target.on_cpu))
     together = shared(question, chosen, sharing) if able and sharing > 1 else None
     if together is None:
-        alone = "there is one domain" if sharing < 2 else f"{question.method} with these settings is trained alone"
+        alone = "only one domain" if sharing < 2 else f"{question.method} with these settings trains alone"
         decided.settle("train.together", False, alone)
         return chosen
     gain = (chosen.seconds_per_step or 1.0) / (together.seconds_per_step or 1.0)
     fits = together.peak_bytes <= budget
     peak = show_bytes(together.peak_bytes)
     worth = fits and gain >= TOGETHER_GAIN
-    reason = f"{sharing} domains on one base are {gain:.2f} times as fast as one after the other, in {peak}"
-    rejected: tuple[Rejected, ...] = ()
+    reason = f"{sharing} domains on one base, faster than one by one"
+    rejected = (Rejected(value="False", reason=f"one by one takes {gain:.2f}x the time"),)
     if not worth:
-        why = f"only {gain:.2f} times as fast, in {peak}" if fits else f"does not fit: {peak} of {show_bytes(budget)}"
+        why = f"only {gain:.2f}x as fast, in {peak}" if fits else f"does not fit: {peak} of {show_bytes(budget)}"
         rejected = (Rejected(value="True", reason=why),)
-        reason = "one domain after the other: their batches fill the processor already"
+        reason = "one by one: a single batch fills the processor already"
         if not fits:
-            reason = "one domain after the other: together they do not fit"
+            reason = "one by one: co-training does not fit"
     return together if decided.settle("train.together", worth, reason, rejected) else chosen
 
 
@@ -271,15 +267,15 @@ def settle_resident(decided: Decisions, question: Question, chosen: Candidate) -
     """How many layers of a quantised base are kept unpacked beside it while training."""
     work, trainer = chosen.workload, question.target
     if not (work.store.unpacks(trainer.on_cpu) and predict.own_layers(work)):
-        name, why = "train.resident_layers", "nothing is unpacked for each use"
+        name, why = "train.resident_layers", "no weights are unpacked at each use"
         decided.settle(name, 0, why, if_asked=f"without effect, as {why}" if decided.asked(name) else "")
         return chosen
     asked = decided.asked("train.resident_layers")
     found = resident(question, chosen) if chosen.peak_bytes <= question.budget_bytes else chosen
     count = found.workload.resident_layers
     extra = found.peak_bytes - chosen.peak_bytes
-    words = f"unpacked copies of {count} linear layers fit ({show_bytes(extra)}), so steps need not unpack them"
-    decided.settle("train.resident_layers", count, words if count else "there is no room for unpacked copies")
+    words = f"unpacked copies of {count} linear layers fit ({show_bytes(extra)}) and save time"
+    decided.settle("train.resident_layers", count, words if count else "no room for unpacked copies")
     if asked is None:
         return found
     given = chosen.workload.model_copy(update={"resident_layers": asked})
@@ -296,12 +292,12 @@ def settle_compile(decided: Decisions, question: Question, chosen: Candidate, st
     takes = compile_seconds(found.workload)
     saves = steps * ((chosen.seconds_per_step or 0.0) - (found.seconds_per_step or 0.0))
     fits = found.peak_bytes <= question.budget_bytes
-    words = f"it saves about {show_seconds(saves)} in {steps:,} steps and takes {show_seconds(takes)} first"
+    words = f"saves about {show_seconds(saves)} in {steps:,} steps; compiling takes {show_seconds(takes)}"
     if not fits:
-        words = f"with it {show_bytes(found.peak_bytes)} are needed, of {show_bytes(question.budget_bytes)}"
+        words = f"needs {show_bytes(found.peak_bytes)} of {show_bytes(question.budget_bytes)}"
     if fits and saves > takes:
         return found if decided.settle(name, True, words) else chosen
-    reason = "not worth its time in so few steps" if fits else "it does not fit"
+    reason = "too few steps to pay off" if fits else "does not fit"
     return found if decided.settle(name, False, reason, (Rejected(value="True", reason=words),)) else chosen
 
 
@@ -310,19 +306,19 @@ def settle_frozen_cache(decided: Decisions, question: Question, chosen: Candidat
     facts, name = question.facts, "train.fast.frozen_cache"
     layers = predict.frozen_layers(facts, chosen.workload)
     if not layers or decided.recipe.data.augment.on:
-        why = "no layer lies below the first one that is trained"
+        why = "no layer lies below the first trained one"
         if layers:
-            why = "data.augment changes the rows in every epoch, so that their outputs are not met again"
+            why = "data.augment changes the rows in every epoch, so their outputs are not seen again"
         decided.settle(name, False, why, if_asked=f"without effect, as {why}" if decided.asked(name) else "")
         return chosen
     rows = work.rows or ASSUMED_ROWS
     met = optimizer_steps(decided.recipe, work, decided) * decided.value("train.batch_rows") / rows
     size = rows * question.mean_tokens * facts.hidden_size * predict.DTYPE_BYTES[chosen.workload.dtype]
-    which = "all layers are frozen" if layers == facts.layers else f"the first {layers} of {facts.layers} are frozen"
+    which = "all layers are frozen" if layers == facts.layers else f"{layers} of {facts.layers} layers are frozen"
     worth = met >= CACHED_EPOCHS
-    words = f"{which}: their outputs ({show_bytes(int(size))} on disk) are made once and used {met:.0f} times"
+    words = f"{which}: outputs ({show_bytes(int(size))} on disk) are computed once, used {met:.0f} times"
     if not worth:
-        words = f"{which}, but a row is met {met:.1f} times: nothing to keep their outputs for"
+        words = f"{which}, but a row is seen {met:.1f} times: nothing to keep"
     kept = decided.settle(name, worth, words, if_asked=words if decided.asked(name) else "")
     return cached(question, chosen, min(1.0, 1 / met)) if kept else chosen
 
@@ -331,13 +327,13 @@ def _nothing_to_compile(question: Question, work: Workload) -> str:
     """Why torch.compile is of no use, or nothing."""
     trainer = question.target
     if not work.fast:
-        return "the passes of a step are left to the libraries"
+        return "elementwise operations are left to the libraries"
     if trainer.on_cpu:
-        return "hfadapt's own kernels make the passes that it would fuse"
+        return "hfadapt's own kernels do what it would fuse"
     if trainer.kind not in COMPILED_KINDS:
         return f"not known to work on {trainer.name}"
     if not predict.own_passes(question.facts, work):
-        return f"of {question.facts.architecture} it has no passes to fuse"
+        return f"nothing to fuse in {question.facts.architecture}"
     return ""
 
 
@@ -348,7 +344,7 @@ def _not_tried(question: Question, work: Workload, tried: set[str]) -> list[Reje
         size = min(stored_bytes(question, q, d) for q, d in storages_of(question) if q == quant)
         if quant in tried:
             continue
-        reason = f"not needed: it would save {show_bytes(plain - size)} of weights, and each use would unpack them"
+        reason = f"not needed: saves {show_bytes(plain - size)} of weights, unpacked at each use"
         if size > plain:
             reason = f"does not fit: the weights alone need {show_bytes(size)} of {show_bytes(question.budget_bytes)}"
         found.append(Rejected(value=quant, reason=reason))
@@ -357,17 +353,12 @@ def _not_tried(question: Question, work: Workload, tried: set[str]) -> list[Reje
 
 def _dtype_reason(work: Workload, trainer: Target) -> str:
     if work.store.quantised:
-        return f"of what is not quantised and of all products: {work.matmul_dtype} is the fastest on {trainer.name}"
+        return f"{work.matmul_dtype} has the fastest matmuls on {trainer.name}"
     if work.dtype == "float32" and trainer.fast_dtype != "float32":
-        return (
-            "a small model: kept in float32, so the adapter gives the same numbers wherever it is loaded; "
-            f"products of adapted layers run in {work.matmul_dtype}"
-        )
-    return (
-        f"the fastest matrix products of {trainer.name}, in half the memory"
-        if work.dtype != "float32"
-        else (f"the fastest dtype of {trainer.name}")
-    )
+        return f"small model: same results wherever it is loaded; adapted layers multiply in {work.matmul_dtype}"
+    if work.dtype == "float32":
+        return f"the fastest dtype of {trainer.name}"
+    return f"the fastest matmuls of {trainer.name}, in half the memory"
 
 
 def _value(value: Any) -> str:
@@ -380,7 +371,7 @@ def _why(other: Candidate, chosen: Candidate, budget: int) -> str:
     seconds, best = other.seconds_per_step, chosen.seconds_per_step
     peak = show_bytes(other.peak_bytes)
     if seconds is None or best is None:
-        return f"fits in {peak}, but gives more up"
+        return f"fits in {peak}, but gives up more"
     if seconds > best * 1.005:
         return f"slower: {show_seconds(seconds)} a step instead of {show_seconds(best)}, in {peak}"
     return f"not faster ({show_seconds(seconds)} a step), in {peak}"
@@ -394,10 +385,10 @@ def settle_evaluation(
     reason = "the task's usual metrics"
     if facts.generates and work.small_label_set:
         names = ("label_accuracy", "macro_f1", "calibration_error", *names)
-        reason = "completions come from a small label set, so the choice among them is scored as well"
+        reason = "completions are labels, so the choice among them is scored too"
     elif facts.generates and recipe.evaluate.generate_rows:
         names = (*names, "exact_match", "rouge_l", "chrf", "bleu")
-        reason = f"loss on every row; the texts of {recipe.evaluate.generate_rows} rows are generated and compared"
+        reason = f"loss on every row, generated texts of {recipe.evaluate.generate_rows} rows"
     decided.settle("evaluate.metrics", names, reason)
     rows = 64
     while rows > 1:
@@ -405,7 +396,7 @@ def settle_evaluation(
         if next(p for p in phases if p.phase == "evaluate").total_bytes <= min(budget, chosen.peak_bytes):
             break
         rows //= 2
-    decided.settle("evaluate.batch_rows", rows, "the most, up to 64, that needs no more memory than training")
+    decided.settle("evaluate.batch_rows", rows, "the most, up to 64, in the memory of training")
 
 
 def fused(facts: ModelFacts) -> bool:

@@ -308,17 +308,17 @@ def resident(question: Question, chosen: Candidate) -> Candidate:
 def alternatives(question: Question, final: Workload) -> list[Alternative]:
     """Up to three nearest plans that would fit, each with what it gives up; asked-for values may be given up too."""
     target, recomputed = question.target, question.facts.recomputes
-    slower = "speed: activations are recomputed, one row at a time" if recomputed else "speed: one row at a time"
+    slower = "speed: recomputed activations, one row at a time" if recomputed else "speed: one row at a time"
     smaller = [q.name for q in quants.automatic() if q.name in target.quants and final.adapter.works_on(q)]
     smaller = [name for name in smaller if name != final.quant]
     steps: list[tuple[dict[str, Any], str]] = [({}, slower)]
-    steps += [({"quant": quant}, f"{slower}; some accuracy to {quant} weights") for quant in smaller]
+    steps += [({"quant": quant}, f"{slower}; some accuracy: {quant}") for quant in smaller]
     for divisor in (2, 4, 8):
         short = max(8, final.length_tokens // divisor)
-        words = f"{slower}; what comes after {short} tokens of a row"
+        words = f"{slower}; text after {short} tokens"
         steps.append(({"data.max_length": short}, words))
         for quant in smaller[-1:]:
-            steps.append(({"data.max_length": short, "quant": quant}, f"{words}; some accuracy to {quant} weights"))
+            steps.append(({"data.max_length": short, "quant": quant}, f"{words}; some accuracy: {quant}"))
     found = []
     for fields, words in steps:
         length = fields.get("data.max_length", final.length_tokens)
@@ -337,6 +337,6 @@ def alternatives(question: Question, final: Workload) -> list[Alternative]:
         one = candidate(replace(question, target=other), final.quant, final.dtype, recomputed, 1, timed=False)
         if one.peak_bytes <= other.budget_bytes * (1 - question.recipe.memory_margin):
             changes = {"targets": other.name, "train.checkpointing": recomputed, "train.micro_batch_rows": 1}
-            words = f"this target, for {other.title}"
+            words = f"this target: {other.title} instead"
             found.append(Alternative(changes=changes, gives_up=words, predicted_peak_bytes=one.peak_bytes))
     return found

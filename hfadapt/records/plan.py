@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from hfadapt.core.show import Block, Heading, Shown, Table, show_bytes, show_seconds
+from hfadapt.core.show import Block, Heading, Shown, Table, Text, View, show_bytes, show_seconds
 from hfadapt.core.spec import Record, Spec
 from hfadapt.records.stages import Phase
+
+PLANNED = ("data.max_length", "quant", "dtype", "train.micro_batch_rows", "train.checkpointing", "train.together")
+"""Settings that data and target decide; the reasons for the others are the same for all plans of a task."""
+
+SECTIONS = ("base", "data", "adapter", "train", "evaluate", "off")
 
 
 class Rejected(Spec):
@@ -70,17 +76,31 @@ class CellPlan(Spec):
     alternatives: tuple[Alternative, ...] = ()
     warnings: tuple[str, ...] = ()
 
-    def value(self, field: str) -> Any:
-        """The resolved value of a dotted field. Raises KeyError when the plan has no such field."""
+    def decision(self, field: str) -> Decision:
+        """What was decided for a dotted field. Raises KeyError when the plan has no such field."""
         for decision in self.decisions:
             if decision.field == field:
-                return decision.value
+                return decision
         raise KeyError(field)
+
+    def value(self, field: str) -> Any:
+        """The resolved value of a dotted field. Raises KeyError when the plan has no such field."""
+        return self.decision(field).value
 
     @property
     def peak(self) -> PhaseMemory:
         """The phase that needs the most memory."""
         return max(self.memory, key=lambda phase: phase.total_bytes)
+
+    @property
+    def shortage(self) -> str:
+        """Why the cell does not fit, in a line; '' where it does."""
+        if self.fits:
+            return ""
+        if self.peak.total_bytes <= self.budget_bytes:
+            return self.warnings[0]
+        needed, usable = show_bytes(self.peak.total_bytes), show_bytes(self.budget_bytes)
+        return f"does not fit: predicted peak {needed} in '{self.peak.phase}', {usable} usable"
 
 
 class Plan(Shown, Record):
@@ -97,59 +117,175 @@ class Plan(Shown, Record):
         """Whether every cell fits its target."""
         return all(cell.fits for cell in self.cells)
 
-    def blocks(self) -> list[Block]:
-        """Per cell: the decisions with reasons, the predicted memory by part, and the verdict."""
-        shown: list[Block] = [Heading(f"Plan of {self.recipe}: {self.model}, {self.parameters:,} parameters", 1)]
+    def blocks(self, why: bool = False) -> list[Block]:
+        """The verdict on every cell, what would fit instead, and what was decided; what cells share is shown once.
+
+        Args:
+            why: Every decision with its reason and what was rejected for it, and the predicted memory by part.
+        """
+        targets = {cell.target for cell in self.cells}
+        where = f" on {self.cells[0].target}" if len(targets) == 1 else ""
+        shown: list[Block] = [
+            Heading(f"Plan of {self.recipe}{where}: {self.model}, {self.parameters / 1e6:,.1f} M parameters", 1),
+            self._verdicts(),
+            *self._alternatives(),
+            self._notes(),
+        ]
+        if why:
+            return [*shown, *self._explained(), *self._memory()]
+        hint = "all reasons, memory by part, what was rejected: --why, in Python plan.why()"
+        return [*shown, *self._decided(), Text(hint)]
+
+    def why(self) -> View:
+        """The plan with every reason, the predicted memory by part, and what was rejected."""
+        return View(self.blocks(why=True))
+
+    def _verdicts(self) -> Table:
+        """A row for each cell; cells with the same figures share one."""
+        groups = _alike(
+            self.cells,
+            lambda cell: (
+                "fits" if cell.fits else "DOES NOT FIT",
+                show_bytes(cell.peak.total_bytes),
+                show_bytes(cell.budget_bytes),
+                "unknown" if cell.predicted_seconds is None else show_seconds(cell.predicted_seconds),
+                "unknown" if cell.predicted_tokens_per_second is None else f"{cell.predicted_tokens_per_second:,.0f}",
+            ),
+        )
+        figures = ["peak memory", "usable", "training time", "tokens/s"]
+        rows = [[self._names(cells, whole=""), *figure] for figure, cells in groups]
+        several = len({cell.target for cell in self.cells}) > 1
+        return Table(["cells" if several else "domains", "verdict", *figures], rows, frozenset(figures))
+
+    def _alternatives(self) -> list[Block]:
+        """What would fit where a cell does not."""
+        failing = [cell for cell in self.cells if cell.alternatives]
+        return [
+            Table(
+                [f"{self._names(cells, whole='')} would fit with", "gives up", "peak"],
+                [
+                    [
+                        "\n".join(f"{name}={_plain(value)}" for name, value in other.changes.items()),
+                        other.gives_up,
+                        show_bytes(other.predicted_peak_bytes),
+                    ]
+                    for other in cells[0].alternatives
+                ],
+                frozenset({"peak"}),
+            )
+            for _, cells in _alike(failing, lambda cell: cell.alternatives)
+        ]
+
+    def _notes(self) -> Table:
+        """What the verdicts rest on, and warnings."""
+        margins = ", ".join(f"{margin:.0%}" for margin, _ in _alike(self.cells, lambda cell: cell.margin))
+        rows = [["data", text] for text in self._named(lambda cell: [cell.data_basis])]
+        rows.append(["memory", f"usable leaves a margin of {margins} (memory_margin)"])
+        rows.append(["time", "rough, for each domain; a run corrects it after its first steps"])
+        rows += [["warning", text] for text in self._named(lambda cell: cell.warnings)]
+        return Table(["", ""], rows)
+
+    def _named(self, texts: Callable[[CellPlan], Sequence[str]]) -> list[str]:
+        """Texts of cells, each once, with the cells that it holds for unless these are all."""
+        found: dict[str, list[CellPlan]] = {}
         for cell in self.cells:
-            shown += _cell_blocks(cell)
+            for text in texts(cell):
+                found.setdefault(text, []).append(cell)
+        named = [(self._names(cells), text) for text, cells in found.items()]
+        return [f"{name}: {text}" if name and not text.startswith(name) else text for name, text in named]
+
+    def _decided(self) -> list[Block]:
+        """What data and target decide, with reasons; then the other settings in the recipe's own words."""
+        rows: list[list[str]] = []
+        sections: dict[str, list[str]] = {name: [] for name in SECTIONS}
+        for field in self._fields():
+            groups = self._decided_as(field, lambda decision: (decision.value, decision.asked))
+            decision = groups[0][1][0].decision(field)
+            if len(groups) > 1 or (field in PLANNED and not decision.asked):
+                for (value, _), cells in groups:
+                    reasons = list(dict.fromkeys(cell.decision(field).reason for cell in cells))
+                    reason = reasons[0] if len(reasons) == 1 else "differs by cell: --why"
+                    rows.append([field, _plain(value), self._names(cells), reason])
+                continue
+            section, _, name = field.rpartition(".") if field.count(".") < 2 else field.partition(".")
+            written = f"{name}={_listed(decision.value)}" if decision.value else field
+            place = sections.setdefault(section or "base", []) if decision.value else sections["off"]
+            place.append(written + "*" * decision.asked)
+        shown: list[Block] = [_settings(rows)] if rows else []
+        found = [[name, ", ".join(settings)] for name, settings in sections.items() if settings]
+        asked = any("*" in settings for _, settings in found)
+        return [*shown, Table(["section", "settings"], found), *([Text("* set in the recipe")] if asked else [])]
+
+    def _explained(self) -> list[Block]:
+        """Every decision with its reason, and below it what was rejected."""
+        rows = []
+        for field in self._fields():
+            for _, cells in self._decided_as(field, lambda decision: decision):
+                decision = cells[0].decision(field)
+                rejected = [f"  not {_plain(other.value)}: {other.reason}" for other in decision.rejected]
+                setting = f"{field}={_listed(decision.value)}"
+                names = [f"  {self._names(cells)}"] if len(cells) < len(self.cells) else []
+                rows.append(["\n".join([setting, *names]), "\n".join([decision.reason, *rejected])])
+        return [Table(["setting", "why"], rows)]
+
+    def _memory(self) -> list[Block]:
+        """Parts by phase, for each group of cells with the same."""
+        shown: list[Block] = []
+        for _, cells in _alike(self.cells, lambda cell: (cell.memory, cell.merge)):
+            shown += [Heading(f"Predicted memory: {self._names(cells, whole='every cell')}"), _memory_table(cells[0])]
         return shown
 
+    def _fields(self) -> list[str]:
+        """The dotted names of all decisions, in order."""
+        return list(dict.fromkeys(decision.field for cell in self.cells for decision in cell.decisions))
 
-def _cell_blocks(cell: CellPlan) -> list[Block]:
-    """Verdict first, then memory, then every decision with what was rejected on lines of its own."""
-    rows = [
-        [
-            decision.field,
-            _plain(decision.value).replace(", ", ",\n") + (" (set)" if decision.asked else ""),
-            "\n".join([decision.reason, *(f"  not {other.value}: {other.reason}" for other in decision.rejected)]),
-        ]
-        for decision in cell.decisions
-    ]
-    time = ""
-    if cell.predicted_seconds is not None:
-        time = f"about {show_seconds(cell.predicted_seconds)} of training"
-    if cell.predicted_tokens_per_second is not None:
-        speed = f"{cell.predicted_tokens_per_second:,.0f} tokens a second"
-        time = f"{time} at {speed}" if time else f"about {speed}"
-    facts = [
-        [
-            "memory",
-            f"{'fits' if cell.fits else 'DOES NOT FIT'}: peak {show_bytes(cell.peak.total_bytes)} in "
-            f"'{cell.peak.phase}', {show_bytes(cell.budget_bytes)} usable with a margin of {cell.margin:.0%}",
-        ],
-        ["trains on", cell.trains_on],
-        ["time", f"{time} (rough; the run corrects it after its first steps)" if time else "no rate is known"],
-        ["data", cell.data_basis],
-        *(["warning", warning] for warning in cell.warnings),
-    ]
-    shown: list[Block] = [
-        Heading(f"{cell.domain} on {cell.target}"),
-        Table(["verdict", ""], facts, wrap=frozenset({""})),
-        _memory_table(cell),
-        Table(["field", "value", "reason"], rows, wrap=frozenset({"reason"})),
-    ]
-    if cell.alternatives:
-        rows = [
-            [
-                "\n".join(f"{k}={_plain(v)}" for k, v in other.changes.items()),
-                other.gives_up,
-                show_bytes(other.predicted_peak_bytes),
-            ]
-            for other in cell.alternatives
-        ]
-        wrap = frozenset({"would fit with", "gives up"})
-        shown.insert(2, Table(["would fit with", "gives up", "peak"], rows, frozenset({"peak"}), wrap))
-    return shown
+    def _decided_as(self, field: str, key: Callable[[Decision], Any]) -> list[tuple[Any, list[CellPlan]]]:
+        """The cells that have this field, by what was decided for it."""
+        having = [cell for cell in self.cells if any(decision.field == field for decision in cell.decisions)]
+        return _alike(having, lambda cell: key(cell.decision(field)))
+
+    def _names(self, some: Sequence[CellPlan], whole: str | None = None) -> str:
+        """What to call these cells: by domain, by target, or both; `whole` where they are all, '' to name them."""
+        if len(some) == len(self.cells) and whole != "":
+            return whole or ""
+        domains, targets = (list(dict.fromkeys(getattr(c, side) for c in self.cells)) for side in ("domain", "target"))
+        by_domains: dict[tuple[str, ...], list[str]] = {}
+        for target in targets:
+            if here := tuple(cell.domain for cell in some if cell.target == target):
+                by_domains.setdefault(here, []).append(target)
+        names = []
+        for here, there in by_domains.items():
+            if len(targets) == 1 or (there == targets and len(here) < len(domains)):
+                names.append(", ".join(here))
+            elif len(here) == len(domains):
+                names.append(", ".join(there))
+            else:
+                names.append(f"{', '.join(here)} on {', '.join(there)}")
+        return "; ".join(names)
+
+
+def _alike(cells: Sequence[CellPlan], key: Callable[[CellPlan], Any]) -> list[tuple[Any, list[CellPlan]]]:
+    """Cells with the same key, in the order of the first of each."""
+    groups: list[tuple[Any, list[CellPlan]]] = []
+    for cell in cells:
+        value = key(cell)
+        group = next((found for known, found in groups if known == value), None)
+        if group is None:
+            groups.append((value, [cell]))
+        else:
+            group.append(cell)
+    return groups
+
+
+def _settings(rows: Sequence[Sequence[str]]) -> Table:
+    """Rows of setting, value, cells and why; setting and why are said once, and cells only where some differ."""
+    columns = ["setting", "value", "cells", "why"]
+    named = [list(row) for row in rows]
+    for above, row, shown in zip(rows, rows[1:], named[1:], strict=False):
+        if above[0] == row[0]:
+            shown[0], shown[3] = "", "" if above[3] == row[3] else row[3]
+    kept = [n for n in range(len(columns)) if n != 2 or any(row[2] for row in rows)]
+    return Table([columns[n] for n in kept], [[row[n] for n in kept] for row in named])
 
 
 def _memory_table(cell: CellPlan) -> Table:
@@ -167,8 +303,15 @@ def _memory_table(cell: CellPlan) -> Table:
 
 
 def _plain(value: Any) -> str:
+    """As a recipe writes it, lists without their brackets."""
     if isinstance(value, (list, tuple)):
         return ", ".join(str(item) for item in value)
     if isinstance(value, float):
         return f"{value:g}"
-    return str(value)
+    return str(value).lower() if str(value) in ("True", "False") else str(value)
+
+
+def _listed(value: Any) -> str:
+    """As a recipe writes it, in a list of settings."""
+    several = isinstance(value, (list, tuple)) and len(value) > 1
+    return f"[{_plain(value)}]" if several else _plain(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -10,6 +11,11 @@ from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes, sh
 from hfadapt.core.spec import Record, Spec
 from hfadapt.records.evidence import TransferTarget, migrate_targets
 from hfadapt.records.stages import Metric, Phase, PhaseMeasure
+
+COSTS = (
+    *("peak memory predicted", "peak memory measured", "training predicted", "training measured"),
+    *("time in all", "adapter size"),
+)
 
 
 class CellReport(Spec):
@@ -49,7 +55,7 @@ class Report(Shown, Record):
         return {**payload, "transfer": migrate_targets(payload.get("transfer", []))}
 
     def blocks(self) -> list[Block]:
-        """The matrix: baseline, adapter, gain with interval, memory predicted / measured, seconds, size, card; then
+        """The matrix: baseline, adapter, gain with interval; memory and time predicted and measured, size; cards; then
         every adapter on every domain."""
         return [
             Heading(f"{self.recipe}: {self.model}, {self.task}", 1),
@@ -60,27 +66,41 @@ class Report(Shown, Record):
 
 
 def report_tables(report: Report) -> list[Block]:
-    """The matrix and, below it, the cards and what failed. Columns that say the same everywhere are left out."""
+    """What the adapters gain and cost; below, the cards and what failed. What all cells share is said once."""
     baseline = next((cell.baseline for cell in report.cells if cell.baseline), "base")
-    columns = ["domain", "target", "status", "metric", baseline, "adapter", "gain [95 % interval]"]
-    columns += ["peak memory predicted / measured", "time", "adapter size"]
-    rows = [_report_row(cell) for cell in report.cells]
-    same = {
-        i for i, name in enumerate(columns) if name in ("target", "status", "metric") and len({r[i] for r in rows}) == 1
-    }
-    summary = ", ".join(f"{columns[i]}: {rows[0][i]}" for i in sorted(same) if rows and rows[0][i])
-    kept = [i for i in range(len(columns)) if i not in same]
-    right = frozenset({baseline, "adapter", "time", "adapter size"})
-    table = Table([columns[i] for i in kept], [[row[i] for i in kept] for row in rows], right)
+    names = ["target", "status", "metric"]
+    rows = [[cell.target, cell.status, cell.metrics[0].name if cell.metrics else ""] for cell in report.cells]
+    differing = [n for n in range(len(names)) if len({row[n] for row in rows}) > 1]
+    summary = ", ".join(
+        f"{names[n]}: {rows[0][n]}" for n in range(len(names)) if rows and n not in differing and rows[0][n]
+    )
+    gains, costs = [baseline, "adapter", "gain [95 % interval]"], list(COSTS)
+    keys = [[cell.domain, *(row[n] for n in differing)] for cell, row in zip(report.cells, rows, strict=True)]
+    which = [n for n in differing if names[n] == "target"]
     cards = [f"{cell.domain}: {cell.card}" for cell in report.cells if cell.card]
     return [
         *([Text(summary)] if summary else []),
-        table,
-        *_training_times(report),
+        _filled(
+            ["domain", *(names[n] for n in differing)],
+            gains,
+            [[*key, *_gain_row(cell)] for key, cell in zip(keys, report.cells, strict=True)],
+        ),
+        _filled(
+            ["domain", *(names[n] for n in which)],
+            costs,
+            [[cell.domain, *(cell.target for _ in which), *_cost_row(cell)] for cell in report.cells],
+        ),
         *_unproved(report),
         *([Text("cards:\n  " + "\n  ".join(cards), code=True)] if cards else []),
         *(Text(f"{cell.domain} on {cell.target}: {cell.error}") for cell in report.cells if cell.error),
     ]
+
+
+def _filled(names: Sequence[str], figures: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of rows, without the columns of figures that no row has."""
+    columns = [*names, *figures]
+    kept = [n for n in range(len(columns)) if n < len(names) or any(row[n] for row in rows)]
+    return Table([columns[n] for n in kept], [[row[n] for n in kept] for row in rows], frozenset(figures))
 
 
 def transfer_tables(target: TransferTarget, name_target: bool = False) -> list[Block]:
@@ -120,16 +140,6 @@ def transfer_tables(target: TransferTarget, name_target: bool = False) -> list[B
     ]
 
 
-def _training_times(report: Report) -> list[Block]:
-    """Predicted and measured training time of each cell that has both."""
-    pairs = [
-        f"{cell.domain} {show_seconds(cell.predicted_train_seconds)} / {show_seconds(cell.train_seconds)}"
-        for cell in report.cells
-        if cell.predicted_train_seconds is not None and cell.train_seconds is not None
-    ]
-    return [Text("training time predicted / measured: " + ", ".join(pairs))] if pairs else []
-
-
 def _unproved(report: Report) -> list[Block]:
     """What to try where the adapter is not better than the baseline beyond chance."""
     known = [cell for cell in report.cells if cell.metrics and cell.metrics[0].low is not None]
@@ -150,18 +160,24 @@ def _unproved(report: Report) -> list[Block]:
     return [Text(line) for line in said]
 
 
-def _report_row(cell: CellReport) -> list[str]:
-    metric = cell.metrics[0] if cell.metrics else None
+def _gain_row(cell: CellReport) -> list[str]:
+    if not cell.metrics:
+        return ["", "", ""]
+    metric = cell.metrics[0]
+    return [show_number(metric.base), show_number(metric.adapter), show_gain(metric)]
+
+
+def _cost_row(cell: CellReport) -> list[str]:
+    """COSTS of a cell; memory is that of the largest phase."""
+    peaks = [
+        [m.predicted_peak_bytes for m in cell.memory.values()],
+        [m.measured_peak_bytes for m in cell.memory.values()],
+    ]
+    known = [[peak for peak in side if peak is not None] for side in peaks]
+    seconds = (cell.predicted_train_seconds, cell.train_seconds, cell.seconds)
     return [
-        cell.domain,
-        cell.target,
-        cell.status,
-        metric.name if metric else "",
-        show_number(metric.base) if metric else "",
-        show_number(metric.adapter) if metric else "",
-        show_gain(metric) if metric else "",
-        peak_pair(cell.memory),
-        show_seconds(cell.seconds) if cell.seconds is not None else "",
+        *(show_bytes(max(side)) if side else "" for side in known),
+        *(show_seconds(value) if value is not None else "" for value in seconds),
         show_bytes(cell.adapter_bytes) if cell.adapter_bytes is not None else "",
     ]
 
@@ -173,15 +189,3 @@ def show_gain(metric: Metric) -> str:
     if metric.low is None or metric.high is None:
         return f"{metric.delta:+.3f}"
     return f"{metric.delta:+.3f} [{metric.low:+.3f}, {metric.high:+.3f}]"
-
-
-def peak_pair(memory: dict[Phase, PhaseMeasure]) -> str:
-    """The largest predicted and the largest measured phase."""
-    predicted = [m.predicted_peak_bytes for m in memory.values() if m.predicted_peak_bytes is not None]
-    measured = [m.measured_peak_bytes for m in memory.values() if m.measured_peak_bytes is not None]
-    if not predicted and not measured:
-        return ""
-    return (
-        f"{show_bytes(max(predicted)) if predicted else 'not predicted'} / "
-        f"{show_bytes(max(measured)) if measured else 'not measured'}"
-    )

@@ -24,7 +24,7 @@ def drift_blocks(records: Sequence[DriftRecord]) -> list[Block]:
         name = f"{record.domain} on {record.target}" if several else record.domain
         rows.append([name, *(found.get(form, "") for form in forms)])
     metric = next(variant.metric for record in records for variant in record.variants)
-    said = f"divergence from the trained adapter, nats a label (change of {metric})"
+    said = f"KL divergence from the trained adapter, nats per label (change of {metric})"
     return [Heading("Merging and other storages"), Text(said), Table(["domain", *forms], rows, frozenset(forms))]
 
 

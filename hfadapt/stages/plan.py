@@ -63,7 +63,7 @@ def decide(cell: Cell, context: Context, base: BaseRef, record: DataRecord) -> t
     cell.write(plan)
     cell.save_lock(lock)
     if not decided.fits:
-        raise DoesNotFit(str(plan))
+        raise DoesNotFit(decided.shortage, fix="hfadapt plan RECIPE, which shows what would fit")
     return lock, decided
 
 

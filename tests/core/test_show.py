@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hfadapt.core.errors import HfadaptError
 from hfadapt.core.show import (
-    WIDTH,
     Heading,
     Picture,
     Shown,
@@ -100,21 +101,57 @@ def test_an_object_shows_itself_in_a_notebook():
     assert (str(thing), thing._repr_markdown_(), thing._repr_html_()) == ("hello", "hello\n", "<p>hello</p>")
 
 
-def test_wrapped_columns_share_what_is_left_of_a_line() -> None:
+def test_text_is_wrapped_to_the_width_and_nothing_is_lost() -> None:
     long = "word " * 60
-    table = Table(["name", "value", "reason"], [["a", "1", long + "\n  not b: " + long]], wrap=frozenset({"reason"}))
-    lines = as_text([table]).splitlines()
-    assert max(map(len, lines)) <= WIDTH
+    table = Table(["name", "value", "reason"], [["a", "1", long + "\n  not b: " + long]])
+    lines = as_text([table], 100).splitlines()
+    assert max(map(len, lines)) <= 100
     assert len(lines) > 6
-    assert " ".join(as_text([table]).split()).count("word") == 120
-    assert "  not b:" in as_text([table])
+    assert " ".join(lines).count("word") == 120
+    assert any(line.strip().startswith("not b:") for line in lines)
     assert "<br>" in as_markdown([table])
     assert "<br>" in as_html([table])
 
 
-def test_a_wrapped_address_is_not_broken() -> None:
-    address = "https://example.org/" + "x" * 90
-    assert address in as_text([Table(["a", "b"], [["1", f"see {address}"]], wrap=frozenset({"b"}))])
+WORD = st.text("abcdefghij", min_size=1, max_size=8)
+WORDS = st.lists(WORD, max_size=12).map(" ".join)
+
+
+@given(data=st.data(), width=st.integers(20, 200), columns=st.integers(1, 8))
+def test_every_line_of_the_text_view_is_within_the_width(data: st.DataObject, width: int, columns: int) -> None:
+    names = data.draw(st.lists(WORDS, min_size=columns, max_size=columns))
+    row = st.lists(WORDS, min_size=columns, max_size=columns)
+    rows = data.draw(st.lists(row, min_size=1, max_size=4))
+    right = frozenset(data.draw(st.sets(st.sampled_from(names))))
+    shown = as_text([Heading(data.draw(WORDS), 1), Text(data.draw(WORDS)), Table(names, rows, right)], width)
+    assert all(len(line) <= width for line in shown.splitlines())
+    assert not {word for row in rows for cell in row for word in cell.split()} - set(shown.replace(":", " ").split())
+
+
+def test_the_terminal_says_how_wide_text_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for width in (40, 120):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert width - 8 < max(map(len, as_text([Text("word " * 100)]).splitlines())) <= width
+
+
+def test_figures_are_broken_only_where_there_is_no_other_way() -> None:
+    table = Table(["what it is", "gain"], [["some words that may go on", "+0.1 [+0.0, +0.2]"]], frozenset({"gain"}))
+    assert "+0.1 [+0.0, +0.2]" in as_text([table], 26)
+    assert "+0.1 [+0.0, +0.2]" not in as_text([table], 20)
+
+
+def test_a_table_too_wide_for_its_words_is_shown_row_by_row() -> None:
+    table = Table(["domain", "adapter", "rank"], [["tweets", "x" * 12, "8"], ["news", "y" * 12, ""]])
+    assert as_text([table], 18).splitlines() == [
+        *("domain: tweets", "  adapter:", "  " + "x" * 12, "  rank: 8", ""),
+        *("domain: news", "  adapter:", "  " + "y" * 12),
+    ]
+
+
+def test_an_address_stays_whole_on_a_line_of_its_own() -> None:
+    address = "https://example.org/" + "x" * 70
+    lines = as_text([Table(["a", "b"], [["1", f"see {address}"], ["2", "short"]])], 80).splitlines()
+    assert lines == ["a  b", "-" + " " * 2 + "-" * 77, "1", "    see", f"    {address}", "2  short"]
 
 
 def test_latencies_change_their_unit_at_a_second() -> None:

@@ -488,7 +488,7 @@ def test_predicted_and_measured_training_time_are_kept(ready):
     assert train["predicted_seconds"] > 0
     assert train["predicted_tokens_per_second"] > 0
     shown = (ready / "runs/tiny/report.md").read_text()
-    assert "training time predicted / measured" in shown
+    assert "training predicted | training measured" in shown
 
 
 # --- a choice of domains ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from hfadapt.core.errors import RequestError
+from hfadapt.core.show import as_text
 from hfadapt.hardware import catalogue
 from hfadapt.plan.make import lock, make_plan
 from hfadapt.recipe.schema import AUTO, Lock, Recipe
@@ -163,6 +165,13 @@ def test_what_does_not_fit_gets_three_plans_that_would(small: str) -> None:
     assert all(other.gives_up for other in found.alternatives)
     assert all(0 < other.predicted_peak_bytes <= found.budget_bytes for other in found.alternatives)
     assert "DOES NOT FIT" in str(plan)
+    assert found.shortage.startswith("does not fit: predicted peak")
+    text = as_text(plan.blocks(), 80)
+    assert all(
+        f"{name}=" in text and other.gives_up.split(";")[0].split(",")[0] in text
+        for other in found.alternatives
+        for name in other.changes
+    )
 
 
 def test_the_weights_of_an_8b_model_are_sixteen_gigabytes(large: str) -> None:
@@ -393,12 +402,42 @@ def test_layers_in_fused_kernels_get_no_adapter(tmp_path: Path) -> None:
         cell(model, "h100", adapter={"modules": ["out_proj"]})
 
 
-def test_the_plan_is_read_in_a_hundred_columns(everywhere: Plan) -> None:
-    text = str(everywhere)
-    assert max(map(len, text.splitlines())) <= 100
-    assert "not True:" in text
-    assert "peak in main memory" in text
-    assert "merge" in text
+@pytest.mark.parametrize("width", [60, 72, 80, 100, 120, 200])
+def test_no_line_of_a_plan_exceeds_the_width(everywhere: Plan, width: int) -> None:
+    for why in (False, True):
+        assert max(map(len, as_text(everywhere.blocks(why), width).splitlines())) <= width
+
+
+def test_a_plan_is_compact_and_tells_all_when_asked(everywhere: Plan) -> None:
+    short, full = as_text(everywhere.blocks(), 100), as_text(everywhere.why().blocks(), 100)
+    assert short.index("fits") < short.index("data.max_length")
+    for detail in ("not true:", "peak in main memory", "Predicted memory"):
+        assert detail in full
+        assert detail not in short
+    for decision in everywhere.cells[0].decisions:
+        assert f"{decision.field}=" in full
+        assert decision.field.rpartition(".")[2] in short
+
+
+def test_what_cells_share_is_shown_once(small: str) -> None:
+    domains = {name: {"source": f"{name}.jsonl"} for name in ("a", "b", "c")}
+    plan = make_plan(recipe(small, domains=domains, targets=["l4"]))
+    text = as_text(plan.blocks(), 100)
+    assert text.count("data.max_length") == text.count("fits  ") == 1
+    assert "a, b, c  fits" in text
+    other = make_plan(recipe(small, domains=domains, targets=["l4"]), data={"b": record(93)})
+    text = as_text(other.blocks(), 100)
+    assert re.search(r"data.max_length +512 +a, c .*\n +96 +b", text), text
+    several = as_text(make_plan(recipe(small, domains=domains, targets=["l4", "t4"])).blocks(), 100)
+    assert re.search(r"^dtype +bfloat16 +l4 .*\n +float16 +t4 ", several, re.MULTILINE), several
+
+
+def test_what_was_set_is_marked(small: str) -> None:
+    text = as_text(make_plan(recipe(small, quant="nf4", targets=["l4"], adapter={"rank": 8})).blocks(), 100)
+    assert "quant=nf4*" in text
+    assert "rank=8*" in text
+    assert "* set in the recipe" in text
+    assert "alpha=16," in text
 
 
 def test_everything_in_the_plan_is_in_its_json(everywhere: Plan) -> None:

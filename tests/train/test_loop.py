@@ -117,7 +117,7 @@ def test_training_without_one_fast_part_is_the_same_training(models, tmp_path, p
     }
     gone = {word for word in words.values() if word in whole.loop.path and word not in fewer.loop.path}
     assert words[part] in gone
-    assert gone <= {words[part], *({"gated activations"} if part == "low_rank" else {"rows in one line"})}
+    assert gone <= {words[part], *({"gated activations"} if part == "low_rank" else {"packed sequences"})}
 
 
 @pytest.mark.parametrize("quant", ["nf4", "fp4"])
