@@ -108,7 +108,7 @@ FAULTS: dict[str, tuple[str | bytes, int, tuple[str, ...]]] = {
     "no gguf": (BASE.replace("sample:minilm-l6", "x.gguf"), 1, ("no such model", ".gguf file", "check the path")),
     "a weights file": (BASE.replace("sample:minilm-l6", "weights.bin"), 1, ("must be a .gguf file",)),
     "model address": (BASE.replace("sample:minilm-l6", "https://hf.co/a/b").replace("https", "http"), 1, ("address", "write `model: a/b`")),
-    "not an id": (BASE.replace("sample:minilm-l6", "my model"), 1, ("names no model", "owner/name")),
+    "not an id": (BASE.replace("sample:minilm-l6", "my model"), 1, ("not a valid model name", "owner/name")),
     # sources
     "unknown sample data": (BASE.replace("data.csv", "sample:vader/tweet"), 4, ("no sample data set", "'sample:vader/tweets'")),
     "no file": (BASE.replace("data.csv", "dta.csv"), 4, ("no such file", "'dta.csv'", "did you mean 'data.csv'?")),
@@ -117,7 +117,7 @@ FAULTS: dict[str, tuple[str | bytes, int, tuple[str, ...]]] = {
     "empty file": (BASE.replace("data.csv", "empty.csv"), 4, ("the file is empty", "empty.csv", "a file with rows")),
     "empty folder": (BASE.replace("data.csv", "nothing"), 4, ("holds no files",)),
     "unread format": (BASE.replace("data.csv", "sheet.xlsx"), 4, ("not read", ".jsonl", "save the data as CSV")),
-    "not a source": (BASE.replace("data.csv", "my data"), 4, ("names no source", "owner/name")),
+    "not a source": (BASE.replace("data.csv", "my data"), 4, ("not a valid source", "owner/name")),
     "source address": (BASE.replace("data.csv", "'http://x.org/data'"), 4, ("address", "download it")),
     "no column": (BASE.replace("data.csv", "\n    source: data.csv\n    columns: {label: lable}"), 6, ("no column for label", "text, label", "did you mean 'label'?")),
     "no jsonl column": (CHAT.replace("rows.jsonl}", "rows.jsonl, columns: {prompt: question, completion: answer}}"), 4, ("no column for completion", "question, reply")),

@@ -67,7 +67,7 @@ def build_card(cell: Cell, *, execute: bool = True) -> CardRecord:
         output = run_snippet(code, cell, records)
     card = render_card(cell.folder, output=output)
     if card.untraced:
-        raise RunError("the card holds numbers that no record knows", got=card.untraced[0])
+        raise RunError("the card holds numbers that are in no record", got=card.untraced[0])
     for folder in (cell.folder, cell.adapter):
         write_text(folder / "README.md", card.readme)
         write_text(folder / "loss.svg", card.chart)

@@ -94,7 +94,7 @@ def licence_problems(folder: Path) -> list[Problem]:
         return []
     return [
         Problem(
-            "the licence of this adapter is not clear",
+            "the license of this adapter is not clear",
             str(folder / "README.md"),
             got=f"{licence.id}{f' ({licence.name})' if licence.name else ''}: {' '.join(licence.why)}",
             fix="name each source's `license` in the recipe, or say what holds with --license ID",

@@ -1,4 +1,4 @@
-"""Errors that tell the user four things: where, what was found, what is allowed, how to mend it.
+"""Errors that tell the user four things: where, what was found, what is allowed, how to fix it.
 
 Exit codes: 1 a run or a gate failed, 2 the request was wrong, 130 interrupted.
 """

@@ -139,7 +139,7 @@ def _further_checks(bench: Bench) -> None:
     if settings.drift:
         from hfadapt.evaluate.drift import measure
 
-        bench.progress.say(f"{cell.domain}: merging and other storages")
+        bench.progress.say(f"{cell.domain}: merging, and bases in other precision")
         cell.write(measure(bench))
 
 

@@ -206,7 +206,7 @@ class Hub:
                     if second.exit_code == RequestError.exit_code:
                         raise
                     raise RunError(
-                        "it is not known whether the files arrived: the Hub does not answer any more",
+                        "the Hub stopped answering, so it is unknown whether the files arrived",
                         place=self.repo,
                         got=reason(error),
                         fix="run the same command again later; it compares first and sends nothing twice",

@@ -152,7 +152,7 @@ def publish(  # noqa: PLR0913 - flags of the command
     if layout not in LAYOUTS:
         raise RequestError("unknown layout", place="--layout", got=repr(layout), allowed=" or ".join(LAYOUTS))
     if to is None and repo is None:
-        raise RequestError("it is not said where to publish", fix="give --repo USER/NAME, or --to FOLDER")
+        raise RequestError("no destination given", fix="pass --repo USER/NAME or --to FOLDER")
     if repo is not None:
         check_repo(repo)
     if licence is not None:
@@ -211,7 +211,7 @@ def check_repo(repo: str) -> None:
 def refuse(cells: Iterable[Cell], licence: str | None) -> None:
     """Raises RunError with every reason why one of the cells may not be published."""
     if problems := [problem for cell in cells for problem in blocks(cell, licence)]:
-        raise RunError("not published: something has to be mended first", problems=problems)
+        raise RunError("not published: fix these problems first", problems=problems)
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def check_model(tree: Tree, recipe_folder: Path) -> None:
     elif model in samples.models():
         refuse("a sample model needs its prefix", f"write `model: {samples.PREFIX}{model}`")
     elif not _MODEL_ID.fullmatch(model):
-        refuse("this names no model", "write a Hub id as owner/name, without spaces")
+        refuse("not a valid model name", "write a Hub id as owner/name, without spaces")
 
 
 def check_evaluation(tree: Tree, recipe_folder: Path) -> None:
@@ -218,7 +218,7 @@ class _Domain:
             fix = _near_path(source, self.folder) or f"check the path; it starts in {self.folder} or {Path.cwd()}"
             self.refuse(at, "there is no such file", source, SOURCES, fix)
         elif not HUB_ID.fullmatch(source):
-            self.refuse(at, "this names no source", source, SOURCES, "check the name")
+            self.refuse(at, "not a valid source", source, SOURCES, "check the name")
         return None
 
     def check_columns(self, keys: Keys, entry: Mapping[str, Any], names: tuple[str, ...] | None) -> None:

@@ -134,7 +134,7 @@ def explain(tree: Tree, error: ValidationError, model: type[BaseModel]) -> None:
             report_value(tree, keys, model)
     if len(paths) > LIMIT_PROBLEMS:
         rest = f"and {len(paths) - LIMIT_PROBLEMS:,} more problems"
-        tree.report(Place(sys.maxsize, tree.name), rest, fix="mend the ones above first")
+        tree.report(Place(sys.maxsize, tree.name), rest, fix="fix the ones above first")
 
 
 def report_value(tree: Tree, keys: Keys, model: type[BaseModel]) -> None:

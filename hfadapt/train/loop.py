@@ -334,7 +334,7 @@ class Loop:
             self._line = self._loss_in_pieces = False
         if len(self.jobs) > 1:
             raise RunError(
-                "several adapters cannot be trained together on this model: its fast path gives another loss",
+                "several adapters cannot be co-trained on this model: its fast path gives another loss",
                 place=type(self.model).__name__,
                 fix="set train.together: false",
             )
