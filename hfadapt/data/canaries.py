@@ -107,10 +107,13 @@ def as_trained(cell_folder: Path, record: DataRecord) -> list[dict[str, Any]]:
 
 
 def _answers(folder: Path, record: DataRecord) -> Answers:
-    """What the training rows' completions look like; none where the schema has no such column."""
+    """What the training rows' answers look like, as far as the schema has such a column."""
     from pyarrow import parquet
 
     known = Answers(record.completions, labels=record.labels)
+    if registry.schema(record.form).label_kind == "number":
+        numbers = parquet.read_table(folder / "data" / "train.parquet", columns=["label"]).column(0).to_pylist()
+        return replace(known, numbers=(min(numbers), max(numbers)))
     if record.completions or "completion" not in registry.schema(record.form).parts:
         return known
     with parquet.ParquetFile(folder / "data" / "train.parquet") as file:

@@ -406,7 +406,7 @@ class Evaluate(Spec):
 
     `generate_rows` are test rows whose completions are generated for text metrics, `general_text` the check of a
     language model's perplexity on general text, `transfer` the matrix of every adapter on every domain, `security` the
-    leak and robustness checks, `drift` the check of merging and other storages, `harness` names of tasks of
+    leak and robustness checks, `drift` the check of merging, and bases in other precision, `harness` names of tasks of
     lm-evaluation-harness.
     """
 

@@ -69,7 +69,7 @@ def report_tables(report: Report) -> list[Block]:
     """What the adapters gain and cost; below, the cards and what failed. What all cells share is said once."""
     baseline = next((cell.baseline for cell in report.cells if cell.baseline), "base")
     names = ["target", "status", "metric"]
-    rows = [[cell.target, cell.status, cell.metrics[0].name if cell.metrics else ""] for cell in report.cells]
+    rows = [[cell.target, cell.status, _metric_name(cell)] for cell in report.cells]
     differing = [n for n in range(len(names)) if len({row[n] for row in rows}) > 1]
     summary = ", ".join(
         f"{names[n]}: {rows[0][n]}" for n in range(len(names)) if rows and n not in differing and rows[0][n]
@@ -158,6 +158,13 @@ def _unproved(report: Report) -> list[Block]:
             "train.learning_rate, adapter.rank; with few test rows the interval is wide"
         )
     return [Text(line) for line in said]
+
+
+def _metric_name(cell: CellReport) -> str:
+    if not cell.metrics:
+        return ""
+    metric = cell.metrics[0]
+    return metric.name if metric.higher_is_better else f"{metric.name} (lower is better)"
 
 
 def _gain_row(cell: CellReport) -> list[str]:

@@ -195,7 +195,7 @@ def _missing(cells: Sequence[Seen], transfer: TransferRecord | None) -> list[tup
     asked = "hfadapt evaluate RECIPE evaluate.{}=true"
     found = [
         ("leaks and robustness", asked.format("security"), any(cell.security for cell in cells)),
-        ("merging and other storages", asked.format("drift"), any(cell.drift for cell in cells)),
+        ("merging, and bases in other precision", asked.format("drift"), any(cell.drift for cell in cells)),
         ("other domains", "hfadapt run RECIPE evaluate.transfer=true", transfer is not None),
     ]
     domains = {cell.report.domain for cell in cells}

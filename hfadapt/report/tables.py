@@ -25,7 +25,11 @@ def drift_blocks(records: Sequence[DriftRecord]) -> list[Block]:
         rows.append([name, *(found.get(form, "") for form in forms)])
     metric = next(variant.metric for record in records for variant in record.variants)
     said = f"KL divergence from the trained adapter, nats per label (change of {metric})"
-    return [Heading("Merging and other storages"), Text(said), Table(["domain", *forms], rows, frozenset(forms))]
+    return [
+        Heading("Merging, and bases in other precision"),
+        Text(said),
+        Table(["domain", *forms], rows, frozenset(forms)),
+    ]
 
 
 def bounds(low: float | None, high: float | None) -> str:

@@ -54,12 +54,14 @@ class Answers:
         few: All completions, where there are few different ones.
         space: White space before a completion.
         labels: The classes of the domain.
+        numbers: The smallest and the largest number, where rows are labelled with numbers.
     """
 
     completions: Mapping[str, str]
     few: Sequence[str] = ()
     space: str = ""
     labels: Sequence[str] = ()
+    numbers: tuple[float, float] = (0.0, 1.0)
 
 
 class RowSchema:

@@ -54,8 +54,8 @@ class Scored(Labelled):
         return len(numbers) > (20 if whole else 2)
 
     def canary(self, chance: random.Random, label: str | None, answers: Answers) -> dict[str, Any]:
-        """Random words and a random number."""
-        return {**super().canary(chance, label, answers), "label": round(chance.uniform(0.0, 1.0), 3)}
+        """Random words and a random number of the data's range."""
+        return {**super().canary(chance, label, answers), "label": round(chance.uniform(*answers.numbers), 3)}
 
 
 KIND = Scored()

@@ -110,6 +110,17 @@ def test_ratings_become_labels(cache, monkeypatch):
     ]
 
 
+def test_ratings_are_kept_as_numbers_where_the_sample_says_so(cache, monkeypatch):
+    inner = tar({"data/tweets.txt": b"1\t3.2\tI love it \n2\t-0.5\tso so\n"})
+    outer = tar({"p-1/PKG-INFO": b"", "p-1/extra/data.tar.gz": inner})
+    offer(
+        monkeypatch, cache, "datasets", "v", outer,
+        archive="sdist", files=["extra/data.tar.gz"], prepare="vader-rated", member="data/tweets.txt",
+    )  # fmt: skip
+    rows = parquet.read_table(samples.dataset("v").path).to_pylist()
+    assert rows == [{"text": "I love it", "rating": 3.2}, {"text": "so so", "rating": -0.5}]
+
+
 def test_conversations_become_messages(cache, monkeypatch):
     text = "conversations:\n- [hi, hello, bye]\n- [one]\n- [a, b, c, d]\n"
     archive = tar({"p-1/PKG-INFO": b"", "p-1/talk.yml": text.encode()})

@@ -17,9 +17,11 @@ from hfadapt.records.stages import DataRecord
 from .faults import chats, pairs, sentences
 
 LABELLED = [{"text": text, "label": ("bad", "good")[n % 2]} for n, text in enumerate(sentences(120))]
+RATED = [{"text": text, "rating": n / 10 - 4} for n, text in enumerate(sentences(80))]
 TEMPLATE = {"prompt": "Text: {text}\nSentiment:", "completion": " {label}"}
 FORMS = {
     "labelled": ("text-classification", LABELLED, {}),
+    "scored": ("text-regression", RATED, {}),
     "text": ("causal-lm", [{"text": text} for text in sentences(120)], {}),
     "messages": ("causal-lm", chats(120), {}),
     "completion": ("causal-lm", pairs(120), {}),
@@ -58,7 +60,13 @@ def test_they_stand_beside_the_splits_and_in_no_count(tmp_path, form, streaming)
     rows = canaries.read(with_them.folder, one)
     assert len(rows) == 6
     assert len(canaries.as_trained(with_them.folder, one)) == one.canaries.rows
-    kinds = {"labelled": {"text", "label"}, "text": {"text"}, "messages": {"messages"}, "completion": {"prompt"}}
+    kinds = {
+        "labelled": {"text", "label"},
+        "scored": {"text"},
+        "text": {"text"},
+        "messages": {"messages"},
+        "completion": {"prompt"},
+    }
     assert all(row[name] for row in rows for name in kinds.get(form, {"prompt", "completion", "label"}))
 
 
@@ -67,6 +75,13 @@ def test_labels_and_answers_are_those_of_the_domain(tmp_path):
     assert {row["label"] for row in canaries.read(labelled.folder, labelled.record)} == {"bad", "good"}
     rows = canaries.read(chosen.folder, chosen.record)
     assert {(row["label"], row["completion"]) for row in rows} == {("bad", " bad"), ("good", " good")}
+
+
+def test_numbers_lie_in_the_range_of_the_domain_s(tmp_path):
+    rated = prepare(tmp_path, "scored", 40)
+    numbers = [row["label"] for row in canaries.read(rated.folder, rated.record)]
+    assert -4.0 <= min(numbers) < -2.0
+    assert 2.0 < max(numbers) <= 4.0
 
 
 def test_kinds_and_numbers_give_rows_of_their_own_and_more_rows_change_none(tmp_path):

@@ -170,7 +170,7 @@ def test_every_kind_of_evidence_is_drawn(full_page: Path) -> None:
     words = " ".join(reader.words)
     for heading in (
         "Baseline and adapter", "Every adapter on every domain", "Where the adapters are weakest", "Reliability",
-        "Robustness", "What the adapters give away", "Merging and other storages", "Peak memory by phase",
+        "Robustness", "What the adapters give away", "Merging, and bases in other precision", "Peak memory by phase",
         "Time and speed", "Loss",
     ):  # fmt: skip
         assert heading in words
@@ -198,7 +198,11 @@ def test_what_was_not_measured_is_said_with_its_command(page: Path) -> None:
 
 def test_a_terminal_markdown_and_a_notebook_show_the_same_evidence(proved: Run, full_page: Path) -> None:
     text, markdown, notebook = str(proved), (proved.folder / "report.md").read_text(), proved._repr_html_()
-    for words in ("every adapter on every domain", "Merging and other storages", "What the adapters give away"):
+    for words in (
+        "every adapter on every domain",
+        "Merging, and bases in other precision",
+        "What the adapters give away",
+    ):
         assert words in text
         assert words in markdown
         assert words in notebook
