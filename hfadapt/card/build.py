@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 import yaml
+from huggingface_hub import ModelCardData
 
 from hfadapt.adapters import AdapterMethod
 from hfadapt.card import sections as evidence
@@ -99,7 +100,7 @@ def render_card(folder: Path, *, output: str | None = None) -> Card:
                 **_context(facts),
                 **_evidence(facts),
                 added=_added(facts),
-                front_matter=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=1000),
+                front_matter=ModelCardData(**metadata).to_yaml(),
                 snippet=snippet,
                 executed=output is not None,
                 user=user_text(folder / "README.md"),

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import metadata_load
+from yaml import YAMLError
 
 from hfadapt.card import licenses
 from hfadapt.card.build import USER_BEGIN, USER_END, Card, render_card
@@ -73,7 +74,7 @@ def check_card(folder: Path, licence: str | None = None) -> list[Problem]:
     if not readme.exists():
         return [Problem("there is no card", str(readme), fix="hfadapt card build CELL")]
     text = readme.read_text(encoding="utf-8")
-    problems = [*_metadata_problems(text, readme), *check_evidence(folder)]
+    problems = [*_metadata_problems(readme), *check_evidence(folder)]
     try:
         record = CardRecord.read(folder / "card.json")
         card = render_card(folder)
@@ -105,29 +106,14 @@ def licence_problems(folder: Path) -> list[Problem]:
 # --- metadata --------------------------------------------------------------------------------------------------------
 
 
-def front_matter(text: str) -> dict[str, Any]:
-    """The YAML between the first two lines of dashes.
-
-    Raises:
-        ValueError: there is none, or it is not a mapping of plain values.
-    """
-    match = re.match(r"---\n(.*?)\n---\n", text, re.S)
-    if not match:
-        raise ValueError("the card does not begin with metadata between lines of ---")
+def _metadata_problems(readme: Path) -> Iterator[Problem]:
+    found, why = None, "the card does not begin with metadata between lines of ---"
     try:
-        found = yaml.safe_load(match[1])
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())[:200]) from None
-    if not isinstance(found, dict):
-        raise ValueError("the metadata is not a mapping")
-    return found
-
-
-def _metadata_problems(text: str, readme: Path) -> Iterator[Problem]:
-    try:
-        found = front_matter(text)
-    except ValueError as error:
-        yield Problem("the metadata cannot be read", str(readme), got=str(error), fix="hfadapt card build CELL")
+        found = metadata_load(readme)
+    except (ValueError, YAMLError) as error:
+        why = " ".join(str(error).split())[:200]
+    if found is None:
+        yield Problem("the metadata cannot be read", str(readme), got=why, fix="hfadapt card build CELL")
         return
     place = f"{readme} (metadata)"
     for key in found:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData
+
 from hfadapt.card.facts import SAMPLE, Facts, Records, public_name
 from hfadapt.card.licenses import Licence, adapter_licence
 from hfadapt.core import registry
@@ -55,7 +57,7 @@ def languages(records: Records) -> list[str]:
 
 
 def hub_metadata(facts: Facts) -> dict[str, Any]:
-    """The YAML front matter, as plain Python values."""
+    """The YAML front matter, as plain Python values in the form of huggingface_hub."""
     records = facts.records
     lock, licence = records.file("lock.yaml"), licence_of(records)
     task = registry.task(lock["task"])
@@ -65,24 +67,23 @@ def hub_metadata(facts: Facts) -> dict[str, Any]:
     tags = ["hfadapt", method.name, facts.records.value("train.json#/domain")]
     tags += [f"base_model:{method.relation}:{base}"] if HUB_ID.fullmatch(base) else []
     tags += [quant.name] if quant.quantised else []
-    metadata: dict[str, Any] = {
-        "language": languages(records),
-        "license": licence.id,
-        "license_name": licence.name,
-        "license_link": licence.link if licence.id == "other" else None,
-        "library_name": "transformers" if method.whole_model else "peft",
-        "pipeline_tag": task.pipeline_tag,
-        "base_model": base,
-        "base_model_relation": method.relation,
-        "datasets": [source for source in hub_sources if not source.startswith((".", "/"))],
-        "metrics": list(dict.fromkeys(metric_type(metric["name"]) for metric in evaluated)),
-        "tags": list(dict.fromkeys(tags)),
-        "co2_eq_emissions": _emissions(facts),
-        "model-index": [{"name": card_title(records), "results": [_result(facts, task.pipeline_tag)]}]
-        if evaluated
-        else [],
-    }
-    return {key: value for key, value in metadata.items() if value not in (None, [], "")}
+    data = ModelCardData(
+        language=languages(records) or None,
+        license=licence.id,
+        license_name=licence.name or None,
+        license_link=(licence.link or None) if licence.id == "other" else None,
+        library_name="transformers" if method.whole_model else "peft",
+        pipeline_tag=task.pipeline_tag,
+        base_model=base,
+        base_model_relation=method.relation,
+        datasets=[source for source in hub_sources if not source.startswith((".", "/"))] or None,
+        metrics=list(dict.fromkeys(metric_type(metric["name"]) for metric in evaluated)) or None,
+        tags=tags,
+        co2_eq_emissions=_emissions(facts),
+        model_name=card_title(records) if evaluated else None,
+        eval_results=_results(facts, task.pipeline_tag) or None,
+    )
+    return data.to_dict()
 
 
 def _emissions(facts: Facts) -> dict[str, Any] | None:
@@ -105,30 +106,23 @@ def card_title(records: Records) -> str:
     return f"{base_name(records).rsplit('/', 1)[-1]} for {records.value('train.json#/domain')}"
 
 
-def _result(facts: Facts, pipeline_tag: str) -> dict[str, Any]:
-    """One result of the model-index: the adapter's metrics, and those of the base by name."""
+def _results(facts: Facts, pipeline_tag: str) -> list[EvalResult]:
+    """The adapter's metrics, and those of the base by name."""
     records = facts.records
-    metrics = []
-    for number, metric in enumerate(records.value("evaluation.json#/metrics")):
-        kind = metric_type(metric["name"])
-        at = f"evaluation.json#/metrics/{number}"
-        metrics.append({"type": kind, "value": facts.number(f"{at}/adapter"), "name": f"{metric['name']} (adapter)"})
-        if metric.get("base") is not None:
-            base = f"{metric['name']} ({records.value('evaluation.json#/baseline')} of the base)"
-            base = f"{metric['name']} (base)" if records.value("evaluation.json#/baseline") == "base" else base
-            metrics.append({"type": kind, "value": facts.number(f"{at}/base"), "name": base})
-    sources = records.value("data.json#/sources")
-    named = (
-        public_name(sources[0]["source"]).removeprefix(SAMPLE)
-        if len(sources) == 1
-        else records.value("train.json#/domain")
-    )
-    return {
-        "task": {"type": pipeline_tag},
-        "dataset": {
-            "name": records.value("train.json#/domain"),
-            "type": named,
-            "split": records.value("evaluation.json#/split"),
-        },
-        "metrics": metrics,
-    }
+    sources, domain = records.value("data.json#/sources"), records.value("train.json#/domain")
+    baseline = records.value("evaluation.json#/baseline")
+    whose = {"adapter": "adapter", "base": "base" if baseline == "base" else f"{baseline} of the base"}
+    return [
+        EvalResult(
+            task_type=pipeline_tag,
+            dataset_type=public_name(sources[0]["source"]).removeprefix(SAMPLE) if len(sources) == 1 else domain,
+            dataset_name=domain,
+            dataset_split=records.value("evaluation.json#/split"),
+            metric_type=metric_type(metric["name"]),
+            metric_value=facts.number(f"evaluation.json#/metrics/{number}/{key}"),
+            metric_name=f"{metric['name']} ({who})",
+        )
+        for number, metric in enumerate(records.value("evaluation.json#/metrics"))
+        for key, who in whose.items()
+        if metric.get(key) is not None
+    ]

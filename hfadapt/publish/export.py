@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
+from huggingface_hub import metadata_save
 
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError, RunError
@@ -309,6 +309,7 @@ def _write_papers(cell: Cell, kind: Format, form: Form | None, folder: Path, rec
     if card.is_file():
         shutil.copyfile(card, folder / "CARD.md")
     write_text(folder / "README.md", "\n".join(_readme(cell, kind, record)) + "\n")
+    metadata_save(folder / "README.md", _metadata(cell, kind))
 
 
 def _manifest(cell: Cell, kind: Format, form: Form | None, folder: Path, hashes: dict[str, str]) -> Manifest:
@@ -329,9 +330,6 @@ def _manifest(cell: Cell, kind: Format, form: Form | None, folder: Path, hashes:
 
 def _readme(cell: Cell, kind: Format, record: ExportRecord) -> Iterator[str]:
     manifest = cell.manifest
-    yield "---"
-    yield yaml.safe_dump(_metadata(cell, kind), sort_keys=False, allow_unicode=True, width=1000).rstrip()
-    yield "---"
     yield f"# {cell.lock.name}: {cell.domain}, {record.variant or record.format}"
     yield ""
     base = f"`{manifest.model}`" + (f" at revision `{manifest.model_revision}`" if manifest.model_revision else "")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import metadata_load, metadata_save
 
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError, RunError
@@ -24,8 +25,6 @@ from hfadapt.models.adapter_files import PAPERS, SUMS, is_model_file
 from hfadapt.publish.leaks import leaks
 from hfadapt.records.stages import CardRecord, EvaluationRecord, PublishedFile
 from hfadapt.run_folder import Cell
-
-FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.S)
 
 
 @dataclass(frozen=True)
@@ -214,24 +213,14 @@ def check_licence(licence: str) -> None:
 def _set_licence(folder: Path, licence: str) -> None:
     """Writes the licence that the user named into the staged copies of the card."""
     readme = folder / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    match = FRONT_MATTER.match(text)
-    if match is None:
+    metadata = metadata_load(readme)
+    if metadata is None:
         raise RunError("the card has no metadata", place=str(readme), fix="hfadapt card build CELL")
-    changed = with_licence(yaml.safe_load(match[1]), licence)
-    write_text(readme, f"---\n{_yaml(changed)}---\n{text[match.end() :]}")
+    changed = {key: value for key, value in metadata.items() if key not in ("license_name", "license_link")}
+    changed["license"] = licence
+    metadata_save(readme, changed)
     record = CardRecord.read(folder / "card.json")
     record.model_copy(update={"metadata": changed}).write(folder / "card.json")
-
-
-def with_licence(metadata: Mapping[str, Any], licence: str) -> dict[str, Any]:
-    """A card's metadata under another licence."""
-    kept = {key: value for key, value in metadata.items() if key not in ("license_name", "license_link")}
-    return {**kept, "license": licence}
-
-
-def _yaml(metadata: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True, width=1000)
 
 
 # --- one repository for several adapters -----------------------------------------------------------------------------
@@ -261,7 +250,8 @@ def write_index(folder: Path, title: str, prefixes: Sequence[str]) -> None:
         "| --- | --- |",
         *lines,
     ]
-    write_text(folder / "README.md", f"---\n{_yaml(metadata)}---\n" + "\n".join(body) + "\n")
+    write_text(folder / "README.md", "\n".join(body) + "\n")
+    metadata_save(folder / "README.md", metadata)
 
 
 # --- a folder instead of the Hub -------------------------------------------------------------------------------------

@@ -19,9 +19,10 @@ from typing import Any
 import jinja2
 import pytest
 import yaml
+from huggingface_hub import metadata_load
 
 from hfadapt.card.build import USER_BEGIN, USER_END, build_card, render_card
-from hfadapt.card.check import check_card, front_matter
+from hfadapt.card.check import check_card
 from hfadapt.card.facts import Facts, Records, escape, pointer, public_name, redact, shorten, untraced
 from hfadapt.card.licenses import adapter_licence, duties, hub_id, hub_ids
 from hfadapt.card.snippet import example_row, snippet_text
@@ -177,7 +178,7 @@ def test_metadata_is_read_by_the_hub_client(cell: Cell) -> None:
 
     text = (cell.folder / "README.md").read_text(encoding="utf-8")
     data = ModelCard(text).data
-    found = front_matter(text)
+    found = metadata_load(cell.folder / "README.md")
     assert found == yaml.safe_load(yaml.safe_dump(found))
     assert data.base_model == found["base_model"]
     assert found["base_model_relation"] == "adapter"
@@ -195,7 +196,7 @@ def test_norwegian_stays_a_language(classifier: Cell) -> None:
     data["sources"][0]["language"] = "no"
     change(classifier.folder / "data.json", **data)
     build_card(classifier, execute=False)
-    assert front_matter((classifier.folder / "README.md").read_text())["language"] == ["no"]
+    assert metadata_load(classifier.folder / "README.md")["language"] == ["no"]
 
 
 def test_full_fine_tuning_is_a_finetune_for_transformers(classifier: Cell) -> None:
@@ -217,9 +218,10 @@ def test_local_places_stay_out_of_the_card(classifier: Cell) -> None:
     text = (classifier.folder / "README.md").read_text()
     assert "/home" not in text
     assert "tweets.csv" in text
-    assert front_matter(text)["base_model"] == "mini"
-    assert front_matter(text)["license"] == "other"
-    assert front_matter(text)["license_name"] == "unknown"
+    metadata = metadata_load(classifier.folder / "README.md")
+    assert metadata["base_model"] == "mini"
+    assert metadata["license"] == "other"
+    assert metadata["license_name"] == "unknown"
     assert "The licence of the base is not stated." in text
     assert "/home" not in (classifier.folder / "card.json").read_text()
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import evidence_records
 import pytest
+from huggingface_hub import metadata_load
 
 from hfadapt.card.build import USER_BEGIN, build_card, render_card
-from hfadapt.card.check import check_card, front_matter
+from hfadapt.card.check import check_card
 from hfadapt.card.check import sections as required
 from hfadapt.records.evidence import SecurityRecord, SkippedPair
 from hfadapt.records.stages import EvaluationRecord, TrainRecord
@@ -184,7 +185,7 @@ def test_energy_and_the_threshold_of_the_eu_act(classifier: Cell) -> None:
     assert "1.06 × 10^13 FLOPs" in said
     assert "7.20 × 10^16 FLOPs (the base's paper); this training is 0.044 % of a third of that" in said
     assert "below the threshold" in said
-    emissions = front_matter((classifier.folder / "README.md").read_text(encoding="utf-8"))["co2_eq_emissions"]
+    emissions = metadata_load(classifier.folder / "README.md")["co2_eq_emissions"]
     assert emissions["emissions"] == 0.57
     assert emissions["geographical_location"] == "Germany"
 
@@ -240,7 +241,7 @@ def test_without_records_it_is_said_what_would_measure(bare: Cell) -> None:
     for section, sentences in wanted.items():
         for sentence in sentences:
             assert sentence in found[section], section
-    assert "co2_eq_emissions" not in front_matter((bare.folder / "README.md").read_text(encoding="utf-8"))
+    assert "co2_eq_emissions" not in metadata_load(bare.folder / "README.md")
 
 
 def test_the_commands_are_settings_of_the_recipe() -> None:
