@@ -7,7 +7,6 @@ cooling are not in any of them, except for memory where RAPL has a domain for it
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import re
@@ -129,7 +128,7 @@ class EnergyMeter:
 
     def _update(self) -> None:
         for counter in (*self._cpu, *self._gpu):
-            with suppress(OSError, ValueError):
+            with suppress(Exception):  # so is this
                 counter.update()
 
     def energy(self, training_seconds: float | None = None) -> Energy:
@@ -233,33 +232,26 @@ def _microjoules(path: Path) -> Callable[[], float]:
     return lambda: int(path.read_text()) / 1e6
 
 
+def _millijoules(handle: Any) -> Callable[[], float]:
+    import pynvml
+
+    return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
+
+
 def _nvml(device: torch.device, processes: int) -> Iterator[Counter]:
     """The cards that this process uses, or all where several processes do; on Volta and later."""
+    import pynvml
     import torch
 
-    try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-        if nvml.nvmlInit_v2() != 0:
-            return
-    except (OSError, AttributeError):
-        return
     own = torch.cuda.current_device() if device.index is None else device.index
     for index in range(torch.cuda.device_count()) if processes > 1 else (own,):
-        handle = ctypes.c_void_p()
-        # By its name for all: CUDA_VISIBLE_DEVICES changes the numbers.
-        uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}".encode()
-        if nvml.nvmlDeviceGetHandleByUUID(uuid, ctypes.byref(handle)) != 0:
-            continue
-
-        def read(handle: ctypes.c_void_p = handle) -> float:
-            millijoules = ctypes.c_ulonglong()
-            if nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules)) != 0:
-                raise OSError("the card does not count its energy")
-            return millijoules.value / 1e3
-
-        with suppress(OSError):
-            read()
-            yield Counter(read)
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlInit()
+            # By its name for all: CUDA_VISIBLE_DEVICES changes the numbers.
+            handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(index).uuid}")
+            counter = Counter(_millijoules(handle))
+            counter.read()
+            yield counter
 
 
 def _codecarbon(processes: int) -> tuple[str | None, Any]:

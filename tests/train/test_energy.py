@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from types import ModuleType, SimpleNamespace
 
+import pynvml
 import pytest
 import torch
 
@@ -160,6 +161,37 @@ def test_codecarbon_where_it_is_installed(monkeypatch, country):
     assert found.joules == pytest.approx(3600)
     assert (found.method, found.how) == ("estimated", "codecarbon 3.3.2, offline")
     assert (found.carbon_grams, found.country) == ((pytest.approx(0.2), "FRA") if country else (None, None))
+
+
+def test_the_cards_that_are_counted(monkeypatch):
+    """A stand-in for the driver: three cards, of which one is too old to count and one is unknown to it."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"u{index}"))
+    millijoules = {"GPU-u0": 5_000, "GPU-u2": 7_000}
+
+    def handle(uuid):
+        if uuid == "GPU-u1":
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return uuid
+
+    def consumption(handle):
+        if handle == "GPU-u2":
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return millijoules[handle]
+
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", handle)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", consumption)
+    assert [counter.read() for counter in energy._nvml(torch.device("cuda", 0), 3)] == [5.0]
+    assert not list(energy._nvml(torch.device("cuda", 2), 1))
+
+
+def test_no_card_is_counted_without_a_driver(monkeypatch):
+    def without():
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", without)
+    assert not list(energy._nvml(torch.device("cuda", 0), 1))
 
 
 def test_a_card_by_its_counter_and_by_its_name(monkeypatch):
