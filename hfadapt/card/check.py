@@ -23,6 +23,7 @@ from hfadapt.card.metadata import METRIC_TYPES, licence_of, metric_type
 from hfadapt.card.record_checks import check_evidence
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RunError, nearest
+from hfadapt.core.secret_rules import KEY
 from hfadapt.records.stages import CardRecord
 
 UNCLEAR = (None, "unknown", "other")
@@ -60,7 +61,7 @@ FORBIDDEN = (
         ),
         "the name or address of a host stands in the card",
     ),
-    (re.compile(r"\b(?:hf_|ghp_|AKIA)[A-Za-z0-9]{12,}|-----BEGIN [A-Z ]*PRIVATE KEY"), "a secret stands in the card"),
+    (KEY, "a secret stands in the card"),
 )
 
 

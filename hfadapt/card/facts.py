@@ -18,6 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from hfadapt.core.errors import RunError
+from hfadapt.core.secret_rules import EMAIL, KEY
 from hfadapt.core.show import show_bytes, show_latency, show_number, show_seconds
 from hfadapt.recipe.schema import Lock
 from hfadapt.records.stages import CardFact
@@ -29,13 +30,13 @@ QUOTE_CHARACTERS = 160
 SAMPLE = "sample:"
 
 REDACTED = (
+    (KEY, "[secret]"),
     (re.compile(r"(?:https?://|www\.)\S+", re.I), "[link]"),
-    (re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"), "[e-mail]"),
+    (EMAIL, "[e-mail]"),
     (re.compile(r"(?<![\w/])(?:\w+\.)+(?:com|org|net|edu|gov|io|co|ly|de|uk|me|tv|info)(?:/\S*)?\b", re.I), "[link]"),
     (re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b"), "[address]"),
     (re.compile(r"(?<!\w)\+?\(?\d[\d\s().-]{6,}\d(?!\w)"), "[number]"),
     (re.compile(r"(?<!\w)@\w+"), "[user]"),
-    (re.compile(r"\b(?:hf_|ghp_|sk-|AKIA)[A-Za-z0-9_-]{12,}"), "[secret]"),
 )
 
 

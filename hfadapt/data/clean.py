@@ -9,6 +9,7 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError
+from hfadapt.core.secret_rules import EMAIL, KEY
 from hfadapt.data.rows import Ledger, Row
 from hfadapt.recipe.schema import Clean
 
@@ -173,13 +174,6 @@ def language_filter(language: str) -> Callable[[str], bool]:
     return speaks
 
 
-_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
-_KEYS = re.compile(
-    r"\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,}|hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|xox[abpr]-[\w-]{10,}"
-    r"|AIza[\w-]{35}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-)
-
-
 _NAMES = {"e-mail address": "[EMAIL]", "access key": "[KEY]", "telephone number": "[PHONE]"}
 
 
@@ -221,8 +215,8 @@ def find_pii(text: str) -> list[tuple[str, int, int]]:
         # What is inside an address or a key is no telephone number.
         rest = f"{rest[:start]}{chr(10) * (end - start)}{rest[end:]}"
 
-    for kind, pattern in (("e-mail address", _EMAIL), ("access key", _KEYS)):
-        if pattern is _KEYS or "@" in rest:
+    for kind, pattern in (("e-mail address", EMAIL), ("access key", KEY)):
+        if pattern is KEY or "@" in rest:
             for match in list(pattern.finditer(rest)):
                 take(kind, match.start(), match.end())
     if sum(map(str.isdigit, rest)) >= 7 and "telephone number" in pii_kinds():

@@ -14,12 +14,12 @@ import socket
 import struct
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfadapt.core import registry
+from hfadapt.core.secret_rules import RULES
 
 if TYPE_CHECKING:
     from hfadapt.formats import Head
@@ -33,39 +33,9 @@ COMMON_NAMES = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Rule:
-    """One kind of leak."""
-
-    name: str
-    pattern: re.Pattern[str]
-
-
-def _rule(name: str, pattern: str) -> Rule:
-    return Rule(name, re.compile(pattern))
-
-
-RULES = (
-    _rule("Hugging Face token", r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}"),
-    _rule("AWS key", r"\b(?:AKIA|ASIA|AROA|AIDA|AGPA)[A-Z0-9]{16}\b"),
-    _rule("AWS secret key", r"(?i)(?<![a-z])aws.{0,30}?[\"'=:\s][A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])"),
-    _rule("GitHub token", r"\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_[A-Za-z0-9_]{20,}"),
-    _rule("GitLab token", r"\bglpat-[A-Za-z0-9_-]{16,}"),
-    _rule("Slack token", r"\bxox[abposr]-[A-Za-z0-9-]{10,}"),
-    _rule("Google key", r"\bAIza[A-Za-z0-9_-]{35}"),
-    _rule("API key", r"\bsk-[A-Za-z0-9_-]{20,}"),
-    _rule("package index token", r"\bpypi-AgE[A-Za-z0-9_-]{16,}|\bnpm_[A-Za-z0-9]{30,}"),
-    _rule("private key", r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY"),
-    _rule("JSON web token", r"\beyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"),
-    _rule("password in an address", r"\b[a-z][a-z0-9+.-]*://[^/\s:@\"']+:[^/\s:@\"']+@[\w.-]"),
-    _rule(
-        "named secret",
-        r"(?i)(?<![a-z0-9])(?:api[_-]?key|client[_-]?secret|secret|passw(?:or)?d|(?:access|auth|hf|hub)[_-]?token)"
-        r"[\\\"']{0,2}\s*[:=]\s*[\\\"']{0,2}(?=[A-Za-z+/_-]*\d)[A-Za-z0-9+/_-]{16,}",
-    ),
-    _rule(
-        "home folder", r"(?<![\w.-])/(?:home|Users)/+[\w.-]|(?<![\w.-])/root/+[\w.]|\b[A-Za-z]:[\\/]+Users[\\/]+[\w.-]"
-    ),
+HOME = (
+    "home folder",
+    re.compile(r"(?<![\w.-])/(?:home|Users)/+[\w.-]|(?<![\w.-])/root/+[\w.]|\b[A-Za-z]:[\\/]+Users[\\/]+[\w.-]"),
 )
 
 
@@ -74,10 +44,9 @@ def leaks(path: Path) -> Iterator[tuple[str, int]]:
     head = next((head for name in registry.names("formats") if (head := registry.format(name).head(path))), None)
     text = _text(path, head)
     words = path.name in VOCABULARIES or (head is not None and head.vocabulary)
-    rules = RULES if words else (*RULES, *personal_rules())
-    for rule in rules:
-        if found := rule.pattern.search(text):
-            yield rule.name, text.count("\n", 0, found.start()) + 1
+    for name, pattern in (*RULES, HOME, *(() if words else personal_rules())):
+        if found := pattern.search(text):
+            yield name, text.count("\n", 0, found.start()) + 1
 
 
 def _text(path: Path, head: Head | None) -> str:
@@ -96,18 +65,18 @@ def _text(path: Path, head: Head | None) -> str:
 
 
 @cache
-def personal_rules() -> tuple[Rule, ...]:
+def personal_rules() -> tuple[tuple[str, re.Pattern[str]], ...]:
     """Rules from this machine: its name, its user's e-mail addresses and home folder."""
     found = []
     home = str(Path.home())
     if len(home) > 4 and home != "/root":
-        found.append(Rule("home folder", re.compile(re.escape(home) + r"(?![\w-])")))
+        found.append(("home folder", re.compile(re.escape(home) + r"(?![\w-])")))
     for name in {socket.gethostname(), socket.gethostname().split(".")[0]}:
         if len(name) >= 4 and name.lower() not in COMMON_NAMES:
             pattern = rf"(?<![\w-]){re.escape(name)}(?![\w-])"
-            found.append(Rule("name of this machine", re.compile(pattern, re.I)))
+            found.append(("name of this machine", re.compile(pattern, re.I)))
     for address in sorted(_addresses()):
-        found.append(Rule("e-mail address of this user", re.compile(re.escape(address), re.I)))
+        found.append(("e-mail address of this user", re.compile(re.escape(address), re.I)))
     return tuple(found)
 
 

@@ -58,6 +58,11 @@ def test_unusable_rows_are_dropped_by_reason():
     }
 
 
+@pytest.mark.parametrize("key", ["hf_" + "a1B2" * 6, "glpat-" + "a1B2" * 5, "github_pat_" + "a1_B2" * 5])
+def test_keys_are_those_that_publishing_looks_for(key):
+    assert clean.find_pii(f"use {key} here") == [("access key", 4, 4 + len(key))]
+
+
 @pytest.mark.parametrize(("pii", "kept"), [("redact", 2), ("drop", 1)])
 def test_personal_data(pii, kept):
     pytest.importorskip("phonenumbers")
