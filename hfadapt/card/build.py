@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 from huggingface_hub import ModelCardData
+from jinja2 import Environment
 
 from hfadapt.adapters import AdapterMethod
 from hfadapt.card import sections as evidence
 from hfadapt.card.facts import Facts, Records, escape, pointer, untraced, without_marks
 from hfadapt.card.metadata import base_name, card_title, hub_metadata, languages, licence_of
 from hfadapt.card.snippet import run_snippet, snippet_text
-from hfadapt.core import registry
+from hfadapt.core import registry, resources
 from hfadapt.core.errors import RunError
 from hfadapt.core.spec import write_text
 from hfadapt.records.stages import CardRecord, in_order
@@ -126,14 +126,8 @@ def render_card(folder: Path, *, output: str | None = None) -> Card:
     return Card(without_marks(_tidy(marked)), record, loss_chart(steps), tuple(untraced(body)))
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+def _environment() -> Environment:
+    environment = resources.templates(Path(__file__).with_name("templates"))
     environment.filters["escape_markdown"] = escape
     return environment
 

@@ -6,17 +6,13 @@ licence keeps them all, or one is not known, the answer is `other` with a senten
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from hfadapt.core import resources
 
 UNKNOWN = "unknown"
 OTHER = "other"
@@ -41,9 +37,8 @@ class Licence:
     clear: bool
 
 
-@cache
 def _table() -> dict[str, Any]:
-    return tomllib.loads(Path(__file__).with_name("licenses.toml").read_text(encoding="utf-8"))
+    return resources.toml(Path(__file__).with_name("licenses.toml"))
 
 
 @cache

@@ -8,10 +8,8 @@ import json
 import traceback
 from typing import Any
 
-import jinja2
-
 from hfadapt.card.facts import SAMPLE, Facts, Records, public_name, redact
-from hfadapt.core import registry
+from hfadapt.core import registry, resources
 from hfadapt.core.errors import RunError
 from hfadapt.run_folder import Cell
 
@@ -25,10 +23,8 @@ def snippet_text(facts: Facts) -> str:
     records = facts.records
     lock = records.file("lock.yaml")
     whole = registry.adapter(lock["adapter"]["method"]).whole_model
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    return environment.from_string(registry.task(lock["task"]).snippet).render(
+    template = resources.templates(registry.task(lock["task"]).folder).get_template("snippet.py.j2")
+    return template.render(
         fact=facts,
         peft=not whole,
         sample=str(lock["model"]).startswith(SAMPLE) and not lock["base"] and not whole,

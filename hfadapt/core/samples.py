@@ -7,7 +7,6 @@ under `HFADAPT_CACHE`, by default `~/.cache/hfadapt`.
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import subprocess
@@ -19,15 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from hfadapt.core import cache
+from hfadapt.core import cache, resources
 from hfadapt.core.errors import RequestError, RunError, choice_problem
 from hfadapt.core.progress import quiet_libraries
 from hfadapt.core.spec import Spec
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 PREFIX = "sample:"
 
@@ -90,9 +84,8 @@ def dataset(name: str) -> Sample:
     return sample.model_copy(update={"path": sample.path / file})
 
 
-@functools.cache
 def _catalogue() -> dict[str, dict[str, dict[str, Any]]]:
-    return tomllib.loads(Path(__file__).with_name("samples.toml").read_text(encoding="utf-8"))
+    return resources.toml(Path(__file__).with_name("samples.toml"))
 
 
 def _entry(kind: str, name: str) -> Sample:

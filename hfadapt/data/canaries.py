@@ -8,7 +8,6 @@ them for data; training alone reads them.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
+from hfadapt.core.hashing import file_sha256
 from hfadapt.data.rows import arrow_schema, stable_hash
 from hfadapt.records.stages import DataRecord, PlantedCanaries
 from hfadapt.schemas import Answers
@@ -74,7 +74,7 @@ def plant(folder: Path, record: DataRecord, settings: Data) -> DataRecord:
         count=asked.count,
         repeats=tuple(sorted({row["repeats"] for row in rows})),
         rows=sum(row["repeats"] for row in rows),
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        sha256=file_sha256(path),
     )
     return record.model_copy(update={"canaries": planted})
 
@@ -90,7 +90,7 @@ def read(cell_folder: Path, record: DataRecord) -> list[dict[str, Any]]:
     if record.canaries is None:
         return []
     path = cell_folder / "data" / FILE
-    if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != record.canaries.sha256:
+    if not path.exists() or file_sha256(path) != record.canaries.sha256:
         raise RunError(
             "the canaries are not those that were planted",
             place=str(path),

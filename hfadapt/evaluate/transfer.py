@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from hfadapt.core import registry
+from hfadapt.core.hashing import json_sha256
 from hfadapt.core.progress import Progress, Silent
 from hfadapt.data import read_split
 from hfadapt.evaluate.bench import spread
@@ -20,7 +21,7 @@ from hfadapt.evaluate.quality import unsaid
 from hfadapt.modalities import Example
 from hfadapt.models.attach import open_adapter, open_adapters, use_adapter
 from hfadapt.models.base import BaseRef
-from hfadapt.models.load import Base, json_sha256
+from hfadapt.models.load import Base
 from hfadapt.models.manifest import load_base_of
 from hfadapt.recipe.schema import Lock
 from hfadapt.records.evidence import SkippedPair, TransferCell, TransferRecord, TransferTarget

@@ -9,21 +9,15 @@ from __future__ import annotations
 import functools
 import os
 import platform
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat
 
-from hfadapt.core import cache, registry
+from hfadapt.core import cache, registry, resources
 from hfadapt.core.errors import RequestError, choice_problem
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.core.spec import Record, Spec
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 THIS_MACHINE = "this-machine"
 GIB = 1 << 30
@@ -137,7 +131,7 @@ def _catalogue() -> dict[str, dict[str, Any]]:
     """Tables by name, with defaults and `extends` filled in."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted((Path(__file__).parents[1] / "targets").glob("*.toml")):
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = dict(resources.toml(path))
         defaults = tables.pop("defaults", {})
         for name, table in tables.items():
             layers = [defaults, tables[table["extends"]] if "extends" in table else {}, table]

@@ -6,12 +6,10 @@ its own gradient, which a frozen weight does not need; recomputing activations r
 
 from __future__ import annotations
 
-import sys
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.core import registry
+from hfadapt.core import registry, resources
 from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import ModelFacts, model_facts
 from hfadapt.records.evidence import Compute
@@ -19,11 +17,6 @@ from hfadapt.records.evidence import Compute
 if TYPE_CHECKING:
     from hfadapt.recipe.schema import Lock
     from hfadapt.records.stages import DataRecord
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 def training_compute(
@@ -123,6 +116,5 @@ def base_compute(hub_id: str) -> tuple[float, str] | None:
     return None
 
 
-@cache
 def _bases() -> dict[str, dict[str, Any]]:
-    return tomllib.loads(Path(__file__).with_name("base_compute.toml").read_text(encoding="utf-8"))
+    return resources.toml(Path(__file__).with_name("base_compute.toml"))

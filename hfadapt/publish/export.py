@@ -16,6 +16,7 @@ from huggingface_hub import metadata_save
 
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError, RunError
+from hfadapt.core.hashing import file_sha256
 from hfadapt.core.samples import PREFIX
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.core.spec import write_text
@@ -290,8 +291,6 @@ def _from_evaluation(cell: Cell, found: Scores) -> float | None:
 
 def _write_papers(cell: Cell, kind: Format, form: Form | None, folder: Path, record: ExportRecord) -> None:
     """Manifest, lock, evaluation, drift, card and README."""
-    from hfadapt.models.load import file_sha256
-
     whole = _trained(cell).whole_model
     written = [path for path in sorted(folder.iterdir()) if is_model_file(path.name, kind.name, whole)]
     hashes = {path.name: file_sha256(path) for path in written}

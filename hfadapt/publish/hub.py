@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError
+from hfadapt.core.hashing import file_sha256
 from hfadapt.models.adapter_files import MANIFEST, PAPERS, is_model_file
 from hfadapt.publish.staging import Staged, git_oid
 from hfadapt.records.stages import PublishedFile
@@ -153,8 +154,6 @@ class Hub:
             return remote.lfs.sha256 == file.sha256
         if remote.blob_id == git_oid(path):
             return True
-        from hfadapt.models.load import file_sha256
-
         with tempfile.TemporaryDirectory(prefix="hfadapt-compare-") as folder:
 
             def load() -> str:
@@ -274,8 +273,6 @@ class Hub:
         Raises:
             RunError: the files are not the same, in several attempts.
         """
-        from hfadapt.models.load import file_sha256
-
         names = [file.name for file in staged.files]
         wrong: list[str] = []
         for attempt in range(ATTEMPTS):

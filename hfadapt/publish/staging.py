@@ -20,6 +20,7 @@ from huggingface_hub import metadata_load, metadata_save
 
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError, RunError
+from hfadapt.core.hashing import file_sha256
 from hfadapt.core.spec import write_text
 from hfadapt.models.adapter_files import PAPERS, SUMS, is_model_file
 from hfadapt.publish.leaks import leaks
@@ -138,8 +139,6 @@ def sealed(folder: Path, prefix: str = "") -> Staged:
 
 
 def _described(path: Path, folder: Path) -> PublishedFile:
-    from hfadapt.models.load import file_sha256
-
     return PublishedFile(name=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=file_sha256(path))
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
 from markupsafe import Markup
 
+from hfadapt.core import resources
 from hfadapt.core.show import Block, as_html, show_bytes, show_number, show_seconds
 from hfadapt.core.spec import write_text
 from hfadapt.records.evidence import TransferRecord
@@ -42,14 +42,7 @@ def page(
     Args:
         added: What stages beside the usual ones have to show.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = resources.templates(Path(__file__).with_name("templates"), html=True)
     environment.filters["svg"] = lambda drawn: Markup(drawn) if drawn else ""
     first = charts.leading(cells)
     evaluated = next((cell.evaluation for cell in cells if cell.evaluation), None)

@@ -187,11 +187,6 @@ class Task:
     answer_rows: int = ANSWER_ROWS
     folder: Path
 
-    @property
-    def snippet(self) -> str:
-        """The template of the card's code."""
-        return (self.folder / "snippet.py.j2").read_text(encoding="utf-8")
-
     def snippet_agrees(self, printed: str, prediction: Any) -> bool:
         """Whether what the snippet printed is what the evaluation predicted for the same row."""
         return bool(printed)

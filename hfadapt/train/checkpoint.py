@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hfadapt.core.errors import RunError
-from hfadapt.models.load import file_sha256
+from hfadapt.core.hashing import file_sha256
 
 KEEP = 2
 TENSORS, OPTIMIZER, STATE, MANIFEST = "adapter.safetensors", "optimizer.pt", "state.json", "manifest.json"

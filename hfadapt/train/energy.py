@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,16 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
+from hfadapt.core import resources
 from hfadapt.hardware import catalogue
 from hfadapt.records.evidence import Energy
 
 if TYPE_CHECKING:
     import torch
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 POWERCAP = Path("/sys/class/powercap")
 POWER = Path(catalogue.__file__).with_name("power.toml")
@@ -205,7 +200,7 @@ class EnergyMeter:
 
 
 def _listed(kind: str, name: str) -> dict[str, Any] | None:
-    entries = tomllib.loads(POWER.read_text(encoding="utf-8"))[kind]
+    entries = resources.toml(POWER)[kind]
     return next((entry for entry in entries if re.search(entry["pattern"], name, re.I)), None)
 
 

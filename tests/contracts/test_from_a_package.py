@@ -15,11 +15,12 @@ from hfadapt import load_adapted
 from hfadapt.adapters import AdapterMethod, Saved
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError
+from hfadapt.core.hashing import file_sha256
 from hfadapt.formats.merged import Merged
 from hfadapt.hardware import catalogue
 from hfadapt.models.attach import attach_adapter, open_adapter, save_adapter, trainable
 from hfadapt.models.facts import model_facts
-from hfadapt.models.load import file_sha256, load_base
+from hfadapt.models.load import load_base
 from hfadapt.models.manifest import check_folder, write_manifest
 from hfadapt.models.merge import merged_dtype, open_merged
 from hfadapt.plan.make import make_plan

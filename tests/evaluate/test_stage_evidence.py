@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 
+from hfadapt.core.hashing import json_sha256
 from hfadapt.modalities.text import token_ids
-from hfadapt.models.load import json_sha256
 from hfadapt.run_folder import Run
 
 METRIC = """

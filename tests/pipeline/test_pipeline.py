@@ -250,7 +250,7 @@ def test_an_adapter_that_scores_otherwise_fails_its_cell(folder):
     """The file is whole, its manifest says so, but it is not what was trained."""
     from safetensors.torch import load_file, save_file
 
-    from hfadapt.models.load import file_sha256
+    from hfadapt.core.hashing import file_sha256
 
     path = cell(folder) / "adapter/adapter_model.safetensors"
     save_file({name: tensor * 1.2 for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})

@@ -15,10 +15,11 @@ from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 
 from hfadapt import load_adapted
 from hfadapt.core.errors import RequestError, RunError
+from hfadapt.core.hashing import file_sha256
 from hfadapt.core.progress import Silent
 from hfadapt.evaluate.bench import open_bench
 from hfadapt.evaluate.drift import measure
-from hfadapt.models.load import file_sha256, load_base
+from hfadapt.models.load import load_base
 from hfadapt.publish.export import export
 from hfadapt.records.evidence import DriftRecord
 from hfadapt.run_folder import Cell
