@@ -24,6 +24,7 @@ from hfadapt.card.record_checks import check_evidence
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RunError, nearest
 from hfadapt.core.secret_rules import KEY
+from hfadapt.recipe.sources import HUB_ID
 from hfadapt.records.stages import CardRecord
 
 UNCLEAR = (None, "unknown", "other")
@@ -34,7 +35,6 @@ KEYS = (
     "base_model_relation", "datasets", "metrics", "tags", "model-index", "co2_eq_emissions",
 )  # fmt: skip
 REQUIRED = ("license", "library_name", "pipeline_tag", "base_model", "base_model_relation", "tags", "model-index")
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
 ISO_639_1 = (
     " aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el "
     "en eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja "
@@ -184,7 +184,7 @@ def _names(found: Mapping[str, Any], place: str) -> Iterator[Problem]:
     datasets = found.get("datasets", [])
     for key, names in (("base_model", bases), ("datasets", datasets if isinstance(datasets, list) else [datasets])):
         for name in names:
-            if not isinstance(name, str) or not HUB_NAME.fullmatch(name):
+            if not isinstance(name, str) or not HUB_ID.fullmatch(name):
                 yield Problem("not a name of the Hub", f"{place}: {key}", got=repr(name), allowed="owner/name")
     for key in ("tags", "metrics"):
         values = found.get(key, [])

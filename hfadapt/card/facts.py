@@ -21,13 +21,13 @@ from hfadapt.core.errors import RunError
 from hfadapt.core.secret_rules import EMAIL, KEY
 from hfadapt.core.show import show_bytes, show_latency, show_number, show_seconds
 from hfadapt.recipe.schema import Lock
+from hfadapt.recipe.sources import MODEL_ID, SAMPLE
 from hfadapt.records.stages import CardFact
 
 How = Literal["value", "product", "ratio", "differing"]
 BEGIN, END = "\x02", "\x03"
 NOT_MEASURED = "not measured"
 QUOTE_CHARACTERS = 160
-SAMPLE = "sample:"
 
 REDACTED = (
     (KEY, "[secret]"),
@@ -66,7 +66,7 @@ def escape(text: str) -> str:
 
 def public_name(source: str) -> str:
     """A source or model without its place on a disk: samples and Hub ids as they are, of paths the last part."""
-    if source.startswith(SAMPLE) or re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w.-]+)?", source):
+    if source.startswith(SAMPLE) or MODEL_ID.fullmatch(source):
         return source
     return source.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from hfadapt.card.facts import SAMPLE, Facts, Records, public_name
+from hfadapt.card.facts import Facts, Records, public_name
 from hfadapt.card.licenses import Licence, adapter_licence
 from hfadapt.core import registry
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+from hfadapt.recipe.sources import HUB_ID, SAMPLE
 
 METRIC_TYPES = {
     "accuracy": "accuracy",
@@ -62,10 +60,10 @@ def hub_metadata(facts: Facts) -> dict[str, Any]:
     lock, licence = records.file("lock.yaml"), licence_of(records)
     task = registry.task(lock["task"])
     method, quant, base = registry.adapter(lock["adapter"]["method"]), registry.quant(lock["quant"]), base_name(records)
-    hub_sources = [one["source"] for one in records.value("data.json#/sources") if HUB_ID.fullmatch(one["source"])]
+    sources = [one["source"] for one in records.value("data.json#/sources")]
     evaluated = records.value("evaluation.json#/metrics")
     tags = ["hfadapt", method.name, facts.records.value("train.json#/domain")]
-    tags += [f"base_model:{method.relation}:{base}"] if HUB_ID.fullmatch(base) else []
+    tags += [f"base_model:{method.relation}:{base}"] if _owned(base) else []
     tags += [quant.name] if quant.quantised else []
     data = ModelCardData(
         language=languages(records) or None,
@@ -76,7 +74,7 @@ def hub_metadata(facts: Facts) -> dict[str, Any]:
         pipeline_tag=task.pipeline_tag,
         base_model=base,
         base_model_relation=method.relation,
-        datasets=[source for source in hub_sources if not source.startswith((".", "/"))] or None,
+        datasets=[source for source in sources if _owned(source)] or None,
         metrics=list(dict.fromkeys(metric_type(metric["name"]) for metric in evaluated)) or None,
         tags=tags,
         co2_eq_emissions=_emissions(facts),
@@ -84,6 +82,11 @@ def hub_metadata(facts: Facts) -> dict[str, Any]:
         eval_results=_results(facts, task.pipeline_tag) or None,
     )
     return data.to_dict()
+
+
+def _owned(name: str) -> bool:
+    """Whether a name is `owner/name` of the Hub."""
+    return "/" in name and HUB_ID.fullmatch(name) is not None
 
 
 def _emissions(facts: Facts) -> dict[str, Any] | None:

@@ -8,9 +8,10 @@ import json
 import traceback
 from typing import Any
 
-from hfadapt.card.facts import SAMPLE, Facts, Records, public_name, redact
+from hfadapt.card.facts import Facts, Records, public_name, redact
 from hfadapt.core import registry, resources
 from hfadapt.core.errors import RunError
+from hfadapt.recipe.sources import SAMPLE
 from hfadapt.run_folder import Cell
 
 FILE = "<the card's snippet>"

@@ -15,6 +15,7 @@ from hfadapt.recipe.rules import PLACEHOLDER, brace_fault, template_of, texts
 from hfadapt.recipe.schema import is_metric_path, is_task_path
 from hfadapt.recipe.sources import (
     HUB_ID,
+    MODEL_ID,
     SAMPLE,
     column_names,
     is_glob,
@@ -31,7 +32,6 @@ MODELS = "a Hub id such as owner/name or owner/name@revision, a folder with conf
 SOURCES = "a file, folder or glob, a Hub data set id such as owner/name, or sample:NAME"
 PARTS = ("text", "label", "prompt", "completion", "messages")
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")
-_MODEL_ID = re.compile(rf"{HUB_ID.pattern}(@[A-Za-z0-9][A-Za-z0-9_./-]*)?")
 
 
 def check_sources(tree: Tree, recipe_folder: Path, domains: Collection[str] | None = None) -> None:
@@ -89,7 +89,7 @@ def check_model(tree: Tree, recipe_folder: Path) -> None:
         refuse("there is no such model here", _near_path(model, recipe_folder) or "check the path")
     elif model in samples.models():
         refuse("a sample model needs its prefix", f"write `model: {samples.PREFIX}{model}`")
-    elif not _MODEL_ID.fullmatch(model):
+    elif not MODEL_ID.fullmatch(model):
         refuse("not a valid model name", "write a Hub id as owner/name, without spaces")
 
 

@@ -16,7 +16,10 @@ from hfadapt.core import registry
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 """Of files that hfadapt reads whatever the rows; row schemas read further ones."""
 SAMPLE = "sample:"
-HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9_.-]+)?")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
+"""`name` or `owner/name`."""
+MODEL_ID = re.compile(rf"{HUB_ID.pattern}(@[A-Za-z0-9][\w./-]*)?", re.ASCII)
+"""The same, with a revision."""
 HEAD_ROWS = 20
 HEAD_BYTES = 1 << 20
 

@@ -426,3 +426,4 @@ def test_quotes_cannot_write_markdown() -> None:
     assert public_name("/home/ada/x.csv") == "x.csv"
     assert public_name("C:\\data\\x.csv") == "x.csv"
     assert public_name("owner/name@main") == "owner/name@main"
+    assert public_name("../x.csv") == "x.csv"
