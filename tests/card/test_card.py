@@ -133,7 +133,7 @@ def test_a_number_without_a_record_stops_the_card(cell: Cell, monkeypatch: pytes
         return source.replace("## Limits", "## Limits\n\nBetter by 12 %.", 1), *rest
 
     monkeypatch.setattr(jinja2.FileSystemLoader, "get_source", more)
-    with pytest.raises(RunError, match="no record knows"):
+    with pytest.raises(RunError, match="in no record"):
         build_card(cell, execute=False)
 
 
