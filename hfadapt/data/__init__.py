@@ -3,7 +3,8 @@
 from hfadapt.data import augment, canaries
 from hfadapt.data.audit.report import DataReport
 from hfadapt.data.audit.supervision import audit, augmented, drop_too_long, lengths, require_clean
-from hfadapt.data.prepared import PreparedDomain, prepare, read_split
+from hfadapt.data.prepared import PreparedDomain, prepare
+from hfadapt.data.split_files import read_split
 
 __all__ = [
     "DataReport",

@@ -16,9 +16,11 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem
-from hfadapt.data import canaries, clean, columns, prepared, split
-from hfadapt.data import sources as load
+from hfadapt.data import canaries, clean, columns, split
+from hfadapt.data.reading import SourceReader, State, no_rows, workers
 from hfadapt.data.rows import PRIORITY, SPLITS, Ledger, Row, arrow_schema, fold, stable_hash, text_key
+from hfadapt.data.sources import Opened, check_unreadable
+from hfadapt.data.split_files import DROPPED, RECORD, file_hashes, make_record
 from hfadapt.recipe.schema import Recipe
 
 CHUNK_ROWS = 10_000
@@ -61,7 +63,7 @@ class SeenKeys:
 class SplitFiles:
     """One Parquet file per split, written in row groups as rows come."""
 
-    def __init__(self, folder: Path, state: prepared.State) -> None:
+    def __init__(self, folder: Path, state: State) -> None:
         from pyarrow import parquet
 
         self.counts: Counter[str] = Counter()
@@ -96,7 +98,7 @@ class SplitFiles:
 
 def prepare(
     recipe: Recipe,
-    opened: Mapping[str, Sequence[load.Opened]],
+    opened: Mapping[str, Sequence[Opened]],
     folder: Path,
     fingerprint: str,
     say: Callable[[str], None],
@@ -122,7 +124,7 @@ class _Domain:
         self,
         recipe: Recipe,
         name: str,
-        sources: Sequence[load.Opened],
+        sources: Sequence[Opened],
         folder: Path,
         texts: SeenKeys,
         labelled: SeenKeys,
@@ -133,7 +135,7 @@ class _Domain:
         # Given test and validation rows are read first, so that they win.
         self.sources = sorted(sources, key=lambda source: PRIORITY.get(source.split, 2))
         self.given = {source.split for source in sources if source.split}
-        self.state = prepared.State([], Ledger(), {}, {})
+        self.state = State([], Ledger(), {}, {})
         self.texts, self.labelled = texts, labelled
         self.dropped: Counter[str] = Counter()
         self.names: set[str] = set()
@@ -147,7 +149,7 @@ class _Domain:
             part: [] for part in ("test", "validation") if self._by_number(part)
         }
         files: SplitFiles | None = None
-        with (self.folder / prepared.DROPPED).open("w", encoding="utf-8") as log:
+        with (self.folder / DROPPED).open("w", encoding="utf-8") as log:
             for number, unique in enumerate(self._unique(log)):
                 if files is None:
                     files = SplitFiles(self.folder / "data", self.state)
@@ -165,7 +167,7 @@ class _Domain:
                     assert files is not None
                     files.add(chosen, part)
         if files is None:
-            raise prepared.no_rows(f"domains.{self.name}", sum(self.state.rows_in.values()), [])
+            raise no_rows(f"domains.{self.name}", sum(self.state.rows_in.values()), [])
         files.close()
         self._check(files)
         self.state.labels = tuple(self.recipe.domains[self.name].labels or sorted(self.names))
@@ -174,7 +176,7 @@ class _Domain:
             "near": "not done on a stream",
         }
         self.state.ledger.steps["split"] = {"seed": self.settings.seed, "given": sorted(self.given), "by": "hash"}
-        record = prepared.make_record(
+        record = make_record(
             self.state,
             self.recipe,
             self.name,
@@ -185,9 +187,9 @@ class _Domain:
             label_counts={part: dict(sorted(files.labels[part].items())) for part in SPLITS} if self.names else {},
             dropped=dict(self.dropped.most_common()),
             completions=dict(sorted(self.completions.items())),
-            files=prepared.file_hashes(self.folder),
+            files=file_hashes(self.folder),
         )
-        canaries.plant(self.folder, record, self.settings).write(self.folder / prepared.RECORD)
+        canaries.plant(self.folder, record, self.settings).write(self.folder / RECORD)
 
     def _by_number(self, part: str) -> bool:
         return part not in self.given and getattr(self.settings, part) >= 1
@@ -213,7 +215,7 @@ class _Domain:
         forms = registry.task(self.recipe.task).schemas
         first = True
         for source in self.sources:
-            reader = prepared.SourceReader(self.recipe, self.name, source, forms)
+            reader = SourceReader(self.recipe, self.name, source, forms)
             chunk: list[Row] = []
             for item in reader:
                 if isinstance(item, Row):
@@ -224,14 +226,14 @@ class _Domain:
                     yield self._clean(chunk, reader, first, log)
                     self.say(f"reading {self.name}: {source.name}: {reader.rows_in:,} rows")
                     chunk, first = [], False
-                    load.check_unreadable(source.name, reader.rows_in, reader.bad)
-            load.check_unreadable(source.name, reader.rows_in, reader.bad)
+                    check_unreadable(source.name, reader.rows_in, reader.bad)
+            check_unreadable(source.name, reader.rows_in, reader.bad)
             self.state.rows_in[source.name] = reader.rows_in
             if chunk:
                 yield self._clean(chunk, reader, first, log)
                 first = False
 
-    def _clean(self, chunk: list[Row], reader: prepared.SourceReader, first: bool, log: Any) -> list[Row]:
+    def _clean(self, chunk: list[Row], reader: SourceReader, first: bool, log: Any) -> list[Row]:
         place = f"domains.{self.name}: {reader.source.name}"
         if first:
             columns.check_columns(chunk, reader.shape.parts, reader.columns, place)
@@ -256,7 +258,7 @@ class _Domain:
                 row.columns["completion"] = self.spelling.setdefault(row.label, row.columns["completion"])
         self.state.labels = tuple(sorted(self.names))
         ledger = Ledger(steps=self.state.ledger.steps)
-        kept = clean.drop_unusable(chunk, self.settings.clean, ledger, prepared.workers(self.recipe))
+        kept = clean.drop_unusable(chunk, self.settings.clean, ledger, workers(self.recipe))
         for each in ledger.dropped:
             self._log(each, log)
         return kept

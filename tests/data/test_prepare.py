@@ -14,6 +14,7 @@ from hfadapt import data
 from hfadapt.core.errors import DataError, RunError
 from hfadapt.data import duplicates, prepared
 from hfadapt.data.rows import text_key, tokens
+from hfadapt.data.split_files import file_hashes
 from hfadapt.data.stream import SeenKeys
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import DataRecord
@@ -95,7 +96,7 @@ def test_deliver_read_and_record(tmp_path):
     rows = data.read_split(tmp_path / "cell", "train")
     assert list(rows[0]) == ["text", "label", "source", "row"]
     assert rows[0]["source"] == "a.jsonl"
-    assert record.files == prepared.file_hashes(tmp_path / "cell")
+    assert record.files == file_hashes(tmp_path / "cell")
     assert data.read_split(tmp_path / "cell", "train", limit=20) == rows[::3]
     assert {path.name for path in (tmp_path / "cell" / "data").iterdir()} == {
         *(f"{split}.parquet" for split in SPLITS),

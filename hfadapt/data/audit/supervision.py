@@ -13,8 +13,8 @@ from hfadapt.data.audit import findings as found
 from hfadapt.data.audit import rows as row_checks
 from hfadapt.data.audit import tokens as token_checks
 from hfadapt.data.columns import form_of
-from hfadapt.data.prepared import RECORD, file_hashes, read_split
 from hfadapt.data.rows import SPLITS, name_rows
+from hfadapt.data.split_files import RECORD, file_hashes, read_split, rewrite
 from hfadapt.modalities import IGNORED, Example
 from hfadapt.modalities.text import token_ids
 from hfadapt.recipe.schema import Data
@@ -239,8 +239,6 @@ def drop_too_long(
         RunError: the cell has no prepared data.
         DataError: a split would be empty.
     """
-    from hfadapt.data import prepared
-
     record = DataRecord.read(cell_folder / RECORD)
     kept: dict[str, list[dict[str, Any]]] = {}
     dropped: list[dict[str, Any]] = []
@@ -271,4 +269,4 @@ def drop_too_long(
                 got=f"max_length {max_length}",
                 fix="raise data.max_length, or set data.too_long: truncate",
             )
-    return prepared.rewrite(cell_folder, record, kept, dropped) if dropped else record
+    return rewrite(cell_folder, record, kept, dropped) if dropped else record

@@ -1,0 +1,118 @@
+"""One source in canonical rows, and what is known of a domain while its sources are read."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hfadapt.core import registry
+from hfadapt.core.errors import DataError, choice_problem
+from hfadapt.data import clean
+from hfadapt.data import columns as format
+from hfadapt.data.rows import Dropped, Ledger, Row, name_rows
+from hfadapt.data.sources import Opened
+from hfadapt.recipe.schema import Recipe
+
+
+@dataclass
+class State:
+    """One domain between two steps."""
+
+    rows: list[Row]
+    ledger: Ledger
+    rows_in: dict[str, int]
+    columns: dict[str, str]
+    form: str = format.PLAIN
+    labels: tuple[str, ...] = ()
+
+
+def workers(recipe: Recipe) -> int:
+    """Cores that this process may use, unless the recipe says how many."""
+    if recipe.data.workers != "auto":
+        return recipe.data.workers
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class SourceReader:
+    """Iterates over one source in canonical rows and dropped rows, repaired; keeps what is to be reported."""
+
+    def __init__(self, recipe: Recipe, domain: str, source: Opened, forms: frozenset[str]) -> None:
+        self.source = source
+        self.rows_in = 0
+        self.bad: list[Dropped] = []
+        self.garbled: list[tuple[str, int]] = []
+        self.columns: tuple[str, ...] = ()
+        self.shape = format.Shape(format.PLAIN, {})
+        self._recipe, self._domain, self._forms = recipe, domain, forms
+        self._labels = format.Labels(recipe.domains[domain].labels)
+
+    def __iter__(self) -> Iterator[Row | Dropped]:
+        limit = self.source.settings.rows
+        formatter: format.Formatter | None = None
+        mend = self._recipe.data.clean.unicode
+        head: list[tuple[int, dict[str, Any]]] = []
+
+        def ready(number: int, values: dict[str, Any]) -> Row | Dropped:
+            assert formatter is not None
+            whole = formatter.whole
+            repaired, garbled = clean.repair(values, self.shape.used, mend, whole)
+            if garbled:
+                self.garbled.append((self.source.name, number))
+            item = formatter.row(number, repaired)
+            if isinstance(item, Row):
+                item.split = self.source.split
+            else:
+                self.bad.append(item)
+            return item
+
+        for item in self.source.read():
+            if limit is not None and self.rows_in >= limit:
+                break
+            self.rows_in += 1
+            if isinstance(item, Dropped):
+                self.bad.append(item)
+                yield item
+            elif formatter is not None:
+                yield ready(*item)
+            else:
+                # The columns of JSON Lines are known only after some rows.
+                head.append(item)
+                if len(head) == 100:
+                    formatter = self._formatter(head)
+                    yield from (ready(*each) for each in head)
+        if formatter is None and head:
+            formatter = self._formatter(head)
+            yield from (ready(*each) for each in head)
+
+    def _formatter(self, head: Sequence[tuple[int, dict[str, Any]]]) -> format.Formatter:
+        self.columns = tuple(dict.fromkeys(column for _, values in head for column in values))
+        template = self._recipe.template_of(self._domain)
+        place = f"domains.{self._domain}: {self.source.name}"
+        if template is not None and template.makes not in self._forms:
+            what = "the task cannot learn from what the template makes"
+            problem = choice_problem(what, template.makes, self._forms, place)
+            raise DataError(problem.what, problems=[replace(problem, fix="leave template out of the recipe")])
+        shape = format.recognise(self.columns, self.source.settings.columns, self._forms, place, template is not None)
+        classes = [shape.parts.get(part, "") for part in ("label", *registry.schema(shape.form).parts)]
+        names = next((known for column in classes if (known := self.source.label_names.get(column))), ())
+        formatter = format.Formatter(self.source.name, shape, template, self._labels, names, self.columns)
+        self.shape = formatter.shape
+        return formatter
+
+
+def no_rows(place: str, rows_in: int, dropped: Sequence[Dropped]) -> DataError:
+    """The error for a source or domain with nothing left."""
+    reasons = Counter(each.reason for each in dropped)
+    detail = next((each.detail for each in dropped if each.detail), "")
+    return DataError(
+        "no rows are left" if rows_in else "there are no rows",
+        place=place,
+        got=f"{rows_in:,} rows, "
+        + (", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common()) or "none readable")
+        + (f" ({name_rows((each.source, each.row) for each in dropped)})" if dropped else "")
+        + (f"; {detail}" if detail else ""),
+        fix="check the source and the columns" if rows_in else "check that this is the right file",
+    )

@@ -1,0 +1,147 @@
+"""What prepared data is in a folder: Parquet files of the splits, the log of dropped rows, and their record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hfadapt.core import registry
+from hfadapt.core.errors import RunError
+from hfadapt.core.spec import write_text
+from hfadapt.data.reading import State
+from hfadapt.data.rows import SPLITS, Row, arrow_schema
+from hfadapt.data.sources import Opened
+from hfadapt.recipe.schema import Recipe
+from hfadapt.records.stages import DataRecord, SourceRecord
+
+RECORD, DROPPED = "data.json", "data/dropped.jsonl"
+
+
+def read_split(cell_folder: Path, split: str, *, limit: int | None = None) -> list[dict[str, Any]]:
+    """Rows of a prepared split in canonical columns, with `source` and `row`.
+
+    Args:
+        cell_folder: A cell of a run.
+        split: train, validation or test.
+        limit: About how many rows at most, evenly from the whole split; the rest is never held in memory.
+
+    Raises:
+        RunError: the split has not been prepared.
+    """
+    from pyarrow import parquet
+
+    path = cell_folder / "data" / f"{split}.parquet"
+    if split not in SPLITS or not path.exists():
+        raise RunError(
+            "this split has not been prepared",
+            place=str(path),
+            allowed=", ".join(SPLITS),
+            fix="prepare the data first: hfadapt prepare RECIPE",
+        )
+    if limit is None:
+        return parquet.read_table(path).to_pylist()
+    with parquet.ParquetFile(path) as file:
+        step = max(1, -(-file.metadata.num_rows // limit))
+        rows, first = [], 0
+        for batch in file.iter_batches(batch_size=8192):
+            rows.extend(batch.take(list(range(-first % step, len(batch), step))).to_pylist())
+            first += len(batch)
+    return rows
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of the split files of a cell or prepared domain, by name."""
+    return {
+        f"{part}.parquet": hashlib.sha256((folder / "data" / f"{part}.parquet").read_bytes()).hexdigest()
+        for part in SPLITS
+    }
+
+
+def rewrite(
+    cell_folder: Path, record: DataRecord, rows: Mapping[str, list[dict[str, Any]]], dropped: list[dict[str, Any]]
+) -> DataRecord:
+    """Takes further rows out of a cell: new split files, longer dropped.jsonl, new data.json; each file atomically."""
+    classes = registry.schema(record.form).classes
+    for part, own in rows.items():
+        path = cell_folder / "data" / f"{part}.parquet"
+        temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+        _write_table(temporary, own, arrow_schema(record.form, bool(record.labels)))
+        temporary.replace(path)
+    lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in dropped)
+    log = cell_folder / DROPPED
+    write_text(log, (log.read_text(encoding="utf-8") if log.exists() else "") + lines)
+    counts = Counter(record.dropped) + Counter(each["reason"] for each in dropped)
+    changed = record.model_copy(
+        update={
+            "rows_kept": record.rows_kept - len(dropped),
+            "dropped": dict(counts.most_common()),
+            "splits": {part: len(own) for part, own in rows.items()},
+            "label_counts": {
+                part: dict(sorted(Counter(name for row in own for name in classes(row)).items()))
+                for part, own in rows.items()
+            }
+            if record.labels
+            else {},
+            "files": file_hashes(cell_folder),
+        }
+    )
+    changed.write(cell_folder / RECORD)
+    return changed
+
+
+def make_record(
+    state: State,
+    recipe: Recipe,
+    name: str,
+    sources: Sequence[Opened],
+    fingerprint: str,
+    seconds: float,
+    **counted: Any,
+) -> DataRecord:
+    """The record of a domain; checks that no row is unaccounted for."""
+    domain = recipe.domains[name]
+    rows_in = sum(state.rows_in.values())
+    kept = sum(counted["splits"].values())
+    if rows_in != kept + sum(counted["dropped"].values()):
+        raise RunError(
+            "rows are unaccounted for; this is a bug in hfadapt",
+            place=f"domains.{name}",
+            got=f"{rows_in} in, {kept} kept, {sum(counted['dropped'].values())} dropped",
+        )
+    records = []
+    for source in sources:
+        about = {**source.about}
+        about["license"] = domain.license or about.get("license")
+        about["language"] = domain.language or about.get("language")
+        records.append(SourceRecord(source=source.name, rows=state.rows_in[source.name], **about))
+    return DataRecord(
+        domain=name,
+        form=state.form,
+        sources=tuple(records),
+        rows_in=rows_in,
+        rows_kept=kept,
+        labels=state.labels,
+        steps=state.ledger.steps,
+        fingerprint=fingerprint,
+        seconds=round(seconds, 3),
+        columns=state.columns,
+        **counted,
+    )
+
+
+def write_rows(path: Path, rows: Sequence[Row], state: State) -> None:
+    """Writes rows as Parquet."""
+    lines = [{**row.columns, "source": row.source, "row": row.row} for row in rows]
+    _write_table(path, lines, arrow_schema(state.form, bool(state.labels)))
+
+
+def _write_table(path: Path, lines: list[dict[str, Any]], form: Any) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.Table.from_pylist(lines, schema=form), path, compression="zstd")
