@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -96,7 +96,8 @@ class _Attention(torch.autograd.Function):
         for bucket in _parts(settings, heads):
             qp, kp, vp, dp = (_packed(x, bucket, settings.dtype) for x in (q, k, v, dout))
             dqs: list[torch.Tensor] = []
-            dks = dvs = None
+            dks: torch.Tensor | None = None
+            dvs: torch.Tensor | None = None
             for first, end, keys in _blocks(bucket, settings.causal):
                 queries, douts = _grouped(qp[:, :, first:end], key_heads), _grouped(dp[:, :, first:end], key_heads)
                 some_keys, some_values = _keys(kp, keys), _keys(vp, keys)
@@ -109,6 +110,8 @@ class _Attention(torch.autograd.Function):
                 dks = _added(dks, torch.bmm(d.transpose(1, 2), queries), kp)
                 dqs.append(torch.bmm(d, some_keys).view(*shape[:3], -1))
             whole = dqs[0] if len(dqs) == 1 else torch.cat(dqs, 2)
+            assert dks is not None
+            assert dvs is not None
             for packed, result in zip((whole, dks, dvs), results, strict=True):
                 kernels.unpack(packed, result, bucket.starts, bucket.lengths)
         return (*results, None)
@@ -239,8 +242,11 @@ def _on_cuda(  # noqa: PLR0913 - as the kernel takes them
     if q.shape[1] > k.shape[1]:
         options["enable_gqa"] = True
     # Rotary positions of a float32 model widen queries and keys again.
-    narrow = [x.to(dtype or v.dtype) for x in (q, k, v)]
-    return varlen_attn(*narrow, offsets, offsets, longest, longest, **options).to(v.dtype)  # type: ignore[no-any-return]
+    narrow, wide = dtype or v.dtype, v.dtype
+    q, k, v = q.to(narrow), k.to(narrow), v.to(narrow)
+    # A pair would come only with further outputs asked for.
+    out = cast(torch.Tensor, varlen_attn(q, k, v, offsets, offsets, longest, longest, **options))
+    return out.to(wide)
 
 
 @cache

@@ -8,7 +8,7 @@ Shapes: N tokens, I inputs, O outputs, R rank, P rank rounded up to 32, L layers
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -66,10 +66,10 @@ def forward(
     ys = [x.new_empty((len(x), layer.weight.shape[0]), dtype=dtype) for layer in layers]
     low, turned = _low(x, len(layers), adapters)
     dropped = None if dropout is None else x.new_empty((len(x), x.shape[1] // 32), dtype=torch.int32)
-    tensors = {"x": x, "low": low, "low_turned": turned, "dropped": dropped}
+    tensors: dict[str, torch.Tensor | None] = {"x": x, "low": low, "low_turned": turned, "dropped": dropped}
     if dropout is not None:
         tensors |= {"token_keys": dropout.tokens, "column_keys": dropout.columns}
-    _run("lowrank_forward", ys, layers, adapters, wide=dtype == torch.float32, **tensors)
+    _run("lowrank_forward", ys, layers, adapters, tensors, wide=dtype == torch.float32)
     return ys, turned, dropped
 
 
@@ -85,7 +85,7 @@ def backward_input(
     low, turned = _low(dys[0], len(layers), adapters)
     dx = dys[0].new_empty((len(dys[0]), layers[0].weight.shape[1]), dtype=dtype) if needed else None
     tensors = {"d_low": low, "d_low_turned": turned, "dx": dx, "dropped": dropped}
-    _run("lowrank_backward_input", dys, layers, adapters, wide=dtype == torch.float32, **tensors)
+    _run("lowrank_backward_input", dys, layers, adapters, tensors, wide=dtype == torch.float32)
     return dx, turned
 
 
@@ -103,7 +103,7 @@ def backward_weights(
         for each in adapters
     ]
     tensors = {"x": x, "low_turned": low_turned, "d_low_turned": d_low_turned, "dropped": dropped}
-    _run("lowrank_backward_weights", dys, None, adapters, found, **tensors)
+    _run("lowrank_backward_weights", dys, None, adapters, tensors, found)
     return found
 
 
@@ -124,10 +124,10 @@ def _run(
     data: Sequence[torch.Tensor],
     layers: Sequence[Frozen] | None,
     adapters: Sequence[LowRank],
+    tensors: Mapping[str, torch.Tensor | None],
     gradients: Sequence[tuple[torch.Tensor, Sequence[torch.Tensor]]] = (),
     *,
     wide: bool = False,
-    **tensors: torch.Tensor | None,
 ) -> None:
     """`data` are results of the layers or their gradients, `tensors` go by their names in abi.Products.
 
@@ -174,7 +174,10 @@ def _layers(data: Sequence[torch.Tensor], layers: Sequence[Frozen] | None) -> It
 
 def _parts(adapter: LowRank, gradients: tuple[torch.Tensor, Sequence[torch.Tensor]] | None) -> Iterator[abi.Part]:
     """Of an adapter in each layer; their A, and its gradients, lie one below the other."""
-    da, dbs = gradients or (None, [None] * len(adapter.bs))
+    da: torch.Tensor | None = None
+    dbs: Sequence[torch.Tensor | None] = [None] * len(adapter.bs)
+    if gradients:
+        da, dbs = gradients
     row, inputs = 0, adapter.a.shape[1]
     for b, scaling, db in zip(adapter.bs, adapter.scalings, dbs, strict=True):
         yield abi.Part(_at(adapter.a, row * inputs), _at(b), b.shape[0], _at(da, row * inputs), _at(db), scaling)

@@ -164,7 +164,7 @@ class FrozenCache:
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.view(torch.uint8).numpy()).cast("B")
+    return tensor.view(torch.uint8).numpy().data.cast("B")
 
 
 def _write(file: Any, tensor: torch.Tensor) -> None:

@@ -164,16 +164,16 @@ class Job:
     def make_optimizer(self) -> None:
         """A fresh optimizer over the parameters."""
         parameters = list(self.parameters.values())
-        options = {"lr": self.settings.learning_rate, "weight_decay": self.settings.weight_decay}
+        rate, decay = self.settings.learning_rate, self.settings.weight_decay
         self.optimizer: torch.optim.Optimizer
         if self.settings.optimizer == "adamw":
             fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
-            self.optimizer = torch.optim.AdamW(parameters, **options, fused=fused)
+            self.optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=fused)
             return
         import bitsandbytes
 
         name = {"adamw-8bit": "AdamW8bit", "paged-adamw-8bit": "PagedAdamW8bit"}[self.settings.optimizer]
-        self.optimizer = getattr(bitsandbytes.optim, name)(parameters, **options)
+        self.optimizer = getattr(bitsandbytes.optim, name)(parameters, lr=rate, weight_decay=decay)
 
     def update(self, batch: Batch, loss: float) -> tuple[float, float]:
         """Clips the gradients and takes the optimizer's step; returns the gradient's norm and the learning rate.

@@ -422,7 +422,7 @@ class Loop:
     def _products(self) -> torch.dtype:
         products = self.fast.products if self.fast else None
         # 4-bit layers have a dtype of their own for them.
-        own = {getattr(module, "compute_dtype", None) for module in self.model.modules()} - {None}
+        own = {dtype for module in self.model.modules() if (dtype := getattr(module, "compute_dtype", None))}
         return products or (own.pop() if len(own) == 1 else self.model.dtype)
 
     def _scoring(self) -> AbstractContextManager[Any]:
