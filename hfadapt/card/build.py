@@ -298,7 +298,7 @@ def _headline(facts: Facts) -> str:
         "better": "The adapter is better than the baseline",
         "worse": "**The adapter is worse than the baseline**",
         "open": "The difference between adapter and baseline is within its interval of chance",
-    }[evidence.verdict(metrics[0], metrics[0].get("higher_is_better", True))]
+    }[evidence.verdict_of(metrics[0], metrics[0].get("higher_is_better", True))]
     return (
         f"{says}: {facts(f'{at}/name', 'code')} {facts(f'{at}/adapter', 'decimal')} against "
         f"{facts(f'{at}/base', 'decimal')}, difference {_gain(facts, 0)}."
@@ -313,7 +313,7 @@ def _limits(facts: Facts) -> list[str]:
         name = facts(f"evaluation.json#/metrics/{number}/name", "code")
         verdict = ""
         if metric.get("delta") is not None:
-            verdict = evidence.verdict(metric, metric.get("higher_is_better", True))
+            verdict = evidence.verdict_of(metric, metric.get("higher_is_better", True))
         if verdict == "worse":
             said.append(f"{name} is **worse** than the baseline's: {_gain(facts, number)}.")
         elif verdict == "open":

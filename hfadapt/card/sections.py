@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hfadapt.card.facts import Facts, Records, escape, pointer
+from hfadapt.records.evidence import verdict
 
 EVALUATION, SECURITY, DRIFT, TRANSFER = "evaluation.json", "security.json", "drift.json", "transfer.json"
 MOST_SLICES = 24
@@ -39,12 +40,9 @@ def part(records: Records, name: str, key: str) -> Any:
     return records.file(name).get(key) or None if records.has(name) else None
 
 
-def verdict(effect: Mapping[str, Any], higher_is_better: bool = True) -> str:
-    """`better`, `worse`, or `open` where the interval of `delta` holds zero or is unknown."""
-    low, high = effect.get("low"), effect.get("high")
-    if low is None or high is None or low <= 0 <= high:
-        return "open"
-    return "better" if (low > 0) == higher_is_better else "worse"
+def verdict_of(effect: Mapping[str, Any], higher_is_better: bool = True) -> str:
+    """`verdict` of what has `low` and `high`."""
+    return verdict(effect.get("low"), effect.get("high"), higher_is_better)
 
 
 def difference(facts: Facts, at: str) -> str:
@@ -104,7 +102,7 @@ def slice_sentences(facts: Facts) -> list[str]:
     for place, number in enumerate(worst_slices(records)):
         at = f"{EVALUATION}#/slices/{number}"
         one = records.value(at)
-        worse = verdict(one, higher_is_better(records, one["metric"])) == "worse"
+        worse = verdict_of(one, higher_is_better(records, one["metric"])) == "worse"
         if place and not worse:
             continue
         name = f"{one['by']} {slice_name(facts, number)}"
@@ -158,7 +156,7 @@ def transfer_sentences(facts: Facts) -> list[str]:
     better = bool(records.value(f"{TRANSFER}#/targets/0").get("higher_is_better", True)) if others else True
     said = {}
     for state in ("worse", "better", "open"):
-        names = [named(facts, f"{at}/data") for at, cell in others if verdict(cell, better) == state]
+        names = [named(facts, f"{at}/data") for at, cell in others if verdict_of(cell, better) == state]
         said[state] = ", ".join(names)
     sentences = []
     if said["worse"]:
@@ -193,7 +191,7 @@ def general_sentence(facts: Facts) -> str:
         "worse": "**Some of what the base knew about general text is lost**",
         "better": "General text is predicted better than by the base",
         "open": "No change on general text that is more than chance",
-    }[verdict(facts.records.value(at), facts.records.value(at).get("higher_is_better", False))]
+    }[verdict_of(facts.records.value(at), facts.records.value(at).get("higher_is_better", False))]
     return (
         f"{says}: {named(facts, f'{at}/name')} {facts(f'{at}/base', 'decimal')} → {facts(f'{at}/adapter', 'decimal')}, "
         f"{difference(facts, at)}, {facts(f'{at}/rows', 'integer')} passages."

@@ -12,6 +12,18 @@ from typing import Any, ClassVar, Literal
 from hfadapt.core.spec import Record, Spec
 
 
+def verdict(low: float | None, high: float | None, higher_is_better: bool = True) -> str:
+    """`better`, `worse`, or `open` where the interval of a difference holds zero or is unknown."""
+    if low is None or high is None or low <= 0 <= high:
+        return "open"
+    return "better" if (low > 0) == higher_is_better else "worse"
+
+
+def bounds(low: float | None, high: float | None) -> str:
+    """` [+0.103, +0.193]` after a difference, or nothing."""
+    return "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
+
+
 class Estimate(Spec):
     """A value with its interval and the rows behind it."""
 

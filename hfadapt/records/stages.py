@@ -18,6 +18,7 @@ from hfadapt.records.evidence import (
     FailingExample,
     PairedTest,
     Slice,
+    verdict,
 )
 
 Phase = str
@@ -291,18 +292,19 @@ class Metric(Spec):
         return None if self.delta is None else self.delta if self.higher_is_better else -self.delta
 
     @property
+    def verdict(self) -> str:
+        """`better` or `worse` where the interval of the difference lies wholly on one side, else `open`."""
+        return verdict(self.low, self.high, self.higher_is_better)
+
+    @property
     def better(self) -> bool:
         """Whether the interval of the difference lies wholly on the better side."""
-        if self.low is None or self.high is None:
-            return False
-        return self.low > 0 if self.higher_is_better else self.high < 0
+        return self.verdict == "better"
 
     @property
     def worse(self) -> bool:
         """Whether the interval of the difference lies wholly on the worse side."""
-        if self.low is None or self.high is None:
-            return False
-        return self.high < 0 if self.higher_is_better else self.low > 0
+        return self.verdict == "worse"
 
 
 class EvaluationRecord(Record):

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from hfadapt.core.show import show_bytes, show_latency, show_number, show_seconds
 from hfadapt.records.evidence import (
     DriftRecord,
-    Estimate,
     ReliabilityBin,
     SecurityRecord,
     TransferRecord,
     TransferTarget,
+    bounds,
+    verdict,
 )
 from hfadapt.records.report import CellReport, show_gain
 from hfadapt.records.stages import EvaluationRecord, Metric, Step, TrainRecord, in_order
@@ -48,18 +49,6 @@ def names(cells: Sequence[Seen]) -> dict[int, str]:
     return {
         id(cell): f"{cell.report.domain} · {cell.report.target}" if several else cell.report.domain for cell in cells
     }
-
-
-def verdict(metric: Metric) -> str:
-    """`better`, `worse`, or `open` where the interval of the difference holds zero or is unknown."""
-    return {None: "open", True: "better", False: "worse"}[better(metric.low, metric.high, metric.higher_is_better)]
-
-
-def better(low: float | None, high: float | None, higher_is_better: bool = True) -> bool | None:
-    """Whether a difference is for the better; None where its interval holds zero or is unknown."""
-    if low is None or high is None or low <= 0 <= high:
-        return None
-    return (low > 0) == higher_is_better
 
 
 def leading(cells: Sequence[Seen]) -> Metric | None:
@@ -108,8 +97,8 @@ def gains(cells: Sequence[Seen]) -> Drawn:
         for metric in cell.report.metrics:
             if metric.delta is None:
                 continue
-            good = better(metric.low, metric.high, metric.higher_is_better)
-            effect = plots.Effect(called[id(cell)], metric.delta, metric.low, metric.high, good, show_gain(metric))
+            ends, shown = (metric.low, metric.high), show_gain(metric)
+            effect = plots.Effect(called[id(cell)], metric.delta, *ends, metric.verdict, shown)
             kinds.setdefault(metric.name, []).append(effect)
     return [
         (name, plots.forest(effects, title=f"Difference in {name}", axis=f"adapter − baseline, {name}"))
@@ -164,7 +153,7 @@ def slices(cells: Sequence[Seen]) -> str | None:
                 f"{called[id(cell)]}: {one.by} {_short(one.name.rsplit('/', 1)[-1])}",
                 one.base,
                 one.adapter,
-                better(one.low, one.high, up),
+                verdict(one.low, one.high, up),
                 f"{one.adapter:.3f}{change}, {one.rows:,} rows",
             )
             found.append((one.adapter if up else -one.adapter, move))
@@ -214,20 +203,15 @@ def robustness(cells: Sequence[Seen]) -> Drawn:
     for cell in cells:
         for one in cell.security.robustness if cell.security else ():
             metric = one.metric
-            shown = _bounds(one.drop)
-            good = better(one.drop.low, one.drop.high, higher_is_better=False)
-            effect = plots.Effect(called[id(cell)], one.drop.value, one.drop.low, one.drop.high, good, shown)
+            drop = one.drop
+            shown = f"{drop.value:+.3f}{bounds(drop.low, drop.high)}"
+            good = verdict(drop.low, drop.high, higher_is_better=False)
+            effect = plots.Effect(called[id(cell)], drop.value, drop.low, drop.high, good, shown)
             kinds.setdefault(one.name, []).append(effect)
     return [
         (name, plots.forest(effects, title=f"What {name} cost", axis=f"loss of {metric}"))
         for name, effects in kinds.items()
     ]
-
-
-def _bounds(one: Estimate) -> str:
-    if one.low is None or one.high is None:
-        return f"{one.value:+.3f}"
-    return f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]"
 
 
 def membership(cells: Sequence[Seen]) -> str | None:
@@ -242,7 +226,7 @@ def membership(cells: Sequence[Seen]) -> str | None:
         shown = f"{value.value:.3f} by {worst.name}; texts alone {blind.value:.3f}"
         effects.append(
             plots.Effect(
-                names(cells)[id(cell)], value.value, value.low, value.high, not found.leaks, shown,
+                names(cells)[id(cell)], value.value, value.low, value.high, "worse" if found.leaks else "better", shown,
                 (blind.value, blind.low, blind.high),
             )
         )  # fmt: skip
@@ -260,8 +244,9 @@ def drift(cells: Sequence[Seen]) -> str | None:
         for one in cell.drift.variants if cell.drift else ():
             limit = cell.drift.limit_kl_nats if cell.drift else 0.0
             refused = cell.drift is not None and one.name in cell.drift.refused
+            state = "worse" if refused else "better"
             shown = f"{one.kl_nats:.2g} nats{', refused' if refused else ''}"
-            dots.append(plots.Dot(f"{names(cells)[id(cell)]}: {one.name}", one.kl_nats, not refused, shown))
+            dots.append(plots.Dot(f"{names(cells)[id(cell)]}: {one.name}", one.kl_nats, state, shown))
     if not dots:
         return None
     return plots.log_dots(

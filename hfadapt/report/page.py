@@ -12,10 +12,10 @@ from markupsafe import Markup
 from hfadapt.core import resources
 from hfadapt.core.show import Block, as_html, show_bytes, show_number, show_seconds
 from hfadapt.core.spec import write_text
-from hfadapt.records.evidence import TransferRecord
+from hfadapt.records.evidence import TransferRecord, bounds
 from hfadapt.records.report import CellReport, Report, show_gain
 from hfadapt.report import charts, svg, tables
-from hfadapt.report.charts import Seen, verdict
+from hfadapt.report.charts import Seen
 from hfadapt.report.run_view import added_blocks, seen
 from hfadapt.run_folder import Run
 
@@ -82,8 +82,8 @@ def page(
 def _tiles(report: Report, cells: Sequence[Seen]) -> list[dict[str, str]]:
     done = sum(cell.status == "done" for cell in report.cells)
     leading = [cell.metrics[0] for cell in report.cells if cell.metrics]
-    better = sum(verdict(metric) == "better" for metric in leading)
-    worse = sum(verdict(metric) == "worse" for metric in leading)
+    better = sum(metric.verdict == "better" for metric in leading)
+    worse = sum(metric.verdict == "worse" for metric in leading)
     others = len(report.cells) - done
     tiles = [
         {
@@ -150,7 +150,7 @@ def _row(cell: CellReport) -> dict[str, Any]:
                 "base": show_number(metric.base) if metric.base is not None else "",
                 "adapter": show_number(metric.adapter),
                 "gain": show_gain(metric),
-                "verdict": verdict(metric),
+                "verdict": metric.verdict,
                 "rows": f"{metric.rows:,}",
             }
             for metric in cell.metrics
@@ -171,7 +171,7 @@ def _drifts(cells: Sequence[Seen]) -> list[dict[str, Any]]:
             "kl": f"{variant.kl_nats:.2g}",
             "logit": f"{variant.max_logit_difference:.2g}",
             "metric": variant.metric,
-            "delta": f"{variant.delta:+.3f}{tables.bounds(variant.low, variant.high)}",
+            "delta": f"{variant.delta:+.3f}{bounds(variant.low, variant.high)}",
             "refused": cell.drift.refused.get(variant.name),
         }
         for cell in cells

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from hfadapt.report.svg import COLOURS, chart, label, legend, line, number, text, ticks
 
+VERDICTS = {"better": "var(--good)", "worse": "var(--bad)", "open": "var(--open)"}
+
 
 def heat_map(  # noqa: PLR0913 - parts of one chart
     rows: Sequence[str],
@@ -69,13 +71,9 @@ class Effect:
     value: float
     low: float | None
     high: float | None
-    better: bool | None
+    verdict: str
     shown: str
     other: tuple[float, float | None, float | None] | None = None
-
-
-def _colour(better: bool | None) -> str:
-    return "var(--open)" if better is None else "var(--good)" if better else "var(--bad)"
 
 
 def _interval(low: float, high: float, y: float, colour: str, width: int = 3) -> str:
@@ -105,7 +103,7 @@ def forest(effects: Sequence[Effect], *, title: str, axis: str, reference: float
     parts.append(line(at(reference), top - 4, at(reference), bottom, "axis"))
     for n, one in enumerate(effects):
         y = top + (n + 0.5) * tall
-        colour = _colour(one.better)
+        colour = VERDICTS[one.verdict]
         parts.append(text(left - 14, y + 4, one.name, "end"))
         if one.other is not None:
             parts += _other(one.other, at, y)
@@ -139,7 +137,7 @@ class Move:
     name: str
     start: float | None
     end: float
-    better: bool | None
+    verdict: str
     shown: str
 
 
@@ -159,7 +157,7 @@ def dumbbell(moves: Sequence[Move], *, title: str, axis: str) -> str:
     for value in ticks(low, high, 5):
         parts += [line(at(value), top, at(value), bottom), text(at(value), bottom + 16, label(value), "soft mid")]
     for n, one in enumerate(moves):
-        y, colour = top + (n + 0.5) * tall, _colour(one.better)
+        y, colour = top + (n + 0.5) * tall, VERDICTS[one.verdict]
         parts.append(text(left - 14, y + 4, one.name, "end"))
         if one.start is not None:
             parts.append(_interval(at(one.start), at(one.end), y, colour))
@@ -216,7 +214,7 @@ class Dot:
 
     name: str
     value: float
-    better: bool | None
+    verdict: str
     shown: str
 
 
@@ -242,7 +240,7 @@ def log_dots(dots: Sequence[Dot], *, limit: float, lowest: float, title: str, ax
         )
         parts.append(text(at(limit), top - 11, f"limit {limit:g}", "mid soft"))
     for n, one in enumerate(dots):
-        y, colour = top + (n + 0.5) * tall, _colour(one.better)
+        y, colour = top + (n + 0.5) * tall, VERDICTS[one.verdict]
         parts.append(text(left - 14, y + 4, one.name, "end"))
         parts.append(line(left, y, at(one.value), y))
         parts.append(f'<circle cx="{number(at(one.value))}" cy="{number(y)}" r="5" style="fill:{colour}"/>')

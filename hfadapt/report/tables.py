@@ -32,11 +32,6 @@ def drift_blocks(records: Sequence[DriftRecord]) -> list[Block]:
     ]
 
 
-def bounds(low: float | None, high: float | None) -> str:
-    """An interval after a difference, or nothing."""
-    return "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
-
-
 def leak_rows(record: SecurityRecord) -> list[str]:
     """Membership inference, canaries, verbatim reproduction and personal data of one cell, as cells of a table."""
     member, canaries, verbatim, personal = (
