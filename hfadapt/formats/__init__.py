@@ -60,7 +60,7 @@ class Head:
 
 
 class Format(Protocol):
-    """What a format has to say. Instances are stateless; the module-level instance is called `KIND`."""
+    """What a format has to say. A subclass is stateless; its instance in the module is called `KIND`."""
 
     @property
     def name(self) -> str:
@@ -70,18 +70,20 @@ class Format(Protocol):
     def needs_base(self) -> bool:
         """Whether the base is needed beside it, unless the method trains the base itself."""
 
-    @property
-    def packages(self) -> tuple[str, ...]:
-        """Python packages that it needs beside those of training."""
+    packages: tuple[str, ...] = ()
+    """Python packages that it needs beside those of training."""
 
     def unfit(self, task: str, config: Mapping[str, Any]) -> str | None:
         """Why models of this task and config cannot be written in the format, or None; known before training."""
+        return None
 
     def forms(self, lock: Lock) -> tuple[Form, ...]:
         """The forms of drift.json that it can hold, the preferred one first; none where nothing can drift."""
+        return ()
 
     def refusal(self, cell: Cell) -> str | None:
         """Why this trained model cannot be written in the format, or None."""
+        return None
 
     def holds(self, name: str, whole: bool) -> bool:
         """Whether a file of this name may be part of it, beside the tokenizer's.
@@ -95,6 +97,7 @@ class Format(Protocol):
 
     def head(self, path: Path) -> Head | None:
         """Where the tensors begin in a file of its own; None for safetensors and for what is no file of weights."""
+        return None
 
     def write(self, cell: Cell, form: Form | None, folder: Path, device: torch.device) -> Any:
         """Writes the model's files into an empty folder, and returns the model that they are to hold."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
-from hfadapt.formats import Form, Format, Head
+from hfadapt.formats import Form, Format
 from hfadapt.formats.merged import KIND as MERGED
 from hfadapt.models.adapter_files import CONFIG, MANIFEST, is_model_file
 from hfadapt.models.attach import WEIGHTS, open_adapter
@@ -26,24 +25,11 @@ SAME, SAME_IN_16_BITS = 1e-4, 0.02
 """peft by itself rounds trained heads to the base's 16 bits, and hfadapt keeps them in float32."""
 
 
-class Adapter:
+class Adapter(Format):
     """Weights, config and tokenizer; of a method that trains the base itself the model."""
 
     name = "adapter"
     needs_base = True
-    packages: tuple[str, ...] = ()
-
-    def unfit(self, task: str, config: Mapping[str, Any]) -> str | None:
-        """Every adapter can be copied."""
-        return None
-
-    def forms(self, lock: Lock) -> tuple[Form, ...]:
-        """It is what was trained: nothing drifts."""
-        return ()
-
-    def refusal(self, cell: Cell) -> str | None:
-        """Every adapter can be copied."""
-        return None
 
     def holds(self, name: str, whole: bool) -> bool:
         """As peft writes them; a whole model as transformers does."""
@@ -52,10 +38,6 @@ class Adapter:
     def needed(self, whole: bool) -> frozenset[str]:
         """Both files."""
         return MERGED.needed(whole) if whole else frozenset({CONFIG, WEIGHTS})
-
-    def head(self, path: Path) -> Head | None:
-        """It is safetensors."""
-        return None
 
     def write(self, cell: Cell, form: Form | None, folder: Path, device: torch.device) -> Any:
         """Copies the adapter's files."""

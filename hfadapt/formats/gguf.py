@@ -34,12 +34,12 @@ SAME, SAME_IN_8_BITS = 1e-3, 0.05
 PROBE = "In 2024, 12,345 naïve users don't e-mail 東京 😀\n\tfooBar()  ?!"
 
 
-class Gguf:
+class Gguf(Format):
     """model.gguf with weights, vocabulary and chat template."""
 
     name = "gguf"
     needs_base = False
-    packages: tuple[str, ...] = ("gguf",)
+    packages = ("gguf",)
 
     def unfit(self, task: str, config: Mapping[str, Any]) -> str | None:
         """Language models like Llama, whose names in GGUF are known here."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
-from hfadapt.formats import Form, Format, Head
+from hfadapt.formats import Form, Format
 from hfadapt.models.adapter_files import WHOLE_FILES
 from hfadapt.models.base import BaseRef
 from hfadapt.models.load import Base, load_base
@@ -24,16 +23,11 @@ if TYPE_CHECKING:
 SAME = 1e-4
 
 
-class Merged:
+class Merged(Format):
     """Safetensors, config, tokenizer and chat template."""
 
     name = "merged"
     needs_base = False
-    packages: tuple[str, ...] = ()
-
-    def unfit(self, task: str, config: Mapping[str, Any]) -> str | None:
-        """Every model can be merged."""
-        return None
 
     def forms(self, lock: Lock) -> tuple[Form, ...]:
         """The training dtype, then what loses less: float32, or the weights that a quantised base stands for."""
@@ -42,10 +36,6 @@ class Merged:
             return (Form(whole, True), Form(half if whole == "float32" else "float32", True))
         return (Form(half, True), Form(half, True, dequantised=True), Form("float32", True, dequantised=True))
 
-    def refusal(self, cell: Cell) -> str | None:
-        """Every model can be merged."""
-        return None
-
     def holds(self, name: str, whole: bool) -> bool:
         """As `save_pretrained` writes them."""
         return bool(WHOLE_FILES.fullmatch(name))
@@ -53,10 +43,6 @@ class Merged:
     def needed(self, whole: bool) -> frozenset[str]:
         """Weights may be in several files, which their number of tensors checks."""
         return frozenset({"config.json"})
-
-    def head(self, path: Path) -> Head | None:
-        """It is safetensors."""
-        return None
 
     def write(self, cell: Cell, form: Form | None, folder: Path, device: torch.device) -> Any:
         """Merges into the original or unpacked weights of the form's dtype."""
