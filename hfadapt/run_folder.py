@@ -13,8 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError, choice_problem
 from hfadapt.core.spec import Record, write_text
@@ -55,7 +53,9 @@ def _read(kind: type[Lock] | type[Record], path: Path) -> Any:
 def _parsed(kind: Any, path: Path, state: tuple[int, ...]) -> Any:
     if issubclass(kind, Record):
         return kind.read(path)
-    return kind.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    from hfadapt.recipe.reading import load_lock
+
+    return load_lock(path)
 
 
 @dataclass(frozen=True)
