@@ -90,20 +90,6 @@ def test_drop_too_long_names_rows_and_keeps_the_account(tmp_path, tokenizer):
         data.drop_too_long(tmp_path / "cell", task, tokenizer, max_length=8)
 
 
-def test_other_chat_template_by_hash(tmp_path, tokenizer):
-    import hashlib
-
-    cell(tmp_path, faults.chats(60), "causal-lm")
-    task = registry.task("causal-lm")
-
-    def codes(sha):
-        found = data.audit(tmp_path / "cell", task, tokenizer, max_length=256, model_chat_template_sha=sha).findings
-        return [each.code for each in found if each.level == "hard"]
-
-    assert codes("0" * 64) == ["other-chat-template"]
-    assert codes(hashlib.sha256(faults.CHATML.encode()).hexdigest()) == []
-
-
 def test_require_clean_lists_every_hard_finding():
     hard = [Finding(code=code, level="hard", message=f"{code} in rows 1, 2", rows=(1, 2), fix="mend") for code in "ab"]
     soft = Finding(code="c", level="soft", message="c")

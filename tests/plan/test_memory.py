@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -118,13 +119,20 @@ def test_layers_below_a_trained_head_are_all_frozen(lm: ModelFacts) -> None:
     )
 
 
+def step_marks(key: Any, layers: int, length: int) -> dict[str, int]:
+    """Live bytes of one step over rows of `length` tokens at the four marks, of a model with so many layers."""
+    from hfadapt.plan.memory import trace
+
+    return dict(trace._marks(replace(key, lengths=(length,)), layers))[length]
+
+
 def test_traced_terms_extend_to_more_layers_and_rows(lm: ModelFacts) -> None:
     """Two traced layers foretell what a trace of all six finds."""
     from hfadapt.plan.memory import trace
 
     workload = Workload(dtype="bfloat16", matmul_dtype="bfloat16", length_tokens=96, micro_batch_rows=trace.ROWS)
     key = memory.step_key(lm, workload)
-    whole = trace.step_marks(key, lm.layers, 96)
+    whole = step_marks(key, lm.layers, 96)
     terms = trace.step_terms(key)
     for mark in trace.MARKS:
         outside, layer = terms[mark]
@@ -225,7 +233,7 @@ def test_layers_of_several_kinds_extend_to_more_groups(tmp_path: Path) -> None:
     key = memory.step_key(found, Workload(dtype="bfloat16", matmul_dtype="bfloat16", length_tokens=64))
     outside, layer = trace.step_terms(key)["forward_end"]
     shape = (1.0, trace.ROWS * 256, trace.ROWS * 256 * 256)
-    whole = trace.step_marks(key, 6, 256)
+    whole = step_marks(key, 6, 256)
     predicted = sum((o + 6 * e) * x for o, e, x in zip(outside, layer, shape, strict=True))
     assert predicted == pytest.approx(whole["forward_end"], rel=0.03)
     trained = memory.trained_parameters(found, Workload(dtype="bfloat16", matmul_dtype="bfloat16", length_tokens=64))

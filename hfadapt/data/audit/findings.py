@@ -38,7 +38,6 @@ class View:
         labels: Class names.
         max_length: Tokens an example may have.
         record: data.json, when there is one.
-        template_sha256: Hash of the base model's own chat template, when known.
         intact: Whether the files are those that were prepared, so that what was measured then still holds.
     """
 
@@ -51,7 +50,6 @@ class View:
     labels: Sequence[str]
     max_length: int
     record: DataRecord | None = None
-    template_sha256: str | None = None
     intact: bool = False
     similarity: float = 0.8
     stop_ids: frozenset[int] = field(default_factory=frozenset)

@@ -35,7 +35,6 @@ def audit(
     *,
     max_length: int,
     labels: Sequence[str] = (),
-    model_chat_template_sha: str | None = None,
     similarity: float = 0.8,
 ) -> Audit:
     """Looks at a cell's data as training will see it.
@@ -46,7 +45,6 @@ def audit(
         tokenizer: The model's tokenizer.
         max_length: Tokens an example may have.
         labels: Class names, in the model's order.
-        model_chat_template_sha: SHA-256 of the base model's own chat template, to notice another one.
         similarity: From which two rows are nearly the same (see `data.dedupe`).
 
     Returns:
@@ -75,7 +73,6 @@ def audit(
         labels=labels,
         max_length=max_length,
         record=record,
-        template_sha256=model_chat_template_sha,
         intact=record is not None and bool(record.files) and record.files == file_hashes(cell_folder),
         similarity=similarity,
         stop_ids=found.stop_ids(tokenizer),

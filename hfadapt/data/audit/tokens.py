@@ -157,17 +157,6 @@ def chat_template(view: View) -> Iterator[Finding]:
         )
         return
     text = template if isinstance(template, str) else str(template)
-    if view.template_sha256 is not None:
-        import hashlib
-
-        if hashlib.sha256(text.encode()).hexdigest() != view.template_sha256:
-            yield finding(
-                "other-chat-template",
-                "hard",
-                "the tokenizer's chat template is not the base model's",
-                view.rows.get("train", [])[:3],
-                "load the tokenizer of the base model",
-            )
     vocabulary = view.tokenizer.get_vocab()
     foreign = sorted({marker for marker in MARKER.findall(text) if marker not in vocabulary})
     if foreign:

@@ -33,13 +33,8 @@ TOP = 3
 FALSE_ALARMS = 0.01
 
 
-def exposure(bench: Bench, references: int = REFERENCES) -> Canaries | None:
-    """Exposure of the cell's canaries; None where none were planted, or where their answers were cut off.
-
-    Args:
-        bench: The base with the adapter.
-        references: How many rows that were never planted each canary is ranked among.
-    """
+def exposure(bench: Bench) -> Canaries | None:
+    """Exposure of the cell's canaries; None where none were planted, or where their answers were cut off."""
     planted = canaries.read(bench.cell.folder, bench.data)
     if not planted:
         return None
@@ -47,9 +42,9 @@ def exposure(bench: Bench, references: int = REFERENCES) -> Canaries | None:
     repeats = [int(row["repeats"]) for row in planted]
     most = max(repeats.count(each) for each in set(repeats))
     controls = canaries.draw(folder, bench.data, seed, "control", most)
-    others = canaries.draw(folder, bench.data, seed, "reference", references)
+    others = canaries.draw(folder, bench.data, seed, "reference", REFERENCES)
     ranks = rank_among(bench, [*planted, *controls], others)
-    return None if ranks is None else judge([*repeats, *[0] * most], ranks, references)
+    return None if ranks is None else judge([*repeats, *[0] * most], ranks, REFERENCES)
 
 
 def judge(repeats: Sequence[int], ranks: Sequence[int], references: int) -> Canaries:

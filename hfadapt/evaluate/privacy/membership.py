@@ -72,11 +72,6 @@ def membership(
     )
 
 
-def auc(members: np.ndarray, others: np.ndarray) -> float:
-    """Probability that a member (M,) scores above a non-member (N,); ties count half (Mann & Whitney 1947)."""
-    return float(_wins(members, others).mean())
-
-
 def tpr_at_fpr(members: np.ndarray, others: np.ndarray, allowed: float = FALSE_POSITIVES) -> float:
     """Share of the members (M,) found by the threshold that accuses at most `allowed` of the non-members (N,).
 
@@ -155,7 +150,8 @@ def _lowest(values: np.ndarray) -> float:
 
 
 def _wins(members: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(M, N): 1 where the member scores higher, 0.5 for a tie."""
+    """(M, N): 1 where the member scores higher, 0.5 for a tie; the mean is the area under the curve (Mann & Whitney
+    1947)."""
     return (members[:, None] > others[None, :]) + 0.5 * (members[:, None] == others[None, :])
 
 

@@ -13,7 +13,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -166,11 +166,6 @@ def _assumed(operator: str, args: Any, kwargs: Any) -> Any:
         experts = () if args[1].dim() == 3 else (ends.numel(),)
         return first.new_empty((*experts, first.shape[0], args[1].shape[-1]))
     return None
-
-
-def step_marks(key: StepKey, layers: int, length: int) -> dict[str, int]:
-    """Live bytes of one step over ROWS rows of `length` tokens at the four marks, of a model with so many layers."""
-    return dict(_marks(replace(key, lengths=(length,)), layers))[length]
 
 
 def _marks(key: StepKey, layers: int) -> list[tuple[int, dict[str, int]]]:
