@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from typing_extensions import Unpack
 
-from hfadapt.evaluate.metrics.rows import CHOSEN, compare, decisions, reliability_bins, subset
+from hfadapt.evaluate.metrics.rows import CHOSEN, Sampling, compare, decisions, reliability_bins, subset
 from hfadapt.modalities import Example, Row
 from hfadapt.records.evidence import Calibration, FailingExample, PairedTest, ReliabilityBin, Slice
 from hfadapt.schemas import LabelKind
@@ -39,17 +40,14 @@ def paired_tests(base: Scores, adapter: Scores) -> tuple[PairedTest, ...]:
     return tuple(tests)
 
 
-def slices(  # noqa: PLR0913 - rows, and how intervals are made
+def slices(
     metric: str,
     base: Scores,
     adapter: Scores,
     examples: Sequence[Example],
     rows: Sequence[Row],
     names: Sequence[str],
-    *,
-    resamples: int,
-    confidence: float,
-    seed: int,
+    **how: Unpack[Sampling],
 ) -> tuple[Slice, ...]:
     """The metric on each class, each third of the lengths and each source that has at least 20 rows.
 
@@ -62,14 +60,7 @@ def slices(  # noqa: PLR0913 - rows, and how intervals are made
     for by, name, inside in _groups(adapter, examples, rows, names):
         if len(inside) < LEAST_SLICE_ROWS:
             continue
-        part = compare(
-            metric,
-            subset(base, inside),
-            subset(adapter, inside),
-            resamples=resamples,
-            confidence=confidence,
-            seed=seed,
-        )
+        part = compare(metric, subset(base, inside), subset(adapter, inside), **how)
         shared = part.model_dump(include={"rows", "base", "adapter", "delta", "low", "high"})
         found.append(Slice(by=by, name=name, metric=metric, **shared))
     return tuple(found)

@@ -15,10 +15,11 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
+from typing_extensions import Unpack
 
 from hfadapt.core.errors import RequestError
 from hfadapt.core.progress import quiet_libraries
-from hfadapt.evaluate.metrics.rows import find, summarise
+from hfadapt.evaluate.metrics.rows import Sampling, find, summarise
 from hfadapt.evaluate.metrics.text import Texts
 from hfadapt.records.stages import Metric
 from hfadapt.tasks import Scores
@@ -98,16 +99,13 @@ def load_module(path: Path) -> evaluate.EvaluationModule:
 
 
 @quiet_libraries()
-def compare_module(  # noqa: PLR0913 - a metric, and how its interval is made
+def compare_module(
     path: Path,
     base: Scores,
     adapter: Scores,
     texts: tuple[Texts, Texts] | None,
     names: Sequence[str],
-    *,
-    resamples: int,
-    confidence: float,
-    seed: int,
+    **how: Unpack[Sampling],
 ) -> tuple[Metric, ...]:
     """The values of a user's module for base and adapter, one Metric each, with a paired bootstrap of 200 samples.
 
@@ -130,8 +128,8 @@ def compare_module(  # noqa: PLR0913 - a metric, and how its interval is made
     base_value = _values_if_any(module, path, other, references)
     samples: list[tuple[Mapping[str, float], Mapping[str, float]]] = []
     if not slow:
-        draw = np.random.default_rng(seed)
-        for _ in range(min(resamples, MODULE_RESAMPLES)):
+        draw = np.random.default_rng(how["seed"])
+        for _ in range(min(how["resamples"], MODULE_RESAMPLES)):
             rows = draw.integers(0, len(references), len(references))
             drawn = [references[i] for i in rows]
             samples.append(
@@ -154,7 +152,7 @@ def compare_module(  # noqa: PLR0913 - a metric, and how its interval is made
                 value[key],
                 columns[0] if usable else None,
                 columns[1] if usable else None,
-                confidence,
+                how["confidence"],
             )
         )
     return tuple(found)

@@ -7,12 +7,13 @@ the statistics (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
+from typing_extensions import Unpack
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, choice_problem
@@ -29,6 +30,8 @@ BINS = 10
 CHUNK_CELLS = 20_000_000
 ROW_PARTS = ("gold", "predictions", "probabilities", "losses", "tokens")
 """The parts of Scores that hold something for each row."""
+Side = tuple[float, Callable[[np.ndarray], np.ndarray]]
+"""A metric of base or adapter: its value, and its values (S,) where rows count as (S, N) weights say."""
 
 
 def _classes(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
@@ -208,8 +211,16 @@ def leading(names: Sequence[str], scores: Scores) -> RowMetric:
     return next((known[name] for name in names if name in known and usable(known[name], scores)), known["loss"])
 
 
-def sampling(lock: Lock) -> dict[str, Any]:
-    """How every interval of a cell is made: bootstrap samples, coverage, seed."""
+class Sampling(TypedDict):
+    """How an interval is made: bootstrap samples, coverage such as 0.95, seed."""
+
+    resamples: int
+    confidence: float
+    seed: int
+
+
+def sampling(lock: Lock) -> Sampling:
+    """How every interval of a cell is made."""
     return {"resamples": lock.evaluate.resamples, "confidence": lock.evaluate.confidence, "seed": lock.data.seed}
 
 
@@ -233,57 +244,22 @@ def reliability_bins(scores: Scores) -> list[tuple[int, float, float]]:
     ]
 
 
-def compare(
-    name: str,
-    base: Scores | Texts | None,
-    adapter: Scores | Texts,
-    *,
-    resamples: int,
-    confidence: float,
-    seed: int,
-) -> Metric:
+def compare(name: str, base: Scores | Texts | None, adapter: Scores | Texts, **how: Unpack[Sampling]) -> Metric:
     """One metric of base and adapter on the same rows, with percentile intervals of a paired bootstrap.
 
     Args:
-        resamples: Number of bootstrap samples; row i is drawn for base and adapter alike.
-        confidence: Coverage of the intervals, such as 0.95.
+        how: Of the bootstrap; row i is drawn for base and adapter alike.
     """
     metric = find(name)
-    if metric.weighted is not None:
-        return _compare_weighted(metric, base, adapter, resamples=resamples, confidence=confidence, seed=seed)
-    own = metric.statistics(adapter)
-    other = metric.statistics(base) if base is not None else None
-    return bootstrap(metric, other, own, resamples=resamples, confidence=confidence, seed=seed)
+    if metric.weighted is None:
+        other = None if base is None else metric.statistics(base)
+        return bootstrap(metric, other, metric.statistics(adapter), **how)
+    weigh, rows = metric.weighted, len(adapter.losses)  # type: ignore[union-attr]
 
+    def side(scores: Any) -> Side:
+        return float(weigh(scores, np.ones((1, rows)))[0]), lambda weights: weigh(scores, weights)
 
-def _compare_weighted(
-    metric: RowMetric, base: Any, adapter: Any, *, resamples: int, confidence: float, seed: int
-) -> Metric:
-    """`compare` for what is no sum over rows."""
-    assert metric.weighted is not None
-    rows = len(adapter.losses)
-    one, draws = np.ones((1, rows)), list(_draws(rows, resamples, seed))
-    values = [
-        None
-        if scores is None
-        else (
-            float(metric.weighted(scores, one)[0]),
-            np.concatenate([metric.weighted(scores, weights) for weights in draws]),
-        )
-        for scores in (base, adapter)
-    ]
-    other, own = values
-    assert own is not None
-    return summarise(
-        metric.name,
-        metric.higher_is_better,
-        rows,
-        None if other is None else other[0],
-        own[0],
-        None if other is None else other[1],
-        own[1],
-        confidence,
-    )
+    return _resampled(metric, rows, None if base is None else side(base), side(adapter), how)
 
 
 def _draws(rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
@@ -295,32 +271,38 @@ def _draws(rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
         yield generator.multinomial(rows, np.full(rows, 1 / rows), size=count).astype(np.float64)
 
 
-def bootstrap(
-    metric: RowMetric,
-    other: np.ndarray | None,
-    own: np.ndarray,
-    *,
-    resamples: int,
-    confidence: float,
-    seed: int,
-) -> Metric:
+def bootstrap(metric: RowMetric, other: np.ndarray | None, own: np.ndarray, **how: Unpack[Sampling]) -> Metric:
     """`compare` from what each row contributes: (N, K) of the base, if there is one, and of the adapter."""
-    rows = len(own)
-    own_values, other_values = [], []
-    for weights in _draws(rows, resamples, seed):
-        own_values.append(metric.value(weights @ own))
-        if other is not None:
-            other_values.append(metric.value(weights @ other))
+
+    def side(table: np.ndarray) -> Side:
+        return float(metric.value(table.sum(0))), lambda weights: metric.value(weights @ table)
+
+    return _resampled(metric, len(own), None if other is None else side(other), side(own), how)
+
+
+def _resampled(metric: RowMetric, rows: int, base: Side | None, adapter: Side, how: Sampling) -> Metric:
+    other: list[np.ndarray] = []
+    own: list[np.ndarray] = []
+    for weights in _draws(rows, how["resamples"], how["seed"]):
+        own.append(adapter[1](weights))
+        if base is not None:
+            other.append(base[1](weights))
     return summarise(
         metric.name,
         metric.higher_is_better,
         rows,
-        None if other is None else float(metric.value(other.sum(0))),
-        float(metric.value(own.sum(0))),
-        np.concatenate(other_values) if other_values else None,
-        np.concatenate(own_values),
-        confidence,
+        None if base is None else base[0],
+        adapter[0],
+        np.concatenate(other) if other else None,
+        np.concatenate(own),
+        how["confidence"],
     )
+
+
+def percentiles(samples: np.ndarray, confidence: float) -> tuple[float, float]:
+    """The interval of bootstrap samples (S,) with this coverage."""
+    low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 def summarise(  # noqa: PLR0913 - values and samples of both sides
@@ -336,10 +318,7 @@ def summarise(  # noqa: PLR0913 - values and samples of both sides
     """A metric with percentile intervals of its bootstrap samples; sample i of both is of the same drawn rows."""
 
     def interval(samples: np.ndarray | None) -> tuple[float | None, float | None]:
-        if samples is None:
-            return None, None
-        low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
-        return float(low), float(high)
+        return (None, None) if samples is None else percentiles(samples, confidence)
 
     paired = None if base_samples is None or adapter_samples is None else adapter_samples - base_samples
     (low, high), (base_low, base_high) = interval(paired), interval(base_samples)

@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from typing_extensions import Unpack
 
 from hfadapt.data.rows import stable_hash
+from hfadapt.evaluate.metrics.rows import Sampling, percentiles
 from hfadapt.modalities import IGNORED, Example, Row
 from hfadapt.records.evidence import Attack, Estimate, Membership
 
@@ -35,10 +37,7 @@ LEAST_TOKENS = 5
 def membership(
     attacks: Mapping[str, tuple[np.ndarray, np.ndarray]],
     texts: tuple[Sequence[str], Sequence[str]],
-    *,
-    resamples: int,
-    confidence: float,
-    seed: int,
+    **how: Unpack[Sampling],
 ) -> Membership:
     """How well the attacks tell M members from N non-members.
 
@@ -49,19 +48,19 @@ def membership(
     Args:
         attacks: By name, the scores of members (M,) and of non-members (N,), higher for members.
         texts: The words of members and of non-members.
-        resamples: Bootstrap samples, in which members and non-members are drawn apart.
-        confidence: Coverage of the intervals, such as 0.95.
+        how: Of the bootstrap, in which members and non-members are drawn apart.
     """
     if len(texts[0]) < 2 or len(texts[1]) < 2:
         raise ValueError("membership inference needs two members and two non-members")
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(how["seed"])
     draws = tuple(
-        generator.multinomial(len(own), np.full(len(own), 1 / len(own)), size=resamples).astype(np.float64)
+        generator.multinomial(len(own), np.full(len(own), 1 / len(own)), size=how["resamples"]).astype(np.float64)
         for own in texts
     )
+    confidence = how["confidence"]
     together = 1 - (1 - confidence) / max(1, len(attacks))
     measured = tuple(_attack(name, members, others, draws, together) for name, (members, others) in attacks.items())
-    blind = _attack("bag of words", *_blind(texts, seed), draws, confidence)
+    blind = _attack("bag of words", *_blind(texts, how["seed"]), draws, confidence)
     reached = max(0.5, blind.auc.value)
     return Membership(
         members=len(texts[0]),
@@ -186,8 +185,8 @@ def _attack(
 
 
 def _estimate(value: float, samples: np.ndarray, confidence: float, rows: int) -> Estimate:
-    low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(value=value, low=float(low), high=float(high), rows=rows)
+    low, high = percentiles(samples, confidence)
+    return Estimate(value=value, low=low, high=high, rows=rows)
 
 
 def _blind(texts: tuple[Sequence[str], Sequence[str]], seed: int) -> tuple[np.ndarray, np.ndarray]:

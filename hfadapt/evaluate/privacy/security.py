@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfadapt.data import read_split
+from hfadapt.evaluate.metrics.rows import sampling
 from hfadapt.evaluate.privacy import membership as mia
 from hfadapt.evaluate.privacy.exposure import exposure
 from hfadapt.evaluate.privacy.regurgitation import personal_data, verbatim
@@ -79,7 +80,7 @@ def affordable(bench: Bench, examples: Sequence[Example], passes: int) -> int:
 
 def _leaks(bench: Bench) -> tuple[Membership | None, Verbatim | None]:
     """Membership inference and verbatim repetition, from the same passes over the same rows."""
-    seed, settings = bench.lock.data.seed, bench.lock.evaluate
+    seed = bench.lock.data.seed
     trained = mia.sample(read_split(bench.cell.folder, "train", limit=20 * MOST_ROWS), MOST_ROWS, seed, "members")
     held: list[Row] = [*bench.rows, *read_split(bench.cell.folder, "validation", limit=MOST_ROWS)]
     members, others = _scorable(bench, trained), _scorable(bench, mia.sample(held, MOST_ROWS, seed, "non-members"))
@@ -100,7 +101,7 @@ def _leaks(bench: Bench) -> tuple[Membership | None, Verbatim | None]:
             base[:first],
             examples[first:],
             adapter[first:],
-            confidence=settings.confidence,
+            confidence=bench.lock.evaluate.confidence,
         )
     else:
         untrained = bench.task.baseline == "base"
@@ -112,9 +113,7 @@ def _leaks(bench: Bench) -> tuple[Membership | None, Verbatim | None]:
     inferred = mia.membership(
         {name: (values[:first], values[first:]) for name, values in attacks.items()},
         (texts(members), texts(others)),
-        resamples=settings.resamples,
-        confidence=settings.confidence,
-        seed=seed,
+        **sampling(bench.lock),
     )
     return inferred, repeated
 
