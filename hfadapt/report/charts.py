@@ -97,8 +97,8 @@ def gains(cells: Sequence[Seen]) -> Drawn:
         for metric in cell.report.metrics:
             if metric.delta is None:
                 continue
-            ends, shown = (metric.low, metric.high), show_gain(metric)
-            effect = plots.Effect(called[id(cell)], metric.delta, *ends, metric.verdict, shown)
+            name, shown = called[id(cell)], show_gain(metric)
+            effect = plots.Effect(name, metric.delta, metric.verdict, shown, metric.low, metric.high)
             kinds.setdefault(metric.name, []).append(effect)
     return [
         (name, plots.forest(effects, title=f"Difference in {name}", axis=f"adapter − baseline, {name}"))
@@ -151,10 +151,10 @@ def slices(cells: Sequence[Seen]) -> str | None:
             change = f" ({one.delta:+.3f})" if one.delta is not None else ""
             move = plots.Move(
                 f"{called[id(cell)]}: {one.by} {_short(one.name.rsplit('/', 1)[-1])}",
-                one.base,
                 one.adapter,
                 verdict(one.low, one.high, up),
                 f"{one.adapter:.3f}{change}, {one.rows:,} rows",
+                one.base,
             )
             found.append((one.adapter if up else -one.adapter, move))
     if not found:
@@ -206,7 +206,7 @@ def robustness(cells: Sequence[Seen]) -> Drawn:
             drop = one.drop
             shown = f"{drop.value:+.3f}{bounds(drop.low, drop.high)}"
             good = verdict(drop.low, drop.high, higher_is_better=False)
-            effect = plots.Effect(called[id(cell)], drop.value, drop.low, drop.high, good, shown)
+            effect = plots.Effect(called[id(cell)], drop.value, good, shown, drop.low, drop.high)
             kinds.setdefault(one.name, []).append(effect)
     return [
         (name, plots.forest(effects, title=f"What {name} cost", axis=f"loss of {metric}"))
@@ -226,7 +226,7 @@ def membership(cells: Sequence[Seen]) -> str | None:
         shown = f"{value.value:.3f} by {worst.name}; texts alone {blind.value:.3f}"
         effects.append(
             plots.Effect(
-                names(cells)[id(cell)], value.value, value.low, value.high, "worse" if found.leaks else "better", shown,
+                names(cells)[id(cell)], value.value, "worse" if found.leaks else "better", shown, value.low, value.high,
                 (blind.value, blind.low, blind.high),
             )
         )  # fmt: skip
@@ -246,7 +246,7 @@ def drift(cells: Sequence[Seen]) -> str | None:
             refused = cell.drift is not None and one.name in cell.drift.refused
             state = "worse" if refused else "better"
             shown = f"{one.kl_nats:.2g} nats{', refused' if refused else ''}"
-            dots.append(plots.Dot(f"{names(cells)[id(cell)]}: {one.name}", one.kl_nats, state, shown))
+            dots.append(plots.Line(f"{names(cells)[id(cell)]}: {one.name}", one.kl_nats, state, shown))
     if not dots:
         return None
     return plots.log_dots(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from hfadapt.report.svg import COLOURS, chart, label, legend, line, number, text, ticks
 
@@ -64,16 +65,75 @@ def heat_map(  # noqa: PLR0913 - parts of one chart
 
 
 @dataclass(frozen=True)
-class Effect:
-    """A difference with its interval, as a line of a forest plot; `other` is a second value to compare with."""
+class Line:
+    """A value with its name before it and what is said behind it."""
 
     name: str
     value: float
-    low: float | None
-    high: float | None
     verdict: str
     shown: str
+
+
+@dataclass(frozen=True)
+class Effect(Line):
+    """A difference with its interval; `other` is a second value to compare with."""
+
+    low: float | None
+    high: float | None
     other: tuple[float, float | None, float | None] | None = None
+
+
+@dataclass(frozen=True)
+class Move(Line):
+    """From one value to another."""
+
+    start: float | None
+
+
+L = TypeVar("L", bound=Line)
+Marks = Callable[[L, float, str], Iterable[str]]
+
+
+@dataclass(frozen=True)
+class _Lines(Generic[L]):
+    """Lines below each other on one axis; `share` says how far along the axis a value is."""
+
+    lines: Sequence[L]
+    share: Callable[[float], float]
+    wide: float = 380.0
+    top: float = 12.0
+    tall: float = 26.0
+
+    @property
+    def left(self) -> float:
+        return 24 + max((len(one.name) for one in self.lines), default=0) * 7.0
+
+    @property
+    def bottom(self) -> float:
+        return self.top + len(self.lines) * self.tall
+
+    def at(self, value: float) -> float:
+        return self.left + self.share(value) * self.wide
+
+    def grid(self, values: Iterable[float], show: Callable[[float], str] = label) -> Iterator[str]:
+        for value in values:
+            x = self.at(value)
+            yield line(x, self.top, x, self.bottom)
+            yield text(x, self.bottom + 16, show(value), "soft mid")
+
+    def chart(
+        self, behind: Iterable[str], marks: Callable[[L, float, str], Iterable[str]], title: str, axis: str
+    ) -> str:
+        """All of it; `marks` draws what a line has beside its value, given its height and colour."""
+        parts, right = list(behind), self.left + self.wide
+        for n, one in enumerate(self.lines):
+            y, colour = self.top + (n + 0.5) * self.tall, VERDICTS[one.verdict]
+            parts += [text(self.left - 14, y + 4, one.name, "end"), *marks(one, y, colour)]
+            parts.append(f'<circle cx="{number(self.at(one.value))}" cy="{number(y)}" r="5" style="fill:{colour}"/>')
+            parts.append(text(right + 14, y + 4, one.shown))
+        parts.append(text((self.left + right) / 2, self.bottom + 34, axis, "soft mid"))
+        widest = max((len(one.shown) for one in self.lines), default=0) * 6.6
+        return chart(right + 30 + widest, self.bottom + 42, parts, title)
 
 
 def _interval(low: float, high: float, y: float, colour: str, width: int = 3) -> str:
@@ -85,39 +145,21 @@ def _interval(low: float, high: float, y: float, colour: str, width: int = 3) ->
 
 def forest(effects: Sequence[Effect], *, title: str, axis: str, reference: float = 0.0, wide: float = 210.0) -> str:
     """Values with intervals around a line at `reference`; the axis is `wide`."""
-    left = 24 + max((len(one.name) for one in effects), default=0) * 7.0
-    right, top, tall = left + wide, 12.0, 30.0
     ends = [reference, *(end for one in effects for end in (one.low, one.high, one.value) if end is not None)]
     ends += [end for one in effects for end in one.other or () if end is not None]
     low, high = min(ends), max(ends)
     room = (high - low) * 0.05 or 0.05
     low, high = low - room, high + room
-    bottom = top + len(effects) * tall
+    plot = _Lines(effects, lambda value: (value - low) / (high - low), wide, tall=30.0)
 
-    def at(value: float) -> float:
-        return left + (value - low) / (high - low) * (right - left)
-
-    parts = []
-    for value in ticks(low, high, round(wide / 55)):
-        parts += [line(at(value), top, at(value), bottom), text(at(value), bottom + 16, label(value), "soft mid")]
-    parts.append(line(at(reference), top - 4, at(reference), bottom, "axis"))
-    for n, one in enumerate(effects):
-        y = top + (n + 0.5) * tall
-        colour = VERDICTS[one.verdict]
-        parts.append(text(left - 14, y + 4, one.name, "end"))
+    def marks(one: Effect, y: float, colour: str) -> Iterator[str]:
         if one.other is not None:
-            parts += _other(one.other, at, y)
+            yield from _other(one.other, plot.at, y)
         if one.low is not None and one.high is not None:
-            parts.append(_interval(at(one.low), at(one.high), y, colour))
-        parts.append(f'<circle cx="{number(at(one.value))}" cy="{number(y)}" r="5" style="fill:{colour}"/>')
-        parts.append(text(right + 14, y + 4, one.shown))
-    parts.append(text((left + right) / 2, bottom + 34, axis, "soft mid"))
-    return chart(right + 30 + _widest(effects), bottom + 42, parts, title)
+            yield _interval(plot.at(one.low), plot.at(one.high), y, colour)
 
-
-def _widest(lines: Sequence[Effect] | Sequence[Move] | Sequence[Dot]) -> float:
-    """About the width of the longest text at the end of a line."""
-    return max((len(one.shown) for one in lines), default=0) * 6.6
+    middle = line(plot.at(reference), plot.top - 4, plot.at(reference), plot.bottom, "axis")
+    return plot.chart([*plot.grid(ticks(low, high, round(wide / 55))), middle], marks, title, axis)
 
 
 def _other(other: tuple[float, float | None, float | None], at: Callable[[float], float], y: float) -> list[str]:
@@ -130,45 +172,22 @@ def _other(other: tuple[float, float | None, float | None], at: Callable[[float]
     return parts
 
 
-@dataclass(frozen=True)
-class Move:
-    """From one value to another, as a line of a dumbbell plot."""
-
-    name: str
-    start: float | None
-    end: float
-    verdict: str
-    shown: str
-
-
 def dumbbell(moves: Sequence[Move], *, title: str, axis: str) -> str:
     """Pairs of values on one axis: hollow where it starts, filled where it ends."""
-    left = 24 + max((len(one.name) for one in moves), default=0) * 7.0
-    right, top, tall = left + 380.0, 12.0, 26.0
-    ends = [end for one in moves for end in (one.start, one.end) if end is not None] or [0.0, 1.0]
+    ends = [end for one in moves for end in (one.start, one.value) if end is not None] or [0.0, 1.0]
     room = (max(ends) - min(ends)) * 0.08 or 0.1
     low, high = min(ends) - room, max(ends) + room
-    bottom = top + len(moves) * tall
+    plot = _Lines(moves, lambda value: (value - low) / (high - low))
 
-    def at(value: float) -> float:
-        return left + (value - low) / (high - low) * (right - left)
-
-    parts = []
-    for value in ticks(low, high, 5):
-        parts += [line(at(value), top, at(value), bottom), text(at(value), bottom + 16, label(value), "soft mid")]
-    for n, one in enumerate(moves):
-        y, colour = top + (n + 0.5) * tall, VERDICTS[one.verdict]
-        parts.append(text(left - 14, y + 4, one.name, "end"))
+    def marks(one: Move, y: float, colour: str) -> Iterator[str]:
         if one.start is not None:
-            parts.append(_interval(at(one.start), at(one.end), y, colour))
-            parts.append(
-                f'<circle cx="{number(at(one.start))}" cy="{number(y)}" r="4.5" '
+            yield _interval(plot.at(one.start), plot.at(one.value), y, colour)
+            yield (
+                f'<circle cx="{number(plot.at(one.start))}" cy="{number(y)}" r="4.5" '
                 f'style="fill:var(--paper);stroke:{colour};stroke-width:2"/>'
             )
-        parts.append(f'<circle cx="{number(at(one.end))}" cy="{number(y)}" r="5" style="fill:{colour}"/>')
-        parts.append(text(right + 14, y + 4, one.shown))
-    parts.append(text((left + right) / 2, bottom + 34, axis, "soft mid"))
-    return chart(right + 30 + _widest(moves), bottom + 42, parts, title)
+
+    return plot.chart(plot.grid(ticks(low, high, 5)), marks, title, axis)
 
 
 def reliability(curves: Sequence[tuple[str, int, Sequence[tuple[float, float, int]]]], *, title: str) -> str:
@@ -208,45 +227,21 @@ def reliability(curves: Sequence[tuple[str, int, Sequence[tuple[float, float, in
     return chart(right + 16, bottom + 44, parts, title)
 
 
-@dataclass(frozen=True)
-class Dot:
-    """A value on a logarithmic axis."""
-
-    name: str
-    value: float
-    verdict: str
-    shown: str
-
-
-def log_dots(dots: Sequence[Dot], *, limit: float, lowest: float, title: str, axis: str) -> str:
+def log_dots(dots: Sequence[Line], *, limit: float, lowest: float, title: str, axis: str) -> str:
     """Values on a logarithmic axis with a line at the limit; smaller ones than `lowest` are drawn there."""
-    left = 24 + max((len(one.name) for one in dots), default=0) * 7.0
-    right, top, tall = left + 380.0, 28.0, 26.0
     low = math.log10(lowest)
     high = math.ceil(math.log10(max([limit, lowest * 10, *(one.value for one in dots)])) + 1e-9)
-    bottom = top + len(dots) * tall
-
-    def at(value: float) -> float:
-        return left + (math.log10(max(value, lowest)) - low) / (high - low) * (right - left)
-
-    parts = []
-    for power in range(round(low), high + 1, max(1, (high - round(low)) // 4)):
-        x = at(10.0**power)
-        parts += [line(x, top, x, bottom), text(x, bottom + 16, f"{10.0**power:g}", "soft mid")]
+    plot = _Lines(dots, lambda value: (math.log10(max(value, lowest)) - low) / (high - low), top=28.0)
+    powers = range(round(low), high + 1, max(1, (high - round(low)) // 4))
+    behind = [*plot.grid((10.0**power for power in powers), "{:g}".format)]
     if limit > lowest:
-        parts.append(
-            f'<line x1="{number(at(limit))}" y1="{number(top - 6)}" x2="{number(at(limit))}" y2="{number(bottom)}" '
+        x = plot.at(limit)
+        behind.append(
+            f'<line x1="{number(x)}" y1="{number(plot.top - 6)}" x2="{number(x)}" y2="{number(plot.bottom)}" '
             'style="stroke:var(--bad);stroke-width:1.5;stroke-dasharray:5 4"/>'
         )
-        parts.append(text(at(limit), top - 11, f"limit {limit:g}", "mid soft"))
-    for n, one in enumerate(dots):
-        y, colour = top + (n + 0.5) * tall, VERDICTS[one.verdict]
-        parts.append(text(left - 14, y + 4, one.name, "end"))
-        parts.append(line(left, y, at(one.value), y))
-        parts.append(f'<circle cx="{number(at(one.value))}" cy="{number(y)}" r="5" style="fill:{colour}"/>')
-        parts.append(text(right + 14, y + 4, one.shown))
-    parts.append(text((left + right) / 2, bottom + 34, axis, "soft mid"))
-    return chart(right + 30 + _widest(dots), bottom + 42, parts, title)
+        behind.append(text(x, plot.top - 11, f"limit {limit:g}", "mid soft"))
+    return plot.chart(behind, lambda one, y, _: [line(plot.left, y, plot.at(one.value), y)], title, axis)
 
 
 @dataclass(frozen=True)

@@ -315,7 +315,7 @@ def test_charts_of_little_data_are_finite(steps: list[dict[str, float]]) -> None
 
 def drawings() -> dict[str, str]:
     """Every kind of plot, with odd names and with little in it."""
-    effect = plots.Effect("a <b>", 0.1, 0.0, 0.2, "open", "+0.1", (0.05, 0.0, 0.1))
+    effect = plots.Effect("a <b>", 0.1, "open", "+0.1", 0.0, 0.2, (0.05, 0.0, 0.1))
     names = ["x & y", "z"]
     return {
         "heat map": plots.heat_map(names, names, {("z", "z"): 0.5}, title="t", show=str, corner="r ↓ c →"),
@@ -326,13 +326,13 @@ def drawings() -> dict[str, str]:
         "forest": plots.forest([effect], title="t", axis="a"),
         "empty forest": plots.forest([], title="t", axis="a"),
         "dumbbell": plots.dumbbell(
-            [plots.Move("m", None, 0.5, "better", "0.5"), plots.Move("n", 0.5, 0.5, "open", "0.5")], title="t", axis="a"
+            [plots.Move("m", 0.5, "better", "0.5", None), plots.Move("n", 0.5, "open", "0.5", 0.5)], title="t", axis="a"
         ),
         "empty dumbbell": plots.dumbbell([], title="t", axis="a"),
         "reliability": plots.reliability([("base", 1, [(0.5, 0.4, 3)]), ("adapter", 0, [(0.9, 1.0, 0)])], title="t"),
-        "dots": plots.log_dots([plots.Dot("d", 0.0, "better", "0"), plots.Dot("e", 40.0, "worse", "40")], limit=0.02,
+        "dots": plots.log_dots([plots.Line("d", 0.0, "better", "0"), plots.Line("e", 40.0, "worse", "40")], limit=0.02,
                                lowest=1e-6, title="t", axis="a"),
-        "dots without a limit": plots.log_dots([plots.Dot("d", 0.0, "better", "0")], limit=0.0, lowest=1e-6, title="t",
+        "dots without a limit": plots.log_dots([plots.Line("d", 0.0, "better", "0")], limit=0.0, lowest=1e-6, title="t",
                                                axis="a"),
         "bars": plots.bars([("g", [plots.Bar(0.0, "0", "var(--c0)")])], [("l", "var(--c0)")], title="t"),
     }  # fmt: skip
@@ -349,7 +349,11 @@ def test_every_plot_is_xml_and_finite(name: str) -> None:
 
 
 def test_dots_lie_where_a_log_axis_has_them() -> None:
-    dots = [plots.Dot("a", 1e-4, "better", ""), plots.Dot("b", 1e-3, "better", ""), plots.Dot("c", 1e-2, "better", "")]
+    dots = [
+        plots.Line("a", 1e-4, "better", ""),
+        plots.Line("b", 1e-3, "better", ""),
+        plots.Line("c", 1e-2, "better", ""),
+    ]
     drawn = plots.log_dots(dots, limit=0.02, lowest=1e-6, title="t", axis="a")
     places = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', drawn)]
     assert places[1] - places[0] == pytest.approx(places[2] - places[1], abs=0.05)
