@@ -237,7 +237,7 @@ def measure(
     from accelerate import Accelerator
 
     from hfadapt.core import registry
-    from hfadapt.fast import FastPath, product_dtype
+    from hfadapt.fast import product_dtype
     from hfadapt.hardware.peak_memory import PeakMemory, release_memory, resident_bytes
     from hfadapt.modalities import IGNORED, Example
     from hfadapt.models.attach import attach_adapter, save_adapter, trainable
@@ -278,7 +278,8 @@ def measure(
         products = product_dtype(lock.dtype, device)
         job = Job(lock.train, examples, examples[:2], Path(cell), "", trainable(model))
         frozen = "layers" in point
-        Loop(accelerator, task, model, [job], 0, FastPath(model, products), frozen_cache=frozen).run()
+        options = {"frozen_cache": frozen, "packing": True}
+        Loop.of([lock], base, model, [job], accelerator, products, **options).run()
     peaks["train"] = peak.peak_bytes
     reserved = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
     del job.optimizer

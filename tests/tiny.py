@@ -264,7 +264,6 @@ def make_loop(
     from accelerate import Accelerator
 
     from hfadapt.core import registry
-    from hfadapt.fast import FastPath
     from hfadapt.models.attach import attach_adapter, low_rank_start, trainable
     from hfadapt.models.load import load_base
     from hfadapt.train.batches import padded
@@ -293,21 +292,7 @@ def make_loop(
         parameters=trainable(model),
         augmented=epochs(lock, rows, plain, encode),
     )
-    wanted = lock.train.fast
-    loop = Loop(
-        accelerator=Accelerator(cpu=True),
-        task=task,
-        model=model,
-        jobs=[job],
-        pad_token_id=base.tokenizer.pad_token_id,
-        fast=FastPath(model, products, without=wanted.without, compile=wanted.compile) if wanted.used else None,
-        objective=(objective := registry.objective(lock.train.objective)),
-        objective_options=objective.Options.model_validate(lock.train.objective_options),
-        packing=lock.data.packing,
-        loss_in_pieces=wanted.loss,
-        frozen_cache=wanted.frozen_cache,
-        **options,
-    )
+    loop = Loop.of([lock], base, model, [job], Accelerator(cpu=True), products, **options)
     changes = registry.adapter(lock.adapter.method).changes_base
     return Trained(base, model, loop, None, low_rank_start(model) if changes else None)
 

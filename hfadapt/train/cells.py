@@ -13,7 +13,7 @@ import torch
 from hfadapt.core import registry
 from hfadapt.core.progress import Corrected, Progress, Silent
 from hfadapt.data import augment, canaries, read_split
-from hfadapt.fast import FastPath, fusion, product_dtype
+from hfadapt.fast import fusion, product_dtype
 from hfadapt.hardware.peak_memory import PeakMemory, load_libraries, release_memory, resident_bytes
 from hfadapt.hardware.processes import Interrupt, World, interruptible
 from hfadapt.hardware.versions import versions
@@ -207,25 +207,11 @@ class _Training:
             )
         ]
         lock, wanted, world = self.lock, self.lock.train.fast, self.world
-        # By its own number of steps each would decide for itself.
         self.compile = any(own.train.fast.compile for own in self.locks)
         compiled = fusion.compile_seconds() if self.compile else 0.0
         products = product_dtype(lock.dtype, self.device) if wanted.bfloat16 and wanted.low_rank else None
-        path = FastPath(
-            self.model, products, tuple(self.names), lock.train.resident_layers, wanted.without, self.compile
-        )
-        loop = Loop(
-            accelerator=world.accelerator,
-            task=self.task,
-            model=self.model,
-            jobs=jobs,
-            pad_token_id=self.base.pad_token_id,
-            fast=path if wanted.used else None,
-            objective=(objective := registry.objective(lock.train.objective)),
-            objective_options=objective.Options.model_validate(lock.train.objective_options),
-            packing=lock.data.packing,
-            loss_in_pieces=wanted.loss,
-            frozen_cache=any(own.train.fast.frozen_cache for own in self.locks),
+        loop = Loop.of(
+            *(self.locks, self.base, self.model, jobs, world.accelerator, products),
             progress=Corrected(
                 self.progress, _predicted_seconds(self.cells), lambda: sum(job.state.frozen_seconds for job in jobs)
             ),

@@ -98,7 +98,7 @@ def test_micro_batches_keep_to_the_planned_tokens(models, tmp_path, micro_batch_
     job, loop = trained.job, trained.loop
     planned, grown = micro_batch_rows * max(job.lengths), 0
     for found in batches(job, STEPS_A_EPOCH):
-        parts = list(loop._micro_batches([(job, found)]))
+        parts = list(loop.passes.micro_batches([(job, found)]))
         assert sorted(id(row.example) for part in parts for row in part) == sorted(map(id, found.examples))
         for part in parts:
             lengths = [row.example.size for row in part]

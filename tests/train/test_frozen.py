@@ -17,6 +17,7 @@ from tiny import labelled, make_lock, make_loop, pairs, same_weights, stop_after
 from hfadapt.fast import one_line, side_by_side
 from hfadapt.train import frozen
 from hfadapt.train.frozen import FrozenCache, frozen_layers
+from hfadapt.train.trial import Trial
 
 KINDS = {
     "last layer of a language model": ("lm", "causal-lm", "lora", pairs),
@@ -65,7 +66,7 @@ def same_but_for_rounding(one, other):
 
 def alone(monkeypatch):
     """Every row in a batch of its own, in training as where rows are collected: the same shapes."""
-    monkeypatch.setattr("hfadapt.train.loop.micro_batches", lambda rows, *_, **__: [[row] for row in rows])
+    monkeypatch.setattr("hfadapt.train.passes.micro_batches", lambda rows, *_, **__: [[row] for row in rows])
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -122,7 +123,8 @@ def test_each_row_goes_through_frozen_layers_once(models, tmp_path):
     )
     (layer,) = frozen_layers(trained.model)
     layer.mlp.register_forward_hook(lambda _, inputs, __: tokens.append(inputs[0].shape[:2]))
-    checked = len({id(row.example) for row in trained.loop._check_rows()})
+    loop = trained.loop
+    checked = len({id(row.example) for row in Trial(loop.passes, loop.jobs, loop.progress).check_rows()})
     trained.loop.run()
     rows = sum(shape[0] for shape in tokens)
     # One by one on the plain path, together on the fast one, and again beside the kept outputs.
@@ -152,7 +154,7 @@ def test_the_time_before_step_1_is_not_taken_for_a_steps(models, tmp_path, monke
         late[0] += 1000
         write(*arguments)
 
-    monkeypatch.setattr("hfadapt.train.loop.time.perf_counter", lambda: clock() + late[0])
+    monkeypatch.setattr("hfadapt.train.trial.time.perf_counter", lambda: clock() + late[0])
     monkeypatch.setattr(frozen, "_write", slow)
     trained = train(lock_of(models, "last layer of an encoder", True), tmp_path, labelled(20), labelled(5, 1))
     state = trained.state

@@ -40,16 +40,17 @@ def test_float16_learns_what_float32_learns(models, tmp_path, monkeypatch):
     def small(*arguments, **options):
         trained = make_loop(*arguments, **options)
         # As if a batch had ten million labels more.
-        plain = trained.loop._loss
+        plain = trained.loop.passes.loss
         monkeypatch.setattr(
-            trained.loop, "_loss", lambda micro, weights: plain(micro, {k: w * 1e-7 for k, w in weights.items()})
+            *(trained.loop.passes, "loss"),
+            lambda micro, weights: plain(micro, {k: w * 1e-7 for k, w in weights.items()}),
         )
         return trained
 
     def norms(name, scaled=True, **more):
         trained = small(make_lock(models / "lm", **settings, **more), tmp_path / name, pairs(48))
         if not scaled:
-            monkeypatch.setattr(type(trained.loop), "_products", lambda loop: torch.float32)
+            monkeypatch.setattr(type(trained.loop.passes), "products", lambda passes: torch.float32)
         trained.loop.run()
         return [line["grad_norm"] for line in trained.lines if "loss" in line]
 

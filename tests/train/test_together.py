@@ -13,7 +13,6 @@ from tiny import epochs, labelled, make_lock, pairs, same_weights, stop_after
 from hfadapt.adapters import DEFAULT
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
-from hfadapt.fast import FastPath
 from hfadapt.models.attach import adapter_names, attach_adapters, save_adapter, trainable
 from hfadapt.models.load import load_base
 from hfadapt.train import can_share
@@ -42,9 +41,7 @@ def loop_of(locks, folders, rows, held=(), products=None, **options):
         plain = encode(mine)
         augmented = epochs(own, mine, plain, encode)
         jobs.append(Job(own.train, plain, encode(held), folder, "same", parameters, name, folder.name, augmented))
-    path = FastPath(model, products, tuple(names))
-    loop = Loop(Accelerator(cpu=True), task, model, jobs, base.tokenizer.pad_token_id, path, **options)
-    return base, loop
+    return base, Loop.of(locks, base, model, jobs, Accelerator(cpu=True), products, **options)
 
 
 def plain_names(job):

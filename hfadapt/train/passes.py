@@ -1,0 +1,144 @@
+"""How rows of one or several jobs go through the model: in which micro-batches, on which path, and to which loss."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hfadapt.fast import FastPath, batch, labelled_loss, row_seed
+from hfadapt.modalities import Example
+from hfadapt.objectives import Objective
+from hfadapt.tasks import Task
+from hfadapt.train.batches import micro_batches
+from hfadapt.train.frozen import FrozenCache
+from hfadapt.train.job import Batch, Job
+from hfadapt.train.microbatch import MicroBatch, Row, collate
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass
+class Passes:
+    """Passes through one model, as the path allows that is in use now.
+
+    Args:
+        fast: The fast path, or None for the libraries' own forward passes.
+        started: What the objective began with.
+        line: Rows are one after the other in one line of tokens.
+        in_pieces: The loss and its gradient are made on labelled positions alone, in pieces.
+        frozen: The outputs of frozen layers, where they are kept.
+    """
+
+    accelerator: Accelerator
+    task: Task
+    model: Any
+    pad_token_id: int
+    fast: FastPath | None
+    objective: Objective
+    started: Any = None
+    line: bool = False
+    in_pieces: bool = False
+    frozen: FrozenCache | None = None
+
+    def __post_init__(self) -> None:
+        self._drops = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self.model.modules())
+
+    # --- which rows together -----------------------------------------------------------------------------------------
+
+    def micro_batches(self, batches: Sequence[tuple[Job, Batch]]) -> Iterator[list[Row]]:
+        """Rows of all jobs that go through the model together, each job's own micro-batches side by side."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        shares = []
+        for job, found in batches:
+            own = [self._row(job, found, i) for i in range(rank, len(found.rows), world)]
+            # What the plan's memory is for; an augmented row that is longer stands alone.
+            budget = job.settings.micro_batch_rows * max(job.lengths)
+            lengths = [row.example.size for row in own]
+            parts = micro_batches(range(len(own)), lengths, budget, padded=not self.line)
+            shares.append([[own[i] for i in part] for part in parts])
+        for i in range(max(map(len, shares))):
+            rows = [row for share in shares if i < len(share) for row in share[i]]
+            if self.line or len(shares) == 1:
+                yield from [rows] if rows else []
+                continue
+            # Padding to the longest row of all jobs must not need more than the jobs' own micro-batches would.
+            limit = sum(job.settings.micro_batch_rows * max(job.lengths) for job, _ in batches)
+            parts = micro_batches(range(len(rows)), [row.example.size for row in rows], limit, padded=True)
+            yield from ([rows[k] for k in part] for part in parts)
+
+    def _row(self, job: Job, found: Batch, i: int) -> Row:
+        seed = row_seed(job.settings.seed, found.step, found.rows[i]) if self._drops else 0
+        return Row(job, found.examples[i], seed)
+
+    def by_length(self, job: Job, examples: Sequence[Example]) -> Iterator[MicroBatch]:
+        """This process's share of the examples in an order of their own, twice as many at once as in training."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        share = sorted(examples[rank::world], key=lambda example: example.size)
+        lengths = [example.size for example in share]
+        budget = 2 * job.settings.micro_batch_rows * max([*job.lengths, *lengths])
+        for part in micro_batches(range(len(share)), lengths, budget, padded=not self.line):
+            yield self.collate([Row(job, share[i]) for i in part])
+
+    def collate(self, rows: Sequence[Row]) -> MicroBatch:
+        """Rows as they go through the model together."""
+        device = self.accelerator.device
+        return collate(self.task, rows, self.pad_token_id, device, line=self.line, drops=self._drops)
+
+    # --- the pass ----------------------------------------------------------------------------------------------------
+
+    def loss(self, micro: MicroBatch, weights: Mapping[int, float]) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """The weighted sum to go backward from, and the plain sum of each job's losses by the job's id."""
+        device = self.accelerator.device
+        jobs = list(dict.fromkeys(id(row.job) for row in micro.rows))
+        by_row = torch.tensor([weights[id(row.job)] for row in micro.rows]).to(device, non_blocking=True)
+        if self.in_pieces:
+            total, losses, rows = labelled_loss(self.model, micro.inputs, self.task.targets(micro.inputs), by_row)
+        else:
+            losses, rows = self.objective.losses(self.task, self.model, micro.inputs, self.started)
+            total = (losses * by_row[rows]).sum()
+        losses = losses.detach().float()
+        if len(jobs) == 1:
+            return total, {jobs[0]: losses.sum()}
+        of_row = torch.tensor([jobs.index(id(row.job)) for row in micro.rows]).to(device, non_blocking=True)
+        sums = torch.zeros(len(jobs), device=device).index_add_(0, of_row[rows], losses)
+        return total, dict(zip(jobs, sums, strict=True))
+
+    @contextmanager
+    def announced(self, micro: MicroBatch) -> Iterator[None]:
+        """Tells the fast path which tokens belong together, and frozen layers what comes out of them."""
+        with ExitStack() as stack:
+            if self.fast:
+                stack.enter_context(batch(micro.documents, self.fast.products))
+            if self.frozen:
+                stack.enter_context(self.frozen.given(micro.keys, micro.documents, self.accelerator.device))
+            yield
+
+    def products(self) -> torch.dtype:
+        """The dtype of the matmuls of frozen weights."""
+        products = self.fast.products if self.fast else None
+        # 4-bit layers have a dtype of their own for them.
+        own = {dtype for module in self.model.modules() if (dtype := getattr(module, "compute_dtype", None))}
+        return products or (own.pop() if len(own) == 1 else self.model.dtype)
+
+    def scoring(self) -> AbstractContextManager[Any]:
+        """Without gradients. What is compiled knows inference mode as another world and would be compiled again."""
+        return torch.no_grad() if self.fast and self.fast.compile else torch.inference_mode()
+
+    @contextmanager
+    def noise(self, place: str) -> Iterator[None]:
+        """Dropout of torch's own modules draws from a seed of its own, by step, micro-batch and process, and leaves the
+        global state alone."""
+        if not self._drops:
+            yield
+            return
+        device = self.accelerator.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            rank = self.accelerator.process_index
+            torch.manual_seed(random.Random(f"{place}/{rank}").getrandbits(63))
+            yield
