@@ -30,7 +30,7 @@ class Context:
     """What an adapter may need besides the model.
 
     Args:
-        fresh_modules: Modules that the checkpoint did not hold; they are trained whatever the method.
+        fresh_modules: Modules that the checkpoint does not hold as they are; they are trained whatever the method.
         head_modules: The task's head.
         peft_task_type: Name in `peft.TaskType`.
         model_path: Folder of the unquantised base.

@@ -25,7 +25,13 @@ def _initialise(model: PeftModel, context: Context) -> None:
     config = copy.deepcopy(base.config)
     del config.quantization_config
     revision = getattr(config, "_commit_hash", None)
-    exact = type(base).from_pretrained(context.model_path, revision=revision, config=config, device_map={"": "cpu"})
+    exact = type(base).from_pretrained(
+        context.model_path,
+        revision=revision,
+        config=config,
+        device_map={"": "cpu"},
+        ignore_mismatched_sizes=True,  # of the head, which is not looked at
+    )
     weights = {name: module.weight for name, module in exact.named_modules() if isinstance(module, torch.nn.Linear)}
     with torch.no_grad():
         for name, layer in base.named_modules():

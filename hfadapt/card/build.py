@@ -174,6 +174,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "revision": train.get("model_revision"),
         "relation": method.relation,
         "has_rank": method.low_rank,
+        "other_head": train.get("base_head") is not None,
         "some_layers": train.get("model_layers") is not None,
         "full": method.whole_model,
         "quantised": quant.quantised,

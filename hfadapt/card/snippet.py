@@ -30,6 +30,7 @@ def snippet_text(facts: Facts) -> str:
         peft=not whole,
         sample=str(lock["model"]).startswith(SAMPLE) and not lock["base"] and not whole,
         base=_base(facts),
+        other_head=records.file("train.json").get("base_head") is not None,
         quant=_quant(records),
         quant_class=registry.quant(lock["quant"]).config_class,
         schema=registry.schema(records.value("data.json#/form")),

@@ -49,9 +49,8 @@ def attach_adapters(
 
     lock = next(iter(locks.values()))
     task = registry.task(lock.task)
-    context = Context(
-        base.fresh_modules, base.head_modules, task.peft_task_type, base.source.path, *_layers(base.model), batches
-    )
+    brought = tuple(dict.fromkeys((*base.fresh_modules, *base.sorted_modules)))
+    context = Context(brought, base.head_modules, task.peft_task_type, base.source.path, *_layers(base.model), batches)
     model: Any = base.model
     for name, own in locks.items():
         with torch.random.fork_rng():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.core import registry, samples
 from hfadapt.core.errors import RequestError
 from hfadapt.core.spec import Spec
+from hfadapt.models.heads import BaseHead
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,7 +49,7 @@ class ModelFacts(Spec):
     None where it does not say in which dtype the files are. `pattern` says how layers of different kinds follow each
     other: so many at the start, then a group of so many again and again. `recomputes` is whether the architecture knows
     activation checkpointing, `experts` whether it has weights with one matrix for each expert, `stacks` how many lists
-    of layers it has: an encoder and a decoder are two.
+    of layers it has: an encoder and a decoder are two. `head` is the checkpoint's own.
     """
 
     model: str
@@ -78,6 +79,7 @@ class ModelFacts(Spec):
     recomputes: bool = True
     experts: bool = False
     stacks: int = 1
+    head: BaseHead = BaseHead()
 
     @property
     def linear_parameters(self) -> int:
@@ -101,18 +103,29 @@ def model_facts(model: str, task: str, labels: int = 2) -> ModelFacts:
     Raises:
         RequestError: the config cannot be read, or the architecture does not fit the task.
     """
-    return _model_facts(model, task, labels)
+    return _model_facts(model, task, labels, _state(model))
+
+
+def _state(model: str) -> tuple[Any, ...]:
+    """Where a local model lies, and when its config was last changed."""
+    path = Path(model).expanduser()
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        return ()
+    found = path.stat()
+    return path.resolve(), found.st_mtime_ns, found.st_size
 
 
 @cache
-def _model_facts(model: str, task: str, labels: int) -> ModelFacts:
+def _model_facts(model: str, task: str, labels: int, state: tuple[Any, ...]) -> ModelFacts:
     config = load_config(model)
+    head = BaseHead.of(config)
     kind = registry.task(task)
     options = kind.model_options([f"label {i}" for i in range(labels)])
     for key, value in options.items():
         setattr(config, key, value)
     built = build(config, kind.auto_class, model)
-    return describe(built, model, task, labels, config)
+    return describe(built, model, task, labels, config).model_copy(update={"head": head})
 
 
 def load_config(model: str) -> PretrainedConfig:

@@ -5,6 +5,7 @@ transformers, bitsandbytes and Accelerate's device maps are used here and in `qu
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +15,11 @@ from hfadapt.core import cache, registry, samples
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.hashing import file_sha256, json_sha256
 from hfadapt.models.base import BaseRef, made_here
+from hfadapt.models.heads import BaseHead, class_tensors, start_again, take_rows
 from hfadapt.quants import Quant
 from hfadapt.recipe.schema import Lock
 from hfadapt.records.stages import BaseRecord
+from hfadapt.tasks import Task
 
 if TYPE_CHECKING:
     import torch
@@ -113,10 +116,12 @@ class Base:
     Args:
         model: The model with the task's head, frozen or not as the adapter will decide.
         head_modules: Top-level modules beside the body, such as `classifier` or `lm_head`.
-        fresh_modules: Modules the checkpoint did not hold; they must be trained.
+        fresh_modules: Modules the checkpoint did not hold, or not for this task; they must be trained.
+        sorted_modules: Heads with the checkpoint's rows in another order; an adapter has to bring them.
         quantised_modules: Number of linear layers held in 4 or 8 bits.
         parameters: Parameters of the base as its architecture counts them, quantised or not.
         identity: Hashes that tell this base from another, as in the manifest.
+        head_note: What became of the checkpoint's own head, in a line, where it is not used as it is.
     """
 
     source: ModelSource
@@ -127,6 +132,8 @@ class Base:
     quantised_modules: int
     parameters: int
     identity: dict[str, str | None]
+    sorted_modules: tuple[str, ...] = ()
+    head_note: str | None = None
 
     @property
     def pad_token_id(self) -> int:
@@ -173,7 +180,8 @@ def load_base(
     source = source_of(ref)
     task = registry.task(ref.task)
     auto = getattr(transformers, task.auto_class)
-    config = transformers.AutoConfig.from_pretrained(source.path, revision=source.revision)
+    config = transformers.AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=False)
+    head = BaseHead.of(config)
     config.update(task.model_options(labels))
     for name, value in list(vars(config).items()):
         if "drop" in name and isinstance(value, float):
@@ -198,17 +206,21 @@ def load_base(
     quant = registry.quant(ref.quant)
     dtype = getattr(torch, ref.dtype)
     compute = compute_dtype(dtype, device)
+    wanted = _Head(task, tuple(labels), head, type(skeleton).__name__, ref.seed if seed is None else seed)
     with torch.random.fork_rng():
-        torch.manual_seed(ref.seed if seed is None else seed)
+        torch.manual_seed(wanted.seed)
         model, info = auto.from_pretrained(
             source.path,
             revision=source.revision,
-            config=config,
+            config=wanted.as_saved(config),
             dtype=dtype,
             quantization_config=quant.config(compute, heads),
             device_map=device_map(device, max_memory),
             max_memory=dict(max_memory) if max_memory else None,
             output_loading_info=True,
+            # What does not fit is refused below, by name.
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
         )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -218,11 +230,73 @@ def load_base(
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     quantised = _check_quantised(model, skeleton, heads, quant)
-    fresh = tuple(dict.fromkeys(_owner(key, model) for key in sorted(info["missing_keys"])))
+    fresh = dict.fromkeys(_owner(key, model) for key in sorted(info["missing_keys"]))
+    changed, note = wanted.settle(auto, model, config, info, heads)
+    fresh |= dict.fromkeys(changed if wanted.rows is None else ())
     model.requires_grad_(False)
     parameters = sum(p.numel() for p in skeleton.parameters())
     known = _identity(model, tokenizer, skeleton, heads)
-    return Base(source, model, tokenizer, heads, fresh, quantised, parameters, known)
+    moved = () if wanted.rows is None else changed
+    return Base(source, model, tokenizer, heads, tuple(fresh), quantised, parameters, known, moved, note)
+
+
+class _Head:
+    """The head that a task wants of a checkpoint, on the way from its config to the loaded model."""
+
+    def __init__(self, task: Task, labels: tuple[str, ...], found: BaseHead, architecture: str, seed: int) -> None:
+        self.task, self.labels, self.found, self.architecture, self.seed = task, labels, found, architecture, seed
+        self.matters = task.outputs(labels) > 0
+        self.rows = found.rows(task, labels, architecture) if self.matters else None
+        self.moves = self.rows is not None and self.rows != tuple(range(len(found.classes)))
+
+    def as_saved(self, config: Any) -> Any:
+        """The config with which the checkpoint's own head fits, where its rows are to be taken."""
+        if not self.moves:
+            return config
+        config = copy.deepcopy(config)
+        config.update({"num_labels": len(self.found.classes), "id2label": dict(enumerate(self.found.classes))})
+        return config
+
+    def settle(
+        self, auto: Any, model: Any, config: Any, info: Mapping[str, Any], heads: Sequence[str]
+    ) -> tuple[tuple[str, ...], str | None]:
+        """Makes the loaded model's head the one that is wanted.
+
+        Returns:
+            The modules that are changed by it, and a note for the user; nothing where the checkpoint has no such head.
+
+        Raises:
+            RequestError: other tensors of the checkpoint do not fit.
+        """
+        mismatched = {key: (tuple(found), tuple(needed)) for key, found, needed in info["mismatched_keys"]}
+        looked_at = self.matters and (self.rows is None or self.moves)
+        tensors = class_tensors(auto, model.config) if mismatched or looked_at else {}
+        refuse_other_sizes({key: sizes for key, sizes in mismatched.items() if key not in tensors}, model.name_or_path)
+        tensors = {name: dim for name, dim in tensors.items() if name not in info["missing_keys"]}
+        if not looked_at or not tensors:
+            model.config.update(self.task.model_options(self.labels))
+            return (), None
+        if self.rows is None:
+            start_again(model, tensors, self.seed)
+        else:
+            take_rows(model, tensors, self.rows)
+        model.config.update(self.task.model_options(self.labels))
+        changed = dict.fromkeys(_owner(key, model) for key in tensors)
+        return tuple(changed), self.found.note(self.task, self.labels, self.architecture)
+
+
+def refuse_other_sizes(found: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], place: str) -> None:
+    """Raises RequestError for tensors of a checkpoint that have other sizes than its config gives."""
+    if not found:
+        return
+    shown = [f"{name} {list(sizes[0])} instead of {list(sizes[1])}" for name, sizes in sorted(found.items())[:3]]
+    raise RequestError(
+        f"{len(found)} tensors of the weights do not have the sizes that config.json gives",
+        place=place,
+        got="; ".join(shown),
+        allowed="weights and config.json of the same model",
+        fix="copy the model again, or save it again with save_pretrained",
+    )
 
 
 def compute_dtype(storage: torch.dtype, device: torch.device) -> torch.dtype:

@@ -123,6 +123,7 @@ def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
             labelled_tokens=math.ceil(labelled),
             rows=record.splits.get("train", lengths.rows) + (record.canaries.rows if record.canaries else 0),
             labels=len(record.labels) or 2,
+            names=record.labels,
             small_label_set=bool(record.labels),
             lengths=lengths,
         )
@@ -137,6 +138,7 @@ def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
         labelled_tokens=longest // 2 if task.per_token and not from_label else 8,
         rows=recipe.data.train_rows,
         labels=labels,
+        names=tuple(asked.labels or ()),
         small_label_set=bool(asked.labels) or from_label,
     )
 
@@ -301,6 +303,7 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
             "experts on a CPU: a kernel is kept for each token count of an expert; these hundreds of MiB grow with the "
             "steps and are not predicted"
         )
+    warnings.extend(base_notes(facts, work))
     if trainer.devices > 1 and world < trainer.devices:
         warnings.append(f"{world} of {trainer.devices} devices are used: the effective batch cannot be split further")
     return CellPlan(
@@ -341,6 +344,12 @@ def _time(chosen: Candidate, work: Work, decided: Decisions, world: int) -> tupl
         return None, rate
     steps = optimizer_steps(decided.recipe, work, decided)
     return steps * chosen.seconds_per_step + compile_seconds(chosen.workload), rate
+
+
+def base_notes(facts: ModelFacts, work: Work) -> list[str]:
+    """What a user may not expect of this base, in a line each."""
+    found = [facts.head.note(registry.task(facts.task), work.names, facts.architecture)]
+    return [note for note in found if note]
 
 
 def _served(target: Target, facts: ModelFacts) -> tuple[list[str], bool]:

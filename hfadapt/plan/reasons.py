@@ -75,7 +75,7 @@ LONGEST_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Work:
-    """What the data asks for: token lengths, rows, labels, and where these figures come from."""
+    """What the data asks for: token lengths, rows, labels and their names, and where these figures come from."""
 
     basis: str
     longest_tokens: int
@@ -85,6 +85,7 @@ class Work:
     labels: int
     small_label_set: bool
     lengths: Lengths | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass

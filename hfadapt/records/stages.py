@@ -222,6 +222,7 @@ class PhaseMeasure(Spec):
 class TrainRecord(Record):
     """What training did. `predicted_seconds` are the plan's, for the steps that `seconds` measures.
 
+    `base_head` says what became of the base's own head, where it was not used as it is.
     `frozen_layers` were run once for each row, which `seconds` include. `model_layers` is how many the model has, where
     only the last of them were adapted. `augmented_rows` are how many rows augmentation changed in each epoch begun.
     """
@@ -256,6 +257,7 @@ class TrainRecord(Record):
     model_hub_id: str | None = None
     model_revision: str | None = None
     model_citation: str | None = None
+    base_head: str | None = None
     fast_path: str | None = None
     frozen_layers: int = 0
     model_layers: int | None = None

@@ -46,6 +46,8 @@ class PlanStage(Stage):
             lock, decided = decide(cell, context, base, record)
             audit_cell(cell, lock, tokenizer, record)
             context.progress.say(summary(lock, decided, record))
+            for warning in decided.warnings:
+                context.progress.say(f"  note: {warning}")
             for finding in cell.data.audit.findings if cell.data.audit else ():
                 context.progress.say(f"  note: {finding.message}")
 

@@ -327,6 +327,7 @@ def _record(
         model_hub_id=base.source.hub_id,
         model_revision=base.source.revision,
         model_citation=base.source.citation,
+        base_head=base.head_note,
         versions=versions(str(world.accelerator.device)),
     )
 
