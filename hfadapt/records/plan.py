@@ -12,8 +12,6 @@ from hfadapt.records.stages import Phase
 PLANNED = ("data.max_length", "quant", "dtype", "train.micro_batch_rows", "train.checkpointing", "train.together")
 """Settings that data and target decide; the reasons for the others are the same for all plans of a task."""
 
-SECTIONS = ("base", "data", "adapter", "train", "evaluate", "off")
-
 
 class Rejected(Spec):
     """An alternative that the plan looked at and did not take."""
@@ -197,7 +195,8 @@ class Plan(Shown, Record):
     def _decided(self) -> list[Block]:
         """What data and target decide, with reasons; then the other settings in the recipe's own words."""
         rows: list[list[str]] = []
-        sections: dict[str, list[str]] = {name: [] for name in SECTIONS}
+        sections: dict[str, list[str]] = {"base": []}
+        off: list[str] = []
         for field in self._fields():
             groups = self._decided_as(field, lambda decision: (decision.value, decision.asked))
             decision = groups[0][1][0].decision(field)
@@ -209,10 +208,10 @@ class Plan(Shown, Record):
                 continue
             section, _, name = field.rpartition(".") if field.count(".") < 2 else field.partition(".")
             written = f"{name}={_listed(decision.value)}" if decision.value else field
-            place = sections.setdefault(section or "base", []) if decision.value else sections["off"]
+            place = sections.setdefault(section or "base", []) if decision.value else off
             place.append(written + "*" * decision.asked)
         shown: list[Block] = [_settings(rows)] if rows else []
-        found = [[name, ", ".join(settings)] for name, settings in sections.items() if settings]
+        found = [[name, ", ".join(settings)] for name, settings in {**sections, "off": off}.items() if settings]
         asked = any("*" in settings for _, settings in found)
         return [*shown, Table(["section", "settings"], found), *([Text("* set in the recipe")] if asked else [])]
 
