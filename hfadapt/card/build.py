@@ -19,7 +19,7 @@ from jinja2 import Environment
 from hfadapt.adapters import AdapterMethod
 from hfadapt.card import sections as evidence
 from hfadapt.card.facts import Facts, Records, escape, pointer, untraced, without_marks
-from hfadapt.card.metadata import base_name, card_title, hub_metadata, languages, licence_of
+from hfadapt.card.metadata import base_name, card_title, hub_metadata, languages, license_of
 from hfadapt.card.snippet import run_snippet, snippet_text
 from hfadapt.core import registry, resources
 from hfadapt.core.errors import RunError
@@ -156,7 +156,7 @@ def _context(facts: Facts) -> dict[str, Any]:
     lock, data, train = records.file("lock.yaml"), records.file("data.json"), records.file("train.json")
     evaluation, manifest = records.file("evaluation.json"), records.file("adapter/hfadapt.json")
     method, quant = registry.adapter(lock["adapter"]["method"]), registry.quant(lock["quant"])
-    licence = licence_of(records)
+    license = license_of(records)
     predictions = records.file("predictions.parquet") if records.has("predictions.parquet") else []
     judged = bool(predictions) and "gold" in predictions[0]
     worst = _worst(predictions, judged) if records.has("data/test.parquet") else []
@@ -181,8 +181,8 @@ def _context(facts: Facts) -> dict[str, Any]:
         "metrics": evaluation["metrics"],
         "gain": lambda number: _gain(facts, number),
         "interval": lambda at, who: _interval(facts, at, who),
-        "licence": licence,
-        "licence_text": facts.cited(f"`{licence.id}`" + (f" ({escape(licence.name)})" if licence.name else "")),
+        "licence": license,
+        "licence_text": facts.cited(f"`{license.id}`" + (f" ({escape(license.name)})" if license.name else "")),
         "base_license": train.get("model_license"),
         "sources": data["sources"],
         "dropped": list(data["dropped"]),

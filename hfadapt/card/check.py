@@ -19,7 +19,7 @@ from yaml import YAMLError
 from hfadapt.card import licenses
 from hfadapt.card.build import USER_BEGIN, USER_END, Card, render_card
 from hfadapt.card.facts import QUOTING, Records, compute, shown
-from hfadapt.card.metadata import METRIC_TYPES, licence_of, metric_type
+from hfadapt.card.metadata import METRIC_TYPES, license_of, metric_type
 from hfadapt.card.record_checks import check_evidence
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RunError, nearest
@@ -65,11 +65,11 @@ FORBIDDEN = (
 )
 
 
-def check_card(folder: Path, licence: str | None = None) -> list[Problem]:
+def check_card(folder: Path, license: str | None = None) -> list[Problem]:
     """Everything that is wrong with the card in a cell's folder; an empty list when it is in order.
 
     Args:
-        licence: What the user says the licence is, where the records cannot say.
+        license: What the user says the licence is, where the records cannot say.
     """
     readme = folder / "README.md"
     if not readme.exists():
@@ -81,7 +81,7 @@ def check_card(folder: Path, licence: str | None = None) -> list[Problem]:
         card = render_card(folder)
     except RunError as error:
         return [*problems, *error.problems]
-    problems += licence_problems(folder) if licence is None else []
+    problems += license_problems(folder) if license is None else []
     problems += _word_problems(text, card, readme)
     problems += _section_problems(text, record, readme)
     problems += _fact_problems(text, record, Records(folder, {"card.json": {"output": record.output}}), readme)
@@ -89,16 +89,16 @@ def check_card(folder: Path, licence: str | None = None) -> list[Problem]:
     return problems
 
 
-def licence_problems(folder: Path) -> list[Problem]:
+def license_problems(folder: Path) -> list[Problem]:
     """What keeps an adapter from being passed on: a licence of base or data that is not stated, or does not combine."""
-    licence = licence_of(Records(folder))
-    if licence.clear and licence.id not in UNCLEAR:
+    license = license_of(Records(folder))
+    if license.clear and license.id not in UNCLEAR:
         return []
     return [
         Problem(
             "the license of this adapter is not clear",
             str(folder / "README.md"),
-            got=f"{licence.id}{f' ({licence.name})' if licence.name else ''}: {' '.join(licence.why)}",
+            got=f"{license.id}{f' ({license.name})' if license.name else ''}: {' '.join(license.why)}",
             fix="name each source's `license` in the recipe, or say what holds with --license ID",
         )
     ]
@@ -127,7 +127,7 @@ def _metadata_problems(readme: Path) -> Iterator[Problem]:
         if key not in found:
             yield Problem("a key is missing", f"{place}: {key}", fix="hfadapt card build CELL")
     yield from _choices(found, place)
-    yield from _licence(found, place)
+    yield from _license(found, place)
     yield from _names(found, place)
     if "co2_eq_emissions" in found:
         yield from _emissions(found["co2_eq_emissions"], f"{place}: co2_eq_emissions")
@@ -168,13 +168,13 @@ def is_language(code: str) -> bool:
     return known and all(re.fullmatch(r"[A-Za-z0-9]{2,8}", part) for part in rest)
 
 
-def _licence(found: Mapping[str, Any], place: str) -> Iterator[Problem]:
-    licence = found.get("license")
-    if licence is not None and licence not in licenses.hub_ids():
-        close = nearest(str(licence), licenses.hub_ids())
+def _license(found: Mapping[str, Any], place: str) -> Iterator[Problem]:
+    license = found.get("license")
+    if license is not None and license not in licenses.hub_ids():
+        close = nearest(str(license), licenses.hub_ids())
         fix = f"did you mean {close}?" if close else "use `other` with license_name"
-        yield Problem("not a licence id of the Hub", f"{place}: license", got=repr(licence), fix=fix)
-    if licence == "other" and not found.get("license_name"):
+        yield Problem("not a licence id of the Hub", f"{place}: license", got=repr(license), fix=fix)
+    if license == "other" and not found.get("license_name"):
         yield Problem("`license: other` needs a name", f"{place}: license_name", fix="hfadapt card build CELL")
 
 

@@ -19,7 +19,7 @@ OTHER = "other"
 
 
 @dataclass(frozen=True)
-class Licence:
+class License:
     """The licence of an adapter.
 
     Args:
@@ -70,7 +70,7 @@ def link(name: str) -> str | None:
     return found
 
 
-def adapter_licence(base: str | None, sources: Mapping[str, str | None]) -> Licence:
+def adapter_license(base: str | None, sources: Mapping[str, str | None]) -> License:
     """The licence that keeps all duties of the base and of every source.
 
     Args:
@@ -78,27 +78,27 @@ def adapter_licence(base: str | None, sources: Mapping[str, str | None]) -> Lice
         sources: What each source of data says, by its name.
     """
     said = {"the base": base, **sources}
-    known = {who: hub_id(licence) for who, licence in said.items()}
-    if unknown := [who for who, licence in known.items() if licence is None]:
+    known = {who: hub_id(license) for who, license in said.items()}
+    if unknown := [who for who, license in known.items() if license is None]:
         why = [
             f"The licence of {who} is "
             + (f"not one that this table knows (`{said[who]}`)." if said[who] else "not stated.")
             for who in unknown
         ]
         fix = " Clarify it before you pass this adapter on, and name it as `license` of the domain in the recipe."
-        return Licence(OTHER, UNKNOWN, None, (*why[:-1], why[-1] + fix), False)
-    ids = list(dict.fromkeys(licence for licence in known.values() if licence is not None))
-    asked = {licence: duties(licence) or frozenset() for licence in ids}
-    return _combined(ids, asked, {who: str(licence) for who, licence in known.items()})
+        return License(OTHER, UNKNOWN, None, (*why[:-1], why[-1] + fix), False)
+    ids = list(dict.fromkeys(license for license in known.values() if license is not None))
+    asked = {license: duties(license) or frozenset() for license in ids}
+    return _combined(ids, asked, {who: str(license) for who, license in known.items()})
 
 
-def _combined(ids: Sequence[str], asked: Mapping[str, frozenset[str]], known: Mapping[str, str]) -> Licence:
+def _combined(ids: Sequence[str], asked: Mapping[str, frozenset[str]], known: Mapping[str, str]) -> License:
     wanted = frozenset().union(*asked.values())
     base = ids[0]
-    alike = [licence for licence in ids if "share-alike" in asked[licence]]
-    chosen = next((licence for licence in ids if asked[licence] >= wanted), None)
+    alike = [license for license in ids if "share-alike" in asked[license]]
+    chosen = next((license for license in ids if asked[license] >= wanted), None)
     if len(alike) > 1 or chosen is None:
-        return Licence(
+        return License(
             OTHER,
             " and ".join(ids),
             None,
@@ -111,10 +111,10 @@ def _combined(ids: Sequence[str], asked: Mapping[str, frozenset[str]], known: Ma
         )
     if "no-derivatives" in wanted:
         why = f"`{chosen}` forbids passing on what is derived from the work; whether an adapter is, is disputed."
-        return Licence(chosen, None, link(chosen), (why, "Have this looked at before you pass the adapter on."), False)
+        return License(chosen, None, link(chosen), (why, "Have this looked at before you pass the adapter on."), False)
     if chosen == base:
-        return Licence(chosen, None, link(chosen), ("Inherited from the base; the data ask for no more.",), True)
-    from_data = ", ".join(who for who, licence in known.items() if licence == chosen)
+        return License(chosen, None, link(chosen), ("Inherited from the base; the data ask for no more.",), True)
+    from_data = ", ".join(who for who, license in known.items() if license == chosen)
     added = ", ".join(sorted(wanted - asked[base]))
     why = f"The base is `{base}`; `{chosen}` of {from_data} is stricter ({added}) and therefore holds for the adapter."
-    return Licence(chosen, None, link(chosen), (why,), True)
+    return License(chosen, None, link(chosen), (why,), True)

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from hfadapt.card.facts import Facts, Records, public_name
-from hfadapt.card.licenses import Licence, adapter_licence
+from hfadapt.card.licenses import License, adapter_license
 from hfadapt.core import registry
 from hfadapt.recipe.sources import HUB_ID, SAMPLE
 
@@ -40,10 +40,10 @@ def base_name(records: Records) -> str:
     return str(records.value("train.json#/model_hub_id") or public_name(records.value("lock.yaml#/model")))
 
 
-def licence_of(records: Records) -> Licence:
+def license_of(records: Records) -> License:
     """The adapter's licence, from those of the base and of the sources."""
     sources = records.value("data.json#/sources")
-    return adapter_licence(
+    return adapter_license(
         records.value("train.json#/model_license"), {public_name(one["source"]): one.get("license") for one in sources}
     )
 
@@ -57,7 +57,7 @@ def languages(records: Records) -> list[str]:
 def hub_metadata(facts: Facts) -> dict[str, Any]:
     """The YAML front matter, as plain Python values in the form of huggingface_hub."""
     records = facts.records
-    lock, licence = records.file("lock.yaml"), licence_of(records)
+    lock, license = records.file("lock.yaml"), license_of(records)
     task = registry.task(lock["task"])
     method, quant, base = registry.adapter(lock["adapter"]["method"]), registry.quant(lock["quant"]), base_name(records)
     sources = [one["source"] for one in records.value("data.json#/sources")]
@@ -67,9 +67,9 @@ def hub_metadata(facts: Facts) -> dict[str, Any]:
     tags += [quant.name] if quant.quantised else []
     data = ModelCardData(
         language=languages(records) or None,
-        license=licence.id,
-        license_name=licence.name or None,
-        license_link=(licence.link or None) if licence.id == "other" else None,
+        license=license.id,
+        license_name=license.name or None,
+        license_link=(license.link or None) if license.id == "other" else None,
         library_name="transformers" if method.whole_model else "peft",
         pipeline_tag=task.pipeline_tag,
         base_model=base,

@@ -303,7 +303,7 @@ def publish(  # noqa: PLR0913 - options of the command
             private=private,
             tag=tag,
             layout=layout,
-            licence=license,
+            license=license,
             domains=domain,
             targets=target,
             verify_load=not no_verify_load,
@@ -382,11 +382,11 @@ def card_check(
 ) -> None:
     """Check a card: metadata, licences, placeholders, sound records, and that every number equals its record."""
     from hfadapt.card.check import check_card
-    from hfadapt.publish.staging import check_licence
+    from hfadapt.publish.staging import check_license
     from hfadapt.run_folder import find_cell
 
     if license is not None:
-        check_licence(license)
+        check_license(license)
     problems = check_card(find_cell(cell, domain, target).folder, license)
     for problem in problems:
         typer.echo(str(problem), err=True)

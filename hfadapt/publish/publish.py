@@ -18,7 +18,7 @@ from hfadapt.core.errors import HfadaptError, RequestError, RunError
 from hfadapt.core.progress import quiet_libraries
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.hardware.versions import versions
-from hfadapt.publish.staging import Staged, blocks, check_licence, sealed, stage, write_index, write_out
+from hfadapt.publish.staging import Staged, blocks, check_license, sealed, stage, write_index, write_out
 from hfadapt.records.stages import CardRecord, PublishRecord
 from hfadapt.run_folder import STATE, Cell, Run
 
@@ -117,7 +117,7 @@ def publish(  # noqa: PLR0913 - flags of the command
     private: bool = False,
     tag: str | None = None,
     layout: str = "repos",
-    licence: str | None = None,
+    license: str | None = None,
     domains: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
     verify_load: bool = True,
@@ -135,7 +135,7 @@ def publish(  # noqa: PLR0913 - flags of the command
         private: Make a new repository private.
         tag: By default the first free one of v1, v2, …
         layout: `repos` or `folders`.
-        licence: A licence id of the Hub, where the records cannot say what holds.
+        license: A licence id of the Hub, where the records cannot say what holds.
         domains: Only these of a run.
         targets: Only these of a run.
         verify_load: Load the downloaded adapter and score it.
@@ -155,10 +155,10 @@ def publish(  # noqa: PLR0913 - flags of the command
         raise RequestError("no destination given", fix="pass --repo USER/NAME or --to FOLDER")
     if repo is not None:
         check_repo(repo)
-    if licence is not None:
-        check_licence(licence)
-    refuse(named.values(), licence)
-    with parcels(named, repo or "", layout, licence) as ready:
+    if license is not None:
+        check_license(license)
+    refuse(named.values(), license)
+    with parcels(named, repo or "", layout, license) as ready:
         if to is not None:
             for parcel in ready:
                 write_out(parcel.staged, to if len(ready) == 1 else to / parcel.name)
@@ -208,14 +208,14 @@ def check_repo(repo: str) -> None:
         raise RequestError("not a name for a repository", place="--repo", got=repr(repo), allowed=said) from None
 
 
-def refuse(cells: Iterable[Cell], licence: str | None) -> None:
+def refuse(cells: Iterable[Cell], license: str | None) -> None:
     """Raises RunError with every reason why one of the cells may not be published."""
-    if problems := [problem for cell in cells for problem in blocks(cell, licence)]:
+    if problems := [problem for cell in cells for problem in blocks(cell, license)]:
         raise RunError("not published: fix these problems first", problems=problems)
 
 
 @contextmanager
-def parcels(named: dict[str, Cell], repo: str, layout: str, licence: str | None) -> Iterator[list[Parcel]]:
+def parcels(named: dict[str, Cell], repo: str, layout: str, license: str | None) -> Iterator[list[Parcel]]:
     """The staged folders, which are gone at the end."""
     with tempfile.TemporaryDirectory(prefix="hfadapt-publish-") as temporary:
         root, ready = Path(temporary), []
@@ -223,7 +223,7 @@ def parcels(named: dict[str, Cell], repo: str, layout: str, licence: str | None)
             folder = root / "all"
             prefixes = {name or cell.domain: cell for name, cell in named.items()}
             for prefix, cell in prefixes.items():
-                stage(cell, folder, prefix, licence)
+                stage(cell, folder, prefix, license)
             write_index(folder, repo.rpartition("/")[2] or "Adapters", list(prefixes))
             ready.append(Parcel("all", repo, prefixes, sealed(folder)))
         else:
@@ -232,7 +232,7 @@ def parcels(named: dict[str, Cell], repo: str, layout: str, licence: str | None)
                 own = f"{repo}-{name}" if name and repo else repo
                 if repo:
                     check_repo(own)
-                ready.append(Parcel(name or cell.domain, own, {"": cell}, stage(cell, folder, licence=licence)))
+                ready.append(Parcel(name or cell.domain, own, {"": cell}, stage(cell, folder, license=license)))
         yield ready
 
 

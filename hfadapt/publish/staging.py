@@ -46,11 +46,11 @@ class Staged:
         return "".join(f"{file.sha256}  {file.name}\n" for file in self.files)
 
 
-def blocks(cell: Cell, licence: str | None = None) -> Iterator[Problem]:
+def blocks(cell: Cell, license: str | None = None) -> Iterator[Problem]:
     """Every reason not to publish a cell.
 
     Args:
-        licence: What the user said the licence is, where the records cannot say.
+        license: What the user said the licence is, where the records cannot say.
     """
     place, state = str(cell.folder), cell.state
     if state.status != "done":
@@ -69,7 +69,7 @@ def blocks(cell: Cell, licence: str | None = None) -> Iterator[Problem]:
         return
     from hfadapt.card.check import check_card
 
-    yield from check_card(cell.folder, licence)
+    yield from check_card(cell.folder, license)
     yield from _drift_problems(cell)
 
 
@@ -89,13 +89,13 @@ def _drift_problems(cell: Cell) -> Iterator[Problem]:
             )
 
 
-def stage(cell: Cell, folder: Path, prefix: str = "", licence: str | None = None) -> Staged:
+def stage(cell: Cell, folder: Path, prefix: str = "", license: str | None = None) -> Staged:
     """Copies what is published of a cell into `folder`/`prefix`.
 
     Args:
         folder: Exists and is empty, or holds other cells under other prefixes.
         prefix: Folder inside the repository, without slashes.
-        licence: Replaces the card's licence.
+        license: Replaces the card's licence.
 
     Raises:
         RunError: a file must not be published; every file is named with its rule, never with what stands in it.
@@ -112,8 +112,8 @@ def stage(cell: Cell, folder: Path, prefix: str = "", licence: str | None = None
             shutil.copyfile(path, target / path.name, follow_symlinks=False)
     without_places(target / "lock.yaml")
     as_the_card_says(target / "evaluation.json")
-    if licence is not None:
-        _set_licence(target, licence)
+    if license is not None:
+        _set_license(target, license)
     return sealed(folder, prefix)
 
 
@@ -198,25 +198,25 @@ def _public(value: Any) -> Any:
 # --- licence ---------------------------------------------------------------------------------------------------------
 
 
-def check_licence(licence: str) -> None:
+def check_license(license: str) -> None:
     """Raises RequestError for a licence that the Hub does not know."""
     from hfadapt.card.licenses import hub_ids
     from hfadapt.core.errors import choice_problem
 
     named = sorted(hub_ids() - {"unknown"})
-    if licence not in named:
-        problem = choice_problem("not a licence id of the Hub", licence, named, "--license")
+    if license not in named:
+        problem = choice_problem("not a licence id of the Hub", license, named, "--license")
         raise RequestError(problem.what, problems=[problem])
 
 
-def _set_licence(folder: Path, licence: str) -> None:
+def _set_license(folder: Path, license: str) -> None:
     """Writes the licence that the user named into the staged copies of the card."""
     readme = folder / "README.md"
     metadata = metadata_load(readme)
     if metadata is None:
         raise RunError("the card has no metadata", place=str(readme), fix="hfadapt card build CELL")
     changed = {key: value for key, value in metadata.items() if key not in ("license_name", "license_link")}
-    changed["license"] = licence
+    changed["license"] = license
     metadata_save(readme, changed)
     record = CardRecord.read(folder / "card.json")
     record.model_copy(update={"metadata": changed}).write(folder / "card.json")
@@ -229,16 +229,16 @@ def write_index(folder: Path, title: str, prefixes: Sequence[str]) -> None:
     """README.md of a repository with an adapter in each folder: metadata that holds for all, and where they are."""
     cards = {prefix: CardRecord.read(folder / prefix / "card.json") for prefix in prefixes}
     every = [card.metadata for card in cards.values()]
-    licences = list(dict.fromkeys(str(metadata.get("license")) for metadata in every))
+    licenses = list(dict.fromkeys(str(metadata.get("license")) for metadata in every))
     shared: dict[str, Any] = {
         key: every[0][key]
         for key in ("library_name", "pipeline_tag", "base_model", "base_model_relation")
         if key in every[0] and all(metadata.get(key) == every[0][key] for metadata in every)
     }
-    licence = (
-        {"license": licences[0]} if len(licences) == 1 else {"license": "other", "license_name": "see-each-folder"}
+    license = (
+        {"license": licenses[0]} if len(licenses) == 1 else {"license": "other", "license_name": "see-each-folder"}
     )
-    metadata = {**licence, **shared, "tags": ["hfadapt"]}
+    metadata = {**license, **shared, "tags": ["hfadapt"]}
     lines = [f"| [{prefix}]({prefix}/README.md) | `{card.metadata.get('license')}` |" for prefix, card in cards.items()]
     body = [
         f"# {title}",

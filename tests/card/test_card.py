@@ -24,7 +24,7 @@ from huggingface_hub import metadata_load
 from hfadapt.card.build import USER_BEGIN, USER_END, build_card, render_card
 from hfadapt.card.check import check_card
 from hfadapt.card.facts import Facts, Records, escape, pointer, public_name, redact, shorten, untraced
-from hfadapt.card.licenses import adapter_licence, duties, hub_id, hub_ids
+from hfadapt.card.licenses import adapter_license, duties, hub_id, hub_ids
 from hfadapt.card.snippet import example_row, snippet_text
 from hfadapt.core.errors import RunError
 from hfadapt.run_folder import Cell
@@ -229,7 +229,7 @@ def test_local_places_stay_out_of_the_card(classifier: Cell) -> None:
 @pytest.mark.parametrize(
     ("base", "data"), [("apache-2.0", "cc-by-sa-4.0"), ("llama3.1", "cc-by-nc-4.0"), ("apache-2.0", "terms of 2021")]
 )
-def test_licences_with_numbers_in_their_names_have_a_card(classifier: Cell, base: str, data: str) -> None:
+def test_licenses_with_numbers_in_their_names_have_a_card(classifier: Cell, base: str, data: str) -> None:
     content = json.loads((classifier.folder / "data.json").read_text())
     content["sources"][0]["license"] = data
     change(classifier.folder / "data.json", **content)
@@ -381,11 +381,11 @@ def test_a_failing_snippet_fails_the_card(tiny: Path, tmp_path: Path) -> None:
         ("cc", "mit", "other", False),
     ],
 )
-def test_the_licence_keeps_every_duty(base: str | None, data: str | None, wanted: str, clear: bool) -> None:
-    licence = adapter_licence(base, {"rows.csv": data})
-    assert (licence.id, licence.clear) == (wanted, clear)
-    assert (licence.name is None) == (wanted != "other")
-    assert licence.why
+def test_the_license_keeps_every_duty(base: str | None, data: str | None, wanted: str, clear: bool) -> None:
+    license = adapter_license(base, {"rows.csv": data})
+    assert (license.id, license.clear) == (wanted, clear)
+    assert (license.name is None) == (wanted != "other")
+    assert license.why
     if wanted != "other":
         kept = duties(wanted)
         assert kept is not None
@@ -395,7 +395,7 @@ def test_the_licence_keeps_every_duty(base: str | None, data: str | None, wanted
             assert kept >= (duties(known) or frozenset())
 
 
-def test_the_licence_table_names_no_id_twice() -> None:
+def test_the_license_table_names_no_id_twice() -> None:
     assert len(hub_ids()) > 75
     assert {"apache-2.0", "other", "unknown", "llama3.3"} <= hub_ids()
 

@@ -278,7 +278,7 @@ def test_the_sound_cell_has_no_fault(proved: Path) -> None:
     assert check_card(proved) == []
 
 
-def test_what_the_user_says_of_the_licence_clears_the_card_check(proved: Path, tmp_path: Path) -> None:
+def test_what_the_user_says_of_the_license_clears_the_card_check(proved: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cell"
     shutil.copytree(proved, folder)
     stated(put("data.json", "sources/0/license", None))(folder)

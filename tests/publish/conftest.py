@@ -39,7 +39,7 @@ def cell(run):
 @pytest.fixture
 def sound_card(monkeypatch):
     """The card has been checked before; checking it again would take most of the time of a test."""
-    monkeypatch.setattr("hfadapt.card.check.check_card", lambda folder, licence=None: [])
+    monkeypatch.setattr("hfadapt.card.check.check_card", lambda folder, license=None: [])
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def send(hub):
     from huggingface_hub import HfApi
 
     def go(path, repo=REPO, token=TOKEN, **options):
-        settings = {"yes": True, "licence": "mit", "verify_load": False, **options}
+        settings = {"yes": True, "license": "mit", "verify_load": False, **options}
         return publish(path, repo, api=HfApi(endpoint=hub.endpoint, token=token), sleep=go.waited.append, **settings)
 
     go.waited = []

@@ -109,19 +109,19 @@ def test_a_run_as_folders_of_one_repository(hub, send, run, sound_card):
 
 
 def test_a_folder_instead_of_the_hub(hub, cell, tmp_path):
-    publish(cell, to=tmp_path / "out", licence="mit")
+    publish(cell, to=tmp_path / "out", license="mit")
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES | {"SHA256SUMS"}
     for line in (tmp_path / "out" / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split("  ")
         assert hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == digest
     assert hub.requests == []
     with pytest.raises(RequestError, match="not empty"):
-        publish(cell, to=tmp_path / "out", licence="mit")
+        publish(cell, to=tmp_path / "out", license="mit")
 
 
 def test_a_run_as_folders_on_this_machine(run, tmp_path, sound_card):
     shutil.copytree(run / "one", run / "two")
-    publish(run, to=tmp_path / "out", licence="mit")
+    publish(run, to=tmp_path / "out", license="mit")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"one", "two"}
 
 
@@ -149,9 +149,9 @@ def refused(send, hub, path, **options):
     return str(caught.value)
 
 
-def test_an_unclear_licence_is_refused_unless_it_is_set(hub, send, cell):
-    assert "licence" in refused(send, hub, cell, licence=None)
-    assert "apache-2.0" in refused(send, hub, cell, licence="apache-2")
+def test_an_unclear_license_is_refused_unless_it_is_set(hub, send, cell):
+    assert "licence" in refused(send, hub, cell, license=None)
+    assert "apache-2.0" in refused(send, hub, cell, license="apache-2")
 
 
 def test_a_cell_that_is_not_done_is_refused(hub, send, cell):
