@@ -15,14 +15,14 @@ EVALUATION, SECURITY, DRIFT, TRANSFER = "evaluation.json", "security.json", "dri
 MOST_SLICES = 24
 MOST_FAILURES = 5
 COMMANDS = {
-    "evaluate": "`hfadapt evaluate RECIPE`",
-    "security": "`hfadapt evaluate RECIPE evaluate.security=true`",
-    "drift": "`hfadapt evaluate RECIPE evaluate.drift=true`",
-    "transfer": "`hfadapt run RECIPE evaluate.transfer=true` of two domains or more",
+    EVALUATION: "`hfadapt evaluate RECIPE`",
+    SECURITY: "`hfadapt evaluate RECIPE evaluate.security=true`",
+    DRIFT: "`hfadapt evaluate RECIPE evaluate.drift=true`",
+    TRANSFER: "`hfadapt run RECIPE evaluate.transfer=true` of two domains or more",
     "general_text": "`hfadapt evaluate RECIPE evaluate.general_text=true`",
     "run": "`hfadapt run RECIPE --fresh`",
 }
-"""What measures what was not measured."""
+"""What measures what was not measured, by its record or part."""
 
 TESTS = {
     "mcnemar-exact": "exact McNemar test of right and wrong answers",
@@ -30,9 +30,9 @@ TESTS = {
 }
 
 
-def not_measured(what: str, command: str) -> str:
+def not_measured(what: str, record: str) -> str:
     """The sentence that stands where a record is missing."""
-    return f"{what}: not measured; {COMMANDS[command]} measures it."
+    return f"{what}: not measured; {COMMANDS[record]} measures it."
 
 
 def part(records: Records, name: str, key: str) -> Any:
@@ -303,14 +303,14 @@ def privacy_sentences(facts: Facts, generates: bool) -> list[str]:
     said = [
         membership_sentence(facts)
         if part(records, SECURITY, "membership")
-        else not_measured("Membership inference", "security")
+        else not_measured("Membership inference", SECURITY)
     ]
     if part(records, SECURITY, "canaries"):
         said.append(canary_sentence(facts))
     elif records.has(SECURITY):
         said.append("Canaries: none were planted in the training rows, so none were looked for.")
     else:
-        said.append(not_measured("Canaries", "security"))
+        said.append(not_measured("Canaries", SECURITY))
     if not generates:
         return [*said, "Verbatim reproduction, personal data in answers: do not apply, no text is generated."]
     for key, sentence, what in (
@@ -325,7 +325,7 @@ def privacy_sentences(facts: Facts, generates: bool) -> list[str]:
             )
             said.append(f"{what}: does not apply, {chosen}.")
         else:
-            said.append(not_measured(what, "security"))
+            said.append(not_measured(what, SECURITY))
     return said
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hfadapt.core import registry
 from hfadapt.core.hashing import json_sha256
 from hfadapt.core.progress import Progress, Silent
 from hfadapt.core.spec import write_bytes
@@ -182,15 +183,15 @@ def _gates(
 ) -> tuple[str, ...]:
     """Sentences about the gates that were missed: a gain smaller than `evaluate.gates` asks for.
 
-    `general_text` is the gain in perplexity on general text; `transfer` is judged when every domain is done.
+    `general_text` is the gain in perplexity on general text; later stages judge the gates of their own.
     """
     known = {metric.name: metric for metric in (*harness, *metrics)}
     if general is not None:
         known["general_text"] = general
-    failed = []
+    failed, later = [], {gate for stage in registry.stages() for gate in stage.gates}
     for name, wanted in lock.evaluate.gates.items():
         metric = known.get(name)
-        if name == "transfer":
+        if name in later:
             continue
         if metric is None or metric.gain is None:
             failed.append(f"the recipe has a gate on {name}, which was not measured; there are {', '.join(known)}")

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from hfadapt.core import registry
 from hfadapt.core.errors import nearest
-from hfadapt.recipe.schema import AUTO, GATES, Columns, Lock, is_metric_path, metric_names
+from hfadapt.recipe.schema import AUTO, Columns, Lock, gate_names, is_metric_path, metric_names
 from hfadapt.recipe.words import dig, dotted, show
 from hfadapt.recipe.yaml_lines import Keys, Tree
 
@@ -312,7 +312,7 @@ def check_metrics(tree: Tree) -> None:
                 fix=f"write `{better}`" if better else "name a metric",
             )
         elif not _measured(name, known if names is None else names) and not dig(tree, ("evaluate", "harness")):
-            allowed = (*(known if names is None else names), *GATES)
+            allowed = (*(known if names is None else names), *gate_names())
             close = nearest(name, allowed)
             tree.report(
                 at,
@@ -321,21 +321,21 @@ def check_metrics(tree: Tree) -> None:
                 allowed=", ".join(allowed),
                 fix=f"did you mean {close!r}?" if close else f"add {name} to evaluate.metrics",
             )
-    for gate, switch in (("general_text", "general_text"), ("transfer", "transfer")):
-        if gate in _section(tree, "evaluate", "gates") and dig(tree, ("evaluate", switch)) is False:
+    for gate in gate_names():
+        if gate in _section(tree, "evaluate", "gates") and dig(tree, ("evaluate", gate)) is False:
             tree.report(
                 ("evaluate", "gates", gate),
-                f"the gate needs what `evaluate.{switch}: false` switches off",
-                got=f"evaluate.{switch}: false",
+                f"the gate needs what `evaluate.{gate}: false` switches off",
+                got=f"evaluate.{gate}: false",
                 allowed="true",
-                fix=f"delete the gate, or `evaluate.{switch}: false`",
+                fix=f"delete the gate, or `evaluate.{gate}: false`",
             )
 
 
 def _measured(gate: str, names: Sequence[str]) -> bool:
     """Whether the metrics, of which a path gives one or several values under its name, can hold the gate's."""
     stems = [PurePath(name).stem for name in names if is_metric_path(name)]
-    return gate in (*names, *GATES) or any(gate == stem or gate.startswith(f"{stem}_") for stem in stems)
+    return gate in (*names, *gate_names()) or any(gate == stem or gate.startswith(f"{stem}_") for stem in stems)
 
 
 def check_generation(tree: Tree) -> None:

@@ -33,8 +33,10 @@ METRICS = (
 )
 """Metrics that evaluate.metrics can name whatever the task; made in `evaluate/metrics/rows.py`."""
 
-GATES = ("general_text", "transfer")
-"""What evaluate.gates can name, besides metrics: perplexity on general text, and the worst change on another domain."""
+
+def gate_names() -> tuple[str, ...]:
+    """What evaluate.gates can name, besides metrics: perplexity on general text, and what stages judge themselves."""
+    return ("general_text", *(gate for stage in registry.stages() for gate in stage.gates))
 
 
 def metric_names() -> tuple[str, ...]:

@@ -20,7 +20,6 @@ from hfadapt.records.stages import EvaluationRecord, Metric, Step, TrainRecord, 
 from hfadapt.report import plots, svg
 
 PREDICTED, MEASURED = "var(--pale)", "var(--c0)"
-STAGES = (("load", "var(--c4)"), ("train", "var(--c0)"), ("train, predicted", PREDICTED), ("evaluate", "var(--c2)"))
 MOST_SLICES = 14
 LOWEST_KL = 1e-6
 CHANCE = 0.5
@@ -295,6 +294,7 @@ def memory(cells: Sequence[Seen]) -> Drawn:
 
 def time(cells: Sequence[Seen]) -> str | None:
     """Seconds of loading, training and evaluating."""
+    legend = (("load", "var(--c4)"), ("train", MEASURED), ("train, predicted", PREDICTED), ("evaluate", "var(--c2)"))
     groups = []
     for cell in cells:
         if cell.train is None:
@@ -304,9 +304,9 @@ def time(cells: Sequence[Seen]) -> str | None:
             spent["train, predicted"] = cell.train.predicted_seconds
         if cell.evaluation:
             spent["evaluate"] = cell.evaluation.seconds
-        group = [plots.Bar(spent[name], show_seconds(spent[name]), colour) for name, colour in STAGES if name in spent]
+        group = [plots.Bar(spent[name], show_seconds(spent[name]), colour) for name, colour in legend if name in spent]
         groups.append((names(cells)[id(cell)], group))
-    return plots.bars(groups, STAGES, title="Time by stage", wide=190.0) if groups else None
+    return plots.bars(groups, legend, title="Time by stage", wide=190.0) if groups else None
 
 
 def speed(cells: Sequence[Seen]) -> str | None:

@@ -63,6 +63,8 @@ class Stage:
         phases: Parts of it whose memory is measured. A stage that has some may be killed for lack of memory.
         makes_base: It writes a base (`models.merge.save_base`), and later stages work on that.
         keeps_earlier: When its inputs change, the whole folder of the cell is put aside instead of overwritten.
+        gates: Names in `evaluate.gates` that it judges itself, in `missed`; a switch of the same name in the recipe's
+            section `evaluate` turns what they need off.
         distributed: It runs in every process of the run, not in the main one alone.
         card: Its sections of the card.
     """
@@ -81,6 +83,7 @@ class Stage:
     phases: ClassVar[tuple[str, ...]] = ()
     makes_base: ClassVar[bool] = False
     keeps_earlier: ClassVar[bool] = False
+    gates: ClassVar[tuple[str, ...]] = ()
     distributed: ClassVar[bool] = False
     card: ClassVar[tuple[Section, ...]] = ()
 

@@ -21,6 +21,7 @@ class Transfer(Stage):
     needs = ("evaluate",)
     scope = "run"
     may_write = (TransferRecord,)
+    gates = ("transfer",)
     card = (Section("Other domains and general text"),)
 
     def wanted(self, recipe: Recipe) -> bool:
