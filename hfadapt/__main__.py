@@ -2,10 +2,8 @@
 
 import sys
 
-from hfadapt.cli.app import main
+from hfadapt.cli.app import HEAVY, main
 from hfadapt.hardware.allocator import restart
-
-HEAVY = ("plan", "run", "prepare", "train", "evaluate")
 
 
 def start() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -39,6 +40,14 @@ CellArgument = Annotated[Path, typer.Argument(metavar="CELL", help="A cell such 
 OneDomain = Annotated[Optional[str], typer.Option("--domain", "-d", help="Which domain of the run.")]  # noqa: UP045
 OneTarget = Annotated[Optional[str], typer.Option("--target", "-t", help="Which target of the run.")]  # noqa: UP045
 RUNS = Path("runs")
+HEAVY: set[str] = set()
+"""Commands for which the memory allocator is set before they start."""
+
+
+def heavy(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds a command to `HEAVY`."""
+    HEAVY.add(command.__name__)
+    return command
 
 
 def load(recipe: Path, overrides: list[str] | None, domains: list[str] | None, targets: list[str] | None) -> Recipe:
@@ -92,6 +101,7 @@ def through(  # noqa: PLR0913 - options of the command
 
 
 @app.command()
+@heavy
 def run(  # noqa: PLR0913 - options of the command
     recipe: RecipeArgument,
     overrides: Overrides = None,
@@ -115,6 +125,7 @@ def run(  # noqa: PLR0913 - options of the command
 
 
 @app.command()
+@heavy
 def plan(
     recipe: RecipeArgument,
     overrides: Overrides = None,
@@ -158,6 +169,7 @@ def check(
 
 
 @app.command()
+@heavy
 def prepare(
     recipe: RecipeArgument,
     overrides: Overrides = None,
@@ -170,6 +182,7 @@ def prepare(
 
 
 @app.command()
+@heavy
 def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
@@ -183,6 +196,7 @@ def train(
 
 
 @app.command()
+@heavy
 def evaluate(
     recipe: RecipeArgument,
     overrides: Overrides = None,
