@@ -125,6 +125,7 @@ FAULTS: dict[str, tuple[str | bytes, int, tuple[str, ...]]] = {
     "template column": (CHAT + "template:\n  prompt: 'Q: {qestion}'\n  completion: '{reply}'\n", 6, ("{qestion} is no column of rows.jsonl", "question, reply", "'question'")),
     "open brace": (CHAT + "template: {prompt: 'Q {question', completion: '{reply}'}\n", 5, ("a { is not closed", "such as {text}")),
     "closed brace": (CHAT + "template: {prompt: 'question}', completion: '{reply}'}\n", 5, ("a } without a {",)),
+    "double braces": (CHAT + "template: {prompt: '{{question}}', completion: '{reply}'}\n", 5, ("{{question}} puts braces", "write {question}")),
     "empty brace": (CHAT + "template: {prompt: '{}', completion: '{reply}'}\n", 5, ("{} names no column",)),
     "constant completion": (CHAT + "template: {prompt: '{question}', completion: 'yes'}\n", 5, ("same completion", "such as ' {label}'")),
     "split of a file": (BASE.replace("data.csv", "{source: data.csv, split: train}"), 4, ("no named splits", "delete `split`")),

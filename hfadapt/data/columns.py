@@ -14,6 +14,7 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, choice_problem
+from hfadapt.data.labels import Labels
 from hfadapt.data.rows import Dropped, Row, as_row, fold, name_rows
 from hfadapt.recipe.schema import Columns, Template
 from hfadapt.schemas import LABEL_NAMES, RowSchema, Unusable, plain
@@ -92,6 +93,13 @@ def recognise(columns: Sequence[str], asked: Columns, forms: Collection[str], pl
     )
 
 
+def label_column(columns: Sequence[str], asked: Columns) -> str | None:
+    """The column that the recipe or its name says to be the label."""
+    lower = {column.lower(): column for column in reversed(list(columns))}
+    named = [lower[name] for schema in registry.schemas() for name in schema.names.get("label", ()) if name in lower]
+    return asked.label or next(iter(named), None)
+
+
 PLAIN = "text"
 """The schema of rows of which a template will make others."""
 
@@ -126,28 +134,6 @@ def _wanted(part: str, said: Mapping[str, str], known: Sequence[RowSchema]) -> b
     if not said or set(said) == {"label"}:
         return True
     return any(part in schema.parts for schema in known if next(iter(said)) in schema.parts)
-
-
-class Labels:
-    """Class names of one domain: from the recipe's list, a column's own names, or the values themselves."""
-
-    def __init__(self, names: Sequence[str] | None) -> None:
-        self.names = tuple(names) if names is not None else None
-
-    def name(self, value: Any, column_names: Sequence[str] = ()) -> str | None:
-        """The name of a raw label; None when there is none. A name outside the recipe's list comes back as it is."""
-        if value is None or (isinstance(value, float) and value != value):
-            return None
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool):
-            value = str(value).lower()
-        if isinstance(value, int) and 0 <= value < len(column_names):
-            value = column_names[value]
-        text = str(value).strip()
-        if self.names is not None and text not in self.names and text.isdigit() and int(text) < len(self.names):
-            return self.names[int(text)]
-        return text or None
 
 
 @dataclass
@@ -221,12 +207,13 @@ class Formatter:
         if lacking:
             has = ", ".join(str(column) for column, value in values.items() if value is not None) or "nothing"
             return Dropped(self.name, number, "missing-field", detail=f"row {number} has no {lacking[0]}, only {has}")
-        if self.template is not None:
-            return self._templated(number, values)
+        tags = schema.label_kind == "tokens"
         try:
+            if self.template is not None:
+                return self._templated(number, values)
             columns = schema.make(
                 {part: values.get(column) for part, column in parts.items()},
-                lambda value: self.labels.name(value, self.label_names),
+                lambda value: self.labels.name(value, self.label_names, tags=tags),
             )
         except Unusable as fault:
             detail = fault.detail or f" has no {parts.get('label', 'label')}"
@@ -235,13 +222,18 @@ class Formatter:
 
     def _templated(self, number: int, values: Mapping[str, Any]) -> Row | Dropped:
         assert self.template is not None
-        filled = {key: plain(values[column]) for key, column in self._places.items() if values.get(column) is not None}
+        used = {key: values[self._places[key]] for key in (*self._shown, *self._answer)}
+        filled = {
+            key: plain(value)
+            for key, value in used.items()
+            if value is not None and self._places[key] != self._label_column
+        }
         label = None
         if self._label_column is not None:
             label = self.labels.name(values[self._label_column], self.label_names)
             if label is None:
                 return Dropped(self.name, number, "missing-field", detail=f"row {number} has no {self._label_column}")
-            filled.update({key: label for key, column in self._places.items() if column == self._label_column})
+            filled.update({key: label for key in used if self._places[key] == self._label_column})
         shown = "\n".join(filled[key] for key in self._shown if self._places[key] != self._label_column)
         answer = "\n".join(filled[key] for key in self._answer)
         if not answer.strip():
@@ -315,12 +307,13 @@ def form_of(columns: Mapping[str, Any]) -> str:
     return next((each.name for each in registry.schemas() if all(part in columns for part in each.columns)), PLAIN)
 
 
-def settle_labels(rows: Sequence[Row], form: str, names: Sequence[str] | None, domain: str) -> tuple[str, ...]:
+def settle_labels(rows: Sequence[Row], form: str, labels: Labels, domain: str) -> tuple[str, ...]:
     """The label names of a domain in order; completions that are classes become labels.
 
     Raises:
         DataError: a label is outside the recipe's list; names the rows.
     """
+    names = labels.names
     if registry.schema(form).parts[-1] == "completion" and all(row.label is None for row in rows):
         answers = Counter(str(row.columns["completion"]).strip() for row in rows)
         few = 1 < len(answers) <= CLASS_LIMIT and len(rows) >= ROWS_PER_CLASS * len(answers)
@@ -340,11 +333,14 @@ def settle_labels(rows: Sequence[Row], form: str, names: Sequence[str] | None, d
     outside = sorted(found - set(names))
     if outside:
         problems = []
+        whole = labels.refusal(outside)
         for label in outside[:8]:
             problem = choice_problem("a label is not in the domain's labels", label, names, f"domains.{domain}.labels")
             where = name_rows(row.place for row in rows if label in row.classes)
             problems.append(
-                type(problem)(problem.what, problem.place, f"{label!r} in {where}", problem.allowed, problem.fix)
+                type(problem)(
+                    problem.what, problem.place, f"{label!r} in {where}", problem.allowed, whole or problem.fix
+                )
             )
         raise DataError("labels outside the domain's labels", problems=problems)
     return tuple(names)
@@ -377,6 +373,8 @@ def strip_boilerplate(rows: Iterable[Row], form: str) -> None:
 def check_columns(rows: Sequence[Row], columns: Mapping[str, str], others: Collection[str], place: str) -> None:
     """Refuses columns that were evidently mistaken: constant, or an identifier in each row.
 
+    A few test rows may well be of a class each.
+
     Raises:
         DataError: names the column, what it holds and the columns there are.
     """
@@ -389,7 +387,7 @@ def check_columns(rows: Sequence[Row], columns: Mapping[str, str], others: Colle
         (part, fault)
         for part, fault in (
             (shown, shown_fault([row.prompt or row.text for row in rows], repeats=schema.writes)),
-            ("label", label_fault([row.label for row in rows if row.label is not None and row.several is None])),
+            ("label", label_fault([row.label for row in rows if _one_class(row) and row.label is not None])),
         )
         if fault
     ]
@@ -408,15 +406,20 @@ def check_columns(rows: Sequence[Row], columns: Mapping[str, str], others: Colle
         )
 
 
+def _one_class(row: Row) -> bool:
+    return row.several is None and row.split in ("", "train")
+
+
 # One word with a digit in it, or digits with what separates them in numbers, dates and times.
 _ID = re.compile(r"\S*\d\S*|[\d.,:/+\s-]+")
 
 
 def label_fault(values: Sequence[str]) -> str | None:
     """Why these values cannot be classes, or None."""
-    distinct = {fold(value) for value in values}
-    if values and (len(distinct) > max(20, 0.5 * len(values)) or len(distinct) == len(values)):
-        return f"it has {len(distinct):,} different values in {len(values):,} rows, so it identifies rows"
+    counts = Counter(map(fold, values))
+    once = sum(1 for count in counts.values() if count == 1)
+    if values and (len(counts) == len(values) or (len(counts) > max(20, 0.5 * len(values)) and 2 * once > len(counts))):
+        return f"it has {len(counts):,} different values in {len(values):,} rows, so it identifies rows"
     return None
 
 

@@ -16,6 +16,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem
 from hfadapt.data import canaries, clean, duplicates, split
 from hfadapt.data import columns as format
+from hfadapt.data.labels import Labels
 from hfadapt.data.reading import SourceReader, State, no_rows, workers
 from hfadapt.data.rows import SPLITS, Ledger, Row, name_rows
 from hfadapt.data.sources import Opened, check_unreadable
@@ -63,9 +64,10 @@ def _read_domain(
     """Load, repair, format and clean one domain."""
     state = State([], Ledger(), {}, {})
     garbled: list[tuple[str, int]] = []
+    labels = Labels(recipe.domains[name].labels)
     for source in sources:
         say(f"reading {name}: {source.name}")
-        reader = SourceReader(recipe, name, source, forms)
+        reader = SourceReader(recipe, name, source, forms, labels)
         rows: list[Row] = []
         for item in reader:
             if isinstance(item, Row):
@@ -73,7 +75,7 @@ def _read_domain(
             else:
                 state.ledger.dropped.append(item)
         state.rows_in[source.name] = reader.rows_in
-        check_unreadable(source.name, reader.rows_in, reader.bad)
+        check_unreadable(source, reader.rows_in, reader.bad)
         if not rows:
             raise no_rows(f"domains.{name}: {source.name}", reader.rows_in, reader.bad)
         format.check_columns(rows, reader.shape.parts, reader.columns, f"domains.{name}: {source.name}")
@@ -81,7 +83,9 @@ def _read_domain(
         state.rows.extend(rows)
         garbled.extend(reader.garbled)
     state.form = format.one_form(state.rows, name)
-    state.labels = format.settle_labels(state.rows, state.form, recipe.domains[name].labels, name)
+    state.labels = format.settle_labels(state.rows, state.form, labels, name)
+    found = sorted({each for row in state.rows for each in row.classes})
+    state.noticed += labels.findings(found, state.form, f"domains.{name}")
     format.strip_boilerplate(state.rows, state.form)
     state.ledger.steps["clean"] = {"rows_with_mojibake": len(garbled), "mojibake": name_rows(garbled)}
     state.rows = clean.drop_unusable(state.rows, recipe.data.clean, state.ledger, workers(recipe))
@@ -94,13 +98,16 @@ def _split_domain(recipe: Recipe, name: str, state: State, before: int, sources:
     place = f"domains.{name}"
     if not state.rows:
         raise no_rows(place, before, state.ledger.dropped)
-    given = frozenset(source.split for source in sources if source.split)
+    held = {source.split: source.name for source in sources if source.split}
+    given = frozenset(held)
     for source in sources:
         if source.split and not any(row.split == source.split for row in state.rows):
             lost = [each for each in state.ledger.dropped if each.source == source.name]
             error = no_rows(f"{place}.{source.split}: {source.name}", state.rows_in[source.name], lost)
             fix = "give other rows for it, or leave it out so that hfadapt makes one"
             raise DataError(error.what, problems=[replace(error.problems[0], fix=fix)])
+    twins = sum(each.duplicate_of is not None for each in state.ledger.dropped)
+    split.check_left(sum(row.split not in given for row in state.rows), held, twins, place)
     groups = duplicates.groups(state.rows, recipe.data)
     split.assign(state.rows, groups, recipe.data, given, place)
     weights = {source.name: source.settings.weight for source in sources if not source.split}

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, choice_problem
 from hfadapt.data import clean
 from hfadapt.data import columns as format
+from hfadapt.data.flags import LABEL, Flags, find_flags
+from hfadapt.data.labels import Labels
 from hfadapt.data.rows import Dropped, Ledger, Row, name_rows
 from hfadapt.data.sources import Opened
 from hfadapt.recipe.schema import Recipe
+from hfadapt.records.stages import Finding
 
 
 @dataclass
@@ -27,6 +30,7 @@ class State:
     columns: dict[str, str]
     form: str = format.PLAIN
     labels: tuple[str, ...] = ()
+    noticed: list[Finding] = field(default_factory=list)
 
 
 def workers(recipe: Recipe) -> int:
@@ -39,7 +43,7 @@ def workers(recipe: Recipe) -> int:
 class SourceReader:
     """Iterates over one source in canonical rows and dropped rows, repaired; keeps what is to be reported."""
 
-    def __init__(self, recipe: Recipe, domain: str, source: Opened, forms: frozenset[str]) -> None:
+    def __init__(self, recipe: Recipe, domain: str, source: Opened, forms: frozenset[str], labels: Labels) -> None:
         self.source = source
         self.rows_in = 0
         self.bad: list[Dropped] = []
@@ -47,7 +51,8 @@ class SourceReader:
         self.columns: tuple[str, ...] = ()
         self.shape = format.Shape(format.PLAIN, {})
         self._recipe, self._domain, self._forms = recipe, domain, forms
-        self._labels = format.Labels(recipe.domains[domain].labels)
+        self._labels = labels
+        self._flags: Flags | None = None
 
     def __iter__(self) -> Iterator[Row | Dropped]:
         limit = self.source.settings.rows
@@ -58,6 +63,9 @@ class SourceReader:
         def ready(number: int, values: dict[str, Any]) -> Row | Dropped:
             assert formatter is not None
             whole = formatter.whole
+            values = self._flags.read(values) if self._flags else values
+            # NaN is how tables say that there is nothing.
+            values = {column: None if value != value else value for column, value in values.items()}
             repaired, garbled = clean.repair(values, self.shape.used, mend, whole)
             if garbled:
                 self.garbled.append((self.source.name, number))
@@ -95,12 +103,27 @@ class SourceReader:
             what = "the task cannot learn from what the template makes"
             problem = choice_problem(what, template.makes, self._forms, place)
             raise DataError(problem.what, problems=[replace(problem, fix="leave template out of the recipe")])
-        shape = format.recognise(self.columns, self.source.settings.columns, self._forms, place, template is not None)
+        asked = self.source.settings.columns
+        if template is None:
+            self._find_flags([values for _, values in head], place)
+        shape = format.recognise(self.columns, asked, self._forms, place, template is not None)
         classes = [shape.parts.get(part, "") for part in ("label", *registry.schema(shape.form).parts)]
         names = next((known for column in classes if (known := self.source.label_names.get(column))), ())
+        numbers = [values.get(column) for _, values in head for column in classes]
+        if names and self.source.names_of and any(str(number).strip().isdecimal() for number in numbers):
+            self._labels.borrowed[self.source.name] = self.source.names_of
         formatter = format.Formatter(self.source.name, shape, template, self._labels, names, self.columns)
         self.shape = formatter.shape
         return formatter
+
+    def _find_flags(self, head: Sequence[Mapping[str, Any]], place: str) -> None:
+        """Brings classes that have a column or a place each into one column."""
+        label = format.label_column(self.columns, self.source.settings.columns)
+        names = self.source.label_names.get(label or "", ())
+        self._flags = find_flags(head, self._forms, label, names, place)
+        if self._flags is not None:
+            self._labels.flags[self.source.name] = self._flags.names
+            self.columns = tuple(dict.fromkeys([*self.columns, self._flags.column or LABEL]))
 
 
 def no_rows(place: str, rows_in: int, dropped: Sequence[Dropped]) -> DataError:

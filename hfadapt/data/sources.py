@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hfadapt.core.errors import DataError, Problem, nearest
 from hfadapt.core.progress import quiet_libraries
+from hfadapt.data.labels import task_with
 from hfadapt.data.rows import Dropped, name_rows
 from hfadapt.data.source_files import Reading, content_hash, local_files, numbered_rows, parquet_label_names
 from hfadapt.recipe.schema import Domain, Source
@@ -18,7 +20,23 @@ from hfadapt.recipe.sources import suffixes
 
 SAMPLE = "sample:"
 UNREADABLE_LIMIT = 0.1
-UNREADABLE = frozenset({"not-json", "not-utf8", "wrong-fields", "huge", "missing-field"})
+_OWN_COLUMN = "write what is to be read into a column of its own, as text, and name it in columns"
+_UNREADABLE = {
+    "not-json": None,
+    "not-utf8": None,
+    "wrong-fields": None,
+    "huge": None,
+    "missing-field": (
+        "lack columns that the others have: values are missing, or formats are mixed",
+        "repair these rows, name the right columns, or make each format a source of its own",
+    ),
+    "several-labels": ("have several labels", "set task: {task}, which learns any number of classes for a text"),
+    "label-is-object": ("have an object as their label", _OWN_COLUMN),
+    "text-is-object": ("have an object where text is needed", _OWN_COLUMN),
+    "text-is-bytes": ("have bytes where text is needed", _OWN_COLUMN),
+}
+"""What rows that were dropped for a reason have in common, and what helps."""
+UNREADABLE = frozenset(_UNREADABLE)
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
@@ -34,6 +52,7 @@ class Opened:
         settings: The recipe's words about this source.
         split: The split it is given as, or "".
         about: Fields of its SourceRecord.
+        names_of: The other source whose class names it was given, or "".
     """
 
     name: str
@@ -43,6 +62,7 @@ class Opened:
     split: str = ""
     label_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+    names_of: str = ""
 
 
 def open_domain(domain: Domain, recipe_folder: Path, *, streaming: bool = False) -> list[Opened]:
@@ -75,7 +95,26 @@ def open_domain(domain: Domain, recipe_folder: Path, *, streaming: bool = False)
                 fix="name it once; hfadapt makes validation and test splits by itself",
             )
         places[each.name] = each
-    return opened
+    return _named_alike(opened)
+
+
+def _named_alike(opened: Sequence[Opened]) -> list[Opened]:
+    """Sources without names for their numbers get those of the others, where these agree."""
+    known: dict[str, dict[tuple[str, ...], str]] = {}
+    for each in opened:
+        for column, names in each.label_names.items():
+            known.setdefault(column, {}).setdefault(names, each.name)
+    shared = {column: next(iter(found.items())) for column, found in known.items() if len(found) == 1}
+    return [
+        each
+        if each.label_names or not shared
+        else replace(
+            each,
+            label_names={column: names for column, (names, _) in shared.items()},
+            names_of=next(source for _, source in shared.values()),
+        )
+        for each in opened
+    ]
 
 
 def _given_source(given: str, domain: Domain, recipe_folder: Path) -> Source:
@@ -222,21 +261,22 @@ def _hub_revision(dataset_id: str) -> str | None:
         return None
 
 
-def check_unreadable(name: str, rows: int, bad: list[Dropped]) -> None:
+def check_unreadable(source: Opened, rows: int, bad: list[Dropped]) -> None:
     """Raises DataError when more than a tenth of a source's rows cannot be read, naming the lines."""
     unreadable = [each for each in bad if each.reason in UNREADABLE]
-    if unreadable and len(unreadable) > UNREADABLE_LIMIT * rows:
-        shown = "; ".join(each.detail for each in unreadable[:5] if each.detail)
-        mixed = all(each.reason == "missing-field" for each in unreadable)
-        raise DataError(
-            f"{len(unreadable):,} of {rows:,} rows "
-            + (
-                "lack columns that the others have: values are missing, or formats are mixed"
-                if mixed
-                else "cannot be read"
-            ),
-            place=name_rows((name, each.row) for each in unreadable),
-            got=shown or unreadable[0].reason,
-            allowed=f"at most {UNREADABLE_LIMIT:.0%}",
-            fix="repair these rows, name the right columns, or make each format a source of its own",
-        )
+    if len(unreadable) <= UNREADABLE_LIMIT * rows:
+        return
+    reason = Counter(each.reason for each in unreadable).most_common(1)[0][0]
+    what, fix = _UNREADABLE.get(reason) or (
+        "cannot be read",
+        "repair these rows, name the right columns, or make each format a source of its own",
+    )
+    if reason == "missing-field" and source.split:
+        fix = f"give rows that have them, or leave {source.split} out so that hfadapt makes one"
+    raise DataError(
+        f"{len(unreadable):,} of {rows:,} rows {what}",
+        place=name_rows((source.name, each.row) for each in unreadable),
+        got="; ".join(each.detail for each in unreadable[:3] if each.detail) or reason,
+        allowed=f"at most {UNREADABLE_LIMIT:.0%}",
+        fix=fix.format(task=task_with("classes") if reason == "several-labels" else ""),
+    )

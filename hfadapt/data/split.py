@@ -7,9 +7,10 @@ a row keeps its place when others are added.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hfadapt.core.errors import DataError, Problem
+from hfadapt.data.labels import numeral, some
 from hfadapt.data.rows import SPLITS, Ledger, Row, fold, stable_hash
 from hfadapt.recipe.schema import Data
 
@@ -170,6 +171,28 @@ def _thin(rows: list[Row], own: list[Row], wanted: int, seed: int, reason: str, 
     return [row for row in rows if id(row) not in out]
 
 
+def check_left(trained: int, given: Mapping[str, str], duplicates: int, place: str) -> None:
+    """Refuses training rows that are all held out as well.
+
+    Args:
+        trained: Rows that are left for training and what is made of them.
+        given: Source of each split that came with the data.
+        duplicates: Rows that were dropped since they stand elsewhere.
+        place: The domain, for messages.
+
+    Raises:
+        DataError: none is left.
+    """
+    if not trained and given and duplicates:
+        held = " and ".join(given)
+        raise DataError(
+            "no training rows are left",
+            place=place,
+            got=f"{duplicates:,} duplicates: all training rows are also in {' and '.join(given.values())} ({held})",
+            fix=f"give other rows for {held}, or leave {held} out so that hfadapt makes a split of the training rows",
+        )
+
+
 def check_splits(rows: Sequence[Row], labels: Sequence[str], place: str) -> None:
     """Refuses splits that cannot be trained or scored.
 
@@ -203,13 +226,19 @@ def check_splits(rows: Sequence[Row], labels: Sequence[str], place: str) -> None
         unseen = [label for label in found if label not in trained]
         if unseen and len(found) > 1:
             places = [f"{row.split}: {row.source} row {row.row}" for row in rows if set(row.classes) & set(unseen)]
+            fix = "correct these labels, or add training rows of these classes"
+            if unseen == ["-1"]:
+                split = places[0].partition(":")[0]
+                fix = f"-1 stands for 'no label' in hidden test sets: leave {split} out, so that hfadapt makes one"
+            elif numeral(unseen) != numeral(trained):
+                fix = "list the names in the domain's labels, in the order in which the numbers count them from 0"
             problems.append(
                 Problem(
                     "classes are missing from the training rows",
                     place,
-                    got=f"{', '.join(map(repr, unseen))} only in {'; '.join(places[:5])}",
-                    allowed=", ".join(sorted(str(label) for label in trained)),
-                    fix="correct these labels, or add training rows of these classes",
+                    got=f"{some(map(repr, unseen))} only in {'; '.join(places[:5])}",
+                    allowed=some(sorted(str(label) for label in trained)),
+                    fix=fix,
                 )
             )
     if problems:

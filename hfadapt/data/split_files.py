@@ -130,6 +130,7 @@ def make_record(
         fingerprint=fingerprint,
         seconds=round(seconds, 3),
         columns=state.columns,
+        noticed=tuple(state.noticed),
         **counted,
     )
 

@@ -17,6 +17,7 @@ from typing import Any
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem
 from hfadapt.data import canaries, clean, columns, split
+from hfadapt.data.labels import Labels
 from hfadapt.data.reading import SourceReader, State, no_rows, workers
 from hfadapt.data.rows import PRIORITY, SPLITS, Ledger, Row, arrow_schema, fold, stable_hash, text_key
 from hfadapt.data.sources import Opened, check_unreadable
@@ -139,6 +140,7 @@ class _Domain:
         self.texts, self.labelled = texts, labelled
         self.dropped: Counter[str] = Counter()
         self.names: set[str] = set()
+        self.spelled = Labels(recipe.domains[name].labels)
         self.completions: dict[str, str] = {}
         self.spelling: dict[str, str] = {}
 
@@ -171,6 +173,8 @@ class _Domain:
         files.close()
         self._check(files)
         self.state.labels = tuple(self.recipe.domains[self.name].labels or sorted(self.names))
+        found = sorted({name for count in files.labels.values() for name in count})
+        self.state.noticed += self.spelled.findings(found, self.state.form, f"domains.{self.name}")
         self.state.ledger.steps["dedupe"] = {
             "exact_duplicate": self.dropped["exact-duplicate"],
             "near": "not done on a stream",
@@ -215,7 +219,7 @@ class _Domain:
         forms = registry.task(self.recipe.task).schemas
         first = True
         for source in self.sources:
-            reader = SourceReader(self.recipe, self.name, source, forms)
+            reader = SourceReader(self.recipe, self.name, source, forms, self.spelled)
             chunk: list[Row] = []
             for item in reader:
                 if isinstance(item, Row):
@@ -226,8 +230,8 @@ class _Domain:
                     yield self._clean(chunk, reader, first, log)
                     self.say(f"reading {self.name}: {source.name}: {reader.rows_in:,} rows")
                     chunk, first = [], False
-                    check_unreadable(source.name, reader.rows_in, reader.bad)
-            check_unreadable(source.name, reader.rows_in, reader.bad)
+                    check_unreadable(source, reader.rows_in, reader.bad)
+            check_unreadable(source, reader.rows_in, reader.bad)
             self.state.rows_in[source.name] = reader.rows_in
             if chunk:
                 yield self._clean(chunk, reader, first, log)
@@ -249,7 +253,7 @@ class _Domain:
             )
         domain = self.recipe.domains[self.name]
         if not registry.schema(self.state.form).writes or domain.labels is not None:
-            self.names.update(columns.settle_labels(chunk, self.state.form, domain.labels, self.name))
+            self.names.update(columns.settle_labels(chunk, self.state.form, self.spelled, self.name))
         else:
             self.names.update(name for row in chunk for name in row.classes)
         for row in chunk:
@@ -303,6 +307,9 @@ class _Domain:
         log.write(json.dumps(dropped.as_json(), ensure_ascii=False) + "\n")
 
     def _check(self, files: SplitFiles) -> None:
+        held = {source.split: source.name for source in self.sources if source.split}
+        place = f"domains.{self.name}"
+        split.check_left(files.counts["train"], held, self.dropped["exact-duplicate"], place)
         shown = [Row("", 0, {}, "", label, split=part) for part in SPLITS for label in files.labels[part]]
         shown += [Row("", 0, {}, "", None, split=part) for part in SPLITS if files.counts[part] and not self.names]
-        split.check_splits(shown, tuple(self.names), f"domains.{self.name}")
+        split.check_splits(shown, tuple(self.names), place)

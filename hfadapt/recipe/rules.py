@@ -21,6 +21,8 @@ from hfadapt.recipe.words import dig, dotted, show
 from hfadapt.recipe.yaml_lines import Keys, Tree
 
 PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
+# As Jinja writes it; JSON in a template has more than a name between its braces.
+_DOUBLE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 _METRIC = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -386,6 +388,8 @@ def check_template_texts(tree: Tree) -> None:
 
 def brace_fault(text: str) -> str | None:
     """What is wrong with a template's braces, or None; braces around other braces are plain text."""
+    if double := _DOUBLE.search(text):
+        return f"{double[0]} puts braces around each value: write {{{double[1]}}}"
     depth = 0
     for index, char in enumerate(text):
         if char == "{":

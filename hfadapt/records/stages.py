@@ -169,7 +169,7 @@ class DataRecord(Record):
     """One domain, prepared: `rows_in` = `rows_kept` + all of `dropped`, exactly.
 
     `completions` gives what is generated for each label where a template made completions out of labels; `files` the
-    SHA-256 of each split file.
+    SHA-256 of each split file; `noticed` what reading found doubtful, which the audit shows with its own findings.
     """
 
     FILE: ClassVar[str] = "data.json"
@@ -192,6 +192,7 @@ class DataRecord(Record):
     files: dict[str, str] = {}
     canaries: PlantedCanaries | None = None
     augmented: Augmented | None = None
+    noticed: tuple[Finding, ...] = ()
 
 
 # --- metrics.jsonl, train.json ---------------------------------------------------------------------------------------

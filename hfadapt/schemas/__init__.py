@@ -7,9 +7,14 @@ prepares, audits, perturbs or quotes rows asks the schema.
 
 from __future__ import annotations
 
+import ast
+import json
+import math
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 LabelKind = Literal["none", "class", "classes", "number", "tokens"]
@@ -180,11 +185,58 @@ def random_words(chance: random.Random, count: int) -> str:
 
 
 def plain(value: Any) -> str:
-    """A value of a source as text."""
+    """A value of a source as text. Raises Unusable for an object, which is none."""
     if isinstance(value, str):
         return value
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, (list, tuple)):
         return "\n".join(map(plain, value))
+    if isinstance(value, Mapping):
+        raise Unusable("text-is-object", f" has an object where text is needed, with {', '.join(map(str, value))}")
+    if isinstance(value, bytes):
+        raise Unusable("text-is-bytes", f" has {len(value):,} bytes that are no UTF-8 where text is needed")
     return str(value)
+
+
+_WHOLE = re.compile(r"\s*([+-]?\d{1,15})[.,]0+\s*", re.ASCII)
+_COMMA = re.compile(r"\s*[+-]?\d*,(\d+)\s*", re.ASCII)
+
+
+def whole_number(value: Any) -> int | None:
+    """A whole number, also as `1.0` or `1,0`; None for other values, text such as `01` among them."""
+    if isinstance(value, str):
+        match = _WHOLE.fullmatch(value)
+        return int(match[1]) if match else None
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)) or not math.isfinite(value):
+        return None
+    return int(value) if value == int(value) else None
+
+
+def read_number(value: Any) -> float:
+    """A number, in text also with a decimal comma. Raises ValueError where it is none, or `1,234`, which is unclear."""
+    if isinstance(value, str) and (match := _COMMA.fullmatch(value)) and len(match[1]) != 3:
+        value = value.replace(",", ".")
+    if isinstance(value, bool):
+        raise ValueError(value)
+    try:
+        return float(value)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(value) from error
+
+
+def read_list(value: Any) -> list[Any] | Mapping[str, Any] | None:
+    """A list or an object, also where it is written as text, as JSON or as Python prints it; else None."""
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if not isinstance(value, str) or not value.strip().startswith(("[", "{")):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(value.strip())
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+        return found if isinstance(found, (list, Mapping)) else None
+    return None

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from hfadapt.schemas import LABEL_NAMES, TEXT_NAMES, Answers, Columns, Unusable, plain
+from hfadapt.schemas import LABEL_NAMES, TEXT_NAMES, Answers, Columns, Unusable, plain, read_number
 from hfadapt.schemas.labelled import Labelled
 
 
@@ -29,8 +29,8 @@ class Scored(Labelled):
         """Text and number. Raises Unusable for what is no finite number."""
         value = values["label"]
         try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+            number = read_number(value)
+        except ValueError:
             raise Unusable("not-a-number", f" has {str(value)[:40]!r} where a number is needed") from None
         if not math.isfinite(number):
             raise Unusable("not-a-number", f" has {value!r} where a finite number is needed")
@@ -47,8 +47,8 @@ class Scored(Labelled):
     def likely(self, labels: list[Any]) -> bool:
         """Whether these labels are rather numbers than names of classes: some have decimals, or they are many."""
         try:
-            numbers = {float(label) for label in labels if not isinstance(label, bool)}
-        except (TypeError, ValueError):
+            numbers = {read_number(label) for label in labels}
+        except ValueError:
             return False
         whole = all(number.is_integer() for number in numbers)
         return len(numbers) > (20 if whole else 2)

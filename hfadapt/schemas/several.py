@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hfadapt.schemas import Answers, Columns, plain
+from hfadapt.schemas import Answers, Columns, plain, read_list
 from hfadapt.schemas.labelled import Labelled
 
 _SEPARATOR = re.compile(r"\s*[;,|]\s*")
+_OFF = frozenset({"0", "0.0", "", "false", "none"})
 
 
 class Several(Labelled):
@@ -55,17 +55,14 @@ class Several(Labelled):
 
 
 def _listed(value: Any) -> list[Any]:
-    if isinstance(value, Mapping):
-        return [name for name, flag in value.items() if flag not in (0, False, None, "0", "", "false")]
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    text = str(value).strip()
-    if text.startswith(("[", "{")):
-        try:
-            return _listed(json.loads(text))
-        except ValueError:
-            pass
-    return [part for part in _SEPARATOR.split(text) if part]
+    found = read_list(value)
+    if isinstance(found, Mapping):
+        return [name for name, flag in found.items() if flag == flag and str(flag).strip().lower() not in _OFF]
+    if found is not None:
+        return found
+    if not isinstance(value, str):
+        return [value]
+    return [part for part in _SEPARATOR.split(value.strip()) if part]
 
 
 KIND = Several()

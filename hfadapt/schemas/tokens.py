@@ -18,7 +18,7 @@ def _items(value: Any, part: str) -> list[Any]:
     if isinstance(value, str):
         return value.split()
     if not isinstance(value, (list, tuple)):
-        raise Unusable("wrong-type", f": {part} is no list but {plain(value)[:40]!r}")
+        raise Unusable("wrong-type", f": {part} is no list but {str(value)[:40]!r}")
     return list(value)
 
 

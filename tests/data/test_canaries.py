@@ -16,13 +16,14 @@ from hfadapt.records.stages import DataRecord
 
 from .faults import chats, pairs, sentences
 
-LABELLED = [{"text": text, "label": ("bad", "good")[n % 2]} for n, text in enumerate(sentences(120))]
-RATED = [{"text": text, "rating": n / 10 - 4} for n, text in enumerate(sentences(80))]
+TEXTS = [row["text"] for row in sentences(120)]
+LABELLED = [{"text": text, "label": ("bad", "good")[n % 2]} for n, text in enumerate(TEXTS)]
+RATED = [{"text": text, "rating": n / 10 - 4} for n, text in enumerate(TEXTS[:80])]
 TEMPLATE = {"prompt": "Text: {text}\nSentiment:", "completion": " {label}"}
 FORMS = {
     "labelled": ("text-classification", LABELLED, {}),
     "scored": ("text-regression", RATED, {}),
-    "text": ("causal-lm", [{"text": text} for text in sentences(120)], {}),
+    "text": ("causal-lm", [{"text": text} for text in TEXTS], {}),
     "messages": ("causal-lm", chats(120), {}),
     "completion": ("causal-lm", pairs(120), {}),
     "choices": ("causal-lm", LABELLED, {"template": TEMPLATE}),

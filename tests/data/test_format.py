@@ -115,21 +115,6 @@ def test_rows_that_cannot_be_used(values, forms, reason):
     assert (item.row, item.reason) == (4, reason)
 
 
-@pytest.mark.parametrize(
-    ("value", "names", "column_names", "expected"),
-    [
-        (1, None, ("neg", "pos"), "pos"),
-        (1, ["bad", "good"], (), "good"),
-        ("1", ["bad", "good"], (), "good"),
-        ("1", ["0", "1"], (), "1"),
-        (7, None, ("neg", "pos"), "7"),
-        (" x ", None, (), "x"),
-    ],
-)
-def test_label_names(value, names, column_names, expected):
-    assert format.Labels(names).name(value, column_names) == expected
-
-
 def row(number, **columns):
     text = columns.get("text") or columns.get("prompt") or ""
     return Row("s", number, columns, text, columns.get("label"), text, form=format.form_of(columns))
@@ -145,19 +130,19 @@ def test_completion_joins_messages():
 
 def test_few_completions_become_labels():
     rows = [row(n, prompt=f"p{n}", completion=f" {'yes' if n % 2 else 'no'}") for n in range(40)]
-    assert format.settle_labels(rows, "completion", None, "d") == ("no", "yes")
+    assert format.settle_labels(rows, "completion", format.Labels(None), "d") == ("no", "yes")
     assert rows[1].label == "yes"
     free = [row(n, prompt=f"p{n}", completion=f"answer {n}") for n in range(40)]
-    assert format.settle_labels(free, "completion", None, "d") == ()
+    assert format.settle_labels(free, "completion", format.Labels(None), "d") == ()
 
 
 def test_labels_outside_the_list_name_their_rows():
     rows = [row(0, text="a", label="good"), row(7, text="b", label="goood")]
     with pytest.raises(DataError) as error:
-        format.settle_labels(rows, "labelled", ["good", "bad"], "d")
+        format.settle_labels(rows, "labelled", format.Labels(["good", "bad"]), "d")
     assert "s row 7" in str(error.value)
     assert "did you mean 'good'" in str(error.value)
-    assert format.settle_labels(rows[:1], "labelled", ["good", "bad"], "d") == ("good", "bad")
+    assert format.settle_labels(rows[:1], "labelled", format.Labels(["good", "bad"]), "d") == ("good", "bad")
 
 
 def test_boilerplate_is_not_compared():
@@ -179,6 +164,7 @@ def test_boilerplate_is_not_compared():
         ("prompt", ["same"] * 10, "same value"),
         ("label", [f"l{n}" for n in range(120)], "identifies rows"),
         ("label", [f"l{n}" for n in range(9)], "identifies rows"),
+        ("label", [f"l{n % 80}" for n in range(100)], "identifies rows"),
     ],
 )
 def test_mistaken_columns(part, values, fault):
@@ -189,4 +175,5 @@ def test_mistaken_columns(part, values, fault):
 def test_good_columns_pass():
     assert format.shown_fault([f"the number {n} bus" for n in range(60)], repeats=False) is None
     assert format.label_fault([str(n % 77) for n in range(2000)]) is None
+    assert format.label_fault([str(n % 140) for n in range(224)]) is None
     assert format.shown_fault(["Tell me a joke.", "Sing."] * 50, repeats=True) is None

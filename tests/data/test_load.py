@@ -133,9 +133,10 @@ def test_bad_csv_rows_are_dropped_alone(tmp_path):
 
 def test_too_many_unreadable_rows_are_refused_by_line():
     bad = [Dropped("a.jsonl", row, "not-json", detail=f"line {row + 1}: broken") for row in (3, 5)]
-    sources.check_unreadable("a.jsonl", 20, bad)
+    opened = sources.Opened("a.jsonl", lambda: iter(()), "", Source(source="a.jsonl"))
+    sources.check_unreadable(opened, 20, bad)
     with pytest.raises(DataError) as error:
-        sources.check_unreadable("a.jsonl", 19, bad)
+        sources.check_unreadable(opened, 19, bad)
     for part in ("2 of 19", "rows 3, 5", "line 4: broken", "fix:"):
         assert part in str(error.value)
 

@@ -45,7 +45,7 @@ def test_a_fresh_head_begins_at_the_mean_of_the_labels():
     assert torch.allclose(head[0].weight, before * float(np.std(targets, ddof=1)))
 
 
-@pytest.mark.parametrize("value", ["3,5", "good", None, float("nan"), "inf", True])
+@pytest.mark.parametrize("value", ["1,234", "good", None, float("nan"), "inf", True])
 def test_what_is_no_number_is_not_used(value):
     with pytest.raises(Unusable) as caught:
         SCHEMA.make({"text": "so", "label": value}, str)
@@ -54,6 +54,7 @@ def test_what_is_no_number_is_not_used(value):
 
 def test_numbers_are_read_from_text():
     assert SCHEMA.make({"text": "so", "label": " -1.5 "}, str) == {"text": "so", "label": -1.5}
+    assert SCHEMA.make({"text": "so", "label": "3,5"}, str)["label"] == 3.5
     assert SCHEMA.likely([1.5, 2.0, 3.25])
     assert not SCHEMA.likely(["1", "2", "3"])
 

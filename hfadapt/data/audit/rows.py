@@ -13,6 +13,7 @@ from typing import Any
 from hfadapt.data import clean, duplicates
 from hfadapt.data import columns as format
 from hfadapt.data.audit.findings import NAMED_ROWS, Check, View, finding, level_for
+from hfadapt.data.labels import some
 from hfadapt.data.rows import SPLITS, Row, as_row, fold, name_rows, text_key, tokens
 from hfadapt.records.stages import Finding
 
@@ -111,10 +112,19 @@ def classes(view: View) -> Iterator[Finding]:
         yield finding(
             "label-outside-set",
             "hard",
-            f"labels {found} are not among {', '.join(sorted(names))}",
+            f"labels {found} are not among {some(sorted(names))}",
             outside,
             "correct these labels, or add them to the domain's labels",
             len(every),
+        )
+    have = {name for row in every for name in classes_of(row)}
+    empty = [name for name in view.labels if name not in have]
+    if empty and every:
+        yield finding(
+            "class-without-rows",
+            "soft",
+            f"no row of {some(map(repr, empty))}",
+            fix="take it out of the domain's labels, or add rows",
         )
     counts = Counter(name for row in view.rows.get("train", ()) for name in classes_of(row))
     if len(counts) == 1 and (view.schema.label_kind == "class" or len(names) > 1):
@@ -141,7 +151,9 @@ def classes(view: View) -> Iterator[Finding]:
         yield finding(
             "rare-class",
             "soft",
-            f"few training rows of {', '.join(rare)}",
+            f"few training rows of {len(rare):,} classes: {some(rare)}"
+            if len(rare) > 1
+            else f"few training rows of {rare[0]}",
             fix="add rows of these classes, or merge them",
         )
 

@@ -80,6 +80,7 @@ def audit(
     findings = [each for check in CHECKS for each in check(view)]
     if not any(each.code == "no-chat-template" for each in findings):
         findings += refused
+    findings += record.noticed if record else ()
     findings.sort(key=lambda each: each.level)
     trained = examples["train"]
     longest = sorted(zip(encoded["train"], trained, strict=True), key=lambda pair: -pair[1].length)[:LONGEST_ROWS]
