@@ -8,6 +8,8 @@ transfer.json (the adapter's own row of the run's), predictions.parquet, README.
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +19,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError, choice_problem
 from hfadapt.core.spec import Record, write_text
 from hfadapt.recipe.schema import Lock
+from hfadapt.recipe.sources import found_model, placed_model
 from hfadapt.records.evidence import DriftRecord, SecurityRecord, TransferRecord
 from hfadapt.records.plan import Plan
 from hfadapt.records.report import CellReport, Report
@@ -35,6 +38,7 @@ LOCK = "lock.yaml"
 CARD = "README.md"
 BASES = "bases"
 """Bases that stages have made for a cell, each in a folder with the stage's name."""
+PROBE_BYTES = 1 << 16
 Found = TypeVar("Found", bound=Record)
 
 
@@ -126,17 +130,17 @@ class Cell:
             lock: Lock = _read(Lock, path)
         except FileNotFoundError:
             raise RunError("the cell has no plan yet", place=str(path), fix="hfadapt run RECIPE") from None
-        if lock.base is None:
-            return lock
-        # In the file it is relative, so that a run can be moved.
-        folder = str(self.folder / lock.base.folder)
-        return lock.model_copy(update={"base": lock.base.model_copy(update={"folder": folder})})
+        found: dict[str, Any] = {"model": found_model(lock.model, self.folder)}
+        if lock.base is not None:
+            # In the file it is relative, so that a run can be moved.
+            found["base"] = lock.base.model_copy(update={"folder": str(self.folder / lock.base.folder)})
+        return lock.model_copy(update=found)
 
     def save_lock(self, lock: Lock) -> None:
         """Writes lock.yaml."""
         from hfadapt.recipe.yaml_lines import dump
 
-        values = lock.model_dump(mode="json", exclude_none=True)
+        values = lock.model_dump(mode="json", exclude_none=True) | {"model": placed_model(lock.model)}
         if lock.base is not None:
             values["base"]["folder"] = Path(lock.base.folder).relative_to(self.folder).as_posix()
         write_text(self.folder / LOCK, dump(values))
@@ -257,6 +261,37 @@ class Run:
         """transfer.json, None where the adapters were not tried on other domains."""
         path = self.folder / TransferRecord.FILE
         return TransferRecord.read(path) if path.exists() else None
+
+
+def make_writable(folder: Path, cells: Iterable[Path] = ()) -> None:
+    """Makes a run's folder and shows, before anything is done, that files can be written there.
+
+    Args:
+        cells: Folders of its cells; those that exist must be writable, too.
+
+    Raises:
+        RequestError: they cannot.
+    """
+    place, lock = folder, folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        known = [path for cell in cells for path in (cell.parent, cell, *cell.glob("*"))]
+        for place in (folder, *(path for path in known if path.is_dir())):
+            with tempfile.TemporaryFile(dir=place) as file:
+                file.write(bytes(PROBE_BYTES))
+                file.flush()
+        if lock.exists():
+            place = lock
+            lock.open("ab").close()
+    except OSError as error:
+        in_the_way = next((str(path) for path in (place, *place.parents) if path.is_file()), None)
+        raise RequestError(
+            "the run folder cannot be written",
+            place=str(place),
+            got=f"{in_the_way} is a file" if in_the_way and place != lock else error.strerror or str(error),
+            allowed="a folder with free space in which you may make files",
+            fix="free it, or keep runs elsewhere: --runs FOLDER",
+        ) from None
 
 
 def find_cell(path: Path, domain: str | None = None, target: str | None = None) -> Cell:

@@ -42,6 +42,7 @@ FAULTS: dict[str, tuple[str | bytes, int, tuple[str, ...]]] = {
     "merge key": (BASE + "train:\n  <<: {epochs: 1}\n", 6, ("merge keys", "written out")),
     "custom tag": (BASE + "train: !include x.yaml\n", 5, ("tags are not allowed", "!include", "remove the tag")),
     "python tag": (BASE + "train: !!python/object/apply:os.system [ls]\n", 5, ("tags are not allowed", "!!python")),
+    "domain named as a file of the run": (BASE + "  Report.json: data.csv\n", 5, ("a run has a file of this name", "transfer.json", "Report-texts")),
     "number as key": (BASE + "  2024: data.csv\n", 5, ("a key is not text", "2024", '"2024":')),
     "list as key": (BASE + "[a, b]: c\n", 5, ("a key is not text", "write a name")),
     "too deep": (BASE + "train: " + "[" * 40 + "]" * 40 + "\n", 5, ("too large or too deep", "12 levels")),

@@ -11,7 +11,7 @@ from typing import Any
 from hfadapt.card.facts import Facts, Records, public_name, redact
 from hfadapt.core import registry, resources
 from hfadapt.core.errors import RunError
-from hfadapt.recipe.sources import SAMPLE
+from hfadapt.recipe.sources import SAMPLE, found_model
 from hfadapt.run_folder import Cell
 
 FILE = "<the card's snippet>"
@@ -113,7 +113,8 @@ def run_snippet(code: str, cell: Cell, records: Records) -> str:
     elif not model.startswith(SAMPLE) and not records.value("train.json#/model_hub_id"):
         from hfadapt.models.load import resolve_model
 
-        run = run.replace(f"base = {json.dumps(public_name(model))}", f"base = {resolve_model(model).path!r}", 1)
+        path = resolve_model(found_model(model, cell.folder)).path
+        run = run.replace(f"base = {json.dumps(public_name(model))}", f"base = {path!r}", 1)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), torch.random.fork_rng():

@@ -18,6 +18,7 @@ from hfadapt.data.sources import open_source
 from hfadapt.models.facts import load_config, reads_both_ways
 from hfadapt.recipe.reading import load_recipe
 from hfadapt.recipe.schema import Columns, Source
+from hfadapt.recipe.sources import expanded
 
 PEEK_ROWS = 500
 MOST_LABELS = 50
@@ -126,7 +127,7 @@ def _text(  # noqa: PLR0913 - what the recipe is filled with
     shape: Shape,
     rows: Sequence[Mapping[str, Any]],
 ) -> str:
-    local = Path(data).expanduser()
+    local = expanded(data)
     source = os.path.relpath(local.resolve(), folder.resolve()) if local.exists() else data
     said = {part: column for part, column in shape.parts.items() if part != column}
     columns = f", columns: {{{', '.join(f'{part}: {column}' for part, column in said.items())}}}" if said else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from typing_extensions import Self
 
@@ -13,6 +13,14 @@ from hfadapt.core.show import Shown, show_seconds
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+
+class Console(rich.console.Console):
+    """Goes on silently when nobody reads any more: a run is not lost because of that."""
+
+    def on_broken_pipe(self) -> None:
+        """Rich would end the program."""
+        self.quiet = True
 
 
 class Terminal:

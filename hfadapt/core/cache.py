@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from hfadapt.core.errors import RunError
+from hfadapt.core.errors import FULL, RunError
 from hfadapt.core.hashing import file_sha256
 from hfadapt.core.spec import Record
 
@@ -36,9 +36,9 @@ class Seal(Record):
 
 def folder() -> Path:
     """`HFADAPT_CACHE`, else `~/.cache/hfadapt`; a user without a home gets a temporary folder."""
-    if asked := os.environ.get(VARIABLE):
-        return Path(asked)
     try:
+        if asked := os.environ.get(VARIABLE):
+            return Path(asked).expanduser()
         return Path.home() / ".cache" / "hfadapt"
     except RuntimeError:
         return _temporary()
@@ -77,6 +77,9 @@ def made(path: Path, make: Callable[[Path], None], check: Callable[[Path], objec
 
     Returns:
         `path`, or a folder that lives as long as this process where `path` cannot be written.
+
+    Raises:
+        RunError: the disk is full.
     """
     if _is_whole(path, check):
         return path
@@ -86,8 +89,18 @@ def made(path: Path, make: Callable[[Path], None], check: Callable[[Path], objec
             return path
         ready = temporary / "ready"
         ready.mkdir()
-        make(ready)
-        _seal(ready)
+        try:
+            make(ready)
+            _seal(ready)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise RunError(
+                "the cache's disk is full",
+                place=str(home),
+                got=error.strerror or str(error),
+                fix=f"free some space there, or set {VARIABLE} to a folder on another disk",
+            ) from None
         return _placed(ready, path, check)
 
 

@@ -5,6 +5,9 @@ Exit codes: 1 a run or a gate failed, 2 the request was wrong, 130 interrupted.
 
 from __future__ import annotations
 
+import errno
+import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -87,6 +90,45 @@ class DataError(RequestError):
 
 class RunError(HfadaptError):
     """A stage failed after it had started; what was finished before is kept."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_DISK = re.compile(r"no space left on device|os error 28|disk quota exceeded|PytorchStreamWriter failed", re.I)
+"""What libraries say that write through code of their own."""
+OF_PLACES = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "this may not be read or written"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file stands where a folder is needed"),
+    errno.EISDIR: "a folder stands where a file is needed",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "links lead round in a circle",
+    errno.EIO: "the disk cannot be read or written",
+}
+
+
+def fault_of_machine(error: BaseException) -> RunError | None:
+    """What is no fault of the program as a message: a full disk, a place that cannot be used; None for the rest."""
+    said = " ".join(str(error).split())[:200]
+    if getattr(error, "errno", None) in FULL or FULL_DISK.search(said):
+        return RunError(
+            "the disk is full",
+            place=_place(error),
+            got=said,
+            fix="free some space and run the command again, or use another disk: --runs FOLDER for runs, HFADAPT_CACHE "
+            "for the cache, HF_HOME for downloads, TMPDIR for temporary files",
+        )
+    place = _place(error)
+    if isinstance(error, OSError) and error.errno in OF_PLACES and place:
+        look = f"look at it (ls -ld {shlex.quote(place)}) and make it usable, or name another file or folder"
+        return RunError(OF_PLACES[error.errno], place=place, got=error.strerror, fix=look)
+    if isinstance(error, FileNotFoundError):
+        again = "put it back, or see who may read it, and run the command again"
+        return RunError("a file is not there, or may not be read", place=place, got=said, fix=again)
+    return None
+
+
+def _place(error: BaseException) -> str | None:
+    named = (error.filename2 or error.filename) if isinstance(error, OSError) else None
+    return str(named) if named else None
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:

@@ -16,7 +16,7 @@ from hfadapt.data.labels import task_with
 from hfadapt.data.rows import Dropped, name_rows
 from hfadapt.data.source_files import Reading, content_hash, local_files, numbered_rows, parquet_label_names
 from hfadapt.recipe.schema import Domain, Source
-from hfadapt.recipe.sources import suffixes
+from hfadapt.recipe.sources import expanded, suffixes
 
 SAMPLE = "sample:"
 UNREADABLE_LIMIT = 0.1
@@ -134,7 +134,7 @@ def local_path(source: str, recipe_folder: Path) -> Path | None:
     """Where a source lies on this machine: beside the recipe first, then in the working directory; else None."""
     if source.startswith(SAMPLE):
         return None
-    path = Path(source).expanduser()
+    path = expanded(source)
     for base in (recipe_folder, Path.cwd()):
         candidate = base / path
         if candidate.exists():

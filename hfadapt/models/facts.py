@@ -9,13 +9,13 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry, samples
-from hfadapt.core.errors import RequestError
+from hfadapt.core.errors import RequestError, fault_of_machine
 from hfadapt.core.spec import Spec
 from hfadapt.models.heads import BaseHead
+from hfadapt.recipe.sources import expanded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -108,7 +108,7 @@ def model_facts(model: str, task: str, labels: int = 2) -> ModelFacts:
 
 def _state(model: str) -> tuple[Any, ...]:
     """Where a local model lies, and when its config was last changed."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         return ()
@@ -139,7 +139,7 @@ def load_config(model: str) -> PretrainedConfig:
     if model.startswith(samples.PREFIX):
         fields = samples.model_config(model.removeprefix(samples.PREFIX))
         return AutoConfig.for_model(**fields)
-    path = Path(model).expanduser()
+    path = expanded(model)
     try:
         if path.suffix == ".gguf":
             return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
@@ -148,6 +148,8 @@ def load_config(model: str) -> PretrainedConfig:
         name, _, revision = model.partition("@")
         return AutoConfig.from_pretrained(name, revision=revision or None)
     except (OSError, ValueError, KeyError) as error:
+        if path.exists() and (fault := fault_of_machine(error)):
+            raise fault from None
         lines = str(error).strip().splitlines()
         raise RequestError(
             "the model's config could not be read",

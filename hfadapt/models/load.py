@@ -18,6 +18,7 @@ from hfadapt.models.base import BaseRef, made_here
 from hfadapt.models.heads import BaseHead, class_tensors, start_again, take_rows
 from hfadapt.quants import Quant
 from hfadapt.recipe.schema import Lock
+from hfadapt.recipe.sources import expanded
 from hfadapt.records.stages import BaseRecord
 from hfadapt.tasks import Task
 
@@ -60,7 +61,7 @@ def resolve_model(model: str) -> ModelSource:
         entry = samples.model_entry(model.removeprefix(samples.PREFIX))
         path = samples.model_path(entry.name)
         return ModelSource(model, str(path), None, entry.hub_id, entry.license, entry.language, entry.citation)
-    local = Path(model).expanduser()
+    local = expanded(model)
     if local.suffix == ".gguf" and local.is_file():
         return ModelSource(model, str(_dequantised(local)))
     if local.is_dir():

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
-from hfadapt.core.errors import Problem, RunError
+from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.hardware.versions import versions
 from hfadapt.models.adapter_files import LORA_TENSOR, MANIFEST, folder_problems, tensor_shapes
 from hfadapt.models.base import BaseRef
 from hfadapt.models.load import Base, ModelSource, load_base
 from hfadapt.recipe.schema import Lock
+from hfadapt.recipe.sources import expanded, is_missing
 from hfadapt.records.stages import Change, Manifest
 
 if TYPE_CHECKING:
@@ -106,9 +107,20 @@ def load_base_of(
         manifest: Of the only folder, where `check_folder` has just looked at it.
 
     Raises:
+        RequestError: a base on this machine is not there any more.
         RunError: a folder is not as it was saved, or its adapter was trained on another base.
     """
     manifests = {folder: manifest or check_folder(folder) for folder in adapters}
+    if lock.base is None and is_missing(lock.model):
+        known = next(iter(manifests.values()))
+        raise RequestError(
+            "the base of this adapter is gone",
+            place=lock.model,
+            got="no such file or folder, nor one of that name beside the run",
+            allowed=known.model
+            + (f", sha256 of its weights {known.weights_sha256[:16]}…" if known.weights_sha256 else ""),
+            fix="put it back, or say where it is: hfadapt predict CELL TEXT --base FOLDER",
+        )
     base = load_base(BaseRef.of(lock), next(iter(adapters.values())), device, max_memory=max_memory)
     for folder, labels in adapters.items():
         check_manifest(manifests[folder], base, folder, labels)
@@ -144,7 +156,7 @@ def check_manifest(manifest: Manifest, base: Base, folder: Path, labels: Sequenc
 def base_name(base: Base) -> str:
     """A base's name for others: of a folder on this machine only the last part."""
     asked = base.source.hub_id or base.source.asked
-    return asked if base.source.hub_id or asked.startswith("sample:") else Path(asked).expanduser().resolve().name
+    return asked if base.source.hub_id or asked.startswith("sample:") else expanded(asked).resolve().name
 
 
 def _change(base: Base) -> Change | None:
@@ -204,13 +216,30 @@ def _base_problems(manifest: Manifest, base: Base, folder: Path) -> Iterator[Pro
         "chat template": manifest.chat_template_sha256 != found["chat_template_sha256"],
     }
     if names := [name for name, different in differs.items() if different]:
+        got = _named(base_name(base), base_revision(base), change)
+        allowed = _named(manifest.model, manifest.model_revision, manifest.base)
+        if not base.source.hub_id:
+            # The name of a folder says little about what lies in it.
+            got += f" in {base.source.path}"
+        here, there = _hashes(weights, found), _hashes(manifest.weights_sha256, manifest.model_dump())
+        if unlike := [name for name in here if here[name] and there[name] and here[name] != there[name]]:
+            got, allowed = (
+                f"{said}, sha256 of its {unlike[0]} {hashes[unlike[0]][:16]}…"
+                for said, hashes in ((got, here), (allowed, there))
+            )
         yield Problem(
             f"the adapter was trained on another base: not the same {', '.join(names)}",
             str(folder),
-            got=_named(base_name(base), base_revision(base), change),
-            allowed=_named(manifest.model, manifest.model_revision, manifest.base),
-            fix="load the base that the adapter was trained on",
+            got=got,
+            allowed=allowed,
+            fix="load the base that the adapter was trained on, or say where it is: hfadapt predict --base FOLDER",
         )
+
+
+def _hashes(weights: str | None, identity: Mapping[str, Any]) -> dict[str, str]:
+    """What tells two bases apart, the plainest first; empty where it is not known."""
+    names = ("shapes", "config", "tokenizer", "chat_template")
+    return {"weights": weights or "", **{name: identity[f"{name}_sha256"] or "" for name in names}}
 
 
 def _layers(base: Base, folder: Path) -> str:

@@ -18,6 +18,7 @@ from hfadapt.models.base import BaseRef, weights_of
 from hfadapt.models.load import Base, load_base
 from hfadapt.quants import PLAIN
 from hfadapt.recipe.schema import Lock
+from hfadapt.recipe.sources import expanded
 from hfadapt.records.stages import BaseRecord
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def save_base(base: Base, folder: Path, *, parent: BaseRef, made_by: str, how: s
     ready.mkdir(parents=True)
     _save(base.model.base_model if base.fresh_modules else base.model, base, ready)
     # Of a model on this machine only the last part of its path.
-    name = Path(parent.model).name if Path(parent.model).expanduser().exists() else parent.model
+    name = Path(parent.model).name if expanded(parent.model).exists() else parent.model
     before = parent.made.sha256 if parent.made else None
     record = BaseRecord(made_by=made_by, how=how, sha256=weights_of(ready), model=name, parent=before)
     record.write(ready / BaseRecord.FILE)

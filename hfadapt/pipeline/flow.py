@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from hfadapt.core.errors import HfadaptError, RequestError, choice_problem
+from hfadapt.core.errors import HfadaptError, RequestError, choice_problem, fault_of_machine
 from hfadapt.hardware.peak_memory import is_out_of_memory
 from hfadapt.pipeline.status import Status, memory_advice
 from hfadapt.run_folder import Cell
@@ -89,6 +89,9 @@ class Flow:
             if self.world.size > 1:
                 # The other processes wait for this one: let the launcher end them all.
                 raise
+            if fault := fault_of_machine(error):
+                self._fail(cell, stage, str(fault))
+                return False
             (cell.folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
             if is_out_of_memory(error):
                 self._fail(cell, stage, f"out of memory during {stage.name}{memory_advice(cell)}")
@@ -165,6 +168,9 @@ class Flow:
         except Exception as error:
             if self.world.size > 1:
                 raise
+            if fault := fault_of_machine(error):
+                self.progress.say(f"{stage.title} failed:\n{fault}")
+                return
             (self.context.run.folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
             self.progress.say(f"{stage.title} failed: {type(error).__name__} (see error.log in the run)")
             return

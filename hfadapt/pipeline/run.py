@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfadapt.core import registry
-from hfadapt.core.errors import DataError, RequestError
+from hfadapt.core.errors import DataError, HfadaptError, RequestError
 from hfadapt.core.progress import Progress, Silent, quiet_libraries
 from hfadapt.pipeline.flow import Flow, stages_until
 from hfadapt.plan.make import lock as lock_cell
 from hfadapt.plan.make import make_plan
 from hfadapt.recipe.schema import AUTO, Recipe
+from hfadapt.recipe.sources import near_model
 from hfadapt.records.plan import Plan
 from hfadapt.records.report import Report
 from hfadapt.records.stages import DataRecord
 from hfadapt.report.run_view import Run
-from hfadapt.report.write import write_report
-from hfadapt.run_folder import Cell
+from hfadapt.report.write import earlier, other_base, write_report
+from hfadapt.run_folder import Cell, make_writable
 from hfadapt.stages import Context, compared, narrow
 from hfadapt.stages.plan import audit_cell, measure_lengths
 
@@ -49,8 +51,8 @@ def run_recipe(
         fresh: Start over instead of keeping what is done.
 
     Raises:
-        RequestError: there is no such domain or stage, another run is using the folder, or fewer processes started than
-            were asked for.
+        RequestError: there is no such domain or stage, the run folder cannot be written, another run is using it, or
+            fewer processes started than were asked for.
         KeyboardInterrupt: finished cells and the last checkpoint are on disk.
     """
     from filelock import FileLock, Timeout
@@ -63,7 +65,7 @@ def run_recipe(
     check_world(recipe.processes)
     compiled.switch()
     folder = folder or Path("runs") / recipe.name
-    folder.mkdir(parents=True, exist_ok=True)
+    make_writable(folder, [folder / domain / target for domain, target in recipe.choose(chosen).cells()])
     world = World(recipe.train.trackers, folder / "trackers")
     lock = FileLock(folder / ".lock", timeout=0)
 
@@ -83,13 +85,29 @@ def run_recipe(
         context = Context(recipe.choose(), run, world, progress or Silent(), recipe_folder, chosen)
         flow = Flow(context, until, fresh)
         flow.check()
+        world.on_main(lambda: say_others(context))
         try:
             flow.run()
-        finally:
-            world.on_main(lambda: write_report(run, recipe.choose()))
+        except BaseException:
+            with suppress(HfadaptError, OSError):
+                # What stopped the run is what has to be told.
+                world.on_main(lambda: write_report(run, recipe.choose()))
+            raise
+        world.on_main(lambda: write_report(run, recipe.choose()))
     finally:
         lock.release()
     return run
+
+
+def say_others(context: Context) -> None:
+    """Names the cells in the run's folder that another recipe of the same name has made from another base."""
+    own = {cell.folder for cell in context.all_cells}
+    for cell in context.run.cells():
+        if cell.folder not in own and (base := other_base(cell, context.recipe)):
+            context.progress.say(
+                f"{cell.folder} is of another recipe of this name, on {base}: the report marks it\n"
+                "  fix: give one of the two recipes another `name`, or another --runs folder"
+            )
 
 
 @quiet_libraries()
@@ -164,7 +182,10 @@ def renew_report(folder: Path) -> Report:
     cells = run.cells()
     if not cells:
         raise RequestError("this is not a run", place=str(folder), fix="give a folder such as runs/NAME")
-    lock = next((cell.lock for cell in cells if cell.planned), None)
-    if lock is None:
+    before = earlier(run)
+    marked = {(cell.domain, cell.target) for cell in before.cells if cell.model} if before else set()
+    planned = sorted((cell for cell in cells if cell.planned), key=lambda cell: (cell.domain, cell.target) in marked)
+    if not planned:
         return run.report
-    return write_report(run, lock.model_copy(update={"domains": {}}))
+    lock = planned[0].lock
+    return write_report(run, lock.model_copy(update={"domains": {}, "model": near_model(lock.model)}))

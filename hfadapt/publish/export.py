@@ -23,6 +23,7 @@ from hfadapt.core.spec import write_text
 from hfadapt.models.adapter_files import EXPORT, MANIFEST, PAPERS, is_model_file, tensor_shapes
 from hfadapt.publish.staging import as_the_card_says, check_free, new_folder, sealed, without_places
 from hfadapt.quants import PLAIN
+from hfadapt.recipe.sources import expanded
 from hfadapt.records.evidence import DriftRecord, Variant
 from hfadapt.records.stages import CardRecord, ExportRecord, Manifest
 from hfadapt.run_folder import Cell
@@ -136,7 +137,7 @@ def _base_folder(cell: Cell, kind: Format) -> str | None:
     from hfadapt.models.base import BaseRef
 
     model = BaseRef.of(cell.lock).location
-    local = not model.startswith(PREFIX) and Path(model).expanduser().exists()
+    local = not model.startswith(PREFIX) and expanded(model).exists()
     return model if kind.needs_base and not _trained(cell).whole_model and local else None
 
 

@@ -68,7 +68,7 @@ def _text(path: Path, head: Head | None) -> str:
 def personal_rules() -> tuple[tuple[str, re.Pattern[str]], ...]:
     """Rules from this machine: its name, its user's e-mail addresses and home folder."""
     found = []
-    home = str(Path.home())
+    home = os.path.expanduser("~")
     if len(home) > 4 and home != "/root":
         found.append(("home folder", re.compile(re.escape(home) + r"(?![\w-])")))
     for name in {socket.gethostname(), socket.gethostname().split(".")[0]}:

@@ -276,7 +276,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     ready = folder.with_name(f".{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
-        ready.mkdir()
+        try:
+            ready.mkdir()
+        except OSError as error:
+            error.filename = str(folder.parent)
+            raise
         yield ready
         if folder.exists():
             folder.rmdir()

@@ -43,6 +43,10 @@ def check_settings(tree: Tree) -> None:
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
+RUN_FILES = ("report.json", "report.md", "report.html", "transfer.json", "error.log", "trackers")
+"""Beside the domains' folders."""
+
+
 def check_names(tree: Tree) -> None:
     """Names that become folders or classes must differ."""
     seen: dict[str, str] = {}
@@ -55,6 +59,14 @@ def check_names(tree: Tree) -> None:
                 got=f"{other} and {name}",
                 allowed="names that differ in lower case too",
                 fix=f"rename one, such as {name}-2",
+            )
+        if name.lower() in RUN_FILES:
+            tree.report(
+                ("domains", name),
+                "a run has a file of this name where the domain's folder would be",
+                got=name,
+                allowed=f"any name but {', '.join(RUN_FILES)}",
+                fix=f"rename it, such as {PurePath(name).stem}-texts",
             )
     lists: list[Keys] = [("targets",), *(("domains", name, "labels") for name in _section(tree, "domains"))]
     for keys in lists:

@@ -18,6 +18,7 @@ from hfadapt.recipe.sources import (
     MODEL_ID,
     SAMPLE,
     column_names,
+    expanded,
     is_glob,
     looks_local,
     resolve_source,
@@ -55,10 +56,9 @@ def local_model(model: str, recipe_folder: Path) -> str:
     if model.startswith(samples.PREFIX):
         return model
     path = resolve_source(model, recipe_folder)
-    if path is None or path.resolve() == Path(model).expanduser().resolve():
+    if path is None or path.resolve() == expanded(model).resolve():
         return model
-    relative = os.path.relpath(path)
-    return str(path.resolve()) if relative.startswith("..") else relative
+    return os.path.relpath(path)
 
 
 def check_model(tree: Tree, recipe_folder: Path) -> None:
@@ -128,7 +128,7 @@ def _refuse_sample(tree: Tree, at: Keys, name: str, known: tuple[str, ...], kind
 
 def _near_path(name: str, recipe_folder: Path) -> str | None:
     """A neighbour with a similar name, beside the recipe or in the working directory."""
-    wanted = Path(name).expanduser()
+    wanted = expanded(name)
     for start in (recipe_folder, Path.cwd()):
         folder = (start / wanted).parent
         try:

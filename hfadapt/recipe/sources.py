@@ -7,6 +7,7 @@ import glob
 import gzip
 import io
 import json
+import os
 import re
 from itertools import islice
 from pathlib import Path
@@ -37,12 +38,75 @@ def resolve_source(source: str, recipe_folder: Path) -> Path | None:
     """
     if source.startswith(SAMPLE) or "\0" in source:
         return None
-    path = Path(source).expanduser()
+    path = expanded(source)
     for base in dict.fromkeys((recipe_folder, Path.cwd())):
         candidate = base / path
         if _exists(candidate) or (is_glob(source) and next(glob.iglob(str(candidate), recursive=True), None)):
             return candidate
     return None
+
+
+def expanded(text: str) -> Path:
+    """A path as it is written; `~` stands for a home folder where there is one."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def placed_model(model: str) -> str:
+    """A local model by its full path, so that it is found from any folder; a sample or a Hub id unchanged."""
+    path = expanded(model)
+    return model if model.startswith(SAMPLE) or not _exists(path) else str(path.resolve())
+
+
+def is_missing(model: str) -> bool:
+    """Whether a model can only be a path on this machine, and is not there."""
+    path = expanded(model)
+    local = model.startswith((".", "/", "~")) or path.is_absolute() or path.suffix == ".gguf"
+    return local and not _exists(path)
+
+
+def near_model(model: str) -> str:
+    """A local model in or below the working directory as seen from there; anything else unchanged."""
+    path, here = Path(model), Path.cwd()
+    return f"./{path.relative_to(here)}" if path.is_absolute() and path.is_relative_to(here) else model
+
+
+def from_recipe(model: str, recipe_folder: Path) -> str:
+    """A relative path to a local model as seen from the recipe, whatever the working directory; else unchanged."""
+    path = Path(model)
+    if model.startswith((SAMPLE, "~")) or path.is_absolute() or not _exists(path):
+        return model
+    seen = os.path.relpath(path.resolve(), recipe_folder.resolve())
+    return seen if seen.startswith("..") else f"./{seen}"
+
+
+def found_model(model: str, folder: Path) -> str:
+    """Where the local model that a lock names lies now; a sample or a Hub id unchanged.
+
+    A project may be moved or copied with its runs: then the model stands at the end of its old path under one of the
+    folders above the cell. Whether it is the same model, the adapter's manifest tells.
+
+    Args:
+        model: As the lock names it.
+        folder: The cell's folder.
+
+    Returns:
+        The path of what is there; `model` where there is nothing.
+    """
+    path = expanded(model)
+    if not model.startswith((".", "/", "~")) and not path.is_absolute():
+        return model
+    if path.is_absolute() and _exists(path):
+        return model
+    parts = [part for part in path.parts if part not in (path.anchor, ".", "..")]
+    for above in folder.resolve().parents:
+        for first in range(len(parts)):
+            candidate = above.joinpath(*parts[first:])
+            if _exists(candidate / "config.json") or (candidate.suffix == ".gguf" and _exists(candidate)):
+                return str(candidate)
+    return placed_model(model)
 
 
 def source_files(path: Path) -> list[Path]:

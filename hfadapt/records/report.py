@@ -35,6 +35,8 @@ class CellReport(Spec):
     adapter_bytes: int | None = None
     rows: dict[str, int] = {}
     card: str | None = None
+    model: str | None = None
+    """The base, where it is not that of the report: of another recipe that has the same name."""
 
 
 class Report(Shown, Record):
@@ -68,11 +70,14 @@ class Report(Shown, Record):
 def report_tables(report: Report) -> list[Block]:
     """What the adapters gain and cost; below, the cards and what failed. What all cells share is said once."""
     baseline = next((cell.baseline for cell in report.cells if cell.baseline), "base")
-    names = ["target", "status", "metric"]
-    rows = [[cell.target, cell.status, _metric_name(cell)] for cell in report.cells]
+    names = ["target", "status", "metric", "base"]
+    rows = [[cell.target, cell.status, _metric_name(cell), cell.model or ""] for cell in report.cells]
     differing = [n for n in range(len(names)) if len({row[n] for row in rows}) > 1]
+    rows = [[*row[:-1], row[-1] or report.model] for row in rows]
     summary = ", ".join(
-        f"{names[n]}: {rows[0][n]}" for n in range(len(names)) if rows and n not in differing and rows[0][n]
+        f"{names[n]}: {rows[0][n]}"
+        for n in range(len(names))
+        if rows and n not in differing and rows[0][n] and rows[0][n] != report.model
     )
     gains, costs = [baseline, "adapter", "gain [95 % interval]"], list(COSTS)
     keys = [[cell.domain, *(row[n] for n in differing)] for cell, row in zip(report.cells, rows, strict=True)]

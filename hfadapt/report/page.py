@@ -140,7 +140,7 @@ def _risk_tiles(cells: Sequence[Seen]) -> list[dict[str, str]]:
 
 def _row(cell: CellReport) -> dict[str, Any]:
     return {
-        "domain": cell.domain,
+        "domain": f"{cell.domain} (base: {cell.model})" if cell.model else cell.domain,
         "target": cell.target,
         "status": cell.status,
         "error": cell.error,

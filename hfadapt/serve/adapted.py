@@ -114,7 +114,8 @@ def load_adapted(
 
     Args:
         path: A cell's folder, a run's with `domain` and `target` where it has several cells, or an exported folder.
-        base: Where the base of an exported adapter is now, if not under the name in its manifest.
+        base: Where the base is now, if not where it was trained on or, of an exported adapter, under the name in its
+            manifest.
 
     Raises:
         RequestError: no such cell, or it is not trained yet.
@@ -130,11 +131,13 @@ def load_adapted(
             raise RequestError("an exported folder holds one adapter", place="--domain, --target", fix="leave them out")
         return _load_exported(folder, base)
     cell = find_cell(folder, domain, target)
-    if base is not None:
-        raise RequestError("a cell knows its base", place="--base", fix="leave it out")
     if not cell.has(TrainRecord):
         raise RequestError("the cell is not trained yet", place=str(cell.folder), fix="hfadapt run RECIPE")
     lock, device = cell.lock, default_device()
+    if base is not None:
+        if lock.base is not None:
+            raise RequestError("the base is in the cell, made by a stage", place="--base", fix="leave it out")
+        lock = lock.model_copy(update={"model": base})
     loaded = load_base_of({cell.adapter: cell.data.labels}, lock, device)
     return replace(from_cell(cell, loaded), model=open_adapter(loaded, cell.adapter, lock.adapter.method, device))
 

@@ -18,6 +18,7 @@ from hfadapt.core.progress import Progress
 from hfadapt.core.spec import Record
 from hfadapt.models.base import BaseRef
 from hfadapt.recipe.schema import Recipe
+from hfadapt.recipe.sources import from_recipe
 from hfadapt.records.stages import BaseRecord
 from hfadapt.run_folder import Cell, Run
 
@@ -216,6 +217,7 @@ class Context:
         """
         found = dict(known or {})
         fields = self.recipe_of(cell).model_dump(mode="json")
+        fields["model"] = from_recipe(fields["model"], self.recipe_folder)
         for stage in self.stages:
             if stage.name not in found:
                 above = {*stage.needs, *(maker.name for maker in self._makers(stage.name))}
