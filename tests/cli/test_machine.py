@@ -137,7 +137,7 @@ def test_without_a_home_there_is_a_temporary_cache(monkeypatch):
             monkeypatch.delenv(cache.VARIABLE)
         assert cache.folder().is_dir()
     leaks.personal_rules.cache_clear()
-    assert "home folder" not in [rule.name for rule in leaks.personal_rules()]
+    assert "home folder" not in dict(leaks.personal_rules())
     leaks.personal_rules.cache_clear()
 
 
