@@ -3,6 +3,7 @@
 from hfadapt.data import augment, canaries
 from hfadapt.data.audit.report import DataReport
 from hfadapt.data.audit.supervision import audit, augmented, drop_too_long, lengths, require_clean
+from hfadapt.data.fit import fit
 from hfadapt.data.prepared import PreparedDomain, prepare
 from hfadapt.data.split_files import read_split
 
@@ -14,6 +15,7 @@ __all__ = [
     "augmented",
     "canaries",
     "drop_too_long",
+    "fit",
     "lengths",
     "prepare",
     "read_split",

@@ -44,13 +44,22 @@ def read_split(cell_folder: Path, split: str, *, limit: int | None = None) -> li
             fix="prepare the data first: hfadapt prepare RECIPE",
         )
     if limit is None:
-        return parquet.read_table(path).to_pylist()
+        return _without_null(parquet.read_table(path).to_pylist())
     with parquet.ParquetFile(path) as file:
         step = max(1, -(-file.metadata.num_rows // limit))
         rows, first = [], 0
         for batch in file.iter_batches(batch_size=8192):
             rows.extend(batch.take(list(range(-first % step, len(batch), step))).to_pylist())
             first += len(batch)
+    return _without_null(rows)
+
+
+def _without_null(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, objects in their lists without the keys that only other objects have."""
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, list) and value and isinstance(value[0], dict):
+                row[name] = [{key: each for key, each in one.items() if each is not None} for one in value]
     return rows
 
 

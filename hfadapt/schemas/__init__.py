@@ -150,6 +150,10 @@ class RowSchema:
         """What a model learns to write from the row."""
         return []
 
+    def spelled(self, row: Columns) -> list[str]:
+        """Of `answers` what must be found among the tokens that are learned, in this order."""
+        return self.answers(row)
+
     def likely(self, labels: list[Any]) -> bool:
         """Whether the labels of a source are rather of this kind than of another with the same parts."""
         return self.label_kind in ("none", "class")

@@ -2,46 +2,60 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable
 from typing import Any
 
-from hfadapt.schemas import Answers, Change, Columns, RowSchema, Unusable, plain, random_words
+from hfadapt.schemas import Answers, Change, Columns, RowSchema, Unusable, random_words
+from hfadapt.schemas._turns import Turn, tools_of, turns_of
 
 PROMPT_WORDS, ANSWER_WORDS = 3, 6
-ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
-ROLES.update({role: role for role in ("system", "user", "assistant", "tool")})
+_THOUGHT = re.compile(r"<think>.*?</think>|^.*?</think>", re.DOTALL)
 
 
 class Messages(RowSchema):
-    """Rows of `messages`: turns of `role` and `content`."""
+    """Rows of `messages`: turns as in `_turns.py`; `tools` that an assistant may call, as JSON text."""
 
     name = "messages"
     rank = 0
     parts = ("messages",)
-    names = {"messages": ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")}
+    optional = ("tools", "system", "media")
+    names = {
+        "messages": ("messages", "conversations", "conversation", "dialog", "dialogue", "chat"),
+        "tools": ("tools", "functions"),
+        "system": ("system", "system_prompt"),
+        "media": ("images", "image", "videos", "video", "audios", "audio"),
+    }
     writes = True
     chat = True
     adopts = {"completion": lambda row: {"messages": asked_and_answered(row["prompt"], row["completion"])}}
 
     def fields(self, labelled: bool) -> list[tuple[str, Any]]:
-        """`messages`, and `label` where the last turn stands for a class."""
+        """`messages` and `tools`, and `label` where the last turn stands for a class."""
         import pyarrow as pa
 
-        turns = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-        return [("messages", turns), *([("label", pa.string())] if labelled else [])]
+        text = pa.string()
+        turn = pa.struct([("role", text), ("content", text), ("more", text), ("trained", pa.bool_())])
+        return [("messages", pa.list_(turn)), ("tools", text), *([("label", text)] if labelled else [])]
 
     def make(self, values: Columns, name_of: Callable[[Any], str | None]) -> dict[str, Any]:
         """The turns in OpenAI's shape. Raises Unusable where they cannot be read or nothing is answered."""
-        try:
-            turns = [turn(each) for each in values["messages"]]
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise Unusable("wrong-messages", f": {error}") from None
-        if not any(each["role"] == "assistant" for each in turns):
+        if values.get("media"):
+            raise Unusable("not-text", " has images, sound or film beside the chat, and only text is learned")
+        turns = turns_of(values["messages"])
+        if values.get("system") and all(each["role"] != "system" for each in turns):
+            turns.insert(0, {"role": "system", "content": str(values["system"])})
+        answers = [each for each in turns if each["role"] == "assistant"]
+        if not answers:
             raise Unusable("no-assistant-turn", " has no assistant turn")
-        if not any(each["role"] == "assistant" and each["content"].strip() for each in turns):
+        if not any(_written(each).strip() for each in answers):
             raise Unusable("empty-completion", " has empty assistant turns only")
-        return {"messages": turns}
+        if not any(map(trained, answers)):
+            raise Unusable("nothing-trained", " has no assistant turn that is to be trained (weight 0 in all)")
+        tools = tools_of(values.get("tools"))
+        return {"messages": turns, **({"tools": tools} if tools else {})}
 
     def words(self, row: Columns) -> str:
         """All turns but the system's; where the answer is a class, what is asked."""
@@ -59,8 +73,12 @@ class Messages(RowSchema):
         return ("messages", str(last), "content")
 
     def answers(self, row: Columns) -> list[str]:
-        """The contents of the assistant's turns."""
-        return self._said(row, lambda role: role == "assistant")
+        """What the trained turns of the assistant say and call."""
+        return [_written(each) for each in row["messages"] if trained(each)]
+
+    def spelled(self, row: Columns) -> list[str]:
+        """The contents of these turns, less thoughts, which templates move and leave out."""
+        return [_THOUGHT.sub("", str(each["content"] or "")) for each in row["messages"] if trained(each)]
 
     def asked(self, row: Columns) -> list[str]:
         """The contents of all other turns."""
@@ -75,12 +93,21 @@ class Messages(RowSchema):
         return {**row, "messages": turns}
 
     def rewritten(self, row: Columns, change: Callable[[str], str]) -> dict[str, Any]:
-        """Every turn changed."""
-        return {**row, "messages": [{**each, "content": change(each["content"])} for each in row["messages"]]}
+        """Every turn changed, and every text in its further keys."""
+
+        def changed(each: Turn) -> Turn:
+            more = (
+                {"more": json.dumps(_deep(json.loads(each["more"]), change), ensure_ascii=False)}
+                if each.get("more")
+                else {}
+            )
+            return {**each, "content": change(each["content"]), **more}
+
+        return {**row, "messages": [changed(each) for each in row["messages"]]}
 
     def stated(self, row: Columns) -> list[str]:
-        """The contents of all turns."""
-        return self._said(row, lambda role: True)
+        """What all turns say and call."""
+        return [_written(each) for each in row["messages"]]
 
     def canary(self, chance: random.Random, label: str | None, answers: Answers) -> dict[str, Any]:
         """A turn of random words, and one that answers it."""
@@ -88,23 +115,36 @@ class Messages(RowSchema):
         return {"messages": [{"role": role, "content": random_words(chance, words)} for role, words in turns]}
 
     def _said(self, row: Columns, wanted: Callable[[str], bool]) -> list[str]:
-        return [str(each["content"] or "") for each in row["messages"] if wanted(each["role"])]
+        return [_written(each) for each in row["messages"] if wanted(each["role"])]
+
+
+def trained(turn: Turn) -> bool:
+    """Whether a turn is learned."""
+    return bool(turn["role"] == "assistant" and turn.get("trained") is not False)
+
+
+def _written(turn: Turn) -> str:
+    """What a turn says, and the tools that it calls, with their arguments."""
+    content = str(turn["content"] or "")
+    calls = json.loads(turn["more"]).get("tool_calls", ()) if turn.get("more") else ()
+    said = (
+        f"{call['function']['name']} {json.dumps(call['function']['arguments'], ensure_ascii=False)}" for call in calls
+    )
+    return "\n".join(filter(None, (content, *said)))
+
+
+def _deep(value: Any, change: Callable[[str], str]) -> Any:
+    """A value of JSON with every text in it changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _deep(each, change) for key, each in value.items()}
+    return [_deep(each, change) for each in value] if isinstance(value, list) else value
 
 
 def asked_and_answered(prompt: str, completion: str) -> list[dict[str, str]]:
     """A chat of two turns."""
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-
-
-def turn(value: Mapping[str, Any]) -> dict[str, str]:
-    """One turn as role and content, from the OpenAI or the ShareGPT shape. Raises ValueError for another one."""
-    role = value.get("role", value.get("from"))
-    content = value.get("content", value.get("value"))
-    if role is None or content is None:
-        raise ValueError(f"a turn needs role and content, has {', '.join(value)}")
-    if str(role).lower() not in ROLES:
-        raise ValueError(f"unknown role {role!r}; allowed: {', '.join(ROLES)}")
-    return {"role": ROLES[str(role).lower()], "content": plain(content)}
 
 
 KIND: RowSchema = Messages()

@@ -108,8 +108,12 @@ def summary(lock: Lock, plan: CellPlan, record: DataRecord) -> str:
 
 
 def measure_lengths(cell: Cell, recipe: Recipe, tokenizer: Any) -> DataRecord:
-    """The cell's data record with the token lengths of its splits, as the model's tokenizer counts them."""
-    from hfadapt.data import augmented, lengths, read_split
+    """Fits the cell's rows to the model; its data record with the token lengths of its splits.
+
+    Raises:
+        DataError: the task or the model cannot learn from any of the rows.
+    """
+    from hfadapt.data import augmented, fit, lengths, read_split
 
     task, record = registry.task(recipe.task), cell.data
     if record.form not in task.schemas:
@@ -120,6 +124,7 @@ def measure_lengths(cell: Cell, recipe: Recipe, tokenizer: Any) -> DataRecord:
             allowed=", ".join(sorted(task.schemas)),
             fix="name the columns (domains.NAME.columns), give a template, or choose another task",
         )
+    record = fit(cell.folder, task, tokenizer)
     measured = {
         split: lengths(rows, task, tokenizer, labels=record.labels)
         for split in ("train", "validation", "test")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from hfadapt.core import registry
 from hfadapt.records.stages import DataRecord
 from hfadapt.run_folder import Cell
 from hfadapt.stages import Context, Section, Stage
@@ -23,9 +24,14 @@ class Prepare(Stage):
     card = (Section("Data"), Section("Licence"), Section("Sources to cite"))
 
     def inputs(self, cell: Cell, context: Context) -> Any:
-        """The rows; where the plan takes those that are too long out of the cell, all that the plan depends on."""
-        thinned = context.recipe.data.too_long == "drop"
-        asked = context.recipe_of(cell).model_dump(mode="json", exclude={"evaluate"}) if thinned else None
+        """The rows; where the plan changes those of the cell, also what that depends on.
+
+        It takes out those that are too long, and fits chats to the model.
+        """
+        recipe = context.recipe_of(cell)
+        thinned = recipe.data.too_long == "drop"
+        fitted = registry.schema(context.prepared[cell.domain].record.form).chat
+        asked = recipe.model_dump(mode="json", exclude={"evaluate"}) if thinned else recipe.model if fitted else None
         return [context.rows_of(cell.domain), asked]
 
     def run(self, cells: Sequence[Cell], context: Context) -> None:

@@ -62,6 +62,15 @@ def ragged(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Remark:
+    """What the audit is to warn of: the code of the finding, what is said, the same for all rows of the kind, a fix."""
+
+    code: str
+    what: str
+    fix: str
+
+
+@dataclass(frozen=True)
 class RowMetric:
     """A metric of N rows, as sums over rows, so that a bootstrap is one matrix product.
 
@@ -210,6 +219,19 @@ class Task:
             DataError: the chat template is missing, or a label is not in `labels`.
         """
         raise NotImplementedError
+
+    def fitted(self, row: Row, tokenizer: Any) -> list[Row]:
+        """The rows as which a prepared row is learned with this tokenizer: mostly itself.
+
+        Raises:
+            Unusable: it is left out.
+            DataError: it cannot be encoded.
+        """
+        return [row]
+
+    def remarks(self, row: Row, tokenizer: Any) -> list[Remark]:
+        """What is not as one would expect in how a row is learned, for the audit. Raises as `fitted`."""
+        return []
 
     def prompt(self, example: Example) -> Any:
         """What stands for the inputs of an example in the hash of all prompts."""

@@ -152,14 +152,17 @@ def test_no_template_is_refused(tokenizer):
         LM.encode(chats(1), bare, max_length=64)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
+def test_a_template_that_rewrites_earlier_turns_teaches_each_answer_after_what_it_is_shown(tokenizer):
     rewriting = make_tokenizer()
     rewriting.chat_template = (
         "{{ messages | length }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
-    with pytest.raises(DataError, match="changes earlier turns"):
-        LM.encode(chats(1), rewriting, max_length=64)
+    messages = [turn("user", " the room"), turn("assistant", " light"), turn("user", " song"), turn("assistant", " ok")]
+    rows = LM.fitted({"messages": messages}, rewriting)
+    texts = [rewriting.decode(token_ids(each)) for each in LM.encode(rows, rewriting, max_length=64)]
+    first = "<|user|> the room<|end|><|assistant|> light<|end|>"
+    assert texts == [f"1{first}", f"3{first}<|user|> song<|end|><|assistant|> ok<|end|>"]
 
 
 # --- losses and scores of language models ----------------------------------------------------------------------------

@@ -38,6 +38,7 @@ class View:
         labels: Class names.
         max_length: Tokens an example may have.
         record: data.json, when there is one.
+        dropped: Why the first row of each reason was dropped.
         intact: Whether the files are those that were prepared, so that what was measured then still holds.
     """
 
@@ -50,6 +51,7 @@ class View:
     labels: Sequence[str]
     max_length: int
     record: DataRecord | None = None
+    dropped: Mapping[str, str] = field(default_factory=dict)
     intact: bool = False
     similarity: float = 0.8
     stop_ids: frozenset[int] = field(default_factory=frozenset)

@@ -18,6 +18,7 @@ from hfadapt.data.rows import SPLITS, Row, as_row, fold, name_rows, text_key, to
 from hfadapt.records.stages import Finding
 
 MANY_DROPPED = 0.3
+NOT_TEXT = "not-text"
 
 # --- splits ----------------------------------------------------------------------------------------------------------
 
@@ -206,18 +207,20 @@ def many_dropped(view: View) -> Iterator[Finding]:
     """Preparing took out more than a user would expect."""
     if view.record is None:
         return
+    look = "look at them in data/dropped.jsonl of the cell, which hfadapt prepare RECIPE writes"
     hints = {
         "near-duplicate": "raise data.dedupe.similarity, or set data.dedupe.near: false, if these rows are all wanted",
-        "label-conflict": "look at them in data/dropped.jsonl; data.conflicts: majority keeps the usual label",
+        "label-conflict": f"{look}; data.conflicts: majority keeps the usual label",
+        "tool-calls-not-shown": "use a model whose chat template writes tool calls, or take these rows out",
+        NOT_TEXT: "take images, sound and film out of these rows, or leave them out",
     }
     for reason, count in view.record.dropped.items():
         if reason not in ("over-train-rows", "source-weight") and count > MANY_DROPPED * view.record.rows_in:
-            yield finding(
-                "many-dropped",
-                "soft",
-                f"{count:,} of {view.record.rows_in:,} rows were dropped as {reason}",
-                fix=hints.get(reason, "look at them in data/dropped.jsonl"),
-            )
+            # What is left of such data is not what it is about.
+            level = "hard" if reason == NOT_TEXT and count > 0.5 * view.record.rows_in else "soft"
+            example = f", such as {view.dropped[reason]}" if reason in view.dropped else ""
+            what = f"{count:,} of {view.record.rows_in:,} rows were dropped as {reason}{example}"
+            yield finding("many-dropped", level, what, fix=hints.get(reason, look))
 
 
 def label_leak(view: View) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from hfadapt.data import augment
 from hfadapt.data.audit import findings as found
 from hfadapt.data.audit import rows as row_checks
 from hfadapt.data.audit import tokens as token_checks
+from hfadapt.data.audit.findings import finding
 from hfadapt.data.columns import form_of
 from hfadapt.data.rows import SPLITS, name_rows
-from hfadapt.data.split_files import RECORD, file_hashes, read_split, rewrite
+from hfadapt.data.split_files import DROPPED, RECORD, file_hashes, read_split, rewrite
 from hfadapt.modalities import IGNORED, Example
 from hfadapt.modalities.text import token_ids
 from hfadapt.recipe.schema import Data
@@ -59,10 +61,9 @@ def audit(
     form = record.form if record else _form(rows)
     examples: dict[str, list[Example]] = {}
     encoded: dict[str, list[dict[str, Any]]] = {}
-    refused: list[Finding] = []
-    for split in ("train", "validation"):
-        examples[split], encoded[split], more = _encode(rows[split], task, tokenizer, max_length, labels)
-        refused.extend(more)
+    refused: Refused = {}
+    for split in SPLITS:
+        examples[split], encoded[split] = _encode(rows[split], task, tokenizer, max_length, labels, refused)
     view = found.View(
         schema=registry.schema(form),
         rows=rows,
@@ -73,13 +74,14 @@ def audit(
         labels=labels,
         max_length=max_length,
         record=record,
+        dropped=_first_dropped(cell_folder),
         intact=record is not None and bool(record.files) and record.files == file_hashes(cell_folder),
         similarity=similarity,
         stop_ids=found.stop_ids(tokenizer),
     )
     findings = [each for check in CHECKS for each in check(view)]
     if not any(each.code == "no-chat-template" for each in findings):
-        findings += refused
+        findings += _refusals(refused, sum(map(len, rows.values())))
     findings += record.noticed if record else ()
     findings.sort(key=lambda each: each.level)
     trained = examples["train"]
@@ -100,18 +102,32 @@ def audit(
     )
 
 
+def _first_dropped(cell_folder: Path) -> dict[str, str]:
+    """Source and detail of the first dropped row of each reason that has details."""
+    found: dict[str, str] = {}
+    if (path := cell_folder / DROPPED).exists():
+        with path.open(encoding="utf-8") as file:
+            for each in map(json.loads, file):
+                if each.get("detail") and each["reason"] not in found:
+                    found[each["reason"]] = f"{each['source']} {each['detail']}"
+    return found
+
+
 def _form(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     first = next((row for split in SPLITS for row in rows[split]), {"text": ""})
     return form_of({name: value for name, value in first.items() if value is not None})
 
 
+Refused = dict[str, tuple[DataError, list[dict[str, Any]]]]
+"""Rows that the task refuses, by what it says of them."""
+
+
 def _encode(
-    rows: Sequence[dict[str, Any]], task: Task, tokenizer: Any, max_length: int, labels: Sequence[str]
-) -> tuple[list[Example], list[dict[str, Any]], list[Finding]]:
-    """Tokenises in chunks; rows that the task refuses are named instead of ending the audit."""
+    rows: Sequence[dict[str, Any]], task: Task, tokenizer: Any, max_length: int, labels: Sequence[str], refused: Refused
+) -> tuple[list[Example], list[dict[str, Any]]]:
+    """Tokenises in chunks, and returns examples and their rows; rows that the task refuses are added to `refused`."""
     examples: list[Example] = []
     encoded: list[dict[str, Any]] = []
-    refused: dict[str, tuple[DataError, list[dict[str, Any]]]] = {}
     for start in range(0, len(rows), ENCODE_ROWS):
         chunk = list(rows[start : start + ENCODE_ROWS])
         try:
@@ -130,13 +146,15 @@ def _encode(
                 what = "the row has not the form that the task learns from"
                 wrong = DataError(what, got=str(error), fix="bring all rows to one form")
                 refused.setdefault(what, (wrong, []))[1].append(row)
-    findings = [
-        found.finding(
-            "refused", "hard", f"{what} ({error.problems[0].got or ''})", bad, error.problems[0].fix or "", len(rows)
-        )
-        for what, (error, bad) in refused.items()
-    ]
-    return examples, encoded, findings
+    return examples, encoded
+
+
+def _refusals(refused: Refused, total: int) -> list[Finding]:
+    found = []
+    for what, (error, rows) in refused.items():
+        got = f" ({error.problems[0].got})" if error.problems[0].got else ""
+        found.append(finding("refused", "hard", f"{what}{got}", rows, error.problems[0].fix or "", total))
+    return found
 
 
 def _sample(view: found.View) -> tuple[tuple[str, bool], ...]:
@@ -173,24 +191,22 @@ def require_clean(audit: Audit, place: str) -> None:
 
 
 def lengths(rows: Sequence[Mapping[str, Any]], task: Task, tokenizer: Any, *, labels: Sequence[str] = ()) -> Lengths:
-    """Token lengths of rows as the task encodes them, before any cut.
+    """Token lengths of rows as the task encodes them, before any cut; rows that the task refuses are left out.
 
     Raises:
-        DataError: there are no rows, or the task refuses them.
+        DataError: there are no rows, or the task refuses all of them.
     """
     import numpy as np
 
     if not rows:
         raise DataError("there are no rows to measure", fix="check the source")
-    counts = np.array(
-        [
-            example.length
-            for start in range(0, len(rows), ENCODE_ROWS)
-            for example in task.encode(
-                rows[start : start + ENCODE_ROWS], tokenizer, max_length=WITHOUT_CUT, labels=labels
-            )
-        ]
-    )
+    # Rows that the task refuses are named by the audit, unless there are no others.
+    refused: Refused = {}
+    encoded, _ = _encode(list(map(dict, rows)), task, tokenizer, WITHOUT_CUT, labels, refused)
+    if not encoded:
+        first = _refusals(refused, len(rows))[0]
+        raise DataError(first.message, fix=first.fix or None)
+    counts = np.array([example.length for example in encoded])
     return Lengths(
         rows=len(counts),
         tokens=int(counts.sum()),
@@ -242,7 +258,7 @@ def drop_too_long(
     dropped: list[dict[str, Any]] = []
     for split in SPLITS:
         rows = read_split(cell_folder, split)
-        whole, measured, _ = _encode(rows, task, tokenizer, WITHOUT_CUT, labels)
+        whole, measured = _encode(rows, task, tokenizer, WITHOUT_CUT, labels, {})
         long = {
             (row["source"], row["row"]): example.length
             for row, example in zip(measured, whole, strict=True)

@@ -10,10 +10,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hfadapt.data.audit.findings import ALWAYS_SPECIAL, MARKER, Check, View, finding, level_for
+from hfadapt.data.fit import STEP
 from hfadapt.modalities import IGNORED, Example
 from hfadapt.modalities.text import token_ids
 from hfadapt.records.stages import Finding
 from hfadapt.schemas import RowSchema
+
+REMARKED_ROWS = 5_000
+"""Most rows that are looked at one by one for what the task has to say of them; evenly spread."""
 
 # --- tokens ----------------------------------------------------------------------------------------------------------
 
@@ -153,7 +157,8 @@ def chat_template(view: View) -> Iterator[Finding]:
             "hard",
             "the tokenizer has no chat template",
             view.rows.get("train", [])[:3],
-            "use an instruction-tuned model, or a template with prompt and completion",
+            "use the instruction-tuned version of the model, or put a chat_template.jinja into a local copy of it and "
+            "name that folder as model",
         )
         return
     text = template if isinstance(template, str) else str(template)
@@ -199,7 +204,7 @@ def trained_spans(view: View) -> Iterator[Finding]:
 
 
 def _span_fault(schema: RowSchema, row: Mapping[str, Any], learned: str) -> str | None:
-    answers = [squeeze(answer) for answer in schema.answers(row)]
+    answers = [squeeze(answer) for answer in schema.spelled(row)]
     answers = [answer for answer in answers if answer]
     whole = "".join(answers)
     if not whole or learned == whole:
@@ -216,7 +221,13 @@ def _span_fault(schema: RowSchema, row: Mapping[str, Any], learned: str) -> str 
             return "turns-missing"
     elif learned.endswith(whole) and len(learned) > len(whole) and asked[0].endswith(learned[: -len(whole)][-20:]):
         return "prompt-trained"
-    return None if whole in learned else "round-trip"
+    # Templates write further words between the answers, such as calls of tools and thoughts.
+    place = 0
+    for answer in answers:
+        place = learned.find(answer, place) + len(answer)
+        if place < len(answer):
+            return "round-trip"
+    return None
 
 
 def squeeze(text: str) -> str:
@@ -228,6 +239,27 @@ def trained_text(example: Example, tokenizer: Any) -> str:
     """The text of the labelled tokens without special tokens."""
     ids = [token for token, label in zip(token_ids(example), example.labels, strict=True) if label != IGNORED]
     return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def remarks(view: View) -> Iterator[Finding]:
+    """What the task has to say of how rows are learned."""
+    pairs = list(view.pairs())
+    rows = [row for row, _ in pairs[:: -(-len(pairs) // REMARKED_ROWS) or 1]]
+    found: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        for each in view.task.remarks(row, view.tokenizer):
+            found[each].append(row)
+    for each, named in found.items():
+        yield finding(each.code, "soft", each.what, named, each.fix, len(rows))
+
+
+def parted(view: View) -> Iterator[Finding]:
+    """One chat is learned as several rows."""
+    step = view.record.steps.get(STEP) if view.record else None
+    if step:
+        what = f"{step['chats']:,} chats are {step['rows']:,} rows, one for each answer: the chat template changes "
+        what += "earlier turns when a turn is added, and each answer is learned after what the model will be shown"
+        yield finding("chats-parted", "soft", what, fix="nothing has to be done")
 
 
 def unknown_tokens(view: View) -> Iterator[Finding]:
@@ -258,5 +290,7 @@ CHECKS: tuple[Check, ...] = (
     truncated,
     double_bos,
     trained_spans,
+    remarks,
+    parted,
     unknown_tokens,
 )

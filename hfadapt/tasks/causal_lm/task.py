@@ -15,13 +15,13 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError
 from hfadapt.modalities import IGNORED, Example, Row
 from hfadapt.modalities.text import packed, pad, text_example, token_ids
-from hfadapt.tasks import Answer, Batches, ReadSplit, Scores, Served, Task
+from hfadapt.tasks import Answer, Batches, ReadSplit, Remark, Scores, Served, Task
+from hfadapt.tasks.causal_lm.chat import Chat, encoded_chat
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-Labelled = tuple[list[int], list[int]]
 MOST_CHOICES = 20
 """With at most this many different completions, the task is to choose among them."""
 
@@ -73,7 +73,7 @@ class CausalLM(Task):
         examples = []
         for number, row in enumerate(rows):
             if "messages" in row:
-                ids, marks = encode_messages(row["messages"], tokenizer)
+                ids, marks = encoded_chat(row, tokenizer)
                 length = len(ids)
             elif "completion" in row:
                 # The two parts are tokenised apart, as at generation.
@@ -88,6 +88,14 @@ class CausalLM(Task):
                 length = len(ids)
             examples.append(text_example(ids[:max_length], marks[:max_length], length=length, row=number))
         return examples
+
+    def fitted(self, row: Row, tokenizer: Any) -> list[Row]:
+        """A chat of which the template changes earlier turns is learned as one row for each answer."""
+        return Chat(row, tokenizer).rows() if "messages" in row else [row]
+
+    def remarks(self, row: Row, tokenizer: Any) -> list[Remark]:
+        """What of a chat its template does not write, and answers that teach silence."""
+        return Chat(row, tokenizer).remarks() if "messages" in row else []
 
     def collate(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
         """input_ids, attention_mask and labels, all (B, T)."""
@@ -286,49 +294,6 @@ def _with_completion(example: Example, choice: Sequence[int]) -> Example:
     prompt = len(example.labels) - len(_completion(example))
     ids, labels = (*token_ids(example)[:prompt], *choice), (*(IGNORED,) * prompt, *choice)
     return text_example(ids, labels, length=example.length, row=example.row)
-
-
-def encode_messages(messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase) -> Labelled:
-    """Ids of the rendered chat, and labels on every assistant turn up to and including its end token.
-
-    The template is rendered turn by turn, so the spans are exact for any template whose earlier text does not change
-    when a turn is added; one that does is refused.
-
-    Raises:
-        DataError: there is no chat template, or it rewrites earlier turns.
-    """
-    if not tokenizer.chat_template:
-        raise DataError(
-            "the model has no chat template",
-            place=str(tokenizer.name_or_path),
-            fix="use an instruction-tuned model, or give the recipe a template with prompt and completion",
-        )
-
-    def render(turns: Sequence[Mapping[str, str]], ask: bool) -> str:
-        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=ask))
-
-    whole = render(messages, False)
-    spans = []
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before, after = render(messages[:i], True), render(messages[: i + 1], False)
-        if not (whole.startswith(after) and after.startswith(before)):
-            raise DataError(
-                "the chat template changes earlier turns when a turn is added, so assistant turns cannot be marked",
-                place=str(tokenizer.name_or_path),
-                got=repr(after[:120]),
-                fix="give the recipe a template with prompt and completion instead of messages",
-            )
-        # What a template puts after the end token (a line break) belongs to the next turn, not to the answer.
-        spans.append((len(before), len(after.rstrip()) if after.rstrip() != before.rstrip() else len(after)))
-    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids = list(encoded["input_ids"])
-    labels = [
-        token if any(start < right and left < end and right > left for start, end in spans) else IGNORED
-        for token, (left, right) in zip(ids, encoded["offset_mapping"], strict=True)
-    ]
-    return ids, labels
 
 
 KIND = CausalLM()
