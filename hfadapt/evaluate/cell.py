@@ -25,7 +25,7 @@ from hfadapt.hardware.peak_memory import PeakMemory, load_libraries, release_mem
 from hfadapt.hardware.processes import World
 from hfadapt.hardware.versions import versions
 from hfadapt.modalities import Row
-from hfadapt.recipe.schema import is_metric_path as is_path
+from hfadapt.recipe.names import is_metric_path as is_path
 from hfadapt.recipe.sources import resolve_source
 from hfadapt.records.evidence import DriftRecord, SecurityRecord
 from hfadapt.records.stages import EvaluationRecord, Metric, PhaseMeasure

@@ -19,7 +19,7 @@ import torch
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.evaluate.bench import Bench
 from hfadapt.evaluate.metrics.rows import RowMetric, bootstrap, sampling, summarise
-from hfadapt.recipe.schema import is_task_path
+from hfadapt.recipe.names import is_task_path
 from hfadapt.recipe.sources import resolve_source
 from hfadapt.records.stages import Metric
 

@@ -18,7 +18,7 @@ from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import load_config
 from hfadapt.models.load import Base, load_processor, source_of
 from hfadapt.models.merge import merged_dtype, open_merged
-from hfadapt.recipe.schema import DTYPES
+from hfadapt.recipe.names import DTYPES
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from hfadapt.core import registry
 from hfadapt.core.errors import nearest
-from hfadapt.recipe.schema import AUTO, Columns, Lock, gate_names, is_metric_path, metric_names
+from hfadapt.recipe.names import AUTO, gate_names, is_metric_path, metric_names
+from hfadapt.recipe.schema import Columns, Lock
 from hfadapt.recipe.words import dig, dotted, show
 from hfadapt.recipe.yaml_lines import Keys, Tree
 

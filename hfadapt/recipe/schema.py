@@ -1,110 +1,44 @@
 """What a user can ask for: the recipe, its sections, and the lock in which every `auto` has been answered.
 
 A `Lock` is a `Recipe` for one cell without any `auto`; it can be run again as it is. Reading recipe files, with
-every problem reported at once, is in `recipe_file.py`.
+every problem reported at once, is in `reading.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, create_model, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, create_model, model_validator
 from typing_extensions import Self
 
 from hfadapt.core import registry
-from hfadapt.core.errors import RequestError, choice_problem, nearest
+from hfadapt.core.errors import RequestError, choice_problem
 from hfadapt.core.spec import Spec
-from hfadapt.hardware import catalogue
-from hfadapt.records.stages import Change
-
-Auto = Literal["auto"]
-AUTO: Auto = "auto"
-THIS_MACHINE = "this-machine"
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-OPTIMIZERS = ("adamw", "adamw-8bit", "paged-adamw-8bit")
-SCHEDULES = ("linear", "cosine", "constant")
-TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
-DTYPES = ("float32", "bfloat16", "float16")
-METRICS = (
-    *("accuracy", "label_accuracy", "macro_f1", "calibration_error", "loss", "perplexity"),
-    *("exact_match", "rouge_l", "chrf", "bleu"),
+from hfadapt.recipe.names import (
+    AUTO,
+    THIS_MACHINE,
+    Auto,
+    AutoDtype,
+    AutoMethod,
+    AutoOptimizer,
+    AutoQuant,
+    AutoSchedule,
+    Dtype,
+    LearningRate,
+    Method,
+    Name,
+    Objective,
+    Optimizer,
+    Positive,
+    Quant,
+    Schedule,
+    Share,
+    TargetName,
+    TaskName,
+    Tracker,
 )
-"""Metrics that evaluate.metrics can name whatever the task; made in `evaluate/metrics/rows.py`."""
-
-
-def gate_names() -> tuple[str, ...]:
-    """What evaluate.gates can name, besides metrics: perplexity on general text, and what stages judge themselves."""
-    return ("general_text", *(gate for stage in registry.stages() for gate in stage.gates))
-
-
-def metric_names() -> tuple[str, ...]:
-    """What evaluate.metrics can name, besides paths of modules of `evaluate`: also what a task brings."""
-    own = [metric.name for name in registry.names("tasks") for metric in registry.task(name).own_metrics]
-    return tuple(dict.fromkeys((*METRICS, *own)))
-
-
-def is_metric_path(name: str) -> bool:
-    """Whether an entry of evaluate.metrics is a file or folder, not the name of a metric."""
-    return "/" in name or "\\" in name or name.endswith(".py")
-
-
-def is_task_path(name: str) -> bool:
-    """Whether an entry of evaluate.harness is a file or folder, not the name of a task."""
-    return "/" in name or "\\" in name or name.endswith((".yaml", ".yml"))
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """Accepts names from a set; the set may be a function, since files and packages can add names."""
-
-    what: str
-    allowed: Any
-
-    def options(self) -> tuple[str, ...]:
-        """The names at this moment."""
-        return tuple(self.allowed() if callable(self.allowed) else self.allowed)
-
-    def __call__(self, value: str) -> str:
-        """The value itself, when it is among the names."""
-        options = self.options()
-        if value not in options:
-            close = nearest(value, options)
-            hint = f"; did you mean {close!r}?" if close else ""
-            raise ValueError(f"{self.what} must be one of {', '.join(options)}{hint}")
-        return value
-
-
-def one_of(what: str, allowed: Any) -> Any:
-    """A validator for names from a set, whose message carries the allowed names and the nearest one."""
-    return AfterValidator(OneOf(what, allowed))
-
-
-def with_auto(names: Any) -> Any:
-    """The same names, with `auto` first."""
-    return lambda: ("auto", *(names() if callable(names) else names))
-
-
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-TaskName = Annotated[str, one_of("task", lambda: registry.names("tasks"))]
-TargetName = Annotated[str, one_of("target", catalogue.names)]
-Quant = Annotated[str, one_of("quant", lambda: registry.names("quants"))]
-AutoQuant = Annotated[str, one_of("quant", with_auto(lambda: registry.names("quants")))]
-Method = Annotated[str, one_of("adapter method", lambda: registry.names("adapters"))]
-AutoMethod = Annotated[str, one_of("adapter method", with_auto(lambda: registry.names("adapters")))]
-Dtype = Annotated[str, one_of("dtype", DTYPES)]
-AutoDtype = Annotated[str, one_of("dtype", with_auto(DTYPES))]
-Optimizer = Annotated[str, one_of("optimizer", OPTIMIZERS)]
-AutoOptimizer = Annotated[str, one_of("optimizer", with_auto(OPTIMIZERS))]
-Schedule = Annotated[str, one_of("schedule", SCHEDULES)]
-AutoSchedule = Annotated[str, one_of("schedule", with_auto(SCHEDULES))]
-Tracker = Annotated[str, one_of("tracker", TRACKERS)]
-Objective = Annotated[str, one_of("objective", lambda: registry.names("objectives"))]
-
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0.0, lt=1.0)]
-LearningRate = Annotated[float, Field(gt=0.0, le=1.0)]
+from hfadapt.records.stages import Change
 
 
 class _Columns(Spec):

@@ -11,8 +11,8 @@ from typing import Any
 
 from hfadapt.core import registry, samples
 from hfadapt.core.errors import nearest
+from hfadapt.recipe.names import is_metric_path, is_task_path
 from hfadapt.recipe.rules import PLACEHOLDER, brace_fault, template_of, texts
-from hfadapt.recipe.schema import is_metric_path, is_task_path
 from hfadapt.recipe.sources import (
     HUB_ID,
     MODEL_ID,

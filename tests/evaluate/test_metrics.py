@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from hfadapt.core.errors import RequestError
 from hfadapt.evaluate.metrics.rows import METRICS, compare, find, usable
-from hfadapt.recipe.schema import METRICS as NAMED
+from hfadapt.recipe.names import METRICS as NAMED
 from hfadapt.tasks import Scores
 
 ON_SCORES = [name for name in METRICS if METRICS[name].needs != "texts"]
