@@ -81,84 +81,11 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
     Parts: weights, checkpoint (its mapped pages), adapter, gradients, optimizer, activations, logits, workspaces,
     allocator, framework.
     """
-    from hfadapt.fast.documents import MOST_SCORES, QUERY_BLOCK
-    from hfadapt.fast.loss import LOSS_LOGITS
-
-    on_cpu = workload.device == "cpu"
-    element = DTYPE_BYTES[workload.dtype]
-    weights = weight_bytes(facts, workload)
-    trained = trained_parameters(facts, workload)
-    adapter = _beside_bytes(facts, workload)
-    terms = terms_of(facts, workload)
-    tokens = workload.length_tokens if facts.vocab_size else 1
-
-    def live(mark: str, rows: int) -> int:
-        outside, layer = terms[mark]
-        square = float(rows * tokens * tokens)
-        if workload.fast and "attention" not in workload.without and mark != "evaluate_peak":
-            # Attention inside rows works on a limited number of scores at once.
-            square = min(square, max(MOST_SCORES, QUERY_BLOCK * tokens * facts.heads) / facts.heads)
-        shape = (1.0, float(rows * tokens), square)
-        one, each = (sum(c * x for c, x in zip(part, shape, strict=True)) for part in (outside, layer))
-        return max(0, int(one + each * trained_layers(facts, workload)))
-
-    def labelled(rows: int) -> int:
-        """Logits of all labelled positions."""
-        return rows * min(tokens, workload.labelled_tokens) * facts.vocab_size if facts.generates else 0
-
-    def logits(rows: int) -> int:
-        """Their bytes in training: as they come, their float32 copy, and the log-probabilities."""
-        if not workload.fast or "loss" in workload.without or not workload.minimises.own_loss:
-            return labelled(rows) * (8 + (element if element < 4 else 0))
-        # In pieces, of which the gradient takes the place; without compiled kernels with two float32 copies.
-        in_place = workload.kernels if on_cpu else fuses(workload)
-        return min(labelled(rows), LOSS_LOGITS) * (element if in_place else element + 8)
-
-    def scored(rows: int) -> int:
-        """Their bytes in scoring: as they come, and the float32 log-probabilities of one row at a time."""
-        return labelled(rows) * element + labelled(1) * 8
-
-    rows = workload.micro_batch_rows * workload.adapters
-    every = trained * workload.adapters
-    end = live("forward_end", rows)
-    step = max(live("forward_peak", rows), end + logits(rows), live("backward_peak", rows))
-    # Each adapter is validated by itself, with twice the rows.
-    scored_rows = 2 * workload.micro_batch_rows
-    validation = live("validate_peak", scored_rows) + logits(scored_rows)
-    if _partly_frozen(facts, workload):
-        # Frozen layers go through the libraries' own forward passes, of as many rows as in a validation.
-        validation = max(validation, live("evaluate_peak", scored_rows))
-    unpacked = facts.largest_linear * DTYPE_BYTES[workload.matmul_dtype] if workload.store.quantised else 0
-    train = {
-        "weights": int(weights * (1 + workload.minimises.further_models)) + _copied_bytes(facts, workload),
-        "adapter": (adapter + _shadow_bytes(facts, workload)) * workload.adapters,
-        "gradients": every * 4,
-        "optimizer": int(every * OPTIMIZER_BYTES[workload.optimizer]),
-        "activations": end,
-        "logits": logits(rows),
-        "workspaces": max(step, validation) - end - logits(rows),
-    }
-    if train["workspaces"] < 0:
-        # The peak lies before the logits exist or after they are gone.
-        train["logits"] = max(0, train["logits"] + train["workspaces"])
-        train["workspaces"] = 0
-    evaluate = {
-        "weights": weights,
-        "adapter": adapter,
-        "activations": live("evaluate_peak", workload.evaluate_rows),
-        "logits": scored(workload.evaluate_rows),
-        "cache": 0,
-        "workspaces": unpacked + _integer_product_bytes(facts, workload, workload.evaluate_rows * tokens),
-    }
-    generating = min(workload.evaluate_rows, workload.generate_rows) if facts.generates else 0
-    cache = cache_bytes(facts, workload, generating)
-    if (asked := generating * facts.vocab_size * (element + 4)) + cache > evaluate["logits"]:
-        # Scoring and generating follow each other; the larger counts.
-        evaluate |= {"logits": asked, "cache": cache}
+    weights, adapter = weight_bytes(facts, workload), _beside_bytes(facts, workload)
     phases = {
         "load": {**_load_parts(facts, workload), "adapter": adapter * workload.adapters},
-        "train": train,
-        "evaluate": evaluate,
+        "train": _train_parts(facts, workload),
+        "evaluate": _evaluate_parts(facts, workload),
         # The tensors to be written, and the copy that is read back to compare.
         "save": {"weights": weights, "adapter": adapter, "workspaces": 2 * adapter},
     }
@@ -167,15 +94,104 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
     result = []
     for phase, parts in phases.items():
         moving = sum(parts.get(name, 0) for name in ("activations", "logits", "workspaces"))
-        if on_cpu:
+        if workload.device == "cpu":
             parts["allocator"] = int(moving * (_heap_ratio(workload, phase) - 1))
             parts["framework"] = _framework_bytes(facts, workload, phase)
+            host = {}
         else:
             parts["allocator"] = int(sum(parts.values()) * (GPU_ALLOCATOR_RATIO - 1))
             parts["framework"] = GPU_CONSTANT_BYTES
-        host = {} if on_cpu else _host_parts(facts, workload, phase)
+            host = _host_parts(facts, workload, phase)
         result.append(PhaseMemory.model_validate({"phase": phase, "parts": parts, "host_parts": host}))
     return tuple(result)
+
+
+class _Rows:
+    """Bytes of what comes and goes with a number of rows."""
+
+    def __init__(self, facts: ModelFacts, workload: Workload) -> None:
+        self.facts, self.workload = facts, workload
+        self.terms = terms_of(facts, workload)
+        self.tokens = workload.length_tokens if facts.vocab_size else 1
+        self.element = DTYPE_BYTES[workload.dtype]
+
+    def live(self, mark: str, rows: int) -> int:
+        """Activations at a mark of the traced step."""
+        from hfadapt.fast.documents import MOST_SCORES, QUERY_BLOCK
+
+        outside, layer = self.terms[mark]
+        square = float(rows * self.tokens * self.tokens)
+        if self.workload.fast and "attention" not in self.workload.without and mark != "evaluate_peak":
+            # Attention inside rows works on a limited number of scores at once.
+            heads = self.facts.heads
+            square = min(square, max(MOST_SCORES, QUERY_BLOCK * self.tokens * heads) / heads)
+        shape = (1.0, float(rows * self.tokens), square)
+        one, each = (sum(c * x for c, x in zip(part, shape, strict=True)) for part in (outside, layer))
+        return max(0, int(one + each * trained_layers(self.facts, self.workload)))
+
+    def labelled(self, rows: int) -> int:
+        """Logits of all labelled positions."""
+        facts = self.facts
+        return rows * min(self.tokens, self.workload.labelled_tokens) * facts.vocab_size if facts.generates else 0
+
+    def logits(self, rows: int) -> int:
+        """Their bytes in training: as they come, their float32 copy, and the log-probabilities."""
+        from hfadapt.fast.loss import LOSS_LOGITS
+
+        workload, element = self.workload, self.element
+        if not workload.fast or "loss" in workload.without or not workload.minimises.own_loss:
+            return self.labelled(rows) * (8 + (element if element < 4 else 0))
+        # In pieces, of which the gradient takes the place; without compiled kernels with two float32 copies.
+        in_place = workload.kernels if workload.device == "cpu" else fuses(workload)
+        return min(self.labelled(rows), LOSS_LOGITS) * (element if in_place else element + 8)
+
+    def scored(self, rows: int) -> int:
+        """Their bytes in scoring: as they come, and the float32 log-probabilities of one row at a time."""
+        return self.labelled(rows) * self.element + self.labelled(1) * 8
+
+
+def _train_parts(facts: ModelFacts, workload: Workload) -> dict[str, int]:
+    of, rows = _Rows(facts, workload), workload.micro_batch_rows * workload.adapters
+    every = trained_parameters(facts, workload) * workload.adapters
+    end, logits = of.live("forward_end", rows), of.logits(rows)
+    step = max(of.live("forward_peak", rows), end + logits, of.live("backward_peak", rows))
+    # Each adapter is validated by itself, with twice the rows.
+    scored_rows = 2 * workload.micro_batch_rows
+    validation = of.live("validate_peak", scored_rows) + of.logits(scored_rows)
+    if _partly_frozen(facts, workload):
+        # Frozen layers go through the libraries' own forward passes, of as many rows as in a validation.
+        validation = max(validation, of.live("evaluate_peak", scored_rows))
+    weights = int(weight_bytes(facts, workload) * (1 + workload.minimises.further_models))
+    workspaces = max(step, validation) - end - logits
+    return {
+        "weights": weights + _copied_bytes(facts, workload),
+        "adapter": (_beside_bytes(facts, workload) + _shadow_bytes(facts, workload)) * workload.adapters,
+        "gradients": every * 4,
+        "optimizer": int(every * OPTIMIZER_BYTES[workload.optimizer]),
+        "activations": end,
+        # Below zero the peak lies before the logits exist or after they are gone.
+        "logits": max(0, logits + min(0, workspaces)),
+        "workspaces": max(0, workspaces),
+    }
+
+
+def _evaluate_parts(facts: ModelFacts, workload: Workload) -> dict[str, int]:
+    of, rows = _Rows(facts, workload), workload.evaluate_rows
+    unpacked = facts.largest_linear * DTYPE_BYTES[workload.matmul_dtype] if workload.store.quantised else 0
+    logits, cache = of.scored(rows), 0
+    generating = min(rows, workload.generate_rows) if facts.generates else 0
+    kept = cache_bytes(facts, workload, generating)
+    if (drawn := generating * facts.vocab_size * (of.element + 4)) + kept > logits:
+        # Scoring and generating follow each other; the larger counts.
+        logits, cache = drawn, kept
+    return {
+        "weights": weight_bytes(facts, workload),
+        "adapter": _beside_bytes(facts, workload),
+        "activations": of.live("evaluate_peak", rows),
+        "logits": logits,
+        "cache": cache,
+        "workspaces": unpacked + _integer_product_bytes(facts, workload, rows * of.tokens),
+    }
 
 
 def predict_merge(facts: ModelFacts, workload: Workload) -> PhaseMemory:
