@@ -72,7 +72,7 @@ class Saved:
     settings: frozenset[str] = frozenset(
         {
             *("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "rank_pattern", "alpha_pattern"),
-            *("init_lora_weights", "layers_to_transform", "layers_pattern"),
+            *("init_lora_weights", "layers_to_transform", "layers_pattern", "fan_in_fan_out"),
         }
     )
     tensors: str | None = None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfadapt.core.errors import DataError, RequestError
 from hfadapt.modalities import IGNORED, Example, Modality
 
 if TYPE_CHECKING:
@@ -136,6 +138,51 @@ def spacing(text: str, share: float, draw: random.Random) -> str:
     return " ".join(words)
 
 
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model"),
+    *("vocab.model", "tekken.json", "prophetnet.tokenizer", "source.spm", "added_tokens.json"),
+)
+
+
+def _unreadable(path: str, error: Exception) -> RequestError:
+    folder = Path(path)
+    lines = " ".join(str(error).split())
+    found = f"{type(error).__name__}: {lines}"[:300]
+    if folder.is_dir():
+        files = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+        small = [name for name in files if (folder / name).read_bytes()[:23] == b"version https://git-lfs"]
+        if not files:
+            found = "none of " + ", ".join(TOKENIZER_FILES[:4])
+        elif small:
+            found = f"{small[0]} is a pointer of Git LFS, not the content: git lfs pull"
+    return RequestError(
+        "the base has no tokenizer that can be read",
+        place=path,
+        got=found,
+        allowed="the files of its tokenizer beside its weights",
+        fix="put the tokenizer of this model there: AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)",
+    )
+
+
+def require_offsets(tokenizer: Any, part: str) -> None:
+    """Refuses a tokenizer that cannot say where its tokens stand in a text.
+
+    Args:
+        part: What of a text each token is to be found in.
+
+    Raises:
+        DataError: it is written in Python.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError(
+            f"the tokenizer does not say which {part} a token belongs to",
+            place=str(getattr(tokenizer, "name_or_path", "tokenizer")),
+            got=f"{type(tokenizer).__name__}, which is written in Python",
+            allowed="a fast tokenizer: one with a tokenizer.json",
+            fix="use a model that has one",
+        )
+
+
 class Text(Modality):
     """Texts, read by a tokenizer."""
 
@@ -149,10 +196,18 @@ class Text(Modality):
     }
 
     def load_processor(self, path: str, revision: str | None) -> Any:
-        """The tokenizer; a missing pad token is replaced by the end token, which labels never see as padding."""
+        """The tokenizer; a missing pad token is replaced by the end token, which labels never see as padding.
+
+        Raises:
+            RequestError: there is none, or it cannot be read.
+        """
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        except Exception as error:
+            # Tokenizers are read by several libraries, with errors of every kind.
+            raise _unreadable(path, error) from None
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         return tokenizer

@@ -202,7 +202,8 @@ def _config_problems(config: Mapping[str, Any], path: Path, saved: Saved) -> Ite
                 yield Problem("not a word", place, got=repr(value)[:80], fix=fix)
         elif key not in plain:
             yield Problem("a key that peft's config does not have", place, got=repr(value)[:80], fix=fix)
-        elif _plain(value) != plain[key]:
+        elif _plain(value) != plain[key] and (value or plain[key]):
+            # peft writes an empty list where there is none.
             allowed = json.dumps(plain[key])
             yield Problem("a setting that hfadapt never makes", place, got=repr(value)[:80], allowed=allowed, fix=fix)
     for key in sorted(REQUIRED & (saved.settings | MODULES)):
@@ -251,7 +252,7 @@ def _bad_setting(key: str, value: Any) -> str | None:
     if key == "init_lora_weights":
         known = isinstance(value, (bool, str)) and value in HARMLESS_STARTS
         return None if known else "a start that changes the base"
-    if key in ("use_dora", "use_rslora"):
+    if key in ("use_dora", "use_rslora", "fan_in_fan_out"):
         return None if isinstance(value, bool) else "neither true nor false"
     return None if _is_harmless(value) else "not a number, a truth value or plain names"
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.core import registry, samples
 from hfadapt.core.errors import RequestError, fault_of_machine
 from hfadapt.core.spec import Spec
+from hfadapt.models.folders import require_base, require_plain
 from hfadapt.models.heads import BaseHead
 from hfadapt.recipe.sources import expanded
 
@@ -27,13 +28,14 @@ MOST_TRACED = 16
 
 
 class LinearShape(Spec):
-    """Linear layers of one name ending and shape: `count` weights of (out_features, in_features)."""
+    """Linear layers of one name ending and shape: `count` weights of (out_features, in_features), at `paths`."""
 
     name: str
     in_features: int
     out_features: int
     count: int
     bias: bool
+    paths: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -49,7 +51,8 @@ class ModelFacts(Spec):
     None where it does not say in which dtype the files are. `pattern` says how layers of different kinds follow each
     other: so many at the start, then a group of so many again and again. `recomputes` is whether the architecture knows
     activation checkpointing, `experts` whether it has weights with one matrix for each expert, `stacks` how many lists
-    of layers it has: an encoder and a decoder are two. `head` is the checkpoint's own.
+    of layers it has: an encoder and a decoder are two. `head` is the checkpoint's own. `other_modules` are paths of
+    modules beside `linears` that peft can adapt where they are named: embeddings, convolutions, the head's layers.
     """
 
     model: str
@@ -80,6 +83,7 @@ class ModelFacts(Spec):
     experts: bool = False
     stacks: int = 1
     head: BaseHead = BaseHead()
+    other_modules: tuple[str, ...] = ()
 
     @property
     def linear_parameters(self) -> int:
@@ -140,25 +144,29 @@ def load_config(model: str) -> PretrainedConfig:
         fields = samples.model_config(model.removeprefix(samples.PREFIX))
         return AutoConfig.for_model(**fields)
     path = expanded(model)
+    if path.is_dir():
+        require_base(path, model)
     try:
         if path.suffix == ".gguf":
             return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-        if path.exists():
-            return AutoConfig.from_pretrained(path)
-        name, _, revision = model.partition("@")
-        return AutoConfig.from_pretrained(name, revision=revision or None)
-    except (OSError, ValueError, KeyError) as error:
+        name, _, revision = (str(path), "", "") if path.exists() else model.partition("@")
+        config = AutoConfig.from_pretrained(name, revision=revision or None, trust_remote_code=False)
+    except Exception as error:
+        # Configs check their own fields with errors of every kind.
         if path.exists() and (fault := fault_of_machine(error)):
             raise fault from None
         lines = str(error).strip().splitlines()
+        fix = "check the name; without a network use a local folder or a sample"
         raise RequestError(
             "the model's config could not be read",
             place=model,
-            got=lines[0] if lines else type(error).__name__,
+            got=" ".join(line.strip() for line in lines)[:300] if lines else type(error).__name__,
             allowed="a folder with config.json, a GGUF file, a Hub id, or "
             + ", ".join(f"{samples.PREFIX}{name}" for name in samples.models()),
-            fix="check the name; without a network use a local folder or a sample",
+            fix="check the fields of config.json" if path.is_dir() else fix,
         ) from None
+    require_plain(config.to_dict(), model)
+    return config
 
 
 def build(config: PretrainedConfig, auto_class: str, model: str) -> nn.Module:
@@ -232,6 +240,7 @@ def describe(model: Any, name: str, task: str, labels: int, config: PretrainedCo
         head_parameters=max(0, head_parameters),
         tied=tied,
         linears=linear_shapes(model),
+        other_modules=other_modules(model),
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
         hidden_size=hidden,
         layers=int(getattr(text, "num_hidden_layers", 0) or 0) or max(map(len, stacks), default=1),
@@ -306,12 +315,25 @@ def head_names(model: Any) -> tuple[str, ...]:
     )
 
 
+def other_modules(model: nn.Module) -> tuple[str, ...]:
+    """Paths of embeddings, convolutions and linear layers of the head."""
+    from torch import nn
+
+    heads = head_names(model)
+    kinds = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) or (isinstance(module, nn.Linear) and name.split(".")[0] in heads)
+    )
+
+
 def linear_shapes(model: nn.Module) -> tuple[LinearShape, ...]:
     """Linear layers outside the head, grouped by name ending and shape; GPT-2's Conv1D counts as one."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    groups: dict[tuple[str, int, int, bool], int] = {}
+    groups: dict[tuple[str, int, int, bool], list[str]] = {}
     heads, seen = head_names(model), set()
     for name, module in model.named_modules():
         if name.split(".")[0] in heads or id(getattr(module, "weight", module)) in seen:
@@ -324,8 +346,8 @@ def linear_shapes(model: nn.Module) -> tuple[LinearShape, ...]:
         else:
             continue
         key = (name.split(".")[-1], *shape, module.bias is not None)
-        groups[key] = groups.get(key, 0) + 1
+        groups.setdefault(key, []).append(name)
     return tuple(
-        LinearShape(name=name, in_features=i, out_features=o, count=count, bias=bias)
-        for (name, i, o, bias), count in groups.items()
+        LinearShape(name=name, in_features=i, out_features=o, count=len(paths), bias=bias, paths=tuple(paths))
+        for (name, i, o, bias), paths in groups.items()
     )

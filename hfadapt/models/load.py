@@ -6,15 +6,19 @@ transformers, bitsandbytes and Accelerate's device maps are used here and in `qu
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import cache, registry, samples
-from hfadapt.core.errors import RequestError, RunError
+from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.core.hashing import file_sha256, json_sha256
 from hfadapt.models.base import BaseRef, made_here
+from hfadapt.models.checks import fit_problems, size_problem, token_problems
+from hfadapt.models.facts import load_config
+from hfadapt.models.folders import file_problems, require_base, weight_files
 from hfadapt.models.heads import BaseHead, class_tensors, start_again, take_rows
 from hfadapt.quants import Quant
 from hfadapt.recipe.schema import Lock
@@ -65,9 +69,16 @@ def resolve_model(model: str) -> ModelSource:
     if local.suffix == ".gguf" and local.is_file():
         return ModelSource(model, str(_dequantised(local)))
     if local.is_dir():
+        require_base(local, model)
         return ModelSource(model, str(local.resolve()), made=made_here(local))
     if model.startswith((".", "/", "~")) or local.suffix == ".gguf":
-        raise RequestError("the model does not exist", place=model, fix="give a folder, a GGUF file or a Hub id")
+        raise RequestError(
+            "the model does not exist",
+            place=model,
+            got=f"nothing at {local.resolve()}",
+            allowed="a folder, a GGUF file or a Hub id",
+            fix="put the base back there, or name the place where it is now",
+        )
     name, _, revision = model.partition("@")
     return ModelSource(model, name, revision or None, name)
 
@@ -210,18 +221,14 @@ def load_base(
     wanted = _Head(task, tuple(labels), head, type(skeleton).__name__, ref.seed if seed is None else seed)
     with torch.random.fork_rng():
         torch.manual_seed(wanted.seed)
-        model, info = auto.from_pretrained(
-            source.path,
-            revision=source.revision,
+        model, info = _from_pretrained(
+            auto,
+            source,
             config=wanted.as_saved(config),
             dtype=dtype,
             quantization_config=quant.config(compute, heads),
             device_map=device_map(device, max_memory),
             max_memory=dict(max_memory) if max_memory else None,
-            output_loading_info=True,
-            # What does not fit is refused below, by name.
-            ignore_mismatched_sizes=True,
-            trust_remote_code=False,
         )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -231,8 +238,10 @@ def load_base(
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     quantised = _check_quantised(model, skeleton, heads, quant)
+    if task.modality == "text":
+        _raise_problems(_token_problems(tokenizer, model, ref.location))
     fresh = dict.fromkeys(_owner(key, model) for key in sorted(info["missing_keys"]))
-    changed, note = wanted.settle(auto, model, config, info, heads)
+    changed, note = wanted.settle(auto, model, info, ref.location)
     fresh |= dict.fromkeys(changed if wanted.rows is None else ())
     model.requires_grad_(False)
     parameters = sum(p.numel() for p in skeleton.parameters())
@@ -258,9 +267,7 @@ class _Head:
         config.update({"num_labels": len(self.found.classes), "id2label": dict(enumerate(self.found.classes))})
         return config
 
-    def settle(
-        self, auto: Any, model: Any, config: Any, info: Mapping[str, Any], heads: Sequence[str]
-    ) -> tuple[tuple[str, ...], str | None]:
+    def settle(self, auto: Any, model: Any, info: Mapping[str, Any], place: str) -> tuple[tuple[str, ...], str | None]:
         """Makes the loaded model's head the one that is wanted.
 
         Returns:
@@ -269,10 +276,9 @@ class _Head:
         Raises:
             RequestError: other tensors of the checkpoint do not fit.
         """
-        mismatched = {key: (tuple(found), tuple(needed)) for key, found, needed in info["mismatched_keys"]}
         looked_at = self.matters and (self.rows is None or self.moves)
-        tensors = class_tensors(auto, model.config) if mismatched or looked_at else {}
-        refuse_other_sizes({key: sizes for key, sizes in mismatched.items() if key not in tensors}, model.name_or_path)
+        tensors = class_tensors(auto, model.config) if info["mismatched_keys"] or looked_at else {}
+        _raise_problems(_weight_problems(model, info, place, self.task, allowed=tensors))
         tensors = {name: dim for name, dim in tensors.items() if name not in info["missing_keys"]}
         if not looked_at or not tensors:
             model.config.update(self.task.model_options(self.labels))
@@ -286,18 +292,76 @@ class _Head:
         return tuple(changed), self.found.note(self.task, self.labels, self.architecture)
 
 
-def refuse_other_sizes(found: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], place: str) -> None:
-    """Raises RequestError for tensors of a checkpoint that have other sizes than its config gives."""
-    if not found:
+def check_base(base: BaseRef) -> None:
+    """Looks at a base on disk before anything is done with it: its files, whether its weights fit its config, and its
+    tokenizer. What is not on disk is looked at when it is loaded.
+
+    Raises:
+        RequestError: it cannot be used; all that is wrong with it.
+    """
+    folder = expanded(base.location)
+    if not folder.is_dir():
         return
-    shown = [f"{name} {list(sizes[0])} instead of {list(sizes[1])}" for name, sizes in sorted(found.items())[:3]]
-    raise RequestError(
-        f"{len(found)} tensors of the weights do not have the sizes that config.json gives",
-        place=place,
-        got="; ".join(shown),
-        allowed="weights and config.json of the same model",
-        fix="copy the model again, or save it again with save_pretrained",
-    )
+    import torch
+    import transformers
+
+    config = load_config(base.location)
+    _raise_problems(file_problems(folder))
+    source, task = source_of(base), registry.task(base.task)
+    model = None
+    if all(path.suffix == ".safetensors" for path in weight_files(folder)):
+        auto = getattr(transformers, task.auto_class)
+        # As it was saved, so that the head's classes are as many as in the weights.
+        model, info = _from_pretrained(auto, source, config=config, dtype=torch.float32, device_map={"": "meta"})
+        _raise_problems(_weight_problems(model, info, base.location, task, allowed=()))
+    tokenizer = load_processor(source, task.modality)
+    if model is not None and task.modality == "text":
+        _raise_problems(_token_problems(tokenizer, model, base.location))
+
+
+def _from_pretrained(auto: Any, source: ModelSource, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """The model, and what was loaded of it; what does not fit is left for `_weight_problems` to say, by name.
+
+    Raises:
+        RequestError: the weights cannot be read.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        model, info = auto.from_pretrained(
+            source.path,
+            revision=source.revision,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+            **options,
+        )
+    except (SafetensorError, EOFError) as error:
+        raise RequestError(
+            "the weights of the base cannot be read", place=source.asked, got=str(error)[:200], fix="fetch them again"
+        ) from None
+    return model, info
+
+
+def _weight_problems(
+    model: Any, info: Mapping[str, Any], place: str, task: Task, allowed: Collection[str]
+) -> Iterator[Problem]:
+    """What of the weights does not fit; tensors of other sizes are `allowed` for the classes of a head."""
+    sizes = {key: (tuple(found), tuple(needed)) for key, found, needed in info["mismatched_keys"] if key not in allowed}
+    if sizes:
+        yield size_problem(sizes, place)
+        return
+    yield from fit_problems(model, info, place, writes=task.writes)
+
+
+def _token_problems(tokenizer: Any, model: Any, place: str) -> Iterator[Problem]:
+    with suppress(NotImplementedError):
+        yield from token_problems(tokenizer, int(model.get_input_embeddings().weight.shape[0]), place)
+
+
+def _raise_problems(found: Iterable[Problem]) -> None:
+    if problems := list(found):
+        raise RequestError("this base cannot be used", problems=problems)
 
 
 def compute_dtype(storage: torch.dtype, device: torch.device) -> torch.dtype:

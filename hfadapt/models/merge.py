@@ -100,7 +100,9 @@ def save_base(base: Base, folder: Path, *, parent: BaseRef, made_by: str, how: s
 def _save(model: Any, base: Base, folder: Path) -> None:
     import transformers
 
-    original = transformers.AutoConfig.from_pretrained(base.source.path, revision=base.source.revision)
+    original = transformers.AutoConfig.from_pretrained(
+        base.source.path, revision=base.source.revision, trust_remote_code=False
+    )
     for name, value in vars(original).items():
         if "drop" in name and isinstance(value, float):
             # Switched off for training an adapter; whoever trains the whole model wants the base's own.

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, HfadaptError, RequestError
 from hfadapt.core.progress import Progress, Silent, quiet_libraries
+from hfadapt.models.base import BaseRef
 from hfadapt.pipeline.flow import Flow, stages_until
 from hfadapt.plan.make import lock as lock_cell
 from hfadapt.plan.make import make_plan
 from hfadapt.recipe.schema import AUTO, Recipe
-from hfadapt.recipe.sources import near_model
+from hfadapt.recipe.sources import expanded, near_model
 from hfadapt.records.plan import Plan
 from hfadapt.records.report import Report
 from hfadapt.records.stages import DataRecord
@@ -117,7 +118,13 @@ def plan_recipe(recipe: Recipe, *, domains: Sequence[str] = (), runs: Path = Pat
     Raises:
         RequestError: the recipe asks for what its targets cannot do.
     """
+    from hfadapt.models.folders import weight_files
+    from hfadapt.models.load import check_base
+
     recipe = recipe.choose(domains) if domains else recipe
+    if weight_files(expanded(recipe.model)):
+        # A config alone is enough for a plan.
+        check_base(BaseRef.of(recipe))
     run = Run(runs / recipe.name)
     known = {}
     for domain, target in recipe.cells():

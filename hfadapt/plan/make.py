@@ -16,14 +16,11 @@ from hfadapt.hardware import catalogue
 from hfadapt.hardware.catalogue import Target
 from hfadapt.models.facts import ModelFacts, model_facts
 from hfadapt.plan.memory import predict
+from hfadapt.plan.modules import module_problems
 from hfadapt.plan.reasons import (
-    ALL_LINEAR,
     DEFAULTS,
-    FUSED_MODULES,
     Decisions,
     Work,
-    adaptable,
-    fused,
     optimizer_steps,
     settle_checkpoints,
     settle_compile,
@@ -218,18 +215,8 @@ def _unknown_to_model(recipe: Recipe, facts: ModelFacts) -> list[Problem]:
                 fix="leave adapter.layers: auto, which adapts all",
             )
         )
-    asked = () if recipe.adapter.modules == AUTO else recipe.adapter.modules
-    barred = [name for name in asked if name == ALL_LINEAR or name in FUSED_MODULES] if fused(facts) else []
-    if barred:
-        found.append(
-            Problem(
-                f"{facts.model_type} reads some weights in a fused kernel, which bypasses an adapter",
-                place="adapter.modules",
-                got=", ".join(barred),
-                allowed=", ".join(adaptable(facts)),
-                fix="leave adapter.modules: auto",
-            )
-        )
+    if recipe.adapter.modules != AUTO:
+        found.extend(module_problems(facts, recipe.adapter.modules))
     return found
 
 

@@ -18,6 +18,7 @@ from hfadapt.hardware.catalogue import Target
 from hfadapt.models.facts import ModelFacts
 from hfadapt.plan.memory import predict
 from hfadapt.plan.memory.predict import Workload
+from hfadapt.plan.modules import adaptable
 from hfadapt.plan.search import (
     Candidate,
     Question,
@@ -57,10 +58,6 @@ LM_DEFAULTS: dict[str, tuple[Any, str]] = {
     "train.batch_rows": (16, "on small data many steps matter more than a large batch"),
     "train.epochs": (1.0, "language models memorise repeated rows quickly"),
 }
-ALL_LINEAR = "all-linear"
-FUSED_MODEL_TYPES = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
-FUSED_MODULES = ("conv1d", "out_proj")
-"""Layers of these model types that peft refuses (peft/tuners/tuners_utils.py)."""
 ASSUMED_ROWS = 2000
 EVALUATIONS = 4
 CHECKPOINT_SECONDS = 60.0
@@ -155,9 +152,8 @@ def settle_training(decided: Decisions, recipe: Recipe, facts: ModelFacts, work:
     if "adapter.rank" in table and (rank := decided.asked("adapter.rank")) is not None:
         table["adapter.alpha"] = (2.0 * rank, table["adapter.alpha"][1])
     table["adapter.layers"] = (facts.layers, "all layers; fewer means the last ones")
-    if fused(facts):
-        reason = f"all linear layers except those in {facts.model_type}'s fused kernels"
-        table["adapter.modules"] = (adaptable(facts), reason)
+    if (able := adaptable(facts)).left_out:
+        table["adapter.modules"] = (able.names, able.reason)
     for name in (
         "adapter.method",
         "adapter.rank",
@@ -398,15 +394,3 @@ def settle_evaluation(
             break
         rows //= 2
     decided.settle("evaluate.batch_rows", rows, "the most, up to 64, in the memory of training")
-
-
-def fused(facts: ModelFacts) -> bool:
-    """Whether some linear layers are read in a fused kernel, where an adapter would be left out."""
-    return facts.model_type in FUSED_MODEL_TYPES
-
-
-def adaptable(facts: ModelFacts) -> tuple[str, ...]:
-    """The linear layers that can be adapted, by name; where that is all of them, the word for it."""
-    if not fused(facts):
-        return (ALL_LINEAR,)
-    return tuple(dict.fromkeys(linear.name for linear in facts.linears if linear.name not in FUSED_MODULES))

@@ -77,7 +77,9 @@ def check_model(tree: Tree, recipe_folder: Path) -> None:
         if name not in samples.models():
             _refuse_sample(tree, ("model",), name, samples.models(), "model")
     elif found is not None and found.is_dir():
-        if not (found / "config.json").is_file():
+        adapter = any((found / part / "adapter_config.json").is_file() for part in ("", "adapter"))
+        # What else the folder holds is said where the model is looked at.
+        if not (found / "config.json").is_file() and not adapter:
             refuse("the model's folder holds no config.json", "name the folder that `save_pretrained` wrote")
     elif found is not None:
         if found.suffix != ".gguf":

@@ -28,7 +28,10 @@ class PlanStage(Stage):
     records = (Plan,)
 
     def check(self, context: Context) -> None:
-        """Refuses what the targets cannot do, before any data is read."""
+        """Refuses a base that cannot be one and what the targets cannot do, before any data is read."""
+        from hfadapt.models.load import check_base
+
+        check_base(BaseRef.of(context.asked))
         make_plan(context.asked, processes=context.world.size)
 
     def intact(self, cells: Sequence[Cell], context: Context) -> bool:

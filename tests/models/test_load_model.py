@@ -99,7 +99,8 @@ def test_a_model_that_cannot_do_the_task_is_refused(models, tmp_path):
 def test_the_identity_tells_bases_apart_and_nothing_else(models, quant):
     one = load_base(make_lock(models / "lm"), (), CPU).identity
     assert load_base(make_lock(models / "lm", quant=quant, dtype="bfloat16"), (), CPU).identity == one
-    assert load_base(make_lock(models / "encoder"), (), CPU).identity["shapes_sha256"] != one["shapes_sha256"]
+    encoder = load_base(make_lock(models / "encoder", "text-classification"), LABELS, CPU)
+    assert encoder.identity["shapes_sha256"] != one["shapes_sha256"]
 
 
 def test_the_adapter_names_no_path_of_this_machine(models, tmp_path):

@@ -322,11 +322,19 @@ def _shadow_bytes(facts: ModelFacts, workload: Workload) -> int:
 
 def _adapted(facts: ModelFacts, workload: Workload) -> list[LinearShape]:
     """The linear layers that get an adapter; of the last layers alone, those that are in them."""
-    named = [s for s in facts.linears if workload.modules == ("all-linear",) or s.name in workload.modules]
+    named = [_named(shape, workload.modules) for shape in facts.linears]
     layers = trained_layers(facts, workload)
     if layers == facts.layers:
         return named
     return [s.model_copy(update={"count": s.count * layers // facts.layers}) for s in named]
+
+
+def _named(shape: LinearShape, modules: tuple[str, ...]) -> LinearShape:
+    """Of linear layers of one name those that modules of a recipe name, which may be longer endings."""
+    if modules == ("all-linear",):
+        return shape
+    count = sum(any(f".{path}".endswith(f".{name}") for name in modules) for path in shape.paths)
+    return shape.model_copy(update={"count": count})
 
 
 def trained_parameters(facts: ModelFacts, workload: Workload) -> int:

@@ -9,6 +9,7 @@ answer every (layers, rows, tokens).
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -39,6 +40,8 @@ PASSES = "passes"
 ROWS = 2
 TRACED_DROPOUT = 0.1
 """Any share: masks are as large for each."""
+UNTRACEABLE = (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError, AttributeError)
+"""What a model's code raises where it cannot be run without values."""
 Terms = dict[str, tuple[tuple[float, ...], tuple[float, ...]]]
 
 
@@ -171,8 +174,8 @@ def _assumed(operator: str, args: Any, kwargs: Any) -> Any:
 def _marks(key: StepKey, layers: int) -> list[tuple[int, dict[str, int]]]:
     """The marks of one model at each of the key's lengths."""
     model = _adapted(key, layers)
-    with FakeTensorMode(), _quiet():
-        _make_fake(model)
+    with FakeTensorMode(), quiet():
+        make_fake(model)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 # As in the second micro-batch of a step: gradients are there and are added to.
@@ -180,7 +183,7 @@ def _marks(key: StepKey, layers: int) -> list[tuple[int, dict[str, int]]]:
         try:
             rows = key.fast and "attention" not in key.without
             return [(length, _step(key, model, length, rows=rows)) for length in key.lengths]
-        except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+        except UNTRACEABLE:
             if not key.fast:
                 raise
             # As the loop does where a model's attention is of another kind: rows side by side.
@@ -243,7 +246,7 @@ def _adapted(key: StepKey, layers: int) -> nn.Module:
     from peft import get_peft_model
 
     method = registry.adapter(key.method)
-    base: Any = _cut(key, layers)
+    base: Any = cut_model(key.config, key.auto_class, key.generates, layers)
     base.to(getattr(torch, key.dtype))
     base.requires_grad_(method.whole_model)
     heads = head_names(base)
@@ -252,7 +255,7 @@ def _adapted(key: StepKey, layers: int) -> nn.Module:
         ours = not key.integer_products or (key.fast and key.on_cpu)
         _quantise(base, key.bits, getattr(torch, key.matmul_dtype if ours else key.dtype))
     model: nn.Module = base
-    with torch.device("meta"), _quiet():
+    with torch.device("meta"), quiet():
         if method.adapts_layers:
             modules = ALL_LINEAR[0] if key.modules == ALL_LINEAR else list(key.modules)
             dropout = TRACED_DROPOUT if key.dropout else 0.0
@@ -277,15 +280,15 @@ def _adapted(key: StepKey, layers: int) -> nn.Module:
     return model
 
 
-def _cut(key: StepKey, layers: int) -> nn.Module:
-    """The model with its first `layers` layers; built small where the config allows it, else built whole and cut."""
+def cut_model(config: str, auto_class: str, generates: bool, layers: int) -> nn.Module:
+    """A config's model with its first `layers` layers; built small where the config allows it, else whole and cut."""
     from transformers import AutoConfig
 
     fields = {
         name: 0.0 if "drop" in name and isinstance(value, float) else value
-        for name, value in json.loads(key.config).items()
+        for name, value in json.loads(config).items()
     }
-    if not key.generates and fields.get("pad_token_id") is None:
+    if not generates and fields.get("pad_token_id") is None:
         # As loading does from the tokenizer: decoders classify at the last token that is not padding.
         fields["pad_token_id"] = 0
     count = fields.get("num_hidden_layers")
@@ -294,10 +297,10 @@ def _cut(key: StepKey, layers: int) -> nn.Module:
         for name, value in fields.items()
     }
     try:
-        model = build(AutoConfig.for_model(**{**small, "num_hidden_layers": layers}), key.auto_class, "traced")
+        model = build(AutoConfig.for_model(**{**small, "num_hidden_layers": layers}), auto_class, "traced")
     except Exception:
         # Configs refuse other numbers of layers in ways of their own.
-        model = build(AutoConfig.for_model(**fields), key.auto_class, "traced")
+        model = build(AutoConfig.for_model(**fields), auto_class, "traced")
     for stack in layer_stacks(model).values():
         del stack[layers:]
     return model
@@ -356,7 +359,7 @@ def _quantise(model: nn.Module, bits: int, compute_dtype: torch.dtype) -> None:
                 setattr(module, child_name, kind(child, compute_dtype))
 
 
-def _make_fake(model: nn.Module) -> None:
+def make_fake(model: nn.Module) -> None:
     """Replaces every meta parameter and buffer by a fake one on the CPU; ties stay ties. Runs in a FakeTensorMode."""
     made: dict[int, Any] = {}
     for module in model.modules():
@@ -381,6 +384,11 @@ def _inputs(key: StepKey, model: Any, length: int, in_line: bool) -> dict[str, t
         tokens = fast.one_line([length] * ROWS, ["default"] * ROWS).tokens
         ids = torch.zeros(1, tokens, dtype=torch.long)
         return {"input_ids": ids, "position_ids": ids}
+    return text_inputs(model, length)
+
+
+def text_inputs(model: Any, length: int) -> dict[str, torch.Tensor]:
+    """ROWS rows of so many tokens."""
     ids = torch.zeros(ROWS, length, dtype=torch.long)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
@@ -398,7 +406,14 @@ def _loss(key: StepKey, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Te
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def quiet() -> Iterator[None]:
+    """Without warnings, and without the tracebacks that torch logs of operators that stand-ins answer for here."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import DataError
 from hfadapt.modalities import IGNORED, Row
+from hfadapt.modalities.text import require_offsets
 from hfadapt.schemas import Unusable
 from hfadapt.tasks import Remark
 
@@ -284,13 +285,7 @@ def encoded_chat(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int
         groups = chat.groups
     except Unusable as fault:
         raise DataError(f"an answer cannot be learned{fault.detail}", place=chat.place, fix=REFUSED) from None
-    if not tokenizer.is_fast:
-        raise DataError(
-            "the tokenizer does not tell which characters a token stands for, so answers in chats cannot be marked",
-            place=str(tokenizer.name_or_path),
-            got=type(tokenizer).__name__,
-            fix="use a model with a tokenizer.json, or rows of prompt and completion",
-        )
+    require_offsets(tokenizer, "turn of a chat")
     text = groups[-1][-1].whole if groups else chat.write(chat.turns)
     spans = [answer.span for answer in groups[-1]] if groups else []
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)

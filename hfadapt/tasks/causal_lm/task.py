@@ -53,6 +53,10 @@ class CausalLM(Task):
         """The vocabulary's, whatever the labels."""
         return 0
 
+    def snippet_agrees(self, printed: str, prediction: Any) -> bool:
+        """Whatever it wrote: a model may end its answer at once."""
+        return True
+
     def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
         """Nothing beyond the defaults."""
         return {}

@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.core.errors import DataError
 from hfadapt.modalities import IGNORED, Example, Row
-from hfadapt.modalities.text import pad, text_example
+from hfadapt.modalities.text import pad, require_offsets, text_example
 from hfadapt.schemas import LabelKind
 from hfadapt.tasks import Answer, Batches, RowMetric, Scores, Served, Task, index_of, ragged
 
@@ -37,14 +36,7 @@ def _tokenised(
     Raises:
         DataError: the tokenizer does not say where its tokens stand in a text.
     """
-    if not getattr(tokenizer, "is_fast", False):
-        raise DataError(
-            "the tokenizer does not say which word a token belongs to",
-            place=str(getattr(tokenizer, "name_or_path", "tokenizer")),
-            got=f"{type(tokenizer).__name__}, which is written in Python",
-            allowed="a fast tokenizer: one with a tokenizer.json",
-            fix="use a model that has one",
-        )
+    require_offsets(tokenizer, "word")
     texts = [" ".join(words) for words in rows]
     if not texts:
         return []

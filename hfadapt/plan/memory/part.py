@@ -1,0 +1,117 @@
+"""Which linear layers of a model take part in its loss: one run forward and backward with few layers, without memory.
+
+A layer takes part when its `forward` is called and a gradient comes back to what it returned. A pooler whose output
+nobody reads, attention to an encoder that is not there, and a layer of which only the weight is read do not.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any
+
+from hfadapt.models.facts import ModelFacts
+
+LENGTH = 16
+"""Tokens of the two rows that are run."""
+LayersRun = tuple[str, str, bool, int]
+
+
+def taking_part(facts: ModelFacts, auto_class: str) -> dict[str, bool] | None:
+    """Path of each linear layer outside the head → whether it takes part; of a model with few layers.
+
+    None where the model cannot be run without memory.
+    """
+    found = _taking_part(_key(facts, auto_class), min(LENGTH, facts.max_positions or LENGTH))
+    return None if found is None else dict(found)
+
+
+def plain_names(facts: ModelFacts, auto_class: str, names: tuple[str, ...]) -> frozenset[str] | None:
+    """Those of the names that peft takes for linear layers and no more; None where it takes all linear layers so.
+
+    Of models whose experts were modules once and are tensors now, it takes some names for these tensors.
+    """
+    return _plain_names(_key(facts, auto_class), names)
+
+
+def _key(facts: ModelFacts, auto_class: str) -> LayersRun:
+    config = json.dumps({k: v for k, v in facts.config.items() if k[0] != "_"}, sort_keys=True, default=str)
+    return config, auto_class, facts.generates, max(2, sum(facts.pattern))
+
+
+@cache
+def _taking_part(key: LayersRun, length: int) -> tuple[tuple[str, bool], ...] | None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from hfadapt.plan.memory.trace import UNTRACEABLE, Live, cut_model, make_fake, quiet, text_inputs
+
+    config, auto_class, generates, layers = key
+    model: Any = cut_model(config, auto_class, generates, layers).float().requires_grad_(True)
+    reached: set[str] = set()
+
+    def watch(name: str) -> Any:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            if output.requires_grad:
+                output.register_hook(lambda grad: reached.add(name))
+
+        return hook
+
+    linears = _linears(model)
+    for name, module in linears.items():
+        module.register_forward_hook(watch(name))
+    try:
+        with FakeTensorMode(), quiet():
+            make_fake(model)
+            with Live(model.train()):
+                model(**text_inputs(model, length)).logits.float().sum().backward()
+    except UNTRACEABLE:
+        return None
+    return tuple((name, name in reached) for name in linears)
+
+
+@cache
+def _plain_names(key: LayersRun, names: tuple[str, ...]) -> frozenset[str] | None:
+    from peft import LoraConfig
+
+    from hfadapt.plan.memory.trace import cut_model
+
+    try:
+        from peft.utils.transformers_weight_conversion import (
+            convert_peft_config_for_transformers,
+            get_model_conversion_mapping,
+        )
+    except ImportError:  # before peft 0.19
+        return None
+    config, auto_class, generates, layers = key
+    model: Any = cut_model(config, auto_class, generates, layers)
+
+    def converted(modules: Any) -> Any:
+        found = LoraConfig(target_modules=modules)
+        convert_peft_config_for_transformers(found, model=model, conversions=get_model_conversion_mapping(model))
+        return found
+
+    if not converted("all-linear").target_parameters:
+        return None
+    # One by one: names that belong together are refused where some of them are missing.
+    kept = []
+    for name in names:
+        try:
+            if not converted([name]).target_parameters:
+                kept.append(name)
+        except ValueError:
+            continue
+    return frozenset(kept)
+
+
+def _linears(model: Any) -> dict[str, Any]:
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    from hfadapt.models.facts import head_names
+
+    heads = head_names(model)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and name.split(".")[0] not in heads
+    }

@@ -1,0 +1,128 @@
+"""Which layers of a model an adapter can be put on: those that take part in the loss, as plain LoRA layers.
+
+Nothing here goes by lists of architectures: a model with few layers is run once without memory (memory/part.py), and
+peft is asked what it makes of the names. The exception are layers whose weights are read in a fused kernel on a GPU
+alone, which cannot be seen from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from hfadapt.core import registry
+from hfadapt.core.errors import Problem, nearest
+from hfadapt.models.facts import ModelFacts
+from hfadapt.plan.memory.part import plain_names, taking_part
+
+ALL_LINEAR = "all-linear"
+FUSED_MODEL_TYPES = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+FUSED_MODULES = ("conv1d", "out_proj")
+"""Layers of these model types that peft refuses (peft/tuners/tuners_utils.py)."""
+SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Adaptable:
+    """The linear layers that can be adapted.
+
+    Args:
+        names: Name endings of them, or the word for all.
+        left_out: Name endings of those that cannot, with the reason of each.
+        parts: Paths of layers that take no part, in a model with few layers.
+    """
+
+    names: tuple[str, ...] = (ALL_LINEAR,)
+    left_out: tuple[tuple[str, str], ...] = ()
+    parts: frozenset[str] = frozenset()
+
+    @property
+    def reason(self) -> str:
+        """Why not all are adapted, in a line."""
+        why: dict[str, list[str]] = {}
+        for name, reason in self.left_out:
+            why.setdefault(reason, []).append(name)
+        return "all linear layers but " + " and ".join(f"{_shown(n)}, which {reason}" for reason, n in why.items())
+
+
+def matches(path: str, name: str) -> bool:
+    """Whether peft takes a module for the one of this name."""
+    return path == name or path.endswith(f".{name}")
+
+
+def adaptable(facts: ModelFacts) -> Adaptable:
+    """What can be adapted, found by a run of the model with few layers; all, where it cannot be run without memory."""
+    task = registry.task(facts.task)
+    found = taking_part(facts, task.auto_class)
+    if found is None:
+        return Adaptable()
+    idle = {path: "take no part in the loss" for path, alive in found.items() if not alive}
+    if facts.model_type in FUSED_MODEL_TYPES:
+        fused = (path for path in found if _last(path) in FUSED_MODULES)
+        idle |= dict.fromkeys(fused, f"are read in a fused kernel of {facts.model_type}")
+    alive = [path for path in found if path not in idle]
+    names = dict.fromkeys(name for path in alive if (name := _ending(path, idle)))
+    plain = plain_names(facts, task.auto_class, tuple(names))
+    if not idle and plain is None:
+        return Adaptable()
+    kept = tuple(name for name in names if plain is None or name in plain)
+    for path in alive:
+        if not any(matches(path, name) for name in kept):
+            idle[path] = "would change experts, whose weights are one tensor, too"
+    missing = dict.fromkeys((_ending(path, alive) or _last(path), reason) for path, reason in idle.items())
+    if plain is not None:
+        missing[("experts", "keep all their weights in one tensor")] = None
+    taken = {path for path, reason in idle.items() if any(matches(path, name) for name in kept)}
+    return Adaptable(kept, tuple(missing), frozenset(idle) - taken)
+
+
+def module_problems(facts: ModelFacts, asked: Sequence[str]) -> list[Problem]:
+    """What is wrong with modules that a recipe names."""
+    paths = [path for linear in facts.linears for path in linear.paths] + list(facts.other_modules)
+    names = sorted({_last(path) for path in paths})
+    unknown = [name for name in asked if name != ALL_LINEAR and not any(matches(path, name) for path in paths)]
+    if unknown:
+        close = [found for name in unknown if (found := nearest(name, names))]
+        return [
+            Problem(
+                f"{facts.architecture} has no such layers",
+                place="adapter.modules",
+                got=", ".join(unknown),
+                allowed=_shown(names),
+                fix=f"did you mean {' and '.join(map(repr, close))}?" if close else "leave adapter.modules: auto",
+            )
+        ]
+    known = adaptable(facts)
+    barred = [name for name in asked if name == ALL_LINEAR or any(matches(path, name) for path in known.parts)]
+    if known.left_out and barred:
+        return [
+            Problem(
+                f"some of these layers cannot be adapted: {known.reason}",
+                place="adapter.modules",
+                got=", ".join(barred),
+                allowed=", ".join(known.names),
+                fix="leave adapter.modules: auto",
+            )
+        ]
+    return []
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _ending(path: str, others: Iterable[str]) -> str | None:
+    """The shortest ending of a path that none of the others has; None where only the number of a layer tells them
+    apart."""
+    parts = path.split(".")
+    for count in range(1, len(parts) + 1):
+        if parts[-count].isdigit() and count > 1:
+            return None
+        ending = ".".join(parts[-count:])
+        if not any(matches(other, ending) for other in others):
+            return ending
+    return None
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -1,0 +1,137 @@
+"""Which layers a plan adapts: those that take part in the loss, and nothing that a recipe names by mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hfadapt.core.errors import RequestError
+from hfadapt.models.facts import model_facts
+from hfadapt.plan.make import make_plan
+from hfadapt.plan.memory.predict import Workload, adapted_layers
+from hfadapt.plan.modules import adaptable
+from hfadapt.recipe.schema import Recipe
+
+SIZES = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "bert": {"intermediate_size": 64},
+    "llama": {"intermediate_size": 64, "num_key_value_heads": 2},
+    "gpt2": {},
+    "big_bird": {"intermediate_size": 64},
+    "esm": {"intermediate_size": 64, "mask_token_id": 1, "position_embedding_type": "rotary"},
+    "bart": {
+        "d_model": 32,
+        **{
+            f"{part}_{name}": size for part in ("encoder", "decoder") for name, size in (("layers", 2), ("ffn_dim", 64))
+        },
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+    },
+    "mamba": {"state_size": 8},
+    "mixtral": {"intermediate_size": 64, "num_key_value_heads": 2, "num_local_experts": 2},
+    "deepseek_v3": {
+        **{"intermediate_size": 64, "moe_intermediate_size": 16, "first_k_dense_replace": 1, "n_routed_experts": 4},
+        **{"n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "num_key_value_heads": 4},
+        **{"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8},
+    },
+}
+CLASSES, LM = "text-classification", "causal-lm"
+
+
+def folder(tmp_path: Path, kind: str) -> str:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **SIZES, **CONFIGS[kind]}))
+    return str(tmp_path)
+
+
+def recipe(model: str, task: str, **adapter: Any) -> Recipe:
+    fields = {"name": "r", "model": model, "task": task, "domains": {"d": {"source": "d.csv"}}, "adapter": adapter}
+    return Recipe.model_validate(fields)
+
+
+@pytest.mark.parametrize(("kind", "task"), [("bert", CLASSES), ("llama", LM), ("llama", CLASSES), ("gpt2", LM)])
+def test_all_are_adapted_where_all_take_part(tmp_path, kind, task):
+    assert adaptable(model_facts(folder(tmp_path, kind), task)).names == ("all-linear",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "without", "names"),
+    [
+        ("big_bird", CLASSES, {"pooler"}, {"query", "key", "value", "dense"}),
+        ("esm", CLASSES, {"regression"}, {"query", "key", "value", "dense"}),
+        ("mamba", LM, {"dt_proj", "out_proj"}, {"in_proj", "x_proj"}),
+        (
+            "bart",
+            LM,
+            {f"encoder_attn.{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")},
+            {"fc1", "fc2", *(f"self_attn.{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj"))},
+        ),
+        ("mixtral", LM, {"experts"}, {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        ("mixtral", CLASSES, {"experts"}, {"q_proj", "k_proj", "v_proj", "o_proj"}),
+    ],
+)
+def test_what_takes_no_part_is_left_out(tmp_path, kind, task, without, names):
+    found = adaptable(facts := model_facts(folder(tmp_path, kind), task))
+    assert set(found.names) == names
+    assert {name for name, _ in found.left_out} == without
+    plan = make_plan(recipe(facts.model, task)).cells[0]
+    assert set(plan.value("adapter.modules")) == names
+    reason = next(each.reason for each in plan.decisions if each.field == "adapter.modules")
+    assert all(name in reason for name in without)
+
+
+def test_names_that_peft_takes_for_experts_are_left_out(tmp_path):
+    """The first layer and the shared expert are of linear layers, but these have the names of the experts."""
+    found = adaptable(model_facts(folder(tmp_path, "deepseek_v3"), LM))
+    assert not {"gate_proj", "up_proj", "down_proj"} & {name.rpartition(".")[2] for name in found.names}
+    assert {"q_a_proj", "kv_b_proj", "o_proj"} <= set(found.names)
+    assert {"gate_proj", "up_proj", "down_proj", "experts"} <= {name for name, _ in found.left_out}
+
+
+def test_longer_endings_are_counted(tmp_path):
+    facts = model_facts(folder(tmp_path, "bart"), LM)
+
+    def count(*modules: str) -> int:
+        return adapted_layers(facts, Workload(length_tokens=8, rank=4, modules=modules))
+
+    assert count("all-linear") == 20
+    assert count("q_proj") == 4
+    assert count("self_attn.q_proj") == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "asked", "words"),
+    [
+        ("bert", CLASSES, ["qurey"], "did you mean 'query'?"),
+        ("bert", CLASSES, ["query", "valeu"], "did you mean 'value'?"),
+        ("bert", CLASSES, ["zzzz"], "leave adapter.modules: auto"),
+        ("big_bird", CLASSES, ["pooler"], "take no part in the loss"),
+        ("bart", LM, ["q_proj"], "self_attn.q_proj"),
+        ("bart", LM, ["all-linear"], "self_attn.q_proj"),
+        ("mamba", LM, ["in_proj", "dt_proj"], "x_proj"),
+        ("mixtral", LM, ["all-linear"], "experts"),
+        ("mixtral", LM, ["w1"], "has no such layers"),
+    ],
+)
+def test_a_name_that_cannot_be_adapted_is_refused(tmp_path, kind, task, asked, words):
+    with pytest.raises(RequestError) as error:
+        make_plan(recipe(folder(tmp_path, kind), task, modules=asked))
+    assert "adapter.modules" in str(error.value)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked"),
+    [("bert", ["attention.self.query", "value"]), ("bert", ["word_embeddings"]), ("bart", ["self_attn.q_proj"])],
+)
+def test_names_that_there_are_may_be_asked_for(tmp_path, kind, asked):
+    plan = make_plan(recipe(folder(tmp_path, kind), LM if kind == "bart" else CLASSES, modules=asked))
+    assert list(plan.cells[0].value("adapter.modules")) == asked
+
+
+def test_planning_prints_no_traceback(tmp_path, caplog, capfd):
+    for kind in ("mixtral", "deepseek_v3"):
+        make_plan(recipe(folder(tmp_path, kind), LM))
+    assert "Traceback" not in caplog.text + "".join(capfd.readouterr())
