@@ -95,6 +95,21 @@ class Publication(Shown):
             yield f"{where} tag {record.tag}, commit {record.commit[:8]}{new}; {scored}"
 
 
+@dataclass(frozen=True)
+class Sending:
+    """How parcels are sent.
+
+    Args:
+        private: Make a new repository private.
+        tag: By default the first free one of v1, v2, …
+        verify_load: Load the downloaded adapter and score it.
+    """
+
+    private: bool
+    tag: str | None
+    verify_load: bool
+
+
 def warnings(cell: Cell) -> Iterator[str]:
     """What a person should know before an adapter is given away; its card says the same."""
     security, drift = cell.security, cell.drift
@@ -108,7 +123,7 @@ def warnings(cell: Cell) -> Iterator[str]:
         yield f"{cell.domain}: not to be served as {', '.join(drift.refused)}"
 
 
-def publish(  # noqa: PLR0913 - flags of the command
+def publish(  # noqa: PLR0913 - the flags of the command, by the same names, for callers in Python
     path: Path,
     repo: str | None = None,
     *,
@@ -158,14 +173,15 @@ def publish(  # noqa: PLR0913 - flags of the command
     if license is not None:
         check_license(license)
     refuse(named.values(), license)
+    how = Sending(private, tag, verify_load)
     with parcels(named, repo or "", layout, license) as ready:
         if to is not None:
             for parcel in ready:
                 write_out(parcel.staged, to if len(ready) == 1 else to / parcel.name)
             return Publication(tuple(ready), written=to)
         if not yes:
-            return Publication(tuple(ready), steps=tuple(steps(ready, private, tag, verify_load)))
-        records = send(ready, private, tag, verify_load, api, sleep, say)
+            return Publication(tuple(ready), steps=tuple(steps(ready, how)))
+        records = send(ready, how, api, sleep, say)
         return Publication(tuple(ready), tuple(records))
 
 
@@ -236,17 +252,17 @@ def parcels(named: dict[str, Cell], repo: str, layout: str, license: str | None)
         yield ready
 
 
-def steps(ready: Sequence[Parcel], private: bool, tag: str | None, verify_load: bool) -> Iterator[str]:
+def steps(ready: Sequence[Parcel], how: Sending) -> Iterator[str]:
     """What `--yes` does, in order."""
     from huggingface_hub import get_token
 
     token = "found" if get_token() else "NOT FOUND; log in with `hf auth login` first"
     for parcel in ready:
-        kind = "private" if private else "public"
+        kind = "private" if how.private else "public"
         yield f"{parcel.repo}: made when it is not there ({kind}), all files above sent as one commit (token: {token})"
-    verified = ", loaded and scored on the check rows" if verify_load else ""
+    verified = ", loaded and scored on the check rows" if how.verify_load else ""
     yield f"downloaded again, every sha256 compared{verified}"
-    yield f"tagged {tag or 'with the first free one of v1, v2, …'}"
+    yield f"tagged {how.tag or 'with the first free one of v1, v2, …'}"
     if len(ready) > 1:
         yield f"put into the collection {_title(ready)!r} of {ready[0].repo.split('/')[0]}"
 
@@ -257,9 +273,7 @@ def _title(ready: Sequence[Parcel]) -> str:
 
 def send(
     ready: Sequence[Parcel],
-    private: bool,
-    tag: str | None,
-    verify_load: bool,
+    how: Sending,
     api: HfApi | None,
     sleep: Callable[[float], None],
     say: Callable[[str], None],
@@ -277,9 +291,9 @@ def send(
         hubs[0].user()
         try:
             for parcel, hub in zip(ready, hubs, strict=True):
-                records += _send_one(parcel, hub, private, tag, verify_load)
+                records += _send_one(parcel, hub, how)
             if len(ready) > 1:
-                slug = hubs[0].collect(_title(ready), [parcel.repo for parcel in ready], private)
+                slug = hubs[0].collect(_title(ready), [parcel.repo for parcel in ready], how.private)
                 records = [record.model_copy(update={"collection": slug}) for record in records]
                 _write(records, ready)
         except HfadaptError as error:
@@ -289,26 +303,26 @@ def send(
     return records
 
 
-def _send_one(parcel: Parcel, hub: Hub, private: bool, tag: str | None, verify_load: bool) -> list[PublishRecord]:
+def _send_one(parcel: Parcel, hub: Hub, how: Sending) -> list[PublishRecord]:
     staged = parcel.staged
-    if tag is not None and hub.head() is not None:
+    if how.tag is not None and hub.head() is not None:
         from hfadapt.publish.hub import taken
 
-        named = hub.commit_of(tag)
+        named = hub.commit_of(how.tag)
         if named is not None and hub.changes(hub.files(named), staged, named):
-            raise taken(parcel.repo, tag)
+            raise taken(parcel.repo, how.tag)
     first = next(iter(parcel.cells.values()))
     what = first.domain if len(parcel.cells) == 1 else f"{len(parcel.cells)} adapters"
-    commit, new = hub.send(staged, f"{_title([parcel])}: {what}", private)
+    commit, new = hub.send(staged, f"{_title([parcel])}: {what}", how.private)
     hub.say(f"downloading {parcel.repo} at {commit[:8]} again")
     with tempfile.TemporaryDirectory(prefix="hfadapt-verify-") as temporary:
         downloaded = hub.fetch(staged, commit, Path(temporary))
         scored = {
-            prefix: rescored_download(cell, downloaded / prefix) if verify_load else None
+            prefix: rescored_download(cell, downloaded / prefix) if how.verify_load else None
             for prefix, cell in parcel.cells.items()
         }
     hidden = hub.is_private()
-    name = hub.tag(tag, commit)
+    name = hub.tag(how.tag, commit)
     hub.say(f"{hub.address}/tree/{name}")
     records = [
         PublishRecord(
