@@ -55,11 +55,13 @@ class Modality:
         name: Name that tasks use.
         operations: Changes that leave a label right, by the name of the setting in `data.augment`.
         perturbations: Careless input as users give it, with how much of it is changed.
+        tokens: Whether its processor is a tokenizer, each of whose ids needs an embedding of the model.
     """
 
     name: str
     operations: Mapping[str, Operation]
     perturbations: Mapping[str, tuple[Operation, float]]
+    tokens: bool = False
 
     def load_processor(self, path: str, revision: str | None) -> Any:
         """What turns values into a model's inputs: the tokenizer of texts."""

@@ -187,6 +187,7 @@ class Text(Modality):
     """Texts, read by a tokenizer."""
 
     name = "text"
+    tokens = True
     operations = {"word_dropout": word_dropout, "word_swap": word_swap, "typos": typos, "case": case}
     perturbations = {
         "typos": (typos, SHARE),

@@ -238,7 +238,7 @@ def load_base(
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     quantised = _check_quantised(model, skeleton, heads, quant)
-    if task.modality == "text":
+    if registry.modality(task.modality).tokens:
         _raise_problems(_token_problems(tokenizer, model, ref.location))
     fresh = dict.fromkeys(_owner(key, model) for key in sorted(info["missing_keys"]))
     changed, note = wanted.settle(auto, model, info, ref.location)
@@ -315,7 +315,7 @@ def check_base(base: BaseRef) -> None:
         model, info = _from_pretrained(auto, source, config=config, dtype=torch.float32, device_map={"": "meta"})
         _raise_problems(_weight_problems(model, info, base.location, task, allowed=()))
     tokenizer = load_processor(source, task.modality)
-    if model is not None and task.modality == "text":
+    if model is not None and registry.modality(task.modality).tokens:
         _raise_problems(_token_problems(tokenizer, model, base.location))
 
 
