@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
@@ -19,26 +16,39 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from unittest import mock
 
-import datasets
 import pytest
-import torch
+from looks import (
+    CLASSES,
+    TAGS,
+    TEXTS,
+    Bed,
+    asked_of_the_hub,
+    canaries,
+    card,
+    evaluation,
+    folder,
+    fused,
+    labels,
+    losses,
+    metrics,
+    planned,
+    refusal,
+    rows,
+    scored_at_once,
+    splits,
+    steps,
+    storage,
+    trackers,
+    unpacked,
+    workers,
+)
 from pydantic import BaseModel
-from tiny import labelled, make_lock, make_loop, pairs, recipe_fields, uneven, write_recipe, write_rows
+from tiny import labelled, pairs, recipe_fields, uneven, write_rows
 
-from hfadapt import Run, load_recipe, make_plan, run
-from hfadapt.card.build import render_card
 from hfadapt.core import registry
-from hfadapt.core.errors import DataError, HfadaptError
 from hfadapt.core.spec import Spec
-from hfadapt.data import clean, prepare
-from hfadapt.evaluate import bench
-from hfadapt.fast import FastPath, fusion
-from hfadapt.hardware.processes import World
 from hfadapt.objectives import Objective
 from hfadapt.recipe.schema import AUTO, FAST_PARTS, Lock, Recipe
-
-EXAMPLES = Path(__file__).parents[2] / "cards" / "examples"
-
 
 # --- all fields ------------------------------------------------------------------------------------------------------
 
@@ -88,211 +98,6 @@ def put(fields: Mapping[str, Any], place: str, value: Any) -> dict[str, Any]:
         inner = inner[key]
     inner[keys[-1]] = value
     return found
-
-
-# --- what is looked at -----------------------------------------------------------------------------------------------
-
-CLASSES, TEXTS, TAGS = "text-classification", "causal-lm", "token-classification"
-
-
-@dataclass
-class Bed:
-    """A folder with sources and the tiny models, and the evaluations that are there already."""
-
-    folder: Path
-    evaluated: dict[str, Any] = field(default_factory=dict)
-
-    def recipe(self, fields: Mapping[str, Any]) -> Recipe:
-        return load_recipe(write_recipe(self.folder / "tiny.yaml", fields))
-
-    def prepared(self, fields: Mapping[str, Any]) -> Any:
-        return prepare(self.recipe(fields), recipe_folder=self.folder)
-
-    def run(self, fields: Mapping[str, Any], until: str, name: str) -> Run:
-        return run(self.recipe(fields), until=until, recipe_folder=self.folder, folder=self.folder / "runs" / name)
-
-
-def rows(bed: Bed, fields: Mapping[str, Any]) -> Any:
-    """The prepared rows, split by split."""
-    return {
-        (name, split): each.rows(split)
-        for name, each in bed.prepared(fields).items()
-        for split in ("train", "validation", "test")
-    }
-
-
-def canaries(bed: Bed, fields: Mapping[str, Any]) -> Any:
-    """How many planted rows are trained on beside the training rows."""
-    planted = bed.prepared(fields)["one"].record.canaries
-    return planted and planted.rows
-
-
-def labels(bed: Bed, fields: Mapping[str, Any]) -> Any:
-    """The classes, in the model's order."""
-    return bed.prepared(fields)["one"].record.labels
-
-
-def card(bed: Bed, fields: Mapping[str, Any]) -> Any:
-    """A card whose rows come from these sources."""
-    (new,) = bed.prepared(fields)["one"].record.sources
-    folder = shutil.copytree(EXAMPLES / CLASSES, bed.folder / "card", dirs_exist_ok=True)
-    data = json.loads((folder / "data.json").read_text())
-    noted = {"license": new.license, "language": new.language}
-    data["sources"] = [{**source, **noted} for source in data["sources"]]
-    (folder / "data.json").write_text(json.dumps(data))
-    return render_card(folder).readme
-
-
-def workers(bed: Bed, fields: Mapping[str, Any]) -> Any:
-    """How many processes the filters of rows are given."""
-    with mock.patch.object(clean, "drop_unusable", side_effect=lambda found, *_: found) as called:
-        prepare(bed.recipe(fields), recipe_folder=bed.folder, cache=Path(tempfile.mkdtemp(dir=bed.folder)))
-    return called.call_args.args[3]
-
-
-def asked_of_the_hub(bed: Bed, fields: Mapping[str, Any]) -> Any:
-    """What `datasets.load_dataset` is asked for."""
-    with (
-        mock.patch.object(datasets, "load_dataset", side_effect=ConnectionError("no network")) as called,
-        pytest.raises(DataError),
-    ):
-        bed.prepared(fields)
-    return called.call_args_list
-
-
-def folder(bed: Bed, fields: Mapping[str, Any]) -> Any:
-    """The run's folder, where none is named."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(bed.folder)
-        return run(bed.recipe(fields), until="prepare").folder
-
-
-def refusal(bed: Bed, fields: Mapping[str, Any]) -> Any:
-    """Why a run does not start, or a stage ends here."""
-    try:
-        found = bed.run(fields, "evaluate" if "evaluate" in fields else "prepare", "refusal")
-    except HfadaptError as error:
-        return str(error)
-    return [cell.state.errors for cell in found.cells()]
-
-
-def planned(bed: Bed, fields: Mapping[str, Any]) -> Any:
-    """Memory and time of every cell."""
-    return [
-        (
-            cell.trains_on,
-            cell.budget_bytes,
-            [phase.total_bytes for phase in cell.memory],
-            cell.predicted_tokens_per_second,
-        )
-        for cell in make_plan(bed.recipe(fields)).cells
-    ]
-
-
-def metrics(bed: Bed, fields: Mapping[str, Any]) -> Any:
-    """What the plan wants to be measured."""
-    return make_plan(bed.recipe(fields)).cells[0].value("evaluate.metrics")
-
-
-def splits(bed: Bed, fields: Mapping[str, Any]) -> Any:
-    """Rows of each split, as training would see them."""
-    return bed.run(fields, "plan", "planned").cell("one", "this-machine").data.splits
-
-
-def loop_of(bed: Bed, fields: Mapping[str, Any]) -> Any:
-    """A training loop on 20 rows with these settings."""
-    asked = {f"{name}__{key}": value for name in ("train", "data", "adapter") for key, value in fields[name].items()}
-    asked |= {key: fields[key] for key in ("quant", "dtype") if key in fields}
-    if "train__epochs" in asked:
-        asked["train__max_steps"] = None
-    lock = make_lock(bed.folder / fields["model"], fields["task"], **{"train__micro_batch_rows": 4, **asked})
-    made = labelled if fields["task"] == CLASSES else uneven
-    return make_loop(lock, Path(tempfile.mkdtemp(dir=bed.folder)), made(20), made(8, seed=1))
-
-
-def losses(bed: Bed, fields: Mapping[str, Any]) -> Any:
-    """What is learned: every line of metrics.jsonl."""
-    found = loop_of(bed, fields)
-    found.loop.run()
-    return found.lines
-
-
-def steps(bed: Bed, fields: Mapping[str, Any]) -> Any:
-    """How a training goes: its path, each pass through the first layer, what is trained by what, what is kept."""
-    found, passes = loop_of(bed, fields), []
-    first = next(module for name, module in found.model.named_modules() if re.search(r"layers?\.0$", name))
-    # Inside of what is computed again, where activations are not kept.
-    next(first.children()).register_forward_pre_hook(
-        lambda _, inputs, named: passes.append(tuple((inputs[0] if inputs else named["hidden_states"]).shape)),
-        with_kwargs=True,
-    )
-    found.loop.run()
-    return (
-        found.loop.path,
-        found.loop.frozen_layers,
-        passes,
-        {name: tuple(tensor.shape) for name, tensor in found.weights.items()},
-        type(found.job.optimizer).__name__,
-        sorted(path.name for path in (found.job.folder / "checkpoints").glob("*")),
-    )
-
-
-def storage(bed: Bed, fields: Mapping[str, Any]) -> Any:
-    """How the base's linear layers are stored."""
-    modules = loop_of(bed, fields).base.model.modules()
-    weights = [module.weight for module in modules if isinstance(module, torch.nn.Linear)]
-    return {(type(weight).__name__, weight.dtype, getattr(weight, "quant_type", "")) for weight in weights}
-
-
-def unpacked(bed: Bed, fields: Mapping[str, Any]) -> Any:
-    """How many quantised layers have an unpacked copy that is kept."""
-    found = loop_of(bed, fields)
-    path = FastPath(found.model, None, resident=fields["train"].get("resident_layers", 0))
-    with path.on():
-        frozen = [layer.frozen for group in path.groups for layer in group.layers]
-        return sum(each.weight() is each.weight() for each in frozen)
-
-
-def fused(bed: Bed, fields: Mapping[str, Any]) -> Any:
-    """Whether passes go through torch.compile, where there is something to compile."""
-    with mock.patch.object(fusion, "fusing") as used:
-        loop_of(bed, fields).loop.run()
-    return used.called
-
-
-def trackers(bed: Bed, fields: Mapping[str, Any]) -> Any:
-    """What accelerate is told to log to."""
-    with mock.patch("accelerate.Accelerator") as made:
-        made.return_value.num_processes = 1
-        World(bed.recipe(fields).train.trackers, bed.folder)
-    return made.call_args.kwargs["log_with"]
-
-
-def evaluation(bed: Bed, fields: Mapping[str, Any]) -> Any:
-    """What an evaluation found, without its times. Recipes that differ in nothing else share the training."""
-    trained = json.dumps({**fields, "evaluate": None}, sort_keys=True)
-    whole = trained + json.dumps(fields["evaluate"], sort_keys=True)
-    if whole not in bed.evaluated:
-        name = bed.evaluated.setdefault(trained, f"evaluated-{len(bed.evaluated)}")
-        cell = bed.run(fields, "evaluate", name).cell("one", "this-machine")
-        general, drift = cell.evaluation.general_text, cell.drift
-        bed.evaluated[whole] = {
-            "metrics": [metric.model_dump() for metric in cell.evaluation.metrics],
-            "general text": general and general.name,
-            "missed": cell.state.error,
-            "others": (cell.folder.parents[1] / "transfer.json").exists(),
-            "security": cell.security is not None,
-            "refused forms": drift and drift.refused,
-        }
-    return bed.evaluated[whole]
-
-
-def scored_at_once(bed: Bed, fields: Mapping[str, Any]) -> Any:
-    """Rows of a batch, when the test rows are scored."""
-    bed.evaluated.clear()
-    with mock.patch.object(bench, "padded", wraps=bench.padded) as called:
-        evaluation(bed, fields)
-    return {call.args[4] for call in called.call_args_list}
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
