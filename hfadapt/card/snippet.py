@@ -15,6 +15,8 @@ from hfadapt.recipe.sources import SAMPLE, found_model
 from hfadapt.run_folder import Cell
 
 FILE = "<the card's snippet>"
+WRITTEN = 24
+"""Tokens that the snippet of a language model writes."""
 LOOKED_AT = 200
 """Test rows among which the example is chosen."""
 
@@ -31,6 +33,7 @@ def snippet_text(facts: Facts) -> str:
         sample=str(lock["model"]).startswith(SAMPLE) and not lock["base"] and not whole,
         base=_base(facts),
         other_head=records.file("train.json").get("base_head") is not None,
+        long_rows=_long_rows(records),
         quant=_quant(records),
         quant_class=registry.quant(lock["quant"]).config_class,
         schema=registry.schema(records.value("data.json#/form")),
@@ -51,6 +54,12 @@ def _base(facts: Facts) -> str:
         revision = records.value("train.json#/model_revision")
         return facts.cited(json.dumps(hub_id) + (f"  # revision {revision}" if revision else ""))
     return facts.cited(json.dumps(public_name(model)) + "  # the folder of the base")
+
+
+def _long_rows(records: Records) -> bool:
+    """Whether some rows are as long as was learned from: a model may have no positions left to write in."""
+    lengths, most = records.file("data.json").get("lengths") or {}, records.value("lock.yaml#/data/max_length")
+    return most > 2 * WRITTEN and any(split["longest"] > most - WRITTEN for split in lengths.values())
 
 
 def _quant(records: Records) -> str:

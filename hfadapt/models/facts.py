@@ -47,7 +47,8 @@ class ModelFacts(Spec):
     """Sizes of one model for one task. `linears` are the layers that quantisation replaces and LoRA adapts.
 
     `head_parameters` make the task's output; with `tied`, the output weight is the embedding and is counted there.
-    `vocab_size` is 0 for models without tokens, `max_positions` None where the config states no limit, `stored_dtype`
+    `vocab_size` is 0 for models without tokens, `max_positions` None where the config states no limit; with
+    `position_table` each position has an embedding, and there are no more. `stored_dtype`
     None where it does not say in which dtype the files are. `pattern` says how layers of different kinds follow each
     other: so many at the start, then a group of so many again and again. `recomputes` is whether the architecture knows
     activation checkpointing, `experts` whether it has weights with one matrix for each expert, `stacks` how many lists
@@ -74,6 +75,7 @@ class ModelFacts(Spec):
     intermediate_size: int
     vocab_size: int
     max_positions: int | None
+    position_table: bool = False
     labels: int
     stored_dtype: str | None = None
     quantised: bool = False
@@ -249,7 +251,8 @@ def describe(model: Any, name: str, task: str, labels: int, config: PretrainedCo
         head_dim=int(first(text, "head_dim", default=hidden // max(1, heads_count))),
         intermediate_size=int(first(text, "intermediate_size", "n_inner", "ffn_dim", "hidden_dim", default=4 * hidden)),
         vocab_size=int(first(text, "vocab_size", default=0)),
-        max_positions=first(text, "max_position_embeddings", "n_positions", default=None),
+        max_positions=(most := position_limit(model, config))[0],
+        position_table=most[1],
         labels=labels,
         stored_dtype=stored_dtype(config),
         quantised=bool(getattr(config, "quantization_config", None)),
@@ -259,6 +262,27 @@ def describe(model: Any, name: str, task: str, labels: int, config: PretrainedCo
         experts=any(p.dim() == 3 and "expert" in name for name, p in model.named_parameters()),
         stacks=len(stacks),
     )
+
+
+def position_limit(model: nn.Module, config: PretrainedConfig) -> tuple[int | None, bool]:
+    """How many tokens a model reads at most, and whether that is so because each position has an embedding.
+
+    Models in the manner of RoBERTa count positions from the one after padding's on, and read two tokens less than they
+    have embeddings.
+    """
+    from torch import nn
+
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    stated = first(config.get_text_config(), *names, default=None)
+    stated = int(stated) if stated and int(stated) > 0 else None
+    for path, module in model.named_modules():
+        last = path.rpartition(".")[2]
+        if isinstance(module, nn.Embedding) and ("pos" in last or last == "wpe") and "relative" not in last:
+            rows = module.num_embeddings
+            if module.padding_idx is not None:
+                return rows - module.padding_idx - 1, True
+            return min(rows, stated or rows), True
+    return stated, False
 
 
 def stored_dtype(config: PretrainedConfig) -> str | None:

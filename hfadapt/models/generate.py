@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from hfadapt.models.facts import position_limit
 from hfadapt.models.load import pad_token_id
 
 
@@ -23,7 +24,8 @@ def continuations(
 
     Prompts are padded on the left, so that every row's last token is the last column; the attention mask keeps padding
     out, and positions are counted from each row's first token. Of the base's own generation settings only its end
-    tokens count: a text ends at them and at the tokenizer's, which is the one that is learned.
+    tokens count: a text ends at them and at the tokenizer's, which is the one that is learned. Where every position has
+    an embedding, a long prompt loses its start, so that there are positions left to write in.
 
     Args:
         prompts: Token ids of each prompt.
@@ -34,6 +36,10 @@ def continuations(
     import torch
 
     pad, ends = pad_token_id(tokenizer), _end_tokens(model, tokenizer)
+    most, table = position_limit(model, model.config)
+    if most and table:
+        max_new_tokens = min(max_new_tokens, max(1, most // 2))
+        prompts = [prompt[-(most - max_new_tokens) :] for prompt in prompts]
     how: dict[str, Any] = {"do_sample": False}
     if sampled:
         how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}

@@ -16,6 +16,7 @@ from hfadapt.hardware import catalogue
 from hfadapt.hardware.catalogue import Target
 from hfadapt.models.facts import ModelFacts, model_facts
 from hfadapt.plan.memory import predict
+from hfadapt.plan.memory.part import runs_without_memory
 from hfadapt.plan.modules import module_problems
 from hfadapt.plan.reasons import (
     DEFAULTS,
@@ -215,6 +216,17 @@ def _unknown_to_model(recipe: Recipe, facts: ModelFacts) -> list[Problem]:
                 fix="leave adapter.layers: auto, which adapts all",
             )
         )
+    asked, most = recipe.data.max_length, facts.max_positions
+    if asked != AUTO and most and asked > most and (facts.position_table or not runs_without_memory(facts, asked)):
+        found.append(
+            Problem(
+                f"{facts.architecture} has {most} positions",
+                place="data.max_length",
+                got=str(asked),
+                allowed=f"at most {most}, auto",
+                fix=f"lower data.max_length to {most}; longer rows are cut",
+            )
+        )
     if recipe.adapter.modules != AUTO:
         found.extend(module_problems(facts, recipe.adapter.modules))
     return found
@@ -290,7 +302,7 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
             "experts on a CPU: a kernel is kept for each token count of an expert; these hundreds of MiB grow with the "
             "steps and are not predicted"
         )
-    warnings.extend(base_notes(facts, work))
+    warnings.extend(base_notes(facts, work, decided.value("data.max_length")))
     if trainer.devices > 1 and world < trainer.devices:
         warnings.append(f"{world} of {trainer.devices} devices are used: the effective batch cannot be split further")
     return CellPlan(
@@ -333,9 +345,11 @@ def _time(chosen: Candidate, work: Work, decided: Decisions, world: int) -> tupl
     return steps * chosen.seconds_per_step + compile_seconds(chosen.workload), rate
 
 
-def base_notes(facts: ModelFacts, work: Work) -> list[str]:
+def base_notes(facts: ModelFacts, work: Work, length: int) -> list[str]:
     """What a user may not expect of this base, in a line each."""
     found = [facts.head.note(registry.task(facts.task), work.names, facts.architecture)]
+    if facts.max_positions and length > facts.max_positions:
+        found.append(f"rows of {length} tokens are longer than the {facts.max_positions} that this base was made for")
     return [note for note in found if note]
 
 

@@ -9,6 +9,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError, DoesNotFit
 from hfadapt.core.show import show_bytes
 from hfadapt.models.base import BaseRef
+from hfadapt.models.facts import model_facts
 from hfadapt.plan.make import lock as lock_cell
 from hfadapt.plan.make import make_plan
 from hfadapt.recipe.schema import Lock, Recipe
@@ -151,7 +152,9 @@ def audit_cell(cell: Cell, lock: Lock, tokenizer: Any, record: DataRecord) -> Da
     cell.write(record)
     if lock.data.too_long == "drop":
         record = drop_too_long(cell.folder, task, tokenizer, **options)
-    found = audit(cell.folder, task, tokenizer, similarity=lock.data.dedupe.similarity, **options)
+    facts = model_facts(BaseRef.of(lock).location, lock.task, max(1, len(record.labels)))
+    options |= {"similarity": lock.data.dedupe.similarity, "most_tokens": facts.max_positions}
+    found = audit(cell.folder, task, tokenizer, **options)
     record = record.model_copy(update={"audit": found})
     cell.write(record)
     require_clean(found, f"{cell.domain} on {cell.target}")

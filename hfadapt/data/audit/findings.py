@@ -37,6 +37,7 @@ class View:
         task: The task.
         labels: Class names.
         max_length: Tokens an example may have.
+        most_tokens: As many as the model can read, when known.
         record: data.json, when there is one.
         dropped: Why the first row of each reason was dropped.
         intact: Whether the files are those that were prepared, so that what was measured then still holds.
@@ -50,11 +51,19 @@ class View:
     task: Task
     labels: Sequence[str]
     max_length: int
+    most_tokens: int | None = None
     record: DataRecord | None = None
     dropped: Mapping[str, str] = field(default_factory=dict)
     intact: bool = False
     similarity: float = 0.8
     stop_ids: frozenset[int] = field(default_factory=frozenset)
+
+    @property
+    def longer(self) -> str:
+        """How to have less cut off."""
+        if self.most_tokens is not None and self.max_length >= self.most_tokens:
+            return f"the model reads {self.most_tokens} tokens at most: shorten these rows, or set data.too_long: drop"
+        return f"raise data.max_length (now {self.max_length} tokens), shorten these rows, or set data.too_long: drop"
 
     def pairs(self, split: str = "train") -> Iterator[tuple[dict[str, Any], Example]]:
         """Rows beside their tokenised examples."""

@@ -36,6 +36,7 @@ def audit(
     tokenizer: Any,
     *,
     max_length: int,
+    most_tokens: int | None = None,
     labels: Sequence[str] = (),
     similarity: float = 0.8,
 ) -> Audit:
@@ -46,6 +47,7 @@ def audit(
         task: The Task; its `encode` and `collate` are what training uses.
         tokenizer: The model's tokenizer.
         max_length: Tokens an example may have.
+        most_tokens: As many as the model can read, when known.
         labels: Class names, in the model's order.
         similarity: From which two rows are nearly the same (see `data.dedupe`).
 
@@ -73,6 +75,7 @@ def audit(
         task=task,
         labels=labels,
         max_length=max_length,
+        most_tokens=most_tokens,
         record=record,
         dropped=_first_dropped(cell_folder),
         intact=record is not None and bool(record.files) and record.files == file_hashes(cell_folder),

@@ -30,11 +30,7 @@ def no_labels(view: View) -> Iterator[Finding]:
         return
     whole = "every label is masked" if len(bad) == len(pairs) else "no label is left"
     cut = sum(1 for _, example in pairs if example.truncated)
-    fix = (
-        f"raise data.max_length (now {view.max_length})"
-        if cut >= len(bad)
-        else "check the template and its response marker"
-    )
+    fix = view.longer if cut >= len(bad) else "check the template and its response marker"
     code = "all-masked" if len(bad) == len(pairs) else "rows-without-labels"
     yield finding(code, level_for(len(bad), len(pairs), 0.05), whole, bad, fix, len(pairs))
 
@@ -118,7 +114,7 @@ def truncated(view: View) -> Iterator[Finding]:
     long = [(row, example) for row, example in pairs if example.truncated]
     if not long:
         return
-    fix = f"raise data.max_length (now {view.max_length} tokens), shorten these rows, or set data.too_long: drop"
+    fix = view.longer
     cut = [row for row, example in long if view.schema.writes and _last_label(example) not in view.stop_ids]
     if cut:
         yield finding(
@@ -126,7 +122,8 @@ def truncated(view: View) -> Iterator[Finding]:
         )
     if len(long) > len(cut):
         rows = [row for row, _ in long if row not in cut] if len(long) < 2_000 else [row for row, _ in long]
-        level = "soft" if not view.task.per_token or len(long) < 0.5 * len(pairs) else "hard"
+        limited = view.most_tokens is not None and view.max_length >= view.most_tokens
+        level = "soft" if limited or not view.task.per_token or len(long) < 0.5 * len(pairs) else "hard"
         yield finding("truncated", level, "the text is cut off", rows, fix, len(pairs))
 
 

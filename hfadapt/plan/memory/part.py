@@ -10,6 +10,7 @@ import json
 from functools import cache
 from typing import Any
 
+from hfadapt.core import registry
 from hfadapt.models.facts import ModelFacts
 
 LENGTH = 16
@@ -24,6 +25,11 @@ def taking_part(facts: ModelFacts, auto_class: str) -> dict[str, bool] | None:
     """
     found = _taking_part(_key(facts, auto_class), min(LENGTH, facts.max_positions or LENGTH))
     return None if found is None else dict(found)
+
+
+def runs_without_memory(facts: ModelFacts, length: int) -> bool:
+    """Whether the model takes rows of so many tokens, as far as the sizes of its tensors tell."""
+    return _taking_part(_key(facts, registry.task(facts.task).auto_class), length) is not None
 
 
 def plain_names(facts: ModelFacts, auto_class: str, names: tuple[str, ...]) -> frozenset[str] | None:
