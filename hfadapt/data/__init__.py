@@ -1,13 +1,16 @@
 """From sources to trustworthy splits: load, clean, de-duplicate, split, format, audit. No heavy import at the top."""
 
 from hfadapt.data import augment, canaries
+from hfadapt.data.audit.findings import Asked
 from hfadapt.data.audit.report import DataReport
 from hfadapt.data.audit.supervision import audit, augmented, drop_too_long, lengths, require_clean
+from hfadapt.data.columns import named_in
 from hfadapt.data.fit import fit
 from hfadapt.data.prepared import PreparedDomain, prepare
 from hfadapt.data.split_files import read_split
 
 __all__ = [
+    "Asked",
     "DataReport",
     "PreparedDomain",
     "audit",
@@ -17,6 +20,7 @@ __all__ = [
     "drop_too_long",
     "fit",
     "lengths",
+    "named_in",
     "prepare",
     "read_split",
     "require_clean",

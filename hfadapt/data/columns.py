@@ -16,7 +16,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError, choice_problem
 from hfadapt.data.labels import Labels
 from hfadapt.data.rows import Dropped, Row, as_row, fold, name_rows
-from hfadapt.recipe.schema import Columns, Template
+from hfadapt.recipe.schema import Columns, Recipe, Template
 from hfadapt.schemas import LABEL_NAMES, RowSchema, Unusable, plain
 
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
@@ -185,7 +185,8 @@ class Formatter:
                 "the template shows the answer in the prompt",
                 place=self.name,
                 got=f"{{{shown_twice[0]}}} in the prompt and in the completion of all rows",
-                fix="take it out of the prompt",
+                fix="take it out of the prompt, or leave the template out if the column holds chats: they are learned "
+                "as the model's chat template writes them",
             )
         used = {names[each] for each in (*self._shown, *self._answer)}
         self.shape = Shape(self.template.makes, {c: c for c in self.columns if c in used})
@@ -370,10 +371,26 @@ def strip_boilerplate(rows: Iterable[Row], form: str) -> None:
         row.text, row.prompt = kept + answer, kept
 
 
-def check_columns(rows: Sequence[Row], columns: Mapping[str, str], others: Collection[str], place: str) -> None:
+def check_columns(
+    rows: Sequence[Row],
+    columns: Mapping[str, str],
+    others: Collection[str],
+    place: str,
+    *,
+    named: Collection[str] = (),
+    allow: Collection[str] = (),
+) -> None:
     """Refuses columns that were evidently mistaken: constant, or an identifier in each row.
 
     A few test rows may well be of a class each.
+
+    Args:
+        rows: Of one source.
+        columns: The column of each part.
+        others: All columns of the source.
+        place: The source, for messages.
+        named: Parts whose column the recipe names.
+        allow: `data.allow`.
 
     Raises:
         DataError: names the column, what it holds and the columns there are.
@@ -381,37 +398,91 @@ def check_columns(rows: Sequence[Row], columns: Mapping[str, str], others: Colle
     if len(rows) < 8:
         return
     schema = registry.schema(rows[0].form)
-    # What a chat asks has no column of its own.
-    shown = "prompt" if schema.chat else schema.parts[0]
-    faults = [
-        (part, fault)
-        for part, fault in (
-            (shown, shown_fault([row.prompt or row.text for row in rows], repeats=schema.writes)),
-            ("label", label_fault([row.label for row in rows if _one_class(row) and row.label is not None])),
-        )
-        if fault
-    ]
-    if faults:
-        part, fault = faults[0]
-        column = columns.get(part) or columns.get("messages") or ", ".join(columns.values())
+    for fault in mistaken(rows, schema, [row.label for row in rows if _one_class(row) and row.label is not None]):
+        # What a chat asks has no column of its own.
+        if schema.chat or fault.code in allow or (fault.meant and fault.part in named):
+            continue
+        column = columns.get(fault.part) or ", ".join(columns.values())
+        held = [(row.label if fault.part == "label" else row.prompt or row.text) or "" for row in rows[:3]]
         raise DataError(
-            f"column {column!r} cannot be the {part}: {fault}",
+            f"column {column!r} cannot be the {fault.part}: {fault.what}",
             place=place,
             got=f"rows {', '.join(str(row.row) for row in rows[:3])} hold "
-            + ", ".join(
-                repr((row.label if part == "label" else row.prompt or row.text) or "")[:40] for row in rows[:3]
-            ),
+            + ", ".join(repr(each)[:40] for each in held),
             allowed=f"columns {', '.join(others)}",
-            fix=f"set columns: {{{part}: NAME}} to the column with the {part}",
+            fix=f"set columns: {{{fault.part}: NAME}} to the column with the {fault.part}"
+            + (f", {column} if it is meant" if fault.meant else "")
+            + f"; or set data.allow: [{fault.code}]",
         )
+
+
+@dataclass(frozen=True)
+class Mistaken:
+    """A column that cannot be what it was taken for.
+
+    Args:
+        code: Of the finding.
+        part: What it was taken for.
+        what: What it holds.
+        meant: Whether it can be meant, as codes can that are to be classified; a column that counts rows cannot.
+    """
+
+    code: str
+    part: str
+    what: str
+    meant: bool = False
+
+
+def mistaken(rows: Sequence[Row], schema: RowSchema, labels: Sequence[str]) -> list[Mistaken]:
+    """The columns of rows that cannot be what they were taken for."""
+    values = [row.prompt or row.text for row in rows]
+    found = []
+    if fault := shown_fault(values, repeats=schema.writes):
+        ids = fault == IDENTIFIERS
+        part = "prompt" if schema.chat else schema.parts[0]
+        found.append(Mistaken("identifiers" if ids else "wrong-column", part, fault, ids and not _counted(values)))
+    if fault := label_fault(labels):
+        found.append(Mistaken("identifiers", "label", fault))
+    return found
+
+
+def named_parts(columns: Columns, templated: bool) -> frozenset[str]:
+    """The parts whose column the recipe itself names; a template names all that it uses."""
+    if templated:
+        return frozenset(part for schema in registry.schemas() for part in schema.parts)
+    return frozenset(part for part, name in columns.model_dump().items() if name is not None)
+
+
+def named_in(recipe: Recipe, domain: str) -> frozenset[str]:
+    """The parts whose column the recipe names in every source of a domain."""
+    templated = recipe.template_of(domain) is not None
+    return frozenset.intersection(
+        *(named_parts(source.columns, templated) for source in recipe.domains[domain].all_sources())
+    )
 
 
 def _one_class(row: Row) -> bool:
     return row.several is None and row.split in ("", "train")
 
 
-# One word with a digit in it, or digits with what separates them in numbers, dates and times.
-_ID = re.compile(r"\S*\d\S*|[\d.,:/+\s-]+")
+IDENTIFIERS = "it holds numbers or identifiers, not words"
+# One word of letters and digits, or digits with what separates them in numbers, dates and times. Sums, formulas,
+# addresses of the web and scripts without spaces are neither.
+_ID = re.compile(r"(?=\D*\d)[A-Za-z0-9_.:/#@-]+|\+?[\d.,:/-]+(?: [\d.,:/-]*\d[\d.,:/-]*){0,3}")
+_ADDRESS = re.compile(r"://|[a-z]\.[a-z]{2,}(?:[/?#:]|$)", re.IGNORECASE)
+_COUNTER = re.compile(r"(.*?)(\d{1,15})", re.DOTALL)
+
+
+def _identifies(value: str) -> bool:
+    return _ID.fullmatch(value) is not None and not _ADDRESS.search(value)
+
+
+def _counted(values: Iterable[str]) -> bool:
+    """Whether values number rows: the same words before a number, and most numbers of a range."""
+    found = [_COUNTER.fullmatch(value.strip()) for value in values]
+    numbers = {int(match[2]) for match in found if match}
+    alike = len({match[1] for match in found if match}) == 1 and all(found)
+    return alike and len(numbers) > 0.5 * (max(numbers) - min(numbers) + 1)
 
 
 def label_fault(values: Sequence[str]) -> str | None:
@@ -434,7 +505,6 @@ def shown_fault(values: Sequence[str], *, repeats: bool) -> str | None:
         return "it holds the same value in every row"
     if not repeats and 10 * len(distinct) <= len(values):
         return f"it has only {len(distinct)} different values in {len(values):,} rows"
-    ids = sum(1 for value in distinct if _ID.fullmatch(value.strip()))
-    if ids > 0.9 * len(distinct):
-        return "it holds numbers or identifiers, not words"
+    if sum(1 for value in distinct if _identifies(value.strip())) > 0.9 * len(distinct):
+        return IDENTIFIERS
     return None

@@ -78,7 +78,7 @@ def _read_domain(
         check_unreadable(source, reader.rows_in, reader.bad)
         if not rows:
             raise no_rows(f"domains.{name}: {source.name}", reader.rows_in, reader.bad)
-        format.check_columns(rows, reader.shape.parts, reader.columns, f"domains.{name}: {source.name}")
+        reader.check_columns(rows)
         state.columns.update(reader.shape.parts)
         state.rows.extend(rows)
         garbled.extend(reader.garbled)

@@ -112,7 +112,9 @@ def prepare(
 
 def _fingerprint(recipe: Recipe, opened: Mapping[str, Sequence[Opened]]) -> str:
     """Content, settings and code; neither model nor target, so that these can change without preparing again."""
-    data = recipe.data.model_dump(mode="json", exclude={"max_length", "too_long", "packing", "workers", "augment"})
+    data = recipe.data.model_dump(
+        mode="json", exclude={"max_length", "too_long", "packing", "workers", "augment", "allow"}
+    )
     what = {
         "code": CODE_VERSION,
         "forms": sorted(registry.task(recipe.task).schemas),

@@ -95,6 +95,17 @@ class SourceReader:
             formatter = self._formatter(head)
             yield from (ready(*each) for each in head)
 
+    def check_columns(self, rows: Sequence[Row]) -> None:
+        """Refuses columns that were evidently mistaken. Raises DataError with the column and what it holds."""
+        format.check_columns(
+            rows,
+            self.shape.parts,
+            self.columns,
+            f"domains.{self._domain}: {self.source.name}",
+            named=format.named_parts(self.source.settings.columns, self._recipe.template_of(self._domain) is not None),
+            allow=self._recipe.data.allow,
+        )
+
     def _formatter(self, head: Sequence[tuple[int, dict[str, Any]]]) -> format.Formatter:
         self.columns = tuple(dict.fromkeys(column for _, values in head for column in values))
         template = self._recipe.template_of(self._domain)

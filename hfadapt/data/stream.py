@@ -240,7 +240,7 @@ class _Domain:
     def _clean(self, chunk: list[Row], reader: SourceReader, first: bool, log: Any) -> list[Row]:
         place = f"domains.{self.name}: {reader.source.name}"
         if first:
-            columns.check_columns(chunk, reader.shape.parts, reader.columns, place)
+            reader.check_columns(chunk)
             self.state.columns.update(reader.shape.parts)
             self.state.form = chunk[0].form
         if columns.one_form(chunk, self.name) != self.state.form:

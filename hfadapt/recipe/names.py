@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 from hfadapt.core import registry
 from hfadapt.core.errors import nearest
 from hfadapt.hardware import catalogue
+from hfadapt.records.stages import FINDINGS
 
 Auto = Literal["auto"]
 AUTO: Auto = "auto"
@@ -92,6 +93,7 @@ AutoOptimizer = Annotated[str, one_of("optimizer", with_auto(OPTIMIZERS))]
 Schedule = Annotated[str, one_of("schedule", SCHEDULES)]
 AutoSchedule = Annotated[str, one_of("schedule", with_auto(SCHEDULES))]
 Tracker = Annotated[str, one_of("tracker", TRACKERS)]
+FindingCode = Annotated[str, one_of("finding", FINDINGS)]
 Objective = Annotated[str, one_of("objective", lambda: registry.names("objectives"))]
 
 Positive = Annotated[int, Field(ge=1)]

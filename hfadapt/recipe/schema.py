@@ -25,6 +25,7 @@ from hfadapt.recipe.names import (
     AutoQuant,
     AutoSchedule,
     Dtype,
+    FindingCode,
     LearningRate,
     Method,
     Name,
@@ -219,7 +220,11 @@ class Canaries(Spec):
 
 
 class Data(Spec):
-    """How rows become splits. `validation` and `test` are shares (< 1) or numbers of rows (≥ 1)."""
+    """How rows become splits. `validation` and `test` are shares (< 1) or numbers of rows (≥ 1).
+
+    `allow` are codes of findings that would stop the run and are to be warnings; rows that a model's template or the
+    task refuses (`refused`) are then left out.
+    """
 
     train_rows: Positive | None = None
     validation: Annotated[float, Field(gt=0.0)] = 0.1
@@ -228,6 +233,7 @@ class Data(Spec):
     max_length: Annotated[int, Field(ge=8)] | Auto = AUTO
     too_long: Literal["drop", "truncate"] = "truncate"
     conflicts: Literal["drop", "majority", "keep"] = "drop"
+    allow: tuple[FindingCode, ...] = ()
     packing: bool | Auto = AUTO
     streaming: bool = False
     workers: Positive | Auto = AUTO

@@ -112,8 +112,18 @@ class Lengths(Spec):
     longest: int
 
 
+FINDINGS = (
+    *("identifiers", "wrong-column", "same-completion", "empty-completion", "many-dropped", "one-class"),
+    *("label-never-trained", "label-in-text", "telltale-word", "answer-in-prompt", "mojibake", "split-overlap"),
+    *("near-overlap", "refused", "rows-without-labels", "eos-masked", "eos-absent", "pad-hides-stop", "pad-trained"),
+    *("answer-cut", "truncated", "double-bos", "other-chat-template", "no-response", "only-last-turn", "wrong-role"),
+    *("prompt-trained", "turns-missing", "round-trip", "unknown-tokens"),
+)
+"""Codes of hard findings that a recipe may allow (`data.allow`); with the others nothing could be trained or scored."""
+
+
 class Finding(Spec):
-    """One result of the audit. A `hard` one stops the run."""
+    """One result of the audit. A `hard` one stops the run, unless the recipe allows it."""
 
     code: str
     level: Literal["hard", "soft"]
@@ -131,7 +141,7 @@ class LongRow(Spec):
 
 
 class Audit(Spec):
-    """What training will really see, counted after tokenisation."""
+    """What training will really see, counted after tokenisation; `dropped` gives an example for each reason."""
 
     rows: int
     tokens: int
@@ -142,6 +152,7 @@ class Audit(Spec):
     findings: tuple[Finding, ...] = ()
     sample: tuple[tuple[str, bool], ...] = ()
     longest: tuple[LongRow, ...] = ()
+    dropped: dict[str, str] = {}
 
 
 class PlantedCanaries(Spec):

@@ -128,7 +128,7 @@ def measure_lengths(cell: Cell, recipe: Recipe, tokenizer: Any) -> DataRecord:
             allowed=", ".join(sorted(task.schemas)),
             fix="name the columns (domains.NAME.columns), give a template, or choose another task",
         )
-    record = fit(cell.folder, task, tokenizer)
+    record = fit(cell.folder, task, tokenizer, drop_refused="refused" in recipe.data.allow)
     measured = {
         split: lengths(rows, task, tokenizer, labels=record.labels)
         for split in ("train", "validation", "test")
@@ -145,7 +145,7 @@ def audit_cell(cell: Cell, lock: Lock, tokenizer: Any, record: DataRecord) -> Da
     Raises:
         DataError: there are hard findings.
     """
-    from hfadapt.data import audit, drop_too_long, require_clean
+    from hfadapt.data import Asked, audit, drop_too_long, named_in, require_clean
 
     task = registry.task(lock.task)
     options: dict[str, Any] = {"max_length": lock.data.max_length, "labels": record.labels}
@@ -153,8 +153,9 @@ def audit_cell(cell: Cell, lock: Lock, tokenizer: Any, record: DataRecord) -> Da
     if lock.data.too_long == "drop":
         record = drop_too_long(cell.folder, task, tokenizer, **options)
     facts = model_facts(BaseRef.of(lock).location, lock.task, max(1, len(record.labels)))
-    options |= {"similarity": lock.data.dedupe.similarity, "most_tokens": facts.max_positions}
-    found = audit(cell.folder, task, tokenizer, **options)
+    options["most_tokens"] = facts.max_positions
+    asked = Asked(lock.data.dedupe.similarity, named_in(lock, cell.domain), lock.data.allow)
+    found = audit(cell.folder, task, tokenizer, asked=asked, **options)
     record = record.model_copy(update={"audit": found})
     cell.write(record)
     require_clean(found, f"{cell.domain} on {cell.target}")

@@ -31,7 +31,9 @@ class Prepare(Stage):
         recipe = context.recipe_of(cell)
         thinned = recipe.data.too_long == "drop"
         fitted = registry.schema(context.prepared[cell.domain].record.form).chat
-        asked = recipe.model_dump(mode="json", exclude={"evaluate"}) if thinned else recipe.model if fitted else None
+        asked: Any = [recipe.model, list(recipe.data.allow)] if fitted else None
+        if thinned:
+            asked = recipe.model_dump(mode="json", exclude={"evaluate"})
         return [context.rows_of(cell.domain), asked]
 
     def run(self, cells: Sequence[Cell], context: Context) -> None:

@@ -1,6 +1,8 @@
 """The audit: planted faults are caught, clean data passes, figures and views are right."""
 
+import ast
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,9 +10,10 @@ from hfadapt import data
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
 from hfadapt.data import DataReport
+from hfadapt.data.audit import rows, supervision, tokens
 from hfadapt.modalities.text import token_ids
 from hfadapt.recipe.schema import Recipe
-from hfadapt.records.stages import Audit, DataRecord, Finding
+from hfadapt.records.stages import FINDINGS, Audit, DataRecord, Finding
 
 from . import faults
 
@@ -114,3 +117,36 @@ def test_report_in_three_views(tmp_path, tokenizer):
     assert "nothing stops the run" in text
     assert report.hard == 0
     assert "| domain |" in report._repr_markdown_()
+
+
+def test_a_hard_finding_has_a_way_round_and_is_a_warning_where_the_recipe_goes_it(tmp_path, tokenizer):
+    cell(tmp_path, [{**row, "completion": "Yes."} for row in faults.pairs(60)], "causal-lm")
+
+    def found(asked):
+        looked = data.audit(tmp_path / "cell", registry.task("causal-lm"), tokenizer, max_length=256, asked=asked)
+        return {each.code: each for each in looked.findings}
+
+    hard = found(data.Asked())
+    soft = found(data.Asked(allow=("same-completion",)))
+    assert {code for code, each in hard.items() if each.level == "hard"} == {"same-completion"}
+    assert hard["same-completion"].fix.endswith("or set data.allow: [same-completion] to go on all the same")
+    assert soft["same-completion"].level == "soft"
+    assert soft["same-completion"].message.startswith("allowed by data.allow: all 48 completions are 'Yes.'")
+
+
+def test_every_hard_finding_is_one_that_can_be_allowed_or_leaves_nothing_to_train():
+    """Codes are looked up in the source: `finding("code", …)` and its levels."""
+    seen = set()
+    for module in (rows, tokens, supervision):
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "finding":
+                code, level = node.args[:2]
+                if isinstance(code, ast.Constant) and ast.unparse(level) != "'soft'":
+                    seen.add(code.value)
+    fatal = {"mixed-forms", "label-outside-set", "no-chat-template"}
+    assert seen - set(FINDINGS) == fatal
+    by_variable = {
+        *("identifiers", "wrong-column", "rows-without-labels", "no-response", "only-last-turn", "wrong-role"),
+        *("prompt-trained", "turns-missing", "round-trip"),
+    }
+    assert set(FINDINGS) - seen == by_variable

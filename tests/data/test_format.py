@@ -172,6 +172,49 @@ def test_mistaken_columns(part, values, fault):
     assert fault in found
 
 
+URLS = [f"https://site{n}.example.org/page/{n}?q=a" for n in range(60)]
+BARE = [f"shop{n}.example.org/item{n}" for n in range(60)]
+SMILES = [f"CC(=O)OC{n % 9 + 1}=CC=CC=C{n % 9 + 1}C(=O)O{'C' * (n // 9)}" for n in range(60)]
+JAPANESE = [f"この商品は{n}日で壊れた" for n in range(60)]
+SUMS = [f"{a}{sign}{a + 3}=" for a in range(20) for sign in "+-*"]
+SPACED = [f"{a} {sign} {a + 3}" for a in range(20) for sign in "+-/"]
+CODES = [f"SKU-{n * 7919 % 9973}" for n in range(60)]
+COUNTER = [f"doc-{n:05d}" for n in range(60)]
+FORMULAS = [f"x^2+{n}x={n}" for n in range(60)]
+SEQUENCES = [" ".join(str((n * k) % 17) for k in range(1, 8)) for n in range(60)]
+
+
+@pytest.mark.parametrize("values", [URLS, BARE, SMILES, JAPANESE, SUMS, SPACED, FORMULAS, SEQUENCES])
+@pytest.mark.parametrize("repeats", [True, False])
+def test_what_only_looks_like_identifiers_passes(values, repeats):
+    assert format.shown_fault(values, repeats=repeats) is None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *(CODES, COUNTER, [str(n) for n in range(60)], [f"2024-03-{n:02d}T10:00" for n in range(60)]),
+        *([f"+49 170 {n:07d}" for n in range(60)], [f"img{n}.jpg" for n in range(60)]),
+        [f"{n:08x}-{n * 3:04x}-4a{n:02d}" for n in range(60)],
+    ],
+)
+def test_identifiers_are_refused_with_a_way_round(values):
+    rows = [row(n, text=value, label="ab"[n % 2]) for n, value in enumerate(values)]
+    parts = {"text": "code", "label": "label"}
+    with pytest.raises(DataError) as error:
+        format.check_columns(rows, parts, ["code", "label"], "d")
+    assert "column 'code' cannot be the text: it holds numbers or identifiers" in str(error.value)
+    assert "data.allow: [identifiers]" in str(error.value)
+    format.check_columns(rows, parts, ["code", "label"], "d", allow=["identifiers"])
+
+
+def test_a_column_that_the_recipe_names_is_taken_unless_it_counts_rows():
+    codes, counter = ([row(n, text=each, label="ab"[n % 2]) for n, each in enumerate(v)] for v in (CODES, COUNTER))
+    format.check_columns(codes, {"text": "code"}, ["code"], "d", named={"text"})
+    with pytest.raises(DataError, match="identifiers"):
+        format.check_columns(counter, {"text": "code"}, ["code"], "d", named={"text"})
+
+
 def test_good_columns_pass():
     assert format.shown_fault([f"the number {n} bus" for n in range(60)], repeats=False) is None
     assert format.label_fault([str(n % 77) for n in range(2000)]) is None

@@ -43,7 +43,7 @@ from looks import (
     workers,
 )
 from pydantic import BaseModel
-from tiny import labelled, pairs, recipe_fields, uneven, write_rows
+from tiny import LABELS, labelled, pairs, recipe_fields, uneven, write_rows
 
 from hfadapt.core import registry
 from hfadapt.core.spec import Spec
@@ -251,6 +251,7 @@ FIELDS: dict[str, Case] = {
         ("drop", "truncate"), splits, TEXTS, {"domains.*.source": "uneven.jsonl", "data.max_length": 16}
     ),
     "data.conflicts": Case(("drop", "majority", "keep"), rows, beside={**NOISY, "data.dedupe.near": False}),
+    "data.allow": Case(([], ["identifiers"]), refusal, beside={"domains.*.source": "numbered.jsonl", **QUICKLY}),
     "data.packing": Case((True, False), steps, TEXTS),
     "data.streaming": Case((False, True), rows),
     "data.workers": Case((1, 3), workers),
@@ -367,6 +368,7 @@ def bed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Bed:
             {"w1": words, "w2": words[::-1], "t1": ["A", *"B" * (len(words) - 1)], "t2": ["B", *"A" * (len(words) - 1)]}
             for words in (row["text"].split() for row in labelled(60))
         ],
+        "numbered": [{"text": f"doc-{number}", "label": LABELS[number % 2]} for number in range(60)],
         "noisy": [
             *noise,
             {"text": "fine", "label": "good"},

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hfadapt.data.rows import name_rows
 from hfadapt.modalities import Example
-from hfadapt.records.stages import DataRecord, Finding
+from hfadapt.records.stages import FINDINGS, DataRecord, Finding
 from hfadapt.schemas import RowSchema
 from hfadapt.tasks import Task
 
@@ -22,6 +22,21 @@ ALWAYS_SPECIAL = frozenset(
 )
 MARKER = re.compile(r"<\|[^|<>\s]{1,40}\|>|<(?:start|end)_of_turn>")
 NAMED_ROWS = 50
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a recipe says of faults.
+
+    Args:
+        similarity: From which two rows are nearly the same (`data.dedupe`).
+        named: Parts whose column it names.
+        allow: Codes of hard findings that are to be warnings (`data.allow`).
+    """
+
+    similarity: float = 0.8
+    named: frozenset[str] = frozenset()
+    allow: tuple[str, ...] = ()
 
 
 @dataclass
@@ -41,6 +56,7 @@ class View:
         record: data.json, when there is one.
         dropped: Why the first row of each reason was dropped.
         intact: Whether the files are those that were prepared, so that what was measured then still holds.
+        asked: What the recipe says of faults.
     """
 
     schema: RowSchema
@@ -55,7 +71,7 @@ class View:
     record: DataRecord | None = None
     dropped: Mapping[str, str] = field(default_factory=dict)
     intact: bool = False
-    similarity: float = 0.8
+    asked: Asked = field(default_factory=Asked)
     stop_ids: frozenset[int] = field(default_factory=frozenset)
 
     @property
@@ -86,6 +102,16 @@ def finding(
         rows=tuple(int(row.get("row", -1)) for row in rows[:NAMED_ROWS]),
         fix=fix,
     )
+
+
+def weighed(found: Finding, allow: Collection[str]) -> Finding:
+    """A hard finding with the way round it in its fix, or as a warning where the recipe goes that way."""
+    if found.level != "hard" or found.code not in FINDINGS:
+        return found
+    if found.code in allow:
+        return found.model_copy(update={"level": "soft", "message": f"allowed by data.allow: {found.message}"})
+    otherwise = f"set data.allow: [{found.code}] to go on all the same"
+    return found.model_copy(update={"fix": f"{found.fix}; or {otherwise}" if found.fix else otherwise})
 
 
 def level_for(count: int, total: int, hard_from: float) -> str:

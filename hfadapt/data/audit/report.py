@@ -116,6 +116,7 @@ def _domain(record: DataRecord) -> list[Block]:
     if audit.findings:
         rows = [[each.level, each.code, each.message, each.fix] for each in audit.findings]
         shown.append(Table(["level", "finding", "what", "fix"], rows))
+    shown += [Text(f"dropped as {reason}, such as {example}") for reason, example in audit.dropped.items()]
     if audit.sample:
         plain = "".join(f"»{text}«" if on else text for text, on in audit.sample)
         shown += [Text("a row as the model sees it, the trained part marked:"), Marked(plain, True, audit.sample)]

@@ -80,7 +80,7 @@ def overlap(view: View) -> Iterator[Finding]:
         yield finding("split-overlap", "hard", "validation rows are also test rows", _places(shared), fix)
     taken = {row.place for row in same}
     rest = [row for row in made["train"] if row.place not in taken]
-    join = duplicates.Join([tokens(row.text) for row in (*held, *rest)], view.similarity)
+    join = duplicates.Join([tokens(row.text) for row in (*held, *rest)], view.asked.similarity)
     near: dict[int, int] = {}
     for pair in join.pairs(among=len(held)):
         if pair.second >= len(held):
@@ -165,20 +165,16 @@ def wrong_column(view: View) -> Iterator[Finding]:
     if len(rows) < 8:
         return
     made = [as_row(row, view.schema.name) for row in rows]
-    shown = "prompt" if view.schema.writes else view.schema.parts[0]
     labels = [row.label for row in made if row.label is not None and row.several is None]
-    for part, fault in (
-        (shown, format.shown_fault([row.prompt or row.text for row in made], repeats=view.schema.writes)),
-        ("label", format.label_fault(labels)),
-    ):
-        if fault:
-            yield finding(
-                "wrong-column",
-                "hard",
-                f"the {part} cannot be right: {fault}",
-                rows[:3],
-                f"set columns: {{{part}: NAME}} to the column that holds the {part}",
-            )
+    for fault in format.mistaken(made, view.schema, labels):
+        meant = view.schema.chat or (fault.meant and fault.part in view.asked.named)
+        yield finding(
+            fault.code,
+            "soft" if meant else "hard",
+            f"the {fault.part} {'may be a mistake' if meant else 'cannot be right'}: {fault.what}",
+            rows[:3],
+            "nothing, if it is meant" if meant else f"set columns: {{{fault.part}: NAME}} to the right column",
+        )
 
 
 def same_completion(view: View) -> Iterator[Finding]:

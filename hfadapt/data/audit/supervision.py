@@ -13,7 +13,7 @@ from hfadapt.data import augment
 from hfadapt.data.audit import findings as found
 from hfadapt.data.audit import rows as row_checks
 from hfadapt.data.audit import tokens as token_checks
-from hfadapt.data.audit.findings import finding
+from hfadapt.data.audit.findings import finding, weighed
 from hfadapt.data.columns import form_of
 from hfadapt.data.rows import SPLITS, name_rows
 from hfadapt.data.split_files import DROPPED, RECORD, file_hashes, read_split, rewrite
@@ -28,6 +28,7 @@ ENCODE_ROWS = 512
 LONGEST_ROWS = 5
 AUDIT_ROWS = 200_000
 WITHOUT_CUT = 1 << 30
+ASKED = found.Asked()
 
 
 def audit(
@@ -38,7 +39,7 @@ def audit(
     max_length: int,
     most_tokens: int | None = None,
     labels: Sequence[str] = (),
-    similarity: float = 0.8,
+    asked: found.Asked = ASKED,
 ) -> Audit:
     """Looks at a cell's data as training will see it.
 
@@ -49,7 +50,7 @@ def audit(
         max_length: Tokens an example may have.
         most_tokens: As many as the model can read, when known.
         labels: Class names, in the model's order.
-        similarity: From which two rows are nearly the same (see `data.dedupe`).
+        asked: What the recipe says of faults.
 
     Returns:
         Counts, findings and a decoded sample; nothing is raised for a finding, see `require_clean`. Of a split of more
@@ -79,13 +80,14 @@ def audit(
         record=record,
         dropped=_first_dropped(cell_folder),
         intact=record is not None and bool(record.files) and record.files == file_hashes(cell_folder),
-        similarity=similarity,
+        asked=asked,
         stop_ids=found.stop_ids(tokenizer),
     )
     findings = [each for check in CHECKS for each in check(view)]
     if not any(each.code == "no-chat-template" for each in findings):
         findings += _refusals(refused, sum(map(len, rows.values())))
     findings += record.noticed if record else ()
+    findings = [weighed(each, asked.allow) for each in findings]
     findings.sort(key=lambda each: each.level)
     trained = examples["train"]
     longest = sorted(zip(encoded["train"], trained, strict=True), key=lambda pair: -pair[1].length)[:LONGEST_ROWS]
@@ -99,6 +101,7 @@ def audit(
         learns_to_stop=token_checks.learns_to_stop(view),
         findings=tuple(findings),
         sample=_sample(view),
+        dropped=dict(view.dropped),
         longest=tuple(
             LongRow(source=str(row["source"]), row=int(row["row"]), tokens=example.length) for row, example in longest
         ),

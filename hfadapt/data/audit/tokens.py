@@ -271,7 +271,8 @@ def unknown_tokens(view: View) -> Iterator[Finding]:
     if share > 0.02 and bad:
         yield finding(
             "unknown-tokens",
-            "hard" if share > 0.2 else "soft",
+            # Where most of the tokens are known, as names and numbers among them, there is something to learn from.
+            "hard" if share > 0.5 else "soft",
             f"the tokenizer does not know {share:.0%} of the tokens",
             bad,
             "use a model whose tokenizer knows this language",
