@@ -8,16 +8,20 @@ transfer.json (the adapter's own row of the run's), predictions.parquet, README.
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
+
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError, choice_problem
-from hfadapt.core.spec import Record, write_text
+from hfadapt.core.spec import Record, reading, write_text
 from hfadapt.recipe.schema import Lock
 from hfadapt.recipe.sources import found_model, placed_model
 from hfadapt.records.evidence import DriftRecord, SecurityRecord, TransferRecord
@@ -29,12 +33,15 @@ from hfadapt.records.stages import (
     EvaluationRecord,
     Manifest,
     PhaseMeasure,
+    StageError,
     Step,
     TrainRecord,
 )
 
+log = logging.getLogger(__name__)
 STATE = CellState.FILE
 LOCK = "lock.yaml"
+PREDICTIONS = "predictions.parquet"
 CARD = "README.md"
 BASES = "bases"
 """Bases that stages have made for a cell, each in a folder with the stage's name."""
@@ -55,11 +62,49 @@ def _read(kind: type[Lock] | type[Record], path: Path) -> Any:
 
 @lru_cache(maxsize=512)
 def _parsed(kind: Any, path: Path, state: tuple[int, ...]) -> Any:
-    if issubclass(kind, Record):
-        return kind.read(path)
-    from hfadapt.recipe.reading import load_lock
+    return kind.read(path) if issubclass(kind, Record) else read_lock(path)
 
-    return load_lock(path)
+
+def read_lock(path: Path) -> Lock:
+    """A lock.yaml as it stands. Raises RunError where it is not as it was written."""
+    with reading(path):
+        return Lock.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of a Parquet file. Raises RunError where it is not as it was written."""
+    from pyarrow import parquet
+
+    # Not read_table: that imports pandas, which takes longer than reading.
+    with reading(path), parquet.ParquetFile(path) as file:
+        rows: list[dict[str, Any]] = file.read(columns).to_pylist()
+    return rows
+
+
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, without those that a crash or a full disk has cut off; [] where there are none."""
+    found = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with suppress(ValueError):
+            Step.model_validate(step := json.loads(line))
+            found.append(step)
+    return found
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a Parquet or safetensors file is there to its last byte; its content is not read."""
+    from pyarrow import parquet
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.suffix == ".parquet":
+            parquet.read_metadata(path)
+        else:
+            with safe_open(path, framework="numpy"):
+                pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -91,6 +136,13 @@ class Cell:
         """Whether the cell has this record."""
         return (self.folder / kind.FILE).exists()
 
+    def holds(self, kind: type[Record]) -> bool:
+        """Whether the cell has this record, and it can be read."""
+        try:
+            return self.has(kind) and bool(self.read(kind))
+        except RunError:
+            return False
+
     def read(self, kind: type[Found]) -> Found:
         """A record. Raises RunError where there is none."""
         record: Found = _read(kind, self.folder / kind.FILE)
@@ -106,9 +158,12 @@ class Cell:
 
     @property
     def state(self) -> CellState:
-        """What is done; a cell that was never started is `pending`."""
+        """What is done; a cell that was never started is `pending`, and one whose file cannot be read says so."""
         path = self.folder / STATE
-        return CellState.read(path) if path.exists() else CellState()
+        try:
+            return CellState.read(path) if path.exists() else CellState()
+        except RunError as error:
+            return CellState(errors=(StageError(stage=STATE, message=str(error)),))
 
     def set_state(self, **changes: Any) -> None:
         """Writes cell.json with these fields changed, if they do change."""
@@ -119,8 +174,11 @@ class Cell:
 
     @property
     def planned(self) -> bool:
-        """Whether there is a lock."""
-        return (self.folder / LOCK).exists()
+        """Whether there is a lock that can be read."""
+        try:
+            return bool(self.lock)
+        except RunError:
+            return False
 
     @property
     def lock(self) -> Lock:
@@ -187,22 +245,23 @@ class Cell:
 
     def read_split(self, split: str) -> list[dict[str, Any]]:
         """The prepared rows of a split, in canonical columns with `source` and `row`. Raises RunError without them."""
-        from pyarrow import parquet
-
         path = self.folder / "data" / f"{split}.parquet"
         if not path.exists():
             raise RunError("this split has not been prepared", place=str(path), fix="hfadapt prepare RECIPE")
-        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
-        return rows
+        return read_rows(path)
 
     def steps(self) -> list[Step]:
         """The lines of metrics.jsonl."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [Step.model_validate(json.loads(line)) for line in lines]
+        return [Step.model_validate(step) for step in read_steps(self.folder / "metrics.jsonl")]
 
     def report(self) -> CellReport:
-        """One row of the matrix, from the records that exist."""
+        """One row of the matrix, from the records that exist; where one cannot be read, the cell counts as failed."""
+        try:
+            return self._report()
+        except RunError as error:
+            return CellReport(domain=self.domain, target=self.target, status="failed", error=str(error))
+
+    def _report(self) -> CellReport:
         state = self.state
         changes: dict[str, Any] = {}
         memory: dict[str, PhaseMeasure] = {}
@@ -258,9 +317,13 @@ class Run:
 
     @property
     def transfer(self) -> TransferRecord | None:
-        """transfer.json, None where the adapters were not tried on other domains."""
+        """transfer.json; None where adapters were not tried on other domains, or, which is said, it is not whole."""
         path = self.folder / TransferRecord.FILE
-        return TransferRecord.read(path) if path.exists() else None
+        try:
+            return TransferRecord.read(path) if path.exists() else None
+        except RunError as error:
+            log.warning("%s", error)
+            return None
 
 
 def make_writable(folder: Path, cells: Iterable[Path] = ()) -> None:

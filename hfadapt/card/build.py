@@ -86,8 +86,8 @@ def render_card(folder: Path, *, output: str | None = None) -> Card:
         RunError: a record is missing or holds a value that is not a number.
     """
     records = Records(folder)
-    if output is None and (folder / "card.json").exists():
-        output = CardRecord.read(folder / "card.json").output
+    if output is None and (folder / CardRecord.FILE).exists():
+        output = CardRecord.read(folder / CardRecord.FILE).output
     records.given["card.json"] = {"output": output}
     facts = Facts(records)
     snippet = snippet_text(facts)
@@ -143,7 +143,7 @@ def user_text(readme: Path) -> str:
     """What the user wrote between the marks of an earlier card."""
     if not readme.exists():
         return "\n"
-    _, begin, rest = readme.read_text(encoding="utf-8").partition(USER_BEGIN)
+    _, begin, rest = readme.read_text(encoding="utf-8", errors="replace").partition(USER_BEGIN)
     text, end, _ = rest.rpartition(USER_END)
     return text if begin and end else "\n"
 

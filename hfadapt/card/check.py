@@ -74,7 +74,7 @@ def check_card(folder: Path, license: str | None = None) -> list[Problem]:
     readme = folder / "README.md"
     if not readme.exists():
         return [Problem("there is no card", str(readme), fix="hfadapt card build CELL")]
-    text = readme.read_text(encoding="utf-8")
+    text = readme.read_text(encoding="utf-8", errors="replace")
     problems = [*_metadata_problems(readme), *check_evidence(folder)]
     try:
         record = CardRecord.read(folder / "card.json")
@@ -308,7 +308,7 @@ def _rebuild_problems(text: str, record: CardRecord, card: Card, folder: Path) -
     if (folder / "adapter").is_dir():
         copies += [(folder / "adapter" / "README.md", text), (folder / "adapter" / "loss.svg", card.chart)]
     for path, wanted in copies:
-        if not path.exists() or path.read_text(encoding="utf-8") != wanted:
+        if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != wanted:
             yield Problem("a copy is missing or old", str(path), fix=again)
 
 

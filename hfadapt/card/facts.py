@@ -20,9 +20,10 @@ import yaml
 from hfadapt.core.errors import RunError
 from hfadapt.core.secret_rules import EMAIL, KEY
 from hfadapt.core.show import show_bytes, show_latency, show_number, show_seconds
-from hfadapt.recipe.schema import Lock
+from hfadapt.core.spec import reading
 from hfadapt.recipe.sources import MODEL_ID, SAMPLE
 from hfadapt.records.stages import CardFact
+from hfadapt.run_folder import read_lock, read_rows, read_steps
 
 How = Literal["value", "product", "ratio", "differing"]
 BEGIN, END = "\x02", "\x03"
@@ -157,8 +158,6 @@ class Records:
                 raise RunError(
                     f"the cell has no {name}", place=str(path), fix="run the stage that writes it: hfadapt run RECIPE"
                 ) from None
-            except (ValueError, yaml.YAMLError) as error:
-                raise RunError("the record cannot be read", place=str(path), got=str(error)[:200]) from None
         return self.given[name]
 
     def value(self, ref: str) -> Any:
@@ -176,18 +175,14 @@ class Records:
 
 def _read(path: Path) -> Any:
     if path.suffix == ".parquet":
-        from pyarrow import parquet
-
-        # Not read_table: that imports pandas, which takes longer than reading.
-        with parquet.ParquetFile(path) as file:
-            return file.read().to_pylist()
-    text = path.read_text(encoding="utf-8")
+        return read_rows(path)
     if path.suffix == ".yaml":
         # The lock may leave out what is unset; the card shows every setting.
-        return Lock.model_validate(yaml.safe_load(text)).model_dump(mode="json")
+        return read_lock(path).model_dump(mode="json")
     if path.suffix == ".jsonl":
-        return [json.loads(line) for line in text.splitlines()]
-    return json.loads(text)
+        return read_steps(path)
+    with reading(path):
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def compute(records: Records, how: How, fields: Sequence[str], factor: int) -> Any:

@@ -65,7 +65,7 @@ def _not_finite(folder: Path) -> Iterator[Problem]:
             odd: list[str] = []
             try:
                 json.loads(path.read_text(encoding="utf-8"), parse_constant=odd.append)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if odd:
                 yield Problem("a value in a record is not a number", str(path), got=", ".join(odd), fix=AGAIN)

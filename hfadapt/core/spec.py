@@ -9,13 +9,39 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from typing_extensions import Self
+from yaml import YAMLError
 
 from hfadapt.core.errors import RunError
+
+MAKE_AGAIN = "hfadapt run RECIPE, which makes it again"
+
+
+@contextmanager
+def reading(path: Path, fix: str = MAKE_AGAIN) -> Iterator[None]:
+    """Inside, a file that is not what was written (cut off by a crash, edited) is named, with what makes it again.
+
+    Raises:
+        RunError: in the place of what Python, YAML, Arrow or pydantic raise for its content.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, LookupError, EOFError, RecursionError, YAMLError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            # Of the file system; Arrow has none for what stands in a file.
+            raise
+        raise RunError(
+            "the file is not as it was written: cut off, edited, or of another version",
+            place=str(path),
+            got=_briefly(error) if isinstance(error, ValidationError) else " ".join(str(error).split())[:120],
+            fix=fix,
+        ) from None
 
 
 class Spec(BaseModel):
@@ -27,10 +53,11 @@ class Spec(BaseModel):
 class Record(Spec):
     """Base of everything a stage writes; subclasses set `record_version` and raise it when fields change meaning.
 
-    `FILE` is its name in the folder that it belongs to.
+    `FILE` is its name in the folder that it belongs to, `AGAIN` says what writes it anew.
     """
 
     FILE: ClassVar[str] = ""
+    AGAIN: ClassVar[str] = MAKE_AGAIN
     record_version: ClassVar[int] = 1
 
     @classmethod
@@ -58,8 +85,8 @@ class Record(Spec):
             raise RunError(
                 f"there is no {path.name} yet", place=str(path), fix="run the stage that writes it: hfadapt run RECIPE"
             ) from None
-        except (ValueError, AttributeError, TypeError) as error:
-            raise RunError("the record is not readable JSON", place=str(path), got=str(error)) from None
+        except (ValueError, AttributeError, TypeError, RecursionError) as error:
+            raise RunError("the record is not readable JSON", place=str(path), got=str(error), fix=cls.AGAIN) from None
         wanted = (cls.__name__, cls.record_version)
         name, version = found
         if name == cls.__name__ and isinstance(version, int) and version < cls.record_version:
@@ -79,8 +106,16 @@ class Record(Spec):
             raise RunError(
                 "this record does not match its schema (edited, or written by another version)",
                 place=str(path),
-                got=str(error),
+                got=_briefly(error),
+                fix=cls.AGAIN,
             ) from None
+
+
+def _briefly(error: ValidationError) -> str:
+    """The first fault and how many there are."""
+    first, *others = error.errors()
+    more = f", and {len(others)} more" if others else ""
+    return f"{'.'.join(map(str, first['loc'])) or 'the record'}: {first['msg']}{more}"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,12 +12,13 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
-from hfadapt.core.spec import write_text
+from hfadapt.core.spec import reading, write_text
 from hfadapt.data.reading import State
 from hfadapt.data.rows import SPLITS, Row, arrow_schema
 from hfadapt.data.sources import Opened
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import DataRecord, SourceRecord
+from hfadapt.run_folder import read_rows
 
 RECORD, DROPPED = "data.json", "data/dropped.jsonl"
 
@@ -44,8 +45,8 @@ def read_split(cell_folder: Path, split: str, *, limit: int | None = None) -> li
             fix="prepare the data first: hfadapt prepare RECIPE",
         )
     if limit is None:
-        return _without_null(parquet.read_table(path).to_pylist())
-    with parquet.ParquetFile(path) as file:
+        return _without_null(read_rows(path))
+    with reading(path), parquet.ParquetFile(path) as file:
         step = max(1, -(-file.metadata.num_rows // limit))
         rows, first = [], 0
         for batch in file.iter_batches(batch_size=8192):

@@ -14,6 +14,7 @@ import torch
 from hfadapt.core import registry
 from hfadapt.core.hashing import json_sha256
 from hfadapt.core.progress import Progress, Silent
+from hfadapt.core.spec import reading
 from hfadapt.data import read_split
 from hfadapt.evaluate.bench import spread
 from hfadapt.evaluate.metrics.rows import compare, find, known_metrics, sampling
@@ -25,7 +26,7 @@ from hfadapt.models.load import Base
 from hfadapt.models.manifest import load_base_of
 from hfadapt.recipe.schema import Lock
 from hfadapt.records.evidence import SkippedPair, TransferCell, TransferRecord, TransferTarget
-from hfadapt.run_folder import Cell
+from hfadapt.run_folder import PREDICTIONS, Cell, Run
 from hfadapt.schemas import LabelKind
 from hfadapt.tasks import Scores
 from hfadapt.train.batches import padded
@@ -95,7 +96,9 @@ class Domain:
         """What the domain's baseline said about the used rows, from predictions.parquet; None in files that lack it."""
         from pyarrow import parquet
 
-        table = parquet.read_table(self.cell.folder / "predictions.parquet").take(self.picked).to_pydict()
+        path = self.cell.folder / PREDICTIONS
+        with reading(path):
+            table = parquet.read_table(path).take(self.picked).to_pydict()
         if "tokens" not in table:
             return None
         kind = self.kind
@@ -281,14 +284,15 @@ def write_transfer(
     A card follows from its cell's folder alone, so what it says of other domains has to lie there.
     """
     path = folder / TransferRecord.FILE
-    kept = TransferRecord.read(path) if path.exists() else None
+    kept = Run(folder).transfer
     record = measure_transfer(cells, device, kept, progress)
     if record is None:
         path.unlink(missing_ok=True)
     elif record is not kept:
         record.write(path)
     for cell in cells:
-        row, before = record.row_of(cell.domain, cell.target) if record else None, cell.transfer
+        row = record.row_of(cell.domain, cell.target) if record else None
+        before = cell.transfer if cell.holds(TransferRecord) else None
         if row is None:
             (cell.folder / TransferRecord.FILE).unlink(missing_ok=True)
         elif before is None or row.targets != before.targets:

@@ -40,7 +40,7 @@ BESIDE = frozenset({MANIFEST, *PAPERS, SUMS, EXPORT, "CARD.md", "drift.json", ".
 """Files that may stand beside those that the manifest lists."""
 
 PICKLES = frozenset(".bin .pt .pth .pkl .pickle .ckpt .npy .npz .joblib .h5 .msgpack .keras .mar".split())  # noqa: SIM905
-AGAIN = "copy the adapter folder again"
+AGAIN = "copy the adapter folder again, or train it again: hfadapt run RECIPE"
 MOST_CONFIG_BYTES = 1 << 20
 MOST_RANK = 2048
 MOST_NAMES = 10_000
@@ -154,7 +154,7 @@ def _changed_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
             yield Problem(
                 f"{name} has been changed since it was saved",
                 str(path),
-                fix="copy the adapter folder again, or train again",
+                fix=AGAIN,
             )
 
 

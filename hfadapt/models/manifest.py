@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.hardware.versions import versions
-from hfadapt.models.adapter_files import LORA_TENSOR, MANIFEST, folder_problems, tensor_shapes
+from hfadapt.models.adapter_files import AGAIN, LORA_TENSOR, MANIFEST, folder_problems, tensor_shapes
 from hfadapt.models.base import BaseRef
 from hfadapt.models.load import Base, ModelSource, load_base
 from hfadapt.recipe.schema import Lock
@@ -72,7 +72,7 @@ def read_manifest(folder: Path) -> Manifest:
             place=first.place,
             got=" ".join((first.got or "").split())[:120] or None,
             allowed=first.allowed,
-            fix="take the adapter's folder as hfadapt wrote it, with a version of hfadapt that knows it",
+            fix=f"{AGAIN}; a newer version of hfadapt may know it",
         ) from None
 
 

@@ -25,8 +25,8 @@ from hfadapt.publish.staging import as_the_card_says, check_free, new_folder, se
 from hfadapt.quants import PLAIN
 from hfadapt.recipe.sources import expanded
 from hfadapt.records.evidence import DriftRecord, Variant
-from hfadapt.records.stages import CardRecord, ExportRecord, Manifest
-from hfadapt.run_folder import Cell
+from hfadapt.records.stages import CardRecord, EvaluationRecord, ExportRecord, Manifest
+from hfadapt.run_folder import PREDICTIONS, Cell, read_rows
 
 if TYPE_CHECKING:
     import torch
@@ -107,6 +107,9 @@ def export(
         raise RequestError("the cell is not trained yet", place=str(cell.folder), fix="hfadapt run RECIPE")
     _check_place(to, cell)
     check_folder(cell.adapter)
+    for paper in (EvaluationRecord, CardRecord):
+        # Read once here, where a file that is not whole has its own name.
+        cell.maybe(paper)
     if why := kind.refusal(cell):
         raise RequestError(f"this model cannot be exported as {format}", place=str(cell.folder), got=why)
     drift = cell.drift
@@ -278,12 +281,10 @@ def _difference(found: Scores, losses: Any) -> float:
 
 def _from_evaluation(cell: Cell, found: Scores) -> float | None:
     """The difference from predictions.parquet, where the cell was evaluated."""
-    from pyarrow import parquet
-
-    path = cell.folder / "predictions.parquet"
+    path = cell.folder / PREDICTIONS
     if not path.exists():
         return None
-    losses = parquet.read_table(path, columns=["adapter_loss"]).column(0).to_numpy()
+    losses = [row["adapter_loss"] for row in read_rows(path, ["adapter_loss"])]
     return _difference(found, losses[: len(found.losses)])
 
 

@@ -15,13 +15,13 @@ from hfadapt.core.errors import RecipeError, nearest
 from hfadapt.core.spec import write_text
 from hfadapt.hardware import catalogue
 from hfadapt.recipe.rules import check_settings
-from hfadapt.recipe.schema import Lock, Recipe, fast_parts
+from hfadapt.recipe.schema import Recipe, fast_parts
 from hfadapt.recipe.source_rules import check_sources, local_model
 from hfadapt.recipe.sources import resolve_source
 from hfadapt.recipe.words import dig, dotted, show, validate
 from hfadapt.recipe.yaml_lines import LIMIT_BYTES, Keys, Place, Tree, dump, read_into
 
-__all__ = ["load_lock", "load_recipe", "resolve_source", "save_recipe"]
+__all__ = ["load_recipe", "resolve_source", "save_recipe"]
 
 COMMAND_LINE = "command line"
 _AFTER_FILE = 1 << 40
@@ -69,19 +69,6 @@ def load_recipe(
     assert recipe is not None
     found = recipe.model_copy(update={"model": local_model(recipe.model, path.parent)})
     return found.choose(tuple(chosen))
-
-
-def load_lock(path: str | Path) -> Lock:
-    """Reads the lock.yaml of a cell. Sources need not exist any more: a lock is a record.
-
-    Raises:
-        RecipeError: the file cannot be read, or an `auto` in it has no answer.
-    """
-    tree = _read(Path(path))
-    lock = validate(tree, Lock)
-    _raise_problems(tree)
-    assert lock is not None
-    return lock
 
 
 def save_recipe(recipe: Recipe, path: str | Path, header: str = "", *, full: bool = False) -> Path:

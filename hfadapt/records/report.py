@@ -43,6 +43,7 @@ class Report(Shown, Record):
     """The whole recipe: one row a cell."""
 
     FILE: ClassVar[str] = "report.json"
+    AGAIN: ClassVar[str] = "hfadapt report RUN, which writes it again from the records"
     record_version: ClassVar[int] = 2
     recipe: str
     model: str

@@ -444,6 +444,7 @@ class CardRecord(Record):
     """The card as data: its metadata, every value in it, the loading snippet and what it printed when it was run."""
 
     FILE: ClassVar[str] = "card.json"
+    AGAIN: ClassVar[str] = "hfadapt card build CELL, which writes it again from the records"
     domain: str
     target: str
     metadata: dict[str, Any]

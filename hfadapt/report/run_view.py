@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hfadapt.core import registry
+from hfadapt.core.errors import RunError
 from hfadapt.core.show import Block, Picture, Shown, as_markdown
 from hfadapt.core.spec import write_text
 from hfadapt.records.report import CellReport, Report
@@ -47,18 +48,16 @@ def added_blocks(run: RunFolder, report: Report) -> list[Block]:
     shown = []
     for stage in registry.stages():
         cells = [run.cell(cell.domain, cell.target) for cell in report.cells]
-        shown += stage.report([cell for cell in cells if all(cell.has(kind) for kind in stage.records)])
+        shown += stage.report([cell for cell in cells if all(cell.holds(kind) for kind in stage.records)])
     return shown
 
 
 def seen(run: RunFolder, report: CellReport) -> charts.Seen:
     """A cell of a report with those of its records that exist."""
     cell = run.cell(report.domain, report.target)
-    return charts.Seen(
-        report,
-        cell.maybe(TrainRecord),
-        cell.maybe(EvaluationRecord),
-        cell.steps(),
-        cell.security,
-        cell.drift,
-    )
+    try:
+        records = (cell.maybe(TrainRecord), cell.maybe(EvaluationRecord), cell.steps(), cell.security, cell.drift)
+        return charts.Seen(report, *records)
+    except RunError:
+        # The report says which record cannot be read.
+        return charts.Seen(report)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.progress import quiet_libraries
+from hfadapt.recipe.sources import expanded, found_model, is_missing
 from hfadapt.records.stages import TrainRecord
-from hfadapt.run_folder import Cell, find_cell
+from hfadapt.run_folder import LOCK, Cell, find_cell, read_lock
 from hfadapt.tasks import Answer
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def load_adapted(
         RunError: the adapter does not belong to the base, or its files were changed.
     """
     from hfadapt.models.attach import open_adapter
-    from hfadapt.models.load import default_device
+    from hfadapt.models.load import default_device, resolve_model
     from hfadapt.models.manifest import FILE, load_base_of
 
     folder = Path(path)
@@ -137,7 +138,8 @@ def load_adapted(
     if base is not None:
         if lock.base is not None:
             raise RequestError("the base is in the cell, made by a stage", place="--base", fix="leave it out")
-        lock = lock.model_copy(update={"model": base})
+        # What was named and is not there is another matter than a base that is gone.
+        lock = lock.model_copy(update={"model": resolve_model(base).asked})
     loaded = load_base_of({cell.adapter: cell.data.labels}, lock, device)
     return replace(from_cell(cell, loaded), model=open_adapter(loaded, cell.adapter, lock.adapter.method, device))
 
@@ -163,12 +165,9 @@ def from_cell(cell: Cell, base: Base) -> Adapted:
 
 def _load_exported(folder: Path, base: str | None) -> Adapted:
     """What is in an exported or published folder, by its manifest."""
-    import yaml
-
     from hfadapt.models.attach import open_adapter
     from hfadapt.models.load import default_device
     from hfadapt.models.manifest import check_folder
-    from hfadapt.recipe.schema import Lock
 
     manifest = check_folder(folder)
     if not (folder / "lock.yaml").is_file():
@@ -177,7 +176,7 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
             place=str(folder / "lock.yaml"),
             fix="give the cell's folder, or one that hfadapt exported or published",
         )
-    lock = Lock.model_validate(yaml.safe_load((folder / "lock.yaml").read_text(encoding="utf-8")))
+    lock = read_lock(folder / LOCK)
     device = default_device()
     if manifest.whole:
         if base is not None:
@@ -204,6 +203,9 @@ def _base_of(folder: Path, manifest: Manifest, lock: Lock, base: str | None, dev
     if lock.model.startswith(PREFIX):
         # It is on the Hub too, but whoever named the sample may not be able to reach it.
         known = lock.model
+    elif manifest.weights_sha256 is not None and not expanded(known).exists():
+        # It lay on a disk; the Hub need not be asked for the name of a folder.
+        known = found_model(f"./{known}", folder)
     # A base that a stage made is in the cell, not in the exported folder: the user has to say where.
     known = known if manifest.base is None else ""
     lock = lock.model_copy(update={"model": base or known, "base": None})
@@ -218,12 +220,16 @@ def _base_of(folder: Path, manifest: Manifest, lock: Lock, base: str | None, dev
 
     if base is None and manifest.base is not None:
         raise not_found(f"the stage {manifest.base.made_by} made it: {manifest.base.how}")
+    if base is None and is_missing(known):
+        raise not_found(f"no folder {manifest.model} here or above {folder}, as it was where the adapter was trained")
     if base is None:
         try:
             # A sample is fetched here. What fails later is not about finding the base.
             resolve_model(known)
         except (RequestError, RunError) as error:
             raise not_found(error.problems[0].got or error.what) from None
+    else:
+        resolve_model(base)
     try:
         return load_base_of({folder: manifest.labels}, lock, device, manifest=manifest)
     except OSError as error:

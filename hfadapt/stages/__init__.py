@@ -118,9 +118,11 @@ class Stage:
         return ()
 
     def intact(self, cells: Sequence[Cell], context: Context) -> bool:
-        """Whether what it wrote is still there."""
+        """Whether what it wrote is still there and can be read; a crash may have cut it off."""
         bases = [cell.made_base(self.name) / BaseRecord.FILE for cell in cells if self.makes_base]
-        return all(cell.has(kind) for cell in cells for kind in self.records) and all(path.exists() for path in bases)
+        must = all(cell.holds(kind) for cell in cells for kind in self.records)
+        may = all(cell.holds(kind) for cell in cells for kind in self.may_write if cell.has(kind))
+        return must and may and all(path.exists() for path in bases)
 
     def groups(self, cell: Cell) -> bool:
         """Of scope `group`: whether the cell may share its work with others."""

@@ -9,7 +9,7 @@ from hfadapt import __version__
 from hfadapt.core import registry
 from hfadapt.core.hashing import file_sha256
 from hfadapt.records.stages import CardRecord
-from hfadapt.run_folder import Cell
+from hfadapt.run_folder import CARD, Cell
 from hfadapt.stages import Context, Stage
 
 
@@ -28,6 +28,11 @@ class CardStage(Stage):
         kinds = [kind for stage in registry.stages() for kind in (*stage.records, *stage.may_write)]
         paths = [cell.folder / kind.FILE for kind in kinds if kind not in self.records and cell.has(kind)]
         return {path.name: file_sha256(path) for path in paths}
+
+    def intact(self, cells: Sequence[Cell], context: Context) -> bool:
+        """The card itself lies beside its record."""
+        paths = [cell.folder / CARD for cell in cells]
+        return super().intact(cells, context) and all(path.is_file() and path.stat().st_size for path in paths)
 
     def run(self, cells: Sequence[Cell], context: Context) -> None:
         """Writes it, and runs its loading snippet."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hfadapt.records.evidence import DriftRecord, SecurityRecord
 from hfadapt.records.stages import EvaluationRecord
-from hfadapt.run_folder import Cell
+from hfadapt.run_folder import PREDICTIONS, Cell, is_whole
 from hfadapt.stages import Context, Section, Stage
 from hfadapt.stages.plan import renew_evaluation
 
@@ -30,6 +30,10 @@ class Evaluate(Stage):
         Section("Robustness"),
         Section("Privacy"),
     )
+
+    def intact(self, cells: Sequence[Cell], context: Context) -> bool:
+        """The predictions lie beside the records."""
+        return super().intact(cells, context) and all(is_whole(cell.folder / PREDICTIONS) for cell in cells)
 
     def run(self, cells: Sequence[Cell], context: Context) -> None:
         """Scores baseline and adapter."""

@@ -36,8 +36,9 @@ class PlanStage(Stage):
         make_plan(context.asked, processes=context.world.size)
 
     def intact(self, cells: Sequence[Cell], context: Context) -> bool:
-        """The lock is not a record."""
-        return super().intact(cells, context) and all(cell.planned for cell in cells)
+        """The lock is not a record, and data.json may be that of the preparation alone."""
+        known = all(cell.planned and cell.holds(DataRecord) and cell.data.audit for cell in cells)
+        return super().intact(cells, context) and known
 
     def run(self, cells: Sequence[Cell], context: Context) -> None:
         """Plans and audits."""

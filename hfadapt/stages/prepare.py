@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from hfadapt.core import registry
+from hfadapt.data.rows import SPLITS
 from hfadapt.records.stages import DataRecord
-from hfadapt.run_folder import Cell
+from hfadapt.run_folder import Cell, is_whole
 from hfadapt.stages import Context, Section, Stage
 
 
@@ -35,6 +36,11 @@ class Prepare(Stage):
         if thinned:
             asked = recipe.model_dump(mode="json", exclude={"evaluate"})
         return [context.rows_of(cell.domain), asked]
+
+    def intact(self, cells: Sequence[Cell], context: Context) -> bool:
+        """The splits lie beside the record."""
+        paths = [cell.folder / "data" / f"{split}.parquet" for cell in cells for split in SPLITS]
+        return super().intact(cells, context) and all(is_whole(path) for path in paths)
 
     def run(self, cells: Sequence[Cell], context: Context) -> None:
         """Copies them out of the cache."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hfadapt.core import registry
+from hfadapt.core.errors import RunError
+from hfadapt.core.hashing import file_sha256
 from hfadapt.records.stages import TrainRecord
-from hfadapt.run_folder import Cell
+from hfadapt.run_folder import Cell, is_whole
 from hfadapt.stages import Context, Section, Stage
 from hfadapt.stages.plan import use_base
 
@@ -30,6 +32,10 @@ class Train(Stage):
         Section("Files and lineage"),
     )
 
+    def intact(self, cells: Sequence[Cell], context: Context) -> bool:
+        """The adapter lies beside the record."""
+        return super().intact(cells, context) and all(_is_saved(cell) for cell in cells)
+
     def groups(self, cell: Cell) -> bool:
         """As the plan has decided, where the method's adapters can share a base."""
         lock = cell.lock
@@ -50,6 +56,18 @@ class Train(Stage):
         identities = [context.hashes(cell)[self.name] for cell in cells]
         records = train.train_cells(cells, context.world, identities=identities, progress=context.progress)
         return [cell for cell, record in zip(cells, records, strict=True) if record is not None]
+
+
+def _is_saved(cell: Cell) -> bool:
+    """Whether the files of the adapter are all there to their last byte; small ones are compared, too."""
+    try:
+        for name, digest in cell.manifest.files.items():
+            path = cell.adapter / name
+            if not (is_whole(path) if path.suffix == ".safetensors" else file_sha256(path) == digest):
+                return False
+    except (RunError, OSError):
+        return False
+    return True
 
 
 KIND: Stage = Train()

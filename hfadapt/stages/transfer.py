@@ -36,7 +36,8 @@ class Transfer(Stage):
     def intact(self, cells: Sequence[Cell], context: Context) -> bool:
         """There is a matrix where a target has two evaluated cells."""
         several = any(count > 1 for count in Counter(cell.target for cell in cells).values())
-        return (context.run.folder / TransferRecord.FILE).exists() or not several
+        rows = all(cell.holds(TransferRecord) for cell in cells if cell.has(TransferRecord))
+        return rows and (context.run.transfer is not None or not several)
 
     def run(self, cells: Sequence[Cell], context: Context) -> None:
         """Scores what has changed."""

@@ -16,8 +16,10 @@ import torch
 
 from hfadapt.adapters import DEFAULT
 from hfadapt.core.errors import DataError, HfadaptError, RunError
+from hfadapt.core.spec import write_text
 from hfadapt.modalities import Example
 from hfadapt.records.stages import Step
+from hfadapt.run_folder import read_steps
 from hfadapt.train import checkpoint
 from hfadapt.train.batches import epoch_batches
 
@@ -299,8 +301,8 @@ class Job:
         if self.state.step == 0:
             metrics.unlink(missing_ok=True)
         elif metrics.exists():
-            kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= self.state.step]
-            metrics.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            kept = [step for step in read_steps(metrics) if step["step"] <= self.state.step]
+            write_text(metrics, "".join(f"{json.dumps(step)}\n" for step in kept))
 
     def _plain(self, name: str) -> str:
         """A parameter's name as it is when its adapter is trained alone."""

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hfadapt.core.errors import RecipeError
+from hfadapt.core.errors import RunError
 from hfadapt.hardware import catalogue
-from hfadapt.recipe.reading import load_lock, load_recipe, save_recipe
+from hfadapt.recipe.reading import load_recipe, save_recipe
 from hfadapt.recipe.schema import (
     Adapter,
     Columns,
@@ -29,6 +29,7 @@ from hfadapt.recipe.schema import (
     Template,
     Train,
 )
+from hfadapt.run_folder import read_lock
 
 
 @pytest.fixture
@@ -160,7 +161,7 @@ def lock_of(method: str) -> Lock:
 def test_locks_read_back_and_run_again(folder: Path, full: bool) -> None:
     lock = lock_of("head")
     path = save_recipe(lock, folder / "lock.yaml", full=full)
-    assert load_lock(path) == lock
+    assert read_lock(path) == lock
     (folder / "gone.csv").write_text("text\nx\n")
     assert load_recipe(path).adapter.rank == 16
 
@@ -169,15 +170,13 @@ def test_locks_read_back_and_run_again(folder: Path, full: bool) -> None:
 def test_a_lock_with_one_word_for_all_fast_parts(folder: Path, fast: bool) -> None:
     path = save_recipe(lock_of("lora"), folder / "lock.yaml")
     path.write_text(path.read_text().replace("train:\n", f"train:\n  fast: {str(fast).lower()}\n"))
-    found = load_lock(path).train.fast
+    found = read_lock(path).train.fast
     assert (found.used, found.compile) == (fast, False)
 
 
 def test_lock_without_an_answer(folder: Path) -> None:
     path = save_recipe(lock_of("lora"), folder / "lock.yaml")
     path.write_text(path.read_text().replace("batch_rows: 16", "batch_rows: auto"))
-    with pytest.raises(RecipeError) as caught:
-        load_lock(path)
-    (problem,) = caught.value.problems
-    assert problem.what == "`train.batch_rows` cannot have this value"
-    assert problem.allowed == "a whole number"
+    with pytest.raises(RunError, match=r"lock.yaml(.|\n)*train.batch_rows") as caught:
+        read_lock(path)
+    assert caught.value.problems[0].fix
