@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from hfadapt.core.errors import RecipeError, RequestError, RunError
+from hfadapt.core.errors import RequestError, RunError
 from hfadapt.records.evidence import TransferRecord
 from hfadapt.records.report import CellReport, Report
 from hfadapt.report.run_view import Run
@@ -83,12 +83,14 @@ def test_a_missing_record_says_which_stage_writes_it(run):
         _ = cell.lock
 
 
-def test_a_damaged_lock_is_said_with_its_lines(run):
+def test_a_damaged_lock_is_named_with_what_is_wrong_and_what_makes_it_again(run):
     cell = run.cell("tweets", "t4")
     (cell.folder / "lock.yaml").write_text("name: r\ntask: causal-ml\n")
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(RunError, match="causal-ml") as caught:
         _ = cell.lock
-    assert any("lock.yaml:2" in problem.place for problem in caught.value.problems)
+    (problem,) = caught.value.problems
+    assert problem.place.endswith("lock.yaml")
+    assert problem.fix
 
 
 def test_metrics_are_read_line_by_line(run):
