@@ -25,7 +25,8 @@ from hfadapt.publish.staging import as_the_card_says, check_free, new_folder, se
 from hfadapt.quants import PLAIN
 from hfadapt.recipe.sources import expanded
 from hfadapt.records.evidence import DriftRecord, Variant
-from hfadapt.records.stages import CardRecord, EvaluationRecord, ExportRecord, Manifest
+from hfadapt.records.published import ExportRecord
+from hfadapt.records.stages import CardRecord, EvaluationRecord, Manifest
 from hfadapt.run_folder import PREDICTIONS, Cell, read_rows
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.hashing import file_sha256
 from hfadapt.models.adapter_files import MANIFEST, PAPERS, is_model_file
 from hfadapt.publish.staging import Staged, git_oid
-from hfadapt.records.stages import PublishedFile
+from hfadapt.records.published import PublishedFile
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -19,7 +19,8 @@ from hfadapt.core.progress import quiet_libraries
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.hardware.versions import versions
 from hfadapt.publish.staging import Staged, blocks, check_license, sealed, stage, write_index, write_out
-from hfadapt.records.stages import CardRecord, PublishRecord
+from hfadapt.records.published import PublishRecord
+from hfadapt.records.stages import CardRecord
 from hfadapt.run_folder import STATE, Cell, Run
 
 if TYPE_CHECKING:

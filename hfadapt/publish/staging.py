@@ -24,7 +24,8 @@ from hfadapt.core.hashing import file_sha256
 from hfadapt.core.spec import write_text
 from hfadapt.models.adapter_files import PAPERS, SUMS, is_model_file
 from hfadapt.publish.leaks import leaks
-from hfadapt.records.stages import CardRecord, EvaluationRecord, PublishedFile
+from hfadapt.records.published import PublishedFile
+from hfadapt.records.stages import CardRecord, EvaluationRecord
 from hfadapt.run_folder import Cell
 
 

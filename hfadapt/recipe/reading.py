@@ -14,8 +14,9 @@ from typing import Any
 from hfadapt.core.errors import RecipeError, nearest
 from hfadapt.core.spec import write_text
 from hfadapt.hardware import catalogue
+from hfadapt.recipe.fast import fast_parts
 from hfadapt.recipe.rules import check_settings
-from hfadapt.recipe.schema import Recipe, fast_parts
+from hfadapt.recipe.schema import Recipe
 from hfadapt.recipe.source_rules import check_sources, local_model
 from hfadapt.recipe.sources import resolve_source
 from hfadapt.recipe.words import dig, dotted, show, validate

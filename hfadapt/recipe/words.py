@@ -18,8 +18,9 @@ from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from hfadapt.core.errors import nearest
+from hfadapt.recipe.fast import Fast
 from hfadapt.recipe.names import AUTO, NAME_PATTERN, OneOf
-from hfadapt.recipe.schema import Domain, Fast, LockedFast, Recipe, Source, Template
+from hfadapt.recipe.schema import Domain, LockedFast, Recipe, Source, Template
 from hfadapt.recipe.yaml_lines import Keys, Place, Tree, inline, plain
 
 LIMIT_PROBLEMS = 50

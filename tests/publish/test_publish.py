@@ -14,7 +14,8 @@ from hub_server import TOKEN
 
 from hfadapt.core.errors import HfadaptError, RequestError
 from hfadapt.publish.publish import publish
-from hfadapt.records.stages import CellState, PublishRecord, StageError
+from hfadapt.records.published import PublishRecord
+from hfadapt.records.stages import CellState, StageError
 from hfadapt.run_folder import Cell
 from publish import FILES, REPO
 

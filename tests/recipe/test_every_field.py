@@ -48,7 +48,8 @@ from tiny import LABELS, labelled, pairs, recipe_fields, uneven, write_rows
 from hfadapt.core import registry
 from hfadapt.core.spec import Spec
 from hfadapt.objectives import Objective
-from hfadapt.recipe.schema import AUTO, FAST_PARTS, Lock, Recipe
+from hfadapt.recipe.fast import FAST_PARTS
+from hfadapt.recipe.schema import AUTO, Lock, Recipe
 
 # --- all fields ------------------------------------------------------------------------------------------------------
 

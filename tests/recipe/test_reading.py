@@ -14,8 +14,8 @@ from hfadapt.core import registry, samples
 from hfadapt.core.errors import Problem, RecipeError
 from hfadapt.hardware import catalogue
 from hfadapt.recipe import yaml_lines
+from hfadapt.recipe.fast import FAST_PARTS
 from hfadapt.recipe.reading import load_recipe
-from hfadapt.recipe.schema import FAST_PARTS
 from hfadapt.recipe.words import sections
 
 JARGON = (

@@ -14,7 +14,7 @@ from hfadapt.core.errors import DataError, RunError
 from hfadapt.modalities import IGNORED
 from hfadapt.modalities.text import text_example, token_ids
 from hfadapt.models.attach import trainable
-from hfadapt.recipe.schema import FAST_PARTS
+from hfadapt.recipe.fast import FAST_PARTS
 
 STORES = ("none", "int8", "nf4", "fp4")
 
