@@ -30,44 +30,13 @@ def main(settings: dict[str, Any]) -> None:
 
     folder = Path(settings["folder"])
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = dict(settings["recipe"])
-    if recipe["model"] == "RANDOM":
-        recipe["model"] = str(random_model(settings["random_config"], folder / "model"))
-    domain = next(iter(recipe["domains"]))
-    if recipe["domains"][domain]["source"] == "LONG":
-        rows = settings["rows"] + settings["validation"] + settings["test"]
-        path = long_rows(recipe["model"], rows, recipe["data"]["max_length"], folder / "long.jsonl")
-        recipe["domains"] = {domain: {"source": str(path)}}
-        recipe["data"] = {**recipe["data"], "dedupe": {"near": False, "across_domains": False}}
-    steps = settings["epochs"] * settings["rows"] // settings["batch_rows"]
-    recipe |= {
-        "name": "speed",
-        "adapter": settings["lora"],
-        "data": {
-            **recipe.get("data", {}),
-            "train_rows": settings["rows"],
-            "validation": settings["validation"],
-            "test": settings["test"],
-        },
-        "train": {
-            **recipe.get("train", {}),
-            "epochs": settings["epochs"],
-            "learning_rate": settings["learning_rate"],
-            "batch_rows": settings["batch_rows"],
-            "evaluate_every_steps": max(1, round(steps / 5)),
-            # No tool saves checkpoints on the way.
-            "checkpoint_every_steps": steps + 1,
-            "optimizer": "adamw",
-            "schedule": "linear",
-            "weight_decay": 0.0,
-        },
-    }
+    recipe = recipe_of(settings, folder)
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe, indent=1), encoding="utf-8")  # JSON is YAML
     loaded = load_recipe(path)
     started = time.perf_counter()
     run_recipe(loaded, recipe_folder=folder, folder=folder / "run", until="plan", fresh=True)
-    target = loaded.targets[0]
+    domain, target = next(iter(loaded.domains)), loaded.targets[0]
     cell = Run(folder / "run").cell(domain, target)
     if cell.state.error:
         raise SystemExit(cell.state.error)
@@ -111,6 +80,43 @@ def main(settings: dict[str, Any]) -> None:
         fresh = load_base(seeded, cell.data.labels, device)
         attach_adapter(fresh, seeded).save_pretrained(folder / f"init-{seed}", save_embedding_layers=False)
     (folder / "rows.json").write_text(json.dumps(prepared), encoding="utf-8")
+
+
+def recipe_of(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The recipe of a comparison, with its model and rows where these are made here."""
+    recipe = dict(settings["recipe"])
+    if recipe["model"] == "RANDOM":
+        recipe["model"] = str(random_model(settings["random_config"], folder / "model"))
+    domain = next(iter(recipe["domains"]))
+    if recipe["domains"][domain]["source"] == "LONG":
+        rows = settings["rows"] + settings["validation"] + settings["test"]
+        path = long_rows(recipe["model"], rows, recipe["data"]["max_length"], folder / "long.jsonl")
+        recipe["domains"] = {domain: {"source": str(path)}}
+        recipe["data"] = {**recipe["data"], "dedupe": {"near": False, "across_domains": False}}
+    steps = settings["epochs"] * settings["rows"] // settings["batch_rows"]
+    recipe |= {
+        "name": "speed",
+        "adapter": settings["lora"],
+        "data": {
+            **recipe.get("data", {}),
+            "train_rows": settings["rows"],
+            "validation": settings["validation"],
+            "test": settings["test"],
+        },
+        "train": {
+            **recipe.get("train", {}),
+            "epochs": settings["epochs"],
+            "learning_rate": settings["learning_rate"],
+            "batch_rows": settings["batch_rows"],
+            "evaluate_every_steps": max(1, round(steps / 5)),
+            # No tool saves checkpoints on the way.
+            "checkpoint_every_steps": steps + 1,
+            "optimizer": "adamw",
+            "schedule": "linear",
+            "weight_decay": 0.0,
+        },
+    }
+    return recipe
 
 
 def batches(rows: list[dict[str, Any]], settings: dict[str, Any], seed: int) -> list[list[int]]:

@@ -69,7 +69,7 @@ def take(model: Any) -> dict[str, Any]:
     return state
 
 
-def main() -> None:
+def main() -> None:  # long: what litgpt calls back shares the clock, the model and the losses
     """Trains."""
     import torch
     from litgpt.args import EvalArgs, TrainArgs
