@@ -18,6 +18,7 @@ REPLACEMENT_SHARE = 0.02
 PARALLEL_ROWS = 5_000
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufeff\ufffe\uffff\u200b\u2060]")
 _SPACES = re.compile("[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
+_HALVES = re.compile("[\ud800-\udfff\ufffd]")
 # UTF-8 read as Latin-1 or Windows-1252: the usual second halves after the usual first.
 _MOJIBAKE = re.compile(
     "[\u00c2\u00c3\u00c5\u00d0\u00d1][\u0080-\u00bf\u0152-\u02dc\u2013-\u2122]|\u00e2\u20ac|\u00f0\u0178|\u00ef\u00bb\u00bf"
@@ -25,8 +26,13 @@ _MOJIBAKE = re.compile(
 
 
 def looks_garbled(text: str) -> bool:
-    """Whether the text holds mojibake (`cafÃ©`) or replacement characters."""
-    return not text.isascii() and (REPLACEMENT in text or _MOJIBAKE.search(text) is not None)
+    """Whether the text holds mojibake (`cafÃ©`), replacement characters, or halves of characters."""
+    return not text.isascii() and any(sign.search(text) is not None for sign in (_MOJIBAKE, _HALVES))
+
+
+def storable(text: str) -> str:
+    """The text without halves of characters, which JSON may hold and no file of UTF-8 can."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
 
 
 def repair_text(text: str) -> str:
@@ -40,7 +46,7 @@ def repair_text(text: str) -> str:
 
             text = ftfy.fix_encoding(text)
         text = unicodedata.normalize("NFC", _SPACES.sub(" ", text))
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        text = storable(text)
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     return _CONTROL.sub("", text)
@@ -62,25 +68,24 @@ def repair(
         value = values.get(column)
         if isinstance(value, str):
             garbled = garbled or looks_garbled(value)
-            if mend:
-                mended = repair_text(value)
-                repaired[column] = mended if column in whole else mended.strip()
+            mended = repair_text(value) if mend else storable(value)
+            repaired[column] = mended.strip() if mend and column not in whole else mended
         elif isinstance(value, list):
             turns = [turn for turn in value if isinstance(turn, Mapping)]
             said = [text for turn in turns for text in turn.values() if isinstance(text, str)]
             said += [text for text in value if isinstance(text, str)]
             garbled = garbled or any(map(looks_garbled, said))
-            if mend:
-                repaired[column] = [_repair_turn(each) for each in value]
+            repaired[column] = [_repair_turn(each, mend) for each in value]
     return repaired, garbled
 
 
-def _repair_turn(turn: Any) -> Any:
+def _repair_turn(turn: Any, mend: bool) -> Any:
     if isinstance(turn, str):
-        return repair_text(turn)
+        return repair_text(turn) if mend else storable(turn)
     if not isinstance(turn, Mapping):
         return turn
-    return {key: repair_text(value).strip() if isinstance(value, str) else value for key, value in turn.items()}
+    done = {key: _repair_turn(value, mend) if isinstance(value, str) else value for key, value in turn.items()}
+    return {key: value.strip() if mend and isinstance(value, str) else value for key, value in done.items()}
 
 
 def drop_unusable(rows: Sequence[Row], settings: Clean, ledger: Ledger, workers: int = 1) -> list[Row]:

@@ -14,15 +14,18 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, choice_problem
-from hfadapt.data.labels import Labels
+from hfadapt.data.labels import Labels, some
 from hfadapt.data.rows import Dropped, Row, as_row, name_rows
 from hfadapt.data.values import IDENTIFIERS, counted, label_fault, shown_fault
 from hfadapt.recipe.schema import Columns, Recipe, Template
 from hfadapt.schemas import LABEL_NAMES, RowSchema, Unusable, plain
 
+_TWICE = re.compile(r" \(\d+ of \d+\)$")
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 # A completion is a class rather than free text when few of them are used again and again.
 CLASS_LIMIT, ROWS_PER_CLASS = 20, 10
+HEADER_WORDS = 6
+"""So many words are hardly the name of a column."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,14 @@ def recognise(columns: Sequence[str], asked: Columns, forms: Collection[str], pl
             fix += f"; or set columns: {{{only}: {parts[only]}}} to learn the {only} alone"
     else:
         fix = "say which is which, such as columns: {text: NAME, label: NAME}, or give the recipe a template"
+        if any(_TWICE.search(column) for column in columns):
+            fix = "columns have the same name; say which is meant, such as columns: {text: text (1 of 2)}"
+        elif any(len(column.split()) > HEADER_WORDS or column.isdigit() for column in columns):
+            fix = "if the first line is a row, write one above it with the names of the columns, such as text,label"
     raise DataError(
         "the columns do not fit the task",
         place=place,
-        got=f"columns {', '.join(columns)}" + (f", read as {found[0].name}" if found else ""),
+        got=f"columns {some(columns, 20)}" + (f", read as {found[0].name}" if found else ""),
         allowed=" or ".join(" + ".join(each.parts) for each in known if each.name in forms),
         fix=fix,
     )

@@ -13,11 +13,14 @@ from hfadapt.core.errors import DataError, choice_problem
 from hfadapt.data import clean
 from hfadapt.data import columns as format
 from hfadapt.data.flags import LABEL, Flags, find_flags
-from hfadapt.data.labels import Labels
+from hfadapt.data.labels import Labels, some
 from hfadapt.data.rows import Dropped, Ledger, Row, name_rows
-from hfadapt.data.sources import Opened
+from hfadapt.data.sources import UNREADABLE, Opened
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import Finding
+
+HEAD_ROWS, LATE_ROWS = 100, 10_000
+"""Rows by which columns are known, and by which one that begins late must have come."""
 
 
 @dataclass
@@ -76,6 +79,7 @@ class SourceReader:
                 self.bad.append(item)
             return item
 
+        enough = HEAD_ROWS
         for item in self.source.read():
             if limit is not None and self.rows_in >= limit:
                 break
@@ -88,9 +92,10 @@ class SourceReader:
             else:
                 # The columns of JSON Lines are known only after some rows.
                 head.append(item)
-                if len(head) == 100:
-                    formatter = self._formatter(head)
-                    yield from (ready(*each) for each in head)
+                if len(head) == enough:
+                    formatter = self._formatter_or_none(head)
+                    enough *= 10
+                    yield from (ready(*each) for each in head if formatter is not None)
         if formatter is None and head:
             formatter = self._formatter(head)
             yield from (ready(*each) for each in head)
@@ -105,6 +110,15 @@ class SourceReader:
             named=format.named_parts(self.source.settings.columns, self._recipe.template_of(self._domain) is not None),
             allow=self._recipe.data.allow,
         )
+
+    def _formatter_or_none(self, head: Sequence[tuple[int, dict[str, Any]]]) -> format.Formatter | None:
+        """None where a column that is missed may still come: rows of JSON leave out what they have not."""
+        try:
+            return self._formatter(head)
+        except DataError:
+            if len(head) >= LATE_ROWS or not self.source.loose:
+                raise
+            return None
 
     def _formatter(self, head: Sequence[tuple[int, dict[str, Any]]]) -> format.Formatter:
         self.columns = tuple(dict.fromkeys(column for _, values in head for column in values))
@@ -135,6 +149,16 @@ class SourceReader:
         if self._flags is not None:
             self._labels.flags[self.source.name] = self._flags.names
             self.columns = tuple(dict.fromkeys([*self.columns, self._flags.column or LABEL]))
+
+
+def left_out(source: Opened, rows: int, bad: Sequence[Dropped]) -> list[Finding]:
+    """What is to be said of the few rows of a source that cannot be read."""
+    unread = [each for each in bad if each.reason in UNREADABLE]
+    if not unread:
+        return []
+    shown = some((each.detail or f"row {each.row}" for each in unread), 3, "; ")
+    what = f"{source.name}: {len(unread):,} of {rows:,} rows are left out: {shown}"
+    return [Finding(code="rows-left-out", level="soft", message=what, fix="correct these rows if they are wanted")]
 
 
 def no_rows(place: str, rows_in: int, dropped: Sequence[Dropped]) -> DataError:

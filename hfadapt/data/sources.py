@@ -5,26 +5,35 @@ from __future__ import annotations
 import glob
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hfadapt.core.errors import DataError, Problem, nearest
 from hfadapt.core.progress import quiet_libraries
-from hfadapt.data.labels import task_with
+from hfadapt.data.labels import some, task_with
 from hfadapt.data.rows import Dropped, name_rows
-from hfadapt.data.source_files import Reading, content_hash, local_files, numbered_rows, parquet_label_names
+from hfadapt.files import Unread, Values, folders, reading, tables
+from hfadapt.files.opening import PACKED, suffix
 from hfadapt.recipe.schema import Domain, Source
-from hfadapt.recipe.sources import expanded, suffixes
+from hfadapt.recipe.sources import expanded
+from hfadapt.records.stages import Finding
 
 SAMPLE = "sample:"
 UNREADABLE_LIMIT = 0.1
 _OWN_COLUMN = "write what is to be read into a column of its own, as text, and name it in columns"
 _UNREADABLE = {
     "not-json": None,
-    "not-utf8": None,
+    "not-utf8": (
+        "are not UTF-8",
+        "save the file as UTF-8, such as iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW with the encoding that it has",
+    ),
     "wrong-fields": None,
+    "open-quote": (
+        "open a quotation mark that is not closed",
+        'write "" for a mark inside a quoted field, and quote fields that begin with one',
+    ),
     "huge": None,
     "missing-field": (
         "lack columns that the others have: values are missing, or formats are mixed",
@@ -37,6 +46,7 @@ _UNREADABLE = {
 }
 """What rows that were dropped for a reason have in common, and what helps."""
 UNREADABLE = frozenset(_UNREADABLE)
+Reading = Iterator[tuple[int, Values] | Dropped]
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
@@ -53,6 +63,8 @@ class Opened:
         split: The split it is given as, or "".
         about: Fields of its SourceRecord.
         names_of: The other source whose class names it was given, or "".
+        noticed: What is to be said of it.
+        loose: Whether rows may leave out columns, so that one may begin late.
     """
 
     name: str
@@ -63,6 +75,8 @@ class Opened:
     label_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
     names_of: str = ""
+    noticed: tuple[Finding, ...] = ()
+    loose: bool = False
 
 
 def open_domain(domain: Domain, recipe_folder: Path, *, streaming: bool = False) -> list[Opened]:
@@ -163,7 +177,9 @@ def open_source(source: Source, recipe_folder: Path, *, split: str = "", streami
 
 def _looks_local(name: str) -> bool:
     return (
-        name.startswith((".", "/", "~")) or Path(name).suffix in (*suffixes(), ".gz") or any(m in name for m in "*?[")
+        name.startswith((".", "/", "~"))
+        or Path(name).suffix in (*folders.suffixes(), *PACKED)
+        or any(m in name for m in "*?[")
     )
 
 
@@ -186,22 +202,53 @@ def _open_sample(source: Source, split: str) -> Opened:
     sample = samples.dataset(source.source.removeprefix(SAMPLE))
     about: dict[str, Any] = {"sha256": sample.sha256, "license": sample.license, "citation": sample.citation}
     about.update(url=sample.url, language=sample.language, revision=f"{sample.package} {sample.version}")
-    fingerprint = f"{sample.sha256}:{sample.name}:{content_hash([sample.path])}"
+    fingerprint = f"{sample.sha256}:{sample.name}:{reading.content_hash([sample.path])}"
     return Opened(
         source.source, lambda: numbered_rows(source.source, [sample.path]), fingerprint, source, split, {}, about
     )
 
 
 def _open_local(source: Source, path: Path, split: str) -> Opened:
-    files, name = local_files(path, source.split), source.source
+    found, name = folders.chosen(path, source.split), source.source
+    files = list(found.data)
     if source.split:
         name = f"{name}:{source.split}"
     labels: dict[str, tuple[str, ...]] = {}
     for file in files:
-        if file.suffix == ".parquet":
-            labels.update(parquet_label_names(file))
-    sha256 = content_hash(files)
-    return Opened(name, lambda: numbered_rows(name, files), sha256, source, split, labels, {"sha256": sha256})
+        if suffix(file) in (".parquet", ".arrow"):
+            labels.update(tables.label_names(file))
+    noticed = []
+    if found.left:
+        what = f"{name}: left out as no data: {some(each.name for each in found.left)}"
+        fix = "nothing; if they are data, name them as sources or by a pattern such as *.txt"
+        noticed.append(Finding(code="files-left-out", level="soft", message=what, fix=fix))
+    sha256 = reading.content_hash(files)
+    return Opened(
+        name,
+        lambda: numbered_rows(name, files),
+        sha256,
+        source,
+        split,
+        labels,
+        {"sha256": sha256},
+        noticed=tuple(noticed),
+        loose=any(suffix(file) in (".jsonl", ".ndjson", ".json") for file in files),
+    )
+
+
+def numbered_rows(name: str, files: Sequence[Path]) -> Reading:
+    """Rows of all files, numbered through from 0."""
+    first = 0
+    for path in files:
+        count = 0
+        for item in reading.rows(path):
+            if isinstance(item, Unread):
+                detail = f"{path.name}: {item.detail}" if len(files) > 1 else item.detail
+                yield Dropped(name, first + item.row, item.reason, detail=detail)
+            else:
+                yield first + item[0], item[1]
+            count += 1
+        first += count
 
 
 def open_hub(source: Source, *, split: str = "", streaming: bool = False) -> Opened:

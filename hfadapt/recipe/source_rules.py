@@ -10,21 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from hfadapt.core import registry, samples
-from hfadapt.core.errors import nearest
+from hfadapt.core.errors import DataError, nearest
+from hfadapt.files import folders
+from hfadapt.files.reading import column_names
 from hfadapt.recipe.names import is_metric_path, is_task_path
 from hfadapt.recipe.rules import PLACEHOLDER, brace_fault, template_of, texts
 from hfadapt.recipe.sources import (
     HUB_ID,
     MODEL_ID,
     SAMPLE,
-    column_names,
     expanded,
     is_glob,
     looks_local,
     resolve_source,
-    source_files,
-    suffix,
-    suffixes,
 )
 from hfadapt.recipe.words import dig, show
 from hfadapt.recipe.yaml_lines import Keys, Tree
@@ -188,20 +186,21 @@ class _Domain:
         if entry.get("split") and not path.is_dir():
             allowed = "a folder with files named train…, validation… and test…, or a Hub data set"
             self.refuse((*keys, "split"), "a local file has no named splits", entry["split"], allowed, "delete `split`")
-        files = source_files(path)
+        files = folders.find(path).data
         if not files:
-            self.refuse(at, "the folder holds no files", entry["source"], "files with rows", "check the path")
+            self.refuse_file(at, folders.unreadable(path))
             return
         empty = next((file for file in files if file.stat().st_size == 0), None)
         if empty is not None:
             self.refuse(at, "the file is empty", str(empty.name), "a file with rows", "check how it was made")
-        if path.is_file() and suffix(path) not in suffixes():
-            allowed = f"{', '.join(suffixes())}, each also .gz"
-            self.refuse(at, "files of this kind are not read", path.name, allowed, "save the data as CSV or JSON Lines")
-        readable = [file for file in files if suffix(file) in suffixes() and file.stat().st_size]
-        if readable:
-            trained = [file for file in readable if file.name.lower().startswith("train")]
-            self.check_columns(keys, entry, column_names((trained or readable)[0]))
+        filled = [file for file in files if file.stat().st_size]
+        if filled:
+            trained = [file for file in filled if file.name.lower().startswith("train")]
+            self.check_columns(keys, entry, column_names((trained or filled)[0]))
+
+    def refuse_file(self, at: Keys, error: DataError) -> None:
+        problem = error.problems[0]
+        self.tree.report(at, problem.what, got=problem.got or problem.place, allowed=problem.allowed, fix=problem.fix)
 
     def find(self, at: Keys, source: str) -> Path | None:
         """The local path of a source, or None; reports one that can be nothing."""

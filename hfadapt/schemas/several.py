@@ -11,7 +11,7 @@ from hfadapt.schemas import Answers, Columns, plain, read_list
 from hfadapt.schemas.labelled import Labelled
 
 _SEPARATOR = re.compile(r"\s*[;,|]\s*")
-_OFF = frozenset({"0", "0.0", "", "false", "none"})
+_OFF = frozenset({"0", "0.0", "", "false"})
 
 
 class Several(Labelled):
@@ -57,7 +57,9 @@ class Several(Labelled):
 def _listed(value: Any) -> list[Any]:
     found = read_list(value)
     if isinstance(found, Mapping):
-        return [name for name, flag in found.items() if flag == flag and str(flag).strip().lower() not in _OFF]
+        # NaN is not itself.
+        said = {name: flag for name, flag in found.items() if flag is not None and flag == flag}
+        return [name for name, flag in said.items() if str(flag).strip().lower() not in _OFF]
     if found is not None:
         return found
     if not isinstance(value, str):

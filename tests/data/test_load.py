@@ -7,8 +7,9 @@ from pathlib import Path
 import datasets
 import pytest
 
+from hfadapt import files
 from hfadapt.core.errors import DataError
-from hfadapt.data import source_files, sources
+from hfadapt.data import sources
 from hfadapt.data.rows import Dropped
 from hfadapt.recipe.schema import Domain, Source
 
@@ -110,7 +111,7 @@ def test_recipe_folder_wins_over_working_directory(tmp_path, monkeypatch):
 
 
 def test_bad_lines_are_dropped_with_their_number(tmp_path, monkeypatch):
-    monkeypatch.setattr(source_files, "LINE_LIMIT_BYTES", 64)
+    monkeypatch.setattr(files, "LINE_LIMIT_BYTES", 64)
     lines = [b'{"text": "ok"}', b"{oops", b"[1]", b"", b'{"text": "\xff"}', b'{"text": "' + b"x" * 900 + b'"}']
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([*lines, b'{"text": "end"}']))
     items = rows_of(tmp_path / "a.jsonl")
@@ -147,7 +148,7 @@ def test_missing_file_names_the_nearest(tmp_path):
         sources.open_source(Source(source="tweet.csv"), tmp_path)
     assert "tweets.csv" in str(error.value)
     (tmp_path / "only.md").write_text("x")
-    with pytest.raises(DataError, match="no file here"):
+    with pytest.raises(DataError, match="not read"):
         sources.open_source(Source(source="only.md"), tmp_path)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hfadapt.recipe import sources
+from hfadapt.files import folders
+from hfadapt.files.reading import column_names
 from hfadapt.recipe.sources import resolve_source
 
 
@@ -35,8 +36,8 @@ def test_resolve_source(
     assert resolve_source("x" * 5000, folder) is None
     found = resolve_source("*.csv", folder)
     assert found is not None
-    assert [path.name for path in sources.source_files(found)] == ["data.csv", "empty.csv", "test.csv"]
-    assert sources.source_files(folder / "nothing") == []
+    assert [path.name for path in folders.find(found).data] == ["data.csv", "empty.csv", "test.csv"]
+    assert folders.find(folder / "nothing").data == ()
 
 
 def test_column_names(folder: Path) -> None:
@@ -44,10 +45,10 @@ def test_column_names(folder: Path) -> None:
 
     def columns(name: str, content: str | bytes) -> tuple[str, ...] | None:
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-        return sources.column_names(folder / name)
+        return column_names(folder / name)
 
     parquet.write_table(Table.from_pydict({"p": [1], "q": [2]}), folder / "x.parquet")
-    assert sources.column_names(folder / "x.parquet") == ("p", "q")
+    assert column_names(folder / "x.parquet") == ("p", "q")
     assert columns("a.csv", '\ufeff"a,b";c;d\n1;2;3\n') == ("a,b", "c", "d")
     assert columns("a.tsv", "a b\tc\n") == ("a b", "c")
     assert columns("a.json", json.dumps({"data": [{"a": 1}, {"b": 2}]})) == ("a", "b")

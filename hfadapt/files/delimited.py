@@ -1,0 +1,210 @@
+"""Rows of CSV and TSV as programs write them: any usual delimiter, `sep=` lines, spaces in the header, stray quotes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from hfadapt import files
+from hfadapt.core.errors import DataError
+from hfadapt.files import Rows, Unread
+from hfadapt.files.opening import called, suffix, text_bytes
+
+HEAD_CHARACTERS = 1 << 16
+_DELIMITERS = ",;\t|"
+_SEP = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
+# A quotation mark after a backslash, inside a field.
+_ESCAPED = re.compile(r'\\"(?!\s*(?:[,;\t|\r\n]|$))')
+_RECENT = 512
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How the fields of a file are set apart."""
+
+    delimiter: str
+    escape: str | None = None
+    skip_spaces: bool = False
+    skip_lines: int = 0
+
+    def reader(self, lines: Iterable[str], strict: bool = False) -> Iterator[list[str]]:
+        """Fields of records; where it is strict, csv.Error for text beside the quotation marks of a field."""
+        return csv.reader(
+            lines,
+            delimiter=self.delimiter,
+            escapechar=self.escape,
+            skipinitialspace=self.skip_spaces,
+            strict=strict,
+        )
+
+
+def dialect_of(head: str, ending: str) -> Dialect:
+    """The dialect of a file by its first lines.
+
+    Args:
+        head: The beginning of the file.
+        ending: `.tsv` means tabs, where the header has any.
+    """
+    said = _SEP.match(head)
+    body = head[said.end() :] if said else head
+    first = body.partition("\n")[0]
+    delimiter = said[1] if said else "\t" if ending == ".tsv" and "\t" in first else max(_DELIMITERS, key=first.count)
+    spaced = body.count(f'{delimiter} "') > body.count(f'{delimiter}"')
+    escape = "\\" if _ESCAPED.search(body) and '""' not in body else None
+    return Dialect(delimiter, escape, spaced and delimiter != "\t", 1 if said else 0)
+
+
+def header(path: Path) -> tuple[str, ...]:
+    """The names of the columns. Raises DataError where the file is no CSV."""
+    with text_bytes(path) as raw:
+        _, names, _ = _begin(path, raw)
+        return tuple(name for name in names if name)
+
+
+def read(path: Path) -> Rows:
+    """Rows by name of column; a line with a quotation mark that is opened and not closed takes no other with it."""
+    with text_bytes(path) as raw:
+        dialect, names, lines = _begin(path, raw)
+        if not names:
+            return
+        for number, (fields, where, reason) in enumerate(_records(dialect, lines, len(names))):
+            if number == 0 and len(fields) == len(names) + 1 and fields[0] in ("0", "1") and fields[-1]:
+                # R writes the names of rows without a name above them.
+                names = ["", *names]
+            while len(fields) > len(names) and not fields[-1]:
+                fields.pop()
+            if reason:
+                yield Unread(number, *reason)
+            elif not fields:
+                yield Unread(number, "empty", f"{where} is blank")
+            elif len(fields) != len(names):
+                detail = f"{where} has {len(fields)} fields, the header {len(names)}"
+                yield Unread(number, "wrong-fields", detail)
+            elif any(not each.isascii() and any("\udc80" <= char <= "\udcff" for char in each) for each in fields):
+                yield Unread(number, "not-utf8", f"{where} is not UTF-8")
+            else:
+                yield number, {name: value for name, value in zip(names, fields, strict=True) if name}
+
+
+def _begin(path: Path, raw: IO[bytes]) -> tuple[Dialect, list[str], _Lines]:
+    csv.field_size_limit(files.LINE_LIMIT_BYTES)
+    # Bytes that are not UTF-8 come through as lone surrogates, so that only their own row is lost.
+    text = io.TextIOWrapper(raw, encoding="utf-8", errors="surrogateescape", newline="")
+    head = text.read(HEAD_CHARACTERS)
+    start = head.lstrip()[:1]
+    if start in ("{", "[") and re.match(r'\s*[{\[]\s*["{\[]', head):
+        kind = ".jsonl" if re.match(r"\s*\{.*\}\s*(\n|$)", head) else ".json"
+        raise DataError("the file is JSON, not CSV", place=str(path), fix=f"call it {called(path, kind)}")
+    dialect = dialect_of(head, suffix(path))
+    lines = _Lines(head, text, dialect.skip_lines)
+    first = next((fields for fields in dialect.reader(lines) if any(fields)), [])
+    lines.take()
+    return dialect, _distinct([name.strip().strip("\ufeff").strip() for name in first]), lines
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Names that stand there several times, numbered: `text (1 of 2)` can be asked for, and none is taken unasked."""
+    counts, seen = Counter(names), Counter[str]()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(f"{name} ({seen[name]} of {counts[name]})" if name and counts[name] > 1 else name)
+    return found
+
+
+class _Lines:
+    """Physical lines of a text, which can be given back."""
+
+    def __init__(self, head: str, text: io.TextIOWrapper, skipped: int) -> None:
+        self.number = 0
+        self.ended = False
+        self._again: deque[str] = deque()
+        self._taken: list[str] = []
+        self._source = _joined(head, text)
+        for _ in range(skipped):
+            next(self)
+        self.take()
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        self.ended = True
+        line = self._again.popleft() if self._again else next(self._source)
+        self.ended = False
+        self.number += 1
+        self._taken.append(line)
+        return line
+
+    def take(self) -> list[str]:
+        """The lines since the last call."""
+        taken, self._taken = self._taken, []
+        return taken
+
+    def put_back(self, lines: Sequence[str]) -> None:
+        """Lets lines come again."""
+        self.number -= len(lines)
+        self._again.extendleft(reversed(lines))
+
+
+def _joined(head: str, text: io.TextIOWrapper) -> Iterator[str]:
+    """Lines of the head and of what follows, the one that the head cuts in two put together."""
+    own = io.StringIO(head, newline="")
+    for line in own:
+        if own.tell() < len(head) or line.endswith("\n"):
+            yield line
+            continue
+        more = text.readline()
+        yield from (line, more) if line.endswith("\r") and more not in ("\n", "") else (line + more,)
+    yield from text
+
+
+def _records(dialect: Dialect, lines: _Lines, width: int) -> Iterator[tuple[list[str], str, tuple[str, str] | None]]:
+    """Fields of each record, where it stands, and why it cannot be used."""
+    recent: deque[str] = deque(maxlen=_RECENT)
+    reader = dialect.reader(lines)
+    while True:
+        fault: str | None = None
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            fields, fault = [], str(error)
+        taken = lines.take()
+        if fields is None and not taken:
+            return
+        where = f"line {lines.number}"
+        # A reader asks for more lines within a record only while a quotation mark is open.
+        if lines.ended or (len(taken) > 1 and (fault or _swallowed(dialect, taken, width, recent))):
+            lines.put_back(taken[1:])
+            where = f"line {lines.number}"
+            yield [], where, ("open-quote", f"{where} opens a quotation mark that is not closed")
+            reader = dialect.reader(lines)
+        elif fault:
+            yield [], where, ("huge", f"{where}: {fault}")
+        else:
+            found = fields or []
+            if len(found) == width:
+                recent.append(found[-1])
+            yield found, where, None
+
+
+def _swallowed(dialect: Dialect, taken: Sequence[str], width: int, recent: Collection[str]) -> bool:
+    """Whether a record of several lines took in rows that stand by themselves.
+
+    They have as many fields as the header, and text follows the mark that closes the field, or their last fields are
+    those of other rows.
+    """
+    inner = [fields for line in taken[1:-1] if (fields := next(dialect.reader([line]), []))]
+    if width < 2 or not inner or any(len(fields) != width for fields in inner):
+        return False
+    try:
+        list(dialect.reader(taken, strict=True))
+    except csv.Error:
+        return True
+    return {fields[-1] for fields in inner} <= set(recent)

@@ -1,0 +1,163 @@
+"""Which files of a folder are data, and which split each belongs to."""
+
+from __future__ import annotations
+
+import glob
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from hfadapt.core import registry
+from hfadapt.core.errors import DataError
+from hfadapt.files.opening import HEAD_BYTES, PACKED, foreign, suffix
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+"""Of files that hfadapt reads whatever the rows; row schemas read further ones."""
+_SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"}
+_SPLIT_NAMES.update({"dev": "validation", "test": "test"})
+_ABOUT = re.compile(
+    r"(read.?me|licen[sc]e|copying|notice|citation|changelog|contributing|requirements)\b.*"
+    r"|(dataset_infos?|dataset_dict|state|config|package|vocab|metadata|\w*tokenizer\w*|\w+_config|\w+_map"
+    r"|.*\.index)\.json",
+    re.IGNORECASE,
+)
+_MARKS = {"config.json": ("tokenizer.json", "tokenizer_config.json", "model.safetensors"), "lock.yaml": (".",)}
+"""Files that mark a folder of a model or of a run, where one of the others is beside them."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of a source.
+
+    Args:
+        data: Those that are read, sorted by name.
+        left: Those of a kind that could be read, which are about the data rather than data.
+    """
+
+    data: tuple[Path, ...]
+    left: tuple[Path, ...] = ()
+
+
+def suffixes() -> tuple[str, ...]:
+    """Endings of all files that can be read."""
+    return (*SUFFIXES, *registry.row_files())
+
+
+def allowed() -> str:
+    """What can be read, for messages."""
+    return f"{', '.join(suffixes())}, each also {', '.join(PACKED)}"
+
+
+def every_file(path: Path) -> list[Path]:
+    """The files behind a path, folder or glob, sorted by name; hidden ones and hidden folders are left out."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        found = sorted(Path(each) for each in glob.iglob(str(path), recursive=True))
+        return [each for each in found if each.is_file() and not each.name.startswith(".")]
+    found = sorted(each for each in path.rglob("*") if each.is_file())
+    return [each for each in found if not any(part.startswith(".") for part in each.relative_to(path).parts)]
+
+
+def find(path: Path) -> Found:
+    """The data files behind a path, folder or glob: in a folder without licences, settings, models and hidden files."""
+    files = every_file(path)
+    known = [each for each in files if suffix(each) in suffixes()]
+    if not path.is_dir():
+        return Found(tuple(known))
+    others = {each.parent for each in files if each.name in _MARKS and _holds(each.parent, _MARKS[each.name])}
+    known = [each for each in known if not others & set(each.parents)]
+    data = [each for each in known if not _ABOUT.fullmatch(each.name)] or known
+    # Saved by datasets' save_to_disk, the rest is about the Arrow files.
+    arrow = [each for each in data if suffix(each) == ".arrow"]
+    tables = [each for each in data if suffix(each) not in (".txt", ".json")]
+    texts, documents = ([each for each in data if suffix(each) == ending] for ending in (".txt", ".json"))
+    if arrow:
+        data = [each for each in arrow if not each.name.startswith(("cache-", "tmp"))]
+    elif tables:
+        data = [each for each in data if each not in texts]
+    elif texts and documents:
+        data = max(texts, documents, key=len)
+    return Found(tuple(data), tuple(each for each in known if each not in data))
+
+
+def _holds(folder: Path, names: tuple[str, ...]) -> bool:
+    return any((folder / name).exists() for name in names)
+
+
+def chosen(path: Path, split: str | None = None) -> Found:
+    """The files behind a path, folder or glob that belong to a split.
+
+    A folder whose files or folders are called train…, validation… and test… has these splits; `split` picks one
+    (`train` when not said), as for a data set on the Hub.
+
+    Raises:
+        DataError: none can be read, or there is no such split.
+    """
+    found = find(path)
+    if not found.data:
+        raise unreadable(path)
+    splits = {each: _split_of(each, path) for each in found.data}
+    if not path.is_file() and "train" in splits.values():
+        wanted = _SPLIT_NAMES.get(split or "train", split)
+        data = tuple(each for each in found.data if splits[each] == wanted)
+        if not data:
+            raise DataError(
+                "the folder has no such split",
+                place=str(path),
+                got=repr(split),
+                allowed=", ".join(sorted({name for name in splits.values() if name})),
+                fix="name one of these splits",
+            )
+        return Found(data, found.left)
+    if split:
+        raise DataError(
+            "a local file has no named splits",
+            place=str(path),
+            got=f"split {split!r}",
+            fix="leave split out, or name the files of a folder train…, validation… and test…",
+        )
+    return found
+
+
+def _split_of(file: Path, start: Path) -> str | None:
+    own = _SPLIT_NAMES.get(re.split(r"[^a-z]", file.name.lower())[0])
+    above = file.relative_to(start).parts[:-1] if start in file.parents else ()
+    return own or next((_SPLIT_NAMES[part.lower()] for part in above if part.lower() in _SPLIT_NAMES), None)
+
+
+def unreadable(path: Path) -> DataError:
+    """The error for what has no readable file: names what it is."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        what = "this is a pipe or a device, which cannot be read twice"
+        return DataError(what, place=str(path), fix="write it to a file first, and name the file")
+    files = every_file(path)
+    if len(files) == 1:
+        return _no_format(files[0])
+    if not files:
+        return DataError("the folder holds no files", place=str(path), allowed="files with rows", fix="check the path")
+    got = ", ".join(sorted({each.suffix or each.name for each in files})[:8])
+    fix = "save the data in one of these formats"
+    return DataError("no file here can be read", place=str(path), got=got, allowed=allowed(), fix=fix)
+
+
+def _no_format(path: Path) -> DataError:
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    found = foreign(head)
+    if found:
+        return DataError(f"the file is {found[0]}", place=str(path), allowed=allowed(), fix=found[1])
+    fix = "save the data as CSV or JSON Lines"
+    try:
+        text = head.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        text = ""
+    first = text.partition("\n")[0].strip()
+    if first.startswith("{"):
+        fix = f"if it has a JSON object a line, call it {path.name}.jsonl"
+    elif text.startswith("["):
+        fix = f"if it is a JSON array, call it {path.name}.json"
+    elif any(mark in first for mark in ",;\t|"):
+        fix = f"if it is CSV, call it {path.name}.csv"
+    what = "files of this kind are not read" if path.suffix else "the file has no ending that tells its format"
+    return DataError(what, place=str(path), got=path.name, allowed=allowed(), fix=fix)

@@ -1,0 +1,184 @@
+"""Rows of JSON Lines, and of JSON in the shapes that programs give tables."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from hfadapt.core.errors import DataError
+from hfadapt.files import Rows, Unread, Values
+from hfadapt.files.opening import called, lines, text_bytes
+
+FIRST_LINES = 5
+_TEXT = re.compile(r"\S")
+_NUMBER = re.compile(r"-?\d+")
+
+
+def read_lines(path: Path) -> Rows:
+    """An object a line.
+
+    Raises:
+        DataError: the file is JSON of another shape, or none.
+    """
+    _check_lines(path)
+    for item in lines(path):
+        if isinstance(item, Unread):
+            yield item
+            continue
+        number, line = item
+        if not line.strip():
+            yield Unread(number, "empty", f"line {number + 1} is blank")
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield Unread(number, "not-json", f"line {number + 1}: {error}")
+            continue
+        if isinstance(value, dict):
+            yield number, value
+        else:
+            yield Unread(number, "not-json", f"line {number + 1} is not an object")
+
+
+def _check_lines(path: Path) -> None:
+    first = (item[1] for item in lines(path) if isinstance(item, tuple) and item[1].strip())
+    shown = list(islice(first, FIRST_LINES))
+    starts = [line.lstrip()[:1] for line in shown]
+    whole = [_value(line) for line in shown]
+    if not shown or any(isinstance(each, dict) for each in whole):
+        return
+    if starts[0] == "[" and (whole[0] is None or _is_rows(whole[0])):
+        raise DataError(
+            "the file is one JSON array, not a JSON object a line",
+            place=str(path),
+            fix=f"call it {called(path, '.json')}",
+        )
+    if starts[0] == "{" and shown[0].strip() == "{":
+        what = "the file has JSON over several lines, not an object a line"
+        raise DataError(what, place=str(path), fix=f"call it {called(path, '.json')}")
+    if not set(starts) & {"{", "["}:
+        raise DataError(
+            "the file is not JSON",
+            place=str(path),
+            got=f"it begins with {shown[0][:60]!r}",
+            fix=f"write a JSON object a line; if it is CSV, call it {called(path, '.csv')}",
+        )
+
+
+def _value(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def read_whole(path: Path) -> Rows:
+    """The rows of a JSON document: a list of objects, pandas' shapes, lists by column, objects by key, or one below.
+
+    Raises:
+        DataError: it is broken, or has no rows.
+    """
+    with text_bytes(path) as file:
+        content = file.read()
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            "the file is not UTF-8",
+            place=str(path),
+            got=f"{error.reason} at byte {error.start:,}",
+            fix="save it as UTF-8",
+        ) from None
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise DataError("the JSON is nested too deeply", place=str(path), fix="write a list of objects") from None
+    except ValueError as error:
+        if "Extra data" in str(error):
+            yield from _one_after_another(path, text)
+            return
+        cut = error.pos >= len(text.rstrip()) if isinstance(error, json.JSONDecodeError) else False
+        what = "the JSON is cut off" if cut or "Unterminated" in str(error) else "the file is not JSON"
+        raise DataError(what, place=str(path), got=str(error), fix="get it again, or correct it there") from None
+    for number, each in enumerate(rows_of(value, path)):
+        yield _row(number, each)
+
+
+def _one_after_another(path: Path, text: str) -> Rows:
+    """JSON Lines called .json, or objects that follow each other over several lines."""
+    decoder, at, number = json.JSONDecoder(), 0, 0
+    if _value(text.partition("\n")[0]) is not None:
+        yield from read_lines(path)
+        return
+    while match := _TEXT.search(text, at):
+        try:
+            value, at = decoder.raw_decode(text, match.start())
+        except ValueError as error:
+            raise DataError("the file is not JSON", place=str(path), got=str(error), fix="correct it there") from None
+        yield _row(number, value)
+        number += 1
+
+
+def _row(number: int, value: Any) -> tuple[int, Values] | Unread:
+    if isinstance(value, dict):
+        return number, value
+    return Unread(number, "not-json", f"entry {number} is not an object")
+
+
+def rows_of(value: Any, path: Path) -> list[Any]:
+    """The rows of a JSON document.
+
+    Raises:
+        DataError: it has none, or several lists of them.
+    """
+    if isinstance(value, list):
+        if value and not any(isinstance(each, dict) for each in value):
+            kind = "lists" if isinstance(value[0], list) else "values"
+            raise _no_rows(path, f"a list of {kind}, without names of columns", '{"text": …, "label": …} for each row')
+        return value
+    if not isinstance(value, dict):
+        raise _no_rows(path, "one value" if not isinstance(value, str) else "one text", "a list of objects")
+    if isinstance(value.get("columns"), list) and isinstance(value.get("data"), list):
+        return [dict(zip(map(str, value["columns"]), each, strict=False)) for each in value["data"]]
+    tables = {key: each for key, each in value.items() if _is_rows(each)}
+    if len(tables) > 1:
+        raise _no_rows(path, f"several lists of rows: {', '.join(tables)}", "each list in a file of its own")
+    if tables:
+        return list(next(iter(tables.values())))
+    if value and all(isinstance(each, dict) for each in value.values()):
+        return _of_objects(value)
+    lists = {key: each for key, each in value.items() if isinstance(each, list)}
+    if lists and len(lists) == len(value):
+        lengths = {len(each) for each in lists.values()}
+        if len(lengths) > 1:
+            shown = ", ".join(f"{key} {len(each):,}" for key, each in lists.items())
+            raise _no_rows(path, f"lists of different lengths: {shown}", "a value of each column for every row")
+        return [dict(zip(lists, each, strict=True)) for each in zip(*lists.values(), strict=True)]
+    inner = [each for each in value.values() if isinstance(each, dict)]
+    if len(inner) == 1 and any(_is_rows(each) for each in inner[0].values()):
+        return rows_of(inner[0], path)
+    if any(isinstance(each, (list, dict)) for each in value.values()):
+        raise _no_rows(path, f"an object with {', '.join(map(str, list(value)[:8]))}", "a list of objects")
+    return [value]
+
+
+def _of_objects(value: Mapping[str, Mapping[str, Any]]) -> list[Values]:
+    """Rows by key, or columns that hold their values by key, as pandas writes them."""
+    keys = list(dict.fromkeys(key for each in value.values() for key in each))
+    numbered = all(map(_NUMBER.fullmatch, keys)) and not all(map(_NUMBER.fullmatch, value))
+    counted = all(map(_NUMBER.fullmatch, value))
+    if numbered or (not counted and len(keys) > len(value)):
+        return [{column: cells.get(key) for column, cells in value.items()} for key in keys]
+    return [dict(each) for each in value.values()]
+
+
+def _no_rows(path: Path, got: str, wanted: str) -> DataError:
+    return DataError("the JSON has no rows", place=str(path), got=got, fix=f"write {wanted}")

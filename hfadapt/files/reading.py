@@ -1,0 +1,90 @@
+"""One door to the rows and the columns of a file: the reader of its kind."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from hfadapt.core import registry
+from hfadapt.core.errors import DataError
+from hfadapt.files import Rows, Unread, delimited, json_rows, tables
+from hfadapt.files.opening import lines, suffix
+
+HEAD_ROWS = 2_000
+HEAD_BYTES = 1 << 20
+
+
+def _text(path: Path) -> Rows:
+    for item in lines(path):
+        yield item if isinstance(item, Unread) else (item[0], {"text": item[1]})
+
+
+def _of_schema(path: Path) -> Rows:
+    """A file of a kind that belongs to one row schema; lines that cannot be read end up in its rows' faults."""
+    read = registry.row_files()[suffix(path)].files[suffix(path)]
+    bad: list[Unread] = []
+
+    def whole() -> Iterator[str]:
+        for item in lines(path):
+            if isinstance(item, Unread):
+                bad.append(item)
+            else:
+                yield item[1]
+
+    number = 0
+    for number, row in enumerate(read(whole())):
+        yield number, row
+    for more, item in enumerate(bad, number + 1):
+        yield replace(item, row=more)
+
+
+_READERS: dict[str, Callable[[Path], Rows]] = {
+    ".jsonl": json_rows.read_lines,
+    ".ndjson": json_rows.read_lines,
+    ".json": json_rows.read_whole,
+    ".csv": delimited.read,
+    ".tsv": delimited.read,
+    ".parquet": tables.read,
+    ".arrow": tables.read,
+    ".txt": _text,
+}
+
+
+def rows(path: Path) -> Rows:
+    """The rows of a file. Raises DataError where it is not what its ending says, or broken."""
+    return _READERS.get(suffix(path), _of_schema)(path)
+
+
+def column_names(path: Path) -> tuple[str, ...] | None:
+    """The columns of a file, from its first rows; None when they cannot be known without reading it all."""
+    kind = suffix(path)
+    if kind in registry.row_files():
+        return registry.row_files()[kind].parts
+    try:
+        if kind in (".parquet", ".arrow"):
+            return tuple(tables.schema(path).names)
+        if kind in (".csv", ".tsv"):
+            return delimited.header(path) or None
+        if kind == ".json" and path.stat().st_size >= HEAD_BYTES:
+            return None
+        found = list(islice(rows(path), HEAD_ROWS))
+    except (DataError, OSError):
+        return None  # what cannot be read is said when it is read
+    head = [item[1] for item in found if isinstance(item, tuple)]
+    if any(isinstance(item, Unread) and item.reason != "empty" for item in found):
+        return None
+    return tuple(dict.fromkeys(key for row in head for key in row)) or None
+
+
+def content_hash(files: Sequence[Path]) -> str:
+    """SHA-256 of the names and bytes of files, in their order."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode("utf-8", "surrogateescape") + b"\0")
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()

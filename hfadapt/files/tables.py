@@ -1,0 +1,94 @@
+"""Rows of Parquet and Arrow files, and the names of classes that the datasets library keeps in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hfadapt.core.errors import DataError
+from hfadapt.files import Rows
+from hfadapt.files.opening import packing, readable, suffix
+
+BATCH_ROWS = 2048
+_AGAIN = "write Parquet where it was saved: datasets.load_from_disk(FOLDER).to_parquet('data.parquet')"
+
+
+def schema(path: Path) -> Any:
+    """The Arrow schema. Raises DataError where the file is broken."""
+    with _opened(path) as (found, _):
+        return found
+
+
+def read(path: Path) -> Rows:
+    """Rows; bytes that are UTF-8 are text."""
+    number = 0
+    with _opened(path) as (found, batches):
+        twice = {name for name in found.names if found.names.count(name) > 1}
+        if twice:
+            what = f"the column {min(twice)!r} is there twice"
+            raise DataError(what, place=str(path), fix="rename one of them")
+        for batch in batches:
+            for values in batch.to_pylist():
+                yield number, {name: _text(value) for name, value in values.items()}
+                number += 1
+
+
+def label_names(path: Path) -> dict[str, tuple[str, ...]]:
+    """Class names by column; nothing where the file is broken, which reading says."""
+    try:
+        metadata = schema(path).metadata or {}
+        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    except (DataError, ValueError):
+        return {}
+    return {column: names for column, feature in features.items() if (names := _class_names(feature))}
+
+
+def _class_names(feature: Any) -> tuple[str, ...]:
+    """The names of the classes of a column, or of its elements, as the datasets library writes features down."""
+    if isinstance(feature, list):
+        return _class_names(feature[0]) if feature else ()
+    if not isinstance(feature, dict):
+        return ()
+    if feature.get("_type") == "ClassLabel":
+        return tuple(feature.get("names") or ())
+    return _class_names(feature.get("feature"))
+
+
+def _text(value: Any) -> Any:
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
+    """Schema and batches of rows."""
+    import pyarrow
+    from pyarrow import ipc, parquet
+
+    with readable(path) as raw:
+        # pyarrow maps files itself, so that a column that is not asked for costs nothing.
+        source: Any = pyarrow.BufferReader(raw.read()) if packing(path) else str(path)
+        try:
+            if suffix(path) == ".parquet":
+                with parquet.ParquetFile(source) as file:
+                    yield file.schema_arrow, file.iter_batches(batch_size=BATCH_ROWS)
+                return
+            with pyarrow.memory_map(source) if isinstance(source, str) else source as memory:
+                is_file = memory.read(6) == b"ARROW1"
+                memory.seek(0)
+                with ipc.open_file(memory) if is_file else ipc.open_stream(memory) as reader:
+                    batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)
+                    yield reader.schema, batches
+        except (pyarrow.ArrowException, OSError) as error:
+            kind, again = ("Parquet", "get it or write it again")
+            if suffix(path) == ".arrow":
+                kind, again = ("Arrow", f"get it again, or {_AGAIN}")
+            got = str(error).splitlines()[0]
+            raise DataError(f"the file is no whole {kind} file", place=str(path), got=got, fix=again) from None

@@ -1,0 +1,362 @@
+"""Files as people have them: read rightly, or one sentence that says what the file is and what to do."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from hfadapt.core.errors import DataError
+from hfadapt.files import Unread, folders, reading
+
+ROWS = [{"text": f"the {n}th row, with é", "label": "ab"[n % 2]} for n in range(6)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+CSV = "text,label\n" + "".join(f'"{row["text"]}",{row["label"]}\n' for row in ROWS)
+BY_COLUMN = {name: [row[name] for row in ROWS] for name in ("text", "label")}
+BY_CELL = {name: {str(n): row[name] for n, row in enumerate(ROWS)} for name in ("text", "label")}
+SPLIT = {"columns": ["text", "label"], "index": [*range(6)], "data": [[*row.values()] for row in ROWS]}
+TABLE = {"schema": {"fields": [{"name": "text"}]}, "data": ROWS}
+
+
+def zipped(*names):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, CSV)
+    return file.getvalue()
+
+
+def zstd(content):
+    return pyarrow.Codec("zstd").compress(content, asbytes=True)
+
+
+def in_parquet(rows, **more):
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file, **more)
+    return file.getvalue()
+
+
+def in_arrow(rows, kind):
+    file = io.BytesIO()
+    table = pyarrow.Table.from_pylist(rows)
+    with kind(file, table.schema) as writer:
+        writer.write_table(table)
+    return file.getvalue()
+
+
+def saved(write):
+    file = io.BytesIO()
+    write(file)
+    return file.getvalue()
+
+
+def read(folder, name, content):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return list(reading.rows(path))
+
+
+RIGHT = {
+    "plain.csv": CSV,
+    "bom.csv": "\ufeff" + CSV,
+    "windows.csv": CSV.replace("\n", "\r\n"),
+    "mac.csv": CSV.replace("\n", "\r"),
+    "utf16.csv": CSV.encode("utf-16"),
+    "utf16-be.csv": b"\xfe\xff" + CSV.encode("utf-16-be"),
+    "utf16-bare.csv": CSV.encode("utf-16-le"),
+    "utf32.csv": CSV.encode("utf-32"),
+    "utf16.jsonl": LINES.encode("utf-16"),
+    "utf16.json": json.dumps(ROWS).encode("utf-16"),
+    "sep.csv": "sep=;\r\n" + CSV.replace('",', '";').replace("text,label", "text;label"),
+    "semicolon.csv": CSV.replace('",', '";').replace("text,label", "text;label"),
+    "pipe.csv": CSV.replace('",', '"|').replace("text,label", "text|label"),
+    "tabs.csv": CSV.replace('",', '"\t').replace("text,label", "text\tlabel"),
+    "commas.tsv": CSV,
+    "header-spaces.csv": CSV.replace("text,label", " text , label\u00a0"),
+    "header-quotes.csv": CSV.replace("text,label", '"text","label"'),
+    "spaces.csv": "label, text\n" + "".join(f'{row["label"]}, "{row["text"]}"\n' for row in ROWS),
+    "index.csv": ",text,label\n" + "".join(f'{n},"{row["text"]}",{row["label"]}\n' for n, row in enumerate(ROWS)),
+    "r.csv": "text,label\n" + "".join(f'{n + 1},"{row["text"]}",{row["label"]}\n' for n, row in enumerate(ROWS)),
+    "trailing.csv": CSV.replace("\n", ",\n"),
+    "trailing-rows.csv": CSV.replace("\n", ",\n").replace("text,label,\n", "text,label\n"),
+    "upper.CSV": CSV,
+    "lines.jsonl": LINES,
+    "bom.jsonl": "\ufeff" + LINES,
+    "windows.jsonl": LINES.replace("\n", "\r\n"),
+    "records.json": json.dumps(ROWS),
+    "indented.json": json.dumps(ROWS, indent=2),
+    "lines.json": LINES,
+    "objects.json": "\n".join(json.dumps(row, indent=2) for row in ROWS),
+    "columns.json": json.dumps(BY_CELL),
+    "lists.json": json.dumps(BY_COLUMN),
+    "index.json": json.dumps({str(n): row for n, row in enumerate(ROWS)}),
+    "ids.json": json.dumps({f"id{n}": row for n, row in enumerate(ROWS)}),
+    "split.json": json.dumps(SPLIT),
+    "table.json": json.dumps(TABLE),
+    "data.json": json.dumps({"version": "1.1", "data": ROWS}),
+    "inside.json": json.dumps({"result": {"count": 6, "rows": ROWS}, "ok": True}),
+    "a.csv.gz": gzip.compress(CSV.encode()),
+    "a.csv.bz2": bz2.compress(CSV.encode()),
+    "a.csv.xz": lzma.compress(CSV.encode()),
+    "a.csv.zst": zstd(CSV.encode()),
+    "a.csv.zip": zipped("a.csv"),
+    "mac.csv.zip": zipped("a.csv", "__MACOSX/._a.csv"),
+    "a.jsonl.zst": zstd(LINES.encode()),
+    "a.json.gz": gzip.compress(json.dumps(ROWS).encode()),
+    "utf16.csv.gz": gzip.compress(CSV.encode("utf-16")),
+    "a.parquet": in_parquet(ROWS),
+    "a.parquet.gz": gzip.compress(in_parquet(ROWS)),
+    "bytes.parquet": in_parquet([{key: value.encode() for key, value in row.items()} for row in ROWS]),
+    "dictionary.parquet": in_parquet(ROWS, use_dictionary=True),
+    "stream.arrow": in_arrow(ROWS, pyarrow.ipc.new_stream),
+    "file.arrow": in_arrow(ROWS, pyarrow.ipc.new_file),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_read_rightly(tmp_path, name):
+    found = read(tmp_path, name, RIGHT[name])
+    wanted = ROWS if not name.startswith("spaces") else [dict(reversed(row.items())) for row in ROWS]
+    assert found == list(enumerate(wanted))
+    names = reading.column_names(tmp_path / name)
+    assert names is not None
+    assert set(names) == {"text", "label"}
+
+
+REFUSED = {
+    "plain.csv.gz": (CSV, "called .gz but is not gzip", "call it plain.csv"),
+    "plain.csv.zip": (CSV, "called .zip but is not zip", "call it plain.csv"),
+    "other.csv.gz": (zstd(CSV.encode()), "called .gz but is not gzip", "call it other.csv.zst"),
+    "gzip.csv": (gzip.compress(CSV.encode()), "the file is gzip", "call it gzip.csv.gz"),
+    "zst.jsonl": (zstd(LINES.encode()), "the file is Zstandard", "call it zst.jsonl.zst"),
+    "zip.csv": (zipped("a.csv"), "the file is zip", "call it zip.csv.zip"),
+    "bzip2.csv": (bz2.compress(CSV.encode()), "the file is bz2", "call it bzip2.csv.bz2"),
+    "cut.csv.gz": (gzip.compress(CSV.encode() * 99)[:-40], "cut off or broken", "again"),
+    "cut.csv.bz2": (bz2.compress(CSV.encode() * 99)[:-40], "cut off or broken", "again"),
+    "cut.csv.xz": (lzma.compress(CSV.encode() * 99)[:-40], "cut off or broken", "again"),
+    "cut.csv.zst": (zstd(os.urandom(9000).hex().encode())[:-400], "cut off or broken", "again"),
+    "cut.csv.zip": (zipped("a.csv")[:-40], "cut off or broken", "again"),
+    "changed.csv.gz": (gzip.compress(CSV.encode())[:-8] + b"12345678", "cut off or broken", "again"),
+    "many.csv.zip": (zipped("a.csv", "b.csv"), "holds several files", "unpack it"),
+    "none.csv.zip": (zipped(), "the zip archive is empty", "unpack"),
+    "cut.parquet": (in_parquet(ROWS)[:-20], "no whole Parquet file", "again"),
+    "text.parquet": (CSV, "no whole Parquet file", "again"),
+    "cut.arrow": (b"ARROW1", "no whole Arrow file", "to_parquet"),
+    "parquet.csv": (in_parquet(ROWS), "the file is Parquet", "call it .parquet"),
+    "parquet.arrow": (in_parquet(ROWS), "the file is Parquet", "call it .parquet"),
+    "arrow.jsonl": (in_arrow(ROWS, pyarrow.ipc.new_file), "the file is Arrow", "call it .arrow"),
+    "excel.csv": (zipped("[Content_Types].xml", "xl/workbook.xml"), "an Excel workbook", "save it as CSV"),
+    "word.txt": (zipped("[Content_Types].xml", "word/document.xml"), "a Word document", "open it"),
+    "old.csv": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), "old Office document", "save it as CSV"),
+    "pdf.txt": (b"%PDF-1.7\n", "a PDF document", ".txt"),
+    "pickle.csv": (pickle.dumps(ROWS), "a pickle, which can run code", "to_parquet"),
+    "array.csv": (saved(lambda file: np.save(file, np.zeros(3))), "a NumPy array", "CSV"),
+    "arrays.csv": (saved(lambda file: np.savez(file, a=np.zeros(3))), "saved arrays", "CSV"),
+    "page.csv": ("<!DOCTYPE html><html>", "a web page", "download the data itself"),
+    "page.json": ("<html><body>404", "a web page", "download the data itself"),
+    "lfs.csv": ("version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a pointer of Git LFS", "git lfs pull"),
+    "zeros.csv": (bytes(5000), "nothing but zero bytes", "again"),
+    "base.csv": (b"SQLite format 3\0" + bytes(99), "an SQLite database", "sqlite3"),
+    "tar.csv.gz": (gzip.compress(bytes(257) + b"ustar" + bytes(200)), "a tar archive", "unpack"),
+    "broken16.csv": (CSV.encode("utf-16") + b"\x00", "seems to be UTF-16, but broken", "UTF-8"),
+    "lines.csv": (LINES, "the file is JSON, not CSV", "call it lines.jsonl"),
+    "array.tsv": (json.dumps(ROWS), "the file is JSON, not CSV", "call it array.json"),
+    "array.jsonl": (json.dumps(ROWS), "one JSON array", "call it array.json"),
+    "indented.jsonl": (json.dumps(ROWS, indent=1), "one JSON array", "call it indented.json"),
+    "array.jsonl.gz": (gzip.compress(json.dumps(ROWS).encode()), "one JSON array", "call it array.json.gz"),
+    "objects.jsonl": (json.dumps(ROWS[0], indent=2), "JSON over several lines", "call it objects.json"),
+    "csv.jsonl": (CSV, "the file is not JSON", "call it csv.csv"),
+    "csv.json": (CSV, "the file is not JSON", "correct"),
+    "cut.json": (json.dumps(ROWS)[:-30], "the JSON is cut off", "again"),
+    "latin.json": (json.dumps(ROWS, ensure_ascii=False).encode("latin-1"), "not UTF-8", "save it as UTF-8"),
+    "lists.json": (json.dumps([[*row.values()] for row in ROWS]), "a list of lists", "for each row"),
+    "texts.json": (json.dumps(["a", "b"]), "a list of values", "for each row"),
+    "text.json": (json.dumps(json.dumps(ROWS)), "one text", "a list of objects"),
+    "two.json": (json.dumps({"train": ROWS, "test": ROWS}), "several lists of rows: train, test", "file of its own"),
+    "uneven.json": (json.dumps({"text": ["a"], "label": []}), "different lengths: text 1, label 0", "every row"),
+    "other.json": (json.dumps({"a": 1, "b": ["x"]}), "an object with a, b", "a list of objects"),
+    "deep.json": ("[" * 200_000, "nested too deeply", "list of objects"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_one_sentence_says_what_it_is(tmp_path, name):
+    content, what, fix = REFUSED[name]
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, name, content)
+    problem = caught.value.problems[0]
+    assert what in f"{problem.what} {problem.got}"
+    assert fix in (problem.fix or "")
+    assert reading.column_names(tmp_path / name) is None
+
+
+def reasons(found):
+    return [(each.row, each.reason) for each in found if isinstance(each, Unread)]
+
+
+def test_stray_quotes_take_no_other_row_with_them(tmp_path):
+    lines = [f"some words of row {n},{'ab'[n % 2]}" for n in range(60)]
+    lines[10], lines[40] = '"' + lines[10], '"' + lines[40]
+    lines[20] = '"two\nlines, of a poem",a'
+    lines[21] = '5" screens and 7" screens,b'
+    found = read(tmp_path, "a.csv", "text,label\n" + "\n".join(lines) + "\n")
+    assert reasons(found) == [(10, "open-quote"), (40, "open-quote")]
+    assert "line 12 opens" in found[10].detail
+    assert len(found) == 60
+    assert found[20][1]["text"] == "two\nlines, of a poem"
+    assert found[21][1]["text"] == lines[21][:-2]
+    assert found[59][1] == {"text": "some words of row 59", "label": "b"}
+
+
+@pytest.mark.parametrize("at", [0, 30, 58, 59])
+def test_an_open_quote_takes_no_other_row_with_it(tmp_path, at):
+    lines = [f"some words of row {n},{'ab'[n % 2]}" for n in range(60)]
+    lines[at] = '"' + lines[at]
+    found = read(tmp_path, "a.csv", "text,label\n" + "\n".join(lines))
+    assert reasons(found) == [(at, "open-quote")]
+    assert len(found) == 60
+
+
+def test_stray_quotes_that_close_are_known_by_the_labels_between(tmp_path):
+    lines = [f"some words of row {n},{'ab'[n % 2]}" for n in range(60)]
+    lines[10], lines[14] = '"' + lines[10], lines[14].replace(",", '",')
+    found = read(tmp_path, "a.csv", "text,label\n" + "\n".join(lines))
+    assert [each for each in reasons(found) if each[1] == "open-quote"] == [(10, "open-quote")]
+    assert len(found) == 60
+
+
+def test_quoted_lines_are_one_field(tmp_path):
+    poem = "roses are red,\nviolets are blue,\nsugar is sweet,\nand so are you,"
+    code = "a,b\n1,2\n3,4"
+    rows = "".join(f'"{text}",answer {n}\n' for n, text in enumerate((poem, code, poem, code)))
+    found = read(tmp_path, "a.csv", "prompt,completion\n" + rows)
+    assert [row["prompt"] for _, row in found] == [poem, code, poem, code]
+
+
+def test_quotes_after_a_backslash(tmp_path):
+    found = read(tmp_path, "a.csv", 'text,label\n"he said \\"no, never\\" again",a\nplain,b\n')
+    assert found == [(0, {"text": 'he said "no, never" again', "label": "a"}), (1, {"text": "plain", "label": "b"})]
+
+
+def test_a_field_without_end_is_not_held(tmp_path, monkeypatch):
+    from hfadapt import files
+
+    monkeypatch.setattr(files, "LINE_LIMIT_BYTES", 500)
+    lines = [f"some words of row {n},{'ab'[n % 2]}" for n in range(60)]
+    lines[3] = '"' + lines[3]
+    found = read(tmp_path, "a.csv", "text,label\n" + "\n".join(lines))
+    assert reasons(found) == [(3, "open-quote")]
+    assert len(found) == 60
+
+
+def test_columns_of_the_same_name_are_numbered(tmp_path):
+    found = read(tmp_path, "a.csv", "text,label,text\none,a,two\n")
+    assert found == [(0, {"text (1 of 2)": "one", "label": "a", "text (2 of 2)": "two"})]
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "text,label\n", "\ufeff"])
+def test_files_without_rows_have_none(tmp_path, content):
+    assert [each for each in read(tmp_path, "a.csv", content) if isinstance(each, tuple)] == []
+
+
+def test_long_files_have_every_line_once(tmp_path):
+    for end in ("\n", "\r\n", "\r"):
+        for first in range(4):
+            lines = ["text,label", "x" * first + ",a", *(f"row {n} {'y' * (n % 7)},b" for n in range(9000))]
+            found = read(tmp_path, "a.csv", end.join(lines))
+            assert len(found) == 9001
+            assert not reasons(found)
+
+
+def test_zeros_in_text(tmp_path):
+    found = read(tmp_path, "a.csv", "text,label\na\0b,x\nc,y\n")
+    assert found[1] == (1, {"text": "c", "label": "y"})
+    assert len(found) == 2
+
+
+def names(found):
+    return [path.name for path in found]
+
+
+@pytest.mark.parametrize(
+    ("files", "data", "left"),
+    [
+        (["rows.csv", "README.txt", "LICENSE", "LICENSE.txt"], ["rows.csv"], ["LICENSE.txt", "README.txt"]),
+        (["rows.csv", "notes.txt", "recipe.yaml"], ["rows.csv"], ["notes.txt"]),
+        (["a.txt", "b.txt", "README.txt"], ["a.txt", "b.txt"], ["README.txt"]),
+        (["a.txt", "b.txt", "info.json"], ["a.txt", "b.txt"], ["info.json"]),
+        (["a.json", "b.json", "notes.txt"], ["a.json", "b.json"], ["notes.txt"]),
+        (["README.txt"], ["README.txt"], []),
+        (["data.csv", "bert/config.json", "bert/tokenizer.json", "bert/vocab.txt"], ["data.csv"], []),
+        (["data.csv", "runs/lock.yaml", "runs/d/data/train.parquet"], ["data.csv"], []),
+        (["data.csv", ".git/x.csv", ".hidden.csv"], ["data.csv"], []),
+        (
+            ["data-0.arrow", "dataset_info.json", "state.json", "cache-1.arrow"],
+            ["data-0.arrow"],
+            ["cache-1.arrow", "dataset_info.json", "state.json"],
+        ),
+        (["a.csv", "b.jsonl.gz", "c.parquet"], ["a.csv", "b.jsonl.gz", "c.parquet"], []),
+    ],
+)
+def test_what_of_a_folder_is_data(tmp_path, files, data, left):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    found = folders.find(tmp_path)
+    assert (names(found.data), names(found.left)) == (data, left)
+
+
+def test_folders_are_splits_too(tmp_path):
+    for name in ("train/a.csv", "train/b.csv", "test/a.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(CSV)
+    assert names(folders.chosen(tmp_path).data) == ["a.csv", "b.csv"]
+    assert folders.chosen(tmp_path, "test").data == (tmp_path / "test" / "a.csv",)
+
+
+def test_a_folder_of_save_to_disk(tmp_path):
+    import datasets
+
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
+    both = {"train": datasets.Dataset.from_list(ROWS[:4]), "test": datasets.Dataset.from_list(ROWS[4:])}
+    datasets.DatasetDict(both).save_to_disk(tmp_path / "two")
+    for folder, split, wanted in (("one", None, ROWS), ("two", None, ROWS[:4]), ("two", "test", ROWS[4:])):
+        (path,) = folders.chosen(tmp_path / folder, split).data
+        assert [row for _, row in reading.rows(path)] == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.xlsx", zipped("[Content_Types].xml", "xl/workbook.xml"), "an Excel workbook"),
+        ("a.docx", zipped("[Content_Types].xml", "word/document.xml"), "a Word document"),
+        ("a.pkl", pickle.dumps(ROWS), "a pickle"),
+        ("a.npy", saved(lambda file: np.save(file, np.zeros(3))), "a NumPy array"),
+        ("a.pdf", b"%PDF-1.4", "a PDF document"),
+        ("a.pq", in_parquet(ROWS), "call it .parquet"),
+        ("data", CSV.encode(), "call it data.csv"),
+        ("a.dat", LINES.encode(), "call it a.dat.jsonl"),
+        ("a.yaml", b"- text: a", "CSV or JSON Lines"),
+        ("a.bin", bytes(range(128, 256)), "CSV or JSON Lines"),
+    ],
+)
+def test_kinds_that_are_not_read(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        folders.chosen(tmp_path / name)
+    assert said in str(caught.value)
+    assert caught.value.problems[0].fix
+
+
+def test_pipes_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(DataError, match="pipe"):
+        folders.chosen(tmp_path / "pipe.csv")
