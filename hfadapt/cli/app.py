@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -373,7 +374,7 @@ def new(
     from hfadapt.cli.new_recipe import write_recipe
 
     path = write_recipe(model, data, output)
-    typer.echo(f"{path} written; look at it, then: hfadapt run {path}")
+    typer.echo(f"{path} written; look at it, then: hfadapt run {shlex.quote(str(path))}")
 
 
 @card_app.command("build")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
+from shlex import quote
 from typing import Any
 
 from hfadapt.core import registry
@@ -17,11 +20,14 @@ from hfadapt.data.columns import Shape, recognise
 from hfadapt.data.sources import open_source
 from hfadapt.models.facts import load_config, reads_both_ways
 from hfadapt.recipe.reading import load_recipe
+from hfadapt.recipe.rules import RUN_FILES
 from hfadapt.recipe.schema import Columns, Source
 from hfadapt.recipe.sources import expanded
+from hfadapt.recipe.yaml_lines import inline
 
 PEEK_ROWS = 500
 MOST_LABELS = 50
+LONGEST_SHOWN = 200
 
 
 def write_recipe(model: str, data: str, output: Path | None = None) -> Path:
@@ -39,17 +45,61 @@ def write_recipe(model: str, data: str, output: Path | None = None) -> Path:
         RequestError: the output exists already, or the model has no known kind of head.
         DataError: the data cannot be read or recognised.
     """
+    _check_base(model)
     rows = _peek(data)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     generates = _generates(model)
     task, shape = _task(columns, rows, generates, data)
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data.removeprefix("sample:")).stem).strip("-._") or "data"
-    path = output or Path(f"{stem}.yaml")
+    _check_chat(model, shape)
+    domain = _name(PurePath(data.removeprefix("sample:")).stem)
+    path = output or Path(f"{domain}.yaml")
     if path.exists():
         raise RequestError("the file exists already", place=str(path), fix="give another name with --output")
-    write_text(path, _text(path.parent, path.stem, model, data, task, stem, shape, rows))
-    load_recipe(path)
+    write_text(path, _text(path, model, data, task, domain, shape, rows))
+    try:
+        load_recipe(path)
+    except RequestError:
+        path.unlink()
+        raise
     return path
+
+
+def _name(text: str) -> str:
+    """A name for a recipe or domain, made of what is in a file's name."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:58].rstrip("-._") or "data"
+    return f"{name}-rows" if name.lower() in RUN_FILES else name
+
+
+def _check_base(model: str) -> None:
+    """Raises RequestError for an adapter where a model is asked for."""
+    config = expanded(model) / "adapter_config.json"
+    if not config.is_file():
+        return
+    base = None
+    with suppress(ValueError, AttributeError, OSError):
+        base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    raise RequestError(
+        "this is an adapter, not a model",
+        place=model,
+        got=f"adapter_config.json, an adapter of {base}" if base else "adapter_config.json",
+        allowed="the base that the adapter was trained on",
+        fix=f"--model {quote(base)}" if base else "name its base with --model",
+    )
+
+
+def _check_chat(model: str, shape: Shape) -> None:
+    """Raises RequestError for chats with a model on this machine that has no chat template."""
+    from hfadapt.models.load import load_processor, resolve_model
+
+    if not registry.schema(shape.form).chat or not expanded(model).is_dir():
+        return
+    if not load_processor(resolve_model(model)).chat_template:
+        raise RequestError(
+            "the model has no chat template, and the rows are chats",
+            place=model,
+            allowed="an instruction-tuned model, whose tokenizer has one",
+            fix="name such a model with --model, or data with prompt and completion",
+        )
 
 
 def _peek(data: str) -> list[Mapping[str, Any]]:
@@ -117,9 +167,8 @@ def _guess(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Columns
     return Columns(text=text, label=label)
 
 
-def _text(  # noqa: PLR0913 - what the recipe is filled with
-    folder: Path,
-    name: str,
+def _text(
+    path: Path,
     model: str,
     data: str,
     task: str,
@@ -128,27 +177,20 @@ def _text(  # noqa: PLR0913 - what the recipe is filled with
     rows: Sequence[Mapping[str, Any]],
 ) -> str:
     local = expanded(data)
-    source = os.path.relpath(local.resolve(), folder.resolve()) if local.exists() else data
-    said = {part: column for part, column in shape.parts.items() if part != column}
-    columns = f", columns: {{{', '.join(f'{part}: {column}' for part, column in said.items())}}}" if said else ""
-    seen = [f"# Looked at {len(rows)} rows of form '{shape.form}'."]
-    label = shape.parts.get("label")
-    if label:
-        counts = Counter(str(row.get(label)) for row in rows)
-        shown = ", ".join(f"{value} {count}" for value, count in counts.most_common(8))
-        seen.append(f"# Labels: {shown}{' …' if len(counts) > 8 else ''}.")
-        if len(counts) > MOST_LABELS:
-            seen.append(f"# {len(counts)} different labels among them: is {label!r} the right column?")
+    source = os.path.relpath(local.resolve(), path.parent.resolve()) if local.exists() else data
+    settings: dict[str, Any] = {"source": source}
+    if said := {part: column for part, column in shape.parts.items() if part != column}:
+        settings["columns"] = said
     lines = [
-        *seen,
-        f"#   hfadapt check {name}.yaml     the data as training will see it",
-        f"#   hfadapt plan {name}.yaml      every decision with its reason",
-        f"#   hfadapt run {name}.yaml",
-        f"name: {name}",
-        f'model: "{model}"',
+        *(f"# {' '.join(line.split())}" for line in _seen(shape, rows)),
+        f"#   hfadapt check {quote(str(path))}     the data as training will see it",
+        f"#   hfadapt plan {quote(str(path))}      every decision with its reason",
+        f"#   hfadapt run {quote(str(path))}",
+        f"name: {inline(_name(path.stem))}",
+        f"model: {inline(_near(model, path.parent))}",
         f"task: {task}",
         "domains:",
-        f'  {domain}: {{source: "{source}"{columns}}}',
+        f"  {inline(domain)}: {inline(settings)}",
         "targets: [this-machine]              # hfadapt list targets",
         "# quant: auto                        # none, int8, nf4, fp4",
         "# adapter: {method: lora, rank: 16}  # hfadapt list adapters",
@@ -157,3 +199,35 @@ def _text(  # noqa: PLR0913 - what the recipe is filled with
         f"# To publish, say what the data may be used for: domains.{domain}.license, such as cc-by-4.0.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _near(model: str, folder: Path) -> str:
+    """A relative path to a model as seen from the recipe; anything else unchanged."""
+    path = Path(model)
+    if model.startswith(("sample:", "~")) or path.is_absolute() or not path.exists():
+        return model
+    seen = os.path.relpath(path.resolve(), folder.resolve())
+    return seen if seen.startswith("..") else f"./{seen}"
+
+
+def _seen(shape: Shape, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What was found in the rows, a line each."""
+    yield f"Looked at {len(rows)} rows of form '{shape.form}'."
+    used = set(shape.parts.values())
+    if left := [name for name in dict.fromkeys(name for row in rows for name in row) if name not in used]:
+        yield f"Not used: {', '.join(map(_printable, left[:8]))}{' …' if len(left) > 8 else ''}."
+        if list(shape.parts) == ["text"]:
+            texts = {"prompt": f"{{{left[0]}}}", "completion": f"{{{shape.parts['text']}}}"}
+            yield f"To learn one column from another, in place of `columns`: template: {_printable(inline(texts))}"
+    if label := shape.parts.get("label"):
+        counts = Counter(_printable(str(row.get(label))) for row in rows)
+        shown = ", ".join(f"{value} {count}" for value, count in counts.most_common(8))
+        yield f"Labels: {shown}{' …' if len(counts) > 8 else ''}."
+        if len(counts) > MOST_LABELS:
+            yield f"{len(counts)} different labels among them: is {_printable(label)} the right column?"
+
+
+def _printable(text: str) -> str:
+    """A text that can stand in a comment."""
+    shown = "".join(letter if letter.isprintable() else " " for letter in text)
+    return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}…"

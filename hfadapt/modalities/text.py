@@ -26,6 +26,14 @@ def token_ids(example: Example) -> tuple[int, ...]:
     return ids
 
 
+def started(ids: Sequence[int], tokenizer: Any) -> Sequence[int]:
+    """Token ids of a text; of one that has none the token that a text starts with, as no model reads nothing."""
+    if len(ids):
+        return ids
+    starts = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return [next((start for start in starts if start is not None), 0)]
+
+
 def cut(text: str, ids: Sequence[int], tokenizer: Any, max_length: int) -> Sequence[int]:
     """Token ids of a text, of at most `max_length`; a cut keeps the special tokens at both ends.
 
@@ -33,7 +41,7 @@ def cut(text: str, ids: Sequence[int], tokenizer: Any, max_length: int) -> Seque
         ids: Of the whole text.
     """
     if len(ids) <= max_length:
-        return ids
+        return started(ids, tokenizer)
     kept: Sequence[int] = tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
     return kept
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +55,9 @@ class Adapted:
         A classifier gives the label. A language model that was trained to answer with one of a few words chooses
         among them; the recipe's template is put around the text. Otherwise it generates greedily.
         """
-        asked = [texts] if isinstance(texts, str) else list(texts)
+        asked = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str) else [texts]
+        if wrong := [text for text in asked if not isinstance(text, str)]:
+            raise RequestError("a text is expected", got=repr(wrong[0])[:80], allowed="str, or a list of str")
         return answers([self] * len(asked), asked, max_new_tokens)
 
     @property
@@ -92,6 +94,8 @@ def answers(
         batch_rows: Texts at once, by default what the task finds right.
         names: For each text the name of its adapter inside the model, where it has several.
     """
+    # Halves of characters (surrogates), as in the arguments of a program, are nothing that a tokenizer reads.
+    texts = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
     # Those that choose from the same words, or write freely, can be asked together.
     groups: dict[tuple[Any, ...], list[int]] = {}
     for row, adapted in enumerate(own):

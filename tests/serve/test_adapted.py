@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from unittest import mock
 
@@ -11,7 +12,7 @@ from pyarrow import parquet
 from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 
 from hfadapt import load_adapted
-from hfadapt.core.errors import RunError
+from hfadapt.core.errors import RequestError, RunError
 from hfadapt.modalities.text import token_ids
 from hfadapt.serve.adapted import Adapted
 from hfadapt.tasks.causal_lm.task import KIND, asked_ids, question
@@ -165,3 +166,40 @@ def test_an_adapter_whose_file_was_changed_is_not_loaded(classifier, tmp_path):
         file.write(b"\x00\x00\x80\x7f")
     with pytest.raises(RunError, match="has been changed"):
         load_adapted(copied)
+
+
+ODD = ("", " ", "\n\n", "\0", "\u200b", "a\ud800b", "\ud83d\ude00", "👩‍👩‍👧", "word " * 5000)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "chooser", "writer"])
+def test_any_text_is_answered(kind, classifier, chooser):
+    adapted = load_adapted(classifier if kind == "classifier" else chooser)
+    adapted = replace(adapted, choices={}, prompt=None) if kind == "writer" else replace(adapted, prompt=None)
+    together = adapted.predict(ODD, max_new_tokens=4)
+    alone = [adapted.predict(text, max_new_tokens=4)[0] for text in ODD]
+    assert [(each.label, each.generated) for each in together] == [(each.label, each.generated) for each in alone]
+    assert together[ODD.index("\ud83d\ude00")].text == "😀"
+    assert adapted.predict([]) == []
+
+
+@pytest.mark.parametrize("wrong", [5, None, b"text", ["text", None], [["text"]]])
+def test_what_is_no_text_is_refused(classifier, wrong):
+    with pytest.raises(RequestError, match="a text is expected"):
+        load_adapted(classifier).predict(wrong)
+
+
+def test_an_exported_adapter_of_a_folder_asks_no_hub(classifier, models, tmp_path, monkeypatch):
+    from hfadapt.publish.export import export
+    from hfadapt.run_folder import Cell
+
+    export(Cell(classifier), "adapter", tmp_path / "away/out")
+    monkeypatch.chdir(tmp_path)
+    with (
+        mock.patch("hfadapt.models.manifest.load_base", side_effect=AssertionError("asked")),
+        pytest.raises(RequestError, match="base of this adapter was not found") as found,
+    ):
+        load_adapted("away/out")
+    assert "no folder encoder here" in str(found.value)
+    assert "--base FOLDER" in str(found.value)
+    shutil.copytree(models / "encoder", tmp_path / "encoder")
+    assert load_adapted("away/out").predict("a lovely film")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
 from hfadapt.modalities import IGNORED, Example, Row
-from hfadapt.modalities.text import packed, pad, text_example, token_ids
+from hfadapt.modalities.text import packed, pad, started, text_example, token_ids
 from hfadapt.tasks import Answer, Batches, ReadSplit, Remark, Scores, Served, Task
 from hfadapt.tasks.causal_lm.chat import Chat, encoded_chat
 
@@ -268,7 +268,8 @@ def asked_ids(asked: Served, text: str, answer_tokens: int = SHORTEST_ANSWER) ->
         messages = [{"role": "user", "content": text}]
         rendered = asked.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         ids = list(asked.tokenizer(rendered, add_special_tokens=False)["input_ids"])
-    return without_beginning(prompt_ids(text, asked.tokenizer) if ids is None else ids, answer_tokens, asked.max_length)
+    ids = prompt_ids(text, asked.tokenizer) if ids is None else ids
+    return without_beginning(started(ids, asked.tokenizer), answer_tokens, asked.max_length)
 
 
 def without_beginning(prompt: Sequence[int], answer_tokens: int, max_length: int) -> list[int]:

@@ -1,0 +1,130 @@
+"""`hfadapt new`: whatever files and columns are called, the recipe that it writes loads, and says what was left out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny import chats, command, labelled, pairs, write_rows
+
+from hfadapt.recipe.reading import load_recipe
+
+NAMES = (
+    *("123.csv", "1e3.csv", "null.csv", "no.csv", "0x1F.csv", "2024-01-01.csv", "1_000.csv", "~.csv", ".5.csv"),
+    *('my "best" data.csv', "it's.csv", "a: b.csv", "a # b.csv", "[1].csv", "{x}.csv", "*.csv", "&a.csv", "-.csv"),
+    *(
+        "ü.csv",
+        "日本.csv",
+        "a\\b.csv",
+        "100%.csv",
+        "report.json.csv",
+        "Transfer.json.csv",
+        "x" * 90 + ".csv",
+        "a\tb.csv",
+    ),
+)
+
+
+def table(path, columns=("text", "label")):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows([row["text"], row["label"]] for row in labelled(80))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_of_a_file_gives_a_recipe_that_loads(models, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    table(tmp_path / name)
+    done = command("new", "--model", models / "encoder", "--data", f"./{name}", folder=tmp_path)
+    assert done.code == 0, done.err
+    [path] = tmp_path.glob("*.yaml")
+    assert shlex.split(done.out.rpartition("hfadapt run ")[2]) == [path.name]
+    recipe = load_recipe(path)
+    [(domain, asked)] = recipe.domains.items()
+    assert (tmp_path / asked.source).samefile(tmp_path / name)
+    assert recipe.name == domain
+
+
+@pytest.mark.parametrize(
+    "output", ["my recipe.yaml", "ü.yaml", "1.yaml", "sub folder/r.yaml", "report.json.yaml", "plain"]
+)
+def test_any_name_of_a_recipe(models, tmp_path, output):
+    table(tmp_path / "data.csv")
+    shutil.copytree(models / "encoder", tmp_path / "model")
+    done = command("new", "--model", "./model", "--data", "data.csv", "-o", output, folder=tmp_path)
+    assert done.code == 0, done.err
+    written = (tmp_path / output).read_text()
+    assert f"#   hfadapt run {shlex.quote(output)}\n" in written
+    assert Path(load_recipe(tmp_path / output).model).samefile(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "columns", [("null", "no"), ("1", "2"), ("a: b", "# c"), ("it's", '"x"'), ("text", "off"), ("{a}", "[b]")]
+)
+def test_any_name_of_a_column(models, tmp_path, columns):
+    table(tmp_path / "d.csv", columns)
+    done = command("new", "--model", models / "encoder", "--data", "d.csv", folder=tmp_path)
+    assert done.code == 0, done.err
+    asked = load_recipe(tmp_path / "d.yaml").domains["d"].columns
+    assert (asked.text or "text", asked.label) == columns
+    assert command("check", "d.yaml", folder=tmp_path).code == 0
+
+
+def test_any_label_can_be_named_in_the_comment(models, tmp_path):
+    names = {"bad": "a\nname: x\x07\u2028", "good": "b\r# c: d" + "y" * 900}
+    write_rows(tmp_path / "d.jsonl", [{**row, "label": names[row["label"]]} for row in labelled(80)])
+    done = command("new", "--model", models / "encoder", "--data", "d.jsonl", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert load_recipe(tmp_path / "d.yaml").name == "d"
+
+
+def test_a_column_that_is_left_out_is_named_with_a_template_that_works(models, tmp_path):
+    rows = [{"question": row["prompt"], "reply": f"{row['prompt'][::-1]} and on"} for row in pairs(80)]
+    write_rows(tmp_path / "qa.jsonl", rows)
+    assert command("new", "--model", models / "lm", "--data", "qa.jsonl", folder=tmp_path).code == 0
+    lines = (tmp_path / "qa.yaml").read_text().splitlines()
+    assert "# Not used: question." in lines
+    [line] = (line for line in lines if "template: " in line)
+    kept = [line if not line.startswith("  qa:") else "  qa: qa.jsonl" for line in lines]
+    (tmp_path / "qa.yaml").write_text("\n".join([*kept, line[line.index("template: ") :]]) + "\n")
+    done = command("check", "qa.yaml", folder=tmp_path)
+    assert done.code == 0, done.err
+    shown, _, learned = done.out.rpartition("marked:")[2].partition("»")
+    assert shown.strip() in [row["question"] for row in rows]
+    assert "and on<|end|>«" in learned
+
+
+def test_chats_need_a_model_with_a_chat_template(models, tmp_path):
+    write_rows(tmp_path / "chat.jsonl", chats(80))
+    shutil.copytree(models / "lm", tmp_path / "lm")
+    assert command("new", "--model", "./lm", "--data", "chat.jsonl", "-o", "a.yaml", folder=tmp_path).code == 0
+    (tmp_path / "lm/chat_template.jinja").unlink()
+    done = command("new", "--model", "./lm", "--data", "chat.jsonl", folder=tmp_path)
+    assert done.code == 2
+    assert "no chat template" in done.err
+    assert not (tmp_path / "chat.yaml").exists()
+
+
+@pytest.mark.parametrize("config", [{"base_model_name_or_path": "some/base"}, {}, []])
+def test_an_adapter_is_no_model(tmp_path, config):
+    table(tmp_path / "d.csv")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(config))
+    done = command("new", "--model", "./adapter", "--data", "d.csv", folder=tmp_path)
+    assert done.code == 2
+    assert "this is an adapter, not a model" in done.err
+    assert ("--model some/base" in done.err) == bool(config)
+
+
+def test_a_recipe_that_would_not_load_is_not_left_behind(models, tmp_path, monkeypatch):
+    from hfadapt.cli import new_recipe
+
+    table(tmp_path / "d.csv")
+    monkeypatch.setattr(new_recipe, "_text", lambda *_: "name: 1\n")
+    assert command("new", "--model", models / "encoder", "--data", "d.csv", folder=tmp_path).code == 2
+    assert not (tmp_path / "d.yaml").exists()
