@@ -26,7 +26,6 @@ OTHER_THINGS = {
     ("evaluate", "PACKAGES"): "a package",
     ("evaluate", "name != 'evaluate'"): "a section of the recipe",
     ("train", "keys[:depth + 1]"): "a section of the recipe",
-    ("none", "_OFF"): "a word for no",
     ("train", "_WEIGHTS"): "a key of messages",
     ("train", "COMMON_NAMES"): "a word that is no secret",
     **{
