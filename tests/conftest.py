@@ -16,8 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
+# A deadline would make a timed test of every property.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 MARK = "HFADAPT_TEST_SESSION"
 IS_FIRST = MARK not in os.environ
 """Workers of pytest-xdist are started by a process that was here before."""
