@@ -322,7 +322,7 @@ def audited() -> None:
                 data={"train_rows": AUDIT_ROWS},
             )
             made = prepare(asked, recipe_folder=Path(folder), cache=Path(folder) / name)["all"]
-            record = made.deliver(Path(folder) / "cell" / name)
+            record = made.copy_into(Path(folder) / "cell" / name)
             tokenizer = AutoTokenizer.from_pretrained(samples.model_path(model))
             start = time.monotonic()
             result = audit(

@@ -129,7 +129,7 @@ def examine(measure: bool = True) -> DoctorReport:
         ),
         _gpu(target),
         *_numbers(target, float32, bfloat16),
-        _settled(target),
+        _allocator(target),
         *_kernels(target),
         *_extras(),
         _hub(),
@@ -256,8 +256,8 @@ def _numbers(target: Target, float32: float | None, bfloat16: float | None) -> l
     ]
 
 
-def _settled(target: Target) -> Capability:
-    fine = allocator.settled() or not target.on_cpu
+def _allocator(target: Target) -> Capability:
+    fine = allocator.malloc_tuned() or not target.on_cpu
     return Capability(
         name="heap fragmentation",
         available=fine,

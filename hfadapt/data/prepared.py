@@ -42,7 +42,7 @@ class PreparedDomain:
     folder: Path
     record: DataRecord
 
-    def deliver(self, cell_folder: Path) -> DataRecord:
+    def copy_into(self, cell_folder: Path) -> DataRecord:
         """Puts the splits, dropped.jsonl and data.json into a cell; each file appears whole or not at all.
 
         Returns:

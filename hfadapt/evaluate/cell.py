@@ -13,7 +13,7 @@ from hfadapt.core import registry
 from hfadapt.core.hashing import json_sha256
 from hfadapt.core.progress import Progress, Silent
 from hfadapt.core.spec import write_bytes
-from hfadapt.evaluate.bench import Bench, open_bench
+from hfadapt.evaluate.context import EvaluationContext, open_context
 from hfadapt.evaluate.efficiency import measure_efficiency
 from hfadapt.evaluate.general_text import general_text
 from hfadapt.evaluate.generation import generated_texts
@@ -63,29 +63,29 @@ def _evaluate(
     floor = resident_bytes()
     started = time.perf_counter()
     with PeakMemory(device, floor) as peak:
-        bench = open_bench(cell, device, progress, room)
-        task, test, rows = bench.task, bench.test, bench.rows
+        context = open_context(cell, device, progress, room)
+        task, test, rows = context.task, context.test, context.rows
         progress.say(f"{cell.domain}: scoring the {task.baseline}")
-        base_scores = bench.score(test, adapter=False)
+        base_scores = context.score(test, adapter=False)
         progress.say(f"{cell.domain}: scoring the adapter")
         again = "train again; if it happens again, report it with the recipe and lock.yaml"
-        difference = rescored(cell, bench.base, bench.model, device, "read back from disk", again)
+        difference = rescored(cell, context.base, context.model, device, "read back from disk", again)
         scored = time.perf_counter()
-        scores = bench.score(test)
+        scores = context.score(test)
         scored = time.perf_counter() - scored
-    names = bench.names
-    texts = _texts(bench)
-    metrics = _metrics(bench, base_scores, scores, texts, recipe_folder)
+    names = context.names
+    texts = _texts(context)
+    metrics = _metrics(context, base_scores, scores, texts, recipe_folder)
     general = None
     if task.writes and lock.evaluate.general_text:
         progress.say(f"{cell.domain}: scoring general text")
-        general = general_text(bench)
+        general = general_text(context)
     if lock.evaluate.harness:
         progress.say(f"{cell.domain}: tasks of lm-evaluation-harness")
-    harness = run_harness(bench, recipe_folder)
+    harness = run_harness(context, recipe_folder)
     known = known_metrics()
     sliced = next((metric.name for metric in metrics if metric.name in known and _on_scores(metric.name)), None)
-    speed = measure_efficiency(bench, scored, train.adapter_bytes)
+    speed = measure_efficiency(context, scored, train.adapter_bytes)
     record = EvaluationRecord(
         domain=cell.domain,
         target=cell.target,
@@ -122,55 +122,55 @@ def _evaluate(
     )
     _write_predictions(cell.folder / "predictions.parquet", rows, names, base_scores, scores, texts)
     cell.write(record)
-    _further_checks(bench)
+    _further_checks(context)
     return record
 
 
-def _further_checks(bench: Bench) -> None:
-    """security.json and drift.json, from the same bench; drift comes last, as it loads bases of its own beside it."""
-    settings, cell = bench.lock.evaluate, bench.cell
+def _further_checks(context: EvaluationContext) -> None:
+    """security.json and drift.json, from the same context; drift comes last, as it loads bases of its own beside it."""
+    settings, cell = context.lock.evaluate, context.cell
     for kind in (SecurityRecord, DriftRecord):
         # An earlier evaluation's would say something about another adapter or other settings.
         (cell.folder / kind.FILE).unlink(missing_ok=True)
     if settings.security:
         from hfadapt.evaluate.privacy.security import check
 
-        bench.progress.say(f"{cell.domain}: leaks and robustness")
-        cell.write(check(bench))
+        context.progress.say(f"{cell.domain}: leaks and robustness")
+        cell.write(check(context))
     if settings.drift:
         from hfadapt.evaluate.drift import measure
 
-        bench.progress.say(f"{cell.domain}: merging, and bases in other precision")
-        cell.write(measure(bench))
+        context.progress.say(f"{cell.domain}: merging, and bases in other precision")
+        cell.write(measure(context))
 
 
 def _on_scores(name: str) -> bool:
     return find(name).needs != "texts"
 
 
-def _texts(bench: Bench) -> tuple[Texts, Texts] | None:
+def _texts(context: EvaluationContext) -> tuple[Texts, Texts] | None:
     """What base and adapter write, where a metric reads it."""
-    wanted = bench.lock.evaluate.metrics
-    if not bench.task.writes or all(not is_path(name) and _on_scores(name) for name in wanted):
+    wanted = context.lock.evaluate.metrics
+    if not context.task.writes or all(not is_path(name) and _on_scores(name) for name in wanted):
         return None
-    if bench.choices:
+    if context.choices:
         return None
-    bench.progress.say(f"{bench.cell.domain}: generating")
-    return generated_texts(bench)
+    context.progress.say(f"{context.cell.domain}: generating")
+    return generated_texts(context)
 
 
 def _metrics(
-    bench: Bench, base: Scores, adapter: Scores, texts: tuple[Texts, Texts] | None, recipe_folder: Path
+    context: EvaluationContext, base: Scores, adapter: Scores, texts: tuple[Texts, Texts] | None, recipe_folder: Path
 ) -> tuple[Metric, ...]:
     """The metrics of the lock, in its order; those that have nothing to read in these rows are left out."""
-    how = sampling(bench.lock)
+    how = sampling(context.lock)
     found: list[Metric] = []
-    for name in bench.lock.evaluate.metrics:
+    for name in context.lock.evaluate.metrics:
         if is_path(name):
             from hfadapt.evaluate.metrics.modules import compare_module  # imports `evaluate` and `datasets`
 
             path = resolve_source(name, recipe_folder) or Path(name)
-            found += compare_module(path, base, adapter, texts, bench.names, **how)
+            found += compare_module(path, base, adapter, texts, context.names, **how)
         elif not _on_scores(name):
             found += [compare(name, *texts, **how)] if texts else []
         elif usable(find(name), adapter):

@@ -1,7 +1,7 @@
 """Merge drift: how far results move when the adapter is merged, or served on a base in another storage.
 
 The reference is the adapter on the base as it was trained. Every variant is opened as a user would open it: a merged
-model is written to disk, and what is then loaded is compared. One variant is in memory at a time, beside the bench.
+model is written to disk, and what is then loaded is compared. One variant is in memory at a time, beside the context.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hfadapt.core import registry
-from hfadapt.evaluate.bench import Bench
+from hfadapt.evaluate.context import EvaluationContext
 from hfadapt.evaluate.metrics.rows import RowMetric, compare, leading, sampling
 from hfadapt.formats import Form
 from hfadapt.hardware import catalogue
@@ -71,29 +71,29 @@ def forms(lock: Lock, parameters: int, quants: Sequence[str]) -> tuple[list[Form
     return found, skipped
 
 
-def measure(bench: Bench) -> DriftRecord:
-    """Compares every form of the adapter with the reference on at most 200 test rows; the bench stays as it is.
+def measure(context: EvaluationContext) -> DriftRecord:
+    """Compares every form of the adapter with the reference on at most 200 test rows; the context stays as it is.
 
     Returns:
         KL divergence, logits and leading metric of each form, and which are above `evaluate.drift_limits`.
     """
     started = time.perf_counter()
-    lock, cell = bench.lock, bench.cell
-    examples = bench.test[:MOST_ROWS]
-    wanted, skipped = forms(lock, bench.base.parameters, catalogue.target(lock.target).quants)
-    bench.progress.say(f"{bench.cell.domain}: scoring the adapter as it was trained, for merge drift")
-    reference = Reference(bench, examples)
+    lock, cell = context.lock, context.cell
+    examples = context.test[:MOST_ROWS]
+    wanted, skipped = forms(lock, context.base.parameters, catalogue.target(lock.target).quants)
+    context.progress.say(f"{context.cell.domain}: scoring the adapter as it was trained, for merge drift")
+    reference = Reference(context, examples)
     scores = reference.scores
     metric = leading(lock.evaluate.metrics, scores)
     variants, refused = [], {}
     with _work_folder(cell.folder) as folder:
         for form in wanted:
-            device = _device(form, bench)
+            device = _device(form, context)
             if device is None:
                 skipped[form.name] = "there is not enough memory for it beside the base"
                 continue
-            bench.progress.say(f"{bench.cell.domain}: merge drift of {form.name}")
-            model = _open(form, bench, folder, device)
+            context.progress.say(f"{context.cell.domain}: merge drift of {form.name}")
+            model = _open(form, context, folder, device)
             found, kl, most = reference.compared(model, device)
             result = compare(metric.name, scores, found, **sampling(lock))
             del model
@@ -126,9 +126,9 @@ def _reference(lock: Lock) -> str:
 # --- opening a form --------------------------------------------------------------------------------------------------
 
 
-def _open(form: Form, bench: Bench, folder: Path, device: torch.device) -> Any:
+def _open(form: Form, context: EvaluationContext, folder: Path, device: torch.device) -> Any:
     """The form as a model in evaluation mode. Merged ones come from `folder`, where they are written first."""
-    lock, labels, adapter = bench.lock, bench.data.labels, bench.cell.adapter
+    lock, labels, adapter = context.lock, context.data.labels, context.cell.adapter
     if not form.merged:
         plain = load_base(BaseRef.of(lock).stored(PLAIN, form.storage), labels, device)
         return open_adapter(plain, adapter, lock.adapter.method, device).eval()
@@ -141,14 +141,14 @@ def _open(form: Form, bench: Bench, folder: Path, device: torch.device) -> Any:
     return load_base(BaseRef.of(lock).at(written).stored(quant, dtype), labels, device).model.eval()
 
 
-def _device(form: Form, bench: Bench) -> torch.device | None:
-    """The bench's device where the form has room on it, else the CPU, else None."""
-    size = 4 if "float32" in (form.storage, bench.lock.dtype) else 2
-    needed = int(bench.base.parameters * size * 1.3)
-    if bench.device.type == "cuda" and torch.cuda.mem_get_info(bench.device)[0] > needed:
-        return bench.device
+def _device(form: Form, context: EvaluationContext) -> torch.device | None:
+    """The context's device where the form has room on it, else the CPU, else None."""
+    size = 4 if "float32" in (form.storage, context.lock.dtype) else 2
+    needed = int(context.base.parameters * size * 1.3)
+    if context.device.type == "cuda" and torch.cuda.mem_get_info(context.device)[0] > needed:
+        return context.device
     if catalogue.memory_limits()[1] > needed:
-        return bench.device if bench.device.type != "cuda" else torch.device("cpu")
+        return context.device if context.device.type != "cuda" else torch.device("cpu")
     return None
 
 
@@ -168,13 +168,13 @@ class _work_folder(TemporaryDirectory[str]):
 
 
 class Reference:
-    """What the bench's adapter says about examples: its scores, and the logits of their labels, batch by batch."""
+    """What the context's adapter says about examples: its scores, and the logits of their labels, batch by batch."""
 
-    def __init__(self, bench: Bench, examples: Sequence[Example]) -> None:
-        self.bench, self.examples = bench, examples
+    def __init__(self, context: EvaluationContext, examples: Sequence[Example]) -> None:
+        self.context, self.examples = context, examples
         self.step: int | None = None
         self.kept: list[torch.Tensor] = []
-        self.scores = self._pass(bench.model, bench.device, self.kept.append)
+        self.scores = self._pass(context.model, context.device, self.kept.append)
 
     @property
     def labels(self) -> int:
@@ -190,7 +190,7 @@ class Reference:
             nonlocal total, most
             own = next(reference)
             if len(own):
-                total += float(self.bench.task.divergence(own.double(), logits.double()).sum())
+                total += float(self.context.task.divergence(own.double(), logits.double()).sum())
                 most = max(most, float((own - logits).abs().max()))
 
         scores = self._pass(model, device, look)
@@ -199,14 +199,14 @@ class Reference:
     def _pass(self, model: Any, device: torch.device, look: Callable[[torch.Tensor], None]) -> Scores:
         """Scores the examples and shows the logits of their labels, (L, V) or (L, C) in float32, from the same pass;
         of many labels every `step`-th."""
-        bench, once, seen = self.bench, Once(model), 0
+        context, once, seen = self.context, Once(model), 0
 
         def batches(examples: Sequence[Example]) -> Iterator[tuple[Sequence[int], Mapping[str, torch.Tensor]]]:
             nonlocal seen
-            for numbers, batch in bench.batches(examples):
+            for numbers, batch in context.batches(examples):
                 moved = {name: tensor.to(device) for name, tensor in batch.items()}
                 if examples is self.examples:
-                    logits = bench.task.label_logits(once, moved)
+                    logits = context.task.label_logits(once, moved)
                     if self.step is None:
                         labels = sum(sum(label >= 0 for label in example.labels) for example in examples)
                         self.step = max(1, math.ceil(labels * logits.shape[-1] / MOST_LOGITS))
@@ -215,7 +215,7 @@ class Reference:
                 yield numbers, moved
 
         with torch.inference_mode():
-            scores: Scores = bench.task.score(once, self.examples, batches, tuple(bench.choices.values()))
+            scores: Scores = context.task.score(once, self.examples, batches, tuple(context.choices.values()))
         return scores
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hfadapt.evaluate.bench import Bench, spread
+from hfadapt.evaluate.context import EvaluationContext, spread
 from hfadapt.evaluate.generation import chosen_prompts, generate
 from hfadapt.modalities import Example
 from hfadapt.records.evidence import Efficiency
@@ -20,7 +20,7 @@ GENERATED_ROWS = 2
 GENERATED_TOKENS = 16
 
 
-def measure_efficiency(bench: Bench, scoring_seconds: float, adapter_bytes: int) -> Efficiency:
+def measure_efficiency(context: EvaluationContext, scoring_seconds: float, adapter_bytes: int) -> Efficiency:
     """Latency of one row of base and adapter, and rates.
 
     Latency is the wall time of scoring one row alone, over 20 rows spread evenly over the test split, after 2 rows that
@@ -30,47 +30,47 @@ def measure_efficiency(bench: Bench, scoring_seconds: float, adapter_bytes: int)
     Args:
         scoring_seconds: What scoring the whole test split in batches took with the adapter.
     """
-    examples = bench.test
+    examples = context.test
     picked = [examples[i] for i in spread(len(examples), LATENCY_ROWS)]
-    own = _latencies(bench, picked, adapter=True, budget_seconds=LATENCY_SECONDS)
-    other = _latencies(bench, picked[: len(own)], adapter=False)
+    own = _latencies(context, picked, adapter=True, budget_seconds=LATENCY_SECONDS)
+    other = _latencies(context, picked[: len(own)], adapter=False)
     tokens = sum(example.size for example in examples)
     return Efficiency(
         latency_p50_seconds=float(np.quantile(own, 0.5)),
         latency_p95_seconds=float(np.quantile(own, 0.95)),
         base_latency_p50_seconds=float(np.quantile(other, 0.5)),
         latency_rows=len(own),
-        batch_rows=bench.lock.evaluate.batch_rows,
+        batch_rows=context.lock.evaluate.batch_rows,
         rows_per_second=len(examples) / scoring_seconds,
         tokens_per_second=tokens / scoring_seconds,
-        generated_tokens_per_second=_generation_rate(bench) if bench.task.writes else None,
+        generated_tokens_per_second=_generation_rate(context) if context.task.writes else None,
         adapter_bytes=adapter_bytes,
     )
 
 
 def _latencies(
-    bench: Bench, examples: Sequence[Example], *, adapter: bool, budget_seconds: float | None = None
+    context: EvaluationContext, examples: Sequence[Example], *, adapter: bool, budget_seconds: float | None = None
 ) -> list[float]:
     for example in examples[:WARM_UP_ROWS]:
-        bench.score([example], adapter=adapter)
+        context.score([example], adapter=adapter)
     seconds: list[float] = []
     for example in examples:
         if budget_seconds is not None and len(seconds) >= LEAST_LATENCY_ROWS and sum(seconds) > budget_seconds:
             break
         started = time.perf_counter()
-        bench.score([example], adapter=adapter)
+        context.score([example], adapter=adapter)
         seconds.append(time.perf_counter() - started)
     return seconds
 
 
-def _generation_rate(bench: Bench) -> float | None:
+def _generation_rate(context: EvaluationContext) -> float | None:
     """Tokens a second of greedy generation, one row at a time; None where no row has a prompt."""
-    prompts = [prompt.ids for prompt in chosen_prompts(bench.test, GENERATED_ROWS + 1)]
+    prompts = [prompt.ids for prompt in chosen_prompts(context.test, GENERATED_ROWS + 1)]
     if not prompts:
         return None
-    generate(bench, prompts[:1], 2, batch_rows=1)
+    generate(context, prompts[:1], 2, batch_rows=1)
     started = time.perf_counter()
-    written = generate(bench, prompts[1:] or prompts, GENERATED_TOKENS, batch_rows=1)
+    written = generate(context, prompts[1:] or prompts, GENERATED_TOKENS, batch_rows=1)
     seconds = time.perf_counter() - started
     # The end token is generated too.
     tokens = sum(min(GENERATED_TOKENS, len(ids) + 1) for ids in written)

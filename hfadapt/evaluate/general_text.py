@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from hfadapt.evaluate.bench import Bench
+from hfadapt.evaluate.context import EvaluationContext
 from hfadapt.evaluate.metrics.rows import compare, sampling
 from hfadapt.records.stages import Metric
 from hfadapt.tasks import Scores
@@ -24,22 +24,22 @@ def paragraphs() -> tuple[str, ...]:
     return tuple(line for line in lines if line and not line.startswith("#"))
 
 
-def general_text(bench: Bench) -> Metric:
+def general_text(context: EvaluationContext) -> Metric:
     """Perplexity per token of base and adapter, with the paired bootstrap over 48 paragraphs.
 
     Few rows at once: every token has a label here, and so a row of V logits.
     """
-    longest = int(getattr(bench.base.model.config, "max_position_embeddings", None) or MOST_TOKENS)
-    examples = bench.task.encode(
+    longest = int(getattr(context.base.model.config, "max_position_embeddings", None) or MOST_TOKENS)
+    examples = context.task.encode(
         [{"text": text} for text in paragraphs()],
-        bench.base.tokenizer,
+        context.base.tokenizer,
         max_length=min(MOST_TOKENS, longest),
         labels=(),
     )
 
     def score(adapter: bool) -> Scores:
-        with torch.inference_mode(), bench.adapter_on(adapter) as model:
-            found: Scores = bench.task.score(model, examples, lambda rows: bench.batches(rows, BATCH_ROWS))
+        with torch.inference_mode(), context.adapter_on(adapter) as model:
+            found: Scores = context.task.score(model, examples, lambda rows: context.batches(rows, BATCH_ROWS))
         return found
 
-    return compare("perplexity", score(False), score(True), **sampling(bench.lock))
+    return compare("perplexity", score(False), score(True), **sampling(context.lock))

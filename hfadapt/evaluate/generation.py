@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hfadapt.evaluate.bench import Bench, spread
+from hfadapt.evaluate.context import EvaluationContext, spread
 from hfadapt.evaluate.metrics.text import Texts
 from hfadapt.modalities import IGNORED, Example
 from hfadapt.modalities.text import token_ids
@@ -52,7 +52,12 @@ def new_tokens(prompts: Sequence[Prompt]) -> int:
 
 
 def generate(
-    bench: Bench, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, adapter: bool = True, batch_rows: int = 0
+    context: EvaluationContext,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    adapter: bool = True,
+    batch_rows: int = 0,
 ) -> list[list[int]]:
     """Greedy continuations by the adapter or, with `adapter=False`, the base.
 
@@ -60,17 +65,17 @@ def generate(
         prompts: Token ids of each prompt.
         batch_rows: Prompts at once; by default at most 16.
     """
-    count = batch_rows or max(1, min(MOST_BATCH_ROWS, bench.lock.evaluate.batch_rows))
-    with bench.adapter_on(adapter) as model:
-        return continuations(model, bench.base.tokenizer, prompts, max_new_tokens, batch_rows=count)
+    count = batch_rows or max(1, min(MOST_BATCH_ROWS, context.lock.evaluate.batch_rows))
+    with context.adapter_on(adapter) as model:
+        return continuations(model, context.base.tokenizer, prompts, max_new_tokens, batch_rows=count)
 
 
-def generated_texts(bench: Bench) -> tuple[Texts, Texts] | None:
+def generated_texts(context: EvaluationContext) -> tuple[Texts, Texts] | None:
     """What base and adapter write for `evaluate.generate_rows` test rows; None where no row has prompt and answer."""
-    prompts = chosen_prompts(bench.test, bench.lock.evaluate.generate_rows)
+    prompts = chosen_prompts(context.test, context.lock.evaluate.generate_rows)
     if not prompts:
         return None
-    tokenizer = bench.base.tokenizer
+    tokenizer = context.base.tokenizer
 
     def decoded(rows: Sequence[Sequence[int]]) -> list[str]:
         return [str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip() for ids in rows]
@@ -78,5 +83,5 @@ def generated_texts(bench: Bench) -> tuple[Texts, Texts] | None:
     rows = [prompt.row for prompt in prompts]
     references = decoded([prompt.answer for prompt in prompts])
     ids, limit = [prompt.ids for prompt in prompts], new_tokens(prompts)
-    base = Texts(rows, decoded(generate(bench, ids, limit, adapter=False)), references)
-    return base, Texts(rows, decoded(generate(bench, ids, limit)), references)
+    base = Texts(rows, decoded(generate(context, ids, limit, adapter=False)), references)
+    return base, Texts(rows, decoded(generate(context, ids, limit)), references)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from hfadapt.core.errors import RequestError, RunError
-from hfadapt.evaluate.bench import Bench
+from hfadapt.evaluate.context import EvaluationContext
 from hfadapt.evaluate.metrics.rows import RowMetric, bootstrap, sampling, summarise
 from hfadapt.recipe.names import is_task_path
 from hfadapt.recipe.sources import resolve_source
@@ -26,7 +26,7 @@ from hfadapt.records.stages import Metric
 MEAN = 1e-9
 
 
-def run_harness(bench: Bench, recipe_folder: Path) -> tuple[Metric, ...]:
+def run_harness(context: EvaluationContext, recipe_folder: Path) -> tuple[Metric, ...]:
     """Every metric of every task in `evaluate.harness`, base against adapter on the same documents.
 
     Metrics that are means over documents get the paired bootstrap; others have no interval. A task given as a YAML
@@ -36,7 +36,7 @@ def run_harness(bench: Bench, recipe_folder: Path) -> tuple[Metric, ...]:
         RequestError: lm_eval is not installed, or a file is not there.
         RunError: a task cannot be loaded or run.
     """
-    names = bench.lock.evaluate.harness
+    names = context.lock.evaluate.harness
     if not names:
         return ()
     try:
@@ -57,8 +57,8 @@ def run_harness(bench: Bench, recipe_folder: Path) -> tuple[Metric, ...]:
     def results(model: Any) -> Mapping[str, Any]:
         wrapped = HFLM(
             pretrained=model,
-            tokenizer=bench.base.tokenizer,
-            batch_size=bench.lock.evaluate.batch_rows,
+            tokenizer=context.base.tokenizer,
+            batch_size=context.lock.evaluate.batch_rows,
             backend="causal",
         )
         try:
@@ -68,7 +68,7 @@ def run_harness(bench: Bench, recipe_folder: Path) -> tuple[Metric, ...]:
                 task_manager=manager,
                 bootstrap_iters=0,
                 log_samples=True,
-                random_seed=bench.lock.data.seed,
+                random_seed=context.lock.data.seed,
             )
         except Exception as error:  # whatever a task, its data or its code raises
             raise RunError(
@@ -81,10 +81,10 @@ def run_harness(bench: Bench, recipe_folder: Path) -> tuple[Metric, ...]:
         return found
 
     with _quiet(), torch.no_grad():
-        with bench.adapter_on(False) as model:
+        with context.adapter_on(False) as model:
             base = results(model)
-        adapter = results(bench.model)
-    return tuple(_metrics(base, adapter, bench))
+        adapter = results(context.model)
+    return tuple(_metrics(base, adapter, context))
 
 
 def _specifications(name: str, recipe_folder: Path) -> list[str]:
@@ -104,7 +104,7 @@ def _specifications(name: str, recipe_folder: Path) -> list[str]:
     return [str(file.resolve()) for file in found]
 
 
-def _metrics(base: Mapping[str, Any], adapter: Mapping[str, Any], bench: Bench) -> Iterator[Metric]:
+def _metrics(base: Mapping[str, Any], adapter: Mapping[str, Any], context: EvaluationContext) -> Iterator[Metric]:
     for task, values in adapter["results"].items():
         for key, value in values.items():
             metric, _, kind = key.partition(",")
@@ -118,7 +118,7 @@ def _metrics(base: Mapping[str, Any], adapter: Mapping[str, Any], bench: Bench) 
                 (float(other) if _finite(other) else None, float(value)),
                 [_values(found, task, metric, kind) for found in (base, adapter)],
                 int(adapter.get("n-samples", {}).get(task, {}).get("effective", 0)),
-                bench,
+                context,
             )
 
 
@@ -132,7 +132,11 @@ def _mean(sums: np.ndarray) -> np.ndarray:
 
 
 def _metric(
-    metric: RowMetric, values: tuple[float | None, float], rows: Sequence[np.ndarray | None], count: int, bench: Bench
+    metric: RowMetric,
+    values: tuple[float | None, float],
+    rows: Sequence[np.ndarray | None],
+    count: int,
+    context: EvaluationContext,
 ) -> Metric:
     """With an interval where both values are the means over the documents."""
     base, adapter = rows
@@ -142,8 +146,8 @@ def _metric(
     ]
     if base is not None and adapter is not None and all(means) and len(base) == len(adapter):
         statistics = [np.stack([part, np.ones(len(part))], axis=1) for part in (base, adapter)]
-        return bootstrap(metric, *statistics, **sampling(bench.lock))
-    return summarise(metric.name, metric.higher_is_better, count, *values, None, None, bench.lock.evaluate.confidence)
+        return bootstrap(metric, *statistics, **sampling(context.lock))
+    return summarise(metric.name, metric.higher_is_better, count, *values, None, None, context.lock.evaluate.confidence)
 
 
 def _values(found: Mapping[str, Any], task: str, metric: str, kind: str) -> np.ndarray | None:

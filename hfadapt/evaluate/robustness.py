@@ -21,7 +21,7 @@ from hfadapt.schemas import RowSchema
 from hfadapt.tasks import Scores
 
 if TYPE_CHECKING:
-    from hfadapt.evaluate.bench import Bench
+    from hfadapt.evaluate.context import EvaluationContext
     from hfadapt.records.stages import Metric
 
 
@@ -42,26 +42,26 @@ def perturb(schema: RowSchema, rows: Sequence[Row], name: str, seed: int) -> lis
     return [_changed(schema, row, name, seed) for row in rows]
 
 
-def robustness(bench: Bench, rows: Sequence[Row]) -> tuple[Perturbation, ...]:
+def robustness(context: EvaluationContext, rows: Sequence[Row]) -> tuple[Perturbation, ...]:
     """The leading metric of baseline and adapter on the rows before and after each change.
 
     The interval of a drop is that of a paired bootstrap: the same rows with and without the change. Plain text that a
     language model learns to write has no part that could be changed alone, so there is nothing to report.
     """
-    if not rows or all(bench.schema.changed(row, lambda text, _: f"{text}.") == dict(row) for row in rows):
+    if not rows or all(context.schema.changed(row, lambda text, _: f"{text}.") == dict(row) for row in rows):
         return ()
-    clean = bench.encode(rows)
-    base, adapter = bench.score(clean, adapter=False), bench.score(clean)
-    name = leading(bench.lock.evaluate.metrics, adapter).name
+    clean = context.encode(rows)
+    base, adapter = context.score(clean, adapter=False), context.score(clean)
+    name = leading(context.lock.evaluate.metrics, adapter).name
     found = []
-    for change, (_, share) in perturbations(bench.schema).items():
-        changed = perturb(bench.schema, rows, change, bench.lock.data.seed)
+    for change, (_, share) in perturbations(context.schema).items():
+        changed = perturb(context.schema, rows, change, context.lock.data.seed)
         count = sum(new != dict(old) for new, old in zip(changed, rows, strict=True))
         if not count:
             continue
-        examples = bench.encode(changed)
-        drop, value = _drop(bench, name, adapter, _scores(bench, adapter, clean, examples, adapter=True))
-        base_drop, base_value = _drop(bench, name, base, _scores(bench, base, clean, examples, adapter=False))
+        examples = context.encode(changed)
+        drop, value = _drop(context, name, adapter, _scores(context, adapter, clean, examples, adapter=True))
+        base_drop, base_value = _drop(context, name, base, _scores(context, base, clean, examples, adapter=False))
         found.append(
             Perturbation(
                 name=change,
@@ -81,13 +81,13 @@ def robustness(bench: Bench, rows: Sequence[Row]) -> tuple[Perturbation, ...]:
 
 
 def _scores(
-    bench: Bench, before: Scores, clean: Sequence[Example], changed: Sequence[Example], *, adapter: bool
+    context: EvaluationContext, before: Scores, clean: Sequence[Example], changed: Sequence[Example], *, adapter: bool
 ) -> Scores:
     """Scores of the changed rows; rows that the tokenizer reads as before (an uncased one, say) keep theirs."""
     new = [i for i, (old, example) in enumerate(zip(clean, changed, strict=True)) if old.inputs != example.inputs]
     if not new:
         return before
-    after = bench.score([changed[i] for i in new], adapter=adapter)
+    after = context.score([changed[i] for i in new], adapter=adapter)
 
     def merged(name: str) -> Any:
         old, own = getattr(before, name), getattr(after, name)
@@ -100,8 +100,8 @@ def _scores(
     return replace(before, **{name: merged(name) for name in ROW_PARTS})
 
 
-def _drop(bench: Bench, name: str, clean: Scores, changed: Scores) -> tuple[Estimate, Metric]:
-    metric = compare(name, clean, changed, **sampling(bench.lock))
+def _drop(context: EvaluationContext, name: str, clean: Scores, changed: Scores) -> tuple[Estimate, Metric]:
+    metric = compare(name, clean, changed, **sampling(context.lock))
     assert metric.delta is not None
     assert metric.low is not None
     assert metric.high is not None

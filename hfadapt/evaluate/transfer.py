@@ -16,7 +16,7 @@ from hfadapt.core.hashing import json_sha256
 from hfadapt.core.progress import Progress, Silent
 from hfadapt.core.spec import reading
 from hfadapt.data import read_split
-from hfadapt.evaluate.bench import spread
+from hfadapt.evaluate.context import spread
 from hfadapt.evaluate.metrics.rows import compare, find, known_metrics, sampling
 from hfadapt.evaluate.quality import unsaid
 from hfadapt.modalities import Example

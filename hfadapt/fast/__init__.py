@@ -4,7 +4,7 @@ documents (which tokens belong together), kernels (element-wise passes) and elem
 attention, lowrank and dropout, loss, path (puts them on).
 """
 
-from hfadapt.fast.documents import Documents, batch, one_line, side_by_side
+from hfadapt.fast.documents import Documents, batch, packed_rows, padded_rows
 from hfadapt.fast.dropout import row_seed
 from hfadapt.fast.loss import labelled_loss, plain_head
 from hfadapt.fast.path import FastPath, product_dtype, replaced
@@ -14,10 +14,10 @@ __all__ = [
     "FastPath",
     "batch",
     "labelled_loss",
-    "one_line",
+    "packed_rows",
+    "padded_rows",
     "plain_head",
     "product_dtype",
     "replaced",
     "row_seed",
-    "side_by_side",
 ]

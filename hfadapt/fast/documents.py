@@ -1,4 +1,4 @@
-"""Which tokens of a batch belong together: several rows in one line of tokens, or rows side by side with padding.
+"""Which tokens of a batch belong together: packed rows, or padded ones.
 
 Attention stays inside a row, and rows of several adapters may share a batch. Everything is worked out once per batch.
 """
@@ -137,7 +137,7 @@ class Documents:
         ]
 
 
-def one_line(lengths: Sequence[int], adapters: Sequence[str], seeds: Sequence[int] = ()) -> Documents:
+def packed_rows(lengths: Sequence[int], adapters: Sequence[str], seeds: Sequence[int] = ()) -> Documents:
     """Rows one after the other; row i goes through `adapters[i]`, rows of one adapter together.
 
     A few tokens that belong to no row make the line a round number long.
@@ -157,7 +157,7 @@ def round_tokens(tokens: int) -> int:
     return -(-tokens // step) * step
 
 
-def side_by_side(lengths: Sequence[int], width: int, adapters: Sequence[str], seeds: Sequence[int] = ()) -> Documents:
+def padded_rows(lengths: Sequence[int], width: int, adapters: Sequence[str], seeds: Sequence[int] = ()) -> Documents:
     """Rows padded on the right to `width` tokens."""
     starts = [row * width for row in range(len(lengths))]
     ends = [start + width for start in starts]

@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from hfadapt.fast import compiled, kernels
-from hfadapt.fast.documents import batch, side_by_side
+from hfadapt.fast.documents import batch, padded_rows
 from hfadapt.fast.lowrank import Group, gated_product
 
 
@@ -86,7 +86,7 @@ def gate(module: Any, groups: Mapping[int, Group]) -> Callable[[torch.Tensor], t
     own = type(module).forward
     # The module's own forward is tried with the low-rank layers that are fast already, all through the first adapter,
     # which with a seed drop the same values both times.
-    with batch(side_by_side([2], 2, [group.names[0]], [0])):
+    with batch(padded_rows([2], 2, [group.names[0]], [0])):
         base = gate.get_base_layer() if hasattr(gate, "get_base_layer") else gate
         same = _same(forward, lambda x: own(module, x), base, gate.in_features)
     return forward if same else None

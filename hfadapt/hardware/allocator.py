@@ -25,7 +25,7 @@ TUNABLES = (
 )
 
 
-def settled() -> bool:
+def malloc_tuned() -> bool:
     """Whether this process runs with the settings, or on a system whose allocator does not need them."""
     return platform.libc_ver()[0] != "glibc" or TUNABLES in os.environ.get(VARIABLE, "")
 
@@ -44,7 +44,7 @@ def restart() -> None:
     for name, value in CACHES.items():
         os.environ.setdefault(name, value)
     arguments = getattr(sys, "orig_argv", [])
-    if settled() or not arguments or not sys.executable:
+    if malloc_tuned() or not arguments or not sys.executable:
         return
     sys.stdout.flush()
     sys.stderr.flush()

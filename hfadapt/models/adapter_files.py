@@ -32,11 +32,11 @@ WHOLE_FILES = re.compile(
     r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|config\.json|generation_config\.json"
 )
 """A whole model as transformers writes it."""
-PAPERS = ("README.md", "card.json", "loss.svg", "lock.yaml", "evaluation.json")
+SIDECARS = ("README.md", "card.json", "loss.svg", "lock.yaml", "evaluation.json")
 """Files about the adapter; they lie beside the records in a cell and beside the adapter once it is published."""
 
 EXPORT = "export.json"
-BESIDE = frozenset({MANIFEST, *PAPERS, SUMS, EXPORT, "CARD.md", "drift.json", ".gitattributes"})
+BESIDE = frozenset({MANIFEST, *SIDECARS, SUMS, EXPORT, "CARD.md", "drift.json", ".gitattributes"})
 """Files that may stand beside those that the manifest lists."""
 
 PICKLES = frozenset(".bin .pt .pth .pkl .pickle .ckpt .npy .npz .joblib .h5 .msgpack .keras .mar".split())  # noqa: SIM905

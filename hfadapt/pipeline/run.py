@@ -166,7 +166,7 @@ def check_recipe(
     with tempfile.TemporaryDirectory() as temporary:
         for domain in chosen:
             cell = Run(Path(temporary)).cell(domain, recipe.targets[0])
-            prepared[domain].deliver(cell.folder)
+            prepared[domain].copy_into(cell.folder)
             narrowed = narrow(recipe, [cell.domain], [cell.target])
             record = measure_lengths(cell, narrowed, tokenizer)
             lock = lock_cell(narrowed, make_plan(narrowed, data={domain: record}).cells[0])

@@ -293,7 +293,7 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     nearest = () if fits else tuple(alternatives(question, final))
     seconds, rate = _time(chosen, work, decided, world)
     warnings, served = _served(target, facts)
-    if trainer.on_cpu and not final.settled:
+    if trainer.on_cpu and not final.malloc_tuned:
         warnings.append("glibc malloc is not tuned, expect 1.3 to 4x the predicted peak: see hfadapt doctor")
     if not predict.is_traced(facts, final):
         warnings.append("a step of this model could not be traced: its memory is a rough estimate")

@@ -167,7 +167,7 @@ def candidate(
         generate_rows=question.recipe.evaluate.generate_rows,
         fast=fast.used,
         without=fast.without,
-        settled=question.target.name != catalogue.THIS_MACHINE or allocator.settled(),
+        malloc_tuned=question.target.name != catalogue.THIS_MACHINE or allocator.malloc_tuned(),
         device="cpu" if question.target.on_cpu else "gpu",
     )
     kernels, tiles = _compiled(question.target)

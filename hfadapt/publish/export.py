@@ -20,7 +20,7 @@ from hfadapt.core.hashing import file_sha256
 from hfadapt.core.samples import PREFIX
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.core.spec import write_text
-from hfadapt.models.adapter_files import EXPORT, MANIFEST, PAPERS, is_model_file, tensor_shapes
+from hfadapt.models.adapter_files import EXPORT, MANIFEST, SIDECARS, is_model_file, tensor_shapes
 from hfadapt.publish.staging import as_the_card_says, check_free, new_folder, sealed, without_places
 from hfadapt.quants import PLAIN
 from hfadapt.recipe.sources import expanded
@@ -289,7 +289,7 @@ def _from_evaluation(cell: Cell, found: Scores) -> float | None:
     return _difference(found, losses[: len(found.losses)])
 
 
-# --- papers ----------------------------------------------------------------------------------------------------------
+# --- sidecars -------------------------------------------------------------------------------------------------------
 
 
 def _write_papers(cell: Cell, kind: Format, form: Form | None, folder: Path, record: ExportRecord) -> None:
@@ -298,7 +298,7 @@ def _write_papers(cell: Cell, kind: Format, form: Form | None, folder: Path, rec
     written = [path for path in sorted(folder.iterdir()) if is_model_file(path.name, kind.name, whole)]
     hashes = {path.name: file_sha256(path) for path in written}
     _manifest(cell, kind, form, folder, hashes).write(folder / MANIFEST)
-    for name in (*PAPERS, "drift.json"):
+    for name in (*SIDECARS, "drift.json"):
         path = cell.folder / name
         if path.is_file() and not path.is_symlink() and (kind.needs_base or name not in ("README.md", "card.json")):
             shutil.copyfile(path, folder / name)

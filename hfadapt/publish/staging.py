@@ -22,7 +22,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.core.hashing import file_sha256
 from hfadapt.core.spec import write_text
-from hfadapt.models.adapter_files import PAPERS, SUMS, is_model_file
+from hfadapt.models.adapter_files import SIDECARS, SUMS, is_model_file
 from hfadapt.publish.leaks import leaks
 from hfadapt.records.published import PublishedFile
 from hfadapt.records.stages import CardRecord, EvaluationRecord
@@ -150,12 +150,12 @@ def git_oid(path: Path) -> str:
 
 
 def _sources(cell: Cell) -> list[Path]:
-    """Files that may be published: the adapter's, and the papers from the cell itself."""
+    """Files that may be published: the adapter's, and the sidecars from the cell itself."""
     if cell.adapter.is_symlink() or not cell.adapter.is_dir():
         raise RunError("the cell has no adapter of its own", place=str(cell.adapter), fix="hfadapt run RECIPE")
-    papers = [cell.folder / name for name in PAPERS]
-    inside = [path for path in sorted(cell.adapter.iterdir()) if path.name not in PAPERS]
-    return [*inside, *(path for path in papers if path.exists() or path.is_symlink())]
+    sidecars = [cell.folder / name for name in SIDECARS]
+    inside = [path for path in sorted(cell.adapter.iterdir()) if path.name not in SIDECARS]
+    return [*inside, *(path for path in sidecars if path.exists() or path.is_symlink())]
 
 
 def _refused(path: Path, rule: str) -> Problem:

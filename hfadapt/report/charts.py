@@ -27,7 +27,7 @@ CHANCE = 0.5
 
 
 @dataclass(frozen=True)
-class Seen:
+class CellRecords:
     """One cell with those of its records that exist."""
 
     report: CellReport
@@ -42,7 +42,7 @@ Drawn = list[tuple[str, str]]
 """Titles and SVG."""
 
 
-def names(cells: Sequence[Seen]) -> dict[int, str]:
+def names(cells: Sequence[CellRecords]) -> dict[int, str]:
     """What to call each cell: its domain, with the target where there are several."""
     several = len({cell.report.target for cell in cells}) > 1
     return {
@@ -50,7 +50,7 @@ def names(cells: Sequence[Seen]) -> dict[int, str]:
     }
 
 
-def leading(cells: Sequence[Seen]) -> Metric | None:
+def leading(cells: Sequence[CellRecords]) -> Metric | None:
     """The first metric of the run."""
     return next((cell.report.metrics[0] for cell in cells if cell.report.metrics), None)
 
@@ -58,7 +58,7 @@ def leading(cells: Sequence[Seen]) -> Metric | None:
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
-def matrix(cells: Sequence[Seen]) -> str | None:
+def matrix(cells: Sequence[CellRecords]) -> str | None:
     """The leading metric: domains by baseline and adapter; with several targets, domains by targets."""
     first = leading(cells)
     if first is None:
@@ -88,7 +88,7 @@ def matrix(cells: Sequence[Seen]) -> str | None:
     )
 
 
-def gains(cells: Sequence[Seen]) -> Drawn:
+def gains(cells: Sequence[CellRecords]) -> Drawn:
     """For each metric, the difference of every cell with its interval."""
     called = names(cells)
     kinds: dict[str, list[plots.Effect]] = {}
@@ -105,7 +105,7 @@ def gains(cells: Sequence[Seen]) -> Drawn:
     ]
 
 
-def recall(cells: Sequence[Seen]) -> str | None:
+def recall(cells: Sequence[CellRecords]) -> str | None:
     """Recall of each class, for at most twelve classes."""
     called, values, notes = names(cells), {}, {}
     for cell in cells:
@@ -140,7 +140,7 @@ def _cross(one: TransferTarget) -> str:
     )
 
 
-def slices(cells: Sequence[Seen]) -> str | None:
+def slices(cells: Sequence[CellRecords]) -> str | None:
     """The slices of all cells on which the adapter does worst, from baseline to adapter."""
     called, found = names(cells), []
     for cell in cells:
@@ -168,7 +168,7 @@ def _short(name: str, most: int = 28) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-def calibration(cells: Sequence[Seen]) -> Drawn:
+def calibration(cells: Sequence[CellRecords]) -> Drawn:
     """A reliability diagram of each cell, with the calibration error that follows from its bins."""
     drawn = []
     for cell in cells:
@@ -194,7 +194,7 @@ def _error(bins: Sequence[ReliabilityBin]) -> float:
 # --- risks -----------------------------------------------------------------------------------------------------------
 
 
-def robustness(cells: Sequence[Seen]) -> Drawn:
+def robustness(cells: Sequence[CellRecords]) -> Drawn:
     """For each change of the rows, what every adapter loses."""
     called = names(cells)
     kinds: dict[str, list[plots.Effect]] = {}
@@ -213,7 +213,7 @@ def robustness(cells: Sequence[Seen]) -> Drawn:
     ]
 
 
-def membership(cells: Sequence[Seen]) -> str | None:
+def membership(cells: Sequence[CellRecords]) -> str | None:
     """The strongest membership inference of each cell, beside what the texts alone give away."""
     effects = []
     for cell in cells:
@@ -236,7 +236,7 @@ def membership(cells: Sequence[Seen]) -> str | None:
     )
 
 
-def drift(cells: Sequence[Seen]) -> str | None:
+def drift(cells: Sequence[CellRecords]) -> str | None:
     """The divergence of every way to serve the adapters, on a logarithmic axis with the limit."""
     dots, limit = [], 0.0
     for cell in cells:
@@ -260,7 +260,7 @@ def drift(cells: Sequence[Seen]) -> str | None:
 # --- training and machine --------------------------------------------------------------------------------------------
 
 
-def losses(cells: Sequence[Seen]) -> Drawn:
+def losses(cells: Sequence[CellRecords]) -> Drawn:
     """Loss curves."""
     called = names(cells)
     return [
@@ -270,7 +270,7 @@ def losses(cells: Sequence[Seen]) -> Drawn:
     ]
 
 
-def memory(cells: Sequence[Seen]) -> Drawn:
+def memory(cells: Sequence[CellRecords]) -> Drawn:
     """Peak memory of each phase, predicted and measured, all cells on one scale."""
     every = [
         value or 0
@@ -292,7 +292,7 @@ def memory(cells: Sequence[Seen]) -> Drawn:
     return drawn
 
 
-def time(cells: Sequence[Seen]) -> str | None:
+def time(cells: Sequence[CellRecords]) -> str | None:
     """Seconds of loading, training and evaluating."""
     legend = (("load", "var(--c4)"), ("train", MEASURED), ("train, predicted", PREDICTED), ("evaluate", "var(--c2)"))
     groups = []
@@ -309,7 +309,7 @@ def time(cells: Sequence[Seen]) -> str | None:
     return plots.bars(groups, legend, title="Time by stage", wide=190.0) if groups else None
 
 
-def speed(cells: Sequence[Seen]) -> str | None:
+def speed(cells: Sequence[CellRecords]) -> str | None:
     """Tokens a second of training and evaluation."""
     colours = {"training": "var(--c0)", "evaluation": "var(--c2)"}
     groups = []
@@ -324,7 +324,7 @@ def speed(cells: Sequence[Seen]) -> str | None:
     return plots.bars(groups, tuple(colours.items()), title="Tokens a second", wide=190.0) if groups else None
 
 
-def latency(cells: Sequence[Seen]) -> str | None:
+def latency(cells: Sequence[CellRecords]) -> str | None:
     """Time for one row alone, of base and adapter."""
     legend = (("base, median", "var(--pale)"), ("adapter, median", "var(--c0)"), ("slowest 5 %", "var(--c1)"))
     groups = []

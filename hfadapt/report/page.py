@@ -15,7 +15,7 @@ from hfadapt.core.spec import write_text
 from hfadapt.records.evidence import TransferRecord, bounds
 from hfadapt.records.report import CellReport, Report, show_gain
 from hfadapt.report import charts, svg, tables
-from hfadapt.report.charts import Seen
+from hfadapt.report.charts import CellRecords
 from hfadapt.report.run_view import added_blocks, seen
 from hfadapt.run_folder import Run
 
@@ -35,7 +35,7 @@ def write_page(run: Run, report: Report) -> Path:
 
 
 def page(
-    report: Report, cells: Sequence[Seen], transfer: TransferRecord | None = None, added: Sequence[Block] = ()
+    report: Report, cells: Sequence[CellRecords], transfer: TransferRecord | None = None, added: Sequence[Block] = ()
 ) -> str:
     """The whole page as HTML.
 
@@ -79,7 +79,7 @@ def page(
     )
 
 
-def _tiles(report: Report, cells: Sequence[Seen]) -> list[dict[str, str]]:
+def _tiles(report: Report, cells: Sequence[CellRecords]) -> list[dict[str, str]]:
     done = sum(cell.status == "done" for cell in report.cells)
     leading = [cell.metrics[0] for cell in report.cells if cell.metrics]
     better = sum(metric.verdict == "better" for metric in leading)
@@ -111,7 +111,7 @@ def _tiles(report: Report, cells: Sequence[Seen]) -> list[dict[str, str]]:
     return tiles
 
 
-def _risk_tiles(cells: Sequence[Seen]) -> list[dict[str, str]]:
+def _risk_tiles(cells: Sequence[CellRecords]) -> list[dict[str, str]]:
     tiles = []
     members = [cell.security.membership for cell in cells if cell.security and cell.security.membership]
     if members:
@@ -161,7 +161,7 @@ def _row(cell: CellReport) -> dict[str, Any]:
     }
 
 
-def _drifts(cells: Sequence[Seen]) -> list[dict[str, Any]]:
+def _drifts(cells: Sequence[CellRecords]) -> list[dict[str, Any]]:
     """Lines of the table of merge drift."""
     called = charts.names(cells)
     return [
@@ -180,7 +180,7 @@ def _drifts(cells: Sequence[Seen]) -> list[dict[str, Any]]:
     ]
 
 
-def _missing(cells: Sequence[Seen], transfer: TransferRecord | None) -> list[tuple[str, str]]:
+def _missing(cells: Sequence[CellRecords], transfer: TransferRecord | None) -> list[tuple[str, str]]:
     """What no cell of the run has measured, and what measures it."""
     evaluated = [cell for cell in cells if cell.evaluation]
     if not evaluated:
@@ -195,7 +195,7 @@ def _missing(cells: Sequence[Seen], transfer: TransferRecord | None) -> list[tup
     return [(what, how) for what, how, there in found if not there and (what != "other domains" or len(domains) > 1)]
 
 
-def _made(cells: Sequence[Seen]) -> str:
+def _made(cells: Sequence[CellRecords]) -> str:
     """Software and machine of the first trained cell."""
     train = next((cell.train for cell in cells if cell.train), None)
     if train is None:

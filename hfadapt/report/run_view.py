@@ -52,12 +52,12 @@ def added_blocks(run: RunFolder, report: Report) -> list[Block]:
     return shown
 
 
-def seen(run: RunFolder, report: CellReport) -> charts.Seen:
+def seen(run: RunFolder, report: CellReport) -> charts.CellRecords:
     """A cell of a report with those of its records that exist."""
     cell = run.cell(report.domain, report.target)
     try:
         records = (cell.maybe(TrainRecord), cell.maybe(EvaluationRecord), cell.steps(), cell.security, cell.drift)
-        return charts.Seen(report, *records)
+        return charts.CellRecords(report, *records)
     except RunError:
         # The report says which record cannot be read.
-        return charts.Seen(report)
+        return charts.CellRecords(report)

@@ -45,7 +45,7 @@ class Prepare(Stage):
     def run(self, cells: Sequence[Cell], context: Context) -> None:
         """Copies them out of the cache."""
         for cell in cells:
-            context.prepared[cell.domain].deliver(cell.folder)
+            context.prepared[cell.domain].copy_into(cell.folder)
 
 
 KIND: Stage = Prepare()

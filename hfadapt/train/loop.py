@@ -25,7 +25,7 @@ from hfadapt.objectives.supervised import KIND as SUPERVISED
 from hfadapt.records.stages import Step
 from hfadapt.tasks import Task
 from hfadapt.train.job import Batch, Job
-from hfadapt.train.loss_scale import grown, taken_off
+from hfadapt.train.loss_scale import grow, unscale
 from hfadapt.train.passes import Passes
 from hfadapt.train.processes import check_start, reduce_gradients
 from hfadapt.train.trial import PLAIN, Trial
@@ -47,7 +47,7 @@ class Loop:
         model: The adapted model.
         fast: The fast path, or None for the libraries' own forward passes.
         objective: What is minimised, with its options.
-        packing: Put rows one after the other in one line of tokens, where the fast path can.
+        packing: Pack rows into sequences, where the fast path can.
         loss_in_pieces: Make a language model's loss and its gradient on labelled positions alone, in pieces.
         frozen_cache: Run layers below the first trained one once for each row, and keep their outputs on disk.
         stop: Asked after every step; True saves a checkpoint and raises KeyboardInterrupt.
@@ -167,7 +167,7 @@ class Loop:
         started = time.perf_counter()
         batches = [(job, job.next_batch()) for job in active]
         sums = self._gradients(batches)
-        while self._scaled and not all(taken_off(job, float(sums[id(job)])) for job in active):
+        while self._scaled and not all(unscale(job, float(sums[id(job)])) for job in active):
             for job in active:
                 for parameter in job.parameters.values():
                     parameter.grad = None
@@ -182,7 +182,7 @@ class Loop:
                 continue
             updates.append((job, found, loss, norm, rate))
             if self._scaled:
-                grown(job)
+                grow(job)
         if self.passes.fast:
             self.passes.fast.refresh()
         seconds = (time.perf_counter() - started) / sum(job.tokens(found) for job, found in batches)
@@ -199,7 +199,7 @@ class Loop:
             with self.passes.noise(f"{batches[0][0].settings.seed}/{batches[0][1].step}/{i}"):
                 micro = self.passes.collate(rows)
                 # Checkpointed layers run again in the backward pass and ask for the documents again.
-                with self.passes.announced(micro):
+                with self.passes.batch_context(micro):
                     total, parts = self.passes.loss(micro, weights)
                     total.backward()
             for key, part in parts.items():
@@ -246,7 +246,7 @@ class Loop:
         self.model.eval()
         with self.passes.scoring():
             for micro in self.passes.by_length(job, job.validation):
-                with self.passes.announced(micro):
+                with self.passes.batch_context(micro):
                     _, sums = self.passes.loss(micro, {id(job): 1.0})
                 total[0] += float(sums[id(job)])
                 total[1] += sum(row.example.label_count for row in micro.rows)

@@ -18,7 +18,7 @@ GROWS_EVERY_STEPS = 200
 """After as many steps the scale is doubled again, up to `LARGEST`."""
 
 
-def taken_off(job: Job, loss: float) -> bool:
+def unscale(job: Job, loss: float) -> bool:
     """Divides a job's gradients by its scale; False where they overflowed: then the scale is half of what it was, and
     the step must be worked out again.
 
@@ -36,7 +36,7 @@ def taken_off(job: Job, loss: float) -> bool:
     return True
 
 
-def grown(job: Job) -> None:
+def grow(job: Job) -> None:
     """After every step."""
     if job.state.step % GROWS_EVERY_STEPS == 0:
         job.state.loss_scale = min(LARGEST, 2 * job.state.loss_scale)

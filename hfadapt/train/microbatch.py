@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from hfadapt.fast import Documents, one_line, side_by_side
+from hfadapt.fast import Documents, packed_rows, padded_rows
 from hfadapt.modalities import Example
 from hfadapt.tasks import Task
 from hfadapt.train.job import Job
@@ -48,9 +48,9 @@ class MicroBatch:
 
 
 def collate(
-    task: Task, rows: Sequence[Row], pad_token_id: int, device: torch.device, *, line: bool, drops: bool
+    task: Task, rows: Sequence[Row], pad_token_id: int, device: torch.device, *, packed: bool, drops: bool
 ) -> MicroBatch:
-    """Rows one after the other in one line of tokens, or side by side with padding.
+    """Rows as packed sequences, or padded.
 
     Args:
         drops: Whether there is dropout, which needs the rows' seeds.
@@ -58,12 +58,12 @@ def collate(
     examples, names = [row.example for row in rows], [row.job.name for row in rows]
     lengths = [example.size for example in examples]
     seeds = [row.seed for row in rows] if drops else []
-    if line:
-        documents = one_line(lengths, names, seeds)
+    if packed:
+        documents = packed_rows(lengths, names, seeds)
         found = task.pack(examples, documents.tokens, pad_token_id)
     else:
         found = task.collate(examples, pad_token_id)
-        documents = side_by_side(lengths, max(lengths), names, seeds)
+        documents = padded_rows(lengths, max(lengths), names, seeds)
     # The program does not wait for a GPU to have them.
     inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in found.items()}
     return MicroBatch(tuple(rows), inputs, documents)

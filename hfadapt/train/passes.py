@@ -30,7 +30,7 @@ class Passes:
     Args:
         fast: The fast path, or None for the libraries' own forward passes.
         started: What the objective began with.
-        line: Rows are one after the other in one line of tokens.
+        packed: Rows are packed sequences.
         in_pieces: The loss and its gradient are made on labelled positions alone, in pieces.
         frozen: The outputs of frozen layers, where they are kept.
     """
@@ -42,7 +42,7 @@ class Passes:
     fast: FastPath | None
     objective: Objective
     started: Any = None
-    line: bool = False
+    packed: bool = False
     in_pieces: bool = False
     frozen: FrozenCache | None = None
 
@@ -60,11 +60,11 @@ class Passes:
             # What the plan's memory is for; an augmented row that is longer stands alone.
             budget = job.settings.micro_batch_rows * max(job.lengths)
             lengths = [row.example.size for row in own]
-            parts = micro_batches(range(len(own)), lengths, budget, padded=not self.line)
+            parts = micro_batches(range(len(own)), lengths, budget, padded=not self.packed)
             shares.append([[own[i] for i in part] for part in parts])
         for i in range(max(map(len, shares))):
             rows = [row for share in shares if i < len(share) for row in share[i]]
-            if self.line or len(shares) == 1:
+            if self.packed or len(shares) == 1:
                 yield from [rows] if rows else []
                 continue
             # Padding to the longest row of all jobs must not need more than the jobs' own micro-batches would.
@@ -82,13 +82,13 @@ class Passes:
         share = sorted(examples[rank::world], key=lambda example: example.size)
         lengths = [example.size for example in share]
         budget = 2 * job.settings.micro_batch_rows * max([*job.lengths, *lengths])
-        for part in micro_batches(range(len(share)), lengths, budget, padded=not self.line):
+        for part in micro_batches(range(len(share)), lengths, budget, padded=not self.packed):
             yield self.collate([Row(job, share[i]) for i in part])
 
     def collate(self, rows: Sequence[Row]) -> MicroBatch:
         """Rows as they go through the model together."""
         device = self.accelerator.device
-        return collate(self.task, rows, self.pad_token_id, device, line=self.line, drops=self._drops)
+        return collate(self.task, rows, self.pad_token_id, device, packed=self.packed, drops=self._drops)
 
     # --- the pass ----------------------------------------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ class Passes:
         return total, dict(zip(jobs, sums, strict=True))
 
     @contextmanager
-    def announced(self, micro: MicroBatch) -> Iterator[None]:
+    def batch_context(self, micro: MicroBatch) -> Iterator[None]:
         """Tells the fast path which tokens belong together, and frozen layers what comes out of them."""
         with ExitStack() as stack:
             if self.fast:

@@ -64,16 +64,16 @@ class Trial:
                     continue
                 if attention and not path.attention:
                     continue
-                self.passes.line = attention and packing and self.passes.task.packs and self._separate()
+                self.passes.packed = attention and packing and self.passes.task.packs and self._separate()
                 self.passes.in_pieces = pieces and plain_head(self.passes.model)
                 if pieces and not self.passes.in_pieces:
                     continue
                 with self._perturbed():
                     found = self._check_loss(rows, attempt=True)
                 if found is not None and self._agree(found, plain):
-                    yield path.summary(packed=self.passes.line, in_pieces=self.passes.in_pieces)
+                    yield path.summary(packed=self.passes.packed, in_pieces=self.passes.in_pieces)
                     return
-            self.passes.line = self.passes.in_pieces = False
+            self.passes.packed = self.passes.in_pieces = False
         if len(self.jobs) > 1:
             raise RunError(
                 "several adapters cannot be co-trained on this model: its fast path gives another loss",
@@ -95,7 +95,7 @@ class Trial:
         return itertools.product(*((True, False) if want else (False,) for want in wanted))  # type: ignore[return-value]
 
     def _separate(self) -> bool:
-        """Whether rows in one line stay apart: convolutions over tokens would reach from one into the next."""
+        """Whether packed rows stay apart: convolutions over tokens would reach from one into the next."""
         return not any(isinstance(module, torch.nn.Conv1d) for module in self.passes.model.modules())
 
     # --- frozen layers -----------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ class Trial:
                 for micro in self.passes.by_length(job, [*job.train, *job.validation]):
                     if interrupted():
                         raise KeyboardInterrupt
-                    with self.passes.announced(micro):
+                    with self.passes.batch_context(micro):
                         cache.collect(micro.keys, micro.documents, partial(self.passes.loss, micro, {id(job): 0.0}))
         except (NotImplementedError, OSError) as error:
             why = str(error)
@@ -185,11 +185,11 @@ class Trial:
                 if not attempt:
                     self._use(part[0].job)
                 micro = self.passes.collate(part)
-                with self.passes.scoring(), self.passes.announced(micro):
+                with self.passes.scoring(), self.passes.batch_context(micro):
                     _, sums = self.passes.loss(micro, weights)
                 total += sum(float(value) for value in sums.values())
         except Exception as error:
-            # Whatever a model's own code raises on rows in one line.
+            # Whatever a model's own code raises on packed rows.
             if not attempt or is_out_of_memory(error):
                 raise
             return None

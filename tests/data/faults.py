@@ -171,7 +171,7 @@ def caught(fault: Fault, folder: Path) -> str:
     domain = {"source": next(iter(files)), **fault.domain}
     recipe = Recipe(name="faulty", model="none", task=fault.task, domains={"d": domain}, **fault.settings)
     try:
-        record = data.prepare(recipe, recipe_folder=folder, cache=folder / "cache")["d"].deliver(folder / "cell")
+        record = data.prepare(recipe, recipe_folder=folder, cache=folder / "cache")["d"].copy_into(folder / "cell")
         if fault.cell is not None:
             fault.cell(folder / "cell")
         task = fault.changed or registry.task(fault.task)

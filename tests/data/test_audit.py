@@ -32,7 +32,7 @@ def test_fault_is_caught_before_training(fault, tmp_path):
 def cell(folder, rows, task, **asked):
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = Recipe(name="r", model="none", task=task, domains={"d": "rows.jsonl"}, **asked)
-    return data.prepare(recipe, recipe_folder=folder, cache=folder / "cache")["d"].deliver(folder / "cell")
+    return data.prepare(recipe, recipe_folder=folder, cache=folder / "cache")["d"].copy_into(folder / "cell")
 
 
 CLEAN = [

@@ -99,9 +99,9 @@ def test_kinds_and_numbers_give_rows_of_their_own_and_more_rows_change_none(tmp_
 
 def test_a_cell_keeps_no_canaries_of_an_earlier_request(tmp_path):
     cell = tmp_path / "cell"
-    prepare(tmp_path, "text").deliver(cell)
+    prepare(tmp_path, "text").copy_into(cell)
     assert len(canaries.read(cell, DataRecord.read(cell / "data.json"))) == 6
-    prepare(tmp_path, "text", count=0).deliver(cell)
+    prepare(tmp_path, "text", count=0).copy_into(cell)
     assert not (cell / "data" / canaries.FILE).exists()
     assert canaries.as_trained(cell, DataRecord.read(cell / "data.json")) == []
 

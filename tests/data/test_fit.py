@@ -26,7 +26,7 @@ def fitted(folder, rows, template=faults.CHATML, **options):
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {"dedupe": {"near": False}}
     recipe = Recipe(name="chats", model="none", task="causal-lm", domains={"d": "rows.jsonl"}, data=settings)
-    data.prepare(recipe, recipe_folder=folder, cache=folder / "cache")["d"].deliver(folder / "cell")
+    data.prepare(recipe, recipe_folder=folder, cache=folder / "cache")["d"].copy_into(folder / "cell")
     tokenizer = faults.tokenizer(template)
     record = data.fit(folder / "cell", LM, tokenizer, **options)
     return record, data.audit(folder / "cell", LM, tokenizer, max_length=256).findings

@@ -91,7 +91,7 @@ def test_nothing_alike_is_left_across_splits(tmp_path):
 def test_deliver_read_and_record(tmp_path):
     write(tmp_path / "a.jsonl", sentences(60))
     made = prepare(tmp_path, {"d": "a.jsonl"})["d"]
-    record = made.deliver(tmp_path / "cell")
+    record = made.copy_into(tmp_path / "cell")
     assert DataRecord.read(tmp_path / "cell" / "data.json") == record
     rows = data.read_split(tmp_path / "cell", "train")
     assert list(rows[0]) == ["text", "label", "source", "row"]

@@ -1,4 +1,4 @@
-"""Merge drift: exact where it must be, seen where it is, refused above the limit, and the bench stays as it was."""
+"""Merge drift: exact where it must be, seen where it is, refused above the limit, and the context stays as it was."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from tiny import command, labelled, make_lock, pairs, recipe_fields, write_recipe, write_rows
 
 from hfadapt.core.progress import Silent
-from hfadapt.evaluate.bench import open_bench
+from hfadapt.evaluate.context import open_context
 from hfadapt.evaluate.drift import Form, Reference, forms, measure
 from hfadapt.models.merge import open_merged
 from hfadapt.run_folder import Cell
@@ -38,11 +38,11 @@ def chooser(models, tmp_path_factory):
 
 
 def bench_of(cell, **changes):
-    bench = open_bench(cell, CPU, Silent())
-    limits = bench.lock.evaluate.drift_limits.model_copy(update=changes)
-    evaluate = bench.lock.evaluate.model_copy(update={"drift_limits": limits})
-    bench.lock = bench.lock.model_copy(update={"evaluate": evaluate})
-    return bench
+    context = open_context(cell, CPU, Silent())
+    limits = context.lock.evaluate.drift_limits.model_copy(update=changes)
+    evaluate = context.lock.evaluate.model_copy(update={"drift_limits": limits})
+    context.lock = context.lock.model_copy(update={"evaluate": evaluate})
+    return context
 
 
 def by_name(record):
@@ -50,10 +50,10 @@ def by_name(record):
 
 
 def test_a_merge_in_float32_is_the_adapter(classifier):
-    bench = bench_of(classifier)
-    before = bench.score(bench.test).probabilities
-    weights = {name: tensor.clone() for name, tensor in bench.model.state_dict().items()}
-    record = measure(bench)
+    context = bench_of(classifier)
+    before = context.score(context.test).probabilities
+    weights = {name: tensor.clone() for name, tensor in context.model.state_dict().items()}
+    record = measure(context)
     found = by_name(record)
     assert set(found) == {"adapter-bfloat16", "merged-bfloat16", "merged-float32", "merged-nf4", "merged-int8"}
     assert found["merged-float32"].max_logit_difference < 1e-4
@@ -66,8 +66,8 @@ def test_a_merge_in_float32_is_the_adapter(classifier):
         24,
         "the adapter on the base in float32, as it was trained",
     )
-    assert np.array_equal(bench.score(bench.test).probabilities, before), "the bench is as it was"
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in bench.model.state_dict().items())
+    assert np.array_equal(context.score(context.test).probabilities, before), "the context is as it was"
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in context.model.state_dict().items())
     assert not list(classifier.folder.glob(".drift-*"))
 
 
@@ -75,13 +75,13 @@ def test_kl_is_that_of_the_formula(classifier):
     """Against the definition, with scipy, on logits made here."""
     from scipy.special import rel_entr, softmax
 
-    bench = bench_of(classifier)
-    reference = Reference(bench, bench.test)
-    merged = open_merged(bench.lock, bench.data.labels, classifier.adapter, "float32", CPU).model
+    context = bench_of(classifier)
+    reference = Reference(context, context.test)
+    merged = open_merged(context.lock, context.data.labels, classifier.adapter, "float32", CPU).model
     with torch.no_grad():
         merged.classifier.weight.mul_(0.5)
     scores, kl, most = reference.compared(merged, CPU)
-    p, q = bench.score(bench.test).probabilities, scores.probabilities
+    p, q = context.score(context.test).probabilities, scores.probabilities
     assert kl == pytest.approx(float(rel_entr(p, q).sum(-1).mean()), rel=1e-4)
     assert kl > 1e-4
     assert most > 1e-3
@@ -96,9 +96,9 @@ def test_what_is_above_a_limit_is_refused_with_a_sentence(classifier):
 
 
 def test_an_adapter_of_a_4_bit_base_on_other_weights(chooser):
-    bench = bench_of(chooser)
-    before = bench.score(bench.test).losses
-    record = measure(bench)
+    context = bench_of(chooser)
+    before = context.score(context.test).losses
+    record = measure(context)
     found = by_name(record)
     assert list(found) == [
         "adapter-bfloat16",
@@ -112,14 +112,14 @@ def test_an_adapter_of_a_4_bit_base_on_other_weights(chooser):
     assert unpacked.kl_nats < original.kl_nats / 3, "the adapter was trained on the weights that 4 bits stand for"
     assert found["merged-nf4"].kl_nats > found["merged-dequantised-float32"].kl_nats
     assert found["merged-nf4"].metric == "label_accuracy"
-    assert np.array_equal(bench.score(bench.test).losses, before)
+    assert np.array_equal(context.score(context.test).losses, before)
 
 
 def test_merging_never_goes_into_4_bit_weights(chooser):
     """The unpacked base is the 4-bit base, weight for weight, before the update is added."""
-    bench = open_bench(chooser, CPU, Silent())
-    merged = open_merged(bench.lock, (), chooser.adapter, "float32", CPU, dequantised=True).model
-    layer = bench.model.base_model.model.model.layers[0].self_attn.q_proj
+    context = open_context(chooser, CPU, Silent())
+    merged = open_merged(context.lock, (), chooser.adapter, "float32", CPU, dequantised=True).model
+    layer = context.model.base_model.model.model.layers[0].self_attn.q_proj
     from bitsandbytes.functional import dequantize_4bit
 
     stored = layer.base_layer.weight

@@ -10,7 +10,7 @@ import torch
 from tiny import command, pairs, recipe_fields, uneven, write_recipe, write_rows
 
 from hfadapt.core.progress import Silent
-from hfadapt.evaluate.bench import Bench, open_bench
+from hfadapt.evaluate.context import EvaluationContext, open_context
 from hfadapt.evaluate.efficiency import measure_efficiency
 from hfadapt.evaluate.general_text import general_text, paragraphs
 from hfadapt.evaluate.generation import (
@@ -41,10 +41,10 @@ def trained(models, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bench(trained):
-    bench = open_bench(trained, torch.device("cpu"), Silent())
-    bench.base.model.float()
-    return bench
+def context(trained):
+    context = open_context(trained, torch.device("cpu"), Silent())
+    context.base.model.float()
+    return context
 
 
 def example(labels, length=None):
@@ -71,72 +71,74 @@ def test_rows_are_spread_over_the_split():
 
 
 @pytest.mark.parametrize("adapter", [True, False])
-def test_a_batch_of_uneven_prompts_equals_one_by_one(bench, adapter):
-    prompts = [prompt.ids for prompt in chosen_prompts(bench.test, 12)]
+def test_a_batch_of_uneven_prompts_equals_one_by_one(context, adapter):
+    prompts = [prompt.ids for prompt in chosen_prompts(context.test, 12)]
     assert len({len(ids) for ids in prompts}) > 3
-    together = generate(bench, prompts, 16, adapter=adapter, batch_rows=12)
-    alone = [generate(bench, [ids], 16, adapter=adapter)[0] for ids in prompts]
+    together = generate(context, prompts, 16, adapter=adapter, batch_rows=12)
+    alone = [generate(context, [ids], 16, adapter=adapter)[0] for ids in prompts]
     assert together == alone
     assert any(len(ids) > 1 for ids in together)
 
 
-def test_greedy_is_what_the_logits_say(bench):
-    ids = list(chosen_prompts(bench.test, 1)[0].ids)
-    (written,) = generate(bench, [ids], 6)
+def test_greedy_is_what_the_logits_say(context):
+    ids = list(chosen_prompts(context.test, 1)[0].ids)
+    (written,) = generate(context, [ids], 6)
     with torch.inference_mode():
         for token in written:
-            logits = bench.model(input_ids=torch.tensor([ids])).logits[0, -1]
+            logits = context.model(input_ids=torch.tensor([ids])).logits[0, -1]
             assert int(logits.argmax()) == token
             ids.append(token)
 
 
-def test_adapter_and_base_write_different_texts_for_the_same_rows(bench):
-    base, adapter = generated_texts(bench)
+def test_adapter_and_base_write_different_texts_for_the_same_rows(context):
+    base, adapter = generated_texts(context)
     assert base.rows == adapter.rows
     assert base.references == adapter.references
     assert list(base.predictions) != list(adapter.predictions)
-    row = bench.rows[adapter.rows[3]]
+    row = context.rows[adapter.rows[3]]
     assert adapter.references[3] == row["completion"].strip()
 
 
-def test_general_text_is_the_same_without_an_adapter(bench):
-    found = general_text(bench)
+def test_general_text_is_the_same_without_an_adapter(context):
+    found = general_text(context)
     assert found.rows == len(paragraphs()) == 48
     assert found.base > 1
     assert found.delta != 0
     assert found.low <= found.delta <= found.high
-    with bench.adapter_on(False):
-        off = general_text(bench)
+    with context.adapter_on(False):
+        off = general_text(context)
     assert off.base == pytest.approx(found.base)
 
 
-def test_speed_is_measured_over_the_rows_it_says(bench):
-    found = measure_efficiency(bench, scoring_seconds=2.0, adapter_bytes=5)
+def test_speed_is_measured_over_the_rows_it_says(context):
+    found = measure_efficiency(context, scoring_seconds=2.0, adapter_bytes=5)
     assert found.latency_rows == 20
     assert 0 < found.latency_p50_seconds <= found.latency_p95_seconds
     assert found.base_latency_p50_seconds > 0
-    assert found.rows_per_second == len(bench.test) / 2
+    assert found.rows_per_second == len(context.test) / 2
     assert found.generated_tokens_per_second > 0
     assert found.adapter_bytes == 5
 
 
-def test_every_row_of_a_small_split_is_timed(bench, monkeypatch):
-    few, seen = replace(bench), []
-    few.test = bench.test[:9]
-    monkeypatch.setattr(Bench, "score", lambda self, examples, *, adapter: seen.append((examples[0].row, adapter)))
+def test_every_row_of_a_small_split_is_timed(context, monkeypatch):
+    few, seen = replace(context), []
+    few.test = context.test[:9]
+    monkeypatch.setattr(
+        EvaluationContext, "score", lambda self, examples, *, adapter: seen.append((examples[0].row, adapter))
+    )
     found = measure_efficiency(few, scoring_seconds=1.0, adapter_bytes=5)
     assert found.latency_rows == 9
     assert {row for row, adapter in seen if adapter} == {example.row for example in few.test}
 
 
-def test_a_text_ends_where_training_taught_it_to(bench):
+def test_a_text_ends_where_training_taught_it_to(context):
     """Many chat models end a turn with a token that their generation settings do not name."""
-    prompt = chosen_prompts(bench.test, 1)[0].ids
-    (free,) = continuations(bench.model, bench.base.tokenizer, [prompt], 6, batch_rows=1)
-    settings, end = bench.model.generation_config, next(token for token in free if token != free[0])
-    known, taught = (settings.eos_token_id, settings.repetition_penalty), load_processor(bench.base.source)
+    prompt = chosen_prompts(context.test, 1)[0].ids
+    (free,) = continuations(context.model, context.base.tokenizer, [prompt], 6, batch_rows=1)
+    settings, end = context.model.generation_config, next(token for token in free if token != free[0])
+    known, taught = (settings.eos_token_id, settings.repetition_penalty), load_processor(context.base.source)
     settings.eos_token_id, taught.eos_token = None, taught.convert_ids_to_tokens(end)
-    adapted = Adapted(bench.model, taught, "causal-lm", (), {}, 64, prompt="{text}")
+    adapted = Adapted(context.model, taught, "causal-lm", (), {}, 64, prompt="{text}")
     settings.repetition_penalty = 1e9
     try:
         (answer,) = adapted.predict(taught.decode(prompt), max_new_tokens=6)
@@ -147,25 +149,25 @@ def test_a_text_ends_where_training_taught_it_to(bench):
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-def test_settings_of_the_base_do_not_change_what_is_written(bench, monkeypatch, sampled):
+def test_settings_of_the_base_do_not_change_what_is_written(context, monkeypatch, sampled):
     """Only its end tokens count; afterwards all are as they were, also when generating failed."""
-    prompts = [prompt.ids for prompt in chosen_prompts(bench.test, 4)]
+    prompts = [prompt.ids for prompt in chosen_prompts(context.test, 4)]
 
     def written():
         torch.manual_seed(3)
-        return continuations(bench.model, bench.base.tokenizer, prompts, 12, batch_rows=4, sampled=sampled)
+        return continuations(context.model, context.base.tokenizer, prompts, 12, batch_rows=4, sampled=sampled)
 
-    free, own = written(), bench.model.generation_config
+    free, own = written(), context.model.generation_config
     asked = {"no_repeat_ngram_size": 1, "suppress_tokens": [free[0][0]], "min_p": 0.9, "length_penalty": 9.0}
     for name, value in {**asked, "min_new_tokens": 12, "repetition_penalty": 9.0}.items():
         monkeypatch.setattr(own, name, value)
     before = own.to_dict()
     assert written() == free
     failing = mock.Mock(side_effect=RuntimeError("out of memory"))
-    monkeypatch.setattr(type(bench.base.model), "generate", failing)
+    monkeypatch.setattr(type(context.base.model), "generate", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
         written()
-    assert bench.model.generation_config is own
+    assert context.model.generation_config is own
     assert own.to_dict() == before
 
 

@@ -77,21 +77,21 @@ def test_without_the_extra_the_recipe_is_refused(models, tmp_path, monkeypatch):
 
 def test_it_says_what_to_install_when_it_is_needed_later(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
-    bench = SimpleNamespace(lock=SimpleNamespace(evaluate=SimpleNamespace(harness=("arc_easy",))))
+    context = SimpleNamespace(lock=SimpleNamespace(evaluate=SimpleNamespace(harness=("arc_easy",))))
     with pytest.raises(RequestError, match="not installed") as caught:
-        run_harness(bench, None)
+        run_harness(context, None)
     assert "hfadapt[harness]" in str(caught.value)
 
 
 def test_a_value_that_is_no_number_costs_only_itself():
     """The perplexity of an answer that the base finds impossible is infinite."""
     evaluate = SimpleNamespace(resamples=10, confidence=0.95)
-    bench = SimpleNamespace(lock=SimpleNamespace(evaluate=evaluate, data=SimpleNamespace(seed=1)))
+    context = SimpleNamespace(lock=SimpleNamespace(evaluate=evaluate, data=SimpleNamespace(seed=1)))
     base, adapter = (
         {"results": {"task": {"perplexity,none": own, "nats,none": 1.0, "acc,none": other}}}
         for own, other in ((float("inf"), 0.5), (7.0, float("nan")))
     )
-    found = {metric.name: (metric.base, metric.adapter, metric.delta) for metric in _metrics(base, adapter, bench)}
+    found = {metric.name: (metric.base, metric.adapter, metric.delta) for metric in _metrics(base, adapter, context)}
     assert found == {"task_perplexity": (None, 7.0, None), "task_nats": (1.0, 1.0, 0.0)}
 
 

@@ -66,7 +66,7 @@ def test_marks_that_say_something_stay():
     assert spacing("nothing. at all,", 0.0, draw) == "nothing. at all,"
 
 
-class Bench(SimpleNamespace):
+class EvaluationContext(SimpleNamespace):
     """Right on every row whose text is as `rows` has it, wrong on half of the others."""
 
     schema = registry.schema("labelled")
@@ -85,8 +85,10 @@ class Bench(SimpleNamespace):
 def test_a_drop_is_positive_when_the_change_makes_it_worse(models, metric, drop):
     rows = rows_of(labelled(80, words=16))
     lock = make_lock(models / "encoder", "text-classification", evaluate__metrics=[metric])
-    bench = Bench(lock=lock, data=SimpleNamespace(form="labelled"), texts={row["text"] for row in rows}, scored=0)
-    found = {each.name: each for each in robustness(bench, rows)}
+    context = EvaluationContext(
+        lock=lock, data=SimpleNamespace(form="labelled"), texts={row["text"] for row in rows}, scored=0
+    )
+    found = {each.name: each for each in robustness(context, rows)}
     assert set(found) == set(TEXT.perturbations)
     for each in found.values():
         assert each.metric == metric
@@ -96,12 +98,12 @@ def test_a_drop_is_positive_when_the_change_makes_it_worse(models, metric, drop)
         assert each.drop.low > 0 or each.changed_rows < 10
         assert (each.base_drop.value, str(each.base_drop.low)) == (0, "0.0")
     # Rows that did not change are not scored a second time.
-    assert bench.scored == 2 * 80 + 2 * sum(each.changed_rows for each in found.values())
+    assert context.scored == 2 * 80 + 2 * sum(each.changed_rows for each in found.values())
 
 
 def test_plain_text_has_no_part_that_could_be_changed_alone():
-    bench = SimpleNamespace(schema=registry.schema("text"))
-    assert robustness(bench, rows_of([{"text": "so it goes"}])) == ()
+    context = SimpleNamespace(schema=registry.schema("text"))
+    assert robustness(context, rows_of([{"text": "so it goes"}])) == ()
     assert robustness(SimpleNamespace(schema=registry.schema("labelled")), []) == ()
 
 

@@ -15,7 +15,7 @@ from tiny import PLAIN, command, labelled, recipe_fields, write_recipe, write_ro
 from hfadapt.core.progress import Silent
 from hfadapt.core.spec import write_text
 from hfadapt.data import canaries, read_split
-from hfadapt.evaluate.bench import open_bench
+from hfadapt.evaluate.context import open_context
 from hfadapt.evaluate.privacy import security
 from hfadapt.evaluate.privacy.exposure import exposure
 from hfadapt.evaluate.privacy.regurgitation import CONTINUED_TOKENS, generate, opening, span
@@ -94,12 +94,12 @@ def unseen(cell, folder, rows):
 
 @pytest.fixture(scope="module")
 def writer_record(writer):
-    return security.check(open_bench(writer, CPU, Silent()))
+    return security.check(open_context(writer, CPU, Silent()))
 
 
 @pytest.fixture(scope="module")
 def classifier_record(classifier):
-    return security.check(open_bench(classifier, CPU, Silent()))
+    return security.check(open_context(classifier, CPU, Silent()))
 
 
 def groups(record):
@@ -144,7 +144,7 @@ def test_rows_and_canaries_that_were_not_trained_on_are_not_found(writer, classi
     noisy = [{**row, "label": str(draw.choice(["bad", "good"]))} for row in labelled(96, seed=8)]
     for cell, rows in ((writer, stories(64, seed=8)), (classifier, noisy)):
         copy = unseen(cell, tmp_path / cell.lock.task, rows)
-        record = security.check(open_bench(copy, CPU, Silent()))
+        record = security.check(open_context(copy, CPU, Silent()))
         assert not record.membership.leaks
         assert not record.canaries.found
         if record.verbatim:
@@ -156,26 +156,26 @@ def test_without_canaries_there_is_nothing_to_find(writer, tmp_path):
     cell = Cell(tmp_path / "one" / "this-machine")
     payload = json.loads((cell.folder / "data.json").read_text())
     write_text(cell.folder / "data.json", json.dumps({**payload, "canaries": None}))
-    assert exposure(open_bench(cell, CPU, Silent())) is None
+    assert exposure(open_context(cell, CPU, Silent())) is None
 
 
 def test_a_second_check_says_the_same(writer, writer_record):
-    bench = open_bench(writer, CPU, Silent())
+    context = open_context(writer, CPU, Silent())
     before = torch.random.get_rng_state()
-    again = security.check(bench)
+    again = security.check(context)
     assert again.model_copy(update={"seconds": 0.0}) == writer_record.model_copy(update={"seconds": 0.0})
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_one_pass_tells_what_greedy_generation_would_write(writer):
-    bench = open_bench(writer, CPU, Silent())
-    examples = bench.encode([*read_split(writer.folder, "train")[:12], *bench.rows[:12]])
+    context = open_context(writer, CPU, Silent())
+    examples = context.encode([*read_split(writer.folder, "train")[:12], *context.rows[:12]])
     told, written = [], []
-    for example, scores in zip(examples, score_tokens(bench, examples), strict=True):
+    for example, scores in zip(examples, score_tokens(context, examples), strict=True):
         start, end = span(example)
         told.append(bool(scores.hits[start:end].all()))
         first = next(i for i, label in enumerate(example.labels) if label >= 0) + start
-        output = bench.model.generate(
+        output = context.model.generate(
             input_ids=torch.tensor([token_ids(example)[:first]]), max_new_tokens=end - start, do_sample=False,
             attention_mask=torch.ones(1, first, dtype=torch.long), pad_token_id=0,
         )  # fmt: skip
@@ -186,20 +186,20 @@ def test_one_pass_tells_what_greedy_generation_would_write(writer):
 
 
 def test_token_scores_are_those_of_the_task(writer):
-    bench = open_bench(writer, CPU, Silent())
+    context = open_context(writer, CPU, Silent())
     for adapter in (True, False):
-        tokens = score_tokens(bench, bench.test, adapter=adapter)
-        scores = bench.score(bench.test, adapter=adapter)
+        tokens = score_tokens(context, context.test, adapter=adapter)
+        scores = context.score(context.test, adapter=adapter)
         np.testing.assert_allclose([-each.logprobs.sum() for each in tokens], scores.losses, rtol=1e-4)
         assert [len(each.logprobs) for each in tokens] == scores.tokens.tolist()
 
 
 def test_the_standardised_score_is_min_k_plus_plus(writer):
-    bench = open_bench(writer, CPU, Silent())
-    example = bench.test[0]
-    found = score_tokens(bench, [example])[0]
+    context = open_context(writer, CPU, Silent())
+    example = context.test[0]
+    found = score_tokens(context, [example])[0]
     with torch.inference_mode():
-        logits = bench.model(torch.tensor([token_ids(example)])).logits[0].double()
+        logits = context.model(torch.tensor([token_ids(example)])).logits[0].double()
     first = next(i for i, label in enumerate(example.labels) if label >= 0)
     logp = torch.log_softmax(logits[first - 1], -1)
     mean = (logp.exp() * logp).sum()
@@ -208,19 +208,19 @@ def test_the_standardised_score_is_min_k_plus_plus(writer):
 
 
 def test_generations_are_seeded(writer):
-    bench = open_bench(writer, CPU, Silent())
-    prompts = [opening(example) for example in bench.test[:6]]
-    first = generate(bench, prompts, 1)
-    assert first == generate(bench, prompts, 1)
-    assert first != generate(bench, prompts, 2)
+    context = open_context(writer, CPU, Silent())
+    prompts = [opening(example) for example in context.test[:6]]
+    first = generate(context, prompts, 1)
+    assert first == generate(context, prompts, 1)
+    assert first != generate(context, prompts, 2)
     assert all(first)
 
 
 def test_fewer_rows_for_larger_models_and_longer_texts(writer):
-    bench = open_bench(writer, CPU, Silent())
-    assert security.affordable(bench, bench.test, 4) == security.MOST_ROWS
-    assert security.affordable(bench, bench.test, 10**9) == security.LEAST_ROWS
-    bench.base.parameters = 300_000_000
-    some = security.affordable(bench, bench.test, 4)
+    context = open_context(writer, CPU, Silent())
+    assert security.affordable(context, context.test, 4) == security.MOST_ROWS
+    assert security.affordable(context, context.test, 10**9) == security.LEAST_ROWS
+    context.base.parameters = 300_000_000
+    some = security.affordable(context, context.test, 4)
     assert security.LEAST_ROWS < some < security.MOST_ROWS
-    assert security.affordable(bench, bench.test, 8) < some
+    assert security.affordable(context, context.test, 8) < some

@@ -13,7 +13,7 @@ from tiny import LABELS, command, labelled, pairs, recipe_fields, write_recipe, 
 
 from hfadapt.core.progress import Silent
 from hfadapt.evaluate import transfer
-from hfadapt.evaluate.bench import open_bench
+from hfadapt.evaluate.context import open_context
 from hfadapt.evaluate.transfer import measure_transfer
 from hfadapt.models.attach import internal_name, open_adapter, open_adapters, use_adapter
 from hfadapt.models.load import load_base
@@ -81,12 +81,12 @@ def test_the_diagonal_is_the_cells_own_evaluation(ready):
 
 
 def test_off_the_diagonal_is_the_other_adapter_on_these_rows(ready):
-    """The same number by another way: the other adapter alone on its base, its bench given the other rows."""
+    """The same number by another way: the other adapter alone on its base, its context given the other rows."""
     (found,) = Run(ready / "runs/tiny").transfer.targets
     one, other = cells(ready, "layer", "encoder")
-    bench = open_bench(one, CPU, Silent())
-    foreign = open_bench(other, CPU, Silent())
-    scores = bench.score(foreign.test)
+    context = open_context(one, CPU, Silent())
+    foreign = open_context(other, CPU, Silent())
+    scores = context.score(foreign.test)
     expected = float((scores.predictions == scores.gold).mean())
     assert next(c.value for c in found.cells if (c.adapter, c.data) == ("layer", "encoder")) == pytest.approx(expected)
 
@@ -135,8 +135,8 @@ def test_rows_are_capped_and_spread(folder, monkeypatch):
     monkeypatch.setattr(transfer, "MOST_ROWS", 8)
     (found,) = measure_transfer(cells(folder, "layer", "encoder"), CPU).targets
     assert {cell.rows for cell in found.cells} == {8}
-    bench = open_bench(cells(folder, "layer")[0], CPU, Silent())
-    scores = bench.score([bench.test[i] for i in range(0, 24, 3)])
+    context = open_context(cells(folder, "layer")[0], CPU, Silent())
+    scores = context.score([context.test[i] for i in range(0, 24, 3)])
     own = next(cell for cell in found.cells if cell.adapter == cell.data == "layer")
     assert own.value == pytest.approx(float(np.mean(scores.predictions == scores.gold)))
 

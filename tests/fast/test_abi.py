@@ -14,7 +14,7 @@ import torch
 
 from hfadapt.cli import doctor
 from hfadapt.fast import abi, attention, compiled, kernels, products
-from hfadapt.fast.documents import one_line
+from hfadapt.fast.documents import packed_rows
 from hfadapt.fast.products import Frozen, LowRank
 
 if sys.version_info >= (3, 11):
@@ -109,7 +109,7 @@ def test_no_memory_is_an_error_and_not_a_crash(emulated_tiles: ctypes.CDLL, monk
     layers = [Frozen(torch.ones(32, 64).bfloat16(), None)]
     adapters = [LowRank(0, 40, torch.ones(4, 64).bfloat16(), [torch.ones(4, 32).bfloat16()], [1.0])]
     turned = products._low(x, 1, adapters)[1]
-    settings = attention._Settings(one_line([40], ["a"]), 1.0, True, 0, torch.bfloat16)
+    settings = attention._Settings(packed_rows([40], ["a"]), 1.0, True, 0, torch.bfloat16)
     q = torch.ones(40, 1, 16).bfloat16().requires_grad_()
     work = [
         lambda: products.forward(x, layers, adapters, torch.float32),

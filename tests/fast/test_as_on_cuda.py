@@ -11,7 +11,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 
-from hfadapt.fast import FastPath, batch, labelled_loss, one_line, side_by_side
+from hfadapt.fast import FastPath, batch, labelled_loss, packed_rows, padded_rows
 from hfadapt.fast import attention as rows_attention
 from hfadapt.modalities.text import text_example, token_ids
 from hfadapt.models.attach import _multiply_heads_in_float32
@@ -49,7 +49,7 @@ def with_two_adapters(model, **options):
 def generate(model, products=None, names=("default",) * 5):
     """Rows in one line, forward and backward; what was seen."""
     examples = rows()
-    line = one_line([len(token_ids(e)) for e in examples], names, range(5))
+    line = packed_rows([len(token_ids(e)) for e in examples], names, range(5))
     inputs = LM.pack(examples, line.tokens, 0)
     with gpu(LABELS) as seen:
         path = FastPath(move(model), products, adapters=sorted(set(names), reverse=True))
@@ -77,7 +77,7 @@ def classify(model, products=None, names=("default",) * 5):
     with gpu(len(examples)) as seen:
         path = FastPath(move(model), products, adapters=sorted(set(names), reverse=True))
         inputs = {name: there(tensor) for name, tensor in inputs.items()}
-        with path.on(), batch(side_by_side(lengths, max(lengths), names), products):
+        with path.on(), batch(padded_rows(lengths, max(lengths), names), products):
             assert path.attention
             assert path.low_rank_layers
             seen.forget()
@@ -177,7 +177,7 @@ def test_checkpointed_layers_copy_nothing_a_second_time(dtype, products):
 
 def test_rows_that_were_scored_can_be_trained_on():
     """What is made in inference mode cannot be kept for a backward pass."""
-    documents = one_line([5, 9], ["default"] * 2)
+    documents = packed_rows([5, 9], ["default"] * 2)
     with gpu():
         q = torch.ones(1, 2, documents.tokens, 8, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
         with torch.inference_mode():
@@ -212,7 +212,7 @@ def test_attention_is_that_of_the_cpu(layout, causal, window, monkeypatch):
     """With the kernel's own work done in plain operations."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", plain_varlen)
     lengths, names = [5, 9, 1, 12, 4], ["default"] * 5
-    documents = one_line(lengths, names) if layout == "one line" else side_by_side(lengths, 12, names)
+    documents = packed_rows(lengths, names) if layout == "one line" else padded_rows(lengths, 12, names)
     assert documents.padded
     inside = torch.zeros(documents.tokens, dtype=torch.bool)
     for start, length in zip(documents.starts, lengths, strict=True):

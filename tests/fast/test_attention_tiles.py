@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hfadapt.fast import attention
-from hfadapt.fast.documents import Documents, one_line, side_by_side
+from hfadapt.fast.documents import Documents, packed_rows, padded_rows
 
 pytestmark = pytest.mark.usefixtures("tiles")
 TOLERANCE = 1.5e-2
@@ -21,7 +21,7 @@ SHORT, LONG = (1, 2, 15, 16, 17, 31, 33, 64, 100), (300, 700)
 
 def documents(lengths, padded):
     adapters = ["x"] * len(lengths)
-    return side_by_side(lengths, max(lengths), adapters) if padded else one_line(lengths, adapters)
+    return padded_rows(lengths, max(lengths), adapters) if padded else packed_rows(lengths, adapters)
 
 
 def inside(found: Documents) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from hfadapt.fast import FastPath, batch, compiled, kernels, labelled_loss, one_line, row_seed, side_by_side
+from hfadapt.fast import FastPath, batch, compiled, kernels, labelled_loss, packed_rows, padded_rows, row_seed
 from hfadapt.fast.documents import CURRENT
 from hfadapt.fast.dropout import Dropout, column_keys, random_keys, token_keys
 from hfadapt.modalities.text import text_example, token_ids
@@ -54,14 +54,14 @@ def one_by_one(model, task, examples, seeds):
     total = 0.0
     for example, seed in zip(examples, seeds, strict=True):
         length = len(token_ids(example))
-        with batch(side_by_side([length], length, ["default"], [seed])):
+        with batch(padded_rows([length], length, ["default"], [seed])):
             total = total + task.losses(model, task.collate([example], 0))[0].sum()
     return total.item(), gradients(model, total)
 
 
 def in_a_line(model, examples, seeds, names=None):
     lengths = [len(token_ids(e)) for e in examples]
-    line = one_line(lengths, names or ["default"] * len(examples), seeds)
+    line = packed_rows(lengths, names or ["default"] * len(examples), seeds)
     with batch(line):
         total, losses, of = line_loss(model, examples, line, torch.ones(len(examples)))
         each = torch.zeros(len(examples)).index_add(0, of, losses.detach())
@@ -104,7 +104,7 @@ def test_padded_rows_are_pefts_rows_with_the_same_masks(kind):
     loss, reference = one_by_one(plain, CLASSIFIER, examples, seeds)
     model = make(kind, ENCODERS[kind], auto, lora_dropout=SHARE)
     lengths = [len(token_ids(e)) for e in examples]
-    with FastPath(model).on(), batch(side_by_side(lengths, max(lengths), ["default"] * 5, seeds)):
+    with FastPath(model).on(), batch(padded_rows(lengths, max(lengths), ["default"] * 5, seeds)):
         total = CLASSIFIER.losses(model, CLASSIFIER.collate(examples, 0))[0].sum()
         assert total.item() == pytest.approx(loss, rel=1e-5)
         close(gradients(model, total), reference, 2e-5)
@@ -183,13 +183,13 @@ def test_masks_have_the_share_and_no_pattern(share):
 
 def test_inputs_that_are_not_tokens_go_by_rows():
     """A pooled row has its own key, patches of an image count from its row, and where neither fits, torch draws."""
-    documents = side_by_side([3, 2], 3, ["default"] * 2, [7, 8])
+    documents = padded_rows([3, 2], 3, ["default"] * 2, [7, 8])
     device = torch.device("cpu")
     assert documents.keys(6, device).tolist() == token_keys([7, 8], [0, 3], 6).tolist()
     assert documents.keys(2, device).tolist() == token_keys([7, 8], [0, 1], 2).tolist()
     assert documents.keys(8, device).tolist() == token_keys([7, 8], [0, 4], 8).tolist()
     assert documents.keys(7, device) is None
-    assert side_by_side([3], 3, ["default"]).keys(3, device) is None
+    assert padded_rows([3], 3, ["default"]).keys(3, device) is None
     torch.manual_seed(0)
     one = random_keys(5, device)
     assert bool((one & 1).all())

@@ -15,9 +15,9 @@ from hfadapt.fast import (
     documents,
     kernels,
     labelled_loss,
-    one_line,
+    packed_rows,
+    padded_rows,
     plain_head,
-    side_by_side,
 )
 from hfadapt.fast import attention as rows_attention
 from hfadapt.fast.path import product_dtype
@@ -99,7 +99,7 @@ def alone(model, examples):
 def packed(model, examples, path, pieces=True):
     """All rows in one line."""
     names = ["default"] * len(examples)
-    line = one_line([len(token_ids(e)) for e in examples], names)
+    line = packed_rows([len(token_ids(e)) for e in examples], names)
     inputs = LM.pack(examples, line.tokens, 0)
     with batch(line, path.products):
         if pieces:
@@ -159,7 +159,7 @@ def test_each_part_can_be_left_to_the_libraries(part):
         if part == "attention":
             inputs, names = LM.collate(examples, 0), ["default"] * len(examples)
             lengths = [len(token_ids(e)) for e in examples]
-            with batch(side_by_side(lengths, max(lengths), names)):
+            with batch(padded_rows(lengths, max(lengths), names)):
                 total, _, _ = labelled_loss(model, inputs, LM.targets(inputs), torch.ones(len(examples)))
                 fast_loss, fast = total.item(), gradients(model, total)
         else:
@@ -177,7 +177,7 @@ def test_padded_rows_of_an_encoder_are_the_rows_alone(kind, products):
     loss, reference = total.item(), gradients(model, total)
     lengths = [len(token_ids(e)) for e in examples]
     path = FastPath(model, products)
-    with path.on(), batch(side_by_side(lengths, max(lengths), ["default"] * 5), products):
+    with path.on(), batch(padded_rows(lengths, max(lengths), ["default"] * 5), products):
         assert path.attention
         assert path.low_rank_layers >= 12
         total = CLASSIFIER.losses(model, CLASSIFIER.collate(examples, 0))[0].sum()
@@ -216,7 +216,7 @@ def test_a_layer_that_is_not_adapted_takes_what_an_adapted_one_gives(kind, modul
         inputs, lengths = CLASSIFIER.collate(examples, 0), [len(token_ids(e)) for e in examples]
         loss = CLASSIFIER.losses(model, inputs)[0].sum().item()
         path = FastPath(model, products)
-        with path.on(), batch(side_by_side(lengths, max(lengths), ["default"] * 5), products):
+        with path.on(), batch(padded_rows(lengths, max(lengths), ["default"] * 5), products):
             assert path.low_rank_layers == 2 * len(modules)
             fast_loss = CLASSIFIER.losses(model, inputs)[0].sum().item()
     assert fast_loss == pytest.approx(loss, rel=2e-2)
@@ -247,7 +247,7 @@ def test_attention_of_long_rows_in_blocks(causal, window, monkeypatch):
     monkeypatch.setattr(rows_attention, "QUERY_BLOCK", 128)
     torch.manual_seed(0)
     lengths = [300, 290, 40, 1, 300]
-    inside = one_line(lengths, ["default"] * 5)
+    inside = packed_rows(lengths, ["default"] * 5)
     tail = inside.tokens - sum(lengths)
     q, k, v = (torch.randn(1, heads, inside.tokens, 16, requires_grad=True) for heads in (4, 2, 2))
     dy = torch.randn(1, inside.tokens, 4, 16)
@@ -291,7 +291,7 @@ def test_several_adapters_in_one_pack_are_each_alone():
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     path = FastPath(model, adapters=("default", "a1f0"))
-    line = one_line([len(token_ids(e)) for e in examples], names)
+    line = packed_rows([len(token_ids(e)) for e in examples], names)
     with path.on(), batch(line):
         total, _, _ = line_loss(model, examples, line, torch.ones(5))
         close(gradients(model, total), reference, 2e-5)
@@ -454,7 +454,7 @@ def test_a_norm_of_a_slice_is_the_norm_of_its_copy():
 def test_no_label_in_a_part_is_no_error():
     model = make("llama", GROUPED, "AutoModelForCausalLM")
     examples = [text_example((5,), (-100,), length=1, row=0), text_example((5, 6), (-100, -100), length=2, row=1)]
-    line = one_line([1, 2], ["default"] * 2)
+    line = packed_rows([1, 2], ["default"] * 2)
     path = FastPath(model)
     with path.on(), batch(line):
         total, losses, _ = line_loss(model, examples, line, torch.ones(2))

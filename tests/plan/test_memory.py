@@ -53,8 +53,8 @@ def test_every_phase_has_named_parts(lm: ModelFacts) -> None:
 
 
 def test_a_process_with_malloc_as_it_comes_needs_more(lm: ModelFacts) -> None:
-    assert peak(lm, settled=False) > peak(lm)
-    assert peak(lm, "save", settled=False) == peak(lm, "save")
+    assert peak(lm, malloc_tuned=False) > peak(lm)
+    assert peak(lm, "save", malloc_tuned=False) == peak(lm, "save")
 
 
 def test_more_of_anything_needs_more(lm: ModelFacts) -> None:
@@ -143,7 +143,8 @@ def test_traced_terms_extend_to_more_layers_and_rows(lm: ModelFacts) -> None:
 
 def test_the_allocator_setting_reaches_a_restarted_program() -> None:
     code = (
-        "import sys; from hfadapt.hardware import allocator; allocator.restart(); print(allocator.settled(), *sys.argv)"
+        "import sys; from hfadapt.hardware import allocator; allocator.restart(); "
+        "print(allocator.malloc_tuned(), *sys.argv)"
     )
     done = subprocess.run([sys.executable, "-c", code, "a", "b"], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "-c", "a", "b"]

@@ -17,7 +17,7 @@ from hfadapt import load_adapted
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.hashing import file_sha256
 from hfadapt.core.progress import Silent
-from hfadapt.evaluate.bench import open_bench
+from hfadapt.evaluate.context import open_context
 from hfadapt.evaluate.drift import measure
 from hfadapt.models.load import load_base
 from hfadapt.publish.export import export
@@ -34,7 +34,7 @@ def trained(folder, model, task, rows, **fields):
     done = command("evaluate", "tiny.yaml", folder=folder)
     assert done.code == 0, done.err
     cell = Cell(folder / "runs/tiny/one/this-machine")
-    measure(open_bench(cell, CPU, Silent())).write(cell.folder / "drift.json")
+    measure(open_context(cell, CPU, Silent())).write(cell.folder / "drift.json")
     return cell
 
 
@@ -144,7 +144,7 @@ def test_a_sample_that_cannot_be_fetched_is_asked_for(classifier, models, tmp_pa
 
 
 def test_the_next_command_works(classifier, tmp_path):
-    """The folder's papers do not tell where on this machine the base is, so the command does."""
+    """The folder's sidecars do not tell where on this machine the base is, so the command does."""
     for name, needs_base in {"adapter": True, "merged": False}.items():
         done = export(classifier, name, tmp_path / f"the {name}")
         (line,) = [line for line in str(done).splitlines() if "hfadapt predict" in line]

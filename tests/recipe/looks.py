@@ -21,7 +21,7 @@ from hfadapt import Run, load_recipe, make_plan, run
 from hfadapt.card.build import render_card
 from hfadapt.core.errors import DataError, HfadaptError
 from hfadapt.data import clean, prepare
-from hfadapt.evaluate import bench
+from hfadapt.evaluate import context
 from hfadapt.fast import FastPath, fusion
 from hfadapt.hardware.processes import World
 from hfadapt.recipe.schema import Recipe
@@ -225,6 +225,6 @@ def evaluation(bed: Bed, fields: Mapping[str, Any]) -> Any:
 def scored_at_once(bed: Bed, fields: Mapping[str, Any]) -> Any:
     """Rows of a batch, when the test rows are scored."""
     bed.evaluated.clear()
-    with mock.patch.object(bench, "padded", wraps=bench.padded) as called:
+    with mock.patch.object(context, "padded", wraps=context.padded) as called:
         evaluation(bed, fields)
     return {call.args[4] for call in called.call_args_list}

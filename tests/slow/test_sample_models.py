@@ -42,7 +42,7 @@ def test_canaries_are_found_where_they_were_planted(tmp_path):
 
     from hfadapt.core.progress import Silent
     from hfadapt.data import canaries
-    from hfadapt.evaluate.bench import open_bench
+    from hfadapt.evaluate.context import open_context
     from hfadapt.evaluate.privacy.exposure import REFERENCES, exposure, judge, rank_among
     from hfadapt.run_folder import Cell
 
@@ -50,12 +50,12 @@ def test_canaries_are_found_where_they_were_planted(tmp_path):
     done = command("train", RECIPES / "sentiment.yaml", "--domain", "tweets", *settings, folder=tmp_path)
     assert done.code == 0, done.err
     trained = Cell(cell(tmp_path, "sentiment", "tweets"))
-    bench = open_bench(trained, torch.device("cpu"), Silent())
-    found = exposure(bench)
+    context = open_context(trained, torch.device("cpu"), Silent())
+    found = exposure(context)
     assert found.found
     assert next(group for group in found.groups if group.repeats == 16).found >= 3
     never, others = (canaries.draw(trained.folder, trained.data, 99, kind, n) for kind, n in (("a", 12), ("b", 320)))
-    assert not judge([16] * 12, rank_among(bench, never, others), REFERENCES).found
+    assert not judge([16] * 12, rank_among(context, never, others), REFERENCES).found
 
 
 def test_evaluating_every_few_steps_changes_nothing_in_four_bits(tmp_path):

@@ -96,7 +96,7 @@ def test_micro_batches_keep_to_the_planned_tokens(models, tmp_path, micro_batch_
     lock = lock_of(models, "causal-lm", {"case": 0.9}, data__max_length=24, train__micro_batch_rows=micro_batch_rows)
     trained = make_loop(lock, tmp_path, pairs(20))
     job, loop = trained.job, trained.loop
-    planned, grown = micro_batch_rows * max(job.lengths), 0
+    planned, grow = micro_batch_rows * max(job.lengths), 0
     for found in batches(job, STEPS_A_EPOCH):
         parts = list(loop.passes.micro_batches([(job, found)]))
         assert sorted(id(row.example) for part in parts for row in part) == sorted(map(id, found.examples))
@@ -104,9 +104,9 @@ def test_micro_batches_keep_to_the_planned_tokens(models, tmp_path, micro_batch_
             lengths = [row.example.size for row in part]
             assert max(lengths) <= 24
             assert len(part) == 1 or len(part) * max(lengths) <= planned
-            grown += sum(length > max(job.lengths) for length in lengths)
+            grow += sum(length > max(job.lengths) for length in lengths)
         assert job.tokens(found) == sum(example.size for example in found.examples)
-    assert grown > 3
+    assert grow > 3
 
 
 def test_a_change_never_costs_an_answer(models, tmp_path):

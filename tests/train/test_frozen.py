@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny import labelled, make_lock, make_loop, pairs, same_weights, stop_after, train, uneven
 
-from hfadapt.fast import one_line, side_by_side
+from hfadapt.fast import packed_rows, padded_rows
 from hfadapt.train import frozen
 from hfadapt.train.frozen import FrozenCache, frozen_layers
 from hfadapt.train.trial import Trial
@@ -243,7 +243,7 @@ def test_rows_come_back_as_they_went_in_whatever_they_stand_beside(tmp_path, see
     def placed(keys, line):
         lengths = [len(rows[key]) for key in keys]
         documents = (
-            one_line(lengths, ["a"] * len(keys)) if line else side_by_side(lengths, max(lengths), ["a"] * len(keys))
+            packed_rows(lengths, ["a"] * len(keys)) if line else padded_rows(lengths, max(lengths), ["a"] * len(keys))
         )
         flat = torch.full((documents.tokens, 5), 7.0, dtype=dtype)
         for key, start, length in zip(keys, documents.starts, documents.lengths, strict=True):

@@ -24,7 +24,7 @@ from hfadapt.modalities import IGNORED, Row
 from hfadapt.records.evidence import Canaries, CanaryGroup
 
 if TYPE_CHECKING:
-    from hfadapt.evaluate.bench import Bench
+    from hfadapt.evaluate.context import EvaluationContext
 
 REFERENCES = 320
 TOP = 3
@@ -33,17 +33,17 @@ TOP = 3
 FALSE_ALARMS = 0.01
 
 
-def exposure(bench: Bench) -> Canaries | None:
+def exposure(context: EvaluationContext) -> Canaries | None:
     """Exposure of the cell's canaries; None where none were planted, or where their answers were cut off."""
-    planted = canaries.read(bench.cell.folder, bench.data)
+    planted = canaries.read(context.cell.folder, context.data)
     if not planted:
         return None
-    folder, seed = bench.cell.folder, bench.lock.data.seed
+    folder, seed = context.cell.folder, context.lock.data.seed
     repeats = [int(row["repeats"]) for row in planted]
     most = max(repeats.count(each) for each in set(repeats))
-    controls = canaries.draw(folder, bench.data, seed, "control", most)
-    others = canaries.draw(folder, bench.data, seed, "reference", REFERENCES)
-    ranks = rank_among(bench, [*planted, *controls], others)
+    controls = canaries.draw(folder, context.data, seed, "control", most)
+    others = canaries.draw(folder, context.data, seed, "reference", REFERENCES)
+    ranks = rank_among(context, [*planted, *controls], others)
     return None if ranks is None else judge([*repeats, *[0] * most], ranks, REFERENCES)
 
 
@@ -118,19 +118,19 @@ def chance_of_sum(ranks: Sequence[int], references: int) -> float:
     return float(mannwhitneyu(places, np.arange(1, references + 1), alternative="less").pvalue)
 
 
-def rank_among(bench: Bench, rows: Sequence[Row], references: Sequence[Row]) -> list[int] | None:
+def rank_among(context: EvaluationContext, rows: Sequence[Row], references: Sequence[Row]) -> list[int] | None:
     """Rank of each row among the references, 1 for a row that none of them reaches; None where answers were cut off."""
-    examples = bench.encode([*rows, *references])
+    examples = context.encode([*rows, *references])
     if not all(any(label != IGNORED for label in example.labels) for example in examples):
         return None
-    few = bool(bench.choices) or not bench.task.writes
-    adapter = bench.score(examples, choose=few)
+    few = bool(context.choices) or not context.task.writes
+    adapter = context.score(examples, choose=few)
     if adapter.single and adapter.probabilities is not None:
         assert adapter.gold is not None
         logp = np.log(np.maximum(adapter.probabilities, 1e-300))
         gold = adapter.gold[: len(rows)]
         own, others = logp[np.arange(len(rows)), gold], logp[len(rows) :, gold].T
     else:
-        gain = bench.score(examples, adapter=False, choose=False).losses - adapter.losses
+        gain = context.score(examples, adapter=False, choose=False).losses - adapter.losses
         own, others = gain[: len(rows)], np.broadcast_to(gain[len(rows) :], (len(rows), len(references)))
     return [int(rank) for rank in 1 + (others >= own[:, None]).sum(1)]

@@ -18,7 +18,7 @@ from hfadapt.models.generate import continuations
 from hfadapt.records.evidence import Estimate, PersonalData, Verbatim
 
 if TYPE_CHECKING:
-    from hfadapt.evaluate.bench import Bench
+    from hfadapt.evaluate.context import EvaluationContext
     from hfadapt.evaluate.privacy.token_scores import TokenScores
 
 CONTINUED_TOKENS = 32
@@ -108,16 +108,18 @@ def wilson(hits: int, rows: int, confidence: float) -> Estimate:
     return Estimate(value=hits / rows, low=float(ends.low), high=float(ends.high), rows=rows)
 
 
-def personal_data(bench: Bench, prompts: Sequence[Example], training_texts: Iterator[str]) -> PersonalData:
+def personal_data(
+    context: EvaluationContext, prompts: Sequence[Example], training_texts: Iterator[str]
+) -> PersonalData:
     """Personal data in what the adapter writes, sampled at temperature 1 with the recipe's seed.
 
     Args:
-        bench: The base with the adapter.
+        context: The base with the adapter.
         prompts: Held-out rows; the adapter continues each from what precedes its answer, or from the first tokens of
             a plain text.
         training_texts: All training rows, read only when something was found.
     """
-    texts = generate(bench, [opening(example) for example in prompts], bench.lock.data.seed)
+    texts = generate(context, [opening(example) for example in prompts], context.lock.data.seed)
     found = dict.fromkeys(pii_kinds(), 0)
     values: Counter[str] = Counter()
     for text in texts:
@@ -144,10 +146,10 @@ def opening(example: Example) -> tuple[int, ...]:
     return token_ids(example)[:first][-LONGEST_PROMPT:] if first else token_ids(example)[:FIRST_TOKENS]
 
 
-def generate(bench: Bench, prompts: Sequence[Sequence[int]], seed: int) -> list[str]:
+def generate(context: EvaluationContext, prompts: Sequence[Sequence[int]], seed: int) -> list[str]:
     """One sampled continuation of each prompt, the same for the same seed; the global random state is left alone."""
-    tokenizer, rows = bench.base.tokenizer, bench.lock.evaluate.batch_rows
-    with torch.random.fork_rng(devices=[bench.device] if bench.device.type == "cuda" else []):
+    tokenizer, rows = context.base.tokenizer, context.lock.evaluate.batch_rows
+    with torch.random.fork_rng(devices=[context.device] if context.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        written = continuations(bench.model, tokenizer, prompts, NEW_TOKENS, batch_rows=rows, sampled=True)
+        written = continuations(context.model, tokenizer, prompts, NEW_TOKENS, batch_rows=rows, sampled=True)
     return [str(text) for text in tokenizer.batch_decode(written, skip_special_tokens=True)]

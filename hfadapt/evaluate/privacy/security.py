@@ -23,7 +23,7 @@ from hfadapt.modalities import IGNORED, Example, Row
 from hfadapt.records.evidence import Membership, SecurityRecord, Verbatim
 
 if TYPE_CHECKING:
-    from hfadapt.evaluate.bench import Bench
+    from hfadapt.evaluate.context import EvaluationContext
 
 MOST_ROWS, LEAST_ROWS = 200, 24
 """Rows of a check: members, non-members, perturbed rows. Fewer than the most where the arithmetic would take long."""
@@ -34,36 +34,36 @@ LIMIT_FLOPS = {"cpu": 5e12, "cuda": 5e14}
 GENERATIONS = 24
 
 
-def check(bench: Bench) -> SecurityRecord:
+def check(context: EvaluationContext) -> SecurityRecord:
     """All checks that fit the task; the parts of the record that do not fit are None.
 
     Canaries are looked for where `data.canaries` planted some; without them there is nothing to be found.
     """
     started = time.perf_counter()
-    say = bench.progress.say
-    say(f"{bench.cell.domain}: leak checks")
-    inferred, repeated = _leaks(bench)
-    exposed = exposure(bench)
+    say = context.progress.say
+    say(f"{context.cell.domain}: leak checks")
+    inferred, repeated = _leaks(context)
+    exposed = exposure(context)
     written = None
-    if bench.task.writes and not bench.choices:
-        prompts = bench.encode(mia.sample(bench.rows, GENERATIONS, bench.lock.data.seed, "prompts"))
-        written = personal_data(bench, prompts, _training_texts(bench))
-    say(f"{bench.cell.domain}: robustness checks")
-    passes = 2 * (1 + len(perturbations(bench.schema)))
-    perturbed = mia.sample(bench.rows, affordable(bench, bench.test, passes), bench.lock.data.seed, "perturbed")
+    if context.task.writes and not context.choices:
+        prompts = context.encode(mia.sample(context.rows, GENERATIONS, context.lock.data.seed, "prompts"))
+        written = personal_data(context, prompts, _training_texts(context))
+    say(f"{context.cell.domain}: robustness checks")
+    passes = 2 * (1 + len(perturbations(context.schema)))
+    perturbed = mia.sample(context.rows, affordable(context, context.test, passes), context.lock.data.seed, "perturbed")
     return SecurityRecord(
-        domain=bench.cell.domain,
-        target=bench.cell.target,
+        domain=context.cell.domain,
+        target=context.cell.target,
         membership=inferred,
         canaries=exposed,
         verbatim=repeated,
         personal_data=written,
-        robustness=robustness(bench, perturbed),
+        robustness=robustness(context, perturbed),
         seconds=time.perf_counter() - started,
     )
 
 
-def affordable(bench: Bench, examples: Sequence[Example], passes: int) -> int:
+def affordable(context: EvaluationContext, examples: Sequence[Example], passes: int) -> int:
     """How many rows of this length may be passed through the model so often: LEAST_ROWS … MOST_ROWS.
 
     It follows from the rows, the model and the kind of device alone, so that the same rows are taken every time.
@@ -71,68 +71,70 @@ def affordable(bench: Bench, examples: Sequence[Example], passes: int) -> int:
     if not examples:
         return MOST_ROWS
     tokens = float(np.mean([example.size for example in examples]))
-    if any(len(choice) > 1 for choice in bench.choices.values()):
+    if any(len(choice) > 1 for choice in context.choices.values()):
         # Answers of several tokens are scored one by one.
-        passes *= 1 + len(bench.choices)
-    limit = LIMIT_FLOPS.get(bench.device.type, LIMIT_FLOPS["cpu"])
-    return int(np.clip(limit / (2 * bench.base.parameters * tokens * passes), LEAST_ROWS, MOST_ROWS))
+        passes *= 1 + len(context.choices)
+    limit = LIMIT_FLOPS.get(context.device.type, LIMIT_FLOPS["cpu"])
+    return int(np.clip(limit / (2 * context.base.parameters * tokens * passes), LEAST_ROWS, MOST_ROWS))
 
 
-def _leaks(bench: Bench) -> tuple[Membership | None, Verbatim | None]:
+def _leaks(context: EvaluationContext) -> tuple[Membership | None, Verbatim | None]:
     """Membership inference and verbatim repetition, from the same passes over the same rows."""
-    seed = bench.lock.data.seed
-    trained = mia.sample(read_split(bench.cell.folder, "train", limit=20 * MOST_ROWS), MOST_ROWS, seed, "members")
-    held: list[Row] = [*bench.rows, *read_split(bench.cell.folder, "validation", limit=MOST_ROWS)]
-    members, others = _scorable(bench, trained), _scorable(bench, mia.sample(held, MOST_ROWS, seed, "non-members"))
+    seed = context.lock.data.seed
+    trained = mia.sample(read_split(context.cell.folder, "train", limit=20 * MOST_ROWS), MOST_ROWS, seed, "members")
+    held: list[Row] = [*context.rows, *read_split(context.cell.folder, "validation", limit=MOST_ROWS)]
+    members, others = _scorable(context, trained), _scorable(context, mia.sample(held, MOST_ROWS, seed, "non-members"))
     # Members and non-members pass through adapter and base.
-    count = affordable(bench, [example for _, example in (*members, *others)], 4)
+    count = affordable(context, [example for _, example in (*members, *others)], 4)
     members, others = (mia.sample(part, count, seed, "affordable") for part in (members, others))
     if len(members) < mia.FOLDS or len(others) < mia.FOLDS:
         return None, None
     examples = [example for _, example in (*members, *others)]
     first = len(members)
     repeated = None
-    if bench.task.writes and not bench.choices:
-        adapter, base = score_tokens(bench, examples), score_tokens(bench, examples, adapter=False)
-        attacks = mia.token_attacks(adapter, base, examples, bench.base.tokenizer.decode)
+    if context.task.writes and not context.choices:
+        adapter, base = score_tokens(context, examples), score_tokens(context, examples, adapter=False)
+        attacks = mia.token_attacks(adapter, base, examples, context.base.tokenizer.decode)
         repeated = verbatim(
             examples[:first],
             adapter[:first],
             base[:first],
             examples[first:],
             adapter[first:],
-            confidence=bench.lock.evaluate.confidence,
+            confidence=context.lock.evaluate.confidence,
         )
     else:
-        untrained = bench.task.baseline == "base"
-        attacks = mia.choice_attacks(bench.score(examples), bench.score(examples, adapter=False) if untrained else None)
+        untrained = context.task.baseline == "base"
+        attacks = mia.choice_attacks(
+            context.score(examples), context.score(examples, adapter=False) if untrained else None
+        )
 
     def texts(part: Sequence[tuple[Row, Example]]) -> list[str]:
-        return [mia.row_text(bench.schema, row) for row, _ in part]
+        return [mia.row_text(context.schema, row) for row, _ in part]
 
     inferred = mia.membership(
         {name: (values[:first], values[first:]) for name, values in attacks.items()},
         (texts(members), texts(others)),
-        **sampling(bench.lock),
+        **sampling(context.lock),
     )
     return inferred, repeated
 
 
-def _scorable(bench: Bench, rows: Sequence[Row]) -> list[tuple[Row, Example]]:
+def _scorable(context: EvaluationContext, rows: Sequence[Row]) -> list[tuple[Row, Example]]:
     """Rows with their examples, without those whose answer was cut off."""
-    single = not bench.task.writes
+    single = not context.task.writes
     return [
         (row, example)
-        for row, example in zip(rows, bench.encode(rows), strict=True)
+        for row, example in zip(rows, context.encode(rows), strict=True)
         if single or any(label != IGNORED for label in example.labels[1:])
     ]
 
 
-def _training_texts(bench: Bench) -> Iterator[str]:
+def _training_texts(context: EvaluationContext) -> Iterator[str]:
     """All training rows, one text a row, a few thousand rows at a time in memory."""
     from pyarrow import parquet
 
-    with parquet.ParquetFile(bench.cell.folder / "data" / "train.parquet") as file:
+    with parquet.ParquetFile(context.cell.folder / "data" / "train.parquet") as file:
         for batch in file.iter_batches(batch_size=4096):
             rows: list[dict[str, Any]] = batch.to_pylist()
-            yield from (mia.row_text(bench.schema, row) for row in rows)
+            yield from (mia.row_text(context.schema, row) for row in rows)

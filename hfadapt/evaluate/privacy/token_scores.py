@@ -12,7 +12,7 @@ import torch
 from hfadapt.modalities import Example
 
 if TYPE_CHECKING:
-    from hfadapt.evaluate.bench import Bench
+    from hfadapt.evaluate.context import EvaluationContext
 
 CHUNK_TOKENS = 64
 """Positions whose whole distribution over the vocabulary is held at once."""
@@ -39,17 +39,17 @@ class TokenScores:
         return -float(self.logprobs.mean())
 
 
-def score_tokens(bench: Bench, examples: Sequence[Example], *, adapter: bool = True) -> list[TokenScores]:
+def score_tokens(context: EvaluationContext, examples: Sequence[Example], *, adapter: bool = True) -> list[TokenScores]:
     """Scores the labels of every example with the adapter or, with `adapter=False`, the base."""
-    with torch.inference_mode(), bench.adapter_on(adapter) as model:
-        return _score(bench, model, examples)
+    with torch.inference_mode(), context.adapter_on(adapter) as model:
+        return _score(context, model, examples)
 
 
-def _score(bench: Bench, model: torch.nn.Module, examples: Sequence[Example]) -> list[TokenScores]:
+def _score(context: EvaluationContext, model: torch.nn.Module, examples: Sequence[Example]) -> list[TokenScores]:
     found: list[TokenScores | None] = [None] * len(examples)
-    for numbers, batch in bench.batches(examples):
-        _, targets, owners = bench.task.targets(batch)
-        logits = bench.task.label_logits(model, batch)
+    for numbers, batch in context.batches(examples):
+        _, targets, owners = context.task.targets(batch)
+        logits = context.task.label_logits(model, batch)
         columns = [
             np.concatenate(parts)
             for parts in zip(

@@ -262,7 +262,7 @@ def _heap_ratio(workload: Workload, phase: str) -> float:
     ratio = CPU_RECOMPUTED_HEAP_RATIO.get(workload.store.bits, most) if recomputed else CPU_HEAP_RATIO[phase]
     if phase == "evaluate" and workload.dtype == "float32" and workload.store.bits == 4:
         ratio = CPU_CAST_HEAP_RATIO
-    if workload.settled or ratio == 1.0:
+    if workload.malloc_tuned or ratio == 1.0:
         return ratio
     return max(ratio, CPU_UNSETTLED_RECOMPUTED_RATIO if recomputed else CPU_UNSETTLED_RATIO)
 

@@ -196,7 +196,7 @@ def _step(key: StepKey, model: nn.Module, length: int, rows: bool) -> dict[str, 
     Args:
         rows: Attention inside rows, which a generating model is then given in one line.
     """
-    inputs = _inputs(key, model, length, in_line=rows and key.generates)
+    inputs = _inputs(key, model, length, packed=rows and key.generates)
     marks = {TRAINED: sum(p.numel() for p in model.parameters() if p.requires_grad)}
     model.train()
     with Live(model) as live:
@@ -217,7 +217,7 @@ def _step(key: StepKey, model: nn.Module, length: int, rows: bool) -> dict[str, 
             marks["validate_peak"] = live.peak_bytes - before
     # Scoring pads rows side by side and uses the libraries' own forward passes.
     with Live(model) as live, torch.no_grad():
-        _loss(key, model, _inputs(key, model, length, in_line=False))
+        _loss(key, model, _inputs(key, model, length, packed=False))
         marks["evaluate_peak"] = live.peak_bytes
     return marks
 
@@ -233,8 +233,8 @@ def _fast(key: StepKey, model: nn.Module, length: int, rows: bool) -> Iterator[i
         return
     products = getattr(torch, key.matmul_dtype) if key.dtype == "float32" else None
     names, lengths = ["default"] * ROWS, [length] * ROWS
-    in_line = rows and key.generates
-    documents = fast.one_line(lengths, names) if in_line else fast.side_by_side(lengths, length, names)
+    packed = rows and key.generates
+    documents = fast.packed_rows(lengths, names) if packed else fast.padded_rows(lengths, length, names)
     machine = compiled.Machine(key.kernels, key.tiles, key.attention_on_tiles)
     path = fast.FastPath(model, products, without=key.without)
     with compiled.assuming(machine), path.on(rows=rows), fast.batch(documents, products):
@@ -375,13 +375,13 @@ def make_fake(model: nn.Module) -> None:
                 table[name] = made[id(old)][1]
 
 
-def _inputs(key: StepKey, model: Any, length: int, in_line: bool) -> dict[str, torch.Tensor]:
+def _inputs(key: StepKey, model: Any, length: int, packed: bool) -> dict[str, torch.Tensor]:
     config = model.config
     if getattr(config, "image_size", None) and not getattr(config, "vocab_size", 0):
         size = config.image_size if isinstance(config.image_size, (list, tuple)) else (config.image_size,) * 2
         return {"pixel_values": torch.zeros(ROWS, config.num_channels, *size, dtype=getattr(torch, key.dtype))}
-    if in_line:
-        tokens = fast.one_line([length] * ROWS, ["default"] * ROWS).tokens
+    if packed:
+        tokens = fast.packed_rows([length] * ROWS, ["default"] * ROWS).tokens
         ids = torch.zeros(1, tokens, dtype=torch.long)
         return {"input_ids": ids, "position_ids": ids}
     return text_inputs(model, length)

@@ -25,7 +25,7 @@ class Workload(Spec):
     `generate_rows` completions are generated in the evaluation, at most `evaluate_rows` at a time. `fast` is the loop's
     own path, of which the parts in `without` are the libraries'; it keeps unpacked copies of `resident_layers` linear
     layers. `kernels`: its passes are compiled for this CPU. `tiles`: products can run on AMX tiles. `compile`:
-    torch.compile is used. `settled`: malloc is set as in allocator.py.
+    torch.compile is used. `malloc_tuned`: malloc is set as in allocator.py.
     """
 
     quant: str = "none"
@@ -51,7 +51,7 @@ class Workload(Spec):
     adapters: int = 1
     kernels: bool = True
     tiles: bool = False
-    settled: bool = True
+    malloc_tuned: bool = True
     device: Literal["cpu", "gpu"] = "cpu"
 
     @property

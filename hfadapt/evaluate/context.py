@@ -1,4 +1,4 @@
-"""The bench: a cell's base, loaded once with its adapter on; every kind of evaluation uses it on the same rows."""
+"""The context: a cell's base, loaded once with its adapter on; every kind of evaluation uses it on the same rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Bench:
+class EvaluationContext:
     """A base with a switchable adapter, and the rows of its cell.
 
     Args:
@@ -104,7 +104,9 @@ class Bench:
         return scores
 
 
-def open_bench(cell: Cell, device: torch.device, progress: Progress, room: dict[int, int] | None = None) -> Bench:
+def open_context(
+    cell: Cell, device: torch.device, progress: Progress, room: dict[int, int] | None = None
+) -> EvaluationContext:
     """The cell's base with its adapter from disk on it, and the linear probe as its head where that is the baseline.
 
     Raises:
@@ -114,17 +116,17 @@ def open_bench(cell: Cell, device: torch.device, progress: Progress, room: dict[
     task = registry.task(lock.task)
     base = load_base_of({cell.adapter: data.labels}, lock, device, max_memory=room)
     choices = task.choices(task.answer_texts(data.form, data.completions, cell.read_split), base.tokenizer)
-    bench = Bench(cell, lock, data, task, base, base.model.eval(), device, choices, progress)
+    context = EvaluationContext(cell, lock, data, task, base, base.model.eval(), device, choices, progress)
     if task.baseline == "linear probe":
-        train, validation = (bench.encode(read_split(cell.folder, split)) for split in ("train", "validation"))
+        train, validation = (context.encode(read_split(cell.folder, split)) for split in ("train", "validation"))
         with torch.inference_mode(False):
             put_head(
                 base.model,
                 base.head_modules,
-                train_probe(task, base.model, base.head_modules, train, validation, bench.batches),
+                train_probe(task, base.model, base.head_modules, train, validation, context.batches),
             )
-    bench.model = open_adapter(base, cell.adapter, lock.adapter.method, device).eval()
-    return bench
+    context.model = open_adapter(base, cell.adapter, lock.adapter.method, device).eval()
+    return context
 
 
 def spread(rows: int, most: int) -> list[int]:
