@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 NOT_SHOWN = "use a model whose chat template writes it, or take it out of the data"
-REFUSED = "change these rows so that the template takes them, or use a model whose template does"
+REFUSED = (
+    "change these rows so that the template takes them, such as the system's text at the beginning of the user's first "
+    "turn, or two turns of one role as one; or use a model whose template takes them"
+)
 
 
 @dataclass(frozen=True)
