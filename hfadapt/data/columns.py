@@ -92,10 +92,15 @@ def recognise(columns: Sequence[str], asked: Columns, forms: Collection[str], pl
             fix = "columns have the same name; say which is meant, such as columns: {text: text (1 of 2)}"
         elif any(len(column.split()) > HEADER_WORDS or column.isdigit() for column in columns):
             fix = "if the first line is a row, write one above it with the names of the columns, such as text,label"
+    read_as = f", read as {found[0].name}" if found else ""
+    if {"chosen", "rejected"} <= lower.keys():
+        read_as = ": pairs of a better and a worse answer, as for preference optimisation (DPO), which is no task here"
+        fix = "learn the better answers alone: columns: {messages: chosen} where it holds chats, columns: {prompt: "
+        fix += "prompt, completion: chosen} where it holds answers in text, columns: {text: chosen} where whole texts"
     raise DataError(
         "the columns do not fit the task",
         place=place,
-        got=f"columns {some(columns, 20)}" + (f", read as {found[0].name}" if found else ""),
+        got=f"columns {some(columns, 20)}{read_as}",
         allowed=" or ".join(" + ".join(each.parts) for each in known if each.name in forms),
         fix=fix,
     )
@@ -141,7 +146,7 @@ def _wanted(part: str, said: Mapping[str, str], known: Sequence[RowSchema]) -> b
     """What the recipe says decides the schema; only the rest of that schema is looked for."""
     if not said or set(said) == {"label"}:
         return True
-    return any(part in schema.parts for schema in known if next(iter(said)) in schema.parts)
+    return any(part in (*schema.parts, *schema.optional) for schema in known if next(iter(said)) in schema.parts)
 
 
 @dataclass
@@ -193,7 +198,7 @@ class Formatter:
                 "the template shows the answer in the prompt",
                 place=self.name,
                 got=f"{{{shown_twice[0]}}} in the prompt and in the completion of all rows",
-                fix="take it out of the prompt, or leave the template out if the column holds chats: they are learned "
+                fix="take it out of the prompt; or leave the template out if the column holds chats, which are learned "
                 "as the model's chat template writes them",
             )
         used = {names[each] for each in (*self._shown, *self._answer)}
@@ -220,8 +225,11 @@ class Formatter:
         try:
             if self.template is not None:
                 return self._templated(number, values)
+            given: Mapping[str, Any] = {part: values.get(column) for part, column in parts.items()}
+            if (other := schema.reread(given)) is not None:
+                schema, given = registry.schema(other[0]), other[1]
             columns = schema.make(
-                {part: values.get(column) for part, column in parts.items()},
+                given,
                 lambda value: self.labels.name(value, self.label_names, tags=tags),
             )
         except Unusable as fault:
@@ -407,7 +415,6 @@ def check_columns(
         return
     schema = registry.schema(rows[0].form)
     for fault in mistaken(rows, schema, [row.label for row in rows if _one_class(row) and row.label is not None]):
-        # What a chat asks has no column of its own.
         if schema.chat or fault.code in allow or (fault.meant and fault.part in named):
             continue
         column = columns.get(fault.part) or ", ".join(columns.values())
@@ -443,10 +450,12 @@ class Mistaken:
 
 def mistaken(rows: Sequence[Row], schema: RowSchema, labels: Sequence[str]) -> list[Mistaken]:
     """The columns of rows that cannot be what they were taken for."""
-    values = [row.prompt or row.text for row in rows]
+    values = ["\n".join(schema.asked(row.columns)) if schema.chat else row.prompt or row.text for row in rows]
     found = []
-    if fault := shown_fault(values, repeats=schema.writes):
-        ids = fault == IDENTIFIERS
+    fault = shown_fault(values, repeats=schema.writes)
+    ids = fault == IDENTIFIERS
+    # What a chat asks has no column of its own, and may be in figures.
+    if fault and not (schema.chat and ids):
         part = "prompt" if schema.chat else schema.parts[0]
         found.append(Mistaken("identifiers" if ids else "wrong-column", part, fault, ids and not counted(values)))
     if fault := label_fault(labels):

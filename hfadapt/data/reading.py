@@ -161,16 +161,28 @@ def left_out(source: Opened, rows: int, bad: Sequence[Dropped]) -> list[Finding]
     return [Finding(code="rows-left-out", level="soft", message=what, fix="correct these rows if they are wanted")]
 
 
+_FIXES = {
+    "not-text": "take out what is no text, or use another source: only text is learned",
+    "wrong-messages": "store each chat as a list of turns with role (user, assistant, system, tool) and content",
+    "no-assistant-turn": "give chats that an assistant answers",
+    "nothing-trained": "give the turns that are to be learned weight: 1, or no weight",
+    "empty-completion": "give rows with something to learn: answers, or text in the assistant's turns",
+}
+"""What helps where all rows were dropped for a reason."""
+
+
 def no_rows(place: str, rows_in: int, dropped: Sequence[Dropped]) -> DataError:
     """The error for a source or domain with nothing left."""
-    reasons = Counter(each.reason for each in dropped)
+    reasons = dict(Counter(each.reason for each in dropped).most_common())
     detail = next((each.detail for each in dropped if each.detail), "")
     return DataError(
         "no rows are left" if rows_in else "there are no rows",
         place=place,
         got=f"{rows_in:,} rows, "
-        + (", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common()) or "none readable")
+        + (", ".join(f"{count:,} {reason}" for reason, count in reasons.items()) or "none readable")
         + (f" ({name_rows((each.source, each.row) for each in dropped)})" if dropped else "")
         + (f"; {detail}" if detail else ""),
-        fix="check the source and the columns" if rows_in else "check that this is the right file",
+        fix=_FIXES.get(next(iter(reasons), ""), "check the source and the columns")
+        if rows_in
+        else "check that this is the right file",
     )

@@ -124,6 +124,10 @@ class RowSchema:
         """
         raise NotImplementedError
 
+    def reread(self, values: Columns) -> tuple[str, dict[str, Any]] | None:
+        """Another schema, and the parts for it, where a source's row turns out to be of that one."""
+        return None
+
     def words(self, row: Columns) -> str:
         """What is compared with other rows."""
         return self.shown(row)

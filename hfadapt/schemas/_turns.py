@@ -58,7 +58,7 @@ def decoded(value: Any, place: str) -> Any:
             continue
         if isinstance(found, (list, dict)):
             return found
-    raise _wrong(f"{place} is text that is no JSON: {value[:60]!r}; store turns of role and content, as in JSON Lines")
+    raise _wrong(f"{place} is text that is no JSON: {value[:60]!r}")
 
 
 def tools_of(value: Any) -> str | None:
@@ -104,7 +104,7 @@ def _turn(value: Any, place: str) -> Iterator[Turn]:
     if results and not own.strip():
         return
     if content is None and not any(key in more for key in ("tool_calls", *THOUGHTS)):
-        raise _wrong(f"{place} ({role}) has no content, only {', '.join(value)}")
+        raise _wrong(f"{place} ({role}) has no content" + (f", only {', '.join(more)}" if more else ""))
     turn: Turn = {"role": ROLES[name], "content": own}
     if more:
         turn["more"] = json.dumps(more, ensure_ascii=False, default=str)

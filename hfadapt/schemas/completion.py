@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hfadapt.schemas import Answers, Change, Columns, RowSchema, plain, random_words
@@ -17,7 +17,7 @@ class Completion(RowSchema):
     name = "completion"
     rank = 10
     parts = ("prompt", "completion")
-    optional = ("instruction_input",)
+    optional = ("instruction_input", "tools")
     names = {
         "prompt": ("prompt", "question", "query", "user"),
         "completion": ("completion", "response", "answer", "output", "assistant"),
@@ -36,6 +36,15 @@ class Completion(RowSchema):
         """Prompt and completion as they are, outer white space included."""
         prompt, more = plain(values["prompt"]), plain(values.get("instruction_input") or "")
         return {"prompt": f"{prompt}\n\n{more}" if more else prompt, "completion": plain(values["completion"])}
+
+    def reread(self, values: Columns) -> tuple[str, dict[str, Any]] | None:
+        """A chat, where prompt and completion are turns; those of the prompt are not learned."""
+        prompt, completion = values["prompt"], values["completion"]
+        if not _turns(completion):
+            return None
+        before = prompt if _turns(prompt) else [{"role": "user", "content": prompt}]
+        chat = [*({**each, "weight": 0} for each in before), *completion]
+        return "messages", {"messages": chat, "tools": values.get("tools")}
 
     def words(self, row: Columns) -> str:
         """The prompt; with the completion, where that is no class."""
@@ -68,6 +77,10 @@ class Completion(RowSchema):
             return {"prompt": random_words(chance, TEXT_WORDS), "completion": chance.choice(answers.few)}
         prompt = random_words(chance, PROMPT_WORDS)
         return {"prompt": prompt, "completion": answers.space + random_words(chance, ANSWER_WORDS)}
+
+
+def _turns(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, Mapping) for each in value)
 
 
 KIND: RowSchema = Completion()

@@ -120,6 +120,31 @@ def row(number, **columns):
     return Row("s", number, columns, text, columns.get("label"), text, form=format.form_of(columns))
 
 
+def test_prompts_and_completions_of_turns_are_chats_of_which_the_completion_is_learned():
+    shape = format.recognise(["prompt", "completion", "tools"], Columns(), LM, "d", False)
+    formatter = format.Formatter("d", shape, None, format.Labels(None), (), ("prompt", "completion", "tools"))
+    prompt = [*CHAT, {"role": "user", "content": "and"}]
+    made = formatter.row(0, {"prompt": prompt, "completion": [CHAT[1]], "tools": '[{"name": "look"}]'})
+    assert made.form == "messages"
+    assert [(each["role"], each.get("trained")) for each in made.columns["messages"]] == [
+        *(("user", None), ("assistant", False), ("user", None), ("assistant", None)),
+    ]
+    assert '"look"' in made.columns["tools"]
+
+
+@pytest.mark.parametrize("columns", [["prompt", "chosen", "rejected"], ["chosen", "rejected"], ["Chosen", "Rejected"]])
+def test_pairs_of_preference_are_called_what_they_are(columns):
+    with pytest.raises(DataError) as error:
+        format.recognise(columns, Columns(), LM, "d", False)
+    assert "preference optimisation (DPO)" in str(error.value)
+    assert "columns: {messages: chosen}" in str(error.value)
+
+
+def test_tools_and_system_are_found_beside_a_chat_that_the_recipe_names():
+    shape = format.recognise(["talk", "tools", "system", "images"], Columns(messages="talk"), LM, "d", False)
+    assert shape.parts == {"messages": "talk", "tools": "tools", "system": "system", "media": "images"}
+
+
 def test_completion_joins_messages():
     rows = [row(0, messages=CHAT), row(1, prompt="hi", completion="hello")]
     assert format.one_form(rows, "d") == "messages"
