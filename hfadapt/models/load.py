@@ -17,7 +17,7 @@ from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.core.hashing import file_sha256, json_sha256
 from hfadapt.models.base import BaseRef, made_here
 from hfadapt.models.checks import fit_problems, size_problem, token_problems
-from hfadapt.models.facts import load_config
+from hfadapt.models.facts import build, load_config
 from hfadapt.models.folders import file_problems, require_base, weight_files
 from hfadapt.models.heads import BaseHead, class_tensors, start_again, take_rows
 from hfadapt.quants import Quant
@@ -306,6 +306,7 @@ def check_base(base: BaseRef) -> None:
     import transformers
 
     config = load_config(base.location)
+    build(config, registry.task(base.task).auto_class, base.location)
     _raise_problems(file_problems(folder))
     source, task = source_of(base), registry.task(base.task)
     model = None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hfadapt.core import registry
+from hfadapt.core.errors import RequestError
 from hfadapt.core.progress import Corrected, Progress, Silent
 from hfadapt.data import augment, canaries, read_split
 from hfadapt.fast import fusion, product_dtype
@@ -43,6 +44,9 @@ from hfadapt.train.loop import Loop
 
 if TYPE_CHECKING:
     from hfadapt.recipe.schema import Lock
+
+TRIED_ROWS = 2
+"""Rows of the step that is tried before training."""
 
 
 def train_cell(cell: Cell, world: World, *, identity: str = "", progress: Progress | None = None) -> TrainRecord:
@@ -96,6 +100,7 @@ class _Training:
         with self.peaks["load"]:
             rows = self._load()
         self.load_seconds = time.perf_counter() - started
+        self._try(rows[0][0][:TRIED_ROWS])
         start = low_rank_start(self.model) if registry.adapter(self.lock.adapter.method).changes_base else None
         self._start_trackers()
         meter = EnergyMeter(self.device, self.world.size)
@@ -161,6 +166,40 @@ class _Training:
             for head in fresh_heads(self.model, self.base, name):
                 self.task.start_head(head, [label for example in train for label in example.labels])
         return rows
+
+    def _try(self, examples: Sequence[Example]) -> None:
+        """A step over a few rows that changes nothing, so that what a model's own code refuses is said before training.
+
+        Of a whole model that is trained, weights that take no part in the loss stay as they are.
+
+        Raises:
+            RequestError: the base cannot be trained on rows like these.
+        """
+        if not examples:
+            return
+        try:
+            with torch.random.fork_rng():
+                _, batch = next(iter(padded(self.task, examples, self.base.pad_token_id, self.device, TRIED_ROWS)))
+                losses, _ = self.task.losses(self.model.train(), batch)
+                if losses.requires_grad:
+                    losses.sum().backward()
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            # Models refuse what they cannot read with errors of every kind.
+            raise RequestError(
+                f"{type(self.base.model).__name__} cannot be run on these rows",
+                place=self.base.source.asked,
+                got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                allowed="a base that reads rows as its tokenizer makes them",
+                fix="choose another base, or mend its config or tokenizer",
+            ) from error
+        if registry.adapter(self.lock.adapter.method).whole_model:
+            for name, parameter in self.model.named_parameters():
+                # Which experts a few rows reach says nothing about the others.
+                if parameter.grad is None and "expert" not in name:
+                    parameter.requires_grad_(False)
+        self.model.zero_grad(set_to_none=True)
 
     def _encode(self, lock: Lock, rows: Sequence[Row]) -> list[Example]:
         return self.task.encode(rows, self.base.tokenizer, max_length=lock.data.max_length, labels=self.labels)

@@ -49,7 +49,7 @@ def _key(facts: ModelFacts, auto_class: str) -> LayersRun:
 def _taking_part(key: LayersRun, length: int) -> tuple[tuple[str, bool], ...] | None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from hfadapt.plan.memory.trace import UNTRACEABLE, Live, cut_model, make_fake, quiet, text_inputs
+    from hfadapt.plan.memory.trace import Live, cut_model, make_fake, quiet, text_inputs
 
     config, auto_class, generates, layers = key
     model: Any = cut_model(config, auto_class, generates, layers).float().requires_grad_(True)
@@ -70,7 +70,8 @@ def _taking_part(key: LayersRun, length: int) -> tuple[tuple[str, bool], ...] | 
             make_fake(model)
             with Live(model.train()):
                 model(**text_inputs(model, length)).logits.float().sum().backward()
-    except UNTRACEABLE:
+    except Exception:
+        # Whatever a model's own code raises on fake tensors.
         return None
     return tuple((name, name in reached) for name in linears)
 

@@ -40,8 +40,6 @@ PASSES = "passes"
 ROWS = 2
 TRACED_DROPOUT = 0.1
 """Any share: masks are as large for each."""
-UNTRACEABLE = (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError, AttributeError)
-"""What a model's code raises where it cannot be run without values."""
 Terms = dict[str, tuple[tuple[float, ...], tuple[float, ...]]]
 
 
@@ -183,7 +181,7 @@ def _marks(key: StepKey, layers: int) -> list[tuple[int, dict[str, int]]]:
         try:
             rows = key.fast and "attention" not in key.without
             return [(length, _step(key, model, length, rows=rows)) for length in key.lengths]
-        except UNTRACEABLE:
+        except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError, AttributeError):
             if not key.fast:
                 raise
             # As the loop does where a model's attention is of another kind: rows side by side.
