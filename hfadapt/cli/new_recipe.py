@@ -16,7 +16,8 @@ from typing import Any
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, RequestError
 from hfadapt.core.spec import write_text
-from hfadapt.data.columns import Shape, recognise
+from hfadapt.data.columns import Shape, label_column, recognise
+from hfadapt.data.flags import find_flags
 from hfadapt.data.sources import open_source
 from hfadapt.models.facts import load_config, reads_both_ways
 from hfadapt.recipe.reading import load_recipe
@@ -24,7 +25,9 @@ from hfadapt.recipe.rules import RUN_FILES
 from hfadapt.recipe.schema import Columns, Source
 from hfadapt.recipe.sources import expanded
 from hfadapt.recipe.yaml_lines import inline
+from hfadapt.tasks import Task
 
+Rows = Sequence[Mapping[str, Any]]
 PEEK_ROWS = 500
 MOST_LABELS = 50
 LONGEST_SHOWN = 200
@@ -46,10 +49,7 @@ def write_recipe(model: str, data: str, output: Path | None = None) -> Path:
         DataError: the data cannot be read or recognised.
     """
     _check_base(model)
-    rows = _peek(data)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    generates = _generates(model)
-    task, shape = _task(columns, rows, generates, data)
+    task, shape, rows = _task(_peek(data), _generates(model), data)
     _check_chat(model, shape)
     domain = _name(PurePath(data.removeprefix("sample:")).stem)
     path = output or Path(f"{domain}.yaml")
@@ -124,8 +124,8 @@ def _generates(model: str) -> bool:
     return ("CausalLM" in names or "LMHead" in names) and not reads_both_ways(config)
 
 
-def _task(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], generates: bool, place: str) -> tuple[str, Shape]:
-    """The task that fits the columns and the model, and how the columns are read."""
+def _task(rows: Rows, generates: bool, place: str) -> tuple[str, Shape, Rows]:
+    """The task that fits the columns and the model, how the columns are read, and the rows with their labels."""
     known = [registry.task(name) for name in registry.names("tasks")]
     # Those that write first, where the model does; then by the schemas that come first.
     order = sorted(
@@ -134,23 +134,41 @@ def _task(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], generates: 
     )
     refused: DataError | None = None
     fitting: list[tuple[str, Shape]] = []
-    for asked in (Columns(), _guess(columns, rows)):
-        for task in order if not fitting else ():
+    told = rows
+    for told, asked in _ways(rows, order, place):
+        for task in order:
             try:
-                fitting.append((task.name, recognise(columns, asked, task.schemas, place, False)))
+                fitting.append((task.name, recognise(_columns(told), asked, task.schemas, place, False)))
             except DataError as error:
                 refused = refused or error
+        if fitting:
+            break
     if not fitting:
         assert refused is not None
         raise refused
     for name, shape in fitting:
-        labels = [row[shape.parts["label"]] for row in rows if row.get(shape.parts.get("label", "")) is not None]
+        labels = [row[shape.parts["label"]] for row in told if row.get(shape.parts.get("label", "")) is not None]
         schema = registry.schema(shape.form)
         others = [registry.schema(other.form) for _, other in fitting if other.form != shape.form]
         rival = any(each.likely(labels) for each in others if each.label_kind not in ("none", "class"))
         if schema.likely(labels) and (schema.label_kind not in ("none", "class") or not rival):
-            return name, shape
-    return fitting[0]
+            return name, shape, told
+    return *fitting[0], told
+
+
+def _columns(rows: Rows) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _ways(rows: Rows, tasks: Sequence[Task], place: str) -> Iterator[tuple[Rows, Columns]]:
+    """The rows by the names of their columns, else with a column of 0 and 1 for each class, else by their values."""
+    yield rows, Columns()
+    for task in tasks:
+        with suppress(DataError):
+            flags = find_flags(rows, task.schemas, label_column(_columns(rows), Columns()), (), place)
+            if flags is not None:
+                yield [flags.read(row) for row in rows], Columns()
+    yield rows, _guess(_columns(rows), rows)
 
 
 def _guess(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Columns:

@@ -83,6 +83,19 @@ def test_any_label_can_be_named_in_the_comment(models, tmp_path):
     assert load_recipe(tmp_path / "d.yaml").name == "d"
 
 
+@pytest.mark.parametrize(
+    ("task", "flag"),
+    [("text-classification", lambda n: 1 - n % 2), ("multi-label-classification", lambda n: int(n % 3 == 0))],
+)
+def test_columns_of_0_and_1_are_classes(models, tmp_path, task, flag):
+    texts = enumerate(row["text"] for row in labelled(80))
+    write_rows(tmp_path / "d.jsonl", [{"id": f"x{n}", "text": text, "a": n % 2, "b": flag(n)} for n, text in texts])
+    done = command("new", "--model", models / "encoder", "--data", "d.jsonl", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert load_recipe(tmp_path / "d.yaml").task == task
+    assert command("check", "d.yaml", folder=tmp_path).code == 0
+
+
 def test_a_column_that_is_left_out_is_named_with_a_template_that_works(models, tmp_path):
     rows = [{"question": row["prompt"], "reply": f"{row['prompt'][::-1]} and on"} for row in pairs(80)]
     write_rows(tmp_path / "qa.jsonl", rows)
