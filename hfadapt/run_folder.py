@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -263,6 +264,8 @@ class Cell:
 
     def _report(self) -> CellReport:
         state = self.state
+        if (self.folder / LOCK).exists():
+            _ = self.lock  # without it nobody can use the cell
         changes: dict[str, Any] = {}
         memory: dict[str, PhaseMeasure] = {}
         if plan := self.maybe(Plan):
@@ -365,10 +368,17 @@ def find_cell(path: Path, domain: str | None = None, target: str | None = None) 
     """
     if (path / STATE).exists() and (path / LOCK).exists():
         return Cell(path)
-    cells = Run(path).cells()
+    # The folder of a domain holds its cells.
+    cells = Run(path).cells() or [cell for cell in Run(path.parent).cells() if cell.folder.parent == path]
     if not cells:
+        runs = sorted({cell.parents[2].name for cell in path.glob(f"*/*/*/{STATE}")})
         raise RequestError(
-            "this is neither a run nor a cell of one", place=str(path), fix="give a folder such as runs/NAME"
+            "this is neither a run nor a cell of one",
+            place=str(path),
+            got=f"a folder of the runs {', '.join(runs)}" if runs else None,
+            fix=f"give one of them, such as {shlex.quote(str(path / runs[0]))}"
+            if runs
+            else "give a folder such as runs/NAME",
         )
     if domain is not None and domain not in {cell.domain for cell in cells}:
         problem = choice_problem("the run has no such domain", domain, {cell.domain for cell in cells}, str(path))

@@ -79,13 +79,14 @@ def through(  # noqa: PLR0913 - options of the command
     """Runs the pipeline up to a stage and prints the report; exit code 1 when a cell failed or is, if asked, worse."""
     from hfadapt.cli.terminal import Terminal
     from hfadapt.pipeline.run import run_recipe
+    from hfadapt.recipe.sources import folder_of
     from hfadapt.records.report import show_gain
 
     asked = load(recipe, overrides, domains, targets)
     with Terminal() as terminal:
         run = run_recipe(
             asked,
-            recipe_folder=recipe.parent,
+            recipe_folder=folder_of(recipe),
             folder=runs / asked.name,
             until=stage,
             fresh=fresh,
@@ -159,9 +160,10 @@ def check(
     """Prepare the data and look at it as training will see it; exit code 1 when something must be fixed."""
     from hfadapt.cli.terminal import Terminal
     from hfadapt.pipeline.run import check_recipe
+    from hfadapt.recipe.sources import folder_of
 
     with Terminal() as terminal:
-        report = check_recipe(load(recipe, overrides, domain, None), recipe_folder=recipe.parent, say=terminal.say)
+        report = check_recipe(load(recipe, overrides, domain, None), recipe_folder=folder_of(recipe), say=terminal.say)
     if json:
         import json as json_library
 

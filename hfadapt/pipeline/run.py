@@ -21,7 +21,7 @@ from hfadapt.records.report import Report
 from hfadapt.records.stages import DataRecord
 from hfadapt.report.run_view import Run
 from hfadapt.report.write import earlier, other_base, write_report
-from hfadapt.run_folder import Cell, make_writable
+from hfadapt.run_folder import LOCK, Cell, make_writable
 from hfadapt.stages import Context, compared, narrow
 from hfadapt.stages.plan import audit_cell, measure_lengths
 
@@ -184,6 +184,7 @@ def renew_report(folder: Path) -> Report:
 
     Raises:
         RequestError: there is no run in this folder.
+        RunError: no cell has a lock that can be read.
     """
     run = Run(folder)
     cells = run.cells()
@@ -193,6 +194,9 @@ def renew_report(folder: Path) -> Report:
     marked = {(cell.domain, cell.target) for cell in before.cells if cell.model} if before else set()
     planned = sorted((cell for cell in cells if cell.planned), key=lambda cell: (cell.domain, cell.target) in marked)
     if not planned:
+        for cell in cells:
+            if (cell.folder / LOCK).exists():
+                _ = cell.lock  # says why it cannot be read
         return run.report
     lock = planned[0].lock
     return write_report(run, lock.model_copy(update={"domains": {}, "model": near_model(lock.model)}))

@@ -18,7 +18,7 @@ from hfadapt.recipe.fast import fast_parts
 from hfadapt.recipe.rules import check_settings
 from hfadapt.recipe.schema import Recipe
 from hfadapt.recipe.source_rules import check_sources, local_model
-from hfadapt.recipe.sources import resolve_source
+from hfadapt.recipe.sources import folder_of, resolve_source
 from hfadapt.recipe.words import dig, dotted, show, validate
 from hfadapt.recipe.yaml_lines import LIMIT_BYTES, Keys, Place, Tree, dump, read_into
 
@@ -65,10 +65,10 @@ def load_recipe(
         tree.values = recipe.model_dump(mode="json", exclude_unset=True)
     check_settings(tree)
     alone = recipe is not None and not recipe.data.dedupe.across_domains
-    check_sources(tree, path.parent, chosen if chosen and alone else None)
+    check_sources(tree, folder_of(path), chosen if chosen and alone else None)
     _raise_problems(tree)
     assert recipe is not None
-    found = recipe.model_copy(update={"model": local_model(recipe.model, path.parent)})
+    found = recipe.model_copy(update={"model": local_model(recipe.model, folder_of(path))})
     return found.choose(tuple(chosen))
 
 

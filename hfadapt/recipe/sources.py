@@ -38,6 +38,11 @@ def resolve_source(source: str, recipe_folder: Path) -> Path | None:
     return None
 
 
+def folder_of(recipe: Path) -> Path:
+    """Where the files that a recipe names are looked for first: beside it, and not beside a link to it."""
+    return (recipe.resolve() if recipe.is_symlink() else recipe).parent
+
+
 def expanded(text: str) -> Path:
     """A path as it is written; `~` stands for a home folder where there is one."""
     try:

@@ -192,3 +192,16 @@ def test_names_that_a_terminal_cannot_show_are_written_all_the_same(encoding):
     assert done.returncode == 2
     assert b"this is neither a run nor a cell" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+def test_being_told_to_stop_is_an_interruption(project, monkeypatch):
+    import signal
+
+    import hfadapt.pipeline.run
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(hfadapt.pipeline.run, "plan_recipe", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    done = command("plan", "tiny.yaml", folder=project)
+    assert done.code == 130
+    assert "run the command again" in done.err
+    assert signal.getsignal(signal.SIGTERM) is before

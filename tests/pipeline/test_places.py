@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 
 import pytest
@@ -15,7 +16,8 @@ def project(folder, models, name="tiny", model="encoder", domain="one", task="te
     write_rows(folder / "one.jsonl", labelled(80))
     if not (folder / model).exists():
         shutil.copytree(models / model, folder / model)
-    fields = recipe_fields(f"./{model}", task, {domain: {"source": "one.jsonl"}}, evaluate__transfer=False)
+    fields = recipe_fields(f"./{model}", task, {domain: {"source": "one.jsonl"}})
+    fields["evaluate"] |= {"transfer": False, "security": False, "drift": False}
     return write_recipe(folder / f"{name}.yaml", fields | {"name": "tiny"})
 
 
@@ -24,7 +26,7 @@ def trained(models, tmp_path_factory):
     """A trained project, run from the folder above it."""
     folder = tmp_path_factory.mktemp("places") / "my [1st] #project 100%"
     project(folder, models)
-    done = command("train", f"{folder.name}/tiny.yaml", "--runs", f"{folder.name}/runs", folder=folder.parent)
+    done = command("run", f"{folder.name}/tiny.yaml", "--runs", f"{folder.name}/runs", folder=folder.parent)
     assert done.code == 0, done.err
     return folder
 
@@ -115,3 +117,40 @@ def test_two_recipes_of_one_name_are_told_apart(copied, models):
     assert shown.code == 0, shown.err
     assert "encoder" in shown.out
     assert "lm" in shown.out
+
+
+def test_a_recipe_is_found_through_a_link(copied, tmp_path):
+    (tmp_path / "linked.yaml").symlink_to(copied / "tiny.yaml")
+    done = command("train", "linked.yaml", "--runs", copied / "runs", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert "done already, kept" in done.err
+
+
+def test_a_run_through_a_link_and_the_folder_of_a_domain(trained, tmp_path):
+    (tmp_path / "linked").symlink_to(trained / "runs/tiny")
+    for path in ("linked", "linked/one", "linked/one/this-machine"):
+        assert command("predict", path, "a lovely film", folder=tmp_path).code == 0
+    done = command("predict", trained / "runs", "a lovely film", folder=tmp_path)
+    assert done.code == 2
+    assert "a folder of the runs tiny" in done.err
+    fix = shlex.split(done.err.rpartition("such as ")[2])
+    assert command("predict", *fix, "a lovely film", folder=tmp_path).code == 0
+
+
+def test_the_next_commands_can_be_pasted(trained):
+    shown = command("report", trained / "runs/tiny", folder=trained.parent)
+    line = next(line for line in shown.out.splitlines() if line.startswith("next: hfadapt predict"))
+    assert command(*shlex.split(line)[2:], folder=trained.parent).code == 0
+
+
+@pytest.mark.parametrize("spoilt", ["one", "all"])
+def test_a_report_names_locks_that_cannot_be_read(copied, models, spoilt):
+    project(copied, models, "two", domain="other")
+    assert command("prepare", "two.yaml", folder=copied).code == 0
+    for domain in ("one", "other")[: 1 if spoilt == "one" else 2]:
+        (copied / "runs/tiny" / domain / "this-machine/lock.yaml").write_text("name: ")
+    done = command("report", "runs/tiny", folder=copied)
+    assert done.code == (0 if spoilt == "one" else 1)
+    said = " ".join((done.out + done.err).split())
+    assert "one/this-machine/lock.yaml: the file is not as it was written" in said
+    assert "hfadapt run RECIPE" in said
