@@ -216,7 +216,8 @@ class _Domain:
         elif "://" in source:
             self.refuse(at, "a source is not given by its address", source, SOURCES, "download it, or use its Hub id")
         elif looks_local(source):
-            fix = _near_path(source, self.folder) or f"check the path; it starts in {self.folder} or {Path.cwd()}"
+            starts = " or ".join(dict.fromkeys(str(each.resolve()) for each in (self.folder, Path())))
+            fix = _near_path(source, self.folder) or f"check the path; it starts in {starts}"
             self.refuse(at, "there is no such file", source, SOURCES, fix)
         elif not HUB_ID.fullmatch(source):
             self.refuse(at, "not a valid source", source, SOURCES, "check the name")

@@ -5,6 +5,7 @@ The words come from the recipe's own annotations, so a new field explains itself
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 import sys
@@ -435,7 +436,8 @@ def _candidates(value: Any) -> Iterator[Any]:
     elif isinstance(value, bool):
         yield from (str(value).lower(), "none" if not value else AUTO, "off" if not value else AUTO)
     elif isinstance(value, (int, float)):
-        yield from (str(value), [value])
+        if math.isfinite(value):
+            yield from (str(value), [value])
     elif isinstance(value, str):
         number = plain(re.sub(r"[,_\s]", "", value).removesuffix("%"))
         if isinstance(number, (int, float)) and not isinstance(number, bool):
