@@ -278,7 +278,9 @@ class _Head:
         """
         looked_at = self.matters and (self.rows is None or self.moves)
         tensors = class_tensors(auto, model.config) if info["mismatched_keys"] or looked_at else {}
-        _raise_problems(_weight_problems(model, info, place, self.task, allowed=tensors))
+        # A head whose rows are taken by their names has to have as many as there are names.
+        allowed = tensors if self.rows is None else {}
+        _raise_problems(_weight_problems(model, info, place, self.task, allowed=allowed))
         tensors = {name: dim for name, dim in tensors.items() if name not in info["missing_keys"]}
         if not looked_at or not tensors:
             model.config.update(self.task.model_options(self.labels))

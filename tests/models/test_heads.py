@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from tiny import command, labelled, make_lock, make_tokenizer, write_recipe, write_rows
 
 from hfadapt.core import registry
+from hfadapt.core.errors import RequestError
 from hfadapt.models.attach import attach_adapter
 from hfadapt.models.base import BaseRef
 from hfadapt.models.heads import BaseHead
@@ -116,6 +118,17 @@ def test_a_classifier_of_texts_is_none_of_tokens(tmp_path):
     head = BaseHead(architecture="BertForSequenceClassification", classes=("O", "B-X"))
     task = registry.task("token-classification")
     assert head.rows(task, ("O", "B-X"), "BertForTokenClassification") is None
+
+
+def test_a_head_of_other_rows_than_names_is_refused(tmp_path):
+    folder = classifier(tmp_path / "base", STARS)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "id2label": {"0": "bad", "1": "good"}, "label2id": {"bad": 0, "good": 1}}))
+    for labels in (("bad", "good"), ("good", "bad")):
+        with pytest.raises(RequestError, match="do not have the sizes") as error:
+            load_base(make_lock(folder, "text-classification"), labels, CPU)
+        assert "classifier.bias [5] instead of [2]" in str(error.value)
 
 
 @pytest.mark.parametrize("names", [("good", "bad"), STARS])
