@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -429,94 +426,6 @@ def root(
 
 def main() -> None:
     """Entry point: errors as messages, never as tracebacks; exit codes 0, 1, 2 and 130."""
-    import os
+    from hfadapt.cli.ending import ended
 
-    # Threads that wait for each other by spinning lose most of their speed when another program wants a core; those
-    # that sleep at once lose a quarter of it in small steps. These spin for a tenth of a millisecond.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    for stream in (sys.stdout, sys.stderr):
-        # A character that the terminal does not know is written as its code.
-        with contextlib.suppress(AttributeError, ValueError):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    with stoppable():
-        code = attempt()
-        try:
-            sys.stdout.flush()
-        except OSError as error:
-            # Nobody reads on, which is no fault; or what was printed has no room where it was sent.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = code or (1 if error.errno == errno.EPIPE else failed(error))
-    sys.exit(code)
-
-
-def attempt() -> int:
-    """Does what the command line says; what goes wrong is told on standard error. Returns the exit code."""
-    import os
-
-    from hfadapt.core.errors import HfadaptError, RequestError
-
-    try:
-        try:
-            os.getcwd()
-        except OSError:
-            fix = "cd to a folder that is there, and run the command again"
-            raise RequestError("the folder you are in is gone", allowed="one that exists", fix=fix) from None
-        code = app(standalone_mode=False)
-    except HfadaptError as error:
-        typer.echo(str(error), err=True)
-        code = error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        code = 130
-    except typer.Exit as done:
-        code = done.exit_code
-    except Exception as error:
-        code = failed(error)
-    if code == 130:
-        # Typer itself turns KeyboardInterrupt into this code.
-        typer.echo("interrupted; what was finished is kept, run the command again to go on", err=True)
-    return code if isinstance(code, int) else 0
-
-
-def failed(error: Exception) -> int:
-    """A wrong command line is the user's (2); a full disk or a place that may not be used the machine's (1); anything
-    else is a bug in hfadapt, kept in a file for a report."""
-    from hfadapt.core.errors import fault_of_machine
-
-    if hasattr(error, "format_message") and hasattr(error, "show"):
-        error.show()
-        return 2
-    if fault := fault_of_machine(error):
-        typer.echo(str(fault), err=True)
-        return 1
-    if isinstance(error, MemoryError):
-        typer.echo("out of memory\n  fix:     end other programs, or choose a smaller model or less data", err=True)
-        return 1
-    import tempfile
-    import traceback
-
-    kept = ""
-    with contextlib.suppress(OSError):
-        with tempfile.NamedTemporaryFile("w", prefix="hfadapt-", suffix=".log", delete=False, encoding="utf-8") as file:
-            file.write(traceback.format_exc())
-        kept = f"; details: {file.name}"
-    typer.echo(f"{type(error).__name__}: {error}\n  this is a bug in hfadapt{kept}", err=True)
-    return 1
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """Inside, SIGTERM stops the program as Ctrl-C does, so that what is half done is noted and temporary files go."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    sys.exit(ended(lambda: app(standalone_mode=False)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,17 @@ def file_sha256(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def kept_sha256(path: Path) -> str:
+    """Hex sha256 of a file, which is read again only when it has changed: weights are looked at often in a run."""
+    state = path.stat()
+    return _in_state(path.resolve(), (state.st_mtime_ns, state.st_size, state.st_ino))
+
+
+@lru_cache(maxsize=1024)
+def _in_state(path: Path, state: tuple[int, ...]) -> str:
+    return file_sha256(path)
 
 
 def json_sha256(value: Any) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 from hfadapt.core.errors import RunError
-from hfadapt.core.hashing import file_sha256, json_sha256
+from hfadapt.core.hashing import json_sha256, kept_sha256
 from hfadapt.recipe.schema import Lock, LockedBase, Recipe
 from hfadapt.records.stages import BaseRecord
 
@@ -72,17 +71,7 @@ class BaseRef:
 
 def weights_of(folder: Path) -> str:
     """Hash of all weight files of a base on disk."""
-    found = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        state = path.stat()
-        found[path.name] = _hash(path.resolve(), (state.st_mtime_ns, state.st_size, state.st_ino))
-    return json_sha256(found)
-
-
-@lru_cache(maxsize=256)
-def _hash(path: Path, state: tuple[int, ...]) -> str:
-    """Of a file in this state: a base is opened several times in a run, and its weights may be many."""
-    return file_sha256(path)
+    return json_sha256({path.name: kept_sha256(path) for path in sorted(folder.glob("*.safetensors"))})
 
 
 def made_here(folder: Path) -> BaseRecord | None:

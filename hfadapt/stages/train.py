@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
-from hfadapt.core.hashing import file_sha256
+from hfadapt.core.hashing import kept_sha256
 from hfadapt.records.stages import TrainRecord
-from hfadapt.run_folder import Cell, is_whole
+from hfadapt.run_folder import Cell
 from hfadapt.stages import Context, Section, Stage
 from hfadapt.stages.plan import use_base
 
@@ -59,15 +59,11 @@ class Train(Stage):
 
 
 def _is_saved(cell: Cell) -> bool:
-    """Whether the files of the adapter are all there to their last byte; small ones are compared, too."""
+    """Whether the files of the adapter are those that were saved: no other would be opened."""
     try:
-        for name, digest in cell.manifest.files.items():
-            path = cell.adapter / name
-            if not (is_whole(path) if path.suffix == ".safetensors" else file_sha256(path) == digest):
-                return False
-    except (RunError, OSError):
+        return all(kept_sha256(cell.adapter / name) == digest for name, digest in cell.manifest.files.items())
+    except (RunError, FileNotFoundError):
         return False
-    return True
 
 
 KIND: Stage = Train()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -183,10 +184,22 @@ def test_a_gate_on_transfer_fails_the_cell_and_lets_it_pass_again(folder):
     assert {cell.state.error for cell in cells(folder)} == {None}
 
 
-def test_a_damaged_adapter_costs_the_matrix_but_no_cell(folder):
-    (cells(folder, "encoder")[0].adapter / "adapter_model.safetensors").write_bytes(b"broken")
+def test_a_damaged_adapter_is_trained_again(folder):
+    weights = cells(folder, "encoder")[0].adapter / "adapter_model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
     (folder / "runs/tiny/transfer.json").unlink()
     done = again(folder)
+    assert done.code == 0, done.err
+    assert weights.read_bytes() == before
+    assert Run(folder / "runs/tiny").transfer is not None
+
+
+def test_an_adapter_that_is_damaged_meanwhile_costs_the_matrix_but_no_cell(folder):
+    (cells(folder, "encoder")[0].adapter / "adapter_model.safetensors").write_bytes(b"broken")
+    (folder / "runs/tiny/transfer.json").unlink()
+    with mock.patch("hfadapt.stages.train.Train.intact", return_value=True):
+        done = again(folder)
     assert done.code == 0, done.err
     assert "cross-domain evaluation failed" in done.err
     assert Run(folder / "runs/tiny").transfer is None
