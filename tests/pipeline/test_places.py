@@ -102,7 +102,8 @@ def test_a_base_that_was_changed_is_told_by_its_hash(copied, models, tmp_path):
     assert got.split()[-1] != allowed.split()[-1]
 
 
-def test_two_recipes_of_one_name_are_told_apart(copied, models):
+def test_two_recipes_of_one_name_are_told_apart(copied, models, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
     project(copied, models, "two", model="lm", domain="other")
     done = command("train", "two.yaml", folder=copied)
     assert done.code == 0, done.err

@@ -73,7 +73,7 @@ def test_the_same_again_makes_no_commit_and_no_tag(hub, send, cell, sound_card):
     again = send(cell)
     assert len(hub.made(REPO)) == 1
     assert hub.repos[REPO].tags.keys() == {"v1"}
-    assert "the same files were there already" in str(again)
+    assert "the same files were there already" in " ".join(str(again).split())
 
 
 def test_a_changed_adapter_is_the_next_version_and_old_files_go(hub, send, cell, sound_card):

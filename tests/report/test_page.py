@@ -195,7 +195,10 @@ def test_what_was_not_measured_is_said_with_its_command(page: Path) -> None:
     assert "hfadapt evaluate RECIPE evaluate.drift=true" in words
 
 
-def test_a_terminal_markdown_and_a_notebook_show_the_same_evidence(proved: Run, full_page: Path) -> None:
+def test_a_terminal_markdown_and_a_notebook_show_the_same_evidence(
+    proved: Run, full_page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
     text, markdown, notebook = str(proved), (proved.folder / "report.md").read_text(), proved._repr_html_()
     for words in (
         "every adapter on every domain",
