@@ -186,7 +186,6 @@ def load_base(
     """
     import torch
     import transformers
-    from accelerate import init_empty_weights
 
     ref = BaseRef.of(base) if isinstance(base, Lock) else base
     source = source_of(ref)
@@ -199,14 +198,7 @@ def load_base(
         if "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
     tokenizer = load_processor(source, task.modality)
-    try:
-        with init_empty_weights():
-            skeleton = auto.from_config(config)
-        skeleton.tie_weights()
-    except ValueError as error:
-        raise RequestError(
-            f"this model cannot do {ref.task}", place=ref.location, got=config.model_type, allowed=str(error)[:300]
-        ) from None
+    skeleton = _skeleton(auto, config, ref)
     # A head over a whole text takes the last token that is no padding.
     if not task.writes and config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
@@ -248,6 +240,21 @@ def load_base(
     known = _identity(model, tokenizer, skeleton, heads)
     moved = () if wanted.rows is None else changed
     return Base(source, model, tokenizer, heads, tuple(fresh), quantised, parameters, known, moved, note)
+
+
+def _skeleton(auto: Any, config: Any, ref: BaseRef) -> Any:
+    """The model without weights. Raises RequestError where the architecture has no such head."""
+    from accelerate import init_empty_weights
+
+    try:
+        with init_empty_weights():
+            skeleton = auto.from_config(config)
+        skeleton.tie_weights()
+    except ValueError as error:
+        raise RequestError(
+            f"this model cannot do {ref.task}", place=ref.location, got=config.model_type, allowed=str(error)[:300]
+        ) from None
+    return skeleton
 
 
 class _Head:

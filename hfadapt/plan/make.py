@@ -17,6 +17,7 @@ from hfadapt.hardware.catalogue import Target
 from hfadapt.models.facts import ModelFacts, model_facts
 from hfadapt.plan.memory import predict
 from hfadapt.plan.memory.part import runs_without_memory
+from hfadapt.plan.memory.workload import Workload
 from hfadapt.plan.modules import module_problems
 from hfadapt.plan.reasons import (
     DEFAULTS,
@@ -293,16 +294,8 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     nearest = () if fits else tuple(alternatives(question, final))
     seconds, rate = _time(chosen, work, decided, world)
     warnings, served = _served(target, facts)
-    if trainer.on_cpu and not final.malloc_tuned:
-        warnings.append("glibc malloc is not tuned, expect 1.3 to 4x the predicted peak: see hfadapt doctor")
-    if not predict.is_traced(facts, final):
-        warnings.append("a step of this model could not be traced: its memory is a rough estimate")
-    if trainer.on_cpu and facts.experts:
-        warnings.append(
-            "experts on a CPU: a kernel is kept for each token count of an expert; these hundreds of MiB grow with the "
-            "steps and are not predicted"
-        )
-    warnings.extend(base_notes(facts, work, decided.value("data.max_length")))
+    warnings += _doubts(trainer, facts, final)
+    warnings += base_notes(facts, work, decided.value("data.max_length"))
     if trainer.devices > 1 and world < trainer.devices:
         warnings.append(f"{world} of {trainer.devices} devices are used: the effective batch cannot be split further")
     return CellPlan(
@@ -321,6 +314,21 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
         alternatives=nearest,
         warnings=tuple(warnings),
     )
+
+
+def _doubts(trainer: Target, facts: ModelFacts, final: Workload) -> list[str]:
+    """Why the predicted memory may not hold."""
+    found = []
+    if trainer.on_cpu and not final.malloc_tuned:
+        found.append("glibc malloc is not tuned, expect 1.3 to 4x the predicted peak: see hfadapt doctor")
+    if not predict.is_traced(facts, final):
+        found.append("a step of this model could not be traced: its memory is a rough estimate")
+    if trainer.on_cpu and facts.experts:
+        found.append(
+            "experts on a CPU: a kernel is kept for each token count of an expert; these hundreds of MiB grow with the "
+            "steps and are not predicted"
+        )
+    return found
 
 
 def _processes(recipe: Recipe, trainer: Target, processes: int | None, batch_rows: int) -> int:
