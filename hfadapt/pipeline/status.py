@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from hfadapt.core.show import show_bytes
 from hfadapt.records.plan import Plan
@@ -63,13 +64,12 @@ class Status:
         if self.fresh and cell.folder.exists():
             shutil.rmtree(cell.folder)
         elif changed:
-            kept = self.context.run.folder / ".kept" / f"{cell.domain}-{cell.target}-{changed[0][:8]}"
-            shutil.rmtree(kept, ignore_errors=True)
-            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept = self._kept(cell, changed[0])
             cell.folder.rename(kept)
             self.context.progress.say(f"{name}: recipe or data changed; earlier result kept in {kept}")
         cell.folder.mkdir(parents=True, exist_ok=True)
         again = {each.name for each in self.context.stages if each.scope != "run" and not self.is_done(cell, each)}
+        self._say_lost(cell, [each for each in self.context.stages if each.name in again], hashes)
         if again.isdisjoint(stage.name for stage in self.stages):
             self.context.progress.say(f"{name}: done already, kept (--fresh starts over)")
             return True
@@ -78,6 +78,26 @@ class Status:
         errors = tuple(error for error in state.errors if error.stage in stages)
         cell.set_state(status="pending", errors=errors, running=None, stages=stages)
         return False
+
+    def _kept(self, cell: Cell, digest: str) -> Path:
+        """Where an earlier result is put; an older one of the same inputs gives way."""
+        kept = self.context.run.folder / ".kept" / f"{cell.domain}-{cell.target}-{digest[:8]}"
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        return kept
+
+    def _say_lost(self, cell: Cell, again: Sequence[Stage], hashes: Mapping[str, str]) -> None:
+        """Says what is made again although nothing else was asked for, and keeps what somebody may have changed."""
+        lost = [each for each in again if cell.state.stages.get(each.name) == hashes[each.name]]
+        if not lost:
+            return
+        which = ", ".join(each.title for each in lost)
+        said = f"{cell.domain} on {cell.target}: files of {which} are not as they were saved and are made again"
+        if any(each.keeps_earlier for each in lost):
+            kept = self._kept(cell, hashes[lost[0].name])
+            shutil.copytree(cell.folder, kept)
+            said += f"; those found are kept in {kept}"
+        self.context.progress.say(said)
 
     def mark(self, cell: Cell, stage: Stage) -> None:
         """Notes that a stage is done, and which gates it missed."""
