@@ -192,7 +192,7 @@ class _Training:
                 place=self.base.source.asked,
                 got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
                 allowed="a base that reads rows as its tokenizer makes them",
-                fix="choose another base, or mend its config or tokenizer",
+                fix="choose another base, or correct its config or tokenizer",
             ) from error
         if registry.adapter(self.lock.adapter.method).whole_model:
             for name, parameter in self.model.named_parameters():

@@ -150,7 +150,7 @@ class Chat:
                 f"the chat template {'is broken' if syntax else 'refuses the chat'}: "
                 f"{words[0] if words else type(error).__name__}",
                 place=self.place,
-                fix=f"mend the template of {self.tokenizer.name_or_path}" if syntax else REFUSED,
+                fix=f"correct the template of {self.tokenizer.name_or_path}" if syntax else REFUSED,
             ) from None
 
     @cached_property
