@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hfadapt.core import registry
@@ -34,11 +34,21 @@ class Shape:
 
     form: str
     parts: dict[str, str]
+    group: str | None = None
+    pattern: str | None = None
 
     @property
     def used(self) -> tuple[str, ...]:
         """The columns that are read."""
         return tuple(dict.fromkeys(self.parts.values()))
+
+    def group_of(self, values: Mapping[str, Any]) -> str:
+        """What the row has in common with others that must stay with it; "" where nothing is."""
+        value = values.get(self.group) if self.group else None
+        if value is None or self.pattern is None:
+            return "" if value is None else str(value)
+        match = re.search(self.pattern, str(value))
+        return (match[1] or "") if match else ""
 
 
 def recognise(columns: Sequence[str], asked: Columns, forms: Collection[str], place: str, templated: bool) -> Shape:
@@ -54,11 +64,11 @@ def recognise(columns: Sequence[str], asked: Columns, forms: Collection[str], pl
     Raises:
         DataError: an asked column is missing, or nothing fits; names the columns there are.
     """
-    said = {part: name for part, name in asked.model_dump().items() if name is not None}
+    said = asked.parts
     problems = [
         choice_problem(f"there is no column for {part}", name, columns, place)
-        for part, name in said.items()
-        if name not in columns
+        for part, name in {**said, "group": asked.group}.items()
+        if name is not None and name not in columns
     ]
     if problems:
         raise DataError(problems[0].what, problems=problems)
@@ -71,8 +81,9 @@ def recognise(columns: Sequence[str], asked: Columns, forms: Collection[str], pl
         free = [lower[name] for name in names if name in lower and lower[name] not in parts.values()]
         if part not in parts and free and _wanted(part, said, known):
             parts[part] = free[0]
+    grouped = {"group": asked.group, "pattern": asked.group_pattern}
     if templated:
-        return Shape(PLAIN, {**parts, **{column: column for column in columns if column not in parts}})
+        return Shape(PLAIN, {**parts, **{column: column for column in columns if column not in parts}}, **grouped)
     found = [each for each in known if all(part in parts for part in each.parts)]
     fitting = [each for each in found if each.name in forms or any(each.name in _adopted(form) for form in forms)]
     # Labels that the task would not learn are not passed over in silence, unless the recipe names the text.
@@ -80,7 +91,8 @@ def recognise(columns: Sequence[str], asked: Columns, forms: Collection[str], pl
     ignores = bare is not None and len(forms) > 1 and not set(bare.parts) & set(said)
     if fitting and not ignores:
         chosen = fitting[0]
-        return Shape(chosen.name, {part: parts[part] for part in (*chosen.parts, *chosen.optional) if part in parts})
+        used = {part: parts[part] for part in (*chosen.parts, *chosen.optional) if part in parts}
+        return Shape(chosen.name, used, **grouped)
     if found and found[0].label_kind != "none":
         fix = "give the recipe a template, such as prompt: '{text}\\nLabel:' and completion: ' {label}'"
         if bare is not None:
@@ -202,7 +214,7 @@ class Formatter:
                 "as the model's chat template writes them",
             )
         used = {names[each] for each in (*self._shown, *self._answer)}
-        self.shape = Shape(self.template.makes, {c: c for c in self.columns if c in used})
+        self.shape = replace(self.shape, form=self.template.makes, parts={c: c for c in self.columns if c in used})
         self._label_column = _label_column(self._answer, names)
 
     @property
@@ -467,7 +479,7 @@ def named_parts(columns: Columns, templated: bool) -> frozenset[str]:
     """The parts whose column the recipe itself names; a template names all that it uses."""
     if templated:
         return frozenset(part for schema in registry.schemas() for part in schema.parts)
-    return frozenset(part for part, name in columns.model_dump().items() if name is not None)
+    return frozenset(columns.parts)
 
 
 def named_in(recipe: Recipe, domain: str) -> frozenset[str]:

@@ -175,8 +175,8 @@ def _windows(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
 def groups(rows: Sequence[Row], settings: Data, progress: Progress | None = None) -> list[int]:
     """A group number per row; rows of one group must stay in one split.
 
-    One group are rows with the same text or prompt, and near-duplicates that were not removed. Where one prompt makes
-    up a tenth of all rows it is an instruction rather than an input, and rows are grouped by text alone.
+    One group are rows of one `Row.group`, with the same text or prompt, and near-duplicates that were not removed. Where
+    one prompt makes up a tenth of all rows it is an instruction rather than an input, and it is left out of account.
     """
     prompts = Counter(text_key(row.prompt or row.text) for row in rows)
     by_prompt = max(prompts.values(), default=0) <= max(2, COMMON_PROMPT * len(rows))
@@ -189,7 +189,10 @@ def groups(rows: Sequence[Row], settings: Data, progress: Progress | None = None
         return i
 
     firsts: dict[int, int] = {}
+    named: dict[str, int] = {}
     for i, row in enumerate(rows):
+        if row.group:
+            parent[find(i)] = find(named.setdefault(row.group, i))
         shared = row.prompt or row.text
         for key in {text_key(row.text), text_key(shared) if by_prompt else text_key(row.text)}:
             parent[find(i)] = find(firsts.setdefault(key, i))

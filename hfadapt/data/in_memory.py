@@ -79,7 +79,8 @@ def _read_domain(
         if not rows:
             raise no_rows(f"domains.{name}: {source.name}", reader.rows_in, reader.bad)
         reader.check_columns(rows)
-        state.columns.update(reader.shape.parts)
+        state.noticed += reader.check_groups(len(rows))
+        state.columns.update(reader.parts)
         state.rows.extend(rows)
         garbled.extend(reader.garbled)
         state.noticed += [*source.noticed, *left_out(source, reader.rows_in, reader.bad)]

@@ -14,7 +14,7 @@ from hfadapt.data import clean
 from hfadapt.data import columns as format
 from hfadapt.data.flags import LABEL, Flags, find_flags
 from hfadapt.data.labels import Labels, some
-from hfadapt.data.rows import Dropped, Ledger, Row, name_rows
+from hfadapt.data.rows import GROUP, Dropped, Ledger, Row, name_rows
 from hfadapt.data.sources import UNREADABLE, Opened
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import Finding
@@ -51,6 +51,7 @@ class SourceReader:
         self.rows_in = 0
         self.bad: list[Dropped] = []
         self.garbled: list[tuple[str, int]] = []
+        self.alone = 0
         self.columns: tuple[str, ...] = ()
         self.shape = format.Shape(format.PLAIN, {})
         self._recipe, self._domain, self._forms = recipe, domain, forms
@@ -75,6 +76,8 @@ class SourceReader:
             item = formatter.row(number, repaired)
             if isinstance(item, Row):
                 item.split = self.source.split
+                item.group = self.shape.group_of(values)
+                self.alone += bool(self.shape.group) and not item.group
             else:
                 self.bad.append(item)
             return item
@@ -99,6 +102,24 @@ class SourceReader:
         if formatter is None and head:
             formatter = self._formatter(head)
             yield from (ready(*each) for each in head)
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The columns that are used, by part."""
+        return {**self.shape.parts, **({GROUP: self.shape.group} if self.shape.group else {})}
+
+    def check_groups(self, rows: int) -> list[Finding]:
+        """What is to be said of rows without a group. Raises DataError where none has one."""
+        if not self.shape.group or not self.alone:
+            return []
+        what = f"{self.source.name}: {self.alone:,} of {rows:,} rows have no group in {self.shape.group}"
+        found = f"{what}{' where group_pattern finds something' if self.shape.pattern else ''}"
+        if self.alone >= rows:
+            fix = "correct columns.group" + (" and columns.group_pattern" if self.shape.pattern else "")
+            raise DataError(
+                "no row has a group", place=f"domains.{self._domain}: {self.source.name}", got=found, fix=fix
+            )
+        return [Finding(code="rows-without-group", level="soft", message=found, fix="each of them is on its own")]
 
     def check_columns(self, rows: Sequence[Row]) -> None:
         """Refuses columns that were evidently mistaken. Raises DataError with the column and what it holds."""

@@ -19,6 +19,8 @@ from hfadapt.core import registry
 SPLITS = ("train", "validation", "test")
 # Test rows win over validation rows, and these over training rows, whenever two rows collide.
 PRIORITY = {"test": 0, "validation": 1, "train": 2}
+GROUP = "group"
+"""The column of prepared rows that says what must stay together, where the recipe has named one."""
 
 
 @dataclass(slots=True)
@@ -35,6 +37,7 @@ class Row:
         split: The split it was given in, or "" while none is chosen.
         form: Name of its schema.
         several: Its classes, where it may have none or more than one.
+        group: What it has in common with rows that must stay in one split, such as their speaker; "" for none.
     """
 
     source: str
@@ -46,6 +49,7 @@ class Row:
     split: str = ""
     form: str = "text"
     several: tuple[str, ...] | None = None
+    group: str = ""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -115,7 +119,8 @@ def as_row(row: Mapping[str, Any], form: str, split: str = "") -> Row:
         form: Name of the schema.
     """
     schema = registry.schema(form)
-    columns = {name: value for name, value in row.items() if name not in ("source", "row") and value is not None}
+    apart = ("source", "row", GROUP)
+    columns = {name: value for name, value in row.items() if name not in apart and value is not None}
     return Row(
         str(row.get("source", "")),
         int(row.get("row", -1)),
@@ -126,15 +131,27 @@ def as_row(row: Mapping[str, Any], form: str, split: str = "") -> Row:
         split,
         form,
         schema.classes(columns) if schema.label_kind not in ("none", "class") else None,
+        str(row.get(GROUP) or ""),
     )
 
 
-def arrow_schema(form: str, labelled: bool) -> Any:
-    """The Parquet schema of prepared rows; fixed, so that an empty column does not change its type."""
+def as_line(row: Row) -> dict[str, Any]:
+    """A row as it is written."""
+    line = {**row.columns, "source": row.source, "row": row.row}
+    return {**line, GROUP: row.group} if row.group else line
+
+
+def arrow_schema(form: str, labelled: bool, grouped: bool = False) -> Any:
+    """The Parquet schema of prepared rows; fixed, so that an empty column does not change its type.
+
+    Args:
+        labelled: Whether they have classes.
+        grouped: Whether they have groups.
+    """
     import pyarrow as pa
 
-    fields = registry.schema(form).fields(labelled)
-    return pa.schema([*fields, ("source", pa.string()), ("row", pa.int64())])
+    fields = [*registry.schema(form).fields(labelled), ("source", pa.string()), ("row", pa.int64())]
+    return pa.schema([*fields, (GROUP, pa.string())] if grouped else fields)
 
 
 def fold(text: str) -> str:

@@ -62,6 +62,8 @@ def assign(rows: Sequence[Row], groups: Sequence[int], settings: Data, given: fr
     for split in ("test", "validation"):
         if wanted[split]:
             _draw(strata, split, wanted[split])
+            if any(row.group for row in rows) and not any(row.split == split for row in rows):
+                _draw_smallest(strata, split, place)
     for row in rows:
         row.split = row.split or "train"
 
@@ -111,6 +113,26 @@ def _draw(strata: dict[str, list[list[Row]]], split: str, wanted: int) -> None:
                 rest.append(together)
         strata[name] = rest
         left = quota - taken
+
+
+def _draw_smallest(strata: dict[str, list[list[Row]]], split: str, place: str) -> None:
+    """Where every group that the recipe names is larger than a split was to be: the smallest becomes the split.
+
+    Raises:
+        DataError: none would be left to train on.
+    """
+    left = sorted((len(together), i, name) for name, own in strata.items() for i, together in enumerate(own))
+    if len(left) < 2:
+        raise DataError(
+            f"there are too few groups for a {split} split",
+            place=place,
+            got=f"{len(left)} of rows that must stay together",
+            allowed="one for each of train, validation and test",
+            fix=f"give {split} rows of their own (domains.NAME.{split}), or name a smaller group in columns.group",
+        )
+    _, i, name = left[0]
+    for row in strata[name].pop(i):
+        row.split = split
 
 
 def shares(sizes: dict[str, int], wanted: int) -> dict[str, int]:

@@ -14,7 +14,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.core.spec import reading, write_text
 from hfadapt.data.reading import State
-from hfadapt.data.rows import SPLITS, Row, arrow_schema
+from hfadapt.data.rows import GROUP, SPLITS, Row, arrow_schema, as_line
 from hfadapt.data.sources import Opened
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import DataRecord, SourceRecord
@@ -80,7 +80,7 @@ def rewrite(
     for part, own in rows.items():
         path = cell_folder / "data" / f"{part}.parquet"
         temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-        _write_table(temporary, own, arrow_schema(record.form, bool(record.labels)))
+        _write_table(temporary, own, arrow_schema(record.form, bool(record.labels), GROUP in record.columns))
         temporary.replace(path)
     lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in dropped)
     log = cell_folder / DROPPED
@@ -147,8 +147,8 @@ def make_record(
 
 def write_rows(path: Path, rows: Sequence[Row], state: State) -> None:
     """Writes rows as Parquet."""
-    lines = [{**row.columns, "source": row.source, "row": row.row} for row in rows]
-    _write_table(path, lines, arrow_schema(state.form, bool(state.labels)))
+    lines = [as_line(row) for row in rows]
+    _write_table(path, lines, arrow_schema(state.form, bool(state.labels), GROUP in state.columns))
 
 
 def _write_table(path: Path, lines: list[dict[str, Any]], form: Any) -> None:

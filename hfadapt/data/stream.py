@@ -19,7 +19,7 @@ from hfadapt.core.errors import DataError, Problem
 from hfadapt.data import canaries, clean, columns, split
 from hfadapt.data.labels import Labels
 from hfadapt.data.reading import SourceReader, State, left_out, no_rows, workers
-from hfadapt.data.rows import PRIORITY, SPLITS, Ledger, Row, arrow_schema, fold, stable_hash, text_key
+from hfadapt.data.rows import GROUP, PRIORITY, SPLITS, Ledger, Row, arrow_schema, as_line, fold, stable_hash, text_key
 from hfadapt.data.sources import Opened, check_unreadable
 from hfadapt.data.split_files import DROPPED, RECORD, file_hashes, make_record
 from hfadapt.recipe.schema import Recipe
@@ -69,7 +69,7 @@ class SplitFiles:
 
         self.counts: Counter[str] = Counter()
         self.labels: dict[str, Counter[str]] = {name: Counter() for name in SPLITS}
-        self._schema = arrow_schema(state.form, bool(state.labels))
+        self._schema = arrow_schema(state.form, bool(state.labels), GROUP in state.columns)
         self._writers = {
             name: parquet.ParquetWriter(folder / f"{name}.parquet", self._schema, compression="zstd") for name in SPLITS
         }
@@ -79,7 +79,7 @@ class SplitFiles:
         """Takes one row of a split."""
         self.counts[name] += 1
         self.labels[name].update(row.classes)
-        self._waiting[name].append({**row.columns, "source": row.source, "row": row.row})
+        self._waiting[name].append(as_line(row))
         if len(self._waiting[name]) >= CHUNK_ROWS:
             self._flush(name)
 
@@ -233,6 +233,7 @@ class _Domain:
                     check_unreadable(source, reader.rows_in, reader.bad)
             check_unreadable(source, reader.rows_in, reader.bad)
             self.state.rows_in[source.name] = reader.rows_in
+            self.state.noticed += reader.check_groups(reader.rows_in - len(reader.bad))
             self.state.noticed += [*source.noticed, *left_out(source, reader.rows_in, reader.bad)]
             if chunk:
                 yield self._clean(chunk, reader, first, log)
@@ -242,7 +243,7 @@ class _Domain:
         place = f"domains.{self.name}: {reader.source.name}"
         if first:
             reader.check_columns(chunk)
-            self.state.columns.update(reader.shape.parts)
+            self.state.columns.update(reader.parts)
             self.state.form = chunk[0].form
         if columns.one_form(chunk, self.name) != self.state.form:
             raise DataError(
@@ -277,7 +278,7 @@ class _Domain:
         return heapq.heappushpop(heap, item)[2]
 
     def _draw(self, row: Row, part: str) -> int:
-        return stable_hash(self.settings.seed, part, fold(row.prompt or row.text))
+        return stable_hash(self.settings.seed, part, fold(row.group or row.prompt or row.text))
 
     def _place(self, row: Row, files: SplitFiles, log: Any) -> None:
         part = row.split or "train"

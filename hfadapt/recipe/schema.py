@@ -6,6 +6,7 @@ every problem reported at once, is in `reading.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -42,15 +43,44 @@ from hfadapt.recipe.names import (
 )
 from hfadapt.records.stages import Change
 
+GROUPING = ("group", "group_pattern")
+"""Of `columns`, what says which rows stay together."""
+
 
 class _Columns(Spec):
-    """Which column of the source holds what; an unset one is recognised by name."""
+    """Which column of the source holds what; an unset one is recognised by name.
+
+    Rows with the same value of `group`, such as a speaker, stay in one split; of that value only what the first bracket
+    of `group_pattern` finds, a regular expression.
+    """
 
     text: str | None = None
     label: str | None = None
     prompt: str | None = None
     completion: str | None = None
     messages: str | None = None
+    group: str | None = None
+    group_pattern: str | None = None
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The columns that are said to hold a part of the row."""
+        said = self.model_dump(exclude=set(GROUPING))
+        return {part: column for part, column in said.items() if column is not None}
+
+    @model_validator(mode="after")
+    def _one_bracket(self) -> Self:
+        if self.group_pattern is None:
+            return self
+        if self.group is None:
+            raise ValueError("group_pattern needs group, the column in which it looks")
+        try:
+            brackets = re.compile(self.group_pattern).groups
+        except re.error as error:
+            raise ValueError(f"group_pattern is no regular expression: {error}") from None
+        if not brackets:
+            raise ValueError("group_pattern needs a bracket round what is the same in a group, such as _(\\w+)_")
+        return self
 
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from hfadapt.files import folders
 from hfadapt.files.reading import column_names
 from hfadapt.recipe.names import is_metric_path, is_task_path
 from hfadapt.recipe.rules import PLACEHOLDER, brace_fault, template_of, texts
+from hfadapt.recipe.schema import GROUPING
 from hfadapt.recipe.sources import (
     HUB_ID,
     MODEL_ID,
@@ -229,7 +230,7 @@ class _Domain:
         if names is None:
             return
         for part, name in asked.items():
-            if isinstance(name, str) and name not in names:
+            if isinstance(name, str) and name not in names and part != GROUPING[1]:
                 self.refuse_column((*keys, "columns", part), f"there is no column for {part}", name, names)
         found = template_of(self.tree, self.name)
         for at, text, _ in texts(*found) if found else ():

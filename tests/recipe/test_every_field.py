@@ -193,6 +193,10 @@ def template(place: str) -> dict[str, Case]:
     }
 
 
+def body(place: str) -> dict[str, str]:
+    return {f"{place}.text": "body", f"{place}.label": "mood"}
+
+
 def columns(place: str, beside: Mapping[str, Any]) -> dict[str, Case]:
     """The columns of a domain or of one of its sources."""
     tagged = json.loads(json.dumps(beside).replace("wide.jsonl", "tagged.jsonl"))
@@ -202,6 +206,10 @@ def columns(place: str, beside: Mapping[str, Any]) -> dict[str, Case]:
         f"{place}.prompt": Case(("body", "title"), rows, TEXTS, {**beside, f"{place}.completion": "kind"}),
         f"{place}.completion": Case(("kind", "mood"), rows, TEXTS, {**beside, f"{place}.prompt": "body"}),
         f"{place}.messages": Case(("talk", "other_talk"), rows, TEXTS, beside),
+        f"{place}.group": Case((None, "team"), rows, beside={**beside, **body(place)}),
+        f"{place}.group_pattern": Case(
+            (None, "^(.)", "(.)$"), rows, beside={**beside, **body(place), f"{place}.group": "team"}
+        ),
         f"{place}.tokens": Case(("w1", "w2"), rows, TAGS, {**tagged, f"{place}.tags": "t1"}),
         f"{place}.tags": Case(("t1", "t2"), rows, TAGS, {**tagged, f"{place}.tokens": "w1"}),
     }
@@ -357,13 +365,14 @@ def bed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Bed:
                 "title": f"about {row['text']}",
                 "kind": row["label"],
                 "mood": f"quite {row['label']}",
+                "team": f"{number % 5}{number % 7}",
                 "talk": [{"role": "user", "content": row["text"]}, {"role": "assistant", "content": row["label"]}],
                 "other_talk": [
                     {"role": "user", "content": f"about {row['text']}"},
                     {"role": "assistant", "content": row["text"]},
                 ],
             }
-            for row in labelled(60)
+            for number, row in enumerate(labelled(60))
         ],
         "tagged": [
             {"w1": words, "w2": words[::-1], "t1": ["A", *"B" * (len(words) - 1)], "t2": ["B", *"A" * (len(words) - 1)]}
