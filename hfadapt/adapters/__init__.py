@@ -42,7 +42,7 @@ class Context:
 
     fresh_modules: tuple[str, ...]
     head_modules: tuple[str, ...]
-    peft_task_type: str
+    peft_task_type: str | None
     model_path: str
     layers: int = 0
     layers_name: str = ""

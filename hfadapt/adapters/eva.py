@@ -46,7 +46,7 @@ def _initialise(model: PeftModel, context: Context) -> None:
         with torch.no_grad():
             for batch in islice(context.batches(), BATCHES):
                 seen["mask"] = batch["attention_mask"].bool()
-                model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+                model(**{name: values for name, values in batch.items() if name != "labels"})
             for name, directions in found.items():
                 a = layers[name].lora_A[DEFAULT].weight
                 rows = torch.nn.functional.normalize(directions[: len(a)])

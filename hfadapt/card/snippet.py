@@ -5,14 +5,21 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import tempfile
 import traceback
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hfadapt.card.facts import Facts, Records, public_name, redact
 from hfadapt.core import registry, resources
 from hfadapt.core.errors import RunError
+from hfadapt.models.facts import load_config
 from hfadapt.recipe.sources import SAMPLE, found_model
 from hfadapt.run_folder import Cell
+
+if TYPE_CHECKING:
+    from hfadapt.schemas import RowSchema
 
 FILE = "<the card's snippet>"
 WRITTEN = 24
@@ -26,6 +33,7 @@ def snippet_text(facts: Facts) -> str:
     records = facts.records
     lock = records.file("lock.yaml")
     whole = registry.adapter(lock["adapter"]["method"]).whole_model
+    schema = registry.schema(records.value("data.json#/form"))
     template = resources.templates(registry.task(lock["task"]).folder).get_template("snippet.py.j2")
     return template.render(
         fact=facts,
@@ -36,9 +44,23 @@ def snippet_text(facts: Facts) -> str:
         long_rows=_long_rows(records),
         quant=_quant(records),
         quant_class=registry.quant(lock["quant"]).config_class,
-        schema=registry.schema(records.value("data.json#/form")),
+        schema=schema,
         example=example_row(records),
+        file=example_file(schema),
+        model_type=_model_type(records),
     )
+
+
+def example_file(schema: RowSchema) -> str:
+    """What the snippet calls the file that it opens; "" for rows of text."""
+    return f"example{registry.modality(schema.modality).suffixes[0]}" if schema.media else ""
+
+
+def _model_type(records: Records) -> str:
+    """Of transformers."""
+    lock = records.file("lock.yaml")
+    place = lock["base"]["folder"] if lock["base"] else found_model(lock["model"], records.folder)
+    return str(load_config(place).model_type)
 
 
 def _base(facts: Facts) -> str:
@@ -86,7 +108,7 @@ def example_row(records: Records) -> int:
 
     def key(number: int) -> tuple[Any, ...]:
         row, said = rows[number], predictions[number]
-        text = schema.shown(row)
+        text = "" if schema.media else schema.shown(row)
         right = said.get("gold") == said.get("adapter")
         length = len(text)
         return (
@@ -99,6 +121,19 @@ def example_row(records: Records) -> int:
         )
 
     return min(range(len(rows)), key=key)
+
+
+@contextlib.contextmanager
+def _example(records: Records) -> Iterator[tuple[str, str]]:
+    """The name of the file in the snippet and where it is for now; nothing for rows of text."""
+    schema = registry.schema(records.value("data.json#/form"))
+    if not schema.media:
+        yield "", ""
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / example_file(schema)
+        path.write_bytes(records.file("data/test.parquet")[example_row(records)][schema.media])
+        yield path.name, str(path)
 
 
 def run_snippet(code: str, cell: Cell, records: Records) -> str:
@@ -126,7 +161,8 @@ def run_snippet(code: str, cell: Cell, records: Records) -> str:
         run = run.replace(f"base = {json.dumps(public_name(model))}", f"base = {path!r}", 1)
     printed = io.StringIO()
     try:
-        with contextlib.redirect_stdout(printed), torch.random.fork_rng():
+        with _example(records) as (name, path), contextlib.redirect_stdout(printed), torch.random.fork_rng():
+            run = run.replace(json.dumps(name), repr(path)) if name else run
             exec(compile(run, FILE, "exec"), {"__name__": "__main__"})
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)

@@ -93,7 +93,7 @@ def _check_chat(model: str, shape: Shape) -> None:
 
     if not registry.schema(shape.form).chat or not expanded(model).is_dir():
         return
-    if not load_processor(resolve_model(model)).chat_template:
+    if not load_processor(resolve_model(model), "text").chat_template:
         raise RequestError(
             "the model has no chat template, and the rows are chats",
             place=model,

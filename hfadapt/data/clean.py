@@ -125,7 +125,8 @@ def _screen(rows: Sequence[Row], settings: Clean) -> list[tuple[Row, str | None,
     screened: list[tuple[Row, str | None, int]] = []
     for row in rows:
         reason, found = _unusable(row, settings), 0
-        if reason is None and speaks is not None and not speaks(row.text):
+        media = registry.schema(row.form).media
+        if reason is None and speaks is not None and not media and not speaks(row.text):
             reason = "other-language"
         if reason is None and scrub is not None:
             found = _scrub_row(row, scrub, change=settings.pii == "redact")
@@ -142,6 +143,8 @@ def _unusable(row: Row, settings: Clean) -> str | None:
         return "empty"
     if fault := registry.schema(row.form).fault(row.columns):
         return fault
+    if registry.schema(row.form).media:
+        return None
     if characters < settings.min_characters:
         return "too-short"
     if len(row.text) > settings.max_characters:

@@ -464,7 +464,7 @@ def mistaken(rows: Sequence[Row], schema: RowSchema, labels: Sequence[str]) -> l
     """The columns of rows that cannot be what they were taken for."""
     values = ["\n".join(schema.asked(row.columns)) if schema.chat else row.prompt or row.text for row in rows]
     found = []
-    fault = shown_fault(values, repeats=schema.writes)
+    fault = None if schema.media else shown_fault(values, repeats=schema.writes)
     ids = fault == IDENTIFIERS
     # What a chat asks has no column of its own, and may be in figures.
     if fault and not (schema.chat and ids):

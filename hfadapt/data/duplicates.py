@@ -17,7 +17,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from hfadapt.core import registry
 from hfadapt.data.rows import PRIORITY, Ledger, Row, text_key, tokens
 from hfadapt.recipe.schema import Data, Dedupe
 
@@ -113,7 +115,7 @@ def drop_duplicates(
     skipped = 0
     if settings.near:
         left = [i for i in range(len(order)) if i not in dropped]
-        join = Join([tokens(order[i][1].text) for i in left], settings.similarity)
+        join = joined([order[i][1] for i in left], settings.similarity)
         for pair in join.greedy(lambda a, b: compete(left[a], left[b]), progress):
             drop(left[pair.second], left[pair.first], "near-duplicate", pair.similarity)
         skipped = join.skipped_postings
@@ -147,6 +149,8 @@ def drop_contaminated(rows: Sequence[Row], settings: Dedupe, ledger: Ledger) -> 
 
     Held-out rows of fewer words than `CONTAINED_TOKENS` are not looked for: they are turns of phrase.
     """
+    if rows and registry.schema(rows[0].form).media:
+        return list(rows)
     held = [row for row in rows if row.split != "train"]
     spans: dict[tuple[str, ...], list[int]] = defaultdict(list)
     sizes: list[int] = []
@@ -175,8 +179,8 @@ def _windows(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
 def groups(rows: Sequence[Row], settings: Data, progress: Progress | None = None) -> list[int]:
     """A group number per row; rows of one group must stay in one split.
 
-    One group are rows of one `Row.group`, with the same text or prompt, and near-duplicates that were not removed. Where
-    one prompt makes up a tenth of all rows it is an instruction rather than an input, and it is left out of account.
+    One group are rows of one `Row.group`, with the same text or prompt, and near-duplicates that were not removed.
+    Where one prompt makes up a tenth of all rows it is an instruction rather than an input, and is left out of account.
     """
     prompts = Counter(text_key(row.prompt or row.text) for row in rows)
     by_prompt = max(prompts.values(), default=0) <= max(2, COMMON_PROMPT * len(rows))
@@ -197,9 +201,65 @@ def groups(rows: Sequence[Row], settings: Data, progress: Progress | None = None
         for key in {text_key(row.text), text_key(shared) if by_prompt else text_key(row.text)}:
             parent[find(i)] = find(firsts.setdefault(key, i))
     if not settings.dedupe.near:
-        for pair in Join([tokens(row.text) for row in rows], settings.dedupe.similarity).pairs(progress):
+        for pair in joined(rows, settings.dedupe.similarity).pairs(progress):
             parent[find(pair.second)] = find(pair.first)
     return [find(i) for i in range(len(rows))]
+
+
+def joined(rows: Sequence[Row], similarity: float) -> Join | VectorJoin:
+    """All pairs of rows that are alike: by their words, or by what their modality compares files by."""
+    schema = registry.schema(rows[0].form) if rows else None
+    if schema is not None and schema.media:
+        kind = registry.modality(schema.modality)
+        return VectorJoin([kind.vector(row.text) for row in rows], kind.nearness(similarity))
+    return Join([tokens(row.text) for row in rows], similarity)
+
+
+class VectorJoin:
+    """All pairs of vectors of length 1 whose product is at least `nearness`; every pair is looked at, in blocks.
+
+    Of 100,000 rows with 256 numbers each this takes about a minute on two cores.
+    """
+
+    BLOCK = 2_048
+    skipped_postings = 0
+
+    def __init__(self, vectors: Sequence[Any], nearness: float) -> None:
+        import numpy as np
+
+        self.nearness = nearness
+        self._vectors = np.stack(vectors) if len(vectors) else np.zeros((0, 1), dtype=np.float32)
+
+    def greedy(self, compete: Callable[[int, int], bool], progress: Progress | None = None) -> Iterator[Pair]:
+        """As `Join.greedy`."""
+        out: set[int] = set()
+        for i, alike in self._alike(progress):
+            pairs = sorted(alike, key=lambda pair: (-pair.similarity, pair.first))
+            best = next((pair for pair in pairs if pair.first not in out and compete(i, pair.first)), None)
+            if best is not None:
+                out.add(i)
+                yield best
+
+    def pairs(self, progress: Progress | None = None, among: int | None = None) -> Iterator[Pair]:
+        """As `Join.pairs`."""
+        for _, alike in self._alike(progress):
+            yield from (pair for pair in alike if among is None or pair.first < among)
+
+    def _alike(self, progress: Progress | None) -> Iterator[tuple[int, list[Pair]]]:
+        import numpy as np
+
+        total = len(self._vectors)
+        for start in range(0, total, self.BLOCK):
+            if progress is not None and start:
+                progress(f"comparing rows {start:,} of {total:,}")
+            block = self._vectors[start : start + self.BLOCK]
+            found: dict[int, list[Pair]] = defaultdict(list)
+            for first in range(0, start + len(block), self.BLOCK):
+                products = block @ self._vectors[first : first + self.BLOCK].T
+                for i, j in zip(*np.nonzero(products >= self.nearness), strict=True):
+                    if first + j < start + i:
+                        found[start + int(i)].append(Pair(first + int(j), start + int(i), float(products[i, j])))
+            yield from ((i, found[i]) for i in sorted(found))
 
 
 class Join:

@@ -79,7 +79,7 @@ def _read_domain(
         if not rows:
             raise no_rows(f"domains.{name}: {source.name}", reader.rows_in, reader.bad)
         reader.check_columns(rows)
-        state.noticed += reader.check_groups(len(rows))
+        state.noticed += reader.findings()
         state.columns.update(reader.parts)
         state.rows.extend(rows)
         garbled.extend(reader.garbled)

@@ -16,6 +16,7 @@ from hfadapt.data.flags import LABEL, Flags, find_flags
 from hfadapt.data.labels import Labels, some
 from hfadapt.data.rows import GROUP, Dropped, Ledger, Row, name_rows
 from hfadapt.data.sources import UNREADABLE, Opened
+from hfadapt.files import Blob, Unusable
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import Finding
 
@@ -52,6 +53,7 @@ class SourceReader:
         self.bad: list[Dropped] = []
         self.garbled: list[tuple[str, int]] = []
         self.alone = 0
+        self.notes: Counter[str] = Counter()
         self.columns: tuple[str, ...] = ()
         self.shape = format.Shape(format.PLAIN, {})
         self._recipe, self._domain, self._forms = recipe, domain, forms
@@ -70,11 +72,14 @@ class SourceReader:
             values = self._flags.read(values) if self._flags else values
             # NaN is how tables say that there is nothing.
             values = {column: None if value != value else value for column, value in values.items()}
+            if media := registry.schema(self.shape.form).media:
+                values = {**values, self.shape.parts[media]: self._file(values.get(self.shape.parts[media]))}
             repaired, garbled = clean.repair(values, self.shape.used, mend, whole)
             if garbled:
                 self.garbled.append((self.source.name, number))
             item = formatter.row(number, repaired)
             if isinstance(item, Row):
+                self.notes.update(filter(None, item.columns.pop("notes", "").split("; ")))
                 item.split = self.source.split
                 item.group = self.shape.group_of(values)
                 self.alone += bool(self.shape.group) and not item.group
@@ -107,6 +112,21 @@ class SourceReader:
     def parts(self) -> dict[str, str]:
         """The columns that are used, by part."""
         return {**self.shape.parts, **({GROUP: self.shape.group} if self.shape.group else {})}
+
+    def _file(self, value: Any) -> Any:
+        """A value that is a file: its content, or why there is none, which the schema says of the row."""
+        try:
+            return None if value is None else Blob.of(value, self.source.folder)
+        except Unusable as fault:
+            return fault
+
+    def findings(self) -> list[Finding]:
+        """What is to be said of rows that are used."""
+        changed = [
+            Finding(code="files-changed", level="soft", message=f"{self.source.name}: {count:,} {note}")
+            for note, count in self.notes.most_common()
+        ]
+        return [*changed, *self.check_groups(self.rows_in - len(self.bad))]
 
     def check_groups(self, rows: int) -> list[Finding]:
         """What is to be said of rows without a group. Raises DataError where none has one."""

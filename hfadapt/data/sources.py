@@ -65,6 +65,7 @@ class Opened:
         names_of: The other source whose class names it was given, or "".
         noticed: What is to be said of it.
         loose: Whether rows may leave out columns, so that one may begin late.
+        folder: Where names of files in its rows begin.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Opened:
     names_of: str = ""
     noticed: tuple[Finding, ...] = ()
     loose: bool = False
+    folder: Path = Path()
 
 
 def open_domain(domain: Domain, recipe_folder: Path, *, streaming: bool = False) -> list[Opened]:
@@ -233,22 +235,14 @@ def _open_local(source: Source, path: Path, split: str) -> Opened:
         {"sha256": sha256},
         noticed=tuple(noticed),
         loose=any(suffix(file) in (".jsonl", ".ndjson", ".json") for file in files),
+        folder=files[0].parent,
     )
 
 
 def numbered_rows(name: str, files: Sequence[Path]) -> Reading:
     """Rows of all files, numbered through from 0."""
-    first = 0
-    for path in files:
-        count = 0
-        for item in reading.rows(path):
-            if isinstance(item, Unread):
-                detail = f"{path.name}: {item.detail}" if len(files) > 1 else item.detail
-                yield Dropped(name, first + item.row, item.reason, detail=detail)
-            else:
-                yield first + item[0], item[1]
-            count += 1
-        first += count
+    for item in reading.every_row(files):
+        yield Dropped(name, item.row, item.reason, detail=item.detail) if isinstance(item, Unread) else item
 
 
 def open_hub(source: Source, *, split: str = "", streaming: bool = False) -> Opened:
@@ -274,6 +268,10 @@ def open_hub(source: Source, *, split: str = "", streaming: bool = False) -> Ope
             fix="check the id, config and split, or the connection to the Hub",
         ) from None
     features = data.features or {}
+    for column, feature in features.items():
+        if isinstance(feature, (datasets.Image, datasets.Audio)):
+            # As files: hfadapt opens them itself.
+            data = data.cast_column(column, type(feature)(decode=False))
     elements = {column: getattr(feature, "feature", feature) for column, feature in features.items()}
     labels = {
         column: tuple(feature.names)

@@ -233,7 +233,7 @@ class _Domain:
                     check_unreadable(source, reader.rows_in, reader.bad)
             check_unreadable(source, reader.rows_in, reader.bad)
             self.state.rows_in[source.name] = reader.rows_in
-            self.state.noticed += reader.check_groups(reader.rows_in - len(reader.bad))
+            self.state.noticed += reader.findings()
             self.state.noticed += [*source.noticed, *left_out(source, reader.rows_in, reader.bad)]
             if chunk:
                 yield self._clean(chunk, reader, first, log)

@@ -229,8 +229,9 @@ class Once:
 
     def __call__(self, **inputs: Any) -> Any:
         """The model's output for a batch."""
-        if inputs["input_ids"] is not self._seen:
-            self._seen, self._output = inputs["input_ids"], self._model(**inputs)
+        first = next(iter(inputs.values()))
+        if first is not self._seen:
+            self._seen, self._output = first, self._model(**inputs)
         return self._output
 
     def __getattr__(self, name: str) -> Any:

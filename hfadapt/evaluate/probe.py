@@ -58,7 +58,7 @@ def train_probe(
     """
     first = getattr(model, heads[0])
     modules = torch.nn.Sequential(*(getattr(model, name) for name in heads))
-    pick = _find_pick(model, first, modules, train[:4], batches)
+    pick = _find_pick(task, model, first, modules, train[:4], batches)
     features, labels = _features(task, model, first, pick, train, batches)
     held, held_labels = _features(task, model, first, pick, validation, batches)
     probe = copy.deepcopy(modules).float()
@@ -94,22 +94,29 @@ def _flat(outputs: torch.Tensor) -> torch.Tensor:
     return outputs.flatten(0, 1) if outputs.dim() == 3 and outputs.shape[1] > 1 else outputs.reshape(len(outputs), -1)
 
 
-def _captured(model: Any, first: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, Any]:
+def _captured(
+    task: Task, model: Any, first: torch.nn.Module, batch: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, Any]:
     caught: list[torch.Tensor] = []
     hook = first.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0].detach()))
     try:
         with torch.no_grad():
-            output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            output = task.outputs_of(model, batch)
     finally:
         hook.remove()
     return caught[0], output.logits
 
 
 def _find_pick(
-    model: Any, first: torch.nn.Module, modules: torch.nn.Module, examples: Sequence[Example], batches: Batches
+    task: Task,
+    model: Any,
+    first: torch.nn.Module,
+    modules: torch.nn.Module,
+    examples: Sequence[Example],
+    batches: Batches,
 ) -> Pick:
     _, batch = next(batches(examples))
-    features, logits = _captured(model, first, batch)
+    features, logits = _captured(task, model, first, batch)
     for pick in PICKS:
         try:
             with torch.no_grad():
@@ -135,7 +142,7 @@ def _features(
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
     order: list[int] = []
     for numbers, batch in batches(examples):
-        captured, _ = _captured(model, first, batch)
+        captured, _ = _captured(task, model, first, batch)
         features = pick(captured, batch).float()
         places, targets, rows = task.targets(batch)
         per_token = task.per_token and features.dim() == 3

@@ -115,8 +115,8 @@ def _drop(context: EvaluationContext, name: str, clean: Scores, changed: Scores)
 def _changed(schema: RowSchema, row: Row, name: str, seed: int) -> dict[str, Any]:
     operation, share = perturbations(schema)[name]
 
-    def change(text: str, place: int) -> str:
+    def change(value: Any, place: int) -> Any:
         key = stable_hash(seed, "perturb", row.get("source", ""), row.get("row", 0), name, place)
-        return str(operation(text, share, random.Random(key)))
+        return operation(value, share, random.Random(key))
 
     return schema.changed(row, change)

@@ -155,9 +155,13 @@ def _segments(group: Group, tokens: int) -> Sequence[Segment]:
     documents = CURRENT.documents
     if documents is not None and documents.tokens == tokens:
         return documents.segments
-    if documents is not None and len(documents.lengths) == tokens:
-        # Behind the pooling of an encoder there is one vector a row.
-        return [Segment(s.adapter, s.first_row, s.end_row, s.first_row, s.end_row) for s in documents.segments]
+    if documents is not None and tokens % len(documents.lengths) == 0:
+        # As many vectors of each row: one behind the pooling of an encoder, the patches of a picture.
+        width = tokens // len(documents.lengths)
+        return [
+            Segment(s.adapter, s.first_row * width, s.end_row * width, s.first_row, s.end_row)
+            for s in documents.segments
+        ]
     if len(group.names) > 1:
         raise NotImplementedError("a layer whose input is neither tokens nor rows, with several adapters")
     return (Segment(group.names[0], 0, tokens, 0, 0),)

@@ -6,11 +6,14 @@ what it is and what to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 LINE_LIMIT_BYTES = 16 << 20
+FILE_LIMIT_BYTES = 256 << 20
+"""Of one image or recording."""
 
 Values = dict[str, Any]
 
@@ -22,6 +25,63 @@ class Unread:
     row: int
     reason: str
     detail: str = ""
+
+
+class Unusable(Exception):
+    """A row that cannot be used, with the reason as in dropped.jsonl and what was found."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Blob:
+    """The content of a file, which may not have been read yet.
+
+    Args:
+        name: As its source calls it.
+        data: Its bytes.
+        path: Where they are, if not in `data`.
+    """
+
+    name: str
+    data: bytes | None = None
+    path: Path | None = None
+
+    @classmethod
+    def of(cls, value: Any, folder: Path | None = None) -> Blob:
+        """Of a value of a source: a path below `folder`, bytes, or both as the datasets library stores files.
+
+        Raises:
+            Unusable: it is none of these, or an address of the web.
+        """
+        if isinstance(value, Blob):
+            return value
+        if isinstance(value, Mapping) and {"bytes", "path"} & value.keys():
+            data, name = value.get("bytes"), str(value.get("path") or "")
+            if data is not None:
+                return cls(name, data)
+            value = name
+        if isinstance(value, (bytes, bytearray)):
+            return cls("", bytes(value))
+        if not isinstance(value, str) or not value:
+            raise Unusable("not-a-file", f" has {type(value).__name__} where the name of a file is needed")
+        if "://" in value:
+            raise Unusable("address-not-read", f" has an address of the web, {value[:60]}: fetch the file first")
+        return cls(value, path=(folder or Path()) / value)
+
+    def read(self) -> bytes:
+        """Its bytes. Raises Unusable where there is no such file, or it is too large."""
+        if self.data is not None:
+            return self.data
+        assert self.path is not None
+        try:
+            if self.path.stat().st_size > FILE_LIMIT_BYTES:
+                raise Unusable("file-too-large", f" has {self.name}, larger than {FILE_LIMIT_BYTES >> 20} MiB")
+            return self.path.read_bytes()
+        except OSError as error:
+            raise Unusable("file-not-read", f" has {self.name}: {error.strerror or 'it cannot be read'}") from None
 
 
 Rows = Iterator[tuple[int, Values] | Unread]

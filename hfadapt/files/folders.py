@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import glob
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
+from hfadapt.files import media
 from hfadapt.files.opening import HEAD_BYTES, PACKED, foreign, suffix
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 """Of files that hfadapt reads whatever the rows; row schemas read further ones."""
+TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
+"""Of these, one beside images or recordings names them."""
 _SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"}
 _SPLIT_NAMES.update({"dev": "validation", "test": "test"})
 _ABOUT = re.compile(
@@ -39,13 +43,16 @@ class Found:
 
 
 def suffixes() -> tuple[str, ...]:
-    """Endings of all files that can be read."""
+    """Endings of all tables and texts that can be read."""
     return (*SUFFIXES, *registry.row_files())
 
 
 def allowed() -> str:
     """What can be read, for messages."""
-    return f"{', '.join(suffixes())}, each also {', '.join(PACKED)}"
+    files = ", ".join(media.suffixes())
+    return (
+        f"{', '.join(suffixes())}, each also {', '.join(PACKED)}; {files} in folders or in {', '.join(media.ARCHIVES)}"
+    )
 
 
 def every_file(path: Path) -> list[Path]:
@@ -60,9 +67,22 @@ def every_file(path: Path) -> list[Path]:
 
 
 def find(path: Path) -> Found:
-    """The data files behind a path, folder or glob: in a folder without licences, settings, models and hidden files."""
+    """The data files behind a path, folder or glob: in a folder without licences, settings, models and hidden files.
+
+    Raises:
+        DataError: images and recordings are beside each other.
+    """
     files = every_file(path)
     known = [each for each in files if suffix(each) in suffixes()]
+    seen = [each for each in files if media.holds(each)] if not known or path.is_dir() else []
+    if seen and not any(suffix(each) in TABLES for each in known):
+        # Of these each is a row; a table beside them would name them.
+        kinds = Counter(media.holds(each) for each in seen)
+        if len(kinds) > 1:
+            got = ", ".join(f"{count:,} of kind {kind}" for kind, count in kinds.items())
+            fix = "name a folder of one kind"
+            raise DataError("the folder holds files of several kinds", place=str(path), got=got, fix=fix)
+        return Found(tuple(seen))
     if not path.is_dir():
         return Found(tuple(known))
     others = {each.parent for each in files if each.name in _MARKS and _holds(each.parent, _MARKS[each.name])}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.files import Rows, Unread, delimited, json_rows, tables
+from hfadapt.files import Rows, Unread, delimited, json_rows, media, tables
 from hfadapt.files.opening import lines, suffix
 
 HEAD_ROWS = 2_000
@@ -41,6 +41,24 @@ def _of_schema(path: Path) -> Rows:
         yield replace(item, row=more)
 
 
+def every_row(files: Sequence[Path]) -> Rows:
+    """The rows of all files, numbered through from 0."""
+    if any(media.holds(path) for path in files[:1]):
+        yield from media.read(files)
+        return
+    first = 0
+    for path in files:
+        count = 0
+        for item in rows(path):
+            if isinstance(item, Unread):
+                detail = f"{path.name}: {item.detail}" if len(files) > 1 else item.detail
+                yield replace(item, row=first + item.row, detail=detail)
+            else:
+                yield first + item[0], item[1]
+            count += 1
+        first += count
+
+
 _READERS: dict[str, Callable[[Path], Rows]] = {
     ".jsonl": json_rows.read_lines,
     ".ndjson": json_rows.read_lines,
@@ -61,6 +79,9 @@ def rows(path: Path) -> Rows:
 def column_names(path: Path) -> tuple[str, ...] | None:
     """The columns of a file, from its first rows; None when they cannot be known without reading it all."""
     kind = suffix(path)
+    if media.holds(path):
+        # Whether there is a class, folders tell.
+        return None
     if kind in registry.row_files():
         return registry.row_files()[kind].parts
     try:

@@ -58,7 +58,7 @@ class Gguf(Format):
         """Architectures and tokenizers whose names in GGUF are not known here."""
         if why := self.unfit(cell.lock.task, load_config(BaseRef.of(cell.lock).location).to_dict()):
             return why
-        if _pre_tokenizer(load_processor(source_of(BaseRef.of(cell.lock)))) is None:
+        if _pre_tokenizer(_tokenizer(cell)) is None:
             return "its tokenizer cuts text in a way whose name in GGUF is not known"
         return None
 
@@ -97,7 +97,7 @@ class Gguf(Format):
 
         from hfadapt.core.errors import RunError
 
-        own = load_processor(source_of(BaseRef.of(cell.lock)))
+        own = _tokenizer(cell)
         read = AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
         # What this reader makes of every vocabulary is one rule for cutting; the ids of words must be the same.
         if read.convert_tokens_to_ids(own.tokenize(PROBE)) != own.convert_tokens_to_ids(own.tokenize(PROBE)):
@@ -126,6 +126,10 @@ class Gguf(Format):
             f'model = AutoModelForCausalLM.from_pretrained(".", gguf_file="{FILE}")\n'
             f"# llama.cpp: llama-cli -m {FILE}"
         )
+
+
+def _tokenizer(cell: Cell) -> Any:
+    return load_processor(source_of(BaseRef.of(cell.lock)), registry.task(cell.lock.task).modality)
 
 
 def write_gguf(model: Any, tokenizer: Any, path: Path, kind: str, name: str) -> None:

@@ -48,21 +48,87 @@ class Example:
         return sum(label != IGNORED or isinstance(label, float) for label in self.labels)
 
 
+@dataclass(frozen=True)
+class Taken:
+    """A value as it is kept: read once, safely, and written so that whoever opens it again meets no surprise.
+
+    Args:
+        data: The bytes of its file.
+        look: What it is compared by: equal for equal content, and with what `Modality.vector` makes of it.
+        facts: Measures of it, by the names of `Modality.facts`.
+        notes: What is to be said of it, the same words for all values of the kind.
+    """
+
+    data: bytes
+    look: str
+    facts: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+
+
 class Modality:
-    """What a modality has to say. The module-level instance is called `KIND`.
+    """What a modality has to say, with what texts need. The module-level instance is called `KIND`.
 
     Attributes:
-        name: Name that tasks use.
+        name: Name that tasks use, and of the column that holds a value.
         operations: Changes that leave a label right, by the name of the setting in `data.augment`.
         perturbations: Careless input as users give it, with how much of it is changed.
         tokens: Whether its processor is a tokenizer, each of whose ids needs an embedding of the model.
+        unit: What the size of an example counts, in words.
+        one_size: Whether all examples of a batch must have the same size, as pictures must.
+        suffixes: Endings of files each of which holds one value, in lower case; none for texts, which stand in tables.
+        facts: Measures of a value that test rows are sliced by, each with its unit.
     """
 
     name: str
     operations: Mapping[str, Operation]
     perturbations: Mapping[str, tuple[Operation, float]]
     tokens: bool = False
+    unit: str = "tokens"
+    one_size: bool = False
+    suffixes: tuple[str, ...] = ()
+    facts: Mapping[str, str] = {}
 
     def load_processor(self, path: str, revision: str | None) -> Any:
         """What turns values into a model's inputs: the tokenizer of texts."""
+        raise NotImplementedError
+
+    def sized(self, processor: Any, max_length: int) -> Any:
+        """The processor for examples of at most `max_length` units."""
+        return processor
+
+    def identity(self, processor: Any) -> Any:
+        """What two processors differ in, as JSON."""
+        return sorted(processor.get_vocab().items())
+
+    def shaped(self, config: Mapping[str, Any], length: int) -> Mapping[str, Any]:
+        """A model's config for examples of so many units, from which its inputs are known (`traced`)."""
+        return config
+
+    def traced(self, config: Any, rows: int, length: int) -> dict[str, Any]:
+        """Inputs of a model with this config as zeros: `rows` rows of `length` units."""
+        import torch
+
+        ids = torch.zeros(rows, length, dtype=torch.long)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    # --- values that come as files -----------------------------------------------------------------------------------
+
+    def take(self, data: bytes) -> Taken:
+        """A value as it is kept. Raises Unusable for bytes that are none."""
+        raise NotImplementedError
+
+    def vector(self, look: str) -> Any:
+        """(D,) float32 of length 1 for a `look`: what is nearly the same has a product close to 1."""
+        raise NotImplementedError
+
+    def nearness(self, similarity: float) -> float:
+        """The product from which two values count as nearly the same, for `data.dedupe.similarity`."""
+        raise NotImplementedError
+
+    def random(self, chance: random.Random) -> bytes:
+        """The bytes of a value that means nothing, for canaries."""
+        raise NotImplementedError
+
+    def preview(self, data: bytes, side: int) -> tuple[bytes, str]:
+        """A small picture of a value and its media type, at most `side` pixels high."""
         raise NotImplementedError

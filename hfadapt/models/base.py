@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hfadapt.core.errors import RunError
 from hfadapt.core.hashing import json_sha256, kept_sha256
+from hfadapt.recipe.names import AUTO
 from hfadapt.recipe.schema import Lock, LockedBase, Recipe
 from hfadapt.records.stages import BaseRecord
 
@@ -21,6 +22,7 @@ class BaseRef:
         quant, dtype: How the weights are held.
         seed: Of what the checkpoint does not hold, such as a new head.
         made: The base that a stage made out of `model`, where one did; its `folder` holds it.
+        max_length: Of the examples that it will be given, where that is known.
     """
 
     model: str
@@ -29,12 +31,14 @@ class BaseRef:
     dtype: str
     seed: int = 17
     made: LockedBase | None = None
+    max_length: int | None = None
 
     @classmethod
     def of(cls, recipe: Recipe) -> BaseRef:
         """The base of a recipe, or the one that a lock says was trained on."""
         made = recipe.base if isinstance(recipe, Lock) else None
-        return cls(recipe.model, recipe.task, recipe.quant, recipe.dtype, recipe.train.seed, made)
+        length = None if recipe.data.max_length == AUTO else recipe.data.max_length
+        return cls(recipe.model, recipe.task, recipe.quant, recipe.dtype, recipe.train.seed, made, length)
 
     def __str__(self) -> str:
         return f"{self.model}, changed by {self.made.made_by}" if self.made else self.model

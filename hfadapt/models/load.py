@@ -9,6 +9,7 @@ import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,9 +112,15 @@ def _dequantised(gguf: Path) -> Path:
     return cache.made(place, lambda folder: samples.dequantise(gguf, folder))
 
 
-def load_processor(source: ModelSource, modality: str = "text") -> Any:
-    """What turns values into the base's inputs: of texts the tokenizer, with a pad token."""
-    return registry.modality(modality).load_processor(source.path, source.revision)
+def load_processor(source: ModelSource, modality: str, max_length: int | None = None) -> Any:
+    """What turns values into the base's inputs: of texts the tokenizer, with a pad token.
+
+    Args:
+        max_length: Of the examples that it will make, where that is known.
+    """
+    kind = registry.modality(modality)
+    processor = kind.load_processor(source.path, source.revision)
+    return processor if max_length is None else kind.sized(processor, max_length)
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -197,10 +204,10 @@ def load_base(
     for name, value in list(vars(config).items()):
         if "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
-    tokenizer = load_processor(source, task.modality)
+    tokenizer = load_processor(source, task.modality, ref.max_length)
     skeleton = _skeleton(auto, config, ref)
     # A head over a whole text takes the last token that is no padding.
-    if not task.writes and config.pad_token_id is None:
+    if registry.modality(task.modality).tokens and not task.writes and config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
     heads = tuple(
         name
@@ -229,6 +236,10 @@ def load_base(
             module.support_avx512bf16_for_cpu = False
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            # With the statistics of the base: of a batch they would hang on which rows are beside each other.
+            module.train = partial(_stays_in_evaluation, module)  # type: ignore[assignment, method-assign]
+            module.eval()
     quantised = _check_quantised(model, skeleton, heads, quant)
     if registry.modality(task.modality).tokens:
         _raise_problems(_token_problems(tokenizer, model, ref.location))
@@ -237,7 +248,7 @@ def load_base(
     fresh |= dict.fromkeys(changed if wanted.rows is None else ())
     model.requires_grad_(False)
     parameters = sum(p.numel() for p in skeleton.parameters())
-    known = _identity(model, tokenizer, skeleton, heads)
+    known = _identity(model, registry.modality(task.modality).identity(tokenizer), tokenizer, skeleton, heads)
     moved = () if wanted.rows is None else changed
     return Base(source, model, tokenizer, heads, tuple(fresh), quantised, parameters, known, moved, note)
 
@@ -386,9 +397,10 @@ def compute_dtype(storage: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def _identity(
-    model: Any, tokenizer: PreTrainedTokenizerBase, skeleton: Any, heads: Sequence[str]
+    model: Any, processor: Any, tokenizer: PreTrainedTokenizerBase, skeleton: Any, heads: Sequence[str]
 ) -> dict[str, str | None]:
-    """Hashes of the config's sizes, the body's parameter shapes, the vocabulary and the chat template."""
+    """Hashes of the config's sizes, the body's parameter shapes, the vocabulary or what else makes inputs, and the chat
+    template."""
     config = {key: getattr(model.config, key, None) for key in CONFIG_IDENTITY}
     shapes = {
         name: list(parameter.shape)
@@ -399,9 +411,14 @@ def _identity(
     return {
         "config_sha256": json_sha256(config),
         "shapes_sha256": json_sha256(shapes),
-        "tokenizer_sha256": json_sha256(sorted(tokenizer.get_vocab().items())),
+        "tokenizer_sha256": json_sha256(processor),
         "chat_template_sha256": json_sha256(template) if template else None,
     }
+
+
+def _stays_in_evaluation(module: torch.nn.Module, mode: bool = True) -> torch.nn.Module:
+    module.training = False
+    return module
 
 
 def _owner(key: str, model: PreTrainedModel) -> str:

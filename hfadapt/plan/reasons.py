@@ -61,6 +61,8 @@ LM_DEFAULTS: dict[str, tuple[Any, str]] = {
 ASSUMED_ROWS = 2000
 EVALUATIONS = 4
 CHECKPOINT_SECONDS = 60.0
+FEW_ROWS = 8
+"""So few rows are evaluated at once even if that needs more memory than training, as of a very small model."""
 COMPILED_KINDS = ("cuda", "rocm")
 CACHED_EPOCHS = 1.5
 """Outputs of frozen layers are kept where every row is met this often on average."""
@@ -302,9 +304,12 @@ def settle_frozen_cache(decided: Decisions, question: Question, chosen: Candidat
     """Whether layers below the first trained one run once for each row, and their outputs are kept."""
     facts, name = question.facts, "train.fast.frozen_cache"
     layers = predict.frozen_layers(facts, chosen.workload)
-    if not layers or decided.recipe.data.augment.on:
+    unknown = bool(registry.task(facts.task).without)
+    if not layers or unknown or decided.recipe.data.augment.on:
         why = "no layer lies below the first trained one"
-        if layers:
+        if unknown:
+            why = "it is for models of text"
+        elif layers:
             why = "data.augment changes the rows in every epoch, so their outputs are not seen again"
         decided.settle(name, False, why, if_asked=f"without effect, as {why}" if decided.asked(name) else "")
         return chosen
@@ -390,7 +395,8 @@ def settle_evaluation(
     rows = 64
     while rows > 1:
         phases = predict.predict(facts, chosen.workload.model_copy(update={"evaluate_rows": rows}))
-        if next(p for p in phases if p.phase == "evaluate").total_bytes <= min(budget, chosen.peak_bytes):
+        needs = next(p for p in phases if p.phase == "evaluate").total_bytes
+        if needs <= min(budget, chosen.peak_bytes) or (rows <= FEW_ROWS and needs <= budget):
             break
         rows //= 2
     decided.settle("evaluate.batch_rows", rows, "the most, up to 64, in the memory of training")

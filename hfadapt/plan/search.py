@@ -166,7 +166,7 @@ def candidate(
         evaluate_rows=1,
         generate_rows=question.recipe.evaluate.generate_rows,
         fast=fast.used,
-        without=fast.without,
+        without=tuple(dict.fromkeys((*fast.without, *registry.task(question.recipe.task).without))),
         malloc_tuned=question.target.name != catalogue.THIS_MACHINE or allocator.malloc_tuned(),
         device="cpu" if question.target.on_cpu else "gpu",
     )

@@ -224,7 +224,7 @@ def _scores(cell: Cell, model: Any, device: torch.device) -> Scores:
     from hfadapt.train.batches import padded
 
     lock, task = cell.lock, registry.task(cell.lock.task)
-    tokenizer = load_processor(source_of(BaseRef.of(lock)))
+    tokenizer = load_processor(source_of(BaseRef.of(lock)), task.modality, lock.data.max_length)
     rows = read_split(cell.folder, "test")[:ROWS]
     examples = task.encode(rows, tokenizer, max_length=lock.data.max_length, labels=cell.data.labels)
     pad = pad_token_id(tokenizer)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
+from hfadapt.files import Unusable as Unusable
+
 LabelKind = Literal["none", "class", "classes", "number", "tokens"]
 """What a row is labelled with: nothing, one class, several classes, a number, or a class for each of its tokens."""
 
@@ -40,14 +42,6 @@ TEXT_NAMES = (
     *("text", "sentence", "content", "review", "tweet", "comment", "document", "body", "utterance", "message"),
 )
 _SYLLABLES = [first + vowel for first in "bcdfghjklmnprstvwz" for vowel in "aeiou"]
-
-
-class Unusable(Exception):
-    """A row that cannot be used, with the reason as in dropped.jsonl and what was found."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason)
-        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True)
@@ -79,6 +73,7 @@ class RowSchema:
         optional: Parts that are used where there are any.
         names: Column names by which each part is recognised, in lower case, the first match wins.
         modality: What a row is made of.
+        media: The part that is a file; "" for rows of text, which can be searched for words and personal data.
         label_kind: What a row is labelled with.
         writes: Whether a row ends in text that a model learns to write.
         chat: Whether the model's chat template turns a row into text.
@@ -93,6 +88,7 @@ class RowSchema:
     optional: tuple[str, ...] = ()
     names: Mapping[str, tuple[str, ...]] = {}
     modality: str = "text"
+    media: str = ""
     label_kind: LabelKind = "none"
     writes: bool = False
     chat: bool = False

@@ -160,7 +160,7 @@ class Task:
         name: Name in recipes.
         title: What the task is, in words for messages: "text classification".
         pipeline_tag: Name of the task on the Hub.
-        peft_task_type: Name in `peft.TaskType`.
+        peft_task_type: Name in `peft.TaskType`; None where peft has none, as for images.
         auto_class: The class of transformers that loads the base with this task's head.
         modality: What its rows are made of.
         schemas: Row schemas that it learns from.
@@ -171,6 +171,7 @@ class Task:
         writes: Whether its model writes text: it can be asked to generate, and general text can be scored.
         per_token: Whether its labels stand at tokens.
         packs: Whether rows may be packed into one sequence.
+        without: Parts of the fast path (recipe/fast.py) that do not fit what its models are given.
         counted: What has one class each, in words for tables: rows.
         assumed_tokens: Length of rows, before any data was seen.
         folder: Where snippet.py.j2 lies: the code of the card that opens an adapter and asks it one thing, a template
@@ -180,7 +181,7 @@ class Task:
     name: str
     title: str
     pipeline_tag: str
-    peft_task_type: str
+    peft_task_type: str | None
     auto_class: str
     modality: str = "text"
     schemas: frozenset[str]
@@ -191,6 +192,7 @@ class Task:
     writes: bool = False
     per_token: bool = False
     packs: bool = False
+    without: tuple[str, ...] = ()
     counted: str = "rows"
     assumed_tokens: int = 128
     answer_rows: int = ANSWER_ROWS
@@ -248,6 +250,10 @@ class Task:
     def targets(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The L labels of a batch: the place of each in the flattened logits, the label, and its row, all (L, …)."""
         raise NotImplementedError
+
+    def outputs_of(self, model: Any, batch: Mapping[str, torch.Tensor]) -> Any:
+        """The model's outputs, `logits` among them."""
+        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
 
     def label_logits(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Logits of the L labels of a batch: (L, V) over the vocabulary, or (L, C) over the classes."""

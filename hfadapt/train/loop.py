@@ -99,7 +99,7 @@ class Loop:
             products,
             tuple(job.name for job in jobs),
             lock.train.resident_layers,
-            wanted.without,
+            (*wanted.without, *registry.task(lock.task).without),
             # By its own number of steps each would decide for itself.
             any(each.train.fast.compile for each in locks),
         )

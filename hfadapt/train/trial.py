@@ -105,7 +105,7 @@ class Trial:
         """Collects what comes out of frozen layers, where it stands in their place with the same loss; yields
         the number of these layers."""
         # Rows that change with the epoch have other outputs each time.
-        same = not any(job.augmented for job in self.jobs)
+        same = not any(job.augmented for job in self.jobs) and not self.passes.task.without
         layers = frozen_layers(self.passes.model) if same and machines() == 1 else []
         if not layers:
             yield 0

@@ -43,7 +43,14 @@ def splits_of(domain):
     "columns", [{"group": "speaker"}, {"group": "file", "group_pattern": r"^\d_([a-z]+)_"}], ids=["column", "pattern"]
 )
 def test_no_group_stands_in_two_splits(tmp_path, columns, streaming):
-    domain = prepared(tmp_path, [name for name in "abcdefghij" for _ in range(30)], columns, streaming=streaming, test=0.3, validation=0.3)
+    domain = prepared(
+        tmp_path,
+        [name for name in "abcdefghij" for _ in range(30)],
+        columns,
+        streaming=streaming,
+        test=0.3,
+        validation=0.3,
+    )
     where = splits_of(domain)
     assert set(where) == set("abcdefghij")
     assert all(len(splits) == 1 for splits in where.values())

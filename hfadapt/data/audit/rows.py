@@ -80,7 +80,7 @@ def overlap(view: View) -> Iterator[Finding]:
         yield finding("split-overlap", "hard", "validation rows are also test rows", _places(shared), fix)
     taken = {row.place for row in same}
     rest = [row for row in made["train"] if row.place not in taken]
-    join = duplicates.Join([tokens(row.text) for row in (*held, *rest)], view.asked.similarity)
+    join = duplicates.joined([*held, *rest], view.asked.similarity)
     near: dict[int, int] = {}
     for pair in join.pairs(among=len(held)):
         if pair.second >= len(held):
@@ -162,7 +162,7 @@ def classes(view: View) -> Iterator[Finding]:
 def wrong_column(view: View) -> Iterator[Finding]:
     """A column that is constant or identifies rows was taken for the text or the label."""
     rows = view.rows.get("train", [])
-    if len(rows) < 8:
+    if len(rows) < 8 or view.schema.media:
         return
     made = [as_row(row, view.schema.name) for row in rows]
     labels = [row.label for row in made if row.label is not None and row.several is None]
@@ -221,7 +221,7 @@ def many_dropped(view: View) -> Iterator[Finding]:
 
 def label_leak(view: View) -> Iterator[Finding]:
     """The answer stands in what the model is shown."""
-    rows = view.rows.get("train", [])
+    rows = [] if view.schema.media else view.rows.get("train", [])
     made = [as_row(row, view.schema.name) for row in rows]
     format.strip_boilerplate(made, view.schema.name)
     labelled = [
@@ -286,7 +286,7 @@ def _telltale_word(labelled: Sequence[tuple[Row, dict[str, Any]]], fix: str) -> 
 
 def garbled_text(view: View) -> Iterator[Finding]:
     """Text was decoded with the wrong encoding."""
-    rows = view.rows.get("train", [])
+    rows = [] if view.schema.media else view.rows.get("train", [])
     bad = [row for row in rows if clean.looks_garbled(as_row(row, view.schema.name).text)]
     if bad:
         yield finding(

@@ -36,7 +36,7 @@ LEAST_TOKENS = 5
 
 def membership(
     attacks: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    texts: tuple[Sequence[str], Sequence[str]],
+    seen: tuple[Sequence[Any], Sequence[Any]],
     **how: Unpack[Sampling],
 ) -> Membership:
     """How well the attacks tell M members from N non-members.
@@ -47,24 +47,24 @@ def membership(
 
     Args:
         attacks: By name, the scores of members (M,) and of non-members (N,), higher for members.
-        texts: The words of members and of non-members.
+        seen: What members and non-members show to whoever has no model: texts, or vectors (D,) of files.
         how: Of the bootstrap, in which members and non-members are drawn apart.
     """
-    if len(texts[0]) < 2 or len(texts[1]) < 2:
+    if len(seen[0]) < 2 or len(seen[1]) < 2:
         raise ValueError("membership inference needs two members and two non-members")
     generator = np.random.default_rng(how["seed"])
     draws = tuple(
         generator.multinomial(len(own), np.full(len(own), 1 / len(own)), size=how["resamples"]).astype(np.float64)
-        for own in texts
+        for own in seen
     )
     confidence = how["confidence"]
     together = 1 - (1 - confidence) / max(1, len(attacks))
     measured = tuple(_attack(name, members, others, draws, together) for name, (members, others) in attacks.items())
-    blind = _attack("bag of words", *_blind(texts, how["seed"]), draws, confidence)
+    blind = _attack(*_blind(seen, how["seed"]), draws, confidence)
     reached = max(0.5, blind.auc.value)
     return Membership(
-        members=len(texts[0]),
-        non_members=len(texts[1]),
+        members=len(seen[0]),
+        non_members=len(seen[1]),
         attacks=measured,
         blind=blind,
         leaks=any(attack.auc.low is not None and attack.auc.low > reached for attack in measured),
@@ -189,20 +189,22 @@ def _estimate(value: float, samples: np.ndarray, confidence: float, rows: int) -
     return Estimate(value=value, low=low, high=high, rows=rows)
 
 
-def _blind(texts: tuple[Sequence[str], Sequence[str]], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Out-of-fold scores of logistic regression on a bag of words, for members and non-members."""
+def _blind(seen: tuple[Sequence[Any], Sequence[Any]], seed: int) -> tuple[str, np.ndarray, np.ndarray]:
+    """Name, and out-of-fold scores of logistic regression on a bag of words or on vectors, for members and others."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
 
-    words = [*texts[0], *texts[1]]
-    gold = np.repeat([1, 0], [len(texts[0]), len(texts[1])])
-    folds = StratifiedKFold(min(FOLDS, len(texts[0]), len(texts[1])), shuffle=True, random_state=seed % 2**32)
-    pipeline = make_pipeline(
+    rows = [*seen[0], *seen[1]]
+    first = len(seen[0])
+    gold = np.repeat([1, 0], [first, len(seen[1])])
+    folds = StratifiedKFold(min(FOLDS, first, len(seen[1])), shuffle=True, random_state=seed % 2**32)
+    model: Any = LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000)
+    name = "look alone"
+    if isinstance(rows[0], str):
+        name = "bag of words"
         # Single characters count too, so that no text is without words.
-        TfidfVectorizer(token_pattern=r"(?u)\w+|[^\w\s]", sublinear_tf=True),
-        LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000),
-    )
-    values = cross_val_predict(pipeline, words, gold, cv=folds, method="decision_function")
-    return values[: len(texts[0])], values[len(texts[0]) :]
+        model = make_pipeline(TfidfVectorizer(token_pattern=r"(?u)\w+|[^\w\s]", sublinear_tf=True), model)
+    values = cross_val_predict(model, rows, gold, cv=folds, method="decision_function")
+    return name, values[:first], values[first:]

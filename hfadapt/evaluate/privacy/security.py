@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hfadapt.core import registry
 from hfadapt.data import read_split
 from hfadapt.evaluate.metrics.rows import sampling
 from hfadapt.evaluate.privacy import membership as mia
@@ -109,12 +110,14 @@ def _leaks(context: EvaluationContext) -> tuple[Membership | None, Verbatim | No
             context.score(examples), context.score(examples, adapter=False) if untrained else None
         )
 
-    def texts(part: Sequence[tuple[Row, Example]]) -> list[str]:
+    def seen(part: Sequence[tuple[Row, Example]]) -> list[Any]:
+        if context.schema.media:
+            return [registry.modality(context.schema.modality).vector(row["look"]) for row, _ in part]
         return [mia.row_text(context.schema, row) for row, _ in part]
 
     inferred = mia.membership(
         {name: (values[:first], values[first:]) for name, values in attacks.items()},
-        (texts(members), texts(others)),
+        (seen(members), seen(others)),
         **sampling(context.lock),
     )
     return inferred, repeated

@@ -15,7 +15,7 @@ from hfadapt.models.facts import ModelFacts
 
 LENGTH = 16
 """Tokens of the two rows that are run."""
-LayersRun = tuple[str, str, bool, int]
+LayersRun = tuple[str, str, str, bool, int]
 
 
 def taking_part(facts: ModelFacts, auto_class: str) -> dict[str, bool] | None:
@@ -41,17 +41,19 @@ def plain_names(facts: ModelFacts, auto_class: str, names: tuple[str, ...]) -> f
 
 
 def _key(facts: ModelFacts, auto_class: str) -> LayersRun:
-    config = json.dumps({k: v for k, v in facts.config.items() if k[0] != "_"}, sort_keys=True, default=str)
-    return config, auto_class, facts.generates, max(2, sum(facts.pattern))
+    modality = registry.task(facts.task).modality
+    shaped = registry.modality(modality).shaped(facts.config, LENGTH)
+    config = json.dumps({k: v for k, v in shaped.items() if k[0] != "_"}, sort_keys=True, default=str)
+    return config, modality, auto_class, facts.generates, max(2, sum(facts.pattern))
 
 
 @cache
 def _taking_part(key: LayersRun, length: int) -> tuple[tuple[str, bool], ...] | None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from hfadapt.plan.memory.trace import Live, cut_model, make_fake, quiet, text_inputs
+    from hfadapt.plan.memory.trace import Live, cut_model, make_fake, quiet
 
-    config, auto_class, generates, layers = key
+    config, modality, auto_class, generates, layers = key
     model: Any = cut_model(config, auto_class, generates, layers).float().requires_grad_(True)
     reached: set[str] = set()
 
@@ -69,7 +71,7 @@ def _taking_part(key: LayersRun, length: int) -> tuple[tuple[str, bool], ...] | 
         with FakeTensorMode(), quiet():
             make_fake(model)
             with Live(model.train()):
-                model(**text_inputs(model, length)).logits.float().sum().backward()
+                model(**registry.modality(modality).traced(model.config, 2, length)).logits.float().sum().backward()
     except Exception:
         # Whatever a model's own code raises on fake tensors.
         return None
@@ -89,7 +91,7 @@ def _plain_names(key: LayersRun, names: tuple[str, ...]) -> frozenset[str] | Non
         )
     except ImportError:  # before peft 0.19
         return None
-    config, auto_class, generates, layers = key
+    config, _, auto_class, generates, layers = key
     model: Any = cut_model(config, auto_class, generates, layers)
 
     def converted(modules: Any) -> Any:

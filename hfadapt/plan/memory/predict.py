@@ -10,6 +10,7 @@ allocator.py.
 
 from __future__ import annotations
 
+from hfadapt.core import registry
 from hfadapt.models.facts import LinearShape, ModelFacts
 from hfadapt.plan.memory.terms import is_traced, known_terms, own_passes, saved_bytes_per_token, step_key, terms_of
 from hfadapt.plan.memory.workload import (
@@ -112,7 +113,7 @@ class _Rows:
     def __init__(self, facts: ModelFacts, workload: Workload) -> None:
         self.facts, self.workload = facts, workload
         self.terms = terms_of(facts, workload)
-        self.tokens = workload.length_tokens if facts.vocab_size else 1
+        self.tokens = 1 if registry.modality(registry.task(facts.task).modality).one_size else workload.length_tokens
         self.element = DTYPE_BYTES[workload.dtype]
 
     def live(self, mark: str, rows: int) -> int:

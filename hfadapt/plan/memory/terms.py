@@ -107,12 +107,14 @@ def step_key(facts: ModelFacts, workload: Workload) -> StepKey:
     from hfadapt.plan.memory.trace import StepKey
 
     on_cpu = workload.device == "cpu"
+    task = registry.task(facts.task)
+    config = registry.modality(task.modality).shaped(facts.config, workload.length_tokens)
     method, store = workload.adapter, workload.store
     # peft unpacks weights that it reads by itself, which stand-ins do not know.
     bits = 0 if Access.READ in method.needs else store.bits
     # Only an unpacked weight adds a constant, which takes a third length to find.
     unpacks = 0 if bits else 1
-    if facts.vocab_size == 0:
+    if registry.modality(task.modality).one_size:
         lengths: tuple[int, ...] = (1,)
     elif facts.model_type in STEPWISE_MODEL_TYPES:
         lengths = (8, 16, 32)[unpacks:]
@@ -124,8 +126,9 @@ def step_key(facts: ModelFacts, workload: Workload) -> StepKey:
         longest = min(facts.max_positions or 2 * SHORT_TOKENS, 2 * SHORT_TOKENS)
         lengths = (SHORT_TOKENS + 8, (SHORT_TOKENS + longest) // 2, longest)[unpacks:]
     return StepKey(
-        config=json.dumps({k: v for k, v in facts.config.items() if k[0] != "_"}, sort_keys=True, default=str),
-        auto_class=registry.task(facts.task).auto_class,
+        config=json.dumps({k: v for k, v in config.items() if k[0] != "_"}, sort_keys=True, default=str),
+        modality=task.modality,
+        auto_class=task.auto_class,
         generates=facts.generates,
         dtype=_traced_dtype("float32" if method.whole_model else workload.dtype),
         matmul_dtype=_traced_dtype(workload.matmul_dtype),

@@ -48,6 +48,7 @@ class StepKey:
     """What the trace depends on; `config` is JSON, `lengths` the traced tokens per row (one for images)."""
 
     config: str
+    modality: str
     auto_class: str
     generates: bool
     dtype: str
@@ -374,21 +375,13 @@ def make_fake(model: nn.Module) -> None:
 
 
 def _inputs(key: StepKey, model: Any, length: int, packed: bool) -> dict[str, torch.Tensor]:
-    config = model.config
-    if getattr(config, "image_size", None) and not getattr(config, "vocab_size", 0):
-        size = config.image_size if isinstance(config.image_size, (list, tuple)) else (config.image_size,) * 2
-        return {"pixel_values": torch.zeros(ROWS, config.num_channels, *size, dtype=getattr(torch, key.dtype))}
     if packed:
         tokens = fast.packed_rows([length] * ROWS, ["default"] * ROWS).tokens
         ids = torch.zeros(1, tokens, dtype=torch.long)
         return {"input_ids": ids, "position_ids": ids}
-    return text_inputs(model, length)
-
-
-def text_inputs(model: Any, length: int) -> dict[str, torch.Tensor]:
-    """ROWS rows of so many tokens."""
-    ids = torch.zeros(ROWS, length, dtype=torch.long)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    made = registry.modality(key.modality).traced(model.config, ROWS, length)
+    dtype = getattr(torch, key.dtype)
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in made.items()}
 
 
 def _loss(key: StepKey, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

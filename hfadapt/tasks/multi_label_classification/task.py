@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.modalities import Example, Row
-from hfadapt.tasks import Answer, Batches, RowMetric, Scores
-from hfadapt.tasks.text_classification.task import TextClassification, index_of
+from hfadapt.tasks import Answer, Batches, RowMetric, Scores, index_of
+from hfadapt.tasks.text_classification.task import TextClassification
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,0 +1,132 @@
+"""Files each of which is one row: images and recordings in folders of classes, and in archives of them.
+
+A file in a folder of its class has the name of that folder as its label. In a tar archive files of one name belong
+together, as in WebDataset: `0001.jpg` with `0001.cls`, `0001.txt` or `0001.json` beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from hfadapt.core import registry
+from hfadapt.core.errors import DataError
+from hfadapt.files import FILE_LIMIT_BYTES, Blob, Rows, Unread
+
+ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip")
+_SIDECARS = (".cls", ".txt", ".json")
+_SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "data", "images", "audio")
+_BROKEN = "download or pack it again"
+
+Member = tuple[PurePosixPath, Callable[[], bytes]]
+
+
+def suffixes() -> dict[str, str]:
+    """Endings of such files, and the modality of each."""
+    return {ending: name for name in registry.names("modalities") for ending in registry.modality(name).suffixes}
+
+
+def holds(path: Path) -> str | None:
+    """The modality of what is in a file or archive; None for other files."""
+    known = suffixes()
+    if path.suffix.lower() in known:
+        return known[path.suffix.lower()]
+    if not path.name.lower().endswith(ARCHIVES):
+        return None
+    try:
+        for name, _ in _members(path):
+            if found := known.get(name.suffix.lower()):
+                return found
+    except DataError:
+        # What is wrong with it is said when it is read.
+        return None if path.suffix.lower() == ".zip" else next(iter(known.values()))
+    return None
+
+
+def read(files: Sequence[Path]) -> Rows:
+    """A row for each file, or for each file in an archive, with its class where folders tell it.
+
+    Raises:
+        DataError: an archive is broken.
+    """
+    kinds = suffixes()
+    whole = [path for path in files if path.suffix.lower() in kinds]
+    labelled = len({path.parent for path in whole}) > 1
+    number = 0
+    for path in files:
+        if path.suffix.lower() in kinds:
+            label = {"label": path.parent.name} if labelled and path.parent.name.lower() not in _SPLITS else {}
+            # Two folders may hold files of one name.
+            name = f"{path.parent.name}/{path.name}" if labelled else path.name
+            yield number, {kinds[path.suffix.lower()]: Blob(name, path=path), **label, "file": name}
+            number += 1
+            continue
+        for values in _rows(path, kinds):
+            yield Unread(number, *values) if isinstance(values, tuple) else (number, values)
+            number += 1
+
+
+def _rows(path: Path, kinds: dict[str, str]) -> Iterator[dict[str, Any] | tuple[str, str]]:
+    for _, together in groupby(_members(path), key=lambda member: member[0].with_suffix("")):
+        # A tar archive is read as it comes, so what is wanted of a member is taken before the next one.
+        beside: dict[str, bytes] = {}
+        found: list[tuple[str, Blob]] = []
+        for name, content in together:
+            ending = name.suffix.lower()
+            if ending in kinds:
+                found.append((kinds[ending], Blob(str(name), content())))
+            elif ending in _SIDECARS:
+                beside[ending] = content()
+        for kind, blob in found:
+            try:
+                yield {kind: blob, **_label(PurePosixPath(blob.name), beside), "file": blob.name}
+            except ValueError as error:
+                yield "not-json", f"{path.name}: {blob.name}: {error}"
+
+
+def _label(name: PurePosixPath, beside: dict[str, bytes]) -> dict[str, Any]:
+    """What stands beside a member, or the name of its folder. Raises ValueError for what cannot be read."""
+    if ".json" in beside:
+        values = json.loads(beside[".json"])
+        return values if isinstance(values, dict) else {"label": values}
+    if told := next((beside[ending] for ending in (".cls", ".txt") if ending in beside), None):
+        return {"label": told.decode("utf-8").strip()}
+    folder = name.parent.name
+    return {"label": folder} if folder and folder.lower() not in _SPLITS else {}
+
+
+def _members(path: Path) -> Iterator[Member]:
+    """Names and contents of an archive's files, hidden ones left out.
+
+    Raises:
+        DataError: it is cut off, broken or locked.
+    """
+    try:
+        for name, size, content in _zipped(path) if path.suffix.lower() == ".zip" else _tarred(path):
+            inside = PurePosixPath(name)
+            if any(part.startswith((".", "__MACOSX")) for part in inside.parts) or size > FILE_LIMIT_BYTES:
+                continue
+            yield inside, content
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
+        what = "needs a password" if isinstance(error, RuntimeError) else "is cut off or broken"
+        raise DataError(f"the archive {what}", place=str(path), got=str(error)[:120], fix=_BROKEN) from None
+
+
+def _zipped(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
+    with zipfile.ZipFile(path) as archive:
+        for info in sorted(archive.infolist(), key=lambda info: info.filename):
+            if not info.is_dir():
+                yield info.filename, info.file_size, lambda info=info: archive.read(info)  # type: ignore[misc]
+
+
+def _tarred(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
+    # As a stream: nothing is looked for twice, so an archive may be larger than memory and disk cache.
+    with tarfile.open(path, "r|*") as archive:
+        for info in archive:
+            if info.isfile():
+                yield info.name, info.size, lambda info=info: archive.extractfile(info).read()  # type: ignore[misc, union-attr]

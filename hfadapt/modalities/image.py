@@ -1,0 +1,353 @@
+"""Images: read by Pillow alone, kept small and plain, and given to a model by transformers' own processors."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfadapt.core.errors import RequestError
+from hfadapt.files import Unusable
+from hfadapt.modalities import Modality, Row, Taken
+from hfadapt.modalities._image_changes import CHANGES
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image as Picture
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+MOST_PIXELS = 100_000_000
+"""Larger images are refused unread: a file of a few kilobytes can unpack to gigabytes."""
+STORED_SIDE = 768
+"""The shorter side of what is kept, in pixels; models that are adapted here look at less."""
+LOOK_SIDE = 16
+"""An image is compared by a grey thumbnail of this side."""
+TINY_SIDE = 8
+SMALL_TIMES, SMALLEST_SIDE = 4, 112
+"""Small images are enlarged so many times, and at least to this side, not to the model's whole size."""
+CONV_STRIDE = 32
+"""Convolutional nets without patches halve a side five times."""
+
+
+@dataclass(frozen=True)
+class Changed:
+    """An image with changes that are worked out when it is looked at.
+
+    Args:
+        data: The bytes of its file.
+        steps: Name of each change, how much of it, and the seed of its draws.
+    """
+
+    data: bytes
+    steps: tuple[tuple[str, float, int], ...]
+
+
+def later(name: str, value: bytes | Changed, share: float, draw: random.Random) -> Changed:
+    """A change as an operation of the modality."""
+    data, steps = (value.data, value.steps) if isinstance(value, Changed) else (value, ())
+    return Changed(data, (*steps, (name, share, draw.getrandbits(64))))
+
+
+def opened(value: bytes | Changed | Picture) -> Picture:
+    """The picture behind a kept value, in RGB."""
+    from PIL import Image
+
+    if not isinstance(value, (bytes, Changed)):
+        return value.convert("RGB")
+    data, steps = (value.data, value.steps) if isinstance(value, Changed) else (value, ())
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    for name, share, seed in steps:
+        picture = CHANGES[name](picture, share, random.Random(seed))
+    return picture
+
+
+@dataclass(frozen=True)
+class Processor:
+    """Makes a model's pixels of pictures: transformers' own processor of the model, on Pillow, at a chosen size.
+
+    Args:
+        inner: The processor of transformers.
+        side: Height and width of what the model is given, in pixels.
+        most: The side that the model was made for.
+        patch: Pixels of a side that become one position of the model.
+        fixed: Whether the model takes no other side.
+    """
+
+    inner: Any
+    side: int
+    most: int
+    patch: int
+    fixed: bool
+    name_or_path: str
+    pad_token_id: int | None = None
+    eos_token_id: int | None = None
+    chat_template: str | None = None
+
+    def at(self, positions: int) -> Processor:
+        """For pictures of at most so many positions."""
+        side = self.patch * math.isqrt(min(positions, (self.most // self.patch) ** 2))
+        if self.fixed or side == self.side or side < self.patch:
+            return self
+        inner = type(self.inner)(**_resized(self.inner.to_dict(), side / self.most))
+        return replace(self, inner=inner, side=side)
+
+    @property
+    def positions(self) -> int:
+        """Positions of a picture."""
+        return (self.side // self.patch) ** 2
+
+    def natural(self, row: Row) -> int:
+        """Positions at which a prepared row's picture shows all that is in it."""
+        if self.fixed:
+            return self.positions
+        side = min(self.most, max(SMALLEST_SIDE, SMALL_TIMES * max(int(row["width"]), int(row["height"]))))
+        return (-(-side // self.patch)) ** 2
+
+    def values(self, values: Sequence[bytes | Changed | Picture]) -> np.ndarray:
+        """(B, 3, side, side) float32."""
+        found: np.ndarray = self.inner([opened(value) for value in values], return_tensors="np")["pixel_values"]
+        return found
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes preprocessor_config.json."""
+        self.inner.save_pretrained(folder)
+
+
+def _resized(settings: Mapping[str, Any], times: float) -> dict[str, Any]:
+    """A processor's settings with its sizes in another proportion."""
+    found = {key: value for key, value in settings.items() if key != "image_processor_type"}
+    for name in ("size", "crop_size"):
+        if found.get(name):
+            found[name] = {side: round(pixels * times) for side, pixels in found[name].items()}
+    return found
+
+
+class Image(Modality):
+    """Images, read by Pillow."""
+
+    name = "image"
+    unit = "positions"
+    one_size = True
+    suffixes = SUFFIXES
+    facts = {"width": "pixels", "height": "pixels", "brightness": "of 1", "contrast": "of 1"}
+    operations = {name: partial(later, name) for name in ("trivial", "crop", "flip")}
+    perturbations = {
+        "blur": (partial(later, "blur"), 0.5),
+        "noise": (partial(later, "noise"), 0.1),
+        "brightness": (partial(later, "brightness"), 0.4),
+        "JPEG": (partial(later, "jpeg"), 0.8),
+        "crop": (partial(later, "off_centre"), 0.2),
+        "occlusion": (partial(later, "occlusion"), 0.1),
+    }
+
+    def load_processor(self, path: str, revision: str | None) -> Processor:
+        """The model's image processor.
+
+        Raises:
+            RequestError: there is none, or it does not make square pictures of a known size.
+        """
+        from transformers import AutoConfig, AutoImageProcessor
+
+        try:
+            config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+            # By Pillow: the other ones need torchvision.
+            inner = AutoImageProcessor.from_pretrained(path, revision=revision, backend="pil", trust_remote_code=False)
+        except Exception as error:
+            raise RequestError(
+                "the base has no image processor that can be read",
+                place=path,
+                got=f"{type(error).__name__}: {' '.join(str(error).split())}"[:300],
+                allowed="a preprocessor_config.json beside its weights",
+                fix="put it there: AutoImageProcessor.from_pretrained(MODEL).save_pretrained(FOLDER)",
+            ) from None
+        sizes = (getattr(inner, "crop_size", None), inner.size)
+        size = next((dict(each) for each in sizes if each), {})
+        side = size.get("height") or size.get("shortest_edge") or 224
+        patch = getattr(config, "patch_size", None)
+        patch = int(patch[0] if isinstance(patch, (list, tuple)) else patch or CONV_STRIDE)
+        return Processor(inner, side, side, patch, _takes_one_size(config), path)
+
+    def sized(self, processor: Processor, max_length: int) -> Processor:
+        """The processor for pictures of at most `max_length` positions."""
+        return processor.at(max_length)
+
+    def identity(self, processor: Processor) -> Any:
+        """The settings of transformers' processor at the model's own size."""
+        return json.loads(processor.inner.to_json_string()) if processor.side == processor.most else processor.most
+
+    def shaped(self, config: Mapping[str, Any], length: int) -> Mapping[str, Any]:
+        """With the side that so many positions have."""
+        patch = config.get("patch_size") or CONV_STRIDE
+        patch = patch[0] if isinstance(patch, (list, tuple)) else patch
+        return {**config, "image_size": patch * math.isqrt(length)}
+
+    def traced(self, config: Any, rows: int, length: int) -> dict[str, Any]:
+        """`pixel_values` (rows, channels, side, side)."""
+        import torch
+
+        size = getattr(config, "image_size", None) or 224
+        size = size if isinstance(size, (list, tuple)) else (size, size)
+        return {"pixel_values": torch.zeros(rows, getattr(config, "num_channels", 3), *size)}
+
+    def take(self, data: bytes) -> Taken:
+        """Reads an image: its first frame, turned as its camera says, in 8 bits, on white where it is transparent.
+
+        What is kept is the file itself where that is already so, else PNG, or JPEG of quality 95 for what was JPEG.
+        Its text and places (EXIF) are not kept.
+        """
+        from PIL import Image, ImageOps
+
+        notes = []
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                picture = Image.open(io.BytesIO(data))
+                kind, mode, own = picture.format, picture.mode, picture.size
+                if own[0] * own[1] > MOST_PIXELS:
+                    what = f"{own[0]:,} x {own[1]:,} pixels, more than {MOST_PIXELS / 1e6:.0f} million"
+                    raise Unusable("image-too-large", f" is an image of {what}")
+                if getattr(picture, "n_frames", 1) > 1:
+                    notes.append("images with several frames: the first is used")
+                    picture.seek(0)
+                picture.load()
+                described = bool(picture.getexif())
+                turned = ImageOps.exif_transpose(picture)
+        except Unusable:
+            raise
+        except Exception as error:
+            # Pillow's readers raise errors of every kind on broken files.
+            raise Unusable("not-an-image", f" has {_called(data)}: {_first_line(error)}") from None
+        plain = _plain(turned)
+        if mode not in ("RGB", "L", "1"):
+            notes.append(f"images in mode {mode}: made {plain.mode}")
+        scale = STORED_SIDE / min(plain.size)
+        small = scale >= 1
+        if not small:
+            plain = plain.resize([max(1, round(each * scale)) for each in plain.size], Image.Resampling.LANCZOS)
+        kept = data
+        if not small or described or notes or plain.mode != mode or kind not in ("PNG", "JPEG"):
+            file = io.BytesIO()
+            if kind in ("JPEG", "MPO", "WEBP"):
+                plain.save(file, "JPEG", quality=95, subsampling=0)
+            else:
+                plain.save(file, "PNG")
+            kept = file.getvalue()
+        return Taken(kept, _look(plain), _facts(plain, own), tuple(notes))
+
+    def vector(self, look: str) -> np.ndarray:
+        """The thumbnail with mean 0 and length 1: brightness and contrast do not count."""
+        import numpy as np
+
+        grey = np.frombuffer(bytes.fromhex(look.split()[1]), dtype=np.uint8).astype(np.float32)
+        grey -= grey.mean()
+        length = float(np.linalg.norm(grey))
+        # Of an even surface nothing is left to compare by; such images are alike only where they are equal.
+        return grey / length if length > 1.0 * len(grey) ** 0.5 else np.zeros_like(grey)
+
+    def nearness(self, similarity: float) -> float:
+        """0.995 for the usual 0.8: copies in other sizes, colours or qualities, and not two of one kind."""
+        return 1 - (1 - similarity) / 40
+
+    def random(self, chance: random.Random) -> bytes:
+        """Coloured noise."""
+        from PIL import Image
+
+        small = Image.frombytes("RGB", (8, 8), chance.randbytes(8 * 8 * 3))
+        file = io.BytesIO()
+        small.resize((64, 64), Image.Resampling.BICUBIC).save(file, "PNG")
+        return file.getvalue()
+
+    def preview(self, data: bytes, side: int) -> tuple[bytes, str]:
+        """The image itself, smaller."""
+        picture = opened(data)
+        picture.thumbnail((2 * side, side))
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        return file.getvalue(), "image/png"
+
+
+def _takes_one_size(config: Any) -> bool:
+    """Whether a model has an embedding for each place of a picture of one size and does not interpolate them."""
+    import inspect
+
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as KNOWN
+
+    if getattr(config, "patch_size", None) is None or config.model_type.startswith("dino"):
+        return False
+    if type(config) not in KNOWN:
+        return True
+    found = KNOWN[type(config)]
+    found = found[0] if isinstance(found, tuple) else found
+    return "interpolate_pos_encoding" not in inspect.signature(found.forward).parameters
+
+
+def _plain(picture: Picture) -> Picture:
+    """In 8 bits, RGB or grey."""
+    import numpy as np
+    from PIL import Image
+
+    if picture.mode in ("RGB", "L"):
+        return picture
+    if picture.mode.startswith(("I", "F")):
+        values = np.asarray(picture, dtype=np.float32)
+        low, high = (float(each) for each in (np.nanmin(values), np.nanmax(values)))
+        if picture.mode.startswith("I;16") or (picture.mode == "I" and low >= 0 and 255 < high <= 65535):
+            low, high = 0.0, 65535.0
+        scaled = np.nan_to_num((values - low) / max(high - low, 1e-9)).clip(0, 1)
+        return Image.fromarray((scaled * 255).round().astype(np.uint8), "L")
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+    return picture.convert("L" if picture.mode == "1" else "RGB")
+
+
+def _look(picture: Picture) -> str:
+    """A hash of the pixels, and a grey thumbnail in hexadecimal."""
+    from PIL import Image
+
+    exact = hashlib.sha256(f"{picture.size}".encode() + picture.convert("RGB").tobytes()).hexdigest()[:32]
+    thumb = picture.convert("L").resize((LOOK_SIDE, LOOK_SIDE), Image.Resampling.BOX)
+    return f"{exact} {thumb.tobytes().hex()}"
+
+
+def _facts(picture: Picture, own: tuple[int, int]) -> dict[str, float]:
+    import numpy as np
+
+    grey = np.asarray(picture.convert("L"), dtype=np.float32) / 255
+    return {
+        "width": float(own[0]),
+        "height": float(own[1]),
+        "brightness": round(float(grey.mean()), 4),
+        "contrast": round(float(grey.std()), 4),
+    }
+
+
+def _called(data: bytes) -> str:
+    """What broken bytes seem to be."""
+    if not data:
+        return "an empty file"
+    head = data[:16].lstrip().lower()
+    if head.startswith((b"<!doctype", b"<html")):
+        return "a web page and no image"
+    if head.startswith(b"version https://"):
+        return "a pointer of Git LFS and no image (git lfs pull)"
+    return f"{len(data):,} bytes that are no whole image"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    # Pillow names the object that it was given, which says nothing.
+    return (
+        "of no known kind" if "cannot identify" in str(error) else (lines[0] if lines else type(error).__name__)[:120]
+    )
+
+
+KIND = Image()

@@ -1,0 +1,93 @@
+"""What rows of files have in common: an image or a recording with a class."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from hfadapt.core import registry
+from hfadapt.files import Blob
+from hfadapt.modalities import Modality
+from hfadapt.schemas import LABEL_NAMES, Answers, Change, Columns, LabelKind, RowSchema, Unusable
+
+FILE_NAMES = ("file", "file_name", "filename", "path", "filepath", "file_path")
+
+
+class Labelled(RowSchema):
+    """Rows of a value, which is kept as bytes, and `label`.
+
+    Beside them stand the name of the file, what the value is compared by (`look`), and its measures.
+    """
+
+    label_kind: LabelKind = "class"
+
+    @property
+    def media(self) -> str:  # type: ignore[override]
+        """Its value."""
+        return self.modality
+
+    @property
+    def kind(self) -> Modality:
+        """The modality of the value."""
+        return registry.modality(self.modality)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Value, class, name of the file, and what it is compared by."""
+        return (*self.parts, "file", "look")
+
+    def fields(self, labelled: bool) -> list[tuple[str, Any]]:
+        """The columns, and the measures."""
+        import pyarrow as pa
+
+        value = (self.modality, pa.binary())
+        texts = [(name, pa.string()) for name in self.columns if name != self.modality]
+        return [value, *texts, *((name, pa.float32()) for name in self.kind.facts)]
+
+    def make(self, values: Columns, name_of: Callable[[Any], str | None]) -> dict[str, Any]:
+        """The value as it is kept. Raises Unusable where it cannot be read, or has no class."""
+        label = name_of(values["label"])
+        if label is None:
+            raise Unusable("missing-field")
+        blob = values[self.modality]
+        if isinstance(blob, Unusable):
+            raise blob
+        blob = Blob.of(blob)
+        taken = self.kind.take(blob.read())
+        noted = {"notes": "; ".join(taken.notes)} if taken.notes else {}
+        return {
+            **{self.modality: taken.data, "label": label, "file": blob.name, "look": taken.look},
+            **taken.facts,
+            **noted,
+        }
+
+    def shown(self, row: Columns) -> str:
+        """What it is compared by."""
+        return str(row["look"])
+
+    def quoted(self, row: Columns) -> tuple[str, ...]:
+        """The name of the file."""
+        return ("file",)
+
+    def changed(self, row: Columns, change: Change) -> dict[str, Any]:
+        """The value changed."""
+        return {**row, self.modality: change(row[self.modality], 0)}
+
+    def rewritten(self, row: Columns, change: Callable[[str], str]) -> dict[str, Any]:
+        """As it is: there is no text in it."""
+        return dict(row)
+
+    def stated(self, row: Columns) -> list[str]:
+        """Nothing that could be written down."""
+        return []
+
+    def canary(self, chance: random.Random, label: str | None, answers: Answers) -> dict[str, Any]:
+        """A value that means nothing."""
+        taken = self.kind.take(self.kind.random(chance))
+        return {self.modality: taken.data, "label": label, "file": "", "look": taken.look, **taken.facts}
+
+
+def names_of(part: str, *others: str) -> dict[str, tuple[str, ...]]:
+    """Column names of a modality's part and of its class."""
+    return {part: (part, *others, *FILE_NAMES), "label": LABEL_NAMES}

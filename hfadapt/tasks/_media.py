@@ -1,0 +1,100 @@
+"""What classifiers of files have in common: values that are opened when a batch is made, and one size for all."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hfadapt.core import registry
+from hfadapt.modalities import Example, Row
+from hfadapt.tasks import Answer, Served
+from hfadapt.tasks._classes import OneClass
+
+if TYPE_CHECKING:
+    import torch
+
+
+class MediaClassification(OneClass):
+    """Rows of a value, which is opened when a batch is made, and `label`; compared with a linear probe.
+
+    Attributes:
+        inputs: Name of the model's input.
+    """
+
+    inputs: str
+    # What a row is inside the model, its own code decides: patches, frames, and what it adds to them.
+    without = ("attention",)
+
+    def encode(
+        self, rows: Sequence[Row], tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()
+    ) -> list[Example]:
+        """Values with the processor that will read them. Raises DataError for an unknown label.
+
+        All have the size that the processor gives within `max_length`; `length` is what the value itself would need.
+        """
+        sized = registry.modality(self.modality).sized(tokenizer, max_length)
+        size = sized.positions
+        return [
+            Example(
+                {"value": row[self.modality], "processor": sized},
+                self.target(row, labels, number),
+                size,
+                min(size, sized.natural(row)),
+                number,
+            )
+            for number, row in enumerate(rows)
+        ]
+
+    def prompt(self, example: Example) -> Any:
+        """A hash of the value."""
+        return hashlib.sha256(repr(example.inputs["value"]).encode()).hexdigest()[:32]
+
+    def collate(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
+        """The model's inputs (B, …) in float32, and labels (B,)."""
+        import torch
+
+        processor = examples[0].inputs["processor"]
+        batch = {self.inputs: torch.from_numpy(processor.values([example.inputs["value"] for example in examples]))}
+        if all(example.labels for example in examples):
+            batch["labels"] = torch.tensor([example.labels[0] for example in examples])
+        return batch
+
+    def options(self, model: Any) -> dict[str, Any]:
+        """Further arguments of the model."""
+        return {}
+
+    def outputs_of(self, model: Any, batch: Mapping[str, torch.Tensor]) -> Any:
+        """The model's outputs, `logits` (B, C) among them."""
+        return model(**{self.inputs: batch[self.inputs].to(model.dtype)}, **self.options(model))
+
+    def label_logits(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Logits (B, C)."""
+        logits: torch.Tensor = self.outputs_of(model, batch).logits
+        return logits
+
+    def answer(
+        self, served: Sequence[Served], texts: Sequence[Any], max_new_tokens: int, names: Sequence[str] = ()
+    ) -> list[Answer]:
+        """The head's outputs for each value: bytes of a file, or a `Blob`."""
+        import torch
+
+        from hfadapt.files import Blob
+
+        kind, model = registry.modality(self.modality), served[0].model
+        blobs = [Blob.of(text) for text in texts]
+        taken = [kind.take(blob.read()) for blob in blobs]
+        rows = [{self.modality: each.data, **each.facts} for each in taken]
+        examples = [
+            self.encode([row], each.tokenizer, max_length=each.max_length, labels=each.labels)[0]
+            for each, row in zip(served, rows, strict=True)
+        ]
+        batch = self.collate(examples, served[0].pad_token_id)
+        named = {"adapter_names": list(names)} if names else {}
+        with torch.inference_mode():
+            inputs = batch[self.inputs].to(model.device, model.dtype)
+            logits = model(**{self.inputs: inputs}, **self.options(model), **named).logits
+        return [
+            self.read(blob.name, row, each.labels)
+            for each, blob, row in zip(served, blobs, logits.float().cpu(), strict=True)
+        ]
