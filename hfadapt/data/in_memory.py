@@ -17,7 +17,7 @@ from hfadapt.core.errors import DataError, Problem
 from hfadapt.data import canaries, clean, duplicates, split
 from hfadapt.data import columns as format
 from hfadapt.data.labels import Labels
-from hfadapt.data.reading import SourceReader, State, left_out, no_rows, workers
+from hfadapt.data.reading import SourceReader, State, no_rows, workers
 from hfadapt.data.rows import SPLITS, Ledger, Row, name_rows
 from hfadapt.data.sources import Opened, check_unreadable
 from hfadapt.data.split_files import DROPPED, RECORD, file_hashes, make_record, write_rows
@@ -79,11 +79,10 @@ def _read_domain(
         if not rows:
             raise no_rows(f"domains.{name}: {source.name}", reader.rows_in, reader.bad)
         reader.check_columns(rows)
-        state.noticed += reader.findings()
         state.columns.update(reader.parts)
         state.rows.extend(rows)
         garbled.extend(reader.garbled)
-        state.noticed += [*source.noticed, *left_out(source, reader.rows_in, reader.bad)]
+        state.noticed += reader.noticed
     state.form = format.one_form(state.rows, name)
     state.labels = format.settle_labels(state.rows, state.form, labels, name)
     found = sorted({each for row in state.rows for each in row.classes})

@@ -24,7 +24,7 @@ from hfadapt.data.split_files import RECORD, read_split
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import DataRecord
 
-CODE_VERSION = 4
+CODE_VERSION = 5
 """Raised whenever the same sources and settings would give other rows."""
 
 Progress = Callable[[str], None]

@@ -59,6 +59,13 @@ class SourceReader:
         self._recipe, self._domain, self._forms = recipe, domain, forms
         self._labels = labels
         self._flags: Flags | None = None
+        self._noticed: list[Finding] = []
+
+    @property
+    def noticed(self) -> list[Finding]:
+        """What is to be said of the source, once it is read. Raises DataError where no row has the group asked for."""
+        found = [*self.source.noticed, *self._noticed, *self._changed_files(), *self._without_group()]
+        return [*found, *_left_out(self.source, self.rows_in, self.bad)]
 
     def __iter__(self) -> Iterator[Row | Dropped]:
         limit = self.source.settings.rows
@@ -91,6 +98,9 @@ class SourceReader:
         for item in self.source.read():
             if limit is not None and self.rows_in >= limit:
                 break
+            if isinstance(item, Finding):
+                self._noticed.append(item)
+                continue
             self.rows_in += 1
             if isinstance(item, Dropped):
                 self.bad.append(item)
@@ -120,16 +130,15 @@ class SourceReader:
         except Unusable as fault:
             return fault
 
-    def findings(self) -> list[Finding]:
-        """What is to be said of rows that are used."""
-        changed = [
+    def _changed_files(self) -> list[Finding]:
+        return [
             Finding(code="files-changed", level="soft", message=f"{self.source.name}: {count:,} {note}")
             for note, count in self.notes.most_common()
         ]
-        return [*changed, *self.check_groups(self.rows_in - len(self.bad))]
 
-    def check_groups(self, rows: int) -> list[Finding]:
+    def _without_group(self) -> list[Finding]:
         """What is to be said of rows without a group. Raises DataError where none has one."""
+        rows = self.rows_in - len(self.bad)
         if not self.shape.group or not self.alone:
             return []
         what = f"{self.source.name}: {self.alone:,} of {rows:,} rows have no group in {self.shape.group}"
@@ -192,7 +201,7 @@ class SourceReader:
             self.columns = tuple(dict.fromkeys([*self.columns, self._flags.column or LABEL]))
 
 
-def left_out(source: Opened, rows: int, bad: Sequence[Dropped]) -> list[Finding]:
+def _left_out(source: Opened, rows: int, bad: Sequence[Dropped]) -> list[Finding]:
     """What is to be said of the few rows of a source that cannot be read."""
     unread = [each for each in bad if each.reason in UNREADABLE]
     if not unread:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from hfadapt.core.errors import DataError, Problem, nearest
 from hfadapt.core.progress import quiet_libraries
 from hfadapt.data.labels import some, task_with
 from hfadapt.data.rows import Dropped, name_rows
-from hfadapt.files import Unread, Values, folders, reading, tables
+from hfadapt.files import SPLIT_NAMES, Doubt, Unread, Values, folders, json_rows, media, reading, tables
 from hfadapt.files.opening import PACKED, suffix
 from hfadapt.recipe.schema import Domain, Source
 from hfadapt.recipe.sources import expanded
@@ -35,6 +35,7 @@ _UNREADABLE = {
         'write "" for a mark inside a quoted field, and quote fields that begin with one',
     ),
     "huge": None,
+    "repeated-key": ("have a key more than once, with different values", "keep the one that is right"),
     "missing-field": (
         "lack columns that the others have: values are missing, or formats are mixed",
         "repair these rows, name the right columns, or make each format a source of its own",
@@ -46,7 +47,7 @@ _UNREADABLE = {
 }
 """What rows that were dropped for a reason have in common, and what helps."""
 UNREADABLE = frozenset(_UNREADABLE)
-Reading = Iterator[tuple[int, Values] | Dropped]
+Reading = Iterator[tuple[int, Values] | Dropped | Finding]
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
@@ -56,7 +57,7 @@ class Opened:
 
     Args:
         name: As rows and dropped rows name it.
-        read: Starts reading; yields (0-based row, values) or the row as dropped.
+        read: Starts reading; yields (0-based row, values), the row as dropped, or a finding.
         fingerprint: Changes when the content changes.
         label_names: Class names by column, for columns of class numbers.
         settings: The recipe's words about this source.
@@ -66,6 +67,7 @@ class Opened:
         noticed: What is to be said of it.
         loose: Whether rows may leave out columns, so that one may begin late.
         folder: Where names of files in its rows begin.
+        splits: The splits that its file holds, by their keys.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Opened:
     noticed: tuple[Finding, ...] = ()
     loose: bool = False
     folder: Path = Path()
+    splits: Mapping[str, str] = field(default_factory=dict)
 
 
 def open_domain(domain: Domain, recipe_folder: Path, *, streaming: bool = False) -> list[Opened]:
@@ -111,7 +114,20 @@ def open_domain(domain: Domain, recipe_folder: Path, *, streaming: bool = False)
                 fix="name it once; hfadapt makes validation and test splits by itself",
             )
         places[each.name] = each
-    return _named_alike(opened)
+    return _named_alike([_with_unread(each, opened) for each in opened])
+
+
+def _with_unread(source: Opened, opened: Sequence[Opened]) -> Opened:
+    """The source; where nobody reads a split that its file holds, with a word about it."""
+    same = [each.settings.split or "train" for each in opened if each.settings.source == source.settings.source]
+    read = {SPLIT_NAMES.get(split, split) for split in same}
+    left = {key: split for key, split in source.splits.items() if split not in read}
+    if source.split or not left:
+        return source
+    what = f"{source.name}: the file also has the split{'s' if len(left) > 1 else ''} {some(left)}, which nothing reads"
+    fix = "; ".join(f"set {split}: {key} to use it" for key, split in left.items() if split != "train")
+    found = Finding(code="splits-left-out", level="soft", message=what, fix=fix)
+    return replace(source, noticed=(*source.noticed, found))
 
 
 def _named_alike(opened: Sequence[Opened]) -> list[Opened]:
@@ -139,7 +155,7 @@ def _given_source(given: str, domain: Domain, recipe_folder: Path) -> Source:
     bare = re.fullmatch(r"[A-Za-z_][\w.-]*(\[[^\]]*\])?", given)
     if bare and local_path(given, recipe_folder) is None and len(sources) == 1:
         own = local_path(sources[0].source, recipe_folder)
-        if (own is None and not sources[0].source.startswith(SAMPLE)) or (own is not None and own.is_dir()):
+        if folders.may_have_splits(own) if own is not None else not sources[0].source.startswith(SAMPLE):
             return sources[0].model_copy(update={"split": given, "rows": None})
     return sources[0].model_copy(
         update={"source": given, "split": None, "config": None, "revision": None, "rows": None, "weight": 1.0}
@@ -227,22 +243,40 @@ def _open_local(source: Source, path: Path, split: str) -> Opened:
     sha256 = reading.content_hash(files)
     return Opened(
         name,
-        lambda: numbered_rows(name, files),
+        lambda: numbered_rows(name, files, source.split),
         sha256,
         source,
         split,
         labels,
         {"sha256": sha256},
         noticed=tuple(noticed),
+        splits=json_rows.split_names(path) if path.is_file() else {},
         loose=any(suffix(file) in (".jsonl", ".ndjson", ".json") for file in files),
         folder=files[0].parent,
     )
 
 
-def numbered_rows(name: str, files: Sequence[Path]) -> Reading:
-    """Rows of all files, numbered through from 0."""
-    for item in reading.every_row(files):
-        yield Dropped(name, item.row, item.reason, detail=item.detail) if isinstance(item, Unread) else item
+def numbered_rows(name: str, files: Sequence[Path], split: str | None = None) -> Reading:
+    """Rows of all files, numbered through from 0; of files that hold splits, those of one."""
+    if any(media.holds(path) for path in files[:1]):
+        for row in media.read(files):
+            yield Dropped(name, row.row, row.reason, detail=row.detail) if isinstance(row, Unread) else row
+        return
+    first = 0
+    for path in files:
+        count = 0
+        for item in reading.rows(path, split):
+            if isinstance(item, Doubt):
+                message = f"{name}: {path.name}: {item.detail}" if len(files) > 1 else f"{name}: {item.detail}"
+                yield Finding(code=item.code, level="soft", message=message, fix=item.fix)
+                continue
+            if isinstance(item, Unread):
+                detail = f"{path.name}: {item.detail}" if len(files) > 1 else item.detail
+                yield Dropped(name, first + item.row, item.reason, detail=detail)
+            else:
+                yield first + item[0], item[1]
+            count += 1
+        first += count
 
 
 def open_hub(source: Source, *, split: str = "", streaming: bool = False) -> Opened:

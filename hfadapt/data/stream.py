@@ -18,7 +18,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem
 from hfadapt.data import canaries, clean, columns, split
 from hfadapt.data.labels import Labels
-from hfadapt.data.reading import SourceReader, State, left_out, no_rows, workers
+from hfadapt.data.reading import SourceReader, State, no_rows, workers
 from hfadapt.data.rows import GROUP, PRIORITY, SPLITS, Ledger, Row, arrow_schema, as_line, fold, stable_hash, text_key
 from hfadapt.data.sources import Opened, check_unreadable
 from hfadapt.data.split_files import DROPPED, RECORD, file_hashes, make_record
@@ -233,8 +233,7 @@ class _Domain:
                     check_unreadable(source, reader.rows_in, reader.bad)
             check_unreadable(source, reader.rows_in, reader.bad)
             self.state.rows_in[source.name] = reader.rows_in
-            self.state.noticed += reader.findings()
-            self.state.noticed += [*source.noticed, *left_out(source, reader.rows_in, reader.bad)]
+            self.state.noticed += reader.noticed
             if chunk:
                 yield self._clean(chunk, reader, first, log)
                 first = False

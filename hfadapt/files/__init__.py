@@ -14,6 +14,9 @@ from typing import Any
 LINE_LIMIT_BYTES = 16 << 20
 FILE_LIMIT_BYTES = 256 << 20
 """Of one image or recording."""
+SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"}
+SPLIT_NAMES.update({"dev": "validation", "test": "test"})
+"""What the splits of a data set are called."""
 
 Values = dict[str, Any]
 
@@ -84,4 +87,13 @@ class Blob:
             raise Unusable("file-not-read", f" has {self.name}: {error.strerror or 'it cannot be read'}") from None
 
 
-Rows = Iterator[tuple[int, Values] | Unread]
+@dataclass(frozen=True)
+class Doubt:
+    """What may be wrong with rows that could be read: the code of a finding, what was found, and what helps."""
+
+    code: str
+    detail: str
+    fix: str
+
+
+Rows = Iterator[tuple[int, Values] | Unread | Doubt]

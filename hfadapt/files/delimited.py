@@ -13,7 +13,7 @@ from typing import IO
 
 from hfadapt import files
 from hfadapt.core.errors import DataError
-from hfadapt.files import Rows, Unread
+from hfadapt.files import Doubt, Rows, Unread
 from hfadapt.files.opening import called, suffix, text_bytes
 
 HEAD_CHARACTERS = 1 << 16
@@ -22,6 +22,9 @@ _SEP = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 # A quotation mark after a backslash, inside a field.
 _ESCAPED = re.compile(r'\\"(?!\s*(?:[,;\t|\r\n]|$))')
 _RECENT = 512
+MANY_LINES = 3
+"""So many lines of a field that each have as many fields as the header are hardly text."""
+_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ def read(path: Path) -> Rows:
         dialect, names, lines = _begin(path, raw)
         if not names:
             return
-        for number, (fields, where, reason) in enumerate(_records(dialect, lines, len(names))):
+        doubted: list[tuple[int, str]] = []
+        for number, (fields, where, reason) in enumerate(_records(dialect, lines, len(names), doubted)):
             if number == 0 and len(fields) == len(names) + 1 and fields[0] in ("0", "1") and fields[-1]:
                 # R writes the names of rows without a name above them.
                 names = ["", *names]
@@ -90,6 +94,16 @@ def read(path: Path) -> Rows:
                 yield Unread(number, "not-utf8", f"{where} is not UTF-8")
             else:
                 yield number, {name: value for name, value in zip(names, fields, strict=True) if name}
+        if doubted:
+            count = sum(count for count, _ in doubted)
+            places = ", ".join(where for _, where in doubted[:5]) + (" …" if len(doubted) > 5 else "")
+            yield Doubt(
+                "lines-like-rows",
+                "lines inside of quoted fields look like rows of the table, and are read as text: "
+                f"{count:,} in fields that end in {places}; a stray quotation mark may have swallowed them",
+                'write "" for a mark inside a quoted field, and quote fields that begin with one; nothing, if these '
+                "lines are text",
+            )
 
 
 def _begin(path: Path, raw: IO[bytes]) -> tuple[Dialect, list[str], _Lines]:
@@ -165,9 +179,15 @@ def _joined(head: str, text: io.TextIOWrapper) -> Iterator[str]:
     yield from text
 
 
-def _records(dialect: Dialect, lines: _Lines, width: int) -> Iterator[tuple[list[str], str, tuple[str, str] | None]]:
-    """Fields of each record, where it stands, and why it cannot be used."""
-    recent: deque[str] = deque(maxlen=_RECENT)
+def _records(
+    dialect: Dialect, lines: _Lines, width: int, doubted: list[tuple[int, str]]
+) -> Iterator[tuple[list[str], str, tuple[str, str] | None]]:
+    """Fields of each record, where it stands, and why it cannot be used.
+
+    Args:
+        doubted: Gets the lines in fields that may be rows: how many, and where they end.
+    """
+    recent: deque[list[str]] = deque(maxlen=_RECENT)
     reader = dialect.reader(lines)
     while True:
         fault: str | None = None
@@ -189,12 +209,14 @@ def _records(dialect: Dialect, lines: _Lines, width: int) -> Iterator[tuple[list
             yield [], where, ("huge", f"{where}: {fault}")
         else:
             found = fields or []
+            if len(taken) > 1 and len(found) == width and (count := _like_rows(dialect, taken, found, recent)):
+                doubted.append((count, where))
             if len(found) == width:
-                recent.append(found[-1])
+                recent.append(found)
             yield found, where, None
 
 
-def _swallowed(dialect: Dialect, taken: Sequence[str], width: int, recent: Collection[str]) -> bool:
+def _swallowed(dialect: Dialect, taken: Sequence[str], width: int, recent: Collection[list[str]]) -> bool:
     """Whether a record of several lines took in rows that stand by themselves.
 
     They have as many fields as the header, and text follows the mark that closes the field, or their last fields are
@@ -207,4 +229,23 @@ def _swallowed(dialect: Dialect, taken: Sequence[str], width: int, recent: Colle
         list(dialect.reader(taken, strict=True))
     except csv.Error:
         return True
-    return {fields[-1] for fields in inner} <= set(recent)
+    return {fields[-1] for fields in inner} <= {fields[-1] for fields in recent}
+
+
+def _like_rows(dialect: Dialect, taken: Sequence[str], found: Sequence[str], recent: Collection[list[str]]) -> int:
+    """How many lines of a record with valid quotation marks may be rows all the same.
+
+    All of them have as many fields as the header, and a column of them holds values of other rows or, like theirs,
+    numbers; or they are many.
+    """
+    # The last line holds what follows the field, unless this is the last one.
+    lines = taken[1:] if "\n" in found[-1] else taken[1:-1]
+    inner = [fields for line in lines if (fields := next(dialect.reader([line]), []))]
+    if len(found) < 2 or not inner or any(len(fields) != len(found) for fields in inner):
+        return 0
+    if len(inner) >= MANY_LINES:
+        return len(inner)
+    for values, known in zip(zip(*inner, strict=True), zip(*recent, strict=True), strict=False):
+        if "" not in values and (set(values) <= set(known) or all(map(_NUMBER.fullmatch, (*values, *known)))):
+            return len(inner)
+    return 0

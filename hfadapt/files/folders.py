@@ -10,15 +10,13 @@ from pathlib import Path
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.files import media
+from hfadapt.files import SPLIT_NAMES, json_rows, media
 from hfadapt.files.opening import HEAD_BYTES, PACKED, foreign, suffix
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 """Of files that hfadapt reads whatever the rows; row schemas read further ones."""
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
 """Of these, one beside images or recordings names them."""
-_SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"}
-_SPLIT_NAMES.update({"dev": "validation", "test": "test"})
 _ABOUT = re.compile(
     r"(read.?me|licen[sc]e|copying|notice|citation|changelog|contributing|requirements)\b.*"
     r"|(dataset_infos?|dataset_dict|state|config|package|vocab|metadata|\w*tokenizer\w*|\w+_config|\w+_map"
@@ -101,6 +99,11 @@ def find(path: Path) -> Found:
     return Found(tuple(data), tuple(each for each in known if each not in data))
 
 
+def may_have_splits(path: Path) -> bool:
+    """Whether a path can have named splits: a folder, or a JSON file that holds them."""
+    return path.is_dir() or (path.is_file() and bool(json_rows.split_names(path)))
+
+
 def _holds(folder: Path, names: tuple[str, ...]) -> bool:
     return any((folder / name).exists() for name in names)
 
@@ -108,8 +111,8 @@ def _holds(folder: Path, names: tuple[str, ...]) -> bool:
 def chosen(path: Path, split: str | None = None) -> Found:
     """The files behind a path, folder or glob that belong to a split.
 
-    A folder whose files or folders are called train…, validation… and test… has these splits; `split` picks one
-    (`train` when not said), as for a data set on the Hub.
+    A folder whose files or folders are called train…, validation… and test… has these splits, and so has a JSON file
+    with a list of rows for each; `split` picks one (`train` when not said), as for a data set on the Hub.
 
     Raises:
         DataError: none can be read, or there is no such split.
@@ -117,9 +120,20 @@ def chosen(path: Path, split: str | None = None) -> Found:
     found = find(path)
     if not found.data:
         raise unreadable(path)
+    inside = json_rows.split_names(path) if path.is_file() else {}
+    if inside:
+        if SPLIT_NAMES.get(split or "train", split) not in inside.values():
+            raise DataError(
+                "the file has no such split" if split else "the file has no split to train on",
+                place=str(path),
+                got=repr(split) if split else f"the splits {', '.join(inside)}",
+                allowed=", ".join(inside),
+                fix=f"name one of these splits, such as split: {next(iter(inside))}",
+            )
+        return found
     splits = {each: _split_of(each, path) for each in found.data}
     if not path.is_file() and "train" in splits.values():
-        wanted = _SPLIT_NAMES.get(split or "train", split)
+        wanted = SPLIT_NAMES.get(split or "train", split)
         data = tuple(each for each in found.data if splits[each] == wanted)
         if not data:
             raise DataError(
@@ -135,15 +149,16 @@ def chosen(path: Path, split: str | None = None) -> Found:
             "a local file has no named splits",
             place=str(path),
             got=f"split {split!r}",
-            fix="leave split out, or name the files of a folder train…, validation… and test…",
+            fix="leave split out, or name the files of a folder train…, validation… and test…; or write a JSON file of "
+            '{"train": […], "test": […]}',
         )
     return found
 
 
 def _split_of(file: Path, start: Path) -> str | None:
-    own = _SPLIT_NAMES.get(re.split(r"[^a-z]", file.name.lower())[0])
+    own = SPLIT_NAMES.get(re.split(r"[^a-z]", file.name.lower())[0])
     above = file.relative_to(start).parts[:-1] if start in file.parents else ()
-    return own or next((_SPLIT_NAMES[part.lower()] for part in above if part.lower() in _SPLIT_NAMES), None)
+    return own or next((SPLIT_NAMES[part.lower()] for part in above if part.lower() in SPLIT_NAMES), None)
 
 
 def unreadable(path: Path) -> DataError:

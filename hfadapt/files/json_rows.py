@@ -5,17 +5,36 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from hfadapt.core.errors import DataError
-from hfadapt.files import Rows, Unread, Values
-from hfadapt.files.opening import called, lines, text_bytes
+from hfadapt.files import SPLIT_NAMES, Rows, Unread, Values
+from hfadapt.files.opening import called, lines, suffix, text_bytes
 
 FIRST_LINES = 5
 _TEXT = re.compile(r"\S")
 _NUMBER = re.compile(r"-?\d+")
+
+
+class _Repeated(Exception):
+    """A key stands in an object more than once, with different values."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises _Repeated for a key with two values, of which Python would take the last."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        for key, value in pairs:
+            if made[key] != value:
+                shown = f"{value!r}"[:40], f"{made[key]!r}"[:40]
+                raise _Repeated(f"an object has the key {key!r} more than once: {shown[0]} and {shown[1]}")
+    return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def read_lines(path: Path) -> Rows:
@@ -34,7 +53,10 @@ def read_lines(path: Path) -> Rows:
             yield Unread(number, "empty", f"line {number + 1} is blank")
             continue
         try:
-            value = json.loads(line)
+            value = _DECODER.decode(line)
+        except _Repeated as error:
+            yield Unread(number, "repeated-key", f"line {number + 1}: {error}")
+            continue
         except (ValueError, RecursionError) as error:
             yield Unread(number, "not-json", f"line {number + 1}: {error}")
             continue
@@ -80,8 +102,43 @@ def _is_rows(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
-def read_whole(path: Path) -> Rows:
+def split_names(path: Path) -> dict[str, str]:
+    """The splits of a JSON document by their keys: `val` for `validation`; none where it is of another shape."""
+    if suffix(path) != ".json":
+        return {}
+    status = path.stat()
+    return _split_names(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _split_names(path: Path, size: int, changed: int) -> dict[str, str]:
+    """As long as the file is the same one; what cannot be read is said when it is read."""
+    try:
+        with text_bytes(path) as file:
+            content = file.read()
+        return _splits(json.loads(content)) if content.lstrip()[:1] == b"{" else {}
+    except (DataError, OSError, ValueError, RecursionError):
+        return {}
+
+
+def _splits(value: Any) -> dict[str, str]:
+    """Keys of the splits of a document that has nothing but splits and remarks."""
+    if not isinstance(value, dict):
+        return {}
+    tables = [key for key, each in value.items() if _is_rows(each) or _is_columns(each)]
+    found = {key: SPLIT_NAMES[key.lower()] for key in tables if key.lower() in SPLIT_NAMES}
+    return found if len(found) == len(tables) else {}
+
+
+def _is_columns(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(each, list) for each in value.values())
+
+
+def read_whole(path: Path, split: str | None = None) -> Rows:
     """The rows of a JSON document: a list of objects, pandas' shapes, lists by column, objects by key, or one below.
+
+    Args:
+        split: Which of its splits, where it has some; `train` when not said.
 
     Raises:
         DataError: it is broken, or has no rows.
@@ -98,7 +155,9 @@ def read_whole(path: Path) -> Rows:
             fix="save it as UTF-8",
         ) from None
     try:
-        value = json.loads(text)
+        value = _DECODER.decode(text)
+    except _Repeated as error:
+        raise _repeated(path, error) from None
     except RecursionError:
         raise DataError("the JSON is nested too deeply", place=str(path), fix="write a list of objects") from None
     except ValueError as error:
@@ -108,19 +167,23 @@ def read_whole(path: Path) -> Rows:
         cut = error.pos >= len(text.rstrip()) if isinstance(error, json.JSONDecodeError) else False
         what = "the JSON is cut off" if cut or "Unterminated" in str(error) else "the file is not JSON"
         raise DataError(what, place=str(path), got=str(error), fix="get it again, or correct it there") from None
+    wanted = SPLIT_NAMES.get(split or "train")
+    value = next((value[key] for key, name in _splits(value).items() if name == wanted), value)
     for number, each in enumerate(rows_of(value, path)):
         yield _row(number, each)
 
 
 def _one_after_another(path: Path, text: str) -> Rows:
     """JSON Lines called .json, or objects that follow each other over several lines."""
-    decoder, at, number = json.JSONDecoder(), 0, 0
+    at, number = 0, 0
     if _value(text.partition("\n")[0]) is not None:
         yield from read_lines(path)
         return
     while match := _TEXT.search(text, at):
         try:
-            value, at = decoder.raw_decode(text, match.start())
+            value, at = _DECODER.raw_decode(text, match.start())
+        except _Repeated as error:
+            raise _repeated(path, error) from None
         except ValueError as error:
             raise DataError("the file is not JSON", place=str(path), got=str(error), fix="correct it there") from None
         yield _row(number, value)
@@ -178,6 +241,10 @@ def _of_objects(value: Mapping[str, Mapping[str, Any]]) -> list[Values]:
     if numbered or (not counted and len(keys) > len(value)):
         return [{column: cells.get(key) for column, cells in value.items()} for key in keys]
     return [dict(each) for each in value.values()]
+
+
+def _repeated(path: Path, error: _Repeated) -> DataError:
+    return DataError(str(error), place=str(path), fix="keep the one that is right")
 
 
 def _no_rows(path: Path, got: str, wanted: str) -> DataError:

@@ -41,28 +41,9 @@ def _of_schema(path: Path) -> Rows:
         yield replace(item, row=more)
 
 
-def every_row(files: Sequence[Path]) -> Rows:
-    """The rows of all files, numbered through from 0."""
-    if any(media.holds(path) for path in files[:1]):
-        yield from media.read(files)
-        return
-    first = 0
-    for path in files:
-        count = 0
-        for item in rows(path):
-            if isinstance(item, Unread):
-                detail = f"{path.name}: {item.detail}" if len(files) > 1 else item.detail
-                yield replace(item, row=first + item.row, detail=detail)
-            else:
-                yield first + item[0], item[1]
-            count += 1
-        first += count
-
-
 _READERS: dict[str, Callable[[Path], Rows]] = {
     ".jsonl": json_rows.read_lines,
     ".ndjson": json_rows.read_lines,
-    ".json": json_rows.read_whole,
     ".csv": delimited.read,
     ".tsv": delimited.read,
     ".parquet": tables.read,
@@ -71,8 +52,14 @@ _READERS: dict[str, Callable[[Path], Rows]] = {
 }
 
 
-def rows(path: Path) -> Rows:
-    """The rows of a file. Raises DataError where it is not what its ending says, or broken."""
+def rows(path: Path, split: str | None = None) -> Rows:
+    """The rows of a file. Raises DataError where it is not what its ending says, or broken.
+
+    Args:
+        split: Which of its splits, where it has some; `train` when not said.
+    """
+    if suffix(path) == ".json":
+        return json_rows.read_whole(path, split)
     return _READERS.get(suffix(path), _of_schema)(path)
 
 

@@ -184,8 +184,8 @@ class _Domain:
                 self.refuse((*keys, key), f"`{key}` is for data sets of the Hub", entry[key], "", f"delete `{key}`")
         if path is None:
             return
-        if entry.get("split") and not path.is_dir():
-            allowed = "a folder with files named train…, validation… and test…, or a Hub data set"
+        if entry.get("split") and not folders.may_have_splits(path):
+            allowed = "a folder with files named train…, validation… and test…, a JSON file of them, or a Hub data set"
             self.refuse((*keys, "split"), "a local file has no named splits", entry["split"], allowed, "delete `split`")
         files = folders.find(path).data
         if not files:
@@ -252,7 +252,7 @@ class _Domain:
             source = entries[0][1]["source"]
             own = resolve_source(source, self.folder)
             if resolve_source(given, self.folder) is None:
-                if source.startswith(SAMPLE) or (own is not None and not own.is_dir()):
+                if source.startswith(SAMPLE) or (own is not None and not folders.may_have_splits(own)):
                     if given in SPLITS:
                         fix = f"delete `{split}`: hfadapt makes the split by itself, or name a file"
                         self.refuse(at, "the source has no named splits", given, "a file or another source", fix)
@@ -267,7 +267,7 @@ class _Domain:
         """Rows that are trained on cannot measure what was learned."""
         source = entry["source"]
         path = resolve_source(source, self.folder)
-        split = entry.get("split") or ("" if path is not None and not path.is_dir() else "train")
+        split = entry.get("split") or ("" if path is not None and not folders.may_have_splits(path) else "train")
         identity = (path.resolve() if path is not None else source, str(split))
         first = self.places.setdefault(identity, at)
         if first == at:

@@ -88,6 +88,27 @@ def test_folder_with_named_splits_reads_train_unless_told(tmp_path):
     assert "test, train" in str(error.value)
 
 
+@pytest.mark.parametrize("columns", [False, True])
+def test_json_of_several_splits(tmp_path, columns):
+    splits = {name: [{"text": f"{name} {n}", "label": "a"} for n in range(3)] for name in ("dev", "train", "test")}
+    if columns:
+        splits = {name: {key: [row[key] for row in rows] for key in rows[0]} for name, rows in splits.items()}
+    (tmp_path / "a.json").write_text(json.dumps({"version": "1.0", **splits}))
+    for split, text in ((None, "train 0"), ("test", "test 0"), ("validation", "dev 0"), ("dev", "dev 0")):
+        assert rows_of("a.json", tmp_path, split=split)[0][1]["text"] == text
+    opened = sources.open_domain(Domain(source="a.json", test="test"), tmp_path)
+    assert [(each.name, each.split, len(list(each.read()))) for each in opened] == [
+        ("a.json", "", 3),
+        ("a.json:test", "test", 3),
+    ]
+    said = [each.message for source in opened for each in source.noticed]
+    assert said == ["a.json: the file also has the split dev, which nothing reads"]
+    (tmp_path / "b.json").write_text(json.dumps({"test": splits["test"], "dev": splits["dev"]}))
+    with pytest.raises(DataError, match="no split to train on") as error:
+        rows_of("b.json", tmp_path)
+    assert "split: test" in str(error.value)
+
+
 def test_given_split_is_a_file_or_a_split_of_the_source(tmp_path):
     for name in ("train.jsonl", "test.jsonl"):
         (tmp_path / name).write_text(json.dumps({"text": name}) + "\n")

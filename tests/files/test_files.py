@@ -15,7 +15,7 @@ import pytest
 from pyarrow import parquet
 
 from hfadapt.core.errors import DataError
-from hfadapt.files import Unread, folders, reading
+from hfadapt.files import Doubt, Unread, folders, reading
 
 ROWS = [{"text": f"the {n}th row, with é", "label": "ab"[n % 2]} for n in range(6)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -180,7 +180,7 @@ REFUSED = {
     "lists.json": (json.dumps([[*row.values()] for row in ROWS]), "a list of lists", "for each row"),
     "texts.json": (json.dumps(["a", "b"]), "a list of values", "for each row"),
     "text.json": (json.dumps(json.dumps(ROWS)), "one text", "a list of objects"),
-    "two.json": (json.dumps({"train": ROWS, "test": ROWS}), "several lists of rows: train, test", "file of its own"),
+    "two.json": (json.dumps({"new": ROWS, "test": ROWS}), "several lists of rows: new, test", "file of its own"),
     "uneven.json": (json.dumps({"text": ["a"], "label": []}), "different lengths: text 1, label 0", "every row"),
     "other.json": (json.dumps({"a": 1, "b": ["x"]}), "an object with a, b", "a list of objects"),
     "deep.json": ("[" * 200_000, "nested too deeply", "list of objects"),
@@ -241,6 +241,30 @@ def test_quoted_lines_are_one_field(tmp_path):
     assert [row["prompt"] for _, row in found] == [poem, code, poem, code]
 
 
+@pytest.mark.parametrize("first", ["ab", "numbers", "words"])
+def test_rows_inside_of_a_last_field_are_said(tmp_path, first):
+    def lead(n):
+        return {"ab": "ab"[n % 2], "numbers": f"{n * 7}.5", "words": f"the {n * 7}th"}[first]
+
+    lines = [f"{lead(n)},some words of row {n}" for n in range(60)]
+    lines[5] = f'{lead(5)},"two lines\nof a letter, which are no rows"'
+    lines[10], lines[14] = lines[10].replace(",", ',"'), lines[14] + '"'
+    found = read(tmp_path, "a.csv", "label,text\n" + "\n".join(lines) + "\n")
+    assert len(found) == 57
+    assert reasons(found) == []
+    assert isinstance(found[-1], Doubt)
+    assert "4 in fields that end in line 17;" in found[-1].detail
+
+
+def test_one_row_inside_of_a_last_field_is_said(tmp_path):
+    lines = [f"{'ab'[n % 2]},some words of row {n}" for n in range(60)]
+    lines[10], lines[11] = lines[10].replace(",", ',"'), lines[11] + '"'
+    found = read(tmp_path, "a.csv", "label,text\n" + "\n".join(lines) + "\n")
+    assert "1 in fields that end in line 13;" in found[-1].detail
+    lines[10], lines[11] = 'a,"Dear all,\nThanks, John"', "b,plain"
+    assert len(read(tmp_path, "a.csv", "label,text\n" + "\n".join(lines) + "\n")) == 60
+
+
 def test_quotes_after_a_backslash(tmp_path):
     found = read(tmp_path, "a.csv", 'text,label\n"he said \\"no, never\\" again",a\nplain,b\n')
     assert found == [(0, {"text": 'he said "no, never" again', "label": "a"}), (1, {"text": "plain", "label": "b"})]
@@ -255,6 +279,18 @@ def test_a_field_without_end_is_not_held(tmp_path, monkeypatch):
     found = read(tmp_path, "a.csv", "text,label\n" + "\n".join(lines))
     assert reasons(found) == [(3, "open-quote")]
     assert len(found) == 60
+
+
+def test_a_key_with_two_values_is_no_row(tmp_path):
+    lines = ['{"text": "one", "label": "a"}', '{"text": "two", "label": "a", "label": "b"}']
+    lines += ['{"text": "three", "label": "a", "label": "a"}', '{"text": {"x": 1, "x": 2}, "label": "a"}']
+    found = read(tmp_path, "a.jsonl", "\n".join(lines))
+    assert reasons(found) == [(1, "repeated-key"), (3, "repeated-key")]
+    assert found[1].detail == "line 2: an object has the key 'label' more than once: 'a' and 'b'"
+    assert found[2][1] == {"text": "three", "label": "a"}
+    for content in (f"[{','.join(lines)}]", "\n\n".join(lines).replace(", ", ",\n")):
+        with pytest.raises(DataError, match="has the key 'label' more than once: 'a' and 'b'"):
+            read(tmp_path, "a.json", content)
 
 
 def test_columns_of_the_same_name_are_numbered(tmp_path):
