@@ -14,6 +14,7 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, choice_problem
+from hfadapt.data import verdicts
 from hfadapt.data.labels import Labels, some
 from hfadapt.data.rows import Dropped, Row, as_row, name_rows
 from hfadapt.data.values import IDENTIFIERS, counted, label_fault, shown_fault
@@ -85,11 +86,12 @@ def recognise(columns: Sequence[str], asked: Columns, forms: Collection[str], pl
     if templated:
         return Shape(PLAIN, {**parts, **{column: column for column in columns if column not in parts}}, **grouped)
     found = [each for each in known if all(part in parts for part in each.parts)]
+    both = verdicts.pair(columns)
     fitting = [each for each in found if each.name in forms or any(each.name in _adopted(form) for form in forms)]
     # Labels that the task would not learn are not passed over in silence, unless the recipe names the text.
     bare = next((each for each in fitting[:1] if found[0].label_kind != "none" and each is not found[0]), None)
     ignores = bare is not None and len(forms) > 1 and not set(bare.parts) & set(said)
-    if fitting and not ignores:
+    if fitting and not ignores and (said or both is None or fitting[0].label_kind != "none"):
         chosen = fitting[0]
         used = {part: parts[part] for part in (*chosen.parts, *chosen.optional) if part in parts}
         return Shape(chosen.name, used, **grouped)
@@ -105,10 +107,14 @@ def recognise(columns: Sequence[str], asked: Columns, forms: Collection[str], pl
         elif any(len(column.split()) > HEADER_WORDS or column.isdigit() for column in columns):
             fix = "if the first line is a row, write one above it with the names of the columns, such as text,label"
     read_as = f", read as {found[0].name}" if found else ""
-    if {"chosen", "rejected"} <= lower.keys():
+    if both:
         read_as = ": pairs of a better and a worse answer, as for preference optimisation (DPO), which is no task here"
-        fix = "learn the better answers alone: columns: {messages: chosen} where it holds chats, columns: {prompt: "
-        fix += "prompt, completion: chosen} where it holds answers in text, columns: {text: chosen} where whole texts"
+        better = both[0]
+        fix = f"learn the better answers alone: columns: {{messages: {better}}} where it holds chats, columns: "
+        fix += f"{{prompt: prompt, completion: {better}}} where it holds answers in text, columns: {{text: {better}}} "
+        fix += "where whole texts"
+        if fitting:
+            fix += "; or name the columns that are meant"
     raise DataError(
         "the columns do not fit the task",
         place=place,

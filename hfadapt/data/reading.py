@@ -10,7 +10,7 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, choice_problem
-from hfadapt.data import clean
+from hfadapt.data import clean, verdicts
 from hfadapt.data import columns as format
 from hfadapt.data.flags import LABEL, Flags, find_flags
 from hfadapt.data.labels import Labels, some
@@ -60,12 +60,17 @@ class SourceReader:
         self._labels = labels
         self._flags: Flags | None = None
         self._noticed: list[Finding] = []
+        # First rows and column of verdicts, where answers are learned.
+        self._head: list[dict[str, Any]] = []
+        self._verdict: str | None = None
 
     @property
     def noticed(self) -> list[Finding]:
         """What is to be said of the source, once it is read. Raises DataError where no row has the group asked for."""
-        found = [*self.source.noticed, *self._noticed, *self._changed_files(), *self._without_group()]
-        return [*found, *_left_out(self.source, self.rows_in, self.bad)]
+        marked = verdicts.findings(self.source.name, self._head, self.shape.used, self.bad)
+        files = [*self._changed_files(), *self._without_group()]
+        left = _left_out(self.source, self.rows_in, self.bad)
+        return [*self.source.noticed, *self._noticed, *files, *left, *marked]
 
     def __iter__(self) -> Iterator[Row | Dropped]:
         limit = self.source.settings.rows
@@ -84,7 +89,11 @@ class SourceReader:
             repaired, garbled = clean.repair(values, self.shape.used, mend, whole)
             if garbled:
                 self.garbled.append((self.source.name, number))
-            item = formatter.row(number, repaired)
+            if self._verdict is not None and verdicts.is_bad(values.get(self._verdict)):
+                detail = f"row {number} with {self._verdict} {values[self._verdict]}"
+                item: Row | Dropped = Dropped(self.source.name, number, verdicts.BAD, detail=detail)
+            else:
+                item = formatter.row(number, repaired)
             if isinstance(item, Row):
                 self.notes.update(filter(None, item.columns.pop("notes", "").split("; ")))
                 item.split = self.source.split
@@ -189,6 +198,9 @@ class SourceReader:
             self._labels.borrowed[self.source.name] = self.source.names_of
         formatter = format.Formatter(self.source.name, shape, template, self._labels, names, self.columns)
         self.shape = formatter.shape
+        if registry.schema(self.shape.form).writes:
+            self._head = [values for _, values in head]
+            self._verdict = verdicts.verdict_column(self._head, self.shape.used)
         return formatter
 
     def _find_flags(self, head: Sequence[Mapping[str, Any]], place: str) -> None:
@@ -212,6 +224,7 @@ def _left_out(source: Opened, rows: int, bad: Sequence[Dropped]) -> list[Finding
 
 
 _FIXES = {
+    verdicts.BAD: "give rows with answers that are marked as good, or give the column that marks them another name",
     "not-text": "take out what is no text, or use another source: only text is learned",
     "wrong-messages": "store each chat as a list of turns with role (user, assistant, system, tool) and content",
     "no-assistant-turn": "give chats that an assistant answers",

@@ -16,7 +16,7 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.files import FILE_LIMIT_BYTES, Blob, Rows, Unread
+from hfadapt.files import FILE_LIMIT_BYTES, Blob, Unread, Values
 
 ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip")
 _SIDECARS = (".cls", ".txt", ".json")
@@ -48,7 +48,7 @@ def holds(path: Path) -> str | None:
     return None
 
 
-def read(files: Sequence[Path]) -> Rows:
+def read(files: Sequence[Path]) -> Iterator[tuple[int, Values] | Unread]:
     """A row for each file, or for each file in an archive, with its class where folders tell it.
 
     Raises:

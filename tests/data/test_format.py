@@ -137,7 +137,7 @@ def test_pairs_of_preference_are_called_what_they_are(columns):
     with pytest.raises(DataError) as error:
         format.recognise(columns, Columns(), LM, "d", False)
     assert "preference optimisation (DPO)" in str(error.value)
-    assert "columns: {messages: chosen}" in str(error.value)
+    assert f"columns: {{messages: {columns[-2]}}}" in str(error.value)
 
 
 def test_tools_and_system_are_found_beside_a_chat_that_the_recipe_names():

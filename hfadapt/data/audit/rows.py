@@ -10,13 +10,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hfadapt.data import clean, duplicates
+from hfadapt.data import clean, duplicates, verdicts
 from hfadapt.data import columns as format
 from hfadapt.data.audit.findings import NAMED_ROWS, Check, View, finding, level_for
 from hfadapt.data.labels import some
 from hfadapt.data.rows import SPLITS, Row, as_row, fold, name_rows, text_key, tokens
 from hfadapt.records.stages import Finding
 
+MEANT = ("over-train-rows", "source-weight", verdicts.BAD)
+"""Reasons for which rows are dropped as the recipe or the data asks."""
 MANY_DROPPED = 0.3
 NOT_TEXT = "not-text"
 
@@ -211,7 +213,7 @@ def many_dropped(view: View) -> Iterator[Finding]:
         NOT_TEXT: "take images, sound and film out of these rows, or leave them out",
     }
     for reason, count in view.record.dropped.items():
-        if reason not in ("over-train-rows", "source-weight") and count > MANY_DROPPED * view.record.rows_in:
+        if reason not in MEANT and count > MANY_DROPPED * view.record.rows_in:
             # What is left of such data is not what it is about.
             level = "hard" if reason == NOT_TEXT and count > 0.5 * view.record.rows_in else "soft"
             example = f", such as {view.dropped[reason]}" if reason in view.dropped else ""
