@@ -125,7 +125,7 @@ def _with_unread(source: Opened, opened: Sequence[Opened]) -> Opened:
     if source.split or not left:
         return source
     what = f"{source.name}: the file also has the split{'s' if len(left) > 1 else ''} {some(left)}, which nothing reads"
-    fix = "; ".join(f"set {split}: {key} to use it" for key, split in left.items() if split != "train")
+    fix = "; ".join(f"set {split}: {key} to use it" for key, split in left.items() if split in Domain.model_fields)
     found = Finding(code="splits-left-out", level="soft", message=what, fix=fix)
     return replace(source, noticed=(*source.noticed, found))
 

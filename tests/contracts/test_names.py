@@ -30,7 +30,7 @@ OTHER_THINGS = {
     ("train", "COMMON_NAMES"): "a word that is no secret",
     **{
         ("train", part): "a split of the data"
-        for part in ("SPLITS", "PRIORITY", "_SPLIT_NAMES", "row.split", "splits.values()", "part == ", ".lengths")
+        for part in ("SPLITS", "PRIORITY", "SPLIT_NAMES", "row.split", "splits.values()", "part == ", ".lengths")
     },
     **{
         (phase, part): "a phase whose memory is predicted and measured"
