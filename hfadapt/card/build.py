@@ -140,12 +140,30 @@ def _tidy(text: str) -> str:
 
 
 def user_text(readme: Path) -> str:
-    """What the user wrote between the marks of an earlier card."""
+    """What the user wrote between the marks of an earlier card; of one that is cut off within it, what is left."""
     if not readme.exists():
         return "\n"
     _, begin, rest = readme.read_text(encoding="utf-8", errors="replace").partition(USER_BEGIN)
     text, end, _ = rest.rpartition(USER_END)
-    return text if begin and end else "\n"
+    if not begin:
+        return "\n"
+    return text if end else re.sub(r"(<!--[ a-z:]*-*)?\0*$", "", rest) or "\n"
+
+
+def is_cut_off(readme: Path, cell_folder: Path) -> bool:
+    """Whether a card ends too early, as after a crash; one that the user has written otherwise does not.
+
+    Raises:
+        RunError: a record is missing.
+    """
+    if not readme.is_file():
+        return True
+    text = readme.read_text(encoding="utf-8", errors="replace").rstrip("\0")
+    if USER_END in text:
+        return False
+    # A cut may go through a character.
+    made = text.split(USER_BEGIN)[0].rstrip("\ufffd")
+    return render_card(cell_folder).readme.startswith(made)
 
 
 # --- what the template needs -----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 
 from hfadapt import __version__
 from hfadapt.core import registry
+from hfadapt.core.errors import RunError
 from hfadapt.core.hashing import file_sha256
 from hfadapt.records.stages import CardRecord
 from hfadapt.run_folder import CARD, Cell
@@ -30,9 +31,8 @@ class CardStage(Stage):
         return {path.name: file_sha256(path) for path in paths}
 
     def intact(self, cells: Sequence[Cell], context: Context) -> bool:
-        """The card itself lies beside its record."""
-        paths = [cell.folder / CARD for cell in cells]
-        return super().intact(cells, context) and all(path.is_file() and path.stat().st_size for path in paths)
+        """The card itself lies beside its record and beside the adapter, to its last line."""
+        return super().intact(cells, context) and not any(map(_is_cut_off, cells))
 
     def run(self, cells: Sequence[Cell], context: Context) -> None:
         """Writes it, and runs its loading snippet."""
@@ -40,6 +40,15 @@ class CardStage(Stage):
 
         for cell in cells:
             build_card(cell)
+
+
+def _is_cut_off(cell: Cell) -> bool:
+    from hfadapt.card.build import is_cut_off
+
+    try:
+        return any(is_cut_off(folder / CARD, cell.folder) for folder in (cell.folder, cell.adapter))
+    except RunError:
+        return True  # what a record lacks is said when the card is made
 
 
 KIND: Stage = CardStage()

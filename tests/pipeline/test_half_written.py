@@ -101,6 +101,39 @@ def test_a_run_makes_again_what_is_cut_off(trained, tmp_path, name):
     assert command(*COMMANDS["card check"], folder=folder).err == before
 
 
+@pytest.mark.parametrize("where", ["", "adapter/"])
+@pytest.mark.parametrize("share", [0.4, 0.8, "in the user's text"])
+def test_a_run_makes_a_card_again_that_is_cut_off(trained, tmp_path, where, share):
+    folder = tmp_path / "cut"
+    shutil.copytree(trained, folder)
+    cell = folder / "runs/tiny" / CELL
+    whole = (cell / "README.md").read_text()
+    own = "\nMy own remarks, which are kept.\n"
+    for path in (cell / "README.md", cell / "adapter/README.md"):
+        path.write_text(whole.replace("<!-- user:begin -->\n", f"<!-- user:begin -->{own}"))
+    path = cell / f"{where}README.md"
+    kept = share == "in the user's text" or where
+    text = path.read_text()
+    path.write_text(text[: text.index("user:end")] if isinstance(share, str) else text[: int(share * len(text))])
+    done = command("run", "tiny.yaml", folder=folder)
+    assert done.code == 0, done.err
+    assert "files of model card are not as they were saved and are made again" in done.err
+    made = (cell / "README.md").read_text()
+    assert made == (whole.replace("<!-- user:begin -->\n", f"<!-- user:begin -->{own}") if kept else whole)
+    assert (cell / "adapter/README.md").read_text() == made
+    assert "made again" not in command("run", "tiny.yaml", folder=folder).err
+
+
+def test_a_card_that_the_user_has_rewritten_is_left_alone(trained, tmp_path):
+    folder = tmp_path / "own"
+    shutil.copytree(trained, folder)
+    for name in ("README.md", "adapter/README.md"):
+        (folder / "runs/tiny" / CELL / name).write_text("# My own card\n")
+    done = command("run", "tiny.yaml", folder=folder)
+    assert "done already" in done.err
+    assert (folder / "runs/tiny" / CELL / "README.md").read_text() == "# My own card\n"
+
+
 def test_the_report_names_a_record_that_cannot_be_read_and_shows_the_others(trained, tmp_path):
     folder = cut(trained, tmp_path, f"{CELL}/evaluation.json", "half")
     done = command("report", "runs/tiny", "--json", folder=folder)
