@@ -175,6 +175,11 @@ def _metrics(
             found += [compare(name, *texts, **how)] if texts else []
         elif usable(find(name), adapter):
             found.append(compare(name, base, adapter, **how))
+    known = known_metrics()
+    if left := [
+        name for name in context.lock.evaluate.metrics if name in known and name not in {m.name for m in found}
+    ]:
+        context.progress.say(f"{context.cell.domain}: these rows have no {', '.join(left)}, which is left out")
     return tuple(found)
 
 

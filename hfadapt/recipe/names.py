@@ -20,9 +20,11 @@ OPTIMIZERS = ("adamw", "adamw-8bit", "paged-adamw-8bit")
 SCHEDULES = ("linear", "cosine", "constant")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 DTYPES = ("float32", "bfloat16", "float16")
+TEXT_METRICS = ("exact_match", "rouge_l", "chrf", "bleu")
+"""Those that compare generated texts."""
 METRICS = (
     *("accuracy", "label_accuracy", "macro_f1", "calibration_error", "loss", "perplexity"),
-    *("exact_match", "rouge_l", "chrf", "bleu"),
+    *TEXT_METRICS,
 )
 """Metrics that evaluate.metrics can name whatever the task; made in `evaluate/metrics/rows.py`."""
 

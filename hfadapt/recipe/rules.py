@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from hfadapt.core import registry
 from hfadapt.core.errors import nearest
-from hfadapt.recipe.names import AUTO, gate_names, is_metric_path, metric_names
+from hfadapt.recipe.names import AUTO, TEXT_METRICS, gate_names, is_metric_path, metric_names
 from hfadapt.recipe.schema import GROUPING, Columns, Lock
 from hfadapt.recipe.words import dig, dotted, show
 from hfadapt.recipe.yaml_lines import Keys, Tree
@@ -37,7 +37,7 @@ def check_settings(tree: Tree) -> None:
     check_objective(tree)
     check_task(tree)
     check_metrics(tree)
-    check_generation(tree)
+    check_task_settings(tree)
     check_template_texts(tree)
 
 
@@ -353,24 +353,37 @@ def _measured(gate: str, names: Sequence[str]) -> bool:
     return gate in (*names, *gate_names()) or any(gate == stem or gate.startswith(f"{stem}_") for stem in stems)
 
 
-def check_generation(tree: Tree) -> None:
-    """Checks of language models need one."""
+_NEEDS = {
+    "evaluate.harness": ("writes", "{task} has no language model to check"),
+    "evaluate.gates.general_text": ("writes", "{task} has no language model to check"),
+    "evaluate.general_text": ("writes", "{task} has no language model to check"),
+    "evaluate.generate_rows": ("writes", "{task} generates no texts"),
+    "data.packing": ("packs", "{task} does not pack rows into one sequence"),
+}
+"""Settings that only some tasks use: the attribute of the task that says so, and what is the matter with others."""
+
+
+def check_task_settings(tree: Tree) -> None:
+    """Settings that the task does not use would do nothing."""
     task = dig(tree, ("task",))
-    if not isinstance(task, str) or task not in registry.names("tasks") or registry.task(task).writes:
-        return
-    wanted: dict[Keys, bool] = {
-        ("evaluate", "harness"): bool(dig(tree, ("evaluate", "harness"))),
-        ("evaluate", "gates", "general_text"): "general_text" in _section(tree, "evaluate", "gates"),
-    }
-    for at, asked in wanted.items():
-        if asked:
-            tree.report(
-                at,
-                f"{task} has no language model to check",
-                got=f"{dotted(at)} with task: {task}",
-                allowed="task: " + ", ".join(name for name in registry.names("tasks") if registry.task(name).writes),
-                fix=f"delete `{dotted(at)}`",
-            )
+    if not isinstance(task, str) or task not in registry.names("tasks") or _is_lock(tree):
+        return  # a lock answers every field
+
+    def refuse(at: Keys, what: str, able: str) -> None:
+        fitting = ", ".join(name for name in registry.names("tasks") if getattr(registry.task(name), able))
+        got = f"{dotted(at)}: {show(dig(tree, at))} with task: {task}"
+        tree.report(at, what.format(task=task), got=got, allowed=f"task: {fitting}", fix=f"delete `{dotted(at)}`")
+
+    own = registry.task(task)
+    for place, (able, what) in _NEEDS.items():
+        value = dig(tree, at := tuple(place.split(".")))
+        # A gate may be 0, which is a limit too.
+        if _given(value) and (value or "gates" in at) and not getattr(own, able):
+            refuse(at, what, able)
+    listed = dig(tree, ("evaluate", "metrics"))
+    for index, name in enumerate(listed if isinstance(listed, list) else ()):
+        if name in TEXT_METRICS and not own.writes:
+            refuse(("evaluate", "metrics", index), "{task} generates no texts, which this metric compares", "writes")
 
 
 def check_template_texts(tree: Tree) -> None:
