@@ -161,6 +161,10 @@ def make_models(folder: Path) -> None:
 # --- recipes, locks, training ----------------------------------------------------------------------------------------
 
 
+NO_CHECKS = {"security": False, "drift": False}
+"""Of `evaluate`: no leak checks and no merging, most of its time, for tests of other things."""
+
+
 def recipe_fields(
     model: Path | str, task: str = "text-classification", domains: Mapping[str, Any] | None = None, **more: Any
 ) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from tiny import LABELS, command, labelled, pairs, recipe_fields, write_recipe, write_rows
+from tiny import LABELS, NO_CHECKS, command, labelled, pairs, recipe_fields, write_recipe, write_rows
 
 from hfadapt.core.progress import Silent
 from hfadapt.evaluate import transfer
@@ -36,6 +36,7 @@ def ready(models, tmp_path_factory):
         write_rows(folder / f"{name}.jsonl", rows)
     domains = {name: {"source": f"{name}.jsonl"} for name in NAMES}
     fields = recipe_fields(models / "encoder", domains=domains, data__dedupe={"across_domains": False})
+    fields["evaluate"] |= NO_CHECKS
     write_recipe(folder / "tiny.yaml", fields)
     done = command("evaluate", "tiny.yaml", "train.learning_rate=0.01", folder=folder)
     assert done.code == 0, done.err
@@ -212,6 +213,7 @@ def test_other_methods_have_the_diagonal_of_their_own_evaluation(models, tmp_pat
         write_rows(tmp_path / f"{name}.jsonl", labelled(120, seed=seed))
     domains = {name: {"source": f"{name}.jsonl"} for name in ("layer", "encoder")}
     fields = recipe_fields(models / "encoder", domains=domains, adapter={"method": method}, dtype="float32")
+    fields["evaluate"] |= NO_CHECKS
     write_recipe(tmp_path / "tiny.yaml", fields)
     done = command("evaluate", "tiny.yaml", folder=tmp_path)
     assert done.code == 0, done.err
@@ -231,7 +233,7 @@ def test_language_models_need_the_same_answers_where_they_choose(models, tmp_pat
         write_rows(tmp_path / f"{name}.jsonl", rows)
     domains = {name: {"source": f"{name}.jsonl"} for name in ("one", "two", "three")}
     fields = recipe_fields(models / "lm", "causal-lm", domains=domains)
-    fields["evaluate"] |= {"general_text": False}
+    fields["evaluate"] |= {**NO_CHECKS, "general_text": False}
     write_recipe(tmp_path / "tiny.yaml", fields)
     done = command("evaluate", "tiny.yaml", folder=tmp_path)
     assert done.code == 0, done.err
