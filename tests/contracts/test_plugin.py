@@ -6,13 +6,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tiny import labelled, recipe_fields, write_recipe, write_rows
+from tiny import Done, labelled, recipe_fields, write_recipe, write_rows
 
 from hfadapt import Run
 from hfadapt.core import registry
@@ -22,13 +21,16 @@ TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
 
 
-def hfadapt(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
-    """The command, with the package beside it as pip would install it."""
+SESSION = "import json, sys, tiny; print(json.dumps([vars(tiny.command(*words)) for words in json.load(sys.stdin)]))"
+"""Commands one after the other in one process: most of the time of a small one is the import of the libraries."""
+
+
+def python(*arguments: object, folder: Path, **options: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own, with the package beside hfadapt as pip would install it."""
     path = os.pathsep.join(map(str, (ROOT, TESTS, TESTS / "extras/installed")))
-    command = [sys.executable, "-m", "hfadapt", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, **options)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def folder(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "resamples": 200, "drift": True, "security": True, "drift_limits": {"kl_nats": 100.0, "points": 100.0}
     }  # fmt: skip
     write_recipe(made / "grades.yaml", {**fields, "name": "grades"})
-    done = hfadapt("run", "grades.yaml", folder=made)
+    done = python("-m", "hfadapt", "run", "grades.yaml", folder=made)
     assert done.returncode == 0, done.stdout + done.stderr
     return made
 
@@ -53,6 +55,25 @@ def folder(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cell(folder: Path) -> Cell:
     return Run(folder / "runs/grades").cell("one", "this-machine")
+
+
+@pytest.fixture(scope="module")
+def commands(folder: Path) -> dict[str, Done]:
+    """What each later command says of the finished run."""
+    own = folder / "runs/grades/one/this-machine"
+    texts = ("a lovely bright film", "a dreadful stale film")
+    asked = {
+        "check": ("card", "check", own),
+        "predict": ("predict", own, *texts),
+        "export": ("export", own, "--format", "flat", "--to", "exported"),
+        "predict exported": ("predict", "exported", texts[0]),
+        "run": ("run", "grades.yaml"),
+        "publish": ("publish", own, "--to", "hub"),
+    }
+    lines = json.dumps([[str(word) for word in words] for words in asked.values()])
+    done = python("-c", SESSION, folder=folder, input=lines)
+    assert done.returncode == 0, done.stderr
+    return {name: Done(**said) for name, said in zip(asked, json.loads(done.stdout), strict=True)}
 
 
 def test_nothing_of_it_is_known_here() -> None:
@@ -76,41 +97,37 @@ def test_every_record_is_of_it(cell: Cell) -> None:
     assert cell.drift is not None
 
 
-def test_the_card_is_made_and_checked(folder: Path, cell: Cell) -> None:
+def test_the_card_is_made_and_checked(folder: Path, cell: Cell, commands: dict[str, Done]) -> None:
     card = (cell.folder / "README.md").read_text()
     for said in ("steps_off", "ia3", "nf4-double", "## Vocabulary", "smoothed"):
         assert said in card, said
-    checked = hfadapt("card", "check", cell.folder, folder=folder)
     # The tiny base has no licence, which is all that is missing.
-    assert checked.stderr.count("fix:") <= 1, checked.stderr
+    assert commands["check"].err.count("fix:") <= 1, commands["check"].err
     assert "Vocabulary" in (folder / "runs/grades/report.md").read_text()
 
 
-def test_it_answers(folder: Path, cell: Cell) -> None:
-    done = hfadapt("predict", cell.folder, "a lovely bright film", "a dreadful stale film", folder=folder)
-    assert done.returncode == 0, done.stderr
-    assert set(re.findall(r"\b[15] \(", done.stdout)) <= {"1 (", "5 ("}
-    assert len(done.stdout.split("(")) == 3
+def test_it_answers(commands: dict[str, Done]) -> None:
+    done = commands["predict"]
+    assert done.code == 0, done.err
+    assert set(re.findall(r"\b[15] \(", done.out)) <= {"1 (", "5 ("}
+    assert len(done.out.split("(")) == 3
 
 
-def test_it_is_exported_and_answers_from_there(folder: Path, cell: Cell, tmp_path: Path) -> None:
-    done = hfadapt("export", cell.folder, "--format", "flat", "--to", tmp_path / "out", folder=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "out/flat.safetensors").exists()
-    told = hfadapt("predict", tmp_path / "out", "a lovely bright film", folder=folder)
-    assert told.returncode == 0, told.stderr
-    assert re.search(r"\b[15] \(", told.stdout)
+def test_it_is_exported_and_answers_from_there(folder: Path, commands: dict[str, Done]) -> None:
+    done = commands["export"]
+    assert done.code == 0, done.out + done.err
+    assert (folder / "exported/flat.safetensors").exists()
+    told = commands["predict exported"]
+    assert told.code == 0, told.err
+    assert re.search(r"\b[15] \(", told.out)
 
 
-def test_it_is_published_into_a_folder(folder: Path, cell: Cell, models: Path, tmp_path: Path) -> None:
-    work = Path(shutil.copytree(folder, tmp_path / "work"))
-    own = work / cell.folder.relative_to(folder)
-    done = hfadapt("publish", own, "--to", tmp_path / "hub", folder=work)
-    said = done.stdout + done.stderr
-    assert done.returncode == 0 or "licence" in said, said
+def test_it_is_published_into_a_folder(commands: dict[str, Done]) -> None:
+    done = commands["publish"]
+    assert done.code == 0 or "licence" in done.out + done.err, done.out + done.err
 
 
-def test_resumed_it_is_done_already(folder: Path) -> None:
-    again = hfadapt("run", "grades.yaml", folder=folder)
-    assert again.returncode == 0, again.stderr
-    assert "done already" in again.stdout + again.stderr
+def test_resumed_it_is_done_already(commands: dict[str, Done]) -> None:
+    done = commands["run"]
+    assert done.code == 0, done.err
+    assert "done already" in done.out + done.err

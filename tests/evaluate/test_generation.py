@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from tiny import command, pairs, recipe_fields, uneven, write_recipe, write_rows
+from tiny import NO_CHECKS, command, pairs, recipe_fields, uneven, write_recipe, write_rows
 
 from hfadapt.core.progress import Silent
 from hfadapt.evaluate.context import EvaluationContext, open_context
@@ -174,7 +174,7 @@ def test_settings_of_the_base_do_not_change_what_is_written(context, monkeypatch
 def test_small_answer_sets_are_not_generated(models, tmp_path):
     """Where the model chooses among few answers, no text is generated and general text can be switched off."""
     write_rows(tmp_path / "one.jsonl", pairs(80))
-    fields = recipe_fields(models / "lm", "causal-lm", evaluate={"resamples": 100, "general_text": False})
+    fields = recipe_fields(models / "lm", "causal-lm", evaluate={**NO_CHECKS, "resamples": 100, "general_text": False})
     write_recipe(tmp_path / "tiny.yaml", fields)
     done = command("evaluate", "tiny.yaml", folder=tmp_path)
     assert done.code == 0, done.err

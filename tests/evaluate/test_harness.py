@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from tiny import command, pairs, recipe_fields, write_recipe, write_rows
+from tiny import NO_CHECKS, command, pairs, recipe_fields, write_recipe, write_rows
 
 from hfadapt.core.errors import RequestError
 from hfadapt.evaluate.harness import _metrics, run_harness
@@ -42,7 +42,10 @@ def prepared(models, folder, tasks="./tasks"):
     fields = recipe_fields(
         models / "lm",
         "causal-lm",
-        evaluate={"resamples": 200, "general_text": False, "harness": [tasks], "gates": {"own_choice_acc": -1.0}},
+        evaluate={
+            **NO_CHECKS,
+            **{"resamples": 200, "general_text": False, "harness": [tasks], "gates": {"own_choice_acc": -1.0}},
+        },
         train={"batch_rows": 8, "max_steps": 30, "learning_rate": 0.01},
     )
     write_recipe(folder / "tiny.yaml", fields)

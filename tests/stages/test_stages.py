@@ -48,6 +48,7 @@ def ready(models, added, tmp_path_factory) -> Path:
     domains = {name: {"source": f"{name}.jsonl"} for name in ("one", "two")}
     fields = recipe_fields(models / "encoder", domains=domains, dtype="float32")
     fields["train"] |= {"learning_rate": 0.01, "max_steps": 40}
+    fields["evaluate"] |= {"security": False}
     write_recipe(folder / "tiny.yaml", fields)
     done = command("run", "tiny.yaml", folder=folder)
     assert done.code == 0, done.err
