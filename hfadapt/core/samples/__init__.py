@@ -20,7 +20,7 @@ from typing import Any
 
 from hfadapt.core import cache, resources
 from hfadapt.core.errors import RequestError, RunError, choice_problem
-from hfadapt.core.samples import text  # noqa: F401 - it registers what it prepares
+from hfadapt.core.samples import image_models, images, speech, text  # noqa: F401 - they register what they prepare
 from hfadapt.core.samples.preparation import PREPARATIONS, Sample, tar_member, write_json
 from hfadapt.core.samples.text import dequantise
 
