@@ -17,7 +17,7 @@ from hfadapt.core.errors import DataError, Problem
 from hfadapt.data import canaries, clean, duplicates, split
 from hfadapt.data import columns as format
 from hfadapt.data.labels import Labels
-from hfadapt.data.reading import SourceReader, State, no_rows, workers
+from hfadapt.data.reading import SourceReader, State, keep_columns, no_rows, workers
 from hfadapt.data.rows import SPLITS, Ledger, Row, name_rows
 from hfadapt.data.sources import Opened, check_unreadable
 from hfadapt.data.split_files import DROPPED, RECORD, file_hashes, make_record, write_rows
@@ -79,7 +79,7 @@ def _read_domain(
         if not rows:
             raise no_rows(f"domains.{name}: {source.name}", reader.rows_in, reader.bad)
         reader.check_columns(rows)
-        state.columns.update(reader.parts)
+        keep_columns(reader, state)
         state.rows.extend(rows)
         garbled.extend(reader.garbled)
         state.noticed += reader.noticed

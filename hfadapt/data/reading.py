@@ -10,7 +10,7 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, choice_problem
-from hfadapt.data import clean, verdicts
+from hfadapt.data import clean, unread_columns, verdicts
 from hfadapt.data import columns as format
 from hfadapt.data.flags import LABEL, Flags, find_flags
 from hfadapt.data.labels import Labels, some
@@ -55,6 +55,7 @@ class SourceReader:
         self.alone = 0
         self.notes: Counter[str] = Counter()
         self.columns: tuple[str, ...] = ()
+        self.unread: tuple[str, ...] = ()
         self.shape = format.Shape(format.PLAIN, {})
         self._recipe, self._domain, self._forms = recipe, domain, forms
         self._labels = labels
@@ -201,6 +202,14 @@ class SourceReader:
         if registry.schema(self.shape.form).writes:
             self._head = [values for _, values in head]
             self._verdict = verdicts.verdict_column(self._head, self.shape.used)
+        read = {*self.parts.values(), *(self._flags.names if self._flags else ())}
+        self.unread = tuple(column for column in self.columns if column and column not in read)
+        if registry.schema(shape.form).media:
+            # Its name stands beside each file.
+            self.unread = tuple(column for column in self.unread if column != "file")
+        if template is None and not set(asked.model_dump(exclude_none=True)) - {"label"}:
+            values = [each for _, each in head]
+            self._noticed += unread_columns.noticed(values, shape, self.unread, self.source.name)
         return formatter
 
     def _find_flags(self, head: Sequence[Mapping[str, Any]], place: str) -> None:
@@ -211,6 +220,13 @@ class SourceReader:
         if self._flags is not None:
             self._labels.flags[self.source.name] = self._flags.names
             self.columns = tuple(dict.fromkeys([*self.columns, self._flags.column or LABEL]))
+
+
+def keep_columns(reader: SourceReader, state: State) -> None:
+    """Notes which columns of a source are read, and which are not."""
+    state.columns.update(reader.parts)
+    kept = state.ledger.steps.setdefault("columns", {"unread": []})
+    kept["unread"] = sorted({*kept["unread"], *reader.unread} - set(state.columns.values()))
 
 
 def _left_out(source: Opened, rows: int, bad: Sequence[Dropped]) -> list[Finding]:

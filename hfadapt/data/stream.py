@@ -18,7 +18,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem
 from hfadapt.data import canaries, clean, columns, split
 from hfadapt.data.labels import Labels
-from hfadapt.data.reading import SourceReader, State, no_rows, workers
+from hfadapt.data.reading import SourceReader, State, keep_columns, no_rows, workers
 from hfadapt.data.rows import GROUP, PRIORITY, SPLITS, Ledger, Row, arrow_schema, as_line, fold, stable_hash, text_key
 from hfadapt.data.sources import Opened, check_unreadable
 from hfadapt.data.split_files import DROPPED, RECORD, file_hashes, make_record
@@ -242,7 +242,7 @@ class _Domain:
         place = f"domains.{self.name}: {reader.source.name}"
         if first:
             reader.check_columns(chunk)
-            self.state.columns.update(reader.parts)
+            keep_columns(reader, self.state)
             self.state.form = chunk[0].form
         if columns.one_form(chunk, self.name) != self.state.form:
             raise DataError(

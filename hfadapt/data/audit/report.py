@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, as_html, as_text, show_number
+from hfadapt.data.labels import some
 from hfadapt.data.rows import SPLITS
 from hfadapt.records.stages import DataRecord
 
@@ -90,8 +91,15 @@ def _accounting(records: Sequence[DataRecord]) -> list[Block]:
     return [Table(columns, rows, frozenset(columns[1:]))]
 
 
+def _columns(record: DataRecord) -> str:
+    """Which columns are read as what, and which are not."""
+    read = [part if part == name else f"{name} as {part}" for part, name in record.columns.items()]
+    unread = record.steps.get("columns", {}).get("unread", ())
+    return f"columns read: {', '.join(read)}" + (f"; not read: {some(unread, 20)}" if unread else "")
+
+
 def _domain(record: DataRecord) -> list[Block]:
-    shown: list[Block] = [Heading(f"{record.domain}: {record.form}")]
+    shown: list[Block] = [Heading(f"{record.domain}: {record.form}"), Text(_columns(record))]
     if record.label_counts:
         columns = ["label", *SPLITS]
         rows = [
