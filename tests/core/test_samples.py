@@ -157,3 +157,50 @@ def test_a_data_set_in_a_file_that_is_read_as_it_is(cache, monkeypatch):
     opened = sources.open_source(Source(source="sample:c"), cache)
     assert list(opened.read()) == [(0, {"tokens": ["já"], "tags": ["ADV"]})]
     assert opened.about["license"] == "mit"
+
+
+def wheel(files):
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return made.getvalue()
+
+
+def test_licences_are_found_by_pattern_and_those_of_no_use_are_left_out(monkeypatch, cache):
+    def licence(category, text, more=""):
+        return f"---\nkey: k\ncategory: {category}\n{more}---\n\n{text}\n"
+
+    files = {
+        "d/a.LICENSE": licence("Copyleft", "Share it --- alike."),
+        "d/b.LICENSE": licence("Permissive", "Lizenz", "language: de\n"),
+        "d/c.LICENSE": licence("Unstated License", "None."),
+        "d/d.LICENSE": licence("Permissive", ""),
+        "d/e.RULE": licence("Permissive", "No licence."),
+    }
+    offer(
+        monkeypatch,
+        cache,
+        "datasets",
+        "l",
+        wheel(files),
+        archive="wheel",
+        files=["d/*.LICENSE"],
+        prepare="license-texts",
+    )
+    rows = parquet.read_table(samples.dataset("l").path).to_pylist()
+    assert rows == [{"text": "Share it --- alike.", "label": "Copyleft", "key": "k"}]
+
+
+def test_diagnoses_are_told_with_chapter_and_category(monkeypatch, cache):
+    terms = "<inclusionTerm><note>Sore</note><note>Pain</note></inclusionTerm>"
+    many = "".join(f"<diag><name>A01.{n}</name><desc>Pain {n}</desc></diag>" for n in range(99))
+    whole = f"<desc>All of it (A00-B99)</desc><diag><name>A00</name><desc>Pain</desc>{terms}{many}</diag>"
+    small = "<desc>Rest (U00-U85)</desc><diag><name>U07</name><desc>Rest</desc></diag>"
+    files = {"x.xml": f"<x><chapter>{whole}</chapter><chapter>{small}</chapter></x>"}
+    fields = {"archive": "wheel", "files": ["x.xml"], "prepare": "icd10-chapters"}
+    offer(monkeypatch, cache, "datasets", "i", wheel(files), **fields)
+    rows = parquet.read_table(samples.dataset("i").path).to_pylist()
+    assert len(rows) == 101
+    assert rows[1] == {"text": "Sore", "label": "All of it", "code": "A00"}
+    assert [row["text"] for row in rows if row["code"] == "A00"] == ["Pain", "Sore"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hfadapt.core.progress import quiet_libraries
@@ -74,3 +75,49 @@ def dequantise(gguf: Path, folder: Path) -> None:
         del model.config.quantization_config
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+LICENSE_CATEGORIES = ("Permissive", "Proprietary Free", "Copyleft Limited", "Copyleft", "Commercial")
+"""Those with a hundred licences and more."""
+LEAST_DIAGNOSES = 100
+"""Of a chapter; that of codes for special purposes has five."""
+
+
+def _license_texts(content: Mapping[str, bytes]) -> Iterator[dict[str, str]]:
+    """English licences, each with its category; YAML stands before the text. Many differ in a name alone."""
+    import yaml
+
+    for file in content.values():
+        _, front, text = file.decode("utf-8").split("---", 2)
+        about = yaml.safe_load(front)
+        if text.strip() and about["category"] in LICENSE_CATEGORIES and about.get("language", "en") == "en":
+            yield {"text": text.strip(), "label": about["category"], "key": str(about["key"])}
+
+
+def _icd10_chapters(content: bytes) -> Iterator[dict[str, str]]:
+    """Every diagnosis and its inclusion terms with the chapter they stand in. `code` is the category of three
+    characters: rows of one differ in a side of the body or a digit, and belong into one split."""
+    from xml.etree import ElementTree
+
+    for chapter in ElementTree.fromstring(content).iter("chapter"):
+        diagnoses = list(chapter.iter("diag"))
+        if len(diagnoses) < LEAST_DIAGNOSES:
+            continue
+        title = re.sub(r"\s*\([A-Z]\w+-[A-Z]\w+\)", "", chapter.findtext("desc", ""))
+        for diagnosis in diagnoses:
+            notes = [note.text for note in diagnosis.findall("inclusionTerm/note")]
+            for text in dict.fromkeys((diagnosis.findtext("desc"), *notes)):
+                if text and text.strip():
+                    yield {"text": text.strip(), "label": title, "code": diagnosis.findtext("name", "")[:3]}
+
+
+@prepares("license-texts")
+def license_texts(sample: Sample, content: Content, folder: Path) -> None:
+    """English licences with their category."""
+    write_rows(list(_license_texts(content)), folder)
+
+
+@prepares("icd10-chapters")
+def icd10_chapters(sample: Sample, content: Content, folder: Path) -> None:
+    """Diagnoses with their chapter."""
+    write_rows(list(_icd10_chapters(content[sample.files[0]])), folder)
