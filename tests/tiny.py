@@ -102,7 +102,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
-def make_tokenizer() -> Any:
+def make_tokenizer(mask: bool = False) -> Any:
     """A byte-level BPE with a chat template; the usual words are single tokens, anything else is spelt."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -121,16 +121,20 @@ def make_tokenizer() -> Any:
     tokenizer.train_from_iterator([f" {text}"] * 4, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>")
     fast.add_special_tokens({"bos_token": AddedToken("<|bos|>", special=True)})
+    if mask:
+        fast.add_special_tokens({"mask_token": AddedToken("<|user|>", special=True)})
+        return fast
     fast.chat_template = CHAT_TEMPLATE
     return fast
 
 
 def make_models(folder: Path) -> None:
-    """`lm`, `lm-untied` and `encoder`: two layers of hidden size 64, safetensors and tokenizer."""
+    """`lm`, `lm-untied`, `encoder` and, with its output layer, `mlm`: two layers of hidden size 64, safetensors and
+    tokenizer."""
     import torch
-    from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+    from transformers import BertConfig, BertForMaskedLM, BertModel, LlamaConfig, LlamaForCausalLM
 
-    tokenizer = make_tokenizer()
+    tokenizer, masking = make_tokenizer(), make_tokenizer(mask=True)
     sizes: dict[str, Any] = {
         "vocab_size": 512,
         "hidden_size": 64,
@@ -145,6 +149,7 @@ def make_models(folder: Path) -> None:
         "lm": lambda: LlamaForCausalLM(LlamaConfig(**sizes, **ends, num_key_value_heads=2, tie_word_embeddings=True)),
         "lm-untied": lambda: LlamaForCausalLM(LlamaConfig(**sizes, **ends, tie_word_embeddings=False)),
         "encoder": lambda: BertModel(BertConfig(**sizes)),
+        "mlm": lambda: BertForMaskedLM(BertConfig(**sizes)),
     }
     for name, make in made.items():
         torch.manual_seed(5)
@@ -155,7 +160,7 @@ def make_models(folder: Path) -> None:
                     # Wider than the usual start, so that what a layer does is not lost in rounding.
                     parameter.mul_(4)
         model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+        (masking if name == "mlm" else tokenizer).save_pretrained(folder / name)
 
 
 # --- recipes, locks, training ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""SHA-256 of files and of values."""
+"""SHA-256 of files and of values, and a short hash to draw by."""
 
 from __future__ import annotations
 
@@ -32,3 +32,9 @@ def _in_state(path: Path, state: tuple[int, ...]) -> str:
 def json_sha256(value: Any) -> str:
     """Hex sha256 of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def stable_hash(*parts: object) -> int:
+    """64 bits of BLAKE2b; Python's own hash() differs between processes."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "big")

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from hfadapt.core import registry
-from hfadapt.data.rows import stable_hash
+from hfadapt.core.hashing import stable_hash
 from hfadapt.modalities import Example
 from hfadapt.recipe.schema import Augment
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
-from hfadapt.core.hashing import file_sha256
-from hfadapt.data.rows import arrow_schema, stable_hash
+from hfadapt.core.hashing import file_sha256, stable_hash
+from hfadapt.data.rows import arrow_schema
 from hfadapt.records.stages import DataRecord, PlantedCanaries
 from hfadapt.schemas import Answers
 

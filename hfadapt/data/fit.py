@@ -15,15 +15,23 @@ from hfadapt.schemas import Unusable
 from hfadapt.tasks import Task
 
 STEP = "fit"
-"""The step in data.json, where one chat became several rows: how many did, and how many rows they are."""
+"""The step in data.json, where one chat or long text became several rows: how many did, and how many rows they are."""
 
 
-def fit(cell_folder: Path, task: Task, tokenizer: Any, *, drop_refused: bool = False) -> DataRecord:
+def fits(task: Task, form: str) -> bool:
+    """Whether rows of a schema are brought to what the model can be taught."""
+    return registry.schema(form).chat or form in task.fits
+
+
+def fit(
+    cell_folder: Path, task: Task, tokenizer: Any, *, max_length: int | None = None, drop_refused: bool = False
+) -> DataRecord:
     """Makes each row of a cell the rows as which the task learns it, and leaves out those that it cannot learn.
 
     A second call changes nothing.
 
     Args:
+        max_length: The most tokens of a row, where longer ones may be divided.
         drop_refused: Leave out rows that cannot be encoded, instead of keeping them for the audit to name.
 
     Raises:
@@ -31,7 +39,7 @@ def fit(cell_folder: Path, task: Task, tokenizer: Any, *, drop_refused: bool = F
         DataError: a split would be empty.
     """
     record = DataRecord.read(cell_folder / RECORD)
-    if not registry.schema(record.form).chat:
+    if not fits(task, record.form):
         return record
     kept: dict[str, list[dict[str, Any]]] = {}
     dropped: list[dict[str, Any]] = []
@@ -41,7 +49,7 @@ def fit(cell_folder: Path, task: Task, tokenizer: Any, *, drop_refused: bool = F
         kept[split] = []
         for row in rows:
             try:
-                fitted = task.fitted(row, tokenizer)
+                fitted = task.fitted(row, tokenizer, max_length)
             except Unusable as fault:
                 dropped.append(_dropped(row, fault.reason, fault.detail))
                 continue
@@ -52,7 +60,7 @@ def fit(cell_folder: Path, task: Task, tokenizer: Any, *, drop_refused: bool = F
                 fitted = [row]
             kept[split].extend(map(dict, fitted))
             if len(fitted) > 1:
-                parted.update(chats=1, rows=len(fitted))
+                parted.update(parted=1, rows=len(fitted))
         if rows and not kept[split]:
             first = dropped[lost]
             raise DataError(

@@ -6,7 +6,6 @@ dropped by reason, exactly.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from collections import Counter
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hfadapt.core import registry
+from hfadapt.core.hashing import stable_hash
 
 SPLITS = ("train", "validation", "test")
 # Test rows win over validation rows, and these over training rows, whenever two rows collide.
@@ -164,12 +164,6 @@ def fold(text: str) -> str:
 def text_key(text: str) -> int:
     """A 64-bit key of the folded text, the same in every process and on every platform."""
     return stable_hash(fold(text))
-
-
-def stable_hash(*parts: object) -> int:
-    """64 bits of BLAKE2b; Python's own hash() differs between processes."""
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass"), digest_size=8)
-    return int.from_bytes(digest.digest(), "big")
 
 
 # Scripts that are written without spaces: each character counts as a token.

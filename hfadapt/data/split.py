@@ -10,8 +10,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from hfadapt.core.errors import DataError, Problem
+from hfadapt.core.hashing import stable_hash
 from hfadapt.data.labels import numeral, some
-from hfadapt.data.rows import SPLITS, Ledger, Row, fold, stable_hash
+from hfadapt.data.rows import SPLITS, Ledger, Row, fold
 from hfadapt.recipe.schema import Data
 
 

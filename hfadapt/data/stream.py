@@ -16,10 +16,11 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem
+from hfadapt.core.hashing import stable_hash
 from hfadapt.data import canaries, clean, columns, split
 from hfadapt.data.labels import Labels
 from hfadapt.data.reading import SourceReader, State, keep_columns, no_rows, workers
-from hfadapt.data.rows import GROUP, PRIORITY, SPLITS, Ledger, Row, arrow_schema, as_line, fold, stable_hash, text_key
+from hfadapt.data.rows import GROUP, PRIORITY, SPLITS, Ledger, Row, arrow_schema, as_line, fold, text_key
 from hfadapt.data.sources import Opened, check_unreadable
 from hfadapt.data.split_files import DROPPED, RECORD, file_hashes, make_record
 from hfadapt.recipe.schema import Recipe

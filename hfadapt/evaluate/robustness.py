@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
-from hfadapt.data.rows import stable_hash
+from hfadapt.core.hashing import stable_hash
 from hfadapt.evaluate.metrics.rows import ROW_PARTS, compare, leading, sampling
 from hfadapt.modalities import Example, Operation, Row
 from hfadapt.records.evidence import Estimate, Perturbation

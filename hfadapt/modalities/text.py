@@ -46,6 +46,31 @@ def cut(text: str, ids: Sequence[int], tokenizer: Any, max_length: int) -> Seque
     return kept
 
 
+def pieces(text: str, tokenizer: Any, max_length: int) -> list[str]:
+    """A text in consecutive parts of at most `max_length` tokens, special ones included; whole words where there are
+    any. A text that fits, or of a tokenizer that does not say where its tokens stand, is one part."""
+    if not getattr(tokenizer, "is_fast", False) or len(tokenizer(text, verbose=False)["input_ids"]) <= max_length:
+        return [text]
+    room = max(1, max_length - tokenizer.num_special_tokens_to_add())
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    found, first = [], 0
+    while first < len(spans):
+        last = min(first + room, len(spans))
+        # A part ends before a word begins: after white space, in its second half.
+        ends = range(last, first + room // 2, -1) if last < len(spans) else ()
+        last = next((end for end in ends if end > first and _begins_word(text, spans[end][0])), last)
+        part = text[spans[first][0] : spans[last - 1][1]].strip()
+        # Cut out of its text a part may have other tokens, and more of them.
+        found += [part] if part == text else pieces(part, tokenizer, max_length) if part else []
+        first = last
+    return found or [text]
+
+
+def _begins_word(text: str, at: int) -> bool:
+    """Whether a word, or white space before one, begins at a character."""
+    return text[at - 1 : at].isspace() or text[at : at + 1].isspace()
+
+
 def pad(examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
     """input_ids and attention_mask, both (B, T), padded on the right to the longest example."""
     import torch

@@ -15,12 +15,12 @@ from hfadapt.models.folders import AGAIN
 SHOWN = 3
 
 
-def fit_problems(model: Any, info: Mapping[str, Any], place: str, writes: bool) -> Iterator[Problem]:
+def fit_problems(model: Any, info: Mapping[str, Any], place: str, needs_head: bool) -> Iterator[Problem]:
     """What of the weights does not fit the config, from what transformers says it loaded.
 
     Args:
         info: `output_loading_info`; sizes of the head's classes are looked at elsewhere.
-        writes: The task needs the output layer as it was trained.
+        needs_head: The task needs the output layer as it was trained.
     """
     from torch import nn
 
@@ -33,9 +33,17 @@ def fit_problems(model: Any, info: Mapping[str, Any], place: str, writes: bool) 
         for key in missing
         if any(key.startswith(f"{stack}.") for stack in stacks)
         or key.rpartition(".")[0] in embeddings
-        or (writes and not key.startswith(body))
+        or (needs_head and not key.startswith(body))
     ]
-    if lost:
+    if lost and not any(key.startswith(body) for key in lost):
+        yield Problem(
+            f"this base has no output layer of {type(model).__name__}: it was saved without",
+            place,
+            got="without " + ", ".join(lost[:SHOWN]) + (" …" if len(lost) > SHOWN else ""),
+            allowed="a base whose weights hold it, as those of BertForMaskedLM do",
+            fix="take another base; or adapt this one to texts without it: another task with pretrain",
+        )
+    elif lost:
         yield Problem(
             f"{len(lost)} tensors of this model are not in its weights{_layers(lost, stacks)}",
             place,

@@ -51,9 +51,10 @@ class ModelFacts(Spec):
     `position_table` each position has an embedding, and there are no more. `stored_dtype`
     None where it does not say in which dtype the files are. `pattern` says how layers of different kinds follow each
     other: so many at the start, then a group of so many again and again. `recomputes` is whether the architecture knows
-    activation checkpointing, `experts` whether it has weights with one matrix for each expert, `stacks` how many lists
-    of layers it has: an encoder and a decoder are two. `head` is the checkpoint's own. `other_modules` are paths of
-    modules beside `linears` that peft can adapt where they are named: embeddings, convolutions, the head's layers.
+    activation checkpointing, `predicts_tokens` whether its outputs are those of a vocabulary, `experts` whether it has
+    weights with one matrix for each expert, `stacks` how many lists of layers it has: an encoder and a decoder are two.
+    `head` is the checkpoint's own. `other_modules` are paths of modules beside `linears` that peft can adapt where they
+    are named: embeddings, convolutions, the head's layers.
     """
 
     model: str
@@ -80,6 +81,7 @@ class ModelFacts(Spec):
     stored_dtype: str | None = None
     quantised: bool = False
     generates: bool = False
+    predicts_tokens: bool = False
     pattern: tuple[int, int] = (0, 1)
     recomputes: bool = True
     experts: bool = False
@@ -257,6 +259,7 @@ def describe(model: Any, name: str, task: str, labels: int, config: PretrainedCo
         stored_dtype=stored_dtype(config),
         quantised=bool(getattr(config, "quantization_config", None)),
         generates=outputs is not None and bool(model.can_generate()),
+        predicts_tokens=outputs is not None,
         pattern=layer_pattern(stacks),
         recomputes=bool(getattr(model, "supports_gradient_checkpointing", False)),
         experts=any(p.dim() == 3 and "expert" in name for name, p in model.named_parameters()),

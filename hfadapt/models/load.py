@@ -372,7 +372,7 @@ def _weight_problems(
     if sizes:
         yield size_problem(sizes, place)
         return
-    yield from fit_problems(model, info, place, writes=task.writes)
+    yield from fit_problems(model, info, place, needs_head=task.needs_head)
 
 
 def _token_problems(tokenizer: Any, model: Any, place: str) -> Iterator[Problem]:

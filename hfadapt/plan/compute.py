@@ -73,9 +73,9 @@ def tuning_compute(  # noqa: PLR0913 - counts by name
     trained = facts.linear_parameters - frozen
     passed = tokens if frozen_tokens is None else frozen_tokens
     head = facts.head_parameters
-    if facts.generates and facts.tied:
+    if facts.predicts_tokens and facts.tied:
         head = facts.vocab_size * facts.hidden_size
-    head_trained = full or only_head or not facts.generates
+    head_trained = full or only_head or not facts.predicts_tokens
     # Forward, gradient of its input where something below is trained, and of its weight where it is.
     each = 6 if head_trained and not only_head else 4
     adapter = 0 if full or only_head else trained_parameters - (facts.head_parameters if head_trained else 0)

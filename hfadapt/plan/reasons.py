@@ -123,10 +123,18 @@ class Decisions:
         return next(decision.value for decision in self.made if decision.field == name)
 
 
+def longest_planned(recipe: Recipe, facts: ModelFacts) -> int:
+    """The most tokens of a row, asked for or planned for the model."""
+    return _most_tokens(facts) if recipe.data.max_length == AUTO else recipe.data.max_length
+
+
+def _most_tokens(facts: ModelFacts) -> int:
+    return min(facts.max_positions or LONGEST_TOKENS, LONGEST_TOKENS)
+
+
 def settle_data(decided: Decisions, facts: ModelFacts, work: Work) -> int:
     """Longest row and packing; returns the length in tokens."""
-    cap = min(facts.max_positions or LONGEST_TOKENS, LONGEST_TOKENS)
-    longest = min(cap, -(-work.longest_tokens // 8) * 8)
+    longest = min(_most_tokens(facts), -(-work.longest_tokens // 8) * 8)
     reason = "the longest row, rounded up to a multiple of 8"
     if longest < work.longest_tokens:
         reason = f"the most that is planned for this model; rows of up to {work.longest_tokens:,} tokens are cut"
@@ -304,13 +312,14 @@ def settle_frozen_cache(decided: Decisions, question: Question, chosen: Candidat
     """Whether layers below the first trained one run once for each row, and their outputs are kept."""
     facts, name = question.facts, "train.fast.frozen_cache"
     layers = predict.frozen_layers(facts, chosen.workload)
-    unknown = bool(registry.task(facts.task).without)
-    if not layers or unknown or decided.recipe.data.augment.on:
+    task = registry.task(facts.task)
+    if not layers or task.without or decided.recipe.data.augment.on or task.redraws:
         why = "no layer lies below the first trained one"
-        if unknown:
+        if task.without:
             why = "it is for models of text"
         elif layers:
-            why = "data.augment changes the rows in every epoch, so their outputs are not seen again"
+            which = "the task" if task.redraws else "data.augment"
+            why = f"{which} changes the rows in every epoch, so their outputs are not seen again"
         decided.settle(name, False, why, if_asked=f"without effect, as {why}" if decided.asked(name) else "")
         return chosen
     rows = work.rows or ASSUMED_ROWS

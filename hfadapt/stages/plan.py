@@ -12,6 +12,7 @@ from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import model_facts
 from hfadapt.plan.make import lock as lock_cell
 from hfadapt.plan.make import make_plan
+from hfadapt.plan.reasons import longest_planned
 from hfadapt.recipe.schema import Lock, Recipe
 from hfadapt.records.plan import CellPlan, Plan
 from hfadapt.records.stages import DataRecord
@@ -129,7 +130,14 @@ def measure_lengths(cell: Cell, recipe: Recipe, tokenizer: Any) -> DataRecord:
             allowed=", ".join(sorted(task.schemas)),
             fix="name the columns (domains.NAME.columns), give a template, or choose another task",
         )
-    record = fit(cell.folder, task, tokenizer, drop_refused="refused" in recipe.data.allow)
+    most = longest_planned(recipe, model_facts(BaseRef.of(recipe).location, recipe.task, max(1, len(record.labels))))
+    record = fit(
+        cell.folder,
+        task,
+        tokenizer,
+        max_length=None if recipe.data.too_long == "drop" else most,
+        drop_refused="refused" in recipe.data.allow,
+    )
     measured = {
         split: lengths(rows, task, tokenizer, labels=record.labels)
         for split in ("train", "validation", "test")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hfadapt.core import registry
+from hfadapt.data.fit import fits
 from hfadapt.data.rows import SPLITS
 from hfadapt.records.stages import DataRecord
 from hfadapt.run_folder import Cell, is_whole
@@ -27,12 +28,15 @@ class Prepare(Stage):
     def inputs(self, cell: Cell, context: Context) -> Any:
         """The rows; where the plan changes those of the cell, also what that depends on.
 
-        It takes out those that are too long, and fits chats to the model.
+        It takes out those that are too long, and fits chats and long texts to the model.
         """
         recipe = context.recipe_of(cell)
         thinned = recipe.data.too_long == "drop"
-        fitted = registry.schema(context.prepared[cell.domain].record.form).chat
-        asked: Any = [recipe.model, list(recipe.data.allow)] if fitted else None
+        form = context.prepared[cell.domain].record.form
+        task = registry.task(recipe.task)
+        asked: Any = [recipe.model, list(recipe.data.allow)] if fits(task, form) else None
+        if form in task.fits:
+            asked = [*asked, recipe.data.max_length]
         if thinned:
             asked = recipe.model_dump(mode="json", exclude={"evaluate"})
         return [context.rows_of(cell.domain), asked]

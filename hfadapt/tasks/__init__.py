@@ -172,6 +172,9 @@ class Task:
         per_token: Whether its labels stand at tokens.
         packs: Whether rows may be packed into one sequence.
         without: Parts of the fast path (recipe/fast.py) that do not fit what its models are given.
+        needs_head: Whether the base has to bring the head as it was trained, as its output layer over the vocabulary.
+        fits: Row schemas of which `fitted` makes other rows; of chats it is always asked.
+        redraws: Whether rows are learned in another way in each epoch (`in_epoch`).
         counted: What has one class each, in words for tables: rows.
         assumed_tokens: Length of rows, before any data was seen.
         folder: Where snippet.py.j2 lies: the code of the card that opens an adapter and asks it one thing, a template
@@ -193,6 +196,9 @@ class Task:
     per_token: bool = False
     packs: bool = False
     without: tuple[str, ...] = ()
+    needs_head: bool = False
+    fits: frozenset[str] = frozenset()
+    redraws: bool = False
     counted: str = "rows"
     assumed_tokens: int = 128
     answer_rows: int = ANSWER_ROWS
@@ -222,14 +228,29 @@ class Task:
         """
         raise NotImplementedError
 
-    def fitted(self, row: Row, tokenizer: Any) -> list[Row]:
+    def fitted(self, row: Row, tokenizer: Any, max_length: int | None = None) -> list[Row]:
         """The rows as which a prepared row is learned with this tokenizer: mostly itself.
+
+        Args:
+            max_length: The most tokens of a row, where longer ones may be divided.
 
         Raises:
             Unusable: it is left out.
             DataError: it cannot be encoded.
         """
         return [row]
+
+    def in_epoch(
+        self, rows: Sequence[Row], examples: Sequence[Example], tokenizer: Any, draw: tuple[int, int]
+    ) -> list[Example]:
+        """Encoded training rows as they are learned in one epoch: a function of each row and the draw alone.
+
+        Args:
+            rows: With `source` and `row`.
+            examples: The same rows as `encode` gives them.
+            draw: Seed and 0-based epoch.
+        """
+        return list(examples)
 
     def remarks(self, row: Row, tokenizer: Any) -> list[Remark]:
         """What is not as one would expect in how a row is learned, for the audit. Raises as `fitted`."""

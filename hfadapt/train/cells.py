@@ -125,7 +125,7 @@ class _Training:
                     "fast_path": loop.path,
                     "frozen_layers": loop.frozen_layers,
                     "model_layers": _layers_of(self.base, own),
-                    "augmented_rows": tuple(job.state.augmented),
+                    "augmented_rows": tuple(job.state.augmented) if own.data.augment.on else (),
                     "compile_seconds": fusion.compile_seconds() - compiled if self.compile else None,
                     "energy": _share(meter.energy(sum(seconds)), job.state.seconds / max(sum(seconds), 1e-9)),
                     "compute": training_compute(
@@ -205,8 +205,9 @@ class _Training:
         return self.task.encode(rows, self.base.tokenizer, max_length=lock.data.max_length, labels=self.labels)
 
     def _augmented(self, cell: Cell, lock: Lock, plain: Sequence[Example]) -> Callable[[int], Sequence[Example]] | None:
-        """Makes the encoded rows of an epoch where the recipe asks for augmentation; canaries stay as they are."""
-        if not lock.data.augment.on:
+        """Makes the encoded rows of an epoch where they change with it, by augmentation or by the task; canaries are
+        not augmented."""
+        if not lock.data.augment.on and not self.task.redraws:
             return None
         form, settings = cell.data.form, lock.data
 
@@ -215,7 +216,11 @@ class _Training:
             rows = read_split(cell.folder, "train")
             draw, encode = (settings.seed, epoch), partial(self._encode, lock)
             changed = augment.examples(rows, plain[: len(rows)], form, settings.augment, draw, encode)
-            return [*changed, *plain[len(rows) :]]
+            found = [*changed, *plain[len(rows) :]]
+            if not self.task.redraws:
+                return found
+            planted = canaries.as_trained(cell.folder, cell.data)
+            return self.task.in_epoch([*rows, *planted], found, self.base.tokenizer, draw)
 
         return of_epoch
 

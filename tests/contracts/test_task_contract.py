@@ -43,7 +43,7 @@ def rows_of(form, count):
 
 
 def model_of(task, models):
-    return models / ("lm" if registry.task(task).pipeline_tag == "text-generation" else "encoder")
+    return models / {"text-generation": "lm", "fill-mask": "mlm"}.get(registry.task(task).pipeline_tag, "encoder")
 
 
 @pytest.mark.parametrize("name", registry.names("tasks"))
@@ -91,7 +91,8 @@ def test_every_layer_that_was_to_be_quantised_is(models, name, quant):
     assert linear
     assert {type(module).__name__ for module in linear} == {kind.module_class}
     assert base.quantised_modules == (len(linear) if kind.bits else 0)
-    heads = [getattr(base.model, head) for head in base.head_modules]
+    heads = [module for head in base.head_modules for module in getattr(base.model, head).modules()]
+    heads = [module for module in heads if isinstance(module, torch.nn.Linear)]
     assert heads
     assert all(type(module) is torch.nn.Linear for module in heads)
     if kind.bits:

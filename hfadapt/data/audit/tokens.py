@@ -251,12 +251,15 @@ def remarks(view: View) -> Iterator[Finding]:
 
 
 def parted(view: View) -> Iterator[Finding]:
-    """One chat is learned as several rows."""
+    """One chat or text is learned as several rows."""
     step = view.record.steps.get(STEP) if view.record else None
-    if step:
-        what = f"{step['chats']:,} chats are {step['rows']:,} rows, one for each answer: the chat template changes "
+    if step and view.schema.chat:
+        what = f"{step['parted']:,} chats are {step['rows']:,} rows, one for each answer: the chat template changes "
         what += "earlier turns when a turn is added, and each answer is learned after what the model will be shown"
         yield finding("chats-parted", "soft", what, fix="nothing has to be done")
+    elif step:
+        what = f"{step['parted']:,} long texts are {step['rows']:,} rows of up to {view.max_length:,} tokens"
+        yield finding("texts-parted", "soft", what, fix="nothing has to be done")
 
 
 def unknown_tokens(view: View) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from typing_extensions import Unpack
 
-from hfadapt.data.rows import stable_hash
+from hfadapt.core.hashing import stable_hash
 from hfadapt.evaluate.metrics.rows import Sampling, percentiles
 from hfadapt.modalities import IGNORED, Example, Row
 from hfadapt.records.evidence import Attack, Estimate, Membership

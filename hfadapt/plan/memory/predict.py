@@ -133,14 +133,16 @@ class _Rows:
     def labelled(self, rows: int) -> int:
         """Logits of all labelled positions."""
         facts = self.facts
-        return rows * min(self.tokens, self.workload.labelled_tokens) * facts.vocab_size if facts.generates else 0
+        labelled = rows * min(self.tokens, self.workload.labelled_tokens)
+        return labelled * facts.vocab_size if facts.predicts_tokens else 0
 
     def logits(self, rows: int) -> int:
         """Their bytes in training: as they come, their float32 copy, and the log-probabilities."""
         from hfadapt.fast.loss import LOSS_LOGITS
 
         workload, element = self.workload, self.element
-        if not workload.fast or "loss" in workload.without or not workload.minimises.own_loss:
+        pieces = self.facts.generates and workload.fast and workload.minimises.own_loss
+        if not pieces or "loss" in workload.without:
             return self.labelled(rows) * (8 + (element if element < 4 else 0))
         # In pieces, of which the gradient takes the place; without compiled kernels with two float32 copies.
         in_place = workload.kernels if workload.device == "cpu" else fuses(workload)
@@ -342,7 +344,7 @@ def trained_parameters(facts: ModelFacts, workload: Workload) -> int:
     """Parameters with a gradient: those of the method per adapted layer and the fresh head, or all of them."""
     if workload.adapter.whole_model:
         return facts.parameters
-    head = 0 if facts.generates else facts.head_parameters
+    head = 0 if facts.predicts_tokens else facts.head_parameters
     if workload.adapter.only_head:
         return head or facts.vocab_size * facts.hidden_size
     if facts.experts and (traced := known_terms(step_key(facts, workload))):

@@ -130,6 +130,7 @@ def step_key(facts: ModelFacts, workload: Workload) -> StepKey:
         modality=task.modality,
         auto_class=task.auto_class,
         generates=facts.generates,
+        predicts_tokens=facts.predicts_tokens,
         dtype=_traced_dtype("float32" if method.whole_model else workload.dtype),
         matmul_dtype=_traced_dtype(workload.matmul_dtype),
         bits=bits,

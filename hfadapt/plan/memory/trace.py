@@ -51,6 +51,7 @@ class StepKey:
     modality: str
     auto_class: str
     generates: bool
+    predicts_tokens: bool
     dtype: str
     matmul_dtype: str
     bits: int
@@ -265,7 +266,7 @@ def _adapted(key: StepKey, layers: int) -> nn.Module:
             if method.low_rank:
                 config.init_lora_weights = True  # other starts read the weights, which are not there
             model = get_peft_model(base, config)
-        if not key.generates or not method.adapts_layers:
+        if not key.predicts_tokens or not method.adapts_layers:
             for name, parameter in base.named_parameters():
                 if name.split(".")[0] in heads and parameter.is_floating_point():
                     parameter.requires_grad_(True)
@@ -385,15 +386,16 @@ def _inputs(key: StepKey, model: Any, length: int, packed: bool) -> dict[str, to
 
 
 def _loss(key: StepKey, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """A scalar that needs the whole model; the output layer of a generating one is counted elsewhere."""
-    if not key.generates:
+    """A scalar that needs the whole model; an output layer over the vocabulary is counted elsewhere."""
+    if not key.predicts_tokens:
         logits = model(**inputs).logits
         # A row of outputs for each row of the batch or, for labels at tokens, for each token.
         outputs = logits.float().flatten(0, -2)
         return nn.functional.cross_entropy(outputs, torch.zeros(len(outputs), dtype=torch.long), reduction="sum")
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     body = getattr(base, base.base_model_prefix)
-    return body(**inputs, use_cache=False).last_hidden_state[:, -1].float().sum()
+    cached = {"use_cache": False} if key.generates else {}
+    return body(**inputs, **cached).last_hidden_state[:, -1].float().sum()
 
 
 @contextmanager

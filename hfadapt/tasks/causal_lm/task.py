@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
 from hfadapt.modalities import IGNORED, Example, Row
-from hfadapt.modalities.text import packed, pad, started, text_example, token_ids
+from hfadapt.modalities.text import packed, pad, pieces, started, text_example, token_ids
 from hfadapt.tasks import Answer, Batches, ReadSplit, Remark, Scores, Served, Task
 from hfadapt.tasks.causal_lm.chat import Chat, encoded_chat
 
@@ -44,6 +44,8 @@ class CausalLM(Task):
     writes = True
     per_token = True
     packs = True
+    needs_head = True
+    fits = frozenset({"text"})
     assumed_tokens = 512
     # In 16 bits a language model's answer would depend on what else is in the batch.
     answer_rows = 1
@@ -93,9 +95,14 @@ class CausalLM(Task):
             examples.append(text_example(ids[:max_length], marks[:max_length], length=length, row=number))
         return examples
 
-    def fitted(self, row: Row, tokenizer: Any) -> list[Row]:
-        """A chat of which the template changes earlier turns is learned as one row for each answer."""
-        return Chat(row, tokenizer).rows() if "messages" in row else [row]
+    def fitted(self, row: Row, tokenizer: Any, max_length: int | None = None) -> list[Row]:
+        """A chat of which the template changes earlier turns is learned as one row for each answer, a long text in
+        pieces."""
+        if "messages" in row:
+            return Chat(row, tokenizer).rows()
+        plain = max_length is not None and "completion" not in row
+        # One token is the end that is put after each text.
+        return [{**row, "text": piece} for piece in pieces(row["text"], tokenizer, max_length - 1)] if plain else [row]
 
     def remarks(self, row: Row, tokenizer: Any) -> list[Remark]:
         """What of a chat its template does not write, and answers that teach silence."""

@@ -1,0 +1,1 @@
+"""Hidden words of plain text."""
