@@ -135,6 +135,11 @@ class AdapterMethod:
         return self.fast and not self.changes_base and self.initialise is None
 
     @property
+    def continues(self) -> bool:
+        """Whether training can begin with the weights of an adapter of this method that was trained otherwise."""
+        return self.low_rank and not self.changes_base and self.initialise is None
+
+    @property
     def mixes(self) -> bool:
         """Whether rows of one batch can go through different finished adapters."""
         return self.additive and not self.whole_model

@@ -50,6 +50,12 @@ def is_task_path(name: str) -> bool:
     return "/" in name or "\\" in name or name.endswith((".yaml", ".yml"))
 
 
+def _objectives(self_supervised: bool) -> tuple[str, ...]:
+    """Objectives of the task, or those that learn from texts without labels."""
+    names = registry.names("objectives")
+    return tuple(name for name in names if registry.objective(name).self_supervised == self_supervised)
+
+
 @dataclass(frozen=True)
 class OneOf:
     """Accepts names from a set; the set may be a function, since files and packages can add names."""
@@ -96,7 +102,9 @@ Schedule = Annotated[str, one_of("schedule", SCHEDULES)]
 AutoSchedule = Annotated[str, one_of("schedule", with_auto(SCHEDULES))]
 Tracker = Annotated[str, one_of("tracker", TRACKERS)]
 FindingCode = Annotated[str, one_of("finding", FINDINGS)]
-Objective = Annotated[str, one_of("objective", lambda: registry.names("objectives"))]
+Objective = Annotated[str, one_of("objective", lambda: _objectives(False))]
+SelfSupervised = Annotated[str, one_of("objective", lambda: _objectives(True))]
+AutoSelfSupervised = Annotated[str, one_of("objective", with_auto(lambda: _objectives(True)))]
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]

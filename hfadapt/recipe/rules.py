@@ -35,6 +35,7 @@ def check_settings(tree: Tree) -> None:
             tree.report(at, rule.what, got=_together(tree, at, rule.beside), allowed=rule.allowed, fix=rule.fix)
     check_method(tree)
     check_objective(tree)
+    check_pretrain(tree)
     check_task(tree)
     check_metrics(tree)
     check_task_settings(tree)
@@ -259,6 +260,31 @@ def check_objective(tree: Tree) -> None:
                 allowed=", ".join(fields) or "no options",
                 fix=f"did you mean {close!r}?" if unknown and close else f"correct `{option}`",
             )
+
+
+def check_pretrain(tree: Tree) -> None:
+    """Two phases train the same layers: they have to be low-rank ones that begin as the base is."""
+    places: list[Keys] = [("pretrain",), *(("domains", name, "pretrain") for name, _ in _domains(tree))]
+    asked = [at for at in places if isinstance(found := dig(tree, at), Mapping) and not found.get("skip")]
+    if dig(tree, ("evaluate", "without_pretrain")) is True and not asked:
+        tree.report(
+            ("evaluate", "without_pretrain"),
+            "no domain is adapted to texts before the task, so there is nothing to compare",
+            got="evaluate.without_pretrain: true",
+            allowed="true beside `pretrain`",
+            fix="add `pretrain: true`, or delete `evaluate.without_pretrain`",
+        )
+    name = dig(tree, ("adapter", "method"))
+    if not asked or name not in registry.names("adapters") or registry.adapter(str(name)).continues:
+        return
+    able = [each for each in registry.names("adapters") if registry.adapter(each).continues]
+    tree.report(
+        ("adapter", "method"),
+        f"{name} cannot go on from an adapter that was trained on texts",
+        got=f"adapter.method: {name}, {dotted(asked[0])}: {show(dig(tree, asked[0]))}",
+        allowed=f"adapter.method {' or '.join(able)}",
+        fix=f"set adapter.method: {able[0]}, or delete `{dotted(asked[0])}`",
+    )
 
 
 def check_task(tree: Tree) -> None:

@@ -41,6 +41,7 @@ from hfadapt.recipe.names import (
     TaskName,
     Tracker,
 )
+from hfadapt.recipe.pretrain import AnyPretrain, LockedPretrain, Pretrain, pretrain_settings
 from hfadapt.records.stages import Change
 
 GROUPING = ("group", "group_pattern")
@@ -170,6 +171,7 @@ class Domain(Spec):
     labels: tuple[str, ...] | None = None
     language: str | None = None
     license: str | None = None
+    pretrain: AnyPretrain | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -336,7 +338,8 @@ class Evaluate(Spec):
     `generate_rows` are test rows whose completions are generated for text metrics, `general_text` the check of a
     language model's perplexity on general text, `transfer` the matrix of every adapter on every domain, `security` the
     leak and robustness checks, `drift` the check of merging, and bases in other precision, `harness` names of tasks of
-    lm-evaluation-harness.
+    lm-evaluation-harness. `without_pretrain` trains a second adapter on the task alone, for as many steps, and shows
+    what `pretrain` has changed.
     """
 
     metrics: tuple[str, ...] | Auto = AUTO
@@ -350,6 +353,7 @@ class Evaluate(Spec):
     security: bool = True
     drift: bool = True
     drift_limits: DriftLimits = DriftLimits()
+    without_pretrain: bool = False
     harness: tuple[str, ...] = ()
 
 
@@ -372,6 +376,7 @@ class Recipe(Spec):
     memory_margin: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     adapter: Adapter = Adapter()
     data: Data = Data()
+    pretrain: AnyPretrain | None = None
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     _chosen: tuple[str, ...] = PrivateAttr(())
@@ -405,6 +410,16 @@ class Recipe(Spec):
     def template_of(self, domain: str) -> Template | None:
         """The domain's own template, else the recipe's."""
         return self.domains[domain].template or self.template
+
+    def pretrain_of(self, domain: str) -> Pretrain | None:
+        """The domain's own adaptation to texts before the task, else the recipe's; None where there is none."""
+        found = self.domains[domain].pretrain or self.pretrain
+        return None if found is None or found.skip else found
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether an adapter of a domain is adapted to texts before the task."""
+        return any(self.pretrain_of(domain) for domain in self.domains)
 
 
 class LockedAdapter(Adapter):
@@ -476,6 +491,7 @@ class Lock(Recipe):
     dtype: Dtype
     adapter: LockedAdapter
     data: LockedData
+    pretrain: Annotated[LockedPretrain, BeforeValidator(pretrain_settings)] | None = None
     train: LockedTrain
     evaluate: LockedEvaluate
 

@@ -21,15 +21,20 @@ from pydantic.fields import FieldInfo
 from hfadapt.core.errors import nearest
 from hfadapt.recipe.fast import Fast
 from hfadapt.recipe.names import AUTO, NAME_PATTERN, OneOf
+from hfadapt.recipe.pretrain import LockedPretrain, Pretrain, TextSource
 from hfadapt.recipe.schema import Domain, LockedFast, Recipe, Source, Template
 from hfadapt.recipe.yaml_lines import Keys, Place, Tree, inline, plain
 
 LIMIT_PROBLEMS = 50
 NAME_WORDS = "a name of letters, digits, '.', '_' and '-', at most 64, beginning with a letter or digit"
+PRETRAIN_WORDS = "true, false, sources, or settings such as {sources: [texts.txt], epochs: 3}"
 FAST_WORDS = "true, false, or parts such as {norms: false}"
 MODEL_WORDS: dict[type, str] = {
     Domain: "a source, or settings such as {source: data.csv}",
     Source: "a source, or settings such as {source: data.csv}",
+    TextSource: "a source, or settings such as {source: texts.txt}",
+    Pretrain: PRETRAIN_WORDS,
+    LockedPretrain: PRETRAIN_WORDS,
     Fast: FAST_WORDS,
     LockedFast: FAST_WORDS,
 }
