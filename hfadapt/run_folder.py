@@ -46,6 +46,9 @@ PREDICTIONS = "predictions.parquet"
 CARD = "README.md"
 BASES = "bases"
 """Bases that stages have made for a cell, each in a folder with the stage's name."""
+BEGUN = "adapter.safetensors"
+PRETRAIN = "pretrain"
+"""What an adapter is adapted to before its task, and where that stands, in a cell's folder."""
 PROBE_BYTES = 1 << 16
 Found = TypeVar("Found", bound=Record)
 
@@ -129,6 +132,10 @@ class Cell:
     def made_base(self, stage: str) -> Path:
         """The folder of the base that a stage makes for this cell."""
         return self.folder / BASES / stage
+
+    def begun(self, stage: str) -> Path:
+        """The weights of the adapter as a stage that comes before its training leaves them."""
+        return self.folder / stage / BEGUN
 
     def has(self, kind: type[Record]) -> bool:
         """Whether the cell has this record."""

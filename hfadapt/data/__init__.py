@@ -3,7 +3,7 @@
 from hfadapt.data import augment, canaries
 from hfadapt.data.audit.findings import Asked
 from hfadapt.data.audit.report import DataReport
-from hfadapt.data.audit.supervision import audit, augmented, drop_too_long, lengths, require_clean
+from hfadapt.data.audit.supervision import audit, augmented, drop_too_long, lengths, require_clean, token_lengths
 from hfadapt.data.columns import named_in
 from hfadapt.data.fit import fit
 from hfadapt.data.prepared import PreparedDomain, prepare
@@ -24,4 +24,5 @@ __all__ = [
     "prepare",
     "read_split",
     "require_clean",
+    "token_lengths",
 ]

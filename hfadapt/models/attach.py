@@ -121,6 +121,34 @@ def trainable(model: Any, adapter: str | None = None) -> dict[str, torch.nn.Para
     }
 
 
+def trained_layers(model: Any, base: Base, name: str) -> dict[str, torch.nn.Parameter]:
+    """The low-rank weights of an adapter in a base's body, by their names in the body: the same whatever the head."""
+    outer, prefix = "base_model.model.", f"{base.model.base_model_prefix}."
+    found = {}
+    for path, parameter in model.named_parameters():
+        inside = path.removeprefix(outer)
+        if f".{name}" in inside and "lora_" in inside and inside.startswith(prefix):
+            found[inside.removeprefix(prefix).replace(f".{name}", "")] = parameter
+    return found
+
+
+def go_on(model: Any, base: Base, name: str, weights: Path) -> None:
+    """Gives an adapter the low-rank weights as an earlier training has left them (`trained_layers`).
+
+    Raises:
+        RunError: none of them fits.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    layers, saved = trained_layers(model, base, name), load_file(weights)
+    with torch.no_grad():
+        for key in layers.keys() & saved.keys():
+            layers[key].copy_(saved[key])
+    if not layers.keys() & saved.keys():
+        raise RunError("the weights of the earlier training are of other layers", place=str(weights))
+
+
 def fresh_heads(model: Any, base: Base, name: str) -> list[torch.nn.Module]:
     """The modules of the task's head that the checkpoint did not hold, as the adapter of that name trains them."""
     fresh = [head for head in base.head_modules if head in base.fresh_modules]

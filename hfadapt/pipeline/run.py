@@ -23,7 +23,7 @@ from hfadapt.report.run_view import Run
 from hfadapt.report.write import earlier, other_base, write_report
 from hfadapt.run_folder import LOCK, Cell, make_writable
 from hfadapt.stages import Context, compared, narrow
-from hfadapt.stages.plan import audit_cell, measure_lengths
+from hfadapt.stages.plan import audit_cell, gather_texts, measure_lengths
 
 if TYPE_CHECKING:
     from hfadapt.data import DataReport
@@ -157,6 +157,7 @@ def check_recipe(
     import tempfile
 
     from hfadapt.data import DataReport, prepare
+    from hfadapt.data.unlabelled import Held
     from hfadapt.models.load import load_processor, resolve_model
 
     chosen = (recipe.choose(domains) if domains else recipe).chosen
@@ -169,6 +170,7 @@ def check_recipe(
             prepared[domain].copy_into(cell.folder)
             narrowed = narrow(recipe, [cell.domain], [cell.target])
             record = measure_lengths(cell, narrowed, tokenizer)
+            record = gather_texts(record, cell, narrowed, tokenizer, Held.of(prepared), recipe_folder)
             lock = lock_cell(narrowed, make_plan(narrowed, data={domain: record}).cells[0])
             try:
                 audit_cell(cell, lock, tokenizer, record)

@@ -19,6 +19,7 @@ from hfadapt.plan.memory import predict
 from hfadapt.plan.memory.part import runs_without_memory
 from hfadapt.plan.memory.workload import Workload
 from hfadapt.plan.modules import module_problems
+from hfadapt.plan.pretrain import pretrain_problems, settle_pretrain
 from hfadapt.plan.reasons import (
     DEFAULTS,
     Decisions,
@@ -73,11 +74,16 @@ def make_plan(
         work = _work(recipe, domain, (data or {}).get(domain))
         facts = model_facts(recipe.model, recipe.task, work.labels)
         parameters = max(parameters, facts.parameters)
-        found = [*_impossible(recipe, trainer), *_unknown_to_model(recipe, facts)]
+        found = [
+            *_impossible(recipe, trainer),
+            *_unknown_to_model(recipe, facts),
+            *pretrain_problems(recipe, domain, facts),
+        ]
         problems.extend(problem for problem in found if problem not in problems)
         if not found:
             count = len(recipe.chosen) if sharing is None else sharing
-            cells.append(_plan_cell(recipe, domain, target, trainer, facts, work, processes, count))
+            own = recipe.model_copy(update={"pretrain": recipe.pretrain_of(domain)})
+            cells.append(_plan_cell(own, domain, target, trainer, facts, work, processes, count))
     if problems:
         raise RequestError("the recipe asks for what its targets cannot do", problems=problems)
     return Plan(recipe=recipe.name, model=recipe.model, parameters=parameters, cells=tuple(cells))
@@ -88,6 +94,8 @@ def lock(recipe: Recipe, cell: CellPlan) -> Lock:
     fields = recipe.model_dump(mode="json")
     fields["domains"] = {cell.domain: fields["domains"][cell.domain]}
     fields["targets"] = [cell.target]
+    asked = recipe.pretrain_of(cell.domain)
+    fields["pretrain"] = asked.model_dump(mode="json") if asked else None
     for decision in cell.decisions:
         *sections, last = decision.field.split(".")
         place = fields
@@ -123,6 +131,7 @@ def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
             rows=record.splits.get("train", lengths.rows) + (record.canaries.rows if record.canaries else 0),
             labels=len(record.labels) or 2,
             names=record.labels,
+            texts=record.unlabelled.lengths if record.unlabelled else None,
             small_label_set=bool(record.labels),
             lengths=lengths,
         )
@@ -288,7 +297,8 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
         )
     )
     final = chosen.workload.model_copy(update={"evaluate_rows": decided.value("evaluate.batch_rows")})
-    phases = predict.predict(facts, final)
+    before = settle_pretrain(decided, question, chosen, work, world)
+    phases = (*predict.predict(facts, final), *([before.memory] if before else []))
     peak = max(phase.total_bytes for phase in phases)
     fits = peak <= budget
     nearest = () if fits else tuple(alternatives(question, final))
@@ -296,6 +306,7 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     warnings, served = _served(target, facts)
     warnings += _doubts(trainer, facts, final)
     warnings += base_notes(facts, work, decided.value("data.max_length"))
+    warnings += before.warnings if before else ()
     if trainer.devices > 1 and world < trainer.devices:
         warnings.append(f"{world} of {trainer.devices} devices are used: the effective batch cannot be split further")
     return CellPlan(
@@ -310,6 +321,7 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
         trains_on=trainer.name,
         predicted_seconds=seconds,
         predicted_tokens_per_second=rate,
+        pretrain_seconds=before.seconds if before else None,
         data_basis=work.basis,
         alternatives=nearest,
         warnings=tuple(warnings),

@@ -74,7 +74,8 @@ LONGEST_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Work:
-    """What the data asks for: token lengths, rows, labels and their names, and where these figures come from."""
+    """What the data asks for: token lengths, rows, labels and their names, and where these figures come from; `texts`
+    are those without labels, where the adapter is adapted to some first."""
 
     basis: str
     longest_tokens: int
@@ -85,6 +86,7 @@ class Work:
     small_label_set: bool
     lengths: Lengths | None = None
     names: tuple[str, ...] = ()
+    texts: Lengths | None = None
 
 
 @dataclass
@@ -112,6 +114,17 @@ class Decisions:
             return asked
         self.made.append(Decision(field=name, value=value, asked=False, reason=reason, rejected=rejected))
         return value
+
+    def settle_value(self, name: str, value: Any, reason: str) -> None:
+        """Records what no recipe sets."""
+        self.made.append(Decision(field=name, value=value, asked=False, reason=reason))
+
+    def because(self, name: str, more: str) -> None:
+        """Adds to the reason of a field settled before."""
+        self.made = [
+            made.model_copy(update={"reason": f"{made.reason}: {more}"}) if made.field == name else made
+            for made in self.made
+        ]
 
     def default(self, name: str, table: Mapping[str, tuple[Any, str]]) -> Any:
         """Settles a field from a table of defaults."""

@@ -57,7 +57,9 @@ class Alternative(Spec):
 
 
 class CellPlan(Spec):
-    """The plan of one domain on one target. `merge` does not count for `fits`: it can be done on another machine."""
+    """The plan of one domain on one target. `merge` does not count for `fits`: it can be done on another machine.
+
+    `predicted_seconds` are those of training on the task, `pretrain_seconds` of the adaptation to texts before it."""
 
     domain: str
     target: str
@@ -70,6 +72,7 @@ class CellPlan(Spec):
     trains_on: str
     predicted_seconds: float | None = None
     predicted_tokens_per_second: float | None = None
+    pretrain_seconds: float | None = None
     data_basis: str
     alternatives: tuple[Alternative, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -146,7 +149,7 @@ class Plan(Shown, Record):
                 "fits" if cell.fits else "DOES NOT FIT",
                 show_bytes(cell.peak.total_bytes),
                 show_bytes(cell.budget_bytes),
-                "unknown" if cell.predicted_seconds is None else show_seconds(cell.predicted_seconds),
+                "unknown" if cell.predicted_seconds is None else _seconds(cell),
                 "unknown" if cell.predicted_tokens_per_second is None else f"{cell.predicted_tokens_per_second:,.0f}",
             ),
         )
@@ -261,6 +264,12 @@ class Plan(Shown, Record):
             else:
                 names.append(f"{', '.join(here)} on {', '.join(there)}")
         return "; ".join(names)
+
+
+def _seconds(cell: CellPlan) -> str:
+    """Of training, and of what comes before it."""
+    before = f"{show_seconds(cell.pretrain_seconds)} + " if cell.pretrain_seconds is not None else ""
+    return before + show_seconds(cell.predicted_seconds or 0.0)
 
 
 def _alike(cells: Sequence[CellPlan], key: Callable[[CellPlan], Any]) -> list[tuple[Any, list[CellPlan]]]:

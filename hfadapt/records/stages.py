@@ -176,6 +176,21 @@ class Augmented(Spec):
     lengths: Lengths
 
 
+class UnlabelledTexts(Spec):
+    """The texts of pretrain/texts.parquet: so many to learn from (`texts`, with `general` ones beside them), and held
+    back to measure by (`validation`). `own` are those of the domain's training rows. `dropped` counts texts by reason,
+    those that are like validation or test rows among them; `lengths` are of the texts to learn from."""
+
+    sources: tuple[SourceRecord, ...] = ()
+    own: bool
+    rows_in: int
+    texts: int
+    general: int
+    validation: int
+    dropped: dict[str, int]
+    lengths: Lengths | None = None
+
+
 class DataRecord(Record):
     """One domain, prepared: `rows_in` = `rows_kept` + all of `dropped`, exactly.
 
@@ -203,6 +218,7 @@ class DataRecord(Record):
     files: dict[str, str] = {}
     canaries: PlantedCanaries | None = None
     augmented: Augmented | None = None
+    unlabelled: UnlabelledTexts | None = None
     noticed: tuple[Finding, ...] = ()
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hfadapt.card.facts import Facts
     from hfadapt.core.show import Block
     from hfadapt.data import PreparedDomain
+    from hfadapt.data.unlabelled import Held
     from hfadapt.hardware.processes import World
 
 Scope = Literal["cell", "group", "run"]
@@ -63,6 +64,7 @@ class Stage:
         may_write: What it writes where it is asked for or applies.
         phases: Parts of it whose memory is measured. A stage that has some may be killed for lack of memory.
         makes_base: It writes a base (`models.merge.save_base`), and later stages work on that.
+        trains_first: It trains the adapter on something else, and training goes on from that (`Cell.begun`).
         keeps_earlier: When its inputs change, the whole folder of the cell is put aside instead of overwritten.
         gates: Names in `evaluate.gates` that it judges itself, in `missed`; a switch of the same name in the recipe's
             section `evaluate` turns what they need off.
@@ -83,6 +85,7 @@ class Stage:
     may_write: ClassVar[tuple[type[Record], ...]] = ()
     phases: ClassVar[tuple[str, ...]] = ()
     makes_base: ClassVar[bool] = False
+    trains_first: ClassVar[bool] = False
     keeps_earlier: ClassVar[bool] = False
     gates: ClassVar[tuple[str, ...]] = ()
     distributed: ClassVar[bool] = False
@@ -190,6 +193,13 @@ class Context:
         recipe = compared(self.recipe, self.domains)
         return self.world.on_main(lambda: prepare(recipe, recipe_folder=self.recipe_folder, progress=self.progress.say))
 
+    @cached_property
+    def held(self) -> Held:
+        """The validation and test rows of all domains."""
+        from hfadapt.data.unlabelled import Held
+
+        return Held.of(self.prepared)
+
     def rows_of(self, domain: str) -> dict[str, str]:
         """SHA-256 of the domain's prepared splits."""
         if domain not in self._rows:
@@ -206,13 +216,21 @@ class Context:
                 ref = ref.made_in(cell.made_base(maker.name))
         return ref
 
+    def start(self, cell: Cell, stage: str) -> Path | None:
+        """The weights from which a stage goes on training the adapter; None where that begins afresh."""
+        done = [each.name for each in self._before(stage) if each.trains_first and each.name in cell.state.stages]
+        path = cell.begun(done[-1]) if done else None
+        return path if path and path.exists() else None
+
     def _makers(self, stage: str) -> list[Stage]:
-        names = [each.name for each in self.stages]
-        return [each for each in self.stages[: names.index(stage)] if each.makes_base]
+        return [each for each in self._before(stage) if each.makes_base]
+
+    def _before(self, stage: str) -> tuple[Stage, ...]:
+        return self.stages[: [each.name for each in self.stages].index(stage)]
 
     def hashes(self, cell: Cell, known: Mapping[str, str] | None = None) -> dict[str, str]:
         """For each stage the hash of all that decides its result: settings, inputs, version, and the hashes of the
-        stages that it needs and of those that make the base it works on.
+        stages that it needs and of those that make the base it works on or the adapter that it goes on from.
 
         Args:
             known: Hashes that are taken as they are.
@@ -222,7 +240,8 @@ class Context:
         fields["model"] = from_recipe(fields["model"], self.recipe_folder)
         for stage in self.stages:
             if stage.name not in found:
-                above = {*stage.needs, *(maker.name for maker in self._makers(stage.name))}
+                changed = (each.name for each in self._before(stage.name) if each.makes_base or each.trains_first)
+                above = {*stage.needs, *changed}
                 parts = [
                     {name: found[name] for name in sorted(above & found.keys())},
                     {name: fields[name] for name in stage.settings},

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, DoesNotFit
 from hfadapt.core.show import show_bytes
+from hfadapt.data.unlabelled import FILE, Held, gather, opened, read_texts
 from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import model_facts
 from hfadapt.plan.make import lock as lock_cell
@@ -16,7 +18,7 @@ from hfadapt.plan.reasons import longest_planned
 from hfadapt.recipe.schema import Lock, Recipe
 from hfadapt.records.plan import CellPlan, Plan
 from hfadapt.records.stages import DataRecord
-from hfadapt.run_folder import Cell
+from hfadapt.run_folder import PRETRAIN, Cell, is_whole
 from hfadapt.stages import Context, Stage
 
 
@@ -29,6 +31,14 @@ class PlanStage(Stage):
     settings = tuple(name for name in Recipe.model_fields if name != "evaluate")
     records = (Plan,)
 
+    def inputs(self, cell: Cell, context: Context) -> Any:
+        """The texts that the adapter is adapted to first, and the rows of all domains that they must not be like."""
+        settings = context.recipe_of(cell).pretrain_of(cell.domain)
+        if settings is None:
+            return None
+        found = [(each.name, each.fingerprint) for part in opened(settings, context.recipe_folder) for each in part]
+        return [found, {domain: context.rows_of(domain) for domain in sorted(context.prepared)}]
+
     def check(self, context: Context) -> None:
         """Refuses a base that cannot be one and what the targets cannot do, before any data is read."""
         from hfadapt.models.load import check_base
@@ -39,7 +49,8 @@ class PlanStage(Stage):
     def intact(self, cells: Sequence[Cell], context: Context) -> bool:
         """The lock is not a record, and data.json may be that of the preparation alone."""
         known = all(cell.planned and cell.holds(DataRecord) and cell.data.audit for cell in cells)
-        return super().intact(cells, context) and known
+        texts = [cell.folder / PRETRAIN / FILE for cell in cells if known and cell.data.unlabelled]
+        return super().intact(cells, context) and known and all(map(is_whole, texts))
 
     def run(self, cells: Sequence[Cell], context: Context) -> None:
         """Plans and audits."""
@@ -49,6 +60,8 @@ class PlanStage(Stage):
             base = context.base(cell, self.name)
             tokenizer = load_processor(source_of(base), registry.task(context.recipe.task).modality)
             record = measure_lengths(cell, context.recipe_of(cell), tokenizer)
+            recipe, folder = context.recipe_of(cell), context.recipe_folder
+            record = gather_texts(record, cell, recipe, tokenizer, context.held, folder)
             lock, decided = decide(cell, context, base, record)
             audit_cell(cell, lock, tokenizer, record)
             context.progress.say(summary(lock, decided, record))
@@ -146,6 +159,24 @@ def measure_lengths(cell: Cell, recipe: Recipe, tokenizer: Any) -> DataRecord:
     train = read_split(cell.folder, "train")
     changed = augmented(train, record.form, recipe.data, task, tokenizer, labels=record.labels)
     return record.model_copy(update={"lengths": measured, "augmented": changed})
+
+
+def gather_texts(
+    record: DataRecord, cell: Cell, recipe: Recipe, tokenizer: Any, held: Held, recipe_folder: Path = Path()
+) -> DataRecord:
+    """The record with the texts without labels that the adapter is adapted to first, where the recipe asks for that.
+
+    Raises:
+        DataError: a source of texts cannot be read, or no text is left.
+    """
+    from hfadapt.data import token_lengths
+
+    if recipe.pretrain_of(cell.domain) is None:
+        return record
+    found = gather(recipe, cell.domain, cell.folder, held, recipe_folder)
+    texts = [row["text"] for row in read_texts(cell.folder, "train")]
+    measured = token_lengths([len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]])
+    return record.model_copy(update={"unlabelled": found.model_copy(update={"lengths": measured})})
 
 
 def audit_cell(cell: Cell, lock: Lock, tokenizer: Any, record: DataRecord) -> DataRecord:

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,7 @@ from hfadapt.models.attach import (
     adapter_names,
     attach_adapters,
     fresh_heads,
+    go_on,
     low_rank_start,
     round_as_saved,
     save_adapter,
@@ -63,17 +65,27 @@ def train_cell(cell: Cell, world: World, *, identity: str = "", progress: Progre
 
 
 def train_cells(
-    cells: Sequence[Cell], world: World, *, identities: Sequence[str] = (), progress: Progress | None = None
+    cells: Sequence[Cell],
+    world: World,
+    *,
+    identities: Sequence[str] = (),
+    starts: Sequence[Path | None] = (),
+    progress: Progress | None = None,
 ) -> list[TrainRecord | None]:
     """Trains the adapters of several cells at the same time on one base; each is what it would be alone.
 
     The cells must agree on the base, its storage and the labels (`can_share`). A cell that was given up while others
     went on has no record and keeps its checkpoint.
 
+    Args:
+        starts: The weights from which each adapter goes on (`models.attach.go_on`); None begins afresh.
+
     Raises:
         DataError, RunError, KeyboardInterrupt: as `train_cell`.
     """
-    return _Training(cells, world, identities or [""] * len(cells), progress or Silent()).run()
+    training = _Training(cells, world, identities or [""] * len(cells), progress or Silent())
+    training.starts = list(starts) or [None] * len(cells)
+    return training.run()
 
 
 class _Training:
@@ -85,6 +97,7 @@ class _Training:
     def __init__(self, cells: Sequence[Cell], world: World, identities: Sequence[str], progress: Progress) -> None:
         self.cells, self.world, self.identities, self.progress = cells, world, identities, progress
         self.locks = [cell.lock for cell in cells]
+        self.starts: list[Path | None] = [None] * len(cells)
         self.lock, self.labels = self.locks[0], cells[0].data.labels
         self.task = registry.task(self.lock.task)
         self.device = world.accelerator.device
@@ -165,6 +178,9 @@ class _Training:
         for name, (train, _) in zip(self.names, rows, strict=True):
             for head in fresh_heads(self.model, self.base, name):
                 self.task.start_head(head, [label for example in train for label in example.labels])
+        for name, start in zip(self.names, self.starts, strict=True):
+            if start is not None:
+                go_on(self.model, self.base, name, start)
         return rows
 
     def _try(self, examples: Sequence[Example]) -> None:

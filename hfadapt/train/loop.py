@@ -105,6 +105,7 @@ class Loop:
         )
         objective = registry.objective(lock.train.objective)
         fields: dict[str, Any] = {
+            "task": registry.task(lock.task),
             "fast": fast if wanted.used else None,
             "objective": objective,
             "objective_options": objective.Options.model_validate(lock.train.objective_options),
@@ -112,7 +113,7 @@ class Loop:
             "loss_in_pieces": wanted.loss,
             "frozen_cache": any(each.train.fast.frozen_cache for each in locks),
         }
-        return cls(accelerator, registry.task(lock.task), model, jobs, base.pad_token_id, **(fields | others))
+        return cls(accelerator, model=model, jobs=jobs, pad_token_id=base.pad_token_id, **(fields | others))
 
     # --- the run -----------------------------------------------------------------------------------------------------
 

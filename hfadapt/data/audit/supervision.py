@@ -200,14 +200,26 @@ def require_clean(audit: Audit, place: str) -> None:
         raise DataError(f"the audit found {len(hard)} fault(s) that training would not show", problems=problems)
 
 
+def token_lengths(counts: Sequence[int]) -> Lengths:
+    """What is kept of the token counts of rows, of which there is at least one."""
+    import numpy as np
+
+    return Lengths(
+        rows=len(counts),
+        tokens=int(np.sum(counts)),
+        mean=round(float(np.mean(counts)), 2),
+        median=int(np.percentile(counts, 50, method="higher")),
+        p95=int(np.percentile(counts, 95, method="higher")),
+        longest=int(np.max(counts)),
+    )
+
+
 def lengths(rows: Sequence[Mapping[str, Any]], task: Task, tokenizer: Any, *, labels: Sequence[str] = ()) -> Lengths:
     """Token lengths of rows as the task encodes them, before any cut; rows that the task refuses are left out.
 
     Raises:
         DataError: there are no rows, or the task refuses all of them.
     """
-    import numpy as np
-
     if not rows:
         raise DataError("there are no rows to measure", fix="check the source")
     # Rows that the task refuses are named by the audit, unless there are no others.
@@ -216,15 +228,7 @@ def lengths(rows: Sequence[Mapping[str, Any]], task: Task, tokenizer: Any, *, la
     if not encoded:
         first = _refusals(refused, len(rows))[0]
         raise DataError(first.message, fix=first.fix or None)
-    counts = np.array([example.length for example in encoded])
-    return Lengths(
-        rows=len(counts),
-        tokens=int(counts.sum()),
-        mean=round(float(counts.mean()), 2),
-        median=int(np.percentile(counts, 50, method="higher")),
-        p95=int(np.percentile(counts, 95, method="higher")),
-        longest=int(counts.max()),
-    )
+    return token_lengths([example.length for example in encoded])
 
 
 def augmented(
