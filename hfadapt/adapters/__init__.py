@@ -91,6 +91,7 @@ class AdapterMethod:
         needs: What it needs of the base's weights.
         reason: Why bases that do not give it are refused, for the error message.
         options: Keyword arguments of `peft.LoraConfig`.
+        convolves: Whether it can be used on convolutional nets.
         changes_base: The init moves part of W into A and B; saved as a plain LoRA of twice the rank.
         initialise: Called with the peft model and the context after the layers are made.
         traced_as: A method whose training step holds the same tensors, so that one trace does for both.
@@ -104,6 +105,7 @@ class AdapterMethod:
     needs: frozenset[Access] = frozenset()
     reason: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    convolves: bool = False
     changes_base: bool = False
     initialise: Callable[[PeftModel, Context], None] | None = None
     traced_as: str | None = None

@@ -23,4 +23,5 @@ KIND = Dora(
     needs=frozenset({Access.READ}),
     reason="DoRA needs the norm of W, which peft cannot read from an int8 layer",
     options={"use_dora": True},
+    convolves=True,
 )

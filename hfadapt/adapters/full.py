@@ -25,6 +25,7 @@ KIND = Full(
     "full",
     trains=Trains.MODEL,
     low_rank=False,
+    convolves=True,
     needs=frozenset({Access.TRAIN}),
     reason="quantised weights take no gradient",
 )

@@ -32,4 +32,4 @@ class Head(AdapterMethod):
         return get_peft_model(model, config, adapter_name=name)
 
 
-KIND = Head("head", trains=Trains.HEAD, low_rank=False)
+KIND = Head("head", trains=Trains.HEAD, low_rank=False, convolves=True)

@@ -2,4 +2,4 @@
 
 from hfadapt.adapters import AdapterMethod
 
-KIND = AdapterMethod("lora")
+KIND = AdapterMethod("lora", convolves=True)

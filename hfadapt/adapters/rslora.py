@@ -2,4 +2,4 @@
 
 from hfadapt.adapters import AdapterMethod
 
-KIND = AdapterMethod("rslora", options={"use_rslora": True}, traced_as="lora")
+KIND = AdapterMethod("rslora", options={"use_rslora": True}, traced_as="lora", convolves=True)

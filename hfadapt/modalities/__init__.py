@@ -100,6 +100,10 @@ class Modality:
         """What two processors differ in, as JSON."""
         return sorted(processor.get_vocab().items())
 
+    def usual(self, config: Mapping[str, Any]) -> int | None:
+        """Units of a row of a model with this config, before any data was seen; None where the task says so."""
+        return None
+
     def shaped(self, config: Mapping[str, Any], length: int) -> Mapping[str, Any]:
         """A model's config for examples of so many units, from which its inputs are known (`traced`)."""
         return config

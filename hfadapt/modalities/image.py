@@ -31,6 +31,7 @@ STORED_SIDE = 768
 LOOK_SIDE = 16
 """An image is compared by a grey thumbnail of this side."""
 TINY_SIDE = 8
+USUAL_SIDE = 224
 SMALL_TIMES, SMALLEST_SIDE = 4, 112
 """Small images are enlarged so many times, and at least to this side, not to the model's whole size."""
 CONV_STRIDE = 32
@@ -171,9 +172,7 @@ class Image(Modality):
         sizes = (getattr(inner, "crop_size", None), inner.size)
         size = next((dict(each) for each in sizes if each), {})
         side = size.get("height") or size.get("shortest_edge") or 224
-        patch = getattr(config, "patch_size", None)
-        patch = int(patch[0] if isinstance(patch, (list, tuple)) else patch or CONV_STRIDE)
-        return Processor(inner, side, side, patch, _takes_one_size(config), path)
+        return Processor(inner, side, side, _patch(config.to_dict()), _takes_one_size(config), path)
 
     def sized(self, processor: Processor, max_length: int) -> Processor:
         """The processor for pictures of at most `max_length` positions."""
@@ -183,11 +182,13 @@ class Image(Modality):
         """The settings of transformers' processor at the model's own size."""
         return json.loads(processor.inner.to_json_string()) if processor.side == processor.most else processor.most
 
+    def usual(self, config: Mapping[str, Any]) -> int | None:
+        """Positions of a picture of the usual size."""
+        return int((USUAL_SIDE // _patch(config)) ** 2)
+
     def shaped(self, config: Mapping[str, Any], length: int) -> Mapping[str, Any]:
         """With the side that so many positions have."""
-        patch = config.get("patch_size") or CONV_STRIDE
-        patch = patch[0] if isinstance(patch, (list, tuple)) else patch
-        return {**config, "image_size": patch * math.isqrt(length)}
+        return {**config, "image_size": _patch(config) * math.isqrt(length)}
 
     def traced(self, config: Any, rows: int, length: int) -> dict[str, Any]:
         """`pixel_values` (rows, channels, side, side)."""
@@ -272,6 +273,12 @@ class Image(Modality):
         file = io.BytesIO()
         picture.save(file, "PNG")
         return file.getvalue(), "image/png"
+
+
+def _patch(config: Mapping[str, Any]) -> int:
+    """Pixels of a side that become one position."""
+    patch = config.get("patch_size") or CONV_STRIDE
+    return int(patch[0] if isinstance(patch, (list, tuple)) else patch)
 
 
 def _takes_one_size(config: Any) -> bool:

@@ -53,6 +53,7 @@ class ModelFacts(Spec):
     other: so many at the start, then a group of so many again and again. `recomputes` is whether the architecture knows
     activation checkpointing, `predicts_tokens` whether its outputs are those of a vocabulary, `experts` whether it has
     weights with one matrix for each expert, `stacks` how many lists of layers it has: an encoder and a decoder are two.
+    With `pointwise` the `linears` are 1x1 convolutions, which no storage quantises.
     `head` is the checkpoint's own. `other_modules` are paths of modules beside `linears` that peft can adapt where they
     are named: embeddings, convolutions, the head's layers.
     """
@@ -86,6 +87,7 @@ class ModelFacts(Spec):
     recomputes: bool = True
     experts: bool = False
     stacks: int = 1
+    pointwise: bool = False
     head: BaseHead = BaseHead()
     other_modules: tuple[str, ...] = ()
 
@@ -247,7 +249,7 @@ def describe(model: Any, name: str, task: str, labels: int, config: PretrainedCo
         other_modules=other_modules(model),
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
         hidden_size=hidden,
-        layers=int(getattr(text, "num_hidden_layers", 0) or 0) or max(map(len, stacks), default=1),
+        layers=layer_count(text, stacks),
         heads=heads_count,
         kv_heads=int(first(text, "num_key_value_heads", default=heads_count)),
         head_dim=int(first(text, "head_dim", default=hidden // max(1, heads_count))),
@@ -264,7 +266,15 @@ def describe(model: Any, name: str, task: str, labels: int, config: PretrainedCo
         recomputes=bool(getattr(model, "supports_gradient_checkpointing", False)),
         experts=any(p.dim() == 3 and "expert" in name for name, p in model.named_parameters()),
         stacks=len(stacks),
+        pointwise=any(module.weight.dim() == 4 for module in adapted_modules(model).values()),
     )
+
+
+def layer_count(config: Any, stacks: Sequence[nn.ModuleList]) -> int:
+    """How many layers a model has: as its config says, but of a convolutional net as many as there are blocks."""
+    stated = int(getattr(config, "num_hidden_layers", 0) or 0)
+    blocks = max(map(len, stacks), default=1)
+    return stated if stated and first(config, "vocab_size", "num_attention_heads", default=0) else blocks
 
 
 def position_limit(model: nn.Module, config: PretrainedConfig) -> tuple[int | None, bool]:
@@ -355,25 +365,39 @@ def other_modules(model: nn.Module) -> tuple[str, ...]:
     )
 
 
-def linear_shapes(model: nn.Module) -> tuple[LinearShape, ...]:
-    """Linear layers outside the head, grouped by name ending and shape; GPT-2's Conv1D counts as one."""
-    import torch
+def adapted_modules(model: nn.Module) -> dict[str, Any]:
+    """Linear layers outside the head by path, GPT-2's Conv1D among them; of a net that has none its 1x1 convolutions,
+    which are a linear layer for every pixel, but not those that weigh channels (squeeze and excitation): a gate that is
+    wide open gives no gradient."""
+    from torch import nn
     from transformers.pytorch_utils import Conv1D
 
+    heads = head_names(model)
+    body = {name: module for name, module in model.named_modules() if name.split(".")[0] not in heads}
+    linear = {name: module for name, module in body.items() if isinstance(module, (nn.Linear, Conv1D))}
+    gates = [name for name, module in body.items() if "squeeze" in type(module).__name__.lower()]
+    return linear or {
+        name: module
+        for name, module in body.items()
+        if isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.groups == 1
+        and not any(name.startswith(f"{gate}.") for gate in gates)
+    }
+
+
+def linear_shapes(model: nn.Module) -> tuple[LinearShape, ...]:
+    """The layers that an adapter is put on (`adapted_modules`), grouped by name ending and shape."""
     groups: dict[tuple[str, int, int, bool], list[str]] = {}
-    heads, seen = head_names(model), set()
-    for name, module in model.named_modules():
-        if name.split(".")[0] in heads or id(getattr(module, "weight", module)) in seen:
+    seen = set()
+    for name, module in adapted_modules(model).items():
+        if id(module.weight) in seen:
             continue
-        seen.add(id(getattr(module, "weight", module)))
-        if isinstance(module, torch.nn.Linear):
-            shape = (module.in_features, module.out_features)
-        elif isinstance(module, Conv1D):
-            shape = (int(module.weight.shape[0]), int(module.weight.shape[1]))
-        else:
-            continue
-        key = (name.split(".")[-1], *shape, module.bias is not None)
-        groups.setdefault(key, []).append(name)
+        seen.add(id(module.weight))
+        one, other = (int(size) for size in module.weight.shape[:2])
+        # GPT-2's Conv1D has its weight the other way round.
+        shape = (one, other) if hasattr(module, "nf") else (other, one)
+        groups.setdefault((name.split(".")[-1], *shape, module.bias is not None), []).append(name)
     return tuple(
         LinearShape(name=name, in_features=i, out_features=o, count=len(paths), bias=bias, paths=tuple(paths))
         for (name, i, o, bias), paths in groups.items()

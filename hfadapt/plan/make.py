@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError
@@ -73,6 +74,7 @@ def make_plan(
         trainer = machine if (machine is not None and (not target.trains or name == THIS_MACHINE)) else target
         work = _work(recipe, domain, (data or {}).get(domain))
         facts = model_facts(recipe.model, recipe.task, work.labels)
+        work = _of_model(work, facts)
         parameters = max(parameters, facts.parameters)
         found = [
             *_impossible(recipe, trainer),
@@ -151,6 +153,15 @@ def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
     )
 
 
+def _of_model(work: Work, facts: ModelFacts) -> Work:
+    """With the length of rows that the model makes of what it is given, where no rows were measured."""
+    usual = registry.modality(registry.task(facts.task).modality).usual(facts.config)
+    if usual is None or work.lengths is not None:
+        return work
+    basis = f"not prepared yet: rows of {usual} positions assumed"
+    return replace(work, basis=basis, longest_tokens=usual, mean_tokens=usual, labelled_tokens=1)
+
+
 def _impossible(recipe: Recipe, target: Target) -> list[Problem]:
     """Everything that was asked for and cannot be done on this target."""
     found = []
@@ -214,6 +225,7 @@ def _unknown_to_model(recipe: Recipe, facts: ModelFacts) -> list[Problem]:
                 fix="leave train.checkpointing: auto; a smaller train.micro_batch_rows saves memory too",
             )
         )
+    found += _unknown_to_convolutions(recipe, facts) if facts.pointwise else []
     layers, several = recipe.adapter.layers, facts.stacks != 1
     if layers != AUTO and (several or layers > facts.layers):
         why = "not one list of layers, so there are no last ones" if several else f"{facts.layers} layers"
@@ -239,6 +251,21 @@ def _unknown_to_model(recipe: Recipe, facts: ModelFacts) -> list[Problem]:
         )
     if recipe.adapter.modules != AUTO:
         found.extend(module_problems(facts, recipe.adapter.modules))
+    return found
+
+
+def _unknown_to_convolutions(recipe: Recipe, facts: ModelFacts) -> list[Problem]:
+    """What was asked for and needs linear layers."""
+    found = []
+    quant, method = recipe.quant, recipe.adapter.method
+    if quant != AUTO and registry.quant(quant).quantised:
+        what = f"{facts.architecture} has no linear layers that could be stored in {quant}"
+        plain = ", ".join(name for name in registry.names("quants") if not registry.quant(name).quantised)
+        found.append(Problem(what, place="quant", got=quant, allowed=f"{plain}, auto", fix="leave quant: auto"))
+    if method != AUTO and not registry.adapter(method).convolves:
+        able = ", ".join(name for name in registry.names("adapters") if registry.adapter(name).convolves)
+        what, fix = f"{method} does not adapt convolutions", "leave adapter.method: auto"
+        found.append(Problem(what, place="adapter.method", got=method, allowed=able, fix=fix))
     return found
 
 

@@ -39,6 +39,8 @@ class Adaptable:
     @property
     def reason(self) -> str:
         """Why not all are adapted, in a line."""
+        if not self.left_out:
+            return "1x1 convolutions, a linear layer for every pixel; depthwise ones and gates of channels are left"
         why: dict[str, list[str]] = {}
         for name, reason in self.left_out:
             why.setdefault(reason, []).append(name)
@@ -54,6 +56,8 @@ def adaptable(facts: ModelFacts) -> Adaptable:
     """What can be adapted, found by a run of the model with few layers; all, where it cannot be run without memory."""
     task = registry.task(facts.task)
     found = taking_part(facts, task.auto_class)
+    if found is None and facts.pointwise:
+        return Adaptable(tuple(dict.fromkeys(_last(path) for linear in facts.linears for path in linear.paths)))
     if found is None:
         return Adaptable()
     idle = {path: "take no part in the loss" for path, alive in found.items() if not alive}
@@ -62,6 +66,8 @@ def adaptable(facts: ModelFacts) -> Adaptable:
         idle |= dict.fromkeys(fused, f"are read in a fused kernel of {facts.model_type}")
     alive = [path for path in found if path not in idle]
     names = dict.fromkeys(name for path in alive if (name := _ending(path, idle)))
+    if facts.pointwise:
+        return Adaptable(tuple(names), tuple((name, reason) for name, reason in idle.items()))
     plain = plain_names(facts, task.auto_class, tuple(names))
     if not idle and plain is None:
         return Adaptable()

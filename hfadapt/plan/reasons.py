@@ -175,7 +175,7 @@ def settle_training(decided: Decisions, recipe: Recipe, facts: ModelFacts, work:
     if "adapter.rank" in table and (rank := decided.asked("adapter.rank")) is not None:
         table["adapter.alpha"] = (2.0 * rank, table["adapter.alpha"][1])
     table["adapter.layers"] = (facts.layers, "all layers; fewer means the last ones")
-    if (able := adaptable(facts)).left_out:
+    if (able := adaptable(facts)).left_out or facts.pointwise:
         table["adapter.modules"] = (able.names, able.reason)
     for name in (
         "adapter.method",
@@ -260,6 +260,8 @@ def settle_together(decided: Decisions, question: Question, chosen: Candidate, s
     """Whether the target's domains are trained at the same time on one base; returns the candidate for that."""
     recipe, budget = question.recipe, question.budget_bytes
     able = registry.adapter(question.method).shares_base and recipe.train.fast.low_rank
+    # Rows of several adapters go through hfadapt's own low-rank layers alone.
+    able = able and not question.facts.pointwise
     # On CUDA the products of integer layers are peft's, which knows one active adapter.
     store = chosen.workload.store
     able = able and (not store.quantised or store.unpacks(question.target.on_cpu))

@@ -147,7 +147,8 @@ def candidate(
 ) -> Candidate:
     """One configuration, predicted; its time takes another trace when it recomputes, and can be left out."""
     fast = question.recipe.train.fast
-    products = product_dtype(question.target, fast.low_rank and fast.bfloat16, quant, dtype)
+    without = _without(question)
+    products = product_dtype(question.target, "low_rank" not in without and fast.bfloat16, quant, dtype)
     workload = Workload(
         quant=quant,
         dtype=dtype,
@@ -166,7 +167,7 @@ def candidate(
         evaluate_rows=1,
         generate_rows=question.recipe.evaluate.generate_rows,
         fast=fast.used,
-        without=tuple(dict.fromkeys((*fast.without, *registry.task(question.recipe.task).without))),
+        without=without,
         malloc_tuned=question.target.name != catalogue.THIS_MACHINE or allocator.malloc_tuned(),
         device="cpu" if question.target.on_cpu else "gpu",
     )
@@ -176,6 +177,12 @@ def candidate(
     if timed:
         seconds = step_seconds(question.facts, workload, question.target, question.rows, question.mean_tokens)
     return Candidate(workload, predict.predict(question.facts, workload), seconds, preference)
+
+
+def _without(question: Question) -> tuple[str, ...]:
+    """Parts of the fast path that are left to the libraries."""
+    task, fast = registry.task(question.recipe.task), question.recipe.train.fast
+    return tuple(dict.fromkeys((*fast.without, *task.without, *(("low_rank",) if question.facts.pointwise else ()))))
 
 
 def storages_of(question: Question) -> list[tuple[str, str]]:
@@ -194,6 +201,8 @@ def storages_of(question: Question) -> list[tuple[str, str]]:
     if recipe.dtype != AUTO:
         dtypes, half = [recipe.dtype], recipe.dtype
     tried = [registry.quant(PLAIN), *(quant for quant in quants.automatic() if quant.name in target.quants)]
+    if facts.pointwise:
+        tried = tried[:1]
     if recipe.quant != AUTO:
         tried = [registry.quant(recipe.quant)]
     pairs = [(q.name, d) for q in tried if method.works_on(q) for d in ([half] if q.quantised else dtypes)]

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from hfadapt.core import registry
-from hfadapt.models.facts import ModelFacts
+from hfadapt.models.facts import ModelFacts, adapted_modules
 
 LENGTH = 16
 """Tokens of the two rows that are run."""
@@ -64,7 +64,7 @@ def _taking_part(key: LayersRun, length: int) -> tuple[tuple[str, bool], ...] | 
 
         return hook
 
-    linears = _linears(model)
+    linears = adapted_modules(model)
     for name, module in linears.items():
         module.register_forward_hook(watch(name))
     try:
@@ -110,17 +110,3 @@ def _plain_names(key: LayersRun, names: tuple[str, ...]) -> frozenset[str] | Non
         except ValueError:
             continue
     return frozenset(kept)
-
-
-def _linears(model: Any) -> dict[str, Any]:
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    from hfadapt.models.facts import head_names
-
-    heads = head_names(model)
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and name.split(".")[0] not in heads
-    }

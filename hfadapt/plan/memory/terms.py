@@ -158,9 +158,11 @@ def _traced_dtype(dtype: str) -> str:
 
 
 def saved_bytes_per_token(facts: ModelFacts, workload: Workload) -> float:
-    """What the layers keep for the backward pass without checkpointing, per token (per row for images)."""
+    """What the layers keep for the backward pass without checkpointing, per token."""
     outside, layer = terms_of(facts, workload.model_copy(update={"checkpointing": False}))["forward_end"]
-    return max(0.0, outside[1]) + layer[1] * trained_layers(facts, workload)
+    kept = max(0.0, outside[1]) + layer[1] * trained_layers(facts, workload)
+    # Of rows of one size a trace tells what a whole row keeps.
+    return kept / workload.length_tokens if registry.modality(registry.task(facts.task).modality).one_size else kept
 
 
 def own_passes(facts: ModelFacts, workload: Workload) -> bool:
