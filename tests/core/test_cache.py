@@ -368,7 +368,10 @@ def load_kernels(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("how", ["a file cut off", "a file changed", "a file", "no seal"])
+@pytest.mark.parametrize(
+    "how",
+    ["a file cut off", *(pytest.param(how, marks=pytest.mark.slow) for how in ("a file changed", "a file", "no seal"))],
+)
 def test_compiled_kernels(kernels, how):
     (folder,) = (kernels / "kernels").iterdir()
     spoil(folder, how)

@@ -35,6 +35,8 @@ OTHERS = re.compile(
     r"report\.(md|html)|.*(/loss\.svg|adapter/README\.md|\.jinja|data/dropped\.jsonl|checkpoints/.*)|\.lock"
 )
 """Nothing reads them, or what they hold is compared with another file."""
+ALIKE = ("data/validation.parquet", "data/test.parquet", "/adapter_config.json", "/tokenizer.json", "_config.json")
+"""Ends of files beside which another is cut off that is made by the same stage and seen in the same way."""
 COMMANDS = {
     "show": ("show", "run", "runs/tiny"),
     "report": ("report", "runs/tiny"),
@@ -92,7 +94,9 @@ def test_no_command_crashes_on_a_file_that_is_cut_off(trained, tmp_path, name, s
         assert done.code == 0 or "fix:" in done.err, words
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name.endswith(ALIKE) else ()) for name in MADE]
+)
 def test_a_run_makes_again_what_is_cut_off(trained, checked, tmp_path, name):
     folder = cut(trained, tmp_path, name, "nothing")
     done = command("run", "tiny.yaml", folder=folder)

@@ -46,8 +46,12 @@ def folder(tmp_path: Path, kind: str) -> str:
     return str(tmp_path)
 
 
-def recipe(model: str, task: str, **adapter: Any) -> Recipe:
-    fields = {"name": "r", "model": model, "task": task, "domains": {"d": {"source": "d.csv"}}, "adapter": adapter}
+ONE_STEP = {"quant": "none", "train": {"checkpointing": False}}
+"""Leaves one kind of step to be traced for a plan."""
+
+
+def recipe(model: str, task: str, **more: Any) -> Recipe:
+    fields = {"name": "r", "model": model, "task": task, "domains": {"d": {"source": "d.csv"}}, **more}
     return Recipe.model_validate(fields)
 
 
@@ -76,7 +80,7 @@ def test_what_takes_no_part_is_left_out(tmp_path, kind, task, without, names):
     found = adaptable(facts := model_facts(folder(tmp_path, kind), task))
     assert set(found.names) == names
     assert {name for name, _ in found.left_out} == without
-    plan = make_plan(recipe(facts.model, task)).cells[0]
+    plan = make_plan(recipe(facts.model, task, **ONE_STEP)).cells[0]
     assert set(plan.value("adapter.modules")) == names
     reason = next(each.reason for each in plan.decisions if each.field == "adapter.modules")
     assert all(name in reason for name in without)
@@ -117,7 +121,7 @@ def test_longer_endings_are_counted(tmp_path):
 )
 def test_a_name_that_cannot_be_adapted_is_refused(tmp_path, kind, task, asked, words):
     with pytest.raises(RequestError) as error:
-        make_plan(recipe(folder(tmp_path, kind), task, modules=asked))
+        make_plan(recipe(folder(tmp_path, kind), task, adapter={"modules": asked}))
     assert "adapter.modules" in str(error.value)
     assert words in str(error.value)
 
@@ -127,7 +131,8 @@ def test_a_name_that_cannot_be_adapted_is_refused(tmp_path, kind, task, asked, w
     [("bert", ["attention.self.query", "value"]), ("bert", ["word_embeddings"]), ("bart", ["self_attn.q_proj"])],
 )
 def test_names_that_there_are_may_be_asked_for(tmp_path, kind, asked):
-    plan = make_plan(recipe(folder(tmp_path, kind), LM if kind == "bart" else CLASSES, modules=asked))
+    task = LM if kind == "bart" else CLASSES
+    plan = make_plan(recipe(folder(tmp_path, kind), task, adapter={"modules": asked}, **ONE_STEP))
     assert list(plan.cells[0].value("adapter.modules")) == asked
 
 

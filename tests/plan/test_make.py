@@ -201,7 +201,7 @@ def test_what_was_set_stays_set(small: str) -> None:
         "l4",
         quant="nf4",
         train={"learning_rate": 1e-3, "batch_rows": 12, "checkpointing": True},
-        adapter={"rank": 8, "method": "dora"},
+        adapter={"rank": 8, "method": "rslora"},
         data={"max_length": 64},
     )
     asked = {d.field: d.value for d in found.decisions if d.asked}
@@ -211,7 +211,7 @@ def test_what_was_set_stays_set(small: str) -> None:
         "train.batch_rows": 12,
         "train.checkpointing": True,
         "adapter.rank": 8,
-        "adapter.method": "dora",
+        "adapter.method": "rslora",
         "data.max_length": 64,
     }
     assert found.value("adapter.alpha") == 16
@@ -395,7 +395,7 @@ def test_layers_that_the_model_does_not_have_are_refused(small: str, tmp_path: P
 
 def test_layers_in_fused_kernels_get_no_adapter(tmp_path: Path) -> None:
     model = write_config(tmp_path / "mamba", model_type="mamba", state_size=8, hidden_size=64, num_hidden_layers=2)
-    found = cell(model, "h100", data={"max_length": 16})
+    found = cell(model, "h100", quant="none", data={"max_length": 16}, train={"checkpointing": False, "fast": False})
     assert "out_proj" not in found.value("adapter.modules")
     assert "in_proj" in found.value("adapter.modules")
     with pytest.raises(RequestError, match="fused kernel"):
