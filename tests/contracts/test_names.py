@@ -19,7 +19,6 @@ OTHER_THINGS = {
     ("tokens", "label_kind"): "a label for each token",
     ("none", "kind == 'none'"): "lm-eval's word for no filter",
     ("adapter", "RELATIONS"): "the Hub's word for a relation to the base",
-    ("gguf", "sample.prepare"): "how a sample is prepared",
     ("eva", "HARMLESS_STARTS"): "peft's word for a start",
     ("lora", "OTHER_TOOLS"): "what users write where another word is meant",
     ("prepare", "__all__"): "a function",
