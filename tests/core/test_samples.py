@@ -53,7 +53,8 @@ def test_every_entry_is_pinned_and_attributed():
         assert entry.license
         assert entry.citation
         assert entry.files
-    assert {"minilm-l6", "smollm2-135m"} <= set(samples.models())
+        assert entry.prepare in samples.PREPARATIONS
+    assert {"minilm-l6", "smollm2-135m", "dinov2-small", "whisper-tiny.en-5s"} <= set(samples.models())
     assert {"vader/tweets", "vader/movies", "vader/products", "vader/news"} <= set(samples.datasets())
 
 
