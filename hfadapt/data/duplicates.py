@@ -17,11 +17,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from hfadapt.core import registry
-from hfadapt.data.rows import PRIORITY, Ledger, Row, text_key, tokens
+from hfadapt.data.rows import PRIORITY, Ledger, Row, name_rows, text_key, tokens
 from hfadapt.recipe.schema import Data, Dedupe
+from hfadapt.records.stages import Finding
 
 # One word of five is a fifth of a text and may well be its meaning, so shorter rows are compared exactly.
 SHORTEST_TOKENS = 6
@@ -40,6 +42,50 @@ class Pair:
     first: int
     second: int
     similarity: float
+
+
+def average(rows: Sequence[Row], ledger: Ledger) -> tuple[list[Row], list[Finding]]:
+    """One row for each text whose numbers differ by no more than the schema tolerates, with their mean.
+
+    Of rows in given splits only those of the most important one count: the mean of a test row knows no training row.
+    """
+    numbers = _numbers(rows)
+    most = registry.schema(rows[0].form).tolerance(numbers) if numbers else 0.0
+    texts: dict[int, list[Row]] = defaultdict(list)
+    for row in rows if most > 0 else ():
+        if row.label is not None:
+            texts[text_key(row.text)].append(row)
+    out: set[int] = set()
+    averaged: list[Row] = []
+    for same in texts.values():
+        values = _numbers(same)
+        if not 0 < max(values) - min(values) <= most:
+            continue
+        first = min(same, key=lambda row: PRIORITY.get(row.split, 2))
+        first.columns["label"] = fmean(_numbers([row for row in same if row.split == first.split]))
+        first.label = registry.schema(first.form).label(first.columns)
+        averaged.append(first)
+        for row in same:
+            if row is not first:
+                ledger.drop(row, "averaged", first, 1.0, f"row {row.row} has the text of row {first.row}")
+                out.add(id(row))
+    if not averaged:
+        return list(rows), []
+    what = (
+        f"{len(averaged):,} texts with several numbers, no further apart than all numbers vary ({most:.3g}), are one "
+    )
+    what += f"row each with the mean: {name_rows(row.place for row in averaged)}"
+    fix = "nothing; or set data.conflicts: keep to learn each number"
+    return [row for row in rows if id(row) not in out], [
+        Finding(code="numbers-averaged", level="soft", message=what, fix=fix)
+    ]
+
+
+def _numbers(rows: Sequence[Row]) -> list[float]:
+    """The labels of rows that are labelled with numbers."""
+    if not rows or registry.schema(rows[0].form).label_kind != "number":
+        return []
+    return [float(row.columns["label"]) for row in rows if row.label is not None]
 
 
 def resolve_conflicts(rows: Sequence[Row], policy: str, ledger: Ledger) -> list[Row]:

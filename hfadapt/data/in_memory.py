@@ -36,6 +36,9 @@ def prepare(
     forms = registry.task(recipe.task).schemas
     states = {name: _read_domain(recipe, name, sources, forms, say) for name, sources in opened.items()}
     for state in states.values():
+        if recipe.data.conflicts != "keep":
+            state.rows, averaged = duplicates.average(state.rows, state.ledger)
+            state.noticed += averaged
         state.rows = duplicates.resolve_conflicts(state.rows, recipe.data.conflicts, state.ledger)
     ledgers = {name: state.ledger for name, state in states.items()}
     say("removing duplicates")

@@ -141,6 +141,14 @@ class RowSchema:
         value = row.get("label")
         return None if value is None else str(value)
 
+    def tolerance(self, labels: Sequence[Any]) -> float:
+        """By how much the labels of a text may differ, whose mean is then learned; 0 where they are no numbers.
+
+        Args:
+            labels: Those of all rows.
+        """
+        return 0.0
+
     def classes(self, row: Columns) -> tuple[str, ...]:
         """The classes that the row has."""
         label = self.label(row)

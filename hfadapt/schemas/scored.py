@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hfadapt.schemas import LABEL_NAMES, TEXT_NAMES, Answers, Columns, Unusable, plain, read_number
@@ -12,7 +13,7 @@ from hfadapt.schemas.labelled import Labelled
 
 
 class Scored(Labelled):
-    """Rows of `text` and `label`, a number. Texts that were given different numbers contradict each other."""
+    """Rows of `text` and `label`, a number. Those of one text may differ a little, as several readers do."""
 
     name = "scored"
     rank = 21
@@ -39,6 +40,10 @@ class Scored(Labelled):
     def label(self, row: Columns) -> str | None:
         """The number."""
         return None if row.get("label") is None else f"{row['label']:g}"
+
+    def tolerance(self, labels: Sequence[Any]) -> float:
+        """As much as numbers vary: their standard deviation."""
+        return statistics.pstdev(labels) if labels else 0.0
 
     def classes(self, row: Columns) -> tuple[str, ...]:
         """None."""

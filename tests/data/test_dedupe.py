@@ -131,6 +131,32 @@ def test_conflicts(policy, kept):
     assert set(ledger.counts()) <= {"label-conflict"}
 
 
+def numbered(text, number, value, split=""):
+    return Row("s", number, {"text": text, "label": value}, text, f"{value:g}", text, split, "scored")
+
+
+def test_near_numbers_of_a_text_are_no_conflict():
+    rows = [numbered("x y", 0, 3.0), numbered("X  y", 1, 3.5), numbered("z", 2, 1.0), numbered("z", 3, 5.0)]
+    rows += [numbered(f"other {n}", 4 + n, float(n % 5 + 1)) for n in range(40)]
+    ledger = Ledger()
+    kept, (found,) = duplicates.average(rows, ledger)
+    assert kept[0].columns["label"] == 3.25
+    assert kept[0].label == "3.25"
+    assert [(each.row, each.reason, each.duplicate_of) for each in ledger.dropped] == [(1, "averaged", ("s", 0))]
+    assert "1 texts with several numbers" in found.message
+    kept = duplicates.resolve_conflicts(kept, "drop", ledger)
+    assert [each.row for each in kept] == [0, *range(4, 44)], "1 and 5 do contradict each other"
+    classes = [row("x", n, "ab"[n % 2]) for n in range(4)]
+    assert duplicates.average(classes, Ledger()) == (classes, [])
+
+
+def test_the_mean_of_a_test_row_knows_no_training_row():
+    rows = [numbered("x", 0, 3.0), numbered("x", 1, 3.5, "test"), numbered("x", 2, 3.6, "test")]
+    rows += [numbered(f"other {n}", 4 + n, float(n % 5 + 1)) for n in range(40)]
+    kept, _ = duplicates.average(rows, Ledger())
+    assert (kept[0].row, kept[0].columns["label"]) == (1, 3.55)
+
+
 def test_a_tie_is_no_majority():
     ledger = Ledger()
     assert duplicates.resolve_conflicts([row("x", 0, "a"), row("x", 1, "b")], "majority", ledger) == []

@@ -17,7 +17,7 @@ from hfadapt.data.labels import some
 from hfadapt.data.rows import SPLITS, Row, as_row, fold, name_rows, text_key, tokens
 from hfadapt.records.stages import Finding
 
-MEANT = ("over-train-rows", "source-weight", verdicts.BAD)
+MEANT = ("over-train-rows", "source-weight", verdicts.BAD, "averaged")
 """Reasons for which rows are dropped as the recipe or the data asks."""
 MANY_DROPPED = 0.3
 NOT_TEXT = "not-text"
