@@ -146,7 +146,6 @@ def _write_domain(
     counts = {part: Counter(name for r in state.rows if r.split == part for name in r.classes) for part in SPLITS}
     record = make_record(
         state,
-        recipe,
         name,
         sources,
         fingerprint,

@@ -21,7 +21,7 @@ from hfadapt.core.errors import DataError, Problem
 from hfadapt.data import canaries, in_memory, stream
 from hfadapt.data.sources import Opened, open_domain
 from hfadapt.data.split_files import RECORD, read_split
-from hfadapt.recipe.schema import Recipe
+from hfadapt.recipe.schema import NOTES, Domain, Recipe
 from hfadapt.records.stages import DataRecord
 
 CODE_VERSION = 5
@@ -107,7 +107,14 @@ def prepare(
         lambda ready: prepare(recipe, opened, ready, fingerprint, say),
         check=records,
     )
-    return {name: PreparedDomain(folder / name, record) for name, record in records(folder).items()}
+    found = records(folder)
+    return {name: PreparedDomain(folder / name, noted(found[name], domain)) for name, domain in recipe.domains.items()}
+
+
+def noted(record: DataRecord, domain: Domain) -> DataRecord:
+    """The record with what the recipe notes of its sources."""
+    notes = {name: value for name in NOTES if (value := getattr(domain, name))}
+    return record.model_copy(update={"sources": tuple(each.model_copy(update=notes) for each in record.sources)})
 
 
 def _fingerprint(recipe: Recipe, opened: Mapping[str, Sequence[Opened]]) -> str:
@@ -120,7 +127,7 @@ def _fingerprint(recipe: Recipe, opened: Mapping[str, Sequence[Opened]]) -> str:
         "forms": sorted(registry.task(recipe.task).schemas),
         "data": data,
         "template": recipe.template.model_dump(mode="json") if recipe.template else None,
-        "domains": {name: domain.model_dump(mode="json") for name, domain in recipe.domains.items()},
+        "domains": {name: domain.model_dump(mode="json") for name, domain in recipe.without_notes().domains.items()},
         "sources": {name: [(each.name, each.fingerprint) for each in sources] for name, sources in opened.items()},
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]

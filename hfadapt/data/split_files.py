@@ -16,7 +16,6 @@ from hfadapt.core.spec import reading, write_text
 from hfadapt.data.reading import State
 from hfadapt.data.rows import GROUP, SPLITS, Row, arrow_schema, as_line
 from hfadapt.data.sources import Opened
-from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import DataRecord, SourceRecord
 from hfadapt.run_folder import read_rows
 
@@ -106,7 +105,6 @@ def rewrite(
 
 def make_record(
     state: State,
-    recipe: Recipe,
     name: str,
     sources: Sequence[Opened],
     fingerprint: str,
@@ -114,7 +112,6 @@ def make_record(
     **counted: Any,
 ) -> DataRecord:
     """The record of a domain; checks that no row is unaccounted for."""
-    domain = recipe.domains[name]
     rows_in = sum(state.rows_in.values())
     kept = sum(counted["splits"].values())
     if rows_in != kept + sum(counted["dropped"].values()):
@@ -123,12 +120,7 @@ def make_record(
             place=f"domains.{name}",
             got=f"{rows_in} in, {kept} kept, {sum(counted['dropped'].values())} dropped",
         )
-    records = []
-    for source in sources:
-        about = {**source.about}
-        about["license"] = domain.license or about.get("license")
-        about["language"] = domain.language or about.get("language")
-        records.append(SourceRecord(source=source.name, rows=state.rows_in[source.name], **about))
+    records = [SourceRecord(source=each.name, rows=state.rows_in[each.name], **each.about) for each in sources]
     return DataRecord(
         domain=name,
         form=state.form,

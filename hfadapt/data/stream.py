@@ -183,7 +183,6 @@ class _Domain:
         self.state.ledger.steps["split"] = {"seed": self.settings.seed, "given": sorted(self.given), "by": "hash"}
         record = make_record(
             self.state,
-            self.recipe,
             self.name,
             self.sources,
             fingerprint,

@@ -138,7 +138,7 @@ def same_data(recipe: Recipe, domain: str, cell: Cell) -> bool:
     """Whether the rows of a cell are those that the recipe asks for, as far as its settings tell."""
     if not cell.planned:
         return False
-    before = cell.lock
+    recipe, before = recipe.without_notes(), cell.lock.without_notes()
     asked, had = recipe.data.model_dump(mode="json"), before.data.model_dump(mode="json")
     same = all(had[name] == value for name, value in asked.items() if value != AUTO)
     alike = recipe.template == before.template and recipe.task == before.task

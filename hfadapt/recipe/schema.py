@@ -198,6 +198,9 @@ class Domain(Spec):
         )
 
 
+NOTES = ("language", "license")
+"""Fields of a domain that the card shows, and on which no row and no step depends."""
+
 AnyDomain = Annotated[Domain, BeforeValidator(_source)]
 
 
@@ -406,6 +409,11 @@ class Recipe(Spec):
     def cells(self) -> list[tuple[str, str]]:
         """Every (domain, target) pair that is to be done, domains first, in recipe order."""
         return [(domain, target) for domain in self.chosen for target in self.targets]
+
+    def without_notes(self) -> Self:
+        """The same recipe without what only the card shows."""
+        bare = {name: domain.model_copy(update=dict.fromkeys(NOTES)) for name, domain in self.domains.items()}
+        return self.model_copy(update={"domains": bare})
 
     def template_of(self, domain: str) -> Template | None:
         """The domain's own template, else the recipe's."""

@@ -236,7 +236,7 @@ class Context:
             known: Hashes that are taken as they are.
         """
         found = dict(known or {})
-        fields = self.recipe_of(cell).model_dump(mode="json")
+        fields = self.recipe_of(cell).without_notes().model_dump(mode="json")
         fields["model"] = from_recipe(fields["model"], self.recipe_folder)
         for stage in self.stages:
             if stage.name not in found:

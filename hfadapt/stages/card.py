@@ -9,6 +9,7 @@ from hfadapt import __version__
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.core.hashing import file_sha256
+from hfadapt.recipe.schema import NOTES
 from hfadapt.records.stages import CardRecord
 from hfadapt.run_folder import CARD, Cell
 from hfadapt.stages import Context, Stage
@@ -25,10 +26,12 @@ class CardStage(Stage):
     records = (CardRecord,)
 
     def inputs(self, cell: Cell, context: Context) -> Any:
-        """The records of all other stages."""
+        """The records of all other stages, and the recipe's notes."""
         kinds = [kind for stage in registry.stages() for kind in (*stage.records, *stage.may_write)]
         paths = [cell.folder / kind.FILE for kind in kinds if kind not in self.records and cell.has(kind)]
-        return {path.name: file_sha256(path) for path in paths}
+        domain = context.recipe.domains[cell.domain]
+        notes = {name: value for name in NOTES if (value := getattr(domain, name))}
+        return {**{path.name: file_sha256(path) for path in paths}, **notes}
 
     def intact(self, cells: Sequence[Cell], context: Context) -> bool:
         """The card itself lies beside its record and beside the adapter, to its last line."""
@@ -39,7 +42,19 @@ class CardStage(Stage):
         from hfadapt.card.build import build_card
 
         for cell in cells:
+            renew_notes(cell, context)
             build_card(cell)
+
+
+def renew_notes(cell: Cell, context: Context) -> None:
+    """Brings what the recipe notes of the sources into the records of a cell, which are not made again for that."""
+    lock, notes = cell.lock, {name: getattr(context.recipe.domains[cell.domain], name) for name in NOTES}
+    domain = lock.domains[cell.domain].model_copy(update=notes)
+    if domain != lock.domains[cell.domain]:
+        cell.save_lock(lock.model_copy(update={"domains": {**lock.domains, cell.domain: domain}}))
+    prepared = context.prepared.get(cell.domain)
+    if prepared is not None and prepared.record.sources != cell.data.sources:
+        cell.write(cell.data.model_copy(update={"sources": prepared.record.sources}))
 
 
 def _is_cut_off(cell: Cell) -> bool:

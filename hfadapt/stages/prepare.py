@@ -38,7 +38,7 @@ class Prepare(Stage):
         if form in task.fits:
             asked = [*asked, recipe.data.max_length]
         if thinned:
-            asked = recipe.model_dump(mode="json", exclude={"evaluate"})
+            asked = recipe.without_notes().model_dump(mode="json", exclude={"evaluate"})
         return [context.rows_of(cell.domain), asked]
 
     def intact(self, cells: Sequence[Cell], context: Context) -> bool:

@@ -154,6 +154,31 @@ def test_a_changed_recipe_trains_again_and_keeps_the_earlier_result(folder):
     assert weights(folder) != before
 
 
+def test_a_changed_license_makes_the_card_again_and_nothing_else(folder):
+    assert command("run", "tiny.yaml", folder=folder).code == 0
+    before = stamps(cell(folder))
+    fields = yaml.safe_load((folder / "tiny.yaml").read_text())
+    fields["domains"]["one"] |= {"license": "cc-by-4.0", "language": "pt"}
+    write_recipe(folder / "tiny.yaml", fields)
+    done = command("run", "tiny.yaml", folder=folder)
+    assert done.code == 0, done.err
+    assert "earlier result" not in done.err
+    assert "two on this-machine: done already" in done.err
+    changed = {path.relative_to(cell(folder)).as_posix() for path, stamp in stamps(cell(folder)).items()
+               if before[path] != stamp}  # fmt: skip
+    papers = {"README.md", "loss.svg", "adapter/README.md", "adapter/loss.svg", "card.json"}
+    assert changed == {*papers, "cell.json", "data.json", "lock.yaml"}
+    (source,) = record(folder, "data.json")["sources"]
+    assert (source["license"], source["language"]) == ("cc-by-4.0", "pt")
+    assert "| one.jsonl | `cc-by-4.0` |" in (cell(folder) / "README.md").read_text()
+    assert yaml.safe_load((cell(folder) / "lock.yaml").read_text())["domains"]["one"]["license"] == "cc-by-4.0"
+    assert "done already" in command("run", "tiny.yaml", "-d", "one", folder=folder).err
+    fields["domains"]["one"] = {"source": "one.jsonl"}
+    write_recipe(folder / "tiny.yaml", fields)
+    assert command("run", "tiny.yaml", folder=folder).code == 0
+    assert record(folder, "data.json")["sources"][0]["license"] is None
+
+
 def test_changed_rows_train_again(folder):
     with (folder / "one.jsonl").open("a") as file:
         file.write(json.dumps({"text": "a completely new and bright river", "label": "good"}) + "\n")
