@@ -8,10 +8,13 @@ object is called `KIND`.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+from contextlib import suppress
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,6 +163,26 @@ def source(kind: str, name: str) -> Path | None:
         if path.exists():
             return path
     return None
+
+
+@cache
+def made_by(kind: str, name: str) -> str:
+    """Distribution, version and SHA-256 of the package that adds a name; "" for hfadapt's own."""
+    entry = None if source(kind, name) else _added(kind).get(name)
+    if entry is None:
+        return ""
+    files: list[Path] = []
+    with suppress(ImportError, ValueError):
+        spec = find_spec(entry.module.partition(".")[0])
+        # While a package is being written its code changes and its version does not.
+        files = (
+            [path for place in spec.submodule_search_locations or () for path in Path(place).rglob("*.py")]
+            if spec
+            else []
+        )
+        files += [Path(spec.origin)] if spec and spec.origin and Path(spec.origin).is_file() else []
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted({*files}))).hexdigest()
+    return f"{entry.dist.name} {entry.dist.version} {digest}" if entry.dist else digest
 
 
 def _added(kind: str) -> dict[str, EntryPoint]:

@@ -124,6 +124,7 @@ def _fingerprint(recipe: Recipe, opened: Mapping[str, Sequence[Opened]]) -> str:
     )
     what = {
         "code": CODE_VERSION,
+        "packages": [registry.made_by("schemas", name) for name in registry.names("schemas")],
         "forms": sorted(registry.task(recipe.task).schemas),
         "data": data,
         "template": recipe.template.model_dump(mode="json") if recipe.template else None,

@@ -25,6 +25,7 @@ from hfadapt.models.manifest import check_folder, write_manifest
 from hfadapt.models.merge import merged_dtype, open_merged
 from hfadapt.plan.make import make_plan
 from hfadapt.plan.memory.predict import Workload, is_traced, predict, trained_parameters
+from hfadapt.plan.memory.terms import known_terms
 from hfadapt.publish.export import export
 from hfadapt.publish.staging import stage
 from hfadapt.quants import Access, Quant
@@ -163,6 +164,15 @@ def test_memory_is_predicted_from_what_the_method_says(package, models):
     for phase in predict(facts, work):
         assert phase.parts["adapter"] < lora[phase.phase].parts["adapter"]
         assert phase.parts["weights"] == lora[phase.phase].parts["weights"]
+
+
+def test_a_trace_of_another_version_of_the_package_is_not_read(package, models, cache_folder, monkeypatch):
+    facts, work = model_facts(str(models / "encoder"), "text-classification", 2), Workload(method="ia3")
+    for number, version in enumerate(("mine 1.0", "mine 1.0", "mine 1.1"), 1):
+        monkeypatch.setattr(registry, "made_by", lambda kind, name, version=version: version)
+        known_terms.cache_clear()
+        assert is_traced(facts, work)
+        assert len(list((cache_folder / "traces").iterdir())) == max(1, number - 1)
 
 
 def test_a_quant_is_planned_where_it_says_it_can_be_held(package, models):

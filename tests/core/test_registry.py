@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -45,3 +46,27 @@ def test_every_folder_of_code_is_a_package():
     """Else a wheel would lack it."""
     folders = {path.parent for path in registry.PACKAGE.rglob("*.py")}
     assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+def test_code_and_version_of_a_package_are_known(monkeypatch, tmp_path):
+    def made(version, code):
+        place = tmp_path / f"{version} {len(code)}"
+        (place / "another_package").mkdir(parents=True)
+        (place / "another_package" / "__init__.py").write_text("")
+        (place / "another_package" / "method.py").write_text(code)
+        about = place / f"another_package-{version}.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: another-package\nVersion: {version}\n")
+        (about / "entry_points.txt").write_text("[hfadapt.adapters]\nmine = another_package.method:KIND\n")
+        monkeypatch.setattr(sys, "path", [str(place), *sys.path])
+        registry.made_by.cache_clear()
+        try:
+            return registry.made_by("adapters", "mine")
+        finally:
+            monkeypatch.undo()
+            registry.made_by.cache_clear()
+
+    one = made("1.0", "KIND = None")
+    assert one.startswith("another-package 1.0 ")
+    assert len({one, made("1.1", "KIND = None"), made("1.0", "KIND = None  # changed")}) == 3
+    assert registry.made_by("adapters", "lora") == ""

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hfadapt import data
+from hfadapt.core import registry
 from hfadapt.core.errors import DataError, RunError
 from hfadapt.data import duplicates, prepared
 from hfadapt.data.rows import text_key, tokens
@@ -280,7 +281,10 @@ def test_what_an_older_version_prepared_is_not_delivered(tmp_path, monkeypatch):
     monkeypatch.setattr(prepared, "CODE_VERSION", 1)
     old = prepare(tmp_path, {"d": "a.jsonl"})["d"]
     monkeypatch.undo()
-    assert prepare(tmp_path, {"d": "a.jsonl"})["d"].folder != old.folder
+    now = prepare(tmp_path, {"d": "a.jsonl"})["d"]
+    assert now.folder != old.folder
+    monkeypatch.setattr(registry, "made_by", lambda kind, name: "a package 1.0")
+    assert prepare(tmp_path, {"d": "a.jsonl"})["d"].folder != now.folder
 
 
 def test_seen_keys_over_many_runs(monkeypatch):

@@ -62,7 +62,12 @@ def is_traced(facts: ModelFacts, workload: Workload) -> bool:
 def _traced_code() -> str:
     """Hash of the code that a trace runs: another one makes another trace."""
     here, package = Path(__file__).parent, registry.PACKAGE
-    files = [here / "trace.py", *sorted(package.glob("adapters/*.py")), *sorted(package.glob("fast/*.py"))]
+    files = [
+        here / "trace.py",
+        package / "models" / "facts.py",
+        *sorted(package.glob("adapters/*.py")),
+        *sorted(package.glob("fast/*.py")),
+    ]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
@@ -72,6 +77,7 @@ def known_terms(key: StepKey) -> Terms | None:
     from hfadapt.plan.memory.trace import step_terms
 
     made_by = [f"{name} {version(name)}" for name in ("torch", "transformers", "peft")]
+    made_by.append(registry.made_by("adapters", key.method))
     text = json.dumps([_traced_code(), made_by, asdict(key)], sort_keys=True)
     path = cache.folder() / "traces" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     if kept := cache.read(path, TracedStep):
