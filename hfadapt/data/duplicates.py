@@ -246,14 +246,19 @@ def _windows(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
     return (tuple(words[at : at + CONTAINED_TOKENS]) for at in range(len(words) - CONTAINED_TOKENS + 1))
 
 
+def has_own_prompts(rows: Sequence[Row]) -> bool:
+    """Whether no prompt makes up a tenth of the rows, as an instruction does."""
+    prompts = Counter(text_key(row.prompt or row.text) for row in rows)
+    return max(prompts.values(), default=0) <= max(2, COMMON_PROMPT * len(rows))
+
+
 def groups(rows: Sequence[Row], settings: Data, progress: Progress | None = None) -> list[int]:
     """A group number per row; rows of one group must stay in one split.
 
     One group are rows of one `Row.group`, with the same text or prompt, and near-duplicates that were not removed.
     Where one prompt makes up a tenth of all rows it is an instruction rather than an input, and is left out of account.
     """
-    prompts = Counter(text_key(row.prompt or row.text) for row in rows)
-    by_prompt = max(prompts.values(), default=0) <= max(2, COMMON_PROMPT * len(rows))
+    by_prompt = has_own_prompts(rows)
     parent = list(range(len(rows)))
 
     def find(i: int) -> int:

@@ -1,7 +1,8 @@
 """Prepares data larger than memory: cleaning and exact de-duplication on the stream, Parquet in row groups.
 
 Held in memory are one chunk of rows, 16 bytes for each row kept, and validation or test rows when they are asked for
-by number. Near-duplicates are not looked for, and splits are drawn by a hash of the text rather than by label.
+by number. Near-duplicates are not looked for, and splits are drawn by a hash rather than by label: of the prompt, of
+chats of all that is said.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem
 from hfadapt.core.hashing import stable_hash
-from hfadapt.data import canaries, clean, columns, split
+from hfadapt.data import canaries, clean, columns, duplicates, split
 from hfadapt.data.labels import Labels
 from hfadapt.data.reading import SourceReader, State, keep_columns, no_rows, workers
 from hfadapt.data.rows import GROUP, PRIORITY, SPLITS, Ledger, Row, arrow_schema, as_line, fold, text_key
@@ -144,6 +145,8 @@ class _Domain:
         self.spelled = Labels(recipe.domains[name].labels)
         self.completions: dict[str, str] = {}
         self.spelling: dict[str, str] = {}
+        self.by_prompt: bool | None = None
+        """Whether rows with the same prompt stay together, known with the first chunk that is split."""
 
     def run(self, fingerprint: str) -> None:
         started = time.monotonic()
@@ -266,6 +269,9 @@ class _Domain:
         kept = clean.drop_unusable(chunk, self.settings.clean, ledger, workers(self.recipe))
         for each in ledger.dropped:
             self._log(each, log)
+        if self.by_prompt is None and not reader.source.split:
+            # Chats that all begin alike are not one group, nor are texts after one instruction.
+            self.by_prompt = not registry.schema(self.state.form).chat and duplicates.has_own_prompts(kept)
         return kept
 
     def _hold(self, heap: list[tuple[int, int, Row]], limit: int, number: int, row: Row, part: str) -> Row | None:
@@ -277,7 +283,8 @@ class _Domain:
         return heapq.heappushpop(heap, item)[2]
 
     def _draw(self, row: Row, part: str) -> int:
-        return stable_hash(self.settings.seed, part, fold(row.group or row.prompt or row.text))
+        shown = row.group or (self.by_prompt and row.prompt) or row.text
+        return stable_hash(self.settings.seed, part, fold(shown))
 
     def _place(self, row: Row, files: SplitFiles, log: Any) -> None:
         part = row.split or "train"

@@ -275,6 +275,36 @@ def test_a_class_is_written_in_one_way_in_all_chunks_of_a_stream(tmp_path, monke
     assert {row["completion"] for split in SPLITS for row in made.rows(split)} == {"bad", "good"}
 
 
+@pytest.mark.parametrize("form", ["messages", "completion"])
+@pytest.mark.parametrize("count", [0.1, 30])
+def test_rows_of_a_stream_that_begin_alike_are_spread_over_the_splits(tmp_path, form, count):
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "Hello!"},
+                {"role": "assistant", "content": "How can I help?"},
+                *each,
+            ]
+        }
+        if form == "messages"
+        else {"prompt": f"Say something{'.!'[n % 2]}", "completion": each[0]["content"]}
+        for n, each in enumerate(row["messages"] for row in chats(300))
+    ]
+    write(tmp_path / "a.jsonl", rows)
+    settings = {"streaming": True, "test": count, "validation": count}
+    splits = prepare(tmp_path, {"d": {"source": "a.jsonl"}}, "causal-lm", data=settings)["d"].record.splits
+    assert splits["train"] > 200
+    assert all(15 <= splits[name] <= 50 for name in ("test", "validation"))
+
+
+def test_rows_of_a_stream_with_the_same_prompt_stay_together(tmp_path):
+    rows = [{"prompt": f"Where is {n // 4}?", "completion": f"at {n}"} for n in range(400)]
+    write(tmp_path / "a.jsonl", rows)
+    made = prepare(tmp_path, {"d": {"source": "a.jsonl"}}, "causal-lm", data={"streaming": True})["d"]
+    prompts = [{row["prompt"] for row in made.rows(split)} for split in SPLITS]
+    assert sum(map(len, prompts)) == 100
+
+
 def test_what_an_older_version_prepared_is_not_delivered(tmp_path, monkeypatch):
     """Version 1 left answers that differ in white space alone as they were."""
     write(tmp_path / "a.jsonl", sentences(60))
