@@ -134,6 +134,7 @@ def _task(rows: Rows, generates: bool, place: str) -> tuple[str, Shape, Rows]:
     )
     refused: DataError | None = None
     fitting: list[tuple[str, Shape]] = []
+    plain: tuple[list[tuple[str, Shape]], Rows] = [], rows
     told = rows
     for told, asked in _ways(rows, order, place):
         for task in order:
@@ -141,8 +142,12 @@ def _task(rows: Rows, generates: bool, place: str) -> tuple[str, Shape, Rows]:
                 fitting.append((task.name, recognise(_columns(told), asked, task.schemas, place, False)))
             except DataError as error:
                 refused = refused or error
-        if fitting:
+        if any(registry.task(name).writes or _labelled(shape) for name, shape in fitting):
             break
+        # Texts alone are learned from where nothing else is found in them.
+        plain, fitting = (plain if plain[0] else (fitting, told)), []
+    if not fitting:
+        fitting, told = plain
     if not fitting:
         assert refused is not None
         raise refused
@@ -154,6 +159,10 @@ def _task(rows: Rows, generates: bool, place: str) -> tuple[str, Shape, Rows]:
         if schema.likely(labels) and (schema.label_kind not in ("none", "class") or not rival):
             return name, shape, told
     return *fitting[0], told
+
+
+def _labelled(shape: Shape) -> bool:
+    return registry.schema(shape.form).label_kind != "none"
 
 
 def _columns(rows: Rows) -> list[str]:

@@ -48,7 +48,7 @@ class Held:
     @classmethod
     def of(cls, prepared: Mapping[str, PreparedDomain]) -> Held:
         """Of all domains."""
-        found = {}
+        found: dict[str, None] = {}
         for domain in prepared.values():
             words = registry.schema(domain.record.form).words
             found.update((words(row), None) for split in ("validation", "test") for row in domain.rows(split))

@@ -91,7 +91,7 @@ def settle_pretrain(decided: Decisions, question: Question, chosen: Candidate, w
     often = min(MOST_EPOCHS, max(EPOCHS, math.ceil(LEAST_STEPS * batch / rows)))
     few = f"{rows:,} texts are few, so that {LEAST_STEPS} steps are made" if often > EPOCHS else f"{rows:,} texts"
     epochs = decided.settle("pretrain.epochs", float(often), few if work.texts else "texts are not read yet")
-    steps = settings.max_steps or math.ceil(epochs * math.ceil(rows / batch))
+    steps = settings.max_steps or math.ceil(epochs * math.ceil(rows / max(batch, objective.text_rows)))
     facts = model_facts(question.facts.model, objective.loaded_as(question.facts.task), work.labels)
     workload = chosen.workload.model_copy(
         update={

@@ -15,6 +15,7 @@ from hfadapt.core.errors import RecipeError, nearest
 from hfadapt.core.spec import write_text
 from hfadapt.hardware import catalogue
 from hfadapt.recipe.fast import fast_parts
+from hfadapt.recipe.pretrain_rules import check_pretrain
 from hfadapt.recipe.rules import check_settings
 from hfadapt.recipe.schema import Recipe
 from hfadapt.recipe.source_rules import check_sources, local_model
@@ -64,6 +65,7 @@ def load_recipe(
         # Numbers in quotes and domains given as one word are now in the form that the checks compare.
         tree.values = recipe.model_dump(mode="json", exclude_unset=True)
     check_settings(tree)
+    check_pretrain(tree)
     alone = recipe is not None and not recipe.data.dedupe.across_domains
     check_sources(tree, folder_of(path), chosen if chosen and alone else None)
     _raise_problems(tree)

@@ -35,7 +35,6 @@ def check_settings(tree: Tree) -> None:
             tree.report(at, rule.what, got=_together(tree, at, rule.beside), allowed=rule.allowed, fix=rule.fix)
     check_method(tree)
     check_objective(tree)
-    check_pretrain(tree)
     check_task(tree)
     check_metrics(tree)
     check_task_settings(tree)
@@ -139,7 +138,7 @@ def _broken_counts(tree: Tree) -> Iterator[Keys]:
 
 
 def _beside_sources(tree: Tree) -> Iterator[Keys]:
-    for name, domain in _domains(tree):
+    for name, domain in each_domain(tree):
         if _given(domain.get("sources")):
             for key in ("columns", "config", "split", "revision", "rows"):
                 if _given(domain.get(key)) and domain[key] != {}:
@@ -153,7 +152,7 @@ def _majority_of_a_stream(tree: Tree) -> Iterator[Keys]:
 
 def _weights_of_a_stream(tree: Tree) -> Iterator[Keys]:
     if dig(tree, ("data", "streaming")) is True:
-        for name, domain in _domains(tree):
+        for name, domain in each_domain(tree):
             sources = domain.get("sources")
             for index, each in enumerate(sources if isinstance(sources, list) else ()):
                 if isinstance(each, Mapping) and each.get("weight", 1.0) != 1.0:
@@ -262,31 +261,6 @@ def check_objective(tree: Tree) -> None:
             )
 
 
-def check_pretrain(tree: Tree) -> None:
-    """Two phases train the same layers: they have to be low-rank ones that begin as the base is."""
-    places: list[Keys] = [("pretrain",), *(("domains", name, "pretrain") for name, _ in _domains(tree))]
-    asked = [at for at in places if isinstance(found := dig(tree, at), Mapping) and not found.get("skip")]
-    if dig(tree, ("evaluate", "without_pretrain")) is True and not asked:
-        tree.report(
-            ("evaluate", "without_pretrain"),
-            "no domain is adapted to texts before the task, so there is nothing to compare",
-            got="evaluate.without_pretrain: true",
-            allowed="true beside `pretrain`",
-            fix="add `pretrain: true`, or delete `evaluate.without_pretrain`",
-        )
-    name = dig(tree, ("adapter", "method"))
-    if not asked or name not in registry.names("adapters") or registry.adapter(str(name)).continues:
-        return
-    able = [each for each in registry.names("adapters") if registry.adapter(each).continues]
-    tree.report(
-        ("adapter", "method"),
-        f"{name} cannot go on from an adapter that was trained on texts",
-        got=f"adapter.method: {name}, {dotted(asked[0])}: {show(dig(tree, asked[0]))}",
-        allowed=f"adapter.method {' or '.join(able)}",
-        fix=f"set adapter.method: {able[0]}, or delete `{dotted(asked[0])}`",
-    )
-
-
 def check_task(tree: Tree) -> None:
     """Templates, labels and columns must be of a kind that the task learns from."""
     task = dig(tree, ("task",))
@@ -310,7 +284,7 @@ def check_task(tree: Tree) -> None:
     for at, _ in _templates(tree):
         if not writes:
             refuse(at, f"{task} writes no text, so a template has no use", f"delete the template{others('completion')}")
-    for name, domain in _domains(tree):
+    for name, domain in each_domain(tree):
         if domain.get("labels") and not writes and all(schema.label_kind in ("none", "number") for schema in schemas):
             refuse(("domains", name, "labels"), f"{task} learns no labels", "delete `labels`")
     for at, columns in _columns(tree):
@@ -472,7 +446,8 @@ def _section(tree: Tree, *keys: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _domains(tree: Tree) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def each_domain(tree: Tree) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Domains that have settings, by name."""
     for name, domain in _section(tree, "domains").items():
         if isinstance(domain, Mapping):
             yield name, domain
@@ -480,7 +455,7 @@ def _domains(tree: Tree) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _columns(tree: Tree) -> Iterator[tuple[Keys, Mapping[str, Any]]]:
     """The columns of each domain and of each of its sources."""
-    for name, domain in _domains(tree):
+    for name, domain in each_domain(tree):
         several = domain.get("sources")
         entries = [(("domains", name), domain)]
         if isinstance(several, list):
@@ -491,7 +466,7 @@ def _columns(tree: Tree) -> Iterator[tuple[Keys, Mapping[str, Any]]]:
 
 
 def _templates(tree: Tree) -> Iterator[tuple[Keys, Mapping[str, Any]]]:
-    paths: list[Keys] = [("template",), *(("domains", name, "template") for name, _ in _domains(tree))]
+    paths: list[Keys] = [("template",), *(("domains", name, "template") for name, _ in each_domain(tree))]
     for keys in paths:
         template = dig(tree, keys)
         if isinstance(template, Mapping):

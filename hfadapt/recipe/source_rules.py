@@ -14,6 +14,7 @@ from hfadapt.core.errors import DataError, nearest
 from hfadapt.files import folders
 from hfadapt.files.reading import column_names
 from hfadapt.recipe.names import is_metric_path, is_task_path
+from hfadapt.recipe.pretrain_rules import pretrain_places
 from hfadapt.recipe.rules import PLACEHOLDER, brace_fault, template_of, texts
 from hfadapt.recipe.schema import GROUPING
 from hfadapt.recipe.sources import (
@@ -48,6 +49,10 @@ def check_sources(tree: Tree, recipe_folder: Path, domains: Collection[str] | No
     for name in every if isinstance(every, Mapping) else ():
         if domains is None or name in domains:
             _Domain(tree, recipe_folder, name).check()
+    for keys in pretrain_places(tree):
+        if domains is None or keys[0] != "domains" or keys[1] in domains:
+            for part in ("sources", "general"):
+                _Texts(tree, recipe_folder, (*keys, part)).check()
 
 
 def local_model(model: str, recipe_folder: Path) -> str:
@@ -284,3 +289,24 @@ class _Domain:
 
     def refuse(self, at: Keys, what: str, got: object, allowed: str, fix: str) -> None:
         self.tree.report(at, what, got=show(got), allowed=allowed or None, fix=fix)
+
+
+class _Texts(_Domain):
+    """Sources of texts without labels."""
+
+    def __init__(self, tree: Tree, recipe_folder: Path, keys: Keys) -> None:
+        super().__init__(tree, recipe_folder, "")
+        self.keys = keys
+
+    def entries(self) -> Iterator[tuple[Keys, Mapping[str, Any]]]:
+        """Each with its place."""
+        listed = dig(self.tree, self.keys)
+        for index, each in enumerate(listed if isinstance(listed, list) else ()):
+            if isinstance(each, Mapping) and isinstance(each.get("source"), str):
+                yield (*self.keys, index), each
+
+    def check_columns(self, keys: Keys, entry: Mapping[str, Any], names: tuple[str, ...] | None) -> None:
+        """The column of the text, where it is named."""
+        name = entry.get("column")
+        if names is not None and isinstance(name, str) and name not in names:
+            self.refuse_column((*keys, "column"), "there is no column for text", name, names)

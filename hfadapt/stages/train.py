@@ -55,8 +55,9 @@ class Train(Stage):
             context.world.on_main(lambda cell=cell: use_base(cell, context, self.name))  # type: ignore[misc]
         identities = [context.hashes(cell)[self.name] for cell in cells]
         starts = [context.start(cell, self.name) for cell in cells]
-        how = {"identities": identities, "starts": starts, "progress": context.progress}
-        records = train.train_cells(cells, context.world, **how)
+        records = train.train_cells(
+            cells, context.world, identities=identities, starts=starts, progress=context.progress
+        )
         return [cell for cell, record in zip(cells, records, strict=True) if record is not None]
 
 

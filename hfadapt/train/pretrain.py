@@ -88,7 +88,7 @@ class _Phase:
             job, back = self._load()
             before = self._loss(back)
             lock, world = self.lock, self.world
-            fast = {"fast": None} if self.objective.text_rows > 1 else {}
+            fast: dict[str, Any] = {"fast": None} if self.objective.text_rows > 1 else {}
             wanted = lock.train.fast
             products = product_dtype(lock.dtype, self.device) if wanted.bfloat16 and wanted.low_rank else None
             loop = Loop.of(

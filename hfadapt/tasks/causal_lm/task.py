@@ -100,9 +100,10 @@ class CausalLM(Task):
         pieces."""
         if "messages" in row:
             return Chat(row, tokenizer).rows()
-        plain = max_length is not None and "completion" not in row
+        if max_length is None or "completion" in row:
+            return [row]
         # One token is the end that is put after each text.
-        return [{**row, "text": piece} for piece in pieces(row["text"], tokenizer, max_length - 1)] if plain else [row]
+        return [{**row, "text": piece} for piece in pieces(row["text"], tokenizer, max_length - 1)]
 
     def remarks(self, row: Row, tokenizer: Any) -> list[Remark]:
         """What of a chat its template does not write, and answers that teach silence."""
