@@ -71,6 +71,26 @@ def pairs(count: int, seed: int = 0) -> list[dict[str, str]]:
     return [{"prompt": f"{row['text']} :", "completion": f" {row['label']}"} for row in labelled(count, seed)]
 
 
+def questions(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Texts, each with another that has some of its words and belongs to it."""
+    draw, rows = random.Random(seed), []
+    for row in labelled(count, seed):
+        words = row["text"].split()
+        rows.append({"anchor": row["text"], "positive": " ".join([*draw.sample(words, 4), *draw.choices(PLAIN, k=2)])})
+    return rows
+
+
+def likenesses(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Pairs of texts with the share of words of the first that are in the second."""
+    draw, rows = random.Random(seed), []
+    for row in labelled(count, seed):
+        words = row["text"].split()
+        kept = draw.randint(0, len(words))
+        other = [*words[:kept], *draw.choices(PLAIN, k=len(words) - kept)]
+        rows.append({"anchor": row["text"], "positive": " ".join(other), "label": 5.0 * kept / len(words)})
+    return rows
+
+
 def uneven(count: int, seed: int = 0) -> list[dict[str, str]]:
     """Prompts and completions with between 1 and 40 words to learn."""
     draw = random.Random(seed)

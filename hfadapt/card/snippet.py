@@ -40,6 +40,7 @@ def snippet_text(facts: Facts) -> str:
         peft=not whole,
         sample=str(lock["model"]).startswith(SAMPLE) and not lock["base"] and not whole,
         base=_base(facts),
+        settings=records.file("train.json").get("settings") or {},
         other_head=records.file("train.json").get("base_head") is not None,
         long_rows=_long_rows(records),
         quant=_quant(records),

@@ -1,9 +1,10 @@
-"""SHA-256 of files and of values, and a short hash to draw by."""
+"""SHA-256 of files and of values, and 64-bit keys of texts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,18 @@ def _in_state(path: Path, state: tuple[int, ...]) -> str:
 def json_sha256(value: Any) -> str:
     """Hex sha256 of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def fold(text: str) -> str:
+    """What two texts have in common when they differ only in case, width or white space."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return " ".join(text.casefold().split())
+
+
+def text_key(text: str) -> int:
+    """A 64-bit key of the folded text, the same in every process and on every platform."""
+    return stable_hash(fold(text))
 
 
 def stable_hash(*parts: object) -> int:

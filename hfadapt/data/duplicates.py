@@ -21,7 +21,7 @@ from statistics import fmean
 from typing import Any
 
 from hfadapt.core import registry
-from hfadapt.data.rows import PRIORITY, Ledger, Row, name_rows, text_key, tokens
+from hfadapt.data.rows import PRIORITY, Ledger, Row, name_rows, stable_hash, text_key, tokens
 from hfadapt.recipe.schema import Data, Dedupe
 from hfadapt.records.stages import Finding
 
@@ -256,9 +256,13 @@ def groups(rows: Sequence[Row], settings: Data, progress: Progress | None = None
     """A group number per row; rows of one group must stay in one split.
 
     One group are rows of one `Row.group`, with the same text or prompt, and near-duplicates that were not removed.
-    Where one prompt makes up a tenth of all rows it is an instruction rather than an input, and is left out of account.
+    Where one prompt makes up a tenth of all rows it is an instruction rather than an input, and is left out of account;
+    so is what rows share beside the prompt.
     """
     by_prompt = has_own_prompts(rows)
+    shared = [[text_key(text) for text in row.shared] for row in rows]
+    common = Counter(key for keys in shared for key in keys)
+    by_shared = max(common.values(), default=0) <= max(2, COMMON_PROMPT * len(rows))
     parent = list(range(len(rows)))
 
     def find(i: int) -> int:
@@ -268,12 +272,13 @@ def groups(rows: Sequence[Row], settings: Data, progress: Progress | None = None
         return i
 
     firsts: dict[int, int] = {}
-    named: dict[str, int] = {}
     for i, row in enumerate(rows):
-        if row.group:
-            parent[find(i)] = find(named.setdefault(row.group, i))
-        shared = row.prompt or row.text
-        for key in {text_key(row.text), text_key(shared) if by_prompt else text_key(row.text)}:
+        prompt = row.prompt or row.text
+        keys = {text_key(row.text), text_key(prompt) if by_prompt else text_key(row.text)}
+        # A text that is shown in one row and to be found in another is no reason to keep the two together.
+        keys |= {stable_hash("shared", key) for key in shared[i]} if by_shared else set()
+        keys |= {stable_hash("group", row.group)} if row.group else set()
+        for key in keys:
             parent[find(i)] = find(firsts.setdefault(key, i))
     if not settings.dedupe.near:
         for pair in joined(rows, settings.dedupe.similarity).pairs(progress):

@@ -24,7 +24,7 @@ from hfadapt.data.split_files import RECORD, read_split
 from hfadapt.recipe.schema import NOTES, Domain, Recipe
 from hfadapt.records.stages import DataRecord
 
-CODE_VERSION = 6
+CODE_VERSION = 7
 """Raised whenever the same sources and settings would give other rows."""
 
 Progress = Callable[[str], None]

@@ -7,14 +7,30 @@ dropped by reason, exactly.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from hfadapt.core import registry
-from hfadapt.core.hashing import stable_hash
+from hfadapt.core.hashing import fold, stable_hash, text_key
+
+__all__ = [
+    "GROUP",
+    "PRIORITY",
+    "SPLITS",
+    "Dropped",
+    "Ledger",
+    "Row",
+    "arrow_schema",
+    "as_line",
+    "as_row",
+    "fold",
+    "name_rows",
+    "stable_hash",
+    "text_key",
+    "tokens",
+]
 
 SPLITS = ("train", "validation", "test")
 # Test rows win over validation rows, and these over training rows, whenever two rows collide.
@@ -38,6 +54,7 @@ class Row:
         form: Name of its schema.
         several: Its classes, where it may have none or more than one.
         group: What it has in common with rows that must stay in one split, such as their speaker; "" for none.
+        shared: Further texts of which rows with the same one stay in one split, such as what is to be found.
     """
 
     source: str
@@ -49,6 +66,7 @@ class Row:
     split: str = ""
     form: str = "text"
     several: tuple[str, ...] | None = None
+    shared: tuple[str, ...] = ()
     group: str = ""
 
     @property
@@ -131,6 +149,7 @@ def as_row(row: Mapping[str, Any], form: str, split: str = "") -> Row:
         split,
         form,
         schema.classes(columns) if schema.label_kind not in ("none", "class") else None,
+        schema.shared(columns),
         str(row.get(GROUP) or ""),
     )
 
@@ -152,18 +171,6 @@ def arrow_schema(form: str, labelled: bool, grouped: bool = False) -> Any:
 
     fields = [*registry.schema(form).fields(labelled), ("source", pa.string()), ("row", pa.int64())]
     return pa.schema([*fields, (GROUP, pa.string())] if grouped else fields)
-
-
-def fold(text: str) -> str:
-    """What two texts have in common when they differ only in case, width or white space."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    return " ".join(text.casefold().split())
-
-
-def text_key(text: str) -> int:
-    """A 64-bit key of the folded text, the same in every process and on every platform."""
-    return stable_hash(fold(text))
 
 
 # Scripts that are written without spaces: each character counts as a token.

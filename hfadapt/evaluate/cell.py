@@ -94,6 +94,7 @@ def _evaluate(
         confidence=lock.evaluate.confidence,
         resamples=lock.evaluate.resamples,
         rows_sha256=json_sha256(rows),
+        setting=task.setting(test),
         prompts_sha256=json_sha256([task.prompt(example) for example in test]),
         metrics=metrics,
         confusion=confusion(scores, names),

@@ -28,6 +28,7 @@ from hfadapt.models.load import load_base
 from hfadapt.models.merge import half_dtype, merged_dtype, open_merged, write_merged
 from hfadapt.quants import PLAIN, automatic
 from hfadapt.records.evidence import DriftRecord, Variant
+from hfadapt.tasks import unique_parts
 
 if TYPE_CHECKING:
     from hfadapt.modalities import Example
@@ -200,12 +201,13 @@ class Reference:
         """Scores the examples and shows the logits of their labels, (L, V) or (L, C) in float32, from the same pass;
         of many labels every `step`-th."""
         context, once, seen = self.context, Once(model), 0
+        own = unique_parts(self.examples)[0] if context.task.joint else self.examples
 
         def batches(examples: Sequence[Example]) -> Iterator[tuple[Sequence[int], Mapping[str, torch.Tensor]]]:
             nonlocal seen
             for numbers, batch in context.batches(examples):
                 moved = {name: tensor.to(device) for name, tensor in batch.items()}
-                if examples is self.examples:
+                if examples is own or (context.task.joint and examples == own):
                     logits = context.task.label_logits(once, moved)
                     if self.step is None:
                         labels = sum(sum(label >= 0 for label in example.labels) for example in examples)

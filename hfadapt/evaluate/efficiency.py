@@ -34,7 +34,7 @@ def measure_efficiency(context: EvaluationContext, scoring_seconds: float, adapt
     picked = [examples[i] for i in spread(len(examples), LATENCY_ROWS)]
     own = _latencies(context, picked, adapter=True, budget_seconds=LATENCY_SECONDS)
     other = _latencies(context, picked[: len(own)], adapter=False)
-    tokens = sum(example.size for example in examples)
+    tokens = sum(example.tokens for example in examples)
     return Efficiency(
         latency_p50_seconds=float(np.quantile(own, 0.5)),
         latency_p95_seconds=float(np.quantile(own, 0.95)),

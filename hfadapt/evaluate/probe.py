@@ -19,6 +19,7 @@ from hfadapt.tasks import Batches, Task
 STEPS = 400
 LEARNING_RATE = 1e-2
 CHECK_EVERY = 10
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 Pick = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
 

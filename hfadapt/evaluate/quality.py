@@ -130,6 +130,8 @@ def said(values: np.ndarray, kind: LabelKind, names: Sequence[str]) -> list[Any]
         return [[names[i] for i in np.flatnonzero(row).tolist()] for row in values]
     if kind == "tokens":
         return [[names[i] for i in row] for row in values]
+    if kind == "ranks":
+        return [[int(rank) for rank in row] for row in values]
     return [names[i] for i in values]
 
 
@@ -142,6 +144,8 @@ def unsaid(values: Sequence[Any], kind: LabelKind, names: Sequence[str]) -> np.n
         return np.array([[int(name in row) for name in names] for row in values])
     if kind == "tokens":
         return ragged([np.array([index[name] for name in row], dtype=np.int64) for row in values])
+    if kind == "ranks":
+        return ragged([np.array(row, dtype=np.int64) for row in values])
     return np.array([index[name] for name in values])
 
 

@@ -84,6 +84,9 @@ def _scores(
     context: EvaluationContext, before: Scores, clean: Sequence[Example], changed: Sequence[Example], *, adapter: bool
 ) -> Scores:
     """Scores of the changed rows; rows that the tokenizer reads as before (an uncased one, say) keep theirs."""
+    if context.task.joint:
+        # What a row has to find stands in the others.
+        return context.score(changed, adapter=adapter)
     new = [i for i, (old, example) in enumerate(zip(clean, changed, strict=True)) if old.inputs != example.inputs]
     if not new:
         return before

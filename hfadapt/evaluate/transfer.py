@@ -66,8 +66,9 @@ class Domain:
 
     @cached_property
     def picked(self) -> list[int]:
-        """Positions of the used rows in the test split."""
-        return spread(self.cell.evaluation.rows, MOST_ROWS)
+        """Positions of the used rows in the test split; all where the score of a row depends on the others."""
+        rows = self.cell.evaluation.rows
+        return spread(rows, rows if registry.task(self.lock.task).joint else MOST_ROWS)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -77,7 +78,7 @@ class Domain:
     @property
     def kind(self) -> LabelKind:
         """What gold and predictions are: of a language model that chooses among answers, classes."""
-        own = registry.task(self.lock.task).label_kind
+        own = registry.task(self.lock.task).kind(self.cell.data.form)
         return "class" if self.choices else own
 
     def encode(self, base: Base) -> None:

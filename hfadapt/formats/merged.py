@@ -51,6 +51,8 @@ class Merged(Format):
             cell.lock, cell.data.labels, cell.adapter, form.storage, device, dequantised=form.dequantised
         )
         write_merged(base, folder)
+        width = int(base.model.config.get_text_config().hidden_size)
+        registry.task(cell.lock.task).write_beside(folder, base.tokenizer, cell.lock.data.max_length, width)
         return base.model
 
     def tolerance(self, cell: Cell, form: Form | None) -> float:
@@ -69,9 +71,9 @@ class Merged(Format):
         return load_base(BaseRef.of(lock).at(folder).stored(PLAIN, manifest.dtype), manifest.labels, device)
 
     def usage(self, cell: Cell) -> str:
-        """Two lines of transformers."""
-        auto = registry.task(cell.lock.task).auto_class
-        return (
+        """A few lines of transformers, or of the task's own library."""
+        auto, own = registry.task(cell.lock.task).auto_class, registry.task(cell.lock.task).usage
+        return own or (
             f"from transformers import {auto}, AutoTokenizer\n\n"
             'tokenizer = AutoTokenizer.from_pretrained(".")  # this folder, or its name on the Hub\n'
             f'model = {auto}.from_pretrained(".", dtype="auto")'

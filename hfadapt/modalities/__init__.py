@@ -22,7 +22,8 @@ class Example:
     """One row as a model takes it.
 
     Args:
-        inputs: What the model is given, without a batch dimension: for texts `input_ids`.
+        inputs: What the model is given, without a batch dimension: for texts `input_ids`. A row of several texts has an
+            example of each in `parts`; its own size is that of the longest.
         labels: One entry per token for tasks that learn tokens (`IGNORED` where nothing is learned), else the targets
             of the row, or nothing where it has none.
         size: What batches are measured by: tokens of a text.
@@ -35,6 +36,16 @@ class Example:
     size: int
     length: int
     row: int
+
+    @property
+    def parts(self) -> tuple[Example, ...]:
+        """The sequences as which the row goes through the model: itself, or one for each of its texts."""
+        return self.inputs.get("parts") or (self,)
+
+    @property
+    def tokens(self) -> int:
+        """What its sequences measure together."""
+        return sum(part.size for part in self.parts)
 
     @property
     def truncated(self) -> bool:

@@ -242,6 +242,8 @@ class Text(Modality):
         except Exception as error:
             # Tokenizers are read by several libraries, with errors of every kind.
             raise _unreadable(path, error) from None
+        # Tasks look for what else the base says of texts; the tokenizer knows no revision.
+        tokenizer.read_from = (path, revision)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         return tokenizer

@@ -58,8 +58,23 @@ LORA_TENSOR = re.compile(r"(.+)\.lora_(?:embedding_)?(A|B|magnitude_vector)(?:\.
 
 
 def is_model_file(name: str, format: str, whole: bool) -> bool:
-    """Whether a file of this name belongs to an adapter in this format; `whole`: the base itself was trained."""
+    """Whether a file of this name, below the folder, belongs to an adapter in this format; `whole`: the base itself was
+    trained."""
+    if "/" in name or name in _task_files():
+        return name in _task_files() and (whole or not registry.format(format).needs_base)
     return name in TOKENIZER_FILES or name == MANIFEST or registry.format(format).holds(name, whole)
+
+
+def _task_files() -> frozenset[str]:
+    """What tasks write beside a whole model."""
+    return frozenset(name for task in registry.names("tasks") for name in registry.task(task).files)
+
+
+def files_in(folder: Path) -> Iterator[tuple[str, Path]]:
+    """The files of a folder of a model and of folders in it, by their names below it."""
+    for path in sorted(folder.rglob("*")):
+        if not path.is_dir():
+            yield path.relative_to(folder).as_posix(), path
 
 
 def is_pickle(path: Path) -> bool:
@@ -114,9 +129,11 @@ def _unknown_names(folder: Path, manifest: Manifest) -> Iterator[Problem]:
 
 
 def _foreign_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
-    for path in sorted(folder.iterdir()):
+    known = {Path(name).parts[0] for name in manifest.files if "/" in name}
+    inside = [path for name in sorted(known) for path in sorted((folder / name).rglob("*"))]
+    for path in [*sorted(folder.iterdir()), *inside]:
         if path.is_dir():
-            if path.name != ".cache":
+            if path.name != ".cache" and (path.name not in known or path.parent != folder):
                 yield Problem("a foreign folder stands beside the adapter", str(path), fix="remove it")
         elif not path.exists():
             yield Problem("a link beside the adapter leads nowhere", str(path), fix="copy the whole adapter folder")
@@ -127,7 +144,7 @@ def _foreign_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
                 allowed="safetensors, JSON and text",
                 fix="remove it, or take the adapter from a source you trust",
             )
-        elif path.name not in manifest.files and path.name not in BESIDE:
+        elif (name := path.relative_to(folder).as_posix()) not in manifest.files and name not in BESIDE:
             yield Problem(
                 "a file that the manifest does not know stands beside the adapter", str(path), fix="remove it"
             )
@@ -141,7 +158,7 @@ def _changed_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
         yield Problem(f"the manifest does not list {name}", str(folder / MANIFEST), fix=AGAIN)
     for name, digest in manifest.files.items():
         path = folder / name
-        if Path(name).name != name or not is_model_file(name, manifest.format, manifest.whole):
+        if not is_model_file(name, manifest.format, manifest.whole):
             yield Problem(
                 "the manifest lists a file that no adapter has",
                 str(folder / MANIFEST),

@@ -343,8 +343,11 @@ def _layer_kind(block: nn.Module) -> tuple[Any, ...]:
 
 
 def head_names(model: Any) -> tuple[str, ...]:
-    """The modules beside the body, which make the task's output; quantisation leaves them as they are."""
+    """The modules beside the body, which make the task's output; quantisation leaves them as they are. A model without
+    a head is itself the body."""
     children = dict(model.named_children())
+    if getattr(model, "base_model_prefix", "") not in children:
+        return ()
     return tuple(
         name
         for name, module in children.items()

@@ -18,7 +18,7 @@ from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.core.hashing import file_sha256, json_sha256
 from hfadapt.models.base import BaseRef, made_here
 from hfadapt.models.checks import fit_problems, size_problem, token_problems
-from hfadapt.models.facts import build, load_config
+from hfadapt.models.facts import build, head_names, load_config
 from hfadapt.models.folders import file_problems, require_base, weight_files
 from hfadapt.models.heads import BaseHead, class_tensors, start_again, take_rows
 from hfadapt.quants import Quant
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+POOLER = "pooler"
 CONFIG_IDENTITY = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads")
 
 
@@ -209,11 +210,7 @@ def load_base(
     # A head over a whole text takes the last token that is no padding.
     if registry.modality(task.modality).tokens and not task.writes and config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
-    heads = tuple(
-        name
-        for name, child in skeleton.named_children()
-        if name != skeleton.base_model_prefix and any(True for _ in child.parameters())
-    )
+    heads = head_names(skeleton)
     quant = registry.quant(ref.quant)
     dtype = getattr(torch, ref.dtype)
     compute = compute_dtype(dtype, device)
@@ -244,6 +241,9 @@ def load_base(
     if registry.modality(task.modality).tokens:
         _raise_problems(_token_problems(tokenizer, model, ref.location))
     fresh = dict.fromkeys(_owner(key, model) for key in sorted(info["missing_keys"]))
+    if not heads:
+        # Nobody reads it where there is no head.
+        fresh.pop(POOLER, None)
     changed, note = wanted.settle(auto, model, info, ref.location)
     fresh |= dict.fromkeys(changed if wanted.rows is None else ())
     model.requires_grad_(False)

@@ -125,8 +125,8 @@ def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
         if record.audit is not None and record.audit.rows:
             labelled = record.audit.labelled_tokens / record.audit.rows
         return Work(
-            basis=f"{lengths.rows:,} training rows of {lengths.mean:.0f} tokens on average, {longest} max"
-            + (", as augmented" if record.augmented else ""),
+            basis=f"{lengths.rows:,} training rows of {_texts(lengths.parts)}{lengths.mean:.0f} tokens on average, "
+            f"{longest} max" + (", as augmented" if record.augmented else ""),
             longest_tokens=longest,
             mean_tokens=lengths.mean,
             labelled_tokens=math.ceil(labelled),
@@ -136,6 +136,7 @@ def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
             texts=record.unlabelled.lengths if record.unlabelled else None,
             small_label_set=bool(record.labels),
             lengths=lengths,
+            parts=lengths.parts,
         )
     longest = task.assumed_tokens
     labels = len(asked.labels) if asked.labels else ASSUMED_LABELS
@@ -150,6 +151,7 @@ def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
         labels=labels,
         names=tuple(asked.labels or ()),
         small_label_set=bool(asked.labels) or from_label,
+        parts=task.assumed_parts,
     )
 
 
@@ -160,6 +162,10 @@ def _of_model(work: Work, facts: ModelFacts) -> Work:
         return work
     basis = f"not prepared yet: rows of {usual} positions assumed"
     return replace(work, basis=basis, longest_tokens=usual, mean_tokens=usual, labelled_tokens=1)
+
+
+def _texts(parts: float) -> str:
+    return "" if parts == 1 else f"{parts:.3g} texts of "
 
 
 def _impossible(recipe: Recipe, target: Target) -> list[Problem]:
@@ -303,6 +309,7 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
         length_tokens=min(length, work.longest_tokens),
         labelled_tokens=work.labelled_tokens,
         mean_tokens=min(length, work.mean_tokens),
+        parts=math.ceil(work.parts),
         rows=max(1, math.ceil(decided.value("train.batch_rows") / world)),
     )
     candidates = search(question)
@@ -383,7 +390,7 @@ def _time(chosen: Candidate, work: Work, decided: Decisions, world: int) -> tupl
     if not chosen.seconds_per_step:
         return None, None
     rows = decided.value("train.batch_rows")
-    tokens = min(work.mean_tokens, chosen.workload.length_tokens)
+    tokens = min(work.mean_tokens, chosen.workload.length_tokens) * work.parts
     rate = rows * tokens / chosen.seconds_per_step
     if decided.recipe.train.max_steps is None and work.rows is None:
         return None, rate

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from hfadapt.core import registry
 from hfadapt.core.errors import Problem, nearest
 from hfadapt.models.facts import ModelFacts
 from hfadapt.plan.memory.part import plain_names, taking_part
@@ -54,8 +53,7 @@ def matches(path: str, name: str) -> bool:
 
 def adaptable(facts: ModelFacts) -> Adaptable:
     """What can be adapted, found by a run of the model with few layers; all, where it cannot be run without memory."""
-    task = registry.task(facts.task)
-    found = taking_part(facts, task.auto_class)
+    found = taking_part(facts)
     if found is None and facts.pointwise:
         return Adaptable(tuple(dict.fromkeys(_last(path) for linear in facts.linears for path in linear.paths)))
     if found is None:
@@ -68,7 +66,7 @@ def adaptable(facts: ModelFacts) -> Adaptable:
     names = dict.fromkeys(name for path in alive if (name := _ending(path, idle)))
     if facts.pointwise:
         return Adaptable(tuple(names), tuple((name, reason) for name, reason in idle.items()))
-    plain = plain_names(facts, task.auto_class, tuple(names))
+    plain = plain_names(facts, tuple(names))
     if not idle and plain is None:
         return Adaptable()
     kept = tuple(name for name in names if plain is None or name in plain)

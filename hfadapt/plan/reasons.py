@@ -75,7 +75,10 @@ LONGEST_TOKENS = 4096
 @dataclass(frozen=True)
 class Work:
     """What the data asks for: token lengths, rows, labels and their names, and where these figures come from; `texts`
-    are those without labels, where the adapter is adapted to some first."""
+    are those without labels, where the adapter is adapted to some first.
+
+    Lengths are those of the `parts` sequences as which a row goes through the model.
+    """
 
     basis: str
     longest_tokens: int
@@ -87,6 +90,7 @@ class Work:
     lengths: Lengths | None = None
     names: tuple[str, ...] = ()
     texts: Lengths | None = None
+    parts: float = 1.0
 
 
 @dataclass
@@ -174,6 +178,7 @@ def settle_training(decided: Decisions, recipe: Recipe, facts: ModelFacts, work:
         table["train.learning_rate"] = (5e-4, "models under 500 M parameters tolerate more than 2e-4")
     if "adapter.rank" in table and (rank := decided.asked("adapter.rank")) is not None:
         table["adapter.alpha"] = (2.0 * rank, table["adapter.alpha"][1])
+    table |= registry.task(recipe.task).defaults
     table["adapter.layers"] = (facts.layers, "all layers; fewer means the last ones")
     if (able := adaptable(facts)).left_out or facts.pointwise:
         table["adapter.modules"] = (able.names, able.reason)
@@ -339,7 +344,7 @@ def settle_frozen_cache(decided: Decisions, question: Question, chosen: Candidat
         return chosen
     rows = work.rows or ASSUMED_ROWS
     met = optimizer_steps(decided.recipe, work, decided) * decided.value("train.batch_rows") / rows
-    size = rows * question.mean_tokens * facts.hidden_size * predict.DTYPE_BYTES[chosen.workload.dtype]
+    size = rows * question.parts * question.mean_tokens * facts.hidden_size * predict.DTYPE_BYTES[chosen.workload.dtype]
     which = "all layers are frozen" if layers == facts.layers else f"{layers} of {facts.layers} layers are frozen"
     worth = met >= CACHED_EPOCHS
     words = f"{which}: outputs ({show_bytes(int(size))} on disk) are computed once, used {met:.0f} times"

@@ -56,6 +56,7 @@ class Question:
     Args:
         rows: Rows of the effective batch that one process handles.
         mean_tokens: Mean length of a row, for the time; `length_tokens` is the longest, for the memory.
+        parts: Sequences as which a row goes through the model; these lengths are theirs.
     """
 
     recipe: Recipe
@@ -72,6 +73,7 @@ class Question:
     labelled_tokens: int
     mean_tokens: float
     rows: int
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ def candidate(
         checkpointing=checkpointing,
         optimizer=question.optimizer,
         micro_batch_rows=micro_batch_rows,
+        parts=question.parts,
         length_tokens=question.length_tokens,
         labelled_tokens=min(question.length_tokens, question.labelled_tokens),
         evaluate_rows=1,
@@ -244,7 +247,8 @@ def step_seconds(
 
     A frozen base costs 4 FLOP per weight and token (forward and input gradient), 6 when it is recomputed; training all
     weights costs 6 and 8. Attention adds 4 T D FLOP per token and layer for each of these passes. Layers below the
-    first trained one have a forward pass alone, in `frozen_runs` of all steps; so do an objective's further passes.
+    first trained one have a forward pass alone, in `frozen_runs` of all steps; so do an objective's further passes, and
+    the first of the two of a step whose rows are learned jointly and do not go through the model at once.
     """
     unlike = not workload.store.quantised and not predict.own_layers(workload)
     rate = target.tflops.get(workload.dtype if unlike else workload.matmul_dtype) or target.tflops.get("float32")
@@ -256,7 +260,8 @@ def step_seconds(
         bandwidth = min(bandwidth, per_core * (target.cores or 1))
     frozen = predict.frozen_layers(facts, workload) / facts.layers
     trained_passes = (1 - frozen) * ((3 if workload.adapter.whole_model else 2) + workload.checkpointing)
-    frozen_passes = frozen * frozen_runs + workload.minimises.further_passes
+    twice = registry.task(facts.task).joint and workload.micro_batch_rows < rows
+    frozen_passes = frozen * frozen_runs + workload.minimises.further_passes + twice
     # Low-rank layers multiply an unquantised float32 base in bfloat16, frozen layers as it is stored.
     slower = rate / (target.tflops.get(workload.dtype) or rate) if not workload.store.quantised else 1.0
     active = facts.parameters - facts.embedding_parameters
@@ -264,9 +269,11 @@ def step_seconds(
     flop *= trained_passes + frozen_passes * max(1.0, slower)
     moves = COMPILED_MOVES_PER_SAVED_BYTE if predict.fuses(workload) else MOVES_PER_SAVED_BYTE
     moved = moves * predict.saved_bytes_per_token(facts, workload) * (1 + 0.4 * workload.checkpointing)
-    together = workload.micro_batch_rows * workload.adapters * tokens_per_row
+    together = workload.micro_batch_rows * workload.parts * workload.adapters * tokens_per_row
     overhead = 1 + HALF_RATE_TOKENS[workload.device] / together
-    seconds = rows * tokens_per_row * (flop / (rate * 1e12 * REACHED_RATIO) + moved / bandwidth) * overhead
+    seconds = (
+        rows * workload.parts * tokens_per_row * (flop / (rate * 1e12 * REACHED_RATIO) + moved / bandwidth) * overhead
+    )
     if workload.store.quantised:
         # Each use of a weight reads its stored bits, then writes and reads it in the compute dtype.
         uses = (trained_passes + frozen_passes) * rows / (workload.micro_batch_rows * workload.adapters)

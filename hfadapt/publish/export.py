@@ -20,7 +20,7 @@ from hfadapt.core.hashing import file_sha256
 from hfadapt.core.samples import PREFIX
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.core.spec import write_text
-from hfadapt.models.adapter_files import EXPORT, MANIFEST, SIDECARS, is_model_file, tensor_shapes
+from hfadapt.models.adapter_files import EXPORT, MANIFEST, SIDECARS, files_in, is_model_file, tensor_shapes
 from hfadapt.publish.staging import as_the_card_says, check_free, new_folder, sealed, without_places
 from hfadapt.quants import PLAIN
 from hfadapt.recipe.sources import expanded
@@ -129,7 +129,7 @@ def export(
         _write_papers(cell, kind, form, ready, record)
         record = record.model_copy(update={"files": sealed(ready).files})
         record.write(ready / EXPORT)
-        for path in ready.iterdir():
+        for _, path in files_in(ready):
             # safetensors writes files that only their owner may read.
             path.chmod(0o644)
         check_folder(ready)
@@ -295,8 +295,7 @@ def _from_evaluation(cell: Cell, found: Scores) -> float | None:
 def _write_papers(cell: Cell, kind: Format, form: Form | None, folder: Path, record: ExportRecord) -> None:
     """Manifest, lock, evaluation, drift, card and README."""
     whole = _trained(cell).whole_model
-    written = [path for path in sorted(folder.iterdir()) if is_model_file(path.name, kind.name, whole)]
-    hashes = {path.name: file_sha256(path) for path in written}
+    hashes = {name: file_sha256(path) for name, path in files_in(folder) if is_model_file(name, kind.name, whole)}
     _manifest(cell, kind, form, folder, hashes).write(folder / MANIFEST)
     for name in (*SIDECARS, "drift.json"):
         path = cell.folder / name
@@ -371,7 +370,7 @@ def _metadata(cell: Cell, kind: Format) -> dict[str, Any]:
     if not kind.needs_base:
         # The measured results in it are those of the adapter.
         found.pop("model-index", None)
-        found |= {"library_name": "transformers", "base_model_relation": "finetune"}
+        found |= {"library_name": registry.task(cell.lock.task).library, "base_model_relation": "finetune"}
         found["tags"] = [tag for tag in found.get("tags", ()) if tag != cell.manifest.method and ":" not in str(tag)]
         if "sample:" in str(found.get("base_model")):
             del found["base_model"]

@@ -102,7 +102,8 @@ class SourceRecord(Spec):
 
 
 class Lengths(Spec):
-    """Token lengths of one split after the tokenizer, before any cut."""
+    """Token lengths of one split after the tokenizer, before any cut; `mean` and `median` are of the sequences as which
+    rows go through the model, `parts` of them for each row."""
 
     rows: int
     tokens: int
@@ -110,6 +111,7 @@ class Lengths(Spec):
     median: int
     p95: int
     longest: int
+    parts: float = 1.0
 
 
 FINDINGS = (
@@ -250,7 +252,8 @@ class PhaseMeasure(Spec):
 class TrainRecord(Record):
     """What training did. `predicted_seconds` are the plan's, for the steps that `seconds` measures.
 
-    `base_head` says what became of the base's own head, where it was not used as it is.
+    `base_head` says what became of the base's own head, where it was not used as it is; `settings` what else the task
+    takes from the base.
     `frozen_layers` were run once for each row, which `seconds` include. `model_layers` is how many the model has, where
     only the last of them were adapted. `augmented_rows` are how many rows augmentation changed in each epoch begun.
     """
@@ -286,6 +289,7 @@ class TrainRecord(Record):
     model_revision: str | None = None
     model_citation: str | None = None
     base_head: str | None = None
+    settings: dict[str, Any] = {}
     fast_path: str | None = None
     frozen_layers: int = 0
     model_layers: int | None = None
@@ -340,7 +344,8 @@ class Metric(Spec):
 class EvaluationRecord(Record):
     """The adapter against its baseline on the test split, from the files on disk.
 
-    `prompts_sha256` is the hash of the token ids that both saw; `harness` has the metrics of tasks of
+    `setting` says what the metrics depend on beside the rows, such as among how many documents a query has to find its
+    own. `prompts_sha256` is the hash of the token ids that both saw; `harness` has the metrics of tasks of
     lm-evaluation-harness, on rows of their own.
     """
 
@@ -353,6 +358,7 @@ class EvaluationRecord(Record):
     confidence: float
     resamples: int
     rows_sha256: str
+    setting: str | None = None
     metrics: tuple[Metric, ...]
     confusion: dict[str, dict[str, int]] = {}
     per_class: dict[str, dict[str, float]] = {}

@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 from hfadapt.files import Unusable as Unusable
 
-LabelKind = Literal["none", "class", "classes", "number", "tokens"]
-"""What a row is labelled with: nothing, one class, several classes, a number, or a class for each of its tokens."""
+LabelKind = Literal["none", "class", "classes", "number", "tokens", "ranks"]
+"""What a row is labelled with: nothing, one class, several classes, a number, a class for each of its tokens, or the
+ranks of what is to be found with it."""
 
 Columns = Mapping[str, Any]
 Change = Callable[[str, int], str]
@@ -131,6 +132,10 @@ class RowSchema:
     def shown(self, row: Columns) -> str:
         """What the model is shown; rows in which it is the same stay in one split."""
         raise NotImplementedError
+
+    def shared(self, row: Columns) -> tuple[str, ...]:
+        """Further texts that keep rows in one split where they are the same."""
+        return ()
 
     def quoted(self, row: Columns) -> tuple[str, ...]:
         """Path of the text that stands for the row in a card, below the row: `("text",)`."""

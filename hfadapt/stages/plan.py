@@ -175,7 +175,7 @@ def gather_texts(
         return record
     found = gather(recipe, cell.domain, cell.folder, held, recipe_folder)
     texts = [row["text"] for row in read_texts(cell.folder, "train")]
-    measured = token_lengths([len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]])
+    measured = token_lengths([[len(ids)] for ids in tokenizer(texts, verbose=False)["input_ids"]])
     return record.model_copy(update={"unlabelled": found.model_copy(update={"lengths": measured})})
 
 

@@ -28,7 +28,8 @@ class Scores:
 
     Args:
         gold: What is right. `class`: (N,) indices; `classes`: (N, C) of 0 and 1; `number`: (N,); `tokens`: (N,) arrays
-            of indices, one per token.
+            of indices, one per token; `ranks`: (N,) arrays of the ranks, from 1, that what belongs to a row can have at
+            best, empty where an earlier row asks the same.
         predictions: What the model chose, likewise.
         probabilities: (N, C); `tokens`: (N,) arrays (tokens, C).
         losses: (N,) negative log-likelihood in nats (of numbers the squared error), summed over the row's labels.
@@ -110,6 +111,7 @@ class Answer(Spec):
         number: The value of a task that answers with numbers.
         generated: Text that was written.
         parts: Pieces of the text with the class of each, for tasks that answer token by token.
+        vector: What stands for the text, for tasks that compare texts; `number` is then how alike it is to the first.
     """
 
     text: str
@@ -118,8 +120,11 @@ class Answer(Spec):
     number: float | None = None
     generated: str | None = None
     parts: tuple[tuple[str, str], ...] = ()
+    vector: tuple[float, ...] | None = None
 
     def __str__(self) -> str:
+        if self.vector is not None and self.number is None:
+            return f"{len(self.vector)} numbers: {', '.join(f'{x:.4f}' for x in self.vector[:4])}, …"
         if self.number is not None:
             return f"{self.number:.4g}"
         if self.label is None:
@@ -175,8 +180,16 @@ class Task:
         needs_head: Whether the base has to bring the head as it was trained, as its output layer over the vocabulary.
         fits: Row schemas of which `fitted` makes other rows; of chats it is always asked.
         redraws: Whether rows are learned in another way in each epoch (`in_epoch`).
+        joint: Whether the loss of a row depends on the rows that are learned with it. It is then worked out from the
+            outputs for all sequences of the batch (`joint_losses`), however many go through the model at once.
+        reads: What it reads of a model's output: logits, or the last hidden state of a model without a head.
+        library: What opens a whole model, as the Hub calls it.
+        usage: Python that does, where that is no transformers.
+        files: Names of the files of `write_beside`.
+        defaults: What its plan starts from in place of the usual, by field, with the reason.
         counted: What has one class each, in words for tables: rows.
         assumed_tokens: Length of rows, before any data was seen.
+        assumed_parts: Sequences as which a row goes through the model, likewise.
         folder: Where snippet.py.j2 lies: the code of the card that opens an adapter and asks it one thing, a template
             of jinja with `fact`, `peft`, `sample`, `base`, `quant`, `schema`, `example` (card/snippet.py).
     """
@@ -199,14 +212,25 @@ class Task:
     needs_head: bool = False
     fits: frozenset[str] = frozenset()
     redraws: bool = False
+    joint: bool = False
+    reads: str = "logits"
+    library: str = "transformers"
+    usage: str | None = None
+    files: frozenset[str] = frozenset()
+    defaults: Mapping[str, tuple[Any, str]] = {}
     counted: str = "rows"
     assumed_tokens: int = 128
+    assumed_parts: float = 1.0
     answer_rows: int = ANSWER_ROWS
     folder: Path
 
     def snippet_agrees(self, printed: str, prediction: Any) -> bool:
         """Whether what the snippet printed is what the evaluation predicted for the same row."""
         return bool(printed)
+
+    def kind(self, form: str) -> LabelKind:
+        """What gold and predictions are for rows of a schema."""
+        return self.label_kind
 
     # --- the model ---------------------------------------------------------------------------------------------------
 
@@ -217,6 +241,14 @@ class Task:
     def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
         """Keyword arguments for loading the base with `auto_class`."""
         raise NotImplementedError
+
+    def settings(self, tokenizer: Any) -> dict[str, Any]:
+        """What the task takes from the base beside its weights, by name; for the record and the card."""
+        return {}
+
+    def notes(self, tokenizer: Any) -> list[str]:
+        """What the user is to know of it, in a line each."""
+        return []
 
     def encode(
         self, rows: Sequence[Row], tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()
@@ -303,6 +335,17 @@ class Task:
         _, targets, rows = self.targets(batch)
         return self.criterion(self.label_logits(model, batch), targets), rows
 
+    def joint_losses(
+        self, outputs: torch.Tensor, examples: Sequence[Example], places: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        """The losses (L,) of rows that are learned together, in float32; for tasks that are `joint`.
+
+        Args:
+            outputs: What `label_logits` gives for each of S different sequences, (S, D).
+            places: For each example the places of its parts in `outputs`.
+        """
+        raise NotImplementedError
+
     # --- scoring and answering ---------------------------------------------------------------------------------------
 
     def score(
@@ -314,6 +357,17 @@ class Task:
             choices: For tasks that write, the token ids of the completions among which the model may choose.
         """
         raise NotImplementedError
+
+    def setting(self, examples: Sequence[Example]) -> str | None:
+        """What the scores of these rows depend on beside the rows themselves, in a line."""
+        return None
+
+    def write_beside(self, folder: Path, tokenizer: Any, max_length: int, width: int) -> None:
+        """Adds the files with which a whole model opens in the library that its users know.
+
+        Args:
+            width: Features of the model's hidden state.
+        """
 
     def answer_texts(self, form: str, completions: Mapping[str, str], read: ReadSplit) -> dict[str, str]:
         """The texts among which the model chooses its answer, by name; none where it does not choose among texts.
@@ -344,6 +398,21 @@ def loss_sum(task: Task, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple
     """The loss summed over all labels of the batch, and their number."""
     losses, _ = task.losses(model, batch)
     return losses.sum(), len(losses)
+
+
+def unique_parts(examples: Sequence[Example]) -> tuple[list[Example], list[list[int]]]:
+    """The different sequences of examples, and for each example the places of its parts among them."""
+    found: dict[tuple[Any, ...], int] = {}
+    parts: list[Example] = []
+    places: list[list[int]] = []
+    for example in examples:
+        places.append([])
+        for part in example.parts:
+            place = found.setdefault(tuple(part.inputs.items()), len(parts))
+            if place == len(parts):
+                parts.append(part)
+            places[-1].append(place)
+    return parts, places
 
 
 def index_of(label: Any, labels: Sequence[str], row: Row, number: int) -> int:

@@ -161,6 +161,8 @@ class _Training:
         """Loads the base and puts the adapters on it; returns each cell's training and validation rows."""
         room = self.world.max_memory(self.cells[0].plan.cells[0].budget_bytes)
         self.base = load_base(BaseRef.of(self.lock), self.labels, self.device, max_memory=room)
+        for note in self.task.notes(self.base.tokenizer):
+            self.progress.say(note)
         rows = [
             (
                 self._encode(own, [*read_split(cell.folder, "train"), *canaries.as_trained(cell.folder, cell.data)]),
@@ -388,6 +390,7 @@ def _record(
         model_revision=base.source.revision,
         model_citation=base.source.citation,
         base_head=base.head_note,
+        settings=registry.task(lock.task).settings(base.tokenizer),
         versions=versions(str(world.accelerator.device)),
     )
 

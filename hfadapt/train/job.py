@@ -108,6 +108,12 @@ class Job:
         self._batches: list[list[int]] = []
 
     @property
+    def micro_batch_tokens(self) -> int:
+        """Most tokens that go through the model at once: what the plan's memory is for."""
+        parts = math.ceil(sum(len(example.parts) for example in self.train) / len(self.train))
+        return self.settings.micro_batch_rows * parts * max(self.lengths)
+
+    @property
     def active(self) -> bool:
         """Whether there are steps left to do."""
         return self.error is None and self.state.step < self.total_steps and not self.state.stopped_early
@@ -159,7 +165,7 @@ class Job:
 
     def tokens(self, batch: Batch) -> int:
         """Tokens of a batch, without padding."""
-        return sum(example.size for example in batch.examples)
+        return sum(example.tokens for example in batch.examples)
 
     # --- the update --------------------------------------------------------------------------------------------------
 

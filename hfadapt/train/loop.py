@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hfadapt.core import registry
-from hfadapt.core.errors import DataError, RunError
+from hfadapt.core.errors import DataError, RequestError, RunError
 from hfadapt.core.progress import Progress, Silent
 from hfadapt.fast import FastPath
 from hfadapt.objectives import Objective
@@ -25,6 +25,7 @@ from hfadapt.objectives.supervised import KIND as SUPERVISED
 from hfadapt.records.stages import Step
 from hfadapt.tasks import Task
 from hfadapt.train.job import Batch, Job
+from hfadapt.train.joint import joint_gradients, joint_loss
 from hfadapt.train.loss_scale import grow, unscale
 from hfadapt.train.passes import Passes
 from hfadapt.train.processes import check_start, reduce_gradients
@@ -132,6 +133,13 @@ class Loop:
             if self.accelerator.is_main_process:
                 job.trim_log()
         check_start(self.accelerator, self.jobs)
+        if self.task.joint and not self.objective.own_loss:
+            raise RequestError(
+                f"{self.task.name} is learned from whole batches, which this objective does not know",
+                place="train.objective",
+                got=self.objective.name,
+                fix="leave train.objective out",
+            )
         self.passes.started = self.objective.begin(self.model, self.task, self.objective_options)
         self.model.train()
         trial = Trial(self.passes, self.jobs, self.progress)
@@ -196,6 +204,10 @@ class Loop:
         sums = {id(job): torch.zeros((), device=self.accelerator.device) for job, _ in batches}
         scales = {id(job): job.state.loss_scale if self._scaled else 1.0 for job, _ in batches}
         weights = {id(job): scales[id(job)] / found.labels for job, found in batches}
+        if self.task.joint:
+            sums = joint_gradients(self.passes, batches, weights)
+            reduce_gradients(self.accelerator, [job for job, _ in batches])
+            return sums
         for i, rows in enumerate(self.passes.micro_batches(batches)):
             with self.passes.noise(f"{batches[0][0].settings.seed}/{batches[0][1].step}/{i}"):
                 micro = self.passes.collate(rows)
@@ -246,6 +258,10 @@ class Loop:
         total = torch.zeros(2, dtype=exact)
         self.model.eval()
         with self.passes.scoring():
+            if self.task.joint:
+                loss = joint_loss(self.passes, job, job.validation)
+                self.model.train()
+                return loss
             for micro in self.passes.by_length(job, job.validation):
                 with self.passes.batch_context(micro):
                     _, sums = self.passes.loss(micro, {id(job): 1.0})

@@ -13,7 +13,7 @@ import torch
 from hfadapt.fast import FastPath, batch, labelled_loss, row_seed
 from hfadapt.modalities import Example
 from hfadapt.objectives import Objective
-from hfadapt.tasks import Task
+from hfadapt.tasks import Task, unique_parts
 from hfadapt.train.batches import micro_batches
 from hfadapt.train.frozen import FrozenCache
 from hfadapt.train.job import Batch, Job
@@ -56,11 +56,10 @@ class Passes:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         shares = []
         for job, found in batches:
-            own = [self._row(job, found, i) for i in range(rank, len(found.rows), world)]
-            # What the plan's memory is for; an augmented row that is longer stands alone.
-            budget = job.settings.micro_batch_rows * max(job.lengths)
+            own = self._rows(job, found)[rank::world]
             lengths = [row.example.size for row in own]
-            parts = micro_batches(range(len(own)), lengths, budget, padded=not self.packed)
+            # An augmented row that is longer than that stands alone.
+            parts = micro_batches(range(len(own)), lengths, job.micro_batch_tokens, padded=not self.packed)
             shares.append([[own[i] for i in part] for part in parts])
         for i in range(max(map(len, shares))):
             rows = [row for share in shares if i < len(share) for row in share[i]]
@@ -68,18 +67,25 @@ class Passes:
                 yield from [rows] if rows else []
                 continue
             # Padding to the longest row of all jobs must not need more than the jobs' own micro-batches would.
-            limit = sum(job.settings.micro_batch_rows * max(job.lengths) for job, _ in batches)
+            limit = sum(job.micro_batch_tokens for job, _ in batches)
             parts = micro_batches(range(len(rows)), [row.example.size for row in rows], limit, padded=True)
             yield from ([rows[k] for k in part] for part in parts)
 
-    def _row(self, job: Job, found: Batch, i: int) -> Row:
-        seed = row_seed(job.settings.seed, found.step, found.rows[i]) if self._drops else 0
-        return Row(job, found.examples[i], seed)
+    def _rows(self, job: Job, found: Batch) -> list[Row]:
+        """The rows of a step; where they are learned jointly their different sequences, by length."""
+        numbers, examples = found.rows, found.examples
+        if self.task.joint:
+            parts, _ = unique_parts(examples)
+            numbers = sorted(range(len(parts)), key=lambda place: (parts[place].size, place))
+            examples = [parts[place] for place in numbers]
+        seeds = [row_seed(job.settings.seed, found.step, number) if self._drops else 0 for number in numbers]
+        return [Row(job, example, seed) for example, seed in zip(examples, seeds, strict=True)]
 
     def by_length(self, job: Job, examples: Sequence[Example]) -> Iterator[MicroBatch]:
         """This process's share of the examples in an order of their own, twice as many at once as in training."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        share = sorted(examples[rank::world], key=lambda example: example.size)
+        parts = [part for example in examples for part in example.parts]
+        share = sorted(parts[rank::world], key=lambda example: example.size)
         lengths = [example.size for example in share]
         budget = 2 * job.settings.micro_batch_rows * max([*job.lengths, *lengths])
         for part in micro_batches(range(len(share)), lengths, budget, padded=not self.packed):
@@ -108,6 +114,10 @@ class Passes:
         of_row = torch.tensor([jobs.index(id(row.job)) for row in micro.rows]).to(device, non_blocking=True)
         sums = torch.zeros(len(jobs), device=device).index_add_(0, of_row[rows], losses)
         return total, dict(zip(jobs, sums, strict=True))
+
+    def outputs(self, micro: MicroBatch) -> torch.Tensor:
+        """What comes out for each sequence (S, D), in float32, where losses are worked out jointly."""
+        return self.task.label_logits(self.model, micro.inputs).float()
 
     @contextmanager
     def batch_context(self, micro: MicroBatch) -> Iterator[None]:

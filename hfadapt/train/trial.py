@@ -110,7 +110,9 @@ class Trial:
         if not layers:
             yield 0
             return
-        rows = [Row(job, example) for job in self.jobs for example in (*job.train, *job.validation)]
+        rows = [
+            Row(job, part) for job in self.jobs for example in (*job.train, *job.validation) for part in example.parts
+        ]
         lengths = {row.key: row.example.size for row in rows}
         self.progress.say(f"{len(layers)} layers are frozen: {len(rows):,} rows go through them once, before step 1")
         started = time.perf_counter()
@@ -122,11 +124,12 @@ class Trial:
             else:
                 self.passes.frozen = cache
             for job in self.jobs:
-                own = sum(job.lengths) + sum(example.size for example in job.validation)
+                trained = sum(example.tokens for example in job.train)
+                own = trained + sum(example.tokens for example in job.validation)
                 seconds = (time.perf_counter() - started) * own / sum(lengths.values())
                 job.state.seconds += seconds
                 job.state.frozen_seconds += seconds
-                job.state.frozen_tokens += sum(job.lengths)
+                job.state.frozen_tokens += trained
             yield len(layers) if self.passes.frozen else 0
         self.passes.frozen = None
 
@@ -171,7 +174,7 @@ class Trial:
             order = sorted(short, key=job.lengths.__getitem__)
             count = CHECK_ROWS if most == CHECK_TOKENS and len(self.jobs) == 1 else 2
             chosen = {order[i * (len(order) - 1) // (count - 1)] for i in range(count)}
-            found += [Row(job, job.train[row]) for row in sorted(chosen)]
+            found += [Row(job, part) for row in sorted(chosen) for part in job.train[row].parts]
         return found
 
     def _check_loss(self, rows: Sequence[Row], attempt: bool = False) -> float | None:

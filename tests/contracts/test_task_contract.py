@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import LABELS, chats, labelled, make_lock, pairs, tagged
+from tiny import LABELS, chats, labelled, likenesses, make_lock, pairs, questions, tagged
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
@@ -12,7 +12,7 @@ from hfadapt.evaluate.metrics.rows import known_metrics
 from hfadapt.modalities import IGNORED
 from hfadapt.modalities.text import token_ids
 from hfadapt.models.load import load_base
-from hfadapt.tasks import loss_sum
+from hfadapt.tasks import loss_sum, unique_parts
 from hfadapt.train.batches import padded
 
 
@@ -33,6 +33,8 @@ ROWS = {
     "completion": pairs,
     "messages": chats,
     "tokens": tagged,
+    "pairs": questions,
+    "scored-pairs": likenesses,
 }
 TASKS = [(task, form) for task in registry.names("tasks") for form in sorted(registry.task(task).schemas)]
 STORES = registry.names("quants")
@@ -67,9 +69,20 @@ def test_a_task_encodes_learns_and_scores(models, name, form):
     base = load_base(make_lock(model_of(name, models), name), LABELS, torch.device("cpu"))
     rows, pad = rows_of(form, 6), base.tokenizer.pad_token_id
     examples = task.encode(rows, base.tokenizer, max_length=96, labels=LABELS)
+    assert task.encode(rows, base.tokenizer, max_length=96, labels=LABELS) == examples
     assert [example.row for example in examples] == list(range(6))
-    assert all(0 < len(token_ids(example)) <= 96 for example in examples)
+    assert all(0 < len(token_ids(part)) <= 96 for example in examples for part in example.parts)
     assert all(any(label != IGNORED for label in example.labels) for example in examples)
+    if task.joint:
+        parts, places = unique_parts(examples)
+        outputs = task.label_logits(base.model, task.collate(parts, pad))
+        losses = task.joint_losses(outputs, examples, places)
+        with torch.inference_mode():
+            scores = task.score(base.model, examples, lambda e: padded(task, e, pad, torch.device("cpu"), 4))
+        assert len(losses) == len(scores.losses) == scores.tokens.sum() == sum(e.label_count for e in examples)
+        assert torch.isfinite(losses).all()
+        assert losses.requires_grad or not any(p.requires_grad for p in base.model.parameters())
+        return
     loss, count = loss_sum(task, base.model, task.collate(examples, pad))
     one_by_one = [loss_sum(task, base.model, task.collate([example], pad)) for example in examples]
     assert count == sum(number for _, number in one_by_one) > 0
@@ -78,7 +91,6 @@ def test_a_task_encodes_learns_and_scores(models, name, form):
         scores = task.score(base.model, examples, lambda e: padded(task, e, pad, torch.device("cpu"), 4))
     assert scores.losses.sum() == pytest.approx(float(loss), rel=1e-4)
     assert scores.tokens.sum() == count
-    assert task.encode(rows, base.tokenizer, max_length=96, labels=LABELS) == examples
 
 
 @pytest.mark.parametrize("quant", STORES)
@@ -86,14 +98,14 @@ def test_a_task_encodes_learns_and_scores(models, name, form):
 def test_every_layer_that_was_to_be_quantised_is(models, name, quant):
     base = load_base(make_lock(model_of(name, models), name, quant=quant), LABELS, torch.device("cpu"))
     kind = registry.quant(quant)
-    body = getattr(base.model, base.model.base_model_prefix)
+    body = base.model.base_model
     linear = [module for module in body.modules() if isinstance(module, torch.nn.Linear)]
     assert linear
     assert {type(module).__name__ for module in linear} == {kind.module_class}
     assert base.quantised_modules == (len(linear) if kind.bits else 0)
     heads = [module for head in base.head_modules for module in getattr(base.model, head).modules()]
     heads = [module for module in heads if isinstance(module, torch.nn.Linear)]
-    assert heads
+    assert bool(heads) == (registry.task(name).reads == "logits")
     assert all(type(module) is torch.nn.Linear for module in heads)
     if kind.bits:
         stored = sum(module.weight.numel() * module.weight.element_size() for module in linear)
@@ -101,7 +113,7 @@ def test_every_layer_that_was_to_be_quantised_is(models, name, quant):
         assert stored == exact * kind.bits / 8
     with torch.no_grad():
         output = base.model(input_ids=torch.tensor([[5, 6, 7]]))
-    assert torch.isfinite(output.logits).all()
+    assert torch.isfinite(getattr(output, registry.task(name).reads)).all()
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
 
 

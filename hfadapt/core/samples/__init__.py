@@ -20,6 +20,7 @@ from typing import Any
 
 from hfadapt.core import cache, resources
 from hfadapt.core.errors import RequestError, RunError, choice_problem
+from hfadapt.core.hashing import json_sha256
 from hfadapt.core.samples import image_models, images, speech, text  # noqa: F401 - they register what they prepare
 from hfadapt.core.samples.preparation import PREPARATIONS, Sample, tar_member, write_json
 from hfadapt.core.samples.text import dequantise
@@ -94,7 +95,8 @@ def _entry(kind: str, name: str) -> Sample:
 
 def _cached(sample: Sample) -> Sample:
     """Fetches and prepares the sample unless it is there."""
-    name = f"{sample.name.replace('/', '-')}-{sample.version}-{sample.sha256[:8]}"
+    made = json_sha256([sample.sha256, sample.files, sample.prepare, sample.member])[:8]
+    name = f"{sample.name.replace('/', '-')}-{sample.version}-{made}"
     place = cache.folder() / "samples" / name
     folder = cache.made(place, lambda folder: _prepare(sample, folder))
     return sample.model_copy(update={"path": folder})

@@ -60,7 +60,11 @@ def prepares(name: str) -> Callable[[Preparation], Preparation]:
 def copy(sample: Sample, content: Content, folder: Path) -> None:
     """The files as they are."""
     for name, data in content.items():
-        (folder / Path(name).name).write_bytes(data)
+        # Pooling of a sentence encoder lies in a folder of its own, beside a file of the same name.
+        inside = Path(name).parent.name[:1].isdigit()
+        path = folder.joinpath(*Path(name).parts[-2 if inside else -1 :])
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
 
 
 def write_rows(rows: list[dict[str, Any]], folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -121,3 +122,56 @@ def license_texts(sample: Sample, content: Content, folder: Path) -> None:
 def icd10_chapters(sample: Sample, content: Content, folder: Path) -> None:
     """Diagnoses with their chapter."""
     write_rows(list(_icd10_chapters(content[sample.files[0]])), folder)
+
+
+def _diagnoses(content: bytes) -> Iterator[dict[str, str]]:
+    """Terms that stand under a diagnosis of the classification, with it; `group` is its category, such as A01."""
+    from xml.etree import ElementTree
+
+    for diagnosis in ElementTree.fromstring(content).iter("diag"):
+        for note in diagnosis.findall("inclusionTerm/note"):
+            yield {
+                "anchor": str(note.text),
+                "positive": str(diagnosis.findtext("desc")),
+                "group": str(diagnosis.findtext("name"))[:3],
+            }
+
+
+LICENSE_RULES, RULE_CHARACTERS, LICENSE_CHARACTERS = 8, (30, 800), 600
+"""Rules of a licence that are taken, of which some have hundreds; how long they are; how much of a licence is read."""
+LICENSE_KINDS = ("is_license_notice", "is_license_text", "is_license_reference")
+
+
+def _license_rules(content: Content) -> Iterator[dict[str, str]]:
+    """How source files name or quote a licence, with its name and the beginning of its text; `group` are licences whose
+    names begin alike. Of many rules some are drawn, with a seed."""
+    import yaml
+
+    texts: dict[str, str] = {}
+    rules: dict[str, list[str]] = {}
+    for name, data in sorted(content.items()):
+        _, front, text = data.decode("utf-8").split("---", 2)
+        about, text = yaml.load(front, yaml.CBaseLoader if yaml.__with_libyaml__ else yaml.BaseLoader), text.strip()
+        if name.endswith(".LICENSE"):
+            if text and about.get("is_deprecated") != "yes":
+                texts[about["key"]] = f"{about['name']}: {' '.join(text.split())[:LICENSE_CHARACTERS]}"
+        elif any(about.get(kind) == "yes" for kind in LICENSE_KINDS):
+            least, most = RULE_CHARACTERS
+            if least <= len(text) <= most:
+                rules.setdefault(about.get("license_expression", ""), []).append(" ".join(text.split()))
+    for key in sorted(rules.keys() & texts.keys()):
+        own = sorted(set(rules[key]))
+        for text in random.Random(key).sample(own, min(LICENSE_RULES, len(own))):
+            yield {"anchor": text, "positive": texts[key], "group": key.split("-")[0]}
+
+
+@prepares("icd10-terms")
+def icd10_terms(sample: Sample, content: Content, folder: Path) -> None:
+    """What people write for a diagnosis, with it."""
+    write_rows(list(_diagnoses(content[sample.files[0]])), folder)
+
+
+@prepares("license-rules")
+def license_rules(sample: Sample, content: Content, folder: Path) -> None:
+    """How source files name a licence, with it."""
+    write_rows(list(_license_rules(content)), folder)

@@ -96,7 +96,7 @@ def audit(
     labelled = [sum(1 for label in example.labels if label != IGNORED) for example in trained]
     return Audit(
         rows=len(rows["train"]),
-        tokens=sum(example.size for example in trained),
+        tokens=sum(example.tokens for example in trained),
         labelled_tokens=sum(labelled),
         truncated_rows=sum(1 for example in trained if example.truncated),
         unlabelled_rows=sum(1 for count in labelled if count == 0),
@@ -174,8 +174,8 @@ def _sample(view: found.View) -> tuple[tuple[str, bool], ...]:
     if view.schema.media:
         return ((str(row["file"]), False), (f" -> {view.schema.label(row)}", True))
     if not view.task.per_token:
-        label = view.schema.label(row)
-        return ((str(view.tokenizer.decode(list(token_ids(example)))), False), (f" -> {label}", True))
+        label, shown = view.schema.label(row), str(view.tokenizer.decode(list(token_ids(example))))
+        return ((shown, label is None), *(((f" -> {label}", True),) if label is not None else ()))
     pieces: list[tuple[list[int], bool]] = []
     for token, label in zip(token_ids(example), example.labels, strict=True):
         if not pieces or pieces[-1][1] != (label != IGNORED):
@@ -200,17 +200,19 @@ def require_clean(audit: Audit, place: str) -> None:
         raise DataError(f"the audit found {len(hard)} fault(s) that training would not show", problems=problems)
 
 
-def token_lengths(counts: Sequence[int]) -> Lengths:
-    """What is kept of the token counts of rows, of which there is at least one."""
+def token_lengths(rows: Sequence[Sequence[int]]) -> Lengths:
+    """What is kept of the token counts of rows, of which there is at least one; each has one for each of its parts."""
     import numpy as np
 
+    counts = [count for row in rows for count in row]
     return Lengths(
-        rows=len(counts),
+        rows=len(rows),
         tokens=int(np.sum(counts)),
         mean=round(float(np.mean(counts)), 2),
         median=int(np.percentile(counts, 50, method="higher")),
         p95=int(np.percentile(counts, 95, method="higher")),
         longest=int(np.max(counts)),
+        parts=round(len(counts) / len(rows), 3),
     )
 
 
@@ -228,7 +230,7 @@ def lengths(rows: Sequence[Mapping[str, Any]], task: Task, tokenizer: Any, *, la
     if not encoded:
         first = _refusals(refused, len(rows))[0]
         raise DataError(first.message, fix=first.fix or None)
-    return token_lengths([example.length for example in encoded])
+    return token_lengths([[part.length for part in example.parts] for example in encoded])
 
 
 def augmented(

@@ -71,7 +71,7 @@ def affordable(context: EvaluationContext, examples: Sequence[Example], passes: 
     """
     if not examples:
         return MOST_ROWS
-    tokens = float(np.mean([example.size for example in examples]))
+    tokens = float(np.mean([example.tokens for example in examples]))
     if any(len(choice) > 1 for choice in context.choices.values()):
         # Answers of several tokens are scored one by one.
         passes *= 1 + len(context.choices)

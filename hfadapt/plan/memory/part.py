@@ -15,36 +15,36 @@ from hfadapt.models.facts import ModelFacts, adapted_modules
 
 LENGTH = 16
 """Tokens of the two rows that are run."""
-LayersRun = tuple[str, str, str, bool, int]
+LayersRun = tuple[str, str, str, str, bool, int]
 
 
-def taking_part(facts: ModelFacts, auto_class: str) -> dict[str, bool] | None:
+def taking_part(facts: ModelFacts) -> dict[str, bool] | None:
     """Path of each linear layer outside the head → whether it takes part; of a model with few layers.
 
     None where the model cannot be run without memory.
     """
-    found = _taking_part(_key(facts, auto_class), min(LENGTH, facts.max_positions or LENGTH))
+    found = _taking_part(_key(facts), min(LENGTH, facts.max_positions or LENGTH))
     return None if found is None else dict(found)
 
 
 def runs_without_memory(facts: ModelFacts, length: int) -> bool:
     """Whether the model takes rows of so many tokens, as far as the sizes of its tensors tell."""
-    return _taking_part(_key(facts, registry.task(facts.task).auto_class), length) is not None
+    return _taking_part(_key(facts), length) is not None
 
 
-def plain_names(facts: ModelFacts, auto_class: str, names: tuple[str, ...]) -> frozenset[str] | None:
+def plain_names(facts: ModelFacts, names: tuple[str, ...]) -> frozenset[str] | None:
     """Those of the names that peft takes for linear layers and no more; None where it takes all linear layers so.
 
     Of models whose experts were modules once and are tensors now, it takes some names for these tensors.
     """
-    return _plain_names(_key(facts, auto_class), names)
+    return _plain_names(_key(facts), names)
 
 
-def _key(facts: ModelFacts, auto_class: str) -> LayersRun:
-    modality = registry.task(facts.task).modality
-    shaped = registry.modality(modality).shaped(facts.config, LENGTH)
+def _key(facts: ModelFacts) -> LayersRun:
+    task = registry.task(facts.task)
+    shaped = registry.modality(task.modality).shaped(facts.config, LENGTH)
     config = json.dumps({k: v for k, v in shaped.items() if k[0] != "_"}, sort_keys=True, default=str)
-    return config, modality, auto_class, facts.generates, max(2, sum(facts.pattern))
+    return config, task.modality, task.auto_class, task.reads, facts.generates, max(2, sum(facts.pattern))
 
 
 @cache
@@ -53,7 +53,7 @@ def _taking_part(key: LayersRun, length: int) -> tuple[tuple[str, bool], ...] | 
 
     from hfadapt.plan.memory.trace import Live, cut_model, make_fake, quiet
 
-    config, modality, auto_class, generates, layers = key
+    config, modality, auto_class, reads, generates, layers = key
     model: Any = cut_model(config, auto_class, generates, layers).float().requires_grad_(True)
     reached: set[str] = set()
 
@@ -71,7 +71,8 @@ def _taking_part(key: LayersRun, length: int) -> tuple[tuple[str, bool], ...] | 
         with FakeTensorMode(), quiet():
             make_fake(model)
             with Live(model.train()):
-                model(**registry.modality(modality).traced(model.config, 2, length)).logits.float().sum().backward()
+                outputs = model(**registry.modality(modality).traced(model.config, 2, length))
+                getattr(outputs, reads).float().sum().backward()
     except Exception:
         # Whatever a model's own code raises on fake tensors.
         return None
@@ -91,7 +92,7 @@ def _plain_names(key: LayersRun, names: tuple[str, ...]) -> frozenset[str] | Non
         )
     except ImportError:  # before peft 0.19
         return None
-    config, _, auto_class, generates, layers = key
+    config, _, auto_class, _, generates, layers = key
     model: Any = cut_model(config, auto_class, generates, layers)
 
     def converted(modules: Any) -> Any:

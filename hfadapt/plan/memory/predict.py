@@ -154,12 +154,12 @@ class _Rows:
 
 
 def _train_parts(facts: ModelFacts, workload: Workload) -> dict[str, int]:
-    of, rows = _Rows(facts, workload), workload.micro_batch_rows * workload.adapters
+    of, rows = _Rows(facts, workload), workload.micro_batch_rows * workload.parts * workload.adapters
     every = trained_parameters(facts, workload) * workload.adapters
     end, logits = of.live("forward_end", rows), of.logits(rows)
     step = max(of.live("forward_peak", rows), end + logits, of.live("backward_peak", rows))
     # Each adapter is validated by itself, with twice the rows.
-    scored_rows = 2 * workload.micro_batch_rows
+    scored_rows = 2 * workload.micro_batch_rows * workload.parts
     validation = of.live("validate_peak", scored_rows) + of.logits(scored_rows)
     if _partly_frozen(facts, workload):
         # Frozen layers go through the libraries' own forward passes, of as many rows as in a validation.

@@ -135,6 +135,7 @@ def step_key(facts: ModelFacts, workload: Workload) -> StepKey:
         config=json.dumps({k: v for k, v in config.items() if k[0] != "_"}, sort_keys=True, default=str),
         modality=task.modality,
         auto_class=task.auto_class,
+        reads=task.reads,
         generates=facts.generates,
         predicts_tokens=facts.predicts_tokens,
         dtype=_traced_dtype("float32" if method.whole_model else workload.dtype),

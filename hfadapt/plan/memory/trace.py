@@ -50,6 +50,7 @@ class StepKey:
     config: str
     modality: str
     auto_class: str
+    reads: str
     generates: bool
     predicts_tokens: bool
     dtype: str
@@ -388,7 +389,7 @@ def _inputs(key: StepKey, model: Any, length: int, packed: bool) -> dict[str, to
 def _loss(key: StepKey, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """A scalar that needs the whole model; an output layer over the vocabulary is counted elsewhere."""
     if not key.predicts_tokens:
-        logits = model(**inputs).logits
+        logits = getattr(model(**inputs), key.reads)
         # A row of outputs for each row of the batch or, for labels at tokens, for each token.
         outputs = logits.float().flatten(0, -2)
         return nn.functional.cross_entropy(outputs, torch.zeros(len(outputs), dtype=torch.long), reduction="sum")

@@ -17,7 +17,8 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class Workload(Spec):
-    """One configuration whose memory is asked for: B = `micro_batch_rows` rows of T = `length_tokens` tokens.
+    """One configuration whose memory is asked for: B = `micro_batch_rows` rows of T = `length_tokens` tokens, in each
+    of the `parts` sequences as which a row goes through the model.
 
     `labelled_tokens` are the tokens of one row that carry a loss. `adapters` are trained together, each with B rows.
     `layers`: the last so many are adapted (None: all). `matmul_dtype` is what products of adapted layers run in: for a
@@ -40,6 +41,7 @@ class Workload(Spec):
     checkpointing: bool = False
     optimizer: str = "adamw"
     micro_batch_rows: int = 8
+    parts: int = 1
     length_tokens: int = 128
     labelled_tokens: int = 128
     evaluate_rows: int = 32

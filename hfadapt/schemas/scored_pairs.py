@@ -1,0 +1,52 @@
+"""Two texts, and a number that says how alike they are."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from hfadapt.schemas import LABEL_NAMES, Answers, Columns
+from hfadapt.schemas.pairs import Pairs
+from hfadapt.schemas.scored import KIND as SCORED
+
+
+class ScoredPairs(Pairs):
+    """Rows of `anchor`, `positive` and `label`, a number of any range: only their order is learned."""
+
+    name = "scored-pairs"
+    rank = 40
+    parts = ("anchor", "positive", "label")
+    optional = ()
+    names = {**Pairs.names, "label": ("score", "similarity", "similarity_score", "relatedness", *LABEL_NAMES)}
+    label_kind = "number"
+
+    def fields(self, labelled: bool) -> list[tuple[str, Any]]:
+        """`anchor`, `positive` and `label`."""
+        import pyarrow as pa
+
+        return [("anchor", pa.string()), ("positive", pa.string()), ("label", pa.float64())]
+
+    def make(self, values: Columns, name_of: Callable[[Any], str | None]) -> dict[str, Any]:
+        """Texts and number. Raises Unusable for what is no finite number."""
+        number = SCORED.make({"text": "", "label": values["label"]}, name_of)["label"]
+        return {**super().make(values, name_of), "label": number}
+
+    def label(self, row: Columns) -> str | None:
+        """The number."""
+        return SCORED.label(row)
+
+    def classes(self, row: Columns) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def likely(self, labels: list[Any]) -> bool:
+        """Whether these labels are numbers."""
+        return SCORED.likely(labels)
+
+    def canary(self, chance: random.Random, label: str | None, answers: Answers) -> dict[str, Any]:
+        """Random words and a random number of the data's range."""
+        return {**super().canary(chance, label, answers), "label": round(chance.uniform(*answers.numbers), 3)}
+
+
+KIND = ScoredPairs()

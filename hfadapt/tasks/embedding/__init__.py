@@ -1,0 +1,1 @@
+"""Vectors for texts: what belongs together is close together."""

@@ -1,0 +1,298 @@
+"""A vector for each text: sentence encoders, learned from pairs of texts that belong together or from scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfadapt.core import registry
+from hfadapt.core.hashing import text_key
+from hfadapt.modalities import Example, Row
+from hfadapt.modalities.text import cut, pad
+from hfadapt.schemas import LabelKind
+from hfadapt.tasks import Answer, Batches, Scores, Served, Task, unique_parts
+from hfadapt.tasks.embedding.search import METRICS, SCALE, Search, order_losses, own_order_losses
+from hfadapt.tasks.embedding.sentence import FILES, Sentence
+
+if TYPE_CHECKING:
+    import torch
+
+EMBEDDED = 32
+"""Texts that are answered at once."""
+
+
+class Embedding(Task):
+    """Rows of `anchor` and `positive`: cross-entropy of the positive among all documents of the batch, with cosines
+    times 20 as logits (Henderson et al. 2017, arXiv 1705.00652). Rows with a score: CoSENT.
+
+    Negatives are those of the whole optimizer step, however many texts go through the model at once: the gradient of
+    the vectors is worked out first (Gao et al. 2021, arXiv 2101.06983).
+    """
+
+    name = "embedding"
+    title = "sentence embedding"
+    pipeline_tag = "sentence-similarity"
+    peft_task_type = "FEATURE_EXTRACTION"
+    auto_class = "AutoModel"
+    schemas = frozenset({"pairs", "scored-pairs"})
+    label_kind = "ranks"
+    baseline = "base"
+    metrics: tuple[str, ...] = ("ndcg_at_10", "mrr_at_10", "recall_at_10", "spearman", "loss")
+    own_metrics = METRICS
+    joint = True
+    reads = "last_hidden_state"
+    library = "sentence-transformers"
+    usage = (
+        "from sentence_transformers import SentenceTransformer\n\n"
+        'model = SentenceTransformer(".")  # this folder, or its name on the Hub\n'
+        'vectors = model.encode(["one text", "another"])'
+    )
+    files = FILES
+    assumed_parts = 2.0
+    defaults = {"train.batch_rows": (64, "the other rows of a batch are what each row is told apart from")}
+    answer_rows = 1 << 20
+    folder = Path(__file__).parent
+
+    def kind(self, form: str) -> LabelKind:
+        """Numbers where rows have a score."""
+        schema = registry.schema(form)
+        return self.label_kind if schema.label_kind == "none" else schema.label_kind
+
+    def snippet_agrees(self, printed: str, prediction: Any) -> bool:
+        """It printed a cosine; of rows with a score the one that the evaluation saw, to rounding in another batch."""
+        try:
+            value = float(printed)
+        except ValueError:
+            return False
+        return abs(value - prediction) <= 0.01 if isinstance(prediction, float) else -1.01 <= value <= 1.01
+
+    def outputs(self, labels: Sequence[str]) -> int:
+        """No head."""
+        return 0
+
+    def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def settings(self, tokenizer: Any) -> dict[str, Any]:
+        """How texts become vectors."""
+        return Sentence.of(tokenizer).model_dump()
+
+    def notes(self, tokenizer: Any) -> list[str]:
+        """Where the base does not say it."""
+        known = Sentence.of(tokenizer).known
+        return [] if known else ["the base does not say how tokens become one vector: their mean, with length 1"]
+
+    # --- examples ----------------------------------------------------------------------------------------------------
+
+    def encode(
+        self, rows: Sequence[Row], tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()
+    ) -> list[Example]:
+        """Anchor, positive and negatives of each row, with the prompts that the base was made with."""
+        sentence = Sentence.of(tokenizer)
+        scored = [row.get("label") is not None for row in rows]
+        prompts = [(sentence.default,) * 2 if own else (sentence.query, sentence.document) for own in scored]
+        texts: list[str] = []
+        before: list[str] = []
+        for row, (query, document) in zip(rows, prompts, strict=True):
+            own = [str(row["anchor"]), str(row["positive"]), *(row.get("negatives") or ())]
+            texts += own
+            before += [query, *[document] * (len(own) - 1)]
+        parts = iter(text_parts(sentence, texts, before, tokenizer, max_length))
+        found = []
+        for number, row in enumerate(rows):
+            own = [next(parts) for _ in range(2 + len(row.get("negatives") or ()))]
+            keys = [text_key(str(row[part])) for part in ("anchor", "positive")]
+            keys += map(text_key, row.get("negatives") or ())
+            target: tuple[Any, ...] = (float(row["label"]),) if scored[number] else (1,)
+            found.append(row_example(own, keys, target, number))
+        return found
+
+    def collate(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
+        """All S sequences of the examples: input_ids, attention_mask and what each token counts (`pooling`), (S, T)."""
+        import torch
+
+        parts = [part for example in examples for part in example.parts]
+        batch = pad(parts, pad_token_id)
+        batch["pooling"] = torch.zeros(batch["input_ids"].shape)
+        for number, part in enumerate(parts):
+            batch["pooling"][number, : part.size] = torch.tensor(part.inputs["pooling"])
+        return batch
+
+    # --- learning ----------------------------------------------------------------------------------------------------
+
+    def label_logits(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Vectors (S, D) in float32, not normalised."""
+        hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+        return (batch["pooling"][:, None] @ hidden.float())[:, 0]
+
+    def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What stands for the loss where rows are looked at one by one: the size of each output. It needs all of the
+        model that the loss needs."""
+        import torch
+
+        found = self.label_logits(model, batch)
+        return found.float().abs().sum(-1), torch.arange(len(found), device=found.device)
+
+    def joint_losses(
+        self, outputs: torch.Tensor, examples: Sequence[Example], places: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        """Of pairs the cross-entropy over all documents, of scored pairs CoSENT."""
+        import torch
+
+        vectors = torch.nn.functional.normalize(outputs.float(), dim=-1)
+        if not has_scores(examples):
+            search = Search.of(examples, places)
+            return search.losses(search.logits(vectors))
+        targets = torch.tensor([example.labels[0] for example in examples], device=vectors.device)
+        return order_losses(_similarities(vectors, places), targets)
+
+    def divergence(self, reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """KL(reference || other) in nats of which other text of the batch each of S vectors belongs to, (S,)."""
+        import torch
+
+        def chances(vectors: torch.Tensor) -> torch.Tensor:
+            unit = torch.nn.functional.normalize(vectors, dim=-1)
+            itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+            return (SCALE * unit @ unit.T).masked_fill(itself, -1e4).log_softmax(-1)
+
+        return super().divergence(chances(reference), chances(other))
+
+    # --- scoring and answering ---------------------------------------------------------------------------------------
+
+    def score(
+        self, model: Any, examples: Sequence[Example], batches: Batches, choices: Sequence[Sequence[int]] = ()
+    ) -> Scores:
+        """Ranks of what belongs to each anchor among all documents of the examples; of scored pairs the cosines."""
+        import numpy as np
+        import torch
+
+        parts, places = unique_parts(examples)
+        vectors = torch.nn.functional.normalize(self._all_outputs(model, parts, batches), dim=-1)
+        if not has_scores(examples):
+            return Search.of(examples, places).scores(vectors)
+        gold = np.array([example.labels[0] for example in examples])
+        found = _similarities(vectors, places)
+        losses = own_order_losses(found, torch.tensor(gold, device=found.device)).cpu().numpy()
+        ones = np.ones(len(gold), dtype=np.int64)
+        return Scores(gold, found.cpu().double().numpy(), None, losses, ones, "number")
+
+    def _all_outputs(self, model: Any, parts: Sequence[Example], batches: Batches) -> torch.Tensor:
+        """What comes out for each sequence, (S, D)."""
+        import torch
+
+        outputs: list[torch.Tensor] = []
+        order: list[int] = []
+        for numbers, batch in batches(parts):
+            outputs.append(self.label_logits(model, batch).float())
+            order += numbers
+        return torch.cat(outputs)[torch.tensor(order).argsort().to(outputs[0].device)]
+
+    def setting(self, examples: Sequence[Example]) -> str | None:
+        """Queries and documents."""
+        return None if has_scores(examples) else Search.of(examples, unique_parts(examples)[1]).setting
+
+    def write_beside(self, folder: Path, tokenizer: Any, max_length: int, width: int) -> None:
+        """What sentence-transformers needs to open the folder."""
+        Sentence.of(tokenizer).write(folder, max_length, width)
+
+    def answer(
+        self, served: Sequence[Served], texts: Sequence[str], max_new_tokens: int, names: Sequence[str] = ()
+    ) -> list[Answer]:
+        """The vector of each text, and from the second text of an adapter on its cosine with the first.
+
+        The first text is read as a query and the others as documents, where the base tells them apart.
+        """
+        import torch
+
+        first: dict[Any, int] = {}
+        asked = [names[row] if names else each.max_length for row, each in enumerate(served)]
+        firsts = [first.setdefault(name, row) for row, name in enumerate(asked)]
+        sentence = Sentence.of(served[0].tokenizer)
+        vectors = torch.cat(list(self._embedded(sentence, served, texts, firsts, names)))
+        alike = torch.nn.functional.cosine_similarity(vectors, vectors[firsts], dim=-1).tolist()
+        if sentence.normalise:
+            vectors = torch.nn.functional.normalize(vectors, dim=-1)
+        return [
+            Answer(text=text, vector=tuple(vector), number=None if row == firsts[row] else alike[row])
+            for row, (text, vector) in enumerate(zip(texts, vectors.tolist(), strict=True))
+        ]
+
+    def _embedded(
+        self,
+        sentence: Sentence,
+        served: Sequence[Served],
+        texts: Sequence[str],
+        firsts: Sequence[int],
+        names: Sequence[str],
+    ) -> Iterator[torch.Tensor]:
+        import torch
+
+        model, tokenizer = served[0].model, served[0].tokenizer
+        for start in range(0, len(texts), EMBEDDED):
+            rows = range(start, min(start + EMBEDDED, len(texts)))
+            parts = [
+                text_parts(
+                    sentence,
+                    [texts[row]],
+                    [sentence.query if row == firsts[row] else sentence.document],
+                    tokenizer,
+                    served[row].max_length,
+                )[0]
+                for row in rows
+            ]
+            batch = {name: part.to(model.device) for name, part in self.collate(parts, served[0].pad_token_id).items()}
+            pooling = batch.pop("pooling")
+            named = {"adapter_names": [names[row] for row in rows]} if names else {}
+            with torch.inference_mode():
+                yield (pooling[:, None] @ model(**batch, **named).last_hidden_state.float())[:, 0].cpu()
+
+
+def text_parts(
+    sentence: Sentence, texts: Sequence[str], prompts: Sequence[str], tokenizer: Any, max_length: int
+) -> list[Example]:
+    """One sequence for each text, with what each of its tokens counts."""
+    if not texts:
+        return []
+    whole = [prompt + (text.lower() if sentence.lower else text) for text, prompt in zip(texts, prompts, strict=True)]
+    lengths = {prompt: _prompt_tokens(prompt, tokenizer) for prompt in dict.fromkeys(prompts)}
+    found = []
+    for text, ids, prompt in zip(whole, tokenizer(whole, verbose=False)["input_ids"], prompts, strict=True):
+        kept = tuple(cut(text, ids, tokenizer, max_length))
+        weights = tuple(sentence.weights(len(kept), lengths[prompt]))
+        found.append(Example({"input_ids": kept, "pooling": weights}, (), len(kept), len(ids), -1))
+    return found
+
+
+def _prompt_tokens(prompt: str, tokenizer: Any) -> int:
+    """Tokens that stand before a text, without the one that ends it."""
+    if not prompt:
+        return 0
+    ids = tokenizer(prompt)["input_ids"]
+    return len(ids) - (ids[-1] in tokenizer.all_special_ids)
+
+
+def row_example(parts: Sequence[Example], keys: Sequence[int], target: tuple[Any, ...], number: int) -> Example:
+    """A row of several sequences.
+
+    Args:
+        keys: What tells the texts of the row apart from those of others.
+    """
+    flat = tuple(token for part in parts for token in part.inputs["input_ids"])
+    inputs = {"input_ids": flat, "parts": tuple(parts), "keys": tuple(keys)}
+    size, length = max(part.size for part in parts), max(part.length for part in parts)
+    return Example(inputs, target, size, length, number)
+
+
+def has_scores(examples: Sequence[Example]) -> bool:
+    """Whether rows have numbers; else each has something to find."""
+    return bool(examples) and isinstance(examples[0].labels[0], float)
+
+
+def _similarities(vectors: torch.Tensor, places: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Cosines of the two texts of each row (N,); vectors have length 1."""
+    return (vectors[[own[0] for own in places]] * vectors[[own[1] for own in places]]).sum(-1)
+
+
+KIND = Embedding()
