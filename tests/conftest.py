@@ -105,6 +105,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     gc.unfreeze()
 
 
+@pytest.fixture(scope="session")
+def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny vision models: `vit`, `dino`, `conv`."""
+    import tiny_images
+
+    folder = tmp_path_factory.mktemp("vision")
+    tiny_images.make_vision_models(folder)
+    return folder
+
+
 @pytest.fixture
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of hfadapt for one test."""

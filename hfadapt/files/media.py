@@ -10,6 +10,8 @@ import json
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -106,12 +108,24 @@ def _members(path: Path) -> Iterator[Member]:
     Raises:
         DataError: it is cut off, broken or locked.
     """
-    try:
+    with _whole(path):
         for name, size, content in _zipped(path) if path.suffix.lower() == ".zip" else _tarred(path):
             inside = PurePosixPath(name)
             if any(part.startswith((".", "__MACOSX")) for part in inside.parts) or size > FILE_LIMIT_BYTES:
                 continue
-            yield inside, content
+            yield inside, partial(_content, path, content)
+
+
+def _content(path: Path, read: Callable[[], bytes]) -> bytes:
+    with _whole(path):
+        return read()
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Raises DataError for an archive that is cut off, broken or locked."""
+    try:
+        yield
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
         what = "needs a password" if isinstance(error, RuntimeError) else "is cut off or broken"
         raise DataError(f"the archive {what}", place=str(path), got=str(error)[:120], fix=_BROKEN) from None

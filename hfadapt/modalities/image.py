@@ -213,16 +213,16 @@ class Image(Modality):
                 picture = Image.open(io.BytesIO(data))
                 kind, mode, own = picture.format, picture.mode, picture.size
                 if own[0] * own[1] > MOST_PIXELS:
-                    what = f"{own[0]:,} x {own[1]:,} pixels, more than {MOST_PIXELS / 1e6:.0f} million"
-                    raise Unusable("image-too-large", f" is an image of {what}")
+                    raise Image.DecompressionBombError(f"{own[0]:,} x {own[1]:,} pixels")
                 if getattr(picture, "n_frames", 1) > 1:
                     notes.append("images with several frames: the first is used")
                     picture.seek(0)
                 picture.load()
                 described = bool(picture.getexif())
                 turned = ImageOps.exif_transpose(picture)
-        except Unusable:
-            raise
+        except Image.DecompressionBombError as error:
+            most = f"more than {MOST_PIXELS / 1e6:.0f} million pixels are not read"
+            raise Unusable("image-too-large", f" has a file that unpacks to a huge image: {error}; {most}") from None
         except Exception as error:
             # Pillow's readers raise errors of every kind on broken files.
             raise Unusable("not-an-image", f" has {_called(data)}: {_first_line(error)}") from None
@@ -241,6 +241,7 @@ class Image(Modality):
             else:
                 plain.save(file, "PNG")
             kept = file.getvalue()
+            plain = Image.open(file)
         return Taken(kept, _look(plain), _facts(plain, own), tuple(notes))
 
     def vector(self, look: str) -> np.ndarray:
@@ -321,7 +322,7 @@ def _look(picture: Picture) -> str:
     from PIL import Image
 
     exact = hashlib.sha256(f"{picture.size}".encode() + picture.convert("RGB").tobytes()).hexdigest()[:32]
-    thumb = picture.convert("L").resize((LOOK_SIDE, LOOK_SIDE), Image.Resampling.BOX)
+    thumb = picture.convert("L").resize((LOOK_SIDE, LOOK_SIDE), Image.Resampling.BICUBIC)
     return f"{exact} {thumb.tobytes().hex()}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from hfadapt.core import registry, samples
 from hfadapt.core.errors import DataError, nearest
-from hfadapt.files import folders
+from hfadapt.files import folders, media
 from hfadapt.files.reading import column_names
 from hfadapt.recipe.names import is_metric_path, is_task_path
 from hfadapt.recipe.pretrain_rules import pretrain_places
@@ -196,7 +196,9 @@ class _Domain:
         if not files:
             self.refuse_file(at, folders.unreadable(path))
             return
-        empty = next((file for file in files if file.stat().st_size == 0), None)
+        # Of images and recordings each is a row, which is left out and named.
+        tables = [file for file in files if file.suffix.lower() not in media.suffixes()]
+        empty = next((file for file in tables if file.stat().st_size == 0), None)
         if empty is not None:
             self.refuse(at, "the file is empty", str(empty.name), "a file with rows", "check how it was made")
         filled = [file for file in files if file.stat().st_size]

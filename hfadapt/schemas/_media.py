@@ -54,7 +54,12 @@ class Labelled(RowSchema):
         if isinstance(blob, Unusable):
             raise blob
         blob = Blob.of(blob)
-        taken = self.kind.take(blob.read())
+        try:
+            taken = self.kind.take(blob.read())
+        except Unusable as fault:
+            if not blob.name or blob.name in fault.detail:
+                raise
+            raise Unusable(fault.reason, f", {blob.name},{fault.detail}") from None
         noted = {"notes": "; ".join(taken.notes)} if taken.notes else {}
         return {
             **{self.modality: taken.data, "label": label, "file": blob.name, "look": taken.look},

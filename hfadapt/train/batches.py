@@ -31,7 +31,10 @@ def epoch_batches(lengths: Sequence[int], batch_rows: int, seed: int, epoch: int
     window = batch_rows * MEGA_BATCHES
     batches = []
     for start in range(0, len(order), window):
-        rows = sorted(order[start : start + window], key=lambda row: (lengths[row], row))
+        rows = order[start : start + window]
+        if len({lengths[row] for row in rows}) > 1:
+            # Rows of one length stay shuffled: in their own order those of a class may follow each other.
+            rows.sort(key=lambda row: (lengths[row], row))
         batches += [rows[i : i + batch_rows] for i in range(0, len(rows), batch_rows)]
     shuffle.shuffle(batches)
     return batches

@@ -100,3 +100,10 @@ def test_scoring_batches_hold_every_row_and_pad_on_the_right(lengths, rows):
             assert mask.tolist() == [1] * n + [0] * (len(mask) - n)
             assert (labels[n:] == -100).all()
     assert sorted(seen) == list(range(len(lengths)))
+
+
+def test_rows_of_one_length_stay_shuffled():
+    # Sources often have the rows of a class one after the other, and pictures are all of one length.
+    classes = [row // 100 for row in range(1000)]
+    batches = epoch_batches([64] * 1000, 16, 1, 0)
+    assert all(len({classes[row] for row in batch}) > 3 for batch in batches)

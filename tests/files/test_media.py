@@ -1,0 +1,196 @@
+"""Rows of files: folders of classes, archives, tables that name files; broken ones named, the rest read."""
+
+import io
+import json
+import tarfile
+import zipfile
+
+import pytest
+from tiny_images import png, write_folders
+
+from hfadapt.core.errors import DataError
+from hfadapt.data import prepare
+from hfadapt.files import Blob, Unread, Unusable, folders, media
+from hfadapt.recipe.reading import load_recipe
+
+
+def rows(path):
+    return [item[1] for item in media.read(folders.find(path).data) if isinstance(item, tuple)]
+
+
+def labels(path):
+    return sorted({row.get("label") for row in rows(path)}, key=str)
+
+
+def packed(path, files):
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+        return path
+    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_folders_of_classes(tmp_path):
+    folder = write_folders(tmp_path / "pictures", 6)
+    (folder / "README.md").write_text("about")
+    (folder / "notes.txt").write_text("about")
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "x.png").write_bytes(png(1))
+    found = rows(folder)
+    assert [row["file"] for row in found] == [
+        *(f"bar/{number:03}.png" for number in (0, 2, 4)),
+        *(f"pole/{number:03}.png" for number in (1, 3, 5)),
+    ]
+    assert {row["label"] for row in found} == {"bar", "pole"}
+    assert found[0]["image"].read() == (folder / "bar" / "000.png").read_bytes()
+
+
+def test_splits_above_the_classes(tmp_path):
+    write_folders(tmp_path / "all" / "train", 4)
+    write_folders(tmp_path / "all" / "test", 2)
+    assert len(folders.chosen(tmp_path / "all").data) == 4
+    assert len(folders.chosen(tmp_path / "all", "test").data) == 2
+
+
+def test_a_flat_folder_has_no_classes(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(png(number))
+    assert labels(tmp_path) == [None]
+
+
+@pytest.mark.parametrize("name", ["p.zip", "p.tar", "p.tar.gz", "p.tgz"])
+def test_archives_of_class_folders(tmp_path, name):
+    files = {f"top/{label}/{number}.png": png(number) for number, label in enumerate(("cat", "cat", "dog"))}
+    path = packed(tmp_path / name, {**files, "top/README": b"about", "__MACOSX/top/cat/._0.png": b"x"})
+    assert labels(path) == ["cat", "dog"]
+    assert len(rows(path)) == 3
+
+
+def test_shards_with_what_stands_beside_each_file(tmp_path):
+    packed(tmp_path / "shard-0.tar", {"000.png": png(0), "000.cls": b"3\n", "001.png": png(1), "001.txt": b"cat"})
+    packed(
+        tmp_path / "shard-1.tar", {"002.json": json.dumps({"label": "dog", "speaker": "x"}).encode(), "002.png": png(2)}
+    )
+    found = rows(tmp_path)
+    assert [row["label"] for row in found] == ["3", "cat", "dog"]
+    assert found[2]["speaker"] == "x"
+
+
+def test_a_shard_that_is_cut_off_is_named(tmp_path):
+    whole = packed(tmp_path / "shard.tar", {f"{n}.png": png(n) for n in range(4)}).read_bytes()
+    (tmp_path / "shard.tar").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="cut off or broken") as caught:
+        rows(tmp_path / "shard.tar")
+    assert "shard.tar" in str(caught.value)
+
+
+def test_what_stands_beside_a_file_and_cannot_be_read(tmp_path):
+    path = packed(tmp_path / "s.tar", {"0.png": png(0), "0.json": b"{broken", "1.png": png(1), "1.cls": b"1"})
+    found = list(media.read([path]))
+    assert isinstance(found[0], Unread)
+    assert "0.png" in found[0].detail
+    assert found[1][1]["label"] == "1"
+
+
+def test_a_table_beside_pictures_names_them(tmp_path):
+    write_folders(tmp_path, 2)
+    (tmp_path / "metadata.csv").write_text("file_name,label\nbar/000.png,x\npole/001.png,y\n")
+    assert [path.name for path in folders.find(tmp_path).data] == ["metadata.csv"]
+
+
+def test_several_kinds_in_one_folder(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(png(0))
+    (tmp_path / "b.other").write_bytes(b"")
+    known = media.suffixes()
+    monkeypatch.setattr(media, "suffixes", lambda: {**known, ".other": "smell"})
+    with pytest.raises(DataError, match="several kinds"):
+        folders.find(tmp_path)
+
+
+# --- values that are files --------------------------------------------------------------------------------------------
+
+
+def test_values_of_every_form(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"content")
+    assert Blob.of("a.png", tmp_path).read() == b"content"
+    assert Blob.of({"bytes": b"inside", "path": "x.png"}) == Blob("x.png", b"inside")
+    assert Blob.of({"bytes": None, "path": "a.png"}, tmp_path).read() == b"content"
+    assert Blob.of(b"inside").read() == b"inside"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [("https://x.org/a.png", "fetch the file first"), (3, "int"), ("", "str"), ("gone.png", "gone.png: No such file")],
+)
+def test_values_that_are_no_files(tmp_path, value, words):
+    with pytest.raises(Unusable) as caught:
+        Blob.of(value, tmp_path).read()
+    assert words in caught.value.detail
+
+
+# --- through to splits ------------------------------------------------------------------------------------------------
+
+
+def prepared(tmp_path, source, **data):
+    fields = {"name": "r", "model": "m", "task": "image-classification", "domains": {"d": source}, "data": data}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(fields))
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    return prepare(recipe, recipe_folder=tmp_path, cache=tmp_path / "cache")["d"]
+
+
+def test_broken_files_are_named_and_the_rest_goes_on(tmp_path):
+    folder = write_folders(tmp_path / "pictures", 60)
+    (folder / "bar" / "broken.png").write_bytes(png(1)[:100])
+    (folder / "pole" / "empty.jpg").write_bytes(b"")
+    (folder / "pole" / "again.png").write_bytes((folder / "pole" / "001.png").read_bytes())
+    domain = prepared(tmp_path, "pictures")
+    assert domain.record.rows_in == 63
+    assert domain.record.dropped == {"not-an-image": 2, "exact-duplicate": 1}
+    dropped = [json.loads(line) for line in (domain.folder / "data" / "dropped.jsonl").read_text().splitlines()]
+    told = " ".join(each.get("detail", "") for each in dropped)
+    assert "broken.png" in told
+    assert "empty.jpg" in told
+
+
+def test_a_copy_of_another_size_or_colour_stays_in_one_place(tmp_path):
+    from PIL import Image
+
+    folder = write_folders(tmp_path / "pictures", 60)
+    picture = Image.open(folder / "bar" / "000.png")
+    picture.resize((90, 90)).save(folder / "bar" / "larger.jpg", quality=80)
+    record = prepared(tmp_path, "pictures").record
+    assert record.dropped == {"near-duplicate": 1}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_tables_archives_and_folders_give_the_same_rows(tmp_path, streaming):
+    import pyarrow
+    from pyarrow import parquet
+
+    folder = write_folders(tmp_path / "pictures", 60)
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+    packed(tmp_path / "p.tar", files)
+    packed(tmp_path / "p.zip", files)
+    lines = [f"pictures/{name},{name.split('/')[0]}" for name in files]
+    (tmp_path / "t.csv").write_text("\n".join(["file,label", *lines]) + "\n")
+    images = [
+        {"image": {"bytes": content, "path": name}, "label": name.split("/")[0]} for name, content in files.items()
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(images), tmp_path / "h.parquet")
+    found = []
+    for source in ("pictures", "p.tar", "p.zip", "t.csv", "h.parquet"):
+        domain = prepared(tmp_path, source, streaming=streaming, test=0.2, validation=0.2)
+        kept = [
+            (split, row["look"], row["label"], row["image"])
+            for split in ("train", "validation", "test")
+            for row in domain.rows(split)
+        ]
+        found.append(sorted(kept))
+    assert all(each == found[0] for each in found)
+    assert len(found[0]) == 60

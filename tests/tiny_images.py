@@ -1,0 +1,77 @@
+"""Small pictures and vision models for tests."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def scene(seed: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
+    """A picture of smooth patches of colour, another for each seed."""
+    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+
+
+def png(seed: int) -> bytes:
+    """The same as a file."""
+    file = io.BytesIO()
+    scene(seed).save(file, "PNG")
+    return file.getvalue()
+
+
+def marked(label: str, seed: int) -> Image.Image:
+    """A scene with a bright bar that says its class: across for `bar`, upright for `pole`."""
+    picture = scene(seed, (32, 32))
+    at = 4 + seed % 20
+    picture.paste((255, 255, 255), (0, at, 32, at + 6) if label == "bar" else (at, 0, at + 6, 32))
+    return picture
+
+
+def write_folders(folder: Path, count: int, seed: int = 0) -> Path:
+    """Class folders of `count` pictures in all."""
+    for number in range(count):
+        label = ("bar", "pole")[number % 2]
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        marked(label, 1000 * seed + number).save(folder / label / f"{number:03}.png")
+    return folder
+
+
+def make_vision_models(folder: Path) -> None:
+    """`vit` (one size, with a class token), `dino` (any size) and `conv` (1x1 convolutions and batch norms), each for
+    pictures of 32 pixels."""
+    import torch
+    from transformers import (
+        BitImageProcessorPil,
+        Dinov2Config,
+        Dinov2Model,
+        EfficientNetConfig,
+        EfficientNetModel,
+        ViTConfig,
+        ViTModel,
+    )
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8, "image_size": 32}
+    torch.manual_seed(0)
+    ViTModel(ViTConfig(**sizes, intermediate_size=64)).save_pretrained(folder / "vit")
+    Dinov2Model(Dinov2Config(**sizes, mlp_ratio=2, layerscale_value=0.5)).save_pretrained(folder / "dino")
+    blocks = {"in_channels": [8, 8], "out_channels": [8, 16], "depthwise_padding": [], "strides": [1, 2]}
+    blocks |= {"kernel_sizes": [3, 3], "num_block_repeats": [1, 1], "expand_ratios": [1, 2], "hidden_dim": 24}
+    conv = EfficientNetModel(EfficientNetConfig(**blocks, image_size=32, width_coefficient=0.25, dropout_rate=0.0))
+    for module in conv.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    conv.save_pretrained(folder / "conv")
+    processor = BitImageProcessorPil(
+        size={"shortest_edge": 32},
+        crop_size={"height": 32, "width": 32},
+        image_mean=[0.5] * 3,
+        image_std=[0.25] * 3,
+        resample=3,
+        do_convert_rgb=True,
+    )
+    for name in ("vit", "dino", "conv"):
+        processor.save_pretrained(folder / name)
