@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny import LABELS, chats, labelled, likenesses, make_lock, pairs, questions, tagged
+from tiny_images import png
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.evaluate.metrics.rows import known_metrics
 from hfadapt.modalities import IGNORED
-from hfadapt.modalities.text import token_ids
 from hfadapt.models.load import load_base
 from hfadapt.tasks import loss_sum, unique_parts
 from hfadapt.train.batches import padded
@@ -26,6 +26,14 @@ def several(count, seed=0):
     return [{**row, "label": [row["label"]] * (n % 4 > 0)} for n, row in enumerate(labelled(count, seed=seed))]
 
 
+def pictured(count):
+    """Pictures of two classes, as they are prepared."""
+    schema = registry.schema("pictured")
+    labels = [LABELS[number % 2] for number in range(count)]
+    made = [schema.make({"image": png(number), "label": label}, str) for number, label in enumerate(labels)]
+    return [{**row, "source": "s", "row": number} for number, row in enumerate(made)]
+
+
 ROWS = {
     "scored": numbered,
     "several": several,
@@ -35,6 +43,7 @@ ROWS = {
     "tokens": tagged,
     "pairs": questions,
     "scored-pairs": likenesses,
+    "pictured": pictured,
 }
 TASKS = [(task, form) for task in registry.names("tasks") for form in sorted(registry.task(task).schemas)]
 STORES = registry.names("quants")
@@ -44,7 +53,9 @@ def rows_of(form, count):
     return [{"text": row["text"]} for row in labelled(count)] if form == "text" else ROWS[form](count)
 
 
-def model_of(task, models):
+def model_of(task, models, vision):
+    if registry.task(task).modality == "image":
+        return vision / "dino"
     return models / {"text-generation": "lm", "fill-mask": "mlm"}.get(registry.task(task).pipeline_tag, "encoder")
 
 
@@ -56,7 +67,7 @@ def test_a_task_says_what_it_is(name):
     task = registry.task(name)
     assert task.name == name
     assert hasattr(transformers, task.auto_class)
-    assert task.peft_task_type in peft.TaskType.__members__
+    assert task.peft_task_type is None or task.peft_task_type in peft.TaskType.__members__
     assert task.baseline in ("base", "linear probe")
     assert task.metrics
     assert set(task.metrics) <= set(known_metrics())
@@ -64,14 +75,14 @@ def test_a_task_says_what_it_is(name):
 
 
 @pytest.mark.parametrize(("name", "form"), TASKS)
-def test_a_task_encodes_learns_and_scores(models, name, form):
+def test_a_task_encodes_learns_and_scores(models, vision, name, form):
     task = registry.task(name)
-    base = load_base(make_lock(model_of(name, models), name), LABELS, torch.device("cpu"))
+    base = load_base(make_lock(model_of(name, models, vision), name), LABELS, torch.device("cpu"))
     rows, pad = rows_of(form, 6), base.tokenizer.pad_token_id
     examples = task.encode(rows, base.tokenizer, max_length=96, labels=LABELS)
     assert task.encode(rows, base.tokenizer, max_length=96, labels=LABELS) == examples
     assert [example.row for example in examples] == list(range(6))
-    assert all(0 < len(token_ids(part)) <= 96 for example in examples for part in example.parts)
+    assert all(0 < part.size <= 96 for example in examples for part in example.parts)
     assert all(any(label != IGNORED for label in example.labels) for example in examples)
     if task.joint:
         parts, places = unique_parts(examples)
@@ -95,8 +106,8 @@ def test_a_task_encodes_learns_and_scores(models, name, form):
 
 @pytest.mark.parametrize("quant", STORES)
 @pytest.mark.parametrize("name", registry.names("tasks"))
-def test_every_layer_that_was_to_be_quantised_is(models, name, quant):
-    base = load_base(make_lock(model_of(name, models), name, quant=quant), LABELS, torch.device("cpu"))
+def test_every_layer_that_was_to_be_quantised_is(models, vision, name, quant):
+    base = load_base(make_lock(model_of(name, models, vision), name, quant=quant), LABELS, torch.device("cpu"))
     kind = registry.quant(quant)
     body = base.model.base_model
     linear = [module for module in body.modules() if isinstance(module, torch.nn.Linear)]
@@ -112,7 +123,10 @@ def test_every_layer_that_was_to_be_quantised_is(models, name, quant):
         exact = sum(module.in_features * module.out_features for module in linear)
         assert stored == exact * kind.bits / 8
     with torch.no_grad():
-        output = base.model(input_ids=torch.tensor([[5, 6, 7]]))
+        inputs = registry.modality(registry.task(name).modality).traced(base.model.config, 1, 16)
+        output = base.model(
+            **{key: value.to(base.model.dtype) if value.is_floating_point() else value for key, value in inputs.items()}
+        )
     assert torch.isfinite(getattr(output, registry.task(name).reads)).all()
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
 
