@@ -15,6 +15,7 @@ from tiny import (
     labelled,
     recipe_fields,
     start,
+    uneven,
     write_recipe,
     write_rows,
 )
@@ -84,13 +85,41 @@ def test_chats_end_to_end(models, tmp_path):
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_two_processes_learn_what_one_does(models, tmp_path, frozen):
-    """torchrun with gloo; 7 rows a step shared by two, uneven label counts, dropout, validation in between; with all
-    layers and augmented rows, or with outputs of the lower ones that both have put into one file."""
-    from tiny import uneven
+BOTH = """
+import runpy, sys
 
-    write_rows(tmp_path / "one.jsonl", uneven(60))
+for name in ("augmented", "frozen"):
+    sys.argv = ["hfadapt", "train", f"{name}.yaml", "--runs", "two"]
+    try:
+        runpy.run_module("hfadapt", run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        if ended.code:
+            raise
+"""
+"""One command after the other: most of the time is the start of processes."""
+
+
+@pytest.fixture(scope="module")
+def two_processes(models, tmp_path_factory):
+    """The folder in which torchrun with gloo, and a process alone, did the same: all layers and augmented rows, and
+    outputs of the lower layers that both processes have put into one file."""
+    folder = tmp_path_factory.mktemp("two")
+    write_rows(folder / "one.jsonl", uneven(60))
+    write_two(folder, models, "augmented", frozen=False)
+    write_two(folder, models, "frozen", frozen=True)
+    (folder / "both.py").write_text(BOTH)
+    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--standalone", "both.py"]
+    for name in ("augmented", "frozen"):
+        one = command("train", f"{name}.yaml", folder=folder)
+        assert one.code == 0, one.err
+    two = finish(start(folder=folder, launcher=launcher))
+    assert two.code == 0, two.err
+    assert two.err.count("step 7/7") == 2, "only the first process speaks"
+    return folder
+
+
+def write_two(folder, models, name, frozen):
+    """Uneven label counts, 7 rows a step shared by two, dropout, and validation in between."""
     fields = recipe_fields(
         models / "lm",
         "causal-lm",
@@ -102,21 +131,19 @@ def test_two_processes_learn_what_one_does(models, tmp_path, frozen):
         },
         dtype="float32",
         adapter={"dropout": 0.2, **({"layers": 1} if frozen else {})},
-        train={"batch_rows": 7, "micro_batch_rows": 2, "max_steps": 7, "evaluate_every_steps": 2},
+        train={"batch_rows": 7, "micro_batch_rows": 2, "checkpointing": False, "max_steps": 7},
+        train__evaluate_every_steps=2,
         train__fast={"bfloat16": False, "frozen_cache": frozen},
+        name=name,
     )
-    write_recipe(tmp_path / "tiny.yaml", fields)
-    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "hfadapt"]
-    process = start("train", "tiny.yaml", "--runs", "two", folder=tmp_path, launcher=launcher)
-    one = command("train", "tiny.yaml", folder=tmp_path)
-    two = finish(process)
-    assert one.code == 0, one.err
-    assert two.code == 0, two.err
-    assert two.err.count("step 7/7") == 1, "only the first process speaks"
-    lines = [
-        [json.loads(line) for line in (runs / "tiny/one/this-machine/metrics.jsonl").read_text().splitlines()]
-        for runs in (tmp_path / "runs", tmp_path / "two")
-    ]
+    write_recipe(folder / f"{name}.yaml", fields)
+
+
+@pytest.mark.parametrize("name", ["augmented", "frozen"])
+def test_two_processes_learn_what_one_does(two_processes, name):
+    frozen = name == "frozen"
+    runs = [two_processes / each / name / "one/this-machine" for each in ("runs", "two")]
+    lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs]
     assert len(lines[0]) == len(lines[1]) == 11
     for alone, together in zip(*lines, strict=True):
         for key in ("loss", "validation_loss", "grad_norm"):
@@ -124,10 +151,9 @@ def test_two_processes_learn_what_one_does(models, tmp_path, frozen):
             assert together.get(key, 0.0) == pytest.approx(alone.get(key, 0.0), rel=1e-5)
         for key in ("step", "tokens", "labelled_tokens"):
             assert together.get(key) == alone.get(key)
-    train = json.loads((tmp_path / "two/tiny/one/this-machine/train.json").read_text())
+    alone, train = (json.loads((run / "train.json").read_text()) for run in runs)
     assert train["world_size"] == 2
     assert train["frozen_layers"] == frozen
-    alone = json.loads((tmp_path / "runs/tiny/one/this-machine/train.json").read_text())
     assert train["augmented_rows"] == alone["augmented_rows"]
     assert len(train["augmented_rows"]) == (0 if frozen else 2)
 
