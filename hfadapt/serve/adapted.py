@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from hfadapt.records.stages import Manifest
 
 MAX_NEW_TOKENS = 128
+WORDS_SHOWN = 240
+"""Characters of what a library says."""
 
 
 @dataclass
@@ -143,8 +145,11 @@ def load_adapted(
         if lock.base is not None:
             raise RequestError("the base is in the cell, made by a stage", place="--base", fix="leave it out")
         # What was named and is not there is another matter than a base that is gone.
-        lock = lock.model_copy(update={"model": resolve_model(base).asked})
-    loaded = load_base_of({cell.adapter: cell.data.labels}, lock, device)
+        lock = lock.model_copy(update={"model": resolve_model(_said_base(base, cell.folder)).asked})
+    try:
+        loaded = load_base_of({cell.adapter: cell.data.labels}, lock, device)
+    except OSError as error:
+        raise _not_found(lock.model, cell.folder, _no_folder(cell.folder, error)) from None
     return replace(from_cell(cell, loaded), model=open_adapter(loaded, cell.adapter, lock.adapter.method, device))
 
 
@@ -197,6 +202,28 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
     )
 
 
+def _said_base(base: str, near: Path) -> str:
+    """What a user names as base: of a bare name a folder here or above the adapter comes before one of the Hub."""
+    if "/" in base or expanded(base).exists():
+        return base
+    found = found_model(f"./{base}", near)
+    return found if expanded(found).exists() else base
+
+
+def _no_folder(near: Path, error: OSError) -> str:
+    return f"no folder of that name here or above {near}, and as a name on the Hub: {error}"
+
+
+def _not_found(model: str, folder: Path, why: str) -> RequestError:
+    said = " ".join(why.split())
+    return RequestError(
+        "the base of this adapter was not found",
+        place=model or str(folder),
+        got=said if len(said) <= WORDS_SHOWN else f"{said[:WORDS_SHOWN]} …",
+        fix="say where it is: --base FOLDER",
+    )
+
+
 def _base_of(folder: Path, manifest: Manifest, lock: Lock, base: str | None, device: torch.device) -> Base:
     """The base of an exported adapter: where the user says it is, else by its name."""
     from hfadapt.core.samples import PREFIX
@@ -212,15 +239,10 @@ def _base_of(folder: Path, manifest: Manifest, lock: Lock, base: str | None, dev
         known = found_model(f"./{known}", folder)
     # A base that a stage made is in the cell, not in the exported folder: the user has to say where.
     known = known if manifest.base is None else ""
-    lock = lock.model_copy(update={"model": base or known, "base": None})
+    lock = lock.model_copy(update={"model": _said_base(base, folder) if base else known, "base": None})
 
     def not_found(why: str) -> RequestError:
-        return RequestError(
-            "the base of this adapter was not found",
-            place=lock.model or str(folder),
-            got=" ".join(why.split())[:120],
-            fix="say where it is: --base FOLDER",
-        )
+        return _not_found(lock.model, folder, why)
 
     if base is None and manifest.base is not None:
         raise not_found(f"the stage {manifest.base.made_by} made it: {manifest.base.how}")
@@ -233,8 +255,8 @@ def _base_of(folder: Path, manifest: Manifest, lock: Lock, base: str | None, dev
         except (RequestError, RunError) as error:
             raise not_found(error.problems[0].got or error.what) from None
     else:
-        resolve_model(base)
+        resolve_model(lock.model)
     try:
         return load_base_of({folder: manifest.labels}, lock, device, manifest=manifest)
     except OSError as error:
-        raise not_found(str(error)) from None
+        raise not_found(_no_folder(folder, error)) from None

@@ -87,6 +87,26 @@ def test_a_base_that_is_gone_is_named_with_its_place_and_can_be_given(copied, tr
     assert done.code == 0, done.err
 
 
+def test_a_bare_name_is_a_folder_above_the_run_before_it_is_one_of_the_hub(copied, trained, tmp_path):
+    hidden = trained.with_name("hidden")
+    trained.rename(hidden)
+    (copied / "encoder").rename(copied / "renamed")
+    (tmp_path / "away").mkdir()
+    try:
+        done = command("predict", copied / "runs/tiny", "a lovely film", "--base", "renamed", folder=tmp_path / "away")
+        wrong = command("predict", copied / "runs/tiny", "a lovely film", "--base", "other", folder=tmp_path / "away")
+    finally:
+        hidden.rename(trained)
+    assert done.code == 0, done.err
+    assert wrong.code == 2
+    for said in (
+        "other: the base of this adapter was not found",
+        "no folder of that name here or above",
+        "--base FOLDER",
+    ):
+        assert said in wrong.err
+
+
 def test_a_base_that_was_changed_is_told_by_its_hash(copied, models, tmp_path):
     import torch
     from safetensors.torch import load_file, save_file
