@@ -1,15 +1,24 @@
 """From sources to trustworthy splits: load, clean, de-duplicate, split, format, audit. No heavy import at the top."""
 
 from hfadapt.data import augment, canaries
-from hfadapt.data.audit.findings import Asked
+from hfadapt.data.audit.findings import CUT_OFF, Asked
 from hfadapt.data.audit.report import DataReport
-from hfadapt.data.audit.supervision import audit, augmented, drop_too_long, lengths, require_clean, token_lengths
+from hfadapt.data.audit.supervision import (
+    audit,
+    augmented,
+    drop_cut_off,
+    drop_too_long,
+    lengths,
+    require_clean,
+    token_lengths,
+)
 from hfadapt.data.columns import named_in
 from hfadapt.data.fit import fit
 from hfadapt.data.prepared import PreparedDomain, prepare
 from hfadapt.data.split_files import read_split
 
 __all__ = [
+    "CUT_OFF",
     "Asked",
     "DataReport",
     "PreparedDomain",
@@ -17,6 +26,7 @@ __all__ = [
     "augment",
     "augmented",
     "canaries",
+    "drop_cut_off",
     "drop_too_long",
     "fit",
     "lengths",

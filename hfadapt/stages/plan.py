@@ -54,9 +54,13 @@ class PlanStage(Stage):
 
     def run(self, cells: Sequence[Cell], context: Context) -> None:
         """Plans and audits."""
+        from hfadapt.data import CUT_OFF
         from hfadapt.models.load import load_processor, source_of
 
         for cell in cells:
+            if CUT_OFF in cell.data.dropped:
+                # At another length other rows are left.
+                context.prepared[cell.domain].copy_into(cell.folder)
             base = context.base(cell, self.name)
             tokenizer = load_processor(source_of(base), registry.task(context.recipe.task).modality)
             record = measure_lengths(cell, context.recipe_of(cell), tokenizer)
@@ -185,13 +189,15 @@ def audit_cell(cell: Cell, lock: Lock, tokenizer: Any, record: DataRecord) -> Da
     Raises:
         DataError: there are hard findings.
     """
-    from hfadapt.data import Asked, audit, drop_too_long, named_in, require_clean
+    from hfadapt.data import Asked, audit, drop_cut_off, drop_too_long, named_in, require_clean
 
     task = registry.task(lock.task)
     options: dict[str, Any] = {"max_length": lock.data.max_length, "labels": record.labels}
     cell.write(record)
     if lock.data.too_long == "drop":
         record = drop_too_long(cell.folder, task, tokenizer, **options)
+    elif task.writes and any(each.longest > lock.data.max_length for each in record.lengths.values()):
+        record = drop_cut_off(cell.folder, task, tokenizer, **options)
     facts = model_facts(BaseRef.of(lock).location, lock.task, max(1, len(record.labels)))
     options["most_tokens"] = facts.max_positions
     asked = Asked(lock.data.dedupe.similarity, named_in(lock, cell.domain), lock.data.allow)

@@ -93,6 +93,43 @@ def test_drop_too_long_names_rows_and_keeps_the_account(tmp_path, tokenizer):
         data.drop_too_long(tmp_path / "cell", task, tokenizer, max_length=8)
 
 
+def long_chats(count):
+    """Chats, of which the first two have a question, and the next two a second question, that fills all the room."""
+    rows = faults.chats(count)
+    for number, row in enumerate(rows[:4]):
+        row["messages"][0 if number < 2 else 2]["content"] *= 60
+    return rows
+
+
+@pytest.mark.parametrize(("count", "level"), [(100, "soft"), (30, "hard")])
+def test_rows_whose_whole_answer_is_cut_off_are_left_out_and_counted(tmp_path, tokenizer, count, level):
+    before = cell(tmp_path, long_chats(count), "causal-lm", data={"dedupe": {"near": False}})
+    task = registry.task("causal-lm")
+    after = data.drop_cut_off(tmp_path / "cell", task, tokenizer, max_length=250)
+    assert after.dropped == {data.CUT_OFF: 2}
+    assert after.rows_in == after.rows_kept + 2 == before.rows_in
+    assert data.drop_cut_off(tmp_path / "cell", task, tokenizer, max_length=250) == after
+    lines = [json.loads(line) for line in (tmp_path / "cell" / "data" / "dropped.jsonl").open()]
+    assert {each["row"] for each in lines} == {0, 1}
+    result = data.audit(tmp_path / "cell", task, tokenizer, max_length=250)
+    said = {each.code: each for each in result.findings}
+    assert said["rows-without-labels"].level == level
+    assert (
+        f"the whole answer is cut off in 2 of {count} rows, which are left out" in said["rows-without-labels"].message
+    )
+    assert result.unlabelled_rows == 0
+    trained = {row["row"] for row in data.read_split(tmp_path / "cell", "train")}
+    assert set(said["answer-cut"].rows) == {2, 3} & trained, "a chat's second answer that is all beyond is cut off too"
+
+
+def test_where_nothing_would_be_left_the_rows_stay_for_the_audit(tmp_path, tokenizer):
+    before = cell(tmp_path, faults.chats(60), "causal-lm")
+    task = registry.task("causal-lm")
+    assert data.drop_cut_off(tmp_path / "cell", task, tokenizer, max_length=8) == before
+    result = data.audit(tmp_path / "cell", task, tokenizer, max_length=8)
+    assert "all-masked" in {each.code for each in result.findings}
+
+
 def test_require_clean_lists_every_hard_finding():
     hard = [Finding(code=code, level="hard", message=f"{code} in rows 1, 2", rows=(1, 2), fix="mend") for code in "ab"]
     soft = Finding(code="c", level="soft", message="c")
@@ -146,7 +183,7 @@ def test_every_hard_finding_is_one_that_can_be_allowed_or_leaves_nothing_to_trai
     fatal = {"mixed-forms", "label-outside-set", "no-chat-template"}
     assert seen - set(FINDINGS) == fatal
     by_variable = {
-        *("identifiers", "wrong-column", "rows-without-labels", "no-response", "only-last-turn", "wrong-role"),
+        *("identifiers", "wrong-column", "no-response", "only-last-turn", "wrong-role"),
         *("prompt-trained", "turns-missing", "round-trip"),
     }
     assert set(FINDINGS) - seen == by_variable

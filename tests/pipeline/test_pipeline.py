@@ -16,6 +16,7 @@ from tiny import (
     NO_CHECKS,
     command,
     labelled,
+    pairs,
     recipe_fields,
     write_recipe,
     write_rows,
@@ -177,6 +178,20 @@ def test_a_changed_license_makes_the_card_again_and_nothing_else(folder):
     write_recipe(folder / "tiny.yaml", fields)
     assert command("run", "tiny.yaml", folder=folder).code == 0
     assert record(folder, "data.json")["sources"][0]["license"] is None
+
+
+def test_rows_that_were_cut_off_come_back_with_more_room(models, tmp_path):
+    chat = [{"messages": [{"role": "user", "content": row["prompt"] * (9 if n < 3 else 1)},
+                          {"role": "assistant", "content": f"so {row['prompt']}"}]}
+            for n, row in enumerate(pairs(80))]  # fmt: skip
+    write_rows(tmp_path / "one.jsonl", chat)
+    fields = recipe_fields(models / "lm", "causal-lm", data__dedupe={"near": False}, data__allow=["answer-cut"])
+    write_recipe(tmp_path / "tiny.yaml", fields)
+    assert command("prepare", "tiny.yaml", "data.max_length=48", folder=tmp_path).code == 0
+    assert record(tmp_path, "data.json")["dropped"]["answer-cut-off"] == 3
+    assert command("prepare", "tiny.yaml", "data.max_length=200", folder=tmp_path).code == 0
+    assert record(tmp_path, "data.json")["dropped"] == {}
+    assert record(tmp_path, "data.json")["rows_kept"] == 80
 
 
 def test_changed_rows_train_again(folder):

@@ -22,6 +22,9 @@ ALWAYS_SPECIAL = frozenset(
 )
 MARKER = re.compile(r"<\|[^|<>\s]{1,40}\|>|<(?:start|end)_of_turn>")
 NAMED_ROWS = 50
+WITHOUT_CUT = 1 << 30
+CUT_OFF = "answer-cut-off"
+"""Why rows are dropped of whose answer nothing is left within `max_length`."""
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from typing import Any
 
 from hfadapt.data import clean, duplicates, verdicts
 from hfadapt.data import columns as format
-from hfadapt.data.audit.findings import NAMED_ROWS, Check, View, finding, level_for
+from hfadapt.data.audit.findings import CUT_OFF, NAMED_ROWS, Check, View, finding, level_for
 from hfadapt.data.labels import some
 from hfadapt.data.rows import SPLITS, Row, as_row, fold, name_rows, text_key, tokens
 from hfadapt.records.stages import Finding
 
-MEANT = ("over-train-rows", "source-weight", verdicts.BAD, "averaged")
+MEANT = ("over-train-rows", "source-weight", verdicts.BAD, "averaged", CUT_OFF)
 """Reasons for which rows are dropped as the recipe or the data asks."""
 MANY_DROPPED = 0.3
 NOT_TEXT = "not-text"

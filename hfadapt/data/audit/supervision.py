@@ -13,9 +13,9 @@ from hfadapt.data import augment
 from hfadapt.data.audit import findings as found
 from hfadapt.data.audit import rows as row_checks
 from hfadapt.data.audit import tokens as token_checks
-from hfadapt.data.audit.findings import finding, weighed
+from hfadapt.data.audit.findings import CUT_OFF, WITHOUT_CUT, finding, weighed
 from hfadapt.data.columns import form_of
-from hfadapt.data.rows import SPLITS, name_rows
+from hfadapt.data.rows import SPLITS, Dropped, name_rows
 from hfadapt.data.split_files import DROPPED, RECORD, file_hashes, read_split, rewrite
 from hfadapt.modalities import IGNORED, Example
 from hfadapt.modalities.text import token_ids
@@ -27,7 +27,6 @@ CHECKS = (*row_checks.CHECKS, *token_checks.CHECKS)
 ENCODE_ROWS = 512
 LONGEST_ROWS = 5
 AUDIT_ROWS = 200_000
-WITHOUT_CUT = 1 << 30
 ASKED = found.Asked()
 
 
@@ -275,23 +274,8 @@ def drop_too_long(
     for split in SPLITS:
         rows = read_split(cell_folder, split)
         whole, measured = _encode(rows, task, tokenizer, WITHOUT_CUT, labels, {})
-        long = {
-            (row["source"], row["row"]): example.length
-            for row, example in zip(measured, whole, strict=True)
-            if example.length > max_length
-        }
-        kept[split] = [row for row in rows if (row["source"], row["row"]) not in long]
-        dropped += [
-            {
-                "source": source,
-                "row": row,
-                "reason": "over-max-length",
-                "duplicate_of": None,
-                "similarity": None,
-                "detail": f"{tokens} tokens",
-            }
-            for (source, row), tokens in long.items()
-        ]
+        long = {id(row): each.length for row, each in zip(measured, whole, strict=True) if each.length > max_length}
+        kept[split] = _without(rows, long, "over-max-length", dropped)
         if rows and not kept[split]:
             raise DataError(
                 f"every row of the {split} split is longer than max_length",
@@ -300,3 +284,40 @@ def drop_too_long(
                 fix="raise data.max_length, or set data.too_long: truncate",
             )
     return rewrite(cell_folder, record, kept, dropped) if dropped else record
+
+
+def drop_cut_off(
+    cell_folder: Path, task: Task, tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()
+) -> DataRecord:
+    """Takes rows of whose answer nothing is left within `max_length` out of a cell's splits: none is learned or scored.
+
+    They are added to dropped.jsonl with the reason `answer-cut-off`. A split of which none would be left stays, for the
+    audit to refuse.
+
+    Raises:
+        RunError: the cell has no prepared data.
+    """
+    record = DataRecord.read(cell_folder / RECORD)
+    kept: dict[str, list[dict[str, Any]]] = {}
+    dropped: list[dict[str, Any]] = []
+    for split in SPLITS:
+        rows = read_split(cell_folder, split)
+        shown, measured = _encode(rows, task, tokenizer, max_length, labels, {})
+        cut = {
+            id(row): each.length
+            for row, each in zip(measured, shown, strict=True)
+            if each.truncated and all(label == IGNORED for label in each.labels)
+        }
+        kept[split] = rows if len(cut) == len(rows) else _without(rows, cut, CUT_OFF, dropped)
+    return rewrite(cell_folder, record, kept, dropped) if dropped else record
+
+
+def _without(
+    rows: list[dict[str, Any]], lengths: Mapping[int, int], reason: str, dropped: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Rows but those with a length, by id, which are added to `dropped`; one chat may be several rows."""
+    for row in rows:
+        if id(row) in lengths:
+            detail = f"row {row['row']} with {lengths[id(row)]:,} tokens"
+            dropped.append(Dropped(str(row["source"]), int(row["row"]), reason, detail=detail).as_json())
+    return [row for row in rows if id(row) not in lengths]

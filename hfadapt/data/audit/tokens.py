@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hfadapt.data.audit.findings import ALWAYS_SPECIAL, MARKER, Check, View, finding, level_for
+from hfadapt.data.audit.findings import ALWAYS_SPECIAL, CUT_OFF, MARKER, WITHOUT_CUT, Check, View, finding, level_for
 from hfadapt.data.fit import STEP
 from hfadapt.modalities import IGNORED, Example
 from hfadapt.modalities.text import token_ids
@@ -35,6 +35,16 @@ def no_labels(view: View) -> Iterator[Finding]:
     yield finding(code, level_for(len(bad), len(pairs), 0.05), whole, bad, fix, len(pairs))
 
 
+def cut_off(view: View) -> Iterator[Finding]:
+    """Rows that were dropped since nothing of their answer was left."""
+    count = view.record.dropped.get(CUT_OFF, 0) if view.record else 0
+    if count and view.record:
+        total = view.record.rows_kept + count
+        what = f"the whole answer is cut off in {count:,} of {total:,} rows, which are left out"
+        what += f", such as {view.dropped[CUT_OFF]}" if CUT_OFF in view.dropped else ""
+        yield finding("rows-without-labels", level_for(count, total, 0.05), what, fix=view.longer)
+
+
 def learns_to_stop(view: View) -> bool | None:
     """Whether training shows the model where an answer ends; None where there is nothing to stop."""
     if not view.task.writes:
@@ -43,6 +53,10 @@ def learns_to_stop(view: View) -> bool | None:
     if not whole:
         return False
     return sum(1 for example in whole if _last_label(example) in view.stop_ids) >= 0.99 * len(whole)
+
+
+def _labelled(example: Example) -> int:
+    return sum(1 for label in example.labels if label != IGNORED)
 
 
 def _last_label(example: Example) -> int:
@@ -115,7 +129,12 @@ def truncated(view: View) -> Iterator[Finding]:
     if not long:
         return
     fix = view.longer
-    cut = [row for row, example in long if view.schema.writes and _last_label(example) not in view.stop_ids]
+    cut = []
+    if view.schema.writes:
+        rows = [row for row, _ in long]
+        whole = view.task.encode(rows, view.tokenizer, max_length=WITHOUT_CUT, labels=view.labels)
+        # Of a chat whole answers may be beyond the cut.
+        cut = [row for (row, part), each in zip(long, whole, strict=True) if _labelled(part) < _labelled(each)]
     if cut:
         yield finding(
             "answer-cut", level_for(len(cut), len(pairs), 0.05), "the answer is cut off", cut, fix, len(pairs)
@@ -286,6 +305,7 @@ def unknown_tokens(view: View) -> Iterator[Finding]:
 CHECKS: tuple[Check, ...] = (
     chat_template,
     no_labels,
+    cut_off,
     stop_token,
     padding,
     truncated,
