@@ -17,16 +17,14 @@ from hfadapt.core.errors import DataError, choice_problem
 from hfadapt.data import verdicts
 from hfadapt.data.labels import Labels, some
 from hfadapt.data.rows import Dropped, Row, as_row, name_rows
+from hfadapt.data.unfit_columns import remedy
 from hfadapt.data.values import IDENTIFIERS, counted, label_fault, shown_fault
 from hfadapt.recipe.schema import Columns, Recipe, Template
 from hfadapt.schemas import LABEL_NAMES, RowSchema, Unusable, plain
 
-_TWICE = re.compile(r" \(\d+ of \d+\)$")
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 # A completion is a class rather than free text when few of them are used again and again.
 CLASS_LIMIT, ROWS_PER_CLASS = 20, 10
-HEADER_WORDS = 6
-"""So many words are hardly the name of a column."""
 
 
 @dataclass(frozen=True)
@@ -95,17 +93,8 @@ def recognise(columns: Sequence[str], asked: Columns, forms: Collection[str], pl
         chosen = fitting[0]
         used = {part: parts[part] for part in (*chosen.parts, *chosen.optional) if part in parts}
         return Shape(chosen.name, used, **grouped)
-    if found and found[0].label_kind != "none":
-        fix = "give the recipe a template, such as prompt: '{text}\\nLabel:' and completion: ' {label}'"
-        if bare is not None:
-            only = bare.parts[0]
-            fix += f"; or set columns: {{{only}: {parts[only]}}} to learn the {only} alone"
-    else:
-        fix = "say which is which, such as columns: {text: NAME, label: NAME}, or give the recipe a template"
-        if any(_TWICE.search(column) for column in columns):
-            fix = "columns have the same name; say which is meant, such as columns: {text: text (1 of 2)}"
-        elif any(len(column.split()) > HEADER_WORDS or column.isdigit() for column in columns):
-            fix = "if the first line is a row, write one above it with the names of the columns, such as text,label"
+    wanted = [each for each in known if each.name in forms]
+    fix = remedy(columns, parts, wanted, found[0] if found else None, bare)
     read_as = f", read as {found[0].name}" if found else ""
     if both:
         read_as = ": pairs of a better and a worse answer, as for preference optimisation (DPO), which is no task here"
@@ -119,7 +108,7 @@ def recognise(columns: Sequence[str], asked: Columns, forms: Collection[str], pl
         "the columns do not fit the task",
         place=place,
         got=f"columns {some(columns, 20)}{read_as}",
-        allowed=" or ".join(" + ".join(each.parts) for each in known if each.name in forms),
+        allowed=" or ".join(" + ".join(each.parts) for each in wanted),
         fix=fix,
     )
 

@@ -245,3 +245,29 @@ def test_good_columns_pass():
     assert format.label_fault([str(n % 77) for n in range(2000)]) is None
     assert format.label_fault([str(n % 140) for n in range(224)]) is None
     assert format.shown_fault(["Tell me a joke.", "Sing."] * 50, repeats=True) is None
+
+
+TAGS, SCORE = frozenset({"tokens"}), frozenset({"scored"})
+
+
+@pytest.mark.parametrize(
+    ("columns", "forms", "fix"),
+    [
+        (["text", "stars"], CLASSIFY, "such as columns: {text: text, label: stars}"),
+        (["premise", "hypothesis", "label"], CLASSIFY, "{text: NAME, label: label}; where a row has several texts"),
+        (["sentence1", "sentence2", "score"], SCORE, "{text: NAME, label: score}; where a row has several texts"),
+        (["text"], CLASSIFY, "a column for each of text and label"),
+        (["messages"], CLASSIFY, "set task: causal-lm"),
+        (["text", "entities"], TAGS, "columns: {tokens: NAME, tags: NAME}"),
+        (["text", "label"], TAGS, "set task: text-classification"),
+        (["input", "output"], LM, "columns: {prompt: input, completion: output}"),
+        (["article", "highlights"], LM, "columns: {prompt: NAME, completion: NAME}, or give the recipe a template"),
+        (["contents"], LM, "columns: {messages: contents}"),
+        (["Sentence #", "label"], CLASSIFY, 'columns: {text: "Sentence #", label: label}'),
+    ],
+)
+def test_the_fix_for_columns_that_do_not_fit_is_one_for_the_task(columns, forms, fix):
+    with pytest.raises(DataError) as error:
+        format.recognise(columns, Columns(), forms, "source", False)
+    assert fix in error.value.problems[0].fix
+    assert "template" not in fix or forms is LM
