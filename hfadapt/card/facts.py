@@ -232,16 +232,21 @@ class Facts:
         """The marked text of a value.
 
         Raises:
-            RunError: the value is NaN or infinite.
+            RunError: the value is NaN, infinite, or of another kind than its form.
             LookupError: no record has this field.
         """
         fields = (ref,) if isinstance(ref, str) else tuple(ref)
         key = (fields, form, how, factor)
         if key not in self._facts:
-            value = compute(self.records, how, fields, factor)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise RunError("a record holds a value that is not a number", place=fields[0], got=str(value))
-            text = shown(value, form)
+            try:
+                value = compute(self.records, how, fields, factor)
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise RunError("a record holds a value that is not a number", place=fields[0], got=str(value))
+                text = shown(value, form)
+            except (TypeError, ValueError, AttributeError) as error:
+                kind = f"a value of another kind ({error})"
+                fix = "run the stage that writes this record again: hfadapt run RECIPE --fresh"
+                raise RunError(f"a record holds {kind}", place=fields[0], fix=fix) from None
             self._facts[key] = CardFact(
                 id=self._name(fields, how),
                 value=value if isinstance(value, (str, int, float, bool)) and form not in PRIVATE else None,

@@ -12,6 +12,7 @@ from hfadapt.core.errors import RequestError
 from hfadapt.core.secret_rules import EMAIL, KEY
 from hfadapt.data.rows import Ledger, Row
 from hfadapt.recipe.schema import Clean
+from hfadapt.schemas import storable
 
 REPLACEMENT = "\ufffd"
 REPLACEMENT_SHARE = 0.02
@@ -28,11 +29,6 @@ _MOJIBAKE = re.compile(
 def looks_garbled(text: str) -> bool:
     """Whether the text holds mojibake (`cafÃ©`), replacement characters, or halves of characters."""
     return not text.isascii() and any(sign.search(text) is not None for sign in (_MOJIBAKE, _HALVES))
-
-
-def storable(text: str) -> str:
-    """The text without halves of characters, which JSON may hold and no file of UTF-8 can."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
 
 
 def repair_text(text: str) -> str:

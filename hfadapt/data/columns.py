@@ -20,7 +20,7 @@ from hfadapt.data.rows import Dropped, Row, as_row, name_rows
 from hfadapt.data.unfit_columns import remedy
 from hfadapt.data.values import IDENTIFIERS, counted, label_fault, shown_fault
 from hfadapt.recipe.schema import Columns, Recipe, Template
-from hfadapt.schemas import LABEL_NAMES, RowSchema, Unusable, plain
+from hfadapt.schemas import LABEL_NAMES, RowSchema, Unusable, plain, storable
 
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 # A completion is a class rather than free text when few of them are used again and again.
@@ -242,7 +242,8 @@ class Formatter:
         except Unusable as fault:
             detail = fault.detail or f" has no {parts.get('label', 'label')}"
             return Dropped(self.name, number, fault.reason, detail=f"row {number}{detail}")
-        return as_row({**columns, "source": self.name, "row": number}, schema.name)
+        # Text that holds JSON is read here, after the halves of characters were taken out of the cells.
+        return as_row({**storable(columns), "source": self.name, "row": number}, schema.name)
 
     def _templated(self, number: int, values: Mapping[str, Any]) -> Row | Dropped:
         assert self.template is not None

@@ -216,6 +216,15 @@ def plain(value: Any) -> str:
     return str(value)
 
 
+def storable(value: Any) -> Any:
+    """A value without halves of characters in its texts, which JSON may hold and no file of UTF-8 can."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
+    if isinstance(value, Mapping):
+        return {storable(key): storable(each) for key, each in value.items()}
+    return [storable(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
 _WHOLE = re.compile(r"\s*([+-]?\d{1,15})[.,]0+\s*", re.ASCII)
 _COMMA = re.compile(r"\s*[+-]?\d*,(\d+)\s*", re.ASCII)
 
@@ -255,5 +264,5 @@ def read_list(value: Any) -> list[Any] | Mapping[str, Any] | None:
             found = read(value.strip())
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
-        return found if isinstance(found, (list, Mapping)) else None
+        return storable(found) if isinstance(found, (list, Mapping)) else None
     return None

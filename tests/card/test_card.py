@@ -149,6 +149,13 @@ def test_a_value_that_is_not_a_number_stops_the_card(classifier: Cell) -> None:
         build_card(classifier, execute=False)
 
 
+def test_a_value_of_another_kind_stops_the_card(classifier: Cell) -> None:
+    path = classifier.folder / "evaluation.json"
+    path.write_text(re.sub(r'"rows": \d+', '"rows": "some"', path.read_text(), count=1))
+    with pytest.raises(RunError, match="a value of another kind"):
+        build_card(classifier, execute=False)
+
+
 @pytest.mark.parametrize("name", ["train.json", "evaluation.json", "lock.yaml", "data.json", "adapter/hfadapt.json"])
 def test_a_missing_record_is_named(classifier: Cell, name: str) -> None:
     (classifier.folder / name).unlink()

@@ -55,6 +55,24 @@ def test_halves_of_characters_are_left_out(tmp_path, streaming, unicode):
     assert {row["text"] for split in made.record.splits for row in made.rows(split)} == {row["text"] for row in ROWS}
 
 
+@pytest.mark.parametrize("call", [False, True])
+def test_halves_of_characters_in_text_that_holds_json(tmp_path, call):
+    arguments = json.dumps({"of": "half \ud83d"})
+    calls = [{"type": "function", "function": {"name": "look", "arguments": arguments}}]
+    chats = [
+        [
+            {"role": "user", "content": row["text"] + "\ud83d"},
+            {"role": "assistant", "content": "yes", **({"tool_calls": calls} if call else {})},
+        ]
+        for row in ROWS[:60]
+    ]
+    write(tmp_path / "a.jsonl", [{"messages": json.dumps(chat)} for chat in chats])
+    recipe = Recipe(name="r", model="none", task="causal-lm", domains={"d": {"source": "a.jsonl"}})
+    made = data.prepare(recipe, recipe_folder=tmp_path, cache=tmp_path / "cache")["d"]
+    said = {row["messages"][0]["content"] for split in made.record.splits for row in made.rows(split)}
+    assert said == {row["text"] for row in ROWS[:60]}
+
+
 @WAYS
 def test_rows_that_are_left_out_are_said(tmp_path, streaming):
     lines = [f"{row['text']},{row['label']}" for row in ROWS]
