@@ -30,6 +30,7 @@ _UNREADABLE = {
         "save the file as UTF-8, such as iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW with the encoding that it has",
     ),
     "wrong-fields": None,
+    "header-again": None,
     "open-quote": (
         "open a quotation mark that is not closed",
         'write "" for a mark inside a quoted field, and quote fields that begin with one',
@@ -41,6 +42,10 @@ _UNREADABLE = {
         "repair these rows, name the right columns, or make each format a source of its own",
     ),
     "several-labels": ("have several labels", "set task: {task}, which learns any number of classes for a text"),
+    "label-is-scores": (
+        "have numbers with decimals for the classes, such as probabilities",
+        "write the class with the largest number, or those above a limit, into a column of their own",
+    ),
     "label-is-object": ("have an object as their label", _OWN_COLUMN),
     "text-is-object": ("have an object where text is needed", _OWN_COLUMN),
     "text-is-bytes": ("have bytes where text is needed", _OWN_COLUMN),

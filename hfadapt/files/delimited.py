@@ -87,6 +87,8 @@ def read(path: Path) -> Rows:
                 yield Unread(number, *reason)
             elif not fields:
                 yield Unread(number, "empty", f"{where} is blank")
+            elif len(names) > 1 and [field.strip() for field in fields] == names:
+                yield Unread(number, "header-again", f"{where} is the header once more")
             elif len(fields) != len(names):
                 detail = f"{where} has {len(fields)} fields, the header {len(names)}"
                 yield Unread(number, "wrong-fields", detail)

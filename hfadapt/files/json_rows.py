@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -82,6 +83,11 @@ def _check_lines(path: Path) -> None:
     if starts[0] == "{" and shown[0].strip() == "{":
         what = "the file has JSON over several lines, not an object a line"
         raise DataError(what, place=str(path), fix=f"call it {called(path, '.json')}")
+    if starts[0] == "{" and (fault := _near_json(shown)):
+        raise DataError(fault[0], place=str(path), got=shown[0][:60], fix=fault[1].format(called(path, ".json")))
+    if starts[0] == "[" and all(isinstance(each, list) for each in whole):
+        what, fix = "the lines are lists, without names of columns", 'write {"text": …, "label": …} for each row'
+        raise DataError(what, place=str(path), got=shown[0][:60], fix=fix)
     if not set(starts) & {"{", "["}:
         raise DataError(
             "the file is not JSON",
@@ -89,6 +95,22 @@ def _check_lines(path: Path) -> None:
             got=f"it begins with {shown[0][:60]!r}",
             fix=f"write a JSON object a line; if it is CSV, call it {called(path, '.csv')}",
         )
+
+
+def _near_json(shown: Sequence[str]) -> tuple[str, str] | None:
+    """What lines are that are nearly objects, and what helps."""
+    if all(isinstance(_value(line.rstrip().removesuffix(",")), dict) for line in shown):
+        return "every line ends in a comma", "take the commas out, or put [ before and ] after them and call it {}"
+    try:
+        if isinstance(json.JSONDecoder().raw_decode(shown[0].lstrip())[0], dict):
+            return "a line holds several objects", "call it {}, or write one object a line"
+    except (ValueError, RecursionError):
+        pass
+    try:
+        literal = ast.literal_eval(shown[0].strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return ("the lines are Python's, not JSON", "write them with json.dumps") if isinstance(literal, dict) else None
 
 
 def _value(line: str) -> Any:

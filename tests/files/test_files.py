@@ -187,6 +187,14 @@ REFUSED = {
 }
 
 
+REFUSED |= {
+    "commas.jsonl": (LINES.replace("}", "},"), "every line ends in a comma", "call it commas.json"),
+    "together.jsonl": (LINES.replace("\n", ""), "a line holds several objects", "call it together.json"),
+    "python.jsonl": ("".join(f"{row}\n" for row in ROWS), "the lines are Python's, not JSON", "json.dumps"),
+    "lists.jsonl": ('["a text", "good"]\n["another", "bad"]\n', "the lines are lists", '{"text": …'),
+}
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_one_sentence_says_what_it_is(tmp_path, name):
     content, what, fix = REFUSED[name]
@@ -223,6 +231,14 @@ def test_an_open_quote_takes_no_other_row_with_it(tmp_path, at):
     found = read(tmp_path, "a.csv", "text,label\n" + "\n".join(lines))
     assert reasons(found) == [(at, "open-quote")]
     assert len(found) == 60
+
+
+def test_a_header_that_comes_again_is_no_row(tmp_path):
+    lines = ["text,label", "some words,good", "others,bad"]
+    found = read(tmp_path, "a.csv", "\n".join([*lines, " text ,label", *lines[1:]]))
+    assert reasons(found) == [(2, "header-again")]
+    assert len(found) == 5
+    assert reasons(read(tmp_path, "b.csv", "text\nwords\ntext\n")) == []
 
 
 def test_stray_quotes_that_close_are_known_by_the_labels_between(tmp_path):
