@@ -165,5 +165,6 @@ FAULTS: dict[str, tuple[str | bytes, int, tuple[str, ...]]] = {
     "gate not computed": (BASE + "evaluate: {metrics: [accuracy], gates: {macro_f1: 0}}\n", 5, ("not among evaluate.metrics", "add macro_f1")),
     "domains collide": (BASE + "  Mine: test.csv\n", 5, ("capital letters", "mine and Mine", "rename one")),
     "target twice": (BASE + "targets: [t4, t4]\n", 5, ("named twice", "delete one")),
+    "label with spaces": (BASE.replace("data.csv", "{source: data.csv, labels: [a, 'b ']}"), 4, ("white space", "write 'b'")),
     "label twice": (BASE.replace("data.csv", "{source: data.csv, labels: [a, b, a]}"), 4, ("'a' is named twice in `domains.mine.labels`",)),
 }  # fmt: skip

@@ -17,7 +17,7 @@ from typing import Any
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
 from hfadapt.records.stages import Finding
-from hfadapt.schemas import LabelKind, Unusable, read_list, whole_number
+from hfadapt.schemas import LabelKind, Unusable, read_list, refuse_scores, whole_number
 
 FEW_NUMBERS = 10
 """So many classes with decimals are still taken for classes."""
@@ -67,6 +67,7 @@ class Labels:
             raise Unusable("label-is-object", f" has an object as its label, with {', '.join(map(str, listed))}")
         if listed is not None:
             if len(listed) > 1:
+                refuse_scores(listed)
                 raise Unusable("several-labels", f" has {len(listed)} labels: {', '.join(map(str, listed))[:60]}")
             self._lists += len(listed)
             return self.name(listed[0], column_names, tags=tags) if listed else None

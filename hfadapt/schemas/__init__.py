@@ -251,6 +251,13 @@ def read_number(value: Any) -> float:
         raise ValueError(value) from error
 
 
+def refuse_scores(values: Iterable[Any]) -> None:
+    """Raises Unusable for numbers with decimals where a list or an object says which classes a row has."""
+    found = [each for each in values if isinstance(each, float) and math.isfinite(each) and not each.is_integer()]
+    if found:
+        raise Unusable("label-is-scores", f" has {found[0]} for a class")
+
+
 def read_list(value: Any) -> list[Any] | Mapping[str, Any] | None:
     """A list or an object, also where it is written as text, as JSON or as Python prints it; else None."""
     if isinstance(value, Mapping):

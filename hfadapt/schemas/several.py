@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hfadapt.schemas import Answers, Columns, plain, read_list
+from hfadapt.schemas import Answers, Columns, plain, read_list, refuse_scores
 from hfadapt.schemas.labelled import Labelled
 
 _SEPARATOR = re.compile(r"\s*[;,|]\s*")
@@ -58,9 +58,12 @@ def _listed(value: Any) -> list[Any]:
     found = read_list(value)
     if isinstance(found, Mapping):
         # NaN is not itself.
+        refuse_scores(found.values())
         said = {name: flag for name, flag in found.items() if flag is not None and flag == flag}
         return [name for name, flag in said.items() if str(flag).strip().lower() not in _OFF]
     if found is not None:
+        if len(found) > 1:
+            refuse_scores(found)
         return found
     if not isinstance(value, str):
         return [value]

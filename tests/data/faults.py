@@ -354,6 +354,13 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault("every completion empty in the source", [{**r, "completion": ""} for r in pairs(80)], "empty-completion", LM),
     Fault("one class only", [{**row, "label": "good"} for row in ROWS], "one class only"),
+    Fault("one number only", [{**row, "label": 1.5} for row in ROWS], "the number 1.5", "text-regression"),
+    Fault(
+        "numbers with their unit",
+        [{**row, "label": f"{n}%"} for n, row in enumerate(ROWS)],
+        "write plain numbers",
+        "text-regression",
+    ),
     Fault(
         "constant column as the text",
         [{**r, "source_name": "web"} for r in ROWS],

@@ -124,6 +124,16 @@ def test_merged_and_doubtful_labels_are_said(tmp_path, values, labels, code, sai
 
 
 @WAYS
+@pytest.mark.parametrize("task", ["text-classification", "multi-label-classification"])
+@pytest.mark.parametrize("value", [[0.9, 0.05, 0.05], "[0.9, 0.05, 0.05]", {"joy": 0.9, "anger": 0.1}])
+def test_probabilities_are_no_classes(tmp_path, value, task, streaming):
+    if isinstance(value, dict) and task == "text-classification":
+        return
+    with pytest.raises(DataError, match="have numbers with decimals for the classes"):
+        prepare(tmp_path, [value, value], streaming, task=task)
+
+
+@WAYS
 @pytest.mark.parametrize(
     "values", [["a", "b"], [0, 1], [-1, 1], ["C", "C++", "C#"], ["not a, b", "c"], ["1.1.0", "1.10"], ["B-PER", "O"]]
 )

@@ -161,6 +161,14 @@ def classes(view: View) -> Iterator[Finding]:
         )
 
 
+def same_number(view: View) -> Iterator[Finding]:
+    """Every row is to be given the same number."""
+    rows = view.rows.get("train", [])
+    if view.schema.label_kind == "number" and len(rows) > 1 and len({row["label"] for row in rows}) == 1:
+        what = f"all {len(rows):,} training rows have the number {rows[0]['label']:g}"
+        yield finding("one-class", "hard", what, rows[:8], "check the label column, or add rows with other numbers")
+
+
 def wrong_column(view: View) -> Iterator[Finding]:
     """A column that is constant or identifies rows was taken for the text or the label."""
     rows = view.rows.get("train", [])
@@ -328,6 +336,7 @@ CHECKS: tuple[Check, ...] = (
     mixed_forms,
     overlap,
     classes,
+    same_number,
     wrong_column,
     same_completion,
     label_leak,
