@@ -129,7 +129,7 @@ def _with_unread(source: Opened, opened: Sequence[Opened]) -> Opened:
     left = {key: split for key, split in source.splits.items() if split not in read}
     if source.split or not left:
         return source
-    what = f"{source.name}: the file also has the split{'s' if len(left) > 1 else ''} {some(left)}, which nothing reads"
+    what = f"{source.name}: it also has the split{'s' if len(left) > 1 else ''} {some(left)}, which nothing reads"
     fix = "; ".join(f"set {split}: {key} to use it" for key, split in left.items() if split in Domain.model_fields)
     found = Finding(code="splits-left-out", level="soft", message=what, fix=fix)
     return replace(source, noticed=(*source.noticed, found))
@@ -255,7 +255,7 @@ def _open_local(source: Source, path: Path, split: str) -> Opened:
         labels,
         {"sha256": sha256},
         noticed=tuple(noticed),
-        splits=json_rows.split_names(path) if path.is_file() else {},
+        splits=json_rows.split_names(path) if path.is_file() else {each: each for each in found.others},
         loose=any(suffix(file) in (".jsonl", ".ndjson", ".json") for file in files),
         folder=files[0].parent,
     )

@@ -34,10 +34,12 @@ class Found:
     Args:
         data: Those that are read, sorted by name.
         left: Those of a kind that could be read, which are about the data rather than data.
+        others: Splits of the folder that were not asked for.
     """
 
     data: tuple[Path, ...]
     left: tuple[Path, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 def suffixes() -> tuple[str, ...]:
@@ -143,7 +145,10 @@ def chosen(path: Path, split: str | None = None) -> Found:
                 allowed=", ".join(sorted({name for name in splits.values() if name})),
                 fix="name one of these splits",
             )
-        return Found(data, found.left)
+        # Beside files of splits, one of no split is none of the training rows.
+        left = (*found.left, *(each for each in found.data if splits[each] is None))
+        others = sorted({name for name in splits.values() if name and name != wanted}, reverse=True)
+        return Found(data, left, tuple(others))
     if split:
         raise DataError(
             "a local file has no named splits",

@@ -133,3 +133,22 @@ def test_another_encoding_is_named(tmp_path, streaming):
     with pytest.raises(DataError, match="are not UTF-8") as caught:
         prepare(tmp_path, "a.csv", streaming)
     assert "iconv" in str(caught.value)
+
+
+@WAYS
+def test_splits_of_a_folder_that_are_not_named_are_said(tmp_path, streaming):
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set" / "train.jsonl", ROWS[:300])
+    write(tmp_path / "set" / "test.jsonl", ROWS[300:])
+    write(tmp_path / "set" / "more.jsonl", ROWS[:5])
+    record = prepare(tmp_path, "set", streaming).record
+    said = {each.code: each for each in record.noticed}
+    assert record.rows_in == 300
+    assert "more.jsonl" in said["files-left-out"].message
+    assert "its files of test are not read" in said["splits-left-out"].message
+    assert "test: test" in said["splits-left-out"].fix
+    domains = {"d": {"source": "set", "test": "test"}}
+    recipe = Recipe(name="r", model="none", task="text-classification", domains=domains, data={"streaming": streaming})
+    record = data.prepare(recipe, recipe_folder=tmp_path, cache=tmp_path / "cache")["d"].record
+    assert (record.rows_in, record.splits["test"]) == (400, 100)
+    assert "splits-left-out" not in {each.code for each in record.noticed}
