@@ -289,7 +289,7 @@ def _added(facts: Facts) -> list[dict[str, str]]:
         {"title": section.title, "text": section.text(facts).strip()}
         for stage in registry.stages()
         for section in stage.card
-        if section.text and all(facts.records.has(kind.FILE) for kind in stage.records)
+        if section.text and stage.has_written(facts.records.has)
     ]
 
 

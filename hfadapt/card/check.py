@@ -246,7 +246,7 @@ def sections(folder: Path) -> list[str]:
         section.title
         for stage in registry.stages()
         for section in stage.card
-        if section.text is None or all((folder / kind.FILE).exists() for kind in stage.records)
+        if section.text is None or stage.has_written(lambda name: (folder / name).exists())
     ]
 
 

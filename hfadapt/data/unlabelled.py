@@ -106,11 +106,11 @@ def gather(
     say(f"{domain}: comparing {len(rows) + len(others):,} texts with {len(held.texts):,} held-out rows")
     every = duplicates.apart([*rows, *others], held.texts, recipe.data.dedupe, ledger)
     every = duplicates.drop_duplicates({domain: every}, recipe.data.dedupe, {domain: ledger})[domain]
-    general_places = {row.place for row in others}
-    texts = [row for row in every if row.place not in general_places]
+    is_general = set(map(id, others))
+    texts = [row for row in every if id(row) not in is_general]
     if not texts:
         raise no_rows(place, rows_in, ledger.dropped)
-    mixed = _mixed([row for row in every if row.place in general_places], len(texts), settings.general_share, recipe)
+    mixed = _mixed([row for row in every if id(row) in is_general], len(texts), settings.general_share, recipe)
     back = _held_back(texts, recipe.data.seed)
     folder = cell_folder / PRETRAIN
     folder.mkdir(parents=True, exist_ok=True)

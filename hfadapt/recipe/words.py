@@ -317,7 +317,7 @@ def _report_booleans(tree: Tree, model: type[BaseModel], keys: Keys = ()) -> Non
     if annotation is None:
         return
     kinds = [split(member)[0] for member in _members(annotation)]
-    if isinstance(value, bool) and not any(kind is bool or _is_model(kind, Fast) for kind in kinds):
+    if isinstance(value, bool) and not any(kind is bool or _is_model(kind, (Fast, Pretrain)) for kind in kinds):
         report_value(tree, keys, model)
     inner = value if isinstance(value, Mapping) else range(len(value)) if isinstance(value, list) else ()
     for key in inner:

@@ -127,6 +127,15 @@ class Stage:
         may = all(cell.holds(kind) for cell in cells for kind in self.may_write if cell.has(kind))
         return must and may and all(path.exists() for path in bases)
 
+    def has_written(self, has: Callable[[str], bool]) -> bool:
+        """Whether all that it always writes is there or, where that is nothing, some of what it may write.
+
+        Args:
+            has: Whether there is a record of this file name.
+        """
+        may = [has(kind.FILE) for kind in self.may_write]
+        return all(has(kind.FILE) for kind in self.records) and (bool(self.records) or not may or any(may))
+
     def groups(self, cell: Cell) -> bool:
         """Of scope `group`: whether the cell may share its work with others."""
         return False

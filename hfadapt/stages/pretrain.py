@@ -21,8 +21,6 @@ AT = f"{PretrainRecord.FILE}#/"
 
 def section(facts: Facts) -> str:
     """What the adapter learned before its task, and from what."""
-    if not facts.records.has(PretrainRecord.FILE):
-        return "None: the adapter was trained on its task alone."
     found = facts.records.file(PretrainRecord.FILE)
     where = "of its own training rows, without their labels" if found["own"] else "named in the recipe"
     general = f", and {facts(AT + 'general', 'integer')} general ones" if found["general"] else ""

@@ -22,8 +22,6 @@ FOLDER = "without-pretrain"
 
 def section(facts: Facts) -> str:
     """Each metric with and without the adaptation to texts."""
-    if not facts.records.has(WithoutPretrainRecord.FILE):
-        return "Not compared: there was no adaptation to texts."
     at = f"{WithoutPretrainRecord.FILE}#/"
     lines = [
         f"The adapter against one that was trained on the task alone for as many steps "

@@ -25,6 +25,7 @@ from hfadapt.evaluate import context
 from hfadapt.fast import FastPath, fusion
 from hfadapt.hardware.processes import World
 from hfadapt.recipe.schema import Recipe
+from hfadapt.run_folder import read_rows, read_steps
 
 EXAMPLES = Path(__file__).parents[2] / "cards" / "examples"
 CLASSES, TEXTS, TAGS = "text-classification", "causal-lm", "token-classification"
@@ -78,6 +79,27 @@ def card(bed: Bed, fields: Mapping[str, Any]) -> Any:
     return render_card(folder).readme
 
 
+def gathered(bed: Bed, fields: Mapping[str, Any]) -> Any:
+    """The texts without labels that the domain's adapter is adapted to first."""
+    cell = bed.run(fields, "plan", "gathered").cell("one", "this-machine")
+    return [row["text"] for row in read_rows(cell.folder / "pretrain/texts.parquet")] if cell.data.unlabelled else None
+
+
+def pretrained(bed: Bed, fields: Mapping[str, Any]) -> Any:
+    """How the domain's adapter is adapted to texts first: every step of it."""
+    found = bed.run(fields, "pretrain", "pretrained").cell("one", "this-machine")
+    assert not found.state.error, found.state.error
+    lines = read_steps(found.folder / "pretrain/metrics.jsonl")
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def compared_without(bed: Bed, fields: Mapping[str, Any]) -> Any:
+    """Whether a second adapter was trained on the task alone."""
+    cell = bed.run(fields, "evaluate", "compared").cell("one", "this-machine")
+    assert not cell.state.error, cell.state.error
+    return (cell.folder / "without_pretrain.json").exists()
+
+
 def workers(bed: Bed, fields: Mapping[str, Any]) -> Any:
     """How many processes the filters of rows are given."""
     with mock.patch.object(clean, "drop_unusable", side_effect=lambda found, *_: found) as called:
@@ -92,6 +114,16 @@ def asked_of_the_hub(bed: Bed, fields: Mapping[str, Any]) -> Any:
         pytest.raises(DataError),
     ):
         bed.prepared(fields)
+    return called.call_args_list
+
+
+def texts_of_the_hub(bed: Bed, fields: Mapping[str, Any]) -> Any:
+    """What `datasets.load_dataset` is asked for, for texts without labels."""
+    with (
+        mock.patch.object(datasets, "load_dataset", side_effect=ConnectionError("no network")) as called,
+        pytest.raises(DataError),
+    ):
+        bed.run(fields, "plan", "gathered")
     return called.call_args_list
 
 

@@ -25,19 +25,23 @@ from looks import (
     asked_of_the_hub,
     canaries,
     card,
+    compared_without,
     evaluation,
     folder,
     fused,
+    gathered,
     labels,
     losses,
     metrics,
     planned,
+    pretrained,
     refusal,
     rows,
     scored_at_once,
     splits,
     steps,
     storage,
+    texts_of_the_hub,
     trackers,
     unpacked,
     workers,
@@ -224,6 +228,33 @@ def source(place: str, hub: Mapping[str, Any]) -> dict[str, Case]:
     }
 
 
+def adaptation(place: str) -> dict[str, Case]:
+    """An adaptation to texts before the task, of the recipe or of a domain."""
+    begun = {place: {"sources": [{"source": "texts.jsonl"}], "max_steps": 3}}
+    mixed = {place: {"sources": [{"source": "texts.jsonl"}], "general": [{"source": "other.jsonl"}]}}
+    cases = {
+        "objective": Case(("tsdae", "simcse"), pretrained, beside=begun),
+        "epochs": Case((1.0, 2.0), pretrained, beside={place: {"sources": [{"source": "other.jsonl"}]}}),
+        "max_steps": Case((2, 3), pretrained, beside=begun),
+        "learning_rate": Case((1e-3, 2e-3), pretrained, beside=begun),
+        "batch_rows": Case((4, 8), pretrained, beside=begun),
+        "general_share": Case((0.1, 0.4), gathered, beside=mixed),
+        "skip": Case((True, False), gathered, beside={"pretrain": {"max_steps": 2}}),
+    }
+    for part in ("sources", "general"):
+        hub = {place: {part: [{"source": "someone/something"}]}}
+        cases |= {f"{part}[].{name}": Case((None, "v1"), texts_of_the_hub, beside=hub) for name in HUB_WORDS}
+        rest = {each: [{"source": "other.jsonl"}] for each in ("sources", "general")}
+        named = {place: {**rest, part: [{"source": "texts.jsonl"}]}}
+        cases |= {
+            f"{part}[].source": Case(("texts.jsonl", "other.jsonl"), gathered, beside=mixed),
+            f"{part}[].column": Case(("text", "more"), gathered, beside=named),
+            f"{part}[].rows": Case((3, 20), gathered, beside={**named, f"{place}.general_share": 0.8}),
+        }
+    return {f"{place}.{name}": case for name, case in cases.items()}
+
+
+HUB_WORDS = ("config", "split", "revision")
 FIELDS: dict[str, Case] = {
     "name": Case(("this", "that"), folder),
     "model": Case(("./lm", "./lm-untied"), planned, TEXTS),
@@ -279,6 +310,9 @@ FIELDS: dict[str, Case] = {
     },
     "data.canaries.count": Case((0, 3, 6), canaries),
     "data.canaries.repeats": Case(([1], [2, 4]), canaries, beside={"data.canaries.count": 4}),
+    # --- texts without labels
+    **adaptation("pretrain"),
+    **adaptation("domains.*.pretrain"),
     # --- training
     "adapter.method": Case(("lora", "dora", "head"), steps),
     "adapter.rank": Case((2, 4), steps, TEXTS),
@@ -323,6 +357,9 @@ FIELDS: dict[str, Case] = {
     "evaluate.drift": Case((False, True), evaluation, beside=QUICKLY),
     "evaluate.drift_limits.kl_nats": Case((0.0, 9.0), evaluation, beside=FORMS),
     "evaluate.drift_limits.points": Case((0.0, 99.0), evaluation, beside=FORMS),
+    "evaluate.without_pretrain": Case(
+        (False, True), compared_without, beside={**QUICKLY, "pretrain": {"max_steps": 2}}
+    ),
     "evaluate.harness": Case(([], ["nothing-of-that-name"]), refusal, TEXTS, ANSWERS),
 }
 
@@ -330,8 +367,11 @@ FIELDS: dict[str, Case] = {
 def test_the_table_has_every_field() -> None:
     """A new field says here what depends on it."""
     assert FIELDS.keys() == ALL.keys()
-    # Which base an earlier stage made is decided, not asked for.
-    assert {name for name in dict(fields_of(Lock)) if not name.startswith("base.")} == ALL.keys()
+    # Which base an earlier stage made is decided, not asked for, and how many texts go through the model together.
+    decided = {
+        name for name in dict(fields_of(Lock)) if name.startswith("base.") or name == "pretrain.micro_batch_rows"
+    }
+    assert dict(fields_of(Lock)).keys() - decided == ALL.keys()
 
 
 @pytest.mark.parametrize("place", [place for place in FIELDS if place != "train.objective_options"])
@@ -357,6 +397,7 @@ def bed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Bed:
         "labelled": labelled(60),
         "other": labelled(30, seed=1),
         "overlapping": [*labelled(20), *labelled(40, seed=2)],
+        "texts": [{"text": row["text"], "more": f"more of {row['text']}"} for row in labelled(40, seed=11)],
         "pairs": pairs(60),
         "uneven": uneven(60),
         "wide": [

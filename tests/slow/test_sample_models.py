@@ -112,3 +112,21 @@ def test_a_chat_recipe_trains(tmp_path):
     perplexity = evaluation["metrics"][0]
     assert perplexity["name"] == "perplexity"
     assert perplexity["adapter"] < perplexity["base"]
+
+
+def test_the_recipe_that_adapts_to_texts_first(tmp_path):
+    settings = [
+        "pretrain.max_steps=20",
+        "train.max_steps=20",
+        "data.train_rows=200",
+        "data.test=200",
+        "evaluate.drift=false",
+    ]
+    done = command("run", RECIPES / "pretrain.yaml", *settings, folder=tmp_path)
+    assert done.code == 0, done.err
+    found = cell(tmp_path, "pretrain", "diagnoses")
+    record = json.loads((found / "pretrain.json").read_text())
+    assert record["objective"] == "tsdae", "MiniLM was saved without the layer that says hidden words"
+    assert record["loss_after"] < record["loss_before"]
+    assert record["like_held_out"] > 100, "the held-out diagnoses are among the texts"
+    assert (found / "without_pretrain.json").exists()
