@@ -185,7 +185,7 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     return get_args(bare) if get_origin(bare) in (Union, types.UnionType) else (annotation,)
 
 
-def _is_model(bare: Any, kind: type = BaseModel) -> bool:
+def _is_model(bare: Any, kind: type | tuple[type, ...] = BaseModel) -> bool:
     return isinstance(bare, type) and issubclass(bare, kind)
 
 
