@@ -123,7 +123,9 @@ def trainable(model: Any, adapter: str | None = None) -> dict[str, torch.nn.Para
 
 def trained_layers(model: Any, base: Base, name: str) -> dict[str, torch.nn.Parameter]:
     """The low-rank weights of an adapter in a base's body, by their names in the body: the same whatever the head."""
-    outer, prefix = "base_model.model.", f"{base.model.base_model_prefix}."
+    body = base.model.base_model_prefix
+    # A base without a head is its body itself.
+    outer, prefix = "base_model.model.", f"{body}." if hasattr(base.model, body) else ""
     found = {}
     for path, parameter in model.named_parameters():
         inside = path.removeprefix(outer)
