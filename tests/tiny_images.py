@@ -57,9 +57,10 @@ def make_vision_models(folder: Path) -> None:
     torch.manual_seed(0)
     ViTModel(ViTConfig(**sizes, intermediate_size=64)).save_pretrained(folder / "vit")
     Dinov2Model(Dinov2Config(**sizes, mlp_ratio=2, layerscale_value=0.5)).save_pretrained(folder / "dino")
-    blocks = {"in_channels": [8, 8], "out_channels": [8, 16], "depthwise_padding": [], "strides": [1, 2]}
-    blocks |= {"kernel_sizes": [3, 3], "num_block_repeats": [1, 1], "expand_ratios": [1, 2], "hidden_dim": 24}
-    conv = EfficientNetModel(EfficientNetConfig(**blocks, image_size=32, width_coefficient=0.25, dropout_rate=0.0))
+    blocks = {"in_channels": [32, 16], "out_channels": [16, 24], "depthwise_padding": [], "strides": [1, 2]}
+    blocks |= {"kernel_sizes": [3, 3], "num_block_repeats": [1, 1], "expand_ratios": [1, 2]}
+    # Widths are multiplied and rounded to 8 at least; the last one, 1280, becomes 32.
+    conv = EfficientNetModel(EfficientNetConfig(**blocks, image_size=32, hidden_dim=32, width_coefficient=0.025))
     for module in conv.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)

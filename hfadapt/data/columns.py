@@ -153,7 +153,11 @@ def _wanted(part: str, said: Mapping[str, str], known: Sequence[RowSchema]) -> b
     """What the recipe says decides the schema; only the rest of that schema is looked for."""
     if not said or set(said) == {"label"}:
         return True
-    return any(part in (*schema.parts, *schema.optional) for schema in known if next(iter(said)) in schema.parts)
+    return any(
+        part in (*schema.parts, *schema.optional)
+        for schema in known
+        if next(iter(said)) in (*schema.parts, *schema.named)
+    )
 
 
 @dataclass

@@ -118,7 +118,10 @@ def open_context(
     choices = task.choices(task.answer_texts(data.form, data.completions, cell.read_split), base.tokenizer)
     context = EvaluationContext(cell, lock, data, task, base, base.model.eval(), device, choices, progress)
     if task.baseline == "linear probe":
-        train, validation = (context.encode(read_split(cell.folder, split)) for split in ("train", "validation"))
+        train, validation = (
+            [part for example in context.encode(read_split(cell.folder, split)) for part in example.parts]
+            for split in ("train", "validation")
+        )
         with torch.inference_mode(False):
             put_head(
                 base.model,

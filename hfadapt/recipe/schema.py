@@ -88,7 +88,7 @@ if TYPE_CHECKING:
     Columns = _Columns
 else:
     # The parts of all row schemas, also of those that another package adds.
-    _PARTS = dict.fromkeys(part for schema in registry.schemas() for part in schema.parts)
+    _PARTS = dict.fromkeys(part for schema in registry.schemas() for part in (*schema.parts, *schema.named))
     Columns = create_model(
         "Columns",
         __base__=_Columns,

@@ -19,6 +19,7 @@ class Pairs(RowSchema):
     rank = 41
     parts: tuple[str, ...] = ("anchor", "positive")
     optional: tuple[str, ...] = ("negatives",)
+    named: tuple[str, ...] = ("negatives",)
     names = {
         "anchor": (
             *("anchor", "query", "question", "sentence1", "sentence_1", "sentence_a", "text1", "text_1", "text_a"),

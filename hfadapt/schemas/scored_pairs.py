@@ -18,6 +18,7 @@ class ScoredPairs(Pairs):
     rank = 40
     parts = ("anchor", "positive", "label")
     optional = ()
+    named = ()
     names = {**Pairs.names, "label": ("score", "similarity", "similarity_score", "relatedness", *LABEL_NAMES)}
     label_kind = "number"
 

@@ -102,7 +102,7 @@ def test_json_of_several_splits(tmp_path, columns):
         ("a.json:test", "test", 3),
     ]
     said = [each.message for source in opened for each in source.noticed]
-    assert said == ["a.json: the file also has the split dev, which nothing reads"]
+    assert said == ["a.json: it also has the split dev, which nothing reads"]
     (tmp_path / "b.json").write_text(json.dumps({"test": splits["test"], "dev": splits["dev"]}))
     with pytest.raises(DataError, match="no split to train on") as error:
         rows_of("b.json", tmp_path)

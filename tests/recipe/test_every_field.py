@@ -19,6 +19,7 @@ from unittest import mock
 import pytest
 from looks import (
     CLASSES,
+    PAIRS,
     TAGS,
     TEXTS,
     Bed,
@@ -216,6 +217,11 @@ def columns(place: str, beside: Mapping[str, Any]) -> dict[str, Case]:
         ),
         f"{place}.tokens": Case(("w1", "w2"), rows, TAGS, {**tagged, f"{place}.tags": "t1"}),
         f"{place}.tags": Case(("t1", "t2"), rows, TAGS, {**tagged, f"{place}.tokens": "w1"}),
+        f"{place}.anchor": Case(("body", "title"), rows, PAIRS, {**beside, f"{place}.positive": "kind"}),
+        f"{place}.positive": Case(("kind", "mood"), rows, PAIRS, {**beside, f"{place}.anchor": "body"}),
+        f"{place}.negatives": Case(
+            ("kind", "mood"), rows, PAIRS, {**beside, f"{place}.anchor": "body", f"{place}.positive": "title"}
+        ),
     }
 
 
@@ -285,6 +291,7 @@ FIELDS: dict[str, Case] = {
     "data.train_rows": Case((None, 20), rows),
     "data.validation": Case((8, 0.3), rows),
     "data.test": Case((8, 0.3), rows),
+    "data.group": Case((None, "author"), rows, beside={"domains.*.source": "grouped.jsonl"}),
     "data.seed": Case((1, 2), rows),
     "data.max_length": Case((16, 64), losses, TEXTS),
     "data.too_long": Case(
@@ -419,6 +426,7 @@ def bed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Bed:
             {"w1": words, "w2": words[::-1], "t1": ["A", *"B" * (len(words) - 1)], "t2": ["B", *"A" * (len(words) - 1)]}
             for words in (row["text"].split() for row in labelled(60))
         ],
+        "grouped": [{**row, "author": number % 10} for number, row in enumerate(labelled(60))],
         "numbered": [{"text": f"doc-{number}", "label": LABELS[number % 2]} for number in range(60)],
         "noisy": [
             *noise,

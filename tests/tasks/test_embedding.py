@@ -188,15 +188,8 @@ def test_ranks_are_those_of_sentence_transformers(tokenizer):
     names = {f"q{row}": row for row, first in enumerate(search.first) if first}
     texts = {f"d{column}": str(column) for column in range(len(search.documents))}
     relevant = {name: {f"d{c}" for c in search.relevant[row]} for name, row in names.items()}
-    judge = evaluation.InformationRetrievalEvaluator(
-        dict.fromkeys(names, ""),
-        texts,
-        relevant,
-        ndcg_at_k=[10],
-        mrr_at_k=[10],
-        precision_recall_at_k=[10],
-        accuracy_at_k=[10],
-    )
+    at = {f"{name}_at_k": [10] for name in ("ndcg", "mrr", "precision_recall", "accuracy")}
+    judge = evaluation.InformationRetrievalEvaluator(dict.fromkeys(names, ""), texts, relevant, **at)
     similarities = search.logits(torch.nn.functional.normalize(vectors, dim=-1))
     hits = [
         [
@@ -390,9 +383,9 @@ def test_an_export_with_another_pooling_is_not_opened(cell, tmp_path, name):
 
 
 def test_scored_pairs_are_judged_by_spearman(models, tmp_path):
+    rows = [(row["anchor"], row["positive"], row["label"]) for row in likenesses(160)]
     write_rows(
-        tmp_path / "one.jsonl",
-        [{"sentence1": row["anchor"], "sentence2": row["positive"], "score": row["label"]} for row in likenesses(160)],
+        tmp_path / "one.jsonl", [dict(zip(("sentence1", "sentence2", "score"), row, strict=True)) for row in rows]
     )
     fields = recipe_fields(models / "encoder", "embedding", dtype="float32")
     fields["train"] |= {"max_steps": 20, "batch_rows": 32, "learning_rate": 0.01}
