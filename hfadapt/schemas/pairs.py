@@ -54,14 +54,15 @@ class Pairs(RowSchema):
         return row
 
     def words(self, row: Columns) -> str:
-        """Both texts with the same weight: the shorter one as often as it fits into the longer.
+        """Both texts with the same weight: the shorter one again and again, until it is as long as the other.
 
         A long answer that many questions have would else make near-duplicates of the questions.
         """
-        anchor, positive = str(row.get("anchor", "")), str(row.get("positive", ""))
-        lengths = [max(1, len(text.split())) for text in (anchor, positive)]
-        times = [max(1, round(max(lengths) / length)) for length in lengths]
-        return "\n".join([*[anchor] * times[0], *[positive] * times[1]])
+        texts = [str(row.get(part, "")) for part in ("anchor", "positive")]
+        longest = max(map(len, texts))
+        return "\n".join(
+            f"{text} " * (longest // (len(text) + 1)) + text[: longest % (len(text) + 1)] for text in texts
+        )
 
     def shown(self, row: Columns) -> str:
         """The anchor."""

@@ -130,3 +130,14 @@ def test_the_recipe_that_adapts_to_texts_first(tmp_path):
     assert record["loss_after"] < record["loss_before"]
     assert record["like_held_out"] > 100, "the held-out diagnoses are among the texts"
     assert (found / "without_pretrain.json").exists()
+
+
+def test_an_encoder_finds_more_diagnoses_than_its_base(tmp_path):
+    settings = ["data.train_rows=2000", "data.test=800", "train.epochs=1"]
+    done = command("evaluate", RECIPES / "search.yaml", "--domain", "diagnoses", *settings, folder=tmp_path)
+    assert done.code == 0, done.err
+    evaluation = json.loads((cell(tmp_path, "search", "diagnoses") / "evaluation.json").read_text())
+    ndcg = evaluation["metrics"][0]
+    assert ndcg["name"] == "ndcg_at_10"
+    assert 0.4 < ndcg["base"] < 0.8
+    assert ndcg["low"] > 0
