@@ -3,8 +3,8 @@
     python benchmarks/embedding.py               run, keep embedding.json, print the table and renew it in the README
     python benchmarks/embedding.py --table       only the table of the kept results
 
-It runs `hfadapt run recipes/search.yaml` in a process of its own and reads evaluation.json and transfer.json: nDCG@10 of
-base and adapter on the same queries, with the 95 % paired bootstrap over queries.
+It runs `hfadapt run recipes/search.yaml` in a process of its own and reads evaluation.json and transfer.json: nDCG@10
+of base and adapter on the same queries, with the 95 % paired bootstrap over queries.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def table(results: list[dict[str, Any]]) -> str:
         metric = one["metrics"][0]
         others = "; ".join(f"{each['base']:.3f} → {each['value']:.3f}, {_difference(each)}" for each in one["others"])
         lines.append(
-            f"| {one['domain']} | {one['rows']:,} | {one['setting']} | {metric['base']:.3f} | {metric['adapter']:.3f} | "
-            f"{_difference(metric)} | {others} |"
+            f"| {one['domain']} | {one['rows']:,} | {one['setting']} | {metric['base']:.3f} | "
+            f"{metric['adapter']:.3f} | {_difference(metric)} | {others} |"
         )
     return "\n".join([*lines, "", f"nDCG@10, measured on {results[0]['processor']}."])
 

@@ -291,7 +291,6 @@ FIELDS: dict[str, Case] = {
     "data.train_rows": Case((None, 20), rows),
     "data.validation": Case((8, 0.3), rows),
     "data.test": Case((8, 0.3), rows),
-    "data.group": Case((None, "author"), rows, beside={"domains.*.source": "grouped.jsonl"}),
     "data.seed": Case((1, 2), rows),
     "data.max_length": Case((16, 64), losses, TEXTS),
     "data.too_long": Case(
