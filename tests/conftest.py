@@ -115,6 +115,14 @@ def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def picture_run(vision: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of image classification on two domains; only to be read."""
+    import tiny_images
+
+    return tiny_images.finished_run(tmp_path_factory.mktemp("pictures"), vision)
+
+
 @pytest.fixture
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of hfadapt for one test."""

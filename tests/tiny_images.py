@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html.parser
 import io
 from pathlib import Path
 
@@ -76,3 +78,52 @@ def make_vision_models(folder: Path) -> None:
     )
     for name in ("vit", "dino", "conv"):
         processor.save_pretrained(folder / name)
+
+
+def finished_run(folder: Path, vision: Path) -> Path:
+    """The run of a recipe with two domains; of `one`, pictures are of two sizes."""
+    from tiny import command, recipe_fields, write_recipe
+
+    write_folders(folder / "one", 90)
+    for path in sorted((folder / "one").glob("*/*5.png")):
+        Image.open(path).resize((48, 40)).save(path)
+    write_folders(folder / "two", 90, seed=1)
+    domains = {name: {"source": name} for name in ("one", "two")}
+    model, checks = vision / "dino", {"resamples": 100, "transfer": False}
+    fields = recipe_fields(model, "image-classification", domains, evaluate=checks, name="pictures")
+    write_recipe(folder / "pictures.yaml", fields)
+    done = command("run", "pictures.yaml", folder=folder)
+    assert done.code == 0, done.err
+    return folder / "runs" / "pictures"
+
+
+class _Pictures(html.parser.HTMLParser):
+    """The pictures of a page, each with the words that follow it."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[Image.Image, str]] = []
+        self.inside = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            head, _, data = str(dict(attrs)["src"]).partition(",")
+            opened = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+            opened.load()
+            assert head == f"data:image/{opened.format.lower()};base64"
+            self.found.append((opened.convert("RGB"), ""))
+            self.inside = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside and tag != "figcaption"
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            last, said = self.found[-1]
+            self.found[-1] = (last, said + data)
+
+
+def pictures_of(page: str) -> list[tuple[Image.Image, str]]:
+    """The pictures of an HTML page, decoded, each with its caption."""
+    return _Pictures(page).found

@@ -20,16 +20,19 @@ from hfadapt.adapters import AdapterMethod
 from hfadapt.card import sections as evidence
 from hfadapt.card.facts import Facts, Records, escape, pointer, untraced, without_marks
 from hfadapt.card.metadata import base_name, card_title, hub_metadata, languages, license_of
-from hfadapt.card.snippet import run_snippet, snippet_text
+from hfadapt.card.snippet import example_file, run_snippet, snippet_text
 from hfadapt.core import registry, resources
 from hfadapt.core.errors import RunError
-from hfadapt.core.spec import write_text
+from hfadapt.core.spec import write_bytes, write_text
+from hfadapt.models.adapter_files import PICTURE
 from hfadapt.records.stages import CardRecord, in_order
 from hfadapt.report.svg import loss_chart
 from hfadapt.run_folder import LOCK, Cell
 
 USER_BEGIN, USER_END = "<!-- user:begin -->", "<!-- user:end -->"
 FAILURES = 5
+PICTURE_SIDE = 96
+"""Pixels of a picture's height."""
 NO_SETTINGS = ("domains", "model", "name", "base")
 """What of a lock names data and places, and is shown elsewhere."""
 
@@ -42,17 +45,21 @@ class Card:
         readme: README.md.
         record: card.json.
         chart: loss.svg.
+        pictures: Further files that it shows: test rows that are files.
         untraced: Lines with a number that no record knows; empty in a sound card.
     """
 
     readme: str
     record: CardRecord
     chart: str
+    pictures: Mapping[str, bytes]
     untraced: tuple[str, ...]
 
 
 def build_card(cell: Cell, *, execute: bool = True) -> CardRecord:
     """Writes README.md, card.json and loss.svg into the cell, and README.md and loss.svg beside the adapter.
+
+    Test rows that are files are shown in the cell only, and named beside the adapter, which is what is passed on.
 
     Args:
         execute: Run the loading snippet; otherwise what it printed the last time is kept.
@@ -69,9 +76,14 @@ def build_card(cell: Cell, *, execute: bool = True) -> CardRecord:
     card = render_card(cell.folder, output=output)
     if card.untraced:
         raise RunError("the card holds numbers that are in no record", got=card.untraced[0])
-    for folder in (cell.folder, cell.adapter):
-        write_text(folder / "README.md", card.readme)
+    for folder, readme in ((cell.folder, card.readme), (cell.adapter, without_pictures(card.readme))):
+        write_text(folder / "README.md", readme)
         write_text(folder / "loss.svg", card.chart)
+    for path in cell.folder.iterdir():
+        if PICTURE.fullmatch(path.name) and path.name not in card.pictures:
+            path.unlink()
+    for name, content in card.pictures.items():
+        write_bytes(cell.folder / name, content)
     card.record.write(cell.folder / "card.json")
     return card.record
 
@@ -90,14 +102,14 @@ def render_card(folder: Path, *, output: str | None = None) -> Card:
         output = CardRecord.read(folder / CardRecord.FILE).output
     records.given["card.json"] = {"output": output}
     facts = Facts(records)
-    snippet = snippet_text(facts)
+    snippet, pictures = snippet_text(facts), dict[str, bytes]()
     metadata = hub_metadata(facts)
     try:
         marked = (
             _environment()
             .get_template("card.md.j2")
             .render(
-                **_context(facts),
+                **_context(facts, pictures),
                 **_evidence(facts),
                 added=_added(facts),
                 front_matter=ModelCardData(**metadata).to_yaml(),
@@ -123,7 +135,12 @@ def render_card(folder: Path, *, output: str | None = None) -> Card:
         facts=facts.all(),
     )
     steps = records.file("metrics.jsonl") if records.has("metrics.jsonl") else []
-    return Card(without_marks(_tidy(marked)), record, loss_chart(steps), tuple(untraced(body)))
+    return Card(without_marks(_tidy(marked)), record, loss_chart(steps), pictures, tuple(untraced(body)))
+
+
+def without_pictures(readme: str) -> str:
+    """A card with the names of test rows in place of their pictures, which are not to be passed on by accident."""
+    return re.sub(rf"!\[((?:\\.|[^\]\\])*)\]\({PICTURE.pattern}\)", r"\1", readme)
 
 
 def _environment() -> Environment:
@@ -163,13 +180,14 @@ def is_cut_off(readme: Path, cell_folder: Path) -> bool:
         return False
     # A cut may go through a character.
     made = text.split(USER_BEGIN)[0].rstrip("\ufffd")
-    return render_card(cell_folder).readme.startswith(made)
+    whole = render_card(cell_folder).readme
+    return whole.startswith(made) or without_pictures(whole).startswith(made)
 
 
 # --- what the template needs -----------------------------------------------------------------------------------------
 
 
-def _context(facts: Facts) -> dict[str, Any]:
+def _context(facts: Facts, pictures: dict[str, bytes]) -> dict[str, Any]:
     records = facts.records
     lock, data, train = records.file("lock.yaml"), records.file("data.json"), records.file("train.json")
     evaluation, manifest = records.file("evaluation.json"), records.file("adapter/hfadapt.json")
@@ -180,7 +198,10 @@ def _context(facts: Facts) -> dict[str, Any]:
     worst = _worst(predictions, judged) if records.has("data/test.parquet") else []
     return {
         "fact": facts,
+        "kind": evidence.kind_of(records),
+        "example_file": example_file(registry.schema(data["form"])),
         "pointer": pointer,
+        "shortened": "shortened; user names, addresses, long numbers and links replaced",
         "title": facts.cited(escape(card_title(records))),
         "headline": _headline(facts),
         "task_words": lock["task"],
@@ -229,7 +250,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "limits": _limits(facts),
         "failures": worst if judged else [],
         "hardest": [] if judged else worst,
-        "quoted": lambda row: _quoted(facts, row),
+        "quoted": lambda row: _quoted(facts, row, pictures),
         "base_weights": manifest.get("weights_sha256"),
         "chat_template": manifest.get("chat_template_sha256"),
         "files": sorted(manifest["files"]),
@@ -348,13 +369,15 @@ def _limits(facts: Facts) -> list[str]:
         said.append(f"Tested on {rows} rows of the domain {domain}, and on {names}; no other domains were tested.")
     else:
         said.append(f"Tested on {rows} rows of the domain {domain} only; other domains were not tested.")
-    named = languages(records)
-    if named:
-        said.append(f"Trained and tested on text in {facts.cited(', '.join(named))}; other languages were not tested.")
-    else:
+    kind, named = evidence.kind_of(records), facts.cited(", ".join(languages(records)))
+    if languages(records):
+        what = "text" if kind.tokens else kind.nouns
+        said.append(f"Trained and tested on {what} in {named}; other languages were not tested.")
+    elif kind.tokens:
         said.append("The language of the data is not recorded.")
     said.append(
-        f"Inputs were cut to {facts('lock.yaml#/data/max_length', 'integer')} tokens; longer ones were not tested."
+        f"Inputs were {kind.cut.removesuffix(' off')} to {facts('lock.yaml#/data/max_length', 'integer')} {kind.unit}; "
+        f"{kind.longer} ones were not tested."
     )
     return said
 
@@ -393,12 +416,19 @@ def _worst(predictions: Sequence[Mapping[str, Any]], judged: bool) -> list[int]:
     return sorted(rows, key=lambda n: (-predictions[n]["adapter_loss"], n))[:FAILURES]
 
 
-def _quoted(facts: Facts, row: int) -> str:
-    """The text of a test row, shortened and redacted."""
+def _quoted(facts: Facts, row: int, pictures: dict[str, bytes]) -> str:
+    """The text of a test row, shortened and redacted; the picture of a file, which is put among the others."""
     content = facts.records.value(f"data/test.parquet#/{row}")
-    path = registry.schema(facts.records.value("data.json#/form")).quoted(content)
+    schema = registry.schema(facts.records.value("data.json#/form"))
+    path = schema.quoted(content)
     at = f"data/test.parquet#/{row}/{'/'.join(path)}"
-    return facts(at, "quote", *(("differing",) if path == ("prompt",) else ()))
+    text = facts(at, "quote", *(("differing",) if path == ("prompt",) else ()))
+    if not schema.media:
+        return text
+    data, media_type = registry.modality(schema.modality).preview(content[schema.media], PICTURE_SIDE)
+    name = f"error-{len(pictures) + 1}.{media_type.rpartition('/')[2]}"
+    pictures[name] = data
+    return f"![{text}]({facts.cited(name)})"
 
 
 def _phases(train: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from huggingface_hub import metadata_load
 from yaml import YAMLError
 
 from hfadapt.card import licenses
-from hfadapt.card.build import USER_BEGIN, USER_END, Card, render_card
+from hfadapt.card.build import USER_BEGIN, USER_END, Card, render_card, without_pictures
 from hfadapt.card.facts import QUOTING, Records, compute, shown
 from hfadapt.card.metadata import METRIC_TYPES, license_of, metric_type
 from hfadapt.card.record_checks import check_evidence
@@ -306,10 +306,16 @@ def _rebuild_problems(text: str, record: CardRecord, card: Card, folder: Path) -
         )
     copies = [(folder / "loss.svg", card.chart)]
     if (folder / "adapter").is_dir():
-        copies += [(folder / "adapter" / "README.md", text), (folder / "adapter" / "loss.svg", card.chart)]
+        copies += [
+            (folder / "adapter" / "README.md", without_pictures(text)),
+            (folder / "adapter" / "loss.svg", card.chart),
+        ]
     for path, wanted in copies:
         if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != wanted:
             yield Problem("a copy is missing or old", str(path), fix=again)
+    for name in card.pictures:
+        if not (folder / name).is_file():
+            yield Problem("a picture of the card is missing", str(folder / name), fix=again)
 
 
 def _pairs(found: str, wanted: str) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hfadapt.card.facts import Facts, Records, escape, pointer
+from hfadapt.core import registry
+from hfadapt.modalities import Modality
 from hfadapt.records.evidence import verdict
 
 EVALUATION, SECURITY, DRIFT, TRANSFER = "evaluation.json", "security.json", "drift.json", "transfer.json"
@@ -33,6 +35,11 @@ TESTS = {
 def not_measured(what: str, record: str) -> str:
     """The sentence that stands where a record is missing."""
     return f"{what}: not measured; {COMMANDS[record]} measures it."
+
+
+def kind_of(records: Records) -> Modality:
+    """What the rows are made of."""
+    return registry.modality(registry.task(records.file("lock.yaml")["task"]).modality)
 
 
 def part(records: Records, name: str, key: str) -> Any:
@@ -91,9 +98,9 @@ def worst_slices(records: Records) -> list[int]:
 
 
 def slice_name(facts: Facts, number: int) -> str:
-    """The name of a slice; a source is named without its place on a disk."""
+    """The name of a slice; a source is named without its place on a disk, a group as what people wrote is quoted."""
     at = f"{EVALUATION}#/slices/{number}"
-    return facts(f"{at}/name", "public" if facts.records.value(f"{at}/by") == "source" else "code")
+    return facts(f"{at}/name", {"source": "public", "group": "quote"}.get(facts.records.value(f"{at}/by"), "code"))
 
 
 def slice_sentences(facts: Facts) -> list[str]:
@@ -232,17 +239,17 @@ def membership_sentence(facts: Facts) -> str:
     """Whether training rows can be told from others, by the strongest attack."""
     at = f"{SECURITY}#/membership"
     found = facts.records.value(at)
-    number = strongest(found["attacks"])
+    number, nouns = strongest(found["attacks"]), kind_of(facts.records).nouns
     says = (
-        "**Training rows can be told from others better than by their texts alone**"
+        f"**Training rows can be told from others better than by their {nouns} alone**"
         if found["leaks"]
-        else "Training rows could not be told from others better than by their texts alone"
+        else f"Training rows could not be told from others better than by their {nouns} alone"
     )
     if number is None:
         return f"{says}."
     return (
         f"{says}: area under the curve {estimate(facts, f'{at}/attacks/{number}/auc')} by "
-        f"{named(facts, f'{at}/attacks/{number}/name')}, {estimate(facts, f'{at}/blind/auc')} from the texts alone; "
+        f"{named(facts, f'{at}/attacks/{number}/name')}, {estimate(facts, f'{at}/blind/auc')} from the {nouns} alone; "
         f"{facts(f'{at}/members', 'integer')} training rows, {facts(f'{at}/non_members', 'integer')} held-out ones "
         "of the same pool."
     )

@@ -75,12 +75,13 @@ def through(  # noqa: PLR0913 - options of the command
 ) -> None:
     """Runs the pipeline up to a stage and prints the report; exit code 1 when a cell failed or is, if asked, worse."""
     from hfadapt.cli.terminal import Terminal
+    from hfadapt.core import registry
     from hfadapt.pipeline.run import run_recipe
     from hfadapt.recipe.sources import folder_of
     from hfadapt.records.report import show_gain
 
     asked = load(recipe, overrides, domains, targets)
-    with Terminal() as terminal:
+    with Terminal(registry.modality(registry.task(asked.task).modality).unit) as terminal:
         run = run_recipe(
             asked,
             recipe_folder=folder_of(recipe),
@@ -299,6 +300,9 @@ def publish(  # noqa: PLR0913 - options of the command
         Optional[str],  # noqa: UP045
         typer.Option("--license", metavar="ID", help="The licence, where the records cannot say what holds."),
     ] = None,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="With the test rows that the card shows, where rows are files.")
+    ] = False,
     domain: Domains = None,
     target: Annotated[Optional[list[str]], typer.Option("--target", "-t", help="Only this target of a run.")] = None,  # noqa: UP045
     no_verify_load: Annotated[
@@ -321,6 +325,7 @@ def publish(  # noqa: PLR0913 - options of the command
             tag=tag,
             layout=layout,
             license=license,
+            pictures=pictures,
             domains=domain,
             targets=target,
             verify_load=not no_verify_load,

@@ -24,9 +24,14 @@ class Console(rich.console.Console):
 
 
 class Terminal:
-    """A Progress for people; other processes than the first say nothing."""
+    """A Progress for people; other processes than the first say nothing.
 
-    def __init__(self) -> None:
+    Args:
+        unit: What goes through the model, as speed is counted.
+    """
+
+    def __init__(self, unit: str = "tokens") -> None:
+        self.unit = unit
         self.quiet = os.environ.get("RANK", "0") != "0"
         self.console = Console(stderr=True, quiet=self.quiet, highlight=False)
         self._bar: Progress | None = None
@@ -57,7 +62,7 @@ class Terminal:
             self._validation.pop(title, None)
         self._step[title] = step
         known = self._validation.get(title, "")
-        text = f"loss {loss:.4f}{known}  {tokens_per_second:,.0f} tokens/s  {show_seconds(seconds_left)} left"
+        text = f"loss {loss:.4f}{known}  {tokens_per_second:,.0f} {self.unit}/s  {show_seconds(seconds_left)} left"
         text = f"{title}: {text}" if title else text
         if not self.console.is_terminal:
             if step in (1, total) or step % max(1, total // 10) == 0:

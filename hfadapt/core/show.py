@@ -6,6 +6,7 @@ a notebook displays. Numbers are given with their unit here and nowhere else.
 
 from __future__ import annotations
 
+import base64
 import html
 import shutil
 import textwrap
@@ -102,7 +103,29 @@ class Picture:
     svg: str
 
 
-Block = Heading | Text | Table | Picture
+@dataclass(frozen=True)
+class Tile:
+    """A small picture with what is said of it; a line break is kept."""
+
+    data: bytes
+    media_type: str
+    caption: str
+
+    @property
+    def source(self) -> str:
+        """All of it as an address (RFC 2397)."""
+        return f"data:{self.media_type};base64,{base64.b64encode(self.data).decode()}"
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Small pictures side by side; only HTML shows them."""
+
+    title: str
+    tiles: Sequence[Tile]
+
+
+Block = Heading | Text | Table | Picture | Sheet
 
 
 def as_text(blocks: Sequence[Block], width: int | None = None) -> str:
@@ -243,6 +266,8 @@ def as_html(blocks: Sequence[Block]) -> str:
             parts.append(f"<{tag}>{html.escape(block.text)}</{tag}>")
         elif isinstance(block, Picture):
             parts.append(f"<figure><figcaption>{html.escape(block.title)}</figcaption>{block.svg}</figure>")
+        elif isinstance(block, Sheet):
+            parts.append(_html_sheet(block))
         else:
             style = {column: ' style="text-align:right"' if column in block.right else "" for column in block.columns}
             head = "".join(f"<th{style[column]}>{html.escape(column)}</th>" for column in block.columns)
@@ -257,6 +282,18 @@ def as_html(blocks: Sequence[Block]) -> str:
             )
             parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
     return "\n".join(parts)
+
+
+def _html_sheet(sheet: Sheet) -> str:
+    tiles = "".join(
+        f'<figure style="margin:0;max-width:150px;font-size:12px;line-height:1.3;overflow-wrap:anywhere">'
+        f'<img src="{tile.source}" alt=""><figcaption>{html.escape(tile.caption).replace(*LINE_BREAK)}</figcaption>'
+        "</figure>"
+        for tile in sheet.tiles
+    )
+    title = f"<figcaption>{html.escape(sheet.title)}</figcaption>" if sheet.title else ""
+    row = f'<div style="display:flex;flex-wrap:wrap;gap:10px;align-items:flex-end">{tiles}</div>'
+    return f'<figure style="margin:0">{title}{row}</figure>'
 
 
 class Shown:

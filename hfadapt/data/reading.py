@@ -15,7 +15,7 @@ from hfadapt.data import columns as format
 from hfadapt.data.flags import LABEL, Flags, find_flags
 from hfadapt.data.labels import Labels, some
 from hfadapt.data.rows import GROUP, Dropped, Ledger, Row, name_rows
-from hfadapt.data.sources import UNREADABLE, Opened
+from hfadapt.data.sources import Opened, unreadable
 from hfadapt.files import Blob, Unusable
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import Finding
@@ -231,7 +231,8 @@ def keep_columns(reader: SourceReader, state: State) -> None:
 
 def _left_out(source: Opened, rows: int, bad: Sequence[Dropped]) -> list[Finding]:
     """What is to be said of the few rows of a source that cannot be read."""
-    unread = [each for each in bad if each.reason in UNREADABLE]
+    reasons = unreadable()
+    unread = [each for each in bad if each.reason in reasons]
     if not unread:
         return []
     shown = some((each.detail or f"row {each.row}" for each in unread), 3, "; ")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem, nearest
 from hfadapt.core.progress import quiet_libraries
 from hfadapt.data.labels import some, task_with
@@ -51,7 +52,16 @@ _UNREADABLE = {
     "text-is-bytes": ("have bytes where text is needed", _OWN_COLUMN),
 }
 """What rows that were dropped for a reason have in common, and what helps."""
-UNREADABLE = frozenset(_UNREADABLE)
+_FILES = ("file-not-read", "file-too-large", "not-a-file", "address-not-read")
+
+
+def unreadable() -> Mapping[str, tuple[str, str] | None]:
+    """Reasons for which rows are dropped that cannot be read, with what such rows have in common, and what helps."""
+    kinds = [registry.modality(name) for name in registry.names("modalities")]
+    fault = ("have files that cannot be read", "replace these files, or leave them out")
+    return {**_UNREADABLE, **dict.fromkeys([*_FILES, *(reason for kind in kinds for reason in kind.refusals)], fault)}
+
+
 Reading = Iterator[tuple[int, Values] | Dropped | Finding]
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
@@ -347,20 +357,21 @@ def _hub_revision(dataset_id: str) -> str | None:
 
 def check_unreadable(source: Opened, rows: int, bad: list[Dropped]) -> None:
     """Raises DataError when more than a tenth of a source's rows cannot be read, naming the lines."""
-    unreadable = [each for each in bad if each.reason in UNREADABLE]
-    if len(unreadable) <= UNREADABLE_LIMIT * rows:
+    reasons = unreadable()
+    unread = [each for each in bad if each.reason in reasons]
+    if len(unread) <= UNREADABLE_LIMIT * rows:
         return
-    reason = Counter(each.reason for each in unreadable).most_common(1)[0][0]
-    what, fix = _UNREADABLE.get(reason) or (
+    reason = Counter(each.reason for each in unread).most_common(1)[0][0]
+    what, fix = reasons[reason] or (
         "cannot be read",
         "repair these rows, name the right columns, or make each format a source of its own",
     )
     if reason == "missing-field" and source.split:
         fix = f"give rows that have them, or leave {source.split} out so that hfadapt makes one"
     raise DataError(
-        f"{len(unreadable):,} of {rows:,} rows {what}",
-        place=name_rows((source.name, each.row) for each in unreadable),
-        got="; ".join(each.detail for each in unreadable[:3] if each.detail) or reason,
+        f"{len(unread):,} of {rows:,} rows {what}",
+        place=name_rows((source.name, each.row) for each in unread),
+        got="; ".join(each.detail for each in unread[:3] if each.detail) or reason,
         allowed=f"at most {UNREADABLE_LIMIT:.0%}",
         fix=fix.format(task=task_with("classes") if reason == "several-labels" else ""),
     )

@@ -85,6 +85,7 @@ def _evaluate(
     harness = run_harness(context, recipe_folder)
     known = known_metrics()
     sliced = next((metric.name for metric in metrics if metric.name in known and _on_scores(metric.name)), None)
+    facts = registry.modality(context.schema.modality).facts
     speed = measure_efficiency(context, scored, train.adapter_bytes)
     record = EvaluationRecord(
         domain=cell.domain,
@@ -100,7 +101,7 @@ def _evaluate(
         confusion=confusion(scores, names),
         per_class=per_class(base_scores, scores, names),
         paired_tests=paired_tests(base_scores, scores),
-        slices=slices(sliced, base_scores, scores, test, rows, names, **sampling(lock)) if sliced else (),
+        slices=slices(sliced, base_scores, scores, test, rows, names, facts, **sampling(lock)) if sliced else (),
         calibration=calibration(base_scores, scores),
         efficiency=speed,
         general_text=general,

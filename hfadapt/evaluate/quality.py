@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from typing_extensions import Unpack
 
+from hfadapt.data.rows import GROUP
 from hfadapt.evaluate.metrics.rows import CHOSEN, Sampling, compare, decisions, reliability_bins, subset
 from hfadapt.modalities import Example, Row
 from hfadapt.records.evidence import Calibration, FailingExample, PairedTest, ReliabilityBin, Slice
@@ -47,17 +49,20 @@ def slices(
     examples: Sequence[Example],
     rows: Sequence[Row],
     names: Sequence[str],
+    facts: Mapping[str, str] = {},
     **how: Unpack[Sampling],
 ) -> tuple[Slice, ...]:
-    """The metric on each class, each third of the lengths and each source that has at least 20 rows.
+    """The metric on each class, third of the lengths or other measures, and source that has at least 20 rows.
 
     Args:
         metric: One that reads Scores.
         examples: (N,) test rows as encoded; `length` is in tokens.
         names: Names of the classes.
+        facts: Measures of the rows with their units, which files have in place of a length.
     """
     found = []
-    for by, name, inside in _groups(adapter, examples, rows, names):
+    parts = _of_facts(rows, facts) if facts else _of_lengths(examples)
+    for by, name, inside in chain(_of_classes(adapter, names), parts, _of_columns(rows, bool(facts))):
         if len(inside) < LEAST_SLICE_ROWS:
             continue
         part = compare(metric, subset(base, inside), subset(adapter, inside), **how)
@@ -66,25 +71,56 @@ def slices(
     return tuple(found)
 
 
-def _groups(
-    adapter: Scores, examples: Sequence[Example], rows: Sequence[Row], names: Sequence[str]
-) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Kind, name and row numbers of every slice; a kind that would not divide the rows is left out."""
+Parts = Iterator[tuple[str, str, np.ndarray]]
+"""Kind, name and row numbers of slices; a kind that would not divide the rows is left out."""
+
+
+def _of_classes(adapter: Scores, names: Sequence[str]) -> Parts:
     having = [(name, has_class(adapter, index)) for index, name in enumerate(names)] if adapter.kind in CHOSEN else []
     present = [(name, own) for name, own in having if own is not None and not own.all()]
     if sum(bool(own.any()) for _, own in present) > 1:
         for name, own in present:
             yield "class", name, np.flatnonzero(own)
+
+
+def _of_lengths(examples: Sequence[Example]) -> Parts:
     lengths = np.array([example.length for example in examples])
     low, high = (int(value) for value in np.quantile(lengths, [1 / 3, 2 / 3], method="lower"))
     if lengths.min() <= low < high < lengths.max():
         yield "length", f"up to {low} tokens", np.flatnonzero(lengths <= low)
         yield "length", f"{low + 1} to {high} tokens", np.flatnonzero((lengths > low) & (lengths <= high))
         yield "length", f"over {high} tokens", np.flatnonzero(lengths > high)
-    sources = np.array([str(row["source"]) for row in rows])
-    if len(set(sources)) > 1:
-        for source in sorted(set(sources)):
-            yield "source", source, np.flatnonzero(sources == source)
+
+
+def _of_facts(rows: Sequence[Row], facts: Mapping[str, str]) -> Parts:
+    """Thirds by each measure; of measures that divide the rows alike, as of squares their sides do, the first."""
+    known = []
+    for fact, unit in facts.items():
+        values = np.array([row[fact] for row in rows], dtype=np.float64)
+        low, high = np.quantile(values, [1 / 3, 2 / 3], method="lower")
+        third = (values > low).astype(int) + (values > high)
+        if not values.min() <= low < high < values.max() or any(np.array_equal(third, other) for other in known):
+            continue
+        known.append(third)
+        names = (
+            f"up to {_plain(low)} {unit}",
+            f"{_plain(low)} to {_plain(high)} {unit}",
+            f"over {_plain(high)} {unit}",
+        )
+        for number, name in enumerate(names):
+            yield fact, name, np.flatnonzero(third == number)
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == round(value) else f"{value:.2g}"
+
+
+def _of_columns(rows: Sequence[Row], grouped: bool) -> Parts:
+    for column in ("source", GROUP) if grouped else ("source",):
+        values = np.array([str(row.get(column) or "") for row in rows])
+        if len(set(values)) > 1:
+            for value in sorted(set(values) - {""}):
+                yield column, value, np.flatnonzero(values == value)
 
 
 def calibration(base: Scores, adapter: Scores) -> Calibration | None:

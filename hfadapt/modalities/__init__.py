@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hfadapt.files import Doubt
+
 IGNORED = -100
 """A label that carries no loss."""
 
@@ -84,9 +86,13 @@ class Modality:
         operations: Changes that leave a label right, by the name of the setting in `data.augment`.
         perturbations: Careless input as users give it, with how much of it is changed.
         tokens: Whether its processor is a tokenizer, each of whose ids needs an embedding of the model.
+        noun, nouns: What one value is called, and several.
+        reader: What its processor is called.
         unit: What the size of an example counts, in words.
+        cut, longer: What is done with a value that is too long, and what such a one is.
         one_size: Whether all examples of a batch must have the same size, as pictures must.
         suffixes: Endings of files each of which holds one value, in lower case; none for texts, which stand in tables.
+        refusals: Reasons for which `take` refuses bytes.
         facts: Measures of a value that test rows are sliced by, each with its unit.
     """
 
@@ -94,9 +100,15 @@ class Modality:
     operations: Mapping[str, Operation]
     perturbations: Mapping[str, tuple[Operation, float]]
     tokens: bool = False
+    noun: str = "text"
+    nouns: str = "texts"
+    reader: str = "tokenizer"
     unit: str = "tokens"
+    cut: str = "cut off"
+    longer: str = "longer"
     one_size: bool = False
     suffixes: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = ()
     facts: Mapping[str, str] = {}
 
     def load_processor(self, path: str, revision: str | None) -> Any:
@@ -126,11 +138,20 @@ class Modality:
         ids = torch.zeros(rows, length, dtype=torch.long)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
+    @property
+    def argument(self) -> str:
+        """What stands for a value on a command line: a text, or the name of a file."""
+        return f"example{self.suffixes[0]}" if self.suffixes else '"text"'
+
     # --- values that come as files -----------------------------------------------------------------------------------
 
     def take(self, data: bytes) -> Taken:
         """A value as it is kept. Raises Unusable for bytes that are none."""
         raise NotImplementedError
+
+    def doubts(self, row: Row) -> list[Doubt]:
+        """What may be wrong with a prepared row, by its measures; the same words for all rows of the kind."""
+        return []
 
     def vector(self, look: str) -> Any:
         """(D,) float32 of length 1 for a `look`: what is nearly the same has a product close to 1."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import RequestError
-from hfadapt.files import Unusable
+from hfadapt.files import Doubt, Unusable
 from hfadapt.modalities import Modality, Row, Taken
 from hfadapt.modalities._image_changes import CHANGES
 
@@ -32,6 +32,9 @@ LOOK_SIDE = 16
 """An image is compared by a grey thumbnail of this side."""
 TINY_SIDE = 8
 USUAL_SIDE = 224
+LEAST_CONTRAST = 0.004
+"""About one step of 255."""
+PREVIEW_BYTES = 4096
 SMALL_TIMES, SMALLEST_SIDE = 4, 112
 """Small images are enlarged so many times, and at least to this side, not to the model's whole size."""
 CONV_STRIDE = 32
@@ -135,9 +138,13 @@ class Image(Modality):
     """Images, read by Pillow."""
 
     name = "image"
+    noun, nouns = "image", "images"
+    reader = "image processor"
     unit = "positions"
+    cut, longer = "scaled down", "larger"
     one_size = True
     suffixes = SUFFIXES
+    refusals = ("not-an-image", "image-too-large")
     facts = {"width": "pixels", "height": "pixels", "brightness": "of 1", "contrast": "of 1"}
     operations = {name: partial(later, name) for name in ("trivial", "crop", "flip")}
     perturbations = {
@@ -244,6 +251,16 @@ class Image(Modality):
             plain = Image.open(file)
         return Taken(kept, _look(plain), _facts(plain, own), tuple(notes))
 
+    def doubts(self, row: Row) -> list[Doubt]:
+        """Tiny ones, and even surfaces, in which there is nothing to see."""
+        found = []
+        if min(row["width"], row["height"]) < TINY_SIDE:
+            fix = "take them out: icons and placeholders show nothing that is worth learning"
+            found.append(Doubt("tiny-image", f"a side of less than {TINY_SIDE} pixels", fix))
+        if row["contrast"] < LEAST_CONTRAST:
+            found.append(Doubt("blank-image", "one even colour", "look at them, and take them out"))
+        return found
+
     def vector(self, look: str) -> np.ndarray:
         """The thumbnail with mean 0 and length 1: brightness and contrast do not count."""
         import numpy as np
@@ -268,12 +285,20 @@ class Image(Modality):
         return file.getvalue()
 
     def preview(self, data: bytes, side: int) -> tuple[bytes, str]:
-        """The image itself, smaller."""
+        """The image itself, smaller; very small ones are enlarged without smoothing. As JPEG where PNG is large."""
+        from PIL import Image
+
         picture = opened(data)
+        if (times := side // max(picture.size)) > 1:
+            picture = picture.resize([times * each for each in picture.size], Image.Resampling.NEAREST)
         picture.thumbnail((2 * side, side))
         file = io.BytesIO()
         picture.save(file, "PNG")
-        return file.getvalue(), "image/png"
+        if len(file.getvalue()) <= PREVIEW_BYTES:
+            return file.getvalue(), "image/png"
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=85)
+        return file.getvalue(), "image/jpeg"
 
 
 def _patch(config: Mapping[str, Any]) -> int:

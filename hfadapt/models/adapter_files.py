@@ -35,6 +35,9 @@ WHOLE_FILES = re.compile(
 SIDECARS = ("README.md", "card.json", "loss.svg", "lock.yaml", "evaluation.json")
 """Files about the adapter; they lie beside the records in a cell and beside the adapter once it is published."""
 
+PICTURE = re.compile(r"error-\d{1,2}\.(?:png|jpeg)")
+"""Test rows in a card, where rows are files; they lie in a cell, and beside what is published only if that is asked."""
+
 EXPORT = "export.json"
 BESIDE = frozenset({MANIFEST, *SIDECARS, SUMS, EXPORT, "CARD.md", "drift.json", ".gitattributes"})
 """Files that may stand beside those that the manifest lists."""
@@ -144,7 +147,9 @@ def _foreign_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
                 allowed="safetensors, JSON and text",
                 fix="remove it, or take the adapter from a source you trust",
             )
-        elif (name := path.relative_to(folder).as_posix()) not in manifest.files and name not in BESIDE:
+        elif not (
+            (name := path.relative_to(folder).as_posix()) in {*manifest.files, *BESIDE} or PICTURE.fullmatch(name)
+        ):
             yield Problem(
                 "a file that the manifest does not know stands beside the adapter", str(path), fix="remove it"
             )

@@ -156,14 +156,14 @@ def check_recipe(
     """Prepares and audits every domain in a temporary place; changes no run."""
     import tempfile
 
-    from hfadapt.data import DataReport, prepare
+    from hfadapt.data import DataReport, pictures, prepare
     from hfadapt.data.unlabelled import Held
     from hfadapt.models.load import load_processor, resolve_model
 
     chosen = (recipe.choose(domains) if domains else recipe).chosen
     prepared = prepare(compared(recipe, chosen), recipe_folder=recipe_folder, progress=say)
     tokenizer = load_processor(resolve_model(recipe.model), registry.task(recipe.task).modality)
-    records = []
+    records, looks = [], {}
     with tempfile.TemporaryDirectory() as temporary:
         for domain in chosen:
             cell = Run(Path(temporary)).cell(domain, recipe.targets[0])
@@ -178,7 +178,9 @@ def check_recipe(
                 if cell.data.audit is None:
                     raise
             records.append(cell.data)
-    return DataReport(records, recipe.name)
+            pairs = pictures.dropped_pairs(cell.folder, cell.data, recipe.domains[domain], recipe_folder)
+            looks[domain] = [*pictures.contact_sheet(cell.folder, cell.data), *pairs]
+    return DataReport(records, recipe.name, looks)
 
 
 def renew_report(folder: Path) -> Report:

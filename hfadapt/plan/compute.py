@@ -88,15 +88,15 @@ def tuning_compute(  # noqa: PLR0913 - counts by name
         "head": each * head * labelled_tokens,
     }
     base = base_compute(hub_id) if hub_id else None
-    products = []
+    products, unit = [], registry.modality(registry.task(lock.task).modality).unit
     if trained:
         more = f" + {6 + again} x {adapter:,} of the adapter" if adapter > 0 else ""
-        products.append(f"{tokens:,} tokens x ({body} x {trained:,} weights of linear layers{more})")
+        products.append(f"{tokens:,} {unit} x ({body} x {trained:,} weights of linear layers{more})")
     if frozen:
-        products.append(f"{passed:,} tokens x 2 x {frozen:,} weights of linear layers below all that is trained")
+        products.append(f"{passed:,} {unit} x 2 x {frozen:,} weights of linear layers below all that is trained")
     how = (
         f"{' + '.join(products)} + {each} x {head:,} weights of the head x "
-        f"{labelled_tokens:,} labels + attention over {mean_tokens:.0f} tokens a row"
+        f"{labelled_tokens:,} labels + attention over {mean_tokens:.0f} {unit} a row"
         f"{'; activations recomputed' if again else ''}; validation and the start of the adapter not counted"
     )
     return Compute(

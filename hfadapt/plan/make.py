@@ -88,7 +88,8 @@ def make_plan(
             cells.append(_plan_cell(own, domain, target, trainer, facts, work, processes, count))
     if problems:
         raise RequestError("the recipe asks for what its targets cannot do", problems=problems)
-    return Plan(recipe=recipe.name, model=recipe.model, parameters=parameters, cells=tuple(cells))
+    unit = registry.modality(registry.task(recipe.task).modality).unit
+    return Plan(recipe=recipe.name, model=recipe.model, parameters=parameters, unit=unit, cells=tuple(cells))
 
 
 def lock(recipe: Recipe, cell: CellPlan) -> Lock:
@@ -114,6 +115,7 @@ def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
     """Lengths and rows from the prepared data, else assumptions."""
     asked = recipe.domains[domain]
     task = registry.task(recipe.task)
+    unit = registry.modality(task.modality).unit
     if record is not None and "train" in record.lengths:
         plain = record.lengths["train"]
         lengths = record.augmented.lengths if record.augmented else plain
@@ -125,7 +127,7 @@ def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
         if record.audit is not None and record.audit.rows:
             labelled = record.audit.labelled_tokens / record.audit.rows
         return Work(
-            basis=f"{lengths.rows:,} training rows of {_texts(lengths.parts)}{lengths.mean:.0f} tokens on average, "
+            basis=f"{lengths.rows:,} training rows of {_texts(lengths.parts)}{lengths.mean:.0f} {unit} on average, "
             f"{longest} max" + (", as augmented" if record.augmented else ""),
             longest_tokens=longest,
             mean_tokens=lengths.mean,
@@ -143,7 +145,7 @@ def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
     template = recipe.template_of(domain)
     from_label = bool(template and template.completion and "{label}" in template.completion)
     return Work(
-        basis=f"not prepared yet: rows of up to {longest} tokens assumed",
+        basis=f"not prepared yet: rows of up to {longest} {unit} assumed",
         longest_tokens=longest,
         mean_tokens=longest / 2,
         labelled_tokens=longest // 2 if task.per_token and not from_label else 8,

@@ -21,7 +21,14 @@ from hfadapt.core.samples import PREFIX
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.core.spec import write_text
 from hfadapt.models.adapter_files import EXPORT, MANIFEST, SIDECARS, files_in, is_model_file, tensor_shapes
-from hfadapt.publish.staging import as_the_card_says, check_free, new_folder, sealed, without_places
+from hfadapt.publish.staging import (
+    as_the_card_says,
+    check_free,
+    new_folder,
+    rewrite_without_pictures,
+    sealed,
+    without_places,
+)
 from hfadapt.quants import PLAIN
 from hfadapt.recipe.sources import expanded
 from hfadapt.records.evidence import DriftRecord, Variant
@@ -47,11 +54,13 @@ class Exported(Shown):
 
     Args:
         base: The base's folder on this machine, which the exported files do not tell; None where they say enough.
+        argument: What stands for what it is asked, in a command.
     """
 
     folder: Path
     record: ExportRecord
     base: str | None = None
+    argument: str = '"text"'
 
     def blocks(self) -> list[Block]:
         """Files with size and hash, and how the folder scored."""
@@ -72,7 +81,7 @@ class Exported(Shown):
             ),
         ]
         base = f" --base {shlex.quote(self.base)}" if self.base else ""
-        shown.append(Text(f'next: hfadapt predict {shlex.quote(str(self.folder))} "text"{base}', code=True))
+        shown.append(Text(f"next: hfadapt predict {shlex.quote(str(self.folder))} {self.argument}{base}", code=True))
         if record.forced:
             shown.append(Text(f"FORCED: {record.forced}"))
         return shown
@@ -133,7 +142,8 @@ def export(
             # safetensors writes files that only their owner may read.
             path.chmod(0o644)
         check_folder(ready)
-    return Exported(to, record, _base_folder(cell, kind))
+    argument = registry.modality(registry.task(cell.lock.task).modality).argument
+    return Exported(to, record, _base_folder(cell, kind), argument)
 
 
 def _base_folder(cell: Cell, kind: Format) -> str | None:
@@ -301,6 +311,8 @@ def _write_papers(cell: Cell, kind: Format, form: Form | None, folder: Path, rec
         path = cell.folder / name
         if path.is_file() and not path.is_symlink() and (kind.needs_base or name not in ("README.md", "card.json")):
             shutil.copyfile(path, folder / name)
+    if (folder / "README.md").exists():
+        rewrite_without_pictures(folder / "README.md")
     without_places(folder / "lock.yaml")
     if (folder / "evaluation.json").exists():
         as_the_card_says(folder / "evaluation.json")
@@ -309,6 +321,7 @@ def _write_papers(cell: Cell, kind: Format, form: Form | None, folder: Path, rec
         return
     if card.is_file():
         shutil.copyfile(card, folder / "CARD.md")
+        rewrite_without_pictures(folder / "CARD.md")
     write_text(folder / "README.md", "\n".join(_readme(cell, kind, record)) + "\n")
     metadata_save(folder / "README.md", _metadata(cell, kind))
 

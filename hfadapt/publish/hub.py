@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.hashing import file_sha256
-from hfadapt.models.adapter_files import MANIFEST, SIDECARS, is_model_file
+from hfadapt.models.adapter_files import MANIFEST, PICTURE, SIDECARS, is_model_file
 from hfadapt.publish.staging import Staged, git_oid
 from hfadapt.records.published import PublishedFile
 
@@ -341,7 +341,8 @@ def refuse_foreign(files: Mapping[str, RepoFile], staged: Staged, repo: str) -> 
 def _is_ours(name: str) -> bool:
     last = name.rsplit("/", 1)[-1]
     written = (is_model_file(last, format, whole) for format in registry.names("formats") for whole in (False, True))
-    return (last in SIDECARS or last == MANIFEST or any(written)) and name.count("/") <= 1
+    beside = last in SIDECARS or last == MANIFEST or PICTURE.fullmatch(last) is not None
+    return (beside or any(written)) and name.count("/") <= 1
 
 
 def _folder(name: str) -> str:

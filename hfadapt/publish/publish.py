@@ -18,6 +18,7 @@ from hfadapt.core.errors import HfadaptError, RequestError, RunError
 from hfadapt.core.progress import quiet_libraries
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.hardware.versions import versions
+from hfadapt.models.adapter_files import PICTURE
 from hfadapt.publish.staging import Staged, blocks, check_license, sealed, stage, write_index, write_out
 from hfadapt.records.published import PublishRecord
 from hfadapt.records.stages import CardRecord
@@ -75,6 +76,7 @@ class Publication(Shown):
             rows = [[file.name, f"{file.bytes:,}", file.sha256] for file in files]
             shown.append(Table(["file", "bytes", "sha256"], rows, frozenset({"bytes"})))
             shown.append(Text(f"{len(files)} files, {show_bytes(sum(file.bytes for file in files))}"))
+            shown.extend(Text(line) for line in _pictures(parcel))
             shown.extend(Text(f"warning: {line}") for cell in parcel.cells.values() for line in warnings(cell))
         shown.extend(Text(f"published: {line}") for line in self._published())
         if self.written:
@@ -111,6 +113,16 @@ class Sending:
     verify_load: bool
 
 
+def _pictures(parcel: Parcel) -> Iterator[str]:
+    """Whether test rows that are files are among what is sent."""
+    sent = [file.name for file in parcel.staged.files if PICTURE.fullmatch(file.name.rpartition("/")[2])]
+    left = [path for cell in parcel.cells.values() for path in cell.folder.iterdir() if PICTURE.fullmatch(path.name)]
+    if sent:
+        yield f"with {len(sent)} pictures of test rows: {', '.join(sent)}"
+    elif left:
+        yield "without the pictures of test rows that the card shows here; --pictures sends them too"
+
+
 def warnings(cell: Cell) -> Iterator[str]:
     """What a person should know before an adapter is given away; its card says the same."""
     security, drift = cell.security, cell.drift
@@ -134,6 +146,7 @@ def publish(  # noqa: PLR0913 - the flags of the command, by the same names, for
     tag: str | None = None,
     layout: str = "repos",
     license: str | None = None,
+    pictures: bool = False,
     domains: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
     verify_load: bool = True,
@@ -152,6 +165,7 @@ def publish(  # noqa: PLR0913 - the flags of the command, by the same names, for
         tag: By default the first free one of v1, v2, …
         layout: `repos` or `folders`.
         license: A licence id of the Hub, where the records cannot say what holds.
+        pictures: With the test rows that cards show, where rows are files.
         domains: Only these of a run.
         targets: Only these of a run.
         verify_load: Load the downloaded adapter and score it.
@@ -175,7 +189,7 @@ def publish(  # noqa: PLR0913 - the flags of the command, by the same names, for
         check_license(license)
     refuse(named.values(), license)
     how = Sending(private, tag, verify_load)
-    with parcels(named, repo or "", layout, license) as ready:
+    with parcels(named, repo or "", layout, license, pictures) as ready:
         if to is not None:
             for parcel in ready:
                 write_out(parcel.staged, to if len(ready) == 1 else to / parcel.name)
@@ -232,7 +246,9 @@ def refuse(cells: Iterable[Cell], license: str | None) -> None:
 
 
 @contextmanager
-def parcels(named: dict[str, Cell], repo: str, layout: str, license: str | None) -> Iterator[list[Parcel]]:
+def parcels(
+    named: dict[str, Cell], repo: str, layout: str, license: str | None, pictures: bool
+) -> Iterator[list[Parcel]]:
     """The staged folders, which are gone at the end."""
     with tempfile.TemporaryDirectory(prefix="hfadapt-publish-") as temporary:
         root, ready = Path(temporary), []
@@ -240,7 +256,7 @@ def parcels(named: dict[str, Cell], repo: str, layout: str, license: str | None)
             folder = root / "all"
             prefixes = {name or cell.domain: cell for name, cell in named.items()}
             for prefix, cell in prefixes.items():
-                stage(cell, folder, prefix, license)
+                stage(cell, folder, prefix, license, pictures)
             write_index(folder, repo.rpartition("/")[2] or "Adapters", list(prefixes))
             ready.append(Parcel("all", repo, prefixes, sealed(folder)))
         else:
@@ -249,7 +265,7 @@ def parcels(named: dict[str, Cell], repo: str, layout: str, license: str | None)
                 own = f"{repo}-{name}" if name and repo else repo
                 if repo:
                     check_repo(own)
-                ready.append(Parcel(name or cell.domain, own, {"": cell}, stage(cell, folder, license=license)))
+                ready.append(Parcel(name or cell.domain, own, {"": cell}, stage(cell, folder, "", license, pictures)))
         yield ready
 
 

@@ -22,7 +22,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.core.hashing import file_sha256
 from hfadapt.core.spec import write_text
-from hfadapt.models.adapter_files import SIDECARS, SUMS, is_model_file
+from hfadapt.models.adapter_files import PICTURE, SIDECARS, SUMS, is_model_file
 from hfadapt.publish.leaks import leaks
 from hfadapt.records.published import PublishedFile
 from hfadapt.records.stages import CardRecord, EvaluationRecord
@@ -90,27 +90,31 @@ def _drift_problems(cell: Cell) -> Iterator[Problem]:
             )
 
 
-def stage(cell: Cell, folder: Path, prefix: str = "", license: str | None = None) -> Staged:
+def stage(cell: Cell, folder: Path, prefix: str = "", license: str | None = None, pictures: bool = False) -> Staged:
     """Copies what is published of a cell into `folder`/`prefix`.
 
     Args:
         folder: Exists and is empty, or holds other cells under other prefixes.
         prefix: Folder inside the repository, without slashes.
         license: Replaces the card's licence.
+        pictures: With the test rows that the card shows, where rows are files.
 
     Raises:
         RunError: a file must not be published; every file is named with its rule, never with what stands in it.
     """
     from hfadapt.models.manifest import check_folder
 
-    if links := [path for path in _sources(cell) if path.is_symlink()]:
+    sources = _sources(cell, pictures)
+    if links := [path for path in sources if path.is_symlink()]:
         raise RunError("links are not published", problems=[_refused(path, "a link, not a file") for path in links])
     manifest = check_folder(cell.adapter)
     target = folder / prefix if prefix else folder
     target.mkdir(parents=True, exist_ok=True)
-    for path in _sources(cell):
+    for path in sources:
         if path.parent == cell.folder or is_model_file(path.name, manifest.format, manifest.whole):
             shutil.copyfile(path, target / path.name, follow_symlinks=False)
+    if not pictures:
+        rewrite_without_pictures(target / "README.md")
     without_places(target / "lock.yaml")
     as_the_card_says(target / "evaluation.json")
     if license is not None:
@@ -149,17 +153,28 @@ def git_oid(path: Path) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-def _sources(cell: Cell) -> list[Path]:
-    """Files that may be published: the adapter's, and the sidecars from the cell itself."""
+def _sources(cell: Cell, pictures: bool) -> list[Path]:
+    """Files that may be published: the adapter's, and the sidecars and pictures from the cell itself."""
     if cell.adapter.is_symlink() or not cell.adapter.is_dir():
         raise RunError("the cell has no adapter of its own", place=str(cell.adapter), fix="hfadapt run RECIPE")
     sidecars = [cell.folder / name for name in SIDECARS]
     inside = [path for path in sorted(cell.adapter.iterdir()) if path.name not in SIDECARS]
+    if pictures:
+        sidecars += [path for path in sorted(cell.folder.iterdir()) if PICTURE.fullmatch(path.name)]
     return [*inside, *(path for path in sidecars if path.exists() or path.is_symlink())]
 
 
 def _refused(path: Path, rule: str) -> Problem:
     return Problem(rule, str(path), fix="replace it by the file itself, or remove it")
+
+
+def rewrite_without_pictures(readme: Path) -> None:
+    """Leaves the pictures of test rows out of a copy of a card."""
+    from hfadapt.card.build import without_pictures
+
+    text = readme.read_text(encoding="utf-8")
+    if (found := without_pictures(text)) != text:
+        write_text(readme, found)
 
 
 def without_places(path: Path) -> None:
@@ -179,8 +194,10 @@ def as_the_card_says(path: Path) -> None:
         one.model_copy(update={name: shorten(redact(getattr(one, name))) for name in ("gold", "adapter", "base")})
         for one in record.failures
     )
+    as_public = {"source": public_name, "group": lambda name: shorten(redact(name))}
     named = tuple(
-        one.model_copy(update={"name": public_name(one.name)}) if one.by == "source" else one for one in record.slices
+        one.model_copy(update={"name": as_public[one.by](one.name)}) if one.by in as_public else one
+        for one in record.slices
     )
     if (quoted, named) != (record.failures, record.slices):
         record.model_copy(update={"failures": quoted, "slices": named}).write(path)

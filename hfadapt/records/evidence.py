@@ -47,9 +47,9 @@ class PairedTest(Spec):
 
 
 class Slice(Spec):
-    """The leading metric on part of the test rows, such as one class, one band of lengths or one source."""
+    """The leading metric on part of the test rows: by `class`, `length`, `source`, `group` or a measure of files."""
 
-    by: Literal["class", "length", "source"]
+    by: str
     name: str
     metric: str
     rows: int

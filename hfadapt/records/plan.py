@@ -105,12 +105,13 @@ class CellPlan(Spec):
 
 
 class Plan(Shown, Record):
-    """All cells of a recipe, resolved."""
+    """All cells of a recipe, resolved; `unit` is what rows are measured by."""
 
     FILE: ClassVar[str] = "plan.json"
     recipe: str
     model: str
     parameters: int
+    unit: str = "tokens"
     cells: tuple[CellPlan, ...]
 
     @property
@@ -153,7 +154,7 @@ class Plan(Shown, Record):
                 "unknown" if cell.predicted_tokens_per_second is None else f"{cell.predicted_tokens_per_second:,.0f}",
             ),
         )
-        figures = ["peak memory", "usable", "training time", "tokens/s"]
+        figures = ["peak memory", "usable", "training time", f"{self.unit}/s"]
         rows = [[self._names(cells, whole=""), *figure] for figure, cells in groups]
         several = len({cell.target for cell in self.cells}) > 1
         return Table(["cells" if several else "domains", "verdict", *figures], rows, frozenset(figures))

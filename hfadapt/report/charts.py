@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hfadapt.core.show import show_bytes, show_latency, show_number, show_seconds
 from hfadapt.records.evidence import (
@@ -16,7 +17,7 @@ from hfadapt.records.evidence import (
     verdict,
 )
 from hfadapt.records.report import CellReport, show_gain
-from hfadapt.records.stages import EvaluationRecord, Metric, Step, TrainRecord, in_order
+from hfadapt.records.stages import DataRecord, EvaluationRecord, Metric, Step, TrainRecord, in_order
 from hfadapt.report import plots, svg
 
 PREDICTED, MEASURED = "var(--pale)", "var(--c0)"
@@ -36,6 +37,8 @@ class CellRecords:
     steps: Sequence[Step] = ()
     security: SecurityRecord | None = None
     drift: DriftRecord | None = None
+    data: DataRecord | None = None
+    folder: Path | None = None
 
 
 Drawn = list[tuple[str, str]]
@@ -213,8 +216,8 @@ def robustness(cells: Sequence[CellRecords]) -> Drawn:
     ]
 
 
-def membership(cells: Sequence[CellRecords]) -> str | None:
-    """The strongest membership inference of each cell, beside what the texts alone give away."""
+def membership(cells: Sequence[CellRecords], nouns: str = "texts") -> str | None:
+    """The strongest membership inference of each cell, beside what the texts alone give away, or what the rows are."""
     effects = []
     for cell in cells:
         found = cell.security.membership if cell.security else None
@@ -222,7 +225,7 @@ def membership(cells: Sequence[CellRecords]) -> str | None:
             continue
         worst, blind = max(found.attacks, key=lambda attack: attack.auc.value), found.blind.auc
         value = worst.auc
-        shown = f"{value.value:.3f} by {worst.name}; texts alone {blind.value:.3f}"
+        shown = f"{value.value:.3f} by {worst.name}; {nouns} alone {blind.value:.3f}"
         effects.append(
             plots.Effect(
                 names(cells)[id(cell)], value.value, "worse" if found.leaks else "better", shown, value.low, value.high,
@@ -309,8 +312,9 @@ def time(cells: Sequence[CellRecords]) -> str | None:
     return plots.bars(groups, legend, title="Time by stage", wide=190.0) if groups else None
 
 
-def speed(cells: Sequence[CellRecords]) -> str | None:
-    """Tokens a second of training and evaluation."""
+def speed(cells: Sequence[CellRecords], unit: str = "tokens") -> str | None:
+    """Tokens a second of training and evaluation, or what the rows are measured by."""
+    short = "tok" if unit == "tokens" else unit
     colours = {"training": "var(--c0)", "evaluation": "var(--c2)"}
     groups = []
     for cell in cells:
@@ -319,9 +323,13 @@ def speed(cells: Sequence[CellRecords]) -> str | None:
         speeds = {"training": cell.train.tokens_per_second}
         if cell.evaluation and cell.evaluation.tokens_per_second:
             speeds["evaluation"] = cell.evaluation.tokens_per_second
-        group = [plots.Bar(value, f"{value:,.0f} tok/s", colours[name]) for name, value in speeds.items()]
+        group = [plots.Bar(value, f"{value:,.0f} {short}/s", colours[name]) for name, value in speeds.items()]
         groups.append((names(cells)[id(cell)], group))
-    return plots.bars(groups, tuple(colours.items()), title="Tokens a second", wide=190.0) if groups else None
+    return (
+        plots.bars(groups, tuple(colours.items()), title=f"{unit.capitalize()} a second", wide=190.0)
+        if groups
+        else None
+    )
 
 
 def latency(cells: Sequence[CellRecords]) -> str | None:

@@ -14,9 +14,9 @@ from hfadapt.core.show import Block, as_html, show_bytes, show_number, show_seco
 from hfadapt.core.spec import write_text
 from hfadapt.records.evidence import TransferRecord, bounds
 from hfadapt.records.report import CellReport, Report, show_gain
-from hfadapt.report import charts, svg, tables
+from hfadapt.report import charts, pictures, svg, tables
 from hfadapt.report.charts import CellRecords
-from hfadapt.report.run_view import added_blocks, seen
+from hfadapt.report.run_view import added_blocks, modality_of, seen
 from hfadapt.run_folder import Run
 
 CORE = ("torch", "transformers", "peft")
@@ -44,10 +44,11 @@ def page(
     """
     environment = resources.templates(Path(__file__).with_name("templates"), html=True)
     environment.filters["svg"] = lambda drawn: Markup(drawn) if drawn else ""
-    first = charts.leading(cells)
+    first, kind = charts.leading(cells), modality_of(report)
     evaluated = next((cell.evaluation for cell in cells if cell.evaluation), None)
     return environment.get_template("report.html.j2").render(
         report=report,
+        kind=kind,
         chart_style=Markup(svg.STYLE),
         tiles=_tiles(report, cells),
         metric=first.name if first else "",
@@ -64,15 +65,17 @@ def page(
         slices=charts.slices(cells),
         calibration=charts.calibration(cells),
         robustness=charts.robustness(cells),
-        membership=charts.membership(cells),
-        leaks=tables.leak_table([cell.security for cell in cells if cell.security]),
+        membership=charts.membership(cells, kind.nouns),
+        leaks=tables.leak_table([cell.security for cell in cells if cell.security], kind.nouns),
         drift=charts.drift(cells),
         drifts=_drifts(cells),
         added=Markup(as_html(added)),
+        learned=[(name, Markup(as_html(blocks))) for name, blocks in pictures.learned(cells)],
+        errors=[(name, Markup(as_html(blocks))) for name, blocks in pictures.errors(cells)],
         losses=charts.losses(cells),
         memory=charts.memory(cells),
         time=charts.time(cells),
-        speed=charts.speed(cells),
+        speed=charts.speed(cells, kind.unit),
         latency=charts.latency(cells),
         missing=_missing(cells, transfer),
         made=_made(cells),

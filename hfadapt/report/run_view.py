@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
-from hfadapt.core.show import Block, Picture, Shown, as_markdown
+from hfadapt.core.show import Block, Picture, Sheet, Shown, as_markdown
 from hfadapt.core.spec import write_text
+from hfadapt.modalities import Modality
 from hfadapt.records.report import CellReport, Report
-from hfadapt.records.stages import EvaluationRecord, TrainRecord
-from hfadapt.report import charts
+from hfadapt.records.stages import DataRecord, EvaluationRecord, TrainRecord
+from hfadapt.report import charts, pictures
 from hfadapt.report.svg import alone
 from hfadapt.report.tables import drift_blocks, leak_blocks
 from hfadapt.run_folder import Run as RunFolder
@@ -28,19 +29,26 @@ class Run(RunFolder, Shown):
         drawn = [("Baseline and adapter", charts.matrix(cells))]
         drawn += [("Every adapter on every domain", plot) for _, plot in charts.cross_domain(self.transfer)]
         drawn += [(f"Loss: {name}", plot) for name, plot in charts.losses(cells)]
-        pictures = [Picture(title, alone(plot)) for title, plot in drawn if plot]
+        plots = [Picture(title, alone(plot)) for title, plot in drawn if plot]
+        files = [block for _, blocks in (*pictures.learned(cells), *pictures.errors(cells)) for block in blocks]
+        sheets = [block for block in files if isinstance(block, Sheet)]
         evidence = [
             *drift_blocks([cell.drift for cell in cells if cell.drift]),
-            *leak_blocks([cell.security for cell in cells if cell.security]),
+            *leak_blocks([cell.security for cell in cells if cell.security], modality_of(report).nouns),
             *added_blocks(self, report),
         ]
         end = len(shown) - last
-        return [*shown[:end], *evidence, *pictures, *shown[end:]]
+        return [*shown[:end], *evidence, *plots, *sheets, *shown[end:]]
 
     def write_report(self, report: Report) -> None:
         """report.json and report.md."""
         report.write(self.folder / Report.FILE)
         write_text(self.folder / "report.md", as_markdown(self.blocks()))
+
+
+def modality_of(report: Report) -> Modality:
+    """What the rows of a run are made of."""
+    return registry.modality(registry.task(report.task).modality)
 
 
 def added_blocks(run: RunFolder, report: Report) -> list[Block]:
@@ -57,7 +65,7 @@ def seen(run: RunFolder, report: CellReport) -> charts.CellRecords:
     cell = run.cell(report.domain, report.target)
     try:
         records = (cell.maybe(TrainRecord), cell.maybe(EvaluationRecord), cell.steps(), cell.security, cell.drift)
-        return charts.CellRecords(report, *records)
+        return charts.CellRecords(report, *records, cell.maybe(DataRecord), cell.folder)
     except RunError:
         # The report says which record cannot be read.
         return charts.CellRecords(report)

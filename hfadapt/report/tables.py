@@ -32,7 +32,7 @@ def drift_blocks(records: Sequence[DriftRecord]) -> list[Block]:
     ]
 
 
-def leak_rows(record: SecurityRecord) -> list[str]:
+def leak_rows(record: SecurityRecord, nouns: str = "texts") -> list[str]:
     """Membership inference, canaries, verbatim reproduction and personal data of one cell, as cells of a table."""
     member, canaries, verbatim, personal = (
         record.membership, record.canaries, record.verbatim, record.personal_data,
@@ -44,7 +44,7 @@ def leak_rows(record: SecurityRecord) -> list[str]:
         worst = max(member.attacks, key=lambda attack: attack.auc.value)
         says = "LEAKS" if member.leaks else "no leak"
         found.append(
-            f"{worst.auc.value:.3f}{_range(worst.auc.low, worst.auc.high)}, texts alone "
+            f"{worst.auc.value:.3f}{_range(worst.auc.low, worst.auc.high)}, {nouns} alone "
             f"{member.blind.auc.value:.3f}: {says}"
         )
     found.append(
@@ -67,22 +67,23 @@ def leak_rows(record: SecurityRecord) -> list[str]:
 LEAKS = ("membership inference (AUC)", "canaries", "repeated word for word", "personal data")
 
 
-def leak_table(records: Sequence[SecurityRecord]) -> Table | None:
+def leak_table(records: Sequence[SecurityRecord], nouns: str = "texts") -> Table | None:
     """What the adapters give away of their training rows; columns that say nothing are left out."""
     if not records:
         return None
     several = len({record.target for record in records}) > 1
     rows = [
-        [f"{record.domain} on {record.target}" if several else record.domain, *leak_rows(record)] for record in records
+        [f"{record.domain} on {record.target}" if several else record.domain, *leak_rows(record, nouns)]
+        for record in records
     ]
     columns = ["domain", *LEAKS]
     kept = [n for n in range(len(columns)) if any(row[n] not in ("", "none planted") for row in rows)]
     return Table([columns[n] for n in kept], [[row[n] for n in kept] for row in rows])
 
 
-def leak_blocks(records: Sequence[SecurityRecord]) -> list[Block]:
+def leak_blocks(records: Sequence[SecurityRecord], nouns: str = "texts") -> list[Block]:
     """The table under its heading."""
-    table = leak_table(records)
+    table = leak_table(records, nouns)
     return [Heading("What the adapters give away"), table] if table else []
 
 

@@ -64,7 +64,8 @@ def next_commands(cells: Sequence[Cell]) -> tuple[str, ...]:
     if not done:
         return ()
     best = done[0]
-    example = '"text"' if registry.task(best.lock.task).pipeline_tag != "text-generation" else '"prompt"'
+    task = registry.task(best.lock.task)
+    example = '"prompt"' if task.pipeline_tag == "text-generation" else registry.modality(task.modality).argument
     return (
         f"hfadapt predict {quote(str(best.folder))} {example}",
         f"hfadapt publish {quote(str(best.folder))} --repo USER/NAME",

@@ -123,8 +123,9 @@ def summary(lock: Lock, plan: CellPlan, record: DataRecord) -> str:
     stored = lock.quant if registry.quant(lock.quant).quantised else lock.dtype
     planted = f" and {record.canaries.rows:,} of canaries" if record.canaries else ""
     rows = f"{record.splits['train']:,} rows{planted}"
+    unit = registry.modality(registry.task(lock.task).modality).unit
     return (
-        f"{plan.domain} on {plan.target}: {rows} of up to {lock.data.max_length} tokens, "
+        f"{plan.domain} on {plan.target}: {rows} of up to {lock.data.max_length} {unit}, "
         f"{lock.adapter.method}{rank} on a {stored} base, {lock.train.batch_rows} rows a step, "
         f"peak {show_bytes(plan.peak.total_bytes)} of {show_bytes(plan.budget_bytes)} predicted"
     )

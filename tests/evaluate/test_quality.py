@@ -96,6 +96,39 @@ def test_slices_are_by_class_length_and_source_and_hold_twenty_rows():
     assert first.adapter == 1.0
 
 
+def test_files_are_sliced_by_their_measures_and_groups():
+    """Thirds of 0 to 89; a measure that divides the rows as an earlier one does, and one without thirds, are none."""
+    scores = made([0] * 90, [0] * 45 + [1] * 45)
+    rows = [
+        {
+            "source": "a",
+            "width": i,
+            "height": 2 * i,
+            "bright": i / 89,
+            "dark": 1 - i / 89,
+            "flat": 1.0,
+            "group": "xy"[i > 44],
+        }
+        for i in range(90)
+    ]
+    examples = [text_example((0,), (0,), length=i + 1, row=i) for i in range(90)]
+    facts = {"width": "pixels", "height": "pixels", "bright": "of 1", "dark": "of 1", "flat": "of 1"}
+    found = slices("accuracy", scores, scores, examples, rows, NAMES, facts, resamples=200, confidence=0.95, seed=1)
+    assert [(part.by, part.name, part.rows, part.adapter) for part in found] == [
+        ("width", "up to 29 pixels", 30, 1.0),
+        ("width", "29 to 59 pixels", 30, 0.5),
+        ("width", "over 59 pixels", 30, 0.0),
+        ("dark", "up to 0.33 of 1", 30, 0.0),
+        ("dark", "0.33 to 0.66 of 1", 30, 0.5),
+        ("dark", "over 0.66 of 1", 30, 1.0),
+        ("group", "x", 45, 1.0),
+        ("group", "y", 45, 0.0),
+    ]
+    assert not slices(
+        "accuracy", scores, scores, examples[:1] * 90, rows, NAMES, resamples=200, confidence=0.95, seed=1
+    )
+
+
 def test_one_source_is_no_slice():
     assert "source" not in {part.by for part in sliced()[1]}
 

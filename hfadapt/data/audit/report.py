@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hfadapt.core import registry
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, as_html, as_text, show_number
 from hfadapt.data.labels import some
 from hfadapt.data.rows import SPLITS
@@ -27,11 +28,15 @@ class DataReport(Shown):
     Args:
         records: The data.json of each domain, with its audit when there is one.
         name: The recipe's name, for the title.
+        looks: What is to be seen of the rows of each domain, where they are files.
     """
 
-    def __init__(self, records: Sequence[DataRecord], name: str = "") -> None:
+    def __init__(
+        self, records: Sequence[DataRecord], name: str = "", looks: Mapping[str, Sequence[Block]] | None = None
+    ) -> None:
         self.records = tuple(records)
         self.name = name
+        self.looks = looks or {}
 
     @property
     def hard(self) -> int:
@@ -44,7 +49,7 @@ class DataReport(Shown):
         """Row accounting of all domains, then each domain."""
         shown: list[Block] = [Heading(f"Data of {self.name}" if self.name else "Data", 1), *_accounting(self.records)]
         for record in self.records:
-            shown.extend(_domain(record))
+            shown.extend([*_domain(record), *self.looks.get(record.domain, ())])
         verdict = f"{self.hard} hard finding(s): training would go wrong" if self.hard else "nothing stops the run"
         return [*shown, Text(verdict)]
 
@@ -110,15 +115,20 @@ def _domain(record: DataRecord) -> list[Block]:
     audit = record.audit
     if audit is None:
         return shown
+    kind = registry.modality(registry.schema(record.form).modality)
     stops = {True: "yes", False: "NO", None: "does not apply"}[audit.learns_to_stop]
+    share = f" ({audit.labelled_tokens / max(audit.tokens, 1):.1%} of the {kind.unit})"
     facts = [
         ["training rows", show_number(audit.rows)],
-        ["tokens", show_number(audit.tokens)],
-        ["labels", f"{audit.labelled_tokens:,} ({audit.labelled_tokens / max(audit.tokens, 1):.1%} of the tokens)"],
-        ["rows cut off", show_number(audit.truncated_rows)],
+        [kind.unit, show_number(audit.tokens)],
+        ["labels", f"{audit.labelled_tokens:,}{share if kind.tokens else ''}"],
+        [f"rows {kind.cut}", show_number(audit.truncated_rows)],
         ["rows without a label", show_number(audit.unlabelled_rows)],
         ["learns to stop", stops],
-        ["longest rows", ", ".join(f"{row.source} row {row.row}: {row.tokens:,} tokens" for row in audit.longest[:3])],
+        [
+            "longest rows",
+            ", ".join(f"{row.source} row {row.row}: {row.tokens:,} {kind.unit}" for row in audit.longest[:3]),
+        ],
     ]
     shown.append(Table(["training will see", ""], facts))
     if audit.findings:

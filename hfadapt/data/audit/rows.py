@@ -10,11 +10,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hfadapt.core import registry
 from hfadapt.data import clean, duplicates, verdicts
 from hfadapt.data import columns as format
 from hfadapt.data.audit.findings import CUT_OFF, NAMED_ROWS, Check, View, finding, level_for
 from hfadapt.data.labels import some
 from hfadapt.data.rows import SPLITS, Row, as_row, fold, name_rows, text_key, tokens
+from hfadapt.files import Doubt
 from hfadapt.records.stages import Finding
 
 MEANT = ("over-train-rows", "source-weight", verdicts.BAD, "averaged", CUT_OFF)
@@ -330,6 +332,22 @@ def idle_augmentation(view: View) -> Iterator[Finding]:
         )
 
 
+def doubtful_files(view: View) -> Iterator[Finding]:
+    """What the modality says of single files."""
+    if not view.schema.media:
+        return
+    kind = registry.modality(view.schema.modality)
+    found: dict[Doubt, list[str]] = defaultdict(list)
+    for split in SPLITS:
+        for row in view.rows.get(split, ()):
+            for doubt in kind.doubts(row):
+                found[doubt].append(str(row.get("file") or f"{row['source']} row {row['row']}"))
+    for doubt, files in found.items():
+        total = sum(map(len, view.rows.values()))
+        what = f"{doubt.detail} in {len(files):,} of {total:,} {kind.nouns}: {some(files)}"
+        yield finding(doubt.code, "soft", what, fix=doubt.fix)
+
+
 CHECKS: tuple[Check, ...] = (
     many_dropped,
     empty_splits,
@@ -342,4 +360,5 @@ CHECKS: tuple[Check, ...] = (
     label_leak,
     garbled_text,
     idle_augmentation,
+    doubtful_files,
 )

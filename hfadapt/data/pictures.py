@@ -1,0 +1,151 @@
+"""Rows that are files, as small pictures: some of each class, pairs of which one was dropped, and single rows."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from statistics import median
+
+from hfadapt.core import registry
+from hfadapt.core.errors import HfadaptError
+from hfadapt.core.show import Block, Sheet, Text, Tile
+from hfadapt.core.spec import reading
+from hfadapt.data.sources import local_path, numbered_rows
+from hfadapt.data.split_files import DROPPED
+from hfadapt.files import Blob, Unusable, folders
+from hfadapt.recipe.schema import Domain
+from hfadapt.records.stages import DataRecord
+from hfadapt.run_folder import read_rows
+from hfadapt.schemas import RowSchema
+
+SIDE = 72
+"""Pixels of a picture's height."""
+MOST_CLASSES, EACH, SEED = 12, 3, 17
+MOST_PAIRS = 6
+LOOKED_AT = 2_000
+"""Rows of a source among which pairs are looked for: it is read again for them."""
+
+Place = tuple[str, int]
+
+
+def tiles(folder: Path, split: str, form: str, captions: Mapping[int, str], side: int = SIDE) -> list[Tile]:
+    """Rows of a prepared split as pictures, in the order of `captions`; none for rows that are no files.
+
+    Args:
+        folder: Of a cell.
+        captions: What is said of each, by its number in the split.
+    """
+    schema = registry.schema(form)
+    if not schema.media or not captions:
+        return []
+    found = _picked(folder / "data" / f"{split}.parquet", schema.media, captions)
+    return [_tile(schema, found[number], caption, side) for number, caption in captions.items() if number in found]
+
+
+def _tile(schema: RowSchema, data: bytes, caption: str, side: int = SIDE) -> Tile:
+    return Tile(*registry.modality(schema.modality).preview(data, side), caption)
+
+
+def _picked(path: Path, column: str, numbers: Mapping[int, str]) -> dict[int, bytes]:
+    """Single values of a column; no more than a few of the others are held at once."""
+    from pyarrow import parquet
+
+    found, first, last = {}, 0, max(numbers)
+    with reading(path), parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=64, columns=[column]):
+            inside = [number for number in numbers if first <= number < first + len(batch)]
+            found |= {number: batch.column(0)[number - first].as_py() for number in inside}
+            first += len(batch)
+            if first > last:
+                break
+    return found
+
+
+def contact_sheet(folder: Path, record: DataRecord) -> list[Block]:
+    """How many training rows there are and how large, and a few of each class; nothing for rows that are no files.
+
+    Args:
+        folder: With `data/` of a domain.
+    """
+    schema = registry.schema(record.form)
+    path = folder / "data" / "train.parquet"
+    if not schema.media or not path.is_file():
+        return []
+    kind = registry.modality(schema.modality)
+    labelled = "label" in schema.columns
+    rows = read_rows(path, [*(["label"] if labelled else []), *kind.facts])
+    if not rows:
+        return []
+    measured = "; ".join(_range(name, unit, [row[name] for row in rows]) for name, unit in kind.facts.items())
+    by_class: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        for name in schema.classes(row) or ("",):
+            by_class.setdefault(name, []).append(number)
+    draw, captions = random.Random(SEED), {}
+    for name in sorted(by_class)[:MOST_CLASSES]:
+        captions |= dict.fromkeys(draw.sample(by_class[name], min(EACH, len(by_class[name]))), name)
+    several = f" of {MOST_CLASSES} of {len(by_class)} classes" if len(by_class) > MOST_CLASSES else ""
+    said = f"{record.domain}: some training {kind.nouns}{several}"
+    shown = tiles(folder, "train", record.form, captions)
+    return [Text(f"{len(rows):,} training {kind.nouns}: {measured}"), Sheet(said, shown)]
+
+
+def _range(name: str, unit: str, values: Sequence[float]) -> str:
+    low, middle, high = (
+        f"{value:,.0f}" if value == round(value) else f"{value:.2f}"
+        for value in (min(values), median(values), max(values))
+    )
+    return f"{name} {low} {unit}" if low == high else f"{name} {low} to {high} {unit}, median {middle}"
+
+
+def dropped_pairs(folder: Path, record: DataRecord, domain: Domain, recipe_folder: Path) -> list[Block]:
+    """Duplicates that were dropped beside what was kept, the first few; only those at the beginning of local sources.
+
+    Args:
+        folder: With `data/` of a domain.
+    """
+    schema = registry.schema(record.form)
+    if not schema.media or not (folder / DROPPED).is_file():
+        return []
+    pairs: list[tuple[Place, Place, str]] = []
+    with (folder / DROPPED).open(encoding="utf-8") as file:
+        for line in map(json.loads, file):
+            if twin := line["duplicate_of"]:
+                pairs.append(((line["source"], line["row"]), (twin["source"], twin["row"]), line["reason"]))
+    pairs = [pair for pair in pairs if max(pair[0][1], pair[1][1]) < LOOKED_AT][:MOST_PAIRS]
+    wanted = {place for pair in pairs for place in pair[:2]}
+    if not wanted:
+        return []
+    values = dict(_read_again(wanted, record.columns[schema.media], domain, recipe_folder))
+    shown = []
+    for dropped, kept, reason in pairs:
+        if dropped in values and kept in values:
+            shown += [
+                _tile(schema, values[kept][1], f"{values[kept][0]}\nkept"),
+                _tile(schema, values[dropped][1], f"{values[dropped][0]}\n{reason}"),
+            ]
+    return [Sheet("Kept and dropped, in pairs", shown)] if shown else []
+
+
+def _read_again(
+    wanted: set[Place], column: str, domain: Domain, recipe_folder: Path
+) -> Iterator[tuple[Place, tuple[str, bytes]]]:
+    """Name and content of files, by the place of their rows."""
+    for source in domain.all_sources():
+        path = local_path(source.source, recipe_folder)
+        name = f"{source.source}:{source.split}" if source.split else source.source
+        rows = [row for place, row in wanted if place == name]
+        if path is None or not rows:
+            continue
+        files = list(folders.chosen(path, source.split).data)
+        # What is wrong with the others has been said.
+        with suppress(HfadaptError):
+            for item in islice(numbered_rows(name, files, source.split), max(rows) + 1):
+                if isinstance(item, tuple) and item[0] in rows:
+                    with suppress(Unusable):
+                        blob = Blob.of(item[1].get(column), files[0].parent)
+                        yield (name, item[0]), (blob.name, blob.read())

@@ -1,0 +1,91 @@
+"""What check shows of rows that are pictures: a sheet of each class, dropped pairs, and files that are doubtful."""
+
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+from tiny import recipe_fields, write_recipe
+from tiny_images import pictures_of, scene, write_folders
+
+from hfadapt.core.errors import DataError
+from hfadapt.pipeline.run import check_recipe
+from hfadapt.recipe.reading import load_recipe
+
+
+@pytest.fixture(scope="module")
+def folder(vision, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("check")
+    one = write_folders(folder / "one", 90)
+    for path in one.glob("*/*5.png"):
+        Image.open(path).resize((48, 40)).save(path)
+    (one / "bar" / "broken.png").write_bytes((one / "bar" / "000.png").read_bytes()[:60])
+    (one / "bar" / "again.png").write_bytes((one / "bar" / "002.png").read_bytes())
+    scene(7, (6, 30)).save(one / "pole" / "tiny.png")
+    Image.new("RGB", (36, 36), "white").save(one / "pole" / "white.png")
+    fields = recipe_fields(vision / "dino", "image-classification", {"one": {"source": "one"}})
+    write_recipe(folder / "r.yaml", fields)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(folder):
+    return check_recipe(load_recipe(folder / "r.yaml"), recipe_folder=folder)
+
+
+def test_every_class_is_shown_as_it_is(report, folder):
+    page = report._repr_html_()
+    shown = [pair for pair in pictures_of(page) if "/" not in pair[1]]
+    assert [name for _, name in shown] == ["bar"] * 3 + ["pole"] * 3
+    for seen, name in shown:
+        files = [
+            Image.open(path).convert("RGB") for path in (folder / "one" / name).iterdir() if "broken" not in path.name
+        ]
+        twice = [each.resize((64, 64), Image.Resampling.NEAREST).tobytes() for each in files]
+        whole = [each.tobytes() for each in files]
+        assert seen.tobytes() in [*twice, *whole], "those of 32 pixels are enlarged to twice the size"
+    assert len(page) < 100_000
+    assert "<script" not in page
+    assert "http" not in page
+
+
+def test_the_choice_is_the_same_each_time(report, folder):
+    again = check_recipe(load_recipe(folder / "r.yaml"), recipe_folder=folder)
+    assert again._repr_html_() == report._repr_html_()
+
+
+def test_what_was_dropped_is_beside_what_was_kept(report):
+    pair = [(seen, said) for seen, said in pictures_of(report._repr_html_()) if "/" in said]
+    assert {said for _, said in pair} == {"bar/002.pngkept", "bar/again.pngexact-duplicate"}
+    assert list(pair[0][0].getdata()) == list(pair[1][0].getdata())
+
+
+def test_a_terminal_has_counts_and_sizes(report):
+    text = str(report)
+    (line,) = (block for block in text.split("\n\n") if "training images" in block)
+    rows = report.records[0].splits["train"]
+    assert " ".join(line.split()).startswith(
+        f"{rows} training images: width 32 to 48 pixels, median 32; height 32 to 40"
+    )
+    assert "data:" not in text
+
+
+def test_doubtful_files_are_named(report):
+    found = {each.code: each for each in report.records[0].audit.findings}
+    kept = report.records[0].rows_kept
+    assert found["tiny-image"].message == f"a side of less than 8 pixels in 1 of {kept} images: pole/tiny.png"
+    assert found["blank-image"].message == f"one even colour in 1 of {kept} images: pole/white.png"
+    assert ", bar/broken.png, has 60 bytes that are no whole image" in found["rows-left-out"].message
+    assert not report.hard
+
+
+def test_many_broken_files_stop_it(vision, tmp_path):
+    one = write_folders(tmp_path / "one", 30)
+    for path in sorted(one.glob("bar/*"))[:8]:
+        path.write_bytes(b"<!doctype html>")
+    write_recipe(
+        tmp_path / "r.yaml", recipe_fields(vision / "dino", "image-classification", {"one": {"source": "one"}})
+    )
+    with pytest.raises(DataError, match="8 of 30 rows have files that cannot be read") as caught:
+        check_recipe(load_recipe(tmp_path / "r.yaml"), recipe_folder=tmp_path)
+    assert "bar/000.png, has a web page and no image" in str(caught.value)
+    assert "replace these files" in str(caught.value)
