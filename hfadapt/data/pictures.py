@@ -54,7 +54,8 @@ def _picked(path: Path, column: str, numbers: Mapping[int, str]) -> dict[int, by
     """Single values of a column; no more than a few of the others are held at once."""
     from pyarrow import parquet
 
-    found, first, last = {}, 0, max(numbers)
+    found: dict[int, bytes] = {}
+    first, last = 0, max(numbers)
     with reading(path), parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=64, columns=[column]):
             inside = [number for number in numbers if first <= number < first + len(batch)]
@@ -85,7 +86,7 @@ def contact_sheet(folder: Path, record: DataRecord) -> list[Block]:
     for number, row in enumerate(rows):
         for name in schema.classes(row) or ("",):
             by_class.setdefault(name, []).append(number)
-    draw, captions = random.Random(SEED), {}
+    draw, captions = random.Random(SEED), dict[int, str]()
     for name in sorted(by_class)[:MOST_CLASSES]:
         captions |= dict.fromkeys(draw.sample(by_class[name], min(EACH, len(by_class[name]))), name)
     several = f" of {MOST_CLASSES} of {len(by_class)} classes" if len(by_class) > MOST_CLASSES else ""

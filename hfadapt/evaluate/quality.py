@@ -94,7 +94,7 @@ def _of_lengths(examples: Sequence[Example]) -> Parts:
 
 def _of_facts(rows: Sequence[Row], facts: Mapping[str, str]) -> Parts:
     """Thirds by each measure; of measures that divide the rows alike, as of squares their sides do, the first."""
-    known = []
+    known: list[np.ndarray] = []
     for fact, unit in facts.items():
         values = np.array([row[fact] for row in rows], dtype=np.float64)
         low, high = np.quantile(values, [1 / 3, 2 / 3], method="lower")
