@@ -211,7 +211,7 @@ def attention(  # noqa: PLR0913 - as the kernel takes them
         out = _on_cuda(documents, *flat, scale=scale, causal=causal, window=window, dtype=dtype)
     else:
         settings = _Settings(documents, float(scale), causal, window, dtype or query.dtype)
-        out = _Attention.apply(*flat, settings)  # type: ignore[no-untyped-call]
+        out = _Attention.apply(*flat, settings)
     return out.view(rows, width, heads, -1)
 
 

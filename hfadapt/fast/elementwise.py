@@ -48,8 +48,8 @@ def norm(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         if x.dtype != weight.dtype or x.shape[-1] != len(weight):
-            return own(module, x)  # type: ignore[no-any-return]
-        return _Norm.apply(x, weight, float(eps), offset)  # type: ignore[no-any-return, no-untyped-call]
+            return own(module, x)
+        return _Norm.apply(x, weight, float(eps), offset)
 
     return forward if _same(forward, lambda x: own(module, x), module, len(weight)) else None
 
@@ -117,7 +117,7 @@ def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, inverse: bool
 def fast_rotary(model: Any) -> Iterator[bool]:
     """Replaces `apply_rotary_pos_emb` in the module of the model's attention; yields whether there is one."""
     homes = {sys.modules[type(module).__module__] for module in model.modules()}
-    with _disable_current_modes():  # type: ignore[no-untyped-call]
+    with _disable_current_modes():
         found = [home for home in homes if _usual_rotary(home)]
     kept = [(home, home.apply_rotary_pos_emb) for home in found]
 
@@ -128,7 +128,7 @@ def fast_rotary(model: Any) -> Iterator[bool]:
             if not fits or unsqueeze_dim != 1 or cos.dim() != 3 or q.dim() != 4:
                 return own(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
             cos, sin = (x.expand(q.shape[0], -1, -1).reshape(-1, x.shape[-1]).contiguous() for x in (cos, sin))
-            return _Rotary.apply(q, cos, sin), _Rotary.apply(k, cos, sin)  # type: ignore[no-untyped-call]
+            return _Rotary.apply(q, cos, sin), _Rotary.apply(k, cos, sin)
 
         return apply
 

@@ -71,7 +71,7 @@ def labelled_loss(
     head = base.get_output_embeddings()
     hidden = getattr(base, base.base_model_prefix)(**given, use_cache=False).last_hidden_state
     chosen = hidden.flatten(0, 1).index_select(0, places).to(head.weight.dtype)
-    total, losses = _LabelledLoss.apply(chosen, head, targets, weights[rows])  # type: ignore[no-untyped-call]
+    total, losses = _LabelledLoss.apply(chosen, head, targets, weights[rows])
     return total, losses, rows
 
 

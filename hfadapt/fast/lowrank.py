@@ -348,8 +348,8 @@ class _Gated(torch.autograd.Function):
 
 def gated_product(g: torch.Tensor, u: torch.Tensor, gelu: bool, group: Group) -> torch.Tensor:
     """act(g) · u (..., I) through the one layer of the group, to (..., O)."""
-    y = _Gated.apply(g, u, gelu, group, *group.parameters())  # type: ignore[no-untyped-call]
-    return y.view(*g.shape[:-1], -1)  # type: ignore[no-any-return]
+    y = _Gated.apply(g, u, gelu, group, *group.parameters())
+    return y.view(*g.shape[:-1], -1)
 
 
 def shared_forwards(group: Group) -> list[Callable[..., torch.Tensor]]:
@@ -362,7 +362,7 @@ def shared_forwards(group: Group) -> list[Callable[..., torch.Tensor]]:
         if own not in ready or seen[0] is not x:
             ready.clear()
             # Shaped outside the function: models may change a result in place, which autograd forbids of its views.
-            found = _Shared.apply(x, group, *parameters)  # type: ignore[no-untyped-call]
+            found = _Shared.apply(x, group, *parameters)
             ready.update(enumerate(y.view(*x.shape[:-1], -1) for y in found))
             seen[:] = [x]
         result = ready.pop(own)

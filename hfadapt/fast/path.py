@@ -289,7 +289,7 @@ def _heads(module: Any, adapters: Sequence[str]) -> Callable[[torch.Tensor], tor
     def forward(x: torch.Tensor) -> torch.Tensor:
         documents = CURRENT.documents
         if documents is None:
-            return module.modules_to_save[adapters[0]](x)  # type: ignore[no-any-return]
+            return module.modules_to_save[adapters[0]](x)
         parts = [module.modules_to_save[s.adapter](x[s.first_row : s.end_row]) for s in documents.segments]
         return torch.cat(parts)
 

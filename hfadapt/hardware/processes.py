@@ -136,7 +136,7 @@ class World:
         broadcast_object_list(outcome)
         if outcome[1] is not None:
             raise outcome[1]
-        return outcome[0]  # type: ignore[no-any-return]
+        return outcome[0]
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""

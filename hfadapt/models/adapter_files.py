@@ -212,7 +212,7 @@ def _config_problems(config: Mapping[str, Any], path: Path, saved: Saved) -> Ite
         got = repr(config.get("peft_type"))[:80]
         yield Problem("not a kind of adapter that hfadapt makes", str(path), got=got, allowed=saved.peft_type)
         return
-    defaults = PEFT_TYPE_TO_CONFIG_MAPPING[saved.peft_type]()  # type: ignore[index]
+    defaults = PEFT_TYPE_TO_CONFIG_MAPPING[saved.peft_type]()
     plain = {key: _plain(value) for key, value in vars(defaults).items()}
     for key, value in config.items():
         place = f"{path}: {key}"

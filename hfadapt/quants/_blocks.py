@@ -25,6 +25,6 @@ def unpack(layer: Any, dtype: torch.dtype | None) -> tuple[Callable[[], torch.Te
         # Into the dtype that is wanted, not first into that of the weight before it was quantised.
         state = copy(layer.weight.quant_state)
         state.dtype = kind
-        return dequantize_4bit(layer.weight.data, state)  # type: ignore[no-any-return]
+        return dequantize_4bit(layer.weight.data, state)
 
     return make, kind

@@ -170,7 +170,7 @@ def _override(tree: Tree, override: str, place: Place) -> None:
     keys = _keys(tree, parts)
     parent: Any = tree.values
     for depth, key in enumerate(keys[:-1]):
-        inner = parent.get(key) if isinstance(parent, dict) else parent[key]  # type: ignore[index]
+        inner = parent.get(key) if isinstance(parent, dict) else parent[key]
         if inner is None:
             inner = {}
         elif depth == 1 and keys[0] == "domains" and isinstance(inner, str):
@@ -183,7 +183,7 @@ def _override(tree: Tree, override: str, place: Place) -> None:
             return
         if dig(tree, keys[: depth + 1]) is None:
             tree.places[keys[: depth + 1]] = place
-        parent[key] = inner  # type: ignore[index]
+        parent[key] = inner
         parent = inner
     tree.drop(keys)
     tree.places[keys] = place

@@ -190,7 +190,7 @@ def _is_model(bare: Any, kind: type | tuple[type, ...] = BaseModel) -> bool:
 
 
 def _field(info: FieldInfo) -> Any:
-    return operator.getitem(Annotated, (info.annotation, *info.metadata)) if info.metadata else info.annotation  # type: ignore[call-overload]
+    return operator.getitem(Annotated, (info.annotation, *info.metadata)) if info.metadata else info.annotation
 
 
 def child(annotation: Any, key: str | int) -> Any:

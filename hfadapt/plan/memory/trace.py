@@ -208,7 +208,7 @@ def _step(key: StepKey, model: nn.Module, length: int, rows: bool) -> dict[str, 
             marks["forward_peak"], marks["forward_end"] = live.peak_bytes - copies, live.bytes - copies
             live.peak_bytes = live.bytes
             if loss.requires_grad:  # Of a language model's trained head alone, what comes before it has no gradient.
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             marks["backward_peak"] = live.peak_bytes - copies
             del loss
             model.eval()
@@ -342,7 +342,7 @@ class Linear8bit(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Unpacks for this use; (..., I) to (..., O)."""
-        result = _Dequantise.apply(x.to(self.compute_dtype), self).to(x.dtype)  # type: ignore[no-untyped-call]
+        result = _Dequantise.apply(x.to(self.compute_dtype), self).to(x.dtype)
         return result if self.bias is None else result + self.bias
 
 

@@ -138,7 +138,7 @@ class Chat:
             return str(
                 self.tokenizer.apply_chat_template(
                     [dict(each) for each in turns],
-                    tools=self.tools if tools else None,  # type: ignore[arg-type]
+                    tools=self.tools if tools else None,
                     tokenize=False,
                     add_generation_prompt=ask,
                 )
