@@ -15,7 +15,7 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SOURCES = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "hfadapt").rglob("*.py"))}
-DISTRIBUTIONS = {"pynvml": "nvidia-ml-py", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"lm_eval": "lm-eval", "pynvml": "nvidia-ml-py", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 """Where the package's name is not the module's."""
 
 
@@ -65,6 +65,14 @@ def test_everything_imported_is_declared() -> None:
 def test_everything_declared_is_imported() -> None:
     imported = {distribution(module) for found in IMPORTED.values() for module in found}
     assert imported >= CORE
+
+
+def test_what_tests_skip_without_is_installed_with_them() -> None:
+    """So that they run where the checks of every change run."""
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("*.py"))
+    skipped = {distribution(name) for name in re.findall(r"importorskip\(\"(\w+)", tests)}
+    assert skipped >= {"lm-eval", "seqeval"}
+    assert skipped <= names(PROJECT["optional-dependencies"]["dev"])
 
 
 def test_extras_that_are_named_exist() -> None:

@@ -51,13 +51,22 @@ def prepared(models, folder, tasks="./tasks"):
     write_recipe(folder / "tiny.yaml", fields)
 
 
-@pytest.mark.parametrize("tasks", ["./tasks", "tasks/own.yaml"])
-def test_a_local_task_is_scored_for_base_and_adapter(models, tmp_path, tasks):
-    pytest.importorskip("lm_eval")
-    prepared(models, tmp_path, tasks)
-    done = command("evaluate", "tiny.yaml", folder=tmp_path)
+@pytest.fixture(scope="module")
+def trained(models, tmp_path_factory):
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness, of hfadapt[dev], is not installed")
+    folder = tmp_path_factory.mktemp("harness")
+    prepared(models, folder)
+    done = command("train", "tiny.yaml", folder=folder)
     assert done.code == 0, done.err
-    evaluation = Run(tmp_path / "runs/tiny").cell("one", "this-machine").evaluation
+    return folder
+
+
+@pytest.mark.parametrize("tasks", ["./tasks", "tasks/own.yaml"])
+def test_a_local_task_is_scored_for_base_and_adapter(trained, tasks):
+    done = command("evaluate", "tiny.yaml", f"evaluate.harness=[{tasks}]", folder=trained)
+    assert done.code == 0, done.err
+    assert "step 1/" not in done.err
+    evaluation = Run(trained / "runs/tiny").cell("one", "this-machine").evaluation
     found = {metric.name: metric for metric in evaluation.harness}
     accuracy = found["own_choice_acc"]
     assert accuracy.rows == 40
