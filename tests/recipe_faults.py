@@ -165,6 +165,11 @@ FAULTS: dict[str, tuple[str | bytes, int, tuple[str, ...]]] = {
     "gate not computed": (BASE + "evaluate: {metrics: [accuracy], gates: {macro_f1: 0}}\n", 5, ("not among evaluate.metrics", "add macro_f1")),
     "domains collide": (BASE + "  Mine: test.csv\n", 5, ("capital letters", "mine and Mine", "rename one")),
     "target twice": (BASE + "targets: [t4, t4]\n", 5, ("named twice", "delete one")),
-    "label with spaces": (BASE.replace("data.csv", "{source: data.csv, labels: [a, 'b ']}"), 4, ("white space", "write 'b'")),
+    "columns turned round": (BASE.replace("data.csv", "{source: data.csv, columns: {body: text}}"), 4, ("unknown key `body`", "write `text: body`")),
+    "source by split": (BASE.replace("data.csv", "{source: {train: data.csv, test: note.txt}}"), 4, ("write `source: data.csv` and `test: note.txt`",)),
+    "labels by number": (BASE.replace("data.csv", "{source: data.csv, labels: {'0': a, '1': b}}"), 4, ("write `labels: [a, b]`",)),
+    "link to nothing": (BASE.replace("data.csv", "dangling.csv"), 4, ("this link leads to nothing",)),
+    "tar archive": (BASE.replace("data.csv", "rows.tar.gz"), 4, ("not read", "unpack it")),
+    "source as file address": (BASE.replace("data.csv", "'file:///tmp/data.csv'"), 4, ("not given by its address", "write /tmp/data.csv")),
     "label twice": (BASE.replace("data.csv", "{source: data.csv, labels: [a, b, a]}"), 4, ("'a' is named twice in `domains.mine.labels`",)),
 }  # fmt: skip

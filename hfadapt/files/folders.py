@@ -11,7 +11,7 @@ from pathlib import Path
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
 from hfadapt.files import SPLIT_NAMES, json_rows, media
-from hfadapt.files.opening import HEAD_BYTES, PACKED, foreign, suffix
+from hfadapt.files.opening import HEAD_BYTES, PACKED, foreign, packing, suffix
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 """Of files that hfadapt reads whatever the rows; row schemas read further ones."""
@@ -188,6 +188,8 @@ def _no_format(path: Path) -> DataError:
     if found:
         return DataError(f"the file is {found[0]}", place=str(path), allowed=allowed(), fix=found[1])
     fix = "save the data as CSV or JSON Lines"
+    if packing(path):
+        fix = "unpack it, and name the file or folder with the data"
     try:
         text = head.decode("utf-8").strip()
     except UnicodeDecodeError:

@@ -75,11 +75,7 @@ def check_names(tree: Tree) -> None:
         if not isinstance(values, list):
             continue
         for index, value in enumerate(values):
-            if isinstance(value, str) and value != (plain := " ".join(value.split())):
-                what = f"a name in `{dotted(keys)}` has white space that is taken out of the rows' labels"
-                allowed = "one space between words, none around them"
-                tree.report((*keys, index), what, got=show(value), allowed=allowed, fix=f"write {show(plain)}")
-            elif isinstance(value, str) and value in values[:index]:
+            if isinstance(value, str) and value in values[:index]:
                 tree.report(
                     (*keys, index),
                     f"{value!r} is named twice in `{dotted(keys)}`",

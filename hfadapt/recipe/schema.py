@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, create_model, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, create_model, model_validator
 from typing_extensions import Self
 
 from hfadapt.core import registry
@@ -151,6 +151,10 @@ def _source(value: Any) -> Any:
 AnySource = Annotated[Source, BeforeValidator(_source)]
 
 
+Label = Annotated[str, AfterValidator(lambda name: " ".join(name.split()))]
+"""The name of a class, with one space between its words, as the rows' labels are read."""
+
+
 class Domain(Spec):
     """One kind of data, for which one adapter is made.
 
@@ -168,7 +172,7 @@ class Domain(Spec):
     validation: str | None = None
     test: str | None = None
     template: Template | None = None
-    labels: tuple[str, ...] | None = None
+    labels: tuple[Label, ...] | None = None
     language: str | None = None
     license: str | None = None
     pretrain: AnyPretrain | None = None

@@ -222,7 +222,11 @@ class _Domain:
         elif is_glob(source):
             self.refuse(at, "no file matches the pattern", source, SOURCES, "check the pattern")
         elif "://" in source:
-            self.refuse(at, "a source is not given by its address", source, SOURCES, "download it, or use its Hub id")
+            own = source.removeprefix("file://")
+            fix = f"write {own}" if own != source else "download it, or use its Hub id"
+            self.refuse(at, "a source is not given by its address", source, SOURCES, fix)
+        elif (self.folder / expanded(source)).is_symlink():
+            self.refuse(at, "this link leads to nothing", source, SOURCES, "make it again, or name the file itself")
         elif looks_local(source):
             starts = " or ".join(dict.fromkeys(str(each.resolve()) for each in (self.folder, Path())))
             fix = _near_path(source, self.folder) or f"check the path; it starts in {starts}"

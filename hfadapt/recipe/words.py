@@ -356,9 +356,18 @@ def _report_unknown(tree: Tree, keys: Keys, model: type[BaseModel]) -> None:
         f"unknown key `{name[:60]}` {where}",
         got=f"{name[:60]}: {show(dig(tree, keys))}",
         allowed=", ".join(fields),
-        fix=_right_key(name, section, fields) or "delete it, or use one of the allowed keys",
+        fix=_turned_round(tree, keys, fields)
+        or _right_key(name, section, fields)
+        or "delete it, or use one of the allowed keys",
         final=True,
     )
+
+
+def _turned_round(tree: Tree, keys: Keys, fields: tuple[str, ...]) -> str | None:
+    """Columns are named by the part that they play, and not the other way round."""
+    value = dig(tree, keys)
+    turned = keys[-2:-1] == ("columns",) and isinstance(value, str) and value in fields
+    return f"the part stands first: write `{value}: {keys[-1]}`" if turned else None
 
 
 def _right_key(name: str, section: type[BaseModel], fields: tuple[str, ...]) -> str | None:
@@ -421,6 +430,9 @@ def _repair(annotation: Any, value: Any, keys: Keys) -> str | None:
             return f"did you mean {close!r}?"
     if keys[-1] == "source" and isinstance(value, list):
         return f"write `sources: {inline(value)}`"
+    if keys[-1] == "source" and isinstance(value, Mapping) and isinstance(value.get("train"), str):
+        given = [f"`{name}: {value[name]}`" for name in ("validation", "test") if isinstance(value.get(name), str)]
+        return " and ".join([f"write `source: {value['train']}`", *given])
     adapter, settings = TypeAdapter(annotation), _is_model(base(annotation))
     for candidate in _candidates(value):
         if settings and not isinstance(candidate, Mapping):
@@ -455,6 +467,8 @@ def _candidates(value: Any) -> Iterator[Any]:
             yield value[0]
     elif isinstance(value, Mapping) and len(value) == 1 and None in value.values():
         yield "{" + next(iter(value)) + "}"
+    elif isinstance(value, Mapping) and value and [*value] == [str(number) for number in range(len(value))]:
+        yield [*value.values()]
 
 
 def _default(model: type[BaseModel], keys: Keys) -> str:

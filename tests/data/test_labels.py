@@ -124,6 +124,13 @@ def test_merged_and_doubtful_labels_are_said(tmp_path, values, labels, code, sai
 
 
 @WAYS
+def test_white_space_around_names_of_the_list_is_none(tmp_path, streaming):
+    record = prepare(tmp_path, ["very good", "bad"], streaming, labels=["very  good ", "bad"])
+    assert record.labels == ("very good", "bad")
+    assert record.noticed == ()
+
+
+@WAYS
 @pytest.mark.parametrize("task", ["text-classification", "multi-label-classification"])
 @pytest.mark.parametrize("value", [[0.9, 0.05, 0.05], "[0.9, 0.05, 0.05]", {"joy": 0.9, "anger": 0.1}])
 def test_probabilities_are_no_classes(tmp_path, value, task, streaming):
