@@ -142,11 +142,16 @@ def _names(schemas: Iterable[RowSchema]) -> dict[str, tuple[str, ...]]:
     return found
 
 
+_INSTRUCTED = (("output", "input"), ("response", "context"))
+"""What answers an instruction and what it is about: in Alpaca, and in Dolly."""
+
+
 def _alpaca(columns: Sequence[str], said: Mapping[str, str]) -> dict[str, str]:
-    if "instruction" not in columns or "output" not in columns or said:
-        return {}
-    more = {"instruction_input": "input"} if "input" in columns else {}
-    return {"prompt": "instruction", "completion": "output", **more}
+    for answer, about in _INSTRUCTED if "instruction" in columns and not said else ():
+        if answer in columns:
+            more = {"instruction_input": about} if about in columns else {}
+            return {"prompt": "instruction", "completion": answer, **more}
+    return {}
 
 
 def _wanted(part: str, said: Mapping[str, str], known: Sequence[RowSchema]) -> bool:

@@ -38,12 +38,13 @@ class Completion(RowSchema):
         return {"prompt": f"{prompt}\n\n{more}" if more else prompt, "completion": plain(values["completion"])}
 
     def reread(self, values: Columns) -> tuple[str, dict[str, Any]] | None:
-        """A chat, where prompt and completion are turns; those of the prompt are not learned."""
+        """A chat, where prompt or completion are turns; those of the prompt are not learned."""
         prompt, completion = values["prompt"], values["completion"]
-        if not _turns(completion):
+        if not _turns(prompt) and not _turns(completion):
             return None
         before = prompt if _turns(prompt) else [{"role": "user", "content": prompt}]
-        chat = [*({**each, "weight": 0} for each in before), *completion]
+        after = completion if _turns(completion) else [{"role": "assistant", "content": completion}]
+        chat = [*({**each, "weight": 0} for each in before), *after]
         return "messages", {"messages": chat, "tools": values.get("tools")}
 
     def words(self, row: Columns) -> str:

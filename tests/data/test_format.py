@@ -31,6 +31,7 @@ def made(values, forms, asked=None, template=None, labels=None, label_names=()):
         ({"question": "p", "answer": "c"}, LM, {"prompt": "p", "completion": "c"}),
         ({"instruction": "i", "input": "n", "output": "o"}, LM, {"prompt": "i\n\nn", "completion": "o"}),
         ({"instruction": "i", "input": "", "output": "o"}, LM, {"prompt": "i", "completion": "o"}),
+        ({"instruction": "i", "context": "n", "response": "o"}, LM, {"prompt": "i\n\nn", "completion": "o"}),
         ({"instruction": "i", "output": "o"}, LM, {"prompt": "i", "completion": "o"}),
         ({"messages": CHAT}, LM, {"messages": CHAT}),
         (
@@ -130,6 +131,15 @@ def test_prompts_and_completions_of_turns_are_chats_of_which_the_completion_is_l
         *(("user", None), ("assistant", False), ("user", None), ("assistant", None)),
     ]
     assert '"look"' in made.columns["tools"]
+
+
+def test_a_prompt_of_turns_is_answered_by_text():
+    shape = format.recognise(["prompt", "completion"], Columns(), LM, "d", False)
+    formatter = format.Formatter("d", shape, None, format.Labels(None), (), ("prompt", "completion"))
+    made = formatter.row(0, {"prompt": [*CHAT, {"role": "user", "content": "and"}], "completion": "bye"})
+    assert [(each["content"], each.get("trained")) for each in made.columns["messages"]] == [
+        *(("hi", None), ("hello", False), ("and", None), ("bye", None)),
+    ]
 
 
 @pytest.mark.parametrize("columns", [["prompt", "chosen", "rejected"], ["chosen", "rejected"], ["Chosen", "Rejected"]])

@@ -9,6 +9,7 @@ import pytest
 from tiny import make_tokenizer
 
 from hfadapt.core.errors import DataError
+from hfadapt.data.audit.findings import MARKER
 from hfadapt.modalities import IGNORED
 from hfadapt.modalities.text import token_ids
 from hfadapt.schemas import Unusable
@@ -32,6 +33,15 @@ def tokenizer(template):
     made = make_tokenizer()
     made.chat_template = template if "{" in template else (TEMPLATES / f"{template}.jinja").read_text()
     return made
+
+
+def test_the_mark_of_generation_does_not_make_it_another_models_template():
+    """`<|{{ m.role }}|>` is filled in before there is a marker."""
+    assert MARKER.findall(GENERATION.replace("{{ m['role'] }}", "{{m['role']}}")) == [
+        "<|end|>",
+        "<|end|>",
+        "<|assistant|>",
+    ]
 
 
 def system(text):

@@ -79,6 +79,28 @@ def test_text_is_learned_whole_with_its_end(tokenizer):
     assert learned(example, tokenizer) == [" bread<|end|>"]
 
 
+def test_text_that_has_its_end_gets_no_second_one(tokenizer):
+    [example] = LM.encode([{"text": " water bread<|end|>"}], tokenizer, max_length=64)
+    assert learned(example, tokenizer) == [" bread<|end|>"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "<|user|>room<|end|>"},
+        {"prompt": "room<|end|>", "completion": "good"},
+        {"prompt": "room", "completion": "good<|end|>"},
+    ],
+)
+def test_marks_of_the_model_in_a_text_are_said(tokenizer, row):
+    (found,) = LM.remarks(row, tokenizer)
+    assert (found.code, "the text holds <|end|>" in found.what) == ("special-token", True)
+    assert (
+        LM.remarks({key: value.replace("<|end|>", "").replace("<|user|>", "") for key, value in row.items()}, tokenizer)
+        == []
+    )
+
+
 def test_a_tokenizer_that_closes_every_text_does_not_close_the_prompt(tokenizer):
     from tokenizers.processors import TemplateProcessing
 

@@ -20,7 +20,7 @@ TURN_ENDS = frozenset({"</s>", "<end_of_turn>", "<turn|>", *(f"<|{name}|>" for n
 ALWAYS_SPECIAL = frozenset(
     f"<|{name}|>" for name in ("im_start", "im_end", "eot_id", "start_header_id", "end_header_id")
 )
-MARKER = re.compile(r"<\|[^|<>\s]{1,40}\|>|<(?:start|end)_of_turn>")
+MARKER = re.compile(r"<\|[^|<>\s{}]{1,40}\|>|<(?:start|end)_of_turn>")
 NAMED_ROWS = 50
 WITHOUT_CUT = 1 << 30
 CUT_OFF = "answer-cut-off"

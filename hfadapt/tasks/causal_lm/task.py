@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 MOST_CHOICES = 20
 """With at most this many different completions, the task is to choose among them."""
 
+SHORTEST_MARK = 3
+"""Shorter special tokens are no marks that stand in a text by mistake."""
+
 SHORTEST_ANSWER = 2
 """One token, and the one that ends the answer."""
 
@@ -88,7 +91,9 @@ class CausalLM(Task):
                 prompt = without_beginning(prompt, len(answer), max_length)
                 ids, marks = [*prompt, *answer], [IGNORED] * len(prompt) + answer
             else:
-                ids = [*tokenizer(row["text"], verbose=False)["input_ids"], tokenizer.eos_token_id]
+                ids = list(tokenizer(row["text"], verbose=False)["input_ids"])
+                # A tokenizer may end every text by itself, and a text may be a whole chat with its end.
+                ids += [] if ids[-1:] == [tokenizer.eos_token_id] else [tokenizer.eos_token_id]
                 # The first token is no label: nothing comes before it from which it could be predicted.
                 marks = [IGNORED, *ids[1:]]
                 length = len(ids)
@@ -106,8 +111,15 @@ class CausalLM(Task):
         return [{**row, "text": piece} for piece in pieces(row["text"], tokenizer, max_length - 1)]
 
     def remarks(self, row: Row, tokenizer: Any) -> list[Remark]:
-        """What of a chat its template does not write, and answers that teach silence."""
-        return Chat(row, tokenizer).remarks() if "messages" in row else []
+        """What a template does not write of a chat, answers that teach silence, and marks of the model in a text."""
+        found = Chat(row, tokenizer).remarks() if "messages" in row else []
+        turns = [str(each["content"]) for each in row.get("messages", ())]
+        said = "\n".join([*turns, *(str(row.get(part) or "") for part in ("prompt", "completion", "text"))])
+        marks = [each for each in tokenizer.all_special_tokens if len(each) >= SHORTEST_MARK and each in said]
+        if marks:
+            what = f"the text holds {min(marks)}, which the model reads as one of its marks rather than as words"
+            found.append(Remark("special-token", what, "nothing, if it is meant; else take it out of these rows"))
+        return found
 
     def collate(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
         """input_ids, attention_mask and labels, all (B, T)."""
