@@ -234,9 +234,20 @@ def report(
 
 
 @app.command()
-def predict(
+def predict(  # noqa: PLR0913 - options of the command
     run: Annotated[Path, typer.Argument(metavar="CELL", help="runs/NAME/DOMAIN/TARGET, a run, or an exported folder.")],
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="One or more texts.")],
+    texts: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(metavar="TEXT...", help="One or more texts; - for the lines of standard input."),
+    ] = None,
+    file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--file", metavar="FILE", help="A text a line (.txt), or rows by the recipe's columns (.csv …)."),
+    ] = None,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--output", "-o", metavar="FILE", help="A new file for the answers, a JSON object a row."),
+    ] = None,
     domain: OneDomain = None,
     target: OneTarget = None,
     base: Annotated[
@@ -245,10 +256,18 @@ def predict(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Apply an adapter of a run, or an exported folder, to texts."""
+    """Apply an adapter of a run, or an exported folder, to texts, standard input or a file.
+
+    Answers come in the order of the rows. A row that cannot be asked is named, its line stays empty, and the exit code
+    is 1.
+    """
+    from hfadapt.cli.answers import answer_rows
     from hfadapt.serve.adapted import load_adapted
 
-    answers = load_adapted(run, domain, target, base).predict(texts)
+    if file is not None or output is not None or texts in (None, ["-"]):
+        answer_rows(lambda: load_adapted(run, domain, target, base), texts or [], file, output, json)
+        return
+    answers = load_adapted(run, domain, target, base).predict(texts or [])
     if json:
         import json as json_library
 

@@ -177,6 +177,17 @@ class RowSchema:
         """What the model is shown and does not learn to write, one text a turn."""
         return [self.shown(row)]
 
+    def question(self, values: Columns) -> str:
+        """What is asked of a row without its answer, as one text.
+
+        Args:
+            values: Parts of a source's row: the first, and optional ones.
+
+        Raises:
+            Unusable: it is no text.
+        """
+        return plain(values[self.parts[0]])
+
     def changed(self, row: Columns, change: Change) -> dict[str, Any]:
         """The row with what the model is shown changed, and the label still right; as it is where that cannot be."""
         return dict(row)

@@ -34,8 +34,12 @@ class Completion(RowSchema):
 
     def make(self, values: Columns, name_of: Callable[[Any], str | None]) -> dict[str, Any]:
         """Prompt and completion as they are, outer white space included."""
+        return {"prompt": self.question(values), "completion": plain(values["completion"])}
+
+    def question(self, values: Columns) -> str:
+        """The prompt, which a further input ends."""
         prompt, more = plain(values["prompt"]), plain(values.get("instruction_input") or "")
-        return {"prompt": f"{prompt}\n\n{more}" if more else prompt, "completion": plain(values["completion"])}
+        return f"{prompt}\n\n{more}" if more else prompt
 
     def reread(self, values: Columns) -> tuple[str, dict[str, Any]] | None:
         """A chat, where prompt or completion are turns; those of the prompt are not learned."""

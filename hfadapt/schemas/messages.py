@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from hfadapt.schemas import Answers, Change, Columns, RowSchema, Unusable, random_words
+from hfadapt.schemas import Answers, Change, Columns, RowSchema, Unusable, random_words, read_list
 from hfadapt.schemas._turns import Turn, tools_of, turns_of
 
 PROMPT_WORDS, ANSWER_WORDS = 3, 6
@@ -83,6 +83,18 @@ class Messages(RowSchema):
     def asked(self, row: Columns) -> list[str]:
         """The contents of all other turns."""
         return self._said(row, lambda role: role != "assistant")
+
+    def question(self, values: Columns) -> str:
+        """The user's only turn; a text as it is."""
+        said = values["messages"]
+        if isinstance(said, str) and read_list(said) is None:
+            return said
+        turns = turns_of(said)
+        while turns and turns[-1]["role"] == "assistant":
+            turns.pop()
+        if [each["role"] for each in turns] != ["user"]:
+            raise Unusable("several-turns", " has a chat of several turns, and one text can be asked")
+        return str(turns[0]["content"])
 
     def changed(self, row: Columns, change: Change) -> dict[str, Any]:
         """The user's turns changed."""

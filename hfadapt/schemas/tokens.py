@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
-from hfadapt.schemas import Answers, Change, Columns, RowSchema, Unusable, plain, random_words
+from hfadapt.schemas import Answers, Change, Columns, RowSchema, Unusable, plain, random_words, read_list
 
 WORDS = 8
 _COMMENT = re.compile(r"#\s.*=")
@@ -100,6 +100,11 @@ class Tokens(RowSchema):
     def classes(self, row: Columns) -> tuple[str, ...]:
         """The tags that occur."""
         return tuple(sorted(set(row.get("tags") or ())))
+
+    def question(self, values: Columns) -> str:
+        """The words with a blank between them; a text as it is."""
+        words = read_list(values["tokens"])
+        return " ".join(map(plain, words)) if isinstance(words, list) else plain(values["tokens"])
 
     def changed(self, row: Columns, change: Change) -> dict[str, Any]:
         """Each word changed by itself, so that every tag still stands at its word; no word goes away."""

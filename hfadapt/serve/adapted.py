@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ class Adapted:
         form: How its rows were given: `messages` are put into the chat template.
         prompt: The recipe's template, in which `{text}` is replaced.
         cell: The cell it comes from; None for an exported folder.
+        columns: The columns of the data by what they hold, as it was read.
     """
 
     model: Any
@@ -50,6 +51,7 @@ class Adapted:
     form: str | None = None
     prompt: str | None = None
     cell: Cell | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def predict(self, texts: str | Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS) -> list[Answer]:
         """Answers for one or more texts.
@@ -169,7 +171,14 @@ def from_cell(cell: Cell, base: Base) -> Adapted:
         data.form,
         template.prompt if template else None,
         cell,
+        {**data.columns, **_columns(lock)},
     )
+
+
+def _columns(lock: Lock) -> dict[str, str]:
+    """The columns that the recipe names, by what they hold."""
+    said = lock.domains[lock.domain].all_sources()[0].columns.model_dump()
+    return {part: name for part, name in said.items() if name is not None}
 
 
 def _load_exported(folder: Path, base: str | None) -> Adapted:
@@ -198,7 +207,15 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
     choices = registry.task(manifest.task).choices(manifest.completions, loaded.tokenizer)
     labels = tuple(choices) or manifest.labels
     return Adapted(
-        model, loaded.tokenizer, manifest.task, labels, choices, manifest.max_length, manifest.form, manifest.prompt
+        model,
+        loaded.tokenizer,
+        manifest.task,
+        labels,
+        choices,
+        manifest.max_length,
+        manifest.form,
+        manifest.prompt,
+        columns=_columns(lock),
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from tiny import NO_CHECKS, command, labelled, recipe_fields, write_recipe, write_rows
@@ -135,6 +137,37 @@ def test_predict(ready):
     answers = json.loads(command("predict", "runs/tiny/one/this-machine", "a lovely film", "--json", folder=ready).out)
     assert answers[0]["label"] == done.out.split()[0]
     assert 0.5 <= answers[0]["probability"] <= 1
+
+
+def test_predict_from_a_file_and_standard_input(ready, tmp_path):
+    said = command("predict", "runs/tiny", "a lovely film", "a dull film", folder=ready).out
+    (tmp_path / "rows.txt").write_text("a lovely film\na dull film\n")
+    assert command("predict", "runs/tiny", "--file", tmp_path / "rows.txt", folder=ready).out == said
+    piped = subprocess.run(
+        [sys.executable, "-m", "hfadapt", "predict", "runs/tiny", "-"],
+        cwd=ready, input="a lovely film\na dull film\n", capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert piped.stdout == said
+    write_rows(tmp_path / "rows.jsonl", [{"text": "a lovely film", "id": 1}, {"id": 2}, {"text": "a dull film"}])
+    done = command("predict", "runs/tiny", "--file", tmp_path / "rows.jsonl", folder=ready)
+    assert done.code == 1
+    assert [done.out.splitlines()[n] for n in (0, 2)] == said.splitlines()
+    assert done.out.splitlines()[1] == ""
+    assert "rows.jsonl: row 1 has no text, only id" in done.err
+    out = tmp_path / "out.jsonl"
+    done = command("predict", "runs/tiny", "--file", tmp_path / "rows.jsonl", "--output", out, folder=ready)
+    assert (done.code, done.out) == (1, "")
+    assert "2 answers of 3 rows" in done.err
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(each["row"], each.get("text"), "fault" in each) for each in lines] == [
+        (0, "a lovely film", False),
+        (1, None, True),
+        (2, "a dull film", False),
+    ]
+    assert "exists already" in command("predict", "runs/tiny", "text", "--output", out, folder=ready).err
+    assert "nothing to answer" in command("predict", "runs/tiny", folder=ready).err
+    both = command("predict", "runs/tiny", "text", "--file", tmp_path / "rows.txt", folder=ready)
+    assert (both.code, "leave one of them out" in both.err) == (2, True)
 
 
 def test_predict_before_training(models, tmp_path):

@@ -1,0 +1,144 @@
+"""What is asked in a file or on standard input, row by row, and the answers in the same order.
+
+A row that cannot be asked has a fault in place of an answer, and the others go on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from hfadapt.core import registry
+from hfadapt.core.errors import HfadaptError, RequestError
+from hfadapt.core.spec import Spec
+from hfadapt.files import Rows, Unread, folders, reading
+from hfadapt.files.opening import suffix
+from hfadapt.schemas import RowSchema, Unusable, plain
+from hfadapt.serve.adapted import Adapted
+from hfadapt.tasks import Answer
+
+AT_ONCE = 256
+"""Rows that are read before they are answered."""
+_PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
+
+
+class Answered(Spec):
+    """One row: its number from 0, and its answer or why it has none."""
+
+    row: int
+    answer: Answer | None = None
+    fault: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.answer) if self.answer else ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The row, with the fields of the answer."""
+        said = self.answer.model_dump() if self.answer else {"fault": self.fault}
+        return {"row": self.row, **said}
+
+
+def file_rows(path: Path) -> Rows:
+    """The rows of a file; of plain text a line each.
+
+    Raises:
+        RequestError: there is no such file.
+        DataError: it is of a kind that is not read, or broken.
+    """
+    if not path.is_file():
+        raise RequestError("there is no such file", place=str(path), fix="check the path")
+    if suffix(path) not in folders.suffixes():
+        raise folders.unreadable(path)
+    return reading.rows(path)
+
+
+def lines_of(stream: IO[bytes]) -> Rows:
+    """The lines of a stream; one that is not UTF-8 is no row."""
+    for number, line in enumerate(stream):
+        try:
+            yield number, {"text": line.decode("utf-8").rstrip("\r\n")}
+        except UnicodeDecodeError as error:
+            yield Unread(number, "not-utf8", f"line {number + 1}: {error.reason} at byte {error.start}")
+
+
+def answered(adapted: Adapted, rows: Rows, max_new_tokens: int | None = None) -> Iterator[Answered]:
+    """An answer, or a fault, for each row in order, some rows at a time.
+
+    Args:
+        rows: By the recipe's columns, or with a column of texts; what is doubtful in a file has no row.
+    """
+    # A row fills the recipe's template itself.
+    asker = replace(adapted, prompt=None)
+    found = (item for item in rows if isinstance(item, (tuple, Unread)))
+    while chunk := list(islice(found, AT_ONCE)):
+        texts: dict[int, str] = {}
+        faults: dict[int, str] = {}
+        for number, item in enumerate(chunk):
+            if isinstance(item, Unread):
+                faults[number] = item.detail or item.reason
+                continue
+            try:
+                texts[number] = text_of(adapted, item[1])
+            except Unusable as fault:
+                faults[number] = f"row {item[0]}{fault.detail}"
+        said = _ask(asker, texts, faults, {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})
+        for number, item in enumerate(chunk):
+            row = item.row if isinstance(item, Unread) else item[0]
+            yield Answered(row=row, answer=said.get(number), fault=faults.get(number))
+
+
+def _ask(
+    asker: Adapted, texts: Mapping[int, str], faults: dict[int, str], settings: Mapping[str, int]
+) -> dict[int, Answer]:
+    """Answers by place; where one text is refused, each is asked alone and the refusal is its fault."""
+    try:
+        return dict(zip(texts, asker.predict(list(texts.values()), **settings), strict=True))
+    except HfadaptError as error:
+        if len(texts) == 1:
+            faults[next(iter(texts))] = error.what
+            return {}
+    return {k: v for place, text in texts.items() for k, v in _ask(asker, {place: text}, faults, settings).items()}
+
+
+def text_of(adapted: Adapted, values: Mapping[str, Any]) -> str:
+    """What the model is shown of a row: the recipe's template filled, or the text that it has.
+
+    Raises:
+        Unusable: columns are missing, or hold what is no text.
+    """
+    if adapted.prompt is not None:
+        names = list(dict.fromkeys(_PLACEHOLDER.findall(adapted.prompt)))
+        filled = {name: plain(_value(adapted, values, name, len(names) == 1)) for name in names}
+        return _PLACEHOLDER.sub(lambda match: filled[match[1]], adapted.prompt)
+    schema = _schema(adapted)
+    part = schema.parts[0]
+    more = {name: values.get(adapted.columns[name]) for name in schema.optional if name in adapted.columns}
+    return schema.question({**more, part: _value(adapted, values, part, True)})
+
+
+def _schema(adapted: Adapted) -> RowSchema:
+    if adapted.form is not None:
+        return registry.schema(adapted.form)
+    return registry.schema(min(registry.task(adapted.task).schemas))
+
+
+def _value(adapted: Adapted, values: Mapping[str, Any], part: str, alone: bool) -> Any:
+    """The value for a part or a column: by the recipe's name or, where it is all that is asked for, the usual ones.
+
+    Args:
+        alone: Whether no other is asked for, so that any text will do.
+    """
+    lower = {column.lower(): column for column in reversed(list(values))}
+    schemas = (_schema(adapted), *registry.schemas())
+    usual = [name for each in (part, "text") for schema in schemas for name in schema.names.get(each, ())]
+    names = [adapted.columns.get(part, ""), part, *(lower[name] for name in usual if name in lower and alone)]
+    column = next((name for name in names if name in values), None)
+    value = values[column] if column is not None else None
+    if value is None or value != value:
+        has = ", ".join(str(name) for name, each in values.items() if each is not None) or "nothing"
+        raise Unusable("missing-field", f" has no {adapted.columns.get(part, part)}, only {has}")
+    return value

@@ -1,0 +1,101 @@
+"""Rows of files and of standard input become texts to ask, by the recipe's columns and template."""
+
+import io
+
+import pytest
+
+from hfadapt.files import Doubt, Unread
+from hfadapt.schemas import Unusable
+from hfadapt.serve.adapted import Adapted
+from hfadapt.serve.asked import answered, file_rows, lines_of, text_of
+from hfadapt.tasks import Answer
+
+CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+
+
+def adapted(form, task="causal-lm", **columns):
+    return Adapted(None, None, task, (), {}, 64, form, columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("own", "values", "text"),
+    [
+        (adapted("labelled", text="body"), {"title": "t", "body": "b", "label": "x"}, "b"),
+        (adapted("labelled", text="body"), {"text": "t", "id": 4}, "t"),
+        (adapted("labelled"), {"Review": "r", "stars": 4}, "r"),
+        (adapted("labelled"), {"text": 4.0}, "4"),
+        (adapted("completion", prompt="question"), {"question": "q", "answer": "a"}, "q"),
+        (adapted("completion", prompt="q", instruction_input="more"), {"q": "do", "more": "this"}, "do\n\nthis"),
+        (adapted("completion", prompt="q", instruction_input="more"), {"q": "do"}, "do"),
+        (adapted("completion"), {"text": "t"}, "t"),
+        (adapted("messages"), {"messages": CHAT}, "hi"),
+        (adapted("messages"), {"messages": CHAT[:1]}, "hi"),
+        (adapted("messages"), {"text": "plain"}, "plain"),
+        (adapted("tokens", "token-classification"), {"tokens": ["to", "be"], "tags": ["a", "b"]}, "to be"),
+        (adapted("tokens", "token-classification"), {"text": "to be"}, "to be"),
+    ],
+)
+def test_the_text_of_a_row(own, values, text):
+    assert text_of(own, values) == text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "values", "text"),
+    [
+        ("{title}: {text} ->", {"title": "A", "text": "b", "label": "c"}, "A: b ->"),
+        ("{title}: {text} ->", {"title": "A {text}", "text": "{title}"}, "A {text}: {title} ->"),
+        ("{review}?", {"text": "a line"}, "a line?"),
+        ("{text}?", {"body": "b", "id": 3}, "b?"),
+    ],
+)
+def test_a_template_is_filled(prompt, values, text):
+    own = Adapted(None, None, "causal-lm", (), {}, 64, "completion", prompt, columns={"text": "body"})
+    assert text_of(own, values) == text
+
+
+@pytest.mark.parametrize(
+    ("own", "values", "words"),
+    [
+        (adapted("labelled"), {"a": "1", "b": "2"}, "has no text, only a, b"),
+        (adapted("labelled"), {"text": None}, "has no text, only nothing"),
+        (adapted("labelled"), {"text": {"a": 1}}, "an object where text is needed"),
+        (adapted("messages"), {"messages": [*CHAT, *CHAT]}, "several turns"),
+        (Adapted(None, None, "causal-lm", (), {}, 64, "completion", "{title}: {text}"), {"text": "b"}, "has no title"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(own, values, words):
+    with pytest.raises(Unusable) as caught:
+        text_of(own, values)
+    assert words in caught.value.detail
+
+
+class Shouting(Adapted):
+    """Says what it was asked, and counts how often."""
+
+    def predict(self, texts, **settings):
+        Shouting.asked.append(len(texts))
+        return [Answer(text=text, generated=text.upper()) for text in texts]
+
+
+def test_answers_come_in_order_and_faults_take_their_place(monkeypatch):
+    monkeypatch.setattr("hfadapt.serve.asked.AT_ONCE", 3)
+    Shouting.asked = []
+    own = Shouting(None, None, "causal-lm", (), {}, 64, "completion", None)
+    rows = [(0, {"text": "a"}), Unread(1, "not-json", "line 2: broken"), (2, {"x": "1", "y": "2"}), (3, {"text": "b"})]
+    found = list(answered(own, iter([*rows, Doubt("code", "what", "fix")])))
+    assert [(each.row, str(each)) for each in found] == [(0, "A"), (1, ""), (2, ""), (3, "B")]
+    assert [each.fault for each in found] == [None, "line 2: broken", "row 2 has no prompt, only x, y", None]
+    assert Shouting.asked == [1, 1]
+
+
+def test_lines_of_standard_input():
+    found = list(lines_of(io.BytesIO(b"one\r\n\n\xff\ntwo")))
+    assert [each if isinstance(each, tuple) else each.reason for each in found] == [
+        *((0, {"text": "one"}), (1, {"text": ""}), "not-utf8"),
+        (3, {"text": "two"}),
+    ]
+
+
+def test_a_file_of_texts_has_a_row_a_line(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    assert [row for _, row in file_rows(tmp_path / "a.txt")] == [{"text": "one"}, {"text": ""}, {"text": "two"}]
