@@ -425,7 +425,6 @@ def bed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Bed:
             {"w1": words, "w2": words[::-1], "t1": ["A", *"B" * (len(words) - 1)], "t2": ["B", *"A" * (len(words) - 1)]}
             for words in (row["text"].split() for row in labelled(60))
         ],
-        "grouped": [{**row, "author": number % 10} for number, row in enumerate(labelled(60))],
         "numbered": [{"text": f"doc-{number}", "label": LABELS[number % 2]} for number in range(60)],
         "noisy": [
             *noise,

@@ -50,7 +50,10 @@ class Embedding(Task):
     )
     files = FILES
     assumed_parts = 2.0
-    defaults = {"train.batch_rows": (64, "the other rows of a batch are what each row is told apart from")}
+    defaults = {
+        "train.batch_rows": (64, "the other rows of a batch are what each row is told apart from"),
+        "train.learning_rate": (2e-4, "a sentence encoder is trained already, and forgets with more"),
+    }
     answer_rows = 1 << 20
     folder = Path(__file__).parent
 
