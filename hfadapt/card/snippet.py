@@ -48,7 +48,8 @@ def snippet_text(facts: Facts) -> str:
         schema=schema,
         example=example_row(records),
         file=example_file(schema),
-        model_type=_model_type(records),
+        model_type=_config(records).model_type,
+        arguments=registry.modality(schema.modality).arguments(_config(records), lock["data"]["max_length"]),
     )
 
 
@@ -57,11 +58,11 @@ def example_file(schema: RowSchema) -> str:
     return f"example{registry.modality(schema.modality).suffixes[0]}" if schema.media else ""
 
 
-def _model_type(records: Records) -> str:
-    """Of transformers."""
+def _config(records: Records) -> Any:
+    """Of the base."""
     lock = records.file("lock.yaml")
     place = lock["base"]["folder"] if lock["base"] else found_model(lock["model"], records.folder)
-    return str(load_config(place).model_type)
+    return load_config(place)
 
 
 def _base(facts: Facts) -> str:

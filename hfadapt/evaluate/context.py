@@ -13,7 +13,6 @@ import torch
 from hfadapt.core import registry
 from hfadapt.core.progress import Progress, Silent
 from hfadapt.data import read_split
-from hfadapt.evaluate.probe import put_head, train_probe
 from hfadapt.modalities import Example, Row
 from hfadapt.models.attach import open_adapter
 from hfadapt.models.load import Base
@@ -22,6 +21,7 @@ from hfadapt.run_folder import Cell
 from hfadapt.schemas import RowSchema
 from hfadapt.tasks import Scores, Task
 from hfadapt.train.batches import padded
+from hfadapt.train.probe import put_head, train_probe
 
 if TYPE_CHECKING:
     from hfadapt.recipe.schema import Lock

@@ -38,6 +38,18 @@ class Unusable(Exception):
         self.reason, self.detail = reason, detail
 
 
+def called(data: bytes, what: str) -> str:
+    """What bytes seem to be that are no `what`, such as an image."""
+    if not data:
+        return "an empty file"
+    head = data[:16].lstrip().lower()
+    if head.startswith((b"<!doctype", b"<html")):
+        return f"a web page and no {what}"
+    if head.startswith(b"version https://"):
+        return f"a pointer of Git LFS and no {what} (git lfs pull)"
+    return f"{len(data):,} bytes that are no whole {what}"
+
+
 @dataclass(frozen=True)
 class Blob:
     """The content of a file, which may not have been read yet.

@@ -119,6 +119,10 @@ class Modality:
         """The processor for examples of at most `max_length` units."""
         return processor
 
+    def arguments(self, config: Any, max_length: int) -> Mapping[str, Any]:
+        """What transformers' processor of a model is given beside a value, for examples of `max_length` units."""
+        return {}
+
     def identity(self, processor: Any) -> Any:
         """What two processors differ in, as JSON."""
         return sorted(processor.get_vocab().items())

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import RequestError
-from hfadapt.files import Doubt, Unusable
+from hfadapt.files import Doubt, Unusable, called
 from hfadapt.modalities import Modality, Row, Taken
 from hfadapt.modalities._image_changes import CHANGES
+from hfadapt.modalities._later import Changed, later
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,34 +42,15 @@ CONV_STRIDE = 32
 """Convolutional nets without patches halve a side five times."""
 
 
-@dataclass(frozen=True)
-class Changed:
-    """An image with changes that are worked out when it is looked at.
-
-    Args:
-        data: The bytes of its file.
-        steps: Name of each change, how much of it, and the seed of its draws.
-    """
-
-    data: bytes
-    steps: tuple[tuple[str, float, int], ...]
-
-
-def later(name: str, value: bytes | Changed, share: float, draw: random.Random) -> Changed:
-    """A change as an operation of the modality."""
-    data, steps = (value.data, value.steps) if isinstance(value, Changed) else (value, ())
-    return Changed(data, (*steps, (name, share, draw.getrandbits(64))))
-
-
 def opened(value: bytes | Changed | Picture) -> Picture:
     """The picture behind a kept value, in RGB."""
     from PIL import Image
 
     if not isinstance(value, (bytes, Changed)):
         return value.convert("RGB")
-    data, steps = (value.data, value.steps) if isinstance(value, Changed) else (value, ())
-    picture = Image.open(io.BytesIO(data)).convert("RGB")
-    for name, share, seed in steps:
+    changed = Changed.of(value)
+    picture = Image.open(io.BytesIO(changed.data)).convert("RGB")
+    for name, share, seed in changed.steps:
         picture = CHANGES[name](picture, share, random.Random(seed))
     return picture
 
@@ -115,10 +97,10 @@ class Processor:
         side = min(self.most, max(SMALLEST_SIDE, SMALL_TIMES * max(int(row["width"]), int(row["height"]))))
         return (-(-side // self.patch)) ** 2
 
-    def values(self, values: Sequence[bytes | Changed | Picture]) -> np.ndarray:
-        """(B, 3, side, side) float32."""
-        found: np.ndarray = self.inner([opened(value) for value in values], return_tensors="np")["pixel_values"]
-        return found
+    def inputs(self, values: Sequence[bytes | Changed | Picture]) -> dict[str, np.ndarray]:
+        """`pixel_values` (B, 3, side, side) float32."""
+        made = self.inner([opened(value) for value in values], return_tensors="np")
+        return {"pixel_values": made["pixel_values"]}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes preprocessor_config.json."""
@@ -232,7 +214,7 @@ class Image(Modality):
             raise Unusable("image-too-large", f" has a file that unpacks to a huge image: {error}; {most}") from None
         except Exception as error:
             # Pillow's readers raise errors of every kind on broken files.
-            raise Unusable("not-an-image", f" has {_called(data)}: {_first_line(error)}") from None
+            raise Unusable("not-an-image", f" has {called(data, 'image')}: {_first_line(error)}") from None
         plain = _plain(turned)
         if mode not in ("RGB", "L", "1"):
             notes.append(f"images in mode {mode}: made {plain.mode}")
@@ -361,18 +343,6 @@ def _facts(picture: Picture, own: tuple[int, int]) -> dict[str, float]:
         "brightness": round(float(grey.mean()), 4),
         "contrast": round(float(grey.std()), 4),
     }
-
-
-def _called(data: bytes) -> str:
-    """What broken bytes seem to be."""
-    if not data:
-        return "an empty file"
-    head = data[:16].lstrip().lower()
-    if head.startswith((b"<!doctype", b"<html")):
-        return "a web page and no image"
-    if head.startswith(b"version https://"):
-        return "a pointer of Git LFS and no image (git lfs pull)"
-    return f"{len(data):,} bytes that are no whole image"
 
 
 def _first_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.adapters import DEFAULT, Context
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
-from hfadapt.models.facts import layer_stacks
+from hfadapt.models.facts import body_name, layer_stacks
 from hfadapt.models.load import Base, file_sha256, json_sha256
 from hfadapt.recipe.schema import Lock
 
@@ -123,7 +123,7 @@ def trainable(model: Any, adapter: str | None = None) -> dict[str, torch.nn.Para
 
 def trained_layers(model: Any, base: Base, name: str) -> dict[str, torch.nn.Parameter]:
     """The low-rank weights of an adapter in a base's body, by their names in the body: the same whatever the head."""
-    body = base.model.base_model_prefix
+    body = body_name(base.model)
     # A base without a head is its body itself.
     outer, prefix = "base_model.model.", f"{body}." if hasattr(base.model, body) else ""
     found = {}

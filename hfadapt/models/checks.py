@@ -24,9 +24,11 @@ def fit_problems(model: Any, info: Mapping[str, Any], place: str, needs_head: bo
     """
     from torch import nn
 
+    from hfadapt.models.facts import body_name
+
     stacks = {path: len(stack) for path, stack in model.named_modules() if isinstance(stack, nn.ModuleList)}
     embeddings = {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
-    body = f"{model.base_model_prefix}."
+    body = f"{body_name(model)}."
     missing = sorted(info["missing_keys"])
     lost = [
         key

@@ -342,17 +342,30 @@ def _layer_kind(block: nn.Module) -> tuple[Any, ...]:
     return type(block), tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())
 
 
+def body_name(model: Any) -> str:
+    """The module that is the same whatever the task: the one that transformers names, or, as in a Whisper that
+    classifies, the first one with layers. A model without a head is itself the body, whose name is that of none."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    prefix = str(getattr(model, "base_model_prefix", ""))
+    if prefix in dict(model.named_children()) or type(model).__name__ in MODEL_MAPPING_NAMES.values():
+        return prefix
+    return next((path.split(".")[0] for path in layer_stacks(model)), prefix)
+
+
+def freeze_front(model: Any) -> None:
+    """Tells a model that hears samples that its convolutions are not trained: in training it asks for the gradient of
+    its input by itself, and so keeps all that they make of it."""
+    if hasattr(model, "freeze_feature_encoder"):
+        model.freeze_feature_encoder()
+
+
 def head_names(model: Any) -> tuple[str, ...]:
-    """The modules beside the body, which make the task's output; quantisation leaves them as they are. A model without
-    a head is itself the body."""
-    children = dict(model.named_children())
-    if getattr(model, "base_model_prefix", "") not in children:
+    """The modules beside the body, which make the task's output; quantisation leaves them as they are."""
+    body, children = body_name(model), dict(model.named_children())
+    if body not in children:
         return ()
-    return tuple(
-        name
-        for name, module in children.items()
-        if name != getattr(model, "base_model_prefix", "") and any(True for _ in module.parameters())
-    )
+    return tuple(name for name, module in children.items() if name != body and any(True for _ in module.parameters()))
 
 
 def other_modules(model: nn.Module) -> tuple[str, ...]:

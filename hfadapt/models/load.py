@@ -18,7 +18,7 @@ from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.core.hashing import file_sha256, json_sha256
 from hfadapt.models.base import BaseRef, made_here
 from hfadapt.models.checks import fit_problems, size_problem, token_problems
-from hfadapt.models.facts import build, head_names, load_config
+from hfadapt.models.facts import body_name, build, freeze_front, head_names, load_config
 from hfadapt.models.folders import file_problems, require_base, weight_files
 from hfadapt.models.heads import BaseHead, class_tensors, start_again, take_rows
 from hfadapt.quants import Quant
@@ -205,6 +205,9 @@ def load_base(
     for name, value in list(vars(config).items()):
         if "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
+    if getattr(config, "apply_spec_augment", False):
+        # Parts of what is heard hidden at random (Park et al. 2019), whichever rows are beside each other.
+        config.apply_spec_augment = False
     tokenizer = load_processor(source, task.modality, ref.max_length)
     skeleton = _skeleton(auto, config, ref)
     # A head over a whole text takes the last token that is no padding.
@@ -247,6 +250,7 @@ def load_base(
     changed, note = wanted.settle(auto, model, info, ref.location)
     fresh |= dict.fromkeys(changed if wanted.rows is None else ())
     model.requires_grad_(False)
+    freeze_front(model)
     parameters = sum(p.numel() for p in skeleton.parameters())
     known = _identity(model, registry.modality(task.modality).identity(tokenizer), tokenizer, skeleton, heads)
     moved = () if wanted.rows is None else changed
@@ -424,7 +428,7 @@ def _stays_in_evaluation(module: torch.nn.Module, mode: bool = True) -> torch.nn
 def _owner(key: str, model: PreTrainedModel) -> str:
     """The module to train for a missing parameter: its top-level head, or the module itself inside the body."""
     top = key.split(".")[0]
-    return key.rsplit(".", 1)[0] if top == model.base_model_prefix else top
+    return key.rsplit(".", 1)[0] if top == body_name(model) else top
 
 
 def _check_quantised(model: Any, skeleton: Any, heads: Sequence[str], quant: Quant) -> int:

@@ -16,13 +16,8 @@ if TYPE_CHECKING:
 
 
 class MediaClassification(OneClass):
-    """Rows of a value, which is opened when a batch is made, and `label`; compared with a linear probe.
+    """Rows of a value, which is opened when a batch is made, and `label`; compared with a linear probe."""
 
-    Attributes:
-        inputs: Name of the model's input.
-    """
-
-    inputs: str
     # What a row is inside the model, its own code decides: patches, frames, and what it adds to them.
     without = ("attention",)
 
@@ -51,11 +46,11 @@ class MediaClassification(OneClass):
         return hashlib.sha256(repr(example.inputs["value"]).encode()).hexdigest()[:32]
 
     def collate(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
-        """The model's inputs (B, …) in float32, and labels (B,)."""
+        """The model's inputs (B, …) as the processor makes them, and labels (B,)."""
         import torch
 
-        processor = examples[0].inputs["processor"]
-        batch = {self.inputs: torch.from_numpy(processor.values([example.inputs["value"] for example in examples]))}
+        made = examples[0].inputs["processor"].inputs([example.inputs["value"] for example in examples])
+        batch = {name: torch.from_numpy(values) for name, values in made.items()}
         if all(example.labels for example in examples):
             batch["labels"] = torch.tensor([example.labels[0] for example in examples])
         return batch
@@ -66,7 +61,7 @@ class MediaClassification(OneClass):
 
     def outputs_of(self, model: Any, batch: Mapping[str, torch.Tensor]) -> Any:
         """The model's outputs, `logits` (B, C) among them."""
-        return model(**{self.inputs: batch[self.inputs].to(model.dtype)}, **self.options(model))
+        return model(**_given(batch, model), **self.options(model))
 
     def label_logits(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Logits (B, C)."""
@@ -92,9 +87,14 @@ class MediaClassification(OneClass):
         batch = self.collate(examples, served[0].pad_token_id)
         named = {"adapter_names": list(names)} if names else {}
         with torch.inference_mode():
-            inputs = batch[self.inputs].to(model.device, model.dtype)
-            logits = model(**{self.inputs: inputs}, **self.options(model), **named).logits
+            logits = model(**_given(batch, model), **self.options(model), **named).logits
         return [
             self.read(blob.name, row, each.labels)
             for each, blob, row in zip(served, blobs, logits.float().cpu(), strict=True)
         ]
+
+
+def _given(batch: Mapping[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
+    """What a model is given of a batch: where it is, numbers in its dtype."""
+    inputs = {name: values.to(model.device) for name, values in batch.items() if name != "labels"}
+    return {name: values.to(model.dtype) if values.is_floating_point() else values for name, values in inputs.items()}

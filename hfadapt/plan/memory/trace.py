@@ -28,7 +28,7 @@ from hfadapt import fast
 from hfadapt.adapters import ALL_LINEAR
 from hfadapt.core import registry
 from hfadapt.fast import compiled
-from hfadapt.models.facts import build, head_names, layer_stacks
+from hfadapt.models.facts import build, freeze_front, head_names, layer_stacks
 from hfadapt.recipe.schema import LockedAdapter
 
 MARKS = ("forward_peak", "forward_end", "backward_peak", "validate_peak", "evaluate_peak")
@@ -250,6 +250,7 @@ def _adapted(key: StepKey, layers: int) -> nn.Module:
     base: Any = cut_model(key.config, key.auto_class, key.generates, layers)
     base.to(getattr(torch, key.dtype))
     base.requires_grad_(method.whole_model)
+    freeze_front(base)
     heads = head_names(base)
     if key.bits:
         # Unpacked to the dtype of the products; 8 bits by bitsandbytes itself to that of their input.

@@ -19,7 +19,6 @@ class ImageClassification(MediaClassification):
     auto_class = "AutoModelForImageClassification"
     modality = "image"
     schemas = frozenset({"pictured"})
-    inputs = "pixel_values"
     assumed_tokens = 256
     folder = Path(__file__).parent
 

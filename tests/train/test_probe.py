@@ -8,11 +8,11 @@ from sklearn.linear_model import LogisticRegression
 from tiny import LABELS, labelled, make_lock
 
 from hfadapt.core.errors import RunError
-from hfadapt.evaluate.probe import put_head, train_probe
 from hfadapt.modalities.text import token_ids
 from hfadapt.models.load import load_base
 from hfadapt.tasks.text_classification.task import KIND
 from hfadapt.train.batches import padded
+from hfadapt.train.probe import put_head, train_probe
 
 CPU = torch.device("cpu")
 

@@ -29,6 +29,20 @@ def _last_token(features: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> to
     return features[rows, batch["attention_mask"].sum(-1) - 1]
 
 
+def _mean_of(model: Any) -> Pick:
+    """The mean over places in time, where the model takes it after the head's first layers: these are linear, so that
+    it may as well be taken before. Only of places that the mask leaves, where there is one."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def mean(features: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if "attention_mask" not in batch:
+            return features.mean(1)
+        mask = base._get_feature_vector_attention_mask(features.shape[1], batch["attention_mask"])[..., None]
+        return (features * mask).sum(1) / mask.sum(1)
+
+    return mean
+
+
 PICKS: tuple[Pick, ...] = (
     lambda features, batch: features if features.dim() == 2 else features[:, 0],
     lambda features, batch: features[:, :1],
@@ -118,11 +132,11 @@ def _find_pick(
 ) -> Pick:
     _, batch = next(batches(examples))
     features, logits = _captured(task, model, first, batch)
-    for pick in PICKS:
+    for pick in (*PICKS, _mean_of(model)):
         try:
             with torch.no_grad():
                 again = _flat(modules(pick(features, batch)))
-        except (RuntimeError, IndexError):
+        except (RuntimeError, IndexError, KeyError, AttributeError):
             continue
         if again.shape == _flat(logits).shape and torch.allclose(
             again.float(), _flat(logits).float(), atol=1e-2, rtol=1e-2
@@ -131,7 +145,8 @@ def _find_pick(
     raise RunError(
         "the input of the task's head could not be found, so there is no linear probe to compare with",
         place=type(model).__name__,
-        fix="take a model whose head reads the first or last token or a pooled vector, such as BERT or Llama; "
+        fix="take a model whose head reads the first or last token, a pooled vector or a mean, such as BERT, Llama or "
+        "Whisper; "
         "or stop before the evaluation: hfadapt train RECIPE",
     )
 
