@@ -348,7 +348,8 @@ def body_name(model: Any) -> str:
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     prefix = str(getattr(model, "base_model_prefix", ""))
-    if prefix in dict(model.named_children()) or type(model).__name__ in MODEL_MAPPING_NAMES.values():
+    known = (names if isinstance(names, tuple) else (names,) for names in MODEL_MAPPING_NAMES.values())
+    if prefix in dict(model.named_children()) or any(type(model).__name__ in names for names in known):
         return prefix
     return next((path.split(".")[0] for path in layer_stacks(model)), prefix)
 
