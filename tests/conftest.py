@@ -123,6 +123,16 @@ def picture_run(vision: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_images.finished_run(tmp_path_factory.mktemp("pictures"), vision)
 
 
+@pytest.fixture(scope="session")
+def hearing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny models that hear: `whisper`, `wave`."""
+    import tiny_sounds
+
+    folder = tmp_path_factory.mktemp("hearing")
+    tiny_sounds.make_hearing_models(folder)
+    return folder
+
+
 @pytest.fixture
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of hfadapt for one test."""

@@ -147,6 +147,10 @@ class Modality:
         """What stands for a value on a command line: a text, or the name of a file."""
         return f"example{self.suffixes[0]}" if self.suffixes else '"text"'
 
+    def opening_bytes(self, config: Mapping[str, Any], rows: int, length: int) -> int:
+        """Main memory that making a model's inputs of so many rows of `length` units takes beside these."""
+        return 0
+
     # --- values that come as files -----------------------------------------------------------------------------------
 
     def take(self, data: bytes) -> Taken:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import RequestError
@@ -37,6 +38,8 @@ LOOK_HZ = (100, 2_000)
 LOOK_WINDOW, LOOK_HOP = 1024, 64
 CORE = 0.1
 """The part that is compared begins and ends where the energy reaches this share of its highest."""
+LIBRARY_BYTES, OPENING_BYTES = 32 << 20, 40
+"""Of scipy's filters and the processors, and of each sample in a batch; measured with Whisper."""
 CLIP = "clip_positions"
 """Of a config, set by `Audio.shaped`: positions of the clips that a model is to be given."""
 
@@ -90,10 +93,14 @@ class Hearing:
         return cls("input_values", (frames, bands), places, frames * hop // places, 0, fixed=True)
 
     @property
+    def samples(self) -> int:
+        """Of a clip."""
+        return self.first + (self.positions - 1) * self.step
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """What the processor is given so that it makes such clips; models of one length have it in their settings."""
-        samples = self.first + (self.positions - 1) * self.step
-        clip = {"padding": "max_length", "truncation": True, "max_length": samples // self.unit}
+        clip = {"padding": "max_length", "truncation": True, "max_length": self.samples // self.unit}
         return {} if self.fixed else clip
 
 
@@ -214,6 +221,10 @@ class Audio(Modality):
 
         hearing = Hearing.of(config, int(getattr(config, CLIP, length)))
         return {hearing.name: torch.zeros(rows, *hearing.shape)}
+
+    def opening_bytes(self, config: Mapping[str, Any], rows: int, length: int) -> int:
+        """The libraries, and of each sample what a spectrogram is made of: windows and their spectrum."""
+        return LIBRARY_BYTES + rows * Hearing.of(SimpleNamespace(**config), length).samples * OPENING_BYTES
 
     def take(self, data: bytes) -> Taken:
         """Reads a sound: the mean of its channels at 16 kHz, silence at its ends cut off, brought to -20 dBFS.

@@ -14,6 +14,7 @@ from typing import Any
 from hfadapt.core.errors import RecipeError, nearest
 from hfadapt.core.spec import write_text
 from hfadapt.hardware import catalogue
+from hfadapt.recipe.augment_rules import check_augment
 from hfadapt.recipe.fast import fast_parts
 from hfadapt.recipe.pretrain_rules import check_pretrain
 from hfadapt.recipe.rules import check_settings
@@ -66,6 +67,7 @@ def load_recipe(
         tree.values = recipe.model_dump(mode="json", exclude_unset=True)
     check_settings(tree)
     check_pretrain(tree)
+    check_augment(tree)
     alone = recipe is not None and not recipe.data.dedupe.across_domains
     check_sources(tree, folder_of(path), chosen if chosen and alone else None)
     _raise_problems(tree)

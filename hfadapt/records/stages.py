@@ -289,6 +289,7 @@ class TrainRecord(Record):
     model_revision: str | None = None
     model_citation: str | None = None
     base_head: str | None = None
+    head_start: str | None = None
     settings: dict[str, Any] = {}
     fast_path: str | None = None
     frozen_layers: int = 0

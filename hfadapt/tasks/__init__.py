@@ -177,6 +177,8 @@ class Task:
         per_token: Whether its labels stand at tokens.
         packs: Whether rows may be packed into one sequence.
         without: Parts of the fast path (recipe/fast.py) that do not fit what its models are given.
+        head_first: Whether a new head is trained on the frozen base before the adapter is trained with it: with a head
+            that has learned nothing, the first steps pull at what the base knows (Kumar et al. 2022).
         needs_head: Whether the base has to bring the head as it was trained, as its output layer over the vocabulary.
         fits: Row schemas of which `fitted` makes other rows; of chats it is always asked.
         redraws: Whether rows are learned in another way in each epoch (`in_epoch`).
@@ -209,6 +211,7 @@ class Task:
     per_token: bool = False
     packs: bool = False
     without: tuple[str, ...] = ()
+    head_first: bool = False
     needs_head: bool = False
     fits: frozenset[str] = frozenset()
     redraws: bool = False

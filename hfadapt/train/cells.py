@@ -38,11 +38,13 @@ from hfadapt.plan.compute import training_compute
 from hfadapt.records.evidence import Energy
 from hfadapt.records.stages import Phase, PhaseMeasure, TrainRecord
 from hfadapt.run_folder import Cell
+from hfadapt.tasks import Task
 from hfadapt.train.batches import padded
 from hfadapt.train.check import CHECK_ROWS, check_losses
 from hfadapt.train.energy import EnergyMeter
 from hfadapt.train.job import Job
 from hfadapt.train.loop import Loop
+from hfadapt.train.probe import train_probe
 
 if TYPE_CHECKING:
     from hfadapt.recipe.schema import Lock
@@ -176,14 +178,31 @@ class _Training:
             for _, batch in padded(self.task, rows[0][0], pad, self.device, count):
                 yield batch
 
+        probes = [self._probe(cell, *own) for cell, own in zip(self.cells, rows, strict=True)]
         self.model = attach_adapters(self.base, dict(zip(self.names, self.locks, strict=True)), batches)
-        for name, (train, _) in zip(self.names, rows, strict=True):
-            for head in fresh_heads(self.model, self.base, name):
+        for name, (train, _), probe in zip(self.names, rows, probes, strict=True):
+            heads = fresh_heads(self.model, self.base, name)
+            for head in heads:
                 self.task.start_head(head, [label for example in train for label in example.labels])
+            for head, trained in zip(heads, probe, strict=False):
+                head.load_state_dict(trained.state_dict())
         for name, start in zip(self.names, self.starts, strict=True):
             if start is not None:
                 go_on(self.model, self.base, name, start)
         return rows
+
+    def _probe(self, cell: Cell, train: list[Example], validation: list[Example]) -> Sequence[torch.nn.Module]:
+        """The modules of the head as trained on the frozen base, where the adapter is to start with them."""
+        if not _starts_at_probe(self.base, self.task):
+            return ()
+        self.progress.say(f"{cell.domain}: training the head on the frozen base first")
+
+        def batches(examples: Sequence[Example]) -> Iterator[tuple[list[int], Mapping[str, torch.Tensor]]]:
+            rows = 2 * self.lock.train.micro_batch_rows
+            return padded(self.task, examples, self.base.pad_token_id, self.device, rows)
+
+        heads = self.base.head_modules
+        return tuple(train_probe(self.task, self.base.model.eval(), heads, train, validation, batches).children())
 
     def _try(self, examples: Sequence[Example]) -> None:
         """A step over a few rows that changes nothing, so that what a model's own code refuses is said before training.
@@ -296,6 +315,11 @@ class _Training:
         return losses, _measured(self.cells, {**self.peaks, "save": saving})
 
 
+def _starts_at_probe(base: Base, task: Task) -> bool:
+    """Whether the head is new, and is trained before the adapter."""
+    return task.head_first and {*base.head_modules} <= {*base.fresh_modules}
+
+
 def _predicted_seconds(cells: Sequence[Cell]) -> float | None:
     """The plan's training time of all cells; None where it had none."""
     found = [cell.plan.cells[0].predicted_seconds for cell in cells]
@@ -390,6 +414,7 @@ def _record(
         model_revision=base.source.revision,
         model_citation=base.source.citation,
         base_head=base.head_note,
+        head_start="linear probe" if _starts_at_probe(base, registry.task(lock.task)) else None,
         settings=registry.task(lock.task).settings(base.tokenizer),
         versions=versions(str(world.accelerator.device)),
     )

@@ -71,6 +71,7 @@ def sliced(rows=90, sources=("a",)):
         examples,
         [{"source": sources[i % len(sources)]} for i in range(rows)],
         NAMES,
+        {},
         resamples=200,
         confidence=0.95,
         seed=1,

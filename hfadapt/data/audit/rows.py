@@ -15,7 +15,7 @@ from hfadapt.data import clean, duplicates, verdicts
 from hfadapt.data import columns as format
 from hfadapt.data.audit.findings import CUT_OFF, NAMED_ROWS, Check, View, finding, level_for
 from hfadapt.data.labels import some
-from hfadapt.data.rows import SPLITS, Row, as_row, fold, name_rows, text_key, tokens
+from hfadapt.data.rows import GROUP, SPLITS, Row, as_row, fold, name_rows, text_key, tokens
 from hfadapt.files import Doubt
 from hfadapt.records.stages import Finding
 
@@ -169,6 +169,22 @@ def same_number(view: View) -> Iterator[Finding]:
     if view.schema.label_kind == "number" and len(rows) > 1 and len({row["label"] for row in rows}) == 1:
         what = f"all {len(rows):,} training rows have the number {rows[0]['label']:g}"
         yield finding("one-class", "hard", what, rows[:8], "check the label column, or add rows with other numbers")
+
+
+def one_group(view: View) -> Iterator[Finding]:
+    """All training rows of a class come from one group, such as one speaker, who may be learned in its place."""
+    groups: dict[str, set[str]] = defaultdict(set)
+    for row in view.rows.get("train", ()):
+        for name in view.schema.classes(row) if row.get(GROUP) else ():
+            groups[name].add(row[GROUP])
+    alone = [f"{name!r} ({next(iter(own))})" for name, own in sorted(groups.items()) if len(own) == 1]
+    if alone and len(set.union(*groups.values())) > 1:
+        yield finding(
+            "one-group",
+            "soft",
+            f"all training rows of a class are of one group: {some(alone)}",
+            fix="add rows of other groups: nothing tells the class from who or what it comes from",
+        )
 
 
 def wrong_column(view: View) -> Iterator[Finding]:

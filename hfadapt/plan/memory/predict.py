@@ -97,7 +97,7 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
         moving = sum(parts.get(name, 0) for name in ("activations", "logits", "workspaces"))
         if workload.device == "cpu":
             parts["allocator"] = int(moving * (_heap_ratio(workload, phase) - 1))
-            parts["framework"] = _framework_bytes(facts, workload, phase)
+            parts["framework"] = _framework_bytes(facts, workload, phase) + _opening_bytes(facts, workload, phase)
             host = {}
         else:
             parts["allocator"] = int(sum(parts.values()) * (GPU_ALLOCATOR_RATIO - 1))
@@ -225,7 +225,7 @@ def _host_parts(facts: ModelFacts, workload: Workload, phase: str) -> dict[str, 
 
     The checkpoint is mapped while it is read; the kernel takes its pages back when memory is short.
     """
-    parts = {"process": HOST_PROCESS_BYTES}
+    parts = {"process": HOST_PROCESS_BYTES + _opening_bytes(facts, workload, phase)}
     if phase == "train" and fuses(workload):
         parts["compiler"] = COMPILER_BYTES
     stored = facts.stored_dtype if facts.stored_dtype in DTYPE_BYTES else workload.dtype
@@ -252,6 +252,15 @@ def _framework_bytes(facts: ModelFacts, workload: Workload, phase: str) -> int:
     if phase != "load" and (not on_tiles(workload) or (phase == "train" and _partly_frozen(facts, workload))):
         found += CPU_PRIMITIVES_BYTES
     return found + (COMPILER_BYTES if phase == "train" and fuses(workload) else 0)
+
+
+def _opening_bytes(facts: ModelFacts, workload: Workload, phase: str) -> int:
+    """What making inputs of files takes: of a training's validation with twice the rows, else of a scored batch."""
+    if phase not in ("train", "evaluate"):
+        return 0
+    rows = 2 * workload.micro_batch_rows * workload.parts if phase == "train" else workload.evaluate_rows
+    modality = registry.modality(registry.task(facts.task).modality)
+    return modality.opening_bytes(facts.config, rows, workload.length_tokens)
 
 
 def _partly_frozen(facts: ModelFacts, workload: Workload) -> bool:

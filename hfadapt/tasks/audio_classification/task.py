@@ -18,6 +18,7 @@ class AudioClassification(MediaClassification):
     modality = "audio"
     schemas = frozenset({"sounded"})
     assumed_tokens = 250
+    head_first = True
     folder = Path(__file__).parent
 
 
