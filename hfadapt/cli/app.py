@@ -238,7 +238,9 @@ def predict(  # noqa: PLR0913 - options of the command
     run: Annotated[Path, typer.Argument(metavar="CELL", help="runs/NAME/DOMAIN/TARGET, a run, or an exported folder.")],
     texts: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Argument(metavar="TEXT...", help="One or more texts; - for the lines of standard input."),
+        typer.Argument(
+            metavar="TEXT...", help="One or more texts, or files of images; - for the lines of standard input."
+        ),
     ] = None,
     file: Annotated[
         Optional[Path],  # noqa: UP045
@@ -256,25 +258,35 @@ def predict(  # noqa: PLR0913 - options of the command
     ] = None,
     json: Json = False,
 ) -> None:
-    """Apply an adapter of a run, or an exported folder, to texts, standard input or a file.
+    """Apply an adapter of a run, or an exported folder, to texts, files of images, standard input or a file of rows.
 
     Answers come in the order of the rows. A row that cannot be asked is named, its line stays empty, and the exit code
     is 1.
     """
     from hfadapt.cli.answers import answer_rows
+    from hfadapt.core import registry
     from hfadapt.serve.adapted import load_adapted
 
     if file is not None or output is not None or texts in (None, ["-"]):
         answer_rows(lambda: load_adapted(run, domain, target, base), texts or [], file, output, json)
         return
-    answers = load_adapted(run, domain, target, base).predict(texts or [])
+    texts = texts or []
+    adapted = load_adapted(run, domain, target, base)
+    task = registry.task(adapted.task)
+    faults = {text: fault for text in texts if (fault := task.fault(text)) is not None}
+    answers = adapted.predict([text for text in texts if text not in faults])
+    named = bool(registry.modality(task.modality).suffixes) and len(texts) > 1
     if json:
         import json as json_library
 
         typer.echo(json_library.dumps([answer.model_dump() for answer in answers], indent=1))
     else:
         for answer in answers:
-            typer.echo(str(answer))
+            typer.echo(f"{answer.text}: {answer}" if named else str(answer))
+    for fault in faults.values():
+        note(str(fault))
+    if faults:
+        raise typer.Exit(1)
 
 
 @app.command()

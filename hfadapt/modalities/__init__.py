@@ -147,6 +147,13 @@ class Modality:
         """What stands for a value on a command line: a text, or the name of a file."""
         return f"example{self.suffixes[0]}" if self.suffixes else '"text"'
 
+    accepted: str = "str, or a list of str"
+    """What `given` takes, in words."""
+
+    def given(self, value: Any) -> Any:
+        """A value as callers in Python give it, as tasks answer it; None for what is none, such as a list of values."""
+        return value if isinstance(value, str) else None
+
     def opening_bytes(self, config: Mapping[str, Any], rows: int, length: int) -> int:
         """Main memory that making a model's inputs of so many rows of `length` units takes beside these."""
         return 0

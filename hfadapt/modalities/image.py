@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import RequestError
-from hfadapt.files import Doubt, Unusable, called
+from hfadapt.files import Blob, Doubt, Unusable, called
 from hfadapt.modalities import Modality, Row, Taken
 from hfadapt.modalities._image_changes import CHANGES
 from hfadapt.modalities._later import Changed, later
@@ -122,6 +122,7 @@ class Image(Modality):
     name = "image"
     noun, nouns = "image", "images"
     reader = "image processor"
+    accepted = "a path, bytes, a PIL image, an array (height, width, 3) of uint8, or a list of these"
     unit = "positions"
     cut, longer = "scaled down", "larger"
     one_size = True
@@ -232,6 +233,24 @@ class Image(Modality):
             kept = file.getvalue()
             plain = Image.open(file)
         return Taken(kept, _look(plain), _facts(plain, own), tuple(notes))
+
+    def given(self, value: Any) -> Blob | None:
+        """A path, bytes, a picture of PIL, or an array (height, width) or (height, width, 1, 3 or 4) of uint8."""
+        import numpy as np
+        from PIL import Image, ImageOps
+
+        if isinstance(value, np.ndarray):
+            whole = value.ndim == 2 or (value.ndim == 3 and value.shape[2] in (1, 3, 4))
+            if value.dtype != np.uint8 or not whole:
+                return None
+            value = Image.fromarray(value[:, :, 0] if value.ndim == 3 and value.shape[2] == 1 else value)
+        if isinstance(value, Image.Image):
+            file = io.BytesIO()
+            # TIFF has every mode that there is.
+            ImageOps.exif_transpose(value).save(file, "TIFF")
+            return Blob("", file.getvalue())
+        value = str(value) if isinstance(value, Path) else value
+        return Blob.of(value) if isinstance(value, (str, bytes, bytearray, Mapping, Blob)) else None
 
     def doubts(self, row: Row) -> list[Doubt]:
         """Tiny ones, and even surfaces, in which there is nothing to see."""

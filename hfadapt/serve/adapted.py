@@ -53,15 +53,15 @@ class Adapted:
     cell: Cell | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
 
-    def predict(self, texts: str | Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS) -> list[Answer]:
-        """Answers for one or more texts.
+    def predict(self, texts: Any, max_new_tokens: int = MAX_NEW_TOKENS) -> list[Answer]:
+        """Answers for one or more texts or, where the rows are files, for paths, bytes, or values in memory.
 
         A classifier gives the label. A language model that was trained to answer with one of a few words chooses
         among them; the recipe's template is put around the text. Otherwise it generates greedily.
         """
-        asked = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str) else [texts]
-        if wrong := [text for text in asked if not isinstance(text, str)]:
-            raise RequestError("a text is expected", got=repr(wrong[0])[:80], allowed="str, or a list of str")
+        kind = registry.modality(registry.task(self.task).modality)
+        alone = not isinstance(texts, Iterable) or kind.given(texts) is not None
+        asked = [texts] if alone else list(texts)
         return answers([self] * len(asked), asked, max_new_tokens)
 
     @property
@@ -85,7 +85,7 @@ class Adapted:
 @quiet_libraries()
 def answers(
     own: Sequence[Adapted],
-    texts: Sequence[str],
+    texts: Sequence[Any],
     max_new_tokens: int,
     *,
     batch_rows: int | None = None,
@@ -95,11 +95,11 @@ def answers(
 
     Args:
         own: The adapter of each text.
+        texts: Or what `predict` takes.
         batch_rows: Texts at once, by default what the task finds right.
         names: For each text the name of its adapter inside the model, where it has several.
     """
-    # Halves of characters (surrogates), as in the arguments of a program, are nothing that a tokenizer reads.
-    texts = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+    texts = [_given(adapted, text) for adapted, text in zip(own, texts, strict=True)]
     # Those that choose from the same words, or write freely, can be asked together.
     groups: dict[tuple[Any, ...], list[int]] = {}
     for row, adapted in enumerate(own):
@@ -113,6 +113,17 @@ def answers(
             asked, said, inside = [own[i] for i in rows], [texts[i] for i in rows], [names[i] for i in rows if names]
             found |= zip(rows, task.answer(asked, said, max_new_tokens, inside), strict=True)
     return [found[row] for row in range(len(texts))]
+
+
+def _given(adapted: Adapted, value: Any) -> Any:
+    """A value as tasks answer it. Raises RequestError for what is none."""
+    kind = registry.modality(registry.task(adapted.task).modality)
+    given = kind.given(value)
+    if given is None:
+        what = f"{'an' if kind.noun[0] in 'aeiou' else 'a'} {kind.noun} is expected"
+        raise RequestError(what, got=repr(value)[:80], allowed=kind.accepted)
+    # Halves of characters (surrogates), as in the arguments of a program, are nothing that a tokenizer reads.
+    return given.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(given, str) else given
 
 
 @quiet_libraries()

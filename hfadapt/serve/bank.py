@@ -53,7 +53,7 @@ class Bank:
         return found
 
     def predict(
-        self, texts: Sequence[str], domains: Sequence[str] | str, max_new_tokens: int = MAX_NEW_TOKENS
+        self, texts: Sequence[Any], domains: Sequence[str] | str, max_new_tokens: int = MAX_NEW_TOKENS
     ) -> list[Answer]:
         """Answers for texts of several domains, up to 32 in one batch.
 

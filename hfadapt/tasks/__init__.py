@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hfadapt.core.errors import DataError, nearest
+from hfadapt.core.errors import DataError, Problem, nearest
 from hfadapt.core.spec import Spec
 from hfadapt.modalities import Example, Row
 from hfadapt.schemas import LabelKind
@@ -385,6 +385,10 @@ class Task:
     def choices(self, texts: Mapping[str, str], tokenizer: Any) -> dict[str, tuple[int, ...]]:
         """`answer_texts` as token ids without the end token."""
         return {}
+
+    def fault(self, value: Any) -> Problem | None:
+        """Why a value cannot be answered, where it is a file."""
+        return None
 
     def answer(
         self, served: Sequence[Served], texts: Sequence[str], max_new_tokens: int, names: Sequence[str] = ()

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
-from hfadapt.modalities import Example, Row
+from hfadapt.core.errors import Problem, RequestError
+from hfadapt.files import Blob, Unusable
+from hfadapt.modalities import Example, Row, Taken
 from hfadapt.tasks import Answer, Served
 from hfadapt.tasks._classes import OneClass
 
@@ -68,17 +70,32 @@ class MediaClassification(OneClass):
         logits: torch.Tensor = self.outputs_of(model, batch).logits
         return logits
 
+    def fault(self, value: Any) -> Problem | None:
+        """Why a file cannot be read."""
+        found = self._taken(value)
+        return found if isinstance(found, Problem) else None
+
+    def _taken(self, value: Any) -> tuple[Blob, Taken] | Problem:
+        kind = registry.modality(self.modality)
+        try:
+            blob = Blob.of(value)
+            return blob, kind.take(blob.read())
+        except Unusable as fault:
+            name = value if isinstance(value, str) else getattr(value, "name", "")
+            got = fault.detail.removeprefix(" has ").removeprefix(f"{name}: ")
+            return Problem(f"this {kind.noun} cannot be read", name, got=got)
+
     def answer(
         self, served: Sequence[Served], texts: Sequence[Any], max_new_tokens: int, names: Sequence[str] = ()
     ) -> list[Answer]:
-        """The head's outputs for each value: bytes of a file, or a `Blob`."""
+        """The head's outputs for each value, as `Modality.given` makes it. Raises RequestError, naming broken files."""
         import torch
 
-        from hfadapt.files import Blob
-
-        kind, model = registry.modality(self.modality), served[0].model
-        blobs = [Blob.of(text) for text in texts]
-        taken = [kind.take(blob.read()) for blob in blobs]
+        model = served[0].model
+        found = [self._taken(text) for text in texts]
+        if problems := [each for each in found if isinstance(each, Problem)]:
+            raise RequestError(problems[0].what, problems=problems)
+        blobs, taken = zip(*(each for each in found if not isinstance(each, Problem)), strict=True)
         rows = [{self.modality: each.data, **each.facts} for each in taken]
         examples = [
             self.encode([row], each.tokenizer, max_length=each.max_length, labels=each.labels)[0]
