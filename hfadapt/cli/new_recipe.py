@@ -19,6 +19,7 @@ from hfadapt.core.spec import write_text
 from hfadapt.data.columns import Shape, label_column, recognise
 from hfadapt.data.flags import find_flags
 from hfadapt.data.sources import open_source
+from hfadapt.files import Blob, media
 from hfadapt.models.facts import load_config, reads_both_ways
 from hfadapt.recipe.reading import load_recipe
 from hfadapt.recipe.rules import RUN_FILES
@@ -31,6 +32,8 @@ Rows = Sequence[Mapping[str, Any]]
 PEEK_ROWS = 500
 MOST_LABELS = 50
 LONGEST_SHOWN = 200
+LOOKED_AT = 50
+"""Values of a column by which it is told to hold files."""
 
 
 def write_recipe(model: str, data: str, output: Path | None = None) -> Path:
@@ -49,7 +52,9 @@ def write_recipe(model: str, data: str, output: Path | None = None) -> Path:
         DataError: the data cannot be read or recognised.
     """
     _check_base(model)
-    task, shape, rows = _task(_peek(data), _generates(model), data)
+    rows: Rows = _peek(data)
+    modality = _modality(rows, model, data)
+    task, shape, rows = _task(rows, modality, _generates(model), data)
     _check_chat(model, shape)
     domain = _name(PurePath(data.removeprefix("sample:")).stem)
     path = output or Path(f"{domain}.yaml")
@@ -124,9 +129,72 @@ def _generates(model: str) -> bool:
     return ("CausalLM" in names or "LMHead" in names) and not reads_both_ways(config)
 
 
-def _task(rows: Rows, generates: bool, place: str) -> tuple[str, Shape, Rows]:
+def _modality(rows: Rows, model: str, place: str) -> str:
+    """What is learned from: what the model is made for, where the rows have it.
+
+    Raises:
+        RequestError: they do not go together.
+        DataError: the rows are files without classes.
+    """
+    files = _files(rows)
+    texts = set(_columns(rows)) - {*files, *(["file"] if files else [])}
+    have = [*dict.fromkeys(files.values())]
+    # A column of names of files may stand beside texts; what is beside a file itself says its class.
+    have += ["text"] if not files or len(texts) > 1 else []
+    made_for = _made_for(model)
+    found = next((name for name in have if name in made_for or not made_for), None)
+    if found is None:
+        rows_are, model_is = (registry.modality(name).nouns for name in (have[0], made_for[0]))
+        raise RequestError(
+            f"the rows are {rows_are}, and the model is one of {model_is}",
+            place=model,
+            fix=f"name a model of {rows_are} with --model, or data of {model_is} with --data",
+        )
+    if found in files.values() and not texts:
+        kind = registry.modality(found)
+        raise DataError(
+            f"the {kind.nouns} have no classes",
+            place=place,
+            got=f"a folder or archive of {kind.nouns} alone",
+            fix=f"move them into a folder for each class, such as CLASS/1{kind.suffixes[0]}, or give a table with the "
+            "columns file_name and label",
+        )
+    return found
+
+
+def _files(rows: Rows) -> dict[str, str]:
+    """Columns that hold files or their names, with the modality of each."""
+    known, found = media.suffixes(), {}
+    for column in _columns(rows):
+        values = [row[column] for row in rows if row.get(column) is not None][:LOOKED_AT]
+        endings = [
+            PurePath(value.name if isinstance(value, Blob) else str(value)[-LONGEST_SHOWN:]).suffix.lower()
+            for value in values
+        ]
+        if column != "file" and endings and all(ending in known for ending in endings):
+            found[column] = known[endings[0]]
+    return found
+
+
+def _made_for(model: str) -> list[str]:
+    """Modalities of the tasks for which transformers has a model of this kind."""
+    import transformers
+
+    kind, found = type(load_config(model)), []
+    for task in map(registry.task, registry.names("tasks")):
+        auto = getattr(transformers, task.auto_class)
+        # Every model is known without a head.
+        if auto is not transformers.AutoModel and kind in auto._model_mapping:
+            found.append(task.modality)
+    return list(dict.fromkeys(found))
+
+
+def _task(rows: Rows, modality: str, generates: bool, place: str) -> tuple[str, Shape, Rows]:
     """The task that fits the columns and the model, how the columns are read, and the rows with their labels."""
-    known = [registry.task(name) for name in registry.names("tasks")]
+    known = [task for task in map(registry.task, registry.names("tasks")) if task.modality == modality]
+    files = _files(rows)
+    if modality not in files.values():
+        rows = [{column: value for column, value in row.items() if column not in files} for row in rows]
     # Those that write first, where the model does; then by the schemas that come first.
     order = sorted(
         (task for task in known if generates or not task.writes),
@@ -240,7 +308,8 @@ def _near(model: str, folder: Path) -> str:
 def _seen(shape: Shape, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What was found in the rows, a line each."""
     yield f"Looked at {len(rows)} rows of form '{shape.form}'."
-    used = set(shape.parts.values())
+    # The name of a file stands beside it by itself.
+    used = {*shape.parts.values(), *(["file"] if registry.schema(shape.form).media else [])}
     if left := [name for name in dict.fromkeys(name for row in rows for name in row) if name not in used]:
         yield f"Not used: {', '.join(map(_printable, left[:8]))}{' …' if len(left) > 8 else ''}."
         if list(shape.parts) == ["text"]:

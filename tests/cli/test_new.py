@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tiny import chats, command, labelled, pairs, write_rows
+from tiny_images import write_folders
 
 from hfadapt.recipe.reading import load_recipe
 
@@ -141,3 +142,63 @@ def test_a_recipe_that_would_not_load_is_not_left_behind(models, tmp_path, monke
     monkeypatch.setattr(new_recipe, "_text", lambda *_: "name: 1\n")
     assert command("new", "--model", models / "encoder", "--data", "d.csv", folder=tmp_path).code == 2
     assert not (tmp_path / "d.yaml").exists()
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def new(model, data, folder):
+    return command("new", "--model", model, "--data", data, "-o", "r.yaml", folder=folder)
+
+
+@pytest.mark.parametrize("data", ["pictures", "pictures.tar", "pictures.zip", "table.csv"])
+def test_classes_of_pictures_give_a_recipe(vision, tmp_path, data):
+    write_folders(tmp_path / "pictures", 24)
+    shutil.make_archive(
+        str(tmp_path / "pictures"), data.rpartition(".")[2] if "pictures." in data else "tar", tmp_path / "pictures"
+    )
+    paths = [path.relative_to(tmp_path) for path in sorted((tmp_path / "pictures").glob("*/*.png"))]
+    lines = ["file_name,label,note", *(f"{path},{path.parent.name},what is seen on it" for path in paths)]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    done = new(vision / "dino", data, tmp_path)
+    assert done.code == 0, done.err
+    recipe, text = load_recipe(tmp_path / "r.yaml"), (tmp_path / "r.yaml").read_text()
+    assert recipe.task == "image-classification"
+    assert "# Labels: bar 12, pole 12." in text
+    assert "Not used: file" not in text
+    done = command("check", "r.yaml", "data.validation=4", "data.test=4", folder=tmp_path)
+    assert "24" in done.out, done.err
+
+
+def test_the_model_decides_where_both_could_be(models, vision, tmp_path):
+    """A table of texts, names of files and classes."""
+    path = write_folders(tmp_path, 2) / "bar" / "000.png"
+    rows = [{**row, "file_name": str(path)} for row in labelled(40)]
+    write_rows(tmp_path / "both.jsonl", rows)
+    for model, task in ((models / "encoder", "text-classification"), (vision / "vit", "image-classification")):
+        assert new(model, "both.jsonl", tmp_path).code == 0
+        assert load_recipe(tmp_path / "r.yaml").task == task
+        (tmp_path / "r.yaml").unlink()
+
+
+def test_what_does_not_go_together_is_said_in_one_sentence(models, vision, tmp_path):
+    write_folders(tmp_path / "pictures", 6)
+    for model in ("encoder", "lm"):
+        done = new(models / model, "pictures", tmp_path)
+        assert done.code == 2
+        assert "the rows are images, and the model is one of texts" in done.err
+        assert "name a model of images with --model" in done.err
+    write_rows(tmp_path / "texts.jsonl", labelled(40))
+    done = new(vision / "vit", "texts.jsonl", tmp_path)
+    assert "the rows are texts, and the model is one of images" in done.err
+    assert not (tmp_path / "r.yaml").exists()
+
+
+def test_pictures_without_classes_are_told_what_to_do(vision, tmp_path):
+    write_folders(tmp_path / "classes", 6)
+    done = new(vision / "dino", "classes/bar", tmp_path)
+    assert done.code == 2
+    assert "the images have no classes" in done.err
+    assert (
+        "a folder for each class, such as CLASS/1.png, or give a table with the columns file_name and label" in done.err
+    )
