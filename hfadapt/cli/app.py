@@ -239,7 +239,7 @@ def predict(  # noqa: PLR0913 - options of the command
     texts: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Argument(
-            metavar="TEXT...", help="One or more texts, or files of images; - for the lines of standard input."
+            metavar="TEXT...", help="Texts, or names of files such as images; - for the lines of standard input."
         ),
     ] = None,
     file: Annotated[
