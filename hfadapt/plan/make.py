@@ -41,7 +41,7 @@ from hfadapt.recipe.schema import AUTO, THIS_MACHINE, Lock, Recipe
 from hfadapt.records.plan import CellPlan, Decision, Plan
 from hfadapt.records.stages import DataRecord
 
-ASSUMED_LABELS = 3
+ASSUMED_LABELS = 2
 
 
 def make_plan(

@@ -9,6 +9,7 @@ import signal
 import pytest
 from run_files import DOMAINS, cell, record, stamps, weights
 from tiny import (
+    NO_CHECKS,
     chats,
     command,
     finish,
@@ -31,6 +32,7 @@ def test_a_language_model_end_to_end_in_four_bits(models, tmp_path):
         quant="nf4",
         template={"prompt": "{text} :", "completion": " {label}"},
         train={"batch_rows": 8, "epochs": 4, "learning_rate": 0.01, "evaluate_every_steps": 3},
+        evaluate={**NO_CHECKS, "resamples": 200},
     )
     write_recipe(tmp_path / "tiny.yaml", fields)
     done = command("evaluate", "tiny.yaml", folder=tmp_path)
@@ -72,7 +74,7 @@ def test_the_last_layer_of_an_encoder_end_to_end(models, tmp_path):
 
 def test_chats_end_to_end(models, tmp_path):
     write_rows(tmp_path / "one.jsonl", chats(60))
-    write_recipe(tmp_path / "tiny.yaml", recipe_fields(models / "lm", "causal-lm"))
+    write_recipe(tmp_path / "tiny.yaml", recipe_fields(models / "lm", "causal-lm", evaluate__drift=False))
     done = command("evaluate", "tiny.yaml", folder=tmp_path)
     assert done.code == 0, done.err
     metrics = record(tmp_path, "evaluation.json")["metrics"]

@@ -35,6 +35,7 @@ OTHERS = re.compile(
     r"report\.(md|html)|.*(/loss\.svg|adapter/README\.md|\.jinja|data/dropped\.jsonl|checkpoints/.*)|\.lock"
 )
 """Nothing reads them, or what they hold is compared with another file."""
+SIZES = ("nothing", "half", "all but one byte")
 ALIKE = ("data/validation.parquet", "data/test.parquet", "/adapter_config.json", "/tokenizer.json", "_config.json")
 """Ends of files beside which another is cut off that is made by the same stage and seen in the same way."""
 COMMANDS = {
@@ -81,8 +82,14 @@ def test_every_file_of_a_run_is_tried(trained):
     assert {name for name in files if not OTHERS.fullmatch(name)} == set(MADE)
 
 
-@pytest.mark.parametrize("size", ["nothing", "half", "all but one byte"])
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        pytest.param(name, size, marks=pytest.mark.slow if name.endswith(ALIKE) and size != "half" else ())
+        for name in MADE
+        for size in SIZES
+    ],
+)
 def test_no_command_crashes_on_a_file_that_is_cut_off(trained, tmp_path, name, size):
     folder = cut(trained, tmp_path, name, size)
     chosen = list(COMMANDS) if size == "half" else ["report", "predict"]

@@ -290,7 +290,7 @@ def test_a_plan_does_not_depend_on_the_machine_that_makes_it(lm: ModelFacts, mon
         for known in (terms.known_terms, trace.step_terms):
             known.cache_clear()
 
-    options = [{"kernels": kernels, "tiles": tiles} for kernels in (True, False) for tiles in (True, False)]
+    options = [{"kernels": True, "tiles": True}, {"kernels": False, "tiles": True}, {"kernels": True, "tiles": False}]
     monkeypatch.setattr(cache, "read", lambda *_: None)
     monkeypatch.setattr(cache, "write", lambda *_: None)
     clear()
@@ -299,7 +299,7 @@ def test_a_plan_does_not_depend_on_the_machine_that_makes_it(lm: ModelFacts, mon
     monkeypatch.setattr(compiled, "tiles", lambda: None)
     clear()
     assert [peak(lm, **more) for more in options] == here
-    assert here[2] > here[0], "torch's own operations need more than compiled kernels"
+    assert here[1] > here[0], "torch's own operations need more than compiled kernels"
     clear()
 
 
