@@ -108,49 +108,49 @@ def license_problems(folder: Path) -> list[Problem]:
 
 
 def _metadata_problems(readme: Path) -> Iterator[Problem]:
-    found, why = None, "the card does not begin with metadata between lines of ---"
+    metadata, why = None, "the card does not begin with metadata between lines of ---"
     try:
-        found = metadata_load(readme)
+        metadata = metadata_load(readme)
     except (ValueError, YAMLError) as error:
         why = " ".join(str(error).split())[:200]
-    if found is None:
+    if metadata is None:
         yield Problem("the metadata cannot be read", str(readme), got=why, fix="hfadapt card build CELL")
         return
     place = f"{readme} (metadata)"
-    for key in found:
+    for key in metadata:
         if key not in KEYS:
             close = nearest(str(key), KEYS)
             yield Problem(
                 "unknown key", f"{place}: {key}", allowed=", ".join(KEYS), fix=close and f"did you mean {close}?"
             )
     for key in REQUIRED:
-        if key not in found:
+        if key not in metadata:
             yield Problem("a key is missing", f"{place}: {key}", fix="hfadapt card build CELL")
-    yield from _choices(found, place)
-    yield from _license(found, place)
-    yield from _names(found, place)
-    if "co2_eq_emissions" in found:
-        yield from _emissions(found["co2_eq_emissions"], f"{place}: co2_eq_emissions")
-    if "model-index" in found:
-        yield from _model_index(found["model-index"], f"{place}: model-index", _measured(readme.parent))
+    yield from _choices(metadata, place)
+    yield from _license(metadata, place)
+    yield from _names(metadata, place)
+    if "co2_eq_emissions" in metadata:
+        yield from _emissions(metadata["co2_eq_emissions"], f"{place}: co2_eq_emissions")
+    if "model-index" in metadata:
+        yield from _model_index(metadata["model-index"], f"{place}: model-index", _measured(readme.parent))
 
 
-def _emissions(found: Any, place: str) -> Iterator[Problem]:
-    grams = found.get("emissions") if isinstance(found, dict) else None
+def _emissions(emissions: Any, place: str) -> Iterator[Problem]:
+    grams = emissions.get("emissions") if isinstance(emissions, dict) else None
     if isinstance(grams, bool) or not isinstance(grams, (int, float)) or not math.isfinite(grams) or grams < 0:
         yield Problem("emissions are not a number of grams", place, got=repr(grams), fix="hfadapt card build CELL")
 
 
-def _choices(found: Mapping[str, Any], place: str) -> Iterator[Problem]:
+def _choices(metadata: Mapping[str, Any], place: str) -> Iterator[Problem]:
     tags = {registry.task(name).pipeline_tag for name in registry.names("tasks")}
     for key, allowed in (
         ("base_model_relation", RELATIONS),
         ("library_name", LIBRARIES),
         ("pipeline_tag", tuple(sorted(tags))),
     ):
-        if key in found and found[key] not in allowed:
-            yield Problem("not a known value", f"{place}: {key}", got=repr(found[key]), allowed=", ".join(allowed))
-    languages = found.get("language", [])
+        if key in metadata and metadata[key] not in allowed:
+            yield Problem("not a known value", f"{place}: {key}", got=repr(metadata[key]), allowed=", ".join(allowed))
+    languages = metadata.get("language", [])
     for language in languages if isinstance(languages, list) else [languages]:
         # A bare `no` is read as False: Norwegian must be quoted.
         if not isinstance(language, str) or not is_language(language):
@@ -168,26 +168,26 @@ def is_language(code: str) -> bool:
     return known and all(re.fullmatch(r"[A-Za-z0-9]{2,8}", part) for part in rest)
 
 
-def _license(found: Mapping[str, Any], place: str) -> Iterator[Problem]:
-    license = found.get("license")
+def _license(metadata: Mapping[str, Any], place: str) -> Iterator[Problem]:
+    license = metadata.get("license")
     if license is not None and license not in licenses.hub_ids():
         close = nearest(str(license), licenses.hub_ids())
         fix = f"did you mean {close}?" if close else "use `other` with license_name"
         yield Problem("not a licence id of the Hub", f"{place}: license", got=repr(license), fix=fix)
-    if license == "other" and not found.get("license_name"):
+    if license == "other" and not metadata.get("license_name"):
         yield Problem("`license: other` needs a name", f"{place}: license_name", fix="hfadapt card build CELL")
 
 
-def _names(found: Mapping[str, Any], place: str) -> Iterator[Problem]:
-    base = found.get("base_model")
+def _names(metadata: Mapping[str, Any], place: str) -> Iterator[Problem]:
+    base = metadata.get("base_model")
     bases = base if isinstance(base, list) else [base] if base is not None else []
-    datasets = found.get("datasets", [])
+    datasets = metadata.get("datasets", [])
     for key, names in (("base_model", bases), ("datasets", datasets if isinstance(datasets, list) else [datasets])):
         for name in names:
             if not isinstance(name, str) or not HUB_ID.fullmatch(name):
                 yield Problem("not a name of the Hub", f"{place}: {key}", got=repr(name), allowed="owner/name")
     for key in ("tags", "metrics"):
-        values = found.get(key, [])
+        values = metadata.get(key, [])
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
             yield Problem("not a list of words", f"{place}: {key}", got=repr(values))
 

@@ -65,8 +65,8 @@ def difference(facts: Facts, at: str) -> str:
 
 def estimate(facts: Facts, at: str, form: str = "decimal") -> str:
     """`0.631 [0.591, 0.671]` of an Estimate."""
-    found = facts.records.value(at)
-    if found.get("low") is None or found.get("high") is None:
+    measured = facts.records.value(at)
+    if measured.get("low") is None or measured.get("high") is None:
         return facts(f"{at}/value", form)
     return f"{facts(f'{at}/value', form)} [{facts(f'{at}/low', form)}, {facts(f'{at}/high', form)}]"
 
@@ -88,13 +88,13 @@ def higher_is_better(records: Records, metric: str) -> bool:
 
 def worst_slices(records: Records) -> list[int]:
     """Numbers of the slices, the worst first by what the adapter reaches."""
-    found = part(records, EVALUATION, "slices") or []
+    slices = part(records, EVALUATION, "slices") or []
 
     def key(number: int) -> tuple[float, int]:
-        one = found[number]
+        one = slices[number]
         return (one["adapter"] if higher_is_better(records, one["metric"]) else -one["adapter"], number)
 
-    return sorted(range(len(found)), key=key)[:MOST_SLICES]
+    return sorted(range(len(slices)), key=key)[:MOST_SLICES]
 
 
 def slice_name(facts: Facts, number: int) -> str:
@@ -105,7 +105,7 @@ def slice_name(facts: Facts, number: int) -> str:
 
 def slice_sentences(facts: Facts) -> list[str]:
     """The worst slice, and every one on which the adapter is worse than the baseline."""
-    records, said = facts.records, []
+    records, sentences = facts.records, []
     for place, number in enumerate(worst_slices(records)):
         at = f"{EVALUATION}#/slices/{number}"
         one = records.value(at)
@@ -113,13 +113,13 @@ def slice_sentences(facts: Facts) -> list[str]:
         if place and not worse:
             continue
         name = f"{one['by']} {slice_name(facts, number)}"
-        found = f"{named(facts, f'{at}/metric')} {facts(f'{at}/adapter', 'decimal')}"
+        value = f"{named(facts, f'{at}/metric')} {facts(f'{at}/adapter', 'decimal')}"
         rows = f"{facts(f'{at}/rows', 'integer')} rows"
         if worse:
-            said.append(f"**Worse than the baseline** on {name}: {found}, {difference(facts, at)}, {rows}.")
+            sentences.append(f"**Worse than the baseline** on {name}: {value}, {difference(facts, at)}, {rows}.")
         else:
-            said.append(f"Weakest slice: {name}, {found} on {rows}.")
-    return said
+            sentences.append(f"Weakest slice: {name}, {value} on {rows}.")
+    return sentences
 
 
 def calibration_sentence(facts: Facts, counted: str) -> str:
@@ -146,13 +146,13 @@ def failures(records: Records) -> list[int]:
 def transfer_rows(records: Records) -> list[tuple[str, Mapping[str, Any]]]:
     """Where each cell of this adapter's row stands, and the cell, its own domain first."""
     domain = records.value("train.json#/domain")
-    found = [
+    row = [
         (f"{TRANSFER}#/targets/{t}/cells/{c}", cell)
         for t, one in enumerate(part(records, TRANSFER, "targets") or [])
         for c, cell in enumerate(one["cells"])
         if cell["adapter"] == domain
     ]
-    return sorted(found, key=lambda pair: pair[1]["data"] != domain)
+    return sorted(row, key=lambda pair: pair[1]["data"] != domain)
 
 
 def transfer_sentences(facts: Facts) -> list[str]:
@@ -238,11 +238,11 @@ def drift_skipped(records: Records) -> list[tuple[str, str]]:
 def membership_sentence(facts: Facts) -> str:
     """Whether training rows can be told from others, by the strongest attack."""
     at = f"{SECURITY}#/membership"
-    found = facts.records.value(at)
-    number, nouns = strongest(found["attacks"]), kind_of(facts.records).nouns
+    membership = facts.records.value(at)
+    number, nouns = strongest(membership["attacks"]), kind_of(facts.records).nouns
     says = (
         f"**Training rows can be told from others better than by their {nouns} alone**"
-        if found["leaks"]
+        if membership["leaks"]
         else f"Training rows could not be told from others better than by their {nouns} alone"
     )
     if number is None:
@@ -292,11 +292,11 @@ def verbatim_sentence(facts: Facts) -> str:
 def personal_data_sentence(facts: Facts) -> str:
     """What personal data was seen in what the adapter wrote."""
     at = f"{SECURITY}#/personal_data"
-    found = facts.records.value(f"{at}/found")
+    counts = facts.records.value(f"{at}/found")
     kinds = ", ".join(
         f"{facts.cited(escape(kind))} {facts(f'{at}' + pointer('found', kind), 'integer')}"
-        for kind in found
-        if found[kind]
+        for kind in counts
+        if counts[kind]
     )
     return (
         f"Personal data in {facts(f'{at}/generations', 'integer')} generated texts: {kinds or 'none found'}; "
@@ -307,33 +307,33 @@ def personal_data_sentence(facts: Facts) -> str:
 def privacy_sentences(facts: Facts, generates: bool) -> list[str]:
     """One sentence for each leak check, also for those that were not made or do not apply."""
     records = facts.records
-    said = [
+    sentences = [
         membership_sentence(facts)
         if part(records, SECURITY, "membership")
         else not_measured("Membership inference", SECURITY)
     ]
     if part(records, SECURITY, "canaries"):
-        said.append(canary_sentence(facts))
+        sentences.append(canary_sentence(facts))
     elif records.has(SECURITY):
-        said.append("Canaries: none were planted in the training rows, so none were looked for.")
+        sentences.append("Canaries: none were planted in the training rows, so none were looked for.")
     else:
-        said.append(not_measured("Canaries", SECURITY))
+        sentences.append(not_measured("Canaries", SECURITY))
     if not generates:
-        return [*said, "Verbatim reproduction, personal data in answers: do not apply, no text is generated."]
+        return [*sentences, "Verbatim reproduction, personal data in answers: do not apply, no text is generated."]
     for key, sentence, what in (
         ("verbatim", verbatim_sentence, "Verbatim reproduction of training rows"),
         ("personal_data", personal_data_sentence, "Personal data in generated texts"),
     ):
         if part(records, SECURITY, key):
-            said.append(sentence(facts))
+            sentences.append(sentence(facts))
         elif records.has(SECURITY):
             chosen = (
                 "the answer is one of a few given ones" if part(records, EVALUATION, "confusion") else "no row fits"
             )
-            said.append(f"{what}: does not apply, {chosen}.")
+            sentences.append(f"{what}: does not apply, {chosen}.")
         else:
-            said.append(not_measured(what, SECURITY))
-    return said
+            sentences.append(not_measured(what, SECURITY))
+    return sentences
 
 
 # --- energy and compute ----------------------------------------------------------------------------------------------
@@ -341,14 +341,14 @@ def privacy_sentences(facts: Facts, generates: bool) -> list[str]:
 
 def energy_sentence(facts: Facts) -> str:
     """Energy and carbon of training with the method, or what records them."""
-    found = facts.records.file("train.json").get("energy")
-    if not found:
+    energy = facts.records.file("train.json").get("energy")
+    if not energy:
         return not_measured("Energy and emissions", "run")
     at = "train.json#/energy"
-    text = f"Energy of training: {facts(f'{at}/joules', 'watt-hours')}, {found['method']} ({facts(f'{at}/how')})."
-    if found.get("carbon_grams") is None:
+    text = f"Energy of training: {facts(f'{at}/joules', 'watt-hours')}, {energy['method']} ({facts(f'{at}/how')})."
+    if energy.get("carbon_grams") is None:
         return f"{text} Emissions: not measured, the carbon of the electricity is not known."
-    where = f" in {facts(f'{at}/country')}" if found.get("country") else ""
+    where = f" in {facts(f'{at}/country')}" if energy.get("country") else ""
     return f"{text} Emissions: {facts(f'{at}/carbon_grams', 'short')} g of carbon dioxide for electricity{where}."
 
 
@@ -358,26 +358,26 @@ def eu_sentences(facts: Facts, estimate: str) -> list[str]:
     Args:
         estimate: The compute of tuning where no record counts it.
     """
-    found = facts.records.file("train.json").get("compute")
-    if not found:
-        said = [estimate]
+    compute = facts.records.file("train.json").get("compute")
+    if not compute:
+        sentences = [estimate]
     else:
         at = "train.json#/compute"
-        said = [f"Training compute: {facts(f'{at}/tuning_flops', 'power')} FLOPs ({facts(f'{at}/how')})."]
-    said.append("What it was trained on stands under [Data](#data), on which terms under [Licence](#licence).")
+        sentences = [f"Training compute: {facts(f'{at}/tuning_flops', 'power')} FLOPs ({facts(f'{at}/how')})."]
+    sentences.append("What it was trained on stands under [Data](#data), on which terms under [Licence](#licence).")
     year = facts.cited("2025")
     rule = (
         "whoever modifies a general-purpose model becomes the provider of a new one only above about a third of the "
         f"compute that made it (guidelines of the European Commission, July {year})"
     )
-    if not found or not found.get("base_flops"):
-        return [*said, f"EU AI Act: {rule}. The compute of the base's own training is not recorded here."]
+    if not compute or not compute.get("base_flops"):
+        return [*sentences, f"EU AI Act: {rule}. The compute of the base's own training is not recorded here."]
     at = "train.json#/compute"
     third = [f"{at}/tuning_flops", f"{at}/base_flops"]
-    source = f" ({facts(f'{at}/base_source')})" if found.get("base_source") else ""
-    above = 3 * found["tuning_flops"] > found["base_flops"]
+    source = f" ({facts(f'{at}/base_source')})" if compute.get("base_source") else ""
+    above = 3 * compute["tuning_flops"] > compute["base_flops"]
     return [
-        *said,
+        *sentences,
         f"EU AI Act: {rule}. The base took {facts(f'{at}/base_flops', 'power')} FLOPs{source}; this training is "
         f"{facts(third, 'tiny-share', 'ratio', 3)} of a third of that, so it is "
         f"{'**above**' if above else 'below'} the threshold.",
