@@ -28,6 +28,17 @@ METRICS = (
 )
 """Metrics that evaluate.metrics can name whatever the task; made in `evaluate/metrics/rows.py`."""
 
+OTHER_NAMES = {
+    **dict.fromkeys(("sequence-classification", "sentiment-analysis", "classification"), "text-classification"),
+    **dict.fromkeys(("ner", "pos", "sequence-labeling", "sequence-tagging"), "token-classification"),
+    **dict.fromkeys(("sft", "clm", "text-generation", "instruct", "chat", "language-modeling"), "causal-lm"),
+    **dict.fromkeys(("regression", "sequence-regression"), "text-regression"),
+    **dict.fromkeys(("4bit", "4-bit", "4", "qlora", "q4"), "nf4"),
+    **dict.fromkeys(("8bit", "8-bit", "8", "llm.int8"), "int8"),
+    **dict.fromkeys(("off", "no", "16bit", "false"), "none"),
+}
+"""Values of other tools, and what they are called here."""
+
 
 def gate_names() -> tuple[str, ...]:
     """What evaluate.gates can name, besides metrics: perplexity on general text, and what stages judge themselves."""

@@ -84,13 +84,17 @@ def check_model(tree: Tree, recipe_folder: Path) -> None:
         adapter = any((found / part / "adapter_config.json").is_file() for part in ("", "adapter"))
         # What else the folder holds is said where the model is looked at.
         if not (found / "config.json").is_file() and not adapter:
-            refuse("the model's folder holds no config.json", "name the folder that `save_pretrained` wrote")
+            inner = sorted(path.parent.name for path in found.glob("*/config.json"))
+            fix = f"name {model.rstrip('/')}/{inner[-1]}" if inner else "name the folder that `save_pretrained` wrote"
+            refuse("the model's folder holds no config.json", fix)
     elif found is not None:
         if found.suffix != ".gguf":
             refuse("a model file must be a .gguf file", "name the model's folder, or a .gguf file")
     elif "://" in model:
         short = re.sub(r"^.*?://[^/]+/", "", model).strip("/")
         refuse("a model is not given by its address", f"write `model: {short}`")
+    elif (recipe_folder / expanded(model)).is_symlink():
+        refuse("this link leads to nothing", "make it again, or name the folder itself")
     elif local or model.count("/") > 1:
         refuse("there is no such model here", _near_path(model, recipe_folder) or "check the path")
     elif model in samples.models():

@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from hfadapt.core.errors import nearest
 from hfadapt.recipe.fast import Fast
-from hfadapt.recipe.names import AUTO, NAME_PATTERN, OneOf
+from hfadapt.recipe.names import AUTO, NAME_PATTERN, OTHER_NAMES, OneOf
 from hfadapt.recipe.pretrain import LockedPretrain, Pretrain, TextSource
 from hfadapt.recipe.schema import Domain, LockedFast, Recipe, Source, Template
 from hfadapt.recipe.yaml_lines import Keys, Place, Tree, inline, plain
@@ -424,10 +424,14 @@ def _choices(annotation: Any) -> tuple[str, ...]:
 
 def _repair(annotation: Any, value: Any, keys: Keys) -> str | None:
     """The first likely change of the value that its field would take."""
+    if (known := OTHER_NAMES.get(str(value).lower().replace("_", "-"))) in _choices(annotation):
+        return f"write `{keys[-1]}: {known}`" if isinstance(keys[-1], str) else f"write `{known}` in its place"
     if isinstance(value, str):
         close = nearest(value[:60].strip(), _choices(annotation))
         if close:
             return f"did you mean {close!r}?"
+    if keys == ("domains",) and isinstance(value, (str, list)) and value:
+        return f"write `domains: {{mine: {inline(value if isinstance(value, str) else {'sources': value})}}}`"
     if keys[-1] == "source" and isinstance(value, list):
         return f"write `sources: {inline(value)}`"
     if keys[-1] == "source" and isinstance(value, Mapping) and isinstance(value.get("train"), str):

@@ -194,11 +194,15 @@ class Job:
         found = [parameter for parameter in self.parameters.values() if parameter.grad is not None]
         norm = float(torch.nn.utils.clip_grad_norm_(found, self.settings.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(norm)):
+            fix = "lower train.learning_rate, or use dtype=float32; the last good state is in checkpoints/"
+            if batch.step == 1 and not math.isfinite(loss):
+                # Nothing has been learned yet.
+                fix = "the base's own weights may hold values that are no numbers: copy it again, or use dtype=float32"
             raise RunError(
                 f"the {'loss' if not math.isfinite(loss) else 'gradient'} of step {batch.step} is not finite",
                 place=f"training rows {batch.rows[:8]}{' …' if len(batch.rows) > 8 else ''}",
                 got=f"loss {loss}, gradient norm {norm}",
-                fix="lower train.learning_rate, or use dtype=float32; the last good state is in checkpoints/",
+                fix=fix,
             )
         if batch.step <= 2:
             self._check_nonzero(batch.step)

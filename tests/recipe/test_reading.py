@@ -41,6 +41,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "sheet.xlsx").write_text("x", encoding="utf-8")
     (tmp_path / "note.txt").write_text("words\n", encoding="utf-8")
     (tmp_path / "nothing").mkdir()
+    (tmp_path / "saved" / "inner").mkdir(parents=True)
+    (tmp_path / "saved" / "inner" / "config.json").write_text("{}", encoding="utf-8")
     (tmp_path / "dangling.csv").symlink_to("gone.csv")
     (tmp_path / "rows.tar.gz").write_bytes(b"\x1f\x8b\x08\x00" + bytes(range(200)))
     (tmp_path / "weights.bin").write_text("x", encoding="utf-8")

@@ -348,3 +348,12 @@ def test_the_log_has_a_line_for_every_step(models, tmp_path):
     assert [line["step"] for line in trained.lines if "validation_loss" in line] == [2, 4]
     assert sum(line["tokens"] for line in trained.lines if "loss" in line) == trained.state.tokens
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["seconds"] > 0
+
+
+def test_a_base_with_values_that_are_no_numbers_is_told_from_a_rate_that_is_too_high(models, tmp_path):
+    made = make_loop(make_lock(models / "lm"), tmp_path, pairs(16))
+    with torch.no_grad():
+        next(p for p in made.model.parameters() if not p.requires_grad).fill_(float("nan"))
+    with pytest.raises(RunError, match="loss of step 1 is not finite") as caught:
+        made.loop.run()
+    assert "copy it again" in str(caught.value)
