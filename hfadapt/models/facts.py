@@ -16,7 +16,7 @@ from hfadapt.core.errors import RequestError, fault_of_machine
 from hfadapt.core.spec import Spec
 from hfadapt.models.folders import require_base, require_plain
 from hfadapt.models.heads import BaseHead
-from hfadapt.recipe.sources import expanded
+from hfadapt.recipe.sources import expanded, is_missing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -150,6 +150,10 @@ def load_config(model: str) -> PretrainedConfig:
         fields = samples.model_config(model.removeprefix(samples.PREFIX))
         return AutoConfig.for_model(**fields)
     path = expanded(model)
+    if is_missing(model):
+        got, fix = f"nothing at {path.resolve()}", "check the path"
+        allowed = "a folder with config.json, a GGUF file or a Hub id"
+        raise RequestError("the model does not exist", place=model, got=got, allowed=allowed, fix=fix)
     if path.is_dir():
         require_base(path, model)
     try:

@@ -278,7 +278,9 @@ def check_free(folder: Path) -> None:
     """Raises RequestError where a folder cannot be written anew: something is in it, or it is the one we are in."""
     if folder.resolve() == Path.cwd():
         raise RequestError("this is the folder you are in", place=str(folder), fix="name a new one")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not folder.is_dir():
+        raise RequestError("this is a file, not a folder", place=str(folder), fix="name a new folder")
+    if folder.exists() and any(folder.iterdir()):
         raise RequestError("the folder is not empty", place=str(folder), fix="remove it, or name another")
 
 

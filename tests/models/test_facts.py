@@ -55,6 +55,12 @@ def test_a_classifier(tmp_path: Path, kind: str) -> None:
     assert found.layers == (3 if kind == "llama" else 2)
 
 
+@pytest.mark.parametrize("name", ["./nothere", "/no/where", "gone.gguf"])
+def test_a_path_that_is_not_there_is_no_name_of_the_hub(name: str) -> None:
+    with pytest.raises(RequestError, match="the model does not exist"):
+        facts.load_config(name)
+
+
 def test_grouped_queries_and_shapes(tmp_path: Path) -> None:
     found = facts.model_facts(folder(tmp_path, "llama", num_key_value_heads=2), "causal-lm")
     shapes = {s.name: (s.in_features, s.out_features, s.count) for s in found.linears}

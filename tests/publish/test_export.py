@@ -285,6 +285,8 @@ def test_wrong_requests(classifier, tmp_path, monkeypatch):
     with pytest.raises(RequestError, match="not empty"):
         export(classifier, "merged", tmp_path / "full")
     assert (tmp_path / "full/mine.txt").read_text() == "mine"
+    with pytest.raises(RequestError, match="this is a file"):
+        export(classifier, "merged", tmp_path / "full/mine.txt")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(RequestError, match="the folder you are in"):
