@@ -19,7 +19,8 @@ from hfadapt.data.labels import Labels, some
 from hfadapt.data.rows import Dropped, Row, as_row, name_rows
 from hfadapt.data.unfit_columns import remedy
 from hfadapt.data.values import IDENTIFIERS, counted, label_fault, shown_fault
-from hfadapt.recipe.schema import Columns, Recipe, Template
+from hfadapt.recipe.schema import Columns, Recipe
+from hfadapt.recipe.template import Template
 from hfadapt.schemas import LABEL_NAMES, RowSchema, Unusable, plain, storable
 
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")

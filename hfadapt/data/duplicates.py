@@ -201,14 +201,14 @@ def drop_contaminated(rows: Sequence[Row], settings: Dedupe, ledger: Ledger) -> 
     spans: dict[tuple[str, ...], list[int]] = defaultdict(list)
     sizes: list[int] = []
     for number, row in enumerate(held):
-        own = set(_windows(tokens(row.text)))
+        own = set(windows(tokens(row.text)))
         sizes.append(len(own))
         for window in own:
             spans[window].append(number)
     kept: list[Row] = []
     for row in rows:
         if row.split == "train":
-            found = Counter(number for window in set(_windows(tokens(row.text))) for number in spans.get(window, ()))
+            found = Counter(number for window in set(windows(tokens(row.text))) for number in spans.get(window, ()))
             worst = max(found, key=lambda number: (found[number] / sizes[number], -number), default=None)
             if worst is not None and found[worst] >= settings.similarity * sizes[worst]:
                 ledger.drop(row, "contains-held-out-row", held[worst], found[worst] / sizes[worst])
@@ -218,31 +218,8 @@ def drop_contaminated(rows: Sequence[Row], settings: Dedupe, ledger: Ledger) -> 
     return kept
 
 
-def apart(rows: Sequence[Row], held: Sequence[str], settings: Dedupe, ledger: Ledger) -> list[Row]:
-    """Drops rows that are like a held-out text: nearly the same, a part of it, or with it inside them."""
-    words = [tokens(text) for text in (*held, *(row.text for row in rows))]
-    like: dict[int, tuple[str, float]] = {}
-    for pair in Join(words, settings.similarity).pairs(among=len(held)):
-        if pair.second >= len(held):
-            like.setdefault(pair.second - len(held), ("like-held-out-row", pair.similarity))
-    spans: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    sizes = []
-    for number, own in enumerate(map(set, map(_windows, words[: len(held)]))):
-        sizes.append(len(own))
-        for window in own:
-            spans[window].append(number)
-    for number, own in enumerate(map(set, map(_windows, words[len(held) :]))):
-        found = Counter(other for window in own for other in spans.get(window, ()))
-        most = max((count / min(sizes[other], len(own)) for other, count in found.items()), default=0.0)
-        if most >= settings.similarity:
-            like.setdefault(number, ("shares-text-with-held-out-row", most))
-    for number, (reason, similarity) in sorted(like.items()):
-        ledger.drop(rows[number], reason, similarity=similarity)
-    ledger.steps["apart"] = {"held_out_rows": len(held), "texts_dropped": len(like)}
-    return [row for number, row in enumerate(rows) if number not in like]
-
-
-def _windows(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
+def windows(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """All runs of so many words that what shares one is no turn of phrase."""
     return (tuple(words[at : at + CONTAINED_TOKENS]) for at in range(len(words) - CONTAINED_TOKENS + 1))
 
 

@@ -7,7 +7,7 @@ it inside. Otherwise the evaluation would measure on rows whose texts were seen.
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,11 @@ from hfadapt.data import clean, duplicates
 from hfadapt.data.labels import Labels
 from hfadapt.data.prepared import PreparedDomain
 from hfadapt.data.reading import SourceReader, no_rows, workers
-from hfadapt.data.rows import Ledger, Row
+from hfadapt.data.rows import Ledger, Row, tokens
 from hfadapt.data.sources import Opened, check_unreadable, open_source
 from hfadapt.data.split_files import read_split
 from hfadapt.recipe.pretrain import Pretrain, TextSource
-from hfadapt.recipe.schema import Columns, Recipe, Source
+from hfadapt.recipe.schema import Columns, Dedupe, Recipe, Source
 from hfadapt.records.stages import DataRecord, SourceRecord, UnlabelledTexts
 from hfadapt.run_folder import PRETRAIN, read_rows
 
@@ -104,7 +104,7 @@ def gather(
     rows = clean.drop_unusable(rows, recipe.data.clean, ledger, workers(recipe)) if named else rows
     others = clean.drop_unusable(others, recipe.data.clean, ledger, workers(recipe))
     say(f"{domain}: comparing {len(rows) + len(others):,} texts with {len(held.texts):,} held-out rows")
-    every = duplicates.apart([*rows, *others], held.texts, recipe.data.dedupe, ledger)
+    every = apart([*rows, *others], held.texts, recipe.data.dedupe, ledger)
     every = duplicates.drop_duplicates({domain: every}, recipe.data.dedupe, {domain: ledger})[domain]
     is_general = set(map(id, others))
     texts = [row for row in every if id(row) not in is_general]
@@ -128,6 +128,30 @@ def gather(
         validation=len(back),
         dropped=ledger.counts(),
     )
+
+
+def apart(rows: Sequence[Row], held: Sequence[str], settings: Dedupe, ledger: Ledger) -> list[Row]:
+    """Drops rows that are like a held-out text: nearly the same, a part of it, or with it inside them."""
+    words = [tokens(text) for text in (*held, *(row.text for row in rows))]
+    like: dict[int, tuple[str, float]] = {}
+    for pair in duplicates.Join(words, settings.similarity).pairs(among=len(held)):
+        if pair.second >= len(held):
+            like.setdefault(pair.second - len(held), ("like-held-out-row", pair.similarity))
+    spans: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    sizes = []
+    for number, own in enumerate(map(set, map(duplicates.windows, words[: len(held)]))):
+        sizes.append(len(own))
+        for window in own:
+            spans[window].append(number)
+    for number, own in enumerate(map(set, map(duplicates.windows, words[len(held) :]))):
+        found = Counter(other for window in own for other in spans.get(window, ()))
+        most = max((count / min(sizes[other], len(own)) for other, count in found.items()), default=0.0)
+        if most >= settings.similarity:
+            like.setdefault(number, ("shares-text-with-held-out-row", most))
+    for number, (reason, similarity) in sorted(like.items()):
+        ledger.drop(rows[number], reason, similarity=similarity)
+    ledger.steps["apart"] = {"held_out_rows": len(held), "texts_dropped": len(like)}
+    return [row for number, row in enumerate(rows) if number not in like]
 
 
 def read_texts(cell_folder: Path, split: str) -> list[dict[str, Any]]:

@@ -340,8 +340,11 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     nearest = () if fits else tuple(alternatives(question, final))
     seconds, rate = _time(chosen, work, decided, world)
     warnings, served = _served(target, facts)
-    warnings += [*_doubts(trainer, facts, final), *base_notes(facts, work, decided.value("data.max_length"))]
-    warnings += before.warnings if before else ()
+    warnings += [
+        *_doubts(trainer, facts, final),
+        *base_notes(facts, work, length),
+        *(before.warnings if before else ()),
+    ]
     if trainer.devices > 1 and world < trainer.devices:
         warnings.append(f"{world} of {trainer.devices} devices are used: the effective batch cannot be split further")
     return CellPlan(

@@ -22,7 +22,8 @@ from hfadapt.core.errors import nearest
 from hfadapt.recipe.fast import Fast
 from hfadapt.recipe.names import AUTO, NAME_PATTERN, OTHER_NAMES, OneOf
 from hfadapt.recipe.pretrain import LockedPretrain, Pretrain, TextSource
-from hfadapt.recipe.schema import Domain, LockedFast, Recipe, Source, Template
+from hfadapt.recipe.schema import Domain, LockedFast, Recipe, Source
+from hfadapt.recipe.template import Template
 from hfadapt.recipe.yaml_lines import Keys, Place, Tree, inline, plain
 
 LIMIT_PROBLEMS = 50

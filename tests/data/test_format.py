@@ -5,7 +5,8 @@ import pytest
 from hfadapt.core.errors import DataError
 from hfadapt.data import columns as format
 from hfadapt.data.rows import Dropped, Row
-from hfadapt.recipe.schema import Columns, Template, Turn
+from hfadapt.recipe.schema import Columns
+from hfadapt.recipe.template import Template, Turn
 
 LM = frozenset({"completion", "messages", "text"})
 CLASSIFY = frozenset({"labelled"})

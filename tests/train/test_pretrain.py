@@ -29,8 +29,8 @@ from tiny import (
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RecipeError, RequestError
-from hfadapt.data.duplicates import apart
 from hfadapt.data.rows import Ledger, Row, text_key
+from hfadapt.data.unlabelled import apart
 from hfadapt.models.attach import attach_adapter, trained_layers
 from hfadapt.models.load import load_base
 from hfadapt.objectives.simcse import GROUP
