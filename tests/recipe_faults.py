@@ -61,7 +61,7 @@ FAULTS: dict[str, tuple[str | bytes, int, tuple[str, ...]]] = {
     "no model": ("task: causal-lm\ndomains: {a: rows.jsonl}\n", 1, ("`model` is missing", "add `model: sample:minilm-l6`")),
     "no domains": ("model: gpt2\ntask: causal-lm\n", 1, ("`domains` is missing", "add `domains: {mine:")),
     # values
-    "unknown task": (BASE.replace("classification", "clasification"), 2, ("no task of that name", "causal-lm, multi-label", "did you mean 'text-classification'?")),
+    "unknown task": (BASE.replace("classification", "clasification"), 2, ("no task of that name", "masked-lm, multi-label", "did you mean 'text-classification'?")),
     "unknown quant": (BASE + "quant: nf5\n", 5, ("no quant", "'nf5'", "auto, fp4, int8, nf4, none", "did you mean 'nf4'?")),
     "unknown method": (BASE + "adapter: {method: pisa}\n", 5, ("no adapter method", "did you mean 'pissa'?")),
     "unknown dtype": (BASE + "dtype: bf16\n", 5, ("no dtype", "float32, bfloat16, float16", "did you mean 'bfloat16'?")),

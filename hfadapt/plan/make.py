@@ -324,14 +324,9 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     chosen = settle_frozen_cache(decided, question, chosen, work)
     settle_checkpoints(decided, chosen)
     settle_evaluation(decided, recipe, facts, chosen, work, budget)
-    decided.made.append(
-        Decision(
-            field="processes",
-            value=world,
-            asked="processes" in recipe.model_fields_set or processes is not None,
-            reason=f"one for each of {trainer.devices} devices" if world > 1 else "one device",
-        )
-    )
+    asked = "processes" in recipe.model_fields_set or processes is not None
+    reason = f"one for each of {trainer.devices} devices" if world > 1 else "one device"
+    decided.made.append(Decision(field="processes", value=world, asked=asked, reason=reason))
     final = chosen.workload.model_copy(update={"evaluate_rows": decided.value("evaluate.batch_rows")})
     before = settle_pretrain(decided, question, chosen, work, world)
     phases = (*predict.predict(facts, final), *([before.memory] if before else []))

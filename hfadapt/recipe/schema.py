@@ -354,9 +354,9 @@ class Recipe(Spec):
     memory_margin: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     adapter: Adapter = Adapter()
     data: Data = Data()
-    pretrain: AnyPretrain | None = None
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    pretrain: AnyPretrain | None = None
     _chosen: tuple[str, ...] = PrivateAttr(())
 
     @property
