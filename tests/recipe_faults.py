@@ -159,6 +159,7 @@ FAULTS: dict[str, tuple[str | bytes, int, tuple[str, ...]]] = {
     "general text of a classifier": (BASE + "evaluate: {general_text: true}\n", 5, ("no language model", "delete `evaluate.general_text`")),
     "generated rows of a classifier": (BASE + "evaluate: {generate_rows: 8}\n", 5, ("generates no texts", "task: causal-lm")),
     "text metric of a classifier": (BASE + "evaluate: {metrics: [accuracy, chrf]}\n", 5, ("generates no texts", "chrf")),
+    "noise in texts": (BASE + "data: {augment: {noise: 0.5}}\n", 5, ("not changed so", "typos", "delete `data.augment.noise`")),
     "packing of a classifier": (BASE + "data: {packing: true}\n", 5, ("does not pack rows", "delete `data.packing`")),
     "gate misspelt": (BASE + "evaluate: {gates: {acuracy: 0}}\n", 5, ("not among evaluate.metrics", "did you mean 'accuracy'")),
     "gate switched off": (BASE + "evaluate: {gates: {transfer: 0}, transfer: false}\n", 5, ("switches off", "transfer")),

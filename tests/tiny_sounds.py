@@ -33,12 +33,12 @@ def clip(name: str) -> bytes:
     return (CLIPS / f"{name}.wav").read_bytes()
 
 
-def write_sounds(folder: Path, count: int, seed: int = 0) -> Path:
-    """Class folders of `count` sounds in all, whose names say one of four speakers."""
+def write_sounds(folder: Path, count: int, seed: int = 0, who: str = "s") -> Path:
+    """Class folders of `count` sounds in all, whose names say one of four speakers: `s0` to `s3`."""
     for number in range(count):
         label = ("low", "high")[number % 2]
         (folder / label).mkdir(parents=True, exist_ok=True)
-        path = folder / label / f"{label}_s{number // 2 % 4}_{number:03}.wav"
+        path = folder / label / f"{label}_{who}{number // 2 % 4}_{number:03}.wav"
         path.write_bytes(wav(tone(label, 1000 * seed + number)))
     return folder
 
@@ -57,9 +57,9 @@ def make_hearing_models(folder: Path) -> None:
 
     torch.manual_seed(0)
     sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in _LAYERS.items()}
-    whisper = WhisperConfig(
-        d_model=32, max_source_positions=50, max_target_positions=16, vocab_size=64, **sides, **_IDS
-    )
+    # As models are started, positions would drown what is heard.
+    sizes = {"max_source_positions": 50, "max_target_positions": 16, "init_std": 0.2}
+    whisper = WhisperConfig(d_model=32, vocab_size=64, **sizes, **sides, **_IDS)
     WhisperModel(whisper).save_pretrained(folder / "whisper")
     WhisperFeatureExtractor(chunk_length=1).save_pretrained(folder / "whisper")
     wave = Wav2Vec2Config(
@@ -74,6 +74,7 @@ def make_hearing_models(folder: Path) -> None:
         num_conv_pos_embeddings=8,
         num_conv_pos_embedding_groups=2,
         classifier_proj_size=16,
+        initializer_range=0.2,
         vocab_size=32,
     )
     Wav2Vec2Model(wave).save_pretrained(folder / "wave")

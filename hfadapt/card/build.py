@@ -213,6 +213,7 @@ def _context(facts: Facts, pictures: dict[str, bytes]) -> dict[str, Any]:
         "revision": train.get("model_revision"),
         "relation": method.relation,
         "has_rank": method.low_rank,
+        "head_start": train.get("head_start"),
         "other_head": train.get("base_head") is not None,
         "taken": [name for name, value in (train.get("settings") or {}).items() if value not in ("", None)],
         "some_layers": train.get("model_layers") is not None,

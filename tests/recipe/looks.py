@@ -20,16 +20,18 @@ from tiny import labelled, make_lock, make_loop, uneven, write_recipe
 from hfadapt import Run, load_recipe, make_plan, run
 from hfadapt.card.build import render_card
 from hfadapt.core.errors import DataError, HfadaptError
-from hfadapt.data import clean, prepare
+from hfadapt.data import augment, clean, prepare
 from hfadapt.evaluate import context
 from hfadapt.fast import FastPath, fusion
 from hfadapt.hardware.processes import World
+from hfadapt.modalities.audio import opened
 from hfadapt.recipe.schema import Recipe
 from hfadapt.run_folder import read_rows, read_steps
 
 EXAMPLES = Path(__file__).parents[2] / "cards" / "examples"
 CLASSES, TEXTS, TAGS = "text-classification", "causal-lm", "token-classification"
 PAIRS = "embedding"
+SOUNDS = "audio-classification"
 
 
 @dataclass
@@ -165,6 +167,13 @@ def metrics(bed: Bed, fields: Mapping[str, Any]) -> Any:
 def splits(bed: Bed, fields: Mapping[str, Any]) -> Any:
     """Rows of each split, as training would see them."""
     return bed.run(fields, "plan", "planned").cell("one", "this-machine").data.splits
+
+
+def heard(bed: Bed, fields: Mapping[str, Any]) -> Any:
+    """What the training rows of sounds are in the first epoch."""
+    data, record = bed.recipe(fields).data, bed.prepared(fields)["one"]
+    changed = augment.apply(record.rows("train"), "sounded", data.augment, data.seed, 0)
+    return [opened(row["audio"]).tobytes() for row in changed]
 
 
 def loop_of(bed: Bed, fields: Mapping[str, Any]) -> Any:

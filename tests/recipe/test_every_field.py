@@ -20,6 +20,7 @@ import pytest
 from looks import (
     CLASSES,
     PAIRS,
+    SOUNDS,
     TAGS,
     TEXTS,
     Bed,
@@ -31,6 +32,7 @@ from looks import (
     folder,
     fused,
     gathered,
+    heard,
     labels,
     losses,
     metrics,
@@ -49,6 +51,7 @@ from looks import (
 )
 from pydantic import BaseModel
 from tiny import LABELS, labelled, pairs, recipe_fields, uneven, write_rows
+from tiny_sounds import write_sounds
 
 from hfadapt.core import registry
 from hfadapt.core.spec import Spec
@@ -204,7 +207,9 @@ def body(place: str) -> dict[str, str]:
 
 def columns(place: str, beside: Mapping[str, Any]) -> dict[str, Case]:
     """The columns of a domain or of one of its sources."""
-    tagged = json.loads(json.dumps(beside).replace("wide.jsonl", "tagged.jsonl"))
+    tagged, heard_rows = (
+        json.loads(json.dumps(beside).replace("wide.jsonl", name)) for name in ("tagged.jsonl", "heard.jsonl")
+    )
     return {
         f"{place}.text": Case(("body", "title"), rows, beside={**beside, f"{place}.label": "kind"}),
         f"{place}.label": Case(("kind", "mood"), rows, beside={**beside, f"{place}.text": "body"}),
@@ -215,6 +220,7 @@ def columns(place: str, beside: Mapping[str, Any]) -> dict[str, Case]:
         f"{place}.group_pattern": Case(
             (None, "^(.)", "(.)$"), rows, beside={**beside, **body(place), f"{place}.group": "team"}
         ),
+        f"{place}.audio": Case(("first", "second"), rows, SOUNDS, {**heard_rows, f"{place}.label": "label"}),
         f"{place}.tokens": Case(("w1", "w2"), rows, TAGS, {**tagged, f"{place}.tags": "t1"}),
         f"{place}.tags": Case(("t1", "t2"), rows, TAGS, {**tagged, f"{place}.tokens": "w1"}),
         f"{place}.anchor": Case(("body", "title"), rows, PAIRS, {**beside, f"{place}.positive": "kind"}),
@@ -313,6 +319,10 @@ FIELDS: dict[str, Case] = {
     **{
         f"data.augment.{name}": Case((0.0, 0.3, 0.6), losses, task)
         for name, task in (("word_dropout", TEXTS), ("word_swap", CLASSES), ("typos", CLASSES), ("case", TEXTS))
+    },
+    **{
+        f"data.augment.{name}": Case((0.0, 0.5, 1.0), heard, SOUNDS, {"domains.*.source": "sounds"})
+        for name in ("noise", "gain", "shift", "speed")
     },
     "data.canaries.count": Case((0, 3, 6), canaries),
     "data.canaries.repeats": Case(([1], [2, 4]), canaries, beside={"data.canaries.count": 4}),
@@ -438,6 +448,11 @@ def bed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Bed:
             {"text": english, "label": "good"},
         ],
     }
+    write_sounds(found / "sounds", 40)
+    names = [str(path.relative_to(found)) for path in sorted((found / "sounds").rglob("*.wav"))]
+    sources["heard"] = [
+        {"first": name, "second": names[-1 - number], "label": LABELS[number % 2]} for number, name in enumerate(names)
+    ]
     for name, lines in sources.items():
         write_rows(found / f"{name}.jsonl", lines)
     return Bed(found)

@@ -370,6 +370,7 @@ CHECKS: tuple[Check, ...] = (
     mixed_forms,
     overlap,
     classes,
+    one_group,
     same_number,
     wrong_column,
     same_completion,
