@@ -70,8 +70,8 @@ def _other(data: bytes, why: str = "") -> tuple[np.ndarray, int]:
     try:
         import soundfile
     except (ImportError, OSError):
-        if not kind and data[:4] not in _HEADS:
-            raise Unusable("not-a-sound", f" has {called(data, 'sound')}") from None
+        if not kind and "Unknown wave file format" not in why:
+            raise Unusable("not-a-sound", f" has {called(data, 'sound')}{': ' if why else ''}{why[:120]}") from None
         raise RequestError(
             f"{kind or 'this kind of WAV'} is read by soundfile, which is not installed",
             got=why or kind,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 from tiny import command, finish, start, write_recipe
+from tiny_sounds import CLIPS
 
 import hfadapt
+from hfadapt.data.rows import SPLITS
+from hfadapt.run_folder import read_rows
 
 pytestmark = pytest.mark.slow
 RECIPES = Path(hfadapt.__file__).parents[1] / "recipes"
@@ -141,3 +145,21 @@ def test_an_encoder_finds_more_diagnoses_than_its_base(tmp_path):
     assert ndcg["name"] == "ndcg_at_10"
     assert 0.4 < ndcg["base"] < 0.8
     assert ndcg["low"] > 0
+
+
+def test_spoken_digits_of_speakers_that_were_not_trained_on(tmp_path):
+    """Whisper with the recipe's own settings on the 120 clips: no speaker in two splits, and most digits are known."""
+    for path in CLIPS.glob("*.wav"):
+        (tmp_path / "clips" / path.name[0]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "clips" / path.name[0])
+    settings = [f"domains.digits.source={tmp_path / 'clips'}", "evaluate.security=false", "evaluate.drift=false"]
+    done = command("run", RECIPES / "spoken.yaml", *settings, folder=tmp_path)
+    assert done.code == 0, done.err
+    folder = cell(tmp_path, "spoken", "digits")
+    accuracy = json.loads((folder / "evaluation.json").read_text())["metrics"][0]
+    assert accuracy["adapter"] > 0.7
+    train = json.loads((folder / "train.json").read_text())
+    assert train["head_start"] == "linear probe"
+    assert train["memory"]["train"]["measured_peak_bytes"] < 1.1 * train["memory"]["train"]["predicted_peak_bytes"]
+    speakers = [{row["group"] for row in read_rows(folder / f"data/{split}.parquet")} for split in SPLITS]
+    assert sum(map(len, speakers)) == len(set.union(*speakers)) == 6
