@@ -102,9 +102,10 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     for seed in options.seeds:
         folder = options.work / options.domain / str(seed)
         write_splits(options.domain, seed, folder)
-        weights, before = None, None
+        weights, before, learning = None, None, 0.0
         for rows in options.rows:
             recipe = recipe_of(options, rows, seed, folder)
+            begun = time.process_time()
             run = run_recipe(
                 recipe, folder=folder / recipe.name, until="plan" if weights else "pretrain", progress=Silent()
             )
@@ -113,6 +114,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 raise SystemExit(cell.state.error)
             if weights is None:
                 weights, before = cell.begun("pretrain"), cell.read(PretrainRecord)
+                learning = (time.process_time() - begun) / 60
             world = World((), folder / "trackers")
             entry: dict[str, Any] = {
                 "domain": options.domain,
@@ -126,6 +128,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 entry[f"{name}_minutes"] = (time.process_time() - started) / 60
                 entry[name] = score(cell)
             assert before is not None
+            entry["texts_minutes"] = learning
             entry["train_rows"] = cell.data.splits["train"]
             entry["pretrain"] = before.model_dump(mode="json", exclude={"versions", "memory", "compute"})
             accuracy = {name: compare("accuracy", None, entry[name], **HOW).adapter for name in ("without", "with")}
@@ -164,7 +167,7 @@ def main() -> None:
             result = compare(metric, alone, both, **HOW)
             seeds = [compare(metric, entry["without"], entry["with"], **HOW).delta for entry in own]
             minutes = np.mean([entry["with_minutes"] for entry in own])
-            before = np.mean([entry["pretrain"]["seconds"] for entry in own]) / 60
+            before = np.mean([entry["texts_minutes"] for entry in own])
             low, high = result.low, result.high
             print(
                 f"| {rows or own[0]['train_rows']} | {metric} | {result.base:.3f} | {result.adapter:.3f} | "
