@@ -43,6 +43,10 @@ _UNREADABLE = {
         "repair these rows, name the right columns, or make each format a source of its own",
     ),
     "several-labels": ("have several labels", "set task: {task}, which learns any number of classes for a text"),
+    "masked-tag": (
+        "have tags of -100, as text has that is cut into tokens already",
+        "give the words themselves and a tag for each: hfadapt cuts them into tokens",
+    ),
     "label-is-scores": (
         "have numbers with decimals for the classes, such as probabilities",
         "write the class with the largest number, or those above a limit, into a column of their own",

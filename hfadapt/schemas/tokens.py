@@ -22,6 +22,10 @@ def _items(value: Any, part: str) -> list[Any]:
     return list(value)
 
 
+MASKED = "-100"
+"""What libraries write for a piece of a word that has no tag of its own."""
+
+
 def read_conll(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Sentences of CoNLL-2003 and its like: the word first, its tag last, an empty line between sentences.
 
@@ -83,6 +87,8 @@ class Tokens(RowSchema):
         words, raw = (_items(values[part], part) for part in self.parts)
         if len(words) != len(raw):
             raise Unusable("unequal-lengths", f" has {len(words):,} words and {len(raw):,} tags")
+        if (at := next((at for at, tag in enumerate(raw) if str(tag).strip() == MASKED), None)) is not None:
+            raise Unusable("masked-tag", f" has the tag {MASKED} for word {at + 1}, {plain(words[at])!r}")
         tags = [name_of(tag) for tag in raw]
         if None in tags:
             at = tags.index(None)

@@ -354,6 +354,19 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault("every completion empty in the source", [{**r, "completion": ""} for r in pairs(80)], "empty-completion", LM),
     Fault("one class only", [{**row, "label": "good"} for row in ROWS], "one class only"),
+    Fault(
+        "a word a row",
+        [{"tokens": _name(n), "tags": "ab"[n % 2]} for n in range(200)],
+        "lone-words",
+        "token-classification",
+        soft=True,
+    ),
+    Fault(
+        "tags of pieces of words",
+        [{"tokens": row["text"].split()[:3], "tags": [0, -100, n % 2]} for n, row in enumerate(ROWS)],
+        "tags of -100",
+        "token-classification",
+    ),
     Fault("one number only", [{**row, "label": 1.5} for row in ROWS], "the number 1.5", "text-regression"),
     Fault(
         "numbers with their unit",

@@ -187,6 +187,14 @@ def one_group(view: View) -> Iterator[Finding]:
         )
 
 
+def lone_words(view: View) -> Iterator[Finding]:
+    """No tagged word is seen with the words around it."""
+    rows = view.rows.get("train", [])
+    if view.schema.label_kind == "tokens" and len(rows) > 1 and all(len(row["tokens"]) == 1 for row in rows):
+        what = "every row is a single word, which is learned without the words around it"
+        yield finding("lone-words", "soft", what, rows[:3], "make a row of each sentence: lists of words and tags")
+
+
 def wrong_column(view: View) -> Iterator[Finding]:
     """A column that is constant or identifies rows was taken for the text or the label."""
     rows = view.rows.get("train", [])
@@ -372,6 +380,7 @@ CHECKS: tuple[Check, ...] = (
     classes,
     one_group,
     same_number,
+    lone_words,
     wrong_column,
     same_completion,
     label_leak,
