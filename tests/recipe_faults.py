@@ -71,6 +71,7 @@ FAULTS: dict[str, tuple[str | bytes, int, tuple[str, ...]]] = {
     "below the range": (BASE + "adapter: {rank: 0}\n", 5, ("`adapter.rank`", "got:     0", "from 1 to 1024, or auto", "leave `rank` out")),
     "above the range": (BASE + "train: {learning_rate: 2}\n", 5, ("a number > 0 and ≤ 1, or auto", "the plan then chooses")),
     "default told": (BASE + "data: {dedupe: {similarity: 2}}\n", 5, ("leave `similarity` out for the default 0.8",)),
+    "split not finite": (BASE + "data: {validation: .inf}\n", 5, ("`data.validation`", "inf")),
     "not finite": (BASE + "train: {epochs: .inf}\n", 5, ("`train.epochs`", "inf")),
     "broken number": (BASE + "train: {max_steps: 2.5}\n", 5, ("a whole number ≥ 1", "2.5")),
     "word for a number": (BASE + "train: {batch_rows: many}\n", 5, ("a whole number ≥ 1, or auto", "'many'")),

@@ -6,6 +6,7 @@ recipe with other faults.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -437,8 +438,10 @@ def _given(value: Any) -> bool:
 
 
 def _number(tree: Tree, *keys: str) -> float | None:
+    """A finite number; whatever else stands there is reported as a value that its field does not take."""
     value = dig(tree, keys)
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return value if number else None
 
 
 def _section(tree: Tree, *keys: str) -> dict[str, Any]:
