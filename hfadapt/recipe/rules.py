@@ -440,7 +440,7 @@ def _given(value: Any) -> bool:
 def _number(tree: Tree, *keys: str) -> float | None:
     """A finite number; whatever else stands there is reported as a value that its field does not take."""
     value = dig(tree, keys)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
     return value if number else None
 
 
