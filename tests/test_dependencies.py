@@ -15,7 +15,13 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SOURCES = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "hfadapt").rglob("*.py"))}
-DISTRIBUTIONS = {"lm_eval": "lm-eval", "pynvml": "nvidia-ml-py", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "lm_eval": "lm-eval",
+    "pynvml": "nvidia-ml-py",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
 """Where the package's name is not the module's."""
 
 

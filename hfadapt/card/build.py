@@ -16,8 +16,8 @@ import yaml
 from huggingface_hub import ModelCardData
 from jinja2 import Environment
 
-from hfadapt.adapters import AdapterMethod
 from hfadapt.card import sections as evidence
+from hfadapt.card.compute import flops_sentence
 from hfadapt.card.facts import Facts, Records, escape, pointer, untraced, without_marks
 from hfadapt.card.metadata import base_name, card_title, hub_metadata, languages, license_of
 from hfadapt.card.snippet import example_file, run_snippet, snippet_text
@@ -301,7 +301,7 @@ def _evidence(facts: Facts) -> dict[str, Any]:
         "membership": evidence.part(records, evidence.SECURITY, "membership"),
         "canaries": evidence.part(records, evidence.SECURITY, "canaries"),
         "energy": evidence.energy_sentence(facts),
-        "eu": evidence.eu_sentences(facts, "" if train.get("compute") else _flops_sentence(facts)),
+        "eu": evidence.eu_sentences(facts, "" if train.get("compute") else flops_sentence(facts)),
     }
 
 
@@ -470,34 +470,6 @@ def _leaves(value: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[
     for key, item in value.items():
         found += _leaves(item, (*path, key)) if isinstance(item, dict) and item else [((*path, key), item)]
     return found
-
-
-def _flops_sentence(facts: Facts) -> str:
-    """An estimate of the compute, where no record counts it."""
-    lock = facts.records.file("lock.yaml")
-    factor, words, why = _flops(registry.adapter(lock["adapter"]["method"]), lock["train"]["checkpointing"])
-    fields = ["train.json#/total_parameters", "train.json#/tokens"]
-    return (
-        f"Training compute: about {facts(fields, 'power', 'product', factor)} FLOPs = {words} per parameter and token "
-        f"({why}), times {facts(fields[0], 'integer')} parameters, times {facts(fields[1], 'integer')} tokens; an "
-        "upper estimate, since embeddings are looked up and not multiplied."
-    )
-
-
-def _flops(method: AdapterMethod, checkpointing: bool) -> tuple[int, str, str]:
-    """FLOPs per parameter and token, in words, and why."""
-    again = " and once more forward, as activations were recomputed" if checkpointing else ""
-    if method.whole_model:
-        return (
-            (8, "eight", f"forward, and backward for activations and weights{again}")
-            if checkpointing
-            else (6, "six", "two forward, two each for the gradients of activations and of weights")
-        )
-    if method.only_head:
-        return 2, "two", "forward only: the base is frozen and no gradient passes through it"
-    if checkpointing:
-        return 6, "six", f"two forward, two for the gradients of activations{again}; the base is frozen"
-    return 4, "four", "two forward, two for the gradients of activations; the base is frozen"
 
 
 def _citations(records: Records) -> list[str]:

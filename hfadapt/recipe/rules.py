@@ -140,9 +140,9 @@ def _broken_counts(tree: Tree) -> Iterator[Keys]:
 
 def _beside_sources(tree: Tree) -> Iterator[Keys]:
     for name, domain in each_domain(tree):
-        if _given(domain.get("sources")):
+        if domain.get("sources") not in (None, AUTO):
             for key in ("columns", "config", "split", "revision", "rows"):
-                if _given(domain.get(key)) and domain[key] != {}:
+                if domain.get(key) not in (None, AUTO) and domain[key] != {}:
                     yield ("domains", name, key)
 
 
@@ -228,7 +228,7 @@ def check_method(tree: Tree) -> None:
         )
     strange: tuple[str, ...] = () if method.low_rank else ("rank", "alpha", "dropout")
     strange += () if method.adapts_layers else ("modules", "layers")
-    given = [key for key in strange if _given(dig(tree, ("adapter", key)))]
+    given = [key for key in strange if dig(tree, ("adapter", key)) not in (None, AUTO)]
     if given and not _is_lock(tree):  # a lock answers every field, these too
         for key in given:
             tree.report(
@@ -379,7 +379,7 @@ def check_task_settings(tree: Tree) -> None:
     for place, (able, what) in _NEEDS.items():
         value = dig(tree, at := tuple(place.split(".")))
         # A gate may be 0, which is a limit too.
-        if _given(value) and (value or "gates" in at) and not getattr(own, able):
+        if value not in (None, AUTO) and (value or "gates" in at) and not getattr(own, able):
             refuse(at, what, able)
     listed = dig(tree, ("evaluate", "metrics"))
     for index, name in enumerate(listed if isinstance(listed, list) else ()):
@@ -433,15 +433,10 @@ def brace_fault(text: str) -> str | None:
 # --- lenient reading -------------------------------------------------------------------------------------------------
 
 
-def _given(value: Any) -> bool:
-    return value is not None and value != AUTO
-
-
 def _number(tree: Tree, *keys: str) -> float | None:
     """A finite number; whatever else stands there is reported as a value that its field does not take."""
     value = dig(tree, keys)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
-    return value if number else None
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf else None
 
 
 def _section(tree: Tree, *keys: str) -> dict[str, Any]:

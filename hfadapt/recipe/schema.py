@@ -197,22 +197,30 @@ class Dedupe(Spec):
     across_domains: bool = True
 
 
+RowShare = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
 class Augment(Spec):
-    """Label-safe changes of training rows: the share of words (for `case` and for sounds, of rows) that is changed.
+    """Label-safe changes of training rows: the share of words (for `case`, images and sounds, of rows) that is changed.
 
     Drawn anew for each epoch, from `data.seed`; of a prompt and completion only the prompt, of a chat only the user's
     turns. Plain text without a label, which is itself what is learned, stays as it is. Of sounds: `noise` 5 to 20 dB
-    below them, `gain` by up to 12 dB, `shift` by up to 0.3 s, `speed` of 0.9 to 1.1.
+    below them, `gain` by up to 12 dB, `shift` by up to 0.3 s, `speed` of 0.9 to 1.1. Of images:
+    `trivial` (TrivialAugment: one operation of any strength), `crop` of 35 to 100 % of the area, `flip` of left and
+    right, which digits and letters do not bear.
     """
 
     word_dropout: Share = 0.0
     word_swap: Share = 0.0
     typos: Share = 0.0
     case: Share = 0.0
-    noise: Share = 0.0
-    gain: Share = 0.0
-    shift: Share = 0.0
-    speed: Share = 0.0
+    noise: RowShare = 0.0
+    gain: RowShare = 0.0
+    shift: RowShare = 0.0
+    speed: RowShare = 0.0
+    trivial: RowShare = 0.0
+    crop: RowShare = 0.0
+    flip: RowShare = 0.0
 
     @property
     def on(self) -> bool:

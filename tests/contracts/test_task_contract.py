@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import LABELS, chats, labelled, likenesses, make_lock, pairs, questions, tagged
 from tiny_images import png
+from tiny_sounds import tone, wav
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
@@ -26,12 +27,13 @@ def several(count, seed=0):
     return [{**row, "label": [row["label"]] * (n % 4 > 0)} for n, row in enumerate(labelled(count, seed=seed))]
 
 
-def pictured(count):
-    """Pictures of two classes, as they are prepared."""
-    schema = registry.schema("pictured")
-    labels = [LABELS[number % 2] for number in range(count)]
-    made = [schema.make({"image": png(number), "label": label}, str) for number, label in enumerate(labels)]
-    return [{**row, "source": "s", "row": number} for number, row in enumerate(made)]
+def from_files(form, files):
+    """Rows of files of two classes, as they are prepared."""
+    schema, rows = registry.schema(form), []
+    for number, data in enumerate(files):
+        made = schema.make({schema.media: data, "label": LABELS[number % 2]}, str)
+        rows.append({**made, "source": "s", "row": number})
+    return rows
 
 
 ROWS = {
@@ -43,7 +45,8 @@ ROWS = {
     "tokens": tagged,
     "pairs": questions,
     "scored-pairs": likenesses,
-    "pictured": pictured,
+    "pictured": lambda count: from_files("pictured", map(png, range(count))),
+    "sounded": lambda count: from_files("sounded", (wav(tone(("low", "high")[n % 2], n)) for n in range(count))),
 }
 TASKS = [(task, form) for task in registry.names("tasks") for form in sorted(registry.task(task).schemas)]
 STORES = registry.names("quants")
@@ -53,9 +56,15 @@ def rows_of(form, count):
     return [{"text": row["text"]} for row in labelled(count)] if form == "text" else ROWS[form](count)
 
 
-def model_of(task, models, vision):
-    if registry.task(task).modality == "image":
-        return vision / "dino"
+@pytest.fixture
+def senses(vision, hearing):
+    """The tiny models of files by modality."""
+    return {"image": vision / "dino", "audio": hearing / "wave"}
+
+
+def model_of(task, models, senses):
+    if registry.task(task).modality in senses:
+        return senses[registry.task(task).modality]
     return models / {"text-generation": "lm", "fill-mask": "mlm"}.get(registry.task(task).pipeline_tag, "encoder")
 
 
@@ -75,9 +84,9 @@ def test_a_task_says_what_it_is(name):
 
 
 @pytest.mark.parametrize(("name", "form"), TASKS)
-def test_a_task_encodes_learns_and_scores(models, vision, name, form):
+def test_a_task_encodes_learns_and_scores(models, senses, name, form):
     task = registry.task(name)
-    base = load_base(make_lock(model_of(name, models, vision), name), LABELS, torch.device("cpu"))
+    base = load_base(make_lock(model_of(name, models, senses), name), LABELS, torch.device("cpu"))
     rows, pad = rows_of(form, 6), base.tokenizer.pad_token_id
     examples = task.encode(rows, base.tokenizer, max_length=96, labels=LABELS)
     assert task.encode(rows, base.tokenizer, max_length=96, labels=LABELS) == examples
@@ -106,8 +115,8 @@ def test_a_task_encodes_learns_and_scores(models, vision, name, form):
 
 @pytest.mark.parametrize("quant", STORES)
 @pytest.mark.parametrize("name", registry.names("tasks"))
-def test_every_layer_that_was_to_be_quantised_is(models, vision, name, quant):
-    base = load_base(make_lock(model_of(name, models, vision), name, quant=quant), LABELS, torch.device("cpu"))
+def test_every_layer_that_was_to_be_quantised_is(models, senses, name, quant):
+    base = load_base(make_lock(model_of(name, models, senses), name, quant=quant), LABELS, torch.device("cpu"))
     kind = registry.quant(quant)
     body = base.model.base_model
     linear = [module for module in body.modules() if isinstance(module, torch.nn.Linear)]

@@ -24,6 +24,7 @@ from hfadapt.data import augment, clean, prepare
 from hfadapt.evaluate import context
 from hfadapt.fast import FastPath, fusion
 from hfadapt.hardware.processes import World
+from hfadapt.modalities import image
 from hfadapt.modalities.audio import opened
 from hfadapt.recipe.schema import Recipe
 from hfadapt.run_folder import read_rows, read_steps
@@ -31,7 +32,7 @@ from hfadapt.run_folder import read_rows, read_steps
 EXAMPLES = Path(__file__).parents[2] / "cards" / "examples"
 CLASSES, TEXTS, TAGS = "text-classification", "causal-lm", "token-classification"
 PAIRS = "embedding"
-SOUNDS = "audio-classification"
+SOUNDS, PICTURES = "audio-classification", "image-classification"
 
 
 @dataclass
@@ -174,6 +175,13 @@ def heard(bed: Bed, fields: Mapping[str, Any]) -> Any:
     data, record = bed.recipe(fields).data, bed.prepared(fields)["one"]
     changed = augment.apply(record.rows("train"), "sounded", data.augment, data.seed, 0)
     return [opened(row["audio"]).tobytes() for row in changed]
+
+
+def seen(bed: Bed, fields: Mapping[str, Any]) -> Any:
+    """What the training rows of images are in the first epoch."""
+    data, record = bed.recipe(fields).data, bed.prepared(fields)["one"]
+    changed = augment.apply(record.rows("train"), "pictured", data.augment, data.seed, 0)
+    return [image.opened(row["image"]).tobytes() for row in changed]
 
 
 def loop_of(bed: Bed, fields: Mapping[str, Any]) -> Any:

@@ -20,6 +20,7 @@ import pytest
 from looks import (
     CLASSES,
     PAIRS,
+    PICTURES,
     SOUNDS,
     TAGS,
     TEXTS,
@@ -41,6 +42,7 @@ from looks import (
     refusal,
     rows,
     scored_at_once,
+    seen,
     splits,
     steps,
     storage,
@@ -51,6 +53,7 @@ from looks import (
 )
 from pydantic import BaseModel
 from tiny import LABELS, labelled, pairs, recipe_fields, uneven, write_rows
+from tiny_images import write_folders
 from tiny_sounds import write_sounds
 
 from hfadapt.core import registry
@@ -207,9 +210,8 @@ def body(place: str) -> dict[str, str]:
 
 def columns(place: str, beside: Mapping[str, Any]) -> dict[str, Case]:
     """The columns of a domain or of one of its sources."""
-    tagged, heard_rows = (
-        json.loads(json.dumps(beside).replace("wide.jsonl", name)) for name in ("tagged.jsonl", "heard.jsonl")
-    )
+    names = ("tagged.jsonl", "heard.jsonl", "seen.jsonl")
+    tagged, heard_rows, seen_rows = (json.loads(json.dumps(beside).replace("wide.jsonl", name)) for name in names)
     return {
         f"{place}.text": Case(("body", "title"), rows, beside={**beside, f"{place}.label": "kind"}),
         f"{place}.label": Case(("kind", "mood"), rows, beside={**beside, f"{place}.text": "body"}),
@@ -221,6 +223,7 @@ def columns(place: str, beside: Mapping[str, Any]) -> dict[str, Case]:
             (None, "^(.)", "(.)$"), rows, beside={**beside, **body(place), f"{place}.group": "team"}
         ),
         f"{place}.audio": Case(("first", "second"), rows, SOUNDS, {**heard_rows, f"{place}.label": "label"}),
+        f"{place}.image": Case(("first", "second"), rows, PICTURES, {**seen_rows, f"{place}.label": "label"}),
         f"{place}.tokens": Case(("w1", "w2"), rows, TAGS, {**tagged, f"{place}.tags": "t1"}),
         f"{place}.tags": Case(("t1", "t2"), rows, TAGS, {**tagged, f"{place}.tokens": "w1"}),
         f"{place}.anchor": Case(("body", "title"), rows, PAIRS, {**beside, f"{place}.positive": "kind"}),
@@ -323,6 +326,10 @@ FIELDS: dict[str, Case] = {
     **{
         f"data.augment.{name}": Case((0.0, 0.5, 1.0), heard, SOUNDS, {"domains.*.source": "sounds"})
         for name in ("noise", "gain", "shift", "speed")
+    },
+    **{
+        f"data.augment.{name}": Case((0.0, 0.5, 1.0), seen, PICTURES, {"domains.*.source": "pictures"})
+        for name in ("trivial", "crop", "flip")
     },
     "data.canaries.count": Case((0, 3, 6), canaries),
     "data.canaries.repeats": Case(([1], [2, 4]), canaries, beside={"data.canaries.count": 4}),
@@ -451,6 +458,11 @@ def bed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Bed:
     write_sounds(found / "sounds", 40)
     names = [str(path.relative_to(found)) for path in sorted((found / "sounds").rglob("*.wav"))]
     sources["heard"] = [
+        {"first": name, "second": names[-1 - number], "label": LABELS[number % 2]} for number, name in enumerate(names)
+    ]
+    write_folders(found / "pictures", 60)
+    names = [str(path.relative_to(found)) for path in sorted((found / "pictures").rglob("*.png"))]
+    sources["seen"] = [
         {"first": name, "second": names[-1 - number], "label": LABELS[number % 2]} for number, name in enumerate(names)
     ]
     for name, lines in sources.items():
