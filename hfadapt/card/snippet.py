@@ -48,8 +48,7 @@ def snippet_text(facts: Facts) -> str:
         schema=schema,
         example=example_row(records),
         file=example_file(schema),
-        model_type=_config(records).model_type,
-        arguments=registry.modality(schema.modality).arguments(_config(records), lock["data"]["max_length"]),
+        **(_of_files(schema, records) if schema.media else {}),
     )
 
 
@@ -58,11 +57,12 @@ def example_file(schema: RowSchema) -> str:
     return f"example{registry.modality(schema.modality).suffixes[0]}" if schema.media else ""
 
 
-def _config(records: Records) -> Any:
-    """Of the base."""
+def _of_files(schema: RowSchema, records: Records) -> dict[str, Any]:
+    """What a snippet has to know of the base where it opens a file."""
     lock = records.file("lock.yaml")
-    place = lock["base"]["folder"] if lock["base"] else found_model(lock["model"], records.folder)
-    return load_config(place)
+    config = load_config(lock["base"]["folder"] if lock["base"] else found_model(lock["model"], records.folder))
+    arguments = registry.modality(schema.modality).arguments(config, lock["data"]["max_length"])
+    return {"model_type": config.model_type, "arguments": arguments}
 
 
 def _base(facts: Facts) -> str:
