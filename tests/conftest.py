@@ -6,12 +6,12 @@ shared: package files of samples, which are used only where their sha256 is the 
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import site
 import socket
 import tempfile
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -90,19 +90,22 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny models: `lm` (tied embeddings), `lm-untied`, `encoder`."""
-    import gc
-
     import peft  # noqa: F401
     import tiny
 
     folder = tmp_path_factory.mktemp("models")
     tiny.make_models(folder)
-    # The libraries hold millions of objects that never die; every collection would look at all of them again.
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_libraries() -> None:
+    """Libraries hold millions of objects that never die. Every collection would look at all of them again, and hfadapt
+    collects whenever it lets a model go."""
+    gc.collect()
     gc.freeze()
-    yield folder
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ def test_all_are_adapted_where_all_take_part(tmp_path, kind, task):
     [
         ("big_bird", CLASSES, {"pooler"}, {"query", "key", "value", "dense"}),
         ("esm", CLASSES, {"regression"}, {"query", "key", "value", "dense"}),
-        ("mamba", LM, {"dt_proj", "out_proj"}, {"in_proj", "x_proj"}),
+        pytest.param("mamba", LM, {"dt_proj", "out_proj"}, {"in_proj", "x_proj"}, marks=pytest.mark.slow),
         (
             "bart",
             LM,

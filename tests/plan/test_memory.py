@@ -182,12 +182,12 @@ def grid() -> ModuleType:
     ("model", "kept"),
     [
         ("llama-60m", "memory_grid.json"),
-        ("bert-40m", "memory_grid_without_tiles.json"),
         *(
             pytest.param(model, kept, marks=pytest.mark.slow)
             for model, kept in (
                 ("llama-60m", "memory_grid_without_tiles.json"),
                 ("bert-40m", "memory_grid.json"),
+                ("bert-40m", "memory_grid_without_tiles.json"),
                 ("modernbert-100m", "memory_grid.json"),
                 ("modernbert-100m", "memory_grid_without_tiles.json"),
             )
