@@ -104,7 +104,7 @@ def _save(model: Any, base: Base, folder: Path) -> None:
         base.source.path, revision=base.source.revision, trust_remote_code=False
     )
     for name, value in vars(original).items():
-        if "drop" in name and isinstance(value, float):
+        if ("drop" in name and isinstance(value, float)) or name == "apply_spec_augment":
             # Switched off for training an adapter; whoever trains the whole model wants the base's own.
             setattr(model.config, name, value)
     model.save_pretrained(folder)
