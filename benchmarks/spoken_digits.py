@@ -3,7 +3,7 @@
 The Free Spoken Digit Dataset has six speakers with 50 takes of each digit. Each run is tested on one of them and
 validated on another; four are trained on, with a part of their takes.
 
-    python benchmarks/spoken_digits.py free-spoken-digits.tar.gz --takes 15 --speakers theo lucas
+    python benchmarks/spoken_digits.py free-spoken-digits.tar.gz --takes 8 --tested-takes 20
 
 Files are `{digit}_{speaker}_{take}.wav` (https://github.com/Jakobovski/free-spoken-digit-dataset, CC BY-SA 4.0).
 """
@@ -89,7 +89,7 @@ def main() -> None:
     """Prints a line for each speaker and writes all to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("archive", type=Path)
-    parser.add_argument("settings", nargs="*", help="of the recipe, such as data.augment.speed=0.5")
+    parser.add_argument("--set", nargs="+", default=[], dest="settings", help="of the recipe: data.augment.speed=0.5")
     parser.add_argument("--speakers", nargs="+", default=SPEAKERS, choices=SPEAKERS)
     parser.add_argument("--takes", type=int, default=15, help="of each digit by each of four speakers, for training")
     parser.add_argument("--tested-takes", type=int, default=30)
