@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from tiny import command, recipe_fields, write_recipe
 from tiny_sounds import tone, wav, write_sounds
 
 from hfadapt.core import registry
+from hfadapt.data.rows import SPLITS
+from hfadapt.run_folder import read_rows
 
 TRAIN = {"batch_rows": 8, "max_steps": 30, "learning_rate": 0.003}
 LABELS = ("low", "high")
@@ -160,3 +163,26 @@ def test_archives_and_files_that_are_none(hearing, tmp_path):
     done = command("check", "tiny.yaml", folder=tmp_path)
     assert done.code == 0, done.err
     assert "not-a-sound" in done.out
+
+
+def test_the_audio_feature_of_a_data_set(hearing, tmp_path):
+    import datasets
+
+    rows = [(LABELS[number % 2], number) for number in range(80)]
+    made = datasets.Dataset.from_dict(
+        {
+            "audio": [{"bytes": wav(tone(label, number)), "path": f"{number}.wav"} for label, number in rows],
+            "label": [LABELS.index(label) for label, _ in rows],
+            "speaker": [f"s{number % 8}" for _, number in rows],
+        }
+    )
+    made = made.cast_column("audio", datasets.Audio()).cast_column("label", datasets.ClassLabel(names=list(LABELS)))
+    recipe = fields(hearing / "whisper")
+    recipe["domains"]["one"] = {"source": "someone/tones", "columns": {"group": "speaker"}}
+    write_recipe(tmp_path / "tiny.yaml", recipe)
+    with mock.patch.object(datasets, "load_dataset", return_value=made):
+        done = command("prepare", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert {*record(tmp_path, "data.json")["labels"]} == {*LABELS}
+    splits = [{row["group"] for row in read_rows(cell(tmp_path) / f"data/{split}.parquet")} for split in SPLITS]
+    assert sum(map(len, splits)) == len(set.union(*splits)) == 8
