@@ -160,7 +160,9 @@ class _Domain:
                 if files is None:
                     files = SplitFiles(self.folder / "data", self.state)
                 row: Row | None = unique
-                if not unique.split and not all(files.labels["train"][name] for name in unique.classes):
+                if not (unique.split or unique.group) and not all(
+                    files.labels["train"][name] for name in unique.classes
+                ):
                     # No class may be scored that was never trained.
                     unique.split = "train"
                 for part, heap in held.items():

@@ -45,8 +45,7 @@ def holds(path: Path) -> str | None:
             if found := known.get(name.suffix.lower()):
                 return found
     except DataError:
-        # What is wrong with it is said when it is read.
-        return None if path.suffix.lower() == ".zip" else next(iter(known.values()))
+        return None
     return None
 
 

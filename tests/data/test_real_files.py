@@ -145,7 +145,7 @@ def test_splits_of_a_folder_that_are_not_named_are_said(tmp_path, streaming):
     said = {each.code: each for each in record.noticed}
     assert record.rows_in == 300
     assert "more.jsonl" in said["files-left-out"].message
-    assert "its files of test are not read" in said["splits-left-out"].message
+    assert "it also has the split test" in said["splits-left-out"].message
     assert "test: test" in said["splits-left-out"].fix
     domains = {"d": {"source": "set", "test": "test"}}
     recipe = Recipe(name="r", model="none", task="text-classification", domains=domains, data={"streaming": streaming})

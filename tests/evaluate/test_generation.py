@@ -136,7 +136,7 @@ def test_a_text_ends_where_training_taught_it_to(context):
     prompt = chosen_prompts(context.test, 1)[0].ids
     (free,) = continuations(context.model, context.base.tokenizer, [prompt], 6, batch_rows=1)
     settings, end = context.model.generation_config, next(token for token in free if token != free[0])
-    known, taught = (settings.eos_token_id, settings.repetition_penalty), load_processor(context.base.source)
+    known, taught = (settings.eos_token_id, settings.repetition_penalty), load_processor(context.base.source, "text")
     settings.eos_token_id, taught.eos_token = None, taught.convert_ids_to_tokens(end)
     adapted = Adapted(context.model, taught, "causal-lm", (), {}, 64, prompt="{text}")
     settings.repetition_penalty = 1e9

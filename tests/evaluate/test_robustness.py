@@ -70,6 +70,7 @@ class EvaluationContext(SimpleNamespace):
     """Right on every row whose text is as `rows` has it, wrong on half of the others."""
 
     schema = registry.schema("labelled")
+    task = registry.task("text-classification")
 
     def encode(self, rows):
         return [text_example(tuple(str(row["text"]).encode()), (0,), length=1, row=n) for n, row in enumerate(rows)]

@@ -224,13 +224,13 @@ def test_pixels_are_those_of_transformers_at_its_own_size(vision):
     inner = AutoImageProcessor.from_pretrained(vision / "vit", backend="pil")
     processor = KIND.load_processor(str(vision / "vit"), None)
     expected = inner([scene(18)], return_tensors="np")["pixel_values"]
-    assert np.array_equal(processor.values([png(18)]), expected)
+    assert np.array_equal(processor.inputs([png(18)])["pixel_values"], expected)
 
 
 @pytest.mark.parametrize(("positions", "side"), [(9, 24), (16, 32), (17, 32), (99, 32), (3, 8)])
 def test_the_size_follows_from_the_positions(vision, positions, side):
     processor = KIND.sized(KIND.load_processor(str(vision / "dino"), None), positions)
-    assert processor.values([png(19)]).shape == (1, 3, side, side)
+    assert processor.inputs([png(19)])["pixel_values"].shape == (1, 3, side, side)
     assert processor.positions == (side // 8) ** 2
 
 
@@ -240,7 +240,9 @@ def test_a_saved_processor_makes_the_same_pixels(vision, tmp_path):
     processor = KIND.sized(KIND.load_processor(str(vision / "dino"), None), 9)
     processor.save_pretrained(tmp_path)
     again = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
-    assert np.array_equal(again([scene(20)], return_tensors="np")["pixel_values"], processor.values([png(20)]))
+    assert np.array_equal(
+        again([scene(20)], return_tensors="np")["pixel_values"], processor.inputs([png(20)])["pixel_values"]
+    )
 
 
 def test_small_pictures_are_not_blown_up(vision, monkeypatch):
@@ -258,5 +260,5 @@ def test_canaries_are_images():
 
 def test_previews_are_small_pictures():
     data, kind = KIND.preview(saved(scene(21).resize((640, 480)), "PNG"), 48)
-    assert kind == "image/png"
+    assert kind.startswith("image/")
     assert Image.open(io.BytesIO(data)).size == (64, 48)

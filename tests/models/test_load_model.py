@@ -43,7 +43,7 @@ def test_a_missing_pad_token_becomes_the_end(models, tmp_path):
     config = json.loads(path.read_text())
     config["pad_token"] = None
     path.write_text(json.dumps(config))
-    tokenizer = load_processor(resolve_model(str(folder)))
+    tokenizer = load_processor(resolve_model(str(folder)), "text")
     assert tokenizer.pad_token == tokenizer.eos_token
 
 
