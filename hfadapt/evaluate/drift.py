@@ -82,6 +82,10 @@ def measure(context: EvaluationContext) -> DriftRecord:
     lock, cell = context.lock, context.cell
     examples = context.test[:MOST_ROWS]
     wanted, skipped = forms(lock, context.base.parameters, catalogue.target(lock.target).quants)
+    if not any(isinstance(module, torch.nn.Linear) for module in context.base.model.base_model.modules()):
+        # A net of convolutions: there is nothing in it that could be held in fewer bits.
+        skipped |= {form.name: "the base has no linear layers" for form in wanted if form.quantised}
+        wanted = [form for form in wanted if not form.quantised]
     context.progress.say(f"{context.cell.domain}: scoring the adapter as it was trained, for merge drift")
     reference = Reference(context, examples)
     scores = reference.scores

@@ -76,7 +76,7 @@ def test_the_hash_is_of_what_both_models_saw(ready):
     from hfadapt.models.load import load_processor, resolve_model
 
     own = cell(ready)
-    tokenizer = load_processor(resolve_model(own.lock.model))
+    tokenizer = load_processor(resolve_model(own.lock.model), "text")
     examples = registry.task(own.lock.task).encode(
         read_split(own.folder, "test"), tokenizer, max_length=own.lock.data.max_length, labels=own.data.labels
     )
