@@ -153,7 +153,8 @@ def run(folder: Path, name: str, fields: dict[str, Any], task: str, **adapter: A
         "adapter": adapter,
         "evaluate": {
             **{"security": False, "drift": False, "transfer": False, "general_text": False},
-            **{"generate_rows": 2, "resamples": 200},
+            **({"generate_rows": 2} if task == "causal-lm" else {}),
+            "resamples": 200,
         },
     }
     write_recipe(folder / "r.yaml", recipe)

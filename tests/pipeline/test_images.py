@@ -7,8 +7,8 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load
 from run_files import cell, record, weights
+from safetensors.torch import load
 from tiny import command, finish, make_lock, recipe_fields, start, train, write_recipe
 from tiny_images import marked, write_folders
 
