@@ -23,6 +23,7 @@ import yaml
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError, choice_problem
 from hfadapt.core.spec import Record, reading, write_text
+from hfadapt.files import stored
 from hfadapt.recipe.schema import Lock
 from hfadapt.recipe.sources import found_model, placed_model
 from hfadapt.records.evidence import DriftRecord, SecurityRecord, TransferRecord
@@ -76,13 +77,16 @@ def read_lock(path: Path) -> Lock:
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The rows of a Parquet file. Raises RunError where it is not as it was written."""
+    """The rows of a Parquet file, values that are files as `Stored`.
+
+    Raises:
+        RunError: it is not as it was written.
+    """
     from pyarrow import parquet
 
     # Not read_table: that imports pandas, which takes longer than reading.
     with reading(path), parquet.ParquetFile(path) as file:
-        rows: list[dict[str, Any]] = file.read(columns).to_pylist()
-    return rows
+        return stored.rows(file.read(columns), path.parent)
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:

@@ -134,7 +134,7 @@ def _example(records: Records) -> Iterator[tuple[str, str]]:
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / example_file(schema)
-        path.write_bytes(records.file("data/test.parquet")[example_row(records)][schema.media])
+        path.write_bytes(bytes(records.file("data/test.parquet")[example_row(records)][schema.media]))
         yield path.name, str(path)
 
 

@@ -20,7 +20,8 @@ from hfadapt.data.labels import Labels
 from hfadapt.data.reading import SourceReader, State, keep_columns, no_rows, workers
 from hfadapt.data.rows import SPLITS, Ledger, Row, name_rows
 from hfadapt.data.sources import Opened, check_unreadable
-from hfadapt.data.split_files import DROPPED, RECORD, file_hashes, make_record, write_rows
+from hfadapt.data.split_files import DROPPED, RECORD, file_hashes, keep, make_record, write_rows
+from hfadapt.files import stored
 from hfadapt.recipe.schema import Recipe
 
 
@@ -33,8 +34,19 @@ def prepare(
 ) -> None:
     """Prepares all domains into a folder of each; raises DataError with the problems of all."""
     started = time.monotonic()
-    forms = registry.task(recipe.task).schemas
-    states = {name: _read_domain(recipe, name, sources, forms, say) for name, sources in opened.items()}
+    with stored.passing(folder) as passing:
+        states = {name: _read_domain(recipe, name, sources, passing, say) for name, sources in opened.items()}
+        _settle(recipe, opened, states, say)
+        for name, state in states.items():
+            say(f"writing {name}: {len(state.rows):,} rows")
+            seconds = time.monotonic() - started
+            _write_domain(folder / name, state, recipe, name, opened[name], fingerprint, seconds)
+
+
+def _settle(
+    recipe: Recipe, opened: Mapping[str, Sequence[Opened]], states: Mapping[str, State], say: Callable[[str], None]
+) -> None:
+    """Takes out duplicates and contradictions over all domains, and splits each."""
     for state in states.values():
         if recipe.data.conflicts != "keep":
             state.rows, averaged = duplicates.average(state.rows, state.ledger)
@@ -55,16 +67,13 @@ def prepare(
             problems.extend(error.problems)
     if problems:
         raise DataError("the data cannot be used", problems=problems)
-    for name, state in states.items():
-        say(f"writing {name}: {len(state.rows):,} rows")
-        seconds = time.monotonic() - started
-        _write_domain(folder / name, state, recipe, name, opened[name], fingerprint, seconds)
 
 
 def _read_domain(
-    recipe: Recipe, name: str, sources: Sequence[Opened], forms: frozenset[str], say: Callable[[str], None]
+    recipe: Recipe, name: str, sources: Sequence[Opened], passing: stored.Store, say: Callable[[str], None]
 ) -> State:
-    """Load, repair, format and clean one domain."""
+    """Load, repair, format and clean one domain; files that are its values lie in `passing`."""
+    forms = registry.task(recipe.task).schemas
     state = State([], Ledger(), {}, {})
     garbled: list[tuple[str, int]] = []
     labels = Labels(recipe.domains[name].labels)
@@ -74,7 +83,7 @@ def _read_domain(
         rows: list[Row] = []
         for item in reader:
             if isinstance(item, Row):
-                rows.append(item)
+                rows.append(keep(item, passing))
             else:
                 state.ledger.dropped.append(item)
         state.rows_in[source.name] = reader.rows_in
@@ -137,9 +146,10 @@ def _write_domain(
 ) -> None:
     """Writes the splits, dropped.jsonl and data.json of one domain into a new folder."""
     (folder / "data").mkdir(parents=True)
+    store = stored.Store(folder / "data" / stored.FILE)
     for part in SPLITS:
         own = [row for row in state.rows if row.split == part]
-        write_rows(folder / "data" / f"{part}.parquet", own, state)
+        write_rows(folder / "data" / f"{part}.parquet", own, state, store)
     with (folder / DROPPED).open("w", encoding="utf-8") as file:
         for each in state.ledger.dropped:
             file.write(json.dumps(each.as_json(), ensure_ascii=False) + "\n")

@@ -16,7 +16,8 @@ from hfadapt.core.show import Block, Sheet, Text, Tile
 from hfadapt.core.spec import reading
 from hfadapt.data.sources import local_path, numbered_rows
 from hfadapt.data.split_files import DROPPED
-from hfadapt.files import Blob, Unusable, folders
+from hfadapt.files import Blob, Unusable, folders, stored
+from hfadapt.files.stored import Stored
 from hfadapt.recipe.schema import Domain
 from hfadapt.records.stages import DataRecord
 from hfadapt.run_folder import read_rows
@@ -46,20 +47,21 @@ def tiles(folder: Path, split: str, form: str, captions: Mapping[int, str], side
     return [_tile(schema, found[number], caption, side) for number, caption in captions.items() if number in found]
 
 
-def _tile(schema: RowSchema, data: bytes, caption: str, side: int = SIDE) -> Tile:
+def _tile(schema: RowSchema, data: bytes | Stored, caption: str, side: int = SIDE) -> Tile:
     return Tile(*registry.modality(schema.modality).preview(data, side), caption)
 
 
-def _picked(path: Path, column: str, numbers: Mapping[int, str]) -> dict[int, bytes]:
-    """Single values of a column; no more than a few of the others are held at once."""
+def _picked(path: Path, column: str, numbers: Mapping[int, str]) -> dict[int, bytes | Stored]:
+    """Single values of a column; where a split holds the files themselves, few of the others are held at once."""
     from pyarrow import parquet
 
-    found: dict[int, bytes] = {}
+    found: dict[int, bytes | Stored] = {}
     first, last = 0, max(numbers)
     with reading(path), parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=64, columns=[column]):
             inside = [number for number in numbers if first <= number < first + len(batch)]
-            found |= {number: batch.column(0)[number - first].as_py() for number in inside}
+            rows = stored.rows(batch.take([number - first for number in inside]), path.parent)
+            found |= {number: row[column] for number, row in zip(inside, rows, strict=True)}
             first += len(batch)
             if first > last:
                 break

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,11 @@ from hfadapt.core.errors import DataError, Problem
 from hfadapt.data import canaries, in_memory, stream
 from hfadapt.data.sources import Opened, open_domain
 from hfadapt.data.split_files import RECORD, read_split
+from hfadapt.files import stored
 from hfadapt.recipe.schema import NOTES, Domain, Recipe
 from hfadapt.records.stages import DataRecord
 
-CODE_VERSION = 7
+CODE_VERSION = 8
 """Raised whenever the same sources and settings would give other rows."""
 
 Progress = Callable[[str], None]
@@ -50,11 +53,12 @@ class PreparedDomain:
         """
         target = cell_folder / "data"
         target.mkdir(parents=True, exist_ok=True)
-        if self.record.canaries is None:
-            (target / canaries.FILE).unlink(missing_ok=True)
-        for path in sorted((self.folder / "data").iterdir()):
+        paths = sorted((self.folder / "data").iterdir())
+        for name in {canaries.FILE, stored.FILE} - {path.name for path in paths}:
+            (target / name).unlink(missing_ok=True)
+        for path in paths:
             temporary = target / f".{path.name}.tmp-{uuid.uuid4().hex[:8]}"
-            shutil.copyfile(path, temporary)
+            _copy(path, temporary)
             temporary.replace(target / path.name)
         self.record.write(cell_folder / RECORD)
         return self.record
@@ -109,6 +113,15 @@ def prepare(
     )
     found = records(folder)
     return {name: PreparedDomain(folder / name, noted(found[name], domain)) for name, domain in recipe.domains.items()}
+
+
+def _copy(path: Path, target: Path) -> None:
+    """Files that are values are never written again: where the disk can, they are there once."""
+    if path.name == stored.FILE:
+        with suppress(OSError):
+            os.link(path, target)
+            return
+    shutil.copyfile(path, target)
 
 
 def noted(record: DataRecord, domain: Domain) -> DataRecord:

@@ -7,7 +7,7 @@ a row keeps its place when others are added.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from hfadapt.core.errors import DataError, Problem
 from hfadapt.core.hashing import stable_hash
@@ -217,38 +217,59 @@ def check_left(trained: int, given: Mapping[str, str], duplicates: int, place: s
 
 
 def check_splits(rows: Sequence[Row], labels: Sequence[str], place: str) -> None:
+    """Refuses splits of rows that cannot be trained or scored. Raises DataError as `check_counts`."""
+    classes = {split: Counter(name for row in rows if row.split == split for name in row.classes) for split in SPLITS}
+    sizes = {split: sum(row.split == split for row in rows) for split in SPLITS}
+
+    def having(names: Sequence[str]) -> list[str]:
+        return [f"{row.split}: {row.source} row {row.row}" for row in rows if set(row.classes) & set(names)]
+
+    check_counts(sizes, classes if labels else {}, place, having)
+
+
+def check_counts(
+    sizes: Mapping[str, int],
+    classes: Mapping[str, Mapping[str, int]],
+    place: str,
+    having: Callable[[Sequence[str]], list[str]],
+) -> None:
     """Refuses splits that cannot be trained or scored.
+
+    Args:
+        sizes: Rows of each split.
+        classes: Rows of each class in each split; empty where rows have no classes.
+        place: The domain, for messages.
+        having: Where rows of these classes are, the split first.
 
     Raises:
         DataError: a split is empty, there is one class only, or a class is missing from training; all at once.
     """
-    counts = {split: [row for row in rows if row.split == split] for split in SPLITS}
     problems = [
         Problem(
             f"the {split} split is empty",
             place,
-            got=", ".join(f"{name} {len(own):,}" for name, own in counts.items()),
+            got=", ".join(f"{name} {count:,}" for name, count in sizes.items()),
             fix="give more data, or change data.validation and data.test",
         )
-        for split, own in counts.items()
-        if not own
+        for split, count in sizes.items()
+        if not count
     ]
-    if labels:
-        trained = Counter(name for row in counts["train"] for name in row.classes)
-        found = Counter(name for row in rows for name in row.classes)
+    if classes:
+        trained = classes["train"]
+        found = [*dict.fromkeys(name for split in SPLITS for name in classes[split])]
         if len(found) < 2:
             problems.append(
                 Problem(
                     "there is one class only",
                     place,
-                    got=f"{len(rows):,} rows, all {next(iter(found), None)!r}",
+                    got=f"{sum(sizes.values()):,} rows, all {next(iter(found), None)!r}",
                     allowed="two or more classes",
                     fix="check the label column, or add rows of other classes",
                 )
             )
         unseen = [label for label in found if label not in trained]
         if unseen and len(found) > 1:
-            places = [f"{row.split}: {row.source} row {row.row}" for row in rows if set(row.classes) & set(unseen)]
+            places = having(unseen)
             fix = "correct these labels, or add training rows of these classes"
             if unseen == ["-1"]:
                 split = places[0].partition(":")[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import uuid
 from collections import Counter
@@ -12,10 +11,12 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
+from hfadapt.core.hashing import kept_sha256
 from hfadapt.core.spec import reading, write_text
 from hfadapt.data.reading import State
 from hfadapt.data.rows import GROUP, SPLITS, Row, arrow_schema, as_line
 from hfadapt.data.sources import Opened
+from hfadapt.files import stored
 from hfadapt.records.stages import DataRecord, SourceRecord
 from hfadapt.run_folder import read_rows
 
@@ -49,7 +50,7 @@ def read_split(cell_folder: Path, split: str, *, limit: int | None = None) -> li
         step = max(1, -(-file.metadata.num_rows // limit))
         rows, first = [], 0
         for batch in file.iter_batches(batch_size=8192):
-            rows.extend(batch.take(list(range(-first % step, len(batch), step))).to_pylist())
+            rows += stored.rows(batch.take(list(range(-first % step, len(batch), step))), path.parent)
             first += len(batch)
     return _without_null(rows)
 
@@ -64,22 +65,22 @@ def _without_null(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of the split files of a cell or prepared domain, by name."""
-    return {
-        f"{part}.parquet": hashlib.sha256((folder / "data" / f"{part}.parquet").read_bytes()).hexdigest()
-        for part in SPLITS
-    }
+    """SHA-256 of the split files of a cell or prepared domain, by name, and of the file that their rows point into."""
+    names = [*(f"{part}.parquet" for part in SPLITS), stored.FILE]
+    return {name: kept_sha256(path) for name in names if (path := folder / "data" / name).exists()}
 
 
 def rewrite(
     cell_folder: Path, record: DataRecord, rows: Mapping[str, list[dict[str, Any]]], dropped: list[dict[str, Any]]
 ) -> DataRecord:
     """Takes further rows out of a cell: new split files, longer dropped.jsonl, new data.json; each file atomically."""
+    from pyarrow import parquet
+
     classes = registry.schema(record.form).classes
     for part, own in rows.items():
         path = cell_folder / "data" / f"{part}.parquet"
         temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-        _write_table(temporary, own, arrow_schema(record.form, bool(record.labels), GROUP in record.columns))
+        write_table(temporary, own, parquet.read_schema(path))
         temporary.replace(path)
     lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in dropped)
     log = cell_folder / DROPPED
@@ -137,14 +138,26 @@ def make_record(
     )
 
 
-def write_rows(path: Path, rows: Sequence[Row], state: State) -> None:
-    """Writes rows as Parquet."""
-    lines = [as_line(row) for row in rows]
-    _write_table(path, lines, arrow_schema(state.form, bool(state.labels), GROUP in state.columns))
+def split_schema(state: State) -> Any:
+    """The Parquet schema of the splits of a domain."""
+    form = arrow_schema(state.form, bool(state.labels), GROUP in state.columns)
+    return stored.schema(form, registry.schema(state.form).media)
 
 
-def _write_table(path: Path, lines: list[dict[str, Any]], form: Any) -> None:
-    import pyarrow as pa
+def keep(row: Row, store: stored.Store) -> Row:
+    """The row; where its value is a file, this lies in the store."""
+    if media := registry.schema(row.form).media:
+        row.columns[media] = store.add(row.columns[media])
+    return row
+
+
+def write_rows(path: Path, rows: Sequence[Row], state: State, store: stored.Store) -> None:
+    """Writes rows as Parquet, and files that are their values into the store."""
+    write_table(path, [as_line(keep(row, store)) for row in rows], split_schema(state))
+
+
+def write_table(path: Path, lines: list[dict[str, Any]], form: Any) -> None:
+    """Writes lines as Parquet."""
     from pyarrow import parquet
 
-    parquet.write_table(pa.Table.from_pylist(lines, schema=form), path, compression="zstd")
+    parquet.write_table(stored.table(lines, form), path, compression="zstd")

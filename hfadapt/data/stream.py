@@ -1,8 +1,8 @@
 """Prepares data larger than memory: cleaning and exact de-duplication on the stream, Parquet in row groups.
 
 Held in memory are one chunk of rows, 16 bytes for each row kept, and validation or test rows when they are asked for
-by number. Near-duplicates are not looked for, and splits are drawn by a hash rather than by label: of the prompt, of
-chats of all that is said.
+by number; of rows that are files, where these lie on the disk. Near-duplicates are not looked for, and splits are drawn
+by a hash rather than by label: of the prompt, of chats of all that is said.
 """
 
 from __future__ import annotations
@@ -21,12 +21,18 @@ from hfadapt.core.hashing import stable_hash
 from hfadapt.data import canaries, clean, columns, duplicates, split
 from hfadapt.data.labels import Labels
 from hfadapt.data.reading import SourceReader, State, keep_columns, no_rows, workers
-from hfadapt.data.rows import GROUP, PRIORITY, SPLITS, Ledger, Row, arrow_schema, as_line, fold, text_key
+from hfadapt.data.rows import PRIORITY, SPLITS, Ledger, Row, as_line, fold, text_key
 from hfadapt.data.sources import Opened, check_unreadable
-from hfadapt.data.split_files import DROPPED, RECORD, file_hashes, make_record
+from hfadapt.data.split_files import DROPPED, RECORD, file_hashes, keep, make_record, split_schema
+from hfadapt.files import stored
 from hfadapt.recipe.schema import Recipe
+from hfadapt.records.stages import Finding
 
-CHUNK_ROWS = 10_000
+CHUNK_ROWS, CHUNK_CHARACTERS = 10_000, 64 << 20
+"""Rows that are held at once, and what they may say together: one more row than that."""
+NOT_AVERAGED = "a stream takes no mean of a text's numbers, the first stays"
+Held = tuple[int, int, Row]
+"""A row that is held for a split asked for by number: its hash, the largest first, and its number in the stream."""
 
 
 class SeenKeys:
@@ -63,27 +69,43 @@ class SeenKeys:
         self._runs.append(run)
 
 
+class Chunk(list[Row]):
+    """Rows until there are enough of them."""
+
+    characters = 0
+
+    def add(self, row: Row) -> bool:
+        """Takes a row; tells whether it is full."""
+        self.append(row)
+        self.characters += len(row.text)
+        return len(self) >= CHUNK_ROWS or self.characters >= CHUNK_CHARACTERS
+
+
 class SplitFiles:
-    """One Parquet file per split, written in row groups as rows come."""
+    """One Parquet file per split, written in row groups as rows come, and one of all values that are files."""
 
     def __init__(self, folder: Path, state: State) -> None:
         from pyarrow import parquet
 
         self.counts: Counter[str] = Counter()
         self.labels: dict[str, Counter[str]] = {name: Counter() for name in SPLITS}
-        self._schema = arrow_schema(state.form, bool(state.labels), GROUP in state.columns)
+        self._schema = split_schema(state)
+        self._store = stored.Store(folder / stored.FILE)
         self._writers = {
             name: parquet.ParquetWriter(folder / f"{name}.parquet", self._schema, compression="zstd") for name in SPLITS
         }
-        self._waiting: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
+        self._waiting = {name: Chunk() for name in SPLITS}
 
     def add(self, row: Row, name: str) -> None:
         """Takes one row of a split."""
         self.counts[name] += 1
         self.labels[name].update(row.classes)
-        self._waiting[name].append(as_line(row))
-        if len(self._waiting[name]) >= CHUNK_ROWS:
+        if self._waiting[name].add(self.keep(row)):
             self._flush(name)
+
+    def keep(self, row: Row) -> Row:
+        """The row, its file among those of the splits."""
+        return keep(row, self._store)
 
     def close(self) -> None:
         """Writes what is left."""
@@ -92,11 +114,9 @@ class SplitFiles:
             writer.close()
 
     def _flush(self, name: str) -> None:
-        import pyarrow as pa
-
         if self._waiting[name]:
-            self._writers[name].write_table(pa.Table.from_pylist(self._waiting[name], schema=self._schema))
-            self._waiting[name] = []
+            self._writers[name].write_table(stored.table(list(map(as_line, self._waiting[name])), self._schema))
+            self._waiting[name] = Chunk()
 
 
 def prepare(
@@ -150,13 +170,13 @@ class _Domain:
 
     def run(self, fingerprint: str) -> None:
         started = time.monotonic()
+        if registry.task(self.recipe.task).label_kind == "number" and self.settings.conflicts != "keep":
+            self.say(f"{self.name}: {NOT_AVERAGED}")
         (self.folder / "data").mkdir(parents=True)
-        held: dict[str, list[tuple[int, int, Row]]] = {
-            part: [] for part in ("test", "validation") if self._by_number(part)
-        }
+        held: dict[str, list[Held]] = {part: [] for part in ("test", "validation") if self._by_number(part)}
         files: SplitFiles | None = None
-        with (self.folder / DROPPED).open("w", encoding="utf-8") as log:
-            for number, unique in enumerate(self._unique(log)):
+        with (self.folder / DROPPED).open("w", encoding="utf-8") as log, stored.passing(self.folder) as passing:
+            for number, unique in enumerate(self._unique(log, passing)):
                 if files is None:
                     files = SplitFiles(self.folder / "data", self.state)
                 row: Row | None = unique
@@ -167,7 +187,7 @@ class _Domain:
                     unique.split = "train"
                 for part, heap in held.items():
                     if row is not None and not row.split:
-                        row = self._hold(heap, int(getattr(self.settings, part)), number, row, part)
+                        row = self._hold(heap, part, (-self._draw(row, part), number, row), files)
                 if row is not None:
                     self._place(row, files, log)
             for part, heap in held.items():
@@ -181,6 +201,7 @@ class _Domain:
         self.state.labels = tuple(self.recipe.domains[self.name].labels or sorted(self.names))
         found = sorted({name for count in files.labels.values() for name in count})
         self.state.noticed += self.spelled.findings(found, self.state.form, f"domains.{self.name}")
+        self.state.noticed += self._not_averaged()
         self.state.ledger.steps["dedupe"] = {
             "exact_duplicate": self.dropped["exact-duplicate"],
             "near": "not done on a stream",
@@ -203,8 +224,8 @@ class _Domain:
     def _by_number(self, part: str) -> bool:
         return part not in self.given and getattr(self.settings, part) >= 1
 
-    def _unique(self, log: Any) -> Iterator[Row]:
-        for chunk in self._chunks(log):
+    def _unique(self, log: Any, passing: stored.Store) -> Iterator[Row]:
+        for chunk in self._chunks(log, passing):
             for row in chunk:
                 key = text_key(row.text)
                 if not self.settings.dedupe.exact:
@@ -219,22 +240,21 @@ class _Domain:
                 else:
                     yield row
 
-    def _chunks(self, log: Any) -> Iterator[list[Row]]:
-        """Cleaned rows, some thousands at a time."""
+    def _chunks(self, log: Any, passing: stored.Store) -> Iterator[list[Row]]:
+        """Cleaned rows, some thousands at a time; their files lie in `passing` until the next ones are asked for."""
         forms = registry.task(self.recipe.task).schemas
         first = True
         for source in self.sources:
             reader = SourceReader(self.recipe, self.name, source, forms, self.spelled)
-            chunk: list[Row] = []
+            chunk = Chunk()
             for item in reader:
-                if isinstance(item, Row):
-                    chunk.append(item)
-                else:
+                if not isinstance(item, Row):
                     self._log(item, log)
-                if len(chunk) == CHUNK_ROWS:
+                elif chunk.add(keep(item, passing)):
                     yield self._clean(chunk, reader, first, log)
                     self.say(f"reading {self.name}: {source.name}: {reader.rows_in:,} rows")
-                    chunk, first = [], False
+                    chunk, first = Chunk(), False
+                    passing.clear()
                     check_unreadable(source, reader.rows_in, reader.bad)
             check_unreadable(source, reader.rows_in, reader.bad)
             self.state.rows_in[source.name] = reader.rows_in
@@ -242,6 +262,7 @@ class _Domain:
             if chunk:
                 yield self._clean(chunk, reader, first, log)
                 first = False
+                passing.clear()
 
     def _clean(self, chunk: list[Row], reader: SourceReader, first: bool, log: Any) -> list[Row]:
         place = f"domains.{self.name}: {reader.source.name}"
@@ -276,13 +297,16 @@ class _Domain:
             self.by_prompt = not registry.schema(self.state.form).chat and duplicates.has_own_prompts(kept)
         return kept
 
-    def _hold(self, heap: list[tuple[int, int, Row]], limit: int, number: int, row: Row, part: str) -> Row | None:
-        """Keeps the `limit` rows with the smallest hash; returns the one that has to leave."""
-        item = (-self._draw(row, part), number, row)
-        if len(heap) < limit:
-            heapq.heappush(heap, item)
-            return None
-        return heapq.heappushpop(heap, item)[2]
+    def _hold(self, heap: list[Held], part: str, item: Held, files: SplitFiles) -> Row | None:
+        """Keeps as many rows as a part is to have, those with the smallest hash; returns the one that has to leave."""
+        full = len(heap) >= getattr(self.settings, part)
+        if full and item < heap[0]:
+            return item[2]
+        files.keep(item[2])
+        if full:
+            return heapq.heapreplace(heap, item)[2]
+        heapq.heappush(heap, item)
+        return None
 
     def _draw(self, row: Row, part: str) -> int:
         shown = row.group or (self.by_prompt and row.prompt) or row.text
@@ -316,10 +340,22 @@ class _Domain:
         self.dropped[dropped.reason] += 1
         log.write(json.dumps(dropped.as_json(), ensure_ascii=False) + "\n")
 
+    def _not_averaged(self) -> list[Finding]:
+        left = self.dropped["label-conflict"]
+        if not left or registry.schema(self.state.form).label_kind != "number":
+            return []
+        what = f"left out as they give a text another number: {left:,} of the rows; {NOT_AVERAGED}"
+        fix = "nothing; or set data.streaming: false, or data.conflicts: keep to learn each number"
+        return [Finding(code="numbers-not-averaged", level="soft", message=what, fix=fix)]
+
     def _check(self, files: SplitFiles) -> None:
         held = {source.split: source.name for source in self.sources if source.split}
         place = f"domains.{self.name}"
         split.check_left(files.counts["train"], held, self.dropped["exact-duplicate"], place)
-        shown = [Row("", 0, {}, "", label, split=part) for part in SPLITS for label in files.labels[part]]
-        shown += [Row("", 0, {}, "", None, split=part) for part in SPLITS if files.counts[part] and not self.names]
-        split.check_splits(shown, tuple(self.names), place)
+        sizes = {part: files.counts[part] for part in SPLITS}
+
+        def having(names: Sequence[str]) -> list[str]:
+            counts = {part: sum(files.labels[part][name] for name in names) for part in SPLITS}
+            return [f"{part}: {count:,} row{'s' if count > 1 else ''}" for part, count in counts.items() if count]
+
+        split.check_counts(sizes, files.labels if self.names else {}, place, having)

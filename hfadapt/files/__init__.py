@@ -38,7 +38,7 @@ class Unusable(Exception):
         self.reason, self.detail = reason, detail
 
 
-def called(data: bytes, what: str) -> str:
+def seeming(data: bytes, what: str) -> str:
     """What bytes seem to be that are no `what`, such as an image."""
     if not data:
         return "an empty file"

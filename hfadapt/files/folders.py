@@ -74,12 +74,14 @@ def find(path: Path) -> Found:
     """
     files = every_file(path)
     known = [each for each in files if suffix(each) in suffixes()]
-    seen = [each for each in files if media.holds(each)] if not known or path.is_dir() else []
+    # Archives are opened for it, so each file is asked once.
+    kinds = {each: media.holds(each) for each in files} if not known or path.is_dir() else {}
+    seen = [each for each, kind in kinds.items() if kind]
     if seen and not any(suffix(each) in TABLES for each in known):
         # Of these each is a row; a table beside them would name them.
-        kinds = Counter(media.holds(each) for each in seen)
-        if len(kinds) > 1:
-            got = ", ".join(f"{count:,} of kind {kind}" for kind, count in kinds.items())
+        counts = Counter(kinds[each] for each in seen)
+        if len(counts) > 1:
+            got = ", ".join(f"{count:,} of kind {kind}" for kind, count in counts.items())
             fix = "name a folder of one kind"
             raise DataError("the folder holds files of several kinds", place=str(path), got=got, fix=fix)
         return Found(tuple(seen))

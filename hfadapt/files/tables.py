@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from hfadapt.core.errors import DataError
 from hfadapt.files import Rows
 from hfadapt.files.opening import packing, readable, suffix
 
-BATCH_ROWS = 2048
+BATCH_ROWS, BATCH_BYTES = 2048, 16 << 20
+"""Rows that are held at once: fewer where they are large, as those are that hold files."""
 _AGAIN = "write Parquet where it was saved: datasets.load_from_disk(FOLDER).to_parquet('data.parquet')"
 
 
@@ -30,7 +32,7 @@ def read(path: Path) -> Rows:
         if twice:
             what = f"the column {min(twice)!r} is there twice"
             raise DataError(what, place=str(path), fix="rename one of them")
-        for batch in batches:
+        for batch in chain.from_iterable(map(_divided, batches)):
             for values in batch.to_pylist():
                 yield number, {name: _text(value) for name, value in values.items()}
                 number += 1
@@ -57,6 +59,12 @@ def _class_names(feature: Any) -> tuple[str, ...]:
     return _class_names(feature.get("feature"))
 
 
+def _divided(batch: Any) -> Iterator[Any]:
+    """A batch in parts that are small enough."""
+    step = max(1, BATCH_BYTES * len(batch) // max(1, batch.nbytes))
+    return (batch.slice(start, step) for start in range(0, len(batch), step))
+
+
 def _text(value: Any) -> Any:
     if not isinstance(value, bytes):
         return value
@@ -77,8 +85,12 @@ def _opened(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
         source: Any = pyarrow.BufferReader(raw.read()) if packing(path) else str(path)
         try:
             if suffix(path) == ".parquet":
-                with parquet.ParquetFile(source) as file:
-                    yield file.schema_arrow, file.iter_batches(batch_size=BATCH_ROWS)
+                # A buffer, so that of a row group no more is read than the next pages.
+                with parquet.ParquetFile(source, buffer_size=1 << 20) as file:
+                    about = file.metadata
+                    row_bytes = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+                    rows = min(BATCH_ROWS, BATCH_BYTES * about.num_rows // max(1, row_bytes))
+                    yield file.schema_arrow, file.iter_batches(batch_size=max(1, rows))
                 return
             with pyarrow.memory_map(source) if isinstance(source, str) else source as memory:
                 is_file = memory.read(6) == b"ARROW1"

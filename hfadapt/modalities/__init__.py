@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hfadapt.files import Doubt
+from hfadapt.files.stored import Stored
 
 IGNORED = -100
 """A label that carries no loss."""
@@ -180,6 +181,6 @@ class Modality:
         """The bytes of a value that means nothing, for canaries."""
         raise NotImplementedError
 
-    def preview(self, data: bytes, side: int) -> tuple[bytes, str]:
+    def preview(self, data: bytes | Stored, side: int) -> tuple[bytes, str]:
         """A small picture of a value and its media type, at most `side` pixels high."""
         raise NotImplementedError

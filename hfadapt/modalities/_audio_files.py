@@ -7,7 +7,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from hfadapt.core.errors import RequestError
-from hfadapt.files import Unusable, called
+from hfadapt.files import Unusable, seeming
 from hfadapt.modalities._audio_changes import RATE
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _wav(data: bytes) -> tuple[np.ndarray, int]:
             return _other(data, str(error))
         except Exception as error:
             # Heads that are cut off raise errors of every kind.
-            raise Unusable("not-a-sound", f" has {called(data, 'sound')}: {_line(error)}") from None
+            raise Unusable("not-a-sound", f" has {seeming(data, 'sound')}: {_line(error)}") from None
     # A program that writes into a pipe does not know the length that it has to write first.
     piped = data[4:8] in (b"\xff\xff\xff\xff", b"\0\0\0\0")
     if len(values) and not piped and any("prematurely" in str(each.message) for each in noticed):
@@ -71,7 +71,7 @@ def _other(data: bytes, why: str = "") -> tuple[np.ndarray, int]:
         import soundfile
     except (ImportError, OSError):
         if not kind and "Unknown wave file format" not in why:
-            raise Unusable("not-a-sound", f" has {called(data, 'sound')}{': ' if why else ''}{why[:120]}") from None
+            raise Unusable("not-a-sound", f" has {seeming(data, 'sound')}{': ' if why else ''}{why[:120]}") from None
         raise RequestError(
             f"{kind or 'this kind of WAV'} is read by soundfile, which is not installed",
             got=why or kind,
@@ -84,7 +84,7 @@ def _other(data: bytes, why: str = "") -> tuple[np.ndarray, int]:
             _check_length(stated, rate)
             sound = file.read(dtype="float64", always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise Unusable("not-a-sound", f" has {called(data, 'sound')}: {_line(error)}") from None
+        raise Unusable("not-a-sound", f" has {seeming(data, 'sound')}: {_line(error)}") from None
     if len(sound) and len(sound) < LEAST_KEPT * stated:
         raise _cut_off()
     return sound, rate

@@ -5,26 +5,32 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from hfadapt.files.stored import Stored
+
 
 @dataclass(frozen=True)
 class Changed:
     """A value with changes that are worked out when it is looked at.
 
     Args:
-        data: The bytes of its file.
+        kept: The bytes of its file, or where they lie.
         steps: Name of each change, how much of it, and the seed of its draws.
     """
 
-    data: bytes
+    kept: bytes | Stored
     steps: tuple[tuple[str, float, int], ...]
 
+    def __bytes__(self) -> bytes:
+        """What tells it apart from others: its file, and after that what is changed."""
+        return bytes(self.kept) + repr(self.steps or "").encode()
+
     @classmethod
-    def of(cls, value: bytes | Changed) -> Changed:
+    def of(cls, value: bytes | Stored | Changed) -> Changed:
         """A value, which may have been changed before."""
         return value if isinstance(value, Changed) else cls(value, ())
 
 
-def later(name: str, value: bytes | Changed, share: float, draw: random.Random) -> Changed:
+def later(name: str, value: bytes | Stored | Changed, share: float, draw: random.Random) -> Changed:
     """A change as an operation of a modality."""
     before = Changed.of(value)
-    return Changed(before.data, (*before.steps, (name, share, draw.getrandbits(64))))
+    return Changed(before.kept, (*before.steps, (name, share, draw.getrandbits(64))))

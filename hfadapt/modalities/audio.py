@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import RequestError
 from hfadapt.files import Unusable
+from hfadapt.files.stored import Stored
 from hfadapt.modalities import Modality, Row, Taken
 from hfadapt.modalities._audio_changes import CHANGES, RATE
 from hfadapt.modalities._audio_files import SUFFIXES, decoded, samples_of, written
@@ -44,10 +45,10 @@ CLIP = "clip_positions"
 """Of a config, set by `Audio.shaped`: positions of the clips that a model is to be given."""
 
 
-def opened(value: bytes | Changed) -> np.ndarray:
+def opened(value: bytes | Stored | Changed) -> np.ndarray:
     """The samples (N,) float32 behind a kept value, at 16 kHz."""
     changed = Changed.of(value)
-    sound = samples_of(changed.data)
+    sound = samples_of(bytes(changed.kept))
     for name, share, seed in changed.steps:
         sound = CHANGES[name](sound, share, random.Random(seed))
     return sound
@@ -142,7 +143,7 @@ class Processor:
         samples = math.ceil(float(row["seconds"]) * RATE)
         return min(self._most, max(1, math.ceil((samples - self.hearing.first) / self.hearing.step) + 1))
 
-    def inputs(self, values: Sequence[bytes | Changed]) -> dict[str, np.ndarray]:
+    def inputs(self, values: Sequence[bytes | Stored | Changed]) -> dict[str, np.ndarray]:
         """What the model is given (B, …) in float32, and `attention_mask` where the processor makes one.
 
         Sounds are cut at the length of the clip, and padded to it.
@@ -287,7 +288,7 @@ class Audio(Modality):
         colour = np.convolve(draw.standard_normal(len(levels)), draw.standard_normal(64), "same")
         return written(0.5 * levels * colour / abs(colour).max())
 
-    def preview(self, data: bytes, side: int) -> tuple[bytes, str]:
+    def preview(self, data: bytes | Stored, side: int) -> tuple[bytes, str]:
         """Its spectrogram: time from left to right, up to 8 kHz upwards, dark where it is loud."""
         import numpy as np
         from PIL import Image

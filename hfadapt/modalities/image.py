@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import RequestError
-from hfadapt.files import Blob, Doubt, Unusable, called
+from hfadapt.files import Blob, Doubt, Unusable, seeming
+from hfadapt.files.stored import Stored
 from hfadapt.modalities import Modality, Row, Taken
 from hfadapt.modalities._image_changes import CHANGES
 from hfadapt.modalities._later import Changed, later
@@ -42,14 +43,14 @@ CONV_STRIDE = 32
 """Convolutional nets without patches halve a side five times."""
 
 
-def opened(value: bytes | Changed | Picture) -> Picture:
+def opened(value: bytes | Stored | Changed | Picture) -> Picture:
     """The picture behind a kept value, in RGB."""
     from PIL import Image
 
-    if not isinstance(value, (bytes, Changed)):
+    if not isinstance(value, (bytes, Stored, Changed)):
         return value.convert("RGB")
     changed = Changed.of(value)
-    picture = Image.open(io.BytesIO(changed.data)).convert("RGB")
+    picture = Image.open(io.BytesIO(bytes(changed.kept))).convert("RGB")
     for name, share, seed in changed.steps:
         picture = CHANGES[name](picture, share, random.Random(seed))
     return picture
@@ -97,7 +98,7 @@ class Processor:
         side = min(self.most, max(SMALLEST_SIDE, SMALL_TIMES * max(int(row["width"]), int(row["height"]))))
         return (-(-side // self.patch)) ** 2
 
-    def inputs(self, values: Sequence[bytes | Changed | Picture]) -> dict[str, np.ndarray]:
+    def inputs(self, values: Sequence[bytes | Stored | Changed | Picture]) -> dict[str, np.ndarray]:
         """`pixel_values` (B, 3, side, side) float32."""
         made = self.inner([opened(value) for value in values], return_tensors="np")
         return {"pixel_values": made["pixel_values"]}
@@ -215,7 +216,7 @@ class Image(Modality):
             raise Unusable("image-too-large", f" has a file that unpacks to a huge image: {error}; {most}") from None
         except Exception as error:
             # Pillow's readers raise errors of every kind on broken files.
-            raise Unusable("not-an-image", f" has {called(data, 'image')}: {_first_line(error)}") from None
+            raise Unusable("not-an-image", f" has {seeming(data, 'image')}: {_first_line(error)}") from None
         plain = _plain(turned)
         if mode not in ("RGB", "L", "1"):
             notes.append(f"images in mode {mode}: made {plain.mode}")
@@ -285,7 +286,7 @@ class Image(Modality):
         small.resize((64, 64), Image.Resampling.BICUBIC).save(file, "PNG")
         return file.getvalue()
 
-    def preview(self, data: bytes, side: int) -> tuple[bytes, str]:
+    def preview(self, data: bytes | Stored, side: int) -> tuple[bytes, str]:
         """The image itself, smaller; very small ones are enlarged without smoothing. As JPEG where PNG is large."""
         from PIL import Image
 

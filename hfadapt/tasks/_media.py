@@ -45,7 +45,7 @@ class MediaClassification(OneClass):
 
     def prompt(self, example: Example) -> Any:
         """A hash of the value."""
-        return hashlib.sha256(repr(example.inputs["value"]).encode()).hexdigest()[:32]
+        return hashlib.sha256(repr(bytes(example.inputs["value"])).encode()).hexdigest()[:32]
 
     def collate(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
         """The model's inputs (B, …) as the processor makes them, and labels (B,)."""

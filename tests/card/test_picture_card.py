@@ -34,7 +34,7 @@ def test_errors_are_pictures_beside_the_card(cell):
     for (file, name, gold, said), one in zip(found, failures, strict=True):
         row = test[one.split_row]
         assert (file.replace("\\", ""), gold, said) == (row["file"], one.gold, one.adapter)
-        seen, kept = (Image.open(each).convert("RGB") for each in (cell.folder / name, io.BytesIO(row["image"])))
+        seen, kept = (Image.open(each).convert("RGB") for each in (cell.folder / name, io.BytesIO(bytes(row["image"]))))
         assert (
             seen.convert("RGB").resize(kept.size, Image.Resampling.NEAREST).tobytes() == kept.convert("RGB").tobytes()
         )

@@ -317,6 +317,35 @@ def test_what_an_older_version_prepared_is_not_delivered(tmp_path, monkeypatch):
     assert prepare(tmp_path, {"d": "a.jsonl"})["d"].folder != now.folder
 
 
+def test_a_stream_with_an_empty_split_counts_its_rows(tmp_path):
+    write(tmp_path / "a.jsonl", [{"text": f"row {i} of {i * 7919}", "label": "ab"[i % 2]} for i in range(300)])
+    write(tmp_path / "v.jsonl", [{"text": "row 1 of 7919", "label": "b"}, {"text": "seen nowhere else", "label": "c"}])
+    write(tmp_path / "t.jsonl", [{"text": "row 1 of 7919", "label": "b"}])
+    domain = {"source": "a.jsonl", "validation": "t.jsonl", "test": "v.jsonl"}
+    with pytest.raises(DataError) as error:
+        prepare(tmp_path, {"d": domain}, data={"streaming": True})
+    assert "the validation split is empty" in str(error.value)
+    assert "train 299, validation 0, test 2" in str(error.value)
+    assert "'c' only in test: 1 row" in str(error.value)
+
+
+def test_a_stream_says_that_it_takes_no_mean_of_numbers(tmp_path):
+    rows = [{"text": f"row {i} of {i * 7919}", "score": i / 10} for i in range(60)]
+    write(tmp_path / "a.jsonl", [*rows, {"text": "row 5 of 39595", "score": 0.6}])
+    domain = {"source": "a.jsonl", "columns": {"label": "score"}}
+    said = []
+    asked = recipe({"d": domain}, "text-regression", data={"streaming": True})
+    made = data.prepare(asked, recipe_folder=tmp_path, cache=tmp_path / "cache", progress=said.append)["d"]
+    assert any("takes no mean" in line for line in said[:3])
+    (found,) = [each for each in made.record.noticed if each.code == "numbers-not-averaged"]
+    assert ": 1 of the rows; a stream takes no mean" in found.message
+    kept = [row["label"] for split in SPLITS for row in made.rows(split) if row["text"] == "row 5 of 39595"]
+    assert kept == [0.5]
+    quiet = prepare(tmp_path, {"d": domain}, "text-regression", data={"streaming": True, "conflicts": "keep"})["d"]
+    assert not [each for each in quiet.record.noticed if each.code == "numbers-not-averaged"]
+    assert quiet.record.rows_kept == made.record.rows_kept + 1
+
+
 def test_seen_keys_over_many_runs(monkeypatch):
     seen = SeenKeys()
     keys = [text_key(str(number)) for number in range(300_000)]

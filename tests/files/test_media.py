@@ -187,7 +187,7 @@ def test_tables_archives_and_folders_give_the_same_rows(tmp_path, streaming):
     for source in ("pictures", "p.tar", "p.zip", "t.csv", "h.parquet"):
         domain = prepared(tmp_path, source, streaming=streaming, test=0.2, validation=0.2)
         kept = [
-            (split, row["look"], row["label"], row["image"])
+            (split, row["look"], row["label"], bytes(row["image"]))
             for split in ("train", "validation", "test")
             for row in domain.rows(split)
         ]

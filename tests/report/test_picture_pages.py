@@ -57,14 +57,14 @@ def test_the_page_and_the_notebook_show_errors_and_training_rows(picture_run):
         assert len(learned) == 12, "three of each class and domain"
         for picture, label in learned:
             known = [row for name in ("one", "two") for row in rows(picture_run, name, "train")]
-            assert picture in {shown_as(row["image"], 72) for row in known if row["label"] == label}
+            assert picture in {shown_as(bytes(row["image"]), 72) for row in known if row["label"] == label}
         wrong = [(picture.tobytes(), said) for picture, said in seen if said.startswith("right: ")]
         wanted = []
         for name in ("one", "two"):
             test = rows(picture_run, name, "test")
             for one in Run(picture_run).cell(name, "this-machine").evaluation.failures[:12]:
                 said = f"right: {one.gold}adapter: {one.adapter} ({one.confidence:.0%})linear probe: {one.base}"
-                wanted.append((shown_as(test[one.split_row]["image"], 96), said))
+                wanted.append((shown_as(bytes(test[one.split_row]["image"]), 96), said))
         assert wrong == wanted
         assert wrong
 
