@@ -80,7 +80,7 @@ def limited(point: dict[str, Any], about: dict[str, Any], folder: Path, limit_by
         assert child.stdout is not None
         floor = int(child.stdout.readline())
         if group is None:
-            _watch(child, floor + limit_bytes)
+            watch(child, floor + limit_bytes)
         rest, _ = child.communicate()
         peak = int((group[0] / group[1]).read_text()) if group else None
     measured = json.loads(rest.splitlines()[-1])["peaks"] if child.returncode == 0 else None
@@ -93,7 +93,7 @@ def limited(point: dict[str, Any], about: dict[str, Any], folder: Path, limit_by
     }
 
 
-def _watch(child: subprocess.Popen[str], limit_bytes: int) -> None:
+def watch(child: subprocess.Popen[str], limit_bytes: int) -> None:
     """Kills the child when its resident set has passed the limit."""
     import psutil
 

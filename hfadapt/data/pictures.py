@@ -60,7 +60,7 @@ def _picked(path: Path, column: str, numbers: Mapping[int, str]) -> dict[int, by
     with reading(path), parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=64, columns=[column]):
             inside = [number for number in numbers if first <= number < first + len(batch)]
-            rows = stored.rows(batch.take([number - first for number in inside]), path.parent)
+            rows = stored.rows(batch, path.parent, [number - first for number in inside])
             found |= {number: row[column] for number, row in zip(inside, rows, strict=True)}
             first += len(batch)
             if first > last:

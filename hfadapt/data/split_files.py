@@ -21,6 +21,7 @@ from hfadapt.records.stages import DataRecord, SourceRecord
 from hfadapt.run_folder import read_rows
 
 RECORD, DROPPED = "data.json", "data/dropped.jsonl"
+BATCH_ROWS = 8_192
 
 
 def read_split(cell_folder: Path, split: str, *, limit: int | None = None) -> list[dict[str, Any]]:
@@ -49,8 +50,8 @@ def read_split(cell_folder: Path, split: str, *, limit: int | None = None) -> li
     with reading(path), parquet.ParquetFile(path) as file:
         step = max(1, -(-file.metadata.num_rows // limit))
         rows, first = [], 0
-        for batch in file.iter_batches(batch_size=8192):
-            rows += stored.rows(batch.take(list(range(-first % step, len(batch), step))), path.parent)
+        for batch in file.iter_batches(batch_size=BATCH_ROWS):
+            rows += stored.rows(batch, path.parent, range(-first % step, len(batch), step))
             first += len(batch)
     return _without_null(rows)
 

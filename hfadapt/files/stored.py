@@ -102,9 +102,12 @@ def table(lines: Sequence[dict[str, Any]], form: Any) -> Any:
     return pa.Table.from_pylist(lines, schema=form)
 
 
-def rows(found: Any, folder: Path) -> list[dict[str, Any]]:
-    """Rows of an Arrow table or batch that was read from a file in `folder`."""
-    lines: list[dict[str, Any]] = found.to_pylist()
+def rows(found: Any, folder: Path, chosen: Sequence[int] | None = None) -> list[dict[str, Any]]:
+    """Rows of an Arrow table or batch that was read from a file in `folder`: all, or those of these numbers."""
+    import pyarrow as pa
+
+    # Numbers have a type also where there are none.
+    lines: list[dict[str, Any]] = (found if chosen is None else found.take(pa.array(chosen, pa.int64()))).to_pylist()
     path = folder / FILE
     for column in _columns(found.schema):
         for line in lines:

@@ -11,9 +11,11 @@ from tiny_images import png, write_folders
 from hfadapt.core.errors import RunError
 from hfadapt.core.hashing import file_sha256
 from hfadapt.data import prepare, read_split
+from hfadapt.data.pictures import SIDE, tiles
 from hfadapt.data.split_files import write_table
 from hfadapt.files import stored
 from hfadapt.files.stored import Store, Stored
+from hfadapt.modalities.image import KIND
 from hfadapt.recipe.reading import load_recipe
 
 
@@ -83,6 +85,15 @@ def test_a_cell_has_the_file_without_a_second_copy(tmp_path, monkeypatch):
     domain.copy_into(tmp_path / "other")
     assert not os.path.samefile(domain.folder / name, tmp_path / "other" / name)
     assert bytes(read_split(tmp_path / "other", "train")[0]["image"]) == bytes(row["image"])
+
+
+def test_some_rows_of_many(tmp_path, monkeypatch):
+    write_folders(tmp_path / "pictures", 300)
+    domain = prepared(tmp_path, "pictures")
+    whole = domain.rows("train")
+    assert tiles(domain.folder, "train", "pictured", {200: "a"})[0].data == KIND.preview(whole[200]["image"], SIDE)[0]
+    monkeypatch.setattr("hfadapt.data.split_files.BATCH_ROWS", 8)
+    assert read_split(domain.folder, "train", limit=3) == whole[:: -(-len(whole) // 3)]
 
 
 def test_splits_of_an_older_run_hold_the_bytes_themselves(tmp_path):
