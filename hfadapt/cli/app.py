@@ -305,7 +305,7 @@ def export(  # noqa: PLR0913 - options of the command
 ) -> None:
     """Write an adapter as a folder of its own, or merged into its base, and open it again to compare."""
     from hfadapt.core.progress import quiet_libraries
-    from hfadapt.publish.export import export as export_cell
+    from hfadapt.export.write import export as export_cell
     from hfadapt.run_folder import find_cell
 
     with quiet_libraries():

@@ -16,6 +16,7 @@ from hfadapt.adapters import AdapterMethod, Saved
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.hashing import file_sha256
+from hfadapt.export.write import export
 from hfadapt.formats.merged import Merged
 from hfadapt.hardware import catalogue
 from hfadapt.models.attach import attach_adapter, open_adapter, save_adapter, trainable
@@ -26,7 +27,6 @@ from hfadapt.models.merge import merged_dtype, open_merged
 from hfadapt.plan.make import make_plan
 from hfadapt.plan.memory.predict import Workload, is_traced, predict, trained_parameters
 from hfadapt.plan.memory.terms import known_terms
-from hfadapt.publish.export import export
 from hfadapt.publish.staging import stage
 from hfadapt.quants import Access, Quant
 from hfadapt.quants._blocks import unpack

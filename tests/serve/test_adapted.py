@@ -191,7 +191,7 @@ def test_what_is_no_text_is_refused(classifier, wrong):
 
 
 def test_an_exported_adapter_of_a_folder_asks_no_hub(classifier, models, tmp_path, monkeypatch):
-    from hfadapt.publish.export import export
+    from hfadapt.export.write import export
     from hfadapt.run_folder import Cell
 
     export(Cell(classifier), "adapter", tmp_path / "away/out")

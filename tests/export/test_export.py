@@ -16,8 +16,8 @@ from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 from hfadapt import load_adapted
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.hashing import file_sha256
+from hfadapt.export.write import export
 from hfadapt.models.load import load_base
-from hfadapt.publish.export import export
 from hfadapt.records.evidence import DriftRecord
 from hfadapt.run_folder import Cell
 
@@ -251,7 +251,7 @@ def test_what_is_refused_or_was_not_measured_needs_force(classifier, tmp_path):
 
 @pytest.mark.parametrize("fault", ["write", "reopen", "scores", "leak"])
 def test_a_failed_export_leaves_nothing_and_harms_nothing(classifier, tmp_path, monkeypatch, fault):
-    import hfadapt.publish.export
+    import hfadapt.export.papers
     from hfadapt.formats.merged import Merged
 
     before = {path: file_sha256(path) for path in classifier.folder.rglob("*") if path.is_file()}
@@ -272,7 +272,7 @@ def test_a_failed_export_leaves_nothing_and_harms_nothing(classifier, tmp_path, 
 
         monkeypatch.setattr(Merged, "reopen", other)
     else:
-        monkeypatch.setattr(hfadapt.publish.export, "_readme", lambda *_: ["hf_" + "A" * 34])
+        monkeypatch.setattr(hfadapt.export.papers, "_readme", lambda *_: ["hf_" + "A" * 34])
     with pytest.raises((OSError, RunError)):
         export(classifier, "merged", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,116 @@
+"""What stands beside the files of an export: manifest, lock, evaluation, drift, card and README."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import metadata_save
+
+from hfadapt.core import registry
+from hfadapt.core.hashing import file_sha256
+from hfadapt.core.spec import write_text
+from hfadapt.models.adapter_files import EXPORT, MANIFEST, SIDECARS, files_in, is_model_file, tensor_shapes
+from hfadapt.publish.staging import as_the_card_says, rewrite_without_pictures, without_places
+from hfadapt.quants import PLAIN
+from hfadapt.records.published import ExportRecord
+from hfadapt.records.stages import CardRecord, Manifest
+from hfadapt.run_folder import Cell
+
+if TYPE_CHECKING:
+    from hfadapt.formats import Form, Format
+
+
+def write_papers(cell: Cell, kind: Format, form: Form | None, folder: Path, record: ExportRecord) -> None:
+    """Manifest, lock, evaluation, drift, card and README."""
+    whole = is_whole(cell)
+    hashes = {name: file_sha256(path) for name, path in files_in(folder) if is_model_file(name, kind.name, whole)}
+    _manifest(cell, kind, form, folder, hashes).write(folder / MANIFEST)
+    for name in (*SIDECARS, "drift.json"):
+        path = cell.folder / name
+        if path.is_file() and not path.is_symlink() and (kind.needs_base or name not in ("README.md", "card.json")):
+            shutil.copyfile(path, folder / name)
+    if (folder / "README.md").exists():
+        rewrite_without_pictures(folder / "README.md")
+    without_places(folder / "lock.yaml")
+    if (folder / "evaluation.json").exists():
+        as_the_card_says(folder / "evaluation.json")
+    card = cell.folder / "README.md"
+    if kind.needs_base and card.is_file():
+        return
+    if card.is_file():
+        shutil.copyfile(card, folder / "CARD.md")
+        rewrite_without_pictures(folder / "CARD.md")
+    write_text(folder / "README.md", "\n".join(_readme(cell, kind, record)) + "\n")
+    metadata_save(folder / "README.md", _metadata(cell, kind))
+
+
+def _manifest(cell: Cell, kind: Format, form: Form | None, folder: Path, hashes: dict[str, str]) -> Manifest:
+    lock, data = cell.lock, cell.data
+    template = lock.template_of(lock.domain)
+    changes: dict[str, Any] = {
+        "format": kind.name,
+        "files": hashes,
+        "tensors": sum(len(tensor_shapes(path)) for path in folder.glob("*.safetensors")),
+        "form": data.form,
+        "prompt": template.prompt if template else None,
+        "completions": registry.task(lock.task).answer_texts(data.form, data.completions, cell.read_split),
+    }
+    if form is not None:
+        changes |= {"quant": PLAIN, "dtype": form.storage}
+    return cell.manifest.model_copy(update=changes)
+
+
+def _readme(cell: Cell, kind: Format, record: ExportRecord) -> Iterator[str]:
+    manifest = cell.manifest
+    yield f"# {cell.lock.name}: {cell.domain}, {record.variant or record.format}"
+    yield ""
+    base = f"`{manifest.model}`" + (f" at revision `{manifest.model_revision}`" if manifest.model_revision else "")
+    if kind.needs_base and is_whole(cell):
+        yield f"All weights of {base}, trained and stored in {manifest.dtype}."
+    elif kind.needs_base:
+        yield f"An adapter for {base}, trained with method {manifest.method}."
+    else:
+        own = "dequantised" not in (record.variant or "")
+        how = "in its own weights" if own else "with the weights of its quantised form"
+        yield f"{base}, {how}, with an adapter ({manifest.method}) merged into it; stored in {record.storage}."
+    if (cell.folder / "README.md").is_file() and not kind.needs_base:
+        yield "[CARD.md](CARD.md) is the adapter's card: data, training, evaluation, limits and licences."
+    yield ""
+    yield f"```python\n{kind.usage(cell)}\n```"
+    yield ""
+    if record.kl_nats is not None:
+        yield (
+            f"Its answers differ from those of the adapter as it was trained by {record.kl_nats:.3g} nats per label "
+            f"(Kullback-Leibler divergence, [drift.json](drift.json))."
+        )
+    if record.forced:
+        yield f"**Exported by force: {record.forced}.**"
+    yield (
+        f"Opened again without hfadapt, a label's loss differs by {record.difference:.2g} nats on "
+        f"{record.rows} test rows; at most {record.tolerance:g} is allowed ([{EXPORT}]({EXPORT}), which also holds "
+        "the hash of every file)."
+    )
+
+
+def _metadata(cell: Cell, kind: Format) -> dict[str, Any]:
+    """The card's metadata, with what differs for a model of its own."""
+    path = cell.folder / "card.json"
+    found: dict[str, Any] = {"base_model": cell.manifest.model}
+    if path.exists():
+        found = dict(CardRecord.read(path).metadata)
+    if not kind.needs_base:
+        # The measured results in it are those of the adapter.
+        found.pop("model-index", None)
+        found |= {"library_name": registry.task(cell.lock.task).library, "base_model_relation": "finetune"}
+        found["tags"] = [tag for tag in found.get("tags", ()) if tag != cell.manifest.method and ":" not in str(tag)]
+        if "sample:" in str(found.get("base_model")):
+            del found["base_model"]
+    return found
+
+
+def is_whole(cell: Cell) -> bool:
+    """Whether the method trained the base itself."""
+    return registry.adapter(cell.lock.adapter.method).whole_model
