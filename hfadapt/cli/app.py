@@ -293,12 +293,15 @@ def predict(  # noqa: PLR0913 - options of the command
 def export(  # noqa: PLR0913 - options of the command
     cell: CellArgument,
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new folder.")],
-    format: Annotated[str, typer.Option("--format", help="adapter, merged …; see hfadapt list formats.")] = "merged",
+    format: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--format", help="adapter, merged, onnx …; see hfadapt list formats. By default the recipe's."),
+    ] = None,
     variant: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--variant", help="A form of drift.json; by default the first that is not refused."),
+        typer.Option("--variant", help="A form such as int8-dynamic; by default the first that passes."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Also what drift.json refuses or has not measured.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also what is refused or was not measured.")] = False,
     domain: OneDomain = None,
     target: OneTarget = None,
     json: Json = False,
@@ -309,7 +312,11 @@ def export(  # noqa: PLR0913 - options of the command
     from hfadapt.run_folder import find_cell
 
     with quiet_libraries():
-        done = export_cell(find_cell(cell, domain, target), format, to, variant=variant, force=force, say=note)
+        found = find_cell(cell, domain, target)
+        said = found.lock.export
+        # A form is one of a format's: that of the recipe goes with its format alone.
+        form = variant or (said.storage if format in (None, said.format) else None)
+        done = export_cell(found, format or said.format, to, variant=form, force=force, say=note)
     show(done.record if json else done, json)
 
 

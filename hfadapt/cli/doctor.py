@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from hfadapt.core import registry
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.core.spec import Record, Spec
+from hfadapt.formats import install
 from hfadapt.hardware import allocator, catalogue
 from hfadapt.hardware.catalogue import BytesPerSecond, Rates, Target, Tflops
 from hfadapt.quants import is_quantised
@@ -305,8 +306,11 @@ def _kernels(target: Target) -> list[Capability]:
 def _extras() -> list[Capability]:
     """Packages that some recipes and formats need."""
     formats = [registry.format(name) for name in registry.names("formats")]
-    needed = {package: kind.name for kind in formats for package in kind.packages}
-    written = {package: (f"export --format {name}", f"pip install {package}") for package, name in needed.items()}
+    written = {
+        package: (f"export --format {kind.name}", install(kind, package))
+        for kind in formats
+        for package in kind.packages
+    }
     return [
         Capability(
             name=name,

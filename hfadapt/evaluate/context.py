@@ -105,9 +105,12 @@ class EvaluationContext:
 
 
 def open_context(
-    cell: Cell, device: torch.device, progress: Progress, room: dict[int, int] | None = None
+    cell: Cell, device: torch.device, progress: Progress, room: dict[int, int] | None = None, *, baseline: bool = True
 ) -> EvaluationContext:
     """The cell's base with its adapter from disk on it, and the linear probe as its head where that is the baseline.
+
+    Args:
+        baseline: Without it the adapter alone is asked, and no probe is trained.
 
     Raises:
         RunError: the folder or its manifest does not fit the base.
@@ -117,7 +120,7 @@ def open_context(
     base = load_base_of({cell.adapter: data.labels}, lock, device, max_memory=room)
     choices = task.choices(task.answer_texts(data.form, data.completions, cell.read_split), base.tokenizer)
     context = EvaluationContext(cell, lock, data, task, base, base.model.eval(), device, choices, progress)
-    if task.baseline == "linear probe":
+    if baseline and task.baseline == "linear probe":
         train, validation = (
             [part for example in context.encode(read_split(cell.folder, split)) for part in example.parts]
             for split in ("train", "validation")

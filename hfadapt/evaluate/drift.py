@@ -18,7 +18,7 @@ import torch
 
 from hfadapt.core import registry
 from hfadapt.evaluate.context import EvaluationContext
-from hfadapt.evaluate.metrics.rows import RowMetric, compare, leading, sampling
+from hfadapt.evaluate.metrics.rows import RowMetric, compare, leading, points_lost, sampling
 from hfadapt.formats import Form
 from hfadapt.hardware import catalogue
 from hfadapt.hardware.peak_memory import release_memory
@@ -179,7 +179,7 @@ class Reference:
         self.context, self.examples = context, examples
         self.step: int | None = None
         self.kept: list[torch.Tensor] = []
-        self.scores = self._pass(context.model, context.device, self.kept.append)
+        self.scores = self.scored(context.model, context.device, self.kept.append)
 
     @property
     def labels(self) -> int:
@@ -198,10 +198,10 @@ class Reference:
                 total += float(self.context.task.divergence(own.double(), logits.double()).sum())
                 most = max(most, float((own - logits).abs().max()))
 
-        scores = self._pass(model, device, look)
+        scores = self.scored(model, device, look)
         return scores, max(0.0, total / max(self.labels, 1)), most
 
-    def _pass(self, model: Any, device: torch.device, look: Callable[[torch.Tensor], None]) -> Scores:
+    def scored(self, model: Any, device: torch.device, look: Callable[[torch.Tensor], None]) -> Scores:
         """Scores the examples and shows the logits of their labels, (L, V) or (L, C) in float32, from the same pass;
         of many labels every `step`-th."""
         context, once, seen = self.context, Once(model), 0
@@ -265,8 +265,7 @@ def _too_far(variant: Variant, metric: RowMetric, result: Metric, lock: Lock) ->
     limits, found = lock.evaluate.drift_limits, []
     if variant.kl_nats > limits.kl_nats:
         found.append(f"its answers differ by {variant.kl_nats:.3g} nats per label, the limit is {limits.kl_nats:g}")
-    loss = -variant.delta if metric.higher_is_better else variant.delta
-    points = loss * 100 if metric.unit_range else loss * 100 / max(abs(result.base or 0.0), 1e-12)
+    points = points_lost(metric, variant.delta, result.base or 0.0)
     # One row of 200 is 0.005 only up to the rounding of float64.
     if points > limits.points + 1e-9:
         # Of a metric that is no share, a point is a percent of the reference.

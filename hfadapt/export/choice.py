@@ -13,6 +13,18 @@ if TYPE_CHECKING:
     from hfadapt.run_folder import Cell
 
 
+def meant(forms: Sequence[Form], variant: str | None) -> list[Form]:
+    """The forms that may be meant: the one that is named, or all. Raises RequestError for an unknown one."""
+    if variant is not None and variant not in [form.name for form in forms]:
+        raise RequestError(
+            "the format has no such variant",
+            place="--variant",
+            got=repr(variant),
+            allowed=", ".join(form.name for form in forms) or "none: it is what was trained",
+        )
+    return [form for form in forms if variant in (None, form.name)]
+
+
 def choose(
     forms: Sequence[Form], drift: DriftRecord | None, variant: str | None, force: bool, cell: Cell
 ) -> tuple[Form | None, str | None]:
@@ -22,22 +34,15 @@ def choose(
         RequestError: there is no such variant.
         RunError: every form that may be meant is refused or was not measured.
     """
-    if variant is not None and variant not in [form.name for form in forms]:
-        raise RequestError(
-            "the format has no such variant",
-            place="--variant",
-            got=repr(variant),
-            allowed=", ".join(form.name for form in forms) or "none: it is what was trained",
-        )
-    meant = [form for form in forms if variant in (None, form.name)]
-    if not meant:
+    wanted = meant(forms, variant)
+    if not wanted:
         return None, None
-    reasons = {form.name: _reason(form.name, drift) for form in meant}
-    allowed = next((form for form in meant if reasons[form.name] is None), None)
+    reasons = {form.name: _reason(form.name, drift) for form in wanted}
+    allowed = next((form for form in wanted if reasons[form.name] is None), None)
     if allowed:
         return allowed, None
     if force:
-        return meant[0], f"{meant[0].name} {reasons[meant[0].name]}"
+        return wanted[0], f"{wanted[0].name} {reasons[wanted[0].name]}"
     raise RunError(
         "no form of this export may be shipped",
         problems=[

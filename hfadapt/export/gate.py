@@ -1,97 +1,283 @@
-"""What was written is opened again without hfadapt and scored; it has to be what was to be written."""
+"""The gate: what was written is opened again as a stranger would, and has to answer like the adapter that was trained.
+
+Every format has to read rows as training did, to name the classes in their order, and, where it rounds nothing, to
+score as what was to be written. Forms that only a runtime of its own has are judged further, all on the reopened file:
+what the task's leading metric loses, how far the answers diverge, whether they agree where they are decided, and what
+the format itself finds wrong with the files.
+"""
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
-from hfadapt.core.errors import RunError
-from hfadapt.export.choice import measured
-from hfadapt.records.evidence import DriftRecord
-from hfadapt.records.published import ExportRecord
+from hfadapt.core.errors import HfadaptError, Problem, RunError
+from hfadapt.core.progress import Silent
+from hfadapt.evaluate.metrics.rows import compare, leading, points_lost, sampling
+from hfadapt.hardware.peak_memory import release_memory
+from hfadapt.models.adapter_files import files_in
+from hfadapt.records.published import Judged
 from hfadapt.run_folder import PREDICTIONS, Cell, read_rows
 
 if TYPE_CHECKING:
     import torch
 
     from hfadapt.formats import Form, Format
+    from hfadapt.modalities import Example
+    from hfadapt.recipe.export import ExportLimits
     from hfadapt.tasks import Scores
 
 ROWS = 64
-"""Test rows on which the folder is compared."""
+"""Test rows on which a folder is compared with what was to be written."""
+MOST_ROWS = 400
+"""Test rows on which a form is judged."""
 BATCH_ROWS = 16
+DECISIVE = 0.1
+"""Lead of an answer over the next one from which it is decided."""
+CALLS = 20
+"""One row after the other, for the latency."""
 
 
-def scores_of(cell: Cell, model: Any, device: torch.device) -> Scores:
-    """Losses of the first test rows."""
-    import torch
+# --- what every format keeps -----------------------------------------------------------------------------------------
 
+
+@dataclass(frozen=True)
+class TestRows:
+    """The first test rows of a cell, as the base's processor makes examples of them."""
+
+    __test__ = False
+    cell: Cell
+    examples: Sequence[Example]
+    pad: int
+
+    @classmethod
+    def of(cls, cell: Cell) -> TestRows:
+        """At most `ROWS`."""
+        from hfadapt.models.base import BaseRef
+        from hfadapt.models.load import load_processor, pad_token_id, source_of
+
+        lock = cell.lock
+        processor = load_processor(source_of(BaseRef.of(lock)), registry.task(lock.task).modality, lock.data.max_length)
+        return cls(cell, _encoded(cell, processor), pad_token_id(processor))
+
+    def scores(self, model: Any, device: torch.device) -> Scores:
+        """What a model says of them."""
+        import torch
+
+        from hfadapt.train.batches import padded
+
+        task = registry.task(self.cell.lock.task)
+        with torch.inference_mode():
+            scores: Scores = task.score(
+                model, self.examples, lambda each: padded(task, each, self.pad, device, BATCH_ROWS)
+            )
+        return scores
+
+    def differences(self, processor: Any) -> int:
+        """The number of rows that another processor makes other inputs of."""
+        import torch
+
+        task, found = registry.task(self.cell.lock.task), 0
+        for own, other in zip(self.examples, _encoded(self.cell, processor), strict=True):
+            one, two = task.collate([own], self.pad), task.collate([other], self.pad)
+            found += one.keys() != two.keys() or not all(
+                one[name].shape == two[name].shape and torch.allclose(one[name], two[name], atol=1e-5) for name in one
+            )
+        return found
+
+
+def _encoded(cell: Cell, processor: Any) -> Sequence[Example]:
     from hfadapt.data import read_split
-    from hfadapt.models.base import BaseRef
-    from hfadapt.models.load import load_processor, pad_token_id, source_of
-    from hfadapt.train.batches import padded
 
-    lock, task = cell.lock, registry.task(cell.lock.task)
-    tokenizer = load_processor(source_of(BaseRef.of(lock)), task.modality, lock.data.max_length)
+    lock = cell.lock
     rows = read_split(cell.folder, "test")[:ROWS]
-    examples = task.encode(rows, tokenizer, max_length=lock.data.max_length, labels=cell.data.labels)
-    pad = pad_token_id(tokenizer)
-    with torch.inference_mode():
-        scores: Scores = task.score(model, examples, lambda each: padded(task, each, pad, device, BATCH_ROWS))
-    return scores
+    return registry.task(lock.task).encode(rows, processor, max_length=lock.data.max_length, labels=cell.data.labels)
 
 
-def record_of(
-    cell: Cell,
-    kind: Format,
-    form: Form | None,
-    drift: DriftRecord | None,
-    forced: str | None,
-    written: Scores,
-    found: Scores,
-) -> ExportRecord:
-    """What was found; raises RunError where it is not what was written."""
-    from hfadapt.hardware.versions import versions
+def kept_problems(kind: Format, folder: Path, model: Any, rows: TestRows) -> Iterator[Problem]:
+    """Where a folder reads rows in another way than training did, or names the classes in another order.
 
-    difference, allowed = _difference(found, written.losses), kind.tolerance(cell, form)
-    if not difference <= allowed:
-        raise RunError(
+    Args:
+        model: As the format opens it.
+    """
+    cell = rows.cell
+    try:
+        processor = kind.processor(cell, folder)
+        different = 0 if processor is None else rows.differences(processor)
+    except (HfadaptError, OSError, ValueError) as error:
+        yield Problem("the exported folder's own processor cannot read the test rows", kind.name, got=str(error)[:200])
+        return
+    if different:
+        yield Problem(
+            "the exported folder reads rows in another way than training did",
+            kind.name,
+            got=f"{different} of {len(rows.examples)} test rows become other inputs",
+            fix="export again; if it happens again, report it with lock.yaml",
+        )
+    named = registry.task(cell.lock.task).model_options(cell.data.labels).get("id2label")
+    found = {int(number): str(name) for number, name in (getattr(model.config, "id2label", None) or {}).items()}
+    if named and found != named:
+        yield Problem(
+            "the exported model names its classes in another way",
+            kind.name,
+            got=", ".join(name for _, name in sorted(found.items()))[:200],
+            allowed=", ".join(named.values())[:200],
+            fix="export again; if it happens again, report it with lock.yaml",
+        )
+
+
+def same_problems(kind: Format, difference: float, allowed: float | None) -> Iterator[Problem]:
+    """Where what is read back is not what was written, though nothing was to be rounded."""
+    if allowed is not None and not difference <= allowed:
+        yield Problem(
             "the exported model does not score as the one that was written",
-            place=kind.name,
+            kind.name,
             got=f"mean difference of a label's loss: {difference:.3g} nats",
             allowed=f"at most {allowed:g}",
             fix="export again; if it happens again, report it with lock.yaml",
         )
-    variant = measured(form.name, drift) if form else None
-    return ExportRecord(
-        domain=cell.domain,
-        target=cell.target,
-        format=kind.name,
-        variant=form.name if form else None,
-        storage=form.storage if form else cell.lock.dtype,
-        forced=forced,
-        kl_nats=variant.kl_nats if variant else None,
-        delta=variant.delta if variant else None,
-        rows=len(found.losses),
-        difference=difference,
-        tolerance=allowed,
-        evaluated_difference=_from_evaluation(cell, found),
-        files=(),
-        versions=versions("cpu"),
-    )
 
 
-def _difference(found: Scores, losses: Any) -> float:
+def difference_of(found: Scores, losses: Any) -> float:
     """Mean over the rows of the difference of their losses, per label."""
     import numpy as np
 
     return float(np.mean(np.abs(found.losses - np.asarray(losses)) / np.maximum(found.tokens, 1)))
 
 
-def _from_evaluation(cell: Cell, found: Scores) -> float | None:
+def from_evaluation(cell: Cell, found: Scores) -> float | None:
     """The difference from predictions.parquet, where the cell was evaluated."""
     path = cell.folder / PREDICTIONS
     if not path.exists():
         return None
     losses = [row["adapter_loss"] for row in read_rows(path, ["adapter_loss"])]
-    return _difference(found, losses[: len(found.losses)])
+    return difference_of(found, losses[: len(found.losses)])
+
+
+# --- what forms of a runtime of its own keep -------------------------------------------------------------------------
+
+
+class Gate:
+    """A cell's adapter as it was trained, asked about test rows once; forms are compared with that.
+
+    Args:
+        limits: What a form may lose.
+    """
+
+    def __init__(self, cell: Cell, limits: ExportLimits, device: torch.device) -> None:
+        from hfadapt.evaluate.context import open_context
+        from hfadapt.evaluate.drift import Reference
+
+        self.cell, self.limits = cell, limits
+        context = open_context(cell, device, Silent(), baseline=False)
+        self.task = context.task
+        self.reference = Reference(context, context.test[:MOST_ROWS])
+        self.unit = self.task.unit(self.reference.kept)
+        self._batches = context.batches
+        # What was said is kept, and the model goes: what is judged has to have room.
+        context.model = context.base.model = None
+        release_memory()
+
+    def judge(self, kind: Format, form: Form, folder: Path, model: Any, problems: Sequence[str]) -> Judged:
+        """A form that was opened again.
+
+        Args:
+            folder: Holds its files and nothing else.
+            model: What `reopen` gave.
+            problems: What is known to be wrong with it.
+
+        Raises:
+            RunError: it answers with what is no number, or takes no such rows.
+        """
+        import torch
+
+        lock = self.cell.lock
+        said: list[torch.Tensor] = []
+        scores = self.reference.scored(model, torch.device("cpu"), said.append)
+        if not all(bool(each.isfinite().all()) for each in said):
+            raise RunError("it answers with NaN or Inf", place=kind.name)
+        metric = leading(lock.evaluate.metrics, self.reference.scores)
+        result = compare(metric.name, self.reference.scores, scores, **sampling(lock))
+        lost = [
+            points_lost(metric, change or 0.0, result.base or 0.0) for change in (result.delta, result.low, result.high)
+        ]
+        apart, alike, margin = self._compared(said)
+        decisive = margin > DECISIVE
+        judged = Judged(
+            form=form.name,
+            bytes=sum(path.stat().st_size for name, path in files_in(folder) if kind.holds(name, True)),
+            rows=len(self.reference.examples),
+            metric=metric.name,
+            value=result.adapter,
+            points=lost[0],
+            points_low=min(lost[1:]),
+            points_high=max(lost[1:]),
+            kl_nats=float(apart.mean()),
+            most_kl_nats=float(apart.max()),
+            answers=alike.numel(),
+            agreement=float(alike.double().mean()),
+            decisive=int(decisive.sum()),
+            decisive_agreement=float(alike[decisive].double().mean()) if decisive.any() else None,
+            alike=self.task.alike_means,
+            latency_ms=self.latency(model),
+            operators=kind.operators(folder),
+        )
+        return judged.model_copy(update={"refused": (*problems, *self._reasons(judged, metric))})
+
+    def _compared(self, said: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of every label the divergence (L,), and of every answer whether it is alike and how decided (A,)."""
+        import torch
+
+        parts = []
+        for own, other in zip(self.reference.kept, said, strict=True):
+            if len(own):
+                pair = own.double() / self.unit, other.double() / self.unit
+                alike, margin = self.task.alike(*pair)
+                parts.append((self.task.divergence(*pair).clamp(min=0), alike.flatten(), margin.flatten()))
+        apart, alike, margin = (torch.cat(each) for each in zip(*parts, strict=True))
+        return apart, alike, margin
+
+    def _reasons(self, judged: Judged, metric: Any) -> Iterator[str]:
+        limits = self.limits
+        # A share of few rows cannot change by less than one row.
+        points = max(limits.points, 100 / judged.rows) if metric.unit_range else limits.points
+        # Comparisons that NaN fails.
+        if not judged.points <= points + 1e-9:
+            unit = "points" if metric.unit_range else "percent"
+            yield (
+                f"{judged.metric} is worse by {judged.points:.2g} {unit} (interval {judged.points_low:+.2g} to "
+                f"{judged.points_high:+.2g}, {judged.rows} rows), the limit is {points:.2g}"
+            )
+        if not judged.kl_nats <= limits.kl_nats:
+            yield f"its answers differ by {judged.kl_nats:.3g} nats per label, the limit is {limits.kl_nats:g}"
+        share = judged.decisive_agreement
+        if share is not None and not share >= limits.agreement:
+            yield (
+                f"of {judged.decisive:,} decided answers {share:.2%} are {judged.alike}, the limit is "
+                f"{limits.agreement:.4g}"
+            )
+
+    def latency(self, model: Any) -> float:
+        """Median milliseconds of a test row of usual length, alone."""
+        import torch
+
+        order = sorted(self.reference.examples, key=lambda example: example.size)
+        ((_, batch),) = self._batches([order[len(order) // 2]])
+        seconds = []
+        with torch.inference_mode():
+            for _ in range(3 + CALLS):
+                started = time.perf_counter()
+                self.task.label_logits(model, batch)
+                seconds.append(time.perf_counter() - started)
+        return statistics.median(seconds[3:]) * 1000
+
+
+def refused(problems: Sequence[Problem]) -> None:
+    """Raises RunError with what is wrong with a folder, if anything is."""
+    if problems:
+        raise RunError(problems[0].what, problems=list(problems))

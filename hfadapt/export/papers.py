@@ -11,6 +11,7 @@ from huggingface_hub import metadata_save
 
 from hfadapt.core import registry
 from hfadapt.core.hashing import file_sha256
+from hfadapt.core.show import show_bytes
 from hfadapt.core.spec import write_text
 from hfadapt.models.adapter_files import EXPORT, MANIFEST, SIDECARS, files_in, is_model_file, tensor_shapes
 from hfadapt.publish.staging import as_the_card_says, rewrite_without_pictures, without_places
@@ -86,12 +87,56 @@ def _readme(cell: Cell, kind: Format, record: ExportRecord) -> Iterator[str]:
             f"Its answers differ from those of the adapter as it was trained by {record.kl_nats:.3g} nats per label "
             f"(Kullback-Leibler divergence, [drift.json](drift.json))."
         )
+    if record.judged:
+        yield from _judgement(record)
     if record.forced:
         yield f"**Exported by force: {record.forced}.**"
+    allowed = f"; at most {record.tolerance:g} is allowed" if record.tolerance is not None else ""
     yield (
         f"Opened again without hfadapt, a label's loss differs by {record.difference:.2g} nats on "
-        f"{record.rows} test rows; at most {record.tolerance:g} is allowed ([{EXPORT}]({EXPORT}), which also holds "
-        "the hash of every file)."
+        f"{record.rows} test rows{allowed} ([{EXPORT}]({EXPORT}), which also holds the hash of every file)."
+    )
+
+
+def _judgement(record: ExportRecord) -> Iterator[str]:
+    """The forms that were tried, as a table, and where."""
+    headings, rows = judged_table(record)
+    yield f"Every form was run by {record.runtime} and compared with the adapter as it was trained:\n"
+    yield f"| {' | '.join(headings)} |\n|{' --- |' * len(headings)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+    yield f"\n{judged_note(record)}\n"
+
+
+def judged_table(record: ExportRecord) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of a table of the forms that were tried."""
+    headings = ["form", "size", "points lost", "KL, nats", "decided alike", "all alike", "one row here", "verdict"]
+    rows = []
+    for each in record.judged:
+        decided = "none" if each.decisive_agreement is None else f"{each.decisive_agreement:.1%} of {each.decisive:,}"
+        rows.append(
+            [
+                each.form,
+                show_bytes(each.bytes),
+                f"{each.points:.2f} [{each.points_low:+.2f}, {each.points_high:+.2f}]",
+                f"{each.kl_nats:.2g} (most {each.most_kl_nats:.2g})",
+                decided,
+                f"{each.agreement:.1%}",
+                f"{each.latency_ms:.1f} ms",
+                "refused" if each.refused else "passes",
+            ]
+        )
+    rows += [[name, *[""] * 6, "does not run"] for name in record.failed]
+    return headings, rows
+
+
+def judged_note(record: ExportRecord) -> str:
+    """What the table's figures are measured on."""
+    first = record.judged[0]
+    features = ", ".join(record.features) or "none that are known"
+    return (
+        f"{first.metric} on {first.rows} test rows with its paired interval; alike: {first.alike}, decided: a lead of "
+        f"more than 0.1; instruction sets of this machine: {features}"
     )
 
 

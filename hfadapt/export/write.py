@@ -9,24 +9,20 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError
 from hfadapt.core.samples import PREFIX
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
-from hfadapt.export.choice import choose
-from hfadapt.export.gate import record_of, scores_of
-from hfadapt.export.papers import is_whole, write_papers
+from hfadapt.export.forms import Request, write_form
+from hfadapt.export.papers import is_whole, judged_note, judged_table, write_papers
+from hfadapt.formats import Format, require_packages
 from hfadapt.models.adapter_files import EXPORT, files_in
 from hfadapt.publish.staging import check_free, new_folder, sealed
 from hfadapt.recipe.sources import expanded
 from hfadapt.records.published import ExportRecord
 from hfadapt.records.stages import CardRecord, EvaluationRecord
 from hfadapt.run_folder import Cell
-
-if TYPE_CHECKING:
-    from hfadapt.formats import Format
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,8 @@ class Exported(Shown):
             Text(f"written to {self.folder}, {show_bytes(sum(file.bytes for file in record.files))}"),
             Text(
                 f"opened again without hfadapt: a label's loss differs by {record.difference:.2g} nats on "
-                f"{record.rows} test rows, at most {record.tolerance:g} is allowed"
+                f"{record.rows} test rows"
+                + (f", at most {record.tolerance:g} is allowed" if record.tolerance is not None else "")
                 + (
                     f"; from the adapter as it was evaluated by {record.evaluated_difference:.2g} nats"
                     if record.evaluated_difference is not None
@@ -61,6 +58,13 @@ class Exported(Shown):
                 )
             ),
         ]
+        if record.judged:
+            headings, table = judged_table(record)
+            shown[1:1] = [Table(headings, table), Text(judged_note(record))]
+            shown += [
+                Text(f"refused: {each.form}: {'; '.join(each.refused)}") for each in record.judged if each.refused
+            ]
+            shown += [Text(f"does not run: {name}: {why}") for name, why in record.failed.items()]
         base = f" --base {shlex.quote(self.base)}" if self.base else ""
         shown.append(Text(f"next: hfadapt predict {shlex.quote(str(self.folder))} {self.argument}{base}", code=True))
         if record.forced:
@@ -89,11 +93,11 @@ def export(
         RequestError: no such format or variant, or the folder is not empty; nothing was written.
         RunError: the form is refused, or the folder did not score as it should when it was opened; nothing is left.
     """
-    from hfadapt.hardware.peak_memory import release_memory
     from hfadapt.models.load import default_device
     from hfadapt.models.manifest import check_folder
 
     kind: Format = registry.format(format)
+    require_packages(kind)
     if not (cell.folder / "train.json").exists():
         raise RequestError("the cell is not trained yet", place=str(cell.folder), fix="hfadapt run RECIPE")
     _check_place(to, cell)
@@ -103,19 +107,9 @@ def export(
         cell.maybe(paper)
     if why := kind.refusal(cell):
         raise RequestError(f"this model cannot be exported as {format}", place=str(cell.folder), got=why)
-    drift = cell.drift
-    form, forced = choose(kind.forms(cell.lock), drift, variant, force, cell)
-    device = default_device()
+    asked = Request(cell, kind, variant, force, default_device(), say)
     with new_folder(to) as ready:
-        say(f"writing {form.name if form else format}")
-        model = kind.write(cell, form, ready, device)
-        written = scores_of(cell, model, device)
-        del model
-        release_memory()
-        say("opening it again without hfadapt")
-        found = scores_of(cell, kind.reopen(cell, ready, device), device)
-        release_memory()
-        record = record_of(cell, kind, form, drift, forced, written, found)
+        form, record = write_form(asked, ready)
         write_papers(cell, kind, form, ready, record)
         record = record.model_copy(update={"files": sealed(ready).files})
         record.write(ready / EXPORT)

@@ -1,15 +1,22 @@
 """The Format contract: how a finished adapter leaves the run folder. One file per format.
 
-What a format writes is opened again with plain transformers (and peft), never with hfadapt's own loading.
+What a format writes is opened again as a stranger would: with plain transformers and peft, or with a runtime of its
+own, which `Runner` lets tasks call like a model of transformers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hfadapt.core import registry
+from hfadapt.core.errors import RequestError
+from hfadapt.formats._runner import Runner as Runner
+from hfadapt.formats._runner import Shape as Shape
 from hfadapt.quants import is_quantised
 
 if TYPE_CHECKING:
@@ -29,16 +36,21 @@ class Form:
         storage: dtype or quant of the base's weights.
         merged: Whether the adapter is part of them.
         dequantised: Merged into what the quantised base stands for, not into the original weights.
+        own: Name of a form that only its runtime has, such as `int8-dynamic`. drift.json does not know it: export
+            judges the written file instead.
     """
 
     storage: str
     merged: bool
     dequantised: bool = False
+    own: str = ""
 
     @property
     def name(self) -> str:
-        """Name in drift.json, such as `merged-bfloat16`."""
-        return "-".join(("merged" if self.merged else "adapter", *(("dequantised",) * self.dequantised), self.storage))
+        """Name in drift.json, such as `merged-bfloat16`, or its own."""
+        return self.own or "-".join(
+            ("merged" if self.merged else "adapter", *(("dequantised",) * self.dequantised), self.storage)
+        )
 
     @property
     def quantised(self) -> bool:
@@ -53,10 +65,12 @@ class Head:
     Args:
         bytes: Its length.
         vocabulary: Whether a list of ordinary words is part of it.
+        text: What of the file can be read, where that does not stand at its beginning.
     """
 
     bytes: int
     vocabulary: bool
+    text: str | None = None
 
 
 class Format(Protocol):
@@ -71,14 +85,24 @@ class Format(Protocol):
         """Whether the base is needed beside it, unless the method trains the base itself."""
 
     packages: tuple[str, ...] = ()
-    """Python packages that it needs beside those of training."""
+    """Python packages that it needs beside those of training, by the names under which they are imported."""
+    extra: str = ""
+    """The extra of hfadapt that installs them; empty where each is installed by its own name."""
+
+    @property
+    def runtime(self) -> str:
+        """Name and version of what runs the files."""
+        return f"transformers {version('transformers')}"
 
     def unfit(self, task: str, config: Mapping[str, Any]) -> str | None:
         """Why models of this task and config cannot be written in the format, or None; known before training."""
         return None
 
     def forms(self, lock: Lock) -> tuple[Form, ...]:
-        """The forms of drift.json that it can hold, the preferred one first; none where nothing can drift."""
+        """The forms that it can hold, the preferred one first; none where nothing can drift.
+
+        Either all are forms of drift.json, or all are its runtime's own.
+        """
         return ()
 
     def refusal(self, cell: Cell) -> str | None:
@@ -102,14 +126,59 @@ class Format(Protocol):
     def write(self, cell: Cell, form: Form | None, folder: Path, device: torch.device) -> Any:
         """Writes the model's files into an empty folder, and returns the model that they are to hold."""
 
-    def tolerance(self, cell: Cell, form: Form | None) -> float:
-        """Largest mean difference of a label's loss, in nats, between what was written and what is read back."""
+    def tolerance(self, cell: Cell, form: Form | None) -> float | None:
+        """Largest mean difference of a label's loss, in nats, between what was written and what is read back; None for
+        a form that is not to be the same, which only the gate judges."""
 
     def reopen(self, cell: Cell, folder: Path, device: torch.device) -> Any:
-        """The files as a stranger would open them."""
+        """The files as a stranger would open them: a model of transformers, or a `Runner`.
+
+        Raises:
+            RunError: what is to run them cannot.
+        """
+
+    def processor(self, cell: Cell, folder: Path) -> Any:
+        """What turns values into inputs, as the files hold it; None where a stranger takes the base's."""
+        if self.needs_base:
+            return None
+        kind = registry.modality(registry.task(cell.lock.task).modality)
+        return kind.sized(kind.load_processor(str(folder), None), cell.lock.data.max_length)
+
+    def faults(self, cell: Cell, folder: Path, model: Any) -> Iterator[str]:
+        """What is wrong with the written files, looked at without running them.
+
+        Args:
+            model: What `write` gave, on the CPU.
+        """
+        return iter(())
+
+    def operators(self, folder: Path) -> dict[str, int]:
+        """How often each operator of its runtime stands in the files; nothing where transformers runs them."""
+        return {}
 
     def open(self, folder: Path, manifest: Manifest, lock: Lock, device: torch.device) -> Base:
-        """A folder of a whole model, which has been checked, ready to be asked."""
+        """A folder of a whole model, which has been checked, ready to be asked: in evaluation mode, frozen."""
 
     def usage(self, cell: Cell) -> str:
         """Python that opens the files, for the README."""
+
+
+def missing(kind: Format) -> tuple[str, ...]:
+    """The packages of a format that are not installed."""
+    return tuple(name for name in kind.packages if find_spec(name) is None)
+
+
+def install(kind: Format, package: str) -> str:
+    """The command that installs a package of a format."""
+    return f'pip install "hfadapt[{kind.extra}]"' if kind.extra else f"pip install {package}"
+
+
+def require_packages(kind: Format) -> None:
+    """Raises RequestError where a format needs packages that are not installed, with the command that does it."""
+    if lacking := missing(kind):
+        raise RequestError(
+            f"the format {kind.name} needs packages that are not installed",
+            place="--format",
+            got=f"no {', no '.join(lacking)}",
+            fix=" && ".join(dict.fromkeys(install(kind, name) for name in lacking)),
+        )

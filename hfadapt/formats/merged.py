@@ -68,7 +68,9 @@ class Merged(Format):
 
     def open(self, folder: Path, manifest: Manifest, lock: Lock, device: torch.device) -> Base:
         """As a base with nothing on it, in the dtype that it is stored in."""
-        return load_base(BaseRef.of(lock).at(folder).stored(PLAIN, manifest.dtype), manifest.labels, device)
+        base = load_base(BaseRef.of(lock).at(folder).stored(PLAIN, manifest.dtype), manifest.labels, device)
+        base.model.requires_grad_(False).eval()
+        return base
 
     def usage(self, cell: Cell) -> str:
         """A few lines of transformers, or of the task's own library."""

@@ -390,7 +390,9 @@ def usable_cores() -> int:
     return cores
 
 
-FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "bf16", "sve", "i8mm")
+FEATURES = tuple(
+    "avx2 avx_vnni avx512f avx512_vnni avx512_bf16 avx512_fp16 amx_tile amx_bf16 amx_int8 bf16 sve asimddp i8mm".split()  # noqa: SIM905
+)
 
 
 def cpu_features() -> tuple[str, ...]:

@@ -50,6 +50,8 @@ def leaks(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def _text(path: Path, head: Head | None) -> str:
+    if head is not None and head.text is not None:
+        return head.text
     with path.open("rb") as file:
         if path.suffix == ".safetensors":
             (size,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))

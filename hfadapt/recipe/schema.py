@@ -16,6 +16,7 @@ from typing_extensions import Self
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, choice_problem
 from hfadapt.core.spec import Spec
+from hfadapt.recipe.export import Export
 from hfadapt.recipe.fast import AnyFast, Fast, fast_parts
 from hfadapt.recipe.names import (
     AUTO,
@@ -364,6 +365,7 @@ class Recipe(Spec):
     data: Data = Data()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    export: Export = Export()
     pretrain: AnyPretrain | None = None
     _chosen: tuple[str, ...] = PrivateAttr(())
 

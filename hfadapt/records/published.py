@@ -44,12 +44,46 @@ class PublishRecord(Record):
 # --- export.json -----------------------------------------------------------------------------------------------------
 
 
+class Judged(Spec):
+    """A form of a format with a runtime of its own: its files as that runtime runs them, beside the adapter as it was
+    trained, on the same test rows.
+
+    `value` is the task's leading metric, and `points` what was lost of it, hundredths of a share or percent, with the
+    interval of a paired bootstrap. `kl_nats` and `most_kl_nats` are the mean and
+    largest divergence of a label's answer. `agreement` is the share of answers that are alike (`alike` says when), and
+    `decisive_agreement` that of the `decisive` ones, in which the adapter is not close to another answer. `latency_ms`
+    is the median of one row here. `refused` are the reasons why it must not be shipped.
+    """
+
+    form: str
+    bytes: int
+    rows: int
+    metric: str
+    value: float
+    points: float
+    points_low: float
+    points_high: float
+    kl_nats: float
+    most_kl_nats: float
+    answers: int
+    agreement: float
+    decisive: int
+    decisive_agreement: float | None
+    alike: str
+    latency_ms: float
+    operators: dict[str, int] = {}
+    refused: tuple[str, ...] = ()
+
+
 class ExportRecord(Record):
-    """An exported folder: in which form, and how it scored when it was opened again with plain transformers.
+    """An exported folder: in which form, and how it scored when it was opened again in its own runtime.
 
     `variant` is the form's name in drift.json, None where nothing can drift; `kl_nats` what was measured there.
     `difference` is the mean difference of a label's loss between what was written and what was read back, in nats, and
-    `evaluated_difference` that between what was read back and the adapter as it was evaluated.
+    `evaluated_difference` that between what was read back and the adapter as it was evaluated. `tolerance` is None for
+    a form that rounds; `judged` are then all forms that were tried, but for those that `failed` to run, and `limits`
+    what they had to keep. `runtime` ran the files on a machine with the instruction sets in `features`, which integer
+    arithmetic may depend on.
     """
 
     FILE: ClassVar[str] = "export.json"
@@ -63,7 +97,12 @@ class ExportRecord(Record):
     delta: float | None = None
     rows: int
     difference: float
-    tolerance: float
+    tolerance: float | None
+    runtime: str = ""
+    features: tuple[str, ...] = ()
+    limits: dict[str, float] = {}
+    judged: tuple[Judged, ...] = ()
+    failed: dict[str, str] = {}
     evaluated_difference: float | None
     files: tuple[PublishedFile, ...]
     versions: Versions

@@ -211,7 +211,7 @@ def _load_exported(folder: Path, base: str | None) -> Adapted:
         if base is not None:
             raise RequestError("the folder holds a whole model", place="--base", fix="leave it out")
         loaded = registry.format(manifest.format).open(folder, manifest, lock, device)
-        model = loaded.model.requires_grad_(False).eval()
+        model = loaded.model
     else:
         loaded = _base_of(folder, manifest, lock, base, device)
         model = open_adapter(loaded, folder, manifest.method, device)

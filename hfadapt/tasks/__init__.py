@@ -192,6 +192,7 @@ class Task:
         counted: What has one class each, in words for tables: rows.
         assumed_tokens: Length of rows, before any data was seen.
         assumed_parts: Sequences as which a row goes through the model, likewise.
+        alike_means: What `alike` calls alike, in words.
         folder: Where snippet.py.j2 lies: the code of the card that opens an adapter and asks it one thing, a template
             of jinja with `fact`, `peft`, `sample`, `base`, `quant`, `schema`, `example` (card/snippet.py).
     """
@@ -225,6 +226,7 @@ class Task:
     assumed_tokens: int = 128
     assumed_parts: float = 1.0
     answer_rows: int = ANSWER_ROWS
+    alike_means: str = "the same choice"
     folder: Path
 
     def snippet_agrees(self, printed: str, prediction: Any) -> bool:
@@ -325,6 +327,21 @@ class Task:
         """How far the answers in logits (L, C) are from those of a reference: KL(reference || other) in nats, (L,)."""
         p, q = reference.log_softmax(-1), other.log_softmax(-1)
         return (p.exp() * (p - q)).sum(-1)
+
+    def unit(self, reference: Sequence[torch.Tensor]) -> float:
+        """What the gate of exports divides logits by before it compares them; 1 for chances, which have no unit.
+
+        Args:
+            reference: The reference's logits, in several parts (L, C).
+        """
+        return 1.0
+
+    def alike(self, reference: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whether two models give the same answer by their logits (L, C), and how decided the reference is, 0 to 1:
+        both (L,), or (L, C) where each class is an answer. Here the likeliest class, and the chance by which it leads.
+        """
+        leads = reference.softmax(-1).topk(2).values
+        return reference.argmax(-1) == other.argmax(-1), leads[:, 0] - leads[:, 1]
 
     def start_head(self, head: torch.nn.Module, targets: Sequence[Any]) -> None:
         """Where a fresh head begins, before it is trained.

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from tiny import command, labelled, recipe_fields, write_recipe, write_rows
+from cells import trained
+from tiny import command, labelled
 
 from hfadapt import load_adapted
 from hfadapt.core.errors import RequestError, RunError
@@ -22,23 +23,6 @@ from hfadapt.records.evidence import DriftRecord
 from hfadapt.run_folder import Cell
 
 CPU = torch.device("cpu")
-
-
-def trained(folder, model, task, rows, **fields):
-    write_rows(folder / "one.jsonl", rows)
-    fields = {"train": {"batch_rows": 8, "max_steps": 30, "learning_rate": 0.01}, **fields}
-    fields = recipe_fields(model, task, **fields)
-    fields["evaluate"] |= {"security": False}
-    write_recipe(folder / "tiny.yaml", fields)
-    done = command("evaluate", "tiny.yaml", folder=folder)
-    assert done.code == 0, done.err
-    return Cell(folder / "runs/tiny/one/this-machine")
-
-
-@pytest.fixture(scope="module")
-def classifier(models, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cls")
-    return trained(folder, models / "encoder", "text-classification", labelled(100), dtype="float32")
 
 
 @pytest.fixture(scope="module")

@@ -211,6 +211,12 @@ def leading(names: Sequence[str], scores: Scores) -> RowMetric:
     return next((known[name] for name in names if name in known and usable(known[name], scores)), known["loss"])
 
 
+def points_lost(metric: RowMetric, change: float, base: float) -> float:
+    """By how many points a metric gets worse with a change: hundredths of a share, else percent of the base's."""
+    loss = -change if metric.higher_is_better else change
+    return loss * 100 if metric.unit_range else loss * 100 / max(abs(base), 1e-12)
+
+
 class Sampling(TypedDict):
     """How an interval is made: bootstrap samples, coverage such as 0.95, seed."""
 

@@ -18,6 +18,7 @@ from hfadapt.tasks.embedding.sentence import FILES, Sentence
 if TYPE_CHECKING:
     import torch
 
+ALIKE = 0.98
 EMBEDDED = 32
 """Texts that are answered at once."""
 
@@ -55,6 +56,7 @@ class Embedding(Task):
         "train.learning_rate": (2e-4, "a sentence encoder is trained already, and forgets with more"),
     }
     answer_rows = 1 << 20
+    alike_means = f"vectors with a cosine of at least {ALIKE}"
     folder = Path(__file__).parent
 
     def kind(self, form: str) -> LabelKind:
@@ -161,6 +163,13 @@ class Embedding(Task):
             return (SCALE * unit @ unit.T).masked_fill(itself, -1e4).log_softmax(-1)
 
         return super().divergence(chances(reference), chances(other))
+
+    def alike(self, reference: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A cosine of at least 0.98; every vector is decided."""
+        import torch
+
+        cosines = torch.nn.functional.cosine_similarity(reference, other, dim=-1)
+        return cosines >= ALIKE, torch.ones(len(reference))
 
     # --- scoring and answering ---------------------------------------------------------------------------------------
 

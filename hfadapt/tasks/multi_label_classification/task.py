@@ -74,6 +74,10 @@ class MultiLabel(TextClassification):
             kl += share * (log(sign * reference) - log(sign * other))
         return kl.sum(-1)
 
+    def alike(self, reference: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each yes or no (L, C)."""
+        return (reference > 0) == (other > 0), (2 * reference.sigmoid() - 1).abs()
+
     def score(
         self, model: Any, examples: Sequence[Example], batches: Batches, choices: Sequence[Sequence[int]] = ()
     ) -> Scores:

@@ -50,6 +50,7 @@ class Reranking(Task):
         'model = CrossEncoder(".")  # this folder, or its name on the Hub\n'
         'scores = model.predict([("a query", "a document"), ("a query", "another")])'
     )
+    alike_means = "numbers within a tenth of their spread"
     folder = Path(__file__).parent
 
     def snippet_agrees(self, printed: str, prediction: Any) -> bool:
@@ -126,6 +127,18 @@ class Reranking(Task):
     def divergence(self, reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """KL divergence of normal distributions with variance 1 around the two scores: half the squared difference."""
         return 0.5 * (reference - other).square().sum(-1)
+
+    def unit(self, reference: Sequence[torch.Tensor]) -> float:
+        """The standard deviation of the reference's scores."""
+        import torch
+
+        return max(float(torch.cat(list(reference)).std(correction=0)), 1e-6)
+
+    def alike(self, reference: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Within a tenth of their spread; every number is decided."""
+        import torch
+
+        return ((reference - other).abs() <= 0.1).all(-1), torch.ones(len(reference))
 
     def score(
         self, model: Any, examples: Sequence[Example], batches: Batches, choices: Sequence[Sequence[int]] = ()

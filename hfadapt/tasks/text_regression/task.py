@@ -27,6 +27,7 @@ class TextRegression(TextClassification):
     schemas = frozenset({"scored"})
     label_kind = "number"
     metrics = ("rmse", "mae", "pearson", "spearman", "loss")
+    alike_means = "numbers within a tenth of their spread"
     folder = Path(__file__).parent
     problem_type = "regression"
 
@@ -56,6 +57,18 @@ class TextRegression(TextClassification):
     def divergence(self, reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """KL divergence of normal distributions with variance 1 around the two answers: half the squared difference."""
         return 0.5 * (reference - other).square().sum(-1)
+
+    def unit(self, reference: Sequence[torch.Tensor]) -> float:
+        """The standard deviation of the reference's answers."""
+        import torch
+
+        return max(float(torch.cat(list(reference)).std(correction=0)), 1e-6)
+
+    def alike(self, reference: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Within a tenth of their spread; every number is decided."""
+        import torch
+
+        return ((reference - other).abs() <= 0.1).all(-1), torch.ones(len(reference))
 
     def start_head(self, head: torch.nn.Module, targets: Sequence[float]) -> None:
         """Scales the last linear layer to the standard deviation of the targets, and moves it to their mean."""

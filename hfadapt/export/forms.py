@@ -1,0 +1,181 @@
+"""Writes a model in one form of a format: the one that drift.json allows, or the first that passes the gate."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfadapt.core.errors import Problem, RunError
+from hfadapt.export.choice import choose, meant, measured
+from hfadapt.export.gate import Gate, TestRows, difference_of, from_evaluation, kept_problems, refused, same_problems
+from hfadapt.hardware import catalogue
+from hfadapt.hardware.peak_memory import release_memory
+from hfadapt.hardware.versions import versions
+from hfadapt.records.published import ExportRecord, Judged
+from hfadapt.run_folder import Cell
+
+if TYPE_CHECKING:
+    import torch
+
+    from hfadapt.formats import Form, Format
+    from hfadapt.tasks import Scores
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be written.
+
+    Args:
+        variant: A form, where one is named.
+        force: Also what is refused.
+    """
+
+    cell: Cell
+    kind: Format
+    variant: str | None
+    force: bool
+    device: torch.device
+    say: Say
+
+    @property
+    def forms(self) -> Sequence[Form]:
+        """All that the format can hold."""
+        return self.kind.forms(self.cell.lock)
+
+    @property
+    def judged(self) -> bool:
+        """Whether the gate decides, and not drift.json."""
+        return any(form.own for form in self.forms)
+
+
+def write_form(asked: Request, folder: Path) -> tuple[Form | None, ExportRecord]:
+    """Fills an empty folder with the model's files, and says how they score when they are opened again.
+
+    Raises:
+        RequestError: there is no such variant.
+        RunError: no form may be shipped, or what is opened is not what was written.
+    """
+    rows = TestRows.of(asked.cell)
+    return (_first_that_passes if asked.judged else _as_measured)(asked, folder, rows)
+
+
+def _as_measured(asked: Request, folder: Path, rows: TestRows) -> tuple[Form | None, ExportRecord]:
+    cell, kind, drift = asked.cell, asked.kind, asked.cell.drift
+    form, forced = choose(asked.forms, drift, asked.variant, asked.force, cell)
+    tried = _tried(asked, form, folder, rows)
+    refused([*same_problems(kind, tried.difference, tried.tolerance), *tried.problems])
+    variant = measured(form.name, drift) if form else None
+    return form, _record(
+        asked, tried, forced, kl_nats=variant.kl_nats if variant else None, delta=variant.delta if variant else None
+    )
+
+
+def _first_that_passes(asked: Request, folder: Path, rows: TestRows) -> tuple[Form, ExportRecord]:
+    """All forms that may be meant are tried, and the first that the gate lets through is kept."""
+    cell, kind = asked.cell, asked.kind
+    forms = meant(asked.forms, asked.variant)
+    asked.say("asking the adapter as it was trained")
+    limits = cell.lock.export.limits
+    gate = Gate(cell, limits, asked.device)
+    tries = [_tried(asked, form, folder / form.name, rows, gate) for form in forms]
+    good = next((each for each in tries if not each.reasons), None)
+    taken = good or (next((each for each in tries if each.found is not None), None) if asked.force else None)
+    if taken is None:
+        fix = f"see --variant for other forms, set export.limits in the recipe, or --force; {kind.runtime} was asked"
+        raise RunError(
+            f"no form of {kind.name} passes the gate",
+            problems=[
+                Problem(f"{each.name} is refused", kind.name, "; ".join(each.reasons), fix=fix) for each in tries
+            ],
+        )
+    for path in sorted((folder / taken.name).iterdir()):
+        path.rename(folder / path.name)
+    for each in tries:
+        shutil.rmtree(folder / each.name, ignore_errors=True)
+    assert taken.form is not None
+    forced = f"{taken.name} is refused: {'; '.join(taken.reasons)}" if taken.reasons else None
+    return taken.form, _record(
+        asked,
+        taken,
+        forced,
+        limits=limits.model_dump(),
+        judged=tuple(each.judged for each in tries if each.judged),
+        failed={each.name: "; ".join(each.reasons) for each in tries if not each.judged},
+        kl_nats=taken.judged.kl_nats if taken.judged else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Tried:
+    form: Form | None
+    problems: tuple[Problem, ...]
+    difference: float = float("nan")
+    tolerance: float | None = None
+    found: Scores | None = None
+    judged: Judged | None = None
+
+    @property
+    def name(self) -> str:
+        return self.form.name if self.form else ""
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        if self.judged:
+            return self.judged.refused
+        return tuple(f"{each.what}{f': {each.got}' if each.got else ''}" for each in self.problems)
+
+
+def _tried(asked: Request, form: Form | None, folder: Path, rows: TestRows, gate: Gate | None = None) -> _Tried:
+    """One form, written, opened and asked; without a gate what fails is raised."""
+    cell, kind, device = asked.cell, asked.kind, asked.device
+    folder.mkdir(exist_ok=True)
+    asked.say(f"writing {form.name if form else kind.name}")
+    model = kind.write(cell, form, folder, device)
+    written = rows.scores(model, device)
+    faults = list(kind.faults(cell, folder, model))
+    del model
+    release_memory()
+    asked.say(f"opening it again: {kind.runtime}" if gate else "opening it again without hfadapt")
+    problems, judged = [Problem(fault, kind.name) for fault in faults], None
+    try:
+        opened: Any = kind.reopen(cell, folder, device)
+        found = rows.scores(opened, device if gate is None else opened.device)
+        difference, tolerance = difference_of(found, written.losses), kind.tolerance(cell, form)
+        problems += kept_problems(kind, folder, opened, rows)
+        if gate is not None and form is not None:
+            problems += same_problems(kind, difference, tolerance)
+            asked.say(f"judging {form.name} on {len(gate.reference.examples)} test rows")
+            judged = gate.judge(kind, form, folder, opened, _Tried(form, tuple(problems)).reasons)
+    except RunError as error:
+        if gate is None:
+            raise
+        return _Tried(form, (*problems, *error.problems))
+    release_memory()
+    return _Tried(form, tuple(problems), difference, tolerance, found, judged)
+
+
+def _record(asked: Request, tried: _Tried, forced: str | None, **more: Any) -> ExportRecord:
+    cell, form = asked.cell, tried.form
+    assert tried.found is not None
+    return ExportRecord(
+        domain=cell.domain,
+        target=cell.target,
+        format=asked.kind.name,
+        variant=form.name if form else None,
+        storage=form.storage if form else cell.lock.dtype,
+        forced=forced,
+        rows=len(tried.found.losses),
+        difference=tried.difference,
+        tolerance=tried.tolerance,
+        evaluated_difference=from_evaluation(cell, tried.found),
+        runtime=asked.kind.runtime,
+        features=catalogue.cpu_features(),
+        files=(),
+        versions=versions("cpu"),
+        **more,
+    )
