@@ -290,6 +290,30 @@ def predict(  # noqa: PLR0913 - options of the command
 
 
 @app.command()
+@heavy
+def serve(  # noqa: PLR0913 - options of the command
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder such as runs/NAME.")],
+    host: Annotated[str, typer.Option("--host", help="Where to listen; 0.0.0.0 for other machines too.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    domain: Domains = None,
+    target: OneTarget = None,
+    max_batch: Annotated[int, typer.Option("--max-batch", min=1, help="Rows that go through the model at once.")] = 32,
+    max_queue: Annotated[int, typer.Option("--max-queue", min=1, help="Rows that may wait.")] = 1024,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="That one request may have written.")] = 1024,
+) -> None:
+    """Answer over HTTP with one resident base and the adapters of all domains of a run.
+
+    POST /predict {"domain": NAME, "inputs": [TEXT, ...]}; for language models also /v1/chat/completions,
+    /v1/completions and /v1/models as OpenAI's API has them, with a domain as model. GET /health and /metrics say how
+    it goes. Ctrl-C or SIGTERM finishes what was asked and stops.
+    """
+    from hfadapt.cli.serving import serve_run
+
+    most = {"batch_rows": max_batch, "queue_rows": max_queue, "new_tokens": max_tokens}
+    serve_run(run, domain or (), target, (host, port), note, **most)
+
+
+@app.command()
 def export(  # noqa: PLR0913 - options of the command
     cell: CellArgument,
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new folder.")],

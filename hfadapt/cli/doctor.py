@@ -32,6 +32,7 @@ OPTIONAL = {
     "trackio": ("train.trackers: [trackio]", "pip install trackio"),
     "codecarbon": ("energy where no counter can be read, and carbon", "pip install 'hfadapt[energy]'"),
     "lm_eval": ("evaluate.harness", "pip install 'hfadapt[harness]'"),
+    "fastapi": ("hfadapt serve", "pip install 'hfadapt[serve]'"),
     "soundfile": ("recordings in FLAC, OGG and MP3", "pip install 'hfadapt[sound]'"),
     "sentencepiece": ("tokenizers that exist only as SentencePiece files", "pip install sentencepiece"),
 }

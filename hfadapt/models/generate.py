@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from hfadapt.models.facts import position_limit
 from hfadapt.models.load import pad_token_id
+
+if TYPE_CHECKING:
+    import torch
+
+Reason = Literal["stop", "length"]
+"""Why a continuation is over: its end was written, or it is as long as it may be."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A continuation that somebody waits for, in a batch with those of others.
+
+    Args:
+        prompt: Token ids.
+        max_new_tokens: The end token counts.
+        hear: Told after every token all that is written, without the end token, and once the reason for which it is
+            over. False ends it.
+        adapter: Its name inside the model, where that has several.
+        temperature: 0 takes the likeliest token.
+        top_p: Tokens are drawn from the likeliest ones, as many as have this probability together.
+        seed: Of the draw; None for another one each time.
+    """
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    hear: Callable[[list[int], Reason | None], bool]
+    adapter: str = ""
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
 
 
 def continuations(
@@ -33,9 +64,7 @@ def continuations(
         adapters: For each prompt the name of its adapter inside the model, where it has several.
         sampled: Draw from the whole distribution at temperature 1; otherwise greedy.
     """
-    import torch
-
-    pad, ends = pad_token_id(tokenizer), _end_tokens(model, tokenizer)
+    ends = _end_tokens(model, tokenizer)
     most, table = position_limit(model, model.config)
     if most and table:
         max_new_tokens = min(max_new_tokens, max(1, most // 2))
@@ -48,26 +77,106 @@ def continuations(
     written: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_rows):
         numbers = order[start : start + batch_rows]
-        longest = len(prompts[numbers[-1]])
-        ids = torch.full((len(numbers), longest), pad, dtype=torch.long)
-        mask = torch.zeros_like(ids)
+        names = [adapters[i] for i in numbers] if adapters else ()
+        output = _generated(model, tokenizer, [prompts[i] for i in numbers], max_new_tokens, names, how)
         for line, i in enumerate(numbers):
-            ids[line, longest - len(prompts[i]) :] = torch.tensor(list(prompts[i]))
-            mask[line, longest - len(prompts[i]) :] = 1
-        if adapters:
-            how["adapter_names"] = [adapters[i] for i in numbers]
-        with torch.inference_mode(), _plain_settings(model, pad, ends):
-            output = model.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                max_new_tokens=max_new_tokens,
-                num_beams=1,
-                use_cache=True,
-                **how,
-            )
-        for line, i in enumerate(numbers):
-            written[i] = _until(output[line, longest:].tolist(), ends)
+            written[i] = _until(output[line].tolist(), ends)
     return written
+
+
+def write(model: Any, tokenizer: Any, wanted: Sequence[Wanted]) -> None:
+    """Writes one batch of continuations; each is over when its own end is reached, and tells how it goes."""
+    from transformers import LogitsProcessorList, StoppingCriteriaList
+
+    ends = _end_tokens(model, tokenizer)
+    watch = StoppingCriteriaList([_watching(wanted, max(len(each.prompt) for each in wanted), ends)])
+    how: dict[str, Any] = {"do_sample": False, "stopping_criteria": watch}
+    if any(each.temperature for each in wanted):
+        how["logits_processor"] = LogitsProcessorList([_drawing(wanted)])
+    names = [each.adapter for each in wanted] if wanted[0].adapter else ()
+    _generated(
+        model, tokenizer, [each.prompt for each in wanted], max(each.max_new_tokens for each in wanted), names, how
+    )
+
+
+def _watching(wanted: Sequence[Wanted], start: int, ends: set[int]) -> Any:
+    """Tells each row what it has, and ends it by itself; `start` is the column of the first token that is new."""
+    import torch
+
+    going: list[list[int] | None] = [[] for _ in wanted]
+
+    def watch(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        for row, token in enumerate(ids[:, -1].tolist()):
+            written, own = going[row], wanted[row]
+            if written is None:
+                continue
+            length = ids.shape[1] - start
+            reason: Reason | None = "stop" if token in ends else "length" if length >= own.max_new_tokens else None
+            if token not in ends:
+                written.append(token)
+            if not own.hear(written, reason) or reason is not None:
+                going[row] = None
+        return torch.tensor([each is None for each in going], device=ids.device)
+
+    return watch
+
+
+def _drawing(wanted: Sequence[Wanted]) -> Any:
+    """Makes the likeliest token of a row one that is drawn: each row has a temperature and a seed of its own."""
+    import torch
+
+    chances = [torch.Generator() for _ in wanted]
+    for own, chance in zip(wanted, chances, strict=True):
+        chance.seed() if own.seed is None else chance.manual_seed(own.seed)
+
+    def draw(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.clone()
+        for row, (own, chance) in enumerate(zip(wanted, chances, strict=True)):
+            if not own.temperature:
+                continue
+            chosen = (scores[row].float().cpu() / own.temperature).softmax(-1)
+            if own.top_p < 1:
+                ordered, places = chosen.sort(descending=True)
+                # The likeliest always stays.
+                chosen[places[ordered.cumsum(-1) - ordered > own.top_p]] = 0
+            # The largest of p / e with exponential e is a draw from p.
+            waits = torch.empty_like(chosen).exponential_(generator=chance)
+            scores[row] = (chosen / waits).to(scores)
+        return scores
+
+    return draw
+
+
+def _generated(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    adapters: Sequence[str],
+    how: dict[str, Any],
+) -> torch.Tensor:
+    """What follows each prompt of a batch (B, new), after the end of a row padding; `how` goes to `generate`."""
+    import torch
+
+    pad, longest = pad_token_id(tokenizer), max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for line, prompt in enumerate(prompts):
+        ids[line, longest - len(prompt) :] = torch.tensor(list(prompt))
+        mask[line, longest - len(prompt) :] = 1
+    if adapters:
+        how = {**how, "adapter_names": list(adapters)}
+    with torch.inference_mode(), _plain_settings(model, pad, _end_tokens(model, tokenizer)):
+        output = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            num_beams=1,
+            use_cache=True,
+            **how,
+        )
+    new: torch.Tensor = output[:, longest:]
+    return new
 
 
 @contextmanager

@@ -48,7 +48,7 @@ class Bank:
         Raises:
             RequestError: the bank has no such domain.
         """
-        found = self._adapter(domain)
+        found = self.adapter(domain)
         use_adapter(self.model, domain)
         return found
 
@@ -66,10 +66,12 @@ class Bank:
         names = [domains] * len(texts) if isinstance(domains, str) else list(domains)
         if len(names) != len(texts):
             raise RequestError("every text needs a domain", got=f"{len(texts)} texts and {len(names)} domains")
-        own, inside = [self._adapter(name) for name in names], [internal_name(name) for name in names]
-        return answers(own, texts, max_new_tokens, batch_rows=ANSWER_ROWS, names=inside)
+        own, inside = [self.adapter(name) for name in names], [internal_name(name) for name in names]
+        rows = max([ANSWER_ROWS, *(registry.task(each.task).answer_rows for each in own)])
+        return answers(own, texts, max_new_tokens, batch_rows=rows, names=inside)
 
-    def _adapter(self, domain: str) -> Adapted:
+    def adapter(self, domain: str) -> Adapted:
+        """The adapter of a domain, on a model that may be switched to another. Raises as `use`."""
         if domain not in self.adapters:
             problem = choice_problem("the bank has no adapter for this domain", domain, self.adapters)
             raise RequestError(problem.what, problems=[problem])

@@ -184,6 +184,7 @@ class Task:
         redraws: Whether rows are learned in another way in each epoch (`in_epoch`).
         joint: Whether the loss of a row depends on the rows that are learned with it. It is then worked out from the
             outputs for all sequences of the batch (`joint_losses`), however many go through the model at once.
+        compares: Whether an answer depends on the texts that are asked with it, the first of which is the query.
         reads: What it reads of a model's output: logits, or the last hidden state of a model without a head.
         library: What opens a whole model, as the Hub calls it.
         usage: Python that does, where that is no transformers.
@@ -217,6 +218,7 @@ class Task:
     fits: frozenset[str] = frozenset()
     redraws: bool = False
     joint: bool = False
+    compares: bool = False
     reads: str = "logits"
     library: str = "transformers"
     usage: str | None = None
@@ -406,6 +408,17 @@ class Task:
     def fault(self, value: Any) -> Problem | None:
         """Why a value cannot be answered, where it is a file."""
         return None
+
+    def opened(self, asked: Served, said: str | Sequence[Mapping[str, Any]]) -> list[int]:
+        """Token ids of what precedes a text that is to be written, for tasks whose model writes.
+
+        Args:
+            said: A chat as the adapter was trained on; or a text, which is continued as it stands.
+
+        Raises:
+            RequestError: the chat is none, or not of a kind that the adapter has seen.
+        """
+        raise NotImplementedError
 
     def answer(
         self, served: Sequence[Served], texts: Sequence[str], max_new_tokens: int, names: Sequence[str] = ()

@@ -23,7 +23,7 @@ from hfadapt.evaluate.generation import (
 )
 from hfadapt.modalities import IGNORED
 from hfadapt.modalities.text import text_example
-from hfadapt.models.generate import continuations
+from hfadapt.models.generate import Wanted, continuations, write
 from hfadapt.models.load import load_processor
 from hfadapt.run_folder import Run
 from hfadapt.serve.adapted import Adapted
@@ -169,6 +169,28 @@ def test_settings_of_the_base_do_not_change_what_is_written(context, monkeypatch
         written()
     assert context.model.generation_config is own
     assert own.to_dict() == before
+
+
+def test_rows_of_a_batch_end_each_by_itself(context):
+    """Whoever waits for a row is told all of it, and can end it; the others do not notice."""
+    prompts = [prompt.ids for prompt in chosen_prompts(context.test, 3)]
+    model, tokenizer = context.model, context.base.tokenizer
+    wanted = continuations(model, tokenizer, prompts, 9, batch_rows=1)
+    assert min(map(len, wanted)) > 3
+    heard: list[list[tuple[list[int], str | None]]] = [[], [], []]
+
+    def hear(row, most):
+        def told(ids, reason):
+            heard[row].append((list(ids), reason))
+            return len(ids) < most
+
+        return told
+
+    limits = [9, 2, 9]
+    write(model, tokenizer, [Wanted(ids, limits[i], hear(i, (99, 99, 3)[i])) for i, ids in enumerate(prompts)])
+    assert heard[0][-1] == (wanted[0], "stop" if len(wanted[0]) < 9 else "length")
+    assert heard[1] == [(wanted[1][:1], None), (wanted[1][:2], "length")]
+    assert [ids for ids, _ in heard[2]] == [wanted[2][:size] for size in (1, 2, 3)]
 
 
 def test_small_answer_sets_are_not_generated(models, tmp_path):

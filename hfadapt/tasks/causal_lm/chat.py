@@ -14,10 +14,11 @@ from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.core.errors import DataError
+from hfadapt.core.errors import DataError, RequestError
 from hfadapt.modalities import IGNORED, Row
 from hfadapt.modalities.text import require_offsets
 from hfadapt.schemas import Unusable
+from hfadapt.schemas._turns import turns_of
 from hfadapt.tasks import Remark
 
 if TYPE_CHECKING:
@@ -298,6 +299,20 @@ def encoded_chat(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int
         for token, (left, right) in zip(ids, encoded["offset_mapping"], strict=True)
     ]
     return ids, labels
+
+
+def read_turns(said: Any) -> list[dict[str, Any]]:
+    """The turns of a chat in any of the shapes that data may have. Raises RequestError where they cannot be read."""
+    try:
+        return turns_of(said)
+    except Unusable as fault:
+        raise RequestError(f"the chat cannot be read{fault.detail}", place="messages") from None
+
+
+def asked_chat(turns: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the template shows before the next answer of a chat. Raises DataError as `Chat`."""
+    chat = Chat({"messages": [{**each, "trained": False} for each in turns]}, tokenizer)
+    return chat.write(chat.turns, ask=True)
 
 
 def called(turn: Mapping[str, Any]) -> list[str]:

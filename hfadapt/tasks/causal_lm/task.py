@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
-from hfadapt.core.errors import DataError
+from hfadapt.core.errors import DataError, RequestError
 from hfadapt.modalities import IGNORED, Example, Row
 from hfadapt.modalities.text import packed, pad, pieces, started, text_example, token_ids
 from hfadapt.tasks import Answer, Batches, ReadSplit, Remark, Scores, Served, Task
-from hfadapt.tasks.causal_lm.chat import Chat, encoded_chat
+from hfadapt.tasks.causal_lm.chat import Chat, asked_chat, encoded_chat, read_turns
 
 if TYPE_CHECKING:
     import torch
@@ -208,6 +208,23 @@ class CausalLM(Task):
         """`answer_texts` as token ids without the end token."""
         return {name: tuple(completion_ids(text, tokenizer, end=False)) for name, text in texts.items()}
 
+    def opened(self, asked: Served, said: str | Sequence[Mapping[str, Any]]) -> list[int]:
+        """A chat goes into the template of the model where chats were learned; where prompts were, one turn is a prompt
+        like those."""
+        if isinstance(said, str):
+            return list(started(prompt_ids(said, asked.tokenizer), asked.tokenizer))
+        turns = read_turns(said)
+        if _chats(asked):
+            return list(asked.tokenizer(asked_chat(turns, asked.tokenizer), add_special_tokens=False)["input_ids"])
+        if [each["role"] for each in turns] != ["user"]:
+            raise RequestError(
+                "this adapter was trained on prompts and answers, not on chats",
+                place="messages",
+                got=", ".join(each["role"] for each in turns) or "no turns",
+                allowed="one turn of the user, which goes where the text of a training row went",
+            )
+        return _whole_ids(asked, turns[0]["content"])
+
     def answer(
         self, served: Sequence[Served], texts: Sequence[str], max_new_tokens: int, names: Sequence[str] = ()
     ) -> list[Answer]:
@@ -281,15 +298,22 @@ def asked_ids(asked: Served, text: str, answer_tokens: int = SHORTEST_ANSWER) ->
     What is too long for an answer of so many tokens loses its beginning. How long an answer that is written freely will
     be is not known. With room for the shortest, no prompt is cut that a row of training or evaluation could have held.
     """
-    ids = None
-    if asked.prompt is not None:
-        text = asked.prompt.replace("{text}", text) if "{text}" in asked.prompt else text
-    elif asked.form is not None and registry.schema(asked.form).chat:
+    return without_beginning(_whole_ids(asked, text), answer_tokens, asked.max_length)
+
+
+def _chats(asked: Served) -> bool:
+    """Whether what is asked goes into the model's chat template."""
+    return asked.prompt is None and asked.form is not None and registry.schema(asked.form).chat
+
+
+def _whole_ids(asked: Served, text: str) -> list[int]:
+    if _chats(asked):
         messages = [{"role": "user", "content": text}]
         rendered = asked.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids = list(asked.tokenizer(rendered, add_special_tokens=False)["input_ids"])
-    ids = prompt_ids(text, asked.tokenizer) if ids is None else ids
-    return without_beginning(started(ids, asked.tokenizer), answer_tokens, asked.max_length)
+        return list(started(asked.tokenizer(rendered, add_special_tokens=False)["input_ids"], asked.tokenizer))
+    if asked.prompt is not None and "{text}" in asked.prompt:
+        text = asked.prompt.replace("{text}", text)
+    return list(started(prompt_ids(text, asked.tokenizer), asked.tokenizer))
 
 
 def without_beginning(prompt: Sequence[int], answer_tokens: int, max_length: int) -> list[int]:

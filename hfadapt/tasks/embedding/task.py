@@ -42,6 +42,7 @@ class Embedding(Task):
     metrics: tuple[str, ...] = ("ndcg_at_10", "mrr_at_10", "recall_at_10", "spearman", "loss")
     own_metrics = METRICS
     joint = True
+    compares = True
     reads = "last_hidden_state"
     library = "sentence-transformers"
     usage = (

@@ -42,6 +42,7 @@ class Reranking(Task):
     label_kind = "ranks"
     metrics: tuple[str, ...] = ("ndcg_at_10", "mrr_at_10", "recall_at_10", "loss")
     joint = True
+    compares = True
     assumed_parts = float(CANDIDATES)
     answer_rows = 1 << 20
     library = "sentence-transformers"
