@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
+UNNAMED = re.compile(r"LABEL_\d+")
+"""What transformers calls a class without a name."""
 SHOWN = 4
 """Classes that a message names."""
 
@@ -60,6 +62,10 @@ class BaseHead(Spec):
             return None
         if "id2label" not in options:
             return tuple(range(len(self.classes))) if len(self.classes) == options["num_labels"] else None
+        unnamed = all(UNNAMED.fullmatch(name) for name in self.classes)
+        if unnamed and len(labels) != len(self.classes):
+            # Numbers alone do not make ten digits the first ten of a thousand classes.
+            return None
         for spelt in (str, _plain):
             known = [spelt(name) for name in self.classes]
             asked = [spelt(name) for name in labels]

@@ -89,6 +89,13 @@ def test_a_head_for_something_else_is_new(tmp_path, kind, names, problem_type):
     torch.testing.assert_close(logits(base.model), logits(again.model))
 
 
+def test_a_few_numbers_are_not_the_first_of_many_unnamed_classes(tmp_path):
+    folder = classifier(tmp_path / "base", tuple(f"LABEL_{number}" for number in range(12)))
+    base = load_base(make_lock(folder, "text-classification"), ("0", "1"), CPU)
+    assert base.fresh_modules == ("classifier",)
+    assert "new" in str(base.head_note)
+
+
 def test_a_head_in_another_order_goes_with_the_adapter(tmp_path):
     folder = classifier(tmp_path / "base", ("good", "bad"))
     lock = make_lock(folder, "text-classification")
