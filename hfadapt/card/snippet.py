@@ -61,8 +61,7 @@ def _of_files(schema: RowSchema, records: Records) -> dict[str, Any]:
     """What a snippet has to know of the base where it opens a file."""
     lock = records.file("lock.yaml")
     config = load_config(lock["base"]["folder"] if lock["base"] else found_model(lock["model"], records.folder))
-    arguments = registry.modality(schema.modality).arguments(config, lock["data"]["max_length"])
-    return {"model_type": config.model_type, "arguments": arguments}
+    return {"arguments": registry.modality(schema.modality).arguments(config, lock["data"]["max_length"])}
 
 
 def _base(facts: Facts) -> str:

@@ -121,7 +121,8 @@ class Modality:
         return processor
 
     def arguments(self, config: Any, max_length: int) -> Mapping[str, Any]:
-        """What transformers' processor of a model is given beside a value, for examples of `max_length` units."""
+        """What transformers' processor or model is given beside a value, for examples of `max_length` units; the task's
+        snippet says which."""
         return {}
 
     def identity(self, processor: Any) -> Any:

@@ -39,6 +39,8 @@ LEAST_CONTRAST = 0.004
 PREVIEW_BYTES = 4096
 SMALL_TIMES, SMALLEST_SIDE = 4, 112
 """Small images are enlarged so many times, and at least to this side, not to the model's whole size."""
+INTERPOLATE = "interpolate_pos_encoding"
+"""The argument of models that have an embedding for each place of a picture, and take pictures of other sizes."""
 CONV_STRIDE = 32
 """Convolutional nets without patches halve a side five times."""
 
@@ -168,6 +170,10 @@ class Image(Modality):
     def sized(self, processor: Processor, max_length: int) -> Processor:
         """The processor for pictures of at most `max_length` positions."""
         return processor.at(max_length)
+
+    def arguments(self, config: Any, max_length: int) -> dict[str, Any]:
+        """What the model is asked for beside pixels."""
+        return {INTERPOLATE: True} if _interpolates(config) else {}
 
     def identity(self, processor: Processor) -> Any:
         """The settings of transformers' processor at the model's own size."""
@@ -309,19 +315,24 @@ def _patch(config: Mapping[str, Any]) -> int:
     return int(patch[0] if isinstance(patch, (list, tuple)) else patch)
 
 
-def _takes_one_size(config: Any) -> bool:
-    """Whether a model has an embedding for each place of a picture of one size and does not interpolate them."""
+def _interpolates(config: Any) -> bool:
+    """Whether a model is to be asked to interpolate its embeddings of the places of a picture."""
     import inspect
 
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as KNOWN
 
-    if getattr(config, "patch_size", None) is None or config.model_type.startswith("dino"):
-        return False
     if type(config) not in KNOWN:
-        return True
+        return False
     found = KNOWN[type(config)]
     found = found[0] if isinstance(found, tuple) else found
-    return "interpolate_pos_encoding" not in inspect.signature(found.forward).parameters
+    return INTERPOLATE in inspect.signature(found.forward).parameters
+
+
+def _takes_one_size(config: Any) -> bool:
+    """Whether a model has an embedding for each place of a picture of one size and does not interpolate them."""
+    if getattr(config, "patch_size", None) is None or config.model_type.startswith("dino"):
+        return False
+    return not _interpolates(config)
 
 
 def _plain(picture: Picture) -> Picture:

@@ -234,6 +234,14 @@ def test_the_size_follows_from_the_positions(vision, positions, side):
     assert processor.positions == (side // 8) ** 2
 
 
+@pytest.mark.parametrize(("kind", "asked"), [("vit", True), ("dino", False), ("conv", False)])
+def test_places_are_interpolated_by_the_models_that_have_to_be_asked(vision, kind, asked):
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(vision / kind)
+    assert KIND.arguments(config, 16) == ({"interpolate_pos_encoding": True} if asked else {})
+
+
 def test_a_saved_processor_makes_the_same_pixels(vision, tmp_path):
     from transformers import AutoImageProcessor
 
