@@ -1,0 +1,97 @@
+"""Gates that are always open go before export, and the model answers as before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import EfficientNetConfig, EfficientNetForImageClassification
+
+from hfadapt.models.fold import fold_constants
+
+BATCH = {"pixel_values": torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))}
+
+
+def net(bias: float | torch.Tensor | None) -> Any:
+    """A small EfficientNet, whose gates answer with this bias alone where one is given."""
+    torch.manual_seed(0)
+    config = EfficientNetConfig(width_coefficient=0.25, depth_coefficient=0.1, hidden_act="relu6", hidden_dim=320)
+    model = EfficientNetForImageClassification(config).eval()
+    for name, tensor in model.named_parameters():
+        if "squeeze_excite" in name and bias is not None:
+            tensor.data.zero_()
+            if name.endswith("expand.bias"):
+                tensor.data += bias if isinstance(bias, float) else bias[: len(tensor)]
+    return model
+
+
+def gates(model: Any) -> int:
+    """How many gates of channels compute."""
+    return sum("squeeze" in type(module).__name__.lower() for module in model.modules())
+
+
+@pytest.mark.parametrize("bias", [20.0, 0.5, torch.linspace(-2, 2, 2000)])
+def test_constant_gates_go(bias: Any) -> None:
+    model = net(bias)
+    before, there = model(**BATCH).logits, gates(model)
+    assert there > 0
+    assert len(fold_constants(model, BATCH)) == there
+    assert gates(model) == 0
+    assert torch.equal(model(**BATCH).logits, before)
+    # The batch of the example is no part of the model.
+    assert model(pixel_values=torch.zeros(1, 3, 32, 32)).logits.shape == (1, before.shape[1])
+
+
+def test_open_gates_cost_nothing() -> None:
+    model = net(20.0)
+    fold_constants(model, BATCH)
+    assert not any("squeeze_excite" in name for name in model.state_dict())
+
+
+def test_gates_that_look_stay() -> None:
+    model = net(None)
+    there = gates(model)
+    assert fold_constants(model, BATCH) == ()
+    assert gates(model) == there
+
+
+class Net(nn.Module):
+    """A linear layer that hears nothing, in surroundings that do."""
+
+    def __init__(self, around: nn.Module) -> None:
+        super().__init__()
+        self.around = around
+        for parameter in around.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.around(x)
+
+
+class Residual(nn.Module):
+    """A branch that adds nothing."""
+
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(nn.Linear(4, 4), last)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.branch(x)
+
+
+@pytest.mark.parametrize(
+    ("around", "replaced"),
+    [
+        (Residual(nn.Tanh()), True),  # adds tanh(0)
+        (Residual(nn.Sigmoid()), False),  # adds a half
+        (nn.Sequential(Residual(nn.Tanh()), nn.ReLU()), True),  # the inner one alone
+        (nn.Sequential(nn.ReLU(), nn.Linear(4, 4), nn.Sigmoid()), False),  # answers a half, whatever it is given
+    ],
+)
+def test_a_layer_that_hears_nothing(around: nn.Module, replaced: bool) -> None:
+    model, x = Net(around), torch.randn(3, 4)
+    before = model(x)
+    assert bool(fold_constants(model, {"x": x})) is replaced
+    assert torch.equal(model(x), before)
