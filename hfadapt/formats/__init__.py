@@ -22,6 +22,7 @@ from hfadapt.quants import is_quantised
 if TYPE_CHECKING:
     import torch
 
+    from hfadapt.models.facts import ModelFacts
     from hfadapt.models.load import Base
     from hfadapt.recipe.schema import Lock
     from hfadapt.records.stages import Manifest
@@ -73,6 +74,21 @@ class Head:
     text: str | None = None
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A form of a model that has not been written yet.
+
+    Args:
+        form: Its name.
+        bytes: What its files take, about.
+        arithmetic: In what its products are computed, as `latency` of a target names it: `float32` or `int8`.
+    """
+
+    form: str
+    bytes: int
+    arithmetic: str
+
+
 class Format(Protocol):
     """What a format has to say. A subclass is stateless; its instance in the module is called `KIND`."""
 
@@ -97,6 +113,10 @@ class Format(Protocol):
     def unfit(self, task: str, config: Mapping[str, Any]) -> str | None:
         """Why models of this task and config cannot be written in the format, or None; known before training."""
         return None
+
+    def estimates(self, facts: ModelFacts) -> tuple[Estimate, ...]:
+        """The forms that it would have of a model that is not trained yet, the preferred one first."""
+        return ()
 
     def forms(self, lock: Lock) -> tuple[Form, ...]:
         """The forms that it can hold, the preferred one first; none where nothing can drift.

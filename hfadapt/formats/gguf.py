@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
-from hfadapt.formats import Form, Format, Head
+from hfadapt.formats import Estimate, Form, Format, Head
 from hfadapt.formats.merged import KIND as MERGED
 from hfadapt.models.base import BaseRef
-from hfadapt.models.facts import load_config
+from hfadapt.models.facts import ModelFacts, load_config
 from hfadapt.models.load import Base, load_processor, source_of
 from hfadapt.models.merge import merged_dtype, open_merged
 from hfadapt.recipe.names import DTYPES
@@ -49,6 +49,13 @@ class Gguf(Format):
             return f"architecture {config['model_type']}; it is written for Llama-like models without biases"
         kind = (config.get("rope_parameters") or {}).get("rope_type", "default")
         return f"positions of type {kind}" if kind != "default" else None
+
+    def estimates(self, facts: ModelFacts) -> tuple[Estimate, ...]:
+        """8 bits with a scale for each 32 weights, and 16 bits; norms are small."""
+        return (
+            Estimate("merged-q8_0", int(facts.parameters * 34 / 32), "int8"),
+            Estimate("merged-float16", facts.parameters * 2, "float32"),
+        )
 
     def forms(self, lock: Lock) -> tuple[Form, ...]:
         """Those of a merged model; 8 bits (q8_0) only when asked for, since their drift is not measured."""

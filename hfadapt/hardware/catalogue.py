@@ -16,7 +16,7 @@ from pydantic import Field, PositiveFloat
 
 from hfadapt.core import cache, registry, resources
 from hfadapt.core.errors import RequestError, choice_problem
-from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
+from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes, show_seconds
 from hfadapt.core.spec import Record, Spec
 
 THIS_MACHINE = "this-machine"
@@ -29,7 +29,9 @@ class Target(Shown, Spec):
 
     `dtypes` are the types weights can be stored and multiplied in, `quants` how a base can be stored (every quant says
     so of itself), `tflops` the dense matrix rate by dtype (missing when nobody publishes one), `source` where each
-    figure comes from.
+    figure comes from. Where nothing is trained, `exports` are formats that its runtimes open, `most_bytes` and
+    `most_seconds` the budget of a model and of an answer, and `latency` the seconds of an answer by arithmetic: a fixed
+    part, and what each multiply-add adds.
     """
 
     name: str
@@ -50,7 +52,10 @@ class Target(Shown, Spec):
     bandwidth_bytes_per_second: PositiveFloat | None = None
     features: tuple[str, ...] = ()
     trains: bool = True
-    export: str | None = None
+    exports: tuple[str, ...] = ()
+    most_bytes: int | None = None
+    most_seconds: PositiveFloat | None = None
+    latency: dict[str, tuple[float, float]] = {}
     source: dict[str, str]
 
     @property
@@ -97,7 +102,12 @@ class Target(Shown, Spec):
         if self.features:
             rows.append(["features", ", ".join(self.features), ""])
         if not self.trains:
-            rows.append(["export", self.export or "", self.source.get("export", "")])
+            rows.append(["exports", ", ".join(self.exports), self.source.get("exports", "")])
+            rows.append(["model, at most", show_bytes(self.most_bytes or 0), self.source.get("most_mb", "")])
+            rows.append(["answer, at most", show_seconds(self.most_seconds or 0), self.source.get("most_ms", "")])
+            for arithmetic, (fixed, each) in self.latency.items():
+                line = f"{fixed * 1e3:g} ms + {each * 1e12:g} ms for 10^9 multiply-adds"
+                rows.append([f"latency in {arithmetic}", line, self.source.get("latency", "")])
         verdict = "trains here" if self.trains else "only serves: the adapter is trained on this machine"
         return [
             Heading(f"{self.name}: {self.title}", 1),
@@ -147,6 +157,12 @@ def _target(name: str, table: dict[str, Any]) -> Target:
     fields["reserved_bytes"] = int(fields.pop("reserved_gib", 0) * GIB)
     bandwidth = fields.pop("bandwidth_gb_s", None)
     fields["bandwidth_bytes_per_second"] = bandwidth * 1e9 if bandwidth else None
+    if "most_mb" in fields:
+        fields["most_bytes"] = int(fields.pop("most_mb") * 1e6)
+    if "most_ms" in fields:
+        fields["most_seconds"] = fields.pop("most_ms") / 1e3
+    lines = fields.get("latency", {})
+    fields["latency"] = {name: (fixed / 1e3, each / 1e12) for name, (fixed, each) in lines.items()}
     return _with_quants(Target(name=name, **fields))
 
 

@@ -7,15 +7,15 @@ reasons for each field are in plan_fields.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError
-from hfadapt.core.show import show_bytes
 from hfadapt.hardware import catalogue
 from hfadapt.hardware.catalogue import Target
 from hfadapt.models.facts import ModelFacts, model_facts
+from hfadapt.plan.device import served, unwritten
 from hfadapt.plan.memory import predict
 from hfadapt.plan.memory.part import runs_without_memory
 from hfadapt.plan.memory.workload import Workload
@@ -38,7 +38,7 @@ from hfadapt.plan.reasons import (
 )
 from hfadapt.plan.search import Candidate, Question, alternatives, best, compile_seconds, search
 from hfadapt.recipe.schema import AUTO, THIS_MACHINE, Lock, Recipe
-from hfadapt.records.plan import CellPlan, Decision, Plan
+from hfadapt.records.plan import CellPlan, Decision, Plan, PlannedExport
 from hfadapt.records.stages import DataRecord
 
 ASSUMED_LABELS = 2
@@ -334,8 +334,9 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     fits = peak <= budget
     nearest = () if fits else tuple(alternatives(question, final))
     seconds, rate = _time(chosen, work, decided, world)
-    warnings, served = _served(target, facts)
-    warnings += [
+    exports = served(target, recipe.budgets.get(target.name), facts, length)
+    warnings = [
+        *_served(target, exports, facts),
         *_doubts(trainer, facts, final),
         *base_notes(facts, work, length),
         *(before.warnings if before else ()),
@@ -350,13 +351,14 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
         merge=predict.predict_merge(facts, final),
         budget_bytes=budget,
         margin=recipe.memory_margin,
-        fits=fits and served,
+        fits=fits and (not exports or any(each.fits for each in exports)),
         trains_on=trainer.name,
         predicted_seconds=seconds,
         predicted_tokens_per_second=rate,
         pretrain_seconds=before.seconds if before else None,
         data_basis=work.basis,
         alternatives=nearest,
+        exports=exports,
         warnings=tuple(warnings),
     )
 
@@ -406,28 +408,15 @@ def base_notes(facts: ModelFacts, work: Work, length: int) -> list[str]:
     return [note for note in found if note]
 
 
-def _served(target: Target, facts: ModelFacts) -> tuple[list[str], bool]:
-    """For a serve-only target: where it trains, and whether the exported model fits there."""
+def _served(target: Target, exports: Sequence[PlannedExport], facts: ModelFacts) -> list[str]:
+    """For a serve-only target: where it trains, and how it gets there."""
     if target.trains:
-        return [], True
-    # Weights in 4 bits with their scales, everything else in 16 bits: llama.cpp's Q4_K_M is 4.85 bits a weight.
-    size = int(facts.linear_parameters * 4.85 / 8 + (facts.parameters - facts.linear_parameters) * 2)
-    fits = size * 1.2 <= target.budget_bytes
-    words = "fits" if fits else "DOES NOT FIT"
-    said = [
-        f"{target.name} only serves: trained on this machine, exported as {target.export}; about {show_bytes(size)} in "
-        f"4 bits {words} in the {show_bytes(target.budget_bytes)} that one program has there"
+        return []
+    if exports:
+        how = ", ".join(dict.fromkeys(each.format for each in exports))
+        return [f"{target.name} only serves: trained on {THIS_MACHINE}, exported ({how}) and tried here"]
+    reasons = "; ".join(f"{name}: {unwritten(name, facts)}" for name in target.exports)
+    return [
+        f"{target.name} only serves, and hfadapt writes nothing of this model that runs there ({reasons}): export "
+        "--format merged and convert it with the device's tools"
     ]
-    if why := _unwritten(str(target.export), facts):
-        said.append(
-            f"hfadapt does not write {target.export} of this model ({why}): export --format merged and convert it with "
-            "the device's tools"
-        )
-    return said, fits
-
-
-def _unwritten(format: str, facts: ModelFacts) -> str | None:
-    """Why `hfadapt export` will not write this format, or None."""
-    if format not in registry.names("formats"):
-        return f"it writes {', '.join(registry.names('formats'))}"
-    return registry.format(format).unfit(facts.task, facts.config)

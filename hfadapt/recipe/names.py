@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -86,6 +87,29 @@ class OneOf:
             hint = f"; did you mean {close!r}?" if close else ""
             raise ValueError(f"{self.what} must be one of {', '.join(options)}{hint}")
         return value
+
+
+@dataclass(frozen=True)
+class WithUnit:
+    """Reads a number with its unit, such as `30MB`; a number without one is in the unit of 1."""
+
+    units: tuple[tuple[str, float], ...]
+    example: str
+
+    @property
+    def words(self) -> str:
+        """What is read, in words."""
+        return f"a number with a unit ({', '.join(name for name, _ in self.units)}), such as {self.example}"
+
+    def __call__(self, value: Any) -> Any:
+        """The number in the unit of 1."""
+        if not isinstance(value, str):
+            return value
+        found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]+)\s*", value)
+        unit = {name.lower(): size for name, size in self.units}.get(found[2].lower()) if found else None
+        if found is None or unit is None:
+            raise ValueError(self.words)
+        return float(found[1]) * unit
 
 
 def one_of(what: str, allowed: Any) -> Any:

@@ -15,6 +15,7 @@ from hfadapt.core.errors import RecipeError, nearest
 from hfadapt.core.spec import write_text
 from hfadapt.hardware import catalogue
 from hfadapt.recipe.augment_rules import check_augment
+from hfadapt.recipe.budget_rules import check_budgets, settle_targets
 from hfadapt.recipe.fast import fast_parts
 from hfadapt.recipe.pretrain_rules import check_pretrain
 from hfadapt.recipe.rules import check_settings
@@ -60,6 +61,7 @@ def load_recipe(
         tree.drop(("base",))
     for index, override in enumerate(overrides):
         _override(tree, override, Place(_AFTER_FILE + index, f"{COMMAND_LINE}: {override}"))
+    settle_targets(tree)
     chosen = _choose(tree, domains or (), targets or ())
     recipe = validate(tree, Recipe)
     if recipe is not None:
@@ -68,6 +70,7 @@ def load_recipe(
     check_settings(tree)
     check_pretrain(tree)
     check_augment(tree)
+    check_budgets(tree)
     alone = recipe is not None and not recipe.data.dedupe.across_domains
     check_sources(tree, folder_of(path), chosen if chosen and alone else None)
     _raise_problems(tree)

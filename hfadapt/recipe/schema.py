@@ -16,6 +16,7 @@ from typing_extensions import Self
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, choice_problem
 from hfadapt.core.spec import Spec
+from hfadapt.recipe.budgets import Budget
 from hfadapt.recipe.export import Export
 from hfadapt.recipe.fast import AnyFast, Fast, fast_parts
 from hfadapt.recipe.names import (
@@ -356,6 +357,7 @@ class Recipe(Spec):
     task: TaskName
     domains: Annotated[dict[Name, AnyDomain], Field(min_length=1)]
     targets: Annotated[tuple[TargetName, ...], Field(min_length=1)] = (THIS_MACHINE,)
+    budgets: dict[TargetName, Budget] = {}
     template: Template | None = None
     quant: AutoQuant = AUTO
     dtype: AutoDtype = AUTO

@@ -15,12 +15,12 @@ from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from hfadapt.core.errors import nearest
 from hfadapt.recipe.fast import Fast
-from hfadapt.recipe.names import AUTO, NAME_PATTERN, OTHER_NAMES, OneOf
+from hfadapt.recipe.names import AUTO, NAME_PATTERN, OTHER_NAMES, OneOf, WithUnit
 from hfadapt.recipe.pretrain import LockedPretrain, Pretrain, TextSource
 from hfadapt.recipe.schema import Domain, LockedFast, Recipe, Source
 from hfadapt.recipe.template import Template
@@ -241,6 +241,8 @@ def describe(annotation: Any) -> str:
     if len(members) > 1:
         return ", or ".join(describe(member) for member in members)
     bare, notes = split(annotation)
+    if unit := _with_unit(annotation):
+        return unit.words
     for note in notes:
         if isinstance(note, AfterValidator) and isinstance(note.func, OneOf):
             return ", ".join(note.func.options())
@@ -407,11 +409,17 @@ def sections() -> dict[str, type[BaseModel]]:
 
 
 def _one_of(annotation: Any) -> OneOf | None:
-    for member in _members(annotation):
-        for note in split(member)[1]:
-            if isinstance(note, AfterValidator) and isinstance(note.func, OneOf):
-                return note.func
-    return None
+    return next((each for each in _functions(annotation) if isinstance(each, OneOf)), None)
+
+
+def _with_unit(annotation: Any) -> WithUnit | None:
+    return next((each for each in _functions(annotation) if isinstance(each, WithUnit)), None)
+
+
+def _functions(annotation: Any) -> list[Any]:
+    """What checks or reads a value, for all members of a union."""
+    notes = [note for member in _members(annotation) for note in split(member)[1]]
+    return [note.func for note in notes if isinstance(note, (AfterValidator, BeforeValidator))]
 
 
 def _choices(annotation: Any) -> tuple[str, ...]:
@@ -438,6 +446,8 @@ def _repair(annotation: Any, value: Any, keys: Keys) -> str | None:
     if keys[-1] == "source" and isinstance(value, Mapping) and isinstance(value.get("train"), str):
         given = [f"`{name}: {value[name]}`" for name in ("validation", "test") if isinstance(value.get(name), str)]
         return " and ".join([f"write `source: {value['train']}`", *given])
+    if _with_unit(annotation):
+        return None  # a number without its unit would be taken for another one
     adapter, settings = TypeAdapter(annotation), _is_model(base(annotation))
     for candidate in _candidates(value):
         if settings and not isinstance(candidate, Mapping):

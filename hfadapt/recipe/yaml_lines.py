@@ -108,6 +108,12 @@ class Tree:
         self.places = {path: place for path, place in self.places.items() if path[: len(keys)] != keys}
         self.broken = {path for path in self.broken if path[: len(keys)] != keys}
 
+    def move(self, keys: Keys, to: Keys) -> None:
+        """A path and what is below it stand under another one now; places stay those of the file."""
+        moved = {to + path[len(keys) :]: place for path, place in self.places.items() if path[: len(keys)] == keys}
+        self.drop(keys)
+        self.places.update(moved)
+
 
 def plain(text: str) -> Any:
     """What an unquoted word means: null, a boolean, a number, or the text itself."""

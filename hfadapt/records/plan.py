@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from hfadapt.core.show import Block, Heading, Shown, Table, Text, View, show_bytes, show_seconds
+from hfadapt.core.show import Block, Heading, Shown, Table, Text, View, show_bytes, show_latency, show_seconds
 from hfadapt.core.spec import Record, Spec
 from hfadapt.records.stages import Phase
 
@@ -56,6 +56,28 @@ class Alternative(Spec):
     predicted_peak_bytes: int
 
 
+class PlannedExport(Spec):
+    """What a form of an export would be on a target that only serves, before there is anything to measure.
+
+    Args:
+        seconds: Of one answer; None where nobody has published what such a device does.
+        verdict: `fits`, `may fit` where the estimate of time is too rough to tell, or why not.
+        shrink: What would have to become smaller, where it does not fit.
+    """
+
+    format: str
+    form: str
+    bytes: int
+    seconds: float | None
+    verdict: str
+    shrink: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is worth training for."""
+        return not self.shrink
+
+
 class CellPlan(Spec):
     """The plan of one domain on one target. `merge` does not count for `fits`: it can be done on another machine.
 
@@ -75,6 +97,7 @@ class CellPlan(Spec):
     pretrain_seconds: float | None = None
     data_basis: str
     alternatives: tuple[Alternative, ...] = ()
+    exports: tuple[PlannedExport, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def decision(self, field: str) -> Decision:
@@ -131,6 +154,7 @@ class Plan(Shown, Record):
             Heading(f"Plan of {self.recipe}{where}: {self.model}, {self.parameters / 1e6:,.1f} M parameters", 1),
             self._verdicts(),
             *self._alternatives(),
+            *self._exports(),
             self._notes(),
         ]
         if why:
@@ -176,6 +200,25 @@ class Plan(Shown, Record):
                 frozenset({"peak"}),
             )
             for _, cells in _alike(failing, lambda cell: cell.alternatives)
+        ]
+
+    def _exports(self) -> list[Block]:
+        """What would leave for a target that only serves."""
+        return [
+            Table(
+                [f"export for {self._names(cells, whole='') or cells[0].target}", "bytes", "latency", "estimated"],
+                [
+                    [
+                        f"{each.format}, {each.form}",
+                        show_bytes(each.bytes),
+                        "not known" if each.seconds is None else show_latency(each.seconds),
+                        "\n".join(filter(None, (each.verdict, each.shrink))),
+                    ]
+                    for each in exports
+                ],
+                frozenset({"bytes", "latency"}),
+            )
+            for exports, cells in _alike([cell for cell in self.cells if cell.exports], lambda cell: cell.exports)
         ]
 
     def _notes(self) -> Table:

@@ -32,7 +32,9 @@ def test_every_figure_has_a_source(name: str) -> None:
     assert 0 < target.budget_bytes <= target.memory_bytes
     assert set(target.tflops) <= set(target.dtypes)
     assert target.trains == (target.kind != "serve-only")
-    assert target.trains or target.export in ("gguf", "onnx")
+    assert target.trains == (target.exports == ())
+    assert target.trains or (target.most_bytes > 1e6 and target.most_seconds > 0.001)
+    assert {"float32", "int8"} >= target.latency.keys()
     assert target.name in str(target)
 
 

@@ -160,6 +160,11 @@ def planned(bed: Bed, fields: Mapping[str, Any]) -> Any:
     ]
 
 
+def exported(bed: Bed, fields: Mapping[str, Any]) -> Any:
+    """What the plan says of exports for the first target."""
+    return [each.verdict for each in make_plan(bed.recipe(fields)).cells[0].exports]
+
+
 def metrics(bed: Bed, fields: Mapping[str, Any]) -> Any:
     """What the plan wants to be measured."""
     return make_plan(bed.recipe(fields)).cells[0].value("evaluate.metrics")

@@ -30,6 +30,7 @@ from looks import (
     card,
     compared_without,
     evaluation,
+    exported,
     folder,
     fused,
     gathered,
@@ -99,8 +100,9 @@ ALL = dict(fields_of(Recipe))
 
 
 def put(fields: Mapping[str, Any], place: str, value: Any) -> dict[str, Any]:
-    """A copy of a recipe's fields with one set: `*` is the domain `one`, `[]` the first place of a list."""
+    """A copy of a recipe's fields with one set: `*` is the domain `one` or the phone, `[]` the first place of a list."""
     found = copy.deepcopy(dict(fields))
+    place = place.replace("budgets.*", "budgets.android-8gb")
     keys: list[Any] = place.replace("[]", ".0").replace("*", "one").split(".")
     keys = [int(key) if key == "0" else key for key in keys]
     inner: Any = found
@@ -177,6 +179,7 @@ SEVERAL = {"domains.*": {"sources": [{"source": "labelled.jsonl"}, {"source": "o
 WIDE, HUB = {"domains.*.source": "wide.jsonl"}, {"domains.*.source": "someone/something"}
 NOISY = {"domains.*.source": "noisy.jsonl"}
 TWO = {"domains": {"one": {"source": "labelled.jsonl"}, "two": {"source": "overlapping.jsonl"}}}
+ON_PHONE = {"targets": ["android-8gb"]}
 FROM_LABEL = {"domains.*.source": "labelled.jsonl"}
 TURNS = [{"role": "user", "content": "{text}"}, {"role": "assistant", "content": "{label}"}]
 QUICK = dict.fromkeys(("general_text", "transfer", "security", "drift"), False)
@@ -275,6 +278,8 @@ FIELDS: dict[str, Case] = {
     "model": Case(("./lm", "./lm-untied"), planned, TEXTS),
     "task": Case((CLASSES, TEXTS), metrics, TEXTS, FROM_LABEL),
     "targets": Case((["cpu-16gb"], ["t4"]), planned),
+    "budgets.*.bytes": Case((1000, 10**9), exported, TEXTS, ON_PHONE),
+    "budgets.*.latency": Case((1e-9, 10.0), exported, TEXTS, ON_PHONE),
     "quant": Case(("none", "int8", "nf4", "fp4"), storage, TEXTS, {"dtype": "bfloat16"}),
     "dtype": Case(("float32", "bfloat16", "float16"), storage, TEXTS),
     "processes": Case((1, 2), refusal),

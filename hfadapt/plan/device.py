@@ -1,0 +1,112 @@
+"""What of a model would run on a device that only serves: bytes and time of each form, before anything is trained.
+
+Bytes follow from the parameters. The time of an answer is a line in its multiply-adds, drawn through published figures
+of a device with like cores (targets/serve_only.toml names them); it is right within a factor of two, no better.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import TYPE_CHECKING
+
+from hfadapt.core import registry
+from hfadapt.core.show import show_bytes, show_latency
+from hfadapt.hardware.catalogue import Target
+from hfadapt.models.facts import ModelFacts, build
+from hfadapt.recipe.budgets import Budget
+from hfadapt.records.plan import PlannedExport
+
+if TYPE_CHECKING:
+    from hfadapt.formats import Estimate
+
+BEYOND = 2.0
+"""An estimate of time is that far off at most: below half of the budget it fits, above the double it does not."""
+BESIDE = 1.2
+"""Memory that a runtime takes for a model, as a multiple of its files."""
+
+
+def served(target: Target, budget: Budget | None, facts: ModelFacts, length: int) -> tuple[PlannedExport, ...]:
+    """The forms of all formats that the target opens and that can hold the model; none where nothing can.
+
+    Args:
+        target: One that only serves.
+        budget: What the recipe says of it, in the place of the catalogue's.
+        length: Units of a row.
+    """
+    found = []
+    for name in target.exports:
+        if unwritten(name, facts) is None:
+            for estimate in registry.format(name).estimates(facts):
+                found.append(_planned(name, estimate, target, budget or Budget(), facts, length))
+    return tuple(found)
+
+
+def unwritten(format: str, facts: ModelFacts) -> str | None:
+    """Why a format will not be written, or None."""
+    if format not in registry.names("formats"):
+        return f"formats are {', '.join(registry.names('formats'))}"
+    return registry.format(format).unfit(facts.task, facts.config)
+
+
+def _planned(
+    format: str, estimate: Estimate, target: Target, budget: Budget, facts: ModelFacts, length: int
+) -> PlannedExport:
+    most = budget.bytes or target.most_bytes
+    memory = int(target.budget_bytes / BESIDE)
+    seconds, limit = answer_seconds(target, estimate, facts, length), budget.latency or target.most_seconds
+    verdict, shrink = "fits", ""
+    if estimate.bytes > memory or (most and estimate.bytes > most):
+        allowed = min(memory, most or memory)
+        verdict = f"DOES NOT FIT: {show_bytes(allowed)} at most"
+        share = allowed * facts.parameters / estimate.bytes
+        shrink = f"a base of at most {share / 1e6:,.1f} M parameters would, or fewer bits"
+    elif seconds and limit and seconds > limit * BEYOND:
+        verdict = f"TOO SLOW: {show_latency(limit)} at most"
+        shrink = f"{limit / seconds:.0%} of the multiply-adds would do: a smaller base, shorter rows, int8"
+    elif seconds and limit and seconds > limit / BEYOND:
+        verdict = f"may fit: {show_latency(limit)} at most"
+    return PlannedExport(
+        format=format, form=estimate.form, bytes=estimate.bytes, seconds=seconds, verdict=verdict, shrink=shrink
+    )
+
+
+def answer_seconds(target: Target, estimate: Estimate, facts: ModelFacts, length: int) -> float | None:
+    """Seconds of one answer; of what is generated, of one token, for which all weights are read once."""
+    if registry.task(facts.task).writes:
+        rate = target.bandwidth_bytes_per_second
+        return estimate.bytes / rate if rate else None
+    if estimate.arithmetic not in target.latency or (count := multiply_adds(facts, length)) is None:
+        return None
+    fixed, each = target.latency[estimate.arithmetic]
+    return fixed + each * count
+
+
+def multiply_adds(facts: ModelFacts, length: int) -> int | None:
+    """Multiply-adds of one row of `length` units: matrix products, convolutions and attention, as torch counts them."""
+    auto_class = registry.task(facts.task).auto_class
+    return _multiply_adds(json.dumps(facts.config, sort_keys=True), auto_class, facts.task, length)
+
+
+@cache
+def _multiply_adds(config: str, auto_class: str, task: str, length: int) -> int | None:
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoConfig
+
+    from hfadapt.plan.memory.trace import make_fake
+
+    modality = registry.modality(registry.task(task).modality)
+    try:
+        fields = modality.shaped(json.loads(config), length)
+        # Attention in plain products: torch does not count what its kernels for the CPU do.
+        eager = AutoConfig.for_model(**fields, attn_implementation="eager")
+        model = build(eager, auto_class, "counted").eval()
+        with FakeTensorMode(), FlopCounterMode(display=False) as counter, torch.no_grad():
+            make_fake(model)
+            model(**modality.traced(model.config, 1, length))
+    except Exception:
+        # Models that look at values while they run cannot run without any.
+        return None
+    return int(counter.get_total_flops()) // 2 or None

@@ -1,0 +1,95 @@
+"""What of a model would run on a device that only serves."""
+
+from __future__ import annotations
+
+import pytest
+from tiny import recipe_fields, write_recipe
+
+from hfadapt.core.errors import RecipeError
+from hfadapt.formats import Estimate
+from hfadapt.hardware import catalogue
+from hfadapt.models.facts import model_facts
+from hfadapt.plan import device
+from hfadapt.plan.device import answer_seconds, multiply_adds, served
+from hfadapt.plan.make import make_plan
+from hfadapt.recipe.budgets import Budget
+from hfadapt.recipe.reading import load_recipe, save_recipe
+
+PHONE = "android-8gb"
+
+
+def test_multiply_adds_are_those_of_products_and_convolutions():
+    facts = model_facts("sample:efficientnet-lite0", "image-classification", 1000)
+    # Published: 407 million at 224 pixels; gates that are always open are not counted there.
+    assert multiply_adds(facts, 49) == pytest.approx(407e6, rel=0.06)
+    encoder = model_facts("sample:minilm-l6", "text-classification", 3)
+    # Weights of six layers for each token, the pooler for one, scores and means of attention over all pairs of tokens.
+    by_hand = 64 * (encoder.linear_parameters - 384 * 384 + 6 * 2 * 64 * 384) + 384 * 384 + 384 * 3
+    assert multiply_adds(encoder, 64) == pytest.approx(by_hand, rel=0.001)
+
+
+def test_time_is_a_line_through_published_figures():
+    target = catalogue.target(PHONE)
+    facts = model_facts("sample:efficientnet-lite0", "image-classification", 1000)
+    for arithmetic, published in (("float32", 0.012), ("int8", 0.0065)):
+        assert answer_seconds(target, Estimate("", 1, arithmetic), facts, 49) == pytest.approx(published, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("budget", "words", "fits"),
+    [
+        (Budget(bytes=10**9, latency=10.0), "fits", True),
+        (Budget(bytes=1000), "DOES NOT FIT", False),
+        (Budget(bytes=10**9, latency=1e-9), "TOO SLOW", False),
+    ],
+)
+def test_a_budget_decides(models, budget, words, fits):
+    facts = model_facts(str(models / "lm"), "causal-lm")
+    found = served(catalogue.target(PHONE), budget, facts, 32)
+    assert [each.form for each in found] == ["merged-q8_0", "merged-float16"]
+    assert all(each.verdict.startswith(words) for each in found)
+    assert [each.fits for each in found] == [fits, fits]
+    assert all(bool(each.shrink) != fits for each in found)
+
+
+def test_an_estimate_near_its_limit_is_no_verdict(models):
+    facts = model_facts(str(models / "lm"), "causal-lm")
+    seconds = served(catalogue.target(PHONE), None, facts, 32)[0].seconds
+    near = served(catalogue.target(PHONE), Budget(latency=seconds * device.BEYOND * 0.9), facts, 32)[0]
+    assert near.verdict.startswith("may fit")
+    assert near.fits
+
+
+def recipe(models, folder, targets):
+    fields = recipe_fields(models / "lm", "causal-lm", {"a": {"source": "a.jsonl"}}, targets=targets)
+    (folder / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 8)
+    write_recipe(folder / "r.yaml", fields)
+    return folder / "r.yaml"
+
+
+def test_a_budget_stands_beside_its_target(models, tmp_path):
+    read = load_recipe(recipe(models, tmp_path, [{PHONE: {"bytes": "1.5 kB", "latency": "20ms"}}, "t4"]))
+    assert read.targets == (PHONE, "t4")
+    assert read.budgets == {PHONE: Budget(bytes=1500, latency=0.02)}
+    assert load_recipe(save_recipe(read, tmp_path / "again.yaml")).budgets == read.budgets
+    plan = make_plan(read)
+    phone, card = plan.cells
+    assert not phone.fits
+    assert "DOES NOT FIT" in str(plan)
+    assert card.exports == ()
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        ([{PHONE: {"bytes": "30 apples"}}], "30MB"),
+        ([{PHONE: {"latency": "20"}}], "20ms"),
+        ([{PHONE: {"size": "30MB"}}], "unknown key `size`"),
+        ([{"t4": {"bytes": "30MB"}}], "only targets that do not train"),
+        ([{"phone": {"bytes": "30MB"}}], "target"),
+    ],
+)
+def test_a_budget_that_makes_no_sense_is_refused(models, tmp_path, targets, said):
+    with pytest.raises(RecipeError) as error:
+        load_recipe(recipe(models, tmp_path, targets))
+    assert said in str(error.value)
