@@ -33,8 +33,8 @@ USER_BEGIN, USER_END = "<!-- user:begin -->", "<!-- user:end -->"
 FAILURES = 5
 PICTURE_SIDE = 96
 """Pixels of a picture's height."""
-NO_SETTINGS = ("domains", "model", "name", "base")
-"""What of a lock names data and places, and is shown elsewhere."""
+NO_SETTINGS = ("domains", "model", "name", "base", "budgets")
+"""What of a lock names data, places and targets, and is shown elsewhere."""
 
 
 @dataclass(frozen=True)

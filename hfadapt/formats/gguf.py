@@ -97,6 +97,10 @@ class Gguf(Format):
         """16 and 32 bits are kept; 8 bits round."""
         return SAME_IN_8_BITS if form is not None and form.storage == "q8_0" else SAME
 
+    def processor(self, cell: Cell, folder: Path) -> Any:
+        """The base's: llama.cpp cuts texts by a reader of its own, and `reopen` compares the vocabulary."""
+        return None
+
     def reopen(self, cell: Cell, folder: Path, device: torch.device) -> Any:
         """`AutoModelForCausalLM.from_pretrained(folder, gguf_file=…)`, and its tokenizer on a difficult text."""
         import torch

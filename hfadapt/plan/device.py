@@ -15,6 +15,7 @@ from hfadapt.core.show import show_bytes, show_latency
 from hfadapt.hardware.catalogue import Target
 from hfadapt.models.facts import ModelFacts, build
 from hfadapt.recipe.budgets import Budget
+from hfadapt.recipe.schema import Recipe
 from hfadapt.records.plan import PlannedExport
 
 if TYPE_CHECKING:
@@ -47,6 +48,13 @@ def unwritten(format: str, facts: ModelFacts) -> str | None:
     if format not in registry.names("formats"):
         return f"formats are {', '.join(registry.names('formats'))}"
     return registry.format(format).unfit(facts.task, facts.config)
+
+
+def export_format(recipe: Recipe, target: Target, facts: ModelFacts) -> str | None:
+    """The format in which a model leaves for a target: the recipe's, or the target's first that can hold it."""
+    if recipe.export.asked_format:
+        return recipe.export.format
+    return next((name for name in target.exports if unwritten(name, facts) is None), None)
 
 
 def _planned(

@@ -35,3 +35,8 @@ class Export(Spec):
     storage: str | None = None
     calibration_rows: Positive = 128
     limits: ExportLimits = ExportLimits()
+
+    @property
+    def asked_format(self) -> bool:
+        """Whether the recipe names the format, so that no target's takes its place."""
+        return "format" in self.model_fields_set

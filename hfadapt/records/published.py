@@ -75,6 +75,35 @@ class Judged(Spec):
     refused: tuple[str, ...] = ()
 
 
+class DeviceRecord(Record):
+    """What of a cell left for a target that only serves, against the target's budget; its export.json says the rest.
+
+    `folder` is its name in the cell's; `format` is None where hfadapt writes nothing that runs there, and `note` says
+    why. `seconds` is the median of a row here, `estimated_seconds` what an answer takes there, right within a factor of
+    two, None where nothing is known of such a device. `proved` is false where the estimate is too near to the budget
+    (`most_seconds`) to tell.
+    """
+
+    FILE: ClassVar[str] = "device.json"
+    domain: str
+    target: str
+    format: str | None
+    form: str | None = None
+    folder: str | None = None
+    runtime: str = ""
+    bytes: int = 0
+    most_bytes: int | None = None
+    seconds: float | None = None
+    estimated_seconds: float | None = None
+    most_seconds: float | None = None
+    proved: bool = False
+    metric: str = ""
+    points: float | None = None
+    points_low: float | None = None
+    points_high: float | None = None
+    note: str = ""
+
+
 class ExportRecord(Record):
     """An exported folder: in which form, and how it scored when it was opened again in its own runtime.
 

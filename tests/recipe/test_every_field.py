@@ -100,7 +100,7 @@ ALL = dict(fields_of(Recipe))
 
 
 def put(fields: Mapping[str, Any], place: str, value: Any) -> dict[str, Any]:
-    """A copy of a recipe's fields with one set: `*` is the domain `one` or the phone, `[]` the first place of a list."""
+    """A copy of a recipe's fields with one set: `*` is the domain `one` or the phone, `[]` the first of a list."""
     found = copy.deepcopy(dict(fields))
     place = place.replace("budgets.*", "budgets.android-8gb")
     keys: list[Any] = place.replace("[]", ".0").replace("*", "one").split(".")

@@ -1,0 +1,169 @@
+"""For a target that only serves: the adapter is written in a format that runs there, opened again, and judged.
+
+A cell of such a target is done when a form has passed the gate within the target's budget.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hfadapt.core import registry
+from hfadapt.core.errors import RunError
+from hfadapt.core.show import Block, Heading, Table, show_bytes, show_latency
+from hfadapt.hardware import catalogue
+from hfadapt.models.base import BaseRef
+from hfadapt.models.facts import ModelFacts, model_facts
+from hfadapt.recipe.budgets import Budget
+from hfadapt.recipe.schema import THIS_MACHINE, Recipe
+from hfadapt.records.published import DeviceRecord, ExportRecord
+from hfadapt.run_folder import Cell
+from hfadapt.stages import Context, Section, Stage
+
+if TYPE_CHECKING:
+    from hfadapt.card.facts import Facts
+    from hfadapt.recipe.schema import Lock
+
+FOLDER = "exported"
+
+
+def section(facts: Facts) -> str:
+    """What leaves for the target, and what was seen of it here."""
+    at = f"{DeviceRecord.FILE}#/"
+    value = facts.records.value
+    if value(at + "format") is None:
+        return f"Nothing that runs on {facts(at + 'target', 'code')} is written: {facts(at + 'note', 'text')}."
+    lines = [
+        f"For {facts(at + 'target', 'code')} the adapter is merged and written as {facts(at + 'format', 'code')}, "
+        f"{facts(at + 'form', 'code')}: {facts(at + 'bytes', 'integer')} bytes of at most "
+        f"{facts(at + 'most_bytes', 'integer')}. The files were opened again by {facts(at + 'runtime', 'text')}.",
+    ]
+    if value(at + "points") is not None:
+        lines.append(
+            f"Against the adapter as it was trained it loses {facts(at + 'points', 'decimal')} points of "
+            f"{facts(at + 'metric', 'code')} [{facts(at + 'points_low', 'decimal')}, "
+            f"{facts(at + 'points_high', 'decimal')}]."
+        )
+    if value(at + "estimated_seconds") is not None:
+        lines.append(
+            f"An answer there takes about {facts(at + 'estimated_seconds', 'latency')} where "
+            f"{facts(at + 'most_seconds', 'latency')} are allowed, an estimate that is right within a factor of two; "
+            "it was not run on the device."
+        )
+    return "\n".join(lines)
+
+
+class Export(Stage):
+    """device.json, and the exported folder beside it."""
+
+    name = "export"
+    title = "export"
+    needs = ("evaluate",)
+    settings = ("export", "budgets", "targets")
+    may_write = (DeviceRecord,)
+    card = (Section("On the device", section),)
+
+    def wanted(self, recipe: Recipe) -> bool:
+        """Where a target only serves."""
+        return any(name != THIS_MACHINE and not catalogue.target(name).trains for name in recipe.targets)
+
+    def check(self, context: Context) -> None:
+        """What writes and opens the files is there before anything is trained."""
+        from hfadapt.formats import require_packages
+
+        for cell in context.cells:
+            if _serves(cell) and (
+                name := _format(context.recipe, cell, _facts(context.base(cell, self.name), context))
+            ):
+                require_packages(registry.format(name))
+
+    def run(self, cells: Sequence[Cell], context: Context) -> None:
+        """Writes the first form that passes; raises RunError where none does, or where it is beyond the budget."""
+        for cell in cells:
+            if _serves(cell):
+                cell.write(_exported(cell, context))
+
+    def report(self, cells: Sequence[Cell]) -> list[Block]:
+        """What leaves for each target: bytes, points lost, latency here and there."""
+        rows = []
+        for record in (cell.read(DeviceRecord) for cell in cells if cell.holds(DeviceRecord)):
+            lost = "not measured"
+            if record.points is not None and record.points_low is not None and record.points_high is not None:
+                lost = f"{record.points:+.2f} [{record.points_low:+.2f}, {record.points_high:+.2f}]"
+            there = "not known" if record.estimated_seconds is None else show_latency(record.estimated_seconds)
+            here = "not measured" if record.seconds is None else show_latency(record.seconds)
+            form = f"{record.format}, {record.form}" if record.format else f"none: {record.note}"
+            rows.append([record.target, record.domain, form, show_bytes(record.bytes), lost, here, there])
+        columns = ["target", "domain", "export", "bytes", "points lost", "latency here", "there, estimated"]
+        return [Heading("On the device"), Table(columns, rows, frozenset(columns[3:]))] if rows else []
+
+
+def _serves(cell: Cell) -> bool:
+    return cell.target != THIS_MACHINE and not catalogue.target(cell.target).trains
+
+
+def _facts(base: BaseRef, context: Context) -> ModelFacts:
+    return model_facts(base.location, context.recipe.task)
+
+
+def _format(recipe: Recipe, cell: Cell, facts: ModelFacts) -> str | None:
+    from hfadapt.plan.device import export_format
+
+    return export_format(recipe, catalogue.target(cell.target), facts)
+
+
+def _exported(cell: Cell, context: Context) -> DeviceRecord:
+    from hfadapt.export.write import export
+
+    facts, target = _facts(BaseRef.of(cell.lock), context), catalogue.target(cell.target)
+    name = _format(context.recipe, cell, facts)
+    about = {"domain": cell.domain, "target": cell.target}
+    if name is None:
+        return DeviceRecord(**about, format=None, note=f"no format of {', '.join(target.exports)} can hold it")
+    folder = cell.folder / FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    context.progress.say(f"{cell.domain}: exporting for {cell.target} as {name}")
+    record = export(cell, name, folder, variant=cell.lock.export.storage, say=context.progress.say).record
+    found = _record(about, record, facts, cell.lock)
+    if found.most_bytes is not None and found.bytes > found.most_bytes:
+        raise RunError(
+            f"the export is larger than {cell.target} allows",
+            place=str(folder),
+            got=f"{found.form}: {show_bytes(found.bytes)}",
+            allowed=f"{show_bytes(found.most_bytes)}",
+            fix=f"a smaller base, a form of fewer bits (export.storage), or targets: [{{{cell.target}: {{bytes: …}}}}]",
+        )
+    return found
+
+
+def _record(about: dict[str, str], record: ExportRecord, facts: ModelFacts, lock: Lock) -> DeviceRecord:
+    from hfadapt.formats import Estimate
+    from hfadapt.plan.device import BEYOND, answer_seconds
+
+    target, budget = catalogue.target(about["target"]), lock.budgets.get(about["target"], Budget())
+    judged = next((each for each in record.judged if each.form == record.variant), None)
+    size, form = sum(each.bytes for each in record.files), record.variant or record.format
+    known = {each.form: each.arithmetic for each in registry.format(record.format).estimates(facts)}
+    estimate = Estimate(form, size, known.get(form, "float32"))
+    seconds, most = answer_seconds(target, estimate, facts, lock.data.max_length), budget.latency or target.most_seconds
+    return DeviceRecord(
+        **about,
+        format=record.format,
+        form=form,
+        folder=FOLDER,
+        runtime=record.runtime,
+        bytes=size,
+        most_bytes=budget.bytes or target.most_bytes,
+        seconds=judged.latency_ms / 1e3 if judged else None,
+        estimated_seconds=seconds,
+        most_seconds=most,
+        proved=seconds is not None and most is not None and seconds * BEYOND <= most,
+        metric=judged.metric if judged else "",
+        points=judged.points if judged else None,
+        points_low=judged.points_low if judged else None,
+        points_high=judged.points_high if judged else None,
+    )
+
+
+KIND: Stage = Export()

@@ -1,0 +1,62 @@
+"""A target that only serves: its cell is done when an export has passed within the budget."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tiny import command, pairs, recipe_fields, write_recipe, write_rows
+
+from hfadapt.records.published import DeviceRecord
+from hfadapt.run_folder import Cell
+
+PHONE = "android-8gb"
+
+
+@pytest.fixture(scope="module")
+def folder(models, tmp_path_factory):
+    made = tmp_path_factory.mktemp("phone")
+    write_rows(made / "pairs.jsonl", pairs(60))
+    return made
+
+
+def write(folder, models, name, budget):
+    fields = recipe_fields(models / "lm", "causal-lm", {"one": {"source": "pairs.jsonl"}}, dtype="float32")
+    fields |= {"name": name, "targets": ["this-machine", {PHONE: budget}]}
+    fields["evaluate"] = {"resamples": 100, "security": False, "transfer": False, "general_text": False, "drift": True}
+    fields["evaluate"]["drift_limits"] = {"kl_nats": 9, "points": 99}
+    return write_recipe(folder / f"{name}.yaml", fields)
+
+
+def test_the_cell_is_done_with_its_export(models, folder):
+    write(folder, models, "fits", {"bytes": "5MB"})
+    done = command("run", "fits.yaml", folder=folder)
+    assert done.code == 0, done.out + done.err
+    cell = Cell(folder / "runs/fits/one" / PHONE)
+    found = cell.read(DeviceRecord)
+    assert found.format == "gguf"
+    files = {path.name: path.stat().st_size for path in (cell.folder / "exported").iterdir()}
+    assert "model.gguf" in files
+    assert found.bytes <= found.most_bytes == 5_000_000
+    # All weights are read once for a token.
+    assert found.estimated_seconds == pytest.approx(found.bytes / 25.6e9)
+    assert found.proved
+    assert "On the device" in done.out
+    assert not Cell(folder / "runs/fits/one/this-machine").has(DeviceRecord)
+    card = (cell.folder / "README.md").read_text()
+    assert "On the device" in card
+    assert f"{found.bytes:,}" in card
+    answer = command("predict", cell.folder / "exported", "a lovely film", "--json", folder=folder)
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)
+    again = command("run", "fits.yaml", folder=folder)
+    assert again.code == 0
+    assert "exporting for" not in again.out + again.err
+
+
+def test_an_export_beyond_the_budget_fails_the_cell(models, folder):
+    write(folder, models, "large", {"bytes": "200kB"})
+    done = command("run", "large.yaml", folder=folder)
+    assert done.code != 0
+    assert "larger than android-8gb allows" in done.out + done.err or "does not fit" in done.out + done.err
+    assert Cell(folder / "runs/large/one/this-machine").evaluation.metrics
