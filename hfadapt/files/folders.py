@@ -56,14 +56,24 @@ def allowed() -> str:
 
 
 def every_file(path: Path) -> list[Path]:
-    """The files behind a path, folder or glob, sorted by name; hidden ones and hidden folders are left out."""
+    """The files behind a path, folder or glob, sorted by name; hidden ones and hidden folders are left out.
+
+    What is called as an image or recording and is none is among them, so that reading names it.
+    """
     if path.is_file():
         return [path]
     if not path.is_dir():
         found = sorted(Path(each) for each in glob.iglob(str(path), recursive=True))
         return [each for each in found if each.is_file() and not each.name.startswith(".")]
-    found = sorted(each for each in path.rglob("*") if each.is_file())
+    found = sorted(each for each in path.rglob("*") if each.is_file() or _lost(each))
     return [each for each in found if not any(part.startswith(".") for part in each.relative_to(path).parts)]
+
+
+def _lost(path: Path) -> bool:
+    """Whether an image or recording should be there: a link to nothing, or an empty folder of its name."""
+    if path.suffix.lower() not in media.suffixes():
+        return False
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def find(path: Path) -> Found:
@@ -184,6 +194,8 @@ def unreadable(path: Path) -> DataError:
 
 
 def _no_format(path: Path) -> DataError:
+    if broken := media.broken(path):
+        return broken
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     found = foreign(head)

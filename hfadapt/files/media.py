@@ -49,6 +49,17 @@ def holds(path: Path) -> str | None:
     return None
 
 
+def broken(path: Path) -> DataError | None:
+    """What is wrong with a file that is called as an archive; None for others, and for whole ones."""
+    if path.name.lower().endswith(ARCHIVES):
+        try:
+            for _ in _members(path):
+                pass
+        except DataError as error:
+            return error
+    return None
+
+
 def read(files: Sequence[Path]) -> Iterator[tuple[int, Values] | Unread]:
     """A row for each file, or for each file in an archive, with its class where folders tell it.
 
@@ -127,7 +138,9 @@ def _whole(path: Path) -> Iterator[None]:
         yield
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
         what = "needs a password" if isinstance(error, RuntimeError) else "is cut off or broken"
-        raise DataError(f"the archive {what}", place=str(path), got=str(error)[:120], fix=_BROKEN) from None
+        raise DataError(
+            f"the archive {what}", place=str(path), got=f"{path.name}: {error}"[:120], fix=_BROKEN
+        ) from None
 
 
 def _zipped(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:

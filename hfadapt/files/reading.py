@@ -88,11 +88,15 @@ def column_names(path: Path) -> tuple[str, ...] | None:
 
 
 def content_hash(files: Sequence[Path]) -> str:
-    """SHA-256 of the names and bytes of files, in their order."""
+    """SHA-256 of the names and bytes of files, in their order; of one that cannot be read, of its name and why."""
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.name.encode("utf-8", "surrogateescape") + b"\0")
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+        except OSError as error:
+            # Reading says it, of an image or recording as of one row.
+            digest.update(str(error.errno).encode())
     return digest.hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from hfadapt.core.errors import RequestError
 from hfadapt.files import Unusable, seeming
@@ -16,9 +16,16 @@ if TYPE_CHECKING:
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au")
 MOST_SECONDS = 3_600
 """Longer recordings are refused: their samples alone would fill the memory."""
+MOST_SAMPLES = 2 * MOST_SECONDS * 48_000
+"""Of all channels together, which are all read at once."""
+LEAST_SECONDS = 0.01
+RATES = (100, 2_000_000)
+"""Fewest and most samples in a second that a recording of sound has; others are faults of a file's head."""
 LEAST_KEPT = 0.98
 """Share of the samples that a file says it holds, below which it is cut off; of MP3 the number is an estimate."""
 _HEADS = (b"RIFF", b"RF64", b"RIFX")
+_UNKNOWN = (b"\xff\xff\xff\xff", b"\0\0\0\0")
+"""A length that was not known when a head was written."""
 _PACKED = {b"fLaC": "FLAC", b"OggS": "OGG", b"ID3": "MP3", b"FORM": "AIFF", b".snd": "AU"}
 
 
@@ -30,10 +37,12 @@ def decoded(data: bytes) -> tuple[np.ndarray, int]:
         RequestError: it needs soundfile, which is not installed.
     """
     sound, rate = _wav(data) if data[:4] in _HEADS else _other(data)
-    if rate <= 0:
-        raise Unusable("not-a-sound", f" has {rate} samples a second")
     if not len(sound):
         raise Unusable("not-a-sound", " is a sound without samples: it has a head and no content")
+    if _stated_end(data) > len(data):
+        raise _cut_off()
+    if len(sound) < LEAST_SECONDS * rate:
+        raise Unusable("not-a-sound", f" lasts {1000 * len(sound) / rate:.2g} ms, in which nothing can be heard")
     return sound.reshape(len(sound), -1), rate
 
 
@@ -41,23 +50,22 @@ def _wav(data: bytes) -> tuple[np.ndarray, int]:
     import numpy as np
     from scipy.io import wavfile
 
-    with warnings.catch_warnings(record=True) as noticed:
-        warnings.simplefilter("always")
+    order: Literal["little", "big"] = "big" if data[:4] == b"RIFX" else "little"
+    end = min(_end_of_samples(data, order, b"data"), len(data))
+    if int.from_bytes(data[4:8], order) + 8 < end:
+        # The length in the head is wrong where the samples are there nevertheless.
+        data = data[:4] + (end - 8).to_bytes(4, order) + data[8:]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
             rate, values = wavfile.read(io.BytesIO(data))
-        except ValueError as error:
+        except Exception as error:
             if "multiple of element size" in str(error):
                 raise _cut_off() from None
-            # Compressed samples, as of telephones, and heads that other readers forgive.
-            return _other(data, str(error))
-        except Exception as error:
-            # Heads that are cut off raise errors of every kind.
-            raise Unusable("not-a-sound", f" has {seeming(data, 'sound')}: {_line(error)}") from None
-    # A program that writes into a pipe does not know the length that it has to write first.
-    piped = data[4:8] in (b"\xff\xff\xff\xff", b"\0\0\0\0")
-    if len(values) and not piped and any("prematurely" in str(each.message) for each in noticed):
-        raise _cut_off()
-    _check_length(len(values), rate)
+            # Compressed samples, as of telephones, and heads that other readers forgive. Of those that are cut off
+            # scipy raises errors of every kind.
+            return _other(data, str(error) if isinstance(error, ValueError) else "its head is broken")
+    _check_length(len(values), values.size // max(1, len(values)), rate)
     if values.dtype == np.uint8:
         return (values.astype(np.float64) - 128) / 128, rate
     if np.issubdtype(values.dtype, np.integer):
@@ -81,7 +89,7 @@ def _other(data: bytes, why: str = "") -> tuple[np.ndarray, int]:
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             stated, rate = file.frames, file.samplerate
-            _check_length(stated, rate)
+            _check_length(stated, file.channels, rate)
             sound = file.read(dtype="float64", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise Unusable("not-a-sound", f" has {seeming(data, 'sound')}: {_line(error)}") from None
@@ -94,10 +102,42 @@ def _is_mp3(data: bytes) -> bool:
     return len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0
 
 
-def _check_length(samples: int, rate: int) -> None:
-    if rate > 0 and samples > MOST_SECONDS * rate:
-        took = f"{samples / rate / 3600:.1f} hours"
+def _stated_end(data: bytes) -> int:
+    """Where a file ends by what it says itself, so far as it says it and knew it when it was written; else 0."""
+    if data[:4] in (b"RIFF", b"RIFX", b"FORM"):
+        order: Literal["little", "big"] = "little" if data[:4] == b"RIFF" else "big"
+        samples = _end_of_samples(data, order, b"SSND" if data[:4] == b"FORM" else b"data")
+        # Written into a pipe, it has no length, and of two lengths one may be wrong.
+        return 0 if data[4:8] in _UNKNOWN else min(int.from_bytes(data[4:8], order) + 8, samples)
+    if data[:4] == b".snd":
+        return 0 if data[8:12] in _UNKNOWN else sum(int.from_bytes(data[at : at + 4], "big") for at in (4, 8))
+    page = data.rfind(b"OggS") if data[:4] == b"OggS" else -1
+    if page >= 0:
+        parts = data[page + 27 : page + 27 + data[page + 26]] if page + 26 < len(data) else b""
+        return page + 27 + len(parts) + sum(parts)
+    return 0
+
+
+def _end_of_samples(data: bytes, order: Literal["little", "big"], name: bytes) -> int:
+    """Where the samples of a file of chunks end, as it says; 0 where it has none."""
+    at = 12
+    while at + 8 <= len(data):
+        end = at + 8 + int.from_bytes(data[at + 4 : at + 8], order)
+        if data[at : at + 4] == name:
+            return end
+        at = end + end % 2
+    return 0
+
+
+def _check_length(samples: int, channels: int, rate: int) -> None:
+    """Refuses rates that no recording has, and what is too long to be read at once: `samples` of each channel."""
+    if not RATES[0] <= rate <= RATES[1]:
+        raise Unusable("not-a-sound", f" says it has {rate:,} samples a second, which no recording has")
+    if samples > MOST_SECONDS * rate:
+        took = f"{samples / rate / 3600:,.1f} hours"
         raise Unusable("sound-too-long", f" is a recording of {took}, longer than one: cut it into clips first")
+    if samples * channels > MOST_SAMPLES:
+        raise Unusable("sound-too-long", f" has {samples:,} samples of {channels:,} channels: cut it into clips first")
 
 
 def _cut_off() -> Unusable:

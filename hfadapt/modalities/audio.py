@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,10 +30,14 @@ STORED_SECONDS = 60
 """As much of a recording is kept; models that are adapted here hear less."""
 SILENCE = 0.01
 """What stays below this share of the peak, 40 dB under it, is silence."""
+MOST_STEPS = 2_000
+"""Of resampling: a rate such as 44,101 Hz is taken for one that is less than a millionth away."""
 MARGIN = RATE // 20
 """Samples that are kept before the first and after the last that is not silence: 50 ms."""
 LOUDNESS, PEAK = 0.1, 0.99
 """Root mean square of what is kept, -20 dBFS, or less where its peak would be higher than this."""
+LOUDEST = 2.0**32
+"""Samples in floating point may be as large as integers of 32 bits; larger ones are no sound."""
 TIMES, BANDS, RANGE = 32, 32, 2.5
 """A sound is compared by the energy in so many parts of its time and bands, within so many powers of ten (25 dB)."""
 LOOK_HZ = (100, 2_000)
@@ -239,17 +244,22 @@ class Audio(Modality):
         sound, rate = decoded(data)
         if not np.isfinite(sound).all():
             raise Unusable("not-a-sound", " has samples that are no numbers (NaN or infinite)")
-        notes = []
-        if sound.shape[1] > 1:
+        if (most := float(abs(sound).max())) > LOUDEST:
+            raise Unusable("not-a-sound", f" has samples of up to {most:.0e}, where 1 is the loudest")
+        notes, channels = [], sound.shape[1]
+        if channels > 1:
             notes.append("recordings of several channels: their mean is used")
         sound = sound.mean(axis=1)
         if rate != RATE:
             notes.append(f"recordings of {rate:,} Hz: made {RATE:,} Hz")
         loudness, peak = math.sqrt(float(np.mean(sound**2))), float(abs(sound).max())
-        if peak < 2.0**-15:
-            raise Unusable("silent", " is silent from end to end")
+        # A step that 16 bits do not have; what stands still cannot be heard either.
+        if float(np.ptp(sound)) < 2.0**-15:
+            mixed = " once its channels are mixed, which cancel each other" if channels > 1 and most > 2.0**-10 else ""
+            raise Unusable("silent", f" is silent from end to end{mixed}")
         if rate != RATE:
-            sound = resample_poly(sound, RATE, rate)
+            ratio = Fraction(RATE, rate).limit_denominator(MOST_STEPS)
+            sound = resample_poly(sound, ratio.numerator, ratio.denominator)
         whole = len(sound)
         sound = _trimmed(sound)
         if whole - len(sound) > 2 * MARGIN:

@@ -201,13 +201,13 @@ class Image(Modality):
         What is kept is the file itself where that is already so, else PNG, or JPEG of quality 95 for what was JPEG.
         Its text and places (EXIF) are not kept.
         """
-        from PIL import Image, ImageOps
+        from PIL import Image
 
         notes = []
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                picture = Image.open(io.BytesIO(data))
+                picture = Image.open(io.BytesIO(data), formats=_formats())
                 kind, mode, own = picture.format, picture.mode, picture.size
                 if own[0] * own[1] > MOST_PIXELS:
                     raise Image.DecompressionBombError(f"{own[0]:,} x {own[1]:,} pixels")
@@ -215,8 +215,8 @@ class Image(Modality):
                     notes.append("images with several frames: the first is used")
                     picture.seek(0)
                 picture.load()
-                described = bool(picture.getexif())
-                turned = ImageOps.exif_transpose(picture)
+                described = "exif" in picture.info or bool(picture.getexif())
+                turned = _upright(picture)
         except Image.DecompressionBombError as error:
             most = f"more than {MOST_PIXELS / 1e6:.0f} million pixels are not read"
             raise Unusable("image-too-large", f" has a file that unpacks to a huge image: {error}; {most}") from None
@@ -335,8 +335,26 @@ def _takes_one_size(config: Any) -> bool:
     return not _interpolates(config)
 
 
+def _formats() -> list[str]:
+    """All that Pillow reads by itself: for EPS it runs another program, for WMF the system."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in Image.ID if name not in ("EPS", "WMF")]
+
+
+def _upright(picture: Picture) -> Picture:
+    """Turned as its camera says; as it is where what stands beside the pixels cannot be read."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:
+        return picture
+
+
 def _plain(picture: Picture) -> Picture:
-    """In 8 bits, RGB or grey."""
+    """In 8 bits, RGB or grey. Raises Unusable where no pixel is a number."""
     import numpy as np
     from PIL import Image
 
@@ -344,10 +362,13 @@ def _plain(picture: Picture) -> Picture:
         return picture
     if picture.mode.startswith(("I", "F")):
         values = np.asarray(picture, dtype=np.float32)
-        low, high = (float(each) for each in (np.nanmin(values), np.nanmax(values)))
+        known = values[np.isfinite(values)]
+        if not known.size:
+            raise Unusable("not-an-image", " has pixels none of which is a number")
+        low, high = float(known.min()), float(known.max())
         if picture.mode.startswith("I;16") or (picture.mode == "I" and low >= 0 and 255 < high <= 65535):
             low, high = 0.0, 65535.0
-        scaled = np.nan_to_num((values - low) / max(high - low, 1e-9)).clip(0, 1)
+        scaled = np.nan_to_num((values - low) / max(high - low, 1e-9), posinf=1, neginf=0).clip(0, 1)
         return Image.fromarray((scaled * 255).round().astype(np.uint8), "L")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         white = Image.new("RGBA", picture.size, "white")

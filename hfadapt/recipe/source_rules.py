@@ -205,7 +205,7 @@ class _Domain:
         empty = next((file for file in tables if file.stat().st_size == 0), None)
         if empty is not None:
             self.refuse(at, "the file is empty", str(empty.name), "a file with rows", "check how it was made")
-        filled = [file for file in files if file.stat().st_size]
+        filled = [file for file in files if file.is_file() and file.stat().st_size]
         if filled:
             trained = [file for file in filled if file.name.lower().startswith("train")]
             self.check_columns(keys, entry, column_names((trained or filled)[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tarfile
 import textwrap
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "saved" / "inner").mkdir(parents=True)
     (tmp_path / "saved" / "inner" / "config.json").write_text("{}", encoding="utf-8")
     (tmp_path / "dangling.csv").symlink_to("gone.csv")
-    (tmp_path / "rows.tar.gz").write_bytes(b"\x1f\x8b\x08\x00" + bytes(range(200)))
+    with tarfile.open(tmp_path / "rows.tar.gz", "w:gz") as archive:
+        archive.add(__file__, "rows.csv")
     (tmp_path / "weights.bin").write_text("x", encoding="utf-8")
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "config.json").write_text("{}", encoding="utf-8")
