@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
 import zipfile
 from unittest import mock
 
@@ -11,12 +14,12 @@ import pytest
 import torch
 from run_files import cell, record, weights
 from safetensors.torch import load
-from tiny import command, recipe_fields, write_recipe
+from tiny import command, finish, recipe_fields, start, write_recipe
 from tiny_sounds import tone, wav, write_sounds
 
 from hfadapt.core import registry
 from hfadapt.data.rows import SPLITS
-from hfadapt.run_folder import read_rows
+from hfadapt.run_folder import read_rows, read_steps
 
 TRAIN = {"batch_rows": 8, "max_steps": 30, "learning_rate": 0.003}
 LABELS = ("low", "high")
@@ -92,6 +95,43 @@ def test_what_leaves_answers_as_before(both, hearing, tmp_path, kind):
     (before,), (after,) = json.loads(own.out), json.loads(exported.out)
     assert before["label"] == after["label"] == "high"
     assert after["probability"] == pytest.approx(before["probability"], abs=0.02)
+
+
+def test_what_is_published_opens_as_its_card_says(both, hearing, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    done = command("publish", cell(both), "--to", out, "--license", "mit", folder=both)
+    assert done.code == 0, done.err
+    assert not list(out.rglob("media.bin")), "recordings of others are not published"
+    (code,) = re.findall(r"^```python\n(.*?)^```", (out / "README.md").read_text(), re.M | re.S)
+    base = re.search(r"^base = \"([^\"]+)\"", code, re.M)[1]
+    (out / base).symlink_to(hearing / "whisper")
+    monkeypatch.chdir(out)
+    for number, label in enumerate(LABELS * 2):
+        (out / "example.wav").write_bytes(wav(tone(label, 800 + number)))
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+        assert printed.getvalue().startswith(f"{label} (")
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(hearing, tmp_path):
+    write_sounds(tmp_path / "one", 60)
+    for path in sorted((tmp_path / "one").rglob("*.wav"))[::3]:
+        # Half as long, so that there is something to mask.
+        path.write_bytes(wav(tone(path.parent.name, int(path.stem[-3:]), seconds=0.2)))
+    plain = {"train__fast": {"bfloat16": False}, "dtype": "float32"}
+    write_recipe(tmp_path / "tiny.yaml", fields(hearing / "wave", train={**TRAIN, "max_steps": 6}, **plain))
+    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "hfadapt"]
+    process = start("train", "tiny.yaml", "--runs", "two", folder=tmp_path, launcher=launcher)
+    assert command("train", "tiny.yaml", folder=tmp_path).code == 0
+    done = finish(process)
+    assert done.code == 0, done.err
+    one, two = (read_steps(tmp_path / runs / "tiny/one/this-machine/metrics.jsonl") for runs in ("runs", "two"))
+    assert len(one) == len(two) > 6
+    for alone, together in zip(one, two, strict=True):
+        for key in ("loss", "validation_loss", "grad_norm"):
+            assert together.get(key, 0.0) == pytest.approx(alone.get(key, 0.0), rel=1e-5)
 
 
 def test_trained_together_is_trained_alone(both, hearing, tmp_path):
