@@ -6,6 +6,7 @@ import base64
 import html.parser
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,6 +31,16 @@ def marked(label: str, seed: int) -> Image.Image:
     at = 4 + seed % 20
     picture.paste((255, 255, 255), (0, at, 32, at + 6) if label == "bar" else (at, 0, at + 6, 32))
     return picture
+
+
+def pictured(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of `marked` pictures."""
+    rows = []
+    for number in range(count):
+        file, label = io.BytesIO(), ("bar", "pole")[number % 2]
+        marked(label, 100 * seed + number).save(file, "PNG")
+        rows.append({"image": file.getvalue(), "label": label, "file": "", "look": "", "width": 32, "height": 32})
+    return rows
 
 
 def write_folders(folder: Path, count: int, seed: int = 0) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ Row = Mapping[str, Any]
 
 Operation = Callable[[Any, float, random.Random], Any]
 """Changes one value: the value, how much of it, and a random generator of its own."""
+
+Mixture = Callable[[Any, Any, random.Random], tuple[Any, float]]
+"""Blends a value with another one, by a random generator: the blend, and the share of the first in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ class Modality:
     Attributes:
         name: Name that tasks use, and of the column that holds a value.
         operations: Changes that leave a label right, by the name of the setting in `data.augment`.
+        mixtures: Ways to blend the values of two rows, likewise; only for tasks with `soft_labels`.
+        trials: Settings of `data.augment` that are worth trying (`auto`), each with its shares.
         perturbations: Careless input as users give it, with how much of it is changed.
         tokens: Whether its processor is a tokenizer, each of whose ids needs an embedding of the model.
         noun, nouns: What one value is called, and several.
@@ -100,6 +105,8 @@ class Modality:
     name: str
     operations: Mapping[str, Operation]
     perturbations: Mapping[str, tuple[Operation, float]]
+    mixtures: Mapping[str, Mixture] = {}
+    trials: Sequence[Mapping[str, float]] = ()
     tokens: bool = False
     noun: str = "text"
     nouns: str = "texts"
@@ -155,6 +162,10 @@ class Modality:
     def given(self, value: Any) -> Any:
         """A value as callers in Python give it, as tasks answer it; None for what is none, such as a list of values."""
         return value if isinstance(value, str) else None
+
+    def mislabels(self, operation: str, labels: Sequence[str]) -> str:
+        """Why a change of `data.augment` may make labels wrong, by the names of the classes; or nothing."""
+        return ""
 
     def opening_bytes(self, config: Mapping[str, Any], rows: int, length: int) -> int:
         """Main memory that making a model's inputs of so many rows of `length` units takes beside these."""

@@ -48,6 +48,25 @@ def speed(sound: np.ndarray, share: float, draw: random.Random) -> np.ndarray:
     return _faster(sound, draw.uniform(0.9, 1.1)) if draw.random() < share else sound
 
 
+def spec_augment(sound: np.ndarray, share: float, draw: random.Random) -> np.ndarray:
+    """A band of up to 27 of 80 mel bands, and a span of up to a fifth of the time, are silent (SpecAugment, Park et al.
+    2019). Done to the sound, so that every model hears it so, whatever its features are."""
+    import numpy as np
+
+    if draw.random() >= share:
+        return sound
+    width = draw.uniform(0, 27 / 80)
+    low = draw.uniform(0, 1 - width)
+    spectrum = np.fft.rfft(sound)
+    mels = 2595 * np.log10(1 + np.fft.rfftfreq(len(sound), 1 / RATE) / 700)
+    spectrum[(mels >= low * mels[-1]) & (mels < (low + width) * mels[-1])] = 0
+    masked: np.ndarray = np.fft.irfft(spectrum, len(sound)).astype(sound.dtype)
+    count = int(len(sound) * draw.uniform(0, 0.2))
+    start = draw.randint(0, len(sound) - count)
+    masked[start : start + count] = 0
+    return masked
+
+
 # --- careless input: `share` is how much of each sound is changed -----------------------------------------------------
 
 
@@ -99,5 +118,6 @@ def _faster(sound: np.ndarray, times: float) -> np.ndarray:
 
 
 CHANGES: dict[str, Change] = {
-    change.__name__: change for change in (noise, gain, shift, speed, hiss, quieter, pace, telephone, reverb)
+    change.__name__: change
+    for change in (noise, gain, shift, speed, spec_augment, hiss, quieter, pace, telephone, reverb)
 }

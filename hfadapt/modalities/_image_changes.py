@@ -50,6 +50,36 @@ def trivial(picture: Picture, share: float, draw: random.Random) -> Picture:
     return TRIVIAL[name](picture, draw.random() * draw.choice((-1, 1)))
 
 
+def mixup(picture: Picture, other: Picture, share: float, draw: random.Random) -> Picture:
+    """`share` of the picture shining through the other one (Zhang et al. 2017, arXiv 1710.09412)."""
+    from PIL import Image
+
+    return Image.blend(other.resize(picture.size, Image.Resampling.BICUBIC), picture, share)
+
+
+def cutmix(picture: Picture, other: Picture, share: float, draw: random.Random) -> Picture:
+    """A rectangle of the other picture before all but `share` of this one (Yun et al. 2019, arXiv 1905.04899), whole,
+    so that the shares are known before it is looked at."""
+    from PIL import Image
+
+    width, height = picture.size
+    w, h = (round(side * math.sqrt(1 - share)) for side in picture.size)
+    left, top = draw.randint(0, width - w), draw.randint(0, height - h)
+    box, changed = (left, top, left + w, top + h), picture.copy()
+    changed.paste(other.resize(picture.size, Image.Resampling.BICUBIC).crop(box), box)
+    return changed
+
+
+MIXUP_ALPHA = 0.2
+"""Of the beta distribution of shares: mostly close to 0 or 1, as for models that are fine-tuned."""
+BLENDS: dict[str, tuple[Callable[[Picture, Picture, float, random.Random], Picture], Callable[[random.Random], float]]]
+BLENDS = {
+    "mixup": (mixup, lambda draw: draw.betavariate(MIXUP_ALPHA, MIXUP_ALPHA)),
+    "cutmix": (cutmix, lambda draw: draw.random()),
+}
+"""How two pictures become one, and the draw of the share of the first."""
+
+
 def _enhanced(kind: str) -> Callable[[Picture, float], Picture]:
     def change(picture: Picture, strength: float) -> Picture:
         from PIL import ImageEnhance

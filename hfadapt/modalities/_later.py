@@ -30,6 +30,23 @@ class Changed:
         return value if isinstance(value, Changed) else cls(value, ())
 
 
+@dataclass(frozen=True)
+class Blended:
+    """Two values that become one when it is looked at, both as they are changed before.
+
+    Args:
+        name: Of the way in which.
+        share: Of the first.
+        seed: Of its draws.
+    """
+
+    name: str
+    first: Changed
+    second: Changed
+    share: float
+    seed: int
+
+
 def later(name: str, value: bytes | Stored | Changed, share: float, draw: random.Random) -> Changed:
     """A change as an operation of a modality."""
     before = Changed.of(value)

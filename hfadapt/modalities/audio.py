@@ -175,7 +175,9 @@ class Audio(Modality):
     one_size = True
     suffixes = SUFFIXES
     facts = {"seconds": "s", "loudness": "dBFS", "peak": "dBFS", "rate": "Hz"}
-    operations = {name: partial(later, name) for name in ("speed", "shift", "noise", "gain")}
+    operations = {name: partial(later, name) for name in ("speed", "shift", "noise", "gain", "spec_augment")}
+    # As recordings differ; and what is hidden from features.
+    trials = ({"noise": 0.5, "gain": 0.5, "shift": 0.5, "speed": 0.5}, {"spec_augment": 1.0})
     perturbations = {
         "noise": (partial(later, "hiss"), 0.1),
         "quieter": (partial(later, "quieter"), 0.75),

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import random
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +19,8 @@ from hfadapt.core.errors import RequestError
 from hfadapt.files import Blob, Doubt, Unusable, seeming
 from hfadapt.files.stored import Stored
 from hfadapt.modalities import Modality, Row, Taken
-from hfadapt.modalities._image_changes import CHANGES
-from hfadapt.modalities._later import Changed, later
+from hfadapt.modalities._image_changes import BLENDS, CHANGES
+from hfadapt.modalities._later import Blended, Changed, later
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,14 +42,20 @@ SMALL_TIMES, SMALLEST_SIDE = 4, 112
 """Small images are enlarged so many times, and at least to this side, not to the model's whole size."""
 INTERPOLATE = "interpolate_pos_encoding"
 """The argument of models that have an embedding for each place of a picture, and take pictures of other sizes."""
+SIDES = frozenset(("left", "right", "clockwise", "counterclockwise", "anticlockwise"))
+DIGITS = frozenset(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"))
+"""Words of class names by which pictures are known that must not be mirrored."""
 CONV_STRIDE = 32
 """Convolutional nets without patches halve a side five times."""
 
 
-def opened(value: bytes | Stored | Changed | Picture) -> Picture:
+def opened(value: bytes | Stored | Changed | Blended | Picture) -> Picture:
     """The picture behind a kept value, in RGB."""
     from PIL import Image
 
+    if isinstance(value, Blended):
+        blend, _ = BLENDS[value.name]
+        return blend(opened(value.first), opened(value.second), value.share, random.Random(value.seed))
     if not isinstance(value, (bytes, Stored, Changed)):
         return value.convert("RGB")
     changed = Changed.of(value)
@@ -100,7 +107,7 @@ class Processor:
         side = min(self.most, max(SMALLEST_SIDE, SMALL_TIMES * max(int(row["width"]), int(row["height"]))))
         return (-(-side // self.patch)) ** 2
 
-    def inputs(self, values: Sequence[bytes | Stored | Changed | Picture]) -> dict[str, np.ndarray]:
+    def inputs(self, values: Sequence[bytes | Stored | Changed | Blended | Picture]) -> dict[str, np.ndarray]:
         """`pixel_values` (B, 3, side, side) float32."""
         made = self.inner([opened(value) for value in values], return_tensors="np")
         return {"pixel_values": made["pixel_values"]}
@@ -119,6 +126,11 @@ def _resized(settings: Mapping[str, Any], times: float) -> dict[str, Any]:
     return found
 
 
+def _blended(name: str, one: bytes | Changed, other: bytes | Changed, draw: random.Random) -> tuple[Blended, float]:
+    share = BLENDS[name][1](draw)
+    return Blended(name, Changed.of(one), Changed.of(other), share, draw.getrandbits(64)), share
+
+
 class Image(Modality):
     """Images, read by Pillow."""
 
@@ -133,6 +145,9 @@ class Image(Modality):
     refusals = ("not-an-image", "image-too-large")
     facts = {"width": "pixels", "height": "pixels", "brightness": "of 1", "contrast": "of 1"}
     operations = {name: partial(later, name) for name in ("trivial", "crop", "flip")}
+    # The robust default, the baseline, and blends.
+    trials = ({"trivial": 1.0}, {"crop": 1.0, "flip": 1.0}, {"mixup": 0.5, "cutmix": 0.5})
+    mixtures = {name: partial(_blended, name) for name in BLENDS}
     perturbations = {
         "blur": (partial(later, "blur"), 0.5),
         "noise": (partial(later, "noise"), 0.1),
@@ -268,6 +283,16 @@ class Image(Modality):
         if row["contrast"] < LEAST_CONTRAST:
             found.append(Doubt("blank-image", "one even colour", "look at them, and take them out"))
         return found
+
+    def mislabels(self, operation: str, labels: Sequence[str]) -> str:
+        """Of `flip`, where most classes look like digits or letters, or one is named after a side."""
+        sides = [label for label in labels if SIDES & {*re.findall(r"[^\W\d_]+", label.casefold())}]
+        signs = [label for label in labels if len(label) == 1 or label.isdecimal() or label.casefold() in DIGITS]
+        found = sides or (signs if 2 * len(signs) > len(labels) else [])
+        if operation != "flip" or not found:
+            return ""
+        kind = "say left or right" if sides else "look like digits or letters"
+        return f"{len(found)} of {len(labels)} classes {kind} ({', '.join(found[:4])}), and a mirrored one is another"
 
     def vector(self, look: str) -> np.ndarray:
         """The thumbnail with mean 0 and length 1: brightness and contrast do not count."""

@@ -107,6 +107,7 @@ def packed(examples: Sequence[Example], tokens: int, pad_token_id: int) -> dict[
 
 # --- changes that leave a label right ---------------------------------------------------------------------------------
 
+MARKS = ".;?:!,"
 SHARE = 0.15
 """Share of the words that is changed where careless input is tried."""
 
@@ -150,6 +151,12 @@ def typos(text: str, share: float, draw: random.Random) -> str:
             if keys:
                 words[number] = word[:at] + draw.choice(keys) + word[at + 1 :]
     return " ".join(words)
+
+
+def punctuation(text: str, share: float, draw: random.Random) -> str:
+    """Puts a mark before a share of the words, not the first (AEDA, Karimi et al. 2021, arXiv 2108.13230)."""
+    first, *words = text.split(" ")
+    return " ".join([first, *(f"{draw.choice(MARKS)} {word}" if draw.random() < share else word for word in words)])
 
 
 def case(text: str, share: float, draw: random.Random) -> str:
@@ -221,7 +228,15 @@ class Text(Modality):
 
     name = "text"
     tokens = True
-    operations = {"word_dropout": word_dropout, "word_swap": word_swap, "typos": typos, "case": case}
+    operations = {
+        "word_dropout": word_dropout,
+        "word_swap": word_swap,
+        "typos": typos,
+        "punctuation": punctuation,
+        "case": case,
+    }
+    # AEDA; and of EDA (Wei and Zou 2019) what needs no thesaurus, at its strength.
+    trials = ({"punctuation": 0.2}, {"word_dropout": 0.1, "word_swap": 0.1})
     perturbations = {
         "typos": (typos, SHARE),
         "word swaps": (word_swap, SHARE),

@@ -26,6 +26,7 @@ from hfadapt.plan.reasons import (
     Decisions,
     Work,
     optimizer_steps,
+    settle_augment,
     settle_checkpoints,
     settle_compile,
     settle_data,
@@ -291,6 +292,7 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     sharing: int,
 ) -> CellPlan:
     decided = Decisions(recipe)
+    settle_augment(decided, work)
     length = settle_data(decided, facts, work)
     settle_training(decided, recipe, facts, work)
     world = _processes(recipe, trainer, processes, decided.value("train.batch_rows"))

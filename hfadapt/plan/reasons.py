@@ -16,6 +16,7 @@ from hfadapt.core import registry
 from hfadapt.core.show import show_bytes, show_seconds
 from hfadapt.hardware.catalogue import Target
 from hfadapt.models.facts import ModelFacts
+from hfadapt.plan.augment import to_try
 from hfadapt.plan.memory import predict
 from hfadapt.plan.memory.predict import Workload
 from hfadapt.plan.modules import adaptable
@@ -58,6 +59,7 @@ LM_DEFAULTS: dict[str, tuple[Any, str]] = {
     "train.batch_rows": (16, "on small data many steps matter more than a large batch"),
     "train.epochs": (1.0, "language models memorise repeated rows quickly"),
 }
+AUGMENT = "data.augment"
 ASSUMED_ROWS = 2000
 EVALUATIONS = 4
 CHECKPOINT_SECONDS = 60.0
@@ -95,10 +97,14 @@ class Work:
 
 @dataclass
 class Decisions:
-    """Collects decisions in order; a field that the user set is taken over as it is."""
+    """Collects decisions in order; a field that the user set is taken over as it is.
+
+    `tries` says that changes of the training rows are tried before training, and may be taken.
+    """
 
     recipe: Recipe
     made: list[Decision] = field(default_factory=list)
+    tries: bool = False
 
     def asked(self, name: str) -> Any:
         """The value in the recipe, or None when it is `auto`."""
@@ -147,6 +153,14 @@ def longest_planned(recipe: Recipe, facts: ModelFacts) -> int:
 
 def _most_tokens(facts: ModelFacts) -> int:
     return min(facts.max_positions or LONGEST_TOKENS, LONGEST_TOKENS)
+
+
+def settle_augment(decided: Decisions, work: Work) -> None:
+    """Whether changes of the training rows are tried before training; until then there are none."""
+    if decided.recipe.data.augment.auto:
+        settings, why = to_try(decided.recipe, work.rows, work.names)
+        decided.settle_value(AUGMENT, {}, why)
+        decided.tries = bool(settings)
 
 
 def settle_data(decided: Decisions, facts: ModelFacts, work: Work) -> int:
@@ -333,13 +347,15 @@ def settle_frozen_cache(decided: Decisions, question: Question, chosen: Candidat
     facts, name = question.facts, "train.fast.frozen_cache"
     layers = predict.frozen_layers(facts, chosen.workload)
     task = registry.task(facts.task)
-    if not layers or task.without or decided.recipe.data.augment.on or task.redraws:
+    changes = decided.recipe.data.augment.on or decided.tries
+    if not layers or task.without or changes or task.redraws:
         why = "no layer lies below the first trained one"
         if task.without:
             why = "it is for models of text"
         elif layers:
             which = "the task" if task.redraws else "data.augment"
-            why = f"{which} changes the rows in every epoch, so their outputs are not seen again"
+            which += " may change" if decided.tries else " changes"
+            why = f"{which} the rows in every epoch, so their outputs are not seen again"
         decided.settle(name, False, why, if_asked=f"without effect, as {why}" if decided.asked(name) else "")
         return chosen
     rows = work.rows or ASSUMED_ROWS

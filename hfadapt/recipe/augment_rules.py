@@ -1,4 +1,4 @@
-"""Which changes of training rows a task's modality knows."""
+"""Which changes of training rows a task knows, and what they exclude."""
 
 from __future__ import annotations
 
@@ -14,15 +14,32 @@ def check_augment(tree: Tree) -> None:
     task, asked = dig(tree, ("task",)), dig(tree, ("data", "augment"))
     if not isinstance(task, str) or task not in registry.names("tasks") or not isinstance(asked, Mapping):
         return
-    kind = registry.modality(registry.task(task).modality)
-    others = {name for each in registry.names("modalities") for name in registry.modality(each).operations}
-    for name, share in asked.items():
-        if name in others - {*kind.operations} and isinstance(share, (int, float)) and share:
-            at = ("data", "augment", name)
-            tree.report(
-                at,
-                f"rows of {task} are not changed so",
-                got=f"{dotted(at)}: {share}, {task} is about {kind.name}",
-                allowed=", ".join(kind.operations),
-                fix=f"delete `{dotted(at)}`",
-            )
+    learner = registry.task(task)
+    kind = registry.modality(learner.modality)
+    known = [*kind.operations, *(kind.mixtures if learner.soft_labels else ())]
+    given = {name: share for name, share in asked.items() if isinstance(share, (int, float)) and share}
+    for name in given.keys() & _all_names() - {*known}:
+        at = ("data", "augment", name)
+        why = f"{task} learns one class from a row" if name in kind.mixtures else f"{task} is about {kind.name}"
+        tree.report(
+            at,
+            f"rows of {task} are not changed so",
+            got=f"{dotted(at)}: {given[name]}, {why}",
+            allowed=", ".join(known),
+            fix=f"delete `{dotted(at)}`",
+        )
+    fast = ("train", "fast", "frozen_cache")
+    if given.keys() & _all_names() and dig(tree, fast) is True:
+        tree.report(
+            ("data", "augment"),
+            "rows that change with every epoch have no outputs of frozen layers that could be kept",
+            got=f"{dotted(fast)}: true beside data.augment",
+            allowed="one of the two",
+            fix="delete `train.fast.frozen_cache`, or `data.augment`",
+        )
+
+
+def _all_names() -> set[str]:
+    """The changes that some kind of rows knows."""
+    kinds = [registry.modality(each) for each in registry.names("modalities")]
+    return {name for kind in kinds for name in (*kind.operations, *kind.mixtures)}

@@ -16,6 +16,7 @@ from typing_extensions import Self
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, choice_problem
 from hfadapt.core.spec import Spec
+from hfadapt.recipe.augment import AnyAugment, Augment
 from hfadapt.recipe.budgets import Budget
 from hfadapt.recipe.export import Export
 from hfadapt.recipe.fast import AnyFast, Fast, fast_parts
@@ -199,37 +200,6 @@ class Dedupe(Spec):
     across_domains: bool = True
 
 
-RowShare = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Augment(Spec):
-    """Label-safe changes of training rows: the share of words (for `case`, images and sounds, of rows) that is changed.
-
-    Drawn anew for each epoch, from `data.seed`; of a prompt and completion only the prompt, of a chat only the user's
-    turns. Plain text without a label, which is itself what is learned, stays as it is. Of sounds: `noise` 5 to 20 dB
-    below them, `gain` by up to 12 dB, `shift` by up to 0.3 s, `speed` of 0.9 to 1.1. Of images:
-    `trivial` (TrivialAugment: one operation of any strength), `crop` of 35 to 100 % of the area, `flip` of left and
-    right, which digits and letters do not bear.
-    """
-
-    word_dropout: Share = 0.0
-    word_swap: Share = 0.0
-    typos: Share = 0.0
-    case: Share = 0.0
-    noise: RowShare = 0.0
-    gain: RowShare = 0.0
-    shift: RowShare = 0.0
-    speed: RowShare = 0.0
-    trivial: RowShare = 0.0
-    crop: RowShare = 0.0
-    flip: RowShare = 0.0
-
-    @property
-    def on(self) -> bool:
-        """Whether anything is changed."""
-        return any(self.model_dump().values())
-
-
 class Canaries(Spec):
     """Random rows planted among the training rows, to measure afterwards how far the adapter has learned them by heart.
 
@@ -260,7 +230,7 @@ class Data(Spec):
     workers: Positive | Auto = AUTO
     clean: Clean = Clean()
     dedupe: Dedupe = Dedupe()
-    augment: Augment = Augment()
+    augment: AnyAugment = Augment()
     canaries: Canaries = Canaries()
 
 

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, TypeAdapter, Va
 from pydantic.fields import FieldInfo
 
 from hfadapt.core.errors import nearest
+from hfadapt.recipe.augment import Augment
 from hfadapt.recipe.fast import Fast
 from hfadapt.recipe.names import AUTO, NAME_PATTERN, OTHER_NAMES, OneOf, WithUnit
 from hfadapt.recipe.pretrain import LockedPretrain, Pretrain, TextSource
@@ -36,6 +37,7 @@ MODEL_WORDS: dict[type, str] = {
     TextSource: "a source, or settings such as {source: texts.txt}",
     Pretrain: PRETRAIN_WORDS,
     LockedPretrain: PRETRAIN_WORDS,
+    Augment: "auto, false, or shares such as {typos: 0.1}",
     Fast: FAST_WORDS,
     LockedFast: FAST_WORDS,
 }

@@ -9,7 +9,15 @@ from hfadapt.core.show import Block, Heading, Shown, Table, Text, View, show_byt
 from hfadapt.core.spec import Record, Spec
 from hfadapt.records.stages import Phase
 
-PLANNED = ("data.max_length", "quant", "dtype", "train.micro_batch_rows", "train.checkpointing", "train.together")
+PLANNED = (
+    "data.augment",
+    "data.max_length",
+    "quant",
+    "dtype",
+    "train.micro_batch_rows",
+    "train.checkpointing",
+    "train.together",
+)
 """Settings that data and target decide; the reasons for the others are the same for all plans of a task."""
 
 
@@ -360,6 +368,8 @@ def _plain(value: Any) -> str:
         return ", ".join(str(item) for item in value)
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {share:g}" for name, share in value.items()) or "off"
     return str(value).lower() if str(value) in ("True", "False") else str(value)
 
 

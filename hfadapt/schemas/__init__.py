@@ -26,6 +26,8 @@ ranks of what is to be found with it."""
 Columns = Mapping[str, Any]
 Change = Callable[[str, int], str]
 """Changes one text of a row; the number tells the texts of a row apart."""
+Blend = Callable[[Any, Any], tuple[Any, float]]
+"""Blends the values of two rows: the blend, and the share of the first."""
 
 LABEL_NAMES = (
     "label",
@@ -190,6 +192,11 @@ class RowSchema:
 
     def changed(self, row: Columns, change: Change) -> dict[str, Any]:
         """The row with what the model is shown changed, and the label still right; as it is where that cannot be."""
+        return dict(row)
+
+    def blended(self, row: Columns, other: Columns, blend: Blend) -> dict[str, Any]:
+        """The row blended with another one, and its label, which may then be shares of classes by name; as it is where
+        that cannot be."""
         return dict(row)
 
     def rewritten(self, row: Columns, change: Callable[[str], str]) -> dict[str, Any]:

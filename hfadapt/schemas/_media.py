@@ -9,7 +9,7 @@ from typing import Any
 from hfadapt.core import registry
 from hfadapt.files import Blob
 from hfadapt.modalities import Modality
-from hfadapt.schemas import LABEL_NAMES, Answers, Change, Columns, LabelKind, RowSchema, Unusable
+from hfadapt.schemas import LABEL_NAMES, Answers, Blend, Change, Columns, LabelKind, RowSchema, Unusable
 
 FILE_NAMES = ("file", "file_name", "filename", "path", "filepath", "file_path")
 
@@ -78,6 +78,12 @@ class Labelled(RowSchema):
     def changed(self, row: Columns, change: Change) -> dict[str, Any]:
         """The value changed."""
         return {**row, self.modality: change(row[self.modality], 0)}
+
+    def blended(self, row: Columns, other: Columns, blend: Blend) -> dict[str, Any]:
+        """The value blended with the other one, and both labels in their shares, where they differ."""
+        value, share = blend(row[self.modality], other[self.modality])
+        own, its = row["label"], other["label"]
+        return {**row, self.modality: value, "label": own if own == its else {own: share, its: 1 - share}}
 
     def rewritten(self, row: Columns, change: Callable[[str], str]) -> dict[str, Any]:
         """As it is: there is no text in it."""

@@ -65,6 +65,7 @@ class Stage:
         phases: Parts of it whose memory is measured. A stage that has some may be killed for lack of memory.
         makes_base: It writes a base (`models.merge.save_base`), and later stages work on that.
         trains_first: It trains the adapter on something else, and training goes on from that (`Cell.begun`).
+        settles: It answers settings that the plan left open, and later stages go by its answer.
         keeps_earlier: When its inputs change, the whole folder of the cell is put aside instead of overwritten.
         gates: Names in `evaluate.gates` that it judges itself, in `missed`; a switch of the same name in the recipe's
             section `evaluate` turns what they need off.
@@ -86,6 +87,7 @@ class Stage:
     phases: ClassVar[tuple[str, ...]] = ()
     makes_base: ClassVar[bool] = False
     trains_first: ClassVar[bool] = False
+    settles: ClassVar[bool] = False
     keeps_earlier: ClassVar[bool] = False
     gates: ClassVar[tuple[str, ...]] = ()
     distributed: ClassVar[bool] = False
@@ -239,7 +241,8 @@ class Context:
 
     def hashes(self, cell: Cell, known: Mapping[str, str] | None = None) -> dict[str, str]:
         """For each stage the hash of all that decides its result: settings, inputs, version, and the hashes of the
-        stages that it needs and of those that make the base it works on or the adapter that it goes on from.
+        stages that it needs and of those that make the base it works on or the adapter that it goes on from, or answer
+        settings.
 
         Args:
             known: Hashes that are taken as they are.
@@ -249,7 +252,8 @@ class Context:
         fields["model"] = from_recipe(fields["model"], self.recipe_folder)
         for stage in self.stages:
             if stage.name not in found:
-                changed = (each.name for each in self._before(stage.name) if each.makes_base or each.trains_first)
+                before = self._before(stage.name)
+                changed = (each.name for each in before if each.makes_base or each.trains_first or each.settles)
                 above = {*stage.needs, *changed}
                 parts = [
                     {name: found[name] for name in sorted(above & found.keys())},

@@ -14,9 +14,11 @@ from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import model_facts
 from hfadapt.plan.make import lock as lock_cell
 from hfadapt.plan.make import make_plan
-from hfadapt.plan.reasons import longest_planned
+from hfadapt.plan.reasons import AUGMENT, longest_planned
+from hfadapt.recipe.augment import Augment
 from hfadapt.recipe.schema import Lock, Recipe
-from hfadapt.records.plan import CellPlan, Plan
+from hfadapt.records.augment import AugmentRecord
+from hfadapt.records.plan import CellPlan, Decision, Plan
 from hfadapt.records.stages import DataRecord
 from hfadapt.run_folder import PRETRAIN, Cell, is_whole
 from hfadapt.stages import Context, Stage
@@ -58,6 +60,8 @@ class PlanStage(Stage):
         from hfadapt.models.load import load_processor, source_of
 
         for cell in cells:
+            # What was tried with other rows or settings holds no longer.
+            (cell.folder / AugmentRecord.FILE).unlink(missing_ok=True)
             if CUT_OFF in cell.data.dropped:
                 # At another length other rows are left.
                 context.prepared[cell.domain].copy_into(cell.folder)
@@ -84,7 +88,7 @@ def decide(cell: Cell, context: Context, base: BaseRef, record: DataRecord) -> t
     sharing = sum(target == cell.target for _, target in context.asked.cells())
     plan = _plan(cell, context, base, record, sharing)
     decided = plan.cells[0]
-    lock = lock_cell(context.recipe_of(cell), decided).model_copy(update={"base": base.made})
+    lock = lock_cell(_recipe(cell, context), decided).model_copy(update={"base": base.made})
     cell.write(plan)
     cell.save_lock(lock)
     if not decided.fits:
@@ -94,10 +98,43 @@ def decide(cell: Cell, context: Context, base: BaseRef, record: DataRecord) -> t
 
 def _plan(cell: Cell, context: Context, base: BaseRef, record: DataRecord, sharing: int | None = None) -> Plan:
     """The plan of one cell for the sizes of a base."""
-    recipe = context.recipe_of(cell)
+    recipe = _recipe(cell, context)
     located = recipe.model_copy(update={"model": base.location})
     plan = make_plan(located, data={cell.domain: record}, processes=context.world.size, sharing=sharing)
+    if _was_tried(cell, context):
+        trial = cell.read(AugmentRecord)
+        taken = Decision(field=AUGMENT, value=trial.taken, asked=False, reason=trial.reason)
+        decided = plan.cells[0].model_copy(update={"decisions": (*plan.cells[0].decisions, taken)})
+        plan = plan.model_copy(update={"cells": (decided,)})
     return plan.model_copy(update={"model": recipe.model})
+
+
+def _was_tried(cell: Cell, context: Context) -> bool:
+    """Whether a trial has answered which rows are changed."""
+    return context.recipe_of(cell).data.augment.auto and cell.has(AugmentRecord)
+
+
+def _recipe(cell: Cell, context: Context) -> Recipe:
+    """The recipe of a cell, with the changes of rows that a trial has taken."""
+    recipe = context.recipe_of(cell)
+    if not _was_tried(cell, context):
+        return recipe
+    data = recipe.data.model_copy(update={"augment": Augment(**cell.read(AugmentRecord).taken)})
+    return recipe.model_copy(update={"data": data})
+
+
+def with_augmented(cell: Cell, context: Context, base: BaseRef) -> DataRecord:
+    """The cell's data record with the lengths of rows as a trial has them changed, which is written."""
+    from hfadapt.data import augmented
+    from hfadapt.models.load import load_processor, source_of
+
+    recipe, record, task = _recipe(cell, context), cell.data, registry.task(context.recipe.task)
+    tokenizer = load_processor(source_of(base), task.modality)
+    rows = cell.read_split("train")
+    changed = augmented(rows, record.form, recipe.data, task, tokenizer, labels=record.labels)
+    record = record.model_copy(update={"augmented": changed})
+    cell.write(record)
+    return record
 
 
 def use_base(cell: Cell, context: Context, stage: str) -> None:
@@ -112,7 +149,7 @@ def renew_evaluation(cell: Cell, context: Context) -> None:
     """Another evaluation of the same adapter was asked for: only that section of the lock changes."""
     lock = cell.lock
     plan = _plan(cell, context, BaseRef.of(lock), cell.data)
-    asked = lock_cell(context.recipe_of(cell), plan.cells[0]).evaluate
+    asked = lock_cell(_recipe(cell, context), plan.cells[0]).evaluate
     if asked != lock.evaluate:
         cell.save_lock(lock.model_copy(update={"evaluate": asked}))
 
@@ -201,7 +238,9 @@ def audit_cell(cell: Cell, lock: Lock, tokenizer: Any, record: DataRecord) -> Da
         record = drop_cut_off(cell.folder, task, tokenizer, **options)
     facts = model_facts(BaseRef.of(lock).location, lock.task, max(1, len(record.labels)))
     options["most_tokens"] = facts.max_positions
-    asked = Asked(lock.data.dedupe.similarity, named_in(lock, cell.domain), lock.data.allow)
+    settings = lock.data
+    named, changes = named_in(lock, cell.domain), tuple(settings.augment.shares)
+    asked = Asked(settings.dedupe.similarity, named, settings.allow, changes)
     found = audit(cell.folder, task, tokenizer, asked=asked, **options)
     record = record.model_copy(update={"audit": found})
     cell.write(record)

@@ -170,6 +170,7 @@ class Task:
         modality: What its rows are made of.
         schemas: Row schemas that it learns from.
         label_kind: What it learns: `none` for text.
+        soft_labels: Whether a row may be labelled with shares of several classes, by name, as a blend of two rows is.
         baseline: What the adapter is compared with: `base` (zero-shot) or `linear probe`.
         metrics: Metrics that fit every row of this task, the leading one first.
         own_metrics: Metrics beside those that all tasks know.
@@ -206,6 +207,7 @@ class Task:
     modality: str = "text"
     schemas: frozenset[str]
     label_kind: LabelKind = "class"
+    soft_labels: bool = False
     baseline: str = "linear probe"
     metrics: tuple[str, ...]
     own_metrics: tuple[RowMetric, ...] = ()

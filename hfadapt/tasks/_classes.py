@@ -12,6 +12,18 @@ if TYPE_CHECKING:
     import torch
 
 
+def class_targets(examples: Sequence[Example]) -> torch.Tensor:
+    """The classes of examples (B,), or their shares (B, C) where an example has several."""
+    import torch
+
+    labels = [example.labels[0] for example in examples]
+    classes = next((len(label) for label in labels if isinstance(label, tuple)), 0)
+    if not classes:
+        return torch.tensor(labels)
+    eye = torch.eye(classes)
+    return torch.stack([torch.tensor(label) if isinstance(label, tuple) else eye[label] for label in labels])
+
+
 class OneClass(Task):
     """Cross-entropy over C classes."""
 
@@ -32,12 +44,19 @@ class OneClass(Task):
         }
 
     def target(self, row: Row, labels: Sequence[str], number: int) -> tuple[Any, ...]:
-        """What is learned from a row; nothing where it has no label. Raises DataError for an unknown label."""
+        """What is learned from a row: the number of its class, or (C,) shares; nothing where it has no label.
+
+        Raises:
+            DataError: a label is unknown.
+        """
         label = row.get("label")
+        if isinstance(label, Mapping):
+            shares = {index_of(name, labels, row, number): share for name, share in label.items()}
+            return (tuple(shares.get(index, 0.0) for index in range(len(labels))),)
         return () if label is None else (index_of(label, labels, row, number),)
 
     def targets(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Every row has one label."""
+        """Every row has one label (B,), or shares of classes (B, C)."""
         import torch
 
         rows = torch.arange(len(batch["labels"]), device=batch["labels"].device)

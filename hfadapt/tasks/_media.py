@@ -11,7 +11,7 @@ from hfadapt.core.errors import Problem, RequestError
 from hfadapt.files import Blob, Unusable
 from hfadapt.modalities import Example, Row, Taken
 from hfadapt.tasks import Answer, Served
-from hfadapt.tasks._classes import OneClass
+from hfadapt.tasks._classes import OneClass, class_targets
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class MediaClassification(OneClass):
     """Rows of a value, which is opened when a batch is made, and `label`; compared with a linear probe."""
 
+    soft_labels = True
     # What a row is inside the model, its own code decides: patches, frames, and what it adds to them.
     without = ("attention",)
 
@@ -48,13 +49,13 @@ class MediaClassification(OneClass):
         return hashlib.sha256(repr(bytes(example.inputs["value"])).encode()).hexdigest()[:32]
 
     def collate(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
-        """The model's inputs (B, …) as the processor makes them, and labels (B,)."""
+        """The model's inputs (B, …) as the processor makes them, and labels (B,) or, of blends, (B, C)."""
         import torch
 
         made = examples[0].inputs["processor"].inputs([example.inputs["value"] for example in examples])
         batch = {name: torch.from_numpy(values) for name, values in made.items()}
         if all(example.labels for example in examples):
-            batch["labels"] = torch.tensor([example.labels[0] for example in examples])
+            batch["labels"] = class_targets(examples)
         return batch
 
     def options(self, model: Any) -> dict[str, Any]:

@@ -85,12 +85,12 @@ def train_cells(
     Raises:
         DataError, RunError, KeyboardInterrupt: as `train_cell`.
     """
-    training = _Training(cells, world, identities or [""] * len(cells), progress or Silent())
+    training = Training(cells, world, identities or [""] * len(cells), progress or Silent())
     training.starts = list(starts) or [None] * len(cells)
     return training.run()
 
 
-class _Training:
+class Training:
     """One training of one or more cells on one base, from loading to the records.
 
     Memory is measured above what the process held before, phase by phase.

@@ -64,6 +64,11 @@ class Batch:
     labels: int
 
 
+def steps_of(settings: LockedTrain, rows: int) -> int:
+    """Steps of a training on so many rows."""
+    return settings.max_steps or math.ceil(settings.epochs * -(-rows // settings.batch_rows))
+
+
 @dataclass
 class Job:
     """Trains one adapter.
@@ -100,8 +105,7 @@ class Job:
             raise RunError("nothing is trainable: no parameter of the model requires a gradient", place="adapter")
         self.lengths = [example.size for example in self.train]
         self.steps_per_epoch = -(-len(self.train) // self.settings.batch_rows)
-        steps = math.ceil(self.settings.epochs * self.steps_per_epoch)
-        self.total_steps = self.settings.max_steps or steps
+        self.total_steps = steps_of(self.settings, len(self.train))
         self._best: dict[str, torch.Tensor] | None = None
         self._epoch = -1
         self._examples: Sequence[Example] = ()

@@ -3,9 +3,11 @@
 import random
 
 import pytest
+from tiny_images import png
 
 from hfadapt.data import augment
 from hfadapt.modalities import text as text_changes
+from hfadapt.modalities._later import Blended
 from hfadapt.recipe.schema import Augment
 
 ROWS = [
@@ -73,3 +75,41 @@ def test_a_text_is_never_emptied():
 def test_neighbours_are_neighbours():
     assert set(text_changes.NEIGHBOURS["g"]) >= {"f", "h"}
     assert set("".join(text_changes.NEIGHBOURS.values())) <= set("abcdefghijklmnopqrstuvwxyz")
+
+
+def test_marks_are_put_between_words_and_every_word_stays():
+    text = " ".join(["letters"] * 2000)
+    marked = text_changes.punctuation(text, 0.3, random.Random(1)).split()
+    marks = [word for word in marked if word in text_changes.MARKS]
+    assert abs(len(marks) / 2000 - 0.3) < 0.05
+    assert [word for word in marked if word not in text_changes.MARKS] == text.split()
+    assert {*marks} == {*text_changes.MARKS}
+    assert text_changes.punctuation("alone", 0.99, random.Random(1)) == "alone"
+
+
+PICTURED = [{"image": png(n), "label": "abc"[n % 3], "source": "s", "row": n} for n in range(60)]
+
+
+def test_a_share_of_the_rows_is_blended_with_others_and_so_are_their_labels():
+    settings = Augment(mixup=0.3, cutmix=0.4)
+    changed = augment.apply(PICTURED, "pictured", settings, 1, 0)
+    names = [row["image"].name if isinstance(row["image"], Blended) else "" for row in changed]
+    assert all(abs(names.count(name) / 60 - share) < 0.15 for name, share in (("mixup", 0.3), ("cutmix", 0.4)))
+    for old, new in zip(PICTURED, changed, strict=True):
+        if isinstance(new["image"], Blended):
+            own, other = old["label"], next(r["label"] for r in PICTURED if r["image"] == new["image"].second.data)
+            share = new["image"].share
+            assert new["image"].first.data == old["image"]
+            assert new["label"] == (own if own == other else {own: share, other: 1 - share})
+        else:
+            assert new == old
+    assert changed != augment.apply(PICTURED, "pictured", settings, 1, 1)
+
+
+def test_who_a_row_is_blended_with_depends_on_seed_epoch_and_row_alone():
+    settings = Augment(mixup=0.5, cutmix=0.5, flip=1.0)
+    whole = augment.apply(PICTURED, "pictured", settings, 1, 2)
+    assert augment.apply(PICTURED[20:30], "pictured", settings, 1, 2, among=PICTURED) == whole[20:30]
+    partners = {row["image"].second.data for row in whole if isinstance(row["image"], Blended)}
+    assert partners <= {row["image"] for row in PICTURED}
+    assert len(partners) > 20

@@ -243,6 +243,26 @@ def test_noise_is_as_loud_as_it_says():
     assert np.mean(added**2) / np.mean(sound**2) == pytest.approx(0.1, rel=0.1)
 
 
+def test_spec_augment_silences_a_band_and_a_span_and_leaves_the_rest():
+    spec_augment = _audio_changes.spec_augment
+    sound = np.random.default_rng(0).standard_normal(_audio_changes.RATE).astype(np.float32)
+    bands, spans = [], []
+    for seed in range(40):
+        changed = spec_augment(sound, 1.0, random.Random(seed))
+        assert (changed.dtype, changed.shape) == (sound.dtype, sound.shape)
+        silent = np.flatnonzero(changed == 0)
+        spans.append(len(silent) / len(sound))
+        assert len(silent) == 0 or silent[-1] - silent[0] + 1 == len(silent), "one span"
+        start, end = (silent[0], silent[-1]) if len(silent) else (len(sound), 0)
+        whole = changed[:start] if start > len(sound) - end else changed[end + 1 :]
+        power = np.abs(np.fft.rfft(whole)) ** 2
+        bands.append(np.mean(power < 0.01 * np.mean(power)))
+    assert max(spans) <= 0.2
+    assert np.mean(spans) == pytest.approx(0.1, abs=0.03)
+    assert max(bands) > 0.2
+    assert np.array_equal(spec_augment(sound, 0.0, random.Random(1)), sound)
+
+
 def test_a_telephone_takes_low_and_high_out():
     sound = opened(KIND.take(wav(tone("low", 1))).data)
     kept = _audio_changes.telephone(sound, 1.0, random.Random(1))

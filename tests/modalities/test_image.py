@@ -7,9 +7,11 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_images import png, scene
 
+from hfadapt.core import registry
 from hfadapt.files import Unusable
 from hfadapt.modalities import _image_changes, image
 from hfadapt.modalities.image import KIND, Changed, opened
@@ -202,6 +204,50 @@ def test_no_strength_changes_nothing_where_there_is_a_strength():
     free = {"posterize", "solarize", "autocontrast", "equalize"}
     for name in _image_changes.TRIVIAL.keys() - free:
         assert np.array_equal(np.asarray(_image_changes.TRIVIAL[name](scene(16), 0.0)), np.asarray(scene(16))), name
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.6, 1.0])
+@pytest.mark.parametrize("name", sorted(_image_changes.BLENDS))
+def test_a_blend_holds_as_much_of_each_picture_as_it_says(name, share):
+    black, white = Image.new("RGB", (64, 48)), Image.new("RGB", (30, 30), "white")
+    blend, drawn = _image_changes.BLENDS[name]
+    changed = np.asarray(blend(black, white, share, random.Random(2)))
+    assert changed.shape == (48, 64, 3)
+    assert changed.mean() / 255 == pytest.approx(1 - share, abs=0.02)
+    shares = [drawn(random.Random(seed)) for seed in range(200)]
+    assert 0 <= min(shares) < 0.1 < 0.4 < np.mean(shares) < 0.6 < 0.9 < max(shares) <= 1
+
+
+def test_rows_that_are_blended_are_learned_with_both_classes_in_their_shares(vision):
+    task = registry.task("image-classification")
+    processor = KIND.load_processor(str(vision / "dino"), None)
+    facts = {"width": 32, "height": 32}
+    rows = [{"image": png(1), "label": {"b": 0.75, "c": 0.25}, **facts}, {"image": png(2), "label": "a", **facts}]
+    batch = task.collate(task.encode(rows, processor, max_length=16, labels=("a", "b", "c")), 0)
+    assert batch["labels"].tolist() == [[0.0, 0.75, 0.25], [1.0, 0.0, 0.0]]
+    logits = torch.randn(2, 3)
+    _, targets, _ = task.targets(batch)
+    logs = logits.log_softmax(-1)
+    wanted = torch.stack([-(0.75 * logs[0, 1] + 0.25 * logs[0, 2]), -logs[1, 0]])
+    torch.testing.assert_close(task.criterion(logits, targets), wanted)
+
+
+@pytest.mark.parametrize(
+    ("labels", "fits"),
+    [
+        (("0", "1", "2", "10"), False),
+        (("a", "b", "other"), False),
+        (("One", "two", "three"), False),
+        (("turn left", "stop"), False),
+        (("arrow_right", "none"), False),
+        (("cat", "dog"), True),
+        (("x-ray", "bright", "leftover"), True),
+        (("grade 1", "grade 2"), True),
+    ],
+)
+def test_classes_that_must_not_be_mirrored_are_known_by_their_names(labels, fits):
+    assert (KIND.mislabels("flip", labels) == "") is fits
+    assert KIND.mislabels("crop", labels) == ""
 
 
 def test_changes_are_worked_out_when_they_are_looked_at():

@@ -19,6 +19,7 @@ from tiny import labelled, make_lock, make_loop, uneven, write_recipe
 
 from hfadapt import Run, load_recipe, make_plan, run
 from hfadapt.card.build import render_card
+from hfadapt.core import registry
 from hfadapt.core.errors import DataError, HfadaptError
 from hfadapt.data import augment, clean, prepare
 from hfadapt.evaluate import context
@@ -163,6 +164,12 @@ def planned(bed: Bed, fields: Mapping[str, Any]) -> Any:
 def exported(bed: Bed, fields: Mapping[str, Any]) -> Any:
     """What the plan says of exports for the first target."""
     return [each.verdict for each in make_plan(bed.recipe(fields)).cells[0].exports]
+
+
+def stages_of(bed: Bed, fields: Mapping[str, Any]) -> Any:
+    """What a run goes through."""
+    recipe = bed.recipe(fields)
+    return [stage.name for stage in registry.stages() if stage.wanted(recipe)]
 
 
 def metrics(bed: Bed, fields: Mapping[str, Any]) -> Any:

@@ -45,6 +45,7 @@ from looks import (
     scored_at_once,
     seen,
     splits,
+    stages_of,
     steps,
     storage,
     texts_of_the_hub,
@@ -326,16 +327,20 @@ FIELDS: dict[str, Case] = {
     "data.dedupe.across_domains": Case((True, False), rows, beside=TWO),
     **{
         f"data.augment.{name}": Case((0.0, 0.3, 0.6), losses, task)
-        for name, task in (("word_dropout", TEXTS), ("word_swap", CLASSES), ("typos", CLASSES), ("case", TEXTS))
+        for name, task in (
+            *(("word_dropout", TEXTS), ("word_swap", CLASSES), ("typos", CLASSES)),
+            *(("punctuation", CLASSES), ("case", TEXTS)),
+        )
     },
     **{
         f"data.augment.{name}": Case((0.0, 0.5, 1.0), heard, SOUNDS, {"domains.*.source": "sounds"})
-        for name in ("noise", "gain", "shift", "speed")
+        for name in ("noise", "gain", "shift", "speed", "spec_augment")
     },
     **{
         f"data.augment.{name}": Case((0.0, 0.5, 1.0), seen, PICTURES, {"domains.*.source": "pictures"})
-        for name in ("trivial", "crop", "flip")
+        for name in ("trivial", "crop", "flip", "mixup", "cutmix")
     },
+    "data.augment.auto": Case((False, True), stages_of),
     "data.canaries.count": Case((0, 3, 6), canaries),
     "data.canaries.repeats": Case(([1], [2, 4]), canaries, beside={"data.canaries.count": 4}),
     # --- texts without labels

@@ -19,6 +19,7 @@ from tiny import (
     write_recipe,
     write_rows,
 )
+from tiny_images import pictured
 
 from hfadapt.modalities import IGNORED
 
@@ -54,6 +55,26 @@ def test_interrupted_and_resumed_equals_uninterrupted(models, tmp_path, task, st
     assert same_weights(parts.weights, whole.weights)
     assert parts.state.augmented == whole.state.augmented
     assert len(whole.state.augmented) == 3
+
+
+def blended(vision, **more):
+    changes = {"mixup": 0.3, "cutmix": 0.4, "trivial": 0.5}
+    settings = {"train__max_steps": 7, "train__micro_batch_rows": 2, "data__packing": False, **more}
+    return make_lock(vision / "dino", "image-classification", **{"data__augment": changes, **settings})
+
+
+@pytest.mark.parametrize("step", [2, 3, 5])
+def test_blended_pictures_are_the_same_after_a_resume(vision, tmp_path, step):
+    classes = ("bar", "pole")
+    whole = train(blended(vision), tmp_path / "whole", pictured(20), pictured(6, seed=1), classes)
+    with pytest.raises(KeyboardInterrupt):
+        train(blended(vision), tmp_path / "parts", pictured(20), (), classes, stop=stop_after(step))
+    parts = train(blended(vision), tmp_path / "parts", pictured(20), pictured(6, seed=1), classes)
+    assert parts.state.resumed_from_step == step
+    assert same_weights(parts.weights, whole.weights)
+    assert parts.state.augmented == whole.state.augmented
+    plain = train(blended(vision, data__augment={}), tmp_path / "plain", pictured(20), (), classes)
+    assert plain.losses != whole.losses
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from tiny import epochs, labelled, make_lock, pairs, same_weights, stop_after
+from tiny_images import pictured
 
 from hfadapt.adapters import DEFAULT
 from hfadapt.core import registry
@@ -23,16 +25,16 @@ from hfadapt.train.loop import Loop
 LABELS = ("bad", "good", "so-so")
 
 
-def loop_of(locks, folders, rows, held=(), products=None, **options):
+def loop_of(locks, folders, rows, held=(), products=None, labels=LABELS, **options):
     """A loop over one adapter for each lock."""
     lock = locks[0]
     task = registry.task(lock.task)
-    base = load_base(lock, LABELS, torch.device("cpu"))
+    base = load_base(lock, labels, torch.device("cpu"))
     names = adapter_names(len(locks))
     model = attach_adapters(base, dict(zip(names, locks, strict=True)))
 
     def encode(what):
-        return task.encode(what, base.tokenizer, max_length=64, labels=LABELS)
+        return task.encode(what, base.tokenizer, max_length=64, labels=labels)
 
     jobs = []
     for own, folder, name, mine in zip(locks, folders, names, rows, strict=True):
@@ -97,6 +99,25 @@ def test_together_equals_alone(models, tmp_path, task):
         assert mine.keys() == theirs.keys()
         for key, tensor in theirs.items():
             torch.testing.assert_close(mine[key], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_blended_pictures_beside_plain_ones(vision, tmp_path):
+    """A micro-batch may hold rows of one class and rows of shares of two."""
+    settings = {"train__max_steps": 6, "train__micro_batch_rows": 3, "data__packing": False}
+    make = partial(make_lock, vision / "dino", "image-classification", **settings)
+    locks = [make(), make(data__augment={"mixup": 0.4, "cutmix": 0.4, "crop": 0.5})]
+    rows, classes = [pictured(20), pictured(26, seed=1)], ("bar", "pole")
+    _, loop = loop_of(locks, [tmp_path / "0", tmp_path / "1"], rows, pictured(4, seed=2), labels=classes)
+    loop.run()
+    assert [len(job.state.augmented) for job in loop.jobs] == [0, 2]
+    for i, job in enumerate(loop.jobs):
+        _, alone = loop_of([locks[i]], [tmp_path / f"alone-{i}"], [rows[i]], pictured(4, seed=2), labels=classes)
+        alone.run()
+        for line, expected in zip(log(tmp_path / f"{i}"), log(tmp_path / f"alone-{i}"), strict=True):
+            for key in expected.keys() & {"loss", "validation_loss"}:
+                assert line[key] == pytest.approx(expected[key], rel=1e-5)
+        for key, tensor in plain_names(alone.jobs[0]).items():
+            torch.testing.assert_close(plain_names(job)[key], tensor, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("task", SETTINGS)

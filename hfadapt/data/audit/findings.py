@@ -35,11 +35,13 @@ class Asked:
         similarity: From which two rows are nearly the same (`data.dedupe`).
         named: Parts whose column it names.
         allow: Codes of hard findings that are to be warnings (`data.allow`).
+        changes: Names of the changes of training rows (`data.augment`).
     """
 
     similarity: float = 0.8
     named: frozenset[str] = frozenset()
     allow: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
 
 
 @dataclass

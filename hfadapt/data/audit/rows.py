@@ -356,6 +356,14 @@ def idle_augmentation(view: View) -> Iterator[Finding]:
         )
 
 
+def mislabelling_augmentation(view: View) -> Iterator[Finding]:
+    """A change of training rows makes the label wrong, as far as the names of the classes tell."""
+    for name in view.asked.changes:
+        if why := registry.modality(view.schema.modality).mislabels(name, view.labels):
+            what = f"data.augment.{name} may make labels wrong: {why}"
+            yield finding("augmentation-mislabels", "soft", what, fix=f"delete data.augment.{name}")
+
+
 def doubtful_files(view: View) -> Iterator[Finding]:
     """What the modality says of single files."""
     if not view.schema.media:
@@ -386,5 +394,6 @@ CHECKS: tuple[Check, ...] = (
     label_leak,
     garbled_text,
     idle_augmentation,
+    mislabelling_augmentation,
     doubtful_files,
 )
