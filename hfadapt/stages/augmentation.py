@@ -54,7 +54,7 @@ def section(facts: Facts) -> str:
 class AugmentStage(Stage):
     """augment.json, and plan.json and lock.yaml with what was taken."""
 
-    name = "augment"
+    name = "augmentation"
     title = "trial of augmentation"
     verb = "train"
     needs = ("plan",)
