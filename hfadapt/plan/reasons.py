@@ -60,6 +60,8 @@ LM_DEFAULTS: dict[str, tuple[Any, str]] = {
     "train.epochs": (1.0, "language models memorise repeated rows quickly"),
 }
 AUGMENT = "data.augment"
+MOST_EPOCHS = 10.0
+"""Of few rows, where the plan repeats them."""
 ASSUMED_ROWS = 2000
 EVALUATIONS = 4
 CHECKPOINT_SECONDS = 60.0
@@ -192,7 +194,12 @@ def settle_training(decided: Decisions, recipe: Recipe, facts: ModelFacts, work:
         table["train.learning_rate"] = (5e-4, "models under 500 M parameters tolerate more than 2e-4")
     if "adapter.rank" in table and (rank := decided.asked("adapter.rank")) is not None:
         table["adapter.alpha"] = (2.0 * rank, table["adapter.alpha"][1])
-    table |= registry.task(recipe.task).defaults
+    if facts.pointwise:
+        table["train.learning_rate"] = (2e-3, "1x1 convolutions take more: better than 5e-4 after as many steps")
+    task = registry.task(recipe.task)
+    table |= task.defaults
+    if work.rows and (epochs := _epochs_for(task.least_steps, decided, table, work.rows)) > table["train.epochs"][0]:
+        table["train.epochs"] = (epochs, f"about {task.least_steps} steps, which few rows do not make in two epochs")
     table["adapter.layers"] = (facts.layers, "all layers; fewer means the last ones")
     if (able := adaptable(facts)).left_out or facts.pointwise:
         table["adapter.modules"] = (able.names, able.reason)
@@ -217,6 +224,12 @@ def settle_training(decided: Decisions, recipe: Recipe, facts: ModelFacts, work:
     every = max(1, steps // EVALUATIONS)
     basis = f"{steps:,} steps" if work.rows or recipe.train.max_steps else f"{rows:,} rows assumed, so {steps:,} steps"
     decided.settle("train.evaluate_every_steps", every, f"about {EVALUATIONS} validations a run: {basis}")
+
+
+def _epochs_for(steps: int, decided: Decisions, table: Mapping[str, tuple[Any, str]], rows: int) -> float:
+    """Epochs that make so many steps, up to a limit: rows that are met too often are learned by heart."""
+    batch = decided.asked("train.batch_rows") or table["train.batch_rows"][0]
+    return min(MOST_EPOCHS, float(math.ceil(steps / math.ceil(rows / batch))))
 
 
 def optimizer_steps(recipe: Recipe, work: Work, decided: Decisions) -> int:

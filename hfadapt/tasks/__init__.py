@@ -191,6 +191,7 @@ class Task:
         usage: Python that does, where that is no transformers.
         files: Names of the files of `write_beside`.
         defaults: What its plan starts from in place of the usual, by field, with the reason.
+        least_steps: Optimizer steps that its adapters need, however few the rows; the plan repeats rows for them.
         counted: What has one class each, in words for tables: rows.
         assumed_tokens: Length of rows, before any data was seen.
         assumed_parts: Sequences as which a row goes through the model, likewise.
@@ -226,6 +227,7 @@ class Task:
     usage: str | None = None
     files: frozenset[str] = frozenset()
     defaults: Mapping[str, tuple[Any, str]] = {}
+    least_steps: int = 0
     counted: str = "rows"
     assumed_tokens: int = 128
     assumed_parts: float = 1.0

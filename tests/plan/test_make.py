@@ -395,6 +395,17 @@ def test_layers_that_the_model_does_not_have_are_refused(small: str, tmp_path: P
         make_plan(recipe(both, task="text-classification", targets=["h100"], adapter={"layers": 1}))
 
 
+@pytest.mark.parametrize(
+    ("rows", "asked", "epochs"), [(200, {}, 8), (5000, {}, 2), (16, {}, 10), (200, {"epochs": 1}, 1)]
+)
+def test_few_pictures_are_met_more_often(tmp_path: Path, rows: int, asked: dict[str, Any], epochs: int) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8, "image_size": 32}
+    model = write_config(tmp_path / "vit", **{**sizes, "model_type": "vit", "intermediate_size": 64})
+    known = {"d": record(16, rows).model_copy(update={"form": "pictured", "labels": ("a", "b")})}
+    found = cell(model, "h100", known, task="image-classification", train=asked)
+    assert found.value("train.epochs") == epochs
+
+
 def test_layers_in_fused_kernels_get_no_adapter(tmp_path: Path) -> None:
     model = write_config(tmp_path / "mamba", model_type="mamba", state_size=8, hidden_size=64, num_hidden_layers=2)
     found = cell(model, "h100", quant="none", data={"max_length": 16}, train={"checkpointing": False, "fast": False})

@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from hfadapt.modalities.image import INTERPOLATE
 from hfadapt.tasks._media import MediaClassification
 
 
@@ -20,13 +21,14 @@ class ImageClassification(MediaClassification):
     modality = "image"
     schemas = frozenset({"pictured"})
     assumed_tokens = 256
+    # A new head and features of other pictures take about so many steps; fewer end below the linear probe.
+    least_steps = 100
     folder = Path(__file__).parent
 
     def options(self, model: Any) -> dict[str, Any]:
         """Models with an embedding for each place of a picture interpolate these where they can."""
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        name = "interpolate_pos_encoding"
-        return {name: True} if name in inspect.signature(base.forward).parameters else {}
+        return {INTERPOLATE: True} if INTERPOLATE in inspect.signature(base.forward).parameters else {}
 
 
 KIND = ImageClassification()
