@@ -345,6 +345,28 @@ def export(  # noqa: PLR0913 - options of the command
 
 
 @app.command()
+@heavy
+def bench(
+    folder: Annotated[Path, typer.Argument(metavar="EXPORTED", help="A folder that hfadapt export wrote.")],
+    threads: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option("--threads", help="By default one, and all cores; may be said several times."),
+    ] = None,
+    batch: Annotated[Optional[list[int]], typer.Option("--batch", help="Rows at once; by default 1, 8 and 32.")] = None,  # noqa: UP045
+    length: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--length", help="Positions of a row; by default the most that was trained with."),
+    ] = None,
+    seconds: Annotated[float, typer.Option("--seconds", help="About how long each case is measured.")] = 2.0,
+    json: Json = False,
+) -> None:
+    """Measure how fast an exported folder answers here: latency, rows a second and memory by threads and batch."""
+    from hfadapt.export.bench import bench as measure
+
+    show(measure(folder, threads or (), batch or (1, 8, 32), length, seconds, note), json)
+
+
+@app.command()
 def publish(  # noqa: PLR0913 - options of the command
     path: Annotated[Path, typer.Argument(metavar="CELL_OR_RUN", help="runs/NAME/DOMAIN/TARGET, or a run.")],
     repo: Annotated[Optional[str], typer.Option("--repo", metavar="USER/NAME", help="Where on the Hub.")] = None,  # noqa: UP045

@@ -44,7 +44,7 @@ def write_papers(cell: Cell, kind: Format, form: Form | None, folder: Path, reco
     if card.is_file():
         shutil.copyfile(card, folder / "CARD.md")
         rewrite_without_pictures(folder / "CARD.md")
-    write_text(folder / "README.md", "\n".join(_readme(cell, kind, record)) + "\n")
+    write_text(folder / "README.md", "\n".join(_readme(cell, kind, folder, record)) + "\n")
     metadata_save(folder / "README.md", _metadata(cell, kind))
 
 
@@ -64,7 +64,7 @@ def _manifest(cell: Cell, kind: Format, form: Form | None, folder: Path, hashes:
     return cell.manifest.model_copy(update=changes)
 
 
-def _readme(cell: Cell, kind: Format, record: ExportRecord) -> Iterator[str]:
+def _readme(cell: Cell, kind: Format, folder: Path, record: ExportRecord) -> Iterator[str]:
     manifest = cell.manifest
     yield f"# {cell.lock.name}: {cell.domain}, {record.variant or record.format}"
     yield ""
@@ -81,11 +81,16 @@ def _readme(cell: Cell, kind: Format, record: ExportRecord) -> Iterator[str]:
         yield "[CARD.md](CARD.md) is the adapter's card: data, training, evaluation, limits and licences."
     yield ""
     yield f"```python\n{kind.usage(cell)}\n```"
+    if (printed := kind.tried(cell, folder)) is not None:
+        yield f"These lines were run as they stand, without hfadapt, and printed:\n\n```\n{printed}\n```"
+    if notes := kind.notes(cell):
+        yield f"\n{notes}"
     yield ""
     if record.kl_nats is not None:
+        where = EXPORT if record.judged else "drift.json"
         yield (
             f"Its answers differ from those of the adapter as it was trained by {record.kl_nats:.3g} nats per label "
-            f"(Kullback-Leibler divergence, [drift.json](drift.json))."
+            f"(Kullback-Leibler divergence, [{where}]({where}))."
         )
     if record.judged:
         yield from _judgement(record)
@@ -149,7 +154,10 @@ def _metadata(cell: Cell, kind: Format) -> dict[str, Any]:
     if not kind.needs_base:
         # The measured results in it are those of the adapter.
         found.pop("model-index", None)
-        found |= {"library_name": registry.task(cell.lock.task).library, "base_model_relation": "finetune"}
+        found |= {
+            "library_name": kind.library or registry.task(cell.lock.task).library,
+            "base_model_relation": "finetune",
+        }
         found["tags"] = [tag for tag in found.get("tags", ()) if tag != cell.manifest.method and ":" not in str(tag)]
         if "sample:" in str(found.get("base_model")):
             del found["base_model"]

@@ -102,6 +102,8 @@ class Format(Protocol):
 
     packages: tuple[str, ...] = ()
     """Python packages that it needs beside those of training, by the names under which they are imported."""
+    library: str = ""
+    """What opens it, as the Hub calls it; empty for the task's own library."""
     extra: str = ""
     """The extra of hfadapt that installs them; empty where each is installed by its own name."""
 
@@ -130,7 +132,7 @@ class Format(Protocol):
         return None
 
     def holds(self, name: str, whole: bool) -> bool:
-        """Whether a file of this name may be part of it, beside the tokenizer's.
+        """Whether a file of this name, below the folder, may be part of it, beside the tokenizer's.
 
         Args:
             whole: The method trains the base itself.
@@ -181,6 +183,18 @@ class Format(Protocol):
 
     def usage(self, cell: Cell) -> str:
         """Python that opens the files, for the README."""
+
+    def notes(self, cell: Cell) -> str:
+        """What the README says after that."""
+        return ""
+
+    def tried(self, cell: Cell, folder: Path) -> str | None:
+        """What `usage` printed in a process of its own; None where it was not run.
+
+        Raises:
+            RunError: it fails.
+        """
+        return None
 
 
 def missing(kind: Format) -> tuple[str, ...]:

@@ -66,6 +66,10 @@ class Runner:
         return torch.float32
 
     def __call__(self, **given: Any) -> SimpleNamespace:
+        """As `forward`."""
+        return self.forward(**given)
+
+    def forward(self, **given: Any) -> SimpleNamespace:
         """The outputs by name, as tensors (B, …).
 
         Raises:

@@ -100,6 +100,8 @@ class Modality:
         suffixes: Endings of files each of which holds one value, in lower case; none for texts, which stand in tables.
         refusals: Reasons for which `take` refuses bytes.
         facts: Measures of a value that test rows are sliced by, each with its unit.
+        imports, reading: Python that makes `inputs`, arrays of numpy by name, of `example` with the files of a folder
+            of a whole model, and what it imports; `{max_length}` and `{arguments}` are filled in.
     """
 
     name: str
@@ -118,6 +120,8 @@ class Modality:
     suffixes: tuple[str, ...] = ()
     refusals: tuple[str, ...] = ()
     facts: Mapping[str, str] = {}
+    imports: str = ""
+    reading: str = ""
 
     def load_processor(self, path: str, revision: str | None) -> Any:
         """What turns values into a model's inputs: the tokenizer of texts."""

@@ -172,6 +172,12 @@ class Audio(Modality):
 
     name = "audio"
     unit = "positions"
+    imports = "import soundfile\nfrom transformers import AutoFeatureExtractor"
+    reading = (
+        'processor = AutoFeatureExtractor.from_pretrained(".")\n'
+        "sound, rate = soundfile.read(example)  # one channel, at the rate of the processor\n"
+        'inputs = dict(processor(sound, sampling_rate=rate, return_tensors="np", **{arguments}))'
+    )
     one_size = True
     suffixes = SUFFIXES
     facts = {"seconds": "s", "loudness": "dBFS", "peak": "dBFS", "rate": "Hz"}

@@ -137,6 +137,11 @@ class Image(Modality):
     name = "image"
     noun, nouns = "image", "images"
     reader = "image processor"
+    imports = "from PIL import Image\nfrom transformers import AutoImageProcessor"
+    reading = (
+        'processor = AutoImageProcessor.from_pretrained(".", backend="pil")\n'
+        'inputs = dict(processor(Image.open(example).convert("RGB"), return_tensors="np"))'
+    )
     accepted = "a path, bytes, a PIL image, an array (height, width, 3) of uint8, or a list of these"
     unit = "positions"
     cut, longer = "scaled down", "larger"

@@ -228,6 +228,14 @@ class Text(Modality):
 
     name = "text"
     tokens = True
+    imports = "from tokenizers import Tokenizer"
+    reading = (
+        'tokenizer = Tokenizer.from_file("tokenizer.json")\n'
+        "tokenizer.no_padding()\n"
+        "tokenizer.enable_truncation({max_length})\n"
+        "ids = np.array([tokenizer.encode(example).ids])\n"
+        'inputs = {{"input_ids": ids, "attention_mask": np.ones_like(ids)}}'
+    )
     operations = {
         "word_dropout": word_dropout,
         "word_swap": word_swap,

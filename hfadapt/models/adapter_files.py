@@ -63,9 +63,10 @@ LORA_TENSOR = re.compile(r"(.+)\.lora_(?:embedding_)?(A|B|magnitude_vector)(?:\.
 def is_model_file(name: str, format: str, whole: bool) -> bool:
     """Whether a file of this name, below the folder, belongs to an adapter in this format; `whole`: the base itself was
     trained."""
-    if "/" in name or name in _task_files():
-        return name in _task_files() and (whole or not registry.format(format).needs_base)
-    return name in TOKENIZER_FILES or name == MANIFEST or registry.format(format).holds(name, whole)
+    kind = registry.format(format)
+    if name in _task_files():
+        return whole or not kind.needs_base
+    return name in TOKENIZER_FILES or name == MANIFEST or kind.holds(name, whole)
 
 
 def _task_files() -> frozenset[str]:

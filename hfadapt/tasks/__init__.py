@@ -195,6 +195,7 @@ class Task:
         counted: What has one class each, in words for tables: rows.
         assumed_tokens: Length of rows, before any data was seen.
         assumed_parts: Sequences as which a row goes through the model, likewise.
+        reading: Python that prints the answer in `out`, numpy's array of the output of one row, with `labels`.
         alike_means: What `alike` calls alike, in words.
         folder: Where snippet.py.j2 lies: the code of the card that opens an adapter and asks it one thing, a template
             of jinja with `fact`, `peft`, `sample`, `base`, `quant`, `schema`, `example` (card/snippet.py).
@@ -232,6 +233,7 @@ class Task:
     assumed_tokens: int = 128
     assumed_parts: float = 1.0
     answer_rows: int = ANSWER_ROWS
+    reading: str = "print(out.shape)"
     alike_means: str = "the same choice"
     folder: Path
 

@@ -29,6 +29,10 @@ class OneClass(Task):
 
     metrics: tuple[str, ...] = ("accuracy", "macro_f1", "calibration_error", "loss")
     problem_type = "single_label_classification"
+    reading = (
+        "chances = np.exp(out - out.max()) / np.exp(out - out.max()).sum()\n"
+        'print(f"{labels[chances.argmax()]} ({chances.max():.2f})")'
+    )
 
     def snippet_agrees(self, printed: str, prediction: Any) -> bool:
         """It printed the class that the evaluation saw."""

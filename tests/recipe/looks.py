@@ -15,15 +15,19 @@ from unittest import mock
 import datasets
 import pytest
 import torch
-from tiny import labelled, make_lock, make_loop, uneven, write_recipe
+from tiny import command, labelled, make_lock, make_loop, uneven, write_recipe
 
-from hfadapt import Run, load_recipe, make_plan, run
+from hfadapt import Run, load_adapted, load_recipe, make_plan, run
 from hfadapt.card.build import render_card
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, HfadaptError
 from hfadapt.data import augment, clean, prepare
 from hfadapt.evaluate import context
+from hfadapt.export.gate import Gate
 from hfadapt.fast import FastPath, fusion
+from hfadapt.formats import Form
+from hfadapt.formats import _onnx_graph as graph
+from hfadapt.formats.onnx import STATIC
 from hfadapt.hardware.processes import World
 from hfadapt.modalities import image
 from hfadapt.modalities.audio import opened
@@ -282,6 +286,41 @@ def evaluation(bed: Bed, fields: Mapping[str, Any]) -> Any:
             "refused forms": drift and drift.refused,
         }
     return bed.evaluated[whole]
+
+
+def exported(bed: Bed, fields: Mapping[str, Any]) -> Any:
+    """The files that `hfadapt export` writes without options, and the tensors' type."""
+    name = f"exported-{len(list(bed.folder.glob('exported-*')))}"
+    cell = bed.run(fields, "evaluate", name).cell("one", "this-machine")
+    said = command("export", cell.folder, "--to", bed.folder / name, "--force")
+    assert said.code == 0, said.err
+    record = json.loads((bed.folder / name / "export.json").read_text())
+    return {path.name for path in (bed.folder / name).iterdir()}, record["variant"]
+
+
+def judged(bed: Bed, fields: Mapping[str, Any]) -> Any:
+    """Why a form must not be shipped that is wrong and sure of it in every other row."""
+    cell = bed.run(fields, "evaluate", "judged").cell("one", "this-machine")
+    gate = Gate(cell, cell.lock.export.limits, torch.device("cpu"))
+    model = load_adapted(cell.folder).model
+
+    def coarse(**given: Any) -> Any:
+        found = model(**given)
+        found.logits[::2] *= -50.0
+        return found
+
+    coarse.config = model.config  # type: ignore[attr-defined]
+    found = gate.judge(registry.format("merged"), Form("float32", True, own="coarse"), bed.folder / "none", coarse, ())
+    return [why.split(",")[0] for why in found.refused]
+
+
+def calibrated(bed: Bed, fields: Mapping[str, Any]) -> Any:
+    """From how many rows the ranges of a form are learned."""
+    cell = bed.run(fields, "train", "calibrated").cell("one", "this-machine")
+    place = Path(tempfile.mkdtemp(dir=bed.folder))
+    with mock.patch.object(graph, "exported"), mock.patch.object(graph, "quantise") as called:
+        registry.format("onnx").write(cell, STATIC, place, torch.device("cpu"))
+    return len(called.call_args.args[3])
 
 
 def scored_at_once(bed: Bed, fields: Mapping[str, Any]) -> Any:

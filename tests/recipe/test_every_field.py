@@ -26,6 +26,7 @@ from looks import (
     TEXTS,
     Bed,
     asked_of_the_hub,
+    calibrated,
     canaries,
     card,
     compared_without,
@@ -35,6 +36,7 @@ from looks import (
     fused,
     gathered,
     heard,
+    judged,
     labels,
     losses,
     metrics,
@@ -393,6 +395,13 @@ FIELDS: dict[str, Case] = {
     "evaluate.without_pretrain": Case(
         (False, True), compared_without, beside={**QUICKLY, "pretrain": {"max_steps": 2}}
     ),
+    # --- export
+    "export.format": Case(("merged", "adapter"), exported, beside=QUICKLY),
+    "export.storage": Case(("merged-float32", "merged-bfloat16"), exported, beside=QUICKLY),
+    "export.calibration_rows": Case((3, 5), calibrated, beside=QUICKLY),
+    "export.limits.points": Case((0.0, 1e6), judged, beside={**QUICKLY, "evaluate.metrics": ["loss"]}),
+    "export.limits.kl_nats": Case((0.0, 1e6), judged, beside=QUICKLY),
+    "export.limits.agreement": Case((0.0, 1.0), judged, beside=QUICKLY),
     "evaluate.harness": Case(([], ["nothing-of-that-name"]), refusal, TEXTS, ANSWERS),
 }
 

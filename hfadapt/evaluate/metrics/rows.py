@@ -214,7 +214,8 @@ def leading(names: Sequence[str], scores: Scores) -> RowMetric:
 def points_lost(metric: RowMetric, change: float, base: float) -> float:
     """By how many points a metric gets worse with a change: hundredths of a share, else percent of the base's."""
     loss = -change if metric.higher_is_better else change
-    return loss * 100 if metric.unit_range else loss * 100 / max(abs(base), 1e-12)
+    # Nothing lost is no negative zero.
+    return (loss * 100 if metric.unit_range else loss * 100 / max(abs(base), 1e-12)) + 0.0
 
 
 class Sampling(TypedDict):

@@ -57,6 +57,7 @@ class Embedding(Task):
         "train.learning_rate": (2e-4, "a sentence encoder is trained already, and forgets with more"),
     }
     answer_rows = 1 << 20
+    reading = "print(out.mean(0)[:4])  # where the mean of the tokens is the vector: see 1_Pooling/config.json"
     alike_means = f"vectors with a cosine of at least {ALIKE}"
     folder = Path(__file__).parent
 

@@ -51,6 +51,7 @@ class Reranking(Task):
         'model = CrossEncoder(".")  # this folder, or its name on the Hub\n'
         'scores = model.predict([("a query", "a document"), ("a query", "another")])'
     )
+    reading = 'print(f"{out[0]:.4g}")'
     alike_means = "numbers within a tenth of their spread"
     folder = Path(__file__).parent
 

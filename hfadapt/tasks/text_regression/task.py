@@ -27,6 +27,7 @@ class TextRegression(TextClassification):
     schemas = frozenset({"scored"})
     label_kind = "number"
     metrics = ("rmse", "mae", "pearson", "spearman", "loss")
+    reading = 'print(f"{out[0]:.4g}")'
     alike_means = "numbers within a tenth of their spread"
     folder = Path(__file__).parent
     problem_type = "regression"
