@@ -143,8 +143,9 @@ def _record(about: dict[str, str], record: ExportRecord, facts: ModelFacts, lock
 
     target, budget = catalogue.target(about["target"]), lock.budgets.get(about["target"], Budget())
     judged = next((each for each in record.judged if each.form == record.variant), None)
-    size, form = sum(each.bytes for each in record.files), record.variant or record.format
-    known = {each.form: each.arithmetic for each in registry.format(record.format).estimates(facts)}
+    kind, form = registry.format(record.format), record.variant or record.format
+    size = sum(each.bytes for each in record.files if kind.holds(each.name, True))
+    known = {each.form: each.arithmetic for each in kind.estimates(facts)}
     estimate = Estimate(form, size, known.get(form, "float32"))
     seconds, most = answer_seconds(target, estimate, facts, lock.data.max_length), budget.latency or target.most_seconds
     return DeviceRecord(

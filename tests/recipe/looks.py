@@ -165,7 +165,7 @@ def planned(bed: Bed, fields: Mapping[str, Any]) -> Any:
     ]
 
 
-def exported(bed: Bed, fields: Mapping[str, Any]) -> Any:
+def exports(bed: Bed, fields: Mapping[str, Any]) -> Any:
     """What the plan says of exports for the first target."""
     return [each.verdict for each in make_plan(bed.recipe(fields)).cells[0].exports]
 

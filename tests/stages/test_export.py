@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from tiny import command, pairs, recipe_fields, write_recipe, write_rows
+from tiny import command, labelled, pairs, recipe_fields, write_recipe, write_rows
 
 from hfadapt.records.published import DeviceRecord
 from hfadapt.run_folder import Cell
@@ -35,8 +35,7 @@ def test_the_cell_is_done_with_its_export(models, folder):
     cell = Cell(folder / "runs/fits/one" / PHONE)
     found = cell.read(DeviceRecord)
     assert found.format == "gguf"
-    files = {path.name: path.stat().st_size for path in (cell.folder / "exported").iterdir()}
-    assert "model.gguf" in files
+    assert found.bytes == (cell.folder / "exported/model.gguf").stat().st_size
     assert found.bytes <= found.most_bytes == 5_000_000
     # All weights are read once for a token.
     assert found.estimated_seconds == pytest.approx(found.bytes / 25.6e9)
@@ -52,6 +51,22 @@ def test_the_cell_is_done_with_its_export(models, folder):
     again = command("run", "fits.yaml", folder=folder)
     assert again.code == 0
     assert "exporting for" not in again.out + again.err
+
+
+def test_a_browser_gets_a_classifier_that_its_runtime_was_asked(models, folder):
+    write_rows(folder / "labelled.jsonl", labelled(120))
+    fields = recipe_fields(models / "encoder", domains={"one": {"source": "labelled.jsonl"}}, dtype="float32")
+    fields |= {"name": "browser", "targets": ["browser-4gb"], "export": {"limits": {"points": 50, "kl_nats": 9}}}
+    fields["evaluate"] = {"resamples": 100, "security": False, "transfer": False, "drift": False}
+    write_recipe(folder / "browser.yaml", fields)
+    done = command("run", "browser.yaml", folder=folder)
+    assert done.code == 0, done.out + done.err
+    found = Cell(folder / "runs/browser/one/browser-4gb").read(DeviceRecord)
+    assert (found.format, found.form) == ("onnx", "int8-dynamic")
+    assert found.runtime.startswith("onnxruntime ")
+    assert found.seconds > 0
+    assert found.estimated_seconds is None
+    assert found.points_low <= found.points <= found.points_high
 
 
 def test_an_export_beyond_the_budget_fails_the_cell(models, folder):
