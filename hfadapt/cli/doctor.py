@@ -309,7 +309,7 @@ def _extras() -> list[Capability]:
     formats = [registry.format(name) for name in registry.names("formats")]
     written = {
         package: (f"export --format {kind.name}", install(kind, package))
-        for kind in formats
+        for kind in reversed(formats)  # of several that need a package the first is named
         for package in kind.packages
     }
     return [

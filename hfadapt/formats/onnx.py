@@ -112,7 +112,9 @@ class Onnx(Format):
 
         assert form is not None
         cpu = torch.device("cpu")
-        base = open_merged(cell.lock, cell.data.labels, cell.adapter, "float32", cpu)
+        # A quantised base as training saw it: the file is float32 or rounded anew, whichever weights it starts from.
+        packed = registry.quant(cell.lock.quant).quantised
+        base = open_merged(cell.lock, cell.data.labels, cell.adapter, "float32", cpu, dequantised=packed)
         examples = _examples(cell, base, "train", cell.lock.export.calibration_rows)
         made = _exported(cell, base, examples)
         about, names = _about(cell, base.tokenizer), self.files[form.own]

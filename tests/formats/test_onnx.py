@@ -22,7 +22,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.export.write import export
 from hfadapt.formats import _onnx_graph as graph
-from hfadapt.formats.onnx import DYNAMIC, FLOAT, saturates
+from hfadapt.formats.onnx import DYNAMIC, FLOAT, STATIC, saturates
 from hfadapt.hardware import catalogue
 
 TEXTS = ["lovely bright film superb", "dreadful stale film awful", "the paper window", "a", "warm " * 60]
@@ -293,7 +293,14 @@ def test_a_convolutional_net_learns_its_ranges_from_training_rows(pictures, tmp_
     assert list(names) == ["int8-static", "float32"]
     assert not names["float32"].refused
     assert {"QuantizeLinear", "DequantizeLinear"} <= names["int8-static"].operators.keys()
-    assert names["int8-static"].bytes < names["float32"].bytes
+    import onnx
+
+    (tmp_path / "static").mkdir()
+    ONNX.write(cell, STATIC, tmp_path / "static", torch.device("cpu"))
+    kinds = {
+        each.data_type for each in onnx.load(tmp_path / "static/model.onnx").graph.initializer if len(each.dims) == 4
+    }
+    assert kinds == {onnx.TensorProto.INT8}, "every convolution is rounded"
 
 
 def test_swapped_preprocessing_is_refused(pictures, tmp_path, monkeypatch):
