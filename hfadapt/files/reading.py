@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -88,10 +89,15 @@ def column_names(path: Path) -> tuple[str, ...] | None:
 
 
 def content_hash(files: Sequence[Path]) -> str:
-    """SHA-256 of the names and bytes of files, in their order; of one that cannot be read, of its name and why."""
+    """SHA-256 of the names and bytes of files, in their order; of one that cannot be read, of its name and why.
+
+    To a name belong the folders that not all of them lie in: they may be classes.
+    """
     digest = hashlib.sha256()
+    above = os.path.commonpath([path.parent for path in files]) if files else ""
     for path in files:
-        digest.update(path.name.encode("utf-8", "surrogateescape") + b"\0")
+        name = os.path.relpath(path, above) if above else path.name
+        digest.update(name.replace(os.sep, "/").encode("utf-8", "surrogateescape") + b"\0")
         try:
             with path.open("rb") as file:
                 while chunk := file.read(1 << 20):

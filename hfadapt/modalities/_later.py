@@ -46,6 +46,10 @@ class Blended:
     share: float
     seed: int
 
+    def __bytes__(self) -> bytes:
+        """What tells it apart from others, as for `Changed`."""
+        return bytes(self.first) + bytes(self.second) + repr((self.name, self.share, self.seed)).encode()
+
 
 def later(name: str, value: bytes | Stored | Changed, share: float, draw: random.Random) -> Changed:
     """A change as an operation of a modality."""

@@ -126,7 +126,9 @@ def _resized(settings: Mapping[str, Any], times: float) -> dict[str, Any]:
     return found
 
 
-def _blended(name: str, one: bytes | Changed, other: bytes | Changed, draw: random.Random) -> tuple[Blended, float]:
+def _blended(
+    name: str, one: bytes | Stored | Changed, other: bytes | Stored | Changed, draw: random.Random
+) -> tuple[Blended, float]:
     share = BLENDS[name][1](draw)
     return Blended(name, Changed.of(one), Changed.of(other), share, draw.getrandbits(64)), share
 

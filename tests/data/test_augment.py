@@ -97,9 +97,9 @@ def test_a_share_of_the_rows_is_blended_with_others_and_so_are_their_labels():
     assert all(abs(names.count(name) / 60 - share) < 0.15 for name, share in (("mixup", 0.3), ("cutmix", 0.4)))
     for old, new in zip(PICTURED, changed, strict=True):
         if isinstance(new["image"], Blended):
-            own, other = old["label"], next(r["label"] for r in PICTURED if r["image"] == new["image"].second.data)
+            own, other = old["label"], next(r["label"] for r in PICTURED if r["image"] == new["image"].second.kept)
             share = new["image"].share
-            assert new["image"].first.data == old["image"]
+            assert new["image"].first.kept == old["image"]
             assert new["label"] == (own if own == other else {own: share, other: 1 - share})
         else:
             assert new == old
@@ -110,6 +110,6 @@ def test_who_a_row_is_blended_with_depends_on_seed_epoch_and_row_alone():
     settings = Augment(mixup=0.5, cutmix=0.5, flip=1.0)
     whole = augment.apply(PICTURED, "pictured", settings, 1, 2)
     assert augment.apply(PICTURED[20:30], "pictured", settings, 1, 2, among=PICTURED) == whole[20:30]
-    partners = {row["image"].second.data for row in whole if isinstance(row["image"], Blended)}
+    partners = {row["image"].second.kept for row in whole if isinstance(row["image"], Blended)}
     assert partners <= {row["image"] for row in PICTURED}
     assert len(partners) > 20

@@ -412,3 +412,17 @@ def test_pipes_are_no_files(tmp_path):
     os.mkfifo(tmp_path / "pipe.csv")
     with pytest.raises(DataError, match="pipe"):
         folders.chosen(tmp_path / "pipe.csv")
+
+
+def test_a_folder_of_another_name_makes_other_files_of_the_same_content(tmp_path):
+    """The class of a picture is the name of its folder."""
+
+    def hashed(folder):
+        return reading.content_hash(sorted((tmp_path / folder).rglob("*.csv")))
+
+    for folder, names in {"one": ("a", "b"), "same": ("a", "b"), "other": ("a", "c")}.items():
+        for name in names:
+            (tmp_path / folder / name).mkdir(parents=True)
+            (tmp_path / folder / name / "1.csv").write_text(CSV)
+    assert hashed("one") == hashed("same") != hashed("other")
+    assert hashed("one/a") == hashed("other/c"), "where all lie in is no part of a name"

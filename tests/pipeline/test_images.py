@@ -164,3 +164,22 @@ def test_statistics_of_batches_are_those_of_the_base(vision, tmp_path):
         whole = task.label_logits(done.model.train(), task.collate(examples, 0))
         alone = torch.cat([task.label_logits(done.model, task.collate([example], 0)) for example in examples])
     torch.testing.assert_close(whole, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_digits_that_are_mirrored_are_warned_of(vision, tmp_path):
+    write_folders(tmp_path / "one", 90)
+    recipe = fields(vision / "dino")
+    for names, changes, noticed in (
+        (("bar", "pole"), {"flip": 0.5}, False),
+        (("6", "9"), {"crop": 0.5}, False),
+        (("6", "9"), {"crop": 0.5, "flip": 0.5}, True),
+    ):
+        for old, new in zip(sorted((tmp_path / "one").iterdir()), names, strict=True):
+            old.rename(old.with_name(new))
+        recipe["data"]["augment"] = changes
+        write_recipe(tmp_path / "tiny.yaml", recipe)
+        done = command("check", "tiny.yaml", "--json", folder=tmp_path)
+        assert done.code == 0, done.err
+        findings = {each["code"]: each["message"] for each in json.loads(done.out)[0]["audit"]["findings"]}
+        assert ("augmentation-mislabels" in findings) is noticed
+    assert "2 of 2 classes look like digits or letters (6, 9)" in findings["augmentation-mislabels"]
