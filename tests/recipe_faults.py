@@ -163,6 +163,7 @@ FAULTS: dict[str, tuple[str | bytes, int, tuple[str, ...]]] = {
     "noise in texts": (BASE + "data: {augment: {noise: 0.5}}\n", 5, ("not changed so", "typos", "delete `data.augment.noise`")),
     "images blended for a task that learns one class": (BASE + "data: {augment: {mixup: 0.5}}\n", 5, ("not changed so", "delete `data.augment.mixup`")),
     "changed rows and kept outputs": (BASE + "data: {augment: {typos: 0.1}}\ntrain: {fast: {frozen_cache: true}}\n", 5, ("change with every epoch", "delete `train.fast.frozen_cache`, or `data.augment`")),
+    "augment switched on": (BASE + "data: {augment: true}\n", 5, ("cannot have this value", "auto, false, or shares")),
     "augment chosen twice": (BASE + "data: {augment: {auto: true, typos: 0.1}}\n", 5, ("auto chooses the shares itself",)),
     "blends of more than all rows": (BASE.replace("text-classification", "image-classification") + "data: {augment: {mixup: 0.7, cutmix: 0.5}}\n", 5, ("together at most 1",)),
     "packing of a classifier": (BASE + "data: {packing: true}\n", 5, ("does not pack rows", "delete `data.packing`")),

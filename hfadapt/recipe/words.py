@@ -22,6 +22,7 @@ from hfadapt.core.errors import nearest
 from hfadapt.recipe.augment import Augment
 from hfadapt.recipe.fast import Fast
 from hfadapt.recipe.names import AUTO, NAME_PATTERN, OTHER_NAMES, OneOf, WithUnit
+from hfadapt.recipe.other_tools import OTHER_TOOLS
 from hfadapt.recipe.pretrain import LockedPretrain, Pretrain, TextSource
 from hfadapt.recipe.schema import Domain, LockedFast, Recipe, Source
 from hfadapt.recipe.template import Template
@@ -41,6 +42,8 @@ MODEL_WORDS: dict[type, str] = {
     Fast: FAST_WORDS,
     LockedFast: FAST_WORDS,
 }
+SWITCHED = (Augment, Fast, Pretrain)
+"""Sections for which `true` or `false` may stand."""
 EXAMPLES = {
     "model": "sample:minilm-l6",
     "task": "text-classification",
@@ -48,63 +51,6 @@ EXAMPLES = {
     "source": "data.csv",
     "role": "user",
     "content": "'{text}'",
-}
-# What other fine-tuning tools call things.
-OTHER_TOOLS = {
-    "base_model": "model",
-    "model_id": "model",
-    "model_name": "model",
-    "model_name_or_path": "model",
-    "dataset": "domains",
-    "datasets": "domains",
-    "device": "targets",
-    "devices": "targets",
-    "hardware": "targets",
-    "load_in_4bit": "quant: nf4",
-    "load_in_8bit": "quant: int8",
-    "quantization": "quant",
-    "bf16": "dtype: bfloat16",
-    "fp16": "dtype: float16",
-    "torch_dtype": "dtype",
-    "r": "adapter.rank",
-    "lora_r": "adapter.rank",
-    "lora_rank": "adapter.rank",
-    "lora_alpha": "adapter.alpha",
-    "lora_dropout": "adapter.dropout",
-    "target_modules": "adapter.modules",
-    "lora_target_modules": "adapter.modules",
-    "num_layers": "adapter.layers",
-    "layers_to_transform": "adapter.layers (the last so many)",
-    "lora_layers_to_transform": "adapter.layers (the last so many)",
-    "peft": "adapter",
-    "lora": "adapter: {method: lora}",
-    "lr": "train.learning_rate",
-    "num_epochs": "train.epochs",
-    "num_train_epochs": "train.epochs",
-    "steps": "train.max_steps",
-    "batch_size": "train.batch_rows",
-    "train_batch_size": "train.batch_rows",
-    "micro_batch_size": "train.micro_batch_rows",
-    "per_device_train_batch_size": "train.micro_batch_rows",
-    "gradient_accumulation_steps": "train.batch_rows (the effective batch; accumulation follows from it)",
-    "gradient_checkpointing": "train.checkpointing",
-    "lr_scheduler": "train.schedule",
-    "lr_scheduler_type": "train.schedule",
-    "warmup": "train.warmup_ratio",
-    "warmup_steps": "train.warmup_ratio",
-    "eval_steps": "train.evaluate_every_steps",
-    "save_steps": "train.checkpoint_every_steps",
-    "report_to": "train.trackers",
-    "max_seq_length": "data.max_length",
-    "max_seq_len": "data.max_length",
-    "sequence_len": "data.max_length",
-    "cutoff_len": "data.max_length",
-    "val_set_size": "data.validation",
-    "test_size": "data.test",
-    "path": "source",
-    "file": "source",
-    "data_files": "source",
-    "subset": "config",
 }
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -322,7 +268,7 @@ def _report_booleans(tree: Tree, model: type[BaseModel], keys: Keys = ()) -> Non
     if annotation is None:
         return
     kinds = [split(member)[0] for member in _members(annotation)]
-    if isinstance(value, bool) and not any(kind is bool or _is_model(kind, (Fast, Pretrain)) for kind in kinds):
+    if isinstance(value, bool) and not any(kind is bool or _is_model(kind, SWITCHED) for kind in kinds):
         report_value(tree, keys, model)
     inner = value if isinstance(value, Mapping) else range(len(value)) if isinstance(value, list) else ()
     for key in inner:

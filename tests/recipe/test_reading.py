@@ -286,6 +286,12 @@ def test_overrides(folder: Path) -> None:
     assert recipe.evaluate.gates == {"macro_f1": 0.01}
 
 
+@pytest.mark.parametrize(("said", "auto"), [("false", False), ("auto", True), ("{auto: true}", True)])
+def test_augmentation_is_left_to_a_trial_in_a_word(folder: Path, said: str, auto: bool) -> None:
+    augment = load_recipe(write(folder, BASE + f"data: {{augment: {said}}}\n")).data.augment
+    assert (augment.auto, augment.on) == (auto, False)
+
+
 def test_parts_of_the_fast_path_are_switched_one_by_one(folder: Path) -> None:
     whole = load_recipe(write(folder, BASE)).train.fast
     assert (whole.without, whole.used, whole.compile) == ((), True, "auto")
