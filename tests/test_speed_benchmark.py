@@ -312,3 +312,15 @@ def test_the_readme_shows_what_was_measured_of_frozen_layers() -> None:
             o for o in results if (o["workload"], o["seed"], o["kept"]) == (one["workload"], one["seed"], False)
         )
         assert abs(one["accuracy"] - other["accuracy"]) < 0.02
+
+
+def test_the_readme_shows_what_was_measured_of_pictures() -> None:
+    """`python benchmarks/pictures.py --table` renews it; the gains that are promised are in the kept results."""
+    module = part("pictures", ROOT / "benchmarks")
+    results = json.loads(module.RESULTS.read_text())
+    assert module.table(results) in (ROOT / "README.md").read_text(encoding="utf-8")
+    for one in results:
+        if "digits" in one["cell"]:
+            assert one["rows"] >= 300
+            assert one["low"] > 0
+            assert one["delta"] >= (0.05 if one["cell"].startswith("DINOv2") else 0.03)

@@ -136,6 +136,29 @@ def test_the_recipe_that_adapts_to_texts_first(tmp_path):
     assert (found / "without_pretrain.json").exists()
 
 
+def test_parts_of_speech_are_found_better_than_by_a_probe(tmp_path):
+    settings = ["data.train_rows=400", "data.validation=50", "data.test=150", "train.epochs=2"]
+    settings += ["evaluate.security=false", "evaluate.drift=false"]
+    done = command("run", RECIPES / "pos.yaml", "--domain", "oil", *settings, folder=tmp_path)
+    assert done.code == 0, done.err
+    metrics = json.loads((cell(tmp_path, "pos", "oil") / "evaluation.json").read_text())["metrics"]
+    assert metrics[0]["low"] > 0
+    assert metrics[0]["adapter"] > 0.7
+
+
+def test_handwritten_digits_are_read_better_than_by_a_probe(tmp_path):
+    """A convolutional net whose own head is for a thousand classes without names, on 200 pictures."""
+    settings = ["model=sample:efficientnet-lite0", "data.train_rows=200", "data.validation=50", "data.test=200"]
+    settings += ["evaluate.security=false", "evaluate.drift=false"]
+    done = command("run", RECIPES / "digits.yaml", "--domain", "uci", *settings, folder=tmp_path)
+    assert done.code == 0, done.err
+    found = cell(tmp_path, "digits", "uci")
+    accuracy = json.loads((found / "evaluation.json").read_text())["metrics"][0]
+    assert accuracy["low"] > 0
+    assert accuracy["adapter"] > 0.85
+    assert "is new" in json.loads((found / "train.json").read_text())["base_head"]
+
+
 def test_an_encoder_finds_more_diagnoses_than_its_base(tmp_path):
     settings = ["data.test=1500", "evaluate.security=false", "evaluate.drift=false"]
     done = command("evaluate", RECIPES / "search.yaml", "--domain", "diagnoses", *settings, folder=tmp_path)
