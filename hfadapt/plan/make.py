@@ -26,7 +26,6 @@ from hfadapt.plan.reasons import (
     Decisions,
     Work,
     optimizer_steps,
-    settle_augment,
     settle_checkpoints,
     settle_compile,
     settle_data,
@@ -292,7 +291,6 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     sharing: int,
 ) -> CellPlan:
     decided = Decisions(recipe)
-    settle_augment(decided, work)
     length = settle_data(decided, facts, work)
     settle_training(decided, recipe, facts, work)
     world = _processes(recipe, trainer, processes, decided.value("train.batch_rows"))
@@ -326,9 +324,7 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     chosen = settle_frozen_cache(decided, question, chosen, work)
     settle_checkpoints(decided, chosen)
     settle_evaluation(decided, recipe, facts, chosen, work, budget)
-    asked = "processes" in recipe.model_fields_set or processes is not None
-    reason = f"one for each of {trainer.devices} devices" if world > 1 else "one device"
-    decided.made.append(Decision(field="processes", value=world, asked=asked, reason=reason))
+    decided.made.append(_of_processes(world, trainer, "processes" in recipe.model_fields_set or processes is not None))
     final = chosen.workload.model_copy(update={"evaluate_rows": decided.value("evaluate.batch_rows")})
     before = settle_pretrain(decided, question, chosen, work, world)
     phases = (*predict.predict(facts, final), *([before.memory] if before else []))
@@ -387,6 +383,11 @@ def _processes(recipe: Recipe, trainer: Target, processes: int | None, batch_row
     if "processes" in recipe.model_fields_set or trainer.name == THIS_MACHINE:
         return recipe.processes
     return max(n for n in range(1, trainer.devices + 1) if batch_rows % n == 0)
+
+
+def _of_processes(world: int, trainer: Target, asked: bool) -> Decision:
+    reason = f"one for each of {trainer.devices} devices" if world > 1 else "one device"
+    return Decision(field="processes", value=world, asked=asked, reason=reason)
 
 
 def _time(chosen: Candidate, work: Work, decided: Decisions, world: int) -> tuple[float | None, float | None]:

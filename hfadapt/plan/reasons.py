@@ -166,7 +166,8 @@ def settle_augment(decided: Decisions, work: Work) -> None:
 
 
 def settle_data(decided: Decisions, facts: ModelFacts, work: Work) -> int:
-    """Longest row and packing; returns the length in tokens."""
+    """Changes of rows, the longest row, and packing; returns the length in tokens."""
+    settle_augment(decided, work)
     longest = min(_most_tokens(facts), -(-work.longest_tokens // 8) * 8)
     reason = "the longest row, rounded up to a multiple of 8"
     if longest < work.longest_tokens:

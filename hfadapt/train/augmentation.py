@@ -36,7 +36,8 @@ START = "start.safetensors"
 class AugmentTrial(Training):
     """A cell's base with its adapter as training begins with it, to be trained several times for a while.
 
-    What is finished lies in a folder of the cell, so that an interrupted trial goes on where it was.
+    What is finished lies in a folder of the cell, so that an interrupted trial goes on where it was. `scores` are those
+    of the last training.
 
     Args:
         start: The weights from which the adapter goes on (`models.attach.go_on`); None begins afresh.
@@ -114,8 +115,8 @@ class AugmentTrial(Training):
             return padded(self.task, examples, self.base.pad_token_id, self.device, rows)
 
         with torch.inference_mode():
-            scores = self.task.score(self.model.eval(), self.validation_rows, batches)
-        return np.stack([scores.losses, scores.tokens], axis=1).astype(np.float64)
+            self.scores = self.task.score(self.model.eval(), self.validation_rows, batches)
+        return np.stack([self.scores.losses, self.scores.tokens], axis=1).astype(np.float64)
 
 
 def _short(lock: Lock, shares: Mapping[str, float], seeds: tuple[int, int], steps: int) -> Lock:

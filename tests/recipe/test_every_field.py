@@ -3,6 +3,7 @@
 `FIELDS` says for each field which values to try, in which recipe, and what to look at: never the field itself in a lock
 or plan. A field that is not in the table fails the test, so a new one cannot be silent.
 """
+# long: one table of all fields
 
 from __future__ import annotations
 
