@@ -304,12 +304,12 @@ def test_it_is_exported_and_opened_again(cell, models, tmp_path, format):
 
 
 def test_a_format_refuses_what_it_cannot_hold(package, models):
-    from hfadapt.plan.make import _unwritten
+    from hfadapt.plan.device import unwritten
 
     encoder = model_facts(str(models / "encoder"), "text-classification", 2)
-    assert _unwritten("flat", encoder) == "architecture bert"
-    assert _unwritten("flat", model_facts(str(models / "lm"), "causal-lm", 2)) is None
-    assert "flat" in str(_unwritten("unheard-of", encoder))
+    assert unwritten("flat", encoder) == "architecture bert"
+    assert unwritten("flat", model_facts(str(models / "lm"), "causal-lm", 2)) is None
+    assert "flat" in str(unwritten("unheard-of", encoder))
 
 
 def test_it_is_staged_for_the_hub(cell, tmp_path):
