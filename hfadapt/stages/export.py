@@ -15,6 +15,7 @@ from hfadapt.core.show import Block, Heading, Table, show_bytes, show_latency
 from hfadapt.hardware import catalogue
 from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import ModelFacts, model_facts
+from hfadapt.plan.device import export_format, unwritten
 from hfadapt.recipe.budgets import Budget
 from hfadapt.recipe.schema import THIS_MACHINE, Recipe
 from hfadapt.records.published import DeviceRecord, ExportRecord
@@ -108,16 +109,28 @@ def _facts(base: BaseRef, context: Context) -> ModelFacts:
 
 
 def _format(recipe: Recipe, cell: Cell, facts: ModelFacts) -> str | None:
-    from hfadapt.plan.device import export_format
-
     return export_format(recipe, catalogue.target(cell.target), facts)
+
+
+def _open_format(cell: Cell, context: Context, facts: ModelFacts) -> str | None:
+    """As `_format`, without those of the target that refuse the trained model as long as another one takes it."""
+    planned = _format(context.recipe, cell, facts)
+    if context.recipe.export.asked_format:
+        return planned
+    for name in catalogue.target(cell.target).exports:
+        if unwritten(name, facts) is None:
+            why = registry.format(name).refusal(cell)
+            if why is None:
+                return name
+            context.progress.say(f"{cell.domain}: {cell.target} gets no {name}: {why}")
+    return planned
 
 
 def _exported(cell: Cell, context: Context) -> DeviceRecord:
     from hfadapt.export.write import export
 
     facts, target = _facts(BaseRef.of(cell.lock), context), catalogue.target(cell.target)
-    name = _format(context.recipe, cell, facts)
+    name = _open_format(cell, context, facts)
     about = {"domain": cell.domain, "target": cell.target}
     if name is None:
         return DeviceRecord(**about, format=None, note=f"no format of {', '.join(target.exports)} can hold it")

@@ -136,7 +136,7 @@ def test_a_form_that_export_refuses_is_not_promised(small: str) -> None:
     plan = make_plan(recipe(small, targets=["android-8gb", "browser-4gb"]))
     phone, browser = plan.cells
     assert not any("writes nothing of this model" in said for said in phone.warnings)
-    assert "writes nothing of this model that runs there (onnx: " in browser.warnings[0]
+    assert "writes nothing of this model that runs there (web: " in browser.warnings[0]
     encoder = make_plan(recipe("sample:minilm-l6", targets=["android-8gb"], task="text-classification")).cells[0]
     assert "does not write gguf of this model (GGUF is for language models" in encoder.warnings[1]
 

@@ -1,0 +1,1 @@
+"""A page that asks the model in the reader's own browser."""
