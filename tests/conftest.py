@@ -26,8 +26,8 @@ MARK = "HFADAPT_TEST_SESSION"
 IS_FIRST = MARK not in os.environ
 """Workers of pytest-xdist are started by a process that was here before."""
 USERS = ("HF_", "HFADAPT_", "HUGGINGFACE_", "TRANSFORMERS_", "XDG_", "TORCHINDUCTOR_", "TRITON_")
-PROCESSOR = "HFADAPT_KERNELS"
-"""Is kept: it says which processor is played."""
+KEPT = ("HFADAPT_KERNELS", "HFADAPT_LITERT_PYTHON")
+"""Which processor is played, and where LiteRT's converter is."""
 
 
 def begin_session() -> None:
@@ -38,7 +38,7 @@ def begin_session() -> None:
     settings = (home / folder / "pip.conf" for folder in (".config/pip", ".pip"))
     if (path := next((path for path in settings if path.is_file()), None)) is not None:
         os.environ.setdefault("PIP_CONFIG_FILE", str(path))
-    for name in [name for name in os.environ if name.startswith(USERS) and name != PROCESSOR]:
+    for name in [name for name in os.environ if name.startswith(USERS) and name not in KEPT]:
         del os.environ[name]
     places = {"HOME": "home", "USERPROFILE": "home", "XDG_CACHE_HOME": "home/.cache", "HF_HOME": "huggingface"}
     places |= {"HF_MODULES_CACHE": "modules", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}

@@ -10,11 +10,6 @@ file's metadata.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -24,11 +19,13 @@ from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.formats import Estimate, Form, Format, Head, Runner
 from hfadapt.formats import _onnx_graph as graph
+from hfadapt.formats import _single_file as single
+from hfadapt.formats._single_file import DYNAMIC, FLOAT, STATIC, SingleFile
 from hfadapt.hardware import catalogue
 from hfadapt.models.base import BaseRef
-from hfadapt.models.facts import ModelFacts, load_config
+from hfadapt.models.facts import ModelFacts
+from hfadapt.models.fold import simplify
 from hfadapt.models.load import Base, load_processor, source_of
-from hfadapt.models.merge import open_merged
 
 if TYPE_CHECKING:
     import torch
@@ -39,18 +36,13 @@ if TYPE_CHECKING:
     from hfadapt.run_folder import Cell
 
 FILE = "model.onnx"
-MOST_BYTES = int(1.8 * (1 << 30))
-"""One file holds less than 2 GiB."""
-SAME = 1e-3
-FLOAT, DYNAMIC, STATIC = (Form(name, True, own=name) for name in ("float32", "int8-dynamic", "int8-static"))
-EXAMPLE = "example"
 SUMS = {"avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
 """Instruction sets of x86 that sum products of 8 bits in 32, or come with one that does."""
 ROWS = 2
 """Of the example from which the graph is made: one row, or one token, would be taken as the only size."""
 
 
-class Onnx(Format):
+class Onnx(SingleFile):
     """model.onnx, with config and tokenizer beside it.
 
     Attributes:
@@ -58,7 +50,6 @@ class Onnx(Format):
     """
 
     name = "onnx"
-    needs_base = False
     files: Mapping[str, tuple[str, ...]] = dict.fromkeys((each.own for each in (FLOAT, DYNAMIC, STATIC)), (FILE,))
     packages = ("onnx", "onnxscript", "onnxruntime")
     library = "onnx"
@@ -68,11 +59,6 @@ class Onnx(Format):
     def runtime(self) -> str:
         """ONNX Runtime."""
         return f"onnxruntime {version('onnxruntime')}"
-
-    def unfit(self, task: str, config: Mapping[str, Any]) -> str | None:
-        """Models that write texts, which need a cache of keys and values."""
-        kind = registry.task(task)
-        return f"{kind.title} needs a cache of keys and values, which this format has not" if kind.writes else None
 
     def estimates(self, facts: ModelFacts) -> tuple[Estimate, ...]:
         """A byte or four for a weight, and a little for ranges and names."""
@@ -84,15 +70,7 @@ class Onnx(Format):
 
     def forms(self, lock: Lock) -> tuple[Form, ...]:
         """The smallest that its kind of net bears, then float32."""
-        return (STATIC if _convolutional(lock) else DYNAMIC, FLOAT)
-
-    def refusal(self, cell: Cell) -> str | None:
-        """As `unfit`, and models too large for one file."""
-        lock = cell.lock
-        if why := self.unfit(lock.task, load_config(BaseRef.of(lock).location).to_dict()):
-            return why
-        size = sum(path.stat().st_size for path in Path(source_of(BaseRef.of(lock)).path).glob("*.safetensors"))
-        return f"a base of {size / (1 << 30):.1f} GiB; one file holds less than 2 GiB" if size > MOST_BYTES else None
+        return (STATIC if single.convolutional(lock) else DYNAMIC, FLOAT)
 
     def holds(self, name: str, whole: bool) -> bool:
         """The graph with its weights, and transformers' config."""
@@ -108,33 +86,23 @@ class Onnx(Format):
 
     def write(self, cell: Cell, form: Form | None, folder: Path, device: torch.device) -> Any:
         """Merges in float32, makes the graph, and rounds it where the form says so."""
-        import torch
-
         assert form is not None
-        cpu = torch.device("cpu")
-        # A quantised base as training saw it: the file is float32 or rounded anew, whichever weights it starts from.
-        packed = registry.quant(cell.lock.quant).quantised
-        base = open_merged(cell.lock, cell.data.labels, cell.adapter, "float32", cpu, dequantised=packed)
-        examples = _examples(cell, base, "train", cell.lock.export.calibration_rows)
+        base = single.open_float(cell)
+        examples = single.examples_of(cell, base, max(cell.lock.export.calibration_rows, ROWS))
+        tensors, options = single.inputs_of(cell, base, examples[:1])
+        simplify(base.model, {**tensors, **options})
         made = _exported(cell, base, examples)
-        about, names = _about(cell, base.tokenizer), self.files[form.own]
+        about, names = single.about(cell, base.tokenizer), self.files[form.own]
         for name in names:
             (folder / name).parent.mkdir(exist_ok=True)
         if form.own != FLOAT.own:
             fixed = form.own == STATIC.own
-            feeds = [_inputs(cell, base.model, [each], base.pad_token_id)[0] for each in examples] if fixed else None
+            feeds = [single.inputs_of(cell, base, [each])[0] for each in examples] if fixed else None
             graph.quantise(made, folder / names[0], about, feeds, reduce_range=saturates(cell.lock.target))
         if form.own == FLOAT.own or len(names) > 1:
             graph.save(made, folder / names[-1], about)
-        base.model.config.save_pretrained(folder)
-        base.tokenizer.save_pretrained(folder)
-        width = int(base.model.config.get_text_config().hidden_size) if registry.task(cell.lock.task).files else 0
-        registry.task(cell.lock.task).write_beside(folder, base.tokenizer, cell.lock.data.max_length, width)
+        single.write_beside(cell, base, folder)
         return base.model.to(device)
-
-    def tolerance(self, cell: Cell, form: Form | None) -> float | None:
-        """float32 is kept."""
-        return SAME if form is None or form.own == FLOAT.own else None
 
     def reopen(self, cell: Cell, folder: Path, device: torch.device) -> Any:
         """A session of ONNX Runtime on the CPU."""
@@ -142,9 +110,8 @@ class Onnx(Format):
 
     def faults(self, cell: Cell, folder: Path, model: Any) -> Iterator[str]:
         """Weights that are no numbers or not the model's, operators that ONNX Runtime lacks, and paths."""
-        here = {str(cell.folder.resolve()), os.getcwd(), os.path.expanduser("~"), os.path.dirname(os.__file__)}
         for path in sorted(folder.rglob("*.onnx")):
-            yield from graph.faults(path, model, sorted(here))
+            yield from graph.faults(path, model, single.places(cell))
 
     def _file(self, folder: Path) -> Path:
         """The file of a folder that is opened."""
@@ -167,45 +134,18 @@ class Onnx(Format):
     def usage(self, cell: Cell) -> str:
         """Lines that need ONNX Runtime and what reads a row."""
         task, name = registry.task(cell.lock.task), self.files[FLOAT.own][0]
-        kind = registry.modality(task.modality)
-        config = load_config(BaseRef.of(cell.lock).location)
-        arguments = dict(kind.arguments(config, cell.lock.data.max_length))
-        reading = kind.reading.format(max_length=cell.lock.data.max_length, arguments=arguments)
-        example = f'"{EXAMPLE}{kind.suffixes[0]}"  # a file of yours' if kind.suffixes else f'"{EXAMPLE}"'
+        imports, example, lines = single.reading(cell)
         return (
-            f"import json\n\nimport numpy as np\nimport onnxruntime\n{kind.imports}\n\n"
-            f'example = {example}\n{reading}\n\nsession = onnxruntime.InferenceSession("{name}")\n'
+            f"import json\n\nimport numpy as np\nimport onnxruntime\n{imports}\n\n"
+            f'{example}\n{lines}\n\nsession = onnxruntime.InferenceSession("{name}")\n'
             'labels = json.loads(session.get_modelmeta().custom_metadata_map["hfadapt.labels"])\n'
             "names = [each.name for each in session.get_inputs()]\n"
             "out = session.run(None, {name: inputs[name] for name in names})[0][0]\n"
             f"{task.reading}"
         )
 
-    def tried(self, cell: Cell, folder: Path) -> str | None:
-        """What the lines print of a text, or of the file of the first test row."""
-        kind = registry.modality(registry.task(cell.lock.task).modality)
-        code = self.usage(cell)
-        with tempfile.TemporaryDirectory() as place:
-            if kind.suffixes:
-                path = Path(place) / f"{EXAMPLE}{kind.suffixes[0]}"
-                path.write_bytes(next(iter(cell.read_split("test")))[kind.name])
-                code = code.replace(json.dumps(path.name), json.dumps(str(path)), 1)
-            # Without the paths and settings of this process: what a stranger has, and no hfadapt.
-            command = [sys.executable, "-I", "-c", code]
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RunError(
-                "the lines of the README fail", place="README.md", got=done.stderr.strip().splitlines()[-1][:300]
-            )
-        return done.stdout.strip()
-
 
 # --- writing ---------------------------------------------------------------------------------------------------------
-
-
-def _convolutional(lock: Lock) -> bool:
-    """Whether a net has no attention, whose activations have ranges that no fixed 8 bits hold."""
-    return not hasattr(load_config(BaseRef.of(lock).location), "num_attention_heads")
 
 
 def saturates(target: str) -> bool:
@@ -213,40 +153,6 @@ def saturates(target: str) -> bool:
     machine = catalogue.target(target)
     x86 = machine.architecture.lower() in ("x86_64", "amd64")
     return x86 and not SUMS & set(machine.features)
-
-
-def _examples(cell: Cell, base: Base, split: str, count: int) -> Sequence[Example]:
-    """Single sequences of the first rows of a split, at least `ROWS`."""
-    from itertools import islice
-
-    rows = list(islice(cell.read_split(split), max(count, ROWS)))
-    lock = cell.lock
-    found = registry.task(lock.task).encode(
-        rows, base.tokenizer, max_length=lock.data.max_length, labels=cell.data.labels
-    )
-    return found[:count] if count >= ROWS else found[:ROWS]
-
-
-def _inputs(cell: Cell, model: Any, examples: Sequence[Example], pad: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the task gives to a model for examples: tensors, and other arguments."""
-    import torch
-
-    task, given = registry.task(cell.lock.task), {}
-
-    class Listening:
-        """A model that remembers what it was asked."""
-
-        def __call__(self, **inputs: Any) -> Any:
-            given.update(inputs)
-            return model(**inputs)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(model, name)
-
-    with torch.inference_mode():
-        task.label_logits(Listening(), task.collate(examples, pad))
-    tensors = {name: value.clone() for name, value in given.items() if isinstance(value, torch.Tensor)}
-    return tensors, {name: value for name, value in given.items() if name not in tensors}
 
 
 def _exported(cell: Cell, base: Base, examples: Sequence[Example]) -> Any:
@@ -257,7 +163,7 @@ def _exported(cell: Cell, base: Base, examples: Sequence[Example]) -> Any:
     """
     task = registry.task(cell.lock.task)
     order = sorted(examples, key=lambda example: -example.size)
-    tensors, options = _inputs(cell, base.model, order[:ROWS], base.pad_token_id)
+    tensors, options = single.inputs_of(cell, base, order[:ROWS])
     shapes: dict[str, Any] = {
         name: _free_axes(value, registry.modality(task.modality).one_size) for name, value in tensors.items()
     }
@@ -281,16 +187,6 @@ def _free_axes(value: Any, one_size: bool) -> dict[int, str]:
     return {0: "batch"} if one_size or value.ndim != 2 else {0: "batch", 1: "length"}
 
 
-def _about(cell: Cell, processor: Any) -> dict[str, str]:
-    """What the file says of itself."""
-    lock = cell.lock
-    kind = registry.modality(registry.task(lock.task).modality)
-    found = {"task": lock.task, "labels": json.dumps(list(cell.data.labels)), "max_length": str(lock.data.max_length)}
-    if not kind.tokens:
-        found["preprocessing"] = processor.inner.to_json_string()
-    return {f"hfadapt.{name}": value for name, value in found.items()}
-
-
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
@@ -301,14 +197,9 @@ def _opened(folder: Path, file: Path) -> Runner:
         RunError: ONNX Runtime refuses the file.
     """
     import torch
-    from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     session = graph.session(file, torch.get_num_threads())
-    said = session.get_modelmeta().custom_metadata_map
-    labels = json.loads(said.get("hfadapt.labels", "[]"))
-    if labels and config.id2label is not None and len(labels) == config.num_labels:
-        config.id2label = dict(enumerate(labels))
+    config = single.config_of(folder, session.get_modelmeta().custom_metadata_map)
     inputs = {each.name: graph.NUMPY[each.type] for each in session.get_inputs()}
     names = [each.name for each in session.get_outputs()]
 

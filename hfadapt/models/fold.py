@@ -1,7 +1,9 @@
-"""What a device need not compute: modules whose weights their input never reaches, such as gates that are always open.
+"""What a device need not compute: gates that are always open, and windows far larger than what they look at.
 
 A layer whose weights are all zero answers with its bias, whatever it is given. A module around such a layer may do no
-more than multiply by fixed numbers, which is asked of it with random inputs; it is replaced by just that.
+more than multiply by fixed numbers, which is asked of it with random inputs; it is replaced by just that. An average
+over a window that is larger than the picture is the average over the picture; a converter may fill the window up
+(EfficientNet's last one is as wide as it has channels: 1280 x 1280 x 1280 numbers).
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ SCALES = (1.0, 100.0, 0.01)
 """Sizes of the random numbers that a module is asked with."""
 
 
-def fold_constants(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
-    """Replaces in place modules that multiply by fixed numbers only; gates that are always open become nothing.
+def simplify(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """Replaces in place modules that multiply by fixed numbers only, and averages over all that they are given.
+
+    Gates that are always open become nothing. A model for pictures is afterwards one for those of the batch's size.
 
     Args:
         model: In evaluation mode, its adapter merged.
@@ -27,27 +31,38 @@ def fold_constants(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[str, 
         Paths of the modules that were replaced.
     """
     import torch
+    from torch import nn
 
-    shapes: dict[str, torch.Size] = {}
-    suspects = {path for deaf in _deaf(model) for path in _around(deaf)}
-    modules = {path: model.get_submodule(path) for path in suspects}
-    hooks = [
-        module.register_forward_hook(_shape_of(path, shapes), with_kwargs=True) for path, module in modules.items()
-    ]
+    pools = {path: each for path, each in model.named_modules() if isinstance(each, nn.AvgPool2d)}
+    around = {path: model.get_submodule(path) for deaf in _deaf(model) for path in _around(deaf)}
+    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    hooks = [each.register_forward_hook(_look(path, seen), with_kwargs=True) for path, each in (pools | around).items()]
+    found: dict[str, torch.nn.Module] = {}
     with torch.no_grad():
         if hooks:
             model(**batch)
         for hook in hooks:
             hook.remove()
-        found: dict[str, torch.nn.Module] = {}
-        for path in sorted(shapes, key=lambda path: path.count("."), reverse=True):
-            if not any(inner.startswith(f"{path}.") for inner in found):
-                factor = _factor(modules[path], shapes[path])
+        for path in sorted(seen, key=lambda path: path.count("."), reverse=True):
+            given, answer = seen[path]
+            if path in pools:
+                if _averages_all(given, answer):
+                    found[path] = nn.AdaptiveAvgPool2d(1)
+            elif given.shape == answer.shape and not any(inner.startswith(f"{path}.") for inner in found):
+                factor = _factor(around[path], given.shape)
                 if factor is not None:
                     found[path] = _replacement(factor)
     for path, module in found.items():
         model.set_submodule(path, module)
     return tuple(found)
+
+
+def _averages_all(given: torch.Tensor, answer: torch.Tensor) -> bool:
+    """Whether an average (B, C, 1, 1) is that over all places (B, C, H, W)."""
+    import torch
+
+    mean = given.mean((-2, -1), keepdim=True)
+    return answer.shape == mean.shape and torch.allclose(answer, mean, rtol=1e-5, atol=1e-6)
 
 
 def _deaf(model: Any) -> list[str]:
@@ -64,15 +79,15 @@ def _around(path: str) -> list[str]:
     return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
-def _shape_of(path: str, shapes: dict[str, torch.Size]) -> Any:
-    """A hook that keeps the shape of what a module is given, where that is one tensor and it gives one like it."""
+def _look(path: str, seen: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> Any:
+    """A hook that keeps what a module is given and answers, where both are one tensor."""
 
     def look(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         import torch
 
         alone = len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor) and isinstance(output, torch.Tensor)
-        if alone and args[0].shape == output.shape and args[0].is_floating_point():
-            shapes[path] = output.shape
+        if alone and args[0].is_floating_point():
+            seen[path] = args[0], output
 
     return look
 
@@ -105,6 +120,8 @@ def _replacement(factor: torch.Tensor) -> torch.nn.Module:
 
     class Scale(torch.nn.Module):
         """Multiplies."""
+
+        factor: torch.Tensor
 
         def __init__(self) -> None:
             super().__init__()

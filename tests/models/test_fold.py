@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import EfficientNetConfig, EfficientNetForImageClassification
 
-from hfadapt.models.fold import fold_constants
+from hfadapt.models.fold import simplify
 
 BATCH = {"pixel_values": torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))}
 
@@ -37,24 +37,46 @@ def test_constant_gates_go(bias: Any) -> None:
     model = net(bias)
     before, there = model(**BATCH).logits, gates(model)
     assert there > 0
-    assert len(fold_constants(model, BATCH)) == there
+    assert len(simplify(model, BATCH)) == there + 1
     assert gates(model) == 0
-    assert torch.equal(model(**BATCH).logits, before)
+    torch.testing.assert_close(model(**BATCH).logits, before, rtol=1e-5, atol=1e-7)
     # The batch of the example is no part of the model.
     assert model(pixel_values=torch.zeros(1, 3, 32, 32)).logits.shape == (1, before.shape[1])
 
 
 def test_open_gates_cost_nothing() -> None:
     model = net(20.0)
-    fold_constants(model, BATCH)
+    simplify(model, BATCH)
     assert not any("squeeze_excite" in name for name in model.state_dict())
 
 
 def test_gates_that_look_stay() -> None:
     model = net(None)
     there = gates(model)
-    assert fold_constants(model, BATCH) == ()
+    assert simplify(model, BATCH) == ("efficientnet.pooler",)
     assert gates(model) == there
+
+
+def test_a_window_as_wide_as_there_are_channels() -> None:
+    model = net(None)
+    before = model(**BATCH).logits
+    assert isinstance(model.efficientnet.pooler, nn.AvgPool2d)
+    simplify(model, BATCH)
+    assert not any(isinstance(module, nn.AvgPool2d) for module in model.modules())
+    torch.testing.assert_close(model(**BATCH).logits, before, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("pool", "replaced"), [(nn.AvgPool2d(2), False), (nn.AvgPool2d(8), True)])
+def test_an_average_over_a_part_stays(pool: nn.Module, replaced: bool) -> None:
+    model, x = Net(pool), torch.randn(2, 3, 8, 8)
+    before = model(x)
+    assert bool(simplify(model, {"x": x})) is replaced
+    torch.testing.assert_close(model(x), before)
+
+
+def test_an_average_that_counts_padding_stays() -> None:
+    model = Net(nn.AvgPool2d(10, padding=2))
+    assert simplify(model, {"x": torch.randn(2, 3, 7, 7)}) == ()
 
 
 class Net(nn.Module):
@@ -93,5 +115,5 @@ class Residual(nn.Module):
 def test_a_layer_that_hears_nothing(around: nn.Module, replaced: bool) -> None:
     model, x = Net(around), torch.randn(3, 4)
     before = model(x)
-    assert bool(fold_constants(model, {"x": x})) is replaced
+    assert bool(simplify(model, {"x": x})) is replaced
     assert torch.equal(model(x), before)

@@ -1,0 +1,159 @@
+"""How a .tflite file is called on Android, in Kotlin, with the file's own names, sizes and preprocessing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hfadapt.formats import _litert_file as file
+
+LIBRARY = "com.google.ai.edge.litert:litert:1.4.0"
+KOTLIN = {"int32": "IntArray", "float32": "FloatArray"}
+
+GUIDE = """\
+# On Android
+
+`{file}` needs Android 6 (API 23) or later and no network. This code was **not run** by hfadapt; the names, sizes and
+numbers in it are those of the file. The file itself was run by LiteRT on another processor: see README.md.
+
+In `build.gradle.kts`: `implementation("{library}")`, and `android {{ androidResources {{ noCompress += "tflite" }} }}`.
+Put `{file}` into `src/main/assets`.
+
+```kotlin
+{code}
+```
+
+{notes}
+"""
+
+CALL = """\
+import android.content.res.AssetManager
+{imports}import java.nio.channels.FileChannel
+import org.tensorflow.lite.Interpreter
+
+val LABELS = listOf({labels})
+
+class Model(assets: AssetManager) : AutoCloseable {{
+    private val interpreter = assets.openFd("{file}").use {{ fd ->
+        val file = fd.createInputStream().channel
+        val bytes = file.map(FileChannel.MapMode.READ_ONLY, fd.startOffset, fd.declaredLength)
+        Interpreter(bytes, Interpreter.Options().setNumThreads(4))
+    }}
+
+    /** {outputs} for one row. {meaning} */
+    fun run({arguments}): {result} {{
+        val output = {allocated}
+        interpreter.runSignature(
+            mapOf<String, Any>({given}),
+            mapOf<String, Any>("{reads}" to output),
+            "serving_default",
+        )
+        return output[0]
+    }}
+
+    override fun close() = interpreter.close()
+}}
+"""
+
+PICTURE = """
+/** `{name}` of a picture: red, then green, then blue, each row by row. */
+fun pixels(picture: Bitmap): Array<Array<Array<FloatArray>>> {{
+    val mean = floatArrayOf({mean})
+    val deviation = floatArrayOf({deviation})
+    val scaled = Bitmap.createScaledBitmap(picture, {width}, {height}, true)
+{crop}    val values = IntArray({side} * {side_wide})
+    cut.getPixels(values, 0, {side_wide}, 0, 0, {side_wide}, {side})
+    return arrayOf(Array(3) {{ channel ->
+        Array({side}) {{ y ->
+            FloatArray({side_wide}) {{ x ->
+                val value = values[y * {side_wide} + x] shr (16 - 8 * channel) and 0xff
+                (value * {factor}f - mean[channel]) / deviation[channel]
+            }}
+        }}
+    }})
+}}
+"""
+
+TOKENS = (
+    "`input_ids` are the ids of `tokenizer.json`, with its special tokens, at most {length}; fill the rest with {pad}, "
+    "and `attention_mask` with 0 there and 1 elsewhere. Android has no tokenizer of its own: use the Rust crate "
+    "`tokenizers` through JNI, or a port that reads this file, and compare its ids with those of Python on a few texts."
+)
+
+
+def android(path: Path, reads: str, labels: Sequence[str], about: Mapping[str, str], pad_token_id: int) -> str:
+    """A page in Markdown.
+
+    Args:
+        path: The file.
+        reads: Name of its output.
+        about: What it says of itself, for pictures the settings of their processor.
+        pad_token_id: What fills texts up.
+    """
+    opened = file.opened(path, 1)
+    picture = next((name for name, shape in opened.shapes.items() if len(shape) == 4), None)
+    settings = json.loads(about.get("hfadapt.preprocessing", "{}"))
+    types = {name: _kotlin(opened.inputs[name], shape) for name, shape in opened.shapes.items()}
+    call = CALL.format(
+        file=path.name,
+        imports="import android.graphics.Bitmap\n" if picture else "",
+        labels=", ".join(_quoted(label) for label in labels),
+        outputs=f"`{reads}`",
+        meaning="The largest says which of LABELS." if labels else "",
+        arguments=", ".join(f"{name}: {kind}" for name, kind in types.items()),
+        given=", ".join(f'"{name}" to {name}' for name in types),
+        reads=reads,
+        result=_kotlin("float32", opened.answers[reads][1:]),
+        allocated=_allocated(opened.answers[reads]),
+    )
+    notes = ""
+    if picture:
+        call += _picture(picture, opened.shapes[picture], settings)
+        notes = (
+            "Android scales pictures in its own way: compare `pixels` of a few pictures with what Python's processor "
+            "makes of them. `preprocessor_config.json` holds all of its settings."
+        )
+    elif "input_ids" in opened.shapes:
+        notes = TOKENS.format(length=opened.shapes["input_ids"][1], pad=pad_token_id)
+    return GUIDE.format(file=path.name, library=LIBRARY, code=call.rstrip(), notes=notes)
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$") + '"'
+
+
+def _kotlin(kind: str, shape: tuple[int, ...]) -> str:
+    """The type of an array."""
+    return "Array<" * (len(shape) - 1) + KOTLIN[kind] + ">" * (len(shape) - 1)
+
+
+def _allocated(shape: tuple[int, ...]) -> str:
+    """An array of zeros."""
+    inner = f"FloatArray({shape[-1]})"
+    for size in reversed(shape[:-1]):
+        inner = f"Array({size}) {{ {inner} }}"
+    return inner
+
+
+def _picture(name: str, shape: tuple[int, ...], settings: Mapping[str, Any]) -> str:
+    """The code that makes the file's input of a picture."""
+    _, _, side, wide = shape
+    size = settings.get("size") or {}
+    height, width = size.get("height", side), size.get("width", wide)
+    edges = size.get("shortest_edge")
+    if edges:
+        height = width = edges
+    crop = f"    val cut = Bitmap.createBitmap(scaled, {(width - wide) // 2}, {(height - side) // 2}, {wide}, {side})\n"
+    return PICTURE.format(
+        name=name,
+        mean=", ".join(f"{value}f" for value in settings.get("image_mean") or (0, 0, 0)),
+        deviation=", ".join(f"{value}f" for value in settings.get("image_std") or (1, 1, 1)),
+        factor=settings.get("rescale_factor") or 1,
+        width=width,
+        height=height,
+        side=side,
+        side_wide=wide,
+        crop=crop if (height, width) != (side, wide) else "    val cut = scaled\n",
+    )

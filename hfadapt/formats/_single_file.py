@@ -1,0 +1,172 @@
+"""What formats share that write a merged model as a file for a runtime of its own: forms, examples, labels, trials."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfadapt.core import registry
+from hfadapt.core.errors import RunError
+from hfadapt.formats import Form, Format
+from hfadapt.models.base import BaseRef
+from hfadapt.models.facts import load_config
+from hfadapt.models.load import Base, source_of
+from hfadapt.models.merge import open_merged
+
+if TYPE_CHECKING:
+    from hfadapt.modalities import Example
+    from hfadapt.recipe.schema import Lock
+    from hfadapt.run_folder import Cell
+
+MOST_BYTES = int(1.8 * (1 << 30))
+"""One file holds less than 2 GiB."""
+SAME = 1e-3
+FLOAT, DYNAMIC, STATIC = (Form(name, True, own=name) for name in ("float32", "int8-dynamic", "int8-static"))
+EXAMPLE = "example"
+
+
+class SingleFile(Format):
+    """A format whose runtime reads one file."""
+
+    needs_base = False
+
+    def unfit(self, task: str, config: Mapping[str, Any]) -> str | None:
+        """Models that write texts, which need a cache of keys and values."""
+        kind = registry.task(task)
+        return f"{kind.title} needs a cache of keys and values, which this format has not" if kind.writes else None
+
+    def refusal(self, cell: Cell) -> str | None:
+        """As `unfit`, and models too large for one file."""
+        lock = cell.lock
+        if why := self.unfit(lock.task, load_config(BaseRef.of(lock).location).to_dict()):
+            return why
+        size = sum(path.stat().st_size for path in Path(source_of(BaseRef.of(lock)).path).glob("*.safetensors"))
+        return f"a base of {size / (1 << 30):.1f} GiB; one file holds less than 2 GiB" if size > MOST_BYTES else None
+
+    def tolerance(self, cell: Cell, form: Form | None) -> float | None:
+        """float32 is kept."""
+        return SAME if form is None or form.own == FLOAT.own else None
+
+    def tried(self, cell: Cell, folder: Path) -> str | None:
+        """What the lines print of a text, or of the file of the first test row."""
+        kind = registry.modality(registry.task(cell.lock.task).modality)
+        code = self.usage(cell)
+        with tempfile.TemporaryDirectory() as place:
+            if kind.suffixes:
+                path = Path(place) / f"{EXAMPLE}{kind.suffixes[0]}"
+                path.write_bytes(next(iter(cell.read_split("test")))[kind.name])
+                code = code.replace(json.dumps(path.name), json.dumps(str(path)), 1)
+            # Without the paths and settings of this process: what a stranger has, and no hfadapt.
+            command = [sys.executable, "-I", "-c", code]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RunError(
+                "the lines of the README fail", place="README.md", got=done.stderr.strip().splitlines()[-1][:300]
+            )
+        return done.stdout.strip()
+
+
+def open_float(cell: Cell) -> Base:
+    """The merged model in float32 on the CPU.
+
+    A quantised base as training saw it: the file is float32 or rounded anew, whichever weights it starts from.
+    """
+    import torch
+
+    packed = registry.quant(cell.lock.quant).quantised
+    return open_merged(cell.lock, cell.data.labels, cell.adapter, "float32", torch.device("cpu"), dequantised=packed)
+
+
+def convolutional(lock: Lock) -> bool:
+    """Whether a net has no attention, whose activations have ranges that no fixed 8 bits hold."""
+    return not hasattr(load_config(BaseRef.of(lock).location), "num_attention_heads")
+
+
+def examples_of(cell: Cell, base: Base, count: int) -> Sequence[Example]:
+    """Single sequences of the first training rows."""
+    lock = cell.lock
+    rows = list(islice(cell.read_split("train"), count))
+    found: Sequence[Example] = registry.task(lock.task).encode(
+        rows, base.tokenizer, max_length=lock.data.max_length, labels=cell.data.labels
+    )
+    return found[:count]
+
+
+def inputs_of(cell: Cell, base: Base, examples: Sequence[Example]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the task gives to a base's model for examples: tensors, and other arguments."""
+    import torch
+
+    task, given = registry.task(cell.lock.task), {}
+
+    class Listening:
+        """A model that remembers what it was asked."""
+
+        def __call__(self, **inputs: Any) -> Any:
+            given.update(inputs)
+            return base.model(**inputs)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(base.model, name)
+
+    with torch.inference_mode():
+        task.label_logits(Listening(), task.collate(examples, base.pad_token_id))
+    tensors = {name: value.clone() for name, value in given.items() if isinstance(value, torch.Tensor)}
+    return tensors, {name: value for name, value in given.items() if name not in tensors}
+
+
+def about(cell: Cell, processor: Any) -> dict[str, str]:
+    """What a file says of itself, by name: task, labels (JSON), longest row, and for other values than texts the
+    settings of their processor (JSON)."""
+    lock = cell.lock
+    kind = registry.modality(registry.task(lock.task).modality)
+    found = {"task": lock.task, "labels": json.dumps(list(cell.data.labels)), "max_length": str(lock.data.max_length)}
+    if not kind.tokens:
+        found["preprocessing"] = processor.inner.to_json_string()
+    return {f"hfadapt.{name}": value for name, value in found.items()}
+
+
+def write_beside(cell: Cell, base: Base, folder: Path) -> None:
+    """The config, what reads a row, and the task's own files."""
+    base.model.config.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    task = registry.task(cell.lock.task)
+    width = int(base.model.config.get_text_config().hidden_size) if task.files else 0
+    task.write_beside(folder, base.tokenizer, cell.lock.data.max_length, width)
+
+
+def config_of(folder: Path, said: Mapping[str, str]) -> Any:
+    """The config beside a file, with the labels that the file names itself.
+
+    Args:
+        said: As `about` made it.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    labels = json.loads(said.get("hfadapt.labels", "[]"))
+    if labels and config.id2label is not None and len(labels) == config.num_labels:
+        config.id2label = dict(enumerate(labels))
+    return config
+
+
+def places(cell: Cell) -> Sequence[str]:
+    """Folders of this machine, which no file may name."""
+    here = {str(cell.folder.resolve()), os.getcwd(), os.path.expanduser("~"), os.path.dirname(os.__file__)}
+    return sorted(here)
+
+
+def reading(cell: Cell) -> tuple[str, str, str]:
+    """Python that imports what makes `inputs` of `example`, that names the example, and that makes them."""
+    lock = cell.lock
+    kind = registry.modality(registry.task(lock.task).modality)
+    arguments = dict(kind.arguments(load_config(BaseRef.of(lock).location), lock.data.max_length))
+    example = f'"{EXAMPLE}{kind.suffixes[0]}"  # a file of yours' if kind.suffixes else f'"{EXAMPLE}"'
+    lines = kind.reading.format(max_length=lock.data.max_length, arguments=arguments)
+    return kind.imports, f"example = {example}", lines

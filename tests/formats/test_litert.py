@@ -1,0 +1,222 @@
+"""LiteRT files: run, looked at, told of on Android. What needs the converter is run where HFADAPT_LITERT_PYTHON names
+a Python that has it; two small files that it made are part of the tests (make_litert_files.py renews them)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from cells import trained
+from make_litert_files import HERE, LABELS, LENGTH, Tiny
+from tiny import command, labelled
+from tiny_images import make_vision_models, write_folders
+
+from hfadapt import load_adapted
+from hfadapt.core import registry
+from hfadapt.core.errors import RequestError, RunError
+from hfadapt.export.write import export
+from hfadapt.formats import _litert_environment as environment
+from hfadapt.formats import _litert_file as file
+from hfadapt.formats import litert
+from hfadapt.formats._litert_android import android
+
+FILES = {"float": 1e-5, "int8": 0.05}
+"""Their names, and how far answers may be from torch's."""
+converter = pytest.mark.skipif(
+    environment.VARIABLE not in os.environ, reason=f"{environment.VARIABLE} names no Python with LiteRT's converter"
+)
+
+
+@pytest.fixture
+def folder(tmp_path, request):
+    """A folder as it is exported, but for its papers."""
+    shutil.copy(HERE / f"tiny_{getattr(request, 'param', 'float')}.tflite", tmp_path / "model.tflite")
+    config = {"model_type": "bert", "num_labels": 3, "id2label": {"0": "x", "1": "y", "2": "z"}, "pad_token_id": 7}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+@pytest.mark.parametrize("folder", FILES, indirect=True)
+@pytest.mark.parametrize(("rows", "length"), [(1, LENGTH), (1, 3), (5, 6)])
+def test_rows_of_any_number_up_to_its_length(folder, rows, length, request):
+    runner = litert.KIND.reopen(None, folder, torch.device("cpu"))
+    ids = torch.randint(0, 50, (rows, length), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[-1, 2:] = 0
+    with torch.no_grad():
+        expected = Tiny()(ids, mask)["logits"]
+    found = runner(input_ids=ids, attention_mask=mask).logits
+    assert found.shape == (rows, 3)
+    torch.testing.assert_close(found, expected, rtol=0, atol=FILES[request.node.callspec.params["folder"]])
+
+
+def test_a_longer_row_is_refused(folder):
+    runner = litert.KIND.reopen(None, folder, torch.device("cpu"))
+    ids = torch.ones(1, LENGTH + 1, dtype=torch.int64)
+    with pytest.raises(RunError, match="longer than the file takes"):
+        runner(input_ids=ids, attention_mask=ids)
+
+
+def test_labels_are_those_in_the_file(folder):
+    config = litert.KIND.reopen(None, folder, torch.device("cpu")).config
+    assert config.id2label == dict(enumerate(LABELS))
+
+
+def test_operators_and_words(folder):
+    assert file.operators(folder / "model.tflite")["FULLY_CONNECTED"] == 2
+    words = file.words(folder / "model.tflite")
+    assert "input_ids" in words
+    assert '["bad", "good", "so-so"]' in words
+    assert litert.KIND.head(folder / "model.tflite").text == words
+    assert litert.KIND.head(folder / "config.json") is None
+
+
+def test_a_file_that_is_cut_off_is_refused(folder):
+    content = (folder / "model.tflite").read_bytes()
+    (folder / "model.tflite").write_bytes(content[: len(content) // 3])
+    with pytest.raises(RunError, match="LiteRT cannot open the file"):
+        litert.KIND.reopen(None, folder, torch.device("cpu"))
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+def nan(model, weights):
+    weights[0] = np.nan
+
+
+def unmerged(model, weights):
+    weights *= 0.97
+
+
+def clipped(model, weights):
+    np.clip(weights, -40, 40, out=weights)
+
+
+def denormal(model, weights):
+    weights[:] = 1e-40
+
+
+def foreign(model, weights):
+    code = model.operatorCodes[0]
+    code.builtinCode, code.deprecatedBuiltinCode, code.customCode = 32, 32, b"SomeCompanyOp"
+
+
+def path_inside(model, weights):
+    model.description = os.getcwd().encode()
+
+
+FAULTS = {
+    "sound": (lambda model, weights: None, ""),
+    "NaN": (nan, "hold NaN or Inf"),
+    "unmerged": (unmerged, "is none of the model's"),
+    "clipped": (clipped, "steps of rounding away"),
+    "denormal": (denormal, "are denormal numbers"),
+    "foreign": (foreign, "are no part of LiteRT"),
+    "path": (path_inside, "its metadata names folders of this machine"),
+}
+CASES = [("float", name) for name in FAULTS if name != "clipped"]
+CASES += [("int8", name) for name in ("sound", "unmerged", "clipped", "foreign", "path")]
+
+
+@pytest.mark.parametrize(("folder", "fault"), CASES, indirect=["folder"])
+def test_what_is_wrong_with_a_file_is_found(folder, fault):
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    change, said = FAULTS[fault]
+    path = folder / "model.tflite"
+    model = flatbuffer_utils.read_model(str(path))
+    tensors = [each for each in model.subgraphs[0].tensors if list(each.shape or ()) == [50, 16]]
+    buffer = next(model.buffers[each.buffer] for each in tensors if model.buffers[each.buffer].data is not None)
+    rounded = path.stat().st_size < (HERE / "tiny_float.tflite").stat().st_size
+    weights = np.frombuffer(bytes(buffer.data), dtype=np.int8 if rounded else np.float32).copy()
+    held = weights.astype(np.float32)
+    change(model, held)
+    buffer.data = np.frombuffer(held.astype(weights.dtype).tobytes(), dtype=np.uint8)
+    flatbuffer_utils.write_model(model, str(path))
+    found = "; ".join(file.faults(path, Tiny(), [os.getcwd()]))
+    assert said in found
+    assert bool(found) is bool(said)
+
+
+# --- on Android ------------------------------------------------------------------------------------------------------
+
+
+def test_kotlin_has_the_names_and_sizes_of_the_file(folder):
+    page = android(folder / "model.tflite", "logits", ['"$a"', "b", "c"], {}, 7)
+    assert '"input_ids" to input_ids' in page
+    assert "input_ids: Array<IntArray>" in page
+    assert "Array(1) { FloatArray(3) }" in page
+    assert 'listOf("\\"\\$a\\"", "b", "c")' in page
+    assert "at most 8; fill the rest with 7" in page
+    assert "**not run**" in page
+    assert "{" not in page.split("```kotlin")[0].split("android {")[0], "nothing is left to fill in"
+
+
+# --- the converter's environment -------------------------------------------------------------------------------------
+
+
+def test_a_variable_that_names_no_python(monkeypatch, tmp_path):
+    monkeypatch.setenv(environment.VARIABLE, str(tmp_path / "none"))
+    with pytest.raises(RequestError, match="no Python there") as caught:
+        environment.python()
+    assert f"unset {environment.VARIABLE}" in str(caught.value)
+
+
+def test_a_python_without_the_converter(monkeypatch, tmp_path):
+    monkeypatch.setenv(environment.VARIABLE, sys.executable)
+    rows = {name: np.ones((1, LENGTH), dtype=np.int64) for name in ("input_ids", "attention_mask")}
+    litert.save_job(Tiny(), "logits", rows, tmp_path)
+    with pytest.raises(RunError, match="No module named 'litert_torch'") as caught:
+        environment.convert(tmp_path, None, {})
+    assert f"unset {environment.VARIABLE}" in str(caught.value)
+
+
+def test_language_models_are_refused():
+    assert "cache of keys and values" in litert.KIND.unfit("causal-lm", {})
+    assert registry.format("litert").unfit("text-classification", {}) is None
+
+
+# --- with the converter ----------------------------------------------------------------------------------------------
+
+
+@converter
+def test_texts(models, tmp_path):
+    cell = trained(tmp_path, models / "encoder", "text-classification", labelled(100), dtype="float32")
+    texts = ["lovely bright film superb", "dreadful stale film awful", "warm " * 200]
+    expected = load_adapted(cell.folder).predict(texts)
+    done = export(cell, "litert", tmp_path / "out", force=True)
+    judged = {each.form: each for each in done.record.judged}
+    assert list(judged) == ["int8-dynamic", "float32"]
+    assert judged["float32"].kl_nats < 1e-9
+    assert judged["int8-dynamic"].bytes < 0.5 * judged["float32"].bytes
+    found = load_adapted(tmp_path / "out").predict(texts)
+    assert [each.label for each in found] == [each.label for each in expected]
+    assert [each.probability for each in found] == pytest.approx([e.probability for e in expected], abs=0.06)
+    readme = (tmp_path / "out/README.md").read_text()
+    assert "printed:\n\n```\n" in readme
+    assert "(ANDROID.md)" in readme
+    said = command("predict", tmp_path / "out", *texts[:2], "--json")
+    assert [each["label"] for each in json.loads(said.out)] == ["good", "bad"]
+
+
+@converter
+def test_a_convolutional_net_learns_its_ranges_from_training_rows(tmp_path):
+    make_vision_models(tmp_path)
+    write_folders(tmp_path / "pictures", 80)
+    domains = {"one": {"source": "pictures"}}
+    cell = trained(tmp_path, tmp_path / "conv", "image-classification", [], domains=domains, dtype="float32")
+    done = export(cell, "litert", tmp_path / "out", force=True)
+    judged = {each.form: each for each in done.record.judged}
+    assert list(judged) == ["int8-static", "int8-dynamic", "float32"]
+    assert not judged["float32"].refused
+    assert {"QUANTIZE", "DEQUANTIZE"} <= judged["int8-static"].operators.keys()
+    assert "BATCH_NORM" not in str(judged["float32"].operators)
+    page = (tmp_path / "out/ANDROID.md").read_text()
+    assert "FloatArray(32) { x ->" in page
+    assert "floatArrayOf(0.25f, 0.25f, 0.25f)" in page
