@@ -10,6 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from hfadapt.cli.cards import card_app
+from hfadapt.cli.options import (
+    CellArgument,
+    Domains,
+    Json,
+    OneDomain,
+    OneTarget,
+    Overrides,
+    RecipeArgument,
+    Runs,
+    Targets,
+    Worse,
+)
+
 if TYPE_CHECKING:
     from hfadapt.recipe.schema import Recipe
 
@@ -21,25 +35,8 @@ app = typer.Typer(
     help="One pretrained model, the right adapter for every data domain and hardware target.",
     epilog="Start with: hfadapt run recipes/sentiment.yaml",
 )
-card_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write and check model cards.")
 app.add_typer(card_app, name="card")
 
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
-Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads this at run time on Python 3.10
-    typer.Argument(metavar="[FIELD=VALUE]...", help="Settings that replace the recipe's, such as train.epochs=3."),
-]
-Domains = Annotated[Optional[list[str]], typer.Option("--domain", "-d", help="Only this domain; may be repeated.")]  # noqa: UP045
-Targets = Annotated[Optional[list[str]], typer.Option("--target", "-t", help="This target instead; may be repeated.")]  # noqa: UP045
-Runs = Annotated[Path, typer.Option("--runs", help="Where run folders are kept.")]
-Worse = Annotated[
-    bool,
-    typer.Option("--fail-if-worse", help="Exit with 1 when the leading metric is surely worse than the baseline's."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
-CellArgument = Annotated[Path, typer.Argument(metavar="CELL", help="A cell such as runs/NAME/DOMAIN/TARGET, or a run.")]
-OneDomain = Annotated[Optional[str], typer.Option("--domain", "-d", help="Which domain of the run.")]  # noqa: UP045
-OneTarget = Annotated[Optional[str], typer.Option("--target", "-t", help="Which target of the run.")]  # noqa: UP045
 RUNS = Path("runs")
 HEAVY: set[str] = set()
 """Commands for which the memory allocator is set before they start."""
@@ -463,42 +460,6 @@ def new(
 
     path = write_recipe(model, data, output)
     typer.echo(f"{path} written; look at it, then: hfadapt run {shlex.quote(str(path))}")
-
-
-@card_app.command("build")
-def card_build(cell: CellArgument, domain: OneDomain = None, target: OneTarget = None) -> None:
-    """Write the card of a cell again from its records."""
-    from hfadapt.card.build import build_card
-    from hfadapt.run_folder import find_cell
-
-    found = find_cell(cell, domain, target)
-    build_card(found)
-    typer.echo(str(found.folder / "README.md"))
-
-
-@card_app.command("check")
-def card_check(
-    cell: CellArgument,
-    domain: OneDomain = None,
-    target: OneTarget = None,
-    license: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--license", metavar="ID", help="The licence, where the records cannot say what holds."),
-    ] = None,
-) -> None:
-    """Check a card: metadata, licences, placeholders, sound records, and that every number equals its record."""
-    from hfadapt.card.check import check_card
-    from hfadapt.publish.staging import check_license
-    from hfadapt.run_folder import find_cell
-
-    if license is not None:
-        check_license(license)
-    problems = check_card(find_cell(cell, domain, target).folder, license)
-    for problem in problems:
-        typer.echo(str(problem), err=True)
-    if problems:
-        raise typer.Exit(1)
-    typer.echo("the card is in order")
 
 
 @app.callback(invoke_without_command=True)

@@ -112,6 +112,10 @@ class Format(Protocol):
         """Name and version of what runs the files."""
         return f"transformers {version('transformers')}"
 
+    def make_ready(self) -> None:
+        """Makes, once, what it needs beside packages. Raises HfadaptError where that cannot be."""
+        return
+
     def unfit(self, task: str, config: Mapping[str, Any]) -> str | None:
         """Why models of this task and config cannot be written in the format, or None; known before training."""
         return None

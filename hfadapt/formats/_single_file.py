@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
-from hfadapt.formats import Form, Format
+from hfadapt.formats import Estimate, Form, Format
 from hfadapt.models.base import BaseRef
-from hfadapt.models.facts import load_config
+from hfadapt.models.facts import ModelFacts, load_config
 from hfadapt.models.load import Base, source_of
 from hfadapt.models.merge import open_merged
 
@@ -41,6 +41,14 @@ class SingleFile(Format):
         """Models that write texts, which need a cache of keys and values."""
         kind = registry.task(task)
         return f"{kind.title} needs a cache of keys and values, which this format has not" if kind.writes else None
+
+    def estimates(self, facts: ModelFacts) -> tuple[Estimate, ...]:
+        """A byte or four for a weight, and a little for ranges and names."""
+        rounded = STATIC if facts.pointwise else DYNAMIC
+        return (
+            Estimate(rounded.own, int(facts.parameters * 1.05), "int8"),
+            Estimate(FLOAT.own, int(facts.parameters * 4.02), "float32"),
+        )
 
     def refusal(self, cell: Cell) -> str | None:
         """As `unfit`, and models too large for one file."""

@@ -62,6 +62,10 @@ class LiteRt(SingleFile):
         """LiteRT's interpreter."""
         return f"ai-edge-litert {version('ai-edge-litert')}"
 
+    def make_ready(self) -> None:
+        """The environment of its converter."""
+        environment.python()
+
     def forms(self, lock: Lock) -> tuple[Form, ...]:
         """Those that its kind of net bears, the fastest on a phone first."""
         return (STATIC, DYNAMIC, FLOAT) if single.convolutional(lock) else (DYNAMIC, FLOAT)

@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
-from hfadapt.formats import Estimate, Form, Format, Head, Runner
+from hfadapt.formats import Form, Format, Head, Runner
 from hfadapt.formats import _onnx_graph as graph
 from hfadapt.formats import _single_file as single
 from hfadapt.formats._single_file import DYNAMIC, FLOAT, STATIC, SingleFile
 from hfadapt.hardware import catalogue
 from hfadapt.models.base import BaseRef
-from hfadapt.models.facts import ModelFacts
 from hfadapt.models.fold import simplify
 from hfadapt.models.load import Base, load_processor, source_of
 
@@ -59,14 +58,6 @@ class Onnx(SingleFile):
     def runtime(self) -> str:
         """ONNX Runtime."""
         return f"onnxruntime {version('onnxruntime')}"
-
-    def estimates(self, facts: ModelFacts) -> tuple[Estimate, ...]:
-        """A byte or four for a weight, and a little for ranges and names."""
-        rounded = STATIC if facts.pointwise else DYNAMIC
-        return (
-            Estimate(rounded.own, int(facts.parameters * 1.05), "int8"),
-            Estimate(FLOAT.own, int(facts.parameters * 4.02), "float32"),
-        )
 
     def forms(self, lock: Lock) -> tuple[Form, ...]:
         """The smallest that its kind of net bears, then float32."""

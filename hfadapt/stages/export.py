@@ -73,11 +73,11 @@ class Export(Stage):
         """What writes and opens the files is there before anything is trained."""
         from hfadapt.formats import require_packages
 
-        for cell in context.cells:
-            if _serves(cell) and (
-                name := _format(context.recipe, cell, _facts(context.base(cell, self.name), context))
-            ):
+        for cell in filter(_serves, context.cells):
+            name = _format(context.recipe, cell, _facts(context.base(cell, self.name), context))
+            if name is not None:
                 require_packages(registry.format(name))
+                registry.format(name).make_ready()
 
     def run(self, cells: Sequence[Cell], context: Context) -> None:
         """Writes the first form that passes; raises RunError where none does, or where it is beyond the budget."""
