@@ -42,12 +42,21 @@ class SingleFile(Format):
         kind = registry.task(task)
         return f"{kind.title} needs a cache of keys and values, which this format has not" if kind.writes else None
 
+    def forms(self, lock: Lock) -> tuple[Form, ...]:
+        """Those that its kind of net bears, the fastest first."""
+        return self.borne(convolutional(lock))
+
+    def borne(self, convolutional: bool) -> tuple[Form, ...]:
+        """Likewise, of a net without attention or another."""
+        return (STATIC if convolutional else DYNAMIC, FLOAT)
+
     def estimates(self, facts: ModelFacts) -> tuple[Estimate, ...]:
         """A byte or four for a weight, and a little for ranges and names."""
-        rounded = STATIC if facts.pointwise else DYNAMIC
-        return (
-            Estimate(rounded.own, int(facts.parameters * 1.05), "int8"),
-            Estimate(FLOAT.own, int(facts.parameters * 4.02), "float32"),
+        return tuple(
+            Estimate(form.own, int(facts.parameters * 4.02), "float32")
+            if form is FLOAT
+            else Estimate(form.own, int(facts.parameters * 1.05), "int8")
+            for form in self.borne(facts.pointwise)
         )
 
     def refusal(self, cell: Cell) -> str | None:
@@ -69,7 +78,7 @@ class SingleFile(Format):
         with tempfile.TemporaryDirectory() as place:
             if kind.suffixes:
                 path = Path(place) / f"{EXAMPLE}{kind.suffixes[0]}"
-                path.write_bytes(next(iter(cell.read_split("test")))[kind.name])
+                path.write_bytes(bytes(next(iter(cell.read_split("test")))[kind.name]))
                 code = code.replace(json.dumps(path.name), json.dumps(str(path)), 1)
             # Without the paths and settings of this process: what a stranger has, and no hfadapt.
             command = [sys.executable, "-I", "-c", code]

@@ -66,9 +66,9 @@ class LiteRt(SingleFile):
         """The environment of its converter."""
         environment.python()
 
-    def forms(self, lock: Lock) -> tuple[Form, ...]:
-        """Those that its kind of net bears, the fastest on a phone first."""
-        return (STATIC, DYNAMIC, FLOAT) if single.convolutional(lock) else (DYNAMIC, FLOAT)
+    def borne(self, convolutional: bool) -> tuple[Form, ...]:
+        """A net whose fixed ranges lose too much may bear ranges as they come."""
+        return (STATIC, DYNAMIC, FLOAT) if convolutional else (DYNAMIC, FLOAT)
 
     def holds(self, name: str, whole: bool) -> bool:
         """The file, how it is called on a phone, and transformers' config."""

@@ -59,10 +59,6 @@ class Onnx(SingleFile):
         """ONNX Runtime."""
         return f"onnxruntime {version('onnxruntime')}"
 
-    def forms(self, lock: Lock) -> tuple[Form, ...]:
-        """The smallest that its kind of net bears, then float32."""
-        return (STATIC if single.convolutional(lock) else DYNAMIC, FLOAT)
-
     def holds(self, name: str, whole: bool) -> bool:
         """The graph with its weights, and transformers' config."""
         return name == "config.json" or any(name in each for each in self.files.values())

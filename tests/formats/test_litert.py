@@ -24,6 +24,7 @@ from hfadapt.formats import _litert_environment as environment
 from hfadapt.formats import _litert_file as file
 from hfadapt.formats import litert
 from hfadapt.formats._litert_android import android
+from hfadapt.models.facts import model_facts
 
 FILES = {"float": 1e-5, "int8": 0.05}
 """Their names, and how far answers may be from torch's."""
@@ -180,6 +181,21 @@ def test_a_python_without_the_converter(monkeypatch, tmp_path):
 def test_language_models_are_refused():
     assert "cache of keys and values" in litert.KIND.unfit("causal-lm", {})
     assert registry.format("litert").unfit("text-classification", {}) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "forms"),
+    [
+        ("sample:efficientnet-lite0", "image-classification", ["int8-static", "int8-dynamic", "float32"]),
+        ("sample:minilm-l6", "text-classification", ["int8-dynamic", "float32"]),
+    ],
+)
+def test_what_the_plan_promises_is_what_is_written(model, task, forms):
+    facts = model_facts(model, task, 10)
+    found = litert.KIND.estimates(facts)
+    assert [each.form for each in found] == forms
+    assert [each.arithmetic for each in found] == ["int8"] * (len(forms) - 1) + ["float32"]
+    assert found[0].bytes < 0.3 * found[-1].bytes
 
 
 # --- with the converter ----------------------------------------------------------------------------------------------
