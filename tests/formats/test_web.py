@@ -108,6 +108,14 @@ def test_cut_from_the_left_and_without_special_tokens(tmp_path):
     assert found[2] == [tokenizer.cls_token_id], "no model reads nothing"
 
 
+@pytest.mark.skipif(NODE is None, reason="no Node.js here")
+def test_of_added_tokens_the_longest_is_found(tmp_path):
+    tokenizer = wordpiece()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[SEP]+", "[SEP]+good", "]+"]})
+    given = ["a[SEP]+good[SEP]+b[SEP]]+", "[SEP]+goo"]
+    assert in_javascript(tokenizer, given, tmp_path) == tokenizer(given)["input_ids"]
+
+
 def test_tokenizers_that_the_page_cannot_follow_are_refused(models):
     from transformers import AutoTokenizer
 
