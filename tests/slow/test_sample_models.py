@@ -137,7 +137,7 @@ def test_the_recipe_that_adapts_to_texts_first(tmp_path):
 
 
 def test_parts_of_speech_are_found_better_than_by_a_probe(tmp_path):
-    settings = ["data.train_rows=400", "data.validation=50", "data.test=150", "train.epochs=2"]
+    settings = ["data.validation=50", "data.test=200"]
     settings += ["evaluate.security=false", "evaluate.drift=false"]
     done = command("run", RECIPES / "pos.yaml", "--domain", "oil", *settings, folder=tmp_path)
     assert done.code == 0, done.err
