@@ -323,12 +323,17 @@ def export(  # noqa: PLR0913 - options of the command
         typer.Option("--variant", help="A form such as int8-dynamic; by default the first that passes."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Also what is refused or was not measured.")] = False,
+    server: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--for", metavar="SERVER", help="vllm: check its rules, write the adapter, show its command."),
+    ] = None,
     domain: OneDomain = None,
     target: OneTarget = None,
     json: Json = False,
 ) -> None:
     """Write an adapter as a folder of its own, or merged into its base, and open it again to compare."""
     from hfadapt.core.progress import quiet_libraries
+    from hfadapt.export.servers import SERVED
     from hfadapt.export.write import export as export_cell
     from hfadapt.run_folder import find_cell
 
@@ -336,8 +341,9 @@ def export(  # noqa: PLR0913 - options of the command
         found = find_cell(cell, domain, target)
         said = found.lock.export
         # A form is one of a format's: that of the recipe goes with its format alone.
-        form = variant or (said.storage if format in (None, said.format) else None)
-        done = export_cell(found, format or said.format, to, variant=form, force=force, say=note)
+        format = format or (SERVED if server else said.format)
+        form = variant or (said.storage if format == said.format else None)
+        done = export_cell(found, format, to, variant=form, force=force, server=server, say=note)
     show(done.record if json else done, json)
 
 

@@ -34,6 +34,7 @@ OPTIONAL = {
     "lm_eval": ("evaluate.harness", "pip install 'hfadapt[harness]'"),
     "fastapi": ("hfadapt serve", "pip install 'hfadapt[serve]'"),
     "soundfile": ("recordings in FLAC, OGG and MP3", "pip install 'hfadapt[sound]'"),
+    "xllamacpp": ("GGUF files run by llama.cpp when they are exported", "pip install 'hfadapt[gguf-run]'"),
     "sentencepiece": ("tokenizers that exist only as SentencePiece files", "pip install sentencepiece"),
 }
 MATTERS = ("fast bfloat16", "8-bit and 4-bit storage", "compiled kernels", "Hugging Face Hub")

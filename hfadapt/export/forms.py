@@ -44,8 +44,12 @@ class Request:
 
     @property
     def forms(self) -> Sequence[Form]:
-        """All that the format can hold."""
-        return self.kind.forms(self.cell.lock)
+        """Those that may be meant: of a format with both kinds the ones of drift.json, unless another is named.
+
+        Raises RequestError for a name that is none of them.
+        """
+        wanted = meant(self.kind.forms(self.cell.lock), self.variant)
+        return [form for form in wanted if not form.own] or wanted
 
     @property
     def judged(self) -> bool:
@@ -60,7 +64,7 @@ def write_form(asked: Request, folder: Path) -> tuple[Form | None, ExportRecord]
         RequestError: there is no such variant.
         RunError: no form may be shipped, or what is opened is not what was written.
     """
-    rows = TestRows.of(asked.cell)
+    rows = TestRows.of(asked.cell, asked.kind.most_labels)
     return (_first_that_passes if asked.judged else _as_measured)(asked, folder, rows)
 
 
@@ -78,10 +82,10 @@ def _as_measured(asked: Request, folder: Path, rows: TestRows) -> tuple[Form | N
 def _first_that_passes(asked: Request, folder: Path, rows: TestRows) -> tuple[Form, ExportRecord]:
     """All forms that may be meant are tried, and the first that the gate lets through is kept."""
     cell, kind = asked.cell, asked.kind
-    forms = meant(asked.forms, asked.variant)
+    forms = asked.forms
     asked.say("asking the adapter as it was trained")
     limits = cell.lock.export.limits
-    gate = Gate(cell, limits, asked.device)
+    gate = Gate(cell, limits, asked.device, kind.most_labels)
     tries = [_tried(asked, form, folder / form.name, rows, gate) for form in forms]
     good = next((each for each in tries if not each.reasons), None)
     taken = good or (next((each for each in tries if each.found is not None), None) if asked.force else None)
@@ -144,7 +148,7 @@ def _tried(asked: Request, form: Form | None, folder: Path, rows: TestRows, gate
     problems, judged = [Problem(fault, kind.name) for fault in faults], None
     try:
         opened: Any = kind.reopen(cell, folder, device)
-        found = rows.scores(opened, device if gate is None else opened.device)
+        found = rows.scores(opened, opened.device)
         difference, tolerance = difference_of(found, written.losses), kind.tolerance(cell, form)
         problems += kept_problems(kind, folder, opened, rows)
         if gate is not None and form is not None:

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,14 +57,14 @@ class TestRows:
     pad: int
 
     @classmethod
-    def of(cls, cell: Cell) -> TestRows:
-        """At most `ROWS`."""
+    def of(cls, cell: Cell, most_labels: int | None = None) -> TestRows:
+        """At most `ROWS`, and so many labels."""
         from hfadapt.models.base import BaseRef
         from hfadapt.models.load import load_processor, pad_token_id, source_of
 
         lock = cell.lock
         processor = load_processor(source_of(BaseRef.of(lock)), registry.task(lock.task).modality, lock.data.max_length)
-        return cls(cell, _encoded(cell, processor), pad_token_id(processor))
+        return cls(cell, few(_encoded(cell, processor), most_labels), pad_token_id(processor))
 
     def scores(self, model: Any, device: torch.device) -> Scores:
         """What a model says of them."""
@@ -83,12 +84,20 @@ class TestRows:
         import torch
 
         task, found = registry.task(self.cell.lock.task), 0
-        for own, other in zip(self.examples, _encoded(self.cell, processor), strict=True):
+        for own, other in zip(self.examples, _encoded(self.cell, processor)[: len(self.examples)], strict=True):
             one, two = task.collate([own], self.pad), task.collate([other], self.pad)
             found += one.keys() != two.keys() or not all(
                 one[name].shape == two[name].shape and torch.allclose(one[name], two[name], atol=1e-5) for name in one
             )
         return found
+
+
+def few(examples: Sequence[Example], most_labels: int | None) -> Sequence[Example]:
+    """The first examples with at most so many labels together, but one in any case."""
+    if most_labels is None:
+        return examples
+    upto = list(accumulate(example.label_count for example in examples))
+    return examples[: max(1, sum(labels <= most_labels for labels in upto))]
 
 
 def _encoded(cell: Cell, processor: Any) -> Sequence[Example]:
@@ -167,16 +176,17 @@ class Gate:
 
     Args:
         limits: What a form may lose.
+        most_labels: Labels that a form is asked for; None for those of all rows.
     """
 
-    def __init__(self, cell: Cell, limits: ExportLimits, device: torch.device) -> None:
+    def __init__(self, cell: Cell, limits: ExportLimits, device: torch.device, most_labels: int | None = None) -> None:
         from hfadapt.evaluate.context import open_context
         from hfadapt.evaluate.drift import Reference
 
         self.cell, self.limits = cell, limits
         context = open_context(cell, device, Silent(), baseline=False)
         self.task = context.task
-        self.reference = Reference(context, context.test[:MOST_ROWS])
+        self.reference = Reference(context, few(context.test[:MOST_ROWS], most_labels))
         self.unit = self.task.unit(self.reference.kept)
         self._batches = context.batches
         # What was said is kept, and the model goes: what is judged has to have room.

@@ -14,6 +14,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import RequestError
 from hfadapt.core.samples import PREFIX
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
+from hfadapt.export import servers
 from hfadapt.export.forms import Request, write_form
 from hfadapt.export.papers import is_whole, judged_note, judged_table, write_papers
 from hfadapt.formats import Format, require_packages
@@ -32,12 +33,14 @@ class Exported(Shown):
     Args:
         base: The base's folder on this machine, which the exported files do not tell; None where they say enough.
         argument: What stands for what it is asked, in a command.
+        commands: What serves it and asks it there.
     """
 
     folder: Path
     record: ExportRecord
     base: str | None = None
     argument: str = '"text"'
+    commands: tuple[str, ...] = ()
 
     def blocks(self) -> list[Block]:
         """Files with size and hash, and how the folder scored."""
@@ -67,6 +70,7 @@ class Exported(Shown):
             shown += [Text(f"does not run: {name}: {why}") for name, why in record.failed.items()]
         base = f" --base {shlex.quote(self.base)}" if self.base else ""
         shown.append(Text(f"next: hfadapt predict {shlex.quote(str(self.folder))} {self.argument}{base}", code=True))
+        shown += [Text(each, code=True) for each in self.commands]
         if record.forced:
             shown.append(Text(f"FORCED: {record.forced}"))
         return shown
@@ -79,6 +83,7 @@ def export(
     *,
     variant: str | None = None,
     force: bool = False,
+    server: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Exported:
     """Writes a cell's adapter into a new folder.
@@ -88,6 +93,7 @@ def export(
         to: Must not exist yet, or be empty.
         variant: A form of drift.json, where the format has several; by default the first that is not refused.
         force: Write it even if the form is refused or was not measured; the record and the README say so.
+        server: A server by name, whose rules are checked before, and whose command is shown.
 
     Raises:
         RequestError: no such format or variant, or the folder is not empty; nothing was written.
@@ -107,6 +113,8 @@ def export(
         cell.maybe(paper)
     if why := kind.refusal(cell):
         raise RequestError(f"this model cannot be exported as {format}", place=str(cell.folder), got=why)
+    if server is not None:
+        servers.check_server(server, cell, kind)
     asked = Request(cell, kind, variant, force, default_device(), say)
     with new_folder(to) as ready:
         form, record = write_form(asked, ready)
@@ -118,7 +126,8 @@ def export(
             path.chmod(0o644)
         check_folder(ready)
     argument = registry.modality(registry.task(cell.lock.task).modality).argument
-    return Exported(to, record, _base_folder(cell, kind), argument)
+    commands = servers.server(server).command(cell, kind, to) if server is not None else ()
+    return Exported(to, record, _base_folder(cell, kind), argument, tuple(commands))
 
 
 def _base_folder(cell: Cell, kind: Format) -> str | None:

@@ -104,6 +104,8 @@ class Format(Protocol):
     """Python packages that it needs beside those of training, by the names under which they are imported."""
     library: str = ""
     """What opens it, as the Hub calls it; empty for the task's own library."""
+    most_labels: int | None = None
+    """Labels that its runtime is asked for, where each takes it long; None for those of all rows."""
     extra: str = ""
     """The extra of hfadapt that installs them; empty where each is installed by its own name."""
 
@@ -127,7 +129,7 @@ class Format(Protocol):
     def forms(self, lock: Lock) -> tuple[Form, ...]:
         """The forms that it can hold, the preferred one first; none where nothing can drift.
 
-        Either all are forms of drift.json, or all are its runtime's own.
+        Where some are forms of drift.json, one of these is written, unless another is named.
         """
         return ()
 
@@ -220,3 +222,14 @@ def require_packages(kind: Format) -> None:
             got=f"no {', no '.join(lacking)}",
             fix=" && ".join(dict.fromkeys(install(kind, name) for name in lacking)),
         )
+
+
+def over_http(cell: Cell) -> tuple[str, dict[str, Any]]:
+    """Path and body with which a server that has OpenAI's API is asked about TEXT as training asked the model."""
+    template = cell.lock.template_of(cell.lock.domain)
+    prompt = template.prompt if template else None
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "TEXT"}]}
+    chat = prompt is None and registry.schema(cell.data.form).chat
+    if not chat:
+        body = {"prompt": "TEXT" if prompt is None else prompt.replace("{text}", "TEXT")}
+    return f"/v1/{'chat/' if chat else ''}completions", {**body, "temperature": 0, "max_tokens": 64}

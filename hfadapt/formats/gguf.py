@@ -1,18 +1,21 @@
-"""One GGUF file for llama.cpp and what is built on it: Llama-like models with a byte-level BPE, in 16, 32 or 8 bits.
+"""One GGUF file for llama.cpp and what is built on it: Llama-like models with a byte-level BPE, in 32 to 4 bits.
 
-Tensor names and the order of the rows of q and k follow llama.cpp's convert_hf_to_gguf.py. It is read back with
-`transformers`, gguf_file=; llama.cpp itself is not run.
+Tensor names and the order of the rows of q and k follow llama.cpp's convert_hf_to_gguf.py. llama.cpp itself runs the
+file where it is installed (extra `gguf-run`); elsewhere `transformers` reads it back, and the record says so.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
-from hfadapt.formats import Estimate, Form, Format, Head
+from hfadapt.core.errors import RunError
+from hfadapt.formats import Estimate, Form, Format, Head, _llama_cpp, over_http
+from hfadapt.formats._llama_cpp import LlamaCpp
 from hfadapt.formats.merged import KIND as MERGED
 from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import ModelFacts, load_config
@@ -29,8 +32,15 @@ if TYPE_CHECKING:
     from hfadapt.run_folder import Cell
 
 FILE = "model.gguf"
-TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "q8_0": "Q8_0"}
-SAME, SAME_IN_8_BITS = 1e-3, 0.05
+TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+BLOCKS = {"q8_0": "Q8_0", "q5_1": "Q5_1", "q4_1": "Q4_1", "q4_0": "Q4_0"}
+"""Weights in blocks of 32, as the package gguf rounds them."""
+SAME, SAME_IN_LLAMA_CPP = 1e-3, 0.02
+"""llama.cpp has kernels of its own, and sums in another order and in fewer bits."""
+LABELS = 800
+"""Each costs a pass."""
+SPARE = 64
+"""Positions for choices that are longer than a row's own answer."""
 PROBE = "In 2024, 12,345 naïve users don't e-mail 東京 😀\n\tfooBar()  ?!"
 
 
@@ -40,6 +50,12 @@ class Gguf(Format):
     name = "gguf"
     needs_base = False
     packages = ("gguf",)
+    most_labels = LABELS
+
+    @property
+    def runtime(self) -> str:
+        """llama.cpp, or what stands for it."""
+        return _llama_cpp.runtime() if _llama_cpp.installed() else f"{super().runtime}; llama.cpp was not run"
 
     def unfit(self, task: str, config: Mapping[str, Any]) -> str | None:
         """Language models like Llama, whose names in GGUF are known here."""
@@ -51,15 +67,18 @@ class Gguf(Format):
         return f"positions of type {kind}" if kind != "default" else None
 
     def estimates(self, facts: ModelFacts) -> tuple[Estimate, ...]:
-        """8 bits with a scale for each 32 weights, and 16 bits; norms are small."""
+        """8 and 4 bits with a scale for each 32 weights, and 16 bits; norms are small."""
         return (
             Estimate("merged-q8_0", int(facts.parameters * 34 / 32), "int8"),
+            Estimate("merged-q4_0", int(facts.parameters * 18 / 32), "int8"),
             Estimate("merged-float16", facts.parameters * 2, "float32"),
         )
 
     def forms(self, lock: Lock) -> tuple[Form, ...]:
-        """Those of a merged model; 8 bits (q8_0) only when asked for, since their drift is not measured."""
-        return (*MERGED.forms(lock), Form("q8_0", True))
+        """Those of a merged model; then, for whoever names them, others that only the gate knows."""
+        measured = MERGED.forms(lock)
+        others = (Form(storage, True, own=f"merged-{storage}") for storage in ("float16", *BLOCKS))
+        return (*measured, *(form for form in others if form.name not in {each.name for each in measured}))
 
     def refusal(self, cell: Cell) -> str | None:
         """Architectures and tokenizers whose names in GGUF are not known here."""
@@ -88,31 +107,42 @@ class Gguf(Format):
     def write(self, cell: Cell, form: Form | None, folder: Path, device: torch.device) -> Any:
         """Merges, and writes the result with the names of llama.cpp."""
         assert form is not None
-        dtype = merged_dtype(cell.lock) if form.storage == "q8_0" else form.storage
-        base = open_merged(cell.lock, (), cell.adapter, dtype, device, dequantised=form.dequantised)
-        write_gguf(base.model, base.tokenizer, folder / FILE, TYPES[form.storage], f"{cell.lock.name}-{cell.domain}")
+        # What is rounded anew starts from the weights that training saw.
+        packed = form.dequantised or (bool(form.own) and registry.quant(cell.lock.quant).quantised)
+        dtype = form.storage if form.storage in TYPES else merged_dtype(cell.lock)
+        base = open_merged(cell.lock, (), cell.adapter, dtype, device, dequantised=packed)
+        kind = TYPES.get(form.storage) or BLOCKS[form.storage]
+        write_gguf(base.model, base.tokenizer, folder / FILE, kind, f"{cell.lock.name}-{cell.domain}")
         return base.model
 
-    def tolerance(self, cell: Cell, form: Form | None) -> float:
-        """16 and 32 bits are kept; 8 bits round."""
-        return SAME_IN_8_BITS if form is not None and form.storage == "q8_0" else SAME
+    def tolerance(self, cell: Cell, form: Form | None) -> float | None:
+        """16 and 32 bits are kept; fewer are rounded."""
+        if form is not None and form.storage in BLOCKS:
+            return None
+        return SAME_IN_LLAMA_CPP if _llama_cpp.installed() else SAME
+
+    def processor(self, cell: Cell, folder: Path) -> Any:
+        """llama.cpp's own, which `reopen` looks at."""
 
     def processor(self, cell: Cell, folder: Path) -> Any:
         """The base's: llama.cpp cuts texts by a reader of its own, and `reopen` compares the vocabulary."""
         return None
 
     def reopen(self, cell: Cell, folder: Path, device: torch.device) -> Any:
-        """`AutoModelForCausalLM.from_pretrained(folder, gguf_file=…)`, and its tokenizer on a difficult text."""
+        """llama.cpp with the file, or `AutoModelForCausalLM.from_pretrained(folder, gguf_file=…)`.
+
+        Either way with its tokenizer on a difficult text.
+        """
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        from hfadapt.core.errors import RunError
 
         own = _tokenizer(cell)
         read = AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
         # What this reader makes of every vocabulary is one rule for cutting; the ids of words must be the same.
         if read.convert_tokens_to_ids(own.tokenize(PROBE)) != own.convert_tokens_to_ids(own.tokenize(PROBE)):
             raise RunError("the vocabulary in the GGUF file is not the model's", place=str(folder / FILE))
+        if _llama_cpp.installed():
+            return _run(cell, folder, own)
         dtype = torch.float32 if self._stored(folder) == "F32" else torch.bfloat16
         if self._stored(folder) == "F16":
             dtype = torch.float16
@@ -134,9 +164,33 @@ class Gguf(Format):
         return (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             f'tokenizer = AutoTokenizer.from_pretrained(".", gguf_file="{FILE}")\n'
-            f'model = AutoModelForCausalLM.from_pretrained(".", gguf_file="{FILE}")\n'
-            f"# llama.cpp: llama-cli -m {FILE}"
+            f'model = AutoModelForCausalLM.from_pretrained(".", gguf_file="{FILE}")'
         )
+
+    def notes(self, cell: Cell) -> str:
+        """How llama.cpp serves it, asked as training asked it."""
+        path, body = over_http(cell)
+        said = shlex.quote(json.dumps(body, ensure_ascii=False))
+        return (
+            "In [llama.cpp](https://github.com/ggml-org/llama.cpp):\n\n```console\n"
+            f"llama-server -m {FILE} -c {cell.lock.data.max_length + 64} --port 8080\n"
+            f"curl localhost:8080{path} -H 'Content-Type: application/json' -d {said}\n```"
+        )
+
+
+def _run(cell: Cell, folder: Path, tokenizer: Any) -> LlamaCpp:
+    """llama.cpp with the file. Raises RunError where it cuts texts into other tokens than training did."""
+    ids = tokenizer(PROBE)["input_ids"]
+    positions = max(cell.lock.data.max_length, len(ids)) + SPARE
+    found = LlamaCpp(folder / FILE, load_config(BaseRef.of(cell.lock).location), positions)
+    apart = float((found.following(PROBE) - found.following(ids)).abs().max())
+    if not apart <= SAME:
+        raise RunError(
+            "llama.cpp cuts texts into other tokens than the model was trained with",
+            place=str(folder / FILE),
+            got=f"other answers after {PROBE!r}: by up to {apart:.3g} nats",
+        )
+    return found
 
 
 def _tokenizer(cell: Cell) -> Any:
@@ -147,7 +201,8 @@ def write_gguf(model: Any, tokenizer: Any, path: Path, kind: str, name: str) -> 
     """Writes a Llama-like model.
 
     Args:
-        kind: `BF16`, `F16`, `F32` or `Q8_0`, for matrices; norms are float32.
+        kind: Of `TYPES` and `BLOCKS`, for matrices; norms are float32, and what tokens are read by and said with has at
+            least 8 bits, as llama.cpp itself writes it.
     """
     import gguf
 
@@ -178,6 +233,8 @@ def write_gguf(model: Any, tokenizer: Any, path: Path, kind: str, name: str) -> 
         elif ".k_proj." in key:
             values = _permuted(values, config.num_key_value_heads)
         stored = matrix if values.ndim == 2 else gguf.GGMLQuantizationType.F32
+        if kind in BLOCKS.values() and key.endswith(("embed_tokens.weight", "lm_head.weight")):
+            stored = gguf.GGMLQuantizationType.Q8_0
         mapped = names.get_name(key, try_suffixes=(".weight",))
         if mapped is None:
             raise ValueError(f"no name in GGUF for {key}")
