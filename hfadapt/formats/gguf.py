@@ -124,10 +124,6 @@ class Gguf(Format):
     def processor(self, cell: Cell, folder: Path) -> Any:
         """llama.cpp's own, which `reopen` looks at."""
 
-    def processor(self, cell: Cell, folder: Path) -> Any:
-        """The base's: llama.cpp cuts texts by a reader of its own, and `reopen` compares the vocabulary."""
-        return None
-
     def reopen(self, cell: Cell, folder: Path, device: torch.device) -> Any:
         """llama.cpp with the file, or `AutoModelForCausalLM.from_pretrained(folder, gguf_file=…)`.
 
