@@ -450,7 +450,9 @@ def _settings(records: Records) -> list[tuple[tuple[str, ...], str | None]]:
             reasons[decision["field"]] = (decision["value"], f"plan.json#/cells/0/decisions/{number}/reason")
     found = []
     for path, value in _leaves({key: value for key, value in lock.items() if key not in NO_SETTINGS}):
-        if (value is not None or path[-1] in registry.names("stages")) and not _holds(written, path):
+        # What is not set is not written; where its whole section is not, hfadapt has learned that since.
+        expected = path if value is not None or path[-1] in registry.names("stages") else path[:-1]
+        if not _holds(written, expected):
             continue
         decided = reasons.get(".".join(path))
         found.append((path, decided[1] if decided and decided[0] == value else None))
