@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 MOST_DENORMAL = 0.01
-SAME, MOST_STEPS = 1e-6, 1.01
-"""What float32 may differ by, and how many steps what is rounded may."""
+SAME, MOST_STEPS = 1e-5, 1.01
+"""What float32 may differ by, of the largest, and how many steps what is rounded may."""
 CUSTOM = "CUSTOM"
 """What operators that are no part of LiteRT are called in a file."""
 
@@ -163,27 +163,56 @@ def faults(path: Path, model: Any, places: Sequence[str]) -> Iterator[str]:
     text = words(path)
     if any(place in text for place in places if len(place) > 4):
         yield "its metadata names folders of this machine"
-    own = [tensor.float().cpu().numpy() for tensor in model.state_dict().values() if tensor.ndim == 2]
+    own = [tensor.double().cpu().numpy() for tensor in model.state_dict().values() if tensor.ndim == 2]
     small = total = 0
+    foreign = {}
     for name, each in weights(path):
         if not np.isfinite(each.values).all():
             # A mask may be filled with minus infinity, which is one number.
             if each.values.size > 1 or np.isnan(each.values).any():
-                yield f"the weights of {name} hold NaN or Inf"
+                yield f"the weights of {_short(name)} hold NaN or Inf"
             continue
         size = np.abs(each.values)
         small += int(((size > 0) & (size < np.finfo(np.float32).tiny)).sum())
         total += size.size
         if (steps := _away(each, own)) > MOST_STEPS:
-            yield f"the matrix {name} is none of the model's: the nearest one is {steps:.3g} steps of rounding away"
+            foreign[name] = steps
+    if foreign:
+        name, steps = max(foreign.items(), key=lambda found: found[1])
+        yield (
+            f"{len(foreign)} of its matrices are none of the model's: the nearest one to {_short(name)} is {steps:.3g} "
+            "steps of rounding away"
+        )
     if small > MOST_DENORMAL * max(total, 1):
         yield f"{small:,} of {total:,} weights are denormal numbers"
 
 
+def _short(name: str) -> str:
+    """The last module in a name, which the converter makes of all that it has put together."""
+    return name.partition(";")[0].rpartition("/")[2] or name[:80]
+
+
 def _away(each: Weights, own: Sequence[np.ndarray]) -> float:
-    """The largest difference from the nearest matrix of a model, in steps of rounding; 0 where none has its shape."""
+    """The largest difference from the nearest matrix of a model, in steps of rounding; 0 where none has its shape.
+
+    The converter multiplies a layer by the scales of the norm before it, one for each input: these are left out.
+    """
     import numpy as np
 
-    step = np.maximum(each.step, SAME)
-    matrices = [matrix for one in own for matrix in (one, one.T) if matrix.shape == each.values.shape]
-    return min((float((np.abs(each.values - matrix) / step).max()) for matrix in matrices), default=0.0)
+    step = np.maximum(each.step, SAME * max(1.0, float(np.abs(each.values).max())))
+    found = [
+        float(np.abs(_scaled(matrix / step, each.values / step, axis) - each.values / step).max())
+        for one in own
+        for matrix, axis in ((one, 0), (one.T, 1))
+        if matrix.shape == each.values.shape
+    ]
+    return min(found, default=0.0)
+
+
+def _scaled(matrix: np.ndarray, like: np.ndarray, axis: int) -> np.ndarray:
+    """A matrix with each of its inputs scaled as in another one, both in steps; its outputs lie along `axis`."""
+    import numpy as np
+
+    size = (matrix**2).sum(axis, keepdims=True)
+    factor = (matrix * like).sum(axis, keepdims=True) / np.maximum(size, np.finfo(np.float64).tiny)
+    return np.asarray(matrix * factor)

@@ -140,10 +140,11 @@ def _exported(cell: Cell, context: Context) -> DeviceRecord:
     record = export(cell, name, folder, variant=cell.lock.export.storage, say=context.progress.say).record
     found = _record(about, record, facts, cell.lock)
     if found.most_bytes is not None and found.bytes > found.most_bytes:
+        smaller = [f"{each.form} is refused: {'; '.join(each.refused)}" for each in record.judged if each.refused]
         raise RunError(
             f"the export is larger than {cell.target} allows",
             place=str(folder),
-            got=f"{found.form}: {show_bytes(found.bytes)}",
+            got="; ".join([f"{found.form}: {show_bytes(found.bytes)}", *smaller]),
             allowed=f"{show_bytes(found.most_bytes)}",
             fix=f"a smaller base, a form of fewer bits (export.storage), or targets: [{{{cell.target}: {{bytes: …}}}}]",
         )

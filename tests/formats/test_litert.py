@@ -92,7 +92,13 @@ def nan(model, weights):
 
 
 def unmerged(model, weights):
-    weights *= 0.97
+    """As an adapter of rank 1 would leave it."""
+    weights += np.outer(np.sin(np.arange(50)), np.cos(np.arange(16))).ravel() * np.abs(weights).max() / 20
+
+
+def normed(model, weights):
+    """As the converter leaves it where a norm comes before."""
+    weights *= np.tile(np.linspace(0.7, 1.0, 16), 50)
 
 
 def clipped(model, weights):
@@ -115,7 +121,8 @@ def path_inside(model, weights):
 FAULTS = {
     "sound": (lambda model, weights: None, ""),
     "NaN": (nan, "hold NaN or Inf"),
-    "unmerged": (unmerged, "is none of the model's"),
+    "normed": (normed, ""),
+    "unmerged": (unmerged, "are none of the model's"),
     "clipped": (clipped, "steps of rounding away"),
     "denormal": (denormal, "are denormal numbers"),
     "foreign": (foreign, "are no part of LiteRT"),
@@ -138,6 +145,7 @@ def test_what_is_wrong_with_a_file_is_found(folder, fault):
     weights = np.frombuffer(bytes(buffer.data), dtype=np.int8 if rounded else np.float32).copy()
     held = weights.astype(np.float32)
     change(model, held)
+    held = np.round(held) if rounded else held
     buffer.data = np.frombuffer(held.astype(weights.dtype).tobytes(), dtype=np.uint8)
     flatbuffer_utils.write_model(model, str(path))
     found = "; ".join(file.faults(path, Tiny(), [os.getcwd()]))
