@@ -51,7 +51,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[Shares, ...]]] = {
             "model": "sample:whisper-tiny.en-5s",
             "task": "audio-classification",
             "domains": {"digits": {}},
-            "train": {"epochs": 6},
+            "train": {"epochs": 4},
         },
         ({"noise": 0.5, "gain": 0.5, "shift": 0.5, "speed": 0.5}, {"spec_augment": 1.0}),
     ),
@@ -60,13 +60,13 @@ CASES: dict[str, tuple[dict[str, Any], tuple[Shares, ...]]] = {
             "model": "sample:dinov2-small",
             "task": "image-classification",
             "domains": {"mnist": {"source": "sample:digits/mnist"}},
-            "data": {"train_rows": 100, "validation": 150, "test": 300, "max_length": 25},
-            "train": {"epochs": 14},
+            "data": {"train_rows": 100, "validation": 150, "test": 250, "max_length": 25},
+            "train": {"epochs": 10},
         },
         ({"trivial": 1.0}, {"crop": 1.0}, {"crop": 1.0, "flip": 1.0}, {"mixup": 0.5, "cutmix": 0.5}),
     ),
 }
-TAKES = 3
+TAKES = 2
 """Of each digit by each of four speakers."""
 
 
@@ -170,8 +170,8 @@ def main() -> None:
                 content = clips(asked.sounds)
                 domain = {
                     "source": write(content, ("george", "jackson", "lucas", "nicolas"), TAKES, folder / "train"),
-                    "validation": write(content, ("yweweler",), 15, folder / "validation"),
-                    "test": write(content, ("theo",), 30, folder / "test"),
+                    "validation": write(content, ("yweweler",), 10, folder / "validation"),
+                    "test": write(content, ("theo",), 15, folder / "test"),
                 }
                 fields = {**fields, "domains": {"digits": domain}}
             found = measure(case, fields, settings, folder)
