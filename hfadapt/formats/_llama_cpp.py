@@ -26,6 +26,8 @@ NAMED = 4096
 that a divergence comes out a little too large; all of a vocabulary would take a second for each label."""
 UNLIKELY = -50.0
 """Log-probability below which nothing is told apart."""
+WHOLE = "a"
+"""A token that is no part of a character, in words."""
 _PAIR = re.compile(r'"id":(\d+),"token":"(?:[^"\\]|\\.)*","bytes":\[[\d,]*\],"logprob":(-?[\d.eE+-]+)')
 
 
@@ -90,7 +92,10 @@ class LlamaCpp:
         import torch
 
         count = self.config.vocab_size
-        pairs = _PAIR.findall(self._ask(prompt, 1, n_probs=min(NAMED, count)).partition('"top_logprobs":')[2])
+        # It says nothing of a token that is a part of a character, so it is made to write another one: what is likely is
+        # told before that counts.
+        said = self._ask(prompt, 1, n_probs=min(NAMED, count), logit_bias=[[WHOLE, 1e4]])
+        pairs = _PAIR.findall(said.partition('"top_logprobs":')[2])
         if not pairs:
             raise RunError("llama.cpp names no token", place=str(self.path))
         places = torch.tensor([int(number) for number, _ in pairs])

@@ -138,7 +138,8 @@ def test_a_form_that_export_refuses_is_not_promised(small: str) -> None:
     assert not any("writes nothing of this model" in said for said in phone.warnings)
     assert "writes nothing of this model that runs there (web: " in browser.warnings[0]
     encoder = make_plan(recipe("sample:minilm-l6", targets=["android-8gb"], task="text-classification")).cells[0]
-    assert "does not write gguf of this model (GGUF is for language models" in encoder.warnings[1]
+    assert {each.format for each in encoder.exports} == {"litert", "onnx"}
+    assert "exported (litert, onnx)" in encoder.warnings[0]
 
 
 def test_several_devices_share_the_batch(everywhere: Plan) -> None:
