@@ -92,8 +92,8 @@ class LlamaCpp:
         import torch
 
         count = self.config.vocab_size
-        # It says nothing of a token that is a part of a character, so it is made to write another one: what is likely is
-        # told before that counts.
+        # It says nothing of a token that is a part of a character, so it is made to write another one: what is likely
+        # is told before that counts.
         said = self._ask(prompt, 1, n_probs=min(NAMED, count), logit_bias=[[WHOLE, 1e4]])
         pairs = _PAIR.findall(said.partition('"top_logprobs":')[2])
         if not pairs:

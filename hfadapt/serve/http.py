@@ -82,8 +82,7 @@ class Server:
         if len(names) != len(asked.inputs):
             got = f"{len(asked.inputs)} inputs and {len(names)} domains"
             raise RequestError("one domain for all inputs, or one for each", place="domain", got=got)
-        inputs = await asyncio.to_thread(self._inputs, asked.inputs)
-        return await self._answers(names, inputs)
+        return await self._answers(names, self._inputs(asked.inputs))
 
     async def predict_file(self, request: Request, domain: str | None = None) -> dict[str, Any]:
         """The answer to one file, which is the body."""
