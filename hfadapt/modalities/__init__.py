@@ -35,6 +35,7 @@ class Example:
         size: What batches are measured by: tokens of a text.
         length: The size before any cut.
         row: Number of the row.
+        known: What a model that is not trained says of it (`objectives.Objective.known`), arrays by name.
     """
 
     inputs: Mapping[str, Any]
@@ -42,6 +43,7 @@ class Example:
     size: int
     length: int
     row: int
+    known: Mapping[str, Any] | None = None
 
     @property
     def parts(self) -> tuple[Example, ...]:

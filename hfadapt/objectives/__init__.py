@@ -5,17 +5,51 @@ Shapes: B rows, L labels that carry a loss.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.spec import Spec
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
+    from hfadapt.core.progress import Progress
+    from hfadapt.modalities import Example, Row
     from hfadapt.models.facts import ModelFacts
     from hfadapt.models.load import Base
+    from hfadapt.recipe.schema import Lock
     from hfadapt.tasks import Task
+
+
+KNOWN = "known."
+"""Begins the names in a batch of what is known of its rows."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What is there before step 1.
+
+    Args:
+        model: As training begins with it, in evaluation mode; of several adapters on it the job's own is active.
+        labels: Names of the classes.
+        folder: The cell's.
+        batches: Forms padded batches of examples on the device: their numbers and the batch. Its second argument is
+            what texts are padded with, where that is another model's.
+    """
+
+    task: Task
+    model: Any
+    base: Base
+    lock: Lock
+    labels: Sequence[str]
+    options: Any
+    folder: Path
+    batches: Callable[..., Iterator[tuple[Sequence[int], Mapping[str, torch.Tensor]]]]
+    device: torch.device
+    progress: Progress
 
 
 class Objective:
@@ -29,6 +63,7 @@ class Objective:
         further_passes: Forward passes of the base that a step needs beside the trained one, as a teacher's.
         further_models: Copies of the base's weights in memory beside the trained one.
         self_supervised: Whether it learns from texts without labels (`SelfSupervised`), and not the task.
+        knows: Whether it learns from what a model that is not trained says of each row (`known`).
     """
 
     name: str
@@ -37,6 +72,7 @@ class Objective:
     further_passes: float = 0.0
     further_models: float = 0.0
     self_supervised: bool = False
+    knows: bool = False
 
     class Options(Spec):
         """What `train.objective_options` may say."""
@@ -49,6 +85,30 @@ class Objective:
             options: `Options` as the recipe has them.
         """
         return options
+
+    def known(
+        self, beginning: Beginning, rows: Sequence[Row], examples: Sequence[Example]
+    ) -> list[Mapping[str, np.ndarray]]:
+        """What a model that is not trained says of each example, of objectives that `knows`: arrays by name.
+
+        It is asked once before step 1, without gradients, of training and validation rows; the answers are kept on
+        disk until training is done. `losses` finds those of a batch in it, one after the other along their first
+        dimension, under `KNOWN` and their name.
+        """
+        raise NotImplementedError
+
+    def known_from(self, options: Any) -> Any:
+        """What the answers depend on beside rows, base and start, as JSON: the hash of a teacher's weights."""
+        return None
+
+    def check(self, options: Any, task: Task) -> None:
+        """Looks, before anything is done, whether it can be had so. Raises RequestError."""
+
+    def at(self, started: Any, share: float) -> None:
+        """Called before every step, with the share of all steps that are done, 0 to below 1."""
+
+    def end(self, started: Any) -> None:
+        """Called after the last step, before what was trained is saved: what `begin` changed in the model is undone."""
 
     def losses(
         self, task: Task, model: Any, batch: Mapping[str, torch.Tensor], started: Any

@@ -32,6 +32,13 @@ class Train(Stage):
         Section("Files and lineage"),
     )
 
+    def check(self, context: Context) -> None:
+        """What the objective needs beside the rows is there."""
+        settings = context.recipe.train
+        objective = registry.objective(settings.objective)
+        options = objective.Options.model_validate(settings.objective_options)
+        objective.check(options, registry.task(context.recipe.task))
+
     def intact(self, cells: Sequence[Cell], context: Context) -> bool:
         """The adapter lies beside the record."""
         return super().intact(cells, context) and all(_is_saved(cell) for cell in cells)

@@ -34,15 +34,18 @@ from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import layer_stacks
 from hfadapt.models.load import Base, load_base
 from hfadapt.models.manifest import write_manifest
+from hfadapt.objectives import Beginning
 from hfadapt.plan.compute import training_compute
 from hfadapt.records.evidence import Energy
 from hfadapt.records.stages import Phase, PhaseMeasure, TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Task
+from hfadapt.train import known
 from hfadapt.train.batches import padded
 from hfadapt.train.check import CHECK_ROWS, check_losses
 from hfadapt.train.energy import EnergyMeter
 from hfadapt.train.job import Job
+from hfadapt.train.known import with_known
 from hfadapt.train.loop import Loop
 from hfadapt.train.probe import train_probe
 
@@ -166,10 +169,7 @@ class Training:
         for note in self.task.notes(self.base.tokenizer):
             self.progress.say(note)
         rows = [
-            (
-                self._encode(own, [*read_split(cell.folder, "train"), *canaries.as_trained(cell.folder, cell.data)]),
-                self._encode(own, read_split(cell.folder, "validation")),
-            )
+            (self._encode(own, _trained(cell)), self._encode(own, read_split(cell.folder, "validation")))
             for cell, own in zip(self.cells, self.locks, strict=True)
         ]
 
@@ -189,7 +189,39 @@ class Training:
         for name, start in zip(self.names, self.starts, strict=True):
             if start is not None:
                 go_on(self.model, self.base, name, start)
-        return rows
+        return [
+            self._with_known(*each)
+            for each in zip(self.cells, self.locks, self.names, self.identities, rows, strict=True)
+        ]
+
+    def _with_known(
+        self, cell: Cell, lock: Lock, name: str, identity: str, rows: tuple[list[Example], list[Example]]
+    ) -> tuple[list[Example], list[Example]]:
+        """The rows with what a model that is not trained says of each, where the objective learns from that."""
+        objective = registry.objective(lock.train.objective)
+        if not objective.knows:
+            return rows
+        if len(self.cells) > 1:
+            self.model.set_adapter(name)
+
+        def batches(
+            examples: Sequence[Example], pad: int = self.base.pad_token_id
+        ) -> Iterator[tuple[list[int], Mapping[str, torch.Tensor]]]:
+            return padded(self.task, examples, pad, self.device, 2 * lock.train.micro_batch_rows)
+
+        options = objective.Options.model_validate(lock.train.objective_options)
+        about = (self.task, self.model.eval(), self.base, lock, self.labels, options)
+        beginning = Beginning(*about, cell.folder, batches, self.device, self.progress)
+        said: dict[str, list[Row]] = {
+            "train": _trained(cell),
+            "validation": list(read_split(cell.folder, "validation")),
+        }
+        place = cell.folder / known.FOLDER
+        train, validation = (
+            with_known(objective, beginning, said[split], own, (place / f"{split}.safetensors", identity), self.world)
+            for split, own in zip(said, rows, strict=True)
+        )
+        return train, validation
 
     def _probe(self, cell: Cell, train: list[Example], validation: list[Example]) -> Sequence[torch.nn.Module]:
         """The modules of the head as trained on the frozen base, where the adapter is to start with them."""
@@ -315,6 +347,11 @@ class Training:
         return losses, _measured(self.cells, {**self.peaks, "save": saving})
 
 
+def _trained(cell: Cell) -> list[Row]:
+    """The rows that a cell learns from, canaries last."""
+    return [*read_split(cell.folder, "train"), *canaries.as_trained(cell.folder, cell.data)]
+
+
 def _starts_at_probe(base: Base, task: Task) -> bool:
     """Whether the head is new, and is trained before the adapter."""
     return task.head_first and {*base.head_modules} <= {*base.fresh_modules}
@@ -427,4 +464,5 @@ def _save(cell: Cell, base: Base, model: Any, lock: Lock, start: Mapping[str, to
 
 def _finish(cell: Cell, record: TrainRecord) -> None:
     cell.write(record)
-    shutil.rmtree(cell.folder / "checkpoints", ignore_errors=True)
+    for done in ("checkpoints", known.FOLDER):
+        shutil.rmtree(cell.folder / done, ignore_errors=True)

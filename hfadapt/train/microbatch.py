@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from hfadapt.fast import Documents, packed_rows, padded_rows
 from hfadapt.modalities import Example
+from hfadapt.objectives import KNOWN
 from hfadapt.tasks import Task
 from hfadapt.train.job import Job
 
@@ -64,6 +66,16 @@ def collate(
     else:
         found = task.collate(examples, pad_token_id)
         documents = padded_rows(lengths, max(lengths), names, seeds)
+    found = {**found, **_known(examples)}
     # The program does not wait for a GPU to have them.
     inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in found.items()}
     return MicroBatch(tuple(rows), inputs, documents)
+
+
+def _known(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """What is known of the rows of a batch, one after the other."""
+    names = examples[0].known or {} if examples else {}
+    return {
+        KNOWN + name: torch.from_numpy(np.concatenate([(example.known or {})[name] for example in examples]))
+        for name in names
+    }
