@@ -98,7 +98,7 @@ class Objective:
         raise NotImplementedError
 
     def known_from(self, options: Any) -> Any:
-        """What the answers depend on beside rows, base and start, as JSON: the hash of a teacher's weights."""
+        """What its answers, and so the training, depend on beside rows, base and options: a teacher's hashes."""
         return None
 
     def check(self, options: Any, task: Task) -> None:

@@ -37,6 +37,15 @@ def check_augment(tree: Tree) -> None:
             allowed="one of the two",
             fix="delete `train.fast.frozen_cache`, or `data.augment`",
         )
+    objective = dig(tree, ("train", "objective"))
+    if given and objective in registry.names("objectives") and registry.objective(str(objective)).knows:
+        tree.report(
+            ("data", "augment"),
+            f"the objective {objective} learns from what was said of the rows as they are",
+            got=f"train.objective: {objective} beside data.augment",
+            allowed="one of the two",
+            fix="delete `data.augment`",
+        )
 
 
 def _all_names() -> set[str]:

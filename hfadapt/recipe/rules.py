@@ -247,14 +247,6 @@ def check_objective(tree: Tree) -> None:
         return
     known = registry.objective(str(name)).Options
     fields = tuple(known.model_fields)
-    if registry.objective(str(name)).knows and dig(tree, ("data", "augment")):
-        tree.report(
-            ("train", "objective"),
-            f"the objective {name} learns from what was said of the rows as they are",
-            got=_together(tree, ("train", "objective"), (("data", "augment"),)),
-            allowed="one of the two",
-            fix="delete `data.augment`",
-        )
     try:
         known.model_validate(dict(options))
     except ValidationError as error:

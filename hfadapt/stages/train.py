@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.core.hashing import kept_sha256
+from hfadapt.objectives import Objective
 from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.stages import Context, Section, Stage
@@ -34,10 +36,13 @@ class Train(Stage):
 
     def check(self, context: Context) -> None:
         """What the objective needs beside the rows is there."""
-        settings = context.recipe.train
-        objective = registry.objective(settings.objective)
-        options = objective.Options.model_validate(settings.objective_options)
+        objective, options = _objective(context)
         objective.check(options, registry.task(context.recipe.task))
+
+    def inputs(self, cell: Cell, context: Context) -> Any:
+        """What the objective learns from beside the rows."""
+        objective, options = _objective(context)
+        return objective.known_from(options)
 
     def intact(self, cells: Sequence[Cell], context: Context) -> bool:
         """The adapter lies beside the record."""
@@ -66,6 +71,12 @@ class Train(Stage):
             cells, context.world, identities=identities, starts=starts, progress=context.progress
         )
         return [cell for cell, record in zip(cells, records, strict=True) if record is not None]
+
+
+def _objective(context: Context) -> tuple[Objective, Any]:
+    """The recipe's objective with its options."""
+    objective = registry.objective(context.recipe.train.objective)
+    return objective, objective.Options.model_validate(context.recipe.train.objective_options)
 
 
 def _is_saved(cell: Cell) -> bool:

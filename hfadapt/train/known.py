@@ -34,12 +34,12 @@ def with_known(
 
     Args:
         rows: Those of the examples.
-        kept: The file in which it is kept, and the hash of all that it depends on beside what the objective names.
+        kept: The file in which it is kept, and the hash of all that it depends on.
     """
     path, identity = kept
     if not examples:
         return []
-    key = json_sha256([objective.name, identity, objective.known_from(beginning.options), len(examples)])
+    key = json_sha256([objective.name, identity, len(examples)])
 
     def write() -> None:
         if not _is_of(path, key):

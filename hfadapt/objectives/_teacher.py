@@ -1,0 +1,99 @@
+"""The model that a smaller one learns from: a trained cell, or a whole model with the same head.
+
+Shapes: L labels of a row, C classes, V vocabulary, K of its likeliest tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfadapt.core import registry
+from hfadapt.core.errors import RequestError
+from hfadapt.models.attach import open_adapter
+from hfadapt.models.base import BaseRef
+from hfadapt.models.load import Base, load_base
+from hfadapt.models.manifest import load_base_of
+from hfadapt.quants import PLAIN
+from hfadapt.records.stages import TrainRecord
+from hfadapt.run_folder import Cell, find_cell
+
+if TYPE_CHECKING:
+    from hfadapt.objectives import Beginning
+
+
+class Teacher:
+    """An opened teacher, in evaluation mode.
+
+    Args:
+        base: With its tokenizer.
+        max_length: Of the rows that it is given.
+        order: For each class of the student the teacher's number of it; None where they are the same.
+    """
+
+    def __init__(self, model: Any, base: Base, max_length: int, order: Sequence[int] | None) -> None:
+        self.model, self.base, self.max_length, self.order = model.eval(), base, max_length, order
+
+    @classmethod
+    def opened(cls, place: str, beginning: Beginning) -> Teacher:
+        """Opens a cell's adapter on its base, or a whole model.
+
+        Raises:
+            RequestError: there is none, it is of another task, or it knows other labels.
+        """
+        labels, task = tuple(beginning.labels), beginning.task
+        found = cell_at(place, beginning.folder)
+        if found is None:
+            ref = replace(BaseRef.of(beginning.lock).at(place), quant=PLAIN)
+            base = load_base(ref, labels, beginning.device)
+            if base.fresh_modules:
+                what = f"no head for {', '.join(labels)}" if labels else "no head for this task"
+                raise _unfit(place, f"it has {what}", "a model that was trained on this task")
+            return cls(base.model, base, beginning.lock.data.max_length, None)
+        lock, own = found.lock, found.data.labels
+        if lock.task != task.name:
+            raise _unfit(place, f"it was trained on {lock.task}", task.name)
+        if set(own) != set(labels):
+            raise _unfit(place, f"its labels are {', '.join(own)}", ", ".join(labels))
+        base = load_base_of({found.adapter: own}, lock, beginning.device)
+        model = open_adapter(base, found.adapter, lock.adapter.method, beginning.device)
+        order = None if own == labels else [own.index(label) for label in labels]
+        return cls(model, base, lock.data.max_length, order)
+
+    def require_same_tokens(self, beginning: Beginning) -> None:
+        """Raises RequestError where a student's labels stand at other tokens than the teacher's."""
+        modality = registry.modality(beginning.task.modality)
+        if modality.identity(self.base.tokenizer) != modality.identity(beginning.base.tokenizer):
+            raise RequestError(
+                "teacher and student cut texts into other tokens, so one cannot learn the other's next tokens",
+                place="train.objective_options.teacher",
+                allowed="a teacher with the student's tokenizer",
+                fix="choose a teacher of the same family, or train on texts that it has written",
+            )
+
+
+def cell_at(place: str, folder: Path) -> Cell | None:
+    """The trained cell at a path, which is looked for from the cell's folder first; None for what is no run.
+
+    Raises:
+        RequestError: several cells match, or it is not trained yet.
+    """
+    for path in (folder / place, Path(place).expanduser()):
+        if path.is_dir() and not (path / "config.json").exists():
+            cell = find_cell(path)
+            if not cell.has(TrainRecord):
+                raise RequestError("the teacher is not trained yet", place=str(path), fix="hfadapt run RECIPE")
+            return cell
+    return None
+
+
+def _unfit(place: str, got: str, allowed: str) -> RequestError:
+    return RequestError(
+        "this teacher cannot teach these rows",
+        place=f"train.objective_options.teacher: {place}",
+        got=got,
+        allowed=allowed,
+        fix="name another teacher",
+    )

@@ -1,0 +1,134 @@
+"""Distillation: a model learns from its labels and from what a better one says of the same rows (Hinton, Vinyals and
+Dean 2015, arXiv 1503.02531).
+
+Of classes and numbers the loss is the squared distance of logits, which does no worse than a divergence and has no
+temperature to choose (Kim et al. 2021, arXiv 2105.08919); of a vocabulary the divergence over the teacher's likeliest
+tokens and all others as one.
+
+Shapes: B rows, L labels, C classes, V vocabulary, K tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from hfadapt.core.errors import RequestError, RunError
+from hfadapt.core.spec import Spec
+from hfadapt.models.base import BaseRef
+from hfadapt.models.facts import load_config
+from hfadapt.models.load import check_base
+from hfadapt.objectives import KNOWN, Beginning, Objective
+from hfadapt.objectives._teacher import Teacher, cell_at
+from hfadapt.quants import PLAIN
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from hfadapt.modalities import Example, Row
+    from hfadapt.tasks import Task
+
+
+class Distill(Objective):
+    """Labels, and a teacher's answers; these are worked out once, so one model is in memory while training."""
+
+    name = "distill"
+    title = "labels and a teacher's answers"
+    knows = True
+
+    class Options(Spec):
+        """`teacher` is a run, one of its cells, or a model with the task's head; `weight` is the share of its answers
+        in the loss, `loss` how far they are, `temperature` what logits are divided by for `kl`, `top` how many tokens
+        of a vocabulary are kept."""
+
+        teacher: str
+        weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+        loss: Literal["auto", "mse", "kl"] = "auto"
+        temperature: Annotated[float, Field(gt=0.0)] = 2.0
+        top: Annotated[int, Field(ge=1)] = 64
+
+    def check(self, options: Any, task: Task) -> None:
+        """There is a teacher; a loss of the whole batch, or rows that change with the epoch, have no answer of one."""
+        if task.joint or task.redraws:
+            raise RequestError(
+                f"{task.name} cannot be distilled",
+                place="train.objective",
+                got="its rows are learned from whole batches" if task.joint else "its rows change with every epoch",
+                fix="leave train.objective out",
+            )
+        if cell_at(options.teacher, Path()) is None:
+            load_config(options.teacher)
+            check_base(BaseRef(options.teacher, task.name, PLAIN, "float32"))
+
+    def known_from(self, options: Any) -> Any:
+        """The teacher's weights, where it is a cell, and what is kept of its answers."""
+        cell = cell_at(options.teacher, Path())
+        return [cell.manifest.files if cell else options.teacher, options.top]
+
+    def known(
+        self, beginning: Beginning, rows: Sequence[Row], examples: Sequence[Example]
+    ) -> list[Mapping[str, np.ndarray]]:
+        """Of each row `logits` (L, C); of a vocabulary `tokens` (L, K) and their log-probabilities `chances` (L, K)."""
+        task, options = beginning.task, beginning.options
+        teacher = Teacher.opened(options.teacher, beginning)
+        own = examples
+        if task.writes or task.per_token:
+            teacher.require_same_tokens(beginning)
+        else:
+            tokenizer = teacher.base.tokenizer
+            own = task.encode(rows, tokenizer, max_length=teacher.max_length, labels=beginning.labels)
+        beginning.progress.say(f"{len(rows):,} rows go through the teacher once")
+        found: list[Mapping[str, np.ndarray]] = [{}] * len(own)
+        for numbers, batch in beginning.batches(own, teacher.base.pad_token_id):
+            logits = task.label_logits(teacher.model, batch).float()
+            if teacher.order is not None:
+                logits = logits[:, teacher.order]
+            kept = _likeliest(logits, options.top) if task.writes else {"logits": logits}
+            _, _, of_label = task.targets(batch)
+            for place, number in enumerate(numbers):
+                at = of_label == place
+                found[number] = {name: values[at].cpu().numpy() for name, values in kept.items()}
+        for example, known in zip(examples, found, strict=True):
+            if len(next(iter(known.values()))) != example.label_count:
+                raise RunError("teacher and student see another number of labels in a row", got=f"row {example.row}")
+        return found
+
+    def losses(
+        self, task: Task, model: Any, batch: Mapping[str, torch.Tensor], started: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The label's loss and the teacher's distance, in their shares."""
+        _, targets, rows = task.targets(batch)
+        logits = task.label_logits(model, batch).float()
+        own = task.criterion(logits, targets)
+        if task.writes:
+            far = _divergence(logits, batch[f"{KNOWN}tokens"].long(), batch[f"{KNOWN}chances"])
+        elif started.loss == "kl":
+            t = started.temperature
+            far = task.divergence(batch[f"{KNOWN}logits"] / t, logits / t) * t * t
+        else:
+            far = (logits - batch[f"{KNOWN}logits"]).square().flatten(1).mean(-1)
+        return (1 - started.weight) * own + started.weight * far, rows
+
+
+def _likeliest(logits: torch.Tensor, count: int) -> dict[str, torch.Tensor]:
+    """The K likeliest tokens of each label, and their log-probabilities."""
+    import torch
+
+    found = logits.log_softmax(-1).topk(min(count, logits.shape[-1]), dim=-1)
+    return {"tokens": found.indices.to(torch.int32), "chances": found.values}
+
+
+def _divergence(logits: torch.Tensor, tokens: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || student) in nats (L,), over K tokens and the rest of the vocabulary as one."""
+    import torch
+
+    own = logits.log_softmax(-1).gather(-1, tokens)
+    rest, own_rest = ((1 - x.exp().sum(-1)).clamp(min=1e-6) for x in (chances, own))
+    return (chances.exp() * (chances - own)).sum(-1) + rest * (torch.log(rest) - torch.log(own_rest))
+
+
+KIND = Distill()
