@@ -82,7 +82,7 @@ def cell_at(place: str, folder: Path) -> Cell | None:
     """
     for path in (folder / place, Path(place).expanduser()):
         if path.is_dir() and not (path / "config.json").exists():
-            cell = find_cell(path)
+            cell = find_cell(path.resolve())
             if not cell.has(TrainRecord):
                 raise RequestError("the teacher is not trained yet", place=str(path), fix="hfadapt run RECIPE")
             return cell

@@ -51,8 +51,12 @@ class Distill(Objective):
         temperature: Annotated[float, Field(gt=0.0)] = 2.0
         top: Annotated[int, Field(ge=1)] = 64
 
-    def check(self, options: Any, task: Task) -> None:
-        """There is a teacher; a loss of the whole batch, or rows that change with the epoch, have no answer of one."""
+    def check(self, options: Any, task: Task, *, own: bool = False) -> None:
+        """There is a teacher; a loss of the whole batch, or rows that change with the epoch, have no answer of one.
+
+        Args:
+            own: Whether the teacher is yet to be trained.
+        """
         if task.joint or task.redraws:
             raise RequestError(
                 f"{task.name} cannot be distilled",
@@ -60,7 +64,7 @@ class Distill(Objective):
                 got="its rows are learned from whole batches" if task.joint else "its rows change with every epoch",
                 fix="leave train.objective out",
             )
-        if cell_at(options.teacher, Path()) is None:
+        if not own and cell_at(options.teacher, Path()) is None:
             load_config(options.teacher)
             check_base(BaseRef(options.teacher, task.name, PLAIN, "float32"))
 

@@ -349,7 +349,8 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
         merge=predict.predict_merge(facts, final),
         budget_bytes=budget,
         margin=recipe.memory_margin,
-        fits=fits and (not exports or any(each.fits for each in exports)),
+        # A student is made to fit.
+        fits=fits and (not exports or recipe.student is not None or any(each.fits for each in exports)),
         trains_on=trainer.name,
         predicted_seconds=seconds,
         predicted_tokens_per_second=rate,

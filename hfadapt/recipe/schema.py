@@ -45,6 +45,7 @@ from hfadapt.recipe.names import (
     Tracker,
 )
 from hfadapt.recipe.pretrain import AnyPretrain, LockedPretrain, Pretrain, pretrain_settings
+from hfadapt.recipe.student import AnyStudent
 from hfadapt.recipe.template import Template
 from hfadapt.records.stages import Change
 
@@ -339,6 +340,7 @@ class Recipe(Spec):
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
     pretrain: AnyPretrain | None = None
+    student: AnyStudent | None = None
     _chosen: tuple[str, ...] = PrivateAttr(())
 
     @property

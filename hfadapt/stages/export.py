@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
@@ -19,8 +19,10 @@ from hfadapt.plan.device import export_format, unwritten
 from hfadapt.recipe.budgets import Budget
 from hfadapt.recipe.schema import THIS_MACHINE, Recipe
 from hfadapt.records.published import DeviceRecord, ExportRecord
+from hfadapt.records.student import StudentRecord
 from hfadapt.run_folder import Cell
 from hfadapt.stages import Context, Section, Stage
+from hfadapt.stages.student import student_of
 
 if TYPE_CHECKING:
     from hfadapt.card.facts import Facts
@@ -61,13 +63,18 @@ class Export(Stage):
     name = "export"
     title = "export"
     needs = ("evaluate",)
-    settings = ("export", "budgets", "targets")
+    after = ("student",)
+    settings = ("export", "budgets", "targets", "student")
     may_write = (DeviceRecord,)
     card = (Section("On the device", section),)
 
     def wanted(self, recipe: Recipe) -> bool:
         """Where a target only serves."""
         return any(name != THIS_MACHINE and not catalogue.target(name).trains for name in recipe.targets)
+
+    def inputs(self, cell: Cell, context: Context) -> Any:
+        """The weights of the student that leaves in the adapted model's place."""
+        return cell.read(StudentRecord).weights_sha256 if cell.holds(StudentRecord) else None
 
     def check(self, context: Context) -> None:
         """What writes and opens the files is there before anything is trained."""
@@ -129,12 +136,14 @@ def _open_format(cell: Cell, context: Context, facts: ModelFacts) -> str | None:
 def _exported(cell: Cell, context: Context) -> DeviceRecord:
     from hfadapt.export.write import export
 
+    student = student_of(cell) if context.recipe.student else None
+    cell, own = student or cell, cell.folder
     facts, target = _facts(BaseRef.of(cell.lock), context), catalogue.target(cell.target)
     name = _open_format(cell, context, facts)
     about = {"domain": cell.domain, "target": cell.target}
     if name is None:
         return DeviceRecord(**about, format=None, note=f"no format of {', '.join(target.exports)} can hold it")
-    folder = cell.folder / FOLDER
+    folder = own / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     context.progress.say(f"{cell.domain}: exporting for {cell.target} as {name}")
     record = export(cell, name, folder, variant=cell.lock.export.storage, say=context.progress.say).record

@@ -25,11 +25,12 @@ OLD_FILES = ("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer
 """Files of vocabularies beside tokenizer.json, which still have all tokens."""
 
 
-def kept_tokens(tokenizer: Any, ids: Collection[int]) -> list[int]:
+def kept_tokens(tokenizer: Any, ids: Collection[int], share: float = 0.0) -> list[int]:
     """Ids of the tokens that are kept, ascending.
 
     Args:
         ids: Those of the training rows.
+        share: Of the vocabulary, what is kept from its beginning: all three kinds are written by frequency.
 
     Raises:
         RequestError: the tokenizer has no rules that can be read.
@@ -37,7 +38,7 @@ def kept_tokens(tokenizer: Any, ids: Collection[int]) -> list[int]:
     rules = _rules(tokenizer)
     model = rules["model"]
     known, used = _ids(model), set(ids)
-    kept = {name for name, number in known.items() if number in used}
+    kept = {name for name, number in known.items() if number in used or number < share * len(known)}
     kept |= {name for name in known if len(name.removeprefix(CONTINUES)) == 1 or _is_byte(name)}
     if model["type"] == "BPE":
         kept = _closed(kept, [_pair(each) for each in model["merges"]])
@@ -50,11 +51,11 @@ def kept_tokens(tokenizer: Any, ids: Collection[int]) -> list[int]:
     return sorted(found)
 
 
-def trim(base: Base, ids: Collection[int]) -> tuple[int, int]:
-    """Leaves the tokens of `ids` and what has to stay in a base's tokenizer and model; tokens before and after."""
+def trim(base: Base, ids: Collection[int], share: float = 0.0) -> tuple[int, int]:
+    """Leaves the tokens of `kept_tokens` in a base's tokenizer and model; tokens before and after."""
     import torch
 
-    kept = kept_tokens(base.tokenizer, ids)
+    kept = kept_tokens(base.tokenizer, ids, share)
     new = {old: number for number, old in enumerate(kept)}
     model: Any = base.model
     before = int(model.config.get_text_config().vocab_size)

@@ -32,6 +32,7 @@ from hfadapt.hardware.processes import World
 from hfadapt.modalities import image
 from hfadapt.modalities.audio import opened
 from hfadapt.recipe.schema import Recipe
+from hfadapt.records.student import StudentRecord
 from hfadapt.run_folder import read_rows, read_steps
 
 EXAMPLES = Path(__file__).parents[2] / "cards" / "examples"
@@ -107,6 +108,16 @@ def compared_without(bed: Bed, fields: Mapping[str, Any]) -> Any:
     cell = bed.run(fields, "evaluate", "compared").cell("one", "this-machine")
     assert not cell.state.error, cell.state.error
     return (cell.folder / "without_pretrain.json").exists()
+
+
+def students(bed: Bed, fields: Mapping[str, Any]) -> Any:
+    """The smaller model: its shape, how its training went, and what is said of it."""
+    found = bed.run(fields, "student", "students").cell("one", "this-machine")
+    assert found.has(StudentRecord), found.state.error
+    record, path = found.read(StudentRecord), next(found.folder.glob("student/*/*/train.json"))
+    assert record.student is not None
+    learned = json.loads(path.read_text())
+    return [record.student.model_dump(), record.points, learned["steps"], learned["final_loss"], found.state.error]
 
 
 def workers(bed: Bed, fields: Mapping[str, Any]) -> Any:

@@ -52,6 +52,7 @@ from looks import (
     stages_of,
     steps,
     storage,
+    students,
     texts_of_the_hub,
     trackers,
     unpacked,
@@ -404,6 +405,18 @@ FIELDS: dict[str, Case] = {
     "export.limits.points": Case((0.0, 1e6), judged, beside={**QUICKLY, "evaluate.metrics": ["loss"]}),
     "export.limits.kl_nats": Case((0.0, 1e6), judged, beside=QUICKLY),
     "export.limits.agreement": Case((0.0, 1.0), judged, beside=QUICKLY),
+    # --- a smaller model
+    "student.layers": Case((1, None), students, beside={**QUICKLY, "student": {"ffn": 0.5}}),
+    "student.ffn": Case((0.25, 0.5), students, beside={**QUICKLY, "student": {"layers": 1}}),
+    "student.vocabulary": Case(("data", 0.9, "all"), students, beside={**QUICKLY, "student": {"layers": 1}}),
+    "student.limit": Case(
+        (0.0, 1e6),
+        students,
+        beside={**QUICKLY, "student": {"layers": 1, "learning_rate": 0.9}, "evaluate.metrics": ["loss"]},
+    ),
+    "student.weight": Case((0.0, 1.0), students, beside={**QUICKLY, "student": {"layers": 1}}),
+    "student.epochs": Case((0.5, 1.0), students, beside={**QUICKLY, "student": {"layers": 1}}),
+    "student.learning_rate": Case((1e-4, 1e-2), students, beside={**QUICKLY, "student": {"layers": 1}}),
     "evaluate.harness": Case(([], ["nothing-of-that-name"]), refusal, TEXTS, ANSWERS),
 }
 

@@ -1,0 +1,306 @@
+"""From an adapted model to the weights at which its student begins, and the two side by side.
+
+Shapes: L labels, C classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hfadapt.core import registry
+from hfadapt.core.errors import RunError
+from hfadapt.data import read_split
+from hfadapt.evaluate.context import EvaluationContext, open_context, spread
+from hfadapt.evaluate.metrics.rows import compare, find, known_metrics, sampling, usable
+from hfadapt.hardware.catalogue import Target
+from hfadapt.hardware.peak_memory import release_memory
+from hfadapt.models.base import BaseRef
+from hfadapt.models.facts import model_facts
+from hfadapt.models.load import Base, load_base
+from hfadapt.models.merge import open_merged, save_base
+from hfadapt.plan.device import export_format, multiply_adds, served
+from hfadapt.quants import PLAIN
+from hfadapt.records.stages import Metric
+from hfadapt.records.student import Considered, Shape
+from hfadapt.student import shape, vocabulary
+from hfadapt.train.batches import padded
+
+if TYPE_CHECKING:
+    from hfadapt.modalities import Example
+    from hfadapt.recipe.schema import Lock
+    from hfadapt.recipe.student import Student
+    from hfadapt.records.plan import PlannedExport
+    from hfadapt.run_folder import Cell
+    from hfadapt.tasks import Scores
+
+MOST_CUT_OTHERWISE = 0.01
+"""Share of test rows that a smaller vocabulary may cut into other tokens."""
+SHARES = (1.0, 0.75, 0.5, 0.25)
+TRIED = (0.0, 0.125, 0.25, 0.5, 0.75)
+"""Shares of the vocabulary that are tried for the smallest which cuts validation rows as before."""
+SAMPLED = 512
+"""Training rows by which units are compared."""
+CHECKED = 4
+REOPENED = 1e-4
+TIMED = 20
+AT_ONCE = 32
+
+
+class Maker:
+    """Makes the student of a cell from its adapter's merged model, in 32 bits."""
+
+    def __init__(self, cell: Cell, settings: Student, target: Target | None, device: torch.device) -> None:
+        self.cell, self.settings, self.target, self.device = cell, settings, target, device
+        self.lock, self.task = cell.lock, registry.task(cell.lock.task)
+        self.base = open_merged(self.lock, cell.data.labels, cell.adapter, "float32", device)
+        # The head was trained with the adapter, and belongs to the model now.
+        self.base.fresh_modules = ()
+        self.adapted = shape_of(self.base)
+        self.considered: list[Considered] = []
+        self.cut_otherwise = 0.0
+
+    def shaped(self, folder: Path) -> BaseRef | None:
+        """Cuts the model and writes it; None where the adapted one fits as it is.
+
+        Raises:
+            RequestError: the model cannot be cut so.
+            RunError: test rows have too many other tokens, no shape fits, or what was written is not what was cut.
+        """
+        kept = self._kept() if self.settings.vocabulary != "all" and self.adapted.tokens else None
+        layers, ffn = self._chosen(len(kept) if kept else None)
+        if layers > self.adapted.layers:
+            shape.drop_layers(self.base.model, layers)
+        if (layers, ffn) == (self.adapted.layers, 1.0) and kept is None:
+            return None
+        if kept is not None:
+            self._trim(kept)
+        if layers < self.adapted.layers:
+            shape.drop_layers(self.base.model, layers)
+        if ffn < 1.0:
+            width = shape.narrowed(shape.width_of(self.base.model.config), ffn)
+            shape.cut_ffn(self.base.model, width, islice(self._inputs("train"), SAMPLED // AT_ONCE))
+        parent, how = BaseRef.of(self.lock), described(self.adapted, shape_of(self.base))
+        ref = save_base(self.base, folder, parent=parent, made_by="student", how=how).stored(PLAIN, "float32")
+        self._check(ref)
+        return ref
+
+    # --- the shape ---------------------------------------------------------------------------------------------------
+
+    def _chosen(self, tokens: int | None) -> tuple[int, float]:
+        """Layers and share of units: as asked for, or the most multiply-adds that the budget allows."""
+        asked = self.settings
+        all_layers = self.adapted.layers
+        layers = all_layers if asked.layers is None else asked.layers
+        if layers != "auto" and asked.ffn != "auto":
+            return int(layers), float(asked.ffn)
+        assert self.target is not None
+        choices = [
+            (count, share)
+            for count in (range(all_layers, 0, -1) if layers == "auto" else [int(layers)])
+            for share in (SHARES if asked.ffn == "auto" and self.adapted.width else [1.0])
+        ]
+        weighed = [(self._weighed(*choice, tokens), *choice) for choice in choices]
+        weighed.sort(key=lambda each: -each[0][1])
+        for (found, _), count, share in weighed:
+            self.considered.append(found)
+            if found.fits:
+                return count, share
+        least = weighed[-1][0][0]
+        raise RunError(
+            f"no student of this model is small and fast enough for {self.target.name}",
+            place="student",
+            got=f"with {least.layers} layers and {least.ffn:.0%} of the units still {least.bytes:,} bytes",
+            fix="a larger budget, student: {vocabulary: data}, or a smaller base",
+        )
+
+    def _weighed(self, layers: int, ffn: float, tokens: int | None) -> tuple[Considered, int]:
+        """A shape against the budget, by its config alone; and its multiply-adds."""
+        assert self.target is not None
+        config = copy.deepcopy(self.base.model.config)
+        width = shape.narrowed(self.adapted.width, ffn) if self.adapted.width and ffn < 1.0 else None
+        shape.cut_config(config, layers, width)
+        if tokens:
+            config.get_text_config().vocab_size = tokens
+        with tempfile.TemporaryDirectory() as place:
+            config.save_pretrained(place)
+            facts = model_facts(place, self.lock.task, max(1, len(self.cell.data.labels)))
+        length, budget = self.lock.data.max_length, self.lock.budgets.get(self.target.name)
+        format = export_format(self.lock, self.target, facts)
+        forms = written(served(self.target, budget, facts, length), format, self.lock.export.storage)
+        fitting = [each for each in forms if each.verdict == "fits"] or [each for each in forms if each.fits]
+        best = min(fitting or forms, key=lambda each: each.bytes)
+        considered = Considered(layers=layers, ffn=ffn, bytes=best.bytes, seconds=best.seconds, fits=bool(fitting))
+        return considered, multiply_adds(facts, length) or facts.parameters
+
+    # --- the vocabulary ----------------------------------------------------------------------------------------------
+
+    def _ids(self, split: str, tokenizer: Any) -> list[tuple[int, ...]]:
+        rows = list(read_split(self.cell.folder, split))
+        options: dict[str, Any] = {"max_length": self.lock.data.max_length, "labels": self.cell.data.labels}
+        examples = self.task.encode(rows, tokenizer, **options)
+        return [tuple(part.inputs["input_ids"]) for example in examples for part in example.parts]
+
+    def _kept(self) -> list[int]:
+        """Ids of the tokens of the training rows and of the answers, and those that stay in any case."""
+        used = {token for ids in self._ids("train", self.base.tokenizer) for token in ids}
+        texts = self.task.answer_texts(self.cell.data.form, self.cell.data.completions, self.cell.read_split)
+        used |= {token for ids in self.task.choices(texts, self.base.tokenizer).values() for token in ids}
+        asked = self.settings.vocabulary
+        if isinstance(asked, float):
+            return vocabulary.kept_tokens(self.base.tokenizer, used, asked)
+        for share in TRIED if asked == "auto" else ():
+            kept = vocabulary.kept_tokens(self.base.tokenizer, used, share)
+            if self._strange("validation", kept) <= MOST_CUT_OTHERWISE:
+                return kept
+        return vocabulary.kept_tokens(self.base.tokenizer, used, 1.0 if asked == "auto" else 0.0)
+
+    def _strange(self, split: str, kept: Sequence[int]) -> float:
+        """The share of rows with a token that is not kept."""
+        known, rows = set(kept), self._ids(split, self.base.tokenizer)
+        return sum(not known.issuperset(row) for row in rows) / max(1, len(rows))
+
+    def _trim(self, kept: Sequence[int]) -> None:
+        old, before = self.base.tokenizer, self._ids("test", self.base.tokenizer)
+        vocabulary.trim(self.base, kept)
+        new = self.base.tokenizer
+        self.cut_otherwise = vocabulary.cut_otherwise(old, new, before, self._ids("test", new))
+        if self.cut_otherwise > MOST_CUT_OTHERWISE:
+            raise RunError(
+                "too many test rows have words that the training rows do not have, for a vocabulary of these alone",
+                place="student.vocabulary",
+                got=f"{self.cut_otherwise:.1%} of the test rows are cut into other tokens",
+                allowed=f"{MOST_CUT_OTHERWISE:.0%}",
+                fix="set student.vocabulary to a share of all tokens such as 0.5, or to auto",
+            )
+
+    # --- what was written --------------------------------------------------------------------------------------------
+
+    def _inputs(self, split: str) -> Iterator[Mapping[str, torch.Tensor]]:
+        rows = list(islice(read_split(self.cell.folder, split), SAMPLED))
+        options: dict[str, Any] = {"max_length": self.lock.data.max_length, "labels": self.cell.data.labels}
+        parts = [part for row in self.task.encode(rows, self.base.tokenizer, **options) for part in row.parts]
+        for _, batch in padded(self.task, parts, self.base.pad_token_id, self.device, AT_ONCE):
+            yield {name: value for name, value in batch.items() if name != "labels"}
+
+    def _check(self, ref: BaseRef) -> None:
+        """The files hold the model that was cut: what its config cannot say, nobody could open."""
+        again = load_base(ref, self.cell.data.labels, self.device)
+        batch = {name: value[:CHECKED] for name, value in next(self._inputs("train")).items()}
+        with torch.inference_mode():
+            found, wanted = (self.task.outputs_of(model, batch)[0] for model in (again.model.eval(), self.base.model))
+        difference = float((found - wanted).abs().max())
+        if again.fresh_modules or not difference <= REOPENED * max(1.0, float(wanted.abs().max())):
+            raise RunError(
+                "the smaller model is another one when it is opened again, so its config cannot hold it",
+                place="student",
+                got=f"{', '.join(again.fresh_modules) or 'outputs'} differ by {difference:.2g}",
+                fix="leave more of the model as it is",
+            )
+
+
+def written(forms: Sequence[PlannedExport], format: str | None, storage: str | None) -> list[PlannedExport]:
+    """Those of the planned forms that would be written: of one format, and of one form where it is asked for."""
+    return [each for each in forms if each.format == format and storage in (None, each.form)]
+
+
+def shape_of(base: Base) -> Shape:
+    """The size of a loaded model."""
+    model: Any = base.model
+    try:
+        width: int | None = shape.width_of(model.config)
+    except Exception:
+        width = None
+    into, out = model.get_input_embeddings(), model.get_output_embeddings()
+    tables = {id(each.weight): each.weight.numel() for each in (into, out) if isinstance(each, torch.nn.Embedding)}
+    tables |= {id(out.weight): out.weight.numel()} if isinstance(out, torch.nn.Linear) and into is not None else {}
+    tokens = into.num_embeddings if isinstance(into, torch.nn.Embedding) else None
+    parameters = sum(each.numel() for each in model.parameters())
+    return Shape(
+        layers=shape.layers_of(model),
+        width=width,
+        tokens=tokens,
+        parameters=parameters,
+        embeddings=sum(tables.values()),
+    )
+
+
+def described(before: Shape, after: Shape) -> str:
+    """What was cut, in words for the card."""
+    said = [f"{after.layers} of {before.layers} layers"] if after.layers < before.layers else []
+    if after.width != before.width:
+        said.append(f"{after.width:,} of {before.width:,} units in a feed-forward part")
+    if after.tokens != before.tokens:
+        said.append(f"{after.tokens:,} of {before.tokens:,} tokens")
+    return f"the adapted model with {', '.join(said)}"
+
+
+# --- side by side ----------------------------------------------------------------------------------------------------
+
+
+class SideBySide:
+    """The adapted model and its student on the same test rows."""
+
+    def __init__(self, cell: Cell, student: Cell, device: torch.device, progress: Any, room: Any) -> None:
+        self.lock: Lock = cell.lock
+        # The adapter in the base's weights, as it would be used where speed matters.
+        self.contexts = [open_context(each, device, progress, room, baseline=False) for each in (cell, student)]
+        first = self.contexts[0]
+        if hasattr(first.model, "merge_adapter") and not getattr(first.base.model, "is_quantized", False):
+            first.model.merge_adapter()
+        self.rows = len(first.test)
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics of the lock; the adapted model is the base."""
+        scores: list[Scores] = [each.score(each.test) for each in self.contexts]
+        names = [name for name in self.lock.evaluate.metrics if name in known_metrics()]
+        return tuple(
+            compare(name, *scores, **sampling(self.lock))
+            for name in names
+            if find(name).needs != "texts" and usable(find(name), scores[1])
+        )
+
+    def seconds(self, rows: int) -> tuple[float, float]:
+        """Median seconds of so many rows at once, of both models in turn."""
+        found: list[list[float]] = [[], []]
+        for at in spread(self.rows, TIMED):
+            for context, seconds in zip(self.contexts, found, strict=True):
+                examples = [context.test[(at + number) % self.rows] for number in range(rows)]
+                seconds.append(_timed(context, examples))
+        one, other = (float(np.median(each[1:] or each)) for each in found)
+        return one, other
+
+    def close(self) -> None:
+        """Lets both models go."""
+        self.contexts.clear()
+        release_memory()
+
+
+def _timed(context: EvaluationContext, examples: Sequence[Example]) -> float:
+    parts = [part for example in examples for part in example.parts]
+    batch = {
+        name: value.to(context.device)
+        for name, value in context.task.collate(parts, context.base.pad_token_id).items()
+        if name != "labels"
+    }
+    with torch.inference_mode():
+        started = time.perf_counter()
+        context.task.outputs_of(context.model, batch)
+        return time.perf_counter() - started
+
+
+def points_lost(metric: Metric) -> tuple[float, float, float]:
+    """Points of a metric that the student loses, and their interval; of one without a range, percent of its value."""
+    unit = find(metric.name).unit_range if metric.name in known_metrics() else False
+    scale = 100.0 if unit else 100.0 / max(abs(metric.base or 0.0), 1e-9)
+    sign = -scale if metric.higher_is_better else scale
+    low, high = sorted((sign * (metric.low or 0.0), sign * (metric.high or 0.0)))
+    return sign * (metric.delta or 0.0), low, high

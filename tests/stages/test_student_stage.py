@@ -1,0 +1,130 @@
+"""A smaller model of the adapted one, from a recipe to a cell that answers, is exported and is told of in the card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import command, labelled, pairs, recipe_fields, write_recipe, write_rows
+
+from hfadapt import Run
+from hfadapt.records.student import StudentRecord
+from hfadapt.run_folder import Cell
+from hfadapt.stages.student import student_of
+
+SMALL = {"layers": 1, "ffn": 0.5, "vocabulary": "data", "limit": 100, "epochs": 4.0, "learning_rate": 3e-3}
+
+
+def recipe(folder, model, task, rows, **fields) -> None:
+    write_rows(folder / "one.jsonl", rows)
+    train = {"batch_rows": 8, "max_steps": 60, "learning_rate": 3e-3}
+    found = recipe_fields(model, task, train=train, **fields)
+    found["evaluate"] |= {"security": False, "drift": False, "general_text": False, "generate_rows": 0}
+    write_recipe(folder / "tiny.yaml", found)
+
+
+@pytest.fixture(scope="module")
+def cell(models, tmp_path_factory) -> Cell:
+    folder = tmp_path_factory.mktemp("student")
+    recipe(folder, models / "encoder", "text-classification", labelled(200), student=SMALL)
+    done = command("run", "tiny.yaml", folder=folder)
+    assert done.code == 0, done.out + done.err
+    return Run(folder / "runs/tiny").cell("one", "this-machine")
+
+
+def test_it_is_smaller_and_compared_on_the_same_rows(cell) -> None:
+    record = cell.read(StudentRecord)
+    assert record.made
+    assert record.student is not None
+    assert record.adapted is not None
+    assert (record.student.layers, record.student.width) == (1, 64)
+    assert record.student.tokens < record.adapted.tokens
+    assert record.student.parameters < 0.7 * record.adapted.parameters
+    assert record.rows == cell.data.splits["test"]
+    adapted = {each.name: each.adapter for each in cell.evaluation.metrics}
+    assert record.metrics[0].base == pytest.approx(adapted[record.metrics[0].name])
+    assert record.metrics[0].adapter > 0.7
+    assert record.teacher == cell.manifest.files
+    for said in ("README.md", "../../report.md"):
+        text = (cell.folder / said).read_text()
+        assert f"{record.student.parameters:,}" in text, said
+
+
+def test_its_files_open_with_plain_transformers(cell) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    student = student_of(cell)
+    assert student is not None
+    model = AutoModelForSequenceClassification.from_pretrained(student.adapter).eval()
+    tokenizer = AutoTokenizer.from_pretrained(student.adapter)
+    assert model.num_parameters() == cell.read(StudentRecord).student.parameters
+    rows = list(student.read_split("test"))
+    with torch.no_grad():
+        found = [int(model(**tokenizer(row["text"], return_tensors="pt")).logits.argmax()) for row in rows]
+    right = [student.data.labels[number] == row["label"] for number, row in zip(found, rows, strict=True)]
+    accuracy = next(each.adapter for each in cell.read(StudentRecord).metrics if each.name == "accuracy")
+    assert sum(right) / len(rows) == pytest.approx(accuracy)
+
+
+def test_it_answers_and_is_done_already(cell, tmp_path) -> None:
+    folder = cell.folder.parents[3]
+    done = command("predict", cell.folder / "student", "a lovely bright film", folder=folder)
+    assert done.code == 0, done.err
+    assert "(" in done.out
+    exported = command(
+        "export", cell.folder / "student", "--format", "merged", "--to", tmp_path / "out", "--force", folder=folder
+    )
+    assert exported.code == 0, exported.out + exported.err
+    before = (cell.folder / "student.json").stat().st_mtime_ns
+    again = command("run", "tiny.yaml", folder=folder)
+    assert again.code == 0, again.err
+    assert (cell.folder / "student.json").stat().st_mtime_ns == before
+
+
+def test_a_language_model_has_one_too(models, tmp_path) -> None:
+    recipe(tmp_path, models / "lm", "causal-lm", pairs(160), student={**SMALL, "vocabulary": "all"})
+    done = command("run", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.out + done.err
+    record = Run(tmp_path / "runs/tiny").cell("one", "this-machine").read(StudentRecord)
+    assert record.student.layers == 1
+    assert record.student.tokens == record.adapted.tokens
+
+
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        ("auto", "nothing says how small"),
+        ({"layers": 5}, "so many layers"),
+        ({"layers": 2}, "as large as the adapted model"),
+        ({"layers": 1, "limit": 0.0, "learning_rate": 0.9}, "loses more than the limit"),
+        ({"layer": 1}, "layers"),
+    ],
+)
+def test_what_cannot_be_made_is_said(models, tmp_path, student, said) -> None:
+    recipe(tmp_path, models / "encoder", "text-classification", labelled(160), student=student)
+    done = command("run", "tiny.yaml", folder=tmp_path)
+    assert done.code != 0
+    assert said in done.out + done.err, done.out + done.err
+    assert "fault of hfadapt" not in done.out + done.err
+
+
+def test_a_budget_decides_how_small(models, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("onnxruntime")
+    size = sum(path.stat().st_size for path in Path(models / "encoder").glob("*.safetensors"))
+    recipe(
+        *(tmp_path, models / "encoder", "text-classification", labelled(200)),
+        student={"layers": "auto", "ffn": "auto", "limit": 100, "epochs": 4.0, "learning_rate": 3e-3},
+        targets=[{"browser-4gb": {"bytes": size * 85 // 100}}],
+        export={"format": "onnx", "storage": "float32", "limits": {"points": 100}},
+    )
+    done = command("run", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.out + done.err
+    cell = Run(tmp_path / "runs/tiny").cell("one", "browser-4gb")
+    record = cell.read(StudentRecord)
+    assert record.considered
+    assert record.considered[-1].fits
+    assert not any(each.fits for each in record.considered[:-1])
+    device = json.loads((cell.folder / "device.json").read_text())
+    assert device["bytes"] <= size * 85 // 100
