@@ -10,26 +10,29 @@ Shapes: V tokens, D features.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import RequestError
+from hfadapt.student.said import built, require_said, shapes
 
 if TYPE_CHECKING:
     from hfadapt.models.load import Base
 
-CONTINUES = "##"
+POSITIONS = re.compile("pos|wpe")
+"""In names of tables that are not of tokens."""
 OLD_FILES = ("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "added_tokens.json")
 """Files of vocabularies beside tokenizer.json, which still have all tokens."""
 
 
 def kept_tokens(tokenizer: Any, ids: Collection[int], share: float = 0.0) -> list[int]:
-    """Ids of the tokens that are kept, ascending.
+    """Ids of the tokens that are kept, in the order of their new ones: tokens of the rules, then added ones.
 
     Args:
-        ids: Those of the training rows.
+        ids: Those of the training rows, and others that have to stay.
         share: Of the vocabulary, what is kept from its beginning: all three kinds are written by frequency.
 
     Raises:
@@ -39,48 +42,107 @@ def kept_tokens(tokenizer: Any, ids: Collection[int], share: float = 0.0) -> lis
     model = rules["model"]
     known, used = _ids(model), set(ids)
     kept = {name for name, number in known.items() if number in used or number < share * len(known)}
-    kept |= {name for name in known if len(name.removeprefix(CONTINUES)) == 1 or _is_byte(name)}
+    kept |= {name for name in known if len(_letters(name, model)) == 1 or _is_byte(name)}
     if model["type"] == "BPE":
-        kept = _closed(kept, [_pair(each) for each in model["merges"]])
-    found = {known[name] for name in kept if name in known}
+        kept = _closed(kept, model)
+    found = {known[name] for name in kept}
     found |= {each["id"] for each in rules["added_tokens"]} | set(tokenizer.all_special_ids)
-    if model["type"] == "Unigram" and model.get("unk_id") is not None:
-        found.add(model["unk_id"])
+    if model["type"] == "Unigram":
+        # What an unknown letter costs is counted from the least likely piece.
+        least = min(range(len(model["vocab"])), key=lambda number: model["vocab"][number][1])
+        found |= {least, model.get("unk_id") or 0}
     if (unknown := model.get("unk_token")) in known:
         found.add(known[unknown])
-    return sorted(found)
+    numbers = set(known.values())
+    return sorted(found, key=lambda number: (number not in numbers, number))
 
 
 def trim(base: Base, ids: Collection[int], share: float = 0.0) -> tuple[int, int]:
-    """Leaves the tokens of `kept_tokens` in a base's tokenizer and model; tokens before and after."""
-    import torch
+    """Leaves the tokens of `kept_tokens` and those that configs name in a base; tokens before and after.
 
-    kept = kept_tokens(base.tokenizer, ids, share)
-    new = {old: number for number, old in enumerate(kept)}
+    `base.identity` stays that of the larger base, until the written one is opened.
+
+    Raises:
+        RequestError: the model or its tokenizer has tables of tokens that cannot be told.
+    """
     model: Any = base.model
+    configs = _configs(model)
     before = int(model.config.get_text_config().vocab_size)
-    base.tokenizer = _rewritten(base.tokenizer, new)
-    into, out = model.get_input_embeddings(), model.get_output_embeddings()
-    index = torch.tensor(kept, device=into.weight.device)
-    tied = out is not None and out.weight is into.weight
-    with torch.no_grad():
-        into.weight = torch.nn.Parameter(into.weight[index].clone(), requires_grad=False)
-        into.num_embeddings = len(kept)
-        if into.padding_idx is not None:
-            into.padding_idx = new.get(into.padding_idx)
-        if out is not None:
-            out.weight = into.weight if tied else torch.nn.Parameter(out.weight[index].clone(), requires_grad=False)
-            out.out_features = len(kept)
-            for owner in model.modules():
-                # A bias of the output layer may belong to what is around it, too.
-                bias = owner._parameters.get("bias")
-                if bias is not None and bias.shape == (before,):
-                    owner._parameters["bias"] = torch.nn.Parameter(bias[index].clone(), requires_grad=False)
-    for config in (model.config, model.config.get_text_config(), getattr(model, "generation_config", None)):
-        if config is not None:
-            _renumber(config, new)
-    model.config.get_text_config().vocab_size = len(kept)
+    named = {number for config in configs for _, numbers in _token_ids(config) for number in numbers}
+    kept = kept_tokens(base.tokenizer, {*ids, *named, *_counted_from(model)} & {*range(before)}, share)
+    new = {old: number for number, old in enumerate(kept)}
+    tokenizer = _rewritten(base.tokenizer, new)
+    for config in configs:
+        for name, numbers in _token_ids(config):
+            left = [new[number] for number in numbers if number in new]
+            setattr(config, name, left if isinstance(getattr(config, name), list) else (left or [None])[0])
+    _take_rows(model, kept)
+    into = model.get_input_embeddings()
+    if into.padding_idx is not None:
+        into.padding_idx = new.get(into.padding_idx)
+    base.tokenizer, base.parameters = tokenizer, sum(each.numel() for each in model.parameters())
     return before, len(kept)
+
+
+def _take_rows(model: Any, kept: Sequence[int]) -> None:
+    """Leaves these rows of all tables of tokens: of what is larger the more tokens a config says."""
+    import torch
+    from torch import nn
+
+    said = model.config.get_text_config()
+    before, said.vocab_size = said.vocab_size, len(kept)
+    smaller, index = shapes(built(model, model.config)), torch.tensor(kept)
+    for name, parameter in model.named_parameters():
+        if (after := smaller.get(name)) is not None and after != parameter.shape:
+            axis = next(axis for axis, size in enumerate(after) if size != parameter.shape[axis])
+            # In place, so that tied ones stay so.
+            parameter.data = parameter.data.index_select(axis, index.to(parameter.device))
+    for module in model.modules():
+        for field in ("num_embeddings", "out_features"):
+            rows = getattr(getattr(module, "weight", None), "shape", (None,))[0]
+            if getattr(module, field, rows) == before and rows == len(kept):
+                setattr(module, field, rows)
+    tables = {name: each for name, each in model.named_modules() if isinstance(each, nn.Embedding)}
+    others = [
+        name
+        for name, each in tables.items()
+        # Small vocabularies have fewer tokens than there are positions.
+        if each.num_embeddings >= before > len(kept) and not POSITIONS.search(name.rpartition(".")[2])
+    ]
+    require_said(model, "student.vocabulary", "set student.vocabulary: all")
+    if others:
+        raise RequestError(
+            "this model has a table of tokens that cannot be cut",
+            place="student.vocabulary",
+            got=f"{type(model).__name__}: {', '.join(others)}",
+            allowed="tables that are as large as the config's vocab_size",
+            fix="set student.vocabulary: all",
+        )
+
+
+def _configs(model: Any) -> list[Any]:
+    """What names tokens by their ids, each once."""
+    found = (model.config, model.config.get_text_config(), getattr(model, "generation_config", None))
+    return list({id(config): config for config in found if config is not None}.values())
+
+
+def _token_ids(config: Any) -> list[tuple[str, list[int]]]:
+    """Fields of a config with the ids of tokens."""
+    found = []
+    for name, value in vars(config).items():
+        if name.endswith(("_token_id", "suppress_tokens")) and value is not None:
+            found.append((name, value if isinstance(value, list) else [int(value)]))
+    return found
+
+
+def _counted_from(model: Any) -> range:
+    """Ids that stay as they are, as RoBERTa counts positions from that of padding on."""
+    from torch import nn
+
+    into = model.get_input_embeddings()
+    tables = [each for each in model.modules() if isinstance(each, nn.Embedding) and each is not into]
+    pads = [each.padding_idx for each in tables if each.padding_idx is not None]
+    return range(max(pads) + 1 if pads else 0)
 
 
 def cut_otherwise(old: Any, new: Any, before: Iterable[Sequence[int]], after: Iterable[Sequence[int]]) -> float:
@@ -120,11 +182,23 @@ def _is_byte(name: str) -> bool:
     return len(name) == 6 and name.startswith("<0x") and name.endswith(">")
 
 
-def _closed(kept: set[str], merges: Sequence[tuple[str, ...]]) -> set[str]:
+def _letters(name: str, model: dict[str, Any]) -> str:
+    """A token without what says that it goes on with a word, or ends it."""
+    name = name.removeprefix(model.get("continuing_subword_prefix") or "")
+    return name.removesuffix(model.get("end_of_word_suffix") or "")
+
+
+def _merged(pair: tuple[str, ...], model: dict[str, Any]) -> str:
+    first, second = pair
+    return first + second.removeprefix(model.get("continuing_subword_prefix") or "")
+
+
+def _closed(kept: set[str], model: dict[str, Any]) -> set[str]:
     """With the parts of which kept tokens are made, on every way."""
     made: dict[str, list[tuple[str, ...]]] = {}
-    for pair in merges:
-        made.setdefault("".join(pair), []).append(pair)
+    for merge in model["merges"]:
+        pair = _pair(merge)
+        made.setdefault(_merged(pair, model), []).append(pair)
     left = list(kept)
     while left:
         for pair in made.get(left.pop(), ()):
@@ -147,9 +221,11 @@ def _rewritten(tokenizer: Any, new: dict[int, int]) -> Any:
     else:
         model["vocab"] = {name: new[number] for name, number in ids.items() if number in new}
     if model["type"] == "BPE":
-        model["merges"] = [each for each in model["merges"] if {*_pair(each), "".join(_pair(each))} <= names]
+        pairs = ((merge, _pair(merge)) for merge in model["merges"])
+        model["merges"] = [merge for merge, pair in pairs if {*pair, _merged(pair, model)} <= names]
     for each in rules["added_tokens"]:
         each["id"] = new[each["id"]]
+    rules["added_tokens"].sort(key=lambda each: each["id"])
     rules["padding"] = rules["truncation"] = None
     rules["post_processor"] = _renumbered(rules.get("post_processor"), new)
     with tempfile.TemporaryDirectory() as place:
@@ -163,7 +239,18 @@ def _rewritten(tokenizer: Any, new: dict[int, int]) -> Any:
             added = said["added_tokens_decoder"].items()
             said["added_tokens_decoder"] = {str(new[int(key)]): each for key, each in added}
             (folder / "tokenizer_config.json").write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
-        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        found = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    wanted = {name: new[number] for name, number in tokenizer.get_vocab().items() if number in new}
+    if found.get_vocab() != wanted:
+        raise RequestError(
+            "the vocabulary of this tokenizer cannot be cut: transformers opens it with other tokens",
+            place="student.vocabulary",
+            got=f"{type(tokenizer).__name__}, {len(found):,} tokens instead of {len(wanted):,}",
+            allowed="a tokenizer that is as its tokenizer.json says",
+            fix="set student.vocabulary: all",
+        )
+    found.name_or_path = tokenizer.name_or_path
+    return found
 
 
 def _renumbered(processor: Any, new: dict[int, int]) -> Any:
@@ -178,14 +265,3 @@ def _renumbered(processor: Any, new: dict[int, int]) -> Any:
             for name, value in processor.items()
         }
     return processor
-
-
-def _renumber(config: Any, new: dict[int, int]) -> None:
-    """Ids of special tokens in a config."""
-    for name, value in list(vars(config).items()):
-        if not name.endswith("_token_id"):
-            continue
-        if isinstance(value, int):
-            setattr(config, name, new.get(value))
-        elif isinstance(value, list):
-            setattr(config, name, [new[each] for each in value if each in new])
