@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.core.errors import Problem, RunError
+from hfadapt.core.errors import HfadaptError, Problem, RunError
 from hfadapt.export.choice import choose, meant, measured
-from hfadapt.export.gate import Gate, TestRows, difference_of, from_evaluation, kept_problems, refused, same_problems
+from hfadapt.export.gate import (
+    Gate,
+    TestRows,
+    difference_of,
+    from_evaluation,
+    kept_problems,
+    merged_problems,
+    refused,
+    same_problems,
+)
 from hfadapt.hardware import catalogue
 from hfadapt.hardware.peak_memory import release_memory
 from hfadapt.hardware.versions import versions
@@ -72,8 +82,11 @@ def _as_measured(asked: Request, folder: Path, rows: TestRows) -> tuple[Form | N
     cell, kind, drift = asked.cell, asked.kind, asked.cell.drift
     form, forced = choose(asked.forms, drift, asked.variant, asked.force, cell)
     tried = _tried(asked, form, folder, rows)
-    refused([*same_problems(kind, tried.difference, tried.tolerance), *tried.problems])
+    assert tried.found is not None
     variant = measured(form.name, drift) if form else None
+    known = form is None or variant is not None
+    merged = merged_problems(kind, from_evaluation(cell, tried.found), variant.kl_nats if variant else 0.0)
+    refused([*same_problems(kind, tried.difference, tried.tolerance), *tried.problems, *(merged if known else ())])
     return form, _record(
         asked, tried, forced, kl_nats=variant.kl_nats if variant else None, delta=variant.delta if variant else None
     )
@@ -141,13 +154,15 @@ def _tried(asked: Request, form: Form | None, folder: Path, rows: TestRows, gate
     asked.say(f"writing {form.name if form else kind.name}")
     model = kind.write(cell, form, folder, device)
     written = rows.scores(model, device)
-    faults = list(kind.faults(cell, folder, model))
-    del model
-    release_memory()
-    asked.say(f"opening it again: {kind.runtime}" if gate else "opening it again without hfadapt")
-    problems, judged = [Problem(fault, kind.name) for fault in faults], None
+    problems, judged = [], None
     try:
-        opened: Any = kind.reopen(cell, folder, device)
+        with _reading(kind):
+            problems += [Problem(fault, kind.name) for fault in kind.faults(cell, folder, model)]
+        del model
+        release_memory()
+        asked.say(f"opening it again: {kind.runtime}" if gate else "opening it again without hfadapt")
+        with _reading(kind):
+            opened: Any = kind.reopen(cell, folder, device)
         found = rows.scores(opened, opened.device)
         difference, tolerance = difference_of(found, written.losses), kind.tolerance(cell, form)
         problems += kept_problems(kind, folder, opened, rows)
@@ -161,6 +176,19 @@ def _tried(asked: Request, form: Form | None, folder: Path, rows: TestRows, gate
         return _Tried(form, (*problems, *error.problems))
     release_memory()
     return _Tried(form, tuple(problems), difference, tolerance, found, judged)
+
+
+@contextlib.contextmanager
+def _reading(kind: Format) -> Iterator[None]:
+    """Raises RunError where the written files cannot be read."""
+    try:
+        yield
+    except HfadaptError:
+        raise
+    except Exception as error:
+        # Files are read by several libraries, with errors of every kind.
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+        raise RunError("the written files cannot be read", place=kind.name, got=said) from error
 
 
 def _record(asked: Request, tried: _Tried, forced: str | None, **more: Any) -> ExportRecord:

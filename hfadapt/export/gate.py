@@ -8,6 +8,7 @@ the format itself finds wrong with the files.
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,8 @@ MOST_ROWS = 400
 BATCH_ROWS = 16
 DECISIVE = 0.1
 """Lead of an answer over the next one from which it is decided."""
+APART = 0.05
+"""Mean difference of a label's loss, in nats, that another machine and other batches make in 16 bits."""
 CALLS = 20
 """One row after the other, for the latency."""
 
@@ -49,11 +52,17 @@ CALLS = 20
 
 @dataclass(frozen=True)
 class TestRows:
-    """The first test rows of a cell, as the base's processor makes examples of them."""
+    """The first test rows of a cell, as the base's processor makes examples of them.
+
+    Args:
+        probes: Made-up rows in which processors differ that read the test rows alike: some are small letters only, or
+            pictures of the model's own size.
+    """
 
     __test__ = False
     cell: Cell
     examples: Sequence[Example]
+    probes: Sequence[Example]
     pad: int
 
     @classmethod
@@ -64,7 +73,8 @@ class TestRows:
 
         lock = cell.lock
         processor = load_processor(source_of(BaseRef.of(lock)), registry.task(lock.task).modality, lock.data.max_length)
-        return cls(cell, few(_encoded(cell, processor), most_labels), pad_token_id(processor))
+        probes = _encoded(cell, processor, _probes(cell))
+        return cls(cell, few(_encoded(cell, processor, _first(cell)), most_labels), probes, pad_token_id(processor))
 
     def scores(self, model: Any, device: torch.device) -> Scores:
         """What a model says of them."""
@@ -80,11 +90,13 @@ class TestRows:
         return scores
 
     def differences(self, processor: Any) -> int:
-        """The number of rows that another processor makes other inputs of."""
+        """The number of rows, probes among them, that another processor makes other inputs of."""
         import torch
 
         task, found = registry.task(self.cell.lock.task), 0
-        for own, other in zip(self.examples, _encoded(self.cell, processor)[: len(self.examples)], strict=True):
+        rows = _first(self.cell)[: len(self.examples)] + _probes(self.cell)
+        others = _encoded(self.cell, processor, rows)
+        for own, other in zip((*self.examples, *self.probes), others, strict=True):
             one, two = task.collate([own], self.pad), task.collate([other], self.pad)
             found += one.keys() != two.keys() or not all(
                 one[name].shape == two[name].shape and torch.allclose(one[name], two[name], atol=1e-5) for name in one
@@ -100,11 +112,20 @@ def few(examples: Sequence[Example], most_labels: int | None) -> Sequence[Exampl
     return examples[: max(1, sum(labels <= most_labels for labels in upto))]
 
 
-def _encoded(cell: Cell, processor: Any) -> Sequence[Example]:
+def _first(cell: Cell) -> list[dict[str, Any]]:
     from hfadapt.data import read_split
 
+    return list(read_split(cell.folder, "test")[:ROWS])
+
+
+def _probes(cell: Cell) -> list[dict[str, Any]]:
+    """The first test row with each of the modality's probes in the place of what the model is shown."""
+    schema, kind = registry.schema(cell.data.form), registry.modality(registry.task(cell.lock.task).modality)
+    return [schema.changed(row, lambda *_, probe=probe: probe) for row in _first(cell)[:1] for probe in kind.probes()]
+
+
+def _encoded(cell: Cell, processor: Any, rows: Sequence[dict[str, Any]]) -> Sequence[Example]:
     lock = cell.lock
-    rows = read_split(cell.folder, "test")[:ROWS]
     return registry.task(lock.task).encode(rows, processor, max_length=lock.data.max_length, labels=cell.data.labels)
 
 
@@ -125,19 +146,28 @@ def kept_problems(kind: Format, folder: Path, model: Any, rows: TestRows) -> Ite
         yield Problem(
             "the exported folder reads rows in another way than training did",
             kind.name,
-            got=f"{different} of {len(rows.examples)} test rows become other inputs",
+            got=f"{different} of {len(rows.examples)} test rows and {len(rows.probes)} difficult ones become others",
             fix="export again; if it happens again, report it with lock.yaml",
         )
     named = registry.task(cell.lock.task).model_options(cell.data.labels).get("id2label")
-    found = {int(number): str(name) for number, name in (getattr(model.config, "id2label", None) or {}).items()}
-    if named and found != named:
+    others = [each for each in _names(folder, model) if each != named]
+    if named and others:
         yield Problem(
             "the exported model names its classes in another way",
             kind.name,
-            got=", ".join(name for _, name in sorted(found.items()))[:200],
+            got=", ".join(name for _, name in sorted(others[0].items()))[:200],
             allowed=", ".join(named.values())[:200],
             fix="export again; if it happens again, report it with lock.yaml",
         )
+
+
+def _names(folder: Path, model: Any) -> Iterator[dict[int, str]]:
+    """The classes as a model names them, and as the config beside it does: some formats say it twice."""
+    path = folder / "config.json"
+    beside = json.loads(path.read_text(encoding="utf-8")).get("id2label") if path.is_file() else None
+    for names in (getattr(model.config, "id2label", None) or {}, beside):
+        if names is not None:
+            yield {int(number): str(name) for number, name in names.items()}
 
 
 def same_problems(kind: Format, difference: float, allowed: float | None) -> Iterator[Problem]:
@@ -152,6 +182,25 @@ def same_problems(kind: Format, difference: float, allowed: float | None) -> Ite
         )
 
 
+def merged_problems(kind: Format, difference: float | None, kl_nats: float) -> Iterator[Problem]:
+    """Where what is read back is not the adapter that was evaluated: another one, or the base without it.
+
+    Args:
+        difference: Mean difference of a label's loss from the evaluation; None where the cell was not evaluated.
+        kl_nats: What drift.json has measured of the form. Losses that are a little apart differ by about the root of
+            twice that, on average.
+    """
+    allowed = APART + 2 * (2 * kl_nats) ** 0.5
+    if difference is not None and not difference <= allowed:
+        yield Problem(
+            "the exported model does not score as the adapter that was evaluated",
+            kind.name,
+            got=f"mean difference of a label's loss: {difference:.3g} nats",
+            allowed=f"at most {allowed:.3g}",
+            fix="evaluate again, hfadapt evaluate RECIPE, and export then",
+        )
+
+
 def difference_of(found: Scores, losses: Any) -> float:
     """Mean over the rows of the difference of their losses, per label."""
     import numpy as np
@@ -160,11 +209,14 @@ def difference_of(found: Scores, losses: Any) -> float:
 
 
 def from_evaluation(cell: Cell, found: Scores) -> float | None:
-    """The difference from predictions.parquet, where the cell was evaluated."""
+    """The difference from predictions.parquet, where the cell was evaluated; None where losses depend on further rows
+    that were evaluated with these."""
     path = cell.folder / PREDICTIONS
     if not path.exists():
         return None
     losses = [row["adapter_loss"] for row in read_rows(path, ["adapter_loss"])]
+    if registry.task(cell.lock.task).joint and len(losses) != len(found.losses):
+        return None
     return difference_of(found, losses[: len(found.losses)])
 
 

@@ -126,7 +126,8 @@ def weights(path: Path) -> Iterator[tuple[str, Weights]]:
     import numpy as np
     from ai_edge_litert import schema_py_generated as schema
 
-    kinds = {schema.TensorType.FLOAT32: "f4", schema.TensorType.FLOAT16: "f2", schema.TensorType.INT8: "i1"}
+    types = schema.TensorType
+    kinds = {types.FLOAT32: "f4", types.FLOAT16: "f2", types.INT8: "i1", types.INT32: "i4"}
     model = _read(path)
     for graph in model.subgraphs:
         for tensor in graph.tensors:
@@ -185,6 +186,24 @@ def faults(path: Path, model: Any, places: Sequence[str]) -> Iterator[str]:
         )
     if small > MOST_DENORMAL * max(total, 1):
         yield f"{small:,} of {total:,} weights are denormal numbers"
+
+
+def other_head(path: Path, model: Any) -> Iterator[str]:
+    """Whether the bias of a model's last linear layer, which rounding leaves in 32 bits, is not in the file."""
+    import numpy as np
+
+    own = model.state_dict()
+    weight = {name: own.get(f"{name[:-4]}weight") for name in own if name.endswith(".bias")}
+    biases = [name for name, each in weight.items() if each is not None and each.ndim == 2]
+    bias = own[biases[-1]].double().cpu().numpy() if biases else np.zeros(1)
+    least = SAME * max(1.0, float(np.abs(bias).max()))
+    steps = [
+        float((np.abs(each.values - bias) / np.maximum(each.step, least)).max())
+        for _, each in weights(path)
+        if each.values.shape == bias.shape
+    ]
+    if bias.any() and not min(steps, default=np.inf) <= MOST_STEPS:
+        yield f"the bias {biases[-1]} is not in the file"
 
 
 def _short(name: str) -> str:

@@ -217,6 +217,13 @@ def words(path: Path) -> str:
     return "\n".join(dict.fromkeys(found))
 
 
+def about(path: Path) -> dict[str, str]:
+    """What a file says of itself, by name."""
+    import onnx
+
+    return {each.key: each.value for each in onnx.load(path, load_external_data=False).metadata_props}
+
+
 def operators(path: Path) -> dict[str, int]:
     """How often each operator stands in a graph, the most frequent first."""
     import onnx
@@ -246,6 +253,7 @@ def faults(path: Path, model: Any, places: Sequence[str]) -> Iterator[str]:
     values = {each.name: numpy_helper.to_array(each) for each in proto.graph.initializer}
     yield from _bad_numbers(values)
     yield from _foreign_matrices(values, model)
+    yield from _other_biases(values, model)
 
 
 def _bad_numbers(values: Mapping[str, np.ndarray]) -> Iterator[str]:
@@ -290,6 +298,22 @@ def _foreign_matrices(values: Mapping[str, np.ndarray], model: Any) -> Iterator[
         steps = min(float((np.abs(read - each) / step).max()) for read, step in ways for each in own[value.shape])
         if not steps <= 1.01:
             yield f"the matrix {name} is none of the model's: the nearest one is {steps:.3g} steps of rounding away"
+
+
+def _other_biases(values: Mapping[str, np.ndarray], model: Any) -> Iterator[str]:
+    """Biases of linear layers that are not those of their names; rounding leaves them in 32 bits."""
+    import numpy as np
+
+    own = model.state_dict()
+    for name, value in values.items():
+        plain = name.removesuffix(SUFFIX)
+        weight = own.get(plain.removesuffix("bias") + "weight")
+        if not plain.endswith(".bias") or weight is None or weight.ndim != 2 or plain not in own:
+            continue
+        read, step = (value * values[f"{name}_scale"], values[f"{name}_scale"]) if plain != name else (value, 1e-6)
+        expected = own[plain].float().cpu().numpy()
+        if read.shape != expected.shape or not float((np.abs(read - expected) / step).max()) <= 1.01:
+            yield f"the bias {plain} is not the model's"
 
 
 def _unrounded(value: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

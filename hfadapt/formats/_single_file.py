@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from hfadapt.core.errors import RunError
 from hfadapt.formats import Estimate, Form, Format
 from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import ModelFacts, load_config
-from hfadapt.models.load import Base, source_of
+from hfadapt.models.load import Base, load_processor, source_of
 from hfadapt.models.merge import open_merged
 
 if TYPE_CHECKING:
@@ -147,6 +147,24 @@ def about(cell: Cell, processor: Any) -> dict[str, str]:
     if not kind.tokens:
         found["preprocessing"] = processor.inner.to_json_string()
     return {f"hfadapt.{name}": value for name, value in found.items()}
+
+
+def untold(cell: Cell, said: Mapping[str, str]) -> Iterator[str]:
+    """Where a file does not say of itself what `about` says."""
+    lock = cell.lock
+    kind = registry.modality(registry.task(lock.task).modality)
+    wanted = about(cell, load_processor(source_of(BaseRef.of(lock)), kind.name, lock.data.max_length))
+    for name, value in wanted.items():
+        if name not in said or not _same(said[name], value):
+            yield f"its metadata says {name} = {said.get(name, 'nothing')[:80]}, trained with {value[:80]}"
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two texts are equal, as JSON where both are."""
+    try:
+        return bool(json.loads(one) == json.loads(other))
+    except ValueError:
+        return one == other
 
 
 def write_beside(cell: Cell, base: Base, folder: Path) -> None:

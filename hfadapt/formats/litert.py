@@ -107,8 +107,11 @@ class LiteRt(SingleFile):
         return _opened(folder)
 
     def faults(self, cell: Cell, folder: Path, model: Any) -> Iterator[str]:
-        """Weights that are no numbers or not the model's, operators that LiteRT lacks, and paths."""
-        return file.faults(folder / FILE, model, single.places(cell))
+        """Weights that are no numbers or not the model's, unknown operators, paths, and what it tells wrongly."""
+        yield from file.faults(folder / FILE, model, single.places(cell))
+        if registry.task(cell.lock.task).outputs(cell.data.labels):
+            yield from file.other_head(folder / FILE, model)
+        yield from single.untold(cell, file.about(folder / FILE))
 
     def operators(self, folder: Path) -> dict[str, int]:
         """By LiteRT's names."""

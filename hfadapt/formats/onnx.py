@@ -96,9 +96,10 @@ class Onnx(SingleFile):
         return _opened(folder, self._file(folder))
 
     def faults(self, cell: Cell, folder: Path, model: Any) -> Iterator[str]:
-        """Weights that are no numbers or not the model's, operators that ONNX Runtime lacks, and paths."""
+        """Weights that are no numbers or not the model's, unknown operators, paths, and what it tells wrongly."""
         for path in sorted(folder.rglob("*.onnx")):
             yield from graph.faults(path, model, single.places(cell))
+            yield from single.untold(cell, graph.about(path))
 
     def _file(self, folder: Path) -> Path:
         """The file of a folder that is opened."""

@@ -199,6 +199,10 @@ class Modality:
         """The bytes of a value that means nothing, for canaries."""
         raise NotImplementedError
 
+    def probes(self) -> list[Any]:
+        """Values in which two processors may differ that read usual ones alike."""
+        return [self.random(random.Random(0))]
+
     def preview(self, data: bytes | Stored, side: int) -> tuple[bytes, str]:
         """A small picture of a value and its media type, at most `side` pixels high."""
         raise NotImplementedError

@@ -324,6 +324,15 @@ class Image(Modality):
         small.resize((64, 64), Image.Resampling.BICUBIC).save(file, "PNG")
         return file.getvalue()
 
+    def probes(self) -> list[bytes]:
+        """Coloured noise that is no square, and larger than most models look at."""
+        from PIL import Image
+
+        file = io.BytesIO()
+        picture = Image.open(io.BytesIO(self.random(random.Random(0))))
+        picture.resize((397, 261), Image.Resampling.BICUBIC).save(file, "PNG")
+        return [file.getvalue()]
+
     def preview(self, data: bytes | Stored, side: int) -> tuple[bytes, str]:
         """The image itself, smaller; very small ones are enlarged without smoothing. As JPEG where PNG is large."""
         from PIL import Image

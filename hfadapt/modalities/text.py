@@ -14,6 +14,9 @@ from hfadapt.modalities import IGNORED, Example, Modality
 if TYPE_CHECKING:
     import torch
 
+PROBE = "The naïve ROUTER, 12,345.6 EUR\n\tdoesn't e-mail 東京 😀  at  noon: fooBar_baz() ?!"
+"""What tokenizers that read plain texts alike cut in different ways."""
+
 
 def text_example(ids: Sequence[int], labels: Sequence[Any], *, length: int, row: int) -> Example:
     """An example of token ids; `length` counts the tokens before any cut."""
@@ -278,6 +281,10 @@ class Text(Modality):
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         return tokenizer
+
+    def probes(self) -> list[str]:
+        """Capitals, accents, digits and characters of several bytes; and as much of it as is cut off."""
+        return [PROBE, " ".join([PROBE] * 100)]
 
 
 KIND = Text()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.hardware.versions import versions
+from hfadapt.modalities.text import PROBE
 from hfadapt.models.adapter_files import AGAIN, LORA_TENSOR, MANIFEST, folder_problems, tensor_shapes
 from hfadapt.models.base import BaseRef
 from hfadapt.models.load import Base, ModelSource, load_base
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 FILE = MANIFEST
 SAMPLED_TENSORS = 8
-PROBE = "The naïve ROUTER, 12,345.6 EUR\n\tdoesn't e-mail 東京 😀  at  noon: fooBar_baz() ?!"
-"""Text that two tokenizers with the same vocabulary but other rules cut in different ways."""
 
 
 def write_manifest(folder: Path, base: Base, lock: Lock, labels: Sequence[str], hashes: dict[str, str]) -> Manifest:

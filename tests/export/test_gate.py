@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from tiny import command
 from hfadapt import load_adapted
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError
-from hfadapt.export.gate import Gate
+from hfadapt.export.gate import Gate, TestRows, from_evaluation
 from hfadapt.export.write import export
 from hfadapt.formats import Form, Runner, Shape
 from hfadapt.formats.merged import Merged
@@ -30,7 +31,6 @@ class Engine(Merged):
 
     name = "engine"
     shape = Shape()
-    spoil = staticmethod(lambda folder: None)
 
     @property
     def runtime(self):
@@ -50,7 +50,6 @@ class Engine(Merged):
                     step = each.abs().max() / 1.5
                     tensors[name] = ((each / step).round() * step).contiguous()
             save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        self.spoil(folder)
         return model
 
     def tolerance(self, cell, form):
@@ -150,64 +149,6 @@ def test_a_size_that_rows_do_not_fit_is_refused(classifier, engine, tmp_path):
     assert export(classifier, "engine", tmp_path / "out", variant="exact").record.judged[0].agreement == 1.0
 
 
-def changed(name, change):
-    def spoil(folder):
-        content = json.loads((folder / name).read_text())
-        change(content)
-        (folder / name).write_text(json.dumps(content))
-
-    return spoil
-
-
-def swapped_labels(config):
-    config["id2label"] = {"0": "good", "1": "bad"}
-
-
-def swapped_words(tokenizer):
-    vocab = tokenizer["model"]["vocab"]
-    vocab["Ġlovely"], vocab["Ġfilm"] = vocab["Ġfilm"], vocab["Ġlovely"]
-
-
-def not_a_number(folder):
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(folder / "model.safetensors")
-    tensors["classifier.weight"][0, 0] = float("nan")
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-FAULTS = {
-    "labels": (changed("config.json", swapped_labels), "names its classes in another way"),
-    "tokenizer": (changed("tokenizer.json", swapped_words), "reads rows in another way"),
-    "NaN": (not_a_number, "NaN or Inf"),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_seeded_faults_are_refused(classifier, engine, tmp_path, fault):
-    engine.spoil, said = FAULTS[fault]
-    with pytest.raises(RunError) as caught:
-        export(classifier, "engine", tmp_path / "out", variant="exact")
-    assert said in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_plain_format_reads_rows_and_names_classes_as_training_did(classifier, tmp_path, monkeypatch):
-    plain = Merged.write
-
-    def other(self, cell, form, folder, device):
-        model = plain(self, cell, form, folder, device)
-        changed("config.json", swapped_labels)(folder)
-        changed("tokenizer.json", swapped_words)(folder)
-        return model
-
-    monkeypatch.setattr(Merged, "write", other)
-    with pytest.raises(RunError) as caught:
-        export(classifier, "merged", tmp_path / "out")
-    assert "names its classes in another way" in str(caught.value)
-    assert "reads rows in another way" in str(caught.value)
-
-
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
@@ -283,3 +224,15 @@ def test_every_task_says_when_answers_are_alike(name):
     assert slightly.double().mean() > 0.97
     assert np.isfinite(float(task.divergence(own, own * 1.01).mean()))
     assert task.alike_means
+
+
+def test_losses_that_depend_on_other_rows_are_compared_on_all_of_them_alone(classifier, monkeypatch):
+    """Of some of the rows a search among all documents is another one."""
+    rows = TestRows.of(classifier)
+    scores = rows.scores(load_adapted(classifier.folder).model, torch.device("cpu"))
+    assert from_evaluation(classifier, scores) < 1e-4
+    fewer = replace(scores, losses=scores.losses[:10], tokens=scores.tokens[:10])
+    assert from_evaluation(classifier, fewer) < 1e-4
+    monkeypatch.setattr(type(registry.task(classifier.lock.task)), "joint", True)
+    assert from_evaluation(classifier, scores) < 1e-4
+    assert from_evaluation(classifier, fewer) is None

@@ -153,6 +153,16 @@ def test_what_is_wrong_with_a_file_is_found(folder, fault):
     assert bool(found) is bool(said)
 
 
+@pytest.mark.parametrize("folder", FILES, indirect=True)
+def test_a_head_without_its_bias_is_found(folder):
+    """It may cost less than the gate lets through."""
+    path, model = folder / "model.tflite", Tiny()
+    assert list(file.other_head(path, model)) == []
+    with torch.no_grad():
+        model.classifier.bias += 0.01
+    assert list(file.other_head(path, model)) == ["the bias classifier.bias is not in the file"]
+
+
 # --- on Android ------------------------------------------------------------------------------------------------------
 
 

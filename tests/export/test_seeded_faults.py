@@ -1,0 +1,421 @@
+"""Faults that are put into exports on purpose: whatever is wrong with a file, or with what writes it, it is refused.
+
+docs/devices.md lists them. Each export passes when nothing is done to it, which is tested too.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from cells import trained
+from onnx import numpy_helper
+from tiny import labelled, questions
+from tiny_images import make_vision_models, marked, write_folders
+
+from hfadapt.core import registry
+from hfadapt.core.errors import RunError
+from hfadapt.export.write import export
+from hfadapt.formats import _onnx_graph as graph
+from hfadapt.models import merge
+
+FILE = "model.onnx"
+INT8, STATIC = "int8-dynamic", "int8-static"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault and what is said of it.
+
+    Args:
+        said: Part of the refusal.
+        after: Changes the folder that was written.
+        before: Breaks what writes it.
+        cell, format, form: What is exported.
+    """
+
+    said: str
+    after: Callable[[Path], None] | None = None
+    before: Callable[[pytest.MonkeyPatch, Callable], None] | None = None
+    cell: str = "texts"
+    format: str = "onnx"
+    form: str = "float32"
+
+
+# --- what is exported ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cells(models, classifier, tmp_path_factory):
+    """Trained cells by name, each made when it is asked for."""
+    place = tmp_path_factory.mktemp("faults")
+    pictures = {"domains": {"one": {"source": "pictures"}}, "dtype": "float32"}
+
+    @functools.cache
+    def cell(name):
+        folder = place / name
+        if name == "texts":
+            return classifier
+        if name == "other texts":
+            swap = {"good": "bad", "bad": "good"}
+            rows = [{**row, "label": swap[row["label"]]} for row in labelled(100, seed=1)]
+            folder.mkdir()
+            return trained(folder, models / "encoder", "text-classification", rows, dtype="float32")
+        if name == "sentences":
+            folder.mkdir()
+            return trained(folder, models / "encoder", "embedding", questions(100), dtype="float32")
+        write_folders(folder / "pictures", 80)
+        make_vision_models(folder)
+        if name == "conv":
+            _lively(folder / name)
+        return trained(folder, folder / name, "image-classification", [], **pictures)
+
+    return cell
+
+
+def _lively(folder):
+    """A net as it is started answers the same whatever it sees, and no range is wrong for that."""
+    from transformers import AutoModel
+
+    torch.manual_seed(0)
+    model = AutoModel.from_pretrained(folder)
+    pictures = np.stack([np.asarray(marked(("bar", "pole")[each % 2], each)) for each in range(32)])
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(module.weight)
+            elif isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+                module.weight.fill_(1.0)
+        model.train()(pixel_values=torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2) / 64 - 2)
+    model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def written(cells, tmp_path_factory):
+    """What a format writes of a cell, and the model that it returns, made once for all faults."""
+
+    @functools.cache
+    def write(cell, format, form):
+        kind, folder = registry.format(format), tmp_path_factory.mktemp("written")
+        (found,) = [each for each in kind.forms(cells(cell).lock) if each.name == form]
+        return kind.write(cells(cell), found, folder, torch.device("cpu")), folder
+
+    return write
+
+
+def refusal(fault, cells, written, monkeypatch, folder):
+    """What is said of an export with a fault in it, or "" where it is let through."""
+    kind = registry.format(fault.format)
+    if fault.before is not None:
+        fault.before(monkeypatch, cells)
+    else:
+        model, whole = written(fault.cell, fault.format, fault.form)
+
+        def write(self, cell, form, folder, device):
+            shutil.copytree(whole, folder, dirs_exist_ok=True)
+            if fault.after is not None:
+                fault.after(folder)
+            return model
+
+        monkeypatch.setattr(type(kind), "write", write)
+    try:
+        export(cells(fault.cell), fault.format, folder / "out", variant=fault.form)
+    except RunError as error:
+        assert list(folder.iterdir()) == [], "nothing is left"
+        return str(error)
+    return ""
+
+
+# --- in the graph ----------------------------------------------------------------------------------------------------
+
+
+def in_graph(change):
+    """A change of the ONNX graph as one of the folder."""
+
+    def after(folder):
+        proto = onnx.load(folder / FILE)
+        change(proto)
+        onnx.save(proto, folder / FILE)
+
+    return after
+
+
+def weight(proto, name):
+    return next(each for each in proto.graph.initializer if name in each.name)
+
+
+def replaced(name, change):
+    """Other numbers in the place of a weight's."""
+
+    @in_graph
+    def after(proto):
+        found = weight(proto, name)
+        value = change(numpy_helper.to_array(found).copy())
+        found.CopyFrom(numpy_helper.from_array(value, found.name))
+
+    return after
+
+
+def with_first(value):
+    def change(numbers):
+        numbers.flat[0] = value
+        return numbers
+
+    return change
+
+
+def said(name, value):
+    """Another word of the file about itself."""
+
+    @in_graph
+    def after(proto):
+        (entry,) = [each for each in proto.metadata_props if each.key == f"hfadapt.{name}"]
+        assert entry.value != value
+        entry.value = value
+
+    return after
+
+
+@in_graph
+def swapped_layers(proto):
+    matrices = [each for each in proto.graph.initializer if list(each.dims) == [64, 64] and "pooler" not in each.name]
+    first, last = matrices[0], matrices[len(matrices) // 2]
+    one, other = numpy_helper.to_array(first), numpy_helper.to_array(last)
+    assert len(matrices) == 8
+    assert not np.array_equal(one, other)
+    first.CopyFrom(numpy_helper.from_array(other, first.name))
+    last.CopyFrom(numpy_helper.from_array(one, last.name))
+
+
+@in_graph
+def without_bias(proto):
+    """The answer is that of the node before the last one."""
+    last = next(each for each in proto.graph.node if "classifier.bias" in each.input)
+    last.input[list(last.input).index("classifier.bias")] = "nothing"
+    zeros = numpy_helper.from_array(np.zeros(2, dtype=np.float32), "nothing")
+    proto.graph.initializer.append(zeros)
+
+
+@in_graph
+def other_node(proto):
+    """The output is another tensor of the same shape."""
+    (output,) = proto.graph.output
+    proto.graph.node.append(onnx.helper.make_node("Softmax", [output.name], ["other"], axis=-1))
+    node = next(each for each in proto.graph.node if output.name in each.output)
+    node.output[list(node.output).index(output.name)] = "inner"
+    proto.graph.node[-1].input[0], proto.graph.node[-1].output[0] = "inner", output.name
+
+
+def fixed(axis, size):
+    """A graph for one size only."""
+
+    @in_graph
+    def after(proto):
+        for each in proto.graph.input:
+            each.type.tensor_type.shape.dim[axis].dim_value = size
+
+    return after
+
+
+@in_graph
+def unknown_operator(proto):
+    proto.graph.node[0].op_type = "NoSuchOperator"
+
+
+@in_graph
+def foreign_domain(proto):
+    node = next(each for each in proto.graph.node if each.op_type == "Tanh")
+    node.domain = "some.company"
+    proto.opset_import.append(onnx.helper.make_opsetid("some.company", 1))
+
+
+@in_graph
+def later_opset(proto):
+    next(each for each in proto.opset_import if each.domain in ("", "ai.onnx")).version = 99
+
+
+@in_graph
+def path_inside(proto):
+    proto.graph.node[0].doc_string = f'File "{os.path.dirname(os.__file__)}/x.py", line 3'
+
+
+# --- in the files ----------------------------------------------------------------------------------------------------
+
+
+def in_json(name, change):
+    def after(folder):
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        change(content)
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+
+    return after
+
+
+def swapped_ids(config):
+    config["id2label"] = {"0": "good", "1": "bad"}
+
+
+def swapped_words(tokenizer):
+    vocab = tokenizer["model"]["vocab"]
+    vocab["Ġlovely"], vocab["Ġfilm"] = vocab["Ġfilm"], vocab["Ġlovely"]
+
+
+def lowercase(tokenizer):
+    tokenizer["normalizer"] = {"type": "Lowercase"}
+
+
+def cut_off(name):
+    def after(folder):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: 2 * len(content) // 3])
+
+    return after
+
+
+def prepared(**changes):
+    """Another setting of what makes pixels of a picture."""
+    return in_json("preprocessor_config.json", lambda content: content.update(changes))
+
+
+def other_pooling(content):
+    content.update(pooling_mode_mean_tokens=False, pooling_mode_cls_token=True)
+
+
+# --- in what writes --------------------------------------------------------------------------------------------------
+
+
+def unmerged(monkeypatch, cells):
+    from peft.tuners.tuners_utils import BaseTuner
+
+    monkeypatch.setattr(BaseTuner, "merge_and_unload", lambda self, *_, **__: self.unload())
+
+
+def other_adapter(monkeypatch, cells):
+    plain, other = merge.open_merged, cells("other texts").adapter
+    for place in ("_single_file", "merged"):
+        name = f"hfadapt.formats.{place}.open_merged"
+        monkeypatch.setattr(name, lambda lock, labels, _, *more, **named: plain(lock, labels, other, *more, **named))
+
+
+def saturated(monkeypatch, cells):
+    """One weight of a matrix is 10,000 times what it is, and all others become nothing beside it."""
+    plain = graph.quantise
+
+    def quantise(proto, *more, **named):
+        found = next(each for each in proto.graph.initializer if list(each.dims) == [64, 128])
+        value = numpy_helper.to_array(found).copy()
+        value.flat[0] *= 1e4
+        found.CopyFrom(numpy_helper.from_array(value, found.name))
+        plain(proto, *more, **named)
+
+    monkeypatch.setattr(graph, "quantise", quantise)
+
+
+def constant_rows(monkeypatch, cells):
+    """Ranges of activations are learned from grey pictures."""
+    plain = graph.quantise
+
+    def quantise(proto, path, about, rows, **named):
+        grey = [{name: torch.zeros_like(value) for name, value in row.items()} for row in rows]
+        plain(proto, path, about, grey, **named)
+
+    monkeypatch.setattr(graph, "quantise", quantise)
+
+
+READ, OTHER, NAMED = "reads rows in another way", "is none of the model's", "names its classes in another way"
+SCORES = "does not score as the one that was written"
+FAULTS = {
+    "labels in another order": Fault(NAMED, said("labels", '["good", "bad"]')),
+    "ids of labels exchanged beside the file": Fault(NAMED, in_json("config.json", swapped_ids)),
+    "labels of a plain model exchanged": Fault(
+        NAMED, in_json("config.json", swapped_ids), format="merged", form="merged-float32"
+    ),
+    "adapter not merged": Fault("nats per label, the limit is", before=unmerged),
+    "adapter not merged into a plain model": Fault(
+        "as the adapter that was evaluated", before=unmerged, format="merged", form="merged-float32"
+    ),
+    "adapter of another domain": Fault("accuracy is worse by", before=other_adapter),
+    "adapter of another domain in a plain model": Fault(
+        "as the adapter that was evaluated", before=other_adapter, format="merged", form="merged-float32"
+    ),
+    "NaN": Fault("hold NaN or Inf", replaced("classifier.weight", with_first(np.nan))),
+    "Inf": Fault("hold NaN or Inf", replaced("word_embeddings", with_first(np.inf))),
+    "denormal numbers": Fault(
+        "are denormal numbers", replaced("word_embeddings", lambda value: np.full_like(value, 1e-40))
+    ),
+    "layers exchanged": Fault(SCORES, swapped_layers),
+    "head without its bias": Fault(SCORES, without_bias),
+    "bias of a rounded head set to zero": Fault(
+        "the bias classifier.bias is not the model's", replaced("classifier.bias", np.zeros_like), form=INT8
+    ),
+    "one weight of 8 bits far too large": Fault(OTHER, before=saturated, form=INT8),
+    "large weights of 8 bits clipped": Fault(
+        "steps of rounding away", replaced("_quantized", lambda value: np.clip(value, -40, 40)), form=INT8
+    ),
+    "output of another node": Fault(SCORES, other_node),
+    "length too short": Fault("ONNX Runtime does not take these rows", fixed(1, 4)),
+    "one row only": Fault("ONNX Runtime does not take these rows", fixed(0, 1)),
+    "operator that is none": Fault("ONNX Runtime cannot open the file", unknown_operator),
+    "operator of another company": Fault("some.company.Tanh is unknown to ONNX Runtime", foreign_domain),
+    "operators of a later version": Fault("ONNX Runtime cannot open the file", later_opset),
+    "file cut off": Fault("the written files cannot be read", cut_off(FILE)),
+    "plain model cut off": Fault(
+        "the written files cannot be read", cut_off("model.safetensors"), format="merged", form="merged-float32"
+    ),
+    "folder of this machine in the file": Fault("its metadata names folders of this machine", path_inside),
+    "another longest row": Fault("its metadata says hfadapt.max_length = 8", said("max_length", "8")),
+    "vocabulary of another tokenizer": Fault(READ, in_json("tokenizer.json", swapped_words)),
+    "tokenizer without capitals": Fault(READ, in_json("tokenizer.json", lowercase)),
+    "rows cut at the other end": Fault(
+        READ, in_json("tokenizer_config.json", lambda content: content.update(truncation_side="left"))
+    ),
+    "other mean and deviation of pixels": Fault(
+        READ, prepared(image_mean=[0.485, 0.456, 0.406], image_std=[0.229] * 3), cell="vit"
+    ),
+    "pixels not brought to one": Fault(READ, prepared(do_rescale=False), cell="vit"),
+    "pictures of another size": Fault(READ, prepared(size={"height": 16, "width": 16}), cell="vit"),
+    "pictures resized in another way": Fault(READ, prepared(resample=0), cell="vit"),
+    "red and blue exchanged": Fault(
+        SCORES, replaced("projection.weight", lambda value: value[:, ::-1].copy()), cell="vit"
+    ),
+    "another preprocessing told in the file": Fault(
+        "its metadata says hfadapt.preprocessing", said("preprocessing", '{"image_mean": [0, 0, 0]}'), cell="vit"
+    ),
+    "ranges learned from grey pictures": Fault(
+        "nats per label, the limit is", before=constant_rows, cell="conv", form=STATIC
+    ),
+    "another pooling of tokens": Fault(READ, in_json("1_Pooling/config.json", other_pooling), cell="sentences"),
+}
+
+
+def test_there_are_enough():
+    assert len(FAULTS) >= 20
+
+
+def of_texts(cell, *values):
+    """A case; what needs a model of its own takes longer."""
+    return pytest.param(*values, marks=[] if cell == "texts" else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [of_texts(each.cell, name) for name, each in FAULTS.items()])
+def test_a_seeded_fault_is_refused(name, cells, written, monkeypatch, tmp_path):
+    fault = FAULTS[name]
+    assert fault.said in refusal(fault, cells, written, monkeypatch, tmp_path)
+
+
+SOUND = sorted({(each.cell, each.format, each.form) for each in FAULTS.values()})
+
+
+@pytest.mark.parametrize(("cell", "format", "form"), [of_texts(each[0], *each) for each in SOUND])
+def test_a_sound_export_passes_the_same_way(cell, format, form, cells, written, monkeypatch, tmp_path):
+    assert refusal(Fault("", cell=cell, format=format, form=form), cells, written, monkeypatch, tmp_path) == ""
