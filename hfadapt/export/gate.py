@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -240,7 +240,7 @@ class Gate:
         self.task = context.task
         self.reference = Reference(context, few(context.test[:MOST_ROWS], most_labels))
         self.unit = self.task.unit(self.reference.kept)
-        self._batches = context.batches
+        self._batches, self._tokenizer = context.batches, context.base.tokenizer
         # What was said is kept, and the model goes: what is judged has to have room.
         context.model = context.base.model = None
         release_memory()
@@ -289,7 +289,8 @@ class Gate:
             latency_ms=self.latency(model),
             operators=kind.operators(folder),
         )
-        return judged.model_copy(update={"refused": (*problems, *self._reasons(judged, metric))})
+        faults = self.task.file_faults(model, self._usual(), self._tokenizer)
+        return judged.model_copy(update={"refused": (*problems, *faults, *self._reasons(judged, metric))})
 
     def _compared(self, said: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of every label the divergence (L,), and of every answer whether it is alike and how decided (A,)."""
@@ -324,13 +325,17 @@ class Gate:
                 f"{limits.agreement:.4g}"
             )
 
+    def _usual(self) -> Mapping[str, torch.Tensor]:
+        """A batch of the test row of usual length."""
+        order = sorted(self.reference.examples, key=lambda example: example.size)
+        ((_, batch),) = self._batches([order[len(order) // 2]])
+        return batch
+
     def latency(self, model: Any) -> float:
         """Median milliseconds of a test row of usual length, alone."""
         import torch
 
-        order = sorted(self.reference.examples, key=lambda example: example.size)
-        ((_, batch),) = self._batches([order[len(order) // 2]])
-        seconds = []
+        batch, seconds = self._usual(), []
         with torch.inference_mode():
             for _ in range(3 + CALLS):
                 started = time.perf_counter()

@@ -46,13 +46,13 @@ def _quietly() -> Iterator[None]:
                     logging.getLogger(name).setLevel(level)
 
 
-def exported(model: Any, inputs: dict[str, Any], shapes: Mapping[str, Any], output: str) -> Any:
-    """The graph of a model as an `onnx.ModelProto` with one output.
+def exported(model: Any, inputs: dict[str, Any], shapes: Mapping[str, Any], outputs: Sequence[str]) -> Any:
+    """The graph of a model as an `onnx.ModelProto`.
 
     Args:
         inputs: An example: tensors, and other arguments, which become part of the graph.
         shapes: For each input the names of its free axes, by number.
-        output: The output that is kept.
+        outputs: Those that are kept, in their order.
     """
     import onnx_ir
     import torch
@@ -67,10 +67,10 @@ def exported(model: Any, inputs: dict[str, Any], shapes: Mapping[str, Any], outp
     with _quietly(), torch.no_grad():
         made = OnnxExporter().export(model, inputs, config=OnnxConfig(dynamic_shapes=axes))
         program = made.program
-        kept = [each for each in program.graph.outputs if each.name == output]
-        if len(kept) != 1:
-            raise ValueError(f"the graph has no output {output}, but {[each.name for each in program.graph.outputs]}")
-        program.graph.outputs[:] = kept
+        made_outputs = {each.name: each for each in program.graph.outputs}
+        if lacking := [name for name in outputs if name not in made_outputs]:
+            raise ValueError(f"the graph has no output {', '.join(lacking)}, but {', '.join(made_outputs)}")
+        program.graph.outputs[:] = [made_outputs[name] for name in outputs]
         RemoveUnusedNodesPass()(program)
         proto = onnx_ir.to_proto(program)
     _name_axes(proto, shapes)

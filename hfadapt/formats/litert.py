@@ -87,10 +87,12 @@ class LiteRt(SingleFile):
         import torch
 
         assert form is not None
-        base, reads = single.open_float(cell), registry.task(cell.lock.task).reads
+        base, task = single.open_float(cell), registry.task(cell.lock.task)
+        reads = task.file_reads or task.reads
         base.model.set_attn_implementation("eager")
         rows, options = _rows(cell, base, cell.lock.export.calibration_rows if form.own == STATIC.own else 1)
         simplify(base.model, {**{name: torch.from_numpy(values[:1]) for name, values in rows.items()}, **options})
+        base.model = task.for_file(base.model, base.tokenizer)
         about = single.about(cell, base.tokenizer)
         with tempfile.TemporaryDirectory(prefix="hfadapt-") as made:
             place = Path(made)
@@ -127,7 +129,7 @@ class LiteRt(SingleFile):
         """Lines that need LiteRT and what reads a row."""
         task = registry.task(cell.lock.task)
         imports, example, lines = single.reading(cell)
-        call = CALL.format(file=FILE, reads=task.reads, answer=task.reading)
+        call = CALL.format(file=FILE, reads=task.file_reads or task.reads, answer=task.reading)
         return (
             "import json\n\nimport numpy as np\nfrom ai_edge_litert.interpreter import Interpreter\n"
             f"{imports}\n\n{example}\n{lines}\n\n{call}"

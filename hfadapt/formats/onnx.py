@@ -78,7 +78,8 @@ class Onnx(SingleFile):
         examples = single.examples_of(cell, base, max(cell.lock.export.calibration_rows, ROWS))
         tensors, options = single.inputs_of(cell, base, examples[:1])
         simplify(base.model, {**tensors, **options})
-        made = _exported(cell, base, examples)
+        base.model = registry.task(cell.lock.task).for_file(base.model, base.tokenizer)
+        made = _exported(cell, base, examples, self.outputs(cell.lock.task))
         about, names = single.about(cell, base.tokenizer), self.files[form.own]
         for name in names:
             (folder / name).parent.mkdir(exist_ok=True)
@@ -100,6 +101,11 @@ class Onnx(SingleFile):
         for path in sorted(folder.rglob("*.onnx")):
             yield from graph.faults(path, model, single.places(cell))
             yield from single.untold(cell, graph.about(path))
+
+    def outputs(self, task: str) -> tuple[str, ...]:
+        """The outputs that are kept, of a task's model."""
+        kind = registry.task(task)
+        return (kind.file_reads or kind.reads,)
 
     def _file(self, folder: Path) -> Path:
         """The file of a folder that is opened."""
@@ -128,7 +134,7 @@ class Onnx(SingleFile):
             f'{example}\n{lines}\n\nsession = onnxruntime.InferenceSession("{name}")\n'
             'labels = json.loads(session.get_modelmeta().custom_metadata_map["hfadapt.labels"])\n'
             "names = [each.name for each in session.get_inputs()]\n"
-            "out = session.run(None, {name: inputs[name] for name in names})[0][0]\n"
+            f'out = session.run(["{task.file_reads or task.reads}"], {{name: inputs[name] for name in names}})[0][0]\n'
             f"{task.reading}"
         )
 
@@ -143,8 +149,8 @@ def saturates(target: str) -> bool:
     return x86 and not SUMS & set(machine.features)
 
 
-def _exported(cell: Cell, base: Base, examples: Sequence[Example]) -> Any:
-    """The graph as an `onnx.ModelProto`, with the task's output alone.
+def _exported(cell: Cell, base: Base, examples: Sequence[Example], outputs: Sequence[str]) -> Any:
+    """The graph as an `onnx.ModelProto`, with these outputs alone.
 
     Raises:
         RunError: torch or transformers cannot make a graph of this architecture.
@@ -159,7 +165,7 @@ def _exported(cell: Cell, base: Base, examples: Sequence[Example]) -> Any:
         shapes[name] = None
         tensors[name] = value
     try:
-        return graph.exported(base.model, tensors, shapes, task.reads)
+        return graph.exported(base.model, tensors, shapes, outputs)
     except Exception as error:
         # The exporters raise errors of every kind.
         raise RunError(

@@ -9,6 +9,8 @@ from __future__ import annotations
 from hfadapt.core import registry
 from hfadapt.formats import Format
 from hfadapt.formats.onnx import DYNAMIC, FLOAT, STATIC, Onnx
+from hfadapt.models.base import BaseRef
+from hfadapt.models.load import load_processor, source_of
 from hfadapt.run_folder import Cell
 
 PLAIN, ROUNDED = "onnx/model.onnx", "onnx/model_quantized.onnx"
@@ -22,14 +24,19 @@ class TransformersJs(Onnx):
 
     library = "transformers.js"
 
+    def outputs(self, task: str) -> tuple[str, ...]:
+        """Also what transformers.js itself makes the answer of, such as the hidden states that it pools."""
+        return tuple(dict.fromkeys((registry.task(task).reads, *super().outputs(task))))
+
     def notes(self, cell: Cell) -> str:
         """What a page says."""
-        tag = registry.task(cell.lock.task).pipeline_tag
+        task = registry.task(cell.lock.task)
+        tag, more = task.javascript(load_processor(source_of(BaseRef.of(cell.lock)), task.modality))
         return (
             "In a page or in Node, where this folder lies under the name `MODEL` (not run when this was written):\n\n"
             '```js\nimport { pipeline } from "@huggingface/transformers";\n\n'
             f'const ask = await pipeline("{tag}", "MODEL");  // dtype: "fp32" for onnx/model.onnx\n'
-            'console.log(await ask("example"));\n```'
+            f'console.log(await ask("example"{more and f", {more}"}));\n```'
         )
 
 

@@ -187,6 +187,7 @@ class Task:
             outputs for all sequences of the batch (`joint_losses`), however many go through the model at once.
         compares: Whether an answer depends on the texts that are asked with it, the first of which is the query.
         reads: What it reads of a model's output: logits, or the last hidden state of a model without a head.
+        file_reads: Likewise of a file for another runtime, where it is another output than of the model.
         library: What opens a whole model, as the Hub calls it.
         usage: Python that does, where that is no transformers.
         files: Names of the files of `write_beside`.
@@ -224,6 +225,7 @@ class Task:
     joint: bool = False
     compares: bool = False
     reads: str = "logits"
+    file_reads: str = ""
     library: str = "transformers"
     usage: str | None = None
     files: frozenset[str] = frozenset()
@@ -396,6 +398,18 @@ class Task:
         Args:
             width: Features of the model's hidden state.
         """
+
+    def for_file(self, model: Any, tokenizer: Any) -> Any:
+        """The model as a file for another runtime computes, in place. Raises RunError where no file can do that."""
+        return model
+
+    def file_faults(self, model: Any, batch: Mapping[str, torch.Tensor], tokenizer: Any) -> list[str]:
+        """What is wrong with how a file answers a batch, however well it tells answers apart."""
+        return []
+
+    def javascript(self, tokenizer: Any) -> tuple[str, str]:
+        """The pipeline of transformers.js, and what it is given beside a value."""
+        return self.pipeline_tag, ""
 
     def answer_texts(self, form: str, completions: Mapping[str, str], read: ReadSplit) -> dict[str, str]:
         """The texts among which the model chooses its answer, by name; none where it does not choose among texts.

@@ -27,6 +27,7 @@ from hfadapt.core.errors import RunError
 from hfadapt.export.write import export
 from hfadapt.formats import _onnx_graph as graph
 from hfadapt.models import merge
+from hfadapt.tasks.embedding.sentence import Sentence
 
 FILE = "model.onnx"
 INT8, STATIC = "int8-dynamic", "int8-static"
@@ -332,6 +333,19 @@ def constant_rows(monkeypatch, cells):
     monkeypatch.setattr(graph, "quantise", quantise)
 
 
+def long_vectors(monkeypatch, cells):
+    """Cosines are the same."""
+    plain = Sentence.vectors
+    monkeypatch.setattr(Sentence, "vectors", lambda self, *given: 1.01 * plain(self, *given))
+
+
+def first_token(monkeypatch, cells):
+    plain = Sentence.vectors
+    monkeypatch.setattr(
+        Sentence, "vectors", lambda self, *given: plain(self.model_copy(update={"pooling": "cls"}), *given)
+    )
+
+
 READ, OTHER, NAMED = "reads rows in another way", "is none of the model's", "names its classes in another way"
 SCORES = "does not score as the one that was written"
 FAULTS = {
@@ -394,7 +408,11 @@ FAULTS = {
     "ranges learned from grey pictures": Fault(
         "nats per label, the limit is", before=constant_rows, cell="conv", form=STATIC
     ),
-    "another pooling of tokens": Fault(READ, in_json("1_Pooling/config.json", other_pooling), cell="sentences"),
+    "another pooling told beside the file": Fault(
+        READ, in_json("1_Pooling/config.json", other_pooling), cell="sentences"
+    ),
+    "another pooling in the graph": Fault("nats per label, the limit is", before=first_token, cell="sentences"),
+    "vectors of another length": Fault("other lengths than 1, by up to 0.01", before=long_vectors, cell="sentences"),
 }
 
 

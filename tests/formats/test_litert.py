@@ -13,7 +13,7 @@ import pytest
 import torch
 from cells import trained
 from make_litert_files import HERE, LABELS, LENGTH, Tiny
-from tiny import command, labelled
+from tiny import command, labelled, questions
 from tiny_images import make_vision_models, write_folders
 
 from hfadapt import load_adapted
@@ -237,6 +237,20 @@ def test_texts(models, tmp_path):
     assert "(ANDROID.md)" in readme
     said = command("predict", tmp_path / "out", *texts[:2], "--json")
     assert [each["label"] for each in json.loads(said.out)] == ["good", "bad"]
+
+
+@converter
+def test_vectors(models, tmp_path):
+    """Of length 1, the mean of the tokens that are none of the filling."""
+    cell = trained(tmp_path, models / "encoder", "embedding", questions(100), dtype="float32")
+    texts = ["lovely bright film superb", "awful", "warm " * 200]
+    expected = [each.vector for each in load_adapted(cell.folder).predict(texts)]
+    done = export(cell, "litert", tmp_path / "out", variant="float32")
+    assert done.record.forced is None
+    found = [each.vector for each in load_adapted(tmp_path / "out").predict(texts)]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert file.opened(tmp_path / "out/model.tflite", 1).answers == {"sentence_embedding": (1, 64)}
+    assert '"sentence_embedding" to output' in (tmp_path / "out/ANDROID.md").read_text()
 
 
 @converter

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from cells import trained
@@ -193,6 +194,38 @@ def test_other_tasks_answer_as_they_did(models, tmp_path, task):
         assert one == pytest.approx(other, abs=1e-3)
     with pytest.raises(RequestError, match="no such variant"):
         export(cell, "onnx", tmp_path / "none", variant="int4")
+
+
+@pytest.fixture(scope="module")
+def sentences(models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sentences")
+    return trained(folder, models / "encoder", "embedding", questions(100), dtype="float32")
+
+
+@pytest.mark.slow
+def test_vectors_are_those_of_sentence_transformers(sentences, tmp_path):
+    """Mean and length are in the graph; transformers.js finds the hidden states, which it pools itself."""
+    from sentence_transformers import SentenceTransformer
+
+    export(sentences, "merged", tmp_path / "merged")
+    expected = SentenceTransformer(str(tmp_path / "merged")).encode(TEXTS)
+    export(sentences, "onnx", tmp_path / "onnx", variant="float32")
+    adapted = load_adapted(tmp_path / "onnx")
+    found = np.array([each.vector for each in adapted.predict(TEXTS)])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    given = adapted.tokenizer(TEXTS, padding=True, truncation=True, max_length=adapted.max_length, return_tensors="pt")
+    vectors = adapted.model(**given).sentence_embedding.numpy()
+    assert vectors.shape == expected.shape
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-5)
+    readme = (tmp_path / "onnx/README.md").read_text()
+    assert 'session.run(["sentence_embedding"]' in readme
+    export(sentences, "transformers-js", tmp_path / "js", variant="float32")
+    both = load_adapted(tmp_path / "js").model(**given)
+    assert both.last_hidden_state.shape == (len(TEXTS), given["input_ids"].shape[1], expected.shape[1])
+    np.testing.assert_allclose(both.sentence_embedding.numpy(), expected, rtol=0, atol=1e-5)
+    page = (tmp_path / "js/README.md").read_text()
+    assert 'pipeline("feature-extraction"' in page
+    assert '{ pooling: "mean", normalize: true }' in page
 
 
 def test_the_layout_of_transformers_js(classifier, tmp_path):

@@ -12,12 +12,12 @@ import pytest
 import torch
 from tiny import command, likenesses, make_lock, make_loop, questions, recipe_fields, train, write_recipe, write_rows
 
-from hfadapt.core.errors import RequestError
+from hfadapt.core.errors import RequestError, RunError
 from hfadapt.modalities.text import KIND as TEXT
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import unique_parts
 from hfadapt.tasks.embedding.search import METRICS, Search, ndcg, order_losses, rank_scores
-from hfadapt.tasks.embedding.sentence import FILES, Sentence
+from hfadapt.tasks.embedding.sentence import FILES, MODES, Sentence
 from hfadapt.tasks.embedding.task import KIND
 
 LAYERS = ["query", "key", "value", "dense"]
@@ -235,6 +235,28 @@ def test_vectors_are_those_of_sentence_transformers(models, tmp_path, pooling):
     theirs = library.SentenceTransformer(str(folder), device="cpu")
     expected = [theirs.encode_query("lovely bright room"), theirs.encode_document("a warm house")]
     torch.testing.assert_close(ours, torch.tensor(np.stack(expected)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", MODES.values())
+@pytest.mark.parametrize("normalise", [True, False])
+def test_a_file_pools_as_training_does(pooling, normalise):
+    """From the mask of the tokens, on whichever side a row is filled up."""
+    sentence = Sentence(pooling=pooling, normalise=normalise)
+    hidden = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]])
+    found = sentence.vectors(hidden, mask)
+    for row in range(3):
+        kept = hidden[row, mask[row].bool()]
+        expected = torch.tensor(sentence.weights(len(kept), 0)) @ kept
+        expected = torch.nn.functional.normalize(expected, dim=-1) if normalise else expected
+        torch.testing.assert_close(found[row], expected)
+
+
+def test_a_file_cannot_leave_prompts_out(monkeypatch):
+    sentence = Sentence(query="query: ", include_prompt=False)
+    monkeypatch.setattr(Sentence, "of", classmethod(lambda cls, tokenizer: sentence))
+    with pytest.raises(RunError, match="cannot tell which tokens it is"):
+        KIND.for_file(torch.nn.Identity(), None)
 
 
 def test_a_base_that_says_nothing_has_the_mean_and_a_note(tokenizer):

@@ -10,10 +10,13 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import RequestError
 from hfadapt.core.spec import Spec, write_text
+
+if TYPE_CHECKING:
+    import torch
 
 MODULES, TRANSFORMER, CONFIG = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
 POOLING_FOLDER = "1_Pooling"
@@ -76,6 +79,22 @@ class Sentence(Spec):
             return [0.0] * first + chosen[self.pooling]
         places = range(first + 1, tokens + 1)
         return [0.0] * first + [place / sum(places) for place in places]
+
+    def vectors(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Vectors (B, D) of hidden states (B, T, D), with `mask` (B, T) 1 where a token is."""
+        import torch
+
+        mask = mask.to(hidden.dtype)
+        place, count = mask.cumsum(1) * mask, mask.sum(1, keepdim=True)
+        weights = {
+            "mean": lambda: mask / count,
+            "mean_sqrt_len_tokens": lambda: mask / count.sqrt(),
+            "cls": lambda: (place == 1).to(hidden.dtype),
+            "lasttoken": lambda: (place == count).to(hidden.dtype),
+            "weightedmean": lambda: place / place.sum(1, keepdim=True),
+        }[self.pooling]()
+        found = (weights[:, None] @ hidden)[:, 0]
+        return torch.nn.functional.normalize(found, dim=-1) if self.normalise else found
 
     def write(self, folder: Path, max_length: int, width: int) -> None:
         """Writes the files from which sentence-transformers reads it."""

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
+from hfadapt.core.errors import RunError
 from hfadapt.core.hashing import text_key
 from hfadapt.modalities import Example, Row
 from hfadapt.modalities.text import cut, pad
 from hfadapt.schemas import LabelKind
 from hfadapt.tasks import Answer, Batches, Scores, Served, Task, unique_parts
 from hfadapt.tasks.embedding.search import METRICS, SCALE, Search, order_losses, own_order_losses
-from hfadapt.tasks.embedding.sentence import FILES, Sentence
+from hfadapt.tasks.embedding.sentence import FILES, POOLING, Sentence
 
 if TYPE_CHECKING:
     import torch
 
 ALIKE = 0.98
+VECTOR = "sentence_embedding"
+"""What files for other runtimes call the vector of a text, as sentence-transformers does."""
+LENGTH = 1e-3
+"""By how much the length of a unit vector may differ from 1."""
+JAVASCRIPT = {"mean": "mean", "cls": "cls", "lasttoken": "last_token"}
+"""What transformers.js calls ways of pooling; it knows no other."""
 EMBEDDED = 32
 """Texts that are answered at once."""
 
@@ -44,6 +52,7 @@ class Embedding(Task):
     joint = True
     compares = True
     reads = "last_hidden_state"
+    file_reads = VECTOR
     library = "sentence-transformers"
     usage = (
         "from sentence_transformers import SentenceTransformer\n\n"
@@ -57,7 +66,7 @@ class Embedding(Task):
         "train.learning_rate": (2e-4, "a sentence encoder is trained already, and forgets with more"),
     }
     answer_rows = 1 << 20
-    reading = "print(out.mean(0)[:4])  # where the mean of the tokens is the vector: see 1_Pooling/config.json"
+    reading = "print(out[:4])  # the first numbers of the vector"
     alike_means = f"vectors with a cosine of at least {ALIKE}"
     folder = Path(__file__).parent
 
@@ -130,9 +139,8 @@ class Embedding(Task):
     # --- learning ----------------------------------------------------------------------------------------------------
 
     def label_logits(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Vectors (S, D) in float32, not normalised."""
-        hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-        return (batch["pooling"][:, None] @ hidden.float())[:, 0]
+        """Vectors (S, D) in float32, not normalised but by files that do so."""
+        return _vectors(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]), batch["pooling"])
 
     def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """What stands for the loss where rows are looked at one by one: the size of each output. It needs all of the
@@ -207,6 +215,46 @@ class Embedding(Task):
         """Queries and documents."""
         return None if has_scores(examples) else Search.of(examples, unique_parts(examples)[1]).setting
 
+    def for_file(self, model: Any, tokenizer: Any) -> Any:
+        """With the vector of each text among the outputs; the hidden states stay, for what pools them itself."""
+        from transformers.utils import ModelOutput
+
+        sentence, plain = Sentence.of(tokenizer), model.forward
+        if not sentence.include_prompt and (sentence.query or sentence.document or sentence.default):
+            raise RunError(
+                "what is put before texts does not count in their vectors, and a file cannot tell which tokens it is",
+                place=POOLING,
+                got="include_prompt: false",
+                fix="export it as merged, which sentence-transformers opens",
+            )
+
+        @dataclass
+        class WithVectors(ModelOutput):
+            last_hidden_state: Any = None
+            sentence_embedding: Any = None
+
+        def forward(input_ids: torch.Tensor, attention_mask: torch.Tensor, **more: Any) -> WithVectors:
+            hidden = plain(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state
+            return WithVectors(hidden, sentence.vectors(hidden, attention_mask))
+
+        model.forward = forward
+        return model
+
+    def file_faults(self, model: Any, batch: Mapping[str, torch.Tensor], tokenizer: Any) -> list[str]:
+        """Vectors that have another length than 1, which cosines do not show."""
+        found = getattr(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]), VECTOR, None)
+        if found is None or not Sentence.of(tokenizer).normalise:
+            return []
+        apart = float((found.float().norm(dim=-1) - 1).abs().max())
+        return [] if apart <= LENGTH else [f"its vectors have other lengths than 1, by up to {apart:.3g}"]
+
+    def javascript(self, tokenizer: Any) -> tuple[str, str]:
+        """Pooled there, where transformers.js knows the way; else the vectors are the file's second output."""
+        sentence = Sentence.of(tokenizer)
+        pooling = JAVASCRIPT.get(sentence.pooling)
+        normalise = str(sentence.normalise).lower()
+        return "feature-extraction", f'{{ pooling: "{pooling}", normalize: {normalise} }}' if pooling else ""
+
     def write_beside(self, folder: Path, tokenizer: Any, max_length: int, width: int) -> None:
         """What sentence-transformers needs to open the folder."""
         Sentence.of(tokenizer).write(folder, max_length, width)
@@ -260,7 +308,13 @@ class Embedding(Task):
             pooling = batch.pop("pooling")
             named = {"adapter_names": [names[row] for row in rows]} if names else {}
             with torch.inference_mode():
-                yield (pooling[:, None] @ model(**batch, **named).last_hidden_state.float())[:, 0].cpu()
+                yield _vectors(model(**batch, **named), pooling).cpu()
+
+
+def _vectors(output: Any, pooling: torch.Tensor) -> torch.Tensor:
+    """Vectors (S, D) of a model's output: those that it has, or its hidden states summed by what each counts (S, T)."""
+    found = getattr(output, VECTOR, None)
+    return (pooling[:, None] @ output.last_hidden_state.float())[:, 0] if found is None else found.float()
 
 
 def text_parts(
