@@ -75,7 +75,8 @@ def trim(base: Base, ids: Collection[int], share: float = 0.0) -> tuple[int, int
     for config in configs:
         for name, numbers in _token_ids(config):
             left = [new[number] for number in numbers if number in new]
-            setattr(config, name, left if isinstance(getattr(config, name), list) else (left or [None])[0])
+            first = left[0] if left else None
+            setattr(config, name, left if isinstance(getattr(config, name), list) else first)
     _take_rows(model, kept)
     into = model.get_input_embeddings()
     if into.padding_idx is not None:
