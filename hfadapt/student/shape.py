@@ -2,65 +2,111 @@
 
 What goes is the last layers (Sajjad et al. 2020, arXiv 2004.03844), and of each feed-forward part the units with the
 least mean absolute activation times the norm of their column in the next matrix; all layers keep the same number of
-them, as a config has one width.
+them, as a config has one width. Which tensors become smaller is what the model built from the smaller config says.
 
-Shapes: N values of a layer, H hidden, I units of a feed-forward part.
+Shapes: B rows of a batch, L tokens, H hidden, I units of a feed-forward part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.core.errors import RequestError
+from hfadapt.core.errors import RequestError, RunError
+from hfadapt.models.facts import first
+from hfadapt.student.said import built, require_said, shapes
 
 if TYPE_CHECKING:
     import torch
 
 LAYERS = ("num_hidden_layers", "encoder_layers", "n_layers", "n_layer", "num_layers")
-WIDTHS = ("intermediate_size", "encoder_ffn_dim", "ffn_dim", "hidden_dim", "n_inner")
+WIDTHS = ("intermediate_size", "encoder_ffn_dim", "ffn_dim", "hidden_dim", "n_inner", "d_ff")
+RATIO = "mlp_ratio"
+"""The width as a multiple of the hidden size, in some models for images."""
+HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
+OF_LAYERS = ("layer", "block", "types")
+"""In names of lists that say of each layer what it is, as `layer_types`."""
+STAGES = ("depths", "hidden_sizes")
+"""Fields of models whose layers are stages, each as wide as the next one wants it."""
 MULTIPLE = 16
 """Widths are multiples of it, which matrix units of processors want."""
+SAME = 1e-3
+"""Of the largest output, what rounding may change where units are taken out."""
+NUMBER = "the number of its layers"
+WIDTH = "the width of its feed-forward parts"
 
 
 def layers_of(model: Any) -> int:
     """How many layers there are to choose from. Raises RequestError where they are not one list of a known number."""
-    return len(_stack(model))
+    return len(_stack(model)[1])
 
 
 def width_of(config: Any) -> int:
     """Units of a feed-forward part, by the config. Raises RequestError where it does not say it."""
-    return int(getattr(config, _field(config, WIDTHS, "the width of its feed-forward parts")))
+    if getattr(config, "n_inner", 0) is None:
+        # GPT-2, where nothing else is said.
+        return 4 * int(first(config, *HIDDEN, default=0))
+    if isinstance(ratio := getattr(config, RATIO, None), (int, float)):
+        return int(first(config, *HIDDEN, default=0) * ratio)
+    return int(getattr(config, _field(config, WIDTHS, WIDTH)))
 
 
 def cut_config(config: Any, layers: int, width: int | None) -> None:
-    """Says in a config that there are fewer layers, and of a width where one is given."""
-    name = _field(config, LAYERS, "the number of its layers")
+    """Says in a config that there are fewer layers, and of a width where one is given.
+
+    Raises:
+        RequestError: it does not say either, or has no such width.
+    """
+    name = _field(config, LAYERS, NUMBER)
     before = int(getattr(config, name))
-    for field, value in list(vars(config).items()):
-        if isinstance(value, (list, tuple)) and len(value) == before and before > 1 and "label" not in field:
-            # What each layer is, as in `layer_types`.
-            setattr(config, field, value[:layers])
+    for each, value in list(vars(config).items()):
+        if isinstance(value, (list, tuple)) and len(value) == before and any(part in each for part in OF_LAYERS):
+            setattr(config, each, value[:layers])
     setattr(config, name, layers)
-    if width is not None:
-        setattr(config, _field(config, WIDTHS, "the width of its feed-forward parts"), width)
+    if layers != before and hasattr(config, "stage_names"):
+        # Of models for images, which answer as a part of others with what one of their layers says.
+        config.stage_names = config.stage_names[: layers + 1]
+        config.set_output_features_output_indices(out_features=None, out_indices=None)
+    if width is None or width == width_of(config):
+        return
+    if getattr(config, "n_inner", 0) is None:
+        config.n_inner = width
+    elif getattr(config, RATIO, None) is not None:
+        setattr(config, RATIO, _ratio(config, width))
+    else:
+        setattr(config, _field(config, WIDTHS, WIDTH), width)
 
 
 def drop_layers(model: Any, keep: int) -> None:
-    """Leaves the first `keep` layers."""
-    stack = _stack(model)
-    if not 1 <= keep <= len(stack):
+    """Leaves the first `keep` layers.
+
+    Raises:
+        RequestError: there are fewer, or the config cannot say that there are so many.
+    """
+    path, stack = _stack(model)
+    before = len(stack)
+    if not 1 <= keep <= before:
         raise RequestError(
             "so many layers cannot be kept",
             place="student.layers",
             got=str(keep),
-            allowed=f"1 to {len(stack)}",
-            fix=f"choose a number up to {len(stack)}",
+            allowed=f"1 to {before}",
+            fix=f"choose a number up to {before}",
         )
-    before = len(stack)
+    if keep == before:
+        return
+    smaller = copy.deepcopy(model.config)
+    cut_config(smaller, keep, None)
+    gone = tuple(f"{path}.{number}." for number in range(keep, before))
+    left = {name: shape for name, shape in shapes(model).items() if not name.startswith(gone)}
+    require_said(model, smaller, "student.layers", "delete `student.layers`", found=left)
     del stack[keep:]
-    if keep < before:
-        cut_config(model.config, keep, None)
+    cut_config(model.config, keep, None)
 
 
 def narrowed(width: int, share: float) -> int:
@@ -69,57 +115,70 @@ def narrowed(width: int, share: float) -> int:
 
 
 def cut_ffn(model: Any, width: int, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
-    """Leaves `width` units of every feed-forward part.
+    """Leaves `width` units of every feed-forward part, or as many as the config makes of it.
 
     Args:
-        batches: Inputs of training rows, by which units are compared.
+        batches: Inputs of training rows, by which units are compared; the values of padding do not count.
+
+    Raises:
+        RequestError: the config has no such width, or units cannot be taken out of these parts.
     """
     import torch
 
-    before = width_of(model.config)
-    if width >= before:
+    if width >= width_of(model.config):
         return
-    parts = [_ffn(layer, before) for layer in _stack(model)]
-    sums = [torch.zeros(before) for _ in parts]
-    hooks = []
-    for (_, down), total in zip(parts, sums, strict=True):
-
-        def add(module: Any, inputs: tuple[Any, ...], total: torch.Tensor = total) -> None:
-            total += inputs[0].detach().float().abs().flatten(0, -2).sum(0).cpu()
-
-        hooks.append(down.register_forward_pre_hook(add))
-    try:
-        with torch.inference_mode():
-            for batch in batches:
-                model(**batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    with torch.no_grad():
-        for (ups, down), total in zip(parts, sums, strict=True):
-            worth = total * down.weight.float().norm(dim=0).cpu()
-            kept = worth.topk(width).indices.sort().values.to(down.weight.device)
-            for up in ups:
-                up.weight = torch.nn.Parameter(up.weight[kept].clone(), requires_grad=False)
-                if up.bias is not None:
-                    up.bias = torch.nn.Parameter(up.bias[kept].clone(), requires_grad=False)
-                up.out_features = width
-            down.weight = torch.nn.Parameter(down.weight[:, kept].clone(), requires_grad=False)
-            down.in_features = width
-    cut_config(model.config, layers_of(model), width)
+    smaller = copy.deepcopy(model.config)
+    cut_config(smaller, layers_of(model), width)
+    parts = _parts(model, shapes(built(model, smaller, "student.ffn", FIX)))
+    batch = _weigh(model, parts, batches)
+    with torch.inference_mode():
+        with _hooks([(part.down, part.silenced) for part in parts]):
+            wanted = model(**batch)[0]
+        for part in parts:
+            part.cut()
+        cut_config(model.config, layers_of(model), width)
+        _count_again(model, width)
+        found = model(**batch)[0]
+    if not float((found - wanted).abs().max()) <= SAME * max(1.0, float(wanted.abs().max())):
+        raise _unknown(model, "units that hang on each other")
 
 
-def _stack(model: Any) -> Any:
-    """The list of layers, as long as the config says."""
+def _count_again(model: Any, width: int) -> None:
+    """What modules remember of their sizes."""
     from torch import nn
 
-    count = int(getattr(model.config, _field(model.config, LAYERS, "the number of its layers")))
-    found = [each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each) == count]
-    if not found:
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+        elif hasattr(module, "nf"):
+            module.nx, module.nf = module.weight.shape
+        elif "intermediate_size" in vars(module):
+            module.intermediate_size = width
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+def _stack(model: Any) -> tuple[str, Any]:
+    """The list of layers and its path: as long as the config says, and shorter where that says less."""
+    from torch import nn
+
+    count = int(getattr(model.config, _field(model.config, LAYERS, NUMBER)))
+    lists = {path: each for path, each in model.named_modules() if isinstance(each, nn.ModuleList)}
+    found = [(path, each) for path, each in lists.items() if len(each) == count]
+    if len(found) > 1 and count > 1:
+        smaller = copy.deepcopy(model.config)
+        cut_config(smaller, count - 1, None)
+        less = built(model, smaller, "student.layers", "delete `student.layers`")
+        shorter = {path for path, each in less.named_modules() if isinstance(each, nn.ModuleList) and len(each) < count}
+        found = [(path, each) for path, each in found if path in shorter]
+    staged = [name for name in STAGES if isinstance(getattr(model.config, name, None), (list, tuple))]
+    if not found or staged:
         raise RequestError(
             "this model's layers cannot be chosen",
             place="student",
-            got=f"{type(model).__name__}, without a list of {count} layers",
+            got=f"{type(model).__name__}, with "
+            + ("stages of several sizes" if staged else f"no list of {count} layers"),
             allowed="a model with one list of layers, as transformers for texts, images and sounds have",
             fix="choose another base, or delete `student`",
         )
@@ -140,19 +199,159 @@ def _field(config: Any, names: tuple[str, ...], what: str) -> str:
     )
 
 
-def _ffn(layer: Any, width: int) -> tuple[list[Any], Any]:
-    """The matrices into the units of a layer's feed-forward part, and the one that leads out of them."""
-    from torch import nn
+# --- feed-forward parts ----------------------------------------------------------------------------------------------
 
-    linear = [module for module in layer.modules() if isinstance(module, nn.Linear)]
-    downs = [each for each in linear if each.in_features == width and each.out_features != width]
-    ups = [each for each in linear if each.out_features == width and each.in_features != width]
-    if len(downs) != 1 or not 1 <= len(ups) <= 2:
+FIX = "delete `student.ffn`"
+
+
+@dataclass
+class _Part:
+    """One feed-forward part: I units, the matrix `down` out of them, and what has a row for each of them.
+
+    Args:
+        left: Units that are kept.
+        axis: Of the weight of `down` along its units: 1, or of GPT-2's Conv1D 0.
+        into: Tensors with one or, where gate and value are one matrix, two rows for each unit, and along which axis.
+        worth: (I,) of each unit.
+        kept: (left,) the best of them.
+    """
+
+    down: Any
+    axis: int
+    left: int
+    into: list[tuple[torch.nn.Parameter, int]] = field(default_factory=list)
+    worth: Any = 0.0
+    kept: Any = None
+
+    @property
+    def units(self) -> int:
+        return int(self.down.weight.shape[self.axis])
+
+    def weigh(self, given: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Adds the absolute activations (…, I), of padding none where `mask` (B, L) says it."""
+        if mask is not None and mask.shape == given.shape[:-1]:
+            given = given[mask.bool()]
+        self.worth = self.worth + given.detach().float().abs().flatten(0, -2).sum(0)
+
+    def choose(self) -> None:
+        """Decides which units stay."""
+        worth = self.worth * self.down.weight.detach().float().norm(dim=1 - self.axis)
+        self.kept = worth.topk(self.left).indices.sort().values
+
+    def silenced(self, given: torch.Tensor) -> torch.Tensor:
+        """The activations (…, I), zero for units that go."""
+        import torch
+
+        return given * torch.zeros_like(given[..., :1]).expand_as(given).index_fill(-1, self.kept, 1.0)
+
+    def cut(self) -> None:
+        """Takes out the units that go, in place."""
+        import torch
+
+        units = self.units
+        for parameter, axis in self.into:
+            rows = torch.cat([self.kept + start for start in range(0, parameter.shape[axis], units)])
+            parameter.data = parameter.data.index_select(axis, rows)
+        self.down.weight.data = self.down.weight.data.index_select(self.axis, self.kept)
+
+
+def _parts(model: Any, smaller: Mapping[str, tuple[int, ...]]) -> list[_Part]:
+    """The feed-forward parts: what has another shape in the smaller model (`smaller`: shapes by name)."""
+    parts: dict[str, _Part] = {}
+    into: list[tuple[str, torch.nn.Parameter, int, int]] = []
+    for name, parameter in model.named_parameters():
+        owner, _, _ = name.rpartition(".")
+        module, after = model.get_submodule(owner), smaller.get(name, ())
+        if after == tuple(parameter.shape):
+            continue
+        axes = [axis for axis, (a, b) in enumerate(zip(parameter.shape, after, strict=False)) if a != b]
+        if len(axes) != 1 or parameter.dim() > 2:
+            raise _unknown(model, f"{name}, of mixtures of experts or convolutions")
+        # GPT-2's Conv1D has its weight the other way round.
+        inwards = 0 if hasattr(module, "nf") else 1
+        if parameter.dim() == 2 and axes == [inwards]:
+            parts[owner] = _Part(module, inwards, after[inwards])
+        else:
+            into.append((owner, parameter, axes[0], after[axes[0]]))
+    for owner, parameter, axis, rows in into:
+        # The part that it is nearest to in the tree of modules.
+        near = {path: _shared(owner, path) for path in parts}
+        best = [parts[path] for path in near if near[path] == max(near.values())]
+        if len(best) != 1 or parameter.shape[axis] * best[0].left != rows * best[0].units:
+            raise _unknown(model, owner)
+        best[0].into.append((parameter, axis))
+    if not parts or not all(part.into for part in parts.values()):
+        raise _unknown(model, "none")
+    return list(parts.values())
+
+
+def _shared(one: str, other: str) -> int:
+    """How many modules two paths have in common."""
+    steps = zip(one.split("."), other.split("."), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], steps))
+
+
+def _weigh(
+    model: Any, parts: Sequence[_Part], batches: Iterable[Mapping[str, torch.Tensor]]
+) -> Mapping[str, torch.Tensor]:
+    """Chooses the units of each part that stay, and gives the first batch back. Raises RunError without any."""
+    import torch
+
+    some: Mapping[str, torch.Tensor] | None = None
+    for batch in batches:
+        some, mask = some or batch, batch.get("attention_mask")
+        with torch.inference_mode(), _hooks([(part.down, partial(part.weigh, mask=mask)) for part in parts]):
+            model(**batch)
+    if some is None:
+        raise RunError("there are no rows by which units could be compared", place="student.ffn", fix=FIX)
+    for part in parts:
+        part.choose()
+    return some
+
+
+@contextmanager
+def _hooks(looks: Sequence[tuple[Any, Callable[[torch.Tensor], torch.Tensor | None]]]) -> Iterator[None]:
+    """Within, modules are given what a function makes of their first input; None for the same."""
+
+    def hook(look: Callable[[torch.Tensor], torch.Tensor | None]) -> Any:
+        def changed(module: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+            found = look(given[0])
+            return given if found is None else (found, *given[1:])
+
+        return changed
+
+    made = [module.register_forward_pre_hook(hook(look)) for module, look in looks]
+    try:
+        yield
+    finally:
+        for each in made:
+            each.remove()
+
+
+def _ratio(config: Any, width: int) -> int | float:
+    """Of a width to the hidden size. Raises RequestError where the config takes whole numbers alone."""
+    hidden = int(first(config, *HIDDEN, default=1))
+    if width % hidden == 0:
+        return width // hidden
+    if isinstance(now := getattr(config, RATIO), int):
         raise RequestError(
-            "the feed-forward parts of this model cannot be told from its other matrices",
+            "the config of this model says the width of feed-forward parts in whole multiples of its hidden size",
             place="student.ffn",
-            got=f"{len(ups)} matrices into {width} units and {len(downs)} out of them in a {type(layer).__name__}",
-            allowed="one or two, and one",
-            fix="delete `student.ffn`",
+            got=f"{width:,} units",
+            allowed=", ".join(f"{hidden * ratio:,}" for ratio in range(1, now + 1)),
+            fix="set student.ffn to " + " or ".join(f"{ratio / now:.2g}" for ratio in range(1, now))
+            if now > 1
+            else FIX,
         )
-    return ups, downs[0]
+    # What is rounded down must not lose a unit.
+    return next(ratio for ratio in (width / hidden, (width + 0.5) / hidden) if int(hidden * ratio) == width)
+
+
+def _unknown(model: Any, got: str) -> RequestError:
+    return RequestError(
+        "units cannot be taken out of the feed-forward parts of this model",
+        place="student.ffn",
+        got=f"{type(model).__name__}: {got}",
+        allowed="one matrix out of the units of each part, and one or two into them",
+        fix=FIX,
+    )

@@ -22,6 +22,7 @@ from hfadapt.student.said import built, require_said, shapes
 if TYPE_CHECKING:
     from hfadapt.models.load import Base
 
+HERE = ("student.vocabulary", "set student.vocabulary: all")
 POSITIONS = re.compile("pos|wpe")
 """In names of tables that are not of tokens."""
 OLD_FILES = ("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "added_tokens.json")
@@ -92,7 +93,7 @@ def _take_rows(model: Any, kept: Sequence[int]) -> None:
 
     said = model.config.get_text_config()
     before, said.vocab_size = said.vocab_size, len(kept)
-    smaller, index = shapes(built(model, model.config)), torch.tensor(kept)
+    smaller, index = shapes(built(model, model.config, *HERE)), torch.tensor(kept)
     for name, parameter in model.named_parameters():
         if (after := smaller.get(name)) is not None and after != parameter.shape:
             axis = next(axis for axis, size in enumerate(after) if size != parameter.shape[axis])
@@ -110,7 +111,7 @@ def _take_rows(model: Any, kept: Sequence[int]) -> None:
         # Small vocabularies have fewer tokens than there are positions.
         if each.num_embeddings >= before > len(kept) and not POSITIONS.search(name.rpartition(".")[2])
     ]
-    require_said(model, "student.vocabulary", "set student.vocabulary: all")
+    require_said(model, model.config, *HERE)
     if others:
         raise RequestError(
             "this model has a table of tokens that cannot be cut",

@@ -54,9 +54,8 @@ FAMILIES = {**TEXT, **OTHER}
 def family(name: str, **more: Any) -> Any:
     """A model of this architecture with weights that answer something, in evaluation mode."""
     config, model, options = FAMILIES[name]
-    sizes = {"vocab_size": 160, "pad_token_id": 1, **SIZES} if name in TEXT else dict(SIZES)
     torch.manual_seed(3)
-    made = model(config(**(sizes | options | more)))
+    made = model(config(**(sizes_of(name) | options | more)))
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.dim() == 2:
@@ -85,7 +84,14 @@ def inputs(name: str) -> dict[str, torch.Tensor]:
 def family_config(name: str) -> Any:
     """Its config."""
     config, _, options = FAMILIES[name]
-    return config(**({"vocab_size": 160, "pad_token_id": 1, **SIZES} | options))
+    return config(**(sizes_of(name) | options))
+
+
+def sizes_of(name: str) -> dict[str, Any]:
+    """The sizes that its config knows by these names."""
+    known = FAMILIES[name][0]()
+    sizes = {"vocab_size": 160, "pad_token_id": 1, **SIZES} if name in TEXT else SIZES
+    return {field: value for field, value in sizes.items() if hasattr(known, field)}
 
 
 def answer(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
