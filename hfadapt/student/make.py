@@ -103,10 +103,12 @@ class Maker:
         if layers != "auto" and asked.ffn != "auto":
             return int(layers), float(asked.ffn)
         assert self.target is not None
+        config = self.base.model.config
         choices = [
             (count, share)
             for count in (range(all_layers, 0, -1) if layers == "auto" else [int(layers)])
             for share in (SHARES if asked.ffn == "auto" and self.adapted.width else [1.0])
+            if not self.adapted.width or shape.sayable(config, shape.narrowed(self.adapted.width, share))
         ]
         weighed = [(self._weighed(*choice, tokens), *choice) for choice in choices]
         weighed.sort(key=lambda each: -each[0][1])

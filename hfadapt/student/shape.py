@@ -82,6 +82,15 @@ def cut_config(config: Any, layers: int, width: int | None) -> None:
         setattr(config, _field(config, WIDTHS, WIDTH), width)
 
 
+def sayable(config: Any, width: int) -> bool:
+    """Whether a config can say so many units: as a multiple of the hidden size it may not."""
+    try:
+        cut_config(copy.deepcopy(config), int(getattr(config, _field(config, LAYERS, NUMBER))), width)
+    except RequestError:
+        return False
+    return True
+
+
 def drop_layers(model: Any, keep: int) -> None:
     """Leaves the first `keep` layers.
 

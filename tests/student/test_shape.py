@@ -7,7 +7,7 @@ import torch
 from families import FAMILIES, answer, family, inputs, reopened
 
 from hfadapt.core.errors import RequestError, RunError
-from hfadapt.student.shape import cut_ffn, drop_layers, layers_of, narrowed, width_of
+from hfadapt.student.shape import cut_ffn, drop_layers, layers_of, narrowed, sayable, width_of
 
 
 def stack(model):
@@ -91,6 +91,9 @@ def test_as_many_end_tokens_as_layers_stay() -> None:
 
 
 def test_widths_that_a_config_cannot_say_are_refused() -> None:
+    config = family("dinov2").config
+    assert [width for width in range(16, 97, 16) if sayable(config, width)] == [32, 64, 96]
+    assert sayable(family("bert").config, 48)
     with pytest.raises(RequestError, match="whole multiples") as refused:
         cut_ffn(family("dinov2"), 48, [inputs("dinov2")])
     assert "32, 64, 96" in str(refused.value)
