@@ -30,7 +30,8 @@ class PlanStage(Stage):
     name = "plan"
     title = "planning"
     needs = ("prepare",)
-    settings = tuple(name for name in Recipe.model_fields if name != "evaluate")
+    # What is done with a trained adapter can change without another training.
+    settings = tuple(name for name in Recipe.model_fields if name not in ("evaluate", "student"))
     records = (Plan,)
 
     def inputs(self, cell: Cell, context: Context) -> Any:

@@ -136,8 +136,9 @@ def _make(cell: Cell, context: Context, identity: str) -> None:
     from hfadapt.student.make import Maker
     from hfadapt.train import train_cell
 
-    settings, world = cell.lock.student, context.world
+    settings, world = context.recipe.student, context.world
     assert settings is not None
+    world.on_main(lambda: cell.save_lock(cell.lock.model_copy(update={"student": settings})))
     target = catalogue.target(cell.target) if _serves(cell.target) else None
     student = Cell(cell.folder / FOLDER / cell.domain / cell.target)
 

@@ -83,6 +83,19 @@ def test_it_answers_and_is_done_already(cell, tmp_path) -> None:
     assert (cell.folder / "student.json").stat().st_mtime_ns == before
 
 
+def test_another_student_needs_no_other_adapter(models, tmp_path) -> None:
+    fields = {"model": models / "encoder", "task": "text-classification", "rows": labelled(160)}
+    recipe(tmp_path, **fields, student={**SMALL, "vocabulary": "all"})
+    assert command("run", "tiny.yaml", folder=tmp_path).code == 0
+    cell = Run(tmp_path / "runs/tiny").cell("one", "this-machine")
+    trained = (cell.folder / "train.json").stat().st_mtime_ns
+    recipe(tmp_path, **fields, student={**SMALL, "vocabulary": "all", "ffn": 1.0})
+    assert command("run", "tiny.yaml", folder=tmp_path).code == 0
+    assert (cell.folder / "train.json").stat().st_mtime_ns == trained
+    assert cell.read(StudentRecord).student.width == 128
+    assert cell.lock.student.ffn == 1.0
+
+
 def test_a_language_model_has_one_too(models, tmp_path) -> None:
     recipe(tmp_path, models / "lm", "causal-lm", pairs(160), student={**SMALL, "vocabulary": "all"})
     done = command("run", "tiny.yaml", folder=tmp_path)
