@@ -83,6 +83,13 @@ TOKENS = (
 )
 
 
+SOUND = (
+    "The numbers are those that the feature extractor of `preprocessor_config.json` makes of one channel at {rate} Hz, "
+    "without silence at its ends, with a root mean square of 0.1 (arguments: {arguments}). Android has none of its "
+    "own: port it, and compare its numbers of a few recordings with Python's."
+)
+
+
 def android(path: Path, reads: str, labels: Sequence[str], about: Mapping[str, str], pad_token_id: int) -> str:
     """A page in Markdown.
 
@@ -115,6 +122,8 @@ def android(path: Path, reads: str, labels: Sequence[str], about: Mapping[str, s
             "Android scales pictures in its own way: compare `pixels` of a few pictures with what Python's processor "
             "makes of them. `preprocessor_config.json` holds all of its settings."
         )
+    elif "sampling_rate" in settings:
+        notes = SOUND.format(rate=settings["sampling_rate"], arguments=about.get("hfadapt.arguments", "none"))
     elif "input_ids" in opened.shapes:
         notes = TOKENS.format(length=opened.shapes["input_ids"][1], pad=pad_token_id)
     return GUIDE.format(file=path.name, library=LIBRARY, code=call.rstrip(), notes=notes)

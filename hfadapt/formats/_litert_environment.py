@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -98,11 +99,14 @@ def convert(folder: Path, recipe: str | None, about: Mapping[str, str]) -> dict[
     )
     if done.returncode != 0 or not (folder / "seen.json").exists():
         lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+        # What an error is called stands before what its library adds.
+        named = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
+        said = (named or lines or [f"exit code {done.returncode}"])[-1]
         raise RunError(
             "LiteRT's converter does not take this model",
             place=str(program),
-            got=(lines or [f"exit code {done.returncode}"])[-1][:400],
-            fix="export it as onnx or merged" if lines and "No module named" not in lines[-1] else f"unset {VARIABLE}",
+            got=said[:400],
+            fix="export it as onnx or merged" if lines and "No module named" not in said else f"unset {VARIABLE}",
         )
     seen: dict[str, Any] = json.loads((folder / "seen.json").read_text(encoding="utf-8"))
     return {**seen, "seconds": round(time.monotonic() - started, 1)}

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 MOST_DENORMAL = 0.01
 SAME, MOST_STEPS = 1e-5, 1.01
 """What float32 may differ by, of the largest, and how many steps what is rounded may."""
+FITTED = 0.5
+"""By how many steps more a scale that is fitted to rounded numbers may be wrong."""
 CUSTOM = "CUSTOM"
 """What operators that are no part of LiteRT are called in a file."""
 
@@ -219,12 +221,11 @@ def _away(each: Weights, own: Sequence[np.ndarray]) -> float:
     import numpy as np
 
     step = np.maximum(each.step, SAME * max(1.0, float(np.abs(each.values).max())))
-    found = [
-        float(np.abs(_scaled(matrix / step, each.values / step, axis) - each.values / step).max())
-        for one in own
-        for matrix, axis in ((one, 0), (one.T, 1))
-        if matrix.shape == each.values.shape
-    ]
+    values, found = each.values / step, []
+    for matrix, axis in ((matrix, axis) for one in own for matrix, axis in ((one, 0), (one.T, 1))):
+        if matrix.shape == values.shape:
+            found.append(float(np.abs(matrix / step - values).max()))
+            found.append(float(np.abs(_scaled(matrix / step, values, axis) - values).max()) - FITTED)
     return min(found, default=0.0)
 
 

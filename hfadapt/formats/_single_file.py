@@ -140,12 +140,14 @@ def inputs_of(cell: Cell, base: Base, examples: Sequence[Example]) -> tuple[dict
 
 def about(cell: Cell, processor: Any) -> dict[str, str]:
     """What a file says of itself, by name: task, labels (JSON), longest row, and for other values than texts the
-    settings of their processor (JSON)."""
+    settings of their processor and what it or the model is given beside a value (JSON)."""
     lock = cell.lock
     kind = registry.modality(registry.task(lock.task).modality)
     found = {"task": lock.task, "labels": json.dumps(list(cell.data.labels)), "max_length": str(lock.data.max_length)}
     if not kind.tokens:
         found["preprocessing"] = processor.inner.to_json_string()
+        arguments = kind.arguments(load_config(BaseRef.of(lock).location), lock.data.max_length)
+        found |= {"arguments": json.dumps(dict(arguments))} if arguments else {}
     return {f"hfadapt.{name}": value for name, value in found.items()}
 
 

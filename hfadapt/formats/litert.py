@@ -193,7 +193,8 @@ def save_job(
     example = {name: torch.from_numpy(values[:1].copy()) for name, values in rows.items()}
     try:
         with torch.no_grad():
-            torch.export.save(torch.export.export(One().eval(), (), example), folder / "graph.pt2")
+            program = _without_masked_writes(torch.export.export(One().eval(), (), example))
+            torch.export.save(program, folder / "graph.pt2")
     except Exception as error:
         # torch.export raises errors of every kind.
         raise RunError(
@@ -204,6 +205,24 @@ def save_job(
         ) from error
     arrays: Any = dict(rows)
     np.savez(folder / "rows.npz", **arrays)
+
+
+def _without_masked_writes(program: Any) -> Any:
+    """A graph in which `x[mask] = number` is a choice between both, as the converter takes it."""
+    import torch
+
+    aten = torch.ops.aten
+    if not any(node.target in (aten.index_put.default, aten.index_put_.default) for node in program.graph.nodes):
+        return program
+
+    def chosen(self: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
+        (mask, *more) = indices
+        if more or mask is None or mask.dtype != torch.bool or values.numel() != 1 or accumulate:
+            return NotImplemented
+        wide = mask.reshape(*mask.shape, *(1,) * (self.dim() - mask.dim()))
+        return torch.where(wide, values.to(self.dtype).reshape(()), self)
+
+    return program.run_decompositions({aten.index_put.default: chosen})
 
 
 # --- running ---------------------------------------------------------------------------------------------------------

@@ -175,7 +175,8 @@ class Audio(Modality):
     imports = "import soundfile\nfrom transformers import AutoFeatureExtractor"
     reading = (
         'processor = AutoFeatureExtractor.from_pretrained(".")\n'
-        "sound, rate = soundfile.read(example)  # one channel, at the rate of the processor\n"
+        "# One channel at the processor's rate, without silence at its ends, with a root mean square of 0.1.\n"
+        "sound, rate = soundfile.read(example)\n"
         'inputs = dict(processor(sound, sampling_rate=rate, return_tensors="np", **{arguments}))'
     )
     one_size = True

@@ -13,6 +13,7 @@ import torch
 from cells import trained
 from tiny import command, labelled, questions, tagged
 from tiny_images import make_vision_models, write_folders
+from tiny_sounds import make_hearing_models, write_sounds
 
 from hfadapt import load_adapted
 from hfadapt.core import registry
@@ -194,6 +195,28 @@ def test_other_tasks_answer_as_they_did(models, tmp_path, task):
         assert one == pytest.approx(other, abs=1e-3)
     with pytest.raises(RequestError, match="no such variant"):
         export(cell, "onnx", tmp_path / "none", variant="int4")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["whisper", "wave"])
+def test_sounds(tmp_path, name):
+    """What the processor made of them goes in, and how it does that is told in the file."""
+    make_hearing_models(tmp_path)
+    write_sounds(tmp_path / "sounds", 80)
+    domains = {"one": {"source": "sounds"}}
+    cell = trained(tmp_path, tmp_path / name, "audio-classification", [], domains=domains, dtype="float32")
+    done = export(cell, "onnx", tmp_path / "out", force=True)
+    assert [each.form for each in done.record.judged] == ["int8-dynamic", "float32"]
+    assert not any(each.refused for each in done.record.judged)
+    assert done.record.judged[1].kl_nats < 1e-9
+    paths = sorted((tmp_path / "sounds").rglob("*.wav"))[::20]
+    said = command("predict", tmp_path / "out", *paths, "--json")
+    assert [each["label"] for each in json.loads(said.out)] == [path.parent.name for path in paths]
+    told = graph.about(tmp_path / "out/model.onnx")
+    assert json.loads(told["hfadapt.preprocessing"])["sampling_rate"] == 16_000
+    clip = {"padding": "max_length", "truncation": True, "max_length": 7680}
+    assert json.loads(told.get("hfadapt.arguments", "{}")) == (clip if name == "wave" else {})
+    assert "soundfile.read(example)" in (tmp_path / "out/README.md").read_text()
 
 
 @pytest.fixture(scope="module")
