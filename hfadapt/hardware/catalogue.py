@@ -121,6 +121,11 @@ def names() -> tuple[str, ...]:
     return (THIS_MACHINE, *_catalogue())
 
 
+def only_serves(name: str) -> bool:
+    """Whether a target of that name does not train. Raises as `target`."""
+    return name != THIS_MACHINE and not target(name).trains
+
+
 def target(name: str) -> Target:
     """The target of that name; `this-machine` is detected.
 

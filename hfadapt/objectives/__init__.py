@@ -104,12 +104,6 @@ class Objective:
     def check(self, options: Any, task: Task) -> None:
         """Looks, before anything is done, whether it can be had so. Raises RequestError."""
 
-    def at(self, started: Any, share: float) -> None:
-        """Called before every step, with the share of all steps that are done, 0 to below 1."""
-
-    def end(self, started: Any) -> None:
-        """Called after the last step, before what was trained is saved: what `begin` changed in the model is undone."""
-
     def losses(
         self, task: Task, model: Any, batch: Mapping[str, torch.Tensor], started: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:

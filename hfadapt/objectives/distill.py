@@ -51,22 +51,30 @@ class Distill(Objective):
         temperature: Annotated[float, Field(gt=0.0)] = 2.0
         top: Annotated[int, Field(ge=1)] = 64
 
-    def check(self, options: Any, task: Task, *, own: bool = False) -> None:
-        """There is a teacher; a loss of the whole batch, or rows that change with the epoch, have no answer of one.
+    def unfit(self, task: Task) -> str | None:
+        """Why no teacher has an answer to a task's rows, or None."""
+        if task.joint:
+            return "its rows are learned from whole batches"
+        return "its rows change with every epoch" if task.redraws else None
 
-        Args:
-            own: Whether the teacher is yet to be trained.
-        """
-        if task.joint or task.redraws:
-            raise RequestError(
-                f"{task.name} cannot be distilled",
-                place="train.objective",
-                got="its rows are learned from whole batches" if task.joint else "its rows change with every epoch",
-                fix="leave train.objective out",
-            )
-        if not own and cell_at(options.teacher, Path()) is None:
+    def check(self, options: Any, task: Task) -> None:
+        """The task's rows have answers, and there is a teacher."""
+        if why := self.unfit(task):
+            fix = "leave train.objective out"
+            raise RequestError(f"{task.name} cannot be distilled", place="train.objective", got=why, fix=fix)
+        if cell_at(options.teacher, Path()) is not None:
+            return
+        try:
             load_config(options.teacher)
-            check_base(BaseRef(options.teacher, task.name, PLAIN, "float32"))
+        except RequestError as error:
+            raise RequestError(
+                "there is no such teacher",
+                place="train.objective_options.teacher",
+                got=options.teacher,
+                allowed="a run, one of its cells, or a model with the task's head: a folder, a Hub id or sample:NAME",
+                fix="give the folder of a trained cell, such as runs/NAME/DOMAIN/TARGET",
+            ) from error
+        check_base(BaseRef(options.teacher, task.name, PLAIN, "float32"))
 
     def known_from(self, options: Any) -> Any:
         """The teacher's weights, where it is a cell, and what is kept of its answers."""

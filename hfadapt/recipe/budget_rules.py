@@ -28,13 +28,12 @@ def settle_targets(tree: Tree) -> None:
 def check_budgets(tree: Tree) -> None:
     """A target that trains has no budget: its adapter stays where it was trained, so the budget would do nothing."""
     for name in tree.values.get("budgets") or {}:
-        if name in catalogue.names() and (name == catalogue.THIS_MACHINE or catalogue.target(name).trains):
-            serving = (each for each in catalogue.names() if each != catalogue.THIS_MACHINE)
+        if name in catalogue.names() and not catalogue.only_serves(name):
             tree.report(
                 ("budgets", name),
                 "only targets that do not train have a budget",
                 got=name,
-                allowed=", ".join(each for each in serving if not catalogue.target(each).trains),
+                allowed=", ".join(filter(catalogue.only_serves, catalogue.names())),
                 fix=f"delete it: targets: [{name}]",
             )
         elif name in catalogue.names() and name not in tree.values.get("targets", ()):

@@ -17,7 +17,7 @@ from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import ModelFacts, model_facts
 from hfadapt.plan.device import export_format, unwritten
 from hfadapt.recipe.budgets import Budget
-from hfadapt.recipe.schema import THIS_MACHINE, Recipe
+from hfadapt.recipe.schema import Recipe
 from hfadapt.records.published import DeviceRecord, ExportRecord
 from hfadapt.records.student import StudentRecord
 from hfadapt.run_folder import Cell
@@ -70,7 +70,7 @@ class Export(Stage):
 
     def wanted(self, recipe: Recipe) -> bool:
         """Where a target only serves."""
-        return any(name != THIS_MACHINE and not catalogue.target(name).trains for name in recipe.targets)
+        return any(map(catalogue.only_serves, recipe.targets))
 
     def inputs(self, cell: Cell, context: Context) -> Any:
         """The weights of the student that leaves in the adapted model's place."""
@@ -80,7 +80,7 @@ class Export(Stage):
         """What writes and opens the files is there before anything is trained."""
         from hfadapt.formats import require_packages
 
-        for cell in filter(_serves, context.cells):
+        for cell in (each for each in context.cells if catalogue.only_serves(each.target)):
             name = _format(context.recipe, cell, _facts(context.base(cell, self.name), context))
             if name is not None:
                 require_packages(registry.format(name))
@@ -89,7 +89,7 @@ class Export(Stage):
     def run(self, cells: Sequence[Cell], context: Context) -> None:
         """Writes the first form that passes; raises RunError where none does, or where it is beyond the budget."""
         for cell in cells:
-            if _serves(cell):
+            if catalogue.only_serves(cell.target):
                 cell.write(_exported(cell, context))
 
     def report(self, cells: Sequence[Cell]) -> list[Block]:
@@ -105,10 +105,6 @@ class Export(Stage):
             rows.append([record.target, record.domain, form, show_bytes(record.bytes), lost, here, there])
         columns = ["target", "domain", "export", "bytes", "points lost", "latency here", "there, estimated"]
         return [Heading("On the device"), Table(columns, rows, frozenset(columns[3:]))] if rows else []
-
-
-def _serves(cell: Cell) -> bool:
-    return cell.target != THIS_MACHINE and not catalogue.target(cell.target).trains
 
 
 def _facts(base: BaseRef, context: Context) -> ModelFacts:

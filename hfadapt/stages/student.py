@@ -6,12 +6,13 @@ It is a cell of its own in the folder `student`, which can be exported, asked an
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
-from hfadapt.core.errors import RequestError, RunError
+from hfadapt.core.errors import Problem, RequestError, RunError
+from hfadapt.core.hashing import json_sha256
 from hfadapt.core.show import Block, Heading, Table, show_latency
 from hfadapt.hardware import catalogue
 from hfadapt.models.base import BaseRef
@@ -20,7 +21,7 @@ from hfadapt.objectives.distill import KIND as DISTILL
 from hfadapt.plan.device import export_format
 from hfadapt.quants import PLAIN
 from hfadapt.recipe.augment import Augment
-from hfadapt.recipe.schema import THIS_MACHINE, Adapter, Canaries, Recipe
+from hfadapt.recipe.schema import Adapter, Canaries, Recipe
 from hfadapt.records.stages import TrainRecord
 from hfadapt.records.student import StudentRecord
 from hfadapt.run_folder import Cell, Run
@@ -90,8 +91,9 @@ class StudentStage(Stage):
         """The task has answers to learn from, and what is open has a budget to go by."""
         recipe = context.recipe
         assert recipe.student is not None
-        DISTILL.check(DISTILL.Options(teacher=str(context.run.folder)), registry.task(recipe.task), own=True)
-        training = [name for name in recipe.targets if not _serves(name)]
+        if problems := list(_problems(recipe)):
+            raise RequestError(problems[0].what, problems=problems)
+        training = [name for name in recipe.targets if not catalogue.only_serves(name)]
         if recipe.student.open and training:
             raise RequestError(
                 "nothing says how small the student is to be",
@@ -127,8 +129,18 @@ class StudentStage(Stage):
         return [Heading("Smaller models"), Table(columns, rows, frozenset(columns[4:]))] if rows else []
 
 
-def _serves(target: str) -> bool:
-    return target != THIS_MACHINE and not catalogue.target(target).trains
+def _problems(recipe: Recipe) -> Iterator[Problem]:
+    """What the base or the task does not have."""
+    asked, facts = recipe.student, model_facts(BaseRef.of(recipe).location, recipe.task)
+    assert asked is not None
+    if why := DISTILL.unfit(registry.task(recipe.task)):
+        what = f"a student of {recipe.task} cannot learn from the adapted model's answers"
+        yield Problem(what, "student", got=why, fix="delete `student`")
+    if isinstance(asked.layers, int) and asked.layers > facts.layers:
+        got, fix = f"{asked.layers}, of {facts.layers} that the base has", f"choose a number up to {facts.layers}"
+        yield Problem("so many layers cannot be kept", "student.layers", got=got, fix=fix)
+    if asked.vocabulary not in ("all", "auto") and not facts.vocab_size:
+        yield Problem("the base has no tokens", "student.vocabulary", got=str(asked.vocabulary), fix="delete it")
 
 
 def _make(cell: Cell, context: Context, identity: str) -> None:
@@ -139,7 +151,7 @@ def _make(cell: Cell, context: Context, identity: str) -> None:
     settings, world = context.recipe.student, context.world
     assert settings is not None
     world.on_main(lambda: cell.save_lock(cell.lock.model_copy(update={"student": settings})))
-    target = catalogue.target(cell.target) if _serves(cell.target) else None
+    target = catalogue.target(cell.target) if catalogue.only_serves(cell.target) else None
     student = Cell(cell.folder / FOLDER / cell.domain / cell.target)
 
     def begin() -> dict[str, Any] | None:
@@ -236,7 +248,6 @@ def _compare(cell: Cell, student: Cell, context: Context, facts: dict[str, Any])
     student.set_state(status="done")
     lost, low, high = points_lost(metrics[0])
     values = {each.name: each.base for each in cell.evaluation.metrics if each.base is not None}
-    manifest = student.manifest
     cell.write(
         StudentRecord(
             domain=cell.domain,
@@ -257,7 +268,7 @@ def _compare(cell: Cell, student: Cell, context: Context, facts: dict[str, Any])
             adapted_seconds_of_32=many[0],
             seconds_of_32=many[1],
             teacher=dict(cell.manifest.files),
-            weights_sha256=manifest.weights_sha256 or "",
+            weights_sha256=json_sha256(student.manifest.files),
             versions=versions(str(device)),
             **facts,
         )

@@ -75,10 +75,8 @@ class Maker:
             RequestError: the model cannot be cut so.
             RunError: test rows have too many other tokens, no shape fits, or what was written is not what was cut.
         """
-        kept = self._kept() if self.settings.vocabulary != "all" and self.adapted.tokens else None
+        kept = self._kept()
         layers, ffn = self._chosen(len(kept) if kept else None)
-        if layers > self.adapted.layers:
-            shape.drop_layers(self.base.model, layers)
         if (layers, ffn) == (self.adapted.layers, 1.0) and kept is None:
             return None
         if kept is not None:
@@ -121,7 +119,7 @@ class Maker:
             f"no student of this model is small and fast enough for {self.target.name}",
             place="student",
             got=f"with {least.layers} layers and {least.ffn:.0%} of the units still {least.bytes:,} bytes",
-            fix="a larger budget, student: {vocabulary: data}, or a smaller base",
+            fix="a larger budget, a form of fewer bits (export.storage), or a smaller base",
         )
 
     def _weighed(self, layers: int, ffn: float, tokens: int | None) -> tuple[Considered, int]:
@@ -151,24 +149,23 @@ class Maker:
         examples = self.task.encode(rows, tokenizer, **options)
         return [tuple(part.inputs["input_ids"]) for example in examples for part in example.parts]
 
-    def _kept(self) -> list[int]:
-        """Ids of the tokens of the training rows and of the answers, and those that stay in any case."""
+    def _kept(self) -> list[int] | None:
+        """Ids of the tokens of the training rows and of the answers, and those that stay in any case; None for all."""
+        if self.settings.vocabulary == "all" or not self.adapted.tokens:
+            return None
         used = {token for ids in self._ids("train", self.base.tokenizer) for token in ids}
         texts = self.task.answer_texts(self.cell.data.form, self.cell.data.completions, self.cell.read_split)
         used |= {token for ids in self.task.choices(texts, self.base.tokenizer).values() for token in ids}
         asked = self.settings.vocabulary
-        if isinstance(asked, float):
-            return vocabulary.kept_tokens(self.base.tokenizer, used, asked)
-        for share in TRIED if asked == "auto" else ():
+        if asked != "auto":
+            return vocabulary.kept_tokens(self.base.tokenizer, used, asked if isinstance(asked, float) else 0.0)
+        rows = self._ids("validation", self.base.tokenizer)
+        for share in TRIED:
             kept = vocabulary.kept_tokens(self.base.tokenizer, used, share)
-            if self._strange("validation", kept) <= MOST_CUT_OTHERWISE:
+            known = set(kept)
+            if sum(not known.issuperset(row) for row in rows) <= MOST_CUT_OTHERWISE * len(rows):
                 return kept
-        return vocabulary.kept_tokens(self.base.tokenizer, used, 1.0 if asked == "auto" else 0.0)
-
-    def _strange(self, split: str, kept: Sequence[int]) -> float:
-        """The share of rows with a token that is not kept."""
-        known, rows = set(kept), self._ids(split, self.base.tokenizer)
-        return sum(not known.issuperset(row) for row in rows) / max(1, len(rows))
+        return None
 
     def _trim(self, kept: Sequence[int]) -> None:
         old, before = self.base.tokenizer, self._ids("test", self.base.tokenizer)
@@ -181,7 +178,7 @@ class Maker:
                 place="student.vocabulary",
                 got=f"{self.cut_otherwise:.1%} of the test rows are cut into other tokens",
                 allowed=f"{MOST_CUT_OTHERWISE:.0%}",
-                fix="set student.vocabulary to a share of all tokens such as 0.5, or to auto",
+                fix="set student.vocabulary: auto, which keeps what rows of validation need",
             )
 
     # --- what was written --------------------------------------------------------------------------------------------

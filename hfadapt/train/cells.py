@@ -40,11 +40,11 @@ from hfadapt.records.evidence import Energy
 from hfadapt.records.stages import Phase, PhaseMeasure, TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Task
-from hfadapt.train import known
 from hfadapt.train.batches import padded
 from hfadapt.train.check import CHECK_ROWS, check_losses
 from hfadapt.train.energy import EnergyMeter
 from hfadapt.train.job import Job
+from hfadapt.train.known import FOLDER as KNOWN
 from hfadapt.train.known import with_known
 from hfadapt.train.loop import Loop
 from hfadapt.train.probe import train_probe
@@ -216,7 +216,7 @@ class Training:
             "train": _trained(cell),
             "validation": list(read_split(cell.folder, "validation")),
         }
-        place = cell.folder / known.FOLDER
+        place = cell.folder / KNOWN
         train, validation = (
             with_known(objective, beginning, said[split], own, (place / f"{split}.safetensors", identity), self.world)
             for split, own in zip(said, rows, strict=True)
@@ -464,5 +464,5 @@ def _save(cell: Cell, base: Base, model: Any, lock: Lock, start: Mapping[str, to
 
 def _finish(cell: Cell, record: TrainRecord) -> None:
     cell.write(record)
-    for done in ("checkpoints", known.FOLDER):
+    for done in ("checkpoints", KNOWN):
         shutil.rmtree(cell.folder / done, ignore_errors=True)

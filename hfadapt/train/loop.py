@@ -154,12 +154,10 @@ class Loop:
             self._steps()
         for job in self.jobs:
             job.take_best()
-        self.objective.end(self.passes.started)
         self.model.eval()
 
     def _steps(self) -> None:
         while active := [job for job in self.jobs if job.active]:
-            self.objective.at(self.passes.started, min(job.state.step / job.total_steps for job in active))
             self._step(active)
             for job in active:
                 last = job.state.step == job.total_steps

@@ -131,7 +131,7 @@ def test_at_a_high_temperature_kl_is_half_the_squared_distance(models) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"teacher": "nowhere"}, "nowhere"),
+        ({"teacher": "nowhere"}, "there is no such teacher"),
         ({}, "teacher"),
         ({"teacher": "TEACHER", "weight": 2}, "weight"),
         ({"teacher": "TEACHER", "augment": True}, "learns from what was said"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import command, labelled, pairs, recipe_fields, write_recipe, write_rows
+from tiny import command, labelled, pairs, questions, recipe_fields, write_recipe, write_rows
 
 from hfadapt import Run
 from hfadapt.records.student import StudentRecord
@@ -109,7 +109,6 @@ def test_a_language_model_has_one_too(models, tmp_path) -> None:
     ("student", "said"),
     [
         ("auto", "nothing says how small"),
-        ({"layers": 5}, "so many layers"),
         ({"layers": 2}, "as large as the adapted model"),
         ({"layers": 1, "limit": 0.0, "learning_rate": 0.9}, "loses more than the limit"),
         ({"layer": 1}, "layers"),
@@ -121,6 +120,18 @@ def test_what_cannot_be_made_is_said(models, tmp_path, student, said) -> None:
     assert done.code != 0
     assert said in done.out + done.err, done.out + done.err
     assert "fault of hfadapt" not in done.out + done.err
+
+
+def test_what_a_task_or_base_does_not_have_is_said_before_training(models, tmp_path) -> None:
+    for task, rows, student, said in (
+        ("embedding", questions(60), {"layers": 1}, "learned from whole batches"),
+        ("text-classification", labelled(160), {"layers": 3}, "of 2 that the base has"),
+    ):
+        recipe(tmp_path, models / "encoder", task, rows, student=student)
+        done = command("run", "tiny.yaml", folder=tmp_path)
+        assert done.code == 2
+        assert said in done.err
+        assert not list(tmp_path.glob("runs/tiny/one/*/train.json"))
 
 
 def test_a_budget_decides_how_small(models, tmp_path, monkeypatch) -> None:
