@@ -30,7 +30,7 @@ ROWS = {"train_rows": 2500, "validation": 300, "test": 800}
 SHAPES: dict[str, dict[str, Any]] = {
     "4 layers": {"layers": 4},
     "3 layers, ffn 0.5": {"layers": 3, "ffn": 0.5},
-    "2 layers, ffn 0.5, half the tokens": {"layers": 2, "ffn": 0.5, "vocabulary": 0.5},
+    "2 layers, ffn 0.5": {"layers": 2, "ffn": 0.5},
 }
 CELLS = {
     f"{domain}, {shape}, seed {seed}": (domain, shape, seed)

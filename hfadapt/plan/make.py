@@ -335,6 +335,7 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     exports = served(target, recipe.budgets.get(target.name), facts, length)
     warnings = [
         *_served(target, exports, facts),
+        *_cut(recipe, exports),
         *_doubts(trainer, facts, final),
         *base_notes(facts, work, length),
         *(before.warnings if before else ()),
@@ -360,6 +361,13 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
         exports=exports,
         warnings=tuple(warnings),
     )
+
+
+def _cut(recipe: Recipe, exports: Sequence[PlannedExport]) -> list[str]:
+    """That the forms in the plan are not those of what will leave."""
+    if recipe.student is None or not exports or any(each.fits for each in exports):
+        return []
+    return ["no export of the adapted model fits: a student is cut out of it that does, and its training comes on top"]
 
 
 def _doubts(trainer: Target, facts: ModelFacts, final: Workload) -> list[str]:

@@ -100,7 +100,7 @@ class StudentStage(Stage):
                 place="student",
                 got=f"auto, for {', '.join(training)}",
                 allowed="auto for targets that only serve, whose budget decides",
-                fix="student: {layers: 4, ffn: 0.75, vocabulary: data}",
+                fix="student: {layers: 4, ffn: 0.75}",
             )
 
     def intact(self, cells: Sequence[Cell], context: Context) -> bool:

@@ -146,6 +146,9 @@ def test_a_budget_decides_how_small(models, tmp_path, monkeypatch) -> None:
     done = command("run", "tiny.yaml", folder=tmp_path)
     assert done.code == 0, done.out + done.err
     cell = Run(tmp_path / "runs/tiny").cell("one", "browser-4gb")
+    planned = cell.plan.cells[0]
+    said = any("a student is cut out of it" in each for each in planned.warnings)
+    assert said != any(each.fits for each in planned.exports)
     record = cell.read(StudentRecord)
     assert record.considered
     assert record.considered[-1].fits
