@@ -90,14 +90,26 @@ def answer_seconds(target: Target, estimate: Estimate, facts: ModelFacts, length
     return fixed + each * count
 
 
+KINDS = {"mm": "linear", "addmm": "linear", "convolution": "convolution"}
+"""What torch's operations are to a runtime that rounds: weights, or windows; products of activations are the rest."""
+REST = "attention"
+
+
 def multiply_adds(facts: ModelFacts, length: int) -> int | None:
     """Multiply-adds of one row of `length` units: matrix products, convolutions and attention, as torch counts them."""
+    found = multiply_adds_by_kind(facts, length)
+    return sum(found.values()) if found else None
+
+
+def multiply_adds_by_kind(facts: ModelFacts, length: int) -> dict[str, int]:
+    """The same by kind: `linear` are products with a weight, `attention` those of activations with each other; nothing
+    for models that cannot be counted."""
     auto_class = registry.task(facts.task).auto_class
-    return _multiply_adds(json.dumps(facts.config, sort_keys=True), auto_class, facts.task, length)
+    return dict(_multiply_adds(json.dumps(facts.config, sort_keys=True), auto_class, facts.task, length))
 
 
 @cache
-def _multiply_adds(config: str, auto_class: str, task: str, length: int) -> int | None:
+def _multiply_adds(config: str, auto_class: str, task: str, length: int) -> tuple[tuple[str, int], ...]:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
@@ -116,5 +128,9 @@ def _multiply_adds(config: str, auto_class: str, task: str, length: int) -> int 
             model(**modality.traced(model.config, 1, length))
     except Exception:
         # Models that look at values while they run cannot run without any.
-        return None
-    return int(counter.get_total_flops()) // 2 or None
+        return ()
+    found: dict[str, int] = {}
+    for operation, count in counter.get_flop_counts()["Global"].items():
+        kind = KINDS.get(str(operation).removeprefix("aten."), REST)
+        found[kind] = found.get(kind, 0) + int(count) // 2
+    return tuple(found.items())
