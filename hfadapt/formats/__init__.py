@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError
@@ -106,6 +106,8 @@ class Format(Protocol):
     """What opens it, as the Hub calls it; empty for the task's own library."""
     most_labels: int | None = None
     """Labels that its runtime is asked for, where each takes it long; None for those of all rows."""
+    rounds: Literal["", "values", "rows"] = ""
+    """Where it has a form that rounds to 8 bits as values come: by the range of all values at once, or of each row."""
     extra: str = ""
     """The extra of hfadapt that installs them; empty where each is installed by its own name."""
 

@@ -52,6 +52,7 @@ class Onnx(SingleFile):
     files: Mapping[str, tuple[str, ...]] = dict.fromkeys((each.own for each in (FLOAT, DYNAMIC, STATIC)), (FILE,))
     packages = ("onnx", "onnxscript", "onnxruntime")
     library = "onnx"
+    rounds = "values"
     extra = "onnx"
 
     @property

@@ -104,6 +104,21 @@ class Objective:
     def check(self, options: Any, task: Task) -> None:
         """Looks, before anything is done, whether it can be had so. Raises RequestError."""
 
+    def moves(self, options: Any) -> bool:
+        """Whether the model itself changes with the steps (`at`), so that nothing it says may be kept for later steps,
+        and no step but the last leaves what is saved."""
+        return False
+
+    def at(self, started: Any, done: float) -> None:
+        """Called before each step and validation of objectives that move the model.
+
+        Args:
+            done: Share of the steps that came before: 0 at the first, 1 after the last.
+        """
+
+    def end(self, started: Any) -> None:
+        """Called after the last step of objectives that move the model; what is saved is what is left then."""
+
     def losses(
         self, task: Task, model: Any, batch: Mapping[str, torch.Tensor], started: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:

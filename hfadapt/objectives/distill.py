@@ -11,6 +11,7 @@ Shapes: B rows, L labels, C classes, V vocabulary, K tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,9 +19,11 @@ from pydantic import Field
 
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.spec import Spec
+from hfadapt.models.activation import Ramp, ramp
 from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import load_config
 from hfadapt.models.load import check_base
+from hfadapt.models.rounding import Rounded, fake_quantise
 from hfadapt.objectives import KNOWN, Beginning, Objective
 from hfadapt.objectives._teacher import Teacher, cell_at
 from hfadapt.quants import PLAIN
@@ -33,6 +36,20 @@ if TYPE_CHECKING:
     from hfadapt.tasks import Task
 
 
+RAMPED = 0.5
+"""Share of the steps over which other activations come in; the rest of them the model learns to live with these."""
+
+
+@dataclass
+class _Started:
+    """Options, the model, and what changes in it while it is trained."""
+
+    options: Any
+    model: Any
+    ramp: Ramp | None
+    rounding: Rounded | None = None
+
+
 class Distill(Objective):
     """Labels, and a teacher's answers; these are worked out once, so one model is in memory while training."""
 
@@ -43,13 +60,19 @@ class Distill(Objective):
     class Options(Spec):
         """`teacher` is a run, one of its cells, or a model with the task's head; `weight` is the share of its answers
         in the loss, `loss` how far they are, `temperature` what logits are divided by for `kl`, `top` how many tokens
-        of a vocabulary are kept."""
+        of a vocabulary are kept. `ramp` is the activation that a base had before it got the one of its config, which
+        comes in over the first half of the steps. In the last share `rounded` of the
+        steps weights and what is multiplied with them are rounded to 8 bits, by the range of each row where
+        `rounded_by_row`, as LiteRT does it, else of all values, as ONNX Runtime does it."""
 
         teacher: str
         weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
         loss: Literal["auto", "mse", "kl"] = "auto"
         temperature: Annotated[float, Field(gt=0.0)] = 2.0
         top: Annotated[int, Field(ge=1)] = 64
+        ramp: str = ""
+        rounded: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+        rounded_by_row: bool = False
 
     def unfit(self, task: Task) -> str | None:
         """Why no teacher has an answer to a task's rows, or None."""
@@ -109,21 +132,45 @@ class Distill(Objective):
                 raise RunError("teacher and student see another number of labels in a row", got=f"row {example.row}")
         return found
 
+    def begin(self, model: Any, task: Task, options: Any) -> _Started:
+        """The options, and the way of the model to other activations."""
+        return _Started(options, model, ramp(model, options.ramp) if options.ramp else None)
+
+    def moves(self, options: Any) -> bool:
+        """With other activations, or with rounding."""
+        return bool(options.ramp or options.rounded)
+
+    def at(self, started: _Started, done: float) -> None:
+        """As far on the way as the share of the steps says."""
+        options = started.options
+        if started.ramp:
+            started.ramp.set(min(1.0, done / RAMPED))
+        if options.rounded and done >= 1 - options.rounded and not started.rounding:
+            started.rounding = fake_quantise(started.model, each_row=options.rounded_by_row)
+
+    def end(self, started: _Started) -> None:
+        """Plain modules, with the new activations."""
+        if started.ramp:
+            started.ramp.end()
+        if started.rounding:
+            started.rounding.remove()
+
     def losses(
-        self, task: Task, model: Any, batch: Mapping[str, torch.Tensor], started: Any
+        self, task: Task, model: Any, batch: Mapping[str, torch.Tensor], started: _Started
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The label's loss and the teacher's distance, in their shares."""
+        options = started.options
         _, targets, rows = task.targets(batch)
         logits = task.label_logits(model, batch).float()
         own = task.criterion(logits, targets)
         if task.writes:
             far = _divergence(logits, batch[f"{KNOWN}tokens"].long(), batch[f"{KNOWN}chances"])
-        elif started.loss == "kl":
-            t = started.temperature
+        elif options.loss == "kl":
+            t = options.temperature
             far = task.divergence(batch[f"{KNOWN}logits"] / t, logits / t) * t * t
         else:
             far = (logits - batch[f"{KNOWN}logits"]).square().flatten(1).mean(-1)
-        return (1 - started.weight) * own + started.weight * far, rows
+        return (1 - options.weight) * own + options.weight * far, rows
 
 
 def _likeliest(logits: torch.Tensor, count: int) -> dict[str, torch.Tensor]:

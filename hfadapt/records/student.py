@@ -8,25 +8,61 @@ from hfadapt.core.spec import Record, Spec
 from hfadapt.records.stages import Metric, Versions
 
 
+class Part(Spec):
+    """One of `embeddings` (with an output layer that is tied to them), `layers`, `head` and `other`."""
+
+    name: str
+    parameters: int
+    bytes: int
+
+
 class Shape(Spec):
     """The size of a model: `width` are the units of a feed-forward part, `tokens` its vocabulary, None where it has
-    none. `embeddings` are the parameters that belong to tokens."""
+    none. `embeddings` are the parameters that belong to tokens, `multiply_adds` those of a row of the longest length
+    by kind, and `activation` what the config says."""
 
     layers: int
     width: int | None
     tokens: int | None
     parameters: int
     embeddings: int
+    activation: str | None = None
+    parts: tuple[Part, ...] = ()
+    multiply_adds: dict[str, int] = {}
+
+    @property
+    def integer_share(self) -> float | None:
+        """The share of multiply-adds that a dynamic form of 8 bits does in whole numbers."""
+        total = sum(self.multiply_adds.values())
+        return self.multiply_adds.get("linear", 0) / total if total else None
 
 
 class Considered(Spec):
-    """A shape that was weighed against the target's budget; `bytes` and `seconds` are of the export that fits best."""
+    """A shape that was weighed against the target's budget; `bytes` and `seconds` are of the export that fits best.
+
+    Of several that fit some were trained for `tried_steps`, and the one with the least `tried_loss` of validation rows
+    was `taken`.
+    """
 
     layers: int
     ffn: float
     bytes: int
     seconds: float | None
     fits: bool
+    tried_steps: int = 0
+    tried_loss: float | None = None
+    taken: bool = False
+
+
+class Rounding(Spec):
+    """What rounding to 8 bits costs the student, worked out on validation rows without a runtime: points of the leading
+    metric and nats of a label. `trained` are the steps in which it has learned how it will be rounded, and `before`
+    what it cost without these, where that was tried."""
+
+    points: float
+    kl_nats: float
+    trained: int = 0
+    before: tuple[float, float] | None = None
 
 
 class StudentRecord(Record):
@@ -45,6 +81,7 @@ class StudentRecord(Record):
     made: bool
     note: str = ""
     folder: str | None = None
+    base: str | None = None
     adapted: Shape | None = None
     student: Shape | None = None
     cut_otherwise: float = 0.0
@@ -63,6 +100,7 @@ class StudentRecord(Record):
     seconds: float | None = None
     adapted_seconds_of_32: float | None = None
     seconds_of_32: float | None = None
+    rounding: Rounding | None = None
     teacher: dict[str, str] = {}
     weights_sha256: str = ""
     versions: Versions | None = None

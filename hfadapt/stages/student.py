@@ -5,25 +5,28 @@ It is a cell of its own in the folder `student`, which can be exported, asked an
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.core.hashing import json_sha256
-from hfadapt.core.show import Block, Heading, Table, show_latency
+from hfadapt.core.show import Block, Heading, Table, show_bytes, show_latency
 from hfadapt.hardware import catalogue
+from hfadapt.models.activation import swap
 from hfadapt.models.base import BaseRef
-from hfadapt.models.facts import model_facts
+from hfadapt.models.facts import build, load_config, model_facts
+from hfadapt.models.load import check_base
 from hfadapt.objectives.distill import KIND as DISTILL
 from hfadapt.plan.device import export_format
 from hfadapt.quants import PLAIN
 from hfadapt.recipe.augment import Augment
-from hfadapt.recipe.schema import Adapter, Canaries, Recipe
+from hfadapt.recipe.schema import Adapter, Canaries, Recipe, Train
 from hfadapt.records.stages import TrainRecord
-from hfadapt.records.student import StudentRecord
+from hfadapt.records.student import Rounding, StudentRecord
 from hfadapt.run_folder import Cell, Run
 from hfadapt.stages import Context, Section, Stage
 from hfadapt.stages.plan import decide
@@ -31,11 +34,14 @@ from hfadapt.stages.plan import decide
 if TYPE_CHECKING:
     from hfadapt.card.facts import Facts
     from hfadapt.hardware.catalogue import Target
+    from hfadapt.recipe.schema import Lock
     from hfadapt.student.make import Maker
 
 FOLDER = "student"
 RATES = ((50_000_000, 1e-4), (float("inf"), 5e-5))
 """Learning rates of whole models up to so many parameters, in 32 bits; a tenth and less of what LoRA takes."""
+SHORT = 0.25
+"""Share of the training after which shapes are compared."""
 
 
 def student_of(cell: Cell) -> Cell | None:
@@ -50,8 +56,12 @@ def section(facts: Facts) -> str:
     at = f"{StudentRecord.FILE}#/"
     if not facts.records.value(at + "made"):
         return f"No smaller model was made: {facts(at + 'note', 'text')}."
+    value = facts.records.value
+    how = (
+        "was cut out of the adapted one" if value(at + "base") is None else f"({facts(at + 'base', 'code')}) was taken"
+    )
     lines = [
-        f"A smaller model was cut out of the adapted one and trained on its answers: "
+        f"A smaller model {how} and trained on the adapted model's answers: "
         f"{facts(at + 'student/parameters', 'integer')} parameters of "
         f"{facts(at + 'adapted/parameters', 'integer')}, of which {facts(at + 'student/embeddings', 'integer')} of "
         f"{facts(at + 'adapted/embeddings', 'integer')} belong to tokens. On the same "
@@ -68,7 +78,29 @@ def section(facts: Facts) -> str:
         one = f"{at}metrics/{number}"
         name = facts(one + "/name", "code")
         lines.append(f"| {name} | {facts(one + '/base', 'decimal')} | {facts(one + '/adapter', 'decimal')} |")
+    parts = {name: value(f"{at}{name}/parts") for name in ("adapted", "student")}
+    for number, part in enumerate(parts["student"]):
+        if part["bytes"]:
+            one, other = (facts(f"{at}{name}/parts/{number}/bytes", "bytes") for name in parts)
+            lines.append(f"| {part['name']} | {one} | {other} |")
+    lines += list(_integers(facts, at))
     return "\n".join(lines)
+
+
+def _integers(facts: Facts, at: str) -> Iterator[str]:
+    """What the student is to hardware that computes in whole numbers."""
+    value = facts.records.value
+    if value(at + "student/activation") != value(at + "adapted/activation"):
+        one, other = (facts(f"{at}{name}/activation", "code") for name in ("student", "adapted"))
+        yield f"\nIts activations are {one} in the place of {other}."
+    if value(at + "rounding") is not None:
+        said = (
+            f"\nRounding it to bytes changes {facts(at + 'rounding/points', 'decimal')} points and "
+            f"{facts(at + 'rounding/kl_nats', 'decimal')} nats per label of validation rows, before it is written"
+        )
+        if value(at + "rounding/trained"):
+            said += f"; in its last {facts(at + 'rounding/trained', 'integer')} steps it has learned how it is rounded"
+        yield f"{said}."
 
 
 class StudentStage(Stage):
@@ -111,27 +143,30 @@ class StudentStage(Stage):
     def run(self, cells: Sequence[Cell], context: Context) -> None:
         """Makes and trains a student of each cell; raises RunError where it loses more than the limit."""
         for cell in cells:
-            _make(cell, context, context.hashes(cell)[self.name])
+            _Making(cell, context, context.hashes(cell)[self.name]).run()
 
     def report(self, cells: Sequence[Cell]) -> list[Block]:
         """Size, speed and loss of each student."""
         rows = []
         for record in (cell.read(StudentRecord) for cell in cells if cell.holds(StudentRecord)):
             if not record.made or record.student is None or record.adapted is None:
-                rows.append([record.domain, record.target, record.note, "", "", ""])
+                rows.append([record.domain, record.target, record.note, *[""] * 4])
                 continue
             share = record.student.parameters / record.adapted.parameters
             lost = f"{record.points:+.2f} [{record.points_low:+.2f}, {record.points_high:+.2f}]"
             speed = f"{show_latency(record.adapted_seconds or 0)} to {show_latency(record.seconds or 0)}"
             size = f"{record.student.parameters:,} parameters ({share:.0%})"
-            rows.append([record.domain, record.target, size, record.metric, lost, speed])
-        columns = ["domain", "target", "student", "metric", "points lost", "one row"]
-        return [Heading("Smaller models"), Table(columns, rows, frozenset(columns[4:]))] if rows else []
+            whole = record.student.integer_share
+            integers = "not known" if whole is None else f"{whole:.0%}"
+            rows.append([record.domain, record.target, size, integers, record.metric, lost, speed])
+        columns = ["domain", "target", "student", "in 8 bits", "metric", "points lost", "one row"]
+        return [Heading("Smaller models"), Table(columns, rows, frozenset(columns[3:]))] if rows else []
 
 
 def _problems(recipe: Recipe) -> Iterator[Problem]:
     """What the base or the task does not have."""
-    asked, facts = recipe.student, model_facts(BaseRef.of(recipe).location, recipe.task)
+    asked, base = recipe.student, BaseRef.of(recipe)
+    facts = model_facts(base.location, recipe.task)
     assert asked is not None
     if why := DISTILL.unfit(registry.task(recipe.task)):
         what = f"a student of {recipe.task} cannot learn from the adapted model's answers"
@@ -141,41 +176,231 @@ def _problems(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("so many layers cannot be kept", "student.layers", got=got, fix=fix)
     if asked.vocabulary not in ("all", "auto") and not facts.vocab_size:
         yield Problem("the base has no tokens", "student.vocabulary", got=str(asked.vocabulary), fix="delete it")
+    if asked.base is not None:
+        cut = sorted(asked.model_fields_set & {"layers", "ffn", "vocabulary", "activation", "tries"})
+        if cut:
+            got, fix = f"base and {', '.join(cut)}", "delete `base`, or the others"
+            yield Problem("a student is another model, or cut out of the adapted one", "student", got=got, fix=fix)
+        check_base(replace(base, model=asked.base, made=None))
+    elif asked.activation:
+        model = build(load_config(base.location), registry.task(recipe.task).auto_class, base.location)
+        swap(model, asked.activation)
 
 
-def _make(cell: Cell, context: Context, identity: str) -> None:
-    from hfadapt.evaluate import evaluate_cell
-    from hfadapt.student.make import Maker
-    from hfadapt.train import train_cell
+@dataclass
+class _Begun:
+    """What the main process has decided and cut, for all processes.
 
-    settings, world = context.recipe.student, context.world
-    assert settings is not None
-    world.on_main(lambda: cell.save_lock(cell.lock.model_copy(update={"student": settings})))
-    target = catalogue.target(cell.target) if catalogue.only_serves(cell.target) else None
-    student = Cell(cell.folder / FOLDER / cell.domain / cell.target)
+    Attributes:
+        ref: The base of the student; None where the adapted model fits the target as it is.
+        shapes: Layers and shares of units among which short trainings decide.
+        facts: Fields of student.json that are known already.
+    """
 
-    def begin() -> dict[str, Any] | None:
-        if target is not None and settings.open and _fits(cell, target):
+    ref: BaseRef | None = None
+    shapes: list[tuple[int, float]] = field(default_factory=list)
+    kept: list[int] | None = None
+    ramp: str = ""
+    parameters: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class _Making:
+    """The student of one cell, from the adapted model to student.json."""
+
+    def __init__(self, cell: Cell, context: Context, identity: str) -> None:
+        self.cell, self.context, self.identity, self.world = cell, context, identity, context.world
+        assert context.recipe.student is not None
+        self.settings = context.recipe.student
+        self.target = catalogue.target(cell.target) if catalogue.only_serves(cell.target) else None
+        self.student = Cell(cell.folder / FOLDER / cell.domain / cell.target)
+
+    def run(self) -> None:
+        """Makes it, unless the adapted model itself is small enough."""
+        settings, say = self.settings, self.context.progress.say
+        self.world.on_main(lambda: self.cell.save_lock(self.cell.lock.model_copy(update={"student": settings})))
+        begun = self.world.on_main(self._begin)
+        if len(begun.shapes) > 1:
+            begun = self._tried(begun)
+        if begun.ref is None:
+            return
+        asked, by_row = settings.int8 is True, self._rounds() == "rows"
+        trained = self._trained(begun, rounded=asked)
+        cost, before = None, None
+        if asked or (settings.int8 == "auto" and self._rounds()):
+            cost = self.world.on_main(lambda: self._rounding_cost(by_row=by_row))
+            if not asked and self._too_much(cost):
+                say(
+                    f"{self.cell.domain}: rounding to 8 bits costs {cost[0]:.2f} points and {cost[1]:.3f} nats of "
+                    "validation rows, so the student is trained again and learns it in its last epoch"
+                )
+                asked, before = True, cost
+                trained = self._trained(begun, rounded=True)
+                cost = self.world.on_main(lambda: self._rounding_cost(by_row=by_row))
+        if cost is not None:
+            steps = round(trained.steps * self._share()) if asked else 0
+            begun.facts["rounding"] = Rounding(points=cost[0], kl_nats=cost[1], trained=steps, before=before)
+        from hfadapt.evaluate import evaluate_cell
+
+        evaluate_cell(self.student, self.world, self.context.progress, self.context.recipe_folder)
+        begun.facts |= {"steps": trained.steps, "training_seconds": trained.seconds}
+        self.world.on_main(lambda: _compare(self.cell, self.student, self.context, begun.facts))
+
+    # --- which one ---------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> _Begun:
+        cell, settings = self.cell, self.settings
+        if self.target is not None and settings.open and _fits(cell, self.target):
             note = f"the adapted model itself fits {cell.target}"
             cell.write(StudentRecord(domain=cell.domain, target=cell.target, made=False, note=note))
-            return None
-        context.progress.say(f"{cell.domain}: cutting a smaller model out of the adapted one")
-        maker = Maker(cell, settings, target, world.accelerator.device)
-        ref = maker.shaped(student.made_base(FOLDER))
-        if ref is None:
+            return _Begun()
+        maker = self._maker()
+        facts: dict[str, Any] = {"adapted": maker.adapted}
+        if settings.base is not None:
+            other = replace(BaseRef.of(cell.lock), model=settings.base, made=None).stored(PLAIN, "float32")
+            size = model_facts(settings.base, cell.lock.task, max(1, len(cell.data.labels))).parameters
+            return _Begun(other, parameters=size, facts=facts | {"base": settings.base})
+        kept = maker.kept()
+        shapes = maker.shapes(len(kept) if kept else None)
+        same = shapes[0] == (maker.adapted.layers, 1.0) and kept is None
+        if same and not settings.activation and settings.int8 is not True:
             raise RunError(
                 "the student is to be as large as the adapted model", place="student", fix="say what is to go: layers"
             )
-        _plan(cell, student, context, ref, maker)
-        return {"adapted": maker.adapted, "cut_otherwise": maker.cut_otherwise, "considered": tuple(maker.considered)}
+        begun = _Begun(shapes=shapes, kept=kept, facts=facts | {"considered": tuple(maker.considered)})
+        return begun if len(shapes) > 1 else self._cut(begun, shapes[0], maker)
 
-    facts = world.on_main(begin)
-    if facts is None:
-        return
-    trained = train_cell(student, world, identity=identity, progress=context.progress)
-    evaluate_cell(student, world, context.progress, context.recipe_folder)
-    facts |= {"steps": trained.steps, "training_seconds": trained.seconds}
-    world.on_main(lambda: _compare(cell, student, context, facts))
+    def _maker(self) -> Maker:
+        from hfadapt.student.make import Maker
+
+        return Maker(self.cell, self.settings, self.target, self.world.accelerator.device)
+
+    def _cut(self, begun: _Begun, shape: tuple[int, float], maker: Maker | None = None) -> _Begun:
+        """The base of one shape, in the student's folder."""
+        self.context.progress.say(f"{self.cell.domain}: cutting a smaller model out of the adapted one")
+        maker = maker or self._maker()
+        ref = maker.cut(self.student.made_base(FOLDER), begun.kept, *shape)
+        facts = begun.facts | {"cut_otherwise": maker.cut_otherwise}
+        if facts["considered"]:
+            facts["considered"] = tuple(
+                each.model_copy(update={"taken": (each.layers, each.ffn) == shape}) for each in facts["considered"]
+            )
+        return replace(begun, ref=ref, shapes=[], ramp=maker.ramp, parameters=maker.shape().parameters, facts=facts)
+
+    def _tried(self, begun: _Begun) -> _Begun:
+        """Each shape is trained for a while; the one whose loss of validation rows is the least is cut again."""
+        results: dict[tuple[int, float], tuple[int, float]] = {}
+        for shape in begun.shapes:
+            one = self.world.on_main(lambda shape=shape: self._cut(begun, shape))  # type: ignore[misc]
+            trained = self._trained(one, share=SHORT)
+            loss = trained.best_validation_loss
+            results[shape] = (trained.steps, math.inf if loss is None else loss)
+            layers, ffn = shape
+            self.context.progress.say(
+                f"{self.cell.domain}: {layers} layers, {ffn:.0%} of the units: loss {results[shape][1]:.4f} of "
+                f"validation rows after {trained.steps} steps"
+            )
+        best = min(results, key=lambda shape: results[shape][1])
+        considered = tuple(
+            each.model_copy(update=dict(zip(("tried_steps", "tried_loss"), found, strict=True)))
+            if (found := results.get((each.layers, each.ffn)))
+            else each
+            for each in begun.facts["considered"]
+        )
+        return self.world.on_main(
+            lambda: self._cut(replace(begun, facts=begun.facts | {"considered": considered}), best)
+        )
+
+    # --- how it learns -----------------------------------------------------------------------------------------------
+
+    def _trained(self, begun: _Begun, *, share: float = 1.0, rounded: bool = False) -> TrainRecord:
+        """Trains the student for a share of its epochs.
+
+        Args:
+            rounded: With rounding to 8 bits in the last epoch.
+        """
+        self.world.on_main(lambda: self._plan(begun, share=share, rounded=rounded))
+        from hfadapt.train import train_cell
+
+        identity = json_sha256([self.identity, self.student.lock.train.model_dump(mode="json")])
+        return train_cell(self.student, self.world, identity=identity, progress=self.context.progress)
+
+    def _plan(self, begun: _Begun, *, share: float, rounded: bool) -> None:
+        """The rows, plan and lock of the student's own cell."""
+        cell, student, context, settings = self.cell, self.student, self.context, self.settings
+        assert begun.ref is not None
+        made = begun.ref.made
+        shutil.rmtree(student.folder / "data", ignore_errors=True)
+        shutil.copytree(cell.folder / "data", student.folder / "data")
+        rate = next(rate for most, rate in RATES if begun.parameters <= most)
+        up = "/".join([".."] * len(student.folder.relative_to(cell.folder).parts))
+        options: dict[str, Any] = {"teacher": up, "weight": settings.weight, "ramp": begun.ramp}
+        train = context.recipe.train.model_copy(
+            update={
+                "objective": DISTILL.name,
+                "objective_options": options,
+                "epochs": settings.epochs,
+                "max_steps": None if settings.epochs != "auto" else context.recipe.train.max_steps,
+                "learning_rate": rate if settings.learning_rate == "auto" else settings.learning_rate,
+                "patience": None if begun.ramp or rounded else context.recipe.train.patience,
+                "together": False,
+            }
+        )
+        data = context.recipe.data.model_copy(
+            update={"max_length": cell.lock.data.max_length, "augment": Augment(), "canaries": Canaries(count=0)}
+        )
+        recipe = context.recipe.model_copy(
+            update={
+                "domains": {cell.domain: cell.lock.domains[cell.domain].model_copy(update={"pretrain": None})},
+                "targets": (cell.target,),
+                "model": begun.ref.model,
+                "quant": PLAIN,
+                "dtype": "float32",
+                "adapter": Adapter(method="full"),
+                "data": data,
+                "train": train,
+                "pretrain": None,
+                "student": None,
+            }
+        )
+        record = cell.data.model_copy(update={"augmented": None, "unlabelled": None})
+
+        def decided(train: Train) -> Lock:
+            changed = recipe.model_copy(update={"train": train})
+            own = replace(context, recipe=changed, run=Run(cell.folder / FOLDER), domains=(cell.domain,), _rows={})
+            student.write(record)
+            return decide(student, own, replace(BaseRef.of(changed), made=made), record)[0]
+
+        lock = decided(train)
+        if share < 1.0:
+            steps = lock.train.max_steps and max(1, round(lock.train.max_steps * share))
+            decided(train.model_copy(update={"epochs": lock.train.epochs * share, "max_steps": steps}))
+        if rounded:
+            options |= {"rounded": self._share(), "rounded_by_row": self._rounds() == "rows"}
+            decided(train.model_copy(update={"objective_options": options}))
+
+    def _share(self) -> float:
+        """Of the steps, those of the last epoch."""
+        return min(1.0, 1 / self.student.lock.train.epochs)
+
+    # --- rounding ----------------------------------------------------------------------------------------------------
+
+    def _rounds(self) -> str:
+        """How the target's format rounds to 8 bits; empty where it does not, or where something trains."""
+        lock = self.cell.lock
+        if self.target is None or lock.export.storage == "float32":
+            return ""
+        name = export_format(lock, self.target, model_facts(BaseRef.of(lock).location, lock.task))
+        return registry.format(name).rounds if name else ""
+
+    def _rounding_cost(self, *, by_row: bool) -> tuple[float, float]:
+        from hfadapt.student.beside import rounding_cost
+
+        return rounding_cost(self.student, self.world.accelerator.device, by_row=by_row)
+
+    def _too_much(self, cost: tuple[float, float]) -> bool:
+        limits = self.cell.lock.export.limits
+        return cost[0] > limits.points or cost[1] > limits.kl_nats
 
 
 def _fits(cell: Cell, target: Target) -> bool:
@@ -188,55 +413,12 @@ def _fits(cell: Cell, target: Target) -> bool:
     return any(each.verdict == "fits" for each in forms)
 
 
-def _plan(cell: Cell, student: Cell, context: Context, ref: BaseRef, maker: Maker) -> None:
-    """The rows, plan and lock of the student's own cell."""
-    from hfadapt.student.make import shape_of
-
-    shutil.rmtree(student.folder / "data", ignore_errors=True)
-    shutil.copytree(cell.folder / "data", student.folder / "data")
-    lock, settings = cell.lock, cell.lock.student
-    assert settings is not None
-    size = shape_of(maker.base).parameters
-    rate = next(rate for most, rate in RATES if size <= most)
-    up = "/".join([".."] * len(student.folder.relative_to(cell.folder).parts))
-    train = context.recipe.train.model_copy(
-        update={
-            "objective": DISTILL.name,
-            "objective_options": {"teacher": up, "weight": settings.weight},
-            "epochs": settings.epochs,
-            "max_steps": None if settings.epochs != "auto" else context.recipe.train.max_steps,
-            "learning_rate": rate if settings.learning_rate == "auto" else settings.learning_rate,
-            "together": False,
-        }
-    )
-    domain = lock.domains[cell.domain].model_copy(update={"pretrain": None})
-    data = context.recipe.data.model_copy(
-        update={"max_length": lock.data.max_length, "augment": Augment(), "canaries": Canaries(count=0)}
-    )
-    recipe = context.recipe.model_copy(
-        update={
-            "domains": {cell.domain: domain},
-            "targets": (cell.target,),
-            "quant": PLAIN,
-            "dtype": "float32",
-            "adapter": Adapter(method="full"),
-            "data": data,
-            "train": train,
-            "pretrain": None,
-            "student": None,
-        }
-    )
-    own = replace(context, recipe=recipe, run=Run(cell.folder / FOLDER), domains=(cell.domain,), _rows={})
-    record = cell.data.model_copy(update={"augmented": None, "unlabelled": None})
-    student.write(record)
-    decide(student, own, replace(BaseRef.of(recipe), made=ref.made), record)
-
-
 def _compare(cell: Cell, student: Cell, context: Context, facts: dict[str, Any]) -> None:
     """Writes student.json. Raises RunError where more is lost than the limit."""
     from hfadapt.hardware.versions import versions
     from hfadapt.models.load import load_base
-    from hfadapt.student.make import SideBySide, points_lost, shape_of
+    from hfadapt.student.beside import SideBySide, lost
+    from hfadapt.student.parts import shape_of
 
     device, settings = context.world.accelerator.device, cell.lock.student
     assert settings is not None
@@ -246,41 +428,55 @@ def _compare(cell: Cell, student: Cell, context: Context, facts: dict[str, Any])
     both.close()
     own = load_base(BaseRef.of(student.lock), student.data.labels, device)
     student.set_state(status="done")
-    lost, low, high = points_lost(metrics[0])
+    points, low, high = lost(metrics[0])
     values = {each.name: each.base for each in cell.evaluation.metrics if each.base is not None}
-    cell.write(
-        StudentRecord(
-            domain=cell.domain,
-            target=cell.target,
-            made=True,
-            folder=FOLDER,
-            student=shape_of(own),
-            rows=rows,
-            metrics=metrics,
-            before={each.name: values[each.name] for each in metrics if each.name in values},
-            metric=metrics[0].name,
-            points=lost,
-            points_low=low,
-            points_high=high,
-            limit=settings.limit,
-            adapted_seconds=one[0],
-            seconds=one[1],
-            adapted_seconds_of_32=many[0],
-            seconds_of_32=many[1],
-            teacher=dict(cell.manifest.files),
-            weights_sha256=json_sha256(student.manifest.files),
-            versions=versions(str(device)),
-            **facts,
-        )
+    record = StudentRecord(
+        domain=cell.domain,
+        target=cell.target,
+        made=True,
+        folder=FOLDER,
+        student=shape_of(own, student.lock.task, student.lock.data.max_length),
+        rows=rows,
+        metrics=metrics,
+        before={each.name: values[each.name] for each in metrics if each.name in values},
+        metric=metrics[0].name,
+        points=points,
+        points_low=low,
+        points_high=high,
+        limit=settings.limit,
+        adapted_seconds=one[0],
+        seconds=one[1],
+        adapted_seconds_of_32=many[0],
+        seconds_of_32=many[1],
+        teacher=dict(cell.manifest.files),
+        weights_sha256=json_sha256(student.manifest.files),
+        versions=versions(str(device)),
+        **facts,
     )
-    if lost > settings.limit:
+    cell.write(record)
+    if points > settings.limit:
         raise RunError(
             "the student loses more than the limit",
             place=str(student.folder),
-            got=f"{lost:.2f} points of {metrics[0].name} [{low:.2f}, {high:.2f}]",
+            got=f"{points:.2f} points of {metrics[0].name} [{low:.2f}, {high:.2f}]",
             allowed=f"{settings.limit:g}",
-            fix="keep more layers or units, train longer (student.epochs), or raise student.limit",
+            fix="; or ".join(_choices(record)),
         )
+
+
+def _choices(record: StudentRecord) -> list[str]:
+    """The three nearest to a student that loses too much, from least to most that is given up."""
+    assert record.student is not None
+    assert record.points is not None
+    nearest = [f"student.limit: {math.ceil(record.points * 10) / 10:g}"]
+    larger = [each for each in reversed(record.considered) if not each.fits]
+    if larger:
+        size = show_bytes(larger[0].bytes)
+        nearest.append(f"a budget of {size} for {larger[0].layers} layers and {larger[0].ffn:.0%} of the units")
+    elif record.adapted is not None and record.student.layers < record.adapted.layers:
+        nearest.append(f"student.layers: {record.student.layers + 1}, or a larger student.ffn")
+    nearest.append(f"a longer training (student.epochs, now {record.steps:,} steps) or more rows")
+    return nearest
 
 
 KIND: Stage = StudentStage()

@@ -1,46 +1,36 @@
-"""From an adapted model to the weights at which its student begins, and the two side by side.
-
-Shapes: L labels, C classes.
-"""
+"""From an adapted model to the weights at which its student begins."""
 
 from __future__ import annotations
 
 import copy
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.data import read_split
-from hfadapt.evaluate.context import EvaluationContext, open_context, spread
-from hfadapt.evaluate.metrics.rows import compare, find, known_metrics, sampling, usable
 from hfadapt.hardware.catalogue import Target
-from hfadapt.hardware.peak_memory import release_memory
+from hfadapt.models import activation
 from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import model_facts
-from hfadapt.models.load import Base, load_base
+from hfadapt.models.load import load_base
 from hfadapt.models.merge import open_merged, save_base
 from hfadapt.plan.device import export_format, multiply_adds, served
 from hfadapt.quants import PLAIN
-from hfadapt.records.stages import Metric
 from hfadapt.records.student import Considered, Shape
 from hfadapt.student import shape, vocabulary
+from hfadapt.student.parts import shape_of
 from hfadapt.train.batches import padded
 
 if TYPE_CHECKING:
-    from hfadapt.modalities import Example
-    from hfadapt.recipe.schema import Lock
     from hfadapt.recipe.student import Student
     from hfadapt.records.plan import PlannedExport
     from hfadapt.run_folder import Cell
-    from hfadapt.tasks import Scores
 
 MOST_CUT_OTHERWISE = 0.01
 """Share of test rows that a smaller vocabulary may cut into other tokens."""
@@ -51,7 +41,6 @@ SAMPLED = 512
 """Training rows by which units are compared."""
 CHECKED = 4
 REOPENED = 1e-4
-TIMED = 20
 AT_ONCE = 32
 
 
@@ -64,42 +53,28 @@ class Maker:
         self.base = open_merged(self.lock, cell.data.labels, cell.adapter, "float32", device)
         # The head was trained with the adapter, and belongs to the model now.
         self.base.fresh_modules = ()
-        self.adapted = shape_of(self.base)
+        self.adapted = self.shape()
         self.considered: list[Considered] = []
         self.cut_otherwise = 0.0
-
-    def shaped(self, folder: Path) -> BaseRef | None:
-        """Cuts the model and writes it; None where the adapted one fits as it is.
-
-        Raises:
-            RequestError: the model cannot be cut so.
-            RunError: test rows have too many other tokens, no shape fits, or what was written is not what was cut.
-        """
-        kept = self._kept()
-        layers, ffn = self._chosen(len(kept) if kept else None)
-        if (layers, ffn) == (self.adapted.layers, 1.0) and kept is None:
-            return None
-        if kept is not None:
-            self._trim(kept)
-        if layers < self.adapted.layers:
-            shape.drop_layers(self.base.model, layers)
-        if ffn < 1.0:
-            width = shape.narrowed(shape.width_of(self.base.model.config), ffn)
-            shape.cut_ffn(self.base.model, width, islice(self._inputs("train"), SAMPLED // AT_ONCE))
-        parent, how = BaseRef.of(self.lock), described(self.adapted, shape_of(self.base))
-        ref = save_base(self.base, folder, parent=parent, made_by="student", how=how).stored(PLAIN, "float32")
-        self._check(ref)
-        return ref
+        self.ramp = ""
 
     # --- the shape ---------------------------------------------------------------------------------------------------
 
-    def _chosen(self, tokens: int | None) -> tuple[int, float]:
-        """Layers and share of units: as asked for, or the most multiply-adds that the budget allows."""
+    def shapes(self, tokens: int | None) -> list[tuple[int, float]]:
+        """Layers and share of units: as asked for, or those that the budget allows and no other one outdoes, the most
+        multiply-adds first.
+
+        Args:
+            tokens: Size of the vocabulary, where it becomes smaller.
+
+        Raises:
+            RunError: none is small enough.
+        """
         asked = self.settings
         all_layers = self.adapted.layers
         layers = all_layers if asked.layers is None else asked.layers
         if layers != "auto" and asked.ffn != "auto":
-            return int(layers), float(asked.ffn)
+            return [(int(layers), float(asked.ffn))]
         assert self.target is not None
         config = self.base.model.config
         choices = [
@@ -110,17 +85,47 @@ class Maker:
         ]
         weighed = [(self._weighed(*choice, tokens), *choice) for choice in choices]
         weighed.sort(key=lambda each: -each[0][1])
-        for (found, _), count, share in weighed:
-            self.considered.append(found)
-            if found.fits:
-                return count, share
-        least = weighed[-1][0][0]
-        raise RunError(
-            f"no student of this model is small and fast enough for {self.target.name}",
-            place="student",
-            got=f"with {least.layers} layers and {least.ffn:.0%} of the units still {least.bytes:,} bytes",
-            fix="a larger budget, a form of fewer bits (export.storage), or a smaller base",
-        )
+        self.considered = [found for (found, _), _, _ in weighed]
+        fitting = [(count, share) for (found, _), count, share in weighed if found.fits]
+        if not fitting:
+            least = self.considered[-1]
+            raise RunError(
+                f"no student of this model is small and fast enough for {self.target.name}",
+                place="student",
+                got=f"with {least.layers} layers and {least.ffn:.0%} of the units still {least.bytes:,} bytes",
+                fix="a larger budget, a form of fewer bits (export.storage), or a smaller base",
+            )
+        best = [
+            (count, share)
+            for count, share in fitting
+            if not any(more >= count and wider >= share and (more, wider) != (count, share) for more, wider in fitting)
+        ]
+        return best[: asked.tries]
+
+    def cut(self, folder: Path, kept: Sequence[int] | None, layers: int, ffn: float) -> BaseRef:
+        """Cuts the model and writes it; after that the maker has the smaller one.
+
+        Raises:
+            RequestError: the model cannot be cut so.
+            RunError: test rows have too many other tokens, or what was written is not what was cut.
+        """
+        if kept is not None:
+            self._trim(kept)
+        if layers < self.adapted.layers:
+            shape.drop_layers(self.base.model, layers)
+        if ffn < 1.0:
+            width = shape.narrowed(shape.width_of(self.base.model.config), ffn)
+            shape.cut_ffn(self.base.model, width, islice(self._inputs("train"), SAMPLED // AT_ONCE))
+        if self.settings.activation:
+            self.ramp = activation.swap(self.base.model, self.settings.activation)
+        parent, how = BaseRef.of(self.lock), described(self.adapted, self.shape())
+        ref = save_base(self.base, folder, parent=parent, made_by="student", how=how).stored(PLAIN, "float32")
+        self._check(ref)
+        return ref
+
+    def shape(self) -> Shape:
+        """The size of the model as it stands."""
+        return shape_of(self.base, self.lock.task, self.lock.data.max_length)
 
     def _weighed(self, layers: int, ffn: float, tokens: int | None) -> tuple[Considered, int]:
         """A shape against the budget, by its config alone; and its multiply-adds."""
@@ -149,7 +154,7 @@ class Maker:
         examples = self.task.encode(rows, tokenizer, **options)
         return [tuple(part.inputs["input_ids"]) for example in examples for part in example.parts]
 
-    def _kept(self) -> list[int] | None:
+    def kept(self) -> list[int] | None:
         """Ids of the tokens of the training rows and of the answers, and those that stay in any case; None for all."""
         if self.settings.vocabulary == "all" or not self.adapted.tokens:
             return None
@@ -211,27 +216,6 @@ def written(forms: Sequence[PlannedExport], format: str | None, storage: str | N
     return [each for each in forms if each.format == format and storage in (None, each.form)]
 
 
-def shape_of(base: Base) -> Shape:
-    """The size of a loaded model."""
-    model: Any = base.model
-    try:
-        width: int | None = shape.width_of(model.config)
-    except Exception:
-        width = None
-    into, out = model.get_input_embeddings(), model.get_output_embeddings()
-    tables = {id(each.weight): each.weight.numel() for each in (into, out) if isinstance(each, torch.nn.Embedding)}
-    tables |= {id(out.weight): out.weight.numel()} if isinstance(out, torch.nn.Linear) and into is not None else {}
-    tokens = into.num_embeddings if isinstance(into, torch.nn.Embedding) else None
-    parameters = sum(each.numel() for each in model.parameters())
-    return Shape(
-        layers=shape.layers_of(model),
-        width=width,
-        tokens=tokens,
-        parameters=parameters,
-        embeddings=sum(tables.values()),
-    )
-
-
 def described(before: Shape, after: Shape) -> str:
     """What was cut, in words for the card."""
     said = [f"{after.layers} of {before.layers} layers"] if after.layers < before.layers else []
@@ -239,67 +223,6 @@ def described(before: Shape, after: Shape) -> str:
         said.append(f"{after.width:,} of {before.width:,} units in a feed-forward part")
     if after.tokens != before.tokens:
         said.append(f"{after.tokens:,} of {before.tokens:,} tokens")
-    return f"the adapted model with {', '.join(said)}"
-
-
-# --- side by side ----------------------------------------------------------------------------------------------------
-
-
-class SideBySide:
-    """The adapted model and its student on the same test rows."""
-
-    def __init__(self, cell: Cell, student: Cell, device: torch.device, progress: Any, room: Any) -> None:
-        self.lock: Lock = cell.lock
-        # The adapter in the base's weights, as it would be used where speed matters.
-        self.contexts = [open_context(each, device, progress, room, baseline=False) for each in (cell, student)]
-        first = self.contexts[0]
-        if hasattr(first.model, "merge_adapter") and not getattr(first.base.model, "is_quantized", False):
-            first.model.merge_adapter()
-        self.rows = len(first.test)
-
-    def metrics(self) -> tuple[Metric, ...]:
-        """The metrics of the lock; the adapted model is the base."""
-        scores: list[Scores] = [each.score(each.test) for each in self.contexts]
-        names = [name for name in self.lock.evaluate.metrics if name in known_metrics()]
-        return tuple(
-            compare(name, *scores, **sampling(self.lock))
-            for name in names
-            if find(name).needs != "texts" and usable(find(name), scores[1])
-        )
-
-    def seconds(self, rows: int) -> tuple[float, float]:
-        """Median seconds of so many rows at once, of both models in turn."""
-        found: list[list[float]] = [[], []]
-        for at in spread(self.rows, TIMED):
-            for context, seconds in zip(self.contexts, found, strict=True):
-                examples = [context.test[(at + number) % self.rows] for number in range(rows)]
-                seconds.append(_timed(context, examples))
-        one, other = (float(np.median(each[1:] or each)) for each in found)
-        return one, other
-
-    def close(self) -> None:
-        """Lets both models go."""
-        self.contexts.clear()
-        release_memory()
-
-
-def _timed(context: EvaluationContext, examples: Sequence[Example]) -> float:
-    parts = [part for example in examples for part in example.parts]
-    batch = {
-        name: value.to(context.device)
-        for name, value in context.task.collate(parts, context.base.pad_token_id).items()
-        if name != "labels"
-    }
-    with torch.inference_mode():
-        started = time.perf_counter()
-        context.task.outputs_of(context.model, batch)
-        return time.perf_counter() - started
-
-
-def points_lost(metric: Metric) -> tuple[float, float, float]:
-    """Points of a metric that the student loses, and their interval; of one without a range, percent of its value."""
-    unit = find(metric.name).unit_range if metric.name in known_metrics() else False
-    scale = 100.0 if unit else 100.0 / max(abs(metric.base or 0.0), 1e-9)
-    sign = -scale if metric.higher_is_better else scale
-    low, high = sorted((sign * (metric.low or 0.0), sign * (metric.high or 0.0)))
-    return sign * (metric.delta or 0.0), low, high
+    if after.activation != before.activation:
+        said.append(f"{after.activation} in the place of {before.activation}")
+    return f"the adapted model with {', '.join(said) or 'rounding to 8 bits in mind'}"

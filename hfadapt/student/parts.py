@@ -7,48 +7,47 @@ products.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.core.spec import Spec
+from hfadapt.core.errors import HfadaptError
+from hfadapt.models.activation import activation_of
 from hfadapt.models.facts import describe, head_names, layer_stacks
 from hfadapt.plan.device import multiply_adds_by_kind
+from hfadapt.records.student import Part, Shape
+from hfadapt.student import shape
 
 if TYPE_CHECKING:
     from hfadapt.models.load import Base
 
 
-class Part(Spec):
-    """One of `embeddings` (with an output layer that is tied to them), `layers`, `head` and `other`."""
-
-    name: str
-    parameters: int
-    bytes: int
-
-
-class Parts(Spec):
-    """A model by its parts, and the multiply-adds of one answer by kind; none where they cannot be counted."""
-
-    parts: tuple[Part, ...]
-    length: int
-    multiply_adds: dict[str, int]
-
-    @property
-    def integer_share(self) -> float | None:
-        """The share of multiply-adds that a dynamic form of 8 bits does in whole numbers."""
-        total = sum(self.multiply_adds.values())
-        return self.multiply_adds.get("linear", 0) / total if total else None
-
-
-def parts_of(base: Base, task: str, length: int) -> Parts:
-    """Counts a loaded model.
+def shape_of(base: Base, task: str, length: int) -> Shape:
+    """The size of a loaded model.
 
     Args:
         task: Its name.
         length: Units of a row.
     """
+    from torch import nn
+
     model: Any = base.model
+    width: int | None = None
+    with suppress(HfadaptError):
+        width = shape.width_of(model.config)
+    into, out = model.get_input_embeddings(), model.get_output_embeddings()
+    tables = {id(each.weight): each.weight.numel() for each in (into, out) if isinstance(each, nn.Embedding)}
+    tables |= {id(out.weight): out.weight.numel()} if isinstance(out, nn.Linear) and into is not None else {}
     facts = describe(model, base.source.asked, task, int(model.config.num_labels), model.config)
-    return Parts(parts=parts(model), length=length, multiply_adds=multiply_adds_by_kind(facts, length))
+    return Shape(
+        layers=shape.layers_of(model),
+        width=width,
+        tokens=into.num_embeddings if isinstance(into, nn.Embedding) else None,
+        parameters=sum(each.numel() for each in model.parameters()),
+        embeddings=sum(tables.values()),
+        activation=activation_of(model.config),
+        parts=parts(model),
+        multiply_adds=multiply_adds_by_kind(facts, length),
+    )
 
 
 def parts(model: Any) -> tuple[Part, ...]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.models.facts import first
-from hfadapt.student.said import built, require_said, shapes
+from hfadapt.models.said import built, require_said, shapes
 
 if TYPE_CHECKING:
     import torch

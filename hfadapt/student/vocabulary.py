@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import RequestError
-from hfadapt.student.said import built, require_said, shapes
+from hfadapt.models.said import built, require_said, shapes
 
 if TYPE_CHECKING:
     from hfadapt.models.load import Base

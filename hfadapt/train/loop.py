@@ -140,18 +140,27 @@ class Loop:
                 got=self.objective.name,
                 fix="leave train.objective out",
             )
+        moves = self.objective.moves(self.objective_options)
+        if moves and (len(self.jobs) > 1 or any(job.settings.patience for job in self.jobs)):
+            raise RequestError(
+                "the model itself changes while it is trained, so no earlier state of it can be the result",
+                place="train.objective_options",
+                got="train.patience" if len(self.jobs) == 1 else "several adapters on one base",
+                fix="leave train.patience out, and set train.together: false",
+            )
         self.passes.started = self.objective.begin(self.model, self.task, self.objective_options)
         self.model.train()
         trial = Trial(self.passes, self.jobs, self.progress)
         with ExitStack() as stack:
             fast_path = trial.fast_path(packing=self.packing, loss_in_pieces=self.loss_in_pieces)
             self.path = stack.enter_context(fast_path)
-            if self.frozen_cache:
+            if self.frozen_cache and not moves:
                 self.frozen_layers = stack.enter_context(trial.frozen_outputs(self.interrupted))
             if self.frozen_layers:
                 self.path += f", {self.frozen_layers} frozen layers run once"
             self._scaled = self.passes.products() == torch.float16
             self._steps()
+        self.objective.end(self.passes.started)
         for job in self.jobs:
             job.take_best()
         self.model.eval()
@@ -174,6 +183,7 @@ class Loop:
 
     def _step(self, active: Sequence[Job]) -> None:
         started = time.perf_counter()
+        self._at(active[0])
         batches = [(job, job.next_batch()) for job in active]
         sums = self._gradients(batches)
         while self._scaled and not all(unscale(job, float(sums[id(job)])) for job in active):
@@ -273,7 +283,11 @@ class Loop:
             raise DataError("the validation rows have no label", place=str(job.folder / "data/validation.parquet"))
         return float(total[0] / total[1])
 
+    def _at(self, job: Job) -> None:
+        self.objective.at(self.passes.started, job.state.step / job.total_steps)
+
     def _validate(self, job: Job) -> None:
+        self._at(job)
         loss = self.validation_loss(job)
         self._write(job, job.validated(loss))
         self.accelerator.log({self._tracked(job, "validation_loss"): loss}, step=job.state.step)

@@ -112,12 +112,21 @@ def compared_without(bed: Bed, fields: Mapping[str, Any]) -> Any:
 
 def students(bed: Bed, fields: Mapping[str, Any]) -> Any:
     """The smaller model: its shape, how its training went, and what is said of it."""
-    found = bed.run(fields, "student", "students").cell("one", "this-machine")
+    target = fields.get("targets", ["this-machine"])[0]
+    target = target if isinstance(target, str) else next(iter(target))
+    found = bed.run(fields, "student", "students").cell("one", target)
     assert found.has(StudentRecord), found.state.error
     record, path = found.read(StudentRecord), next(found.folder.glob("student/*/*/train.json"))
     assert record.student is not None
     learned = json.loads(path.read_text())
-    return [record.student.model_dump(), record.points, learned["steps"], learned["final_loss"], found.state.error]
+    return [
+        record.student.model_dump(),
+        record.points,
+        learned["steps"],
+        learned["final_loss"],
+        found.state.error,
+        [each.tried_steps for each in record.considered],
+    ]
 
 
 def workers(bed: Bed, fields: Mapping[str, Any]) -> Any:

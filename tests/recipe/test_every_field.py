@@ -186,6 +186,11 @@ WIDE, HUB = {"domains.*.source": "wide.jsonl"}, {"domains.*.source": "someone/so
 NOISY = {"domains.*.source": "noisy.jsonl"}
 TWO = {"domains": {"one": {"source": "labelled.jsonl"}, "two": {"source": "overlapping.jsonl"}}}
 ON_PHONE = {"targets": ["android-8gb"]}
+SMALL_BROWSER = {
+    "student": {"layers": "auto", "ffn": "auto", "int8": False},
+    "targets": [{"browser-4gb": {"bytes": "390KB"}}],
+    "export": {"format": "onnx", "storage": "float32"},
+}
 FROM_LABEL = {"domains.*.source": "labelled.jsonl"}
 TURNS = [{"role": "user", "content": "{text}"}, {"role": "assistant", "content": "{label}"}]
 QUICK = dict.fromkeys(("general_text", "transfer", "security", "drift"), False)
@@ -409,6 +414,12 @@ FIELDS: dict[str, Case] = {
     "student.layers": Case((1, None), students, beside={**QUICKLY, "student": {"ffn": 0.5}}),
     "student.ffn": Case((0.25, 0.5), students, beside={**QUICKLY, "student": {"layers": 1}}),
     "student.vocabulary": Case(("data", 0.9, "all"), students, beside={**QUICKLY, "student": {"layers": 1}}),
+    "student.activation": Case(
+        ("relu", "relu6", "hardswish", None), students, beside={**QUICKLY, "student": {"layers": 1}}
+    ),
+    "student.int8": Case((True, False), students, beside={**QUICKLY, "student": {"layers": 1}}),
+    "student.base": Case(("./encoder", "./lm"), students, beside=QUICKLY),
+    "student.tries": Case((1, 2), students, beside={**QUICKLY, **SMALL_BROWSER}),
     "student.limit": Case(
         (0.0, 1e6),
         students,

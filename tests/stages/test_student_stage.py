@@ -134,6 +134,70 @@ def test_what_a_task_or_base_does_not_have_is_said_before_training(models, tmp_p
         assert not list(tmp_path.glob("runs/tiny/one/*/train.json"))
 
 
+def test_other_activations_and_rounding_are_learned(models, tmp_path) -> None:
+    student = {"activation": "relu6", "int8": True, "limit": 100, "epochs": 4.0, "learning_rate": 3e-3}
+    recipe(tmp_path, models / "encoder", "text-classification", labelled(200), student=student)
+    done = command("run", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.out + done.err
+    cell = Run(tmp_path / "runs/tiny").cell("one", "this-machine")
+    record = cell.read(StudentRecord)
+    assert (record.adapted.activation, record.student.activation) == ("gelu", "relu6")
+    assert record.student.parameters == record.adapted.parameters
+    assert record.rounding.trained == pytest.approx(record.steps / 4, abs=1)
+    assert json.loads((student_of(cell).adapter / "config.json").read_text())["hidden_act"] == "relu6"
+    card = (cell.folder / "README.md").read_text()
+    assert "activations are" in card
+    assert "it has learned how it is rounded" in card
+    assert 0.5 < record.student.integer_share <= 1.0
+
+
+def test_another_model_can_learn(models, tmp_path) -> None:
+    student = {"base": str(models / "mlm"), "limit": 100, "epochs": 4.0, "learning_rate": 3e-3}
+    recipe(tmp_path, models / "encoder", "text-classification", labelled(200), student=student)
+    done = command("run", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.out + done.err
+    cell = Run(tmp_path / "runs/tiny").cell("one", "this-machine")
+    assert cell.read(StudentRecord).base == student["base"]
+    assert student_of(cell).lock.model == student["base"]
+    assert cell.read(StudentRecord).metrics[0].adapter > 0.7
+    recipe(
+        *(tmp_path, models / "encoder", "text-classification", labelled(200)),
+        student={"base": student["base"], "layers": 1},
+    )
+    done = command("run", "tiny.yaml", folder=tmp_path)
+    assert done.code == 2
+    assert "a student is another model, or cut out of the adapted one" in done.err
+
+
+def test_rounding_that_costs_too_much_is_learned(models, tmp_path, monkeypatch) -> None:
+    costs = iter([(3.0, 0.1), (0.2, 0.001)])
+    monkeypatch.setattr("hfadapt.student.beside.rounding_cost", lambda *given, **more: next(costs))
+    pytest.importorskip("onnxruntime")
+    recipe(
+        *(tmp_path, models / "encoder", "text-classification", labelled(200)),
+        student={"layers": 1, "limit": 100, "epochs": 4.0, "learning_rate": 3e-3},
+        targets=["browser-4gb"],
+        export={"format": "onnx", "limits": {"points": 100, "kl_nats": 1.0}},
+    )
+    done = command("run", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.out + done.err
+    assert "trained again and learns it in its last epoch" not in done.err, "the limits are those of the recipe"
+    costs = iter([(3.0, 2.0), (0.2, 0.001)])
+    recipe(
+        *(tmp_path, models / "encoder", "text-classification", labelled(200)),
+        student={"layers": 1, "limit": 99, "epochs": 4.0, "learning_rate": 3e-3},
+        targets=["browser-4gb"],
+        export={"format": "onnx", "limits": {"points": 100, "kl_nats": 1.0}},
+    )
+    done = command("run", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.out + done.err
+    assert "trained again and learns it in its last epoch" in done.err
+    found = Run(tmp_path / "runs/tiny").cell("one", "browser-4gb").read(StudentRecord)
+    assert found.rounding.before == (3.0, 2.0)
+    assert (found.rounding.points, found.rounding.kl_nats) == (0.2, 0.001)
+    assert found.rounding.trained > 0
+
+
 def test_a_budget_decides_how_small(models, tmp_path, monkeypatch) -> None:
     pytest.importorskip("onnxruntime")
     size = sum(path.stat().st_size for path in Path(models / "encoder").glob("*.safetensors"))
@@ -150,8 +214,15 @@ def test_a_budget_decides_how_small(models, tmp_path, monkeypatch) -> None:
     said = any("a student is cut out of it" in each for each in planned.warnings)
     assert said != any(each.fits for each in planned.exports)
     record = cell.read(StudentRecord)
-    assert record.considered
-    assert record.considered[-1].fits
-    assert not any(each.fits for each in record.considered[:-1])
+    (taken,) = [each for each in record.considered if each.taken]
+    tried = [each for each in record.considered if each.tried_steps]
+    assert len(tried) == 2
+    assert all(each.fits for each in tried)
+    assert min(tried, key=lambda each: each.tried_loss) == taken
+    # Of the tried none has both more layers and more units than another.
+    assert tried[0].layers > tried[1].layers
+    assert tried[0].ffn < tried[1].ffn
+    assert (record.student.layers, record.student.width) == (taken.layers, int(128 * taken.ffn))
+    assert tried[0].tried_steps < record.steps
     device = json.loads((cell.folder / "device.json").read_text())
     assert device["bytes"] <= size * 85 // 100

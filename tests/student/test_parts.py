@@ -8,7 +8,7 @@ from families import family
 
 from hfadapt.models.base import BaseRef
 from hfadapt.models.load import load_base
-from hfadapt.student.parts import parts, parts_of
+from hfadapt.student.parts import parts, shape_of
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_every_parameter_belongs_to_one_part(name, wanted) -> None:
 def test_products_with_weights_are_those_of_the_linear_layers(models, name, task) -> None:
     labels = ("bad", "good") if task == "text-classification" else ()
     base = load_base(BaseRef(str(models / name), task, "none", "float32"), labels, torch.device("cpu"))
-    length, found = 16, parts_of(base, task, 16)
+    length, found = 16, shape_of(base, task, 16)
     layers = {path: each for path, each in base.model.named_modules() if isinstance(each, torch.nn.Linear)}
     once = [each.weight.numel() for path, each in layers.items() if path in ("classifier", "bert.pooler.dense")]
     assert found.multiply_adds["linear"] == (

@@ -11,10 +11,10 @@ import torch
 import transformers
 
 from hfadapt.core import registry, samples
+from hfadapt.models.activation import swap
 from hfadapt.models.base import BaseRef
 from hfadapt.models.load import Base, load_base
 from hfadapt.models.merge import save_base
-from hfadapt.student.activation import swap
 from hfadapt.student.parts import parts
 from hfadapt.student.shape import cut_ffn, drop_layers, layers_of, narrowed, width_of
 from hfadapt.student.vocabulary import cut_otherwise, trim

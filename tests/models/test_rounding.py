@@ -7,7 +7,7 @@ import torch
 from families import answer, family, inputs
 
 from hfadapt.core.errors import RequestError
-from hfadapt.student.int8 import fake_quantise
+from hfadapt.models.rounding import fake_quantise
 
 
 class Table(torch.nn.Module):
