@@ -63,6 +63,7 @@ class Objective:
         further_passes: Forward passes of the base that a step needs beside the trained one, as a teacher's.
         further_models: Copies of the base's weights in memory beside the trained one.
         self_supervised: Whether it learns from texts without labels (`SelfSupervised`), and not the task.
+        teaches: Whether a smaller model of an adapted one learns by it: its options name a `teacher`.
         knows: Whether it learns from what a model that is not trained says of each row (`known`).
     """
 
@@ -72,6 +73,7 @@ class Objective:
     further_passes: float = 0.0
     further_models: float = 0.0
     self_supervised: bool = False
+    teaches: bool = False
     knows: bool = False
 
     class Options(Spec):

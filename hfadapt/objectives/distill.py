@@ -55,6 +55,7 @@ class Distill(Objective):
 
     name = "distill"
     title = "labels and a teacher's answers"
+    teaches = True
     knows = True
 
     class Options(Spec):

@@ -15,6 +15,7 @@ from hfadapt.core.errors import Problem, RequestError
 from hfadapt.hardware import catalogue
 from hfadapt.hardware.catalogue import Target
 from hfadapt.models.facts import ModelFacts, model_facts
+from hfadapt.plan import student
 from hfadapt.plan.device import served, unwritten
 from hfadapt.plan.memory import predict
 from hfadapt.plan.memory.part import runs_without_memory
@@ -86,6 +87,8 @@ def make_plan(
             count = len(recipe.chosen) if sharing is None else sharing
             own = recipe.model_copy(update={"pretrain": recipe.pretrain_of(domain)})
             cells.append(_plan_cell(own, domain, target, trainer, facts, work, processes, count))
+            if recipe.student is not None:
+                cells[-1] = _with_student(cells[-1], own, trainer, facts, work, processes)
     if problems:
         raise RequestError("the recipe asks for what its targets cannot do", problems=problems)
     unit = registry.modality(registry.task(recipe.task).modality).unit
@@ -361,6 +364,20 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
         exports=exports,
         warnings=tuple(warnings),
     )
+
+
+def _with_student(
+    cell: CellPlan, recipe: Recipe, trainer: Target, facts: ModelFacts, work: Work, processes: int | None
+) -> CellPlan:
+    """With what it takes at most to train the student, after the adapter."""
+    asked = recipe.student
+    assert asked is not None
+    if asked.base is not None:
+        facts = model_facts(asked.base, recipe.task, work.labels)
+    own = student.learning(recipe, facts.parameters, {"teacher": "."})
+    plan = _plan_cell(own, cell.domain, trainer, trainer, facts, work, processes, 1)
+    tries = asked.tries if asked.open else 1
+    return cell.model_copy(update={"warnings": (*cell.warnings, student.said(plan, tries))})
 
 
 def _cut(recipe: Recipe, exports: Sequence[PlannedExport]) -> list[str]:

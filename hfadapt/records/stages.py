@@ -256,6 +256,7 @@ class TrainRecord(Record):
     takes from the base.
     `frozen_layers` were run once for each row, which `seconds` include. `model_layers` is how many the model has, where
     only the last of them were adapted. `augmented_rows` are how many rows augmentation changed in each epoch begun.
+    `same_as` is the target whose adapter was taken, as the same rows and settings would have made it again.
     """
 
     FILE: ClassVar[str] = "train.json"
@@ -295,6 +296,7 @@ class TrainRecord(Record):
     frozen_layers: int = 0
     model_layers: int | None = None
     augmented_rows: tuple[int, ...] = ()
+    same_as: str = ""
     compile_seconds: float | None = None
     together: tuple[str, ...] = ()
     energy: Energy | None = None

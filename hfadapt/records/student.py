@@ -17,11 +17,14 @@ class Part(Spec):
 
 
 class Shape(Spec):
-    """The size of a model: `width` are the units of a feed-forward part, `tokens` its vocabulary, None where it has
-    none. `embeddings` are the parameters that belong to tokens, `multiply_adds` those of a row of the longest length
-    by kind, and `activation` what the config says."""
+    """The size of a model.
 
-    layers: int
+    `layers`, and `width`, the units of a feed-forward part, are None where these are not alike; `tokens` is its
+    vocabulary, None where it has none. `embeddings` are the parameters that belong to tokens, `multiply_adds` those of
+    a row of the longest length by kind, and `activation` is what the config says.
+    """
+
+    layers: int | None
     width: int | None
     tokens: int | None
     parameters: int

@@ -22,9 +22,9 @@ from hfadapt.models.facts import build, load_config, model_facts
 from hfadapt.models.load import check_base
 from hfadapt.objectives.distill import KIND as DISTILL
 from hfadapt.plan.device import export_format
+from hfadapt.plan.student import learning
 from hfadapt.quants import PLAIN
-from hfadapt.recipe.augment import Augment
-from hfadapt.recipe.schema import Adapter, Canaries, Recipe, Train
+from hfadapt.recipe.schema import Recipe, Train
 from hfadapt.records.stages import TrainRecord
 from hfadapt.records.student import Rounding, StudentRecord
 from hfadapt.run_folder import Cell, Run
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from hfadapt.student.make import Maker
 
 FOLDER = "student"
-RATES = ((50_000_000, 1e-4), (float("inf"), 5e-5))
-"""Learning rates of whole models up to so many parameters, in 32 bits; a tenth and less of what LoRA takes."""
 SHORT = 0.25
 """Share of the training after which shapes are compared."""
 
@@ -80,7 +78,7 @@ def section(facts: Facts) -> str:
         lines.append(f"| {name} | {facts(one + '/base', 'decimal')} | {facts(one + '/adapter', 'decimal')} |")
     parts = {name: value(f"{at}{name}/parts") for name in ("adapted", "student")}
     for number, part in enumerate(parts["student"]):
-        if part["bytes"]:
+        if part["bytes"] or parts["adapted"][number]["bytes"]:
             one, other = (facts(f"{at}{name}/parts/{number}/bytes", "bytes") for name in parts)
             lines.append(f"| {part['name']} | {one} | {other} |")
     lines += list(_integers(facts, at))
@@ -125,12 +123,11 @@ class StudentStage(Stage):
         assert recipe.student is not None
         if problems := list(_problems(recipe)):
             raise RequestError(problems[0].what, problems=problems)
-        training = [name for name in recipe.targets if not catalogue.only_serves(name)]
-        if recipe.student.open and training:
+        if recipe.student.open and not any(map(catalogue.only_serves, recipe.targets)):
             raise RequestError(
                 "nothing says how small the student is to be",
                 place="student",
-                got=f"auto, for {', '.join(training)}",
+                got=f"auto, for {', '.join(recipe.targets)}",
                 allowed="auto for targets that only serve, whose budget decides",
                 fix="student: {layers: 4, ffn: 0.75}",
             )
@@ -250,8 +247,12 @@ class _Making:
 
     def _begin(self) -> _Begun:
         cell, settings = self.cell, self.settings
-        if self.target is not None and settings.open and _fits(cell, self.target):
+        note = ""
+        if settings.open and self.target is None:
+            note = f"{cell.target} has no budget that says how small"
+        elif settings.open and self.target is not None and _fits(cell, self.target):
             note = f"the adapted model itself fits {cell.target}"
+        if note:
             cell.write(StudentRecord(domain=cell.domain, target=cell.target, made=False, note=note))
             return _Begun()
         maker = self._maker()
@@ -262,7 +263,7 @@ class _Making:
             return _Begun(other, parameters=size, facts=facts | {"base": settings.base})
         kept = maker.kept()
         shapes = maker.shapes(len(kept) if kept else None)
-        same = shapes[0] == (maker.adapted.layers, 1.0) and kept is None
+        same = shapes[0] == (maker.adapted.layers or 0, 1.0) and kept is None
         if same and not settings.activation and settings.int8 is not True:
             raise RunError(
                 "the student is to be as large as the adapted model", place="student", fix="say what is to go: layers"
@@ -332,35 +333,19 @@ class _Making:
         made = begun.ref.made
         shutil.rmtree(student.folder / "data", ignore_errors=True)
         shutil.copytree(cell.folder / "data", student.folder / "data")
-        rate = next(rate for most, rate in RATES if begun.parameters <= most)
         up = "/".join([".."] * len(student.folder.relative_to(cell.folder).parts))
         options: dict[str, Any] = {"teacher": up, "weight": settings.weight, "ramp": begun.ramp}
-        train = context.recipe.train.model_copy(
-            update={
-                "objective": DISTILL.name,
-                "objective_options": options,
-                "epochs": settings.epochs,
-                "max_steps": None if settings.epochs != "auto" else context.recipe.train.max_steps,
-                "learning_rate": rate if settings.learning_rate == "auto" else settings.learning_rate,
-                "patience": None if begun.ramp or rounded else context.recipe.train.patience,
-                "together": False,
-            }
-        )
-        data = context.recipe.data.model_copy(
-            update={"max_length": cell.lock.data.max_length, "augment": Augment(), "canaries": Canaries(count=0)}
-        )
-        recipe = context.recipe.model_copy(
+        recipe = learning(context.recipe, begun.parameters, options)
+        if begun.ramp or rounded:
+            # No earlier state than the last can be the result.
+            recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"patience": None})})
+        train = recipe.train
+        recipe = recipe.model_copy(
             update={
                 "domains": {cell.domain: cell.lock.domains[cell.domain].model_copy(update={"pretrain": None})},
                 "targets": (cell.target,),
                 "model": begun.ref.model,
-                "quant": PLAIN,
-                "dtype": "float32",
-                "adapter": Adapter(method="full"),
-                "data": data,
-                "train": train,
-                "pretrain": None,
-                "student": None,
+                "data": recipe.data.model_copy(update={"max_length": cell.lock.data.max_length}),
             }
         )
         record = cell.data.model_copy(update={"augmented": None, "unlabelled": None})
@@ -473,8 +458,8 @@ def _choices(record: StudentRecord) -> list[str]:
     if larger:
         size = show_bytes(larger[0].bytes)
         nearest.append(f"a budget of {size} for {larger[0].layers} layers and {larger[0].ffn:.0%} of the units")
-    elif record.adapted is not None and record.student.layers < record.adapted.layers:
-        nearest.append(f"student.layers: {record.student.layers + 1}, or a larger student.ffn")
+    elif record.adapted is not None and (record.student.layers or 0) < (record.adapted.layers or 0):
+        nearest.append(f"student.layers: {(record.student.layers or 0) + 1}, or a larger student.ffn")
     nearest.append(f"a longer training (student.epochs, now {record.steps:,} steps) or more rows")
     return nearest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,12 +66,52 @@ class Train(Stage):
 
         for cell in cells:
             context.world.on_main(lambda cell=cell: use_base(cell, context, self.name))  # type: ignore[misc]
+        there = context.world.on_main(lambda: [cell for cell in cells if self._taken(cell, context)])
+        cells = [cell for cell in cells if cell not in there]
+        if not cells:
+            return there
         identities = [context.hashes(cell)[self.name] for cell in cells]
         starts = [context.start(cell, self.name) for cell in cells]
         records = train.train_cells(
             cells, context.world, identities=identities, starts=starts, progress=context.progress
         )
-        return [cell for cell, record in zip(cells, records, strict=True) if record is not None]
+        return there + [cell for cell, record in zip(cells, records, strict=True) if record is not None]
+
+    def _taken(self, cell: Cell, context: Context) -> bool:
+        """Takes the adapter of another target that was trained with the same rows and settings, where there is one."""
+        if context.start(cell, self.name) is not None:
+            return False
+        for other in context.cells:
+            if (
+                (other.domain, other.target != cell.target) == (cell.domain, True)
+                and other.state.stages.get(self.name) == context.hashes(other)[self.name]
+                and self.intact([other], context)
+                and _learned(other) == _learned(cell)
+            ):
+                break
+        else:
+            return False
+        context.progress.say(
+            f"{cell.domain} on {cell.target}: the adapter of {other.target} is taken, which has learned from the same "
+            "rows with the same settings"
+        )
+        ready = cell.adapter.with_name(f".{cell.adapter.name}.tmp")
+        for each in (ready, cell.adapter):
+            shutil.rmtree(each, ignore_errors=True)
+        shutil.copytree(other.adapter, ready)
+        ready.rename(cell.adapter)
+        shutil.copy(other.folder / "metrics.jsonl", cell.folder / "metrics.jsonl")
+        record = other.train
+        taken = {"target": cell.target, "same_as": record.same_as or other.target}
+        cell.write(record.model_copy(update=taken))
+        return True
+
+
+def _learned(cell: Cell) -> list[Any]:
+    """All that decides what a training comes to."""
+    for_later = {"targets", "budgets", "evaluate", "export", "student"}
+    rows = [kept_sha256(cell.folder / "data" / f"{split}.parquet") for split in ("train", "validation")]
+    return [cell.lock.model_dump(mode="json", exclude=for_later), rows]
 
 
 def _objective(context: Context) -> tuple[Objective, Any]:

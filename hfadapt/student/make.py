@@ -71,7 +71,10 @@ class Maker:
             RunError: none is small enough.
         """
         asked = self.settings
-        all_layers = self.adapted.layers
+        if asked.layers is not None:
+            # Says why, where there is no list of them.
+            shape.layers_of(self.base.model)
+        all_layers = self.adapted.layers or 0
         layers = all_layers if asked.layers is None else asked.layers
         if layers != "auto" and asked.ffn != "auto":
             return [(int(layers), float(asked.ffn))]
@@ -111,7 +114,7 @@ class Maker:
         """
         if kept is not None:
             self._trim(kept)
-        if layers < self.adapted.layers:
+        if layers < (self.adapted.layers or 0):
             shape.drop_layers(self.base.model, layers)
         if ffn < 1.0:
             width = shape.narrowed(shape.width_of(self.base.model.config), ffn)
@@ -218,7 +221,7 @@ def written(forms: Sequence[PlannedExport], format: str | None, storage: str | N
 
 def described(before: Shape, after: Shape) -> str:
     """What was cut, in words for the card."""
-    said = [f"{after.layers} of {before.layers} layers"] if after.layers < before.layers else []
+    said = [f"{after.layers} of {before.layers} layers"] if after.layers != before.layers else []
     if after.width != before.width:
         said.append(f"{after.width:,} of {before.width:,} units in a feed-forward part")
     if after.tokens != before.tokens:

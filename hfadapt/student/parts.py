@@ -31,7 +31,10 @@ def shape_of(base: Base, task: str, length: int) -> Shape:
     from torch import nn
 
     model: Any = base.model
+    layers: int | None = None
     width: int | None = None
+    with suppress(HfadaptError):
+        layers = shape.layers_of(model)
     with suppress(HfadaptError):
         width = shape.width_of(model.config)
     into, out = model.get_input_embeddings(), model.get_output_embeddings()
@@ -39,7 +42,7 @@ def shape_of(base: Base, task: str, length: int) -> Shape:
     tables |= {id(out.weight): out.weight.numel()} if isinstance(out, nn.Linear) and into is not None else {}
     facts = describe(model, base.source.asked, task, int(model.config.num_labels), model.config)
     return Shape(
-        layers=shape.layers_of(model),
+        layers=layers,
         width=width,
         tokens=into.num_embeddings if isinstance(into, nn.Embedding) else None,
         parameters=sum(each.numel() for each in model.parameters()),
@@ -55,7 +58,10 @@ def parts(model: Any) -> tuple[Part, ...]:
     from torch import nn
 
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    stacks = tuple(f"{path}." for path in layer_stacks(model))
+    try:
+        stacks: tuple[str, ...] = (f"{shape.stack_of(model)[0]}.",)
+    except HfadaptError:
+        stacks = tuple(f"{path}." for path in layer_stacks(model))
     heads = tuple(f"{name}." for name in head_names(model))
     found: dict[str, list[Any]] = {name: [] for name in ("embeddings", "layers", "head", "other")}
     for name, parameter in model.named_parameters():

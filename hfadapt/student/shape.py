@@ -43,7 +43,7 @@ WIDTH = "the width of its feed-forward parts"
 
 def layers_of(model: Any) -> int:
     """How many layers there are to choose from. Raises RequestError where they are not one list of a known number."""
-    return len(_stack(model)[1])
+    return len(stack_of(model)[1])
 
 
 def width_of(config: Any) -> int:
@@ -97,7 +97,7 @@ def drop_layers(model: Any, keep: int) -> None:
     Raises:
         RequestError: there are fewer, or the config cannot say that there are so many.
     """
-    path, stack = _stack(model)
+    path, stack = stack_of(model)
     before = len(stack)
     if not 1 <= keep <= before:
         raise RequestError(
@@ -168,7 +168,7 @@ def _count_again(model: Any, width: int) -> None:
 # --- layers ----------------------------------------------------------------------------------------------------------
 
 
-def _stack(model: Any) -> tuple[str, Any]:
+def stack_of(model: Any) -> tuple[str, Any]:
     """The list of layers and its path: as long as the config says, and shorter where that says less."""
     from torch import nn
 
