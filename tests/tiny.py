@@ -91,6 +91,25 @@ def likenesses(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
+def preferences(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """A prompt, a better answer of good words and a worse one of bad ones, of different lengths."""
+    draw, rows = random.Random(seed), []
+    for _ in range(count):
+        better, worse = (" ".join(draw.choices(signs, k=draw.randint(2, 6))) for signs in (GOOD, BAD))
+        prompt = " ".join(draw.choices(PLAIN, k=draw.randint(3, 9)))
+        rows.append({"prompt": f"{prompt} :", "chosen": f" {better}", "rejected": f" {worse}"})
+    return rows
+
+
+def preferred_chats(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """The same as chats, with the prompt in both."""
+
+    def chat(row: Mapping[str, str], side: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[side].strip()}]
+
+    return [{side: chat(row, side) for side in ("chosen", "rejected")} for row in preferences(count, seed)]
+
+
 def uneven(count: int, seed: int = 0) -> list[dict[str, str]]:
     """Prompts and completions with between 1 and 40 words to learn."""
     draw = random.Random(seed)

@@ -196,6 +196,7 @@ def _context(facts: Facts, pictures: dict[str, bytes]) -> dict[str, Any]:
     predictions = records.file("predictions.parquet") if records.has("predictions.parquet") else []
     judged = bool(predictions) and "gold" in predictions[0]
     worst = _worst(predictions, judged) if records.has("data/test.parquet") else []
+    pairs = list(evaluation.get("worst") or [])[: evidence.MOST_FAILURES] if records.has("data/test.parquet") else []
     return {
         "fact": facts,
         "kind": evidence.kind_of(records),
@@ -250,7 +251,8 @@ def _context(facts: Facts, pictures: dict[str, bytes]) -> dict[str, Any]:
         "gates": evaluation.get("gates_failed") or [],
         "limits": _limits(facts),
         "failures": worst if judged else [],
-        "hardest": [] if judged else worst,
+        "hardest": [] if judged or pairs else worst,
+        "pairs": pairs,
         "quoted": lambda row: _quoted(facts, row, pictures),
         "base_weights": manifest.get("weights_sha256"),
         "chat_template": manifest.get("chat_template_sha256"),
@@ -361,6 +363,8 @@ def _limits(facts: Facts) -> list[str]:
             said.append(f"{name} is **worse** than the baseline's: {_gain(facts, number)}.")
         elif verdict == "open":
             said.append(f"The difference in {name} may be chance: {_gain(facts, number)}.")
+    warned = records.value("evaluation.json#").get("warnings") or []
+    said += [f"{facts(f'evaluation.json#/warnings/{number}')}." for number in range(len(warned))]
     said += _weakest(facts)
     said += evidence.slice_sentences(facts)
     rows, domain = facts("evaluation.json#/rows", "integer"), facts("train.json#/domain", "code")

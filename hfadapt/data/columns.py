@@ -90,7 +90,8 @@ def recognise(columns: Sequence[str], asked: Columns, forms: Collection[str], pl
     # Labels that the task would not learn are not passed over in silence, unless the recipe names the text.
     bare = next((each for each in fitting[:1] if found[0].label_kind != "none" and each is not found[0]), None)
     ignores = bare is not None and len(forms) > 1 and not set(bare.parts) & set(said)
-    if fitting and not ignores and (said or both is None or fitting[0].label_kind != "none"):
+    whole = both is not None and fitting and {*both} <= {parts[part] for part in fitting[0].parts}
+    if fitting and not ignores and (said or both is None or whole or fitting[0].label_kind != "none"):
         chosen = fitting[0]
         used = {part: parts[part] for part in (*chosen.parts, *chosen.optional) if part in parts}
         return Shape(chosen.name, used, **grouped)
@@ -98,9 +99,11 @@ def recognise(columns: Sequence[str], asked: Columns, forms: Collection[str], pl
     fix = remedy(columns, parts, wanted, found[0] if found else None, bare)
     read_as = f", read as {found[0].name}" if found else ""
     if both:
-        read_as = ": pairs of a better and a worse answer, as for preference optimisation (DPO), which is no task here"
+        read_as = ": pairs of a better and a worse answer, as for preference optimisation (DPO)"
         better = both[0]
-        fix = f"learn the better answers alone: columns: {{messages: {better}}} where it holds chats, columns: "
+        able = [name for name in registry.names("tasks") if _reads(registry.task(name).schemas, both)]
+        fix = f"set task: {able[0]}, which learns from both; or " if able else ""
+        fix += f"learn the better answers alone: columns: {{messages: {better}}} where it holds chats, columns: "
         fix += f"{{prompt: prompt, completion: {better}}} where it holds answers in text, columns: {{text: {better}}} "
         fix += "where whole texts"
         if fitting:
@@ -119,6 +122,12 @@ def label_column(columns: Sequence[str], asked: Columns) -> str | None:
     lower = {column.lower(): column for column in reversed(list(columns))}
     named = [lower[name] for schema in registry.schemas() for name in schema.names.get("label", ()) if name in lower]
     return asked.label or next(iter(named), None)
+
+
+def _reads(forms: Collection[str], columns: Sequence[str]) -> bool:
+    """Whether one of the schemas knows each of the columns as a part."""
+    known = [registry.schema(form) for form in sorted(forms)]
+    return any(all(any(c.lower() in each.names.get(p, ()) for p in each.parts) for c in columns) for each in known)
 
 
 PLAIN = "text"

@@ -59,7 +59,7 @@ def findings(
             fix = "write true and false in place of these numbers: rows with false are left out"
             found.append(Finding(code="verdict-not-read", level="soft", message=what, fix=fix))
     both = pair({column for values in head for column in values})
-    if both and both[1] in used:
+    if both and both[1] in used and both[0] not in used:
         what = f"{source}: the worse answers of pairs are learned, those in column {both[1]}, as the recipe says"
         fix = f"name column {both[0]} to learn the better ones"
         found.append(Finding(code="worse-answers", level="soft", message=what, fix=fix))

@@ -20,7 +20,17 @@ from hfadapt.evaluate.generation import generated_texts
 from hfadapt.evaluate.harness import run_harness
 from hfadapt.evaluate.metrics.rows import compare, find, known_metrics, sampling, usable
 from hfadapt.evaluate.metrics.text import Texts
-from hfadapt.evaluate.quality import calibration, confidence, confusion, failures, paired_tests, per_class, said, slices
+from hfadapt.evaluate.quality import (
+    MOST_FAILURES,
+    calibration,
+    confidence,
+    confusion,
+    failures,
+    paired_tests,
+    per_class,
+    said,
+    slices,
+)
 from hfadapt.hardware.peak_memory import PeakMemory, load_libraries, release_memory, resident_bytes
 from hfadapt.hardware.processes import World
 from hfadapt.hardware.versions import versions
@@ -86,6 +96,9 @@ def _evaluate(
     known = known_metrics()
     sliced = next((metric.name for metric in metrics if metric.name in known and _on_scores(metric.name)), None)
     facts = registry.modality(context.schema.modality).facts
+    warnings = tuple(task.warnings({metric.name: metric.adapter for metric in metrics}))
+    for each in warnings:
+        progress.say(f"{cell.domain}: {each}")
     speed = measure_efficiency(context, scored, train.adapter_bytes)
     record = EvaluationRecord(
         domain=cell.domain,
@@ -107,6 +120,8 @@ def _evaluate(
         general_text=general,
         harness=harness,
         failures=failures(base_scores, scores, names),
+        worst=tuple(task.worst(scores, MOST_FAILURES)),
+        warnings=warnings,
         reopened_difference=difference,
         seconds=time.perf_counter() - started,
         rows_per_second=speed.rows_per_second,
@@ -216,7 +231,7 @@ def _write_predictions(
     texts: tuple[Texts, Texts] | None,
 ) -> None:
     """One line a test row: where it comes from, losses and number of labels, for choices the right and the chosen
-    ones, for generated rows the texts."""
+    ones, for pairs what both answers have gained in nats, for generated rows the texts."""
     import pyarrow
     from pyarrow import parquet
 
@@ -230,6 +245,9 @@ def _write_predictions(
     if adapter.gold is not None and adapter.predictions is not None and base.predictions is not None:
         for name, values in (("gold", adapter.gold), ("base", base.predictions), ("adapter", adapter.predictions)):
             columns[name] = said(values, adapter.kind, names)
+    if adapter.sides is not None:
+        for place, name in enumerate(("better_gain", "worse_gain")):
+            columns[name] = adapter.sides[:, place, 0] - adapter.sides[:, place, 1]
     if adapter.probabilities is not None:
         columns["confidence"] = confidence(adapter)
     if texts is not None:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hfadapt.adapters import DEFAULT
 from hfadapt.core import registry
 from hfadapt.core.progress import Progress, Silent
 from hfadapt.data import read_split
 from hfadapt.modalities import Example, Row
-from hfadapt.models.attach import open_adapter
+from hfadapt.models.attach import go_on, open_adapter, trained_layers
 from hfadapt.models.load import Base
 from hfadapt.models.manifest import load_base_of
 from hfadapt.run_folder import Cell
@@ -64,9 +65,9 @@ class EvaluationContext:
         return list(read_split(self.cell.folder, "test"))
 
     @cached_property
-    def test(self) -> list[Example]:
+    def test(self) -> Sequence[Example]:
         """The test rows, encoded."""
-        return self.encode(self.rows)
+        return self.referred(self.encode(self.rows))
 
     def encode(self, rows: Sequence[Row]) -> list[Example]:
         """Rows as training saw them."""
@@ -74,6 +75,31 @@ class EvaluationContext:
             rows, self.base.tokenizer, max_length=self.lock.data.max_length, labels=self.data.labels
         )
         return found
+
+    def referred(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """The examples with what the model said of them before training, for tasks that are scored against that."""
+        if not self.task.refers or all(example.known is not None for example in examples):
+            return examples
+        with torch.inference_mode(), self.as_begun() as model:
+            return self.task.referred(examples, self.task.score(model, examples, self.batches))
+
+    @contextmanager
+    def as_begun(self) -> Iterator[Any]:
+        """The model as it stood before training: with the weights that an earlier stage left, or without an adapter."""
+        begun = self.cell.train.begun
+        if begun is None:
+            with self.adapter_on(False) as model:
+                yield model
+            return
+        layers = trained_layers(self.model, self.base, DEFAULT)
+        kept = {name: each.detach().clone() for name, each in layers.items()}
+        go_on(self.model, self.base, DEFAULT, self.cell.folder / begun)
+        try:
+            yield self.model
+        finally:
+            with torch.no_grad():
+                for name, each in layers.items():
+                    each.copy_(kept[name])
 
     def batches(self, examples: Sequence[Example], batch_rows: int | None = None) -> Any:
         """Batches of similar length on the model's device, as `Task.score` wants them."""
@@ -97,10 +123,9 @@ class EvaluationContext:
         Args:
             choose: Choose among `choices`, where there are any; the examples must then end in one of them.
         """
+        known = self.referred(examples)
         with torch.inference_mode(), self.adapter_on(adapter) as model:
-            scores: Scores = self.task.score(
-                model, examples, self.batches, tuple(self.choices.values()) if choose else ()
-            )
+            scores: Scores = self.task.score(model, known, self.batches, tuple(self.choices.values()) if choose else ())
         return scores
 
 

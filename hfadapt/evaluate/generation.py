@@ -41,7 +41,8 @@ def answered(example: Example) -> Prompt | None:
 
 def chosen_prompts(examples: Sequence[Example], count: int) -> list[Prompt]:
     """At most `count` rows that have an answer, spread evenly over the split."""
-    found = [prompt for example in examples if (prompt := answered(example)) is not None]
+    # Of several sequences the first is what is to be written.
+    found = [prompt for example in examples if (prompt := answered(example.parts[0])) is not None]
     return [found[i] for i in spread(len(found), count)]
 
 

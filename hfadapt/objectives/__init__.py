@@ -65,6 +65,9 @@ class Objective:
         self_supervised: Whether it learns from texts without labels (`SelfSupervised`), and not the task.
         teaches: Whether a smaller model of an adapted one learns by it: its options name a `teacher`.
         knows: Whether it learns from what a model that is not trained says of each row (`known`).
+        refers: Whether that model is the trained one as it stands before step 1. It is then asked on the very path on
+            which it is trained, so that nothing but training can make a difference.
+        whole_rows: Whether the loss is of all sequences of a row together (`Task.whole_rows`).
     """
 
     name: str
@@ -75,6 +78,8 @@ class Objective:
     self_supervised: bool = False
     teaches: bool = False
     knows: bool = False
+    refers: bool = False
+    whole_rows: bool = False
 
     class Options(Spec):
         """What `train.objective_options` may say."""
@@ -98,6 +103,15 @@ class Objective:
         dimension, under `KNOWN` and their name.
         """
         raise NotImplementedError
+
+    def count(self, example: Example) -> int:
+        """How many losses an example has: the labels that carry one."""
+        return example.label_count
+
+    def before(self, started: Any) -> tuple[Any, float] | None:
+        """What in place of `started` gives a mean loss that is known before anything was learned, and that loss; None
+        where there is no such."""
+        return None
 
     def known_from(self, options: Any) -> Any:
         """What its answers, and so the training, depend on beside rows, base and options: a teacher's hashes."""

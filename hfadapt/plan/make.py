@@ -128,7 +128,7 @@ def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
             # At most two characters a token, with the end token and one to spare.
             labelled = max(len(text) for text in record.completions.values()) / 2 + 2
         if record.audit is not None and record.audit.rows:
-            labelled = record.audit.labelled_tokens / record.audit.rows
+            labelled = record.audit.labelled_tokens / record.audit.rows / lengths.parts
         return Work(
             basis=f"{lengths.rows:,} training rows of {_texts(lengths.parts)}{lengths.mean:.0f} {unit} on average, "
             f"{longest} max" + (", as augmented" if record.augmented else ""),

@@ -241,9 +241,22 @@ def check_method(tree: Tree) -> None:
 
 
 def check_objective(tree: Tree) -> None:
-    """Options must be those that the objective knows."""
-    name, options = dig(tree, ("train", "objective")) or "supervised", _section(tree, "train", "objective_options")
+    """It must fit the rows of the task, and options must be those that it knows."""
+    task, options = dig(tree, ("task",)), _section(tree, "train", "objective_options")
+    task = registry.task(task) if isinstance(task, str) and task in registry.names("tasks") else None
+    own = task.objective if task is not None else "supervised"
+    name = dig(tree, ("train", "objective")) or own
     if name not in registry.names("objectives"):
+        return
+    if task is not None and registry.objective(str(name)).whole_rows != task.whole_rows:
+        able = [each for each in registry.names("tasks") if registry.task(each).objective == name]
+        tree.report(
+            ("train", "objective"),
+            f"the objective {name} does not learn from rows of {task.name}",
+            got=f"train.objective: {name} with task: {task.name}",
+            allowed=own,
+            fix="delete `train.objective`" + (f", or use task: {able[0]}" if able else ""),
+        )
         return
     known = registry.objective(str(name)).Options
     fields = tuple(known.model_fields)

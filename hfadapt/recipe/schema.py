@@ -7,7 +7,7 @@ every problem reported at once, is in `reading.py`.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, create_model, model_validator
@@ -255,7 +255,7 @@ class Train(Spec):
     `together` trains the domains of a target at the same time on one resident base; every adapter is what it would be
     alone. `fast: false` leaves every pass of a step to the libraries, `fast: {norms: false}` only that part.
     `resident_layers` of a quantised base are also kept unpacked while training, so that no step unpacks them.
-    `objective` is what is minimised, by default the task's own loss; `objective_options` are those that it knows.
+    `objective` is what is minimised, by default what the task learns by; `objective_options` are those that it knows.
     """
 
     objective: Objective = "supervised"
@@ -342,6 +342,18 @@ class Recipe(Spec):
     pretrain: AnyPretrain | None = None
     student: AnyStudent | None = None
     _chosen: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _objective_of_task(cls, values: Any) -> Any:
+        """What the task learns by, where nothing else is said."""
+        task, train = (values.get(name) for name in ("task", "train")) if isinstance(values, Mapping) else (None, None)
+        given = train.model_dump(exclude_unset=True) if isinstance(train, Train) else train or {}
+        if task not in registry.names("tasks") or not isinstance(given, Mapping) or "objective" in given:
+            return values
+        own = registry.task(str(task)).objective
+        usual = own == Train.model_fields["objective"].default
+        return values if usual else {**values, "train": {**given, "objective": own}}
 
     @property
     def chosen(self) -> tuple[str, ...]:

@@ -253,7 +253,8 @@ class TrainRecord(Record):
     """What training did. `predicted_seconds` are the plan's, for the steps that `seconds` measures.
 
     `base_head` says what became of the base's own head, where it was not used as it is; `settings` what else the task
-    takes from the base.
+    takes from the base. `begun` is the file in the cell's folder with the weights of an earlier stage, from which the
+    adapter went on.
     `frozen_layers` were run once for each row, which `seconds` include. `model_layers` is how many the model has, where
     only the last of them were adapted. `augmented_rows` are how many rows augmentation changed in each epoch begun.
     `same_as` is the target whose adapter was taken, as the same rows and settings would have made it again.
@@ -291,6 +292,7 @@ class TrainRecord(Record):
     model_citation: str | None = None
     base_head: str | None = None
     head_start: str | None = None
+    begun: str | None = None
     settings: dict[str, Any] = {}
     fast_path: str | None = None
     frozen_layers: int = 0
@@ -349,7 +351,8 @@ class EvaluationRecord(Record):
 
     `setting` says what the metrics depend on beside the rows, such as among how many documents a query has to find its
     own. `prompts_sha256` is the hash of the token ids that both saw; `harness` has the metrics of tasks of
-    lm-evaluation-harness, on rows of their own.
+    lm-evaluation-harness, on rows of their own. `worst` are test rows on which an adapter whose answers are no classes
+    is wrong, `warnings` sentences on what its metrics mean.
     """
 
     FILE: ClassVar[str] = "evaluation.json"
@@ -378,6 +381,8 @@ class EvaluationRecord(Record):
     efficiency: Efficiency | None = None
     general_text: Metric | None = None
     failures: tuple[FailingExample, ...] = ()
+    worst: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
     harness: tuple[Metric, ...] = ()
     extra: dict[str, Any] = {}
     versions: Versions

@@ -36,6 +36,8 @@ class Scores:
         tokens: (N,) number of labels behind each loss.
         kind: What `gold` and `predictions` are.
         names: Names of the classes, where a metric reads them.
+        sides: (N, 2, 3) of a better and a worse answer: log-probability in nats, that of the model before training (NaN
+            where it was not asked), and tokens.
     """
 
     gold: np.ndarray | None
@@ -45,6 +47,7 @@ class Scores:
     tokens: np.ndarray
     kind: LabelKind = "class"
     names: tuple[str, ...] = ()
+    sides: np.ndarray | None = None
 
     @property
     def single(self) -> bool:
@@ -185,6 +188,10 @@ class Task:
         redraws: Whether rows are learned in another way in each epoch (`in_epoch`).
         joint: Whether the loss of a row depends on the rows that are learned with it. It is then worked out from the
             outputs for all sequences of the batch (`joint_losses`), however many go through the model at once.
+        whole_rows: Whether all sequences of a row go through the model together, since its loss is of them together.
+        refers: Whether it is scored against the model as it stood before training, which says of each test row what
+            `referred` keeps.
+        objective: What its adapters minimise where the recipe does not say.
         compares: Whether an answer depends on the texts that are asked with it, the first of which is the query.
         reads: What it reads of a model's output: logits, or the last hidden state of a model without a head.
         file_reads: Likewise of a file for another runtime, where it is another output than of the model.
@@ -223,6 +230,9 @@ class Task:
     fits: frozenset[str] = frozenset()
     redraws: bool = False
     joint: bool = False
+    whole_rows: bool = False
+    refers: bool = False
+    objective: str = "supervised"
     compares: bool = False
     reads: str = "logits"
     file_reads: str = ""
@@ -303,6 +313,10 @@ class Task:
         """What is not as one would expect in how a row is learned, for the audit. Raises as `fitted`."""
         return []
 
+    def noticed(self, examples: Sequence[Example]) -> list[Remark]:
+        """What is not as one would expect of all training rows together, for the audit."""
+        return []
+
     def prompt(self, example: Example) -> Any:
         """What stands for the inputs of an example in the hash of all prompts."""
         return example.inputs["input_ids"]
@@ -376,6 +390,11 @@ class Task:
         """
         raise NotImplementedError
 
+    def log_probabilities(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """How likely what each of S sequences is to write is, summed over its labels, in nats and float32, and their
+        number, both (S,); for tasks of `whole_rows`."""
+        raise NotImplementedError
+
     # --- scoring and answering ---------------------------------------------------------------------------------------
 
     def score(
@@ -387,6 +406,18 @@ class Task:
             choices: For tasks that write, the token ids of the completions among which the model may choose.
         """
         raise NotImplementedError
+
+    def referred(self, examples: Sequence[Example], before: Scores) -> list[Example]:
+        """The examples with what the model said of them before training, for tasks that `refer`."""
+        return list(examples)
+
+    def worst(self, adapter: Scores, most: int) -> list[int]:
+        """Rows on which an adapter is wrong, the worst first, where its answers are no classes."""
+        return []
+
+    def warnings(self, metrics: Mapping[str, float]) -> list[str]:
+        """What a user has to know of an adapter with these metrics, in a sentence each."""
+        return []
 
     def setting(self, examples: Sequence[Example]) -> str | None:
         """What the scores of these rows depend on beside the rows themselves, in a line."""

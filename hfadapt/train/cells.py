@@ -46,7 +46,7 @@ from hfadapt.train.energy import EnergyMeter
 from hfadapt.train.job import Job
 from hfadapt.train.known import FOLDER as KNOWN
 from hfadapt.train.known import with_known
-from hfadapt.train.loop import Loop
+from hfadapt.train.loop import Batches, Loop
 from hfadapt.train.probe import train_probe
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class Training:
         round_as_saved(self.model, self.lock)
         seconds = [job.state.seconds for job in loop.jobs]
         records: list[TrainRecord | None] = []
-        for cell, own, job in zip(self.cells, self.locks, loop.jobs, strict=True):
+        for cell, own, job, start_weights in zip(self.cells, self.locks, loop.jobs, self.starts, strict=True):
             del job.optimizer
             if job.error is not None:
                 records.append(None)
@@ -138,6 +138,7 @@ class Training:
             losses, memory = self._keep(cell, own, job, start)
             record = _record(cell, own, self.base, job, memory, self.world).model_copy(
                 update={
+                    "begun": start_weights.relative_to(cell.folder).as_posix() if start_weights else None,
                     "load_seconds": self.load_seconds,
                     "check_losses": tuple(losses),
                     "fast_path": loop.path,
@@ -189,39 +190,55 @@ class Training:
         for name, start in zip(self.names, self.starts, strict=True):
             if start is not None:
                 go_on(self.model, self.base, name, start)
-        return [
-            self._with_known(*each)
-            for each in zip(self.cells, self.locks, self.names, self.identities, rows, strict=True)
-        ]
+        return [self._with_known(number, own) for number, own in enumerate(rows)]
 
     def _with_known(
-        self, cell: Cell, lock: Lock, name: str, identity: str, rows: tuple[list[Example], list[Example]]
+        self,
+        number: int,
+        rows: tuple[Sequence[Example], Sequence[Example]],
+        path: Batches | None = None,
+        late: bool = False,
     ) -> tuple[list[Example], list[Example]]:
-        """The rows with what a model that is not trained says of each, where the objective learns from that."""
+        """The rows of a cell with what a model that is not trained says of each, where the objective learns from that.
+
+        Args:
+            path: Forms batches on the path of training, where it is the trained model that is asked.
+            late: Steps were done since.
+        """
+        cell, lock, identity = self.cells[number], self.locks[number], self.identities[number]
         objective = registry.objective(lock.train.objective)
-        if not objective.knows:
-            return rows
-        if len(self.cells) > 1:
-            self.model.set_adapter(name)
+        if not objective.knows or (objective.refers and path is None):
+            return list(rows[0]), list(rows[1])
+        if len(self.cells) > 1 and path is None:
+            self.model.set_adapter(self.names[number])
 
         def batches(
             examples: Sequence[Example], pad: int = self.base.pad_token_id
-        ) -> Iterator[tuple[list[int], Mapping[str, torch.Tensor]]]:
+        ) -> Iterator[tuple[Sequence[int], Mapping[str, torch.Tensor]]]:
             return padded(self.task, examples, pad, self.device, 2 * lock.train.micro_batch_rows)
 
         options = objective.Options.model_validate(lock.train.objective_options)
         about = (self.task, self.model.eval(), self.base, lock, self.labels, options)
-        beginning = Beginning(*about, cell.folder, batches, self.device, self.progress)
+        beginning = Beginning(*about, cell.folder, path or batches, self.device, self.progress)
         said: dict[str, list[Row]] = {
             "train": _trained(cell),
             "validation": list(read_split(cell.folder, "validation")),
         }
         place = cell.folder / KNOWN
         train, validation = (
-            with_known(objective, beginning, said[split], own, (place / f"{split}.safetensors", identity), self.world)
+            with_known(
+                *(objective, beginning, said[split], own, (place / f"{split}.safetensors", identity), self.world),
+                late=late,
+            )
             for split, own in zip(said, rows, strict=True)
         )
         return train, validation
+
+    def _refer(self, jobs: Sequence[Job], job: Job, path: Batches) -> None:
+        """Gives a job's rows what its model says of them before step 1. Raises RunError as `with_known`."""
+        number = next(place for place, each in enumerate(jobs) if each is job)
+        late = job.state.step > 0
+        job.train, job.validation = self._with_known(number, (job.train, job.validation), path, late)
 
     def _probe(self, cell: Cell, train: list[Example], validation: list[Example]) -> Sequence[torch.nn.Module]:
         """The modules of the head as trained on the frozen base, where the adapter is to start with them."""
@@ -330,6 +347,7 @@ class Training:
             ),
             stop=lambda: world.any(bool(interrupt)),
             interrupted=lambda: world.size == 1 and bool(interrupt),
+            refer=partial(self._refer, jobs),
         )
         return loop, compiled
 

@@ -114,8 +114,12 @@ class Job:
     @property
     def micro_batch_tokens(self) -> int:
         """Most tokens that go through the model at once: what the plan's memory is for."""
-        parts = math.ceil(sum(len(example.parts) for example in self.train) / len(self.train))
-        return self.settings.micro_batch_rows * parts * max(self.lengths)
+        return self.settings.micro_batch_rows * self.parts * max(self.lengths)
+
+    @property
+    def parts(self) -> int:
+        """Sequences of a row, on average."""
+        return math.ceil(sum(len(example.parts) for example in self.train) / len(self.train))
 
     @property
     def active(self) -> bool:

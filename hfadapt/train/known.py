@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hfadapt.core.errors import RunError
 from hfadapt.core.hashing import json_sha256
 from hfadapt.hardware.processes import World
 from hfadapt.modalities import Example, Row
@@ -29,12 +30,17 @@ def with_known(
     examples: Sequence[Example],
     kept: tuple[Path, str],
     world: World,
+    late: bool = False,
 ) -> list[Example]:
     """The examples with what is known of each.
 
     Args:
         rows: Those of the examples.
         kept: The file in which it is kept, and the hash of all that it depends on.
+        late: The model that is to be asked has changed since, so that it has to be kept already.
+
+    Raises:
+        RunError: it is late, and it is not.
     """
     path, identity = kept
     if not examples:
@@ -43,6 +49,12 @@ def with_known(
 
     def write() -> None:
         if not _is_of(path, key):
+            if late:
+                raise RunError(
+                    "training cannot go on: what the model said of its rows before step 1 is gone",
+                    place=str(path),
+                    fix="train again with --fresh",
+                )
             with torch.no_grad():
                 _save(objective.known(beginning, rows, examples), path, key)
 

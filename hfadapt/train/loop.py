@@ -9,7 +9,7 @@ between changes nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError, RequestError, RunError
 from hfadapt.core.progress import Progress, Silent
 from hfadapt.fast import FastPath
+from hfadapt.modalities import Example
 from hfadapt.objectives import Objective
 from hfadapt.objectives.supervised import KIND as SUPERVISED
 from hfadapt.records.stages import Step
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
     from hfadapt.models.load import Base
     from hfadapt.recipe.schema import Lock
 
+REFERENCE_AGREES = {torch.float32: 1e-3, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+"""How far the loss before step 1 may be from what it has to be, by the dtype of the products: in 16 bits a row's
+log-probabilities depend a little on the rows beside it."""
+
+Batches = Callable[[Sequence[Example]], Iterator[tuple[Sequence[int], Mapping[str, torch.Tensor]]]]
+
 
 @dataclass
 class Loop:
@@ -50,6 +57,8 @@ class Loop:
         objective: What is minimised, with its options.
         packing: Pack rows into sequences, where the fast path can.
         loss_in_pieces: Make a language model's loss and its gradient on labelled positions alone, in pieces.
+        refer: Called once the path is settled, for objectives that `refer`: it gives a job's rows what the model says
+            of them, by a function that forms batches of examples on that path.
         frozen_cache: Run layers below the first trained one once for each row, and keep their outputs on disk.
         stop: Asked after every step; True saves a checkpoint and raises KeyboardInterrupt.
         interrupted: Asked while rows are collected, in one process alone; True raises KeyboardInterrupt at once.
@@ -66,6 +75,7 @@ class Loop:
     packing: bool = True
     loss_in_pieces: bool = True
     frozen_cache: bool = False
+    refer: Callable[[Job, Batches], None] | None = None
     progress: Progress = field(default_factory=Silent)
     stop: Callable[[], bool] = lambda: False
     interrupted: Callable[[], bool] = lambda: False
@@ -159,11 +169,63 @@ class Loop:
             if self.frozen_layers:
                 self.path += f", {self.frozen_layers} frozen layers run once"
             self._scaled = self.passes.products() == torch.float16
+            if self.refer and self.objective.refers:
+                for job in self.jobs:
+                    self._refer(job, self.refer)
             self._steps()
         self.objective.end(self.passes.started)
         for job in self.jobs:
             job.take_best()
         self.model.eval()
+
+    def _refer(self, job: Job, refer: Callable[[Job, Batches], None]) -> None:
+        """Gives a job's rows what the model says of them before step 1, and proves it where nothing was learned yet.
+
+        Raises:
+            RunError: the loss before step 1 is not what it has to be.
+        """
+
+        def batches(examples: Sequence[Example]) -> Iterator[tuple[list[int], Mapping[str, torch.Tensor]]]:
+            places = {id(example): place for place, example in enumerate(examples)}
+            for micro in self.passes.by_length(job, examples, alone=True):
+                with self.passes.batch_context(micro):
+                    yield [places[row.key] for row in micro.rows], micro.inputs
+
+        self.model.eval()
+        with self.passes.scoring():
+            refer(job, batches)
+        known = self.objective.before(self.passes.started)
+        if known is not None and job.state.step == 0:
+            found, due = self._loss_before(job, known[0]), known[1]
+            if not abs(found - due) <= REFERENCE_AGREES[self.passes.products()]:
+                raise RunError(
+                    "the loss before step 1 is not what it is before anything was learned: the reference is of another "
+                    "model than the one that is trained",
+                    place=str(job.folder),
+                    got=f"{found:.4f}",
+                    allowed=f"{due:.4f}",
+                    fix="train again with --fresh; if it happens again, report it with the recipe and lock.yaml",
+                )
+        self.model.train()
+
+    def _loss_before(self, job: Job, started: Any) -> float:
+        """The mean loss of the rows of step 1 without gradients and dropout.
+
+        Args:
+            started: What the objective is given in place of what it began with.
+        """
+        batch, total = job.next_batch(), torch.zeros((), device=self.accelerator.device)
+        own, self.passes.started = self.passes.started, started
+        with self.passes.scoring():
+            for rows in self.passes.micro_batches([(job, batch)]):
+                micro = self.passes.collate(rows)
+                with self.passes.batch_context(micro):
+                    total += self.passes.loss(micro, {id(job): 1.0})[1][id(job)]
+        self.passes.started = own
+        return float(self.accelerator.reduce(total, "sum")) / self._count(batch.examples)
+
+    def _count(self, examples: Sequence[Example]) -> int:
+        return sum(map(self.objective.count, examples))
 
     def _steps(self) -> None:
         while active := [job for job in self.jobs if job.active]:
@@ -193,7 +255,7 @@ class Loop:
             sums = self._gradients(batches)
         updates = []
         for job, found in batches:
-            loss = float(sums[id(job)]) / found.labels
+            loss = float(sums[id(job)]) / self._count(found.examples)
             try:
                 norm, rate = job.update(found, loss)
             except RunError as error:
@@ -213,7 +275,7 @@ class Loop:
         """Works out the gradients of a step, times their loss scales; the summed losses of each job by its id."""
         sums = {id(job): torch.zeros((), device=self.accelerator.device) for job, _ in batches}
         scales = {id(job): job.state.loss_scale if self._scaled else 1.0 for job, _ in batches}
-        weights = {id(job): scales[id(job)] / found.labels for job, found in batches}
+        weights = {id(job): scales[id(job)] / self._count(found.examples) for job, found in batches}
         if self.task.joint:
             sums = joint_gradients(self.passes, batches, weights)
             reduce_gradients(self.accelerator, [job for job, _ in batches])
@@ -276,7 +338,7 @@ class Loop:
                 with self.passes.batch_context(micro):
                     _, sums = self.passes.loss(micro, {id(job): 1.0})
                 total[0] += float(sums[id(job)])
-                total[1] += sum(row.example.label_count for row in micro.rows)
+                total[1] += self._count([row.example for row in micro.rows])
         self.model.train()
         total = self.accelerator.reduce(total.to(self.accelerator.device), "sum")
         if not total[1]:

@@ -45,21 +45,23 @@ class MicroBatch:
 
     @property
     def keys(self) -> list[int]:
-        """Of the rows."""
-        return [row.key for row in self.rows]
+        """Of the sequences."""
+        return [id(part) for row in self.rows for part in row.example.parts]
 
 
 def collate(
     task: Task, rows: Sequence[Row], pad_token_id: int, device: torch.device, *, packed: bool, drops: bool
 ) -> MicroBatch:
-    """Rows as packed sequences, or padded.
+    """Rows as packed sequences, or padded; all sequences of a row, one after the other.
 
     Args:
         drops: Whether there is dropout, which needs the rows' seeds.
     """
-    examples, names = [row.example for row in rows], [row.job.name for row in rows]
-    lengths = [example.size for example in examples]
-    seeds = [row.seed for row in rows] if drops else []
+    examples = [row.example for row in rows]
+    sequences = [(row, place, part) for row in rows for place, part in enumerate(row.example.parts)]
+    names = [row.job.name for row, _, _ in sequences]
+    lengths = [part.size for _, _, part in sequences]
+    seeds = [row.seed ^ place for row, place, _ in sequences] if drops else []
     if packed:
         documents = packed_rows(lengths, names, seeds)
         found = task.pack(examples, documents.tokens, pad_token_id)

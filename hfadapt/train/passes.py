@@ -57,7 +57,7 @@ class Passes:
         shares = []
         for job, found in batches:
             own = self._rows(job, found)[rank::world]
-            lengths = [row.example.size for row in own]
+            lengths = [self._cost(row.example) for row in own]
             # An augmented row that is longer than that stands alone.
             parts = micro_batches(range(len(own)), lengths, job.micro_batch_tokens, padded=not self.packed)
             shares.append([[own[i] for i in part] for part in parts])
@@ -68,7 +68,7 @@ class Passes:
                 continue
             # Padding to the longest row of all jobs must not need more than the jobs' own micro-batches would.
             limit = sum(job.micro_batch_tokens for job, _ in batches)
-            parts = micro_batches(range(len(rows)), [row.example.size for row in rows], limit, padded=True)
+            parts = micro_batches(range(len(rows)), [self._cost(row.example) for row in rows], limit, padded=True)
             yield from ([rows[k] for k in part] for part in parts)
 
     def _rows(self, job: Job, found: Batch) -> list[Row]:
@@ -81,13 +81,25 @@ class Passes:
         seeds = [row_seed(job.settings.seed, found.step, number) if self._drops else 0 for number in numbers]
         return [Row(job, example, seed) for example, seed in zip(examples, seeds, strict=True)]
 
-    def by_length(self, job: Job, examples: Sequence[Example]) -> Iterator[MicroBatch]:
-        """This process's share of the examples in an order of their own, twice as many at once as in training."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        parts = [part for example in examples for part in example.parts]
-        share = sorted(parts[rank::world], key=lambda example: example.size)
-        lengths = [example.size for example in share]
-        budget = 2 * job.settings.micro_batch_rows * max([*job.lengths, *lengths])
+    def units(self, examples: Sequence[Example]) -> list[Example]:
+        """What goes through the model as one: rows, or each of their sequences."""
+        return list(examples) if self.task.whole_rows else [part for example in examples for part in example.parts]
+
+    def _cost(self, example: Example) -> int:
+        """Tokens of an example, where it is padded with those of examples that are no longer."""
+        return example.tokens if self.packed else example.size * len(example.parts)
+
+    def by_length(self, job: Job, examples: Sequence[Example], alone: bool = False) -> Iterator[MicroBatch]:
+        """This process's share of the examples in an order of their own, twice as many at once as in training.
+
+        Args:
+            alone: All of them are this process's.
+        """
+        rank, world = (0, 1) if alone else (self.accelerator.process_index, self.accelerator.num_processes)
+        share = sorted(self.units(examples)[rank::world], key=lambda example: example.size)
+        lengths = [self._cost(example) for example in share]
+        longest = max(job.lengths) * (job.parts if self.task.whole_rows else 1)
+        budget = 2 * job.settings.micro_batch_rows * max([longest, *lengths])
         for part in micro_batches(range(len(share)), lengths, budget, padded=not self.packed):
             yield self.collate([Row(job, share[i]) for i in part])
 

@@ -174,7 +174,7 @@ class Trial:
             order = sorted(short, key=job.lengths.__getitem__)
             count = CHECK_ROWS if most == CHECK_TOKENS and len(self.jobs) == 1 else 2
             chosen = {order[i * (len(order) - 1) // (count - 1)] for i in range(count)}
-            found += [Row(job, part) for row in sorted(chosen) for part in job.train[row].parts]
+            found += [Row(job, unit) for unit in self.passes.units([job.train[row] for row in sorted(chosen)])]
         return found
 
     def _check_loss(self, rows: Sequence[Row], attempt: bool = False) -> float | None:
@@ -199,7 +199,7 @@ class Trial:
         finally:
             self.passes.fast = fast
             self.passes.model.train()
-        return total / max(1, sum(row.example.label_count for row in rows))
+        return total / max(1, sum(self.passes.objective.count(row.example) for row in rows))
 
     def _use(self, job: Job) -> None:
         """peft's own forward goes through this job's adapter; all keep their gradients."""

@@ -269,6 +269,12 @@ def remarks(view: View) -> Iterator[Finding]:
         yield finding(each.code, "soft", each.what, named, each.fix, len(rows))
 
 
+def noticed(view: View) -> Iterator[Finding]:
+    """What the task has to say of all training rows together."""
+    for each in view.task.noticed([example for _, example in view.pairs()]):
+        yield finding(each.code, "soft", each.what, fix=each.fix)
+
+
 def parted(view: View) -> Iterator[Finding]:
     """One chat or text is learned as several rows."""
     step = view.record.steps.get(STEP) if view.record else None
@@ -312,6 +318,7 @@ CHECKS: tuple[Check, ...] = (
     double_bos,
     trained_spans,
     remarks,
+    noticed,
     parted,
     unknown_tokens,
 )

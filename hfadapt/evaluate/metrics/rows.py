@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 BINS = 10
 CHUNK_CELLS = 20_000_000
-ROW_PARTS = ("gold", "predictions", "probabilities", "losses", "tokens")
+ROW_PARTS = ("gold", "predictions", "probabilities", "losses", "tokens", "sides")
 """The parts of Scores that hold something for each row."""
 Side = tuple[float, Callable[[np.ndarray], np.ndarray]]
 """A metric of base or adapter: its value, and its values (S,) where rows count as (S, N) weights say."""
@@ -198,10 +198,10 @@ def usable(metric: RowMetric, scores: Scores) -> bool:
     """Whether the scores hold what the metric reads."""
     if metric.needs == "texts":
         return False
-    if metric.needs == "losses":
-        return True
     if (metric.kinds and scores.kind not in metric.kinds) or not metric.fits(scores):
         return False
+    if metric.needs == "losses":
+        return True
     return scores.predictions is not None and (metric.needs == "classes" or scores.probabilities is not None)
 
 
