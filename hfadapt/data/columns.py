@@ -236,7 +236,8 @@ class Formatter:
         """Columns that are learned as they are, outer white space included."""
         if self.template is not None:
             return frozenset()
-        return frozenset(self.shape.parts[part] for part in registry.schema(self.shape.form).verbatim)
+        parts = self.shape.parts
+        return frozenset(parts[part] for part in registry.schema(self.shape.form).verbatim if part in parts)
 
     def row(self, number: int, values: Mapping[str, Any]) -> Row | Dropped:
         """One canonical row; its split is not set yet."""
@@ -347,8 +348,9 @@ def one_form(rows: Sequence[Row], domain: str) -> str:
 
 
 def form_of(columns: Mapping[str, Any]) -> str:
-    """The schema of canonical columns without a record that names it."""
-    return next((each.name for each in registry.schemas() if all(part in columns for part in each.columns)), PLAIN)
+    """The schema of canonical columns without a record that names it: that of the most of them."""
+    fitting = [each for each in registry.schemas() if all(part in columns for part in each.columns)]
+    return max(fitting, key=lambda each: len(each.columns)).name if fitting else PLAIN
 
 
 def settle_labels(rows: Sequence[Row], form: str, labels: Labels, domain: str) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from hfadapt.evaluate.quality import (
     paired_tests,
     per_class,
     said,
+    sides_said,
     slices,
 )
 from hfadapt.hardware.peak_memory import PeakMemory, load_libraries, release_memory, resident_bytes
@@ -231,7 +232,7 @@ def _write_predictions(
     texts: tuple[Texts, Texts] | None,
 ) -> None:
     """One line a test row: where it comes from, losses and number of labels, for choices the right and the chosen
-    ones, for pairs what both answers have gained in nats, for generated rows the texts."""
+    ones, for pairs what was said of both answers, for generated rows the texts."""
     import pyarrow
     from pyarrow import parquet
 
@@ -245,9 +246,7 @@ def _write_predictions(
     if adapter.gold is not None and adapter.predictions is not None and base.predictions is not None:
         for name, values in (("gold", adapter.gold), ("base", base.predictions), ("adapter", adapter.predictions)):
             columns[name] = said(values, adapter.kind, names)
-    if adapter.sides is not None:
-        for place, name in enumerate(("better_gain", "worse_gain")):
-            columns[name] = adapter.sides[:, place, 0] - adapter.sides[:, place, 1]
+    columns |= sides_said(base, adapter)
     if adapter.probabilities is not None:
         columns["confidence"] = confidence(adapter)
     if texts is not None:

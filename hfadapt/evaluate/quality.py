@@ -18,6 +18,7 @@ from hfadapt.tasks import Scores, ragged
 
 LEAST_SLICE_ROWS = 20
 MOST_FAILURES = 20
+SIDES = ("better", "worse")
 
 
 def paired_tests(base: Scores, adapter: Scores) -> tuple[PairedTest, ...]:
@@ -183,6 +184,31 @@ def unsaid(values: Sequence[Any], kind: LabelKind, names: Sequence[str]) -> np.n
     if kind == "ranks":
         return ragged([np.array(row, dtype=np.int64) for row in values])
     return np.array([index[name] for name in values])
+
+
+def sides_said(base: Scores, adapter: Scores) -> dict[str, np.ndarray]:
+    """Of both answers of each pair: its log-probability before training in nats, what base and adapter have gained on
+    that, and its tokens."""
+    columns = {}
+    for place, side in enumerate(SIDES):
+        if adapter.sides is None or base.sides is None:
+            break
+        (logp, before, tokens), (other, _, _) = adapter.sides[:, place].T, base.sides[:, place].T
+        parts = {"before": before, "base_gain": other - before, "gain": logp - before, "tokens": tokens}
+        columns |= {f"{side}_{name}": values for name, values in parts.items()}
+    return columns
+
+
+def sides_unsaid(table: Mapping[str, Sequence[Any]]) -> np.ndarray | None:
+    """`Scores.sides` of the base, of which `sides_said` was made; None where there are none."""
+    if f"{SIDES[0]}_before" not in table:
+        return None
+
+    def of(side: str) -> np.ndarray:
+        before, gain, tokens = (np.array(table[f"{side}_{name}"]) for name in ("before", "base_gain", "tokens"))
+        return np.stack([before + gain, before, tokens], axis=-1)
+
+    return np.stack([of(side) for side in SIDES], axis=1)
 
 
 def confidence(scores: Scores) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from hfadapt.core.spec import reading
 from hfadapt.data import read_split
 from hfadapt.evaluate.context import spread
 from hfadapt.evaluate.metrics.rows import compare, find, known_metrics, sampling
-from hfadapt.evaluate.quality import unsaid
+from hfadapt.evaluate.quality import sides_unsaid, unsaid
 from hfadapt.modalities import Example
 from hfadapt.models.attach import open_adapter, open_adapters, use_adapter
 from hfadapt.models.base import BaseRef
@@ -88,6 +88,10 @@ class Domain:
         self.examples = task.encode(
             [rows[i] for i in self.picked], base.tokenizer, max_length=self.lock.data.max_length, labels=self.labels
         )
+        before = self.baseline() if task.refers else None
+        if before is not None and before.sides is not None:
+            # What the model said before training is what its own evaluation found.
+            self.examples = task.referred(self.examples, replace(before, sides=before.sides[..., [1, 1, 2]]))
         data = self.cell.data
         self.choices = task.choices(
             task.answer_texts(data.form, data.completions, self.cell.read_split), base.tokenizer
@@ -106,7 +110,8 @@ class Domain:
         gold, chosen = (
             unsaid(table[column], kind, self.names) if column in table else None for column in ("gold", "base")
         )
-        return Scores(gold, chosen, None, np.array(table["base_loss"]), np.array(table["tokens"]), kind, self.names)
+        losses, tokens = np.array(table["base_loss"]), np.array(table["tokens"])
+        return Scores(gold, chosen, None, losses, tokens, kind, self.names, sides_unsaid(table))
 
 
 def measure_transfer(

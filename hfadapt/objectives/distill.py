@@ -79,6 +79,8 @@ class Distill(Objective):
         """Why no teacher has an answer to a task's rows, or None."""
         if task.joint:
             return "its rows are learned from whole batches"
+        if task.whole_rows:
+            return "its rows are answers that are compared"
         return "its rows change with every epoch" if task.redraws else None
 
     def check(self, options: Any, task: Task) -> None:

@@ -32,6 +32,8 @@ def to_try(recipe: Recipe, rows: int | None, labels: Sequence[str]) -> tuple[lis
         return [], "train.fast.frozen_cache keeps outputs of rows that are the same in every epoch"
     if rows is not None and rows > MOST_ROWS:
         return [], f"{rows:,} training rows are more than {MOST_ROWS:,}: changes of them gain little"
+    if registry.objective(recipe.train.objective).knows:
+        return [], f"the objective {recipe.train.objective} learns from what was said of the rows as they are"
     known = {*kind.operations, *(kind.mixtures if task.soft_labels else ())}
     found: list[Shares] = []
     for setting in kind.trials:

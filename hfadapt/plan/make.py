@@ -37,7 +37,7 @@ from hfadapt.plan.reasons import (
     settle_together,
     settle_training,
 )
-from hfadapt.plan.search import Candidate, Question, alternatives, best, compile_seconds, search
+from hfadapt.plan.search import Candidate, Question, alternatives, best, compile_seconds, reference_seconds, search
 from hfadapt.recipe.schema import AUTO, THIS_MACHINE, Lock, Recipe
 from hfadapt.records.plan import CellPlan, Decision, Plan, PlannedExport
 from hfadapt.records.stages import DataRecord
@@ -335,6 +335,8 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     fits = peak <= budget
     nearest = () if fits else tuple(alternatives(question, final))
     seconds, rate = _time(chosen, work, decided, world)
+    if seconds is not None:
+        seconds += reference_seconds(question, chosen, work.rows)
     exports = served(target, recipe.budgets.get(target.name), facts, length)
     warnings = [
         *_served(target, exports, facts),

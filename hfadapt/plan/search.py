@@ -242,6 +242,7 @@ def step_seconds(
     rows: int,
     tokens_per_row: float,
     frozen_runs: float = 1.0,
+    forward: bool = False,
 ) -> float | None:
     """Rough seconds of one optimizer step over `rows` rows in one process; None when the target's rate is unknown.
 
@@ -249,6 +250,9 @@ def step_seconds(
     weights costs 6 and 8. Attention adds 4 T D FLOP per token and layer for each of these passes. Layers below the
     first trained one have a forward pass alone, in `frozen_runs` of all steps; so do an objective's further passes, and
     the first of the two of a step whose rows are learned jointly and do not go through the model at once.
+
+    Args:
+        forward: Of a forward pass alone, as for a reference.
     """
     unlike = not workload.store.quantised and not predict.own_layers(workload)
     rate = target.tflops.get(workload.dtype if unlike else workload.matmul_dtype) or target.tflops.get("float32")
@@ -262,6 +266,8 @@ def step_seconds(
     trained_passes = (1 - frozen) * ((3 if workload.adapter.whole_model else 2) + workload.checkpointing)
     twice = registry.task(facts.task).joint and workload.micro_batch_rows < rows
     frozen_passes = frozen * frozen_runs + workload.minimises.further_passes + twice
+    if forward:
+        trained_passes, frozen_passes = 0.0, 1.0
     # Low-rank layers multiply an unquantised float32 base in bfloat16, frozen layers as it is stored.
     slower = rate / (target.tflops.get(workload.dtype) or rate) if not workload.store.quantised else 1.0
     active = facts.parameters - facts.embedding_parameters
@@ -280,6 +286,14 @@ def step_seconds(
         uses *= 1 - predict.resident_ratio(facts, workload)
         seconds += uses * facts.linear_parameters * 4.5 / bandwidth
     return seconds
+
+
+def reference_seconds(question: Question, chosen: Candidate, rows: int | None) -> float:
+    """What all training rows take that go through the model once before step 1, where the objective refers to that."""
+    if not chosen.workload.minimises.refers or not rows:
+        return 0.0
+    some = (question.facts, chosen.workload, question.target, question.rows, question.mean_tokens)
+    return (step_seconds(*some, forward=True) or 0.0) * rows / question.rows
 
 
 def shared(question: Question, chosen: Candidate, adapters: int) -> Candidate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hfadapt.core import registry
+from hfadapt.recipe.objective_rules import objective_of
 from hfadapt.recipe.words import dig, dotted
 from hfadapt.recipe.yaml_lines import Tree
 
@@ -37,8 +38,8 @@ def check_augment(tree: Tree) -> None:
             allowed="one of the two",
             fix="delete `train.fast.frozen_cache`, or `data.augment`",
         )
-    objective = dig(tree, ("train", "objective"))
-    if given and objective in registry.names("objectives") and registry.objective(str(objective)).knows:
+    objective = objective_of(tree)
+    if given and objective in registry.names("objectives") and registry.objective(objective).knows:
         tree.report(
             ("data", "augment"),
             f"the objective {objective} learns from what was said of the rows as they are",

@@ -17,6 +17,7 @@ from hfadapt.hardware import catalogue
 from hfadapt.recipe.augment_rules import check_augment
 from hfadapt.recipe.budget_rules import check_budgets, settle_targets
 from hfadapt.recipe.fast import fast_parts
+from hfadapt.recipe.objective_rules import check_objective
 from hfadapt.recipe.pretrain_rules import check_pretrain
 from hfadapt.recipe.rules import check_settings
 from hfadapt.recipe.schema import Recipe
@@ -69,6 +70,7 @@ def load_recipe(
         tree.values = recipe.model_dump(mode="json", exclude_unset=True)
     check_settings(tree)
     check_pretrain(tree)
+    check_objective(tree)
     check_augment(tree)
     check_budgets(tree)
     alone = recipe is not None and not recipe.data.dedupe.across_domains

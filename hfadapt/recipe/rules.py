@@ -35,7 +35,6 @@ def check_settings(tree: Tree) -> None:
         for at in rule.finds(tree):
             tree.report(at, rule.what, got=_together(tree, at, rule.beside), allowed=rule.allowed, fix=rule.fix)
     check_method(tree)
-    check_objective(tree)
     check_task(tree)
     check_metrics(tree)
     check_task_settings(tree)
@@ -237,41 +236,6 @@ def check_method(tree: Tree) -> None:
                 got=_together(tree, ("adapter", key), (("adapter", "method"),)),
                 allowed="method alone",
                 fix=f"delete `{key}`, or use a low-rank method such as lora",
-            )
-
-
-def check_objective(tree: Tree) -> None:
-    """It must fit the rows of the task, and options must be those that it knows."""
-    task, options = dig(tree, ("task",)), _section(tree, "train", "objective_options")
-    task = registry.task(task) if isinstance(task, str) and task in registry.names("tasks") else None
-    own = task.objective if task is not None else "supervised"
-    name = dig(tree, ("train", "objective")) or own
-    if name not in registry.names("objectives"):
-        return
-    if task is not None and registry.objective(str(name)).whole_rows != task.whole_rows:
-        able = [each for each in registry.names("tasks") if registry.task(each).objective == name]
-        tree.report(
-            ("train", "objective"),
-            f"the objective {name} does not learn from rows of {task.name}",
-            got=f"train.objective: {name} with task: {task.name}",
-            allowed=own,
-            fix="delete `train.objective`" + (f", or use task: {able[0]}" if able else ""),
-        )
-        return
-    known = registry.objective(str(name)).Options
-    fields = tuple(known.model_fields)
-    try:
-        known.model_validate(dict(options))
-    except ValidationError as error:
-        for fault in error.errors():
-            option = str(fault["loc"][0])
-            unknown, close = option not in fields, nearest(option, fields)
-            tree.report(
-                ("train", "objective_options", *((option,) if option in options else ())),
-                f"the objective {name} has no such option" if unknown else f"the objective {name}: {fault['msg']}",
-                got=f"{option}: {show(options[option])}" if option in options else "nothing",
-                allowed=", ".join(fields) or "no options",
-                fix=f"did you mean {close!r}?" if unknown and close else f"correct `{option}`",
             )
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import DataError, Problem, nearest
-from hfadapt.core.spec import Spec
 from hfadapt.modalities import Example, Row
 from hfadapt.schemas import LabelKind
+from hfadapt.tasks._answers import Answer as Answer
+from hfadapt.tasks._answers import Served as Served
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,58 +104,6 @@ class RowMetric:
     fits: Callable[[Scores], bool] = lambda scores: True
     hub_name: str = ""
     weighted: Callable[[Any, np.ndarray], np.ndarray] | None = None
-
-
-class Answer(Spec):
-    """What an adapter says about one text.
-
-    Args:
-        label: A class, where one is chosen; several, or one for each token, in words.
-        probability: Of `label`, where it has one.
-        number: The value of a task that answers with numbers.
-        generated: Text that was written.
-        parts: Pieces of the text with the class of each, for tasks that answer token by token.
-        vector: What stands for the text, for tasks that compare texts; `number` is then how alike it is to the first.
-    """
-
-    text: str
-    label: str | None = None
-    probability: float | None = None
-    number: float | None = None
-    generated: str | None = None
-    parts: tuple[tuple[str, str], ...] = ()
-    vector: tuple[float, ...] | None = None
-
-    def __str__(self) -> str:
-        if self.vector is not None and self.number is None:
-            return f"{len(self.vector)} numbers: {', '.join(f'{x:.4f}' for x in self.vector[:4])}, …"
-        if self.number is not None:
-            return f"{self.number:.4g}"
-        if self.label is None:
-            return str(self.generated)
-        sure = f" ({self.probability:.0%})" if self.probability is not None else ""
-        return f"{self.label}{sure}"
-
-
-class Served(Protocol):
-    """An adapter that is asked, as `serve.Adapted` is."""
-
-    model: Any
-    tokenizer: Any
-    labels: tuple[str, ...]
-    choices: Mapping[str, tuple[int, ...]]
-    max_length: int
-    form: str | None
-    prompt: str | None
-
-    @property
-    def pad_token_id(self) -> int:
-        """What rows are padded with."""
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, names: Sequence[str] = ()
-    ) -> list[list[int]]:
-        """Greedy continuations of token ids."""
 
 
 Batches = Callable[[Sequence[Example]], Iterator[tuple[Sequence[int], Mapping[str, "torch.Tensor"]]]]

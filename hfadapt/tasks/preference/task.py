@@ -237,8 +237,7 @@ class Preferring(CausalLM):
     def score(
         self, model: Any, examples: Sequence[Example], batches: Batches, choices: Sequence[Sequence[int]] = ()
     ) -> Scores:
-        """The loss of both answers, and of each its log-probability beside that before training; of plain text as of any
-        language model."""
+        """The loss of both answers, and how likely each is beside how likely it was; of plain text its loss alone."""
         import numpy as np
 
         if any(len(example.parts) != len(SIDES) for example in examples):
