@@ -99,13 +99,7 @@ def recognise(columns: Sequence[str], asked: Columns, forms: Collection[str], pl
     fix = remedy(columns, parts, wanted, found[0] if found else None, bare)
     read_as = f", read as {found[0].name}" if found else ""
     if both:
-        read_as = ": pairs of a better and a worse answer, as for preference optimisation (DPO)"
-        better = both[0]
-        able = [name for name in registry.names("tasks") if _reads(registry.task(name).schemas, both)]
-        fix = f"set task: {able[0]}, which learns from both; or " if able else ""
-        fix += f"learn the better answers alone: columns: {{messages: {better}}} where it holds chats, columns: "
-        fix += f"{{prompt: prompt, completion: {better}}} where it holds answers in text, columns: {{text: {better}}} "
-        fix += "where whole texts"
+        read_as, fix = verdicts.PAIRS, verdicts.advice(both)
         if fitting:
             fix += "; or name the columns that are meant"
     raise DataError(
@@ -122,12 +116,6 @@ def label_column(columns: Sequence[str], asked: Columns) -> str | None:
     lower = {column.lower(): column for column in reversed(list(columns))}
     named = [lower[name] for schema in registry.schemas() for name in schema.names.get("label", ()) if name in lower]
     return asked.label or next(iter(named), None)
-
-
-def _reads(forms: Collection[str], columns: Sequence[str]) -> bool:
-    """Whether one of the schemas knows each of the columns as a part."""
-    known = [registry.schema(form) for form in sorted(forms)]
-    return any(all(any(c.lower() in each.names.get(p, ()) for p in each.parts) for c in columns) for each in known)
 
 
 PLAIN = "text"

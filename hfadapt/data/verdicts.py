@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from hfadapt.core import registry
 from hfadapt.data.rows import Dropped
 from hfadapt.records.stages import Finding
 
@@ -18,12 +19,27 @@ _VERDICTS = {"true": True, "false": False}
 _BITS = ({"0", "1"}, {"-1", "1"}, {"0.0", "1.0"})
 _PAIRS = {"chosen": "rejected", "preferred": "dispreferred", "preferred_output": "non_preferred_output"}
 """Columns of the better answer, each with that of the worse."""
+PAIRS = ": pairs of a better and a worse answer, as for preference optimisation (DPO)"
 
 
 def pair(columns: Collection[str]) -> tuple[str, str] | None:
     """The columns of the better and the worse answer, where there are such."""
     lower = {column.lower(): column for column in columns}
     return next(((lower[good], lower[bad]) for good, bad in _PAIRS.items() if {good, bad} <= lower.keys()), None)
+
+
+def advice(both: tuple[str, str]) -> str:
+    """What to do with the columns of a better and a worse answer where the task does not learn from both."""
+    able = [name for name in registry.names("tasks") if any(map(_reads_pairs, registry.task(name).schemas))]
+    fix = f"set task: {able[0]}, which learns from both; or " if able else ""
+    fix += f"learn the better answers alone: columns: {{messages: {both[0]}}} where it holds chats, columns: "
+    fix += f"{{prompt: prompt, completion: {both[0]}}} where it holds answers in text, columns: {{text: {both[0]}}} "
+    return fix + "where whole texts"
+
+
+def _reads_pairs(form: str) -> bool:
+    known = registry.schema(form).names
+    return any({good, bad} <= {name for part in known for name in known[part]} for good, bad in _PAIRS.items())
 
 
 def verdict_column(head: Sequence[Mapping[str, Any]], used: Collection[str]) -> str | None:

@@ -189,7 +189,7 @@ def unsaid(values: Sequence[Any], kind: LabelKind, names: Sequence[str]) -> np.n
 def sides_said(base: Scores, adapter: Scores) -> dict[str, np.ndarray]:
     """Of both answers of each pair: its log-probability before training in nats, what base and adapter have gained on
     that, and its tokens."""
-    columns = {}
+    columns: dict[str, np.ndarray] = {}
     for place, side in enumerate(SIDES):
         if adapter.sides is None or base.sides is None:
             break

@@ -334,9 +334,7 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     peak = max(phase.total_bytes for phase in phases)
     fits = peak <= budget
     nearest = () if fits else tuple(alternatives(question, final))
-    seconds, rate = _time(chosen, work, decided, world)
-    if seconds is not None:
-        seconds += reference_seconds(question, chosen, work.rows)
+    seconds, rate = _time(question, chosen, work, decided, world)
     exports = served(target, recipe.budgets.get(target.name), facts, length)
     warnings = [
         *_served(target, exports, facts),
@@ -418,7 +416,9 @@ def _of_processes(world: int, trainer: Target, asked: bool) -> Decision:
     return Decision(field="processes", value=world, asked=asked, reason=reason)
 
 
-def _time(chosen: Candidate, work: Work, decided: Decisions, world: int) -> tuple[float | None, float | None]:
+def _time(
+    question: Question, chosen: Candidate, work: Work, decided: Decisions, world: int
+) -> tuple[float | None, float | None]:
     """Rough seconds of the whole training and tokens per second over all processes."""
     if not chosen.seconds_per_step:
         return None, None
@@ -428,7 +428,8 @@ def _time(chosen: Candidate, work: Work, decided: Decisions, world: int) -> tupl
     if decided.recipe.train.max_steps is None and work.rows is None:
         return None, rate
     steps = optimizer_steps(decided.recipe, work, decided)
-    return steps * chosen.seconds_per_step + compile_seconds(chosen.workload), rate
+    once = compile_seconds(chosen.workload) + reference_seconds(question, chosen, work.rows)
+    return steps * chosen.seconds_per_step + once, rate
 
 
 def base_notes(facts: ModelFacts, work: Work, length: int) -> list[str]:

@@ -27,7 +27,7 @@ class Preferences(RowSchema):
         "prompt": ("prompt", "question", "query", "instruction", "input", "user"),
     }
     writes = True
-    verbatim = ("prompt", *SIDES)
+    verbatim: tuple[str, ...] = ("prompt", *SIDES)
 
     @property
     def columns(self) -> tuple[str, ...]:

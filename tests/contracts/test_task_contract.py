@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import LABELS, chats, labelled, likenesses, make_lock, pairs, questions, tagged
+from tiny import (
+    LABELS,
+    chats,
+    labelled,
+    likenesses,
+    make_lock,
+    pairs,
+    preferences,
+    preferred_chats,
+    questions,
+    tagged,
+)
 from tiny_images import png
 from tiny_sounds import tone, wav
 
@@ -44,6 +55,10 @@ ROWS = {
     "messages": chats,
     "tokens": tagged,
     "pairs": questions,
+    "preferences": preferences,
+    "preference-chats": lambda count: [
+        registry.schema("preference-chats").make(row, str) for row in preferred_chats(count)
+    ],
     "scored-pairs": likenesses,
     "pictured": lambda count: from_files("pictured", map(png, range(count))),
     "sounded": lambda count: from_files("sounded", (wav(tone(("low", "high")[n % 2], n)) for n in range(count))),

@@ -204,7 +204,7 @@ def test_losses_are_those_of_trl_step_by_step(models, tmp_path, form):
     from hfadapt.models.load import load_base
 
     rows = preferences(80) if form == "texts" else preferred_chats(80)
-    # TRL also learns the line break that this template puts after an answer's end, which hfadapt leaves to the next turn.
+    # TRL also learns the line break that this template puts after an answer, which hfadapt leaves to the next turn.
     template = shutil.copytree(models / "lm", tmp_path / "lm") / "chat_template.jinja"
     template.write_text(template.read_text().replace("\n{% endfor %}", "{% endfor %}"))
     prepared(tmp_path, tmp_path / "lm", rows, train={"fast": False})

@@ -38,6 +38,7 @@ from hfadapt.run_folder import read_rows, read_steps
 EXAMPLES = Path(__file__).parents[2] / "cards" / "examples"
 CLASSES, TEXTS, TAGS = "text-classification", "causal-lm", "token-classification"
 PAIRS = "embedding"
+BETTER = "preference"
 SOUNDS, PICTURES = "audio-classification", "image-classification"
 
 

@@ -19,6 +19,7 @@ from unittest import mock
 
 import pytest
 from looks import (
+    BETTER,
     CLASSES,
     PAIRS,
     PICTURES,
@@ -242,6 +243,12 @@ def columns(place: str, beside: Mapping[str, Any]) -> dict[str, Case]:
         f"{place}.tags": Case(("t1", "t2"), rows, TAGS, {**tagged, f"{place}.tokens": "w1"}),
         f"{place}.anchor": Case(("body", "title"), rows, PAIRS, {**beside, f"{place}.positive": "kind"}),
         f"{place}.positive": Case(("kind", "mood"), rows, PAIRS, {**beside, f"{place}.anchor": "body"}),
+        f"{place}.chosen": Case(
+            ("title", "mood"), rows, BETTER, {**beside, f"{place}.prompt": "body", f"{place}.rejected": "kind"}
+        ),
+        f"{place}.rejected": Case(
+            ("kind", "mood"), rows, BETTER, {**beside, f"{place}.prompt": "body", f"{place}.chosen": "title"}
+        ),
         f"{place}.negatives": Case(
             ("kind", "mood"), rows, PAIRS, {**beside, f"{place}.anchor": "body", f"{place}.positive": "title"}
         ),

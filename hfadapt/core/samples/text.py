@@ -137,6 +137,23 @@ def _diagnoses(content: bytes) -> Iterator[dict[str, str]]:
             }
 
 
+def _named_diagnoses(content: bytes) -> Iterator[dict[str, str]]:
+    """The same as a prompt, with the diagnosis as the better answer and another one of its chapter as the worse, drawn
+    with a seed: no one has preferred anything, the worse answer is wrong."""
+    from xml.etree import ElementTree
+
+    draw = random.Random(17)
+    for chapter in ElementTree.fromstring(content).iter("chapter"):
+        names = [(str(each.findtext("desc")), str(each.findtext("name"))[:3]) for each in chapter.iter("diag")]
+        for diagnosis in chapter.iter("diag"):
+            title, group = str(diagnosis.findtext("desc")), str(diagnosis.findtext("name"))[:3]
+            others = [name for name, code in names if code != group]
+            for note in diagnosis.findall("inclusionTerm/note") if others else ():
+                other = draw.choice(others)
+                prompt = f"{note.text}\nDiagnosis:"
+                yield {"prompt": prompt, "chosen": f" {title}", "rejected": f" {other}", "group": group}
+
+
 LICENSE_RULES, RULE_CHARACTERS, LICENSE_CHARACTERS = 8, (30, 800), 600
 """Rules of a licence that are taken, of which some have hundreds; how long they are; how much of a licence is read."""
 LICENSE_KINDS = ("is_license_notice", "is_license_text", "is_license_reference")
@@ -169,6 +186,12 @@ def _license_rules(content: Content) -> Iterator[dict[str, str]]:
 def icd10_terms(sample: Sample, content: Content, folder: Path) -> None:
     """What people write for a diagnosis, with it."""
     write_rows(list(_diagnoses(content[sample.files[0]])), folder)
+
+
+@prepares("icd10-preferences")
+def icd10_preferences(sample: Sample, content: Content, folder: Path) -> None:
+    """What people write for a diagnosis, with it and with another."""
+    write_rows(list(_named_diagnoses(content[sample.files[0]])), folder)
 
 
 @prepares("license-rules")

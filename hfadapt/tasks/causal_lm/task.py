@@ -43,7 +43,7 @@ class CausalLM(Task):
     schemas = frozenset({"completion", "messages", "text"})
     label_kind = "none"
     baseline = "base"
-    metrics = ("perplexity",)
+    metrics: tuple[str, ...] = ("perplexity",)
     writes = True
     per_token = True
     packs = True

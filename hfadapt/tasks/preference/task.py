@@ -51,7 +51,7 @@ def _shares(values: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:
-    return sums[..., 0] / sums[..., 1].clip(min=1e-12)  # type: ignore[no-any-return]
+    return sums[..., 0] / sums[..., 1].clip(min=1e-12)
 
 
 def _rewarded(scores: Scores) -> np.ndarray:
@@ -167,8 +167,8 @@ class Preferring(CausalLM):
     def fitted(self, row: Row, tokenizer: Any, max_length: int | None = None) -> list[Row]:
         """Itself. Raises Unusable where an answer would be cut: what is left of both could not be compared."""
         if "messages" in row:
-            for side in _sides(row):
-                _ = Chat(side, tokenizer).groups
+            for chat in _sides(row):
+                _ = Chat(chat, tokenizer).groups
         if max_length is None:
             return [row]
         (example,) = self.encode([row], tokenizer, max_length=1 << 30)
@@ -182,8 +182,8 @@ class Preferring(CausalLM):
 
     def remarks(self, row: Row, tokenizer: Any) -> list[Remark]:
         """As of a language model, of both sides."""
-        sides = _sides(row) if "messages" in row else [_completion(row, side) for side in SIDES]
-        return list(dict.fromkeys(each for side in sides for each in super(Preferring, self).remarks(side, tokenizer)))
+        rows = _sides(row) if "messages" in row else [{**row, "completion": row[side]} for side in SIDES]
+        return list(dict.fromkeys(each for one in rows for each in super(Preferring, self).remarks(one, tokenizer)))
 
     def noticed(self, examples: Sequence[Example]) -> list[Remark]:
         """Where the length of the answers alone tells the better one."""
@@ -288,10 +288,6 @@ def _texts(row: Row, tokenizer: Any, max_length: int) -> list[Example]:
         length = len(prompt) + len(answer)
         found.append(text_example(ids[:max_length], marks[:max_length], length=length, row=0))
     return found
-
-
-def _completion(row: Row, side: str) -> Row:
-    return {**row, "completion": row[side]}
 
 
 def _sides(row: Row) -> list[Row]:
