@@ -331,8 +331,7 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     final = chosen.workload.model_copy(update={"evaluate_rows": decided.value("evaluate.batch_rows")})
     before = settle_pretrain(decided, question, chosen, work, world)
     phases = (*predict.predict(facts, final), *([before.memory] if before else []))
-    peak = max(phase.total_bytes for phase in phases)
-    fits = peak <= budget
+    fits = max(phase.total_bytes for phase in phases) <= budget
     nearest = () if fits else tuple(alternatives(question, final))
     seconds, rate = _time(question, chosen, work, decided, world)
     exports = served(target, recipe.budgets.get(target.name), facts, length)
