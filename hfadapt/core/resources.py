@@ -22,8 +22,12 @@ def toml(path: Path) -> dict[str, Any]:
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
+@cache
 def templates(folder: Path, *, html: bool = False) -> jinja2.Environment:
-    """Jinja for the templates of a folder: a name that is not there is an error. `html` escapes what is put in."""
+    """Jinja for the templates of a folder: a name that is not there is an error. `html` escapes what is put in.
+
+    One for all callers, since compiling a template takes longer than filling it in; a changed file is compiled anew.
+    """
     import jinja2
 
     return jinja2.Environment(

@@ -26,6 +26,7 @@ from hfadapt.card.check import check_card
 from hfadapt.card.facts import Facts, Records, escape, pointer, public_name, redact, shorten, untraced
 from hfadapt.card.licenses import adapter_license, duties, hub_id, hub_ids
 from hfadapt.card.snippet import example_row, snippet_text
+from hfadapt.core import resources
 from hfadapt.core.errors import RunError
 from hfadapt.run_folder import Cell
 
@@ -133,6 +134,7 @@ def test_a_number_without_a_record_stops_the_card(cell: Cell, monkeypatch: pytes
         return source.replace("## Limits", "## Limits\n\nBetter by 12 %.", 1), *rest
 
     monkeypatch.setattr(jinja2.FileSystemLoader, "get_source", more)
+    monkeypatch.setattr(resources, "templates", resources.templates.__wrapped__)  # none that is compiled already
     with pytest.raises(RunError, match="in no record"):
         build_card(cell, execute=False)
 
