@@ -11,6 +11,7 @@ import os
 import shutil
 import site
 import socket
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ import pytest
 # A deadline would make a timed test of every property.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+FROZEN = {"modules": 0}
 MARK = "HFADAPT_TEST_SESSION"
 IS_FIRST = MARK not in os.environ
 """Workers of pytest-xdist are started by a process that was here before."""
@@ -100,12 +102,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def frozen_libraries() -> None:
     """Libraries hold millions of objects that never die. Every collection would look at all of them again, and hfadapt
-    collects whenever it lets a model go."""
-    gc.collect()
-    gc.freeze()
+    collects whenever it lets a model go. Some are first imported within a test."""
+    if len(sys.modules) > FROZEN["modules"]:
+        gc.collect()
+        gc.freeze()
+        FROZEN["modules"] = len(sys.modules) + 20
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,9 +95,10 @@ def in_template(text: str) -> Iterator[tuple[int, str, str]]:
                 yield const.lineno, const.value, text.splitlines()[const.lineno - 1].strip()
 
 
-def found(path: Path) -> Iterator[tuple[int, str, str]]:
+@functools.cache
+def found(path: Path) -> list[tuple[int, str, str]]:
     text = path.read_text(encoding="utf-8")
-    yield from compared(ast.parse(text)) if path.suffix == ".py" else in_template(text)
+    return list(compared(ast.parse(text)) if path.suffix == ".py" else in_template(text))
 
 
 def files() -> list[Path]:

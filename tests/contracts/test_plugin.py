@@ -47,22 +47,22 @@ def folder(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "resamples": 200, "drift": True, "security": True, "drift_limits": {"kl_nats": 100.0, "points": 100.0}
     }  # fmt: skip
     write_recipe(made / "grades.yaml", {**fields, "name": "grades"})
-    done = python("-m", "hfadapt", "run", "grades.yaml", folder=made)
-    assert done.returncode == 0, done.stdout + done.stderr
     return made
 
 
 @pytest.fixture
-def cell(folder: Path) -> Cell:
+def cell(folder: Path, commands: dict[str, Done]) -> Cell:
+    assert commands["first run"].code == 0, commands["first run"].out + commands["first run"].err
     return Run(folder / "runs/grades").cell("one", "this-machine")
 
 
 @pytest.fixture(scope="module")
 def commands(folder: Path) -> dict[str, Done]:
-    """What each later command says of the finished run."""
+    """What each command says: a run, and what is done with it."""
     own = folder / "runs/grades/one/this-machine"
     texts = ("a lovely bright film", "a dreadful stale film")
     asked = {
+        "first run": ("run", "grades.yaml"),
         "check": ("card", "check", own),
         "predict": ("predict", own, *texts),
         "export": ("export", own, "--format", "flat", "--to", "exported"),

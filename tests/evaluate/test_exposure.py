@@ -93,12 +93,12 @@ def test_the_approximation_meets_the_exact_count():
 
 @pytest.mark.parametrize("size", [1, 2, 4, 10])
 def test_false_alarms_keep_to_their_share(size):
-    draw = np.random.default_rng(size)
+    draw, rounds = np.random.default_rng(size), 400
     repeats = np.repeat([1, 4, 16], size)
     alarms = 0
-    for _ in range(1000):
+    for _ in range(rounds):
         values = draw.random(len(repeats) + REFERENCES)
         ranks = 1 + (values[len(repeats) :] >= values[: len(repeats), None]).sum(1)
         alarms += judge(repeats.tolist(), ranks.tolist(), REFERENCES).found
     # Three standard deviations above the share.
-    assert alarms / 1000 <= FALSE_ALARMS + 3 * math.sqrt(FALSE_ALARMS / 1000)
+    assert alarms / rounds <= FALSE_ALARMS + 3 * math.sqrt(FALSE_ALARMS / rounds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import shutil
@@ -186,16 +187,19 @@ def classifier(ort, models, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folders(classifier, tmp_path_factory):
-    """Both forms, exported."""
-    place, found = tmp_path_factory.mktemp("pages"), {}
-    for form in ("float32", "int8-dynamic"):
-        found[form] = place / form
-        export(classifier, "web", found[form], variant=form, force=True)
-    return found
+    """Exported forms by name, each made when it is asked for."""
+    place = tmp_path_factory.mktemp("pages")
+
+    @functools.cache
+    def exported(form):
+        export(classifier, "web", place / form, variant=form, force=True)
+        return place / form
+
+    return exported
 
 
 def test_the_folder_is_whole_and_names_no_other_place(folders, tmp_path):
-    folder = folders["float32"]
+    folder = folders("float32")
     for name in WEB.needed(False):
         assert (folder / name).is_file(), name
     text = "".join((folder / name).read_text() for name in ("index.html", "app.js", "classifier.js", "wordpiece.js"))
@@ -238,7 +242,7 @@ def same_answers(page, folder, given, tolerance):
 @pytest.mark.skipif(chromium.BROWSER is None, reason="no Chromium here")
 @pytest.mark.parametrize(("form", "tolerance"), [("float32", 1e-5), ("int8-dynamic", 0.05)])
 def test_a_browser_answers_as_onnx_runtime_does(classifier, folders, tmp_path, form, tolerance):
-    folder = folders[form]
+    folder = folders(form)
     rows = [*classifier.read_split("test"), *classifier.read_split("train")]
     given = [str(row["text"]) for row in rows] + [text for text in DIFFICULT if text]
     with chromium.served(folder) as address, chromium.page(tmp_path) as page:
@@ -251,7 +255,7 @@ def test_a_browser_answers_as_onnx_runtime_does(classifier, folders, tmp_path, f
 @pytest.mark.slow
 @pytest.mark.skipif(chromium.BROWSER is None, reason="no Chromium here")
 def test_a_reader_types_clicks_and_reads(folders, tmp_path):
-    folder = folders["float32"]
+    folder = folders("float32")
     with chromium.served(folder) as address, chromium.page(tmp_path) as page:
         page.open(address)
         page.until("!document.querySelector('button').disabled")
@@ -273,7 +277,7 @@ def test_a_reader_types_clicks_and_reads(folders, tmp_path):
 @pytest.mark.skipif(chromium.BROWSER is None, reason="no Chromium here")
 def test_what_is_missing_is_told_in_the_page(folders, tmp_path):
     folder = tmp_path / "broken"
-    shutil.copytree(folders["float32"], folder)
+    shutil.copytree(folders("float32"), folder)
     (folder / "model.onnx").unlink()
     with chromium.served(folder) as address, chromium.page(tmp_path) as page:
         page.open(address)
