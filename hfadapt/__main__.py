@@ -9,10 +9,12 @@ def start() -> None:
     open_standard_streams()
     try:
         from hfadapt.cli.app import HEAVY, main
+        from hfadapt.hardware import peak_memory
         from hfadapt.hardware.allocator import restart
 
         if sys.argv[1:2] and sys.argv[1] in HEAVY:
             restart()
+            peak_memory.own_process = True
     except KeyboardInterrupt:
         sys.exit(130)
     main()

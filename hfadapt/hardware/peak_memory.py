@@ -32,6 +32,10 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+own_process = False
+"""Whether no objects but hfadapt's are in this process: set by the command line."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory, of the device or of the system, was not enough."""
     words = str(error)
@@ -43,10 +47,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def load_libraries() -> None:
-    """Imports what every cell needs, so that the first one is not measured with the libraries' own memory."""
+    """Imports what every cell needs, so that the first one is not measured with the libraries' own memory.
+
+    Where the process is hfadapt's own, the millions of objects that they made are not looked at again whenever memory
+    is released.
+    """
     import bitsandbytes  # noqa: F401
     import peft  # noqa: F401
     import sklearn.linear_model  # noqa: F401
+
+    if own_process and not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
 
 
 def release_memory() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
 from hfadapt.hardware import peak_memory
-from hfadapt.hardware.peak_memory import PeakMemory, is_out_of_memory, release_memory, resident_bytes
+from hfadapt.hardware.peak_memory import PeakMemory, is_out_of_memory, load_libraries, release_memory, resident_bytes
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
@@ -51,3 +53,31 @@ def test_errors_that_mean_too_little_memory() -> None:
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 8 GB"))
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
     assert not is_out_of_memory(ValueError("not enough memory of it"))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_only_in_a_process_of_its_own_libraries_are_put_aside_and_once(monkeypatch, own):
+    """What a user's program holds there stays collectable."""
+    frozen = []
+    monkeypatch.setattr(peak_memory, "own_process", own)
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: len(frozen))
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(1))
+    load_libraries()
+    load_libraries()
+    assert len(frozen) == own
+
+
+def test_the_command_line_has_a_process_of_its_own(monkeypatch):
+    from hfadapt import __main__ as entry
+    from hfadapt.cli import app
+    from hfadapt.hardware import allocator
+
+    seen = []
+    monkeypatch.setattr(peak_memory, "own_process", False)
+    monkeypatch.setattr(allocator, "restart", lambda: None)
+    monkeypatch.setattr(app, "main", lambda: seen.append(peak_memory.own_process))
+    for words in (["run", "a.yaml"], ["--version"]):
+        monkeypatch.setattr("sys.argv", ["hfadapt", *words])
+        peak_memory.own_process = False
+        entry.start()
+    assert seen == [True, False]
