@@ -158,7 +158,14 @@ def test_which_forms_there_are(models, quant, dtype, method, names):
     assert Form("nf4", True).name == "merged-nf4"
 
 
-@pytest.mark.parametrize(("quant", "method"), [("int8", "lora"), ("none", "head"), ("none", "full"), ("none", "dora")])
+@pytest.mark.parametrize(
+    ("quant", "method"),
+    [
+        ("int8", "lora"),
+        ("none", "dora"),
+        *(pytest.param("none", method, marks=pytest.mark.slow) for method in ("head", "full")),
+    ],
+)
 def test_every_storage_and_method_merges(models, tmp_path, quant, method):
     more = {"quant": quant, "dtype": "float32", "adapter": {"method": method}}
     cell = trained(tmp_path, models / "encoder", "text-classification", labelled(80), **more)

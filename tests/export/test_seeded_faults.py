@@ -42,6 +42,7 @@ class Fault:
         after: Changes the folder that was written.
         before: Breaks what writes it.
         cell, format, form: What is exported.
+        slow: Takes longer, and is found by what another fault tells, too.
     """
 
     said: str
@@ -50,6 +51,7 @@ class Fault:
     cell: str = "texts"
     format: str = "onnx"
     form: str = "float32"
+    slow: bool = False
 
 
 # --- what is exported ------------------------------------------------------------------------------------------------
@@ -358,7 +360,7 @@ FAULTS = {
     "adapter not merged into a plain model": Fault(
         "as the adapter that was evaluated", before=unmerged, format="merged", form="merged-float32"
     ),
-    "adapter of another domain": Fault("accuracy is worse by", before=other_adapter),
+    "adapter of another domain": Fault("accuracy is worse by", before=other_adapter, slow=True),
     "adapter of another domain in a plain model": Fault(
         "as the adapter that was evaluated", before=other_adapter, format="merged", form="merged-float32"
     ),
@@ -420,12 +422,12 @@ def test_there_are_enough():
     assert len(FAULTS) >= 20
 
 
-def of_texts(cell, *values):
+def of_texts(cell, *values, slow=False):
     """A case; what needs a model of its own takes longer."""
-    return pytest.param(*values, marks=[] if cell == "texts" else pytest.mark.slow)
+    return pytest.param(*values, marks=pytest.mark.slow if slow or cell != "texts" else [])
 
 
-@pytest.mark.parametrize("name", [of_texts(each.cell, name) for name, each in FAULTS.items()])
+@pytest.mark.parametrize("name", [of_texts(each.cell, name, slow=each.slow) for name, each in FAULTS.items()])
 def test_a_seeded_fault_is_refused(name, cells, written, monkeypatch, tmp_path):
     fault = FAULTS[name]
     assert fault.said in refusal(fault, cells, written, monkeypatch, tmp_path)

@@ -63,6 +63,7 @@ def test_kernels_are_not_compiled_again():
         assert "torch.compile" not in path.summary(packed=True, in_pieces=True)
 
 
+@pytest.mark.slow
 def test_training_with_fused_passes_goes_on_as_it_was(models, tmp_path, no_kernels):
     """What is resumed equals what was not interrupted."""
     settings = {"train__fast": {"compile": True}, "train__checkpoint_every_steps": 2, "train__max_steps": 5}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from cells import trained
 from tiny import command, labelled, questions, tagged
-from tiny_images import make_vision_models, write_folders
+from tiny_images import write_folders
 from tiny_sounds import make_hearing_models, write_sounds
 
 from hfadapt import load_adapted
@@ -140,23 +140,11 @@ def test_weights_of_7_bits_where_sums_overflow(monkeypatch):
 # --- other nets and tasks --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Cells of a convolutional net and of a transformer for pictures."""
-    place = tmp_path_factory.mktemp("vision")
-    make_vision_models(place)
-    found = {}
-    for name in ("conv", "vit"):
-        folder = place / f"run-{name}"
-        write_folders(folder / "pictures", 80)
-        found[name] = trained(
-            folder, place / name, "image-classification", [], domains={"one": {"source": "pictures"}}, dtype="float32"
-        )
-    return found
-
-
-def test_a_convolutional_net_learns_its_ranges_from_training_rows(pictures, tmp_path, monkeypatch):
-    cell, quantise = pictures["conv"], graph.quantise
+def test_a_convolutional_net_learns_its_ranges_from_training_rows(vision, tmp_path, monkeypatch):
+    write_folders(tmp_path / "pictures", 80)
+    domains = {"one": {"source": "pictures"}}
+    cell = trained(tmp_path, vision / "conv", "image-classification", [], domains=domains, dtype="float32")
+    quantise = graph.quantise
 
     def kept(proto, path, *rest, **options):
         quantise(proto, path, *rest, **options)

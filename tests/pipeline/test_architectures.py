@@ -99,7 +99,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "falcon_mamba": MAMBA,
     "rwkv": {"attention_hidden_size": 32, "context_length": 128},
 }
-USUAL = {("gpt2", CLASSES), ("gpt2", LM), ("mixtral", LM), ("mamba", LM), ("bart", CLASSES), ("bart", LM)}
+USUAL = {("gpt2", LM), ("mixtral", LM), ("mamba", LM), ("bart", CLASSES), ("bart", LM)}
 USUAL |= {("roberta", CLASSES)}
 """One of each kind, in the usual suite; big_bird is trained whole there."""
 REFUSED = {

@@ -1,4 +1,4 @@
-"""Whole runs of their own: language models and encoders, two processes, and one that is interrupted."""
+"""Whole runs of their own: language models and encoders, and one that is interrupted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import signal
 
-import pytest
 from run_files import DOMAINS, cell, record, stamps, weights
 from tiny import (
     NO_CHECKS,
@@ -16,7 +15,6 @@ from tiny import (
     labelled,
     recipe_fields,
     start,
-    uneven,
     write_recipe,
     write_rows,
 )
@@ -82,82 +80,6 @@ def test_chats_end_to_end(models, tmp_path):
     assert [m["rows"] for m in metrics] == [24] * 5, "all test rows are generated, there are fewer than generate_rows"
     predicted = command("predict", "runs/tiny", "room film", folder=tmp_path)
     assert predicted.code == 0, predicted.err
-
-
-# --- several processes -----------------------------------------------------------------------------------------------
-
-
-BOTH = """
-import runpy, sys
-
-for name in ("augmented", "frozen"):
-    sys.argv = ["hfadapt", "train", f"{name}.yaml", "--runs", "two"]
-    try:
-        runpy.run_module("hfadapt", run_name="__main__", alter_sys=True)
-    except SystemExit as ended:
-        if ended.code:
-            raise
-"""
-"""One command after the other: most of the time is the start of processes."""
-
-
-@pytest.fixture(scope="module")
-def two_processes(models, tmp_path_factory):
-    """The folder in which torchrun with gloo, and a process alone, did the same: all layers and augmented rows, and
-    outputs of the lower layers that both processes have put into one file."""
-    folder = tmp_path_factory.mktemp("two")
-    write_rows(folder / "one.jsonl", uneven(60))
-    write_two(folder, models, "augmented", frozen=False)
-    write_two(folder, models, "frozen", frozen=True)
-    (folder / "both.py").write_text(BOTH)
-    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--standalone", "both.py"]
-    for name in ("augmented", "frozen"):
-        one = command("train", f"{name}.yaml", folder=folder)
-        assert one.code == 0, one.err
-    two = finish(start(folder=folder, launcher=launcher))
-    assert two.code == 0, two.err
-    assert two.err.count("step 7/7") == 2, "only the first process speaks"
-    return folder
-
-
-def write_two(folder, models, name, frozen):
-    """Uneven label counts, 7 rows a step shared by two, dropout, and validation in between."""
-    fields = recipe_fields(
-        models / "lm",
-        "causal-lm",
-        data={
-            "validation": 9,
-            "test": 9,
-            "dedupe": {"near": False},
-            "augment": {} if frozen else {"word_dropout": 0.3, "typos": 0.2},
-        },
-        dtype="float32",
-        adapter={"dropout": 0.2, **({"layers": 1} if frozen else {})},
-        train={"batch_rows": 7, "micro_batch_rows": 2, "checkpointing": False, "max_steps": 7},
-        train__evaluate_every_steps=2,
-        train__fast={"bfloat16": False, "frozen_cache": frozen},
-        name=name,
-    )
-    write_recipe(folder / f"{name}.yaml", fields)
-
-
-@pytest.mark.parametrize("name", ["augmented", "frozen"])
-def test_two_processes_learn_what_one_does(two_processes, name):
-    frozen = name == "frozen"
-    runs = [two_processes / each / name / "one/this-machine" for each in ("runs", "two")]
-    lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs]
-    assert len(lines[0]) == len(lines[1]) == 11
-    for alone, together in zip(*lines, strict=True):
-        for key in ("loss", "validation_loss", "grad_norm"):
-            assert (key in together) == (key in alone)
-            assert together.get(key, 0.0) == pytest.approx(alone.get(key, 0.0), rel=1e-5)
-        for key in ("step", "tokens", "labelled_tokens"):
-            assert together.get(key) == alone.get(key)
-    alone, train = (json.loads((run / "train.json").read_text()) for run in runs)
-    assert train["world_size"] == 2
-    assert train["frozen_layers"] == frozen
-    assert train["augmented_rows"] == alone["augmented_rows"]
-    assert len(train["augmented_rows"]) == (0 if frozen else 2)
 
 
 # --- interruption ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 import torch
 from run_files import cell, record, weights
 from safetensors.torch import load
-from tiny import command, finish, make_lock, recipe_fields, start, train, write_recipe
+from tiny import command, make_lock, recipe_fields, train, write_recipe
 from tiny_images import marked, write_folders
 
 from hfadapt.core import registry
@@ -83,29 +83,10 @@ def test_trained_together_is_trained_alone(both, vision, tmp_path):
             torch.testing.assert_close(tensor, alone[name], atol=2e-3, rtol=2e-2)
 
 
-def test_two_processes_are_one(vision, tmp_path):
-    write_folders(tmp_path / "one", 60)
-    recipe = fields(vision / "dino", train={**TRAIN, "max_steps": 6}, train__fast={"bfloat16": False}, dtype="float32")
-    write_recipe(tmp_path / "tiny.yaml", recipe)
-    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "hfadapt"]
-    process = start("train", "tiny.yaml", "--runs", "two", folder=tmp_path, launcher=launcher)
-    assert command("train", "tiny.yaml", folder=tmp_path).code == 0
-    done = finish(process)
-    assert done.code == 0, done.err
-    one, two = (
-        [json.loads(line) for line in (runs / "tiny/one/this-machine/metrics.jsonl").read_text().splitlines()]
-        for runs in (tmp_path / "runs", tmp_path / "two")
-    )
-    assert len(one) == len(two) > 6
-    for alone, together in zip(one, two, strict=True):
-        for key in ("loss", "validation_loss", "grad_norm"):
-            assert together.get(key, 0.0) == pytest.approx(alone.get(key, 0.0), rel=1e-5)
-
-
 # --- convolutions -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "head"])
+@pytest.mark.parametrize("method", ["lora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dora", "head"))])
 def test_a_net_of_convolutions(vision, tmp_path, method):
     write_folders(tmp_path / "one", 80)
     recipe = fields(vision / "conv", adapter={"method": method}, train={**TRAIN, "max_steps": 10})

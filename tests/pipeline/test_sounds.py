@@ -134,6 +134,7 @@ def test_two_processes_are_one(hearing, tmp_path):
             assert together.get(key, 0.0) == pytest.approx(alone.get(key, 0.0), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_trained_together_is_trained_alone(both, hearing, tmp_path):
     write_sounds(tmp_path / "one", 120, seed=0)
     write_sounds(tmp_path / "two", 120, seed=1)

@@ -93,6 +93,7 @@ def test_its_lock_trains_the_same_without_a_trial(helped, tmp_path):
     assert record(tmp_path, "train.json")["final_loss"] == record(folder, "train.json")["final_loss"]
 
 
+@pytest.mark.slow
 def test_a_lost_record_is_found_again_and_the_same(helped):
     folder, _ = helped
     path = folder / "runs/tiny/one/this-machine/augment.json"
@@ -124,6 +125,7 @@ def test_an_interrupted_trial_goes_on_where_it_was(helped, models, tmp_path, mon
     assert record(tmp_path, "train.json")["final_loss"] == record(helped[0], "train.json")["final_loss"]
 
 
+@pytest.mark.slow
 def test_two_processes_take_what_one_takes(helped, models, tmp_path):
     write(tmp_path, models, noisy=True)
     launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "hfadapt"]

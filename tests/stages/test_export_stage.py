@@ -53,6 +53,7 @@ def test_the_cell_is_done_with_its_export(models, folder):
     assert "exporting for" not in again.out + again.err
 
 
+@pytest.mark.slow
 def test_a_browser_gets_a_classifier_that_its_runtime_was_asked(models, folder):
     write_rows(folder / "labelled.jsonl", labelled(120))
     fields = recipe_fields(models / "encoder", domains={"one": {"source": "labelled.jsonl"}}, dtype="float32")

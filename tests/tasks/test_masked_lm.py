@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import GOOD, PLAIN, command, finish, labelled, make_lock, make_tokenizer, recipe_fields, start, write_recipe
+from tiny import GOOD, PLAIN, command, make_lock, make_tokenizer, recipe_fields, write_recipe
 from tiny import write_rows as write
 
 from hfadapt.core.errors import RequestError
@@ -158,22 +158,3 @@ def test_end_to_end_with_long_texts(models, tmp_path):
     assert len(predicted.out.splitlines()) == 3
     again = command("run", "tiny.yaml", folder=tmp_path)
     assert "kept" in again.err
-
-
-def test_two_processes_hide_what_one_does(models, tmp_path):
-    write(tmp_path / "one.jsonl", labelled(60))
-    fields = recipe_fields(models / "mlm", "masked-lm", dtype="float32", train__fast={"bfloat16": False})
-    fields["train"] |= {"batch_rows": 7, "micro_batch_rows": 2, "max_steps": 8}
-    write_recipe(tmp_path / "tiny.yaml", fields)
-    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "hfadapt"]
-    process = start("train", "tiny.yaml", "--runs", "two", folder=tmp_path, launcher=launcher)
-    one, two = command("train", "tiny.yaml", folder=tmp_path), finish(process)
-    assert (one.code, two.code) == (0, 0), one.err + two.err
-    alone, both = (
-        [json.loads(line) for line in (tmp_path / runs / "tiny/one/this-machine/metrics.jsonl").open()]
-        for runs in ("runs", "two")
-    )
-    assert [line.get("labelled_tokens") for line in alone] == [line.get("labelled_tokens") for line in both]
-    assert [line.get("loss", 0.0) for line in both] == pytest.approx(
-        [line.get("loss", 0.0) for line in alone], rel=1e-5
-    )

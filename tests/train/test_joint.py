@@ -1,4 +1,4 @@
-"""Losses of whole batches: in several processes, with other adapters, and with frozen layers run once."""
+"""Losses of whole batches: with other adapters, and with frozen layers run once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from tiny import command, finish, make_lock, questions, recipe_fields, start, train, write_recipe, write_rows
+from tiny import command, make_lock, questions, recipe_fields, train, write_recipe, write_rows
 
 MODULES = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
 
@@ -14,33 +14,6 @@ MODULES = ["query", "key", "value", "attention.output.dense", "intermediate.dens
 def lines(folder):
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
-
-
-def test_two_processes_learn_what_one_does(models, tmp_path):
-    """7 rows a step are 14 texts, of which each process has 7; dropout, and validation in between."""
-    write_rows(tmp_path / "one.jsonl", questions(60))
-    fields = recipe_fields(
-        models / "encoder",
-        "embedding",
-        data={"validation": 9, "test": 9},
-        dtype="float32",
-        adapter={"dropout": 0.2},
-        train={"batch_rows": 7, "micro_batch_rows": 2, "max_steps": 5, "evaluate_every_steps": 2},
-        train__fast={"bfloat16": False},
-    )
-    write_recipe(tmp_path / "tiny.yaml", fields)
-    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "hfadapt"]
-    process = start("train", "tiny.yaml", "--runs", "two", folder=tmp_path, launcher=launcher)
-    one = command("train", "tiny.yaml", folder=tmp_path)
-    two = finish(process)
-    assert one.code == 0, one.err
-    assert two.code == 0, two.err
-    alone, together = (lines(tmp_path / runs / "tiny/one/this-machine") for runs in ("runs", "two"))
-    assert len(alone) == len(together) == 8
-    for mine, theirs in zip(alone, together, strict=True):
-        for key in ("loss", "validation_loss", "grad_norm"):
-            assert theirs.get(key, 0.0) == pytest.approx(mine.get(key, 0.0), rel=1e-4)
-        assert [mine.get(key) for key in ("step", "tokens")] == [theirs.get(key) for key in ("step", "tokens")]
 
 
 def test_adapters_that_are_trained_together_are_what_they_would_be_alone(models, tmp_path):

@@ -1,0 +1,110 @@
+"""Two processes do what one does: each recipe is trained by one, and by two under torchrun with gloo."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from tiny import command, finish, labelled, questions, recipe_fields, start, uneven, write_recipe, write_rows
+from tiny_images import write_folders
+
+NAMES = ("augmented", "frozen", "joint", "hidden", "pictures", "trial")
+BOTH = f"""
+import runpy, sys
+
+for name in {NAMES}:
+    sys.argv = ["hfadapt", "train", f"{{name}}.yaml", "--runs", "two"]
+    try:
+        runpy.run_module("hfadapt", run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        if ended.code:
+            raise
+"""
+"""One command after the other: most of the time is the start of processes."""
+
+
+def recipes(folder, models, vision):
+    """Fields of each recipe: 7 rows a step shared by two, so that one process has more."""
+    rows = {"uneven": uneven(60), "questions": questions(60), "labelled": labelled(60)}
+    for name, made in (
+        rows | {"few": labelled(40), "held": labelled(100, seed=5), "tested": labelled(30, seed=6)}
+    ).items():
+        write_rows(folder / f"{name}.jsonl", made)
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in rows["labelled"]))
+    write_folders(folder / "pictures", 60)
+
+    def fields(model, task, source, data=None, adapter=None, fast=None, **train):
+        settings = {"batch_rows": 7, "micro_batch_rows": 2, "max_steps": 7, "evaluate_every_steps": 2, **train}
+        made = recipe_fields(model, task, {"one": source if isinstance(source, dict) else {"source": source}})
+        made["data"] = {"validation": 9, "test": 9, "dedupe": {"near": False}, **(data or {})}
+        # In float32, so that they differ by rounding alone.
+        made["train"] = {**settings, "fast": {"bfloat16": False, **(fast or {})}}
+        return made | {"dtype": "float32", "adapter": adapter or {}}
+
+    changes = {"augment": {"word_dropout": 0.3, "typos": 0.2}}
+    layer, cached = {"dropout": 0.2, "layers": 1}, {"frozen_cache": True}
+    held = {"source": "few.jsonl", "validation": "held.jsonl", "test": "tested.jsonl"}
+    lm, encoder = models / "lm", models / "encoder"
+    return {
+        "augmented": fields(lm, "causal-lm", "uneven.jsonl", changes, {"dropout": 0.2}, {"frozen_cache": False}),
+        "frozen": fields(lm, "causal-lm", "uneven.jsonl", None, layer, cached),
+        "joint": fields(encoder, "embedding", "questions.jsonl", None, {"dropout": 0.2}),
+        "hidden": fields(models / "mlm", "masked-lm", "texts.jsonl"),
+        "pictures": fields(vision / "dino", "image-classification", "pictures", learning_rate=0.01),
+        "trial": fields(encoder, "text-classification", held, {"augment": "auto"}, max_steps=6),
+    }
+
+
+@pytest.fixture(scope="module")
+def done(models, vision, tmp_path_factory):
+    """The folder in which one process and two did the same."""
+    folder = tmp_path_factory.mktemp("two")
+    for name, fields in recipes(folder, models, vision).items():
+        write_recipe(folder / f"{name}.yaml", {**fields, "name": name})
+    (folder / "both.py").write_text(BOTH)
+    process = start(
+        folder=folder, launcher=["torch.distributed.run", "--nproc_per_node", "2", "--standalone", "both.py"]
+    )
+    for name in NAMES:
+        one = command("train", f"{name}.yaml", folder=folder)
+        assert one.code == 0, one.err
+    two = finish(process)
+    assert two.code == 0, two.err
+    assert two.err.count("step 7/7") == len(NAMES) - 1, "only the first process speaks"
+    return folder
+
+
+def records(done, name, file):
+    """Of one process, and of two."""
+    return [json.loads((done / runs / name / "one/this-machine" / file).read_text()) for runs in ("runs", "two")]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "trial"])
+def test_they_learn_what_one_does(done, name):
+    """Losses of whole batches differ by the order in which processes add."""
+    lines = [
+        [json.loads(line) for line in (done / runs / name / "one/this-machine/metrics.jsonl").read_text().splitlines()]
+        for runs in ("runs", "two")
+    ]
+    assert len(lines[0]) == len(lines[1]) == 11
+    for alone, together in zip(*lines, strict=True):
+        for key in ("loss", "validation_loss", "grad_norm"):
+            assert (key in together) == (key in alone)
+            assert together.get(key, 0.0) == pytest.approx(alone.get(key, 0.0), rel=1e-4 if name == "joint" else 1e-5)
+        for key in ("step", "tokens", "labelled_tokens"):
+            assert together.get(key) == alone.get(key)
+    alone, train = records(done, name, "train.json")
+    assert (alone["world_size"], train["world_size"]) == (1, 2)
+    assert train["frozen_layers"] == alone["frozen_layers"] == (name == "frozen")
+    assert train["augmented_rows"] == alone["augmented_rows"]
+    assert len(train["augmented_rows"]) == (2 if name == "augmented" else 0)
+
+
+def test_they_try_augmentation_together(done):
+    one, two = records(done, "trial", "augment.json")
+    assert two["taken"] == one["taken"]
+    assert len(one["tried"]) == 3
+    for mine, other in zip(two["tried"], one["tried"], strict=True):
+        assert all(map(math.isfinite, mine["losses"]))
+        assert mine["losses"] == pytest.approx(other["losses"], rel=2e-2)
