@@ -3,10 +3,10 @@
     python benchmarks/preference.py               run, keep preference.json, print the table and renew it in the README
     python benchmarks/preference.py --table       only the table of the kept results
 
-It runs `hfadapt run recipes/preference.yaml` in a process of its own and reads evaluation.json. The better answer is the
-diagnosis under which a term stands, the worse one another of the same chapter: no one has judged answers, and the test
-pairs are of categories that training has not seen. Intervals are 95 % paired bootstraps over test pairs; by its making
-the base has a reward accuracy of one half.
+It runs `hfadapt run recipes/preference.yaml` in a process of its own and reads evaluation.json. The better answer is
+the diagnosis under which a term stands, the worse one another of the same chapter: no one has judged answers, and the
+test pairs are of categories that training has not seen. Intervals are 95 % paired bootstraps over test pairs; by its
+making the base has a reward accuracy of one half.
 """
 
 from __future__ import annotations
