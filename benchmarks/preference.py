@@ -5,8 +5,8 @@
 
 It runs `hfadapt run recipes/preference.yaml` in a process of its own and reads evaluation.json. The better answer is
 the diagnosis under which a term stands, the worse one another of the same chapter: no one has judged answers, and the
-test pairs are of categories that training has not seen. Intervals are 95 % paired bootstraps over test pairs; by its
-making the base has a reward accuracy of one half.
+test pairs are of categories that training has not seen. Intervals are 95 % paired bootstraps over test pairs; the base
+has a reward accuracy of one half because it is the reference.
 """
 
 from __future__ import annotations
