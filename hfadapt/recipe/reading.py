@@ -77,7 +77,11 @@ def load_recipe(
     check_sources(tree, folder_of(path), chosen if chosen and alone else None)
     _raise_problems(tree)
     assert recipe is not None
-    found = recipe.model_copy(update={"model": local_model(recipe.model, folder_of(path))})
+    placed: dict[str, Any] = {"model": local_model(recipe.model, folder_of(path))}
+    if recipe.student is not None and recipe.student.base is not None:
+        base = local_model(recipe.student.base, folder_of(path))
+        placed["student"] = recipe.student.model_copy(update={"base": base})
+    found = recipe.model_copy(update=placed)
     return found.choose(tuple(chosen))
 
 
