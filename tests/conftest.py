@@ -6,12 +6,10 @@ shared: package files of samples, which are used only where their sha256 is the 
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 import site
 import socket
-import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +21,6 @@ import pytest
 # A deadline would make a timed test of every property.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
-FROZEN = {"modules": 0}
 MARK = "HFADAPT_TEST_SESSION"
 IS_FIRST = MARK not in os.environ
 """Workers of pytest-xdist are started by a process that was here before."""
@@ -104,12 +101,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def frozen_libraries() -> None:
-    """Libraries hold millions of objects that never die. Every collection would look at all of them again, and hfadapt
-    collects whenever it lets a model go. Some are first imported within a test."""
-    if len(sys.modules) > FROZEN["modules"]:
-        gc.collect()
-        gc.freeze()
-        FROZEN["modules"] = len(sys.modules) + 20
+    from tiny import freeze_libraries
+
+    freeze_libraries()
 
 
 @pytest.fixture(scope="session")

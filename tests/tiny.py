@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+_frozen_modules = 0
 LABELS = ("bad", "good")
 GOOD = ("lovely", "bright", "superb", "warm", "fresh", "charming", "brilliant", "delightful")
 BAD = ("awful", "dull", "broken", "cold", "stale", "boring", "dreadful", "painful")
@@ -399,10 +401,21 @@ class Done:
     err: str
 
 
+def freeze_libraries() -> None:
+    """Libraries hold millions of objects that never die. Every collection would look at all of them again, and hfadapt
+    collects whenever it lets a model go. Most are first imported within a test."""
+    global _frozen_modules
+    if len(sys.modules) > _frozen_modules + 20:
+        gc.collect()
+        gc.freeze()
+        _frozen_modules = len(sys.modules)
+
+
 def command(*words: Any, folder: Path | None = None) -> Done:
     """`hfadapt WORDS…` in this process, in `folder`."""
     from hfadapt.cli.app import main
 
+    freeze_libraries()
     out, err, code = io.StringIO(), io.StringIO(), 0
     before = Path.cwd()
     os.chdir(folder or before)

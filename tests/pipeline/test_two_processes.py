@@ -6,10 +6,15 @@ import json
 import math
 
 import pytest
-from tiny import command, finish, labelled, questions, recipe_fields, start, uneven, write_recipe, write_rows
+from tiny import command, finish, labelled, pairs, questions, recipe_fields, start, uneven, write_recipe, write_rows
 from tiny_images import write_folders
 
-NAMES = ("augmented", "frozen", "joint", "hidden", "pictures", "trial")
+CLASSES = "text-classification"
+SEVEN = ("augmented", "frozen", "joint", "hidden", "pictures")
+"""Recipes of 7 steps."""
+TEXTS = ("mlm", "tsdae", "simcse", "clm")
+"""Objectives by which an adapter is adapted to texts before its task."""
+NAMES = (*SEVEN, "trial", *TEXTS)
 BOTH = f"""
 import runpy, sys
 
@@ -26,12 +31,11 @@ for name in {NAMES}:
 
 def recipes(folder, models, vision):
     """Fields of each recipe: 7 rows a step shared by two, so that one process has more."""
-    rows = {"uneven": uneven(60), "questions": questions(60), "labelled": labelled(60)}
-    for name, made in (
-        rows | {"few": labelled(40), "held": labelled(100, seed=5), "tested": labelled(30, seed=6)}
-    ).items():
+    rows = {"uneven": uneven(60), "questions": questions(60), "labelled": labelled(100), "pairs": pairs(100)}
+    rows |= {"few": labelled(40), "held": labelled(100, seed=5), "tested": labelled(30, seed=6)}
+    rows["texts"] = [{"text": row["text"]} for row in labelled(70, seed=7)]
+    for name, made in rows.items():
         write_rows(folder / f"{name}.jsonl", made)
-    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in rows["labelled"]))
     write_folders(folder / "pictures", 60)
 
     def fields(model, task, source, data=None, adapter=None, fast=None, **train):
@@ -41,6 +45,12 @@ def recipes(folder, models, vision):
         # In float32, so that they differ by rounding alone.
         made["train"] = {**settings, "fast": {"bfloat16": False, **(fast or {})}}
         return made | {"dtype": "float32", "adapter": adapter or {}}
+
+    def with_texts(objective):
+        model, task = {"mlm": (models / "mlm", CLASSES), "clm": (lm, "causal-lm")}.get(objective, (encoder, CLASSES))
+        made = fields(model, task, "pairs.jsonl" if objective == "clm" else "labelled.jsonl", max_steps=4)
+        asked = {"objective": objective, "max_steps": 3, "batch_rows": 48, "learning_rate": 0.003}
+        return made | {"pretrain": {"sources": ["texts.jsonl"], **asked}}
 
     changes = {"augment": {"word_dropout": 0.3, "typos": 0.2}}
     layer, cached = {"dropout": 0.2, "layers": 1}, {"frozen_cache": True}
@@ -52,7 +62,8 @@ def recipes(folder, models, vision):
         "joint": fields(encoder, "embedding", "questions.jsonl", None, {"dropout": 0.2}),
         "hidden": fields(models / "mlm", "masked-lm", "texts.jsonl"),
         "pictures": fields(vision / "dino", "image-classification", "pictures", learning_rate=0.01),
-        "trial": fields(encoder, "text-classification", held, {"augment": "auto"}, max_steps=6),
+        "trial": fields(encoder, CLASSES, held, {"augment": "auto"}, max_steps=6),
+        **{objective: with_texts(objective) for objective in TEXTS},
     }
 
 
@@ -71,7 +82,7 @@ def done(models, vision, tmp_path_factory):
         assert one.code == 0, one.err
     two = finish(process)
     assert two.code == 0, two.err
-    assert two.err.count("step 7/7") == len(NAMES) - 1, "only the first process speaks"
+    assert two.err.count("step 7/7") == len(SEVEN), "only the first process speaks"
     return folder
 
 
@@ -80,13 +91,18 @@ def records(done, name, file):
     return [json.loads((done / runs / name / "one/this-machine" / file).read_text()) for runs in ("runs", "two")]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "trial"])
-def test_they_learn_what_one_does(done, name):
-    """Losses of whole batches differ by the order in which processes add."""
-    lines = [
-        [json.loads(line) for line in (done / runs / name / "one/this-machine/metrics.jsonl").read_text().splitlines()]
+def lines_of(done, name, file="metrics.jsonl"):
+    """Those of one process, and of two."""
+    return [
+        [json.loads(line) for line in (done / runs / name / "one/this-machine" / file).read_text().splitlines()]
         for runs in ("runs", "two")
     ]
+
+
+@pytest.mark.parametrize("name", SEVEN)
+def test_they_learn_what_one_does(done, name):
+    """Losses of whole batches differ by the order in which processes add."""
+    lines = lines_of(done, name)
     assert len(lines[0]) == len(lines[1]) == 11
     for alone, together in zip(*lines, strict=True):
         for key in ("loss", "validation_loss", "grad_norm"):
@@ -99,6 +115,17 @@ def test_they_learn_what_one_does(done, name):
     assert train["frozen_layers"] == alone["frozen_layers"] == (name == "frozen")
     assert train["augmented_rows"] == alone["augmented_rows"]
     assert len(train["augmented_rows"]) == (2 if name == "augmented" else 0)
+
+
+@pytest.mark.parametrize("objective", TEXTS)
+def test_they_learn_from_texts_what_one_does(done, objective):
+    for file, count in (("pretrain/metrics.jsonl", 3), ("metrics.jsonl", 4)):
+        one, two = lines_of(done, objective, file)
+        assert len(one) == len(two) >= count
+        for alone, together in zip(one, two, strict=True):
+            for key in ("loss", "grad_norm", "labelled_tokens"):
+                assert (key in together) == (key in alone)
+                assert together.get(key, 0.0) == pytest.approx(alone.get(key, 0.0), rel=1e-4)
 
 
 def test_they_try_augmentation_together(done):

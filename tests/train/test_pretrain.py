@@ -16,13 +16,11 @@ from tiny import (
     LABELS,
     PLAIN,
     command,
-    finish,
     labelled,
     make_lock,
     make_tokenizer,
     pairs,
     recipe_fields,
-    start,
     write_recipe,
     write_rows,
 )
@@ -180,23 +178,6 @@ def test_what_is_learned_of_a_row_follows_from_the_row_and_the_epoch(models, obj
     losses.sum().backward()
     touched = [p.grad is not None for key, p in trained_layers(model, base, "default").items() if "pooler" not in key]
     assert all(touched)
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_two_processes_learn_what_one_does(models, tmp_path, objective):
-    write(tmp_path, objective)
-    found = fields(models, objective)
-    found["pretrain"] |= {"batch_rows": 48, "max_steps": 3}
-    write_recipe(tmp_path / "tiny.yaml", found)
-    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "hfadapt"]
-    process = start("train", "tiny.yaml", "--runs", "two", folder=tmp_path, launcher=launcher)
-    one, two = command("train", "tiny.yaml", folder=tmp_path), finish(process)
-    assert (one.code, two.code) == (0, 0), one.err + two.err
-    alone, both = log(cell(tmp_path).folder), log(cell(tmp_path, runs="two").folder)
-    assert len(alone) == len(both)
-    for own, other in zip(alone, both, strict=True):
-        for key in ("loss", "grad_norm", "labelled_tokens"):
-            assert other.get(key, 0.0) == pytest.approx(own.get(key, 0.0), rel=1e-4)
 
 
 class After:

@@ -68,9 +68,9 @@ def _taking_part(key: LayersRun, length: int) -> tuple[tuple[str, bool], ...] | 
     for name, module in linears.items():
         module.register_forward_hook(watch(name))
     try:
-        with FakeTensorMode(), quiet():
+        with FakeTensorMode() as fakes, quiet():
             make_fake(model)
-            with Live(model.train()):
+            with Live(model.train(), fakes):
                 outputs = model(**registry.modality(modality).traced(model.config, 2, length))
                 getattr(outputs, reads).float().sum().backward()
     except Exception:

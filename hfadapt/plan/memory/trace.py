@@ -29,6 +29,7 @@ from hfadapt.adapters import ALL_LINEAR
 from hfadapt.core import registry
 from hfadapt.fast import compiled
 from hfadapt.models.facts import build, freeze_front, head_names, layer_stacks
+from hfadapt.plan.memory.shapes import called
 from hfadapt.recipe.schema import LockedAdapter
 
 MARKS = ("forward_peak", "forward_end", "backward_peak", "validate_peak", "evaluate_peak")
@@ -115,8 +116,9 @@ def _fit(values: dict[int, int]) -> tuple[float, ...]:
 class Live(TorchDispatchMode):
     """Counts the bytes of every storage made inside, while it is alive."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, fakes: FakeTensorMode) -> None:
         super().__init__()
+        self._fakes = fakes
         self.bytes = 0
         self.peak_bytes = 0
         # What exists before the step is counted elsewhere.
@@ -125,7 +127,7 @@ class Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         try:
-            result = func(*args, **(kwargs or {}))
+            result = called(self._fakes, func, args, kwargs or {})
         except RuntimeError:
             # Shapes that depend on values, and kernels whose stand-in knows fewer dtypes than the kernel.
             result = _assumed(str(func), args, kwargs or {})
@@ -175,7 +177,7 @@ def _assumed(operator: str, args: Any, kwargs: Any) -> Any:
 def _marks(key: StepKey, layers: int) -> list[tuple[int, dict[str, int]]]:
     """The marks of one model at each of the key's lengths."""
     model = _adapted(key, layers)
-    with FakeTensorMode(), quiet():
+    with FakeTensorMode() as fakes, quiet():
         make_fake(model)
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -183,15 +185,15 @@ def _marks(key: StepKey, layers: int) -> list[tuple[int, dict[str, int]]]:
                 parameter.grad = torch.empty_like(parameter)
         try:
             rows = key.fast and "attention" not in key.without
-            return [(length, _step(key, model, length, rows=rows)) for length in key.lengths]
+            return [(length, _step(key, model, length, fakes, rows=rows)) for length in key.lengths]
         except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError, AttributeError):
             if not key.fast:
                 raise
             # As the loop does where a model's attention is of another kind: rows side by side.
-            return [(length, _step(key, model, length, rows=False)) for length in key.lengths]
+            return [(length, _step(key, model, length, fakes, rows=False)) for length in key.lengths]
 
 
-def _step(key: StepKey, model: nn.Module, length: int, rows: bool) -> dict[str, int]:
+def _step(key: StepKey, model: nn.Module, length: int, fakes: FakeTensorMode, rows: bool) -> dict[str, int]:
     """Forward and backward, then a forward pass for scoring.
 
     Args:
@@ -200,7 +202,7 @@ def _step(key: StepKey, model: nn.Module, length: int, rows: bool) -> dict[str, 
     inputs = _inputs(key, model, length, packed=rows and key.generates)
     marks = {TRAINED: sum(p.numel() for p in model.parameters() if p.requires_grad)}
     model.train()
-    with Live(model) as live:
+    with Live(model, fakes) as live:
         with _fast(key, model, length, rows) as marks[PASSES]:
             copies = live.bytes
             live.peak_bytes = copies
@@ -217,7 +219,7 @@ def _step(key: StepKey, model: nn.Module, length: int, rows: bool) -> dict[str, 
                 _loss(key, model, inputs)
             marks["validate_peak"] = live.peak_bytes - before
     # Scoring pads rows side by side and uses the libraries' own forward passes.
-    with Live(model) as live, torch.no_grad():
+    with Live(model, fakes) as live, torch.no_grad():
         _loss(key, model, _inputs(key, model, length, packed=False))
         marks["evaluate_peak"] = live.peak_bytes
     return marks
