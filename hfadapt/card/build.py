@@ -312,8 +312,8 @@ def _added(facts: Facts) -> list[dict[str, str]]:
     return [
         {"title": section.title, "text": section.text(facts).strip()}
         for stage in registry.stages()
-        for section in stage.card
-        if section.text and stage.has_written(facts.records.has)
+        for section in stage.sections(facts.records.has)
+        if section.text
     ]
 
 

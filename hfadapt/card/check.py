@@ -245,8 +245,7 @@ def sections(folder: Path) -> list[str]:
     return [
         section.title
         for stage in registry.stages()
-        for section in stage.card
-        if section.text is None or stage.has_written(lambda name: (folder / name).exists())
+        for section in stage.sections(lambda name: (folder / name).exists())
     ]
 
 

@@ -17,12 +17,14 @@ from hfadapt.hardware.catalogue import Target
 from hfadapt.models.facts import ModelFacts, model_facts
 from hfadapt.plan import student
 from hfadapt.plan.device import served, unwritten
+from hfadapt.plan.duration import settle_time
 from hfadapt.plan.memory import predict
 from hfadapt.plan.memory.part import runs_without_memory
 from hfadapt.plan.memory.workload import Workload
 from hfadapt.plan.modules import module_problems
 from hfadapt.plan.pretrain import pretrain_problems, settle_pretrain
 from hfadapt.plan.reasons import (
+    ASSUMED_ROWS,
     DEFAULTS,
     Decisions,
     Work,
@@ -38,6 +40,7 @@ from hfadapt.plan.reasons import (
     settle_training,
 )
 from hfadapt.plan.search import Candidate, Question, alternatives, best, compile_seconds, reference_seconds, search
+from hfadapt.plan.tries import alone, plan_search, settle_sharing
 from hfadapt.recipe.schema import AUTO, THIS_MACHINE, Lock, Recipe
 from hfadapt.records.plan import CellPlan, Decision, Plan, PlannedExport
 from hfadapt.records.stages import DataRecord
@@ -108,6 +111,9 @@ def lock(recipe: Recipe, cell: CellPlan) -> Lock:
         for section in sections:
             place = place[section]
         place[last] = decision.value
+    prior = next((each.value for each in cell.decisions if each.field == "train.learning_rate"), 0.0)
+    tried = recipe.searched(prior)
+    fields["search"] = tried.model_dump(mode="json") if tried else None
     return Lock.model_validate(fields)
 
 
@@ -142,8 +148,9 @@ def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
             small_label_set=bool(record.labels),
             lengths=lengths,
             parts=lengths.parts,
+            validation_rows=record.splits.get("validation", 0),
         )
-    longest = task.assumed_tokens
+    longest, held = task.assumed_tokens, recipe.data.validation
     labels = len(asked.labels) if asked.labels else ASSUMED_LABELS
     template = recipe.template_of(domain)
     from_label = bool(template and template.completion and "{label}" in template.completion)
@@ -157,6 +164,7 @@ def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
         names=tuple(asked.labels or ()),
         small_label_set=bool(asked.labels) or from_label,
         parts=task.assumed_parts,
+        validation_rows=int(held if held >= 1 else held * (recipe.data.train_rows or ASSUMED_ROWS)),
     )
 
 
@@ -297,34 +305,21 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     length = settle_data(decided, facts, work)
     settle_training(decided, recipe, facts, work)
     world = _processes(recipe, trainer, processes, decided.value("train.batch_rows"))
-    # Processes on a CPU share its memory; on cards each has its own.
-    share = trainer.budget_bytes // world if trainer.on_cpu else trainer.budget_bytes
-    budget = int(share * (1 - recipe.memory_margin))
-    question = Question(
-        recipe=recipe,
-        facts=facts,
-        target=trainer,
-        budget_bytes=budget,
-        method=decided.value("adapter.method"),
-        rank=decided.value("adapter.rank"),
-        modules=tuple(decided.value("adapter.modules")),
-        layers=decided.value("adapter.layers"),
-        optimizer=decided.value("train.optimizer"),
-        dropout=decided.value("adapter.dropout") > 0,
-        length_tokens=min(length, work.longest_tokens),
-        labelled_tokens=work.labelled_tokens,
-        mean_tokens=min(length, work.mean_tokens),
-        parts=math.ceil(work.parts),
-        rows=max(1, math.ceil(decided.value("train.batch_rows") / world)),
-    )
+    question = _question(decided, trainer, facts, work, length, world)
+    budget = question.budget_bytes
     candidates = search(question)
     fitting = [c for c in candidates if c.peak_bytes <= budget]
     chosen = best(fitting) if fitting else min(candidates, key=lambda one: one.peak_bytes)
     settle_storage(decided, question, chosen, candidates)
-    chosen = settle_together(decided, question, chosen, sharing)
+    if recipe.searched(1.0):
+        chosen = settle_sharing(decided, question, chosen)
+    else:
+        chosen = settle_together(decided, question, chosen, sharing)
     chosen = settle_resident(decided, question, chosen)
     chosen = settle_compile(decided, question, chosen, optimizer_steps(recipe, work, decided))
     chosen = settle_frozen_cache(decided, question, chosen, work)
+    chosen, lost = settle_time(decided, question, chosen, work)
+    tries = plan_search(decided, question, chosen, work)
     settle_checkpoints(decided, chosen)
     settle_evaluation(decided, recipe, facts, chosen, work, budget)
     decided.made.append(_of_processes(world, trainer, "processes" in recipe.model_fields_set or processes is not None))
@@ -333,11 +328,13 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     phases = (*predict.predict(facts, final), *([before.memory] if before else []))
     fits = max(phase.total_bytes for phase in phases) <= budget
     nearest = () if fits else tuple(alternatives(question, final))
-    seconds, rate = _time(question, chosen, work, decided, world)
+    one = alone(question, chosen) if tries else chosen
+    seconds, rate = _time(question, one, work, decided, world)
     exports = served(target, recipe.budgets.get(target.name), facts, length)
     warnings = [
         *_served(target, exports, facts),
         *_cut(recipe, exports),
+        *lost,
         *_doubts(trainer, facts, final),
         *base_notes(facts, work, length),
         *(before.warnings if before else ()),
@@ -361,6 +358,7 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
         data_basis=work.basis,
         alternatives=nearest,
         exports=exports,
+        search=tries,
         warnings=tuple(warnings),
     )
 
@@ -377,6 +375,30 @@ def _with_student(
     plan = _plan_cell(own, cell.domain, trainer, trainer, facts, work, processes, 1)
     tries = asked.tries if asked.open else 1
     return cell.model_copy(update={"warnings": (*cell.warnings, student.said(plan, tries))})
+
+
+def _question(decided: Decisions, trainer: Target, facts: ModelFacts, work: Work, length: int, world: int) -> Question:
+    """What is settled before the search over configurations."""
+    # Processes on a CPU share its memory; on cards each has its own.
+    share = trainer.budget_bytes // world if trainer.on_cpu else trainer.budget_bytes
+    budget = int(share * (1 - decided.recipe.memory_margin))
+    return Question(
+        recipe=decided.recipe,
+        facts=facts,
+        target=trainer,
+        budget_bytes=budget,
+        method=decided.value("adapter.method"),
+        rank=decided.value("adapter.rank"),
+        modules=tuple(decided.value("adapter.modules")),
+        layers=decided.value("adapter.layers"),
+        optimizer=decided.value("train.optimizer"),
+        dropout=decided.value("adapter.dropout") > 0,
+        length_tokens=min(length, work.longest_tokens),
+        labelled_tokens=work.labelled_tokens,
+        mean_tokens=min(length, work.mean_tokens),
+        parts=math.ceil(work.parts),
+        rows=max(1, math.ceil(decided.value("train.batch_rows") / world)),
+    )
 
 
 def _cut(recipe: Recipe, exports: Sequence[PlannedExport]) -> list[str]:
@@ -424,7 +446,7 @@ def _time(
     rows = decided.value("train.batch_rows")
     tokens = min(work.mean_tokens, chosen.workload.length_tokens) * work.parts
     rate = rows * tokens / chosen.seconds_per_step
-    if decided.recipe.train.max_steps is None and work.rows is None:
+    if decided.recipe.train.max_steps is None and work.rows is None and decided.recipe.train.time is None:
         return None, rate
     steps = optimizer_steps(decided.recipe, work, decided)
     once = compile_seconds(chosen.workload) + reference_seconds(question, chosen, work.rows)

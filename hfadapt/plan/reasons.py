@@ -31,7 +31,8 @@ from hfadapt.plan.search import (
     storages_of,
     stored_bytes,
 )
-from hfadapt.recipe.schema import AUTO, Recipe
+from hfadapt.recipe.schema import AUTO, FIND, Recipe
+from hfadapt.recipe.search import PLACES
 from hfadapt.records.plan import Decision, Rejected
 from hfadapt.records.stages import Lengths
 
@@ -60,10 +61,13 @@ LM_DEFAULTS: dict[str, tuple[Any, str]] = {
     "train.epochs": (1.0, "language models memorise repeated rows quickly"),
 }
 AUGMENT = "data.augment"
+MAX_STEPS = "train.max_steps"
 MOST_EPOCHS = 10.0
 """Of few rows, where the plan repeats them."""
 ASSUMED_ROWS = 2000
 EVALUATIONS = 4
+CHECK_COST = 0.5
+"""What a validation row costs, in rows of a step: a forward pass, and nothing backward."""
 CHECKPOINT_SECONDS = 60.0
 FEW_ROWS = 8
 """So few rows are evaluated at once even if that needs more memory than training, as of a very small model."""
@@ -95,6 +99,7 @@ class Work:
     names: tuple[str, ...] = ()
     texts: Lengths | None = None
     parts: float = 1.0
+    validation_rows: int = 0
 
 
 @dataclass
@@ -113,7 +118,7 @@ class Decisions:
         value: Any = self.recipe
         for part in name.split("."):
             value = getattr(value, part)
-        return None if value == AUTO else value
+        return None if value in (AUTO, FIND) else value
 
     def settle(
         self, name: str, value: Any, reason: str, rejected: tuple[Rejected, ...] = (), if_asked: str = ""
@@ -130,6 +135,12 @@ class Decisions:
     def settle_value(self, name: str, value: Any, reason: str) -> None:
         """Records what no recipe sets."""
         self.made.append(Decision(field=name, value=value, asked=False, reason=reason))
+
+    def revise(self, name: str, value: Any, reason: str) -> None:
+        """Decides a field anew, unless the recipe sets it."""
+        if self.asked(name) is None:
+            self.made = [made for made in self.made if made.field != name]
+            self.settle(name, value, reason)
 
     def because(self, name: str, more: str) -> None:
         """Adds to the reason of a field settled before."""
@@ -199,6 +210,10 @@ def settle_training(decided: Decisions, recipe: Recipe, facts: ModelFacts, work:
         table["train.learning_rate"] = (2e-3, "1x1 convolutions take more: better than 5e-4 after as many steps")
     task = registry.task(recipe.task)
     table |= task.defaults
+    tried = recipe.search.lists if recipe.search else {}
+    table |= {PLACES[name]: (max(values), "the largest of the values that are tried") for name, values in tried.items()}
+    if "rank" in tried and "alpha" not in tried:
+        table["adapter.alpha"] = (2.0 * max(tried["rank"]), table["adapter.alpha"][1])
     if work.rows and (epochs := _epochs_for(task.least_steps, decided, table, work.rows)) > table["train.epochs"][0]:
         table["train.epochs"] = (epochs, f"about {task.least_steps} steps, which few rows do not make in two epochs")
     table["adapter.layers"] = (facts.layers, "all layers; fewer means the last ones")
@@ -235,8 +250,9 @@ def _epochs_for(steps: int, decided: Decisions, table: Mapping[str, tuple[Any, s
 
 def optimizer_steps(recipe: Recipe, work: Work, decided: Decisions) -> int:
     """Of the whole training, once epochs and batch are settled; rows that are not known yet are assumed."""
+    most = next((made.value for made in decided.made if made.field == MAX_STEPS), recipe.train.max_steps)
     rows = (work.rows or ASSUMED_ROWS) * decided.value("train.epochs")
-    return recipe.train.max_steps or math.ceil(rows / decided.value("train.batch_rows"))
+    return int(most or math.ceil(rows / decided.value("train.batch_rows")))
 
 
 def settle_storage(decided: Decisions, question: Question, chosen: Candidate, candidates: list[Candidate]) -> None:
@@ -289,16 +305,20 @@ def settle_checkpoints(decided: Decisions, chosen: Candidate) -> None:
     decided.settle("train.checkpoint_every_steps", every * min(times, EVALUATIONS + 1), reason)
 
 
-def settle_together(decided: Decisions, question: Question, chosen: Candidate, sharing: int) -> Candidate:
-    """Whether the target's domains are trained at the same time on one base; returns the candidate for that."""
-    recipe, budget = question.recipe, question.budget_bytes
-    able = registry.adapter(question.method).shares_base and recipe.train.fast.low_rank
+def can_share(question: Question, chosen: Candidate) -> bool:
+    """Whether several adapters can be trained on one base at the same time."""
+    able = registry.adapter(question.method).shares_base and question.recipe.train.fast.low_rank
     # Rows of several adapters go through hfadapt's own low-rank layers alone.
     able = able and not question.facts.pointwise
     # On CUDA the products of integer layers are peft's, which knows one active adapter.
     store = chosen.workload.store
-    able = able and (not store.quantised or store.unpacks(question.target.on_cpu))
-    together = shared(question, chosen, sharing) if able and sharing > 1 else None
+    return able and (not store.quantised or store.unpacks(question.target.on_cpu))
+
+
+def settle_together(decided: Decisions, question: Question, chosen: Candidate, sharing: int) -> Candidate:
+    """Whether the target's domains are trained at the same time on one base; returns the candidate for that."""
+    budget = question.budget_bytes
+    together = shared(question, chosen, sharing) if can_share(question, chosen) and sharing > 1 else None
     if together is None:
         alone = "only one domain" if sharing < 2 else f"{question.method} with these settings trains alone"
         decided.settle("train.together", False, alone)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from hfadapt.core import registry
 from hfadapt.core.errors import nearest
@@ -15,6 +15,8 @@ from hfadapt.records.stages import FINDINGS
 
 Auto = Literal["auto"]
 AUTO: Auto = "auto"
+Find = Literal["find"]
+FIND: Find = "find"
 THIS_MACHINE = "this-machine"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 OPTIMIZERS = ("adamw", "adamw-8bit", "paged-adamw-8bit")
@@ -145,3 +147,4 @@ AutoSelfSupervised = Annotated[str, one_of("objective", with_auto(lambda: _objec
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 LearningRate = Annotated[float, Field(gt=0.0, le=1.0)]
+Duration = Annotated[float, Field(gt=0.0), BeforeValidator(WithUnit((("s", 1), ("m", 60), ("h", 3600)), "90s"))]

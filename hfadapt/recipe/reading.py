@@ -21,6 +21,7 @@ from hfadapt.recipe.objective_rules import check_objective
 from hfadapt.recipe.pretrain_rules import check_pretrain
 from hfadapt.recipe.rules import check_settings
 from hfadapt.recipe.schema import Recipe
+from hfadapt.recipe.search_rules import check_search, check_tried
 from hfadapt.recipe.source_rules import check_sources, local_model
 from hfadapt.recipe.sources import folder_of, resolve_source
 from hfadapt.recipe.words import dig, dotted, show, validate
@@ -64,6 +65,7 @@ def load_recipe(
         _override(tree, override, Place(_AFTER_FILE + index, f"{COMMAND_LINE}: {override}"))
     settle_targets(tree)
     chosen = _choose(tree, domains or (), targets or ())
+    check_tried(tree)
     recipe = validate(tree, Recipe)
     if recipe is not None:
         # Numbers in quotes and domains given as one word are now in the form that the checks compare.
@@ -73,6 +75,7 @@ def load_recipe(
     check_objective(tree)
     check_augment(tree)
     check_budgets(tree)
+    check_search(tree)
     alone = recipe is not None and not recipe.data.dedupe.across_domains
     check_sources(tree, folder_of(path), chosen if chosen and alone else None)
     _raise_problems(tree)

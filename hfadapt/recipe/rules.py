@@ -228,7 +228,7 @@ def check_method(tree: Tree) -> None:
     strange: tuple[str, ...] = () if method.low_rank else ("rank", "alpha", "dropout")
     strange += () if method.adapts_layers else ("modules", "layers")
     given = [key for key in strange if dig(tree, ("adapter", key)) not in (None, AUTO)]
-    if given and not _is_lock(tree):  # a lock answers every field, these too
+    if given and not is_lock(tree):  # a lock answers every field, these too
         for key in given:
             tree.report(
                 ("adapter", key),
@@ -344,7 +344,7 @@ _NEEDS = {
 def check_task_settings(tree: Tree) -> None:
     """Settings that the task does not use would do nothing."""
     task = dig(tree, ("task",))
-    if not isinstance(task, str) or task not in registry.names("tasks") or _is_lock(tree):
+    if not isinstance(task, str) or task not in registry.names("tasks") or is_lock(tree):
         return  # a lock answers every field
 
     def refuse(at: Keys, what: str, able: str) -> None:
@@ -466,7 +466,8 @@ def texts(keys: Keys, template: Mapping[str, Any]) -> Iterator[tuple[Keys, str, 
             yield (*keys, "messages", index, "content"), turn["content"], turn.get("role") == "assistant"
 
 
-def _is_lock(tree: Tree) -> bool:
+def is_lock(tree: Tree) -> bool:
+    """Whether every `auto` is answered."""
     try:
         Lock.model_validate(tree.values)
     except ValidationError:

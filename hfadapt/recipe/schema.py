@@ -22,6 +22,7 @@ from hfadapt.recipe.export import Export
 from hfadapt.recipe.fast import AnyFast, Fast, fast_parts
 from hfadapt.recipe.names import (
     AUTO,
+    FIND,
     THIS_MACHINE,
     Auto,
     AutoDtype,
@@ -30,6 +31,8 @@ from hfadapt.recipe.names import (
     AutoQuant,
     AutoSchedule,
     Dtype,
+    Duration,
+    Find,
     FindingCode,
     LearningRate,
     Method,
@@ -45,6 +48,7 @@ from hfadapt.recipe.names import (
     Tracker,
 )
 from hfadapt.recipe.pretrain import AnyPretrain, LockedPretrain, Pretrain, pretrain_settings
+from hfadapt.recipe.search import Search
 from hfadapt.recipe.student import AnyStudent
 from hfadapt.recipe.template import Template
 from hfadapt.records.stages import Change
@@ -256,15 +260,19 @@ class Train(Spec):
     alone. `fast: false` leaves every pass of a step to the libraries, `fast: {norms: false}` only that part.
     `resident_layers` of a quantised base are also kept unpacked while training, so that no step unpacks them.
     `objective` is what is minimised, by default what the task learns by; `objective_options` are those that it knows.
+    `learning_rate: find` tries some around `auto`'s (`search`); the rate decays after the share `hold_ratio` of the
+    steps. `time` is how long training may take (text: `90s`, `10m`), in which as many steps are done as fit.
     """
 
     objective: Objective = "supervised"
     objective_options: dict[str, str | bool | float] = {}
     epochs: Annotated[float, Field(gt=0.0)] | Auto = AUTO
     max_steps: Positive | None = None
-    learning_rate: LearningRate | Auto = AUTO
+    time: Duration | None = None
+    learning_rate: LearningRate | Auto | Find = AUTO
     schedule: AutoSchedule = AUTO
     warmup_ratio: Share | Auto = AUTO
+    hold_ratio: Share = 0.0
     batch_rows: Positive | Auto = AUTO
     micro_batch_rows: Positive | Auto = AUTO
     weight_decay: Annotated[float, Field(ge=0.0)] | Auto = AUTO
@@ -341,6 +349,7 @@ class Recipe(Spec):
     export: Export = Export()
     pretrain: AnyPretrain | None = None
     student: AnyStudent | None = None
+    search: Search | None = None
     _chosen: tuple[str, ...] = PrivateAttr(())
 
     @model_validator(mode="before")
@@ -394,6 +403,12 @@ class Recipe(Spec):
         """The domain's own adaptation to texts before the task, else the recipe's; None where there is none."""
         found = self.domains[domain].pretrain or self.pretrain
         return None if found is None or found.skip else found
+
+    def searched(self, prior: float) -> Search | None:
+        """What is tried while training, with the learning rates around a first guess where they are to be found."""
+        if self.train.learning_rate != FIND:
+            return self.search
+        return (self.search or Search()).with_rates(prior)
 
     @property
     def pretrains(self) -> bool:

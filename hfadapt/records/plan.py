@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, View, show_bytes, show_latency, show_seconds
 from hfadapt.core.spec import Record, Spec
+from hfadapt.records.search import named_try
 from hfadapt.records.stages import Phase
 
 PLANNED = (
@@ -86,6 +87,24 @@ class PlannedExport(Spec):
         return not self.shrink
 
 
+class PlannedSearch(Spec):
+    """The tries of a search, before the first of them.
+
+    Args:
+        tries: Settings by their place in the recipe.
+        rungs: The steps after which tries are compared, and how many of them come so far.
+        steps: What all tries but the one that goes on cost beside it, in steps; comparing them is part of it.
+        seconds: The same in time; None where the target's speed is not known.
+        together: Whether they are trained side by side on one base, or one after the other.
+    """
+
+    tries: tuple[dict[str, float], ...]
+    rungs: tuple[tuple[int, int], ...]
+    steps: int
+    seconds: float | None
+    together: bool
+
+
 class CellPlan(Spec):
     """The plan of one domain on one target. `merge` does not count for `fits`: it can be done on another machine.
 
@@ -106,6 +125,7 @@ class CellPlan(Spec):
     data_basis: str
     alternatives: tuple[Alternative, ...] = ()
     exports: tuple[PlannedExport, ...] = ()
+    search: PlannedSearch | None = None
     warnings: tuple[str, ...] = ()
 
     def decision(self, field: str) -> Decision:
@@ -163,6 +183,7 @@ class Plan(Shown, Record):
             self._verdicts(),
             *self._alternatives(),
             *self._exports(),
+            *self._searches(),
             self._notes(),
         ]
         if why:
@@ -228,6 +249,20 @@ class Plan(Shown, Record):
             )
             for exports, cells in _alike([cell for cell in self.cells if cell.exports], lambda cell: cell.exports)
         ]
+
+    def _searches(self) -> list[Block]:
+        """What is tried while training, how long, and at which cost."""
+        shown: list[Block] = []
+        searching = [cell for cell in self.cells if cell.search]
+        for search, cells in _alike(searching, lambda cell: cell.search):
+            time = "" if search.seconds is None else f", about {show_seconds(search.seconds)}"
+            how = "side by side on one base" if search.together else "one after the other"
+            halves = ", ".join(f"{count} for {steps:,} steps" for steps, count in search.rungs)
+            tried = "\n".join(named_try(each) for each in search.tries)
+            cost = f"{search.steps:,} further steps{time}, {how}; the best goes on"
+            columns = [f"tried{f' for {names}' if (names := self._names(cells)) else ''}", "how far", "cost"]
+            shown.append(Table(columns, [[tried, halves.replace(", ", "\n"), cost]]))
+        return shown
 
     def _notes(self) -> Table:
         """What the verdicts rest on, and warnings."""
@@ -320,8 +355,9 @@ class Plan(Shown, Record):
 
 def _seconds(cell: CellPlan) -> str:
     """Of training, and of what comes before it."""
-    before = f"{show_seconds(cell.pretrain_seconds)} + " if cell.pretrain_seconds is not None else ""
-    return before + show_seconds(cell.predicted_seconds or 0.0)
+    search = cell.search.seconds if cell.search else None
+    parts = [cell.pretrain_seconds, search, cell.predicted_seconds or 0.0]
+    return " + ".join(show_seconds(part) for part in parts if part is not None)
 
 
 def _alike(cells: Sequence[CellPlan], key: Callable[[CellPlan], Any]) -> list[tuple[Any, list[CellPlan]]]:

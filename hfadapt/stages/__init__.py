@@ -40,10 +40,12 @@ class Section:
         title: The heading.
         text: Makes the Markdown below it; every value in it is asked of the facts, such as
             `facts("prune.json#/sparsity", "percent")`. None where the card's own templates hold it.
+        record: What the stage may write, without which the card has no such section.
     """
 
     title: str
     text: Callable[[Facts], str] | None = None
+    record: type[Record] | None = None
 
 
 class Stage:
@@ -137,6 +139,15 @@ class Stage:
         """
         may = [has(kind.FILE) for kind in self.may_write]
         return all(has(kind.FILE) for kind in self.records) and (bool(self.records) or not may or any(may))
+
+    def sections(self, has: Callable[[str], bool]) -> list[Section]:
+        """The sections that the card of a cell has; `has` as in `has_written`."""
+        written = self.has_written(has)
+        return [
+            section
+            for section in self.card
+            if section.text is None or (written and (section.record is None or has(section.record.FILE)))
+        ]
 
     def groups(self, cell: Cell) -> bool:
         """Of scope `group`: whether the cell may share its work with others."""

@@ -4,16 +4,49 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.core.hashing import kept_sha256
+from hfadapt.core.show import Block, Heading, Table
 from hfadapt.objectives import Objective
+from hfadapt.records.search import SearchRecord, named_try
 from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.stages import Context, Section, Stage
 from hfadapt.stages.plan import use_base
+
+if TYPE_CHECKING:
+    from hfadapt.card.facts import Facts
+
+
+AT = f"{SearchRecord.FILE}#/"
+
+
+def section(facts: Facts) -> str:
+    """What was tried, how far, and what went on."""
+    record = facts.records.file(SearchRecord.FILE)
+    rungs = ", ".join(facts(f"{AT}rungs/{number}", "integer") for number in range(len(record["rungs"])))
+    how = "side by side on one base" if record["together"] else "one after the other on one base"
+    lines = [
+        f"These settings were tried {how}, on the same training rows in the same order, at a constant rate. They were "
+        f"compared on {facts(AT + 'validation_rows', 'integer')} validation rows after {rungs} steps, and the better "
+        f"half went on; test rows had no part in it. The others took {facts(AT + 'further_steps', 'integer')} steps "
+        f"({facts(AT + 'further_seconds', 'seconds')}) beside the {facts(AT + 'training_steps', 'integer')} of the "
+        "training.",
+        "",
+        "| tried | validation loss | steps | went on |",
+        "|---|---|---:|---|",
+    ]
+    for number, each in enumerate(record["tries"]):
+        at = f"{AT}tries/{number}"
+        losses = ", ".join(facts(f"{at}/losses/{place}", "decimal") for place in range(len(each["losses"])))
+        places = (f"{at}/settings/{place}" for place in each["settings"])
+        named = ", ".join(f"{place.rpartition('.')[2]}: {facts(place, 'short')}" for place in places)
+        went = "yes" if number == record["chosen"] else "given up" if each["failed"] else "no"
+        lines.append(f"| {named} | {losses} | {facts(f'{at}/steps', 'integer')} | {went} |")
+    return "\n".join(lines)
 
 
 class Train(Stage):
@@ -24,6 +57,7 @@ class Train(Stage):
     needs = ("plan",)
     scope = "group"
     records = (TrainRecord,)
+    may_write = (SearchRecord,)
     phases = ("load", "train", "save")
     keeps_earlier = True
     distributed = True
@@ -31,6 +65,7 @@ class Train(Stage):
         Section("Intended use"),
         Section("How to load"),
         Section("Training"),
+        Section("Search", section, SearchRecord),
         Section("Environment and compute"),
         Section("Files and lineage"),
     )
@@ -52,13 +87,24 @@ class Train(Stage):
     def groups(self, cell: Cell) -> bool:
         """As the plan has decided, where the method's adapters can share a base."""
         lock = cell.lock
-        return lock.train.together and registry.adapter(lock.adapter.method).shares_base
+        return lock.train.together and lock.search is None and registry.adapter(lock.adapter.method).shares_base
 
     def joins(self, cell: Cell, other: Cell) -> bool:
         """The same base with the same labels, trained in the same way."""
         from hfadapt.train import can_share
 
-        return other.lock.train.together and can_share(cell, other)
+        return other.lock.train.together and other.lock.search is None and can_share(cell, other)
+
+    def report(self, cells: Sequence[Cell]) -> list[Block]:
+        """Every try of a search."""
+        columns = ["domain", "tried", "validation loss", "steps", "seconds", "chosen"]
+        rows = []
+        for record in (cell.read(SearchRecord) for cell in cells if cell.holds(SearchRecord)):
+            for place, each in enumerate(record.tries):
+                losses = ", ".join(f"{loss:.4f}" for loss in each.losses) or each.failed or ""
+                figures = [f"{each.steps:,}", f"{each.seconds:.1f}", "yes" if place == record.chosen else ""]
+                rows.append([record.domain, named_try(each.settings), losses, *figures])
+        return [Heading("Search"), Table(columns, rows, frozenset(columns[3:5]))] if rows else []
 
     def run(self, cells: Sequence[Cell], context: Context) -> list[Cell]:
         """Trains; a cell whose training failed beside others is left for a turn of its own."""
@@ -72,6 +118,10 @@ class Train(Stage):
             return there
         identities = [context.hashes(cell)[self.name] for cell in cells]
         starts = [context.start(cell, self.name) for cell in cells]
+        if len(cells) == 1 and cells[0].lock.search is not None:
+            identity, start, progress = identities[0], starts[0], context.progress
+            train.search_cell(cells[0], context.world, identity=identity, start=start, progress=progress)
+            return list(cells)
         records = train.train_cells(
             cells, context.world, identities=identities, starts=starts, progress=context.progress
         )

@@ -1,5 +1,7 @@
 """Training: cells from prepared rows to verified adapters on disk, one by one or several on one base."""
 
-from hfadapt.train.cells import can_share, train_cell, train_cells
+from hfadapt.train.cells import train_cell, train_cells
+from hfadapt.train.search import search_cell
+from hfadapt.train.sharing import can_share
 
-__all__ = ["can_share", "train_cell", "train_cells"]
+__all__ = ["can_share", "search_cell", "train_cell", "train_cells"]

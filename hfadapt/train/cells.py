@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hfadapt.adapters import DEFAULT
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError
 from hfadapt.core.progress import Corrected, Progress, Silent
@@ -37,12 +38,15 @@ from hfadapt.models.manifest import write_manifest
 from hfadapt.objectives import Beginning
 from hfadapt.plan.compute import training_compute
 from hfadapt.records.evidence import Energy
+from hfadapt.records.search import SearchRecord
 from hfadapt.records.stages import Phase, PhaseMeasure, TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Task
 from hfadapt.train.batches import padded
 from hfadapt.train.check import CHECK_ROWS, check_losses
 from hfadapt.train.energy import EnergyMeter
+from hfadapt.train.halving import FOLDER as SEARCH
+from hfadapt.train.halving import Halving
 from hfadapt.train.job import Job
 from hfadapt.train.known import FOLDER as KNOWN
 from hfadapt.train.known import with_known
@@ -103,6 +107,8 @@ class Training:
         self.cells, self.world, self.identities, self.progress = cells, world, identities, progress
         self.locks = [cell.lock for cell in cells]
         self.starts: list[Path | None] = [None] * len(cells)
+        self.titles = [f"{cell.domain} on {cell.target}" for cell in cells]
+        self.halving: Halving | None = None
         self.lock, self.labels = self.locks[0], cells[0].data.labels
         self.task = registry.task(self.lock.task)
         self.device = world.accelerator.device
@@ -136,6 +142,7 @@ class Training:
                 records.append(None)
                 continue
             losses, memory = self._keep(cell, own, job, start)
+            tried = cell.maybe(SearchRecord)
             record = _record(cell, own, self.base, job, memory, self.world).model_copy(
                 update={
                     "begun": start_weights.relative_to(cell.folder).as_posix() if start_weights else None,
@@ -150,8 +157,8 @@ class Training:
                     "compute": training_compute(
                         own,
                         cell.data,
-                        job.state.tokens,
-                        job.state.labelled_tokens,
+                        job.state.tokens + (tried.further_tokens if tried else 0),
+                        job.state.labelled_tokens + (tried.further_labelled_tokens if tried else 0),
                         sum(p.numel() for p in job.parameters.values()),
                         self.base.source.hub_id,
                         frozen_tokens=job.state.frozen_tokens if loop.frozen_layers else None,
@@ -169,17 +176,20 @@ class Training:
         self.base = load_base(BaseRef.of(self.lock), self.labels, self.device, max_memory=room)
         for note in self.task.notes(self.base.tokenizer):
             self.progress.say(note)
-        rows = [
-            (self._encode(own, _trained(cell)), self._encode(own, read_split(cell.folder, "validation")))
-            for cell, own in zip(self.cells, self.locks, strict=True)
-        ]
+        # The tries of a search are of one cell and share its rows.
+        by_cell = {
+            cell: (self._encode(own, _trained(cell)), self._encode(own, read_split(cell.folder, "validation")))
+            for cell, own in dict(zip(self.cells, self.locks, strict=True)).items()
+        }
+        rows = [by_cell[cell] for cell in self.cells]
 
         def batches() -> Iterator[Mapping[str, torch.Tensor]]:
             pad, count = self.base.pad_token_id, self.lock.train.micro_batch_rows
             for _, batch in padded(self.task, rows[0][0], pad, self.device, count):
                 yield batch
 
-        probes = [self._probe(cell, *own) for cell, own in zip(self.cells, rows, strict=True)]
+        by_probe = {cell: self._probe(cell, *own) for cell, own in by_cell.items()}
+        probes = [by_probe[cell] for cell in self.cells]
         self.model = attach_adapters(self.base, dict(zip(self.names, self.locks, strict=True)), batches)
         for name, (train, _), probe in zip(self.names, rows, probes, strict=True):
             heads = fresh_heads(self.model, self.base, name)
@@ -190,7 +200,9 @@ class Training:
         for name, start in zip(self.names, self.starts, strict=True):
             if start is not None:
                 go_on(self.model, self.base, name, start)
-        return [self._with_known(number, own) for number, own in enumerate(rows)]
+        places = dict(zip(reversed(self.cells), reversed(range(len(self.cells))), strict=True))
+        found = {cell: self._with_known(number, rows[number]) for cell, number in places.items()}
+        return [found[cell] for cell in self.cells]
 
     def _with_known(
         self,
@@ -319,29 +331,15 @@ class Training:
 
     def _loop(self, rows: Sequence[tuple[list[Example], list[Example]]], interrupt: Interrupt) -> tuple[Loop, float]:
         """The loop over a job for each cell, and the seconds that were spent on compiling before."""
-        several = len(self.cells) > 1
-        jobs = [
-            Job(
-                own.train,
-                train,
-                validation,
-                cell.folder,
-                identity,
-                trainable(self.model, name if several else None),
-                name,
-                f"{cell.domain} on {cell.target}",
-                self._augmented(cell, own, train),
-            )
-            for cell, own, name, (train, validation), identity in zip(
-                self.cells, self.locks, self.names, rows, self.identities, strict=True
-            )
-        ]
+        jobs = self._jobs(rows)
         lock, wanted, world = self.lock, self.lock.train.fast, self.world
         self.compile = any(own.train.fast.compile for own in self.locks)
         compiled = fusion.compile_seconds() if self.compile else 0.0
         products = product_dtype(lock.dtype, self.device) if wanted.bfloat16 and wanted.low_rank else None
         loop = Loop.of(
             *(self.locks, self.base, self.model, jobs, world.accelerator, products),
+            halving=self.halving,
+            decided=self._decided,
             progress=Corrected(
                 self.progress, _predicted_seconds(self.cells), lambda: sum(job.state.frozen_seconds for job in jobs)
             ),
@@ -351,11 +349,37 @@ class Training:
         )
         return loop, compiled
 
+    def _jobs(self, rows: Sequence[tuple[list[Example], list[Example]]]) -> list[Job]:
+        """A job for each cell."""
+        several = len(self.cells) > 1
+        each = zip(self.cells, self.locks, self.names, rows, self.identities, self.titles, strict=True)
+        return [
+            Job(
+                own.train,
+                train,
+                validation,
+                cell.folder,
+                identity,
+                trainable(self.model, name if several else None),
+                name,
+                title,
+                self._augmented(cell, own, train),
+            )
+            for cell, own, name, (train, validation), identity, title in each
+        ]
+
+    def _decided(self, job: Job) -> None:
+        """Settings that were decided on the way stand in the lock at once, so that a resumed training goes by them."""
+        number = next(number for number, cell in enumerate(self.cells) if cell.folder == job.folder)
+        cell, lock = self.cells[number], self.locks[number].model_copy(update={"train": job.settings})
+        self.locks[number] = lock
+        self.world.on_main(lambda: cell.save_lock(lock))
+
     def _keep(
         self, cell: Cell, lock: Lock, job: Job, start: Mapping[str, torch.Tensor] | None
     ) -> tuple[list[float], dict[Phase, PhaseMeasure]]:
         """Saves one adapter; returns its losses on the rows of the check, and the memory of all phases."""
-        if len(self.cells) > 1:
+        if job.name != DEFAULT:
             self.model.set_adapter(job.name)
         losses = check_losses(self.task, self.model, job.validation[:CHECK_ROWS], self.base.pad_token_id, self.device)
         self.model.zero_grad(set_to_none=True)
@@ -377,7 +401,7 @@ def _starts_at_probe(base: Base, task: Task) -> bool:
 
 def _predicted_seconds(cells: Sequence[Cell]) -> float | None:
     """The plan's training time of all cells; None where it had none."""
-    found = [cell.plan.cells[0].predicted_seconds for cell in cells]
+    found = [cell.plan.cells[0].predicted_seconds for cell in dict.fromkeys(cells)]
     return sum(seconds for seconds in found if seconds) if all(found) else None
 
 
@@ -410,23 +434,6 @@ def _share(energy: Energy, share: float) -> Energy:
     grams = None if energy.carbon_grams is None else energy.carbon_grams * share
     how = f"{energy.how}; {share:.1%} of a training of several adapters, by time"
     return energy.model_copy(update={"joules": energy.joules * share, "carbon_grams": grams, "how": how})
-
-
-def can_share(one: Cell, other: Cell) -> bool:
-    """Whether two cells can be trained on one base at the same time."""
-    mine, theirs = one.lock, other.lock
-    same = BaseRef.of(mine).key == BaseRef.of(theirs).key and all(
-        getattr(mine, name) == getattr(theirs, name) for name in ("task", "quant", "dtype", "processes")
-    )
-    alike = (
-        mine.train.checkpointing == theirs.train.checkpointing
-        and mine.train.fast.without == theirs.train.fast.without
-        and mine.train.fast.bfloat16 == theirs.train.fast.bfloat16
-        and mine.data.packing == theirs.data.packing
-        and mine.adapter.method == theirs.adapter.method
-        and mine.train.seed == theirs.train.seed
-    )
-    return one.target == other.target and same and alike and one.data.labels == other.data.labels
 
 
 def _record(
@@ -482,5 +489,5 @@ def _save(cell: Cell, base: Base, model: Any, lock: Lock, start: Mapping[str, to
 
 def _finish(cell: Cell, record: TrainRecord) -> None:
     cell.write(record)
-    for done in ("checkpoints", KNOWN):
+    for done in ("checkpoints", KNOWN, SEARCH):
         shutil.rmtree(cell.folder / done, ignore_errors=True)

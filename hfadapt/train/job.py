@@ -18,6 +18,7 @@ from hfadapt.adapters import DEFAULT
 from hfadapt.core.errors import DataError, HfadaptError, RunError
 from hfadapt.core.spec import write_text
 from hfadapt.modalities import Example
+from hfadapt.plan.reasons import CHECK_COST
 from hfadapt.records.stages import Step
 from hfadapt.run_folder import read_steps
 from hfadapt.train import checkpoint
@@ -25,6 +26,9 @@ from hfadapt.train.batches import epoch_batches
 
 if TYPE_CHECKING:
     from hfadapt.recipe.schema import LockedTrain
+
+MEASURED_STEPS = 8
+"""Steps of which the speed is measured, where training is to end after some time."""
 
 
 @dataclass
@@ -69,6 +73,11 @@ def steps_of(settings: LockedTrain, rows: int) -> int:
     return settings.max_steps or math.ceil(settings.epochs * -(-rows // settings.batch_rows))
 
 
+def share_of(warmup: int, steps: int) -> float:
+    """The `warmup_ratio` of a number of steps, which is rounded up to a whole step when it is used."""
+    return max(0.0, (warmup - 0.5) / steps)
+
+
 @dataclass
 class Job:
     """Trains one adapter.
@@ -84,6 +93,7 @@ class Job:
         augmented: The encoded rows of a 0-based epoch: those of `train`, or changed ones in their places. None where
             every epoch has the rows of `train`.
         error: Why it was given up, while others went on.
+        pause: A step after which it waits, while it is one of the tries of a search; None where it goes to the end.
     """
 
     settings: LockedTrain
@@ -96,6 +106,7 @@ class Job:
     title: str = ""
     augmented: Callable[[int], Sequence[Example]] | None = None
     error: HfadaptError | None = None
+    pause: int | None = None
     state: State = field(default_factory=State)
 
     def __post_init__(self) -> None:
@@ -124,7 +135,12 @@ class Job:
     @property
     def active(self) -> bool:
         """Whether there are steps left to do."""
-        return self.error is None and self.state.step < self.total_steps and not self.state.stopped_early
+        return self.error is None and self.state.step < self.last_step and not self.state.stopped_early
+
+    @property
+    def last_step(self) -> int:
+        """The step after which it ends, or waits."""
+        return self.total_steps if self.pause is None else self.pause
 
     @property
     def seconds_per_step(self) -> float:
@@ -133,13 +149,49 @@ class Job:
         return (state.seconds - state.frozen_seconds) / state.step if self.active and state.step else 0.0
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of step 1 … total: linear warm-up, then the schedule down to zero (constant stays)."""
+        """Learning rate of step 1 … total: linear warm-up, the full rate, then the schedule down to zero (constant
+        stays)."""
         warmup = math.ceil(self.settings.warmup_ratio * self.total_steps)
         if step <= warmup:
             return self.settings.learning_rate * step / warmup
-        done = (step - 1 - warmup) / max(1, self.total_steps - warmup)
+        held = max(warmup, round(self.settings.hold_ratio * self.total_steps), self.measured_steps)
+        if step <= held:
+            return self.settings.learning_rate
+        done = (step - 1 - held) / max(1, self.total_steps - held)
         factor = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}
         return self.settings.learning_rate * factor[self.settings.schedule]
+
+    @property
+    def measured_steps(self) -> int:
+        """After so many steps it is known how many fit into the time that training may take; 0 without such a time."""
+        if self.settings.time is None:
+            return 0
+        warmup = math.ceil(self.settings.warmup_ratio * self.total_steps)
+        return min(max(warmup, MEASURED_STEPS), self.total_steps)
+
+    def end_in(self, seconds: float) -> LockedTrain:
+        """Ends when so many more seconds will have gone by, validations among them, at the speed of the steps so far.
+
+        Whatever the schedule, the rate stays what it was until now, and decays over the steps that are left; what has
+        been done is what the changed settings, which are returned, ask for from the start.
+        """
+        step, longest = self.state.step, steps_of(self.settings.model_copy(update={"max_steps": None}), len(self.train))
+        warmup = math.ceil(self.settings.warmup_ratio * self.total_steps)
+        held = max(step, round(self.settings.hold_ratio * self.total_steps))
+        every, before = self.settings.evaluate_every_steps, self.total_steps
+        checks = -(-before // every) * CHECK_COST * len(self.validation) / self.settings.batch_rows
+        each = (self.state.seconds - self.state.frozen_seconds) / max(1, step)
+        self.total_steps = max(step, min(longest, step + int(max(0.0, seconds / max(each, 1e-9) - checks))))
+        self.settings = self.settings.model_copy(
+            update={
+                "time": None,
+                "max_steps": self.total_steps,
+                "warmup_ratio": share_of(warmup, self.total_steps),
+                "hold_ratio": min(held, self.total_steps - 1) / self.total_steps,
+                "evaluate_every_steps": max(1, every * self.total_steps // before),
+            }
+        )
+        return self.settings
 
     def next_batch(self) -> Batch:
         """The rows of the next step. Raises DataError when none of them has a label."""

@@ -20,8 +20,8 @@ from hfadapt.train.microbatch import MicroBatch, Row
 from hfadapt.train.passes import Passes
 
 Batches = Sequence[tuple[Job, Batch]]
-Places = Mapping[int, tuple[int, int]]
-"""For each sequence by its key, which job's it is and its place among the sequences of the job's step."""
+Places = Mapping[tuple[int, int], tuple[int, int]]
+"""For each sequence by its job and its key, which job's it is and its place among the sequences of the job's step."""
 
 
 def joint_gradients(passes: Passes, batches: Batches, weights: Mapping[int, float]) -> dict[int, torch.Tensor]:
@@ -51,7 +51,7 @@ def joint_gradients(passes: Passes, batches: Batches, weights: Mapping[int, floa
     for number, rows in enumerate(micros):
         with _forward(passes, batches, rows, number) as micro:
             found = passes.outputs(micro)
-            at = [places[row.key] for row in rows]
+            at = [places[_key(row)] for row in rows]
             gradient = torch.stack([outputs[job].grad[place] for job, place in at])  # type: ignore[index]
             found.backward(gradient)
         del found
@@ -76,16 +76,21 @@ def joint_loss(passes: Passes, job: Job, examples: Sequence[Example]) -> float:
     return total / len(examples)
 
 
-def _places(batches: Batches) -> tuple[dict[int, tuple[int, int]], list[list[list[int]]], list[int]]:
+def _places(batches: Batches) -> tuple[dict[tuple[int, int], tuple[int, int]], list[list[list[int]]], list[int]]:
     """Where each sequence is by its key; of each job the places of its rows' parts, and its number of sequences."""
-    places: dict[int, tuple[int, int]] = {}
+    places: dict[tuple[int, int], tuple[int, int]] = {}
     jobs, counts = [], []
-    for number, (_, found) in enumerate(batches):
+    for number, (job, found) in enumerate(batches):
         parts, own = unique_parts(found.examples)
-        places |= {id(part): (number, place) for place, part in enumerate(parts)}
+        places |= {(id(job), id(part)): (number, place) for place, part in enumerate(parts)}
         jobs.append(own)
         counts.append(len(parts))
     return places, jobs, counts
+
+
+def _key(row: Row) -> tuple[int, int]:
+    """Jobs may have the same rows."""
+    return id(row.job), row.key
 
 
 @contextmanager
@@ -107,7 +112,7 @@ def _all_outputs(
             outputs = passes.outputs(micro).detach()
         found = found or [outputs.new_zeros(count, outputs.shape[-1]) for count in counts]
         for row, output in zip(rows, outputs, strict=True):
-            job, place = places[row.key]
+            job, place = places[_key(row)]
             found[job][place] = output
     if passes.accelerator.num_processes == 1:
         return found
@@ -119,7 +124,7 @@ def _all_outputs(
 
 def _by_job(found: torch.Tensor, rows: Sequence[Row], places: Places, counts: Sequence[int]) -> list[torch.Tensor]:
     """The outputs of one micro-batch that holds everything, by job and place."""
-    at = [places[row.key] for row in rows]
+    at = [places[_key(row)] for row in rows]
     order = [[0] * count for count in counts]
     for number, (job, place) in enumerate(at):
         order[job][place] = number

@@ -35,8 +35,10 @@ from hfadapt.train.trial import PLAIN, Trial
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from hfadapt.modalities import Example
     from hfadapt.models.load import Base
     from hfadapt.recipe.schema import Lock
+    from hfadapt.train.halving import Halving
 
 REFERENCE_AGREES = {torch.float32: 1e-3, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 """How far the loss before step 1 may be from what it has to be, by the dtype of the products: in 16 bits a row's
@@ -62,6 +64,8 @@ class Loop:
         frozen_cache: Run layers below the first trained one once for each row, and keep their outputs on disk.
         stop: Asked after every step; True saves a checkpoint and raises KeyboardInterrupt.
         interrupted: Asked while rows are collected, in one process alone; True raises KeyboardInterrupt at once.
+        halving: Trains further jobs, the tries of a search, on the same rows, and leaves the best of them in `jobs`.
+        decided: Told what was decided of a job's settings on the way.
     """
 
     accelerator: Accelerator
@@ -79,6 +83,8 @@ class Loop:
     progress: Progress = field(default_factory=Silent)
     stop: Callable[[], bool] = lambda: False
     interrupted: Callable[[], bool] = lambda: False
+    halving: Halving | None = None
+    decided: Callable[[Job], None] = lambda _: None
 
     def __post_init__(self) -> None:
         self.passes = Passes(self.accelerator, self.task, self.model, self.pad_token_id, self.fast, self.objective)
@@ -137,11 +143,7 @@ class Loop:
             KeyboardInterrupt: `stop` said so; checkpoints were written.
         """
         for job in self.jobs:
-            job.make_optimizer()
-            job.resume(self.progress.say)
-            self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                job.trim_log()
+            self.begin(job)
         check_start(self.accelerator, self.jobs)
         if self.task.joint and not self.objective.own_loss:
             raise RequestError(
@@ -172,7 +174,11 @@ class Loop:
             if self.refer and self.objective.refers:
                 for job in self.jobs:
                     self._refer(job, self.refer)
-            self._steps()
+                if self.halving:
+                    self.halving.share(self.jobs[0])
+            if self.halving:
+                self.jobs = [self.halving.run(self)]
+            self.train(self.jobs)
         self.objective.end(self.passes.started)
         for job in self.jobs:
             job.take_best()
@@ -227,17 +233,48 @@ class Loop:
     def _count(self, examples: Sequence[Example]) -> int:
         return sum(map(self.objective.count, examples))
 
-    def _steps(self) -> None:
-        while active := [job for job in self.jobs if job.active]:
+    def begin(self, job: Job) -> None:
+        """Gives a job its optimizer; it goes on from its newest checkpoint, if there is one."""
+        job.make_optimizer()
+        job.resume(self.progress.say)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            job.trim_log()
+
+    def train(self, jobs: Sequence[Job]) -> None:
+        """Trains jobs side by side to their ends, or to where they wait.
+
+        Raises:
+            KeyboardInterrupt: `stop` said so; checkpoints were written.
+        """
+        while active := [job for job in jobs if job.active]:
             self._step(active)
             for job in active:
                 last = job.state.step == job.total_steps
-                if job.error is None and job.validation and (last or self._due(job, "evaluate_every_steps")):
+                due = job.pause is None and (last or self._due(job, "evaluate_every_steps"))
+                if job.error is None and job.validation and due:
                     self._validate(job)
+                if job.pause is None and job.settings.time is not None and job.state.step == job.measured_steps:
+                    self._correct(job)
             if self.stop():
-                self._save([job for job in self.jobs if job.error is None])
+                self.save([job for job in jobs if job.error is None])
                 raise KeyboardInterrupt
-            self._save([job for job in active if job.active and self._due(job, "checkpoint_every_steps")])
+            self.save([job for job in active if job.active and self._due(job, "checkpoint_every_steps")])
+
+    def _correct(self, job: Job) -> None:
+        """Plans the steps again once their speed is known, so that training ends at its time."""
+        planned, limit = job.total_steps, job.settings.time or 0.0
+        job.state.seconds = self.agreed(job.state.seconds)
+        job.end_in(limit - job.state.seconds)
+        self.decided(job)
+        if job.total_steps != planned:
+            self.progress.say(f"{job.title or 'training'}: {job.total_steps:,} steps fit in the time, not {planned:,}")
+
+    def agreed(self, seconds: float) -> float:
+        """The mean of all processes: none may decide by its own clock."""
+        exact = torch.float32 if self.accelerator.device.type == "mps" else torch.float64
+        found = torch.tensor(seconds, dtype=exact, device=self.accelerator.device)
+        return float(self.accelerator.reduce(found, "mean"))
 
     @staticmethod
     def _due(job: Job, setting: str) -> bool:
@@ -253,10 +290,11 @@ class Loop:
                 for parameter in job.parameters.values():
                     parameter.grad = None
             sums = self._gradients(batches)
-        updates = []
-        for job, found in batches:
-            loss = float(sums[id(job)]) / self._count(found.examples)
+        updates, losses = [], [float(sums[id(job)]) / self._count(found.examples) for job, found in batches]
+        for (job, found), loss in zip(batches, losses, strict=True):
             try:
+                if self.halving and job.pause is not None:
+                    self.halving.diverged(loss, job, losses)
                 norm, rate = job.update(found, loss)
             except RunError as error:
                 self._give_up(job, error)
@@ -297,12 +335,15 @@ class Loop:
     def _give_up(self, job: Job, error: RunError) -> None:
         """The last good state is kept; alone the error ends the run, with others only this job."""
         if job.state.step:
-            self._save([job])
+            self.save([job])
         for parameter in job.parameters.values():
             parameter.grad = None
+        job.error = error
+        if self.halving and job.pause is not None:
+            self.progress.say(f"{job.title} is out: {error.what}")
+            return
         if len(self.jobs) == 1:
             raise error
-        job.error = error
         self.progress.say(f"training of {job.title} failed; continuing with the other domains:\n{error}")
 
     def _account(self, job: Job, step: Step) -> None:
@@ -311,30 +352,32 @@ class Loop:
         self.accelerator.log({self._tracked(job, name): value for name, value in values.items()}, step=step.step)
         if self.accelerator.is_main_process:
             state = job.state
-            left = sum((other.total_steps - other.state.step) * other.seconds_per_step for other in self.jobs)
+            left = sum((other.last_step - other.state.step) * other.seconds_per_step for other in self.jobs)
             speed = state.tokens / (state.seconds - state.frozen_seconds)
             title = self._shown(job)
-            self.progress.step(state.step, job.total_steps, state.last_loss or 0.0, speed, left, title)
+            self.progress.step(state.step, job.last_step, state.last_loss or 0.0, speed, left, title)
 
     def _tracked(self, job: Job, name: str) -> str:
         return name if len(self.jobs) == 1 else f"{job.title}/{name}"
 
     def _shown(self, job: Job) -> str:
-        return job.title if len(self.jobs) > 1 else ""
+        return job.title if len(self.jobs) > 1 or job.pause is not None else ""
 
     # --- validation --------------------------------------------------------------------------------------------------
 
-    def validation_loss(self, job: Job) -> float:
-        """Mean loss per label over the job's validation rows, without gradients, shared between the processes."""
+    def validation_loss(self, job: Job, rows: Sequence[Example] | None = None) -> float:
+        """Mean loss per label over the job's validation rows, or some of them, without gradients, shared between the
+        processes."""
+        rows = job.validation if rows is None else rows
         exact = torch.float32 if self.accelerator.device.type == "mps" else torch.float64
         total = torch.zeros(2, dtype=exact)
         self.model.eval()
         with self.passes.scoring():
             if self.task.joint:
-                loss = joint_loss(self.passes, job, job.validation)
+                loss = joint_loss(self.passes, job, rows)
                 self.model.train()
                 return loss
-            for micro in self.passes.by_length(job, job.validation):
+            for micro in self.passes.by_length(job, rows):
                 with self.passes.batch_context(micro):
                     _, sums = self.passes.loss(micro, {id(job): 1.0})
                 total[0] += float(sums[id(job)])
@@ -362,7 +405,8 @@ class Loop:
         if self.accelerator.is_main_process:
             job.write(step)
 
-    def _save(self, jobs: Sequence[Job]) -> None:
+    def save(self, jobs: Sequence[Job]) -> None:
+        """Writes checkpoints."""
         if jobs and self.accelerator.is_main_process:
             for job in jobs:
                 job.save()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ CHECK_TOKENS = 128
 """They are at most this long, where there are such rows."""
 AGREE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Largest relative difference of that loss, by the dtype of the products."""
+
+
+class CannotShare(RunError):
+    """Several adapters cannot be trained side by side on this model; nothing was trained yet."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class Trial:
                     return
             self.passes.packed = self.passes.in_pieces = False
         if len(self.jobs) > 1:
-            raise RunError(
+            raise CannotShare(
                 "several adapters cannot be co-trained on this model: its fast path gives another loss",
                 place=type(self.passes.model).__name__,
                 fix="set train.together: false",
@@ -123,13 +128,15 @@ class Trial:
                 self.progress.say(f"the outputs of {len(layers)} frozen layers are not kept: {why}")
             else:
                 self.passes.frozen = cache
+            sharing = Counter(id(job.train) for job in self.jobs)
             for job in self.jobs:
                 trained = sum(example.tokens for example in job.train)
                 own = trained + sum(example.tokens for example in job.validation)
-                seconds = (time.perf_counter() - started) * own / sum(lengths.values())
+                share = own / sum(lengths.values()) / sharing[id(job.train)]
+                seconds = (time.perf_counter() - started) * share
                 job.state.seconds += seconds
                 job.state.frozen_seconds += seconds
-                job.state.frozen_tokens += trained
+                job.state.frozen_tokens += trained // sharing[id(job.train)]
             yield len(layers) if self.passes.frozen else 0
         self.passes.frozen = None
 
@@ -139,7 +146,8 @@ class Trial:
         why, check = "", self.check_rows()
         self.passes.model.eval()
         try:
-            for job in self.jobs:
+            # The tries of a search have the same rows.
+            for job in {id(job.train): job for job in self.jobs}.values():
                 for micro in self.passes.by_length(job, [*job.train, *job.validation]):
                     if interrupted():
                         raise KeyboardInterrupt

@@ -32,6 +32,7 @@ from hfadapt.hardware.processes import World
 from hfadapt.modalities import image
 from hfadapt.modalities.audio import opened
 from hfadapt.recipe.schema import Recipe
+from hfadapt.records.search import SearchRecord
 from hfadapt.records.student import StudentRecord
 from hfadapt.run_folder import read_rows, read_steps
 
@@ -128,6 +129,20 @@ def students(bed: Bed, fields: Mapping[str, Any]) -> Any:
         found.state.error,
         [each.tried_steps for each in record.considered],
     ]
+
+
+def tried(bed: Bed, fields: Mapping[str, Any]) -> Any:
+    """What was tried while training, how it went, and what was learned in the end."""
+    found = bed.run(fields, "train", "tried").cell("one", "this-machine")
+    assert not found.state.error, found.state.error
+    record = found.maybe(SearchRecord)
+    tries = [(each.settings, each.losses, each.steps) for each in record.tries] if record else []
+    return tries, [(step.loss, step.learning_rate) for step in found.steps()]
+
+
+def steps_in_time(bed: Bed, fields: Mapping[str, Any]) -> Any:
+    """After how many steps training is to end."""
+    return bed.run(fields, "plan", "in-time").cell("one", "this-machine").lock.train.max_steps
 
 
 def workers(bed: Bed, fields: Mapping[str, Any]) -> Any:

@@ -52,10 +52,12 @@ from looks import (
     splits,
     stages_of,
     steps,
+    steps_in_time,
     storage,
     students,
     texts_of_the_hub,
     trackers,
+    tried,
     unpacked,
     workers,
 )
@@ -374,9 +376,11 @@ FIELDS: dict[str, Case] = {
     "train.objective_options": Case(({}, {"factor": 9.0}), with_scaled, beside={"train.objective": "scaled"}),
     "train.epochs": Case((1.0, 1.5), losses),
     "train.max_steps": Case((2, 3), losses),
-    "train.learning_rate": Case((1e-3, 2e-3), losses),
+    "train.time": Case(("0.001s", "1h"), steps_in_time, beside={"train.max_steps": None}),
+    "train.learning_rate": Case((1e-3, 2e-3, "find"), tried, beside={"train.max_steps": 40}),
     "train.schedule": Case(("linear", "cosine", "constant"), losses),
     "train.warmup_ratio": Case((0.0, 0.5), losses),
+    "train.hold_ratio": Case((0.0, 0.75), losses),
     "train.batch_rows": Case((4, 8), losses),
     "train.micro_batch_rows": Case((2, 8), steps),
     "train.weight_decay": Case((0.0, 0.5), losses),
@@ -417,6 +421,15 @@ FIELDS: dict[str, Case] = {
     "export.limits.points": Case((0.0, 1e6), judged, beside={**QUICKLY, "evaluate.metrics": ["loss"]}),
     "export.limits.kl_nats": Case((0.0, 1e6), judged, beside=QUICKLY),
     "export.limits.agreement": Case((0.0, 1.0), judged, beside=QUICKLY),
+    # --- a search
+    "search.learning_rate": Case(([1e-3, 1e-2], [1e-3, 2e-3]), tried, beside={"train.max_steps": 20}),
+    "search.weight_decay": Case(([0.0, 0.5], [0.0, 0.1]), tried, beside={"train.max_steps": 20}),
+    "search.rank": Case(([2, 4], [2, 8]), tried, beside={"train.max_steps": 20}),
+    "search.alpha": Case(([4.0, 8.0], [4.0, 64.0]), tried, beside={"train.max_steps": 20}),
+    "search.dropout": Case(([0.0, 0.1], [0.0, 0.5]), tried, beside={"train.max_steps": 20}),
+    "search.budget": Case(
+        (1.5, 3.0), tried, beside={"train.max_steps": 40, "search": {"learning_rate": [1e-3, 1e-2, 2e-2]}}
+    ),
     # --- a smaller model
     "student.layers": Case((1, None), students, beside={**QUICKLY, "student": {"ffn": 0.5}}),
     "student.ffn": Case((0.25, 0.5), students, beside={**QUICKLY, "student": {"layers": 1}}),
