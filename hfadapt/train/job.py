@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 MEASURED_STEPS = 8
 """Steps of which the speed is measured, where training is to end after some time."""
+LEAST_DECAY = 0.25
+"""Over so many more steps the rate decays at least, however late it is; as a share of those that are done."""
 
 
 @dataclass
@@ -169,11 +171,11 @@ class Job:
         warmup = math.ceil(self.settings.warmup_ratio * self.total_steps)
         return min(max(warmup, MEASURED_STEPS), self.total_steps)
 
-    def end_in(self, seconds: float) -> LockedTrain:
+    def end_in(self, seconds: float) -> None:
         """Ends when so many more seconds will have gone by, validations among them, at the speed of the steps so far.
 
-        Whatever the schedule, the rate stays what it was until now, and decays over the steps that are left; what has
-        been done is what the changed settings, which are returned, ask for from the start.
+        The rate has stayed what it was until now, and decays over the steps that are left, some in any case: what has
+        been done is what the changed settings ask for from the start.
         """
         step, longest = self.state.step, steps_of(self.settings.model_copy(update={"max_steps": None}), len(self.train))
         warmup = math.ceil(self.settings.warmup_ratio * self.total_steps)
@@ -181,7 +183,8 @@ class Job:
         every, before = self.settings.evaluate_every_steps, self.total_steps
         checks = -(-before // every) * CHECK_COST * len(self.validation) / self.settings.batch_rows
         each = (self.state.seconds - self.state.frozen_seconds) / max(1, step)
-        self.total_steps = max(step, min(longest, step + int(max(0.0, seconds / max(each, 1e-9) - checks))))
+        left = max(step * LEAST_DECAY, seconds / max(each, 1e-9) - checks)
+        self.total_steps = min(longest, step + math.ceil(left))
         self.settings = self.settings.model_copy(
             update={
                 "time": None,
@@ -191,7 +194,6 @@ class Job:
                 "evaluate_every_steps": max(1, every * self.total_steps // before),
             }
         )
-        return self.settings
 
     def next_batch(self) -> Batch:
         """The rows of the next step. Raises DataError when none of them has a label."""
