@@ -122,7 +122,7 @@ class AugmentTrial(Training):
 def _short(lock: Lock, shares: Mapping[str, float], seeds: tuple[int, int], steps: int) -> Lock:
     """The lock with which a short training is done: nothing is kept that only pays off in a long one."""
     fast = lock.train.fast.model_copy(update={"frozen_cache": False, "compile": False})
-    changed = {"seed": seeds[1], "max_steps": steps, "patience": None, "trackers": (), "fast": fast}
+    changed = {"seed": seeds[1], "max_steps": steps, "time": None, "patience": None, "trackers": (), "fast": fast}
     data = lock.data.model_copy(update={"augment": Augment(**shares), "seed": seeds[0]})
     return lock.model_copy(update={"data": data, "train": lock.train.model_copy(update=changed)})
 

@@ -67,6 +67,8 @@ def phase_lock(lock: Lock, objective: SelfSupervised) -> Lock:
         "batch_rows": max(1, settings.batch_rows // objective.text_rows),
         "micro_batch_rows": max(1, settings.micro_batch_rows // objective.text_rows),
         "patience": None,
+        # Of the training on the task.
+        "time": None,
     }
     train = lock.train.model_copy(update=changed)
     return lock.model_copy(update={"task": objective.loaded_as(lock.task), "train": train})
