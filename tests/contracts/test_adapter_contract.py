@@ -56,11 +56,7 @@ def plain_model(folder, lock, base_folder):
 
 @pytest.mark.parametrize(
     ("method", "quant", "task"),
-    [
-        on_a_quant(method, quant, task, {"fp4"} if task == "text-classification" else {"fp4", "int8"})
-        for method, quant in ALLOWED
-        for task in TASKS
-    ],
+    [on_a_quant(method, quant, task, {"fp4", "int8"}) for method, quant in ALLOWED for task in TASKS],
 )
 def test_trains_saves_and_reopens(models, tmp_path, method, quant, task):
     name, rows = TASKS[task]
@@ -132,7 +128,7 @@ def test_the_last_layer_alone(models, tmp_path, method, task):
 @pytest.mark.parametrize(
     ("method", "quant", "task"),
     [
-        on_a_quant(method, quant, task, {"nf4"} if task == "text-classification" else ())
+        on_a_quant(method, quant, task, {"nf4"})
         for method, quant in ALLOWED
         if quant in ("none", "nf4")
         for task in TASKS

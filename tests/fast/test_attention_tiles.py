@@ -111,7 +111,7 @@ def test_short_documents(size, causal, padded, dtype):
         check(found, inputs(found, heads, key_heads, size, dtype), causal=causal, window=window)
 
 
-@pytest.mark.parametrize("window", [0, 50, 400])
+@pytest.mark.parametrize("window", [0, 50, pytest.param(400, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("heads", "key_heads"), HEADS)
 def test_long_documents(heads, key_heads, causal, window):

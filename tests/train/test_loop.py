@@ -72,7 +72,7 @@ def test_a_gradient_that_is_never_finite_ends_the_training(models, tmp_path, mon
 # --- evaluation changes nothing --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("quant", STORES)
+@pytest.mark.parametrize("quant", [pytest.param(q, marks=pytest.mark.slow) if q == "fp4" else q for q in STORES])
 @pytest.mark.parametrize("task", ["causal-lm", "text-classification"])
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
 def test_evaluating_between_steps_changes_no_bit(models, tmp_path, task, quant, fast):
