@@ -11,12 +11,10 @@ import pytest
 import torch
 from tiny import (
     command,
-    finish,
     make_lock,
     preferences,
     preferred_chats,
     recipe_fields,
-    start,
     stop_after,
     write_recipe,
     write_rows,
@@ -139,19 +137,6 @@ def test_a_resumed_training_equals_an_uninterrupted_one_and_keeps_its_reference(
     done = command("train", "tiny.yaml", "--runs", "lost", folder=tmp_path)
     assert done.code == 1
     assert "what the model said of its rows before step 1 is gone" in done.err
-
-
-def test_two_processes_learn_what_one_does(models, tmp_path):
-    prepared(tmp_path, models / "lm", adapter={"dropout": 0.2}, train={"batch_rows": 7, "micro_batch_rows": 2})
-    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "hfadapt"]
-    process = start("train", "tiny.yaml", "--runs", "two", folder=tmp_path, launcher=launcher)
-    alone, two = trained(tmp_path), finish(process)
-    assert two.code == 0, two.err
-    together = lines(tmp_path / "two/tiny/one/this-machine")
-    assert len(alone) == len(together)
-    for mine, theirs in zip(alone, together, strict=True):
-        for key in ("loss", "validation_loss", "grad_norm", "tokens"):
-            assert theirs.get(key, 0.0) == pytest.approx(mine.get(key, 0.0), rel=1e-4)
 
 
 def test_adapters_that_are_trained_together_are_what_they_would_be_alone(models, tmp_path):

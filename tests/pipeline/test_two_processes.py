@@ -6,11 +6,23 @@ import json
 import math
 
 import pytest
-from tiny import command, finish, labelled, pairs, questions, recipe_fields, start, uneven, write_recipe, write_rows
+from tiny import (
+    command,
+    finish,
+    labelled,
+    pairs,
+    preferences,
+    questions,
+    recipe_fields,
+    start,
+    uneven,
+    write_recipe,
+    write_rows,
+)
 from tiny_images import write_folders
 
 CLASSES = "text-classification"
-SEVEN = ("augmented", "frozen", "joint", "hidden", "pictures")
+SEVEN = ("augmented", "frozen", "joint", "hidden", "preferred", "pictures")
 """Recipes of 7 steps."""
 TEXTS = ("mlm", "tsdae", "simcse", "clm")
 """Objectives by which an adapter is adapted to texts before its task."""
@@ -33,6 +45,7 @@ def recipes(folder, models, vision):
     """Fields of each recipe: 7 rows a step shared by two, so that one process has more."""
     rows = {"uneven": uneven(60), "questions": questions(60), "labelled": labelled(100), "pairs": pairs(100)}
     rows |= {"few": labelled(40), "held": labelled(100, seed=5), "tested": labelled(30, seed=6)}
+    rows["preferences"] = preferences(60)
     rows["texts"] = [{"text": row["text"]} for row in labelled(70, seed=7)]
     for name, made in rows.items():
         write_rows(folder / f"{name}.jsonl", made)
@@ -61,6 +74,7 @@ def recipes(folder, models, vision):
         "frozen": fields(lm, "causal-lm", "uneven.jsonl", None, layer, cached),
         "joint": fields(encoder, "embedding", "questions.jsonl", None, {"dropout": 0.2}),
         "hidden": fields(models / "mlm", "masked-lm", "texts.jsonl"),
+        "preferred": fields(lm, "preference", "preferences.jsonl", None, {"dropout": 0.2}, learning_rate=5e-3),
         "pictures": fields(vision / "dino", "image-classification", "pictures", learning_rate=0.01),
         "trial": fields(encoder, CLASSES, held, {"augment": "auto"}, max_steps=6),
         **{objective: with_texts(objective) for objective in TEXTS},
@@ -102,12 +116,12 @@ def lines_of(done, name, file="metrics.jsonl"):
 @pytest.mark.parametrize("name", SEVEN)
 def test_they_learn_what_one_does(done, name):
     """Losses of whole batches differ by the order in which processes add."""
-    lines = lines_of(done, name)
+    lines, rounding = lines_of(done, name), 1e-4 if name in ("joint", "preferred") else 1e-5
     assert len(lines[0]) == len(lines[1]) == 11
     for alone, together in zip(*lines, strict=True):
         for key in ("loss", "validation_loss", "grad_norm"):
             assert (key in together) == (key in alone)
-            assert together.get(key, 0.0) == pytest.approx(alone.get(key, 0.0), rel=1e-4 if name == "joint" else 1e-5)
+            assert together.get(key, 0.0) == pytest.approx(alone.get(key, 0.0), rel=rounding)
         for key in ("step", "tokens", "labelled_tokens"):
             assert together.get(key) == alone.get(key)
     alone, train = records(done, name, "train.json")
