@@ -250,7 +250,7 @@ class _Making:
         note = ""
         if settings.open and self.target is None:
             note = f"{cell.target} has no budget that says how small"
-        elif settings.open and self.target is not None and _fits(cell, self.target):
+        elif settings.open and self.target is not None and _fits(cell, self.context.recipe, self.target):
             note = f"the adapted model itself fits {cell.target}"
         if note:
             cell.write(StudentRecord(domain=cell.domain, target=cell.target, made=False, note=note))
@@ -274,7 +274,7 @@ class _Making:
     def _maker(self) -> Maker:
         from hfadapt.student.make import Maker
 
-        return Maker(self.cell, self.settings, self.target, self.world.accelerator.device)
+        return Maker(self.cell, self.context.recipe, self.target, self.world.accelerator.device)
 
     def _cut(self, begun: _Begun, shape: tuple[int, float], maker: Maker | None = None) -> _Begun:
         """The base of one shape, in the student's folder."""
@@ -372,11 +372,15 @@ class _Making:
 
     def _rounds(self) -> str:
         """How the target's format rounds to 8 bits; empty where it does not, or where something trains."""
-        lock = self.cell.lock
-        if self.target is None or lock.export.storage == "float32":
+        if self.target is None:
             return ""
-        name = export_format(lock, self.target, model_facts(BaseRef.of(lock).location, lock.task))
-        return registry.format(name).rounds if name else ""
+        lock, recipe = self.cell.lock, self.context.recipe
+        name = export_format(recipe, self.target, model_facts(BaseRef.of(lock).location, lock.task))
+        # Of what would be written the smallest form.
+        forms = [each for each in self.cell.plan.cells[0].exports if each.format == name]
+        smallest = min(forms, key=lambda each: each.bytes, default=None)
+        asked = smallest is not None and recipe.export.storage in (None, smallest.form)
+        return registry.format(name).rounds if name and asked else ""
 
     def _rounding_cost(self, *, by_row: bool) -> tuple[float, float]:
         from hfadapt.student.beside import rounding_cost
@@ -388,13 +392,13 @@ class _Making:
         return cost[0] > limits.points or cost[1] > limits.kl_nats
 
 
-def _fits(cell: Cell, target: Target) -> bool:
+def _fits(cell: Cell, recipe: Recipe, target: Target) -> bool:
     """Whether the adapted model is small and fast enough as it is, in the form that would be written."""
     from hfadapt.student.make import written
 
     lock = cell.lock
     facts = model_facts(BaseRef.of(lock).location, lock.task, max(1, len(cell.data.labels)))
-    forms = written(cell.plan.cells[0].exports, export_format(lock, target, facts), lock.export.storage)
+    forms = written(cell.plan.cells[0].exports, export_format(recipe, target, facts), recipe.export.storage)
     return any(each.verdict == "fits" for each in forms)
 
 

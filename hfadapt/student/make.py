@@ -28,7 +28,7 @@ from hfadapt.student.parts import shape_of
 from hfadapt.train.batches import padded
 
 if TYPE_CHECKING:
-    from hfadapt.recipe.student import Student
+    from hfadapt.recipe.schema import Recipe
     from hfadapt.records.plan import PlannedExport
     from hfadapt.run_folder import Cell
 
@@ -45,10 +45,17 @@ AT_ONCE = 32
 
 
 class Maker:
-    """Makes the student of a cell from its adapter's merged model, in 32 bits."""
+    """Makes the student of a cell from its adapter's merged model, in 32 bits.
 
-    def __init__(self, cell: Cell, settings: Student, target: Target | None, device: torch.device) -> None:
-        self.cell, self.settings, self.target, self.device = cell, settings, target, device
+    Args:
+        recipe: Says what is to be written; the lock, in which all is settled, does not tell what was asked for.
+        target: Whose budget decides, where it only serves.
+    """
+
+    def __init__(self, cell: Cell, recipe: Recipe, target: Target | None, device: torch.device) -> None:
+        assert recipe.student is not None
+        self.cell, self.recipe, self.target, self.device = cell, recipe, target, device
+        self.settings = recipe.student
         self.lock, self.task = cell.lock, registry.task(cell.lock.task)
         self.base = open_merged(self.lock, cell.data.labels, cell.adapter, "float32", device)
         # The head was trained with the adapter, and belongs to the model now.
@@ -142,8 +149,8 @@ class Maker:
             config.save_pretrained(place)
             facts = model_facts(place, self.lock.task, max(1, len(self.cell.data.labels)))
         length, budget = self.lock.data.max_length, self.lock.budgets.get(self.target.name)
-        format = export_format(self.lock, self.target, facts)
-        forms = written(served(self.target, budget, facts, length), format, self.lock.export.storage)
+        format = export_format(self.recipe, self.target, facts)
+        forms = written(served(self.target, budget, facts, length), format, self.recipe.export.storage)
         fitting = [each for each in forms if each.verdict == "fits"] or [each for each in forms if each.fits]
         best = min(fitting or forms, key=lambda each: each.bytes)
         considered = Considered(layers=layers, ffn=ffn, bytes=best.bytes, seconds=best.seconds, fits=bool(fitting))

@@ -192,7 +192,7 @@ ON_PHONE = {"targets": ["android-8gb"]}
 SMALL_BROWSER = {
     "student": {"layers": "auto", "ffn": "auto", "int8": False},
     "targets": [{"browser-4gb": {"bytes": "390KB"}}],
-    "export": {"format": "onnx", "storage": "float32"},
+    "export": {"storage": "float32"},
 }
 FROM_LABEL = {"domains.*.source": "labelled.jsonl"}
 TURNS = [{"role": "user", "content": "{text}"}, {"role": "assistant", "content": "{label}"}]
