@@ -191,7 +191,7 @@ TWO = {"domains": {"one": {"source": "labelled.jsonl"}, "two": {"source": "overl
 ON_PHONE = {"targets": ["android-8gb"]}
 SMALL_BROWSER = {
     "student": {"layers": "auto", "ffn": "auto", "int8": False},
-    "targets": [{"browser-4gb": {"bytes": "390KB"}}],
+    "targets": [{"android-6gb": {"bytes": "390KB"}}],
     "export": {"storage": "float32"},
 }
 FROM_LABEL = {"domains.*.source": "labelled.jsonl"}
