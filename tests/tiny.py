@@ -403,11 +403,13 @@ class Done:
 
 def freeze_libraries() -> None:
     """Libraries hold millions of objects that never die. Every collection would look at all of them again, and hfadapt
-    collects whenever it lets a model go. Most are first imported within a test."""
+    collects whenever it lets a model go. Most are first imported within a test. What is left is little, so that Python
+    would go through it all the time."""
     global _frozen_modules
     if len(sys.modules) > _frozen_modules + 20:
         gc.collect()
         gc.freeze()
+        gc.set_threshold(10_000, 20, 50)
         _frozen_modules = len(sys.modules)
 
 

@@ -99,7 +99,8 @@ def _first_that_passes(asked: Request, folder: Path, rows: TestRows) -> tuple[Fo
     asked.say("asking the adapter as it was trained")
     limits = cell.lock.export.limits
     gate = Gate(cell, limits, asked.device, kind.most_labels)
-    tries = [_tried(asked, form, folder / form.name, rows, gate) for form in forms]
+    with kind.together():
+        tries = [_tried(asked, form, folder / form.name, rows, gate) for form in forms]
     good = next((each for each in tries if not each.reasons), None)
     taken = good or (next((each for each in tries if each.found is not None), None) if asked.force else None)
     if taken is None:

@@ -7,6 +7,7 @@ own, which `Runner` lets tasks call like a model of transformers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -155,6 +156,10 @@ class Format(Protocol):
 
     def write(self, cell: Cell, form: Form | None, folder: Path, device: torch.device) -> Any:
         """Writes the model's files into an empty folder, and returns the model that they are to hold."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """Around writing several forms of one model: what they have in common may be made once."""
+        return nullcontext()
 
     def tolerance(self, cell: Cell, form: Form | None) -> float | None:
         """Largest mean difference of a label's loss, in nats, between what was written and what is read back; None for

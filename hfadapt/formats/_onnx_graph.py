@@ -9,7 +9,7 @@ import logging
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ ROUNDED = ("MatMul", "Gather")
 MOST_DENORMAL = 0.01
 LOGGERS = ("", "transformers", "torch.onnx", "torch.export")
 SUFFIX = "_quantized"
+_shared: dict[Hashable, Any] | None = None
 
 
 @contextlib.contextmanager
@@ -44,6 +45,26 @@ def _quietly() -> Iterator[None]:
             finally:
                 for name, level in before.items():
                     logging.getLogger(name).setLevel(level)
+
+
+@contextlib.contextmanager
+def shared() -> Iterator[None]:
+    """Inside, a graph that `once` was asked for is kept."""
+    global _shared
+    before, _shared = _shared, {}
+    try:
+        yield
+    finally:
+        _shared = before
+
+
+def once(name: Hashable, make: Callable[[], Any]) -> Any:
+    """The graph of this name, where it was made before in the same `shared`; else it is made."""
+    if _shared is None:
+        return make()
+    if name not in _shared:
+        _shared[name] = make()
+    return _shared[name]
 
 
 def exported(model: Any, inputs: dict[str, Any], shapes: Mapping[str, Any], outputs: Sequence[str]) -> Any:

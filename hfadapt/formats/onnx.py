@@ -11,6 +11,7 @@ file's metadata.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,8 @@ class Onnx(SingleFile):
         tensors, options = single.inputs_of(cell, base, examples[:1])
         simplify(base.model, {**tensors, **options})
         base.model = registry.task(cell.lock.task).for_file(base.model, base.tokenizer)
-        made = _exported(cell, base, examples, self.outputs(cell.lock.task))
+        outputs = self.outputs(cell.lock.task)
+        made = graph.once((cell.folder, outputs), lambda: _exported(cell, base, examples, outputs))
         about, names = single.about(cell, base.tokenizer), self.files[form.own]
         for name in names:
             (folder / name).parent.mkdir(exist_ok=True)
@@ -92,6 +94,10 @@ class Onnx(SingleFile):
             graph.save(made, folder / names[-1], about)
         single.write_beside(cell, base, folder)
         return base.model.to(device)
+
+    def together(self) -> AbstractContextManager[None]:
+        """The graph is made once."""
+        return graph.shared()
 
     def reopen(self, cell: Cell, folder: Path, device: torch.device) -> Any:
         """A session of ONNX Runtime on the CPU."""
