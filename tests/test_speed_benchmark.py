@@ -189,7 +189,7 @@ def test_the_schedule_is_hfadapts(tmp_path: Path) -> None:
     training.total_steps = 25
 
     class Settings:
-        learning_rate, warmup_ratio, schedule = 1.0, 0.06, "linear"
+        learning_rate, warmup_ratio, hold_ratio, schedule, time = 1.0, 0.06, 0.0, "linear", None
 
     training.settings = Settings()  # type: ignore[assignment]
     wanted = [training.learning_rate(step) for step in range(1, 26)]
