@@ -56,7 +56,9 @@ def section(facts: Facts) -> str:
         return f"No smaller model was made: {facts(at + 'note', 'text')}."
     value = facts.records.value
     how = (
-        "was cut out of the adapted one" if value(at + "base") is None else f"({facts(at + 'base', 'code')}) was taken"
+        "was cut out of the adapted one"
+        if value(at + "base") is None
+        else f"({facts(at + 'base', 'public')}) was taken"
     )
     lines = [
         f"A smaller model {how} and trained on the adapted model's answers: "
