@@ -55,6 +55,7 @@ class LiteRt(SingleFile):
     name = "litert"
     packages = ("ai_edge_litert",)
     library = "litert"
+    rounds = "rows"
     extra = "litert"
 
     @property
