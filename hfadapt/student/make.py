@@ -103,7 +103,7 @@ class Maker:
                 f"no student of this model is small and fast enough for {self.target.name}",
                 place="student",
                 got=f"with {least.layers} layers and {least.ffn:.0%} of the units still {least.bytes:,} bytes",
-                fix="a larger budget, a form of fewer bits (export.storage), or a smaller base",
+                fix="a larger budget, another format (export.format), fewer bits (export.storage), or a smaller base",
             )
         best = [
             (count, share)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 
 from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 
 from hfadapt import Run
 from hfadapt.core.hashing import kept_sha256
+from hfadapt.stages.train import _learned
 
 
 def test_an_adapter_that_would_be_the_same_is_taken(models, tmp_path) -> None:
@@ -32,14 +33,12 @@ def test_an_adapter_that_would_be_the_same_is_taken(models, tmp_path) -> None:
     assert kept_sha256(alone.adapter / "adapter_model.safetensors") == weights[0]
     again = command("train", "tiny.yaml", folder=tmp_path)
     assert "done already" in again.err
-
-
-def test_other_settings_are_trained_on_their_own(models, tmp_path) -> None:
-    write_rows(tmp_path / "one.jsonl", labelled(120))
-    train = {"batch_rows": 8, "max_steps": 4, "learning_rate": 3e-3}
-    fields = recipe_fields(models / "encoder", train=train, targets=["this-machine", "cpu-8gb"])
-    done = command("train", write_recipe(tmp_path / "tiny.yaml", fields), folder=tmp_path)
-    assert done.code == 0, done.err
-    locks = [Run(tmp_path / "runs/tiny").cell("one", target).lock for target in fields["targets"]]
-    same = len({json.dumps(lock.train.model_dump(mode="json"), sort_keys=True) for lock in locks}) == 1
-    assert ("is taken" in done.err) == (same and locks[0].dtype == locks[1].dtype)
+    # Other settings or other rows would have become another one.
+    assert _learned(first) == _learned(second)
+    lock = second.lock
+    second.save_lock(lock.model_copy(update={"train": lock.train.model_copy(update={"learning_rate": 1e-3})}))
+    assert _learned(first) != _learned(second)
+    second.save_lock(lock)
+    assert _learned(first) == _learned(second)
+    shutil.copy(second.folder / "data/validation.parquet", second.folder / "data/train.parquet")
+    assert _learned(first) != _learned(second)
