@@ -413,6 +413,17 @@ def freeze_libraries() -> None:
         _frozen_modules = len(sys.modules)
 
 
+class After:
+    """True from the n-th time on that it is asked: an interruption after so many steps."""
+
+    def __init__(self, asked: int) -> None:
+        self.left = asked
+
+    def __bool__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
 def command(*words: Any, folder: Path | None = None) -> Done:
     """`hfadapt WORDS…` in this process, in `folder`."""
     from hfadapt.cli.app import main

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from tiny import command, labelled, pairs, recipe_fields, write_recipe, write_rows
+from tiny import After, command, labelled, pairs, recipe_fields, write_recipe, write_rows
 
 from hfadapt import Run
 from hfadapt.models.attach import open_adapter
@@ -24,15 +24,6 @@ pytestmark = [
 ]
 NEAR = {"none": 2e-2 if CUDA else 1e-3, "int8": 3e-2, "nf4": 3e-2}
 """Losses in 16 bits, and on bases of 8 and 4."""
-
-
-class After:
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def __bool__(self) -> bool:
-        self.left -= 1
-        return self.left < 0
 
 
 def train(folder, model, rows, task="causal-lm", *, fails=False, runs="runs", **fields) -> Cell:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from cells import trained
 from safetensors.torch import load_file
-from tiny import command, labelled, recipe_fields, write_recipe, write_rows
+from tiny import After, command, labelled, recipe_fields, write_recipe, write_rows
 
 from hfadapt import Run
 from hfadapt.models.activation import swap
@@ -51,15 +51,6 @@ def losses(cell: Cell) -> list[float]:
 
 def weights(cell: Cell) -> dict[str, torch.Tensor]:
     return load_file(cell.adapter / "model.safetensors")
-
-
-class After:
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def __bool__(self) -> bool:
-        self.left -= 1
-        return self.left < 0
 
 
 @pytest.mark.parametrize("steps", [4, 13])

@@ -170,28 +170,16 @@ def test_another_model_can_learn(models, tmp_path) -> None:
 
 
 def test_rounding_that_costs_too_much_is_learned(models, tmp_path, monkeypatch) -> None:
-    costs = iter([(3.0, 0.1), (0.2, 0.001)])
-    monkeypatch.setattr("hfadapt.student.beside.rounding_cost", lambda *given, **more: next(costs))
     pytest.importorskip("onnxruntime")
-    recipe(
-        *(tmp_path, models / "encoder", "text-classification", labelled(200)),
-        student={"layers": 1, "limit": 100, "epochs": 4.0, "learning_rate": 3e-3},
-        targets=["browser-4gb"],
-        export={"format": "onnx", "limits": {"points": 100, "kl_nats": 1.0}},
-    )
-    done = command("run", "tiny.yaml", folder=tmp_path)
-    assert done.code == 0, done.out + done.err
-    assert "trained again and learns it in its last epoch" not in done.err, "the limits are those of the recipe"
-    costs = iter([(3.0, 2.0), (0.2, 0.001)])
-    recipe(
-        *(tmp_path, models / "encoder", "text-classification", labelled(200)),
-        student={"layers": 1, "limit": 99, "epochs": 4.0, "learning_rate": 3e-3},
-        targets=["browser-4gb"],
-        export={"format": "onnx", "limits": {"points": 100, "kl_nats": 1.0}},
-    )
-    done = command("run", "tiny.yaml", folder=tmp_path)
-    assert done.code == 0, done.out + done.err
-    assert "trained again and learns it in its last epoch" in done.err
+    fields = {"targets": ["browser-4gb"], "export": {"format": "onnx", "limits": {"points": 100, "kl_nats": 1.0}}}
+    for kl, limit in ((0.1, 100), (2.0, 99)):
+        costs = iter([(3.0, kl), (0.2, 0.001)])
+        monkeypatch.setattr("hfadapt.student.beside.rounding_cost", lambda *_, costs=costs, **__: next(costs))
+        student = {"layers": 1, "limit": limit, "epochs": 4.0, "learning_rate": 3e-3}
+        recipe(tmp_path, models / "encoder", "text-classification", labelled(200), student=student, **fields)
+        done = command("run", "tiny.yaml", folder=tmp_path)
+        assert done.code == 0, done.out + done.err
+        assert ("trained again and learns it in its last epoch" in done.err) == (kl > 1.0)
     found = Run(tmp_path / "runs/tiny").cell("one", "browser-4gb").read(StudentRecord)
     assert found.rounding.before == (3.0, 2.0)
     assert (found.rounding.points, found.rounding.kl_nats) == (0.2, 0.001)

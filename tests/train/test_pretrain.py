@@ -15,6 +15,7 @@ from tiny import (
     GOOD,
     LABELS,
     PLAIN,
+    After,
     command,
     labelled,
     make_lock,
@@ -178,17 +179,6 @@ def test_what_is_learned_of_a_row_follows_from_the_row_and_the_epoch(models, obj
     losses.sum().backward()
     touched = [p.grad is not None for key, p in trained_layers(model, base, "default").items() if "pooler" not in key]
     assert all(touched)
-
-
-class After:
-    """True from the n-th time on that it is asked."""
-
-    def __init__(self, asked):
-        self.left = asked
-
-    def __bool__(self):
-        self.left -= 1
-        return self.left < 0
 
 
 @pytest.mark.parametrize(
