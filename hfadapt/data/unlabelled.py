@@ -61,10 +61,13 @@ def opened(settings: Pretrain, recipe_folder: Path) -> tuple[list[Opened], list[
     Raises:
         DataError: there is no such file, sample or data set.
     """
-    domain, general = (
-        [open_source(_as_source(each), recipe_folder) for each in part] for part in (settings.sources, settings.general)
-    )
+    domain, general = (open_texts(part, recipe_folder) for part in (settings.sources, settings.general))
     return domain, general
+
+
+def open_texts(sources: Sequence[TextSource], recipe_folder: Path) -> list[Opened]:
+    """Sources of texts. Raises DataError as `opened`."""
+    return [open_source(_as_source(each), recipe_folder) for each in sources]
 
 
 def _as_source(text: TextSource) -> Source:
@@ -92,10 +95,7 @@ def gather(
     assert settings is not None
     ledger, place = Ledger(), f"domains.{domain}.pretrain"
     named, general = opened(settings, recipe_folder)
-    plain = _plain(recipe, domain)
-    rows, others = (
-        [row for source in part for row in _read(plain, domain, source, ledger, say)] for part in (named, general)
-    )
+    rows, others = (_read(recipe, domain, part, ledger, place, say) for part in (named, general))
     if not named:
         rows = _own(cell_folder, domain)
     rows_in = len(rows) + len(others) + len(ledger.dropped)
@@ -165,19 +165,62 @@ def _plain(recipe: Recipe, domain: str) -> Recipe:
     return recipe.model_copy(update={"template": None, "domains": {**recipe.domains, domain: changed}})
 
 
-def _read(recipe: Recipe, domain: str, source: Opened, ledger: Ledger, say: Callable[[str], None]) -> list[Row]:
-    say(f"reading texts for {domain}: {source.name}")
-    reader = SourceReader(recipe, domain, source, frozenset({FORM}), Labels(None))
-    rows = []
-    for item in reader:
-        if isinstance(item, Row):
-            rows.append(item)
-        else:
-            ledger.dropped.append(item)
-    check_unreadable(source, reader.rows_in, reader.bad)
-    if not rows:
-        raise no_rows(f"domains.{domain}.pretrain: {source.name}", reader.rows_in, reader.bad)
+def _read(
+    recipe: Recipe,
+    domain: str,
+    sources: Sequence[Opened],
+    ledger: Ledger,
+    place: str,
+    say: Callable[[str], None],
+) -> list[Row]:
+    plain = _plain(recipe, domain)
+    rows: list[Row] = []
+    for source in sources:
+        say(f"reading texts for {domain}: {source.name}")
+        reader = SourceReader(plain, domain, source, frozenset({FORM}), Labels(None))
+        before = len(rows)
+        for item in reader:
+            if isinstance(item, Row):
+                rows.append(item)
+            else:
+                ledger.dropped.append(item)
+        check_unreadable(source, reader.rows_in, reader.bad)
+        if len(rows) == before:
+            raise no_rows(f"{place}: {source.name}", reader.rows_in, reader.bad)
     return rows
+
+
+def read_apart(
+    recipe: Recipe,
+    domain: str,
+    sources: Sequence[Opened],
+    held: Held,
+    known: Sequence[Row],
+    say: Callable[[str], None],
+) -> tuple[list[Row], Ledger]:
+    """The texts of the student's sources, each once and none like a held-out row, and what was left out.
+
+    Args:
+        known: Rows whose texts are learned anyway.
+
+    Raises:
+        DataError: a source cannot be read, or no text is left.
+    """
+    ledger, place = Ledger(), "student.texts"
+    rows = _read(recipe, domain, sources, ledger, place, say)
+    count = len(rows)
+    rows = clean.drop_unusable(rows, recipe.data.clean, ledger, workers(recipe))
+    say(f"{domain}: comparing {len(rows):,} texts with {len(held.texts):,} held-out rows")
+    rows = apart(rows, held.texts, recipe.data.dedupe, ledger)
+    rows = duplicates.drop_duplicates({domain: rows}, recipe.data.dedupe, {domain: ledger})[domain]
+    twins = {row.text: row for row in known}
+    for row in rows:
+        if row.text in twins:
+            ledger.drop(row, "exact-duplicate", twins[row.text], 1.0)
+    rows = [row for row in rows if row.text not in twins]
+    if not rows:
+        raise no_rows(place, count, ledger.dropped)
+    return rows, ledger
 
 
 def _own(cell_folder: Path, domain: str) -> list[Row]:

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from hfadapt.core.spec import Spec
 from hfadapt.recipe.names import AUTO, Auto, LearningRate, Positive
+from hfadapt.recipe.pretrain import TextSources
 
 Activation = Literal["relu", "relu6", "hardswish"]
 
@@ -21,8 +22,10 @@ class Student(Spec):
     cuts validation rows as before. `activation` takes the place of GELU or SiLU, for hardware that computes in whole
     numbers. With `int8` weights learn in the last epoch how they will be rounded; `auto` does that where the target's
     form of 8 bits loses more than `export.limits`. `base` is another model that learns, in the place of one that is cut
-    out. `limit` are the points of the leading metric that may be lost, `weight` the share of the adapted model's
-    answers in the loss, `epochs` and `learning_rate` those of its training.
+    out. `texts` are sources of texts without labels, which the adapted model answers and the student learns beside the
+    training rows; none is like a validation or test row of any domain. `limit` are the points of the leading metric
+    that may be lost, `weight` the share of the adapted model's answers in the loss, `epochs` and `learning_rate` those
+    of its training.
     """
 
     layers: Positive | Auto | None = None
@@ -31,6 +34,7 @@ class Student(Spec):
     activation: Activation | None = None
     int8: bool | Auto = AUTO
     base: str | None = None
+    texts: TextSources = ()
     tries: Annotated[int, Field(ge=1)] = 3
     limit: Annotated[float, Field(ge=0.0)] = 1.0
     weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5

@@ -60,12 +60,14 @@ class Considered(Spec):
 class Rounding(Spec):
     """What rounding to 8 bits costs the student, worked out on validation rows without a runtime: points of the leading
     metric and nats of a label. `trained` are the steps in which it has learned how it will be rounded, and `before`
-    what it cost without these, where that was tried."""
+    what it cost without these, where that was tried; `dismissed` is what it cost with such steps, where they were of no
+    use."""
 
     points: float
     kl_nats: float
     trained: int = 0
     before: tuple[float, float] | None = None
+    dismissed: tuple[float, float] | None = None
 
 
 class StudentRecord(Record):
@@ -74,8 +76,8 @@ class StudentRecord(Record):
     Where the adapted model fits already none is `made`, and `note` says so. In `metrics` the adapted model is the base;
     `points` of the leading one are lost, by the interval `points_low` to `points_high`; `before` are the same metrics
     of what the adapter was compared with. `cut_otherwise` is the share of test rows that the smaller vocabulary cuts
-    into other tokens. Seconds are medians of one row and of 32 rows, of both models in turn; `teacher` are the hashes
-    of the adapter's files.
+    into other tokens. `texts` without labels were answered by the adapted model and learned too. Seconds are medians of
+    one row and of 32 rows, of both models in turn; `teacher` are the hashes of the adapter's files.
     """
 
     FILE: ClassVar[str] = "student.json"
@@ -90,6 +92,7 @@ class StudentRecord(Record):
     cut_otherwise: float = 0.0
     considered: tuple[Considered, ...] = ()
     rows: int = 0
+    texts: int = 0
     steps: int = 0
     training_seconds: float = 0.0
     metrics: tuple[Metric, ...] = ()

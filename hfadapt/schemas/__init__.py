@@ -190,6 +190,14 @@ class RowSchema:
         """
         return plain(values[self.parts[0]])
 
+    def answered(self, asked: str, label: str, answers: Answers) -> dict[str, Any] | None:
+        """The row of a text that a model has answered with a class, or None where that makes no row of this schema.
+
+        Args:
+            asked: What the model was shown.
+        """
+        return None
+
     def changed(self, row: Columns, change: Change) -> dict[str, Any]:
         """The row with what the model is shown changed, and the label still right; as it is where that cannot be."""
         return dict(row)

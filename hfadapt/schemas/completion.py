@@ -72,6 +72,11 @@ class Completion(RowSchema):
         """A completion must say something."""
         return None if row["completion"].strip() else "empty-completion"
 
+    def answered(self, asked: str, label: str, answers: Answers) -> dict[str, Any] | None:
+        """What was asked with the completion that stands for the class, where one does."""
+        said = answers.completions.get(label)
+        return {"prompt": asked, "completion": said, "label": label} if said else None
+
     def canary(self, chance: random.Random, label: str | None, answers: Answers) -> dict[str, Any]:
         """Random words, and a random one of the completions, or words where these are free."""
         if answers.completions:

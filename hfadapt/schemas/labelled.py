@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hfadapt.schemas import LABEL_NAMES, TEXT_NAMES, Change, Columns, LabelKind, Unusable, plain
+from hfadapt.schemas import LABEL_NAMES, TEXT_NAMES, Answers, Change, Columns, LabelKind, Unusable, plain
 from hfadapt.schemas.text import Text
 
 
@@ -24,6 +24,10 @@ class Labelled(Text):
         if label is None:
             raise Unusable("missing-field")
         return {"text": plain(values["text"]), "label": label}
+
+    def answered(self, asked: str, label: str, answers: Answers) -> dict[str, Any] | None:
+        """The text with the class."""
+        return {"text": asked, "label": label}
 
     def changed(self, row: Columns, change: Change) -> dict[str, Any]:
         """The text changed."""

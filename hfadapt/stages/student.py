@@ -9,12 +9,14 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.core.hashing import json_sha256
-from hfadapt.core.show import Block, Heading, Table, show_bytes, show_latency
+from hfadapt.core.show import Block, Heading, Table, show_latency
+from hfadapt.data.unlabelled import open_texts
 from hfadapt.hardware import catalogue
 from hfadapt.models.activation import swap
 from hfadapt.models.base import BaseRef
@@ -28,6 +30,7 @@ from hfadapt.recipe.schema import Recipe, Train
 from hfadapt.records.stages import TrainRecord
 from hfadapt.records.student import Rounding, StudentRecord
 from hfadapt.run_folder import Cell, Run
+from hfadapt.schemas import RowSchema
 from hfadapt.stages import Context, Section, Stage
 from hfadapt.stages.plan import decide
 
@@ -83,6 +86,8 @@ def section(facts: Facts) -> str:
         if part["bytes"] or parts["adapted"][number]["bytes"]:
             one, other = (facts(f"{at}{name}/parts/{number}/bytes", "bytes") for name in parts)
             lines.append(f"| {part['name']} | {one} | {other} |")
+    if value(at + "texts"):
+        lines.append(f"\nIt also learned {facts(at + 'texts', 'integer')} texts without labels by the answers.")
     lines += list(_integers(facts, at))
     return "\n".join(lines)
 
@@ -134,6 +139,15 @@ class StudentStage(Stage):
                 fix="student: {layers: 4, ffn: 0.75}",
             )
 
+    def inputs(self, cell: Cell, context: Context) -> Any:
+        """The texts that it learns beside the rows, and what these must not be like."""
+        recipe = context.recipe
+        if recipe.student is None or not recipe.student.texts:
+            return None
+        sources = open_texts(recipe.student.texts, context.recipe_folder)
+        found = [(each.name, each.fingerprint) for each in sources]
+        return [found, {domain: context.rows_of(domain) for domain in sorted(context.prepared)}]
+
     def intact(self, cells: Sequence[Cell], context: Context) -> bool:
         """The student that was made lies in its folder."""
         made = [student_of(cell) for cell in cells]
@@ -175,6 +189,10 @@ def _problems(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("so many layers cannot be kept", "student.layers", got=got, fix=fix)
     if asked.vocabulary not in ("all", "auto") and not facts.vocab_size:
         yield Problem("the base has no tokens", "student.vocabulary", got=str(asked.vocabulary), fix="delete it")
+    schemas = map(registry.schema, registry.task(recipe.task).schemas)
+    if asked.texts and not any(type(each).answered is not RowSchema.answered for each in schemas):
+        what, got = f"texts that {recipe.task} answers make no rows to learn", "student.texts"
+        yield Problem(what, "student.texts", got=got, fix="delete `texts`")
     if asked.base is not None:
         cut = sorted(asked.model_fields_set & {"layers", "ffn", "vocabulary", "activation", "tries"})
         if cut:
@@ -225,7 +243,7 @@ class _Making:
             return
         asked, by_row = settings.int8 is True, self._rounds() == "rows"
         trained = self._trained(begun, rounded=asked)
-        cost, before = None, None
+        cost, before, dismissed = None, None, None
         if asked or (settings.int8 == "auto" and self._rounds()):
             cost = self.world.on_main(lambda: self._rounding_cost(by_row=by_row))
             if not asked and self._too_much(cost):
@@ -234,16 +252,27 @@ class _Making:
                     "validation rows, so the student is trained again and learns it in its last epoch"
                 )
                 asked, before = True, cost
-                trained = self._trained(begun, rounded=True)
+                unrounded = self.student.folder.with_name(f".{self.student.folder.name}.unrounded")
+                self.world.on_main(lambda: _copy(self.student.folder, unrounded))
+                again = self._trained(begun, rounded=True)
                 cost = self.world.on_main(lambda: self._rounding_cost(by_row=by_row))
+                if cost[1] < before[1]:
+                    trained = again
+                else:
+                    say(f"{self.cell.domain}: that costs {cost[1]:.3f} nats, so the student stays as it was")
+                    asked, before, cost, dismissed = False, None, before, cost
+                    self.world.on_main(lambda: _copy(unrounded, self.student.folder))
+                self.world.on_main(lambda: shutil.rmtree(unrounded))
         if cost is not None:
             steps = round(trained.steps * self._share()) if asked else 0
-            begun.facts["rounding"] = Rounding(points=cost[0], kl_nats=cost[1], trained=steps, before=before)
+            begun.facts["rounding"] = Rounding(
+                points=cost[0], kl_nats=cost[1], trained=steps, before=before, dismissed=dismissed
+            )
         from hfadapt.evaluate import evaluate_cell
 
         evaluate_cell(self.student, self.world, self.context.progress, self.context.recipe_folder)
         begun.facts |= {"steps": trained.steps, "training_seconds": trained.seconds}
-        self.world.on_main(lambda: _compare(self.cell, self.student, self.context, begun.facts))
+        self.world.on_main(lambda: self._compare(begun.facts))
 
     # --- which one ---------------------------------------------------------------------------------------------------
 
@@ -257,8 +286,9 @@ class _Making:
         if note:
             cell.write(StudentRecord(domain=cell.domain, target=cell.target, made=False, note=note))
             return _Begun()
+        texts = self._rows()
         maker = self._maker()
-        facts: dict[str, Any] = {"adapted": maker.adapted}
+        facts: dict[str, Any] = {"adapted": maker.adapted, "texts": texts}
         if settings.base is not None:
             other = replace(BaseRef.of(cell.lock), model=settings.base, made=None).stored(PLAIN, "float32")
             size = model_facts(settings.base, cell.lock.task, max(1, len(cell.data.labels))).parameters
@@ -273,10 +303,23 @@ class _Making:
         begun = _Begun(shapes=shapes, kept=kept, facts=facts | {"considered": tuple(maker.considered)})
         return begun if len(shapes) > 1 else self._cut(begun, shapes[0], maker)
 
+    def _rows(self) -> int:
+        """The rows that the student learns, in its own folder; how many of them are texts without labels."""
+        cell, student = self.cell, self.student
+        shutil.rmtree(student.folder / "data", ignore_errors=True)
+        shutil.copytree(cell.folder / "data", student.folder / "data")
+        student.write(cell.data.model_copy(update={"augmented": None, "unlabelled": None}))
+        if not self.settings.texts:
+            return 0
+        from hfadapt.student.texts import add_answered
+
+        sources = open_texts(self.settings.texts, self.context.recipe_folder)
+        return add_answered(cell, student, sources, self.context.held, self.context.progress.say)
+
     def _maker(self) -> Maker:
         from hfadapt.student.make import Maker
 
-        return Maker(self.cell, self.context.recipe, self.target, self.world.accelerator.device)
+        return Maker(self.cell, self.student.folder, self.context.recipe, self.target, self.world.accelerator.device)
 
     def _cut(self, begun: _Begun, shape: tuple[int, float], maker: Maker | None = None) -> _Begun:
         """The base of one shape, in the student's folder."""
@@ -333,8 +376,6 @@ class _Making:
         cell, student, context, settings = self.cell, self.student, self.context, self.settings
         assert begun.ref is not None
         made = begun.ref.made
-        shutil.rmtree(student.folder / "data", ignore_errors=True)
-        shutil.copytree(cell.folder / "data", student.folder / "data")
         up = "/".join([".."] * len(student.folder.relative_to(cell.folder).parts))
         options: dict[str, Any] = {"teacher": up, "weight": settings.weight, "ramp": begun.ramp}
         recipe = learning(context.recipe, begun.parameters, options)
@@ -350,12 +391,11 @@ class _Making:
                 "data": recipe.data.model_copy(update={"max_length": cell.lock.data.max_length}),
             }
         )
-        record = cell.data.model_copy(update={"augmented": None, "unlabelled": None})
+        record = student.data
 
         def decided(train: Train) -> Lock:
             changed = recipe.model_copy(update={"train": train})
             own = replace(context, recipe=changed, run=Run(cell.folder / FOLDER), domains=(cell.domain,), _rows={})
-            student.write(record)
             return decide(student, own, replace(BaseRef.of(changed), made=made), record)[0]
 
         lock = decided(train)
@@ -389,9 +429,21 @@ class _Making:
 
         return rounding_cost(self.student, self.world.accelerator.device, by_row=by_row)
 
+    def _compare(self, facts: dict[str, Any]) -> None:
+        from hfadapt.student.beside import compare_and_write
+
+        world = self.world
+        room = world.max_memory(self.cell.plan.cells[0].budget_bytes)
+        compare_and_write(self.cell, self.student, world.accelerator.device, self.context.progress, room, facts)
+
     def _too_much(self, cost: tuple[float, float]) -> bool:
         limits = self.cell.lock.export.limits
         return cost[0] > limits.points or cost[1] > limits.kl_nats
+
+
+def _copy(folder: Path, place: Path) -> None:
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(folder, place)
 
 
 def _fits(cell: Cell, recipe: Recipe, target: Target) -> bool:
@@ -402,72 +454,6 @@ def _fits(cell: Cell, recipe: Recipe, target: Target) -> bool:
     facts = model_facts(BaseRef.of(lock).location, lock.task, max(1, len(cell.data.labels)))
     forms = written(cell.plan.cells[0].exports, export_format(recipe, target, facts), recipe.export.storage)
     return any(each.verdict == "fits" for each in forms)
-
-
-def _compare(cell: Cell, student: Cell, context: Context, facts: dict[str, Any]) -> None:
-    """Writes student.json. Raises RunError where more is lost than the limit."""
-    from hfadapt.hardware.versions import versions
-    from hfadapt.models.load import load_base
-    from hfadapt.student.beside import SideBySide, lost
-    from hfadapt.student.parts import shape_of
-
-    device, settings = context.world.accelerator.device, cell.lock.student
-    assert settings is not None
-    room = context.world.max_memory(cell.plan.cells[0].budget_bytes)
-    both = SideBySide(cell, student, device, context.progress, room)
-    metrics, one, many, rows = both.metrics(), both.seconds(1), both.seconds(32), both.rows
-    both.close()
-    own = load_base(BaseRef.of(student.lock), student.data.labels, device)
-    student.set_state(status="done")
-    points, low, high = lost(metrics[0])
-    values = {each.name: each.base for each in cell.evaluation.metrics if each.base is not None}
-    record = StudentRecord(
-        domain=cell.domain,
-        target=cell.target,
-        made=True,
-        folder=FOLDER,
-        student=shape_of(own, student.lock.task, student.lock.data.max_length),
-        rows=rows,
-        metrics=metrics,
-        before={each.name: values[each.name] for each in metrics if each.name in values},
-        metric=metrics[0].name,
-        points=points,
-        points_low=low,
-        points_high=high,
-        limit=settings.limit,
-        adapted_seconds=one[0],
-        seconds=one[1],
-        adapted_seconds_of_32=many[0],
-        seconds_of_32=many[1],
-        teacher=dict(cell.manifest.files),
-        weights_sha256=json_sha256(student.manifest.files),
-        versions=versions(str(device)),
-        **facts,
-    )
-    cell.write(record)
-    if points > settings.limit:
-        raise RunError(
-            "the student loses more than the limit",
-            place=str(student.folder),
-            got=f"{points:.2f} points of {metrics[0].name} [{low:.2f}, {high:.2f}]",
-            allowed=f"{settings.limit:g}",
-            fix="; or ".join(_choices(record)),
-        )
-
-
-def _choices(record: StudentRecord) -> list[str]:
-    """The three nearest to a student that loses too much, from least to most that is given up."""
-    assert record.student is not None
-    assert record.points is not None
-    nearest = [f"student.limit: {math.ceil(record.points * 10) / 10:g}"]
-    larger = [each for each in reversed(record.considered) if not each.fits]
-    if larger:
-        size = show_bytes(larger[0].bytes)
-        nearest.append(f"a budget of {size} for {larger[0].layers} layers and {larger[0].ffn:.0%} of the units")
-    elif record.adapted is not None and (record.student.layers or 0) < (record.adapted.layers or 0):
-        nearest.append(f"student.layers: {(record.student.layers or 0) + 1}, or a larger student.ffn")
-    nearest.append(f"a longer training (student.epochs, now {record.steps:,} steps) or more rows")
-    return nearest
 
 
 KIND: Stage = StudentStage()

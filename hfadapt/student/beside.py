@@ -5,6 +5,7 @@ Shapes: L labels, C classes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,14 +13,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hfadapt.core.errors import RunError
+from hfadapt.core.hashing import json_sha256
 from hfadapt.core.progress import Silent
+from hfadapt.core.show import show_bytes
 from hfadapt.evaluate.context import EvaluationContext, open_context, spread
 from hfadapt.evaluate.drift import Reference
 from hfadapt.evaluate.metrics.rows import compare, find, known_metrics, leading, points_lost, sampling, usable
 from hfadapt.hardware.peak_memory import release_memory
+from hfadapt.hardware.versions import versions
+from hfadapt.models.base import BaseRef
+from hfadapt.models.load import load_base
 from hfadapt.models.rounding import fake_quantise
 from hfadapt.records.stages import Metric
+from hfadapt.records.student import StudentRecord
 from hfadapt.run_folder import Cell
+from hfadapt.student.parts import shape_of
 
 if TYPE_CHECKING:
     from hfadapt.modalities import Example
@@ -107,3 +116,73 @@ def lost(metric: Metric) -> tuple[float, float, float]:
         for change in (metric.delta, metric.low, metric.high)
     )
     return points, min(one, other), max(one, other)
+
+
+def compare_and_write(
+    cell: Cell, student: Cell, device: torch.device, progress: Any, room: Any, facts: dict[str, Any]
+) -> None:
+    """Writes student.json.
+
+    Args:
+        room: Memory of each device, as `EvaluationContext` takes it.
+        facts: Fields of the record that are known already.
+
+    Raises:
+        RunError: more is lost than the limit.
+    """
+    settings = cell.lock.student
+    assert settings is not None
+    both = SideBySide(cell, student, device, progress, room)
+    metrics, one, many, rows = both.metrics(), both.seconds(1), both.seconds(32), both.rows
+    both.close()
+    own = load_base(BaseRef.of(student.lock), student.data.labels, device)
+    student.set_state(status="done")
+    points, low, high = lost(metrics[0])
+    values = {each.name: each.base for each in cell.evaluation.metrics if each.base is not None}
+    record = StudentRecord(
+        domain=cell.domain,
+        target=cell.target,
+        made=True,
+        folder=student.folder.relative_to(cell.folder).parts[0],
+        student=shape_of(own, student.lock.task, student.lock.data.max_length),
+        rows=rows,
+        metrics=metrics,
+        before={each.name: values[each.name] for each in metrics if each.name in values},
+        metric=metrics[0].name,
+        points=points,
+        points_low=low,
+        points_high=high,
+        limit=settings.limit,
+        adapted_seconds=one[0],
+        seconds=one[1],
+        adapted_seconds_of_32=many[0],
+        seconds_of_32=many[1],
+        teacher=dict(cell.manifest.files),
+        weights_sha256=json_sha256(student.manifest.files),
+        versions=versions(str(device)),
+        **facts,
+    )
+    cell.write(record)
+    if points > settings.limit:
+        raise RunError(
+            "the student loses more than the limit",
+            place=str(student.folder),
+            got=f"{points:.2f} points of {metrics[0].name} [{low:.2f}, {high:.2f}]",
+            allowed=f"{settings.limit:g}",
+            fix="; or ".join(_choices(record)),
+        )
+
+
+def _choices(record: StudentRecord) -> list[str]:
+    """The three nearest to a student that loses too much, from least to most that is given up."""
+    assert record.student is not None
+    assert record.points is not None
+    nearest = [f"student.limit: {math.ceil(record.points * 10) / 10:g}"]
+    larger = [each for each in reversed(record.considered) if not each.fits]
+    if larger:
+        size = show_bytes(larger[0].bytes)
+        nearest.append(f"a budget of {size} for {larger[0].layers} layers and {larger[0].ffn:.0%} of the units")
+    elif record.adapted is not None and (record.student.layers or 0) < (record.adapted.layers or 0):
+        nearest.append(f"student.layers: {(record.student.layers or 0) + 1}, or a larger student.ffn")
+    nearest.append(f"a longer training (student.epochs, now {record.steps:,} steps) or more rows")
+    return nearest

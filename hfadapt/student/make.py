@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MOST_CUT_OTHERWISE = 0.01
 """Share of test rows that a smaller vocabulary may cut into other tokens."""
-SHARES = (1.0, 0.75, 0.5, 0.25)
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)
 TRIED = (0.0, 0.125, 0.25, 0.5, 0.75)
 """Shares of the vocabulary that are tried for the smallest which cuts validation rows as before."""
 SAMPLED = 512
@@ -48,12 +48,14 @@ class Maker:
     """Makes the student of a cell from its adapter's merged model, in 32 bits.
 
     Args:
+        rows: The folder of the rows that the student learns.
         recipe: Says what is to be written; the lock, in which all is settled, does not tell what was asked for.
         target: Whose budget decides, where it only serves.
     """
 
-    def __init__(self, cell: Cell, recipe: Recipe, target: Target | None, device: torch.device) -> None:
+    def __init__(self, cell: Cell, rows: Path, recipe: Recipe, target: Target | None, device: torch.device) -> None:
         assert recipe.student is not None
+        self.rows = rows
         self.cell, self.recipe, self.target, self.device = cell, recipe, target, device
         self.settings = recipe.student
         self.lock, self.task = cell.lock, registry.task(cell.lock.task)
@@ -69,7 +71,7 @@ class Maker:
 
     def shapes(self, tokens: int | None) -> list[tuple[int, float]]:
         """Layers and share of units: as asked for, or those that the budget allows and no other one outdoes, the most
-        multiply-adds first.
+        layers first: of as many parameters deep and narrow models lose less (benchmarks/student.json).
 
         Args:
             tokens: Size of the vocabulary, where it becomes smaller.
@@ -110,7 +112,7 @@ class Maker:
             for count, share in fitting
             if not any(more >= count and wider >= share and (more, wider) != (count, share) for more, wider in fitting)
         ]
-        return best[: asked.tries]
+        return sorted(best, reverse=True)[: asked.tries]
 
     def cut(self, folder: Path, kept: Sequence[int] | None, layers: int, ffn: float) -> BaseRef:
         """Cuts the model and writes it; after that the maker has the smaller one.
@@ -159,7 +161,7 @@ class Maker:
     # --- the vocabulary ----------------------------------------------------------------------------------------------
 
     def _ids(self, split: str, tokenizer: Any) -> list[tuple[int, ...]]:
-        rows = list(read_split(self.cell.folder, split))
+        rows = list(read_split(self.rows, split))
         options: dict[str, Any] = {"max_length": self.lock.data.max_length, "labels": self.cell.data.labels}
         examples = self.task.encode(rows, tokenizer, **options)
         return [tuple(part.inputs["input_ids"]) for example in examples for part in example.parts]

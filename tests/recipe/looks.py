@@ -22,6 +22,7 @@ from hfadapt.card.build import render_card
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, HfadaptError
 from hfadapt.data import augment, clean, prepare
+from hfadapt.data.unlabelled import Held, open_texts, read_apart
 from hfadapt.evaluate import context
 from hfadapt.export.gate import Gate
 from hfadapt.fast import FastPath, fusion
@@ -169,6 +170,23 @@ def texts_of_the_hub(bed: Bed, fields: Mapping[str, Any]) -> Any:
         pytest.raises(DataError),
     ):
         bed.run(fields, "plan", "gathered")
+    return called.call_args_list
+
+
+def texts_of_students(bed: Bed, fields: Mapping[str, Any]) -> Any:
+    """The texts without labels that a student would learn by the adapted model's answers."""
+    recipe = bed.recipe(fields)
+    sources = open_texts(recipe.student.texts, bed.folder)
+    return [row.text for row in read_apart(recipe, "one", sources, Held(()), (), print)[0]]
+
+
+def hub_texts_of_students(bed: Bed, fields: Mapping[str, Any]) -> Any:
+    """What `datasets.load_dataset` is asked for, for these."""
+    with (
+        mock.patch.object(datasets, "load_dataset", side_effect=ConnectionError("no network")) as called,
+        pytest.raises(DataError),
+    ):
+        texts_of_students(bed, fields)
     return called.call_args_list
 
 

@@ -39,6 +39,7 @@ from looks import (
     fused,
     gathered,
     heard,
+    hub_texts_of_students,
     judged,
     labels,
     losses,
@@ -55,6 +56,7 @@ from looks import (
     steps_in_time,
     storage,
     students,
+    texts_of_students,
     texts_of_the_hub,
     trackers,
     tried,
@@ -293,6 +295,9 @@ def adaptation(place: str) -> dict[str, Case]:
 
 
 HUB_WORDS = ("config", "split", "revision")
+TEXTS_TOO, HUB_TEXTS = (
+    {"student": {"layers": 1, "texts": [{"source": source}]}} for source in ("texts.jsonl", "someone/something")
+)
 FIELDS: dict[str, Case] = {
     "name": Case(("this", "that"), folder),
     "model": Case(("./lm", "./lm-untied"), planned, TEXTS),
@@ -439,6 +444,10 @@ FIELDS: dict[str, Case] = {
     ),
     "student.int8": Case((True, False), students, beside={**QUICKLY, "student": {"layers": 1}}),
     "student.base": Case(("./encoder", "./lm"), students, beside=QUICKLY),
+    "student.texts[].source": Case(("texts.jsonl", "other.jsonl"), texts_of_students, beside=TEXTS_TOO),
+    "student.texts[].column": Case(("text", "more"), texts_of_students, beside=TEXTS_TOO),
+    "student.texts[].rows": Case((3, 20), texts_of_students, beside=TEXTS_TOO),
+    **{f"student.texts[].{name}": Case((None, "v1"), hub_texts_of_students, beside=HUB_TEXTS) for name in HUB_WORDS},
     "student.tries": Case((1, 2), students, beside={**QUICKLY, **SMALL_BROWSER}),
     "student.limit": Case(
         (0.0, 1e6),

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import command, labelled, pairs, questions, recipe_fields, write_recipe, write_rows
+from tiny import command, labelled, pairs, questions, recipe_fields, tagged, write_recipe, write_rows
 
-from hfadapt import Run
+from hfadapt import Run, load_adapted
 from hfadapt.records.student import StudentRecord
 from hfadapt.run_folder import Cell
 from hfadapt.stages.student import student_of
@@ -105,6 +105,50 @@ def test_a_language_model_has_one_too(models, tmp_path) -> None:
     assert record.student.tokens == record.adapted.tokens
 
 
+def test_texts_that_the_adapted_model_answers_are_learned_too(models, tmp_path) -> None:
+    rows, more = labelled(120), labelled(300, seed=5)
+    texts = [row["text"] for row in more] + [row["text"] for row in rows]
+    (tmp_path / "more.txt").write_text("\n".join(texts) + "\n")
+    student = {**SMALL, "texts": "more.txt"}
+    recipe(tmp_path, models / "encoder", "text-classification", rows, student=student)
+    done = command("run", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.out + done.err
+    cell = Run(tmp_path / "runs/tiny").cell("one", "this-machine")
+    record, own = cell.read(StudentRecord), student_of(cell)
+    assert record.texts == own.data.splits["train"] - cell.data.splits["train"] > 250
+    assert own.data.dropped["exact-duplicate"] == cell.data.splits["train"]
+    assert own.data.dropped["like-held-out-row"] >= cell.data.splits["test"]
+    assert own.data.rows_in == own.data.rows_kept + sum(own.data.dropped.values())
+    assert own.data.lengths["train"].rows == own.data.splits["train"]
+    answered = [row for row in own.read_split("train") if row["source"].endswith("more.txt")]
+    said = load_adapted(cell.folder).predict([row["text"] for row in answered])
+    assert [row["label"] for row in answered] == [each.label for each in said]
+    held = {row["text"] for split in ("validation", "test") for row in cell.read_split(split)}
+    assert not held & {row["text"] for row in answered}
+    assert f"learned {record.texts} texts without labels" in (cell.folder / "README.md").read_text()
+    # Other texts make another student, of the same adapter.
+    (tmp_path / "more.txt").write_text("\n".join(texts[:100]) + "\n")
+    done = command("run", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.out + done.err
+    assert cell.read(StudentRecord).texts < record.texts
+
+
+def test_a_language_model_answers_texts_in_the_template(models, tmp_path) -> None:
+    (tmp_path / "more.txt").write_text("\n".join(row["text"] for row in labelled(40, seed=5)) + "\n")
+    student = {**SMALL, "vocabulary": "all", "texts": "more.txt"}
+    template = {"prompt": "Text: {text}\nLabel:", "completion": " {label}"}
+    recipe(tmp_path, models / "lm", "causal-lm", labelled(160), student=student, template=template)
+    done = command("run", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.out + done.err
+    own = student_of(Run(tmp_path / "runs/tiny").cell("one", "this-machine"))
+    answered = [row for row in own.read_split("train") if row["source"].endswith("more.txt")]
+    assert len(answered) > 30
+    for row in answered:
+        assert row["prompt"].startswith("Text: ")
+        assert row["prompt"].endswith("\nLabel:")
+        assert row["completion"] == f" {row['label']}"
+
+
 @pytest.mark.parametrize(
     ("student", "said"),
     [
@@ -126,6 +170,8 @@ def test_what_a_task_or_base_does_not_have_is_said_before_training(models, tmp_p
     for task, rows, student, said in (
         ("embedding", questions(60), {"layers": 1}, "learned from whole batches"),
         ("text-classification", labelled(160), {"layers": 3}, "of 2 that the base has"),
+        ("token-classification", tagged(80), {"layers": 1, "texts": "more.txt"}, "make no rows to learn"),
+        ("text-classification", labelled(160), {"layers": 1, "texts": "no.txt"}, "no.txt"),
     ):
         recipe(tmp_path, models / "encoder", task, rows, student=student)
         done = command("run", "tiny.yaml", folder=tmp_path)
@@ -169,21 +215,26 @@ def test_another_model_can_learn(models, tmp_path) -> None:
     assert "a student is another model, or cut out of the adapted one" in done.err
 
 
-def test_rounding_that_costs_too_much_is_learned(models, tmp_path, monkeypatch) -> None:
+def test_rounding_that_costs_too_much_is_learned_where_that_helps(models, tmp_path, monkeypatch) -> None:
     pytest.importorskip("onnxruntime")
     fields = {"targets": ["browser-4gb"], "export": {"format": "onnx", "limits": {"points": 100, "kl_nats": 1.0}}}
-    for kl, limit in ((0.1, 100), (2.0, 99)):
-        costs = iter([(3.0, kl), (0.2, 0.001)])
+    cell, found = Run(tmp_path / "runs/tiny").cell("one", "browser-4gb"), []
+    for limit, before, after in ((100, 0.1, None), (99, 2.0, 3.0), (98, 2.0, 0.001)):
+        costs = iter([(3.0, before), (0.2, after)])
         monkeypatch.setattr("hfadapt.student.beside.rounding_cost", lambda *_, costs=costs, **__: next(costs))
         student = {"layers": 1, "limit": limit, "epochs": 4.0, "learning_rate": 3e-3}
         recipe(tmp_path, models / "encoder", "text-classification", labelled(200), student=student, **fields)
         done = command("run", "tiny.yaml", folder=tmp_path)
         assert done.code == 0, done.out + done.err
-        assert ("trained again and learns it in its last epoch" in done.err) == (kl > 1.0)
-    found = Run(tmp_path / "runs/tiny").cell("one", "browser-4gb").read(StudentRecord)
-    assert found.rounding.before == (3.0, 2.0)
-    assert (found.rounding.points, found.rounding.kl_nats) == (0.2, 0.001)
-    assert found.rounding.trained > 0
+        assert ("trained again and learns it in its last epoch" in done.err) == (after is not None)
+        record = cell.read(StudentRecord)
+        found.append((record.rounding, record.weights_sha256))
+    (never, unrounded), (useless, kept), (learned, rounded) = found
+    assert (useless.kl_nats, useless.trained, useless.dismissed) == (2.0, 0, (0.2, 3.0))
+    assert unrounded == kept != rounded
+    assert never.before is useless.before is learned.dismissed is None
+    assert (learned.before, learned.points, learned.kl_nats) == ((3.0, 2.0), 0.2, 0.001)
+    assert learned.trained > 0
 
 
 def test_a_budget_decides_how_small(models, tmp_path, monkeypatch) -> None:
