@@ -29,6 +29,7 @@ class SearchRecord(Record):
     All were trained on the same rows in the same order, and compared after the steps of each of the `rungs` on the same
     `validation_rows`; test rows had no part in it. `further_steps` and `further_seconds` are those of the tries that
     were given up, beside the training of `training_steps`; comparing all of them took `compared_seconds`.
+    `began_with` is the SHA-256 of the rows and settings before anything was chosen.
     """
 
     FILE: ClassVar[str] = "search.json"
@@ -46,6 +47,7 @@ class SearchRecord(Record):
     further_tokens: int
     further_labelled_tokens: int
     compared_seconds: float
+    began_with: str = ""
 
 
 def named_try(settings: Mapping[str, float]) -> str:

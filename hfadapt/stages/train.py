@@ -129,14 +129,17 @@ class Train(Stage):
 
     def _taken(self, cell: Cell, context: Context) -> bool:
         """Takes the adapter of another target that was trained with the same rows and settings, where there is one."""
+        from hfadapt.train import learned_from
+
         if context.start(cell, self.name) is not None:
             return False
+        wanted = learned_from(cell)
         for other in context.cells:
             if (
                 (other.domain, other.target != cell.target) == (cell.domain, True)
                 and other.state.stages.get(self.name) == context.hashes(other)[self.name]
                 and self.intact([other], context)
-                and _learned(other) == _learned(cell)
+                and wanted == (searched(other) or learned_from(other))
             ):
                 break
         else:
@@ -151,17 +154,20 @@ class Train(Stage):
         shutil.copytree(other.adapter, ready)
         ready.rename(cell.adapter)
         shutil.copy(other.folder / "metrics.jsonl", cell.folder / "metrics.jsonl")
+        lock, taken = other.lock, {"target": cell.target}
+        if searched(other) == wanted:
+            # What the search has found.
+            cell.write(other.read(SearchRecord).model_copy(update=taken))
+            found = {"train": lock.train, "adapter": lock.adapter, "search": lock.search}
+            cell.save_lock(cell.lock.model_copy(update=found))
         record = other.train
-        taken = {"target": cell.target, "same_as": record.same_as or other.target}
-        cell.write(record.model_copy(update=taken))
+        cell.write(record.model_copy(update=taken | {"same_as": record.same_as or other.target}))
         return True
 
 
-def _learned(cell: Cell) -> list[Any]:
-    """All that decides what a training comes to."""
-    for_later = {"targets", "budgets", "evaluate", "export", "student"}
-    rows = [kept_sha256(cell.folder / "data" / f"{split}.parquet") for split in ("train", "validation")]
-    return [cell.lock.model_dump(mode="json", exclude=for_later), rows]
+def searched(cell: Cell) -> str | None:
+    """What its search began with, as `learned_from`; None where there was none."""
+    return cell.read(SearchRecord).began_with if cell.holds(SearchRecord) else None
 
 
 def _objective(context: Context) -> tuple[Objective, Any]:

@@ -22,6 +22,7 @@ from hfadapt.run_folder import Cell
 from hfadapt.train.cells import Training
 from hfadapt.train.halving import FOLDER, Halving, read_state
 from hfadapt.train.job import Job, share_of, steps_of
+from hfadapt.train.sharing import learned_from
 from hfadapt.train.trial import CannotShare
 
 START = "start.safetensors"
@@ -59,7 +60,7 @@ class SearchTraining(Training):
     """
 
     def __init__(self, cell: Cell, world: World, identity: str, progress: Progress, together: bool) -> None:
-        self.folder, self.whole = cell.folder / FOLDER, cell.lock
+        self.folder, self.whole, self.began_with = cell.folder / FOLDER, cell.lock, learned_from(cell)
         assert self.whole.search is not None
         self.tries = list(self.whole.search.tries())
         gone = (read_state(self.folder, identity) or {"gone": {}})["gone"]
@@ -156,6 +157,7 @@ class SearchTraining(Training):
             further_tokens=int(found.spent("tokens")),
             further_labelled_tokens=int(found.spent("labelled_tokens")),
             compared_seconds=found.known["compared_seconds"],
+            began_with=self.began_with,
         )
 
 
