@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from hfadapt.core import registry
 from hfadapt.core.hashing import json_sha256
 from hfadapt.core.progress import Progress, Silent
@@ -53,6 +51,8 @@ def evaluate_cell(
 ) -> EvaluationRecord:
     """Scores baseline and adapter on the test split from the files in the cell, and writes evaluation.json.
 
+    Of several processes each scores its share of the rows.
+
     Args:
         recipe_folder: Where paths in `evaluate.metrics` and `evaluate.harness` begin.
 
@@ -60,21 +60,21 @@ def evaluate_cell(
         RunError: the adapter that was read back does not score as it did when it was trained.
         RequestError: a metric or a harness task that was asked for cannot be had.
     """
+    record = _evaluate(cell, world, progress or Silent(), recipe_folder)
+    # What follows reads the records.
+    world.on_main(lambda: None)
+    return record
+
+
+def _evaluate(cell: Cell, world: World, progress: Progress, recipe_folder: Path) -> EvaluationRecord:
+    lock, train, device = cell.lock, cell.train, world.device
     room = world.max_memory(cell.plan.cells[0].budget_bytes)
-    device = world.accelerator.device
-    return world.on_main(lambda: _evaluate(cell, device, progress or Silent(), room, recipe_folder))
-
-
-def _evaluate(
-    cell: Cell, device: torch.device, progress: Progress, room: dict[int, int] | None, recipe_folder: Path
-) -> EvaluationRecord:
-    lock, train = cell.lock, cell.train
     load_libraries()
     release_memory()
     floor = resident_bytes()
     started = time.perf_counter()
     with PeakMemory(device, floor) as peak:
-        context = open_context(cell, device, progress, room)
+        context = open_context(cell, device, progress, room, world=world)
         task, test, rows = context.task, context.test, context.rows
         progress.say(f"{cell.domain}: scoring the {task.baseline}")
         base_scores = context.score(test, adapter=False)
@@ -138,28 +138,33 @@ def _evaluate(
         },
         versions=versions(str(device)),
     )
-    _write_predictions(cell.folder / "predictions.parquet", rows, names, base_scores, scores, texts)
-    cell.write(record)
-    _further_checks(context)
+    if world.is_main:
+        _write_predictions(cell.folder / "predictions.parquet", rows, names, base_scores, scores, texts)
+        cell.write(record)
+    _further_checks(context, world)
     return record
 
 
-def _further_checks(context: EvaluationContext) -> None:
+def _further_checks(context: EvaluationContext, world: World) -> None:
     """security.json and drift.json, from the same context; drift comes last, as it loads bases of its own beside it."""
     settings, cell = context.lock.evaluate, context.cell
-    for kind in (SecurityRecord, DriftRecord):
+    for kind in (SecurityRecord, DriftRecord) if world.is_main else ():
         # An earlier evaluation's would say something about another adapter or other settings.
         (cell.folder / kind.FILE).unlink(missing_ok=True)
     if settings.security:
         from hfadapt.evaluate.privacy.security import check
 
         context.progress.say(f"{cell.domain}: leaks and robustness")
-        cell.write(check(context))
+        security = check(context)
+        if world.is_main:
+            cell.write(security)
     if settings.drift:
         from hfadapt.evaluate.drift import measure
 
         context.progress.say(f"{cell.domain}: merging, and bases in other precision")
-        cell.write(measure(context))
+        drift = measure(context)
+        if world.is_main:
+            cell.write(drift)
 
 
 def _on_scores(name: str) -> bool:

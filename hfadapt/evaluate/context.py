@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +14,7 @@ from hfadapt.adapters import DEFAULT
 from hfadapt.core import registry
 from hfadapt.core.progress import Progress, Silent
 from hfadapt.data import read_split
+from hfadapt.hardware.processes import World
 from hfadapt.modalities import Example, Row
 from hfadapt.models.attach import go_on, open_adapter, trained_layers
 from hfadapt.models.load import Base
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from hfadapt.recipe.schema import Lock
     from hfadapt.records.stages import DataRecord
 
+SHARED_ROWS = 8
+"""Fewer rows for each process are scored by all of them."""
+
 
 @dataclass
 class EvaluationContext:
@@ -37,6 +41,7 @@ class EvaluationContext:
         model: With the adapter on, in evaluation mode. Switched off, its head is the linear probe's where the baseline
             is one.
         choices: Answers among which a language model chooses, by name: token ids without the end token.
+        world: The processes that score the rows together, where all of them have this context.
     """
 
     cell: Cell
@@ -48,6 +53,7 @@ class EvaluationContext:
     device: torch.device
     choices: dict[str, tuple[int, ...]] = field(default_factory=dict)
     progress: Progress = field(default_factory=Silent)
+    world: World | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -124,18 +130,36 @@ class EvaluationContext:
             choose: Choose among `choices`, where there are any; the examples must then end in one of them.
         """
         known = self.referred(examples)
+        choices = tuple(self.choices.values()) if choose else ()
         with torch.inference_mode(), self.adapter_on(adapter) as model:
-            scores: Scores = self.task.score(model, known, self.batches, tuple(self.choices.values()) if choose else ())
-        return scores
+            return score_together(
+                self.world, self.task, known, lambda own: self.task.score(model, own, self.batches, choices)
+            )
+
+
+def score_together(
+    world: World | None, task: Task, examples: Sequence[Example], score: Callable[[Sequence[Example]], Scores]
+) -> Scores:
+    """Scores of examples that the processes share, where there are several and rows are scored one by one."""
+    if world is None or world.size == 1 or task.joint or len(examples) < SHARED_ROWS * world.size:
+        return score(examples)
+    return Scores.joined(world.shared(len(examples), lambda own: score([examples[number] for number in own])))
 
 
 def open_context(
-    cell: Cell, device: torch.device, progress: Progress, room: dict[int, int] | None = None, *, baseline: bool = True
+    cell: Cell,
+    device: torch.device,
+    progress: Progress,
+    room: dict[int, int] | None = None,
+    *,
+    baseline: bool = True,
+    world: World | None = None,
 ) -> EvaluationContext:
     """The cell's base with its adapter from disk on it, and the linear probe as its head where that is the baseline.
 
     Args:
         baseline: Without it the adapter alone is asked, and no probe is trained.
+        world: The processes that score together, where all of them open this.
 
     Raises:
         RunError: the folder or its manifest does not fit the base.
@@ -144,7 +168,7 @@ def open_context(
     task = registry.task(lock.task)
     base = load_base_of({cell.adapter: data.labels}, lock, device, max_memory=room)
     choices = task.choices(task.answer_texts(data.form, data.completions, cell.read_split), base.tokenizer)
-    context = EvaluationContext(cell, lock, data, task, base, base.model.eval(), device, choices, progress)
+    context = EvaluationContext(cell, lock, data, task, base, base.model.eval(), device, choices, progress, world)
     if baseline and task.baseline == "linear probe":
         train, validation = (
             [part for example in context.encode(read_split(cell.folder, split)) for part in example.parts]

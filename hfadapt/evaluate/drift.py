@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +22,7 @@ from hfadapt.evaluate.metrics.rows import RowMetric, compare, leading, points_lo
 from hfadapt.formats import Form
 from hfadapt.hardware import catalogue
 from hfadapt.hardware.peak_memory import release_memory
+from hfadapt.hardware.processes import World
 from hfadapt.models.attach import open_adapter
 from hfadapt.models.base import BaseRef
 from hfadapt.models.load import load_base
@@ -90,23 +91,42 @@ def measure(context: EvaluationContext) -> DriftRecord:
     reference = Reference(context, examples)
     scores = reference.scores
     metric = leading(lock.evaluate.metrics, scores)
-    variants, refused = [], {}
-    with _work_folder(cell.folder) as folder:
-        for form in wanted:
-            device = _device(form, context)
+
+    devices = [_device(form, context) for form in wanted]
+    world = context.world or World()
+
+    def measured(numbers: Sequence[int]) -> list[tuple[int, Variant, str]]:
+        found = []
+        for number in numbers:
+            form, device = wanted[number], devices[number]
             if device is None:
-                skipped[form.name] = "there is not enough memory for it beside the base"
                 continue
-            context.progress.say(f"{context.cell.domain}: merge drift of {form.name}")
+            context.progress.say(f"{cell.domain}: merge drift of {form.name}")
             model = _open(form, context, folder, device)
-            found, kl, most = reference.compared(model, device)
-            result = compare(metric.name, scores, found, **sampling(lock))
+            against, kl, most = reference.compared(model, device)
+            result = compare(metric.name, scores, against, **sampling(lock))
             del model
             release_memory()
             variant = _variant(form, kl, most, result)
-            variants.append(variant)
-            if why := _too_far(variant, metric, result, lock):
-                refused[form.name] = why
+            found.append((number, variant, _too_far(variant, metric, result, lock) or ""))
+        return found
+
+    folder = world.on_main(lambda: _work_folder(cell.folder))
+    try:
+        # Of several processes transformers lets the first one write.
+        world.on_main(lambda: _write_all(zip(wanted, devices, strict=True), context, folder))
+        shared = [each for _, part in world.shared(len(wanted), measured) for each in part]
+    finally:
+        if world.is_main:
+            shutil.rmtree(folder, ignore_errors=True)
+    for form, device in zip(wanted, devices, strict=True):
+        if device is None:
+            skipped[form.name] = "there is not enough memory for it beside the base"
+    variants, refused = [], {}
+    for _, variant, why in sorted(shared, key=lambda each: each[0]):
+        variants.append(variant)
+        if why:
+            refused[variant.name] = why
     return DriftRecord(
         domain=cell.domain,
         target=cell.target,
@@ -131,17 +151,30 @@ def _reference(lock: Lock) -> str:
 # --- opening a form --------------------------------------------------------------------------------------------------
 
 
+def _place(form: Form, lock: Lock, folder: Path) -> tuple[Path, str]:
+    """Where the merged model of a form is, and its dtype."""
+    dtype = merged_dtype(lock) if form.quantised else form.storage
+    return folder / f"{dtype}{'-dequantised' if form.dequantised else ''}", dtype
+
+
+def _write_all(forms: Iterable[tuple[Form, torch.device | None]], context: EvaluationContext, folder: Path) -> None:
+    """Writes the merged models of all forms, each once."""
+    lock, labels, adapter = context.lock, context.data.labels, context.cell.adapter
+    for form, device in forms:
+        place, dtype = _place(form, lock, folder)
+        if form.merged and device is not None and not place.exists():
+            context.progress.say(f"{context.cell.domain}: merging in {dtype}")
+            write_merged(open_merged(lock, labels, adapter, dtype, device, dequantised=form.dequantised), place)
+            release_memory()
+
+
 def _open(form: Form, context: EvaluationContext, folder: Path, device: torch.device) -> Any:
-    """The form as a model in evaluation mode. Merged ones come from `folder`, where they are written first."""
+    """The form as a model in evaluation mode, a merged one from what was written."""
     lock, labels, adapter = context.lock, context.data.labels, context.cell.adapter
     if not form.merged:
         plain = load_base(BaseRef.of(lock).stored(PLAIN, form.storage), labels, device)
         return open_adapter(plain, adapter, lock.adapter.method, device).eval()
-    dtype = merged_dtype(lock) if form.quantised else form.storage
-    written = folder / f"{dtype}{'-dequantised' if form.dequantised else ''}"
-    if not written.exists():
-        write_merged(open_merged(lock, labels, adapter, dtype, device, dequantised=form.dequantised), written)
-        release_memory()
+    written, dtype = _place(form, lock, folder)
     quant = form.storage if form.quantised else PLAIN
     return load_base(BaseRef.of(lock).at(written).stored(quant, dtype), labels, device).model.eval()
 
@@ -152,21 +185,17 @@ def _device(form: Form, context: EvaluationContext) -> torch.device | None:
     needed = int(context.base.parameters * size * 1.3)
     if context.device.type == "cuda" and torch.cuda.mem_get_info(context.device)[0] > needed:
         return context.device
-    if catalogue.memory_limits()[1] > needed:
+    if catalogue.memory_limits()[1] > needed * (context.world.size if context.world else 1):
         return context.device if context.device.type != "cuda" else torch.device("cpu")
     return None
 
 
-class _work_folder(TemporaryDirectory[str]):
-    """A hidden folder in the cell, since merged models may be too large for the system's own place."""
-
-    def __init__(self, cell: Path) -> None:
-        for left in cell.glob(".drift-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        super().__init__(dir=cell, prefix=".drift-")
-
-    def __enter__(self) -> Path:  # type: ignore[override]
-        return Path(super().__enter__())
+def _work_folder(cell: Path) -> Path:
+    """A hidden folder in the cell, since merged models may be too large for the system's own place; what a killed
+    process has left is taken away."""
+    for left in cell.glob(".drift-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    return Path(mkdtemp(dir=cell, prefix=".drift-"))
 
 
 # --- comparing -------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from hfadapt.core.hashing import json_sha256
 from hfadapt.core.progress import Progress, Silent
 from hfadapt.core.spec import reading
 from hfadapt.data import read_split
-from hfadapt.evaluate.context import spread
+from hfadapt.evaluate.context import score_together, spread
 from hfadapt.evaluate.metrics.rows import compare, find, known_metrics, sampling
 from hfadapt.evaluate.quality import sides_unsaid, unsaid
+from hfadapt.hardware.processes import World
 from hfadapt.modalities import Example
 from hfadapt.models.attach import open_adapter, open_adapters, use_adapter
 from hfadapt.models.base import BaseRef
@@ -115,7 +116,7 @@ class Domain:
 
 
 def measure_transfer(
-    cells: Sequence[Cell], device: torch.device, kept: TransferRecord | None = None, progress: Progress | None = None
+    cells: Sequence[Cell], world: World, kept: TransferRecord | None = None, progress: Progress | None = None
 ) -> TransferRecord | None:
     """The matrix of every target with two or more evaluated cells.
 
@@ -143,7 +144,7 @@ def measure_transfer(
     targets = []
     for target, domains in by_target.items():
         (progress or Silent()).say(f"{target}: every adapter on every domain")
-        if (found := _matrix(target, domains, device)) is not None:
+        if (found := _matrix(target, domains, world)) is not None:
             targets.append(found)
     return TransferRecord(targets=tuple(targets), inputs_sha256=inputs)
 
@@ -178,7 +179,7 @@ def common_metric(domains: Sequence[Domain]) -> str | None:
     return None
 
 
-def _matrix(target: str, domains: Sequence[Domain], device: torch.device) -> TransferTarget | None:
+def _matrix(target: str, domains: Sequence[Domain], world: World) -> TransferTarget | None:
     metric = common_metric(domains)
     if metric is None:
         return None
@@ -188,7 +189,7 @@ def _matrix(target: str, domains: Sequence[Domain], device: torch.device) -> Tra
     found: dict[tuple[str, str], TransferCell] = {}
     skipped: dict[tuple[str, str], str] = {}
     for group in groups.values():
-        for adapter, data, scores in _scored(group, device, metric, skipped):
+        for adapter, data, scores in _scored(group, world, metric, skipped):
             found[adapter.name, data.name] = _cell(adapter, data, scores, metric)
     for adapter in domains:
         for data in domains:
@@ -205,10 +206,10 @@ def _matrix(target: str, domains: Sequence[Domain], device: torch.device) -> Tra
 
 
 def _scored(
-    group: Sequence[Domain], device: torch.device, metric: str, skipped: dict[tuple[str, str], str]
+    group: Sequence[Domain], world: World, metric: str, skipped: dict[tuple[str, str], str]
 ) -> Iterator[tuple[Domain, Domain, Scores]]:
     """Scores of every adapter of the group on every domain of it; pairs that cannot be compared go to `skipped`."""
-    lock = group[0].lock
+    lock, device = group[0].lock, world.device
     base = load_base_of({domain.cell.adapter: domain.labels for domain in group}, lock, device)
     for domain in group:
         domain.encode(base)
@@ -225,19 +226,20 @@ def _scored(
             if find(metric).needs == "classes" and set(adapter.names) != set(data.names):
                 skipped[adapter.name, data.name] = "other answers: " + ", ".join(data.names)
             else:
-                yield adapter, data, _score(used.eval(), base, data, device)
+                yield adapter, data, _score(used.eval(), base, data, world)
 
 
-def _score(model: Any, base: Base, data: Domain, device: torch.device) -> Scores:
-    task = registry.task(data.lock.task)
+def _score(model: Any, base: Base, data: Domain, world: World) -> Scores:
+    task, device = registry.task(data.lock.task), world.device
+
+    def score(examples: Sequence[Example]) -> Scores:
+        rows = data.lock.evaluate.batch_rows
+        batches = partial(padded, task, pad_token_id=base.pad_token_id, device=device, batch_rows=rows)
+        scores: Scores = task.score(model, examples, batches, tuple(data.choices.values()))
+        return scores
+
     with torch.inference_mode():
-        scores: Scores = task.score(
-            model,
-            data.examples,
-            lambda rows: padded(task, rows, base.pad_token_id, device, data.lock.evaluate.batch_rows),
-            tuple(data.choices.values()),
-        )
-    return scores
+        return score_together(world, task, data.examples, score)
 
 
 def _cell(adapter: Domain, data: Domain, scores: Scores, name: str) -> TransferCell:
@@ -282,16 +284,20 @@ def transfer_gates(record: TransferRecord, cells: Sequence[Cell]) -> dict[tuple[
     return failed
 
 
-def write_transfer(
-    folder: Path, cells: Sequence[Cell], device: torch.device, progress: Progress
-) -> TransferRecord | None:
+def write_transfer(folder: Path, cells: Sequence[Cell], world: World, progress: Progress) -> TransferRecord | None:
     """transfer.json of a run, made again only where its inputs changed, and each adapter's own row beside it.
+
+    Of several processes each scores its share of the rows.
 
     A card follows from its cell's folder alone, so what it says of other domains has to lie there.
     """
-    path = folder / TransferRecord.FILE
-    kept = Run(folder).transfer
-    record = measure_transfer(cells, device, kept, progress)
+    kept = world.on_main(lambda: Run(folder).transfer)
+    record = measure_transfer(cells, world, kept, progress)
+    world.on_main(lambda: _write(folder / TransferRecord.FILE, cells, record, kept))
+    return record
+
+
+def _write(path: Path, cells: Sequence[Cell], record: TransferRecord | None, kept: TransferRecord | None) -> None:
     if record is None:
         path.unlink(missing_ok=True)
     elif record is not kept:
@@ -304,4 +310,3 @@ def write_transfer(
         elif before is None or row.targets != before.targets:
             # Otherwise only other rows of the matrix have changed, and the card stays as it is.
             cell.write(row)
-    return record

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hfadapt.core.errors import HfadaptError, RequestError, RunError
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
 Result = TypeVar("Result")
@@ -20,7 +21,7 @@ PROCESS_FLAGS = ("--num_processes", "--num-processes", "--nproc_per_node", "--np
 LAUNCHERS = {"torchrun", "torch.distributed.run", "accelerate-launch", "accelerate.commands.launch"}
 ACCELERATE = {"accelerate", "accelerate.commands.accelerate_cli"}
 TIMEOUT = timedelta(hours=2)
-"""How long processes wait for the first one, which prepares data and evaluates alone."""
+"""How long processes wait for the first one, which prepares data alone."""
 
 
 def processes_asked(ancestors: Sequence[Sequence[str]]) -> int | None:
@@ -108,6 +109,8 @@ class World:
         )
         self.size: int = self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process
+        # Beside others a process is on "cpu:0", which safetensors does not know.
+        self.device: torch.device = torch.device("cpu") if cpu else self.accelerator.device
         check_world(1, started=self.size)
 
     def max_memory(self, budget_bytes: int) -> dict[int, int] | None:
@@ -137,6 +140,33 @@ class World:
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
+
+    def shared(self, count: int, work: Callable[[range], Result]) -> list[tuple[range, Result]]:
+        """Divides numbered items among the processes; every process gets what was made of all of them, in the same
+        order, or the first error. All processes must call it, with the same count.
+
+        Args:
+            count: How many items there are.
+            work: Called once, with the numbers of this process.
+        """
+        if self.size == 1:
+            return [(range(count), work(range(count)))]
+        from accelerate.utils import gather_object
+
+        own = range(self.accelerator.process_index, count, self.size)
+        outcome: list[Any] = [None, None]
+        try:
+            outcome[0] = work(own)
+        except (HfadaptError, KeyboardInterrupt) as error:
+            outcome[1] = error
+        except Exception as error:
+            gather_object([(own, None, RunError("a process failed", got=repr(error)))])
+            raise
+        found = gather_object([(own, *outcome)])
+        for _, _, failed in found:
+            if failed is not None:
+                raise failed
+        return [(numbers, result) for numbers, result, _ in found]
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""

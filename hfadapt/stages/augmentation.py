@@ -192,7 +192,7 @@ def _untried(cell: Cell, context: Context, reason: str) -> AugmentRecord:
         reason=reason,
         rows=cell.data.splits["train"],
         validation_rows=cell.data.splits["validation"],
-        versions=versions(str(context.world.accelerator.device)),
+        versions=versions(str(context.world.device)),
     )
 
 

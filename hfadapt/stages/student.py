@@ -319,7 +319,7 @@ class _Making:
     def _maker(self) -> Maker:
         from hfadapt.student.make import Maker
 
-        return Maker(self.cell, self.student.folder, self.context.recipe, self.target, self.world.accelerator.device)
+        return Maker(self.cell, self.student.folder, self.context.recipe, self.target, self.world.device)
 
     def _cut(self, begun: _Begun, shape: tuple[int, float], maker: Maker | None = None) -> _Begun:
         """The base of one shape, in the student's folder."""
@@ -427,14 +427,14 @@ class _Making:
     def _rounding_cost(self, *, by_row: bool) -> tuple[float, float]:
         from hfadapt.student.beside import rounding_cost
 
-        return rounding_cost(self.student, self.world.accelerator.device, by_row=by_row)
+        return rounding_cost(self.student, self.world.device, by_row=by_row)
 
     def _compare(self, facts: dict[str, Any]) -> None:
         from hfadapt.student.beside import compare_and_write
 
         world = self.world
         room = world.max_memory(self.cell.plan.cells[0].budget_bytes)
-        compare_and_write(self.cell, self.student, world.accelerator.device, self.context.progress, room, facts)
+        compare_and_write(self.cell, self.student, world.device, self.context.progress, room, facts)
 
     def _too_much(self, cost: tuple[float, float]) -> bool:
         limits = self.cell.lock.export.limits

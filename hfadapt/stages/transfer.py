@@ -20,6 +20,7 @@ class Transfer(Stage):
     verb = "evaluate"
     needs = ("evaluate",)
     scope = "run"
+    distributed = True
     may_write = (TransferRecord,)
     gates = ("transfer",)
     card = (Section("Other domains and general text"),)
@@ -43,7 +44,7 @@ class Transfer(Stage):
         """Scores what has changed."""
         from hfadapt.evaluate.transfer import write_transfer
 
-        write_transfer(context.run.folder, cells, context.world.accelerator.device, context.progress)
+        write_transfer(context.run.folder, cells, context.world, context.progress)
 
     def missed(self, cell: Cell, context: Context) -> Sequence[str]:
         """Gains on other domains below the gate on `transfer`."""

@@ -96,7 +96,7 @@ def _compare(cell: Cell, trained: TrainRecord, context: Context) -> None:
     from hfadapt.hardware.peak_memory import release_memory
     from hfadapt.hardware.versions import versions
 
-    device, found = context.world.accelerator.device, []
+    device, found = context.world.device, []
     room = context.world.max_memory(cell.plan.cells[0].budget_bytes)
     for each in (_other(cell), cell):
         opened = open_context(each, device, context.progress, room)

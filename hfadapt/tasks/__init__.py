@@ -6,7 +6,7 @@ Shapes: B rows, T tokens, V vocabulary, C classes, L labels that carry a loss, N
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
 
 ANSWER_ROWS = 32
+COLUMNS = ("gold", "predictions", "probabilities", "losses", "tokens", "sides")
+"""Of `Scores`, with an entry for each row."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,24 @@ class Scores:
     kind: LabelKind = "class"
     names: tuple[str, ...] = ()
     sides: np.ndarray | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[Sequence[int], Scores]]) -> Scores:
+        """What was said about all rows, from what was said about parts of them.
+
+        Args:
+            parts: Numbers of rows, each in one part, and the scores of these rows.
+        """
+        import numpy as np
+
+        order = np.argsort(np.concatenate([np.asarray(numbers) for numbers, _ in parts]))
+
+        def column(name: str) -> Any:
+            values = [getattr(scores, name) for _, scores in parts]
+            return None if values[0] is None else np.concatenate(values)[order]
+
+        columns: dict[str, Any] = {name: column(name) for name in COLUMNS}
+        return replace(parts[0][1], **columns)
 
     @property
     def single(self) -> bool:

@@ -111,7 +111,7 @@ class Training:
         self.halving: Halving | None = None
         self.lock, self.labels = self.locks[0], cells[0].data.labels
         self.task = registry.task(self.lock.task)
-        self.device = world.accelerator.device
+        self.device = world.device
         self.names = adapter_names(len(cells))
         load_libraries()
         release_memory()
@@ -478,7 +478,7 @@ def _record(
         base_head=base.head_note,
         head_start="linear probe" if _starts_at_probe(base, registry.task(lock.task)) else None,
         settings=registry.task(lock.task).settings(base.tokenizer),
-        versions=versions(str(world.accelerator.device)),
+        versions=versions(str(world.device)),
     )
 
 

@@ -81,7 +81,7 @@ class _Phase:
         assert settings is not None
         self.objective = cast("SelfSupervised", registry.objective(settings.objective))
         self.lock = phase_lock(cell.lock, self.objective)
-        self.device = world.accelerator.device
+        self.device = world.device
 
     def run(self) -> PretrainRecord:
         load_libraries()

@@ -16,6 +16,7 @@ from hfadapt.core.progress import Silent
 from hfadapt.evaluate import transfer
 from hfadapt.evaluate.context import open_context
 from hfadapt.evaluate.transfer import measure_transfer
+from hfadapt.hardware.processes import World
 from hfadapt.models.attach import internal_name, open_adapter, open_adapters, use_adapter
 from hfadapt.models.load import load_base
 from hfadapt.run_folder import Run
@@ -135,7 +136,7 @@ def test_the_report_shows_it(ready):
 
 def test_rows_are_capped_and_spread(folder, monkeypatch):
     monkeypatch.setattr(transfer, "MOST_ROWS", 8)
-    (found,) = measure_transfer(cells(folder, "layer", "encoder"), CPU).targets
+    (found,) = measure_transfer(cells(folder, "layer", "encoder"), World()).targets
     assert {cell.rows for cell in found.cells} == {8}
     context = open_context(cells(folder, "layer")[0], CPU, Silent())
     scores = context.score([context.test[i] for i in range(0, 24, 3)])
@@ -168,7 +169,7 @@ def test_each_card_is_made_once_with_its_row_and_reports_leave_cards_alone(folde
 
 
 def test_one_domain_has_no_matrix(folder):
-    assert measure_transfer(cells(folder, "layer"), CPU) is None
+    assert measure_transfer(cells(folder, "layer"), World()) is None
     (folder / "runs/tiny/transfer.json").unlink()
     assert again(folder, "evaluate.transfer=false").code == 0
     assert Run(folder / "runs/tiny").transfer is None

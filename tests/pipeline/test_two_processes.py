@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import product
 
 import pytest
 from tiny import (
@@ -27,11 +28,13 @@ SEVEN = ("augmented", "frozen", "joint", "hidden", "preferred", "pictures")
 TEXTS = ("mlm", "tsdae", "simcse", "clm")
 """Objectives by which an adapter is adapted to texts before its task."""
 NAMES = (*SEVEN, "trial", *TEXTS)
+EVALUATED = ("scored", "chosen")
 BOTH = f"""
 import runpy, sys
 
-for name in {NAMES}:
-    sys.argv = ["hfadapt", "train", f"{{name}}.yaml", "--runs", "two"]
+for name in {(*NAMES, *EVALUATED)}:
+    verb = "run" if name in {EVALUATED} else "train"
+    sys.argv = ["hfadapt", verb, f"{{name}}.yaml", "--runs", "two"]
     try:
         runpy.run_module("hfadapt", run_name="__main__", alter_sys=True)
     except SystemExit as ended:
@@ -45,6 +48,7 @@ def recipes(folder, models, vision):
     """Fields of each recipe: 7 rows a step shared by two, so that one process has more."""
     rows = {"uneven": uneven(60), "questions": questions(60), "labelled": labelled(100), "pairs": pairs(100)}
     rows |= {"few": labelled(40), "held": labelled(100, seed=5), "tested": labelled(30, seed=6)}
+    rows |= {"labelled-test": labelled(45, seed=8), "held-test": labelled(37, seed=9)}
     rows["preferences"] = preferences(60)
     rows["texts"] = [{"text": row["text"]} for row in labelled(70, seed=7)]
     for name, made in rows.items():
@@ -65,6 +69,16 @@ def recipes(folder, models, vision):
         asked = {"objective": objective, "max_steps": 3, "batch_rows": 48, "learning_rate": 0.003}
         return made | {"pretrain": {"sources": ["texts.jsonl"], **asked}}
 
+    def evaluated(model, task):
+        two = {name: {"source": f"{name}.jsonl", "test": f"{name}-test.jsonl"} for name in ("labelled", "held")}
+        made = fields(model, task, "labelled.jsonl", max_steps=3, learning_rate=0.003)
+        if task != CLASSES:
+            made["template"] = {"prompt": "{text}\nIt is", "completion": " {label}"}
+        checks = {"security": True, "drift": True, "transfer": True, "general_text": False, "resamples": 200}
+        # In 16 bits two answers may be equally likely.
+        checks |= {"metrics": ["loss", "accuracy" if task == CLASSES else "label_accuracy"]}
+        return made | {"domains": two, "data": {"validation": 9, "dedupe": {"near": False}}, "evaluate": checks}
+
     changes = {"augment": {"word_dropout": 0.3, "typos": 0.2}}
     layer, cached = {"dropout": 0.2, "layers": 1}, {"frozen_cache": True}
     held = {"source": "few.jsonl", "validation": "held.jsonl", "test": "tested.jsonl"}
@@ -78,6 +92,8 @@ def recipes(folder, models, vision):
         "pictures": fields(vision / "dino", "image-classification", "pictures", learning_rate=0.01),
         "trial": fields(encoder, CLASSES, held, {"augment": "auto"}, max_steps=6),
         **{objective: with_texts(objective) for objective in TEXTS},
+        "scored": evaluated(encoder, CLASSES),
+        "chosen": evaluated(lm, "causal-lm"),
     }
 
 
@@ -93,6 +109,9 @@ def done(models, vision, tmp_path_factory):
     )
     for name in NAMES:
         one = command("train", f"{name}.yaml", folder=folder)
+        assert one.code == 0, one.err
+    for name in EVALUATED:
+        one = command("run", f"{name}.yaml", folder=folder)
         assert one.code == 0, one.err
     two = finish(process)
     assert two.code == 0, two.err
@@ -149,3 +168,39 @@ def test_they_try_augmentation_together(done):
     for mine, other in zip(two["tried"], one["tried"], strict=True):
         assert all(map(math.isfinite, mine["losses"]))
         assert mine["losses"] == pytest.approx(other["losses"], rel=2e-2)
+
+
+def without_times(record):
+    """A record but for times, memory and what follows from them, and the most that 16 bits round away anywhere."""
+    apart = ("seconds", "memory", "efficiency", "versions", "rows_per_second", "tokens_per_second", "inputs_sha256")
+    apart += ("max_logit_difference",)
+    if isinstance(record, dict):
+        return {name: without_times(value) for name, value in record.items() if name not in apart}
+    return [without_times(value) for value in record] if isinstance(record, list) else record
+
+
+def same(one, two, place=""):
+    """Whether two records say the same but for rounding."""
+    if isinstance(one, dict):
+        assert list(one) == list(two), place
+        for name in one:
+            same(one[name], two[name], f"{place}/{name}")
+    elif isinstance(one, list):
+        assert len(one) == len(two), place
+        for number, each in enumerate(one):
+            same(each, two[number], f"{place}/{number}")
+    elif isinstance(one, float):
+        assert two == pytest.approx(one, rel=1e-3, abs=2e-3 if "drift" in place else 1e-4), place
+    else:
+        assert one == two, place
+
+
+@pytest.mark.parametrize("name", EVALUATED)
+def test_they_score_what_one_does(done, name):
+    for domain, file in product(("labelled", "held"), ("evaluation.json", "security.json", "drift.json")):
+        place = f"{name}/{domain}/this-machine/{file}"
+        one, two = (json.loads((done / runs / place).read_text()) for runs in ("runs", "two"))
+        same(without_times(one), without_times(two), place)
+    one, two = (json.loads((done / runs / name / "transfer.json").read_text()) for runs in ("runs", "two"))
+    same(without_times(one), without_times(two), name)
+    assert len(one["targets"][0]["cells"]) == 4
