@@ -448,6 +448,32 @@ def show_(
 
 
 @app.command()
+def explain(
+    name: Annotated[str, typer.Argument(metavar="FIELD", help="Such as train.learning_rate, or adapters.dora.")] = "",
+) -> None:
+    """Say what a field of a recipe does, what it takes, who answers its auto, and what it costs."""
+    from hfadapt.recipe.explain import explain as explained
+
+    typer.echo(str(explained(name)))
+
+
+@app.command()
+def schema(
+    out: Annotated[Optional[Path], typer.Option("--out", metavar="FILE", help="Write it to a file.")] = None,  # noqa: UP045
+) -> None:
+    """Print the JSON Schema of recipes, with which editors check and complete them."""
+    from hfadapt.recipe.json_schema import schema_text
+
+    if out is None:
+        typer.echo(schema_text(), nl=False)
+        return
+    from hfadapt.core.spec import write_text
+
+    write_text(out, schema_text())
+    typer.echo(f"{out} written")
+
+
+@app.command()
 def doctor(json: Json = False) -> None:
     """Say what this machine can do, what is missing, and how to get it."""
     from hfadapt.cli.doctor import examine

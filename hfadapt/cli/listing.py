@@ -20,13 +20,7 @@ def _targets() -> Table:
 
 
 def _kind(kind: str) -> Table:
-    rows = []
-    for name in registry.names(kind):
-        path = registry.source(kind, name)
-        about = ""
-        if path:
-            about = path.read_text(encoding="utf-8").split('"""')[1].split("\n")[0]
-        rows.append([name, about])
+    rows = [[name, registry.about(kind, name).partition("\n")[0]] for name in registry.names(kind)]
     return Table([kind.rstrip("s"), "what it is"], rows)
 
 

@@ -8,8 +8,10 @@ object is called `KIND`.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
+import inspect
 from contextlib import suppress
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -163,6 +165,14 @@ def source(kind: str, name: str) -> Path | None:
         if path.exists():
             return path
     return None
+
+
+def about(kind: str, name: str) -> str:
+    """What the file that holds a name says of it at its beginning; of hfadapt's own without importing them."""
+    path = source(kind, name)
+    if path is not None:
+        return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return inspect.getdoc(importlib.import_module(_added(kind)[name].module)) or ""
 
 
 @cache

@@ -1,6 +1,6 @@
-"""Two bases for data: Spec is what a user asked for, Record is what a stage answered.
+"""Bases for data: Spec is what a user asked for, Section a part of a recipe, Record what a stage answered.
 
-Both are frozen and refuse unknown fields. A Record is written as versioned JSON in one atomic step, so a
+All are frozen and refuse unknown fields. A Record is written as versioned JSON in one atomic step, so a
 reader sees the old file or the new one, never half of one.
 """
 
@@ -48,6 +48,16 @@ class Spec(BaseModel):
     """Base of everything a user can write down."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class Section(Spec):
+    """Base of the parts of a recipe. The text below a field describes it wherever it is explained.
+
+    After what the field does, lines of that text may begin with `Auto:` (who answers `auto`, and how), `Cost:` (in
+    memory or time) and `Example:` (a value, as YAML).
+    """
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 class Record(Spec):

@@ -6,29 +6,42 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from hfadapt.core.spec import Spec
-from hfadapt.recipe.names import AUTO, Auto
+from hfadapt.core.spec import Section
+from hfadapt.recipe.names import AUTO, Auto, Switch
 
 
-class Fast(Spec):
-    """hfadapt's own path for the passes of a step; what is left out is the libraries' own.
-
-    Parts: `low_rank` layers that share an input as one function (all low-rank adapters but dora; dropout too),
-    `attention` inside rows (without it none are packed), `norms`, `gates` (gated activations, as part of a low-rank
-    layer), `rotary` positions, `loss` on labelled positions in pieces. `bfloat16`: products of a float32 base in
-    bfloat16 where the device multiplies it several times faster. `compile`: torch.compile for passes without kernels.
-    `frozen_cache`: layers below the first trained one run once for each row; their outputs are kept on disk meanwhile.
-    """
+class Fast(Section):
+    """hfadapt's own path for the passes of a step; what is left out is the libraries' own, `false` leaves out all."""
 
     low_rank: bool = True
+    """Low-rank layers that share an input run as one function (all low-rank adapters but dora; dropout too)."""
     attention: bool = True
+    """Attention inside rows; without it none are packed."""
     norms: bool = True
+    """Compiled normalisation layers."""
     gates: bool = True
+    """Gated activations, as part of a low-rank layer."""
     rotary: bool = True
+    """Compiled rotary positions."""
     loss: bool = True
+    """Logits of labelled positions only, in pieces.
+
+    Cost: without it the logits of all positions lie in memory.
+    """
     bfloat16: bool = True
+    """Products of a float32 base in bfloat16, where the device multiplies it several times faster."""
     compile: bool | Auto = AUTO
+    """torch.compile for passes without kernels.
+
+    Auto: the plan: on GPUs, where it saves more time in all steps than compiling takes.
+    Cost: compiling takes time before the first step.
+    """
     frozen_cache: bool | Auto = AUTO
+    """Layers below the first trained one run once for each row; their outputs are kept on disk meanwhile.
+
+    Auto: the plan, where rows are met in several epochs and nothing changes them.
+    Cost: disk, for as long as training lasts.
+    """
 
     @property
     def without(self) -> tuple[str, ...]:
@@ -51,4 +64,4 @@ def fast_parts(value: Any) -> Any:
     return {} if value else dict.fromkeys((*FAST_PARTS, "bfloat16", "compile", "frozen_cache"), False)
 
 
-AnyFast = Annotated[Fast, BeforeValidator(fast_parts)]
+AnyFast = Annotated[Fast, BeforeValidator(fast_parts, json_schema_input_type=Fast | Switch)]

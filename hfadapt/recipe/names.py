@@ -119,6 +119,11 @@ def one_of(what: str, allowed: Any) -> Any:
     return AfterValidator(OneOf(what, allowed))
 
 
+def with_unit(units: tuple[tuple[str, float], ...], example: str) -> Any:
+    """Reads a number that may have one of these units."""
+    return BeforeValidator(WithUnit(units, example))
+
+
 def with_auto(names: Any) -> Any:
     """The same names, with `auto` first."""
     return lambda: ("auto", *(names() if callable(names) else names))
@@ -144,7 +149,16 @@ Objective = Annotated[str, one_of("objective", lambda: _objectives(False))]
 SelfSupervised = Annotated[str, one_of("objective", lambda: _objectives(True))]
 AutoSelfSupervised = Annotated[str, one_of("objective", with_auto(lambda: _objectives(True)))]
 
+Switch = Literal[True, False]
+"""`true` or `false` in the place of a section, and no word or number that stands for one."""
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 LearningRate = Annotated[float, Field(gt=0.0, le=1.0)]
-Duration = Annotated[float, Field(gt=0.0), BeforeValidator(WithUnit((("s", 1), ("m", 60), ("h", 3600)), "90s"))]
+Duration = Annotated[float, Field(gt=0.0), with_unit((("s", 1), ("m", 60), ("h", 3600)), "90s")]
+
+# Fields that several sections have, with what they do.
+SOURCE_WORDS = "A Hub data set id, a local file, folder or glob, or `sample:NAME`.\n\nExample: data.csv"
+HubConfig = Annotated[str | None, Field(description="Configuration of a Hub data set.\n\nExample: english")]
+HubSplit = Annotated[str | None, Field(description="Split of a Hub data set; by default `train`.\n\nExample: train")]
+HubRevision = Annotated[str | None, Field(description="Commit, tag or branch of a Hub data set.\n\nExample: main")]
+MostRows = Annotated[Positive | None, Field(description="The most rows to take.\n\nExample: 1000")]

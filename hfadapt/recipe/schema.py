@@ -6,350 +6,136 @@ every problem reported at once, is in `reading.py`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, create_model, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from typing_extensions import Self
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, choice_problem
-from hfadapt.core.spec import Spec
-from hfadapt.recipe.augment import AnyAugment, Augment
+from hfadapt.core.spec import Section
+from hfadapt.recipe.augment import Augment as Augment
 from hfadapt.recipe.budgets import Budget
+from hfadapt.recipe.data import Canaries as Canaries
+from hfadapt.recipe.data import Clean as Clean
+from hfadapt.recipe.data import Data
+from hfadapt.recipe.data import Dedupe as Dedupe
+from hfadapt.recipe.domain import GROUPING as GROUPING
+from hfadapt.recipe.domain import NOTES, AnyDomain
+from hfadapt.recipe.domain import Columns as Columns
+from hfadapt.recipe.domain import Domain as Domain
+from hfadapt.recipe.domain import Source as Source
+from hfadapt.recipe.evaluate import Evaluate
 from hfadapt.recipe.export import Export
-from hfadapt.recipe.fast import AnyFast, Fast, fast_parts
+from hfadapt.recipe.fast import Fast, fast_parts
 from hfadapt.recipe.names import (
     AUTO,
     FIND,
     THIS_MACHINE,
-    Auto,
     AutoDtype,
-    AutoMethod,
-    AutoOptimizer,
     AutoQuant,
-    AutoSchedule,
     Dtype,
-    Duration,
-    Find,
-    FindingCode,
-    LearningRate,
     Method,
     Name,
-    Objective,
     Optimizer,
     Positive,
     Quant,
     Schedule,
-    Share,
     TargetName,
     TaskName,
-    Tracker,
 )
 from hfadapt.recipe.pretrain import AnyPretrain, LockedPretrain, Pretrain, pretrain_settings
 from hfadapt.recipe.search import Search
 from hfadapt.recipe.student import AnyStudent
 from hfadapt.recipe.template import Template
+from hfadapt.recipe.train import Adapter, Train
 from hfadapt.records.stages import Change
 
-GROUPING = ("group", "group_pattern")
-"""Of `columns`, what says which rows stay together."""
 
-
-class _Columns(Spec):
-    """Which column of the source holds what; an unset one is recognised by name.
-
-    Rows with the same value of `group`, such as a speaker, stay in one split; of that value only what the first bracket
-    of `group_pattern` finds, a regular expression.
-    """
-
-    text: str | None = None
-    label: str | None = None
-    prompt: str | None = None
-    completion: str | None = None
-    messages: str | None = None
-    group: str | None = None
-    group_pattern: str | None = None
-
-    @property
-    def parts(self) -> dict[str, str]:
-        """The columns that are said to hold a part of the row."""
-        said = self.model_dump(exclude=set(GROUPING))
-        return {part: column for part, column in said.items() if column is not None}
-
-    @model_validator(mode="after")
-    def _one_bracket(self) -> Self:
-        if self.group_pattern is None:
-            return self
-        if self.group is None:
-            raise ValueError("group_pattern needs group, the column in which it looks")
-        try:
-            brackets = re.compile(self.group_pattern).groups
-        except re.error as error:
-            raise ValueError(f"group_pattern is no regular expression: {error}") from None
-        if not brackets:
-            raise ValueError("group_pattern needs a bracket round what is the same in a group, such as _(\\w+)_")
-        return self
-
-
-if TYPE_CHECKING:
-    Columns = _Columns
-else:
-    # The parts of all row schemas, also of those that another package adds.
-    _PARTS = dict.fromkeys(part for schema in registry.schemas() for part in (*schema.parts, *schema.named))
-    Columns = create_model(
-        "Columns",
-        __base__=_Columns,
-        __doc__=_Columns.__doc__,
-        **{part: (str | None, None) for part in _PARTS if part not in _Columns.model_fields},
-    )
-
-
-class Source(Spec):
-    """One place rows come from: a Hub data set id, a local file, folder or glob, or `sample:NAME`."""
-
-    source: str
-    config: str | None = None
-    split: str | None = None
-    revision: str | None = None
-    columns: Columns = Columns()
-    weight: Annotated[float, Field(gt=0.0)] = 1.0
-    rows: Positive | None = None
-
-
-def _source(value: Any) -> Any:
-    return {"source": value} if isinstance(value, str) else value
-
-
-AnySource = Annotated[Source, BeforeValidator(_source)]
-
-
-Label = Annotated[str, AfterValidator(lambda name: " ".join(name.split()))]
-"""The name of a class, with one space between its words, as the rows' labels are read."""
-
-
-class Domain(Spec):
-    """One kind of data, for which one adapter is made.
-
-    `source` (with `config`, `split`, `revision`, `columns`, `rows` beside it) names one source, `sources` several.
-    `validation` and `test` name given splits, as sources or, for a Hub data set, as split names.
-    """
-
-    source: str | None = None
-    sources: tuple[AnySource, ...] | None = None
-    config: str | None = None
-    split: str | None = None
-    revision: str | None = None
-    columns: Columns = Columns()
-    rows: Positive | None = None
-    validation: str | None = None
-    test: str | None = None
-    template: Template | None = None
-    labels: tuple[Label, ...] | None = None
-    language: str | None = None
-    license: str | None = None
-    pretrain: AnyPretrain | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.source is None) == (self.sources is None):
-            raise ValueError("a domain needs either source or sources")
-        if self.sources is not None and not self.sources:
-            raise ValueError("sources must not be empty")
-        return self
-
-    def all_sources(self) -> tuple[Source, ...]:
-        """The sources as a tuple, in recipe order."""
-        if self.sources is not None:
-            return self.sources
-        assert self.source is not None
-        return (
-            Source(
-                source=self.source,
-                config=self.config,
-                split=self.split,
-                revision=self.revision,
-                columns=self.columns,
-                rows=self.rows,
-            ),
-        )
-
-
-NOTES = ("language", "license")
-"""Fields of a domain that the card shows, and on which no row and no step depends."""
-
-AnyDomain = Annotated[Domain, BeforeValidator(_source)]
-
-
-class Clean(Spec):
-    """Repairs and filters of single rows. `language` (a code such as `en`) and `pii` need optional extras."""
-
-    unicode: bool = True
-    min_characters: Annotated[int, Field(ge=0)] = 1
-    max_characters: Positive = 200_000
-    language: str | None = None
-    pii: Literal["off", "redact", "drop"] = "off"
-
-
-class Dedupe(Spec):
-    """Removal of repeated rows.
-
-    `similarity` is the share of words that two near-duplicates have in common, in order: 1 - edited words / words of
-    the longer row.
-    """
-
-    exact: bool = True
-    near: bool = True
-    similarity: Annotated[float, Field(ge=0.5, le=1.0)] = 0.8
-    across_domains: bool = True
-
-
-class Canaries(Spec):
-    """Random rows planted among the training rows, to measure afterwards how far the adapter has learned them by heart.
-
-    `count` canaries in all (0 plants none), dealt out over `repeats`: how often each is trained on in an epoch.
-    """
-
-    count: Annotated[int, Field(ge=0, le=1000)] = 0
-    repeats: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 4, 16)
-
-
-class Data(Spec):
-    """How rows become splits. `validation` and `test` are shares (< 1) or numbers of rows (≥ 1).
-
-    `allow` are codes of findings that would stop the run and are to be warnings; rows that a model's template or the
-    task refuses (`refused`) are then left out.
-    """
-
-    train_rows: Positive | None = None
-    validation: Annotated[float, Field(gt=0.0)] = 0.1
-    test: Annotated[float, Field(gt=0.0)] = 0.1
-    seed: int = 17
-    max_length: Annotated[int, Field(ge=8)] | Auto = AUTO
-    too_long: Literal["drop", "truncate"] = "truncate"
-    conflicts: Literal["drop", "majority", "keep"] = "drop"
-    allow: tuple[FindingCode, ...] = ()
-    packing: bool | Auto = AUTO
-    streaming: bool = False
-    workers: Positive | Auto = AUTO
-    clean: Clean = Clean()
-    dedupe: Dedupe = Dedupe()
-    augment: AnyAugment = Augment()
-    canaries: Canaries = Canaries()
-
-
-class Adapter(Spec):
-    """What is trained on top of the frozen base; `modules` are name endings of linear layers.
-
-    `layers` are the last so many of the model's; those below stay as they are.
-    """
-
-    method: AutoMethod = AUTO
-    rank: Annotated[int, Field(ge=1, le=1024)] | Auto = AUTO
-    alpha: Annotated[float, Field(gt=0.0)] | Auto = AUTO
-    dropout: Share | Auto = AUTO
-    modules: tuple[str, ...] | Auto = AUTO
-    layers: Positive | Auto = AUTO
-
-
-class Train(Spec):
-    """The training loop. `batch_rows` is the effective batch over all processes and accumulation steps.
-
-    `together` trains the domains of a target at the same time on one resident base; every adapter is what it would be
-    alone. `fast: false` leaves every pass of a step to the libraries, `fast: {norms: false}` only that part.
-    `resident_layers` of a quantised base are also kept unpacked while training, so that no step unpacks them.
-    `objective` is what is minimised, by default what the task learns by; `objective_options` are those that it knows.
-    `learning_rate: find` tries some around `auto`'s (`search`); the rate decays after the share `hold_ratio` of the
-    steps. `time` is how long training may take (text: `90s`, `10m`), in which as many steps are done as fit.
-    """
-
-    objective: Objective = "supervised"
-    objective_options: dict[str, str | bool | float] = {}
-    epochs: Annotated[float, Field(gt=0.0)] | Auto = AUTO
-    max_steps: Positive | None = None
-    time: Duration | None = None
-    learning_rate: LearningRate | Auto | Find = AUTO
-    schedule: AutoSchedule = AUTO
-    warmup_ratio: Share | Auto = AUTO
-    hold_ratio: Share = 0.0
-    batch_rows: Positive | Auto = AUTO
-    micro_batch_rows: Positive | Auto = AUTO
-    weight_decay: Annotated[float, Field(ge=0.0)] | Auto = AUTO
-    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
-    evaluate_every_steps: Positive | Auto = AUTO
-    checkpoint_every_steps: Positive | Auto = AUTO
-    patience: Positive | None = None
-    seed: int = 17
-    optimizer: AutoOptimizer = AUTO
-    checkpointing: bool | Auto = AUTO
-    resident_layers: Annotated[int, Field(ge=0)] | Auto = AUTO
-    fast: AnyFast = Fast()
-    together: bool | Auto = AUTO
-    trackers: tuple[Tracker, ...] = ()
-
-
-class DriftLimits(Spec):
-    """Most that merging or another storage may change: mean KL divergence per label, and points of the metric."""
-
-    kl_nats: Annotated[float, Field(ge=0.0)] = 0.02
-    points: Annotated[float, Field(ge=0.0)] = 0.5
-
-
-class Evaluate(Spec):
-    """How the adapter is compared with its base.
-
-    `metrics` are names, or paths of modules of `evaluate`. `gates` are the smallest allowed gains by metric name; a
-    gain is positive when the adapter is better, and `general_text: -0.5` allows a loss of half a point of perplexity.
-
-    `generate_rows` are test rows whose completions are generated for text metrics, `general_text` the check of a
-    language model's perplexity on general text, `transfer` the matrix of every adapter on every domain, `security` the
-    leak and robustness checks, `drift` the check of merging, and bases in other precision, `harness` names of tasks of
-    lm-evaluation-harness. `without_pretrain` trains a second adapter on the task alone, for as many steps, and shows
-    what `pretrain` has changed.
-    """
-
-    metrics: tuple[str, ...] | Auto = AUTO
-    resamples: Annotated[int, Field(ge=100)] = 2000
-    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
-    batch_rows: Positive | Auto = AUTO
-    gates: dict[str, float] = {}
-    generate_rows: Annotated[int, Field(ge=0)] = 64
-    general_text: bool = True
-    transfer: bool = True
-    security: bool = True
-    drift: bool = True
-    drift_limits: DriftLimits = DriftLimits()
-    without_pretrain: bool = False
-    harness: tuple[str, ...] = ()
-
-
-class Recipe(Spec):
-    """One model, several domains, several targets; everything not said is `auto` and answered by the plan.
-
-    `choose` narrows what is done, not what the recipe holds: rows are compared across domains, so that those of a
-    domain would be others if its neighbours were gone. The choice is the caller's and in no file.
-    """
+class Recipe(Section):
+    """One model, several domains, several targets; everything not said is `auto` and answered by the plan."""
 
     name: Name
+    """Name of the run's folder; by default that of the recipe's file.
+
+    Example: sentiment
+    """
     model: str
+    """The base: a Hub id, `id@revision`, a local folder, a GGUF file, or `sample:NAME`.
+
+    Example: sample:minilm-l6
+    """
     task: TaskName
+    """What is learned; `hfadapt list tasks`.
+
+    Example: text-classification
+    """
     domains: Annotated[dict[Name, AnyDomain], Field(min_length=1)]
+    """Kinds of data by name, each with its source; one adapter is made for each.
+
+    Cost: each trains an adapter, on a base that they share where that is faster.
+    Example: {mine: {source: data.csv}}
+    """
     targets: Annotated[tuple[TargetName, ...], Field(min_length=1)] = (THIS_MACHINE,)
+    """Machines and devices that adapters are made for (`hfadapt list targets`), with a budget beside the name where an
+    exported model has to keep one: `{android-8gb: {bytes: 30MB}}`.
+
+    Example: [this-machine, android-8gb]
+    """
     budgets: dict[TargetName, Budget] = {}
+    """Budgets by target; they can also stand in `targets`.
+
+    Example: {android-8gb: {bytes: 30MB}}
+    """
     template: Template | None = None
+    """How rows become prompt and completion, or a chat."""
     quant: AutoQuant = AUTO
+    """How the frozen base is stored; `hfadapt list quants`.
+
+    Auto: the plan: unquantised where that fits and is not slower.
+    Cost: 8 bits take half of the memory of 16, 4 bits about a quarter; steps are slower.
+    """
     dtype: AutoDtype = AUTO
+    """Type of the base's numbers where they are not quantised.
+
+    Auto: the plan, by the device and the size of the model.
+    Cost: float32 takes 4 bytes a weight, the others 2.
+    """
     processes: Positive = 1
+    """Processes that train together, started by torchrun or accelerate.
+
+    Example: 2
+    """
     memory_margin: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Share of the memory that the plan leaves free."""
     adapter: Adapter = Adapter()
+    """What is trained on top of the frozen base."""
     data: Data = Data()
+    """How rows become splits."""
     train: Train = Train()
+    """The training loop."""
     evaluate: Evaluate = Evaluate()
+    """How the adapter is compared with its base."""
     export: Export = Export()
+    """How `hfadapt export` writes the adapter."""
     pretrain: AnyPretrain | None = None
+    """Adapts the adapter to texts without labels before the task; `true` takes those of the training rows.
+
+    Cost: the time of a second training.
+    """
     student: AnyStudent | None = None
+    """Makes a smaller model of the adapted one, which learns from its answers.
+
+    Auto: layers, units and vocabulary by the target's budget.
+    Cost: the time and memory of a training of all weights.
+    """
     search: Search | None = None
+    """Settings of which several values are tried while training begins.
+
+    Cost: at most `search.budget` trainings.
+    Example: {rank: [8, 32]}
+    """
     _chosen: tuple[str, ...] = PrivateAttr(())
 
     @model_validator(mode="before")
@@ -371,6 +157,9 @@ class Recipe(Spec):
 
     def choose(self, domains: Sequence[str] = ()) -> Self:
         """The same recipe, of which only these domains are done; all when empty.
+
+        That narrows what is done, not what the recipe holds: rows are compared across domains, so that those of a
+        domain would be others if its neighbours were gone. The choice is the caller's and in no file.
 
         Raises:
             RequestError: it has no domain of such a name.

@@ -7,25 +7,45 @@ from typing import Literal
 from pydantic import model_validator
 from typing_extensions import Self
 
-from hfadapt.core.spec import Spec
+from hfadapt.core.spec import Section
 
 
-class Turn(Spec):
-    """One chat turn of a template; `{column}` is replaced by the row's value."""
+class Turn(Section):
+    """One chat turn of a template."""
 
     role: Literal["system", "user", "assistant"]
+    """Whose turn it is; the assistant's are learned.
+
+    Example: user
+    """
     content: str
+    """Its text; `{column}` is replaced by the row's value.
+
+    Example: '{text}'
+    """
 
 
-class Template(Spec):
+class Template(Section):
     """Turns a row of columns into prompt and completion, or into chat messages.
 
     `{column}` stands for the value of that column; a label is given by name.
     """
 
     prompt: str | None = None
+    """What the model is shown.
+
+    Example: 'Text: {text}'
+    """
     completion: str | None = None
+    """What it learns to write after the prompt.
+
+    Example: ' {label}'
+    """
     messages: tuple[Turn, ...] | None = None
+    """Turns of a chat, in the place of prompt and completion.
+
+    Example: [{role: user, content: '{text}'}, {role: assistant, content: '{label}'}]
+    """
 
     @property
     def makes(self) -> str:

@@ -138,7 +138,8 @@ def _is_model(bare: Any, kind: type | tuple[type, ...] = BaseModel) -> bool:
     return isinstance(bare, type) and issubclass(bare, kind)
 
 
-def _field(info: FieldInfo) -> Any:
+def annotation_of(info: FieldInfo) -> Any:
+    """The annotation of a field, with all that is said about it."""
     return operator.getitem(Annotated, (info.annotation, *info.metadata)) if info.metadata else info.annotation
 
 
@@ -148,7 +149,7 @@ def child(annotation: Any, key: str | int) -> Any:
         bare = split(member)[0]
         if _is_model(bare):
             if key in bare.model_fields:
-                return _field(bare.model_fields[str(key)])
+                return annotation_of(bare.model_fields[str(key)])
         elif get_origin(bare) is dict and isinstance(key, str):
             return get_args(bare)[1]
         elif get_origin(bare) is tuple and isinstance(key, int):
@@ -352,7 +353,7 @@ def sections() -> dict[str, type[BaseModel]]:
             elif _is_model(bare) and bare not in found.values():
                 found[prefix] = bare
                 for name, info in bare.model_fields.items():
-                    waiting.append((f"{prefix}.{name}" if prefix else name, _field(info)))
+                    waiting.append((f"{prefix}.{name}" if prefix else name, annotation_of(info)))
     return found
 
 
@@ -370,7 +371,7 @@ def _functions(annotation: Any) -> list[Any]:
     return [note.func for note in notes if isinstance(note, (AfterValidator, BeforeValidator))]
 
 
-def _choices(annotation: Any) -> tuple[str, ...]:
+def choices(annotation: Any) -> tuple[str, ...]:
     """The words a field knows, of all members of a union."""
     names = _one_of(annotation)
     literals = [
@@ -381,10 +382,10 @@ def _choices(annotation: Any) -> tuple[str, ...]:
 
 def _repair(annotation: Any, value: Any, keys: Keys) -> str | None:
     """The first likely change of the value that its field would take."""
-    if (known := OTHER_NAMES.get(str(value).lower().replace("_", "-"))) in _choices(annotation):
+    if (known := OTHER_NAMES.get(str(value).lower().replace("_", "-"))) in choices(annotation):
         return f"write `{keys[-1]}: {known}`" if isinstance(keys[-1], str) else f"write `{known}` in its place"
     if isinstance(value, str):
-        close = nearest(value[:60].strip(), _choices(annotation))
+        close = nearest(value[:60].strip(), choices(annotation))
         if close:
             return f"did you mean {close!r}?"
     if keys == ("domains",) and isinstance(value, (str, list)) and value:

@@ -1,0 +1,187 @@
+"""What a recipe says of one kind of data: where its rows are, and which column holds what."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
+from typing_extensions import Self
+
+from hfadapt.core import registry
+from hfadapt.core.spec import Section
+from hfadapt.recipe.names import SOURCE_WORDS, HubConfig, HubRevision, HubSplit, MostRows
+from hfadapt.recipe.pretrain import AnyPretrain
+from hfadapt.recipe.template import Template
+
+GROUPING = ("group", "group_pattern")
+"""Of `columns`, what says which rows stay together."""
+NAMES_SHOWN = 6
+
+
+class _Columns(Section):
+    """Which column of the source holds what; an unset one is recognised by name."""
+
+    text: str | None = None
+    label: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    messages: str | None = None
+    group: str | None = None
+    """Column whose equal values, such as a speaker's, stay in one split.
+
+    Example: speaker
+    """
+    group_pattern: str | None = None
+    """Regular expression; of a value of `group` only what its first bracket finds counts.
+
+    Example: _(\\w+)_
+    """
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The columns that are said to hold a part of the row."""
+        said = self.model_dump(exclude=set(GROUPING))
+        return {part: column for part, column in said.items() if column is not None}
+
+    @model_validator(mode="after")
+    def _one_bracket(self) -> Self:
+        if self.group_pattern is None:
+            return self
+        if self.group is None:
+            raise ValueError("group_pattern needs group, the column in which it looks")
+        try:
+            brackets = re.compile(self.group_pattern).groups
+        except re.error as error:
+            raise ValueError(f"group_pattern is no regular expression: {error}") from None
+        if not brackets:
+            raise ValueError("group_pattern needs a bracket round what is the same in a group, such as _(\\w+)_")
+        return self
+
+
+def _about_parts() -> dict[str, str]:
+    """A description of the column of each part of all row schemas, also of those that another package adds."""
+    names: dict[str, dict[str, None]] = {}
+    for schema in registry.schemas():
+        for part in (*schema.parts, *schema.named):
+            names.setdefault(part, {}).update(dict.fromkeys(schema.names.get(part, ())))
+    return {
+        part: f"Column that holds the row's `{part}`; by default one called {', '.join([*known][:NAMES_SHOWN]) or part}"
+        f"{' …' if len(known) > NAMES_SHOWN else ''}."
+        for part, known in names.items()
+    }
+
+
+if TYPE_CHECKING:
+    Columns = _Columns
+else:
+    Columns = create_model(
+        "Columns",
+        __base__=_Columns,
+        __doc__=_Columns.__doc__,
+        **{part: (str | None, Field(None, description=about)) for part, about in _about_parts().items()},
+    )
+
+
+class Source(Section):
+    """One place rows come from."""
+
+    source: Annotated[str, Field(description=SOURCE_WORDS)]
+    config: HubConfig = None
+    split: HubSplit = None
+    revision: HubRevision = None
+    columns: Columns = Columns()
+    """Which column holds what, where its name does not say so."""
+    weight: Annotated[float, Field(gt=0.0)] = 1.0
+    """Share of its training rows that are kept, as a multiple of the largest weight of the domain's sources.
+
+    Example: 0.5
+    """
+    rows: MostRows = None
+
+
+def _source(value: Any) -> Any:
+    return {"source": value} if isinstance(value, str) else value
+
+
+AnySource = Annotated[Source, BeforeValidator(_source, json_schema_input_type=Source | str)]
+
+
+Label = Annotated[str, AfterValidator(lambda name: " ".join(name.split()))]
+"""The name of a class, with one space between its words, as the rows' labels are read."""
+
+
+class Domain(Section):
+    """One kind of data, for which one adapter is made: a source, or settings with `source` or `sources`."""
+
+    source: Annotated[str | None, Field(description=SOURCE_WORDS)] = None
+    sources: tuple[AnySource, ...] | None = None
+    """Several sources in the place of one."""
+    config: HubConfig = None
+    split: HubSplit = None
+    revision: HubRevision = None
+    columns: Columns = Columns()
+    """Which column holds what, where its name does not say so."""
+    rows: MostRows = None
+    validation: str | None = None
+    """Given validation rows: a source, or a split of the Hub data set.
+
+    Example: validation.csv
+    """
+    test: str | None = None
+    """Given test rows: a source, or a split of the Hub data set.
+
+    Example: test.csv
+    """
+    template: Template | None = None
+    """How its rows become prompt and completion, or a chat, in the place of the recipe's template."""
+    labels: tuple[Label, ...] | None = None
+    """Names of the classes, in the order of their numbers.
+
+    Example: [bad, good]
+    """
+    language: str | None = None
+    """Language of the texts as a code, for the card.
+
+    Example: en
+    """
+    license: str | None = None
+    """Licence of the data, for the card; publishing needs it.
+
+    Example: cc-by-4.0
+    """
+    pretrain: AnyPretrain | None = None
+    """Its own adaptation to texts before the task, in the place of the recipe's; `false` leaves it out.
+
+    Cost: the time of a second training.
+    """
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.source is None) == (self.sources is None):
+            raise ValueError("a domain needs either source or sources")
+        if self.sources is not None and not self.sources:
+            raise ValueError("sources must not be empty")
+        return self
+
+    def all_sources(self) -> tuple[Source, ...]:
+        """The sources as a tuple, in recipe order."""
+        if self.sources is not None:
+            return self.sources
+        assert self.source is not None
+        return (
+            Source(
+                source=self.source,
+                config=self.config,
+                split=self.split,
+                revision=self.revision,
+                columns=self.columns,
+                rows=self.rows,
+            ),
+        )
+
+
+NOTES = ("language", "license")
+"""Fields of a domain that the card shows, and on which no row and no step depends."""
+
+AnyDomain = Annotated[Domain, BeforeValidator(_source, json_schema_input_type=Domain | str)]
