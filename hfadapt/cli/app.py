@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from hfadapt.cli import completion
 from hfadapt.cli.cards import card_app
 from hfadapt.cli.options import (
     CellArgument,
@@ -19,10 +21,12 @@ from hfadapt.cli.options import (
     OneTarget,
     Overrides,
     RecipeArgument,
+    RunArgument,
     Runs,
     Targets,
     Worse,
 )
+from hfadapt.cli.questions import completion_, explain, list_, schema, show_
 
 if TYPE_CHECKING:
     from hfadapt.recipe.schema import Recipe
@@ -219,7 +223,7 @@ def evaluate(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder such as runs/NAME.")],
+    run: RunArgument,
     json: Json = False,
 ) -> None:
     """Show the matrix of a run and write its report again from the records."""
@@ -232,7 +236,14 @@ def report(
 
 @app.command()
 def predict(  # noqa: PLR0913 - options of the command
-    run: Annotated[Path, typer.Argument(metavar="CELL", help="runs/NAME/DOMAIN/TARGET, a run, or an exported folder.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CELL",
+            help="runs/NAME/DOMAIN/TARGET, a run, or an exported folder.",
+            autocompletion=completion.cells,
+        ),
+    ],
     texts: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Argument(
@@ -289,7 +300,7 @@ def predict(  # noqa: PLR0913 - options of the command
 @app.command()
 @heavy
 def serve(  # noqa: PLR0913 - options of the command
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder such as runs/NAME.")],
+    run: RunArgument,
     host: Annotated[str, typer.Option("--host", help="Where to listen; 0.0.0.0 for other machines too.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
     domain: Domains = None,
@@ -316,7 +327,11 @@ def export(  # noqa: PLR0913 - options of the command
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new folder.")],
     format: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--format", help="adapter, merged, onnx …; see hfadapt list formats. By default the recipe's."),
+        typer.Option(
+            "--format",
+            help="adapter, merged, onnx …; see hfadapt list formats. By default the recipe's.",
+            autocompletion=completion.formats,
+        ),
     ] = None,
     variant: Annotated[
         Optional[str],  # noqa: UP045
@@ -371,7 +386,12 @@ def bench(
 
 @app.command()
 def publish(  # noqa: PLR0913 - options of the command
-    path: Annotated[Path, typer.Argument(metavar="CELL_OR_RUN", help="runs/NAME/DOMAIN/TARGET, or a run.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CELL_OR_RUN", help="runs/NAME/DOMAIN/TARGET, or a run.", autocompletion=completion.cells
+        ),
+    ],
     repo: Annotated[Optional[str], typer.Option("--repo", metavar="USER/NAME", help="Where on the Hub.")] = None,  # noqa: UP045
     yes: Annotated[bool, typer.Option("--yes", help="Really send it; without, only show what would be sent.")] = False,
     to: Annotated[
@@ -426,51 +446,8 @@ def note(text: str) -> None:
     typer.echo(text, err=True)
 
 
-@app.command("list")
-def list_(
-    what: Annotated[str, typer.Argument(help="targets, tasks, adapters, quants, formats, samples or metrics.")] = "",
-) -> None:
-    """List what can be named in a recipe."""
-    from hfadapt.cli.listing import listing
-
-    typer.echo(str(listing(what)))
-
-
-@app.command("show")
-def show_(
-    what: Annotated[str, typer.Argument(help="target, sample or run.")],
-    name: Annotated[str, typer.Argument(help="Its name.")],
-) -> None:
-    """Show one target, sample or run in full."""
-    from hfadapt.cli.listing import one
-
-    typer.echo(str(one(what, name)))
-
-
-@app.command()
-def explain(
-    name: Annotated[str, typer.Argument(metavar="FIELD", help="Such as train.learning_rate, or adapters.dora.")] = "",
-) -> None:
-    """Say what a field of a recipe does, what it takes, who answers its auto, and what it costs."""
-    from hfadapt.recipe.explain import explain as explained
-
-    typer.echo(str(explained(name)))
-
-
-@app.command()
-def schema(
-    out: Annotated[Optional[Path], typer.Option("--out", metavar="FILE", help="Write it to a file.")] = None,  # noqa: UP045
-) -> None:
-    """Print the JSON Schema of recipes, with which editors check and complete them."""
-    from hfadapt.recipe.json_schema import schema_text
-
-    if out is None:
-        typer.echo(schema_text(), nl=False)
-        return
-    from hfadapt.core.spec import write_text
-
-    write_text(out, schema_text())
-    typer.echo(f"{out} written")
+for question in (list_, show_, explain, schema, completion_):
+    app.command(question.__name__.rstrip("_"))(question)
 
 
 @app.command()
@@ -510,4 +487,6 @@ def main() -> None:
     """Entry point: errors as messages, never as tracebacks; exit codes 0, 1, 2 and 130."""
     from hfadapt.cli.ending import ended
 
-    sys.exit(ended(lambda: app(standalone_mode=False)))
+    if completion.VARIABLE in os.environ:
+        completion.begin()
+    sys.exit(ended(lambda: app(standalone_mode=False, complete_var=completion.VARIABLE)))

@@ -7,19 +7,45 @@ from typing import Annotated, Optional
 
 import typer
 
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
+from hfadapt.cli import completion
+
+RecipeArgument = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", autocompletion=completion.recipes)
+]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads this at run time on Python 3.10
-    typer.Argument(metavar="[FIELD=VALUE]...", help="Settings that replace the recipe's, such as train.epochs=3."),
+    typer.Argument(
+        metavar="[FIELD=VALUE]...",
+        help="Settings that replace the recipe's, such as train.epochs=3.",
+        autocompletion=completion.settings,
+    ),
 ]
-Domains = Annotated[Optional[list[str]], typer.Option("--domain", "-d", help="Only this domain; may be repeated.")]  # noqa: UP045
-Targets = Annotated[Optional[list[str]], typer.Option("--target", "-t", help="This target instead; may be repeated.")]  # noqa: UP045
+Domains = Annotated[
+    list[str] | None,
+    typer.Option("--domain", "-d", help="Only this domain; may be repeated.", autocompletion=completion.domains),
+]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option("--target", "-t", help="This target instead; may be repeated.", autocompletion=completion.targets),
+]
 Runs = Annotated[Path, typer.Option("--runs", help="Where run folders are kept.")]
 Worse = Annotated[
     bool,
     typer.Option("--fail-if-worse", help="Exit with 1 when the leading metric is surely worse than the baseline's."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
-CellArgument = Annotated[Path, typer.Argument(metavar="CELL", help="A cell such as runs/NAME/DOMAIN/TARGET, or a run.")]
-OneDomain = Annotated[Optional[str], typer.Option("--domain", "-d", help="Which domain of the run.")]  # noqa: UP045
-OneTarget = Annotated[Optional[str], typer.Option("--target", "-t", help="Which target of the run.")]  # noqa: UP045
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder such as runs/NAME.", autocompletion=completion.runs)
+]
+CellArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CELL", help="A cell such as runs/NAME/DOMAIN/TARGET, or a run.", autocompletion=completion.cells
+    ),
+]
+OneDomain = Annotated[
+    str | None, typer.Option("--domain", "-d", help="Which domain of the run.", autocompletion=completion.domains)
+]
+OneTarget = Annotated[
+    str | None, typer.Option("--target", "-t", help="Which target of the run.", autocompletion=completion.targets)
+]

@@ -6,7 +6,7 @@ All of it comes from the classes that read recipes, and from the files of what c
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -15,7 +15,7 @@ from hfadapt.core.errors import RequestError, nearest
 from hfadapt.core.show import Block, Heading, Table, Text, View
 from hfadapt.recipe.described import Described, described
 from hfadapt.recipe.places import NAME, Field, fields
-from hfadapt.recipe.words import annotation_of, choices, describe
+from hfadapt.recipe.words import annotation_of, base, choices, describe
 from hfadapt.recipe.yaml_lines import inline
 
 SHOWN = 8
@@ -44,6 +44,19 @@ def explain(name: str = "") -> View:
 def about(field: Field) -> Described:
     """What is said of a field below it."""
     return described(field.info.description)
+
+
+def words_of_fields() -> dict[str, tuple[list[str], str]]:
+    """For each place the words that the field, or an entry of its list, knows, and what it does."""
+    return {place: ([*_words(field)], about(field).what) for place, field in fields().items()}
+
+
+def _words(field: Field) -> tuple[str, ...]:
+    annotation, default = annotation_of(field.info), field.info.get_default()
+    bare = base(annotation)
+    entry = get_args(bare)[0] if get_origin(bare) is tuple else None
+    switch = SWITCH if isinstance(default, bool) or bool in get_args(bare) else ()
+    return (*switch, *choices(annotation), *(choices(entry) if entry is not None else ()))
 
 
 def example(field: Field) -> str:

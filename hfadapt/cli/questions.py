@@ -1,0 +1,69 @@
+"""Verbs that answer a question and start nothing: `list`, `show`, `explain`, `schema`, `completion`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from hfadapt.cli import completion
+
+
+def list_(
+    what: Annotated[str, typer.Argument(help="targets, tasks, adapters, quants, formats, samples or metrics.")] = "",
+) -> None:
+    """List what can be named in a recipe."""
+    from hfadapt.cli.listing import listing
+
+    typer.echo(str(listing(what)))
+
+
+def show_(
+    what: Annotated[str, typer.Argument(help="target, sample or run.")],
+    name: Annotated[str, typer.Argument(help="Its name.")],
+) -> None:
+    """Show one target, sample or run in full."""
+    from hfadapt.cli.listing import one
+
+    typer.echo(str(one(what, name)))
+
+
+def explain(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="FIELD", help="Such as train.learning_rate, or adapters.dora.", autocompletion=completion.explained
+        ),
+    ] = "",
+) -> None:
+    """Say what a field of a recipe does, what it takes, who answers its auto, and what it costs."""
+    from hfadapt.recipe.explain import explain as explained
+
+    typer.echo(str(explained(name)))
+
+
+def schema(
+    out: Annotated[Optional[Path], typer.Option("--out", metavar="FILE", help="Write it to a file.")] = None,  # noqa: UP045
+) -> None:
+    """Print the JSON Schema of recipes, with which editors check and complete them."""
+    from hfadapt.recipe.json_schema import schema_text
+
+    if out is None:
+        typer.echo(schema_text(), nl=False)
+        return
+    from hfadapt.core.spec import write_text
+
+    write_text(out, schema_text())
+    typer.echo(f"{out} written")
+
+
+def completion_(
+    shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.", autocompletion=completion.shells)],
+) -> None:
+    """Print what makes a shell complete verbs, options, recipes, fields, domains, targets and runs.
+
+    bash: eval "$(hfadapt completion bash)" in ~/.bashrc; zsh: the same in ~/.zshrc, after compinit; fish: hfadapt
+    completion fish > ~/.config/fish/completions/hfadapt.fish
+    """
+    typer.echo(completion.script(shell), nl=False)
