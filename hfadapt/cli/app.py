@@ -464,10 +464,16 @@ def new(
     data: Annotated[str, typer.Option("--data", help="File, folder, Hub data set id or sample:NAME.")],
     output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Where to write the recipe.")] = None,  # noqa: UP045
 ) -> None:
-    """Look at a file of data and write a commented recipe for it."""
+    """Look at a file of data and write a commented recipe for it; in a terminal it asks what the data leave open."""
+    from hfadapt.cli.asking import choose, preview
     from hfadapt.cli.new_recipe import write_recipe
+    from hfadapt.core.errors import DataError
 
-    path = write_recipe(model, data, output)
+    path = write_recipe(model, data, output, choose if sys.stdin.isatty() and sys.stdout.isatty() else None)
+    try:
+        typer.echo(str(preview(path)))
+    except DataError as error:
+        note(str(error))
     typer.echo(f"{path} written; look at it, then: hfadapt run {shlex.quote(str(path))}")
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path, PurePath
@@ -21,6 +21,7 @@ from hfadapt.data.flags import find_flags
 from hfadapt.data.sources import open_source
 from hfadapt.files import Blob, media
 from hfadapt.models.facts import load_config, reads_both_ways
+from hfadapt.recipe.json_schema import schema_text
 from hfadapt.recipe.reading import load_recipe
 from hfadapt.recipe.rules import RUN_FILES
 from hfadapt.recipe.schema import Columns, Source
@@ -29,6 +30,12 @@ from hfadapt.recipe.yaml_lines import inline
 from hfadapt.tasks import Task
 
 Rows = Sequence[Mapping[str, Any]]
+Ask = Callable[[str, Sequence[str], str], str]
+"""What is asked, what can be answered, and the default → the answer."""
+SCHEMA = ".hfadapt/recipe.schema.json"
+"""For editors, beside the recipe: a path from there works without a network, on other machines and after a move, and
+says nothing of anybody's home as one to the cache would; in a hidden folder it is in nobody's way."""
+NO_COLUMN = "(none)"
 PEEK_ROWS = 500
 MOST_LABELS = 50
 LONGEST_SHOWN = 200
@@ -36,13 +43,14 @@ LOOKED_AT = 50
 """Values of a column by which it is told to hold files."""
 
 
-def write_recipe(model: str, data: str, output: Path | None = None) -> Path:
-    """Writes NAME.yaml for a model and a source of data, after looking at both.
+def write_recipe(model: str, data: str, output: Path | None = None, ask: Ask | None = None) -> Path:
+    """Writes NAME.yaml for a model and a source of data, after looking at both, and the schema for editors beside it.
 
     Args:
         model: As in a recipe.
         data: As a `source` in a recipe.
         output: The file to write; by default named after the data, in the working directory.
+        ask: Answers what the data leave open; without it the likeliest is taken.
 
     Returns:
         The file written; it has been loaded once, so it is valid.
@@ -54,7 +62,7 @@ def write_recipe(model: str, data: str, output: Path | None = None) -> Path:
     _check_base(model)
     rows: Rows = _peek(data)
     modality = _modality(rows, model, data)
-    task, shape, rows = _task(rows, modality, _generates(model), data)
+    task, shape, rows = _task(rows, modality, _generates(model), data, ask)
     _check_chat(model, shape)
     domain = _name(PurePath(data.removeprefix("sample:")).stem)
     path = output or Path(f"{domain}.yaml")
@@ -66,6 +74,7 @@ def write_recipe(model: str, data: str, output: Path | None = None) -> Path:
     except RequestError:
         path.unlink()
         raise
+    write_text(path.parent / SCHEMA, schema_text())
     return path
 
 
@@ -189,7 +198,7 @@ def _made_for(model: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _task(rows: Rows, modality: str, generates: bool, place: str) -> tuple[str, Shape, Rows]:
+def _task(rows: Rows, modality: str, generates: bool, place: str, ask: Ask | None) -> tuple[str, Shape, Rows]:
     """The task that fits the columns and the model, how the columns are read, and the rows with their labels."""
     known = [task for task in map(registry.task, registry.names("tasks")) if task.modality == modality]
     files = _files(rows)
@@ -204,7 +213,7 @@ def _task(rows: Rows, modality: str, generates: bool, place: str) -> tuple[str, 
     fitting: list[tuple[str, Shape]] = []
     plain: tuple[list[tuple[str, Shape]], Rows] = [], rows
     told = rows
-    for told, asked in _ways(rows, order, place):
+    for told, asked in _ways(rows, order, place, ask):
         for task in order:
             try:
                 fitting.append((task.name, recognise(_columns(told), asked, task.schemas, place, False)))
@@ -213,20 +222,37 @@ def _task(rows: Rows, modality: str, generates: bool, place: str) -> tuple[str, 
         if any(registry.task(name).writes or _labelled(shape) for name, shape in fitting):
             break
         # Texts alone are learned from where nothing else is found in them.
-        plain, fitting = (plain if plain[0] else (fitting, told)), []
+        plain, fitting = (plain if plain[0] and ask is None else (fitting, told)), []
     if not fitting:
         fitting, told = plain
     if not fitting:
         assert refused is not None
         raise refused
-    for name, shape in fitting:
-        labels = [row[shape.parts["label"]] for row in told if row.get(shape.parts.get("label", "")) is not None]
-        schema = registry.schema(shape.form)
-        others = [registry.schema(other.form) for _, other in fitting if other.form != shape.form]
-        rival = any(each.likely(labels) for each in others if each.label_kind not in ("none", "class"))
-        if schema.likely(labels) and (schema.label_kind not in ("none", "class") or not rival):
-            return name, shape, told
-    return *fitting[0], told
+    likely = [each for each in fitting if _is_likely(each[1], told)]
+    best = next((each for each in likely if not _rivalled(each[1], fitting, told)), fitting[0])
+    # Texts of which the labels are left out are nobody's first thought.
+    choices = {name: shape for name, shape in (best, *likely) if _labelled(shape) or not _labelled(best[1])}
+    if ask is not None and len(choices) > 1:
+        name = ask("task", [*choices], best[0])
+        best = name, choices[name]
+    return *best, told
+
+
+def _labels(shape: Shape, rows: Rows) -> list[Any]:
+    return [row[shape.parts["label"]] for row in rows if row.get(shape.parts.get("label", "")) is not None]
+
+
+def _is_likely(shape: Shape, rows: Rows) -> bool:
+    return registry.schema(shape.form).likely(_labels(shape, rows))
+
+
+def _rivalled(shape: Shape, fitting: Sequence[tuple[str, Shape]], rows: Rows) -> bool:
+    """Whether labels that could be classes are rather of the kind of another schema."""
+    if registry.schema(shape.form).label_kind not in ("none", "class"):
+        return False
+    others = [registry.schema(other.form) for _, other in fitting if other.form != shape.form]
+    labels = _labels(shape, rows)
+    return any(each.likely(labels) for each in others if each.label_kind not in ("none", "class"))
 
 
 def _labelled(shape: Shape) -> bool:
@@ -237,7 +263,7 @@ def _columns(rows: Rows) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _ways(rows: Rows, tasks: Sequence[Task], place: str) -> Iterator[tuple[Rows, Columns]]:
+def _ways(rows: Rows, tasks: Sequence[Task], place: str, ask: Ask | None) -> Iterator[tuple[Rows, Columns]]:
     """The rows by the names of their columns, else with a column of 0 and 1 for each class, else by their values."""
     yield rows, Columns()
     for task in tasks:
@@ -245,7 +271,17 @@ def _ways(rows: Rows, tasks: Sequence[Task], place: str) -> Iterator[tuple[Rows,
             flags = find_flags(rows, task.schemas, label_column(_columns(rows), Columns()), (), place)
             if flags is not None:
                 yield [flags.read(row) for row in rows], Columns()
-    yield rows, _guess(_columns(rows), rows)
+    yield rows, _confirmed(_guess(_columns(rows), rows), _columns(rows), ask)
+
+
+def _confirmed(guess: Columns, columns: Sequence[str], ask: Ask | None) -> Columns:
+    """What somebody says who knows the columns, with the guess as the default."""
+    if ask is None or len(columns) < 2:
+        return guess
+    text = ask("column of the text", columns, guess.text or columns[0])
+    others = [column for column in columns if column != text]
+    label = ask("column of the label", [*others, NO_COLUMN], guess.label if guess.label in others else NO_COLUMN)
+    return Columns(text=text, label=None if label == NO_COLUMN else label)
 
 
 def _guess(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Columns:
@@ -277,6 +313,7 @@ def _text(
     if said := {part: column for part, column in shape.parts.items() if part != column}:
         settings["columns"] = said
     lines = [
+        f"# yaml-language-server: $schema={SCHEMA}",
         *(f"# {' '.join(line.split())}" for line in _seen(shape, rows)),
         f"#   hfadapt check {quote(str(path))}     the data as training will see it",
         f"#   hfadapt plan {quote(str(path))}      every decision with its reason",

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import os
+import pty
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from tiny import chats, command, labelled, pairs, write_rows
+import yaml
+from jsonschema import Draft202012Validator
+from tiny import chats, command, labelled, pairs, tagged, write_rows
 from tiny_images import write_folders
 
+import hfadapt
+from hfadapt.cli.new_recipe import write_recipe
 from hfadapt.recipe.reading import load_recipe
 
 NAMES = (
@@ -142,6 +151,116 @@ def test_a_recipe_that_would_not_load_is_not_left_behind(models, tmp_path, monke
     monkeypatch.setattr(new_recipe, "_text", lambda *_: "name: 1\n")
     assert command("new", "--model", models / "encoder", "--data", "d.csv", folder=tmp_path).code == 2
     assert not (tmp_path / "d.yaml").exists()
+
+
+# --- for people and editors -------------------------------------------------------------------------------------------
+
+
+def test_editors_find_the_schema_beside_the_recipe(models, tmp_path):
+    (tmp_path / "data").mkdir()
+    table(tmp_path / "data/d.csv")
+    done = command("new", "--model", models / "encoder", "--data", "data/d.csv", "-o", "data/r.yaml", folder=tmp_path)
+    assert done.code == 0, done.err
+    text = (tmp_path / "data/r.yaml").read_text()
+    key, _, path = text.splitlines()[0].partition("$schema=")
+    assert key == "# yaml-language-server: "
+    schema = json.loads((tmp_path / "data" / path).read_text())
+    assert [*Draft202012Validator(schema).iter_errors(yaml.safe_load(text))] == []
+    assert str(tmp_path) not in json.dumps(schema)
+
+
+@pytest.mark.parametrize(
+    ("rows", "shown"),
+    [
+        ([{"text": f"film {n}", "label": n % 2} for n in range(40)], ["film 0", "film 1", "film 2"]),
+        ([{"text": f"film {n}", "label": ["bad", "good"][n // 20]} for n in range(40)], ["film 0", "film 20", "good"]),
+        (pairs(40), [pairs(40)[0]["prompt"][:20], pairs(40)[0]["completion"].strip()]),
+        (chats(20), [chats(20)[0]["messages"][-1]["content"][:20]]),
+        (tagged(40), [" ".join(tagged(40)[0]["tags"])]),
+        ([{"text": f"a plain text, number {n}"} for n in range(40)], ["a plain text, number 2"]),
+    ],
+)
+def test_three_rows_are_shown_as_training_will_see_them(models, tmp_path, rows, shown):
+    write_rows(tmp_path / "d.jsonl", rows)
+    model = "lm" if "prompt" in rows[0] or "messages" in rows[0] else "encoder-mask"
+    model = model if (models / model).exists() else "encoder"
+    done = command("new", "--model", models / model, "--data", "d.jsonl", folder=tmp_path)
+    assert done.code == 0, done.err
+    head, _, table_text = done.out.partition("Rows as training will see them")
+    assert head == ""
+    told = " ".join(table_text.split())
+    for each in shown:
+        assert each in told
+
+
+def answers(given):
+    """Somebody who answers, and what was asked."""
+    asked = []
+
+    def ask(question, options, default):
+        asked.append((question, tuple(options), default))
+        answer = given.get(question, default)
+        assert answer in options
+        return answer
+
+    return ask, asked
+
+
+def test_what_the_columns_say_is_not_asked(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table(tmp_path / "d.csv")
+    ask, asked = answers({})
+    write_recipe(str(models / "encoder"), "d.csv", None, ask)
+    assert asked == []
+
+
+def test_columns_that_say_nothing_are_asked_with_a_guess(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"a": row["text"], "b": row["label"], "c": f"note {n % 3}"} for n, row in enumerate(labelled(80))]
+    write_rows(tmp_path / "d.jsonl", rows)
+    ask, asked = answers({"column of the label": "c"})
+    path = write_recipe(str(models / "encoder"), "d.jsonl", None, ask)
+    assert asked[:2] == [
+        ("column of the text", ("a", "b", "c"), "a"),
+        ("column of the label", ("b", "c", "(none)"), "b"),
+    ]
+    assert load_recipe(path).domains["d"].columns.parts == {"text": "a", "label": "c"}
+
+
+def test_the_task_is_asked_among_those_that_the_data_allow(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "d.jsonl", [{"text": row["text"], "label": n % 40} for n, row in enumerate(labelled(80))])
+    ask, asked = answers({})
+    default = load_recipe(write_recipe(str(models / "encoder"), "d.jsonl", Path("a.yaml"), ask)).task
+    [(question, tasks, first)] = asked
+    assert (question, first) == ("task", default)
+    assert {*tasks} == {"text-classification", "text-regression"}
+    for task in tasks:
+        ask, _ = answers({"task": task})
+        assert load_recipe(write_recipe(str(models / "encoder"), "d.jsonl", Path(f"{task}.yaml"), ask)).task == task
+
+
+@pytest.mark.parametrize(("typed", "label"), [("\n\n\n", "b"), ("a\nbb\nc\n\n", "c"), ("a\nc\n\n", "c")])
+def test_a_terminal_asks(models, tmp_path, typed, label):
+    """In a real one: Enter takes the default, and what there is not is asked again."""
+    rows = [{"a": row["text"], "b": row["label"], "c": f"note {n % 3}"} for n, row in enumerate(labelled(80))]
+    write_rows(tmp_path / "d.jsonl", rows)
+    ours, its = pty.openpty()
+    words = [sys.executable, "-m", "hfadapt", "new", "--model", models / "encoder", "--data", "d.jsonl"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(hfadapt.__file__).parents[1])}
+    with subprocess.Popen(words, stdin=its, stdout=its, stderr=its, cwd=tmp_path, env=environment) as process:
+        os.close(its)
+        os.write(ours, typed.encode())
+        said = b""
+        with contextlib.suppress(OSError):
+            while part := os.read(ours, 4096):
+                said += part
+    os.close(ours)
+    text = said.decode()
+    assert process.returncode == 0, text
+    assert "column of the text (a, b, c) [a]:" in text
+    assert ("there is no 'bb'; did you mean 'b'?" in text) == ("bb" in typed)
+    assert load_recipe(tmp_path / "d.yaml").domains["d"].columns.label == label
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
