@@ -26,7 +26,7 @@ from hfadapt.cli.options import (
     Targets,
     Worse,
 )
-from hfadapt.cli.questions import completion_, explain, list_, schema, show_
+from hfadapt.cli.questions import completion_, doctor, explain, list_, schema, show_
 
 if TYPE_CHECKING:
     from hfadapt.recipe.schema import Recipe
@@ -446,16 +446,8 @@ def note(text: str) -> None:
     typer.echo(text, err=True)
 
 
-for question in (list_, show_, explain, schema, completion_):
+for question in (list_, show_, explain, schema, completion_, doctor):
     app.command(question.__name__.rstrip("_"))(question)
-
-
-@app.command()
-def doctor(json: Json = False) -> None:
-    """Say what this machine can do, what is missing, and how to get it."""
-    from hfadapt.cli.doctor import examine
-
-    show(examine(), json)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Verbs that answer a question and start nothing: `list`, `show`, `explain`, `schema`, `completion`."""
+"""Verbs that answer a question and start nothing: `list`, `show`, `explain`, `schema`, `completion`, `doctor`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from hfadapt.cli import completion
+from hfadapt.cli.options import Json
 
 
 def list_(
@@ -67,3 +68,19 @@ def completion_(
     completion fish > ~/.config/fish/completions/hfadapt.fish
     """
     typer.echo(completion.script(shell), nl=False)
+
+
+def doctor(
+    json: Json = False,
+    report: Annotated[bool, typer.Option("--report", help="Markdown for a bug report, with nothing private.")] = False,
+) -> None:
+    """Say what this machine can do, what is missing, and how to get it."""
+    if report:
+        from hfadapt.cli.bug_report import bug_report
+
+        typer.echo(bug_report())
+        return
+    from hfadapt.cli.doctor import examine
+
+    found = examine()
+    typer.echo(found.model_dump_json(indent=1) if json else str(found))
