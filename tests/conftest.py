@@ -44,7 +44,7 @@ def begin_session() -> None:
     for name, place in places.items():
         (session / place).mkdir(parents=True, exist_ok=True)
         os.environ[name] = str(session / place)
-    for name in ("kernels", "traces"):
+    for name in ("kernels", "traces", "known"):
         (session / "shared" / name).mkdir(parents=True)
     with suppress(OSError):  # some systems let nobody make links
         packages.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ if IS_FIRST:
     begin_session()
 SESSION = Path(os.environ[MARK])
 CACHE = SESSION / os.environ.get("PYTEST_XDIST_WORKER", "main") / "cache"
-"""Of this worker; compiled kernels and traces are made once for all."""
+"""Of this worker; compiled kernels, traces and what is known of models are made once for all."""
 CACHE.mkdir(parents=True)
 with suppress(OSError):
     for shared in (SESSION / "shared").iterdir():

@@ -140,9 +140,13 @@ def plan(
     json: Json = False,
 ) -> None:
     """Show whether every cell fits, its predicted memory and time, and what was decided. Downloads no weights."""
-    from hfadapt.pipeline.run import plan_recipe
+    from hfadapt.cli.terminal import waiting
 
-    found = plan_recipe(load(recipe, overrides, domain, target), runs=runs)
+    asked = load(recipe, overrides, domain, target)
+    with waiting("planning: looking at the model without its weights; what is found is kept for the next plan"):
+        from hfadapt.pipeline.run import plan_recipe
+
+        found = plan_recipe(asked, runs=runs)
     show(found.why() if why and not json else found, json)
     if not found.fits:
         raise typer.Exit(1)

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from hfadapt.core import registry
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
 from hfadapt.core.spec import Record, Spec
+from hfadapt.fast.limits import SWITCH
 from hfadapt.formats import install
 from hfadapt.hardware import allocator, catalogue
 from hfadapt.hardware.catalogue import BytesPerSecond, Rates, Target, Tflops
@@ -282,7 +283,7 @@ def _kernels(target: Target) -> list[Capability]:
     if not target.on_cpu:
         return [Capability(name="compiled kernels", available=True, detail="only CPUs need them")]
     passes, tiles = compiled.passes() is not None, compiled.tiles() is not None
-    switched = os.environ.get(compiled.SWITCH)
+    switched = os.environ.get(SWITCH)
     found = []
     for name, short, there, without in (
         ("compiled kernels", "passes", passes, "training takes about twice as long and more memory than planned"),
@@ -292,7 +293,7 @@ def _kernels(target: Target) -> list[Capability]:
             continue
         failure = compiled.failures().get(short)
         detail = without
-        fix: str | None = f"unset {compiled.SWITCH}" if switched else "install a C++ compiler, such as g++"
+        fix: str | None = f"unset {SWITCH}" if switched else "install a C++ compiler, such as g++"
         if there:
             detail, fix = "they run", None
         elif failure is not None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import rich.console
@@ -21,6 +24,34 @@ class Console(rich.console.Console):
     def on_broken_pipe(self) -> None:
         """Rich would end the program."""
         self.quiet = True
+
+
+PATIENCE = 2.0
+"""Seconds after which it is said what a command is doing."""
+
+
+@contextmanager
+def waiting(what: str, console: Console | None = None) -> Iterator[None]:
+    """While what is inside takes long, one line says what it is; it goes away at the end, and only a terminal has it.
+
+    Args:
+        what: What is being done, without a full stop.
+        console: Standard error by default.
+    """
+    console = console or Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield
+        return
+    status = console.status(f"{what} …")
+    timer = threading.Timer(PATIENCE, status.start)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        status.stop()
 
 
 class Terminal:

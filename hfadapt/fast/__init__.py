@@ -4,10 +4,14 @@ documents (which tokens belong together), kernels (element-wise passes) and elem
 attention, lowrank and dropout, loss, path (puts them on).
 """
 
-from hfadapt.fast.documents import Documents, batch, packed_rows, padded_rows
-from hfadapt.fast.dropout import row_seed
-from hfadapt.fast.loss import labelled_loss, plain_head
-from hfadapt.fast.path import FastPath, product_dtype, replaced
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hfadapt.fast.documents import Documents, batch, packed_rows, padded_rows
+    from hfadapt.fast.dropout import row_seed
+    from hfadapt.fast.loss import labelled_loss, plain_head
+    from hfadapt.fast.path import FastPath, product_dtype, replaced
 
 __all__ = [
     "Documents",
@@ -21,3 +25,18 @@ __all__ = [
     "replaced",
     "row_seed",
 ]
+
+PLACES = {
+    "documents": ("Documents", "batch", "packed_rows", "padded_rows"),
+    "dropout": ("row_seed",),
+    "loss": ("labelled_loss", "plain_head"),
+    "path": ("FastPath", "product_dtype", "replaced"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when it is asked for: a plan reads `limits` and needs no torch."""
+    for module, names in PLACES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

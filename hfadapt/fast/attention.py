@@ -18,7 +18,8 @@ from typing import Any, cast
 import torch
 
 from hfadapt.fast import abi, compiled, kernels
-from hfadapt.fast.documents import CURRENT, QUERY_BLOCK, Bucket, Documents
+from hfadapt.fast.documents import CURRENT, Bucket, Documents
+from hfadapt.fast.limits import QUERY_BLOCK
 
 NAME = "hfadapt"
 MOST_FEATURES = 256

@@ -27,14 +27,13 @@ from torch._subclasses.fake_tensor import FakeTensor
 from hfadapt.core import cache
 from hfadapt.core.errors import RequestError
 from hfadapt.fast import abi
+from hfadapt.fast.limits import SWITCH
 from hfadapt.hardware import catalogue
 
 SOURCES = Path(__file__).parent / "csrc"
 LIBRARY = "library.so"
 COMPILER_SECONDS = 600
 """Only for one that hangs; a busy machine may take its time."""
-SWITCH = "HFADAPT_KERNELS"
-"""Set to `off`, nothing is compiled and plain torch is used; `passes` leaves out the tiles only."""
 ALLOWED = ("", "on", "passes", "off")
 FLAGS = (
     *("-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math"),

@@ -14,13 +14,10 @@ from itertools import pairwise
 import torch
 
 from hfadapt.fast.dropout import token_keys
+from hfadapt.fast.limits import MOST_SCORES, QUERY_BLOCK
 
 SAME_BUCKET = 1.25
 """Rows are worked on together when the longest has at most this many times the tokens of the shortest, plus 8."""
-QUERY_BLOCK = 512
-"""Queries of one row that are worked on at once; with a causal mask later keys are then left out."""
-MOST_SCORES = 8_000_000
-"""Attention scores held at once: 16 MB in 16 bits."""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,7 @@ from typing import Any
 import torch
 
 from hfadapt.fast import kernels
-
-LOSS_LOGITS = 16_000_000
-"""Logits made at once: 32 MB in 16 bits."""
-
+from hfadapt.fast.limits import LOSS_LOGITS
 
 Labels = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

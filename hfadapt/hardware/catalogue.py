@@ -9,6 +9,9 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import sys
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -266,6 +269,8 @@ def _cpu() -> Target:
 
 def _accelerator() -> Target | None:
     """The first device of an accelerator that torch can use, or None."""
+    if "torch" not in sys.modules and not _may_accelerate():
+        return None
     import torch
 
     if torch.cuda.is_available():
@@ -278,6 +283,21 @@ def _accelerator() -> Target | None:
         recommended = int(torch.mps.recommended_max_memory())
         return _device("mps", processor_name(), recommended or int(total * 0.67), 1)
     return None
+
+
+ACCELERATORS = {"": ("nvidia*", "nvhost*", "nvmap", "dxg"), "rocm": ("kfd", "dxg"), "xpu": ("dri", "dxg")}
+"""What /dev of Linux has where a build of torch may find an accelerator; the one without a word is for CUDA."""
+
+
+def _may_accelerate() -> bool:
+    """Whether it is worth asking torch, whose import takes seconds."""
+    with suppress(PackageNotFoundError):
+        _, _, build = version("torch").partition("+")
+        if build == "cpu":
+            return False
+        names = next((names for word, names in ACCELERATORS.items() if word and word in build), ACCELERATORS[""])
+        return _system() != "linux" or any(any(Path("/dev").glob(name)) for name in names)
+    return True
 
 
 def _cuda() -> Target:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry, samples
 from hfadapt.core.errors import RequestError, fault_of_machine
+from hfadapt.core.known import known
+from hfadapt.core.progress import quiet_libraries
 from hfadapt.core.spec import Spec
 from hfadapt.models.folders import require_base, require_plain
 from hfadapt.models.heads import BaseHead
@@ -128,16 +130,37 @@ def _state(model: str) -> tuple[Any, ...]:
 
 @cache
 def _model_facts(model: str, task: str, labels: int, state: tuple[Any, ...]) -> ModelFacts:
-    config = load_config(model)
-    head = BaseHead.of(config)
-    kind = registry.task(task)
-    options = kind.model_options([f"label {i}" for i in range(labels)])
-    for key, value in options.items():
-        setattr(config, key, value)
-    built = build(config, kind.auto_class, model)
-    return describe(built, model, task, labels, config).model_copy(update={"head": head})
+    @quiet_libraries()
+    def find() -> ModelFacts:
+        config = load_config(model)
+        head = BaseHead.of(config)
+        kind = registry.task(task)
+        options = kind.model_options([f"label {i}" for i in range(labels)])
+        for key, value in options.items():
+            setattr(config, key, value)
+        built = build(config, kind.auto_class, model)
+        return describe(built, model, task, labels, config).model_copy(update={"head": head})
+
+    key = ["facts", _config_of(model), task, labels, registry.made_by("tasks", task)]
+    return known(ModelFacts, key, find).model_copy(update={"model": model})
 
 
+def _config_of(model: str) -> Any:
+    """What a model's config says, as its files have it where that is enough: reading it takes no library.
+
+    Raises:
+        RequestError: as `load_config`, where that is needed; a folder holds no base.
+    """
+    if model.startswith(samples.PREFIX):
+        return samples.model_config(model.removeprefix(samples.PREFIX))
+    path = expanded(model)
+    if path.is_dir():
+        require_base(path, model)
+        return (path / "config.json").read_text(encoding="utf-8")
+    return load_config(model).to_dict()
+
+
+@quiet_libraries()
 def load_config(model: str) -> PretrainedConfig:
     """The config of a model, without its weights.
 

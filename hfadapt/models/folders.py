@@ -75,10 +75,8 @@ def require_plain(config: Mapping[str, Any], place: str) -> None:
     Raises:
         RequestError: the weights are quantised, or transformers would have to run code that comes with them.
     """
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
     kind = config.get("model_type")
-    if config.get("auto_map") and kind not in CONFIG_MAPPING_NAMES:
+    if config.get("auto_map") and not _in_transformers(kind):
         raise RequestError(
             "this model needs code that comes with it, which hfadapt does not run",
             place=place,
@@ -96,6 +94,12 @@ def require_plain(config: Mapping[str, Any], place: str) -> None:
             allowed="weights in 16 or 32 bits; quant: int8, nf4 or fp4 quantises them while loading",
             fix=f"name the model they were made from{f': {original}' if original else ''}",
         )
+
+
+def _in_transformers(kind: Any) -> bool:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return kind in CONFIG_MAPPING_NAMES
 
 
 def pointer(path: Path) -> bool:

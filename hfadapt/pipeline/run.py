@@ -111,7 +111,6 @@ def say_others(context: Context) -> None:
             )
 
 
-@quiet_libraries()
 def plan_recipe(recipe: Recipe, *, domains: Sequence[str] = (), runs: Path = Path("runs")) -> Plan:
     """The plan of every cell; lengths come from cells that are prepared already, else they are assumed.
 

@@ -7,10 +7,11 @@ of a device with like cores (targets/serve_only.toml names them); it is right wi
 from __future__ import annotations
 
 import json
-from functools import cache
 from typing import TYPE_CHECKING
 
 from hfadapt.core import registry
+from hfadapt.core.known import remembered
+from hfadapt.core.progress import quiet_libraries
 from hfadapt.core.show import show_bytes, show_latency
 from hfadapt.hardware.catalogue import Target
 from hfadapt.models.facts import ModelFacts, build
@@ -108,7 +109,8 @@ def multiply_adds_by_kind(facts: ModelFacts, length: int) -> dict[str, int]:
     return dict(_multiply_adds(json.dumps(facts.config, sort_keys=True), auto_class, facts.task, length))
 
 
-@cache
+@remembered(tuple[tuple[str, int], ...])
+@quiet_libraries()
 def _multiply_adds(config: str, auto_class: str, task: str, length: int) -> tuple[tuple[str, int], ...]:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode

@@ -6,11 +6,15 @@ The fastest that fits is taken; when none fits, what would.
 from __future__ import annotations
 
 import math
+import os
+import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hfadapt import quants
 from hfadapt.core import registry
+from hfadapt.core.known import known
+from hfadapt.fast.limits import SWITCH
 from hfadapt.hardware import allocator, catalogue
 from hfadapt.hardware.catalogue import Target
 from hfadapt.models.facts import ModelFacts
@@ -230,9 +234,18 @@ def _compiled(target: Target) -> tuple[bool, bool]:
         return False, False
     if target.name != catalogue.THIS_MACHINE:
         return True, "amx_bf16" in target.features
-    from hfadapt.fast import compiled
+    has_tiles = {"amx_bf16", "avx512_bf16"} <= set(target.features)
 
-    return compiled.passes() is not None, compiled.tiles() is not None
+    def ask() -> tuple[bool, bool]:
+        from hfadapt.fast import compiled
+
+        return compiled.passes() is not None, compiled.tiles() is not None
+
+    # A library is loaded only beside torch, whose threads it shares. What could not be made is tried again.
+    asked = ask() if "hfadapt.fast.compiled" in sys.modules or os.environ.get(SWITCH) else None
+    key = ["kernels", catalogue.processor_name(), sorted(catalogue.cpu_flags() or target.features)]
+    found = known(tuple[bool, bool], key, lambda: asked or ask(), lasts=lambda here: here == (True, has_tiles))
+    return asked or found
 
 
 def step_seconds(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hfadapt.fast import abi, compiled
+from hfadapt.fast.limits import SWITCH
 from hfadapt.hardware import catalogue
 
 EMULATION = Path(__file__).with_name("amx_emulation.h")
@@ -19,7 +20,7 @@ def emulated_tiles() -> ctypes.CDLL:
     if "avx512_bf16" not in catalogue.cpu_features():
         pytest.skip("the processor has no AVX512-BF16")
     if compiled.switch() in ("off", "passes"):
-        pytest.skip(f"{compiled.SWITCH} leaves the tiles out")
+        pytest.skip(f"{SWITCH} leaves the tiles out")
     found = compiled.library("emulated tiles", compiled.TILES, abi.bind_tiles, ["-include", str(EMULATION)])
     failure = compiled.failures().get("emulated tiles")
     if found is None and failure is None:

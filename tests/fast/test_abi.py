@@ -15,6 +15,7 @@ import torch
 from hfadapt.cli import doctor
 from hfadapt.fast import abi, attention, compiled, kernels, products
 from hfadapt.fast.documents import packed_rows
+from hfadapt.fast.limits import SWITCH
 from hfadapt.fast.products import Frozen, LowRank
 
 if sys.version_info >= (3, 11):
@@ -170,7 +171,7 @@ def test_the_doctor_shows_what_the_compiler_said(tmp_path: Path, monkeypatch: py
     compiler.write_text("#!/bin/sh\n[ $1 = --version ] || { echo 'kernels.cpp:1: error: no such luck' >&2; exit 1; }\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
-    monkeypatch.delenv(compiled.SWITCH, raising=False)
+    monkeypatch.delenv(SWITCH, raising=False)
     monkeypatch.setenv("HFADAPT_CACHE", str(tmp_path))
     monkeypatch.setattr(compiled, "passes", compiled.passes.__wrapped__)
     report = doctor.examine(measure=False)

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hfadapt.core.errors import RequestError
 from hfadapt.fast import compiled, kernels
+from hfadapt.fast.limits import SWITCH
 
 needs_kernels = pytest.mark.skipif(compiled.passes() is None, reason="no C++ compiler here")
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
@@ -188,6 +189,6 @@ def test_without_a_compiler_there_are_no_kernels_and_no_error(tmp_path, without)
 
 
 def test_an_unknown_word_for_the_kernels_is_refused(monkeypatch):
-    monkeypatch.setenv(compiled.SWITCH, "nonsense")
+    monkeypatch.setenv(SWITCH, "nonsense")
     with pytest.raises(RequestError, match="passes, off"):
         compiled.switch()

@@ -7,10 +7,11 @@ nobody reads, attention to an encoder that is not there, and a layer of which on
 from __future__ import annotations
 
 import json
-from functools import cache
 from typing import Any
 
 from hfadapt.core import registry
+from hfadapt.core.known import remembered
+from hfadapt.core.progress import quiet_libraries
 from hfadapt.models.facts import ModelFacts, adapted_modules
 
 LENGTH = 16
@@ -47,7 +48,8 @@ def _key(facts: ModelFacts) -> LayersRun:
     return config, task.modality, task.auto_class, task.reads, facts.generates, max(2, sum(facts.pattern))
 
 
-@cache
+@remembered(tuple[tuple[str, bool], ...] | None)
+@quiet_libraries()
 def _taking_part(key: LayersRun, length: int) -> tuple[tuple[str, bool], ...] | None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -79,7 +81,8 @@ def _taking_part(key: LayersRun, length: int) -> tuple[tuple[str, bool], ...] | 
     return tuple((name, name in reached) for name in linears)
 
 
-@cache
+@remembered(frozenset[str] | None)
+@quiet_libraries()
 def _plain_names(key: LayersRun, names: tuple[str, ...]) -> frozenset[str] | None:
     from peft import LoraConfig
 

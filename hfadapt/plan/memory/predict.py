@@ -11,6 +11,7 @@ allocator.py.
 from __future__ import annotations
 
 from hfadapt.core import registry
+from hfadapt.fast.limits import LOSS_LOGITS, MOST_SCORES, QUERY_BLOCK
 from hfadapt.models.facts import LinearShape, ModelFacts
 from hfadapt.plan.memory.terms import is_traced, known_terms, own_passes, saved_bytes_per_token, step_key, terms_of
 from hfadapt.plan.memory.workload import (
@@ -118,8 +119,6 @@ class _Rows:
 
     def live(self, mark: str, rows: int) -> int:
         """Activations at a mark of the traced step."""
-        from hfadapt.fast.documents import MOST_SCORES, QUERY_BLOCK
-
         outside, layer = self.terms[mark]
         square = float(rows * self.tokens * self.tokens)
         if self.workload.fast and "attention" not in self.workload.without and mark != "evaluate_peak":
@@ -138,8 +137,6 @@ class _Rows:
 
     def logits(self, rows: int) -> int:
         """Their bytes in training: as they come, their float32 copy, and the log-probabilities."""
-        from hfadapt.fast.loss import LOSS_LOGITS
-
         workload, element = self.workload, self.element
         pieces = self.facts.generates and workload.fast and workload.minimises.own_loss
         if not pieces or "loss" in workload.without:

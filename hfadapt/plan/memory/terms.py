@@ -11,26 +11,21 @@ import json
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from hfadapt.core import cache, registry
 from hfadapt.core.spec import Record
 from hfadapt.models.facts import ModelFacts
+from hfadapt.plan.memory.step import MARKS, PASSES, TRAINED, StepKey, Terms
 from hfadapt.plan.memory.workload import DTYPE_BYTES, Workload, fuses, trained_layers
 from hfadapt.quants import Access
-
-if TYPE_CHECKING:
-    from hfadapt.plan.memory.trace import StepKey
 
 SHORT_TOKENS = 256
 """Rows are traced up to this length; longer ones up to twice of it."""
 STEPWISE_MODEL_TYPES = ("falcon_mamba", "jamba", "mamba", "recurrent_gemma", "rwkv", "zamba")
 """Models whose own code goes through a row token by token; what that keeps is linear in the length, so short rows are
 traced, as long ones would take minutes."""
-Three = Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
-Terms = dict[str, tuple[Three, Three]]
 
 
 class TracedStep(Record):
@@ -41,9 +36,7 @@ class TracedStep(Record):
     @field_validator("terms")
     @classmethod
     def _has_all_marks(cls, terms: Terms) -> Terms:
-        from hfadapt.plan.memory import trace
-
-        if terms.keys() != {*trace.MARKS, trace.TRAINED, trace.PASSES}:
+        if terms.keys() != {*MARKS, TRAINED, PASSES}:
             raise ValueError("these are not the marks of a step")
         return terms
 
@@ -74,14 +67,14 @@ def _traced_code() -> str:
 @functools.cache
 def known_terms(key: StepKey) -> Terms | None:
     """The traced terms, kept on disk for as long as the libraries stay the same; None when tracing fails."""
-    from hfadapt.plan.memory.trace import step_terms
-
     made_by = [f"{name} {version(name)}" for name in ("torch", "transformers", "peft")]
     made_by.append(registry.made_by("adapters", key.method))
     text = json.dumps([_traced_code(), made_by, asdict(key)], sort_keys=True)
     path = cache.folder() / "traces" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
     if kept := cache.read(path, TracedStep):
         return kept.terms
+    from hfadapt.plan.memory.trace import step_terms
+
     try:
         terms = step_terms(key)
     except Exception:
@@ -110,8 +103,6 @@ def _rough_terms(facts: ModelFacts, workload: Workload) -> Terms:
 
 def step_key(facts: ModelFacts, workload: Workload) -> StepKey:
     """What a trace of this workload depends on: everything but rows, layers, and the length within its regime."""
-    from hfadapt.plan.memory.trace import StepKey
-
     on_cpu = workload.device == "cpu"
     task = registry.task(facts.task)
     config = registry.modality(task.modality).shaped(facts.config, workload.length_tokens)

@@ -14,7 +14,6 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -27,53 +26,20 @@ from torch.utils._pytree import tree_leaves
 from hfadapt import fast
 from hfadapt.adapters import ALL_LINEAR
 from hfadapt.core import registry
+from hfadapt.core.progress import quiet_libraries
 from hfadapt.fast import compiled
 from hfadapt.models.facts import build, freeze_front, head_names, layer_stacks
 from hfadapt.plan.memory.shapes import called
+from hfadapt.plan.memory.step import FORWARD_ONLY, MARKS, PASSES, TRAINED, StepKey, Terms
 from hfadapt.recipe.schema import LockedAdapter
 
-MARKS = ("forward_peak", "forward_end", "backward_peak", "validate_peak", "evaluate_peak")
-FORWARD_ONLY = ("validate_peak", "evaluate_peak")
-TRAINED = "trained_parameters"
-"""A mark beside these: the number of parameters with a gradient, which depends on the layers alone."""
-PASSES = "passes"
-"""Another: norms, gated activations and positions that are hfadapt's own, of a model with few layers."""
 ROWS = 2
 TRACED_DROPOUT = 0.1
 """Any share: masks are as large for each."""
-Terms = dict[str, tuple[tuple[float, ...], tuple[float, ...]]]
-
-
-@dataclass(frozen=True)
-class StepKey:
-    """What the trace depends on; `config` is JSON, `lengths` the traced tokens per row (one for images)."""
-
-    config: str
-    modality: str
-    auto_class: str
-    reads: str
-    generates: bool
-    predicts_tokens: bool
-    dtype: str
-    matmul_dtype: str
-    bits: int
-    integer_products: bool
-    fast: bool
-    without: tuple[str, ...]
-    dropout: bool
-    method: str
-    rank: int
-    modules: tuple[str, ...]
-    checkpointing: bool
-    on_cpu: bool
-    kernels: bool
-    tiles: bool
-    attention_on_tiles: bool
-    lengths: tuple[int, ...]
-    pattern: tuple[int, int] = (0, 1)
 
 
 @cache
+@quiet_libraries()
 def step_terms(key: StepKey) -> Terms:
     """For each mark: coefficients of (1, B T, B T^2) outside the layers, and the same for one layer.
 
