@@ -7,14 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import time
-from collections.abc import Callable
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from statistics import median
-from typing import Any, Literal
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Literal
 
 from hfadapt.core import registry
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
@@ -22,7 +16,7 @@ from hfadapt.core.spec import Record, Spec
 from hfadapt.fast.limits import SWITCH
 from hfadapt.formats import install
 from hfadapt.hardware import allocator, catalogue
-from hfadapt.hardware.catalogue import BytesPerSecond, Rates, Target, Tflops
+from hfadapt.hardware.catalogue import Target
 from hfadapt.quants import is_quantised
 
 CORE = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "huggingface_hub", "safetensors")
@@ -41,12 +35,6 @@ OPTIONAL = {
 MATTERS = ("fast bfloat16", "8-bit and 4-bit storage", "compiled kernels", "Hugging Face Hub")
 """Without these a recipe is limited; the other capabilities are extras."""
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-SIZES = (256, 512, 1024, 2048)
-"""Of products on a CPU. A GPU is not busy with these, and has a larger one last."""
-NEXT_SIZE = 8
-"""Times the work of one size."""
-SECONDS_EACH = 1.0
-LEAST_CALLS, MOST_CALLS = 3, 9
 FIRST_LINES = 3
 """Of what a compiler said."""
 
@@ -61,12 +49,13 @@ class Capability(Spec):
 
 
 class DoctorReport(Shown, Record):
-    """This machine as hfadapt sees it. Rates are measured, or None when measuring was off."""
+    """This machine as hfadapt sees it. Rates are measured, `busy` beside other programs, or None: measuring was off."""
 
     target: Target
     float32_tflops: float | None
     bfloat16_tflops: float | None
     bandwidth_bytes_per_second: float | None
+    busy: bool = False
     packages: dict[str, str]
     capabilities: tuple[Capability, ...]
     verdict: Literal["ready", "limited", "broken"]
@@ -89,6 +78,8 @@ class DoctorReport(Shown, Record):
                 else "not measured",
             ],
         ]
+        if self.busy:
+            rows.append(["load", "busy: rates may be low; run this again when other programs have ended"])
         found = [[c.name, "yes" if c.available else "no", c.detail, c.fix or ""] for c in self.capabilities]
         return [
             Heading("hfadapt doctor", 1),
@@ -119,12 +110,11 @@ def examine(measure: bool = True) -> DoctorReport:
     packages = {name: text for name in CORE if (text := _version(name)) is not None}
     missing = [name for name in CORE if name not in packages]
     float32 = bfloat16 = bandwidth = None
+    busy = False
     if measure and "torch" in packages:
-        float32 = matrix_rate("float32", target)
-        bfloat16 = matrix_rate("bfloat16", target) if "bfloat16" in target.dtypes else None
-        bandwidth = copy_rate(target)
-        tflops = {dtype: rate for dtype, rate in (("float32", float32), ("bfloat16", bfloat16)) if rate}
-        catalogue.keep_rates(target, Rates(tflops=tflops, bandwidth_bytes_per_second=bandwidth))
+        measured = catalogue.examined()
+        float32, bfloat16 = (measured.tflops.get(dtype) for dtype in ("float32", "bfloat16"))
+        bandwidth, busy = measured.bandwidth_bytes_per_second, measured.busy
     capabilities = (
         Capability(
             name="core packages",
@@ -149,74 +139,11 @@ def examine(measure: bool = True) -> DoctorReport:
         float32_tflops=float32,
         bfloat16_tflops=bfloat16,
         bandwidth_bytes_per_second=bandwidth,
+        busy=busy,
         packages=packages,
         capabilities=capabilities,
         verdict=verdict,
     )
-
-
-def matrix_rate(dtype: str, target: Target) -> float | None:
-    """Measured TFLOP/s of square products: of larger and larger ones, for as long as there is time for the next."""
-    import torch
-
-    device, rate, end = _device(target), None, time.perf_counter() + SECONDS_EACH
-    for size in SIZES if target.on_cpu else (*SIZES, 4 * SIZES[-1]):
-        a, b = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
-        flop = 2 * size**3
-        seconds = _median_seconds(partial(torch.matmul, a, b), device, end)
-        rate = _plausible(flop / 1e12, seconds, Tflops) or rate
-        if time.perf_counter() + NEXT_SIZE * LEAST_CALLS * seconds > end:
-            break
-    return rate
-
-
-def copy_rate(target: Target) -> float | None:
-    """Measured bytes per second read and written by copying blocks larger than the caches."""
-    import torch
-
-    device = _device(target)
-    source = torch.ones(32 << 20, dtype=torch.float32, device=device)
-    copy = torch.empty_like(source)
-    seconds = _median_seconds(lambda: copy.copy_(source), device, time.perf_counter() + SECONDS_EACH)
-    return _plausible(2 * source.numel() * source.itemsize, seconds, BytesPerSecond)
-
-
-def _median_seconds(call: Callable[[], object], device: str, end: float) -> float:
-    """Of one call, after a first that is not counted: the median of some, and of more while `end` has not come, so that
-    a busy moment does not count."""
-    call()
-    _wait(device)
-    taken: list[float] = []
-    while len(taken) < LEAST_CALLS or (time.perf_counter() < end and len(taken) < MOST_CALLS):
-        started = time.perf_counter()
-        call()
-        _wait(device)
-        taken.append(time.perf_counter() - started)
-    return median(taken)
-
-
-def _plausible(work: float, seconds: float, allowed: Any) -> float | None:
-    """Work per second, or None where no machine is like that: a clock that stood still, a process that was stopped."""
-    try:
-        rate: float = TypeAdapter(allowed, config={"allow_inf_nan": False}).validate_python(work / seconds)
-    except (ZeroDivisionError, ValidationError):
-        return None
-    return rate
-
-
-def _device(target: Target) -> str:
-    return {"rocm": "cuda"}.get(target.kind, target.kind)
-
-
-def _wait(device: str) -> None:
-    import torch
-
-    if device == "cuda":
-        torch.cuda.synchronize()
-    elif device == "xpu":
-        torch.xpu.synchronize()
-    elif device == "mps":
-        torch.mps.synchronize()
 
 
 def _version(package: str) -> str | None:

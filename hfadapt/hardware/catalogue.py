@@ -13,14 +13,15 @@ import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat
 
-from hfadapt.core import cache, registry, resources
+from hfadapt.core import registry, resources
 from hfadapt.core.errors import RequestError, choice_problem
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes, show_seconds
-from hfadapt.core.spec import Record, Spec
+from hfadapt.core.spec import Spec
+from hfadapt.hardware import rates
 
 THIS_MACHINE = "this-machine"
 GIB = 1 << 30
@@ -32,9 +33,9 @@ class Target(Shown, Spec):
 
     `dtypes` are the types weights can be stored and multiplied in, `quants` how a base can be stored (every quant says
     so of itself), `tflops` the dense matrix rate by dtype (missing when nobody publishes one), `source` where each
-    figure comes from. Where nothing is trained, `exports` are formats that its runtimes open, `most_bytes` and
-    `most_seconds` the budget of a model and of an answer, and `latency` the seconds of an answer by arithmetic: a fixed
-    part, and what each multiply-add adds.
+    figure comes from, `busy` that rates were measured beside other programs. Where nothing is trained, `exports` are
+    formats that its runtimes open, `most_bytes` and `most_seconds` the budget of a model and of an answer, and
+    `latency` the seconds of an answer by arithmetic: a fixed part, and what each multiply-add adds.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Target(Shown, Spec):
     most_bytes: int | None = None
     most_seconds: PositiveFloat | None = None
     latency: dict[str, tuple[float, float]] = {}
+    busy: bool = False
     source: dict[str, str]
 
     @property
@@ -190,42 +192,42 @@ def this_machine() -> Target:
     return _with_quants(_with_kept_rates(_accelerator() or _cpu()))
 
 
-RATES_FILE = "rates.json"
-"""In the cache folder: what `hfadapt doctor` measured, by processor and cores."""
-Tflops = Annotated[float, Field(ge=1e-6, le=1e5)]
-"""From far below the slowest machine to far above the fastest: outside, something else than a product was timed."""
-BytesPerSecond = Annotated[float, Field(ge=1e7, le=1e15)]
+def measure_rates() -> None:
+    """Measures how fast this machine's CPU multiplies, in half a second, where a plan would have to guess it."""
+    found = _accelerator() or _cpu()
+    if found.on_cpu and rates.kept(found.title) is None:
+        keep_rates(found, rates.measure(*_measured(found), seconds=rates.SOON, copies=False))
 
 
-class Rates(Spec):
-    """What was measured on one kind of device; empty where a measurement made no sense."""
-
-    tflops: dict[str, Tflops] = {}
-    bandwidth_bytes_per_second: BytesPerSecond | None = None
-
-
-class KeptRates(Record):
-    """Rates by a target's title."""
-
-    rates: dict[str, Rates] = {}
+def examined() -> rates.Rates:
+    """The rates of this machine, measured now, and kept for plans."""
+    found = this_machine()
+    measured = rates.measure(*_measured(found), seconds=rates.SECONDS_EACH, copies=True)
+    keep_rates(found, measured)
+    return measured
 
 
-def keep_rates(target: Target, rates: Rates) -> None:
+def keep_rates(target: Target, measured: rates.Rates) -> None:
     """Keeps measured rates of this machine for later plans."""
-    path = cache.folder() / RATES_FILE
-    kept = cache.read(path, KeptRates) or KeptRates()
-    cache.write(path, KeptRates(rates={**kept.rates, target.title: rates}))
+    rates.keep(target.title, measured)
+
+
+def _measured(found: Target) -> tuple[list[str], str, tuple[str, ...], int]:
+    dtypes: list[str] = [dtype for dtype in ("float32", "bfloat16") if dtype in found.dtypes]
+    return dtypes, found.kind, found.features, found.cores or 1
 
 
 def _with_kept_rates(found: Target) -> Target:
-    """The target with the rates that were measured on it, if any were."""
-    file = cache.read(cache.folder() / RATES_FILE, KeptRates)
-    kept = file.rates.get(found.title) if file else None
+    """The target with the rates that were measured on it, if any were and are not old."""
+    kept = rates.kept(found.title)
     if kept is None:
         return found
-    fields: dict[str, Any] = {}
-    source, measured = dict(found.source), "measured by hfadapt doctor on this machine"
-    if tflops := {dtype: rate for dtype, rate in kept.tflops.items() if dtype in found.dtypes}:
+    fields: dict[str, Any] = {"busy": kept.busy}
+    source, measured = dict(found.source), "measured on this machine"
+    if kept.busy:
+        measured += " while it was busy: rates may be low"
+    known = rates.plausible(kept.tflops, found.features) if found.on_cpu else kept.tflops
+    if tflops := {dtype: rate for dtype, rate in known.items() if dtype in found.dtypes}:
         # The estimate of a dtype stays where its measurement made no sense.
         fields["tflops"], source["tflops"] = {**found.tflops, **tflops}, measured
     if bandwidth := kept.bandwidth_bytes_per_second:

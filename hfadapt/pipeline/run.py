@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, HfadaptError, RequestError
 from hfadapt.core.progress import Progress, Silent, quiet_libraries
+from hfadapt.hardware import catalogue
 from hfadapt.models.base import BaseRef
 from hfadapt.pipeline.flow import Flow, stages_until
 from hfadapt.plan.make import lock as lock_cell
@@ -85,6 +86,7 @@ def run_recipe(
         run = Run(folder)
         context = Context(recipe.choose(), run, world, progress or Silent(), recipe_folder, chosen)
         flow = Flow(context, until, fresh)
+        world.on_main(lambda: _know_speed(context.asked))
         flow.check()
         world.on_main(lambda: say_others(context))
         try:
@@ -130,7 +132,14 @@ def plan_recipe(recipe: Recipe, *, domains: Sequence[str] = (), runs: Path = Pat
         cell = run.cell(domain, target)
         if cell.has(DataRecord) and same_data(recipe, domain, cell):
             known[domain] = cell.data
+    _know_speed(recipe)
     return make_plan(recipe, data=known)
+
+
+def _know_speed(recipe: Recipe) -> None:
+    """Measures this machine where it trains and nobody knows how fast it is."""
+    if any(name == catalogue.THIS_MACHINE or catalogue.only_serves(name) for _, name in recipe.cells()):
+        catalogue.measure_rates()
 
 
 def same_data(recipe: Recipe, domain: str, cell: Cell) -> bool:

@@ -409,8 +409,10 @@ def _cut(recipe: Recipe, exports: Sequence[PlannedExport]) -> list[str]:
 
 
 def _doubts(trainer: Target, facts: ModelFacts, final: Workload) -> list[str]:
-    """Why the predicted memory may not hold."""
+    """Why the predicted memory or time may not hold."""
     found = []
+    if trainer.busy:
+        found.append("the machine was busy when its speed was measured: training may be quicker, see hfadapt doctor")
     if trainer.on_cpu and not final.malloc_tuned:
         found.append("glibc malloc is not tuned, expect 1.3 to 4x the predicted peak: see hfadapt doctor")
     if not predict.is_traced(facts, final):

@@ -8,7 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from tiny import labelled, write_rows
 
 from hfadapt import data
 from hfadapt.core import cache, samples
-from hfadapt.hardware import catalogue
+from hfadapt.hardware import catalogue, rates
 from hfadapt.models import load as models_of
 from hfadapt.models.facts import model_facts
 from hfadapt.plan.memory import predict, terms
@@ -97,18 +99,18 @@ def written(folder: Path) -> dict[str, bytes]:
 def test_a_record_that_cannot_be_used_is_said_once_and_replaced(tmp_path, caplog, content):
     path = tmp_path / "rates.json"
     put(path, content)
-    assert cache.read(path, catalogue.KeptRates) is None
-    assert cache.read(path, catalogue.KeptRates) is None
+    assert cache.read(path, rates.KeptRates) is None
+    assert cache.read(path, rates.KeptRates) is None
     (said,) = caplog.messages
     assert "rates.json in the cache is ignored and made anew: " in said
     assert "\n" not in said
-    good = catalogue.KeptRates(rates={"a": catalogue.Rates(tflops={"float32": 1.0})})
+    good = rates.KeptRates(rates={"a": rates.Rates(tflops={"float32": 1.0})})
     cache.write(path, good)
-    assert cache.read(path, catalogue.KeptRates) == good
+    assert cache.read(path, rates.KeptRates) == good
 
 
 def test_a_place_where_nothing_stands_is_not_worth_a_word(tmp_path, caplog):
-    assert cache.read(tmp_path / "nowhere" / "rates.json", catalogue.KeptRates) is None
+    assert cache.read(tmp_path / "nowhere" / "rates.json", rates.KeptRates) is None
     assert not caplog.messages
 
 
@@ -193,7 +195,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_things_last_as_long_as_the_p
     one, two = (cache.made(place / "kind" / "a", make) for _ in range(2))
     assert one == two
     assert (len(calls), (one / "data").read_text()) == (1, "x")
-    cache.write(place / "rates.json", catalogue.KeptRates())
+    cache.write(place / "rates.json", rates.KeptRates())
     assert all("cannot be written" in said and "HFADAPT_CACHE" in said for said in caplog.messages)
     assert caplog.messages
     code = f"""
@@ -236,12 +238,13 @@ def test_rates(cache_folder, monkeypatch, caplog, what):
     before = catalogue.this_machine()
     content = RATES.get(what, what)
     if what not in RECORDS and what in RATES:
-        rates = b'{"%s": {"tflops": %s, "bandwidth_bytes_per_second": 1e10}}' % (before.title.encode(), content)
-        content = b'{"record": "KeptRates", "version": 1, "rates": %s}' % rates
-    put(cache_folder / catalogue.RATES_FILE, content)
+        here = b'{"%s": {"tflops": %s, "bandwidth_bytes_per_second": 1e10}}' % (before.title.encode(), content)
+        content = b'{"record": "KeptRates", "version": 1, "rates": %s}' % here
+    put(cache_folder / rates.FILE, content)
     assert catalogue.this_machine().tflops == before.tflops
     assert "rates.json in the cache is ignored" in caplog.text
-    catalogue.keep_rates(before, catalogue.Rates(tflops={"float32": 0.25}, bandwidth_bytes_per_second=2e10))
+    now = {"measured_at": time.time(), "torch": version("torch")}
+    catalogue.keep_rates(before, rates.Rates(tflops={"float32": 0.25}, bandwidth_bytes_per_second=2e10, **now))
     assert catalogue.this_machine().tflops == {**before.tflops, "float32": 0.25}
 
 
