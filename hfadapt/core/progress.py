@@ -83,8 +83,8 @@ class Corrected:
             predicted, self.predicted_seconds = self.predicted_seconds, None
             if abs(found / predicted - 1) > WORTH_SAYING:
                 self.progress.say(
-                    f"training will take about {show_seconds(found)}, measured over the first steps; the plan's rough "
-                    f"guess was {show_seconds(predicted)}"
+                    f"training will take about {show_seconds(found)}, measured over the first steps; the guess "
+                    f"before them was {show_seconds(predicted)}"
                 )
         self.progress.step(step, total, loss, tokens_per_second, seconds_left, title)
 

@@ -51,6 +51,7 @@ from hfadapt.train.job import Job
 from hfadapt.train.known import FOLDER as KNOWN
 from hfadapt.train.known import with_known
 from hfadapt.train.loop import Batches, Loop
+from hfadapt.train.pace import predicted_seconds
 from hfadapt.train.probe import train_probe
 
 if TYPE_CHECKING:
@@ -341,7 +342,7 @@ class Training:
             halving=self.halving,
             decided=self._decided,
             progress=Corrected(
-                self.progress, _predicted_seconds(self.cells), lambda: sum(job.state.frozen_seconds for job in jobs)
+                self.progress, predicted_seconds(self.cells), lambda: sum(job.state.frozen_seconds for job in jobs)
             ),
             stop=lambda: world.any(bool(interrupt)),
             interrupted=lambda: world.size == 1 and bool(interrupt),
@@ -397,12 +398,6 @@ def _trained(cell: Cell) -> list[Row]:
 def _starts_at_probe(base: Base, task: Task) -> bool:
     """Whether the head is new, and is trained before the adapter."""
     return task.head_first and {*base.head_modules} <= {*base.fresh_modules}
-
-
-def _predicted_seconds(cells: Sequence[Cell]) -> float | None:
-    """The plan's training time of all cells; None where it had none."""
-    found = [cell.plan.cells[0].predicted_seconds for cell in dict.fromkeys(cells)]
-    return sum(seconds for seconds in found if seconds) if all(found) else None
 
 
 def _measured(cells: Sequence[Cell], peaks: Mapping[str, PeakMemory]) -> dict[Phase, PhaseMeasure]:

@@ -1,0 +1,37 @@
+"""How long a training will take: as the plan says, at the speed of what the same run has trained before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+from hfadapt.records.stages import TrainRecord
+from hfadapt.run_folder import Cell
+
+SETTINGS = ("model", "task", "quant", "dtype", "adapter", "objective")
+
+
+def predicted_seconds(cells: Sequence[Cell]) -> float | None:
+    """The training time of all cells; None where the plan had none."""
+    found = [cell.plan.cells[0].predicted_seconds for cell in dict.fromkeys(cells)]
+    return sum(seconds for seconds in found if seconds) * _slower(cells[0]) if found and all(found) else None
+
+
+def _slower(cell: Cell) -> float:
+    """How many times longer than planned the run's finished trainings on the same target took."""
+    others = (Cell(place) for place in cell.folder.parent.parent.glob(f"*/{cell.target}") if place != cell.folder)
+    records = [other.read(TrainRecord) for other in others if other.holds(TrainRecord) and _alike(cell, other)]
+    ratios = [
+        record.predicted_tokens_per_second / record.tokens_per_second
+        for record in records
+        if record.predicted_tokens_per_second and record.tokens_per_second
+    ]
+    return median(ratios) if ratios else 1.0
+
+
+def _alike(cell: Cell, other: Cell) -> bool:
+    """Whether they train the same base in the same storage."""
+    if not other.planned:
+        return False
+    one, two = ({**each.lock.model_dump(), **each.lock.train.model_dump()} for each in (cell, other))
+    return all(one[name] == two[name] for name in SETTINGS)
