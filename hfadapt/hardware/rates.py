@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.metadata import version
 from statistics import median
@@ -32,6 +33,8 @@ FLOP_PER_CYCLE = {"avx512f": 64, "avx2": 32, "sve": 128, "asimddp": 32}
 """Of a core in float32, at most: two units with a product and a sum for each lane; of SVE at its widest."""
 BFLOAT16_GAIN = {"amx_bf16": 32, "avx512_bf16": 2, "bf16": 4}
 """Products in bfloat16 for one in float32; without such units as many."""
+LISTEN_SECONDS = 0.2
+"""How long other programs are listened to before anything is measured."""
 SIZES = (256, 512, 1024, 2048)
 """Of products on a CPU. A GPU is not busy with these, and has a larger one last."""
 NEXT_SIZE = 8
@@ -39,6 +42,8 @@ NEXT_SIZE = 8
 SECONDS_EACH, SOON = 1.0, 0.25
 """For one rate, when it was asked for and when a plan has to know it."""
 LEAST_CALLS, MOST_CALLS = 3, 9
+Typical = Callable[[list[float]], float]
+"""What of several measured seconds is taken."""
 Tflops = Annotated[float, Field(ge=1e-6, le=1e5)]
 """From far below the slowest machine to far above the fastest: outside, something else than a product was timed."""
 BytesPerSecond = Annotated[float, Field(ge=1e7, le=1e15)]
@@ -133,16 +138,35 @@ def measure(
         copies: Whether the bandwidth of memory is measured too.
     """
     others = Others()
-    found = {dtype: matrix_rate(dtype, kind, seconds) for dtype in dtypes}
-    bandwidth = copy_rate(kind, seconds) if copies else None
-    tflops = {dtype: rate for dtype, rate in found.items() if rate is not None}
+    time.sleep(LISTEN_SECONDS if kind == "cpu" else 0.0)
+    beside = kind == "cpu" and others.disturb(cores)
+    typical = min if beside else median
+    # Beside others several threads wait for the one that has no core, a hundred times as long as the product takes. The
+    # fastest product of one thread is what a core can do.
+    with _threads(1) if beside else nullcontext():
+        found = {dtype: matrix_rate(dtype, kind, seconds, typical) for dtype in dtypes}
+        bandwidth = copy_rate(kind, seconds, typical) if copies else None
+    times = cores if beside else 1
+    tflops = {dtype: times * rate for dtype, rate in found.items() if rate is not None}
     return Rates(
         tflops=plausible(tflops, features) if kind == "cpu" else tflops,
         bandwidth_bytes_per_second=bandwidth,
         measured_at=time.time(),
-        busy=kind == "cpu" and others.disturb(cores),
+        busy=beside or (kind == "cpu" and others.disturb(cores)),
         torch=version("torch"),
     )
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Others:
@@ -172,7 +196,7 @@ class Others:
         return (os.cpu_count() or cores) - self.cores() < FREE_SHARE * cores
 
 
-def matrix_rate(dtype: str, kind: str, seconds: float = SECONDS_EACH) -> float | None:
+def matrix_rate(dtype: str, kind: str, seconds: float = SECONDS_EACH, typical: Typical = median) -> float | None:
     """Measured TFLOP/s of square products: of larger and larger ones, for as long as there is time for the next."""
     import torch
 
@@ -180,25 +204,26 @@ def matrix_rate(dtype: str, kind: str, seconds: float = SECONDS_EACH) -> float |
     for size in SIZES if kind == "cpu" else (*SIZES, 4 * SIZES[-1]):
         a, b = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
         flop = 2 * size**3
-        each = _median_seconds(partial(torch.matmul, a, b), device, end)
-        rate = _per_second(flop / 1e12, each, Tflops) or rate
+        each = _call_seconds(partial(torch.matmul, a, b), device, end, typical)
+        found = _per_second(flop / 1e12, each, Tflops)
+        rate = max(rate or 0.0, found or 0.0) or None if typical is min else found or rate
         if time.perf_counter() + NEXT_SIZE * LEAST_CALLS * each > end:
             break
     return rate
 
 
-def copy_rate(kind: str, seconds: float = SECONDS_EACH) -> float | None:
+def copy_rate(kind: str, seconds: float = SECONDS_EACH, typical: Typical = median) -> float | None:
     """Measured bytes per second read and written by copying blocks larger than the caches."""
     import torch
 
     device = _device(kind)
     source = torch.ones(32 << 20, dtype=torch.float32, device=device)
     copy = torch.empty_like(source)
-    each = _median_seconds(lambda: copy.copy_(source), device, time.perf_counter() + seconds)
+    each = _call_seconds(lambda: copy.copy_(source), device, time.perf_counter() + seconds, typical)
     return _per_second(2 * source.numel() * source.itemsize, each, BytesPerSecond)
 
 
-def _median_seconds(call: Callable[[], object], device: str, end: float) -> float:
+def _call_seconds(call: Callable[[], object], device: str, end: float, typical: Typical) -> float:
     """Of one call, after a first that is not counted: the median of some, and of more while `end` has not come, so that
     a busy moment does not count."""
     call()
@@ -209,7 +234,7 @@ def _median_seconds(call: Callable[[], object], device: str, end: float) -> floa
         call()
         _wait(device)
         taken.append(time.perf_counter() - started)
-    return median(taken)
+    return typical(taken)
 
 
 def _per_second(work: float, seconds: float, allowed: Any) -> float | None:

@@ -64,7 +64,7 @@ def test_rates_are_measured_and_kept_for_plans(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize("seconds", [0.0, 1e-30, 1e9])
 def test_what_no_machine_can_be_is_not_measured(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """A clock that stands still, or a process that was stopped: the estimate stays, and nothing is divided by zero."""
-    monkeypatch.setattr(rates, "_median_seconds", lambda call, device, end: seconds)
+    monkeypatch.setattr(rates, "_call_seconds", lambda call, device, end, typical: seconds)
     before = catalogue.this_machine()
     report = examine()
     assert (report.float32_tflops, report.bfloat16_tflops) == (None, None)

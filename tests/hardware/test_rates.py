@@ -56,6 +56,14 @@ def test_a_busy_moment_does_not_count(monkeypatch: pytest.MonkeyPatch, busy: int
     assert rate == pytest.approx(0.1)
 
 
+def test_beside_other_programs_the_fastest_product_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most wait for a thread that has no core."""
+    machine = Machine(monkeypatch, lambda size, call: 2 * size**3 / 1e11 + 0.02 * (call % 3 > 0))
+    assert rates.matrix_rate("float32", "cpu") < 0.07
+    machine.sizes.clear()
+    assert rates.matrix_rate("float32", "cpu", typical=min) == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
 def test_rates_that_cannot_be_are_no_rates(rate: float) -> None:
     with pytest.raises(ValidationError):
@@ -177,3 +185,25 @@ def test_a_plan_measures_once_where_nothing_is_known(cache_folder: Path, monkeyp
     monkeypatch.setattr(rates, "measure", None)
     catalogue.measure_rates()
     assert catalogue.this_machine().tflops == found.tflops
+
+
+def test_beside_other_programs_one_core_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several threads would wait for the one that has no core; the caller has his threads again afterwards."""
+    monkeypatch.setattr(Others, "disturb", lambda self, cores: True)
+    monkeypatch.setattr(rates, "LISTEN_SECONDS", 0.0)
+    before, seen = torch.get_num_threads(), []
+
+    def one_core(dtype: str, kind: str, seconds: float, typical: rates.Typical) -> float:
+        seen.append((torch.get_num_threads(), typical))
+        return 0.01
+
+    monkeypatch.setattr(rates, "matrix_rate", one_core)
+    torch.set_num_threads(2)
+    try:
+        found = rates.measure(["float32"], "cpu", cores=4, seconds=0.1, copies=False)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [(1, min)]
+    assert found.tflops == {"float32": 0.04}
+    assert found.busy
