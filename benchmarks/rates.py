@@ -39,12 +39,12 @@ RATES = {
 EPOCHS = 2
 
 
-def name_of(domain: str, model: str, steps: int, rate: float, seed: int) -> str:
+def name_of(domain: str, model: str, steps: int, rate: float, seed: int, method: str) -> str:
     """Of one training among the results."""
-    return f"{domain}, {model}, {steps} steps, {rate:g}, seed {seed}"
+    return f"{domain}, {model}, {method}, {steps} steps, {rate:g}, seed {seed}"
 
 
-def measure(domain: str, model: str, steps: int, rate: float, seed: int) -> dict[str, float]:
+def measure(domain: str, model: str, steps: int, rate: float, seed: int, method: str) -> dict[str, float]:
     """The metric of one training, and of the base."""
     fields = {
         "name": "rates",
@@ -52,13 +52,14 @@ def measure(domain: str, model: str, steps: int, rate: float, seed: int) -> dict
         "domains": {domain: {"source": SOURCES.get(domain, f"sample:vader/{domain}")}},
         "data": {"train_rows": steps * 16 // EPOCHS, "validation": 50, "test": TEST_ROWS},
         "train": {"seed": seed, "epochs": EPOCHS, "max_steps": steps, "batch_rows": 16, "evaluate_every_steps": steps},
+        "adapter": {"method": method},
         "evaluate": LEFT_OUT,
         **SERIES[domain, model],
     }
     with tempfile.TemporaryDirectory() as place:
         cell = trained(fields, rate, Path(place))
         metric, seconds = cell.evaluation.metrics[0], cell.train.seconds
-    return {"value": metric.adapter, "base": metric.base, "seconds": seconds}
+    return {"value": round(metric.adapter, 6), "base": round(metric.base, 6), "seconds": round(seconds, 1)}
 
 
 def table(cells: dict[str, dict[str, float]]) -> str:
@@ -84,11 +85,12 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=STEPS)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--rates", nargs="+", type=float)
+    parser.add_argument("--method", default="lora")
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cells": {}}
     todo = [
-        (domain, model, steps, rate, seed)
+        (domain, model, steps, rate, seed, asked.method)
         for seed in asked.seeds
         for steps in asked.steps
         for domain, model in SERIES

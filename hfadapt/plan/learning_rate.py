@@ -16,12 +16,11 @@ of 3 domains and 2 seeds: 0.541 at 5e-4, 0.657 at 1e-3, 0.614 at 2e-3, 0.581 at 
 def learning_rate(facts: ModelFacts, method: AdapterMethod, steps: int) -> tuple[float, str]:
     """The rate for a method and for so many steps, with the reason."""
     rate, reason = _usual(facts)
-    gain = 1.0 if facts.generates or facts.pointwise else min(FEW_STEPS_GAIN, max(1.0, FEW_STEPS / steps))
-    if method.rate != 1:
-        reason = f"{method.rate:g} of what suits LoRA, as usual for {method.name}"
+    measured = method.low_rank and not facts.generates and not facts.pointwise
+    gain = min(FEW_STEPS_GAIN, max(1.0, FEW_STEPS / steps)) if measured else 1.0
     if gain > 1:
-        reason += f"; {gain:.2g} times as much for only {steps:,} steps"
-    return float(f"{rate * method.rate * gain:.2g}"), reason
+        reason = f"{gain:.2g} times {rate:g} for only {steps:,} steps, in which less teaches little"
+    return float(f"{rate * gain:.2g}"), reason
 
 
 def _usual(facts: ModelFacts) -> tuple[float, str]:

@@ -17,6 +17,7 @@ from hfadapt.core.show import show_bytes, show_seconds
 from hfadapt.hardware.catalogue import Target
 from hfadapt.models.facts import ModelFacts
 from hfadapt.plan.augment import to_try
+from hfadapt.plan.learning_rate import RATE, learning_rate
 from hfadapt.plan.memory import predict
 from hfadapt.plan.memory.predict import Workload
 from hfadapt.plan.modules import adaptable
@@ -36,9 +37,6 @@ from hfadapt.recipe.search import PLACES
 from hfadapt.records.plan import Decision, Rejected
 from hfadapt.records.stages import Lengths
 
-SMALL_ENCODER_PARAMETERS = 100_000_000
-SMALL_LM_PARAMETERS = 500_000_000
-
 DEFAULTS: dict[str, tuple[Any, str]] = {
     "adapter.method": ("lora", "close to full fine-tuning, with under 1% of the weights trained"),
     "adapter.rank": (16, "higher ranks rarely gain on data sets of this size"),
@@ -51,12 +49,10 @@ DEFAULTS: dict[str, tuple[Any, str]] = {
     "train.optimizer": ("adamw", "its states are small: trained weights only"),
 }
 ENCODER_DEFAULTS: dict[str, tuple[Any, str]] = {
-    "train.learning_rate": (3e-4, "usual for LoRA on encoders of 100 M parameters and more"),
     "train.batch_rows": (16, "on small data many steps matter more than a large batch"),
     "train.epochs": (2.0, "one pass undertrains a new head, more than two gain little"),
 }
 LM_DEFAULTS: dict[str, tuple[Any, str]] = {
-    "train.learning_rate": (2e-4, "usual for LoRA on language models"),
     "train.batch_rows": (16, "on small data many steps matter more than a large batch"),
     "train.epochs": (1.0, "language models memorise repeated rows quickly"),
 }
@@ -199,15 +195,8 @@ def settle_training(decided: Decisions, recipe: Recipe, facts: ModelFacts, work:
     """Adapter and hyper-parameters, which are the same on every target."""
     generative = facts.generates
     table = {**DEFAULTS, **(LM_DEFAULTS if generative else ENCODER_DEFAULTS)}
-    if not generative and facts.parameters < SMALL_ENCODER_PARAMETERS:
-        reason = "as good as 1e-3, where some domains collapse to one class"
-        table["train.learning_rate"] = (5e-4, reason)
-    if generative and facts.parameters < SMALL_LM_PARAMETERS:
-        table["train.learning_rate"] = (5e-4, "models under 500 M parameters tolerate more than 2e-4")
     if "adapter.rank" in table and (rank := decided.asked("adapter.rank")) is not None:
         table["adapter.alpha"] = (2.0 * rank, table["adapter.alpha"][1])
-    if facts.pointwise:
-        table["train.learning_rate"] = (2e-3, "1x1 convolutions take more: better than 5e-4 after as many steps")
     task = registry.task(recipe.task)
     table |= task.defaults
     tried = recipe.search.lists if recipe.search else {}
@@ -216,6 +205,8 @@ def settle_training(decided: Decisions, recipe: Recipe, facts: ModelFacts, work:
         table["adapter.alpha"] = (2.0 * max(tried["rank"]), table["adapter.alpha"][1])
     if work.rows and (epochs := _epochs_for(task.least_steps, decided, table, work.rows)) > table["train.epochs"][0]:
         table["train.epochs"] = (epochs, f"about {task.least_steps} steps, which few rows do not make in two epochs")
+    method = registry.adapter(decided.asked("adapter.method") or table["adapter.method"][0])
+    table = {RATE: learning_rate(facts, method, _steps(decided, table, work)), **table}
     table["adapter.layers"] = (facts.layers, "all layers; fewer means the last ones")
     if (able := adaptable(facts)).left_out or facts.pointwise:
         table["adapter.modules"] = (able.names, able.reason)
@@ -246,6 +237,12 @@ def _epochs_for(steps: int, decided: Decisions, table: Mapping[str, tuple[Any, s
     """Epochs that make so many steps, up to a limit: rows that are met too often are learned by heart."""
     batch = decided.asked("train.batch_rows") or table["train.batch_rows"][0]
     return min(MOST_EPOCHS, float(math.ceil(steps / math.ceil(rows / batch))))
+
+
+def _steps(decided: Decisions, table: Mapping[str, tuple[Any, str]], work: Work) -> int:
+    """Of the training, before epochs and batch are settled."""
+    epochs, batch = (decided.asked(name) or table[name][0] for name in ("train.epochs", "train.batch_rows"))
+    return int(decided.recipe.train.max_steps or math.ceil((work.rows or ASSUMED_ROWS) * epochs / batch))
 
 
 def optimizer_steps(recipe: Recipe, work: Work, decided: Decisions) -> int:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
+from typing import Any
 
 from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import Cell
-
-SETTINGS = ("model", "task", "quant", "dtype", "adapter", "objective")
 
 
 def predicted_seconds(cells: Sequence[Cell]) -> float | None:
@@ -30,8 +29,10 @@ def _slower(cell: Cell) -> float:
 
 
 def _alike(cell: Cell, other: Cell) -> bool:
-    """Whether they train the same base in the same storage."""
-    if not other.planned:
-        return False
-    one, two = ({**each.lock.model_dump(), **each.lock.train.model_dump()} for each in (cell, other))
-    return all(one[name] == two[name] for name in SETTINGS)
+    """Whether they train the same base in the same storage, by the same method."""
+    return other.planned and _settings(cell) == _settings(other)
+
+
+def _settings(cell: Cell) -> tuple[Any, ...]:
+    lock = cell.lock
+    return lock.model, lock.task, lock.quant, lock.dtype, lock.adapter, lock.train.objective

@@ -99,6 +99,31 @@ def everywhere(small: str) -> Plan:
     return make_plan(recipe(small, targets=list(catalogue.names()[1:])))
 
 
+@pytest.mark.parametrize(
+    ("more", "rate"),
+    [
+        ({"train": {"max_steps": 60}}, 1e-3),
+        ({"train": {"max_steps": 120}}, 1e-3),
+        ({"train": {"max_steps": 180}}, 6.7e-4),
+        ({"train": {"max_steps": 240}}, 5e-4),
+        ({"train": {"max_steps": 5000}}, 5e-4),
+        ({"train": {"epochs": 1}}, 9.6e-4),  # of 2,000 rows, which are assumed
+        ({"train": {"epochs": 1, "batch_rows": 64}}, 1e-3),
+        ({"train": {"max_steps": 60, "learning_rate": 3e-4}}, 3e-4),
+        ({"train": {"max_steps": 60}, "adapter": {"method": "full"}}, 5e-4),
+        ({"train": {"max_steps": 60}, "task": "embedding"}, 2e-4),
+        ({"train": {"max_steps": 60}, "task": "causal-lm"}, 5e-4),
+    ],
+)
+def test_few_steps_of_an_encoder_take_a_higher_learning_rate(small: str, more: dict[str, Any], rate: float) -> None:
+    more = {"task": "text-classification", **more, "train": {**more["train"], **UNFUSED}}
+    (found,) = make_plan(recipe(small, targets=["t4"], **more)).cells
+    (made,) = (each for each in found.decisions if each.field == "train.learning_rate")
+    assert made.value == pytest.approx(rate)
+    if not made.asked:
+        assert ("steps" in made.reason) == (rate in (1e-3, 6.7e-4, 9.6e-4))
+
+
 def test_every_auto_is_answered_with_a_reason(everywhere: Plan) -> None:
     for one in everywhere.cells:
         assert {decision.field for decision in one.decisions} >= FIELDS
