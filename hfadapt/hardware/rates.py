@@ -6,12 +6,13 @@ Plans take their times from these rates, so a rate says whether the machine was 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.metadata import version
 from statistics import median
+from time import perf_counter, process_time, sleep
+from time import time as now
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -64,7 +65,7 @@ class Rates(Spec):
     @property
     def usable(self) -> bool:
         """Whether they are young enough; from the future they are not."""
-        age = time.time() - self.measured_at
+        age = now() - self.measured_at
         return 0 <= age <= (BUSY_LASTS_SECONDS if self.busy else LASTS_SECONDS) and self.torch == version("torch")
 
 
@@ -138,7 +139,7 @@ def measure(
         copies: Whether the bandwidth of memory is measured too.
     """
     others = Others()
-    time.sleep(LISTEN_SECONDS if kind == "cpu" else 0.0)
+    sleep(LISTEN_SECONDS if kind == "cpu" else 0.0)
     beside = kind == "cpu" and others.disturb(cores)
     typical = min if beside else median
     # Beside others several threads wait for the one that has no core, a hundred times as long as the product takes. The
@@ -151,7 +152,7 @@ def measure(
     return Rates(
         tflops=plausible(tflops, features) if kind == "cpu" else tflops,
         bandwidth_bytes_per_second=bandwidth,
-        measured_at=time.time(),
+        measured_at=now(),
         busy=beside or (kind == "cpu" and others.disturb(cores)),
         torch=version("torch"),
     )
@@ -184,11 +185,11 @@ class Others:
         idle = times.idle + getattr(times, "iowait", 0.0)
         # Linux counts guests twice.
         twice = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
-        return time.perf_counter(), sum(times) - idle - twice, time.process_time()
+        return perf_counter(), sum(times) - idle - twice, process_time()
 
     def cores(self) -> float:
         """Cores that others kept at work on average."""
-        clock, all_work, own = (now - start for now, start in zip(self._now(), self._start, strict=True))
+        clock, all_work, own = (later - start for later, start in zip(self._now(), self._start, strict=True))
         return max(0.0, all_work - own) / clock if clock > 0 else 0.0
 
     def disturb(self, cores: int) -> bool:
@@ -200,14 +201,14 @@ def matrix_rate(dtype: str, kind: str, seconds: float = SECONDS_EACH, typical: T
     """Measured TFLOP/s of square products: of larger and larger ones, for as long as there is time for the next."""
     import torch
 
-    device, rate, end = _device(kind), None, time.perf_counter() + seconds
+    device, rate, end = _device(kind), None, perf_counter() + seconds
     for size in SIZES if kind == "cpu" else (*SIZES, 4 * SIZES[-1]):
         a, b = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
         flop = 2 * size**3
         each = _call_seconds(partial(torch.matmul, a, b), device, end, typical)
         found = _per_second(flop / 1e12, each, Tflops)
         rate = max(rate or 0.0, found or 0.0) or None if typical is min else found or rate
-        if time.perf_counter() + NEXT_SIZE * LEAST_CALLS * each > end:
+        if perf_counter() + NEXT_SIZE * LEAST_CALLS * each > end:
             break
     return rate
 
@@ -219,7 +220,7 @@ def copy_rate(kind: str, seconds: float = SECONDS_EACH, typical: Typical = media
     device = _device(kind)
     source = torch.ones(32 << 20, dtype=torch.float32, device=device)
     copy = torch.empty_like(source)
-    each = _call_seconds(lambda: copy.copy_(source), device, time.perf_counter() + seconds, typical)
+    each = _call_seconds(lambda: copy.copy_(source), device, perf_counter() + seconds, typical)
     return _per_second(2 * source.numel() * source.itemsize, each, BytesPerSecond)
 
 
@@ -229,11 +230,11 @@ def _call_seconds(call: Callable[[], object], device: str, end: float, typical: 
     call()
     _wait(device)
     taken: list[float] = []
-    while len(taken) < LEAST_CALLS or (time.perf_counter() < end and len(taken) < MOST_CALLS):
-        started = time.perf_counter()
+    while len(taken) < LEAST_CALLS or (perf_counter() < end and len(taken) < MOST_CALLS):
+        started = perf_counter()
         call()
         _wait(device)
-        taken.append(time.perf_counter() - started)
+        taken.append(perf_counter() - started)
     return typical(taken)
 
 

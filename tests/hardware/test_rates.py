@@ -16,11 +16,11 @@ from hfadapt.hardware.rates import Others, Rates
 
 
 class Machine:
-    """Products whose seconds are said by `seconds(size, call)`; stands for the module `time` too."""
+    """Products whose seconds are said by `seconds(size, call)`; stands for the clock too."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int, int], float]) -> None:
         self.now, self.sizes, self.seconds = 0.0, list[int](), seconds
-        monkeypatch.setattr(rates, "time", self)
+        monkeypatch.setattr(rates, "perf_counter", self.perf_counter)
         monkeypatch.setattr(torch, "matmul", self.matmul)
 
     def perf_counter(self) -> float:
