@@ -486,7 +486,7 @@ def root(
 
 
 def main() -> None:
-    """Entry point: errors as messages, never as tracebacks; exit codes 0, 1, 2 and 130."""
+    """Entry point: errors as messages, never as tracebacks; exit codes 0, 1, 2, 130 and 143."""
     from hfadapt.cli.ending import ended
 
     if completion.VARIABLE in os.environ:

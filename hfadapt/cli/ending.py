@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
 import sys
 import tempfile
 import traceback
@@ -14,11 +13,13 @@ from typing import Any
 
 import typer
 
+from hfadapt.core import stopping
 from hfadapt.core.errors import HfadaptError, RequestError, fault_of_machine
+from hfadapt.hardware.peak_memory import is_out_of_memory
 
 
 def ended(command: Callable[[], Any]) -> int:
-    """Does what the command line says and returns the exit code: 0, 1, 2 or 130."""
+    """Does what the command line says and returns the exit code: 0, 1, 2, 130 or 143."""
     # Threads that wait for each other by spinning lose most of their speed when another program wants a core; those
     # that sleep at once lose a quarter of it in small steps. These spin for a tenth of a millisecond.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -51,13 +52,14 @@ def attempt(command: Callable[[], Any]) -> int:
         typer.echo(str(error), err=True)
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        code = 130
+        code = stopping.BY_USER
     except typer.Exit as done:
         code = done.exit_code
     except Exception as error:
         code = failed(error)
-    if code == 130:
+    if code == stopping.BY_USER:
         # Typer itself turns KeyboardInterrupt into this code.
+        code = stopping.exit_code()
         typer.echo("interrupted; what was finished is kept, run the command again to go on", err=True)
     return code if isinstance(code, int) else 0
 
@@ -71,7 +73,7 @@ def failed(error: Exception) -> int:
     if fault := fault_of_machine(error):
         typer.echo(str(fault), err=True)
         return 1
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         typer.echo("out of memory\n  fix:     end other programs, or choose a smaller model or less data", err=True)
         return 1
     kept = ""
@@ -85,17 +87,11 @@ def failed(error: Exception) -> int:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Inside, SIGTERM stops the program as Ctrl-C does, so that what is half done is noted and temporary files go."""
+    """Inside, SIGTERM and SIGUSR1 stop the program as Ctrl-C does: what is half done is noted, temporary files go."""
 
-    def stop(number: int, frame: Any) -> None:
+    def stop() -> None:
         raise KeyboardInterrupt
 
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread
+    stopping.forget()
+    with stopping.handled(stop):
         yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

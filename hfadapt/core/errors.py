@@ -1,6 +1,6 @@
 """Errors that tell the user four things: where, what was found, what is allowed, how to fix it.
 
-Exit codes: 1 a run or a gate failed, 2 the request was wrong, 130 interrupted.
+Exit codes: 1 a run or a gate failed, 2 the request was wrong, 130 interrupted, 143 stopped by the system.
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ OF_PLACES = {
     errno.ENAMETOOLONG: "the name is too long",
     errno.ELOOP: "links lead round in a circle",
     errno.EIO: "the disk cannot be read or written",
+    errno.ESTALE: "the file server has lost this",
 }
 
 
@@ -117,6 +118,9 @@ def fault_of_machine(error: BaseException) -> RunError | None:
             "for the cache, HF_HOME for downloads, TMPDIR for temporary files",
         )
     place = _place(error)
+    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or "Too many open files" in said:
+        more = "ulimit -n 4096, and run the command again"
+        return RunError("no more files may be opened at once", place=place, got=said, fix=more)
     if isinstance(error, OSError) and error.errno in OF_PLACES and place:
         look = f"look at it (ls -ld {shlex.quote(place)}) and make it usable, or name another file or folder"
         return RunError(OF_PLACES[error.errno], place=place, got=error.strerror, fix=look)

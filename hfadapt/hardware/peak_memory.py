@@ -7,6 +7,7 @@ reset (proc(5), clear_refs 5). Elsewhere a thread samples the resident set.
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import threading
 from contextlib import suppress
@@ -32,17 +33,22 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+NO_MEMORY = (
+    *("can't allocate memory", "annot allocate memory", "not enough memory", "std::bad_alloc"),
+    *("CUDA out of memory", "OutOfMemoryError in replica", "CUBLAS_STATUS_ALLOC_FAILED"),
+)
+"""What libraries say in errors of any kind."""
 own_process = False
 """Whether no objects but hfadapt's are in this process: set by the command line."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory, of the device or of the system, was not enough."""
-    words = str(error)
     return (
         isinstance(error, MemoryError)
+        or getattr(error, "errno", None) == errno.ENOMEM
         or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and ("can't allocate memory" in words or "not enough memory" in words))
+        or any(words in str(error) for words in NO_MEMORY)
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hfadapt.core import stopping
 from hfadapt.core.errors import HfadaptError, RequestError, RunError
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class World:
 
 
 class Interrupt:
-    """Set by the first SIGINT or SIGTERM; a second one ends the process at once."""
+    """Set by the first signal that stops; a second one ends the process at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -193,20 +193,10 @@ def interruptible() -> Iterator[Interrupt]:
     """While inside, the first signal only sets the flag, so that a step can end and be saved."""
     interrupt = Interrupt()
 
-    def handle(number: int, frame: Any) -> None:
+    def handle() -> None:
         if interrupt.asked:
             raise KeyboardInterrupt
         interrupt.asked = True
 
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    try:
-        before = [signal.signal(kind, handle) for kind in kinds]
-    except ValueError:
-        # Not the main thread (a notebook's worker): signals keep their usual meaning.
+    with stopping.handled(handle):
         yield interrupt
-        return
-    try:
-        yield interrupt
-    finally:
-        for kind, old in zip(kinds, before, strict=True):
-            signal.signal(kind, old)

@@ -44,6 +44,11 @@ REFERENCE_AGREES = {torch.float32: 1e-3, torch.bfloat16: 1e-2, torch.float16: 1e
 """How far the loss before step 1 may be from what it has to be, by the dtype of the products: in 16 bits a row's
 log-probabilities depend a little on the rows beside it."""
 
+
+class Stopped(Exception):
+    """Within a step, which may take longer than whoever stops the program waits."""
+
+
 Batches = Callable[[Sequence[Example]], Iterator[tuple[Sequence[int], Mapping[str, torch.Tensor]]]]
 
 
@@ -63,7 +68,8 @@ class Loop:
             of them, by a function that forms batches of examples on that path.
         frozen_cache: Run layers below the first trained one once for each row, and keep their outputs on disk.
         stop: Asked after every step; True saves a checkpoint and raises KeyboardInterrupt.
-        interrupted: Asked while rows are collected, in one process alone; True raises KeyboardInterrupt at once.
+        interrupted: Asked while rows are collected and within a step, in one process alone; True raises
+            KeyboardInterrupt at once, of a step after a checkpoint of the one before it.
         halving: Trains further jobs, the tries of a search, on the same rows, and leaves the best of them in `jobs`.
         decided: Told what was decided of a job's settings on the way.
     """
@@ -248,7 +254,12 @@ class Loop:
             KeyboardInterrupt: `stop` said so; checkpoints were written.
         """
         while active := [job for job in jobs if job.active]:
-            self._step(active)
+            try:
+                self._step(active)
+            except Stopped:
+                # Nothing of this step has been taken: what stands is the end of the one before it.
+                self.save([job for job in jobs if job.error is None and job.state.step])
+                raise KeyboardInterrupt from None
             for job in active:
                 last = job.state.step == job.total_steps
                 due = job.pause is None and (last or self._due(job, "evaluate_every_steps"))
@@ -319,6 +330,8 @@ class Loop:
             reduce_gradients(self.accelerator, [job for job, _ in batches])
             return sums
         for i, rows in enumerate(self.passes.micro_batches(batches)):
+            if i and self.interrupted():
+                raise Stopped
             with self.passes.noise(f"{batches[0][0].settings.seed}/{batches[0][1].step}/{i}"):
                 micro = self.passes.collate(rows)
                 # Checkpointed layers run again in the backward pass and ask for the documents again.

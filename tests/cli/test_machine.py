@@ -194,14 +194,16 @@ def test_names_that_a_terminal_cannot_show_are_written_all_the_same(encoding):
     assert b"Traceback" not in done.stderr
 
 
-def test_being_told_to_stop_is_an_interruption(project, monkeypatch):
+@pytest.mark.parametrize(("kind", "code"), [("SIGTERM", 143), ("SIGUSR1", 143), ("SIGINT", 130)])
+def test_being_told_to_stop_is_an_interruption(project, monkeypatch, kind, code):
     import signal
 
     import hfadapt.pipeline.run
 
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(hfadapt.pipeline.run, "plan_recipe", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    number = getattr(signal, kind)
+    before = signal.getsignal(number)
+    monkeypatch.setattr(hfadapt.pipeline.run, "plan_recipe", lambda *_, **__: os.kill(os.getpid(), number))
     done = command("plan", "tiny.yaml", folder=project)
-    assert done.code == 130
+    assert done.code == code
     assert "run the command again" in done.err
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before

@@ -91,7 +91,7 @@ def test_one_process_does_its_own_work(tmp_path):
         world.on_main(lambda: (_ for _ in ()).throw(RequestError("wrong")))
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_the_first_signal_asks_and_the_second_one_ends(kind):
     before = signal.getsignal(kind)
     with interruptible() as interrupt:
