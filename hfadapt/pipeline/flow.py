@@ -94,7 +94,7 @@ class Flow:
                 return False
             (cell.folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
             if is_out_of_memory(error):
-                self._fail(cell, stage, f"out of memory during {stage.name}{memory_advice(cell)}")
+                self._fail(cell, stage, f"out of memory during {stage.name}{memory_advice(cell, stage.phases)}")
             else:
                 self._fail(cell, stage, f"{type(error).__name__}: {error} (details: {cell.folder / 'error.log'})")
         return False

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from hfadapt import quants
+from hfadapt.core.errors import HfadaptError
 from hfadapt.core.show import show_bytes
+from hfadapt.plan.make import make_plan
+from hfadapt.recipe.schema import Lock
 from hfadapt.records.plan import Plan
-from hfadapt.records.stages import StageError
+from hfadapt.records.stages import DataRecord, StageError
 from hfadapt.run_folder import Cell
 from hfadapt.stages import Context, Stage
 
@@ -51,10 +57,11 @@ class Status:
             return False
         state, name = cell.state, f"{cell.domain} on {cell.target}"
         self._begun.add(cell)
-        if state.running in [stage.name for stage in self.context.stages if stage.phases]:
+        phases = {stage.name: stage.phases for stage in self.context.stages}.get(state.running or "", ())
+        if phases:
             # Neither done nor failed nor interrupted: the process was killed, mostly for lack of memory.
             words = f"the previous run was killed during {state.running}, probably out of memory"
-            self.context.progress.say(f"{name}: {words}{memory_advice(cell)}")
+            self.context.progress.say(f"{name}: {words}{memory_advice(cell, phases)}")
         hashes = self.context.hashes(cell)
         changed = [
             state.stages[stage.name]
@@ -121,12 +128,52 @@ class Status:
         cell.set_state(status=status, errors=errors, running=None)
 
 
-def memory_advice(cell: Cell) -> str:
-    """What the plan had, and what to try, where a stage needed more memory than there was."""
+def memory_advice(cell: Cell, phases: Sequence[str]) -> str:
+    """What the plan had, and up to three plans that need less, where these phases needed more memory than there was."""
     said = ""
     if cell.has(Plan):
         plan = cell.plan.cells[0]
         said = f"; the plan predicted {show_bytes(plan.peak.total_bytes)} of {show_bytes(plan.budget_bytes)} usable"
+    nearest = [f"\n  or:      {line}" for line in _nearest(cell, phases)]
     rows = cell.lock.train.micro_batch_rows if cell.planned else 1
     smaller = f"train.micro_batch_rows={rows // 2}, or " if rows > 1 else ""
-    return f"{said}\n  fix: {smaller}memory_margin=0.3; and see that other programs leave memory free (hfadapt doctor)"
+    free = "memory_margin=0.3; and see that other programs leave memory free (hfadapt doctor)"
+    return f"{said}\n  fix:     {smaller}{free}{''.join(nearest)}"
+
+
+def _nearest(cell: Cell, phases: Sequence[str]) -> list[str]:
+    """Settings with which these phases would need less than as they were locked, the nearest first."""
+    with suppress(HfadaptError):
+        lock, data = cell.lock, cell.data
+        now = _peak(lock, data, phases)
+        smallest = min(quants.automatic(), key=lambda quant: quant.bits).name
+        changes: list[tuple[dict[str, Any], str]] = [
+            ({"train.checkpointing": True}, "gives up speed"),
+            ({"quant": smallest}, "gives up some accuracy"),
+            ({"data.max_length": lock.data.max_length // 2}, "gives up the second half of the longest rows"),
+        ]
+        found = []
+        for asked, gives_up in changes:
+            with suppress(HfadaptError):
+                found.append((_peak(with_changes(lock, asked), data, phases), asked, gives_up))
+        return [
+            f"{' '.join(f'{name}={str(value).lower()}' for name, value in asked.items())} ({gives_up}; "
+            f"{show_bytes(peak)} predicted, {show_bytes(now)} now)"
+            for peak, asked, gives_up in sorted(found, key=lambda each: -each[0])
+            if peak < now
+        ]
+    return []
+
+
+def with_changes(lock: Lock, changes: Mapping[str, Any]) -> Lock:
+    """The lock with other values at dotted places."""
+    fields: dict[str, Any] = {}
+    for name, value in changes.items():
+        section, _, key = name.rpartition(".")
+        fields[section or key] = getattr(lock, section).model_copy(update={key: value}) if section else value
+    return lock.model_copy(update=fields)
+
+
+def _peak(lock: Lock, data: DataRecord, phases: Sequence[str]) -> int:
+    planned = make_plan(lock, data={data.domain: data}).cells[0].memory
+    return max((phase.total_bytes for phase in planned if phase.phase in phases), default=0)

@@ -257,6 +257,7 @@ class TrainRecord(Record):
     adapter went on.
     `frozen_layers` were run once for each row, which `seconds` include. `model_layers` is how many the model has, where
     only the last of them were adapted. `augmented_rows` are how many rows augmentation changed in each epoch begun.
+    `halvings` is how often memory ran out, after each of which half as many rows went through the model at once.
     `same_as` is the target whose adapter was taken, as the same rows and settings would have made it again.
     """
 
@@ -284,6 +285,7 @@ class TrainRecord(Record):
     adapter_bytes: int
     world_size: int
     resumed_from_step: int | None = None
+    halvings: int = 0
     memory: dict[Phase, PhaseMeasure] = {}
     check_losses: tuple[float, ...] = ()
     model_license: str | None = None

@@ -53,6 +53,7 @@ from hfadapt.train.known import with_known
 from hfadapt.train.loop import Batches, Loop
 from hfadapt.train.pace import predicted_seconds
 from hfadapt.train.probe import train_probe
+from hfadapt.train.smaller import halvings, with_less
 
 if TYPE_CHECKING:
     from hfadapt.recipe.schema import Lock
@@ -93,9 +94,14 @@ def train_cells(
     Raises:
         DataError, RunError, KeyboardInterrupt: as `train_cell`.
     """
-    training = Training(cells, world, identities or [""] * len(cells), progress or Silent())
-    training.starts = list(starts) or [None] * len(cells)
-    return training.run()
+    told = progress or Silent()
+
+    def work() -> list[TrainRecord | None]:
+        training = Training(cells, world, identities or [""] * len(cells), told)
+        training.starts = list(starts) or [None] * len(cells)
+        return training.run()
+
+    return with_less(cells, world, told, work)
 
 
 class Training:
@@ -148,6 +154,7 @@ class Training:
                 update={
                     "begun": start_weights.relative_to(cell.folder).as_posix() if start_weights else None,
                     "load_seconds": self.load_seconds,
+                    "halvings": halvings(cell),
                     "check_losses": tuple(losses),
                     "fast_path": loop.path,
                     "frozen_layers": loop.frozen_layers,

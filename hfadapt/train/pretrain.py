@@ -35,6 +35,7 @@ from hfadapt.run_folder import PRETRAIN, Cell
 from hfadapt.train.batches import padded
 from hfadapt.train.job import Job
 from hfadapt.train.loop import Loop
+from hfadapt.train.smaller import with_less
 
 if TYPE_CHECKING:
     from hfadapt.objectives import SelfSupervised
@@ -53,7 +54,8 @@ def pretrain_cell(cell: Cell, world: World, *, identity: str = "", progress: Pro
         RunError: training went wrong; the last good state is in pretrain/checkpoints/.
         KeyboardInterrupt: after a checkpoint was written.
     """
-    return _Phase(cell, world, identity, progress or Silent()).run()
+    told = progress or Silent()
+    return with_less([cell], world, told, lambda: _Phase(cell, world, identity, told).run())
 
 
 def phase_lock(lock: Lock, objective: SelfSupervised) -> Lock:

@@ -19,10 +19,11 @@ from hfadapt.recipe.schema import Lock
 from hfadapt.records.search import SearchRecord, named_try
 from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import Cell
-from hfadapt.train.cells import Training
+from hfadapt.train.cells import Training, train_cells
 from hfadapt.train.halving import FOLDER, Halving, read_state
 from hfadapt.train.job import Job, share_of, steps_of
 from hfadapt.train.sharing import learned_from
+from hfadapt.train.smaller import with_less
 from hfadapt.train.trial import CannotShare
 
 START = "start.safetensors"
@@ -37,19 +38,26 @@ def search_cell(
         DataError, RunError, KeyboardInterrupt: as `train_cell`.
     """
     together = cell.lock.train.together
-    while True:
+
+    def work() -> TrainRecord | None:
+        nonlocal together
+        if cell.lock.search is None:
+            # Memory ran out after the choice, which stands.
+            return train_cells([cell], world, identities=[identity], starts=[start], progress=progress)[0]
         training = SearchTraining(cell, world, identity, progress, together)
         training.starts = [start] * len(training.cells)
         try:
-            (record,) = training.run()
+            return training.run()[0]
         except CannotShare as error:
             if not together or not training.alike:
                 raise
             progress.say(f"the tries are trained one after the other: {error.what}")
-            together = False
-            continue
-        assert record is not None
-        return record
+        together = False
+        return work()
+
+    record = with_less([cell], world, progress, work)
+    assert record is not None
+    return record
 
 
 class SearchTraining(Training):
