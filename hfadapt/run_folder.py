@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import yaml
 
 from hfadapt.core import registry
+from hfadapt.core.cache import remove
 from hfadapt.core.errors import RequestError, RunError, choice_problem
 from hfadapt.core.spec import Record, reading, write_text
 from hfadapt.files import stored
@@ -51,6 +52,8 @@ BEGUN = "adapter.safetensors"
 PRETRAIN = "pretrain"
 """What an adapter is adapted to before its task, and where that stands, in a cell's folder."""
 PROBE_BYTES = 1 << 16
+UNFINISHED = ".*.tmp*"
+"""What is being written is called so, and renamed when it is whole."""
 Found = TypeVar("Found", bound=Record)
 
 
@@ -366,6 +369,12 @@ def make_writable(folder: Path, cells: Iterable[Path] = ()) -> None:
             allowed="a folder with free space in which you may make files",
             fix="free it, or keep runs elsewhere: --runs FOLDER",
         ) from None
+
+
+def sweep(folder: Path) -> None:
+    """Takes away what a process that was killed had not yet written to its end; only for whoever holds the folder."""
+    for path in list(folder.rglob(UNFINISHED)):
+        remove(path)
 
 
 def find_cell(path: Path, domain: str | None = None, target: str | None = None) -> Cell:

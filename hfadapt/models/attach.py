@@ -226,6 +226,8 @@ def _save_peft(model: Any, base: Base, folder: Path, start: Mapping[str, torch.T
     if config.modules_to_save:
         # peft adds its own names for heads, whether they are there or not.
         config.modules_to_save = list(dict.fromkeys(config.modules_to_save))
+    if not isinstance(config.target_modules, str):
+        config.target_modules = _named(config.target_modules, config.modules_to_save or ())
     config.base_model_name_or_path = base.source.hub_id or Path(base.source.path).name
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
@@ -233,6 +235,13 @@ def _save_peft(model: Any, base: Base, folder: Path, start: Mapping[str, torch.T
     written = load_file(folder / WEIGHTS)
     if written.keys() != state.keys() or not all(torch.equal(written[key], state[key]) for key in state):
         raise RunError("the adapter on disk differs from the trained one", place=str(folder))
+
+
+def _named(targets: Iterable[str], whole: Iterable[str]) -> list[str]:
+    """Adapted layers as their config names them: in an order, where peft has a set, and none that is trained whole; of
+    an adapter beside others peft counts the copies of a head that all of them have as layers."""
+    within = tuple(f".{name}." for name in whole)
+    return sorted(target for target in targets if not any(name in f".{target}." for name in within))
 
 
 def open_adapter(base: Base, folder: Path, method: str, device: torch.device) -> Any:

@@ -22,7 +22,7 @@ from hfadapt.records.report import Report
 from hfadapt.records.stages import DataRecord
 from hfadapt.report.run_view import Run
 from hfadapt.report.write import earlier, other_base, write_report
-from hfadapt.run_folder import LOCK, Cell, make_writable
+from hfadapt.run_folder import LOCK, Cell, make_writable, sweep
 from hfadapt.stages import Context, compared, narrow
 from hfadapt.stages.plan import audit_cell, gather_texts, measure_lengths
 
@@ -83,6 +83,7 @@ def run_recipe(
 
     world.on_main(claim)
     try:
+        world.on_main(lambda: sweep(folder))
         run = Run(folder)
         context = Context(recipe.choose(), run, world, progress or Silent(), recipe_folder, chosen)
         flow = Flow(context, until, fresh)

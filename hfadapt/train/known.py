@@ -70,7 +70,7 @@ def _save(answers: Answers, path: Path, key: str) -> None:
     arrays = {name: np.ascontiguousarray(np.concatenate([each[name] for each in answers])) for name in names}
     counts = {f"count.{name}": np.array([len(each[name]) for each in answers]) for name in names}
     path.parent.mkdir(parents=True, exist_ok=True)
-    ready = path.with_suffix(".tmp")
+    ready = path.with_name(f".{path.name}.tmp")
     save_file({**arrays, **counts}, ready, metadata={"identity": key})
     ready.replace(path)
 
