@@ -95,6 +95,10 @@ class RunError(HfadaptError):
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_DISK = re.compile(r"no space left on device|os error 28|disk quota exceeded|PytorchStreamWriter failed", re.I)
 """What libraries say that write through code of their own."""
+LOST_PROCESS = re.compile(
+    r"gloo/transport|NCCL error|ncclRemoteError|Connection closed by peer|Broken pipe.*gloo", re.I
+)
+"""What those say that wait for a process which has ended."""
 OF_PLACES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "this may not be read or written"),
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file stands where a folder is needed"),
@@ -117,6 +121,9 @@ def fault_of_machine(error: BaseException) -> RunError | None:
             fix="free some space and run the command again, or use another disk: --runs FOLDER for runs, HFADAPT_CACHE "
             "for the cache, HF_HOME for downloads, TMPDIR for temporary files",
         )
+    if LOST_PROCESS.search(said):
+        again = "see what it said, and start all of them again: they go on from the last checkpoint"
+        return RunError("another process of this run has ended", got=said, fix=again)
     place = _place(error)
     if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or "Too many open files" in said:
         more = "ulimit -n 4096, and run the command again"

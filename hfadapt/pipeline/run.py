@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,9 @@ from hfadapt.stages.plan import audit_cell, gather_texts, measure_lengths
 
 if TYPE_CHECKING:
     from hfadapt.data import DataReport
+
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What some network file systems answer."""
 
 
 @quiet_libraries()
@@ -80,12 +84,16 @@ def run_recipe(
                 place=str(folder),
                 fix="wait for it to end, or give another folder with --runs",
             ) from None
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in WITHOUT_LOCKS:
+                raise
+            context.progress.say(f"the file system of {folder} has no locks: see that no other run uses this folder")
 
+    run = Run(folder)
+    context = Context(recipe.choose(), run, world, progress or Silent(), recipe_folder, chosen)
     world.on_main(claim)
     try:
         world.on_main(lambda: sweep(folder))
-        run = Run(folder)
-        context = Context(recipe.choose(), run, world, progress or Silent(), recipe_folder, chosen)
         flow = Flow(context, until, fresh)
         world.on_main(lambda: _know_speed(context.asked))
         flow.check()

@@ -21,9 +21,33 @@ from safetensors.torch import load_file, save_file
 
 from hfadapt.core.errors import RunError
 from hfadapt.core.hashing import file_sha256
+from hfadapt.core.show import show_bytes
 
 KEEP = 2
 TENSORS, OPTIMIZER, STATE, MANIFEST = "adapter.safetensors", "optimizer.pt", "state.json", "manifest.json"
+
+
+def require_room(folder: Path, parameters: int, state_bytes: int) -> None:
+    """Looks for room for all checkpoints that there will be at once.
+
+    Args:
+        parameters: How many are trained.
+        state_bytes: That the optimizer keeps of each.
+
+    Raises:
+        RunError: there is less.
+    """
+    needed = (KEEP + 1) * parameters * (4 + state_bytes)
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise RunError(
+            "the disk has not enough room for the checkpoints of this training",
+            place=str(folder),
+            got=f"{show_bytes(free)} free",
+            allowed=f"{show_bytes(needed)}: {KEEP + 1} of {show_bytes(needed // (KEEP + 1))}",
+            fix="free some space and run the command again, or keep runs on another disk: --runs FOLDER",
+        )
 
 
 def save(

@@ -27,6 +27,7 @@ from hfadapt.train.batches import epoch_batches
 if TYPE_CHECKING:
     from hfadapt.recipe.schema import LockedTrain
 
+CHECKPOINTS = "checkpoints"
 MEASURED_STEPS = 8
 """Steps of which the speed is measured, where training is to end after some time."""
 LEAST_DECAY = 0.25
@@ -245,6 +246,12 @@ class Job:
         name = {"adamw-8bit": "AdamW8bit", "paged-adamw-8bit": "PagedAdamW8bit"}[self.settings.optimizer]
         self.optimizer = getattr(bitsandbytes.optim, name)(parameters, lr=rate, weight_decay=decay)
 
+    def require_room(self) -> None:
+        """Raises RunError where there is no room for its checkpoints."""
+        trained = sum(parameter.numel() for parameter in self.parameters.values())
+        state = 8 if self.settings.optimizer == "adamw" else 2
+        checkpoint.require_room(self.folder / CHECKPOINTS, trained, state)
+
     def update(self, batch: Batch, loss: float) -> tuple[float, float]:
         """Clips the gradients and takes the optimizer's step; returns the gradient's norm and the learning rate.
 
@@ -346,11 +353,11 @@ class Job:
         if self._best:
             tensors = {**tensors, **{f"best/{self._plain(name)}": t for name, t in self._best.items()}}
         state = {**vars(self.state), "identity": self.identity}
-        checkpoint.save(self.folder / "checkpoints", self.state.step, tensors, self.optimizer.state_dict(), state)
+        checkpoint.save(self.folder / CHECKPOINTS, self.state.step, tensors, self.optimizer.state_dict(), state)
 
     def resume(self, say: Callable[[str], None]) -> bool:
         """Goes on from the newest whole checkpoint of the same training, if there is one."""
-        found = checkpoint.latest(self.folder / "checkpoints", say)
+        found = checkpoint.latest(self.folder / CHECKPOINTS, say)
         if found and found[2].pop("identity") != self.identity:
             say("the checkpoint belongs to another recipe, data or base: starting over")
             found = None

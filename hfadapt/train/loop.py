@@ -241,6 +241,7 @@ class Loop:
 
     def begin(self, job: Job) -> None:
         """Gives a job its optimizer; it goes on from its newest checkpoint, if there is one."""
+        job.require_room()
         job.make_optimizer()
         job.resume(self.progress.say)
         self.accelerator.wait_for_everyone()

@@ -7,7 +7,7 @@ plan and those of the lock, so that a training that is interrupted meanwhile kno
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hfadapt.core.progress import Progress
 from hfadapt.hardware.peak_memory import is_out_of_memory
@@ -42,10 +42,11 @@ def with_less(cells: Sequence[Cell], world: World, progress: Progress, work: Cal
             if world.size > 1 or not is_out_of_memory(error) or not _halve(cells):
                 raise
         # Only out of the clause above are the error, its frames and the model in them gone.
-        rows, who = cells[0].lock.train.micro_batch_rows, ", ".join(dict.fromkeys(cell.domain for cell in cells))
+        who, rows = ", ".join(dict.fromkeys(cell.domain for cell in cells)), cells[0].lock.train.micro_batch_rows
+        several = "s" if rows > 1 else ""
         progress.say(
-            f"out of memory: {who} goes on from the last checkpoint with {rows} row{'s' if rows > 1 else ''} at a time; "
-            "a step has as many as before"
+            f"out of memory: {who} goes on from the last checkpoint with {rows} row{several} at a time, "
+            "as many a step as before"
         )
 
 
@@ -55,8 +56,8 @@ def _halve(cells: Sequence[Cell]) -> bool:
     if any(lock.train.micro_batch_rows < 2 or halvings(cell) >= HALVINGS for cell, lock in locks.items()):
         return False
     for cell, lock in locks.items():
-        fewer = lock.train.model_copy(update={"micro_batch_rows": lock.train.micro_batch_rows // 2})
-        changed = {"train": fewer}
+        fewer = {"micro_batch_rows": lock.train.micro_batch_rows // 2}
+        changed: dict[str, Any] = {"train": lock.train.model_copy(update=fewer)}
         if lock.pretrain is not None:
             pretrain_rows = max(1, lock.pretrain.micro_batch_rows // 2)
             changed["pretrain"] = lock.pretrain.model_copy(update={"micro_batch_rows": pretrain_rows})

@@ -15,6 +15,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import DataError, RequestError
+from hfadapt.core.limits import limited
 from hfadapt.modalities import IGNORED, Row
 from hfadapt.modalities.text import require_offsets
 from hfadapt.schemas import Unusable
@@ -57,6 +58,10 @@ class Answer:
     def span(self) -> tuple[int, int]:
         """Where in `whole` it stands; a line break after its end token belongs to the next turn."""
         return len(self.prompt), len(self.prompt) + (len(self.text.rstrip()) or len(self.text))
+
+
+TEMPLATE_SECONDS, TEMPLATE_BYTES = 5, 1 << 30
+"""More than any chat needs: a template comes with a model, and is a program."""
 
 
 class Chat:
@@ -136,14 +141,23 @@ class Chat:
     def write(self, turns: Sequence[Mapping[str, Any]], ask: bool = False, tools: bool = True) -> str:
         """What the template makes of turns. Raises DataError with its own words where it refuses them."""
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    [dict(each) for each in turns],
-                    tools=self.tools if tools else None,
-                    tokenize=False,
-                    add_generation_prompt=ask,
+            with limited(TEMPLATE_SECONDS, TEMPLATE_BYTES):
+                return str(
+                    self.tokenizer.apply_chat_template(
+                        [dict(each) for each in turns],
+                        tools=self.tools if tools else None,
+                        tokenize=False,
+                        add_generation_prompt=ask,
+                    )
                 )
-            )
+        except (TimeoutError, MemoryError) as error:
+            # No answer to a chat: a template that does not end for one does not for the next.
+            most = f"{TEMPLATE_BYTES >> 30} GiB" if isinstance(error, MemoryError) else f"{TEMPLATE_SECONDS} s"
+            raise RequestError(
+                f"the chat template takes more than {most} for one chat",
+                place=self.place,
+                fix=f"do not use {self.tokenizer.name_or_path} as it is: compare its template with that of its base",
+            ) from None
         except Exception as error:  # a template is a program, and may fail in any way
             words = str(error).strip().splitlines()
             syntax = type(error).__name__ == "TemplateSyntaxError"
