@@ -10,7 +10,6 @@ from machine import Ended
 from place import NO_CHECKS, TRAIN, Outcome, Place, judged
 from tiny import chats, labelled, pairs, recipe_fields, write_recipe, write_rows
 
-
 NOT_FINITE = """
 from hfadapt.train.loop import Loop
 real = Loop._gradients

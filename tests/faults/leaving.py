@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from hub_server import TOKEN, Fault, hub_server
 from machine import Ended
 from place import Outcome, Place, judged

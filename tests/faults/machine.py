@@ -168,6 +168,7 @@ def _command(asked: dict[str, Any], out: Path, err: Path, writes: Path) -> None:
     """In the forked process; does not return."""
     code = 1
     try:
+        counter = os.open(writes, os.O_WRONLY)
         for number, path in ((1, out), (2, err)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
         sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
@@ -190,7 +191,7 @@ def _command(asked: dict[str, Any], out: Path, err: Path, writes: Path) -> None:
             code = int(ended.code or 0)
         lib_count = lib.faults_counted()
         lib.faults_arm(b"", ctypes.c_long(0), 0)
-        writes.write_bytes(lib_count.to_bytes(8, "little"))
+        os.pwrite(counter, lib_count.to_bytes(8, "little"), 0)
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException:

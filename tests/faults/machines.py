@@ -1,4 +1,4 @@
-"""Faults of a machine that no list of trainings has: folders, clocks, limits, locks, what text does to those who read."""
+"""Faults of machines beside those of a training: folders, clocks, limits, locks; and of text, for those who read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ def limited(self):
     return real(self)
 Training.run = limited
 """
-CLOCK = "import time; now = time.time; time.time = lambda: now() - 3e7; ns = time.time_ns; time.time_ns = lambda: ns() - 3 * 10**16"
+CLOCK = """
+import time
+now, ns = time.time, time.time_ns
+time.time, time.time_ns = lambda: now() - 3e7, lambda: ns() - 3 * 10**16
+"""
 NO_LOCKS = """
 import errno, fcntl
 def flock(*given): raise OSError(errno.{code}, 'no locks')
@@ -75,7 +79,7 @@ def little_memory(place: Place) -> Outcome:
     done = place.run("train", "tiny.yaml", first=LITTLE_MEMORY)
     kept = {"the checkpoints": place.checkpoints == before}
     again = place.run("train", "tiny.yaml")
-    return judged(done, code=1, says="out of memory", kept=kept, also=[again])
+    return judged(done, code=1, says="out of memory during train", kept=kept, also=[again])
 
 
 def no_room(place: Place) -> Outcome:
@@ -89,9 +93,9 @@ def no_room(place: Place) -> Outcome:
 
 def without_locks(place: Place) -> Outcome:
     place.project()
-    done = place.run("train", "tiny.yaml", first=NO_LOCKS.format(code="ENOSYS"))
+    done = place.run("train", "tiny.yaml", first=NO_LOCKS.format(code="ENOLCK"))
     (place.folder / "runs").rename(place.folder / "first")
-    other = place.run("train", "tiny.yaml", first=NO_LOCKS.format(code="ENOLCK"))
+    other = place.run("train", "tiny.yaml", first=NO_LOCKS.format(code="ENOSYS"))
     kept = {"every bit": place.as_uninterrupted}
     return judged(done, code=0, says="has no locks", kept=kept, also=[other])
 
@@ -111,7 +115,7 @@ def shared_caches(place: Place) -> Outcome:
 
 def hostile_text(place: Place) -> Outcome:
     rows = labelled(72)
-    rows = [{**row, "text": f"{(FORMULA, SCRIPT)[n % 2]} {row['text']}"} for n, row in enumerate(rows)]
+    rows = [{**row, "text": f"{(FORMULA, SCRIPT)[n // 2 % 2]} {row['text']}"} for n, row in enumerate(rows)]
     place.project(rows=rows, train=TRAIN)
     done = place.run("run", "tiny.yaml")
     pages = [path for path in (place.folder / "runs").rglob("*") if path.suffix in (".html", ".md", ".svg")]
