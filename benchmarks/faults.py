@@ -66,6 +66,8 @@ def main() -> int:
 
 def shown(said: str) -> str:
     """A line without places on this machine and without figures that no two runs share."""
+    # A launcher's own lines begin with times and processes, and steps end with losses and speeds.
+    said = re.sub(r"^\w+ [\d:.]+ \d+ \S+\] | \(pid: .*| +loss .*", "", said)
     said = re.sub(r"(?<![\w.])/[\w./-]*/(?=\w)", "…/", said)
     said = re.sub(r"sha256 of its weights \w+…?", "sha256 of its weights …", said)
     said = re.sub(r"\d+\.\d+ ([KMG]iB)", r"… \1", said)

@@ -88,8 +88,11 @@ def save(
             got=str(error).splitlines()[0],
             fix="free some space and run the command again; it goes on from the last whole checkpoint",
         ) from None
-    for old in sorted(folder.glob("step-*"))[:-KEEP]:
-        shutil.rmtree(old)
+    own = [path for path in sorted(folder.glob("step-*")) if path <= final]
+    if len(own) >= KEEP:
+        # Those of later steps were passed over, or are of another training.
+        for other in {*folder.glob("step-*")} - {*own[-KEEP:]}:
+            shutil.rmtree(other)
     return final
 
 
@@ -102,14 +105,22 @@ def _sync(path: Path) -> None:
 
 
 def latest(
-    folder: Path, say: Callable[[str], None] = lambda _: None
+    folder: Path, say: Callable[[str], None] = lambda _: None, identity: str | None = None
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]] | None:
-    """(tensors, optimizer, state) of the newest whole checkpoint, or None; `say` is told which were skipped and why."""
+    """(tensors, optimizer, state) of the newest whole checkpoint, or None.
+
+    Args:
+        say: Is told which were skipped and why.
+        identity: That its state has to have, where one is given.
+    """
     for path in sorted(folder.glob("step-*"), reverse=True):
         if problem := _problem(path):
             say(f"checkpoint {path.name} skipped: {problem}")
             continue
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if identity is not None and state.get("identity") != identity:
+            say(f"checkpoint {path.name} skipped: it belongs to another recipe, data or base")
+            continue
         return load_file(path / TENSORS), torch.load(path / OPTIMIZER, weights_only=True), state
     return None
 

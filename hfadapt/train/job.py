@@ -357,13 +357,14 @@ class Job:
 
     def resume(self, say: Callable[[str], None]) -> bool:
         """Goes on from the newest whole checkpoint of the same training, if there is one."""
-        found = checkpoint.latest(self.folder / CHECKPOINTS, say)
-        if found and found[2].pop("identity") != self.identity:
-            say("the checkpoint belongs to another recipe, data or base: starting over")
-            found = None
+        folder = self.folder / CHECKPOINTS
+        found = checkpoint.latest(folder, say, self.identity)
         if not found:
+            if any(folder.glob("step-*")):
+                say("no checkpoint can be used: starting over")
             return False
         tensors, optimizer, state = found
+        del state["identity"]
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[self._plain(name)])

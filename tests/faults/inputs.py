@@ -95,7 +95,12 @@ def another_base(place: Place) -> Outcome:
     for path in (place.folder / "runs").rglob("lock.yaml"):
         path.write_text(path.read_text().replace(str(place.models / "encoder"), str(place.models / "mlm")))
     done = place.run("predict", place.cell.folder, "a lovely film")
-    return judged(done, code=1, says="sha256", kept={"no answer of another model": "good" not in done.out})
+    return judged(
+        done,
+        code=1,
+        says="the adapter was trained on another base",
+        kept={"no answer of another model": "good" not in done.out},
+    )
 
 
 def colliding_names(place: Place) -> Outcome:

@@ -40,7 +40,7 @@ def hub_fails(place: Place) -> Outcome:
     once = len(hub.made(REPO)) == 1 and len(hub.repos[REPO].tags) == 1  # type: ignore[attr-defined]
     lasting, hub = _sent(place, Fault("POST .*/commit/", 403, times=99))
     kept = {"a lost answer: one commit, one tag": once, "no half repository": not hub.made(REPO)}  # type: ignore[attr-defined]
-    return judged(lasting, code=1, says="the Hub", kept=kept, also=[survived])
+    return judged(lasting, code=1, says="the token may not write here", kept=kept, also=[survived])
 
 
 def secrets(place: Place) -> Outcome:
@@ -57,4 +57,9 @@ def unfinished_card(place: Place) -> Outcome:
     for card in (place.cell.folder / "README.md", place.cell.adapter / "README.md"):
         card.write_text(card.read_text().replace("<!-- user:begin -->", "<!-- user:begin -->\nTODO: 99.9 accuracy\n"))
     done = place.run("publish", place.cell.folder, "--to", "out")
-    return judged(done, code=1, says="TODO", kept={"nothing leaves": not (place.folder / "out").exists()})
+    return judged(
+        done,
+        code=1,
+        says="a placeholder is left in the card",
+        kept={"nothing leaves": not (place.folder / "out").exists()},
+    )

@@ -116,7 +116,7 @@ def changed_since(place: Place) -> Outcome:
     place.copy(place.shared.interrupted)
     again = place.run("train", "tiny.yaml", "train.learning_rate=0.001")
     kept = {"nothing of another training goes on": place.cell.train.resumed_from_step is None}
-    return judged(again, code=0, says="belongs to another recipe, data or base: starting over", kept=kept)
+    return judged(again, code=0, says="skipped: it belongs to another recipe, data or base", kept=kept)
 
 
 def another_world(place: Place) -> Outcome:

@@ -51,6 +51,23 @@ def test_the_newest_two_are_kept(tmp_path):
     assert checkpoint.latest(tmp_path)[2]["step"] == 11
 
 
+def test_those_of_another_training_that_came_further_give_way_once_there_are_two(tmp_path):
+    for step in (4, 5):
+        checkpoint.save(tmp_path, step, *parts(step))
+    names = []
+    for step in (2, 3):
+        checkpoint.save(tmp_path, step, *parts(step))
+        names.append(sorted(path.name for path in tmp_path.iterdir()))
+    assert names == [["step-000002", "step-000004", "step-000005"], ["step-000002", "step-000003"]]
+
+
+def test_without_room_for_three_nothing_is_begun(tmp_path):
+    checkpoint.require_room(tmp_path / "checkpoints", 1000, 8)
+    with pytest.raises(RunError, match="not enough room"):
+        checkpoint.require_room(tmp_path / "checkpoints", 10**15, 8)
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_saving_the_same_step_again_replaces_it(tmp_path):
     checkpoint.save(tmp_path, 1, *parts(1))
     checkpoint.save(tmp_path, 1, *parts(7))

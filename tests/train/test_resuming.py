@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+
 import pytest
 import torch
 from tiny import labelled, make_lock, make_loop, pairs, same_weights, stop_after, train
 
+from hfadapt.core.hashing import file_sha256
 from hfadapt.core.progress import Silent
 
 
@@ -43,6 +47,19 @@ def test_interrupted_and_resumed_equals_uninterrupted(models, tmp_path, step, qu
     assert parts.lines == whole.lines
     assert same_weights(parts.weights, whole.weights)
     assert (parts.state.tokens, parts.state.best_loss) == (whole.state.tokens, whole.state.best_loss)
+
+
+def test_stopped_within_a_step_it_goes_on_from_the_step_before(models, tmp_path):
+    lock = make_lock(models / "lm", train__max_steps=4, train__micro_batch_rows=2, data__packing=False)
+    whole = train(lock, tmp_path / "whole", pairs(20))
+    with pytest.raises(KeyboardInterrupt):
+        train(lock, tmp_path / "parts", pairs(20), interrupted=stop_after(5))
+    (kept,) = (tmp_path / "parts/checkpoints").iterdir()
+    parts = train(lock, tmp_path / "parts", pairs(20))
+    assert kept.name == f"step-{parts.state.resumed_from_step:06d}"
+    assert 0 < parts.state.resumed_from_step < 4
+    assert parts.lines == whole.lines
+    assert same_weights(parts.weights, whole.weights)
 
 
 def test_several_interruptions_of_a_classifier(models, tmp_path):
@@ -118,6 +135,25 @@ def damage_short(folder):
     path.write_bytes(path.read_bytes()[:-200])
 
 
+def only_weights(folder):
+    for name in ("optimizer.pt", "state.json", "manifest.json"):
+        (folder / name).unlink()
+
+
+def damage_foreign(folder):
+    """Whole, and of another training."""
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**state, "identity": "another"}))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["state.json"] = file_sha256(folder / "state.json")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def damage_strange(folder):
+    damage_empty(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"of another program")
+
+
 def damage_empty(folder):
     for path in folder.iterdir():
         path.unlink()
@@ -130,6 +166,16 @@ DAMAGES = {
     "the manifest missing": (lambda folder: (folder / "manifest.json").unlink(), "incomplete"),
     "the manifest cut": (damage_manifest, "incomplete"),
     "an empty folder": (damage_empty, "incomplete"),
+    "killed after the weights": (only_weights, "incomplete"),
+    "the state cut": (lambda folder: os.truncate(folder / "state.json", 20), "state.json is damaged"),
+    "the state empty": (lambda folder: os.truncate(folder / "state.json", 0), "state.json is damaged"),
+    "the optimizer missing": (lambda folder: (folder / "optimizer.pt").unlink(), "incomplete"),
+    "the adapter cut": (
+        lambda folder: os.truncate(folder / "adapter.safetensors", 999),
+        "adapter.safetensors is damaged",
+    ),
+    "of another program": (damage_strange, "incomplete"),
+    "of another training": (damage_foreign, "it belongs to another recipe, data or base"),
 }
 
 
