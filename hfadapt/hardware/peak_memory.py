@@ -37,7 +37,7 @@ NO_MEMORY = (
     *("can't allocate memory", "annot allocate memory", "not enough memory", "std::bad_alloc"),
     *("CUDA out of memory", "OutOfMemoryError in replica", "CUBLAS_STATUS_ALLOC_FAILED"),
 )
-"""What libraries say in errors of any kind."""
+"""What libraries say in errors that have other causes too."""
 own_process = False
 """Whether no objects but hfadapt's are in this process: set by the command line."""
 
@@ -48,7 +48,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, MemoryError)
         or getattr(error, "errno", None) == errno.ENOMEM
         or type(error).__name__ == "OutOfMemoryError"
-        or any(words in str(error) for words in NO_MEMORY)
+        or (isinstance(error, (RuntimeError, OSError)) and any(words in str(error) for words in NO_MEMORY))
     )
 
 
