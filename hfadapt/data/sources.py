@@ -30,6 +30,7 @@ _UNREADABLE = {
         "are not UTF-8",
         "save the file as UTF-8, such as iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW with the encoding that it has",
     ),
+    "damaged-member": ("are damaged inside their archive", "fetch or pack it again"),
     "wrong-fields": None,
     "header-again": None,
     "open-quote": (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -88,12 +89,23 @@ def _rows(path: Path, kinds: dict[str, str]) -> Iterator[dict[str, Any] | tuple[
         # A tar archive is read as it comes, so what is wanted of a member is taken before the next one.
         beside: dict[str, bytes] = {}
         found: list[tuple[str, Blob]] = []
+        damaged = ""
         for name, content in together:
             ending = name.suffix.lower()
+            if ending not in kinds and ending not in _SIDECARS:
+                continue
+            try:
+                data = content()
+            except _Damaged as error:
+                damaged = str(error)
+                continue
             if ending in kinds:
-                found.append((kinds[ending], Blob(str(name), content())))
-            elif ending in _SIDECARS:
-                beside[ending] = content()
+                found.append((kinds[ending], Blob(str(name), data)))
+            else:
+                beside[ending] = data
+        if damaged:
+            yield "damaged-member", f"{path.name}: {damaged}"
+            continue
         for kind, blob in found:
             try:
                 yield {kind: blob, **_label(PurePosixPath(blob.name), beside), "file": blob.name}
@@ -143,11 +155,23 @@ def _whole(path: Path) -> Iterator[None]:
         ) from None
 
 
+class _Damaged(Exception):
+    """One member of an archive; those after it can be read."""
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """The content of a member, which is found by the archive's list whatever is before it. Raises _Damaged."""
+    try:
+        return archive.read(info)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise _Damaged(f"{info.filename}: {error}") from None
+
+
 def _zipped(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
     with zipfile.ZipFile(path) as archive:
         for info in sorted(archive.infolist(), key=lambda info: info.filename):
             if not info.is_dir():
-                yield info.filename, info.file_size, lambda info=info: archive.read(info)  # type: ignore[misc]
+                yield info.filename, info.file_size, partial(_member, archive, info)
 
 
 def _tarred(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:

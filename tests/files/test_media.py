@@ -90,6 +90,17 @@ def test_a_shard_that_is_cut_off_is_named(tmp_path):
     assert "shard.tar" in str(caught.value)
 
 
+def test_a_damaged_file_in_an_archive_is_one_row(tmp_path):
+    path = packed(tmp_path / "p.zip", {f"cat/{n}.png": png(n) for n in range(4)})
+    content = bytearray(path.read_bytes())
+    content[content.index(png(2)) + 20] ^= 0xFF
+    path.write_bytes(content)
+    found = list(media.read([path]))
+    assert [isinstance(each, Unread) for each in found] == [False, False, True, False]
+    assert (found[2].row, found[2].reason) == (2, "damaged-member")
+    assert "cat/2.png" in found[2].detail
+
+
 def test_what_stands_beside_a_file_and_cannot_be_read(tmp_path):
     path = packed(tmp_path / "s.tar", {"0.png": png(0), "0.json": b"{broken", "1.png": png(1), "1.cls": b"1"})
     found = list(media.read([path]))
