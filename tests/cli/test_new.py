@@ -180,7 +180,8 @@ def test_editors_find_the_schema_beside_the_recipe(models, tmp_path):
         ([{"text": f"a plain text, number {n}"} for n in range(40)], ["a plain text, number 2"]),
     ],
 )
-def test_three_rows_are_shown_as_training_will_see_them(models, tmp_path, rows, shown):
+def test_three_rows_are_shown_as_training_will_see_them(models, tmp_path, monkeypatch, rows, shown):
+    monkeypatch.setenv("COLUMNS", "200")
     write_rows(tmp_path / "d.jsonl", rows)
     model = "lm" if "prompt" in rows[0] or "messages" in rows[0] else "encoder-mask"
     model = model if (models / model).exists() else "encoder"

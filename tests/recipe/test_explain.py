@@ -90,7 +90,7 @@ def test_fields_that_the_documentation_names_exist():
         text = re.sub(r"```(?:python|html|js|kotlin|swift).*?```", "", path.read_text(encoding="utf-8"), flags=re.S)
         for word in re.findall(r"(?<![\w./-])([a-z_]+(?:\.[a-z_0-9]+)+)(?=[:=`, )])", text):
             if word.split(".")[0] in sections and not re.search(
-                r"\.(json|jsonl|csv|yaml|py|md|txt|npz|bin|toml)$", word
+                r"\.(json|jsonl|csv|yaml|py|md|txt|npz|bin|toml|safetensors|gguf)$", word
             ):
                 named += 1
                 place = re.sub(r"^domains\.[a-z]+\.(?=[a-z])", "domains.", word)

@@ -222,8 +222,8 @@ def test_rounding_that_costs_too_much_is_learned_where_that_helps(models, tmp_pa
     for limit, before, after in ((100, 0.1, None), (99, 2.0, 3.0), (98, 2.0, 0.001)):
         costs = iter([(3.0, before), (0.2, after)])
         monkeypatch.setattr("hfadapt.student.beside.rounding_cost", lambda *_, costs=costs, **__: next(costs))
-        student = {"layers": 1, "limit": limit, "epochs": 4.0, "learning_rate": 3e-3}
-        recipe(tmp_path, models / "encoder", "text-classification", labelled(200), student=student, **fields)
+        student = {"layers": 1, "limit": limit, "epochs": 2.0, "learning_rate": 3e-3}
+        recipe(tmp_path, models / "encoder", "text-classification", labelled(80), student=student, **fields)
         run(load_recipe(tmp_path / "tiny.yaml"), until="student", recipe_folder=tmp_path, folder=tmp_path / "tiny")
         assert cell.state.error is None
         record = cell.read(StudentRecord)

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import math
 import random
-import shutil
 import time
-from collections import namedtuple
 from types import SimpleNamespace
 
 import pytest
@@ -209,8 +207,7 @@ def test_outputs_that_give_another_loss_are_not_used(models, tmp_path, monkeypat
 
 
 def test_a_full_disk_is_said_and_training_goes_on(models, tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10_000, 9_000, 1_000))
+    monkeypatch.setattr(frozen, "shutil", SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=1_000)))
     trained = make_loop(lock_of(models, "last layer of an encoder", True), tmp_path, labelled(20))
     assert "of disk are needed, 1000 B are free" in refused(trained)
 

@@ -67,7 +67,7 @@ def test_the_losses_are_those_of_a_training_that_had_enough(project, short_of_me
     (project / "runs").rename(project / "short")
     short_of_memory(MemoryError, rows=99)
     assert command("train", "tiny.yaml", folder=project).code == 0
-    assert losses == pytest.approx([step.loss for step in trained(project).steps() if step.loss is not None], rel=1e-4)
+    assert losses == pytest.approx([step.loss for step in trained(project).steps() if step.loss is not None], rel=1e-3)
 
 
 def test_after_two_halvings_it_names_plans_that_need_less(project, short_of_memory):
