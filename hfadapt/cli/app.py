@@ -26,7 +26,7 @@ from hfadapt.cli.options import (
     Targets,
     Worse,
 )
-from hfadapt.cli.questions import completion_, doctor, explain, list_, schema, show_
+from hfadapt.cli.questions import completion_, convert, doctor, explain, list_, schema, show_
 
 if TYPE_CHECKING:
     from hfadapt.recipe.schema import Recipe
@@ -450,7 +450,7 @@ def note(text: str) -> None:
     typer.echo(text, err=True)
 
 
-for question in (list_, show_, explain, schema, completion_, doctor):
+for question in (list_, show_, explain, schema, convert, completion_, doctor):
     app.command(question.__name__.rstrip("_"))(question)
 
 

@@ -1,4 +1,4 @@
-"""Verbs that answer a question and start nothing: `list`, `show`, `explain`, `schema`, `completion`, `doctor`."""
+"""Verbs that start no run: `list`, `show`, `explain`, `schema`, `convert`, `completion`, `doctor`."""
 
 from __future__ import annotations
 
@@ -42,6 +42,25 @@ def explain(
     from hfadapt.recipe.explain import explain as explained
 
     typer.echo(str(explained(name)))
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML or JSON of axolotl, LLaMA-Factory or TRL.")],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", "-o", metavar="RECIPE", help="A new file; by default FILE-recipe.yaml, here."),
+    ] = None,
+    tool: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--from", metavar="TOOL", help="Whose file it is, where that cannot be told: trl, axolotl …"),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make a recipe of another tool's configuration, and say what became of each of its fields."""
+    from hfadapt.recipe.convert import convert as converted
+
+    done = converted(file, out, tool)
+    typer.echo(done.model_dump_json(indent=1) if json else str(done))
 
 
 def schema(

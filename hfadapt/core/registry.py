@@ -24,6 +24,7 @@ from hfadapt.core.errors import RequestError, choice_problem
 
 if TYPE_CHECKING:
     from hfadapt.adapters import AdapterMethod
+    from hfadapt.converters import Converter
     from hfadapt.formats import Format
     from hfadapt.modalities import Modality
     from hfadapt.objectives import Objective
@@ -42,6 +43,7 @@ KINDS = {
     "formats": "format",
     "objectives": "objective",
     "stages": "stage",
+    "converters": "converter",
 }
 """The open folders, each with the word for one thing in it."""
 EVERY = "*"
@@ -125,6 +127,12 @@ def format(name: str) -> Format:
 def objective(name: str) -> Objective:
     """What training minimises. Raises RequestError for an unknown name."""
     found: Objective = load("objectives", name)
+    return found
+
+
+def converter(name: str) -> Converter:
+    """How another tool's configurations are read. Raises RequestError for an unknown name."""
+    found: Converter = load("converters", name)
     return found
 
 

@@ -1,4 +1,11 @@
-"""What other fine-tuning tools call the settings of a recipe."""
+"""What other fine-tuning tools call the settings of a recipe: their tables, and words that stand in none of them."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from hfadapt.converters import To
+from hfadapt.core import registry
 
 OTHER_TOOLS = {
     "base_model": "model",
@@ -56,3 +63,11 @@ OTHER_TOOLS = {
     "data_files": "source",
     "subset": "config",
 }
+
+
+@cache
+def other_words() -> dict[str, str]:
+    """For each word of another tool the place in a recipe, or the setting."""
+    fields = (registry.converter(name).fields for name in registry.names("converters"))
+    found = {key: rule.place for each in fields for key, rule in each.items() if isinstance(rule, To) and rule.place}
+    return {**found, **OTHER_TOOLS}

@@ -22,7 +22,7 @@ from hfadapt.core.errors import nearest
 from hfadapt.recipe.augment import Augment
 from hfadapt.recipe.fast import Fast
 from hfadapt.recipe.names import AUTO, NAME_PATTERN, OTHER_NAMES, OneOf, WithUnit
-from hfadapt.recipe.other_tools import OTHER_TOOLS
+from hfadapt.recipe.other_tools import other_words
 from hfadapt.recipe.pretrain import LockedPretrain, Pretrain, TextSource
 from hfadapt.recipe.schema import Domain, LockedFast, Recipe, Source
 from hfadapt.recipe.template import Template
@@ -330,7 +330,7 @@ def _right_key(name: str, section: type[BaseModel], fields: tuple[str, ...]) -> 
         return f"did you mean `{close}`?" + (f" Or: {belongs}" if homes else "")
     if homes:
         return belongs
-    known = OTHER_TOOLS.get(name.lower().replace("-", "_"))
+    known = other_words().get(name.lower().replace("-", "_"))
     if known:
         return f"hfadapt calls it `{known}`" if "(" not in known else f"see {known}"
     elsewhere = {field: prefix for prefix, other in reversed(sections().items()) for field in other.model_fields}

@@ -1,5 +1,6 @@
-"""Another package adds a task, a row schema, a method, a quant, a format, an objective and a stage (tests/extras): the
-command line takes them from a recipe to a checked card, answers, an exported folder and a published one."""
+"""Another package adds a task, a row schema, a method, a quant, a format, an objective, a stage and a converter
+(tests/extras): the command line takes them from a recipe to a checked card, answers, an exported folder and a published
+one."""
 
 from __future__ import annotations
 
@@ -131,3 +132,13 @@ def test_resumed_it_is_done_already(commands: dict[str, Done]) -> None:
     done = commands["run"]
     assert done.code == 0, done.err
     assert "done already" in done.out + done.err
+
+
+def test_files_of_a_tool_of_another_package_are_converted(folder: Path):
+    (folder / "theirs.yaml").write_text("net: a/b\nrows: c/d\npace: 0.001\nnoise: 3\n")
+    done = python("-m", "hfadapt", "convert", "theirs.yaml", "-o", "ours.yaml", "--json", folder=folder)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["tool"] == "Nobody's tool"
+    assert [line["field"] for line in found["lacking"]] == ["noise"]
+    assert "learning_rate: 0.001" in (folder / "ours.yaml").read_text()
