@@ -1,9 +1,10 @@
 PYTHON ?= python3
 VENV := .venv
+DOCS := .venv-docs
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test test-slow lint fix clean
+.PHONY: install demo test test-slow lint docs fix clean
 
 install: $(VENV)/installed
 
@@ -29,9 +30,18 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+$(DOCS)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt mkdocs-material
+	@touch $@
+
+docs: install $(DOCS)/installed  ## the site, into build/site; a warning is an error
+	$(BIN)/python docs/make_site.py build/docs
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
+
 fix: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(DOCS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

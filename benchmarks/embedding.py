@@ -1,6 +1,6 @@
 """What an adapter gains over a sentence encoder on the queries of its own domain, and what it loses on another's.
 
-    python benchmarks/embedding.py               run, keep embedding.json, print the table and renew it in the README
+    python benchmarks/embedding.py               run, keep embedding.json, print the table and renew it in docs/tasks.md
     python benchmarks/embedding.py --table       only the table of the kept results
 
 It runs `hfadapt run recipes/search.yaml` in a process of its own and reads evaluation.json and transfer.json: nDCG@10
@@ -20,7 +20,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "embedding.json"
-README = HERE.parent / "README.md"
+PAGE = HERE.parent / "docs/tasks.md"
 REGION = re.compile(r"(<!-- embedding:begin -->\n).*(<!-- embedding:end -->)", re.DOTALL)
 QUICK = ("evaluate.security=false", "evaluate.drift=false")
 
@@ -83,8 +83,8 @@ def main() -> None:
     print(found)
     if not asked.settings:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        text = README.read_text(encoding="utf-8")
-        README.write_text(REGION.sub(lambda m: m[1] + found + "\n" + m[2], text), encoding="utf-8")
+        text = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(REGION.sub(lambda m: m[1] + found + "\n" + m[2], text), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What keeping the outputs of frozen layers saves: whole trainings with and without, in turn, as a user starts them.
 
-    python benchmarks/frozen_cache.py            run, keep frozen_cache.json, print the table and renew it in the README
+    python benchmarks/frozen_cache.py            run, keep frozen_cache.json, print the table, which docs/ show
     python benchmarks/frozen_cache.py --table    only the table of the kept results
 
 Each run is `hfadapt run` of a recipe of this repository in a process of its own; seconds are those of the training loop
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -25,8 +24,6 @@ sys.path.insert(0, str(HERE / "speed"))
 from table import ratio_interval  # noqa: E402 - its folder was just added
 
 RESULTS = HERE / "frozen_cache.json"
-README = HERE.parent / "README.md"
-REGION = re.compile(r"(<!-- frozen:begin -->\n).*(<!-- frozen:end -->)", re.DOTALL)
 SEEDS = (17, 29, 43)
 QUICK = ("evaluate.security=false", "evaluate.drift=false", "evaluate.transfer=false", "evaluate.general_text=false")
 
@@ -117,11 +114,7 @@ def main() -> None:
                     print(json.dumps(results[-1]), flush=True)
         if not asked.only:
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    found = table(results)
-    print(found)
-    if not asked.only:
-        text = README.read_text(encoding="utf-8")
-        README.write_text(REGION.sub(lambda m: m[1] + found + "\n" + m[2], text), encoding="utf-8")
+    print(table(results))
 
 
 if __name__ == "__main__":

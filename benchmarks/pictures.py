@@ -1,6 +1,6 @@
 """What LoRA gains over a linear probe on pictures: two models, digits of two collections, solar cells.
 
-    python benchmarks/pictures.py                 cells that are not in pictures.json yet; the table, in the README too
+    python benchmarks/pictures.py                 cells that are not in pictures.json yet; the table, which docs/ show
     python benchmarks/pictures.py --only NAME …   only these cells, again: "EfficientNet-Lite0, digits/uci"
     python benchmarks/pictures.py --table         only the table of the kept results
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import resource
 import shlex
 import sys
@@ -27,8 +26,6 @@ from hfadapt.hardware.catalogue import cpu_features, usable_cores
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "pictures.json"
-README = HERE.parent / "README.md"
-REGION = re.compile(r"(<!-- pictures:begin -->\n).*(<!-- pictures:end -->)", re.DOTALL)
 MODELS = {"DINOv2-small": "sample:dinov2-small", "EfficientNet-Lite0": "sample:efficientnet-lite0"}
 DIGITS = {"train_rows": 200, "validation": 100, "test": 600}
 DEFECTS = {"train_rows": 200, "validation": 100, "test": 400}
@@ -116,10 +113,7 @@ def main() -> None:
             "{cell}: {base:.3f} -> {adapter:.3f}, {delta:+.3f} [{low:+.3f}, {high:+.3f}]".format(**kept[name]),
             flush=True,
         )
-    found = table([kept[each] for each in CELLS if each in kept])
-    print(found)
-    text = README.read_text(encoding="utf-8")
-    README.write_text(REGION.sub(lambda m: m[1] + found + "\n" + m[2], text), encoding="utf-8")
+    print(table([kept[each] for each in CELLS if each in kept]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What DPO teaches a small language model: which of two diagnoses is right, by pairs that are made from ICD-10-CM.
 
-    python benchmarks/preference.py               run, keep preference.json, print the table and renew it in the README
+    python benchmarks/preference.py               run, keep preference.json, print the table, which docs/ show
     python benchmarks/preference.py --table       only the table of the kept results
 
 It runs `hfadapt run recipes/preference.yaml` in a process of its own and reads evaluation.json. The better answer is
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -22,8 +21,6 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "preference.json"
-README = HERE.parent / "README.md"
-REGION = re.compile(r"(<!-- preference:begin -->\n).*(<!-- preference:end -->)", re.DOTALL)
 QUICK = ("evaluate.security=false", "evaluate.drift=false", "evaluate.generate_rows=0")
 
 
@@ -70,12 +67,9 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="settings of the recipe; with some, nothing is kept")
     asked = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if asked.table else run(asked.settings)
-    found = table(results)
-    print(found)
+    print(table(results))
     if not asked.settings:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        text = README.read_text(encoding="utf-8")
-        README.write_text(REGION.sub(lambda m: m[1] + found + "\n" + m[2], text), encoding="utf-8")
 
 
 if __name__ == "__main__":
