@@ -86,8 +86,8 @@ def test_what_tests_skip_without_is_installed_with_them() -> None:
 
 
 def test_extras_that_are_named_exist() -> None:
-    places = {**SOURCES, ROOT / "README.md": (ROOT / "README.md").read_text(encoding="utf-8")}
-    named = {extra for text in places.values() for extra in re.findall(r"hfadapt\[([a-z]+)\]", text)}
+    pages = [path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
+    named = {extra for text in (*SOURCES.values(), *pages) for extra in re.findall(r"hfadapt\[([a-z-]+)\]", text)}
     assert named <= EXTRAS.keys()
     assert {"harness", "tensorboard", "language", "pii"} <= named
 

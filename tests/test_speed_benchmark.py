@@ -299,12 +299,11 @@ def test_a_collected_run_has_what_the_tables_read(tmp_path: Path) -> None:
     assert speed.collect(tmp_path)["failed"] == "out of memory"
 
 
-def test_the_readme_shows_what_was_measured_of_frozen_layers() -> None:
-    """`python benchmarks/frozen_cache.py --table` renews it."""
+def test_what_was_measured_of_frozen_layers() -> None:
+    """The page of training shows its table, which is made when the site is built."""
     module = part("frozen_cache", ROOT / "benchmarks")
     results = json.loads(module.RESULTS.read_text())
-    found = module.table(results)
-    assert found in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "<!-- table: frozen_cache -->" in (ROOT / "docs/training.md").read_text(encoding="utf-8")
     kept = [one for one in results if one["kept"]]
     assert all(one["frozen_layers"] > 0 for one in kept)
     for one in kept:
@@ -314,11 +313,11 @@ def test_the_readme_shows_what_was_measured_of_frozen_layers() -> None:
         assert abs(one["accuracy"] - other["accuracy"]) < 0.02
 
 
-def test_the_readme_shows_what_was_measured_of_pictures() -> None:
-    """`python benchmarks/pictures.py --table` renews it; the gains that are promised are in the kept results."""
+def test_what_was_measured_of_pictures() -> None:
+    """The page of tasks shows its table; the gains that are promised are in the kept results."""
     module = part("pictures", ROOT / "benchmarks")
     results = json.loads(module.RESULTS.read_text())
-    assert module.table(results) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "<!-- table: pictures -->" in (ROOT / "docs/tasks.md").read_text(encoding="utf-8")
     for one in results:
         if "digits" in one["cell"]:
             assert one["rows"] >= 300

@@ -79,7 +79,7 @@ def commands(folder: Path) -> dict[str, Done]:
 
 def test_nothing_of_it_is_known_here() -> None:
     added = {"tasks": "ordinal-classification", "schemas": "graded", "adapters": "ia3", "quants": "nf4-double",
-             "formats": "flat", "objectives": "smoothed", "stages": "words"}  # fmt: skip
+             "formats": "flat", "objectives": "smoothed", "stages": "words", "converters": "nobodys"}  # fmt: skip
     assert added.keys() == registry.KINDS.keys() - {"modalities"}
     assert not [name for kind, name in added.items() if name in registry.names(kind)]
 
