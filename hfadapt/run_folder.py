@@ -132,6 +132,11 @@ class Cell:
         return self.folder.name
 
     @property
+    def name(self) -> str:
+        """`domain/target`, as events call it."""
+        return f"{self.domain}/{self.target}"
+
+    @property
     def adapter(self) -> Path:
         """The adapter's folder, which plain peft loads."""
         return self.folder / "adapter"

@@ -16,7 +16,7 @@ from typing import Any  # noqa: E402
 
 from measure import STARTED, Clock, job, save_snapshot, write_result  # noqa: E402
 
-from hfadapt.core.progress import Silent, quiet_libraries  # noqa: E402
+from hfadapt.core.progress import Event, Silent, Stepped, Validated, quiet_libraries  # noqa: E402
 
 JOB = job()
 
@@ -30,14 +30,13 @@ class Watch(Silent):
         self.validations: dict[int, tuple[float, float]] = {}
         self.model: Any = None
 
-    def step(self, step: int, total: int, loss: float, speed: float, left: float, title: str = "") -> None:
-        """A step has ended."""
-        self.steps.append(time.perf_counter())
-
-    def validation(self, step: int, loss: float, title: str = "", last: bool = False) -> None:
-        """A validation has ended; it began when the step ended. The adapter is kept as it is now."""
-        self.snapshot(step)
-        self.validations[step] = (loss, time.perf_counter() - self.steps[-1])
+    def tell(self, event: Event) -> None:
+        """A step has ended, or a validation, which began when the step ended. The adapter is kept as it is then."""
+        if isinstance(event, Stepped):
+            self.steps.append(time.perf_counter())
+        elif isinstance(event, Validated):
+            self.snapshot(event.step)
+            self.validations[event.step] = (event.loss, time.perf_counter() - self.steps[-1])
 
     def snapshot(self, step: int) -> None:
         """The adapter on disk, to be scored by the program that scores all tools."""

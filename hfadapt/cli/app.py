@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -17,9 +17,11 @@ from hfadapt.cli.options import (
     CellArgument,
     Domains,
     Json,
+    JsonEvents,
     OneDomain,
     OneTarget,
     Overrides,
+    Quiet,
     RecipeArgument,
     RunArgument,
     Runs,
@@ -27,9 +29,7 @@ from hfadapt.cli.options import (
     Worse,
 )
 from hfadapt.cli.questions import completion_, convert, doctor, explain, list_, schema, show_
-
-if TYPE_CHECKING:
-    from hfadapt.recipe.schema import Recipe
+from hfadapt.cli.through import load, through
 
 app = typer.Typer(
     add_completion=False,
@@ -52,56 +52,9 @@ def heavy(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def load(recipe: Path, overrides: list[str] | None, domains: list[str] | None, targets: list[str] | None) -> Recipe:
-    """The recipe with what the command line changes and chooses."""
-    from hfadapt.recipe.reading import load_recipe
-
-    return load_recipe(recipe, overrides or (), domains=domains, targets=targets)
-
-
 def show(value: Any, as_json: bool = False) -> None:
     """Prints a record as JSON, or the text view."""
     typer.echo(value.model_dump_json(indent=1) if as_json else str(value))
-
-
-def through(  # noqa: PLR0913 - options of the command
-    stage: str,
-    recipe: Path,
-    overrides: list[str] | None,
-    domains: list[str] | None,
-    targets: list[str] | None,
-    runs: Path,
-    fresh: bool = False,
-    fail_if_worse: bool = False,
-) -> None:
-    """Runs the pipeline up to a stage and prints the report; exit code 1 when a cell failed or is, if asked, worse."""
-    from hfadapt.cli.terminal import Terminal
-    from hfadapt.core import registry
-    from hfadapt.pipeline.run import run_recipe
-    from hfadapt.recipe.sources import folder_of
-    from hfadapt.records.report import show_gain
-
-    asked = load(recipe, overrides, domains, targets)
-    with Terminal(registry.modality(registry.task(asked.task).modality).unit) as terminal:
-        run = run_recipe(
-            asked,
-            recipe_folder=folder_of(recipe),
-            folder=runs / asked.name,
-            until=stage,
-            fresh=fresh,
-            progress=terminal,
-        )
-        report = run.report
-        terminal.report(run)
-    mine = [cell for cell in report.cells if (cell.domain, cell.target) in asked.cells()]
-    worse = [cell for cell in mine if cell.metrics and cell.metrics[0].worse] if fail_if_worse else []
-    for cell in worse:
-        note(
-            f"{cell.domain} on {cell.target}: the adapter is worse than the {cell.baseline}: "
-            f"{cell.metrics[0].name} {show_gain(cell.metrics[0])}"
-        )
-    if worse or any(cell.status in ("failed", "does-not-fit") for cell in mine):
-        raise typer.Exit(1)
 
 
 @app.command()
@@ -118,14 +71,12 @@ def run(  # noqa: PLR0913 - options of the command
         Optional[str],  # noqa: UP045
         typer.Option("--publish", metavar="USER/NAME", help="Publish every finished adapter at the end."),
     ] = None,
+    quiet: Quiet = False,
+    json_lines: JsonEvents = None,
 ) -> None:
     """Plan, prepare, train, evaluate and document every cell; finished ones are kept."""
-    through("card", recipe, overrides, domain, target, runs, fresh, fail_if_worse)
-    if publish:
-        from hfadapt.publish.publish import publish as publish_cells
-
-        asked = load(recipe, overrides, domain, target)
-        show(publish_cells(runs / asked.name, publish, yes=True, domains=asked.chosen, targets=asked.targets, say=note))
+    watch = quiet, json_lines
+    through("card", recipe, overrides, domain, target, runs, watch, fresh, fail_if_worse, publish)
 
 
 @app.command()
@@ -185,34 +136,40 @@ def prepare(
     domain: Domains = None,
     target: Targets = None,
     runs: Runs = RUNS,
+    quiet: Quiet = False,
+    json_lines: JsonEvents = None,
 ) -> None:
     """Prepare the data of every cell, and stop there."""
-    through("plan", recipe, overrides, domain, target, runs)
+    through("plan", recipe, overrides, domain, target, runs, (quiet, json_lines))
 
 
 @app.command()
 @heavy
-def train(
+def train(  # noqa: PLR0913 - options of the command
     recipe: RecipeArgument,
     overrides: Overrides = None,
     domain: Domains = None,
     target: Targets = None,
     runs: Runs = RUNS,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
+    quiet: Quiet = False,
+    json_lines: JsonEvents = None,
 ) -> None:
     """Train every cell, and stop before the evaluation."""
-    through("train", recipe, overrides, domain, target, runs, fresh)
+    through("train", recipe, overrides, domain, target, runs, (quiet, json_lines), fresh)
 
 
 @app.command()
 @heavy
-def evaluate(
+def evaluate(  # noqa: PLR0913 - options of the command
     recipe: RecipeArgument,
     overrides: Overrides = None,
     domain: Domains = None,
     target: Targets = None,
     runs: Runs = RUNS,
     fail_if_worse: Worse = False,
+    quiet: Quiet = False,
+    json_lines: JsonEvents = None,
 ) -> None:
     """Compare every adapter with its baseline; trains what is not trained yet.
 
@@ -222,7 +179,8 @@ def evaluate(
     other precision (evaluate.drift); and tasks of lm-evaluation-harness (evaluate.harness). A gain below
     evaluate.gates fails the cell.
     """
-    through("evaluate", recipe, overrides, domain, target, runs, fail_if_worse=fail_if_worse)
+    watch = quiet, json_lines
+    through("evaluate", recipe, overrides, domain, target, runs, watch, fail_if_worse=fail_if_worse)
 
 
 @app.command()

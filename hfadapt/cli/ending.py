@@ -18,6 +18,14 @@ from hfadapt.core.errors import HfadaptError, RequestError, fault_of_machine
 from hfadapt.hardware.peak_memory import is_out_of_memory
 
 
+class Told(Exception):
+    """The command ends with this code; why has been told already."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
 def ended(command: Callable[[], Any]) -> int:
     """Does what the command line says and returns the exit code: 0, 1, 2, 130 or 143."""
     # Threads that wait for each other by spinning lose most of their speed when another program wants a core; those
@@ -51,6 +59,8 @@ def attempt(command: Callable[[], Any]) -> int:
     except HfadaptError as error:
         typer.echo(str(error), err=True)
         code = error.exit_code
+    except Told as done:
+        return done.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = stopping.BY_USER
     except typer.Exit as done:
@@ -65,24 +75,30 @@ def attempt(command: Callable[[], Any]) -> int:
 
 
 def failed(error: Exception) -> int:
-    """A wrong command line is the user's (2); a full disk or a place that may not be used the machine's (1); anything
-    else is a bug in hfadapt, kept in a file for a report."""
+    """Tells what is wrong on standard error; a wrong command line is the user's (2)."""
     if hasattr(error, "format_message") and hasattr(error, "show"):
         error.show()
         return 2
+    code, text = explained(error)
+    typer.echo(text, err=True)
+    return code
+
+
+def explained(error: Exception) -> tuple[int, str]:
+    """The exit code of an error, and what is said of it: a full disk or a place that may not be used are the machine's
+    (1); what hfadapt did not raise on purpose is a bug in it, kept in a file for a report."""
+    if isinstance(error, HfadaptError):
+        return error.exit_code, str(error)
     if fault := fault_of_machine(error):
-        typer.echo(str(fault), err=True)
-        return 1
+        return 1, str(fault)
     if is_out_of_memory(error):
-        typer.echo("out of memory\n  fix:     end other programs, or choose a smaller model or less data", err=True)
-        return 1
+        return 1, "out of memory\n  fix:     end other programs, or choose a smaller model or less data"
     kept = ""
     with contextlib.suppress(OSError):
         with tempfile.NamedTemporaryFile("w", prefix="hfadapt-", suffix=".log", delete=False, encoding="utf-8") as file:
-            file.write(traceback.format_exc())
+            file.write("".join(traceback.format_exception(error)))
         kept = f"; details: {file.name}"
-    typer.echo(f"{type(error).__name__}: {error}\n  this is a bug in hfadapt{kept}", err=True)
-    return 1
+    return 1, f"{type(error).__name__}: {error}\n  this is a bug in hfadapt{kept}"
 
 
 @contextlib.contextmanager

@@ -34,6 +34,13 @@ Worse = Annotated[
     typer.Option("--fail-if-worse", help="Exit with 1 when the leading metric is surely worse than the baseline's."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show errors and the result only.")]
+JsonEvents = Annotated[
+    Path | None,
+    typer.Option(
+        "--json-lines", metavar="FILE", help="Write what happens as JSON, one event a line; - for standard error alone."
+    ),
+]
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder such as runs/NAME.", autocompletion=completion.runs)
 ]

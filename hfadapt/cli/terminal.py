@@ -1,18 +1,22 @@
-"""The run in a terminal: a bar with loss, speed and time left, lines of text above it, the matrix at the end."""
+"""The run in a terminal: a line for each cell, what is left of all, messages above them, the matrix at the end."""
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import rich.console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.live import Live
+from rich.text import Text
 from typing_extensions import Self
 
-from hfadapt.core.show import Shown, show_seconds
+from hfadapt.core.progress import Event, Failed, Progress, RunFinished, Said, StageFinished, StageStarted, Stepped
+from hfadapt.core.show import Shown
+from hfadapt.core.standing import Standing, finished, table
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -54,21 +58,25 @@ def waiting(what: str, console: Console | None = None) -> Iterator[None]:
         status.stop()
 
 
-class Terminal:
-    """A Progress for people; other processes than the first say nothing.
+MINUTE = 60.0
+"""Seconds between two lines about steps where there is no terminal, at least."""
+
+
+class Terminal(Progress):
+    """A Progress for people: lines that are renewed in their place below the messages or, without a terminal, one line
+    a minute. Other processes than the first say nothing.
 
     Args:
-        unit: What goes through the model, as speed is counted.
+        quiet: Only faults are shown.
     """
 
-    def __init__(self, unit: str = "tokens") -> None:
-        self.unit = unit
-        self.quiet = os.environ.get("RANK", "0") != "0"
-        self.console = Console(stderr=True, quiet=self.quiet, highlight=False)
-        self._bar: Progress | None = None
-        self._task: Any = None
-        self._validation: dict[str, str] = {}
-        self._step: dict[str, int] = {}
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.console = Console(stderr=True, quiet=not is_first(), highlight=False)
+        self.standing = Standing()
+        self._lives = not quiet and self.console.is_terminal and not self.console.is_dumb_terminal
+        self._live: Live | None = None
+        self._said = float("-inf")
 
     def __enter__(self) -> Self:
         return self
@@ -78,56 +86,69 @@ class Terminal:
     ) -> None:
         self._end()
 
-    def say(self, message: str) -> None:
-        """Prints a line, after ending the bar."""
-        self._end()
-        self.console.print(message, markup=False, soft_wrap=True)
-
-    def step(
-        self, step: int, total: int, loss: float, tokens_per_second: float, seconds_left: float, title: str = ""
-    ) -> None:
-        """Moves the bar; without a terminal, prints a line about ten times a run."""
-        if step <= self._step.get(title, 0):
-            # Another training, after one that ended early.
-            self._end()
-            self._validation.pop(title, None)
-        self._step[title] = step
-        known = self._validation.get(title, "")
-        text = f"loss {loss:.4f}{known}  {tokens_per_second:,.0f} {self.unit}/s  {show_seconds(seconds_left)} left"
-        text = f"{title}: {text}" if title else text
-        if not self.console.is_terminal:
-            if step in (1, total) or step % max(1, total // 10) == 0:
-                self.console.print(f"step {step}/{total}  {text}", markup=False)
+    def tell(self, event: Event) -> None:
+        """Shows it."""
+        if isinstance(event, Failed):
+            self._print(event.text)
+        elif self.quiet:
             return
-        if self._bar is None:
-            self._bar = Progress(
-                TextColumn("training"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
-                console=self.console,
-            )
-            self._task = self._bar.add_task("training", total=total, text=text)
-            self._bar.start()
-        self._bar.update(self._task, completed=step, text=text)
-        if step == total:
+        elif isinstance(event, Said):
+            self._print(event.text)
+        elif isinstance(event, StageFinished):
+            self._finished(event)
+        self.standing.tell(event)
+        if isinstance(event, StageStarted):
+            self._begun(event)
+        elif isinstance(event, RunFinished):
             self._end()
-
-    def validation(self, step: int, loss: float, title: str = "", last: bool = False) -> None:
-        """Shown with the next steps; the last one, a line of its own."""
-        if not last:
-            self._validation[title] = f"  validation {loss:.4f}"
-            return
-        self._validation.pop(title, None)
-        self.say(f"{title}: validation {loss:.4f}" if title else f"validation {loss:.4f}")
-
-    def _end(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        elif isinstance(event, Stepped) and not self._lives and time.monotonic() - self._said >= MINUTE:
+            self._said = time.monotonic()
+            self._print(self.standing.summary())
 
     def report(self, report: Shown) -> None:
         """The matrix, the evidence, the cards and the next commands, on standard output."""
         self._end()
-        if not self.quiet:
+        if is_first():
             print(report)  # noqa: T201
+
+    def _begun(self, event: StageStarted) -> None:
+        self._said = float("-inf")
+        if not self._lives:
+            self._print(f"{', '.join(event.cells)}: {event.title}")
+        elif self._live is None:
+            self._live = Live(
+                console=self.console,
+                get_renderable=self._now,
+                refresh_per_second=4,
+                transient=True,
+                redirect_stdout=False,
+            )
+            self._live.start(refresh=True)
+
+    def _finished(self, event: StageFinished) -> None:
+        """The last state of what was trained stays."""
+        rows = finished(list(self.standing.rows.values()), event.seconds)
+        if not self._lives:
+            if rows:
+                self._print(self.standing.summary())
+        elif rows:
+            bars = not self.console.options.ascii_only
+            self._print("\n".join(table(rows, self.console.width, bars)))
+
+    def _now(self) -> Text:
+        options = self.console.options
+        lines = self.standing.lines(options.max_width, max(2, options.size.height - 1), not options.ascii_only)
+        return Text("\n".join(lines), no_wrap=True, overflow="crop")
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def _end(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def is_first() -> bool:
+    """Whether this is the first of the processes of a run, as far as its launcher says."""
+    return os.environ.get("RANK", "0") == "0"

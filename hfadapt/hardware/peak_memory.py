@@ -38,6 +38,17 @@ NO_MEMORY = (
     *("CUDA out of memory", "OutOfMemoryError in replica", "CUBLAS_STATUS_ALLOC_FAILED"),
 )
 """What libraries say in errors that have other causes too."""
+
+
+def held_bytes(device: torch.device, floor_bytes: int) -> int:
+    """What the process holds now: on a GPU its allocator's tensors, else the resident set above `floor_bytes`."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.memory_allocated(device))
+    return max(0, resident_bytes() - floor_bytes)
+
+
 own_process = False
 """Whether no objects but hfadapt's are in this process: set by the command line."""
 

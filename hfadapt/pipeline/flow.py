@@ -6,11 +6,13 @@ the whole run is done when all cells have come to it, and the stages after it fo
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from hfadapt.core.errors import HfadaptError, RequestError, choice_problem, fault_of_machine
+from hfadapt.core.progress import CellFinished, CellStarted, Event, StageFinished, StageStarted, failure
 from hfadapt.hardware.peak_memory import is_out_of_memory
 from hfadapt.pipeline.status import Status, memory_advice
 from hfadapt.run_folder import Cell
@@ -55,9 +57,23 @@ class Flow:
             for stage in stages if whole else ():
                 self._whole(stage)
             for cell in () if whole else self.context.all_cells:
-                self._cell(cell, stages)
+                self._turn_of(cell, stages)
+
+    def _tell(self, event: Event) -> None:
+        if self.world.is_main:
+            self.progress.tell(event)
 
     # --- one cell ----------------------------------------------------------------------------------------------------
+
+    def _turn_of(self, cell: Cell, stages: Sequence[Stage]) -> None:
+        if cell not in self.context.cells:
+            self._cell(cell, stages)
+            return
+        self._tell(CellStarted(cell.name))
+        try:
+            self._cell(cell, stages)
+        finally:
+            self._tell(CellFinished(cell.name, cell.state.status))
 
     def _cell(self, cell: Cell, stages: Sequence[Stage]) -> None:
         if cell in self.context.cells:
@@ -84,13 +100,13 @@ class Flow:
             self.on_main(lambda: self.status.note(cell, stage, INTERRUPTED, "interrupted"))
             raise
         except HfadaptError as error:
-            self._fail(cell, stage, str(error), error.status)
+            self._fail(cell, stage, error, error.status)
         except Exception as error:
             if self.world.size > 1:
                 # The other processes wait for this one: let the launcher end them all.
                 raise
             if fault := fault_of_machine(error):
-                self._fail(cell, stage, str(fault))
+                self._fail(cell, stage, fault)
                 return False
             (cell.folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
             if is_out_of_memory(error):
@@ -120,6 +136,8 @@ class Flow:
     def _do(self, stage: Stage, cells: Sequence[Cell]) -> Sequence[Cell]:
         """Runs a stage, in all processes or in the main one; returns the cells that are done, which are marked."""
         self.on_main(lambda: cells[0].set_state(running=stage.name))
+        names, started = tuple(cell.name for cell in cells), time.monotonic()
+        self._tell(StageStarted(stage.name, stage.title, names))
         if stage.distributed:
             done = stage.run(cells, self.context)
         else:
@@ -127,6 +145,8 @@ class Flow:
         done = cells if done is None else done
         for cell in done:
             self.on_main(lambda cell=cell: self.status.mark(cell, stage))  # type: ignore[misc]
+        names = tuple(cell.name for cell in done)
+        self._tell(StageFinished(stage.name, stage.title, names, time.monotonic() - started))
         return done
 
     def _group(self, cell: Cell, stage: Stage) -> list[Cell]:
@@ -157,37 +177,42 @@ class Flow:
         cells = self.on_main(lambda: [cell for cell in self.context.all_cells if self.status.may_begin(cell, stage)])
         if not cells or self.on_main(lambda: all(self.status.is_done(cell, stage, cells) for cell in cells)):
             return
+        names, started = tuple(cell.name for cell in cells), time.monotonic()
+        self._tell(StageStarted(stage.name, stage.title, names))
         try:
             if stage.distributed:
                 stage.run(cells, self.context)
             else:
                 self.on_main(lambda: stage.run(cells, self.context))
         except HfadaptError as error:
-            self.progress.say(f"{stage.title} failed:\n{error}")
+            self._tell(failure(error, f"{stage.title} failed:\n{error}", stage.name))
             return
         except Exception as error:
             if self.world.size > 1:
                 raise
             if fault := fault_of_machine(error):
-                self.progress.say(f"{stage.title} failed:\n{fault}")
+                self._tell(failure(fault, f"{stage.title} failed:\n{fault}", stage.name))
                 return
             (self.context.run.folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
-            self.progress.say(f"{stage.title} failed: {type(error).__name__} (see error.log in the run)")
+            words = f"{stage.title} failed: {type(error).__name__} (see error.log in the run)"
+            self._tell(failure(error, words, stage.name))
             return
         for cell in cells:
             self.on_main(lambda cell=cell: self.status.mark(cell, stage))  # type: ignore[misc]
             self.on_main(lambda cell=cell: self.status.settle(cell))  # type: ignore[misc]
+        self._tell(StageFinished(stage.name, stage.title, names, time.monotonic() - started))
 
     def _done(self, cell: Cell, stage: Stage) -> bool:
         """Decided by one process, as the others may look when it has gone on already."""
         return self.on_main(lambda: self.status.is_done(cell, stage))
 
-    def _fail(self, cell: Cell, stage: Stage, message: str, status: str = "failed") -> None:
+    def _fail(self, cell: Cell, stage: Stage, error: Exception | str, status: str = "failed") -> None:
         others = "; continuing with the other domains" if len(self.context.cells) > 1 else ""
         where = f"{cell.domain} on {cell.target}" if len(self.context.recipe.targets) > 1 else cell.domain
-        self.progress.say(f"{stage.title} of {where} failed{others}:\n{message}")
+        words = f"{stage.title} of {where} failed{others}:\n{error}"
+        self._tell(failure(error, words, stage.name, cell.name))
         if self.world.is_main:
-            self.status.note(cell, stage, message, status)
+            self.status.note(cell, stage, str(error), status)
 
 
 def stages_until(stages: Sequence[Stage], until: str) -> tuple[Stage, ...]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, HfadaptError, RequestError
-from hfadapt.core.progress import Progress, Silent, quiet_libraries
+from hfadapt.core.notebook import progress_here
+from hfadapt.core.progress import Progress, RunFinished, RunStarted, quiet_libraries
 from hfadapt.hardware import catalogue
 from hfadapt.models.base import BaseRef
 from hfadapt.pipeline.flow import Flow, stages_until
+from hfadapt.pipeline.remaining import Remaining
 from hfadapt.plan.make import lock as lock_cell
 from hfadapt.plan.make import make_plan
 from hfadapt.recipe.schema import AUTO, Recipe
@@ -90,7 +93,8 @@ def run_recipe(
             context.progress.say(f"the file system of {folder} has no locks: see that no other run uses this folder")
 
     run = Run(folder)
-    context = Context(recipe.choose(), run, world, progress or Silent(), recipe_folder, chosen)
+    context = Context(recipe.choose(), run, world, progress or progress_here(), recipe_folder, chosen)
+    context.progress = Remaining(context.progress, context.cells, stages_until(context.stages, until))
     world.on_main(claim)
     try:
         world.on_main(lambda: sweep(folder))
@@ -99,7 +103,8 @@ def run_recipe(
         flow.check()
         world.on_main(lambda: say_others(context))
         try:
-            flow.run()
+            with told(context, flow):
+                flow.run()
         except BaseException:
             with suppress(HfadaptError, OSError):
                 # What stopped the run is what has to be told.
@@ -109,6 +114,25 @@ def run_recipe(
     finally:
         lock.release()
     return run
+
+
+@contextmanager
+def told(context: Context, flow: Flow) -> Iterator[None]:
+    """Tells the beginning and the end of a command; an error that ends it is its caller's to tell."""
+    if not context.world.is_main:
+        yield
+        return
+    started, cells = time.monotonic(), [cell.name for cell in context.cells]
+    unit = registry.modality(registry.task(context.recipe.task).modality).unit
+    names = (tuple(cells), tuple(stage.name for stage in flow.stages))
+    context.progress.tell(RunStarted(context.recipe.name, str(context.run.folder), *names, unit))
+    try:
+        yield
+    except KeyboardInterrupt:
+        context.progress.tell(RunFinished("interrupted", time.monotonic() - started))
+        raise
+    failed = any(cell.state.status in ("failed", "does-not-fit") for cell in context.cells)
+    context.progress.tell(RunFinished("failed" if failed else "done", time.monotonic() - started))
 
 
 def say_others(context: Context) -> None:

@@ -120,6 +120,10 @@ class Stage:
         """
         raise NotImplementedError
 
+    def seconds(self, cell: Cell) -> float | None:
+        """About how long it will take for a cell that has a plan; None where nobody can say."""
+        return None
+
     def missed(self, cell: Cell, context: Context) -> Sequence[str]:
         """Sentences about gates of the recipe that its result misses; the cell counts as failed, and goes on."""
         return ()

@@ -8,7 +8,7 @@ from hfadapt.records.evidence import DriftRecord, SecurityRecord
 from hfadapt.records.stages import EvaluationRecord
 from hfadapt.run_folder import PREDICTIONS, Cell, is_whole
 from hfadapt.stages import Context, Section, Stage
-from hfadapt.stages.plan import renew_evaluation
+from hfadapt.stages.plan import renew_evaluation, scoring_seconds
 
 
 class Evaluate(Stage):
@@ -42,6 +42,10 @@ class Evaluate(Stage):
         for cell in cells:
             context.world.on_main(lambda cell=cell: renew_evaluation(cell, context))  # type: ignore[misc]
             evaluate_cell(cell, context.world, context.progress, context.recipe_folder)
+
+    def seconds(self, cell: Cell) -> float | None:
+        """Baseline and adapter are scored, the adapter also on changed rows; latency is measured."""
+        return scoring_seconds(cell, 6, 10.0)
 
     def missed(self, cell: Cell, context: Context) -> Sequence[str]:
         """Gains below `evaluate.gates`."""

@@ -249,4 +249,17 @@ def audit_cell(cell: Cell, lock: Lock, tokenizer: Any, record: DataRecord) -> Da
     return record
 
 
+def scoring_seconds(cell: Cell, times: int, beside: float) -> float | None:
+    """About how long the test rows take to go through the model so many times: a row's forward pass is a third of what
+    it costs to learn from it.
+
+    Args:
+        beside: Seconds for loading and for what does not grow with the rows.
+    """
+    trained, settings = cell.plan.cells[0].predicted_seconds, cell.lock.train
+    rows = cell.data.splits
+    learned = settings.max_steps * settings.batch_rows if settings.max_steps else settings.epochs * rows["train"]
+    return None if trained is None else beside + times * trained * rows["test"] / max(1.0, 3 * learned)
+
+
 KIND: Stage = PlanStage()

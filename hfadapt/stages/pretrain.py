@@ -73,6 +73,10 @@ class Pretrain(Stage):
                 identity = context.hashes(cell)[self.name]
                 pretrain_cell(cell, context.world, identity=identity, progress=context.progress)
 
+    def seconds(self, cell: Cell) -> float | None:
+        """The plan's."""
+        return cell.plan.cells[0].pretrain_seconds
+
     def report(self, cells: Sequence[Cell]) -> list[Block]:
         """Texts, steps and losses of each domain."""
         columns = ["domain", "learned", "texts", "like held-out rows", "steps", "loss before", "after", "seconds"]

@@ -95,6 +95,12 @@ class Train(Stage):
 
         return other.lock.train.together and other.lock.search is None and can_share(cell, other)
 
+    def seconds(self, cell: Cell) -> float | None:
+        """The plan's, with the tries of a search."""
+        plan = cell.plan.cells[0]
+        tries = plan.search.seconds if plan.search else 0.0
+        return None if plan.predicted_seconds is None else plan.predicted_seconds + (tries or 0.0)
+
     def report(self, cells: Sequence[Cell]) -> list[Block]:
         """Every try of a search."""
         columns = ["domain", "tried", "validation loss", "steps", "seconds", "chosen"]

@@ -10,6 +10,7 @@ from hfadapt.recipe.schema import Recipe
 from hfadapt.records.evidence import TransferRecord
 from hfadapt.run_folder import Cell
 from hfadapt.stages import Context, Section, Stage
+from hfadapt.stages.plan import scoring_seconds
 
 
 class Transfer(Stage):
@@ -45,6 +46,10 @@ class Transfer(Stage):
         from hfadapt.evaluate.transfer import write_transfer
 
         write_transfer(context.run.folder, cells, context.world, context.progress)
+
+    def seconds(self, cell: Cell) -> float | None:
+        """About as for one other domain."""
+        return scoring_seconds(cell, 1, 3.0)
 
     def missed(self, cell: Cell, context: Context) -> Sequence[str]:
         """Gains on other domains below the gate on `transfer`."""

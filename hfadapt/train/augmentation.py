@@ -83,6 +83,7 @@ class AugmentTrial(Training):
         changes = self._augmented(self.cells[0], own, self.train_rows)
         parameters = trainable(self.model, None)
         job = Job(own.train, self.train_rows, [], folder, self.identities[0], parameters, augmented=changes)
+        job.cell, job.trial = self.cells[0].name, words
         world, wanted = self.world, own.train.fast
         products = product_dtype(own.dtype, self.device) if wanted.bfloat16 and wanted.low_rank else None
         with interruptible() as interrupt:

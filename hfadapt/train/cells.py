@@ -17,7 +17,7 @@ from hfadapt.core.errors import RequestError
 from hfadapt.core.progress import Corrected, Progress, Silent
 from hfadapt.data import augment, canaries, read_split
 from hfadapt.fast import fusion, product_dtype
-from hfadapt.hardware.peak_memory import PeakMemory, load_libraries, release_memory, resident_bytes
+from hfadapt.hardware.peak_memory import PeakMemory, held_bytes, load_libraries, release_memory, resident_bytes
 from hfadapt.hardware.processes import Interrupt, World, interruptible
 from hfadapt.hardware.versions import versions
 from hfadapt.modalities import Example, Row
@@ -354,6 +354,8 @@ class Training:
             stop=lambda: world.any(bool(interrupt)),
             interrupted=lambda: world.size == 1 and bool(interrupt),
             refer=partial(self._refer, jobs),
+            held_bytes=lambda: held_bytes(self.device, self.floor),
+            planned_bytes=_planned(self.cells).get("train"),
         )
         return loop, compiled
 
@@ -371,7 +373,8 @@ class Training:
                 trainable(self.model, name if several else None),
                 name,
                 title,
-                self._augmented(cell, own, train),
+                cell.name,
+                augmented=self._augmented(cell, own, train),
             )
             for cell, own, name, (train, validation), identity, title in each
         ]
@@ -408,7 +411,16 @@ def _starts_at_probe(base: Base, task: Task) -> bool:
 
 
 def _measured(cells: Sequence[Cell], peaks: Mapping[str, PeakMemory]) -> dict[Phase, PhaseMeasure]:
-    """Peaks beside the predicted ones.
+    """Peaks beside the predicted ones."""
+    predicted = _planned(cells)
+    return {
+        phase: PhaseMeasure(predicted_peak_bytes=predicted.get(phase), measured_peak_bytes=peaks[phase].peak_bytes)
+        for phase in peaks
+    }
+
+
+def _planned(cells: Sequence[Cell]) -> dict[str, int]:
+    """The predicted peak of each phase.
 
     Each plan has all adapters at its own length, and memory grows with the tokens of all: the mean is for all lengths.
     """
@@ -416,10 +428,7 @@ def _measured(cells: Sequence[Cell], peaks: Mapping[str, PeakMemory]) -> dict[Ph
     for cell in cells:
         for phase in cell.plan.cells[0].memory:
             predicted[phase.phase] = predicted.get(phase.phase, 0) + phase.total_bytes // len(cells)
-    return {
-        phase: PhaseMeasure(predicted_peak_bytes=predicted.get(phase), measured_peak_bytes=peaks[phase].peak_bytes)
-        for phase in peaks
-    }
+    return predicted
 
 
 def _layers_of(base: Base, lock: Lock) -> int | None:

@@ -92,7 +92,9 @@ class Job:
         identity: Hash of all that must be unchanged for a checkpoint to be continued.
         parameters: What is trained, by name.
         name: The adapter's name inside the model.
-        title: What it is called on the screen, when there are several.
+        title: What it is called in messages, when there are several.
+        cell: The cell that it belongs to, as `Cell.name`.
+        trial: What is tried with it; '' where it is the training of its cell.
         augmented: The encoded rows of a 0-based epoch: those of `train`, or changed ones in their places. None where
             every epoch has the rows of `train`.
         error: Why it was given up, while others went on.
@@ -107,6 +109,8 @@ class Job:
     parameters: dict[str, torch.nn.Parameter]
     name: str = DEFAULT
     title: str = ""
+    cell: str = ""
+    trial: str = ""
     augmented: Callable[[int], Sequence[Example]] | None = None
     error: HfadaptError | None = None
     pause: int | None = None

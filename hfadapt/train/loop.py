@@ -18,7 +18,7 @@ import torch
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, RequestError, RunError
-from hfadapt.core.progress import Progress, Silent
+from hfadapt.core.progress import Part, Progress, Silent, Stepped, Validated
 from hfadapt.fast import FastPath
 from hfadapt.modalities import Example
 from hfadapt.objectives import Objective
@@ -72,6 +72,8 @@ class Loop:
             KeyboardInterrupt at once, of a step after a checkpoint of the one before it.
         halving: Trains further jobs, the tries of a search, on the same rows, and leaves the best of them in `jobs`.
         decided: Told what was decided of a job's settings on the way.
+        held_bytes: How much memory training holds now.
+        planned_bytes: How much the plan gives it.
     """
 
     accelerator: Accelerator
@@ -91,6 +93,8 @@ class Loop:
     interrupted: Callable[[], bool] = lambda: False
     halving: Halving | None = None
     decided: Callable[[Job], None] = lambda _: None
+    held_bytes: Callable[[], int | None] = lambda: None
+    planned_bytes: int | None = None
 
     def __post_init__(self) -> None:
         self.passes = Passes(self.accelerator, self.task, self.model, self.pad_token_id, self.fast, self.objective)
@@ -320,6 +324,8 @@ class Loop:
         for job, found, loss, norm, rate in updates:
             # Of a step's time every job gets the share of its tokens.
             self._account(job, job.account(found, loss, norm, rate, seconds * job.tokens(found)))
+        if updates and self.accelerator.is_main_process:
+            self._tell([job for job, *_ in updates])
 
     def _gradients(self, batches: Sequence[tuple[Job, Batch]]) -> dict[int, torch.Tensor]:
         """Works out the gradients of a step, times their loss scales; the summed losses of each job by its id."""
@@ -364,18 +370,17 @@ class Loop:
         self._write(job, step)
         values = {"loss": step.loss, "grad_norm": step.grad_norm, "learning_rate": step.learning_rate}
         self.accelerator.log({self._tracked(job, name): value for name, value in values.items()}, step=step.step)
-        if self.accelerator.is_main_process:
-            state = job.state
-            left = sum((other.last_step - other.state.step) * other.seconds_per_step for other in self.jobs)
-            speed = state.tokens / (state.seconds - state.frozen_seconds)
-            title = self._shown(job)
-            self.progress.step(state.step, job.last_step, state.last_loss or 0.0, speed, left, title)
+
+    def _tell(self, jobs: Sequence[Job]) -> None:
+        """The step that these have done."""
+        parts = [Part(job.cell, job.state.step, job.last_step, job.state.last_loss or 0.0, job.trial) for job in jobs]
+        seconds = sum(job.state.seconds - job.state.frozen_seconds for job in jobs)
+        left = sum((job.last_step - job.state.step) * job.seconds_per_step for job in self.jobs)
+        speed = sum(job.state.tokens for job in jobs) / seconds
+        self.progress.tell(Stepped(tuple(parts), speed, left, self.held_bytes(), self.planned_bytes))
 
     def _tracked(self, job: Job, name: str) -> str:
         return name if len(self.jobs) == 1 else f"{job.title}/{name}"
-
-    def _shown(self, job: Job) -> str:
-        return job.title if len(self.jobs) > 1 or job.pause is not None else ""
 
     # --- validation --------------------------------------------------------------------------------------------------
 
@@ -411,7 +416,7 @@ class Loop:
         self._write(job, job.validated(loss))
         self.accelerator.log({self._tracked(job, "validation_loss"): loss}, step=job.state.step)
         if self.accelerator.is_main_process:
-            self.progress.validation(job.state.step, loss, self._shown(job), last=not job.active)
+            self.progress.tell(Validated(job.cell, job.state.step, loss, not job.active, job.trial))
 
     # --- small parts -------------------------------------------------------------------------------------------------
 

@@ -140,6 +140,7 @@ class _Phase:
             self.identity,
             parameters,
             title=f"{cell.domain} on {cell.target}",
+            cell=cell.name,
             augmented=self._in_epoch(rows, examples),
         )
         return job, held_back

@@ -109,7 +109,8 @@ class SearchTraining(Training):
             self.world.on_main(lambda folder=folder: folder.mkdir(parents=True, exist_ok=True))  # type: ignore[misc]
             parameters = trainable(self.model, name if len(self.cells) > 1 else None)
             title = named_try(self.tries[place])
-            jobs[place] = Job(own.train, train, validation, folder, identity, parameters, name, title, augmented)
+            names = (name, title, cell.name, title)
+            jobs[place] = Job(own.train, train, validation, folder, identity, parameters, *names, augmented)
         self.halving = Halving(jobs, self.tries, plan, self.folder, identity, start, self._chosen)
         return list(jobs.values()) if self.together else [next(iter(jobs.values()))]
 
@@ -126,7 +127,7 @@ class SearchTraining(Training):
         cell = self.cells[0]
         lock = with_settings(self.whole, self.tries[place])
         lock = lock.model_copy(update={"train": job.settings, "search": None})
-        job.title = self.titles[0]
+        job.title, job.trial = self.titles[0], ""
         record = self._record(job, place)
 
         def keep() -> None:

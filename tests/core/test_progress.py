@@ -13,38 +13,48 @@ import pytest
 from tiny import labelled, recipe_fields, write_recipe, write_rows
 
 from hfadapt import check_recipe, load_recipe
-from hfadapt.cli.terminal import Terminal
-from hfadapt.core.progress import FIRST_STEPS, LOUD_LOGGERS, Corrected, quiet_libraries
+from hfadapt.core.errors import Problem, RecipeError
+from hfadapt.core.progress import (
+    FIRST_STEPS,
+    LOUD_LOGGERS,
+    Corrected,
+    Event,
+    Part,
+    Progress,
+    Said,
+    Stepped,
+    Validated,
+    failure,
+    quiet_libraries,
+)
 
 
-class Heard:
+class Heard(Progress):
     """Keeps what it is told."""
 
     def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.steps: list[int] = []
-        self.validations: list[float] = []
-        self.titles: set[str] = set()
+        self.events: list[Event] = []
 
-    def say(self, message: str) -> None:
-        self.lines.append(message)
+    def tell(self, event: Event) -> None:
+        self.events.append(event)
 
-    def step(self, step: int, total: int, loss: float, speed: float, left: float, title: str = "") -> None:
-        self.steps.append(step)
-        self.titles.add(title)
+    @property
+    def lines(self) -> list[str]:
+        return [event.text for event in self.events if isinstance(event, Said)]
 
-    def validation(self, step: int, loss: float, title: str = "", last: bool = False) -> None:
-        self.validations.append(loss)
+
+def stepped(step: int, total: int, left: float, cells: tuple[str, ...] = ("one/here",)) -> Stepped:
+    return Stepped(tuple(Part(cell, step, total, 1.0) for cell in cells), 100.0, left)
 
 
 def train(predicted: float | None, seconds_each: float, first: int = 1, total: int = 40) -> Heard:
-    heard = Heard()
+    heard, given = Heard(), [stepped(step, total, (total - step) * seconds_each) for step in range(first, total + 1)]
     progress = Corrected(heard, predicted)
-    for step in range(first, total + 1):
-        progress.step(step, total, 1.0, 100.0, (total - step) * seconds_each)
-    progress.validation(total, 0.5)
-    assert heard.steps == list(range(first, total + 1))
-    assert heard.validations == [0.5]
+    for event in given:
+        progress.tell(event)
+    progress.tell(Validated("one/here", total, 0.5, last=True))
+    assert [event for event in heard.events if isinstance(event, Stepped)] == given
+    assert heard.events[-1] == Validated("one/here", total, 0.5, last=True)
     return heard
 
 
@@ -59,7 +69,7 @@ def test_what_went_by_before_the_steps_belongs_to_the_training() -> None:
     heard = Heard()
     progress = Corrected(heard, 40.0, lambda: 30.0)
     for step in range(1, 41):
-        progress.step(step, 40, 1.0, 100.0, (40 - step) * 3.0)
+        progress.tell(stepped(step, 40, (40 - step) * 3.0))
     assert "2 min 30 s" in heard.lines[0]
 
 
@@ -78,48 +88,21 @@ def test_several_adapters_are_corrected_once_and_keep_their_names() -> None:
     heard = Heard()
     progress = Corrected(heard, 40.0)
     for step in range(1, 41):
-        for title in ("tweets", "movies"):
-            progress.step(step, 40, 1.0, 100.0, (40 - step) * 6.0, title)
+        progress.tell(stepped(step, 40, (40 - step) * 6.0, ("tweets/here", "movies/here")))
     assert len(heard.lines) == 1
-    assert heard.titles == {"tweets", "movies"}
+    assert "4 min 00 s" in heard.lines[0]
+    last = heard.events[-1]
+    assert isinstance(last, Stepped)
+    assert [part.cell for part in last.parts] == ["tweets/here", "movies/here"]
 
 
-def test_a_validation_is_shown_with_the_adapter_whose_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    with Terminal() as terminal:
-        terminal.validation(1, 0.25, "tweets")
-        terminal.validation(1, 0.75, "movies")
-        for title in ("tweets", "movies"):
-            terminal.step(10, 10, 1.0, 100.0, 0.0, title)
-    tweets, movies = capsys.readouterr().err.splitlines()
-    assert "tweets" in tweets
-    assert "0.2500" in tweets
-    assert "movies" in movies
-    assert "0.7500" in movies
-
-
-@pytest.mark.parametrize("title", ["", "movies"])
-@pytest.mark.parametrize("stopped", [2, 20], ids=["early", "at the end"])
-def test_the_last_validation_is_shown_and_not_beside_the_next_adapter(
-    title: str, stopped: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with Terminal() as terminal:
-        terminal.step(1, 20, 0.6, 100.0, 0.0, title)
-        terminal.validation(1, 0.75, title)
-        terminal.step(stopped, 20, 0.5, 100.0, 0.0, title)
-        terminal.validation(stopped, 0.25, title, last=True)
-        terminal.step(1, 20, 0.5, 100.0, 1.0, title)
-    _, first, last, following = capsys.readouterr().err.splitlines()
-    assert "validation 0.7500" in first
-    assert last.endswith("validation 0.2500")
-    assert "validation" not in following
-
-
-def test_a_training_that_was_given_up_leaves_no_validation_to_the_next(capsys: pytest.CaptureFixture[str]) -> None:
-    with Terminal() as terminal:
-        terminal.step(2, 20, 0.5, 100.0, 0.0)
-        terminal.validation(2, 0.25)
-        terminal.step(1, 20, 0.5, 100.0, 1.0)
-    assert "validation" not in capsys.readouterr().err
+def test_of_an_error_every_fix_is_told_once() -> None:
+    problems = [Problem("a", fix="do this"), Problem("b", fix="do this"), Problem("c", fix="do that")]
+    told = failure(RecipeError("wrong", problems=problems), cell="one/here")
+    assert (told.what, told.fix, told.cell) == ("wrong", "do this; do that", "one/here")
+    assert "c" in told.text
+    assert failure("first\nsecond").what == "first"
+    assert failure(ValueError("odd")).what == "ValueError: odd"
 
 
 # --- libraries that speak --------------------------------------------------------------------------------------------

@@ -1,0 +1,76 @@
+"""What happens in a run, for other programs: one JSON object a line (docs/events.md)."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from typing_extensions import Self
+
+from hfadapt.core.errors import RequestError
+from hfadapt.core.progress import Event, Progress
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+SCHEMA = 1
+"""Raised when a field goes or changes its meaning; new events and fields may come without."""
+
+
+class JsonLines(Progress):
+    """A Progress that writes every event as a line.
+
+    Args:
+        place: A file, which is written anew, or a stream.
+
+    Raises:
+        RequestError: the file cannot be written.
+    """
+
+    def __init__(self, place: Path | IO[str]) -> None:
+        self.own = isinstance(place, Path)
+        self.stream: IO[str] | None
+        try:
+            self.stream = place.open("w", encoding="utf-8") if isinstance(place, Path) else place
+        except OSError as error:
+            fix = "name a file in a folder that is there and may be written"
+            raise RequestError("events cannot be written", place=str(place), got=error.strerror, fix=fix) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.own and self.stream is not None:
+            with suppress(OSError):
+                self.stream.close()
+
+    def tell(self, event: Event) -> None:
+        """Writes it at once; when nobody reads any more, or there is no room, the run goes on without."""
+        if self.stream is None:
+            return
+        try:
+            self.stream.write(as_line(event))
+            self.stream.flush()
+        except (OSError, ValueError):
+            self.stream = None
+
+
+def as_line(event: Event) -> str:
+    """The JSON object of an event, with its end of line. Numbers that are none, such as a loss of NaN, become null."""
+    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    return json.dumps({"schema": SCHEMA, "event": event.name, "time": now, **_plain(asdict(event))}) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

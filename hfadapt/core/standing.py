@@ -1,0 +1,213 @@
+"""Where a run stands, from the events of its progress: what every display of it has in common."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from math import isfinite
+
+from hfadapt.core.progress import (
+    CellFinished,
+    Event,
+    RunStarted,
+    StageFinished,
+    StageStarted,
+    Stepped,
+    Validated,
+)
+from hfadapt.core.show import GAP, show_bytes, show_seconds
+
+BARS = "▁▂▃▄▅▆▇█"
+KEPT = 512
+"""Losses of a cell that are kept; of more, the means of neighbours."""
+LONGEST_SPARK = 32
+
+
+@dataclass
+class Row:
+    """What a cell is doing, or one of the trials for it.
+
+    Args:
+        losses: In their order, each the mean of `every` steps but the last one.
+    """
+
+    cell: str
+    title: str = ""
+    trial: str = ""
+    step: int = 0
+    total: int = 0
+    loss: float | None = None
+    validation: float | None = None
+    losses: list[float] = field(default_factory=list)
+    every: int = 1
+
+    @property
+    def called(self) -> str:
+        """The cell, with the trial where it is one."""
+        return f"{self.cell} {self.trial}".rstrip()
+
+    def add(self, step: int, total: int, loss: float) -> None:
+        """Takes note of a step."""
+        if step <= self.step:
+            # Another training of the same cell.
+            self.losses, self.every, self.validation = [], 1, None
+        self.step, self.total, self.loss = step, total, loss
+        if len(self.losses) and (step - 1) % self.every:
+            place = (step - 1) % self.every
+            self.losses[-1] += (loss - self.losses[-1]) / (place + 1)
+        else:
+            self.losses.append(loss)
+        if len(self.losses) > KEPT:
+            pairs = zip(self.losses[::2], [*self.losses[1::2], self.losses[-1]], strict=False)
+            self.losses, self.every = [sum(pair) / 2 for pair in pairs], self.every * 2
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """A line of at most `width` bars, each the mean of as many values; the lowest value has the lowest bar."""
+    count = min(width, len(values))
+    edges = [round(place * len(values) / count) for place in range(count + 1)] if count else []
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    finite = [mean for mean in means if isfinite(mean)]
+    if not finite:
+        return ""
+    least, span = min(finite), (max(finite) - min(finite)) or 1.0
+    top = len(BARS) - 1
+    return "".join(
+        BARS[round((mean - least) / span * top)] if abs(mean) < float("inf") else BARS[top] for mean in means
+    )
+
+
+class Standing:
+    """What goes on now; `rows` are the cells of the stage that runs."""
+
+    def __init__(self) -> None:
+        self.run, self.unit = "", "tokens"
+        self.rows: dict[str, Row] = {}
+        self.last: Stepped | None = None
+        self.seconds_left: float | None = None
+        self._told = self.began = time.monotonic()
+        self.title = ""
+
+    def tell(self, event: Event) -> None:
+        """Takes note of what has happened."""
+        if isinstance(event, RunStarted):
+            self.run, self.unit = event.run, event.unit
+        elif isinstance(event, StageStarted):
+            self.rows = {cell: Row(cell, event.title) for cell in event.cells}
+            self.last, self.title, self.began = None, event.title, time.monotonic()
+            self._left(event.seconds_left)
+        elif isinstance(event, Stepped):
+            self.last = event
+            for part in event.parts:
+                row = self._row(part.cell, part.trial)
+                row.add(part.step, part.total, part.loss)
+            self._left(event.training_seconds_left if event.seconds_left is None else event.seconds_left)
+        elif isinstance(event, Validated):
+            self._row(event.cell, event.trial).validation = event.loss
+        elif isinstance(event, (StageFinished, CellFinished)):
+            self.rows, self.last = {}, None
+
+    def _row(self, cell: str, trial: str) -> Row:
+        row = self.rows.setdefault(f"{cell} {trial}".rstrip(), Row(cell, self.title, trial))
+        if trial and cell in self.rows and not self.rows[cell].total:
+            # Its trials stand for it.
+            del self.rows[cell]
+        elif not trial:
+            self.rows = {name: each for name, each in self.rows.items() if each.cell != cell or not each.trial}
+            self.rows[row.called] = row
+        return row
+
+    def _left(self, seconds: float | None) -> None:
+        self.seconds_left, self._told = seconds, time.monotonic()
+
+    def left(self) -> float | None:
+        """Seconds that are left of the whole command, as far as anybody can say."""
+        return None if self.seconds_left is None else max(0.0, self.seconds_left - (time.monotonic() - self._told))
+
+    # --- in words ----------------------------------------------------------------------------------------------------
+
+    def lines(self, width: int, height: int = 100, bars: bool = True) -> list[str]:
+        """A line for each cell and one for all of them, none longer than `width`.
+
+        Args:
+            height: So many lines at most.
+            bars: The display can show sparklines.
+        """
+        rows = list(self.rows.values())[: max(1, height - 1)]
+        return [*(table(rows, width, bars) if rows else []), *filter(None, [self.together(width)])]
+
+    def together(self, width: int) -> str:
+        """The line for all of them: the first form that fits, cut where none does."""
+        texts = self._together()
+        return next((text for text in texts if len(text) <= width), texts[-1][:width])
+
+    def _together(self) -> list[str]:
+        """What is said once for all, in full and in short."""
+        left = self.left()
+        if self.last is None:
+            gone = f"{self.title} for {show_seconds(time.monotonic() - self.began)}" if self.rows else ""
+            full, short = [gone], [gone]
+        else:
+            speed = f"{self.last.tokens_per_second:,.0f} {self.unit}/s"
+            now, planned = self.last.memory_bytes, self.last.planned_memory_bytes
+            of = f" of {show_bytes(planned)}" if planned else ""
+            memory = "" if now is None else f"{show_bytes(now)}{of}"
+            full = [f"{speed} in all" if len(self.rows) > 1 else speed, f"memory {memory}{' planned' * bool(of)}"]
+            full, short = full if memory else full[:1], [speed, memory]
+        if left is not None and left >= 1:
+            full, short = [*full, f"{show_seconds(left)} left of all"], [*short, f"{show_seconds(left)} left"]
+        return [GAP.join(filter(None, parts)) for parts in (full, short)]
+
+    def summary(self) -> str:
+        """All of it in one line, for a log."""
+        if self.last is None:
+            return self.title
+        rows = list(self.rows.values())
+        first = max(rows, key=lambda row: row.total)
+        losses = [f"{row.called} {_loss(row)}" for row in rows]
+        return f"step {first.step}/{first.total}{GAP}{', '.join(losses)}{GAP}{self._together()[0]}"
+
+
+def table(rows: Sequence[Row], width: int, bars: bool = True) -> list[str]:
+    """Rows with a column each for name, stage, steps, sparkline, loss and validation, as many as fit into the width."""
+    steps = [f"step {row.step}/{row.total}" if row.total else "" for row in rows]
+    losses = [f"loss {row.loss:.4f}" if row.loss is not None else "" for row in rows]
+    checks = [f"validation {row.validation:.4f}" if row.validation is not None else "" for row in rows]
+    names, titles = [row.called for row in rows], [row.title for row in rows]
+    drawn = bars and any(row.losses for row in rows)
+    choices = [
+        ([names, titles, steps], [losses, checks], 10),
+        ([names, titles, steps], [losses], 6),
+        ([names, steps], [losses], 6),
+        ([names, steps], [losses], 0),
+        ([names], [steps], 0),
+    ]
+    for before, after, least in choices:
+        room = width - sum(max(map(len, column)) + len(GAP) for column in (*before, *after) if any(column)) + len(GAP)
+        if room >= (least + len(GAP)) * drawn:
+            break
+    spark = min(LONGEST_SPARK, room - len(GAP)) if drawn and least and room > len(GAP) else 0
+    if room < 0:
+        names = [
+            name if len(name) <= (most := max(map(len, names)) + room) else f"{name[: most - 1]}…" for name in names
+        ]
+        before = [names, *before[1:]]
+    middle = [[sparkline(row.losses, spark).ljust(spark) for row in rows]] if spark else []
+    columns = [column for column in (*before, *middle, *after) if any(column)]
+    widths = [max(map(len, column)) for column in columns]
+    cells = zip(*columns, strict=True)
+    return [
+        GAP.join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip()[:width] for row in cells
+    ]
+
+
+def finished(rows: Sequence[Row], seconds: float) -> list[Row]:
+    """Rows as they are told once their stage is over."""
+    return [replace(row, title=f"{row.title} in {show_seconds(seconds)}") for row in rows if row.total]
+
+
+def _loss(row: Row) -> str:
+    checked = "" if row.validation is None else f" (validation {row.validation:.4f})"
+    return f"loss {row.loss:.4f}{checked}" if row.loss is not None else row.title
