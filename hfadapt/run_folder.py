@@ -23,6 +23,7 @@ import yaml
 from hfadapt.core import registry
 from hfadapt.core.cache import remove
 from hfadapt.core.errors import RequestError, RunError, choice_problem
+from hfadapt.core.show import Block, Heading, Shown, Table, show_number
 from hfadapt.core.spec import Record, reading, write_text
 from hfadapt.files import stored
 from hfadapt.recipe.schema import Lock
@@ -116,8 +117,18 @@ def is_whole(path: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One domain on one target: a folder of records."""
+class Cell(Shown):
+    """One domain on one target: a folder of records.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hfadapt import Cell
+        >>> cell = Cell(Path("runs/sentiment/tweets/this-machine"))
+        >>> cell.name, cell.state.status
+        ('tweets/this-machine', 'done')
+        >>> cell.evaluation.metrics[0].name
+        'accuracy'
+    """
 
     folder: Path
 
@@ -130,6 +141,19 @@ class Cell:
     def target(self) -> str:
         """The target's name."""
         return self.folder.name
+
+    def blocks(self) -> list[Block]:
+        """Where it stands, and what its adapter gains."""
+        found = self.maybe(EvaluationRecord)
+        state = self.state
+        rows = [["status", state.status], ["error", state.error or ""], ["stages", ", ".join(state.stages)]]
+        metrics = [
+            [metric.name, show_number(metric.base), show_number(metric.adapter)]
+            for metric in (found.metrics if found else ())
+        ]
+        columns = ["metric", found.baseline if found else "base", "adapter"]
+        figures = [Table(columns, metrics, frozenset(columns[1:]))] if metrics else []
+        return [Heading(self.name, 2), Table(["", ""], [row for row in rows if row[1]]), *figures]
 
     @property
     def name(self) -> str:

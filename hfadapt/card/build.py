@@ -67,6 +67,13 @@ def build_card(cell: Cell, *, execute: bool = True) -> CardRecord:
     Raises:
         RunError: a record is missing, the loading snippet fails or disagrees with the evaluation, or a record holds
             a value that is not a number.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hfadapt import Cell, build_card
+        >>> record = build_card(Cell(Path("runs/sentiment/tweets/this-machine")), execute=False)
+        >>> record.FILE
+        'card.json'
     """
     output = None
     if execute:

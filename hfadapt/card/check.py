@@ -70,6 +70,12 @@ def check_card(folder: Path, license: str | None = None) -> list[Problem]:
 
     Args:
         license: What the user says the licence is, where the records cannot say.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hfadapt import check_card
+        >>> [problem.what for problem in check_card(Path("runs/sentiment/tweets/this-machine"), license="apache-2.0")]
+        []
     """
     readme = folder / "README.md"
     if not readme.exists():

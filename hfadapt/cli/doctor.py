@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from hfadapt.core import registry
-from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
+from hfadapt.core.show import Block, Heading, Table, Text, show_bytes
 from hfadapt.core.spec import Record, Spec
 from hfadapt.fast.limits import SWITCH
 from hfadapt.formats import install
@@ -48,7 +48,7 @@ class Capability(Spec):
     fix: str | None = None
 
 
-class DoctorReport(Shown, Record):
+class DoctorReport(Record):
     """This machine as hfadapt sees it. Rates are measured, `busy` beside other programs, or None: measuring was off."""
 
     target: Target
@@ -105,7 +105,13 @@ def _rate(tflops: float | None) -> str:
 
 def examine(measure: bool = True) -> DoctorReport:
     """Looks at the machine; with `measure` also times matrix products and copies, under 5 s in all, and keeps the rates
-    for the time that plans predict."""
+    for the time that plans predict.
+
+    Example:
+        >>> from hfadapt import examine
+        >>> "torch" in examine(measure=False).packages
+        True
+    """
     target = catalogue.this_machine()
     packages = {name: text for name in CORE if (text := _version(name)) is not None}
     missing = [name for name in CORE if name not in packages]

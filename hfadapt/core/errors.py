@@ -42,7 +42,16 @@ class Problem:
 
 
 class HfadaptError(Exception):
-    """Base of every error that hfadapt raises on purpose; the command line prints it without a traceback."""
+    """Base of every error that hfadapt raises on purpose; the command line prints it without a traceback.
+
+    Example:
+        >>> from hfadapt import HfadaptError, target
+        >>> try:
+        ...     target("android-9gb")
+        ... except HfadaptError as error:
+        ...     print(error.problems[0].fix)
+        did you mean 'android-8gb'?
+    """
 
     exit_code = 1
     status: Literal["failed", "does-not-fit"] = "failed"
@@ -75,7 +84,16 @@ class RequestError(HfadaptError):
 
 
 class RecipeError(RequestError):
-    """The recipe is wrong; carries every problem found, not only the first."""
+    """The recipe is wrong; carries every problem found, not only the first.
+
+    Example:
+        >>> from hfadapt import RecipeError, load_recipe
+        >>> try:
+        ...     load_recipe("sentiment.yaml", ["train.epohcs=1"])
+        ... except RecipeError as error:
+        ...     print(error.exit_code, error.problems[0].fix)
+        2 ...epochs...
+    """
 
 
 class DoesNotFit(RequestError):

@@ -10,8 +10,9 @@ import base64
 import html
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hfadapt.core.errors import HfadaptError
 
@@ -311,6 +312,33 @@ class Shown:
 
     def _repr_html_(self) -> str:
         return as_html(self.blocks())
+
+
+def described(title: str, fields: Mapping[str, Any]) -> list[Block]:
+    """A record as it stands: a table of its single values, and one for each list of like objects.
+
+    Args:
+        fields: As JSON has them; what is empty is left out.
+    """
+    kept = {name: value for name, value in fields.items() if value not in (None, "", [], {})}
+    several = {name: value for name, value in kept.items() if isinstance(value, list) and isinstance(value[0], dict)}
+    single = [[name, _as_cell(value)] for name, value in kept.items() if name not in several]
+    shown: list[Block] = [Heading(title, 1), Table(["", ""], single)]
+    for name, rows in several.items():
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        cells = [[_as_cell(row.get(column)) for column in columns] for row in rows]
+        shown += [Heading(name, 2), Table(columns, cells)]
+    return shown
+
+
+def _as_cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_as_cell(each)}" for name, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_as_cell, value))
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return "" if value is None else str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 class View(Shown):

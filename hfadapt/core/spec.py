@@ -19,6 +19,7 @@ from typing_extensions import Self
 from yaml import YAMLError
 
 from hfadapt.core.errors import RunError
+from hfadapt.core.show import Block, Shown, described
 
 MAKE_AGAIN = "hfadapt run RECIPE, which makes it again"
 
@@ -60,7 +61,7 @@ class Section(Spec):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
-class Record(Spec):
+class Record(Shown, Spec):
     """Base of everything a stage writes; subclasses set `record_version` and raise it when fields change meaning.
 
     `FILE` is its name in the folder that it belongs to, `AGAIN` says what writes it anew.
@@ -69,6 +70,10 @@ class Record(Spec):
     FILE: ClassVar[str] = ""
     AGAIN: ClassVar[str] = MAKE_AGAIN
     record_version: ClassVar[int] = 1
+
+    def blocks(self) -> list[Block]:
+        """All that it says; records for people have views of their own."""
+        return described(type(self).__name__, self.model_dump(mode="json"))
 
     @classmethod
     def migrate(cls, payload: dict[str, Any], version: int) -> dict[str, Any] | None:

@@ -36,6 +36,12 @@ class Target(Shown, Spec):
     figure comes from, `busy` that rates were measured beside other programs. Where nothing is trained, `exports` are
     formats that its runtimes open, `most_bytes` and `most_seconds` the budget of a model and of an answer, and
     `latency` the seconds of an answer by arithmetic: a fixed part, and what each multiply-add adds.
+
+    Example:
+        >>> from hfadapt import target
+        >>> phone = target("android-8gb")
+        >>> phone.trains, phone.exports[0]
+        (False, 'litert')
     """
 
     name: str
@@ -136,6 +142,11 @@ def target(name: str) -> Target:
 
     Raises:
         RequestError: there is no such target.
+
+    Example:
+        >>> from hfadapt import target
+        >>> target("android-8gb").trains
+        False
     """
     if name == THIS_MACHINE:
         return this_machine()
@@ -188,6 +199,11 @@ def this_machine() -> Target:
     """What this process can use: memory under every control-group limit, cores, CPU features, and GPUs if any.
 
     With CUDA, ROCm, XPU or MPS devices the target describes one of them and counts them; otherwise the CPU.
+
+    Example:
+        >>> from hfadapt import this_machine
+        >>> this_machine().trains
+        True
     """
     return _with_quants(_with_kept_rates(_accelerator() or _cpu()))
 

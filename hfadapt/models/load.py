@@ -62,6 +62,11 @@ def resolve_model(model: str) -> ModelSource:
 
     Raises:
         RequestError: no such sample, or the path does not exist.
+
+    Example:
+        >>> from hfadapt import load_recipe, resolve_model
+        >>> resolve_model(load_recipe("sentiment.yaml").model).path
+        '...encoder'
     """
     if model.startswith(samples.PREFIX):
         entry = samples.model_entry(model.removeprefix(samples.PREFIX))

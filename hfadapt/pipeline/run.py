@@ -63,6 +63,12 @@ def run_recipe(
         RequestError: there is no such domain or stage, the run folder cannot be written, another run is using it, or
             fewer processes started than were asked for.
         KeyboardInterrupt: finished cells and the last checkpoint are on disk.
+
+    Example:
+        >>> from hfadapt import load_recipe, run
+        >>> result = run(load_recipe("sentiment.yaml"))  # what is done is kept
+        >>> [cell.status for cell in result.report.cells]
+        ['done', 'done']
     """
     from filelock import FileLock, Timeout
 
@@ -194,7 +200,13 @@ def check_recipe(
     recipe_folder: Path = Path(),
     say: Callable[[str], None] = lambda _: None,
 ) -> DataReport:
-    """Prepares and audits every domain in a temporary place; changes no run."""
+    """Prepares and audits every domain in a temporary place; changes no run.
+
+    Example:
+        >>> from hfadapt import check_recipe, load_recipe
+        >>> check_recipe(load_recipe("sentiment.yaml")).hard
+        0
+    """
     import tempfile
 
     from hfadapt.data import DataReport, pictures, prepare

@@ -66,6 +66,12 @@ def make_plan(
     Raises:
         RequestError: the model cannot do the task, or something was asked for that a target or method cannot do; all
             such problems at once.
+
+    Example:
+        >>> from hfadapt import load_recipe, make_plan
+        >>> cell = make_plan(load_recipe("sentiment.yaml")).cells[0]
+        >>> cell.peak.total_bytes < cell.budget_bytes
+        True
     """
     problems: list[Problem] = []
     cells: list[CellPlan] = []

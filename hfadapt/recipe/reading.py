@@ -52,6 +52,12 @@ def load_recipe(
     Raises:
         RecipeError: the file cannot be read, or holds unknown keys, bad values, impossible combinations, or names of
             files, columns or samples that do not exist; `problems` has all of them, sorted by line.
+
+    Example:
+        >>> from hfadapt import load_recipe
+        >>> recipe = load_recipe("sentiment.yaml", ["train.epochs=1"], domains=["tweets"])
+        >>> recipe.train.epochs, recipe.cells()
+        (1.0, [('tweets', 'this-machine')])
     """
     path = Path(path)
     tree = _read(path)
@@ -96,6 +102,12 @@ def save_recipe(recipe: Recipe, path: str | Path, header: str = "", *, full: boo
         path: The file; its folder is made when missing.
         header: Comment above it, without `#`.
         full: Every setting, not only those that differ from their defaults.
+
+    Example:
+        >>> from hfadapt import load_recipe, save_recipe
+        >>> path = save_recipe(load_recipe("sentiment.yaml", ["train.epochs=1"]), "other.yaml", "One epoch.")
+        >>> path.read_text().splitlines()[0]
+        '# One epoch.'
     """
     values = recipe.model_dump(mode="json", exclude_defaults=not full, exclude_none=True)
     comment = "".join(f"# {line}".rstrip() + "\n" for line in header.splitlines())

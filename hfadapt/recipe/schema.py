@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, choice_problem
+from hfadapt.core.show import Block, Shown, Text
 from hfadapt.core.spec import Section
 from hfadapt.recipe.augment import Augment as Augment
 from hfadapt.recipe.budgets import Budget
@@ -53,8 +54,15 @@ from hfadapt.recipe.train import Adapter, Train
 from hfadapt.records.stages import Change
 
 
-class Recipe(Section):
-    """One model, several domains, several targets; everything not said is `auto` and answered by the plan."""
+class Recipe(Shown, Section):
+    """One model, several domains, several targets; everything not said is `auto` and answered by the plan.
+
+    Example:
+        >>> from hfadapt import Recipe
+        >>> recipe = Recipe(name="two", model="sample:minilm-l6", task="text-classification", domains={"a": "a.csv"})
+        >>> recipe.cells()
+        [('a', 'this-machine')]
+    """
 
     name: Name
     """Name of the run's folder; by default that of the recipe's file.
@@ -175,6 +183,13 @@ class Recipe(Section):
         copy._chosen = tuple(domains)
         return copy
 
+    def blocks(self) -> list[Block]:
+        """As a file has it; of a recipe only what was said."""
+        import yaml
+
+        said = self.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+        return [Text(yaml.safe_dump(said, sort_keys=False, allow_unicode=True).rstrip(), code=True)]
+
     def cells(self) -> list[tuple[str, str]]:
         """Every (domain, target) pair that is to be done, domains first, in recipe order."""
         return [(domain, target) for domain in self.chosen for target in self.targets]
@@ -267,6 +282,13 @@ class Lock(Recipe):
     """A recipe for one cell in which the plan has answered every `auto`; written as lock.yaml.
 
     `base` is no setting: the stage that made it makes it again when the lock is run.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hfadapt import Cell
+        >>> lock = Cell(Path("runs/sentiment/tweets/this-machine")).lock
+        >>> lock.quant, lock.train.max_steps
+        ('none', 4)
     """
 
     base: LockedBase | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from hfadapt.core.show import Block, Heading, Shown, Table, Text, View, show_bytes, show_latency, show_seconds
+from hfadapt.core.show import Block, Heading, Table, Text, View, show_bytes, show_latency, show_seconds
 from hfadapt.core.spec import Record, Spec
 from hfadapt.records.search import named_try
 from hfadapt.records.stages import Phase
@@ -155,8 +155,15 @@ class CellPlan(Spec):
         return f"does not fit: predicted peak {needed} in '{self.peak.phase}', {usable} usable"
 
 
-class Plan(Shown, Record):
-    """All cells of a recipe, resolved; `unit` is what rows are measured by."""
+class Plan(Record):
+    """All cells of a recipe, resolved; `unit` is what rows are measured by.
+
+    Example:
+        >>> from hfadapt import load_recipe, make_plan
+        >>> plan = make_plan(load_recipe("sentiment.yaml"))
+        >>> plan.fits, plan.cells[0].value("train.batch_rows")
+        (True, 8)
+    """
 
     FILE: ClassVar[str] = "plan.json"
     recipe: str

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes, show_number, show_seconds
+from hfadapt.core.show import Block, Heading, Table, Text, show_bytes, show_number, show_seconds
 from hfadapt.core.spec import Record, Spec
 from hfadapt.records.evidence import TransferTarget, migrate_targets
 from hfadapt.records.stages import Metric, Phase, PhaseMeasure
@@ -39,8 +39,16 @@ class CellReport(Spec):
     """The base, where it is not that of the report: of another recipe that has the same name."""
 
 
-class Report(Shown, Record):
-    """The whole recipe: one row a cell."""
+class Report(Record):
+    """The whole recipe: one row a cell.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hfadapt import Run
+        >>> report = Run(Path("runs/sentiment")).report
+        >>> [(cell.domain, cell.status) for cell in report.cells]
+        [('movies', 'done'), ('tweets', 'done')]
+    """
 
     FILE: ClassVar[str] = "report.json"
     AGAIN: ClassVar[str] = "hfadapt report RUN, which writes it again from the records"

@@ -19,7 +19,14 @@ from hfadapt.run_folder import Run as RunFolder
 
 @dataclass(frozen=True)
 class Run(RunFolder, Shown):
-    """A run folder; `str(run)` and a notebook show its report."""
+    """A run folder; `str(run)` and a notebook show its report.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hfadapt import Run
+        >>> print(Run(Path("runs/sentiment")))
+        sentiment: ...
+    """
 
     def blocks(self) -> list[Block]:
         """The report's, with tables of the evidence and, where they can be shown, the charts."""

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.progress import quiet_libraries
+from hfadapt.core.show import Block, Heading, Shown, Table
 from hfadapt.recipe.sources import expanded, found_model, is_missing
 from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import LOCK, Cell, find_cell, read_lock
 from hfadapt.tasks import Answer
+from hfadapt.tasks._answers import Answers
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +30,7 @@ WORDS_SHOWN = 240
 
 
 @dataclass
-class Adapted:
+class Adapted(Shown):
     """A base with its adapter on it.
 
     Args:
@@ -40,10 +42,16 @@ class Adapted:
         prompt: The recipe's template, in which `{text}` is replaced.
         cell: The cell it comes from; None for an exported folder.
         columns: The columns of the data by what they hold, as it was read.
+
+    Example:
+        >>> from hfadapt import load_adapted
+        >>> adapted = load_adapted("runs/sentiment/tweets/this-machine")
+        >>> [answer.label for answer in adapted.predict(["What a day!", "Never again."])]
+        ['...', '...']
     """
 
-    model: Any
-    tokenizer: Any
+    model: Any = field(repr=False)
+    tokenizer: Any = field(repr=False)
     task: str
     labels: tuple[str, ...]
     choices: Mapping[str, tuple[int, ...]]
@@ -52,6 +60,12 @@ class Adapted:
     prompt: str | None = None
     cell: Cell | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+
+    def blocks(self) -> list[Block]:
+        """What it does, and where it comes from."""
+        rows = [["task", self.task], ["labels", ", ".join(self.labels)], ["longest row", f"{self.max_length:,}"]]
+        rows += [["cell", str(self.cell.folder)]] if self.cell else []
+        return [Heading("Adapter, ready to predict", 3), Table(["", ""], [row for row in rows if row[1]])]
 
     def predict(self, texts: Any, max_new_tokens: int = MAX_NEW_TOKENS) -> list[Answer]:
         """Answers for one or more texts or, where the rows are files, for paths, bytes, or values in memory.
@@ -112,7 +126,7 @@ def answers(
             rows = group[start : start + count]
             asked, said, inside = [own[i] for i in rows], [texts[i] for i in rows], [names[i] for i in rows if names]
             found |= zip(rows, task.answer(asked, said, max_new_tokens, inside), strict=True)
-    return [found[row] for row in range(len(texts))]
+    return Answers(found[row] for row in range(len(texts)))
 
 
 def _given(adapted: Adapted, value: Any) -> Any:
@@ -140,6 +154,11 @@ def load_adapted(
     Raises:
         RequestError: no such cell, or it is not trained yet.
         RunError: the adapter does not belong to the base, or its files were changed.
+
+    Example:
+        >>> from hfadapt import load_adapted
+        >>> load_adapted("runs/sentiment", domain="movies").labels
+        ('bad', 'good')
     """
     from hfadapt.models.attach import open_adapter
     from hfadapt.models.load import default_device, resolve_model

@@ -90,6 +90,12 @@ def load_bank(run: str | Path, domains: Sequence[str] = (), target: str | None =
     Raises:
         RequestError: there are none, or they do not share a base.
         RunError: an adapter does not belong to the base, or its files were changed.
+
+    Example:
+        >>> from hfadapt import load_bank
+        >>> bank = load_bank("runs/sentiment")
+        >>> len(bank.predict(["What a day!", "Dull from start to end."], ["tweets", "movies"]))
+        2
     """
     cells, device = _cells(Path(run), domains, target), default_device()
     base = load_base_of({cell.adapter: cell.data.labels for cell in cells}, cells[0].lock, device)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from hfadapt.core.show import Block, Shown, Table
 from hfadapt.core.spec import Spec
 
 
-class Answer(Spec):
+class Answer(Shown, Spec):
     """What an adapter says about one text.
 
     Args:
@@ -37,6 +38,20 @@ class Answer(Spec):
             return str(self.generated)
         sure = f" ({self.probability:.0%})" if self.probability is not None else ""
         return f"{self.label}{sure}"
+
+    def blocks(self) -> list[Block]:
+        """The text and what is said about it."""
+        return Answers([self]).blocks()
+
+
+class Answers(list[Answer], Shown):
+    """Answers in the order of what was asked; a list that shows itself as a table."""
+
+    def blocks(self) -> list[Block]:
+        """A row for each."""
+        return [Table(["text", "answer"], [[answer.text, str(answer)] for answer in self])]
+
+    __str__ = list.__repr__
 
 
 class Served(Protocol):

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import hfadapt
+from hfadapt import Recipe
 from hfadapt.core.errors import HfadaptError
 from hfadapt.core.show import (
     Heading,
@@ -21,6 +23,9 @@ from hfadapt.core.show import (
     show_number,
     show_seconds,
 )
+from hfadapt.core.spec import Record, Spec
+from hfadapt.tasks import Answer
+from hfadapt.tasks._answers import Answers
 
 
 @pytest.mark.parametrize(
@@ -164,3 +169,55 @@ def test_pictures_are_shown_in_html_alone() -> None:
     assert as_text(blocks) == "before\n\nafter"
     assert "svg" not in as_markdown(blocks)
     assert "<figcaption>A &lt;plot&gt;</figcaption><svg></svg>" in as_html(blocks)
+
+
+# --- records and other public objects --------------------------------------------------------------------------------
+
+
+class Part(Spec):
+    name: str
+    value: float
+
+
+class Noted(Record):
+    """A record without a view of its own."""
+
+    FILE = "noted.json"
+    words: str
+    share: float
+    counts: dict[str, int] = {}
+    parts: tuple[Part, ...] = ()
+    nothing: str | None = None
+
+
+def test_a_record_shows_all_that_it_says_and_a_table_for_each_list() -> None:
+    record = Noted(words="a <b>", share=0.25, counts={"x": 1200}, parts=(Part(name="one", value=1e-9),))
+    text, page = str(record), record._repr_html_()
+    assert text.startswith("Noted\n=====")
+    assert "a <b>" in text
+    assert "x: 1,200" in text
+    assert "name  value\n----  -----\none   1e-09" in text
+    assert "nothing" not in text
+    assert "a &lt;b&gt;" in page
+    assert page.count("<table>") == 2
+
+
+def test_answers_are_a_list_and_show_themselves_as_a_table() -> None:
+    given = Answers([Answer(text="so <good>", label="good", probability=0.9), Answer(text="no", label="bad")])
+    assert given == [given[0], given[1]]
+    assert "<td>so &lt;good&gt;</td><td>good (90%)</td>" in given._repr_html_()
+    assert given[1]._repr_markdown_() == "| text | answer |\n| --- | --- |\n| no | bad |\n"
+    assert str(given[0]) == "good (90%)"
+
+
+def test_a_recipe_shows_what_was_said_in_it() -> None:
+    recipe = Recipe(name="two", model="sample:minilm-l6", task="text-classification", domains={"a": "a.csv"})
+    shown = recipe._repr_markdown_()
+    assert shown.startswith("```\nname: two\nmodel: sample:minilm-l6\n")
+    assert "train" not in shown
+
+
+def test_every_public_object_has_a_view_for_notebooks() -> None:
+    kinds = [kind for name in hfadapt.__all__ if isinstance(kind := getattr(hfadapt, name), type)]
+    assert len(kinds) > 8
+    assert not [kind for kind in kinds if not issubclass(kind, (Shown, Exception))]

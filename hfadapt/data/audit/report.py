@@ -29,6 +29,12 @@ class DataReport(Shown):
         records: The data.json of each domain, with its audit when there is one.
         name: The recipe's name, for the title.
         looks: What is to be seen of the rows of each domain, where they are files.
+
+    Example:
+        >>> from hfadapt import check_recipe, load_recipe
+        >>> report = check_recipe(load_recipe("sentiment.yaml"))
+        >>> [record.domain for record in report.records]
+        ['movies', 'tweets']
     """
 
     def __init__(
