@@ -6,6 +6,7 @@ import html
 import sys
 import time
 from collections import deque
+from importlib import import_module
 from math import isfinite
 from typing import Any
 
@@ -23,21 +24,20 @@ WIDTH, HEIGHT = 120, 24
 def progress_here() -> Progress:
     """The display of a notebook where this is one, else nobody."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return Notebook() if getattr(shell, "kernel", None) is not None else Silent()
+    if getattr(shell, "kernel", None) is None:
+        return Silent()
+    # The notebook has it; hfadapt does without.
+    return Notebook(import_module("IPython.display").display)
 
 
 class Notebook(Progress):
     """A Progress for notebooks. Faults and the last words stay below it; other messages can be unfolded.
 
     Args:
-        display: `IPython.display.display`, by default.
+        display: `IPython.display.display`.
     """
 
-    def __init__(self, display: Any = None) -> None:
-        if display is None:
-            import IPython.display
-
-            display = IPython.display.display
+    def __init__(self, display: Any) -> None:
         self.standing = Standing()
         self.done: list[Row] = []
         self.messages: deque[str] = deque(maxlen=MESSAGES)
