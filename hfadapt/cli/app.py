@@ -421,9 +421,10 @@ def new(
     """Look at a file of data and write a commented recipe for it; in a terminal it asks what the data leave open."""
     from hfadapt.cli.asking import choose, preview
     from hfadapt.cli.new_recipe import write_recipe
+    from hfadapt.cli.terminal import is_live
     from hfadapt.core.errors import DataError
 
-    path = write_recipe(model, data, output, choose if sys.stdin.isatty() and sys.stdout.isatty() else None)
+    path = write_recipe(model, data, output, choose if is_live(sys.stdin, sys.stdout) else None)
     try:
         typer.echo(str(preview(path)))
     except DataError as error:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import rich.console
 from rich.live import Live
@@ -30,6 +30,15 @@ class Console(rich.console.Console):
         self.quiet = True
 
 
+KERNEL = "JPY_PARENT_PID"
+"""Set in a notebook's kernel: what a cell starts with `!` has a terminal in which nothing can be typed or renewed."""
+
+
+def is_live(*streams: IO[str]) -> bool:
+    """Whether all of these are a terminal in which somebody can type and lines can be renewed."""
+    return KERNEL not in os.environ and all(stream.isatty() for stream in streams)
+
+
 PATIENCE = 2.0
 """Seconds after which it is said what a command is doing."""
 
@@ -43,7 +52,7 @@ def waiting(what: str, console: Console | None = None) -> Iterator[None]:
         console: Standard error by default.
     """
     console = console or Console(stderr=True, highlight=False)
-    if not console.is_terminal:
+    if not console.is_terminal or KERNEL in os.environ:
         yield
         return
     status = console.status(f"{what} …")
@@ -74,7 +83,8 @@ class Terminal(Progress):
         self.quiet = quiet
         self.console = Console(stderr=True, quiet=not is_first(), highlight=False)
         self.standing = Standing()
-        self._lives = not quiet and self.console.is_terminal and not self.console.is_dumb_terminal
+        console = self.console
+        self._lives = not quiet and console.is_terminal and not console.is_dumb_terminal and KERNEL not in os.environ
         self._live: Live | None = None
         self._said = float("-inf")
 

@@ -51,7 +51,6 @@ def run_recipe(
     """Does everything for every cell of a recipe and returns the run, which shows itself.
 
     Args:
-        recipe: From `load_recipe`.
         domains: Only these domains; those that the recipe chooses when empty.
         recipe_folder: Relative sources are looked for here first, then in the working directory.
         folder: The run folder; `runs/NAME` by default.
@@ -66,9 +65,8 @@ def run_recipe(
 
     Example:
         >>> from hfadapt import load_recipe, run
-        >>> result = run(load_recipe("sentiment.yaml"))  # what is done is kept
-        >>> [cell.status for cell in result.report.cells]
-        ['done', 'done']
+        >>> run(load_recipe("sentiment.yaml")).report.cells[0].status
+        'done'
     """
     from filelock import FileLock, Timeout
 

@@ -51,7 +51,7 @@ from hfadapt.train.job import Job
 from hfadapt.train.known import FOLDER as KNOWN
 from hfadapt.train.known import with_known
 from hfadapt.train.loop import Batches, Loop
-from hfadapt.train.pace import predicted_seconds
+from hfadapt.train.pace import planned_bytes, predicted_seconds
 from hfadapt.train.probe import train_probe
 from hfadapt.train.smaller import halvings, with_less
 
@@ -355,7 +355,7 @@ class Training:
             interrupted=lambda: world.size == 1 and bool(interrupt),
             refer=partial(self._refer, jobs),
             held_bytes=lambda: held_bytes(self.device, self.floor),
-            planned_bytes=_planned(self.cells).get("train"),
+            planned_bytes=planned_bytes(self.cells).get("train"),
         )
         return loop, compiled
 
@@ -412,23 +412,11 @@ def _starts_at_probe(base: Base, task: Task) -> bool:
 
 def _measured(cells: Sequence[Cell], peaks: Mapping[str, PeakMemory]) -> dict[Phase, PhaseMeasure]:
     """Peaks beside the predicted ones."""
-    predicted = _planned(cells)
+    predicted = planned_bytes(cells)
     return {
         phase: PhaseMeasure(predicted_peak_bytes=predicted.get(phase), measured_peak_bytes=peaks[phase].peak_bytes)
         for phase in peaks
     }
-
-
-def _planned(cells: Sequence[Cell]) -> dict[str, int]:
-    """The predicted peak of each phase.
-
-    Each plan has all adapters at its own length, and memory grows with the tokens of all: the mean is for all lengths.
-    """
-    predicted: dict[str, int] = {}
-    for cell in cells:
-        for phase in cell.plan.cells[0].memory:
-            predicted[phase.phase] = predicted.get(phase.phase, 0) + phase.total_bytes // len(cells)
-    return predicted
 
 
 def _layers_of(base: Base, lock: Lock) -> int | None:

@@ -1,4 +1,5 @@
-"""How long a training will take: as the plan says, at the speed of what the same run has trained before."""
+"""What the plans of cells that are trained together say: how long it will take, at the speed of what the same run has
+trained before, and how much memory."""
 
 from __future__ import annotations
 
@@ -14,6 +15,18 @@ def predicted_seconds(cells: Sequence[Cell]) -> float | None:
     """The training time of all cells; None where the plan had none."""
     found = [cell.plan.cells[0].predicted_seconds for cell in dict.fromkeys(cells)]
     return sum(seconds for seconds in found if seconds) * _slower(cells[0]) if found and all(found) else None
+
+
+def planned_bytes(cells: Sequence[Cell]) -> dict[str, int]:
+    """The predicted peak of each phase.
+
+    Each plan has all adapters at its own length, and memory grows with the tokens of all: the mean is for all lengths.
+    """
+    predicted: dict[str, int] = {}
+    for cell in cells:
+        for phase in cell.plan.cells[0].memory:
+            predicted[phase.phase] = predicted.get(phase.phase, 0) + phase.total_bytes // len(cells)
+    return predicted
 
 
 def _slower(cell: Cell) -> float:

@@ -79,6 +79,23 @@ def test_quiet_shows_faults_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "training of one failed\n"
 
 
+def test_in_the_shell_of_a_notebook_nothing_is_renewed_or_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+
+    class Tty(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Tty())
+    monkeypatch.delenv(terminal.KERNEL, raising=False)
+    assert terminal.Terminal()._lives
+    assert terminal.is_live(Tty(), Tty())
+    assert not terminal.is_live(Tty(), io.StringIO())
+    monkeypatch.setenv(terminal.KERNEL, "1")
+    assert not terminal.Terminal()._lives
+    assert not terminal.is_live(Tty(), Tty())
+
+
 # --- a terminal ------------------------------------------------------------------------------------------------------
 
 
