@@ -307,6 +307,10 @@ class Shown:
     def __str__(self) -> str:
         return as_text(self.blocks())
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        # What IPython prints where there is no HTML.
+        printer.text(as_text(self.blocks()))
+
     def _repr_markdown_(self) -> str:
         return as_markdown(self.blocks())
 
