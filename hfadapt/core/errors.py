@@ -141,7 +141,8 @@ def fault_of_machine(error: BaseException) -> RunError | None:
         )
     if LOST_PROCESS.search(said):
         again = "see what it said, and start all of them again: they go on from the last checkpoint"
-        return RunError("another process of this run has ended", got=said, fix=again)
+        what = "does not answer" if re.search(r"timed? ?out", said, re.I) else "has ended"
+        return RunError(f"another process of this run {what}", got=said, fix=again)
     place = _place(error)
     if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or "Too many open files" in said:
         more = "ulimit -n 4096, and run the command again"

@@ -20,8 +20,10 @@ Result = TypeVar("Result")
 PROCESS_FLAGS = ("--num_processes", "--num-processes", "--nproc_per_node", "--nproc-per-node")
 LAUNCHERS = {"torchrun", "torch.distributed.run", "accelerate-launch", "accelerate.commands.launch"}
 ACCELERATE = {"accelerate", "accelerate.commands.accelerate_cli"}
-TIMEOUT = timedelta(hours=2)
-"""How long processes wait for the first one, which prepares data alone."""
+ALONE = timedelta(hours=2)
+"""How long processes wait for the first one, which prepares data alone, and for each other's share of an evaluation."""
+TOGETHER = timedelta(minutes=15)
+"""How long they wait for each other in a step, where all do the same; HFADAPT_STEP_SECONDS gives another time."""
 
 
 def processes_asked(ancestors: Sequence[Sequence[str]]) -> int | None:
@@ -92,6 +94,11 @@ def machines() -> int:
     return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
 
 
+def _together() -> timedelta:
+    said = os.environ.get("HFADAPT_STEP_SECONDS", "")
+    return timedelta(seconds=int(said)) if said.isdigit() and int(said) else TOGETHER
+
+
 class World:
     """The processes of this run, seen from one of them."""
 
@@ -105,9 +112,11 @@ class World:
             cpu=cpu,
             log_with=list(trackers) or None,
             project_dir=str(folder) if folder else None,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_together())],
         )
         self.size: int = self.accelerator.num_processes
+        # Of its own, so that a step need not wait as long as work that one process does alone.
+        self._patient = torch.distributed.new_group(backend="gloo", timeout=ALONE) if self.size > 1 else None
         self.is_main: bool = self.accelerator.is_main_process
         # Beside others a process is on "cpu:0", which safetensors does not know.
         self.device: torch.device = torch.device("cpu") if cpu else self.accelerator.device
@@ -125,7 +134,7 @@ class World:
         the processes of this run only."""
         if self.size == 1:
             return work()
-        from accelerate.utils import broadcast_object_list
+        from torch.distributed import broadcast_object_list
 
         outcome: list[Any] = [None, None]
         if self.is_main:
@@ -134,9 +143,10 @@ class World:
             except (HfadaptError, KeyboardInterrupt) as error:
                 outcome[1] = error
             except Exception as error:
-                broadcast_object_list([None, RunError("the main process failed", got=repr(error))])
+                failed = [None, RunError("the main process failed", got=repr(error))]
+                broadcast_object_list(failed, src=0, group=self._patient)
                 raise
-        broadcast_object_list(outcome)
+        broadcast_object_list(outcome, src=0, group=self._patient)
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
@@ -151,18 +161,21 @@ class World:
         """
         if self.size == 1:
             return [(range(count), work(range(count)))]
-        from accelerate.utils import gather_object
-
         own = range(self.accelerator.process_index, count, self.size)
-        outcome: list[Any] = [None, None]
+        outcome: list[Any] = [own, None, None]
+        unknown = None
         try:
-            outcome[0] = work(own)
+            outcome[1] = work(own)
         except (HfadaptError, KeyboardInterrupt) as error:
-            outcome[1] = error
+            outcome[2] = error
         except Exception as error:
-            gather_object([(own, None, RunError("a process failed", got=repr(error)))])
-            raise
-        found = gather_object([(own, *outcome)])
+            unknown, outcome[2] = error, RunError("a process failed", got=repr(error))
+        found: list[Any] = [None] * self.size
+        from torch.distributed import all_gather_object
+
+        all_gather_object(found, outcome, group=self._patient)
+        if unknown is not None:
+            raise unknown
         for _, _, failed in found:
             if failed is not None:
                 raise failed

@@ -71,6 +71,7 @@ FAULTS = tuple(
             ("a file system without locks", "see that no other run uses the folder", machines.without_locks, False),
             ("two runs share the caches", NOTHING, machines.shared_caches, True),
             ("rows with formulas and HTML", NOTHING, machines.hostile_text, False),
+            ("one of several processes hangs in a step", AGAIN, saving.a_rank_hangs, True),
         ),
         1,
     )

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from unittest import mock
 
 from filelock import FileLock
 from machine import Ended
@@ -194,6 +195,17 @@ def rows_vanish(place: Place) -> Outcome:
 
 
 def a_rank_dies(place: Place) -> Outcome:
+    return _one_of_two(place, signal.SIGKILL, says="exitcode: -9", ends=60)
+
+
+def a_rank_hangs(place: Place) -> Outcome:
+    with mock.patch.dict(os.environ, HFADAPT_STEP_SECONDS="20"):
+        # The launcher waits half a minute for the one that hangs before it kills it.
+        return _one_of_two(place, signal.SIGSTOP, says="another process of this run does not answer", ends=110)
+
+
+def _one_of_two(place: Place, kind: signal.Signals, says: str, ends: float) -> Outcome:
+    """One of two processes gets a signal in the middle of a training."""
     place.project(train={"batch_rows": 8, "max_steps": 400, "checkpoint_every_steps": 2})
     process = start(
         *("hfadapt", "train", "tiny.yaml"),
@@ -202,18 +214,18 @@ def a_rank_dies(place: Place) -> Outcome:
     )
     folder = place.cell.folder / "checkpoints"
     deadline = time.monotonic() + 240
-    while not list(folder.glob("step-*")) and time.monotonic() < deadline:
+    while not list(folder.glob("step-*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
-    os.kill(int(children.split()[-1]), signal.SIGKILL)
+    os.kill(int(children.split()[-1]), kind)
     started = time.monotonic()
     done = finish(process, 120)
     took = time.monotonic() - started
     again = place.run("train", "tiny.yaml", "train.max_steps=400")
-    kept = {"the other process ends": took < 60, "a checkpoint": bool(place.cell.train.resumed_from_step)}
+    kept = {"the other process ends": took < ends, "a checkpoint": bool(place.cell.train.resumed_from_step)}
     # What the launcher itself says holds tracebacks.
     own = "\n".join(line for line in done.err.splitlines() if "Traceback" not in line)
-    return judged(Ended(done.code, done.out, own, 0, took), code=1, says="exitcode: -9", kept=kept, also=[again])
+    return judged(Ended(done.code, done.out, own, 0, took), code=1, says=says, kept=kept, also=[again])
 
 
 def fewer_processes(place: Place) -> Outcome:
