@@ -203,7 +203,9 @@ def settle_training(decided: Decisions, recipe: Recipe, facts: ModelFacts, work:
     table |= {PLACES[name]: (max(values), "the largest of the values that are tried") for name, values in tried.items()}
     if "rank" in tried and "alpha" not in tried:
         table["adapter.alpha"] = (2.0 * max(tried["rank"]), table["adapter.alpha"][1])
-    if work.rows and (epochs := _epochs_for(task.least_steps, decided, table, work.rows)) > table["train.epochs"][0]:
+    # Where the number of steps is given, few rows are met as often as that takes.
+    few = work.rows if not recipe.train.max_steps else None
+    if few and (epochs := _epochs_for(task.least_steps, decided, table, few)) > table["train.epochs"][0]:
         table["train.epochs"] = (epochs, f"about {task.least_steps} steps, which few rows do not make in two epochs")
     method = registry.adapter(decided.asked("adapter.method") or table["adapter.method"][0])
     table = {RATE: learning_rate(facts, method, _steps(decided, table, work)), **table}

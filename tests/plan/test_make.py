@@ -432,6 +432,12 @@ def test_few_pictures_are_met_more_often(tmp_path: Path, rows: int, asked: dict[
     assert found.value("train.epochs") == epochs
 
 
+@pytest.mark.parametrize(("rows", "epochs"), [(100, 10), (500, 4), (1000, 2), (5000, 2)])
+def test_few_labelled_texts_are_met_more_often(small: str, rows: int, epochs: int) -> None:
+    known = {"d": record(16, rows).model_copy(update={"form": "labelled", "labels": ("a", "b")})}
+    assert cell(small, "h100", known, task="text-classification").value("train.epochs") == epochs
+
+
 def test_layers_in_fused_kernels_get_no_adapter(tmp_path: Path) -> None:
     model = write_config(tmp_path / "mamba", model_type="mamba", state_size=8, hidden_size=64, num_hidden_layers=2)
     found = cell(model, "h100", quant="none", data={"max_length": 16}, train={"checkpointing": False, "fast": False})

@@ -175,6 +175,9 @@ class TokenClassification(Task):
     reading = "print([labels[number] for number in out.argmax(-1)])  # one for each token"
     own_metrics = METRICS
     metrics = ("span_f1", "token_accuracy", "span_precision", "span_recall", "calibration_error", "loss")
+    # Accuracy of MiniLM with 150 sentences of news (parts of speech): 0.58 after 20 steps, 0.80 after 100; that of a
+    # linear probe is 0.70.
+    least_steps = 100
     folder = Path(__file__).parent
 
     def snippet_agrees(self, printed: str, prediction: Any) -> bool:
