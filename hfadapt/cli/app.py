@@ -414,17 +414,20 @@ for question in (list_, show_, explain, schema, convert, completion_, doctor):
 
 @app.command()
 def new(
-    model: Annotated[str, typer.Option("--model", help="Hub id, folder, GGUF file or sample:NAME.")],
-    data: Annotated[str, typer.Option("--data", help="File, folder, Hub data set id or sample:NAME.")],
+    source: Annotated[str, typer.Argument(metavar="DATA", help="File, folder, Hub data set id or sample:NAME.")] = "",
+    model: Annotated[str, typer.Option("--model", help="Hub id, folder, GGUF file or sample:NAME.")] = "",
+    data: Annotated[str, typer.Option("--data", help="The same as DATA.")] = "",
     output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Where to write the recipe.")] = None,  # noqa: UP045
 ) -> None:
     """Look at a file of data and write a commented recipe for it; in a terminal it asks what the data leave open."""
-    from hfadapt.cli.asking import choose, preview
+    from hfadapt.cli.asking import choose, preview, wanted
     from hfadapt.cli.new_recipe import write_recipe
     from hfadapt.cli.terminal import is_live
     from hfadapt.core.errors import DataError
 
-    path = write_recipe(model, data, output, choose if is_live(sys.stdin, sys.stdout) else None)
+    ask = choose if is_live(sys.stdin, sys.stdout) else None
+    model, data = wanted(model, source, data, ask is not None)
+    path = write_recipe(model, data, output, ask)
     try:
         typer.echo(str(preview(path)))
     except DataError as error:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import typer
 
+from hfadapt.cli.new_recipe import suiting_model
 from hfadapt.core import registry
-from hfadapt.core.errors import nearest
-from hfadapt.core.show import Heading, Table, View
-from hfadapt.data.labels import Labels
+from hfadapt.core.errors import DataError, RequestError, nearest
+from hfadapt.core.show import Heading, Table, Text, View
+from hfadapt.data.labels import Labels, some
 from hfadapt.data.reading import SourceReader
 from hfadapt.data.rows import Row
-from hfadapt.data.sources import open_source
+from hfadapt.data.sources import check_unreadable, open_source
 from hfadapt.recipe.reading import load_recipe
 from hfadapt.recipe.sources import folder_of
 from hfadapt.schemas import RowSchema
@@ -36,6 +38,31 @@ def choose(question: str, options: Sequence[str], default: str) -> str:
         typer.echo(f"there is no {answer!r}" + (f"; did you mean {close!r}?" if close else ""))
 
 
+def wanted(model: str, source: str, data: str, asks: bool) -> tuple[str, str]:
+    """The model and the data that `hfadapt new` is told; a model that is left out is asked for.
+
+    Raises:
+        RequestError: there are no data, or two different ones, or no model and nobody to ask.
+        DataError: the data cannot be read.
+    """
+    if not (source or data) or (source and data and source != data):
+        got = f"{source!r}, and {data!r} with --data" if source else "nothing"
+        fix = f"hfadapt new {quote(source or 'data.csv')}"
+        allowed = "one file, folder, Hub data set id or sample:NAME"
+        raise RequestError("which data to look at is not clear", got=got, allowed=allowed, fix=fix)
+    data = source or data
+    if model:
+        return model, data
+    suiting = suiting_model(data)
+    if asks:
+        return typer.prompt("model (Hub id, folder, GGUF file or sample:NAME)", default=suiting), data
+    raise RequestError(
+        "there is no model",
+        allowed="a Hub id, a folder, a GGUF file or sample:NAME",
+        fix=f"hfadapt new {quote(data)} --model {suiting or 'MODEL'}",
+    )
+
+
 def preview(path: Path) -> View:
     """Three rows of a recipe's first domain as training will see them: what the model is shown, and what it learns.
 
@@ -48,12 +75,34 @@ def preview(path: Path) -> View:
     source = open_source(asked.all_sources()[0], folder_of(path))
     reader = SourceReader(recipe, domain, source, registry.task(recipe.task).schemas, Labels(asked.labels))
     rows = list(islice((row for row in reader if isinstance(row, Row)), AMONG))
-    seen = [_seen(registry.schema(row.form), row.columns) for row in rows]
+    seen = [each for row in rows if (each := _seen(registry.schema(row.form), row.columns))[0]]
     different: dict[str, tuple[str, str]] = {}
     for each in seen:
         different.setdefault(each[1], each)
     chosen = [*different.values(), *(each for each in seen if each not in different.values())][:SHOWN_ROWS]
-    return View([Heading("Rows as training will see them"), Table(["the model is shown", "and learns"], chosen)])
+    return View(
+        [
+            Heading("Rows as training will see them"),
+            Table(["the model is shown", "and learns"], chosen),
+            *([Text(said)] if (said := _columns_read(reader)) else []),
+            *_refused(reader),
+        ]
+    )
+
+
+def _columns_read(reader: SourceReader) -> str:
+    """Which columns were taken by what they hold, and which are not read."""
+    said = [f"{part} is {column!r}" for part, column in reader.parts.items() if part != column]
+    return "; ".join([*said, *([f"not read: {some(reader.unread, 8)}"] if reader.unread else [])])
+
+
+def _refused(reader: SourceReader) -> list[Text]:
+    """What a run would refuse in the rows that were read."""
+    try:
+        check_unreadable(reader.source, reader.rows_in, reader.bad)
+    except DataError as error:
+        return [Text(str(error), code=True)]
+    return []
 
 
 def _seen(schema: RowSchema, row: Any) -> tuple[str, str]:

@@ -13,12 +13,14 @@ from pathlib import Path, PurePath
 from shlex import quote
 from typing import Any
 
-from hfadapt.core import registry
+from hfadapt.core import registry, samples
 from hfadapt.core.errors import DataError, RequestError
 from hfadapt.core.spec import write_text
+from hfadapt.data import verdicts
 from hfadapt.data.columns import Shape, label_column, recognise
 from hfadapt.data.flags import find_flags
-from hfadapt.data.sources import open_source
+from hfadapt.data.rows import Dropped
+from hfadapt.data.sources import UNREADABLE_LIMIT, check_unreadable, open_source
 from hfadapt.files import Blob, media
 from hfadapt.models.facts import load_config, reads_both_ways
 from hfadapt.recipe.json_schema import schema_text
@@ -27,6 +29,8 @@ from hfadapt.recipe.rules import RUN_FILES
 from hfadapt.recipe.schema import Columns, Source
 from hfadapt.recipe.sources import expanded
 from hfadapt.recipe.yaml_lines import inline
+from hfadapt.records.stages import Finding
+from hfadapt.schemas import LABEL_NAMES
 from hfadapt.tasks import Task
 
 Rows = Sequence[Mapping[str, Any]]
@@ -78,6 +82,22 @@ def write_recipe(model: str, data: str, output: Path | None = None, ask: Ask | N
     return path
 
 
+def suiting_model(data: str) -> str | None:
+    """A sample model for the data, rather one that learns labels or answers than plain text; None where none can learn.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    rows, plain = _peek(data), None
+    for model in (f"{samples.PREFIX}{name}" for name in samples.models()):
+        with suppress(RequestError, DataError):
+            task, shape, _ = _task(rows, _modality(rows, model, data), _generates(model), data, None)
+            if registry.task(task).writes or _labelled(shape):
+                return model
+            plain = plain or model
+    return plain
+
+
 def _name(text: str) -> str:
     """A name for a recipe or domain, made of what is in a file's name."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:58].rstrip("-._") or "data"
@@ -117,18 +137,14 @@ def _check_chat(model: str, shape: Shape) -> None:
 
 
 def _peek(data: str) -> list[Mapping[str, Any]]:
+    """The first rows that can be read. Raises DataError where too many cannot, as preparing the data would."""
     opened = open_source(Source(source=data), Path())
-    rows = [row for _, row in islice(_readable(opened.read()), PEEK_ROWS)]
+    seen = list(islice((item for item in opened.read() if not isinstance(item, Finding)), PEEK_ROWS))
+    check_unreadable(opened, len(seen), [item for item in seen if isinstance(item, Dropped)])
+    rows = [item[1] for item in seen if isinstance(item, tuple)]
     if not rows:
         raise DataError("there are no rows", place=data, fix="give a file that has some")
     return rows
-
-
-def _readable(reading: Any) -> Any:
-    """Only the rows that could be read; the others are counted when the data is prepared."""
-    for item in reading:
-        if isinstance(item, tuple):
-            yield item
 
 
 def _generates(model: str) -> bool:
@@ -284,18 +300,35 @@ def _confirmed(guess: Columns, columns: Sequence[str], ask: Ask | None) -> Colum
     return Columns(text=text, label=None if label == NO_COLUMN else label)
 
 
-def _guess(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Columns:
-    """The column of the longest texts, and the one whose few values come again and again."""
-    values = {column: [str(row[column]) for row in rows if row.get(column) is not None] for column in columns}
-    lengths = {column: sum(map(len, found)) / len(found) for column, found in values.items() if found}
-    text = max(lengths, key=lambda column: lengths[column])
-    repeated = {
-        column: len(set(found))
-        for column, found in values.items()
-        if column != text and found and 2 <= len(set(found)) <= min(MOST_LABELS, len(found) // 5)
-    }
-    label = min(repeated, key=lambda column: repeated[column], default=None)
-    return Columns(text=text, label=label)
+def _guess(columns: Sequence[str], rows: Rows) -> Columns:
+    """The column of the longest texts, and the likeliest of labels."""
+    text = _by_length(columns, rows)[0]
+    # Better and worse answers are no classes, however few there are.
+    others = [name for name in columns if name not in (text, *(verdicts.pair(columns) or ()))]
+    return Columns(text=text, label=next(iter(_label_columns(others, rows)), None))
+
+
+def _by_length(columns: Sequence[str], rows: Rows) -> list[str]:
+    """The columns, that of the longest values first."""
+    values = {column: _values(column, rows) for column in columns}
+    return sorted(columns, key=lambda column: -sum(map(len, values[column])) / max(1, len(values[column])))
+
+
+def _values(column: str, rows: Rows) -> list[str]:
+    """What the cells of a column say that are not empty."""
+    return [said for row in rows if row.get(column) is not None and (said := str(row[column]).strip())]
+
+
+def _label_columns(columns: Sequence[str], rows: Rows) -> list[str]:
+    """Columns whose few values come again and again, the likeliest first: by name, without gaps, of the fewest."""
+    found: dict[str, tuple[bool, bool, int]] = {}
+    for column in columns:
+        values = _values(column, rows)
+        different = len(set(values))
+        if 2 <= different <= min(MOST_LABELS, len(values) // 5):
+            gaps = len(values) < (1 - UNREADABLE_LIMIT) * len(rows)
+            found[column] = column.lower() not in LABEL_NAMES, gaps, different
+    return sorted(found, key=lambda column: found[column])
 
 
 def _text(
@@ -350,10 +383,18 @@ def _seen(shape: Shape, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if left := [name for name in dict.fromkeys(name for row in rows for name in row) if name not in used]:
         yield f"Not used: {', '.join(map(_printable, left[:8]))}{' …' if len(left) > 8 else ''}."
         if list(shape.parts) == ["text"]:
-            texts = {"prompt": f"{{{left[0]}}}", "completion": f"{{{shape.parts['text']}}}"}
-            yield f"To learn one column from another, in place of `columns`: template: {_printable(inline(texts))}"
+            # The column that stands first asks, as tables are written; numbers and dates are shorter than texts.
+            texts = {shape.parts["text"], _by_length(left, rows)[0]}
+            prompt, completion = (f"{{{name}}}" for name in _columns(rows) if name in texts)
+            asked = _printable(inline({"prompt": prompt, "completion": completion}))
+            yield f"To learn one column from another, in place of `columns`: template: {asked}"
     if label := shape.parts.get("label"):
-        counts = Counter(_printable(str(row.get(label))) for row in rows)
+        others = [] if label.lower() in LABEL_NAMES else [each for each in _label_columns(left, rows) if each != label]
+        if others and registry.schema(shape.form).label_kind == "class":
+            yield f"The label could also be {_printable(' or '.join(others[:3]))}: then change columns.label."
+        filled = _values(label, rows)
+        counts = Counter({"(empty)": len(rows) - len(filled)} if len(filled) < len(rows) else {})
+        counts.update(map(_printable, filled))
         shown = ", ".join(f"{value} {count}" for value, count in counts.most_common(8))
         yield f"Labels: {shown}{' …' if len(counts) > 8 else ''}."
         if len(counts) > MOST_LABELS:

@@ -12,7 +12,9 @@ from hfadapt.cli.options import Json
 
 
 def list_(
-    what: Annotated[str, typer.Argument(help="targets, tasks, adapters, quants, formats, samples or metrics.")] = "",
+    what: Annotated[
+        str, typer.Argument(help="targets, tasks, adapters, quants, formats, stages, samples or metrics.")
+    ] = "",
 ) -> None:
     """List what can be named in a recipe."""
     from hfadapt.cli.listing import listing

@@ -10,7 +10,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -152,4 +152,6 @@ def write_bytes(path: Path, content: bytes) -> None:
         error.filename = str(path)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        # Where nothing could be written, nothing can be removed either, and the first error is the one to be told.
+        with suppress(OSError):
+            temporary.unlink()

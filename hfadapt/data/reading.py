@@ -191,7 +191,10 @@ class SourceReader:
         asked = self.source.settings.columns
         if template is None:
             self._find_flags([values for _, values in head], place)
-        shape = format.recognise(self.columns, asked, self._forms, place, template is not None)
+        try:
+            shape = format.recognise(self.columns, asked, self._forms, place, template is not None)
+        except DataError as error:
+            raise error if not self.source.split else self._unfit_split(error) from None
         classes = [shape.parts.get(part, "") for part in ("label", *registry.schema(shape.form).parts)]
         names = next((known for column in classes if (known := self.source.label_names.get(column))), ())
         numbers = [values.get(column) for _, values in head for column in classes]
@@ -211,6 +214,15 @@ class SourceReader:
             values = [each for _, each in head]
             self._noticed += unread_columns.noticed(values, shape, self.unread, self.source.name)
         return formatter
+
+    def _unfit_split(self, error: DataError) -> DataError:
+        """An error of columns, where the rows were given to be measured on: they have none of what is learned."""
+        [first, *others] = error.problems
+        split = self.source.split
+        fix = f"leave `{split}` out where it has none of them: hfadapt keeps rows of its own for it, and "
+        fix += "`hfadapt predict CELL --file FILE` answers rows without labels"
+        fix = f"{first.fix}; or {fix}" if first.fix else fix
+        return DataError(error.what, problems=[replace(first, fix=fix), *others])
 
     def _find_flags(self, head: Sequence[Mapping[str, Any]], place: str) -> None:
         """Brings classes that have a column or a place each into one column."""

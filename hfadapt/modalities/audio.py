@@ -171,6 +171,7 @@ class Audio(Modality):
     """Sounds, read by scipy and soundfile."""
 
     name = "audio"
+    noun, nouns = "recording", "recordings"
     unit = "positions"
     imports = "import soundfile\nfrom transformers import AutoFeatureExtractor"
     reading = (

@@ -190,13 +190,17 @@ def load_config(model: str) -> PretrainedConfig:
             raise fault from None
         lines = str(error).strip().splitlines()
         fix = "check the name; without a network use a local folder or a sample"
+        if path.is_dir():
+            fix = "check the fields of config.json"
+        elif path.is_file():
+            fix = "name a model; a file of rows is the source of a domain, and for `hfadapt new` --data"
         raise RequestError(
             "the model's config could not be read",
             place=model,
             got=" ".join(line.strip() for line in lines)[:300] if lines else type(error).__name__,
             allowed="a folder with config.json, a GGUF file, a Hub id, or "
             + ", ".join(f"{samples.PREFIX}{name}" for name in samples.models()),
-            fix="check the fields of config.json" if path.is_dir() else fix,
+            fix=fix,
         ) from None
     require_plain(config.to_dict(), model)
     return config

@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from hfadapt.core.errors import RecipeError, nearest
 from hfadapt.core.spec import write_text
+from hfadapt.files.folders import TABLES
 from hfadapt.hardware import catalogue
 from hfadapt.recipe.augment_rules import check_augment
 from hfadapt.recipe.budget_rules import check_budgets, settle_targets
@@ -121,6 +123,9 @@ def save_recipe(recipe: Recipe, path: str | Path, header: str = "", *, full: boo
 def _read(path: Path) -> Tree:
     """The file as a tree whose values are a mapping; anything less is raised here, since no check could follow."""
     tree = Tree(str(path))
+    if path.suffix.lower() in TABLES and path.is_file():
+        fix = f"hfadapt new {quote(str(path))} writes a recipe for it"
+        raise RecipeError("this is a file of rows, not a recipe", place=str(path), allowed="a YAML file", fix=fix)
     content = _content(path)
     try:
         text = content.decode("utf-8-sig")
@@ -149,7 +154,8 @@ def _content(path: Path) -> bytes:
         with path.open("rb") as file:
             content = file.read(LIMIT_BYTES + 1)
     except IsADirectoryError:
-        raise RecipeError("the recipe is a folder", place=str(path), fix="name the .yaml file in it") from None
+        fix = f"name the .yaml file in it; of a folder of data hfadapt new {quote(str(path))} makes one"
+        raise RecipeError("the recipe is a folder", place=str(path), fix=fix) from None
     except FileNotFoundError:
         names = [each.name for each in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         close = nearest(path.name, names) or nearest(f"{path.name}.yaml", names)

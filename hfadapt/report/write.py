@@ -66,7 +66,9 @@ def next_commands(cells: Sequence[Cell]) -> tuple[str, ...]:
     best = done[0]
     task = registry.task(best.lock.task)
     example = '"prompt"' if task.pipeline_tag == "text-generation" else registry.modality(task.modality).argument
+    # What is published needs a licence, which nobody but the owner of the data can say.
+    licensed = all(source.license for source in best.data.sources)
     return (
         f"hfadapt predict {quote(str(best.folder))} {example}",
-        f"hfadapt publish {quote(str(best.folder))} --repo USER/NAME",
+        f"hfadapt publish {quote(str(best.folder))} --repo USER/NAME{'' if licensed else ' --license ID'}",
     )

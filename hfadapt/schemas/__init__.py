@@ -40,6 +40,7 @@ LABEL_NAMES = (
     "topic",
     "target",
     "label_text",
+    *("kategorie", "klasse", "catégorie", "classe", "categoria", "categoría", "clase", "etichetta", "etiqueta"),
 )
 TEXT_NAMES = (
     *("text", "sentence", "content", "review", "tweet", "comment", "document", "body", "utterance", "message"),

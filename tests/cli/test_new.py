@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import pty
+import re
 import shlex
 import shutil
 import subprocess
@@ -322,3 +323,82 @@ def test_pictures_without_classes_are_told_what_to_do(vision, tmp_path):
     assert (
         "a folder for each class, such as CLASS/1.png, or give a table with the columns file_name and label" in done.err
     )
+
+
+TICKETS = ("Nr", "Kanal", "Beschreibung", "Kategorie")
+
+
+def tickets(path, encoding="utf-8-sig", columns=TICKETS, gaps=3):
+    """A table as a spreadsheet writes it: semicolons, a mark at the beginning, an id, gaps in one column."""
+    with path.open("w", newline="", encoding=encoding) as file:
+        writer = csv.writer(file, delimiter=";")
+        writer.writerow(columns)
+        for n, row in enumerate(labelled(80)):
+            channel = "" if gaps and n % gaps == 0 else ("Web", "Post")[n % 2]
+            writer.writerow([1000 + n, channel, f"Grüße,\r\n{row['text']}", ("gut", "müde", "böse")[n % 3]])
+
+
+def test_the_label_is_guessed_by_its_name_and_by_being_filled(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tickets(tmp_path / "named.csv", gaps=0)
+    tickets(tmp_path / "filled.csv", columns=("Nr", "a", "b", "c"))
+    tickets(tmp_path / "doubtful.csv", columns=("Nr", "a", "b", "c"), gaps=0)
+    encoder = str(models / "encoder")
+    named, filled, doubtful = (write_recipe(encoder, f"{name}.csv") for name in ("named", "filled", "doubtful"))
+    assert load_recipe(named).domains["named"].columns.parts == {"text": "Beschreibung", "label": "Kategorie"}
+    assert load_recipe(filled).domains["filled"].columns.parts == {"text": "b", "label": "c"}
+    assert "could also" not in named.read_text()
+    assert "# The label could also be a: then change columns.label." in filled.read_text()
+    assert "# The label could also be c: then change columns.label." in doubtful.read_text()
+
+
+def test_what_a_run_would_refuse_is_told_at_once(models, tmp_path):
+    tickets(tmp_path / "old.csv", encoding="cp1252")
+    done = command("new", "old.csv", "--model", models / "encoder", folder=tmp_path)
+    assert done.code == 2
+    assert "80 of 80 rows are not UTF-8" in done.err
+    assert not [*tmp_path.glob("*.yaml")]
+    tickets(tmp_path / "gaps.csv", columns=("Nr", "label", "text", "x"))
+    done = command("new", "gaps.csv", "--model", models / "encoder", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert re.search(r"rows lack columns .*(\n.*)*row 0 has no label", done.out), done.out
+    assert "# Labels: (empty) 27, Post 27, Web 26." in (tmp_path / "gaps.yaml").read_text()
+
+
+def test_the_columns_that_were_taken_are_shown(models, tmp_path):
+    tickets(tmp_path / "d.csv")
+    done = command("new", "d.csv", "--model", models / "encoder", folder=tmp_path)
+    assert "text is 'Beschreibung'; label is 'Kategorie'; not read: Nr, Kanal" in done.out
+
+
+def test_one_column_from_another_is_offered_of_texts_rather_than_numbers(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"nr": n, "q": f"{row['text']} {n} and more", "a": row["text"]} for n, row in enumerate(labelled(80))]
+    write_rows(tmp_path / "d.jsonl", rows)
+    text = write_recipe(str(models / "lm"), "d.jsonl").read_text()
+    assert "template: {prompt: '{q}', completion: '{a}'}" in text
+
+
+def test_a_model_that_is_left_out_is_named_for_the_data(tmp_path):
+    tickets(tmp_path / "d.csv")
+    write_rows(tmp_path / "chats.jsonl", chats(20))
+    write_rows(tmp_path / "pairs.jsonl", [{"q": f"how {n}", "chosen": "so", "rejected": "no"} for n in range(20)])
+    write_folders(tmp_path / "photos", 4)
+    fitting = {"d.csv": "minilm-l6", "chats.jsonl": "smollm2-135m", "photos": "dinov2-small"}
+    for data, model in {**fitting, "pairs.jsonl": "smollm2-135m"}.items():
+        done = command("new", data, folder=tmp_path)
+        assert (done.code, f"fix:     hfadapt new {data} --model sample:{model}" in done.err) == (2, True), done.err
+    for words in (("new",), ("new", "d.csv", "--data", "other.csv")):
+        done = command(*words, folder=tmp_path)
+        assert (done.code, "which data to look at is not clear" in done.err) == (2, True)
+
+
+def test_data_where_a_recipe_or_a_model_belongs(models, tmp_path):
+    tickets(tmp_path / "d.csv")
+    done = command("run", "d.csv", folder=tmp_path)
+    assert done.code == 2
+    assert "a file of rows, not a recipe" in done.err
+    assert "hfadapt new d.csv" in done.err
+    done = command("new", "d.csv", "--model", "d.csv", folder=tmp_path)
+    assert done.code == 2
+    assert "a file of rows is the source of a domain" in done.err

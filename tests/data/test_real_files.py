@@ -46,6 +46,20 @@ def test_a_column_that_begins_late(tmp_path, streaming):
 
 
 @WAYS
+@pytest.mark.parametrize("columns", [None, {"text": "text", "label": "label"}])
+def test_a_test_file_without_labels(tmp_path, streaming, columns):
+    write(tmp_path / "train.jsonl", ROWS)
+    write(tmp_path / "new.jsonl", [{"text": f"{row['text']} again"} for row in ROWS[:50]])
+    domains = {"d": {"source": "train.jsonl", "test": "new.jsonl", "columns": columns or {}}}
+    recipe = Recipe(name="r", model="none", task="text-classification", domains=domains, data={"streaming": streaming})
+    with pytest.raises(DataError) as caught:
+        data.prepare(recipe, recipe_folder=tmp_path, cache=tmp_path / "cache")
+    assert "new.jsonl" in str(caught.value)
+    assert "leave `test` out" in str(caught.value)
+    assert "None" not in str(caught.value)
+
+
+@WAYS
 @pytest.mark.parametrize("unicode", [False, True])
 def test_halves_of_characters_are_left_out(tmp_path, streaming, unicode):
     rows = [{**row, "text": row["text"] + "\ud83d"} if n % 10 == 0 else row for n, row in enumerate(ROWS)]

@@ -11,6 +11,7 @@ from PIL import Image
 from scipy.signal import resample_poly
 from tiny_sounds import CLIPS, clip, tone, wav
 
+from hfadapt.core import registry
 from hfadapt.core.errors import RequestError
 from hfadapt.files import Unusable
 from hfadapt.modalities import _audio_changes, audio
@@ -323,3 +324,8 @@ def test_a_canary_is_a_sound_and_a_preview_is_a_picture():
     # A tone of about 2.5 of 8 kHz is a line in the lower half.
     assert audio.RATE == 16_000
     assert 0.5 < found.mean(axis=1).argmin() / 48 < 0.8
+
+
+def test_no_two_modalities_call_their_values_alike():
+    kinds = [registry.modality(name) for name in registry.names("modalities")]
+    assert len({kind.noun for kind in kinds}) == len({kind.nouns for kind in kinds}) == len(kinds)

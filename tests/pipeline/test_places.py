@@ -162,6 +162,11 @@ def test_the_next_commands_can_be_pasted(trained):
     shown = command("report", trained / "runs/tiny", folder=trained.parent)
     line = next(line for line in shown.out.splitlines() if line.startswith("next: hfadapt predict"))
     assert command(*shlex.split(line)[2:], folder=trained.parent).code == 0
+    line = next(line for line in shown.out.splitlines() if "hfadapt publish" in line)
+    # The rows are of a file whose licence nobody has said.
+    assert line.endswith(" --repo USER/NAME --license ID")
+    done = command(*shlex.split(line.replace("--license ID", "--license mit"))[1:], folder=trained.parent)
+    assert "license" not in done.err
 
 
 @pytest.mark.parametrize("spoilt", ["one", "all"])
