@@ -141,7 +141,7 @@ def _peek(data: str) -> list[Mapping[str, Any]]:
     opened = open_source(Source(source=data), Path())
     seen = list(islice((item for item in opened.read() if not isinstance(item, Finding)), PEEK_ROWS))
     check_unreadable(opened, len(seen), [item for item in seen if isinstance(item, Dropped)])
-    rows = [item[1] for item in seen if isinstance(item, tuple)]
+    rows: list[Mapping[str, Any]] = [item[1] for item in seen if isinstance(item, tuple)]
     if not rows:
         raise DataError("there are no rows", place=data, fix="give a file that has some")
     return rows
