@@ -67,7 +67,7 @@ def test_minilm_of_four_layers_for_tweets(tmp_path) -> None:
     drop_layers(base.model, 4)
     batch = dict(base.tokenizer(rows[:64], return_tensors="pt", padding=True))
     cut_ffn(base.model, narrowed(1536, 0.75), [batch])
-    swap(base.model, "relu6").finish()
+    swap(base.model, "relu6")
     assert (layers_of(base.model), width_of(base.model.config)) == (4, 1152)
     after = sizes(base)
     assert after["all"] < before["all"] / 2
@@ -106,7 +106,7 @@ def test_dinov2_with_three_quarters_of_layers_and_units(tmp_path) -> None:
     batch = {"pixel_values": torch.randn(2, 3, 98, 98)}
     drop_layers(base.model, 9)
     cut_ffn(base.model, narrowed(width_of(base.model.config), 0.75), [batch])
-    swap(base.model, "relu6").finish()
+    swap(base.model, "relu6")
     assert (layers_of(base.model), width_of(base.model.config)) == (9, 1152)
     again = opened(base, ref, tmp_path / "student")
     with torch.no_grad():
