@@ -109,11 +109,9 @@ def run_recipe(
         try:
             with told(context, flow):
                 flow.run()
-        except BaseException as error:
-            # Where one of several processes failed alone, the others never come.
-            if world.size == 1 or isinstance(error, (HfadaptError, KeyboardInterrupt)):
-                with suppress(HfadaptError, OSError):
-                    # What stopped the run is what has to be told.
+        except BaseException as error:  # where one of several processes failed alone, the others never come
+            with suppress(HfadaptError, OSError):  # what stopped the run is what has to be told
+                if world.size == 1 or isinstance(error, (HfadaptError, KeyboardInterrupt)):
                     world.on_main(lambda: write_report(run, recipe.choose()))
             raise
         world.on_main(lambda: write_report(run, recipe.choose()))

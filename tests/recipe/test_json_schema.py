@@ -53,8 +53,9 @@ def faults(recipe: Any) -> list[str]:
 
 
 def blocks() -> Iterator[tuple[str, str]]:
-    """YAML blocks of the documentation, each with its place."""
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    """YAML blocks of the documentation, each with its place; what other packages add is not installed."""
+    pages = [path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "extending.md"]
+    for path in (ROOT / "README.md", *pages):
         for number, text in enumerate(
             re.findall(r"^```yaml\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
         ):

@@ -52,7 +52,7 @@ def weights(cell):
 
 def test_training_ends_in_time_at_the_speed_that_was_measured(models, tmp_path):
     """80 steps take 40 seconds; the plan thinks that all fit in 20, as a tiny model would be faster."""
-    cell = trained(tmp_path / "a", models / "encoder", train__time="20s")
+    cell = trained(tmp_path / "a", models / "encoder", train__time="20s", train__epochs=2.0)
     planned = cell.plan.cells[0]
     assert "train.max_steps" not in [each.field for each in planned.decisions]
     assert "corrected after the first" in planned.decision("train.time").reason
@@ -60,7 +60,7 @@ def test_training_ends_in_time_at_the_speed_that_was_measured(models, tmp_path):
     assert cell.train.steps == 20 / STEP - 4 == cell.lock.train.max_steps
     assert cell.train.seconds == pytest.approx(cell.train.steps * STEP)
     assert cell.lock.train.time is None
-    whole = trained(tmp_path / "b", models / "encoder", train__time="10m")
+    whole = trained(tmp_path / "b", models / "encoder", train__time="10m", train__epochs=2.0)
     assert whole.train.steps == 80
     assert [path.read_bytes() for path in sorted(cell.folder.glob("data/test.parquet"))] == [
         path.read_bytes() for path in sorted(whole.folder.glob("data/test.parquet"))
@@ -111,7 +111,8 @@ def test_time_holds_for_the_tries_of_a_search_too(models, tmp_path):
     found = {}
     for limit in (10, 45):
         search = {"learning_rate": [1e-3, 1e-2]}
-        cell = trained(tmp_path / str(limit), models / "encoder", train__time=f"{limit}s", search=search)
+        limited = {"train__time": f"{limit}s", "train__epochs": 2.0}
+        cell = trained(tmp_path / str(limit), models / "encoder", **limited, search=search)
         record = cell.read(SearchRecord)
         spent = record.further_seconds + record.compared_seconds + cell.train.seconds
         assert cell.lock.train.max_steps == cell.train.steps == record.training_steps

@@ -42,7 +42,9 @@ def loop_of(locks, folders, rows, held=(), products=None, labels=LABELS, **optio
         parameters = trainable(model, name if len(locks) > 1 else None)
         plain = encode(mine)
         augmented = epochs(own, mine, plain, encode)
-        jobs.append(Job(own.train, plain, encode(held), folder, "same", parameters, name, folder.name, augmented))
+        jobs.append(
+            Job(own.train, plain, encode(held), folder, "same", parameters, name, folder.name, augmented=augmented)
+        )
     return base, Loop.of(locks, base, model, jobs, Accelerator(cpu=True), products, **options)
 
 
