@@ -16,7 +16,7 @@ from hfadapt.hardware import catalogue
 from hfadapt.hardware.catalogue import Target
 from hfadapt.models.facts import ModelFacts, model_facts
 from hfadapt.plan import student
-from hfadapt.plan.device import served, unwritten
+from hfadapt.plan.device import export_format, served, unwritten
 from hfadapt.plan.duration import settle_time
 from hfadapt.plan.memory import predict
 from hfadapt.plan.memory.part import runs_without_memory
@@ -337,9 +337,13 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     one = alone(question, chosen) if tries else chosen
     seconds, rate = _time(question, one, work, decided, world)
     exports = served(target, recipe.budgets.get(target.name), facts, length)
+    would = student.written(exports, export_format(recipe, target, facts), recipe.export.storage)
+    leaves, cut = not would or any(each.fits for each in would), ""
+    if not leaves and recipe.student is not None:
+        leaves, cut = student.promised(recipe, target, facts, length)
     warnings = [
         *_served(target, exports, facts),
-        *_cut(recipe, exports),
+        *([cut] if cut else []),
         *lost,
         *_doubts(trainer, facts, final),
         *base_notes(facts, work, length),
@@ -355,8 +359,7 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
         merge=predict.predict_merge(facts, final),
         budget_bytes=budget,
         margin=recipe.memory_margin,
-        # A student is made to fit.
-        fits=fits and (not exports or recipe.student is not None or any(each.fits for each in exports)),
+        fits=fits and leaves,
         trains_on=trainer.name,
         predicted_seconds=seconds,
         predicted_tokens_per_second=rate,
@@ -405,13 +408,6 @@ def _question(decided: Decisions, trainer: Target, facts: ModelFacts, work: Work
         parts=math.ceil(work.parts),
         rows=max(1, math.ceil(decided.value("train.batch_rows") / world)),
     )
-
-
-def _cut(recipe: Recipe, exports: Sequence[PlannedExport]) -> list[str]:
-    """That the forms in the plan are not those of what will leave."""
-    if recipe.student is None or not exports or any(each.fits for each in exports):
-        return []
-    return ["no export of the adapted model fits: a student is cut out of it that does, and its training comes on top"]
 
 
 def _doubts(trainer: Target, facts: ModelFacts, final: Workload) -> list[str]:

@@ -1,18 +1,136 @@
-"""How a student is trained, and what that takes at most: it is as large as its base before anything was cut."""
+"""Which student would fit, by configs alone; how it is trained, and what that takes at most: it is as large as its base
+before anything was cut.
+"""
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hfadapt.core import registry
+from hfadapt.core.errors import RequestError
+from hfadapt.core.known import remembered
 from hfadapt.core.show import show_bytes, show_seconds
+from hfadapt.hardware.catalogue import Target
+from hfadapt.models.facts import ModelFacts, load_config, model_facts
+from hfadapt.models.smaller import cut_config, narrowed, sayable, width_of
+from hfadapt.plan.device import export_format, multiply_adds, served
 from hfadapt.quants import PLAIN
 from hfadapt.recipe.augment import Augment
+from hfadapt.recipe.names import AUTO
 from hfadapt.recipe.schema import Adapter, Canaries, Recipe
-from hfadapt.records.plan import CellPlan
+from hfadapt.records.plan import CellPlan, PlannedExport
+from hfadapt.records.student import Considered
 
 RATES = ((50_000_000, 1e-4), (float("inf"), 5e-5))
 """Learning rates of whole models up to so many parameters, in 32 bits; a tenth and less of what LoRA takes."""
+
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)
+"""Of the units of a feed-forward part, what a student may keep."""
+FEW_TOKENS = 1024
+"""As few as a vocabulary of a domain ever was here; fewer are not promised."""
+HALVINGS = 5
+"""By which the size of a vocabulary that fits is found: to a part in 32."""
+
+
+@remembered(ModelFacts)
+def cut_facts(config: str, task: str, labels: int, layers: int, ffn: float, tokens: int | None) -> ModelFacts:
+    """Facts of a model that is cut so.
+
+    Args:
+        config: Of the whole model, as JSON.
+        ffn: Share of the units of a feed-forward part.
+        tokens: Size of the vocabulary, where it becomes smaller.
+
+    Raises:
+        RequestError: the config cannot say it.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        Path(place, "config.json").write_text(config, encoding="utf-8")
+        smaller = load_config(place)
+        cut_config(smaller, layers, narrowed(width_of(smaller), ffn) if ffn < 1.0 else None)
+        if tokens:
+            smaller.get_text_config().vocab_size = tokens
+        smaller.save_pretrained(place)
+        return model_facts(place, task, labels)
+
+
+def weighed(
+    recipe: Recipe, target: Target, whole: ModelFacts, length: int, layers: int, ffn: float, tokens: int | None
+) -> tuple[Considered, int]:
+    """A shape against the target's budget, and its multiply-adds.
+
+    Args:
+        whole: Facts of the model that is cut.
+        length: Units of a row.
+        tokens: Size of the vocabulary, where it becomes smaller.
+
+    Raises:
+        RequestError: the config cannot say it.
+    """
+    facts = cut_facts(json.dumps(whole.config, sort_keys=True), whole.task, whole.labels, layers, ffn, tokens)
+    planned = served(target, recipe.budgets.get(target.name), facts, length)
+    forms = written(planned, export_format(recipe, target, facts), recipe.export.storage)
+    fitting = [each for each in forms if each.verdict == "fits"] or [each for each in forms if each.fits]
+    best = min(fitting or forms, key=lambda each: each.bytes)
+    considered = Considered(layers=layers, ffn=ffn, bytes=best.bytes, seconds=best.seconds, fits=bool(fitting))
+    return considered, multiply_adds(facts, length) or facts.parameters
+
+
+def written(forms: Sequence[PlannedExport], format: str | None, storage: str | None) -> list[PlannedExport]:
+    """Those of the planned forms that would be written: of one format, and of one form where it is asked for."""
+    return [each for each in forms if each.format == format and storage in (None, each.form)]
+
+
+def promised(recipe: Recipe, target: Target, facts: ModelFacts, length: int) -> tuple[bool, str]:
+    """Whether the smallest student that the recipe allows would fit a target, and that in words for the plan.
+
+    Where the vocabulary becomes smaller, rows that are not read yet decide by how much: then it may fit, and the words
+    say how many tokens there is room for.
+    """
+    asked = recipe.student
+    assert asked is not None
+    if asked.base is not None:
+        other = model_facts(asked.base, recipe.task, facts.labels)
+        forms = served(target, recipe.budgets.get(target.name), other, length)
+        fits = any(each.fits for each in written(forms, export_format(recipe, target, other), recipe.export.storage))
+        return fits, f"no export of the adapted model fits; its student, {asked.base}, {'does' if fits else 'neither'}"
+    layers = facts.layers if asked.layers is None else 1 if asked.layers == AUTO else int(asked.layers)
+
+    def least(tokens: int | None) -> Considered:
+        return weighed(recipe, target, facts, length, layers, share, tokens)[0]
+
+    try:
+        share = _least_share(facts) if asked.ffn == AUTO else float(asked.ffn)
+        whole = least(None)
+        if whole.fits:
+            return True, "no export of the adapted model fits: a student is cut out of it that does"
+        shape = f"{layers} layer{'s' if layers > 1 else ''} and {share:.0%} of the units"
+        size = f"with {shape} it still has {show_bytes(whole.bytes)}"
+        if asked.vocabulary == "all" or facts.vocab_size <= FEW_TOKENS or not least(FEW_TOKENS).fits:
+            return False, f"no export of the adapted model fits, and no student either: {size}"
+        few, many = FEW_TOKENS, facts.vocab_size
+        for _ in range(HALVINGS):
+            middle = (few + many) // 2
+            few, many = (middle, many) if least(middle).fits else (few, middle)
+    except RequestError:
+        # The stage that makes it says what the model cannot be.
+        return True, "no export of the adapted model fits: a student is cut out of it"
+    return True, (
+        f"no export of the adapted model fits. A student may: {size}, so that there is room for about {few:,} of its "
+        f"{facts.vocab_size:,} tokens, and the rows decide how many they need (student.vocabulary)"
+    )
+
+
+def _least_share(facts: ModelFacts) -> float:
+    """The smallest of SHARES that the model's config can say."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place, "config.json").write_text(json.dumps(facts.config), encoding="utf-8")
+        config = load_config(place)
+    return next((each for each in reversed(SHARES[1:]) if sayable(config, narrowed(width_of(config), each))), 1.0)
 
 
 def learning(recipe: Recipe, parameters: int, options: dict[str, Any]) -> Recipe:

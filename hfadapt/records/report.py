@@ -159,11 +159,17 @@ def _unproved(report: Report) -> list[Block]:
     known = [cell for cell in report.cells if cell.metrics and cell.metrics[0].low is not None]
     several = len({cell.target for cell in known}) > 1
 
-    def names(worse: bool) -> str:
+    def flawless(metric: Metric) -> bool:
+        return metric.base == (1.0 if metric.higher_is_better else 0.0)
+
+    def names(worse: bool, perfect: bool = False) -> str:
         found = [cell for cell in known if not cell.metrics[0].better and cell.metrics[0].worse == worse]
+        found = [cell for cell in found if worse or flawless(cell.metrics[0]) == perfect]
         return ", ".join(f"{cell.domain} on {cell.target}" if several else cell.domain for cell in found)
 
     said = []
+    if solved := names(False, perfect=True):
+        said.append(f"the baseline makes no mistake on these test rows, and leaves nothing to gain: {solved}")
     if worse := names(True):
         said.append(f"worse than the baseline: {worse}. Look at the rows (hfadapt check), then at train.learning_rate")
     if unsure := names(False):

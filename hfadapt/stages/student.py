@@ -24,7 +24,7 @@ from hfadapt.models.facts import build, load_config, model_facts
 from hfadapt.models.load import check_base
 from hfadapt.objectives.distill import KIND as DISTILL
 from hfadapt.plan.device import export_format
-from hfadapt.plan.student import learning
+from hfadapt.plan.student import learning, written
 from hfadapt.quants import PLAIN
 from hfadapt.recipe.schema import Recipe, Train
 from hfadapt.records.stages import TrainRecord
@@ -448,7 +448,6 @@ def _copy(folder: Path, place: Path) -> None:
 
 def _fits(cell: Cell, recipe: Recipe, target: Target) -> bool:
     """Whether the adapted model is small and fast enough as it is, in the form that would be written."""
-    from hfadapt.student.make import written
 
     lock = cell.lock
     facts = model_facts(BaseRef.of(lock).location, lock.task, max(1, len(cell.data.labels)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,14 +11,16 @@ import torch
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
+from hfadapt.core.show import show_bytes
 from hfadapt.data import read_split
 from hfadapt.hardware.catalogue import Target
 from hfadapt.models import activation
 from hfadapt.models.base import BaseRef
-from hfadapt.models.facts import model_facts
+from hfadapt.models.facts import describe
 from hfadapt.models.load import load_base
 from hfadapt.models.merge import open_merged, save_base
-from hfadapt.plan.device import export_format, multiply_adds, served
+from hfadapt.models.smaller import narrowed, sayable, width_of
+from hfadapt.plan.student import SHARES, weighed
 from hfadapt.quants import PLAIN
 from hfadapt.records.student import Considered, Shape
 from hfadapt.student import shape, vocabulary
@@ -29,13 +29,11 @@ from hfadapt.train.batches import padded
 
 if TYPE_CHECKING:
     from hfadapt.recipe.schema import Recipe
-    from hfadapt.records.plan import PlannedExport
     from hfadapt.run_folder import Cell
 
 MOST_CUT_OTHERWISE = 0.01
 """Share of test rows that a smaller vocabulary may cut into other tokens."""
-SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)
-TRIED = (0.0, 0.125, 0.25, 0.5, 0.75)
+TRIED = (0.0, 0.125, 0.25, 0.5, 0.75, 0.875)
 """Shares of the vocabulary that are tried for the smallest which cuts validation rows as before."""
 SAMPLED = 512
 """Training rows by which units are compared."""
@@ -94,19 +92,24 @@ class Maker:
             (count, share)
             for count in (range(all_layers, 0, -1) if layers == "auto" else [int(layers)])
             for share in (SHARES if asked.ffn == "auto" and self.adapted.width else [1.0])
-            if not self.adapted.width or shape.sayable(config, shape.narrowed(self.adapted.width, share))
+            if not self.adapted.width or sayable(config, narrowed(self.adapted.width, share))
         ]
-        weighed = [(self._weighed(*choice, tokens), *choice) for choice in choices]
-        weighed.sort(key=lambda each: -each[0][1])
-        self.considered = [found for (found, _), _, _ in weighed]
-        fitting = [(count, share) for (found, _), count, share in weighed if found.fits]
+        whole = describe(self.base.model, "", self.lock.task, len(self.cell.data.labels), config)
+        length = self.lock.data.max_length
+        recipe = self.recipe.model_copy(update={"budgets": self.lock.budgets})
+        found = [(weighed(recipe, self.target, whole, length, *choice, tokens), choice) for choice in choices]
+        found.sort(key=lambda each: -each[0][1])
+        self.considered = [one for (one, _), _ in found]
+        fitting = [choice for (one, _), choice in found if one.fits]
         if not fitting:
             least = self.considered[-1]
             raise RunError(
                 f"no student of this model is small and fast enough for {self.target.name}",
                 place="student",
-                got=f"with {least.layers} layers and {least.ffn:.0%} of the units still {least.bytes:,} bytes",
-                fix="a larger budget, another format (export.format), fewer bits (export.storage), or a smaller base",
+                got=f"{least.layers} layer{'s' if least.layers > 1 else ''}, {least.ffn:.0%} of the units"
+                f"{self._of_tokens(tokens)}: {show_bytes(least.bytes)}",
+                fix=f"{self._fewer(tokens)}a larger budget, another format (export.format), fewer bits "
+                "(export.storage), or a smaller base",
             )
         best = [
             (count, share)
@@ -114,6 +117,17 @@ class Maker:
             if not any(more >= count and wider >= share and (more, wider) != (count, share) for more, wider in fitting)
         ]
         return sorted(best, reverse=True)[: asked.tries]
+
+    def _of_tokens(self, tokens: int | None) -> str:
+        if not self.adapted.tokens:
+            return ""
+        why = " that rows of validation need" if not tokens and self.settings.vocabulary == "auto" else ""
+        return f" and {tokens or self.adapted.tokens:,} of {self.adapted.tokens:,} tokens{why}"
+
+    def _fewer(self, tokens: int | None) -> str:
+        """What to do about a vocabulary that stays whole."""
+        whole = self.adapted.tokens and not tokens
+        return "student.vocabulary: data, which keeps the tokens of training rows alone; or " if whole else ""
 
     def cut(self, folder: Path, kept: Sequence[int] | None, layers: int, ffn: float) -> BaseRef:
         """Cuts the model and writes it; after that the maker has the smaller one.
@@ -127,7 +141,7 @@ class Maker:
         if layers < (self.adapted.layers or 0):
             shape.drop_layers(self.base.model, layers)
         if ffn < 1.0:
-            width = shape.narrowed(shape.width_of(self.base.model.config), ffn)
+            width = narrowed(width_of(self.base.model.config), ffn)
             shape.cut_ffn(self.base.model, width, islice(self._inputs("train"), SAMPLED // AT_ONCE))
         if self.settings.activation:
             self.ramp = activation.swap(self.base.model, self.settings.activation)
@@ -139,25 +153,6 @@ class Maker:
     def shape(self) -> Shape:
         """The size of the model as it stands."""
         return shape_of(self.base, self.lock.task, self.lock.data.max_length)
-
-    def _weighed(self, layers: int, ffn: float, tokens: int | None) -> tuple[Considered, int]:
-        """A shape against the budget, by its config alone; and its multiply-adds."""
-        assert self.target is not None
-        config = copy.deepcopy(self.base.model.config)
-        width = shape.narrowed(self.adapted.width, ffn) if self.adapted.width and ffn < 1.0 else None
-        shape.cut_config(config, layers, width)
-        if tokens:
-            config.get_text_config().vocab_size = tokens
-        with tempfile.TemporaryDirectory() as place:
-            config.save_pretrained(place)
-            facts = model_facts(place, self.lock.task, max(1, len(self.cell.data.labels)))
-        length, budget = self.lock.data.max_length, self.lock.budgets.get(self.target.name)
-        format = export_format(self.recipe, self.target, facts)
-        forms = written(served(self.target, budget, facts, length), format, self.recipe.export.storage)
-        fitting = [each for each in forms if each.verdict == "fits"] or [each for each in forms if each.fits]
-        best = min(fitting or forms, key=lambda each: each.bytes)
-        considered = Considered(layers=layers, ffn=ffn, bytes=best.bytes, seconds=best.seconds, fits=bool(fitting))
-        return considered, multiply_adds(facts, length) or facts.parameters
 
     # --- the vocabulary ----------------------------------------------------------------------------------------------
 
@@ -222,11 +217,6 @@ class Maker:
                 got=f"{', '.join(again.fresh_modules) or 'outputs'} differ by {difference:.2g}",
                 fix="leave more of the model as it is",
             )
-
-
-def written(forms: Sequence[PlannedExport], format: str | None, storage: str | None) -> list[PlannedExport]:
-    """Those of the planned forms that would be written: of one format, and of one form where it is asked for."""
-    return [each for each in forms if each.format == format and storage in (None, each.form)]
 
 
 def described(before: Shape, after: Shape) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.core.errors import HfadaptError
 from hfadapt.models.activation import activation_of
 from hfadapt.models.facts import describe, head_names, layer_stacks
+from hfadapt.models.smaller import width_of
 from hfadapt.plan.device import multiply_adds_by_kind
 from hfadapt.records.student import Part, Shape
 from hfadapt.student import shape
@@ -36,7 +37,7 @@ def shape_of(base: Base, task: str, length: int) -> Shape:
     with suppress(HfadaptError):
         layers = shape.layers_of(model)
     with suppress(HfadaptError):
-        width = shape.width_of(model.config)
+        width = width_of(model.config)
     into, out = model.get_input_embeddings(), model.get_output_embeddings()
     tables = {id(each.weight): each.weight.numel() for each in (into, out) if isinstance(each, nn.Embedding)}
     tables |= {id(out.weight): out.weight.numel()} if isinstance(out, nn.Linear) and into is not None else {}

@@ -391,7 +391,16 @@ def test_verdicts_follow_the_interval_and_the_direction(low: float, high: float,
 def test_an_adapter_that_is_not_better_gets_advice(
     low: float | None, high: float | None, higher: bool, said: list[str]
 ) -> None:
-    metric = Metric(name="m", base=1.0, adapter=1.1, delta=0.1, low=low, high=high, rows=9, higher_is_better=higher)
+    metric = Metric(name="m", base=0.8, adapter=0.9, delta=0.1, low=low, high=high, rows=9, higher_is_better=higher)
     cell = CellReport(domain="mails", target="this-machine", status="done", metrics=(metric,))
     report = str(Report(recipe="r", model="m", task="t", cells=(cell,)))
     assert [line.split(".")[0] for line in report.splitlines() if "than the baseline" in line] == said
+
+
+@pytest.mark.parametrize(("base", "higher"), [(1.0, True), (0.0, False)])
+def test_a_baseline_without_mistakes_leaves_nothing_to_try(base: float, higher: bool) -> None:
+    values = {"base": base, "adapter": base, "delta": 0.0, "low": 0.0, "high": 0.0, "higher_is_better": higher}
+    cell = CellReport(domain="mails", target="t", status="done", metrics=(Metric(name="m", rows=9, **values),))
+    report = str(Report(recipe="r", model="m", task="t", cells=(cell,)))
+    assert "leaves nothing to gain: mails" in " ".join(report.split())
+    assert "To try" not in report

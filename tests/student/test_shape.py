@@ -7,7 +7,8 @@ import torch
 from families import FAMILIES, answer, family, inputs, reopened
 
 from hfadapt.core.errors import RequestError, RunError
-from hfadapt.student.shape import cut_ffn, drop_layers, layers_of, narrowed, sayable, width_of
+from hfadapt.models.smaller import narrowed, sayable, width_of
+from hfadapt.student.shape import cut_ffn, drop_layers, layers_of
 
 
 def stack(model):

@@ -15,8 +15,9 @@ from hfadapt.models.activation import swap
 from hfadapt.models.base import BaseRef
 from hfadapt.models.load import Base, load_base
 from hfadapt.models.merge import save_base
+from hfadapt.models.smaller import narrowed, width_of
 from hfadapt.student.parts import parts
-from hfadapt.student.shape import cut_ffn, drop_layers, layers_of, narrowed, width_of
+from hfadapt.student.shape import cut_ffn, drop_layers, layers_of
 from hfadapt.student.vocabulary import cut_otherwise, trim
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,8 @@ import torch
 from tiny import PLAIN, labelled
 
 from hfadapt.core.errors import RequestError
-from hfadapt.student.shape import cut_ffn, drop_layers, layers_of, narrowed, width_of
+from hfadapt.models.smaller import narrowed, width_of
+from hfadapt.student.shape import cut_ffn, drop_layers, layers_of
 from hfadapt.student.vocabulary import cut_otherwise, kept_tokens, trim
 
 TEXTS = [row["text"] for row in labelled(40)]
