@@ -418,6 +418,7 @@ def new(
     model: Annotated[str, typer.Option("--model", help="Hub id, folder, GGUF file or sample:NAME.")] = "",
     data: Annotated[str, typer.Option("--data", help="The same as DATA.")] = "",
     output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Where to write the recipe.")] = None,  # noqa: UP045
+    license: Annotated[str, typer.Option("--license", help="Of the data, such as cc-by-4.0.")] = "",
 ) -> None:
     """Look at a file of data and write a commented recipe for it; in a terminal it asks what the data leave open."""
     from hfadapt.cli.asking import choose, preview, wanted
@@ -427,7 +428,7 @@ def new(
 
     ask = choose if is_live(sys.stdin, sys.stdout) else None
     model, data = wanted(model, source, data, ask is not None)
-    path = write_recipe(model, data, output, ask)
+    path = write_recipe(model, data, output, ask, license)
     try:
         typer.echo(str(preview(path)))
     except DataError as error:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path, PurePath
@@ -47,7 +47,7 @@ LOOKED_AT = 50
 """Values of a column by which it is told to hold files."""
 
 
-def write_recipe(model: str, data: str, output: Path | None = None, ask: Ask | None = None) -> Path:
+def write_recipe(model: str, data: str, output: Path | None = None, ask: Ask | None = None, license: str = "") -> Path:
     """Writes NAME.yaml for a model and a source of data, after looking at both, and the schema for editors beside it.
 
     Args:
@@ -55,6 +55,7 @@ def write_recipe(model: str, data: str, output: Path | None = None, ask: Ask | N
         data: As a `source` in a recipe.
         output: The file to write; by default named after the data, in the working directory.
         ask: Answers what the data leave open; without it the likeliest is taken.
+        license: What the data may be used for, as a Hub identifier; '' where that is not known yet.
 
     Returns:
         The file written; it has been loaded once, so it is valid.
@@ -72,7 +73,7 @@ def write_recipe(model: str, data: str, output: Path | None = None, ask: Ask | N
     path = output or Path(f"{domain}.yaml")
     if path.exists():
         raise RequestError("the file exists already", place=str(path), fix="give another name with --output")
-    write_text(path, _text(path, model, data, task, domain, shape, rows))
+    write_text(path, _text(path, model, task, {domain: _settings(data, path, shape, license)}, _seen(shape, rows)))
     try:
         load_recipe(path)
     except RequestError:
@@ -331,23 +332,20 @@ def _label_columns(columns: Sequence[str], rows: Rows) -> list[str]:
     return sorted(found, key=lambda column: found[column])
 
 
-def _text(
-    path: Path,
-    model: str,
-    data: str,
-    task: str,
-    domain: str,
-    shape: Shape,
-    rows: Sequence[Mapping[str, Any]],
-) -> str:
+def _settings(data: str, path: Path, shape: Shape, license: str) -> dict[str, Any]:
+    """The fields of the domain; a local source as seen from the recipe."""
     local = expanded(data)
     source = os.path.relpath(local.resolve(), path.parent.resolve()) if local.exists() else data
     settings: dict[str, Any] = {"source": source}
     if said := {part: column for part, column in shape.parts.items() if part != column}:
         settings["columns"] = said
+    return {**settings, "license": license} if license else settings
+
+
+def _text(path: Path, model: str, task: str, domains: Mapping[str, Mapping[str, Any]], seen: Iterable[str]) -> str:
     lines = [
         f"# yaml-language-server: $schema={SCHEMA}",
-        *(f"# {' '.join(line.split())}" for line in _seen(shape, rows)),
+        *(f"# {' '.join(line.split())}" for line in seen),
         f"#   hfadapt check {quote(str(path))}     the data as training will see it",
         f"#   hfadapt plan {quote(str(path))}      every decision with its reason",
         f"#   hfadapt run {quote(str(path))}",
@@ -355,13 +353,17 @@ def _text(
         f"model: {inline(_near(model, path.parent))}",
         f"task: {task}",
         "domains:",
-        f"  {inline(domain)}: {inline(settings)}",
+        *(f"  {inline(domain)}: {inline(settings)}" for domain, settings in domains.items()),
         "targets: [this-machine]              # hfadapt list targets",
         "# quant: auto                        # none, int8, nf4, fp4",
         "# adapter: {method: lora, rank: 16}  # hfadapt list adapters",
         "# train: {epochs: 2, learning_rate: 5.0e-4}",
         "# data: {validation: 0.1, test: 0.1}",
-        f"# To publish, say what the data may be used for: domains.{domain}.license, such as cc-by-4.0.",
+    ]
+    lines += [
+        f"# To publish, say what the data may be used for: domains.{domain}.license, such as cc-by-4.0."
+        for domain, settings in domains.items()
+        if "license" not in settings
     ]
     return "\n".join(lines) + "\n"
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError
+from hfadapt.core.show import show_bytes
 from hfadapt.hardware import catalogue
 from hfadapt.hardware.catalogue import Target
 from hfadapt.models.facts import ModelFacts, model_facts
@@ -341,9 +342,13 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     leaves, cut = not would or any(each.fits for each in would), ""
     if not leaves and recipe.student is not None:
         leaves, cut = student.promised(recipe, target, facts, length)
+    elif not leaves:
+        least = min(would, key=lambda each: each.bytes)
+        cut = f"no form of the export would fit; {least.form} of {show_bytes(least.bytes)} {least.verdict}"
     warnings = [
-        *_served(target, exports, facts),
+        # What is the matter comes first.
         *([cut] if cut else []),
+        *_served(target, exports, facts),
         *lost,
         *_doubts(trainer, facts, final),
         *base_notes(facts, work, length),

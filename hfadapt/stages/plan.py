@@ -74,6 +74,9 @@ class PlanStage(Stage):
             lock, decided = decide(cell, context, base, record)
             audit_cell(cell, lock, tokenizer, record)
             context.progress.say(summary(lock, decided, record))
+            if record.dropped:
+                reasons = ", ".join(f"{count:,} {reason}" for reason, count in record.dropped.items())
+                context.progress.say(f"  left out: {reasons}; {cell.folder / 'data' / 'dropped.jsonl'} has each row")
             for warning in decided.warnings:
                 context.progress.say(f"  note: {warning}")
             for finding in cell.data.audit.findings if cell.data.audit else ():

@@ -157,6 +157,15 @@ def test_a_recipe_that_would_not_load_is_not_left_behind(models, tmp_path, monke
 # --- for people and editors -------------------------------------------------------------------------------------------
 
 
+def test_the_license_of_the_data_is_written(models, tmp_path):
+    table(tmp_path / "rows.csv")
+    data = str(tmp_path / "rows.csv")
+    path = write_recipe(str(models / "encoder"), data, tmp_path / "a.yaml", license='cc "by"')
+    assert [domain.license for domain in load_recipe(path).domains.values()] == ['cc "by"']
+    assert "To publish" not in path.read_text()
+    assert "To publish" in write_recipe(str(models / "encoder"), data, tmp_path / "b.yaml").read_text()
+
+
 def test_editors_find_the_schema_beside_the_recipe(models, tmp_path):
     (tmp_path / "data").mkdir()
     table(tmp_path / "data/d.csv")

@@ -75,6 +75,7 @@ def test_a_budget_stands_beside_its_target(models, tmp_path):
     plan = make_plan(read)
     phone, card = plan.cells
     assert not phone.fits
+    assert phone.shortage.startswith("no form of the export would fit")
     assert "DOES NOT FIT" in str(plan)
     assert card.exports == ()
 
