@@ -18,6 +18,7 @@ from hfadapt.hardware.catalogue import Target
 from hfadapt.models.facts import ModelFacts, model_facts
 from hfadapt.plan import student
 from hfadapt.plan.device import export_format, served, unwritten
+from hfadapt.plan.disk import disk_bytes
 from hfadapt.plan.duration import settle_time
 from hfadapt.plan.memory import predict
 from hfadapt.plan.memory.part import runs_without_memory
@@ -364,6 +365,7 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
         merge=predict.predict_merge(facts, final),
         budget_bytes=budget,
         margin=recipe.memory_margin,
+        disk=disk_bytes(predict.trained_parameters(facts, final), final.optimizer, facts.parameters, would),
         fits=fits and leaves,
         trains_on=trainer.name,
         predicted_seconds=seconds,
@@ -388,7 +390,8 @@ def _with_student(
     own = student.learning(recipe, facts.parameters, {"teacher": "."})
     plan = _plan_cell(own, cell.domain, trainer, trainer, facts, work, processes, 1)
     tries = asked.tries if asked.open else 1
-    return cell.model_copy(update={"warnings": (*cell.warnings, student.said(plan, tries))})
+    parts = {**cell.disk, "student": sum(plan.disk.values())}
+    return cell.model_copy(update={"disk": parts, "warnings": (*cell.warnings, student.said(plan, tries))})
 
 
 def _question(decided: Decisions, trainer: Target, facts: ModelFacts, work: Work, length: int, world: int) -> Question:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from hfadapt.core.show import Block, Heading, Table, Text, View, show_bytes, show_latency, show_seconds
@@ -108,7 +108,8 @@ class PlannedSearch(Spec):
 class CellPlan(Spec):
     """The plan of one domain on one target. `merge` does not count for `fits`: it can be done on another machine.
 
-    `predicted_seconds` are those of training on the task, `pretrain_seconds` of the adaptation to texts before it."""
+    `predicted_seconds` are those of training on the task, `pretrain_seconds` of the adaptation to texts before it;
+    `disk` is the room in bytes that its parts take in the run folder at most, beside the rows."""
 
     domain: str
     target: str
@@ -117,6 +118,7 @@ class CellPlan(Spec):
     merge: PhaseMemory | None = None
     budget_bytes: int
     margin: float
+    disk: dict[str, int] = {}
     fits: bool
     trains_on: str
     predicted_seconds: float | None = None
@@ -276,6 +278,7 @@ class Plan(Record):
         margins = ", ".join(f"{margin:.0%}" for margin, _ in _alike(self.cells, lambda cell: cell.margin))
         rows = [["data", text] for text in self._named(lambda cell: [cell.data_basis])]
         rows.append(["memory", f"usable leaves a margin of {margins} (memory_margin)"])
+        rows += [["disk", text] for text in self._named(lambda cell: _disk(cell.disk))]
         rows.append(["time", "rough, for each domain; a run corrects it after its first steps"])
         rows += [["warning", text] for text in self._named(lambda cell: cell.warnings)]
         return Table(["", ""], rows)
@@ -365,6 +368,14 @@ def _seconds(cell: CellPlan) -> str:
     search = cell.search.seconds if cell.search else None
     parts = [cell.pretrain_seconds, search, cell.predicted_seconds or 0.0]
     return " + ".join(show_seconds(part) for part in parts if part is not None)
+
+
+def _disk(parts: Mapping[str, int]) -> list[str]:
+    """Room in the run folder, the largest part first."""
+    if not parts:
+        return []
+    shown = [f"{show_bytes(size)} {name}" for name, size in sorted(parts.items(), key=lambda part: -part[1])]
+    return [f"up to {show_bytes(sum(parts.values()))} in the folder of a cell, rows apart: {', '.join(shown)}"]
 
 
 def _alike(cells: Sequence[CellPlan], key: Callable[[CellPlan], Any]) -> list[tuple[Any, list[CellPlan]]]:

@@ -22,22 +22,17 @@ from safetensors.torch import load_file, save_file
 from hfadapt.core.errors import RunError
 from hfadapt.core.hashing import file_sha256
 from hfadapt.core.show import show_bytes
+from hfadapt.plan.disk import KEPT
 
-KEEP = 2
 TENSORS, OPTIMIZER, STATE, MANIFEST = "adapter.safetensors", "optimizer.pt", "state.json", "manifest.json"
 
 
-def require_room(folder: Path, parameters: int, state_bytes: int) -> None:
-    """Looks for room for all checkpoints that there will be at once.
-
-    Args:
-        parameters: How many are trained.
-        state_bytes: That the optimizer keeps of each.
+def require_room(folder: Path, needed: int) -> None:
+    """Looks for room for all checkpoints that there will be at once, in bytes.
 
     Raises:
         RunError: there is less.
     """
-    needed = (KEEP + 1) * parameters * (4 + state_bytes)
     place = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(place).free
     if free < needed:
@@ -45,7 +40,7 @@ def require_room(folder: Path, parameters: int, state_bytes: int) -> None:
             "the disk has not enough room for the checkpoints of this training",
             place=str(folder),
             got=f"{show_bytes(free)} free",
-            allowed=f"{show_bytes(needed)}: {KEEP + 1} of {show_bytes(needed // (KEEP + 1))}",
+            allowed=f"{show_bytes(needed)}: {KEPT + 1} of {show_bytes(needed // (KEPT + 1))}",
             fix="free some space and run the command again, or keep runs on another disk: --runs FOLDER",
         )
 
@@ -89,9 +84,9 @@ def save(
             fix="free some space and run the command again; it goes on from the last whole checkpoint",
         ) from None
     own = [path for path in sorted(folder.glob("step-*")) if path <= final]
-    if len(own) >= KEEP:
+    if len(own) >= KEPT:
         # Those of later steps were passed over, or are of another training.
-        for other in {*folder.glob("step-*")} - {*own[-KEEP:]}:
+        for other in {*folder.glob("step-*")} - {*own[-KEPT:]}:
             shutil.rmtree(other)
     return final
 

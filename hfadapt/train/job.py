@@ -18,6 +18,7 @@ from hfadapt.adapters import DEFAULT
 from hfadapt.core.errors import DataError, HfadaptError, RunError
 from hfadapt.core.spec import write_text
 from hfadapt.modalities import Example
+from hfadapt.plan.disk import checkpoint_bytes
 from hfadapt.plan.reasons import CHECK_COST
 from hfadapt.records.stages import Step
 from hfadapt.run_folder import read_steps
@@ -253,8 +254,7 @@ class Job:
     def require_room(self) -> None:
         """Raises RunError where there is no room for its checkpoints."""
         trained = sum(parameter.numel() for parameter in self.parameters.values())
-        state = 8 if self.settings.optimizer == "adamw" else 2
-        checkpoint.require_room(self.folder / CHECKPOINTS, trained, state)
+        checkpoint.require_room(self.folder / CHECKPOINTS, checkpoint_bytes(trained, self.settings.optimizer))
 
     def update(self, batch: Batch, loss: float) -> tuple[float, float]:
         """Clips the gradients and takes the optimizer's step; returns the gradient's norm and the learning rate.

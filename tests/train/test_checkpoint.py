@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hfadapt.core.errors import RunError
+from hfadapt.plan.disk import checkpoint_bytes
 from hfadapt.train import checkpoint
 
 
@@ -31,6 +32,16 @@ def file_limit(count):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_checkpoint_is_as_large_as_the_plan_says(tmp_path):
+    parameter = torch.nn.Parameter(torch.ones(50_000))
+    optimizer = torch.optim.AdamW([parameter])
+    parameter.sum().backward()
+    optimizer.step()
+    folder = checkpoint.save(tmp_path, 1, {"w": parameter}, optimizer.state_dict(), {})
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    assert size == pytest.approx(checkpoint_bytes(50_000, "adamw") / (checkpoint.KEPT + 1), rel=0.01)
 
 
 def test_what_was_saved_comes_back(tmp_path):
@@ -62,9 +73,9 @@ def test_those_of_another_training_that_came_further_give_way_once_there_are_two
 
 
 def test_without_room_for_three_nothing_is_begun(tmp_path):
-    checkpoint.require_room(tmp_path / "checkpoints", 1000, 8)
+    checkpoint.require_room(tmp_path / "checkpoints", checkpoint_bytes(1000, "adamw"))
     with pytest.raises(RunError, match="not enough room"):
-        checkpoint.require_room(tmp_path / "checkpoints", 10**15, 8)
+        checkpoint.require_room(tmp_path / "checkpoints", checkpoint_bytes(10**15, "adamw"))
     assert not (tmp_path / "checkpoints").exists()
 
 
