@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hfadapt.backends import Backend, Workers, last_words
@@ -115,9 +115,8 @@ def _states(tasks: Sequence[str]) -> dict[str, str]:
     """How tasks ended, as sacct says it; {} where there is none or it keeps no records."""
     if not shutil.which("sacct"):
         return {}
-    done = _run(
-        ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", f"--jobs={','.join(tasks)}"]
-    )
+    words = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State"]
+    done = _run([*words, f"--jobs={','.join(tasks)}"])
     pairs = (line.split("|") for line in done.stdout.splitlines())
     return {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and pair[1] != "COMPLETED"}
 
