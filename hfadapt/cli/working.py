@@ -22,11 +22,11 @@ def work_on(path: Path, tied: bool) -> None:
     Args:
         tied: Stop when standard input is closed, which is when whoever has started this is gone.
     """
-    from hfadapt.pipeline.part import do_job
-
     if not path.exists():
         fix = "hfadapt run RECIPE --on local, which writes them"
         raise RequestError("there is no such job", place=str(path.absolute()), fix=fix)
+    from hfadapt.pipeline.part import do_job
+
     if tied:
         threading.Thread(target=_stop_at_end, daemon=True).start()
     # Of another try at the same job something may stand there.
