@@ -18,6 +18,7 @@ from hfadapt.cli.options import (
     Domains,
     Json,
     JsonEvents,
+    On,
     OneDomain,
     OneTarget,
     Overrides,
@@ -73,10 +74,23 @@ def run(  # noqa: PLR0913 - options of the command
     ] = None,
     quiet: Quiet = False,
     json_lines: JsonEvents = None,
+    on: On = None,
 ) -> None:
     """Plan, prepare, train, evaluate and document every cell; finished ones are kept."""
     watch = quiet, json_lines
-    through("card", recipe, overrides, domain, target, runs, watch, fresh, fail_if_worse, publish)
+    through("card", recipe, overrides, domain, target, runs, watch, fresh, fail_if_worse, publish, on)
+
+
+@app.command(hidden=True)
+@heavy
+def work(
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="The file of a job, in the run folder.")],
+    tied: Annotated[bool, typer.Option("--tied", help="Stop when standard input is closed.")] = False,
+) -> None:
+    """Do a job that hfadapt run --on has handed out."""
+    from hfadapt.cli.working import work_on
+
+    work_on(job, tied)
 
 
 @app.command()

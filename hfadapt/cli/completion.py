@@ -181,6 +181,14 @@ def formats(ctx: typer.Context, incomplete: str) -> Iterator[Answer]:
     yield from ((name, "") for name in _known()["export.format"][0])
 
 
+@silent
+def backends(ctx: typer.Context, incomplete: str) -> Iterator[Answer]:
+    """Where jobs can be done."""
+    from hfadapt.core import registry
+
+    yield from ((name, "") for name in registry.names("backends"))
+
+
 def _general(place: str) -> str:
     """The place with any name of a domain or target as `NAME`."""
     parts = place.split(".")

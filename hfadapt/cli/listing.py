@@ -45,6 +45,7 @@ LISTS: dict[str, Callable[[], Table]] = {
     "quants": lambda: _kind("quants"),
     "formats": lambda: _kind("formats"),
     "stages": lambda: _kind("stages"),
+    "backends": lambda: _kind("backends"),
     "samples": _samples,
     "metrics": _metrics,
 }

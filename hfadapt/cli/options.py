@@ -41,6 +41,15 @@ JsonEvents = Annotated[
         "--json-lines", metavar="FILE", help="Write what happens as JSON, one event a line; - for standard error alone."
     ),
 ]
+On = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        metavar="PLACE",
+        help="Do cells as jobs of their own: local (one on each GPU), slurm, or ray[://HOST:PORT].",
+        autocompletion=completion.backends,
+    ),
+]
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder such as runs/NAME.", autocompletion=completion.runs)
 ]

@@ -137,10 +137,10 @@ class Terminal(Progress):
 
     def _finished(self, event: StageFinished) -> None:
         """The last state of what was trained stays."""
-        rows = finished(list(self.standing.rows.values()), event.seconds)
+        rows = finished(self.standing.of(event.cells), event.seconds)
         if not self._lives:
             if rows:
-                self._print(self.standing.summary())
+                self._print(self.standing.summary(event.cells))
         elif rows:
             bars = not self.console.options.ascii_only
             self._print("\n".join(table(rows, self.console.width, bars)))

@@ -29,12 +29,14 @@ def through(  # noqa: PLR0913 - options of the command
     fresh: bool = False,
     fail_if_worse: bool = False,
     publish: str | None = None,
+    on: str | None = None,
 ) -> None:
     """Runs the pipeline up to a stage and prints the report; exit code 1 when a cell failed or is, if asked, worse.
 
     Args:
         watch: `--quiet` and `--json-lines`.
         publish: Where all finished adapters are sent at the end.
+        on: Where cells are done as jobs of their own.
     """
     from hfadapt.cli.watched import Watch
     from hfadapt.core.progress import Failed
@@ -50,6 +52,7 @@ def through(  # noqa: PLR0913 - options of the command
             folder=runs / asked.name,
             until=stage,
             fresh=fresh,
+            on=on,
             progress=progress,
         )
         report = run.report

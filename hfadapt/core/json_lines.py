@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from typing_extensions import Self
 
 from hfadapt.core.errors import RequestError
-from hfadapt.core.progress import Event, Progress
+from hfadapt.core.progress import Event, Part, Progress
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -66,6 +66,26 @@ def as_line(event: Event) -> str:
     """The JSON object of an event, with its end of line. Numbers that are none, such as a loss of NaN, become null."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     return json.dumps({"schema": SCHEMA, "event": event.name, "time": now, **_plain(asdict(event))}) + "\n"
+
+
+def from_line(line: str) -> Event | None:
+    """The event that a line tells of, losses that are null as NaN; None for what is no event, or an unknown one."""
+    try:
+        told = json.loads(line)
+        kind = {each.name: each for each in Event.__subclasses__()}[told["event"]]
+        given = {each.name: told[each.name] for each in fields(kind) if each.name in told}
+        if "parts" in given:
+            parts = ({**part, "loss": _number(part["loss"])} for part in given["parts"])
+            given["parts"] = [Part(**{each.name: part[each.name] for each in fields(Part)}) for part in parts]
+        elif "loss" in given:
+            given["loss"] = _number(given["loss"])
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _plain(value: Any) -> Any:

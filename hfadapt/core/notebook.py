@@ -50,9 +50,10 @@ class Notebook(Progress):
         """Takes note of it, and renews the display from time to time."""
         at_once = isinstance(event, (StageStarted, StageFinished, Failed, RunFinished))
         if isinstance(event, StageFinished):
-            names = {row.called for row in self.standing.rows.values()}
+            rows = self.standing.of(event.cells)
+            names = {row.called for row in rows}
             self.done = [row for row in self.done if row.called not in names or not row.total]
-            self.done += finished(list(self.standing.rows.values()), event.seconds)
+            self.done += finished(rows, event.seconds)
         elif isinstance(event, Said):
             self.messages.append(event.text)
         elif isinstance(event, Failed):
@@ -62,8 +63,6 @@ class Notebook(Progress):
             if event.status == "interrupted":
                 self.end += "; run it again to go on"
         self.standing.tell(event)
-        if isinstance(event, RunFinished):
-            self.standing.rows, self.standing.last, self.standing.seconds_left = {}, None, None
         if at_once or time.monotonic() - self._shown >= EVERY:
             self._show()
 

@@ -24,6 +24,7 @@ from hfadapt.core.errors import RequestError, choice_problem
 
 if TYPE_CHECKING:
     from hfadapt.adapters import AdapterMethod
+    from hfadapt.backends import Backend
     from hfadapt.converters import Converter
     from hfadapt.formats import Format
     from hfadapt.modalities import Modality
@@ -44,6 +45,7 @@ KINDS = {
     "objectives": "objective",
     "stages": "stage",
     "converters": "converter",
+    "backends": "backend",
 }
 """The open folders, each with the word for one thing in it."""
 EVERY = "*"
@@ -133,6 +135,12 @@ def objective(name: str) -> Objective:
 def converter(name: str) -> Converter:
     """How another tool's configurations are read. Raises RequestError for an unknown name."""
     found: Converter = load("converters", name)
+    return found
+
+
+def backend(name: str) -> Backend:
+    """Where the jobs of a run are done. Raises RequestError for an unknown name."""
+    found: Backend = load("backends", name)
     return found
 
 

@@ -11,6 +11,7 @@ from math import isfinite
 from hfadapt.core.progress import (
     CellFinished,
     Event,
+    RunFinished,
     RunStarted,
     StageFinished,
     StageStarted,
@@ -80,12 +81,13 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 class Standing:
-    """What goes on now; `rows` are the cells of the stage that runs."""
+    """What goes on now; `rows` are the cells of the stages that run. Jobs may do several at the same time."""
 
     def __init__(self) -> None:
         self.run, self.unit = "", "tokens"
         self.rows: dict[str, Row] = {}
-        self.last: Stepped | None = None
+        self._together_with: dict[str, tuple[str, ...]] = {}
+        self._steps: dict[str, Stepped] = {}
         self.seconds_left: float | None = None
         self._told = self.began = time.monotonic()
         self.title = ""
@@ -95,22 +97,47 @@ class Standing:
         if isinstance(event, RunStarted):
             self.run, self.unit = event.run, event.unit
         elif isinstance(event, StageStarted):
-            self.rows = {cell: Row(cell, event.title) for cell in event.cells}
-            self.last, self.title, self.began = None, event.title, time.monotonic()
+            self._end(event.cells)
+            self.rows |= {cell: Row(cell, event.title) for cell in event.cells}
+            self._together_with |= dict.fromkeys(event.cells, event.cells)
+            self.title, self.began = event.title, time.monotonic()
             self._left(event.seconds_left)
         elif isinstance(event, Stepped):
-            self.last = event
+            self._steps |= {part.cell: event for part in event.parts}
             for part in event.parts:
                 row = self._row(part.cell, part.trial)
                 row.add(part.step, part.total, part.loss)
             self._left(event.training_seconds_left if event.seconds_left is None else event.seconds_left)
         elif isinstance(event, Validated):
             self._row(event.cell, event.trial).validation = event.loss
-        elif isinstance(event, (StageFinished, CellFinished)):
-            self.rows, self.last = {}, None
+        elif isinstance(event, StageFinished):
+            self._end(event.cells)
+        elif isinstance(event, CellFinished):
+            self._end((event.cell,))
+        elif isinstance(event, RunFinished):
+            self._end(tuple(self.rows))
+            self.seconds_left = None
+
+    def of(self, cells: Sequence[str]) -> list[Row]:
+        """The rows of cells, and of those that share their work."""
+        named = {name for cell in cells for name in (cell, *self._together_with.get(cell, ()))}
+        return [row for row in self.rows.values() if row.cell in named]
+
+    def _end(self, cells: Sequence[str]) -> None:
+        """What these cells, and those that share their work, were doing is over."""
+        over = {row.cell for row in self.of(cells)} | {*cells}
+        self.rows = {name: row for name, row in self.rows.items() if row.cell not in over}
+        self._steps = {cell: step for cell, step in self._steps.items() if cell not in over}
+        self._together_with = {cell: named for cell, named in self._together_with.items() if cell not in over}
+
+    @property
+    def steps(self) -> list[Stepped]:
+        """The last step of each training that runs."""
+        return list({id(step): step for step in self._steps.values()}.values())
 
     def _row(self, cell: str, trial: str) -> Row:
-        row = self.rows.setdefault(f"{cell} {trial}".rstrip(), Row(cell, self.title, trial))
+        title = next((each.title for each in self.rows.values() if each.cell == cell), self.title)
+        row = self.rows.setdefault(f"{cell} {trial}".rstrip(), Row(cell, title, trial))
         if trial and cell in self.rows and not self.rows[cell].total:
             # Its trials stand for it.
             del self.rows[cell]
@@ -146,28 +173,38 @@ class Standing:
     def _together(self) -> list[str]:
         """What is said once for all, in full and in short."""
         left = self.left()
-        if self.last is None:
+        steps = self.steps
+        if not steps:
             gone = f"{self.title} for {show_seconds(time.monotonic() - self.began)}" if self.rows else ""
             full, short = [gone], [gone]
         else:
-            speed = f"{self.last.tokens_per_second:,.0f} {self.unit}/s"
-            now, planned = self.last.memory_bytes, self.last.planned_memory_bytes
-            of = f" of {show_bytes(planned)}" if planned else ""
-            memory = "" if now is None else f"{show_bytes(now)}{of}"
+            speed = f"{sum(step.tokens_per_second for step in steps):,.0f} {self.unit}/s"
+            held = [step.memory_bytes for step in steps if step.memory_bytes is not None]
+            planned = [step.planned_memory_bytes for step in steps if step.planned_memory_bytes]
+            of = f" of {show_bytes(sum(planned))}" if len(planned) == len(held) else ""
+            memory = f"{show_bytes(sum(held))}{of}" if len(held) == len(steps) else ""
             full = [f"{speed} in all" if len(self.rows) > 1 else speed, f"memory {memory}{' planned' * bool(of)}"]
             full, short = full if memory else full[:1], [speed, memory]
         if left is not None and left >= 1:
             full, short = [*full, f"{show_seconds(left)} left of all"], [*short, f"{show_seconds(left)} left"]
         return [GAP.join(filter(None, parts)) for parts in (full, short)]
 
-    def summary(self) -> str:
-        """All of it in one line, for a log."""
-        if self.last is None:
+    def summary(self, cells: Sequence[str] = ()) -> str:
+        """All of it in one line, for a log.
+
+        Args:
+            cells: Only of these, and of those that share their work.
+        """
+        if not self._steps:
             return self.title
-        rows = list(self.rows.values())
-        first = max(rows, key=lambda row: row.total)
-        losses = [f"{row.called} {_loss(row)}" for row in rows]
-        return f"step {first.step}/{first.total}{GAP}{', '.join(losses)}{GAP}{self._together()[0]}"
+        rows = self.of(cells) if cells else list(self.rows.values())
+        steps = {f"step {row.step}/{row.total}" for row in rows if row.total}
+        if len(steps) == 1:
+            losses = [f"{row.called} {_loss(row)}" for row in rows]
+        else:
+            losses = [f"{row.called} step {row.step}/{row.total} {_loss(row)}" for row in rows]
+        first = [*steps] if len(steps) == 1 else []
+        return GAP.join([*first, ", ".join(losses), self._together()[0]])
 
 
 def table(rows: Sequence[Row], width: int, bars: bool = True) -> list[str]:

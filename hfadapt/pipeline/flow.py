@@ -8,15 +8,26 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 
+from hfadapt.core import registry
 from hfadapt.core.errors import HfadaptError, RequestError, choice_problem, fault_of_machine
-from hfadapt.core.progress import CellFinished, CellStarted, Event, StageFinished, StageStarted, failure
+from hfadapt.core.progress import (
+    CellFinished,
+    CellStarted,
+    Event,
+    RunFinished,
+    RunStarted,
+    StageFinished,
+    StageStarted,
+    failure,
+)
 from hfadapt.hardware.peak_memory import is_out_of_memory
 from hfadapt.pipeline.status import Status, memory_advice
 from hfadapt.run_folder import Cell
-from hfadapt.stages import Context, Stage
+from hfadapt.stages import Context, Stage, shares
 
 INTERRUPTED = "interrupted; run the command again to go on"
 
@@ -26,14 +37,14 @@ class Flow:
 
     Args:
         context: Recipe, folders and processes.
-        until: The last stage, or the verb of the last ones.
+        stages: Those that are to be done, in their order.
         fresh: Start the cells over.
     """
 
-    def __init__(self, context: Context, until: str, fresh: bool = False) -> None:
+    def __init__(self, context: Context, stages: Sequence[Stage], fresh: bool = False) -> None:
         self.context = context
         self.world, self.progress, self.on_main = context.world, context.progress, context.world.on_main
-        self.stages = stages_until(context.stages, until)
+        self.stages = tuple(stages)
         self.status = Status(context, self.stages, fresh)
 
     def check(self) -> None:
@@ -57,15 +68,21 @@ class Flow:
             for stage in stages if whole else ():
                 self._whole(stage)
             for cell in () if whole else self.context.all_cells:
-                self._turn_of(cell, stages)
+                self.turn_of(cell, stages)
 
     def _tell(self, event: Event) -> None:
         if self.world.is_main:
             self.progress.tell(event)
 
+    @property
+    def failed(self) -> bool:
+        """Whether a cell has come to no good end."""
+        return any(cell.state.status in ("failed", "does-not-fit") for cell in self.context.cells)
+
     # --- one cell ----------------------------------------------------------------------------------------------------
 
-    def _turn_of(self, cell: Cell, stages: Sequence[Stage]) -> None:
+    def turn_of(self, cell: Cell, stages: Sequence[Stage]) -> None:
+        """Does stages for a cell, from the first one that is not done."""
         if cell not in self.context.cells:
             self._cell(cell, stages)
             return
@@ -151,10 +168,8 @@ class Flow:
 
     def _group(self, cell: Cell, stage: Stage) -> list[Cell]:
         """The cells of the same target that share a stage's work with this one."""
-        if stage.scope != "group" or not stage.groups(cell):
-            return [cell]
         others = [each for each in self.context.cells if each.target == cell.target and each != cell]
-        return [cell, *(other for other in others if self._ready(other, stage) and stage.joins(cell, other))]
+        return shares(stage, cell, (other for other in others if self._ready(other, stage)))
 
     def _ready(self, cell: Cell, stage: Stage) -> bool:
         """Whether a cell that is not done with a stage can begin it, once the stages before it are done."""
@@ -213,6 +228,24 @@ class Flow:
         self._tell(failure(error, words, stage.name, cell.name))
         if self.world.is_main:
             self.status.note(cell, stage, str(error), status)
+
+
+@contextmanager
+def told(context: Context, flow: Flow) -> Iterator[None]:
+    """Tells the beginning and the end of a command; an error that ends it is its caller's to tell."""
+    if not context.world.is_main:
+        yield
+        return
+    started, cells = time.monotonic(), [cell.name for cell in context.cells]
+    unit = registry.modality(registry.task(context.recipe.task).modality).unit
+    names = (tuple(cells), tuple(stage.name for stage in flow.stages))
+    context.progress.tell(RunStarted(context.recipe.name, str(context.run.folder), *names, unit))
+    try:
+        yield
+    except KeyboardInterrupt:
+        context.progress.tell(RunFinished("interrupted", time.monotonic() - started))
+        raise
+    context.progress.tell(RunFinished("failed" if flow.failed else "done", time.monotonic() - started))
 
 
 def stages_until(stages: Sequence[Stage], until: str) -> tuple[Stage, ...]:

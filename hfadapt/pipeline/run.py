@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import errno
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, HfadaptError, RequestError
 from hfadapt.core.notebook import progress_here
-from hfadapt.core.progress import Progress, RunFinished, RunStarted, quiet_libraries
+from hfadapt.core.progress import Progress, quiet_libraries
 from hfadapt.hardware import catalogue
 from hfadapt.models.base import BaseRef
-from hfadapt.pipeline.flow import Flow, stages_until
+from hfadapt.pipeline.flow import Flow, stages_until, told
+from hfadapt.pipeline.locks import FolderLock
 from hfadapt.pipeline.remaining import Remaining
+from hfadapt.pipeline.spread import Spread, backend_of
 from hfadapt.plan.make import lock as lock_cell
 from hfadapt.plan.make import make_plan
 from hfadapt.recipe.schema import AUTO, Recipe
@@ -33,12 +33,9 @@ from hfadapt.stages.plan import audit_cell, gather_texts, measure_lengths
 if TYPE_CHECKING:
     from hfadapt.data import DataReport
 
-WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What some network file systems answer."""
-
 
 @quiet_libraries()
-def run_recipe(
+def run_recipe(  # noqa: PLR0913 - those of the command
     recipe: Recipe,
     *,
     domains: Sequence[str] = (),
@@ -46,6 +43,7 @@ def run_recipe(
     folder: Path | None = None,
     until: str = "card",
     fresh: bool = False,
+    on: str | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Does everything for every cell of a recipe and returns the run, which shows itself.
@@ -57,6 +55,8 @@ def run_recipe(
         until: The last stage by name (`prepare`, `plan`, `train`, `evaluate`, `card` …); `evaluate` includes the other
             domains.
         fresh: Start over instead of keeping what is done.
+        on: Where cells are done as jobs of their own: `local`, `slurm`, `ray`, `ray://HOST:PORT`; by this process
+            alone when empty.
 
     Raises:
         RequestError: there is no such domain or stage, the run folder cannot be written, another run is using it, or
@@ -68,47 +68,33 @@ def run_recipe(
         >>> run(load_recipe("sentiment.yaml")).report.cells[0].status
         'done'
     """
-    from filelock import FileLock, Timeout
-
     from hfadapt.fast import compiled
     from hfadapt.hardware.processes import World, check_world
 
     chosen = (recipe.choose(domains) if domains else recipe).chosen
     stages_until(registry.stages(), until)
+    backend = backend_of(on, recipe) if on else None
     check_world(recipe.processes)
     compiled.switch()
     folder = folder or Path("runs") / recipe.name
     make_writable(folder, [folder / domain / target for domain, target in recipe.choose(chosen).cells()])
     world = World(recipe.train.trackers, folder / "trackers")
-    lock = FileLock(folder / ".lock", timeout=0)
-
-    def claim() -> None:
-        try:
-            lock.acquire()
-        except Timeout:
-            raise RequestError(
-                "another run is using this folder",
-                place=str(folder),
-                fix="wait for it to end, or give another folder with --runs",
-            ) from None
-        except (NotImplementedError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in WITHOUT_LOCKS:
-                raise
-            context.progress.say(f"the file system of {folder} has no locks: see that no other run uses this folder")
-
     run = Run(folder)
     context = Context(recipe.choose(), run, world, progress or progress_here(), recipe_folder, chosen)
-    context.progress = Remaining(context.progress, context.cells, stages_until(context.stages, until))
-    world.on_main(claim)
+    stages = stages_until(context.stages, until)
+    if backend is None:
+        context.progress = Remaining(context.progress, context.cells, stages)
+    lock = FolderLock(folder, context.progress.say)
+    world.on_main(lock.acquire)
     try:
         world.on_main(lambda: sweep(folder))
-        flow = Flow(context, until, fresh)
+        flow = Flow(context, stages, fresh)
         world.on_main(lambda: _know_speed(context.asked))
         flow.check()
         world.on_main(lambda: say_others(context))
         try:
             with told(context, flow):
-                flow.run()
+                (flow if backend is None else Spread(flow, *backend)).run()
         except BaseException as error:  # where one of several processes failed alone, the others never come
             with suppress(HfadaptError, OSError):  # what stopped the run is what has to be told
                 if world.size == 1 or isinstance(error, (HfadaptError, KeyboardInterrupt)):
@@ -118,25 +104,6 @@ def run_recipe(
     finally:
         lock.release()
     return run
-
-
-@contextmanager
-def told(context: Context, flow: Flow) -> Iterator[None]:
-    """Tells the beginning and the end of a command; an error that ends it is its caller's to tell."""
-    if not context.world.is_main:
-        yield
-        return
-    started, cells = time.monotonic(), [cell.name for cell in context.cells]
-    unit = registry.modality(registry.task(context.recipe.task).modality).unit
-    names = (tuple(cells), tuple(stage.name for stage in flow.stages))
-    context.progress.tell(RunStarted(context.recipe.name, str(context.run.folder), *names, unit))
-    try:
-        yield
-    except KeyboardInterrupt:
-        context.progress.tell(RunFinished("interrupted", time.monotonic() - started))
-        raise
-    failed = any(cell.state.status in ("failed", "does-not-fit") for cell in context.cells)
-    context.progress.tell(RunFinished("failed" if failed else "done", time.monotonic() - started))
 
 
 def say_others(context: Context) -> None:

@@ -6,7 +6,7 @@ Everything that passes from one stage to a later one lies in the folder of the c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -161,6 +161,10 @@ class Stage:
         """Of scope `group`: whether another cell of the target can share this one's work."""
         return False
 
+    def follows(self, cell: Cell, other: Cell) -> bool:
+        """Whether it takes what it has done for another cell, as it would come to the same; one worker does both."""
+        return False
+
     def report(self, cells: Sequence[Cell]) -> list[Block]:
         """Its part of the report, from the records of the cells that have them."""
         return []
@@ -177,6 +181,7 @@ class Context:
         progress: Who is told.
         recipe_folder: Relative sources are looked for here first.
         domains: The domains to do; all when empty.
+        only: Names of the cells to do; all of these domains when empty.
     """
 
     recipe: Recipe
@@ -185,6 +190,7 @@ class Context:
     progress: Progress
     recipe_folder: Path = Path()
     domains: Sequence[str] = ()
+    only: Sequence[str] = ()
     _rows: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
@@ -195,7 +201,8 @@ class Context:
     @cached_property
     def cells(self) -> list[Cell]:
         """The cells that are to be done, in the order of the recipe."""
-        return [self.run.cell(domain, target) for domain, target in self.asked.cells()]
+        cells = [self.run.cell(domain, target) for domain, target in self.asked.cells()]
+        return [cell for cell in cells if not self.only or cell.name in self.only]
 
     @property
     def all_cells(self) -> list[Cell]:
@@ -278,6 +285,17 @@ class Context:
                 ]
                 found[stage.name] = json_sha256(parts)
         return found
+
+
+def shares(stage: Stage, cell: Cell, others: Iterable[Cell]) -> list[Cell]:
+    """The cells that share a stage's work with this one, which comes first.
+
+    Args:
+        others: Cells of the same target that can begin with the stage.
+    """
+    if stage.scope != "group" or not stage.groups(cell):
+        return [cell]
+    return [cell, *(other for other in others if stage.joins(cell, other))]
 
 
 def narrow(recipe: Recipe, domains: Sequence[str] = (), targets: Sequence[str] = ()) -> Recipe:

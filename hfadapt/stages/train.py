@@ -95,6 +95,12 @@ class Train(Stage):
 
         return other.lock.train.together and other.lock.search is None and can_share(cell, other)
 
+    def follows(self, cell: Cell, other: Cell) -> bool:
+        """The same domain, trained with the same rows and settings for another target."""
+        from hfadapt.train import learned_from
+
+        return cell.domain == other.domain and learned_from(cell) == learned_from(other)
+
     def seconds(self, cell: Cell) -> float | None:
         """The plan's, with the tries of a search."""
         plan = cell.plan.cells[0]

@@ -1,6 +1,6 @@
-"""Another package adds a task, a row schema, a method, a quant, a format, an objective, a stage and a converter
-(tests/extras): the command line takes them from a recipe to a checked card, answers, an exported folder and a published
-one."""
+"""Another package adds a task, a row schema, a method, a quant, a format, an objective, a stage, a converter and a
+backend (tests/extras): the command line takes them from a recipe to a checked card, answers, an exported folder and a
+published one."""
 
 from __future__ import annotations
 
@@ -70,6 +70,7 @@ def commands(folder: Path) -> dict[str, Done]:
         "predict exported": ("predict", "exported", texts[0]),
         "run": ("run", "grades.yaml"),
         "publish": ("publish", own, "--to", "hub"),
+        "spread": ("run", "grades.yaml", "domains.one.license=cc-by-4.0", "--on", "in-turn"),
     }
     lines = json.dumps([[str(word) for word in words] for words in asked.values()])
     done = python("-c", SESSION, folder=folder, input=lines)
@@ -79,7 +80,8 @@ def commands(folder: Path) -> dict[str, Done]:
 
 def test_nothing_of_it_is_known_here() -> None:
     added = {"tasks": "ordinal-classification", "schemas": "graded", "adapters": "ia3", "quants": "nf4-double",
-             "formats": "flat", "objectives": "smoothed", "stages": "words", "converters": "nobodys"}  # fmt: skip
+             "formats": "flat", "objectives": "smoothed", "stages": "words", "converters": "nobodys",
+             "backends": "in-turn"}  # fmt: skip
     assert added.keys() == registry.KINDS.keys() - {"modalities"}
     assert not [name for kind, name in added.items() if name in registry.names(kind)]
 
@@ -105,6 +107,13 @@ def test_the_card_is_made_and_checked(folder: Path, cell: Cell, commands: dict[s
     # The tiny base has no licence, which is all that is missing.
     assert commands["check"].err.count("fix:") <= 1, commands["check"].err
     assert "Vocabulary" in (folder / "runs/grades/report.md").read_text()
+
+
+def test_its_backend_does_what_is_left(folder: Path, cell: Cell, commands: dict[str, Done]) -> None:
+    done = commands["spread"]
+    assert done.code == 0, done.err
+    assert "in turn: 0001-card-one-this-machine" in done.err
+    assert "license: cc-by-4.0" in (cell.folder / "README.md").read_text()
 
 
 def test_it_answers(commands: dict[str, Done]) -> None:

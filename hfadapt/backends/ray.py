@@ -1,0 +1,181 @@
+"""A Ray cluster: each job is a task with the cores, GPUs and memory of its plan.
+
+`ray` joins the cluster of this machine, or starts one; `ray://HOST:PORT` is the one whose head `ray start --head` has
+started there (port 6379), seen from one of its machines, or from outside by Ray Client (port 10001).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hfadapt.backends import Backend, Workers, command, how, last_words, log_of, settings
+from hfadapt.core.errors import RequestError
+from hfadapt.core.show import show_bytes
+from hfadapt.records.job import Job, Resources
+
+CLIENT_PORT = "10001"
+PATIENCE = 60.0
+"""Seconds that workers have to save what they have."""
+SAVING = 30.0
+"""Seconds that a task has for that once it was cancelled."""
+
+
+def work(path: str, place: str, variables: dict[str, str], threads: int) -> int | str:
+    """What a task does on its machine: the job in a process of its own, which ends when the task does.
+
+    Returns:
+        The exit code; the machine's name where it does not see the job.
+    """
+    import signal
+    import subprocess
+
+    if not Path(path).is_file() or not Path(place).is_dir():
+        return os.uname().nodename
+    environment = {**os.environ, **variables, "OMP_NUM_THREADS": str(threads)}
+    with log_of(Path(path)).open("ab") as log:
+        process = subprocess.Popen(
+            command(Path(path), tied=True),
+            cwd=place,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    try:
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(SAVING)
+            process.kill()
+
+
+class RayWorkers(Workers):
+    """Tasks of a cluster.
+
+    Args:
+        ray: The module.
+        say: Tells people.
+    """
+
+    def __init__(self, ray: Any, say: Callable[[str], None]) -> None:
+        self.ray, self.say = ray, say
+        self.tasks: dict[Any, tuple[Path, Job]] = {}
+        self.work = ray.remote(work)
+
+    def submit(self, jobs: Mapping[Path, Job]) -> None:
+        """A task each; the cluster says when."""
+        for path, job in jobs.items():
+            needs = self._fitted(job.resources)
+            task = self.work.options(
+                name=f"hfadapt {job.name}",
+                num_cpus=needs.cpus,
+                num_gpus=needs.gpus,
+                memory=needs.memory_bytes,
+                # Whoever has handed it out does that, and says so.
+                max_retries=0,
+                scheduling_strategy="SPREAD",
+            ).remote(str(path.absolute()), job.place, settings(), needs.cpus)
+            self.tasks[task] = (path, job)
+
+    def _fitted(self, needs: Resources) -> Resources:
+        """No more cores than the largest machine has: with fewer it takes longer. What else none has is said."""
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        cpus = max((int(node.get("CPU", 0)) for node in nodes), default=0)
+        needs = needs.model_copy(update={"cpus": max(1, min(needs.cpus, cpus or needs.cpus))})
+        able = [
+            node
+            for node in nodes
+            if node.get("CPU", 0) >= needs.cpus
+            and node.get("GPU", 0) >= needs.gpus
+            and node.get("memory", 0) >= needs.memory_bytes
+        ]
+        if not able:
+            gpu = f", {needs.gpus} GPU" if needs.gpus else ""
+            wants = f"{needs.cpus} cores{gpu} and {show_bytes(needs.memory_bytes)}"
+            self.say(f"no machine of the cluster has {wants} for a job: it waits for one")
+        return needs
+
+    def ended(self) -> Mapping[str, str]:
+        """By the results of tasks."""
+        over: dict[str, str] = {}
+        ready, _ = self.ray.wait([*self.tasks], num_returns=len(self.tasks), timeout=0) if self.tasks else ([], [])
+        for task in ready:
+            path, job = self.tasks.pop(task)
+            try:
+                result = self.ray.get(task)
+            except Exception as error:
+                # Of a lost machine, a killed worker, a cancelled task: each has a kind of its own.
+                over[job.name] = f"{type(error).__name__} of Ray"
+                continue
+            if isinstance(result, str):
+                raise RequestError(
+                    "a machine of the cluster does not see the folder of the run",
+                    place=str(path.absolute()),
+                    got=f"it is not there on {result}",
+                    allowed="a folder that all machines see at the same path",
+                    fix="keep the recipe, its data and --runs on a shared file system",
+                )
+            over[job.name] = how(result) or last_words(path)
+        return over
+
+    def stop(self) -> None:
+        """Cancels tasks, which end their workers, and leaves the cluster."""
+        for task in self.tasks:
+            with suppress(Exception):  # one that has just ended
+                self.ray.cancel(task)
+        until = time.monotonic() + PATIENCE
+        while self.tasks and time.monotonic() < until:
+            with suppress(RequestError):
+                self.ended()
+            time.sleep(0.2)
+        self.ray.shutdown()
+
+
+class Ray(Backend):
+    """Tasks of a Ray cluster."""
+
+    name = "ray"
+
+    def check(self, address: str) -> None:
+        """Ray is installed."""
+        if importlib.util.find_spec("ray") is None:
+            raise RequestError("Ray is not installed", place="--on ray", fix='pip install "hfadapt[ray]"')
+
+    def open(self, address: str, folder: Path, say: Callable[[str], None]) -> Workers:
+        """Joins the cluster."""
+        # Asked of the user, it says to nobody that it was used.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # With a GPU for no task, Ray would hide all GPUs from it in the future and warns of that.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray: Any = importlib.import_module("ray")
+        _, _, port = address.rpartition(":")
+        named = f"ray://{address}" if port == CLIENT_PORT else address
+        try:
+            ray.init(address=named or None, log_to_driver=False, logging_level="ERROR", namespace="hfadapt")
+        except Exception as error:
+            raise RequestError(
+                "there is no Ray cluster at this address",
+                place="--on",
+                got=f"ray://{address}: {' '.join(str(error).split())[:200]}",
+                allowed="the address that `ray start --head` shows, on a machine of the cluster; or --on ray",
+                fix="see that it runs (ray status) and that this machine has joined it (ray start --address=HOST:PORT)",
+            ) from None
+        cores = ray.cluster_resources()
+        say(
+            f"Ray cluster of {len([node for node in ray.nodes() if node['Alive']])} machines: "
+            f"{int(cores.get('CPU', 0))} cores, {int(cores.get('GPU', 0))} GPUs"
+        )
+        return RayWorkers(ray, say)
+
+
+KIND: Backend = Ray()

@@ -1,0 +1,83 @@
+"""A real Ray cluster of two nodes with one core each on this machine, of which one is killed in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs import ready, told
+from tiny import command, finish, start
+
+from hfadapt.core import registry
+from hfadapt.core.errors import RequestError
+
+pytest.importorskip("ray", reason="the extra ray is not installed")
+pytestmark = pytest.mark.slow
+SECONDS = 900.0
+
+
+@pytest.fixture
+def cluster() -> Iterator[tuple[Any, Any]]:
+    """The cluster and its second node."""
+    from ray.cluster_utils import Cluster
+
+    size = {"num_cpus": 1, "object_store_memory": 80 << 20, "memory": 4 << 30, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args=size)
+    second = made.add_node(**{name: value for name, value in size.items() if name != "include_dashboard"})
+    yield made, second
+    made.shutdown()
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + SECONDS
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_node_is_killed_and_every_cell_is_done(cluster: tuple[Any, Any], models: Path, tmp_path: Path) -> None:
+    made, second = cluster
+    ready(tmp_path, models, count=4, steps=60)
+    jobs = tmp_path / "runs/tiny/.jobs"
+    run = start("run", "tiny.yaml", "--on", f"ray://{made.address}", folder=tmp_path)
+
+    def training() -> int:
+        return sum(any(event["event"] == "step" for event in told(path)) for path in jobs.glob("*-train-*.jsonl"))
+
+    until(lambda: training() == 2 or run.poll() is not None)
+    assert run.poll() is None, finish(run).err
+    made.remove_node(second, allow_graceful=False)
+    done = finish(run, SECONDS)
+    assert done.code == 0, done.err
+    assert "started again from what is saved (1 of 2)" in done.err
+    report = json.loads((tmp_path / "runs/tiny/report.json").read_text())
+    assert [cell["status"] for cell in report["cells"]] == ["done"] * 4
+    begun = Counter({path.stem: sum(event["event"] == "run_started" for event in told(path))
+                     for path in jobs.glob("*-train-*.jsonl")})  # fmt: skip
+    assert sorted(begun.values()) == [1, 1, 1, 2], "only what the lost node was doing is done again"
+
+
+def test_a_folder_that_a_node_does_not_see_is_named(tmp_path: Path) -> None:
+    work = registry.backend("ray").work if hasattr(registry.backend("ray"), "work") else None
+    assert work is None
+    from hfadapt.backends.ray import work as of_task
+
+    assert of_task(str(tmp_path / "job.json"), str(tmp_path), {}, 1) == os.uname().nodename
+
+
+def test_an_address_where_nothing_is(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="there is no Ray cluster"):
+        registry.backend("ray").open("127.0.0.1:1", tmp_path, print)
+
+
+def test_from_the_command_line(models: Path, tmp_path: Path) -> None:
+    ready(tmp_path, models, count=1)
+    done = command("run", "tiny.yaml", "--on", "ray://127.0.0.1:1", folder=tmp_path)
+    assert done.code == 2
+    assert "ray start" in done.err
