@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 def write_papers(cell: Cell, kind: Format, form: Form | None, folder: Path, record: ExportRecord) -> None:
     """Manifest, lock, evaluation, drift, card and README."""
-    whole = is_whole(cell)
+    whole, card_first = is_whole(cell), kind.needs_base and not kind.own_readme
     hashes = {name: file_sha256(path) for name, path in files_in(folder) if is_model_file(name, kind.name, whole)}
     _manifest(cell, kind, form, folder, hashes).write(folder / MANIFEST)
     for name in (*SIDECARS, "drift.json"):
         path = cell.folder / name
-        if path.is_file() and not path.is_symlink() and (kind.needs_base or name not in ("README.md", "card.json")):
+        if path.is_file() and not path.is_symlink() and (card_first or name not in ("README.md", "card.json")):
             shutil.copyfile(path, folder / name)
     if (folder / "README.md").exists():
         rewrite_without_pictures(folder / "README.md")
@@ -39,7 +39,7 @@ def write_papers(cell: Cell, kind: Format, form: Form | None, folder: Path, reco
     if (folder / "evaluation.json").exists():
         as_the_card_says(folder / "evaluation.json")
     card = cell.folder / "README.md"
-    if kind.needs_base and card.is_file():
+    if card_first and card.is_file():
         return
     if card.is_file():
         shutil.copyfile(card, folder / "CARD.md")
@@ -59,7 +59,7 @@ def _manifest(cell: Cell, kind: Format, form: Form | None, folder: Path, hashes:
         "prompt": template.prompt if template else None,
         "completions": registry.task(lock.task).answer_texts(data.form, data.completions, cell.read_split),
     }
-    if form is not None:
+    if form is not None and not kind.needs_base:
         changes |= {"quant": PLAIN, "dtype": form.storage}
     return cell.manifest.model_copy(update=changes)
 
@@ -77,7 +77,7 @@ def _readme(cell: Cell, kind: Format, folder: Path, record: ExportRecord) -> Ite
         own = "dequantised" not in (record.variant or "")
         how = "in its own weights" if own else "with the weights of its quantised form"
         yield f"{base}, {how}, with an adapter ({manifest.method}) merged into it; stored in {record.storage}."
-    if (cell.folder / "README.md").is_file() and not kind.needs_base:
+    if (folder / "CARD.md").is_file():
         yield "[CARD.md](CARD.md) is the adapter's card: data, training, evaluation, limits and licences."
     yield ""
     yield f"```python\n{kind.usage(cell)}\n```"

@@ -126,7 +126,7 @@ def export(
             path.chmod(0o644)
         check_folder(ready)
     argument = registry.modality(registry.task(cell.lock.task).modality).argument
-    commands = servers.server(server).command(cell, kind, to) if server is not None else ()
+    commands = servers.server(server).command(cell, kind, to) if server is not None else kind.commands(cell, to)
     return Exported(to, record, _base_folder(cell, kind), argument, tuple(commands))
 
 

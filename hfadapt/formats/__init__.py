@@ -105,6 +105,8 @@ class Format(Protocol):
     """Python packages that it needs beside those of training, by the names under which they are imported."""
     library: str = ""
     """What opens it, as the Hub calls it; empty for the task's own library."""
+    own_readme: bool = False
+    """Whether its README says how it is run, and the card stands beside it, though the base is needed."""
     most_labels: int | None = None
     """Labels that its runtime is asked for, where each takes it long; None for those of all rows."""
     rounds: Literal["", "values", "rows"] = ""
@@ -200,6 +202,10 @@ class Format(Protocol):
     def notes(self, cell: Cell) -> str:
         """What the README says after that."""
         return ""
+
+    def commands(self, cell: Cell, folder: Path) -> list[str]:
+        """What runs an exported folder on this machine, shown once it is written."""
+        return []
 
     def tried(self, cell: Cell, folder: Path) -> str | None:
         """What `usage` printed in a process of its own; None where it was not run.

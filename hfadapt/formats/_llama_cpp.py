@@ -48,11 +48,12 @@ class LlamaCpp:
         path: The file.
         config: The model's, as transformers has it.
         positions: The most tokens of a row and of what is written after it.
+        adapter: A LoRA adapter as a GGUF file, which is put on it.
     """
 
     training = False
 
-    def __init__(self, path: Path, config: Any, positions: int) -> None:
+    def __init__(self, path: Path, config: Any, positions: int, adapter: Path | None = None) -> None:
         import torch
         import xllamacpp
 
@@ -62,11 +63,14 @@ class LlamaCpp:
         asked.n_ctx = asked.n_batch = asked.n_ubatch = positions
         asked.n_parallel, asked.n_gpu_layers, asked.verbosity = 1, 0, 0
         asked.cache_prompt, asked.cache_ram_mib, asked.warmup = False, 0, False
+        if adapter is not None:
+            asked.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
         asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = torch.get_num_threads()
         try:
             self._server = xllamacpp.Server(asked)
         except Exception as error:
-            raise RunError("llama.cpp does not load the file", place=str(path), got=str(error)[:200]) from None
+            what = "llama.cpp does not load the file" if adapter is None else "llama.cpp does not load base and adapter"
+            raise RunError(what, place=str(adapter or path), got=str(error)[:200]) from None
 
     @property
     def device(self) -> torch.device:

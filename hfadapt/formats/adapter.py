@@ -41,13 +41,11 @@ class Adapter(Format):
 
     def write(self, cell: Cell, form: Form | None, folder: Path, device: torch.device) -> Any:
         """Copies the adapter's files."""
-        for path in sorted(cell.adapter.iterdir()):
-            if is_model_file(path.name, self.name, _whole(cell)) and path.name != MANIFEST:
-                shutil.copyfile(path, folder / path.name)
+        copy_adapter(cell, folder)
         base = load_base(BaseRef.of(cell.lock), cell.data.labels, device)
         return open_adapter(base, cell.adapter, cell.lock.adapter.method, device)
 
-    def tolerance(self, cell: Cell, form: Form | None) -> float:
+    def tolerance(self, cell: Cell, form: Form | None) -> float | None:
         """The same, but for trained heads in 16 bits."""
         return SAME if cell.lock.dtype == "float32" else SAME_IN_16_BITS
 
@@ -73,6 +71,13 @@ class Adapter(Format):
             "# base: the model named above, loaded with transformers in the storage that lock.yaml names\n"
             'model = PeftModel.from_pretrained(base, ".")'
         )
+
+
+def copy_adapter(cell: Cell, folder: Path) -> None:
+    """The adapter's files as training wrote them, but for the manifest."""
+    for path in sorted(cell.adapter.iterdir()):
+        if is_model_file(path.name, KIND.name, _whole(cell)) and path.name != MANIFEST:
+            shutil.copyfile(path, folder / path.name)
 
 
 def _whole(cell: Cell) -> bool:

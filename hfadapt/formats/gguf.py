@@ -138,7 +138,7 @@ class Gguf(Format):
         if read.convert_tokens_to_ids(own.tokenize(PROBE)) != own.convert_tokens_to_ids(own.tokenize(PROBE)):
             raise RunError("the vocabulary in the GGUF file is not the model's", place=str(folder / FILE))
         if _llama_cpp.installed():
-            return _run(cell, folder, own)
+            return run_gguf(cell, folder / FILE)
         dtype = torch.float32 if self._stored(folder) == "F32" else torch.bfloat16
         if self._stored(folder) == "F16":
             dtype = torch.float16
@@ -174,16 +174,19 @@ class Gguf(Format):
         )
 
 
-def _run(cell: Cell, folder: Path, tokenizer: Any) -> LlamaCpp:
-    """llama.cpp with the file. Raises RunError where it cuts texts into other tokens than training did."""
-    ids = tokenizer(PROBE)["input_ids"]
+def run_gguf(cell: Cell, file: Path, adapter: Path | None = None) -> LlamaCpp:
+    """llama.cpp with a cell's model, or with its base and an adapter.
+
+    Raises RunError where it cuts texts into other tokens than training did.
+    """
+    ids = _tokenizer(cell)(PROBE)["input_ids"]
     positions = max(cell.lock.data.max_length, len(ids)) + SPARE
-    found = LlamaCpp(folder / FILE, load_config(BaseRef.of(cell.lock).location), positions)
+    found = LlamaCpp(file, load_config(BaseRef.of(cell.lock).location), positions, adapter)
     apart = float((found.following(PROBE) - found.following(ids)).abs().max())
     if not apart <= SAME:
         raise RunError(
             "llama.cpp cuts texts into other tokens than the model was trained with",
-            place=str(folder / FILE),
+            place=str(file),
             got=f"other answers after {PROBE!r}: by up to {apart:.3g} nats",
         )
     return found
@@ -218,16 +221,12 @@ def write_gguf(model: Any, tokenizer: Any, path: Path, kind: str, name: str) -> 
     writer.add_vocab_size(config.vocab_size)
     writer.add_file_type(int(gguf.LlamaFileType[("ALL_" if kind == "F32" else "MOSTLY_") + kind]))
     _add_tokenizer(writer, tokenizer, config.vocab_size)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    names = tensor_names(config)
     matrix = gguf.GGMLQuantizationType[kind]
     for key, tensor in model.state_dict().items():
         if key == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        values = tensor.detach().float().cpu().numpy()
-        if ".q_proj." in key:
-            values = _permuted(values, config.num_attention_heads)
-        elif ".k_proj." in key:
-            values = _permuted(values, config.num_key_value_heads)
+        values = in_llama_order(key, tensor.detach().float().cpu().numpy(), config)
         stored = matrix if values.ndim == 2 else gguf.GGMLQuantizationType.F32
         if kind in BLOCKS.values() and key.endswith(("embed_tokens.weight", "lm_head.weight")):
             stored = gguf.GGMLQuantizationType.Q8_0
@@ -239,6 +238,20 @@ def write_gguf(model: Any, tokenizer: Any, path: Path, kind: str, name: str) -> 
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def tensor_names(config: Any) -> Any:
+    """What llama.cpp calls the tensors of a Llama-like model."""
+    import gguf
+
+    return gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+
+
+def in_llama_order(key: str, weight: np.ndarray, config: Any) -> np.ndarray:
+    """A tensor, or B of a LoRA layer, whose rows are outputs, as llama.cpp orders them."""
+    if ".q_proj." in key:
+        return _permuted(weight, config.num_attention_heads)
+    return _permuted(weight, config.num_key_value_heads) if ".k_proj." in key else weight
 
 
 def _permuted(weight: np.ndarray, heads: int) -> np.ndarray:

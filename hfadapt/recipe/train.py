@@ -193,7 +193,7 @@ class Train(Section):
     Cost: memory for the activations and states of all adapters.
     """
     trackers: tuple[Tracker, ...] = ()
-    """Programs that get the training's curves.
+    """Programs that get the training's settings and curves and, at its end, evaluation, card and plots.
 
     Example: [tensorboard]
     """

@@ -42,6 +42,7 @@ from hfadapt.records.search import SearchRecord
 from hfadapt.records.stages import Phase, PhaseMeasure, TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Task
+from hfadapt.train import trackers
 from hfadapt.train.batches import padded
 from hfadapt.train.check import CHECK_ROWS, check_losses
 from hfadapt.train.energy import EnergyMeter
@@ -138,7 +139,7 @@ class Training:
         with meter, self.peaks["train"], interruptible() as interrupt:
             loop, compiled = self._loop(rows, interrupt)
             loop.run()
-        if self.lock.train.trackers:
+        if self.world.accelerator.log_with:
             self.world.accelerator.end_training()
         round_as_saved(self.model, self.lock)
         seconds = [job.state.seconds for job in loop.jobs]
@@ -331,11 +332,12 @@ class Training:
         return of_epoch
 
     def _start_trackers(self) -> None:
-        if self.lock.train.trackers:
-            title = "-".join(cell.domain for cell in self.cells)
-            config = {"recipe": self.lock.name, "domain": title}
-            name = f"{self.lock.name}-{title}-{self.cells[0].target}"
-            self.world.accelerator.init_trackers(name, config=config)
+        accelerator = self.world.accelerator
+        if accelerator.log_with:
+            run = trackers.run_name([cell.domain for cell in self.cells], self.cells[0].target)
+            tracked = trackers.Tracked(project=self.lock.name, run=run, identity=self.identities[0], ids={})
+            settings = self.lock.model_dump(mode="json")
+            trackers.start(accelerator, Path(accelerator.project_dir), tracked, self.lock.train.trackers, settings)
 
     def _loop(self, rows: Sequence[tuple[list[Example], list[Example]]], interrupt: Interrupt) -> tuple[Loop, float]:
         """The loop over a job for each cell, and the seconds that were spent on compiling before."""
