@@ -284,6 +284,29 @@ def serve(  # noqa: PLR0913 - options of the command
 
 
 @app.command()
+@heavy
+def ui(
+    run: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(
+            metavar="RUN", help="A run, or a folder of runs; by default runs.", autocompletion=completion.runs
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8765,
+) -> None:
+    """Show runs in a browser on this machine, for you alone; ask base and adapter side by side, plan, run, export.
+
+    The address that is printed has a token, without which nothing is shown. Ctrl-C stops, and with it a run that was
+    started there: it goes on another time.
+    """
+    from hfadapt.cli.serving import show_pages
+
+    if run is None:
+        RUNS.mkdir(exist_ok=True)
+    show_pages(run or RUNS, port, note)
+
+
+@app.command()
 def export(  # noqa: PLR0913 - options of the command
     cell: CellArgument,
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new folder.")],
