@@ -395,6 +395,9 @@ def publish(  # noqa: PLR0913 - options of the command
     pictures: Annotated[
         bool, typer.Option("--pictures", help="With the test rows that the card shows, where rows are files.")
     ] = False,
+    space: Annotated[
+        bool, typer.Option("--space", help="Write a Space that serves one adapter, into --to FOLDER; nothing is sent.")
+    ] = False,
     domain: Domains = None,
     target: Annotated[Optional[list[str]], typer.Option("--target", "-t", help="Only this target of a run.")] = None,  # noqa: UP045
     no_verify_load: Annotated[
@@ -407,6 +410,11 @@ def publish(  # noqa: PLR0913 - options of the command
     """
     from hfadapt.publish.publish import publish as publish_cells
 
+    if space:
+        from hfadapt.publish.space import space_of
+
+        show(space_of(path, domain, target, to, license, refused={"--repo": repo, "--yes": yes, "--tag": tag}))
+        return
     show(
         publish_cells(
             path,

@@ -194,9 +194,9 @@ class Pages:
 
     # --- questions ---------------------------------------------------------------------------------------------------
 
-    def ask_page(self, name: str, domain: str, target: str) -> Response:
-        """Where both are asked."""
-        return self._ask(views.found_cell(self.runs, name, domain, target), name)
+    def ask_page(self, name: str, domain: str, target: str, row: int | None = None) -> Response:
+        """Where both are asked; with a test row chosen."""
+        return self._ask(views.found_cell(self.runs, name, domain, target), name, row=row)
 
     def ask(self, name: str, domain: str, target: str, said: Form) -> Response:
         """What both say of a text, or of a test row."""
@@ -276,7 +276,9 @@ class Pages:
     def _state(self, number: int) -> Mapping[str, Any]:
         state = self.live.state(number)
         left = views.show_seconds(state.seconds_left) if state.seconds_left is not None else ""
-        return {"state": state, "left": left, "plots": views.loss_plots(state)}
+        said = state.said[-1].strip() if state.said else "starting"
+        doing = state.status or state.doing or said
+        return {"state": state, "left": left, "doing": doing, "plots": views.loss_plots(state)}
 
     def stop(self, number: int) -> Response:
         """Stops a run as Ctrl-C does."""

@@ -196,13 +196,13 @@ def _probe(cell: Cell, adapted: Adapted, heads: Sequence[str]) -> Any:
     from hfadapt.train.probe import train_probe
 
     lock, task, model = cell.lock, registry.task(cell.lock.task), adapted.model
-    how = {"max_length": lock.data.max_length, "labels": cell.data.labels}
-    train, validation = (
-        [part for each in task.encode(read_split(cell.folder, split), adapted.tokenizer, **how) for part in each.parts]
-        for split in ("train", "validation")
-    )
+
+    def examples(split: str) -> list[Any]:
+        rows, length, labels = read_split(cell.folder, split), lock.data.max_length, cell.data.labels
+        encoded = task.encode(rows, adapted.tokenizer, max_length=length, labels=labels)
+        return [part for each in encoded for part in each.parts]
 
     def batches(examples: Any, rows: int | None = None) -> Any:
         return padded(task, examples, adapted.pad_token_id, model.device, rows or lock.evaluate.batch_rows)
 
-    return train_probe(task, model.get_base_model(), heads, train, validation, batches)
+    return train_probe(task, model.get_base_model(), heads, examples("train"), examples("validation"), batches)

@@ -269,9 +269,7 @@ def framed(blocks: Sequence[Block]) -> Markup:
             # The page has a first heading.
             html = Markup("<h2>{}</h2>").format(block.text)
         elif not isinstance(block, Sheet) and (isinstance(block, Table) or getattr(block, "code", False)):
-            if isinstance(block, Table) and not any(block.columns):
-                html = Markup(str(html).replace("<th></th>", "<td></td>"))
-            html = Markup('<div class="scroll" tabindex="0" role="region" aria-label="{}">{}</div>').format(name, html)
+            html = Markup('<div class="scroll" tabindex="0" role="group" aria-label="{}">{}</div>').format(name, html)
         parts.append(html)
     return Markup("\n").join(parts)
 
