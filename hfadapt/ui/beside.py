@@ -6,6 +6,7 @@ is trained as there. Of a run one base is in memory, with the adapters of all it
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,15 +14,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
+
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError
 from hfadapt.core.progress import Silent, quiet_libraries
+from hfadapt.data import read_split
 from hfadapt.files import Unusable
 from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.serve.adapted import Adapted, from_cell
 from hfadapt.serve.asked import text_of
 from hfadapt.tasks import Answer
+from hfadapt.train.batches import padded
+from hfadapt.train.probe import put_head, train_probe
 
 if TYPE_CHECKING:
     from hfadapt.serve.bank import Bank
@@ -160,7 +166,10 @@ class Shared:
 
     def __init__(self, bank: Bank) -> None:
         self.bank = bank
-        self.probes: dict[str, Any] = {}
+        self.heads = _heads(bank.model)
+        inner = bank.model.get_base_model()
+        self.fresh = copy.deepcopy(torch.nn.Sequential(*map(inner.get_submodule, self.heads)))
+        self.probes: dict[str, torch.nn.Module] = {}
 
     def adapter(self, cell: Cell) -> Adapted:
         """The adapter."""
@@ -168,16 +177,16 @@ class Shared:
 
     @contextmanager
     def base(self, cell: Cell) -> Iterator[Any]:
-        """The baseline; afterwards the head is the other domains' no more than it was."""
-        from hfadapt.train.probe import put_head
-
-        model = self.bank.model
+        """The baseline."""
+        model, task = self.bank.model, registry.task(cell.lock.task)
+        inner = model.get_base_model()
         with model.disable_adapter():
-            if registry.task(cell.lock.task).baseline == "linear probe":
-                heads = _heads(model)
+            if task.baseline == "linear probe":
                 if cell.domain not in self.probes:
-                    self.probes[cell.domain] = _probe(cell, self.bank.adapter(cell.domain), heads)
-                put_head(model.get_base_model(), heads, self.probes[cell.domain])
+                    # From where the evaluation starts, not from the probe of another domain.
+                    put_head(inner, self.heads, self.fresh)
+                    self.probes[cell.domain] = _probe(cell, self.bank.adapter(cell.domain), self.heads)
+                put_head(inner, self.heads, self.probes[cell.domain])
             yield model
 
 
@@ -191,9 +200,6 @@ def _heads(model: Any) -> list[str]:
 
 def _probe(cell: Cell, adapted: Adapted, heads: Sequence[str]) -> Any:
     """The linear probe on the rows that the evaluation trains it on."""
-    from hfadapt.data import read_split
-    from hfadapt.train.batches import padded
-    from hfadapt.train.probe import train_probe
 
     lock, task, model = cell.lock, registry.task(cell.lock.task), adapted.model
 

@@ -37,7 +37,9 @@ const watch = async () => {
   while (shown && !shown.dataset.status) {
     await new Promise((done) => setTimeout(done, 1000));
     try {
-      const text = await (await fetch(state.dataset.state)).text();
+      const answer = await fetch(state.dataset.state);
+      if (!answer.ok) throw new Error(answer.status);
+      const text = await answer.text();
       const inside = state.contains(document.activeElement);
       if (!inside) state.innerHTML = text;
       shown = inside ? shown : state.querySelector("[data-status]");
