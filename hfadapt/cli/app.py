@@ -298,6 +298,29 @@ def serve(  # noqa: PLR0913 - options of the command
 
 
 @app.command()
+@heavy
+def ui(
+    run: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(
+            metavar="RUN", help="A run, or a folder of runs; by default runs.", autocompletion=completion.runs
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8765,
+) -> None:
+    """Show runs in a browser on this machine, for you alone; ask base and adapter side by side, plan, run, export.
+
+    The address that is printed has a token, without which nothing is shown. Ctrl-C stops, and with it a run that was
+    started there: it goes on another time.
+    """
+    from hfadapt.cli.serving import show_pages
+
+    if run is None:
+        RUNS.mkdir(exist_ok=True)
+    show_pages(run or RUNS, port, note)
+
+
+@app.command()
 def export(  # noqa: PLR0913 - options of the command
     cell: CellArgument,
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new folder.")],
@@ -386,6 +409,9 @@ def publish(  # noqa: PLR0913 - options of the command
     pictures: Annotated[
         bool, typer.Option("--pictures", help="With the test rows that the card shows, where rows are files.")
     ] = False,
+    space: Annotated[
+        bool, typer.Option("--space", help="Write a Space that serves one adapter, into --to FOLDER; nothing is sent.")
+    ] = False,
     domain: Domains = None,
     target: Annotated[Optional[list[str]], typer.Option("--target", "-t", help="Only this target of a run.")] = None,  # noqa: UP045
     no_verify_load: Annotated[
@@ -398,6 +424,11 @@ def publish(  # noqa: PLR0913 - options of the command
     """
     from hfadapt.publish.publish import publish as publish_cells
 
+    if space:
+        from hfadapt.publish.space import space_of
+
+        show(space_of(path, domain, target, to, license, refused={"--repo": repo, "--yes": yes, "--tag": tag}))
+        return
     show(
         publish_cells(
             path,

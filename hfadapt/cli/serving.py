@@ -1,4 +1,4 @@
-"""`hfadapt serve`: what is wrong is said before the base is loaded."""
+"""`hfadapt serve` and `hfadapt ui`: what is wrong is said before anything is loaded."""
 
 from __future__ import annotations
 
@@ -37,3 +37,20 @@ def serve_run(
     with listening(*place) as at:
         say(f"loading {run}")
         serve(load_bank(run, domains, target), at, Limits(**most), say)
+
+
+def show_pages(place: Path, port: int, say: Callable[[str], None]) -> None:
+    """Shows a run, or a folder of runs, as pages on this machine until it is stopped.
+
+    Raises:
+        RequestError: a package is missing, the port is taken, or there is no such folder.
+    """
+    try:
+        from hfadapt.serve.http import listening
+        from hfadapt.ui.app import HOST, serve
+    except ModuleNotFoundError as error:
+        raise RequestError(
+            "the pages need packages that are not installed", got=error.name, fix="pip install 'hfadapt[ui]'"
+        ) from None
+    with listening(HOST, port) as at:
+        serve(place, at, say)

@@ -83,7 +83,7 @@ class Text:
 class Table:
     """Rows of cells that are already strings; `right` names the columns of figures, which are set flush right.
 
-    A line break in a cell is kept. In text, a table of nameless columns has no heading.
+    A line break in a cell is kept. A table of nameless columns has no heading.
     """
 
     columns: Sequence[str]
@@ -271,7 +271,9 @@ def as_html(blocks: Sequence[Block]) -> str:
             parts.append(_html_sheet(block))
         else:
             style = {column: ' style="text-align:right"' if column in block.right else "" for column in block.columns}
-            head = "".join(f"<th{style[column]}>{html.escape(column)}</th>" for column in block.columns)
+            # A heading without a word is none.
+            cells = ((f"<th{style[c]}>{html.escape(c)}</th>" if c else "<td></td>") for c in block.columns)
+            head = f"<thead><tr>{''.join(cells)}</tr></thead>" if any(block.columns) else ""
             body = "".join(
                 "<tr>"
                 + "".join(
@@ -281,7 +283,7 @@ def as_html(blocks: Sequence[Block]) -> str:
                 + "</tr>"
                 for row in block.rows
             )
-            parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+            parts.append(f"<table>{head}<tbody>{body}</tbody></table>")
     return "\n".join(parts)
 
 

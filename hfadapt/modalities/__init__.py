@@ -104,6 +104,7 @@ class Modality:
         facts: Measures of a value that test rows are sliced by, each with its unit.
         imports, reading: Python that makes `inputs`, arrays of numpy by name, of `example` with the files of a folder
             of a whole model, and what it imports; `{max_length}` and `{arguments}` are filled in.
+        component: What Gradio asks for a value with; a file is given by its path.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Modality:
     facts: Mapping[str, str] = {}
     imports: str = ""
     reading: str = ""
+    component: str = 'gr.Textbox(label="LABEL", lines=3)'
 
     def load_processor(self, path: str, revision: str | None) -> Any:
         """What turns values into a model's inputs: the tokenizer of texts."""

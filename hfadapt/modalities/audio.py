@@ -182,6 +182,7 @@ class Audio(Modality):
     )
     one_size = True
     suffixes = SUFFIXES
+    component = 'gr.Audio(label="LABEL", type="filepath", format="wav")'
     facts = {"seconds": "s", "loudness": "dBFS", "peak": "dBFS", "rate": "Hz"}
     operations = {name: partial(later, name) for name in ("speed", "shift", "noise", "gain", "spec_augment")}
     # As recordings differ; and what is hidden from features.

@@ -149,6 +149,7 @@ class Image(Modality):
     cut, longer = "scaled down", "larger"
     one_size = True
     suffixes = SUFFIXES
+    component = 'gr.Image(label="LABEL", type="filepath")'
     refusals = ("not-an-image", "image-too-large")
     facts = {"width": "pixels", "height": "pixels", "brightness": "of 1", "contrast": "of 1"}
     operations = {name: partial(later, name) for name in ("trivial", "crop", "flip")}

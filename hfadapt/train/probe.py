@@ -62,7 +62,7 @@ def train_probe(
     """A trained copy of the model's head; the model itself is not changed.
 
     Args:
-        heads: Names of the top-level modules that make up the head, first to last.
+        heads: Paths of the modules that make up the head, first to last.
         validation: Rows that choose how long to train.
 
     Returns:
@@ -71,8 +71,8 @@ def train_probe(
     Raises:
         RunError: the head's input cannot be found.
     """
-    first = getattr(model, heads[0])
-    modules = torch.nn.Sequential(*(getattr(model, name) for name in heads))
+    first = model.get_submodule(heads[0])
+    modules = torch.nn.Sequential(*(model.get_submodule(name) for name in heads))
     pick = _find_pick(task, model, first, modules, train[:4], batches)
     features, labels = _features(task, model, first, pick, train, batches)
     held, held_labels = _features(task, model, first, pick, validation, batches)
@@ -101,7 +101,7 @@ def put_head(model: Any, heads: Sequence[str], probe: torch.nn.Module) -> None:
     """Copies the trained head into the model."""
     assert isinstance(probe, torch.nn.Sequential)
     for name, trained in zip(heads, probe, strict=True):
-        getattr(model, name).load_state_dict(trained.state_dict())
+        model.get_submodule(name).load_state_dict(trained.state_dict())
 
 
 def _flat(outputs: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,160 @@
+"""A Space: a folder whose app answers as the card says, from plain transformers and peft."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import command
+
+from hfadapt.core.errors import RequestError, RunError
+from hfadapt.publish import space
+from hfadapt.records.stages import CardRecord
+from hfadapt.run_folder import Cell
+
+LOADED = 'import os\n\nimport torch\n\nadapter = "adapter"\nmodel = load(adapter)\n\n'
+
+
+@pytest.fixture
+def on_the_hub(monkeypatch):
+    """The base has a name there; BASE says where it is here."""
+    monkeypatch.setattr(space, "base_of", lambda cell: "somebody/encoder")
+
+
+@pytest.fixture
+def written(cell, tmp_path, sound_card, on_the_hub):
+    space.write_space(Cell(cell), tmp_path / "space", license="mit")
+    return tmp_path / "space"
+
+
+def test_the_folder_holds_what_is_published_and_a_program(written, cell):
+    names = {path.relative_to(written).as_posix() for path in written.rglob("*") if path.is_file()}
+    assert {"README.md", "app.py", "requirements.txt", "SHA256SUMS", "adapter/README.md"} <= names
+    weights = (written / "adapter/adapter_model.safetensors").read_bytes()
+    assert weights == (cell / "adapter/adapter_model.safetensors").read_bytes()
+    for line in (written / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((written / name).read_bytes()).hexdigest() == digest
+
+
+def test_its_metadata_is_that_of_a_space(written):
+    fields = yaml.safe_load((written / "README.md").read_text().split("---\n")[1])
+    assert fields["sdk"] == "gradio"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", fields["sdk_version"])
+    assert (fields["app_file"], fields["license"], fields["models"]) == ("app.py", "mit", ["somebody/encoder"])
+    wanted = (written / "requirements.txt").read_text().split()
+    assert all(re.fullmatch(r"[\w-]+==[\d.]+", each) for each in wanted)
+    assert {each.partition("==")[0] for each in wanted} == {"accelerate", "peft", "torch", "transformers"}
+
+
+def test_its_program_answers_as_the_card_says(written, cell, models, monkeypatch):
+    monkeypatch.chdir(written)
+    monkeypatch.setenv("BASE", str(models / "encoder"))
+    text = (written / "app.py").read_text()
+    assert "hfadapt" not in text
+    # What stands before the page needs no Gradio.
+    code = text.replace("import gradio as gr\n", "").partition("page = gr.Interface")[0]
+    inside = {}
+    exec(compile(code, "app.py", "exec"), inside)
+    (example,) = ast.literal_eval(re.search(r"examples=(\[.*\]),\n", text)[1])
+    assert inside["answer"](*example) == CardRecord.read(cell / "card.json").output
+
+
+def test_secrets_stop_it(cell, tmp_path, sound_card, on_the_hub):
+    card = cell / "README.md"
+    card.write_text(card.read_text() + "\nhf_" + "a1B2c3D4e5F6g7H8i9J0kLmN\n")
+    with pytest.raises(RunError, match="Hugging Face token found"):
+        space.write_space(Cell(cell), tmp_path / "space", license="mit")
+    assert not (tmp_path / "space").exists()
+
+
+def test_a_base_that_is_not_on_the_hub_is_refused(cell, tmp_path):
+    done = command("publish", str(cell), "--space", "--license", "mit", "--to", str(tmp_path / "space"))
+    assert done.code == 1
+    assert "loads its base from the Hub" in done.err
+    assert "fix:" in done.err
+    assert not (tmp_path / "space").exists()
+
+
+def test_what_sends_something_is_refused(cell):
+    done = command("publish", str(cell), "--space", "--repo", "somebody/name", "--yes")
+    assert done.code == 2
+    assert "--repo, --yes" in done.err
+
+
+@pytest.mark.parametrize(
+    ("asking", "inputs", "examples", "body"),
+    [
+        ('text = "a b"\nprint(f(text))', ("text",), ("a b",), "    return f(text)"),
+        ('query = "q"\ndocument = "d"\nprint(f(query, document))', ("query", "document"), ("q", "d"), None),
+        (
+            'words = "a b".split(" ")\nprint(words)',
+            ("text",),
+            ("a b",),
+            '    words = text.split(" ")\n    return words',
+        ),
+        ('words = ["a", "b"]\nfor w in words:\n    print(w, sep="\\t")', ("text",), ("a b",), None),
+        (
+            'x = Image.open("e.png").convert("RGB")  # ü\nprint(x)',
+            ("image",),
+            ("",),
+            '    x = Image.open(image).convert("RGB")  # ü\n    return x',
+        ),
+        (
+            'messages = [{"role": "user", "content": "hi"}]\nprint(messages)',
+            ("text",),
+            ("hi",),
+            '    messages = [{"role": "user", "content": text}]\n    return messages',
+        ),
+        ('tokenizer.side = "left"\nprompt = """a\nb"""\nprint(prompt)', ("prompt",), ("a\nb",), "    return prompt"),
+    ],
+)
+def test_snippets_become_functions(asking, inputs, examples, body):
+    loading, found = space.split(LOADED + asking + "\n", "e.png", "image")
+    assert loading.startswith(LOADED.rstrip())
+    assert (found.inputs, found.examples) == (inputs, examples)
+    assert body is None or found.body == body
+    ast.parse(f"def answer({', '.join(inputs)}):\n{found.body}")
+    assert ", file=said)" in found.body if "for " in asking else "return " in found.body
+
+
+def test_a_snippet_of_another_shape_is_refused():
+    with pytest.raises(RequestError, match="asks about more"):
+        space.split(LOADED + 'texts = ["a b", "c d"]\nprint(texts)\n', "", "text")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="no Gradio here")
+def test_it_answers_over_http(written, cell, models, tmp_path):
+    port = 8900 + os.getpid() % 1000
+    settings = {"BASE": str(models / "encoder"), "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_SERVER_PORT": str(port)}
+    with (tmp_path / "log").open("wb") as log:
+        program = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=written, env=os.environ | settings, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        while "Running on local URL" not in (said := Path(log.name).read_text()):
+            assert program.poll() is None, said
+            time.sleep(0.5)
+        card = CardRecord.read(cell / "card.json")
+        example = ast.literal_eval(re.search(r'^text = (".*")$', card.snippet, re.MULTILINE)[1])
+        address = f"http://127.0.0.1:{port}/gradio_api/call/answer"
+        body = json.dumps({"data": [example]}).encode()
+        asked = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+        number = json.load(urllib.request.urlopen(asked))["event_id"]
+        answer = urllib.request.urlopen(f"{address}/{number}").read().decode()
+        assert json.loads(answer.partition("data: ")[2].splitlines()[0]) == [card.output]
+    finally:
+        program.kill()
+        program.wait()

@@ -1,0 +1,77 @@
+"""A run of two domains, trained far enough to differ, with markup in its rows; and a server over it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import threading
+from urllib.parse import urlencode
+
+import pytest
+import uvicorn
+from tiny import NO_CHECKS, command, labelled, recipe_fields, write_recipe, write_rows
+
+from hfadapt.run_folder import Run
+from hfadapt.serve.http import listening
+from hfadapt.ui.app import HOST, Pages, make_app
+
+MARKUP = "<script>document.title='in'</script>"
+TOKEN = "a-token-for-tests"
+
+
+@pytest.fixture(scope="session")
+def run(models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ui")
+    for seed, domain in enumerate(("one", "two")):
+        rows = [{**row, "text": f"{row['text']} {MARKUP}"} if n % 3 == 0 else row for n, row in enumerate(labelled(90))]
+        write_rows(folder / f"{domain}.jsonl", rows if not seed else labelled(90, seed=seed))
+    domains = {domain: {"source": f"{domain}.jsonl"} for domain in ("one", "two")}
+    fields = recipe_fields(models / "encoder", domains=domains, dtype="float32", evaluate=NO_CHECKS)
+    fields["evaluate"] |= {"resamples": 200, "transfer": False}
+    fields["train"] |= {"max_steps": 6, "learning_rate": 2e-2}
+    done = command("evaluate", write_recipe(folder / "tiny.yaml", fields), folder=folder)
+    assert done.code == 0, done.out + done.err
+    return Run(folder / "runs/tiny")
+
+
+@contextlib.contextmanager
+def serving(run):
+    """The port of pages over the folder of a run."""
+    pages = Pages(run.folder.parent, run.folder.parents[1])
+    with listening(HOST, 0) as at:
+        port = at.getsockname()[1]
+        program = uvicorn.Server(uvicorn.Config(make_app(pages, port, TOKEN), log_level="error"))
+        at.listen()
+        thread = threading.Thread(target=program.run, kwargs={"sockets": [at]})
+        thread.start()
+        try:
+            yield port
+        finally:
+            program.should_exit = True
+            thread.join()
+
+
+class Client:
+    """Asks with the cookie of somebody who has opened the printed address."""
+
+    def __init__(self, port):
+        self.port, self.origin = port, f"http://127.0.0.1:{port}"
+        self.cookie = f"hfadapt-ui-{port}={TOKEN}"
+
+    def ask(self, path, form=None, method=None, **headers):
+        """Status, text and headers of an answer; `form` is sent, bytes as they are."""
+        body = urlencode(form) if isinstance(form, dict) else form
+        given = {"Cookie": self.cookie, **({"Origin": self.origin} if form is not None else {}), **headers}
+        given = {name: value for name, value in given.items() if value is not None}
+        line = http.client.HTTPConnection("127.0.0.1", self.port)
+        line.request(method or ("GET" if form is None else "POST"), path, body, given)
+        answer = line.getresponse()
+        text = answer.read().decode()
+        line.close()
+        return answer.status, text, dict(answer.getheaders())
+
+
+@pytest.fixture(scope="session")
+def client(run):
+    with serving(run) as port:
+        yield Client(port)
