@@ -1,7 +1,7 @@
 """The frozen layers of a model divided over the processes, so that none has to hold it whole (FSDP2, `fully_shard`).
 
 Of every weight matrix in a layer each process keeps a share of the rows; a layer is whole while it runs, forward or
-backward. What is trained, and whatever is small or read from outside the layers, such as norms and the output layer,
+backward. What is trained, and what is small or outside the layers, such as norms, embeddings and the output layer,
 stays whole in every process, so that gradients, checkpoints and adapters are what they are without it.
 
 A pass gathers its layers from all processes: each of them has to run the model as often as the others.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
+from hfadapt.hardware.peak_memory import is_out_of_memory
 from hfadapt.hardware.shards import Shards, divide
 from hfadapt.models.facts import body_name, layer_stacks
 from hfadapt.tasks import Task
@@ -19,10 +20,11 @@ IDLE_UNITS = 8
 
 
 def divide_layers(model: Any, task: Task, heads: Sequence[str], device: torch.device) -> Shards:
-    """Divides the layers of a loaded base, and its table of embeddings.
+    """Divides the layers of a loaded base. Embeddings and output layer stay whole: to be gathered they would need twice
+    their size for a moment, which is more than they take.
 
     Raises:
-        RunError: it has no layers.
+        RunError: it has no layers, or cannot be run with divided ones.
     """
     import torch
 
@@ -35,7 +37,6 @@ def divide_layers(model: Any, task: Task, heads: Sequence[str], device: torch.de
             place=type(model).__name__,
             fix="set train.shard: false",
         )
-    table = model.get_input_embeddings() if registry.modality(task.modality).tokens else None
     made = registry.modality(task.modality).traced(model.config, 1, IDLE_UNITS)
     inputs = {
         name: value.to(device, model.dtype if value.is_floating_point() else value.dtype)
@@ -46,4 +47,18 @@ def divide_layers(model: Any, task: Task, heads: Sequence[str], device: torch.de
         with torch.no_grad():
             model(**inputs)
 
-    return divide(model, body, [*([table] if table is not None else []), *layers], idle, device)
+    shards = divide(model, body, layers, idle, device)
+    try:
+        # Whole layers are made room for once: in inference mode it would be of no use to training.
+        with torch.inference_mode(False):
+            idle()
+    except (RuntimeError, AttributeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise RunError(
+            "this model cannot be run with layers that are divided over the processes",
+            place=type(model).__name__,
+            got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            fix="set train.shard: false",
+        ) from error
+    return shards

@@ -47,8 +47,8 @@ __all__ = [
 ]
 
 MIB = 1 << 20
-GATHERED_LAYERS, GATHERED_TABLES = 3, 2
-"""How many of a divided base there are at once, at most."""
+GATHERED_LAYERS = 3
+"""How many of a divided base are whole at once: the one that runs, and the next one, as it comes and in its place."""
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03, "paged-adamw-8bit": 2.03}
 """State per trained parameter: two moments; in 8 bits with one float32 scale per block of 256."""
 
@@ -293,26 +293,19 @@ def held_bytes(facts: ModelFacts, workload: Workload) -> int:
 
 
 def gathered_bytes(facts: ModelFacts, workload: Workload) -> int:
-    """Layers of a divided base that are whole for a while: the one that runs, as it comes and in its place, and in the
-    backward pass the next one."""
+    """Layers of a divided base that are whole for a while."""
     if workload.shards == 1:
         return 0
-    table = _table_bytes(facts, workload)
-    return max(GATHERED_LAYERS * (_divided_bytes(facts, workload) - table) // facts.layers, GATHERED_TABLES * table)
+    return GATHERED_LAYERS * _divided_bytes(facts, workload) // facts.layers
 
 
 def _divided_bytes(facts: ModelFacts, workload: Workload) -> int:
-    """Weights that are divided over the processes where there are several: of linear layers, without scales, and the
-    table of embeddings, where it is not the output layer too."""
+    """Weights that are divided over the processes where there are several: of linear layers, without scales."""
     if workload.shards == 1:
         return 0
     store = workload.store
     bits = store.bits if store.quantised else 8 * DTYPE_BYTES[workload.dtype]
-    return facts.linear_parameters * bits // 8 + _table_bytes(facts, workload)
-
-
-def _table_bytes(facts: ModelFacts, workload: Workload) -> int:
-    return 0 if facts.tied else facts.vocab_size * facts.hidden_size * DTYPE_BYTES[workload.dtype]
+    return facts.linear_parameters * bits // 8
 
 
 def _base_bytes(facts: ModelFacts, store: Quant, element: int) -> int:
