@@ -74,7 +74,8 @@ def _evaluate(cell: Cell, world: World, progress: Progress, recipe_folder: Path)
     floor = resident_bytes()
     started = time.perf_counter()
     with PeakMemory(device, floor) as peak:
-        context = open_context(cell, device, progress, room, world=world)
+        divided = world.divides(lock.train.shard)
+        context = open_context(cell, device, progress, room, world=world, divided=divided)
         task, test, rows = context.task, context.test, context.rows
         progress.say(f"{cell.domain}: scoring the {task.baseline}")
         base_scores = context.score(test, adapter=False)

@@ -133,17 +133,30 @@ class EvaluationContext:
         choices = tuple(self.choices.values()) if choose else ()
         with torch.inference_mode(), self.adapter_on(adapter) as model:
             return score_together(
-                self.world, self.task, known, lambda own: self.task.score(model, own, self.batches, choices)
+                self.world, self.task, known, lambda own: self.task.score(model, own, self.batches, choices), self.base
             )
 
 
 def score_together(
-    world: World | None, task: Task, examples: Sequence[Example], score: Callable[[Sequence[Example]], Scores]
+    world: World | None,
+    task: Task,
+    examples: Sequence[Example],
+    score: Callable[[Sequence[Example]], Scores],
+    base: Base,
 ) -> Scores:
-    """Scores of examples that the processes share, where there are several and rows are scored one by one."""
+    """Scores of examples that the processes share, where there are several and rows are scored one by one.
+
+    Args:
+        score: Scores some of them on a model of the base.
+    """
     if world is None or world.size == 1 or task.joint or len(examples) < SHARED_ROWS * world.size:
         return score(examples)
-    return Scores.joined(world.shared(len(examples), lambda own: score([examples[number] for number in own])))
+
+    def work(own: range) -> Scores:
+        share = [examples[number] for number in own]
+        return score(share) if base.shards is None else base.shards.in_step(lambda: score(share))
+
+    return Scores.joined(world.shared(len(examples), work))
 
 
 def open_context(
@@ -154,19 +167,21 @@ def open_context(
     *,
     baseline: bool = True,
     world: World | None = None,
+    divided: bool = False,
 ) -> EvaluationContext:
     """The cell's base with its adapter from disk on it, and the linear probe as its head where that is the baseline.
 
     Args:
         baseline: Without it the adapter alone is asked, and no probe is trained.
         world: The processes that score together, where all of them open this.
+        divided: Divide the base over them.
 
     Raises:
         RunError: the folder or its manifest does not fit the base.
     """
     lock, data = cell.lock, cell.data
     task = registry.task(lock.task)
-    base = load_base_of({cell.adapter: data.labels}, lock, device, max_memory=room)
+    base = load_base_of({cell.adapter: data.labels}, lock, device, max_memory=room, divided=divided)
     choices = task.choices(task.answer_texts(data.form, data.completions, cell.read_split), base.tokenizer)
     context = EvaluationContext(cell, lock, data, task, base, base.model.eval(), device, choices, progress, world)
     if baseline and task.baseline == "linear probe":

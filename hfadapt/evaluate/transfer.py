@@ -210,7 +210,8 @@ def _scored(
 ) -> Iterator[tuple[Domain, Domain, Scores]]:
     """Scores of every adapter of the group on every domain of it; pairs that cannot be compared go to `skipped`."""
     lock, device = group[0].lock, world.device
-    base = load_base_of({domain.cell.adapter: domain.labels for domain in group}, lock, device)
+    adapters = {domain.cell.adapter: domain.labels for domain in group}
+    base = load_base_of(adapters, lock, device, divided=world.divides(lock.train.shard))
     for domain in group:
         domain.encode(base)
     whole = {domain.name for domain in group if registry.adapter(domain.lock.adapter.method).whole_model}
@@ -239,7 +240,7 @@ def _score(model: Any, base: Base, data: Domain, world: World) -> Scores:
         return scores
 
     with torch.inference_mode():
-        return score_together(world, task, data.examples, score)
+        return score_together(world, task, data.examples, score, base)
 
 
 def _cell(adapter: Domain, data: Domain, scores: Scores, name: str) -> TransferCell:

@@ -21,6 +21,7 @@ from hfadapt.fast import attention, compiled, elementwise, fusion
 from hfadapt.fast.documents import CURRENT
 from hfadapt.fast.lowrank import AdapterWeights, Frozen, Group, Layer, refresh, shared_forwards
 from hfadapt.hardware import catalogue
+from hfadapt.hardware.shards import gathered_modules, is_divided
 
 SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj", "up_proj"), ("w1", "w3"))
 """Layers of one module that are given the same input; where they are not, each is worked out alone."""
@@ -89,7 +90,8 @@ class FastPath:
     def _replace_passes(self, stack: ExitStack) -> None:
         """Norms, gated activations and positions."""
         alone = {id(group.layers[0].module): group for group in self.groups if len(group.layers) == 1}
-        for module in self.model.modules():
+        # Whether a module's own forward gives the same is tried, so that its weights have to be there.
+        for module in gathered_modules(self.model):
             norm = None if "norms" in self.without else elementwise.norm(module)
             gate = None if "gates" in self.without else elementwise.gate(module, alone)
             self.norms += norm is not None
@@ -241,16 +243,19 @@ def _is_quantised(module: Any) -> bool:
 
 
 def _frozen(base: Any, dtype: torch.dtype | None, resident: bool) -> Frozen | None:
-    """A float32 weight is copied to the dtype of the products once; a quantised one is unpacked for each use."""
+    """A float32 weight is copied to the dtype of the products once; a quantised one is unpacked for each use, and one
+    that is divided over the processes is there only while its layer runs."""
     if type(base) is torch.nn.Linear:
         kind = dtype or base.weight.dtype
+        if is_divided(base.weight):
+            return Frozen(lambda: base.weight.detach().to(kind), _bias(base, kind), kind)
         weight = base.weight.detach().to(kind)
         return Frozen(lambda: weight, _bias(base, kind), kind)
     unpack = _unpacked(base, dtype)
     if unpack is None:
         return None
     make, kind = unpack
-    if resident:
+    if resident and not is_divided(base.weight):
         kept = make()
         return Frozen(lambda: kept, _bias(base, kind), kind)
     return Frozen(make, _bias(base, kind), kind)

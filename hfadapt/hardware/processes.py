@@ -94,7 +94,8 @@ def machines() -> int:
     return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
 
 
-def _together() -> timedelta:
+def step_time() -> timedelta:
+    """How long processes wait for each other in a step."""
     said = os.environ.get("HFADAPT_STEP_SECONDS", "")
     return timedelta(seconds=int(said)) if said.isdigit() and int(said) else TOGETHER
 
@@ -112,7 +113,7 @@ class World:
             cpu=cpu,
             log_with=list(trackers) or None,
             project_dir=str(folder) if folder else None,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=_together())],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=step_time())],
         )
         self.size: int = self.accelerator.num_processes
         # Of its own, so that a step need not wait as long as work that one process does alone.
@@ -128,6 +129,10 @@ class World:
 
         devices = torch.cuda.device_count() if self.accelerator.device.type == "cuda" else 0
         return dict.fromkeys(range(devices), budget_bytes) if self.size == 1 and devices > 1 else None
+
+    def divides(self, shard: bool) -> bool:
+        """Whether the base is divided over the processes, where that is wanted: one alone has all of it."""
+        return shard and self.size > 1
 
     def on_main(self, work: Callable[[], Result]) -> Result:
         """Does the work in the main process; every process gets its result or its error. Results are pickled between

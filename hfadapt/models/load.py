@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.core import cache, registry, samples
 from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.core.hashing import file_sha256, json_sha256
+from hfadapt.hardware.shards import Shards
 from hfadapt.models.base import BaseRef, made_here
 from hfadapt.models.checks import fit_problems, size_problem, token_problems
+from hfadapt.models.divided import divide_layers
 from hfadapt.models.facts import body_name, build, freeze_front, head_names, load_config
 from hfadapt.models.folders import file_problems, require_base, weight_files
 from hfadapt.models.heads import BaseHead, class_tensors, start_again, take_rows
@@ -147,6 +149,7 @@ class Base:
         parameters: Parameters of the base as its architecture counts them, quantised or not.
         identity: Hashes that tell this base from another, as in the manifest.
         head_note: What became of the checkpoint's own head, in a line, where it is not used as it is.
+        shards: Where its layers are divided over the processes.
     """
 
     source: ModelSource
@@ -159,6 +162,7 @@ class Base:
     identity: dict[str, str | None]
     sorted_modules: tuple[str, ...] = ()
     head_note: str | None = None
+    shards: Shards | None = None
 
     @property
     def pad_token_id(self) -> int:
@@ -187,15 +191,21 @@ def load_base(
     *,
     seed: int | None = None,
     max_memory: Mapping[Any, int] | None = None,
+    divided: bool = False,
 ) -> Base:
     """Loads a base, quantised while loading, with every dropout of the base off. A lock stands for the base it names.
 
     Dropout in a frozen base only adds noise to a low-rank update, and without it the result does not depend on the
     number of processes or on what else drew random numbers.
 
+    Args:
+        seed: Of what the checkpoint does not hold, in the place of the base's.
+        max_memory: Room by device, for spreading it over several.
+        divided: Divide its layers over the processes, all of which load it.
+
     Raises:
         RequestError: the architecture has no such head.
-        RunError: a module that was to be quantised is not.
+        RunError: a module that was to be quantised is not, or the base cannot be divided.
     """
     import torch
     import transformers
@@ -231,7 +241,7 @@ def load_base(
             config=wanted.as_saved(config),
             dtype=dtype,
             quantization_config=quant.config(compute, heads),
-            device_map=device_map(device, max_memory),
+            device_map=device_map(torch.device("cpu") if divided else device, max_memory),
             max_memory=dict(max_memory) if max_memory else None,
         )
     for module in model.modules():
@@ -259,7 +269,8 @@ def load_base(
     parameters = sum(p.numel() for p in skeleton.parameters())
     known = _identity(model, registry.modality(task.modality).identity(tokenizer), tokenizer, skeleton, heads)
     moved = () if wanted.rows is None else changed
-    return Base(source, model, tokenizer, heads, tuple(fresh), quantised, parameters, known, moved, note)
+    shards = divide_layers(model, task, heads, device) if divided else None
+    return Base(source, model, tokenizer, heads, tuple(fresh), quantised, parameters, known, moved, note, shards)
 
 
 def _skeleton(auto: Any, config: Any, ref: BaseRef) -> Any:

@@ -97,6 +97,7 @@ def load_base_of(
     *,
     max_memory: Mapping[Any, int] | None = None,
     manifest: Manifest | None = None,
+    divided: bool = False,
 ) -> Base:
     """The base that saved adapters belong to; nothing of them is opened before they are found to be sound.
 
@@ -104,6 +105,7 @@ def load_base_of(
         adapters: Their folders, each with the labels that it is to be used with.
         lock: Says which base, and in which storage.
         manifest: Of the only folder, where `check_folder` has just looked at it.
+        max_memory, divided: As of `load_base`.
 
     Raises:
         RequestError: a base on this machine is not there any more.
@@ -120,7 +122,7 @@ def load_base_of(
             + (f", sha256 of its weights {known.weights_sha256[:16]}…" if known.weights_sha256 else ""),
             fix="put it back, or say where it is: hfadapt predict CELL TEXT --base FOLDER",
         )
-    base = load_base(BaseRef.of(lock), next(iter(adapters.values())), device, max_memory=max_memory)
+    base = load_base(BaseRef.of(lock), next(iter(adapters.values())), device, max_memory=max_memory, divided=divided)
     for folder, labels in adapters.items():
         check_manifest(manifests[folder], base, folder, labels)
     return base

@@ -42,6 +42,7 @@ from hfadapt.plan.reasons import (
     settle_training,
 )
 from hfadapt.plan.search import Candidate, Question, alternatives, best, compile_seconds, reference_seconds, search
+from hfadapt.plan.shards import can_divide, settle_shard, shard_problems
 from hfadapt.plan.tries import alone, plan_search, settle_sharing
 from hfadapt.recipe.schema import AUTO, THIS_MACHINE, Lock, Recipe
 from hfadapt.records.plan import CellPlan, Decision, Plan, PlannedExport
@@ -92,6 +93,7 @@ def make_plan(
             *_impossible(recipe, trainer),
             *_unknown_to_model(recipe, facts),
             *pretrain_problems(recipe, domain, facts),
+            *shard_problems(recipe, facts),
         ]
         problems.extend(problem for problem in found if problem not in problems)
         if not found:
@@ -315,10 +317,16 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     world = _processes(recipe, trainer, processes, decided.value("train.batch_rows"))
     question = _question(decided, trainer, facts, work, length, world)
     budget = question.budget_bytes
-    candidates = search(question)
-    fitting = [c for c in candidates if c.peak_bytes <= budget]
-    chosen = best(fitting) if fitting else min(candidates, key=lambda one: one.peak_bytes)
+    candidates, chosen = _searched(question)
+    whole = chosen.peak_bytes
+    if world > 1 and recipe.train.shard is not False and can_divide(recipe, facts):
+        divided = replace(question, shards=world)
+        if recipe.train.shard is True or whole > budget:
+            found, one = _searched(divided)
+            if recipe.train.shard is True or one.peak_bytes <= budget:
+                question, candidates, chosen = divided, found, one
     settle_storage(decided, question, chosen, candidates)
+    settle_shard(decided, question, chosen, world, whole)
     if recipe.searched(1.0):
         chosen = settle_sharing(decided, question, chosen)
     else:
@@ -377,6 +385,13 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
         search=tries,
         warnings=tuple(warnings),
     )
+
+
+def _searched(question: Question) -> tuple[list[Candidate], Candidate]:
+    """What was looked at, and the best that fits, or what needs the least."""
+    candidates = search(question)
+    fitting = [c for c in candidates if c.peak_bytes <= question.budget_bytes]
+    return candidates, best(fitting) if fitting else min(candidates, key=lambda one: one.peak_bytes)
 
 
 def _with_student(

@@ -340,8 +340,10 @@ def settle_together(decided: Decisions, question: Question, chosen: Candidate, s
 def settle_resident(decided: Decisions, question: Question, chosen: Candidate) -> Candidate:
     """How many layers of a quantised base are kept unpacked beside it while training."""
     work, trainer = chosen.workload, question.target
-    if not (work.store.unpacks(trainer.on_cpu) and predict.own_layers(work)):
+    if work.shards > 1 or not (work.store.unpacks(trainer.on_cpu) and predict.own_layers(work)):
         name, why = "train.resident_layers", "no weights are unpacked at each use"
+        if work.shards > 1:
+            why = "a divided base is to take less memory"
         decided.settle(name, 0, why, if_asked=f"without effect, as {why}" if decided.asked(name) else "")
         return chosen
     asked = decided.asked("train.resident_layers")
@@ -381,10 +383,13 @@ def settle_frozen_cache(decided: Decisions, question: Question, chosen: Candidat
     layers = predict.frozen_layers(facts, chosen.workload)
     task = registry.task(facts.task)
     changes = decided.recipe.data.augment.on or decided.tries
-    if not layers or task.without or changes or task.redraws:
+    divided = chosen.workload.shards > 1
+    if not layers or task.without or changes or task.redraws or divided:
         why = "no layer lies below the first trained one"
         if task.without:
             why = "it is for models of text"
+        elif layers and divided:
+            why = "the base is divided over the processes, which run its layers together"
         elif layers:
             which = "the task" if task.redraws else "data.augment"
             which += " may change" if decided.tries else " changes"

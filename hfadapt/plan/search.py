@@ -61,6 +61,7 @@ class Question:
         rows: Rows of the effective batch that one process handles.
         mean_tokens: Mean length of a row, for the time; `length_tokens` is the longest, for the memory.
         parts: Sequences as which a row goes through the model; these lengths are theirs.
+        shards: Processes over which the base is divided.
     """
 
     recipe: Recipe
@@ -78,6 +79,7 @@ class Question:
     mean_tokens: float
     rows: int
     parts: int = 1
+    shards: int = 1
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ def search(question: Question) -> list[Candidate]:
 
 def stored_bytes(question: Question, quant: str, dtype: str) -> int:
     """What the weights need in this storage."""
-    return predict.weight_bytes(question.facts, Workload(quant=quant, dtype=dtype, method=question.method))
+    workload = Workload(quant=quant, dtype=dtype, method=question.method, shards=question.shards)
+    return predict.held_bytes(question.facts, workload)
 
 
 def best(fitting: list[Candidate]) -> Candidate:
@@ -173,6 +176,7 @@ def candidate(
         labelled_tokens=min(question.length_tokens, question.labelled_tokens),
         evaluate_rows=1,
         generate_rows=question.recipe.evaluate.generate_rows,
+        shards=question.shards,
         fast=fast.used,
         without=without,
         malloc_tuned=question.target.name != catalogue.THIS_MACHINE or allocator.malloc_tuned(),
@@ -212,6 +216,8 @@ def storages_of(question: Question) -> list[tuple[str, str]]:
         tried = tried[:1]
     if recipe.quant != AUTO:
         tried = [registry.quant(recipe.quant)]
+    if question.shards > 1:
+        tried = [quant for quant in tried if quant.divides]
     pairs = [(q.name, d) for q in tried if method.works_on(q) for d in ([half] if q.quantised else dtypes)]
     # A method for quantised bases alone, on a target that has none, is refused before the search.
     return pairs or [(tried[0].name, dtypes[0])]

@@ -149,6 +149,7 @@ def learning(recipe: Recipe, parameters: int, options: dict[str, Any]) -> Recipe
         "max_steps": None if settings.epochs != "auto" else recipe.train.max_steps,
         "learning_rate": rate if settings.learning_rate == "auto" else settings.learning_rate,
         "together": False,
+        "shard": False,
         "time": None,
     }
     return recipe.model_copy(

@@ -43,6 +43,7 @@ class Quant:
         block: Weights that share a float32 scale; None: those of one output.
         integer_products: Products are made in integers, on a CPU outside training only; else of unpacked weights.
         automatic: Whether plans, and the measurement of merge drift, try it unasked.
+        divides: Whether its layers can be divided over processes: weights and scales apart.
         unpack: For training on unpacked weights: of a layer the function that unpacks its weight, (out, in), and to
             which dtype (the one given, else its own); None where the layer multiplies in another way.
     """
@@ -55,6 +56,7 @@ class Quant:
     block: int | None = None
     integer_products: bool = False
     automatic: bool = False
+    divides: bool = True
     unpack: Unpack | None = None
 
     config_class = "BitsAndBytesConfig"

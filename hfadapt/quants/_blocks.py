@@ -23,7 +23,8 @@ def unpack(layer: Any, dtype: torch.dtype | None) -> tuple[Callable[[], torch.Te
 
     def make() -> torch.Tensor:
         # Into the dtype that is wanted, not first into that of the weight before it was quantised.
-        state = copy(layer.weight.quant_state)
+        # The weight of a divided base is another parameter while its layer runs: the layer keeps the state.
+        state = copy(getattr(layer.weight, "quant_state", None) or layer.quant_state)
         state.dtype = kind
         return dequantize_4bit(layer.weight.data, state)
 

@@ -27,4 +27,13 @@ def _unpack(layer: Any, dtype: torch.dtype | None) -> tuple[Callable[[], torch.T
     return make, kind
 
 
-KIND = Quant("int8", 8, "Linear8bitLt", {"load_in_8bit": True}, integer_products=True, automatic=True, unpack=_unpack)
+KIND = Quant(
+    "int8",
+    8,
+    "Linear8bitLt",
+    {"load_in_8bit": True},
+    integer_products=True,
+    automatic=True,
+    divides=False,
+    unpack=_unpack,
+)

@@ -262,6 +262,7 @@ class LockedTrain(Train):
     checkpointing: bool
     fast: Annotated[LockedFast, BeforeValidator(fast_parts)] = LockedFast()
     together: bool = False
+    shard: bool = False
     resident_layers: int = 0
 
 

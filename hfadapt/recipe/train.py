@@ -186,6 +186,13 @@ class Train(Section):
 
     Example: {norms: false}
     """
+    shard: bool | Auto = AUTO
+    """Divides the frozen layers of the base over the processes, each of which then holds only its share of them.
+
+    Auto: the plan, where several processes train and the base does not fit into the memory of each as a whole.
+    Cost: layers are gathered from all processes whenever they run, so steps are slower; saves memory of weights.
+    Example: true
+    """
     together: bool | Auto = AUTO
     """Trains the domains of a target at the same time on one base; every adapter is what it would be alone.
 

@@ -18,6 +18,7 @@ PLANNED = (
     "train.micro_batch_rows",
     "train.checkpointing",
     "train.together",
+    "train.shard",
 )
 """Settings that data and target decide; the reasons for the others are the same for all plans of a task."""
 

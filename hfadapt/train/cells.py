@@ -182,7 +182,8 @@ class Training:
     def _load(self) -> list[tuple[list[Example], list[Example]]]:
         """Loads the base and puts the adapters on it; returns each cell's training and validation rows."""
         room = self.world.max_memory(self.cells[0].plan.cells[0].budget_bytes)
-        self.base = load_base(BaseRef.of(self.lock), self.labels, self.device, max_memory=room)
+        divided = self.world.divides(self.lock.train.shard)
+        self.base = load_base(BaseRef.of(self.lock), self.labels, self.device, max_memory=room, divided=divided)
         for note in self.task.notes(self.base.tokenizer):
             self.progress.say(note)
         # The tries of a search are of one cell and share its rows.

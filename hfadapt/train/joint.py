@@ -32,7 +32,7 @@ def joint_gradients(passes: Passes, batches: Batches, weights: Mapping[int, floa
     Args:
         weights: What a loss of each job counts, by its id.
     """
-    micros = list(passes.micro_batches(batches))
+    micros = passes.micro_batches(batches)
     alone = passes.accelerator.num_processes == 1
     places, jobs, examples = _places(batches)
     if alone and len(micros) == 1:
@@ -53,7 +53,7 @@ def joint_gradients(passes: Passes, batches: Batches, weights: Mapping[int, floa
             found = passes.outputs(micro)
             at = [places[_key(row)] for row in rows]
             gradient = torch.stack([outputs[job].grad[place] for job, place in at])  # type: ignore[index]
-            found.backward(gradient)
+            found.backward(gradient if micro.counted else torch.zeros_like(gradient))
         del found
     return {key: total.detach() for key, total in sums.items()}
 
@@ -71,7 +71,7 @@ def joint_loss(passes: Passes, job: Job, examples: Sequence[Example]) -> float:
         own = list(examples[start : start + size])
         batches = [(job, Batch(0, 0, list(range(len(own))), own, len(own)))]
         places, jobs, parts = _places(batches)
-        outputs = _all_outputs(passes, batches, list(passes.micro_batches(batches)), places, parts)
+        outputs = _all_outputs(passes, batches, passes.micro_batches(batches), places, parts)
         total += float(_sums(passes, batches, outputs, jobs)[id(job)])
     return total / len(examples)
 
@@ -111,7 +111,7 @@ def _all_outputs(
         with _forward(passes, batches, rows, number) as micro:
             outputs = passes.outputs(micro).detach()
         found = found or [outputs.new_zeros(count, outputs.shape[-1]) for count in counts]
-        for row, output in zip(rows, outputs, strict=True):
+        for row, output in zip(rows, outputs, strict=True) if micro.counted else ():
             job, place = places[_key(row)]
             found[job][place] = output
     if passes.accelerator.num_processes == 1:

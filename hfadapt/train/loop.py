@@ -20,6 +20,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError, RequestError, RunError
 from hfadapt.core.progress import Part, Progress, Silent, Stepped, Validated
 from hfadapt.fast import FastPath
+from hfadapt.hardware.shards import Shards
 from hfadapt.modalities import Example
 from hfadapt.objectives import Objective
 from hfadapt.objectives.supervised import KIND as SUPERVISED
@@ -74,6 +75,7 @@ class Loop:
         decided: Told what was decided of a job's settings on the way.
         held_bytes: How much memory training holds now.
         planned_bytes: How much the plan gives it.
+        shards: The model's layers, where they are divided over the processes.
     """
 
     accelerator: Accelerator
@@ -95,9 +97,11 @@ class Loop:
     decided: Callable[[Job], None] = lambda _: None
     held_bytes: Callable[[], int | None] = lambda: None
     planned_bytes: int | None = None
+    shards: Shards | None = None
 
     def __post_init__(self) -> None:
-        self.passes = Passes(self.accelerator, self.task, self.model, self.pad_token_id, self.fast, self.objective)
+        about = (self.accelerator, self.task, self.model, self.pad_token_id, self.fast, self.objective)
+        self.passes = Passes(*about, shards=self.shards)
         self.frozen_layers = 0
         self.path = PLAIN
         self._scaled = False
@@ -139,6 +143,7 @@ class Loop:
             "packing": lock.data.packing,
             "loss_in_pieces": wanted.loss,
             "frozen_cache": any(each.train.fast.frozen_cache for each in locks),
+            "shards": base.shards,
         }
         return cls(accelerator, model=model, jobs=jobs, pad_token_id=base.pad_token_id, **(fields | others))
 
@@ -400,7 +405,7 @@ class Loop:
                 with self.passes.batch_context(micro):
                     _, sums = self.passes.loss(micro, {id(job): 1.0})
                 total[0] += float(sums[id(job)])
-                total[1] += self._count([row.example for row in micro.rows])
+                total[1] += self._count([row.example for row in micro.counted])
         self.model.train()
         total = self.accelerator.reduce(total.to(self.accelerator.device), "sum")
         if not total[1]:

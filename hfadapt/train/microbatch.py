@@ -17,11 +17,12 @@ from hfadapt.train.job import Job
 
 
 class Row(NamedTuple):
-    """A row of a job, and the seed of its dropout in a step."""
+    """A row of a job, and the seed of its dropout in a step; a spare one only keeps step with other processes."""
 
     job: Job
     example: Example
     seed: int = 0
+    spare: bool = False
 
     @property
     def key(self) -> int:
@@ -42,6 +43,11 @@ class MicroBatch:
     rows: tuple[Row, ...]
     inputs: Mapping[str, torch.Tensor]
     documents: Documents
+
+    @property
+    def counted(self) -> list[Row]:
+        """The rows whose losses count."""
+        return [row for row in self.rows if not row.spare]
 
     @property
     def keys(self) -> list[int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hfadapt.fast import FastPath, batch, labelled_loss, row_seed
+from hfadapt.hardware.shards import Shards
 from hfadapt.modalities import Example
 from hfadapt.objectives import Objective
 from hfadapt.tasks import Task, unique_parts
@@ -33,6 +34,7 @@ class Passes:
         packed: Rows are packed sequences.
         in_pieces: The loss and its gradient are made on labelled positions alone, in pieces.
         frozen: The outputs of frozen layers, where they are kept.
+        shards: The model's layers, where they are divided over the processes.
     """
 
     accelerator: Accelerator
@@ -45,14 +47,18 @@ class Passes:
     packed: bool = False
     in_pieces: bool = False
     frozen: FrozenCache | None = None
+    shards: Shards | None = None
 
     def __post_init__(self) -> None:
         self._drops = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self.model.modules())
 
     # --- which rows together -----------------------------------------------------------------------------------------
 
-    def micro_batches(self, batches: Sequence[tuple[Job, Batch]]) -> Iterator[list[Row]]:
+    def micro_batches(self, batches: Sequence[tuple[Job, Batch]]) -> list[list[Row]]:
         """Rows of all jobs that go through the model together, each job's own micro-batches side by side."""
+        return self._in_step(list(self._micro_batches(batches)), self._rows(*batches[0])[0])
+
+    def _micro_batches(self, batches: Sequence[tuple[Job, Batch]]) -> Iterator[list[Row]]:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         shares = []
         for job, found in batches:
@@ -70,6 +76,11 @@ class Passes:
             limit = sum(job.micro_batch_tokens for job, _ in batches)
             parts = micro_batches(range(len(rows)), [self._cost(row.example) for row in rows], limit, padded=True)
             yield from ([rows[k] for k in part] for part in parts)
+
+    def _in_step(self, parts: list[list[Row]], row: Row) -> list[list[Row]]:
+        """As many micro-batches as the process with the most has, where all must run the model equally often."""
+        missing = 0 if self.shards is None else self.shards.most(len(parts)) - len(parts)
+        return parts + [[row._replace(spare=True)]] * missing
 
     def _rows(self, job: Job, found: Batch) -> list[Row]:
         """The rows of a step; where they are learned jointly their different sequences, by length."""
@@ -100,8 +111,10 @@ class Passes:
         lengths = [self._cost(example) for example in share]
         longest = max(job.lengths) * (job.parts if self.task.whole_rows else 1)
         budget = 2 * job.settings.micro_batch_rows * max([longest, *lengths])
-        for part in micro_batches(range(len(share)), lengths, budget, padded=not self.packed):
-            yield self.collate([Row(job, share[i]) for i in part])
+        parts = micro_batches(range(len(share)), lengths, budget, padded=not self.packed)
+        rows = [[Row(job, share[i]) for i in part] for part in parts]
+        for part in rows if alone else self._in_step(rows, Row(job, self.units(job.train[:1])[0])):
+            yield self.collate(part)
 
     def collate(self, rows: Sequence[Row]) -> MicroBatch:
         """Rows as they go through the model together."""
@@ -114,13 +127,15 @@ class Passes:
         """The weighted sum to go backward from, and the plain sum of each job's losses by the job's id."""
         device = self.accelerator.device
         jobs = list(dict.fromkeys(id(row.job) for row in micro.rows))
-        by_row = torch.tensor([weights[id(row.job)] for row in micro.rows]).to(device, non_blocking=True)
+        by_row = torch.tensor([0.0 if row.spare else weights[id(row.job)] for row in micro.rows]).to(
+            device, non_blocking=True
+        )
         if self.in_pieces:
             total, losses, rows = labelled_loss(self.model, micro.inputs, self.task.targets(micro.inputs), by_row)
         else:
             losses, rows = self.objective.losses(self.task, self.model, micro.inputs, self.started)
             total = (losses * by_row[rows]).sum()
-        losses = losses.detach().float()
+        losses = losses.detach().float() if micro.counted else torch.zeros_like(losses)
         if len(jobs) == 1:
             return total, {jobs[0]: losses.sum()}
         of_row = torch.tensor([jobs.index(id(row.job)) for row in micro.rows]).to(device, non_blocking=True)

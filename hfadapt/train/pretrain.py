@@ -117,7 +117,8 @@ class _Phase:
         """The job of this phase, and the examples of the texts that were held back."""
         cell, lock = self.cell, self.lock
         room = self.world.max_memory(cell.plan.cells[0].budget_bytes)
-        self.base = load_base(BaseRef.of(lock), cell.data.labels, self.device, max_memory=room)
+        divided = self.world.divides(lock.train.shard)
+        self.base = load_base(BaseRef.of(lock), cell.data.labels, self.device, max_memory=room, divided=divided)
         self.model = attach_adapters(self.base, {DEFAULT: lock})
         layers = trained_layers(self.model, self.base, DEFAULT)
         for parameter in self.model.parameters():

@@ -25,7 +25,7 @@ FIELDS = {
     *("data.max_length", "data.packing", "train.epochs", "train.learning_rate", "train.schedule", "train.warmup_ratio"),
     *("train.batch_rows", "train.micro_batch_rows", "train.weight_decay", "train.evaluate_every_steps"),
     *("train.checkpoint_every_steps", "train.optimizer", "train.checkpointing", "evaluate.metrics"),
-    *("evaluate.batch_rows", "train.together", "train.resident_layers"),
+    *("evaluate.batch_rows", "train.together", "train.resident_layers", "train.shard"),
     *("adapter.layers", "train.fast.compile", "train.fast.frozen_cache"),
 }
 TRAINING = [name for name in catalogue.names()[1:] if catalogue.target(name).trains]

@@ -389,6 +389,7 @@ FIELDS: dict[str, Case] = {
     "train.checkpointing": Case((False, True), steps, TEXTS),
     "train.resident_layers": Case((0, 1, 3), unpacked, TEXTS, {"quant": "nf4", "dtype": "bfloat16"}),
     "train.together": Case((True, False), planned, TEXTS, {"domains.two": {"source": "uneven.jsonl"}}),
+    "train.shard": Case((True, False), planned, TEXTS, {"processes": 2}),
     "train.trackers": Case(([], ["tensorboard"]), trackers),
     **{f"train.fast.{part}": both(part) for part in FAST_PARTS},
     "train.fast.bfloat16": Case((True, False), planned, TEXTS, {"targets": ["cpu-amx-64gb"], "dtype": "float32"}),

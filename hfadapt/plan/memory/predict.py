@@ -33,6 +33,7 @@ __all__ = [
     "cache_bytes",
     "frozen_layers",
     "fuses",
+    "held_bytes",
     "is_traced",
     "on_tiles",
     "own_layers",
@@ -46,6 +47,8 @@ __all__ = [
 ]
 
 MIB = 1 << 20
+GATHERED_LAYERS = 3
+"""How many of a divided base are whole at once: the one that runs, and the next one, as it comes and in its place."""
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03, "paged-adamw-8bit": 2.03}
 """State per trained parameter: two moments; in 8 bits with one float32 scale per block of 256."""
 
@@ -83,7 +86,7 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
     Parts: weights, checkpoint (its mapped pages), adapter, gradients, optimizer, activations, logits, workspaces,
     allocator, framework.
     """
-    weights, adapter = weight_bytes(facts, workload), _beside_bytes(facts, workload)
+    weights, adapter = held_bytes(facts, workload), _beside_bytes(facts, workload)
     phases = {
         "load": {**_load_parts(facts, workload), "adapter": adapter * workload.adapters},
         "train": _train_parts(facts, workload),
@@ -161,10 +164,11 @@ def _train_parts(facts: ModelFacts, workload: Workload) -> dict[str, int]:
     if _partly_frozen(facts, workload):
         # Frozen layers go through the libraries' own forward passes, of as many rows as in a validation.
         validation = max(validation, of.live("evaluate_peak", scored_rows))
-    weights = int(weight_bytes(facts, workload) * (1 + workload.minimises.further_models))
+    weights = held_bytes(facts, workload) + int(weight_bytes(facts, workload) * workload.minimises.further_models)
     workspaces = max(step, validation) - end - logits
     return {
         "weights": weights + _copied_bytes(facts, workload),
+        "gathered": gathered_bytes(facts, workload),
         "adapter": (_beside_bytes(facts, workload) + _shadow_bytes(facts, workload)) * workload.adapters,
         "gradients": every * 4,
         "optimizer": int(every * OPTIMIZER_BYTES[workload.optimizer]),
@@ -185,7 +189,8 @@ def _evaluate_parts(facts: ModelFacts, workload: Workload) -> dict[str, int]:
         # Scoring and generating follow each other; the larger counts.
         logits, cache = drawn, kept
     return {
-        "weights": weight_bytes(facts, workload),
+        "weights": held_bytes(facts, workload),
+        "gathered": gathered_bytes(facts, workload),
         "adapter": _beside_bytes(facts, workload),
         "activations": of.live("evaluate_peak", rows),
         "logits": logits,
@@ -281,6 +286,28 @@ def weight_bytes(facts: ModelFacts, workload: Workload) -> int:
     return _base_bytes(facts, workload.store, 4 if workload.adapter.whole_model else DTYPE_BYTES[workload.dtype])
 
 
+def held_bytes(facts: ModelFacts, workload: Workload) -> int:
+    """What one process keeps of the base."""
+    divided = _divided_bytes(facts, workload)
+    return weight_bytes(facts, workload) - divided + -(-divided // workload.shards)
+
+
+def gathered_bytes(facts: ModelFacts, workload: Workload) -> int:
+    """Layers of a divided base that are whole for a while."""
+    if workload.shards == 1:
+        return 0
+    return GATHERED_LAYERS * _divided_bytes(facts, workload) // facts.layers
+
+
+def _divided_bytes(facts: ModelFacts, workload: Workload) -> int:
+    """Weights that are divided over the processes where there are several: of linear layers, without scales."""
+    if workload.shards == 1:
+        return 0
+    store = workload.store
+    bits = store.bits if store.quantised else 8 * DTYPE_BYTES[workload.dtype]
+    return facts.linear_parameters * bits // 8
+
+
 def _base_bytes(facts: ModelFacts, store: Quant, element: int) -> int:
     """The base with `element` bytes for each weight that is not quantised."""
     rest = (facts.parameters - facts.linear_parameters) * element + facts.buffer_bytes
@@ -305,6 +332,11 @@ def _copied_bytes(facts: ModelFacts, workload: Workload) -> int:
     as many quantised ones as it is told to keep unpacked."""
     if not own_layers(workload):
         return 0
+    if workload.shards > 1:
+        # Made for each use, of one layer.
+        return (
+            facts.largest_linear * DTYPE_BYTES[workload.matmul_dtype] if workload.matmul_dtype != workload.dtype else 0
+        )
     whole = sum(s.parameters for s in _adapted(facts, workload)) * DTYPE_BYTES[workload.matmul_dtype]
     if workload.store.quantised:
         return int(whole * resident_ratio(facts, workload))
@@ -372,7 +404,7 @@ def _file_bytes(facts: ModelFacts, workload: Workload) -> int:
 
     The kernel takes them back when memory is short, but until then they count as resident.
     """
-    if not _mapped(facts, workload) or not workload.store.quantised:
+    if not _mapped(facts, workload) or not workload.store.quantised or workload.shards > 1:
         return 0
     return facts.linear_parameters * DTYPE_BYTES[workload.dtype]
 
@@ -381,6 +413,8 @@ def _load_parts(facts: ModelFacts, workload: Workload) -> dict[str, int]:
     """What loading holds: nothing of an unquantised mapped file, whose pages come in with their first use."""
     weights = weight_bytes(facts, workload)
     stored = DTYPE_BYTES[facts.stored_dtype or workload.dtype] if facts.stored_dtype in (None, *DTYPE_BYTES) else 4
+    if workload.shards > 1:
+        return _divided_load_parts(facts, workload, stored)
     if _mapped(facts, workload):
         plain = (facts.parameters - facts.linear_parameters) * DTYPE_BYTES[workload.dtype]
         weights = weights - plain if workload.store.quantised else 0
@@ -389,3 +423,16 @@ def _load_parts(facts: ModelFacts, workload: Workload) -> dict[str, int]:
         return {"weights": weights, "checkpoint": facts.parameters * stored}
     # On a device: the largest weight in its first dtype beside the finished ones.
     return {"weights": weights, "workspaces": 2 * facts.largest_linear * stored}
+
+
+def _divided_load_parts(facts: ModelFacts, workload: Workload, stored: int) -> dict[str, int]:
+    """What loading holds where each process keeps a share: on a CPU the base whole, before it is divided."""
+    held = held_bytes(facts, workload)
+    if workload.device != "cpu":
+        return {"weights": held, "workspaces": 2 * gathered_bytes(facts, workload) // GATHERED_LAYERS}
+    whole = weight_bytes(facts, workload)
+    if _mapped(facts, workload) and not workload.store.quantised:
+        # Pages of the file come in as they are copied.
+        return {"weights": held, "checkpoint": held}
+    mapped = facts.linear_parameters * DTYPE_BYTES[workload.dtype] if _mapped(facts, workload) else 0
+    return {"weights": whole + held, "checkpoint": mapped or facts.parameters * stored}

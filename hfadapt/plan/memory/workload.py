@@ -26,7 +26,8 @@ class Workload(Spec):
     `generate_rows` completions are generated in the evaluation, at most `evaluate_rows` at a time. `fast` is the loop's
     own path, of which the parts in `without` are the libraries'; it keeps unpacked copies of `resident_layers` linear
     layers. `kernels`: its passes are compiled for this CPU. `tiles`: products can run on AMX tiles. `compile`:
-    torch.compile is used. `malloc_tuned`: malloc is set as in allocator.py.
+    torch.compile is used. `malloc_tuned`: malloc is set as in allocator.py. `shards`: processes over which the base's
+    layers are divided.
     """
 
     quant: str = "none"
@@ -54,6 +55,7 @@ class Workload(Spec):
     kernels: bool = True
     tiles: bool = False
     malloc_tuned: bool = True
+    shards: int = 1
     device: Literal["cpu", "gpu"] = "cpu"
 
     @property
