@@ -143,27 +143,43 @@ def app_text(cell: Cell, card: CardRecord, base: str) -> str:
     code = code.replace("import torch\n", "import gradio as gr\nimport torch\n", 1)
     kind = registry.modality(registry.task(cell.lock.task).modality)
     loading, asking = split(code, example_file(registry.schema(cell.data.form)), kind.noun)
+    template, examples = template_of(cell, asking), asking.examples
+    if template:
+        examples = (inside(template, examples[0]),)
     made = resources.templates(Path(__file__).parent / "templates").get_template("app.py.j2")
     text = made.render(
         loading=loading,
         asking=asking.body,
         inputs=asking.inputs,
-        examples=json.dumps([asking.examples], ensure_ascii=False) if all(asking.examples) else "",
+        examples=literal([examples]) if all(examples) else "",
         component=kind.component,
-        title=json.dumps(f"{base.rpartition('/')[2] or cell.lock.name} for {cell.domain}", ensure_ascii=False),
-        template=template_of(cell, asking),
+        title=literal(f"{base.rpartition('/')[2] or cell.lock.name} for {cell.domain}"),
+        template=literal(template) if template else "",
     )
     ast.parse(text)
     return text.rstrip() + "\n"
 
 
+def literal(value: Any) -> str:
+    """Python for texts, and lists of them."""
+    return json.dumps(value, ensure_ascii=False)
+
+
 def template_of(cell: Cell, asking: Asking) -> str:
-    """The recipe's template around what is typed, as a Python literal with its one placeholder, or ''."""
+    """The recipe's template around what is typed, its one placeholder called `{text}`; '' where there is none."""
     template = cell.lock.template_of(cell.domain)
     prompt = template.prompt if template and template.prompt else ""
-    if len(set(PLACEHOLDER.findall(prompt))) != 1 or len(asking.inputs) != 1 or asking.chat:
+    if len(PLACEHOLDER.findall(prompt)) != 1 or len(asking.inputs) != 1 or asking.chat:
         return ""
-    return json.dumps(PLACEHOLDER.sub("{text}", prompt), ensure_ascii=False)
+    return PLACEHOLDER.sub("{text}", prompt)
+
+
+def inside(template: str, filled: str) -> str:
+    """What was filled into a template; '' where it is not this template's."""
+    before, _, after = template.partition("{text}")
+    if not (filled.startswith(before) and filled.endswith(after)):
+        return ""
+    return filled[len(before) : len(filled) - len(after)]
 
 
 @dataclass(frozen=True)

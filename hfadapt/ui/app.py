@@ -204,7 +204,7 @@ class Pages:
         if "row" in said:
             number = int(said["row"]) if said["row"].isdecimal() else -1
             (view,) = views.listed_rows(cell, [number])
-            pairs = [self.beside.ask_row(cell, views.raw_row(cell, number))]
+            pairs = self.beside.ask_row(cell, views.raw_row(cell, number))
             return self._ask(cell, name, view=view, row=number, pairs=pairs)
         text = said.get("text", "").strip()
         if not text:

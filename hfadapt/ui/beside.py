@@ -71,13 +71,16 @@ class Beside:
         """
         return self._ask(cell, lambda adapted: (adapted, list(values)))
 
-    def ask_row(self, cell: Cell, row: dict[str, Any]) -> Pair:
-        """Both answers to a prepared row, without its label. Raises as `ask`."""
+    def ask_row(self, cell: Cell, row: dict[str, Any]) -> list[Pair]:
+        """Both answers to a prepared row, without its label; where a task compares texts, to each text of the row. Raises
+        as `ask`."""
 
         def given(adapted: Adapted) -> tuple[Adapted, list[Any]]:
             schema = registry.schema(cell.data.form)
             if schema.media:
                 return adapted, [bytes(row[schema.media])]
+            if registry.task(adapted.task).compares:
+                return adapted, [row[name] for name in schema.columns if isinstance(row[name], str)]
             # The recipe's template is in prepared rows already, and their columns have the schema's own names.
             adapted = replace(adapted, prompt=None, columns={})
             try:
@@ -85,7 +88,7 @@ class Beside:
             except Unusable as fault:
                 raise RequestError(f"this row cannot be asked: it{fault.detail}", place=str(cell.folder)) from None
 
-        return self._ask(cell, given)[0]
+        return self._ask(cell, given)
 
     def close(self) -> None:
         """Frees the memory of the models."""

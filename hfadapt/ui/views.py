@@ -113,19 +113,17 @@ def matrix(run: Run) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class RowView:
-    """A test row as it is shown: its number, its text or picture, and what is right; `said` is of predictions.parquet,
-    what base and adapter answered when they were evaluated."""
+    """A test row as it is shown: its number, its text or picture, and what is right.
+
+    Args:
+        wrong: Whether predictions.parquet has another class of the adapter than the right one.
+    """
 
     number: int
     text: str
     label: str
     tile: Tile | None = None
-    said: tuple[str, str] | None = None
-
-    @property
-    def wrong(self) -> bool:
-        """Whether the adapter answered something else than what is right."""
-        return self.said is not None and self.said[1] != self.label
+    wrong: bool = False
 
     @property
     def line(self) -> str:
@@ -148,7 +146,7 @@ def listed_rows(cell: Cell, numbers: Sequence[int] | None = None) -> list[RowVie
         RunError: the rows cannot be read.
     """
     rows, form = cell.read_split("test"), cell.data.form
-    schema, said = registry.schema(form), _said(cell)
+    schema, wrong = registry.schema(form), _wrong(cell)
     wanted = list(range(min(len(rows), MOST_ROWS))) if numbers is None else list(numbers)
     if any(not 0 <= number < len(rows) for number in wanted):
         raise RequestError("there is no such test row", got=str(wanted), allowed=f"0 to {len(rows) - 1}")
@@ -162,7 +160,7 @@ def listed_rows(cell: Cell, numbers: Sequence[int] | None = None) -> list[RowVie
             registry.modality(schema.modality).noun if schema.media else schema.shown(rows[number]),
             _label(schema, rows[number]),
             tiles.get(number),
-            said.get(number),
+            number in wrong,
         )
         for number in wanted
     ]
@@ -180,19 +178,12 @@ def _label(schema: Any, row: Mapping[str, Any]) -> str:
     return ", ".join(schema.classes(row)) or " ".join(schema.answers(row)) or (schema.label(row) or "")
 
 
-def _said(cell: Cell) -> dict[int, tuple[str, str]]:
+def _wrong(cell: Cell) -> set[int]:
+    """The test rows for which the evaluation has recorded another class than the right one."""
     path = cell.folder / PREDICTIONS
-    if not path.exists():
-        return {}
-    return {
-        number: (_plain(row["base"]), _plain(row["adapter"]))
-        for number, row in enumerate(read_rows(path))
-        if row.get("base") is not None and row.get("adapter") is not None
-    }
-
-
-def _plain(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    rows = read_rows(path) if path.exists() else []
+    # Numbers are ranks or estimates, which are never quite right.
+    return {n for n, row in enumerate(rows) if isinstance(row.get("gold"), str) and row["gold"] != row["adapter"]}
 
 
 def worst_errors(cell: Cell) -> list[dict[str, Any]]:

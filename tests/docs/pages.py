@@ -19,6 +19,7 @@ NOT_RUN = {
     r"make ": "installs, or runs all tests",
     r"python tests/renew_golden_cards": "writes golden files",
     r"hfadapt serve ": "does not end; tests/serve asks a server",
+    r"hfadapt ui\b": "does not end; tests/ui asks it",
     r"curl ": "asks a server; tests/serve does",
     r"torchrun |accelerate ": "several processes; tests/train starts them",
     r"hfadapt publish .*--repo .*--yes": "sends to the Hub; tests/publish has one of its own",

@@ -134,6 +134,12 @@ def test_a_snippet_of_another_shape_is_refused():
         space.split(LOADED + 'texts = ["a b", "c d"]\nprint(texts)\n', "", "text")
 
 
+def test_a_template_goes_around_what_is_typed():
+    template = "Text: {text}\nSentiment:"
+    assert space.inside(template, "Text: a day\nSentiment:") == "a day"
+    assert space.inside(template, "Something else") == ""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="no Gradio here")
 def test_it_answers_over_http(written, cell, models, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from hfadapt.core.errors import RequestError
 from hfadapt.core.show import Heading, Table, Text
 from hfadapt.records.report import show_gain
+from hfadapt.run_folder import read_rows
 from hfadapt.ui import views
 
 
@@ -31,10 +32,12 @@ def test_the_surest_errors_are_shown_with_their_rows(cell):
 
 
 def test_test_rows_have_their_label_and_what_was_said(cell):
-    wrong = {each.split_row for each in cell.evaluation.failures}
+    said = read_rows(cell.folder / "predictions.parquet")
+    wrong = {number for number, row in enumerate(said) if row["gold"] != row["adapter"]}
     found = views.listed_rows(cell)
     assert [view.label for view in found] == [row["label"] for row in cell.read_split("test")]
-    assert {view.number for view in found if view.wrong} >= wrong
+    assert {view.number for view in found if view.wrong} == wrong
+    assert wrong >= {each.split_row for each in cell.evaluation.failures}
     with pytest.raises(RequestError, match="no such test row"):
         views.listed_rows(cell, [10_000])
 
