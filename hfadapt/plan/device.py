@@ -7,13 +7,14 @@ of a device with like cores (targets/serve_only.toml names them); it is right wi
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hfadapt.core import registry
 from hfadapt.core.known import remembered
 from hfadapt.core.progress import quiet_libraries
 from hfadapt.core.show import show_bytes, show_latency
-from hfadapt.hardware.catalogue import Target
+from hfadapt.hardware.catalogue import THIS_MACHINE, Target
 from hfadapt.models.facts import ModelFacts, build
 from hfadapt.recipe.budgets import Budget
 from hfadapt.recipe.schema import Recipe
@@ -49,6 +50,20 @@ def unwritten(format: str, facts: ModelFacts) -> str | None:
     if format not in registry.names("formats"):
         return f"formats are {', '.join(registry.names('formats'))}"
     return registry.format(format).unfit(facts.task, facts.config)
+
+
+def way_there(target: Target, exports: Sequence[PlannedExport], facts: ModelFacts) -> list[str]:
+    """For a serve-only target: where it trains, and how it gets there."""
+    if target.trains:
+        return []
+    if exports:
+        how = ", ".join(dict.fromkeys(each.format for each in exports))
+        return [f"{target.name} only serves: trained on {THIS_MACHINE}, exported ({how}) and tried here"]
+    reasons = "; ".join(f"{name}: {unwritten(name, facts)}" for name in target.exports)
+    return [
+        f"{target.name} only serves, and hfadapt writes nothing of this model that runs there ({reasons}): export "
+        "--format merged and convert it with the device's tools"
+    ]
 
 
 def export_format(recipe: Recipe, target: Target, facts: ModelFacts) -> str | None:

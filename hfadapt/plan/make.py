@@ -7,7 +7,7 @@ reasons for each field are in plan_fields.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from hfadapt.core import registry
@@ -17,7 +17,7 @@ from hfadapt.hardware import catalogue
 from hfadapt.hardware.catalogue import Target
 from hfadapt.models.facts import ModelFacts, model_facts
 from hfadapt.plan import student
-from hfadapt.plan.device import export_format, served, unwritten
+from hfadapt.plan.device import export_format, served, way_there
 from hfadapt.plan.disk import disk_bytes
 from hfadapt.plan.duration import settle_time
 from hfadapt.plan.memory import predict
@@ -45,7 +45,7 @@ from hfadapt.plan.search import Candidate, Question, alternatives, best, compile
 from hfadapt.plan.shards import can_divide, settle_shard, shard_problems
 from hfadapt.plan.tries import alone, plan_search, settle_sharing
 from hfadapt.recipe.schema import AUTO, THIS_MACHINE, Lock, Recipe
-from hfadapt.records.plan import CellPlan, Decision, Plan, PlannedExport
+from hfadapt.records.plan import CellPlan, Decision, Plan
 from hfadapt.records.stages import DataRecord
 
 ASSUMED_LABELS = 2
@@ -357,7 +357,7 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     warnings = [
         # What is the matter comes first.
         *([cut] if cut else []),
-        *_served(target, exports, facts),
+        *way_there(target, exports, facts),
         *lost,
         *_doubts(trainer, facts, final),
         *base_notes(facts, work, length),
@@ -486,17 +486,3 @@ def base_notes(facts: ModelFacts, work: Work, length: int) -> list[str]:
     if facts.max_positions and length > facts.max_positions:
         found.append(f"rows of {length} tokens are longer than the {facts.max_positions} that this base was made for")
     return [note for note in found if note]
-
-
-def _served(target: Target, exports: Sequence[PlannedExport], facts: ModelFacts) -> list[str]:
-    """For a serve-only target: where it trains, and how it gets there."""
-    if target.trains:
-        return []
-    if exports:
-        how = ", ".join(dict.fromkeys(each.format for each in exports))
-        return [f"{target.name} only serves: trained on {THIS_MACHINE}, exported ({how}) and tried here"]
-    reasons = "; ".join(f"{name}: {unwritten(name, facts)}" for name in target.exports)
-    return [
-        f"{target.name} only serves, and hfadapt writes nothing of this model that runs there ({reasons}): export "
-        "--format merged and convert it with the device's tools"
-    ]
