@@ -72,8 +72,10 @@ class Beside:
         return self._ask(cell, lambda adapted: (adapted, list(values)))
 
     def ask_row(self, cell: Cell, row: dict[str, Any]) -> list[Pair]:
-        """Both answers to a prepared row, without its label; where a task compares texts, to each text of the row.
-        Raises as `ask`."""
+        """Both answers to a prepared row, without its label. Raises as `ask`.
+
+        Where a task compares texts, each text of the row has a pair.
+        """
 
         def given(adapted: Adapted) -> tuple[Adapted, list[Any]]:
             schema = registry.schema(cell.data.form)

@@ -7,8 +7,8 @@ import shutil
 import sys
 
 import pytest
-from conftest import MARKUP, TOKEN
 from tiny import command
+from ui_client import MARKUP, TOKEN
 
 from hfadapt.core.errors import RequestError
 from hfadapt.ui.app import placed
