@@ -25,7 +25,7 @@ from hfadapt.pipeline.flow import Flow
 from hfadapt.pipeline.locks import JOBS
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.job import Job, Resources
-from hfadapt.records.plan import CellPlan, Plan
+from hfadapt.records.plan import Plan
 from hfadapt.run_folder import Cell
 from hfadapt.stages import Stage, shares
 
@@ -35,8 +35,8 @@ CPUS_BESIDE_A_GPU = 4
 """Cores that a job on a GPU is given where its target does not say."""
 LIBRARIES_BYTES = 1 << 30
 """What torch and the other libraries hold in a process, above which plans count."""
-WAIT = 0.1
-"""Seconds between two looks at what workers have written."""
+WAIT, WAIT_FOR_EACH = 0.1, 0.002
+"""Seconds between two looks at what workers have written: at least, and for each job, as file servers are shared."""
 
 
 def backend_of(on: str, recipe: Recipe) -> tuple[Backend, str]:
@@ -274,7 +274,7 @@ class Spread:
                 for name, words in self._workers.ended().items():
                     if name in self._open:
                         self._ended(self._open[name], words)
-            time.sleep(WAIT)
+            time.sleep(max(WAIT, WAIT_FOR_EACH * len(self._open)))
 
     def _follow(self, followed: Followed) -> None:
         """Tells on what its worker has told."""
@@ -339,7 +339,8 @@ def resources(cells: Sequence[Cell], stages: Sequence[Stage]) -> Resources:
     plans = [cell.plan.cells[0] for cell in cells if cell.has(Plan)]
     targets = [catalogue.target(name) for name in sorted({plan.trains_on for plan in plans})]
     on_cpu = all(target.on_cpu for target in targets)
-    peak = max((plan.peak.total_bytes if on_cpu else _host_bytes(plan) for plan in plans), default=0)
+    phases = [phase for plan in plans for phase in (*plan.memory, *filter(None, [plan.merge]))]
+    peak = max((phase.total_bytes if on_cpu else phase.host_bytes for phase in phases), default=0)
     cores = max((target.cores or CPUS_BESIDE_A_GPU for target in targets), default=1)
     return Resources(
         cpus=cores if on_cpu else min(cores, CPUS_BESIDE_A_GPU),
@@ -347,11 +348,6 @@ def resources(cells: Sequence[Cell], stages: Sequence[Stage]) -> Resources:
         memory_bytes=LIBRARIES_BYTES + peak,
         seconds=_seconds(cells, stages),
     )
-
-
-def _host_bytes(plan: CellPlan) -> int:
-    """The most main memory beside the device's own."""
-    return max(phase.host_bytes for phase in plan.memory)
 
 
 def _seconds(cells: Sequence[Cell], stages: Sequence[Stage]) -> float | None:

@@ -82,8 +82,9 @@ def test_a_job_needs_what_its_plan_says(folder: Path) -> None:
     train = [registry.stage("train")]
     on_cpu, on_gpu = resources([here], train), resources([card], train)
     assert (on_cpu.gpus, on_gpu.gpus) == (0, 1)
-    assert on_cpu.memory_bytes == LIBRARIES_BYTES + here.plan.cells[0].peak.total_bytes
-    assert on_gpu.memory_bytes == LIBRARIES_BYTES + max(each.host_bytes for each in card.plan.cells[0].memory)
+    phases = [[*cell.plan.cells[0].memory, cell.plan.cells[0].merge] for cell in (here, card)]
+    assert on_cpu.memory_bytes == LIBRARIES_BYTES + max(each.total_bytes for each in phases[0])
+    assert on_gpu.memory_bytes == LIBRARIES_BYTES + max(each.host_bytes for each in phases[1])
     assert 1 <= on_gpu.cpus <= 4
     assert on_cpu.seconds == pytest.approx(train[0].seconds(here) or 0.0)
     assert resources([here, here], train).seconds == pytest.approx(2 * (on_cpu.seconds or 0.0))
