@@ -1,10 +1,11 @@
 PYTHON ?= python3
 VENV := .venv
 DOCS := .venv-docs
+DIST := .venv-dist
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test test-slow lint docs fix clean
+.PHONY: install demo test test-slow test-installed lint docs dist fix clean
 
 install: $(VENV)/installed
 
@@ -39,9 +40,22 @@ docs: install $(DOCS)/installed  ## the site, into build/site; a warning is an e
 	$(BIN)/python docs/make_site.py build/docs
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
 
+$(DIST)/installed: constraints.txt
+	$(PYTHON) -m venv $(DIST)
+	$(DIST)/bin/python -m pip install --quiet --constraint constraints.txt build twine
+	@touch $@
+
+dist: $(DIST)/installed  ## sdist and wheel in dist/, checked
+	rm -rf dist
+	$(DIST)/bin/python -m build
+	$(DIST)/bin/twine check --strict dist/*
+
+test-installed: install dist  ## the wheel, installed outside the checkout, on two dozen test files
+	$(BIN)/python benchmarks/installed.py dist/hfadapt-*.whl
+
 fix: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(DOCS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(DOCS) $(DIST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -5,12 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import tomllib
 from pathlib import Path
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -44,7 +40,7 @@ def modules(text: str) -> set[str]:
             found.add(node.module)
         elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module":
             found |= {arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)}
-    return {name.split(".")[0] for name in found} - {"hfadapt", *sys.stdlib_module_names} - {"tomllib"}
+    return {name.split(".")[0] for name in found} - {"hfadapt", *sys.stdlib_module_names}
 
 
 IMPORTED = {path: modules(text) for path, text in SOURCES.items()}
@@ -95,4 +91,4 @@ def test_extras_that_are_named_exist() -> None:
 def test_everything_declared_is_pinned() -> None:
     """constraints.txt says with which versions all this is tested."""
     pinned = names((ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines())
-    assert pinned >= CORE - {"tomli"}
+    assert pinned >= CORE

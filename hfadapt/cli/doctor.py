@@ -22,9 +22,9 @@ from hfadapt.quants import is_quantised
 CORE = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "huggingface_hub", "safetensors")
 OPTIONAL = {
     "tensorboard": ("train.trackers: [tensorboard]", "pip install 'hfadapt[tensorboard]'"),
-    "wandb": ("train.trackers: [wandb]", "pip install wandb"),
-    "mlflow": ("train.trackers: [mlflow]", "pip install mlflow"),
-    "trackio": ("train.trackers: [trackio]", "pip install trackio"),
+    "wandb": ("train.trackers: [wandb]", "pip install 'hfadapt[wandb]'"),
+    "mlflow": ("train.trackers: [mlflow]", "pip install 'hfadapt[mlflow]'"),
+    "trackio": ("train.trackers: [trackio]", "pip install 'hfadapt[trackio]'"),
     "codecarbon": ("energy where no counter can be read, and carbon", "pip install 'hfadapt[energy]'"),
     "lm_eval": ("evaluate.harness", "pip install 'hfadapt[harness]'"),
     "fastapi": ("hfadapt serve", "pip install 'hfadapt[serve]'"),

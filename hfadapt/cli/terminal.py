@@ -7,12 +7,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Self
 
 import rich.console
 from rich.live import Live
 from rich.text import Text
-from typing_extensions import Self
 
 from hfadapt.core.progress import Event, Failed, Progress, RunFinished, Said, StageFinished, StageStarted, Stepped
 from hfadapt.core.show import Shown

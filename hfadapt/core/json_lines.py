@@ -6,11 +6,9 @@ import json
 import math
 from contextlib import suppress
 from dataclasses import asdict, fields
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
-
-from typing_extensions import Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from hfadapt.core.errors import RequestError
 from hfadapt.core.progress import Event, Part, Progress
@@ -64,7 +62,7 @@ class JsonLines(Progress):
 
 def as_line(event: Event) -> str:
     """The JSON object of an event, with its end of line. Numbers that are none, such as a loss of NaN, become null."""
-    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
     return json.dumps({"schema": SCHEMA, "event": event.name, "time": now, **_plain(asdict(event))}) + "\n"
 
 

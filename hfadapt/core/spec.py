@@ -12,10 +12,9 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from typing_extensions import Self
 from yaml import YAMLError
 
 from hfadapt.core.errors import RunError

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
-from typing_extensions import Self
 
 from hfadapt.core.spec import Section
 from hfadapt.recipe.names import AUTO, Auto, Share

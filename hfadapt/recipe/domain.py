@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
-from typing_extensions import Self
 
 from hfadapt.core import registry
 from hfadapt.core.spec import Section

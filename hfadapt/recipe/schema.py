@@ -7,10 +7,9 @@ every problem reported at once, is in `reading.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
-from typing_extensions import Self
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, choice_problem

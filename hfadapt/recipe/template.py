@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import model_validator
-from typing_extensions import Self
 
 from hfadapt.core.spec import Section
 

@@ -6,10 +6,9 @@ import json
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from typing_extensions import Self
 
 from hfadapt.core.errors import RequestError
 from hfadapt.serve.work import Writing, Written

@@ -97,7 +97,7 @@ class TensorBoard(Tracker):
 class Wandb(Tracker):
     """Weights & Biases; without a login and `WANDB_MODE` it is offline, and `wandb sync` sends the folder later."""
 
-    name, package, install = "wandb", "wandb", "pip install wandb"
+    name, package, install = "wandb", "wandb", 'pip install "hfadapt[wandb]"'
 
     def arguments(self, place: Path, tracked: Tracked, again: bool) -> dict[str, Any]:
         """An id of our own, by which the parts of a run become one."""
@@ -128,7 +128,7 @@ class Wandb(Tracker):
 class MLflow(Tracker):
     """MLflow; where `MLFLOW_TRACKING_URI` is not set, in a file store in the run's folder."""
 
-    name, package, install = "mlflow", "mlflow", "pip install mlflow"
+    name, package, install = "mlflow", "mlflow", 'pip install "hfadapt[mlflow]"'
 
     def _at(self, place: Path) -> None:
         import mlflow
@@ -161,7 +161,7 @@ class MLflow(Tracker):
 class Trackio(Tracker):
     """Trackio, in the folder where `trackio show` looks for it (`TRACKIO_DIR`)."""
 
-    name, package, install = "trackio", "trackio", "pip install trackio"
+    name, package, install = "trackio", "trackio", 'pip install "hfadapt[trackio]"'
 
     def arguments(self, place: Path, tracked: Tracked, again: bool) -> dict[str, Any]:
         """Runs go by their names."""

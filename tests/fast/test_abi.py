@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import re
-import sys
 import threading
+import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -17,11 +17,6 @@ from hfadapt.fast import abi, attention, compiled, kernels, products
 from hfadapt.fast.documents import packed_rows
 from hfadapt.fast.limits import SWITCH
 from hfadapt.fast.products import Frozen, LowRank
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 C_TYPES = {"i64": ctypes.c_int64, "float": ctypes.c_float, "int": ctypes.c_int, "int32_t": ctypes.c_int32}
 STRUCTURES = [structure for group in abi.STRUCTURES.values() for structure in group]

@@ -148,7 +148,7 @@ def test_a_missing_package_is_named_before_anything_is_done(models, tmp_path, mo
     write_recipe(tmp_path / "tiny.yaml", fields)
     done = command("run", "tiny.yaml", folder=tmp_path)
     assert done.code == 2
-    for part in ("train.trackers", "no mlflow, no tensorboard", "pip install mlflow", "hfadapt[tensorboard]"):
+    for part in ("train.trackers", "no mlflow, no tensorboard", "hfadapt[mlflow]", "hfadapt[tensorboard]"):
         assert part in done.err
     assert not (tmp_path / "runs/tiny/one").exists()
 
