@@ -17,6 +17,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hfadapt.core.errors import RunError
+from hfadapt.hardware.allocator import give_back_matrices
 from hfadapt.hardware.peak_memory import release_memory
 from hfadapt.hardware.processes import step_time
 
@@ -116,6 +117,7 @@ def divide(
     so that no device ever holds all of them.
 
     Args:
+        layers: What is gathered at once; of a module and those in it, these first.
         body: The part of the model that every pass goes through; the layers are in it.
 
     Raises:
@@ -127,6 +129,8 @@ def divide(
     from torch.distributed.fsdp import fully_shard
 
     world = distributed.get_world_size()
+    if device.type == "cpu":
+        give_back_matrices()
     mesh = init_device_mesh(device.type, (world,))
     # No parameter may be held here: each goes when its layer is divided.
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
@@ -137,11 +141,16 @@ def divide(
                 quantised.append((module, state, {name: getattr(module.weight, name) for name in QUANTISED_AS}))
         layer.to(device)
         # Matrices that no other module has too, as a tied output layer.
-        own = {p for p in layer.parameters() if p.dim() > 1 and uses[id(p)] == 1 and len(p) >= world}
+        rest = [p for p in layer.parameters() if not is_divided(p)]
+        own = {p for p in rest if p.dim() > 1 and uses[id(p)] == 1 and len(p) >= world}
         if not own:
+            del own, rest
             continue
-        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=set(layer.parameters()) - own)
-        del own
+        each = fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=set(rest) - own)
+        if device.type == "cpu":
+            # Gathered ahead, the next layer of a backward pass takes memory and saves no time: the same cores do both.
+            each.set_modules_to_backward_prefetch([each])
+        del own, rest
     whole = [p for p in model.parameters() if not is_divided(p)]
     with torch.no_grad():
         for parameter in whole:

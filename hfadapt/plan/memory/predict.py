@@ -47,8 +47,9 @@ __all__ = [
 ]
 
 MIB = 1 << 20
-GATHERED_LAYERS = 3
-"""How many of a divided base are whole at once: the one that runs, and the next one, as it comes and in its place."""
+GATHERED_LAYERS = {"cpu": 4, "gpu": 3}
+"""How many layers of a divided base are whole at once: the one that runs, and the next one, as it comes and in its
+place; gloo has a copy of its own. Measured on CPUs, not on GPUs."""
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03, "paged-adamw-8bit": 2.03}
 """State per trained parameter: two moments; in 8 bits with one float32 scale per block of 256."""
 
@@ -296,7 +297,7 @@ def gathered_bytes(facts: ModelFacts, workload: Workload) -> int:
     """Layers of a divided base that are whole for a while."""
     if workload.shards == 1:
         return 0
-    return GATHERED_LAYERS * _divided_bytes(facts, workload) // facts.layers
+    return GATHERED_LAYERS[workload.device] * _divided_bytes(facts, workload) // facts.layers
 
 
 def _divided_bytes(facts: ModelFacts, workload: Workload) -> int:
@@ -429,7 +430,7 @@ def _divided_load_parts(facts: ModelFacts, workload: Workload, stored: int) -> d
     """What loading holds where each process keeps a share: on a CPU the base whole, before it is divided."""
     held = held_bytes(facts, workload)
     if workload.device != "cpu":
-        return {"weights": held, "workspaces": 2 * gathered_bytes(facts, workload) // GATHERED_LAYERS}
+        return {"weights": held, "workspaces": gathered_bytes(facts, workload)}
     whole = weight_bytes(facts, workload)
     if _mapped(facts, workload) and not workload.store.quantised:
         # Pages of the file come in as they are copied.
