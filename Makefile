@@ -5,7 +5,7 @@ DIST := .venv-dist
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test test-slow test-installed lint docs dist fix clean
+.PHONY: install demo test test-slow test-installed test-lowest lint docs dist fix clean
 
 install: $(VENV)/installed
 
@@ -52,6 +52,9 @@ dist: $(DIST)/installed  ## sdist and wheel in dist/, checked
 
 test-installed: install dist  ## the wheel, installed outside the checkout, on two dozen test files
 	$(BIN)/python benchmarks/installed.py dist/hfadapt-*.whl
+
+test-lowest: install  ## the oldest packages that pyproject.toml allows
+	$(BIN)/python benchmarks/lowest.py
 
 fix: install
 	$(BIN)/ruff check --fix .

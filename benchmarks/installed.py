@@ -2,9 +2,15 @@
 
     make dist && python benchmarks/installed.py dist/hfadapt-*.whl [TEST ...]
 
+<<<<<<< HEAD
 A new environment sees the packages of this one, but not hfadapt: that comes from the wheel alone. Only `tests/` is
 copied beside it, so that a resource which the wheel lacks is missed. Without names of tests those below are run, in
 some minutes; tests that read the checkout itself (README, docs, benchmarks) cannot be among them.
+=======
+A new environment sees the packages of this one, but not hfadapt: that comes from the wheel alone. Only `tests/` and
+the finished cards that they read are copied beside it, so that what the wheel lacks is missed. Without names of tests
+those below are run, in some minutes; tests that read the checkout (README, docs, benchmarks) cannot be among them.
+>>>>>>> w-e
 """
 
 from __future__ import annotations
@@ -21,7 +27,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = (
-    *("tests/core", "tests/files", "tests/schemas", "tests/recipe", "tests/test_run_folder.py"),
+    *("tests/core", "tests/files", "tests/schemas", "tests/test_run_folder.py"),
+    *("tests/recipe/test_reading.py", "tests/recipe/test_sources.py", "tests/recipe/test_saving.py"),
     *("tests/converters", "tests/cli/test_cli.py", "tests/card/test_card_check.py"),
     *("tests/contracts/test_plugin.py", "tests/pipeline/test_pipeline.py", "tests/formats/test_gguf_adapter.py"),
     *("tests/export/test_export.py", "tests/publish", "tests/fast/test_kernels.py", "tests/stages/test_stages.py"),
@@ -39,7 +46,8 @@ def main() -> int:
         python = _environment(place / "venv")
         wheel = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(given.wheel.resolve())]
         subprocess.run(wheel, check=True)
-        shutil.copytree(ROOT / "tests", place / "alone/tests", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("tests", "cards"):
+            shutil.copytree(ROOT / name, place / "alone" / name, ignore=shutil.ignore_patterns("__pycache__"))
         said = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         where = [python, "-c", "import hfadapt; print(hfadapt.__file__)"]
         found = subprocess.run(where, cwd=place, env=said, check=True, capture_output=True, text=True).stdout.strip()

@@ -397,7 +397,7 @@ def test_stages_and_domains_that_are_not_there_are_named(models, tmp_path):
     recipe = load_recipe(write_recipe(tmp_path / "tiny.yaml", recipe_fields(models / "encoder")))
     with pytest.raises(
         RequestError,
-        match=r"'evaluation'(.|\n)*card, evaluate, export, plan, prepare, pretrain, student, train(.|\n)*'evaluate'",
+        match=r"'evaluation'(.|\n)*card, evaluate, export, plan, prepare, pretrain, student, track(.|\n)*'evaluate'",
     ):
         run(recipe, until="evaluation", folder=tmp_path / "run")
     with pytest.raises(RequestError, match=r"no domain of that name(.|\n)*'on'(.|\n)*did you mean 'one'"):
