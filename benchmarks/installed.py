@@ -2,15 +2,9 @@
 
     make dist && python benchmarks/installed.py dist/hfadapt-*.whl [TEST ...]
 
-<<<<<<< HEAD
-A new environment sees the packages of this one, but not hfadapt: that comes from the wheel alone. Only `tests/` is
-copied beside it, so that a resource which the wheel lacks is missed. Without names of tests those below are run, in
-some minutes; tests that read the checkout itself (README, docs, benchmarks) cannot be among them.
-=======
 A new environment sees the packages of this one, but not hfadapt: that comes from the wheel alone. Only `tests/` and
 the finished cards that they read are copied beside it, so that what the wheel lacks is missed. Without names of tests
 those below are run, in some minutes; tests that read the checkout (README, docs, benchmarks) cannot be among them.
->>>>>>> w-e
 """
 
 from __future__ import annotations
