@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 
@@ -42,6 +41,7 @@ def work_on(path: Path, tied: bool) -> None:
 
 
 def _stop_at_end() -> None:
-    while sys.stdin.buffer.read(1):
+    # Not by sys.stdin: a thread that waits in it aborts the interpreter when that ends.
+    while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

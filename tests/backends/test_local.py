@@ -66,6 +66,7 @@ def test_two_workers_make_what_one_process_makes_although_one_is_killed(
     tries = {path.stem[5:]: [event["event"] for event in told(path)].count("run_started")
              for path in Path("spread/tiny/.jobs").glob("*.jsonl")}  # fmt: skip
     assert tries == {"train-d0-this-machine": 2, "train-d1-this-machine": 1}
+    assert not any("Fatal" in path.read_text() for path in Path("spread/tiny/.jobs").glob("*.log"))
     assert not list(psutil.Process().children())
     again = Killer()
     run(recipe, until="train", folder=Path("spread/tiny"), on="local", progress=again)

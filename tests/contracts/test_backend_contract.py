@@ -60,5 +60,6 @@ def test_a_worker_is_started_and_its_end_is_told(
         time.sleep(0.2)
     workers.stop()
     assert [*ended] == ["0001-train-one"]
+    assert "SIG" not in ended["0001-train-one"], "it ends by itself"
     assert "does not see the folder of the run" in path.with_suffix(".jsonl").read_text()
     assert not workers.ended()
