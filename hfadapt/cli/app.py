@@ -429,23 +429,9 @@ def publish(  # noqa: PLR0913 - options of the command
 
         show(space_of(path, domain, target, to, license, refused={"--repo": repo, "--yes": yes, "--tag": tag}))
         return
-    show(
-        publish_cells(
-            path,
-            repo,
-            to=to,
-            yes=yes,
-            private=private,
-            tag=tag,
-            layout=layout,
-            license=license,
-            pictures=pictures,
-            domains=domain,
-            targets=target,
-            verify_load=not no_verify_load,
-            say=note,
-        )
-    )
+    how: dict[str, Any] = {"private": private, "tag": tag, "layout": layout, "license": license, "pictures": pictures}
+    chosen: dict[str, Any] = {"domains": domain, "targets": target, "verify_load": not no_verify_load}
+    show(publish_cells(path, repo, to=to, yes=yes, **how, **chosen, say=note))
 
 
 def note(text: str) -> None:

@@ -310,7 +310,7 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     work: Work,
     processes: int | None,
     sharing: int,
-) -> CellPlan:
+) -> CellPlan:  # long: every setting in the order in which one hangs on another
     decided = Decisions(recipe)
     length = settle_data(decided, facts, work)
     settle_training(decided, recipe, facts, work)

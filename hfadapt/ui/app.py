@@ -373,6 +373,7 @@ def placed(place: Path) -> tuple[Path, str]:
         raise RequestError("there is no such folder", place=str(place), fix="name a run, or a folder of runs")
     place = place.resolve()
     for folder in (place, place.parent, place.parent.parent):
-        if Run(folder).cells():
+        # Of a folder above, the cells have to be this place or in it.
+        if any(place in (folder, cell.folder.parent, cell.folder) for cell in Run(folder).cells()):
             return folder.parent, folder.name
     return place, ""

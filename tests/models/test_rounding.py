@@ -31,7 +31,10 @@ def test_rounds_as_onnx_runtime(reduce_range, tmp_path) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     from hfadapt.formats import _onnx_graph as graph
+    from hfadapt.formats.onnx import saturates
 
+    if not reduce_range and saturates("this-machine"):
+        pytest.skip("sums of bytes overflow on this processor, which is why the formats reduce the range here")
     net, ids = Table().requires_grad_(False), torch.arange(20)
     weights = {"table": net.table.weight, "one": net.one.weight.T, "two": net.two.weight.T}
     make = onnx.helper.make_node

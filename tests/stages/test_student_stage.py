@@ -250,7 +250,7 @@ def test_a_budget_decides_how_small(models, tmp_path, monkeypatch) -> None:
     cell = Run(tmp_path / "runs/tiny").cell("one", "browser-4gb")
     planned = cell.plan.cells[0]
     said = any("a student is cut out of it" in each for each in planned.warnings)
-    assert said != any(each.fits for each in planned.exports)
+    assert said != any(each.fits for each in planned.exports if (each.format, each.form) == ("onnx", "float32"))
     record = cell.read(StudentRecord)
     (taken,) = [each for each in record.considered if each.taken]
     tried = [each for each in record.considered if each.tried_steps]

@@ -23,7 +23,7 @@ def run(models, tmp_path_factory):
         write_rows(folder / f"{domain}.jsonl", rows if not seed else labelled(90, seed=seed))
     domains = {domain: {"source": f"{domain}.jsonl"} for domain in ("one", "two")}
     fields = recipe_fields(models / "encoder", domains=domains, dtype="float32", evaluate=NO_CHECKS)
-    fields["evaluate"] |= {"resamples": 200, "transfer": False}
+    fields["evaluate"] = {**fields["evaluate"], "resamples": 200, "transfer": False}
     fields["train"] |= {"max_steps": 6, "learning_rate": 2e-2}
     done = command("evaluate", write_recipe(folder / "tiny.yaml", fields), folder=folder)
     assert done.code == 0, done.out + done.err
