@@ -244,17 +244,7 @@ def load_base(
             device_map=device_map(torch.device("cpu") if divided else device, max_memory),
             max_memory=dict(max_memory) if max_memory else None,
         )
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            # bitsandbytes 0.50 repacks the weight in place at the first evaluation on such CPUs; training and merging
-            # on the packed weight are silently wrong afterwards.
-            module.support_avx512bf16_for_cpu = False
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            # With the statistics of the base: of a batch they would hang on which rows are beside each other.
-            module.train = partial(_stays_in_evaluation, module)  # type: ignore[assignment, method-assign]
-            module.eval()
+    _settle_modules(model)
     quantised = _check_quantised(model, skeleton, heads, quant)
     if registry.modality(task.modality).tokens:
         _raise_problems(_token_problems(tokenizer, model, ref.location))
@@ -271,6 +261,23 @@ def load_base(
     moved = () if wanted.rows is None else changed
     shards = divide_layers(model, task, heads, device) if divided else None
     return Base(source, model, tokenizer, heads, tuple(fresh), quantised, parameters, known, moved, note, shards)
+
+
+def _settle_modules(model: Any) -> None:
+    """No dropout, no statistics of batches, and weights that stay where they are."""
+    import torch
+
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # bitsandbytes 0.50 repacks the weight in place at the first evaluation on such CPUs; training and merging
+            # on the packed weight are silently wrong afterwards.
+            module.support_avx512bf16_for_cpu = False
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            # With the statistics of the base: of a batch they would hang on which rows are beside each other.
+            module.train = partial(_stays_in_evaluation, module)  # type: ignore[assignment, method-assign]
+            module.eval()
 
 
 def _skeleton(auto: Any, config: Any, ref: BaseRef) -> Any:
