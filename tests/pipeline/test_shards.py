@@ -320,33 +320,3 @@ runpy.run_module("hfadapt", run_name="__main__", alter_sys=True)
     two = finish(start(folder=tmp_path, launcher=launcher), seconds=110)
     assert two.code not in (0, -9)
     assert "the disk of this machine is gone" in two.err
-
-
-@pytest.mark.slow
-def test_two_processes_need_at_most_six_tenths_of_the_memory(tmp_path):
-    """Of weights that are most of it: 125 M parameters in bfloat16, one short row at a time."""
-    from tiny import make_tokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = make_tokenizer()
-    sizes = {"vocab_size": 512, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 10}
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    model = LlamaForCausalLM(LlamaConfig(**sizes, **ends, num_attention_heads=16, tie_word_embeddings=False))
-    model.to(torch.bfloat16).save_pretrained(tmp_path / "large")
-    tokenizer.save_pretrained(tmp_path / "large")
-    made = {
-        name: fields(tmp_path / "large", "causal-lm", "pairs.jsonl", max_steps=2, micro_batch_rows=1, shard=shard)
-        | {"dtype": "bfloat16", "adapter": {"rank": 4}}
-        for name, shard in (("divided", True), ("whole", False))
-    }
-    for each in made.values():
-        each["data"]["test"] = 9
-    write(tmp_path, made)
-    done_in_time(launch(tmp_path, [("run", name) for name in made]))
-    for file, phase in (("train.json", "train"), ("evaluation.json", "evaluate")):
-        divided, whole = (
-            json.loads((tmp_path / "two" / name / "one/this-machine" / file).read_text())["memory"][phase]
-            for name in made
-        )
-        assert divided["measured_peak_bytes"] <= 0.6 * whole["measured_peak_bytes"], phase
-        assert divided["measured_peak_bytes"] <= 1.1 * divided["predicted_peak_bytes"], phase
