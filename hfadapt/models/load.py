@@ -244,11 +244,7 @@ def load_base(
             device_map=device_map(torch.device("cpu") if divided else device, max_memory),
             max_memory=dict(max_memory) if max_memory else None,
         )
-<<<<<<< HEAD
     _steady(model)
-=======
-    _settle_modules(model)
->>>>>>> w-c
     quantised = _check_quantised(model, skeleton, heads, quant)
     if registry.modality(task.modality).tokens:
         _raise_problems(_token_problems(tokenizer, model, ref.location))
@@ -267,13 +263,8 @@ def load_base(
     return Base(source, model, tokenizer, heads, tuple(fresh), quantised, parameters, known, moved, note, shards)
 
 
-<<<<<<< HEAD
 def _steady(model: Any) -> None:
     """Turns off what would make outputs depend on other rows, chance or an earlier pass."""
-=======
-def _settle_modules(model: Any) -> None:
-    """No dropout, no statistics of batches, and weights that stay where they are."""
->>>>>>> w-c
     import torch
 
     for module in model.modules():
