@@ -81,7 +81,7 @@ class Tested(AugmentTrial):
     def right(self, shares: Shares, number: int) -> np.ndarray:
         """Whether each test row was right (N,), after a training with changes."""
         self.losses(shares, number)
-        return self.scores.predictions == self.scores.gold
+        return np.asarray(self.scores.predictions == self.scores.gold)
 
 
 def measure(case: str, fields: Mapping[str, Any], settings: tuple[Shares, ...], folder: Path) -> dict[str, Any]:

@@ -197,7 +197,7 @@ def by_datasketch(words: Sequence[Sequence[str]], threshold: float = 0.5) -> set
     from datasketch import MinHash, MinHashLSH
 
     index = MinHashLSH(threshold=threshold, num_perm=128)
-    pairs = set()
+    pairs: set[tuple[int, int]] = set()
     for number, sketch in enumerate(
         MinHash.generator([[each.encode() for each in shingles(text)] for text in words], num_perm=128)
     ):
@@ -216,7 +216,7 @@ def by_rensa(words: Sequence[Sequence[str]], threshold: float = 0.5, bands: int 
     from rensa import RMinHash, RMinHashLSH
 
     index = RMinHashLSH(threshold=threshold, num_perm=128, num_bands=bands)
-    sketches = []
+    sketches: list[Any] = []
     pairs = set()
     for number, text in enumerate(words):
         sketch = RMinHash(num_perm=128, seed=SEED)

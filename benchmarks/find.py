@@ -30,7 +30,7 @@ from hfadapt.records.search import SearchRecord
 HERE = Path(__file__).parent
 RESULTS = HERE / "find.json"
 GRID = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-PAIRS = {
+PAIRS: dict[tuple[str, str], dict[str, Any]] = {
     ("tweets", "minilm-l6"): {"task": "text-classification"},
     ("news", "minilm-l6"): {"task": "text-classification"},
     ("movies", "minilm-l6"): {"task": "text-classification"},
@@ -54,7 +54,7 @@ def trained(fields: dict[str, Any], rate: float | str, folder: Path) -> Cell:
 
 def measure(domain: str, model: str, seed: int, rows: int, test_rows: int, folder: Path) -> dict[str, Any]:
     """Metrics and price of the found rate and of the grid."""
-    fields = {
+    fields: dict[str, Any] = {
         "name": "find",
         "model": f"sample:{model}",
         "domains": {domain: {"source": f"sample:vader/{domain}"}},

@@ -125,12 +125,12 @@ def child(asked: dict[str, Any]) -> None:
             values = [job.train[row].inputs["value"] for rows in batches for row in rows]
             held = {value.offset: bytes(value) for value in values}
             read = Stored.__bytes__
-            Stored.__bytes__ = lambda value: held.get(value.offset) or read(value)  # type: ignore[method-assign]
+            Stored.__bytes__ = lambda value: held.get(value.offset) or read(value)  # type: ignore[method-assign, assignment]
         before = time.process_time()
         train(loop)
         spent.append(time.process_time() - before)
 
-    Loop.run = with_rows  # type: ignore[method-assign]
+    Loop.run = with_rows  # type: ignore[method-assign, assignment]
     print(loaded(), flush=True)
     started = time.perf_counter()
     folder = Path(asked["folder"])
@@ -143,6 +143,8 @@ def child(asked: dict[str, Any]) -> None:
     (cell,) = result.cells()
     if asked["until"] == "train":
         trained = cell.train
+        assert trained.first_loss is not None
+        assert trained.final_loss is not None
         found |= {"steps": trained.steps, "rows_per_second": round(trained.steps * BATCH_ROWS / trained.seconds, 1)}
         found["cpu_ms_per_row"] = round(1000 * spent[0] / (trained.steps * BATCH_ROWS), 2)
         found["losses"] = [round(trained.first_loss, 4), round(trained.final_loss, 4)]

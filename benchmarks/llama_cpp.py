@@ -98,7 +98,7 @@ def _asked(
         scores = context.task.score(model, examples, lambda rows: _batches(context, rows), choices)
     found = {
         "chances": scores.probabilities,
-        "right": float((scores.gold == scores.predictions).mean()),
+        "right": float(np.mean(scores.gold == scores.predictions)),
         "completions": (scores.losses, scores.tokens),
     }
     return found | (_general(context, model, texts) if texts else {})

@@ -255,9 +255,10 @@ def measure(
 
     def example(row: int) -> Example:
         ids = tuple(draw.randrange(3, vocabulary) for _ in range(tokens))
+        labels = (row % len(LABELS),)
         if about["task"] == "causal-lm":
-            return Example(ids, (IGNORED,) * (tokens - LABELLED_TOKENS) + ids[-LABELLED_TOKENS:], tokens, row)
-        return Example(ids, (row % len(LABELS),), tokens, row)
+            labels = (IGNORED,) * (tokens - LABELLED_TOKENS) + ids[-LABELLED_TOKENS:]
+        return Example({"input_ids": ids}, labels, tokens, tokens, row)
 
     examples = [example(row) for row in range(4 * point["rows"])]
     # Libraries that a run has imported by then, and the thread pools of the first product.

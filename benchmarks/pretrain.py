@@ -44,7 +44,7 @@ STEPS = {32: 60, 100: 100, 500: 200, 0: 400}
 ALLOWED = ["identifiers", "label-never-trained"]
 """With 21 chapters and 32 rows labels are rare."""
 METRICS = ("accuracy", "macro_f1")
-HOW = {"resamples": 2000, "confidence": 0.95, "seed": 17}
+HOW: dict[str, Any] = {"resamples": 2000, "confidence": 0.95, "seed": 17}
 
 
 def write_splits(domain: str, seed: int, folder: Path) -> None:
@@ -139,9 +139,9 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def together(parts: list[Scores]) -> Scores:
     """The rows of several seeds one after the other."""
-    kept = {name: np.concatenate([getattr(each, name) for each in parts]) for name in ("gold", "predictions")}
-    kept |= {name: np.concatenate([getattr(each, name) for each in parts]) for name in ("losses", "tokens")}
-    return Scores(probabilities=np.concatenate([each.probabilities for each in parts]), **kept)
+    ends = np.cumsum([len(each.losses) for each in parts])
+    numbers = [range(end - len(each.losses), end) for end, each in zip(ends, parts, strict=True)]
+    return Scores.joined(list(zip(numbers, parts, strict=True)))
 
 
 def main() -> None:

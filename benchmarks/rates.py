@@ -59,6 +59,7 @@ def measure(domain: str, model: str, steps: int, rate: float, seed: int, method:
     with tempfile.TemporaryDirectory() as place:
         cell = trained(fields, rate, Path(place))
         metric, seconds = cell.evaluation.metrics[0], cell.train.seconds
+    assert metric.base is not None
     return {"value": round(metric.adapter, 6), "base": round(metric.base, 6), "seconds": round(seconds, 1)}
 
 

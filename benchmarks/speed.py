@@ -7,7 +7,8 @@
                                                           more runs beside what was measured before
     python benchmarks/speed.py --device cuda              1B and 8B on a GPU: hfadapt, TRL, unsloth, axolotl
     python benchmarks/speed.py --workload cotrain         four domains together, and one after the other
-    python benchmarks/speed.py --table                    the table from speed.json, and into the README
+    python benchmarks/speed.py --record benchmarks/speed_avx2.json    on another kind of processor: a record of its own
+    python benchmarks/speed.py --table                    the tables from all speed*.json, and into the README
 
 Each run is a process of its own in an environment of its own. For every seed, hfadapt runs before and after each other
 tool (A-B-A), and a ratio is taken between neighbours. speed.json keeps what the tables are made from; raw logs and the
@@ -40,8 +41,9 @@ from table import COMMAND, README, document, readme_with  # noqa: E402 - their f
 from workloads import ENVIRONMENTS, LORA, SEEDS, TOOLS, WORKLOADS, Workload  # noqa: E402
 
 RECORD = HERE / "speed.json"
+RECORDS = sorted(HERE.glob("speed*.json"))
+"""One for each kind of processor that the README shows."""
 WORK = HERE / ".work"
-RESULTS = WORK / "runs"
 DIGITS = 7
 """Significant ones of a figure in the record."""
 SCORED = "scores.json"
@@ -341,7 +343,7 @@ def run_cotrain(arguments: argparse.Namespace) -> dict[str, Any]:
         "together": shlex.split(arguments.cotrain_together) if arguments.cotrain_together else together,
     }
     env = variables(arguments, "hfadapt")
-    runs = []
+    runs: list[dict[str, Any]] = []
     for seed in arguments.seeds:
         for kind in ("apart", "together", "apart"):
             out = arguments.results / "cotrain" / f"{seed}-{len(runs):02d}-{kind}"
@@ -375,23 +377,27 @@ def run_cotrain(arguments: argparse.Namespace) -> dict[str, Any]:
 PEAK = """
 import json, time, torch
 cuda = torch.cuda.is_available() and {cuda}
-n = 8192 if cuda else 2048
-a = torch.randn(n, n, dtype=torch.bfloat16, device="cuda" if cuda else "cpu")
-best = 0.0
-for _ in range(12):
-    t = time.perf_counter()
-    for _ in range(4):
+n, device = (8192, "cuda") if cuda else (1024, "cpu")
+best = {{}}
+for dtype in (torch.float32, torch.bfloat16):
+    a = torch.randn(n, n, dtype=dtype, device=device)
+    # A processor without bf16 products takes seconds for one: at least three, then no more than three seconds.
+    started, rates = time.perf_counter(), []
+    while len(rates) < 3 or (len(rates) < 200 and time.perf_counter() - started < 3):
+        t = time.perf_counter()
         a @ a
-    if cuda:
-        torch.cuda.synchronize()
-    best = max(best, 4 * 2 * n**3 / (time.perf_counter() - t))
-print(json.dumps({{"flops_per_second": best, "threads": torch.get_num_threads(), "torch": torch.__version__,
-  "gpu": torch.cuda.get_device_name() if cuda else None}}))
+        if cuda:
+            torch.cuda.synchronize()
+        rates.append(2 * n**3 / (time.perf_counter() - t))
+    best[str(dtype).removeprefix("torch.")] = max(rates)
+dtype = max(best, key=best.get)
+print(json.dumps({{"dtype": dtype, "flops_per_second": best[dtype], "threads": torch.get_num_threads(),
+  "torch": torch.__version__, "gpu": torch.cuda.get_device_name() if cuda else None}}))
 """
 
 
 def machine(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The processor, and the bf16 matrix product it reaches here and now, which MFU is taken against."""
+    """The processor, and the fastest matrix product it reaches here and now (float32 or bfloat16), for the MFU."""
     code = PEAK.format(cuda=arguments.device == "cuda")
     env = variables(arguments, "prepare")
     done = subprocess.run(
@@ -412,7 +418,7 @@ def machine(arguments: argparse.Namespace) -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "load_average_at_start": os.getloadavg()[0],
-        "bf16_matmul": json.loads(done.stdout.strip().splitlines()[-1]),
+        "matmul": json.loads(done.stdout.strip().splitlines()[-1]),
     }
 
 
@@ -437,8 +443,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--table", action="store_true", help="only print the table of the record, and renew the README")
     arguments = parser.parse_args()
     arguments.seeds = arguments.seed or list(SEEDS[: arguments.seeds])
-    # A try with a record of its own leaves the kept logs alone.
-    arguments.results = RESULTS if arguments.record == RECORD else arguments.record.resolve().with_suffix("")
+    # A try with a record elsewhere has its logs there.
+    arguments.record = arguments.record.resolve()
+    kept = arguments.record.parent == HERE
+    arguments.results = WORK / "runs" / arguments.record.stem if kept else arguments.record.with_suffix("")
     return arguments
 
 
@@ -461,8 +469,9 @@ def main() -> None:
         raise SystemExit(f"{arguments.record} is not there yet: run python benchmarks/speed.py")
     print(document(record))
     readme = ROOT / README
-    if arguments.table and arguments.record == RECORD:
-        changed = readme_with(readme.read_text(encoding="utf-8"), record)
+    if arguments.table and arguments.record in RECORDS:
+        records = [json.loads(path.read_text(encoding="utf-8")) for path in RECORDS]
+        changed = readme_with(readme.read_text(encoding="utf-8"), records)
         readme.write_text(changed, encoding="utf-8")
 
 

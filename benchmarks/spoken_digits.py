@@ -15,6 +15,7 @@ import json
 import re
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def write(content: dict[tuple[str, str, int], bytes], speakers: tuple[str, ...],
     return str(folder)
 
 
-def measure(content: dict[tuple[str, str, int], bytes], tested: str, asked: argparse.Namespace) -> dict[str, object]:
+def measure(content: dict[tuple[str, str, int], bytes], tested: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Runs one recipe, tested on a speaker; returns its leading metric and what was right, row by row."""
     folder = asked.folder / tested
     validated = SPEAKERS[SPEAKERS.index(tested) - 1]
@@ -98,9 +99,8 @@ def main() -> None:
     asked = parser.parse_args()
     asked.folder = asked.folder.resolve()
     content = clips(asked.archive)
-    print(
-        f"two different takes are alike by at most {separation(content):.4f}; copies from {KIND.nearness(0.8):.3f} on"
-    )
+    alike, copies = separation(content), KIND.nearness(0.8)
+    print(f"two different takes are alike by at most {alike:.4f}; copies from {copies:.3f} on")
     found = []
     for speaker in asked.speakers:
         one = measure(content, speaker, asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import subprocess
 import sys
 from contextlib import nullcontext
 from copy import deepcopy
@@ -76,7 +77,8 @@ def workload() -> dict[str, Any]:
         "machine": {
             "processor": "CPU",
             "cores": 2,
-            "bf16_matmul": {"flops_per_second": 1e6, "gpu": None},
+            "features": ["avx2"],
+            "matmul": {"dtype": "float32", "flops_per_second": 1e6, "gpu": None},
         },
         "runs": runs,
     }
@@ -146,26 +148,36 @@ def test_losing_rows_are_shown(workload: dict[str, Any]) -> None:
         if found["tool"] == "other":
             found["loop_seconds"] = 5.0
     assert "0.50×" in table.section("w", workload)
-    assert "0.50×" in table.readme_region({"workloads": {"w": workload}})
+    assert "0.50×" in table.readme_region([{"workloads": {"w": workload}}])
 
 
 def test_readme_region_is_replaced_and_nothing_else(workload: dict[str, Any]) -> None:
-    record = {"workloads": {"w": workload}}
+    records = [{"workloads": {"w": workload}}]
     before = f"# Title\n\n{table.BEGIN}\nold\n{table.END}\n\nrest\n"
-    after = table.readme_with(before, record)
-    assert after.startswith(f"# Title\n\n{table.BEGIN}\n**a workload**")
+    after = table.readme_with(before, records)
+    assert after.startswith(f"# Title\n\n{table.BEGIN}\nOn CPU (AVX2), 2 cores:\n\n**a workload**")
     assert after.endswith(f"{table.END}\n\nrest\n")
     assert "old" not in after
-    assert table.readme_with(after, record) == after
-    assert table.readme_with("no markers", record) == "no markers"
+    assert table.readme_with(after, records) == after
+    assert table.readme_with("no markers", records) == "no markers"
 
 
-def test_readme_shows_what_speed_json_gives() -> None:
+def test_readme_shows_what_the_records_give() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    record = ROOT / "benchmarks" / "speed.json"
-    if table.BEGIN not in readme:
-        pytest.skip("the README has no region for speed")
-    assert table.readme_with(readme, json.loads(record.read_text(encoding="utf-8"))) == readme
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in part("speed", ROOT / "benchmarks").RECORDS]
+    assert table.BEGIN in readme
+    assert table.readme_with(readme, records) == readme
+
+
+def test_the_tables_say_which_instructions_the_processor_has() -> None:
+    machine = {"processor": "CPU", "cores": 2, "matmul": {"gpu": None}}
+    said = {
+        ("avx2",): "CPU (AVX2), 2 cores",
+        ("avx2", "avx512f"): "CPU (AVX-512), 2 cores",
+        ("avx2", "avx512f", "avx512_bf16", "amx_bf16"): "CPU (AVX-512, AMX), 2 cores",
+        (): "CPU, 2 cores",
+    }
+    assert {features: table.place({**machine, "features": list(features)}) for features in said} == said
 
 
 def test_cotrain_section_takes_the_neighbours_and_the_worst_difference() -> None:
@@ -205,6 +217,18 @@ def test_every_workload_can_be_run_as_it_is_described() -> None:
             assert setting.environment in workloads.ENVIRONMENTS
             micro = min(int(setting.options.get("micro", workload.batch_rows)), workload.batch_rows)
             assert workload.batch_rows % micro == 0, f"{name}, {tool}: the effective batch is not met"
+
+
+@pytest.mark.slow
+def test_the_harness_measures_and_scores_a_toy(tmp_path: Path) -> None:
+    record = tmp_path / "try.json"
+    options = ["--here", "--seeds", "1", "--work", str(tmp_path / "rows"), "--record", str(record)]
+    command = ["--workload", "tiny", "--tool", "hfadapt", "--tool", "hf-default", *options]
+    done = subprocess.run([sys.executable, "benchmarks/speed.py", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    workload = json.loads(record.read_text())["workloads"]["tiny"]
+    assert [run["tool"] for run in workload["runs"]] == ["hfadapt", "hf-default", "hfadapt"]
+    assert all(table.equality(workload, tool) == [] for tool in ("hfadapt", "hf-default"))
 
 
 def test_the_clock_leaves_the_benchmarks_own_work_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,8 +285,9 @@ def test_runs_that_share_a_record_do_not_change_it(workload: dict[str, Any]) -> 
     assert workload == before
 
 
-def test_the_record_is_what_the_script_writes_and_a_run_is_a_line() -> None:
-    speed, record = part("speed", ROOT / "benchmarks"), (ROOT / "benchmarks" / "speed.json").read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", part("speed", ROOT / "benchmarks").RECORDS, ids=lambda path: path.stem)
+def test_the_record_is_what_the_script_writes_and_a_run_is_a_line(path: Path) -> None:
+    speed, record = part("speed", ROOT / "benchmarks"), path.read_text(encoding="utf-8")
     found = json.loads(record)
     assert speed.as_text(found) + "\n" == record
     assert speed.rounded(found) == found

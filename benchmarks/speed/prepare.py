@@ -43,10 +43,10 @@ def main(settings: dict[str, Any]) -> None:
     lock, task = cell.lock, registry.task(loaded.task)
     device = torch.device("cuda" if settings["cuda"] else "cpu")
     base = load_base(lock, cell.data.labels, device)
-    options = {"max_length": lock.data.max_length, "labels": cell.data.labels}
+    options: dict[str, Any] = {"max_length": lock.data.max_length, "labels": cell.data.labels}
     prepared: dict[str, Any] = {
         split: [
-            {"input_ids": list(example.input_ids), "labels": list(example.labels)}
+            {"input_ids": list(example.inputs["input_ids"]), "labels": list(example.labels)}
             for example in task.encode(read_split(cell.folder, split), base.tokenizer, **options)
         ]
         for split in ("train", "validation", "test")
@@ -177,7 +177,7 @@ def long_rows(model: str, count: int, longest: int, path: Path) -> Path:
     sentences = [row["text"] for domain in prepared.values() for row in read_split(domain.folder, "train")]
     draw = random.Random(0)
     draw.shuffle(sentences)
-    tokenizer = load_processor(resolve_model(model))
+    tokenizer = load_processor(resolve_model(model), "text")
     lengths = [len(ids) + 1 for ids in tokenizer(sentences)["input_ids"]]
     position = 0
     with path.open("w", encoding="utf-8") as file:

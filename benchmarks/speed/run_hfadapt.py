@@ -67,7 +67,7 @@ def watch_model(watch: Watch) -> None:
             raise SystemExit("hfadapt's start is not the stored one")
         return watch.model
 
-    cells.attach_adapters = attach_adapters  # type: ignore[assignment]
+    cells.attach_adapters = attach_adapters
 
 
 @quiet_libraries()

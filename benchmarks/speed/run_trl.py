@@ -34,6 +34,9 @@ def main() -> None:
         more = {"packing": True, "max_length": tokens}
     if JOB.options.get("checkpointing") is False:
         more["gradient_checkpointing"] = False
+    if "autocast" in JOB.options:
+        # TRL computes under bf16 autocast unless it is told otherwise.
+        more["bf16"] = bool(JOB.options["autocast"])
     recorder = Recorder(JOB)
     tokenizer = AutoTokenizer.from_pretrained(JOB.model_path)
     if tokenizer.pad_token_id is None:

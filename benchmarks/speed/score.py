@@ -42,12 +42,18 @@ class Judge:
         self.prepared, self.folder, self.seed = prepared, folder, seed
         self.examples = {
             split: [
-                Example(tuple(row["input_ids"]), tuple(row["labels"]), len(row["input_ids"]), number)
+                Example(
+                    {"input_ids": row["input_ids"]},
+                    tuple(row["labels"]),
+                    len(row["input_ids"]),
+                    len(row["input_ids"]),
+                    number,
+                )
                 for number, row in enumerate(prepared[split])
             ]
             for split in ("train", "validation", "test")
         }
-        tokenizer = load_processor(resolve_model(prepared["model"]))
+        tokenizer = load_processor(resolve_model(prepared["model"]), "text")
         self.choices = [tuple(tokenizer(f" {name}", add_special_tokens=False)["input_ids"]) for name in CHOICES]
         from peft import PeftModel
 

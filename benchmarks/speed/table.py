@@ -1,4 +1,4 @@
-"""From speed.json to figures with intervals, gates and a Markdown table. Standard library only."""
+"""From speed.json and its like to figures with intervals, gates and a Markdown table. Standard library only."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def summarise(workload: dict[str, Any]) -> list[dict[str, Any]]:
         if (losses := [loss for _, loss in sorted((int(s), v) for s, v in run["validation"].items())])
     ]
     target = max(finals) if finals else math.nan
-    peak = workload["machine"]["bf16_matmul"]["flops_per_second"]
+    peak = workload["machine"]["matmul"]["flops_per_second"]
     rows = []
     for tool in dict.fromkeys(run["tool"] for run in runs):
         mine = [run for run in good if run["tool"] == tool]
@@ -179,8 +179,7 @@ def document(record: dict[str, Any]) -> str:
 def section(name: str, workload: dict[str, Any]) -> str:
     """One workload."""
     rows = summarise(workload)
-    found = workload["machine"]
-    where = found["bf16_matmul"]["gpu"] or f"{found['processor']}, {found['cores']} cores"
+    where = place(workload["machine"])
     target = next((row["target_loss"] for row in rows if "target_loss" in row), math.nan)
     text = [
         f"**{name}**: {workload['what']}; effective batch {workload['batch_rows']}, {len(workload['seeds'])} seeds, "
@@ -233,13 +232,24 @@ def show_ratio(ratio: tuple[float, float, float] | None) -> str:
     return f"{middle:.2f}×" if math.isnan(low) else f"{middle:.2f}× ({low:.2f} … {high:.2f})"
 
 
+def place(machine: dict[str, Any]) -> str:
+    """`Intel(R) Xeon(R) Processor (AVX-512, AMX), 2 cores`, or the GPU."""
+    if machine["matmul"]["gpu"]:
+        return str(machine["matmul"]["gpu"])
+    families = {"avx2": "AVX2", "avx512f": "AVX-512", "amx_bf16": "AMX"}
+    best = [name for feature, name in families.items() if feature in machine["features"]][-2:]
+    within = f" ({', '.join(name for name in best if name != 'AVX2' or len(best) == 1)})" if best else ""
+    return f"{machine['processor']}{within}, {machine['cores']} cores"
+
+
 def legend(workload: dict[str, Any]) -> str:
     """What the rows and columns mean."""
-    peak = workload["machine"]["bf16_matmul"]["flops_per_second"]
+    matmul = workload["machine"]["matmul"]
     lines = [f"- {tool}: {note}" for tool, note in workload["notes"].items() if note]
     lines += [
-        f"- MFU = 4 · (linear weights · tokens + head weights · labels) / seconds / {peak / 1e12:.2f} TFLOP/s, the "
-        "bf16 matrix product measured in the same session; attention is left out.",
+        f"- MFU = 4 · (linear weights · tokens + head weights · labels) / seconds / "
+        f"{matmul['flops_per_second'] / 1e12:.3g} TFLOP/s, the {matmul['dtype']} matrix product measured in the same "
+        "session; attention is left out.",
         "- Speed-ups are hfadapt's over the tool: geometric means over the seeds against hfadapt's runs just before "
         "and after, with 95 % t intervals. Held-out figures are scored for all tools by one float32 program on the "
         "storage they trained on.",
@@ -288,9 +298,16 @@ def loop_seconds(run: dict[str, Any]) -> float:
     return float(sum(cell["seconds"] for cell in run["domains"].values()))
 
 
-def readme_region(record: dict[str, Any]) -> str:
-    """What stands between the README's markers."""
-    text = []
+def readme_region(records: Sequence[dict[str, Any]]) -> str:
+    """What stands between the README's markers: the tables of each machine."""
+    parts = [readme_part(record) for record in records]
+    return "\n\n".join([*parts, "Speed-ups are hfadapt's over the row's tool. [What is compared](benchmarks/NOTES.md)"])
+
+
+def readme_part(record: dict[str, Any]) -> str:
+    """The tables of one machine."""
+    machines = {place(workload["machine"]) for workload in record["workloads"].values()}
+    text = [f"On {'; '.join(sorted(machines))}:", ""]
     for name, workload in record.get("workloads", {}).items():
         if name == "cotrain":
             text += [cotrain_section(workload), ""]
@@ -315,20 +332,13 @@ def readme_region(record: dict[str, Any]) -> str:
                 f"| {'; '.join(row['unequal']) or 'passed'} |"
             )
         text.append("")
-    machines = {
-        workload["machine"]["bf16_matmul"]["gpu"]
-        or f"{workload['machine']['processor']}, {workload['machine']['cores']} cores"
-        for workload in record.get("workloads", {}).values()
-    }
-    text.append(f"Speed-ups are hfadapt's over the row's tool. Made by `{COMMAND}` on {'; '.join(sorted(machines))}. ")
-    text[-1] += "[What is compared](benchmarks/NOTES.md)"
     return "\n".join(text).strip()
 
 
-def readme_with(readme: str, record: dict[str, Any]) -> str:
+def readme_with(readme: str, records: Sequence[dict[str, Any]]) -> str:
     """The README with the region between its markers renewed; unchanged when it has none."""
     if BEGIN not in readme or END not in readme:
         return readme
     head, _, rest = readme.partition(BEGIN)
     _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n{readme_region(record)}\n{END}{tail}"
+    return f"{head}{BEGIN}\n{readme_region(records)}\n{END}{tail}"

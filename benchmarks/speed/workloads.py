@@ -180,6 +180,18 @@ TOOLS: dict[str, Tool] = {
         {"dtype": "bfloat16", "packing": 512, "order": "own", "checkpointing": False},
         note="TRL, bf16 base, packed to 512 tokens or the longest row (bfd, padding-free), no checkpointing",
     ),
+    "trl-32": Tool(
+        "run_trl.py",
+        "trl",
+        {"dtype": "float32", "autocast": False, "micro": 32, "order": "same", "checkpointing": False},
+        note="TRL, float32 base, batch 32, no checkpointing, rows of similar length together",
+    ),
+    "trl-packed-32": Tool(
+        "run_trl.py",
+        "trl",
+        {"dtype": "float32", "autocast": False, "packing": 512, "order": "own", "checkpointing": False},
+        note="TRL, float32 base, packed to 512 tokens or the longest row (bfd, padding-free), no checkpointing",
+    ),
     "trl-bf16-checkpointed": Tool(
         "run_trl.py",
         "trl",

@@ -173,7 +173,7 @@ def _gpu(target: Target) -> Capability:
 def _numbers(target: Target, float32: float | None, bfloat16: float | None) -> list[Capability]:
     """16-bit products, and quantised storage."""
     gain = f", measured {bfloat16 / float32:.1f} times float32" if float32 and bfloat16 else ""
-    has_units = bool({"amx_bf16", "avx512_bf16", "bf16"} & set(target.features)) if target.on_cpu else True
+    has_units = target.bfloat16_units or not target.on_cpu
     if float32 and bfloat16:
         has_units = bfloat16 > float32
     fast = "bfloat16" in target.dtypes and has_units

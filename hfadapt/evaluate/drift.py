@@ -19,6 +19,7 @@ import torch
 from hfadapt.core import registry
 from hfadapt.evaluate.context import EvaluationContext
 from hfadapt.evaluate.metrics.rows import RowMetric, compare, leading, points_lost, sampling
+from hfadapt.fast import wide_products
 from hfadapt.formats import Form
 from hfadapt.hardware import catalogue
 from hfadapt.hardware.peak_memory import release_memory
@@ -249,7 +250,7 @@ class Reference:
                     seen += len(logits)
                 yield numbers, moved
 
-        with torch.inference_mode():
+        with torch.inference_mode(), wide_products():
             scores: Scores = context.task.score(once, self.examples, batches, tuple(context.choices.values()))
         return scores
 

@@ -1,7 +1,7 @@
 """The fast path of training: the plain path's results, several times faster.
 
 documents (which tokens belong together), kernels (element-wise passes) and elementwise (the modules they stand for),
-attention, lowrank and dropout, loss, path (puts them on).
+attention, lowrank and dropout, loss, path (puts them on). For scores alone: wide (bfloat16 where there are no units).
 """
 
 import importlib
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hfadapt.fast.dropout import row_seed
     from hfadapt.fast.loss import labelled_loss, plain_head
     from hfadapt.fast.path import FastPath, product_dtype, replaced
+    from hfadapt.fast.wide import wide_products
 
 __all__ = [
     "Documents",
@@ -24,6 +25,7 @@ __all__ = [
     "product_dtype",
     "replaced",
     "row_seed",
+    "wide_products",
 ]
 
 PLACES = {
@@ -31,6 +33,7 @@ PLACES = {
     "dropout": ("row_seed",),
     "loss": ("labelled_loss", "plain_head"),
     "path": ("FastPath", "product_dtype", "replaced"),
+    "wide": ("wide_products",),
 }
 
 

@@ -84,6 +84,12 @@ class Target(Shown, Spec):
         return max(known, key=lambda dtype: known[dtype]) if known else "float32"
 
     @property
+    def bfloat16_units(self) -> bool:
+        """Whether it has units for products of bfloat16, which take no longer than those of float32; others take many
+        times as long."""
+        return "bfloat16" in self.dtypes and (not self.on_cpu or bool(BFLOAT16_UNITS & set(self.features)))
+
+    @property
     def on_cpu(self) -> bool:
         """Whether training uses the CPU and main memory."""
         return self.kind == "cpu"
@@ -259,7 +265,7 @@ def _cpu() -> Target:
     features = cpu_features()
     cores = usable_cores()
     total, free = memory_limits()
-    fast_bf16 = bool({"amx_bf16", "avx512_bf16", "bf16"} & set(features))
+    fast_bf16 = bool(BFLOAT16_UNITS & set(features))
     # Cautious clock; `hfadapt doctor` measures the real rates.
     flop_per_cycle = 64 if "avx512f" in features else 32 if "avx2" in features else 16
     float32 = cores * 2.5e9 * flop_per_cycle / 1e12
@@ -449,6 +455,8 @@ def usable_cores() -> int:
     return cores
 
 
+BFLOAT16_UNITS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
+"""Instruction sets with products of bfloat16; the last is of ARM."""
 FEATURES = tuple(
     "avx2 avx_vnni avx512f avx512_vnni avx512_bf16 avx512_fp16 amx_tile amx_bf16 amx_int8 bf16 sve asimddp i8mm".split()  # noqa: SIM905
 )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.core import cache, registry, samples
 from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.core.hashing import file_sha256, json_sha256
+from hfadapt.hardware.catalogue import BFLOAT16_UNITS, cpu_features
 from hfadapt.hardware.shards import Shards
 from hfadapt.models.base import BaseRef, made_here
 from hfadapt.models.checks import fit_problems, size_problem, token_problems
@@ -420,6 +421,7 @@ def compute_dtype(storage: torch.dtype, device: torch.device) -> torch.dtype:
     import torch
 
     emulated = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    emulated |= device.type == "cpu" and not BFLOAT16_UNITS & set(cpu_features())
     return torch.bfloat16 if storage == torch.float32 and not emulated else storage
 
 

@@ -208,9 +208,12 @@ def storages_of(question: Question) -> list[tuple[str, str]]:
     else:
         order = [fast]
     dtypes = [dtype for dtype in dict.fromkeys(order) if dtype in target.dtypes]
-    half = next((dtype for dtype in (fast, *order) if dtype != "float32" and dtype in target.dtypes), "float32")
+    beside = [next((dtype for dtype in (fast, *order) if dtype != "float32" and dtype in target.dtypes), "float32")]
+    if target.on_cpu and not target.bfloat16_units:
+        # What is unpacked is multiplied in the dtype of the rest.
+        beside = dtypes
     if recipe.dtype != AUTO:
-        dtypes, half = [recipe.dtype], recipe.dtype
+        dtypes = beside = [recipe.dtype]
     tried = [registry.quant(PLAIN), *(quant for quant in quants.automatic() if quant.name in target.quants)]
     if facts.pointwise:
         tried = tried[:1]
@@ -218,7 +221,7 @@ def storages_of(question: Question) -> list[tuple[str, str]]:
         tried = [registry.quant(recipe.quant)]
     if question.shards > 1:
         tried = [quant for quant in tried if quant.divides]
-    pairs = [(q.name, d) for q in tried if method.works_on(q) for d in ([half] if q.quantised else dtypes)]
+    pairs = [(q.name, d) for q in tried if method.works_on(q) for d in (beside if q.quantised else dtypes)]
     # A method for quantised bases alone, on a target that has none, is refused before the search.
     return pairs or [(tried[0].name, dtypes[0])]
 
@@ -228,7 +231,7 @@ def product_dtype(target: Target, fast: bool, quant: str, dtype: str) -> str:
     if dtype != "float32":
         return dtype
     if registry.quant(quant).quantised:
-        return "bfloat16" if "bfloat16" in target.dtypes else dtype
+        return "bfloat16" if target.bfloat16_units else dtype
     units = {"amx_bf16", "avx512_bf16"} & set(target.features) if target.on_cpu else target.kind in ("cuda", "rocm")
     return "bfloat16" if fast and units and "bfloat16" in target.dtypes else dtype
 
