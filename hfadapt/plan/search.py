@@ -20,6 +20,7 @@ from hfadapt.hardware.catalogue import Target
 from hfadapt.models.facts import ModelFacts
 from hfadapt.plan.memory import predict
 from hfadapt.plan.memory.predict import Workload
+from hfadapt.plan.memory.workload import DTYPE_BYTES
 from hfadapt.quants import PLAIN
 from hfadapt.recipe.schema import AUTO, Recipe
 from hfadapt.records.plan import Alternative, PhaseMemory
@@ -31,18 +32,22 @@ SMALL_WEIGHTS_BYTES = 2_000_000_000
 # (written and read by the element-wise operations around it, forward and backward). It meets published single-GPU LoRA
 # runs (torchtune on an RTX 4090, LLaMA-Factory with unsloth on an A100) within about a third.
 REACHED_RATIO = 0.5
+CPU_REACHED_RATIO = 0.85
+"""Of the rate that a CPU was measured at in float32: products of 300 to 1,500 tokens in the middle of a step."""
 MOVES_PER_SAVED_BYTE = 12
 COMPILED_MOVES_PER_SAVED_BYTE = 8
 """With torch.compile, which fuses element-wise passes: those around a Llama layer's norms, gate and positions move
 about 230 bytes per hidden feature and token as torch operations, about 60 when fused. Counted, not measured."""
 COMPILE_SECONDS = 20.0
 """What torch.compile takes before it is of use. On two CPU cores the functions of a Llama took about ten seconds."""
-CPU_BYTES_PER_SECOND_AND_CORE = 2.5e9
+CPU_BYTES_PER_SECOND_AND_CORE = 4e9
 TILES_BYTES_PER_SECOND_AND_CORE = 10e9
 """Where layers and attention run on AMX tiles, which leave out most of these movements."""
-HALF_RATE_TOKENS = {"cpu": 256, "gpu": 512}
-"""Tokens of a micro-batch at which half of the speed is lost to the overhead of starting operations. On two cores
-SmolLM2-135M took 0.21 s for a step of 64 tokens, 0.72 s for 720 and 1.13 s for 1,440."""
+HALF_RATE_TOKENS = 512
+"""Tokens of a micro-batch at which half of a GPU's speed is lost to the overhead of starting operations."""
+CPU_SECONDS_PER_LAYER = 5e-3
+"""What starting the operations of a layer takes on a CPU, whatever its size, forward and backward. On two cores with
+AMX SmolLM2-135M (30 layers) took 0.21 s for a step of 64 tokens, 0.72 s for 720 and 1.13 s for 1,440."""
 CLOSE_RATIO = 1.25
 """A configuration within this of the best possible time ends the search for a faster one."""
 SAME_RATIO = 1.05
@@ -297,16 +302,21 @@ def step_seconds(
     flop *= trained_passes + frozen_passes * max(1.0, slower)
     moves = COMPILED_MOVES_PER_SAVED_BYTE if predict.fuses(workload) else MOVES_PER_SAVED_BYTE
     moved = moves * predict.saved_bytes_per_token(facts, workload) * (1 + 0.4 * workload.checkpointing)
+    reached = CPU_REACHED_RATIO if target.on_cpu and workload.matmul_dtype == "float32" else REACHED_RATIO
+    tokens = rows * workload.parts * tokens_per_row
+    seconds = tokens * (flop / (rate * 1e12 * reached) + moved / bandwidth)
     together = workload.micro_batch_rows * workload.parts * workload.adapters * tokens_per_row
-    overhead = 1 + HALF_RATE_TOKENS[workload.device] / together
-    seconds = (
-        rows * workload.parts * tokens_per_row * (flop / (rate * 1e12 * REACHED_RATIO) + moved / bandwidth) * overhead
-    )
+    if target.on_cpu:
+        seconds += tokens / together * facts.layers * CPU_SECONDS_PER_LAYER * (trained_passes + frozen_passes) / 2
+    else:
+        seconds *= 1 + HALF_RATE_TOKENS / together
+    uses = (trained_passes + frozen_passes) * rows / (workload.micro_batch_rows * workload.adapters)
     if workload.store.quantised:
         # Each use of a weight reads its stored bits, then writes and reads it in the compute dtype.
-        uses = (trained_passes + frozen_passes) * rows / (workload.micro_batch_rows * workload.adapters)
         uses *= 1 - predict.resident_ratio(facts, workload)
         seconds += uses * facts.linear_parameters * 4.5 / bandwidth
+    elif target.on_cpu:
+        seconds += uses * facts.linear_parameters * DTYPE_BYTES[workload.matmul_dtype] / bandwidth
     return seconds
 
 
