@@ -121,3 +121,16 @@ def test_saving_again_replaces_the_folder_whole(models, tmp_path):
     (tmp_path / "adapter/old.txt").write_text("old")
     save_adapter(trained.model, trained.base, lock, tmp_path / "adapter")
     assert not (tmp_path / "adapter/old.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("features", "wanted"), [(("avx2",), torch.float32), (("avx2", "avx512f", "avx512_bf16"), torch.bfloat16)]
+)
+def test_a_quantised_weight_is_unpacked_to_what_the_processor_multiplies(
+    monkeypatch: pytest.MonkeyPatch, features: tuple[str, ...], wanted: torch.dtype
+) -> None:
+    from hfadapt.models import load
+
+    monkeypatch.setattr(load, "cpu_features", lambda: features)
+    assert load.compute_dtype(torch.float32, torch.device("cpu")) == wanted
+    assert load.compute_dtype(torch.bfloat16, torch.device("cpu")) == torch.bfloat16

@@ -275,6 +275,12 @@ def test_labels_make_accuracy_a_metric(small: str) -> None:
     assert cell(small, "l4", evaluate={"generate_rows": 0}).value("evaluate.metrics") == ("perplexity",)
 
 
+@pytest.mark.parametrize(("target", "dtype"), [("cpu-16gb", "float32"), ("cpu-amx-64gb", "bfloat16")])
+def test_beside_a_quantised_base_is_the_dtype_that_the_processor_multiplies(small: str, target: str, dtype: str) -> None:
+    planned = cell(small, target, quant="nf4")
+    assert planned.value("dtype") == dtype
+
+
 def test_a_faster_card_is_predicted_faster(everywhere: Plan) -> None:
     rate = {one.target: one.predicted_tokens_per_second or 0.0 for one in everywhere.cells}
     assert rate["h100"] > rate["a100-80gb"] > rate["l4"] > rate["cpu-16gb"] > 0
@@ -356,6 +362,8 @@ def test_a_float32_base_in_4_bits_is_unpacked_to_what_the_target_has(small: str)
     assert product_dtype(catalogue.target("t4"), True, "nf4", "float32") == "float32"
     assert product_dtype(catalogue.target("l4"), True, "nf4", "float32") == "bfloat16"
     assert product_dtype(catalogue.target("t4"), True, "nf4", "float16") == "float16"
+    assert product_dtype(catalogue.target("cpu-16gb"), True, "nf4", "float32") == "float32"
+    assert product_dtype(catalogue.target("cpu-arm-16gb"), True, "nf4", "float32") == "bfloat16"
     planned = cell(small, "t4", quant="nf4", dtype="float32", train=UNFUSED)
     assert (planned.value("dtype"), planned.fits) == ("float32", True)
 
