@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,6 +22,8 @@ from hfadapt.core.show import show_bytes
 from hfadapt.records.job import Job, Resources
 
 CLIENT_PORT = "10001"
+REACHED = 10.0
+"""Seconds in which the head of a cluster has to answer."""
 PATIENCE = 60.0
 """Seconds that workers have to save what they have."""
 SAVING = 30.0
@@ -141,6 +144,41 @@ class RayWorkers(Workers):
         self.ray.shutdown()
 
 
+def _joined() -> str:
+    """The address of the cluster that this machine has joined, as Ray notes it, also once it is gone; else ''."""
+    if asked := os.environ.get("RAY_ADDRESS", "").removeprefix("ray://"):
+        return asked if ":" in asked else ""
+    noted = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray/ray_current_cluster"
+    try:
+        return noted.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _reach(address: str) -> None:
+    """Somebody listens there: where nobody does, Ray itself tries for minutes before it says so.
+
+    Raises:
+        RequestError: nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise _unreachable(address, error) from None
+
+
+def _unreachable(address: str, error: Exception) -> RequestError:
+    return RequestError(
+        "there is no Ray cluster at this address",
+        place="--on",
+        got=f"{address}: {' '.join(str(error).split())[:200]}",
+        allowed="ray://HOST:PORT as `ray start --head` shows it, on a machine of the cluster; or ray",
+        fix="ray status says what runs here, ray stop forgets a cluster that is gone, and ray start "
+        "--address=HOST:PORT joins one",
+    )
+
+
 class Ray(Backend):
     """Tasks of a Ray cluster."""
 
@@ -157,19 +195,15 @@ class Ray(Backend):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # With a GPU for no task, Ray would hide all GPUs from it in the future and warns of that.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        if known := address or _joined():
+            _reach(known)
         ray: Any = importlib.import_module("ray")
         _, _, port = address.rpartition(":")
         named = f"ray://{address}" if port == CLIENT_PORT else address
         try:
             ray.init(address=named or None, log_to_driver=False, logging_level="ERROR", namespace="hfadapt")
         except Exception as error:
-            raise RequestError(
-                "there is no Ray cluster at this address",
-                place="--on",
-                got=f"ray://{address}: {' '.join(str(error).split())[:200]}",
-                allowed="the address that `ray start --head` shows, on a machine of the cluster; or --on ray",
-                fix="see that it runs (ray status) and that this machine has joined it (ray start --address=HOST:PORT)",
-            ) from None
+            raise _unreachable(address or "ray", error) from None
         cores = ray.cluster_resources()
         say(
             f"Ray cluster of {len([node for node in ray.nodes() if node['Alive']])} machines: "

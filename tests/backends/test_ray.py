@@ -64,16 +64,24 @@ def test_a_node_is_killed_and_every_cell_is_done(cluster: tuple[Any, Any], model
 
 
 def test_a_folder_that_a_node_does_not_see_is_named(tmp_path: Path) -> None:
-    work = registry.backend("ray").work if hasattr(registry.backend("ray"), "work") else None
-    assert work is None
-    from hfadapt.backends.ray import work as of_task
+    from hfadapt.backends.ray import work
 
-    assert of_task(str(tmp_path / "job.json"), str(tmp_path), {}, 1) == os.uname().nodename
+    assert work(str(tmp_path / "job.json"), str(tmp_path), {}, 1) == os.uname().nodename
 
 
-def test_an_address_where_nothing_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1", "127.0.0.1:many"])
+def test_an_address_where_nothing_is(address: str, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="there is no Ray cluster"):
-        registry.backend("ray").open("127.0.0.1:1", tmp_path, print)
+        registry.backend("ray").open(address, tmp_path, print)
+
+
+def test_a_cluster_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray/ray_current_cluster").write_text("127.0.0.1:1")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(RequestError, match="ray stop"):
+        registry.backend("ray").open("", tmp_path, print)
 
 
 def test_from_the_command_line(models: Path, tmp_path: Path) -> None:
