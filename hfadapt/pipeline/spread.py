@@ -20,6 +20,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import HfadaptError, Problem, RequestError
 from hfadapt.core.json_lines import from_line
 from hfadapt.core.progress import Event, Failed, RunFinished, RunStarted, StageStarted, Stepped
+from hfadapt.core.show import show_seconds
 from hfadapt.hardware import catalogue
 from hfadapt.pipeline.flow import Flow
 from hfadapt.pipeline.locks import JOBS
@@ -37,6 +38,9 @@ LIBRARIES_BYTES = 1 << 30
 """What torch and the other libraries hold in a process, above which plans count."""
 WAIT, WAIT_FOR_EACH = 0.1, 0.002
 """Seconds between two looks at what workers have written: at least, and for each job, as file servers are shared."""
+QUIET = 60.0
+"""Seconds without a word of any worker, after which it is said what is waited for; then after twice as long, and so
+on."""
 
 
 def backend_of(on: str, recipe: Recipe) -> tuple[Backend, str]:
@@ -148,6 +152,7 @@ class Spread:
         self._count = 0
         self._open: dict[str, Followed] = {}
         self._workers: Workers | None = None
+        self._heard, self._patience = time.monotonic(), QUIET
 
     def run(self) -> None:
         """Every cell.
@@ -263,12 +268,13 @@ class Spread:
         for followed in self._open.values():
             followed.job.write(followed.path)
         self._workers.submit({followed.path: followed.job for followed in self._open.values()})
-        asked = time.monotonic()
+        asked = self._heard = time.monotonic()
         while self._open:
             for followed in list(self._open.values()):
                 self._follow(followed)
                 if followed.over in ("done", "failed"):
                     self._settle(followed)
+            self._say_quiet()
             if time.monotonic() - asked >= self.backend.seconds_between:
                 asked = time.monotonic()
                 for name, words in self._workers.ended().items():
@@ -279,12 +285,28 @@ class Spread:
     def _follow(self, followed: Followed) -> None:
         """Tells on what its worker has told."""
         for event in followed.read():
+            self._heard, self._patience = time.monotonic(), QUIET
             if isinstance(event, (RunStarted, RunFinished)) or event is followed.fault:
                 continue
             if isinstance(event, (StageStarted, Stepped)):
                 event = replace(event, seconds_left=self._left())
             self.progress.tell(event)
         self.most_at_once = max(self.most_at_once, sum(each.begun and not each.over for each in self._open.values()))
+
+    def _say_quiet(self) -> None:
+        """What is waited for, where no worker has said anything for long."""
+        quiet = time.monotonic() - self._heard
+        if quiet < self._patience or not self._open:
+            return
+        self._patience *= 2
+        waiting = [each for each in self._open.values() if not each.begun]
+        busy = [each for each in self._open.values() if each.begun]
+        words = [f"{len(waiting)} waiting to be started ({_first(waiting)})"] if waiting else []
+        words += [f"{len(busy)} under way ({_first(busy)})"] if busy else []
+        self.progress.say(
+            f"no worker has said anything for {show_seconds(quiet)}: {', '.join(words)}; "
+            f"what they print is in {self.folder}"
+        )
 
     def _left(self) -> float | None:
         """Seconds until these jobs are done: as long as the longest of them, and as all of them by so many workers."""
@@ -328,6 +350,10 @@ class Spread:
             stage = next((stage for stage in stages if not self.flow.status.is_done(cell, stage)), None)
             if stage is not None and cell.state.status in ("pending", "interrupted"):
                 self.flow.status.note(cell, stage, fault.text, "failed")
+
+
+def _first(jobs: Sequence[Followed]) -> str:
+    return _named(jobs[0].job) + (f" and {len(jobs) - 1} more" if len(jobs) > 1 else "")
 
 
 def _named(job: Job) -> str:
