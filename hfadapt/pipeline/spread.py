@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from pathlib import Path
 
-from hfadapt.backends import Backend, Workers, last_words, log_of
+from hfadapt.backends import Backend, Left, Workers, last_words, log_of
 from hfadapt.core import registry
 from hfadapt.core.errors import HfadaptError, Problem, RequestError
 from hfadapt.core.json_lines import from_line
@@ -74,6 +74,31 @@ def backend_of(on: str, recipe: Recipe) -> tuple[Backend, str]:
         )
     backend.check(address)
     return backend, address
+
+
+def left_behind(folder: Path, backend: Backend | None, fresh: bool) -> Left:
+    """Jobs that an earlier command has handed out in a run folder and that this one is to go on with.
+
+    Raises:
+        RequestError: they were handed out to another place, or what they do is to be started over.
+    """
+    found = Left()
+    for name in registry.names("backends") if (folder / JOBS).exists() else ():
+        each = registry.backend(name)
+        left = each.left(folder / JOBS)
+        if not left.there:
+            continue
+        if each is not backend or fresh:
+            count = len(left.there)
+            raise RequestError(
+                f"jobs that an earlier command has handed out to {each.name} are still there",
+                place=str(folder / JOBS),
+                got=", ".join(sorted(left.there)[:8]) + (f" and {count - 8} more" if count > 8 else ""),
+                allowed=f"--on {each.name} without --fresh, which follows them to their end",
+                fix=f"{left.end} ends them; then run this command again",
+            )
+        found = left
+    return found
 
 
 @dataclass
@@ -142,9 +167,11 @@ class Spread:
         flow: The stages and cells.
         backend: Who does the jobs.
         address: Where.
+        left: Jobs of an earlier command, which are followed to their end before anything else.
     """
 
-    def __init__(self, flow: Flow, backend: Backend, address: str) -> None:
+    def __init__(self, flow: Flow, backend: Backend, address: str, left: Left | None = None) -> None:
+        self.left = left or Left()
         self.flow, self.context, self.progress = flow, flow.context, flow.context.progress
         self.backend, self.address = backend, address
         self.folder = self.context.run.folder / JOBS
@@ -159,21 +186,54 @@ class Spread:
 
         Raises:
             RequestError: jobs cannot be handed out, or a machine does not see the run folder.
-            KeyboardInterrupt: after all workers have ended.
+            KeyboardInterrupt: after all workers have ended, or were left to their scheduler.
         """
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        if not self.left.there:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
+            self._go_on()
             for whole, part in groupby(self.flow.stages, lambda stage: stage.scope == "run"):
                 stages = tuple(part)
                 for stage in stages if whole else ():
                     self._whole(stage)
                 if not whole:
                     self._cells(stages)
+        except KeyboardInterrupt:
+            if self._workers is None or not self._workers.leave():
+                self._stop()
+            raise
         except BaseException:
             self._stop()
             raise
         self._stop()
+
+    def _go_on(self) -> None:
+        """Follows the jobs that an earlier command has left to itself; of those that are gone, the ones of which nobody
+        has seen the end are handed out again."""
+        if not self.left.there:
+            return
+        jobs = {name: Job.read(self.folder / f"{name}.json") for name in sorted(self.left.there | self.left.gone)}
+        recipe = self.context.recipe.model_dump(mode="json", exclude_unset=True)
+        cells = {cell.name for cell in self.context.cells}
+        if any(job.recipe != recipe or not cells.issuperset(job.cells) for job in jobs.values()):
+            raise RequestError(
+                f"{self.backend.name} still has jobs of an earlier command that was another one",
+                place=str(self.folder),
+                allowed="the same recipe, settings and domains: they are followed to their end",
+                fix=f"run the same command as before; or {self.left.end}, and then run this one again",
+            )
+        self._count = max(int(path.name.partition("-")[0]) for path in self.folder.glob("[0-9]*-*.json"))
+        self._open = {name: Followed(self.folder / f"{name}.json", job) for name, job in jobs.items()}
+        for name in self.left.gone:
+            for _ in (followed := self._open[name]).read():
+                pass  # what its cells have come to is in their folders
+            if followed.over in ("done", "failed"):
+                del self._open[name]
+        count = len(self._open)
+        self.progress.say(f"going on with {count} job{'s' * (count > 1)} that an earlier command has handed out")
+        self._workers = self.backend.open(self.address, self.folder, self.progress.say)
+        self._until_over()
 
     def _stop(self) -> None:
         if self._workers is None:
@@ -268,6 +328,11 @@ class Spread:
         for followed in self._open.values():
             followed.job.write(followed.path)
         self._workers.submit({followed.path: followed.job for followed in self._open.values()})
+        self._until_over()
+
+    def _until_over(self) -> None:
+        """Follows the jobs that are handed out."""
+        assert self._workers is not None
         asked = self._heard = time.monotonic()
         while self._open:
             for followed in list(self._open.values()):
