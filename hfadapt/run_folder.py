@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shlex
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -53,6 +54,8 @@ BEGUN = "adapter.safetensors"
 PRETRAIN = "pretrain"
 """What an adapter is adapted to before its task, and where that stands, in a cell's folder."""
 PROBE_BYTES = 1 << 16
+ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+"""What begins a URL, also where `Path` has made one slash of two; a drive of Windows has one letter."""
 UNFINISHED = ".*.tmp*"
 """What is being written is called so, and renamed when it is whole."""
 Found = TypeVar("Found", bound=Record)
@@ -369,6 +372,30 @@ class Run:
             return None
 
 
+def local_folder(said: str | Path) -> Path:
+    """A folder that was named for a run, for cells or for what is written: one of this machine.
+
+    Raises:
+        RequestError: it is an address such as `s3://bucket/runs`.
+    """
+    text = str(said)
+    if (found := ADDRESS.match(text)) is None:
+        return Path(text)
+    scheme = found[1].lower()
+    fix = "mount the bucket (mount-s3, gcsfuse, rclone mount …) and give the folder where it is mounted"
+    if scheme == "file":
+        fix = f"the path alone: {shlex.quote('/' + text[found.end() :].lstrip('/'))}"
+    elif scheme == "hf":
+        fix = "keep runs in a folder here, and send what is finished to the Hub: hfadapt publish RUN --repo USER/NAME"
+    raise RequestError(
+        "an address is no folder",
+        place=text,
+        got=f"{scheme}:// in the place of a folder",
+        allowed="a path on this machine; a network file system or a bucket counts once it is mounted",
+        fix=fix,
+    )
+
+
 def make_writable(folder: Path, cells: Iterable[Path] = ()) -> None:
     """Makes a run's folder and shows, before anything is done, that files can be written there.
 
@@ -378,7 +405,7 @@ def make_writable(folder: Path, cells: Iterable[Path] = ()) -> None:
     Raises:
         RequestError: they cannot.
     """
-    place, lock = folder, folder / ".lock"
+    place, lock = local_folder(folder), folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         known = [path for cell in cells for path in (cell.parent, cell, *cell.glob("*"))]
@@ -412,6 +439,7 @@ def find_cell(path: Path, domain: str | None = None, target: str | None = None) 
     Raises:
         RequestError: nothing there, no such domain, or several cells match.
     """
+    path = local_folder(path)
     if (path / STATE).exists() and (path / LOCK).exists():
         return Cell(path)
     # The folder of a domain holds its cells.

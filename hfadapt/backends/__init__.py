@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -18,8 +19,23 @@ from hfadapt.records.job import Job
 SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 
 
+@dataclass(frozen=True)
+class Left:
+    """Jobs of an earlier command that go on without it.
+
+    Args:
+        there: The names of those that the scheduler has, in its queue or at work.
+        gone: Of those that it no longer has; of some of them nobody has seen the end.
+        end: What ends them, as a command.
+    """
+
+    there: frozenset[str] = frozenset()
+    gone: frozenset[str] = frozenset()
+    end: str = ""
+
+
 class Workers(Protocol):
-    """The workers of one command."""
+    """The workers of one command, and those that an earlier one has left."""
 
     def submit(self, jobs: Mapping[Path, Job]) -> None:
         """Hands out jobs, by their files; may be called again while others are under way.
@@ -38,6 +54,11 @@ class Workers(Protocol):
 
     def stop(self) -> None:
         """Ends all workers so that they can save what they have; comes back when none is left."""
+
+    def leave(self) -> bool:
+        """The command is stopped by its user. Whether workers go on without it, until the same command follows them
+        again; else they are to be stopped."""
+        return False
 
 
 class Backend:
@@ -61,8 +82,17 @@ class Backend:
             RequestError: jobs cannot be handed out from here.
         """
 
+    def left(self, folder: Path) -> Left:
+        """What an earlier command has handed out from this folder of jobs and left to itself. Nothing where workers
+        end with their command.
+
+        Raises:
+            RequestError: whether it goes on cannot be found out.
+        """
+        return Left()
+
     def open(self, address: str, folder: Path, say: Callable[[str], None]) -> Workers:
-        """The workers of a command.
+        """The workers of a command; those that were left are among them.
 
         Args:
             folder: Where the files of jobs are.

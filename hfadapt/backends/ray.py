@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -16,11 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from hfadapt.backends import Backend, Workers, command, how, last_words, log_of, settings
-from hfadapt.core.errors import RequestError
+from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.show import show_bytes
 from hfadapt.records.job import Job, Resources
 
 CLIENT_PORT = "10001"
+REACHED = 10.0
+"""Seconds in which the head of a cluster has to answer."""
+JOINED, TOLD_EVERY = 120.0, 15.0
+"""Seconds in which the cluster has to take this command in, or to be started; how often it is said that this is waited
+for."""
+RESULT = 30.0
+"""Seconds in which the result of a task that has ended has to be there."""
+LOOKED, GONE = 5.0, 30.0
+"""How often it is looked whether the head is there, and for how many seconds it may be gone: after 60 Ray itself ends
+this process without a word."""
 PATIENCE = 60.0
 """Seconds that workers have to save what they have."""
 SAVING = 30.0
@@ -64,11 +76,14 @@ class RayWorkers(Workers):
 
     Args:
         ray: The module.
+        head: Where the head of the cluster listens.
         say: Tells people.
     """
 
-    def __init__(self, ray: Any, say: Callable[[str], None]) -> None:
-        self.ray, self.say = ray, say
+    def __init__(self, ray: Any, head: str, say: Callable[[str], None]) -> None:
+        self.ray, self.head, self.say = ray, head, say
+        self.looked = self.seen = time.monotonic()
+        self.gone = False
         self.tasks: dict[Any, tuple[Path, Job]] = {}
         self.work = ray.remote(work)
 
@@ -107,12 +122,13 @@ class RayWorkers(Workers):
 
     def ended(self) -> Mapping[str, str]:
         """By the results of tasks."""
+        self._look_for_the_head()
         over: dict[str, str] = {}
         ready, _ = self.ray.wait([*self.tasks], num_returns=len(self.tasks), timeout=0) if self.tasks else ([], [])
         for task in ready:
             path, job = self.tasks.pop(task)
             try:
-                result = self.ray.get(task)
+                result = self.ray.get(task, timeout=RESULT)
             except Exception as error:
                 # Of a lost machine, a killed worker, a cancelled task: each has a kind of its own.
                 over[job.name] = f"{type(error).__name__} of Ray"
@@ -128,17 +144,104 @@ class RayWorkers(Workers):
             over[job.name] = how(result) or last_words(path)
         return over
 
+    def _look_for_the_head(self) -> None:
+        now = time.monotonic()
+        if now - self.looked < LOOKED:
+            return
+        try:
+            _reach(self.head)
+        except RequestError:
+            if self.looked == self.seen:
+                self.say(f"the head of the Ray cluster at {self.head} does not answer; looking for {GONE:.0f} s more")
+            self.looked = time.monotonic()
+            self.gone = self.looked - self.seen > GONE
+        else:
+            self.looked = self.seen = time.monotonic()
+        if self.gone:
+            raise RunError(
+                "the Ray cluster is gone",
+                place="--on",
+                got=f"no answer from its head at {self.head} for {self.looked - self.seen:.0f} s",
+                fix="start it again and run the command again: it goes on from the last checkpoints",
+            )
+
     def stop(self) -> None:
         """Cancels tasks, which end their workers, and leaves the cluster."""
+        if self.gone:
+            return  # nobody is there to be told; workers end with the tasks of the cluster
         for task in self.tasks:
             with suppress(Exception):  # one that has just ended
                 self.ray.cancel(task)
         until = time.monotonic() + PATIENCE
         while self.tasks and time.monotonic() < until:
-            with suppress(RequestError):
+            with suppress(RequestError, RunError):
                 self.ended()
             time.sleep(0.2)
         self.ray.shutdown()
+
+
+def _joined() -> str:
+    """The address of the cluster that this machine has joined, as Ray notes it, also once it is gone; else ''."""
+    if asked := os.environ.get("RAY_ADDRESS", "").removeprefix("ray://"):
+        return asked if ":" in asked else ""
+    noted = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray/ray_current_cluster"
+    try:
+        return noted.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _reach(address: str) -> None:
+    """Somebody listens there: where nobody does, Ray itself tries for minutes before it says so.
+
+    Raises:
+        RequestError: nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise _unreachable(address, error) from None
+
+
+def _unreachable(address: str, error: Exception) -> RequestError:
+    return RequestError(
+        "there is no Ray cluster at this address",
+        place="--on",
+        got=f"{address}: {' '.join(str(error).split())[:200]}",
+        allowed="ray://HOST:PORT as `ray start --head` shows it, on a machine of the cluster; or ray",
+        fix="ray status says what runs here, ray stop forgets a cluster that is gone, and ray start "
+        "--address=HOST:PORT joins one",
+    )
+
+
+def _in_time(work: Callable[[], None], waiting: str, say: Callable[[str], None]) -> None:
+    """Does work that may never come back, in a thread that is left behind; it is said what is waited for. The thread
+    stays: what Ray has started ends with the thread that has started it.
+
+    Raises:
+        TimeoutError: it has taken longer than `JOINED`.
+    """
+    failed: list[BaseException] = []
+    done = threading.Event()
+
+    def attempt() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+        done.set()
+        threading.Event().wait()
+
+    started = time.monotonic()
+    threading.Thread(target=attempt, daemon=True).start()
+    while not done.wait(min(TOLD_EVERY, JOINED - (time.monotonic() - started))):
+        waited = time.monotonic() - started
+        if waited >= JOINED:
+            raise TimeoutError(f"no answer in {waited:.0f} s")
+        say(f"{waiting}, for {waited:.0f} of at most {JOINED:.0f} s")
+    if failed:
+        raise failed[0]
 
 
 class Ray(Backend):
@@ -157,25 +260,26 @@ class Ray(Backend):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # With a GPU for no task, Ray would hide all GPUs from it in the future and warns of that.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        if known := address or _joined():
+            _reach(known)
         ray: Any = importlib.import_module("ray")
         _, _, port = address.rpartition(":")
         named = f"ray://{address}" if port == CLIENT_PORT else address
-        try:
+
+        def join() -> None:
             ray.init(address=named or None, log_to_driver=False, logging_level="ERROR", namespace="hfadapt")
+
+        what = f"the Ray cluster at {known}" if known else "a Ray cluster to be started on this machine"
+        try:
+            _in_time(join, f"waiting for {what}", say)
         except Exception as error:
-            raise RequestError(
-                "there is no Ray cluster at this address",
-                place="--on",
-                got=f"ray://{address}: {' '.join(str(error).split())[:200]}",
-                allowed="the address that `ray start --head` shows, on a machine of the cluster; or --on ray",
-                fix="see that it runs (ray status) and that this machine has joined it (ray start --address=HOST:PORT)",
-            ) from None
+            raise _unreachable(address or "ray", error) from None
         cores = ray.cluster_resources()
         say(
             f"Ray cluster of {len([node for node in ray.nodes() if node['Alive']])} machines: "
             f"{int(cores.get('CPU', 0))} cores, {int(cores.get('GPU', 0))} GPUs"
         )
-        return RayWorkers(ray, say)
+        return RayWorkers(ray, known or str(ray.get_runtime_context().gcs_address), say)
 
 
 KIND: Backend = Ray()

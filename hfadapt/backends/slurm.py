@@ -6,6 +6,7 @@ What a site wants beside cores, GPUs, memory and time (partition, account) is sa
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -13,11 +14,13 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from hfadapt.backends import Backend, Workers, last_words
+from hfadapt.backends import Backend, Left, Workers, last_words
 from hfadapt.core.errors import RequestError
+from hfadapt.core.spec import write_text
+from hfadapt.hardware.processes import interruptible
 from hfadapt.records.job import Job
 
 MOST_TASKS = 1000
@@ -31,6 +34,8 @@ NO_JOB = "invalid job id"
 """What squeue says of jobs that it no longer knows."""
 PATIENCE = 60.0
 """Seconds that workers have to save what they have."""
+SUBMITTED = "submitted.json"
+"""In the folder of jobs: the tasks that were submitted from it, by their numbers in Slurm, with their jobs' names."""
 
 
 class SlurmWorkers(Workers):
@@ -43,10 +48,10 @@ class SlurmWorkers(Workers):
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self.folder, self.say = folder, say
-        self.tasks: dict[str, tuple[str, Path]] = {}
+        self.tasks = {task: (name, folder / f"{name}.json") for task, name in _submitted(folder).items()}
         """By their numbers in Slurm: the job's name, and its file."""
         self.missed: set[str] = set()
-        self.arrays = 0
+        self.arrays = len(list(folder.glob("array-*.sh")))
 
     def submit(self, jobs: Mapping[Path, Job]) -> None:
         """An array for each kind of resources."""
@@ -62,7 +67,17 @@ class SlurmWorkers(Workers):
         self.arrays += 1
         script = self.folder / f"array-{self.arrays}.sh"
         script.write_text(script_of(jobs, script), encoding="utf-8")
-        done = _run(["sbatch", "--parsable", str(script.absolute())])
+        # Between submitting and noting it nothing may end this command: the next one would submit it again.
+        with interruptible() as stopped:
+            done = _run(["sbatch", "--parsable", str(script.absolute())])
+            number = done.stdout.strip().rpartition("\n")[2].partition(";")[0]
+            if not done.returncode:
+                tasks = {f"{number}_{place}": (job.name, path) for place, (path, job) in enumerate(jobs.items())}
+                self.tasks |= tasks
+                again = {name for name, _ in tasks.values()}
+                known = {task: name for task, name in _submitted(self.folder).items() if name not in again}
+                known |= {task: name for task, (name, _) in tasks.items()}
+                write_text(self.folder / SUBMITTED, json.dumps(known, indent=1) + "\n")
         if done.returncode:
             raise RequestError(
                 "sbatch refuses the jobs",
@@ -71,19 +86,15 @@ class SlurmWorkers(Workers):
                 fix="set SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_TIMELIMIT … as your cluster wants them, and run the "
                 "command again",
             )
-        number = done.stdout.strip().splitlines()[-1].partition(";")[0]
-        self.tasks |= {f"{number}_{place}": (job.name, path) for place, (path, job) in enumerate(jobs.items())}
         self.say(f"array job {number} of {len(jobs)} submitted: {script}")
+        if stopped:
+            raise KeyboardInterrupt
 
     def ended(self) -> Mapping[str, str]:
         """Those that squeue does not list, twice in a row; nothing where there is no squeue: their events say it."""
-        numbers = sorted({task.partition("_")[0] for task in self.tasks})
-        if not numbers or not shutil.which("squeue"):
+        listed = _listed(self.tasks)
+        if not self.tasks or listed is None:
             return {}
-        done = _run(["squeue", "--noheader", "--array", "--format=%i", f"--jobs={','.join(numbers)}"])
-        if done.returncode and NO_JOB not in done.stderr.lower():
-            return {}  # it does not answer now
-        listed = {*done.stdout.split()}
         missing = self.tasks.keys() - listed
         over = {task: self.tasks.pop(task) for task in sorted(missing & self.missed)}
         self.missed = missing - over.keys()
@@ -92,23 +103,69 @@ class SlurmWorkers(Workers):
 
     def stop(self) -> None:
         """SIGUSR1, which lets a worker save what it has, and scancel for those that are still there."""
-        numbers = sorted({task.partition("_")[0] for task in self.tasks})
-        if not numbers or not shutil.which("scancel"):
+        numbers = _arrays(self.tasks)
+        if numbers and not shutil.which("scancel"):
+            return
+        (self.folder / SUBMITTED).unlink(missing_ok=True)
+        if not numbers:
             return
         _run(["scancel", "--state=PENDING", *numbers])
         _run(["scancel", "--full", "--signal=USR1", *numbers])
         until = time.monotonic() + PATIENCE
-        while time.monotonic() < until and shutil.which("squeue"):
-            if not _run(["squeue", "--noheader", "--array", "--format=%i", f"--jobs={','.join(numbers)}"]).stdout:
-                break
+        while time.monotonic() < until and _listed(self.tasks):
             time.sleep(1.0)
         _run(["scancel", *numbers])
         self.tasks.clear()
 
+    def leave(self) -> bool:
+        """They are the scheduler's."""
+        if self.tasks:
+            self.say(
+                f"{_many(_arrays(self.tasks))} in Slurm without this command\n"
+                f"  the same command follows it to its end; to end it: {_cancel(self.tasks)}"
+            )
+        return bool(self.tasks)
+
+
+def _submitted(folder: Path) -> dict[str, str]:
+    """What was submitted from a folder of jobs: tasks by their numbers in Slurm, with their jobs' names."""
+    try:
+        found = json.loads((folder / SUBMITTED).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return {str(task): str(name) for task, name in found.items() if (folder / f"{name}.json").exists()}
+
+
+def _arrays(tasks: Iterable[str]) -> list[str]:
+    """The numbers of their array jobs."""
+    return sorted({task.partition("_")[0] for task in tasks})
+
+
+def _listed(tasks: Iterable[str]) -> set[str] | None:
+    """Those tasks of the same array jobs that squeue lists; None where it does not answer."""
+    numbers = _arrays(tasks)
+    if not numbers or not shutil.which("squeue"):
+        return None
+    done = _run(["squeue", "--noheader", "--array", "--format=%i", f"--jobs={','.join(numbers)}"])
+    if done.returncode and NO_JOB not in done.stderr.lower():
+        return None
+    return {*done.stdout.split()}
+
+
+def _many(numbers: Sequence[str]) -> str:
+    return f"array job {numbers[0]} goes on" if len(numbers) == 1 else f"array jobs {', '.join(numbers)} go on"
+
+
+def _cancel(tasks: Iterable[str]) -> str:
+    return " ".join(["scancel", *_arrays(tasks)])
+
 
 def _run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """A command of Slurm."""
-    return subprocess.run(words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    # Not in the terminal's group: Ctrl-C is for this command alone.
+    return subprocess.run(
+        words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 def _states(tasks: Sequence[str]) -> dict[str, str]:
@@ -178,8 +235,23 @@ class Slurm(Backend):
                 fix="start it on a machine of the cluster from which jobs are submitted, or use --on local",
             )
 
+    def left(self, folder: Path) -> Left:
+        """The tasks in `submitted.json`."""
+        tasks = _submitted(folder)
+        if not tasks:
+            return Left()
+        if (listed := _listed(tasks)) is None:
+            raise RequestError(
+                "whether the jobs of an earlier command are still in Slurm's queue cannot be found out",
+                place=str(folder / SUBMITTED),
+                got="squeue does not answer" if shutil.which("squeue") else "there is no squeue on this machine",
+                fix=f"run it where squeue answers; or end them ({_cancel(tasks)}) and delete that file",
+            )
+        there = frozenset(name for task, name in tasks.items() if task in listed)
+        return Left(there, frozenset(tasks.values()) - there, _cancel(tasks)) if there else Left()
+
     def open(self, address: str, folder: Path, say: Callable[[str], None]) -> Workers:
-        """Arrays that this command submits."""
+        """Arrays that this command submits, or an earlier one has submitted."""
         return SlurmWorkers(folder, say)
 
 

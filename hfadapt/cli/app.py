@@ -28,6 +28,7 @@ from hfadapt.cli.options import (
     Runs,
     Targets,
     Worse,
+    folder,
 )
 from hfadapt.cli.questions import completion_, convert, doctor, explain, list_, schema, show_
 from hfadapt.cli.through import load, through
@@ -215,6 +216,7 @@ def predict(  # noqa: PLR0913 - options of the command
     run: Annotated[
         Path,
         typer.Argument(
+            parser=folder,
             metavar="CELL",
             help="runs/NAME/DOMAIN/TARGET, a run, or an exported folder.",
             autocompletion=completion.cells,
@@ -303,7 +305,10 @@ def ui(
     run: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Argument(
-            metavar="RUN", help="A run, or a folder of runs; by default runs.", autocompletion=completion.runs
+            parser=folder,
+            metavar="RUN",
+            help="A run, or a folder of runs; by default runs.",
+            autocompletion=completion.runs,
         ),
     ] = None,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8765,
@@ -323,7 +328,7 @@ def ui(
 @app.command()
 def export(  # noqa: PLR0913 - options of the command
     cell: CellArgument,
-    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new folder.")],
+    to: Annotated[Path, typer.Option("--to", parser=folder, metavar="FOLDER", help="A new folder.")],
     format: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -364,7 +369,9 @@ def export(  # noqa: PLR0913 - options of the command
 @app.command()
 @heavy
 def bench(
-    folder: Annotated[Path, typer.Argument(metavar="EXPORTED", help="A folder that hfadapt export wrote.")],
+    exported: Annotated[
+        Path, typer.Argument(parser=folder, metavar="EXPORTED", help="A folder that hfadapt export wrote.")
+    ],
     threads: Annotated[
         Optional[list[int]],  # noqa: UP045
         typer.Option("--threads", help="By default one, and all cores; may be said several times."),
@@ -380,7 +387,7 @@ def bench(
     """Measure how fast an exported folder answers here: latency, rows a second and memory by threads and batch."""
     from hfadapt.export.bench import bench as measure
 
-    show(measure(folder, threads or (), batch or (1, 8, 32), length, seconds, note), json)
+    show(measure(exported, threads or (), batch or (1, 8, 32), length, seconds, note), json)
 
 
 @app.command()
@@ -388,14 +395,17 @@ def publish(  # noqa: PLR0913 - options of the command
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="CELL_OR_RUN", help="runs/NAME/DOMAIN/TARGET, or a run.", autocompletion=completion.cells
+            parser=folder,
+            metavar="CELL_OR_RUN",
+            help="runs/NAME/DOMAIN/TARGET, or a run.",
+            autocompletion=completion.cells,
         ),
     ],
     repo: Annotated[Optional[str], typer.Option("--repo", metavar="USER/NAME", help="Where on the Hub.")] = None,  # noqa: UP045
     yes: Annotated[bool, typer.Option("--yes", help="Really send it; without, only show what would be sent.")] = False,
     to: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--to", metavar="FOLDER", help="Write a folder instead of sending anything."),
+        typer.Option("--to", parser=folder, metavar="FOLDER", help="Write a folder instead of sending anything."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     tag: Annotated[Optional[str], typer.Option("--tag", help="By default the next of v1, v2, …")] = None,  # noqa: UP045

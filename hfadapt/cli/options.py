@@ -28,7 +28,16 @@ Targets = Annotated[
     list[str] | None,
     typer.Option("--target", "-t", help="This target instead; may be repeated.", autocompletion=completion.targets),
 ]
-Runs = Annotated[Path, typer.Option("--runs", help="Where run folders are kept.")]
+
+
+def folder(said: str) -> Path:
+    """A folder on the command line. Its own words are needed: `Path` changes those of an address."""
+    from hfadapt.run_folder import local_folder
+
+    return local_folder(said)
+
+
+Runs = Annotated[Path, typer.Option("--runs", parser=folder, metavar="FOLDER", help="Where run folders are kept.")]
 Worse = Annotated[
     bool,
     typer.Option("--fail-if-worse", help="Exit with 1 when the leading metric is surely worse than the baseline's."),
@@ -51,12 +60,18 @@ On = Annotated[
     ),
 ]
 RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run folder such as runs/NAME.", autocompletion=completion.runs)
+    Path,
+    typer.Argument(
+        parser=folder, metavar="RUN", help="A run folder such as runs/NAME.", autocompletion=completion.runs
+    ),
 ]
 CellArgument = Annotated[
     Path,
     typer.Argument(
-        metavar="CELL", help="A cell such as runs/NAME/DOMAIN/TARGET, or a run.", autocompletion=completion.cells
+        parser=folder,
+        metavar="CELL",
+        help="A cell such as runs/NAME/DOMAIN/TARGET, or a run.",
+        autocompletion=completion.cells,
     ),
 ]
 OneDomain = Annotated[

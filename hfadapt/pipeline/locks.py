@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What some network file systems answer."""
 JOBS = ".jobs"
 """What is handed out, in the run folder."""
+AT_ONCE = 1.0
 LEASE = 180.0
 """Seconds that a worker waits for the one that had its job before: a file server gives the locks of a machine that is
 gone back after a minute or two."""
@@ -32,15 +33,19 @@ class FolderLock:
         self.folder, self.say = folder, say
         self._lock = FileLock(folder / ".lock", timeout=0)
 
-    def acquire(self) -> None:
+    def acquire(self, following: Collection[str] = ()) -> None:
         """Takes it.
+
+        Args:
+            following: Jobs that an earlier command has handed out and that this one goes on with.
 
         Raises:
             RequestError: another command has it, or workers of one that has ended still do its jobs.
         """
         try:
             self._lock.acquire()
-            busy = [path.stem for path in sorted((self.folder / JOBS).glob("*.lock")) if _is_held(path)]
+            locks = sorted((self.folder / JOBS).glob("*.lock"))
+            busy = [path.stem for path in locks if path.stem not in following and _is_held(path)]
         except Timeout:
             raise RequestError(
                 "another run is using this folder",
@@ -66,19 +71,24 @@ class FolderLock:
 
 
 @contextmanager
-def job_lock(path: Path, seconds: float = LEASE) -> Iterator[None]:
+def job_lock(path: Path, say: Callable[[str], None], seconds: float = LEASE) -> Iterator[None]:
     """A job, held by one worker.
 
     Args:
         path: The job's file.
+        say: Tells people.
         seconds: How long another worker may still have it.
 
     Raises:
         RequestError: another one has it for longer.
     """
-    lock = FileLock(path.with_suffix(".lock"), timeout=seconds)
+    lock = FileLock(path.with_suffix(".lock"))
     try:
-        lock.acquire()
+        try:
+            lock.acquire(timeout=AT_ONCE)
+        except Timeout:
+            say(f"{path.stem}: waiting up to {seconds:.0f} s for the worker that had this job before to be gone")
+            lock.acquire(timeout=seconds)
     except Timeout:
         fix = "see where that one runs, and end it"
         raise RequestError("another worker is doing this job", place=str(path), fix=fix) from None

@@ -34,7 +34,7 @@ def do_job(path: Path, progress: Progress) -> bool:
     job = Job.read(path)
     _enter(job)
     recipe, folder = Recipe.model_validate(job.recipe).choose(), Path(job.folder)
-    with job_lock(path):
+    with job_lock(path, progress.say):
         compiled.switch()
         world = World(recipe.train.trackers, folder / "trackers")
         context = Context(

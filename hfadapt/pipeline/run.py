@@ -16,7 +16,7 @@ from hfadapt.models.base import BaseRef
 from hfadapt.pipeline.flow import Flow, stages_until, told
 from hfadapt.pipeline.locks import FolderLock
 from hfadapt.pipeline.remaining import Remaining
-from hfadapt.pipeline.spread import Spread, backend_of
+from hfadapt.pipeline.spread import Spread, backend_of, left_behind
 from hfadapt.plan.make import lock as lock_cell
 from hfadapt.plan.make import make_plan
 from hfadapt.recipe.schema import AUTO, Recipe
@@ -85,16 +85,18 @@ def run_recipe(  # noqa: PLR0913 - those of the command
     if backend is None:
         context.progress = Remaining(context.progress, context.cells, stages)
     lock = FolderLock(folder, context.progress.say)
-    world.on_main(lock.acquire)
+    left = world.on_main(lambda: left_behind(folder, backend[0] if backend else None, fresh))
+    world.on_main(lambda: lock.acquire(left.there))
     try:
-        world.on_main(lambda: sweep(folder))
+        if not left.there:  # workers that are left still write
+            world.on_main(lambda: sweep(folder))
         flow = Flow(context, stages, fresh)
         world.on_main(lambda: _know_speed(context.asked))
         flow.check()
         world.on_main(lambda: say_others(context))
         try:
             with told(context, flow):
-                (flow if backend is None else Spread(flow, *backend)).run()
+                (flow if backend is None else Spread(flow, *backend, left)).run()
         except BaseException as error:  # where one of several processes failed alone, the others never come
             with suppress(HfadaptError, OSError):  # what stopped the run is what has to be told
                 if world.size == 1 or isinstance(error, (HfadaptError, KeyboardInterrupt)):

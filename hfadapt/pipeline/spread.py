@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from pathlib import Path
 
-from hfadapt.backends import Backend, Workers, last_words, log_of
+from hfadapt.backends import Backend, Left, Workers, last_words, log_of
 from hfadapt.core import registry
 from hfadapt.core.errors import HfadaptError, Problem, RequestError
 from hfadapt.core.json_lines import from_line
 from hfadapt.core.progress import Event, Failed, RunFinished, RunStarted, StageStarted, Stepped
+from hfadapt.core.show import show_seconds
 from hfadapt.hardware import catalogue
 from hfadapt.pipeline.flow import Flow
 from hfadapt.pipeline.locks import JOBS
@@ -37,6 +38,9 @@ LIBRARIES_BYTES = 1 << 30
 """What torch and the other libraries hold in a process, above which plans count."""
 WAIT, WAIT_FOR_EACH = 0.1, 0.002
 """Seconds between two looks at what workers have written: at least, and for each job, as file servers are shared."""
+QUIET = 60.0
+"""Seconds without a word of any worker, after which it is said what is waited for; then after twice as long, and so
+on."""
 
 
 def backend_of(on: str, recipe: Recipe) -> tuple[Backend, str]:
@@ -70,6 +74,31 @@ def backend_of(on: str, recipe: Recipe) -> tuple[Backend, str]:
         )
     backend.check(address)
     return backend, address
+
+
+def left_behind(folder: Path, backend: Backend | None, fresh: bool) -> Left:
+    """Jobs that an earlier command has handed out in a run folder and that this one is to go on with.
+
+    Raises:
+        RequestError: they were handed out to another place, or what they do is to be started over.
+    """
+    found = Left()
+    for name in registry.names("backends") if (folder / JOBS).exists() else ():
+        each = registry.backend(name)
+        left = each.left(folder / JOBS)
+        if not left.there:
+            continue
+        if each is not backend or fresh:
+            count = len(left.there)
+            raise RequestError(
+                f"jobs that an earlier command has handed out to {each.name} are still there",
+                place=str(folder / JOBS),
+                got=", ".join(sorted(left.there)[:8]) + (f" and {count - 8} more" if count > 8 else ""),
+                allowed=f"--on {each.name} without --fresh, which follows them to their end",
+                fix=f"{left.end} ends them; then run this command again",
+            )
+        found = left
+    return found
 
 
 @dataclass
@@ -138,9 +167,11 @@ class Spread:
         flow: The stages and cells.
         backend: Who does the jobs.
         address: Where.
+        left: Jobs of an earlier command, which are followed to their end before anything else.
     """
 
-    def __init__(self, flow: Flow, backend: Backend, address: str) -> None:
+    def __init__(self, flow: Flow, backend: Backend, address: str, left: Left | None = None) -> None:
+        self.left = left or Left()
         self.flow, self.context, self.progress = flow, flow.context, flow.context.progress
         self.backend, self.address = backend, address
         self.folder = self.context.run.folder / JOBS
@@ -148,27 +179,61 @@ class Spread:
         self._count = 0
         self._open: dict[str, Followed] = {}
         self._workers: Workers | None = None
+        self._heard, self._patience = time.monotonic(), QUIET
 
     def run(self) -> None:
         """Every cell.
 
         Raises:
             RequestError: jobs cannot be handed out, or a machine does not see the run folder.
-            KeyboardInterrupt: after all workers have ended.
+            KeyboardInterrupt: after all workers have ended, or were left to their scheduler.
         """
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        if not self.left.there:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
+            self._go_on()
             for whole, part in groupby(self.flow.stages, lambda stage: stage.scope == "run"):
                 stages = tuple(part)
                 for stage in stages if whole else ():
                     self._whole(stage)
                 if not whole:
                     self._cells(stages)
+        except KeyboardInterrupt:
+            if self._workers is None or not self._workers.leave():
+                self._stop()
+            raise
         except BaseException:
             self._stop()
             raise
         self._stop()
+
+    def _go_on(self) -> None:
+        """Follows the jobs that an earlier command has left to itself; of those that are gone, the ones of which nobody
+        has seen the end are handed out again."""
+        if not self.left.there:
+            return
+        jobs = {name: Job.read(self.folder / f"{name}.json") for name in sorted(self.left.there | self.left.gone)}
+        recipe = self.context.recipe.model_dump(mode="json", exclude_unset=True)
+        cells = {cell.name for cell in self.context.cells}
+        if any(job.recipe != recipe or not cells.issuperset(job.cells) for job in jobs.values()):
+            raise RequestError(
+                f"{self.backend.name} still has jobs of an earlier command that was another one",
+                place=str(self.folder),
+                allowed="the same recipe, settings and domains: they are followed to their end",
+                fix=f"run the same command as before; or {self.left.end}, and then run this one again",
+            )
+        self._count = max(int(path.name.partition("-")[0]) for path in self.folder.glob("[0-9]*-*.json"))
+        self._open = {name: Followed(self.folder / f"{name}.json", job) for name, job in jobs.items()}
+        for name in self.left.gone:
+            for _ in (followed := self._open[name]).read():
+                pass  # what its cells have come to is in their folders
+            if followed.over in ("done", "failed"):
+                del self._open[name]
+        count = len(self._open)
+        self.progress.say(f"going on with {count} job{'s' * (count > 1)} that an earlier command has handed out")
+        self._workers = self.backend.open(self.address, self.folder, self.progress.say)
+        self._until_over()
 
     def _stop(self) -> None:
         if self._workers is None:
@@ -263,12 +328,18 @@ class Spread:
         for followed in self._open.values():
             followed.job.write(followed.path)
         self._workers.submit({followed.path: followed.job for followed in self._open.values()})
-        asked = time.monotonic()
+        self._until_over()
+
+    def _until_over(self) -> None:
+        """Follows the jobs that are handed out."""
+        assert self._workers is not None
+        asked = self._heard = time.monotonic()
         while self._open:
             for followed in list(self._open.values()):
                 self._follow(followed)
                 if followed.over in ("done", "failed"):
                     self._settle(followed)
+            self._say_quiet()
             if time.monotonic() - asked >= self.backend.seconds_between:
                 asked = time.monotonic()
                 for name, words in self._workers.ended().items():
@@ -279,12 +350,28 @@ class Spread:
     def _follow(self, followed: Followed) -> None:
         """Tells on what its worker has told."""
         for event in followed.read():
+            self._heard, self._patience = time.monotonic(), QUIET
             if isinstance(event, (RunStarted, RunFinished)) or event is followed.fault:
                 continue
             if isinstance(event, (StageStarted, Stepped)):
                 event = replace(event, seconds_left=self._left())
             self.progress.tell(event)
         self.most_at_once = max(self.most_at_once, sum(each.begun and not each.over for each in self._open.values()))
+
+    def _say_quiet(self) -> None:
+        """What is waited for, where no worker has said anything for long."""
+        quiet = time.monotonic() - self._heard
+        if quiet < self._patience or not self._open:
+            return
+        self._patience *= 2
+        waiting = [each for each in self._open.values() if not each.begun]
+        busy = [each for each in self._open.values() if each.begun]
+        words = [f"{len(waiting)} waiting to be started ({_first(waiting)})"] if waiting else []
+        words += [f"{len(busy)} under way ({_first(busy)})"] if busy else []
+        self.progress.say(
+            f"no worker has said anything for {show_seconds(quiet)}: {', '.join(words)}; "
+            f"what they print is in {self.folder}"
+        )
 
     def _left(self) -> float | None:
         """Seconds until these jobs are done: as long as the longest of them, and as all of them by so many workers."""
@@ -328,6 +415,10 @@ class Spread:
             stage = next((stage for stage in stages if not self.flow.status.is_done(cell, stage)), None)
             if stage is not None and cell.state.status in ("pending", "interrupted"):
                 self.flow.status.note(cell, stage, fault.text, "failed")
+
+
+def _first(jobs: Sequence[Followed]) -> str:
+    return _named(jobs[0].job) + (f" and {len(jobs) - 1} more" if len(jobs) > 1 else "")
 
 
 def _named(job: Job) -> str:

@@ -63,17 +63,55 @@ def test_a_node_is_killed_and_every_cell_is_done(cluster: tuple[Any, Any], model
     assert sorted(begun.values()) == [1, 1, 1, 2], "only what the lost node was doing is done again"
 
 
+def test_a_cluster_that_is_lost_is_told(cluster: tuple[Any, Any], models: Path, tmp_path: Path) -> None:
+    """Ray itself would end the command without a word."""
+    made, _ = cluster
+    head = made.address
+    ready(tmp_path, models, count=1, steps=2000)
+    run = start("run", "tiny.yaml", "--on", f"ray://{head}", folder=tmp_path)
+    job = tmp_path / "runs/tiny/.jobs/0001-train-d0-this-machine.jsonl"
+    until(lambda: any(event["event"] == "step" for event in told(job)) or run.poll() is not None)
+    made.head_node.kill_gcs_server(check_alive=False)
+    done = finish(run, 120)
+    assert done.code == 1, done.err
+    assert f"the head of the Ray cluster at {head} does not answer" in done.err
+    assert "the Ray cluster is gone" in done.err
+    assert "Traceback" not in done.err
+
+
 def test_a_folder_that_a_node_does_not_see_is_named(tmp_path: Path) -> None:
-    work = registry.backend("ray").work if hasattr(registry.backend("ray"), "work") else None
-    assert work is None
-    from hfadapt.backends.ray import work as of_task
+    from hfadapt.backends.ray import work
 
-    assert of_task(str(tmp_path / "job.json"), str(tmp_path), {}, 1) == os.uname().nodename
+    assert work(str(tmp_path / "job.json"), str(tmp_path), {}, 1) == os.uname().nodename
 
 
-def test_an_address_where_nothing_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1", "127.0.0.1:many"])
+def test_an_address_where_nothing_is(address: str, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="there is no Ray cluster"):
-        registry.backend("ray").open("127.0.0.1:1", tmp_path, print)
+        registry.backend("ray").open(address, tmp_path, print)
+
+
+def test_a_cluster_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray/ray_current_cluster").write_text("127.0.0.1:1")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(RequestError, match="ray stop"):
+        registry.backend("ray").open("", tmp_path, print)
+
+
+def test_a_cluster_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody listens at its address, and says nothing."""
+    import socket
+
+    monkeypatch.setattr("hfadapt.backends.ray.JOINED", 2.0)
+    monkeypatch.setattr("hfadapt.backends.ray.TOLD_EVERY", 0.7)
+    said: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(RequestError, match="no answer in 2 s"):
+            registry.backend("ray").open(address, tmp_path, said.append)
+    assert said[0] == f"waiting for the Ray cluster at {address}, for 1 of at most 2 s"
 
 
 def test_from_the_command_line(models: Path, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def test_a_worker_is_started_and_its_end_is_told(
         pytest.skip(f"{NEEDS[backend.name]} is not installed")
     monkeypatch.setenv("PATH", f"{FAKE_SLURM}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("FAKE_SLURM", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # not the cluster that somebody has on this machine
     monkeypatch.chdir(tmp_path)
     backend.check("")
     said: list[str] = []

@@ -15,10 +15,11 @@ from tiny import NO_CHECKS, command, labelled, recipe_fields, write_recipe, writ
 from hfadapt import Run, load_recipe, run
 from hfadapt.backends import Backend, Workers
 from hfadapt.core import registry
+from hfadapt.core.errors import RequestError
 from hfadapt.core.json_lines import as_line
 from hfadapt.core.progress import Event, Failed, Part, Progress, RunFinished, RunStarted, Said, StageStarted, Stepped
 from hfadapt.pipeline.flow import Flow, stages_until
-from hfadapt.pipeline.locks import FolderLock
+from hfadapt.pipeline.locks import FolderLock, job_lock
 from hfadapt.pipeline.spread import LIBRARIES_BYTES, Spread, resources
 from hfadapt.recipe.schema import Recipe
 from hfadapt.stages import Context
@@ -176,6 +177,31 @@ def test_what_a_cell_cannot_do_is_not_tried_again(one: tuple[Path, Recipe]) -> N
     assert found.context.cells[0].state.status == "failed"
     told = [each for each in found.progress.events if isinstance(each, Failed)]  # type: ignore[attr-defined]
     assert [each.cell for each in told] == ["three/t4"]
+
+
+def test_what_is_waited_for_is_said(one: tuple[Path, Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hfadapt.pipeline.spread.QUIET", 0.05)
+    queued: list[Event] = []
+    begun, done = [BEGUN], [BEGUN, RunFinished("done", 1.0)]
+    backend = Scripted(queued, begun, done)
+    backend.seconds_between = 0.4
+    found = spread(*one, backend=backend, until="train")
+    found.run()
+    said = [each.text for each in found.progress.events if isinstance(each, Said)]  # type: ignore[attr-defined]
+    quiet = [text for text in said if text.startswith("no worker has said anything for 0.")]
+    assert any("1 waiting to be started (three/t4)" in text and ".jobs" in text for text in quiet)
+    assert any("1 under way (three/t4)" in text for text in quiet)
+    assert len(quiet) < 9, "each time after twice as long"
+
+
+def test_whoever_waits_for_the_worker_before_it_says_so(tmp_path: Path) -> None:
+    path, said = tmp_path / "0001-train-one.json", list[str]()
+    with FileLock(path.with_suffix(".lock")):
+        with pytest.raises(RequestError, match="another worker"), job_lock(path, said.append, seconds=0.1):
+            pass
+    assert said == ["0001-train-one: waiting up to 0 s for the worker that had this job before to be gone"]
+    with job_lock(path, said.append):
+        assert len(said) == 1
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
