@@ -86,16 +86,15 @@ def _long_rows(records: Records) -> bool:
 
 
 def _quant(records: Records) -> str:
-    """Arguments of the quantisation's config as in training, or nothing."""
+    """Arguments of the quantisation's config, or nothing; products in the dtype of the rest, as every device can."""
     import torch
 
     lock = records.file("lock.yaml")
     quant = registry.quant(lock["quant"])
     if not quant.quantised:
         return ""
-    compute = "bfloat16" if lock["dtype"] == "float32" else lock["dtype"]
     saved = records.file("adapter/adapter_config.json").get("modules_to_save")
-    arguments = quant.arguments(getattr(torch, compute), sorted(set(saved)) if saved else None)
+    arguments = quant.arguments(getattr(torch, lock["dtype"]), sorted(set(saved)) if saved else None)
     return ",\n        ".join(
         f"{key}={json.dumps(value) if isinstance(value, (str, list)) else value}" for key, value in arguments.items()
     )

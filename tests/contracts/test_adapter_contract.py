@@ -11,7 +11,7 @@ from tiny import LABELS, labelled, make_lock, make_loop, pairs, train
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.models.attach import open_adapter, round_as_saved, save_adapter, trainable
-from hfadapt.models.load import load_base
+from hfadapt.models.load import compute_dtype, load_base
 from hfadapt.tasks import loss_sum
 
 METHODS, STORES = registry.names("adapters"), registry.names("quants")
@@ -46,7 +46,7 @@ def plain_model(folder, lock, base_folder):
     config = json.loads((folder / "adapter_config.json").read_text())
     heads = (config["modules_to_save"] or []) + (["lm_head"] if lock.task == "causal-lm" else ["classifier"])
     base = auto.from_pretrained(
-        base_folder, dtype=dtype, quantization_config=quant.config(torch.bfloat16, heads), **options
+        base_folder, dtype=dtype, quantization_config=quant.config(compute_dtype(dtype, CPU), heads), **options
     )
     for module in base.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -277,8 +277,7 @@ def test_labels_make_accuracy_a_metric(small: str) -> None:
 
 @pytest.mark.parametrize(("target", "dtype"), [("cpu-16gb", "float32"), ("cpu-amx-64gb", "bfloat16")])
 def test_beside_a_quantised_base_is_the_dtype_of_the_products(small: str, target: str, dtype: str) -> None:
-    planned = cell(small, target, quant="nf4")
-    assert planned.value("dtype") == dtype
+    assert cell(small, target, quant="nf4").value("dtype") == dtype
 
 
 def test_a_faster_card_is_predicted_faster(everywhere: Plan) -> None:
