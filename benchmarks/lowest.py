@@ -36,8 +36,10 @@ def main() -> int:
         kept = [line for line in found.splitlines() if not line.startswith(TORCH) or line.startswith("nvidia-ml-py")]
         (place / "lowest.txt").write_text("\n".join(kept), encoding="utf-8")
         print("\n".join(kept), flush=True)
-        subprocess.run([*pip, "--target", str(place / "old"), "-r", str(place / "lowest.txt")], check=True)
-        said = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(place / "old")))}
+        # By this name dill tells packages, which it refers to, from a user's modules, which it pickles whole.
+        old = str(place / "site-packages")
+        subprocess.run([*pip, "--target", old, "-r", str(place / "lowest.txt")], check=True)
+        said = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), old))}
         tests = [sys.executable, "-m", "pytest", "-q", "-m", "not slow and not gpu", "-p", "no:cacheprovider"]
         return subprocess.run([*tests, *(sys.argv[1:] or QUICK)], cwd=ROOT, env=said, check=False).returncode
 

@@ -13,8 +13,9 @@ from pathlib import Path, PurePath
 from shlex import quote
 from typing import Any
 
+from hfadapt.card.licenses import hub_id, hub_ids
 from hfadapt.core import registry, samples
-from hfadapt.core.errors import DataError, RequestError
+from hfadapt.core.errors import DataError, RequestError, choice_problem
 from hfadapt.core.spec import write_text
 from hfadapt.data import verdicts
 from hfadapt.data.columns import Shape, label_column, recognise
@@ -61,9 +62,14 @@ def write_recipe(model: str, data: str, output: Path | None = None, ask: Ask | N
         The file written; it has been loaded once, so it is valid.
 
     Raises:
-        RequestError: the output exists already, or the model has no known kind of head.
+        RequestError: the output exists already, the Hub has no such license, or the model has no known kind of head.
         DataError: the data cannot be read or recognised.
     """
+    named = hub_ids() - {"unknown"}
+    if license and license not in named and hub_id(license) is None:
+        # Said now, and not when all is trained.
+        problem = choice_problem("not a licence id of the Hub", license, named, "--license")
+        raise RequestError(problem.what, problems=[problem])
     _check_base(model)
     rows: Rows = _peek(data)
     modality = _modality(rows, model, data)

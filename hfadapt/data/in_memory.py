@@ -16,13 +16,18 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem
 from hfadapt.data import canaries, clean, duplicates, split
 from hfadapt.data import columns as format
-from hfadapt.data.labels import Labels
+from hfadapt.data.labels import Labels, some
 from hfadapt.data.reading import SourceReader, State, keep_columns, no_rows, workers
 from hfadapt.data.rows import SPLITS, Ledger, Row, name_rows
 from hfadapt.data.sources import Opened, check_unreadable
 from hfadapt.data.split_files import DROPPED, RECORD, file_hashes, keep, make_record, write_rows
 from hfadapt.files import stored
 from hfadapt.recipe.schema import Recipe
+from hfadapt.records.stages import Finding
+
+FEW_OF_A_CLASS = 5
+"""So many rows of a class are not left out by accident of a few."""
+NAMED = 50
 
 
 def prepare(
@@ -47,6 +52,7 @@ def _settle(
     recipe: Recipe, opened: Mapping[str, Sequence[Opened]], states: Mapping[str, State], say: Callable[[str], None]
 ) -> None:
     """Takes out duplicates and contradictions over all domains, and splits each."""
+    every = {name: list(state.rows) for name, state in states.items()}
     for state in states.values():
         if recipe.data.conflicts != "keep":
             state.rows, averaged = duplicates.average(state.rows, state.ledger)
@@ -65,8 +71,50 @@ def _settle(
             _split_domain(recipe, name, state, before[name], opened[name])
         except DataError as error:
             problems.extend(error.problems)
+        state.noticed += _classes_lost(every[name], state)
     if problems:
         raise DataError("the data cannot be used", problems=problems)
+
+
+_KEEPS = {
+    "near-duplicate": "data.dedupe.near: false keeps rows that are nearly alike",
+    "label-conflict": "data.conflicts: majority keeps the usual label of a text",
+    "over-train-rows": "raise data.train_rows",
+}
+"""How rows are kept that were dropped for a reason, where they are wanted."""
+
+
+def _classes_lost(every: Sequence[Row], state: State) -> list[Finding]:
+    """Classes of which no row is left, and why: an adapter would never answer with them.
+
+    Args:
+        every: The rows before any were taken out.
+    """
+    left = {name for row in state.rows for name in row.classes}
+    lost = [row for row in every if row.classes and left.isdisjoint(row.classes)]
+    if not left or not lost:
+        return []
+    why = {(each.source, each.row): each.reason for each in state.ledger.dropped}
+    reasons: dict[str, Counter[str]] = {}
+    for row in lost:
+        for name in row.classes:
+            reasons.setdefault(name, Counter())[why.get(row.place, "")] += 1
+    shown = [
+        f"{name!r} ({', '.join(f'{count:,} {reason}' for reason, count in found.most_common())})"
+        for name, found in sorted(reasons.items())
+    ]
+    keeps = [_KEEPS[reason] for reason in sorted({each for found in reasons.values() for each in found} & set(_KEEPS))]
+    return [
+        Finding(
+            code="class-lost",
+            level="hard" if max(found.total() for found in reasons.values()) >= FEW_OF_A_CLASS else "soft",
+            message=f"every row of {some(shown, between='; ')} was left out, so that nothing is learned of it",
+            rows=tuple(row.row for row in lost[:NAMED]),
+            fix="; ".join(
+                [*keeps, "data/dropped.jsonl of the cell, which hfadapt prepare RECIPE writes, names each row"]
+            ),
+        )
+    ]
 
 
 def _read_domain(

@@ -210,6 +210,8 @@ class Reference:
         self.step: int | None = None
         self.kept: list[torch.Tensor] = []
         self.scores = self.scored(context.model, context.device, self.kept.append)
+        # Numbers are compared in units of their spread: prices in cents drift no more than prices in euros.
+        self.unit = context.task.unit(self.kept)
 
     @property
     def labels(self) -> int:
@@ -225,7 +227,8 @@ class Reference:
             nonlocal total, most
             own = next(reference)
             if len(own):
-                total += float(self.context.task.divergence(own.double(), logits.double()).sum())
+                pair = own.double() / self.unit, logits.double() / self.unit
+                total += float(self.context.task.divergence(*pair).sum())
                 most = max(most, float((own - logits).abs().max()))
 
         scores = self.scored(model, device, look)

@@ -240,7 +240,7 @@ class Gate:
         context = open_context(cell, device, Silent(), baseline=False)
         self.task = context.task
         self.reference = Reference(context, few(context.test[:MOST_ROWS], most_labels))
-        self.unit = self.task.unit(self.reference.kept)
+        self.unit = self.reference.unit
         self._batches, self._tokenizer = context.batches, context.base.tokenizer
         # What was said is kept, and the model goes: what is judged has to have room.
         context.model = context.base.model = None

@@ -115,7 +115,7 @@ class Lengths(Spec):
 
 
 FINDINGS = (
-    *("identifiers", "wrong-column", "same-completion", "empty-completion", "many-dropped", "one-class"),
+    *("identifiers", "wrong-column", "same-completion", "empty-completion", "many-dropped", "one-class", "class-lost"),
     *("label-never-trained", "label-in-text", "telltale-word", "answer-in-prompt", "mojibake", "split-overlap"),
     *("near-overlap", "refused", "rows-without-labels", "eos-masked", "eos-absent", "pad-hides-stop", "pad-trained"),
     *("answer-cut", "truncated", "double-bos", "other-chat-template", "no-response", "only-last-turn", "wrong-role"),

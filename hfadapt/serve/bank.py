@@ -73,7 +73,7 @@ class Bank:
     def adapter(self, domain: str) -> Adapted:
         """The adapter of a domain, on a model that may be switched to another. Raises as `use`."""
         if domain not in self.adapters:
-            problem = choice_problem("the bank has no adapter for this domain", domain, self.adapters)
+            problem = choice_problem("there is no domain of that name", domain, self.adapters)
             raise RequestError(problem.what, problems=[problem])
         return self.adapters[domain]
 

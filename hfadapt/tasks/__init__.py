@@ -322,7 +322,7 @@ class Task:
         return (p.exp() * (p - q)).sum(-1)
 
     def unit(self, reference: Sequence[torch.Tensor]) -> float:
-        """What the gate of exports divides logits by before it compares them; 1 for chances, which have no unit.
+        """What logits are divided by before two models' are compared; 1 for chances, which have no unit.
 
         Args:
             reference: The reference's logits, in several parts (L, C).

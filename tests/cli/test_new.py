@@ -160,10 +160,17 @@ def test_a_recipe_that_would_not_load_is_not_left_behind(models, tmp_path, monke
 def test_the_license_of_the_data_is_written(models, tmp_path):
     table(tmp_path / "rows.csv")
     data = str(tmp_path / "rows.csv")
-    path = write_recipe(str(models / "encoder"), data, tmp_path / "a.yaml", license='cc "by"')
-    assert [domain.license for domain in load_recipe(path).domains.values()] == ['cc "by"']
+    path = write_recipe(str(models / "encoder"), data, tmp_path / "a.yaml", license="other")
+    assert [domain.license for domain in load_recipe(path).domains.values()] == ["other"]
     assert "To publish" not in path.read_text()
     assert "To publish" in write_recipe(str(models / "encoder"), data, tmp_path / "b.yaml").read_text()
+    for license, near in (("cc-by-4", "cc-by-4.0"), ("mine", "allowed names")):
+        done = command(
+            "new", data, "--model", models / "encoder", "--license", license, "-o", "c.yaml", folder=tmp_path
+        )
+        assert done.code == 2
+        assert near in done.err
+    assert not (tmp_path / "c.yaml").exists()
 
 
 def test_editors_find_the_schema_beside_the_recipe(models, tmp_path):

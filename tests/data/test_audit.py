@@ -184,6 +184,6 @@ def test_every_hard_finding_is_one_that_can_be_allowed_or_leaves_nothing_to_trai
     assert seen - set(FINDINGS) == fatal
     by_variable = {
         *("identifiers", "wrong-column", "no-response", "only-last-turn", "wrong-role"),
-        *("prompt-trained", "turns-missing", "round-trip"),
+        *("prompt-trained", "turns-missing", "round-trip", "class-lost"),
     }
     assert set(FINDINGS) - seen == by_variable

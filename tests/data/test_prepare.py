@@ -352,3 +352,18 @@ def test_seen_keys_over_many_runs(monkeypatch):
     assert all(map(seen.add, keys))
     assert not any(map(seen.add, keys[::1000]))
     assert len(seen._runs) <= 3
+
+
+@pytest.mark.parametrize(("count", "level"), [(12, "hard"), (3, "soft")])
+def test_a_class_that_is_left_out_whole_is_said_with_why(tmp_path, count, level):
+    alike = [{"text": f"the same old hum of a machine in hall number {n}", "label": "noise"} for n in range(count)]
+    hum = [{"text": f"the same old hum of a machine in hall number {n + count}", "label": "hum"} for n in range(30)]
+    rows = [*sentences(60), *hum, *alike]
+    [made] = prepare(tmp_path, {"one": write(tmp_path / "one.jsonl", rows)}).values()
+    found = {each.code: each for each in made.record.noticed}
+    assert found["class-lost"].level == level
+    assert f"every row of 'noise' ({count} near-duplicate) was left out" in found["class-lost"].message
+    assert "data.dedupe.near: false" in found["class-lost"].fix
+    kept = prepare(tmp_path, {"one": "one.jsonl"}, data={"dedupe": {"near": False}})["one"]
+    assert not any(each.code == "class-lost" for each in kept.record.noticed)
+    assert kept.record.label_counts["train"]["noise"] > 0

@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 
+from hfadapt.core.progress import Silent
+from hfadapt.evaluate.context import open_context
+from hfadapt.evaluate.drift import Reference
 from hfadapt.evaluate.metrics.rows import compare
 from hfadapt.run_folder import Cell
 from hfadapt.schemas import Unusable
@@ -96,3 +99,19 @@ def test_it_answers_in_the_users_unit(cell, tmp_path):
     assert done.code == 0, done.err
     (again,) = load_adapted(tmp_path / "out").predict("a lovely bright film")
     assert again.number == pytest.approx(answer.number, rel=1e-3)
+
+
+def test_numbers_drift_in_units_of_their_spread(models, tmp_path):
+    """The same adapter, asked in euros and in cents: what rounding changes is as much of the spread."""
+    write_rows(tmp_path / "one.jsonl", [{**row, "label": 1000.0 + 700 * (n % 3)} for n, row in enumerate(labelled(80))])
+    train = {"batch_rows": 8, "max_steps": 8, "learning_rate": 0.01}
+    write_recipe(tmp_path / "tiny.yaml", recipe_fields(models / "encoder", "text-regression", train=train))
+    done = command("train", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.err
+    context = open_context(Cell(tmp_path / "runs/tiny/one/this-machine"), torch.device("cpu"), Silent())
+    reference = Reference(context, context.test)
+    spread = float(torch.cat(reference.kept).std(correction=0))
+    assert reference.unit == pytest.approx(spread)
+    moved = [each + 0.1 * spread for each in reference.kept]
+    reference.kept = moved
+    assert reference.compared(context.model, torch.device("cpu"))[1] == pytest.approx(0.5 * 0.1**2, rel=1e-3)

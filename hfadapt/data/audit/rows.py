@@ -123,7 +123,9 @@ def classes(view: View) -> Iterator[Finding]:
             len(every),
         )
     have = {name for row in every for name in classes_of(row)}
-    empty = [name for name in view.labels if name not in have]
+    # Classes that were left out are said where that is known.
+    lost = [each.message for each in (view.record.noticed if view.record else ()) if each.code == "class-lost"]
+    empty = [name for name in view.labels if name not in have and not any(f"{name!r} (" in said for said in lost)]
     if empty and every:
         yield finding(
             "class-without-rows",

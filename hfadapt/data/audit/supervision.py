@@ -110,13 +110,16 @@ def audit(
 
 
 def _first_dropped(cell_folder: Path) -> dict[str, str]:
-    """Source and detail of the first dropped row of each reason that has details."""
+    """Source, row and detail of the first dropped row of each reason that has details."""
     found: dict[str, str] = {}
     if (path := cell_folder / DROPPED).exists():
         with path.open(encoding="utf-8") as file:
             for each in map(json.loads, file):
                 if each.get("detail") and each["reason"] not in found:
-                    found[each["reason"]] = f"{each['source']} {each['detail']}"
+                    # Most details say themselves which row or line it is.
+                    named = each["detail"].startswith(("row ", "line "))
+                    where = each["source"] if named else f"{each['source']} row {each['row']}:"
+                    found[each["reason"]] = f"{where} {each['detail']}"
     return found
 
 
