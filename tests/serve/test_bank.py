@@ -67,7 +67,7 @@ def test_some_domains_only(run):
 
 def test_wrong_requests_say_what_is_there(run, tmp_path):
     bank = load_bank(run)
-    with pytest.raises(RequestError, match="no adapter for this domain") as caught:
+    with pytest.raises(RequestError, match="no domain of that name") as caught:
         bank.predict(["x"], "tow")
     assert "two" in str(caught.value)
     with pytest.raises(RequestError, match="every text needs a domain"):
