@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 BENCHMARKS := $(wildcard benchmarks/*.py) $(addprefix benchmarks/speed/, prepare.py score.py run_hfadapt.py)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test test-slow test-installed test-lowest lint docs dist fix clean
+.PHONY: install demo test test-all test-slow test-installed test-lowest lint docs dist fix clean
 
 install: $(VENV)/installed
 
@@ -22,6 +22,9 @@ demo: install  ## four adapters on this machine, in a few minutes
 	$(BIN)/hfadapt run recipes/sentiment.yaml
 
 test: install  ## offline, a few minutes on two cores
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long and not slow and not gpu"
+
+test-all: install  ## what CI runs: offline, with the tests of more than three seconds
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-slow: install  ## with the sample models; fetches them once

@@ -88,6 +88,18 @@ def pytest_unconfigure() -> None:
         shutil.rmtree(SESSION, ignore_errors=True)
 
 
+LONG = frozenset((Path(__file__).parent / "long.txt").read_text(encoding="utf-8").splitlines())
+"""Tests that took more than three seconds, by their ids; `python tests/renew_long.py` writes them."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before -m chooses."""
+    for item in items:
+        if item.nodeid in LONG:
+            item.add_marker("long")
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny models: `lm` (tied embeddings), `lm-untied`, `encoder`."""
