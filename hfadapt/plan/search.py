@@ -41,6 +41,7 @@ about 230 bytes per hidden feature and token as torch operations, about 60 when 
 COMPILE_SECONDS = 20.0
 """What torch.compile takes before it is of use. On two CPU cores the functions of a Llama took about ten seconds."""
 CPU_BYTES_PER_SECOND_AND_CORE = 4e9
+"""So that MiniLM and SmolLM2-135M on two cores with AVX2 meet what was measured (benchmarks/NOTES.md)."""
 TILES_BYTES_PER_SECOND_AND_CORE = 10e9
 """Where layers and attention run on AMX tiles, which leave out most of these movements."""
 HALF_RATE_TOKENS = 512

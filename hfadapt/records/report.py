@@ -209,6 +209,18 @@ def _cost_row(cell: CellReport) -> list[str]:
     ]
 
 
+def shown_metric(metric: Metric) -> dict[str, str]:
+    """A metric as pages show it: name, baseline, adapter, gain, verdict and rows."""
+    return {
+        "name": metric.name,
+        "base": show_number(metric.base) if metric.base is not None else "",
+        "adapter": show_number(metric.adapter),
+        "gain": show_gain(metric),
+        "verdict": metric.verdict,
+        "rows": f"{metric.rows:,}",
+    }
+
+
 def show_gain(metric: Metric) -> str:
     """'+0.21 [+0.17, +0.25]', or the reason why there is none."""
     if metric.delta is None:

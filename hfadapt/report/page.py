@@ -10,10 +10,10 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from hfadapt.core import resources
-from hfadapt.core.show import Block, as_html, show_bytes, show_number, show_seconds
+from hfadapt.core.show import Block, as_html, show_bytes, show_seconds
 from hfadapt.core.spec import write_text
 from hfadapt.records.evidence import TransferRecord, bounds
-from hfadapt.records.report import CellReport, Report, show_gain
+from hfadapt.records.report import CellReport, Report, shown_metric
 from hfadapt.report import charts, pictures, svg, tables
 from hfadapt.report.charts import CellRecords
 from hfadapt.report.run_view import added_blocks, modality_of, seen
@@ -147,17 +147,7 @@ def _row(cell: CellReport) -> dict[str, Any]:
         "target": cell.target,
         "status": cell.status,
         "error": cell.error,
-        "metrics": [
-            {
-                "name": metric.name,
-                "base": show_number(metric.base) if metric.base is not None else "",
-                "adapter": show_number(metric.adapter),
-                "gain": show_gain(metric),
-                "verdict": metric.verdict,
-                "rows": f"{metric.rows:,}",
-            }
-            for metric in cell.metrics
-        ],
+        "metrics": [shown_metric(metric) for metric in cell.metrics],
         "seconds": show_seconds(cell.seconds) if cell.seconds is not None else "",
         "size": show_bytes(cell.adapter_bytes) if cell.adapter_bytes is not None else "",
         "card": quote(f"{cell.domain}/{cell.target}/README.md") if cell.card else None,

@@ -11,14 +11,14 @@ from markupsafe import Markup
 
 from hfadapt.core import registry
 from hfadapt.core.errors import HfadaptError, RequestError
-from hfadapt.core.show import Block, Heading, Sheet, Table, Tile, as_html, show_bytes, show_number, show_seconds
+from hfadapt.core.show import Block, Heading, Sheet, Table, Tile, as_html, show_bytes, show_seconds
 from hfadapt.data import pictures
 from hfadapt.formats import require_packages
 from hfadapt.hardware import catalogue
 from hfadapt.plan.make import make_plan
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.plan import Plan
-from hfadapt.records.report import show_gain
+from hfadapt.records.report import shown_metric
 from hfadapt.records.stages import EvaluationRecord, TrainRecord
 from hfadapt.report.run_view import Run
 from hfadapt.report.svg import loss_chart
@@ -91,12 +91,8 @@ def matrix(run: Run) -> list[dict[str, Any]]:
                 "baseline": report.baseline or "baseline",
                 "metrics": [
                     {
+                        **shown_metric(metric),
                         "name": metric.name + ("" if metric.higher_is_better else " (lower is better)"),
-                        "base": show_number(metric.base) if metric.base is not None else "",
-                        "adapter": show_number(metric.adapter),
-                        "gain": show_gain(metric),
-                        "verdict": metric.verdict,
-                        "rows": f"{metric.rows:,}",
                     }
                     for metric in report.metrics
                 ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -119,13 +120,18 @@ def test_each_device_has_one_job_at_a_time(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "0.out").read_text() == "3"
 
 
+def under_way(folder: Path, models: Path, steps: int) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """A command with jobs that have done a step, and its workers."""
+    ready(folder, models, steps=steps)
+    process = start("run", "tiny.yaml", "--on", "local", "--json-lines", "events.jsonl", folder=folder)
+    while not any(event["event"] == "step" for event in told(folder / "events.jsonl")):
+        assert process.poll() is None, finish(process).err
+    return process, psutil.Process(process.pid).children(recursive=True)
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_the_workers_and_the_command_goes_on_later(models: Path, tmp_path: Path) -> None:
-    ready(tmp_path, models, steps=400)
-    process = start("run", "tiny.yaml", "--on", "local", "--json-lines", "events.jsonl", folder=tmp_path)
-    while not any(event["event"] == "step" for event in told(tmp_path / "events.jsonl")):
-        assert process.poll() is None, finish(process).err
-    workers = psutil.Process(process.pid).children(recursive=True)
+    process, workers = under_way(tmp_path, models, steps=400)
     assert len(workers) == 2
     process.send_signal(signal.SIGINT)
     done = finish(process)
@@ -141,11 +147,7 @@ def test_ctrl_c_ends_the_workers_and_the_command_goes_on_later(models: Path, tmp
 
 @pytest.mark.slow
 def test_workers_end_with_the_command_that_has_started_them(models: Path, tmp_path: Path) -> None:
-    ready(tmp_path, models, steps=2000)
-    process = start("run", "tiny.yaml", "--on", "local", "--json-lines", "events.jsonl", folder=tmp_path)
-    while not any(event["event"] == "step" for event in told(tmp_path / "events.jsonl")):
-        assert process.poll() is None, finish(process).err
-    workers = psutil.Process(process.pid).children(recursive=True)
+    process, workers = under_way(tmp_path, models, steps=2000)
     process.kill()
     gone, alive = psutil.wait_procs(workers, timeout=120)
     assert not alive
