@@ -39,8 +39,8 @@ class FastPath:
         products: dtype in which frozen float32 weights are multiplied; None keeps theirs.
         adapters: Names of the adapters that are trained.
         resident: Number of quantised layers of which an unpacked copy is kept; -1 keeps all.
-        without: Parts that are left to the libraries: low_rank, attention, norms, gates, rotary. Gated activations are
-            part of a low-rank layer.
+        without: Parts that are left to the libraries: low_rank, attention, norms, gates, rotary, first_token. Gated
+            activations are part of a low-rank layer.
         compile: Let torch.compile fuse element-wise passes where they have no compiled kernels.
     """
 
@@ -55,14 +55,17 @@ class FastPath:
     gates: int = 0
     rotary: bool = False
     attention: bool = False
+    first_token: bool = False
 
     @contextmanager
-    def on(self, *, rows: bool = True, compile: bool = True) -> Iterator[FastPath]:
+    def on(self, *, rows: bool = True, compile: bool = True, first_token: bool = False) -> Iterator[FastPath]:
         """While inside, the model uses the fast parts.
 
         Args:
             rows: Use attention inside rows; batches must then be announced with `documents.batch`.
             compile: False leaves torch.compile out, whatever `self.compile` says.
+            first_token: The head reads the first token of padded rows only, so that the last layer of an encoder works
+                out no other; what the model gives then has one token a row.
         """
         with ExitStack() as stack:
             layers = self._layers()
@@ -80,12 +83,25 @@ class FastPath:
                         stack.enter_context(replaced(module, head))
             if rows and "attention" not in self.without:
                 self.attention = stack.enter_context(_row_attention(self.model))
+            if first_token and (last := self.last_sum()) is not None:
+                stack.enter_context(replaced(last, _of_first_token(last)))
+                self.first_token = True
             try:
                 yield self
             finally:
                 self.groups.clear()
                 self.norms = self.gates = 0
-                self.rotary = self.attention = False
+                self.rotary = self.attention = self.first_token = False
+
+    def last_sum(self) -> Any:
+        """The module behind the attention of an encoder's last layer, after which tokens no longer meet; None where the
+        layer is of another kind than BERT's, is not trained, or when this part is left out."""
+        if "first_token" in self.without:
+            return None
+        layers = [module for module in self.model.modules() if _adds_after_attention(module)]
+        if not layers or not any(parameter.requires_grad for parameter in layers[-1].parameters()):
+            return None
+        return layers[-1].attention.output
 
     def _replace_passes(self, stack: ExitStack) -> None:
         """Norms, gated activations and positions."""
@@ -119,6 +135,7 @@ class FastPath:
             f"{self.norms} norms": self.norms,
             f"{self.gates} gated activations": self.gates,
             "rotary positions": self.rotary,
+            "last layer for the first token": self.first_token,
             "passes by torch.compile": any(function.is_compiled for function in fusion.FUSED),
             "compiled kernels": kernels,
             "AMX tiles": on_cpu and narrow and compiled.tiles() is not None,
@@ -299,6 +316,20 @@ def _heads(module: Any, adapters: Sequence[str]) -> Callable[[torch.Tensor], tor
         return torch.cat(parts)
 
     return forward
+
+
+def _adds_after_attention(module: Any) -> bool:
+    """Whether a module is a layer as BERT has it: attention, whose last part adds the residual stream, then two parts
+    that work on each token alone."""
+    parts = dict(module.named_children())
+    if set(parts) != {"attention", "intermediate", "output"}:
+        return False
+    return {"dense", "LayerNorm"} <= dict(getattr(parts["attention"], "output", torch.nn.Identity()).named_children()).keys()
+
+
+def _of_first_token(module: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    own = module.forward
+    return lambda hidden, residual: own(hidden[:, :1], residual[:, :1])
 
 
 @contextmanager

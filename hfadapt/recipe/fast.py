@@ -23,6 +23,8 @@ class Fast(Section):
     """Gated activations, as part of a low-rank layer."""
     rotary: bool = True
     """Compiled rotary positions."""
+    first_token: bool = True
+    """The last layer of an encoder of BERT's kind works out the first token alone, where the head reads no other."""
     loss: bool = True
     """Logits of labelled positions only, in pieces.
 
@@ -54,7 +56,7 @@ class Fast(Section):
         return self.compile is True or len(self.without) < len(FAST_PARTS)
 
 
-FAST_PARTS = ("low_rank", "attention", "norms", "gates", "rotary", "loss")
+FAST_PARTS = ("low_rank", "attention", "norms", "gates", "rotary", "first_token", "loss")
 
 
 def fast_parts(value: Any) -> Any:

@@ -61,10 +61,11 @@ class Trial:
             assert plain is not None
         if self.passes.fast.compile and self.passes.accelerator.device.type != "cpu":
             self.progress.say("torch.compile works before the first steps; this takes up to a minute")
-        for compile, attention, pieces in self._attempts(loss_in_pieces):
+        for compile, attention, pieces, first in self._attempts(rows, loss_in_pieces):
             with ExitStack() as stack:
                 try:
-                    path = stack.enter_context(self.passes.fast.on(rows=attention, compile=compile))
+                    way = self.passes.fast.on(rows=attention, compile=compile, first_token=first)
+                    path = stack.enter_context(way)
                 except NotImplementedError:
                     continue
                 if attention and not path.attention:
@@ -89,13 +90,17 @@ class Trial:
         self.passes.fast = None
         yield PLAIN
 
-    def _attempts(self, loss_in_pieces: bool) -> Iterator[tuple[bool, bool, bool]]:
-        """With and without torch.compile, attention inside rows, and the loss in pieces: the fastest first."""
+    def _attempts(self, rows: Sequence[Row], loss_in_pieces: bool) -> Iterator[tuple[bool, bool, bool, bool]]:
+        """With and without torch.compile, attention inside rows, the loss in pieces, and the last layer for the first
+        token: the fastest first."""
         assert self.passes.fast is not None
+        # Of rows of one token each it could not be seen whether others are read.
+        told = not self.passes.task.packs and all(row.example.size > 1 for row in rows)
         wanted = (
             self.passes.fast.compile,
             "attention" not in self.passes.fast.without,
             loss_in_pieces and self.passes.task.packs and self.passes.objective.own_loss,
+            told and self.passes.fast.last_sum() is not None,
         )
         return itertools.product(*((True, False) if want else (False,) for want in wanted))  # type: ignore[return-value]
 

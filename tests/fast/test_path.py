@@ -168,18 +168,20 @@ def test_each_part_can_be_left_to_the_libraries(part):
     close(fast, reference, 2e-5)
 
 
+@pytest.mark.parametrize("first_token", [False, True], ids=["all-tokens", "first-token"])
 @pytest.mark.parametrize("products", [None, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_padded_rows_of_an_encoder_are_the_rows_alone(kind, products):
+def test_padded_rows_of_an_encoder_are_the_rows_alone(kind, products, first_token):
     model = make(kind, {**ENCODERS[kind], "num_labels": 3}, "AutoModelForSequenceClassification")
     examples = [text_example(token_ids(e), (e.row % 3,), length=e.length, row=e.row) for e in rows()]
     total = sum(CLASSIFIER.losses(model, CLASSIFIER.collate([example], 0))[0].sum() for example in examples)
     loss, reference = total.item(), gradients(model, total)
     lengths = [len(token_ids(e)) for e in examples]
     path = FastPath(model, products)
-    with path.on(), batch(padded_rows(lengths, max(lengths), ["default"] * 5), products):
+    with path.on(first_token=first_token), batch(padded_rows(lengths, max(lengths), ["default"] * 5), products):
         assert path.attention
         assert path.low_rank_layers >= 12
+        assert path.first_token == (first_token and kind in ("bert", "roberta", "electra"))
         total = CLASSIFIER.losses(model, CLASSIFIER.collate(examples, 0))[0].sum()
         fast_loss, fast = total.item(), gradients(model, total)
     assert fast_loss == pytest.approx(loss, rel=1e-5 if products is None else 2e-2)

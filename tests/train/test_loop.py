@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
-from tiny import chats, labelled, make_lock, make_loop, pairs, same_weights, stop_after, train, uneven
+from tiny import chats, labelled, make_lock, make_loop, pairs, questions, same_weights, stop_after, train, uneven
+from transformers import AutoTokenizer
 
 from hfadapt.core.errors import DataError, RunError
 from hfadapt.modalities import IGNORED
 from hfadapt.modalities.text import text_example, token_ids
 from hfadapt.models.attach import trainable
 from hfadapt.recipe.fast import FAST_PARTS
+from hfadapt.tasks.embedding.sentence import Sentence
 
+MODULES = ["query", "key", "value", "attention.output.dense", "intermediate.dense"]
 STORES = ("none", "int8", "nf4", "fp4")
 
 
@@ -94,8 +98,10 @@ def test_evaluating_between_steps_changes_no_bit(models, tmp_path, task, quant, 
 
 @pytest.mark.parametrize("part", FAST_PARTS)
 def test_training_without_one_fast_part_is_the_same_training(models, tmp_path, part):
-    whole = train(make_lock(models / "lm"), tmp_path / "whole", pairs(32))
-    fewer = train(make_lock(models / "lm", train__fast={part: False}), tmp_path / "fewer", pairs(32))
+    of_encoder = (models / "encoder", "text-classification"), labelled(32)
+    model, rows = of_encoder if part == "first_token" else ((models / "lm",), pairs(32))
+    whole = train(make_lock(*model), tmp_path / "whole", rows)
+    fewer = train(make_lock(*model, train__fast={part: False}), tmp_path / "fewer", rows)
     assert fewer.losses == pytest.approx(whole.losses, rel=1e-4)
     words = {
         "low_rank": "low-rank layers",
@@ -103,11 +109,27 @@ def test_training_without_one_fast_part_is_the_same_training(models, tmp_path, p
         "norms": "norms",
         "gates": "gated activations",
         "rotary": "rotary positions",
+        "first_token": "last layer for the first token",
         "loss": "loss on labelled positions",
     }
     gone = {word for word in words.values() if word in whole.loop.path and word not in fewer.loop.path}
     assert words[part] in gone
     assert gone <= {words[part], *({"gated activations"} if part == "low_rank" else {"packed sequences"})}
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_last_layer_leaves_out_only_tokens_that_are_not_read(models, tmp_path, pooling):
+    encoder = tmp_path / "encoder"
+    shutil.copytree(models / "encoder", encoder)
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    Sentence(pooling=pooling).write(encoder, 64, 32)
+    assert Sentence.of(tokenizer).pooling == pooling
+    found = {}
+    for first in (True, False):
+        lock = make_lock(encoder, "embedding", adapter__modules=MODULES, train__fast={"first_token": first})
+        found[first] = train(lock, tmp_path / str(first), questions(24), labels=())
+    assert ("last layer for the first token" in found[True].loop.path) == (pooling == "cls")
+    assert found[True].losses == pytest.approx(found[False].losses, rel=1e-4)
 
 
 @pytest.mark.parametrize("quant", ["nf4", "fp4"])

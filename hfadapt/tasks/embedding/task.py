@@ -314,7 +314,11 @@ class Embedding(Task):
 def _vectors(output: Any, pooling: torch.Tensor) -> torch.Tensor:
     """Vectors (S, D) of a model's output: those that it has, or its hidden states summed by what each counts (S, T)."""
     found = getattr(output, VECTOR, None)
-    return (pooling[:, None] @ output.last_hidden_state.float())[:, 0] if found is None else found.float()
+    if found is not None:
+        return found.float()
+    hidden = output.last_hidden_state.float()
+    # The fast path may leave the first token alone; it stays only where all that counts is there.
+    return (pooling[:, None, : hidden.shape[1]] @ hidden)[:, 0]
 
 
 def text_parts(
