@@ -68,6 +68,7 @@ class Objective:
         refers: Whether that model is the trained one as it stands before step 1. It is then asked on the very path on
             which it is trained, so that nothing but training can make a difference.
         whole_rows: Whether the loss is of all sequences of a row together (`Task.whole_rows`).
+        joint: Whether it has a loss of rows that are learned from whole batches (`Task.joint`).
     """
 
     name: str
@@ -80,6 +81,7 @@ class Objective:
     knows: bool = False
     refers: bool = False
     whole_rows: bool = False
+    joint: bool = False
 
     class Options(Spec):
         """What `train.objective_options` may say."""
@@ -144,6 +146,17 @@ class Objective:
             started: What `begin` returned.
         """
         raise NotImplementedError
+
+    def joint_losses(
+        self,
+        task: Task,
+        outputs: torch.Tensor,
+        examples: Sequence[Example],
+        places: Sequence[Sequence[int]],
+        started: Any,
+    ) -> torch.Tensor:
+        """As `Task.joint_losses`, of objectives that are `joint`; what is known of an example it carries itself."""
+        return task.joint_losses(outputs, examples, places)
 
 
 class SelfSupervised(Objective):

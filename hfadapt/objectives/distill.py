@@ -3,9 +3,10 @@ Dean 2015, arXiv 1503.02531).
 
 Of classes and numbers the loss is the squared distance of logits, which does no worse than a divergence and has no
 temperature to choose (Kim et al. 2021, arXiv 2105.08919); of a vocabulary the divergence over the teacher's likeliest
-tokens and all others as one.
+tokens and all others as one. Of vectors and rankings, which are learned from whole batches, the task says it
+(`Task.joint_distances`).
 
-Shapes: B rows, L labels, C classes, V vocabulary, K tokens.
+Shapes: B rows, L labels, C classes, V vocabulary, K tokens, S sequences, D numbers that come out for one.
 """
 
 from __future__ import annotations
@@ -57,14 +58,16 @@ class Distill(Objective):
     title = "labels and a teacher's answers"
     teaches = True
     knows = True
+    joint = True
 
     class Options(Spec):
         """`teacher` is a run, one of its cells, or a model with the task's head; `weight` is the share of its answers
         in the loss, `loss` how far they are, `temperature` what logits are divided by for `kl`, `top` how many tokens
-        of a vocabulary are kept. `ramp` is the activation that a base had before it got the one of its config, which
-        comes in over the first half of the steps. In the last share `rounded` of the
-        steps weights and what is multiplied with them are rounded to 8 bits, by the range of each row where
-        `rounded_by_row`, as LiteRT does it, else of all values, as ONNX Runtime does it."""
+        of a vocabulary are kept; of vectors and rankings `kl` compares what is near to what, `mse` each output. `ramp`
+        is the activation that a base had before it got the one of its config, which comes in over the first half of the
+        steps. In the last share `rounded` of the steps weights and what is multiplied with them are rounded to 8 bits,
+        by the range of each row where `rounded_by_row`, as LiteRT does it, else of all values, as ONNX Runtime does
+        it."""
 
         teacher: str
         weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
@@ -77,8 +80,6 @@ class Distill(Objective):
 
     def unfit(self, task: Task) -> str | None:
         """Why no teacher has an answer to a task's rows, or None."""
-        if task.joint:
-            return "its rows are learned from whole batches"
         if task.whole_rows:
             return "its rows are answers that are compared"
         return "its rows change with every epoch" if task.redraws else None
@@ -110,7 +111,8 @@ class Distill(Objective):
     def known(
         self, beginning: Beginning, rows: Sequence[Row], examples: Sequence[Example]
     ) -> list[Mapping[str, np.ndarray]]:
-        """Of each row `logits` (L, C); of a vocabulary `tokens` (L, K) and their log-probabilities `chances` (L, K)."""
+        """Of each row `logits` (L, C); of a vocabulary `tokens` (L, K) and their log-probabilities `chances` (L, K); of
+        rows that are learned from whole batches `outputs` of each sequence (S, D)."""
         task, options = beginning.task, beginning.options
         teacher = Teacher.opened(options.teacher, beginning)
         own = examples
@@ -120,6 +122,8 @@ class Distill(Objective):
             tokenizer = teacher.base.tokenizer
             own = task.encode(rows, tokenizer, max_length=teacher.max_length, labels=beginning.labels)
         beginning.progress.say(f"{len(rows):,} rows go through the teacher once")
+        if task.joint:
+            return _outputs(task, teacher, beginning, own)
         found: list[Mapping[str, np.ndarray]] = [{}] * len(own)
         for numbers, batch in beginning.batches(own, teacher.base.pad_token_id):
             logits = task.label_logits(teacher.model, batch).float()
@@ -163,6 +167,8 @@ class Distill(Objective):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The label's loss and the teacher's distance, in their shares."""
         options = started.options
+        if task.joint:  # Sequences one by one, which only have to need what the loss needs.
+            return task.losses(model, batch)
         _, targets, rows = task.targets(batch)
         logits = task.label_logits(model, batch).float()
         own = task.criterion(logits, targets)
@@ -174,6 +180,42 @@ class Distill(Objective):
         else:
             far = (logits - batch[f"{KNOWN}logits"]).square().flatten(1).mean(-1)
         return (1 - options.weight) * own + options.weight * far, rows
+
+    def joint_losses(
+        self,
+        task: Task,
+        outputs: torch.Tensor,
+        examples: Sequence[Example],
+        places: Sequence[Sequence[int]],
+        started: _Started,
+    ) -> torch.Tensor:
+        """The row's loss and the distance from the teacher's outputs, in their shares."""
+        import torch
+
+        options = started.options
+        own = task.joint_losses(outputs, examples, places)
+        known = torch.cat([torch.from_numpy((example.known or {})["outputs"]) for example in examples])
+        reference = known.new_zeros(len(outputs), known.shape[-1])
+        reference[[place for row in places for place in row]] = known
+        relations = None if options.loss == "auto" else options.loss == "kl"
+        far = task.joint_distances(outputs, reference.to(outputs.device), places, relations)
+        return (1 - options.weight) * own + options.weight * far
+
+
+def _outputs(
+    task: Task, teacher: Teacher, beginning: Beginning, examples: Sequence[Example]
+) -> list[Mapping[str, np.ndarray]]:
+    """What comes out of the teacher for the sequences of each example; each different one goes through it once."""
+    import torch
+
+    from hfadapt.tasks import unique_parts
+
+    parts, places = unique_parts(examples)
+    found: list[torch.Tensor] = [torch.empty(0)] * len(parts)
+    for numbers, batch in beginning.batches(parts, teacher.base.pad_token_id):
+        for number, output in zip(numbers, task.label_logits(teacher.model, batch).float().cpu(), strict=True):
+            found[number] = output
+    return [{"outputs": torch.stack([found[place] for place in own]).numpy()} for own in places]
 
 
 def _likeliest(logits: torch.Tensor, count: int) -> dict[str, torch.Tensor]:

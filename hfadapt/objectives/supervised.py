@@ -19,6 +19,7 @@ class Supervised(Objective):
     name = "supervised"
     title = "the task's own loss"
     own_loss = True
+    joint = True
 
     def losses(
         self, task: Task, model: Any, batch: Mapping[str, torch.Tensor], started: Any

@@ -359,6 +359,17 @@ class Task:
         """
         raise NotImplementedError
 
+    def joint_distances(
+        self, outputs: torch.Tensor, reference: torch.Tensor, places: Sequence[Sequence[int]], relations: bool | None
+    ) -> torch.Tensor:
+        """How far the outputs of each row are from a teacher's (L,), beside losses of `joint_losses`.
+
+        Args:
+            outputs, reference: For each of S different sequences, (S, D) and the teacher's (S, D').
+            relations: Compare what follows from all of a row or batch, and not each output; None where that is open.
+        """
+        raise NotImplementedError
+
     def log_probabilities(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """How likely what each of S sequences is to write is, summed over its labels, in nats and float32, and their
         number, both (S,); for tasks of `whole_rows`."""

@@ -136,6 +136,6 @@ def _sums(
 ) -> dict[int, torch.Tensor]:
     """The sum of each job's losses by its id, the same in all processes."""
     return {
-        id(job): passes.task.joint_losses(own, found.examples, where).sum()
+        id(job): passes.objective.joint_losses(passes.task, own, found.examples, where, passes.started).sum()
         for (job, found), own, where in zip(batches, outputs, places, strict=True)
     }

@@ -160,7 +160,7 @@ class Loop:
         for job in self.jobs:
             self.begin(job)
         check_start(self.accelerator, self.jobs)
-        if self.task.joint and not self.objective.own_loss:
+        if self.task.joint and not self.objective.joint:
             raise RequestError(
                 f"{self.task.name} is learned from whole batches, which this objective does not know",
                 place="train.objective",

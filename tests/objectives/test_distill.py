@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from cells import trained
-from tiny import LABELS, command, labelled, pairs, recipe_fields, tagged, write_recipe, write_rows
+from tiny import LABELS, command, labelled, pairs, questions, recipe_fields, tagged, write_recipe, write_rows
 
 from hfadapt import Run
+from hfadapt.core import registry
+from hfadapt.core.errors import RunError
 from hfadapt.objectives.distill import KIND, _divergence, _likeliest
 from hfadapt.run_folder import Cell
 
@@ -98,6 +100,36 @@ def test_words_and_tokens_are_learned_from_a_teacher(models, tmp_path) -> None:
         assert student.train.final_loss < 0.5 * student.train.first_loss
 
 
+@pytest.mark.parametrize("loss", ["auto", "kl"])
+@pytest.mark.parametrize("task", ["embedding", "reranking"])
+def test_vectors_and_rankings_are_learned_from_a_teacher(models, tmp_path, task, loss) -> None:
+    (tmp_path / "student").mkdir()
+    rows = questions(120)
+    teacher = trained(tmp_path, models / "encoder", task, rows, evaluate={"drift": False, "resamples": 200})
+    student = distilled(
+        *(tmp_path / "student", models / "encoder", rows, teacher.folder, task), options={"weight": 1.0, "loss": loss}
+    )
+    assert student.train.final_loss < 0.5 * student.train.first_loss
+
+
+def test_how_far_vectors_and_rankings_are_from_a_teachers(models) -> None:
+    torch.manual_seed(0)
+    places = [[0, 1], [2, 3, 4]]
+    embedding, reranking = registry.task("embedding"), registry.task("reranking")
+    one, other, narrow = torch.randn(5, 8), torch.randn(5, 8), torch.randn(5, 4)
+    scores, shift = torch.randn(5, 1), torch.tensor([1.0, 1.0, -2.0, -2.0, -2.0])[:, None]
+    for relations in (None, True):
+        assert embedding.joint_distances(3 * one, one, places, relations).abs().max() < 1e-4, "length says nothing"
+        assert (embedding.joint_distances(one, other, places, relations) > 0).all()
+        # Only differences among the documents of a query rank them.
+        assert reranking.joint_distances(scores + shift, scores, places, relations).abs().max() < 1e-5
+        assert (reranking.joint_distances(scores, -scores, places, relations) > 0).all()
+    by_relations = embedding.joint_distances(one, narrow, places, True)
+    torch.testing.assert_close(embedding.joint_distances(one, narrow, places, None), by_relations)
+    with pytest.raises(RunError, match="wider or narrower"):
+        embedding.joint_distances(one, narrow, places, False)
+
+
 def test_of_a_vocabulary_the_rest_is_one(models) -> None:
     torch.manual_seed(0)
     teacher, student = torch.randn(5, 40), torch.randn(5, 40)
@@ -116,8 +148,6 @@ def test_of_a_vocabulary_the_rest_is_one(models) -> None:
 
 def test_at_a_high_temperature_kl_is_half_the_squared_distance(models) -> None:
     """Hinton et al. 2015, section 2.1: for centred logits T² KL tends to the squared distance over 2C."""
-    from hfadapt.core import registry
-
     task = registry.task("text-classification")
     torch.manual_seed(0)
     one, other = (torch.randn(6, 3, dtype=torch.float64) for _ in range(2))

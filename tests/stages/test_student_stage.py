@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import command, labelled, pairs, questions, recipe_fields, tagged, write_recipe, write_rows
+from tiny import command, labelled, pairs, preferences, questions, recipe_fields, tagged, write_recipe, write_rows
 
 from hfadapt import Run, load_adapted, load_recipe, run
 from hfadapt.records.student import StudentRecord
@@ -105,6 +105,21 @@ def test_a_language_model_has_one_too(models, tmp_path) -> None:
     assert record.student.tokens == record.adapted.tokens
 
 
+@pytest.mark.parametrize("task", ["embedding", "reranking"])
+def test_what_searches_and_ranks_has_one_too(models, tmp_path, task) -> None:
+    recipe(tmp_path, models / "encoder", task, questions(200), student=SMALL)
+    done = command("run", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.out + done.err
+    cell = Run(tmp_path / "runs/tiny").cell("one", "this-machine")
+    record, own = cell.read(StudentRecord), student_of(cell)
+    assert record.student.layers == 1
+    assert record.student.parameters < 0.8 * record.adapted.parameters
+    assert (record.metric, record.rows) == ("ndcg_at_10", cell.data.splits["test"])
+    texts = [row["anchor"] for row in own.read_split("test")][:2]
+    asked = command("predict", cell.folder / "student", *texts, folder=tmp_path)
+    assert asked.code == 0, asked.out + asked.err
+
+
 def test_texts_that_the_adapted_model_answers_are_learned_too(models, tmp_path) -> None:
     rows, more = labelled(120), labelled(300, seed=5)
     texts = [row["text"] for row in more] + [row["text"] for row in rows]
@@ -167,13 +182,14 @@ def test_what_cannot_be_made_is_said(models, tmp_path, student, said) -> None:
 
 
 def test_what_a_task_or_base_does_not_have_is_said_before_training(models, tmp_path) -> None:
-    for task, rows, student, said in (
-        ("embedding", questions(60), {"layers": 1}, "learned from whole batches"),
-        ("text-classification", labelled(160), {"layers": 3}, "of 2 that the base has"),
-        ("token-classification", tagged(80), {"layers": 1, "texts": "more.txt"}, "make no rows to learn"),
-        ("text-classification", labelled(160), {"layers": 1, "texts": "no.txt"}, "no.txt"),
+    for model, task, rows, student, said in (
+        ("lm", "preference", preferences(60), {"layers": 1}, "answers that are compared"),
+        ("encoder", "text-classification", labelled(160), {"layers": 3}, "of 2 that the base has"),
+        ("encoder", "token-classification", tagged(80), {"layers": 1, "texts": "more.txt"}, "make no rows to learn"),
+        ("encoder", "embedding", questions(60), {"layers": 1, "texts": "more.txt"}, "make no rows to learn"),
+        ("encoder", "text-classification", labelled(160), {"layers": 1, "texts": "no.txt"}, "no.txt"),
     ):
-        recipe(tmp_path, models / "encoder", task, rows, student=student)
+        recipe(tmp_path, models / model, task, rows, student=student)
         done = command("run", "tiny.yaml", folder=tmp_path)
         assert done.code == 2
         assert said in done.err

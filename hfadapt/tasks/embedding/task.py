@@ -163,6 +163,27 @@ class Embedding(Task):
         targets = torch.tensor([example.labels[0] for example in examples], device=vectors.device)
         return order_losses(_similarities(vectors, places), targets)
 
+    def joint_distances(
+        self, outputs: torch.Tensor, reference: torch.Tensor, places: Sequence[Sequence[int]], relations: bool | None
+    ) -> torch.Tensor:
+        """20 times one minus the cosine with the teacher's vector, so that a student finds what the teacher has filed;
+        of vectors of another width, or for `relations`, the divergence of which text of the batch is near."""
+        import torch
+
+        alike = outputs.shape[-1] == reference.shape[-1]
+        if relations is False and not alike:
+            raise RunError(
+                "the teacher's vectors are wider or narrower than the student's",
+                place="train.objective_options.loss",
+                got=f"mse, and {reference.shape[-1]} numbers in place of {outputs.shape[-1]}",
+                fix="set it to kl, which compares what is near to what",
+            )
+        if relations or not alike:
+            each = self.divergence(reference, outputs.float())
+        else:
+            each = SCALE * (1 - torch.nn.functional.cosine_similarity(outputs.float(), reference, dim=-1))
+        return torch.stack([each[list(own)].mean() for own in places])
+
     def divergence(self, reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """KL(reference || other) in nats of which other text of the batch each of S vectors belongs to, (S,)."""
         import torch

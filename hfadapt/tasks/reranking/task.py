@@ -126,6 +126,22 @@ class Reranking(Task):
         scores = outputs.float()[:, 0]
         return torch.stack([torch.logsumexp(scores[own], 0) - scores[own[0]] for own in map(list, places)])
 
+    def joint_distances(
+        self, outputs: torch.Tensor, reference: torch.Tensor, places: Sequence[Sequence[int]], relations: bool | None
+    ) -> torch.Tensor:
+        """The squared distance of scores from the mean of their row's documents, as only differences rank (Hofstaetter
+        et al. 2020, arXiv 2010.02666); for `relations` the divergence of which document belongs to the query."""
+        import torch
+
+        found = []
+        for own in map(list, places):
+            one, other = outputs.float()[own, 0], reference[own, 0]
+            if relations:
+                found.append(super().divergence(other.log_softmax(0), one.log_softmax(0)))
+            else:
+                found.append(((one - one.mean()) - (other - other.mean())).square().mean())
+        return torch.stack(found)
+
     def divergence(self, reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """KL divergence of normal distributions with variance 1 around the two scores: half the squared difference."""
         return 0.5 * (reference - other).square().sum(-1)
