@@ -206,7 +206,9 @@ def _fast(key: StepKey, model: nn.Module, length: int, rows: bool) -> Iterator[i
     documents = fast.packed_rows(lengths, names) if packed else fast.padded_rows(lengths, length, names)
     machine = compiled.Machine(key.kernels, key.tiles, key.attention_on_tiles)
     path = fast.FastPath(model, products, without=key.without)
-    with compiled.assuming(machine), path.on(rows=rows), fast.batch(documents, products):
+    # Training tries it out; of the layers that this part knows all classifiers read the first token.
+    first = key.auto_class == "AutoModelForSequenceClassification"
+    with compiled.assuming(machine), path.on(rows=rows, first_token=first), fast.batch(documents, products):
         yield path.norms + path.gates + path.rotary
 
 
