@@ -28,6 +28,18 @@ from hfadapt.records.student import StudentRecord
 HERE = Path(__file__).parent
 RESULTS = HERE / "student.json"
 ROWS = {"train_rows": 2500, "validation": 300, "test": 800}
+CLASSES = {"task": "text-classification", "data": ROWS}
+LICENSES = {"source": "sample:licenses/rules", "columns": {"group": "group"}}
+DOMAINS: dict[str, dict[str, Any]] = {
+    "tweets": {**CLASSES, "domains": {"tweets": {"source": "sample:vader/tweets"}}},
+    "news": {**CLASSES, "domains": {"news": {"source": "sample:vader/news"}}},
+    "licenses": {
+        "task": "embedding",
+        "data": {"train_rows": 1000, "validation": 100, "test": 800, "max_length": 64},
+        "domains": {"licenses": LICENSES},
+    },
+}
+"""Recipes of the domains: two of classes, one of search."""
 SHAPES: dict[str, dict[str, Any]] = {
     "5 layers, ffn 0.125": {"layers": 5, "ffn": 0.125},
     "5 layers, ffn 0.125, fewer tokens": {"layers": 5, "ffn": 0.125, "vocabulary": "auto"},
@@ -38,7 +50,7 @@ CELLS = {
     f"{domain}, {shape}, seed {seed}": (domain, shape, seed)
     for seed in (17, 18, 19)
     for shape in SHAPES
-    for domain in ("tweets", "news")
+    for domain in DOMAINS
 }
 LEFT_OUT = {"security": False, "drift": False, "transfer": False}
 
@@ -51,9 +63,7 @@ def measure(domain: str, shape: str, seed: int, folder: Path) -> dict[str, Any]:
         fields = {
             "name": "student",
             "model": "sample:minilm-l6",
-            "task": "text-classification",
-            "domains": {domain: {"source": f"sample:vader/{domain}"}},
-            "data": ROWS,
+            **DOMAINS[domain],
             "train": {"seed": seed},
             "evaluate": LEFT_OUT,
             "student": {**SHAPES[shape], "weight": weight, "limit": 100},
@@ -87,10 +97,10 @@ def table(results: dict[str, Any]) -> str:
     ]
     for name, each in results["cells"].items():
         lost, low, high = each["student_points"]
-        accuracy = f"{each['base']:.3f} | {each['adapted']:.3f} | {each['student']:.3f}"
+        metric = f"{each['base']:.3f} | {each['adapted']:.3f} | {each['student']:.3f}"
         size, speed = f"{each['parameters']:.0%}", f"{each['faster']:.2f}x"
         points = f"{lost:+.2f} [{low:+.2f}, {high:+.2f}]"
-        lines.append(f"| {name} | {size} | {speed} | {accuracy} | {points} | {each['without']:.3f} |")
+        lines.append(f"| {name} | {size} | {speed} | {metric} | {points} | {each['without']:.3f} |")
     return "\n".join(lines)
 
 

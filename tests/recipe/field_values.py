@@ -392,6 +392,8 @@ FIELDS: dict[str, Case] = {
     "train.shard": Case((True, False), planned, TEXTS, {"processes": 2}),
     "train.trackers": Case(([], ["tensorboard"]), trackers),
     **{f"train.fast.{part}": both(part) for part in FAST_PARTS},
+    # Of language models no head reads the first token.
+    "train.fast.first_token": Case((True, False), steps, beside={"train.max_steps": 2}),
     "train.fast.bfloat16": Case((True, False), planned, TEXTS, {"targets": ["cpu-amx-64gb"], "dtype": "float32"}),
     "train.fast.compile": Case((True, False), fused, TEXTS),
     "train.fast.frozen_cache": Case((True, False), steps, TEXTS, {"adapter.layers": 1}),
