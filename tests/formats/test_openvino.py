@@ -10,7 +10,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import openvino
 import pytest
 import torch
 from cells import trained
@@ -30,6 +29,7 @@ from hfadapt.models.adapter_files import folder_problems
 from hfadapt.models.merge import open_merged
 from hfadapt.records.stages import Manifest
 
+openvino = pytest.importorskip("openvino")
 TEXTS = ["lovely bright film superb", "dreadful stale film awful", "the paper window", "a", "warm " * 60]
 
 
@@ -211,6 +211,7 @@ def test_language_models_are_refused(models):
     assert "cache of keys and values" in kind.unfit("causal-lm", load_config(str(models / "lm")).to_dict())
 
 
+@pytest.mark.slow
 def test_a_convolutional_net_learns_its_ranges_from_training_rows(vision, tmp_path):
     write_folders(tmp_path / "pictures", 80)
     domains = {"one": {"source": "pictures"}}
