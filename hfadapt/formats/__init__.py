@@ -111,6 +111,8 @@ class Format(Protocol):
     """Labels that its runtime is asked for, where each takes it long; None for those of all rows."""
     rounds: Literal["", "values", "rows"] = ""
     """Where it has a form that rounds to 8 bits as values come: by the range of all values at once, or of each row."""
+    bare: frozenset[str] = frozenset()
+    """Its files of numbers alone that are called as pickles are; nothing unpickles them."""
     extra: str = ""
     """The extra of hfadapt that installs them; empty where each is installed by its own name."""
 

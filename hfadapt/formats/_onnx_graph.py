@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import io
-import logging
 import re
 import tempfile
-import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import RunError
+from hfadapt.formats._single_file import quietly
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,47 +22,7 @@ DOMAINS = ("", "ai.onnx", "com.microsoft")
 ROUNDED = ("MatMul", "Gather")
 """What is rounded as it comes: matrices, and embeddings, which are most of a small model."""
 MOST_DENORMAL = 0.01
-LOGGERS = ("", "transformers", "torch.onnx", "torch.export")
 SUFFIX = "_quantized"
-_shared: dict[Hashable, Any] | None = None
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the progress that exporters print and the versions that they warn of."""
-    before = {
-        name: logging.getLogger(name).level for name in ("transformers", "torch.onnx", "torch.export", "root", "")
-    }
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for name in before:
-                logging.getLogger(name).setLevel(logging.ERROR)
-            try:
-                yield
-            finally:
-                for name, level in before.items():
-                    logging.getLogger(name).setLevel(level)
-
-
-@contextlib.contextmanager
-def shared() -> Iterator[None]:
-    """Inside, a graph that `once` was asked for is kept."""
-    global _shared
-    before, _shared = _shared, {}
-    try:
-        yield
-    finally:
-        _shared = before
-
-
-def once(name: Hashable, make: Callable[[], Any]) -> Any:
-    """The graph of this name, where it was made before in the same `shared`; else it is made."""
-    if _shared is None:
-        return make()
-    if name not in _shared:
-        _shared[name] = make()
-    return _shared[name]
 
 
 def exported(model: Any, inputs: dict[str, Any], shapes: Mapping[str, Any], outputs: Sequence[str]) -> Any:
@@ -85,7 +43,7 @@ def exported(model: Any, inputs: dict[str, Any], shapes: Mapping[str, Any], outp
         name: axes and {axis: free.setdefault(each, torch.export.Dim.DYNAMIC) for axis, each in axes.items()}
         for name, axes in shapes.items()
     }
-    with _quietly(), torch.no_grad():
+    with quietly(), torch.no_grad():
         made = OnnxExporter().export(model, inputs, config=OnnxConfig(dynamic_shapes=axes))
         program = made.program
         made_outputs = {each.name: each for each in program.graph.outputs}
@@ -158,7 +116,7 @@ def quantise(
             return None if found is None else {name: found[name].numpy() for name in names}
 
     names = [each.name for each in proto.graph.input]
-    with tempfile.TemporaryDirectory() as place, _quietly():
+    with tempfile.TemporaryDirectory() as place, quietly():
         plain, ready, rounded = (Path(place) / f"{name}.onnx" for name in ("plain", "ready", "rounded"))
         save(proto, plain, {})
         if rows is None:

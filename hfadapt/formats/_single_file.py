@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.formats import Estimate, Form, Format
+from hfadapt.hardware import catalogue
 from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import ModelFacts, load_config
+from hfadapt.models.fold import simplify
 from hfadapt.models.load import Base, load_processor, source_of
 from hfadapt.models.merge import open_merged
 
@@ -30,6 +36,11 @@ MOST_BYTES = int(1.8 * (1 << 30))
 SAME = 1e-3
 FLOAT, DYNAMIC, STATIC = (Form(name, True, own=name) for name in ("float32", "int8-dynamic", "int8-static"))
 EXAMPLE = "example"
+SUMS = {"avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
+"""Instruction sets of x86 that sum products of 8 bits in 32, or come with one that does."""
+ROWS = 2
+"""Of the example from which the graph is made: one row, or one token, would be taken as the only size."""
+_shared: dict[Hashable, Any] | None = None
 
 
 class SingleFile(Format):
@@ -207,3 +218,90 @@ def reading(cell: Cell) -> tuple[str, str, str]:
     example = f'"{EXAMPLE}{kind.suffixes[0]}"  # a file of yours' if kind.suffixes else f'"{EXAMPLE}"'
     lines = kind.reading.format(max_length=lock.data.max_length, arguments=arguments)
     return kind.imports, f"example = {example}", lines
+
+
+# --- making ----------------------------------------------------------------------------------------------------------
+
+
+def made_simple(cell: Cell, base: Base) -> Sequence[Example]:
+    """Takes out of a merged model what computes nothing, makes its output what a file gives, and returns the first
+    training rows, from which ranges are learned."""
+    examples = examples_of(cell, base, max(cell.lock.export.calibration_rows, ROWS))
+    tensors, options = inputs_of(cell, base, examples[:1])
+    simplify(base.model, {**tensors, **options})
+    base.model = registry.task(cell.lock.task).for_file(base.model, base.tokenizer)
+    return examples
+
+
+def graph_of(cell: Cell, base: Base, examples: Sequence[Example], what: str, make: Callable[..., Any]) -> Any:
+    """A graph for any number of rows, and of tokens where rows differ in length.
+
+    Args:
+        what: Whose graph it is.
+        make: Gets the model, an example (tensors, and other arguments, which become part of the graph), and for each
+            input the names of its free axes, by number.
+
+    Raises:
+        RunError: torch or transformers cannot make a graph of this architecture.
+    """
+    one_size = registry.modality(registry.task(cell.lock.task).modality).one_size
+    tensors, options = inputs_of(cell, base, sorted(examples, key=lambda example: -example.size)[:ROWS])
+    shapes: dict[str, Any] = {
+        name: {0: "batch"} if one_size or value.ndim != 2 else {0: "batch", 1: "length"}
+        for name, value in tensors.items()
+    }
+    try:
+        return make(base.model, {**tensors, **options}, {**shapes, **dict.fromkeys(options)})
+    except Exception as error:
+        # The exporters raise errors of every kind.
+        raise RunError(
+            f"no {what} graph can be made of this model",
+            place=type(base.model).__name__,
+            got=f"{type(error).__name__}: {' '.join(str(error).split())}"[:400],
+            fix="export it as merged, which every tool of transformers reads",
+        ) from error
+
+
+def saturates(target: str) -> bool:
+    """Whether sums of 8-bit products may overflow 16 bits on a target: x86 before VNNI."""
+    machine = catalogue.target(target)
+    x86 = machine.architecture.lower() in ("x86_64", "amd64")
+    return x86 and not SUMS & set(machine.features)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without the progress that exporters print and the versions that they warn of."""
+    before = {
+        name: logging.getLogger(name).level for name in ("transformers", "torch.onnx", "torch.export", "root", "")
+    }
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name in before:
+                logging.getLogger(name).setLevel(logging.ERROR)
+            try:
+                yield
+            finally:
+                for name, level in before.items():
+                    logging.getLogger(name).setLevel(level)
+
+
+@contextlib.contextmanager
+def shared() -> Iterator[None]:
+    """Inside, a graph that `once` was asked for is kept."""
+    global _shared
+    before, _shared = _shared, {} if _shared is None else _shared
+    try:
+        yield
+    finally:
+        _shared = before
+
+
+def once(name: Hashable, make: Callable[[], Any]) -> Any:
+    """The graph of this name, where it was made before in the same `shared`; else it is made."""
+    if _shared is None:
+        return make()
+    if name not in _shared:
+        _shared[name] = make()
+    return _shared[name]

@@ -10,36 +10,29 @@ file's metadata.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
-from hfadapt.core.errors import RunError
 from hfadapt.formats import Form, Format, Head, Runner
 from hfadapt.formats import _onnx_graph as graph
 from hfadapt.formats import _single_file as single
 from hfadapt.formats._single_file import DYNAMIC, FLOAT, STATIC, SingleFile
-from hfadapt.hardware import catalogue
 from hfadapt.models.base import BaseRef
-from hfadapt.models.fold import simplify
 from hfadapt.models.load import Base, load_processor, source_of
 
 if TYPE_CHECKING:
     import torch
 
-    from hfadapt.modalities import Example
     from hfadapt.recipe.schema import Lock
     from hfadapt.records.stages import Manifest
     from hfadapt.run_folder import Cell
 
 FILE = "model.onnx"
-SUMS = {"avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"}
-"""Instruction sets of x86 that sum products of 8 bits in 32, or come with one that does."""
-ROWS = 2
-"""Of the example from which the graph is made: one row, or one token, would be taken as the only size."""
 
 
 class Onnx(SingleFile):
@@ -77,19 +70,19 @@ class Onnx(SingleFile):
         """Merges in float32, makes the graph, and rounds it where the form says so."""
         assert form is not None
         base = single.open_float(cell)
-        examples = single.examples_of(cell, base, max(cell.lock.export.calibration_rows, ROWS))
-        tensors, options = single.inputs_of(cell, base, examples[:1])
-        simplify(base.model, {**tensors, **options})
-        base.model = registry.task(cell.lock.task).for_file(base.model, base.tokenizer)
         outputs = self.outputs(cell.lock.task)
-        made = graph.once((cell.folder, outputs), lambda: _exported(cell, base, examples, outputs))
+        examples = single.made_simple(cell, base)
+        made = single.once(
+            (self.name, cell.folder, outputs),
+            lambda: single.graph_of(cell, base, examples, "ONNX", functools.partial(graph.exported, outputs=outputs)),
+        )
         about, names = single.about(cell, base.tokenizer), self.files[form.own]
         for name in names:
             (folder / name).parent.mkdir(exist_ok=True)
         if form.own != FLOAT.own:
             fixed = form.own == STATIC.own
             feeds = [single.inputs_of(cell, base, [each])[0] for each in examples] if fixed else None
-            graph.quantise(made, folder / names[0], about, feeds, reduce_range=saturates(cell.lock.target))
+            graph.quantise(made, folder / names[0], about, feeds, reduce_range=single.saturates(cell.lock.target))
         if form.own == FLOAT.own or len(names) > 1:
             graph.save(made, folder / names[-1], about)
         single.write_beside(cell, base, folder)
@@ -97,7 +90,7 @@ class Onnx(SingleFile):
 
     def together(self) -> AbstractContextManager[None]:
         """The graph is made once."""
-        return graph.shared()
+        return single.shared()
 
     def reopen(self, cell: Cell, folder: Path, device: torch.device) -> Any:
         """A session of ONNX Runtime on the CPU."""
@@ -144,48 +137,6 @@ class Onnx(SingleFile):
             f'out = session.run(["{task.file_reads or task.reads}"], {{name: inputs[name] for name in names}})[0][0]\n'
             f"{task.reading}"
         )
-
-
-# --- writing ---------------------------------------------------------------------------------------------------------
-
-
-def saturates(target: str) -> bool:
-    """Whether sums of 8-bit products may overflow 16 bits on a target: x86 before VNNI."""
-    machine = catalogue.target(target)
-    x86 = machine.architecture.lower() in ("x86_64", "amd64")
-    return x86 and not SUMS & set(machine.features)
-
-
-def _exported(cell: Cell, base: Base, examples: Sequence[Example], outputs: Sequence[str]) -> Any:
-    """The graph as an `onnx.ModelProto`, with these outputs alone.
-
-    Raises:
-        RunError: torch or transformers cannot make a graph of this architecture.
-    """
-    task = registry.task(cell.lock.task)
-    order = sorted(examples, key=lambda example: -example.size)
-    tensors, options = single.inputs_of(cell, base, order[:ROWS])
-    shapes: dict[str, Any] = {
-        name: _free_axes(value, registry.modality(task.modality).one_size) for name, value in tensors.items()
-    }
-    for name, value in options.items():
-        shapes[name] = None
-        tensors[name] = value
-    try:
-        return graph.exported(base.model, tensors, shapes, outputs)
-    except Exception as error:
-        # The exporters raise errors of every kind.
-        raise RunError(
-            "no ONNX graph can be made of this model",
-            place=type(base.model).__name__,
-            got=f"{type(error).__name__}: {' '.join(str(error).split())}"[:400],
-            fix="export it as merged, which every tool of transformers reads",
-        ) from error
-
-
-def _free_axes(value: Any, one_size: bool) -> dict[int, str]:
-    """The axes of any size: rows, and tokens where rows differ in length."""
-    return {0: "batch"} if one_size or value.ndim != 2 else {0: "batch", 1: "length"}
 
 
 # --- running ---------------------------------------------------------------------------------------------------------

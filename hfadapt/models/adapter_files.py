@@ -134,6 +134,7 @@ def _unknown_names(folder: Path, manifest: Manifest) -> Iterator[Problem]:
 
 def _foreign_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     known = {Path(name).parts[0] for name in manifest.files if "/" in name}
+    bare = registry.format(manifest.format).bare & manifest.files.keys()
     inside = [path for name in sorted(known) for path in sorted((folder / name).rglob("*"))]
     for path in [*sorted(folder.iterdir()), *inside]:
         if path.is_dir():
@@ -141,7 +142,7 @@ def _foreign_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
                 yield Problem("a foreign folder stands beside the adapter", str(path), fix="remove it")
         elif not path.exists():
             yield Problem("a link beside the adapter leads nowhere", str(path), fix="copy the whole adapter folder")
-        elif is_pickle(path):
+        elif path.relative_to(folder).as_posix() not in bare and is_pickle(path):
             yield Problem(
                 "a file whose loading can run code stands beside the adapter",
                 str(path),

@@ -21,7 +21,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import RequestError
 from hfadapt.export.write import export
 from hfadapt.formats import _onnx_graph as graph
-from hfadapt.formats.onnx import DYNAMIC, FLOAT, saturates
+from hfadapt.formats._single_file import DYNAMIC, FLOAT, saturates
 from hfadapt.hardware import catalogue
 
 TEXTS = ["lovely bright film superb", "dreadful stale film awful", "the paper window", "a", "warm " * 60]
