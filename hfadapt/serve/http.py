@@ -246,16 +246,35 @@ def _body(error: BaseException) -> tuple[int, dict[str, Any]]:
     return 500, openai.fault("the server failed on this request; its log says why", 500)
 
 
-def _wrong_body(error: RequestValidationError) -> str:
+WORKS = {
+    "/predict": '{"inputs": ["a text"]}, with "domain": "NAME" where there are several',
+    "/v1/chat/completions": '{"model": "DOMAIN", "messages": [{"role": "user", "content": "a text"}]}',
+    "/v1/completions": '{"model": "DOMAIN", "prompt": "a text"}',
+}
+"""Bodies that work, by route."""
+
+
+def _wrong_body(error: RequestValidationError, path: str) -> str:
+    if not isinstance(error.body, dict):
+        return str(_no_object(error, path))
     problems = []
     for each in error.errors():
         place = ".".join(str(part) for part in each["loc"] if part != "body")
         what = str(each["msg"]).removeprefix("Value error, ")
-        if not isinstance(error.body, dict):
-            place, what = "", "the body is no JSON object"
-        fix = None if place else "send JSON, with the header Content-Type: application/json"
-        problems.append(Problem(what[:1].lower() + what[1:], place or None, fix=fix))
-    return "\n".join(map(str, problems))
+        problems.append(Problem(what[:1].lower() + what[1:], place or None))
+    works = [f"  a body that works: {WORKS[path]}"] if path in WORKS else []
+    return "\n".join([*map(str, problems), *works])
+
+
+def _no_object(error: RequestValidationError, path: str) -> Problem:
+    """What a body is instead of a JSON object: another value, broken JSON, or not sent as JSON."""
+    names = {list: "a list", bool: "true or false", int: "a number", float: "a number", type(None): "nothing, or null"}
+    broken = [str(each.get("ctx", {}).get("error", "")) for each in error.errors() if each["type"] == "json_invalid"]
+    got = f"broken JSON: {broken[0]}" if broken else names.get(type(error.body), "text")
+    works = WORKS.get(path, "a JSON object")
+    return Problem(
+        "the body is no JSON object", got=got, fix=f"send {works}; and the header Content-Type: application/json"
+    )
 
 
 class Door:
@@ -318,7 +337,7 @@ def make_app(server: Server) -> FastAPI:
 
     async def wrong(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return JSONResponse(openai.fault(_wrong_body(error), 400), 400)
+        return JSONResponse(openai.fault(_wrong_body(error, request.url.path), 400), 400)
 
     async def refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)

@@ -379,7 +379,10 @@ def test_what_cannot_be_done_is_refused(words, more, named):
         (400, {"domain": ["one", "two"], "inputs": ["x"]}, "1 inputs and 2 domains"),
         (400, {"domain": "one", "inputs": []}, "inputs"),
         (400, {"domain": "one", "texts": ["x"], "more": 1}, "more"),
-        (400, b"{", "JSON"),
+        (400, ["x"], "a list"),
+        (400, ["x"], '{"inputs": ["a text"]}'),
+        (400, {"domain": "one", "inputs": "x"}, '{"inputs": ["a text"]}'),
+        (400, b"{", "broken JSON"),
         (400, b"text=x", "Content-Type: application/json"),
     ],
 )
