@@ -141,4 +141,6 @@ def _value(adapted: Adapted, values: Mapping[str, Any], part: str, alone: bool) 
     if value is None or value != value:
         has = ", ".join(str(name) for name, each in values.items() if each is not None) or "nothing"
         raise Unusable("missing-field", f" has no {adapted.columns.get(part, part)}, only {has}")
+    if isinstance(value, str) and not value.strip():
+        raise Unusable("empty-text", f" has nothing in {column}")
     return value

@@ -58,6 +58,7 @@ def test_a_template_is_filled(prompt, values, text):
     [
         (adapted("labelled"), {"a": "1", "b": "2"}, "has no text, only a, b"),
         (adapted("labelled"), {"text": None}, "has no text, only nothing"),
+        (adapted("labelled"), {"text": " \t"}, "has nothing in text"),
         (adapted("labelled"), {"text": {"a": 1}}, "an object where text is needed"),
         (adapted("messages"), {"messages": [*CHAT, *CHAT]}, "several turns"),
         (Adapted(None, None, "causal-lm", (), {}, 64, "completion", "{title}: {text}"), {"text": "b"}, "has no title"),
