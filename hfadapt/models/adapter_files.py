@@ -134,7 +134,9 @@ def _unknown_names(folder: Path, manifest: Manifest) -> Iterator[Problem]:
 
 def _foreign_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     known = {Path(name).parts[0] for name in manifest.files if "/" in name}
-    bare = registry.format(manifest.format).bare & manifest.files.keys()
+    # A format of a package that is not installed is said elsewhere.
+    there = manifest.format in registry.names("formats")
+    bare = registry.format(manifest.format).bare & manifest.files.keys() if there else frozenset()
     inside = [path for name in sorted(known) for path in sorted((folder / name).rglob("*"))]
     for path in [*sorted(folder.iterdir()), *inside]:
         if path.is_dir():

@@ -152,7 +152,7 @@ def test_a_convolutional_net_learns_its_ranges_from_training_rows(vision, tmp_pa
 
     monkeypatch.setattr(graph, "quantise", kept)
     made, exported = [], graph.exported
-    monkeypatch.setattr(graph, "exported", lambda *given: made.append(exported(*given)) or made[-1])
+    monkeypatch.setattr(graph, "exported", lambda *given, **more: made.append(exported(*given, **more)) or made[-1])
     done = export(cell, "onnx", tmp_path / "out", force=True)
     assert len(made) == 1, "both forms are of one graph"
     names = {each.form: each for each in done.record.judged}

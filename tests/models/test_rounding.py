@@ -31,7 +31,7 @@ def test_rounds_as_onnx_runtime(reduce_range, tmp_path) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     from hfadapt.formats import _onnx_graph as graph
-    from hfadapt.formats.onnx import saturates
+    from hfadapt.formats._single_file import saturates
 
     if not reduce_range and saturates("this-machine"):
         pytest.skip("sums of bytes overflow on this processor, which is why the formats reduce the range here")
