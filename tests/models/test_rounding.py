@@ -62,7 +62,10 @@ def test_rounds_as_onnx_runtime(reduce_range, tmp_path) -> None:
 def test_rounds_whole_models_as_onnx_runtime(name, reduce_range, tmp_path) -> None:
     pytest.importorskip("onnxruntime")
     from hfadapt.formats import _onnx_graph as graph
+    from hfadapt.formats._single_file import saturates
 
+    if not reduce_range and saturates("this-machine"):
+        pytest.skip("the sums of 8-bit products overflow on this processor")
     model, batch = family(name), inputs(name)
     model.config.use_cache = False
     free = {0: "batch", 1: "length"}
