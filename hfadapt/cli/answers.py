@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hfadapt.files import Rows
     from hfadapt.serve.adapted import Adapted
 
-STANDARD_INPUT = "-"
+STANDARD_INPUT = STANDARD_OUTPUT = "-"
 
 
 def answer_rows(
@@ -28,7 +28,7 @@ def answer_rows(
     Args:
         load: Loads the adapter, once all else is found to be right.
         texts: Of the command line, or `-` alone.
-        output: A new file for JSON Lines; nothing is printed then.
+        output: A new file for JSON Lines, or `-`, where nothing else is printed then.
         as_json: Print one JSON list.
 
     Raises:
@@ -38,12 +38,14 @@ def answer_rows(
     from hfadapt.serve.asked import answered
 
     rows, place = _rows(texts, file)
-    if output is not None and output.exists():
+    shown = output is not None and str(output) == STANDARD_OUTPUT
+    if output is not None and not shown and output.exists():
         raise RequestError("the file exists already", place=str(output), fix="give another name with --output")
     adapted = load()
     count, bad = 0, 0
     said: list[dict[str, Any]] = []
-    with output.open("x", encoding="utf-8") if output is not None else nullcontext() as written:
+    out = nullcontext(sys.stdout if shown else None) if output is None or shown else output.open("x", encoding="utf-8")
+    with out as written:
         for each in answered(adapted, rows):
             count += 1
             if each.fault is not None:
@@ -56,7 +58,9 @@ def answer_rows(
             else:
                 typer.echo(str(each))
     if output is not None:
-        typer.echo(f"{count - bad:,} answers of {count:,} rows written to {output}", err=True)
+        typer.echo(
+            f"{count - bad:,} answers of {count:,} rows written to {'standard output' if shown else output}", err=True
+        )
     elif as_json:
         typer.echo(json.dumps(said, indent=1))
     if bad:

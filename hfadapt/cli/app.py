@@ -234,7 +234,9 @@ def predict(  # noqa: PLR0913 - options of the command
     ] = None,
     output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--output", "-o", metavar="FILE", help="A new file for the answers, a JSON object a row."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="A new file for the answers, a JSON object a row; - prints them."
+        ),
     ] = None,
     domain: OneDomain = None,
     target: OneTarget = None,

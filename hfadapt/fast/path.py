@@ -324,9 +324,8 @@ def _adds_after_attention(module: Any) -> bool:
     parts = dict(module.named_children())
     if set(parts) != {"attention", "intermediate", "output"}:
         return False
-    return {"dense", "LayerNorm"} <= dict(
-        getattr(parts["attention"], "output", torch.nn.Identity()).named_children()
-    ).keys()
+    behind = getattr(parts["attention"], "output", None)
+    return hasattr(behind, "dense") and hasattr(behind, "LayerNorm")
 
 
 def _of_first_token(module: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:

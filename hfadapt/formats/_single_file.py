@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
-from hfadapt.formats import Estimate, Form, Format
+from hfadapt.formats import Estimate, Form, Format, Runner
 from hfadapt.hardware import catalogue
 from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import ModelFacts, load_config
@@ -27,8 +27,11 @@ from hfadapt.models.load import Base, load_processor, source_of
 from hfadapt.models.merge import open_merged
 
 if TYPE_CHECKING:
+    import torch
+
     from hfadapt.modalities import Example
     from hfadapt.recipe.schema import Lock
+    from hfadapt.records.stages import Manifest
     from hfadapt.run_folder import Cell
 
 MOST_BYTES = int(1.8 * (1 << 30))
@@ -77,6 +80,24 @@ class SingleFile(Format):
             return why
         size = sum(path.stat().st_size for path in Path(source_of(BaseRef.of(lock)).path).glob("*.safetensors"))
         return f"a base of {size / (1 << 30):.1f} GiB; one file holds less than 2 GiB" if size > MOST_BYTES else None
+
+    def opened(self, folder: Path) -> Runner:
+        """A folder's file in its runtime on the CPU, with the labels that it names itself.
+
+        Raises:
+            RunError: the runtime refuses the file.
+        """
+        raise NotImplementedError
+
+    def reopen(self, cell: Cell, folder: Path, device: torch.device) -> Any:
+        """In its runtime."""
+        return self.opened(folder)
+
+    def open(self, folder: Path, manifest: Manifest, lock: Lock, device: torch.device) -> Base:
+        """The file in its runtime, and the processor beside it."""
+        source = source_of(BaseRef.of(lock).at(folder))
+        processor = load_processor(source, registry.task(lock.task).modality, lock.data.max_length)
+        return Base(source, self.opened(folder), processor, (), (), 0, 0, {})
 
     def tolerance(self, cell: Cell, form: Form | None) -> float | None:
         """float32 is kept."""

@@ -23,16 +23,13 @@ from hfadapt.formats import _litert_file as file
 from hfadapt.formats import _single_file as single
 from hfadapt.formats._litert_android import android
 from hfadapt.formats._single_file import DYNAMIC, FLOAT, STATIC, SingleFile
-from hfadapt.models.base import BaseRef
 from hfadapt.models.fold import simplify
-from hfadapt.models.load import Base, load_processor, source_of
+from hfadapt.models.load import Base
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from hfadapt.recipe.schema import Lock
-    from hfadapt.records.stages import Manifest
     from hfadapt.run_folder import Cell
 
 FILE, GUIDE = "model.tflite", "ANDROID.md"
@@ -105,7 +102,7 @@ class LiteRt(SingleFile):
         (folder / GUIDE).write_text(guide, encoding="utf-8")
         return base.model.to(device)
 
-    def reopen(self, cell: Cell, folder: Path, device: torch.device) -> Any:
+    def opened(self, folder: Path) -> Runner:
         """LiteRT's interpreter on the CPU."""
         return _opened(folder)
 
@@ -119,12 +116,6 @@ class LiteRt(SingleFile):
     def operators(self, folder: Path) -> dict[str, int]:
         """By LiteRT's names."""
         return file.operators(folder / FILE)
-
-    def open(self, folder: Path, manifest: Manifest, lock: Lock, device: torch.device) -> Base:
-        """The interpreter, and the processor beside the file."""
-        source = source_of(BaseRef.of(lock).at(folder))
-        processor = load_processor(source, registry.task(lock.task).modality, lock.data.max_length)
-        return Base(source, _opened(folder), processor, (), (), 0, 0, {})
 
     def usage(self, cell: Cell) -> str:
         """Lines that need LiteRT and what reads a row."""

@@ -22,14 +22,10 @@ from hfadapt.formats import Form, Format, Head, Runner
 from hfadapt.formats import _onnx_graph as graph
 from hfadapt.formats import _single_file as single
 from hfadapt.formats._single_file import DYNAMIC, FLOAT, STATIC, SingleFile
-from hfadapt.models.base import BaseRef
-from hfadapt.models.load import Base, load_processor, source_of
 
 if TYPE_CHECKING:
     import torch
 
-    from hfadapt.recipe.schema import Lock
-    from hfadapt.records.stages import Manifest
     from hfadapt.run_folder import Cell
 
 FILE = "model.onnx"
@@ -92,7 +88,7 @@ class Onnx(SingleFile):
         """The graph is made once."""
         return single.shared()
 
-    def reopen(self, cell: Cell, folder: Path, device: torch.device) -> Any:
+    def opened(self, folder: Path) -> Runner:
         """A session of ONNX Runtime on the CPU."""
         return _opened(folder, self._file(folder))
 
@@ -115,15 +111,6 @@ class Onnx(SingleFile):
     def operators(self, folder: Path) -> dict[str, int]:
         """By the names of ONNX, those of ONNX Runtime alone with their domain."""
         return graph.operators(self._file(folder))
-
-    def open(self, folder: Path, manifest: Manifest, lock: Lock, device: torch.device) -> Base:
-        """A session, and the processor beside the file."""
-        ref = BaseRef.of(lock).at(folder)
-        source = source_of(ref)
-        task = registry.task(lock.task)
-        model = _opened(folder, self._file(folder))
-        processor = load_processor(source, task.modality, lock.data.max_length)
-        return Base(source, model, processor, (), (), 0, 0, {})
 
     def usage(self, cell: Cell) -> str:
         """Lines that need ONNX Runtime and what reads a row."""

@@ -22,15 +22,11 @@ from hfadapt.formats import Estimate, Form, Format, Head, Runner
 from hfadapt.formats import _openvino_graph as graph
 from hfadapt.formats import _single_file as single
 from hfadapt.formats._single_file import FLOAT, STATIC, SingleFile
-from hfadapt.models.base import BaseRef
-from hfadapt.models.load import Base, load_processor, source_of
 
 if TYPE_CHECKING:
     import torch
 
     from hfadapt.models.facts import ModelFacts
-    from hfadapt.recipe.schema import Lock
-    from hfadapt.records.stages import Manifest
     from hfadapt.run_folder import Cell
 
 FILE, WEIGHTS = "openvino_model.xml", "openvino_model.bin"
@@ -101,7 +97,7 @@ class OpenVino(SingleFile):
         """The graph is made once."""
         return single.shared()
 
-    def reopen(self, cell: Cell, folder: Path, device: torch.device) -> Any:
+    def opened(self, folder: Path) -> Runner:
         """OpenVINO on the CPU."""
         return _opened(folder)
 
@@ -117,12 +113,6 @@ class OpenVino(SingleFile):
     def operators(self, folder: Path) -> dict[str, int]:
         """By OpenVINO's names."""
         return graph.operators(graph.read(folder / FILE))
-
-    def open(self, folder: Path, manifest: Manifest, lock: Lock, device: torch.device) -> Base:
-        """OpenVINO, and the processor beside the graph."""
-        source = source_of(BaseRef.of(lock).at(folder))
-        processor = load_processor(source, registry.task(lock.task).modality, lock.data.max_length)
-        return Base(source, _opened(folder), processor, (), (), 0, 0, {})
 
     def usage(self, cell: Cell) -> str:
         """Lines that need OpenVINO and what reads a row."""

@@ -437,8 +437,9 @@ class Task:
         return {}
 
     def fault(self, value: Any) -> Problem | None:
-        """Why a value cannot be answered, where it is a file."""
-        return None
+        """Why a value cannot be answered: a blank text, or a file that cannot be read."""
+        blank = isinstance(value, str) and not value.strip()
+        return Problem("there is nothing to answer", got="a blank text") if blank else None
 
     def opened(self, asked: Served, said: str | Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of what precedes a text that is to be written, for tasks whose model writes.

@@ -164,7 +164,13 @@ def test_predict_from_a_file_and_standard_input(ready, tmp_path):
         (1, None, True),
         (2, "a dull film", False),
     ]
+    shown = command("predict", "runs/tiny", "--file", tmp_path / "rows.jsonl", "--output", "-", folder=ready)
+    assert (shown.code, shown.out) == (1, out.read_text())
+    assert not (ready / "-").exists()
     assert "exists already" in command("predict", "runs/tiny", "text", "--output", out, folder=ready).err
+    blank = command("predict", "runs/tiny", "a lovely film", "  ", folder=ready)
+    assert (blank.code, blank.out) == (1, said.splitlines()[0] + "\n")
+    assert "a blank text" in blank.err
     assert "nothing to answer" in command("predict", "runs/tiny", folder=ready).err
     both = command("predict", "runs/tiny", "text", "--file", tmp_path / "rows.txt", folder=ready)
     assert (both.code, "leave one of them out" in both.err) == (2, True)

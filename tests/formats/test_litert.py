@@ -11,11 +11,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from cells import trained
+from cells import trained, trained_on_sounds
 from make_litert_files import HERE, LABELS, LENGTH, Tiny
 from tiny import command, labelled, questions
 from tiny_images import make_vision_models, write_folders
-from tiny_sounds import make_hearing_models, write_sounds
 
 from hfadapt import load_adapted
 from hfadapt.core import registry
@@ -245,13 +244,9 @@ def test_texts(models, tmp_path):
 @pytest.mark.parametrize("name", ["whisper", "wave"])
 def test_sounds(tmp_path, name):
     """One takes spectrograms of one length, the other samples with a mask, behind which it writes zeros."""
-    make_hearing_models(tmp_path)
-    write_sounds(tmp_path / "sounds", 80)
-    domains = {"one": {"source": "sounds"}}
-    cell = trained(tmp_path, tmp_path / name, "audio-classification", [], domains=domains, dtype="float32")
+    cell, paths = trained_on_sounds(tmp_path, name)
     done = export(cell, "litert", tmp_path / "out", force=True)
     assert not any(each.refused for each in done.record.judged)
-    paths = sorted((tmp_path / "sounds").rglob("*.wav"))[::20]
     said = command("predict", tmp_path / "out", *paths, "--json")
     assert [each["label"] for each in json.loads(said.out)] == [path.parent.name for path in paths]
     page = (tmp_path / "out/ANDROID.md").read_text()

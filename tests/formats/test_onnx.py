@@ -11,20 +11,17 @@ import sys
 import numpy as np
 import pytest
 import torch
-from cells import trained
-from tiny import command, labelled, questions, tagged
+from cells import OTHER_TASKS, TEXTS, answers_in_float32, trained, trained_on_sounds
+from tiny import command, labelled, questions
 from tiny_images import write_folders
-from tiny_sounds import make_hearing_models, write_sounds
 
 from hfadapt import load_adapted
 from hfadapt.core import registry
-from hfadapt.core.errors import RequestError
 from hfadapt.export.write import export
 from hfadapt.formats import _onnx_graph as graph
 from hfadapt.formats._single_file import DYNAMIC, FLOAT, saturates
 from hfadapt.hardware import catalogue
 
-TEXTS = ["lovely bright film superb", "dreadful stale film awful", "the paper window", "a", "warm " * 60]
 ONNX = registry.format("onnx")
 
 
@@ -165,45 +162,21 @@ def test_a_convolutional_net_learns_its_ranges_from_training_rows(vision, tmp_pa
     assert kinds == {onnx.TensorProto.INT8}, "every convolution is rounded"
 
 
-TASKS = {
-    "token-classification": lambda: tagged(100),
-    "text-regression": lambda: [{"text": row["text"], "score": float(len(row["text"]))} for row in labelled(100)],
-    "multi-label-classification": lambda: [{"text": row["text"], "labels": [row["label"]]} for row in labelled(100)],
-    "embedding": lambda: questions(100),
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", OTHER_TASKS)
 def test_other_tasks_answer_as_they_did(models, tmp_path, task):
-    cell = trained(tmp_path, models / "encoder", task, TASKS[task](), dtype="float32")
-    done = export(cell, "onnx", tmp_path / "out", variant="float32")
-    (judged,) = done.record.judged
-    assert judged.agreement == 1.0
-    assert judged.kl_nats < 1e-6
-    expected = load_adapted(cell.folder).predict(TEXTS)
-    found = load_adapted(tmp_path / "out").predict(TEXTS)
-    assert [each.label for each in found] == [each.label for each in expected]
-    numbers = [(each.number or 0.0, *(each.vector or ())) for each in (*found, *expected)]
-    for one, other in zip(numbers[: len(TEXTS)], numbers[len(TEXTS) :], strict=True):
-        assert one == pytest.approx(other, abs=1e-3)
-    with pytest.raises(RequestError, match="no such variant"):
-        export(cell, "onnx", tmp_path / "none", variant="int4")
+    answers_in_float32(tmp_path, models / "encoder", task, "onnx")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["whisper", "wave"])
 def test_sounds(tmp_path, name):
     """What the processor made of them goes in, and how it does that is told in the file."""
-    make_hearing_models(tmp_path)
-    write_sounds(tmp_path / "sounds", 80)
-    domains = {"one": {"source": "sounds"}}
-    cell = trained(tmp_path, tmp_path / name, "audio-classification", [], domains=domains, dtype="float32")
+    cell, paths = trained_on_sounds(tmp_path, name)
     done = export(cell, "onnx", tmp_path / "out", force=True)
     assert [each.form for each in done.record.judged] == ["int8-dynamic", "float32"]
     assert not any(each.refused for each in done.record.judged)
     assert done.record.judged[1].kl_nats < 1e-9
-    paths = sorted((tmp_path / "sounds").rglob("*.wav"))[::20]
     said = command("predict", tmp_path / "out", *paths, "--json")
     assert [each["label"] for each in json.loads(said.out)] == [path.parent.name for path in paths]
     told = graph.about(tmp_path / "out/model.onnx")

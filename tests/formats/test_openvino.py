@@ -12,14 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from cells import trained
-from tiny import command, labelled, questions, tagged
+from cells import OTHER_TASKS, TEXTS, answers_in_float32, trained, trained_on_sounds
+from tiny import command, labelled
 from tiny_images import write_folders
-from tiny_sounds import make_hearing_models, write_sounds
 
 from hfadapt import load_adapted
 from hfadapt.core import registry
-from hfadapt.core.errors import RequestError
 from hfadapt.export.write import export
 from hfadapt.formats import _openvino_graph as graph
 from hfadapt.formats import _single_file as single
@@ -30,7 +28,6 @@ from hfadapt.models.merge import open_merged
 from hfadapt.records.stages import Manifest
 
 openvino = pytest.importorskip("openvino")
-TEXTS = ["lovely bright film superb", "dreadful stale film awful", "the paper window", "a", "warm " * 60]
 
 
 @pytest.fixture(scope="module")
@@ -226,42 +223,18 @@ def test_a_convolutional_net_learns_its_ranges_from_training_rows(vision, tmp_pa
     assert [each.label for each in found] == [each.label for each in expected]
 
 
-TASKS = {
-    "token-classification": lambda: tagged(100),
-    "text-regression": lambda: [{"text": row["text"], "score": float(len(row["text"]))} for row in labelled(100)],
-    "multi-label-classification": lambda: [{"text": row["text"], "labels": [row["label"]]} for row in labelled(100)],
-    "embedding": lambda: questions(100),
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", OTHER_TASKS)
 def test_other_tasks_answer_as_they_did(models, tmp_path, task):
-    cell = trained(tmp_path, models / "encoder", task, TASKS[task](), dtype="float32")
-    done = export(cell, "openvino", tmp_path / "out", variant="float32")
-    (judged,) = done.record.judged
-    assert judged.agreement == 1.0
-    assert judged.kl_nats < 1e-6
-    expected = load_adapted(cell.folder).predict(TEXTS)
-    found = load_adapted(tmp_path / "out").predict(TEXTS)
-    assert [each.label for each in found] == [each.label for each in expected]
-    numbers = [(each.number or 0.0, *(each.vector or ())) for each in (*found, *expected)]
-    for one, other in zip(numbers[: len(TEXTS)], numbers[len(TEXTS) :], strict=True):
-        assert one == pytest.approx(other, abs=1e-3)
-    with pytest.raises(RequestError, match="no such variant"):
-        export(cell, "openvino", tmp_path / "none", variant="int4")
+    answers_in_float32(tmp_path, models / "encoder", task, "openvino")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["whisper", "wave"])
 def test_sounds(tmp_path, name):
-    make_hearing_models(tmp_path)
-    write_sounds(tmp_path / "sounds", 80)
-    domains = {"one": {"source": "sounds"}}
-    cell = trained(tmp_path, tmp_path / name, "audio-classification", [], domains=domains, dtype="float32")
+    cell, paths = trained_on_sounds(tmp_path, name)
     done = export(cell, "openvino", tmp_path / "out", force=True)
     assert [each.form for each in done.record.judged] == [SMALL.own, STATIC.own, FLOAT.own]
     assert not done.record.judged[2].refused
-    paths = sorted((tmp_path / "sounds").rglob("*.wav"))[::20]
     said = command("predict", tmp_path / "out", *paths, "--json")
     assert [each["label"] for each in json.loads(said.out)] == [path.parent.name for path in paths]
