@@ -154,7 +154,8 @@ def test_end_to_end_with_long_texts(models, tmp_path):
     assert record(tmp_path, "train.json")["augmented_rows"] == []
     assert "masked-lm" not in done.err
     predicted = command("predict", "runs/tiny", "music <|user|> water", "no mask", "", folder=tmp_path)
-    assert predicted.code == 0, predicted.err
-    assert len(predicted.out.splitlines()) == 3
+    assert predicted.code == 1
+    assert "a blank text" in predicted.err
+    assert len(predicted.out.splitlines()) == 2
     again = command("run", "tiny.yaml", folder=tmp_path)
     assert "kept" in again.err
