@@ -15,7 +15,7 @@ import typer
 
 from hfadapt.core import stopping
 from hfadapt.core.errors import HfadaptError, RequestError, fault_of_machine
-from hfadapt.hardware.peak_memory import is_out_of_memory
+from hfadapt.hardware.peak_memory import OneOfSeveral, is_out_of_memory
 
 
 class Told(Exception):
@@ -92,6 +92,8 @@ def explained(error: Exception) -> tuple[int, str]:
     if fault := fault_of_machine(error):
         return 1, str(fault)
     if is_out_of_memory(error):
+        if isinstance(error, OneOfSeveral):
+            return 1, str(error)
         return 1, "out of memory\n  fix:     end other programs, or choose a smaller model or less data"
     kept = ""
     with contextlib.suppress(OSError):

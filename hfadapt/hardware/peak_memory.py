@@ -51,6 +51,10 @@ own_process = False
 """Whether no objects but hfadapt's are in this process: set by the command line."""
 
 
+class OneOfSeveral(MemoryError):
+    """Memory ran out in one of several processes, which has to end, as the others wait for it; says what comes then."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory, of the device or of the system, was not enough."""
     return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -100,6 +100,40 @@ def step_time() -> timedelta:
     return timedelta(seconds=int(said)) if said.isdigit() and int(said) else TOGETHER
 
 
+def meeting() -> str:
+    """Where processes find each other, for `torch.distributed.init_process_group`.
+
+    A launcher that starts them again (`--max-restarts`) keeps one store for all starts, with the addresses of processes
+    that are gone: one that is quicker than another would wait for its predecessor (pytorch issue 135712). So each start
+    has names of its own there.
+
+    Raises:
+        RequestError: a launcher of several machines would start them again with the same store: its counts of starts
+            differ between machines.
+    """
+    started = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return "env://"
+    if machines() > 1 and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        raise RequestError(
+            "processes of several machines cannot be started again with the launcher's store",
+            place="launch",
+            got=f"--max-restarts {os.environ['TORCHELASTIC_MAX_RESTARTS']}",
+            fix="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where torchrun is started, or leave --max-restarts",
+        )
+    if started == "0":
+        return "env://"
+    import torch
+
+    def found(url: str, **how: Any) -> Iterator[tuple[torch.distributed.Store, int, int]]:
+        for store, rank, size in torch.distributed.rendezvous("env://", **how):
+            yield torch.distributed.PrefixStore(f"start-{started}", store), rank, size
+
+    with suppress(RuntimeError):  # registered before
+        torch.distributed.register_rendezvous_handler("hfadapt", found)
+    return "hfadapt://"
+
+
 class World:
     """The processes of this run, seen from one of them."""
 
@@ -113,7 +147,7 @@ class World:
             cpu=cpu,
             log_with=list(trackers) or None,
             project_dir=str(folder) if folder else None,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=step_time())],
+            kwargs_handlers=[InitProcessGroupKwargs(init_method=meeting(), timeout=step_time())],
         )
         self.size: int = self.accelerator.num_processes
         # Of its own, so that a step need not wait as long as work that one process does alone.

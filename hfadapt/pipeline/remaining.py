@@ -13,6 +13,10 @@ from hfadapt.records.plan import Plan
 from hfadapt.run_folder import Cell
 from hfadapt.stages import Stage
 
+TELLING = 10.0
+"""Seconds. A stage that is planned for less takes mostly what no plan counts, such as a start: how much longer it takes
+says nothing of other stages."""
+
 
 class Remaining(Progress):
     """Hands everything on, steps and stages with the time that is left of the whole command.
@@ -33,6 +37,7 @@ class Remaining(Progress):
         self._left = {(cell, stage) for cell in self.cells for stage in self.stages if stage not in done[cell]}
         self._took: dict[str, float] = {}
         self._slower: dict[str, float] = {}
+        self._telling: dict[str, float] = {}
         self._now: StageStarted | None = None
         self._began = 0.0
         self._later: float | None = None
@@ -63,6 +68,8 @@ class Remaining(Progress):
         planned = [self._expected(cell, stage) for cell in cells]
         if (total := sum(each or 0.0 for each in planned)) > 0:
             self._slower[stage] = seconds / total
+            if total >= TELLING:
+                self._telling[stage] = seconds / total
 
     def _stepped(self, event: Stepped, now: StageStarted) -> Stepped:
         gone = time.monotonic() - self._began
@@ -95,8 +102,7 @@ class Remaining(Progress):
             expected = sum(others) / len(others) if others else None
         if expected is None:
             return self._took.get(stage, 0.0)
-        measured = self._slower.get(stage)
-        return expected * (measured or max(self._slower.values(), default=1.0))
+        return expected * (self._slower.get(stage) or max(self._telling.values(), default=1.0))
 
     def _expected(self, cell: str, stage: str) -> float | None:
         if cell not in self.cells or stage not in self.stages or not self.cells[cell].has(Plan):

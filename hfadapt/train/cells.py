@@ -155,7 +155,7 @@ class Training:
                 update={
                     "begun": start_weights.relative_to(cell.folder).as_posix() if start_weights else None,
                     "load_seconds": self.load_seconds,
-                    "halvings": halvings(cell),
+                    "halvings": halvings(cell, self.world.size),
                     "check_losses": tuple(losses),
                     "fast_path": loop.path,
                     "frozen_layers": loop.frozen_layers,

@@ -336,3 +336,18 @@ def test_what_is_left_counts_all_cells_and_follows_what_was_measured(monkeypatch
     left.tell(StageFinished("card", "card", ("one/here",), 7.0))
     left.tell(StageStarted("train", "training", ("two/here",)))
     assert kept.left == [200.0, 150.0, 350.0, 350.0, 200.0, 207.0]
+
+
+def test_a_stage_of_moments_says_nothing_of_the_time_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("hfadapt.pipeline.remaining.time.monotonic", lambda: clock[0])
+    quick, long = Known(), Known()
+    quick.name, long.name = "train", "evaluate"  # type: ignore[misc]
+    monkeypatch.setattr(quick, "seconds", lambda cell: 0.01)
+    kept = Kept()
+    left = Remaining(kept, [Place("one/here")], [quick, long])  # type: ignore[list-item]
+    left.tell(StageStarted("train", "training", ("one/here",)))
+    clock[0] = 20.0
+    # It was planned for a moment, and took 20 s to start.
+    left.tell(stepped(39, 1.0, cells=("one/here",)))
+    assert kept.left == [pytest.approx(100.01), pytest.approx(101.0)]

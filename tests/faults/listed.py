@@ -72,6 +72,13 @@ FAULTS = tuple(
             ("two runs share the caches", NOTHING, machines.shared_caches, True),
             ("rows with formulas and HTML", NOTHING, machines.hostile_text, False),
             ("one of several processes hangs in a step", AGAIN, saving.a_rank_hangs, True),
+            (
+                "one of several processes has no memory left (torchrun --max-restarts 1)",
+                NOTHING,
+                saving.short_beside_another,
+                True,
+            ),
+            ("one of several processes dies (torchrun --max-restarts 1)", NOTHING, saving.dies_once, True),
         ),
         1,
     )

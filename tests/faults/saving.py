@@ -9,13 +9,15 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from unittest import mock
 
 from filelock import FileLock
 from machine import Ended
 from place import Outcome, Place, judged
 from tiny import finish, start
+
+from hfadapt.records.stages import TrainRecord
 
 ARMED = """
 import ctypes, os
@@ -40,6 +42,25 @@ def short(self, micro, weights):
 Passes.loss = short
 """
 """From a step on there is no memory for eight rows."""
+
+
+WHICH = """
+import os
+LAST = os.environ["RANK"] == "1"
+FIRST = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+"""
+
+
+KILLED_ONCE = """
+import signal
+from hfadapt.train.passes import Passes
+real = Passes.loss
+def killed(self, micro, weights):
+    if FIRST and LAST and micro.rows[0].job.state.step >= 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, micro, weights)
+Passes.loss = killed
+"""
 
 
 def killed_in_a_save(place: Place) -> Outcome:
@@ -192,6 +213,30 @@ def rows_vanish(place: Place) -> Outcome:
     return judged(
         again, code=0, says="not as they were saved and are made again", kept={"every row": place.as_uninterrupted}
     )
+
+
+def short_beside_another(place: Place) -> Outcome:
+    short = SHORT.format(step=5, error="MemoryError").replace("len(micro.rows) >= 8", "len(micro.rows) >= 4 and LAST")
+    kept = {"the effective batch": lambda record: place.cell.lock.train.batch_rows == 8 and record.halvings == 1}
+    return _started_again(place, short, says="out of memory in one of 2 processes; the same command goes on", kept=kept)
+
+
+def dies_once(place: Place) -> Outcome:
+    return _started_again(place, KILLED_ONCE, says="going on from step 4 of 6", kept={})
+
+
+def _started_again(place: Place, first: str, says: str, kept: Mapping[str, Callable[[TrainRecord], bool]]) -> Outcome:
+    """The launcher starts two processes again, once, of which the second has ended after step 4."""
+    place.project(processes=2)
+    (place.folder / "both.py").write_text(
+        f"{WHICH}{first}\nimport runpy\nrunpy.run_module('hfadapt', run_name='__main__')\n"
+    )
+    launcher = ("torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--max-restarts", "1", "both.py")
+    done = finish(start("train", "tiny.yaml", folder=place.folder, launcher=launcher), 300)
+    own = "\n".join(line for line in done.err.splitlines() if "Traceback" not in line)
+    record = place.cell.train
+    held = {"step 4": record.resumed_from_step == 4, **{what: holds(record) for what, holds in kept.items()}}
+    return judged(Ended(done.code, done.out, own, 0, 0.0), code=0, says=says, kept=held)
 
 
 def a_rank_dies(place: Place) -> Outcome:

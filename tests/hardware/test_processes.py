@@ -12,7 +12,7 @@ from tiny import finish, labelled, recipe_fields, start, write_recipe, write_row
 
 import hfadapt
 from hfadapt.core.errors import RequestError
-from hfadapt.hardware.processes import World, check_world, interruptible, processes_asked
+from hfadapt.hardware.processes import World, check_world, interruptible, meeting, processes_asked
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,21 @@ def test_several_nodes(monkeypatch):
     check_world(1, started=4, asked=4)
     with pytest.raises(RequestError):
         check_world(1, started=1, asked=2)
+
+
+def test_processes_that_are_started_again_meet_under_new_names(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert meeting() == "env://"
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert meeting() == meeting() == "hfadapt://"
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    with pytest.raises(RequestError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1") as caught:
+        meeting()
+    assert "--max-restarts 2" in str(caught.value)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    assert meeting() == "env://"
 
 
 def test_accelerate_launch_on_a_cpu_starts_one_and_is_refused(models, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 from itertools import product
 
 import pytest
@@ -204,3 +205,29 @@ def test_they_score_what_one_does(done, name):
     one, two = (json.loads((done / runs / name / "transfer.json").read_text()) for runs in ("runs", "two"))
     same(without_times(one), without_times(two), name)
     assert len(one["targets"][0]["cells"]) == 4
+
+
+@pytest.mark.slow
+def test_two_machines_of_two_processes_do_what_one_process_does(done, models, vision):
+    """They are two launchers here, which meet on loopback."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    meet = ["--nnodes", "2", "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", str(port)]
+    for name in ("scored", "pictures"):
+        words = ("run" if name in EVALUATED else "train", f"{name}.yaml", "--runs", "four")
+        launchers = [["torch.distributed.run", *meet, "--node_rank", each, "-m", "hfadapt"] for each in "01"]
+        for ended in map(finish, [start(*words, folder=done, launcher=each) for each in launchers]):
+            assert ended.code == 0, ended.err
+        domain = "labelled" if name in EVALUATED else "one"
+        for file in ("metrics.jsonl", *(["evaluation.json", "drift.json"] if name in EVALUATED else [])):
+            one, four = (
+                [
+                    json.loads(line)
+                    for line in (done / runs / name / domain / "this-machine" / file).read_text().splitlines()
+                ]
+                if file == "metrics.jsonl"
+                else json.loads((done / runs / name / domain / "this-machine" / file).read_text())
+                for runs in ("runs", "four")
+            )
+            same(without_times(one), without_times(four), f"{name}/{file}")
