@@ -24,7 +24,7 @@ demo: install  ## four adapters on this machine, in a few minutes
 test: install  ## offline, a few minutes on two cores
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long and not slow and not gpu"
 
-test-all: install  ## what CI runs: offline, with the tests of more than a second
+test-all: install  ## what CI runs: offline, with the tests of more than half a second
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-slow: install  ## with the sample models; fetches them once

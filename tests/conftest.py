@@ -89,7 +89,7 @@ def pytest_unconfigure() -> None:
 
 
 LONG = frozenset((Path(__file__).parent / "long.txt").read_text(encoding="utf-8").splitlines())
-"""Tests that took more than a second, by their ids; `python tests/renew_long.py` writes them."""
+"""Tests that took more than half a second, by their ids; `python tests/renew_long.py` writes them."""
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,6 +1,6 @@
-"""Writes tests/long.txt: the tests that take more than a second, which `make test` leaves out.
+"""Writes tests/long.txt: the tests that take more than half a second, which `make test` leaves out.
 
-    python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu" --durations=0 --durations-min=0.3 > durations.txt
+    python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu" --durations=0 --durations-min=0.1 > durations.txt
     python tests/renew_long.py durations.txt
 
 A file of its own and no marks: which tests are long hangs on the machine, and is measured for all of them at once.
@@ -13,7 +13,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-SECONDS = 1.0
+SECONDS = 0.5
 LONG = Path(__file__).with_name("long.txt")
 LINE = re.compile(r"^([\d.]+)s (?:setup|call|teardown) +(tests/.*)$")
 

@@ -20,9 +20,9 @@ def test_every_long_test_is_there() -> None:
 
 def test_parts_of_a_test_are_added_up() -> None:
     printed = """
-0.60s setup    tests/a/test_b.py::test_c[x y]
-0.50s call     tests/a/test_b.py::test_c[x y]
-1.00s call     tests/a/test_b.py::test_d
+0.30s setup    tests/a/test_b.py::test_c[x y]
+0.25s call     tests/a/test_b.py::test_c[x y]
+0.50s call     tests/a/test_b.py::test_d
 = 3 passed in 9.0s =
 """
     assert long_tests(printed) == ["tests/a/test_b.py::test_c[x y]"]

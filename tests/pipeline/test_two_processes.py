@@ -220,14 +220,11 @@ def test_two_machines_of_two_processes_do_what_one_process_does(done, models, vi
         for ended in map(finish, [start(*words, folder=done, launcher=each) for each in launchers]):
             assert ended.code == 0, ended.err
         domain = "labelled" if name in EVALUATED else "one"
-        for file in ("metrics.jsonl", *(["evaluation.json", "drift.json"] if name in EVALUATED else [])):
-            one, four = (
-                [
-                    json.loads(line)
-                    for line in (done / runs / name / domain / "this-machine" / file).read_text().splitlines()
-                ]
-                if file == "metrics.jsonl"
-                else json.loads((done / runs / name / domain / "this-machine" / file).read_text())
-                for runs in ("runs", "four")
-            )
+        for file in ("metrics.jsonl", *(("evaluation.json", "drift.json") if name in EVALUATED else ())):
+            one, four = (read(done / runs / name / domain / "this-machine" / file) for runs in ("runs", "four"))
             same(without_times(one), without_times(four), f"{name}/{file}")
+
+
+def read(path):
+    text = path.read_text()
+    return [json.loads(each) for each in (text.splitlines() if path.suffix == ".jsonl" else [text])]
