@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,16 +65,46 @@ def recognise(columns: Sequence[str], asked: Columns, forms: Collection[str], pl
     Raises:
         DataError: an asked column is missing, or nothing fits; names the columns there are.
     """
-    said = asked.parts
     problems = [
         choice_problem(f"there is no column for {part}", name, columns, place)
-        for part, name in {**said, "group": asked.group}.items()
+        for part, name in {**asked.parts, "group": asked.group}.items()
         if name is not None and name not in columns
     ]
     if problems:
         raise DataError(problems[0].what, problems=problems)
+    plain = {column.lower(): column for column in reversed(list(columns))}
+    try:
+        return _recognise(columns, asked, forms, place, templated, plain)
+    except DataError:
+        if (fields := _fields(columns)).keys() <= plain.keys():
+            raise
+        with suppress(DataError):
+            return _recognise(columns, asked, forms, place, templated, {**fields, **plain})
+        raise
+
+
+def _fields(columns: Sequence[str]) -> dict[str, str]:
+    """Fields of objects by their own names and those of their objects, where these tell them apart: `body`, and where
+    there is no other in it also `review`, is `review.body`."""
+    found: dict[str, list[str]] = {}
+    for column in columns:
+        above, _, own = column.rpartition(".")
+        for name in (own, above) if above else ():
+            found.setdefault(name.lower(), []).append(column)
+    return {name: each[0] for name, each in found.items() if len(each) == 1}
+
+
+def _recognise(
+    columns: Sequence[str],
+    asked: Columns,
+    forms: Collection[str],
+    place: str,
+    templated: bool,
+    lower: Mapping[str, str],
+) -> Shape:
+    """As `recognise`; `lower` has the columns by the names in small letters by which they are known."""
+    said = asked.parts
     parts = {**_alpaca(columns, said), **said} if not said or set(said) <= {"label"} else dict(said)
-    lower = {column.lower(): column for column in reversed(list(columns))}
     # Where a task learns from rows of one kind of label, another schema with the same parts is out of the question.
     known = [each for each in registry.schemas() if each.name in forms or not _rival(each, forms)]
     # Another schema may know one of these columns by another name.

@@ -17,6 +17,7 @@ from hfadapt.data.labels import Labels, some
 from hfadapt.data.rows import GROUP, Dropped, Ledger, Row, name_rows
 from hfadapt.data.sources import Opened, unreadable
 from hfadapt.files import Blob, Unusable
+from hfadapt.files.nested import spread
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import Finding
 
@@ -105,6 +106,7 @@ class SourceReader:
             return item
 
         enough = HEAD_ROWS
+        named = self.source.settings.columns.model_dump(exclude_none=True).values()
         for item in self.source.read():
             if limit is not None and self.rows_in >= limit:
                 break
@@ -115,7 +117,9 @@ class SourceReader:
             if isinstance(item, Dropped):
                 self.bad.append(item)
                 yield item
-            elif formatter is not None:
+                continue
+            item = item[0], spread(item[1], named)
+            if formatter is not None:
                 yield ready(*item)
             else:
                 # The columns of JSON Lines are known only after some rows.

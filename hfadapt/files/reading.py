@@ -12,6 +12,7 @@ from pathlib import Path
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
 from hfadapt.files import Rows, Unread, delimited, json_rows, media, tables
+from hfadapt.files.nested import field_names, spread
 from hfadapt.files.opening import lines, suffix
 
 HEAD_ROWS = 2_000
@@ -74,7 +75,7 @@ def column_names(path: Path) -> tuple[str, ...] | None:
         return registry.row_files()[kind].parts
     try:
         if kind in (".parquet", ".arrow"):
-            return tuple(tables.schema(path).names)
+            return tuple(field_names(tables.schema(path)))
         if kind in (".csv", ".tsv"):
             return delimited.header(path) or None
         if kind == ".json" and path.stat().st_size >= HEAD_BYTES:
@@ -85,7 +86,7 @@ def column_names(path: Path) -> tuple[str, ...] | None:
     head = [item[1] for item in found if isinstance(item, tuple)]
     if any(isinstance(item, Unread) and item.reason != "empty" for item in found):
         return None
-    return tuple(dict.fromkeys(key for row in head for key in row)) or None
+    return tuple(dict.fromkeys(key for row in head for key in (*row, *spread(row)))) or None
 
 
 def content_hash(files: Sequence[Path]) -> str:

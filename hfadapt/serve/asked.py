@@ -16,6 +16,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import HfadaptError, RequestError
 from hfadapt.core.spec import Spec
 from hfadapt.files import Rows, Unread, folders, reading
+from hfadapt.files.nested import spread
 from hfadapt.files.opening import suffix
 from hfadapt.schemas import RowSchema, Unusable, plain
 from hfadapt.serve.adapted import Adapted
@@ -132,6 +133,7 @@ def _value(adapted: Adapted, values: Mapping[str, Any], part: str, alone: bool) 
     Args:
         alone: Whether no other is asked for, so that any text will do.
     """
+    values = spread(values, adapted.columns.values())
     lower = {column.lower(): column for column in reversed(list(values))}
     schemas = (_schema(adapted), *registry.schemas())
     usual = [name for each in (part, "text") for schema in schemas for name in schema.names.get(each, ())]
