@@ -46,11 +46,11 @@ def answer_rows(
     said: list[dict[str, Any]] = []
     out = nullcontext(sys.stdout if shown else None) if output is None or shown else output.open("x", encoding="utf-8")
     with out as written:
-        for each in answered(adapted, rows):
+        for each in answered(adapted, rows, source=place):
             count += 1
             if each.fault is not None:
                 bad += 1
-                typer.echo(f"{place}: {each.fault}; it has no answer", err=True)
+                typer.echo(f"{each.fault}; it has no answer", err=True)
             if written is not None:
                 written.write(json.dumps(each.as_json(), ensure_ascii=False) + "\n")
             elif as_json:
@@ -68,7 +68,8 @@ def answer_rows(
 
 
 def _rows(texts: Sequence[str], file: Path | None) -> tuple[Rows, str]:
-    """What is asked, and where it stands."""
+    """What is asked, and what it stands in."""
+    from hfadapt.files import Read
     from hfadapt.serve.asked import file_rows, lines_of
 
     if file is not None and texts:
@@ -83,4 +84,4 @@ def _rows(texts: Sequence[str], file: Path | None) -> tuple[Rows, str]:
         )
     if list(texts) == [STANDARD_INPUT]:
         return lines_of(sys.stdin.buffer), "standard input"
-    return ((number, {"text": text}) for number, text in enumerate(texts)), "command line"
+    return (Read(number, {"text": text}) for number, text in enumerate(texts)), "the command line"

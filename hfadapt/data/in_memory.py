@@ -18,10 +18,11 @@ from hfadapt.data import canaries, clean, duplicates, split
 from hfadapt.data import columns as format
 from hfadapt.data.labels import Labels, some
 from hfadapt.data.reading import SourceReader, State, keep_columns, no_rows, workers
-from hfadapt.data.rows import SPLITS, Ledger, Row, name_rows
+from hfadapt.data.rows import SPLITS, Ledger, Row
 from hfadapt.data.sources import Opened, check_unreadable
 from hfadapt.data.split_files import DROPPED, RECORD, file_hashes, keep, make_record, write_rows
 from hfadapt.files import stored
+from hfadapt.files.places import Place, name_rows
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import Finding
 
@@ -94,7 +95,7 @@ def _classes_lost(every: Sequence[Row], state: State) -> list[Finding]:
     lost = [row for row in every if row.classes and left.isdisjoint(row.classes)]
     if not left or not lost:
         return []
-    why = {(each.source, each.row): each.reason for each in state.ledger.dropped}
+    why = {each.where[:2]: each.reason for each in state.ledger.dropped}
     reasons: dict[str, Counter[str]] = {}
     for row in lost:
         for name in row.classes:
@@ -123,7 +124,7 @@ def _read_domain(
     """Load, repair, format and clean one domain; files that are its values lie in `passing`."""
     forms = registry.task(recipe.task).schemas
     state = State([], Ledger(), {}, {})
-    garbled: list[tuple[str, int]] = []
+    garbled: list[Place] = []
     labels = Labels(recipe.domains[name].labels)
     for source in sources:
         say(f"reading {name}: {source.name}")
@@ -163,7 +164,7 @@ def _split_domain(recipe: Recipe, name: str, state: State, before: int, sources:
     given = frozenset(held)
     for source in sources:
         if source.split and not any(row.split == source.split for row in state.rows):
-            lost = [each for each in state.ledger.dropped if each.source == source.name]
+            lost = [each for each in state.ledger.dropped if each.where.source == source.name]
             error = no_rows(f"{place}.{source.split}: {source.name}", state.rows_in[source.name], lost)
             fix = "give other rows for it, or leave it out so that hfadapt makes one"
             raise DataError(error.what, problems=[replace(error.problems[0], fix=fix)])

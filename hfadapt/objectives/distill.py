@@ -20,6 +20,7 @@ from pydantic import Field
 
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.spec import Spec
+from hfadapt.files.places import Place
 from hfadapt.models.activation import Ramp, ramp
 from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import load_config
@@ -136,7 +137,8 @@ class Distill(Objective):
                 found[number] = {name: values[at].cpu().numpy() for name, values in kept.items()}
         for example, known in zip(examples, found, strict=True):
             if len(next(iter(known.values()))) != example.label_count:
-                raise RunError("teacher and student see another number of labels in a row", got=f"row {example.row}")
+                what = "teacher and student see another number of labels in a row"
+                raise RunError(what, got=str(Place("", example.row)))
         return found
 
     def begin(self, model: Any, task: Task, options: Any) -> _Started:

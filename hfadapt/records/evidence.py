@@ -94,7 +94,8 @@ class Efficiency(Spec):
 
 
 class FailingExample(Spec):
-    """A test row on which the adapter is wrong, the surest first; the text is in the test split at that row."""
+    """A test row on which the adapter is wrong, the surest first; the text is in the test split at
+    that row, counted from 0."""
 
     split_row: int
     gold: str

@@ -125,7 +125,7 @@ FINDINGS = (
 
 
 class Finding(Spec):
-    """One result of the audit. A `hard` one stops the run, unless the recipe allows it."""
+    """One result of the audit. A `hard` one stops the run, unless the recipe allows it; `rows` count from 0."""
 
     code: str
     level: Literal["hard", "soft"]
@@ -135,10 +135,12 @@ class Finding(Spec):
 
 
 class LongRow(Spec):
-    """A row that is among the longest, in tokens before any cut."""
+    """A row that is among the longest, in tokens before any cut; `row` is from 0, `line` from 1."""
 
     source: str
     row: int
+    line: int | None = None
+    in_file: str | None = None
     tokens: int
 
 

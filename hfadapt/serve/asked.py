@@ -15,8 +15,9 @@ from typing import IO, Any
 from hfadapt.core import registry
 from hfadapt.core.errors import HfadaptError, RequestError
 from hfadapt.core.spec import Spec
-from hfadapt.files import Rows, Unread, folders, reading
+from hfadapt.files import Read, Rows, Unread, folders, reading
 from hfadapt.files.opening import suffix
+from hfadapt.files.places import Place
 from hfadapt.schemas import RowSchema, Unusable, plain
 from hfadapt.serve.adapted import Adapted
 from hfadapt.tasks import Answer
@@ -27,9 +28,10 @@ _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
 
 class Answered(Spec):
-    """One row: its number from 0, and its answer or why it has none."""
+    """One row, and its answer or why it has none: `row` counts from 0, `line` of the file from 1."""
 
     row: int
+    line: int | None = None
     answer: Answer | None = None
     fault: str | None = None
 
@@ -39,7 +41,7 @@ class Answered(Spec):
     def as_json(self) -> dict[str, Any]:
         """The row, with the fields of the answer."""
         said = self.answer.model_dump() if self.answer else {"fault": self.fault}
-        return {"row": self.row, **said}
+        return {"row": self.row, "line": self.line, **said}
 
 
 def file_rows(path: Path) -> Rows:
@@ -60,35 +62,40 @@ def lines_of(stream: IO[bytes]) -> Rows:
     """The lines of a stream; one that is not UTF-8 is no row."""
     for number, line in enumerate(stream):
         try:
-            yield number, {"text": line.decode("utf-8").rstrip("\r\n")}
+            yield Read(number, {"text": line.decode("utf-8").rstrip("\r\n")}, number + 1)
         except UnicodeDecodeError as error:
-            yield Unread(number, "not-utf8", f"line {number + 1}: {error.reason} at byte {error.start}")
+            fault = f" is not UTF-8: {error.reason} at byte {error.start}"
+            yield Unread(number, "not-utf8", fault, number + 1)
 
 
-def answered(adapted: Adapted, rows: Rows, max_new_tokens: int | None = None) -> Iterator[Answered]:
+def answered(
+    adapted: Adapted, rows: Rows, max_new_tokens: int | None = None, *, source: str = ""
+) -> Iterator[Answered]:
     """An answer, or a fault, for each row in order, some rows at a time.
 
     Args:
         rows: By the recipe's columns, or with a column of texts; what is doubtful in a file has no row.
+        source: What rows are called after.
     """
     # A row fills the recipe's template itself.
     asker = replace(adapted, prompt=None)
-    found = (item for item in rows if isinstance(item, (tuple, Unread)))
+    found = (item for item in rows if isinstance(item, (Read, Unread)))
     while chunk := list(islice(found, AT_ONCE)):
         texts: dict[int, str] = {}
         faults: dict[int, str] = {}
         for number, item in enumerate(chunk):
             if isinstance(item, Unread):
-                faults[number] = item.detail or item.reason
+                faults[number] = item.detail or f": {item.reason}"
                 continue
             try:
-                texts[number] = text_of(adapted, item[1])
+                texts[number] = text_of(adapted, item.values)
             except Unusable as fault:
-                faults[number] = f"row {item[0]}{fault.detail}"
+                faults[number] = fault.detail
         said = _ask(asker, texts, faults, {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})
         for number, item in enumerate(chunk):
-            row = item.row if isinstance(item, Unread) else item[0]
-            yield Answered(row=row, answer=said.get(number), fault=faults.get(number))
+            where = Place(source, item.row, item.line)
+            why = f"{where}{faults[number]}" if number in faults else None
+            yield Answered(row=item.row, line=item.line, answer=said.get(number), fault=why)
 
 
 def _ask(
@@ -99,7 +106,7 @@ def _ask(
         return dict(zip(texts, asker.predict(list(texts.values()), **settings), strict=True))
     except HfadaptError as error:
         if len(texts) == 1:
-            faults[next(iter(texts))] = error.what
+            faults[next(iter(texts))] = f": {error.what}"
             return {}
     return {k: v for place, text in texts.items() for k, v in _ask(asker, {place: text}, faults, settings).items()}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import DataError, Problem, nearest
+from hfadapt.files.places import Place
 from hfadapt.modalities import Example, Row
 from hfadapt.schemas import LabelKind
 from hfadapt.tasks._answers import Answer as Answer
@@ -491,7 +492,7 @@ def index_of(label: Any, labels: Sequence[str], row: Row, number: int) -> int:
     close = nearest(str(label), labels)
     raise DataError(
         "a label is not in the label set",
-        place=f"{row.get('source', 'row')} row {row.get('row', number)}",
+        place=str(Place.of(row, number)),
         got=repr(label),
         allowed=", ".join(labels),
         fix=f"did you mean {close!r}?" if close else None,

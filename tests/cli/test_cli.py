@@ -153,7 +153,7 @@ def test_predict_from_a_file_and_standard_input(ready, tmp_path):
     assert done.code == 1
     assert [done.out.splitlines()[n] for n in (0, 2)] == said.splitlines()
     assert done.out.splitlines()[1] == ""
-    assert "rows.jsonl: row 1 has no text, only id" in done.err
+    assert "line 2 of rows.jsonl has no text, only id" in done.err
     out = tmp_path / "out.jsonl"
     done = command("predict", "runs/tiny", "--file", tmp_path / "rows.jsonl", "--output", out, folder=ready)
     assert (done.code, done.out) == (1, "")

@@ -95,8 +95,8 @@ def test_deliver_read_and_record(tmp_path):
     record = made.copy_into(tmp_path / "cell")
     assert DataRecord.read(tmp_path / "cell" / "data.json") == record
     rows = data.read_split(tmp_path / "cell", "train")
-    assert list(rows[0]) == ["text", "label", "source", "row"]
-    assert rows[0]["source"] == "a.jsonl"
+    assert list(rows[0]) == ["text", "label", "source", "row", "line", "in_file"]
+    assert (rows[0]["source"], rows[0]["line"], rows[0]["in_file"]) == ("a.jsonl", rows[0]["row"] + 1, None)
     assert record.files == file_hashes(tmp_path / "cell")
     assert data.read_split(tmp_path / "cell", "train", limit=20) == rows[::3]
     assert {path.name for path in (tmp_path / "cell" / "data").iterdir()} == {

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from hfadapt.files import Doubt, Unread
+from hfadapt.files import Doubt, Read, Unread
 from hfadapt.schemas import Unusable
 from hfadapt.serve.adapted import Adapted
 from hfadapt.serve.asked import answered, file_rows, lines_of, text_of
@@ -82,21 +82,27 @@ def test_answers_come_in_order_and_faults_take_their_place(monkeypatch):
     monkeypatch.setattr("hfadapt.serve.asked.AT_ONCE", 3)
     Shouting.asked = []
     own = Shouting(None, None, "causal-lm", (), {}, 64, "completion", None)
-    rows = [(0, {"text": "a"}), Unread(1, "not-json", "line 2: broken"), (2, {"x": "1", "y": "2"}), (3, {"text": "b"})]
-    found = list(answered(own, iter([*rows, Doubt("code", "what", "fix")])))
+    rows = [Read(0, {"text": "a"}, 1), Unread(1, "not-json", ": broken", 2)]
+    rows += [Read(2, {"x": "1", "y": "2"}), Read(3, {"text": "b"})]
+    found = list(answered(own, iter([*rows, Doubt("code", "what", "fix")]), source="a.jsonl"))
     assert [(each.row, str(each)) for each in found] == [(0, "A"), (1, ""), (2, ""), (3, "B")]
-    assert [each.fault for each in found] == [None, "line 2: broken", "row 2 has no prompt, only x, y", None]
+    assert [each.fault for each in found] == [
+        None,
+        "line 2 of a.jsonl: broken",
+        "row 3 of a.jsonl has no prompt, only x, y",
+        None,
+    ]
     assert Shouting.asked == [1, 1]
 
 
 def test_lines_of_standard_input():
     found = list(lines_of(io.BytesIO(b"one\r\n\n\xff\ntwo")))
     assert [each if isinstance(each, tuple) else each.reason for each in found] == [
-        *((0, {"text": "one"}), (1, {"text": ""}), "not-utf8"),
-        (3, {"text": "two"}),
+        *((0, {"text": "one"}, 1, ""), (1, {"text": ""}, 2, ""), "not-utf8"),
+        (3, {"text": "two"}, 4, ""),
     ]
 
 
 def test_a_file_of_texts_has_a_row_a_line(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo\n")
-    assert [row for _, row in file_rows(tmp_path / "a.txt")] == [{"text": "one"}, {"text": ""}, {"text": "two"}]
+    assert [item.values for item in file_rows(tmp_path / "a.txt")] == [{"text": "one"}, {"text": ""}, {"text": "two"}]
