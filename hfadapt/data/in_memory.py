@@ -16,7 +16,8 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem
 from hfadapt.data import canaries, clean, duplicates, split
 from hfadapt.data import columns as format
-from hfadapt.data.labels import Labels, some
+from hfadapt.data.labels import Labels
+from hfadapt.data.lost import LostClasses
 from hfadapt.data.reading import SourceReader, State, keep_columns, no_rows, workers
 from hfadapt.data.rows import SPLITS, Ledger, Row
 from hfadapt.data.sources import Opened, check_unreadable
@@ -25,10 +26,6 @@ from hfadapt.files import stored
 from hfadapt.files.places import Place, name_rows
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import Finding
-
-FEW_OF_A_CLASS = 5
-"""So many rows of a class are not left out by accident of a few."""
-NAMED = 50
 
 
 def prepare(
@@ -77,45 +74,19 @@ def _settle(
         raise DataError("the data cannot be used", problems=problems)
 
 
-_KEEPS = {
-    "near-duplicate": "data.dedupe.near: false keeps rows that are nearly alike",
-    "label-conflict": "data.conflicts: majority keeps the usual label of a text",
-    "over-train-rows": "raise data.train_rows",
-}
-"""How rows are kept that were dropped for a reason, where they are wanted."""
-
-
 def _classes_lost(every: Sequence[Row], state: State) -> list[Finding]:
-    """Classes of which no row is left, and why: an adapter would never answer with them.
+    """What is to be said of classes of which no row is left.
 
     Args:
         every: The rows before any were taken out.
     """
-    left = {name for row in state.rows for name in row.classes}
-    lost = [row for row in every if row.classes and left.isdisjoint(row.classes)]
-    if not left or not lost:
-        return []
+    lost = LostClasses()
+    kept = {row.place for row in state.rows}
     why = {each.where[:2]: each.reason for each in state.ledger.dropped}
-    reasons: dict[str, Counter[str]] = {}
-    for row in lost:
-        for name in row.classes:
-            reasons.setdefault(name, Counter())[why.get(row.place, "")] += 1
-    shown = [
-        f"{name!r} ({', '.join(f'{count:,} {reason}' for reason, count in found.most_common())})"
-        for name, found in sorted(reasons.items())
-    ]
-    keeps = [_KEEPS[reason] for reason in sorted({each for found in reasons.values() for each in found} & set(_KEEPS))]
-    return [
-        Finding(
-            code="class-lost",
-            level="hard" if max(found.total() for found in reasons.values()) >= FEW_OF_A_CLASS else "soft",
-            message=f"every row of {some(shown, between='; ')} was left out, so that nothing is learned of it",
-            rows=tuple(row.row for row in lost[:NAMED]),
-            fix="; ".join(
-                [*keeps, "data/dropped.jsonl of the cell, which hfadapt prepare RECIPE writes, names each row"]
-            ),
-        )
-    ]
+    for row in every:
+        if row.place not in kept:
+            lost.add(row, why.get(row.place, ""))
+    return lost.findings({name for row in state.rows for name in row.classes})
 
 
 def _read_domain(

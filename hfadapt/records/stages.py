@@ -125,12 +125,14 @@ FINDINGS = (
 
 
 class Finding(Spec):
-    """One result of the audit. A `hard` one stops the run, unless the recipe allows it; `rows` count from 0."""
+    """One result of the audit. A `hard` one stops the run, unless the recipe allows it; `rows` count from 0,
+    `classes` are those that it is about."""
 
     code: str
     level: Literal["hard", "soft"]
     message: str
     rows: tuple[int, ...] = ()
+    classes: tuple[str, ...] = ()
     fix: str = ""
 
 

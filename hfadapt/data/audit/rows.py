@@ -15,6 +15,7 @@ from hfadapt.data import clean, duplicates, verdicts
 from hfadapt.data import columns as format
 from hfadapt.data.audit.findings import CUT_OFF, NAMED_ROWS, Check, View, finding, level_for
 from hfadapt.data.labels import some
+from hfadapt.data.lost import CLASS_LOST
 from hfadapt.data.rows import GROUP, SPLITS, Row, as_row, fold, text_key, tokens
 from hfadapt.files import Doubt
 from hfadapt.files.places import Place, name_rows
@@ -125,8 +126,9 @@ def classes(view: View) -> Iterator[Finding]:
         )
     have = {name for row in every for name in classes_of(row)}
     # Classes that were left out are said where that is known.
-    lost = [each.message for each in (view.record.noticed if view.record else ()) if each.code == "class-lost"]
-    empty = [name for name in view.labels if name not in have and not any(f"{name!r} (" in said for said in lost)]
+    noticed = view.record.noticed if view.record else ()
+    lost = {name for each in noticed if each.code == CLASS_LOST for name in each.classes}
+    empty = [name for name in view.labels if name not in have | lost]
     if empty and every:
         yield finding(
             "class-without-rows",
