@@ -15,6 +15,7 @@ from hfadapt.files.places import Place
 from hfadapt.modalities import Example, Row
 from hfadapt.schemas import LabelKind
 from hfadapt.tasks._answers import Answer as Answer
+from hfadapt.tasks._answers import Cut as Cut
 from hfadapt.tasks._answers import Served as Served
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ import io
 
 import pytest
 
+from hfadapt.core.errors import RequestError
 from hfadapt.files import Doubt, Read, Unread
 from hfadapt.schemas import Unusable
 from hfadapt.serve.adapted import Adapted
@@ -93,6 +94,41 @@ def test_answers_come_in_order_and_faults_take_their_place(monkeypatch):
         None,
     ]
     assert Shouting.asked == [1, 1]
+
+
+def test_files_are_asked_from_where_they_lie_and_what_cannot_be_read_is_said(tmp_path):
+    from PIL import Image
+
+    class Looking(Shouting):
+        def predict(self, files, **settings):
+            return [Answer(text=file.name, label="x") for file in files]
+
+    (tmp_path / "in").mkdir()
+    Image.new("L", (9, 9)).save(tmp_path / "in/a.png")
+    (tmp_path / "in/b.png").write_bytes(b"text")
+    (tmp_path / "list.csv").write_text("image,n\nin/a.png,1\nin/b.png,2\nin/c.png,3\nhttps://x.y/d.png,4\n,5\n")
+    own = Looking(None, None, "image-classification", (), {}, 64, "pictured")
+    found = list(answered(own, file_rows(tmp_path / "list.csv"), source="list.csv", folder=tmp_path))
+    assert [str(each) for each in found] == ["x", "", "", "", ""]
+    said = [
+        "line 3 of list.csv: this image cannot be read, in/b.png, 4 bytes that are no whole image",
+        "line 4 of list.csv: this image cannot be read, in/c.png, No such file",
+        "line 5 of list.csv has an address of the web",
+        "line 6 of list.csv has nothing in image",
+    ]
+    for each, words in zip(found[1:], said, strict=True):
+        assert each.fault.startswith(words)
+    folder = list(answered(own, file_rows(tmp_path / "in"), source="in"))
+    assert [bool(each.fault) for each in folder] == [False, True]
+
+
+def test_rows_that_all_lack_what_is_asked_about_are_refused_at_once():
+    own = Shouting(None, None, "causal-lm", (), {}, 64, "completion", None, columns={"prompt": "question"})
+    rows = [Read(n, {"id": n, "words": "x", "more": "y"}) for n in range(3)]
+    with pytest.raises(RequestError) as caught:
+        next(answered(own, iter(rows), source="a.csv"))
+    for words in ("a.csv: no row has what is asked about", "columns id, words, more", "rename the column to question"):
+        assert words in str(caught.value)
 
 
 def test_lines_of_standard_input():
