@@ -176,6 +176,7 @@ class Task:
         assumed_parts: Sequences as which a row goes through the model, likewise.
         reading: Python that prints the answer in `out`, numpy's array of the output of one row, with `labels`.
         alike_means: What `alike` calls alike, in words.
+        in_spreads: Answers are numbers: how far they drift is said in standard deviations of theirs, not in nats.
         folder: Where snippet.py.j2 lies: the code of the card that opens an adapter and asks it one thing, a template
             of jinja with `fact`, `peft`, `sample`, `base`, `quant`, `schema`, `example` (card/snippet.py).
     """
@@ -218,6 +219,7 @@ class Task:
     answer_rows: int = ANSWER_ROWS
     reading: str = "print(out.shape)"
     alike_means: str = "the same choice"
+    in_spreads: bool = False
     folder: Path
 
     def snippet_agrees(self, printed: str, prediction: Any) -> bool:

@@ -53,6 +53,7 @@ class Reranking(Task):
     )
     reading = 'print(f"{out[0]:.4g}")'
     alike_means = "numbers within a tenth of their spread"
+    in_spreads = True
     folder = Path(__file__).parent
 
     def snippet_agrees(self, printed: str, prediction: Any) -> bool:
