@@ -27,7 +27,7 @@ from hfadapt.models.facts import load_config
 from hfadapt.models.load import check_base
 from hfadapt.models.rounding import Rounded, fake_quantise
 from hfadapt.objectives import KNOWN, Beginning, Objective
-from hfadapt.objectives._teacher import Teacher, cell_at
+from hfadapt.objectives._teacher import Teacher, cell_at, require_head, require_labels, require_task
 from hfadapt.quants import PLAIN
 
 if TYPE_CHECKING:
@@ -90,10 +90,11 @@ class Distill(Objective):
         if why := self.unfit(task):
             fix = "leave train.objective out"
             raise RequestError(f"{task.name} cannot be distilled", place="train.objective", got=why, fix=fix)
-        if cell_at(options.teacher, Path()) is not None:
+        if (cell := cell_at(options.teacher, Path())) is not None:
+            require_task(cell, options.teacher, task)
             return
         try:
-            load_config(options.teacher)
+            config = load_config(options.teacher)
         except RequestError as error:
             raise RequestError(
                 "there is no such teacher",
@@ -102,7 +103,13 @@ class Distill(Objective):
                 allowed="a run, one of its cells, or a model with the task's head: a folder, a Hub id or sample:NAME",
                 fix="give the folder of a trained cell, such as runs/NAME/DOMAIN/TARGET",
             ) from error
+        require_head(config, options.teacher, task)
         check_base(BaseRef(options.teacher, task.name, PLAIN, "float32"))
+
+    def check_labels(self, options: Any, labels: Sequence[str]) -> None:
+        """A teacher that is a cell knows the labels."""
+        if (cell := cell_at(options.teacher, Path())) is not None:
+            require_labels(cell, options.teacher, labels)
 
     def known_from(self, options: Any) -> Any:
         """The teacher's weights, where it is a cell, and what is kept of its answers."""
