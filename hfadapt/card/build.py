@@ -301,6 +301,7 @@ def _evidence(facts: Facts) -> dict[str, Any]:
         "general": evidence.general_sentence(facts) if evaluation.get("general_text") else None,
         "drift": evidence.part(records, evidence.DRIFT, "variants"),
         "drift_sentence": evidence.drift_sentence(facts) if records.has(evidence.DRIFT) else "",
+        "drift_spreads": records.has(evidence.DRIFT) and records.file(evidence.DRIFT).get("limit_spreads") is not None,
         "drift_skipped": evidence.drift_skipped(records),
         "drift_verdict": lambda number: evidence.drift_verdict(facts, number),
         "examples": shown,

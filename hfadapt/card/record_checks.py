@@ -167,10 +167,10 @@ def _drift(record: DriftRecord, train: TrainRecord) -> Said:
     if len(set(names)) != len(names):
         yield "two variants have one name", ", ".join(names)
     for variant in record.variants:
-        if variant.kl_nats < 0 or variant.max_logit_difference < 0:
-            yield f"the divergence of {variant.name} is negative", f"{variant.kl_nats:g}"
-        if variant.kl_nats > record.limit_kl_nats and variant.name not in record.refused:
-            yield f"{variant.name} is above the limit and not refused", f"{variant.kl_nats:g} nats a label"
+        if variant.apart < 0 or variant.max_logit_difference < 0:
+            yield f"the divergence of {variant.name} is negative", f"{variant.apart:g}"
+        if variant.apart > record.limit and variant.name not in record.refused:
+            yield f"{variant.name} is above the limit and not refused", f"{variant.apart:g} {record.unit}"
     if strangers := [name for name in record.refused if name not in names]:
         yield "what is refused was not measured", ", ".join(strangers)
 

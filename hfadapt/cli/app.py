@@ -249,9 +249,10 @@ def predict(  # noqa: PLR0913 - options of the command
     """Apply an adapter of a run, or an exported folder, to texts, files of images, standard input or a file of rows.
 
     Answers come in the order of the rows. A row that cannot be asked is named, its line stays empty, and the exit code
-    is 1.
+    is 1. A row that is longer than the model takes is cut, which is said beside its answer. At the end it is said how
+    many there were of both.
     """
-    from hfadapt.cli.answers import answer_rows
+    from hfadapt.cli.answers import Counts, answer_rows, shown_answer
     from hfadapt.core import registry
     from hfadapt.serve.adapted import load_adapted
 
@@ -270,11 +271,10 @@ def predict(  # noqa: PLR0913 - options of the command
         typer.echo(json_library.dumps([answer.model_dump() for answer in answers], indent=1))
     else:
         for answer in answers:
-            typer.echo(f"{answer.text}: {answer}" if named else str(answer))
+            typer.echo(f"{answer.text}: {shown_answer(answer)}" if named else shown_answer(answer))
     for fault in faults.values():
         note(str(fault))
-    if faults:
-        raise typer.Exit(1)
+    Counts(len(texts), sum(text in faults for text in texts), sum(each.cut is not None for each in answers)).end()
 
 
 @app.command()

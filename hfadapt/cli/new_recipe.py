@@ -22,7 +22,7 @@ from hfadapt.data.columns import Shape, label_column, recognise
 from hfadapt.data.flags import find_flags
 from hfadapt.data.rows import Dropped
 from hfadapt.data.sources import UNREADABLE_LIMIT, check_unreadable, open_source
-from hfadapt.files import Blob, media
+from hfadapt.files import Blob, Read, media
 from hfadapt.files.nested import spread
 from hfadapt.models.facts import load_config, reads_both_ways
 from hfadapt.recipe.json_schema import schema_text
@@ -149,7 +149,7 @@ def _peek(data: str) -> list[Mapping[str, Any]]:
     opened = open_source(Source(source=data), Path())
     seen = list(islice((item for item in opened.read() if not isinstance(item, Finding)), PEEK_ROWS))
     check_unreadable(opened, len(seen), [item for item in seen if isinstance(item, Dropped)])
-    rows: list[Mapping[str, Any]] = [spread(item[1]) for item in seen if isinstance(item, tuple)]
+    rows: list[Mapping[str, Any]] = [spread(item.values) for item in seen if isinstance(item, Read)]
     if not rows:
         raise DataError("there are no rows", place=data, fix="give a file that has some")
     return rows

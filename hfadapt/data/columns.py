@@ -17,9 +17,10 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError, choice_problem
 from hfadapt.data import verdicts
 from hfadapt.data.labels import Labels, some
-from hfadapt.data.rows import Dropped, Row, as_row, name_rows
+from hfadapt.data.rows import Dropped, Row, as_row
 from hfadapt.data.unfit_columns import remedy
 from hfadapt.data.values import IDENTIFIERS, counted, label_fault, shown_fault
+from hfadapt.files.places import Place, name_rows
 from hfadapt.recipe.schema import Columns, Recipe
 from hfadapt.recipe.template import Template
 from hfadapt.schemas import LABEL_NAMES, RowSchema, Unusable, plain, storable
@@ -258,7 +259,7 @@ class Formatter:
         parts = self.shape.parts
         return frozenset(parts[part] for part in registry.schema(self.shape.form).verbatim if part in parts)
 
-    def row(self, number: int, values: Mapping[str, Any]) -> Row | Dropped:
+    def row(self, where: Place, values: Mapping[str, Any]) -> Row | Dropped:
         """One canonical row; its split is not set yet."""
         parts = self.shape.parts
         schema = registry.schema(self.shape.form)
@@ -266,11 +267,11 @@ class Formatter:
         lacking = [column for column in needed if values.get(column) is None]
         if lacking:
             has = ", ".join(str(column) for column, value in values.items() if value is not None) or "nothing"
-            return Dropped(self.name, number, "missing-field", detail=f"row {number} has no {lacking[0]}, only {has}")
+            return Dropped(where, "missing-field", detail=f" has no {lacking[0]}, only {has}")
         tags = schema.label_kind == "tokens"
         try:
             if self.template is not None:
-                return self._templated(number, values)
+                return self._templated(where, values)
             given: Mapping[str, Any] = {part: values.get(column) for part, column in parts.items()}
             if (other := schema.reread(given)) is not None:
                 schema, given = registry.schema(other[0]), other[1]
@@ -280,11 +281,11 @@ class Formatter:
             )
         except Unusable as fault:
             detail = fault.detail or f" has no {parts.get('label', 'label')}"
-            return Dropped(self.name, number, fault.reason, detail=f"row {number}{detail}")
+            return Dropped(where, fault.reason, detail=detail)
         # Text that holds JSON is read here, after the halves of characters were taken out of the cells.
-        return as_row({**storable(columns), "source": self.name, "row": number}, schema.name)
+        return as_row({**storable(columns), **where.columns}, schema.name)
 
-    def _templated(self, number: int, values: Mapping[str, Any]) -> Row | Dropped:
+    def _templated(self, where: Place, values: Mapping[str, Any]) -> Row | Dropped:
         assert self.template is not None
         used = {key: values[self._places[key]] for key in (*self._shown, *self._answer)}
         filled = {
@@ -296,12 +297,12 @@ class Formatter:
         if self._label_column is not None:
             label = self.labels.name(values[self._label_column], self.label_names)
             if label is None:
-                return Dropped(self.name, number, "missing-field", detail=f"row {number} has no {self._label_column}")
+                return Dropped(where, "missing-field", detail=f" has no {self._label_column}")
             filled.update({key: label for key in used if self._places[key] == self._label_column})
         shown = "\n".join(filled[key] for key in self._shown if self._places[key] != self._label_column)
         answer = "\n".join(filled[key] for key in self._answer)
         if not answer.strip():
-            return Dropped(self.name, number, "empty-completion", detail=f"row {number}: {', '.join(self._answer)}")
+            return Dropped(where, "empty-completion", detail=f" has nothing in {', '.join(self._answer)}")
         if self.template.messages is not None:
             turns = [{"role": turn.role, "content": _fill(turn.content, filled)} for turn in self.template.messages]
             columns: dict[str, Any] = {"messages": turns}
@@ -311,9 +312,20 @@ class Formatter:
                 "completion": _fill(self.template.completion or "", filled),
             }
         form = self.template.makes
+        text = f"{shown}\n{answer}"
         if label is not None:
-            return Row(self.name, number, {**columns, "label": label}, shown, label, shown, form=form)
-        return Row(self.name, number, columns, f"{shown}\n{answer}", None, shown, form=form)
+            columns, text = {**columns, "label": label}, shown
+        return Row(
+            where.source,
+            where.row,
+            columns,
+            text,
+            label,
+            shown,
+            form=form,
+            line=where.line,
+            in_file=where.in_file,
+        )
 
 
 def _by_part(shape: Shape, columns: Sequence[str]) -> dict[str, str]:
@@ -360,7 +372,7 @@ def one_form(rows: Sequence[Row], domain: str) -> str:
         raise DataError(
             "one domain mixes forms of rows that cannot be made the same",
             place=f"domains.{domain}",
-            got="; ".join(f"{form}: {name_rows([row.place])}" for form, row in examples.items()),
+            got="; ".join(f"{form}: {name_rows([row.where])}" for form, row in examples.items()),
             fix="set columns on each source so that all have the same form, or make them two domains",
         )
     return next(iter(forms)) if forms else PLAIN
@@ -401,7 +413,7 @@ def settle_labels(rows: Sequence[Row], form: str, labels: Labels, domain: str) -
         whole = labels.refusal(outside)
         for label in outside[:8]:
             problem = choice_problem("a label is not in the domain's labels", label, names, f"domains.{domain}.labels")
-            where = name_rows(row.place for row in rows if label in row.classes)
+            where = name_rows(row.where for row in rows if label in row.classes)
             problems.append(
                 type(problem)(
                     problem.what, problem.place, f"{label!r} in {where}", problem.allowed, whole or problem.fix
@@ -470,8 +482,7 @@ def check_columns(
         raise DataError(
             f"column {column!r} cannot be the {fault.part}: {fault.what}",
             place=place,
-            got=f"rows {', '.join(str(row.row) for row in rows[:3])} hold "
-            + ", ".join(repr(each)[:40] for each in held),
+            got=f"{name_rows(row.where for row in rows[:3])} hold " + ", ".join(repr(each)[:40] for each in held),
             allowed=f"columns {', '.join(others)}",
             fix=f"set columns: {{{fault.part}: NAME}} to the column with the {fault.part}"
             + (f", {column} if it is meant" if fault.meant else "")

@@ -21,7 +21,8 @@ from statistics import fmean
 from typing import Any
 
 from hfadapt.core import registry
-from hfadapt.data.rows import PRIORITY, Ledger, Row, name_rows, stable_hash, text_key, tokens
+from hfadapt.data.rows import PRIORITY, Ledger, Row, stable_hash, text_key, tokens
+from hfadapt.files.places import name_rows
 from hfadapt.recipe.schema import Data, Dedupe
 from hfadapt.records.stages import Finding
 
@@ -67,14 +68,14 @@ def average(rows: Sequence[Row], ledger: Ledger) -> tuple[list[Row], list[Findin
         averaged.append(first)
         for row in same:
             if row is not first:
-                ledger.drop(row, "averaged", first, 1.0, f"row {row.row} has the text of row {first.row}")
+                ledger.drop(row, "averaged", first, 1.0, f" has the text of {first.where}")
                 out.add(id(row))
     if not averaged:
         return list(rows), []
     what = (
         f"{len(averaged):,} texts with several numbers, no further apart than all numbers vary ({most:.3g}), are one "
     )
-    what += f"row each with the mean: {name_rows(row.place for row in averaged)}"
+    what += f"row each with the mean: {name_rows(row.where for row in averaged)}"
     fix = "nothing; or set data.conflicts: keep to learn each number"
     return [row for row in rows if id(row) not in out], [
         Finding(code="numbers-averaged", level="soft", message=what, fix=fix)

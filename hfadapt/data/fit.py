@@ -8,8 +8,9 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.data.rows import SPLITS, Dropped, name_rows
+from hfadapt.data.rows import SPLITS, Dropped
 from hfadapt.data.split_files import RECORD, read_split, rewrite
+from hfadapt.files.places import Place, name_rows
 from hfadapt.records.stages import DataRecord
 from hfadapt.schemas import Unusable
 from hfadapt.tasks import Task
@@ -65,7 +66,7 @@ def fit(
             first = dropped[lost]
             raise DataError(
                 f"no row of the {split} split can be learned by this model",
-                place=name_rows((str(row["source"]), int(row["row"])) for row in rows),
+                place=name_rows(map(Place.of, rows)),
                 got=f"{first['reason']}, such as {first['detail']}",
                 fix="use a model whose chat template takes these rows, or other rows",
             )
@@ -75,4 +76,4 @@ def fit(
 
 
 def _dropped(row: dict[str, Any], reason: str, detail: str) -> dict[str, Any]:
-    return Dropped(str(row["source"]), int(row["row"]), reason, detail=f"row {row['row']}{detail}").as_json()
+    return Dropped(Place.of(row), reason, detail=detail).as_json()

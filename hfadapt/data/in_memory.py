@@ -16,18 +16,16 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem
 from hfadapt.data import canaries, clean, duplicates, split
 from hfadapt.data import columns as format
-from hfadapt.data.labels import Labels, some
+from hfadapt.data.labels import Labels
+from hfadapt.data.lost import LostClasses
 from hfadapt.data.reading import SourceReader, State, keep_columns, no_rows, workers
-from hfadapt.data.rows import SPLITS, Ledger, Row, name_rows
+from hfadapt.data.rows import SPLITS, Ledger, Row
 from hfadapt.data.sources import Opened, check_unreadable
 from hfadapt.data.split_files import DROPPED, RECORD, file_hashes, keep, make_record, write_rows
 from hfadapt.files import stored
+from hfadapt.files.places import Place, name_rows
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import Finding
-
-FEW_OF_A_CLASS = 5
-"""So many rows of a class are not left out by accident of a few."""
-NAMED = 50
 
 
 def prepare(
@@ -76,45 +74,19 @@ def _settle(
         raise DataError("the data cannot be used", problems=problems)
 
 
-_KEEPS = {
-    "near-duplicate": "data.dedupe.near: false keeps rows that are nearly alike",
-    "label-conflict": "data.conflicts: majority keeps the usual label of a text",
-    "over-train-rows": "raise data.train_rows",
-}
-"""How rows are kept that were dropped for a reason, where they are wanted."""
-
-
 def _classes_lost(every: Sequence[Row], state: State) -> list[Finding]:
-    """Classes of which no row is left, and why: an adapter would never answer with them.
+    """What is to be said of classes of which no row is left.
 
     Args:
         every: The rows before any were taken out.
     """
-    left = {name for row in state.rows for name in row.classes}
-    lost = [row for row in every if row.classes and left.isdisjoint(row.classes)]
-    if not left or not lost:
-        return []
-    why = {(each.source, each.row): each.reason for each in state.ledger.dropped}
-    reasons: dict[str, Counter[str]] = {}
-    for row in lost:
-        for name in row.classes:
-            reasons.setdefault(name, Counter())[why.get(row.place, "")] += 1
-    shown = [
-        f"{name!r} ({', '.join(f'{count:,} {reason}' for reason, count in found.most_common())})"
-        for name, found in sorted(reasons.items())
-    ]
-    keeps = [_KEEPS[reason] for reason in sorted({each for found in reasons.values() for each in found} & set(_KEEPS))]
-    return [
-        Finding(
-            code="class-lost",
-            level="hard" if max(found.total() for found in reasons.values()) >= FEW_OF_A_CLASS else "soft",
-            message=f"every row of {some(shown, between='; ')} was left out, so that nothing is learned of it",
-            rows=tuple(row.row for row in lost[:NAMED]),
-            fix="; ".join(
-                [*keeps, "data/dropped.jsonl of the cell, which hfadapt prepare RECIPE writes, names each row"]
-            ),
-        )
-    ]
+    lost = LostClasses()
+    kept = {row.place for row in state.rows}
+    why = {each.where[:2]: each.reason for each in state.ledger.dropped}
+    for row in every:
+        if row.place not in kept:
+            lost.add(row, why.get(row.place, ""))
+    return lost.findings({name for row in state.rows for name in row.classes})
 
 
 def _read_domain(
@@ -123,7 +95,7 @@ def _read_domain(
     """Load, repair, format and clean one domain; files that are its values lie in `passing`."""
     forms = registry.task(recipe.task).schemas
     state = State([], Ledger(), {}, {})
-    garbled: list[tuple[str, int]] = []
+    garbled: list[Place] = []
     labels = Labels(recipe.domains[name].labels)
     for source in sources:
         say(f"reading {name}: {source.name}")
@@ -163,7 +135,7 @@ def _split_domain(recipe: Recipe, name: str, state: State, before: int, sources:
     given = frozenset(held)
     for source in sources:
         if source.split and not any(row.split == source.split for row in state.rows):
-            lost = [each for each in state.ledger.dropped if each.source == source.name]
+            lost = [each for each in state.ledger.dropped if each.where.source == source.name]
             error = no_rows(f"{place}.{source.split}: {source.name}", state.rows_in[source.name], lost)
             fix = "give other rows for it, or leave it out so that hfadapt makes one"
             raise DataError(error.what, problems=[replace(error.problems[0], fix=fix)])

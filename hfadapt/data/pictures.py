@@ -16,7 +16,7 @@ from hfadapt.core.show import Block, Sheet, Text, Tile
 from hfadapt.core.spec import reading
 from hfadapt.data.sources import local_path, numbered_rows
 from hfadapt.data.split_files import DROPPED
-from hfadapt.files import Blob, Unusable, folders, stored
+from hfadapt.files import Blob, Read, Unusable, folders, stored
 from hfadapt.files.stored import Stored
 from hfadapt.recipe.schema import Domain
 from hfadapt.records.stages import DataRecord
@@ -148,7 +148,7 @@ def _read_again(
         # What is wrong with the others has been said.
         with suppress(HfadaptError):
             for item in islice(numbered_rows(name, files, source.split), max(rows) + 1):
-                if isinstance(item, tuple) and item[0] in rows:
+                if isinstance(item, Read) and item.row in rows:
                     with suppress(Unusable):
-                        blob = Blob.of(item[1].get(column), files[0].parent)
-                        yield (name, item[0]), (blob.name, blob.read())
+                        blob = Blob.of(item.values.get(column), files[0].parent)
+                        yield (name, item.row), (blob.name, blob.read())

@@ -14,10 +14,11 @@ from hfadapt.data import clean, unread_columns, verdicts
 from hfadapt.data import columns as format
 from hfadapt.data.flags import LABEL, Flags, find_flags
 from hfadapt.data.labels import Labels, some
-from hfadapt.data.rows import GROUP, Dropped, Ledger, Row, name_rows
+from hfadapt.data.rows import GROUP, Dropped, Ledger, Row
 from hfadapt.data.sources import Opened, unreadable
-from hfadapt.files import Blob, Unusable
+from hfadapt.files import Blob, Read, Unusable
 from hfadapt.files.nested import spread
+from hfadapt.files.places import Place, name_rows
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import Finding
 
@@ -52,7 +53,7 @@ class SourceReader:
         self.source = source
         self.rows_in = 0
         self.bad: list[Dropped] = []
-        self.garbled: list[tuple[str, int]] = []
+        self.garbled: list[Place] = []
         self.alone = 0
         self.notes: Counter[str] = Counter()
         self.columns: tuple[str, ...] = ()
@@ -78,24 +79,25 @@ class SourceReader:
         limit = self.source.settings.rows
         formatter: format.Formatter | None = None
         mend = self._recipe.data.clean.unicode
-        head: list[tuple[int, dict[str, Any]]] = []
+        head: list[Read] = []
 
-        def ready(number: int, values: dict[str, Any]) -> Row | Dropped:
+        def ready(read: Read) -> Row | Dropped:
             assert formatter is not None
+            where = Place(self.source.name, read.row, read.line, read.in_file)
             whole = formatter.whole
-            values = self._flags.read(values) if self._flags else values
+            values = self._flags.read(read.values) if self._flags else read.values
             # NaN is how tables say that there is nothing.
             values = {column: None if value != value else value for column, value in values.items()}
             if media := registry.schema(self.shape.form).media:
                 values = {**values, self.shape.parts[media]: self._file(values.get(self.shape.parts[media]))}
             repaired, garbled = clean.repair(values, self.shape.used, mend, whole)
             if garbled:
-                self.garbled.append((self.source.name, number))
+                self.garbled.append(where)
             if self._verdict is not None and verdicts.is_bad(values.get(self._verdict)):
-                detail = f"row {number} with {self._verdict} {values[self._verdict]}"
-                item: Row | Dropped = Dropped(self.source.name, number, verdicts.BAD, detail=detail)
+                detail = f" has {values[self._verdict]} in {self._verdict}"
+                item: Row | Dropped = Dropped(where, verdicts.BAD, detail=detail)
             else:
-                item = formatter.row(number, repaired)
+                item = formatter.row(where, repaired)
             if isinstance(item, Row):
                 self.notes.update(filter(None, item.columns.pop("notes", "").split("; ")))
                 item.split = self.source.split
@@ -118,19 +120,19 @@ class SourceReader:
                 self.bad.append(item)
                 yield item
                 continue
-            item = item[0], spread(item[1], named)
+            item = replace(item, values=spread(item.values, named))
             if formatter is not None:
-                yield ready(*item)
+                yield ready(item)
             else:
                 # The columns of JSON Lines are known only after some rows.
                 head.append(item)
                 if len(head) == enough:
                     formatter = self._formatter_or_none(head)
                     enough *= 10
-                    yield from (ready(*each) for each in head if formatter is not None)
+                    yield from (ready(each) for each in head if formatter is not None)
         if formatter is None and head:
             formatter = self._formatter(head)
-            yield from (ready(*each) for each in head)
+            yield from (ready(each) for each in head)
 
     @property
     def parts(self) -> dict[str, str]:
@@ -175,7 +177,7 @@ class SourceReader:
             allow=self._recipe.data.allow,
         )
 
-    def _formatter_or_none(self, head: Sequence[tuple[int, dict[str, Any]]]) -> format.Formatter | None:
+    def _formatter_or_none(self, head: Sequence[Read]) -> format.Formatter | None:
         """None where a column that is missed may still come: rows of JSON leave out what they have not."""
         try:
             return self._formatter(head)
@@ -184,8 +186,8 @@ class SourceReader:
                 raise
             return None
 
-    def _formatter(self, head: Sequence[tuple[int, dict[str, Any]]]) -> format.Formatter:
-        self.columns = tuple(dict.fromkeys(column for _, values in head for column in values))
+    def _formatter(self, head: Sequence[Read]) -> format.Formatter:
+        self.columns = tuple(dict.fromkeys(column for each in head for column in each.values))
         template = self._recipe.template_of(self._domain)
         place = f"domains.{self._domain}: {self.source.name}"
         if template is not None and template.makes not in self._forms:
@@ -194,20 +196,20 @@ class SourceReader:
             raise DataError(problem.what, problems=[replace(problem, fix="leave template out of the recipe")])
         asked = self.source.settings.columns
         if template is None:
-            self._find_flags([values for _, values in head], place)
+            self._find_flags([each.values for each in head], place)
         try:
             shape = format.recognise(self.columns, asked, self._forms, place, template is not None)
         except DataError as error:
             raise error if not self.source.split else self._unfit_split(error) from None
         classes = [shape.parts.get(part, "") for part in ("label", *registry.schema(shape.form).parts)]
         names = next((known for column in classes if (known := self.source.label_names.get(column))), ())
-        numbers = [values.get(column) for _, values in head for column in classes]
+        numbers = [each.values.get(column) for each in head for column in classes]
         if names and self.source.names_of and any(str(number).strip().isdecimal() for number in numbers):
             self._labels.borrowed[self.source.name] = self.source.names_of
         formatter = format.Formatter(self.source.name, shape, template, self._labels, names, self.columns)
         self.shape = formatter.shape
         if registry.schema(self.shape.form).writes:
-            self._head = [values for _, values in head]
+            self._head = [each.values for each in head]
             self._verdict = verdicts.verdict_column(self._head, self.shape.used)
         read = {*self.parts.values(), *(self._flags.names if self._flags else ())}
         self.unread = tuple(column for column in self.columns if column and column not in read)
@@ -215,7 +217,7 @@ class SourceReader:
             # Its name stands beside each file.
             self.unread = tuple(column for column in self.unread if column != "file")
         if template is None and not set(asked.model_dump(exclude_none=True)) - {"label"}:
-            values = [each for _, each in head]
+            values = [each.values for each in head]
             self._noticed += unread_columns.noticed(values, shape, self.unread, self.source.name)
         return formatter
 
@@ -251,7 +253,7 @@ def _left_out(source: Opened, rows: int, bad: Sequence[Dropped]) -> list[Finding
     unread = [each for each in bad if each.reason in reasons]
     if not unread:
         return []
-    shown = some((each.detail or f"row {each.row}" for each in unread), 3, "; ")
+    shown = some((each.said for each in unread), 3, "; ")
     what = f"{source.name}: {len(unread):,} of {rows:,} rows are left out: {shown}"
     return [Finding(code="rows-left-out", level="soft", message=what, fix="correct these rows if they are wanted")]
 
@@ -271,13 +273,13 @@ _FIXES = {
 def no_rows(place: str, rows_in: int, dropped: Sequence[Dropped]) -> DataError:
     """The error for a source or domain with nothing left."""
     reasons = dict(Counter(each.reason for each in dropped).most_common())
-    detail = next((each.detail for each in dropped if each.detail), "")
+    detail = next((each.said for each in dropped if each.detail), "")
     return DataError(
         "no rows are left" if rows_in else "there are no rows",
         place=place,
         got=f"{rows_in:,} rows, "
         + (", ".join(f"{count:,} {reason}" for reason, count in reasons.items()) or "none readable")
-        + (f" ({name_rows((each.source, each.row) for each in dropped)})" if dropped else "")
+        + (f" ({name_rows(each.where for each in dropped)})" if dropped else "")
         + (f"; {detail}" if detail else ""),
         fix=_FIXES.get(next(iter(reasons), ""), "check the source and the columns")
         if rows_in

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.hashing import fold, stable_hash, text_key
+from hfadapt.files import places
+from hfadapt.files.places import Place
 
 __all__ = [
     "GROUP",
@@ -26,7 +28,6 @@ __all__ = [
     "as_line",
     "as_row",
     "fold",
-    "name_rows",
     "stable_hash",
     "text_key",
     "tokens",
@@ -55,6 +56,8 @@ class Row:
         several: Its classes, where it may have none or more than one.
         group: What it has in common with rows that must stay in one split, such as their speaker; "" for none.
         shared: Further texts of which rows with the same one stay in one split, such as what is to be found.
+        line: Where it begins in its file, from 1, where files have lines.
+        in_file: Its file, where the source has another name.
     """
 
     source: str
@@ -68,6 +71,8 @@ class Row:
     several: tuple[str, ...] | None = None
     shared: tuple[str, ...] = ()
     group: str = ""
+    line: int | None = None
+    in_file: str = ""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -81,28 +86,45 @@ class Row:
 
     @property
     def place(self) -> tuple[str, int]:
-        """Source and row, as in dropped.jsonl."""
+        """Source and row, by which it is known among others."""
         return self.source, self.row
+
+    @property
+    def where(self) -> Place:
+        """Its place, as a person is told it."""
+        return Place(self.source, self.row, self.line, self.in_file)
 
 
 @dataclass(slots=True, frozen=True)
 class Dropped:
-    """Why one row is not used; `duplicate_of` is the (source, row) that stays, `similarity` how alike they are."""
+    """Why one row is not used.
 
-    source: str
-    row: int
+    Args:
+        where: Its place.
+        reason: In one word.
+        duplicate_of: The row that stays.
+        similarity: How alike they are.
+        detail: What was found; it follows the name of the row, so it begins with a space or a colon.
+    """
+
+    where: Place
     reason: str
-    duplicate_of: tuple[str, int] | None = None
+    duplicate_of: Place | None = None
     similarity: float | None = None
     detail: str = ""
 
+    @property
+    def said(self) -> str:
+        """The row, and what was found, if anything."""
+        return f"{self.where}{self.detail}"
+
     def as_json(self) -> dict[str, Any]:
         """One line of dropped.jsonl."""
-        twin = None if self.duplicate_of is None else {"source": self.duplicate_of[0], "row": self.duplicate_of[1]}
-        line = {"source": self.source, "row": self.row, "reason": self.reason, "duplicate_of": twin}
+        twin = None if self.duplicate_of is None else self.duplicate_of.columns
+        line = {**self.where.columns, "reason": self.reason, "duplicate_of": twin}
         line["similarity"] = None if self.similarity is None else round(self.similarity, 4)
         if self.detail:
-            line["detail"] = self.detail
+            line["detail"] = self.said
         return line
 
 
@@ -122,8 +144,8 @@ class Ledger:
         detail: str = "",
     ) -> None:
         """Notes that `row` is out."""
-        place = None if twin is None else twin.place
-        self.dropped.append(Dropped(row.source, row.row, reason, place, similarity, detail))
+        place = None if twin is None else twin.where
+        self.dropped.append(Dropped(row.where, reason, place, similarity, detail))
 
     def counts(self) -> dict[str, int]:
         """Dropped rows by reason, most frequent first."""
@@ -137,11 +159,12 @@ def as_row(row: Mapping[str, Any], form: str, split: str = "") -> Row:
         form: Name of the schema.
     """
     schema = registry.schema(form)
-    apart = ("source", "row", GROUP)
+    apart = (*places.COLUMNS, GROUP)
+    where = Place.of(row)
     columns = {name: value for name, value in row.items() if name not in apart and value is not None}
     return Row(
-        str(row.get("source", "")),
-        int(row.get("row", -1)),
+        where.source,
+        where.row,
         columns,
         schema.words(columns),
         schema.label(columns),
@@ -151,12 +174,14 @@ def as_row(row: Mapping[str, Any], form: str, split: str = "") -> Row:
         schema.classes(columns) if schema.label_kind not in ("none", "class") else None,
         schema.shared(columns),
         str(row.get(GROUP) or ""),
+        where.line,
+        where.in_file,
     )
 
 
 def as_line(row: Row) -> dict[str, Any]:
     """A row as it is written."""
-    line = {**row.columns, "source": row.source, "row": row.row}
+    line = {**row.columns, **row.where.columns}
     return {**line, GROUP: row.group} if row.group else line
 
 
@@ -170,6 +195,7 @@ def arrow_schema(form: str, labelled: bool, grouped: bool = False) -> Any:
     import pyarrow as pa
 
     fields = [*registry.schema(form).fields(labelled), ("source", pa.string()), ("row", pa.int64())]
+    fields += [("line", pa.int64()), ("in_file", pa.string())]
     return pa.schema([*fields, (GROUP, pa.string())] if grouped else fields)
 
 
@@ -186,16 +212,3 @@ def tokens(text: str) -> list[str]:
     if not folded.isascii():
         folded = _UNSPACED.sub(r" \1 ", folded)
     return [_MARKS.sub("", word) or word for word in folded.split()]
-
-
-def name_rows(places: Iterable[tuple[str, int]], limit: int = 8) -> str:
-    """'tweets.csv rows 3, 9 and 12 more' for a message."""
-    by_source: dict[str, list[int]] = {}
-    for source, row in places:
-        by_source.setdefault(source, []).append(row)
-    parts = []
-    for source, rows in by_source.items():
-        shown = ", ".join(map(str, rows[:limit]))
-        more = f" and {len(rows) - limit:,} more" if len(rows) > limit else ""
-        parts.append(f"{source} row{'s' if len(rows) > 1 else ''} {shown}{more}")
-    return "; ".join(parts)

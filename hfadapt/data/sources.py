@@ -7,16 +7,17 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem, nearest
 from hfadapt.core.progress import quiet_libraries
 from hfadapt.data.labels import some, task_with
-from hfadapt.data.rows import Dropped, name_rows
-from hfadapt.files import SPLIT_NAMES, Doubt, Unread, Values, folders, json_rows, media, reading, tables
+from hfadapt.data.rows import Dropped
+from hfadapt.files import SPLIT_NAMES, Doubt, Read, Unread, folders, json_rows, media, reading, tables
 from hfadapt.files.opening import PACKED, suffix
+from hfadapt.files.places import Place, name_rows
 from hfadapt.recipe.schema import Domain, Source
 from hfadapt.recipe.sources import expanded
 from hfadapt.records.stages import Finding
@@ -67,7 +68,7 @@ def unreadable() -> Mapping[str, tuple[str, str] | None]:
     return {**_UNREADABLE, **dict.fromkeys([*_FILES, *(reason for kind in kinds for reason in kind.refusals)], fault)}
 
 
-Reading = Iterator[tuple[int, Values] | Dropped | Finding]
+Reading = Iterator[Read | Dropped | Finding]
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
@@ -77,7 +78,7 @@ class Opened:
 
     Args:
         name: As rows and dropped rows name it.
-        read: Starts reading; yields (0-based row, values), the row as dropped, or a finding.
+        read: Starts reading; yields rows, numbered through from 0, the row as dropped, or a finding.
         fingerprint: Changes when the content changes.
         label_names: Class names by column, for columns of class numbers.
         settings: The recipe's words about this source.
@@ -280,21 +281,24 @@ def numbered_rows(name: str, files: Sequence[Path], split: str | None = None) ->
     """Rows of all files, numbered through from 0; of files that hold splits, those of one."""
     if any(media.holds(path) for path in files[:1]):
         for row in media.read(files):
-            yield Dropped(name, row.row, row.reason, detail=row.detail) if isinstance(row, Unread) else row
+            yield Dropped(Place(name, row.row), row.reason, detail=row.detail) if isinstance(row, Unread) else row
         return
     first = 0
+    # A person does not see the file of a sample, so its lines mean nothing.
+    seen = not name.startswith(SAMPLE)
     for path in files:
         count = 0
+        in_file = path.name if len(files) > 1 or PurePath(name).name != path.name else ""
         for item in reading.rows(path, split):
             if isinstance(item, Doubt):
                 message = f"{name}: {path.name}: {item.detail}" if len(files) > 1 else f"{name}: {item.detail}"
                 yield Finding(code=item.code, level="soft", message=message, fix=item.fix)
                 continue
+            place = Place(name, first + item.row, item.line, in_file) if seen else Place(name, first + item.row)
             if isinstance(item, Unread):
-                detail = f"{path.name}: {item.detail}" if len(files) > 1 else item.detail
-                yield Dropped(name, first + item.row, item.reason, detail=detail)
+                yield Dropped(place, item.reason, detail=item.detail)
             else:
-                yield first + item[0], item[1]
+                yield Read(place.row, item.values, place.line, place.in_file)
             count += 1
         first += count
 
@@ -339,7 +343,7 @@ def open_hub(source: Source, *, split: str = "", streaming: bool = False) -> Ope
     name = f"{source.source}:{source.split}" if source.split else source.source
     return Opened(
         name,
-        lambda: ((i, dict(values)) for i, values in enumerate(data)),
+        lambda: (Read(i, dict(values)) for i, values in enumerate(data)),
         str(fingerprint),
         source,
         split,
@@ -375,8 +379,8 @@ def check_unreadable(source: Opened, rows: int, bad: list[Dropped]) -> None:
         fix = f"give rows that have them, or leave {source.split} out so that hfadapt makes one"
     raise DataError(
         f"{len(unread):,} of {rows:,} rows {what}",
-        place=name_rows((source.name, each.row) for each in unread),
-        got="; ".join(each.detail for each in unread[:3] if each.detail) or reason,
+        place=name_rows(each.where for each in unread),
+        got="; ".join(each.said for each in unread[:3] if each.detail) or reason,
         allowed=f"at most {UNREADABLE_LIMIT:.0%}",
         fix=fix.format(task=task_with("classes") if reason == "several-labels" else ""),
     )

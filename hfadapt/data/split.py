@@ -222,7 +222,7 @@ def check_splits(rows: Sequence[Row], labels: Sequence[str], place: str) -> None
     sizes = {split: sum(row.split == split for row in rows) for split in SPLITS}
 
     def having(names: Sequence[str]) -> list[str]:
-        return [f"{row.split}: {row.source} row {row.row}" for row in rows if set(row.classes) & set(names)]
+        return [f"{row.split}: {row.where}" for row in rows if set(row.classes) & set(names)]
 
     check_counts(sizes, classes if labels else {}, place, having)
 

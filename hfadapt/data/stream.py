@@ -20,6 +20,7 @@ from hfadapt.core.errors import DataError, Problem
 from hfadapt.core.hashing import stable_hash
 from hfadapt.data import canaries, clean, columns, duplicates, split
 from hfadapt.data.labels import Labels
+from hfadapt.data.lost import KEEPS, LostClasses
 from hfadapt.data.reading import SourceReader, State, keep_columns, no_rows, workers
 from hfadapt.data.rows import PRIORITY, SPLITS, Ledger, Row, as_line, fold, text_key
 from hfadapt.data.sources import Opened, check_unreadable
@@ -31,6 +32,10 @@ from hfadapt.records.stages import Finding
 CHUNK_ROWS, CHUNK_CHARACTERS = 10_000, 64 << 20
 """Rows that are held at once, and what they may say together: one more row than that."""
 NOT_AVERAGED = "a stream takes no mean of a text's numbers, the first stays"
+_KEEPS = {
+    "over-train-rows": KEEPS["over-train-rows"],
+    "label-conflict": "data.conflicts: keep learns each label of a text",
+}
 Held = tuple[int, int, Row]
 """A row that is held for a split asked for by number: its hash, the largest first, and its number in the stream."""
 
@@ -163,6 +168,7 @@ class _Domain:
         self.dropped: Counter[str] = Counter()
         self.names: set[str] = set()
         self.spelled = Labels(recipe.domains[name].labels)
+        self.lost = LostClasses()
         self.completions: dict[str, str] = {}
         self.spelling: dict[str, str] = {}
         self.by_prompt: bool | None = None
@@ -201,7 +207,7 @@ class _Domain:
         self.state.labels = tuple(self.recipe.domains[self.name].labels or sorted(self.names))
         found = sorted({name for count in files.labels.values() for name in count})
         self.state.noticed += self.spelled.findings(found, self.state.form, f"domains.{self.name}")
-        self.state.noticed += self._not_averaged()
+        self.state.noticed += [*self._not_averaged(), *self.lost.findings(found, _KEEPS)]
         self.state.ledger.steps["dedupe"] = {
             "exact_duplicate": self.dropped["exact-duplicate"],
             "near": "not done on a stream",
@@ -334,6 +340,7 @@ class _Domain:
     def _drop(self, row: Row, reason: str, log: Any) -> None:
         ledger = Ledger()
         ledger.drop(row, reason)
+        self.lost.add(row, reason)
         self._log(ledger.dropped[0], log)
 
     def _log(self, dropped: Any, log: Any) -> None:

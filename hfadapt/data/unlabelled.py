@@ -21,9 +21,10 @@ from hfadapt.data import clean, duplicates
 from hfadapt.data.labels import Labels
 from hfadapt.data.prepared import PreparedDomain
 from hfadapt.data.reading import SourceReader, no_rows, workers
-from hfadapt.data.rows import Ledger, Row, tokens
+from hfadapt.data.rows import Ledger, Row, as_row, tokens
 from hfadapt.data.sources import Opened, check_unreadable, open_source
 from hfadapt.data.split_files import read_split
+from hfadapt.files.places import Place
 from hfadapt.recipe.pretrain import Pretrain, TextSource
 from hfadapt.recipe.schema import Columns, Dedupe, Recipe, Source
 from hfadapt.records.stages import DataRecord, SourceRecord, UnlabelledTexts
@@ -227,7 +228,7 @@ def _own(cell_folder: Path, domain: str) -> list[Row]:
     """The texts of the domain's own training rows."""
     words = registry.schema(DataRecord.read(cell_folder / DataRecord.FILE).form).words
     found = [
-        Row(str(row["source"]), int(row["row"]), {FORM: text}, text)
+        as_row({FORM: text, **Place.of(row).columns}, FORM)
         for row in read_split(cell_folder, "train")
         if (text := words(row)).strip()
     ]

@@ -65,7 +65,7 @@ def findings(
     """
     found = []
     if bad := [each for each in dropped if each.reason == BAD]:
-        what = f"{source}: {len(bad):,} rows are left out: their answers are marked as bad, such as {bad[0].detail}"
+        what = f"{source}: {len(bad):,} rows are left out: their answers are marked as bad, such as {bad[0].said}"
         fix = "nothing: the good answers are learned; if the column means something else, give it another name"
         found.append(Finding(code=BAD, level="soft", message=what, fix=fix))
     for name, values in _candidates(head, used):

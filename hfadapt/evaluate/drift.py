@@ -108,7 +108,7 @@ def measure(context: EvaluationContext) -> DriftRecord:
             result = compare(metric.name, scores, against, **sampling(lock))
             del model
             release_memory()
-            variant = _variant(form, kl, most, result)
+            variant = _variant(form, kl, most, result, context.task.in_spreads)
             found.append((number, variant, _too_far(variant, metric, result, lock) or ""))
         return found
 
@@ -135,6 +135,7 @@ def measure(context: EvaluationContext) -> DriftRecord:
         rows=len(examples),
         variants=tuple(variants),
         limit_kl_nats=lock.evaluate.drift_limits.kl_nats,
+        limit_spreads=_spreads(lock.evaluate.drift_limits.kl_nats) if context.task.in_spreads else None,
         limit_points=lock.evaluate.drift_limits.points,
         refused=refused,
         skipped=skipped,
@@ -277,13 +278,19 @@ class Once:
         return getattr(self._model, name)
 
 
-def _variant(form: Form, kl: float, most: float, result: Metric) -> Variant:
+def _spreads(kl: float) -> float:
+    """How far the means of normal distributions one spread wide are apart of which this is the divergence in nats."""
+    return math.sqrt(2 * kl)
+
+
+def _variant(form: Form, kl: float, most: float, result: Metric, in_spreads: bool) -> Variant:
     assert result.delta is not None
     return Variant(
         name=form.name,
         storage=form.storage,
         merged=form.merged,
-        kl_nats=kl,
+        kl_nats=None if in_spreads else kl,
+        spreads=_spreads(kl) if in_spreads else None,
         max_logit_difference=most,
         metric=result.name,
         value=result.adapter,
@@ -296,7 +303,12 @@ def _variant(form: Form, kl: float, most: float, result: Metric) -> Variant:
 def _too_far(variant: Variant, metric: RowMetric, result: Metric, lock: Lock) -> str | None:
     """Why a variant is not shipped, or None. Only a loss counts in the metric; any change counts in the divergence."""
     limits, found = lock.evaluate.drift_limits, []
-    if variant.kl_nats > limits.kl_nats:
+    if variant.divergence > limits.kl_nats and variant.spreads is not None:
+        found.append(
+            f"its answers differ by {variant.spreads:.3g} of their spread, the limit is {_spreads(limits.kl_nats):.3g} "
+            f"(drift_limits.kl_nats {limits.kl_nats:g})"
+        )
+    elif variant.divergence > limits.kl_nats:
         found.append(f"its answers differ by {variant.kl_nats:.3g} nats per label, the limit is {limits.kl_nats:g}")
     points = points_lost(metric, variant.delta, result.base or 0.0)
     # One row of 200 is 0.005 only up to the rounding of float64.

@@ -85,10 +85,15 @@ def _as_measured(asked: Request, folder: Path, rows: TestRows) -> tuple[Form | N
     assert tried.found is not None
     variant = measured(form.name, drift) if form else None
     known = form is None or variant is not None
-    merged = merged_problems(kind, from_evaluation(cell, tried.found), variant.kl_nats if variant else 0.0)
+    merged = merged_problems(kind, from_evaluation(cell, tried.found), variant.divergence if variant else 0.0)
     refused([*same_problems(kind, tried.difference, tried.tolerance), *tried.problems, *(merged if known else ())])
     return form, _record(
-        asked, tried, forced, kl_nats=variant.kl_nats if variant else None, delta=variant.delta if variant else None
+        asked,
+        tried,
+        forced,
+        kl_nats=variant.kl_nats if variant else None,
+        spreads=variant.spreads if variant else None,
+        delta=variant.delta if variant else None,
     )
 
 

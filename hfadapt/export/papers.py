@@ -86,6 +86,11 @@ def _readme(cell: Cell, kind: Format, folder: Path, record: ExportRecord) -> Ite
     if notes := kind.notes(cell):
         yield f"\n{notes}"
     yield ""
+    if record.spreads is not None:
+        yield (
+            f"Its answers differ from those of the adapter as it was trained by {record.spreads:.3g} of their spread "
+            "(root mean square, in standard deviations, [drift.json](drift.json))."
+        )
     if record.kl_nats is not None:
         where = EXPORT if record.judged else "drift.json"
         yield (

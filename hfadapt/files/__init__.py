@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 LINE_LIMIT_BYTES = 16 << 20
 FILE_LIMIT_BYTES = 256 << 20
@@ -23,15 +23,32 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Unread:
-    """A row that cannot be read: its number from 0, the reason as in dropped.jsonl, and what was found."""
+    """A row that cannot be read.
+
+    Args:
+        row: Its number, from 0.
+        reason: As in dropped.jsonl.
+        detail: What was found; it follows the name of the row, so it begins with a space or a colon.
+        line: Where it begins in its file, from 1, where files have lines.
+    """
 
     row: int
     reason: str
     detail: str = ""
+    line: int | None = None
+
+
+class Read(NamedTuple):
+    """A row: its number from 0, its values by column, and the line where it begins, from 1, where files have lines."""
+
+    row: int
+    values: Values
+    line: int | None = None
+    in_file: str = ""
 
 
 class Unusable(Exception):
-    """A row that cannot be used, with the reason as in dropped.jsonl and what was found."""
+    """A row that cannot be used, with the reason as in dropped.jsonl and what was found, as of `Unread`."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
@@ -108,4 +125,4 @@ class Doubt:
     fix: str
 
 
-Rows = Iterator[tuple[int, Values] | Unread | Doubt]
+Rows = Iterator[Read | Unread | Doubt]

@@ -13,7 +13,7 @@ from typing import IO
 
 from hfadapt import files
 from hfadapt.core.errors import DataError
-from hfadapt.files import Doubt, Rows, Unread
+from hfadapt.files import Doubt, Read, Rows, Unread
 from hfadapt.files.opening import called, suffix, text_bytes
 
 HEAD_CHARACTERS = 1 << 16
@@ -76,33 +76,33 @@ def read(path: Path) -> Rows:
         dialect, names, lines = _begin(path, raw)
         if not names:
             return
-        doubted: list[tuple[int, str]] = []
-        for number, (fields, where, reason) in enumerate(_records(dialect, lines, len(names), doubted)):
+        doubted: list[tuple[int, int]] = []
+        for number, (fields, line, reason) in enumerate(_records(dialect, lines, len(names), doubted)):
             if number == 0 and len(fields) == len(names) + 1 and fields[0] in ("0", "1") and fields[-1]:
                 # R writes the names of rows without a name above them.
                 names = ["", *names]
             while len(fields) > len(names) and not fields[-1]:
                 fields.pop()
             if reason:
-                yield Unread(number, *reason)
+                yield Unread(number, *reason, line)
             elif not fields:
-                yield Unread(number, "empty", f"{where} is blank")
+                yield Unread(number, "empty", " is blank", line)
             elif len(names) > 1 and [field.strip() for field in fields] == names:
-                yield Unread(number, "header-again", f"{where} is the header once more")
+                yield Unread(number, "header-again", " is the header once more", line)
             elif len(fields) != len(names):
-                detail = f"{where} has {len(fields)} fields, the header {len(names)}"
-                yield Unread(number, "wrong-fields", detail)
+                detail = f" has {len(fields)} fields, the header {len(names)}"
+                yield Unread(number, "wrong-fields", detail, line)
             elif any(not each.isascii() and any("\udc80" <= char <= "\udcff" for char in each) for each in fields):
-                yield Unread(number, "not-utf8", f"{where} is not UTF-8")
+                yield Unread(number, "not-utf8", " is not UTF-8", line)
             else:
-                yield number, {name: value for name, value in zip(names, fields, strict=True) if name}
+                yield Read(number, {name: value for name, value in zip(names, fields, strict=True) if name}, line)
         if doubted:
             count = sum(count for count, _ in doubted)
-            places = ", ".join(where for _, where in doubted[:5]) + (" …" if len(doubted) > 5 else "")
+            places = ", ".join(f"line {line}" for _, line in doubted[:5]) + (" …" if len(doubted) > 5 else "")
             yield Doubt(
                 "lines-like-rows",
                 "lines inside of quoted fields look like rows of the table, and are read as text: "
-                f"{count:,} in fields that end in {places}; a stray quotation mark may have swallowed them",
+                f"{count:,} in rows that begin at {places}; a stray quotation mark may have swallowed them",
                 'write "" for a mark inside a quoted field, and quote fields that begin with one; nothing, if these '
                 "lines are text",
             )
@@ -182,12 +182,12 @@ def _joined(head: str, text: io.TextIOWrapper) -> Iterator[str]:
 
 
 def _records(
-    dialect: Dialect, lines: _Lines, width: int, doubted: list[tuple[int, str]]
-) -> Iterator[tuple[list[str], str, tuple[str, str] | None]]:
-    """Fields of each record, where it stands, and why it cannot be used.
+    dialect: Dialect, lines: _Lines, width: int, doubted: list[tuple[int, int]]
+) -> Iterator[tuple[list[str], int, tuple[str, str] | None]]:
+    """Fields of each record, the line where it begins, and why it cannot be used.
 
     Args:
-        doubted: Gets the lines in fields that may be rows: how many, and where they end.
+        doubted: Gets the lines in fields that may be rows: how many, and where their row begins.
     """
     recent: deque[list[str]] = deque(maxlen=_RECENT)
     reader = dialect.reader(lines)
@@ -200,22 +200,21 @@ def _records(
         taken = lines.take()
         if fields is None and not taken:
             return
-        where = f"line {lines.number}"
+        first = lines.number - len(taken) + 1
         # A reader asks for more lines within a record only while a quotation mark is open.
         if lines.ended or (len(taken) > 1 and (fault or _swallowed(dialect, taken, width, recent))):
             lines.put_back(taken[1:])
-            where = f"line {lines.number}"
-            yield [], where, ("open-quote", f"{where} opens a quotation mark that is not closed")
+            yield [], first, ("open-quote", " opens a quotation mark that is not closed")
             reader = dialect.reader(lines)
         elif fault:
-            yield [], where, ("huge", f"{where}: {fault}")
+            yield [], first, ("huge", f": {fault}")
         else:
             found = fields or []
             if len(taken) > 1 and len(found) == width and (count := _like_rows(dialect, taken, found, recent)):
-                doubted.append((count, where))
+                doubted.append((count, first))
             if len(found) == width:
                 recent.append(found)
-            yield found, where, None
+            yield found, first, None
 
 
 def _swallowed(dialect: Dialect, taken: Sequence[str], width: int, recent: Collection[list[str]]) -> bool:

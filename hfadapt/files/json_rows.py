@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hfadapt.core.errors import DataError
-from hfadapt.files import SPLIT_NAMES, Rows, Unread, Values
+from hfadapt.files import SPLIT_NAMES, Read, Rows, Unread, Values
 from hfadapt.files.opening import called, lines, suffix, text_bytes
 
 FIRST_LINES = 5
@@ -51,20 +51,20 @@ def read_lines(path: Path) -> Rows:
             continue
         number, line = item
         if not line.strip():
-            yield Unread(number, "empty", f"line {number + 1} is blank")
+            yield Unread(number, "empty", " is blank", number + 1)
             continue
         try:
             value = _DECODER.decode(line)
         except _Repeated as error:
-            yield Unread(number, "repeated-key", f"line {number + 1}: {error}")
+            yield Unread(number, "repeated-key", f": {error}", number + 1)
             continue
         except (ValueError, RecursionError) as error:
-            yield Unread(number, "not-json", f"line {number + 1}: {error}")
+            yield Unread(number, "not-json", f" is not JSON: {error}", number + 1)
             continue
         if isinstance(value, dict):
-            yield number, value
+            yield Read(number, value, number + 1)
         else:
-            yield Unread(number, "not-json", f"line {number + 1} is not an object")
+            yield Unread(number, "not-json", " is not an object", number + 1)
 
 
 def _check_lines(path: Path) -> None:
@@ -212,10 +212,8 @@ def _one_after_another(path: Path, text: str) -> Rows:
         number += 1
 
 
-def _row(number: int, value: Any) -> tuple[int, Values] | Unread:
-    if isinstance(value, dict):
-        return number, value
-    return Unread(number, "not-json", f"entry {number} is not an object")
+def _row(number: int, value: Any) -> Read | Unread:
+    return Read(number, value) if isinstance(value, dict) else Unread(number, "not-json", " is not an object")
 
 
 def rows_of(value: Any, path: Path) -> list[Any]:

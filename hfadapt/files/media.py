@@ -19,7 +19,7 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.files import FILE_LIMIT_BYTES, Blob, Unread, Values
+from hfadapt.files import FILE_LIMIT_BYTES, Blob, Read, Unread
 
 ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip")
 _SIDECARS = (".cls", ".txt", ".json")
@@ -61,7 +61,7 @@ def broken(path: Path) -> DataError | None:
     return None
 
 
-def read(files: Sequence[Path]) -> Iterator[tuple[int, Values] | Unread]:
+def read(files: Sequence[Path]) -> Iterator[Read | Unread]:
     """A row for each file, or for each file in an archive, with its class where folders tell it.
 
     Raises:
@@ -76,11 +76,11 @@ def read(files: Sequence[Path]) -> Iterator[tuple[int, Values] | Unread]:
             label = {"label": path.parent.name} if labelled and path.parent.name.lower() not in _SPLITS else {}
             # Two folders may hold files of one name.
             name = f"{path.parent.name}/{path.name}" if labelled else path.name
-            yield number, {kinds[path.suffix.lower()]: Blob(name, path=path), **label, "file": name}
+            yield Read(number, {kinds[path.suffix.lower()]: Blob(name, path=path), **label, "file": name})
             number += 1
             continue
         for values in _rows(path, kinds):
-            yield Unread(number, *values) if isinstance(values, tuple) else (number, values)
+            yield Unread(number, *values) if isinstance(values, tuple) else Read(number, values)
             number += 1
 
 
@@ -104,13 +104,13 @@ def _rows(path: Path, kinds: dict[str, str]) -> Iterator[dict[str, Any] | tuple[
             else:
                 beside[ending] = data
         if damaged:
-            yield "damaged-member", f"{path.name}: {damaged}"
+            yield "damaged-member", f": {path.name}: {damaged}"
             continue
         for kind, blob in found:
             try:
                 yield {kind: blob, **_label(PurePosixPath(blob.name), beside), "file": blob.name}
             except ValueError as error:
-                yield "not-json", f"{path.name}: {blob.name}: {error}"
+                yield "not-json", f": {path.name}: {blob.name}: {error}"
 
 
 def _label(name: PurePosixPath, beside: dict[str, bytes]) -> dict[str, Any]:

@@ -246,14 +246,14 @@ def lines(path: Path) -> Iterator[tuple[int, str] | Unread]:
     with text_bytes(path) as file:
         number = 0
         while line := file.readline(files.LINE_LIMIT_BYTES + 1):
-            where = f"line {number + 1}"
             if len(line) > files.LINE_LIMIT_BYTES:
                 while line and not line.endswith(b"\n"):
                     line = file.readline(files.LINE_LIMIT_BYTES + 1)
-                yield Unread(number, "huge", f"{where} is longer than {files.LINE_LIMIT_BYTES >> 20} MiB")
+                yield Unread(number, "huge", f" is longer than {files.LINE_LIMIT_BYTES >> 20} MiB", number + 1)
             else:
                 try:
                     yield number, line.decode("utf-8").rstrip("\r\n")
                 except UnicodeDecodeError as error:
-                    yield Unread(number, "not-utf8", f"{where}: {error.reason} at byte {error.start}")
+                    fault = f" is not UTF-8: {error.reason} at byte {error.start}"
+                    yield Unread(number, "not-utf8", fault, number + 1)
             number += 1

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.files import Rows, Unread, delimited, json_rows, media, tables
+from hfadapt.files import Read, Rows, Unread, delimited, json_rows, media, tables
 from hfadapt.files.nested import field_names, spread
 from hfadapt.files.opening import lines, suffix
 
@@ -21,7 +21,7 @@ HEAD_BYTES = 1 << 20
 
 def _text(path: Path) -> Rows:
     for item in lines(path):
-        yield item if isinstance(item, Unread) else (item[0], {"text": item[1]})
+        yield item if isinstance(item, Unread) else Read(item[0], {"text": item[1]}, item[0] + 1)
 
 
 def _of_schema(path: Path) -> Rows:
@@ -38,7 +38,7 @@ def _of_schema(path: Path) -> Rows:
 
     number = 0
     for number, row in enumerate(read(whole())):
-        yield number, row
+        yield Read(number, row)
     for more, item in enumerate(bad, number + 1):
         yield replace(item, row=more)
 
@@ -83,7 +83,7 @@ def column_names(path: Path) -> tuple[str, ...] | None:
         found = list(islice(rows(path), HEAD_ROWS))
     except (DataError, OSError):
         return None  # what cannot be read is said when it is read
-    head = [item[1] for item in found if isinstance(item, tuple)]
+    head = [item.values for item in found if isinstance(item, Read)]
     if any(isinstance(item, Unread) and item.reason != "empty" for item in found):
         return None
     return tuple(dict.fromkeys(key for row in head for key in (*row, *spread(row)))) or None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hfadapt.core.errors import DataError
-from hfadapt.files import Rows
+from hfadapt.files import Read, Rows
 from hfadapt.files.opening import packing, readable, suffix
 
 BATCH_ROWS, BATCH_BYTES = 2048, 16 << 20
@@ -34,7 +34,7 @@ def read(path: Path) -> Rows:
             raise DataError(what, place=str(path), fix="rename one of them")
         for batch in chain.from_iterable(map(_divided, batches)):
             for values in batch.to_pylist():
-                yield number, {name: _text(value) for name, value in values.items()}
+                yield Read(number, {name: _text(value) for name, value in values.items()})
                 number += 1
 
 

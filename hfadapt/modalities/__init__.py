@@ -171,6 +171,10 @@ class Modality:
         """A value as callers in Python give it, as tasks answer it; None for what is none, such as a list of values."""
         return value if isinstance(value, str) else None
 
+    def clipped(self, processor: Any, row: Row) -> tuple[float, float, str] | None:
+        """How long a value is, how much of it a model is given, and the unit; None where it is given all."""
+        return None
+
     def mislabels(self, operation: str, labels: Sequence[str]) -> str:
         """Why a change of `data.augment` may make labels wrong, by the names of the classes; or nothing."""
         return ""

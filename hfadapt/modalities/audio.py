@@ -46,6 +46,8 @@ CORE = 0.1
 """The part that is compared begins and ends where the energy reaches this share of its highest."""
 LIBRARY_BYTES, OPENING_BYTES = 32 << 20, 40
 """Of scipy's filters and the processors, and of each sample in a batch; measured with Whisper."""
+CUT_SECONDS = 0.05
+"""So little of a sound is not missed: positions are wider."""
 CLIP = "clip_positions"
 """Of a config, set by `Audio.shaped`: positions of the clips that a model is to be given."""
 
@@ -219,6 +221,11 @@ class Audio(Modality):
     def sized(self, processor: Processor, max_length: int) -> Processor:
         """The processor for clips of at most `max_length` positions."""
         return processor.at(max_length)
+
+    def clipped(self, processor: Processor, row: Row) -> tuple[float, float, str] | None:
+        """Seconds of a sound, and those of a clip, where this is shorter."""
+        length, clip = float(row["seconds"]), processor.hearing.samples / RATE
+        return (length, clip, "seconds") if length > clip + CUT_SECONDS else None
 
     def arguments(self, config: Any, max_length: int) -> Mapping[str, Any]:
         """The length of a clip, for models that are free to choose it."""

@@ -122,6 +122,10 @@ class Objective:
     def check(self, options: Any, task: Task) -> None:
         """Looks, before anything is done, whether it can be had so. Raises RequestError."""
 
+    def check_labels(self, options: Any, labels: Sequence[str]) -> None:
+        """Looks, once rows are prepared and before anything is trained, whether it suits their labels. Raises
+        RequestError."""
+
     def moves(self, options: Any) -> bool:
         """Whether the model itself changes with the steps (`at`), so that nothing it says may be kept for later steps,
         and no step but the last leaves what is saved."""

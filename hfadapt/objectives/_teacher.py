@@ -22,6 +22,7 @@ from hfadapt.run_folder import Cell, find_cell
 
 if TYPE_CHECKING:
     from hfadapt.objectives import Beginning
+    from hfadapt.tasks import Task
 
 
 class Teacher:
@@ -53,10 +54,8 @@ class Teacher:
                 raise _unfit(place, f"it has {what}", "a model that was trained on this task")
             return cls(base.model, base, beginning.lock.data.max_length, None)
         lock, own = found.lock, found.data.labels
-        if lock.task != task.name:
-            raise _unfit(place, f"it was trained on {lock.task}", task.name)
-        if set(own) != set(labels):
-            raise _unfit(place, f"its labels are {', '.join(own)}", ", ".join(labels))
+        require_task(found, place, task)
+        require_labels(found, place, labels)
         base = load_base_of({found.adapter: own}, lock, beginning.device)
         model = open_adapter(base, found.adapter, lock.adapter.method, beginning.device)
         order = None if own == labels else [own.index(label) for label in labels]
@@ -87,6 +86,35 @@ def cell_at(place: str, folder: Path) -> Cell | None:
                 raise RequestError("the teacher is not trained yet", place=str(path), fix="hfadapt run RECIPE")
             return cell
     return None
+
+
+def require_task(found: Cell, place: str, task: Task) -> None:
+    """Raises RequestError where a trained cell is of another task."""
+    if found.lock.task != task.name:
+        raise _unfit(place, f"it was trained on {found.lock.task}", task.name)
+
+
+def require_labels(found: Cell, place: str, labels: Sequence[str]) -> None:
+    """Raises RequestError where a trained cell knows other labels."""
+    if set(found.data.labels) != set(labels):
+        raise _unfit(
+            place, f"its labels are {', '.join(found.data.labels) or 'none'}", ", ".join(labels) or "no labels"
+        )
+
+
+def require_head(config: Any, place: str, task: Task) -> None:
+    """Raises RequestError where a whole model was saved with another head, as its config tells."""
+    import transformers
+
+    mapping = getattr(transformers, task.auto_class)._model_mapping
+    known = mapping.get(type(config), None)
+    heads = {each.__name__ for each in (known if isinstance(known, tuple) else (known,)) if each is not None}
+    # Names that are not transformers' own say nothing, and a model without a head can be had of any.
+    saved = [each for each in getattr(config, "architectures", None) or () if hasattr(transformers, each)]
+    if saved and heads and not heads & set(saved) and all("For" in each or "Head" in each for each in heads):
+        raise _unfit(
+            place, f"it was saved as {', '.join(saved)}", f"{', '.join(sorted(heads))}, the head of {task.name}"
+        )
 
 
 def _unfit(place: str, got: str, allowed: str) -> RequestError:

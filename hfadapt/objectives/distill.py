@@ -20,13 +20,14 @@ from pydantic import Field
 
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.spec import Spec
+from hfadapt.files.places import Place
 from hfadapt.models.activation import Ramp, ramp
 from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import load_config
 from hfadapt.models.load import check_base
 from hfadapt.models.rounding import Rounded, fake_quantise
 from hfadapt.objectives import KNOWN, Beginning, Objective
-from hfadapt.objectives._teacher import Teacher, cell_at
+from hfadapt.objectives._teacher import Teacher, cell_at, require_head, require_labels, require_task
 from hfadapt.quants import PLAIN
 
 if TYPE_CHECKING:
@@ -89,10 +90,11 @@ class Distill(Objective):
         if why := self.unfit(task):
             fix = "leave train.objective out"
             raise RequestError(f"{task.name} cannot be distilled", place="train.objective", got=why, fix=fix)
-        if cell_at(options.teacher, Path()) is not None:
+        if (cell := cell_at(options.teacher, Path())) is not None:
+            require_task(cell, options.teacher, task)
             return
         try:
-            load_config(options.teacher)
+            config = load_config(options.teacher)
         except RequestError as error:
             raise RequestError(
                 "there is no such teacher",
@@ -101,7 +103,13 @@ class Distill(Objective):
                 allowed="a run, one of its cells, or a model with the task's head: a folder, a Hub id or sample:NAME",
                 fix="give the folder of a trained cell, such as runs/NAME/DOMAIN/TARGET",
             ) from error
+        require_head(config, options.teacher, task)
         check_base(BaseRef(options.teacher, task.name, PLAIN, "float32"))
+
+    def check_labels(self, options: Any, labels: Sequence[str]) -> None:
+        """A teacher that is a cell knows the labels."""
+        if (cell := cell_at(options.teacher, Path())) is not None:
+            require_labels(cell, options.teacher, labels)
 
     def known_from(self, options: Any) -> Any:
         """The teacher's weights, where it is a cell, and what is kept of its answers."""
@@ -136,7 +144,8 @@ class Distill(Objective):
                 found[number] = {name: values[at].cpu().numpy() for name, values in kept.items()}
         for example, known in zip(examples, found, strict=True):
             if len(next(iter(known.values()))) != example.label_count:
-                raise RunError("teacher and student see another number of labels in a row", got=f"row {example.row}")
+                what = "teacher and student see another number of labels in a row"
+                raise RunError(what, got=str(Place("", example.row)))
         return found
 
     def begin(self, model: Any, task: Task, options: Any) -> _Started:

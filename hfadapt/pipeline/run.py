@@ -28,7 +28,7 @@ from hfadapt.report.run_view import Run
 from hfadapt.report.write import earlier, other_base, write_report
 from hfadapt.run_folder import LOCK, Cell, make_writable, sweep
 from hfadapt.stages import Context, compared, narrow
-from hfadapt.stages.plan import audit_cell, gather_texts, measure_lengths
+from hfadapt.stages.plan import audit_cell, check_objective, gather_texts, measure_lengths
 
 if TYPE_CHECKING:
     from hfadapt.data import DataReport
@@ -132,6 +132,7 @@ def plan_recipe(recipe: Recipe, *, domains: Sequence[str] = (), runs: Path = Pat
     if weight_files(expanded(recipe.model)):
         # A config alone is enough for a plan.
         check_base(BaseRef.of(recipe))
+    check_objective(recipe)
     run = Run(runs / recipe.name)
     known = {}
     for domain, target in recipe.cells():
@@ -139,6 +140,8 @@ def plan_recipe(recipe: Recipe, *, domains: Sequence[str] = (), runs: Path = Pat
         if cell.has(DataRecord) and same_data(recipe, domain, cell):
             known[domain] = cell.data
     _know_speed(recipe)
+    for record in known.values():
+        check_objective(recipe, record)
     return make_plan(recipe, data=known)
 
 
@@ -181,6 +184,7 @@ def check_recipe(
     from hfadapt.models.load import load_processor, resolve_model
 
     chosen = (recipe.choose(domains) if domains else recipe).chosen
+    check_objective(recipe)
     prepared = prepare(compared(recipe, chosen), recipe_folder=recipe_folder, progress=say)
     tokenizer = load_processor(resolve_model(recipe.model), registry.task(recipe.task).modality)
     records, looks = [], {}
@@ -190,6 +194,7 @@ def check_recipe(
             prepared[domain].copy_into(cell.folder)
             narrowed = narrow(recipe, [cell.domain], [cell.target])
             record = measure_lengths(cell, narrowed, tokenizer)
+            check_objective(recipe, record)
             record = gather_texts(record, cell, narrowed, tokenizer, Held.of(prepared), recipe_folder)
             lock = lock_cell(narrowed, make_plan(narrowed, data={domain: record}).cells[0])
             try:

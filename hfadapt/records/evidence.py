@@ -94,7 +94,8 @@ class Efficiency(Spec):
 
 
 class FailingExample(Spec):
-    """A test row on which the adapter is wrong, the surest first; the text is in the test split at that row."""
+    """A test row on which the adapter is wrong, the surest first; the text is in the test split at
+    that row, counted from 0."""
 
     split_row: int
     gold: str
@@ -214,13 +215,16 @@ class SecurityRecord(Record):
 class Variant(Spec):
     """One way to serve the adapter, against the reference (how it was trained) on the same rows.
 
-    `kl_nats` is the mean Kullback-Leibler divergence from the reference per label, `delta` the metric's difference.
+    `kl_nats` is the mean Kullback-Leibler divergence from the reference per label; where answers are numbers, `spreads`
+    is the root-mean-square difference in its place, in standard deviations of the reference's answers. `delta` is the
+    metric's difference.
     """
 
     name: str
     storage: str
     merged: bool
-    kl_nats: float
+    kl_nats: float | None = None
+    spreads: float | None = None
     max_logit_difference: float
     metric: str
     value: float
@@ -228,12 +232,22 @@ class Variant(Spec):
     low: float | None = None
     high: float | None = None
 
+    @property
+    def apart(self) -> float:
+        """How far it is from the reference, in the unit of its record."""
+        return self.spreads if self.spreads is not None else self.kl_nats or 0.0
+
+    @property
+    def divergence(self) -> float:
+        """In nats, numbers as the means of normal distributions that are one spread wide."""
+        return self.spreads**2 / 2 if self.spreads is not None else self.kl_nats or 0.0
+
 
 class DriftRecord(Record):
     """How far the results move when the adapter is merged, or put on a base in another storage.
 
     `refused` says by variant why it is not shipped, `skipped` why one was not measured; `labels` are the labels behind
-    each `kl_nats`.
+    each `kl_nats` or `spreads`, and `limit_spreads` is `limit_kl_nats` for numbers.
     """
 
     FILE: ClassVar[str] = "drift.json"
@@ -243,11 +257,29 @@ class DriftRecord(Record):
     rows: int
     variants: tuple[Variant, ...]
     limit_kl_nats: float
+    limit_spreads: float | None = None
     limit_points: float
     refused: dict[str, str] = {}
     skipped: dict[str, str] = {}
     labels: int | None = None
     seconds: float
+
+    @property
+    def limit(self) -> float:
+        """The most that a variant may be apart."""
+        return self.limit_kl_nats if self.limit_spreads is None else self.limit_spreads
+
+    @property
+    def unit(self) -> str:
+        """Of how far variants are apart."""
+        return "nats per label" if self.limit_spreads is None else "spreads"
+
+    @property
+    def measure(self) -> str:
+        """What says how far variants are apart, with its unit."""
+        if self.limit_spreads is None:
+            return "KL divergence from the trained adapter, nats per label"
+        return "root-mean-square difference from the trained adapter, in spreads (standard deviations) of its answers"
 
 
 # --- transfer.json ---------------------------------------------------------------------------------------------------

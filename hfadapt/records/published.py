@@ -107,7 +107,8 @@ class DeviceRecord(Record):
 class ExportRecord(Record):
     """An exported folder: in which form, and how it scored when it was opened again in its own runtime.
 
-    `variant` is the form's name in drift.json, None where nothing can drift; `kl_nats` what was measured there.
+    `variant` is the form's name in drift.json, None where nothing can drift; `kl_nats` or,
+    of numbers, `spreads` what was measured there.
     `difference` is the mean difference of a label's loss between what was written and what was read back, in nats, and
     `evaluated_difference` that between what was read back and the adapter as it was evaluated. `tolerance` is None for
     a form that rounds; `judged` are then all forms that were tried, but for those that `failed` to run, and `limits`
@@ -123,6 +124,7 @@ class ExportRecord(Record):
     storage: str
     forced: str | None = None
     kl_nats: float | None = None
+    spreads: float | None = None
     delta: float | None = None
     rows: int
     difference: float

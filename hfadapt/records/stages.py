@@ -125,20 +125,24 @@ FINDINGS = (
 
 
 class Finding(Spec):
-    """One result of the audit. A `hard` one stops the run, unless the recipe allows it."""
+    """One result of the audit. A `hard` one stops the run, unless the recipe allows it; `rows` count from 0,
+    `classes` are those that it is about."""
 
     code: str
     level: Literal["hard", "soft"]
     message: str
     rows: tuple[int, ...] = ()
+    classes: tuple[str, ...] = ()
     fix: str = ""
 
 
 class LongRow(Spec):
-    """A row that is among the longest, in tokens before any cut."""
+    """A row that is among the longest, in tokens before any cut; `row` is from 0, `line` from 1."""
 
     source: str
     row: int
+    line: int | None = None
+    in_file: str | None = None
     tokens: int
 
 

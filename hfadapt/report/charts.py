@@ -22,7 +22,7 @@ from hfadapt.report import plots, svg
 
 PREDICTED, MEASURED = "var(--pale)", "var(--c0)"
 MOST_SLICES = 14
-LOWEST_KL = 1e-6
+LOWEST_KL, LOWEST_SPREADS = 1e-6, 1e-3
 CHANCE = 0.5
 """Area under the curve of a guess."""
 
@@ -241,22 +241,24 @@ def membership(cells: Sequence[CellRecords], nouns: str = "texts") -> str | None
 
 def drift(cells: Sequence[CellRecords]) -> str | None:
     """The divergence of every way to serve the adapters, on a logarithmic axis with the limit."""
-    dots, limit = [], 0.0
+    dots, limit, measure, numbers = [], 0.0, "", False
     for cell in cells:
-        for one in cell.drift.variants if cell.drift else ():
-            limit = cell.drift.limit_kl_nats if cell.drift else 0.0
-            refused = cell.drift is not None and one.name in cell.drift.refused
+        if cell.drift is None:
+            continue
+        limit, measure, numbers = cell.drift.limit, cell.drift.measure, cell.drift.limit_spreads is not None
+        for one in cell.drift.variants:
+            refused = one.name in cell.drift.refused
             state = "worse" if refused else "better"
-            shown = f"{one.kl_nats:.2g} nats{', refused' if refused else ''}"
-            dots.append(plots.Line(f"{names(cells)[id(cell)]}: {one.name}", one.kl_nats, state, shown))
+            shown = f"{one.apart:.2g} {'spreads' if numbers else 'nats'}{', refused' if refused else ''}"
+            dots.append(plots.Line(f"{names(cells)[id(cell)]}: {one.name}", one.apart, state, shown))
     if not dots:
         return None
     return plots.log_dots(
         dots,
         limit=limit,
-        lowest=LOWEST_KL,
+        lowest=LOWEST_SPREADS if numbers else LOWEST_KL,
         title="Merge drift",
-        axis="divergence from the trained adapter, nats a label",
+        axis=measure,
     )
 
 

@@ -161,7 +161,8 @@ def _drifts(cells: Sequence[CellRecords]) -> list[dict[str, Any]]:
         {
             "cell": called[id(cell)] if number == 0 else "",
             "name": variant.name,
-            "kl": f"{variant.kl_nats:.2g}",
+            "apart": f"{variant.apart:.2g}",
+            "measure": cell.drift.measure,
             "logit": f"{variant.max_logit_difference:.2g}",
             "metric": variant.metric,
             "delta": f"{variant.delta:+.3f}{bounds(variant.low, variant.high)}",

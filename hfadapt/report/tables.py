@@ -17,14 +17,14 @@ def drift_blocks(records: Sequence[DriftRecord]) -> list[Block]:
     rows = []
     for record in records:
         found = {
-            variant.name: f"{variant.kl_nats:.2g} ({variant.delta:+.3f})"
+            variant.name: f"{variant.apart:.2g} ({variant.delta:+.3f})"
             + (" REFUSED" if variant.name in record.refused else "")
             for variant in record.variants
         }
         name = f"{record.domain} on {record.target}" if several else record.domain
         rows.append([name, *(found.get(form, "") for form in forms)])
     metric = next(variant.metric for record in records for variant in record.variants)
-    said = f"KL divergence from the trained adapter, nats per label (change of {metric})"
+    said = f"{records[0].measure} (change of {metric})"
     return [
         Heading("Merging, and bases in other precision"),
         Text(said),

@@ -44,7 +44,7 @@ def turns_of(value: Any) -> list[Turn]:
         value = next((value[name] for name in _LISTS if isinstance(value.get(name), list)), value)
     if not isinstance(value, (list, tuple)):
         raise _wrong(f"messages hold {_kind(value)}, not a list of turns")
-    return [each for at, one in enumerate(value) for each in _turn(decoded(one, f"turn {at}"), f"turn {at}")]
+    return [each for at, one in enumerate(value, 1) for each in _turn(decoded(one, f"turn {at}"), f"turn {at}")]
 
 
 def decoded(value: Any, place: str) -> Any:

@@ -6,18 +6,19 @@ A row that cannot be asked has a fault in place of an answer, and the others go 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from hfadapt.core import registry
-from hfadapt.core.errors import HfadaptError, RequestError
+from hfadapt.core.errors import HfadaptError, Problem, RequestError
 from hfadapt.core.spec import Spec
-from hfadapt.files import Rows, Unread, folders, reading
+from hfadapt.files import Blob, Read, Rows, Unread, folders, media, reading
 from hfadapt.files.nested import spread
 from hfadapt.files.opening import suffix
+from hfadapt.files.places import Place
 from hfadapt.schemas import RowSchema, Unusable, plain
 from hfadapt.serve.adapted import Adapted
 from hfadapt.tasks import Answer
@@ -28,9 +29,10 @@ _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
 
 class Answered(Spec):
-    """One row: its number from 0, and its answer or why it has none."""
+    """One row, and its answer or why it has none: `row` counts from 0, `line` of the file from 1."""
 
     row: int
+    line: int | None = None
     answer: Answer | None = None
     fault: str | None = None
 
@@ -40,18 +42,23 @@ class Answered(Spec):
     def as_json(self) -> dict[str, Any]:
         """The row, with the fields of the answer."""
         said = self.answer.model_dump() if self.answer else {"fault": self.fault}
-        return {"row": self.row, **said}
+        return {"row": self.row, "line": self.line, **said}
 
 
 def file_rows(path: Path) -> Rows:
-    """The rows of a file; of plain text a line each.
+    """The rows of a file; of plain text a line each, of images or recordings each in a folder or archive.
 
     Raises:
         RequestError: there is no such file.
         DataError: it is of a kind that is not read, or broken.
     """
-    if not path.is_file():
+    if not path.exists():
         raise RequestError("there is no such file", place=str(path), fix="check the path")
+    if path.is_dir() or media.holds(path):
+        files = folders.chosen(path, None).data
+        if not files or not media.holds(files[0]):
+            raise RequestError("a folder of images or recordings is expected, or one file", place=str(path))
+        return media.read(files)
     if suffix(path) not in folders.suffixes():
         raise folders.unreadable(path)
     return reading.rows(path)
@@ -61,48 +68,93 @@ def lines_of(stream: IO[bytes]) -> Rows:
     """The lines of a stream; one that is not UTF-8 is no row."""
     for number, line in enumerate(stream):
         try:
-            yield number, {"text": line.decode("utf-8").rstrip("\r\n")}
+            yield Read(number, {"text": line.decode("utf-8").rstrip("\r\n")}, number + 1)
         except UnicodeDecodeError as error:
-            yield Unread(number, "not-utf8", f"line {number + 1}: {error.reason} at byte {error.start}")
+            fault = f" is not UTF-8: {error.reason} at byte {error.start}"
+            yield Unread(number, "not-utf8", fault, number + 1)
 
 
-def answered(adapted: Adapted, rows: Rows, max_new_tokens: int | None = None) -> Iterator[Answered]:
+def answered(
+    adapted: Adapted, rows: Rows, max_new_tokens: int | None = None, *, source: str = "", folder: Path | None = None
+) -> Iterator[Answered]:
     """An answer, or a fault, for each row in order, some rows at a time.
 
     Args:
         rows: By the recipe's columns, or with a column of texts; what is doubtful in a file has no row.
+        source: What rows are called after.
+        folder: Where names of files in the rows begin.
+
+    Raises:
+        RequestError: the first rows all lack what is asked about.
     """
     # A row fills the recipe's template itself.
     asker = replace(adapted, prompt=None)
-    found = (item for item in rows if isinstance(item, (tuple, Unread)))
+    task = registry.task(adapted.task)
+    files = bool(registry.modality(task.modality).suffixes)
+    found = (item for item in rows if isinstance(item, (Read, Unread)))
+    first = True
     while chunk := list(islice(found, AT_ONCE)):
-        texts: dict[int, str] = {}
+        texts: dict[int, Any] = {}
         faults: dict[int, str] = {}
+        lacking: list[Read] = []
         for number, item in enumerate(chunk):
             if isinstance(item, Unread):
-                faults[number] = item.detail or item.reason
+                faults[number] = item.detail or f": {item.reason}"
                 continue
             try:
-                texts[number] = text_of(adapted, item[1])
+                value = Blob.of(file_of(adapted, item.values), folder) if files else text_of(adapted, item.values)
+                if (problem := task.fault(value)) is None:
+                    texts[number] = value
+                else:
+                    faults[number] = f": {_told(problem)}"
             except Unusable as fault:
-                faults[number] = f"row {item[0]}{fault.detail}"
+                faults[number] = fault.detail
+                lacking += [item] if fault.reason == "missing-field" else []
+        if first and len(lacking) == len(chunk) > 1:
+            raise _no_column(adapted, lacking, source)
+        first = False
         said = _ask(asker, texts, faults, {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})
         for number, item in enumerate(chunk):
-            row = item.row if isinstance(item, Unread) else item[0]
-            yield Answered(row=row, answer=said.get(number), fault=faults.get(number))
+            where = Place(source, item.row, item.line)
+            why = f"{where}{faults[number]}" if number in faults else None
+            yield Answered(row=item.row, line=item.line, answer=said.get(number), fault=why)
 
 
 def _ask(
-    asker: Adapted, texts: Mapping[int, str], faults: dict[int, str], settings: Mapping[str, int]
+    asker: Adapted, texts: Mapping[int, Any], faults: dict[int, str], settings: Mapping[str, int]
 ) -> dict[int, Answer]:
     """Answers by place; where one text is refused, each is asked alone and the refusal is its fault."""
     try:
         return dict(zip(texts, asker.predict(list(texts.values()), **settings), strict=True))
     except HfadaptError as error:
         if len(texts) == 1:
-            faults[next(iter(texts))] = error.what
+            faults[next(iter(texts))] = f": {_told(error.problems[0])}"
             return {}
     return {k: v for place, text in texts.items() for k, v in _ask(asker, {place: text}, faults, settings).items()}
+
+
+def _told(problem: Problem) -> str:
+    """A problem in one line."""
+    return ", ".join(filter(None, [problem.what, problem.place, problem.got]))
+
+
+def _no_column(adapted: Adapted, rows: Sequence[Read], source: str) -> RequestError:
+    """The error for rows of which none has what is asked about."""
+    names = _PLACEHOLDER.findall(adapted.prompt) if adapted.prompt is not None else [_schema(adapted).parts[0]]
+    wanted = [adapted.columns.get(name, name) for name in dict.fromkeys(names)]
+    columns = dict.fromkeys(str(name) for row in rows for name in row.values)
+    return RequestError(
+        "no row has what is asked about",
+        place=source,
+        got=f"columns {', '.join(columns)}" if columns else "rows without columns",
+        allowed=f"the column{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}, as in training",
+        fix=f"rename the column to {wanted[0]}" if len(wanted) == 1 else "name the columns as in training",
+    )
+
+
+def file_of(adapted: Adapted, values: Mapping[str, Any]) -> Any:
+    """The file that a row names or holds. Raises Unusable where it has none."""
+    return _value(adapted, values, registry.task(adapted.task).modality, True)
 
 
 def text_of(adapted: Adapted, values: Mapping[str, Any]) -> str:

@@ -69,6 +69,7 @@ class PlanStage(Stage):
             base = context.base(cell, self.name)
             tokenizer = load_processor(source_of(base), registry.task(context.recipe.task).modality)
             record = measure_lengths(cell, context.recipe_of(cell), tokenizer)
+            check_objective(context.recipe, record)
             recipe, folder = context.recipe_of(cell), context.recipe_folder
             record = gather_texts(record, cell, recipe, tokenizer, context.held, folder)
             lock, decided = decide(cell, context, base, record)
@@ -81,6 +82,26 @@ class PlanStage(Stage):
                 context.progress.say(f"  note: {warning}")
             for finding in cell.data.audit.findings if cell.data.audit else ():
                 context.progress.say(f"  note: {finding.message}")
+
+
+def check_objective(recipe: Recipe, data: DataRecord | None = None) -> None:
+    """What the objective needs beside the rows is there, and suits the task and, where they are known, the labels.
+
+    Args:
+        data: Of prepared rows; without it the labels that the recipe names are looked at.
+
+    Raises:
+        RequestError: it cannot be had so.
+    """
+    objective = registry.objective(recipe.train.objective)
+    options = objective.Options.model_validate(recipe.train.objective_options)
+    if data is not None:
+        objective.check_labels(options, data.labels)
+        return
+    objective.check(options, registry.task(recipe.task))
+    for domain in recipe.chosen:
+        if labels := recipe.domains[domain].labels:
+            objective.check_labels(options, labels)
 
 
 def decide(cell: Cell, context: Context, base: BaseRef, record: DataRecord) -> tuple[Lock, CellPlan]:

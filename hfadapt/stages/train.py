@@ -15,7 +15,7 @@ from hfadapt.records.search import SearchRecord, named_try
 from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.stages import Context, Section, Stage
-from hfadapt.stages.plan import use_base
+from hfadapt.stages.plan import check_objective, use_base
 
 if TYPE_CHECKING:
     from hfadapt.card.facts import Facts
@@ -72,8 +72,7 @@ class Train(Stage):
 
     def check(self, context: Context) -> None:
         """What the objective needs beside the rows is there."""
-        objective, options = _objective(context)
-        objective.check(options, registry.task(context.recipe.task))
+        check_objective(context.recipe)
 
     def inputs(self, cell: Cell, context: Context) -> Any:
         """What the objective learns from beside the rows."""

@@ -55,7 +55,7 @@ def add_answered(
     # What is asked has been filled into the recipe's template.
     said = replace(adapted, prompt=None).predict(asked)
     added = [
-        {**made, "source": row.source, "row": row.row}
+        {**made, **row.where.columns}
         for row, text, answer in zip(found, asked, said, strict=True)
         if (made := schema.answered(text, answer.label or "", answers)) is not None
     ]

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import DataError, Problem, nearest
+from hfadapt.files.places import Place
 from hfadapt.modalities import Example, Row
 from hfadapt.schemas import LabelKind
 from hfadapt.tasks._answers import Answer as Answer
+from hfadapt.tasks._answers import Cut as Cut
 from hfadapt.tasks._answers import Served as Served
 
 if TYPE_CHECKING:
@@ -174,6 +176,7 @@ class Task:
         assumed_parts: Sequences as which a row goes through the model, likewise.
         reading: Python that prints the answer in `out`, numpy's array of the output of one row, with `labels`.
         alike_means: What `alike` calls alike, in words.
+        in_spreads: Answers are numbers: how far they drift is said in standard deviations of theirs, not in nats.
         folder: Where snippet.py.j2 lies: the code of the card that opens an adapter and asks it one thing, a template
             of jinja with `fact`, `peft`, `sample`, `base`, `quant`, `schema`, `example` (card/snippet.py).
     """
@@ -216,6 +219,7 @@ class Task:
     answer_rows: int = ANSWER_ROWS
     reading: str = "print(out.shape)"
     alike_means: str = "the same choice"
+    in_spreads: bool = False
     folder: Path
 
     def snippet_agrees(self, printed: str, prediction: Any) -> bool:
@@ -491,7 +495,7 @@ def index_of(label: Any, labels: Sequence[str], row: Row, number: int) -> int:
     close = nearest(str(label), labels)
     raise DataError(
         "a label is not in the label set",
-        place=f"{row.get('source', 'row')} row {row.get('row', number)}",
+        place=str(Place.of(row, number)),
         got=repr(label),
         allowed=", ".join(labels),
         fix=f"did you mean {close!r}?" if close else None,

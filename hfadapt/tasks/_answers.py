@@ -9,6 +9,22 @@ from hfadapt.core.show import Block, Shown, Table
 from hfadapt.core.spec import Spec
 
 
+class Cut(Spec):
+    """A row that is longer than the model takes: its length, and how much of it was `read`, in tokens or seconds."""
+
+    length: int | float
+    read: int | float
+    unit: str = "tokens"
+
+    @classmethod
+    def of(cls, length: float, read: float, unit: str = "tokens") -> Cut | None:
+        """None where all was read."""
+        return cls(length=length, read=read, unit=unit) if read < length else None
+
+    def __str__(self) -> str:
+        return f"{self.read:,.4g} of its {self.length:,.4g} {self.unit} were read"
+
+
 class Answer(Shown, Spec):
     """What an adapter says about one text.
 
@@ -19,6 +35,7 @@ class Answer(Shown, Spec):
         generated: Text that was written.
         parts: Pieces of the text with the class of each, for tasks that answer token by token.
         vector: What stands for the text, for tasks that compare texts; `number` is then how alike it is to the first.
+        cut: Where the text was longer than the model takes.
     """
 
     text: str
@@ -28,6 +45,7 @@ class Answer(Shown, Spec):
     generated: str | None = None
     parts: tuple[tuple[str, str], ...] = ()
     vector: tuple[float, ...] | None = None
+    cut: Cut | None = None
 
     def __str__(self) -> str:
         if self.vector is not None and self.number is None:

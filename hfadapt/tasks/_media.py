@@ -10,7 +10,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError
 from hfadapt.files import Blob, Unusable
 from hfadapt.modalities import Example, Row, Taken
-from hfadapt.tasks import Answer, Served
+from hfadapt.tasks import Answer, Cut, Served
 from hfadapt.tasks._classes import OneClass, class_targets
 
 if TYPE_CHECKING:
@@ -76,6 +76,10 @@ class MediaClassification(OneClass):
         found = self._taken(value)
         return found if isinstance(found, Problem) else None
 
+    def _cut(self, example: Example, row: Row) -> Cut | None:
+        found = registry.modality(self.modality).clipped(example.inputs["processor"], row)
+        return None if found is None else Cut.of(*found)
+
     def _taken(self, value: Any) -> tuple[Blob, Taken] | Problem:
         kind = registry.modality(self.modality)
         try:
@@ -107,8 +111,8 @@ class MediaClassification(OneClass):
         with torch.inference_mode():
             logits = model(**_given(batch, model), **self.options(model), **named).logits
         return [
-            self.read(blob.name, row, each.labels)
-            for each, blob, row in zip(served, blobs, logits.float().cpu(), strict=True)
+            self.read(blob.name, row, each.labels).model_copy(update={"cut": self._cut(example, value)})
+            for each, blob, row, example, value in zip(served, blobs, logits.float().cpu(), examples, rows, strict=True)
         ]
 
 

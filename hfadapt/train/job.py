@@ -17,6 +17,7 @@ import torch
 from hfadapt.adapters import DEFAULT
 from hfadapt.core.errors import DataError, HfadaptError, RunError
 from hfadapt.core.spec import write_text
+from hfadapt.files.places import Place, name_rows
 from hfadapt.modalities import Example
 from hfadapt.plan.disk import checkpoint_bytes
 from hfadapt.plan.reasons import CHECK_COST
@@ -70,6 +71,10 @@ class Batch:
     rows: list[int]
     examples: list[Example]
     labels: int
+
+
+def _named(rows: Sequence[int]) -> str:
+    return name_rows(Place("data/train.parquet", row) for row in rows)
 
 
 def steps_of(settings: LockedTrain, rows: int) -> int:
@@ -214,7 +219,7 @@ class Job:
             raise DataError(
                 f"the batch of step {step} has no label to learn from",
                 place=str(self.folder / "data" / "train.parquet"),
-                got=f"rows {rows[:8]}",
+                got=_named(rows),
                 fix="look at them with: hfadapt check RECIPE",
             )
         return Batch(step, epoch, rows, examples, labels)
@@ -273,7 +278,7 @@ class Job:
                 fix = "the base's own weights may hold values that are no numbers: copy it again, or use dtype=float32"
             raise RunError(
                 f"the {'loss' if not math.isfinite(loss) else 'gradient'} of step {batch.step} is not finite",
-                place=f"training rows {batch.rows[:8]}{' …' if len(batch.rows) > 8 else ''}",
+                place=_named(batch.rows),
                 got=f"loss {loss}, gradient norm {norm}",
                 fix=fix,
             )

@@ -13,6 +13,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import HfadaptError, RequestError
 from hfadapt.core.show import Block, Heading, Sheet, Table, Tile, as_html, show_bytes, show_seconds
 from hfadapt.data import pictures
+from hfadapt.files.places import Place
 from hfadapt.formats import require_packages
 from hfadapt.hardware import catalogue
 from hfadapt.plan.make import make_plan
@@ -112,20 +113,28 @@ class RowView:
     """A test row as it is shown: its number, its text or picture, and what is right.
 
     Args:
+        number: From 0, for addresses; a person is told `counted`.
+        place: Where it is from.
         wrong: Whether predictions.parquet has another class of the adapter than the right one.
     """
 
     number: int
+    place: str
     text: str
     label: str
     tile: Tile | None = None
     wrong: bool = False
 
     @property
+    def counted(self) -> int:
+        """Its number in the test split, from 1."""
+        return self.number + 1
+
+    @property
     def line(self) -> str:
         """The row in a list."""
         short = short_text(self.text, SHORT)
-        return f"{self.number}: {short} [{self.label}]" + (" (adapter wrong)" if self.wrong else "")
+        return f"{self.counted}: {short} [{self.label}]" + (" (adapter wrong)" if self.wrong else "")
 
 
 def short_text(text: str, most: int) -> str:
@@ -145,7 +154,9 @@ def listed_rows(cell: Cell, numbers: Sequence[int] | None = None) -> list[RowVie
     schema, wrong = registry.schema(form), _wrong(cell)
     wanted = list(range(min(len(rows), MOST_ROWS))) if numbers is None else list(numbers)
     if any(not 0 <= number < len(rows) for number in wanted):
-        raise RequestError("there is no such test row", got=str(wanted), allowed=f"0 to {len(rows) - 1}")
+        raise RequestError(
+            "there is no such test row", got=str([number + 1 for number in wanted]), allowed=f"1 to {len(rows)}"
+        )
     tiles: dict[int, Tile] = {}
     if schema.media and numbers is not None:
         shown = pictures.tiles(cell.folder, "test", form, {n: _label(schema, rows[n]) for n in wanted}, SIDE)
@@ -153,6 +164,7 @@ def listed_rows(cell: Cell, numbers: Sequence[int] | None = None) -> list[RowVie
     return [
         RowView(
             number,
+            str(Place.of(rows[number])),
             registry.modality(schema.modality).noun if schema.media else schema.shown(rows[number]),
             _label(schema, rows[number]),
             tiles.get(number),
@@ -166,7 +178,7 @@ def raw_row(cell: Cell, number: int) -> dict[str, Any]:
     """A test row as it was prepared. Raises RequestError where there is none."""
     rows = cell.read_split("test")
     if not 0 <= number < len(rows):
-        raise RequestError("there is no such test row", got=str(number), allowed=f"0 to {len(rows) - 1}")
+        raise RequestError("there is no such test row", got=str(number + 1), allowed=f"1 to {len(rows)}")
     return rows[number]
 
 
@@ -191,6 +203,8 @@ def worst_errors(cell: Cell) -> list[dict[str, Any]]:
     return [
         {
             "row": one.split_row,
+            "counted": views[one.split_row].counted,
+            "place": views[one.split_row].place,
             "text": short_text(views[one.split_row].text, LONG),
             "tile": views[one.split_row].tile,
             "gold": one.gold,

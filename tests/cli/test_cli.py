@@ -153,7 +153,11 @@ def test_predict_from_a_file_and_standard_input(ready, tmp_path):
     assert done.code == 1
     assert [done.out.splitlines()[n] for n in (0, 2)] == said.splitlines()
     assert done.out.splitlines()[1] == ""
-    assert "rows.jsonl: row 1 has no text, only id" in done.err
+    assert "line 2 of rows.jsonl has no text, only id" in done.err
+    assert "1 of 3 rows have no answer" in done.err
+    long = command("predict", "runs/tiny", "a lovely film " * 200, folder=ready)
+    assert long.out.rstrip().endswith("tokens were read]")
+    assert "1 of 1 rows are longer than the model was trained to take, and were cut" in long.err
     out = tmp_path / "out.jsonl"
     done = command("predict", "runs/tiny", "--file", tmp_path / "rows.jsonl", "--output", out, folder=ready)
     assert (done.code, done.out) == (1, "")

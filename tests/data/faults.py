@@ -182,13 +182,13 @@ def caught(fault: Fault, folder: Path) -> str:
     if not fault.soft:
         return ""
     for each in result.findings:
-        if each.code == fault.says and each.fix and re.search(r"rows? \d", each.message):
+        if each.code == fault.says and each.fix and re.search(r"(rows?|lines?) \d", each.message):
             return each.message
     return ""
 
 
 def _complete(said: str) -> bool:
-    return "fix:" in said and re.search(r"(rows?|line|entry) \d|\d rows|no rows", said) is not None
+    return "fix:" in said and re.search(r"(rows?|lines?) \d|\d rows|no rows", said) is not None
 
 
 def _write_split(

@@ -130,6 +130,19 @@ def test_where_nothing_would_be_left_the_rows_stay_for_the_audit(tmp_path, token
     assert "all-masked" in {each.code for each in result.findings}
 
 
+def test_a_class_that_was_left_out_is_said_once(tmp_path, tokenizer):
+    rows = [*faults.ROWS, *({"text": row["text"], "label": "a (b"} for row in faults.ROWS[:3])]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    domain = {"source": "rows.jsonl", "labels": ["good", "bad", "a (b", "a"]}
+    recipe = Recipe(name="r", model="none", task="text-classification", domains={"d": domain}, data={"streaming": True})
+    record = data.prepare(recipe, recipe_folder=tmp_path, cache=tmp_path / "cache")["d"].copy_into(tmp_path / "cell")
+    task = registry.task("text-classification")
+    result = data.audit(tmp_path / "cell", task, tokenizer, max_length=256, labels=record.labels)
+    said = {each.code: each for each in result.findings}
+    assert said["class-lost"].classes == ("a (b",)
+    assert said["class-without-rows"].message == "no row of 'a'"
+
+
 def test_require_clean_lists_every_hard_finding():
     hard = [Finding(code=code, level="hard", message=f"{code} in rows 1, 2", rows=(1, 2), fix="mend") for code in "ab"]
     soft = Finding(code="c", level="soft", message="c")

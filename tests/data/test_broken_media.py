@@ -300,8 +300,8 @@ def table(path, count, spoil):
         ({"bytes": png(7)[:80], "path": "7.png"}, "7.png, has 80 bytes that are no whole image"),
         ({"bytes": b"", "path": "7.png"}, "an empty file"),
         ({"bytes": None, "path": "7.png"}, "7.png: No such file"),
-        ({"bytes": None, "path": None}, "row 7"),
-        (None, "row 7"),
+        ({"bytes": None, "path": None}, "row 8"),
+        (None, "row 8"),
     ],
 )
 def test_broken_images_in_a_table_are_named(tmp_path, spoil, words, streaming):

@@ -52,7 +52,7 @@ def test_unusable_rows_are_dropped_by_reason():
     ledger = Ledger()
     kept = clean.drop_unusable(rows, Clean(min_characters=3, max_characters=40), ledger)
     assert [each.row for each in kept] == [0]
-    assert {each.row: each.reason for each in ledger.dropped} == {
+    assert {each.where.row: each.reason for each in ledger.dropped} == {
         **{1: "empty", 2: "too-short", 3: "too-long"},
         **{4: "encoding-error", 5: "empty-completion"},
     }

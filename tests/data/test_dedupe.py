@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hfadapt.data import duplicates
 from hfadapt.data.duplicates import Join
 from hfadapt.data.rows import Ledger, Row, tokens
+from hfadapt.files.places import Place
 from hfadapt.recipe.schema import Data, Dedupe
 
 WORDS = [f"w{number}" for number in range(30)]
@@ -85,7 +86,7 @@ def test_near_duplicate_names_its_twin():
     )
     assert kept == {"d": [0, 1]}
     dropped = ledgers["d"].dropped[0].as_json()
-    assert dropped["duplicate_of"] == {"source": "s", "row": 0}
+    assert dropped["duplicate_of"] == {"source": "s", "row": 0, "line": None, "in_file": None}
     assert (dropped["source"], dropped["row"], dropped["reason"]) == ("s", 2, "near-duplicate")
     assert dropped["similarity"] == pytest.approx(12 / 13, abs=1e-4)
 
@@ -104,7 +105,7 @@ def test_given_test_rows_win_over_earlier_rows():
         row(LONG + " bank", 0, source="t", split="test"),
     ]
     _, ledgers = run({"d": rows})
-    assert {each.source for each in ledgers["d"].dropped} == {"s", "v"}
+    assert {each.where.source for each in ledgers["d"].dropped} == {"s", "v"}
     assert ledgers["d"].steps["dedupe"]["across_given_splits"] == 2
 
 
@@ -142,7 +143,9 @@ def test_near_numbers_of_a_text_are_no_conflict():
     kept, (found,) = duplicates.average(rows, ledger)
     assert kept[0].columns["label"] == 3.25
     assert kept[0].label == "3.25"
-    assert [(each.row, each.reason, each.duplicate_of) for each in ledger.dropped] == [(1, "averaged", ("s", 0))]
+    assert [(each.where.row, each.reason, each.duplicate_of) for each in ledger.dropped] == [
+        (1, "averaged", Place("s", 0))
+    ]
     assert "1 texts with several numbers" in found.message
     kept = duplicates.resolve_conflicts(kept, "drop", ledger)
     assert [each.row for each in kept] == [0, *range(4, 44)], "1 and 5 do contradict each other"
@@ -199,6 +202,6 @@ def test_training_rows_that_quote_a_held_out_row_are_dropped():
     ]
     ledger = Ledger()
     assert [each.row for each in duplicates.drop_contaminated(rows, Dedupe(), ledger)] == [0, 2, 3, 4]
-    assert ledger.dropped[0].duplicate_of == ("s", 0)
+    assert ledger.dropped[0].duplicate_of == Place("s", 0)
     assert ledger.dropped[0].similarity == 1.0
     assert ledger.steps["contamination"] == {"held_out_rows": 2, "training_rows_dropped": 1}

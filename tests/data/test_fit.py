@@ -67,8 +67,8 @@ def test_calls_that_cannot_be_shown_are_left_out_and_named(tmp_path):
     assert record.dropped == {"tool-calls-not-shown": 30}
     assert record.rows_in == record.rows_kept + 30
     [said] = [each for each in findings if each.code == "many-dropped"]
-    assert "does not write tool_calls (turn 1 calls look)" in said.message
-    assert "rows.jsonl row " in said.message
+    assert "does not write tool_calls (turn 2 calls look)" in said.message
+    assert "line 1 of rows.jsonl" in said.message
     lines = [json.loads(line) for line in (tmp_path / "cell" / "data" / "dropped.jsonl").open()]
     assert {each["reason"] for each in lines} == {"tool-calls-not-shown"}
 
@@ -98,7 +98,7 @@ def test_no_row_that_can_be_learned_is_an_error(tmp_path):
         fitted(tmp_path, rows, ALTERNATING, drop_refused=True)
     assert "no row of the train split can be learned by this model" in str(error.value)
     assert "roles must alternate" in str(error.value)
-    with pytest.raises(DataError, match=r"roles must alternate in 48 of 48 rows: rows\.jsonl rows"):
+    with pytest.raises(DataError, match=r"roles must alternate in 48 of 48 rows: lines .* of rows\.jsonl"):
         data.lengths(data.read_split(tmp_path / "cell", "train"), LM, faults.tokenizer(ALTERNATING))
 
 
@@ -109,4 +109,4 @@ def test_mostly_images_stop_the_run(tmp_path):
     _, findings = fitted(tmp_path, rows)
     [hard] = [each for each in findings if each.level == "hard"]
     assert hard.code == "many-dropped"
-    assert "40 of 60 rows were dropped as not-text, such as rows.jsonl row 0: turn 0 (user)" in hard.message
+    assert "40 of 60 rows were dropped as not-text, such as line 1 of rows.jsonl: turn 1 (user)" in hard.message

@@ -5,6 +5,7 @@ import pytest
 from hfadapt.core.errors import DataError
 from hfadapt.data import columns as format
 from hfadapt.data.rows import Dropped, Row
+from hfadapt.files.places import Place
 from hfadapt.recipe.schema import Columns
 from hfadapt.recipe.template import Template, Turn
 
@@ -17,7 +18,7 @@ def made(values, forms, asked=None, template=None, labels=None, label_names=()):
     asked = asked or Columns()
     shape = format.recognise(list(values), asked, forms, "source", template is not None)
     formatter = format.Formatter("s", shape, template, format.Labels(labels), label_names, list(values))
-    return formatter.row(4, values)
+    return formatter.row(Place("s", 4), values)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_template_faults_name_the_columns():
 def test_rows_that_cannot_be_used(values, forms, reason):
     item = made(values, forms)
     assert isinstance(item, Dropped)
-    assert (item.row, item.reason) == (4, reason)
+    assert (item.where.row, item.reason) == (4, reason)
 
 
 def row(number, **columns):
@@ -126,7 +127,7 @@ def test_prompts_and_completions_of_turns_are_chats_of_which_the_completion_is_l
     shape = format.recognise(["prompt", "completion", "tools"], Columns(), LM, "d", False)
     formatter = format.Formatter("d", shape, None, format.Labels(None), (), ("prompt", "completion", "tools"))
     prompt = [*CHAT, {"role": "user", "content": "and"}]
-    made = formatter.row(0, {"prompt": prompt, "completion": [CHAT[1]], "tools": '[{"name": "look"}]'})
+    made = formatter.row(Place("s", 0), {"prompt": prompt, "completion": [CHAT[1]], "tools": '[{"name": "look"}]'})
     assert made.form == "messages"
     assert [(each["role"], each.get("trained")) for each in made.columns["messages"]] == [
         *(("user", None), ("assistant", False), ("user", None), ("assistant", None)),
@@ -137,7 +138,7 @@ def test_prompts_and_completions_of_turns_are_chats_of_which_the_completion_is_l
 def test_a_prompt_of_turns_is_answered_by_text():
     shape = format.recognise(["prompt", "completion"], Columns(), LM, "d", False)
     formatter = format.Formatter("d", shape, None, format.Labels(None), (), ("prompt", "completion"))
-    made = formatter.row(0, {"prompt": [*CHAT, {"role": "user", "content": "and"}], "completion": "bye"})
+    made = formatter.row(Place("s", 0), {"prompt": [*CHAT, {"role": "user", "content": "and"}], "completion": "bye"})
     assert [(each["content"], each.get("trained")) for each in made.columns["messages"]] == [
         *(("hi", None), ("hello", False), ("and", None), ("bye", None)),
     ]
@@ -176,7 +177,7 @@ def test_labels_outside_the_list_name_their_rows():
     rows = [row(0, text="a", label="good"), row(7, text="b", label="goood")]
     with pytest.raises(DataError) as error:
         format.settle_labels(rows, "labelled", format.Labels(["good", "bad"]), "d")
-    assert "s row 7" in str(error.value)
+    assert "row 8 of s" in str(error.value)
     assert "did you mean 'good'" in str(error.value)
     assert format.settle_labels(rows[:1], "labelled", format.Labels(["good", "bad"]), "d") == ("good", "bad")
 

@@ -159,7 +159,7 @@ def test_plain_labels_are_not_doubted(tmp_path, values, streaming):
         ([{"name": "a", "of": "c"}, {"name": "b", "of": "c"}], None, ("label.name, label.of", "label: NAME")),
         (["1", "2"], ["bad", "good"], ("count from 1", "number 0 is 'bad'")),
         (["²", "³"], ["bad", "good"], ("'²'", "allowed: bad, good")),
-        ([None, "a", "b"], None, ("40 of 120 rows lack", "row 0 has no label")),
+        ([None, "a", "b"], None, ("40 of 120 rows lack", "line 1 of rows.jsonl has no label")),
         ([[0, 1, 1], [1, 0, 0]], None, ("0, 1, 2 hold 0 and 1", "multi-label-classification")),
     ],
 )

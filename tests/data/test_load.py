@@ -11,6 +11,7 @@ from hfadapt import files
 from hfadapt.core.errors import DataError
 from hfadapt.data import sources
 from hfadapt.data.rows import Dropped
+from hfadapt.files.places import Place
 from hfadapt.recipe.schema import Domain, Source
 
 ROWS = [{"text": "first, with a comma", "label": "a"}, {"text": 'second "quoted"\nline', "label": "b"}]
@@ -58,12 +59,12 @@ DELIMITED = ("comma.csv", "semicolon.csv", "tab.tsv")
 @pytest.mark.parametrize("name", [*FORMATS, *DELIMITED])
 def test_every_format_gives_the_same_rows(tmp_path, name):
     write(tmp_path / name)
-    assert rows_of(tmp_path / name) == list(enumerate(ROWS))
+    assert [item[:2] for item in rows_of(tmp_path / name)] == list(enumerate(ROWS))
 
 
 def test_text_file_has_a_row_a_line(tmp_path):
     (tmp_path / "a.txt").write_bytes("one\r\n\u00e9t\u00e9\n".encode())
-    assert rows_of(tmp_path / "a.txt") == [(0, {"text": "one"}), (1, {"text": "\u00e9t\u00e9"})]
+    assert rows_of(tmp_path / "a.txt") == [(0, {"text": "one"}, 1, ""), (1, {"text": "\u00e9t\u00e9"}, 2, "")]
 
 
 def test_folder_and_glob_number_rows_through(tmp_path):
@@ -72,17 +73,17 @@ def test_folder_and_glob_number_rows_through(tmp_path):
     (tmp_path / "notes.md").write_text("ignored")
     for source in (".", "*.jsonl"):
         items = rows_of(source, tmp_path)
-        assert [item[0] if isinstance(item, tuple) else item.row for item in items] == [0, 1, 2]
+        assert [item[0] if isinstance(item, tuple) else item.where.row for item in items] == [0, 1, 2]
         assert isinstance(items[1], Dropped)
         assert items[1].reason == "not-json"
-        assert "a.jsonl: line 2" in items[1].detail
+        assert items[1].said.startswith("line 2 of a.jsonl is not JSON")
 
 
 def test_folder_with_named_splits_reads_train_unless_told(tmp_path):
     for name in ("train-0.jsonl", "train-1.jsonl", "test.jsonl"):
         (tmp_path / name).write_text(json.dumps({"text": name}) + "\n")
-    assert [row["text"] for _, row in rows_of(".", tmp_path)] == ["train-0.jsonl", "train-1.jsonl"]
-    assert [row["text"] for _, row in rows_of(".", tmp_path, split="test")] == ["test.jsonl"]
+    assert [item.values["text"] for item in rows_of(".", tmp_path)] == ["train-0.jsonl", "train-1.jsonl"]
+    assert [item.values["text"] for item in rows_of(".", tmp_path, split="test")] == ["test.jsonl"]
     with pytest.raises(DataError, match="no such split") as error:
         rows_of(".", tmp_path, split="validation")
     assert "test, train" in str(error.value)
@@ -140,7 +141,7 @@ def test_bad_lines_are_dropped_with_their_number(tmp_path, monkeypatch):
         *("ok", "not-json", "not-json", "empty", "not-utf8", "huge"),
         "end",
     ]
-    assert [each.row for each in items if isinstance(each, Dropped)] == [1, 2, 3, 4, 5]
+    assert [each.where.row for each in items if isinstance(each, Dropped)] == [1, 2, 3, 4, 5]
     assert items[-1][0] == 6
 
 
@@ -154,12 +155,12 @@ def test_bad_csv_rows_are_dropped_alone(tmp_path):
 
 
 def test_too_many_unreadable_rows_are_refused_by_line():
-    bad = [Dropped("a.jsonl", row, "not-json", detail=f"line {row + 1}: broken") for row in (3, 5)]
+    bad = [Dropped(Place("a.jsonl", row, row + 1), "not-json", detail=": broken") for row in (3, 5)]
     opened = sources.Opened("a.jsonl", lambda: iter(()), "", Source(source="a.jsonl"))
     sources.check_unreadable(opened, 20, bad)
     with pytest.raises(DataError) as error:
         sources.check_unreadable(opened, 19, bad)
-    for part in ("2 of 19", "rows 3, 5", "line 4: broken", "fix:"):
+    for part in ("2 of 19", "lines 4, 6 of a.jsonl", "line 4 of a.jsonl: broken", "fix:"):
         assert part in str(error.value)
 
 
@@ -190,7 +191,10 @@ def test_hub_reading_through_datasets(tmp_path, monkeypatch, streaming):
         folder.mkdir(exist_ok=True)
         made.to_parquet(folder / f"{split}-00000-of-00001.parquet")
     opened = sources.open_hub(Source(source=str(folder), split="test"), split="test", streaming=streaming)
-    assert list(opened.read()) == [(0, {"text": "test 0", "label": 0}), (1, {"text": "test 1", "label": 1})]
+    assert [item[:2] for item in opened.read()] == [
+        (0, {"text": "test 0", "label": 0}),
+        (1, {"text": "test 1", "label": 1}),
+    ]
     assert opened.label_names == {"label": ("neg", "pos")}
     assert opened.name == f"{folder}:test"
     with pytest.raises(DataError, match="cannot be loaded"):

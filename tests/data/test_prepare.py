@@ -95,8 +95,8 @@ def test_deliver_read_and_record(tmp_path):
     record = made.copy_into(tmp_path / "cell")
     assert DataRecord.read(tmp_path / "cell" / "data.json") == record
     rows = data.read_split(tmp_path / "cell", "train")
-    assert list(rows[0]) == ["text", "label", "source", "row"]
-    assert rows[0]["source"] == "a.jsonl"
+    assert list(rows[0]) == ["text", "label", "source", "row", "line", "in_file"]
+    assert (rows[0]["source"], rows[0]["line"], rows[0]["in_file"]) == ("a.jsonl", rows[0]["row"] + 1, None)
     assert record.files == file_hashes(tmp_path / "cell")
     assert data.read_split(tmp_path / "cell", "train", limit=20) == rows[::3]
     assert {path.name for path in (tmp_path / "cell" / "data").iterdir()} == {
@@ -367,3 +367,18 @@ def test_a_class_that_is_left_out_whole_is_said_with_why(tmp_path, count, level)
     kept = prepare(tmp_path, {"one": "one.jsonl"}, data={"dedupe": {"near": False}})["one"]
     assert not any(each.code == "class-lost" for each in kept.record.noticed)
     assert kept.record.label_counts["train"]["noise"] > 0
+
+
+@pytest.mark.parametrize(("count", "level"), [(12, "hard"), (3, "soft")])
+def test_a_stream_says_too_that_a_class_is_left_out_whole(tmp_path, count, level):
+    rows = sentences(60)
+    again = [{"text": row["text"], "label": "again"} for row in rows[:count]]
+    write(tmp_path / "one.jsonl", [*rows, *again])
+    domain = {"source": "one.jsonl", "labels": None}
+    made = prepare(tmp_path, {"one": domain}, data={"streaming": True})["one"]
+    found = {each.code: each for each in made.record.noticed}["class-lost"]
+    assert (found.level, found.classes, found.rows) == (level, ("again",), tuple(range(60, 60 + count)))
+    assert f"every row of 'again' ({count} label-conflict) was left out" in found.message
+    assert "data.conflicts: keep" in found.fix
+    kept = prepare(tmp_path, {"one": domain}, data={"streaming": True, "conflicts": "keep"})["one"]
+    assert not any(each.code == "class-lost" for each in kept.record.noticed)

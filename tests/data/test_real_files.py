@@ -39,7 +39,7 @@ def test_a_column_that_begins_late(tmp_path, streaming):
     with pytest.raises(DataError) as caught:
         prepare(tmp_path, "many.jsonl", streaming)
     assert "150 of 400 rows lack columns" in str(caught.value)
-    assert "row 0 has no label, only text" in str(caught.value)
+    assert "line 1 of many.jsonl has no label, only text" in str(caught.value)
     write(tmp_path / "none.jsonl", bare)
     with pytest.raises(DataError, match="do not fit the task"):
         prepare(tmp_path, "none.jsonl", streaming)
@@ -97,7 +97,7 @@ def test_rows_that_are_left_out_are_said(tmp_path, streaming):
     (found,) = record.noticed
     assert found.code == "rows-left-out"
     assert "2 of 400 rows" in found.message
-    assert "line 43 opens a quotation mark" in found.message
+    assert "line 43 of a.csv opens a quotation mark" in found.message
 
 
 @WAYS

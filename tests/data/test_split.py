@@ -129,7 +129,7 @@ def test_faults_are_all_named():
         row.split = name
     with pytest.raises(DataError, match="missing from the training rows") as error:
         split.check_splits(rows, ("a", "b"), "domains.d")
-    assert "s row 2" in str(error.value)
+    assert "row 3 of s" in str(error.value)
 
 
 def several(classes):

@@ -125,7 +125,7 @@ RIGHT = {
 def test_read_rightly(tmp_path, name):
     found = read(tmp_path, name, RIGHT[name])
     wanted = ROWS if not name.startswith("spaces") else [dict(reversed(row.items())) for row in ROWS]
-    assert found == list(enumerate(wanted))
+    assert [item[:2] for item in found] == list(enumerate(wanted))
     names = reading.column_names(tmp_path / name)
     assert names is not None
     assert set(names) == {"text", "label"}
@@ -217,7 +217,8 @@ def test_stray_quotes_take_no_other_row_with_them(tmp_path):
     lines[21] = '5" screens and 7" screens,b'
     found = read(tmp_path, "a.csv", "text,label\n" + "\n".join(lines) + "\n")
     assert reasons(found) == [(10, "open-quote"), (40, "open-quote")]
-    assert "line 12 opens" in found[10].detail
+    assert found[10].detail == " opens a quotation mark that is not closed"
+    assert [found[n].line for n in (0, 10, 20, 21)] == [2, 12, 22, 24]
     assert len(found) == 60
     assert found[20][1]["text"] == "two\nlines, of a poem"
     assert found[21][1]["text"] == lines[21][:-2]
@@ -254,7 +255,7 @@ def test_quoted_lines_are_one_field(tmp_path):
     code = "a,b\n1,2\n3,4"
     rows = "".join(f'"{text}",answer {n}\n' for n, text in enumerate((poem, code, poem, code)))
     found = read(tmp_path, "a.csv", "prompt,completion\n" + rows)
-    assert [row["prompt"] for _, row in found] == [poem, code, poem, code]
+    assert [item.values["prompt"] for item in found] == [poem, code, poem, code]
 
 
 @pytest.mark.parametrize("first", ["ab", "numbers", "words"])
@@ -269,21 +270,24 @@ def test_rows_inside_of_a_last_field_are_said(tmp_path, first):
     assert len(found) == 57
     assert reasons(found) == []
     assert isinstance(found[-1], Doubt)
-    assert "4 in fields that end in line 17;" in found[-1].detail
+    assert "4 in rows that begin at line 13;" in found[-1].detail
 
 
 def test_one_row_inside_of_a_last_field_is_said(tmp_path):
     lines = [f"{'ab'[n % 2]},some words of row {n}" for n in range(60)]
     lines[10], lines[11] = lines[10].replace(",", ',"'), lines[11] + '"'
     found = read(tmp_path, "a.csv", "label,text\n" + "\n".join(lines) + "\n")
-    assert "1 in fields that end in line 13;" in found[-1].detail
+    assert "1 in rows that begin at line 12;" in found[-1].detail
     lines[10], lines[11] = 'a,"Dear all,\nThanks, John"', "b,plain"
     assert len(read(tmp_path, "a.csv", "label,text\n" + "\n".join(lines) + "\n")) == 60
 
 
 def test_quotes_after_a_backslash(tmp_path):
     found = read(tmp_path, "a.csv", 'text,label\n"he said \\"no, never\\" again",a\nplain,b\n')
-    assert found == [(0, {"text": 'he said "no, never" again', "label": "a"}), (1, {"text": "plain", "label": "b"})]
+    assert [item[:2] for item in found] == [
+        (0, {"text": 'he said "no, never" again', "label": "a"}),
+        (1, {"text": "plain", "label": "b"}),
+    ]
 
 
 def test_a_field_without_end_is_not_held(tmp_path, monkeypatch):
@@ -302,7 +306,7 @@ def test_a_key_with_two_values_is_no_row(tmp_path):
     lines += ['{"text": "three", "label": "a", "label": "a"}', '{"text": {"x": 1, "x": 2}, "label": "a"}']
     found = read(tmp_path, "a.jsonl", "\n".join(lines))
     assert reasons(found) == [(1, "repeated-key"), (3, "repeated-key")]
-    assert found[1].detail == "line 2: an object has the key 'label' more than once: 'a' and 'b'"
+    assert (found[1].line, found[1].detail) == (2, ": an object has the key 'label' more than once: 'a' and 'b'")
     assert found[2][1] == {"text": "three", "label": "a"}
     for content in (f"[{','.join(lines)}]", "\n\n".join(lines).replace(", ", ",\n")):
         with pytest.raises(DataError, match="has the key 'label' more than once: 'a' and 'b'"):
@@ -311,7 +315,7 @@ def test_a_key_with_two_values_is_no_row(tmp_path):
 
 def test_columns_of_the_same_name_are_numbered(tmp_path):
     found = read(tmp_path, "a.csv", "text,label,text\none,a,two\n")
-    assert found == [(0, {"text (1 of 2)": "one", "label": "a", "text (2 of 2)": "two"})]
+    assert [item[:2] for item in found] == [(0, {"text (1 of 2)": "one", "label": "a", "text (2 of 2)": "two"})]
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "text,label\n", "\ufeff"])
@@ -330,7 +334,7 @@ def test_long_files_have_every_line_once(tmp_path):
 
 def test_zeros_in_text(tmp_path):
     found = read(tmp_path, "a.csv", "text,label\na\0b,x\nc,y\n")
-    assert found[1] == (1, {"text": "c", "label": "y"})
+    assert found[1] == (1, {"text": "c", "label": "y"}, 3, "")
     assert len(found) == 2
 
 
@@ -382,7 +386,7 @@ def test_a_folder_of_save_to_disk(tmp_path):
     datasets.DatasetDict(both).save_to_disk(tmp_path / "two")
     for folder, split, wanted in (("one", None, ROWS), ("two", None, ROWS[:4]), ("two", "test", ROWS[4:])):
         (path,) = folders.chosen(tmp_path / folder, split).data
-        assert [row for _, row in reading.rows(path)] == wanted
+        assert [item.values for item in reading.rows(path)] == wanted
 
 
 @pytest.mark.parametrize(
@@ -426,3 +430,12 @@ def test_a_folder_of_another_name_makes_other_files_of_the_same_content(tmp_path
             (tmp_path / folder / name / "1.csv").write_text(CSV)
     assert hashed("one") == hashed("same") != hashed("other")
     assert hashed("one/a") == hashed("other/c"), "where all lie in is no part of a name"
+
+
+def test_every_row_has_the_line_that_an_editor_shows(tmp_path):
+    lines = ["sep=;", "", "text;label", "one;a", "", '"two', "of three", 'lines";b', "three;a;x", "four;b"]
+    found = read(tmp_path, "a.csv", "\n".join(lines) + "\n")
+    assert [(each.row, each.line) for each in found] == [(0, 4), (1, 5), (2, 6), (3, 9), (4, 10)]
+    assert [isinstance(each, Unread) for each in found] == [False, True, False, True, False]
+    found = read(tmp_path, "a.jsonl", '{"text": "one"}\n\n{"text": \n{"text": "two"}\n')
+    assert [(each.row, each.line) for each in found] == [(0, 1), (1, 2), (2, 3), (3, 4)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -166,6 +169,8 @@ def test_at_a_high_temperature_kl_is_half_the_squared_distance(models) -> None:
         ({"teacher": "TEACHER", "weight": 2}, "weight"),
         ({"teacher": "TEACHER", "augment": True}, "learns from what was said"),
         ({"teacher": "OTHER"}, "its labels are"),
+        ({"teacher": "TEACHER", "task": "multi-label-classification"}, "it was trained on text-classification"),
+        ({"teacher": "MODEL"}, "it was saved as BertForMaskedLM"),
     ],
 )
 def test_what_cannot_be_learned_is_refused(models, tmp_path, teacher, options, said) -> None:
@@ -176,13 +181,24 @@ def test_what_cannot_be_learned_is_refused(models, tmp_path, teacher, options, s
     data = {"validation": 16, "test": 24} | ({"augment": {"drop": 0.1}} if options.pop("augment", False) else {})
     if options.get("teacher") in ("TEACHER", "OTHER"):
         options["teacher"] = str(teacher.folder)
-    fields = recipe_fields(models / "encoder", data=data)
+    if options.get("teacher") == "MODEL":
+        shutil.copytree(models / "encoder", tmp_path / "model")
+        config = json.loads((tmp_path / "model/config.json").read_text())
+        (tmp_path / "model/config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+        options["teacher"] = str(tmp_path / "model")
+    task = options.pop("task", "text-classification")
+    fields = recipe_fields(models / "encoder", task, data=data)
     fields["train"] |= {"objective": "distill", "objective_options": options}
     write_recipe(tmp_path / "tiny.yaml", fields)
-    done = command("train", "tiny.yaml", folder=tmp_path)
-    assert done.code != 0
-    assert said in done.out + done.err, done.out + done.err
-    assert "fault of hfadapt" not in done.err
+    # Nothing is trained, and what the rows have no part in is said before they are read.
+    for verb in ("check", "train"):
+        done = command(verb, "tiny.yaml", folder=tmp_path)
+        assert done.code != 0
+        assert said in done.out + done.err, done.out + done.err
+        assert "fault of hfadapt" not in done.err
+        assert "training" not in done.err
+        if said.startswith("it was"):
+            assert "reading one" not in done.out + done.err
 
 
 def test_the_teachers_answers_are_asked_for_once(models, tmp_path, teacher, monkeypatch) -> None:

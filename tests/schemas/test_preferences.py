@@ -10,6 +10,7 @@ from tiny import preferences, preferred_chats
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
 from hfadapt.data import columns
+from hfadapt.files.places import Place
 from hfadapt.modalities import IGNORED
 from hfadapt.modalities.text import token_ids
 from hfadapt.models.load import load_base
@@ -29,7 +30,7 @@ def answer(text):
 def made(values):
     """The row of one source, and the name of its schema."""
     shape = columns.recognise(list(values), Columns(), FORMS, "d", False)
-    row = columns.Formatter("d", shape, None, columns.Labels(None), (), tuple(values)).row(0, values)
+    row = columns.Formatter("d", shape, None, columns.Labels(None), (), tuple(values)).row(Place("d", 0), values)
     return row.form if hasattr(row, "form") else row.reason, getattr(row, "columns", row)
 
 

@@ -14,6 +14,7 @@ from hfadapt.data import columns, sources
 from hfadapt.data.canaries import Answers
 from hfadapt.data.clean import pii_scrubber
 from hfadapt.data.rows import Dropped, as_row
+from hfadapt.files.places import Place
 from hfadapt.recipe.schema import Columns, Source
 from hfadapt.schemas import Unusable
 
@@ -44,7 +45,7 @@ CONLLU = """# sent_id = 1
 
 
 def read(path):
-    return list(sources.open_source(Source(source=str(path)), path.parent).read())
+    return [item[:2] for item in sources.open_source(Source(source=str(path)), path.parent).read()]
 
 
 @pytest.mark.parametrize("name", ["a.conll", "a.IOB", "a.bio", "a.conll.gz"])
@@ -69,7 +70,7 @@ def test_conllu_has_words_but_no_ranges_and_no_empty_nodes(tmp_path):
 def formatted(values, label_names=(), labels=None):
     shape = columns.recognise(list(values), Columns(), {"tokens"}, "source", False)
     formatter = columns.Formatter("s", shape, None, columns.Labels(labels), label_names, list(values))
-    return formatter.row(3, values)
+    return formatter.row(Place("s", 3), values)
 
 
 @pytest.mark.parametrize("words", ["tokens", "words", "Forms"])
@@ -89,9 +90,9 @@ def test_numbers_of_classes_and_words_in_one_text():
 @pytest.mark.parametrize(
     ("values", "reason", "detail"),
     [
-        ({"tokens": ["a", "b"], "tags": ["O"]}, "unequal-lengths", "row 3 has 2 words and 1 tags"),
-        ({"tokens": ["a", "b"], "tags": ["O", None]}, "missing-field", "row 3 has no tag for word 2, 'b'"),
-        ({"tokens": {"a": 1}, "tags": ["O"]}, "wrong-type", "row 3: tokens is no list but"),
+        ({"tokens": ["a", "b"], "tags": ["O"]}, "unequal-lengths", " has 2 words and 1 tags"),
+        ({"tokens": ["a", "b"], "tags": ["O", None]}, "missing-field", " has no tag for word 2, 'b'"),
+        ({"tokens": {"a": 1}, "tags": ["O"]}, "wrong-type", ": tokens is no list but"),
     ],
 )
 def test_rows_that_cannot_be_used_say_why(values, reason, detail):

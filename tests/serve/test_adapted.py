@@ -182,6 +182,10 @@ def test_any_text_is_answered(kind, classifier, chooser):
     assert [(each.label, each.generated) for each in together] == [(each.label, each.generated) for each in alone]
     assert together[ODD.index("\ud83d\ude00")].text == "😀"
     assert adapted.predict([]) == []
+    cut = [each.cut for each in together]
+    assert not any(cut[:6])
+    assert cut[-1].length > 5000 > adapted.max_length >= cut[-1].read > 0
+    assert isinstance(cut[-1].length, int)
 
 
 @pytest.mark.parametrize("wrong", [5, None, b"text", ["text", None], [["text"]]])

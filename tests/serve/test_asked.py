@@ -4,7 +4,8 @@ import io
 
 import pytest
 
-from hfadapt.files import Doubt, Unread
+from hfadapt.core.errors import RequestError
+from hfadapt.files import Doubt, Read, Unread
 from hfadapt.schemas import Unusable
 from hfadapt.serve.adapted import Adapted
 from hfadapt.serve.asked import answered, file_rows, lines_of, text_of
@@ -82,21 +83,62 @@ def test_answers_come_in_order_and_faults_take_their_place(monkeypatch):
     monkeypatch.setattr("hfadapt.serve.asked.AT_ONCE", 3)
     Shouting.asked = []
     own = Shouting(None, None, "causal-lm", (), {}, 64, "completion", None)
-    rows = [(0, {"text": "a"}), Unread(1, "not-json", "line 2: broken"), (2, {"x": "1", "y": "2"}), (3, {"text": "b"})]
-    found = list(answered(own, iter([*rows, Doubt("code", "what", "fix")])))
+    rows = [Read(0, {"text": "a"}, 1), Unread(1, "not-json", ": broken", 2)]
+    rows += [Read(2, {"x": "1", "y": "2"}), Read(3, {"text": "b"})]
+    found = list(answered(own, iter([*rows, Doubt("code", "what", "fix")]), source="a.jsonl"))
     assert [(each.row, str(each)) for each in found] == [(0, "A"), (1, ""), (2, ""), (3, "B")]
-    assert [each.fault for each in found] == [None, "line 2: broken", "row 2 has no prompt, only x, y", None]
+    assert [each.fault for each in found] == [
+        None,
+        "line 2 of a.jsonl: broken",
+        "row 3 of a.jsonl has no prompt, only x, y",
+        None,
+    ]
     assert Shouting.asked == [1, 1]
+
+
+def test_files_are_asked_from_where_they_lie_and_what_cannot_be_read_is_said(tmp_path):
+    from PIL import Image
+
+    class Looking(Shouting):
+        def predict(self, files, **settings):
+            return [Answer(text=file.name, label="x") for file in files]
+
+    (tmp_path / "in").mkdir()
+    Image.new("L", (9, 9)).save(tmp_path / "in/a.png")
+    (tmp_path / "in/b.png").write_bytes(b"text")
+    (tmp_path / "list.csv").write_text("image,n\nin/a.png,1\nin/b.png,2\nin/c.png,3\nhttps://x.y/d.png,4\n,5\n")
+    own = Looking(None, None, "image-classification", (), {}, 64, "pictured")
+    found = list(answered(own, file_rows(tmp_path / "list.csv"), source="list.csv", folder=tmp_path))
+    assert [str(each) for each in found] == ["x", "", "", "", ""]
+    said = [
+        "line 3 of list.csv: this image cannot be read, in/b.png, 4 bytes that are no whole image",
+        "line 4 of list.csv: this image cannot be read, in/c.png, No such file",
+        "line 5 of list.csv has an address of the web",
+        "line 6 of list.csv has nothing in image",
+    ]
+    for each, words in zip(found[1:], said, strict=True):
+        assert each.fault.startswith(words)
+    folder = list(answered(own, file_rows(tmp_path / "in"), source="in"))
+    assert [bool(each.fault) for each in folder] == [False, True]
+
+
+def test_rows_that_all_lack_what_is_asked_about_are_refused_at_once():
+    own = Shouting(None, None, "causal-lm", (), {}, 64, "completion", None, columns={"prompt": "question"})
+    rows = [Read(n, {"id": n, "words": "x", "more": "y"}) for n in range(3)]
+    with pytest.raises(RequestError) as caught:
+        next(answered(own, iter(rows), source="a.csv"))
+    for words in ("a.csv: no row has what is asked about", "columns id, words, more", "rename the column to question"):
+        assert words in str(caught.value)
 
 
 def test_lines_of_standard_input():
     found = list(lines_of(io.BytesIO(b"one\r\n\n\xff\ntwo")))
     assert [each if isinstance(each, tuple) else each.reason for each in found] == [
-        *((0, {"text": "one"}), (1, {"text": ""}), "not-utf8"),
-        (3, {"text": "two"}),
+        *((0, {"text": "one"}, 1, ""), (1, {"text": ""}, 2, ""), "not-utf8"),
+        (3, {"text": "two"}, 4, ""),
     ]
 
 
 def test_a_file_of_texts_has_a_row_a_line(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo\n")
-    assert [row for _, row in file_rows(tmp_path / "a.txt")] == [{"text": "one"}, {"text": ""}, {"text": "two"}]
+    assert [item.values for item in file_rows(tmp_path / "a.txt")] == [{"text": "one"}, {"text": ""}, {"text": "two"}]

@@ -173,7 +173,7 @@ def test_calls_that_the_template_does_not_write_are_left_out_by_name():
     with pytest.raises(Unusable) as error:
         LM.fitted(made(CALLS), tokenizer(CHATML))
     assert error.value.reason == "tool-calls-not-shown"
-    assert "tool_calls (turn 1 calls look)" in error.value.detail
+    assert "tool_calls (turn 2 calls look)" in error.value.detail
     with pytest.raises(DataError, match="does not write tool_calls"):
         LM.encode([made(CALLS)], tokenizer(CHATML), max_length=512)
 
@@ -263,7 +263,7 @@ def test_a_template_that_refuses_is_quoted(template, messages, words):
     assert words in str(error.value)
     assert "fix:" in str(error.value)
     if template:
-        assert "d.jsonl row 7" in str(error.value)
+        assert "row 8 of d.jsonl" in str(error.value)
 
 
 def test_turns_that_a_template_changes_beyond_recognition_are_refused():

@@ -301,7 +301,7 @@ def test_an_unknown_label_is_named_with_its_row(tokenizer):
     ]
     with pytest.raises(DataError) as caught:
         CLASSIFIER.encode(rows, tokenizer, max_length=8, labels=LABELS)
-    assert "x.csv row 4" in str(caught.value)
+    assert "row 5 of x.csv" in str(caught.value)
     assert "did you mean 'good'?" in str(caught.value)
 
 

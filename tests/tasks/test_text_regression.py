@@ -86,7 +86,16 @@ def test_a_run_learns_and_proves_it(cell):
     assert cell.evaluation.calibration is None
     assert cell.data.labels == ()
     assert {change.metric for change in cell.security.robustness} == {"rmse"}
-    assert "rmse" in (cell.folder / "README.md").read_text()
+    card = (cell.folder / "README.md").read_text()
+    assert "rmse" in card
+    drift = cell.drift
+    assert all(each.kl_nats is None and each.spreads >= 0 for each in drift.variants)
+    assert drift.limit == pytest.approx(2000**0.5)
+    merging = card.partition("## Merging and storage")[2].partition("\n## ")[0]
+    assert "| difference, spreads |" in merging
+    assert "in spreads (standard deviations) of its answers" in (cell.folder.parents[1] / "report.html").read_text()
+    for text in (merging, (cell.folder.parents[1] / "report.html").read_text().partition('id="drift"')[2][:20_000]):
+        assert "nats" not in text.partition("</section>")[0]
 
 
 def test_it_answers_in_the_users_unit(cell, tmp_path):

@@ -105,7 +105,7 @@ def test_a_tokenizer_that_knows_no_places_is_refused():
 
 def test_an_unknown_tag_names_its_row():
     row = {"tokens": ["a"], "tags": ["B-PRE"], "source": "x.conll", "row": 3}
-    with pytest.raises(DataError, match="row 3: a label is not in the label set") as error:
+    with pytest.raises(DataError, match=r"row 4 of x\.conll: a label is not in the label set") as error:
         TASK.encode([row], make_tokenizer(), max_length=8, labels=("B-PER", "O"))
     assert "did you mean 'B-PER'?" in str(error.value)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import Any
 
-from hfadapt.data.rows import name_rows
+from hfadapt.files.places import Place, name_rows
 from hfadapt.modalities import Example
 from hfadapt.records.stages import FINDINGS, DataRecord, Finding
 from hfadapt.schemas import RowSchema
@@ -98,13 +98,13 @@ def finding(
     code: str, level: str, what: str, rows: Sequence[Mapping[str, Any]] = (), fix: str = "", total: int | None = None
 ) -> Finding:
     """A finding whose message names its rows."""
-    where = name_rows(((str(row.get("source", "row")), int(row.get("row", -1))) for row in rows), 8)
+    where = name_rows(map(Place.of, rows))
     share = f" in {len(rows):,} of {total:,} rows" if total is not None and rows else ""
     return Finding(
         code=code,
         level="hard" if level == "hard" else "soft",
         message=f"{what}{share}" + (f": {where}" if where else ""),
-        rows=tuple(int(row.get("row", -1)) for row in rows[:NAMED_ROWS]),
+        rows=tuple(Place.of(row).row for row in rows[:NAMED_ROWS]),
         fix=fix,
     )
 

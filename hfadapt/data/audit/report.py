@@ -10,6 +10,7 @@ from hfadapt.core import registry
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, as_html, as_text, show_number
 from hfadapt.data.labels import some
 from hfadapt.data.rows import SPLITS
+from hfadapt.files.places import Place
 from hfadapt.records.stages import DataRecord
 
 _TRAINED, _HARD, _SOFT, _PLAIN = "\x1b[30;42m", "\x1b[31m", "\x1b[33m", "\x1b[0m"
@@ -133,7 +134,7 @@ def _domain(record: DataRecord) -> list[Block]:
         ["learns to stop", stops],
         [
             "longest rows",
-            ", ".join(f"{row.source} row {row.row}: {row.tokens:,} {kind.unit}" for row in audit.longest[:3]),
+            ", ".join(f"{Place.of(row.model_dump())}: {row.tokens:,} {kind.unit}" for row in audit.longest[:3]),
         ],
     ]
     shown.append(Table(["training will see", ""], facts))

@@ -15,8 +15,10 @@ from hfadapt.data import clean, duplicates, verdicts
 from hfadapt.data import columns as format
 from hfadapt.data.audit.findings import CUT_OFF, NAMED_ROWS, Check, View, finding, level_for
 from hfadapt.data.labels import some
-from hfadapt.data.rows import GROUP, SPLITS, Row, as_row, fold, name_rows, text_key, tokens
+from hfadapt.data.lost import CLASS_LOST
+from hfadapt.data.rows import GROUP, SPLITS, Row, as_row, fold, text_key, tokens
 from hfadapt.files import Doubt
+from hfadapt.files.places import Place, name_rows
 from hfadapt.records.stages import Finding
 
 MEANT = ("over-train-rows", "source-weight", verdicts.BAD, "averaged", CUT_OFF)
@@ -76,7 +78,7 @@ def overlap(view: View) -> Iterator[Finding]:
     same = [row for row in made["train"] if text_key(row.prompt or row.text) in keys]
     fix = "hfadapt prepare removes these by itself: leave data.dedupe on and prepare again"
     if same:
-        twins = name_rows(keys[text_key(row.prompt or row.text)].place for row in same[:3])
+        twins = name_rows(keys[text_key(row.prompt or row.text)].where for row in same[:3])
         yield finding("split-overlap", "hard", f"training rows are also held out (as {twins})", _places(same), fix)
     inside = {text_key(row.prompt or row.text) for row in made["test"]}
     shared = [row for row in made["validation"] if text_key(row.prompt or row.text) in inside]
@@ -91,14 +93,14 @@ def overlap(view: View) -> Iterator[Finding]:
             near.setdefault(pair.second - len(held), pair.first)
     if near:
         rows = [rest[i] for i in near]
-        twins = name_rows(held[j].place for j in list(near.values())[:3])
+        twins = name_rows(held[j].where for j in list(near.values())[:3])
         yield finding(
             "near-overlap", "hard", f"training rows are nearly the same as held-out rows ({twins})", _places(rows), fix
         )
 
 
 def _places(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    return [{"source": row.source, "row": row.row} for row in rows]
+    return [row.where.columns for row in rows]
 
 
 # --- labels and columns ----------------------------------------------------------------------------------------------
@@ -124,8 +126,9 @@ def classes(view: View) -> Iterator[Finding]:
         )
     have = {name for row in every for name in classes_of(row)}
     # Classes that were left out are said where that is known.
-    lost = [each.message for each in (view.record.noticed if view.record else ()) if each.code == "class-lost"]
-    empty = [name for name in view.labels if name not in have and not any(f"{name!r} (" in said for said in lost)]
+    noticed = view.record.noticed if view.record else ()
+    lost = {name for each in noticed if each.code == CLASS_LOST for name in each.classes}
+    empty = [name for name in view.labels if name not in have | lost]
     if empty and every:
         yield finding(
             "class-without-rows",
@@ -375,7 +378,7 @@ def doubtful_files(view: View) -> Iterator[Finding]:
     for split in SPLITS:
         for row in view.rows.get(split, ()):
             for doubt in kind.doubts(row):
-                found[doubt].append(str(row.get("file") or f"{row['source']} row {row['row']}"))
+                found[doubt].append(str(row.get("file") or Place.of(row)))
     for doubt, files in found.items():
         total = sum(map(len, view.rows.values()))
         what = f"{doubt.detail} in {len(files):,} of {total:,} {kind.nouns}: {some(files)}"

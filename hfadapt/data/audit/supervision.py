@@ -15,8 +15,9 @@ from hfadapt.data.audit import rows as row_checks
 from hfadapt.data.audit import tokens as token_checks
 from hfadapt.data.audit.findings import CUT_OFF, WITHOUT_CUT, finding, weighed
 from hfadapt.data.columns import form_of
-from hfadapt.data.rows import SPLITS, Dropped, name_rows
+from hfadapt.data.rows import SPLITS, Dropped
 from hfadapt.data.split_files import DROPPED, RECORD, file_hashes, read_split, rewrite
+from hfadapt.files.places import Place, name_rows
 from hfadapt.modalities import IGNORED, Example
 from hfadapt.modalities.text import token_ids
 from hfadapt.recipe.schema import Data
@@ -103,9 +104,7 @@ def audit(
         findings=tuple(findings),
         sample=_sample(view),
         dropped=dict(view.dropped),
-        longest=tuple(
-            LongRow(source=str(row["source"]), row=int(row["row"]), tokens=example.length) for row, example in longest
-        ),
+        longest=tuple(LongRow(**Place.of(row).columns, tokens=example.length) for row, example in longest),
     )
 
 
@@ -116,10 +115,7 @@ def _first_dropped(cell_folder: Path) -> dict[str, str]:
         with path.open(encoding="utf-8") as file:
             for each in map(json.loads, file):
                 if each.get("detail") and each["reason"] not in found:
-                    # Most details say themselves which row or line it is.
-                    named = each["detail"].startswith(("row ", "line "))
-                    where = each["source"] if named else f"{each['source']} row {each['row']}:"
-                    found[each["reason"]] = f"{where} {each['detail']}"
+                    found[each["reason"]] = each["detail"]
     return found
 
 
@@ -282,7 +278,7 @@ def drop_too_long(
         if rows and not kept[split]:
             raise DataError(
                 f"every row of the {split} split is longer than max_length",
-                place=name_rows((str(row["source"]), int(row["row"])) for row in rows[:8]),
+                place=name_rows(map(Place.of, rows)),
                 got=f"max_length {max_length}",
                 fix="raise data.max_length, or set data.too_long: truncate",
             )
@@ -321,6 +317,6 @@ def _without(
     """Rows but those with a length, by id, which are added to `dropped`; one chat may be several rows."""
     for row in rows:
         if id(row) in lengths:
-            detail = f"row {row['row']} with {lengths[id(row)]:,} tokens"
-            dropped.append(Dropped(str(row["source"]), int(row["row"]), reason, detail=detail).as_json())
+            detail = f" has {lengths[id(row)]:,} tokens"
+            dropped.append(Dropped(Place.of(row), reason, detail=detail).as_json())
     return [row for row in rows if id(row) not in lengths]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import DataError, RequestError
 from hfadapt.core.limits import limited
+from hfadapt.files.places import Place
 from hfadapt.modalities import IGNORED, Row
 from hfadapt.modalities.text import require_offsets
 from hfadapt.schemas import Unusable
@@ -136,7 +137,7 @@ class Chat:
     @property
     def place(self) -> str:
         """The row, for messages."""
-        return f"{self.row.get('source', 'row')} row {self.row.get('row', '')}".strip()
+        return str(Place.of(self.row))
 
     def write(self, turns: Sequence[Mapping[str, Any]], ask: bool = False, tools: bool = True) -> str:
         """What the template makes of turns. Raises DataError with its own words where it refuses them."""
@@ -175,7 +176,7 @@ class Chat:
         for each in found:
             unseen = [name for name in called(self.turns[each.turn]) if name not in each.text]
             if unseen:
-                what = f": the chat template does not write tool_calls (turn {each.turn} calls {', '.join(unseen)})"
+                what = f": the chat template does not write tool_calls (turn {each.turn + 1} calls {', '.join(unseen)})"
                 raise Unusable("tool-calls-not-shown", what)
         return found
 

@@ -15,7 +15,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError, RequestError
 from hfadapt.modalities import IGNORED, Example, Row
 from hfadapt.modalities.text import packed, pad, pieces, started, text_example, token_ids
-from hfadapt.tasks import Answer, Batches, ReadSplit, Remark, Scores, Served, Task
+from hfadapt.tasks import Answer, Batches, Cut, ReadSplit, Remark, Scores, Served, Task
 from hfadapt.tasks.causal_lm.chat import Chat, asked_chat, encoded_chat, read_turns
 
 if TYPE_CHECKING:
@@ -234,7 +234,10 @@ class CausalLM(Task):
         prompts = [asked_ids(each, text) for each, text in zip(served, texts, strict=True)]
         written = served[0].generate(prompts, max_new_tokens, names)
         said = served[0].tokenizer.batch_decode(written, skip_special_tokens=True)
-        return [Answer(text=text, generated=each.strip()) for text, each in zip(texts, said, strict=True)]
+        return [
+            Answer(text=text, generated=each.strip(), cut=Cut.of(len(_whole_ids(own, text)), len(prompt)))
+            for own, text, each, prompt in zip(served, texts, said, prompts, strict=True)
+        ]
 
     def _choose(self, served: Sequence[Served], texts: Sequence[str], names: Sequence[str]) -> list[Answer]:
         import torch
@@ -252,8 +255,13 @@ class CausalLM(Task):
         assert scores.probabilities is not None
         words = list(choices)
         return [
-            Answer(text=text, label=words[int(row.argmax())], probability=float(row.max()))
-            for text, row in zip(texts, scores.probabilities, strict=True)
+            Answer(
+                text=text,
+                label=words[int(row.argmax())],
+                probability=float(row.max()),
+                cut=Cut.of(len(_whole_ids(own, text)), example.labels.index(next(iter(choices.values()))[0])),
+            )
+            for own, text, row, example in zip(served, texts, scores.probabilities, examples, strict=True)
         ]
 
 

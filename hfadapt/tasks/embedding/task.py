@@ -13,7 +13,7 @@ from hfadapt.core.hashing import text_key
 from hfadapt.modalities import Example, Row
 from hfadapt.modalities.text import cut, pad
 from hfadapt.schemas import LabelKind
-from hfadapt.tasks import Answer, Batches, Scores, Served, Task, unique_parts
+from hfadapt.tasks import Answer, Batches, Cut, Scores, Served, Task, unique_parts
 from hfadapt.tasks.embedding.search import METRICS, SCALE, Search, order_losses, own_order_losses
 from hfadapt.tasks.embedding.sentence import FILES, POOLING, Sentence
 
@@ -293,12 +293,13 @@ class Embedding(Task):
         asked = [names[row] if names else each.max_length for row, each in enumerate(served)]
         firsts = [first.setdefault(name, row) for row, name in enumerate(asked)]
         sentence = Sentence.of(served[0].tokenizer)
-        vectors = torch.cat(list(self._embedded(sentence, served, texts, firsts, names)))
+        cuts: list[Cut | None] = []
+        vectors = torch.cat(list(self._embedded(sentence, served, texts, firsts, names, cuts)))
         alike = torch.nn.functional.cosine_similarity(vectors, vectors[firsts], dim=-1).tolist()
         if sentence.normalise:
             vectors = torch.nn.functional.normalize(vectors, dim=-1)
         return [
-            Answer(text=text, vector=tuple(vector), number=None if row == firsts[row] else alike[row])
+            Answer(text=text, vector=tuple(vector), number=None if row == firsts[row] else alike[row], cut=cuts[row])
             for row, (text, vector) in enumerate(zip(texts, vectors.tolist(), strict=True))
         ]
 
@@ -309,6 +310,7 @@ class Embedding(Task):
         texts: Sequence[str],
         firsts: Sequence[int],
         names: Sequence[str],
+        cuts: list[Cut | None],
     ) -> Iterator[torch.Tensor]:
         import torch
 
@@ -325,6 +327,7 @@ class Embedding(Task):
                 )[0]
                 for row in rows
             ]
+            cuts += [Cut.of(part.length, part.size) for part in parts]
             batch = {name: part.to(model.device) for name, part in self.collate(parts, served[0].pad_token_id).items()}
             pooling = batch.pop("pooling")
             named = {"adapter_names": [names[row] for row in rows]} if names else {}

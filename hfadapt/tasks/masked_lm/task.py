@@ -18,7 +18,7 @@ from hfadapt.core.errors import DataError
 from hfadapt.core.hashing import stable_hash
 from hfadapt.modalities import IGNORED, Example, Row
 from hfadapt.modalities.text import cut, pad, pieces, require_offsets, token_ids
-from hfadapt.tasks import Answer, Batches, Scores, Served, Task
+from hfadapt.tasks import Answer, Batches, Cut, Scores, Served, Task
 
 if TYPE_CHECKING:
     import torch
@@ -167,9 +167,10 @@ class MaskedLM(Task):
         model, tokenizer, mask = served[0].model, served[0].tokenizer, served[0].tokenizer.mask_token_id
         examples = []
         for number, (text, each) in enumerate(zip(texts, served, strict=True)):
-            ids = tuple(cut(text, tokenizer(text, verbose=False)["input_ids"], tokenizer, each.max_length))
+            whole = tokenizer(text, verbose=False)["input_ids"]
+            ids = tuple(cut(text, whole, tokenizer, each.max_length))
             labels = tuple(token if token == mask else IGNORED for token in ids)
-            examples.append(Example({"input_ids": ids}, labels, len(ids), len(ids), number))
+            examples.append(Example({"input_ids": ids}, labels, len(ids), len(whole), number))
         batch = self.collate(examples, served[0].pad_token_id)
         named = {"adapter_names": list(names)} if names else {}
         inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
@@ -185,7 +186,8 @@ class MaskedLM(Task):
                 filled = filled.replace(tokenizer.mask_token, word, 1)
             label = ", ".join(words) if words else None
             chance = float(sure.min()) if words else None
-            answers.append(Answer(text=text, label=label, probability=chance, generated=filled))
+            shorter = Cut.of(example.length, example.size)
+            answers.append(Answer(text=text, label=label, probability=chance, generated=filled, cut=shorter))
         return answers
 
 

@@ -13,7 +13,7 @@ from hfadapt.core.errors import RequestError
 from hfadapt.core.hashing import stable_hash, text_key
 from hfadapt.modalities import Example, Row
 from hfadapt.modalities.text import pad, started
-from hfadapt.tasks import Answer, Batches, Scores, Served, Task, unique_parts
+from hfadapt.tasks import Answer, Batches, Cut, Scores, Served, Task, unique_parts
 from hfadapt.tasks.embedding.search import rank_scores
 from hfadapt.tasks.embedding.task import row_example
 
@@ -53,6 +53,7 @@ class Reranking(Task):
     )
     reading = 'print(f"{out[0]:.4g}")'
     alike_means = "numbers within a tenth of their spread"
+    in_spreads = True
     folder = Path(__file__).parent
 
     def snippet_agrees(self, printed: str, prediction: Any) -> bool:
@@ -204,17 +205,24 @@ class Reranking(Task):
             )
         model, tokenizer = served[0].model, served[0].tokenizer
         found: dict[int, float] = {}
+        cuts: dict[int, Cut | None] = {}
         for start in range(0, len(rows), SCORED):
             some = rows[start : start + SCORED]
             queries, documents = [texts[firsts[row]] for row in some], [texts[row] for row in some]
             parts = pair_parts(queries, documents, tokenizer, served[some[0]].max_length)
+            cuts |= {row: Cut.of(part.length, part.size) for row, part in zip(some, parts, strict=True)}
             batch = self.collate(parts, served[0].pad_token_id)
             inputs = {name: part.to(model.device) for name, part in batch.items() if name != "labels"}
             named = {"adapter_names": [names[row] for row in some]} if names else {}
             with torch.inference_mode():
                 found |= zip(some, model(**inputs, **named).logits.float()[:, 0].tolist(), strict=True)
         return [
-            Answer(text=text, number=found.get(row), generated=None if row in found else f"query: {text}")
+            Answer(
+                text=text,
+                number=found.get(row),
+                generated=None if row in found else f"query: {text}",
+                cut=cuts.get(row),
+            )
             for row, text in enumerate(texts)
         ]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.modalities import Example, Row
 from hfadapt.modalities.text import cut, pad, text_example
-from hfadapt.tasks import Answer, Served
+from hfadapt.tasks import Answer, Cut, Served
 from hfadapt.tasks._classes import OneClass
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ class TextClassification(OneClass):
         with torch.inference_mode():
             logits = model(**{name: part.to(model.device) for name, part in batch.items()}, **named).logits
         return [
-            self.read(text, row, each.labels)
-            for each, text, row in zip(served, texts, logits.float().cpu(), strict=True)
+            self.read(text, row, each.labels).model_copy(update={"cut": Cut.of(example.length, example.size)})
+            for each, text, row, example in zip(served, texts, logits.float().cpu(), examples, strict=True)
         ]
 
 

@@ -29,6 +29,7 @@ class TextRegression(TextClassification):
     metrics = ("rmse", "mae", "pearson", "spearman", "loss")
     reading = 'print(f"{out[0]:.4g}")'
     alike_means = "numbers within a tenth of their spread"
+    in_spreads = True
     folder = Path(__file__).parent
     problem_type = "regression"
 
