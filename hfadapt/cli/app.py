@@ -107,12 +107,13 @@ def plan(
 ) -> None:
     """Show whether every cell fits, its predicted memory and time, and what was decided. Downloads no weights."""
     from hfadapt.cli.terminal import waiting
+    from hfadapt.recipe.sources import folder_of
 
     asked = load(recipe, overrides, domain, target)
     with waiting("planning: looking at the model without its weights; what is found is kept for the next plan"):
         from hfadapt.pipeline.run import plan_recipe
 
-        found = plan_recipe(asked, runs=runs)
+        found = plan_recipe(asked, recipe_folder=folder_of(recipe), runs=runs)
     show(found.why() if why and not json else found, json)
     if not found.fits:
         raise typer.Exit(1)

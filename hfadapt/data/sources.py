@@ -112,12 +112,7 @@ def open_domain(domain: Domain, recipe_folder: Path, *, streaming: bool = False)
     """
     opened: list[Opened] = []
     problems: list[Problem] = []
-    wanted: list[tuple[Source, str]] = [(source, "") for source in domain.all_sources()]
-    for split in ("validation", "test"):
-        given = getattr(domain, split)
-        if given is not None:
-            wanted.append((_given_source(given, domain, recipe_folder), split))
-    for source, split in wanted:
+    for source, split in _every(domain, recipe_folder):
         try:
             opened.append(open_source(source, recipe_folder, split=split, streaming=streaming))
         except DataError as error:
@@ -135,6 +130,36 @@ def open_domain(domain: Domain, recipe_folder: Path, *, streaming: bool = False)
             )
         places[each.name] = each
     return _named_alike([_with_unread(each, opened) for each in opened])
+
+
+def _every(domain: Domain, recipe_folder: Path) -> Iterator[tuple[Source, str]]:
+    """All sources of a domain, and the split that each is given as, or ""."""
+    yield from ((source, "") for source in domain.all_sources())
+    for split in ("validation", "test"):
+        given = getattr(domain, split)
+        if given is not None:
+            yield _given_source(given, domain, recipe_folder), split
+
+
+def bytes_here(domain: Domain, recipe_folder: Path) -> tuple[int, int] | None:
+    """Bytes of all files of a domain, and of those that have to be read to count their rows; None where a source is not
+    on this machine: of the Hub, a sample that was not fetched, or missing."""
+    from hfadapt.core import samples
+
+    whole = counted = 0
+    for source, _ in _every(domain, recipe_folder):
+        if source.source.startswith(SAMPLE):
+            if not samples.is_here(name := source.source.removeprefix(SAMPLE)):
+                return None
+            files: Sequence[Path] = [samples.dataset(name).path]
+        elif (path := local_path(source.source, recipe_folder)) is not None:
+            files = folders.chosen(path, source.split).data
+        else:
+            return None
+        sizes = {file: file.stat().st_size for file in files if file.exists()}
+        whole += sum(sizes.values())
+        counted += sum(size for file, size in sizes.items() if file.suffix.lower() not in media.suffixes())
+    return whole, counted
 
 
 def _with_unread(source: Opened, opened: Sequence[Opened]) -> Opened:
