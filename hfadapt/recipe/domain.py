@@ -90,7 +90,10 @@ class Source(Section):
     split: HubSplit = None
     revision: HubRevision = None
     columns: Columns = Columns()
-    """Which column holds what, where its name does not say so."""
+    """Which column holds what, where its name does not say so; `hfadapt new --columns` writes it.
+
+    Example: {text: body, label: mood}
+    """
     weight: Annotated[float, Field(gt=0.0)] = 1.0
     """Share of its training rows that are kept, as a multiple of the largest weight of the domain's sources.
 
@@ -120,7 +123,10 @@ class Domain(Section):
     split: HubSplit = None
     revision: HubRevision = None
     columns: Columns = Columns()
-    """Which column holds what, where its name does not say so."""
+    """Which column holds what, where its name does not say so; `hfadapt new --columns` writes it.
+
+    Example: {text: body, label: mood}
+    """
     rows: MostRows = None
     validation: str | None = None
     """Given validation rows: a source, or a split of the Hub data set.
