@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from hfadapt.cli.new_recipe import suiting_model
+from hfadapt.cli.new_recipe import suiting_model, told
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, RequestError, nearest
 from hfadapt.core.show import Heading, Table, Text, View
@@ -85,6 +85,7 @@ def preview(path: Path) -> View:
         [
             Heading("Rows as training will see them"),
             Table(["the model is shown", "and learns"], chosen),
+            *(Text(told(each)) for each in [*source.noticed, *reader.of_files]),
             *([Text(said)] if (said := _columns_read(reader)) else []),
             *_refused(reader),
         ]

@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path, PurePath
 from shlex import quote
 from typing import Any
@@ -83,7 +82,8 @@ def write_recipe(
         problem = choice_problem("not a licence id of the Hub", license, named, "--license")
         raise RequestError(problem.what, problems=[problem])
     _check_base(model)
-    rows: Rows = _peek(data)
+    found, noticed = _peek(data)
+    rows: Rows = found
     said = read_columns(columns, rows, data)
     modality = _modality(rows, model, data)
     task, shape, rows = _task(rows, modality, _generates(model), data, ask, said)
@@ -93,7 +93,14 @@ def write_recipe(
     if path.exists():
         raise RequestError("the file exists already", place=str(path), fix="give another name with --output")
     write_text(
-        path, _text(path, model, task, {domain: _settings(data, path, shape, license, said)}, _seen(shape, rows, said))
+        path,
+        _text(
+            path,
+            model,
+            task,
+            {domain: _settings(data, path, shape, license, said)},
+            [*map(told, noticed), *_seen(shape, rows, said)],
+        ),
     )
     try:
         load_recipe(path)
@@ -110,7 +117,7 @@ def suiting_model(data: str, columns: Iterable[str] = ()) -> str | None:
     Raises:
         DataError: the data cannot be read.
     """
-    rows, plain = _peek(data), None
+    (rows, _), plain = _peek(data), None
     said = read_columns(columns, rows, data)
     for model in (f"{samples.PREFIX}{name}" for name in samples.models()):
         with suppress(RequestError, DataError):
@@ -159,15 +166,23 @@ def _check_chat(model: str, shape: Shape) -> None:
         )
 
 
-def _peek(data: str) -> list[Mapping[str, Any]]:
-    """The first rows that can be read. Raises DataError where too many cannot, as preparing the data would."""
-    opened = open_source(Source(source=data), Path())
-    seen = list(islice((item for item in opened.read() if not isinstance(item, Finding)), PEEK_ROWS))
+def _peek(data: str) -> tuple[list[Mapping[str, Any]], list[Finding]]:
+    """The first rows that can be read, and what is said of how. Raises DataError where too many cannot, as preparing
+    the data would."""
+    opened, said = open_source(Source(source=data), Path()), []
+    seen: list[tuple[int, dict[str, Any]] | Dropped] = []
+    for item in opened.read():
+        if isinstance(item, Finding):
+            said.append(item)
+        elif len(seen) < PEEK_ROWS:
+            seen.append(item)
+        else:
+            break
     check_unreadable(opened, len(seen), [item for item in seen if isinstance(item, Dropped)])
     rows: list[Mapping[str, Any]] = [item[1] for item in seen if isinstance(item, tuple)]
     if not rows:
         raise DataError("there are no rows", place=data, fix="give a file that has some")
-    return rows
+    return rows, [*opened.noticed, *said]
 
 
 def _generates(model: str) -> bool:
@@ -371,6 +386,11 @@ def _seen(shape: Shape, rows: Sequence[Mapping[str, Any]], said: Columns) -> Ite
         yield f"Labels: {shown}{' …' if len(counts) > 8 else ''}."
         if len(counts) > MOST_LABELS:
             yield f"{len(counts)} different labels among them: is {_printable(label)} the right column?"
+
+
+def told(finding: Finding) -> str:
+    """What was noticed of a source, with what helps where something does."""
+    return finding.message if finding.fix.startswith("nothing") else f"{finding.message}; {finding.fix}"
 
 
 def _printable(text: str) -> str:

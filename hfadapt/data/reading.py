@@ -60,6 +60,7 @@ class SourceReader:
         self._recipe, self._domain, self._forms = recipe, domain, forms
         self._labels = labels
         self._flags: Flags | None = None
+        self.of_files: list[Finding] = []
         self._noticed: list[Finding] = []
         # First rows and column of verdicts, where answers are learned.
         self._head: list[dict[str, Any]] = []
@@ -71,7 +72,7 @@ class SourceReader:
         marked = verdicts.findings(self.source.name, self._head, self.shape.used, self.bad)
         files = [*self._changed_files(), *self._without_group()]
         left = _left_out(self.source, self.rows_in, self.bad)
-        return [*self.source.noticed, *self._noticed, *files, *left, *marked]
+        return [*self.source.noticed, *self.of_files, *self._noticed, *files, *left, *marked]
 
     def __iter__(self) -> Iterator[Row | Dropped]:
         limit = self.source.settings.rows
@@ -109,7 +110,7 @@ class SourceReader:
             if limit is not None and self.rows_in >= limit:
                 break
             if isinstance(item, Finding):
-                self._noticed.append(item)
+                self.of_files.append(item)
                 continue
             self.rows_in += 1
             if isinstance(item, Dropped):

@@ -24,6 +24,9 @@ _ESCAPED = re.compile(r'\\"(?!\s*(?:[,;\t|\r\n]|$))')
 _RECENT = 512
 MANY_LINES = 3
 """So many lines of a field that each have as many fields as the header are hardly text."""
+TEXT_BYTES = 1 << 20
+TABLE_LINES, NAME_WORDS = 3, 4
+"""A plain text is a table from so many lines on, and the name of a column has at most so many words."""
 _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?", re.ASCII)
 
 
@@ -52,15 +55,35 @@ def dialect_of(head: str, ending: str) -> Dialect:
 
     Args:
         head: The beginning of the file.
-        ending: `.tsv` means tabs, where the header has any.
+        ending: `.tsv` means tabs, where the header has any, and so does `.txt`.
     """
     said = _SEP.match(head)
     body = head[said.end() :] if said else head
     first = body.partition("\n")[0]
-    delimiter = said[1] if said else "\t" if ending == ".tsv" and "\t" in first else max(_DELIMITERS, key=first.count)
+    tabs = ending in (".tsv", ".txt") and "\t" in first
+    delimiter = said[1] if said else "\t" if tabs else max(_DELIMITERS, key=first.count)
     spaced = body.count(f'{delimiter} "') > body.count(f'{delimiter}"')
     escape = "\\" if _ESCAPED.search(body) and '""' not in body else None
     return Dialect(delimiter, escape, spaced and delimiter != "\t", 1 if said else 0)
+
+
+def columns_in_text(path: Path) -> tuple[list[str], bool] | None:
+    """The fields of the first line of a plain text that is a table with tabs, and whether they name columns.
+
+    Every line has as many fields as the first, as far as the first MiB tells; a stray tab makes no table. The first
+    line names columns where its fields are short, each different, and none is a number or a value of its column.
+    """
+    with text_bytes(path) as raw:
+        head = raw.read(TEXT_BYTES)
+    whole = head if len(head) < TEXT_BYTES else head[: head.rfind(b"\n")]
+    rows = [line.split("\t") for line in whole.decode("utf-8", "replace").splitlines() if line.strip()]
+    first = [name.strip() for name in rows[0]] if rows else []
+    if len(rows) < TABLE_LINES or len(first) < 2 or any(len(row) != len(first) for row in rows):
+        return None
+    short = all(name and len(name.split()) <= NAME_WORDS and not _NUMBER.fullmatch(name) for name in first)
+    values = [{row[place].strip() for row in rows[1:]} for place in range(len(first))]
+    named = short and len({*first}) == len(first) and not any(a in b for a, b in zip(first, values, strict=True))
+    return first, named
 
 
 def header(path: Path) -> tuple[str, ...]:

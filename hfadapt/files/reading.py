@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.files import Rows, Unread, delimited, json_rows, media, tables
+from hfadapt.files import Doubt, Rows, Unread, delimited, json_rows, media, tables
 from hfadapt.files.opening import lines, suffix
 
 HEAD_ROWS = 2_000
@@ -19,6 +19,17 @@ HEAD_BYTES = 1 << 20
 
 
 def _text(path: Path) -> Rows:
+    """A row for each line; a table with tabs and names of columns above them is read as one."""
+    if (found := delimited.columns_in_text(path)) is not None:
+        names, named = found
+        each = f"every line has {len(names)} fields set apart by tabs"
+        if named:
+            detail = f"read as a table with the columns {', '.join(names)}, as {each}"
+            yield Doubt("text-as-table", detail, "nothing; to learn the lines themselves, put them into another file")
+            yield from delimited.read(path)
+            return
+        fix = "if it is a table, write a line with the names of its columns above it, such as text, a tab and label"
+        yield Doubt("table-as-text", f"read as plain text, though {each}", fix)
     for item in lines(path):
         yield item if isinstance(item, Unread) else (item[0], {"text": item[1]})
 

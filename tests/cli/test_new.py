@@ -490,3 +490,19 @@ def test_the_columns_stay_where_a_model_is_proposed(tmp_path):
     mood_table(tmp_path / "d.csv")
     done = command("new", "d.csv", "--columns", "text=body,label=mood", folder=tmp_path)
     assert "fix:     hfadapt new d.csv --columns text=body,label=mood --model sample:" in done.err
+
+
+# --- what files are taken for ----------------------------------------------------------------------------------------
+
+
+def test_a_table_in_a_text_file_is_said(models, tmp_path):
+    lines = ["body\tmood", *(f"{row['text']}\t{row['label']}" for row in labelled(80))]
+    (tmp_path / "d.txt").write_text("\n".join(lines))
+    done = command("new", "d.txt", "--model", models / "encoder", folder=tmp_path)
+    assert done.code == 0, done.err
+    said = "d.txt: read as a table with the columns body, mood, as every line has 2 fields set apart by tabs"
+    assert said in " ".join(done.out.split())
+    assert f"# {said}\n" in (tmp_path / "d.yaml").read_text()
+    assert load_recipe(tmp_path / "d.yaml").task == "text-classification"
+    checked = command("check", "d.yaml", folder=tmp_path)
+    assert "text-as-table" in checked.out

@@ -426,3 +426,46 @@ def test_a_folder_of_another_name_makes_other_files_of_the_same_content(tmp_path
             (tmp_path / folder / name / "1.csv").write_text(CSV)
     assert hashed("one") == hashed("same") != hashed("other")
     assert hashed("one/a") == hashed("other/c"), "where all lie in is no part of a name"
+
+
+# --- tables in plain texts -------------------------------------------------------------------------------------------
+
+
+TABBED = "text\tlabel\n" + "".join(f"{row['text']}\t{row['label']}\n" for row in ROWS)
+
+
+@pytest.mark.parametrize("content", [TABBED, TABBED.replace("\n", "\r\n"), TABBED.encode("utf-16"), TABBED + "\n"])
+def test_a_text_with_tabs_in_every_line_is_a_table(tmp_path, content):
+    doubt, *rows = read(tmp_path, "rows.txt", content)
+    assert isinstance(doubt, Doubt)
+    assert doubt.code == "text-as-table"
+    assert "columns text, label, as every line has 2 fields" in doubt.detail
+    assert [row[1] for row in rows if isinstance(row, tuple)] == ROWS
+    assert reading.column_names(tmp_path / "rows.txt") == ("text", "label")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "A title\there\n" + "a plain line\n" * 5,
+        "a plain line\n" * 5 + "with a stray\ttab\n",
+        TABBED + "one\tfield\tmore\n",
+        "text\tlabel\none\ta\n",  # too few lines to tell
+        "text,label\none,a\ntwo,b\nthree,a\n",
+    ],
+)
+def test_a_stray_tab_makes_no_table(tmp_path, content):
+    found = read(tmp_path, "rows.txt", content)
+    assert [row[1]["text"] for row in found] == content.splitlines()
+
+
+@pytest.mark.parametrize(
+    "first", ["a\tgo to the river", "1\tsome row", "text\ttext", "\tlabel", "it was a long and dark day\tgood"]
+)
+def test_tabs_without_names_of_columns_above_them_are_said(tmp_path, first):
+    lines = [first, "a\tone row, with words", "b\ttwo rows", "a\tthree"]
+    doubt, *rows = read(tmp_path, "rows.txt", "\n".join(lines))
+    assert isinstance(doubt, Doubt)
+    assert doubt.code == "table-as-text"
+    assert "names of its columns above it" in doubt.fix
+    assert [row[1]["text"] for row in rows] == lines
