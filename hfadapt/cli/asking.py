@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from shlex import quote
@@ -38,7 +38,9 @@ def choose(question: str, options: Sequence[str], default: str) -> str:
         typer.echo(f"there is no {answer!r}" + (f"; did you mean {close!r}?" if close else ""))
 
 
-def wanted(model: str, source: str, data: str, asks: bool, columns: Iterable[str] = ()) -> tuple[str, str]:
+def wanted(
+    model: str, source: str, data: str, asks: bool, columns: Sequence[str] = (), encoding: str | None = None
+) -> tuple[str, str]:
     """The model and the data that `hfadapt new` is told; a model that is left out is asked for.
 
     Raises:
@@ -53,8 +55,8 @@ def wanted(model: str, source: str, data: str, asks: bool, columns: Iterable[str
     data = source or data
     if model:
         return model, data
-    named = [f"--columns {quote(each)}" for each in columns]
-    suiting = suiting_model(data, columns)
+    named = [f"--columns {quote(each)}" for each in columns] + ([f"--encoding {encoding}"] if encoding else [])
+    suiting = suiting_model(data, columns, encoding)
     if asks:
         return typer.prompt("model (Hub id, folder, GGUF file or sample:NAME)", default=suiting), data
     raise RequestError(

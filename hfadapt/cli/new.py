@@ -25,6 +25,10 @@ def new(
             autocompletion=completion.columns,
         ),
     ] = None,
+    encoding: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--encoding", metavar="NAME", help="Of texts that are not UTF-8, such as windows-1251."),
+    ] = None,
     output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Where to write the recipe.")] = None,  # noqa: UP045
     license: Annotated[str, typer.Option("--license", help="Of the data, such as cc-by-4.0.")] = "",
 ) -> None:
@@ -35,8 +39,8 @@ def new(
     from hfadapt.core.errors import DataError
 
     ask = choose if is_live(sys.stdin, sys.stdout) else None
-    model, data = wanted(model, source, data, ask is not None, columns or ())
-    path = write_recipe(model, data, output, ask, license, columns or ())
+    model, data = wanted(model, source, data, ask is not None, columns or (), encoding)
+    path = write_recipe(model, data, output, ask, license, columns or (), encoding)
     try:
         typer.echo(str(preview(path)))
     except DataError as error:

@@ -12,6 +12,8 @@ from pathlib import Path, PurePath
 from shlex import quote
 from typing import Any
 
+from pydantic import ValidationError
+
 from hfadapt.card.licenses import hub_id, hub_ids
 from hfadapt.cli.new_columns import (
     LONGEST_SHOWN,
@@ -31,7 +33,9 @@ from hfadapt.core.errors import DataError, RequestError, choice_problem
 from hfadapt.core.spec import write_text
 from hfadapt.data.columns import Shape, recognise
 from hfadapt.data.rows import Dropped
-from hfadapt.data.sources import check_unreadable, open_source
+from hfadapt.data.sources import check_unreadable, local_path, open_source
+from hfadapt.files import folders, media
+from hfadapt.files.opening import WESTERN, suffix, western
 from hfadapt.models.facts import load_config, reads_both_ways
 from hfadapt.recipe.domain import GROUPING
 from hfadapt.recipe.json_schema import schema_text
@@ -48,6 +52,8 @@ SCHEMA = ".hfadapt/recipe.schema.json"
 """For editors, beside the recipe: a path from there works without a network, on other machines and after a move, and
 says nothing of anybody's home as one to the cache would; in a hidden folder it is in nobody's way."""
 PEEK_ROWS = 500
+FILES_LOOKED_AT = 20
+"""Of a folder, for the encoding of their texts."""
 
 
 def write_recipe(
@@ -57,6 +63,7 @@ def write_recipe(
     ask: Ask | None = None,
     license: str = "",
     columns: Iterable[str] = (),
+    encoding: str | None = None,
 ) -> Path:
     """Writes NAME.yaml for a model and a source of data, after looking at both, and the schema for editors beside it.
 
@@ -67,6 +74,7 @@ def write_recipe(
         ask: Answers what the data leave open; without it the likeliest is taken.
         license: What the data may be used for, as a Hub identifier; '' where that is not known yet.
         columns: Which column holds what, such as `text=body,label=mood`; the others are recognised.
+        encoding: As which the texts were saved; without it UTF-8, or what their bytes tell.
 
     Returns:
         The file written; it has been loaded once, so it is valid.
@@ -82,7 +90,7 @@ def write_recipe(
         problem = choice_problem("not a licence id of the Hub", license, named, "--license")
         raise RequestError(problem.what, problems=[problem])
     _check_base(model)
-    found, noticed = _peek(data)
+    found, noticed, encoding = _peek(data, encoding)
     rows: Rows = found
     said = read_columns(columns, rows, data)
     modality = _modality(rows, model, data)
@@ -98,8 +106,8 @@ def write_recipe(
             path,
             model,
             task,
-            {domain: _settings(data, path, shape, license, said)},
-            [*map(told, noticed), *_seen(shape, rows, said)],
+            {domain: _settings(data, path, shape, license, said, encoding)},
+            [*noticed, *_seen(shape, rows, said)],
         ),
     )
     try:
@@ -111,13 +119,13 @@ def write_recipe(
     return path
 
 
-def suiting_model(data: str, columns: Iterable[str] = ()) -> str | None:
+def suiting_model(data: str, columns: Iterable[str] = (), encoding: str | None = None) -> str | None:
     """A sample model for the data, rather one that learns labels or answers than plain text; None where none can learn.
 
     Raises:
         DataError: the data cannot be read.
     """
-    (rows, _), plain = _peek(data), None
+    (rows, _, _), plain = _peek(data, encoding), None
     said = read_columns(columns, rows, data)
     for model in (f"{samples.PREFIX}{name}" for name in samples.models()):
         with suppress(RequestError, DataError):
@@ -166,14 +174,27 @@ def _check_chat(model: str, shape: Shape) -> None:
         )
 
 
-def _peek(data: str) -> tuple[list[Mapping[str, Any]], list[Finding]]:
-    """The first rows that can be read, and what is said of how. Raises DataError where too many cannot, as preparing
-    the data would."""
-    opened, said = open_source(Source(source=data), Path()), []
+def _peek(data: str, encoding: str | None) -> tuple[list[Mapping[str, Any]], list[str], str | None]:
+    """The first rows that can be read, what is said of how, and the encoding of their files, as told or guessed.
+
+    Raises:
+        DataError: too many cannot be read, as preparing the data would say.
+    """
+    guess, word = _encoding(data) if encoding is None else (None, "")
+    encoding = encoding or guess
+    try:
+        source = Source(source=data, encoding=encoding)
+    except ValidationError:
+        what, fix = "this is no encoding of texts", "write one such as windows-1252, windows-1251, gb18030 or utf-16"
+        raise RequestError(what, place="--encoding", got=encoding, fix=fix) from None
+    opened = open_source(source, Path())
+    said = [told(each) for each in opened.noticed]
+    if guess is not None:
+        said = [f"{data} is not UTF-8; as {encoding} it has the word {word!r}. If that is wrong, change `encoding`."]
     seen: list[tuple[int, dict[str, Any]] | Dropped] = []
     for item in opened.read():
         if isinstance(item, Finding):
-            said.append(item)
+            said.append(told(item))
         elif len(seen) < PEEK_ROWS:
             seen.append(item)
         else:
@@ -182,7 +203,19 @@ def _peek(data: str) -> tuple[list[Mapping[str, Any]], list[Finding]]:
     rows: list[Mapping[str, Any]] = [item[1] for item in seen if isinstance(item, tuple)]
     if not rows:
         raise DataError("there are no rows", place=data, fix="give a file that has some")
-    return rows, [*opened.noticed, *said]
+    return rows, said, encoding
+
+
+def _encoding(data: str) -> tuple[str | None, str]:
+    """The encoding of files that are not UTF-8 where it can be told, and a word that shows whether that is right."""
+    path = local_path(data, Path())
+    files = folders.find(path).data if path is not None else ()
+    found = ""
+    for file in files[:FILES_LOOKED_AT]:
+        if media.holds(file) is None and suffix(file) not in (".parquet", ".arrow"):
+            with suppress(DataError, OSError):
+                found = found or western(file) or ""
+    return (WESTERN, found) if found else (None, "")
 
 
 def _generates(model: str) -> bool:
@@ -313,14 +346,18 @@ def _labelled(shape: Shape) -> bool:
     return registry.schema(shape.form).label_kind != "none"
 
 
-def _settings(data: str, path: Path, shape: Shape, license: str, columns: Columns) -> dict[str, Any]:
+def _settings(
+    data: str, path: Path, shape: Shape, license: str, columns: Columns, encoding: str | None
+) -> dict[str, Any]:
     """The fields of the domain; a local source as seen from the recipe."""
     local = expanded(data)
     source = os.path.relpath(local.resolve(), path.parent.resolve()) if local.exists() else data
     settings: dict[str, Any] = {"source": source}
-    told = columns.model_dump(exclude_none=True)
-    grouping = {name: told[name] for name in GROUPING if name in told}
-    parts = {part: column for part, column in shape.parts.items() if part != column or part in told}
+    if encoding is not None:
+        settings["encoding"] = encoding
+    asked = columns.model_dump(exclude_none=True)
+    grouping = {name: asked[name] for name in GROUPING if name in asked}
+    parts = {part: column for part, column in shape.parts.items() if part != column or part in asked}
     if said := {**parts, **grouping}:
         settings["columns"] = said
     return {**settings, "license": license} if license else settings

@@ -17,6 +17,7 @@ from hfadapt.data.labels import Labels, some
 from hfadapt.data.rows import GROUP, Dropped, Ledger, Row, name_rows
 from hfadapt.data.sources import Opened, unreadable
 from hfadapt.files import Blob, Unusable
+from hfadapt.files.opening import NAME_IT
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import Finding
 
@@ -248,9 +249,12 @@ def _left_out(source: Opened, rows: int, bad: Sequence[Dropped]) -> list[Finding
     unread = [each for each in bad if each.reason in reasons]
     if not unread:
         return []
+    fix = "correct these rows if they are wanted"
+    if any(each.reason == "not-utf8" for each in unread):
+        fix = f"to have those that are not UTF-8, name the encoding that the file was saved in, {NAME_IT}"
     shown = some((each.detail or f"row {each.row}" for each in unread), 3, "; ")
     what = f"{source.name}: {len(unread):,} of {rows:,} rows are left out: {shown}"
-    return [Finding(code="rows-left-out", level="soft", message=what, fix="correct these rows if they are wanted")]
+    return [Finding(code="rows-left-out", level="soft", message=what, fix=fix)]
 
 
 _FIXES = {

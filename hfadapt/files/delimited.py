@@ -14,7 +14,7 @@ from typing import IO
 from hfadapt import files
 from hfadapt.core.errors import DataError
 from hfadapt.files import Doubt, Rows, Unread
-from hfadapt.files.opening import called, suffix, text_bytes
+from hfadapt.files.opening import called, not_utf8, suffix, text_bytes
 
 HEAD_CHARACTERS = 1 << 16
 _DELIMITERS = ",;\t|"
@@ -67,13 +67,13 @@ def dialect_of(head: str, ending: str) -> Dialect:
     return Dialect(delimiter, escape, spaced and delimiter != "\t", 1 if said else 0)
 
 
-def columns_in_text(path: Path) -> tuple[list[str], bool] | None:
+def columns_in_text(path: Path, encoding: str | None = None) -> tuple[list[str], bool] | None:
     """The fields of the first line of a plain text that is a table with tabs, and whether they name columns.
 
     Every line has as many fields as the first, as far as the first MiB tells; a stray tab makes no table. The first
     line names columns where its fields are short, each different, and none is a number or a value of its column.
     """
-    with text_bytes(path) as raw:
+    with text_bytes(path, encoding) as raw:
         head = raw.read(TEXT_BYTES)
     whole = head if len(head) < TEXT_BYTES else head[: head.rfind(b"\n")]
     rows = [line.split("\t") for line in whole.decode("utf-8", "replace").splitlines() if line.strip()]
@@ -86,16 +86,16 @@ def columns_in_text(path: Path) -> tuple[list[str], bool] | None:
     return first, named
 
 
-def header(path: Path) -> tuple[str, ...]:
+def header(path: Path, encoding: str | None = None) -> tuple[str, ...]:
     """The names of the columns. Raises DataError where the file is no CSV."""
-    with text_bytes(path) as raw:
+    with text_bytes(path, encoding) as raw:
         _, names, _ = _begin(path, raw)
         return tuple(name for name in names if name)
 
 
-def read(path: Path) -> Rows:
+def read(path: Path, encoding: str | None = None) -> Rows:
     """Rows by name of column; a line with a quotation mark that is opened and not closed takes no other with it."""
-    with text_bytes(path) as raw:
+    with text_bytes(path, encoding) as raw:
         dialect, names, lines = _begin(path, raw)
         if not names:
             return
@@ -116,7 +116,8 @@ def read(path: Path) -> Rows:
                 detail = f"{where} has {len(fields)} fields, the header {len(names)}"
                 yield Unread(number, "wrong-fields", detail)
             elif any(not each.isascii() and any("\udc80" <= char <= "\udcff" for char in each) for each in fields):
-                yield Unread(number, "not-utf8", f"{where} is not UTF-8")
+                raw_line = dialect.delimiter.join(fields).encode("utf-8", "surrogateescape")
+                yield Unread(number, "not-utf8", not_utf8(where, raw_line))
             else:
                 yield number, {name: value for name, value in zip(names, fields, strict=True) if name}
         if doubted:

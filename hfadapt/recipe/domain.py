@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, create_model, model
 
 from hfadapt.core import registry
 from hfadapt.core.spec import Section
-from hfadapt.recipe.names import SOURCE_WORDS, HubConfig, HubRevision, HubSplit, MostRows
+from hfadapt.recipe.names import SOURCE_WORDS, Encoding, HubConfig, HubRevision, HubSplit, MostRows
 from hfadapt.recipe.pretrain import AnyPretrain
 from hfadapt.recipe.template import Template
 
@@ -89,6 +89,7 @@ class Source(Section):
     config: HubConfig = None
     split: HubSplit = None
     revision: HubRevision = None
+    encoding: Encoding = None
     columns: Columns = Columns()
     """Which column holds what, where its name does not say so; `hfadapt new --columns` writes it.
 
@@ -122,6 +123,7 @@ class Domain(Section):
     config: HubConfig = None
     split: HubSplit = None
     revision: HubRevision = None
+    encoding: Encoding = None
     columns: Columns = Columns()
     """Which column holds what, where its name does not say so; `hfadapt new --columns` writes it.
 
@@ -180,6 +182,7 @@ class Domain(Section):
                 config=self.config,
                 split=self.split,
                 revision=self.revision,
+                encoding=self.encoding,
                 columns=self.columns,
                 rows=self.rows,
             ),

@@ -369,11 +369,18 @@ def test_the_label_is_guessed_by_its_name_and_by_being_filled(models, tmp_path, 
 
 
 def test_what_a_run_would_refuse_is_told_at_once(models, tmp_path):
-    tickets(tmp_path / "old.csv", encoding="cp1252")
+    russian = "".join(f"{'да' if n % 2 else 'нет'},сегодня хороший день {n}\n" for n in range(80))
+    (tmp_path / "old.csv").write_bytes(("label,text\n" + russian).encode("cp1251"))
     done = command("new", "old.csv", "--model", models / "encoder", folder=tmp_path)
     assert done.code == 2
     assert "80 of 80 rows are not UTF-8" in done.err
+    assert "line 2 is not UTF-8: byte 0xED" in done.err
+    assert "encoding: windows-1252 (Western letters) or windows-1251 (Cyrillic) beside its source" in done.err
     assert not [*tmp_path.glob("*.yaml")]
+    done = command("new", "old.csv", "--model", models / "encoder", "--encoding", "windows-1251", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert "сегодня хороший день" in done.out
+    assert load_recipe(tmp_path / "old.yaml").domains["old"].encoding == "windows-1251"
     tickets(tmp_path / "gaps.csv", columns=("Nr", "label", "text", "x"))
     done = command("new", "gaps.csv", "--model", models / "encoder", folder=tmp_path)
     assert done.code == 0, done.err
@@ -506,3 +513,18 @@ def test_a_table_in_a_text_file_is_said(models, tmp_path):
     assert load_recipe(tmp_path / "d.yaml").task == "text-classification"
     checked = command("check", "d.yaml", folder=tmp_path)
     assert "text-as-table" in checked.out
+
+
+def test_an_encoding_that_is_guessed_is_said_and_written(models, tmp_path):
+    tickets(tmp_path / "old.csv", encoding="cp1252")
+    done = command("new", "old.csv", "--model", models / "encoder", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert "old.csv: read as windows-1252, as the recipe says" in done.out
+    written = (tmp_path / "old.yaml").read_text()
+    assert re.search(
+        r"# old\.csv is not UTF-8; as windows-1252 it has the word '\w+'\. If that is wrong, change", written
+    )
+    assert load_recipe(tmp_path / "old.yaml").domains["old"].encoding == "windows-1252"
+    done = command("new", "old.csv", "--encoding", "latin-17", "--model", models / "encoder", folder=tmp_path)
+    assert done.code == 2
+    assert "--encoding: this is no encoding of texts" in done.err
