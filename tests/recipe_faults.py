@@ -131,6 +131,8 @@ FAULTS: dict[str, tuple[str | bytes, int, tuple[str, ...]]] = {
     "empty brace": (CHAT + "template: {prompt: '{}', completion: '{reply}'}\n", 5, ("{} names no column",)),
     "constant completion": (CHAT + "template: {prompt: '{question}', completion: 'yes'}\n", 5, ("same completion", "such as ' {label}'")),
     "split of a file": (BASE.replace("data.csv", "{source: data.csv, split: train}"), 4, ("no named splits", "delete `split`")),
+    "encoding of a sample": (BASE.replace("data.csv", "{source: 'sample:vader/tweets', encoding: utf-16}"), 4, ("files on this machine", "delete")),
+    "no encoding": (BASE.replace("data.csv", "{source: data.csv, encoding: utf-17}"), 4, ("utf-17",)),
     "revision of a file": (BASE.replace("data.csv", "{source: data.csv, revision: main}"), 4, ("data sets of the Hub", "delete `revision`")),
     "test is train": (BASE.replace("data.csv", "{source: data.csv, test: ./data.csv}"), 4, ("test data is also the training data", "delete `test`")),
     "test is the train split": (BASE.replace("data.csv", "{source: owner/name, test: train}"), 4, ("also the training data",)),

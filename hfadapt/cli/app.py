@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 
 from hfadapt.cli import completion
 from hfadapt.cli.cards import card_app
+from hfadapt.cli.new import new
 from hfadapt.cli.options import (
     CellArgument,
     Domains,
@@ -107,12 +107,13 @@ def plan(
 ) -> None:
     """Show whether every cell fits, its predicted memory and time, and what was decided. Downloads no weights."""
     from hfadapt.cli.terminal import waiting
+    from hfadapt.recipe.sources import folder_of
 
     asked = load(recipe, overrides, domain, target)
     with waiting("planning: looking at the model without its weights; what is found is kept for the next plan"):
         from hfadapt.pipeline.run import plan_recipe
 
-        found = plan_recipe(asked, runs=runs)
+        found = plan_recipe(asked, recipe_folder=folder_of(recipe), runs=runs)
     show(found.why() if why and not json else found, json)
     if not found.fits:
         raise typer.Exit(1)
@@ -451,32 +452,8 @@ def note(text: str) -> None:
     typer.echo(text, err=True)
 
 
-for question in (list_, show_, explain, schema, convert, completion_, doctor):
+for question in (list_, show_, explain, schema, convert, completion_, doctor, new):
     app.command(question.__name__.rstrip("_"))(question)
-
-
-@app.command()
-def new(
-    source: Annotated[str, typer.Argument(metavar="DATA", help="File, folder, Hub data set id or sample:NAME.")] = "",
-    model: Annotated[str, typer.Option("--model", help="Hub id, folder, GGUF file or sample:NAME.")] = "",
-    data: Annotated[str, typer.Option("--data", help="The same as DATA.")] = "",
-    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Where to write the recipe.")] = None,  # noqa: UP045
-    license: Annotated[str, typer.Option("--license", help="Of the data, such as cc-by-4.0.")] = "",
-) -> None:
-    """Look at a file of data and write a commented recipe for it; in a terminal it asks what the data leave open."""
-    from hfadapt.cli.asking import choose, preview, wanted
-    from hfadapt.cli.new_recipe import write_recipe
-    from hfadapt.cli.terminal import is_live
-    from hfadapt.core.errors import DataError
-
-    ask = choose if is_live(sys.stdin, sys.stdout) else None
-    model, data = wanted(model, source, data, ask is not None)
-    path = write_recipe(model, data, output, ask, license)
-    try:
-        typer.echo(str(preview(path)))
-    except DataError as error:
-        note(str(error))
-    typer.echo(f"{path} written; look at it, then: hfadapt run {shlex.quote(str(path))}")
 
 
 @app.callback(invoke_without_command=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from hfadapt.cli.new_recipe import suiting_model
+from hfadapt.cli.new_recipe import suiting_model, told
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, RequestError, nearest
 from hfadapt.core.show import Heading, Table, Text, View
@@ -38,7 +38,9 @@ def choose(question: str, options: Sequence[str], default: str) -> str:
         typer.echo(f"there is no {answer!r}" + (f"; did you mean {close!r}?" if close else ""))
 
 
-def wanted(model: str, source: str, data: str, asks: bool) -> tuple[str, str]:
+def wanted(
+    model: str, source: str, data: str, asks: bool, columns: Sequence[str] = (), encoding: str | None = None
+) -> tuple[str, str]:
     """The model and the data that `hfadapt new` is told; a model that is left out is asked for.
 
     Raises:
@@ -53,13 +55,14 @@ def wanted(model: str, source: str, data: str, asks: bool) -> tuple[str, str]:
     data = source or data
     if model:
         return model, data
-    suiting = suiting_model(data)
+    named = [f"--columns {quote(each)}" for each in columns] + ([f"--encoding {encoding}"] if encoding else [])
+    suiting = suiting_model(data, columns, encoding)
     if asks:
         return typer.prompt("model (Hub id, folder, GGUF file or sample:NAME)", default=suiting), data
     raise RequestError(
         "there is no model",
         allowed="a Hub id, a folder, a GGUF file or sample:NAME",
-        fix=f"hfadapt new {quote(data)} --model {suiting or 'MODEL'}",
+        fix=" ".join(["hfadapt new", quote(data), *named, "--model", suiting or "MODEL"]),
     )
 
 
@@ -84,6 +87,7 @@ def preview(path: Path) -> View:
         [
             Heading("Rows as training will see them"),
             Table(["the model is shown", "and learns"], chosen),
+            *(Text(told(each)) for each in [*source.noticed, *reader.of_files]),
             *([Text(said)] if (said := _columns_read(reader)) else []),
             *_refused(reader),
         ]

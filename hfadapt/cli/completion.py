@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -167,6 +168,24 @@ def explained(ctx: typer.Context, incomplete: str) -> Iterator[Answer]:
         return
     yield from ((place, about) for place, (_, about) in _known().items())
     yield from ((f"{each}.", f"names of {each}") for each in registry.KINDS)
+
+
+@silent
+def columns(ctx: typer.Context, incomplete: str) -> Iterator[Answer]:
+    """`text=`, then the columns of the data on the line; the same after a comma."""
+    from hfadapt.files import folders, reading
+    from hfadapt.recipe.domain import GROUPING, Columns
+
+    *_, last = re.split(r",(?=\s*\w*=?[^,]*$)", incomplete)
+    before = incomplete.removesuffix(last)
+    part, sign, _ = last.partition("=")
+    if not sign:
+        yield from ((f"{before}{name}=", "part of a row") for name in Columns.model_fields if name != GROUPING[1])
+        return
+    line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
+    data = next(Path(word) for word in line.split()[2:] if not word.startswith("-") and Path(word).exists())
+    found = reading.column_names(folders.find(data).data[0]) or ()
+    yield from ((f"{before}{part}={name}", "column") for name in found if " " not in name)
 
 
 @silent

@@ -6,25 +6,39 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path, PurePath
 from shlex import quote
 from typing import Any
 
+from pydantic import ValidationError
+
 from hfadapt.card.licenses import hub_id, hub_ids
+from hfadapt.cli.new_columns import (
+    LONGEST_SHOWN,
+    MOST_LABELS,
+    Ask,
+    Rows,
+    by_length,
+    columns_of,
+    files_of,
+    label_columns,
+    read_columns,
+    values_of,
+    ways,
+)
 from hfadapt.core import registry, samples
 from hfadapt.core.errors import DataError, RequestError, choice_problem
 from hfadapt.core.spec import write_text
-from hfadapt.data import verdicts
-from hfadapt.data.columns import Shape, label_column, recognise
-from hfadapt.data.flags import find_flags
+from hfadapt.data.columns import Shape, recognise
 from hfadapt.data.rows import Dropped
-from hfadapt.data.sources import UNREADABLE_LIMIT, check_unreadable, open_source
-from hfadapt.files import Blob, Read, media
+from hfadapt.data.sources import check_unreadable, local_path, open_source
+from hfadapt.files import Read, folders, media
 from hfadapt.files.nested import spread
+from hfadapt.files.opening import WESTERN, suffix, western
 from hfadapt.models.facts import load_config, reads_both_ways
+from hfadapt.recipe.domain import GROUPING
 from hfadapt.recipe.json_schema import schema_text
 from hfadapt.recipe.reading import load_recipe
 from hfadapt.recipe.rules import RUN_FILES
@@ -35,21 +49,23 @@ from hfadapt.records.stages import Finding
 from hfadapt.schemas import LABEL_NAMES
 from hfadapt.tasks import Task
 
-Rows = Sequence[Mapping[str, Any]]
-Ask = Callable[[str, Sequence[str], str], str]
-"""What is asked, what can be answered, and the default → the answer."""
 SCHEMA = ".hfadapt/recipe.schema.json"
 """For editors, beside the recipe: a path from there works without a network, on other machines and after a move, and
 says nothing of anybody's home as one to the cache would; in a hidden folder it is in nobody's way."""
-NO_COLUMN = "(none)"
 PEEK_ROWS = 500
-MOST_LABELS = 50
-LONGEST_SHOWN = 200
-LOOKED_AT = 50
-"""Values of a column by which it is told to hold files."""
+FILES_LOOKED_AT = 20
+"""Of a folder, for the encoding of their texts."""
 
 
-def write_recipe(model: str, data: str, output: Path | None = None, ask: Ask | None = None, license: str = "") -> Path:
+def write_recipe(
+    model: str,
+    data: str,
+    output: Path | None = None,
+    ask: Ask | None = None,
+    license: str = "",
+    columns: Iterable[str] = (),
+    encoding: str | None = None,
+) -> Path:
     """Writes NAME.yaml for a model and a source of data, after looking at both, and the schema for editors beside it.
 
     Args:
@@ -58,12 +74,15 @@ def write_recipe(model: str, data: str, output: Path | None = None, ask: Ask | N
         output: The file to write; by default named after the data, in the working directory.
         ask: Answers what the data leave open; without it the likeliest is taken.
         license: What the data may be used for, as a Hub identifier; '' where that is not known yet.
+        columns: Which column holds what, such as `text=body,label=mood`; the others are recognised.
+        encoding: As which the texts were saved; without it UTF-8, or what their bytes tell.
 
     Returns:
         The file written; it has been loaded once, so it is valid.
 
     Raises:
-        RequestError: the output exists already, the Hub has no such license, or the model has no known kind of head.
+        RequestError: the output exists already, the Hub has no such license, the data have no such columns, or the
+            model has no known kind of head.
         DataError: the data cannot be read or recognised.
     """
     named = hub_ids() - {"unknown"}
@@ -72,15 +91,26 @@ def write_recipe(model: str, data: str, output: Path | None = None, ask: Ask | N
         problem = choice_problem("not a licence id of the Hub", license, named, "--license")
         raise RequestError(problem.what, problems=[problem])
     _check_base(model)
-    rows: Rows = _peek(data)
+    found, noticed, encoding = _peek(data, encoding)
+    rows: Rows = found
+    said = read_columns(columns, rows, data)
     modality = _modality(rows, model, data)
-    task, shape, rows = _task(rows, modality, _generates(model), data, ask)
+    task, shape, rows = _task(rows, modality, _generates(model), data, ask, said)
     _check_chat(model, shape)
     domain = _name(PurePath(data.removeprefix("sample:")).stem)
     path = output or Path(f"{domain}.yaml")
     if path.exists():
         raise RequestError("the file exists already", place=str(path), fix="give another name with --output")
-    write_text(path, _text(path, model, task, {domain: _settings(data, path, shape, license)}, _seen(shape, rows)))
+    write_text(
+        path,
+        _text(
+            path,
+            model,
+            task,
+            {domain: _settings(data, path, shape, license, said, encoding)},
+            [*noticed, *_seen(shape, rows, said)],
+        ),
+    )
     try:
         load_recipe(path)
     except RequestError:
@@ -90,16 +120,17 @@ def write_recipe(model: str, data: str, output: Path | None = None, ask: Ask | N
     return path
 
 
-def suiting_model(data: str) -> str | None:
+def suiting_model(data: str, columns: Iterable[str] = (), encoding: str | None = None) -> str | None:
     """A sample model for the data, rather one that learns labels or answers than plain text; None where none can learn.
 
     Raises:
         DataError: the data cannot be read.
     """
-    rows, plain = _peek(data), None
+    (rows, _, _), plain = _peek(data, encoding), None
+    said = read_columns(columns, rows, data)
     for model in (f"{samples.PREFIX}{name}" for name in samples.models()):
         with suppress(RequestError, DataError):
-            task, shape, _ = _task(rows, _modality(rows, model, data), _generates(model), data, None)
+            task, shape, _ = _task(rows, _modality(rows, model, data), _generates(model), data, None, said)
             if registry.task(task).writes or _labelled(shape):
                 return model
             plain = plain or model
@@ -144,15 +175,48 @@ def _check_chat(model: str, shape: Shape) -> None:
         )
 
 
-def _peek(data: str) -> list[Mapping[str, Any]]:
-    """The first rows that can be read. Raises DataError where too many cannot, as preparing the data would."""
-    opened = open_source(Source(source=data), Path())
-    seen = list(islice((item for item in opened.read() if not isinstance(item, Finding)), PEEK_ROWS))
+def _peek(data: str, encoding: str | None) -> tuple[list[Mapping[str, Any]], list[str], str | None]:
+    """The first rows that can be read, what is said of how, and the encoding of their files, as told or guessed.
+
+    Raises:
+        DataError: too many cannot be read, as preparing the data would say.
+    """
+    guess, word = _encoding(data) if encoding is None else (None, "")
+    encoding = encoding or guess
+    try:
+        source = Source(source=data, encoding=encoding)
+    except ValidationError:
+        what, fix = "this is no encoding of texts", "write one such as windows-1252, windows-1251, gb18030 or utf-16"
+        raise RequestError(what, place="--encoding", got=encoding, fix=fix) from None
+    opened = open_source(source, Path())
+    said = [told(each) for each in opened.noticed]
+    if guess is not None:
+        said = [f"{data} is not UTF-8; as {encoding} it has the word {word!r}. If that is wrong, change `encoding`."]
+    seen: list[Read | Dropped] = []
+    for item in opened.read():
+        if isinstance(item, Finding):
+            said.append(told(item))
+        elif len(seen) < PEEK_ROWS:
+            seen.append(item)
+        else:
+            break
     check_unreadable(opened, len(seen), [item for item in seen if isinstance(item, Dropped)])
     rows: list[Mapping[str, Any]] = [spread(item.values) for item in seen if isinstance(item, Read)]
     if not rows:
         raise DataError("there are no rows", place=data, fix="give a file that has some")
-    return rows
+    return rows, said, encoding
+
+
+def _encoding(data: str) -> tuple[str | None, str]:
+    """The encoding of files that are not UTF-8 where it can be told, and a word that shows whether that is right."""
+    path = local_path(data, Path())
+    files = folders.find(path).data if path is not None else ()
+    found = ""
+    for file in files[:FILES_LOOKED_AT]:
+        if media.holds(file) is None and suffix(file) not in (".parquet", ".arrow"):
+            with suppress(DataError, OSError):
+                found = found or western(file) or ""
+    return (WESTERN, found) if found else (None, "")
 
 
 def _generates(model: str) -> bool:
@@ -169,8 +233,8 @@ def _modality(rows: Rows, model: str, place: str) -> str:
         RequestError: they do not go together.
         DataError: the rows are files without classes.
     """
-    files = _files(rows)
-    texts = set(_columns(rows)) - {*files, *(["file"] if files else [])}
+    files = files_of(rows)
+    texts = set(columns_of(rows)) - {*files, *(["file"] if files else [])}
     have = [*dict.fromkeys(files.values())]
     # A column of names of files may stand beside texts; what is beside a file itself says its class.
     have += ["text"] if not files or len(texts) > 1 else []
@@ -195,20 +259,6 @@ def _modality(rows: Rows, model: str, place: str) -> str:
     return found
 
 
-def _files(rows: Rows) -> dict[str, str]:
-    """Columns that hold files or their names, with the modality of each."""
-    known, found = media.suffixes(), {}
-    for column in _columns(rows):
-        values = [row[column] for row in rows if row.get(column) is not None][:LOOKED_AT]
-        endings = [
-            PurePath(value.name if isinstance(value, Blob) else str(value)[-LONGEST_SHOWN:]).suffix.lower()
-            for value in values
-        ]
-        if column != "file" and endings and all(ending in known for ending in endings):
-            found[column] = known[endings[0]]
-    return found
-
-
 def _made_for(model: str) -> list[str]:
     """Modalities of the tasks for which transformers has a model of this kind."""
     import transformers
@@ -222,10 +272,12 @@ def _made_for(model: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _task(rows: Rows, modality: str, generates: bool, place: str, ask: Ask | None) -> tuple[str, Shape, Rows]:
+def _task(
+    rows: Rows, modality: str, generates: bool, place: str, ask: Ask | None, said: Columns
+) -> tuple[str, Shape, Rows]:
     """The task that fits the columns and the model, how the columns are read, and the rows with their labels."""
     known = [task for task in map(registry.task, registry.names("tasks")) if task.modality == modality]
-    files = _files(rows)
+    files = files_of(rows)
     if modality not in files.values():
         rows = [{column: value for column, value in row.items() if column not in files} for row in rows]
     # Those that write first, where the model does; then by the schemas that come first.
@@ -237,10 +289,10 @@ def _task(rows: Rows, modality: str, generates: bool, place: str, ask: Ask | Non
     fitting: list[tuple[str, Shape]] = []
     plain: tuple[list[tuple[str, Shape]], Rows] = [], rows
     told = rows
-    for told, asked in _ways(rows, order, place, ask):
+    for told, asked in ways(rows, order, place, ask, said):
         for task in order:
             try:
-                fitting.append((task.name, recognise(_columns(told), asked, task.schemas, place, False)))
+                fitting.append((task.name, recognise(columns_of(told), asked, task.schemas, place, False)))
             except DataError as error:
                 refused = refused or error
         if any(registry.task(name).writes or _labelled(shape) for name, shape in fitting):
@@ -251,7 +303,7 @@ def _task(rows: Rows, modality: str, generates: bool, place: str, ask: Ask | Non
         fitting, told = plain
     if not fitting:
         assert refused is not None
-        raise refused
+        raise _untaught(said, order, place) if said.parts else refused
     likely = [each for each in fitting if _is_likely(each[1], told)]
     best = next((each for each in likely if not _rivalled(each[1], fitting, told)), fitting[0])
     # Texts of which the labels are left out are nobody's first thought.
@@ -260,6 +312,18 @@ def _task(rows: Rows, modality: str, generates: bool, place: str, ask: Ask | Non
         name = ask("task", [*choices], best[0])
         best = name, choices[name]
     return *best, told
+
+
+def _untaught(said: Columns, tasks: Sequence[Task], place: str) -> RequestError:
+    """The error for columns that are said, of which no task that the model can do makes rows."""
+    forms = {task.name: [" + ".join(registry.schema(form).parts) for form in sorted(task.schemas)] for task in tasks}
+    return RequestError(
+        "no task of this model learns from rows of these parts alone",
+        place=f"--columns, {place}",
+        got=" + ".join(said.parts),
+        allowed="; ".join(f"{name}: {' or '.join(parts)}" for name, parts in forms.items()),
+        fix="name the parts of one of these, or another model with --model",
+    )
 
 
 def _labels(shape: Shape, rows: Rows) -> list[Any]:
@@ -283,68 +347,19 @@ def _labelled(shape: Shape) -> bool:
     return registry.schema(shape.form).label_kind != "none"
 
 
-def _columns(rows: Rows) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row))
-
-
-def _ways(rows: Rows, tasks: Sequence[Task], place: str, ask: Ask | None) -> Iterator[tuple[Rows, Columns]]:
-    """The rows by the names of their columns, else with a column of 0 and 1 for each class, else by their values."""
-    yield rows, Columns()
-    for task in tasks:
-        with suppress(DataError):
-            flags = find_flags(rows, task.schemas, label_column(_columns(rows), Columns()), (), place)
-            if flags is not None:
-                yield [flags.read(row) for row in rows], Columns()
-    yield rows, _confirmed(_guess(_columns(rows), rows), _columns(rows), ask)
-
-
-def _confirmed(guess: Columns, columns: Sequence[str], ask: Ask | None) -> Columns:
-    """What somebody says who knows the columns, with the guess as the default."""
-    if ask is None or len(columns) < 2:
-        return guess
-    text = ask("column of the text", columns, guess.text or columns[0])
-    others = [column for column in columns if column != text]
-    label = ask("column of the label", [*others, NO_COLUMN], guess.label if guess.label in others else NO_COLUMN)
-    return Columns(text=text, label=None if label == NO_COLUMN else label)
-
-
-def _guess(columns: Sequence[str], rows: Rows) -> Columns:
-    """The column of the longest texts, and the likeliest of labels."""
-    text = _by_length(columns, rows)[0]
-    # Better and worse answers are no classes, however few there are.
-    others = [name for name in columns if name not in (text, *(verdicts.pair(columns) or ()))]
-    return Columns(text=text, label=next(iter(_label_columns(others, rows)), None))
-
-
-def _by_length(columns: Sequence[str], rows: Rows) -> list[str]:
-    """The columns, that of the longest values first."""
-    values = {column: _values(column, rows) for column in columns}
-    return sorted(columns, key=lambda column: -sum(map(len, values[column])) / max(1, len(values[column])))
-
-
-def _values(column: str, rows: Rows) -> list[str]:
-    """What the cells of a column say that are not empty."""
-    return [said for row in rows if row.get(column) is not None and (said := str(row[column]).strip())]
-
-
-def _label_columns(columns: Sequence[str], rows: Rows) -> list[str]:
-    """Columns whose few values come again and again, the likeliest first: by name, without gaps, of the fewest."""
-    found: dict[str, tuple[bool, bool, int]] = {}
-    for column in columns:
-        values = _values(column, rows)
-        different = len(set(values))
-        if 2 <= different <= min(MOST_LABELS, len(values) // 5):
-            gaps = len(values) < (1 - UNREADABLE_LIMIT) * len(rows)
-            found[column] = column.lower() not in LABEL_NAMES, gaps, different
-    return sorted(found, key=lambda column: found[column])
-
-
-def _settings(data: str, path: Path, shape: Shape, license: str) -> dict[str, Any]:
+def _settings(
+    data: str, path: Path, shape: Shape, license: str, columns: Columns, encoding: str | None
+) -> dict[str, Any]:
     """The fields of the domain; a local source as seen from the recipe."""
     local = expanded(data)
     source = os.path.relpath(local.resolve(), path.parent.resolve()) if local.exists() else data
     settings: dict[str, Any] = {"source": source}
-    if said := {part: column for part, column in shape.parts.items() if part != column}:
+    if encoding is not None:
+        settings["encoding"] = encoding
+    asked = columns.model_dump(exclude_none=True)
+    grouping = {name: asked[name] for name in GROUPING if name in asked}
+    parts = {part: column for part, column in shape.parts.items() if part != column or part in asked}
+    if said := {**parts, **grouping}:
         settings["columns"] = said
     return {**settings, "license": license} if license else settings
 
@@ -384,30 +399,36 @@ def _near(model: str, folder: Path) -> str:
     return seen if seen.startswith("..") else f"./{seen}"
 
 
-def _seen(shape: Shape, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _seen(shape: Shape, rows: Sequence[Mapping[str, Any]], said: Columns) -> Iterator[str]:
     """What was found in the rows, a line each."""
     yield f"Looked at {len(rows)} rows of form '{shape.form}'."
     # The name of a file stands beside it by itself.
-    used = {*shape.parts.values(), *(["file"] if registry.schema(shape.form).media else [])}
+    used = {*shape.parts.values(), said.group, *(["file"] if registry.schema(shape.form).media else [])}
     if left := [name for name in dict.fromkeys(name for row in rows for name in row) if name not in used]:
         yield f"Not used: {', '.join(map(_printable, left[:8]))}{' …' if len(left) > 8 else ''}."
         if list(shape.parts) == ["text"]:
             # The column that stands first asks, as tables are written; numbers and dates are shorter than texts.
-            texts = {shape.parts["text"], _by_length(left, rows)[0]}
-            prompt, completion = (f"{{{name}}}" for name in _columns(rows) if name in texts)
+            texts = {shape.parts["text"], by_length(left, rows)[0]}
+            prompt, completion = (f"{{{name}}}" for name in columns_of(rows) if name in texts)
             asked = _printable(inline({"prompt": prompt, "completion": completion}))
             yield f"To learn one column from another, in place of `columns`: template: {asked}"
     if label := shape.parts.get("label"):
-        others = [] if label.lower() in LABEL_NAMES else [each for each in _label_columns(left, rows) if each != label]
+        clear = said.label is not None or label.lower() in LABEL_NAMES
+        others = [] if clear else [each for each in label_columns(left, rows) if each != label]
         if others and registry.schema(shape.form).label_kind == "class":
             yield f"The label could also be {_printable(' or '.join(others[:3]))}: then change columns.label."
-        filled = _values(label, rows)
+        filled = values_of(label, rows)
         counts = Counter({"(empty)": len(rows) - len(filled)} if len(filled) < len(rows) else {})
         counts.update(map(_printable, filled))
         shown = ", ".join(f"{value} {count}" for value, count in counts.most_common(8))
         yield f"Labels: {shown}{' …' if len(counts) > 8 else ''}."
         if len(counts) > MOST_LABELS:
             yield f"{len(counts)} different labels among them: is {_printable(label)} the right column?"
+
+
+def told(finding: Finding) -> str:
+    """What was noticed of a source, with what helps where something does."""
+    return finding.message if finding.fix.startswith("nothing") else f"{finding.message}; {finding.fix}"
 
 
 def _printable(text: str) -> str:

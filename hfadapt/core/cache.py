@@ -104,6 +104,11 @@ def made(path: Path, make: Callable[[Path], None], check: Callable[[Path], objec
         return _placed(ready, path, check)
 
 
+def there(path: Path, check: Callable[[Path], object] = lambda made: None) -> Path | None:
+    """A folder that `made` has left in the cache, or None; arguments as there."""
+    return path if _is_whole(path, check) else None
+
+
 @contextmanager
 def workplace(folder: Path) -> Iterator[tuple[Path, Path]]:
     """A folder of the cache, and one in it for what is being made, which goes away at the end.

@@ -14,6 +14,7 @@ from hfadapt.data.audit.supervision import (
 )
 from hfadapt.data.columns import named_in
 from hfadapt.data.fit import fit
+from hfadapt.data.measured import keep_lengths
 from hfadapt.data.prepared import PreparedDomain, prepare
 from hfadapt.data.split_files import read_split
 
@@ -29,6 +30,7 @@ __all__ = [
     "drop_cut_off",
     "drop_too_long",
     "fit",
+    "keep_lengths",
     "lengths",
     "named_in",
     "prepare",

@@ -147,7 +147,7 @@ def _read_again(
         files = list(folders.chosen(path, source.split).data)
         # What is wrong with the others has been said.
         with suppress(HfadaptError):
-            for item in islice(numbered_rows(name, files, source.split), max(rows) + 1):
+            for item in islice(numbered_rows(name, files, source.split, source.encoding), max(rows) + 1):
                 if isinstance(item, Read) and item.row in rows:
                     with suppress(Unusable):
                         blob = Blob.of(item.values.get(column), files[0].parent)

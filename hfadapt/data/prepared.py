@@ -18,7 +18,7 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.cache import folder as cache_folder
-from hfadapt.core.cache import made
+from hfadapt.core.cache import made, there
 from hfadapt.core.errors import DataError, Problem
 from hfadapt.data import canaries, in_memory, stream
 from hfadapt.data.sources import Opened, open_domain
@@ -91,6 +91,25 @@ def prepare(
     """
     say = progress or (lambda line: None)
     say("looking for the sources")
+    opened = open_all(recipe, recipe_folder)
+    fingerprint = fingerprint_of(recipe, opened)
+    prepare = (stream if recipe.data.streaming else in_memory).prepare
+    folder = made(
+        (cache or cache_folder()) / "prepared" / fingerprint,
+        lambda ready: prepare(recipe, opened, ready, fingerprint, say),
+        check=lambda folder: _records(recipe, folder),
+    )
+    return _domains(recipe, folder)
+
+
+def prepared_before(recipe: Recipe, opened: Mapping[str, Sequence[Opened]]) -> dict[str, PreparedDomain] | None:
+    """All domains, where these sources as they are now were prepared with these settings; None where they were not."""
+    folder = there(cache_folder() / "prepared" / fingerprint_of(recipe, opened), lambda found: _records(recipe, found))
+    return None if folder is None else _domains(recipe, folder)
+
+
+def open_all(recipe: Recipe, recipe_folder: Path) -> dict[str, list[Opened]]:
+    """The sources of all domains. Raises DataError for those that cannot be found, all at once."""
     opened: dict[str, list[Opened]] = {}
     problems: list[Problem] = []
     for name, domain in recipe.domains.items():
@@ -100,18 +119,15 @@ def prepare(
             problems.extend(replace(each, place=f"domains.{name}: {each.place}") for each in error.problems)
     if problems:
         raise DataError("sources cannot be read", problems=problems)
-    fingerprint = _fingerprint(recipe, opened)
-    prepare = (stream if recipe.data.streaming else in_memory).prepare
+    return opened
 
-    def records(folder: Path) -> dict[str, DataRecord]:
-        return {name: DataRecord.read(folder / name / RECORD) for name in recipe.domains}
 
-    folder = made(
-        (cache or cache_folder()) / "prepared" / fingerprint,
-        lambda ready: prepare(recipe, opened, ready, fingerprint, say),
-        check=records,
-    )
-    found = records(folder)
+def _records(recipe: Recipe, folder: Path) -> dict[str, DataRecord]:
+    return {name: DataRecord.read(folder / name / RECORD) for name in recipe.domains}
+
+
+def _domains(recipe: Recipe, folder: Path) -> dict[str, PreparedDomain]:
+    found = _records(recipe, folder)
     return {name: PreparedDomain(folder / name, noted(found[name], domain)) for name, domain in recipe.domains.items()}
 
 
@@ -130,7 +146,7 @@ def noted(record: DataRecord, domain: Domain) -> DataRecord:
     return record.model_copy(update={"sources": tuple(each.model_copy(update=notes) for each in record.sources)})
 
 
-def _fingerprint(recipe: Recipe, opened: Mapping[str, Sequence[Opened]]) -> str:
+def fingerprint_of(recipe: Recipe, opened: Mapping[str, Sequence[Opened]]) -> str:
     """Content, settings and code; neither model nor target, so that these can change without preparing again."""
     data = recipe.data.model_dump(
         mode="json", exclude={"max_length", "too_long", "packing", "workers", "augment", "allow"}

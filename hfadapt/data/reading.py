@@ -18,6 +18,7 @@ from hfadapt.data.rows import GROUP, Dropped, Ledger, Row
 from hfadapt.data.sources import Opened, unreadable
 from hfadapt.files import Blob, Read, Unusable
 from hfadapt.files.nested import spread
+from hfadapt.files.opening import NAME_IT
 from hfadapt.files.places import Place, name_rows
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import Finding
@@ -62,6 +63,7 @@ class SourceReader:
         self._recipe, self._domain, self._forms = recipe, domain, forms
         self._labels = labels
         self._flags: Flags | None = None
+        self.of_files: list[Finding] = []
         self._noticed: list[Finding] = []
         # First rows and column of verdicts, where answers are learned.
         self._head: list[dict[str, Any]] = []
@@ -73,7 +75,7 @@ class SourceReader:
         marked = verdicts.findings(self.source.name, self._head, self.shape.used, self.bad)
         files = [*self._changed_files(), *self._without_group()]
         left = _left_out(self.source, self.rows_in, self.bad)
-        return [*self.source.noticed, *self._noticed, *files, *left, *marked]
+        return [*self.source.noticed, *self.of_files, *self._noticed, *files, *left, *marked]
 
     def __iter__(self) -> Iterator[Row | Dropped]:
         limit = self.source.settings.rows
@@ -113,14 +115,14 @@ class SourceReader:
             if limit is not None and self.rows_in >= limit:
                 break
             if isinstance(item, Finding):
-                self._noticed.append(item)
+                self.of_files.append(item)
                 continue
             self.rows_in += 1
             if isinstance(item, Dropped):
                 self.bad.append(item)
                 yield item
                 continue
-            item = replace(item, values=spread(item.values, named))
+            item = item._replace(values=spread(item.values, named))
             if formatter is not None:
                 yield ready(item)
             else:
@@ -253,9 +255,12 @@ def _left_out(source: Opened, rows: int, bad: Sequence[Dropped]) -> list[Finding
     unread = [each for each in bad if each.reason in reasons]
     if not unread:
         return []
+    fix = "correct these rows if they are wanted"
+    if any(each.reason == "not-utf8" for each in unread):
+        fix = f"to have those that are not UTF-8, name the encoding that the file was saved in, {NAME_IT}"
     shown = some((each.said for each in unread), 3, "; ")
     what = f"{source.name}: {len(unread):,} of {rows:,} rows are left out: {shown}"
-    return [Finding(code="rows-left-out", level="soft", message=what, fix="correct these rows if they are wanted")]
+    return [Finding(code="rows-left-out", level="soft", message=what, fix=fix)]
 
 
 _FIXES = {

@@ -6,6 +6,7 @@ import glob
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -16,7 +17,7 @@ from hfadapt.core.progress import quiet_libraries
 from hfadapt.data.labels import some, task_with
 from hfadapt.data.rows import Dropped
 from hfadapt.files import SPLIT_NAMES, Doubt, Read, Unread, folders, json_rows, media, reading, tables
-from hfadapt.files.opening import PACKED, suffix
+from hfadapt.files.opening import NAME_IT, PACKED, suffix, unmarked
 from hfadapt.files.places import Place, name_rows
 from hfadapt.recipe.schema import Domain, Source
 from hfadapt.recipe.sources import expanded
@@ -29,7 +30,7 @@ _UNREADABLE = {
     "not-json": None,
     "not-utf8": (
         "are not UTF-8",
-        "save the file as UTF-8, such as iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW with the encoding that it has",
+        f"name the encoding that it was saved in, {NAME_IT}: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW",
     ),
     "damaged-member": ("are damaged inside their archive", "fetch or pack it again"),
     "wrong-fields": None,
@@ -113,12 +114,7 @@ def open_domain(domain: Domain, recipe_folder: Path, *, streaming: bool = False)
     """
     opened: list[Opened] = []
     problems: list[Problem] = []
-    wanted: list[tuple[Source, str]] = [(source, "") for source in domain.all_sources()]
-    for split in ("validation", "test"):
-        given = getattr(domain, split)
-        if given is not None:
-            wanted.append((_given_source(given, domain, recipe_folder), split))
-    for source, split in wanted:
+    for source, split in _every(domain, recipe_folder):
         try:
             opened.append(open_source(source, recipe_folder, split=split, streaming=streaming))
         except DataError as error:
@@ -136,6 +132,36 @@ def open_domain(domain: Domain, recipe_folder: Path, *, streaming: bool = False)
             )
         places[each.name] = each
     return _named_alike([_with_unread(each, opened) for each in opened])
+
+
+def _every(domain: Domain, recipe_folder: Path) -> Iterator[tuple[Source, str]]:
+    """All sources of a domain, and the split that each is given as, or ""."""
+    yield from ((source, "") for source in domain.all_sources())
+    for split in ("validation", "test"):
+        given = getattr(domain, split)
+        if given is not None:
+            yield _given_source(given, domain, recipe_folder), split
+
+
+def bytes_here(domain: Domain, recipe_folder: Path) -> tuple[int, int] | None:
+    """Bytes of all files of a domain, and of those that have to be read to count their rows; None where a source is not
+    on this machine: of the Hub, a sample that was not fetched, or missing."""
+    from hfadapt.core import samples
+
+    whole = counted = 0
+    for source, _ in _every(domain, recipe_folder):
+        if source.source.startswith(SAMPLE):
+            if not samples.is_here(name := source.source.removeprefix(SAMPLE)):
+                return None
+            files: Sequence[Path] = [samples.dataset(name).path]
+        elif (path := local_path(source.source, recipe_folder)) is not None:
+            files = folders.chosen(path, source.split).data
+        else:
+            return None
+        sizes = {file: file.stat().st_size for file in files if file.exists()}
+        whole += sum(sizes.values())
+        counted += sum(size for file, size in sizes.items() if file.suffix.lower() not in media.suffixes())
+    return whole, counted
 
 
 def _with_unread(source: Opened, opened: Sequence[Opened]) -> Opened:
@@ -261,10 +287,11 @@ def _open_local(source: Source, path: Path, split: str) -> Opened:
         what = f"{name}: left out as no data: {some(each.name for each in found.left)}"
         fix = "nothing; if they are data, name them as sources or by a pattern such as *.txt"
         noticed.append(Finding(code="files-left-out", level="soft", message=what, fix=fix))
+    noticed += _encodings(name, files, source.encoding)
     sha256 = reading.content_hash(files)
     return Opened(
         name,
-        lambda: numbered_rows(name, files, source.split),
+        lambda: numbered_rows(name, files, source.split, source.encoding),
         sha256,
         source,
         split,
@@ -277,8 +304,34 @@ def _open_local(source: Source, path: Path, split: str) -> Opened:
     )
 
 
-def numbered_rows(name: str, files: Sequence[Path], split: str | None = None) -> Reading:
-    """Rows of all files, numbered through from 0; of files that hold splits, those of one."""
+def _encodings(name: str, files: Sequence[Path], told: str | None) -> list[Finding]:
+    """As what texts are read that are not plainly UTF-8: what the recipe says, or the zeros between their letters."""
+    if told:
+        what = f"{name}: read as {told}, as the recipe says"
+        return [Finding(code="encoding", level="soft", message=what, fix="nothing, where its letters are right")]
+    found: dict[str, list[str]] = {}
+    for file in files:
+        if suffix(file) in (*folders.suffixes(),) and suffix(file) not in (".parquet", ".arrow"):
+            with suppress(DataError, OSError):
+                if (encoding := unmarked(file)) is not None:
+                    found.setdefault(encoding, []).append(file.name)
+    return [
+        Finding(
+            code="encoding",
+            level="soft",
+            message=f"{name}: {some(names)} read as {encoding}, which the zeros between the letters tell",
+            fix="nothing, where its letters are right",
+        )
+        for encoding, names in found.items()
+    ]
+
+
+def numbered_rows(name: str, files: Sequence[Path], split: str | None = None, encoding: str | None = None) -> Reading:
+    """Rows of all files, numbered through from 0; of files that hold splits, those of one.
+
+    Args:
+        encoding: As which texts were saved, where the recipe says so.
+    """
     if any(media.holds(path) for path in files[:1]):
         for row in media.read(files):
             yield Dropped(Place(name, row.row), row.reason, detail=row.detail) if isinstance(row, Unread) else row
@@ -289,7 +342,7 @@ def numbered_rows(name: str, files: Sequence[Path], split: str | None = None) ->
     for path in files:
         count = 0
         in_file = path.name if len(files) > 1 or PurePath(name).name != path.name else ""
-        for item in reading.rows(path, split):
+        for item in reading.rows(path, split, encoding):
             if isinstance(item, Doubt):
                 message = f"{name}: {path.name}: {item.detail}" if len(files) > 1 else f"{name}: {item.detail}"
                 yield Finding(code=item.code, level="soft", message=message, fix=item.fix)

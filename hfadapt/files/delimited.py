@@ -14,7 +14,7 @@ from typing import IO
 from hfadapt import files
 from hfadapt.core.errors import DataError
 from hfadapt.files import Doubt, Read, Rows, Unread
-from hfadapt.files.opening import called, suffix, text_bytes
+from hfadapt.files.opening import called, not_utf8, suffix, text_bytes
 
 HEAD_CHARACTERS = 1 << 16
 _DELIMITERS = ",;\t|"
@@ -24,6 +24,9 @@ _ESCAPED = re.compile(r'\\"(?!\s*(?:[,;\t|\r\n]|$))')
 _RECENT = 512
 MANY_LINES = 3
 """So many lines of a field that each have as many fields as the header are hardly text."""
+TEXT_BYTES = 1 << 20
+TABLE_LINES, NAME_WORDS = 3, 4
+"""A plain text is a table from so many lines on, and the name of a column has at most so many words."""
 _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?", re.ASCII)
 
 
@@ -52,27 +55,47 @@ def dialect_of(head: str, ending: str) -> Dialect:
 
     Args:
         head: The beginning of the file.
-        ending: `.tsv` means tabs, where the header has any.
+        ending: `.tsv` means tabs, where the header has any, and so does `.txt`.
     """
     said = _SEP.match(head)
     body = head[said.end() :] if said else head
     first = body.partition("\n")[0]
-    delimiter = said[1] if said else "\t" if ending == ".tsv" and "\t" in first else max(_DELIMITERS, key=first.count)
+    tabs = ending in (".tsv", ".txt") and "\t" in first
+    delimiter = said[1] if said else "\t" if tabs else max(_DELIMITERS, key=first.count)
     spaced = body.count(f'{delimiter} "') > body.count(f'{delimiter}"')
     escape = "\\" if _ESCAPED.search(body) and '""' not in body else None
     return Dialect(delimiter, escape, spaced and delimiter != "\t", 1 if said else 0)
 
 
-def header(path: Path) -> tuple[str, ...]:
+def columns_in_text(path: Path, encoding: str | None = None) -> tuple[list[str], bool] | None:
+    """The fields of the first line of a plain text that is a table with tabs, and whether they name columns.
+
+    Every line has as many fields as the first, as far as the first MiB tells; a stray tab makes no table. The first
+    line names columns where its fields are short, each different, and none is a number or a value of its column.
+    """
+    with text_bytes(path, encoding) as raw:
+        head = raw.read(TEXT_BYTES)
+    whole = head if len(head) < TEXT_BYTES else head[: head.rfind(b"\n")]
+    rows = [line.split("\t") for line in whole.decode("utf-8", "replace").splitlines() if line.strip()]
+    first = [name.strip() for name in rows[0]] if rows else []
+    if len(rows) < TABLE_LINES or len(first) < 2 or any(len(row) != len(first) for row in rows):
+        return None
+    short = all(name and len(name.split()) <= NAME_WORDS and not _NUMBER.fullmatch(name) for name in first)
+    values = [{row[place].strip() for row in rows[1:]} for place in range(len(first))]
+    named = short and len({*first}) == len(first) and not any(a in b for a, b in zip(first, values, strict=True))
+    return first, named
+
+
+def header(path: Path, encoding: str | None = None) -> tuple[str, ...]:
     """The names of the columns. Raises DataError where the file is no CSV."""
-    with text_bytes(path) as raw:
+    with text_bytes(path, encoding) as raw:
         _, names, _ = _begin(path, raw)
         return tuple(name for name in names if name)
 
 
-def read(path: Path) -> Rows:
+def read(path: Path, encoding: str | None = None) -> Rows:
     """Rows by name of column; a line with a quotation mark that is opened and not closed takes no other with it."""
-    with text_bytes(path) as raw:
+    with text_bytes(path, encoding) as raw:
         dialect, names, lines = _begin(path, raw)
         if not names:
             return
@@ -93,7 +116,8 @@ def read(path: Path) -> Rows:
                 detail = f" has {len(fields)} fields, the header {len(names)}"
                 yield Unread(number, "wrong-fields", detail, line)
             elif any(not each.isascii() and any("\udc80" <= char <= "\udcff" for char in each) for each in fields):
-                yield Unread(number, "not-utf8", " is not UTF-8", line)
+                raw_line = dialect.delimiter.join(fields).encode("utf-8", "surrogateescape")
+                yield Unread(number, "not-utf8", not_utf8(raw_line), line)
             else:
                 yield Read(number, {name: value for name, value in zip(names, fields, strict=True) if name}, line)
         if doubted:

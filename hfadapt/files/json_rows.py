@@ -13,7 +13,7 @@ from typing import Any
 
 from hfadapt.core.errors import DataError
 from hfadapt.files import SPLIT_NAMES, Read, Rows, Unread, Values
-from hfadapt.files.opening import called, lines, suffix, text_bytes
+from hfadapt.files.opening import NAME_IT, called, lines, not_utf8, suffix, text_bytes
 
 FIRST_LINES = 5
 _TEXT = re.compile(r"\S")
@@ -38,14 +38,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def read_lines(path: Path) -> Rows:
+def read_lines(path: Path, encoding: str | None = None) -> Rows:
     """An object a line.
 
     Raises:
         DataError: the file is JSON of another shape, or none.
     """
-    _check_lines(path)
-    for item in lines(path):
+    _check_lines(path, encoding)
+    for item in lines(path, encoding):
         if isinstance(item, Unread):
             yield item
             continue
@@ -67,8 +67,8 @@ def read_lines(path: Path) -> Rows:
             yield Unread(number, "not-json", " is not an object", number + 1)
 
 
-def _check_lines(path: Path) -> None:
-    first = (item[1] for item in lines(path) if isinstance(item, tuple) and item[1].strip())
+def _check_lines(path: Path, encoding: str | None) -> None:
+    first = (item[1] for item in lines(path, encoding) if isinstance(item, tuple) and item[1].strip())
     shown = list(islice(first, FIRST_LINES))
     starts = [line.lstrip()[:1] for line in shown]
     whole = [_value(line) for line in shown]
@@ -156,16 +156,17 @@ def _is_columns(value: Any) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(each, list) for each in value.values())
 
 
-def read_whole(path: Path, split: str | None = None) -> Rows:
+def read_whole(path: Path, split: str | None = None, encoding: str | None = None) -> Rows:
     """The rows of a JSON document: a list of objects, pandas' shapes, lists by column, objects by key, or one below.
 
     Args:
         split: Which of its splits, where it has some; `train` when not said.
+        encoding: As which it was saved, where somebody says so.
 
     Raises:
         DataError: it is broken, or has no rows.
     """
-    with text_bytes(path) as file:
+    with text_bytes(path, encoding) as file:
         content = file.read()
     try:
         text = content.decode("utf-8")
@@ -173,8 +174,8 @@ def read_whole(path: Path, split: str | None = None) -> Rows:
         raise DataError(
             "the file is not UTF-8",
             place=str(path),
-            got=f"{error.reason} at byte {error.start:,}",
-            fix="save it as UTF-8",
+            got=f"{not_utf8(content).removeprefix(' is not UTF-8: ')} at byte {error.start:,}",
+            fix=f"name the encoding that it was saved in, {NAME_IT}",
         ) from None
     try:
         value = _DECODER.decode(text)
@@ -184,7 +185,7 @@ def read_whole(path: Path, split: str | None = None) -> Rows:
         raise DataError("the JSON is nested too deeply", place=str(path), fix="write a list of objects") from None
     except ValueError as error:
         if "Extra data" in str(error):
-            yield from _one_after_another(path, text)
+            yield from _one_after_another(path, text, encoding)
             return
         cut = error.pos >= len(text.rstrip()) if isinstance(error, json.JSONDecodeError) else False
         what = "the JSON is cut off" if cut or "Unterminated" in str(error) else "the file is not JSON"
@@ -195,11 +196,11 @@ def read_whole(path: Path, split: str | None = None) -> Rows:
         yield _row(number, each)
 
 
-def _one_after_another(path: Path, text: str) -> Rows:
+def _one_after_another(path: Path, text: str, encoding: str | None) -> Rows:
     """JSON Lines called .json, or objects that follow each other over several lines."""
     at, number = 0, 0
     if _value(text.partition("\n")[0]) is not None:
-        yield from read_lines(path)
+        yield from read_lines(path, encoding)
         return
     while match := _TEXT.search(text, at):
         try:

@@ -7,6 +7,7 @@ import codecs
 import gzip
 import io
 import lzma
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,6 +20,10 @@ from hfadapt.core.errors import DataError
 from hfadapt.files import Unread
 
 HEAD_BYTES = 1 << 16
+WESTERN, GUESSED_BYTES = "windows-1252", 64 << 20
+"""What Windows saves Western languages in, and the largest file that is looked at for it."""
+USUAL_MARKS = "€‚„…‘’“”•–—™\u00a0¡£§«°²´»¿"
+_WORD = re.compile(r"\w{2,24}")
 _CSV = "save it as CSV in UTF-8"
 
 
@@ -212,38 +217,99 @@ def encoding_of(head: bytes) -> str:
 
 
 @contextmanager
-def text_bytes(path: Path) -> Iterator[IO[bytes]]:
+def text_bytes(path: Path, encoding: str | None = None) -> Iterator[IO[bytes]]:
     """The file as UTF-8, without its compression and without a byte order mark.
 
+    Args:
+        encoding: As which it was saved, where somebody says so.
+
     Raises:
-        DataError: it is no text, or broken.
+        DataError: it is no text, broken, or not in this encoding.
     """
     with readable(path) as raw:
         head = raw.read(HEAD_BYTES)
         found = foreign(head, suffix(path))
         if found:
             raise DataError(f"the file is {found[0]}", place=str(path), fix=found[1])
-        encoding = encoding_of(head)
-        if encoding == "utf-8-sig":
+        used = encoding or encoding_of(head)
+        if used == "utf-8-sig":
             with readable(path) as again:
                 again.read(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
                 yield again
             return
+        whole = head + raw.read()
         try:
-            content = (head + raw.read()).decode(encoding)
+            content = whole.decode(used)
         except UnicodeDecodeError as error:
+            line = whole.count(b"\n", 0, error.start) + 1
+            seems = (
+                f"is not {encoding}, as the recipe says" if encoding else f"seems to be {used.upper()[:6]}, but broken"
+            )
             raise DataError(
-                f"the file seems to be {encoding.upper()[:6]}, but broken",
+                f"the file {seems}",
                 place=str(path),
-                got=f"{error.reason} at byte {error.start:,}",
-                fix="save it as UTF-8",
+                got=f"byte 0x{whole[error.start]:02X} in line {line:,}: {error.reason} at byte {error.start:,}",
+                fix=f"name the encoding that it was saved in, {NAME_IT}" if encoding else "save it as UTF-8",
             ) from None
         yield io.BytesIO(content.removeprefix("\ufeff").encode("utf-8", "surrogatepass"))
 
 
-def lines(path: Path) -> Iterator[tuple[int, str] | Unread]:
+NAME_IT = (
+    "such as encoding: windows-1252 (Western letters) or windows-1251 (Cyrillic) beside its source, or --encoding for "
+    "hfadapt new; or save it as UTF-8"
+)
+"""What helps where a file is in another encoding."""
+
+
+def not_utf8(data: bytes) -> str:
+    """What is found in a line that is not UTF-8: its first such byte, and the letter that Windows writes so."""
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = data[error.start : error.start + 1]
+        letter = byte.decode(WESTERN, "ignore")
+        return f" is not UTF-8: byte 0x{byte[0]:02X}" + (f", {letter} in {WESTERN}" if letter else "")
+    return ""
+
+
+def unmarked(path: Path) -> str | None:
+    """The encoding of two bytes a character that a file's zeros tell, where no mark at its beginning does."""
+    with readable(path) as raw:
+        head = raw.read(HEAD_BYTES)
+    encoding = encoding_of(head)
+    return encoding.upper() if encoding.endswith(("-le", "-be")) else None
+
+
+def western(path: Path) -> str | None:
+    """A word with a letter that is not ASCII, where a file is not UTF-8 and reads as a Western language in
+    windows-1252: most of its letters are ASCII, and what is not, is a letter or a mark that is written there.
+
+    None for all other files, and for larger ones than are looked at.
+    """
+    with readable(path) as raw:
+        data = raw.read(GUESSED_BYTES + 1)
+    if len(data) > GUESSED_BYTES or encoding_of(data[:HEAD_BYTES]) != "utf-8-sig":
+        return None
+    try:
+        data.decode("utf-8")
+        return None
+    except UnicodeDecodeError:
+        pass
+    try:
+        text = data.decode(WESTERN)
+    except UnicodeDecodeError:
+        return None
+    others = [letter for letter in text if not letter.isascii()]
+    letters = sum(letter.isalpha() for letter in text)
+    usual = sum(letter.isalpha() or letter in USUAL_MARKS for letter in others)
+    if usual < 0.9 * len(others) or sum(map(str.isalpha, others)) > 0.25 * letters:
+        return None
+    return next((word for word in _WORD.findall(text) if not word.isascii()), others[0])
+
+
+def lines(path: Path, encoding: str | None = None) -> Iterator[tuple[int, str] | Unread]:
     """Text lines with their number; a line that is too long or not UTF-8 is left out without being held."""
-    with text_bytes(path) as file:
+    with text_bytes(path, encoding) as file:
         number = 0
         while line := file.readline(files.LINE_LIMIT_BYTES + 1):
             if len(line) > files.LINE_LIMIT_BYTES:
@@ -253,7 +319,6 @@ def lines(path: Path) -> Iterator[tuple[int, str] | Unread]:
             else:
                 try:
                     yield number, line.decode("utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    fault = f" is not UTF-8: {error.reason} at byte {error.start}"
-                    yield Unread(number, "not-utf8", fault, number + 1)
+                except UnicodeDecodeError:
+                    yield Unread(number, "not-utf8", not_utf8(line), number + 1)
             number += 1

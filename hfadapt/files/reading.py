@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.files import Read, Rows, Unread, delimited, json_rows, media, tables
+from hfadapt.files import Doubt, Read, Rows, Unread, delimited, json_rows, media, tables
 from hfadapt.files.nested import field_names, spread
 from hfadapt.files.opening import lines, suffix
 
@@ -19,18 +19,29 @@ HEAD_ROWS = 2_000
 HEAD_BYTES = 1 << 20
 
 
-def _text(path: Path) -> Rows:
-    for item in lines(path):
+def _text(path: Path, encoding: str | None = None) -> Rows:
+    """A row for each line; a table with tabs and names of columns above them is read as one."""
+    if (found := delimited.columns_in_text(path, encoding)) is not None:
+        names, named = found
+        each = f"every line has {len(names)} fields set apart by tabs"
+        if named:
+            detail = f"read as a table with the columns {', '.join(names)}, as {each}"
+            yield Doubt("text-as-table", detail, "nothing; to learn the lines themselves, put them into another file")
+            yield from delimited.read(path, encoding)
+            return
+        fix = "if it is a table, write a line with the names of its columns above it, such as text, a tab and label"
+        yield Doubt("table-as-text", f"read as plain text, though {each}", fix)
+    for item in lines(path, encoding):
         yield item if isinstance(item, Unread) else Read(item[0], {"text": item[1]}, item[0] + 1)
 
 
-def _of_schema(path: Path) -> Rows:
+def _of_schema(path: Path, encoding: str | None = None) -> Rows:
     """A file of a kind that belongs to one row schema; lines that cannot be read end up in its rows' faults."""
     read = registry.row_files()[suffix(path)].files[suffix(path)]
     bad: list[Unread] = []
 
     def whole() -> Iterator[str]:
-        for item in lines(path):
+        for item in lines(path, encoding):
             if isinstance(item, Unread):
                 bad.append(item)
             else:
@@ -43,29 +54,35 @@ def _of_schema(path: Path) -> Rows:
         yield replace(item, row=more)
 
 
-_READERS: dict[str, Callable[[Path], Rows]] = {
+def _table(path: Path, encoding: str | None = None) -> Rows:
+    """Parquet and Arrow say themselves how their texts are kept."""
+    return tables.read(path)
+
+
+_READERS: dict[str, Callable[[Path, str | None], Rows]] = {
     ".jsonl": json_rows.read_lines,
     ".ndjson": json_rows.read_lines,
     ".csv": delimited.read,
     ".tsv": delimited.read,
-    ".parquet": tables.read,
-    ".arrow": tables.read,
+    ".parquet": _table,
+    ".arrow": _table,
     ".txt": _text,
 }
 
 
-def rows(path: Path, split: str | None = None) -> Rows:
+def rows(path: Path, split: str | None = None, encoding: str | None = None) -> Rows:
     """The rows of a file. Raises DataError where it is not what its ending says, or broken.
 
     Args:
         split: Which of its splits, where it has some; `train` when not said.
+        encoding: As which a text was saved, where somebody says so; by default UTF-8, or as its first bytes tell.
     """
     if suffix(path) == ".json":
-        return json_rows.read_whole(path, split)
-    return _READERS.get(suffix(path), _of_schema)(path)
+        return json_rows.read_whole(path, split, encoding)
+    return _READERS.get(suffix(path), _of_schema)(path, encoding)
 
 
-def column_names(path: Path) -> tuple[str, ...] | None:
+def column_names(path: Path, encoding: str | None = None) -> tuple[str, ...] | None:
     """The columns of a file, from its first rows; None when they cannot be known without reading it all."""
     kind = suffix(path)
     if media.holds(path):
@@ -77,11 +94,11 @@ def column_names(path: Path) -> tuple[str, ...] | None:
         if kind in (".parquet", ".arrow"):
             return tuple(field_names(tables.schema(path)))
         if kind in (".csv", ".tsv"):
-            return delimited.header(path) or None
+            return delimited.header(path, encoding) or None
         if kind == ".json" and path.stat().st_size >= HEAD_BYTES:
             return None
-        found = list(islice(rows(path), HEAD_ROWS))
-    except (DataError, OSError):
+        found = list(islice(rows(path, encoding=encoding), HEAD_ROWS))
+    except (DataError, OSError, LookupError):
         return None  # what cannot be read is said when it is read
     head = [item.values for item in found if isinstance(item, Read)]
     if any(isinstance(item, Unread) and item.reason != "empty" for item in found):

@@ -6,10 +6,13 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hfadapt.core import samples
 from hfadapt.core.errors import Problem, RequestError
+from hfadapt.core.hashing import json_sha256, kept_sha256
 from hfadapt.recipe.sources import expanded
 
 ADAPTER = "adapter_config.json"
@@ -18,6 +21,8 @@ WHOLE = ("model.safetensors", "pytorch_model.bin")
 AGAIN = "copy the model again, or save it again with save_pretrained"
 LFS = b"version https://git-lfs"
 SMALL_BYTES = 2048
+INPUTS = (".json", ".txt", ".model", ".vocab", ".tiktoken", ".jinja")
+"""Of the files beside the weights, which say what a model makes of its input."""
 SAVED_WITH = {
     "model_index.json": "a pipeline of diffusers",
     "consolidated.safetensors": "weights as their authors published them, not as transformers reads them",
@@ -174,6 +179,38 @@ def _unquantised(config: Mapping[str, Any], place: str) -> str | None:
     name = place if "/" in place and not Path(place).exists() else str(config.get("_name_or_path") or "")
     plain = re.sub(r"(?i)[-_](unsloth-)?(bnb-?[48]bit|gptq|awq|int[48]|fp8|[48]bit|w\d+a\d+)([-_].*)?$", "", name)
     return plain if plain and plain != name else None
+
+
+# --- what makes its inputs -------------------------------------------------------------------------------------------
+
+
+def model_folder(model: str) -> Path | None:
+    """The folder of a recipe's model on this machine; None where it would have to be fetched or unpacked."""
+    if model.startswith(samples.PREFIX):
+        name = model.removeprefix(samples.PREFIX)
+        return samples.model_path(name) if samples.is_here(name) else None
+    local = expanded(model)
+    return local if local.is_dir() else _fetched(model)
+
+
+def _fetched(model: str) -> Path | None:
+    """Where the client of the Hub has put a model's tokenizer or processor."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    name, _, revision = model.partition("@")
+    for file in ("tokenizer_config.json", "preprocessor_config.json"):
+        with suppress(HFValidationError):
+            found = try_to_load_from_cache(name, file, revision=revision or None)
+            if isinstance(found, str):
+                return Path(found).parent
+    return None
+
+
+def inputs_sha256(folder: Path) -> str:
+    """Hash of the config and of the files of tokenizer and processor."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in INPUTS and path.is_file())
+    return json_sha256({path.name: kept_sha256(path) for path in files})
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------

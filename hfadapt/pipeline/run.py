@@ -14,19 +14,19 @@ from hfadapt.core.progress import Progress, quiet_libraries
 from hfadapt.hardware import catalogue
 from hfadapt.models.base import BaseRef
 from hfadapt.pipeline.flow import Flow, stages_until, told
+from hfadapt.pipeline.known_data import known_data
 from hfadapt.pipeline.locks import FolderLock
 from hfadapt.pipeline.remaining import Remaining
 from hfadapt.pipeline.spread import Spread, backend_of, left_behind
 from hfadapt.plan.make import lock as lock_cell
 from hfadapt.plan.make import make_plan
-from hfadapt.recipe.schema import AUTO, Recipe
+from hfadapt.recipe.schema import Recipe
 from hfadapt.recipe.sources import expanded, near_model
 from hfadapt.records.plan import Plan
 from hfadapt.records.report import Report
-from hfadapt.records.stages import DataRecord
 from hfadapt.report.run_view import Run
 from hfadapt.report.write import earlier, other_base, write_report
-from hfadapt.run_folder import LOCK, Cell, make_writable, sweep
+from hfadapt.run_folder import LOCK, make_writable, sweep
 from hfadapt.stages import Context, compared, narrow
 from hfadapt.stages.plan import audit_cell, check_objective, gather_texts, measure_lengths
 
@@ -119,8 +119,14 @@ def say_others(context: Context) -> None:
             )
 
 
-def plan_recipe(recipe: Recipe, *, domains: Sequence[str] = (), runs: Path = Path("runs")) -> Plan:
-    """The plan of every cell; lengths come from cells that are prepared already, else they are assumed.
+def plan_recipe(
+    recipe: Recipe, *, domains: Sequence[str] = (), recipe_folder: Path = Path(), runs: Path = Path("runs")
+) -> Plan:
+    """The plan of every cell; rows and lengths are those of the data as they are now, as far as they can be known
+    within seconds and without fetching anything (`known_data`), else they are assumed.
+
+    Args:
+        recipe_folder: Relative sources are looked for here first, then in the working directory.
 
     Raises:
         RequestError: the recipe asks for what its targets cannot do.
@@ -133,15 +139,11 @@ def plan_recipe(recipe: Recipe, *, domains: Sequence[str] = (), runs: Path = Pat
         # A config alone is enough for a plan.
         check_base(BaseRef.of(recipe))
     check_objective(recipe)
-    run = Run(runs / recipe.name)
-    known = {}
-    for domain, target in recipe.cells():
-        cell = run.cell(domain, target)
-        if cell.has(DataRecord) and same_data(recipe, domain, cell):
-            known[domain] = cell.data
+    known = known_data(recipe, recipe_folder, Run(runs / recipe.name))
     _know_speed(recipe)
     for record in known.values():
-        check_objective(recipe, record)
+        # Without a fingerprint it was looked at in part, and may have other labels.
+        check_objective(recipe, record if record.fingerprint else None)
     return make_plan(recipe, data=known)
 
 
@@ -149,17 +151,6 @@ def _know_speed(recipe: Recipe) -> None:
     """Measures this machine where it trains and nobody knows how fast it is."""
     if any(name == catalogue.THIS_MACHINE or catalogue.only_serves(name) for _, name in recipe.cells()):
         catalogue.measure_rates()
-
-
-def same_data(recipe: Recipe, domain: str, cell: Cell) -> bool:
-    """Whether the rows of a cell are those that the recipe asks for, as far as its settings tell."""
-    if not cell.planned:
-        return False
-    recipe, before = recipe.without_notes(), cell.lock.without_notes()
-    asked, had = recipe.data.model_dump(mode="json"), before.data.model_dump(mode="json")
-    same = all(had[name] == value for name, value in asked.items() if value != AUTO)
-    alike = recipe.template == before.template and recipe.task == before.task
-    return same and alike and recipe.domains[domain] == before.domains.get(domain)
 
 
 @quiet_libraries()
@@ -179,7 +170,7 @@ def check_recipe(
     """
     import tempfile
 
-    from hfadapt.data import DataReport, pictures, prepare
+    from hfadapt.data import DataReport, keep_lengths, pictures, prepare
     from hfadapt.data.unlabelled import Held
     from hfadapt.models.load import load_processor, resolve_model
 
@@ -195,6 +186,7 @@ def check_recipe(
             narrowed = narrow(recipe, [cell.domain], [cell.target])
             record = measure_lengths(cell, narrowed, tokenizer)
             check_objective(recipe, record)
+            keep_lengths(record, narrowed, recipe.model)
             record = gather_texts(record, cell, narrowed, tokenizer, Held.of(prepared), recipe_folder)
             lock = lock_cell(narrowed, make_plan(narrowed, data={domain: record}).cells[0])
             try:

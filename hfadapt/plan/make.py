@@ -26,7 +26,6 @@ from hfadapt.plan.memory.workload import Workload
 from hfadapt.plan.modules import module_problems
 from hfadapt.plan.pretrain import pretrain_problems, settle_pretrain
 from hfadapt.plan.reasons import (
-    ASSUMED_ROWS,
     DEFAULTS,
     Decisions,
     Work,
@@ -44,11 +43,10 @@ from hfadapt.plan.reasons import (
 from hfadapt.plan.search import Candidate, Question, alternatives, best, compile_seconds, reference_seconds, search
 from hfadapt.plan.shards import can_divide, settle_shard, shard_problems
 from hfadapt.plan.tries import alone, plan_search, settle_sharing
+from hfadapt.plan.work import of_model, work_of
 from hfadapt.recipe.schema import AUTO, THIS_MACHINE, Lock, Recipe
 from hfadapt.records.plan import CellPlan, Decision, Plan
 from hfadapt.records.stages import DataRecord
-
-ASSUMED_LABELS = 2
 
 
 def make_plan(
@@ -85,9 +83,10 @@ def make_plan(
         if not target.trains or name == THIS_MACHINE:
             machine = machine or catalogue.this_machine()
         trainer = machine if (machine is not None and (not target.trains or name == THIS_MACHINE)) else target
-        work = _work(recipe, domain, (data or {}).get(domain))
+        record = (data or {}).get(domain)
+        work = work_of(recipe, domain, record)
         facts = model_facts(recipe.model, recipe.task, work.labels)
-        work = _of_model(work, facts)
+        work = of_model(work, facts, record)
         parameters = max(parameters, facts.parameters)
         found = [
             *_impossible(recipe, trainer),
@@ -128,67 +127,6 @@ def lock(recipe: Recipe, cell: CellPlan) -> Lock:
 
 
 # --- what is asked for -----------------------------------------------------------------------------------------------
-
-
-def _work(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
-    """Lengths and rows from the prepared data, else assumptions."""
-    asked = recipe.domains[domain]
-    task = registry.task(recipe.task)
-    unit = registry.modality(task.modality).unit
-    if record is not None and "train" in record.lengths:
-        plain = record.lengths["train"]
-        lengths = record.augmented.lengths if record.augmented else plain
-        longest = max(plain.longest, lengths.longest)
-        labelled = lengths.mean
-        if record.completions:
-            # At most two characters a token, with the end token and one to spare.
-            labelled = max(len(text) for text in record.completions.values()) / 2 + 2
-        if record.audit is not None and record.audit.rows:
-            labelled = record.audit.labelled_tokens / record.audit.rows / lengths.parts
-        return Work(
-            basis=f"{lengths.rows:,} training rows of {_texts(lengths.parts)}{lengths.mean:.0f} {unit} on average, "
-            f"{longest} max" + (", as augmented" if record.augmented else ""),
-            longest_tokens=longest,
-            mean_tokens=lengths.mean,
-            labelled_tokens=math.ceil(labelled),
-            rows=record.splits.get("train", lengths.rows) + (record.canaries.rows if record.canaries else 0),
-            labels=len(record.labels) or 2,
-            names=record.labels,
-            texts=record.unlabelled.lengths if record.unlabelled else None,
-            small_label_set=bool(record.labels),
-            lengths=lengths,
-            parts=lengths.parts,
-            validation_rows=record.splits.get("validation", 0),
-        )
-    longest, held = task.assumed_tokens, recipe.data.validation
-    labels = len(asked.labels) if asked.labels else ASSUMED_LABELS
-    template = recipe.template_of(domain)
-    from_label = bool(template and template.completion and "{label}" in template.completion)
-    return Work(
-        basis=f"not prepared yet: rows of up to {longest} {unit} assumed",
-        longest_tokens=longest,
-        mean_tokens=longest / 2,
-        labelled_tokens=longest // 2 if task.per_token and not from_label else 8,
-        rows=recipe.data.train_rows,
-        labels=labels,
-        names=tuple(asked.labels or ()),
-        small_label_set=bool(asked.labels) or from_label,
-        parts=task.assumed_parts,
-        validation_rows=int(held if held >= 1 else held * (recipe.data.train_rows or ASSUMED_ROWS)),
-    )
-
-
-def _of_model(work: Work, facts: ModelFacts) -> Work:
-    """With the length of rows that the model makes of what it is given, where no rows were measured."""
-    usual = registry.modality(registry.task(facts.task).modality).usual(facts.config)
-    if usual is None or work.lengths is not None:
-        return work
-    basis = f"not prepared yet: rows of {usual} positions assumed"
-    return replace(work, basis=basis, longest_tokens=usual, mean_tokens=usual, labelled_tokens=1)
-
-
-def _texts(parts: float) -> str:
-    return "" if parts == 1 else f"{parts:.3g} texts of "
 
 
 def _impossible(recipe: Recipe, target: Target) -> list[Problem]:

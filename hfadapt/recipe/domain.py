@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, create_model, model
 
 from hfadapt.core import registry
 from hfadapt.core.spec import Section
-from hfadapt.recipe.names import SOURCE_WORDS, HubConfig, HubRevision, HubSplit, MostRows
+from hfadapt.recipe.names import SOURCE_WORDS, Encoding, HubConfig, HubRevision, HubSplit, MostRows
 from hfadapt.recipe.pretrain import AnyPretrain
 from hfadapt.recipe.template import Template
 
@@ -89,8 +89,12 @@ class Source(Section):
     config: HubConfig = None
     split: HubSplit = None
     revision: HubRevision = None
+    encoding: Encoding = None
     columns: Columns = Columns()
-    """Which column holds what, where its name does not say so."""
+    """Which column holds what, where its name does not say so; `hfadapt new --columns` writes it.
+
+    Example: {text: body, label: mood}
+    """
     weight: Annotated[float, Field(gt=0.0)] = 1.0
     """Share of its training rows that are kept, as a multiple of the largest weight of the domain's sources.
 
@@ -119,8 +123,12 @@ class Domain(Section):
     config: HubConfig = None
     split: HubSplit = None
     revision: HubRevision = None
+    encoding: Encoding = None
     columns: Columns = Columns()
-    """Which column holds what, where its name does not say so."""
+    """Which column holds what, where its name does not say so; `hfadapt new --columns` writes it.
+
+    Example: {text: body, label: mood}
+    """
     rows: MostRows = None
     validation: str | None = None
     """Given validation rows: a source, or a split of the Hub data set.
@@ -174,6 +182,7 @@ class Domain(Section):
                 config=self.config,
                 split=self.split,
                 revision=self.revision,
+                encoding=self.encoding,
                 columns=self.columns,
                 rows=self.rows,
             ),

@@ -129,6 +129,17 @@ def with_auto(names: Any) -> Any:
     return lambda: ("auto", *(names() if callable(names) else names))
 
 
+def _encoding(name: str | None) -> str | None:
+    """Raises ValueError for what Python cannot decode texts with."""
+    try:
+        known = name is None or isinstance("".encode(name).decode(name), str)
+    except (LookupError, UnicodeError):
+        known = False
+    if not known:
+        raise ValueError(f"{name!r} is no encoding of texts, as windows-1252, windows-1251, gb18030 and utf-16 are")
+    return name
+
+
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 TaskName = Annotated[str, one_of("task", lambda: registry.names("tasks"))]
 TargetName = Annotated[str, one_of("target", catalogue.names)]
@@ -161,4 +172,9 @@ SOURCE_WORDS = "A Hub data set id, a local file, folder or glob, or `sample:NAME
 HubConfig = Annotated[str | None, Field(description="Configuration of a Hub data set.\n\nExample: english")]
 HubSplit = Annotated[str | None, Field(description="Split of a Hub data set; by default `train`.\n\nExample: train")]
 HubRevision = Annotated[str | None, Field(description="Commit, tag or branch of a Hub data set.\n\nExample: main")]
+Encoding = Annotated[
+    str | None,
+    AfterValidator(_encoding),
+    Field(description="Encoding of the texts of a local file that is not UTF-8.\n\nExample: windows-1252"),
+]
 MostRows = Annotated[Positive | None, Field(description="The most rows to take.\n\nExample: 1000")]

@@ -13,6 +13,7 @@ from hfadapt.recipe.names import (
     SOURCE_WORDS,
     Auto,
     AutoSelfSupervised,
+    Encoding,
     HubConfig,
     HubRevision,
     HubSplit,
@@ -32,6 +33,7 @@ class TextSource(Section):
     config: HubConfig = None
     split: HubSplit = None
     revision: HubRevision = None
+    encoding: Encoding = None
     column: str | None = None
     """Column that holds the text, where its name does not say so.
 

@@ -140,7 +140,7 @@ def _broken_counts(tree: Tree) -> Iterator[Keys]:
 def _beside_sources(tree: Tree) -> Iterator[Keys]:
     for name, domain in each_domain(tree):
         if domain.get("sources") not in (None, AUTO):
-            for key in ("columns", "config", "split", "revision", "rows"):
+            for key in ("columns", "config", "split", "revision", "encoding", "rows"):
                 if domain.get(key) not in (None, AUTO) and domain[key] != {}:
                     yield ("domains", name, key)
 

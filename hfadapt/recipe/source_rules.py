@@ -186,6 +186,9 @@ class _Domain:
         at: Keys = (*keys, "source")
         path = self.find(at, entry["source"])
         sample = entry["source"].startswith(SAMPLE)
+        if path is None and entry.get("encoding"):
+            fix = "delete `encoding`"
+            self.refuse((*keys, "encoding"), "`encoding` is for files on this machine", entry["encoding"], "", fix)
         if path is None and not sample:
             return
         for key in ("config", "revision", *(("split",) if sample else ())):
@@ -208,7 +211,7 @@ class _Domain:
         filled = [file for file in files if file.is_file() and file.stat().st_size]
         if filled:
             trained = [file for file in filled if file.name.lower().startswith("train")]
-            self.check_columns(keys, entry, column_names((trained or filled)[0]))
+            self.check_columns(keys, entry, column_names((trained or filled)[0], entry.get("encoding")))
 
     def refuse_file(self, at: Keys, error: DataError) -> None:
         problem = error.problems[0]

@@ -103,7 +103,7 @@ class SourceRecord(Spec):
 
 class Lengths(Spec):
     """Token lengths of one split after the tokenizer, before any cut; `mean` and `median` are of the sequences as which
-    rows go through the model, `parts` of them for each row."""
+    rows go through the model, `parts` of them for each row. Of a `sample`, `rows` are those that were looked at."""
 
     rows: int
     tokens: int
@@ -112,6 +112,7 @@ class Lengths(Spec):
     p95: int
     longest: int
     parts: float = 1.0
+    sample: bool = False
 
 
 FINDINGS = (

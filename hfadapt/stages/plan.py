@@ -57,7 +57,7 @@ class PlanStage(Stage):
 
     def run(self, cells: Sequence[Cell], context: Context) -> None:
         """Plans and audits."""
-        from hfadapt.data import CUT_OFF
+        from hfadapt.data import CUT_OFF, keep_lengths
         from hfadapt.models.load import load_processor, source_of
 
         for cell in cells:
@@ -68,9 +68,10 @@ class PlanStage(Stage):
                 context.prepared[cell.domain].copy_into(cell.folder)
             base = context.base(cell, self.name)
             tokenizer = load_processor(source_of(base), registry.task(context.recipe.task).modality)
-            record = measure_lengths(cell, context.recipe_of(cell), tokenizer)
-            check_objective(context.recipe, record)
             recipe, folder = context.recipe_of(cell), context.recipe_folder
+            record = measure_lengths(cell, recipe, tokenizer)
+            check_objective(context.recipe, record)
+            keep_lengths(record, recipe, base.location)
             record = gather_texts(record, cell, recipe, tokenizer, context.held, folder)
             lock, decided = decide(cell, context, base, record)
             audit_cell(cell, lock, tokenizer, record)

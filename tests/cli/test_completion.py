@@ -51,6 +51,10 @@ LINES: dict[str, tuple[set[str], bool]] = {
     "hfadapt explain train.ep": ({"train.epochs"}, True),
     "hfadapt explain adapters.do": ({"adapters.dora"}, True),
     "hfadapt completion ": ({"bash", "zsh", "fish"}, True),
+    "hfadapt new rows.csv --columns te": ({"text="}, True),
+    "hfadapt new rows.csv --columns text=": ({"text=body", "text=mood"}, True),
+    "hfadapt new rows.csv --columns text=body,lab": ({"text=body,label="}, True),
+    "hfadapt new rows.csv --columns text=body,label=m": ({"text=body,label=mood"}, True),
     "hfadapt plan broken.yaml -d ": (set(), True),
     "hfadapt plan nowhere.yaml -d ": (set(), True),
     "hfadapt run one.yaml no.such.field=": (set(), True),
@@ -66,6 +70,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text("{}")
     (folder / "one.yaml").write_text(yaml.safe_dump(RECIPE))
+    (folder / "rows.csv").write_text("body,mood\na fine day,good\n")
     program = home / "bin/hfadapt"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m hfadapt "$@"\n')

@@ -369,11 +369,18 @@ def test_the_label_is_guessed_by_its_name_and_by_being_filled(models, tmp_path, 
 
 
 def test_what_a_run_would_refuse_is_told_at_once(models, tmp_path):
-    tickets(tmp_path / "old.csv", encoding="cp1252")
+    russian = "".join(f"{'да' if n % 2 else 'нет'},сегодня хороший день {n}\n" for n in range(80))
+    (tmp_path / "old.csv").write_bytes(("label,text\n" + russian).encode("cp1251"))
     done = command("new", "old.csv", "--model", models / "encoder", folder=tmp_path)
     assert done.code == 2
     assert "80 of 80 rows are not UTF-8" in done.err
+    assert "line 2 of old.csv is not UTF-8: byte 0xED" in done.err
+    assert "encoding: windows-1252 (Western letters) or windows-1251 (Cyrillic) beside its source" in done.err
     assert not [*tmp_path.glob("*.yaml")]
+    done = command("new", "old.csv", "--model", models / "encoder", "--encoding", "windows-1251", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert "сегодня хороший день" in done.out
+    assert load_recipe(tmp_path / "old.yaml").domains["old"].encoding == "windows-1251"
     tickets(tmp_path / "gaps.csv", columns=("Nr", "label", "text", "x"))
     done = command("new", "gaps.csv", "--model", models / "encoder", folder=tmp_path)
     assert done.code == 0, done.err
@@ -418,3 +425,106 @@ def test_data_where_a_recipe_or_a_model_belongs(models, tmp_path):
     done = command("new", "d.csv", "--model", "d.csv", folder=tmp_path)
     assert done.code == 2
     assert "a file of rows is the source of a domain" in done.err
+
+
+# --- columns that are said -------------------------------------------------------------------------------------------
+
+
+def mood_table(path, columns=("body", "summary, long", "mood", "lang")):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for number, row in enumerate(labelled(80)):
+            writer.writerow([row["text"], row["text"][:12], row["label"], ("en", "de", "fr")[number % 3]])
+
+
+@pytest.mark.parametrize(
+    ("said", "columns", "task"),
+    [
+        (["text=body,label=mood"], {"text": "body", "label": "mood"}, "text-classification"),
+        (["text=body", "label=mood"], {"text": "body", "label": "mood"}, "text-classification"),
+        (["label = lang"], {"text": "body", "label": "lang"}, "text-classification"),
+        (
+            ["text=summary, long,label=mood,group=lang"],
+            {"text": "summary, long", "label": "mood", "group": "lang"},
+            "text-classification",
+        ),
+        (["anchor=body,positive=summary, long"], {"anchor": "body", "positive": "summary, long"}, "embedding"),
+    ],
+)
+def test_columns_can_be_said(models, tmp_path, said, columns, task):
+    mood_table(tmp_path / "d.csv")
+    words = [word for each in said for word in ("--columns", each)]
+    done = command("new", "d.csv", "--model", models / "encoder", *words, folder=tmp_path)
+    assert done.code == 0, done.err
+    recipe = load_recipe(tmp_path / "d.yaml")
+    assert recipe.task == task
+    assert recipe.domains["d"].columns.model_dump(exclude_none=True) == columns
+    assert "could also be" not in (tmp_path / "d.yaml").read_text() or "label" not in columns
+
+
+def test_a_column_that_is_said_is_written_though_it_would_be_found(models, tmp_path):
+    mood_table(tmp_path / "d.csv", ("text", "review", "label", "category"))
+    words = "--columns", "text=text,label=label"
+    assert command("new", "d.csv", "--model", models / "encoder", *words, folder=tmp_path).code == 0
+    assert load_recipe(tmp_path / "d.yaml").domains["d"].columns.parts == {"text": "text", "label": "label"}
+
+
+@pytest.mark.parametrize(
+    ("said", "what", "fix"),
+    [
+        ("text=bdy", "there is no column for text", "did you mean 'body'?"),
+        ("txt=body", "no row has such a part", "did you mean 'text'?"),
+        ("body=text", "no row has such a part", "did you mean text=body?"),
+        ("body", "a column is given as PART=COLUMN", "write PART=COLUMN, such as text=body"),
+        ("text=body,text=mood", "two columns are given for text", "name one of them"),
+        ("text=body,group_pattern=x", "group_pattern needs group", "hfadapt explain domains.NAME.columns"),
+        ("prompt=body,completion=mood", "no task of this model learns from rows of these parts", "another model"),
+    ],
+)
+def test_a_column_that_is_wrong_is_told_with_those_there_are(models, tmp_path, said, what, fix):
+    mood_table(tmp_path / "d.csv")
+    done = command("new", "d.csv", "--model", models / "encoder", "--columns", said, folder=tmp_path)
+    assert done.code == 2
+    assert what in done.err
+    assert fix in done.err
+    if "pattern" not in said and "prompt" not in said:
+        assert "columns: body, summary, long, mood, lang; parts: text, label, prompt" in done.err
+    assert not (tmp_path / "d.yaml").exists()
+
+
+def test_the_columns_stay_where_a_model_is_proposed(tmp_path):
+    mood_table(tmp_path / "d.csv")
+    done = command("new", "d.csv", "--columns", "text=body,label=mood", folder=tmp_path)
+    assert "fix:     hfadapt new d.csv --columns text=body,label=mood --model sample:" in done.err
+
+
+# --- what files are taken for ----------------------------------------------------------------------------------------
+
+
+def test_a_table_in_a_text_file_is_said(models, tmp_path):
+    lines = ["body\tmood", *(f"{row['text']}\t{row['label']}" for row in labelled(80))]
+    (tmp_path / "d.txt").write_text("\n".join(lines))
+    done = command("new", "d.txt", "--model", models / "encoder", folder=tmp_path)
+    assert done.code == 0, done.err
+    said = "d.txt: read as a table with the columns body, mood, as every line has 2 fields set apart by tabs"
+    assert said in " ".join(done.out.split())
+    assert f"# {said}\n" in (tmp_path / "d.yaml").read_text()
+    assert load_recipe(tmp_path / "d.yaml").task == "text-classification"
+    checked = command("check", "d.yaml", folder=tmp_path)
+    assert "text-as-table" in checked.out
+
+
+def test_an_encoding_that_is_guessed_is_said_and_written(models, tmp_path):
+    tickets(tmp_path / "old.csv", encoding="cp1252")
+    done = command("new", "old.csv", "--model", models / "encoder", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert "old.csv: read as windows-1252, as the recipe says" in done.out
+    written = (tmp_path / "old.yaml").read_text()
+    assert re.search(
+        r"# old\.csv is not UTF-8; as windows-1252 it has the word '\w+'\. If that is wrong, change", written
+    )
+    assert load_recipe(tmp_path / "old.yaml").domains["old"].encoding == "windows-1252"
+    done = command("new", "old.csv", "--encoding", "latin-17", "--model", models / "encoder", folder=tmp_path)
+    assert done.code == 2
+    assert "--encoding: this is no encoding of texts" in done.err

@@ -14,13 +14,13 @@ ROWS = [{"text": row["text"], "label": ("bad", "good")[n % 2]} for n, row in enu
 WAYS = pytest.mark.parametrize("streaming", [False, True])
 
 
-def prepare(folder, source, streaming, columns=None, **asked):
+def prepare(folder, source, streaming, columns=None, encoding=None, **asked):
     settings = {"streaming": streaming, "dedupe": {"near": False}, **asked}
     recipe = Recipe(
         name="r",
         model="none",
         task="text-classification",
-        domains={"d": {"source": source, "columns": columns or {}}},
+        domains={"d": {"source": source, "columns": columns or {}, "encoding": encoding}},
         data=settings,
     )
     return data.prepare(recipe, recipe_folder=folder, cache=folder / "cache")["d"]
@@ -147,6 +147,12 @@ def test_another_encoding_is_named(tmp_path, streaming):
     with pytest.raises(DataError, match="are not UTF-8") as caught:
         prepare(tmp_path, "a.csv", streaming)
     assert "iconv" in str(caught.value)
+    assert "byte 0xE9, é in windows-1252" in str(caught.value)
+    record = prepare(tmp_path, "a.csv", streaming, encoding="windows-1252").record
+    assert record.dropped.get("not-utf8") is None
+    assert [each.message for each in record.noticed if each.code == "encoding"] == [
+        "a.csv: read as windows-1252, as the recipe says"
+    ]
 
 
 @WAYS

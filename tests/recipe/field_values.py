@@ -179,6 +179,7 @@ def with_scaled(bed: Bed, fields: Mapping[str, Any]) -> Any:
 SCALED = Scaled()
 SEVERAL = {"domains.*": {"sources": [{"source": "labelled.jsonl"}, {"source": "other.jsonl"}]}}
 WIDE, HUB = {"domains.*.source": "wide.jsonl"}, {"domains.*.source": "someone/something"}
+WESTERN, ENCODINGS = "western.jsonl", ("windows-1252", "windows-1251")
 NOISY = {"domains.*.source": "noisy.jsonl"}
 TWO = {"domains": {"one": {"source": "labelled.jsonl"}, "two": {"source": "overlapping.jsonl"}}}
 ON_PHONE = {"targets": ["android-8gb"]}
@@ -252,7 +253,9 @@ def columns(place: str, beside: Mapping[str, Any]) -> dict[str, Case]:
 
 def source(place: str, hub: Mapping[str, Any]) -> dict[str, Case]:
     """What names the rows of a domain or of one of its sources."""
+    western = json.loads(json.dumps(hub).replace("someone/something", WESTERN))
     return {
+        f"{place}.encoding": Case(ENCODINGS, rows, beside=western),
         f"{place}.config": Case((None, "english"), asked_of_the_hub, beside=hub),
         f"{place}.revision": Case((None, "v1"), asked_of_the_hub, beside=hub),
         f"{place}.split": Case((None, "test"), asked_of_the_hub, beside=hub),
@@ -279,6 +282,11 @@ def adaptation(place: str) -> dict[str, Case]:
         named = {place: {**rest, part: [{"source": "texts.jsonl"}]}}
         cases |= {
             f"{part}[].source": Case(("texts.jsonl", "other.jsonl"), gathered, beside=mixed),
+            f"{part}[].encoding": Case(
+                ENCODINGS,
+                gathered,
+                beside={place: {**rest, part: [{"source": WESTERN}]}, f"{place}.general_share": 0.8},
+            ),
             f"{part}[].column": Case(("text", "more"), gathered, beside=named),
             f"{part}[].rows": Case((3, 20), gathered, beside={**named, f"{place}.general_share": 0.8}),
         }
@@ -439,6 +447,9 @@ FIELDS: dict[str, Case] = {
     "student.int8": Case((True, False), students, beside={**QUICKLY, "student": {"layers": 1}}),
     "student.base": Case(("./encoder", "./lm"), students, beside=QUICKLY),
     "student.texts[].source": Case(("texts.jsonl", "other.jsonl"), texts_of_students, beside=TEXTS_TOO),
+    "student.texts[].encoding": Case(
+        ENCODINGS, texts_of_students, beside={"student": {"layers": 1, "texts": [{"source": WESTERN}]}}
+    ),
     "student.texts[].column": Case(("text", "more"), texts_of_students, beside=TEXTS_TOO),
     "student.texts[].rows": Case((3, 20), texts_of_students, beside=TEXTS_TOO),
     **{f"student.texts[].{name}": Case((None, "v1"), hub_texts_of_students, beside=HUB_TEXTS) for name in HUB_WORDS},

@@ -6,6 +6,7 @@ field itself in a lock or plan. A field that is not in the table fails the test,
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -99,6 +100,8 @@ def bed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Bed:
     ]
     for name, lines in sources.items():
         write_rows(found / f"{name}.jsonl", lines)
+    western = [json.dumps({**row, "text": f"{row['text']} café"}, ensure_ascii=False) for row in labelled(60, seed=12)]
+    (found / "western.jsonl").write_text("\n".join(western), encoding="windows-1252")
     return Bed(found)
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "dataset_entry",
     "datasets",
     "dequantise",
+    "is_here",
     "model_config",
     "model_entry",
     "model_path",
@@ -78,6 +79,12 @@ def dataset(name: str) -> Sample:
     return sample.model_copy(update={"path": sample.path / file})
 
 
+def is_here(name: str) -> bool:
+    """Whether a sample model or data set has been fetched and prepared already."""
+    kind = next((kind for kind in ("models", "datasets") if name in _catalogue()[kind]), None)
+    return kind is not None and cache.there(_place(_entry(kind, name))) is not None
+
+
 def _catalogue() -> dict[str, dict[str, dict[str, Any]]]:
     return resources.toml(Path(__file__).with_name("samples.toml"))
 
@@ -95,11 +102,14 @@ def _entry(kind: str, name: str) -> Sample:
 
 def _cached(sample: Sample) -> Sample:
     """Fetches and prepares the sample unless it is there."""
-    made = json_sha256([sample.sha256, sample.files, sample.prepare, sample.member])[:8]
-    name = f"{sample.name.replace('/', '-')}-{sample.version}-{made}"
-    place = cache.folder() / "samples" / name
-    folder = cache.made(place, lambda folder: _prepare(sample, folder))
+    folder = cache.made(_place(sample), lambda folder: _prepare(sample, folder))
     return sample.model_copy(update={"path": folder})
+
+
+def _place(sample: Sample) -> Path:
+    """Where it is in the cache, or will be."""
+    made = json_sha256([sample.sha256, sample.files, sample.prepare, sample.member])[:8]
+    return cache.folder() / "samples" / f"{sample.name.replace('/', '-')}-{sample.version}-{made}"
 
 
 def _archive(sample: Sample) -> Path:

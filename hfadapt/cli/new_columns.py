@@ -1,0 +1,162 @@
+"""Which column of own data holds what, for `hfadapt new`: as somebody says it, by its name, else by its values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import PurePath
+from typing import Any
+
+from pydantic import ValidationError
+
+from hfadapt.core.errors import DataError, Problem, RequestError, choice_problem
+from hfadapt.data import verdicts
+from hfadapt.data.columns import label_column
+from hfadapt.data.flags import find_flags
+from hfadapt.data.labels import some
+from hfadapt.data.sources import UNREADABLE_LIMIT
+from hfadapt.files import Blob, media
+from hfadapt.recipe.domain import GROUPING
+from hfadapt.recipe.schema import Columns
+from hfadapt.schemas import LABEL_NAMES
+from hfadapt.tasks import Task
+
+Rows = Sequence[Mapping[str, Any]]
+Ask = Callable[[str, Sequence[str], str], str]
+"""What is asked, what can be answered, and the default → the answer."""
+NO_COLUMN = "(none)"
+MOST_LABELS = 50
+LONGEST_SHOWN = 200
+LOOKED_AT = 50
+"""Values of a column by which it is told to hold files."""
+UNSAID = Columns()
+_NEXT = re.compile(r",(?=\s*[a-z_]+\s*=)")
+
+
+def read_columns(said: Iterable[str], rows: Rows, place: str) -> Columns:
+    """Columns as the command line says them: `text=body,label=mood`, in one option or several.
+
+    Args:
+        rows: Of the data, which have to have these columns.
+        place: The data, for messages.
+
+    Raises:
+        RequestError: one of them is not PART=COLUMN, no row has such a part, or the data have no such column; names
+            the columns that were found, and the parts.
+    """
+    found: dict[str, str] = {}
+    there, parts = columns_of(rows), [*Columns.model_fields]
+    problems: list[Problem] = []
+    # What follows a comma is another column only where it has a name and a sign: columns may have commas in theirs.
+    for each in (pair for text in said for pair in _NEXT.split(text)):
+        part, sign, column = (text.strip() for text in each.partition("="))
+        problem: Problem | None = None
+        if not sign or not column:
+            problem = Problem("a column is given as PART=COLUMN", "--columns", each)
+        elif part not in parts:
+            problem = choice_problem("no row has such a part", part, parts, "--columns")
+            if column in parts and part in there:
+                problem = replace(problem, fix=f"did you mean {column}={part}?")
+        elif part != GROUPING[1] and column not in there:
+            problem = choice_problem(f"there is no column for {part}", column, there, f"--columns, {place}")
+        elif found.get(part, column) != column:
+            problem = Problem(f"two columns are given for {part}", "--columns", f"{found[part]} and {column}")
+            problem = replace(problem, fix="name one of them; to join both, give the recipe a template")
+        found[part] = column
+        if problem is not None:
+            both = f"columns: {some(there, 20)}; parts: {', '.join(parts)}"
+            problems.append(replace(problem, allowed=both, fix=problem.fix or "write PART=COLUMN, such as text=body"))
+    if problems:
+        raise RequestError(problems[0].what, problems=problems)
+    try:
+        return Columns(**found)
+    except ValidationError as error:
+        got = ", ".join(f"{part}={column}" for part, column in found.items())
+        what = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise RequestError(what, place="--columns", got=got, fix="hfadapt explain domains.NAME.columns") from None
+
+
+def columns_of(rows: Rows) -> list[str]:
+    """The columns that any of the rows has, in their order."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def files_of(rows: Rows) -> dict[str, str]:
+    """Columns that hold files or their names, with the modality of each."""
+    known, found = media.suffixes(), {}
+    for column in columns_of(rows):
+        values = [row[column] for row in rows if row.get(column) is not None][:LOOKED_AT]
+        endings = [
+            PurePath(value.name if isinstance(value, Blob) else str(value)[-LONGEST_SHOWN:]).suffix.lower()
+            for value in values
+        ]
+        if column != "file" and endings and all(ending in known for ending in endings):
+            found[column] = known[endings[0]]
+    return found
+
+
+def ways(
+    rows: Rows, tasks: Sequence[Task], place: str, ask: Ask | None, said: Columns
+) -> Iterator[tuple[Rows, Columns]]:
+    """The rows by what is said and the names of their columns, else with a column of 0 and 1 for each class, else by
+    their values."""
+    yield rows, said
+    for task in tasks:
+        with suppress(DataError):
+            flags = find_flags(rows, task.schemas, label_column(columns_of(rows), said), (), place)
+            if flags is not None:
+                yield [flags.read(row) for row in rows], said
+    if not said.parts:
+        guess = _confirmed(_guess(columns_of(rows), rows), columns_of(rows), ask)
+    elif said.parts.keys() <= {"text", "label"}:
+        free = [name for name in columns_of(rows) if name not in said.parts.values()]
+        guess = _guess(free, [{name: row.get(name) for name in free} for row in rows]) if free else UNSAID
+    else:
+        return
+    yield (
+        rows,
+        said.model_copy(update={name: getattr(said, name) or getattr(guess, name) for name in ("text", "label")}),
+    )
+
+
+def _confirmed(guess: Columns, columns: Sequence[str], ask: Ask | None) -> Columns:
+    """What somebody says who knows the columns, with the guess as the default."""
+    if ask is None or len(columns) < 2:
+        return guess
+    text = ask("column of the text", columns, guess.text or columns[0])
+    others = [column for column in columns if column != text]
+    label = ask("column of the label", [*others, NO_COLUMN], guess.label if guess.label in others else NO_COLUMN)
+    return Columns(text=text, label=None if label == NO_COLUMN else label)
+
+
+def _guess(columns: Sequence[str], rows: Rows) -> Columns:
+    """The column of the longest texts, and the likeliest of labels."""
+    text = by_length(columns, rows)[0]
+    # Better and worse answers are no classes, however few there are.
+    others = [name for name in columns if name not in (text, *(verdicts.pair(columns) or ()))]
+    return Columns(text=text, label=next(iter(label_columns(others, rows)), None))
+
+
+def by_length(columns: Sequence[str], rows: Rows) -> list[str]:
+    """The columns, that of the longest values first."""
+    values = {column: values_of(column, rows) for column in columns}
+    return sorted(columns, key=lambda column: -sum(map(len, values[column])) / max(1, len(values[column])))
+
+
+def values_of(column: str, rows: Rows) -> list[str]:
+    """What the cells of a column say that are not empty."""
+    return [said for row in rows if row.get(column) is not None and (said := str(row[column]).strip())]
+
+
+def label_columns(columns: Sequence[str], rows: Rows) -> list[str]:
+    """Columns whose few values come again and again, the likeliest first: by name, without gaps, of the fewest."""
+    found: dict[str, tuple[bool, bool, int]] = {}
+    for column in columns:
+        values = values_of(column, rows)
+        different = len(set(values))
+        if 2 <= different <= min(MOST_LABELS, len(values) // 5):
+            gaps = len(values) < (1 - UNREADABLE_LIMIT) * len(rows)
+            found[column] = column.lower() not in LABEL_NAMES, gaps, different
+    return sorted(found, key=lambda column: found[column])
