@@ -28,6 +28,9 @@ from hfadapt.records.student import Considered
 RATES = ((50_000_000, 1e-4), (float("inf"), 5e-5))
 """Learning rates of whole models up to so many parameters, in 32 bits; a tenth and less of what LoRA takes."""
 
+ROWS = 16
+"""Rows of a step, of every task: a teacher's answer says something of each row alone."""
+
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)
 """Of the units of a feed-forward part, what a student may keep."""
 FEW_TOKENS = 1024
@@ -147,6 +150,7 @@ def learning(recipe: Recipe, parameters: int, options: dict[str, Any]) -> Recipe
         "objective_options": options,
         "epochs": settings.epochs,
         "max_steps": None if settings.epochs != "auto" else recipe.train.max_steps,
+        "batch_rows": ROWS if recipe.train.batch_rows == AUTO else recipe.train.batch_rows,
         "learning_rate": rate if settings.learning_rate == "auto" else settings.learning_rate,
         "together": False,
         "shard": False,
