@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 from hfadapt.core.errors import RequestError
@@ -32,8 +33,11 @@ def width_of(config: Any) -> int:
     return int(getattr(config, field_of(config, WIDTHS, WIDTH)))
 
 
-def cut_config(config: Any, layers: int, width: int | None) -> None:
+def cut_config(config: Any, layers: int, width: int | None, kept: Sequence[int] | None = None) -> None:
     """Says in a config that there are fewer layers, and of a width where one is given.
+
+    Args:
+        kept: Which layers these are; the first ones where it is not said.
 
     Raises:
         RequestError: it does not say either, or has no such width.
@@ -42,7 +46,7 @@ def cut_config(config: Any, layers: int, width: int | None) -> None:
     before = int(getattr(config, name))
     for each, value in list(vars(config).items()):
         if isinstance(value, (list, tuple)) and len(value) == before and any(part in each for part in OF_LAYERS):
-            setattr(config, each, value[:layers])
+            setattr(config, each, [value[number] for number in kept or range(layers)])
     setattr(config, name, layers)
     if layers != before and hasattr(config, "stage_names"):
         # Of models for images, which answer as a part of others with what one of their layers says.

@@ -28,6 +28,14 @@ from hfadapt.records.student import Considered
 RATES = ((50_000_000, 1e-4), (float("inf"), 5e-5))
 """Learning rates of whole models up to so many parameters, in 32 bits; a tenth and less of what LoRA takes."""
 
+FASTER = 3.0
+"""How much higher rates are where whole vectors are learned (`Task.alone`). MiniLM with 69 % of its parameters on 961
+pairs about licenses, 122 steps: a validation loss of 1.56 at 3e-4, after half of the steps the 1.74 that 1e-4 ended with;
+on 800 test rows 2.2 points of nDCG@10 were lost at both."""
+ROWS = 16
+"""Rows of a step, of every task: a teacher's answer says something of each row alone. With the 64 of an adapter that
+searches there were 32 steps for 1,000 rows."""
+
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)
 """Of the units of a feed-forward part, what a student may keep."""
 FEW_TOKENS = 1024
@@ -142,11 +150,13 @@ def learning(recipe: Recipe, parameters: int, options: dict[str, Any]) -> Recipe
     settings = recipe.student
     assert settings is not None
     rate = next(rate for most, rate in RATES if parameters <= most)
+    rate *= FASTER if registry.task(recipe.task).alone else 1.0
     train = {
         "objective": next(name for name in registry.names("objectives") if registry.objective(name).teaches),
         "objective_options": options,
         "epochs": settings.epochs,
         "max_steps": None if settings.epochs != "auto" else recipe.train.max_steps,
+        "batch_rows": ROWS if recipe.train.batch_rows == AUTO else recipe.train.batch_rows,
         "learning_rate": rate if settings.learning_rate == "auto" else settings.learning_rate,
         "together": False,
         "shard": False,

@@ -199,6 +199,10 @@ class RowSchema:
         """
         return None
 
+    def alone(self, text: str) -> dict[str, Any] | None:
+        """The row of a text without anything that belongs to it, or None where that makes no row of this schema."""
+        return None
+
     def changed(self, row: Columns, change: Change) -> dict[str, Any]:
         """The row with what the model is shown changed, and the label still right; as it is where that cannot be."""
         return dict(row)

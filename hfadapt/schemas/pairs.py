@@ -72,6 +72,10 @@ class Pairs(RowSchema):
         """The positive."""
         return (str(row.get("positive", "")),)
 
+    def alone(self, text: str) -> dict[str, Any] | None:
+        """The text, with no positive."""
+        return {"anchor": text, "positive": ""}
+
     def changed(self, row: Columns, change: Change) -> dict[str, Any]:
         """The anchor changed: what it is to find stays."""
         return {**row, "anchor": change(row["anchor"], 0)}

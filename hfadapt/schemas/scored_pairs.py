@@ -33,6 +33,10 @@ class ScoredPairs(Pairs):
         number = SCORED.make({"text": "", "label": values["label"]}, name_of)["label"]
         return {**super().make(values, name_of), "label": number}
 
+    def alone(self, text: str) -> dict[str, Any] | None:
+        """None: it has no number."""
+        return None
+
     def label(self, row: Columns) -> str | None:
         """The number."""
         return SCORED.label(row)

@@ -189,8 +189,9 @@ def _problems(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("so many layers cannot be kept", "student.layers", got=got, fix=fix)
     if asked.vocabulary not in ("all", "auto") and not facts.vocab_size:
         yield Problem("the base has no tokens", "student.vocabulary", got=str(asked.vocabulary), fix="delete it")
-    schemas = map(registry.schema, registry.task(recipe.task).schemas)
-    if asked.texts and not any(type(each).answered is not RowSchema.answered for each in schemas):
+    task = registry.task(recipe.task)
+    answered = any(type(registry.schema(each)).answered is not RowSchema.answered for each in task.schemas)
+    if asked.texts and not (answered or task.alone):
         what, got = f"texts that {recipe.task} answers make no rows to learn", "student.texts"
         yield Problem(what, "student.texts", got=got, fix="delete `texts`")
     if asked.base is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,9 @@ MOST_CUT_OTHERWISE = 0.01
 TRIED = (0.0, 0.125, 0.25, 0.5, 0.75, 0.875)
 """Shares of the vocabulary that are tried for the smallest which cuts validation rows as before."""
 SAMPLED = 512
-"""Training rows by which units are compared."""
+"""Sequences of training rows by which units are compared."""
+COMPARED = 32
+"""Sequences by which layers are compared; each that may go is left out once for each that goes."""
 CHECKED = 4
 REOPENED = 1e-4
 AT_ONCE = 32
@@ -139,10 +141,10 @@ class Maker:
         if kept is not None:
             self._trim(kept)
         if layers < (self.adapted.layers or 0):
-            shape.drop_layers(self.base.model, layers)
+            shape.drop_layers(self.base.model, layers, self._inputs(COMPARED))
         if ffn < 1.0:
             width = narrowed(width_of(self.base.model.config), ffn)
-            shape.cut_ffn(self.base.model, width, islice(self._inputs("train"), SAMPLED // AT_ONCE))
+            shape.cut_ffn(self.base.model, width, self._inputs(SAMPLED))
         if self.settings.activation:
             self.ramp = activation.swap(self.base.model, self.settings.activation)
         parent, how = BaseRef.of(self.lock), described(self.adapted, self.shape())
@@ -196,17 +198,20 @@ class Maker:
 
     # --- what was written --------------------------------------------------------------------------------------------
 
-    def _inputs(self, split: str) -> Iterator[Mapping[str, torch.Tensor]]:
-        rows = list(islice(read_split(self.cell.folder, split), SAMPLED))
+    def _inputs(self, most: int) -> list[Mapping[str, torch.Tensor]]:
+        """So many sequences of training rows, in batches of similar length."""
+        rows = list(islice(read_split(self.cell.folder, "train"), SAMPLED))
         options: dict[str, Any] = {"max_length": self.lock.data.max_length, "labels": self.cell.data.labels}
         parts = [part for row in self.task.encode(rows, self.base.tokenizer, **options) for part in row.parts]
-        for _, batch in padded(self.task, parts, self.base.pad_token_id, self.device, AT_ONCE):
-            yield {name: value for name, value in batch.items() if name != "labels"}
+        # Of rows with several sequences some of every row; batches alone would be of the shortest.
+        parts = parts[:: max(1, len(parts) // most)][:most]
+        batches = padded(self.task, parts, self.base.pad_token_id, self.device, AT_ONCE)
+        return [{name: value for name, value in batch.items() if name != "labels"} for _, batch in batches]
 
     def _check(self, ref: BaseRef) -> None:
         """The files hold the model that was cut: what its config cannot say, nobody could open."""
         again = load_base(ref, self.cell.data.labels, self.device)
-        batch = {name: value[:CHECKED] for name, value in next(self._inputs("train")).items()}
+        batch = self._inputs(CHECKED)[0]
         with torch.inference_mode():
             found, wanted = (self.task.outputs_of(model, batch)[0] for model in (again.model.eval(), self.base.model))
         difference = float((found - wanted).abs().max())

@@ -1,17 +1,26 @@
 """Fewer layers and narrower feed-forward parts, so that plain transformers opens the result from its config.
 
-What goes is the last layers (Sajjad et al. 2020, arXiv 2004.03844), and of each feed-forward part the units with the
-least mean absolute activation times the norm of their column in the next matrix; all layers keep the same number of
-them, as a config has one width. Which tensors become smaller is what the model built from the smaller config says.
+Of the layers the first and, where there are two, the last stay, and one after the other goes whose absence turns the
+last hidden states the least on training rows: what reads them was trained with the last layer.
 
-Shapes: B rows of a batch, L tokens, H hidden, I units of a feed-forward part.
+Of each feed-forward part those units go that have the least mean absolute activation times the norm of their column in
+the next matrix; all layers keep the same number of them, as a config has one width. What they added the units that stay
+take over, as far as least squares on training rows tell it.
+
+Of a MiniLM that had learned to find licenses, before any training of its student: nDCG@10 was 80.9 (400 queries), 32.4
+without its last layer, 75.4 without the last but one. On 100 other queries it was 80.8, 79.5 without the layer that is
+missed the least, 79.9 with 4 of 6 layers, and with an eighth of the units 67.8, or 79.3 where others take over.
+
+Which tensors become smaller is what the model built from the smaller config says.
+
+Shapes: B rows of a batch, L tokens, D hidden, I units of a feed-forward part, K of them that stay.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
@@ -26,6 +35,8 @@ if TYPE_CHECKING:
 
 STAGES = ("depths", "hidden_sizes")
 """Fields of models whose layers are stages, each as wide as the next one wants it."""
+RIDGE = 1e-4
+"""Of the mean square of an activation, the penalty that keeps few tokens from deciding too much."""
 SAME = 1e-3
 """Of the largest output, what rounding may change where units are taken out."""
 
@@ -35,11 +46,15 @@ def layers_of(model: Any) -> int:
     return len(stack_of(model)[1])
 
 
-def drop_layers(model: Any, keep: int) -> None:
-    """Leaves the first `keep` layers.
+def drop_layers(model: Any, keep: int, batches: Iterable[Mapping[str, torch.Tensor]]) -> list[int]:
+    """Leaves `keep` layers, and says which.
+
+    Args:
+        batches: Inputs of some training rows, by which layers are compared; the values of padding do not count.
 
     Raises:
         RequestError: there are fewer, or the config cannot say that there are so many.
+        RunError: there are no rows.
     """
     path, stack = stack_of(model)
     before = len(stack)
@@ -52,17 +67,29 @@ def drop_layers(model: Any, keep: int) -> None:
             fix=f"choose a number up to {before}",
         )
     if keep == before:
-        return
+        return list(range(before))
+    kept = _least_missed(model, stack, keep, list(batches))
     smaller = copy.deepcopy(model.config)
-    cut_config(smaller, keep, None)
-    gone = tuple(f"{path}.{number}." for number in range(keep, before))
-    left = {name: shape for name, shape in shapes(model).items() if not name.startswith(gone)}
+    cut_config(smaller, keep, None, kept)
+    places = {f"{path}.{number}": f"{path}.{kept.index(number)}" if number in kept else "" for number in range(before)}
+    left = {}
+    for name, found in shapes(model).items():
+        start = ".".join(name.split(".")[: path.count(".") + 2])
+        if place := places.get(start, start):
+            left[place + name.removeprefix(start)] = found
     require_said(model, smaller, "student.layers", "delete `student.layers`", found=left)
-    del stack[keep:]
-    cut_config(model.config, keep, None)
+    for number in reversed(range(before)):
+        if number not in kept:
+            del stack[number]
+    for number, layer in enumerate(stack):
+        for module in layer.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                module.layer_idx = number
+    cut_config(model.config, keep, None, kept)
+    return kept
 
 
-def cut_ffn(model: Any, width: int, batches: Iterable[Mapping[str, torch.Tensor]]) -> None:
+def cut_ffn(model: Any, width: int, batches: Sequence[Mapping[str, torch.Tensor]]) -> None:
     """Leaves `width` units of every feed-forward part, or as many as the config makes of it.
 
     Args:
@@ -78,7 +105,8 @@ def cut_ffn(model: Any, width: int, batches: Iterable[Mapping[str, torch.Tensor]
     smaller = copy.deepcopy(model.config)
     cut_config(smaller, layers_of(model), width)
     parts = _parts(model, shapes(built(model, smaller, "student.ffn", FIX)))
-    batch = _weigh(model, parts, batches)
+    _weigh(model, parts, batches)
+    batch = batches[0]
     with torch.inference_mode():
         with _hooks([(part.down, part.silenced) for part in parts]):
             wanted = model(**batch)[0]
@@ -87,8 +115,10 @@ def cut_ffn(model: Any, width: int, batches: Iterable[Mapping[str, torch.Tensor]
         cut_config(model.config, layers_of(model), width)
         _count_again(model, width)
         found = model(**batch)[0]
-    if not float((found - wanted).abs().max()) <= SAME * max(1.0, float(wanted.abs().max())):
-        raise _unknown(model, "units that hang on each other")
+        if not float((found - wanted).abs().max()) <= SAME * max(1.0, float(wanted.abs().max())):
+            raise _unknown(model, "units that hang on each other")
+        for part in parts:
+            part.take_over()
 
 
 def _count_again(model: Any, width: int) -> None:
@@ -133,6 +163,44 @@ def stack_of(model: Any) -> tuple[str, Any]:
     return found[0]
 
 
+def _least_missed(model: Any, stack: Any, keep: int, batches: Sequence[Mapping[str, torch.Tensor]]) -> list[int]:
+    """The numbers of the layers that stay: the first, the last, and those that are missed the most."""
+    import torch
+
+    kept, last = list(range(len(stack))), len(stack) - 1
+    if not batches:
+        raise RunError("there are no rows by which layers could be compared", place="student.layers", fix="add rows")
+    with torch.inference_mode(), ExitStack() as gone:
+        wanted = [_last_hidden(model, batch) for batch in batches]
+
+        def turned(number: int) -> float:
+            hook = stack[number].register_forward_hook(_absent)
+            found = [_last_hidden(model, batch) for batch in batches]
+            hook.remove()
+            alike = torch.nn.functional.cosine_similarity
+            return -float(sum(alike(one, other, dim=-1).sum() for one, other in zip(found, wanted, strict=True)))
+
+        while len(kept) > keep:
+            # What reads the last states knows those of the last layer; the first may be of another kind than the rest.
+            choices = [number for number in kept if number not in (0, last)] or [last]
+            least = min(choices, key=turned) if len(choices) > 1 else choices[0]
+            kept.remove(least)
+            gone.callback(stack[least].register_forward_hook(_absent).remove)
+    return kept
+
+
+def _absent(layer: Any, given: tuple[Any, ...], out: Any) -> Any:
+    """As if a layer were not there: what comes in goes out."""
+    return (given[0], *out[1:]) if isinstance(out, tuple) else given[0]
+
+
+def _last_hidden(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What a model's head reads (…, D), without padding where the batch tells it."""
+    found: torch.Tensor = model.base_model(**batch)[0].float()
+    mask = batch.get("attention_mask")
+    return found[mask.bool()] if mask is not None and mask.shape == found.shape[:-1] else found
+
+
 # --- feed-forward parts ----------------------------------------------------------------------------------------------
 
 
@@ -146,6 +214,8 @@ class _Part:
         into: Tensors with one or, where gate and value are one matrix, two rows for each unit, and along which axis.
         worth: (I,) of each unit.
         kept: (left,) the best of them.
+        found: (K + 1, K + 1) products of the activations that stay, and of 1, with each other, summed over tokens.
+        missed: (K + 1, D) likewise with what the units that go add to what comes out.
     """
 
     down: Any
@@ -154,6 +224,8 @@ class _Part:
     into: list[tuple[torch.nn.Parameter, int]] = field(default_factory=list)
     worth: Any = 0.0
     kept: Any = None
+    found: Any = 0.0
+    missed: Any = 0.0
 
     @property
     def units(self) -> int:
@@ -161,9 +233,7 @@ class _Part:
 
     def weigh(self, given: torch.Tensor, mask: torch.Tensor | None) -> None:
         """Adds the absolute activations (…, I), of padding none where `mask` (B, L) says it."""
-        if mask is not None and mask.shape == given.shape[:-1]:
-            given = given[mask.bool()]
-        self.worth = self.worth + given.detach().float().abs().flatten(0, -2).sum(0)
+        self.worth = self.worth + _of_tokens(given, mask).abs().sum(0)
 
     def choose(self) -> None:
         """Decides which units stay."""
@@ -175,6 +245,34 @@ class _Part:
         import torch
 
         return given * torch.zeros_like(given[..., :1]).expand_as(given).index_fill(-1, self.kept, 1.0)
+
+    def compare(self, given: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Adds to `found` and `missed` what the activations (…, I) say, likewise."""
+        import torch
+
+        tokens = _of_tokens(given, mask)
+        goes = torch.ones(self.units, dtype=torch.bool, device=given.device)
+        goes[self.kept] = False
+        matrix = self.down.weight.detach().float().movedim(self.axis, 0)
+        stays = torch.cat([tokens[:, self.kept], torch.ones_like(tokens[:, :1])], 1)
+        added = tokens[:, goes] @ matrix[goes]
+        # Summed on the host, as not every device has 64 bits.
+        self.found = self.found + (stays.T @ stays).cpu().double()
+        self.missed = self.missed + (stays.T @ added).cpu().double()
+
+    def take_over(self) -> None:
+        """Adds to the rows of the units that stay what comes nearest to what those that went added, by least squares
+        with a small penalty on what is added; to the bias, where there is one, likewise."""
+        import torch
+
+        count = self.left + (getattr(self.down, "bias", None) is not None)
+        found, missed = self.found[:count, :count], self.missed[:count]
+        penalty = RIDGE * found.diagonal().mean() * torch.eye(count, dtype=found.dtype)
+        more = torch.linalg.solve(found + penalty, missed)
+        weight = self.down.weight.data
+        weight += more[: self.left].movedim(0, self.axis).to(weight)
+        if count > self.left:
+            self.down.bias.data += more[-1].to(weight)
 
     def cut(self) -> None:
         """Takes out the units that go, in place."""
@@ -223,22 +321,27 @@ def _shared(one: str, other: str) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], steps))
 
 
-def _weigh(
-    model: Any, parts: Sequence[_Part], batches: Iterable[Mapping[str, torch.Tensor]]
-) -> Mapping[str, torch.Tensor]:
-    """Chooses the units of each part that stay, and gives the first batch back. Raises RunError without any."""
+def _of_tokens(given: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Activations (…, I) as those of one token after the other."""
+    if mask is not None and mask.shape == given.shape[:-1]:
+        given = given[mask.bool()]
+    return given.detach().float().flatten(0, -2)
+
+
+def _weigh(model: Any, parts: Sequence[_Part], batches: Sequence[Mapping[str, torch.Tensor]]) -> None:
+    """Chooses the units of each part that stay, and sums up what the others add. Raises RunError without any rows."""
     import torch
 
-    some: Mapping[str, torch.Tensor] | None = None
-    for batch in batches:
-        some, mask = some or batch, batch.get("attention_mask")
-        with torch.inference_mode(), _hooks([(part.down, partial(part.weigh, mask=mask)) for part in parts]):
-            model(**batch)
-    if some is None:
+    if not batches:
         raise RunError("there are no rows by which units could be compared", place="student.ffn", fix=FIX)
-    for part in parts:
-        part.choose()
-    return some
+    for looks in ([part.weigh for part in parts], [part.compare for part in parts]):
+        for batch in batches:
+            looking = [partial(look, mask=batch.get("attention_mask")) for look in looks]
+            with torch.inference_mode(), _hooks([(part.down, look) for part, look in zip(parts, looking, strict=True)]):
+                model.base_model(**batch)
+        for part in parts:
+            if part.kept is None:
+                part.choose()
 
 
 @contextmanager

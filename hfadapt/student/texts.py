@@ -39,28 +39,34 @@ def add_answered(
 
     Raises:
         DataError: a source cannot be read, or no text is left.
-        RequestError: the task does not answer a text with a class.
+        RequestError: the task does not answer a text with a class or a vector.
     """
     record = student.data
     schema, answers = registry.schema(record.form), Answers(record.completions, labels=record.labels)
     rows = {split: read_split(student.folder, split) for split in SPLITS}
+    alone = registry.task(cell.lock.task).alone
     known = [as_row(row, record.form) for row in rows["train"]]
+    if alone:
+        # Each text of a pair goes through the model by itself.
+        known = [replace(row, text=str(row.columns[part])) for row in known for part in schema.parts]
     found, ledger = read_apart(cell.lock, cell.domain, sources, held, known, say)
-    say(f"{cell.domain}: the adapted model answers {len(found):,} texts without labels")
     adapted = load_adapted(cell.folder)
     try:
         asked = [text_of(adapted, {"text": row.text}) for row in found]
     except Unusable as fault:
         raise _none(cell, f"{fault.detail.lstrip(': ')} in the template") from None
-    # What is asked has been filled into the recipe's template.
-    said = replace(adapted, prompt=None).predict(asked)
-    added = [
-        {**made, **row.where.columns}
-        for row, text, answer in zip(found, asked, said, strict=True)
-        if (made := schema.answered(text, answer.label or "", answers)) is not None
-    ]
+    if alone:
+        # Its answers are asked for when the student begins to learn, as those of all rows.
+        made, got = [schema.alone(text) for text in asked], f"rows with a number, as {record.form} have"
+    else:
+        say(f"{cell.domain}: the adapted model answers {len(found):,} texts without labels")
+        # What is asked has been filled into the recipe's template.
+        said = replace(adapted, prompt=None).predict(asked)
+        made = [schema.answered(text, answer.label or "", answers) for text, answer in zip(asked, said, strict=True)]
+        got = f"answers such as {str(said[0])[:80]!r}"
+    added = [{**columns, **row.where.columns} for row, columns in zip(found, made, strict=True) if columns is not None]
     if not added:
-        raise _none(cell, f"answers such as {str(said[0])[:80]!r}")
+        raise _none(cell, got)
     tokenizer = adapted.tokenizer
     del adapted
     release_memory()
@@ -86,6 +92,6 @@ def _none(cell: Cell, got: str) -> RequestError:
         "the adapted model's answers to texts make no rows that a student could learn",
         place="student.texts",
         got=got,
-        allowed="texts that are answered with a class",
+        allowed="texts that are answered with a class or, where pairs are learned, with a vector",
         fix="delete `texts`",
     )

@@ -159,6 +159,7 @@ class Task:
         redraws: Whether rows are learned in another way in each epoch (`in_epoch`).
         joint: Whether the loss of a row depends on the rows that are learned with it. It is then worked out from the
             outputs for all sequences of the batch (`joint_losses`), however many go through the model at once.
+        alone: Whether a text by itself makes a row (`RowSchema.alone`), of which only a teacher's answer is learned.
         whole_rows: Whether all sequences of a row go through the model together, since its loss is of them together.
         refers: Whether it is scored against the model as it stood before training, which says of each test row what
             `referred` keeps.
@@ -202,6 +203,7 @@ class Task:
     fits: frozenset[str] = frozenset()
     redraws: bool = False
     joint: bool = False
+    alone: bool = False
     whole_rows: bool = False
     refers: bool = False
     objective: str = "supervised"

@@ -282,7 +282,8 @@ class Job:
                 got=f"loss {loss}, gradient norm {norm}",
                 fix=fix,
             )
-        if batch.step <= 2:
+        if batch.step <= 2 and loss:
+            # Without a loss there is no gradient: the last pair of an epoch may be alone, with nothing to tell it from.
             self._check_nonzero(batch.step)
         rate = self.learning_rate(batch.step)
         for group in self.optimizer.param_groups:

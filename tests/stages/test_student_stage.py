@@ -148,6 +148,24 @@ def test_texts_that_the_adapted_model_answers_are_learned_too(models, tmp_path) 
     assert cell.read(StudentRecord).texts < record.texts
 
 
+def test_texts_alone_are_learned_by_their_vectors(models, tmp_path) -> None:
+    rows, more = questions(120), questions(200, seed=5)
+    texts = [row["anchor"] for row in more] + [row["anchor"] for row in rows]
+    (tmp_path / "more.txt").write_text("\n".join(texts) + "\n")
+    recipe(tmp_path, models / "encoder", "embedding", rows, student={"layers": 1, "texts": "more.txt", "limit": 100})
+    done = command("run", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.out + done.err
+    cell = Run(tmp_path / "runs/tiny").cell("one", "this-machine")
+    record, own = cell.read(StudentRecord), student_of(cell)
+    assert record.texts == own.data.splits["train"] - cell.data.splits["train"] > 150
+    added = [row for row in own.read_split("train") if row["source"].endswith("more.txt")]
+    assert {row["positive"] for row in added} == {""}
+    train = {row["anchor"] for row in cell.read_split("train")}
+    assert not train & {row["anchor"] for row in added}
+    assert own.data.dropped["exact-duplicate"] >= len(train)
+    assert own.data.lengths["train"].rows == own.data.splits["train"]
+
+
 def test_a_language_model_answers_texts_in_the_template(models, tmp_path) -> None:
     (tmp_path / "more.txt").write_text("\n".join(row["text"] for row in labelled(40, seed=5)) + "\n")
     student = {**SMALL, "vocabulary": "all", "texts": "more.txt"}
@@ -186,7 +204,7 @@ def test_what_a_task_or_base_does_not_have_is_said_before_training(models, tmp_p
         ("lm", "preference", preferences(60), {"layers": 1}, "answers that are compared"),
         ("encoder", "text-classification", labelled(160), {"layers": 3}, "of 2 that the base has"),
         ("encoder", "token-classification", tagged(80), {"layers": 1, "texts": "more.txt"}, "make no rows to learn"),
-        ("encoder", "embedding", questions(60), {"layers": 1, "texts": "more.txt"}, "make no rows to learn"),
+        ("encoder", "reranking", questions(60), {"layers": 1, "texts": "more.txt"}, "make no rows to learn"),
         ("encoder", "text-classification", labelled(160), {"layers": 1, "texts": "no.txt"}, "no.txt"),
     ):
         recipe(tmp_path, models / model, task, rows, student=student)

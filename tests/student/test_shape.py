@@ -8,6 +8,7 @@ from families import FAMILIES, answer, family, inputs, reopened
 
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.models.smaller import narrowed, sayable, width_of
+from hfadapt.student import shape
 from hfadapt.student.shape import cut_ffn, drop_layers, layers_of
 
 
@@ -17,22 +18,50 @@ def stack(model):
     return next(each for name, each in lists.items() if not name.endswith("conv_layers") and len(each) > 1)
 
 
+def hide(layer):
+    """As if it were not there: what comes in goes out."""
+    return layer.register_forward_hook(
+        lambda _, given, out: (given[0], *out[1:]) if isinstance(out, tuple) else given[0]
+    )
+
+
+def hidden(model, batch):
+    with torch.no_grad():
+        return model.base_model(**batch)[0]
+
+
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_last_layers_go(name, tmp_path) -> None:
+def test_the_layer_that_is_missed_the_least_goes_and_neither_the_first_nor_the_last(name, tmp_path) -> None:
     model, batch = family(name), inputs(name)
     assert layers_of(model) == 4
-    gone, layers = [], stack(model)
-    for layer in layers[3:]:
-        # As if it were not there: what comes in goes out.
-        gone.append(layer.register_forward_hook(lambda _, given, out: (given[0], *out[1:]) if isinstance(out, tuple)
-                                                else given[0]))  # fmt: skip
-    wanted = answer(model, batch)
-    for hook in gone:
+    mask = batch.get("attention_mask")
+    left, answers, whole = {}, {}, hidden(model, batch)
+    for number in (1, 2):
+        hook = hide(stack(model)[number])
+        alike = torch.nn.functional.cosine_similarity(hidden(model, batch), whole, dim=-1)
+        left[number] = float((alike if mask is None else alike[mask.bool()]).mean())
+        answers[number] = answer(model, batch)
         hook.remove()
-    drop_layers(model, 3)
+    gone = max(left, key=left.__getitem__)
+    assert drop_layers(model, 3, [batch]) == [number for number in range(4) if number != gone]
     assert layers_of(model) == 3
-    torch.testing.assert_close(answer(model, batch), wanted)
-    torch.testing.assert_close(answer(reopened(model, tmp_path), batch), wanted)
+    torch.testing.assert_close(answer(model, batch), answers[gone])
+    torch.testing.assert_close(answer(reopened(model, tmp_path), batch), answers[gone])
+
+
+def test_one_layer_is_the_first_and_two_are_the_first_and_the_last() -> None:
+    for keep, kept in ((1, [0]), (2, [0, 3])):
+        assert drop_layers(family("bert"), keep, [inputs("bert")]) == kept
+    with pytest.raises(RunError, match="no rows by which layers"):
+        drop_layers(family("bert"), 2, [])
+
+
+def test_layers_of_several_kinds_stay_what_they_were() -> None:
+    model = family("gemma3")
+    kinds = list(model.config.layer_types)
+    kept = drop_layers(model, 2, [inputs("gemma3")])
+    assert len(set(kinds)) == 2
+    assert model.config.layer_types == [kinds[number] for number in kept]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -65,21 +94,44 @@ def test_units_that_do_nothing_change_nothing(name) -> None:
 
 def test_units_are_weighed_by_activation_and_column_of_real_tokens() -> None:
     model, batch = family("bert"), inputs("bert")
-    given = []
-    down = model.bert.encoder.layer[0].output.dense
+    given, layer = [], model.bert.encoder.layer[0]
+    down, before = layer.output.dense, layer.intermediate.dense.weight.clone()
     hook = down.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
     answer(model, batch)
     hook.remove()
     real = given[0][batch["attention_mask"].bool()]
     worth = real.abs().mean(0) * down.weight.norm(dim=0)
-    wanted = down.weight[:, worth.topk(32).indices.sort().values].clone()
     cut_ffn(model, 32, [batch])
-    assert torch.equal(down.weight, wanted)
+    assert torch.equal(layer.intermediate.dense.weight, before[worth.topk(32).indices.sort().values])
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2"])
+def test_units_that_stay_take_over_what_the_others_added(name, monkeypatch) -> None:
+    batch, far = inputs(name), {}
+    wanted = answer(family(name), batch)
+    for ridge in (1e-4, 1e9):
+        monkeypatch.setattr(shape, "RIDGE", ridge)
+        model = family(name)
+        cut_ffn(model, 32, [batch])
+        far[ridge] = float((answer(model, batch) - wanted).square().mean())
+    assert far[1e-4] < 0.7 * far[1e9], "with so large a penalty nothing is added"
+
+
+def test_of_units_that_follow_from_others_nothing_is_lost() -> None:
+    model, batch = family("bert"), inputs("bert")
+    with torch.no_grad():
+        for layer in model.bert.encoder.layer:
+            for part in (layer.intermediate.dense.weight, layer.intermediate.dense.bias):
+                part[48:] = part[:48]
+            layer.output.dense.weight[:, 48:] *= 0.5
+    wanted = answer(model, batch)
+    cut_ffn(model, 48, [batch])
+    torch.testing.assert_close(answer(model, batch), wanted, rtol=0.02, atol=0.02)
 
 
 def test_layers_and_units_together(tmp_path) -> None:
     model, batch = family("qwen3"), inputs("qwen3")
-    drop_layers(model, 1)
+    drop_layers(model, 1, [batch])
     cut_ffn(model, narrowed(96, 0.5), [batch])
     assert (layers_of(model), width_of(model.config), len(model.config.layer_types)) == (1, 48, 1)
     torch.testing.assert_close(answer(reopened(model, tmp_path), batch), answer(model, batch))
@@ -87,7 +139,7 @@ def test_layers_and_units_together(tmp_path) -> None:
 
 def test_as_many_end_tokens_as_layers_stay() -> None:
     model = family("llama", eos_token_id=[2, 3, 4, 5])
-    drop_layers(model, 2)
+    drop_layers(model, 2, [inputs("llama")])
     assert model.config.eos_token_id == [2, 3, 4, 5]
 
 
@@ -108,10 +160,10 @@ def test_models_without_such_numbers_are_refused() -> None:
 
     swin = SwinModel(SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 1]))
     with pytest.raises(RequestError, match="layers cannot be chosen"):
-        drop_layers(swin, 1)
+        drop_layers(swin, 1, [])
     convolutions = ConvNextModel(ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2))
     with pytest.raises(RequestError, match="layers cannot be chosen"):
-        drop_layers(convolutions, 1)
+        drop_layers(convolutions, 1, [])
     with pytest.raises(RequestError, match="does not say the width"):
         width_of(convolutions.config)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -65,8 +65,8 @@ def test_minilm_of_four_layers_for_tweets(tmp_path) -> None:
     assert torch.equal(base.model.get_input_embeddings().weight[base.tokenizer.convert_tokens_to_ids("good")], first)
     ids = [list(reader(text)["input_ids"]) for reader in (old, base.tokenizer) for text in rows]
     assert cut_otherwise(old, base.tokenizer, ids[:1000], ids[1000:]) == 0
-    drop_layers(base.model, 4)
     batch = dict(base.tokenizer(rows[:64], return_tensors="pt", padding=True))
+    drop_layers(base.model, 4, [batch])
     cut_ffn(base.model, narrowed(1536, 0.75), [batch])
     swap(base.model, "relu6")
     assert (layers_of(base.model), width_of(base.model.config)) == (4, 1152)
@@ -93,7 +93,7 @@ def test_smollm2_with_three_quarters_of_its_layers(tmp_path) -> None:
     real = batch["attention_mask"].bool()
     torch.testing.assert_close(found[real], wanted[..., index][real], rtol=1e-4, atol=1e-4)
     assert base.tokenizer.chat_template == old.chat_template
-    drop_layers(base.model, 23)
+    drop_layers(base.model, 23, [new])
     cut_ffn(base.model, narrowed(1536, 0.9), [new])
     assert sizes(base)["all"] < 0.7 * before["all"]
     again = opened(base, ref, tmp_path / "student")
@@ -105,7 +105,7 @@ def test_smollm2_with_three_quarters_of_its_layers(tmp_path) -> None:
 def test_dinov2_with_three_quarters_of_layers_and_units(tmp_path) -> None:
     ref, base = loaded("dinov2-small", "image-classification", ("cat", "dog"))
     batch = {"pixel_values": torch.randn(2, 3, 98, 98)}
-    drop_layers(base.model, 9)
+    drop_layers(base.model, 9, [batch])
     cut_ffn(base.model, narrowed(width_of(base.model.config), 0.75), [batch])
     swap(base.model, "relu6")
     assert (layers_of(base.model), width_of(base.model.config)) == (9, 1152)

@@ -43,7 +43,7 @@ def test_what_is_cut_opens_with_plain_transformers(models, tmp_path, name, task)
     base = opened(models, name, task)
     base.model.eval()
     cut_ffn(base.model, narrowed(128, 0.5), [batch(base.tokenizer)])
-    drop_layers(base.model, 1)
+    drop_layers(base.model, 1, [batch(base.tokenizer)])
     ids = {token for text in TEXTS for token in base.tokenizer(text)["input_ids"]}
     before, after = trim(base, ids)
     assert after < before
@@ -100,9 +100,9 @@ def test_texts_of_kept_tokens_are_always_cut_as_before(models) -> None:
 def test_what_cannot_be_cut_is_refused(models) -> None:
     base = opened(models, "encoder", "text-classification")
     with pytest.raises(RequestError, match="so many layers"):
-        drop_layers(base.model, 3)
+        drop_layers(base.model, 3, [])
     from transformers import EfficientNetConfig, EfficientNetModel
 
     net = EfficientNetModel(EfficientNetConfig(width_coefficient=0.1, depth_coefficient=0.1, hidden_dim=64))
     with pytest.raises(RequestError, match="layers"):
-        drop_layers(net, 1)
+        drop_layers(net, 1, [])

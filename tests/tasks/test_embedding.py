@@ -15,6 +15,7 @@ from tiny import command, likenesses, make_lock, make_loop, questions, recipe_fi
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.modalities.text import KIND as TEXT
 from hfadapt.run_folder import Cell
+from hfadapt.schemas.pairs import KIND as KIND_OF_PAIRS
 from hfadapt.tasks import unique_parts
 from hfadapt.tasks.embedding.search import METRICS, Search, ndcg, order_losses, rank_scores
 from hfadapt.tasks.embedding.sentence import FILES, MODES, Sentence
@@ -118,6 +119,21 @@ def gradients(models, folder, rows, micro):
     micros = len(list(loop.passes.micro_batches([(job, found)])))
     sums = loop._gradients([(job, found)])
     return micros, float(sums[id(job)]), torch.cat([p.grad.flatten() for p in job.parameters.values()])
+
+
+def test_texts_alone_have_no_loss_and_are_no_negatives(tokenizer):
+    rows = [{"anchor": "a good film", "positive": "very good"}, {"anchor": "a bad one", "positive": "awful"}]
+    mixed = [rows[0], KIND_OF_PAIRS.alone("neither good nor bad"), rows[1]]
+    examples = KIND.encode(mixed, tokenizer, max_length=32)
+    assert [len(example.parts) for example in examples] == [2, 1, 2]
+    parts, places = unique_parts(examples)
+    vectors = torch.randn(len(parts), 8, generator=torch.Generator().manual_seed(1))
+    found = KIND.joint_losses(vectors, examples, places)
+    pairs = KIND.joint_losses(vectors, [examples[0], examples[2]], [places[0], places[2]])
+    torch.testing.assert_close(found, torch.stack([pairs[0], torch.tensor(0.0), pairs[1]]))
+    assert KIND.joint_losses(vectors, [examples[1]], [places[1]]).tolist() == [0.0]
+    # The teacher's vector of it is learned.
+    assert KIND.joint_distances(vectors, -vectors, places, None)[1] == pytest.approx(40.0)
 
 
 def test_negatives_and_gradient_do_not_hang_on_the_micro_batch(models, tmp_path):

@@ -47,3 +47,12 @@ def test_frozen_layers_that_run_once_change_nothing(models, tmp_path):
     assert (found[False].loop.frozen_layers, found[True].loop.frozen_layers) == (0, 1)
     for name, weight in found[False].weights.items():
         torch.testing.assert_close(found[True].weights[name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_a_pair_that_is_alone_in_its_step_has_nothing_to_learn_and_stops_nothing(models, tmp_path):
+    # Of five rows in batches of four one is left, with nothing that it could be told apart from.
+    lock = make_lock(models / "encoder", "embedding", adapter__modules=MODULES, train__batch_rows=4, train__max_steps=4)
+    done = train(lock, tmp_path, questions(5), questions(4, seed=4), labels=())
+    losses = done.losses
+    assert 0.0 in losses[:2]
+    assert max(losses) > 0.1

@@ -50,6 +50,7 @@ class Embedding(Task):
     metrics: tuple[str, ...] = ("ndcg_at_10", "mrr_at_10", "recall_at_10", "spearman", "loss")
     own_metrics = METRICS
     joint = True
+    alone = True
     compares = True
     reads = "last_hidden_state"
     file_reads = VECTOR
@@ -105,22 +106,22 @@ class Embedding(Task):
     def encode(
         self, rows: Sequence[Row], tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()
     ) -> list[Example]:
-        """Anchor, positive and negatives of each row, with the prompts that the base was made with."""
+        """Anchor, positive and negatives of each row, or its text alone, with the prompts that the base was made
+        with."""
         sentence = Sentence.of(tokenizer)
         scored = [row.get("label") is not None for row in rows]
         prompts = [(sentence.default,) * 2 if own else (sentence.query, sentence.document) for own in scored]
         texts: list[str] = []
         before: list[str] = []
         for row, (query, document) in zip(rows, prompts, strict=True):
-            own = [str(row["anchor"]), str(row["positive"]), *(row.get("negatives") or ())]
-            texts += own
-            before += [query, *[document] * (len(own) - 1)]
+            own_texts = _texts_of(row)
+            texts += own_texts
+            before += [query, *[document] * (len(own_texts) - 1)]
         parts = iter(text_parts(sentence, texts, before, tokenizer, max_length))
         found = []
         for number, row in enumerate(rows):
-            own = [next(parts) for _ in range(2 + len(row.get("negatives") or ()))]
-            keys = [text_key(str(row[part])) for part in ("anchor", "positive")]
-            keys += map(text_key, row.get("negatives") or ())
+            keys = list(map(text_key, _texts_of(row)))
+            own = [next(parts) for _ in keys]
             target: tuple[Any, ...] = (float(row["label"]),) if scored[number] else (1,)
             found.append(row_example(own, keys, target, number))
         return found
@@ -153,13 +154,17 @@ class Embedding(Task):
     def joint_losses(
         self, outputs: torch.Tensor, examples: Sequence[Example], places: Sequence[Sequence[int]]
     ) -> torch.Tensor:
-        """Of pairs the cross-entropy over all documents, of scored pairs CoSENT."""
+        """Of pairs the cross-entropy over all documents, of scored pairs CoSENT; none of texts alone."""
         import torch
 
         vectors = torch.nn.functional.normalize(outputs.float(), dim=-1)
         if not has_scores(examples):
-            search = Search.of(examples, places)
-            return search.losses(search.logits(vectors))
+            pairs = [number for number, own in enumerate(places) if len(own) > 1]
+            found = vectors.new_zeros(len(places))
+            if pairs:
+                search = Search.of([examples[number] for number in pairs], [places[number] for number in pairs])
+                found[pairs] = search.losses(search.logits(vectors))
+            return found
         targets = torch.tensor([example.labels[0] for example in examples], device=vectors.device)
         return order_losses(_similarities(vectors, places), targets)
 
@@ -343,6 +348,11 @@ def _vectors(output: Any, pooling: torch.Tensor) -> torch.Tensor:
     hidden = output.last_hidden_state.float()
     # The fast path may leave the first token alone; it stays only where all that counts is there.
     return (pooling[:, None, : hidden.shape[1]] @ hidden)[:, 0]
+
+
+def _texts_of(row: Row) -> list[str]:
+    """Anchor, positive and negatives of a row; of a text alone that."""
+    return [str(row["anchor"]), *([str(row["positive"])] if row["positive"] else []), *(row.get("negatives") or ())]
 
 
 def text_parts(
