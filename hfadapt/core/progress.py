@@ -240,7 +240,7 @@ class Corrected(Progress):
             )
 
 
-LOUD_LOGGERS = ("accelerate", "bitsandbytes", "torch.distributed")
+LOUD_LOGGERS = ("accelerate", "bitsandbytes", "torch.distributed", "torch.utils._pytree", "torchao")
 
 
 class _Quiet:

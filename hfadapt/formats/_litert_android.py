@@ -106,7 +106,7 @@ def android(path: Path, reads: str, labels: Sequence[str], about: Mapping[str, s
     call = CALL.format(
         file=path.name,
         imports="import android.graphics.Bitmap\n" if picture else "",
-        labels=", ".join(_quoted(label) for label in labels),
+        labels=", ".join(quoted(label) for label in labels),
         outputs=f"`{reads}`",
         meaning="The largest says which of LABELS." if labels else "",
         arguments=", ".join(f"{name}: {kind}" for name, kind in types.items()),
@@ -117,7 +117,7 @@ def android(path: Path, reads: str, labels: Sequence[str], about: Mapping[str, s
     )
     notes = ""
     if picture:
-        call += _picture(picture, opened.shapes[picture], settings)
+        call += picture_code(picture, opened.shapes[picture], settings)
         notes = (
             "Android scales pictures in its own way: compare `pixels` of a few pictures with what Python's processor "
             "makes of them. `preprocessor_config.json` holds all of its settings."
@@ -129,7 +129,8 @@ def android(path: Path, reads: str, labels: Sequence[str], about: Mapping[str, s
     return GUIDE.format(file=path.name, library=LIBRARY, code=call.rstrip(), notes=notes)
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A text in Kotlin."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$") + '"'
 
 
@@ -146,8 +147,8 @@ def _allocated(shape: tuple[int, ...]) -> str:
     return inner
 
 
-def _picture(name: str, shape: tuple[int, ...], settings: Mapping[str, Any]) -> str:
-    """The code that makes the file's input of a picture."""
+def picture_code(name: str, shape: tuple[int, ...], settings: Mapping[str, Any]) -> str:
+    """The code that makes a file's input of a picture."""
     _, _, side, wide = shape
     size = settings.get("size") or {}
     height, width = size.get("height", side), size.get("width", wide)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
-from hfadapt.core.errors import RunError
+from hfadapt.core.errors import HfadaptError, RunError
 from hfadapt.formats import Estimate, Form, Format, Runner
 from hfadapt.hardware import catalogue
 from hfadapt.models.base import BaseRef
@@ -271,13 +271,21 @@ def graph_of(cell: Cell, base: Base, examples: Sequence[Example], what: str, mak
         name: {0: "batch"} if one_size or value.ndim != 2 else {0: "batch", 1: "length"}
         for name, value in tensors.items()
     }
-    try:
+    with no_graph(base.model, what):
         return make(base.model, {**tensors, **options}, {**shapes, **dict.fromkeys(options)})
+
+
+@contextlib.contextmanager
+def no_graph(model: Any, what: str = "") -> Iterator[None]:
+    """Raises RunError where exporters, whose errors are of every kind, cannot make a graph of an architecture."""
+    try:
+        yield
+    except HfadaptError:
+        raise
     except Exception as error:
-        # The exporters raise errors of every kind.
         raise RunError(
-            f"no {what} graph can be made of this model",
-            place=type(base.model).__name__,
+            f"no {what} graph can be made of this model" if what else "no graph can be made of this model",
+            place=type(model).__name__,
             got=f"{type(error).__name__}: {' '.join(str(error).split())}"[:400],
             fix="export it as merged, which every tool of transformers reads",
         ) from error

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
-from hfadapt.core.errors import RunError
 from hfadapt.formats import Form, Format, Head, Runner, Shape
 from hfadapt.formats import _litert_environment as environment
 from hfadapt.formats import _litert_file as file
@@ -183,18 +182,9 @@ def save_job(
             return {reads: self.model(**inputs, **options)[reads]}
 
     example = {name: torch.from_numpy(values[:1].copy()) for name, values in rows.items()}
-    try:
-        with torch.no_grad():
-            program = _without_masked_writes(torch.export.export(One().eval(), (), example))
-            torch.export.save(program, folder / "graph.pt2")
-    except Exception as error:
-        # torch.export raises errors of every kind.
-        raise RunError(
-            "no graph can be made of this model",
-            place=type(model).__name__,
-            got=f"{type(error).__name__}: {' '.join(str(error).split())}"[:400],
-            fix="export it as merged, which every tool of transformers reads",
-        ) from error
+    with single.no_graph(model), torch.no_grad():
+        program = _without_masked_writes(torch.export.export(One().eval(), (), example))
+        torch.export.save(program, folder / "graph.pt2")
     arrays: Any = dict(rows)
     np.savez(folder / "rows.npz", **arrays)
 

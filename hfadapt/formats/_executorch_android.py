@@ -1,0 +1,117 @@
+"""How a .pte file is called on Android, in Kotlin, with the file's own names, sizes and preprocessing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from math import prod
+from typing import TYPE_CHECKING
+
+from hfadapt.formats._litert_android import SOUND, picture_code, quoted
+
+if TYPE_CHECKING:
+    from hfadapt.formats._executorch_file import Opened
+
+LIBRARY = "org.pytorch:executorch-android"
+ARRAYS = {"int64": "LongArray", "int32": "IntArray", "float32": "FloatArray"}
+PICTURE = "Array<Array<Array<FloatArray>>>"
+
+GUIDE = """\
+# On Android
+
+`{file}` needs no network. This code was **not run** by hfadapt; the names, sizes and numbers in it are those of the
+file. The file itself was run by ExecuTorch on another processor: see README.md.
+
+In `build.gradle.kts`: `implementation("{library}")`, the version that made the file or a later one. Put `{file}` into
+`src/main/assets`; ExecuTorch reads files, so it is copied once.
+
+```kotlin
+{code}
+```
+
+{notes}
+"""
+
+CALL = """\
+import android.content.Context
+{imports}import java.io.File
+import java.nio.FloatBuffer
+import org.pytorch.executorch.EValue
+import org.pytorch.executorch.Module
+import org.pytorch.executorch.Tensor
+
+val LABELS = listOf({labels})
+
+class Model(context: Context) : AutoCloseable {{
+    private val module = File(context.filesDir, "{file}").let {{ copy ->
+        context.assets.open("{file}").use {{ from -> copy.outputStream().use {{ from.copyTo(it) }} }}
+        Module.load(copy.path)
+    }}
+
+    /** `{reads}` for one row: {size}. {meaning} */
+    fun run({arguments}): FloatArray {{
+{lines}
+        return module.forward({given})[0].toTensor().dataAsFloatArray
+    }}
+
+    override fun close() = module.destroy()
+}}
+"""
+
+TOKENS = (
+    "`input_ids` are the ids of `tokenizer.json`, with its special tokens, one to {length}, and `attention_mask` is 1 "
+    "for each; nothing is filled up. Android has no tokenizer of its own: use the Rust crate `tokenizers` through JNI, "
+    "or a port that reads this file, and compare its ids with those of Python on a few texts."
+)
+
+
+def android(file: str, opened: Opened, labels: Sequence[str], reads: str) -> str:
+    """A page in Markdown.
+
+    Args:
+        file: Its name.
+        opened: The file in its runtime.
+        reads: Name of its output.
+    """
+    settings = json.loads(opened.about.get("hfadapt.preprocessing", "{}"))
+    picture = next((name for name, shape in opened.shapes.items() if len(shape) == 4), None)
+    code = CALL.format(
+        file=file,
+        imports="import android.graphics.Bitmap\n" if picture else "",
+        labels=", ".join(quoted(label) for label in labels),
+        reads=reads,
+        size=f"{prod(opened.answers)} numbers" + (" at most" if "input_ids" in opened.shapes and not labels else ""),
+        meaning="The largest says which of LABELS." if labels else "",
+        arguments=", ".join(
+            f"{name}: {PICTURE if name == picture else ARRAYS[kind]}" for name, kind in opened.inputs.items()
+        ),
+        lines="\n".join(_tensor(name, opened.shapes[name], name == picture) for name in opened.inputs),
+        given=", ".join(f"EValue.from({name}Tensor)" for name in opened.inputs),
+    )
+    notes = ""
+    if picture:
+        code += picture_code(picture, opened.shapes[picture], settings)
+        notes = (
+            "Android scales pictures in its own way: compare `pixels` of a few pictures with what Python's processor "
+            "makes of them. `preprocessor_config.json` holds all of its settings."
+        )
+    elif "sampling_rate" in settings:
+        notes = SOUND.format(rate=settings["sampling_rate"], arguments=opened.about.get("hfadapt.arguments", "none"))
+    elif "input_ids" in opened.shapes:
+        notes = TOKENS.format(length=opened.shapes["input_ids"][1])
+    library = f"{LIBRARY}:{version('executorch')}"
+    return GUIDE.format(file=file, library=library, code=code.rstrip(), notes=notes)
+
+
+def _tensor(name: str, shape: tuple[int, ...], picture: bool) -> str:
+    """Lines that make the tensor of an argument."""
+    indent = " " * 8
+    if picture:
+        return (
+            f"{indent}val numbers = FloatBuffer.allocate({prod(shape)})\n"
+            f"{indent}for (colour in {name}[0]) for (row in colour) numbers.put(row)\n"
+            f"{indent}val {name}Tensor = Tensor.fromBlob(numbers.array(), longArrayOf({', '.join(map(str, shape))}))"
+        )
+    sizes = f"1, {name}.size.toLong()" if len(shape) == 2 else ", ".join(map(str, shape))
+    return f"{indent}val {name}Tensor = Tensor.fromBlob({name}, longArrayOf({sizes}))"
