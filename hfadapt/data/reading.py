@@ -84,6 +84,11 @@ class SourceReader:
         def ready(number: int, values: dict[str, Any]) -> Row | Dropped:
             assert formatter is not None
             whole = formatter.whole
+            group = self.shape.group_of(values)
+            if isinstance(known := self._with_class(number, values), Dropped):
+                self.bad.append(known)
+                return known
+            values = known
             values = self._flags.read(values) if self._flags else values
             # NaN is how tables say that there is nothing.
             values = {column: None if value != value else value for column, value in values.items()}
@@ -100,7 +105,7 @@ class SourceReader:
             if isinstance(item, Row):
                 self.notes.update(filter(None, item.columns.pop("notes", "").split("; ")))
                 item.split = self.source.split
-                item.group = self.shape.group_of(values)
+                item.group = group
                 self.alone += bool(self.shape.group) and not item.group
             else:
                 self.bad.append(item)
@@ -129,6 +134,17 @@ class SourceReader:
         if formatter is None and head:
             formatter = self._formatter(head)
             yield from (ready(*each) for each in head)
+
+    def _with_class(self, number: int, values: dict[str, Any]) -> dict[str, Any] | Dropped:
+        """The values, with the class in the place of what the recipe's pattern finds it in; else why there is none."""
+        asked = self.source.settings.columns
+        whole = values.get(asked.label or "")
+        if asked.label is None or asked.label_pattern is None or whole is None:
+            return values
+        if (found := asked.class_in(whole)) is not None:
+            return {**values, asked.label: found}
+        detail = f"row {number} has {asked.label} {str(whole)[:60]!r}, in which label_pattern finds nothing"
+        return Dropped(self.source.name, number, "no-match", detail=detail)
 
     @property
     def parts(self) -> dict[str, str]:
