@@ -18,6 +18,7 @@ from hfadapt.data.labels import Labels, some
 from hfadapt.data.reading import SourceReader
 from hfadapt.data.rows import Row
 from hfadapt.data.sources import check_unreadable, open_source
+from hfadapt.recipe.domain import PATTERNS
 from hfadapt.recipe.reading import load_recipe
 from hfadapt.recipe.sources import folder_of
 from hfadapt.schemas import RowSchema
@@ -96,7 +97,9 @@ def preview(path: Path) -> View:
 
 def _columns_read(reader: SourceReader) -> str:
     """Which columns were taken by what they hold, and which are not read."""
-    said = [f"{part} is {column!r}" for part, column in reader.parts.items() if part != column]
+    found = reader.source.settings.columns.model_dump(include=set(PATTERNS), exclude_none=True)
+    patterns = {name.removesuffix("_pattern"): f"what {pattern!r} finds in " for name, pattern in found.items()}
+    said = [f"{part} is {patterns.get(part, '')}{column!r}" for part, column in reader.parts.items() if part != column]
     return "; ".join([*said, *([f"not read: {some(reader.unread, 8)}"] if reader.unread else [])])
 
 

@@ -174,13 +174,13 @@ def explained(ctx: typer.Context, incomplete: str) -> Iterator[Answer]:
 def columns(ctx: typer.Context, incomplete: str) -> Iterator[Answer]:
     """`text=`, then the columns of the data on the line; the same after a comma."""
     from hfadapt.files import folders, reading
-    from hfadapt.recipe.domain import GROUPING, Columns
+    from hfadapt.recipe.domain import PATTERNS, Columns
 
     *_, last = re.split(r",(?=\s*\w*=?[^,]*$)", incomplete)
     before = incomplete.removesuffix(last)
     part, sign, _ = last.partition("=")
     if not sign:
-        yield from ((f"{before}{name}=", "part of a row") for name in Columns.model_fields if name != GROUPING[1])
+        yield from ((f"{before}{name}=", "part of a row") for name in Columns.model_fields if name not in PATTERNS)
         return
     line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
     data = next(Path(word) for word in line.split()[2:] if not word.startswith("-") and Path(word).exists())

@@ -18,7 +18,7 @@ from hfadapt.data.flags import find_flags
 from hfadapt.data.labels import some
 from hfadapt.data.sources import UNREADABLE_LIMIT
 from hfadapt.files import Blob, media
-from hfadapt.recipe.domain import GROUPING
+from hfadapt.recipe.domain import PATTERNS
 from hfadapt.recipe.schema import Columns
 from hfadapt.schemas import LABEL_NAMES
 from hfadapt.tasks import Task
@@ -59,7 +59,7 @@ def read_columns(said: Iterable[str], rows: Rows, place: str) -> Columns:
             problem = choice_problem("no row has such a part", part, parts, "--columns")
             if column in parts and part in there:
                 problem = replace(problem, fix=f"did you mean {column}={part}?")
-        elif part != GROUPING[1] and column not in there:
+        elif part not in PATTERNS and column not in there:
             problem = choice_problem(f"there is no column for {part}", column, there, f"--columns, {place}")
         elif found.get(part, column) != column:
             problem = Problem(f"two columns are given for {part}", "--columns", f"{found[part]} and {column}")

@@ -28,6 +28,7 @@ from hfadapt.cli.new_columns import (
     values_of,
     ways,
 )
+from hfadapt.cli.new_names import columns_in_names, with_classes
 from hfadapt.core import registry, samples
 from hfadapt.core.errors import DataError, RequestError, choice_problem
 from hfadapt.core.spec import write_text
@@ -38,7 +39,7 @@ from hfadapt.files import Read, folders, media
 from hfadapt.files.nested import spread
 from hfadapt.files.opening import WESTERN, suffix, western
 from hfadapt.models.facts import load_config, reads_both_ways
-from hfadapt.recipe.domain import GROUPING
+from hfadapt.recipe.domain import GROUPING, PATTERNS
 from hfadapt.recipe.json_schema import schema_text
 from hfadapt.recipe.reading import load_recipe
 from hfadapt.recipe.rules import RUN_FILES
@@ -93,8 +94,9 @@ def write_recipe(
     _check_base(model)
     found, noticed, encoding = _peek(data, encoding)
     rows: Rows = found
-    said = read_columns(columns, rows, data)
-    modality = _modality(rows, model, data)
+    said, in_names = columns_in_names(data, rows, read_columns(columns, rows, data), ask)
+    rows = with_classes(rows, said)
+    modality = _modality(rows, model, data, said)
     task, shape, rows = _task(rows, modality, _generates(model), data, ask, said)
     _check_chat(model, shape)
     domain = _name(PurePath(data.removeprefix("sample:")).stem)
@@ -108,7 +110,7 @@ def write_recipe(
             model,
             task,
             {domain: _settings(data, path, shape, license, said, encoding)},
-            [*noticed, *_seen(shape, rows, said)],
+            [*noticed, *in_names, *_seen(shape, rows, said)],
         ),
     )
     try:
@@ -126,11 +128,15 @@ def suiting_model(data: str, columns: Iterable[str] = (), encoding: str | None =
     Raises:
         DataError: the data cannot be read.
     """
-    (rows, _, _), plain = _peek(data, encoding), None
+    rows: Rows = _peek(data, encoding)[0]
+    plain = None
     said = read_columns(columns, rows, data)
+    with suppress(DataError):
+        said, _ = columns_in_names(data, rows, said, None)
+    rows = with_classes(rows, said)
     for model in (f"{samples.PREFIX}{name}" for name in samples.models()):
         with suppress(RequestError, DataError):
-            task, shape, _ = _task(rows, _modality(rows, model, data), _generates(model), data, None, said)
+            task, shape, _ = _task(rows, _modality(rows, model, data, said), _generates(model), data, None, said)
             if registry.task(task).writes or _labelled(shape):
                 return model
             plain = plain or model
@@ -226,7 +232,7 @@ def _generates(model: str) -> bool:
     return ("CausalLM" in names or "LMHead" in names) and not reads_both_ways(config)
 
 
-def _modality(rows: Rows, model: str, place: str) -> str:
+def _modality(rows: Rows, model: str, place: str, said: Columns) -> str:
     """What is learned from: what the model is made for, where the rows have it.
 
     Raises:
@@ -247,14 +253,15 @@ def _modality(rows: Rows, model: str, place: str) -> str:
             place=model,
             fix=f"name a model of {rows_are} with --model, or data of {model_is} with --data",
         )
-    if found in files.values() and not texts:
+    if found in files.values() and not texts and said.label is None:
         kind = registry.modality(found)
         raise DataError(
             f"the {kind.nouns} have no classes",
             place=place,
             got=f"a folder or archive of {kind.nouns} alone",
             fix=f"move them into a folder for each class, such as CLASS/1{kind.suffixes[0]}, or give a table with the "
-            "columns file_name and label",
+            "columns file_name and label; or name what finds the class in their names: --columns "
+            "'label=file,label_pattern=_(\\w+)_'",
         )
     return found
 
@@ -357,7 +364,7 @@ def _settings(
     if encoding is not None:
         settings["encoding"] = encoding
     asked = columns.model_dump(exclude_none=True)
-    grouping = {name: asked[name] for name in GROUPING if name in asked}
+    grouping = {name: asked[name] for name in dict.fromkeys((*GROUPING, *PATTERNS)) if name in asked}
     parts = {part: column for part, column in shape.parts.items() if part != column or part in asked}
     if said := {**parts, **grouping}:
         settings["columns"] = said

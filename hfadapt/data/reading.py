@@ -87,9 +87,13 @@ class SourceReader:
             assert formatter is not None
             where = Place(self.source.name, read.row, read.line, read.in_file)
             whole = formatter.whole
-            values = self._flags.read(read.values) if self._flags else read.values
             # NaN is how tables say that there is nothing.
-            values = {column: None if value != value else value for column, value in values.items()}
+            values = {column: None if value != value else value for column, value in read.values.items()}
+            group = self.shape.group_of(values)
+            if isinstance(known := self._with_class(where, values), Dropped):
+                self.bad.append(known)
+                return known
+            values = self._flags.read(known) if self._flags else known
             if media := registry.schema(self.shape.form).media:
                 values = {**values, self.shape.parts[media]: self._file(values.get(self.shape.parts[media]))}
             repaired, garbled = clean.repair(values, self.shape.used, mend, whole)
@@ -103,7 +107,7 @@ class SourceReader:
             if isinstance(item, Row):
                 self.notes.update(filter(None, item.columns.pop("notes", "").split("; ")))
                 item.split = self.source.split
-                item.group = self.shape.group_of(values)
+                item.group = group
                 self.alone += bool(self.shape.group) and not item.group
             else:
                 self.bad.append(item)
@@ -135,6 +139,17 @@ class SourceReader:
         if formatter is None and head:
             formatter = self._formatter(head)
             yield from (ready(each) for each in head)
+
+    def _with_class(self, where: Place, values: dict[str, Any]) -> dict[str, Any] | Dropped:
+        """The values, with the class in the place of what the recipe's pattern finds it in; else why there is none."""
+        asked = self.source.settings.columns
+        whole = values.get(asked.label or "")
+        if asked.label is None or asked.label_pattern is None or whole is None:
+            return values
+        if (found := asked.class_in(whole)) is not None:
+            return {**values, asked.label: found}
+        detail = f" has {asked.label} {str(whole)[:60]!r}, in which label_pattern finds nothing"
+        return Dropped(where, "no-match", detail=detail)
 
     @property
     def parts(self) -> dict[str, str]:

@@ -45,6 +45,10 @@ _UNREADABLE = {
         "lack columns that the others have: values are missing, or formats are mixed",
         "repair these rows, name the right columns, or make each format a source of its own",
     ),
+    "no-match": (
+        "have nothing that label_pattern finds",
+        "correct columns.label_pattern: its first bracket stands round the class; or take these files out",
+    ),
     "several-labels": ("have several labels", "set task: {task}, which learns any number of classes for a text"),
     "masked-tag": (
         "have tags of -100, as text has that is cut into tokens already",

@@ -15,6 +15,8 @@ from hfadapt.recipe.template import Template
 
 GROUPING = ("group", "group_pattern")
 """Of `columns`, what says which rows stay together."""
+PATTERNS = ("group_pattern", "label_pattern")
+"""Of `columns`, what says which part of a value counts: no column itself."""
 NAMES_SHOWN = 6
 
 
@@ -37,24 +39,40 @@ class _Columns(Section):
     Example: _(\\w+)_
     """
 
+    label_pattern: str | None = None
+    """Regular expression; of a value of `label`, such as the name of a file, only what its first bracket finds is the
+    class.
+
+    Example: ^\\w+?_(\\w+?)_
+    """
+
     @property
     def parts(self) -> dict[str, str]:
         """The columns that are said to hold a part of the row."""
-        said = self.model_dump(exclude=set(GROUPING))
+        said = self.model_dump(exclude={*GROUPING, *PATTERNS})
         return {part: column for part, column in said.items() if column is not None}
+
+    def class_in(self, value: Any) -> Any:
+        """What of a value of `label` is the class; None where the pattern finds nothing."""
+        if self.label_pattern is None or value is None:
+            return value
+        match = re.search(self.label_pattern, str(value))
+        return (match[1] or None) if match else None
 
     @model_validator(mode="after")
     def _one_bracket(self) -> Self:
-        if self.group_pattern is None:
-            return self
-        if self.group is None:
-            raise ValueError("group_pattern needs group, the column in which it looks")
-        try:
-            brackets = re.compile(self.group_pattern).groups
-        except re.error as error:
-            raise ValueError(f"group_pattern is no regular expression: {error}") from None
-        if not brackets:
-            raise ValueError("group_pattern needs a bracket round what is the same in a group, such as _(\\w+)_")
+        for name in PATTERNS:
+            pattern, column = getattr(self, name), name.removesuffix("_pattern")
+            if pattern is None:
+                continue
+            if getattr(self, column) is None:
+                raise ValueError(f"{name} needs {column}, the column in which it looks")
+            try:
+                brackets = re.compile(pattern).groups
+            except re.error as error:
+                raise ValueError(f"{name} is no regular expression: {error}") from None
+            if not brackets:
+                raise ValueError(f"{name} needs a bracket round what it is to find, such as _(\\w+)_")
         return self
 
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from hfadapt.core import registry
 from hfadapt.core.errors import nearest
 from hfadapt.recipe.names import AUTO, TEXT_METRICS, gate_names, is_metric_path, metric_names
-from hfadapt.recipe.schema import GROUPING, Columns, Lock
+from hfadapt.recipe.schema import GROUPING, PATTERNS, Columns, Lock
 from hfadapt.recipe.words import dig, dotted, show
 from hfadapt.recipe.yaml_lines import Keys, Tree
 
@@ -268,7 +268,7 @@ def check_task(tree: Tree) -> None:
     for at, columns in _columns(tree):
         templated = writes and template_of(tree, str(at[1])) is not None
         for part in Columns.model_fields:
-            if not columns.get(part) or part in (*parts, *GROUPING) or templated:
+            if not columns.get(part) or part in (*parts, *GROUPING, *PATTERNS) or templated:
                 continue
             if writes:
                 fix = "add a template, such as prompt: '{text}' and completion: ' {label}'"

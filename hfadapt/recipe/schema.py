@@ -23,6 +23,7 @@ from hfadapt.recipe.data import Data
 from hfadapt.recipe.data import Dedupe as Dedupe
 from hfadapt.recipe.domain import GROUPING as GROUPING
 from hfadapt.recipe.domain import NOTES, AnyDomain
+from hfadapt.recipe.domain import PATTERNS as PATTERNS
 from hfadapt.recipe.domain import Columns as Columns
 from hfadapt.recipe.domain import Domain as Domain
 from hfadapt.recipe.domain import Source as Source

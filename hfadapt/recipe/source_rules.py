@@ -16,7 +16,7 @@ from hfadapt.files.reading import column_names
 from hfadapt.recipe.names import is_metric_path, is_task_path
 from hfadapt.recipe.pretrain_rules import pretrain_places
 from hfadapt.recipe.rules import PLACEHOLDER, brace_fault, template_of, texts
-from hfadapt.recipe.schema import GROUPING
+from hfadapt.recipe.schema import PATTERNS
 from hfadapt.recipe.sources import (
     HUB_ID,
     MODEL_ID,
@@ -248,7 +248,7 @@ class _Domain:
         if names is None:
             return
         for part, name in asked.items():
-            if isinstance(name, str) and name not in names and part != GROUPING[1]:
+            if isinstance(name, str) and name not in names and part not in PATTERNS:
                 self.refuse_column((*keys, "columns", part), f"there is no column for {part}", name, names)
         found = template_of(self.tree, self.name)
         for at, text, _ in texts(*found) if found else ():

@@ -90,3 +90,28 @@ def test_what_makes_no_group_is_refused(tmp_path, columns):
 def test_a_group_that_is_no_column(tmp_path):
     with pytest.raises(RecipeError, match="there is no column for group"):
         prepared(tmp_path, ["a"] * 10, {"group": "speakers"})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_class_and_group_are_found_in_the_same_column(tmp_path, streaming):
+    columns = {"label": "file", "label_pattern": r"^(\d)_", "group": "file", "group_pattern": r"^\d_([a-z]+)_"}
+    speakers = [name for name in "abcdefghij" for _ in range(30)]
+    domain = prepared(tmp_path, speakers, columns, streaming=streaming, test=0.3, validation=0.3)
+    assert domain.record.labels == ("0", "1")
+    assert set(splits_of(domain)) == set("abcdefghij")
+    rows = [row for split in SPLITS for row in domain.rows(split)]
+    assert all(("dreadful", "lovely")[int(row["label"])] in row["text"] for row in rows)
+
+
+def test_rows_in_which_the_pattern_finds_no_class_are_named(tmp_path):
+    speakers = [*"abcdefghijkl" * 10, "X"]
+    columns = {"label": "file", "label_pattern": "^([01])_[a-z]"}
+    domain = prepared(tmp_path, speakers, columns)
+    assert domain.record.dropped["no-match"] == 1
+    (said,) = [each.message for each in domain.record.noticed if each.code == "rows-left-out"]
+    assert "row 120 has file '0_X_120.wav', in which label_pattern finds nothing" in said
+    with pytest.raises(DataError, match="have nothing that label_pattern finds") as caught:
+        prepared(tmp_path, speakers, {"label": "file", "label_pattern": "(nothing like it)"})
+    assert "correct columns.label_pattern" in str(caught.value)
+    with pytest.raises(RecipeError, match="label_pattern"):
+        prepared(tmp_path, speakers, {"label_pattern": "(a)"})

@@ -233,6 +233,7 @@ def columns(place: str, beside: Mapping[str, Any]) -> dict[str, Case]:
         f"{place}.group_pattern": Case(
             (None, "^(.)", "(.)$"), rows, beside={**beside, **body(place), f"{place}.group": "team"}
         ),
+        f"{place}.label_pattern": Case((None, "quite (.)", "(..)$"), rows, beside={**beside, **body(place)}),
         f"{place}.audio": Case(("first", "second"), rows, SOUNDS, {**heard_rows, f"{place}.label": "label"}),
         f"{place}.image": Case(("first", "second"), rows, PICTURES, {**seen_rows, f"{place}.label": "label"}),
         f"{place}.tokens": Case(("w1", "w2"), rows, TAGS, {**tagged, f"{place}.tags": "t1"}),

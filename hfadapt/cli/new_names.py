@@ -1,0 +1,131 @@
+"""Classes and groups in the names of recordings and pictures, for `hfadapt new`: `anna_yes_01.wav`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from hfadapt.cli.new_columns import MOST_LABELS, Ask, Rows, files_of
+from hfadapt.core.errors import DataError
+from hfadapt.data.labels import some
+from hfadapt.data.sources import local_path
+from hfadapt.files import folders, media
+from hfadapt.recipe.schema import Columns
+
+NAME = "file"
+"""The column with the names of files, which stands beside them by itself."""
+LEAST_FILES, LEAST_GROUPS = 5, 5
+"""Of each class on average, and so many groups as three splits need."""
+SEPARATORS = "_-"
+
+
+@dataclass(frozen=True)
+class _Field:
+    """One of the fields of all names: its number from 0, and how many files have each of its values."""
+
+    number: int
+    values: Counter[str]
+
+    def __str__(self) -> str:
+        return f"field {self.number + 1} ({some(sorted(self.values), 4)})"
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Names of files that all have as many fields; a folder before them is no part of the first."""
+
+    example: str
+    separator: str
+    fields: tuple[_Field, ...]
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> _Names | None:
+        """The names by the separator that tells something; None where none does."""
+        stems = [PurePosixPath(name).stem for name in names]
+        for separator in SEPARATORS:
+            split = [stem.split(separator) for stem in stems]
+            if len({len(each) for each in split}) == 1 and len(split[0]) > 1 and all(map(all, split)):
+                fields = [_Field(number, Counter(values)) for number, values in enumerate(zip(*split, strict=True))]
+                if (found := cls(names[0], separator, tuple(fields))).candidates():
+                    return found
+        return None
+
+    def pattern(self, field: _Field) -> str:
+        """What finds a field, wherever it stands."""
+        own, last = f"[^/{self.separator}]+", field.number == len(self.fields) - 1
+        start = "(?:^|/)" if "/" in self.example else "^"
+        inner = rf"([^/{self.separator}]+)\.[^.]+$" if last else f"({own}){self.separator}"
+        return start + f"{own}{self.separator}" * field.number + inner
+
+    def candidates(self) -> list[_Field]:
+        """Fields of few values that come again and again; a number at the end counts the files of the rest."""
+        files = self.fields[0].values.total()
+        few = [each for each in self.fields if 2 <= len(each.values) <= min(MOST_LABELS, files // LEAST_FILES)]
+        last = self.fields[-1]
+        return [each for each in few if each is not last or not all(map(str.isdecimal, last.values))]
+
+    def groups(self, label: _Field) -> Iterator[_Field]:
+        """Fields before the last whose values, such as speakers, each have several files."""
+        files = self.fields[0].values.total()
+        for each in self.fields[:-1]:
+            if each is not label and LEAST_GROUPS <= len(each.values) <= files // 2:
+                yield each
+
+
+def columns_in_names(data: str, rows: Rows, said: Columns, ask: Ask | None) -> tuple[Columns, list[str]]:
+    """What is said of the columns, with class and group of files alone from their names; and what was taken from them.
+
+    Names tell a class where all have as many fields, and one of these takes few values; of two such the later is taken,
+    and the earlier as the group.
+
+    Raises:
+        DataError: more than two fields could be the class, and nobody is asked.
+    """
+    kinds = files_of(rows)
+    bare = kinds and all(set(row) <= {*kinds, NAME} for row in rows)
+    names = _Names.of(_names(data, rows)) if bare and said.label is None else None
+    if names is None:
+        return said, []
+    found = names.candidates()
+    label = found[-1]
+    if len(found) > 1 and ask is not None:
+        listed = "; ".join(map(str, found))
+        numbers = [str(each.number + 1) for each in found]
+        asked = ask(f"field of the names that is the class, in {names.example}: {listed}", numbers, numbers[-1])
+        label = found[numbers.index(asked)]
+    elif len(found) > 2:
+        option = f"label={NAME},label_pattern={names.pattern(label)}"
+        raise DataError(
+            "several fields of the names could be the class",
+            place=data,
+            got=f"names such as {names.example}: {'; '.join(map(str, found))}",
+            fix=f"say which it is, such as --columns '{option}' for field {label.number + 1}",
+        )
+    taken = {"label": NAME, "label_pattern": names.pattern(label)}
+    told = [f"From names such as {names.example}: the class is {label}; label_pattern says so."]
+    others = [each for each in found if each is not label]
+    told += [f"If the class is {each}, write label_pattern: {names.pattern(each)!r}." for each in others]
+    group = next(names.groups(label), None) if said.group is None else None
+    if group is not None:
+        taken |= {"group": NAME, "group_pattern": names.pattern(group)}
+        told.append(f"Files alike in {group} stay in one split; if they need not, delete group and group_pattern.")
+    return Columns(**{**said.model_dump(exclude_none=True), **taken}), told
+
+
+def with_classes(rows: Rows, said: Columns) -> Rows:
+    """The rows, with the class in the place of what it is found in."""
+    if said.label_pattern is None or said.label is None:
+        return rows
+    return [{**row, said.label: said.class_in(row.get(said.label))} for row in rows]
+
+
+def _names(data: str, rows: Rows) -> list[str]:
+    """The names of all files as rows have them; of an archive those of the first rows."""
+    path = local_path(data, Path())
+    files = folders.chosen(path).data if path is not None else ()
+    if not files or any(file.suffix.lower() not in media.suffixes() for file in files):
+        return [str(row.get(NAME, "")) for row in rows]
+    several = len({file.parent for file in files}) > 1
+    return [f"{file.parent.name}/{file.name}" if several else file.name for file in files]
