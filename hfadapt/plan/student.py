@@ -30,8 +30,8 @@ RATES = ((50_000_000, 1e-4), (float("inf"), 5e-5))
 
 FASTER = 3.0
 """How much higher rates are where whole vectors are learned (`Task.alone`). MiniLM with 69 % of its parameters on 961
-pairs about licenses, 122 steps: a validation loss of 1.56 at 3e-4, after half of the steps the 1.74 that 1e-4 ended with;
-on 800 test rows 2.2 points of nDCG@10 were lost at both."""
+pairs about licenses, 122 steps: a validation loss of 1.56 at 3e-4, and after half of the steps the 1.74 that 1e-4 ended
+with; on 800 test rows 2.2 points of nDCG@10 were lost at both."""
 ROWS = 16
 """Rows of a step, of every task: a teacher's answer says something of each row alone. With the 64 of an adapter that
 searches there were 32 steps for 1,000 rows."""
