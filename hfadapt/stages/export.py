@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from hfadapt.recipe.schema import Lock
 
 FOLDER = "exported"
+SURELY = 1.1
+"""An estimate of bytes is that far off at most."""
 
 
 def section(facts: Facts) -> str:
@@ -141,19 +143,42 @@ def _exported(cell: Cell, context: Context) -> DeviceRecord:
         return DeviceRecord(**about, format=None, note=f"no format of {', '.join(target.exports)} can hold it")
     folder = own / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
+    require_room(cell, name, facts, failed=bool(context.recipe.student) and not Cell(own).holds(StudentRecord))
     context.progress.say(f"{cell.domain}: exporting for {cell.target} as {name}")
     record = export(cell, name, folder, variant=cell.lock.export.storage, say=context.progress.say).record
     found = _record(about, record, facts, cell.lock)
     if found.most_bytes is not None and found.bytes > found.most_bytes:
         smaller = [f"{each.form} is refused: {'; '.join(each.refused)}" for each in record.judged if each.refused]
-        raise RunError(
-            f"the export is larger than {cell.target} allows",
-            place=str(folder),
-            got="; ".join([f"{found.form}: {show_bytes(found.bytes)}", *smaller]),
-            allowed=f"{show_bytes(found.most_bytes)}",
-            fix=f"a smaller base, a form of fewer bits (export.storage), or targets: [{{{cell.target}: {{bytes: …}}}}]",
-        )
+        raise _too_large(cell, [f"{found.form}: {show_bytes(found.bytes)}", *smaller], found.most_bytes)
     return found
+
+
+def require_room(cell: Cell, name: str, facts: ModelFacts, failed: bool) -> None:
+    """Raises RunError where no form can be within the budget, before any is written.
+
+    Args:
+        failed: Whether a student was to leave in the model's place, and none was made.
+    """
+    target, budget = catalogue.target(cell.target), cell.lock.budgets.get(cell.target, Budget())
+    most, wanted = budget.bytes or target.most_bytes, cell.lock.export.storage
+    known = [each for each in registry.format(name).estimates(facts) if wanted in (None, each.form)]
+    nearest = min(known, key=lambda each: each.bytes, default=None)
+    if most is None or nearest is None or nearest.bytes <= SURELY * most:
+        return
+    found = [f"of {name} the nearest form is {nearest.form}, about {show_bytes(nearest.bytes)}; nothing was written"]
+    if failed:
+        found.insert(0, "no student was made, so the adapted model itself would leave")
+    raise _too_large(cell, found, most)
+
+
+def _too_large(cell: Cell, found: Sequence[str], most: int) -> RunError:
+    return RunError(
+        f"the export is larger than {cell.target} allows",
+        place=str(cell.folder / FOLDER),
+        got="; ".join(found),
+        allowed=show_bytes(most),
+        fix=f"a smaller base, a form of fewer bits (export.storage), or targets: [{{{cell.target}: {{bytes: …}}}}]",
+    )
 
 
 def _record(about: dict[str, str], record: ExportRecord, facts: ModelFacts, lock: Lock) -> DeviceRecord:

@@ -7,8 +7,12 @@ import json
 import pytest
 from tiny import command, labelled, pairs, recipe_fields, write_recipe, write_rows
 
+from hfadapt.core.errors import RunError
+from hfadapt.models.facts import model_facts
+from hfadapt.recipe.budgets import Budget
 from hfadapt.records.published import DeviceRecord
 from hfadapt.run_folder import Cell
+from hfadapt.stages.export import require_room
 
 PHONE = "android-8gb"
 
@@ -74,5 +78,17 @@ def test_an_export_beyond_the_budget_fails_the_cell(models, folder):
     write(folder, models, "large", {"bytes": "200kB"})
     done = command("run", "large.yaml", folder=folder)
     assert done.code != 0
-    assert "larger than android-8gb allows" in done.out + done.err or "does not fit" in done.out + done.err
+    assert "larger than android-8gb allows" in done.out + done.err
     assert Cell(folder / "runs/large/one/this-machine").evaluation.metrics
+    # A student that was promised and failed leaves a model of which no form fits: that is known before one is written.
+    cell, facts = Cell(folder / "runs/large/one" / PHONE), model_facts(str(models / "lm"), "causal-lm")
+    cell.save_lock(cell.lock.model_copy(update={"budgets": {PHONE: Budget(bytes=20_000)}}))
+    with pytest.raises(RunError) as caught:
+        require_room(Cell(cell.folder), "gguf", facts, failed=True)
+    for words in (
+        "no student was made",
+        "of gguf the nearest form is merged-q4_0, about 58.7 KiB; nothing was written",
+    ):
+        assert words in str(caught.value)
+    cell.save_lock(cell.lock.model_copy(update={"budgets": {PHONE: Budget(bytes=200_000)}}))
+    require_room(Cell(cell.folder), "gguf", facts, failed=False)
