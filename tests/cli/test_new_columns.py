@@ -1,0 +1,79 @@
+"""`hfadapt new --columns`: which column holds what, as somebody says it; wrong names are told with those there are."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+from tiny import command, labelled
+
+from hfadapt.recipe.reading import load_recipe
+
+
+def mood_table(path, columns=("body", "summary, long", "mood", "lang")):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for number, row in enumerate(labelled(80)):
+            writer.writerow([row["text"], row["text"][:12], row["label"], ("en", "de", "fr")[number % 3]])
+
+
+@pytest.mark.parametrize(
+    ("said", "columns", "task"),
+    [
+        (["text=body,label=mood"], {"text": "body", "label": "mood"}, "text-classification"),
+        (["text=body", "label=mood"], {"text": "body", "label": "mood"}, "text-classification"),
+        (["label = lang"], {"text": "body", "label": "lang"}, "text-classification"),
+        (
+            ["text=summary, long,label=mood,group=lang"],
+            {"text": "summary, long", "label": "mood", "group": "lang"},
+            "text-classification",
+        ),
+        (["anchor=body,positive=summary, long"], {"anchor": "body", "positive": "summary, long"}, "embedding"),
+    ],
+)
+def test_columns_can_be_said(models, tmp_path, said, columns, task):
+    mood_table(tmp_path / "d.csv")
+    words = [word for each in said for word in ("--columns", each)]
+    done = command("new", "d.csv", "--model", models / "encoder", *words, folder=tmp_path)
+    assert done.code == 0, done.err
+    recipe = load_recipe(tmp_path / "d.yaml")
+    assert recipe.task == task
+    assert recipe.domains["d"].columns.model_dump(exclude_none=True) == columns
+    assert "could also be" not in (tmp_path / "d.yaml").read_text() or "label" not in columns
+
+
+def test_a_column_that_is_said_is_written_though_it_would_be_found(models, tmp_path):
+    mood_table(tmp_path / "d.csv", ("text", "review", "label", "category"))
+    words = "--columns", "text=text,label=label"
+    assert command("new", "d.csv", "--model", models / "encoder", *words, folder=tmp_path).code == 0
+    assert load_recipe(tmp_path / "d.yaml").domains["d"].columns.parts == {"text": "text", "label": "label"}
+
+
+@pytest.mark.parametrize(
+    ("said", "what", "fix"),
+    [
+        ("text=bdy", "there is no column for text", "did you mean 'body'?"),
+        ("txt=body", "no row has such a part", "did you mean 'text'?"),
+        ("body=text", "no row has such a part", "did you mean text=body?"),
+        ("body", "a column is given as PART=COLUMN", "write PART=COLUMN, such as text=body"),
+        ("text=body,text=mood", "two columns are given for text", "name one of them"),
+        ("text=body,group_pattern=x", "group_pattern needs group", "hfadapt explain domains.NAME.columns"),
+        ("prompt=body,completion=mood", "no task of this model learns from rows of these parts", "another model"),
+    ],
+)
+def test_a_column_that_is_wrong_is_told_with_those_there_are(models, tmp_path, said, what, fix):
+    mood_table(tmp_path / "d.csv")
+    done = command("new", "d.csv", "--model", models / "encoder", "--columns", said, folder=tmp_path)
+    assert done.code == 2
+    assert what in done.err
+    assert fix in done.err
+    if "pattern" not in said and "prompt" not in said:
+        assert "columns: body, summary, long, mood, lang; parts: text, label, prompt" in done.err
+    assert not (tmp_path / "d.yaml").exists()
+
+
+def test_the_columns_stay_where_a_model_is_proposed(tmp_path):
+    mood_table(tmp_path / "d.csv")
+    done = command("new", "d.csv", "--columns", "text=body,label=mood", folder=tmp_path)
+    assert "fix:     hfadapt new d.csv --columns text=body,label=mood --model sample:" in done.err

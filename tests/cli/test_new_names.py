@@ -1,0 +1,107 @@
+"""`hfadapt new` on a flat folder: class and speaker are taken from the names of recordings and pictures, and said."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny import command
+from tiny_images import write_folders
+
+from hfadapt.cli.new_recipe import write_recipe
+from hfadapt.recipe.reading import load_recipe
+
+
+def new(model, data, folder):
+    return command("new", "--model", model, "--data", data, "-o", "r.yaml", folder=folder)
+
+
+SPOKEN = Path(__file__).parents[1] / "data_files/spoken_digits"
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+def recordings(folder, name):
+    """Real recordings of ten digits by six speakers, under other names."""
+    folder.mkdir()
+    for number, path in enumerate(sorted(SPOKEN.glob("*.wav"))):
+        digit, speaker, take = path.stem.split("_")
+        shutil.copy(path, folder / f"{name.format(speaker=speaker, word=WORDS[int(digit)], take=take, n=number)}.wav")
+
+
+NAMED = ("{speaker}_{word}_{take}", "{speaker}-{word}-x_{take}", "{word}_{n}", "set_{word}_{n}")
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_class_and_speaker_are_taken_from_the_names(hearing, tmp_path, name):
+    recordings(tmp_path / "clips", name)
+    done = new(hearing / "whisper", "clips", tmp_path)
+    assert done.code == 0, done.err
+    columns = load_recipe(tmp_path / "r.yaml").domains["clips"].columns
+    [*files] = sorted((tmp_path / "clips").iterdir())
+    assert {columns.class_in(path.name) for path in files} == {*WORDS}
+    assert columns.label == "file"
+    written = (tmp_path / "r.yaml").read_text()
+    assert "# From names such as " in written
+    assert "label is what " in done.out
+    if "{speaker}" in name:
+        assert columns.group == "file"
+        assert {re.search(columns.group_pattern, path.name)[1] for path in files} == {
+            *("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+        }
+        assert "# If the class is field 1 (george, jackson, " in written
+    else:
+        assert columns.group is None
+
+
+def test_classes_in_names_are_as_good_as_class_folders(hearing, tmp_path):
+    recordings(tmp_path / "clips", "{speaker}_{word}_{take}")
+    assert new(hearing / "whisper", "clips", tmp_path).code == 0
+    done = command("check", "r.yaml", "--json", folder=tmp_path)
+    [record] = json.loads(done.out)
+    assert record["labels"] == sorted(WORDS)
+    assert record["rows_kept"] == 120
+    assert record["columns"] == {"audio": "audio", "label": "file", "group": "file"}
+
+
+def test_pictures_are_named_too_and_in_archives(vision, tmp_path):
+    write_folders(tmp_path / "made", 24)
+    (tmp_path / "flat").mkdir()
+    for path in (tmp_path / "made").rglob("*.png"):
+        shutil.copy(path, tmp_path / "flat" / f"{path.parent.name}_{path.name}")
+    shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "flat")
+    for data in ("flat", "packed.zip"):
+        (tmp_path / "r.yaml").unlink(missing_ok=True)
+        done = new(vision / "dino", data, tmp_path)
+        assert done.code == 0, done.err
+        assert "# Labels: bar 12, pole 12." in (tmp_path / "r.yaml").read_text()
+
+
+def test_names_that_could_mean_several_things_are_listed_with_a_line_that_works(hearing, tmp_path, monkeypatch):
+    recordings(tmp_path / "clips", "{speaker}_{take}_{word}_{n}")
+    for number, path in enumerate(sorted((tmp_path / "clips").iterdir())):
+        path.rename(path.with_stem(f"{path.stem.rpartition('_')[0]}_{'ab'[number % 2]}{number}_{'xy'[number % 2]}"))
+    done = new(hearing / "whisper", "clips", tmp_path)
+    assert done.code == 2
+    assert "clips: several fields of the names could be the class" in done.err
+    assert "field 3 (eight, five, four, nine and 6 more)" in done.err
+    option = shlex.split(done.err.partition("such as --columns ")[2])[0]
+    assert command("new", "clips", "--model", hearing / "whisper", "--columns", option, folder=tmp_path).code == 0
+    assert "# Labels: x 60, y 60." in (tmp_path / "clips.yaml").read_text()
+    monkeypatch.chdir(tmp_path)
+    path = write_recipe(str(hearing / "whisper"), "clips", Path("asked.yaml"), lambda question, options, default: "3")
+    recipe = load_recipe(path)
+    assert recipe.domains["clips"].columns.class_in("theo_3_nine_a4_x.wav") == "nine"
+
+
+def test_names_without_a_class_stay_without(vision, tmp_path):
+    write_folders(tmp_path / "made", 12)
+    for number, path in enumerate(sorted((tmp_path / "made").rglob("*.png"))):
+        path.rename(tmp_path / "made" / f"picture_{number:04}.png")
+    done = new(vision / "dino", "made", tmp_path)
+    assert done.code == 2
+    assert "the images have no classes" in done.err
+    assert "--columns 'label=file,label_pattern=" in done.err
