@@ -143,6 +143,10 @@ def runner(model: Any, threads: int) -> Callable[[Mapping[str, np.ndarray]], dic
         except Exception as error:
             said = " ".join(str(error).split())[-300:]
             raise RunError("OpenVINO does not take these rows", got=said) from None
+        rows = len(next(iter(arrays.values())))
+        if fewer := [len(value) for value in found.values() if len(value) != rows]:
+            # Where a graph is for one length, some others are answered with nothing.
+            raise RunError("OpenVINO does not take these rows", got=f"{fewer[0]} answers to {rows} rows")
         return {port.get_any_name(): value for port, value in found.items()}
 
     return run
