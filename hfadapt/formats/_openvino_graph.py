@@ -56,6 +56,10 @@ def exported(model: Any, inputs: dict[str, Any], shapes: Mapping[str, Any], outp
     free = {name: axes and dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, axes in shapes.items()}
     with quietly(), torch.no_grad():
         made = OpenVINOExporter().export(model, inputs, config=OpenVINOConfig(dynamic_shapes=free)).program
+    for each in list(made.get_parameters()):
+        # Other arguments are in the graph already, but still asked for.
+        if not isinstance(inputs[each.get_friendly_name()], torch.Tensor) and not each.output(0).get_target_inputs():
+            made.remove_parameter(each)
     names = [each.get_any_name() for each in made.outputs]
     if output not in names:
         raise ValueError(f"the graph has no output {output}, but {', '.join(names)}")

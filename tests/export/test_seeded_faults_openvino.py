@@ -187,7 +187,7 @@ FAULTS = {
     "another longest row": Fault("its metadata says hfadapt.max_length = 8", said("max_length", "8")),
     "vocabulary of another tokenizer": Fault(READ, in_json("tokenizer.json", swapped_words), slow=True),
     "tokenizer without capitals": Fault(READ, in_json("tokenizer.json", lowercase), slow=True),
-    "one weight of 8 bits far too large": Fault("are none of the model's", before=saturated, form=SMALL, slow=True),
+    "one weight of 8 bits far too large": Fault("accuracy is worse by", before=saturated, form=SMALL, slow=True),
     "large weights of 8 bits clipped": Fault(
         "steps of rounding away", replaced([128, 64], lambda value: np.clip(value, -40, 40)), form=SMALL
     ),
