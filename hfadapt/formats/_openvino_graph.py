@@ -56,6 +56,10 @@ def exported(model: Any, inputs: dict[str, Any], shapes: Mapping[str, Any], outp
     free = {name: axes and dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for name, axes in shapes.items()}
     with quietly(), torch.no_grad():
         made = OpenVINOExporter().export(model, inputs, config=OpenVINOConfig(dynamic_shapes=free)).program
+    for each in list(made.get_parameters()):
+        # Other arguments are in the graph already, but still asked for.
+        if not isinstance(inputs[each.get_friendly_name()], torch.Tensor) and not each.output(0).get_target_inputs():
+            made.remove_parameter(each)
     names = [each.get_any_name() for each in made.outputs]
     if output not in names:
         raise ValueError(f"the graph has no output {output}, but {', '.join(names)}")
@@ -143,6 +147,10 @@ def runner(model: Any, threads: int) -> Callable[[Mapping[str, np.ndarray]], dic
         except Exception as error:
             said = " ".join(str(error).split())[-300:]
             raise RunError("OpenVINO does not take these rows", got=said) from None
+        rows = len(next(iter(arrays.values())))
+        if fewer := [len(value) for value in found.values() if len(value) != rows]:
+            # Where a graph is for one length, some others are answered with nothing.
+            raise RunError("OpenVINO does not take these rows", got=f"{fewer[0]} answers to {rows} rows")
         return {port.get_any_name(): value for port, value in found.items()}
 
     return run

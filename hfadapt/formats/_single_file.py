@@ -292,10 +292,12 @@ def no_graph(model: Any, what: str = "") -> Iterator[None]:
 
 
 def saturates(target: str) -> bool:
-    """Whether sums of 8-bit products may overflow 16 bits on a target: x86 before VNNI."""
-    machine = catalogue.target(target)
-    x86 = machine.architecture.lower() in ("x86_64", "amd64")
-    return x86 and not SUMS & set(machine.features)
+    """Whether sums of 8-bit products may overflow 16 bits, as on x86 before VNNI: on a target, or here, where files are
+    judged."""
+    return any(
+        machine.architecture.lower() in ("x86_64", "amd64") and not SUMS & set(machine.features)
+        for machine in (catalogue.target(target), catalogue.target(catalogue.THIS_MACHINE))
+    )
 
 
 @contextlib.contextmanager

@@ -132,6 +132,9 @@ def test_weights_of_7_bits_where_sums_overflow(monkeypatch):
         other = machine.model_copy(update={"architecture": name, "features": features})
         monkeypatch.setattr(catalogue, "target", lambda name, other=other: other)
         assert saturates("any") is expected
+    newer = machine.model_copy(update={"features": ("avx2", "avx_vnni")})
+    monkeypatch.setattr(catalogue, "target", lambda name: machine if name == catalogue.THIS_MACHINE else newer)
+    assert saturates("any"), "it is judged here"
 
 
 # --- other nets and tasks --------------------------------------------------------------------------------------------
