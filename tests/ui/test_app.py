@@ -54,6 +54,13 @@ def test_pages_are_shown_and_load_nothing_from_elsewhere(client):
         assert headers["cache-control"] == "no-store"
 
 
+def test_what_takes_long_says_what_is_done(client):
+    for path, doing in ((CELL, "opening them again"), (f"{CELL}/ask", "asking base and adapter")):
+        forms = re.findall(r"<form [^>]*(?:method=.post.|data-file)[^>]*>", client.ask(path)[1])
+        assert forms
+        assert all(doing in form for form in forms)
+
+
 def test_rows_are_text_and_nothing_else(client, run):
     texts = [str(row["text"]) for row in run.cell("one", "this-machine").read_split("test")]
     number = next(n for n, text in enumerate(texts) if MARKUP in text)

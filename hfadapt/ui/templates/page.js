@@ -6,28 +6,53 @@ const focus = (place) => {
   if (found) found.focus();
 };
 
+// Says what is being done below a form, with the seconds that it has taken, and lets no other form be sent meanwhile.
+const working = (form) => {
+  const buttons = [...document.querySelectorAll("form button")], began = Date.now();
+  const line = document.createElement("p"), seconds = document.createElement("span");
+  line.className = "working";
+  line.setAttribute("role", "status");
+  line.append(`${form.dataset.doing || "Working"} … `);
+  // Read aloud once, not every second.
+  seconds.setAttribute("aria-hidden", "true");
+  line.append(seconds);
+  form.append(line);
+  for (const button of buttons) button.setAttribute("aria-disabled", "true");
+  const timer = setInterval(() => { seconds.textContent = `${Math.round((Date.now() - began) / 1000)} s`; }, 1000);
+  return () => {
+    clearInterval(timer);
+    line.remove();
+    for (const button of buttons) button.removeAttribute("aria-disabled");
+  };
+};
+const busy = () => document.querySelector(".working") !== null;
+// A page that comes back from the browser's memory is not at work.
+addEventListener("pageshow", (event) => { if (event.persisted && busy()) location.reload(); });
+
 for (const form of document.querySelectorAll("form[data-file]")) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
+    if (busy()) return;
     const answers = document.getElementById("answers"), file = form.querySelector("input").files[0];
-    answers.textContent = "Asking …";
+    const done = working(form);
+    answers.textContent = "";
     try {
       const answer = await fetch(form.dataset.file, { method: "POST", body: file });
       answers.innerHTML = await answer.text();
       focus(answers);
     } catch (error) {
       answers.textContent = "hfadapt ui does not answer: is it still running?";
+    } finally {
+      done();
     }
   });
 }
 
-// A form that takes long says so, and is not sent twice.
+// A form that takes long says so, and nothing is sent twice.
 for (const form of document.querySelectorAll("form[method=post]")) {
-  form.addEventListener("submit", () => {
-    const button = form.querySelector("button");
-    button.setAttribute("aria-disabled", "true");
-    button.textContent = "Working …";
-    form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("submit", (event) => {
+    if (busy()) event.preventDefault();
+    else working(form);
   });
 }
 
