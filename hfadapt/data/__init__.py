@@ -12,9 +12,9 @@ from hfadapt.data.audit.supervision import (
     require_clean,
     token_lengths,
 )
-from hfadapt.data.columns import named_in
 from hfadapt.data.fit import fit
 from hfadapt.data.measured import keep_lengths
+from hfadapt.data.mistaken_columns import named_in
 from hfadapt.data.prepared import PreparedDomain, prepare
 from hfadapt.data.split_files import read_split
 

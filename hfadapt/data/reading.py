@@ -10,7 +10,7 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, choice_problem
-from hfadapt.data import clean, unread_columns, verdicts
+from hfadapt.data import clean, mistaken_columns, unread_columns, verdicts
 from hfadapt.data import columns as format
 from hfadapt.data.flags import LABEL, Flags, find_flags
 from hfadapt.data.labels import Labels, some
@@ -185,12 +185,14 @@ class SourceReader:
 
     def check_columns(self, rows: Sequence[Row]) -> None:
         """Refuses columns that were evidently mistaken. Raises DataError with the column and what it holds."""
-        format.check_columns(
+        mistaken_columns.check_columns(
             rows,
             self.shape.parts,
             self.columns,
             f"domains.{self._domain}: {self.source.name}",
-            named=format.named_parts(self.source.settings.columns, self._recipe.template_of(self._domain) is not None),
+            named=mistaken_columns.named_parts(
+                self.source.settings.columns, self._recipe.template_of(self._domain) is not None
+            ),
             allow=self._recipe.data.allow,
         )
 

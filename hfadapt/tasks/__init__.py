@@ -15,7 +15,6 @@ from hfadapt.files.places import Place
 from hfadapt.modalities import Example, Row
 from hfadapt.schemas import LabelKind
 from hfadapt.tasks._answers import Answer as Answer
-from hfadapt.tasks._answers import Cut as Cut
 from hfadapt.tasks._answers import Served as Served
 
 if TYPE_CHECKING:
@@ -478,8 +477,7 @@ def loss_sum(task: Task, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple
 def unique_parts(examples: Sequence[Example]) -> tuple[list[Example], list[list[int]]]:
     """The different sequences of examples, and for each example the places of its parts among them."""
     found: dict[tuple[Any, ...], int] = {}
-    parts: list[Example] = []
-    places: list[list[int]] = []
+    parts, places = list[Example](), list[list[int]]()
     for example in examples:
         places.append([])
         for part in example.parts:
@@ -495,10 +493,5 @@ def index_of(label: Any, labels: Sequence[str], row: Row, number: int) -> int:
     if label in labels:
         return list(labels).index(label)
     close = nearest(str(label), labels)
-    raise DataError(
-        "a label is not in the label set",
-        place=str(Place.of(row, number)),
-        got=repr(label),
-        allowed=", ".join(labels),
-        fix=f"did you mean {close!r}?" if close else None,
-    )
+    what, fix = "a label is not in the label set", f"did you mean {close!r}?" if close else None
+    raise DataError(what, place=str(Place.of(row, number)), got=repr(label), allowed=", ".join(labels), fix=fix)

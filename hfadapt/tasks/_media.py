@@ -10,7 +10,8 @@ from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError
 from hfadapt.files import Blob, Unusable
 from hfadapt.modalities import Example, Row, Taken
-from hfadapt.tasks import Answer, Cut, Served
+from hfadapt.tasks import Answer, Served
+from hfadapt.tasks._answers import Cut
 from hfadapt.tasks._classes import OneClass, class_targets
 
 if TYPE_CHECKING:

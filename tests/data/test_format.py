@@ -4,6 +4,7 @@ import pytest
 
 from hfadapt.core.errors import DataError
 from hfadapt.data import columns as format
+from hfadapt.data import mistaken_columns
 from hfadapt.data.rows import Dropped, Row
 from hfadapt.files.places import Place
 from hfadapt.recipe.schema import Columns
@@ -239,17 +240,17 @@ def test_identifiers_are_refused_with_a_way_round(values):
     rows = [row(n, text=value, label="ab"[n % 2]) for n, value in enumerate(values)]
     parts = {"text": "code", "label": "label"}
     with pytest.raises(DataError) as error:
-        format.check_columns(rows, parts, ["code", "label"], "d")
+        mistaken_columns.check_columns(rows, parts, ["code", "label"], "d")
     assert "column 'code' cannot be the text: it holds numbers or identifiers" in str(error.value)
     assert "data.allow: [identifiers]" in str(error.value)
-    format.check_columns(rows, parts, ["code", "label"], "d", allow=["identifiers"])
+    mistaken_columns.check_columns(rows, parts, ["code", "label"], "d", allow=["identifiers"])
 
 
 def test_a_column_that_the_recipe_names_is_taken_unless_it_counts_rows():
     codes, counter = ([row(n, text=each, label="ab"[n % 2]) for n, each in enumerate(v)] for v in (CODES, COUNTER))
-    format.check_columns(codes, {"text": "code"}, ["code"], "d", named={"text"})
+    mistaken_columns.check_columns(codes, {"text": "code"}, ["code"], "d", named={"text"})
     with pytest.raises(DataError, match="identifiers"):
-        format.check_columns(counter, {"text": "code"}, ["code"], "d", named={"text"})
+        mistaken_columns.check_columns(counter, {"text": "code"}, ["code"], "d", named={"text"})
 
 
 def test_good_columns_pass():

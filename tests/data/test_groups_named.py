@@ -109,7 +109,7 @@ def test_rows_in_which_the_pattern_finds_no_class_are_named(tmp_path):
     domain = prepared(tmp_path, speakers, columns)
     assert domain.record.dropped["no-match"] == 1
     (said,) = [each.message for each in domain.record.noticed if each.code == "rows-left-out"]
-    assert "row 120 has file '0_X_120.wav', in which label_pattern finds nothing" in said
+    assert "line 121 of rows.jsonl has file '0_X_120.wav', in which label_pattern finds nothing" in said
     with pytest.raises(DataError, match="have nothing that label_pattern finds") as caught:
         prepared(tmp_path, speakers, {"label": "file", "label_pattern": "(nothing like it)"})
     assert "correct columns.label_pattern" in str(caught.value)

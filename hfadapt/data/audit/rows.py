@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hfadapt.core import registry
-from hfadapt.data import clean, duplicates, verdicts
+from hfadapt.data import clean, duplicates, mistaken_columns, verdicts
 from hfadapt.data import columns as format
 from hfadapt.data.audit.findings import CUT_OFF, NAMED_ROWS, Check, View, finding, level_for
 from hfadapt.data.labels import some
@@ -207,7 +207,7 @@ def wrong_column(view: View) -> Iterator[Finding]:
         return
     made = [as_row(row, view.schema.name) for row in rows]
     labels = [row.label for row in made if row.label is not None and row.several is None]
-    for fault in format.mistaken(made, view.schema, labels):
+    for fault in mistaken_columns.mistaken(made, view.schema, labels):
         meant = view.schema.chat or (fault.meant and fault.part in view.asked.named)
         yield finding(
             fault.code,

@@ -15,7 +15,8 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError, RequestError
 from hfadapt.modalities import IGNORED, Example, Row
 from hfadapt.modalities.text import packed, pad, pieces, started, text_example, token_ids
-from hfadapt.tasks import Answer, Batches, Cut, ReadSplit, Remark, Scores, Served, Task
+from hfadapt.tasks import Answer, Batches, ReadSplit, Remark, Scores, Served, Task
+from hfadapt.tasks._answers import Cut
 from hfadapt.tasks.causal_lm.chat import Chat, asked_chat, encoded_chat, read_turns
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from hfadapt.core.hashing import text_key
 from hfadapt.modalities import Example, Row
 from hfadapt.modalities.text import cut, pad
 from hfadapt.schemas import LabelKind
-from hfadapt.tasks import Answer, Batches, Cut, Scores, Served, Task, unique_parts
+from hfadapt.tasks import Answer, Batches, Scores, Served, Task, unique_parts
+from hfadapt.tasks._answers import Cut
 from hfadapt.tasks.embedding.search import METRICS, SCALE, Search, order_losses, own_order_losses
 from hfadapt.tasks.embedding.sentence import FILES, POOLING, Sentence
 

@@ -18,7 +18,8 @@ from hfadapt.core.errors import DataError
 from hfadapt.core.hashing import stable_hash
 from hfadapt.modalities import IGNORED, Example, Row
 from hfadapt.modalities.text import cut, pad, pieces, require_offsets, token_ids
-from hfadapt.tasks import Answer, Batches, Cut, Scores, Served, Task
+from hfadapt.tasks import Answer, Batches, Scores, Served, Task
+from hfadapt.tasks._answers import Cut
 
 if TYPE_CHECKING:
     import torch

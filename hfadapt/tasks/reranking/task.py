@@ -13,7 +13,8 @@ from hfadapt.core.errors import RequestError
 from hfadapt.core.hashing import stable_hash, text_key
 from hfadapt.modalities import Example, Row
 from hfadapt.modalities.text import pad, started
-from hfadapt.tasks import Answer, Batches, Cut, Scores, Served, Task, unique_parts
+from hfadapt.tasks import Answer, Batches, Scores, Served, Task, unique_parts
+from hfadapt.tasks._answers import Cut
 from hfadapt.tasks.embedding.search import rank_scores
 from hfadapt.tasks.embedding.task import row_example
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.modalities import Example, Row
 from hfadapt.modalities.text import cut, pad, text_example
-from hfadapt.tasks import Answer, Cut, Served
+from hfadapt.tasks import Answer, Served
+from hfadapt.tasks._answers import Cut
 from hfadapt.tasks._classes import OneClass
 
 if TYPE_CHECKING:
