@@ -6,6 +6,7 @@ from hfadapt.core.errors import DataError
 from hfadapt.data import columns as format
 from hfadapt.data import mistaken_columns
 from hfadapt.data.rows import Dropped, Row
+from hfadapt.data.values import label_fault, shown_fault
 from hfadapt.files.places import Place
 from hfadapt.recipe.schema import Columns
 from hfadapt.recipe.template import Template, Turn
@@ -206,7 +207,7 @@ def test_boilerplate_is_not_compared():
     ],
 )
 def test_mistaken_columns(part, values, fault):
-    found = format.label_fault(values) if part == "label" else format.shown_fault(values, repeats=part == "prompt")
+    found = label_fault(values) if part == "label" else shown_fault(values, repeats=part == "prompt")
     assert fault in found
 
 
@@ -225,7 +226,7 @@ SEQUENCES = [" ".join(str((n * k) % 17) for k in range(1, 8)) for n in range(60)
 @pytest.mark.parametrize("values", [URLS, BARE, SMILES, JAPANESE, SUMS, SPACED, FORMULAS, SEQUENCES])
 @pytest.mark.parametrize("repeats", [True, False])
 def test_what_only_looks_like_identifiers_passes(values, repeats):
-    assert format.shown_fault(values, repeats=repeats) is None
+    assert shown_fault(values, repeats=repeats) is None
 
 
 @pytest.mark.parametrize(
@@ -254,10 +255,10 @@ def test_a_column_that_the_recipe_names_is_taken_unless_it_counts_rows():
 
 
 def test_good_columns_pass():
-    assert format.shown_fault([f"the number {n} bus" for n in range(60)], repeats=False) is None
-    assert format.label_fault([str(n % 77) for n in range(2000)]) is None
-    assert format.label_fault([str(n % 140) for n in range(224)]) is None
-    assert format.shown_fault(["Tell me a joke.", "Sing."] * 50, repeats=True) is None
+    assert shown_fault([f"the number {n} bus" for n in range(60)], repeats=False) is None
+    assert label_fault([str(n % 77) for n in range(2000)]) is None
+    assert label_fault([str(n % 140) for n in range(224)]) is None
+    assert shown_fault(["Tell me a joke.", "Sing."] * 50, repeats=True) is None
 
 
 TAGS, SCORE = frozenset({"tokens"}), frozenset({"scored"})
