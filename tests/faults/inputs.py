@@ -33,7 +33,7 @@ def not_finite(place: Place) -> Outcome:
     place.project()
     done = place.run("train", "tiny.yaml", first=NOT_FINITE)
     state = json.loads((place.cell.folder / "cell.json").read_text())
-    rows = "training rows" in done.err or "of one.jsonl" in done.err
+    rows = "of data/train.parquet" in done.err and "rows " in done.err
     again = place.run("train", "tiny.yaml")
     kept = {"step-000004": state["status"] == "failed", "the rows of the step, by number": rows}
     kept["every bit of the next run"] = place.as_uninterrupted
