@@ -195,3 +195,13 @@ def other_adapter(monkeypatch, cells):
 def of_texts(cell, *values, slow=False):
     """A case; what needs a model of its own takes longer."""
     return pytest.param(*values, marks=pytest.mark.slow if slow or cell != "texts" else [])
+
+
+def with_first(value):
+    """A change of numbers: another one in the first place."""
+
+    def change(numbers):
+        numbers.flat[0] = value
+        return numbers
+
+    return change

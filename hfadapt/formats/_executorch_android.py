@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from math import prod
 from typing import TYPE_CHECKING
 
-from hfadapt.formats._litert_android import SOUND, picture_code, quoted
+from hfadapt.formats._android import quoted, read_as
 
 if TYPE_CHECKING:
     from hfadapt.formats._executorch_file import Opened
@@ -74,7 +73,6 @@ def android(file: str, opened: Opened, labels: Sequence[str], reads: str) -> str
         opened: The file in its runtime.
         reads: Name of its output.
     """
-    settings = json.loads(opened.about.get("hfadapt.preprocessing", "{}"))
     picture = next((name for name, shape in opened.shapes.items() if len(shape) == 4), None)
     code = CALL.format(
         file=file,
@@ -89,17 +87,9 @@ def android(file: str, opened: Opened, labels: Sequence[str], reads: str) -> str
         lines="\n".join(_tensor(name, opened.shapes[name], name == picture) for name in opened.inputs),
         given=", ".join(f"EValue.from({name}Tensor)" for name in opened.inputs),
     )
-    notes = ""
-    if picture:
-        code += picture_code(picture, opened.shapes[picture], settings)
-        notes = (
-            "Android scales pictures in its own way: compare `pixels` of a few pictures with what Python's processor "
-            "makes of them. `preprocessor_config.json` holds all of its settings."
-        )
-    elif "sampling_rate" in settings:
-        notes = SOUND.format(rate=settings["sampling_rate"], arguments=opened.about.get("hfadapt.arguments", "none"))
-    elif "input_ids" in opened.shapes:
-        notes = TOKENS.format(length=opened.shapes["input_ids"][1])
+    tokens = TOKENS.format(length=opened.shapes["input_ids"][1]) if "input_ids" in opened.shapes else ""
+    more, notes = read_as(opened.shapes, opened.about, tokens)
+    code += more
     library = f"{LIBRARY}:{version('executorch')}"
     return GUIDE.format(file=file, library=library, code=code.rstrip(), notes=notes)
 

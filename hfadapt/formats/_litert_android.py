@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from hfadapt.formats import _litert_file as file
+from hfadapt.formats._android import quoted, read_as
 
 LIBRARY = "com.google.ai.edge.litert:litert:1.4.0"
 KOTLIN = {"int32": "IntArray", "float32": "FloatArray"}
@@ -57,36 +56,10 @@ class Model(assets: AssetManager) : AutoCloseable {{
 }}
 """
 
-PICTURE = """
-/** `{name}` of a picture: red, then green, then blue, each row by row. */
-fun pixels(picture: Bitmap): Array<Array<Array<FloatArray>>> {{
-    val mean = floatArrayOf({mean})
-    val deviation = floatArrayOf({deviation})
-    val scaled = Bitmap.createScaledBitmap(picture, {width}, {height}, true)
-{crop}    val values = IntArray({side} * {side_wide})
-    cut.getPixels(values, 0, {side_wide}, 0, 0, {side_wide}, {side})
-    return arrayOf(Array(3) {{ channel ->
-        Array({side}) {{ y ->
-            FloatArray({side_wide}) {{ x ->
-                val value = values[y * {side_wide} + x] shr (16 - 8 * channel) and 0xff
-                (value * {factor}f - mean[channel]) / deviation[channel]
-            }}
-        }}
-    }})
-}}
-"""
-
 TOKENS = (
     "`input_ids` are the ids of `tokenizer.json`, with its special tokens, at most {length}; fill the rest with {pad}, "
     "and `attention_mask` with 0 there and 1 elsewhere. Android has no tokenizer of its own: use the Rust crate "
     "`tokenizers` through JNI, or a port that reads this file, and compare its ids with those of Python on a few texts."
-)
-
-
-SOUND = (
-    "The numbers are those that the feature extractor of `preprocessor_config.json` makes of one channel at {rate} Hz, "
-    "without silence at its ends, with a root mean square of 0.1 (arguments: {arguments}). Android has none of its "
-    "own: port it, and compare its numbers of a few recordings with Python's."
 )
 
 
@@ -101,7 +74,6 @@ def android(path: Path, reads: str, labels: Sequence[str], about: Mapping[str, s
     """
     opened = file.opened(path, 1)
     picture = next((name for name, shape in opened.shapes.items() if len(shape) == 4), None)
-    settings = json.loads(about.get("hfadapt.preprocessing", "{}"))
     types = {name: _kotlin(opened.inputs[name], shape) for name, shape in opened.shapes.items()}
     call = CALL.format(
         file=path.name,
@@ -115,23 +87,10 @@ def android(path: Path, reads: str, labels: Sequence[str], about: Mapping[str, s
         result=_kotlin("float32", opened.answers[reads][1:]),
         allocated=_allocated(opened.answers[reads]),
     )
-    notes = ""
-    if picture:
-        call += picture_code(picture, opened.shapes[picture], settings)
-        notes = (
-            "Android scales pictures in its own way: compare `pixels` of a few pictures with what Python's processor "
-            "makes of them. `preprocessor_config.json` holds all of its settings."
-        )
-    elif "sampling_rate" in settings:
-        notes = SOUND.format(rate=settings["sampling_rate"], arguments=about.get("hfadapt.arguments", "none"))
-    elif "input_ids" in opened.shapes:
-        notes = TOKENS.format(length=opened.shapes["input_ids"][1], pad=pad_token_id)
+    tokens = TOKENS.format(length=opened.shapes["input_ids"][1], pad=pad_token_id) if "input_ids" in types else ""
+    more, notes = read_as(opened.shapes, about, tokens)
+    call += more
     return GUIDE.format(file=path.name, library=LIBRARY, code=call.rstrip(), notes=notes)
-
-
-def quoted(text: str) -> str:
-    """A text in Kotlin."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$") + '"'
 
 
 def _kotlin(kind: str, shape: tuple[int, ...]) -> str:
@@ -145,25 +104,3 @@ def _allocated(shape: tuple[int, ...]) -> str:
     for size in reversed(shape[:-1]):
         inner = f"Array({size}) {{ {inner} }}"
     return inner
-
-
-def picture_code(name: str, shape: tuple[int, ...], settings: Mapping[str, Any]) -> str:
-    """The code that makes a file's input of a picture."""
-    _, _, side, wide = shape
-    size = settings.get("size") or {}
-    height, width = size.get("height", side), size.get("width", wide)
-    edges = size.get("shortest_edge")
-    if edges:
-        height = width = edges
-    crop = f"    val cut = Bitmap.createBitmap(scaled, {(width - wide) // 2}, {(height - side) // 2}, {wide}, {side})\n"
-    return PICTURE.format(
-        name=name,
-        mean=", ".join(f"{value}f" for value in settings.get("image_mean") or (0, 0, 0)),
-        deviation=", ".join(f"{value}f" for value in settings.get("image_std") or (1, 1, 1)),
-        factor=settings.get("rescale_factor") or 1,
-        width=width,
-        height=height,
-        side=side,
-        side_wide=wide,
-        crop=crop if (height, width) != (side, wide) else "    val cut = scaled\n",
-    )

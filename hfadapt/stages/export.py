@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FOLDER = "exported"
 SURELY = 1.1
-"""An estimate of bytes is that far off at most."""
+"""By so much an estimate of bytes may be above a budget before nothing is written: it may be somewhat off."""
 
 
 def section(facts: Facts) -> str:

@@ -30,6 +30,7 @@ from seeded import (
     swapped_ids,
     swapped_words,
     unmerged,
+    with_first,
     written,
 )
 
@@ -69,14 +70,6 @@ def replaced(name, change):
         found.CopyFrom(numpy_helper.from_array(value, found.name))
 
     return after
-
-
-def with_first(value):
-    def change(numbers):
-        numbers.flat[0] = value
-        return numbers
-
-    return change
 
 
 def said(name, value):

@@ -25,6 +25,7 @@ from seeded import (
     swapped_ids,
     swapped_words,
     unmerged,
+    with_first,
     written,
 )
 
@@ -76,14 +77,6 @@ def replaced(shape, change):
         put(constant, change(constant.data.copy()))
 
     return after
-
-
-def with_first(value):
-    def change(numbers):
-        numbers.flat[0] = value
-        return numbers
-
-    return change
 
 
 def said(name, value):
