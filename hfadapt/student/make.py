@@ -37,8 +37,9 @@ TRIED = (0.0, 0.125, 0.25, 0.5, 0.75, 0.875)
 """Shares of the vocabulary that are tried for the smallest which cuts validation rows as before."""
 SAMPLED = 512
 """Sequences of training rows by which units are compared."""
-COMPARED = 32
-"""Sequences by which layers are compared; each that may go is left out once for each that goes."""
+COMPARED, LEAST_COMPARED = 192, 8
+"""Sequences by which layers are compared, times the number of layers: each that may go is left out once for each that
+goes. Of SmolLM2's 30 layers the same 8 went by 8 sequences of tweets as by 32, in a minute instead of four."""
 CHECKED = 4
 REOPENED = 1e-4
 AT_ONCE = 32
@@ -141,7 +142,8 @@ class Maker:
         if kept is not None:
             self._trim(kept)
         if layers < (self.adapted.layers or 0):
-            shape.drop_layers(self.base.model, layers, self._inputs(COMPARED))
+            compared = max(LEAST_COMPARED, COMPARED // (self.adapted.layers or 1))
+            shape.drop_layers(self.base.model, layers, self._inputs(compared))
         if ffn < 1.0:
             width = narrowed(width_of(self.base.model.config), ffn)
             shape.cut_ffn(self.base.model, width, self._inputs(SAMPLED))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from families import FAMILIES, answer, family, inputs, reopened
@@ -47,6 +49,24 @@ def test_the_layer_that_is_missed_the_least_goes_and_neither_the_first_nor_the_l
     assert layers_of(model) == 3
     torch.testing.assert_close(answer(model, batch), answers[gone])
     torch.testing.assert_close(answer(reopened(model, tmp_path), batch), answers[gone])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_of_many_layers_those_that_change_the_least_are_tried(name, monkeypatch) -> None:
+    model, batch = family(name), inputs(name)
+    seen: dict[int, list[torch.Tensor]] = {}
+
+    def look(number: int, layer, given, out) -> None:
+        seen[number] = [each.flatten(0, -2) for each in (given[0], out[0] if isinstance(out, tuple) else out)]
+
+    looks = [layer.register_forward_hook(partial(look, number)) for number, layer in enumerate(stack(model))]
+    hidden(model, batch)
+    for each in looks:
+        each.remove()
+    alike = torch.nn.functional.cosine_similarity
+    gone = max((1, 2), key=lambda number: float(alike(*seen[number], dim=-1).mean()))
+    monkeypatch.setattr("hfadapt.student.shape.SHORTLIST", 1)
+    assert drop_layers(model, 3, [batch]) == [number for number in range(4) if number != gone]
 
 
 def test_one_layer_is_the_first_and_two_are_the_first_and_the_last() -> None:

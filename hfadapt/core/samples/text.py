@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from hfadapt.core.progress import quiet_libraries
 from hfadapt.core.samples.preparation import Content, Sample, opened_tar, prepares, tar_member, write_rows
@@ -159,16 +161,46 @@ LICENSE_RULES, RULE_CHARACTERS, LICENSE_CHARACTERS = 8, (30, 800), 600
 LICENSE_KINDS = ("is_license_notice", "is_license_text", "is_license_reference")
 
 
+LEAST_TOGETHER, NOTICE_CHARACTERS = 50, (30, 1500)
+"""A licence is a class where so many notices name it beside another one; how long a notice is."""
+
+
+def _fronted(content: Content) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Name of each file, what YAML says before its text, and the text."""
+    import yaml
+
+    loader = yaml.CBaseLoader if yaml.__with_libyaml__ else yaml.BaseLoader
+    for name, data in sorted(content.items()):
+        _, front, text = data.decode("utf-8").split("---", 2)
+        yield name, yaml.load(front, loader), text.strip()
+
+
+def _license_notices(content: Content) -> Iterator[dict[str, Any]]:
+    """What stands in source files about their licences, with all that are meant: those with several, and as many with
+    one, drawn with a seed. Of 1,500 licences those are taken that often stand beside another one."""
+    least, most = NOTICE_CHARACTERS
+    found: dict[str, tuple[str, ...]] = {}
+    for _, about, text in _fronted(content):
+        text = " ".join(text.split())
+        plain = about.get("language", "en") == "en" and about.get("is_deprecated") != "yes"
+        if plain and about.get("is_license_notice") == "yes" and least <= len(text) <= most:
+            names = set(re.findall(r"[\w.+-]+", about.get("license_expression", ""))) - {"AND", "OR", "WITH"}
+            found[text] = tuple(sorted(names))
+    often = Counter(name for names in found.values() if len(names) > 1 for name in names)
+    known = {name for name, count in often.items() if count >= LEAST_TOGETHER}
+    rows = [{"text": text, "labels": list(names)} for text, names in found.items() if names and known.issuperset(names)]
+    several = [row for row in rows if len(row["labels"]) > 1]
+    alone = [row for row in rows if len(row["labels"]) == 1]
+    yield from several
+    yield from random.Random(17).sample(alone, min(len(alone), len(several)))
+
+
 def _license_rules(content: Content) -> Iterator[dict[str, str]]:
     """How source files name or quote a licence, with its name and the beginning of its text; `group` are licences whose
     names begin alike. Of many rules some are drawn, with a seed."""
-    import yaml
-
     texts: dict[str, str] = {}
     rules: dict[str, list[str]] = {}
-    for name, data in sorted(content.items()):
-        _, front, text = data.decode("utf-8").split("---", 2)
-        about, text = yaml.load(front, yaml.CBaseLoader if yaml.__with_libyaml__ else yaml.BaseLoader), text.strip()
+    for name, about, text in _fronted(content):
         if name.endswith(".LICENSE"):
             if text and about.get("is_deprecated") != "yes":
                 texts[about["key"]] = f"{about['name']}: {' '.join(text.split())[:LICENSE_CHARACTERS]}"
@@ -198,3 +230,9 @@ def icd10_preferences(sample: Sample, content: Content, folder: Path) -> None:
 def license_rules(sample: Sample, content: Content, folder: Path) -> None:
     """How source files name a licence, with it."""
     write_rows(list(_license_rules(content)), folder)
+
+
+@prepares("license-notices")
+def license_notices(sample: Sample, content: Content, folder: Path) -> None:
+    """What source files say of their licences, with all of them."""
+    write_rows(list(_license_notices(content)), folder)
