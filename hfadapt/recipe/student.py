@@ -58,6 +58,13 @@ class Student(Section):
     Cost: the adapted model answers each once.
     Example: [texts.txt]
     """
+    on_policy: bool = False
+    """Whether a language model then learns on answers of its own: it answers the prompts of the training rows,
+    and learns by what the adapted model says of each of its words (Agarwal et al. 2024). That stays where the loss of
+    validation rows is no higher after it.
+
+    Cost: an answer to each of up to 1,000 prompts is written, and the training is done again over these and the rows.
+    """
     tries: Annotated[int, Field(ge=1)] = 3
     """Fitting shapes that are trained for a while, of which the best goes on.
 

@@ -70,6 +70,17 @@ class Rounding(Spec):
     dismissed: tuple[float, float] | None = None
 
 
+class OnPolicy(Spec):
+    """A second training on `rows` that the student wrote itself, for so many `steps`; the loss of validation rows in
+    nats of a label `before` and `after` it, and whether it was `kept`."""
+
+    rows: int
+    steps: int
+    before: float
+    after: float
+    kept: bool
+
+
 class StudentRecord(Record):
     """The student beside the adapted model, on the same test rows; it lies in `folder`, a run of its own.
 
@@ -107,6 +118,7 @@ class StudentRecord(Record):
     adapted_seconds_of_32: float | None = None
     seconds_of_32: float | None = None
     rounding: Rounding | None = None
+    on_policy: OnPolicy | None = None
     teacher: dict[str, str] = {}
     weights_sha256: str = ""
     versions: Versions | None = None

@@ -191,6 +191,10 @@ class RowSchema:
         """
         return plain(values[self.parts[0]])
 
+    def reanswered(self, row: Columns, text: str) -> dict[str, Any] | None:
+        """The row with another text as its last answer, which alone is learned; None where that makes no row."""
+        return None
+
     def answered(self, asked: str, label: str, answers: Answers) -> dict[str, Any] | None:
         """The row of a text that a model has answered with a class, or None where that makes no row of this schema.
 

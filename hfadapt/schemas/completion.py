@@ -72,6 +72,10 @@ class Completion(RowSchema):
         """A completion must say something."""
         return None if row["completion"].strip() else "empty-completion"
 
+    def reanswered(self, row: Columns, text: str) -> dict[str, Any] | None:
+        """The prompt with another completion."""
+        return {**row, "completion": text} if text.strip() else None
+
     def answered(self, asked: str, label: str, answers: Answers) -> dict[str, Any] | None:
         """What was asked with the completion that stands for the class, where one does."""
         said = answers.completions.get(label)

@@ -117,6 +117,14 @@ class Messages(RowSchema):
 
         return {**row, "messages": [changed(each) for each in row["messages"]]}
 
+    def reanswered(self, row: Columns, text: str) -> dict[str, Any] | None:
+        """The chat up to its last learned turn, which says something else."""
+        last = max((at for at, each in enumerate(row["messages"]) if trained(each)), default=None)
+        if last is None or not text.strip():
+            return None
+        before = [{**each, "trained": False} for each in row["messages"][:last]]
+        return {**row, "messages": [*before, {**row["messages"][last], "content": text, "more": None}]}
+
     def stated(self, row: Columns) -> list[str]:
         """What all turns say and call."""
         return [_written(each) for each in row["messages"]]

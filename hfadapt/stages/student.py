@@ -28,7 +28,7 @@ from hfadapt.plan.student import learning, written
 from hfadapt.quants import PLAIN
 from hfadapt.recipe.schema import Recipe, Train
 from hfadapt.records.stages import TrainRecord
-from hfadapt.records.student import Rounding, StudentRecord
+from hfadapt.records.student import OnPolicy, Rounding, StudentRecord
 from hfadapt.run_folder import Cell, Run
 from hfadapt.schemas import RowSchema
 from hfadapt.stages import Context, Section, Stage
@@ -88,6 +88,12 @@ def section(facts: Facts) -> str:
             lines.append(f"| {part['name']} | {one} | {other} |")
     if value(at + "texts"):
         lines.append(f"\nIt also learned {facts(at + 'texts', 'integer')} texts without labels by the answers.")
+    if value(at + "on_policy") is not None and value(at + "on_policy/kept"):
+        lines.append(
+            f"\nThen it learned on {facts(at + 'on_policy/rows', 'integer')} answers that it had written itself: loss "
+            f"{facts(at + 'on_policy/before', 'decimal')} before, {facts(at + 'on_policy/after', 'decimal')} after, in "
+            "nats of a label of validation rows."
+        )
     lines += list(_integers(facts, at))
     return "\n".join(lines)
 
@@ -194,6 +200,9 @@ def _problems(recipe: Recipe) -> Iterator[Problem]:
     if asked.texts and not (answered or task.alone):
         what, got = f"texts that {recipe.task} answers make no rows to learn", "student.texts"
         yield Problem(what, "student.texts", got=got, fix="delete `texts`")
+    if asked.on_policy and not task.writes:
+        what = f"a model for {recipe.task} writes no answers of its own"
+        yield Problem(what, "student.on_policy", got="true", allowed="language models", fix="delete `on_policy`")
     if asked.base is not None:
         cut = sorted(asked.model_fields_set & {"layers", "ffn", "vocabulary", "activation", "tries"})
         if cut:
@@ -212,6 +221,7 @@ class _Begun:
     Attributes:
         ref: The base of the student; None where the adapted model fits the target as it is.
         shapes: Layers and shares of units among which short trainings decide.
+        weight: Of the adapted model's answers, where it is not the recipe's.
         facts: Fields of student.json that are known already.
     """
 
@@ -219,6 +229,7 @@ class _Begun:
     shapes: list[tuple[int, float]] = field(default_factory=list)
     kept: list[int] | None = None
     ramp: str = ""
+    weight: float | None = None
     parameters: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -244,6 +255,8 @@ class _Making:
             return
         asked, by_row = settings.int8 is True, self._rounds() == "rows"
         trained = self._trained(begun, rounded=asked)
+        if settings.on_policy:
+            begun, trained = self._on_policy(begun, trained, rounded=asked)
         cost, before, dismissed = None, None, None
         if asked or (settings.int8 == "auto" and self._rounds()):
             cost = self.world.on_main(lambda: self._rounding_cost(by_row=by_row))
@@ -378,7 +391,8 @@ class _Making:
         assert begun.ref is not None
         made = begun.ref.made
         up = "/".join([".."] * len(student.folder.relative_to(cell.folder).parts))
-        options: dict[str, Any] = {"teacher": up, "weight": settings.weight, "ramp": begun.ramp}
+        weight = settings.weight if begun.weight is None else begun.weight
+        options: dict[str, Any] = {"teacher": up, "weight": weight, "ramp": begun.ramp}
         recipe = learning(context.recipe, begun.parameters, options)
         if begun.ramp or rounded:
             # No earlier state than the last can be the result.
@@ -410,6 +424,36 @@ class _Making:
     def _share(self) -> float:
         """Of the steps, those of the last epoch."""
         return min(1.0, 1 / self.student.lock.train.epochs)
+
+    def _on_policy(self, begun: _Begun, trained: TrainRecord, *, rounded: bool) -> tuple[_Begun, TrainRecord]:
+        """Trains the student once more, on what it wrote itself beside the rows; its last state comes back where that
+        is the better one."""
+        from hfadapt.student.beside import validation_loss
+        from hfadapt.student.written import write_own
+
+        world, student, say = self.world, self.student, self.context.progress.say
+        if student.data.completions:
+            say(f"{self.cell.domain}: answers are classes, of which the adapted model says all, so none are written")
+            return begun, trained
+        before = student.folder.with_name(f".{student.folder.name}.before")
+        world.on_main(lambda: _copy(student.folder, before))
+        loss = world.on_main(lambda: validation_loss(student, world.device))
+        ref, count = world.on_main(lambda: write_own(student, student.made_base("on_policy"), world.device, say))
+        if not count:
+            say(f"{self.cell.domain}: no row asks for a text, so the student has nothing to write")
+            world.on_main(lambda: shutil.rmtree(before))
+            return begun, trained
+        goes_on = replace(begun, ref=ref, ramp="", weight=1.0)
+        again = self._trained(goes_on, rounded=rounded)
+        found = world.on_main(lambda: validation_loss(student, world.device))
+        kept = found <= loss
+        said = f"{self.cell.domain}: {count:,} answers of its own, loss {loss:.4f} -> {found:.4f} of validation rows"
+        say(said if kept else f"{said}, so the student stays as it was")
+        if not kept:
+            world.on_main(lambda: _copy(before, student.folder))
+        world.on_main(lambda: shutil.rmtree(before))
+        begun.facts["on_policy"] = OnPolicy(rows=count, steps=again.steps, before=loss, after=found, kept=kept)
+        return (goes_on, again) if kept else (begun, trained)
 
     # --- rounding ----------------------------------------------------------------------------------------------------
 

@@ -58,6 +58,15 @@ def rounding_cost(cell: Cell, device: torch.device, *, by_row: bool) -> tuple[fl
     return points_lost(metric, found.delta or 0.0, found.base or 0.0), apart
 
 
+def validation_loss(cell: Cell, device: torch.device) -> float:
+    """Nats of a label by which a cell's model misses its validation rows."""
+    context = open_context(cell, device, Silent(), baseline=False)
+    scores = context.score(context.encode(list(cell.read_split("validation"))[:ROUNDED_ROWS]))
+    context.model = context.base.model = None
+    release_memory()
+    return float(scores.losses.sum() / scores.tokens.sum())
+
+
 class SideBySide:
     """The adapted model and its student on the same test rows."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError
@@ -14,7 +15,7 @@ from hfadapt.data.sources import Opened
 from hfadapt.data.split_files import rewrite
 from hfadapt.data.unlabelled import Held, read_apart
 from hfadapt.hardware.peak_memory import release_memory
-from hfadapt.records.stages import SourceRecord
+from hfadapt.records.stages import Lengths, SourceRecord
 from hfadapt.run_folder import Cell
 from hfadapt.schemas import Answers, Unusable
 from hfadapt.serve.adapted import load_adapted
@@ -70,21 +71,42 @@ def add_answered(
     tokenizer = adapted.tokenizer
     del adapted
     release_memory()
-    rows["train"] += added
     counts = Counter(row.source for row in found)
-    named = (SourceRecord(source=each.name, rows=counts[each.name], **each.about) for each in sources)
+    named = [SourceRecord(source=each.name, rows=counts[each.name], **each.about) for each in sources]
+    task, rows["train"] = registry.task(cell.lock.task), [*rows["train"], *added]
+    sizes = lengths(rows["train"], task, tokenizer, labels=record.labels)
+    append(student, rows, len(added), sizes, named, [each.as_json() for each in ledger.dropped])
+    return len(added)
+
+
+def append(
+    student: Cell,
+    rows: dict[str, list[dict[str, Any]]],
+    added: int,
+    sizes: Lengths,
+    sources: Sequence[SourceRecord],
+    dropped: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Writes the rows of a student's cell, which has further training rows, and its data record.
+
+    Args:
+        rows: Of each split.
+        added: How many of those of training are new.
+        sizes: Of the rows of training.
+        sources: Where the new ones are from.
+        dropped: Of what could have been added.
+    """
+    record = student.data
     changed = record.model_copy(
         update={
-            "sources": (*record.sources, *named),
-            "rows_in": record.rows_in + len(added) + len(ledger.dropped),
+            "sources": (*record.sources, *sources),
+            "rows_in": record.rows_in + added + len(dropped),
             # `rewrite` takes off what was dropped.
-            "rows_kept": record.rows_kept + len(added) + len(ledger.dropped),
-            "lengths": record.lengths
-            | {"train": lengths(rows["train"], registry.task(cell.lock.task), tokenizer, labels=record.labels)},
+            "rows_kept": record.rows_kept + added + len(dropped),
+            "lengths": record.lengths | {"train": sizes},
         }
     )
-    rewrite(student.folder, changed, rows, [each.as_json() for each in ledger.dropped])
-    return len(added)
+    rewrite(student.folder, changed, rows, [*dropped])
 
 
 def _none(cell: Cell, got: str) -> RequestError:

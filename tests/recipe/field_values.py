@@ -454,6 +454,7 @@ FIELDS: dict[str, Case] = {
     "student.texts[].column": Case(("text", "more"), texts_of_students, beside=TEXTS_TOO),
     "student.texts[].rows": Case((3, 20), texts_of_students, beside=TEXTS_TOO),
     **{f"student.texts[].{name}": Case((None, "v1"), hub_texts_of_students, beside=HUB_TEXTS) for name in HUB_WORDS},
+    "student.on_policy": Case((False, True), students, TEXTS, {**ANSWERS, "student": {"layers": 1}}),
     "student.tries": Case((1, 2), students, beside={**QUICKLY, **SMALL_BROWSER}),
     "student.limit": Case(
         (0.0, 1e6),

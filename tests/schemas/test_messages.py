@@ -7,6 +7,8 @@ import json
 import pytest
 
 from hfadapt.schemas import Unusable
+from hfadapt.schemas.completion import KIND as COMPLETION
+from hfadapt.schemas.labelled import KIND as LABELLED
 from hfadapt.schemas.messages import KIND as MESSAGES
 
 IMAGE = {"type": "image_url", "image_url": {"url": "a"}}
@@ -117,3 +119,17 @@ def test_results_among_the_parts_of_a_turn_are_turns_of_tools():
     made = turns([USER, {"role": "user", "content": parts}, ANSWER])
     assert [(each["role"], each["content"]) for each in made[1:3]] == [("tool", "found"), ("user", "and")]
     assert json.loads(made[1]["more"]) == {"tool_call_id": "1"}
+
+
+def test_another_answer_takes_the_place_of_the_last_and_is_learned_alone():
+    row = MESSAGES.make({"messages": [*PLAIN, *PLAIN, USER]}, lambda value: None)
+    own = MESSAGES.reanswered(row, "because")
+    assert MESSAGES.answers(own) == ["because"]
+    assert [each["content"] for each in own["messages"]] == ["why", "so", "why", "because"]
+    assert MESSAGES.answers(row) == ["so", "so"]
+    assert MESSAGES.reanswered(row, " \n") is None
+    assert COMPLETION.reanswered({"prompt": "why", "completion": "so"}, "because") == {
+        "prompt": "why",
+        "completion": "because",
+    }
+    assert LABELLED.reanswered({"text": "why", "label": "so"}, "because") is None

@@ -97,12 +97,25 @@ def test_another_student_needs_no_other_adapter(models, tmp_path) -> None:
 
 
 def test_a_language_model_has_one_too(models, tmp_path) -> None:
-    recipe(tmp_path, models / "lm", "causal-lm", pairs(160), student={**SMALL, "vocabulary": "all"})
+    student = {**SMALL, "vocabulary": "all", "on_policy": True}
+    rows = [{"prompt": f"{row['anchor']} :", "completion": f" {row['positive']}"} for row in questions(160)]
+    recipe(tmp_path, models / "lm", "causal-lm", rows, student=student)
     done = command("run", "tiny.yaml", folder=tmp_path)
     assert done.code == 0, done.out + done.err
-    record = Run(tmp_path / "runs/tiny").cell("one", "this-machine").read(StudentRecord)
+    cell = Run(tmp_path / "runs/tiny").cell("one", "this-machine")
+    record, own = cell.read(StudentRecord), student_of(cell)
     assert record.student.layers == 1
     assert record.student.tokens == record.adapted.tokens
+    learned = own.read_split("train")
+    gold = {(row["prompt"], row["completion"]) for row in cell.read_split("train")}
+    written = [row for row in learned if (row["prompt"], row["completion"]) not in gold]
+    found = record.on_policy
+    assert found.rows > 10
+    assert found.kept == (found.after <= found.before)
+    assert len(written) == (found.rows if found.kept else 0)
+    assert {row["prompt"] for row in written} <= {prompt for prompt, _ in gold}
+    assert own.lock.train.objective_options["weight"] == (1.0 if found.kept else 0.5)
+    assert f"{found.rows} answers of its own" in done.err + done.out
 
 
 @pytest.mark.parametrize("task", ["embedding", "reranking"])
@@ -203,6 +216,7 @@ def test_what_a_task_or_base_does_not_have_is_said_before_training(models, tmp_p
     for model, task, rows, student, said in (
         ("lm", "preference", preferences(60), {"layers": 1}, "answers that are compared"),
         ("encoder", "text-classification", labelled(160), {"layers": 3}, "of 2 that the base has"),
+        ("encoder", "text-classification", labelled(160), {"layers": 1, "on_policy": True}, "no answers of its own"),
         ("encoder", "token-classification", tagged(80), {"layers": 1, "texts": "more.txt"}, "make no rows to learn"),
         ("encoder", "reranking", questions(60), {"layers": 1, "texts": "more.txt"}, "make no rows to learn"),
         ("encoder", "text-classification", labelled(160), {"layers": 1, "texts": "no.txt"}, "no.txt"),
