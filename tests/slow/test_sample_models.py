@@ -146,6 +146,15 @@ def test_parts_of_speech_are_found_better_than_by_a_probe(tmp_path):
     assert metrics[0]["adapter"] > 0.7
 
 
+def test_licenses_of_a_notice_are_found_better_than_by_a_probe(tmp_path):
+    settings = ["data.test=200", "evaluate.security=false", "evaluate.drift=false"]
+    done = command("run", RECIPES / "licenses.yaml", *settings, folder=tmp_path)
+    assert done.code == 0, done.err
+    metrics = json.loads((cell(tmp_path, "licenses", "notices") / "evaluation.json").read_text())["metrics"]
+    assert metrics[0]["name"] == "micro_f1"
+    assert metrics[0]["low"] > 0.05
+
+
 def test_handwritten_digits_are_read_better_than_by_a_probe(tmp_path):
     """A convolutional net whose own head is for a thousand classes without names, on 200 pictures."""
     settings = ["model=sample:efficientnet-lite0", "data.train_rows=200", "data.validation=50", "data.test=200"]

@@ -11,6 +11,7 @@ from sklearn import metrics as sk
 from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 
 from hfadapt.evaluate.metrics.rows import compare
+from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.schemas.several import KIND as SCHEMA
 from hfadapt.tasks import Scores
@@ -98,6 +99,7 @@ def test_a_run_learns_and_proves_it(models, tmp_path):
     assert done.code == 0, done.out + done.err
     cell = Cell(tmp_path / "runs/tiny/one/this-machine")
     assert set(cell.data.labels) == {"bad", "good", "movie"}
+    assert cell.read(TrainRecord).head_start == "linear probe"
     assert [metric.name for metric in cell.evaluation.metrics] == list(KIND.metrics)
     assert set(cell.evaluation.per_class) == set(cell.data.labels)
     assert cell.evaluation.calibration is not None
