@@ -23,7 +23,7 @@ from hfadapt.run_folder import Cell
 from hfadapt.schemas import RowSchema
 from hfadapt.tasks import Scores, Task
 from hfadapt.train.batches import padded
-from hfadapt.train.probe import put_head, train_probe
+from hfadapt.train.probe import probe_of, put_head
 
 if TYPE_CHECKING:
     from hfadapt.recipe.schema import Lock
@@ -190,11 +190,7 @@ def open_context(
             for split in ("train", "validation")
         )
         with torch.inference_mode(False):
-            put_head(
-                base.model,
-                base.head_modules,
-                train_probe(task, base.model, base.head_modules, train, validation, context.batches),
-            )
+            put_head(base.model, base.head_modules, probe_of(cell, base, train, validation, context.batches))
     context.model = open_adapter(base, cell.adapter, lock.adapter.method, device).eval()
     return context
 

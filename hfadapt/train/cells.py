@@ -13,7 +13,7 @@ import torch
 
 from hfadapt.adapters import DEFAULT
 from hfadapt.core import registry
-from hfadapt.core.errors import RequestError
+from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.progress import Corrected, Progress, Silent
 from hfadapt.data import augment, canaries, read_split
 from hfadapt.fast import fusion, product_dtype
@@ -53,7 +53,7 @@ from hfadapt.train.known import FOLDER as KNOWN
 from hfadapt.train.known import with_known
 from hfadapt.train.loop import Batches, Loop
 from hfadapt.train.pace import planned_bytes, predicted_seconds
-from hfadapt.train.probe import train_probe
+from hfadapt.train.probe import probe_of
 from hfadapt.train.smaller import halvings, with_less
 
 if TYPE_CHECKING:
@@ -156,6 +156,7 @@ class Training:
                     "begun": start_weights.relative_to(cell.folder).as_posix() if start_weights else None,
                     "load_seconds": self.load_seconds,
                     "halvings": halvings(cell, self.world.size),
+                    "head_start": "linear probe" if self.probes[cell] else None,
                     "check_losses": tuple(losses),
                     "fast_path": loop.path,
                     "frozen_layers": loop.frozen_layers,
@@ -198,8 +199,8 @@ class Training:
             for _, batch in padded(self.task, rows[0][0], pad, self.device, count):
                 yield batch
 
-        by_probe = {cell: self._probe(cell, *own) for cell, own in by_cell.items()}
-        probes = [by_probe[cell] for cell in self.cells]
+        self.probes = {cell: self._probe(cell, *own) for cell, own in by_cell.items()}
+        probes = [self.probes[cell] for cell in self.cells]
         self.model = attach_adapters(self.base, dict(zip(self.names, self.locks, strict=True)), batches)
         for name, (train, _), probe in zip(self.names, rows, probes, strict=True):
             heads = fresh_heads(self.model, self.base, name)
@@ -272,8 +273,14 @@ class Training:
             rows = 2 * self.lock.train.micro_batch_rows
             return padded(self.task, examples, self.base.pad_token_id, self.device, rows)
 
-        heads = self.base.head_modules
-        return tuple(train_probe(self.task, self.base.model.eval(), heads, train, validation, batches).children())
+        # Canaries come last.
+        own = train[: cell.data.splits["train"]]
+        try:
+            return tuple(probe_of(cell, self.base, own, validation, batches).children())
+        except RunError:
+            # Where the evaluation is to compare with a probe, it says what to do.
+            self.progress.say(f"{cell.domain}: what the head reads was not found, so it starts untrained")
+            return ()
 
     def _try(self, examples: Sequence[Example]) -> None:
         """A step over a few rows that changes nothing, so that what a model's own code refuses is said before training.
@@ -478,7 +485,6 @@ def _record(
         model_revision=base.source.revision,
         model_citation=base.source.citation,
         base_head=base.head_note,
-        head_start="linear probe" if _starts_at_probe(base, registry.task(lock.task)) else None,
         settings=registry.task(lock.task).settings(base.tokenizer),
         versions=versions(str(world.device)),
     )

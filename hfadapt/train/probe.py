@@ -7,18 +7,27 @@ checked, not assumed: the head applied to them must give the model's own logits.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 
+from hfadapt.core import registry
 from hfadapt.core.errors import RunError
+from hfadapt.core.hashing import json_sha256
 from hfadapt.modalities import Example
+from hfadapt.models.base import BaseRef
+from hfadapt.models.load import Base
+from hfadapt.run_folder import Cell
 from hfadapt.tasks import Batches, Task
 
 STEPS = 400
 LEARNING_RATE = 1e-2
 CHECK_EVERY = 10
+FILE = "probe.safetensors"
+"""In the folder of a cell."""
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 Pick = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
@@ -95,6 +104,38 @@ def train_probe(
     assert best is not None
     probe.load_state_dict(best[1])
     return probe.requires_grad_(False)
+
+
+def probe_of(
+    cell: Cell, base: Base, train: Sequence[Example], validation: Sequence[Example], batches: Batches
+) -> torch.nn.Module:
+    """The linear probe of a cell, which is trained once and kept in its folder: training may start with it, and the
+    evaluation compares with it.
+
+    Args:
+        base: Of the cell, with no adapter on it.
+        train: Its training rows, without canaries.
+
+    Raises:
+        RunError: the head's input cannot be found.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    lock, model, path = cell.lock, base.model.eval(), cell.folder / FILE
+    made_in = BaseRef.of(lock).location
+    about = json_sha256([cell.data.files, cell.data.labels, made_in, base.source.revision, lock.quant, lock.dtype])
+    if path.exists():
+        with suppress(Exception), safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("about") == about:
+                probe = torch.nn.Sequential(*(copy.deepcopy(model.get_submodule(name)) for name in base.head_modules))
+                probe.float().load_state_dict(load_file(path))
+                return probe.requires_grad_(False)
+    found = train_probe(registry.task(lock.task), model, base.head_modules, train, validation, batches)
+    ready = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file({name: value.cpu().contiguous() for name, value in found.state_dict().items()}, ready, {"about": about})
+    ready.replace(path)
+    return found
 
 
 def put_head(model: Any, heads: Sequence[str], probe: torch.nn.Module) -> None:

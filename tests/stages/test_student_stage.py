@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import command, labelled, pairs, preferences, questions, recipe_fields, tagged, write_recipe, write_rows
+from tiny import command, labelled, preferences, questions, recipe_fields, tagged, write_recipe, write_rows
 
 from hfadapt import Run, load_adapted, load_recipe, run
 from hfadapt.records.student import StudentRecord

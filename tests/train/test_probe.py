@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from tiny import LABELS, labelled, make_lock
+from tiny import LABELS, command, labelled, make_lock, recipe_fields, write_recipe, write_rows
 
 from hfadapt.core.errors import RunError
 from hfadapt.modalities.text import token_ids
 from hfadapt.models.load import load_base
+from hfadapt.records.stages import TrainRecord
+from hfadapt.run_folder import Cell
 from hfadapt.tasks.text_classification.task import KIND
 from hfadapt.train.batches import padded
-from hfadapt.train.probe import put_head, train_probe
+from hfadapt.train.probe import FILE, probe_of, put_head, train_probe
 
 CPU = torch.device("cpu")
 
@@ -93,3 +95,47 @@ def test_a_decoder_is_probed_at_its_last_token(models):
     with torch.no_grad():
         scores = KIND.score(base.model, train[:40], batches)
     assert (scores.gold == scores.predictions).mean() > 0.7
+
+
+def classified(folder, models, rows: int) -> Cell:
+    """A run of a few steps, its evaluation too."""
+    write_rows(folder / "one.jsonl", labelled(rows))
+    fields = recipe_fields(models / "encoder", "text-classification", train={"max_steps": 2, "batch_rows": 8})
+    fields["evaluate"] |= {"security": True, "drift": False}
+    write_recipe(folder / "tiny.yaml", fields)
+    done = command("run", "tiny.yaml", folder=folder)
+    assert done.code == 0, done.out + done.err
+    return Cell(folder / "runs/tiny/one/this-machine")
+
+
+def test_training_starts_with_what_the_evaluation_compares_with(models, tmp_path):
+    cell = classified(tmp_path, models, 120)
+    assert cell.read(TrainRecord).head_start == "linear probe"
+    base = load_base(cell.lock, cell.data.labels, CPU)
+
+    def rows(split):
+        return KIND.encode(cell.read_split(split), base.tokenizer, max_length=64, labels=cell.data.labels)
+
+    def batches(examples):
+        return padded(KIND, examples, base.tokenizer.pad_token_id, CPU, 16)
+
+    def never(examples):
+        raise AssertionError("it is trained again")
+
+    own = train_probe(KIND, base.model.eval(), base.head_modules, rows("train"), rows("validation"), batches)
+    kept = probe_of(cell, base, (), (), never)
+    for one, other in zip(kept.parameters(), own.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+    (cell.folder / FILE).write_bytes(b"of a disk that was full")
+    again = probe_of(cell, base, rows("train"), rows("validation"), batches)
+    for one, other in zip(again.parameters(), kept.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+
+
+def test_a_head_that_reads_what_is_not_known_starts_untrained(models, tmp_path, monkeypatch):
+    def lost(*_):
+        raise RunError("the input of the task's head could not be found")
+
+    monkeypatch.setattr("hfadapt.train.cells.probe_of", lost)
+    cell = classified(tmp_path, models, 60)
+    assert cell.read(TrainRecord).head_start is None

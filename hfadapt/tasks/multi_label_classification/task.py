@@ -30,7 +30,6 @@ class MultiLabel(TextClassification):
     metrics = ("micro_f1", "macro_f1_of_labels", "average_precision", "subset_accuracy", "calibration_error", "loss")
     folder = Path(__file__).parent
     problem_type = "multi_label_classification"
-    head_first = True
     reading = 'print(", ".join(label for label, logit in zip(labels, out) if logit > 0) or "none")'
 
     def snippet_agrees(self, printed: str, prediction: Any) -> bool:
