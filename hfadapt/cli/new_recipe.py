@@ -37,7 +37,7 @@ from hfadapt.data.rows import Dropped
 from hfadapt.data.sources import check_unreadable, local_path, open_source
 from hfadapt.files import Read, folders, media
 from hfadapt.files.nested import spread
-from hfadapt.files.opening import WESTERN, suffix, western
+from hfadapt.files.opening import PACKED, WESTERN, suffix, western
 from hfadapt.models.facts import load_config, reads_both_ways
 from hfadapt.recipe.domain import GROUPING, PATTERNS
 from hfadapt.recipe.json_schema import schema_text
@@ -99,7 +99,7 @@ def write_recipe(
     modality = _modality(rows, model, data, said)
     task, shape, rows = _task(rows, modality, _generates(model), data, ask, said)
     _check_chat(model, shape)
-    domain = _name(PurePath(data.removeprefix("sample:")).stem)
+    domain = _name(_without_endings(data.removeprefix("sample:")))
     path = output or Path(f"{domain}.yaml")
     if path.exists():
         raise RequestError("the file exists already", place=str(path), fix="give another name with --output")
@@ -141,6 +141,15 @@ def suiting_model(data: str, columns: Iterable[str] = (), encoding: str | None =
                 return model
             plain = plain or model
     return plain
+
+
+def _without_endings(data: str) -> str:
+    """What a file is called, without the endings of formats, compression and archives: `rows` of `rows.csv.gz`."""
+    known = {*folders.suffixes(), *PACKED, *media.suffixes(), *media.ARCHIVES}
+    name = PurePath(data)
+    while name.suffix.lower() in known:
+        name = name.with_suffix("")
+    return name.name
 
 
 def _name(text: str) -> str:

@@ -21,7 +21,7 @@ from tiny import chats, command, labelled, pairs, tagged, write_rows
 from tiny_images import write_folders
 
 import hfadapt
-from hfadapt.cli.new_recipe import write_recipe
+from hfadapt.cli.new_recipe import _without_endings, write_recipe
 from hfadapt.recipe.reading import load_recipe
 
 NAMES = (
@@ -45,6 +45,11 @@ def table(path, columns=("text", "label")):
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows([row["text"], row["label"]] for row in labelled(80))
+
+
+@pytest.mark.parametrize("name", ["rows.csv.gz", "rows.JSONL.zst", "rows.tsv.csv.xz", "rows.tar.gz", "v1.2"])
+def test_the_domain_has_no_ending_of_the_file(name):
+    assert _without_endings(f"folder.csv/{name}") == name[:4]
 
 
 @pytest.mark.parametrize("name", NAMES)
