@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from hfadapt.cli.new_recipe import suiting_model, told
+from hfadapt.cli.new_recipe import guesses, suiting_model, told
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, RequestError, nearest
 from hfadapt.core.show import Heading, Table, Text, View
@@ -84,12 +84,16 @@ def preview(path: Path) -> View:
     for each in seen:
         different.setdefault(each[1], each)
     chosen = [*different.values(), *(each for each in seen if each not in different.values())][:SHOWN_ROWS]
+    guessed = guesses(path)
+    # What was guessed is said as that, and not as what the recipe says.
+    noticed = [each for each in source.noticed if each.code != "encoding" or not guessed]
     return View(
         [
             Heading("Rows as training will see them"),
             Table(["the model is shown", "and learns"], chosen),
-            *(Text(told(each)) for each in [*source.noticed, *reader.of_files]),
+            *(Text(told(each)) for each in [*noticed, *reader.of_files]),
             *([Text(said)] if (said := _columns_read(reader)) else []),
+            *(Text(each, code=True) for each in guessed),
             *_refused(reader),
         ]
     )

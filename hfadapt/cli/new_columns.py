@@ -32,6 +32,8 @@ LONGEST_SHOWN = 200
 LOOKED_AT = 50
 """Values of a column by which it is told to hold files."""
 UNSAID = Columns()
+GUESSED = "Guessed: "
+"""So a line of a recipe's comments begins that `hfadapt new` prints, too; it ends in how to say otherwise."""
 _NEXT = re.compile(r",(?=\s*[a-z_]+\s*=)")
 
 
@@ -119,6 +121,26 @@ def ways(
         rows,
         said.model_copy(update={name: getattr(said, name) or getattr(guess, name) for name in ("text", "label")}),
     )
+
+
+def guessed_columns(parts: Mapping[str, str], names: Mapping[str, Sequence[str]], said: Columns) -> Iterator[str]:
+    """What is said of columns that were taken by their values alone.
+
+    Args:
+        parts: The columns taken, by part.
+        names: Names by which the parts are recognised.
+        said: What the command line says.
+    """
+    by_values = {"text": "whose values are the longest", "label": "whose few values come again and again"}
+    taken = {
+        part: column
+        for part, column in parts.items()
+        if part in by_values and part not in said.parts and column.lower().rpartition(".")[2] not in names[part]
+    }
+    if taken:
+        what = ", and ".join(f"{part} is the column {column!r}, {by_values[part]}" for part, column in taken.items())
+        option = ",".join(f"{part}=COLUMN" for part in taken)
+        yield f"{GUESSED}{what}. Otherwise add --columns {option}."
 
 
 def _confirmed(guess: Columns, columns: Sequence[str], ask: Ask | None) -> Columns:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from shlex import quote
 
-from hfadapt.cli.new_columns import MOST_LABELS, Ask, Rows, files_of
+from hfadapt.cli.new_columns import GUESSED, MOST_LABELS, Ask, Rows, files_of
 from hfadapt.core.errors import DataError
 from hfadapt.data.labels import some
 from hfadapt.data.sources import local_path
 from hfadapt.files import folders, media
 from hfadapt.recipe.schema import Columns
+from hfadapt.schemas import LABEL_NAMES
 
 NAME = "file"
 """The column with the names of files, which stands beside them by itself."""
 LEAST_FILES, LEAST_GROUPS = 5, 5
 """Of each class on average, and so many groups as three splits need."""
 SEPARATORS = "_-"
+DIGITS = {*"0123456789"}
+"""What is said or written where all ten stand in names; who says it is counted from 1, or with a 0 before it."""
+_NUMBERED = re.compile(r"([^\W\d]*)\d+")
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,13 @@ class _Field:
 
     number: int
     values: Counter[str]
+
+    @property
+    def numbered(self) -> bool:
+        """Whether its values are numbers, alone or all behind the same word, as speakers and takes are told apart."""
+        found = [_NUMBERED.fullmatch(value) for value in self.values]
+        words = {each[1].lower() for each in found if each}
+        return all(found) and len(words) == 1 and not words & {*LABEL_NAMES}
 
     def __str__(self) -> str:
         return f"field {self.number + 1} ({some(sorted(self.values), 4)})"
@@ -60,11 +73,18 @@ class _Names:
         return start + f"{own}{self.separator}" * field.number + inner
 
     def candidates(self) -> list[_Field]:
-        """Fields of few values that come again and again; a number at the end counts the files of the rest."""
+        """Fields of few values that come again and again; numbers at the end, such as `take2`, count those of the rest.
+
+        The likeliest class comes last: ten digits, then words, then numbers, which rather say who or when; of two that
+        are equal in that the later one.
+        """
         files = self.fields[0].values.total()
         few = [each for each in self.fields if 2 <= len(each.values) <= min(MOST_LABELS, files // LEAST_FILES)]
         last = self.fields[-1]
-        return [each for each in few if each is not last or not all(map(str.isdecimal, last.values))]
+        return sorted(
+            (each for each in few if each is not last or not last.numbered),
+            key=lambda each: (each.values.keys() == DIGITS, not each.numbered, each.number),
+        )
 
     def groups(self, label: _Field) -> Iterator[_Field]:
         """Fields before the last whose values, such as speakers, each have several files."""
@@ -77,8 +97,8 @@ class _Names:
 def columns_in_names(data: str, rows: Rows, said: Columns, ask: Ask | None) -> tuple[Columns, list[str]]:
     """What is said of the columns, with class and group of files alone from their names; and what was taken from them.
 
-    Names tell a class where all have as many fields, and one of these takes few values; of two such the later is taken,
-    and the earlier as the group.
+    Names tell a class where all have as many fields, and one of these takes few values; of two such the likelier is
+    taken, and the other is said with what names it.
 
     Raises:
         DataError: more than two fields could be the class, and nobody is asked.
@@ -90,28 +110,32 @@ def columns_in_names(data: str, rows: Rows, said: Columns, ask: Ask | None) -> t
         return said, []
     found = names.candidates()
     label = found[-1]
+    options = {each.number: f"--columns {quote(f'label={NAME},label_pattern={names.pattern(each)}')}" for each in found}
     if len(found) > 1 and ask is not None:
-        listed = "; ".join(map(str, found))
-        numbers = [str(each.number + 1) for each in found]
-        asked = ask(f"field of the names that is the class, in {names.example}: {listed}", numbers, numbers[-1])
-        label = found[numbers.index(asked)]
+        fields = sorted(found, key=lambda each: each.number)
+        numbers = [str(each.number + 1) for each in fields]
+        question = f"field of the names that is the class, in {names.example}: {'; '.join(map(str, fields))}"
+        label = fields[numbers.index(ask(question, numbers, str(label.number + 1)))]
     elif len(found) > 2:
-        option = f"label={NAME},label_pattern={names.pattern(label)}"
+        fields = sorted(found, key=lambda each: each.number)
         raise DataError(
             "several fields of the names could be the class",
             place=data,
-            got=f"names such as {names.example}: {'; '.join(map(str, found))}",
-            fix=f"say which it is, such as --columns '{option}' for field {label.number + 1}",
+            got=f"names such as {names.example}: {'; '.join(map(str, fields))}",
+            fix=f"say which it is, such as {options[label.number]} for field {label.number + 1}",
         )
     taken = {"label": NAME, "label_pattern": names.pattern(label)}
-    told = [f"From names such as {names.example}: the class is {label}; label_pattern says so."]
-    others = [each for each in found if each is not label]
-    told += [f"If the class is {each}, write label_pattern: {names.pattern(each)!r}." for each in others]
+    guessed = "" if len(found) > 1 and ask is not None else GUESSED
+    told = f"{guessed}the class is {label} of names such as {names.example}"
     group = next(names.groups(label), None) if said.group is None else None
     if group is not None:
         taken |= {"group": NAME, "group_pattern": names.pattern(group)}
-        told.append(f"Files alike in {group} stay in one split; if they need not, delete group and group_pattern.")
-    return Columns(**{**said.model_dump(exclude_none=True), **taken}), told
+        told += f", and files alike in {group} stay in one split"
+    if not guessed:
+        return Columns(**{**said.model_dump(exclude_none=True), **taken}), [f"{told}."]
+    others = [f"If the class is {each}, add {options[each.number]}" for each in found if each is not label]
+    told = " ".join([f"{told}.", *(others or [f"Otherwise add --columns 'label={NAME},label_pattern=REGEX'"])])
+    return Columns(**{**said.model_dump(exclude_none=True), **taken}), [told]
 
 
 def with_classes(rows: Rows, said: Columns) -> Rows:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from hfadapt.card.licenses import hub_id, hub_ids
 from hfadapt.cli.new_columns import (
+    GUESSED,
     LONGEST_SHOWN,
     MOST_LABELS,
     Ask,
@@ -23,6 +24,7 @@ from hfadapt.cli.new_columns import (
     by_length,
     columns_of,
     files_of,
+    guessed_columns,
     label_columns,
     read_columns,
     values_of,
@@ -37,7 +39,7 @@ from hfadapt.data.rows import Dropped
 from hfadapt.data.sources import check_unreadable, local_path, open_source
 from hfadapt.files import Read, folders, media
 from hfadapt.files.nested import spread
-from hfadapt.files.opening import WESTERN, suffix, western
+from hfadapt.files.opening import PACKED, WESTERN, suffix, western
 from hfadapt.models.facts import load_config, reads_both_ways
 from hfadapt.recipe.domain import GROUPING, PATTERNS
 from hfadapt.recipe.json_schema import schema_text
@@ -99,7 +101,7 @@ def write_recipe(
     modality = _modality(rows, model, data, said)
     task, shape, rows = _task(rows, modality, _generates(model), data, ask, said)
     _check_chat(model, shape)
-    domain = _name(PurePath(data.removeprefix("sample:")).stem)
+    domain = _name(_without_endings(data.removeprefix("sample:")))
     path = output or Path(f"{domain}.yaml")
     if path.exists():
         raise RequestError("the file exists already", place=str(path), fix="give another name with --output")
@@ -110,7 +112,7 @@ def write_recipe(
             model,
             task,
             {domain: _settings(data, path, shape, license, said, encoding)},
-            [*noticed, *in_names, *_seen(shape, rows, said)],
+            [*noticed, *in_names, *(_guessed(shape, rows, said) if ask is None else ()), *_seen(shape, rows, said)],
         ),
     )
     try:
@@ -141,6 +143,15 @@ def suiting_model(data: str, columns: Iterable[str] = (), encoding: str | None =
                 return model
             plain = plain or model
     return plain
+
+
+def _without_endings(data: str) -> str:
+    """What a file is called, without the endings of formats, compression and archives: `rows` of `rows.csv.gz`."""
+    known = {*folders.suffixes(), *PACKED, *media.suffixes(), *media.ARCHIVES}
+    name = PurePath(data)
+    while name.suffix.lower() in known:
+        name = name.with_suffix("")
+    return name.name
 
 
 def _name(text: str) -> str:
@@ -197,7 +208,8 @@ def _peek(data: str, encoding: str | None) -> tuple[list[Mapping[str, Any]], lis
     opened = open_source(source, Path())
     said = [told(each) for each in opened.noticed]
     if guess is not None:
-        said = [f"{data} is not UTF-8; as {encoding} it has the word {word!r}. If that is wrong, change `encoding`."]
+        found = f"{GUESSED}encoding {guess}, as {data} is not UTF-8; it then has the word {word!r}."
+        said = [f"{found} Otherwise add --encoding NAME, such as windows-1251."]
     seen: list[Read | Dropped] = []
     for item in opened.read():
         if isinstance(item, Finding):
@@ -431,6 +443,19 @@ def _seen(shape: Shape, rows: Sequence[Mapping[str, Any]], said: Columns) -> Ite
         yield f"Labels: {shown}{' …' if len(counts) > 8 else ''}."
         if len(counts) > MOST_LABELS:
             yield f"{len(counts)} different labels among them: is {_printable(label)} the right column?"
+
+
+def _guessed(shape: Shape, rows: Rows, said: Columns) -> Iterator[str]:
+    """What is said of columns of the data that nobody named, and that their own names do not tell."""
+    there = columns_of(rows)
+    parts = {part: column for part, column in shape.parts.items() if column in there}
+    return guessed_columns(parts, registry.schema(shape.form).names, said)
+
+
+def guesses(path: Path) -> list[str]:
+    """What was guessed for a recipe that `write_recipe` wrote, each with how to say otherwise."""
+    lines = (line.removeprefix("# ") for line in path.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line.startswith(GUESSED)]
 
 
 def told(finding: Finding) -> str:

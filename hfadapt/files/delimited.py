@@ -7,7 +7,7 @@ import io
 import re
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +18,7 @@ from hfadapt.files.opening import called, not_utf8, suffix, text_bytes
 
 HEAD_CHARACTERS = 1 << 16
 _DELIMITERS = ",;\t|"
+_DELIMITER_NAMES = dict(zip(_DELIMITERS, ("commas", "semicolons", "tabs", "vertical bars"), strict=True))
 _SEP = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 # A quotation mark after a backslash, inside a field.
 _ESCAPED = re.compile(r'\\"(?!\s*(?:[,;\t|\r\n]|$))')
@@ -32,12 +33,13 @@ _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class Dialect:
-    """How the fields of a file are set apart."""
+    """How the fields of a file are set apart; `rivals` could do that in some of its rows as well."""
 
     delimiter: str
     escape: str | None = None
     skip_spaces: bool = False
     skip_lines: int = 0
+    rivals: str = ""
 
     def reader(self, lines: Iterable[str], strict: bool = False) -> Iterator[list[str]]:
         """Fields of records; where it is strict, csv.Error for text beside the quotation marks of a field."""
@@ -61,10 +63,28 @@ def dialect_of(head: str, ending: str) -> Dialect:
     body = head[said.end() :] if said else head
     first = body.partition("\n")[0]
     tabs = ending in (".tsv", ".txt") and "\t" in first
-    delimiter = said[1] if said else "\t" if tabs else max(_DELIMITERS, key=first.count)
-    spaced = body.count(f'{delimiter} "') > body.count(f'{delimiter}"')
+    known = said[1] if said else "\t" if tabs else "".join(filter(first.__contains__, _DELIMITERS)) or ","
     escape = "\\" if _ESCAPED.search(body) and '""' not in body else None
-    return Dialect(delimiter, escape, spaced and delimiter != "\t", 1 if said else 0)
+    dialects = []
+    for delimiter in known:
+        spaced = body.count(f'{delimiter} "') > body.count(f'{delimiter}"')
+        dialects.append(Dialect(delimiter, escape, spaced and delimiter != "\t", 1 if said else 0))
+    if len(dialects) == 1:
+        return dialects[0]
+    lines = body.splitlines(keepends=True)[: -1 if len(head) >= HEAD_CHARACTERS else None]
+    ranks = {each: (_evenness(each, lines), first.count(each.delimiter)) for each in dialects}
+    best = max(ranks, key=lambda each: ranks[each])
+    rivals = [each.delimiter for each, (even, _) in ranks.items() if even and each != best]
+    return replace(best, rivals="".join(rivals))
+
+
+def _evenness(dialect: Dialect, lines: Sequence[str]) -> float:
+    """Share of the rows that have as many fields as the header, and more than one."""
+    try:
+        [width, *widths] = [len(fields) for fields in dialect.reader(lines) if fields]
+    except csv.Error:
+        return 0.0
+    return widths.count(width) / len(widths) if widths and width > 1 else 0.0
 
 
 def columns_in_text(path: Path, encoding: str | None = None) -> tuple[list[str], bool] | None:
@@ -99,6 +119,8 @@ def read(path: Path, encoding: str | None = None) -> Rows:
         dialect, names, lines = _begin(path, raw)
         if not names:
             return
+        if dialect.rivals:
+            yield _doubt_delimiter(dialect)
         doubted: list[tuple[int, int]] = []
         for number, (fields, line, reason) in enumerate(_records(dialect, lines, len(names), doubted)):
             if number == 0 and len(fields) == len(names) + 1 and fields[0] in ("0", "1") and fields[-1]:
@@ -130,6 +152,12 @@ def read(path: Path, encoding: str | None = None) -> Rows:
                 'write "" for a mark inside a quoted field, and quote fields that begin with one; nothing, if these '
                 "lines are text",
             )
+
+
+def _doubt_delimiter(dialect: Dialect) -> Doubt:
+    own, other = (_DELIMITER_NAMES[each] for each in (dialect.delimiter, dialect.rivals[0]))
+    found = f"fields are set apart by {own}, by which most rows fit the header; some fit it by {other}, too"
+    return Doubt("delimiter", found, f"if {other} are meant, write the line sep={dialect.rivals[0]} above the header")
 
 
 def _begin(path: Path, raw: IO[bytes]) -> tuple[Dialect, list[str], _Lines]:

@@ -21,7 +21,7 @@ from tiny import chats, command, labelled, pairs, tagged, write_rows
 from tiny_images import write_folders
 
 import hfadapt
-from hfadapt.cli.new_recipe import write_recipe
+from hfadapt.cli.new_recipe import _without_endings, write_recipe
 from hfadapt.recipe.reading import load_recipe
 
 NAMES = (
@@ -45,6 +45,11 @@ def table(path, columns=("text", "label")):
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows([row["text"], row["label"]] for row in labelled(80))
+
+
+@pytest.mark.parametrize("name", ["rows.csv.gz", "rows.JSONL.zst", "rows.tsv.csv.xz", "rows.tar.gz", "v1.2"])
+def test_the_domain_has_no_ending_of_the_file(name):
+    assert _without_endings(f"folder.csv/{name}") == name[:4]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -447,11 +452,11 @@ def test_an_encoding_that_is_guessed_is_said_and_written(models, tmp_path):
     tickets(tmp_path / "old.csv", encoding="cp1252")
     done = command("new", "old.csv", "--model", models / "encoder", folder=tmp_path)
     assert done.code == 0, done.err
-    assert "old.csv: read as windows-1252, as the recipe says" in done.out
-    written = (tmp_path / "old.yaml").read_text()
-    assert re.search(
-        r"# old\.csv is not UTF-8; as windows-1252 it has the word '\w+'\. If that is wrong, change", written
-    )
+    said = r"Guessed: encoding windows-1252, as old\.csv is not UTF-8; it then has the word '\w+'\. Otherwise add --enc"
+    assert re.search(said, done.out)
+    assert "Guessed: text is the column 'Beschreibung', whose values are the longest" in done.out
+    assert "as the recipe says" not in done.out
+    assert re.search(f"# {said}", (tmp_path / "old.yaml").read_text())
     assert load_recipe(tmp_path / "old.yaml").domains["old"].encoding == "windows-1252"
     done = command("new", "old.csv", "--encoding", "latin-17", "--model", models / "encoder", folder=tmp_path)
     assert done.code == 2

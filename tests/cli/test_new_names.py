@@ -23,16 +23,23 @@ def new(model, data, folder):
 SPOKEN = Path(__file__).parents[1] / "data_files/spoken_digits"
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
+SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+
 
 def recordings(folder, name):
     """Real recordings of ten digits by six speakers, under other names."""
     folder.mkdir()
     for number, path in enumerate(sorted(SPOKEN.glob("*.wav"))):
         digit, speaker, take = path.stem.split("_")
-        shutil.copy(path, folder / f"{name.format(speaker=speaker, word=WORDS[int(digit)], take=take, n=number)}.wav")
+        said = {"speaker": speaker, "digit": digit, "word": WORDS[int(digit)], "take": take, "n": number}
+        said |= {"who": f"{SPEAKERS.index(speaker) + 1:02}", "half": number % 2}
+        shutil.copy(path, folder / f"{name.format(**said)}.wav")
 
 
-NAMED = ("{speaker}_{word}_{take}", "{speaker}-{word}-x_{take}", "{word}_{n}", "set_{word}_{n}")
+NAMED = (
+    *("{speaker}_{word}_{take}", "{speaker}-{word}-x_{take}", "{word}_{n}", "set_{word}_{n}"),
+    *("{word}_{who}_{take}", "{who}_{word}_take{half}", "{word}_spk{who}_{take}"),
+)
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -45,16 +52,34 @@ def test_class_and_speaker_are_taken_from_the_names(hearing, tmp_path, name):
     assert {columns.class_in(path.name) for path in files} == {*WORDS}
     assert columns.label == "file"
     written = (tmp_path / "r.yaml").read_text()
-    assert "# From names such as " in written
+    assert re.search(r"# Guessed: the class is field \d \(.*\) of names such as ", written)
     assert "label is what " in done.out
+    assert "Guessed: the class is field " in done.out
     if "{speaker}" in name:
         assert columns.group == "file"
-        assert {re.search(columns.group_pattern, path.name)[1] for path in files} == {
-            *("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
-        }
-        assert "# If the class is field 1 (george, jackson, " in written
+        assert {re.search(columns.group_pattern, path.name)[1] for path in files} == {*SPEAKERS}
+        assert "If the class is field 1 (george, jackson, " in written
+        option = shlex.split(written.partition(", add --columns ")[2])[0]
+        assert re.search(option.partition("label_pattern=")[2], files[0].name)[1] in SPEAKERS
+    elif "{who}" in name:
+        assert columns.group == "file"
     else:
         assert columns.group is None
+
+
+def test_ten_digits_are_the_class_and_the_names_beside_them_speakers(hearing, tmp_path):
+    """As the spoken digits are published: digit, speaker, take."""
+    recordings(tmp_path / "clips", "{digit}_{speaker}_{take}")
+    done = new(hearing / "whisper", "clips", tmp_path)
+    assert done.code == 0, done.err
+    columns = load_recipe(tmp_path / "r.yaml").domains["clips"].columns
+    assert columns.class_in("0_jackson_12.wav") == "0"
+    assert re.search(columns.group_pattern, "0_jackson_12.wav")[1] == "jackson"
+    option = shlex.split(done.out.partition("If the class is field 2 (")[2].partition("add --columns ")[2])[0]
+    (tmp_path / "r.yaml").unlink()
+    done = command("new", "clips", "--model", hearing / "whisper", "--columns", option, folder=tmp_path)
+    assert done.code == 0, done.err
+    assert load_recipe(tmp_path / "clips.yaml").domains["clips"].columns.class_in("0_jackson_12.wav") == "jackson"
 
 
 def test_classes_in_names_are_as_good_as_class_folders(hearing, tmp_path):

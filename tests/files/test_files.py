@@ -318,6 +318,34 @@ def test_columns_of_the_same_name_are_numbered(tmp_path):
     assert [item[:2] for item in found] == [(0, {"text (1 of 2)": "one", "label": "a", "text (2 of 2)": "two"})]
 
 
+@pytest.mark.parametrize(
+    ("header", "line", "names", "rival"),
+    [
+        ("a;b,c", "one, or two;x, y, z", ["a", "b,c"], None),
+        ("a,b;c", "one; or two,x; y; z", ["a", "b;c"], None),
+        ("a,b;c;d", "one,two;;;", ["a", "b;c;d"], None),
+        ("a|label (yes,no)", "one|yes", ["a", "label (yes,no)"], None),
+        ("a|label (yes,no)", "one,two|yes", ["a|label (yes", "no)"], "sep=|"),
+    ],
+)
+def test_the_delimiter_is_that_by_which_rows_fit_the_header(tmp_path, header, line, names, rival):
+    found = read(tmp_path, "a.csv", "\n".join([header, *[line] * 6]) + "\n")
+    doubts = [each for each in found if isinstance(each, Doubt)]
+    rows = [each for each in found if not isinstance(each, Doubt)]
+    assert [[*each.values] for each in rows] == [names] * 6
+    assert [each.code for each in doubts] == (["delimiter"] if rival else [])
+    if rival:
+        assert rival in doubts[0].fix
+        told = read(tmp_path, "b.csv", "\n".join([rival, header, *[line] * 6]) + "\n")
+        assert not any(isinstance(each, Doubt) for each in told), "what is said is not doubted"
+
+
+def test_one_row_of_another_width_changes_no_delimiter(tmp_path):
+    lines = ["id,text;body,label", *["1,some; words,x"] * 20, "2,one,too,many"]
+    found = read(tmp_path, "a.csv", "\n".join(lines))
+    assert [each.reason for each in found if isinstance(each, Unread)] == ["wrong-fields"]
+
+
 @pytest.mark.parametrize("content", ["", "\n\n", "text,label\n", "\ufeff"])
 def test_files_without_rows_have_none(tmp_path, content):
     assert [each for each in read(tmp_path, "a.csv", content) if isinstance(each, tuple)] == []
