@@ -25,6 +25,7 @@ _PLAIN = (
     "friend paper window music bread house river cloud stone street school doctor market train coffee"
 )
 PLAIN = _PLAIN.split()
+INSTRUCTIONS = "the music and the river"
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -133,6 +134,18 @@ def chats(count: int, seed: int = 0) -> list[dict[str, Any]]:
         return {"role": role, "content": " ".join(draw.choices(PLAIN, k=draw.randint(2, 7)))}
 
     return [{"messages": [turn("user"), turn("assistant"), turn("user"), turn("assistant")]} for _ in range(count)]
+
+
+def run_of_chats(folder: Path, models: Path, verb: str = "run") -> Path:
+    """The run of a recipe with one domain, `one`, whose chats begin with instructions."""
+    rows = [{"messages": [{"role": "system", "content": INSTRUCTIONS}, *row["messages"]]} for row in chats(60)]
+    write_rows(folder / "one.jsonl", rows)
+    domains = {"one": {"source": "one.jsonl", "license": "mit"}}
+    fields = recipe_fields(models / "lm", "causal-lm", domains, name="chats", evaluate={**NO_CHECKS, "resamples": 100})
+    fields["train"] |= {"max_steps": 6, "learning_rate": 2e-2}
+    done = command(verb, write_recipe(folder / "chats.yaml", fields), folder=folder)
+    assert done.code == 0, done.out + done.err
+    return folder / "runs" / "chats"
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:

@@ -43,6 +43,21 @@ def write_sounds(folder: Path, count: int, seed: int = 0, who: str = "s") -> Pat
     return folder
 
 
+def run_of_sounds(folder: Path, hearing: Path, verb: str = "run") -> Path:
+    """The run of a recipe with one domain, `one`."""
+    from tiny import NO_CHECKS, command, recipe_fields, write_recipe
+
+    write_sounds(folder / "one", 60)
+    data = {"validation": 12, "test": 12, "dedupe": {"near": False, "similarity": 1.0}}
+    checks = {**NO_CHECKS, "resamples": 100}
+    domains = {"one": {"source": "one", "license": "mit"}}
+    fields = recipe_fields(hearing / "whisper", "audio-classification", domains, evaluate=checks, name="sounds")
+    fields |= {"data": data, "train": {"max_steps": 6, "batch_rows": 8, "learning_rate": 2e-2}}
+    done = command(verb, write_recipe(folder / "sounds.yaml", fields), folder=folder)
+    assert done.code == 0, done.out + done.err
+    return folder / "runs" / "sounds"
+
+
 def make_hearing_models(folder: Path) -> None:
     """`whisper` (clips of one second) and `wave`, which hears samples, with a mask where clips are padded."""
     import torch

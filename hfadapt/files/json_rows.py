@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import gc
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -38,6 +39,21 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
+def _parsed(parse: Callable[..., Any], *given: Any) -> Any:
+    """What a parser makes of text, without a collection of garbage meanwhile.
+
+    Text that is nested too deeply ends at the limit of recursion, and every list on the way there may begin a
+    collection: just below the limit, it would leave the finalizers of other objects no room.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return parse(*given)
+    finally:
+        if collecting:
+            gc.enable()
+
+
 def read_lines(path: Path, encoding: str | None = None) -> Rows:
     """An object a line.
 
@@ -54,7 +70,7 @@ def read_lines(path: Path, encoding: str | None = None) -> Rows:
             yield Unread(number, "empty", " is blank", number + 1)
             continue
         try:
-            value = _DECODER.decode(line)
+            value = _parsed(_DECODER.decode, line)
         except _Repeated as error:
             yield Unread(number, "repeated-key", f": {error}", number + 1)
             continue
@@ -102,7 +118,7 @@ def _near_json(shown: Sequence[str]) -> tuple[str, str] | None:
     if all(isinstance(_value(line.rstrip().removesuffix(",")), dict) for line in shown):
         return "every line ends in a comma", "take the commas out, or put [ before and ] after them and call it {}"
     try:
-        if isinstance(json.JSONDecoder().raw_decode(shown[0].lstrip())[0], dict):
+        if isinstance(_parsed(json.JSONDecoder().raw_decode, shown[0].lstrip())[0], dict):
             return "a line holds several objects", "call it {}, or write one object a line"
     except (ValueError, RecursionError):
         pass
@@ -115,7 +131,7 @@ def _near_json(shown: Sequence[str]) -> tuple[str, str] | None:
 
 def _value(line: str) -> Any:
     try:
-        return json.loads(line)
+        return _parsed(json.loads, line)
     except (ValueError, RecursionError):
         return None
 
@@ -138,7 +154,7 @@ def _split_names(path: Path, size: int, changed: int) -> dict[str, str]:
     try:
         with text_bytes(path) as file:
             content = file.read()
-        return _splits(json.loads(content)) if content.lstrip()[:1] == b"{" else {}
+        return _splits(_parsed(json.loads, content)) if content.lstrip()[:1] == b"{" else {}
     except (DataError, OSError, ValueError, RecursionError):
         return {}
 
@@ -178,7 +194,7 @@ def read_whole(path: Path, split: str | None = None, encoding: str | None = None
             fix=f"name the encoding that it was saved in, {NAME_IT}",
         ) from None
     try:
-        value = _DECODER.decode(text)
+        value = _parsed(_DECODER.decode, text)
     except _Repeated as error:
         raise _repeated(path, error) from None
     except RecursionError:
@@ -204,7 +220,7 @@ def _one_after_another(path: Path, text: str, encoding: str | None) -> Rows:
         return
     while match := _TEXT.search(text, at):
         try:
-            value, at = _DECODER.raw_decode(text, match.start())
+            value, at = _parsed(_DECODER.raw_decode, text, match.start())
         except _Repeated as error:
             raise _repeated(path, error) from None
         except ValueError as error:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from hfadapt.files import Doubt
+from hfadapt.files import Blob, Doubt
 from hfadapt.files.stored import Stored
 
 IGNORED = -100
@@ -105,6 +106,7 @@ class Modality:
         imports, reading: Python that makes `inputs`, arrays of numpy by name, of `example` with the files of a folder
             of a whole model, and what it imports; `{max_length}` and `{arguments}` are filled in.
         component: What Gradio asks for a value with; a file is given by its path.
+        played_as: Media type as which a browser plays a value that is kept; '' for what is seen, not heard.
     """
 
     name: str
@@ -126,6 +128,7 @@ class Modality:
     imports: str = ""
     reading: str = ""
     component: str = 'gr.Textbox(label="LABEL", lines=3)'
+    played_as: str = ""
 
     def load_processor(self, path: str, revision: str | None) -> Any:
         """What turns values into a model's inputs: the tokenizer of texts."""
@@ -169,7 +172,10 @@ class Modality:
 
     def given(self, value: Any) -> Any:
         """A value as callers in Python give it, as tasks answer it; None for what is none, such as a list of values."""
-        return value if isinstance(value, str) else None
+        if not self.suffixes:
+            return value if isinstance(value, str) else None
+        value = str(value) if isinstance(value, Path) else value
+        return Blob.of(value) if isinstance(value, (str, bytes, bytearray, Mapping, Blob)) else None
 
     def clipped(self, processor: Any, row: Row) -> tuple[float, float, str] | None:
         """How long a value is, how much of it a model is given, and the unit; None where it is given all."""

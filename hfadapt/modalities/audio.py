@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import RequestError
-from hfadapt.files import Unusable
+from hfadapt.files import Blob, Unusable
 from hfadapt.files.stored import Stored
 from hfadapt.modalities import Modality, Row, Taken
 from hfadapt.modalities._audio_changes import CHANGES, RATE
@@ -185,6 +185,8 @@ class Audio(Modality):
     one_size = True
     suffixes = SUFFIXES
     component = 'gr.Audio(label="LABEL", type="filepath", format="wav")'
+    played_as = "audio/wav"
+    accepted = "a path, bytes of a file, samples as {'array': …, 'sampling_rate': 16000}, or a list of these"
     facts = {"seconds": "s", "loudness": "dBFS", "peak": "dBFS", "rate": "Hz"}
     operations = {name: partial(later, name) for name in ("speed", "shift", "noise", "gain", "spec_augment")}
     # As recordings differ; and what is hidden from features.
@@ -226,6 +228,21 @@ class Audio(Modality):
         """Seconds of a sound, and those of a clip, where this is shorter."""
         length, clip = float(row["seconds"]), processor.hearing.samples / RATE
         return (length, clip, "seconds") if length > clip + CUT_SECONDS else None
+
+    def given(self, value: Any) -> Blob | None:
+        """A path, bytes, or samples (N,) or (N, channels) with their rate, as the datasets library decodes sounds."""
+        import numpy as np
+        from scipy.io import wavfile
+
+        if isinstance(value, Mapping) and {"array", "sampling_rate"} <= value.keys():
+            samples, file = np.asarray(value["array"]), io.BytesIO()
+            samples = samples.astype(np.float32) if samples.dtype.kind == "f" else samples
+            known = samples.dtype in (np.float32, np.int16, np.int32)
+            if not known or samples.ndim not in (1, 2) or int(value["sampling_rate"]) < 1:
+                return None
+            wavfile.write(file, int(value["sampling_rate"]), samples)
+            return Blob("", file.getvalue())
+        return super().given(value)
 
     def arguments(self, config: Any, max_length: int) -> Mapping[str, Any]:
         """The length of a clip, for models that are free to choose it."""

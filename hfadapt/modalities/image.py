@@ -279,8 +279,7 @@ class Image(Modality):
             # TIFF has every mode that there is.
             ImageOps.exif_transpose(value).save(file, "TIFF")
             return Blob("", file.getvalue())
-        value = str(value) if isinstance(value, Path) else value
-        return Blob.of(value) if isinstance(value, (str, bytes, bytearray, Mapping, Blob)) else None
+        return super().given(value)
 
     def doubts(self, row: Row) -> list[Doubt]:
         """Tiny ones, and even surfaces, in which there is nothing to see."""

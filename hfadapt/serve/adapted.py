@@ -85,6 +85,22 @@ class Adapted(Shown):
 
         return pad_token_id(self.tokenizer)
 
+    def reply(self, chat: Sequence[Mapping[str, Any]], max_new_tokens: int = MAX_NEW_TOKENS) -> str:
+        """The greedy answer to a chat, of an adapter that was trained on chats.
+
+        Args:
+            chat: Its turns, the last of them the user's.
+
+        Raises:
+            RequestError: it is no chat, or the model has no room for it and a token of an answer.
+        """
+        from hfadapt.models.facts import position_limit
+
+        prompt = registry.task(self.task).opened(self, chat)
+        room = room_for(position_limit(self.model, self.model.config)[0], prompt, None, fix="begin a new chat")
+        (ids,) = self.generate([prompt], min(max_new_tokens, room))
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
     def generate(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, names: Sequence[str] = ()
     ) -> list[list[int]]:
@@ -94,6 +110,33 @@ class Adapted(Shown):
         return continuations(
             self.model, self.tokenizer, prompts, max_new_tokens, batch_rows=len(prompts), adapters=names
         )
+
+
+def room_for(
+    most: int | None,
+    prompt: Sequence[int],
+    wanted: int | None,
+    fix: str = "shorten the prompt, or ask for fewer tokens",
+) -> int:
+    """How many tokens may follow a prompt.
+
+    Args:
+        most: As many does the model read; None where there is no limit.
+        wanted: How many are asked for; None for as many as there is room for.
+        fix: What helps where there is none.
+
+    Raises:
+        RequestError: the model has no room for them.
+    """
+    room = (most or 1 << 30) - len(prompt)
+    if room < (wanted or 1):
+        raise RequestError(
+            "the prompt and the answer are longer than what the model reads",
+            got=f"a prompt of {len(prompt):,} tokens and {wanted or 1:,} to write",
+            allowed=f"{most:,} in all",
+            fix=fix,
+        )
+    return room
 
 
 @quiet_libraries()

@@ -13,7 +13,7 @@ from hfadapt.models.attach import internal_name
 from hfadapt.models.facts import position_limit
 from hfadapt.models.generate import Reason, Wanted, write
 from hfadapt.schemas import Unusable
-from hfadapt.serve.adapted import MAX_NEW_TOKENS, Adapted, answers
+from hfadapt.serve.adapted import MAX_NEW_TOKENS, Adapted, answers, room_for
 from hfadapt.serve.asked import text_of
 from hfadapt.serve.bank import Bank
 from hfadapt.serve.batching import Job, Limits
@@ -145,15 +145,8 @@ class WritingTexts:
         """The prompt and what may follow it. Raises RequestError where the model has no room for both."""
         adapted = self.bank.adapter(asked.domain)
         asked.prompt = registry.task(adapted.task).opened(adapted, _whole(asked.said))
-        room = (self.positions or 1 << 30) - len(asked.prompt)
+        room = room_for(self.positions, asked.prompt, asked.max_tokens)
         most = MAX_NEW_TOKENS if asked.max_tokens is None else asked.max_tokens
-        if room < (asked.max_tokens or 1):
-            raise RequestError(
-                "the prompt and the answer are longer than what the model reads",
-                got=f"a prompt of {len(asked.prompt):,} tokens and {asked.max_tokens or 1:,} to write",
-                allowed=f"{self.positions:,} in all",
-                fix="shorten the prompt, or ask for fewer tokens",
-            )
         asked.max_tokens = min(most, room)
         return len(asked.prompt) + asked.max_tokens
 

@@ -31,6 +31,7 @@ from hfadapt.report import svg
 from hfadapt.run_folder import CARD, Cell
 from hfadapt.ui import live, views
 from hfadapt.ui.beside import Beside, Pair
+from hfadapt.ui.chat import Conversation, chats, system_of
 
 HOST = "127.0.0.1"
 HERE = Path(__file__).parent / "templates"
@@ -38,7 +39,8 @@ MOST_BYTES = 64 << 20
 """Of one request: a sound or a picture."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "img-src 'self' data: blob:; media-src 'self' blob:; connect-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
@@ -204,11 +206,17 @@ class Pages:
         if "row" in said:
             number = int(said["row"]) if said["row"].isdecimal() else -1
             (view,) = views.listed_rows(cell, [number])
-            pairs = self.beside.ask_row(cell, views.raw_row(cell, number))
-            return self._ask(cell, name, view=view, row=number, pairs=pairs)
+            raw = views.raw_row(cell, number)
+            if chats(cell):
+                conversation = self.beside.answer(cell, Conversation.of_row(raw))
+                return self._ask(cell, name, view=view, row=number, conversation=conversation)
+            return self._ask(cell, name, view=view, row=number, pairs=self.beside.ask_row(cell, raw))
         text = said.get("text", "").strip()
         if not text:
             raise RequestError("there is no text to ask about", fix="type one")
+        if chats(cell):
+            told = Conversation.sent(said.get("conversation", "")).told(text, said.get("system", "").strip())
+            return self._ask(cell, name, conversation=self.beside.answer(cell, told))
         # Tasks that compare texts are asked about several, a line each.
         values = [line for line in text.splitlines() if line.strip()] if self._task(cell).compares else [text]
         return self._ask(cell, name, text=text, pairs=self.beside.ask(cell, values))
@@ -220,6 +228,15 @@ class Pages:
             raise RequestError("these adapters read texts, not files", fix="type a text")
         pairs: list[Pair] = self.beside.ask(cell, [body])
         return self.page("answers", "Answers", pairs=pairs, baseline=self._task(cell).baseline)
+
+    def row_file(self, name: str, domain: str, target: str, row: int) -> Response:
+        """The sound of a test row, to be played."""
+        cell = views.found_cell(self.runs, name, domain, target)
+        schema = registry.schema(cell.data.form)
+        played_as = registry.modality(schema.modality).played_as
+        if not played_as:
+            raise views.Missing("these rows are not played", place=name, fix="look at them on the page")
+        return Response(bytes(views.raw_row(cell, row)[schema.media]), media_type=played_as)
 
     def _task(self, cell: Cell) -> Any:
         return registry.task(cell.lock.task)
@@ -233,8 +250,12 @@ class Pages:
             "compares": task.compares,
             "baseline": task.baseline,
             "rows": views.listed_rows(cell),
+            "chats": chats(cell),
+            "conversation": Conversation(),
             **{"view": None, "row": None, "text": "", "pairs": []},
         }
+        if found["chats"]:
+            found["system"] = system_of(cell.read_split("test"))
         return self.page("ask", f"{name}: ask {cell.domain}", name=name, cell=cell, **(found | more))
 
     # --- plan, export, runs ------------------------------------------------------------------------------------------
@@ -305,6 +326,7 @@ def make_app(pages: Pages, port: int, token: str) -> FastAPI:
         ("/", pages.home), ("/run/{name}", pages.run), ("/run/{name}/report.html", pages.report),
         ("/live/{number}", pages.watch), ("/live/{number}/state", pages.state),
         (f"{cell}/ask", pages.ask_page), (f"{cell}/plan", pages.plan), (f"{cell}/README.md", pages.card),
+        (f"{cell}/row/{{row}}", pages.row_file),
         (cell, pages.cell),
     )  # fmt: skip
     done: tuple[tuple[str, Callable[..., Response]], ...] = (

@@ -23,14 +23,19 @@ from hfadapt.data import read_split
 from hfadapt.files import Unusable
 from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import Cell
-from hfadapt.serve.adapted import Adapted, from_cell
+from hfadapt.serve.adapted import MAX_NEW_TOKENS, Adapted, from_cell
 from hfadapt.serve.asked import text_of
 from hfadapt.tasks import Answer
 from hfadapt.train.batches import padded
 from hfadapt.train.probe import put_head, train_probe
+from hfadapt.ui.chat import Conversation
 
 if TYPE_CHECKING:
     from hfadapt.serve.bank import Bank
+
+
+ANSWER_TOKENS = MAX_NEW_TOKENS
+"""Of one answer in a conversation."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,21 @@ class Beside:
 
         return self._ask(cell, given)
 
+    @quiet_libraries()
+    def answer(self, cell: Cell, said: Conversation) -> Conversation:
+        """A conversation with the next answer of both, each of which is shown its own earlier ones.
+
+        Raises:
+            RequestError: the cell is not trained yet, or the chat is too long.
+            DataError: the model's chat template refuses it.
+            RunError: the adapter does not belong to its base.
+        """
+        with self._asked(cell) as (opened, adapted):
+            own = adapted.reply(said.of("adapter"), ANSWER_TOKENS)
+            with opened.base(cell) as model:
+                base = replace(adapted, model=model).reply(said.of("base"), ANSWER_TOKENS)
+        return said.answered(base, own)
+
     def close(self) -> None:
         """Frees the memory of the models."""
         with self._lock:
@@ -106,15 +126,21 @@ class Beside:
 
     @quiet_libraries()
     def _ask(self, cell: Cell, given: Any) -> list[Pair]:
-        if not cell.has(TrainRecord):
-            raise RequestError("the cell is not trained yet", place=str(cell.folder), fix="hfadapt run RECIPE")
-        with self._lock:
-            opened = self._open(cell)
-            adapted, values = given(opened.adapter(cell))
+        with self._asked(cell) as (opened, asked):
+            adapted, values = given(asked)
             own = adapted.predict(values)
             with opened.base(cell) as model:
                 base = replace(adapted, model=model).predict(values)
         return [Pair(one, other) for one, other in zip(base, own, strict=True)]
+
+    @contextmanager
+    def _asked(self, cell: Cell) -> Iterator[tuple[Opened, Adapted]]:
+        """The models, and the adapter switched on, for one question."""
+        if not cell.has(TrainRecord):
+            raise RequestError("the cell is not trained yet", place=str(cell.folder), fix="hfadapt run RECIPE")
+        with self._lock:
+            opened = self._open(cell)
+            yield opened, opened.adapter(cell)
 
     def _open(self, cell: Cell) -> Opened:
         """The models that are there already, or those of this cell's run in their place."""

@@ -116,6 +116,7 @@ class RowView:
         number: From 0, for addresses; a person is told `counted`.
         place: Where it is from.
         wrong: Whether predictions.parquet has another class of the adapter than the right one.
+        answer: Where answers are written, the last of them.
     """
 
     number: int
@@ -124,6 +125,7 @@ class RowView:
     label: str
     tile: Tile | None = None
     wrong: bool = False
+    answer: str = ""
 
     @property
     def counted(self) -> int:
@@ -134,7 +136,7 @@ class RowView:
     def line(self) -> str:
         """The row in a list."""
         short = short_text(self.text, SHORT)
-        return f"{self.counted}: {short} [{self.label}]" + (" (adapter wrong)" if self.wrong else "")
+        return f"{self.counted}: {short} [{short_text(self.label, SHORT)}]" + (" (adapter wrong)" if self.wrong else "")
 
 
 def short_text(text: str, most: int) -> str:
@@ -169,6 +171,7 @@ def listed_rows(cell: Cell, numbers: Sequence[int] | None = None) -> list[RowVie
             _label(schema, rows[number]),
             tiles.get(number),
             number in wrong,
+            (schema.answers(rows[number]) or [""])[-1],
         )
         for number in wanted
     ]

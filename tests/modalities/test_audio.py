@@ -32,6 +32,25 @@ def loudness(data):
     return float(np.sqrt(np.mean(samples_of(data) ** 2)))
 
 
+# --- what is given ----------------------------------------------------------------------------------------------------
+
+
+def test_a_sound_is_given_as_a_file_as_bytes_or_as_samples(tmp_path):
+    sound = tone("low", 1)
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav(sound))
+    whole = {"array": sound.astype(float), "sampling_rate": 16_000}
+    integers = {"array": (sound * 32767).astype(np.int16), "sampling_rate": np.int64(16_000)}
+    kept = [
+        samples_of(KIND.take(KIND.given(value).read()).data)
+        for value in (path, str(path), path.read_bytes(), {"bytes": path.read_bytes(), "path": None}, whole, integers)
+    ]
+    for other in kept[1:]:
+        np.testing.assert_allclose(other, kept[0], atol=1e-3)
+    for none in (7, None, [sound], {"array": sound.reshape(2, 2, -1), "sampling_rate": 16_000}):
+        assert KIND.given(none) is None
+
+
 # --- what is kept -----------------------------------------------------------------------------------------------------
 
 

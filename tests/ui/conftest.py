@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-
 import pytest
-import uvicorn
-from tiny import NO_CHECKS, command, labelled, recipe_fields, write_recipe, write_rows
-from ui_client import MARKUP, TOKEN, Client
+from tiny import NO_CHECKS, command, labelled, recipe_fields, run_of_chats, write_recipe, write_rows
+from ui_client import MARKUP, Client, serving
 
 from hfadapt.run_folder import Run
-from hfadapt.serve.http import listening
-from hfadapt.ui.app import HOST, Pages, make_app
 
 
 @pytest.fixture(scope="session")
@@ -30,21 +24,10 @@ def run(models, tmp_path_factory):
     return Run(folder / "runs/tiny")
 
 
-@contextlib.contextmanager
-def serving(run):
-    """The port of pages over the folder of a run."""
-    pages = Pages(run.folder.parent, run.folder.parents[1])
-    with listening(HOST, 0) as at:
-        port = at.getsockname()[1]
-        program = uvicorn.Server(uvicorn.Config(make_app(pages, port, TOKEN), log_level="error"))
-        at.listen()
-        thread = threading.Thread(target=program.run, kwargs={"sockets": [at]})
-        thread.start()
-        try:
-            yield port
-        finally:
-            program.should_exit = True
-            thread.join()
+@pytest.fixture(scope="session")
+def chat_run(models, tmp_path_factory):
+    """Trained on chats that begin with instructions."""
+    return Run(run_of_chats(tmp_path_factory.mktemp("chats"), models, "train"))
 
 
 @pytest.fixture(scope="session")

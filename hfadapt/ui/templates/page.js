@@ -30,21 +30,45 @@ const busy = () => document.querySelector(".working") !== null;
 addEventListener("pageshow", (event) => { if (event.persisted && busy()) location.reload(); });
 
 for (const form of document.querySelectorAll("form[data-file]")) {
+  const input = form.querySelector("input");
+  // The file can be seen, or heard, before it is asked about and beside the answers; some formats no browser opens.
+  const show = () => {
+    const shown = document.createElement(form.dataset.shown), file = input.files[0];
+    shown.className = "shown";
+    shown.controls = true;
+    shown.alt = file.name;
+    shown.setAttribute("aria-label", file.name);
+    shown.addEventListener("error", () => shown.remove());
+    shown.src = URL.createObjectURL(file);
+    return shown;
+  };
+  input.addEventListener("change", () => {
+    form.querySelector(".shown")?.remove();
+    if (input.files.length) input.after(show());
+  });
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     if (busy()) return;
-    const answers = document.getElementById("answers"), file = form.querySelector("input").files[0];
+    const answers = document.getElementById("answers"), file = input.files[0];
     const done = working(form);
     answers.textContent = "";
     try {
       const answer = await fetch(form.dataset.file, { method: "POST", body: file });
       answers.innerHTML = await answer.text();
+      if (answer.ok) answers.querySelector("h2").after(show());
       focus(answers);
     } catch (error) {
       answers.textContent = "hfadapt ui does not answer: is it still running?";
     } finally {
       done();
     }
+  });
+}
+
+// Ctrl and Enter send a text that has several lines.
+for (const area of document.querySelectorAll("textarea")) {
+  area.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) area.form.requestSubmit();
   });
 }
 
