@@ -59,6 +59,18 @@ def test_a_process_holds_its_share_of_the_layers(large: str) -> None:
         assert gathered_bytes(facts, whole) == 0 < gathered_bytes(facts, half) < weight_bytes(facts, whole) // 4
 
 
+def test_loading_one_in_another_dtype_holds_all_of_it() -> None:
+    """SmolLM2-135M from bfloat16 to float32 over two processes: 886 MB were seen, and 899 in the evaluation."""
+    facts = model_facts("sample:smollm2-135m", "causal-lm")
+    work = Workload(dtype="float32", micro_batch_rows=2, length_tokens=64, labelled_tokens=8, shards=2)
+    load, train, evaluate, _ = predict(facts, work)
+    assert load.total_bytes == pytest.approx(886e6, rel=0.1)
+    assert evaluate.total_bytes == pytest.approx(899e6, rel=0.1)
+    assert train.total_bytes < load.total_bytes
+    same = predict(facts.model_copy(update={"stored_dtype": "float32"}), work)[0]
+    assert same.total_bytes < 0.8 * load.total_bytes
+
+
 def test_where_layers_are_most_of_it_two_need_at_most_six_tenths(large: str) -> None:
     """Of many layers: three are whole at once, and the embeddings and the output layer of the 8B always."""
     facts = model_facts(large, "causal-lm").model_copy(update={"vocab_size": 32000})

@@ -76,6 +76,8 @@ def dequantise(gguf: Path, folder: Path) -> None:
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+    # Whichever of several processes is here alone writes: transformers would leave it to the first one.
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

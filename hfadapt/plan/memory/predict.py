@@ -109,7 +109,10 @@ def predict(facts: ModelFacts, workload: Workload) -> tuple[PhaseMemory, ...]:
             parts["framework"] = GPU_CONSTANT_BYTES
             host = _host_parts(facts, workload, phase)
         result.append(PhaseMemory.model_validate({"phase": phase, "parts": parts, "host_parts": host}))
-    return tuple(result)
+    load, train, evaluate, save = result
+    # It loads the base anew, for one adapter.
+    again = load.model_copy(update={"phase": "evaluate", "parts": {**load.parts, "adapter": adapter}})
+    return load, train, max(evaluate, again, key=lambda phase: phase.total_bytes), save
 
 
 class _Rows:
@@ -208,7 +211,7 @@ def predict_merge(facts: ModelFacts, workload: Workload) -> PhaseMemory:
     dtype. From a CPU tensors are written as they are; from a device all are copied to main memory first.
     """
     half = "bfloat16" if workload.store.quantised and workload.dtype == "float32" else workload.dtype
-    plain = workload.model_copy(update={"quant": PLAIN, "dtype": half})
+    plain = workload.model_copy(update={"quant": PLAIN, "dtype": half, "shards": 1})
     element = DTYPE_BYTES[plain.dtype]
     parts = {
         "weights": _base_bytes(facts, plain.store, element),
@@ -432,8 +435,11 @@ def _divided_load_parts(facts: ModelFacts, workload: Workload, stored: int) -> d
     if workload.device != "cpu":
         return {"weights": held, "workspaces": gathered_bytes(facts, workload)}
     whole = weight_bytes(facts, workload)
-    if _mapped(facts, workload) and not workload.store.quantised:
-        # Pages of the file come in as they are copied.
-        return {"weights": held, "checkpoint": held}
-    mapped = facts.linear_parameters * DTYPE_BYTES[workload.dtype] if _mapped(facts, workload) else 0
-    return {"weights": whole + held, "checkpoint": mapped or facts.parameters * stored}
+    if not _mapped(facts, workload):
+        # The file is let go when all is converted. What layers leave as they are divided stays in the heap for a while.
+        file = facts.parameters * stored
+        return {"weights": whole + (held if held > file else 0), "checkpoint": 0 if held > file else file}
+    if workload.store.quantised:
+        return {"weights": whole + held, "checkpoint": facts.linear_parameters * DTYPE_BYTES[workload.dtype]}
+    # Pages of the file come in as they are copied.
+    return {"weights": held, "checkpoint": held}
