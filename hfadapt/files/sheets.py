@@ -24,6 +24,8 @@ from hfadapt.files.opening import HEAD_BYTES, WORKBOOKS, foreign, packing, reada
 HEADER_ROWS = 50
 """So many rows with cells that are not empty are looked at for the header."""
 SHOWN = 60
+TRAINED = ("train", "training")
+"""What a sheet is called that is read before others."""
 _ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")
 
 _Cells = dict[tuple[int, int], Any]
@@ -55,7 +57,7 @@ def _names(path: Path, size: int, changed: int) -> tuple[str, ...]:
         book.close()
     except DataError:
         return ()
-    return tuple(sorted(found, key=lambda name: name.lower() != "train"))
+    return tuple(sorted(found, key=lambda name: name.lower() in TRAINED, reverse=True))
 
 
 def header(path: Path, sheet: str | None = None) -> tuple[str, ...]:
@@ -67,7 +69,7 @@ def read(path: Path, sheet: str | None = None) -> Rows:
     """Rows by name of column, with the number of the row in the workbook; blank ones at the end are none.
 
     Args:
-        sheet: Which; by default one called `train`, else the first that is not hidden.
+        sheet: Which; by default one of `TRAINED`, else the first that is not hidden.
 
     Raises:
         DataError: it is no whole workbook, has a password, or no such sheet.
