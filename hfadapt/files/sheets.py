@@ -17,15 +17,15 @@ from statistics import median
 from typing import Any
 
 from hfadapt.core.errors import DataError
-from hfadapt.files import Doubt, Read, Rows, Unread
+from hfadapt.files import SPLIT_NAMES, Doubt, Read, Rows, Unread
 from hfadapt.files.delimited import distinct
 from hfadapt.files.opening import HEAD_BYTES, WORKBOOKS, foreign, packing, readable, suffix
 
 HEADER_ROWS = 50
 """So many rows with cells that are not empty are looked at for the header."""
 SHOWN = 60
-TRAINED = ("train", "training")
-"""What a sheet is called that is read before others."""
+FIRST = next(iter(SPLIT_NAMES))
+"""What a sheet is called that is read before others: the split to train on."""
 _ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")
 
 _Cells = dict[tuple[int, int], Any]
@@ -57,7 +57,7 @@ def _names(path: Path, size: int, changed: int) -> tuple[str, ...]:
         book.close()
     except DataError:
         return ()
-    return tuple(sorted(found, key=lambda name: name.lower() in TRAINED, reverse=True))
+    return tuple(sorted(found, key=lambda name: name.lower() == FIRST, reverse=True))
 
 
 def header(path: Path, sheet: str | None = None) -> tuple[str, ...]:
@@ -69,7 +69,7 @@ def read(path: Path, sheet: str | None = None) -> Rows:
     """Rows by name of column, with the number of the row in the workbook; blank ones at the end are none.
 
     Args:
-        sheet: Which; by default one of `TRAINED`, else the first that is not hidden.
+        sheet: Which; by default one called `train`, else the first that is not hidden.
 
     Raises:
         DataError: it is no whole workbook, has a password, or no such sheet.
