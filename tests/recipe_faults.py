@@ -118,7 +118,7 @@ FAULTS: dict[str, tuple[str | bytes, int, tuple[str, ...]]] = {
     "no match": (BASE.replace("data.csv", '"*.parquet"'), 4, ("no file matches", "check the pattern")),
     "empty file": (BASE.replace("data.csv", "empty.csv"), 4, ("the file is empty", "empty.csv", "a file with rows")),
     "empty folder": (BASE.replace("data.csv", "nothing"), 4, ("holds no files",)),
-    "unread format": (BASE.replace("data.csv", "sheet.xlsx"), 4, ("not read", ".jsonl", "save the data as CSV")),
+    "unread format": (BASE.replace("data.csv", "sheet.ods"), 4, ("not read", ".jsonl", "save the data as CSV")),
     "not a source": (BASE.replace("data.csv", "my data"), 4, ("not a valid source", "owner/name")),
     "source address": (BASE.replace("data.csv", "'http://x.org/data'"), 4, ("address", "download it")),
     "no column": (BASE.replace("data.csv", "\n    source: data.csv\n    columns: {label: lable}"), 6, ("no column for label", "text, label", "did you mean 'label'?")),

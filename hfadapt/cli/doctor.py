@@ -28,6 +28,7 @@ OPTIONAL = {
     "codecarbon": ("energy where no counter can be read, and carbon", "pip install 'hfadapt[energy]'"),
     "lm_eval": ("evaluate.harness", "pip install 'hfadapt[harness]'"),
     "fastapi": ("hfadapt serve", "pip install 'hfadapt[serve]'"),
+    "openpyxl": ("Excel workbooks as data", "pip install 'hfadapt[excel]'"),
     "soundfile": ("recordings in FLAC, OGG and MP3", "pip install 'hfadapt[sound]'"),
     "xllamacpp": ("GGUF files run by llama.cpp when they are exported", "pip install 'hfadapt[gguf-run]'"),
     "sentencepiece": ("tokenizers that exist only as SentencePiece files", "pip install sentencepiece"),

@@ -173,10 +173,10 @@ def _begin(path: Path, raw: IO[bytes]) -> tuple[Dialect, list[str], _Lines]:
     lines = _Lines(head, text, dialect.skip_lines)
     first = next((fields for fields in dialect.reader(lines) if any(fields)), [])
     lines.take()
-    return dialect, _distinct([name.strip().strip("\ufeff").strip() for name in first]), lines
+    return dialect, distinct([name.strip().strip("\ufeff").strip() for name in first]), lines
 
 
-def _distinct(names: list[str]) -> list[str]:
+def distinct(names: list[str]) -> list[str]:
     """Names that stand there several times, numbered: `text (1 of 2)` can be asked for, and none is taken unasked."""
     counts, seen = Counter(names), Counter[str]()
     found = []

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.files import SPLIT_NAMES, json_rows, media
-from hfadapt.files.opening import HEAD_BYTES, PACKED, foreign, packing, suffix
+from hfadapt.files import SPLIT_NAMES, json_rows, media, sheets
+from hfadapt.files.opening import HEAD_BYTES, PACKED, WORKBOOKS, foreign, packing, suffix
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", *WORKBOOKS, ".txt")
 """Of files that hfadapt reads whatever the rows; row schemas read further ones."""
-TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
+TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", *WORKBOOKS)
 """Of these, one beside images or recordings names them."""
 _ABOUT = re.compile(
     r"(read.?me|licen[sc]e|copying|notice|citation|changelog|contributing|requirements)\b.*"
@@ -114,8 +114,14 @@ def find(path: Path) -> Found:
 
 
 def may_have_splits(path: Path) -> bool:
-    """Whether a path can have named splits: a folder, or a JSON file that holds them."""
-    return path.is_dir() or (path.is_file() and bool(json_rows.split_names(path)))
+    """Whether a path can have named splits: a folder, a JSON file that holds them, or a workbook with its sheets."""
+    return path.is_dir() or (path.is_file() and bool(json_rows.split_names(path) or sheets.names(path)))
+
+
+def usual_split(path: Path) -> str:
+    """The split that is read where none is named; "" where a path has none."""
+    first = next(iter(sheets.names(path)), "") if path.is_file() else ""
+    return first or ("train" if may_have_splits(path) else "")
 
 
 def _holds(folder: Path, names: tuple[str, ...]) -> bool:
@@ -145,6 +151,8 @@ def chosen(path: Path, split: str | None = None) -> Found:
                 fix=f"name one of these splits, such as split: {next(iter(inside))}",
             )
         return found
+    if path.is_file() and suffix(path) in WORKBOOKS:
+        return found  # whether it has such a sheet, reading says
     splits = {each: _split_of(each, path) for each in found.data}
     if not path.is_file() and "train" in splits.values():
         wanted = SPLIT_NAMES.get(split or "train", split)

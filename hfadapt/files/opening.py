@@ -69,12 +69,13 @@ PACKED: dict[str, tuple[bytes, Callable[[Path], IO[bytes]]]] = {
 }
 """First bytes and opener of each kind of compression, by ending."""
 
+_OLE = b"\xd0\xcf\x11\xe0"
 _OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (b"PAR1", "Parquet", "call it .parquet"),
     (b"ARROW1", "Arrow", "call it .arrow"),
     (b"\xff\xff\xff\xff", "an Arrow stream", "call it .arrow"),
     (b"%PDF", "a PDF document", "copy its text into a .txt file, or its tables into a CSV file"),
-    (b"\xd0\xcf\x11\xe0", "an old Office document (.xls, .doc)", f"open it in its program and {_CSV}"),
+    (_OLE, "an old Office document (.xls, .doc)", f"open it in its program and {_CSV}"),
     (b"{\\rtf", "a rich-text document", "save it as plain text"),
     (
         b"SQLite format 3",
@@ -97,7 +98,12 @@ _OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (b"<?xml", "XML", "write its rows as CSV or JSON Lines"),
 )
 _PICKLES = tuple(b"\x80" + bytes([protocol]) for protocol in (2, 3, 4, 5))
-_OFFICE = {b"xl/": "an Excel workbook", b"word/": "a Word document", b"ppt/": "a presentation"}
+WORKBOOKS = (".xlsx", ".xlsm")
+_OFFICE = {
+    b"xl/": ("an Excel workbook", "call it .xlsx"),
+    b"word/": ("a Word document", f"open it in its program and {_CSV}"),
+    b"ppt/": ("a presentation", f"open it in its program and {_CSV}"),
+}
 _ENCODINGS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -130,14 +136,19 @@ def foreign(head: bytes, ending: str = "") -> tuple[str, str] | None:
         head: Its first bytes.
         ending: The ending that it has.
     """
+    if ending in WORKBOOKS and head.startswith(_OLE):
+        return "a workbook with a password, or of old Excel (.xls)", "save it without one as .xlsx, or as CSV in UTF-8"
     for magic, what, fix in _OTHERS:
         # Pages may be learned from, as plain text.
         if (head.lower().startswith(magic) and ending != ".txt") if magic[:1] == b"<" else head.startswith(magic):
             return (what, fix) if f"call it {ending}" != fix else None
     if head.startswith(b"PK\x03\x04"):
-        inside = next((what for part, what in _OFFICE.items() if part in head), None)
-        if inside or b"[Content_Types].xml" in head[:100]:
-            return inside or "an Office document", f"open it in its program and {_CSV}"
+        if ending in WORKBOOKS:
+            return None
+        if inside := next((each for part, each in _OFFICE.items() if part in head), None):
+            return inside
+        if b"[Content_Types].xml" in head[:100]:
+            return "an Office document", f"open it in its program and {_CSV}"
         if b"data.pkl" in head[:200] or b".npy" in head[:200]:
             return "saved arrays or tensors", "write the rows as CSV, JSON Lines or Parquet"
     if head.startswith(_PICKLES):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.files import Doubt, Read, Rows, Unread, delimited, json_rows, media, tables
+from hfadapt.files import Doubt, Read, Rows, Unread, delimited, json_rows, media, sheets, tables
 from hfadapt.files.nested import field_names, spread
-from hfadapt.files.opening import lines, suffix
+from hfadapt.files.opening import WORKBOOKS, lines, suffix
 
 HEAD_ROWS = 2_000
 HEAD_BYTES = 1 << 20
@@ -74,15 +74,17 @@ def rows(path: Path, split: str | None = None, encoding: str | None = None) -> R
     """The rows of a file. Raises DataError where it is not what its ending says, or broken.
 
     Args:
-        split: Which of its splits, where it has some; `train` when not said.
+        split: Which of its splits or sheets, where it has some; `train`, else the first sheet, when not said.
         encoding: As which a text was saved, where somebody says so; by default UTF-8, or as its first bytes tell.
     """
+    if suffix(path) in WORKBOOKS:
+        return sheets.read(path, split)
     if suffix(path) == ".json":
         return json_rows.read_whole(path, split, encoding)
     return _READERS.get(suffix(path), _of_schema)(path, encoding)
 
 
-def column_names(path: Path, encoding: str | None = None) -> tuple[str, ...] | None:
+def column_names(path: Path, encoding: str | None = None, sheet: str | None = None) -> tuple[str, ...] | None:
     """The columns of a file, from its first rows; None when they cannot be known without reading it all."""
     kind = suffix(path)
     if media.holds(path):
@@ -93,6 +95,8 @@ def column_names(path: Path, encoding: str | None = None) -> tuple[str, ...] | N
     try:
         if kind in (".parquet", ".arrow"):
             return tuple(field_names(tables.schema(path)))
+        if kind in WORKBOOKS:
+            return sheets.header(path, sheet) or None
         if kind in (".csv", ".tsv"):
             return delimited.header(path, encoding) or None
         if kind == ".json" and path.stat().st_size >= HEAD_BYTES:

@@ -48,6 +48,9 @@ def run_recipe(  # noqa: PLR0913 - those of the command
 ) -> Run:
     """Does everything for every cell of a recipe and returns the run, which shows itself.
 
+    A cell that fails stops no other and raises nothing: look at the run's `failed`, or write
+    `run(recipe).raise_for_failures()`.
+
     Args:
         domains: Only these domains; those that the recipe chooses when empty.
         recipe_folder: Relative sources are looked for here first, then in the working directory.

@@ -149,12 +149,12 @@ class Domain(Section):
     """
     rows: MostRows = None
     validation: str | None = None
-    """Given validation rows: a source, or a split of the Hub data set.
+    """Given validation rows: a source, or a split of the Hub data set or sheet of the workbook.
 
     Example: validation.csv
     """
     test: str | None = None
-    """Given test rows: a source, or a split of the Hub data set.
+    """Given test rows: a source, or a split of the Hub data set or sheet of the workbook.
 
     Example: test.csv
     """

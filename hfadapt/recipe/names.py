@@ -170,7 +170,13 @@ Duration = Annotated[float, Field(gt=0.0), with_unit((("s", 1), ("m", 60), ("h",
 # Fields that several sections have, with what they do.
 SOURCE_WORDS = "A Hub data set id, a local file, folder or glob, or `sample:NAME`.\n\nExample: data.csv"
 HubConfig = Annotated[str | None, Field(description="Configuration of a Hub data set.\n\nExample: english")]
-HubSplit = Annotated[str | None, Field(description="Split of a Hub data set; by default `train`.\n\nExample: train")]
+HubSplit = Annotated[
+    str | None,
+    Field(
+        description="Split of a Hub data set, by default `train`, or sheet of a workbook, by default the first."
+        "\n\nExample: train"
+    ),
+]
 HubRevision = Annotated[str | None, Field(description="Commit, tag or branch of a Hub data set.\n\nExample: main")]
 Encoding = Annotated[
     str | None,

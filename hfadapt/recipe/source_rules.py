@@ -11,7 +11,7 @@ from typing import Any
 
 from hfadapt.core import registry, samples
 from hfadapt.core.errors import DataError, nearest
-from hfadapt.files import folders, media
+from hfadapt.files import folders, media, sheets
 from hfadapt.files.reading import column_names
 from hfadapt.recipe.names import is_metric_path, is_task_path
 from hfadapt.recipe.pretrain_rules import pretrain_places
@@ -197,11 +197,14 @@ class _Domain:
         if path is None:
             return
         if entry.get("split") and not folders.may_have_splits(path):
-            allowed = "a folder with files named train…, validation… and test…, a JSON file of them, or a Hub data set"
+            allowed = "a folder of files called train…, validation… and test…, a JSON file of them, a workbook, the Hub"
             self.refuse((*keys, "split"), "a local file has no named splits", entry["split"], allowed, "delete `split`")
         files = folders.find(path).data
         if not files:
             self.refuse_file(at, folders.unreadable(path))
+            return
+        if unread := next(filter(None, map(sheets.missing, files)), None):
+            self.refuse_file(at, unread)
             return
         # Of images and recordings each is a row, which is left out and named.
         tables = [file for file in files if file.suffix.lower() not in media.suffixes()]
@@ -211,7 +214,9 @@ class _Domain:
         filled = [file for file in files if file.is_file() and file.stat().st_size]
         if filled:
             trained = [file for file in filled if file.name.lower().startswith("train")]
-            self.check_columns(keys, entry, column_names((trained or filled)[0], entry.get("encoding")))
+            self.check_columns(
+                keys, entry, column_names((trained or filled)[0], entry.get("encoding"), entry.get("split"))
+            )
 
     def refuse_file(self, at: Keys, error: DataError) -> None:
         problem = error.problems[0]
@@ -285,7 +290,7 @@ class _Domain:
         """Rows that are trained on cannot measure what was learned."""
         source = entry["source"]
         path = resolve_source(source, self.folder)
-        split = entry.get("split") or ("" if path is not None and not folders.may_have_splits(path) else "train")
+        split = entry.get("split") or ("train" if path is None else folders.usual_split(path))
         identity = (path.resolve() if path is not None else source, str(split))
         first = self.places.setdefault(identity, at)
         if first == at:

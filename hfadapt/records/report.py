@@ -60,6 +60,11 @@ class Report(Record):
     transfer: tuple[TransferTarget, ...] = ()
     next_commands: tuple[str, ...] = Field(default=())
 
+    @property
+    def failed(self) -> tuple[CellReport, ...]:
+        """The cells that failed or do not fit."""
+        return tuple(cell for cell in self.cells if cell.status in ("failed", "does-not-fit"))
+
     @classmethod
     def migrate(cls, payload: dict[str, Any], version: int) -> dict[str, Any]:
         """Version 1 named the pairs that were left out in one text."""
@@ -92,8 +97,11 @@ def report_tables(report: Report) -> list[Block]:
     keys = [[cell.domain, *(row[n] for n in differing)] for cell, row in zip(report.cells, rows, strict=True)]
     which = [n for n in differing if names[n] == "target"]
     cards = [f"{cell.domain}: {cell.card}" for cell in report.cells if cell.card]
+    failed = ", ".join(f"{cell.domain} on {cell.target}" for cell in report.failed)
+    count = f"{len(report.failed)} of {len(report.cells)} cells failed: {failed}; what happened stands below the tables"
     return [
         *([Text(summary)] if summary else []),
+        *([Text(count)] if failed else []),
         _filled(
             ["domain", *(names[n] for n in differing)],
             gains,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 from hfadapt.core import registry
-from hfadapt.core.errors import RunError
+from hfadapt.core.errors import Problem, RunError
 from hfadapt.core.show import Block, Picture, Sheet, Shown, as_markdown
 from hfadapt.core.spec import write_text
 from hfadapt.modalities import Modality
@@ -21,12 +22,42 @@ from hfadapt.run_folder import Run as RunFolder
 class Run(RunFolder, Shown):
     """A run folder; `str(run)` and a notebook show its report.
 
+    A cell that fails stops no other, so `hfadapt.run` returns then, too: `failed` names it, and `raise_for_failures`
+    stops a program there.
+
     Example:
         >>> from pathlib import Path
         >>> from hfadapt import Run
         >>> print(Run(Path("runs/sentiment")))
         sentiment: ...
+        >>> Run(Path("runs/sentiment")).failed
+        ()
     """
+
+    @property
+    def failed(self) -> tuple[CellReport, ...]:
+        """The cells of the report that failed or do not fit, each with its `error`; none where all is well."""
+        return self.report.failed
+
+    def raise_for_failures(self) -> Self:
+        """The run itself, so that it can follow `run(recipe)`.
+
+        Raises:
+            RunError: cells failed; names each with what happened.
+
+        Example:
+            >>> from hfadapt import load_recipe, run
+            >>> run(load_recipe("sentiment.yaml")).raise_for_failures().failed
+            ()
+        """
+        again = f"see what happened, and run the recipe again: finished cells of {self.folder} are kept"
+        problems = [
+            Problem(cell.error or cell.status, place=f"{cell.domain} on {cell.target}", fix=again)
+            for cell in self.failed
+        ]
+        if problems:
+            raise RunError(problems[0].what, problems=problems)
+        return self
 
     def blocks(self) -> list[Block]:
         """The report's, with tables of the evidence and, where they can be shown, the charts."""

@@ -155,7 +155,7 @@ REFUSED = {
     "parquet.csv": (in_parquet(ROWS), "the file is Parquet", "call it .parquet"),
     "parquet.arrow": (in_parquet(ROWS), "the file is Parquet", "call it .parquet"),
     "arrow.jsonl": (in_arrow(ROWS, pyarrow.ipc.new_file), "the file is Arrow", "call it .arrow"),
-    "excel.csv": (zipped("[Content_Types].xml", "xl/workbook.xml"), "an Excel workbook", "save it as CSV"),
+    "excel.csv": (zipped("[Content_Types].xml", "xl/workbook.xml"), "an Excel workbook", "call it .xlsx"),
     "word.txt": (zipped("[Content_Types].xml", "word/document.xml"), "a Word document", "open it"),
     "old.csv": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), "old Office document", "save it as CSV"),
     "pdf.txt": (b"%PDF-1.7\n", "a PDF document", ".txt"),
@@ -454,7 +454,7 @@ def test_a_folder_of_save_to_disk(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.xlsx", zipped("[Content_Types].xml", "xl/workbook.xml"), "an Excel workbook"),
+        ("a.ods", zipped("[Content_Types].xml", "xl/workbook.xml"), "call it .xlsx"),
         ("a.docx", zipped("[Content_Types].xml", "word/document.xml"), "a Word document"),
         ("a.pkl", pickle.dumps(ROWS), "a pickle"),
         ("a.npy", saved(lambda file: np.save(file, np.zeros(3))), "a NumPy array"),

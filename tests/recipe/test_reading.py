@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "test.csv").write_text("text,label\nbad,no\n", encoding="utf-8")
     (tmp_path / "rows.jsonl").write_text('{"question": "a"}\n{"question": "b", "reply": "c"}\n', encoding="utf-8")
     (tmp_path / "empty.csv").write_text("", encoding="utf-8")
-    (tmp_path / "sheet.xlsx").write_text("x", encoding="utf-8")
+    (tmp_path / "sheet.ods").write_text("x", encoding="utf-8")
     (tmp_path / "note.txt").write_text("words\n", encoding="utf-8")
     (tmp_path / "nothing").mkdir()
     (tmp_path / "saved" / "inner").mkdir(parents=True)
