@@ -18,8 +18,9 @@ ROOT = Path(__file__).parents[1]
 HEAD = """# Faults that hfadapt survives
 
 `python benchmarks/faults.py` puts each of these in and prints this table (`--markdown`); `tests/faults` has a test of
-each, and kills a whole run at every one of its writes. Nothing is lost that was done: the same command goes on, and
-what it leaves is, to the last bit, what an uninterrupted run leaves (on a CPU in float32; times aside).
+each, and kills a whole run, an export and what is published into a folder at every one of their writes. Nothing is lost
+that was done: the same command goes on, and what it leaves is, to the last bit, what an uninterrupted run leaves (on a
+CPU in float32; times aside).
 
 Exit codes: 0 done, 1 a run or a gate failed, 2 the request was wrong, 130 interrupted, 143 stopped by the system.
 

@@ -151,7 +151,8 @@ def app_text(cell: Cell, card: CardRecord, base: str) -> str:
         loading=loading,
         asking=asking.body,
         inputs=asking.inputs,
-        examples=literal([examples]) if all(examples) else "",
+        chat=asking.chat,
+        examples=literal(list(examples) if asking.chat else [examples]) if all(examples) else "",
         component=kind.component,
         title=literal(f"{base.rpartition('/')[2] or cell.lock.name} for {cell.domain}"),
         template=literal(template) if template else "",
@@ -250,7 +251,7 @@ def split(code: str, file: str, noun: str) -> tuple[str, Asking]:
         "\n".join(f"    {line}".rstrip() for line in body),
         tuple(each.name for each in examples),
         tuple(each.text for each in examples),
-        any(isinstance(each.node, ast.List) and "role" in each.form for each in examples),
+        any(each.form.startswith("chat(") for each in examples),
     )
 
 
@@ -271,8 +272,11 @@ def _example(node: ast.stmt, file: str, noun: str) -> Example | None:
         return Example(value, _assigned(node)[0], "{}", text)
     if isinstance(value, ast.List):
         if value.elts and all(isinstance(each, ast.Dict) for each in value.elts):
-            text = str(ast.literal_eval(value)[-1]["content"])
-            return Example(value, "text", '[{{"role": "user", "content": {}}}]', text)
+            turns = ast.literal_eval(value)
+            # Instructions come before every conversation, as they did in training.
+            opening = repr([turn for turn in turns[:-1] if turn["role"] == "system"])
+            form = f"chat({opening.replace('{', '{{').replace('}', '}}')}, history, {{}})"
+            return Example(value, "text", form, str(turns[-1]["content"]))
         words = [_text(each) for each in value.elts]
         if words and all(word is not None and " " not in word for word in words):
             return Example(value, "text", "{}.split()", " ".join(map(str, words)))

@@ -5,10 +5,12 @@ Nothing is taken because it happens to lie there, and nothing is followed out of
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import os
+import platform
 import re
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -284,6 +286,17 @@ def check_free(folder: Path) -> None:
         raise RequestError("the folder is not empty", place=str(folder), fix="remove it, or name another")
 
 
+def _lives(pid: int) -> bool:
+    """Whether a process of this machine still runs; where nobody can tell, it does."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill, which takes its place when all went well; otherwise nothing of it is left.
@@ -294,7 +307,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
     check_free(folder)
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    ready = folder.with_name(f".{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
+    begun = f".{folder.name}.tmp-{platform.node()}-"
+    for left in folder.parent.glob(f"{glob.escape(begun)}*"):
+        # A process that was killed could not take back what it had written, which is as large as a model.
+        if (number := left.name.removeprefix(begun)).isdecimal() and not _lives(int(number)):
+            shutil.rmtree(left, ignore_errors=True)
+    ready = folder.with_name(f"{begun}{os.getpid()}")
     try:
         try:
             ready.mkdir()

@@ -1,4 +1,5 @@
-"""`kill -9` at every write of a whole run, and at any moment: the next run leaves what an uninterrupted one leaves."""
+"""`kill -9` at every write of a whole run, of an export and of what is published, and at any moment of a run: the next
+command leaves what an uninterrupted one leaves."""
 
 from __future__ import annotations
 
@@ -19,6 +20,21 @@ PARTS = {
     "one": {"domains": ("one",)},
     # What works on several: co-training, the matrix.
     "two": {"domains": ("one", "two"), "pretrain": None, "evaluate__security": False, "evaluate__drift": False},
+    # A student for a device, and its file there.
+    "student": {
+        "domains": ("one",),
+        "pretrain": None,
+        "targets": ["browser-4gb"],
+        "student": {"layers": 1, "limit": 100, "epochs": 1.0, "learning_rate": 3e-3},
+        "export": {"format": "onnx", "storage": "float32", "limits": {"points": 100}},
+        "evaluate__security": False,
+        "evaluate__drift": False,
+    },
+}
+CELL, TO = "runs/tiny/one/this-machine", "out/folder"
+LEAVING = {
+    "exported": ("export", CELL, "--format", "merged", "--to", TO),
+    "published": ("publish", CELL, "--license", "mit", "--to", TO),
 }
 
 
@@ -38,10 +54,22 @@ class Whole:
         self.writes, self.seconds = done.writes, done.seconds
         (self.folder / "runs").rename(self.folder / "whole")
 
+    def killed_after(self, share):
+        """The same after a share of the time; a run that was sooner ready, as on a machine that had more to do before,
+        tells how long it takes now."""
+        while True:
+            shutil.rmtree(self.folder / "runs", ignore_errors=True)
+            first = machine().run("run", "all.yaml", folder=self.folder, after=share * self.seconds)
+            if first.code != 0:
+                return self._next(first)
+            self.seconds = first.seconds
+
     def killed(self, **how):
         """What differs after a run that was killed, and another that went to its end."""
         shutil.rmtree(self.folder / "runs", ignore_errors=True)
-        first = machine().run("run", "all.yaml", folder=self.folder, **how)
+        return self._next(machine().run("run", "all.yaml", folder=self.folder, **how))
+
+    def _next(self, first):
         if first.code != -signal.SIGKILL:
             return [f"it was not killed but ended with {first.code}", first.err]
         again = machine().run("run", "all.yaml", folder=self.folder)
@@ -50,11 +78,66 @@ class Whole:
         return different(self.folder / "whole/tiny", self.folder / "runs/tiny")
 
 
-@pytest.fixture(scope="module", params=PARTS)
+class Leaving:
+    """What leaves a finished run for a folder, by a command that is not interrupted; and others beside it.
+
+    Args:
+        folder: Holds the run.
+        words: The command.
+        writes: How many it has.
+    """
+
+    def __init__(self, folder, words):
+        self.folder, self.words = folder, words
+        done = machine().run(*words, folder=folder)
+        assert done.code == 0, done.out + done.err
+        self.writes = done.writes
+        (folder / TO).parent.rename(folder / "undisturbed")
+
+    def killed(self, at):
+        """What differs after the command was killed, and given again."""
+        shutil.rmtree(self.folder / "out", ignore_errors=True)
+        first = machine().run(*self.words, folder=self.folder, at=at)
+        if first.code != -signal.SIGKILL:
+            return [f"it was not killed but ended with {first.code}", first.err]
+        # Of a command that was killed at its last write, the folder may be whole.
+        whole = (self.folder / TO).exists() and different(self.folder / "undisturbed", self.folder / "out") == []
+        if whole:
+            return []
+        again = machine().run(*self.words, folder=self.folder)
+        if again.code != 0:
+            return [f"the next command ended with {again.code}", again.err]
+        return different(self.folder / "undisturbed", self.folder / "out")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(part, marks=pytest.mark.slow if part == "student" else ()) for part in PARTS],
+)
 def whole(request, tmp_path_factory):
+    if request.param == "student":
+        pytest.importorskip("onnxruntime")
     folder = tmp_path_factory.mktemp("killed")
     make_models(folder / "models")
     return Whole(folder / request.param, folder / "models", request.param)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with a run that went to its end."""
+    folder = tmp_path_factory.mktemp("left")
+    make_models(folder / "models")
+    project(folder, folder / "models", ("one",), pretrain=None)
+    done = machine().run("run", "all.yaml", folder=folder)
+    assert done.code == 0, done.err
+    return folder
+
+
+@pytest.fixture(params=LEAVING)
+def leaving(request, finished):
+    for name in ("undisturbed", "out"):
+        shutil.rmtree(finished / name, ignore_errors=True)
+    return Leaving(finished, LEAVING[request.param])
 
 
 def test_two_runs_leave_the_same(whole):
@@ -67,6 +150,17 @@ def test_killed_at_a_few_writes(whole):
         assert whole.killed(at=at) == [], at
 
 
+def test_what_leaves_is_killed_at_a_few_writes(leaving):
+    for at in random.Random(SEED).sample(range(1, leaving.writes + 1), QUICK):
+        assert leaving.killed(at) == [], at
+
+
+@pytest.mark.slow
+def test_what_leaves_is_killed_at_every_write(leaving):
+    found = {at: said for at in range(1, leaving.writes + 1) if (said := leaving.killed(at))}
+    assert found == {}
+
+
 @pytest.mark.slow
 def test_killed_at_every_write(whole):
     found = {at: said for at in range(1, whole.writes + 1) if (said := whole.killed(at=at))}
@@ -76,5 +170,5 @@ def test_killed_at_every_write(whole):
 @pytest.mark.slow
 def test_killed_at_any_moment(whole):
     draw = random.Random(SEED)
-    for after in [draw.uniform(0, 0.95 * whole.seconds) for _ in range(MOMENTS)]:
-        assert whole.killed(after=after) == [], after
+    for share in [draw.uniform(0, 0.95) for _ in range(MOMENTS)]:
+        assert whole.killed_after(share) == [], share

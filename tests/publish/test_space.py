@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib.util
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -16,12 +18,24 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import command
+from tiny import INSTRUCTIONS, command, run_of_chats
+from tiny_sounds import run_of_sounds, tone, wav
 
+from hfadapt import load_adapted
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.publish import space
 from hfadapt.records.stages import CardRecord
-from hfadapt.run_folder import Cell
+from hfadapt.run_folder import Cell, Run
+
+SPACE_TOKENS = 24
+"""As many does the snippet of a card write."""
+
+
+def needs_gradio(test):
+    """For tests that start a Space."""
+    without = importlib.util.find_spec("gradio") is None
+    return pytest.mark.slow(pytest.mark.skipif(without, reason="no Gradio here")(test))
+
 
 LOADED = 'import os\n\nimport torch\n\nadapter = "adapter"\nmodel = load(adapter)\n\n'
 
@@ -115,7 +129,14 @@ def test_what_sends_something_is_refused(cell):
             'messages = [{"role": "user", "content": "hi"}]\nprint(messages)',
             ("text",),
             ("hi",),
-            '    messages = [{"role": "user", "content": text}]\n    return messages',
+            "    messages = chat([], history, text)\n    return messages",
+        ),
+        (
+            'messages = [{"role": "system", "content": "{} be kind"}, {"role": "user", "content": "hi"}]\n'
+            "print(messages)",
+            ("text",),
+            ("hi",),
+            "    messages = chat([{'role': 'system', 'content': '{} be kind'}], history, text)\n    return messages",
         ),
         ('tokenizer.side = "left"\nprompt = """a\nb"""\nprint(prompt)', ("prompt",), ("a\nb",), "    return prompt"),
     ],
@@ -140,27 +161,85 @@ def test_a_template_goes_around_what_is_typed():
     assert space.inside(template, "Something else") == ""
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="no Gradio here")
-def test_it_answers_over_http(written, cell, models, tmp_path):
-    port = 8900 + os.getpid() % 1000
-    settings = {"BASE": str(models / "encoder"), "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_SERVER_PORT": str(port)}
-    with (tmp_path / "log").open("wb") as log:
+@contextlib.contextmanager
+def started(folder, base):
+    """The address of a Space that has been started."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {"BASE": str(base), "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_SERVER_PORT": str(port)}
+    with (folder / "log").open("wb") as log:
         program = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=written, env=os.environ | settings, stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, "app.py"], cwd=folder, env=os.environ | settings, stdout=log, stderr=subprocess.STDOUT
         )
     try:
         while "Running on local URL" not in (said := Path(log.name).read_text()):
             assert program.poll() is None, said
             time.sleep(0.5)
-        card = CardRecord.read(cell / "card.json")
-        example = ast.literal_eval(re.search(r'^text = (".*")$', card.snippet, re.MULTILINE)[1])
-        address = f"http://127.0.0.1:{port}/gradio_api/call/answer"
-        body = json.dumps({"data": [example]}).encode()
-        asked = urllib.request.Request(address, body, {"Content-Type": "application/json"})
-        number = json.load(urllib.request.urlopen(asked))["event_id"]
-        answer = urllib.request.urlopen(f"{address}/{number}").read().decode()
-        assert json.loads(answer.partition("data: ")[2].splitlines()[0]) == [card.output]
+        yield f"http://127.0.0.1:{port}/gradio_api"
     finally:
         program.kill()
         program.wait()
+
+
+def asked(address, *data, session=None):
+    """What the Space answers by its API."""
+    body = {"data": data, **({"session_hash": session} if session else {})}
+    sent = urllib.request.Request(
+        f"{address}/call/answer", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    number = json.load(urllib.request.urlopen(sent))["event_id"]
+    said = urllib.request.urlopen(f"{address}/call/answer/{number}").read().decode()
+    assert "event: complete" in said, said
+    return json.loads(said.rpartition("data: ")[2].splitlines()[0])
+
+
+def uploaded(address, path):
+    """A file as an input of the API, sent as a browser sends it."""
+    edge = b"--an-edge"
+    head = f'Content-Disposition: form-data; name="files"; filename="{path.name}"\r\nContent-Type: audio/wav'
+    body = b"".join((edge, b"\r\n", head.encode(), b"\r\n\r\n", path.read_bytes(), b"\r\n", edge, b"--\r\n"))
+    kind = {"Content-Type": f"multipart/form-data; boundary={edge[2:].decode()}"}
+    (name,) = json.load(urllib.request.urlopen(urllib.request.Request(f"{address}/upload", body, kind)))
+    return {"path": name, "meta": {"_type": "gradio.FileData"}}
+
+
+@needs_gradio
+def test_it_answers_over_http(written, cell, models):
+    card = CardRecord.read(cell / "card.json")
+    example = ast.literal_eval(re.search(r'^text = (".*")$', card.snippet, re.MULTILINE)[1])
+    with started(written, models / "encoder") as address:
+        assert asked(address, example) == [card.output]
+
+
+@needs_gradio
+def test_a_space_hears(hearing, tmp_path, sound_card, on_the_hub):
+    cell = Run(run_of_sounds(tmp_path, hearing)).cell("one", "this-machine")
+    space.write_space(cell, tmp_path / "space", license="mit")
+    adapted = load_adapted(cell.folder)
+    with started(tmp_path / "space", hearing / "whisper") as address:
+        for number, label in enumerate(("low", "high", "low")):
+            path = tmp_path / f"{number}.wav"
+            # At another rate, which app.py brings to the model's.
+            path.write_bytes(wav(tone(label, 7000 + number, rate=22_050), 22_050))
+            (said,) = asked(address, uploaded(address, path))
+            (own,) = adapted.predict([path])
+            found, share = re.fullmatch(r"(\w+) \((\d\.\d+)\)", said).groups()
+            assert (found, float(share)) == (own.label, pytest.approx(own.probability, abs=0.02))
+
+
+@needs_gradio
+def test_a_space_goes_on_with_a_chat(models, tmp_path, sound_card, on_the_hub):
+    cell = Run(run_of_chats(tmp_path, models)).cell("one", "this-machine")
+    space.write_space(cell, tmp_path / "space", license="mit")
+    adapted = load_adapted(cell.folder)
+    chat = [{"role": "system", "content": INSTRUCTIONS}]
+    with started(tmp_path / "space", models / "lm") as address:
+        for message in ("a light morning", "and then?"):
+            chat.append({"role": "user", "content": message})
+            said = asked(address, message, session="one")[0]
+            assert said == adapted.reply(chat, SPACE_TOKENS)
+            chat.append({"role": "assistant", "content": said})
+        # Somebody else begins anew.
+        (other, *_) = asked(address, "a light morning", session="two")
+        assert other == chat[2]["content"]

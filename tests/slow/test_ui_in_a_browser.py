@@ -229,7 +229,7 @@ def test_a_sound_is_heard_before_and_beside_its_answers(page, folder):
     tab_to(page, "#row")
     press(page, "Tab")
     press(page, "Enter")
-    arrive(page, "document.querySelector('#answers audio')?.duration > 0")
+    arrive(page, "document.querySelector('#answers img') && document.querySelector('#answers audio').duration > 0")
     assert page.run("document.querySelector('#answers img').alt").startswith("spectrogram of test row")
     assert serious(page) == []
 
