@@ -241,6 +241,19 @@ def reading(cell: Cell) -> tuple[str, str, str]:
     return kind.imports, f"example = {example}", lines
 
 
+def prompted(cell: Cell, text: str) -> tuple[str, bool]:
+    """What a model that writes is given for a text, as in training, and whether special tokens are in it already."""
+    lock = cell.lock
+    template = lock.template_of(lock.domain)
+    if template is not None and template.prompt is not None:
+        return template.prompt.replace("{text}", text), False
+    if not registry.schema(cell.data.form).chat:
+        return text, False
+    tokenizer = load_processor(source_of(BaseRef.of(lock)), registry.task(lock.task).modality)
+    turns = [{"role": "user", "content": text}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)), True
+
+
 # --- making ----------------------------------------------------------------------------------------------------------
 
 

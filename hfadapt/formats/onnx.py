@@ -5,12 +5,13 @@ Its packages: `pip install "hfadapt[onnx]"`.
 transformers' own exporter writes the graph of the merged model, and ONNX Runtime's tools round it. `int8-dynamic`
 rounds weights now and activations as they come, which transformers bear; `int8-static` also fixes the ranges of
 activations, from training rows, which only convolutional nets bear. Labels and how rows are read travel in the
-file's metadata.
+file's metadata. Models that write have a cache of keys and values (_onnx_cached.py).
 """
 
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
 from hfadapt.formats import Form, Format, Head, Runner
+from hfadapt.formats import _onnx_cached as cached
 from hfadapt.formats import _onnx_graph as graph
 from hfadapt.formats import _single_file as single
 from hfadapt.formats._single_file import DYNAMIC, FLOAT, STATIC, SingleFile
@@ -28,7 +30,31 @@ if TYPE_CHECKING:
 
     from hfadapt.run_folder import Cell
 
-FILE = "model.onnx"
+FILE, GENERATION = "model.onnx", "generation_config.json"
+
+
+WRITING = """\
+import numpy as np
+import onnxruntime
+from transformers import AutoTokenizer
+
+tokenizer, session = AutoTokenizer.from_pretrained("."), onnxruntime.InferenceSession("{file}")
+ids, written = tokenizer({prompt})["input_ids"], []
+kept = [each for each in session.get_inputs() if each.name.startswith("past_key_values")]
+past = {{each.name: np.zeros((1, each.shape[1], 0, each.shape[3]), np.float32) for each in kept}}
+while len(written) < 32:
+    seen = next(iter(past.values())).shape[2]
+    arrays = {{
+        "input_ids": np.array([ids]),
+        "attention_mask": np.ones((1, seen + len(ids)), np.int64),
+        "position_ids": np.arange(seen, seen + len(ids))[None],
+    }}
+    logits, *present = session.run(None, {{**arrays, **past}})
+    past, ids = dict(zip(past, present)), [int(logits[0, -1].argmax())]
+    if ids[0] == tokenizer.eos_token_id:
+        break
+    written += ids
+print(tokenizer.decode(written))"""
 
 
 class Onnx(SingleFile):
@@ -44,15 +70,23 @@ class Onnx(SingleFile):
     library = "onnx"
     rounds = "values"
     extra = "onnx"
+    writes = True
+    """Whether models that write texts can be held, with a cache of keys and values."""
 
     @property
     def runtime(self) -> str:
         """ONNX Runtime."""
         return f"onnxruntime {version('onnxruntime')}"
 
+    def unfit(self, task: str, config: Mapping[str, Any]) -> str | None:
+        """Models that write texts and keep something else than keys and values."""
+        if self.writes and registry.task(task).writes:
+            return cached.unfit(config)
+        return super().unfit(task, config)
+
     def holds(self, name: str, whole: bool) -> bool:
         """The graph with its weights, and transformers' config."""
-        return name == "config.json" or any(name in each for each in self.files.values())
+        return name in ("config.json", GENERATION) or any(name in each for each in self.files.values())
 
     def needed(self, whole: bool) -> frozenset[str]:
         """Config, and the file that all forms have."""
@@ -67,11 +101,19 @@ class Onnx(SingleFile):
         assert form is not None
         base = single.open_float(cell)
         outputs = self.outputs(cell.lock.task)
-        examples = single.made_simple(cell, base)
-        made = single.once(
-            (self.name, cell.folder, outputs),
-            lambda: single.graph_of(cell, base, examples, "ONNX", functools.partial(graph.exported, outputs=outputs)),
-        )
+        writes = registry.task(cell.lock.task).writes
+        examples = () if writes else single.made_simple(cell, base)
+        if writes:
+            base.model.generation_config.save_pretrained(folder)
+
+        def graph_of() -> Any:
+            if not writes:
+                make = functools.partial(graph.exported, outputs=outputs)
+                return single.graph_of(cell, base, examples, "ONNX", make)
+            with single.no_graph(base.model, "ONNX"):
+                return cached.exported(base.model)
+
+        made = single.once((self.name, cell.folder, outputs), graph_of)
         about, names = single.about(cell, base.tokenizer), self.files[form.own]
         for name in names:
             (folder / name).parent.mkdir(exist_ok=True)
@@ -88,7 +130,7 @@ class Onnx(SingleFile):
         """The graph is made once."""
         return single.shared()
 
-    def opened(self, folder: Path) -> Runner:
+    def opened(self, folder: Path) -> Any:
         """A session of ONNX Runtime on the CPU."""
         return _opened(folder, self._file(folder))
 
@@ -115,6 +157,10 @@ class Onnx(SingleFile):
     def usage(self, cell: Cell) -> str:
         """Lines that need ONNX Runtime and what reads a row."""
         task, name = registry.task(cell.lock.task), self.files[FLOAT.own][0]
+        if task.writes:
+            prompt, whole = single.prompted(cell, "example")
+            said = json.dumps(prompt, ensure_ascii=False) + (", add_special_tokens=False" if whole else "")
+            return WRITING.format(file=name, prompt=said)
         imports, example, lines = single.reading(cell)
         return (
             f"import json\n\nimport numpy as np\nimport onnxruntime\n{imports}\n\n"
@@ -129,7 +175,7 @@ class Onnx(SingleFile):
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
-def _opened(folder: Path, file: Path) -> Runner:
+def _opened(folder: Path, file: Path) -> Runner | cached.Writer:
     """The file in ONNX Runtime, with the labels that it names itself.
 
     Raises:
@@ -145,6 +191,13 @@ def _opened(folder: Path, file: Path) -> Runner:
     def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
         return dict(zip(names, graph.run(session, arrays), strict=True))
 
+    past = {
+        each.name: (each.shape[1], each.shape[3]) for each in session.get_inputs() if each.name.startswith(cached.PAST)
+    }
+    if past:
+        from transformers import GenerationConfig
+
+        return cached.Writer(run, past, config, GenerationConfig.from_pretrained(folder))
     padding = {"input_ids": getattr(config, "pad_token_id", None) or 0}
     return Runner(run, inputs, config, padding=padding)
 

@@ -23,6 +23,7 @@ class TransformersJs(Onnx):
     files = {FLOAT.own: (PLAIN,), DYNAMIC.own: (ROUNDED, PLAIN), STATIC.own: (ROUNDED, PLAIN)}
 
     library = "transformers.js"
+    writes = False
 
     def outputs(self, task: str) -> tuple[str, ...]:
         """Also what transformers.js itself makes the answer of, such as the hidden states that it pools."""

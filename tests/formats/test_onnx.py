@@ -14,13 +14,19 @@ import torch
 from cells import OTHER_TASKS, TEXTS, answers_in_float32, trained, trained_on_sounds
 from tiny import command, labelled, questions
 from tiny_images import write_folders
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfadapt import load_adapted
 from hfadapt.core import registry
 from hfadapt.export.write import export
+from hfadapt.formats import Runner
+from hfadapt.formats import _onnx_cached as cached
 from hfadapt.formats import _onnx_graph as graph
 from hfadapt.formats._single_file import DYNAMIC, FLOAT, saturates
+from hfadapt.formats.onnx import FILE
 from hfadapt.hardware import catalogue
+from hfadapt.models.facts import load_config
+from hfadapt.models.generate import continuations
 
 ONNX = registry.format("onnx")
 
@@ -112,12 +118,50 @@ def test_the_command_predicts_with_the_exported_file(folders):
     assert [each["label"] for each in json.loads(said.out)] == ["good", "bad"]
 
 
-def test_language_models_are_refused(models):
-    from hfadapt.models.facts import load_config
-
+def test_what_no_cache_of_keys_and_values_holds_is_refused(models):
     config = load_config(str(models / "lm")).to_dict()
-    assert "cache of keys and values" in ONNX.unfit("causal-lm", config)
+    assert ONNX.unfit("causal-lm", config) is None
+    assert "sliding windows" in ONNX.unfit("causal-lm", {**config, "sliding_window": 64})
+    mixed = {**config, "layer_types": ["full_attention", "linear_attention"]}
+    assert "linear_attention" in ONNX.unfit("causal-lm", mixed)
+    assert "cache of keys and values" in registry.format("transformers-js").unfit("causal-lm", config)
     assert ONNX.unfit("text-classification", config) is None
+
+
+def test_a_graph_with_a_cache_writes_what_the_model_writes(models, tmp_path):
+    """Prompts of several lengths in one batch, token by token, and whole rows filled up at the right."""
+    model = AutoModelForCausalLM.from_pretrained(models / "lm", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(models / "lm")
+    model.save_pretrained(tmp_path)
+    graph.save(cached.exported(model), tmp_path / FILE, {})
+    opened = ONNX.opened(tmp_path)
+    assert not isinstance(opened, Runner)
+    prompts = [tokenizer(text)["input_ids"] for text in (*TEXTS, "good")]
+    one, other = (continuations(each, tokenizer, prompts, 12, batch_rows=4) for each in (model, opened))
+    assert one == other
+    assert max(map(len, one)) > 1
+    batch = tokenizer(TEXTS, padding=True, padding_side="right", return_tensors="pt")
+    given = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        differences = (model(**given).logits - opened(**given).logits)[given["attention_mask"].bool()]
+    assert differences.abs().max() < 1e-4
+
+
+@pytest.mark.slow
+def test_language_models_are_written_with_a_cache(models, tmp_path):
+    """Judged by the choices among labels; the folder answers and writes what the cell does."""
+    template = {"prompt": "{text}\nLabel:", "completion": " {label}"}
+    cell = trained(tmp_path, models / "lm", "causal-lm", labelled(100), dtype="float32", template=template)
+    done = export(cell, "onnx", tmp_path / "out", force=True)
+    judged = {each.form: each for each in done.record.judged}
+    assert not judged[FLOAT.own].refused
+    assert judged[FLOAT.own].kl_nats < 1e-6
+    assert "printed:\n\n```\n" in (tmp_path / "out/README.md").read_text()
+    export(cell, "onnx", tmp_path / "float", variant=FLOAT.own)
+    one, other = (load_adapted(place).predict(TEXTS) for place in (cell.folder, tmp_path / "float"))
+    assert [(each.label, each.generated) for each in one] == [(each.label, each.generated) for each in other]
+    said = command("predict", tmp_path / "float", *TEXTS[:2], "--json")
+    assert said.code == 0, said.err
 
 
 def test_weights_of_7_bits_where_sums_overflow(monkeypatch):
