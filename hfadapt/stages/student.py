@@ -292,10 +292,8 @@ class _Making:
 
     def _begin(self) -> _Begun:
         cell, settings = self.cell, self.settings
-        note = ""
-        if settings.open and self.target is None:
-            note = f"{cell.target} has no budget that says how small"
-        elif settings.open and self.target is not None and _fits(cell, self.context.recipe, self.target):
+        note = f"{cell.target} has no budget that says how small" if settings.open and self.target is None else ""
+        if settings.open and self.target is not None and _fits(cell, self.context.recipe, self.target):
             note = f"the adapted model itself fits {cell.target}"
         if note:
             cell.write(StudentRecord(domain=cell.domain, target=cell.target, made=False, note=note))
@@ -443,12 +441,11 @@ class _Making:
             say(f"{self.cell.domain}: no row asks for a text, so the student has nothing to write")
             world.on_main(lambda: shutil.rmtree(before))
             return begun, trained
-        goes_on = replace(begun, ref=ref, ramp="", weight=1.0)
-        again = self._trained(goes_on, rounded=rounded)
+        again = self._trained(goes_on := replace(begun, ref=ref, ramp="", weight=1.0), rounded=rounded)
         found = world.on_main(lambda: validation_loss(student, world.device))
         kept = found <= loss
-        said = f"{self.cell.domain}: {count:,} answers of its own, loss {loss:.4f} -> {found:.4f} of validation rows"
-        say(said if kept else f"{said}, so the student stays as it was")
+        stays = "" if kept else ": it stays as it was"
+        say(f"{self.cell.domain}: {count:,} answers of its own, loss of validation {loss:.4f} -> {found:.4f}{stays}")
         if not kept:
             world.on_main(lambda: _copy(before, student.folder))
         world.on_main(lambda: shutil.rmtree(before))

@@ -273,8 +273,7 @@ class Training:
             rows = 2 * self.lock.train.micro_batch_rows
             return padded(self.task, examples, self.base.pad_token_id, self.device, rows)
 
-        # Canaries come last.
-        own = train[: cell.data.splits["train"]]
+        own = train[: cell.data.splits["train"]]  # Canaries come last.
         try:
             return tuple(probe_of(cell, self.base, own, validation, batches).children())
         except RunError:
