@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 from hfadapt.core.errors import DataError
+from hfadapt.core.show import show_bytes
 from hfadapt.files import SPLIT_NAMES, Doubt, Read, Rows, Unread
 from hfadapt.files.delimited import distinct
 from hfadapt.files.opening import HEAD_BYTES, WORKBOOKS, foreign, packing, readable, suffix
@@ -24,6 +25,8 @@ from hfadapt.files.opening import HEAD_BYTES, WORKBOOKS, foreign, packing, reada
 HEADER_ROWS = 50
 """So many rows with cells that are not empty are looked at for the header."""
 SHOWN = 60
+MOST_UNPACKED = 1 << 30
+"""Bytes; a workbook is held as a whole, and a small file can unpack to any size."""
 FIRST = next(iter(SPLIT_NAMES))
 """What a sheet is called that is read before others: the split to train on."""
 _ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")
@@ -114,10 +117,15 @@ def _open(path: Path, **how: bool) -> Any:
     if not packing(path) and (found := foreign(head, suffix(path))) is not None:
         raise DataError(f"the file is {found[0]}", place=str(path), fix=found[1])
     try:
-        if packing(path):
-            with readable(path) as raw:
-                return openpyxl.load_workbook(io.BytesIO(raw.read()), data_only=True, **how)
-        return openpyxl.load_workbook(path, data_only=True, **how)
+        with readable(path) if packing(path) else path.open("rb") as raw:
+            whole = io.BytesIO(raw.read(MOST_UNPACKED))
+        with zipfile.ZipFile(whole) as archive:
+            size = sum(each.file_size for each in archive.infolist())
+        if size > MOST_UNPACKED:
+            got = f"{show_bytes(size)} of {show_bytes(path.stat().st_size)}"
+            allowed, fix = f"up to {show_bytes(MOST_UNPACKED)}", "save the sheet as CSV in UTF-8"
+            raise DataError("the workbook unpacks to too much", place=str(path), got=got, allowed=allowed, fix=fix)
+        return openpyxl.load_workbook(whole, data_only=True, **how)
     except DataError:
         raise
     # Of a damaged workbook openpyxl raises whatever comes first: of zip, XML or its own.

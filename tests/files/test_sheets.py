@@ -130,6 +130,18 @@ def test_what_is_no_workbook_is_named(tmp_path, name, content, what, fix):
     assert reading.column_names(path) is None
 
 
+@pytest.mark.parametrize("name", ["a.xlsx", "a.xlsx.gz"])
+def test_a_small_workbook_that_unpacks_to_much_is_refused(tmp_path, monkeypatch, name):
+    content = table(tmp_path / "made.xlsx").read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert len(read(tmp_path / name)[0]) == len(ROWS)
+    sheets._names.cache_clear()
+    monkeypatch.setattr(sheets, "MOST_UNPACKED", len(content))
+    with pytest.raises(DataError, match="unpacks to too much") as raised:
+        read(tmp_path / name)
+    assert "CSV" in raised.value.problems[0].fix
+
+
 def test_a_sheet_without_rows_has_none(tmp_path):
     assert read(saved(tmp_path / "a.xlsx")) == ([], {})
     assert read(saved(tmp_path / "b.xlsx", rows=[["text", "label"]])) == ([], {})
