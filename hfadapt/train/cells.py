@@ -200,13 +200,12 @@ class Training:
                 yield batch
 
         self.probes = {cell: self._probe(cell, *own) for cell, own in by_cell.items()}
-        probes = [self.probes[cell] for cell in self.cells]
         self.model = attach_adapters(self.base, dict(zip(self.names, self.locks, strict=True)), batches)
-        for name, (train, _), probe in zip(self.names, rows, probes, strict=True):
+        for name, (train, _), cell in zip(self.names, rows, self.cells, strict=True):
             heads = fresh_heads(self.model, self.base, name)
             for head in heads:
                 self.task.start_head(head, [label for example in train for label in example.labels])
-            for head, trained in zip(heads, probe, strict=False):
+            for head, trained in zip(heads, self.probes[cell], strict=False):
                 head.load_state_dict(trained.state_dict())
         for name, start in zip(self.names, self.starts, strict=True):
             if start is not None:
@@ -270,14 +269,15 @@ class Training:
         self.progress.say(f"{cell.domain}: training the head on the frozen base first")
 
         def batches(examples: Sequence[Example]) -> Iterator[tuple[list[int], Mapping[str, torch.Tensor]]]:
-            rows = 2 * self.lock.train.micro_batch_rows
-            return padded(self.task, examples, self.base.pad_token_id, self.device, rows)
+            count = 2 * self.lock.train.micro_batch_rows
+            return padded(self.task, examples, self.base.pad_token_id, self.device, count)
 
         own = train[: cell.data.splits["train"]]  # Canaries come last.
         try:
             return tuple(probe_of(cell, self.base, own, validation, batches).children())
-        except RunError:
-            # Where the evaluation is to compare with a probe, it says what to do.
+        except torch.OutOfMemoryError:
+            raise
+        except (RunError, RuntimeError, ValueError, TypeError, IndexError):  # `_try` says what code of models refuses.
             self.progress.say(f"{cell.domain}: what the head reads was not found, so it starts untrained")
             return ()
 

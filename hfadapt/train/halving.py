@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 FOLDER = "search"
 STATE = "state.json"
+CHANCE = 0.7
+"""Nats of a label that was guessed between two. A head that starts trained may begin with next to no loss, beside which
+every one is high."""
 DIVERGED = 4.0
 """A try whose loss is so many times that of its first step, and of another try on the same rows, is out at once."""
 
@@ -121,7 +124,7 @@ class Halving:
         """Raises RunError where a loss is far above that of the first step, and of others on the same rows."""
         best = min((other for other in others if math.isfinite(other)), default=math.inf)
         first = job.state.first_loss
-        if first is not None and loss > DIVERGED * max(first, 0.0 if len(others) == 1 else best):
+        if first is not None and loss > DIVERGED * max(first, CHANCE, 0.0 if len(others) == 1 else best):
             raise RunError("the loss rises", place=job.title, got=f"{loss:.4g} in step {job.state.step + 1}")
 
     def _rung(self, loop: Loop, alive: Mapping[int, Job]) -> dict[str, float]:

@@ -27,6 +27,7 @@ MADE = (
         for name in ("cell.json", "lock.yaml", "plan.json", "data.json", "train.json", "evaluation.json")
     ),
     *(f"{CELL}/{name}" for name in ("predictions.parquet", "card.json", "README.md", "security.json", "metrics.jsonl")),
+    f"{CELL}/probe.safetensors",
     *(f"{CELL}/data/{name}" for name in ("train.parquet", "validation.parquet", "test.parquet")),
     *(f"{CELL}/adapter/{name}" for name in ADAPTER),
     "report.json",

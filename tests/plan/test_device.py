@@ -46,9 +46,10 @@ def test_time_is_a_line_through_published_figures():
 def test_a_budget_decides(models, budget, words, fits):
     facts = model_facts(str(models / "lm"), "causal-lm")
     found = served(catalogue.target(PHONE), budget, facts, 32)
-    assert [each.form for each in found] == ["merged-q8_0", "merged-q4_0", "merged-float16"]
+    assert [each.form for each in found][:3] == ["merged-q8_0", "merged-q4_0", "merged-float16"]
+    assert {each.format for each in found} == {"gguf", "onnx"}
     assert all(each.verdict.startswith(words) for each in found)
-    assert [each.fits for each in found] == [fits] * 3
+    assert {each.fits for each in found} == {fits}
     assert all(bool(each.shrink) != fits for each in found)
 
 

@@ -459,7 +459,7 @@ FIELDS: dict[str, Case] = {
     "student.limit": Case(
         (0.0, 1e6),
         students,
-        beside={**QUICKLY, "student": {"layers": 1, "learning_rate": 0.9}, "evaluate.metrics": ["loss"]},
+        beside={**QUICKLY, "student": {"layers": 1, "learning_rate": 0.05}, "evaluate.metrics": ["loss"]},
     ),
     "student.weight": Case((0.0, 1.0), students, beside={**QUICKLY, "student": {"layers": 1}}),
     "student.epochs": Case((0.5, 1.0), students, beside={**QUICKLY, "student": {"layers": 1}}),
