@@ -68,6 +68,8 @@ def watch_model(watch: Watch) -> None:
         return watch.model
 
     cells.attach_adapters = attach_adapters
+    # The head of all tools is the stored one, which has learned nothing; hfadapt's own would be a linear probe.
+    cells._starts_at_probe = lambda base, task: False
 
 
 @quiet_libraries()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from hfadapt.formats._runner import OnCpu
 from hfadapt.formats._single_file import quietly
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _cached(model: Any) -> torch.nn.Module:
     return Cached()
 
 
-class Writer:
+class Writer(OnCpu):
     """A graph with a cache, called as causal models of transformers are: `model(…).logits` and `model.generate(…)`.
 
     Args:
@@ -95,8 +96,6 @@ class Writer:
         generation_config: Likewise; what of it counts are the tokens that end a text.
     """
 
-    training = False
-
     def __init__(
         self,
         run: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]],
@@ -105,20 +104,6 @@ class Writer:
         generation_config: Any,
     ) -> None:
         self._run, self._past, self.config, self.generation_config = run, past, config, generation_config
-
-    @property
-    def device(self) -> torch.device:
-        """Where tensors are expected and given back."""
-        import torch
-
-        return torch.device("cpu")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the logits."""
-        import torch
-
-        return torch.float32
 
     def named_modules(self) -> Iterator[tuple[str, Any]]:
         """None."""

@@ -29,8 +29,28 @@ class Shape:
     length: int | None = None
 
 
+class OnCpu:
+    """What those ask of a model who give it tensors. The runtime of a file itself knows where it computes."""
+
+    training = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors are expected and given back."""
+        import torch
+
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of numbers that are given."""
+        import torch
+
+        return torch.float32
+
+
 @dataclass
-class Runner:
+class Runner(OnCpu):
     """Tensors in, tensors out: `runner(input_ids=…, attention_mask=…).logits`.
 
     Where the file takes one size only, rows and tokens are added to what is short and taken away from the answers,
@@ -49,21 +69,6 @@ class Runner:
     config: Any
     shape: Shape = Shape()
     padding: Mapping[str, int] = field(default_factory=dict)
-    training: bool = False
-
-    @property
-    def device(self) -> torch.device:
-        """Where tensors are expected and given back: the CPU; the runtime itself knows where it computes."""
-        import torch
-
-        return torch.device("cpu")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of numbers that are given."""
-        import torch
-
-        return torch.float32
 
     def __call__(self, **given: Any) -> SimpleNamespace:
         """As `forward`."""

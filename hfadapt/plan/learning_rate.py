@@ -10,7 +10,8 @@ SMALL_ENCODER_PARAMETERS = 100_000_000
 SMALL_LM_PARAMETERS = 500_000_000
 FEW_STEPS, FEW_STEPS_GAIN = 240, 2.0
 """An encoder that is trained for fewer steps gets a higher rate, up to so much. Accuracy of MiniLM after 60 steps, mean
-of 3 domains and 2 seeds: 0.541 at 5e-4, 0.657 at 1e-3, 0.614 at 2e-3, 0.581 at 4e-3 (benchmarks/rates.json)."""
+of 3 domains and 2 seeds: 0.541 at 5e-4, 0.657 at 1e-3, 0.614 at 2e-3, 0.581 at 4e-3 (benchmarks/rates.json; heads
+started untrained then, and it was not measured again)."""
 
 
 def learning_rate(facts: ModelFacts, method: AdapterMethod, steps: int) -> tuple[float, str]:

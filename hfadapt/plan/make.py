@@ -344,7 +344,9 @@ def _with_student(
     plan = _plan_cell(own, cell.domain, trainer, trainer, facts, work, processes, 1)
     tries = asked.tries if asked.open else 1
     parts = {**cell.disk, "student": sum(plan.disk.values())}
-    return cell.model_copy(update={"disk": parts, "warnings": (*cell.warnings, student.said(plan, tries))})
+    return cell.model_copy(
+        update={"disk": parts, "warnings": (*cell.warnings, student.said(plan, tries, again=asked.on_policy))}
+    )
 
 
 def _question(decided: Decisions, trainer: Target, facts: ModelFacts, work: Work, length: int, world: int) -> Question:

@@ -177,16 +177,19 @@ def learning(recipe: Recipe, parameters: int, options: dict[str, Any]) -> Recipe
     )
 
 
-def said(cell: CellPlan, tries: int) -> str:
+def said(cell: CellPlan, tries: int, *, again: bool) -> str:
     """What the plan of a student's training takes, for a reader.
 
     Args:
         cell: Of a model as large as the base.
         tries: Shapes that are trained for a while before.
+        again: Whether it is trained once more, on as many answers of its own beside the rows.
     """
     peak = show_bytes(max(phase.total_bytes for phase in cell.memory))
     time = f" and {show_seconds(cell.predicted_seconds)}" if cell.predicted_seconds else ""
     before = f", and up to {tries} shapes for a quarter of that before" if tries > 1 else ""
+    after = "; with answers of its own up to twice that again, and the time to write them" if again else ""
     return (
-        f"training the student on {cell.trains_on} takes at most {peak}{time}, as a model as large as the base{before}"
+        f"training the student on {cell.trains_on} takes at most {peak}{time}, as a model as large as the base"
+        f"{before}{after}"
     )

@@ -424,8 +424,7 @@ class _Making:
         return min(1.0, 1 / self.student.lock.train.epochs)
 
     def _on_policy(self, begun: _Begun, trained: TrainRecord, *, rounded: bool) -> tuple[_Begun, TrainRecord]:
-        """Trains the student once more, on what it wrote itself beside the rows; its last state comes back where that
-        is the better one."""
+        """Trains the student once more, on its own answers beside the rows; the earlier state stays if it is better."""
         from hfadapt.student.beside import validation_loss
         from hfadapt.student.written import write_own
 
@@ -436,11 +435,12 @@ class _Making:
         before = student.folder.with_name(f".{student.folder.name}.before")
         world.on_main(lambda: _copy(student.folder, before))
         loss = world.on_main(lambda: validation_loss(student, world.device))
-        ref, count = world.on_main(lambda: write_own(student, student.made_base("on_policy"), world.device, say))
-        if not count:
-            say(f"{self.cell.domain}: no row asks for a text, so the student has nothing to write")
+        own = world.on_main(lambda: write_own(student, student.made_base("on_policy"), world.device, say))
+        if own is None:
+            say(f"{self.cell.domain}: the student writes nothing that is new")
             world.on_main(lambda: shutil.rmtree(before))
             return begun, trained
+        ref, count = own
         again = self._trained(goes_on := replace(begun, ref=ref, ramp="", weight=1.0), rounded=rounded)
         found = world.on_main(lambda: validation_loss(student, world.device))
         kept = found <= loss

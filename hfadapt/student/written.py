@@ -27,14 +27,17 @@ MOST_WRITTEN = 1000
 SOURCE = "written by the student"
 
 
-def write_own(student: Cell, folder: Path, device: torch.device, say: Callable[[str], None]) -> tuple[BaseRef, int]:
+def write_own(
+    student: Cell, folder: Path, device: torch.device, say: Callable[[str], None]
+) -> tuple[BaseRef, int] | None:
     """Lets a trained student answer the prompts of its training rows, and adds what it drew to these rows.
 
     Args:
         folder: For the trained student as a base, from which it goes on.
 
     Returns:
-        This base, and how many rows were added: 0 where no row asks for a text, or all it wrote is known.
+        This base, and how many rows were added; None, and nothing is written, where no row asks for a text or all that
+        it wrote is known.
     """
     lock, record = student.lock, student.data
     task, schema = registry.task(lock.task), registry.schema(record.form)
@@ -59,13 +62,14 @@ def write_own(student: Cell, folder: Path, device: torch.device, say: Callable[[
         own = schema.reanswered(row, base.tokenizer.decode(ids, skip_special_tokens=True))
         if own is not None and schema.answers(own) != schema.answers(row)[-1:]:
             added.append(own)
+    if not added:
+        return None
     ref = save_base(
         base, folder, parent=BaseRef.of(lock), made_by="student", how="trained on the adapted model's answers"
     )
-    if added:
-        rows["train"] = [*rows["train"], *added]
-        sizes = lengths(rows["train"], task, base.tokenizer, labels=record.labels)
-        append(student, rows, len(added), sizes, [SourceRecord(source=SOURCE, rows=len(added))])
+    rows["train"] = [*rows["train"], *added]
+    sizes = lengths(rows["train"], task, base.tokenizer, labels=record.labels)
+    append(student, rows, len(added), sizes, [SourceRecord(source=SOURCE, rows=len(added))])
     base.model = None
     release_memory()
     return ref.stored(lock.quant, "float32"), len(added)

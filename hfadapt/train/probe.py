@@ -123,8 +123,10 @@ def probe_of(
     from safetensors.torch import load_file, save_file
 
     lock, model, path = cell.lock, base.model.eval(), cell.folder / FILE
-    made_in = BaseRef.of(lock).location
-    about = json_sha256([cell.data.files, cell.data.labels, made_in, base.source.revision, lock.quant, lock.dtype])
+    ref = BaseRef.of(lock)
+    made = ref.made and ref.made.model_dump(mode="json")
+    of_base = [ref.model, base.source.revision, made, ref.quant, ref.dtype, ref.seed]
+    about = json_sha256([cell.data.files, cell.data.labels, lock.data.max_length, of_base])
     if path.exists():
         with suppress(Exception), safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("about") == about:
