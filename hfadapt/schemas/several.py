@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,12 +43,14 @@ class Several(Labelled):
         return tuple(row.get("label") or ())
 
     def likely(self, labels: list[Any]) -> bool:
-        """Whether these labels are lists, or text with several of the same words again and again."""
+        """Whether these labels are lists, or text with several of the same words again and again, in other company too:
+        "Injury, poisoning" is one class where neither word stands anywhere else."""
         if any(isinstance(label, (list, tuple, Mapping)) for label in labels):
             return True
-        parts = [_listed(label) for label in labels if isinstance(label, str)]
-        different = {part for each in parts for part in each}
-        return any(len(each) > 1 for each in parts) and len(different) < 0.2 * sum(map(len, parts))
+        parts = [tuple(_listed(label)) for label in labels if isinstance(label, str)]
+        apart = Counter(part for each in {*parts} for part in {*each})
+        joined = [any(apart[part] > 1 for part in each) for each in {*parts} if len(each) > 1]
+        return sum(joined) > len(joined) / 2 and len(apart) < 0.2 * sum(map(len, parts))
 
     def canary(self, chance: random.Random, label: str | None, answers: Answers) -> dict[str, Any]:
         """Random words and one random class."""

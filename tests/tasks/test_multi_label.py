@@ -69,6 +69,21 @@ def test_every_spelling_of_two_classes(value):
     assert SCHEMA.make({"text": "so", "label": value}, str) == {"text": "so", "label": ["a", "b"]}
 
 
+@pytest.mark.parametrize(
+    ("labels", "likely"),
+    [
+        (["a;b", "a", "b;c", "c"] * 9, True),
+        (["red, green", "green", "blue, red"] * 9, True),
+        (["Injury, poisoning", "Pregnancy, childbirth", "Neoplasms"] * 9, False),
+        (["Injury, poisoning", "Injury", "Pregnancy, birth", "Mind, mood", "Blood, marrow"] * 9, False),
+        (["a", "b"] * 9, False),
+        (["one of a kind", "and, of another"], False),
+    ],
+)
+def test_names_with_commas_are_no_several_classes(labels, likely):
+    assert SCHEMA.likely(labels) == likely
+
+
 def test_no_class_is_an_answer():
     row = SCHEMA.make({"text": "so", "label": []}, str)
     assert row["label"] == []
