@@ -199,6 +199,11 @@ class _Domain:
         if entry.get("split") and not folders.may_have_splits(path):
             allowed = "a folder of files called train…, validation… and test…, a JSON file of them, a workbook, the Hub"
             self.refuse((*keys, "split"), "a local file has no named splits", entry["split"], allowed, "delete `split`")
+        known = sheets.names(path) if path.is_file() else {}
+        if known and entry.get("split") and entry["split"] not in known:
+            allowed, fix = ", ".join(known), f"name one of its sheets, such as split: {next(iter(known))}"
+            self.refuse((*keys, "split"), "the workbook has no such sheet", entry["split"], allowed, fix)
+            return
         files = folders.find(path).data
         if not files:
             self.refuse_file(at, folders.unreadable(path))

@@ -9,7 +9,7 @@ import zipfile
 
 import openpyxl
 import pytest
-from tiny import command
+from tiny import command, recipe_fields, write_recipe
 
 from hfadapt.core.errors import DataError
 from hfadapt.files import Doubt, Read, Unread, folders, reading, sheets
@@ -140,6 +140,16 @@ def test_a_small_workbook_that_unpacks_to_much_is_refused(tmp_path, monkeypatch,
     with pytest.raises(DataError, match="unpacks to too much") as raised:
         read(tmp_path / name)
     assert "CSV" in raised.value.problems[0].fix
+
+
+def test_a_sheet_that_is_not_there_is_told_with_the_recipe(models, tmp_path):
+    table(tmp_path / "a.xlsx")
+    fields = recipe_fields(models / "encoder", "text-classification", {"a": {"source": "a.xlsx", "split": "Shet"}})
+    write_recipe(tmp_path / "r.yaml", fields)
+    done = command("plan", "r.yaml", folder=tmp_path)
+    assert done.code == 2
+    assert "no such sheet" in done.err
+    assert "split: Sheet" in done.err
 
 
 def test_a_sheet_without_rows_has_none(tmp_path):
