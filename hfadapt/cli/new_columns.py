@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -20,7 +21,7 @@ from hfadapt.data.sources import UNREADABLE_LIMIT
 from hfadapt.files import Blob, media
 from hfadapt.recipe.domain import PATTERNS
 from hfadapt.recipe.schema import Columns
-from hfadapt.schemas import LABEL_NAMES
+from hfadapt.schemas import LABEL_NAMES, LabelKind, read_number
 from hfadapt.tasks import Task
 
 Rows = Sequence[Mapping[str, Any]]
@@ -29,6 +30,15 @@ Ask = Callable[[str, Sequence[str], str], str]
 NO_COLUMN = "(none)"
 MOST_LABELS = 50
 LONGEST_SHOWN = 200
+SPELT = 0.8
+"""The share of letters, spaces and usual stops from which a column holds words."""
+ANSWERS = frozenset(
+    (
+        *("answer", "completion", "headline", "highlights", "label", "output", "query", "reply", "response", "sql"),
+        *("summary", "target", "title", "tldr", "translation"),
+    )
+)
+"""Names of columns that are made of the text beside them; of two others, the first asks, as tables are written."""
 LOOKED_AT = 50
 """Values of a column by which it is told to hold files."""
 UNSAID = Columns()
@@ -110,28 +120,45 @@ def ways(
             flags = find_flags(rows, task.schemas, label_column(columns_of(rows), said), (), place)
             if flags is not None:
                 yield [flags.read(row) for row in rows], said
+    columns = columns_of(rows)
     if not said.parts:
-        guess = _confirmed(_guess(columns_of(rows), rows), columns_of(rows), ask)
+        texts = [] if verdicts.pair(columns) else text_columns(columns, rows)
+        guess = _guess(columns, rows)
+        if ask is not None:
+            guess, texts = _confirmed(guess, texts, columns, ask)
+        if len(texts) == 2 and guess.label is None:
+            asked, answer = sorted(texts, key=lambda column: column.lower() in ANSWERS)
+            yield rows, Columns(prompt=asked, completion=answer)
+            # What is searched with is shorter than what it finds.
+            found, query = by_length(texts, rows)
+            yield rows, Columns(anchor=query, positive=found)
+        yield rows, guess
     elif said.parts.keys() <= {"text", "label"}:
-        free = [name for name in columns_of(rows) if name not in said.parts.values()]
+        free = [name for name in columns if name not in said.parts.values()]
         guess = _guess(free, [{name: row.get(name) for name in free} for row in rows]) if free else UNSAID
-    else:
-        return
-    yield (
-        rows,
-        said.model_copy(update={name: getattr(said, name) or getattr(guess, name) for name in ("text", "label")}),
-    )
+        both = {name: getattr(said, name) or getattr(guess, name) for name in ("text", "label")}
+        yield rows, said.model_copy(update=both)
 
 
-def guessed_columns(parts: Mapping[str, str], names: Mapping[str, Sequence[str]], said: Columns) -> Iterator[str]:
+def guessed_columns(
+    parts: Mapping[str, str], names: Mapping[str, Sequence[str]], kind: LabelKind, said: Columns
+) -> Iterator[str]:
     """What is said of columns that were taken by their values alone.
 
     Args:
         parts: The columns taken, by part.
         names: Names by which the parts are recognised.
+        kind: What the rows are labelled with.
         said: What the command line says.
     """
-    by_values = {"text": "whose values are the longest", "label": "whose few values come again and again"}
+    by_values = {
+        "text": "whose values are the longest",
+        "label": {
+            "classes": "whose values are lists",
+            "number": "the only one of numbers with decimals",
+        }.get(kind, "whose few values come again and again"),
+        **dict.fromkeys(("prompt", "completion", "anchor", "positive"), "one of two with texts"),
+    }
     taken = {
         part: column
         for part, column in parts.items()
@@ -143,22 +170,64 @@ def guessed_columns(parts: Mapping[str, str], names: Mapping[str, Sequence[str]]
         yield f"{GUESSED}{what}. Otherwise add --columns {option}."
 
 
-def _confirmed(guess: Columns, columns: Sequence[str], ask: Ask | None) -> Columns:
-    """What somebody says who knows the columns, with the guess as the default."""
-    if ask is None or len(columns) < 2:
-        return guess
+def _confirmed(guess: Columns, texts: Sequence[str], columns: Sequence[str], ask: Ask) -> tuple[Columns, Sequence[str]]:
+    """What somebody says who knows the columns, with the guess as the default; and the text, with what answers it."""
+    if len(columns) < 2:
+        return guess, texts
     text = ask("column of the text", columns, guess.text or columns[0])
-    others = [column for column in columns if column != text]
-    label = ask("column of the label", [*others, NO_COLUMN], guess.label if guess.label in others else NO_COLUMN)
-    return Columns(text=text, label=None if label == NO_COLUMN else label)
+    others = [*(column for column in columns if column != text), NO_COLUMN]
+    label = ask("column of the label", others, guess.label if guess.label in others else NO_COLUMN)
+    if label != NO_COLUMN:
+        return Columns(text=text, label=label), []
+    rest = [column for column in texts if column != text]
+    answer = ask("column of what answers the text, or belongs to it", others, rest[0] if len(rest) == 1 else NO_COLUMN)
+    return Columns(text=text), [] if answer == NO_COLUMN else [text, answer]
 
 
 def _guess(columns: Sequence[str], rows: Rows) -> Columns:
-    """The column of the longest texts, and the likeliest of labels."""
+    """The column of the longest texts, and the likeliest of labels: of classes, of lists of them, of numbers."""
     text = by_length(columns, rows)[0]
     # Better and worse answers are no classes, however few there are.
     others = [name for name in columns if name not in (text, *(verdicts.pair(columns) or ()))]
-    return Columns(text=text, label=next(iter(label_columns(others, rows)), None))
+    numbers = _measured(others, rows)
+    found = [*label_columns(others, rows), *_listed(others, rows), *(numbers if len(numbers) == 1 else [])]
+    return Columns(text=text, label=next(iter(found), None))
+
+
+def _listed(columns: Sequence[str], rows: Rows) -> list[str]:
+    """Columns with lists of names, few of them in one row alone."""
+    found = []
+    for column in columns:
+        lists = [row[column] for row in rows if row.get(column)]
+        named = Counter(name for each in lists if isinstance(each, list) for name in each if isinstance(name, str))
+        if named and all(isinstance(each, list) for each in lists) and len(named) < named.total() / 2:
+            found.append(column)
+    return found
+
+
+def _measured(columns: Sequence[str], rows: Rows) -> list[str]:
+    """Columns of numbers, some with decimals: those without are rather years, counts or the numbers of rows."""
+    found = []
+    for column in columns:
+        with suppress(ValueError):
+            numbers = [read_number(value) for value in values_of(column, rows)]
+            if len({*numbers}) > 2 and not all(number.is_integer() for number in numbers):
+                found.append(column)
+    return found
+
+
+def text_columns(columns: Sequence[str], rows: Rows) -> list[str]:
+    """Columns of texts that differ from row to row: of several words, or of any where there is nothing else."""
+    found = []
+    for column in columns:
+        values = [value for row in rows if isinstance(value := row.get(column), str) and value.strip()]
+        joined = "".join(values)
+        # Not dates, numbers, addresses or names of files.
+        spelt = sum(letter.isalpha() or letter in " \n,.'" for letter in joined) > SPELT * len(joined)
+        words = sum(max(len(value.split()), sum(not letter.isascii() for letter in value) // 2) for value in values)
+        if spelt and len({*values}) > len(rows) / 2 and (words >= 2 * len(values) or len(columns) == 2):
+            found.append(column)
+    return found
 
 
 def by_length(columns: Sequence[str], rows: Rows) -> list[str]:

@@ -449,7 +449,8 @@ def _guessed(shape: Shape, rows: Rows, said: Columns) -> Iterator[str]:
     """What is said of columns of the data that nobody named, and that their own names do not tell."""
     there = columns_of(rows)
     parts = {part: column for part, column in shape.parts.items() if column in there}
-    return guessed_columns(parts, registry.schema(shape.form).names, said)
+    schema = registry.schema(shape.form)
+    return guessed_columns(parts, schema.names, schema.label_kind, said)
 
 
 def guesses(path: Path) -> list[str]:

@@ -113,11 +113,14 @@ def test_columns_of_0_and_1_are_classes(models, tmp_path, task, flag):
 
 
 def test_a_column_that_is_left_out_is_named_with_a_template_that_works(models, tmp_path):
-    rows = [{"question": row["prompt"], "reply": f"{row['prompt'][::-1]} and on"} for row in pairs(80)]
+    rows = [
+        {"question": row["prompt"], "reply": f"{row['prompt'][::-1]} and on", "note": f"of {row['prompt']}"[:12]}
+        for row in pairs(80)
+    ]
     write_rows(tmp_path / "qa.jsonl", rows)
     assert command("new", "--model", models / "lm", "--data", "qa.jsonl", folder=tmp_path).code == 0
     lines = (tmp_path / "qa.yaml").read_text().splitlines()
-    assert "# Not used: question." in lines
+    assert "# Not used: question, note." in lines
     [line] = (line for line in lines if "template: " in line)
     kept = [line if not line.startswith("  qa:") else "  qa: qa.jsonl" for line in lines]
     (tmp_path / "qa.yaml").write_text("\n".join([*kept, line[line.index("template: ") :]]) + "\n")
@@ -401,7 +404,10 @@ def test_the_columns_that_were_taken_are_shown(models, tmp_path):
 
 def test_one_column_from_another_is_offered_of_texts_rather_than_numbers(models, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rows = [{"nr": n, "q": f"{row['text']} {n} and more", "a": row["text"]} for n, row in enumerate(labelled(80))]
+    rows = [
+        {"nr": n, "q": f"{row['text']} {n} and more", "a": row["text"], "b": f"so {row['text'][:9]}"}
+        for n, row in enumerate(labelled(80))
+    ]
     write_rows(tmp_path / "d.jsonl", rows)
     text = write_recipe(str(models / "lm"), "d.jsonl").read_text()
     assert "template: {prompt: '{q}', completion: '{a}'}" in text

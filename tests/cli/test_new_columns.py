@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 
 import pytest
-from tiny import command, labelled
+from tiny import command, labelled, write_rows
 
+from hfadapt.cli.new_recipe import write_recipe
 from hfadapt.recipe.reading import load_recipe
 
 
@@ -77,3 +78,73 @@ def test_the_columns_stay_where_a_model_is_proposed(tmp_path):
     mood_table(tmp_path / "d.csv")
     done = command("new", "d.csv", "--columns", "text=body,label=mood", folder=tmp_path)
     assert "fix:     hfadapt new d.csv --columns text=body,label=mood --model sample:" in done.err
+
+
+SUMMARIES = [
+    {"id": n, "url": f"x.org/{n}", "details": f"{row['text']} and so on", "summary": row["text"][:30] + f" {n}"}
+    for n, row in enumerate(labelled(60))
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "rows", "task", "parts", "why"),
+    [
+        (
+            "encoder",
+            [{"story": row["text"], "tags": [row["label"], "abc"[n % 3]]} for n, row in enumerate(labelled(60))],
+            "multi-label-classification",
+            {"text": "story", "label": "tags"},
+            "label is the column 'tags', whose values are lists",
+        ),
+        (
+            "encoder",
+            [{"id": n, "story": row["text"], "weight": n / 7} for n, row in enumerate(labelled(60))],
+            "text-regression",
+            {"text": "story", "label": "weight"},
+            "label is the column 'weight', the only one of numbers with decimals",
+        ),
+        ("lm", SUMMARIES, "causal-lm", {"prompt": "details", "completion": "summary"}, "one of two with texts"),
+        ("encoder", SUMMARIES, "embedding", {"anchor": "summary", "positive": "details"}, "one of two with texts"),
+        ("lm", [{"en": f"day of {row['text']}", "de": f"Tag von {row['text']}"} for row in labelled(60)], "causal-lm",
+         {"prompt": "en", "completion": "de"}, "completion is the column 'de', one of two with texts"),
+    ],
+)  # fmt: skip
+def test_lists_numbers_and_two_texts_are_guessed_and_said(models, tmp_path, model, rows, task, parts, why):
+    write_rows(tmp_path / "d.jsonl", rows)
+    done = command("new", "d.jsonl", "--model", models / model, folder=tmp_path)
+    assert done.code == 0, done.err
+    recipe = load_recipe(tmp_path / "d.yaml")
+    assert (recipe.task, recipe.domains["d"].columns.parts) == (task, parts)
+    assert why in " ".join(done.out.split())
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        [f"2024-01-{n:02d} 10:00" for n in range(1, 29)],
+        [f"photos/a b/{n:05d}.txt" for n in range(28)],
+        ["the same two words"] * 28,
+    ],
+)
+def test_dates_addresses_and_what_is_always_the_same_are_no_second_text(models, tmp_path, column):
+    rows = [
+        {"story": f"{row['text']} {row['label']}", "other": each, "id": n}
+        for n, (row, each) in enumerate(zip(labelled(28), column, strict=True))
+    ]
+    write_rows(tmp_path / "d.jsonl", rows)
+    assert command("new", "d.jsonl", "--model", models / "lm", folder=tmp_path).code == 0
+    assert load_recipe(tmp_path / "d.yaml").domains["d"].columns.parts == {"text": "story"}
+
+
+def test_somebody_who_is_asked_says_what_answers_the_text(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "d.jsonl", SUMMARIES)
+    asked = []
+
+    def ask(question, options, default):
+        asked.append((question, default))
+        return default
+
+    parts = load_recipe(write_recipe(str(models / "lm"), "d.jsonl", None, ask)).domains["d"].columns.parts
+    assert asked[-1] == ("column of what answers the text, or belongs to it", "summary")
+    assert parts == {"prompt": "details", "completion": "summary"}
