@@ -122,16 +122,16 @@ def ways(
                 yield [flags.read(row) for row in rows], said
     columns = columns_of(rows)
     if not said.parts:
-        texts = [] if verdicts.pair(columns) else text_columns(columns, rows)
+        texts: Sequence[str] = [] if verdicts.pair(columns) else text_columns(columns, rows)
         guess = _guess(columns, rows)
         if ask is not None:
             guess, texts = _confirmed(guess, texts, columns, ask)
         if len(texts) == 2 and guess.label is None:
             asked, answer = sorted(texts, key=lambda column: column.lower() in ANSWERS)
-            yield rows, Columns(prompt=asked, completion=answer)
+            yield rows, Columns(**{"prompt": asked, "completion": answer})
             # What is searched with is shorter than what it finds.
             found, query = by_length(texts, rows)
-            yield rows, Columns(anchor=query, positive=found)
+            yield rows, Columns(**{"anchor": query, "positive": found})
         yield rows, guess
     elif said.parts.keys() <= {"text", "label"}:
         free = [name for name in columns if name not in said.parts.values()]
