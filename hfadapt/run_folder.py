@@ -124,9 +124,8 @@ class Cell(Shown):
     """One domain on one target: a folder of records.
 
     Example:
-        >>> from pathlib import Path
         >>> from hfadapt import Cell
-        >>> cell = Cell(Path("runs/sentiment/tweets/this-machine"))
+        >>> cell = Cell("runs/sentiment/tweets/this-machine")
         >>> cell.name, cell.state.status
         ('tweets/this-machine', 'done')
         >>> cell.evaluation.metrics[0].name
@@ -134,6 +133,10 @@ class Cell(Shown):
     """
 
     folder: Path
+
+    def __post_init__(self) -> None:
+        """A path may be given as text, too."""
+        object.__setattr__(self, "folder", Path(self.folder))
 
     @property
     def domain(self) -> str:
@@ -345,6 +348,10 @@ class Run:
     """A run folder: its cells and the records of all of them."""
 
     folder: Path
+
+    def __post_init__(self) -> None:
+        """A path may be given as text, too."""
+        object.__setattr__(self, "folder", Path(self.folder))
 
     def cell(self, domain: str, target: str) -> Cell:
         """The cell of a domain and a target, whether it exists or not."""

@@ -56,12 +56,13 @@ class Card:
     untraced: tuple[str, ...]
 
 
-def build_card(cell: Cell, *, execute: bool = True) -> CardRecord:
+def build_card(cell: Cell | str | Path, *, execute: bool = True) -> CardRecord:
     """Writes README.md, card.json and loss.svg into the cell, and README.md and loss.svg beside the adapter.
 
     Test rows that are files are shown in the cell only, and named beside the adapter, which is what is passed on.
 
     Args:
+        cell: It, or the path of its folder.
         execute: Run the loading snippet; otherwise what it printed the last time is kept.
 
     Raises:
@@ -69,12 +70,12 @@ def build_card(cell: Cell, *, execute: bool = True) -> CardRecord:
             a value that is not a number.
 
     Example:
-        >>> from pathlib import Path
-        >>> from hfadapt import Cell, build_card
-        >>> record = build_card(Cell(Path("runs/sentiment/tweets/this-machine")), execute=False)
+        >>> from hfadapt import build_card
+        >>> record = build_card("runs/sentiment/tweets/this-machine", execute=False)
         >>> record.FILE
         'card.json'
     """
+    cell = cell if isinstance(cell, Cell) else Cell(Path(cell))
     output = None
     if execute:
         records = Records(cell.folder)

@@ -65,18 +65,18 @@ FORBIDDEN = (
 )
 
 
-def check_card(folder: Path, license: str | None = None) -> list[Problem]:
+def check_card(folder: str | Path, license: str | None = None) -> list[Problem]:
     """Everything that is wrong with the card in a cell's folder; an empty list when it is in order.
 
     Args:
         license: What the user says the licence is, where the records cannot say.
 
     Example:
-        >>> from pathlib import Path
         >>> from hfadapt import check_card
-        >>> [problem.what for problem in check_card(Path("runs/sentiment/tweets/this-machine"), license="apache-2.0")]
+        >>> [problem.what for problem in check_card("runs/sentiment/tweets/this-machine", license="apache-2.0")]
         []
     """
+    folder = Path(folder)
     readme = folder / "README.md"
     if not readme.exists():
         return [Problem("there is no card", str(readme), fix="hfadapt card build CELL")]

@@ -20,6 +20,7 @@ from hfadapt.pipeline.remaining import Remaining
 from hfadapt.pipeline.spread import Spread, backend_of, left_behind
 from hfadapt.plan.make import lock as lock_cell
 from hfadapt.plan.make import make_plan
+from hfadapt.recipe.reading import Asked, as_recipe
 from hfadapt.recipe.schema import Recipe
 from hfadapt.recipe.sources import expanded, near_model
 from hfadapt.records.plan import Plan
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
 
 @quiet_libraries()
 def run_recipe(  # noqa: PLR0913 - those of the command
-    recipe: Recipe,
+    recipe: Asked,
     *,
-    domains: Sequence[str] = (),
-    recipe_folder: Path = Path(),
-    folder: Path | None = None,
+    domains: str | Sequence[str] = (),
+    recipe_folder: str | Path | None = None,
+    folder: str | Path | None = None,
     until: str = "card",
     fresh: bool = False,
     on: str | None = None,
@@ -52,8 +53,10 @@ def run_recipe(  # noqa: PLR0913 - those of the command
     `run(recipe).raise_for_failures()`.
 
     Args:
+        recipe: A recipe, the path of its file, or what would stand in one as a dict.
         domains: Only these domains; those that the recipe chooses when empty.
-        recipe_folder: Relative sources are looked for here first, then in the working directory.
+        recipe_folder: Relative sources are looked for here first, then in the working directory; by default beside
+            the recipe's file.
         folder: The run folder; `runs/NAME` by default.
         until: The last stage by name (`prepare`, `plan`, `train`, `evaluate`, `card` …); `evaluate` includes the other
             domains.
@@ -74,16 +77,18 @@ def run_recipe(  # noqa: PLR0913 - those of the command
     from hfadapt.fast import compiled
     from hfadapt.hardware.processes import World, check_world
 
+    recipe = as_recipe(recipe)
+    place = Path(recipe_folder or recipe.folder or "")
     chosen = (recipe.choose(domains) if domains else recipe).chosen
     stages_until(registry.stages(), until)
     backend = backend_of(on, recipe) if on else None
     check_world(recipe.processes)
     compiled.switch()
-    folder = folder or Path("runs") / recipe.name
+    folder = Path(folder or Path("runs") / recipe.name)
     make_writable(folder, [folder / domain / target for domain, target in recipe.choose(chosen).cells()])
     world = World(recipe.train.trackers, folder / "trackers")
     run = Run(folder)
-    context = Context(recipe.choose(), run, world, progress or progress_here(), recipe_folder, chosen)
+    context = Context(recipe.choose(), run, world, progress or progress_here(), place, chosen)
     stages = stages_until(context.stages, until)
     if backend is None:
         context.progress = Remaining(context.progress, context.cells, stages)
@@ -123,7 +128,7 @@ def say_others(context: Context) -> None:
 
 
 def plan_recipe(
-    recipe: Recipe, *, domains: Sequence[str] = (), recipe_folder: Path = Path(), runs: Path = Path("runs")
+    recipe: Recipe, *, domains: Sequence[str] = (), recipe_folder: Path | None = None, runs: Path = Path("runs")
 ) -> Plan:
     """The plan of every cell; rows and lengths are those of the data as they are now, as far as they can be known
     within seconds and without fetching anything (`known_data`), else they are assumed.
@@ -137,12 +142,13 @@ def plan_recipe(
     from hfadapt.models.folders import weight_files
     from hfadapt.models.load import check_base
 
+    place = recipe_folder or recipe.folder or Path()
     recipe = recipe.choose(domains) if domains else recipe
     if weight_files(expanded(recipe.model)):
         # A config alone is enough for a plan.
         check_base(BaseRef.of(recipe))
     check_objective(recipe)
-    known = known_data(recipe, recipe_folder, Run(runs / recipe.name))
+    known = known_data(recipe, place, Run(runs / recipe.name))
     _know_speed(recipe)
     for record in known.values():
         # Without a fingerprint it was looked at in part, and may have other labels.
@@ -158,10 +164,10 @@ def _know_speed(recipe: Recipe) -> None:
 
 @quiet_libraries()
 def check_recipe(
-    recipe: Recipe,
+    recipe: Asked,
     *,
-    domains: Sequence[str] = (),
-    recipe_folder: Path = Path(),
+    domains: str | Sequence[str] = (),
+    recipe_folder: str | Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> DataReport:
     """Prepares and audits every domain in a temporary place; changes no run.
@@ -177,9 +183,11 @@ def check_recipe(
     from hfadapt.data.unlabelled import Held
     from hfadapt.models.load import load_processor, resolve_model
 
+    recipe = as_recipe(recipe)
+    place = Path(recipe_folder or recipe.folder or "")
     chosen = (recipe.choose(domains) if domains else recipe).chosen
     check_objective(recipe)
-    prepared = prepare(compared(recipe, chosen), recipe_folder=recipe_folder, progress=say)
+    prepared = prepare(compared(recipe, chosen), recipe_folder=place, progress=say)
     tokenizer = load_processor(resolve_model(recipe.model), registry.task(recipe.task).modality)
     records, looks = [], {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -190,7 +198,7 @@ def check_recipe(
             record = measure_lengths(cell, narrowed, tokenizer)
             check_objective(recipe, record)
             keep_lengths(record, narrowed, recipe.model)
-            record = gather_texts(record, cell, narrowed, tokenizer, Held.of(prepared), recipe_folder)
+            record = gather_texts(record, cell, narrowed, tokenizer, Held.of(prepared), place)
             lock = lock_cell(narrowed, make_plan(narrowed, data={domain: record}).cells[0])
             try:
                 audit_cell(cell, lock, tokenizer, record)
@@ -198,7 +206,7 @@ def check_recipe(
                 if cell.data.audit is None:
                     raise
             records.append(cell.data)
-            pairs = pictures.dropped_pairs(cell.folder, cell.data, recipe.domains[domain], recipe_folder)
+            pairs = pictures.dropped_pairs(cell.folder, cell.data, recipe.domains[domain], place)
             looks[domain] = [*pictures.contact_sheet(cell.folder, cell.data), *pairs]
     return DataReport(records, recipe.name, looks)
 

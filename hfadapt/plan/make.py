@@ -44,13 +44,14 @@ from hfadapt.plan.search import Candidate, Question, alternatives, best, compile
 from hfadapt.plan.shards import can_divide, settle_shard, shard_problems
 from hfadapt.plan.tries import alone, plan_search, settle_sharing
 from hfadapt.plan.work import of_model, work_of
+from hfadapt.recipe.reading import Asked, as_recipe
 from hfadapt.recipe.schema import AUTO, THIS_MACHINE, Lock, Recipe
 from hfadapt.records.plan import CellPlan, Decision, Plan
 from hfadapt.records.stages import DataRecord
 
 
 def make_plan(
-    recipe: Recipe,
+    recipe: Asked,
     *,
     data: Mapping[str, DataRecord] | None = None,
     processes: int | None = None,
@@ -59,7 +60,7 @@ def make_plan(
     """The plan of every cell. Reads configs only: no weights, no data.
 
     Args:
-        recipe: What was asked for.
+        recipe: What was asked for: a recipe, the path of its file, or what would stand in one as a dict.
         data: Prepared domains by name; lengths and rows of the others are assumed, and `data_basis` says so.
         processes: Training processes; by default the recipe's, or one per device of the target.
         sharing: Domains that may be trained together on one base; by default all that are done.
@@ -74,6 +75,7 @@ def make_plan(
         >>> cell.peak.total_bytes < cell.budget_bytes
         True
     """
+    recipe = as_recipe(recipe)
     problems: list[Problem] = []
     cells: list[CellPlan] = []
     parameters = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -112,6 +113,11 @@ class WithUnit:
         if found is None or unit is None:
             raise ValueError(self.words)
         return float(found[1]) * unit
+
+
+def listed(names: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One name, several, or none."""
+    return (names,) if isinstance(names, str) else tuple(names or ())
 
 
 def one_of(what: str, allowed: Any) -> Any:

@@ -7,10 +7,12 @@ Reading goes file → tree of values with their lines (`yaml_lines`) → fields 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
+
+from yaml import YAMLError
 
 from hfadapt.core.errors import RecipeError, nearest
 from hfadapt.core.spec import write_text
@@ -19,6 +21,7 @@ from hfadapt.hardware import catalogue
 from hfadapt.recipe.augment_rules import check_augment
 from hfadapt.recipe.budget_rules import check_budgets, settle_targets
 from hfadapt.recipe.fast import fast_parts
+from hfadapt.recipe.names import listed
 from hfadapt.recipe.objective_rules import check_objective
 from hfadapt.recipe.pretrain_rules import check_pretrain
 from hfadapt.recipe.rules import check_settings
@@ -27,26 +30,32 @@ from hfadapt.recipe.search_rules import check_search, check_tried
 from hfadapt.recipe.source_rules import check_sources, local_model
 from hfadapt.recipe.sources import folder_of, resolve_source
 from hfadapt.recipe.words import dig, dotted, show, validate
-from hfadapt.recipe.yaml_lines import LIMIT_BYTES, Keys, Place, Tree, dump, read_into
+from hfadapt.recipe.yaml_lines import LIMIT_BYTES, Keys, Place, Tree, dump, inline, read_into
 
 __all__ = ["load_recipe", "resolve_source", "save_recipe"]
 
+Asked = Recipe | str | Path | Mapping[str, Any]
+"""A recipe, the path of its file, or what would stand in one."""
 COMMAND_LINE = "command line"
+IN_MEMORY = "recipe"
+"""How a recipe that is no file is called."""
 _AFTER_FILE = 1 << 40
 
 
 def load_recipe(
-    path: str | Path,
-    overrides: Sequence[str] = (),
+    path: str | Path | Mapping[str, Any],
+    overrides: str | Sequence[str] | Mapping[str, Any] = (),
     *,
-    domains: Sequence[str] | None = None,
-    targets: Sequence[str] | None = None,
+    domains: str | Sequence[str] | None = None,
+    targets: str | Sequence[str] | None = None,
 ) -> Recipe:
     """Reads a recipe and reports everything that is wrong with it at once.
 
     Args:
-        path: The YAML file. Relative sources and models are looked for beside it, then in the working directory.
-        overrides: Settings such as `train.epochs=3` or `domains.tweets.source=./x.csv`; the value is YAML.
+        path: The YAML file, or what would stand in one, as a dict. Relative sources and models are looked for beside
+            the file, then in the working directory.
+        overrides: Settings such as `train.epochs=3` or `domains.tweets.source=./x.csv`, where the value is YAML; or a
+            dict such as `{"train.epochs": 3}`.
         domains: Only these domains are done (`Recipe.choose`); all when empty. With `data.dedupe.across_domains` the
             sources of the others have to be there all the same, as rows are compared with theirs.
         targets: These targets of the catalogue instead of the recipe's.
@@ -61,18 +70,23 @@ def load_recipe(
         >>> recipe.train.epochs, recipe.cells()
         (1.0, [('tweets', 'this-machine')])
     """
-    path = Path(path)
-    tree = _read(path)
+    if isinstance(path, Mapping):
+        tree, path = _told(path), Path(f"{IN_MEMORY}.yaml")
+    else:
+        path = Path(path)
+        tree = _read(path)
     if "name" not in tree.values:
         tree.values["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:64] or "recipe"
     if isinstance(made := tree.values.get("base"), dict) and "made_by" in made:
         # A lock is a recipe too, but that is no setting: the stage that made its base makes it again.
         del tree.values["base"]
         tree.drop(("base",))
-    for index, override in enumerate(overrides):
+    if isinstance(overrides, Mapping):
+        overrides = [f"{key}={inline(_plain(value))}" for key, value in overrides.items()]
+    for index, override in enumerate(listed(overrides)):
         _override(tree, override, Place(_AFTER_FILE + index, f"{COMMAND_LINE}: {override}"))
     settle_targets(tree)
-    chosen = _choose(tree, domains or (), targets or ())
+    chosen = _choose(tree, listed(domains), listed(targets))
     check_tried(tree)
     recipe = validate(tree, Recipe)
     if recipe is not None:
@@ -92,8 +106,13 @@ def load_recipe(
     if recipe.student is not None and recipe.student.base is not None:
         base = local_model(recipe.student.base, folder_of(path))
         placed["student"] = recipe.student.model_copy(update={"base": base})
-    found = recipe.model_copy(update=placed)
-    return found.choose(tuple(chosen))
+    found = recipe.model_copy(update=placed).choose(tuple(chosen))
+    return found if tree.name == IN_MEMORY else found.read_from(folder_of(path))
+
+
+def as_recipe(recipe: Asked) -> Recipe:
+    """A recipe itself; else what `load_recipe` makes of a file's path, or of a dict."""
+    return recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
 
 
 def save_recipe(recipe: Recipe, path: str | Path, header: str = "", *, full: bool = False) -> Path:
@@ -147,6 +166,29 @@ def _read(path: Path) -> Tree:
         tree.report((), what, got=show(tree.values), allowed="`key: value` lines", fix=f"start with {example}")
     _raise_problems(tree)
     raise AssertionError("a file without values has a problem")
+
+
+def _told(values: Mapping[str, Any]) -> Tree:
+    """What a dict holds as the tree of a file that has no name and no lines."""
+    tree = Tree(IN_MEMORY)
+    try:
+        tree.values = read_into(tree, dump(_plain(values)))
+    except YAMLError as error:
+        fix = "use texts, numbers, lists and dicts alone"
+        raise RecipeError("a value cannot stand in a recipe", place=IN_MEMORY, got=str(error)[:200], fix=fix) from None
+    tree.places = {keys: place._replace(text=dotted(keys) or IN_MEMORY) for keys, place in tree.places.items()}
+    tree.places.setdefault((), Place(1, IN_MEMORY))
+    _raise_problems(tree)
+    return tree
+
+
+def _plain(value: Any) -> Any:
+    """Without the types that Python has beyond those of YAML."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _content(path: Path) -> bytes:

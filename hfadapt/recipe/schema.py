@@ -7,6 +7,7 @@ every problem reported at once, is in `reading.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
@@ -45,6 +46,7 @@ from hfadapt.recipe.names import (
     Schedule,
     TargetName,
     TaskName,
+    listed,
 )
 from hfadapt.recipe.pretrain import AnyPretrain, LockedPretrain, Pretrain, pretrain_settings
 from hfadapt.recipe.search import Search
@@ -145,6 +147,7 @@ class Recipe(Shown, Section):
     Example: {rank: [8, 32]}
     """
     _chosen: tuple[str, ...] = PrivateAttr(())
+    _folder: Path | None = PrivateAttr(None)
 
     @model_validator(mode="before")
     @classmethod
@@ -158,12 +161,27 @@ class Recipe(Shown, Section):
         usual = own == Train.model_fields["objective"].default
         return values if usual else {**values, "train": {**given, "objective": own}}
 
+    def __eq__(self, other: object) -> bool:
+        """Where a recipe was read from is no part of what it says."""
+        return type(self) is type(other) and (self.__dict__, self.chosen) == (other.__dict__, other.chosen)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where relative sources are looked for first: the folder of its file; None where it was made in memory."""
+        return self._folder
+
     @property
     def chosen(self) -> tuple[str, ...]:
         """The domains to do, in recipe order; all where none were chosen."""
         return tuple(name for name in self.domains if not self._chosen or name in self._chosen)
 
-    def choose(self, domains: Sequence[str] = ()) -> Self:
+    def read_from(self, folder: Path) -> Self:
+        """The same recipe, whose relative sources are looked for in this folder first."""
+        copy = self.model_copy()
+        copy._folder = folder
+        return copy
+
+    def choose(self, domains: str | Sequence[str] = ()) -> Self:
         """The same recipe, of which only these domains are done; all when empty.
 
         That narrows what is done, not what the recipe holds: rows are compared across domains, so that those of a
@@ -172,6 +190,7 @@ class Recipe(Shown, Section):
         Raises:
             RequestError: it has no domain of such a name.
         """
+        domains = listed(domains)
         problems = [
             choice_problem("there is no domain of that name in the recipe", name, self.domains, "domains")
             for name in domains
@@ -180,7 +199,7 @@ class Recipe(Shown, Section):
         if problems:
             raise RequestError(problems[0].what, problems=problems)
         copy = self.model_copy()
-        copy._chosen = tuple(domains)
+        copy._chosen = domains
         return copy
 
     def blocks(self) -> list[Block]:

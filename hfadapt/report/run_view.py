@@ -28,9 +28,9 @@ class Run(RunFolder, Shown):
     Example:
         >>> from pathlib import Path
         >>> from hfadapt import Run
-        >>> print(Run(Path("runs/sentiment")))
+        >>> print(Run("runs/sentiment"))
         sentiment: ...
-        >>> Run(Path("runs/sentiment")).failed
+        >>> Run("runs/sentiment").failed
         ()
     """
 
