@@ -143,6 +143,23 @@ def test_a_class_that_was_left_out_is_said_once(tmp_path, tokenizer):
     assert said["class-without-rows"].message == "no row of 'a'"
 
 
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({"a": 500, "b": 20}, "few training rows of 'b'"),
+        ({"a": 9_000, "b": 150}, None),
+        ({f"class {n}": 25 for n in range(60)}, None),
+        ({**{f"class {n}": 25 for n in range(60)}, "x": 4, "y": 2}, "few training rows of 2 classes: 'y' (2), 'x' (4)"),
+    ],
+)
+def test_a_class_is_rare_by_an_even_share_of_the_rows(counts, said):
+    kept = [{"text": f"{name} {n}", "label": name} for name, count in counts.items() for n in range(count)]
+    splits = {"train": kept, "validation": kept, "test": kept}
+    view = rows.View(registry.schema("labelled"), splits, {}, {}, None, None, [*counts], 64)
+    found = [each.message for each in rows.classes(view) if each.code == "rare-class"]
+    assert [each.startswith(said) for each in found] == ([True] if said else [])
+
+
 def test_require_clean_lists_every_hard_finding():
     hard = [Finding(code=code, level="hard", message=f"{code} in rows 1, 2", rows=(1, 2), fix="mend") for code in "ab"]
     soft = Finding(code="c", level="soft", message="c")

@@ -25,6 +25,8 @@ MEANT = ("over-train-rows", "source-weight", verdicts.BAD, "averaged", CUT_OFF)
 """Reasons for which rows are dropped as the recipe or the data asks."""
 MANY_DROPPED = 0.3
 NOT_TEXT = "not-text"
+LEAST_OF_CLASS, ENOUGH_OF_CLASS, RARE_SHARE = 5, 100, 0.1
+"""Training rows of a class: fewer are always few, as many never are, and between them a part of an even share."""
 
 # --- splits ----------------------------------------------------------------------------------------------------------
 
@@ -155,8 +157,11 @@ def classes(view: View) -> Iterator[Finding]:
             unseen,
             "add training rows of them",
         )
-    total = sum(counts.values())
-    rare = [f"{label!r} ({count})" for label, count in counts.items() if count < max(5, 0.01 * total)]
+    # Of sixty classes each has few of the rows: what is rare is measured by an even share of them.
+    share = sum(counts.values()) / max(1, len(counts))
+    few = max(LEAST_OF_CLASS, min(ENOUGH_OF_CLASS, RARE_SHARE * share))
+    by_count = sorted(counts.items(), key=lambda each: each[1])
+    rare = [f"{label!r} ({count})" for label, count in by_count if count < few]
     if rare and len(counts) > 1:
         yield finding(
             "rare-class",
