@@ -138,6 +138,10 @@ class Cell(Shown):
         """A path may be given as text, too."""
         object.__setattr__(self, "folder", Path(self.folder))
 
+    def __fspath__(self) -> str:
+        """Whatever takes the path of its folder takes it itself."""
+        return str(self.folder)
+
     @property
     def domain(self) -> str:
         """Its name in the recipe."""
@@ -352,6 +356,10 @@ class Run:
     def __post_init__(self) -> None:
         """A path may be given as text, too."""
         object.__setattr__(self, "folder", Path(self.folder))
+
+    def __fspath__(self) -> str:
+        """Whatever takes the path of its folder takes it itself."""
+        return str(self.folder)
 
     def cell(self, domain: str, target: str) -> Cell:
         """The cell of a domain and a target, whether it exists or not."""

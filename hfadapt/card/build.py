@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class Card:
     untraced: tuple[str, ...]
 
 
-def build_card(cell: Cell | str | Path, *, execute: bool = True) -> CardRecord:
+def build_card(cell: Cell | str | PathLike[str], *, execute: bool = True) -> CardRecord:
     """Writes README.md, card.json and loss.svg into the cell, and README.md and loss.svg beside the adapter.
 
     Test rows that are files are shown in the cell only, and named beside the adapter, which is what is passed on.

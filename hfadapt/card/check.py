@@ -10,6 +10,7 @@ import math
 import re
 import socket
 from collections.abc import Iterator, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ FORBIDDEN = (
 )
 
 
-def check_card(folder: str | Path, license: str | None = None) -> list[Problem]:
+def check_card(folder: str | PathLike[str], license: str | None = None) -> list[Problem]:
     """Everything that is wrong with the card in a cell's folder; an empty list when it is in order.
 
     Args:

@@ -174,7 +174,7 @@ def _told(values: Mapping[str, Any]) -> Tree:
     try:
         tree.values = read_into(tree, dump(_plain(values)))
     except YAMLError as error:
-        fix = "use texts, numbers, lists and dicts alone"
+        fix = "use texts, numbers, lists and dicts; a table goes into a file, such as data.to_parquet('rows.parquet')"
         raise RecipeError("a value cannot stand in a recipe", place=IN_MEMORY, got=str(error)[:200], fix=fix) from None
     tree.places = {keys: place._replace(text=dotted(keys) or IN_MEMORY) for keys, place in tree.places.items()}
     tree.places.setdefault((), Place(1, IN_MEMORY))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from hfadapt.core.show import Block, Heading, Shown, Table
 from hfadapt.recipe.sources import expanded, found_model, is_missing
 from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import LOCK, Cell, find_cell, read_lock
+from hfadapt.schemas import Unusable
+from hfadapt.serve.rows import file_of, rows_in, text_of
 from hfadapt.tasks import Answer
 from hfadapt.tasks._answers import Answers
 
@@ -68,14 +71,14 @@ class Adapted(Shown):
         return [Heading("Adapter, ready to predict", 3), Table(["", ""], [row for row in rows if row[1]])]
 
     def predict(self, texts: Any, max_new_tokens: int = MAX_NEW_TOKENS) -> list[Answer]:
-        """Answers for one or more texts or, where the rows are files, for paths, bytes, or values in memory.
+        """Answers for one or more texts or, where the rows are files, for paths, bytes, or values in memory; or for
+        rows of a table by the columns that were trained on, as dicts, a data frame of pandas or a data set.
 
         A classifier gives the label. A language model that was trained to answer with one of a few words chooses
         among them; the recipe's template is put around the text. Otherwise it generates greedily.
         """
         kind = registry.modality(registry.task(self.task).modality)
-        alone = not isinstance(texts, Iterable) or kind.given(texts) is not None
-        asked = [texts] if alone else list(texts)
+        asked = rows_in(texts) if kind.given(texts) is None else [texts]
         return answers([self] * len(asked), asked, max_new_tokens)
 
     @property
@@ -156,7 +159,9 @@ def answers(
         batch_rows: Texts at once, by default what the task finds right.
         names: For each text the name of its adapter inside the model, where it has several.
     """
-    texts = [_given(adapted, text) for adapted, text in zip(own, texts, strict=True)]
+    own, texts = list(own), list(texts)
+    for row, (adapted, value) in enumerate(zip(own, texts, strict=True)):
+        own[row], texts[row] = _given(adapted, value, row)
     # Those that choose from the same words, or write freely, can be asked together.
     groups: dict[tuple[Any, ...], list[int]] = {}
     for row, adapted in enumerate(own):
@@ -172,20 +177,31 @@ def answers(
     return Answers(found[row] for row in range(len(texts)))
 
 
-def _given(adapted: Adapted, value: Any) -> Any:
-    """A value as tasks answer it. Raises RequestError for what is none."""
+def _given(adapted: Adapted, value: Any, row: int) -> tuple[Adapted, Any]:
+    """A value as tasks answer it, and who answers; a row of a table fills the recipe's template itself.
+
+    Raises:
+        RequestError: it is nothing to ask about.
+    """
     kind = registry.modality(registry.task(adapted.task).modality)
     given = kind.given(value)
+    if given is None and isinstance(value, Mapping):
+        try:
+            value = file_of(adapted, value) if kind.suffixes else text_of(adapted, value)
+        except Unusable as fault:
+            raise RequestError(f"row {row}{fault.detail}", fix="name the columns as in training") from None
+        adapted, given = replace(adapted, prompt=None), kind.given(value)
     if given is None:
         what = f"{'an' if kind.noun[0] in 'aeiou' else 'a'} {kind.noun} is expected"
-        raise RequestError(what, got=repr(value)[:80], allowed=kind.accepted)
+        raise RequestError(what, got=repr(value)[:80], allowed=f"{kind.accepted}, or rows of a table with one")
     # Halves of characters (surrogates), as in the arguments of a program, are nothing that a tokenizer reads.
-    return given.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(given, str) else given
+    text = given.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(given, str) else given
+    return adapted, text
 
 
 @quiet_libraries()
 def load_adapted(
-    path: str | Path, domain: str | None = None, target: str | None = None, base: str | None = None
+    path: str | PathLike[str], domain: str | None = None, target: str | None = None, base: str | None = None
 ) -> Adapted:
     """Loads the base of a cell, checks that the adapter belongs to it, and puts it on; or opens an exported folder.
 

@@ -5,7 +5,6 @@ A row that cannot be asked has a fault in place of an answer, and the others go 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -16,16 +15,15 @@ from hfadapt.core import registry
 from hfadapt.core.errors import HfadaptError, Problem, RequestError
 from hfadapt.core.spec import Spec
 from hfadapt.files import Blob, Read, Rows, Unread, folders, media, reading
-from hfadapt.files.nested import spread
 from hfadapt.files.opening import suffix
 from hfadapt.files.places import Place
-from hfadapt.schemas import RowSchema, Unusable, plain
+from hfadapt.schemas import Unusable
 from hfadapt.serve.adapted import Adapted
+from hfadapt.serve.rows import file_of, parts_of, text_of
 from hfadapt.tasks import Answer
 
 AT_ONCE = 256
 """Rows that are read before they are answered."""
-_PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
 
 class Answered(Spec):
@@ -140,8 +138,7 @@ def _told(problem: Problem) -> str:
 
 def _no_column(adapted: Adapted, rows: Sequence[Read], source: str) -> RequestError:
     """The error for rows of which none has what is asked about."""
-    names = _PLACEHOLDER.findall(adapted.prompt) if adapted.prompt is not None else [_schema(adapted).parts[0]]
-    wanted = [adapted.columns.get(name, name) for name in dict.fromkeys(names)]
+    wanted = [adapted.columns.get(name, name) for name in parts_of(adapted)]
     columns = dict.fromkeys(str(name) for row in rows for name in row.values)
     return RequestError(
         "no row has what is asked about",
@@ -150,51 +147,3 @@ def _no_column(adapted: Adapted, rows: Sequence[Read], source: str) -> RequestEr
         allowed=f"the column{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}, as in training",
         fix=f"rename the column to {wanted[0]}" if len(wanted) == 1 else "name the columns as in training",
     )
-
-
-def file_of(adapted: Adapted, values: Mapping[str, Any]) -> Any:
-    """The file that a row names or holds. Raises Unusable where it has none."""
-    return _value(adapted, values, registry.task(adapted.task).modality, True)
-
-
-def text_of(adapted: Adapted, values: Mapping[str, Any]) -> str:
-    """What the model is shown of a row: the recipe's template filled, or the text that it has.
-
-    Raises:
-        Unusable: columns are missing, or hold what is no text.
-    """
-    if adapted.prompt is not None:
-        names = list(dict.fromkeys(_PLACEHOLDER.findall(adapted.prompt)))
-        filled = {name: plain(_value(adapted, values, name, len(names) == 1)) for name in names}
-        return _PLACEHOLDER.sub(lambda match: filled[match[1]], adapted.prompt)
-    schema = _schema(adapted)
-    part = schema.parts[0]
-    more = {name: values.get(adapted.columns[name]) for name in schema.optional if name in adapted.columns}
-    return schema.question({**more, part: _value(adapted, values, part, True)})
-
-
-def _schema(adapted: Adapted) -> RowSchema:
-    if adapted.form is not None:
-        return registry.schema(adapted.form)
-    return registry.schema(min(registry.task(adapted.task).schemas))
-
-
-def _value(adapted: Adapted, values: Mapping[str, Any], part: str, alone: bool) -> Any:
-    """The value for a part or a column: by the recipe's name or, where it is all that is asked for, the usual ones.
-
-    Args:
-        alone: Whether no other is asked for, so that any text will do.
-    """
-    values = spread(values, adapted.columns.values())
-    lower = {column.lower(): column for column in reversed(list(values))}
-    schemas = (_schema(adapted), *registry.schemas())
-    usual = [name for each in (part, "text") for schema in schemas for name in schema.names.get(each, ())]
-    names = [adapted.columns.get(part, ""), part, *(lower[name] for name in usual if name in lower and alone)]
-    column = next((name for name in names if name in values), None)
-    value = values[column] if column is not None else None
-    if value is None or value != value:
-        has = ", ".join(str(name) for name, each in values.items() if each is not None) or "nothing"
-        raise Unusable("missing-field", f" has no {adapted.columns.get(part, part)}, only {has}")
-    if isinstance(value, str) and not value.strip():
-        raise Unusable("empty-text", f" has nothing in {column}")
-    return value

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class Bank:
 
 
 @quiet_libraries()
-def load_bank(run: str | Path, domains: Sequence[str] = (), target: str | None = None) -> Bank:
+def load_bank(run: str | PathLike[str], domains: Sequence[str] = (), target: str | None = None) -> Bank:
     """Loads the base of a run once and puts the adapters of its domains on it; each is checked as if loaded alone.
 
     Args:

@@ -14,9 +14,9 @@ from hfadapt.models.facts import position_limit
 from hfadapt.models.generate import Reason, Wanted, write
 from hfadapt.schemas import Unusable
 from hfadapt.serve.adapted import MAX_NEW_TOKENS, Adapted, answers, room_for
-from hfadapt.serve.asked import text_of
 from hfadapt.serve.bank import Bank
 from hfadapt.serve.batching import Job, Limits
+from hfadapt.serve.rows import text_of
 from hfadapt.tasks import Answer
 
 UNKNOWN = "\ufffd"

@@ -19,7 +19,7 @@ from hfadapt.records.stages import Lengths, SourceRecord
 from hfadapt.run_folder import Cell
 from hfadapt.schemas import Answers, Unusable
 from hfadapt.serve.adapted import load_adapted
-from hfadapt.serve.asked import text_of
+from hfadapt.serve.rows import text_of
 
 
 def add_answered(

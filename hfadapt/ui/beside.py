@@ -24,7 +24,7 @@ from hfadapt.files import Unusable
 from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.serve.adapted import MAX_NEW_TOKENS, Adapted, from_cell
-from hfadapt.serve.asked import text_of
+from hfadapt.serve.rows import text_of
 from hfadapt.tasks import Answer
 from hfadapt.train.batches import padded
 from hfadapt.train.probe import put_head, train_probe

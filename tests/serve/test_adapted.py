@@ -11,7 +11,7 @@ import torch
 from pyarrow import parquet
 from tiny import NO_CHECKS, command, labelled, recipe_fields, write_recipe, write_rows
 
-from hfadapt import load_adapted
+from hfadapt import Run, load_adapted
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.modalities.text import token_ids
 from hfadapt.serve.adapted import Adapted
@@ -57,6 +57,36 @@ def test_a_classifier_answers_as_it_was_evaluated(classifier):
     assert [answer.probability for answer in answers] == pytest.approx([row["confidence"] for row in said], abs=1e-4)
     assert adapted.predict(rows[0]["text"])[0].label == answers[0].label
     assert not any(parameter.requires_grad for parameter in adapted.model.parameters())
+
+
+@pytest.mark.parametrize("kept", ["dicts", "frame", "arrow", "data set"])
+@pytest.mark.parametrize("which", ["classifier", "chooser"])
+def test_rows_of_a_table_are_asked_by_their_columns_and_no_name_of_a_column_is(request, which, kept):
+    import datasets
+    import pandas
+    import pyarrow
+
+    adapted = load_adapted(request.getfixturevalue(which))
+    rows = [{"id": n, "text": row["text"]} for n, row in enumerate(labelled(6))]
+    tables = {
+        "dicts": rows,
+        "frame": pandas.DataFrame(rows),
+        "arrow": pyarrow.Table.from_pylist(rows),
+        "data set": datasets.Dataset.from_list(rows),
+    }
+    expected = [answer.label for answer in adapted.predict([row["text"] for row in rows])]
+    assert [answer.label for answer in adapted.predict(tables[kept])] == expected
+    assert [answer.label for answer in adapted.predict(rows[0])] == expected[:1]
+
+
+def test_a_row_without_what_is_asked_about_is_told(classifier):
+    with pytest.raises(RequestError, match="row 1 has no text, only id"):
+        load_adapted(classifier).predict([{"text": "a film"}, {"id": 3}])
+
+
+def test_a_run_or_a_cell_stands_for_its_folder(classifier):
+    run = Run(classifier.parent.parent)
+    assert load_adapted(run).labels == load_adapted(run.cells()[0]).labels == load_adapted(str(classifier)).labels
 
 
 def test_plain_peft_gives_the_same_answers(classifier, models):

@@ -8,7 +8,8 @@ from hfadapt.core.errors import RequestError
 from hfadapt.files import Doubt, Read, Unread
 from hfadapt.schemas import Unusable
 from hfadapt.serve.adapted import Adapted
-from hfadapt.serve.asked import answered, file_rows, lines_of, text_of
+from hfadapt.serve.asked import answered, file_rows, lines_of
+from hfadapt.serve.rows import text_of
 from hfadapt.tasks import Answer
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
