@@ -28,6 +28,7 @@ from hfadapt.report.run_view import Run
 from hfadapt.report.write import earlier, other_base, write_report
 from hfadapt.run_folder import LOCK, make_writable, sweep
 from hfadapt.stages import Context, compared, narrow
+from hfadapt.stages import check_recipe as check_stages
 from hfadapt.stages.plan import audit_cell, check_objective, gather_texts, measure_lengths
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def plan_recipe(
     if weight_files(expanded(recipe.model)):
         # A config alone is enough for a plan.
         check_base(BaseRef.of(recipe))
-    check_objective(recipe)
+    check_stages(recipe)
     known = known_data(recipe, recipe_folder, Run(runs / recipe.name))
     _know_speed(recipe)
     for record in known.values():
@@ -178,7 +179,7 @@ def check_recipe(
     from hfadapt.models.load import load_processor, resolve_model
 
     chosen = (recipe.choose(domains) if domains else recipe).chosen
-    check_objective(recipe)
+    check_stages(narrow(recipe, chosen))
     prepared = prepare(compared(recipe, chosen), recipe_folder=recipe_folder, progress=say)
     tokenizer = load_processor(resolve_model(recipe.model), registry.task(recipe.task).modality)
     records, looks = [], {}
