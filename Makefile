@@ -1,4 +1,5 @@
 PYTHON ?= python3
+PYTHONS ?= python3.12 python3.13
 VENV := .venv
 DOCS := .venv-docs
 DIST := .venv-dist
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 BENCHMARKS := $(wildcard benchmarks/*.py) $(addprefix benchmarks/speed/, prepare.py score.py run_hfadapt.py)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test test-all test-slow test-installed test-lowest lint docs dist fix clean
+.PHONY: install demo test test-all test-slow test-installed test-lowest test-pythons lint docs dist fix clean
 
 install: $(VENV)/installed
 
@@ -59,6 +60,9 @@ dist: $(DIST)/installed  ## sdist and wheel in dist/, checked
 test-installed: install dist  ## the wheel, installed outside the checkout, on two dozen test files
 	$(BIN)/python benchmarks/installed.py dist/hfadapt-*.whl
 
+test-pythons:  ## as `make test`, with the newer Pythons, each in an environment of its own
+	for python in $(PYTHONS); do $(MAKE) test PYTHON=$$python VENV=.venv-$$python || exit 1; done
+
 test-lowest: install  ## the oldest packages that pyproject.toml allows
 	$(BIN)/python benchmarks/lowest.py
 
@@ -67,4 +71,4 @@ fix: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(DOCS) $(DIST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PYTHONS:%=.venv-%) $(DOCS) $(DIST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from shlex import quote
@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from hfadapt.cli.new_recipe import guesses, suiting_model, told
+from hfadapt.cli.new_recipe import NOTHING, guesses, suiting_model, told
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, RequestError, nearest
 from hfadapt.core.show import Heading, Table, Text, View
@@ -40,7 +40,7 @@ def choose(question: str, options: Sequence[str], default: str) -> str:
 
 
 def wanted(
-    model: str, source: str, data: str, asks: bool, columns: Sequence[str] = (), encoding: str | None = None
+    model: str, source: str, data: str, asks: bool, columns: Sequence[str] = (), beside: Mapping[str, str] = NOTHING
 ) -> tuple[str, str]:
     """The model and the data that `hfadapt new` is told; a model that is left out is asked for.
 
@@ -56,8 +56,9 @@ def wanted(
     data = source or data
     if model:
         return model, data
-    named = [f"--columns {quote(each)}" for each in columns] + ([f"--encoding {encoding}"] if encoding else [])
-    suiting = suiting_model(data, columns, encoding)
+    named = [f"--columns {quote(each)}" for each in columns]
+    named += [f"--{name} {quote(value)}" for name, value in beside.items()]
+    suiting = suiting_model(data, columns, beside)
     if asks:
         return typer.prompt("model (Hub id, folder, GGUF file or sample:NAME)", default=suiting), data
     raise RequestError(

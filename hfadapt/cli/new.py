@@ -12,7 +12,7 @@ import typer
 from hfadapt.cli import completion
 
 
-def new(
+def new(  # noqa: PLR0913 - the options of the command
     source: Annotated[str, typer.Argument(metavar="DATA", help="File, folder, Hub data set id or sample:NAME.")] = "",
     model: Annotated[str, typer.Option("--model", help="Hub id, folder, GGUF file or sample:NAME.")] = "",
     data: Annotated[str, typer.Option("--data", help="The same as DATA.")] = "",
@@ -29,6 +29,12 @@ def new(
         Optional[str],  # noqa: UP045
         typer.Option("--encoding", metavar="NAME", help="Of texts that are not UTF-8, such as windows-1251."),
     ] = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            "--split", metavar="NAME", help="Of a data set on the Hub or a JSON file; of a workbook, the sheet."
+        ),
+    ] = "",
     output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Where to write the recipe.")] = None,  # noqa: UP045
     license: Annotated[str, typer.Option("--license", help="Of the data, such as cc-by-4.0.")] = "",
 ) -> None:
@@ -39,8 +45,9 @@ def new(
     from hfadapt.core.errors import DataError
 
     ask = choose if is_live(sys.stdin, sys.stdout) else None
-    model, data = wanted(model, source, data, ask is not None, columns or (), encoding)
-    path = write_recipe(model, data, output, ask, license, columns or (), encoding)
+    beside = {name: value for name, value in (("encoding", encoding), ("split", split)) if value}
+    model, data = wanted(model, source, data, ask is not None, columns or (), beside)
+    path = write_recipe(model, data, output, ask, license, columns or (), beside)
     try:
         typer.echo(str(preview(path)))
     except DataError as error:

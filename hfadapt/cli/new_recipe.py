@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
 from shlex import quote
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
@@ -56,6 +57,7 @@ SCHEMA = ".hfadapt/recipe.schema.json"
 """For editors, beside the recipe: a path from there works without a network, on other machines and after a move, and
 says nothing of anybody's home as one to the cache would; in a hidden folder it is in nobody's way."""
 PEEK_ROWS = 500
+NOTHING: Mapping[str, str] = MappingProxyType({})
 FILES_LOOKED_AT = 20
 """Of a folder, for the encoding of their texts."""
 
@@ -67,7 +69,7 @@ def write_recipe(
     ask: Ask | None = None,
     license: str = "",
     columns: Iterable[str] = (),
-    encoding: str | None = None,
+    beside: Mapping[str, str] = NOTHING,
 ) -> Path:
     """Writes NAME.yaml for a model and a source of data, after looking at both, and the schema for editors beside it.
 
@@ -78,7 +80,8 @@ def write_recipe(
         ask: Answers what the data leave open; without it the likeliest is taken.
         license: What the data may be used for, as a Hub identifier; '' where that is not known yet.
         columns: Which column holds what, such as `text=body,label=mood`; the others are recognised.
-        encoding: As which the texts were saved; without it UTF-8, or what their bytes tell.
+        beside: What the recipe is to say of the source: `encoding`, without which its texts are UTF-8 or what their
+            bytes tell, and `split`.
 
     Returns:
         The file written; it has been loaded once, so it is valid.
@@ -94,7 +97,7 @@ def write_recipe(
         problem = choice_problem("not a licence id of the Hub", license, named, "--license")
         raise RequestError(problem.what, problems=[problem])
     _check_base(model)
-    found, noticed, encoding = _peek(data, encoding)
+    found, noticed, beside = _peek(data, beside)
     rows: Rows = found
     said, in_names = columns_in_names(data, rows, read_columns(columns, rows, data), ask)
     rows = with_classes(rows, said)
@@ -111,7 +114,7 @@ def write_recipe(
             path,
             model,
             task,
-            {domain: _settings(data, path, shape, license, said, encoding)},
+            {domain: _settings(data, path, shape, license, said, beside)},
             [*noticed, *in_names, *(_guessed(shape, rows, said) if ask is None else ()), *_seen(shape, rows, said)],
         ),
     )
@@ -124,13 +127,13 @@ def write_recipe(
     return path
 
 
-def suiting_model(data: str, columns: Iterable[str] = (), encoding: str | None = None) -> str | None:
+def suiting_model(data: str, columns: Iterable[str] = (), beside: Mapping[str, str] = NOTHING) -> str | None:
     """A sample model for the data, rather one that learns labels or answers than plain text; None where none can learn.
 
     Raises:
         DataError: the data cannot be read.
     """
-    rows: Rows = _peek(data, encoding)[0]
+    rows: Rows = _peek(data, beside)[0]
     plain = None
     said = read_columns(columns, rows, data)
     with suppress(DataError):
@@ -192,19 +195,20 @@ def _check_chat(model: str, shape: Shape) -> None:
         )
 
 
-def _peek(data: str, encoding: str | None) -> tuple[list[Mapping[str, Any]], list[str], str | None]:
-    """The first rows that can be read, what is said of how, and the encoding of their files, as told or guessed.
+def _peek(data: str, beside: Mapping[str, str]) -> tuple[list[Mapping[str, Any]], list[str], Mapping[str, str]]:
+    """The first rows that can be read, what is said of how, and what the recipe says of the source: a guessed encoding
+    too.
 
     Raises:
         DataError: too many cannot be read, as preparing the data would say.
     """
-    guess, word = _encoding(data) if encoding is None else (None, "")
-    encoding = encoding or guess
+    guess, word = (None, "") if "encoding" in beside else _encoding(data)
+    beside = {**beside, "encoding": guess} if guess else beside
     try:
-        source = Source(source=data, encoding=encoding)
+        source = Source(source=data, **beside)
     except ValidationError:
         what, fix = "this is no encoding of texts", "write one such as windows-1252, windows-1251, gb18030 or utf-16"
-        raise RequestError(what, place="--encoding", got=encoding, fix=fix) from None
+        raise RequestError(what, place="--encoding", got=beside.get("encoding"), fix=fix) from None
     opened = open_source(source, Path())
     said = [told(each) for each in opened.noticed]
     if guess is not None:
@@ -222,7 +226,7 @@ def _peek(data: str, encoding: str | None) -> tuple[list[Mapping[str, Any]], lis
     rows: list[Mapping[str, Any]] = [spread(item.values) for item in seen if isinstance(item, Read)]
     if not rows:
         raise DataError("there are no rows", place=data, fix="give a file that has some")
-    return rows, said, encoding
+    return rows, said, beside
 
 
 def _encoding(data: str) -> tuple[str | None, str]:
@@ -367,14 +371,12 @@ def _labelled(shape: Shape) -> bool:
 
 
 def _settings(
-    data: str, path: Path, shape: Shape, license: str, columns: Columns, encoding: str | None
+    data: str, path: Path, shape: Shape, license: str, columns: Columns, beside: Mapping[str, str]
 ) -> dict[str, Any]:
     """The fields of the domain; a local source as seen from the recipe."""
     local = expanded(data)
     source = os.path.relpath(local.resolve(), path.parent.resolve()) if local.exists() else data
-    settings: dict[str, Any] = {"source": source}
-    if encoding is not None:
-        settings["encoding"] = encoding
+    settings: dict[str, Any] = {"source": source, **beside}
     asked = columns.model_dump(exclude_none=True)
     grouping = {name: asked[name] for name in dict.fromkeys((*GROUPING, *PATTERNS)) if name in asked}
     parts = {part: column for part, column in shape.parts.items() if part != column or part in asked}

@@ -148,7 +148,8 @@ def chosen(path: Path, split: str | None = None) -> Found:
                 place=str(path),
                 got=repr(split) if split else f"the splits {', '.join(inside)}",
                 allowed=", ".join(inside),
-                fix=f"name one of these splits, such as split: {next(iter(inside))}",
+                fix=f"name one of these splits, such as split: {(first := next(iter(inside)))}; "
+                f"with hfadapt new --split {first}",
             )
         return found
     if path.is_file() and suffix(path) in WORKBOOKS:

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from shlex import quote
 from statistics import median
 from typing import Any
 
@@ -47,20 +48,30 @@ def names(path: Path) -> dict[str, str]:
     """The sheets of a workbook that are not hidden, by name, that which is read first; none for other files."""
     if suffix(path) not in WORKBOOKS:
         return {}
+    return {name: name for name in _titles(path)[0]}
+
+
+def _hidden(path: Path) -> tuple[str, ...]:
+    return _titles(path)[1]
+
+
+def _titles(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     status = path.stat()
-    return {name: name for name in _names(path, status.st_size, status.st_mtime_ns)}
+    return _names(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
-def _names(path: Path, size: int, changed: int) -> tuple[str, ...]:
-    """As long as the file is the same one; what cannot be read is said when it is read."""
+def _names(path: Path, size: int, changed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Sheets that are seen and hidden ones, as long as the file is the same one; what cannot be read is said when it is
+    read."""
     try:
         book = _open(path, read_only=True)
-        found = [sheet.title for sheet in book.worksheets if sheet.sheet_state == "visible"]
+        state = {sheet.title: sheet.sheet_state == "visible" for sheet in book.worksheets}
         book.close()
     except DataError:
-        return ()
-    return tuple(sorted(found, key=lambda name: name.lower() == FIRST, reverse=True))
+        return (), ()
+    seen = sorted((name for name in state if state[name]), key=lambda name: name.lower() == FIRST, reverse=True)
+    return tuple(seen), tuple(name for name in state if not state[name])
 
 
 def header(path: Path, sheet: str | None = None) -> tuple[str, ...]:
@@ -81,7 +92,11 @@ def read(path: Path, sheet: str | None = None) -> Rows:
     others = [each for each in names(path) if each != name]
     if sheet is None and others:
         found = f"of the sheets of the workbook {name!r} is read, and not {', '.join(map(repr, others))}"
-        yield Doubt("sheets-left-out", found, f"nothing; to read another one, set split: {others[0]}")
+        how = f"to read another one set split: {others[0]}, or say --split {quote(others[0])} to hfadapt new"
+        yield Doubt("sheets-left-out", found, how)
+    if sheet is None and (hidden := _hidden(path)):
+        found = f"hidden sheets of the workbook are not read: {', '.join(map(repr, hidden))}"
+        yield Doubt("hidden-sheets", found, "nothing; to read one, show it in its program and save the workbook")
     top, columns, cells, doubts = _table(path, name)
     yield from doubts
     filled = sorted({row for row, _ in cells if row > top})
@@ -153,6 +168,7 @@ def _table(path: Path, name: str) -> tuple[int, list[str], _Cells, list[Doubt]]:
         shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…"
         found = f"the names of columns are taken from row {top}, and what stands above it is left out: {shown}"
         doubts.append(Doubt("header-below", found, "nothing; if that is wrong, delete what stands above the header"))
+    doubts += _unseen(sheet, cells, top)
     merged = sorted(
         (each for each in sheet.merged_cells.ranges if each.max_row > top), key=lambda each: each.bounds[::-1]
     )
@@ -174,6 +190,22 @@ def _table(path: Path, name: str) -> tuple[int, list[str], _Cells, list[Doubt]]:
         found = f"columns without a name in row {top} are not read: {letters}"
         doubts.append(Doubt("columns-without-names", found, "nothing; to read them, write a name above them"))
     return top, columns, cells, doubts
+
+
+def _unseen(sheet: Any, cells: _Cells, top: int) -> list[Doubt]:
+    """Rows and columns that are hidden, as a filter does it, and have values."""
+    from openpyxl.utils import get_column_letter
+
+    rows = sorted({row for row, _ in cells if row > top and sheet.row_dimensions[row].hidden})
+    # Columns that stand side by side and look alike are one entry of the file.
+    spans = [(each.min, each.max) for each in sheet.column_dimensions.values() if each.hidden and each.min]
+    columns = sorted({column for _, column in cells if any(least <= column <= most for least, most in spans)})
+    lists = {"rows": [*map(str, rows)], "columns": [*map(get_column_letter, columns)]}
+    said = [f"{what} {', '.join(each[:8])}{' …' if len(each) > 8 else ''}" for what, each in lists.items() if each]
+    if not said:
+        return []
+    found = f"what is hidden in the sheet is read like the rest: {'; '.join(said)}"
+    return [Doubt("hidden-cells", found, "nothing; if they are not meant, delete them in the workbook")]
 
 
 def _places(merged: Any) -> Iterator[tuple[int, int]]:

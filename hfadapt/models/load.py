@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.core import cache, registry, samples
 from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.core.hashing import file_sha256, json_sha256
+from hfadapt.core.progress import quiet_libraries
 from hfadapt.hardware.catalogue import BFLOAT16_UNITS, cpu_features
 from hfadapt.hardware.shards import Shards
 from hfadapt.models.base import BaseRef, made_here
@@ -340,6 +341,7 @@ class _Head:
         return tuple(changed), self.found.note(self.task, self.labels, self.architecture)
 
 
+@quiet_libraries()
 def check_base(base: BaseRef) -> None:
     """Looks at a base on disk before anything is done with it: its files, whether its weights fit its config, and its
     tokenizer. What is not on disk is looked at when it is loaded.

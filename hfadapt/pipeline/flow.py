@@ -54,6 +54,7 @@ class Flow:
             HfadaptError: something cannot be done.
         """
         for stage in self.stages:
+            self.on_main(lambda stage=stage: stage.check_recipe(self.context.asked))  # type: ignore[misc]
             self.on_main(lambda stage=stage: stage.check(self.context))  # type: ignore[misc]
         _ = self.context.prepared
 

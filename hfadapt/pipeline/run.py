@@ -29,6 +29,7 @@ from hfadapt.report.run_view import Run
 from hfadapt.report.write import earlier, other_base, write_report
 from hfadapt.run_folder import LOCK, make_writable, sweep
 from hfadapt.stages import Context, compared, narrow
+from hfadapt.stages import check_recipe as check_stages
 from hfadapt.stages.plan import audit_cell, check_objective, gather_texts, measure_lengths
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def plan_recipe(
     if weight_files(expanded(recipe.model)):
         # A config alone is enough for a plan.
         check_base(BaseRef.of(recipe))
-    check_objective(recipe)
+    check_stages(recipe)
     known = known_data(recipe, place, Run(runs / recipe.name))
     _know_speed(recipe)
     for record in known.values():
@@ -186,7 +187,7 @@ def check_recipe(
     recipe = as_recipe(recipe)
     place = Path(recipe_folder or recipe.folder or "")
     chosen = (recipe.choose(domains) if domains else recipe).chosen
-    check_objective(recipe)
+    check_stages(narrow(recipe, chosen))
     prepared = prepare(compared(recipe, chosen), recipe_folder=place, progress=say)
     tokenizer = load_processor(resolve_model(recipe.model), registry.task(recipe.task).modality)
     records, looks = [], {}

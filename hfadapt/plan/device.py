@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hfadapt.core import registry
+from hfadapt.core.errors import Problem
 from hfadapt.core.known import remembered
 from hfadapt.core.progress import quiet_libraries
 from hfadapt.core.show import show_bytes, show_latency
 from hfadapt.hardware.catalogue import THIS_MACHINE, Target
 from hfadapt.models.facts import ModelFacts, build
+from hfadapt.quants import PLAIN
 from hfadapt.recipe.budgets import Budget
-from hfadapt.recipe.schema import Recipe
+from hfadapt.recipe.schema import Lock, Recipe
 from hfadapt.records.plan import PlannedExport
 
 if TYPE_CHECKING:
@@ -71,6 +73,51 @@ def export_format(recipe: Recipe, target: Target, facts: ModelFacts) -> str | No
     if recipe.export.asked_format:
         return recipe.export.format
     return next((name for name in target.exports if unwritten(name, facts) is None), None)
+
+
+def format_problems(recipe: Recipe, target: Target, facts: ModelFacts) -> list[Problem]:
+    """A format that was asked for and cannot hold the model, where that is to leave for a target."""
+    asked, other = recipe.export.format, recipe.student is not None and recipe.student.base is not None
+    why = None if target.trains or other or not recipe.export.asked_format else unwritten(asked, facts)
+    if why is None:
+        return []
+    able = [name for name in target.exports if unwritten(name, facts) is None]
+    return [
+        Problem(
+            f"this model cannot be exported as {asked}",
+            place="export.format",
+            got=why,
+            allowed=", ".join(able) or f"nothing that {target.name} opens",
+            fix=f"delete `export.format`, so that {target.name} gets {able[0]}" if able else "choose another target",
+        )
+    ]
+
+
+def storage_problems(recipe: Recipe, target: Target, facts: ModelFacts, settled: Lock) -> list[Problem]:
+    """A form that was asked for and that no format has in which the model may leave for a target.
+
+    Args:
+        settled: The recipe with all answers of the plan: the forms of some formats hang on what was trained in.
+    """
+    if target.trains or recipe.export.storage is None:
+        return []
+    asked = recipe.export.format if recipe.export.asked_format else None
+    formats = [asked] if asked else [name for name in target.exports if unwritten(name, facts) is None]
+    # A student is trained in 32 bits, whatever its base is held in.
+    locks = [settled, *([settled.model_copy(update={"quant": PLAIN, "dtype": "float32"})] if recipe.student else [])]
+    forms = (form.name for name in formats for each in locks for form in registry.format(name).forms(each))
+    known = list(dict.fromkeys(forms))
+    if not formats or recipe.export.storage in known:
+        return []
+    return [
+        Problem(
+            f"{' and '.join(formats)} {'have' if len(formats) > 1 else 'has'} no such form",
+            place="export.storage",
+            got=recipe.export.storage,
+            allowed=", ".join(known) or "none: it is what was trained",
+            fix="delete `export.storage`, so that the first that passes is written",
+        )
+    ]
 
 
 def _planned(

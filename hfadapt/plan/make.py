@@ -17,7 +17,7 @@ from hfadapt.hardware import catalogue
 from hfadapt.hardware.catalogue import Target
 from hfadapt.models.facts import ModelFacts, model_facts
 from hfadapt.plan import student
-from hfadapt.plan.device import export_format, served, way_there
+from hfadapt.plan.device import export_format, format_problems, served, storage_problems, way_there
 from hfadapt.plan.disk import disk_bytes
 from hfadapt.plan.duration import settle_time
 from hfadapt.plan.memory import predict
@@ -95,6 +95,7 @@ def make_plan(
             *_unknown_to_model(recipe, facts),
             *pretrain_problems(recipe, domain, facts),
             *shard_problems(recipe, facts),
+            *format_problems(recipe, target, facts),
         ]
         problems.extend(problem for problem in found if problem not in problems)
         if not found:
@@ -103,6 +104,9 @@ def make_plan(
             cells.append(_plan_cell(own, domain, target, trainer, facts, work, processes, count))
             if recipe.student is not None:
                 cells[-1] = _with_student(cells[-1], own, trainer, facts, work, processes)
+            if recipe.export.storage is not None:
+                found = storage_problems(recipe, target, facts, lock(recipe, cells[-1]))
+                problems.extend(problem for problem in found if problem not in problems)
     if problems:
         raise RequestError("the recipe asks for what its targets cannot do", problems=problems)
     unit = registry.modality(registry.task(recipe.task).modality).unit

@@ -44,6 +44,8 @@ def check_sources(tree: Tree, recipe_folder: Path, domains: Collection[str] | No
         domains: Whose sources have to exist; by default those of all domains.
     """
     check_model(tree, recipe_folder)
+    check_model(tree, recipe_folder, ("student", "base"))
+    _Texts(tree, recipe_folder, ("student", "texts")).check()
     check_evaluation(tree, recipe_folder)
     every = dig(tree, ("domains",))
     for name in every if isinstance(every, Mapping) else ():
@@ -65,21 +67,25 @@ def local_model(model: str, recipe_folder: Path) -> str:
     return os.path.relpath(path)
 
 
-def check_model(tree: Tree, recipe_folder: Path) -> None:
-    """The model must be a known sample, an existing folder or GGUF file, or look like a Hub id."""
-    model = dig(tree, ("model",))
+def check_model(tree: Tree, recipe_folder: Path, keys: Keys = ("model",)) -> None:
+    """A model must be a known sample, an existing folder or GGUF file, or look like a Hub id.
+
+    Args:
+        keys: Where it is named.
+    """
+    model = dig(tree, keys)
     if not isinstance(model, str):
         return
     found = None if model.startswith(samples.PREFIX) else resolve_source(model, recipe_folder)
     local = model.startswith((".", "/", "~")) or model.endswith(".gguf") or "\\" in model
 
     def refuse(what: str, fix: str) -> None:
-        tree.report(("model",), what, got=show(model), allowed=MODELS, fix=fix)
+        tree.report(keys, what, got=show(model), allowed=MODELS, fix=fix)
 
     if model.startswith(samples.PREFIX):
         name = model.removeprefix(samples.PREFIX)
         if name not in samples.models():
-            _refuse_sample(tree, ("model",), name, samples.models(), "model")
+            _refuse_sample(tree, keys, name, samples.models(), "model")
     elif found is not None and found.is_dir():
         adapter = any((found / part / "adapter_config.json").is_file() for part in ("", "adapter"))
         # What else the folder holds is said where the model is looked at.
@@ -92,13 +98,13 @@ def check_model(tree: Tree, recipe_folder: Path) -> None:
             refuse("a model file must be a .gguf file", "name the model's folder, or a .gguf file")
     elif "://" in model:
         short = re.sub(r"^.*?://[^/]+/", "", model).strip("/")
-        refuse("a model is not given by its address", f"write `model: {short}`")
+        refuse("a model is not given by its address", f"write `{keys[-1]}: {short}`")
     elif (recipe_folder / expanded(model)).is_symlink():
         refuse("this link leads to nothing", "make it again, or name the folder itself")
     elif local or model.count("/") > 1:
         refuse("there is no such model here", _near_path(model, recipe_folder) or "check the path")
     elif model in samples.models():
-        refuse("a sample model needs its prefix", f"write `model: {samples.PREFIX}{model}`")
+        refuse("a sample model needs its prefix", f"write `{keys[-1]}: {samples.PREFIX}{model}`")
     elif not MODEL_ID.fullmatch(model):
         refuse("not a valid model name", "write a Hub id as owner/name, without spaces")
 

@@ -99,8 +99,13 @@ class Stage:
         """Whether the recipe asks for it."""
         return True
 
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Looks for what the recipe and what lies on this machine already tell that cannot be done, for a plan as for a
+        run; fetches nothing. Raises HfadaptError where there is such a thing."""
+
     def check(self, context: Context) -> None:
-        """Looks, before anything is done, for what cannot be done. Raises HfadaptError where there is such a thing."""
+        """Looks for the rest of what cannot be done, before a run does anything: what has to be fetched for it, or
+        installed here. Raises HfadaptError where there is such a thing."""
 
     def inputs(self, cell: Cell, context: Context) -> Any:
         """What its result depends on besides settings, needed stages and bases, as JSON."""
@@ -285,6 +290,13 @@ class Context:
                 ]
                 found[stage.name] = json_sha256(parts)
         return found
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Looks, without a run, for what no stage of a recipe can do. Raises HfadaptError where there is such a thing."""
+    for stage in registry.stages():
+        if stage.wanted(recipe):
+            stage.check_recipe(recipe)
 
 
 def shares(stage: Stage, cell: Cell, others: Iterable[Cell]) -> list[Cell]:

@@ -13,16 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
-from hfadapt.core.errors import Problem, RequestError, RunError
+from hfadapt.core.errors import RunError
 from hfadapt.core.hashing import json_sha256
 from hfadapt.core.show import Block, Heading, Table, show_latency
 from hfadapt.data.unlabelled import open_texts
 from hfadapt.hardware import catalogue
-from hfadapt.models.activation import swap
 from hfadapt.models.base import BaseRef
-from hfadapt.models.facts import build, load_config, model_facts
-from hfadapt.models.load import check_base
-from hfadapt.objectives.distill import KIND as DISTILL
+from hfadapt.models.facts import model_facts
 from hfadapt.plan.device import export_format
 from hfadapt.plan.student import learning, written
 from hfadapt.quants import PLAIN
@@ -30,9 +27,9 @@ from hfadapt.recipe.schema import Recipe, Train
 from hfadapt.records.stages import TrainRecord
 from hfadapt.records.student import OnPolicy, Rounding, StudentRecord
 from hfadapt.run_folder import Cell, Run
-from hfadapt.schemas import RowSchema
 from hfadapt.stages import Context, Section, Stage
 from hfadapt.stages.plan import decide
+from hfadapt.student.refusals import as_large, require_possible, require_tokenizers
 
 if TYPE_CHECKING:
     from hfadapt.card.facts import Facts
@@ -130,20 +127,13 @@ class StudentStage(Stage):
         """`student` of the recipe."""
         return recipe.student is not None
 
+    def check_recipe(self, recipe: Recipe) -> None:
+        """A student can be made of such a base, and can learn."""
+        require_possible(recipe)
+
     def check(self, context: Context) -> None:
-        """The task has answers to learn from, and what is open has a budget to go by."""
-        recipe = context.recipe
-        assert recipe.student is not None
-        if problems := list(_problems(recipe)):
-            raise RequestError(problems[0].what, problems=problems)
-        if recipe.student.open and not any(map(catalogue.only_serves, recipe.targets)):
-            raise RequestError(
-                "nothing says how small the student is to be",
-                place="student",
-                got=f"auto, for {', '.join(recipe.targets)}",
-                allowed="auto for targets that only serve, whose budget decides",
-                fix="student: {layers: 4, ffn: 0.75}",
-            )
+        """Likewise by tokenizers, which are fetched now where they are not on this machine."""
+        require_tokenizers(context.asked)
 
     def inputs(self, cell: Cell, context: Context) -> Any:
         """The texts that it learns beside the rows, and what these must not be like."""
@@ -180,38 +170,6 @@ class StudentStage(Stage):
             rows.append([record.domain, record.target, size, integers, record.metric, lost, speed])
         columns = ["domain", "target", "student", "in 8 bits", "metric", "points lost", "one row"]
         return [Heading("Smaller models"), Table(columns, rows, frozenset(columns[3:]))] if rows else []
-
-
-def _problems(recipe: Recipe) -> Iterator[Problem]:
-    """What the base or the task does not have."""
-    asked, base = recipe.student, BaseRef.of(recipe)
-    facts = model_facts(base.location, recipe.task)
-    assert asked is not None
-    if why := DISTILL.unfit(registry.task(recipe.task)):
-        what = f"a student of {recipe.task} cannot learn from the adapted model's answers"
-        yield Problem(what, "student", got=why, fix="delete `student`")
-    if isinstance(asked.layers, int) and asked.layers > facts.layers:
-        got, fix = f"{asked.layers}, of {facts.layers} that the base has", f"choose a number up to {facts.layers}"
-        yield Problem("so many layers cannot be kept", "student.layers", got=got, fix=fix)
-    if asked.vocabulary not in ("all", "auto") and not facts.vocab_size:
-        yield Problem("the base has no tokens", "student.vocabulary", got=str(asked.vocabulary), fix="delete it")
-    task = registry.task(recipe.task)
-    answered = any(type(registry.schema(each)).answered is not RowSchema.answered for each in task.schemas)
-    if asked.texts and not (answered or task.alone):
-        what, got = f"texts that {recipe.task} answers make no rows to learn", "student.texts"
-        yield Problem(what, "student.texts", got=got, fix="delete `texts`")
-    if asked.on_policy and not task.writes:
-        what = f"a model for {recipe.task} writes no answers of its own"
-        yield Problem(what, "student.on_policy", got="true", allowed="language models", fix="delete `on_policy`")
-    if asked.base is not None:
-        cut = sorted(asked.model_fields_set & {"layers", "ffn", "vocabulary", "activation", "tries"})
-        if cut:
-            got, fix = f"base and {', '.join(cut)}", "delete `base`, or the others"
-            yield Problem("a student is another model, or cut out of the adapted one", "student", got=got, fix=fix)
-        check_base(replace(base, model=asked.base, made=None))
-    elif asked.activation:
-        model = build(load_config(base.location), registry.task(recipe.task).auto_class, base.location)
-        swap(model, asked.activation)
 
 
 @dataclass
@@ -307,11 +265,10 @@ class _Making:
             return _Begun(other, parameters=size, facts=facts | {"base": settings.base})
         kept = maker.kept()
         shapes = maker.shapes(len(kept) if kept else None)
-        same = shapes[0] == (maker.adapted.layers or 0, 1.0) and kept is None
-        if same and not settings.activation and settings.int8 is not True:
-            raise RunError(
-                "the student is to be as large as the adapted model", place="student", fix="say what is to go: layers"
-            )
+        layers, ffn = shapes[0]
+        found = settings.model_copy(update={"layers": layers, "ffn": ffn})
+        if nothing := as_large(found, maker.adapted.layers or 0, tokens=kept is not None):
+            raise RunError(nothing.what, problems=[nothing])
         begun = _Begun(shapes=shapes, kept=kept, facts=facts | {"considered": tuple(maker.considered)})
         return begun if len(shapes) > 1 else self._cut(begun, shapes[0], maker)
 

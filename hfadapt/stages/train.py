@@ -19,6 +19,7 @@ from hfadapt.stages.plan import check_objective, use_base
 
 if TYPE_CHECKING:
     from hfadapt.card.facts import Facts
+    from hfadapt.recipe.schema import Recipe
 
 
 AT = f"{SearchRecord.FILE}#/"
@@ -70,9 +71,9 @@ class Train(Stage):
         Section("Files and lineage"),
     )
 
-    def check(self, context: Context) -> None:
+    def check_recipe(self, recipe: Recipe) -> None:
         """What the objective needs beside the rows is there."""
-        check_objective(context.recipe)
+        check_objective(recipe)
 
     def inputs(self, cell: Cell, context: Context) -> Any:
         """What the objective learns from beside the rows."""

@@ -49,6 +49,42 @@ def layers_of(model: Any) -> int:
     return len(stack_of(model)[1])
 
 
+def require_layers(model: Any, keep: int) -> int:
+    """How many layers there are, of which `keep` can stay; the model may be without weights.
+
+    Raises:
+        RequestError: there are fewer, or the config cannot say that there are so many.
+    """
+    before = layers_of(model)
+    if not 1 <= keep <= before:
+        raise RequestError(
+            "so many layers cannot be kept",
+            place="student.layers",
+            got=str(keep),
+            allowed=f"1 to {before}",
+            fix=f"choose a number up to {before}",
+        )
+    if keep < before:
+        # Those that rows miss the least are found with weights alone; what the config can say does not hang on them.
+        _require_config(model, [*range(keep - 1), before - 1])
+    return before
+
+
+def _require_config(model: Any, kept: Sequence[int]) -> None:
+    """Raises RequestError where the config cannot say that these layers alone are left."""
+    path, stack = stack_of(model)
+    smaller = copy.deepcopy(model.config)
+    cut_config(smaller, len(kept), None, kept)
+    numbers = range(len(stack))
+    places = {f"{path}.{number}": f"{path}.{kept.index(number)}" if number in kept else "" for number in numbers}
+    left = {}
+    for name, found in shapes(model).items():
+        start = ".".join(name.split(".")[: path.count(".") + 2])
+        if place := places.get(start, start):
+            left[place + name.removeprefix(start)] = found
+    require_said(model, smaller, "student.layers", "delete `student.layers`", found=left)
+
+
 def drop_layers(model: Any, keep: int, batches: Iterable[Mapping[str, torch.Tensor]]) -> list[int]:
     """Leaves `keep` layers, and says which.
 
@@ -59,28 +95,12 @@ def drop_layers(model: Any, keep: int, batches: Iterable[Mapping[str, torch.Tens
         RequestError: there are fewer, or the config cannot say that there are so many.
         RunError: there are no rows.
     """
-    path, stack = stack_of(model)
-    before = len(stack)
-    if not 1 <= keep <= before:
-        raise RequestError(
-            "so many layers cannot be kept",
-            place="student.layers",
-            got=str(keep),
-            allowed=f"1 to {before}",
-            fix=f"choose a number up to {before}",
-        )
+    before = require_layers(model, keep)
+    _, stack = stack_of(model)
     if keep == before:
         return list(range(before))
     kept = _least_missed(model, stack, keep, list(batches))
-    smaller = copy.deepcopy(model.config)
-    cut_config(smaller, keep, None, kept)
-    places = {f"{path}.{number}": f"{path}.{kept.index(number)}" if number in kept else "" for number in range(before)}
-    left = {}
-    for name, found in shapes(model).items():
-        start = ".".join(name.split(".")[: path.count(".") + 2])
-        if place := places.get(start, start):
-            left[place + name.removeprefix(start)] = found
-    require_said(model, smaller, "student.layers", "delete `student.layers`", found=left)
+    _require_config(model, kept)
     for number in reversed(range(before)):
         if number not in kept:
             del stack[number]
@@ -90,6 +110,17 @@ def drop_layers(model: Any, keep: int, batches: Iterable[Mapping[str, torch.Tens
                 module.layer_idx = number
     cut_config(model.config, keep, None, kept)
     return kept
+
+
+def require_width(model: Any, width: int) -> list[_Part]:
+    """The feed-forward parts, of each of which `width` units can stay; the model may be without weights.
+
+    Raises:
+        RequestError: the config has no such width, or units cannot be taken out of these parts.
+    """
+    smaller = copy.deepcopy(model.config)
+    cut_config(smaller, layers_of(model), width)
+    return _parts(model, shapes(built(model, smaller, "student.ffn", FIX)))
 
 
 def cut_ffn(model: Any, width: int, batches: Sequence[Mapping[str, torch.Tensor]]) -> None:
@@ -105,9 +136,7 @@ def cut_ffn(model: Any, width: int, batches: Sequence[Mapping[str, torch.Tensor]
 
     if width >= width_of(model.config):
         return
-    smaller = copy.deepcopy(model.config)
-    cut_config(smaller, layers_of(model), width)
-    parts = _parts(model, shapes(built(model, smaller, "student.ffn", FIX)))
+    parts = require_width(model, width)
     _weigh(model, parts, batches)
     batch = batches[0]
     with torch.inference_mode():

@@ -86,6 +86,23 @@ def trim(base: Base, ids: Collection[int], share: float = 0.0) -> tuple[int, int
     return before, len(kept)
 
 
+def require_tables(model: Any) -> None:
+    """Sees to it that a smaller vocabulary fits everything in a model, which may be without weights; it is changed.
+
+    Raises:
+        RequestError: it has tables of tokens that cannot be told from its config.
+    """
+    for config in _configs(model):
+        for name, numbers in _token_ids(config):
+            setattr(config, name, [0 for _ in numbers] if isinstance(getattr(config, name), list) else 0)
+    _take_rows(model, range(max(1, int(model.config.get_text_config().vocab_size) // 2)))
+
+
+def require_rules(tokenizer: Any) -> None:
+    """Raises RequestError where the tokenizer has no rules that can be read, so that its vocabulary cannot be cut."""
+    _rules(tokenizer)
+
+
 def _take_rows(model: Any, kept: Sequence[int]) -> None:
     """Leaves these rows of all tables of tokens: of what is larger the more tokens a config says."""
     import torch

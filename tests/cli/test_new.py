@@ -467,3 +467,38 @@ def test_an_encoding_that_is_guessed_is_said_and_written(models, tmp_path):
     done = command("new", "old.csv", "--encoding", "latin-17", "--model", models / "encoder", folder=tmp_path)
     assert done.code == 2
     assert "--encoding: this is no encoding of texts" in done.err
+
+
+def test_another_sheet_is_taken_as_it_says(models, tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for name in ("Old ones", "Tickets"):
+        sheet = book.create_sheet(name)
+        sheet.append(["text", "label"])
+        for row in labelled(40):
+            sheet.append([f"{name} {row['text']}", row["label"]])
+    book["Sheet"].sheet_state = "hidden"
+    book.active = 1
+    book.save(tmp_path / "book.xlsx")
+    done = command("new", "book.xlsx", "--model", models / "encoder", folder=tmp_path)
+    assert done.code == 0, done.err
+    said = " ".join(done.out.split())
+    assert (
+        "'Old ones' is read, and not 'Tickets'; to read another one set split: Tickets, or say --split Tickets" in said
+    )
+    assert "hidden sheets of the workbook are not read: 'Sheet'" in said
+    asked = ("new", "book.xlsx", "--model", models / "encoder", "-o", "other.yaml", "--split")
+    done = command(*asked, "Tickets", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert load_recipe(tmp_path / "other.yaml").domains["book"].split == "Tickets"
+    assert "Tickets " in done.out
+    assert "Old ones" not in done.out
+    done = command(*asked, "Tikets", folder=tmp_path)
+    assert done.code == 2
+    assert "no such sheet" in done.err
+    (tmp_path / "parts.json").write_text(json.dumps({"test": labelled(30), "val": labelled(30)}))
+    done = command("new", "parts.json", "--model", models / "encoder", folder=tmp_path)
+    assert "with hfadapt new --split test" in done.err
+    done = command("new", "parts.json", "--model", models / "encoder", "--split", "test", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert load_recipe(tmp_path / "parts.yaml").domains["parts"].split == "test"

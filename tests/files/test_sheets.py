@@ -101,13 +101,25 @@ def test_sheets_are_splits(tmp_path):
 
     path = table(tmp_path / "a.xlsx", sheet="Tickets", change=change)
     found, doubts = read(path)
-    assert (len(found), [*doubts]) == (6, ["sheets-left-out"])
-    assert doubts["sheets-left-out"].fix.endswith("set split: Test")
+    assert (len(found), [*doubts]) == (6, ["sheets-left-out", "hidden-sheets"])
+    assert "set split: Test, or say --split Test" in doubts["sheets-left-out"].fix
+    assert doubts["hidden-sheets"].detail.endswith("are not read: 'intern'")
     assert read(path, "Test") == ([Read(0, {"text": "Test", "label": "a"}, 2)], {})
     with pytest.raises(DataError, match="no such sheet") as caught:
         read(path, "intern")
     assert caught.value.problems[0].fix == "name one of its sheets, such as split: Tickets"
     assert folders.usual_split(path) == "Tickets"
+
+
+def test_what_a_filter_hides_is_read_and_said(tmp_path):
+    def change(book, sheet):
+        sheet.row_dimensions[3].hidden = True
+        sheet.row_dimensions[99].hidden = True
+        sheet.column_dimensions["B"].hidden = True
+
+    found, doubts = read(table(tmp_path / "a.xlsx", change=change))
+    assert len(found) == 6
+    assert doubts["hidden-cells"].detail.endswith(": rows 3; columns B")
 
 
 @pytest.mark.parametrize(

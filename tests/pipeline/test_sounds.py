@@ -112,6 +112,9 @@ def test_what_is_published_opens_as_its_card_says(both, hearing, tmp_path, monke
         with contextlib.redirect_stdout(printed):
             exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
         assert printed.getvalue().startswith(f"{label} (")
+    (out / "example.wav").write_bytes(wav(np.zeros(8000)))
+    with pytest.raises(SystemExit, match="silent from end to end"):
+        exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
 
 
 @pytest.mark.slow

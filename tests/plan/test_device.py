@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tiny import recipe_fields, write_recipe
 
-from hfadapt.core.errors import RecipeError
+from hfadapt.core.errors import RecipeError, RequestError
 from hfadapt.formats import Estimate
 from hfadapt.hardware import catalogue
 from hfadapt.models.facts import model_facts
@@ -14,6 +14,7 @@ from hfadapt.plan.device import answer_seconds, multiply_adds, served
 from hfadapt.plan.make import make_plan
 from hfadapt.recipe.budgets import Budget
 from hfadapt.recipe.reading import load_recipe, save_recipe
+from hfadapt.recipe.schema import Recipe
 
 PHONE = "android-8gb"
 
@@ -95,3 +96,32 @@ def test_a_budget_that_makes_no_sense_is_refused(models, tmp_path, targets, said
     with pytest.raises(RecipeError) as error:
         load_recipe(recipe(models, tmp_path, targets))
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "target", "export", "said"),
+    [
+        ("encoder", "text-classification", "browser-4gb", {"storage": "int8-dynamic"}, ""),
+        ("lm", "causal-lm", PHONE, {"storage": "merged-q4_1"}, ""),
+        ("encoder", "text-classification", "this-machine", {"format": "gguf", "storage": "q4"}, ""),
+        ("encoder", "text-classification", "browser-4gb", {"format": "gguf"}, "GGUF is for language models"),
+        ("lm", "causal-lm", PHONE, {"format": "litert"}, f"so that {PHONE} gets gguf"),
+        (
+            "encoder",
+            "text-classification",
+            "browser-4gb",
+            {"format": "onnx", "storage": "q4_k_m"},
+            "int8-dynamic, float32",
+        ),
+        ("encoder", "text-classification", "browser-4gb", {"storage": "int8"}, "have no such form"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_training(models, model, task, target, export, said):
+    fields = recipe_fields(models / model, task, targets=[target], export=export)
+    try:
+        make_plan(Recipe.model_validate(fields))
+        found = ""
+    except RequestError as error:
+        found = str(error)
+    assert said in found
+    assert bool(found) == bool(said)

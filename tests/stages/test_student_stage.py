@@ -213,18 +213,21 @@ def test_what_cannot_be_made_is_said(models, tmp_path, student, said) -> None:
 
 
 def test_what_a_task_or_base_does_not_have_is_said_before_training(models, tmp_path) -> None:
+    (tmp_path / "more.txt").write_text("a lovely film\n")
     for model, task, rows, student, said in (
         ("lm", "preference", preferences(60), {"layers": 1}, "answers that are compared"),
-        ("encoder", "text-classification", labelled(160), {"layers": 3}, "of 2 that the base has"),
+        ("encoder", "text-classification", labelled(160), {"layers": 3}, "1 to 2"),
         ("encoder", "text-classification", labelled(160), {"layers": 1, "on_policy": True}, "no answers of its own"),
         ("encoder", "token-classification", tagged(80), {"layers": 1, "texts": "more.txt"}, "make no rows to learn"),
         ("encoder", "reranking", questions(60), {"layers": 1, "texts": "more.txt"}, "make no rows to learn"),
         ("encoder", "text-classification", labelled(160), {"layers": 1, "texts": "no.txt"}, "no.txt"),
     ):
         recipe(tmp_path, models / model, task, rows, student=student)
-        done = command("run", "tiny.yaml", folder=tmp_path)
-        assert done.code == 2
-        assert said in done.err
+        done = [command(verb, "tiny.yaml", folder=tmp_path) for verb in ("plan", "check", "run")]
+        for each in done:
+            assert each.code == 2
+            assert said in each.err
+        assert len({each.err for each in done}) == 1
         assert not list(tmp_path.glob("runs/tiny/one/*/train.json"))
 
 
