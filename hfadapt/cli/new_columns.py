@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem, RequestError, choice_problem
 from hfadapt.data import verdicts
 from hfadapt.data.columns import label_column
@@ -110,6 +111,9 @@ def ways(
             flags = find_flags(rows, task.schemas, label_column(columns_of(rows), said), (), place)
             if flags is not None:
                 yield [flags.read(row) for row in rows], said
+    if (of_files := _guess_files(rows, tasks[0].modality if tasks else "")) is not None:
+        found = {**of_files.model_dump(exclude_none=True), **said.model_dump(exclude_none=True)}
+        yield rows, Columns(**found)
     if not said.parts:
         guess = _confirmed(_guess(columns_of(rows), rows), columns_of(rows), ask)
     elif said.parts.keys() <= {"text", "label"}:
@@ -132,6 +136,8 @@ def guessed_columns(parts: Mapping[str, str], names: Mapping[str, Sequence[str]]
         said: What the command line says.
     """
     by_values = {"text": "whose values are the longest", "label": "whose few values come again and again"}
+    kinds = {name: kind for name in registry.names("modalities") if (kind := registry.modality(name)).suffixes}
+    by_values |= {name: f"whose values are names of {kind.nouns}" for name, kind in kinds.items()}
     taken = {
         part: column
         for part, column in parts.items()
@@ -161,6 +167,18 @@ def _guess(columns: Sequence[str], rows: Rows) -> Columns:
     return Columns(text=text, label=next(iter(label_columns(others, rows)), None))
 
 
+def _guess_files(rows: Rows, modality: str) -> Columns | None:
+    """The column of the names of files, and the likeliest of their classes; None where nothing is to be guessed."""
+    files = files_of(rows)
+    column = next((name for name, kind in files.items() if kind == modality), None)
+    others = [name for name in columns_of(rows) if name not in files]
+    if column is None or not others:
+        return None
+    # Of pictures there are few; so there are two of each class on average, and a column alone can only be theirs.
+    labels = label_columns(others, rows, least=2) or (others if len(others) == 1 else [])
+    return Columns(**{modality: column, "label": next(iter(labels), None)})
+
+
 def by_length(columns: Sequence[str], rows: Rows) -> list[str]:
     """The columns, that of the longest values first."""
     values = {column: values_of(column, rows) for column in columns}
@@ -172,13 +190,17 @@ def values_of(column: str, rows: Rows) -> list[str]:
     return [said for row in rows if row.get(column) is not None and (said := str(row[column]).strip())]
 
 
-def label_columns(columns: Sequence[str], rows: Rows) -> list[str]:
-    """Columns whose few values come again and again, the likeliest first: by name, without gaps, of the fewest."""
+def label_columns(columns: Sequence[str], rows: Rows, least: int = 5) -> list[str]:
+    """Columns whose few values come again and again, the likeliest first: by name, without gaps, of the fewest.
+
+    Args:
+        least: Rows of each value, on average.
+    """
     found: dict[str, tuple[bool, bool, int]] = {}
     for column in columns:
         values = values_of(column, rows)
         different = len(set(values))
-        if 2 <= different <= min(MOST_LABELS, len(values) // 5):
+        if 2 <= different <= min(MOST_LABELS, len(values) // least):
             gaps = len(values) < (1 - UNREADABLE_LIMIT) * len(rows)
             found[column] = column.lower() not in LABEL_NAMES, gaps, different
     return sorted(found, key=lambda column: found[column])

@@ -67,6 +67,16 @@ class Labelled(RowSchema):
             **noted,
         }
 
+    def lacks(self, values: Columns, column: str) -> Unusable:
+        """A file of a folder has no class where it is in the folder of none."""
+        blob = values.get(self.modality)
+        # In a table the cell is empty, and beside a file of a folder there is none.
+        if column in values or not isinstance(blob, Blob) or values.get("file") != blob.name:
+            return super().lacks(values, column)
+        folder = blob.name.rpartition("/")[0]
+        detail = f", {blob.name}, is in {f'the folder {folder}, which is' if folder else 'the folder of'} no class"
+        return Unusable("no-class", detail)
+
     def shown(self, row: Columns) -> str:
         """What it is compared by."""
         return str(row["look"])

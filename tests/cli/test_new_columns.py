@@ -6,7 +6,9 @@ import csv
 
 import pytest
 from tiny import command, labelled
+from tiny_images import write_folders
 
+from hfadapt.cli.new_recipe import write_recipe
 from hfadapt.recipe.reading import load_recipe
 
 
@@ -77,3 +79,16 @@ def test_the_columns_stay_where_a_model_is_proposed(tmp_path):
     mood_table(tmp_path / "d.csv")
     done = command("new", "d.csv", "--columns", "text=body,label=mood", folder=tmp_path)
     assert "fix:     hfadapt new d.csv --columns text=body,label=mood --model sample:" in done.err
+
+
+def test_columns_of_files_and_classes_are_told_by_their_values(vision, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_folders(tmp_path / "pics", 24)
+    rows = [
+        f"{path.relative_to(tmp_path)},{path.parent.name},{number}"
+        for number, path in enumerate(sorted(tmp_path.rglob("*.png")))
+    ]
+    (tmp_path / "liste.csv").write_text("\n".join(["Datei,Motiv,Nummer", *rows]))
+    path = write_recipe(str(vision / "conv"), "liste.csv")
+    assert load_recipe(path).domains["liste"].columns.parts == {"image": "Datei", "label": "Motiv"}
+    assert "Guessed: image is the column 'Datei', whose values are names of images" in path.read_text()

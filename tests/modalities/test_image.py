@@ -142,6 +142,20 @@ def test_broken_images_are_refused_in_words(name):
     assert "BytesIO" not in caught.value.detail
 
 
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"\0\0\0\x1cftypheic", "HEIC: pip install pillow-heif"),
+        (b"8BPS\0\1", "has PSD"),
+        (b"\0\0\0\x1cftypcrx ", "a camera"),
+    ],
+)
+def test_formats_that_are_not_read_are_named(head, words):
+    with pytest.raises(Unusable) as caught:
+        KIND.take(head + bytes(200))
+    assert words in caught.value.detail
+
+
 def test_an_image_under_a_wrong_name_is_still_an_image():
     assert KIND.take(saved(scene(1), "BMP")).facts["width"] == 64
 
