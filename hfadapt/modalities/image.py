@@ -147,10 +147,13 @@ class Image(Modality):
     name = "image"
     noun, nouns = "image", "images"
     reader = "image processor"
-    imports = "from PIL import Image\nfrom transformers import AutoImageProcessor"
+    imports = "from PIL import Image, ImageOps\nfrom transformers import AutoImageProcessor"
     reading = (
         'processor = AutoImageProcessor.from_pretrained(".", backend="pil")\n'
-        'inputs = dict(processor(Image.open(example).convert("RGB"), return_tensors="np"))'
+        'picture = ImageOps.exif_transpose(Image.open(example)).convert("RGBA")\n'
+        'white = Image.new("RGBA", picture.size, "white")\n'
+        'picture = Image.alpha_composite(white, picture).convert("RGB")\n'
+        'inputs = dict(processor(picture, return_tensors="np"))'
     )
     accepted = "a path, bytes, a PIL image, an array (height, width, 3) of uint8, or a list of these"
     unit = "positions"

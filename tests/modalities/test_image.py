@@ -313,6 +313,24 @@ def test_a_saved_processor_makes_the_same_pixels(vision, tmp_path):
     )
 
 
+def test_code_for_other_programs_reads_files_as_training_did(vision, tmp_path, monkeypatch):
+    """Transparent parts would be black there, and what a camera turned would lie on its side."""
+    ghost = Image.new("RGBA", (40, 24), (0, 0, 0, 0))
+    ghost.paste((200, 30, 30, 255), (5, 5, 20, 20))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    processor = KIND.load_processor(str(vision / "dino"), None)
+    monkeypatch.chdir(vision / "dino")
+    for name, picture, more in (("ghost.png", ghost, {}), ("turned.jpg", scene(3), {"exif": turned, "quality": 95})):
+        picture.save(tmp_path / name, **more)
+        made = {"example": str(tmp_path / name)}
+        exec(f"{KIND.imports}\n{KIND.reading}", made)
+        taken = KIND.take((tmp_path / name).read_bytes())
+        np.testing.assert_allclose(
+            made["inputs"]["pixel_values"], processor.inputs([taken.data])["pixel_values"], atol=0.2
+        )
+
+
 def test_small_pictures_are_not_blown_up(vision, monkeypatch):
     monkeypatch.setattr(image, "SMALLEST_SIDE", 16)
     processor = KIND.load_processor(str(vision / "dino"), None)
