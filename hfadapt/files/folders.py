@@ -94,7 +94,8 @@ def find(path: Path) -> Found:
         counts = Counter(kinds[each] for each in seen)
         if len(counts) > 1:
             got = ", ".join(f"{count:,} of kind {kind}" for kind, count in counts.items())
-            fix = "name a folder of one kind"
+            ending = next(each.suffix for each in seen if kinds[each] == max(counts, key=lambda name: counts[name]))
+            fix = f"name files of one kind, such as {path / '**' / f'*{ending}'}"
             raise DataError("the folder holds files of several kinds", place=str(path), got=got, fix=fix)
         return Found(tuple(seen))
     if not path.is_dir():

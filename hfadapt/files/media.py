@@ -7,6 +7,7 @@ together, as in WebDataset: `0001.jpg` with `0001.cls`, `0001.txt` or `0001.json
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 import zipfile
 import zlib
@@ -71,21 +72,26 @@ def read(files: Sequence[Path]) -> Iterator[Read | Unread]:
     kinds = suffixes()
     whole = [path for path in files if path.suffix.lower() in kinds]
     labelled = len({path.parent for path in whole}) > 1
-    classes, loose = class_folders(whole), _above_the_classes(whole)
+    classes, loose, names = class_folders(whole), _above_the_classes(whole), names_of(whole)
     number = 0
     for path in files:
         if path.suffix.lower() in kinds:
             folder = path.parent
             bare = folder in loose or (folder.name.lower() in _SPLITS and folder not in classes)
             label = {"label": folder.name} if labelled and not bare else {}
-            # Two folders may hold files of one name.
-            name = f"{path.parent.name}/{path.name}" if labelled else path.name
+            name = names[path]
             yield Read(number, {kinds[path.suffix.lower()]: Blob(name, path=path), **label, "file": name})
             number += 1
             continue
         for values in _rows(path, kinds):
             yield Unread(number, *values) if isinstance(values, tuple) else Read(number, values)
             number += 1
+
+
+def names_of(files: Sequence[Path]) -> dict[Path, str]:
+    """What files are called: with the folders below the one that all are in, as two may hold files of one name."""
+    root = Path(os.path.commonpath([path.parent for path in files])) if files else Path()
+    return {path: path.relative_to(root).as_posix() for path in files}
 
 
 def class_folders(files: Collection[Path]) -> set[Path]:

@@ -74,7 +74,10 @@ class Labelled(RowSchema):
         if column in values or not isinstance(blob, Blob) or values.get("file") != blob.name:
             return super().lacks(values, column)
         folder = blob.name.rpartition("/")[0]
-        detail = f", {blob.name}, is in {f'the folder {folder}, which is' if folder else 'the folder of'} no class"
+        where = (
+            f"in the folder {folder}, which is no class" if folder else "beside the folders of classes, in none of them"
+        )
+        detail = f", {blob.name}, is {where}"
         return Unusable("no-class", detail)
 
     def shown(self, row: Columns) -> str:

@@ -90,7 +90,7 @@ def test_files_of_no_class_are_said_with_their_folder(tmp_path):
     domain = prepared(tmp_path, "data")
     assert domain.record.dropped == {"no-class": 2}
     dropped = (domain.folder / "data" / "dropped.jsonl").read_text()
-    assert "data/loose.png, is in the folder data, which is no class" in dropped
+    assert "loose.png, is beside the folders of classes, in none of them" in dropped
     for number in range(2, 6):
         (data / "test" / f"{number}.png").write_bytes(png(number))
     with pytest.raises(DataError, match="6 of 30 rows are files in folders of no class"):
