@@ -174,9 +174,18 @@ def _guess_files(rows: Rows, modality: str) -> Columns | None:
     others = [name for name in columns_of(rows) if name not in files]
     if column is None or not others:
         return None
-    # Of pictures there are few; so there are two of each class on average, and a column alone can only be theirs.
-    labels = label_columns(others, rows, least=2) or (others if len(others) == 1 else [])
+    # Of pictures there are few; so there are two of each class on average. What alone is beside them is their class,
+    # but for measures, which no task learns of them.
+    alone = others if len(others) == 1 and not _measures(values_of(others[0], rows)) else []
+    labels = [name for name in label_columns(others, rows, least=2) if not _measures(values_of(name, rows))] or alone
     return Columns(**{modality: column, "label": next(iter(labels), None)})
+
+
+def _measures(values: Sequence[str]) -> bool:
+    """Whether all are numbers, and some have decimals."""
+    with suppress(ValueError):
+        return any(float(value) % 1 for value in values)
+    return False
 
 
 def by_length(columns: Sequence[str], rows: Rows) -> list[str]:

@@ -75,7 +75,9 @@ def unreadable() -> Mapping[str, tuple[str, str] | None]:
     """Reasons for which rows are dropped that cannot be read, with what such rows have in common, and what helps."""
     kinds = [registry.modality(name) for name in registry.names("modalities")]
     fault = ("have files that cannot be read", "replace these files, or leave them out")
-    return {**_UNREADABLE, **dict.fromkeys([*_FILES, *(reason for kind in kinds for reason in kind.refusals)], fault)}
+    lost = "a table's names begin in the folder of that table: write them as seen from there, or move the files"
+    found = dict.fromkeys([*_FILES, *(reason for kind in kinds for reason in kind.refusals)], fault)
+    return {**_UNREADABLE, **found, "file-not-read": ("name files that cannot be read", lost)}
 
 
 Reading = Iterator[Read | Dropped | Finding]

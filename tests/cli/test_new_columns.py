@@ -9,6 +9,7 @@ from tiny import command, labelled
 from tiny_images import write_folders
 
 from hfadapt.cli.new_recipe import write_recipe
+from hfadapt.core.errors import DataError
 from hfadapt.recipe.reading import load_recipe
 
 
@@ -92,3 +93,6 @@ def test_columns_of_files_and_classes_are_told_by_their_values(vision, tmp_path,
     path = write_recipe(str(vision / "conv"), "liste.csv")
     assert load_recipe(path).domains["liste"].columns.parts == {"image": "Datei", "label": "Motiv"}
     assert "Guessed: image is the column 'Datei', whose values are names of images" in path.read_text()
+    (tmp_path / "prices.csv").write_text("Datei,Preis\n" + "\n".join(f"pics/{n}.png,{n / 7:.2f}" for n in range(24)))
+    with pytest.raises(DataError, match="the columns do not fit"):
+        write_recipe(str(vision / "conv"), "prices.csv")
