@@ -72,7 +72,8 @@ def hub_metadata(facts: Facts) -> dict[str, Any]:
         license_link=(license.link or None) if license.id == "other" else None,
         library_name="transformers" if method.whole_model else "peft",
         pipeline_tag=task.pipeline_tag,
-        base_model=base,
+        # A sample that the Hub does not have goes by its name, as the folder of a model on this machine does.
+        base_model=base.removeprefix(SAMPLE),
         base_model_relation=method.relation,
         datasets=[source for source in sources if _owned(source)] or None,
         metrics=list(dict.fromkeys(metric_type(metric["name"]) for metric in evaluated)) or None,

@@ -41,6 +41,7 @@ def answer_rows(
         RequestError: there is nothing to answer, or two things; the output is there already.
         typer.Exit: with 1 when a row has no answer.
     """
+    from hfadapt.core import registry
     from hfadapt.serve.asked import answered
 
     rows, place = _rows(texts, file)
@@ -49,6 +50,8 @@ def answer_rows(
         raise RequestError("the file exists already", place=str(output), fix="give another name with --output")
     adapted = load()
     found = _begun(answered(adapted, rows, source=place, folder=file.parent if file else None))
+    # A text is the line that was given; of files a person has no other way to tell which is meant.
+    named = bool(registry.modality(registry.task(adapted.task).modality).suffixes)
     counts = Counts()
     said: list[dict[str, Any]] = []
     out = nullcontext(sys.stdout if shown else None) if output is None or shown else output.open("x", encoding="utf-8")
@@ -61,7 +64,8 @@ def answer_rows(
             elif as_json:
                 said.append(each.as_json())
             else:
-                typer.echo(shown_answer(each.answer) if each.answer else "")
+                name = f"{each.answer.text}: " if each.answer and named else ""
+                typer.echo(f"{name}{shown_answer(each.answer)}" if each.answer else "")
     if as_json and output is None:
         typer.echo(json.dumps(said, indent=1))
     if output is not None:

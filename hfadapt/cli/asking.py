@@ -111,7 +111,7 @@ def _columns_read(reader: SourceReader) -> str:
 def _refused(reader: SourceReader) -> list[Text]:
     """What a run would refuse in the rows that were read."""
     try:
-        check_unreadable(reader.source, reader.rows_in, reader.bad)
+        check_unreadable(reader.source.split, reader.rows_in, reader.bad)
     except DataError as error:
         return [Text(str(error), code=True)]
     return []

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem, RequestError, choice_problem
 from hfadapt.data import verdicts
 from hfadapt.data.columns import label_column
@@ -121,6 +122,9 @@ def ways(
             if flags is not None:
                 yield [flags.read(row) for row in rows], said
     columns = columns_of(rows)
+    if (of_files := _guess_files(rows, tasks[0].modality if tasks else "")) is not None:
+        found = {**of_files.model_dump(exclude_none=True), **said.model_dump(exclude_none=True)}
+        yield rows, Columns(**found)
     if not said.parts:
         texts: Sequence[str] = [] if verdicts.pair(columns) else text_columns(columns, rows)
         guess = _guess(columns, rows)
@@ -130,8 +134,8 @@ def ways(
             asked, answer = sorted(texts, key=lambda column: column.lower() in ANSWERS)
             yield rows, Columns(**{"prompt": asked, "completion": answer})
             # What is searched with is shorter than what it finds.
-            found, query = by_length(texts, rows)
-            yield rows, Columns(**{"anchor": query, "positive": found})
+            longer, query = by_length(texts, rows)
+            yield rows, Columns(**{"anchor": query, "positive": longer})
         yield rows, guess
     elif said.parts.keys() <= {"text", "label"}:
         free = [name for name in columns if name not in said.parts.values()]
@@ -151,13 +155,13 @@ def guessed_columns(
         kind: What the rows are labelled with.
         said: What the command line says.
     """
+    kinds = {name: each for name in registry.names("modalities") if (each := registry.modality(name)).suffixes}
+    by_label = {"classes": "whose values are lists", "number": "the only one of numbers with decimals"}
     by_values = {
         "text": "whose values are the longest",
-        "label": {
-            "classes": "whose values are lists",
-            "number": "the only one of numbers with decimals",
-        }.get(kind, "whose few values come again and again"),
+        "label": by_label.get(kind, "whose few values come again and again"),
         **dict.fromkeys(("prompt", "completion", "anchor", "positive"), "one of two with texts"),
+        **{name: f"whose values are names of {each.nouns}" for name, each in kinds.items()},
     }
     taken = {
         part: column
@@ -189,7 +193,8 @@ def _guess(columns: Sequence[str], rows: Rows) -> Columns:
     text = by_length(columns, rows)[0]
     # Better and worse answers are no classes, however few there are.
     others = [name for name in columns if name not in (text, *(verdicts.pair(columns) or ()))]
-    numbers = _measured(others, rows)
+    # Numbers without decimals are rather years, counts, or the numbers of rows.
+    numbers = [name for name in others if _measures(values_of(name, rows))]
     found = [*label_columns(others, rows), *_listed(others, rows), *(numbers if len(numbers) == 1 else [])]
     return Columns(text=text, label=next(iter(found), None))
 
@@ -202,17 +207,6 @@ def _listed(columns: Sequence[str], rows: Rows) -> list[str]:
         named = Counter(name for each in lists if isinstance(each, list) for name in each if isinstance(name, str))
         if named and all(isinstance(each, list) for each in lists) and len(named) < named.total() / 2:
             found.append(column)
-    return found
-
-
-def _measured(columns: Sequence[str], rows: Rows) -> list[str]:
-    """Columns of numbers, some with decimals: those without are rather years, counts or the numbers of rows."""
-    found = []
-    for column in columns:
-        with suppress(ValueError):
-            numbers = [read_number(value) for value in values_of(column, rows)]
-            if len({*numbers}) > 2 and not all(number.is_integer() for number in numbers):
-                found.append(column)
     return found
 
 
@@ -230,6 +224,27 @@ def text_columns(columns: Sequence[str], rows: Rows) -> list[str]:
     return found
 
 
+def _guess_files(rows: Rows, modality: str) -> Columns | None:
+    """The column of the names of files, and the likeliest of their classes; None where nothing is to be guessed."""
+    files = files_of(rows)
+    column = next((name for name, kind in files.items() if kind == modality), None)
+    others = [name for name in columns_of(rows) if name not in files]
+    if column is None or not others:
+        return None
+    # Of pictures there are few; so there are two of each class on average. What alone is beside them is their class,
+    # but for measures, which no task learns of them.
+    alone = others if len(others) == 1 and not _measures(values_of(others[0], rows)) else []
+    labels = [name for name in label_columns(others, rows, least=2) if not _measures(values_of(name, rows))] or alone
+    return Columns(**{modality: column, "label": next(iter(labels), None)})
+
+
+def _measures(values: Sequence[str]) -> bool:
+    """Whether all are numbers, and some have decimals."""
+    with suppress(ValueError):
+        return any(not read_number(value).is_integer() for value in values)
+    return False
+
+
 def by_length(columns: Sequence[str], rows: Rows) -> list[str]:
     """The columns, that of the longest values first."""
     values = {column: values_of(column, rows) for column in columns}
@@ -241,13 +256,17 @@ def values_of(column: str, rows: Rows) -> list[str]:
     return [said for row in rows if row.get(column) is not None and (said := str(row[column]).strip())]
 
 
-def label_columns(columns: Sequence[str], rows: Rows) -> list[str]:
-    """Columns whose few values come again and again, the likeliest first: by name, without gaps, of the fewest."""
+def label_columns(columns: Sequence[str], rows: Rows, least: int = 5) -> list[str]:
+    """Columns whose few values come again and again, the likeliest first: by name, without gaps, of the fewest.
+
+    Args:
+        least: Rows of each value, on average.
+    """
     found: dict[str, tuple[bool, bool, int]] = {}
     for column in columns:
         values = values_of(column, rows)
         different = len(set(values))
-        if 2 <= different <= min(MOST_LABELS, len(values) // 5):
+        if 2 <= different <= min(MOST_LABELS, len(values) // least):
             gaps = len(values) < (1 - UNREADABLE_LIMIT) * len(rows)
             found[column] = column.lower() not in LABEL_NAMES, gaps, different
     return sorted(found, key=lambda column: found[column])

@@ -104,6 +104,10 @@ def columns_in_names(data: str, rows: Rows, said: Columns, ask: Ask | None) -> t
         DataError: more than two fields could be the class, and nobody is asked.
     """
     kinds = files_of(rows)
+    if kinds and said.label is None and (deep := _deep(rows)):
+        inner, outer = PurePosixPath(deep).parent.name, PurePosixPath(deep).parts[0]
+        told = f"{GUESSED}the class is the folder right above each file, {inner!r} of {deep}"
+        return said, [f"{told}. If it is {outer!r}, add --columns 'label={NAME},label_pattern=^([^/]+)/'."]
     bare = kinds and all(set(row) <= {*kinds, NAME} for row in rows)
     names = _Names.of(_names(data, rows)) if bare and said.label is None else None
     if names is None:
@@ -138,6 +142,12 @@ def columns_in_names(data: str, rows: Rows, said: Columns, ask: Ask | None) -> t
     return Columns(**{**said.model_dump(exclude_none=True), **taken}), [told]
 
 
+def _deep(rows: Rows) -> str:
+    """A file whose class folder is inside of another; "" where there is none."""
+    names = (str(row.get(NAME, "")) for row in rows if "label" in row)
+    return next((name for name in names if name.count("/") > 1), "")
+
+
 def with_classes(rows: Rows, said: Columns) -> Rows:
     """The rows, with the class in the place of what it is found in."""
     if said.label_pattern is None or said.label is None:
@@ -151,5 +161,4 @@ def _names(data: str, rows: Rows) -> list[str]:
     files = folders.chosen(path).data if path is not None else ()
     if not files or any(file.suffix.lower() not in media.suffixes() for file in files):
         return [str(row.get(NAME, "")) for row in rows]
-    several = len({file.parent for file in files}) > 1
-    return [f"{file.parent.name}/{file.name}" if several else file.name for file in files]
+    return [*media.names_of(files).values()]

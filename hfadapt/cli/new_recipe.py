@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -41,6 +42,7 @@ from hfadapt.data.sources import check_unreadable, local_path, open_source
 from hfadapt.files import Read, folders, media
 from hfadapt.files.nested import spread
 from hfadapt.files.opening import PACKED, WESTERN, suffix, western
+from hfadapt.files.places import Place
 from hfadapt.models.facts import load_config, reads_both_ways
 from hfadapt.recipe.domain import GROUPING, PATTERNS
 from hfadapt.recipe.json_schema import schema_text
@@ -104,6 +106,7 @@ def write_recipe(
     modality = _modality(rows, model, data, said)
     task, shape, rows = _task(rows, modality, _generates(model), data, ask, said)
     _check_chat(model, shape)
+    _check_classes(rows, shape, data)
     domain = _name(_without_endings(data.removeprefix("sample:")))
     path = output or Path(f"{domain}.yaml")
     if path.exists():
@@ -159,7 +162,9 @@ def _without_endings(data: str) -> str:
 
 def _name(text: str) -> str:
     """A name for a recipe or domain, made of what is in a file's name."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:58].rstrip("-._") or "data"
+    # Without its accents and dots a letter stays one.
+    letters = "".join(each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each))
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", letters.replace("ß", "ss")).strip("-._")[:58].rstrip("-._") or "data"
     return f"{name}-rows" if name.lower() in RUN_FILES else name
 
 
@@ -195,6 +200,17 @@ def _check_chat(model: str, shape: Shape) -> None:
         )
 
 
+def _check_classes(rows: Rows, shape: Shape, data: str) -> None:
+    """Raises DataError for files of which too many have no class, as preparing the data would say."""
+    schema, label = registry.schema(shape.form), shape.parts.get("label", "")
+    if schema.media:
+        places = [
+            (Place(data, number), schema.lacks(row, label)) for number, row in enumerate(rows) if not row.get(label)
+        ]
+        bad = [Dropped(place, lack.reason, detail=lack.detail) for place, lack in places]
+        check_unreadable("", len(rows), bad)
+
+
 def _peek(data: str, beside: Mapping[str, str]) -> tuple[list[Mapping[str, Any]], list[str], Mapping[str, str]]:
     """The first rows that can be read, what is said of how, and what the recipe says of the source: a guessed encoding
     too.
@@ -222,7 +238,7 @@ def _peek(data: str, beside: Mapping[str, str]) -> tuple[list[Mapping[str, Any]]
             seen.append(item)
         else:
             break
-    check_unreadable(opened, len(seen), [item for item in seen if isinstance(item, Dropped)])
+    check_unreadable(opened.split, len(seen), [item for item in seen if isinstance(item, Dropped)])
     rows: list[Mapping[str, Any]] = [spread(item.values) for item in seen if isinstance(item, Read)]
     if not rows:
         raise DataError("there are no rows", place=data, fix="give a file that has some")

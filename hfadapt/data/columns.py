@@ -265,8 +265,8 @@ class Formatter:
         needed = [column for part, column in parts.items() if part not in schema.optional]
         lacking = [column for column in needed if values.get(column) is None]
         if lacking:
-            has = ", ".join(str(column) for column, value in values.items() if value is not None) or "nothing"
-            return Dropped(where, "missing-field", detail=f" has no {lacking[0]}, only {has}")
+            lack = schema.lacks(values, lacking[0])
+            return Dropped(where, lack.reason, detail=lack.detail)
         tags = schema.label_kind == "tokens"
         try:
             if self.template is not None:

@@ -21,6 +21,7 @@ from statistics import fmean
 from typing import Any
 
 from hfadapt.core import registry
+from hfadapt.data.labels import some
 from hfadapt.data.rows import PRIORITY, Ledger, Row, stable_hash, text_key, tokens
 from hfadapt.files.places import name_rows
 from hfadapt.recipe.schema import Data, Dedupe
@@ -116,7 +117,10 @@ def resolve_conflicts(rows: Sequence[Row], policy: str, ledger: Ledger) -> list[
             continue
         # The row it contradicts is named, so that both can be looked at.
         twin = firsts.setdefault(text_key(row.text), row)
-        ledger.drop(row, "label-conflict", None if twin is row else twin, None if twin is row else 1.0, str(row.label))
+        file = f", {row.columns['file']}," if row.columns.get("file") else ""
+        also = some([label for label in counter if label != row.label], 3)
+        detail = f"{file} has the label {row.label}, and others of the same content have {also}"
+        ledger.drop(row, "label-conflict", None if twin is row else twin, None if twin is row else 1.0, detail)
     return kept
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.data.labels import some, task_with
+from hfadapt.data.labels import some, task_for
 from hfadapt.schemas import read_list
 
 Values = Mapping[str, Any]
@@ -89,10 +89,16 @@ def find_flags(
             "several columns could be the label" if not flags.column else "the label is a list of 0 and 1",
             place=place,
             got=f"{some(flags.names)} hold 0 and 1, not exactly one 1 in each row",
-            fix=f"set task: {task_with('classes')} to learn all of them"
-            + ("" if flags.column else f", or name one, such as columns: {{label: {flags.names[0]}}}"),
+            fix=_fix(flags, registry.schema(next(iter(forms))).modality),
         )
     return flags
+
+
+def _fix(flags: Flags, modality: str) -> str:
+    one = "write the one class that counts into a column of its own"
+    one = one if flags.column else f"name one, such as columns: {{label: {flags.names[0]}}}"
+    every = task_for("classes", modality, "to learn all of them", "")
+    return f"{every}, or {one}" if every and not flags.column else every or one
 
 
 def _bit(value: Any) -> bool | None:

@@ -107,7 +107,7 @@ def _read_domain(
             else:
                 state.ledger.dropped.append(item)
         state.rows_in[source.name] = reader.rows_in
-        check_unreadable(source, reader.rows_in, reader.bad)
+        check_unreadable(source.split, reader.rows_in, reader.bad)
         if not rows:
             raise no_rows(f"domains.{name}: {source.name}", reader.rows_in, reader.bad)
         reader.check_columns(rows)

@@ -112,13 +112,13 @@ class Labels:
         Raises:
             DataError: the classes cannot be meant: they are numbers with decimals.
         """
-        kind = registry.schema(form).label_kind
-        found = [*self._merged(names), *self._as_numbers()]
+        kind, modality = registry.schema(form).label_kind, registry.schema(form).modality
+        found = [*self._merged(names, modality), *self._as_numbers()]
         if kind == "class" and self.names is None:
-            found += [*_scores(names, place), *_combined(names)]
+            found += [*_scores(names, place, modality), *_combined(names, modality)]
         return found if kind == "tokens" else [*found, *_alike(names), *_not_classes(names)]
 
-    def _merged(self, names: Sequence[str]) -> list[Finding]:
+    def _merged(self, names: Sequence[str], modality: str) -> list[Finding]:
         found = []
         merged = {name: self._spelled[name] for name in names if len(self._spelled[name]) > 1}
         if merged:
@@ -131,7 +131,7 @@ class Labels:
             found.append(_soft("label-spelling", what, fix))
         if self._lists:
             what = f"{self._lists:,} labels are lists of one class, which was taken"
-            fix = f"nothing, or set task: {task_with('classes')} if rows may have several"
+            fix = f"nothing, or {task_for('classes', modality, 'if rows may have several', 'keep one class a row')}"
             found.append(_soft("label-list", what, fix))
         return found
 
@@ -169,6 +169,14 @@ def task_with(kind: LabelKind) -> str:
     return next(name for name in registry.names("tasks") if registry.task(name).label_kind == kind)
 
 
+def task_for(kind: LabelKind, modality: str, then: str, otherwise: str) -> str:
+    """What helps with labels of another kind: the task of a modality that learns these, and what it does, or, where
+    there is none, something else."""
+    known = (task for task in map(registry.task, registry.names("tasks")) if task.modality == modality)
+    name = next((task.name for task in known if task.label_kind == kind), None)
+    return f"set task: {name} {then}" if name else otherwise
+
+
 def _text(value: Any) -> str:
     """A label as text: whole numbers without decimals, one space between words; empty where there is none."""
     if isinstance(value, bool):
@@ -187,7 +195,7 @@ def _soft(code: str, what: str, fix: str) -> Finding:
     return Finding(code=code, level="soft", message=what, fix=fix)
 
 
-def _scores(names: Sequence[str], place: str) -> list[Finding]:
+def _scores(names: Sequence[str], place: str, modality: str) -> list[Finding]:
     """Labels that are rather numbers to be predicted."""
     numbers = [name for name in names if _NUMERAL.fullmatch(name) or _DECIMAL.fullmatch(name)]
     decimals = [name for name in numbers if _DECIMAL.fullmatch(name)]
@@ -195,19 +203,24 @@ def _scores(names: Sequence[str], place: str) -> list[Finding]:
         return []
     kind = "numbers with decimals" if decimals else "numbers"
     what = f"the labels are {len(names):,} {kind}: {some(decimals or numbers)}"
-    fix = f"set task: {task_with('number')} to learn a number; if these are classes, list them in the domain's labels"
+    nouns = registry.modality(modality).nouns
+    none = f"no task learns a number of {nouns}: write ranges of it, such as low and high, into a column of their own"
+    fix = task_for("number", modality, "to learn a number", none)
+    fix += "; if these are classes, list them in the domain's labels"
     if decimals and len(names) > FEW_NUMBERS:
         raise DataError("the labels are scores, not classes", place=place, got=what, fix=fix)
     return [_soft("label-score", what, fix)]
 
 
-def _combined(names: Sequence[str]) -> list[Finding]:
+def _combined(names: Sequence[str], modality: str) -> list[Finding]:
     """Classes such as `anger,joy` beside `anger`."""
     parts = {name: [part.strip() for part in re.split("[;,|]", name) if part.strip()] for name in names}
     several = [name for name in names if len(parts[name]) > 1]
     if several and len({part for each in parts.values() for part in each}) < len(names):
         what = f"labels look like several classes together: {some(map(repr, several))}"
-        fix = f"set task: {task_with('classes')}, which learns any number of classes for a text"
+        nouns = registry.modality(modality).nouns
+        none = f"no task learns several classes of {nouns}, and each of these is one of its own: keep one class a row"
+        fix = task_for("classes", modality, f"to learn any number of classes of {nouns}", none)
         return [_soft("label-several", what, fix)]
     return []
 

@@ -49,6 +49,11 @@ _UNREADABLE = {
         "have nothing that label_pattern finds",
         "correct columns.label_pattern: its first bracket stands round the class; or take these files out",
     ),
+    "no-class": (
+        "are files in folders of no class: beside the class folders, or in one called like a split",
+        "move them into the folder of their class, or out of the data; rename a folder that is a class; a split of its "
+        "own is a folder test with class folders in it, beside a folder train with class folders",
+    ),
     "several-labels": ("have several labels", "set task: {task}, which learns any number of classes for a text"),
     "masked-tag": (
         "have tags of -100, as text has that is cut into tokens already",
@@ -70,7 +75,9 @@ def unreadable() -> Mapping[str, tuple[str, str] | None]:
     """Reasons for which rows are dropped that cannot be read, with what such rows have in common, and what helps."""
     kinds = [registry.modality(name) for name in registry.names("modalities")]
     fault = ("have files that cannot be read", "replace these files, or leave them out")
-    return {**_UNREADABLE, **dict.fromkeys([*_FILES, *(reason for kind in kinds for reason in kind.refusals)], fault)}
+    lost = "a table's names begin in the folder of that table: write them as seen from there, or move the files"
+    found = dict.fromkeys([*_FILES, *(reason for kind in kinds for reason in kind.refusals)], fault)
+    return {**_UNREADABLE, **found, "file-not-read": ("name files that cannot be read", lost)}
 
 
 Reading = Iterator[Read | Dropped | Finding]
@@ -421,8 +428,12 @@ def _hub_revision(dataset_id: str) -> str | None:
         return None
 
 
-def check_unreadable(source: Opened, rows: int, bad: list[Dropped]) -> None:
-    """Raises DataError when more than a tenth of a source's rows cannot be read, naming the lines."""
+def check_unreadable(split: str, rows: int, bad: list[Dropped]) -> None:
+    """Raises DataError when more than a tenth of a source's rows cannot be read, naming the lines.
+
+    Args:
+        split: As which the source is given, or "".
+    """
     reasons = unreadable()
     unread = [each for each in bad if each.reason in reasons]
     if len(unread) <= UNREADABLE_LIMIT * rows:
@@ -432,8 +443,8 @@ def check_unreadable(source: Opened, rows: int, bad: list[Dropped]) -> None:
         "cannot be read",
         "repair these rows, name the right columns, or make each format a source of its own",
     )
-    if reason == "missing-field" and source.split:
-        fix = f"give rows that have them, or leave {source.split} out so that hfadapt makes one"
+    if reason == "missing-field" and split:
+        fix = f"give rows that have them, or leave {split} out so that hfadapt makes one"
     raise DataError(
         f"{len(unread):,} of {rows:,} rows {what}",
         place=name_rows(each.where for each in unread),

@@ -261,8 +261,8 @@ class _Domain:
                     self.say(f"reading {self.name}: {source.name}: {reader.rows_in:,} rows")
                     chunk, first = Chunk(), False
                     passing.clear()
-                    check_unreadable(source, reader.rows_in, reader.bad)
-            check_unreadable(source, reader.rows_in, reader.bad)
+                    check_unreadable(source.split, reader.rows_in, reader.bad)
+            check_unreadable(source.split, reader.rows_in, reader.bad)
             self.state.rows_in[source.name] = reader.rows_in
             self.state.noticed += reader.noticed
             if chunk:

@@ -185,7 +185,7 @@ def _read(
                 rows.append(item)
             else:
                 ledger.dropped.append(item)
-        check_unreadable(source, reader.rows_in, reader.bad)
+        check_unreadable(source.split, reader.rows_in, reader.bad)
         if len(rows) == before:
             raise no_rows(f"{place}: {source.name}", reader.rows_in, reader.bad)
     return rows

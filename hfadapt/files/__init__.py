@@ -67,6 +67,19 @@ def seeming(data: bytes, what: str) -> str:
     return f"{len(data):,} bytes that are no whole {what}"
 
 
+_BOXES = {b"avif": "AVIF", b"avis": "AVIF", b"crx ": "raw data of a camera", b"jxl ": "JPEG XL"}
+_BOXES |= dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"), "HEIC")
+_HEADS = {b"#!AMR": "AMR", b"0&\xb2u": "WMA", b"\x1aE\xdf\xa3": "WebM or Matroska", b"8BPS": "PSD"}
+_HEADS |= {b"\xff\xf1": "AAC", b"\xff\xf9": "AAC"}
+
+
+def format_of(data: bytes) -> str:
+    """The format of a picture or recording that not every reader knows, by how it begins; "" for others."""
+    if data[4:8] == b"ftyp":
+        return _BOXES.get(data[8:12], "MP4 or M4A")
+    return next((name for head, name in _HEADS.items() if data.startswith(head)), "")
+
+
 @dataclass(frozen=True)
 class Blob:
     """The content of a file, which may not have been read yet.

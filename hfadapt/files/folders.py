@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def suffixes() -> tuple[str, ...]:
 
 def allowed() -> str:
     """What can be read, for messages."""
-    files = ", ".join(media.suffixes())
+    kinds = map(registry.modality, registry.names("modalities"))
+    files = ", ".join(ending for kind in kinds for ending in kind.suffixes)
     return (
         f"{', '.join(suffixes())}, each also {', '.join(PACKED)}; {files} in folders or in {', '.join(media.ARCHIVES)}"
     )
@@ -92,7 +94,8 @@ def find(path: Path) -> Found:
         counts = Counter(kinds[each] for each in seen)
         if len(counts) > 1:
             got = ", ".join(f"{count:,} of kind {kind}" for kind, count in counts.items())
-            fix = "name a folder of one kind"
+            ending = next(each.suffix for each in seen if kinds[each] == max(counts, key=lambda name: counts[name]))
+            fix = f"name files of one kind, such as {path / '**' / f'*{ending}'}"
             raise DataError("the folder holds files of several kinds", place=str(path), got=got, fix=fix)
         return Found(tuple(seen))
     if not path.is_dir():
@@ -154,7 +157,7 @@ def chosen(path: Path, split: str | None = None) -> Found:
         return found
     if path.is_file() and suffix(path) in WORKBOOKS:
         return found  # whether it has such a sheet, reading says
-    splits = {each: _split_of(each, path) for each in found.data}
+    splits = _splits(found.data, path)
     if not path.is_file() and "train" in splits.values():
         wanted = SPLIT_NAMES.get(split or "train", split)
         data = tuple(each for each in found.data if splits[each] == wanted)
@@ -181,10 +184,23 @@ def chosen(path: Path, split: str | None = None) -> Found:
     return found
 
 
-def _split_of(file: Path, start: Path) -> str | None:
-    own = SPLIT_NAMES.get(re.split(r"[^a-z]", file.name.lower())[0])
-    above = file.relative_to(start).parts[:-1] if start in file.parents else ()
-    return own or next((SPLIT_NAMES[part.lower()] for part in above if part.lower() in SPLIT_NAMES), None)
+def _splits(files: tuple[Path, ...], start: Path) -> dict[Path, str | None]:
+    """The split that each file belongs to, by its own name or that of a folder above it.
+
+    Images and recordings are named as their classes are, `train_07.png` beside `car_03.png`; so their own names tell
+    splits where all of them do, and a folder where it is no class beside others.
+    """
+    own = {each: SPLIT_NAMES.get(re.split(r"[^a-z]", each.name.lower())[0]) for each in files}
+    single = {each for each in files if each.suffix.lower() in media.suffixes()}
+    if not all(own[each] for each in single):
+        own |= dict.fromkeys(single)
+    classes = media.class_folders(single)
+    return {each: own[each] or _split_above(each, start, classes) for each in files}
+
+
+def _split_above(file: Path, start: Path, classes: Collection[Path]) -> str | None:
+    inside = [each for each in reversed(file.parents) if start in each.parents and each not in classes]
+    return next((SPLIT_NAMES[each.name.lower()] for each in inside if each.name.lower() in SPLIT_NAMES), None)
 
 
 def unreadable(path: Path) -> DataError:
@@ -210,7 +226,8 @@ def _no_format(path: Path) -> DataError:
     found = foreign(head)
     if found:
         return DataError(f"the file is {found[0]}", place=str(path), allowed=allowed(), fix=found[1])
-    fix = "save the data as CSV or JSON Lines"
+    text = head.decode("utf-8", errors="ignore") if b"\0" not in head else ""
+    fix = "save the data as CSV or JSON Lines" if text else "save it in one of these formats"
     if packing(path):
         fix = "unpack it, and name the file or folder with the data"
     try:

@@ -7,10 +7,11 @@ together, as in WebDataset: `0001.jpg` with `0001.cls`, `0001.txt` or `0001.json
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
@@ -19,7 +20,7 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.files import FILE_LIMIT_BYTES, Blob, Read, Unread
+from hfadapt.files import FILE_LIMIT_BYTES, SPLIT_NAMES, Blob, Read, Unread
 
 ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip")
 _SIDECARS = (".cls", ".txt", ".json")
@@ -30,8 +31,9 @@ Member = tuple[PurePosixPath, Callable[[], bytes]]
 
 
 def suffixes() -> dict[str, str]:
-    """Endings of such files, and the modality of each."""
-    return {ending: name for name in registry.names("modalities") for ending in registry.modality(name).suffixes}
+    """Endings of such files, also of those that turn out not to be read, and the modality of each."""
+    kinds = [registry.modality(name) for name in registry.names("modalities")]
+    return {ending: kind.name for kind in kinds for ending in (*kind.suffixes, *kind.unread)}
 
 
 def holds(path: Path) -> str | None:
@@ -70,18 +72,45 @@ def read(files: Sequence[Path]) -> Iterator[Read | Unread]:
     kinds = suffixes()
     whole = [path for path in files if path.suffix.lower() in kinds]
     labelled = len({path.parent for path in whole}) > 1
+    classes, loose, names = class_folders(whole), _above_the_classes(whole), names_of(whole)
     number = 0
     for path in files:
         if path.suffix.lower() in kinds:
-            label = {"label": path.parent.name} if labelled and path.parent.name.lower() not in _SPLITS else {}
-            # Two folders may hold files of one name.
-            name = f"{path.parent.name}/{path.name}" if labelled else path.name
+            folder = path.parent
+            bare = folder in loose or (folder.name.lower() in _SPLITS and folder not in classes)
+            label = {"label": folder.name} if labelled and not bare else {}
+            name = names[path]
             yield Read(number, {kinds[path.suffix.lower()]: Blob(name, path=path), **label, "file": name})
             number += 1
             continue
         for values in _rows(path, kinds):
             yield Unread(number, *values) if isinstance(values, tuple) else Read(number, values)
             number += 1
+
+
+def names_of(files: Sequence[Path]) -> dict[Path, str]:
+    """What files are called: with the folders below the one that all are in, as two may hold files of one name."""
+    root = Path(os.path.commonpath([path.parent for path in files])) if files else Path()
+    return {path: path.relative_to(root).as_posix() for path in files}
+
+
+def class_folders(files: Collection[Path]) -> set[Path]:
+    """Folders called `train` that hold a class, as of locomotives: files and no folders are in them, and folders of
+    other names beside them. What is so called `test` may as well be what nobody has sorted yet."""
+    folders = {path.parent for path in files}
+    above = {each for folder in folders for each in folder.parents}
+    trains = {each for each in folders - above if SPLIT_NAMES.get(each.name.lower()) == "train"}
+    return {
+        train
+        for train in trains
+        if any(each.parent == train.parent and each.name.lower() not in _SPLITS for each in folders)
+    }
+
+
+def _above_the_classes(files: Collection[Path]) -> set[Path]:
+    """The folder in which all folders of classes are: what lies beside these has no class."""
+    folders = {path.parent for path in files}
+    return {each for each in folders if len(folders) > 2 and all(each in other.parents for other in folders - {each})}
 
 
 def _rows(path: Path, kinds: dict[str, str]) -> Iterator[dict[str, Any] | tuple[str, str]]:

@@ -101,6 +101,7 @@ class Modality:
         cut, longer: What is done with a value that is too long, and what such a one is.
         one_size: Whether all examples of a batch must have the same size, as pictures must.
         suffixes: Endings of files each of which holds one value, in lower case; none for texts, which stand in tables.
+        unread: Endings of files that hold one value too, in formats that are not read: each is said, none passed over.
         refusals: Reasons for which `take` refuses bytes.
         facts: Measures of a value that test rows are sliced by, each with its unit.
         imports, reading: Python that makes `inputs`, arrays of numpy by name, of `example` with the files of a folder
@@ -123,6 +124,7 @@ class Modality:
     longer: str = "longer"
     one_size: bool = False
     suffixes: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     refusals: tuple[str, ...] = ()
     facts: Mapping[str, str] = {}
     imports: str = ""

@@ -7,13 +7,14 @@ import warnings
 from typing import TYPE_CHECKING, Literal
 
 from hfadapt.core.errors import RequestError
-from hfadapt.files import Unusable, seeming
+from hfadapt.files import Unusable, format_of, seeming
 from hfadapt.modalities._audio_changes import RATE
 
 if TYPE_CHECKING:
     import numpy as np
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au")
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64")
+UNREAD = (".m4a", ".aac", ".wma", ".amr", ".mka", ".weba", ".m4b", ".3gp")
 MOST_SECONDS = 3_600
 """Longer recordings are refused: their samples alone would fill the memory."""
 MOST_SAMPLES = 2 * MOST_SECONDS * 48_000
@@ -26,7 +27,15 @@ LEAST_KEPT = 0.98
 _HEADS = (b"RIFF", b"RF64", b"RIFX")
 _UNKNOWN = (b"\xff\xff\xff\xff", b"\0\0\0\0")
 """A length that was not known when a head was written."""
-_PACKED = {b"fLaC": "FLAC", b"OggS": "OGG", b"ID3": "MP3", b"FORM": "AIFF", b".snd": "AU"}
+_PACKED = {
+    b"caff": "CAF",
+    b"riff": "Wave64",
+    b"fLaC": "FLAC",
+    b"OggS": "OGG",
+    b"ID3": "MP3",
+    b"FORM": "AIFF",
+    b".snd": "AU",
+}
 
 
 def decoded(data: bytes) -> tuple[np.ndarray, int]:
@@ -75,6 +84,8 @@ def _wav(data: bytes) -> tuple[np.ndarray, int]:
 
 def _other(data: bytes, why: str = "") -> tuple[np.ndarray, int]:
     kind = next((name for head, name in _PACKED.items() if data.startswith(head)), "MP3" if _is_mp3(data) else "")
+    if known := format_of(data):
+        raise Unusable("not-a-sound", f" has {known}, which is not read: write it as WAV, as ffmpeg -i IN OUT.wav does")
     try:
         import soundfile
     except (ImportError, OSError):

@@ -20,7 +20,7 @@ from hfadapt.files import Blob, Unusable
 from hfadapt.files.stored import Stored
 from hfadapt.modalities import Modality, Row, Taken
 from hfadapt.modalities._audio_changes import CHANGES, RATE
-from hfadapt.modalities._audio_files import SUFFIXES, decoded, samples_of, written
+from hfadapt.modalities._audio_files import SUFFIXES, UNREAD, decoded, samples_of, written
 from hfadapt.modalities._later import Changed, later
 
 if TYPE_CHECKING:
@@ -183,7 +183,9 @@ class Audio(Modality):
         'inputs = dict(processor(sound, sampling_rate=rate, return_tensors="np", **{arguments}))'
     )
     one_size = True
-    suffixes = SUFFIXES
+    suffixes, unread = SUFFIXES, UNREAD
+    # A silent one is left out and counted, as it can be read.
+    refusals = ("not-a-sound", "sound-too-long")
     component = 'gr.Audio(label="LABEL", type="filepath", format="wav")'
     played_as = "audio/wav"
     accepted = "a path, bytes of a file, samples as {'array': …, 'sampling_rate': 16000}, or a list of these"

@@ -10,13 +10,17 @@ import random
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import RequestError
-from hfadapt.files import Blob, Doubt, Unusable, seeming
+from hfadapt.files import Blob, Doubt, Unusable, format_of, seeming
 from hfadapt.files.stored import Stored
 from hfadapt.modalities import Modality, Row, Taken
 from hfadapt.modalities._image_changes import BLENDS, CHANGES
@@ -26,7 +30,11 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image as Picture
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+    *(".pbm", ".pnm", ".jpe", ".jfif", ".mpo", ".jp2", ".tga", ".avif"),
+)
+UNREAD = (".heic", ".heif", ".hif", ".jxl", ".psd", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2")
 MOST_PIXELS = 100_000_000
 """Larger images are refused unread: a file of a few kilobytes can unpack to gigabytes."""
 STORED_SIDE = 768
@@ -139,16 +147,19 @@ class Image(Modality):
     name = "image"
     noun, nouns = "image", "images"
     reader = "image processor"
-    imports = "from PIL import Image\nfrom transformers import AutoImageProcessor"
+    imports = "from PIL import Image, ImageOps\nfrom transformers import AutoImageProcessor"
     reading = (
         'processor = AutoImageProcessor.from_pretrained(".", backend="pil")\n'
-        'inputs = dict(processor(Image.open(example).convert("RGB"), return_tensors="np"))'
+        'picture = ImageOps.exif_transpose(Image.open(example)).convert("RGBA")\n'
+        'white = Image.new("RGBA", picture.size, "white")\n'
+        'picture = Image.alpha_composite(white, picture).convert("RGB")\n'
+        'inputs = dict(processor(picture, return_tensors="np"))'
     )
     accepted = "a path, bytes, a PIL image, an array (height, width, 3) of uint8, or a list of these"
     unit = "positions"
     cut, longer = "scaled down", "larger"
     one_size = True
-    suffixes = SUFFIXES
+    suffixes, unread = SUFFIXES, UNREAD
     component = 'gr.Image(label="LABEL", type="filepath")'
     refusals = ("not-an-image", "image-too-large")
     facts = {"width": "pixels", "height": "pixels", "brightness": "of 1", "contrast": "of 1"}
@@ -245,7 +256,7 @@ class Image(Modality):
             raise Unusable("image-too-large", f" has a file that unpacks to a huge image: {error}; {most}") from None
         except Exception as error:
             # Pillow's readers raise errors of every kind on broken files.
-            raise Unusable("not-an-image", f" has {seeming(data, 'image')}: {_first_line(error)}") from None
+            raise Unusable("not-an-image", _why_not(data, error)) from None
         plain = _plain(turned)
         if mode not in ("RGB", "L", "1"):
             notes.append(f"images in mode {mode}: made {plain.mode}")
@@ -256,7 +267,7 @@ class Image(Modality):
         kept = data
         if not small or described or notes or plain.mode != mode or kind not in ("PNG", "JPEG"):
             file = io.BytesIO()
-            if kind in ("JPEG", "MPO", "WEBP"):
+            if kind in ("JPEG", "MPO", "WEBP", "AVIF", "HEIF"):
                 plain.save(file, "JPEG", quality=95, subsampling=0)
             else:
                 plain.save(file, "PNG")
@@ -377,10 +388,14 @@ def _takes_one_size(config: Any) -> bool:
 
 
 def _formats() -> list[str]:
-    """All that Pillow reads by itself: for EPS it runs another program, for WMF the system."""
+    """All that Pillow reads by itself: for EPS it runs another program, for WMF the system; and HEIC where pillow-heif
+    is there."""
     from PIL import Image
 
     Image.init()
+    if "HEIF" not in Image.ID:
+        with suppress(ImportError):
+            import_module("pillow_heif").register_heif_opener()
     return [name for name in Image.ID if name not in ("EPS", "WMF")]
 
 
@@ -436,6 +451,16 @@ def _facts(picture: Picture, own: tuple[int, int]) -> dict[str, float]:
         "brightness": round(float(grey.mean()), 4),
         "contrast": round(float(grey.std()), 4),
     }
+
+
+def _why_not(data: bytes, error: Exception) -> str:
+    """What a file has that is no image for Pillow, with what makes it one where that is known."""
+    known = format_of(data)
+    if known == "HEIC" and not find_spec("pillow_heif"):
+        return " has a picture in HEIC: pip install pillow-heif, or save it as JPEG"
+    if known and "cannot identify" in str(error):
+        return f" has {known}, which Pillow {version('pillow')} does not read: save it as JPEG or PNG"
+    return f" has {seeming(data, 'image')}: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:

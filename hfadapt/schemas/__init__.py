@@ -126,6 +126,11 @@ class RowSchema:
         """
         raise NotImplementedError
 
+    def lacks(self, values: Columns, column: str) -> Unusable:
+        """What is said of a source's row that has nothing in a column that is needed."""
+        has = ", ".join(str(name) for name, value in values.items() if value is not None) or "nothing"
+        return Unusable("missing-field", f" has no {column}, only {has}")
+
     def reread(self, values: Columns) -> tuple[str, dict[str, Any]] | None:
         """Another schema, and the parts for it, where a source's row turns out to be of that one."""
         return None

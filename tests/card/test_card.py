@@ -216,6 +216,14 @@ def test_full_fine_tuning_is_a_finetune_for_transformers(classifier: Cell) -> No
     assert "PeftModel" not in (classifier.folder / "README.md").read_text()
 
 
+def test_a_sample_that_the_hub_does_not_have_goes_by_its_name(classifier: Cell) -> None:
+    """A name with a colon is none for the Hub, and such an adapter could not even be published into a folder."""
+    path = classifier.folder / "lock.yaml"
+    path.write_text(path.read_text().replace("sample:minilm-l6", "sample:efficientnet-lite0"))
+    change(classifier.folder / "train.json", model_hub_id=None)
+    assert build_card(classifier, execute=False).metadata["base_model"] == "efficientnet-lite0"
+
+
 def test_local_places_stay_out_of_the_card(classifier: Cell) -> None:
     path = classifier.folder / "lock.yaml"
     path.write_text(path.read_text().replace("sample:minilm-l6", "/home/ada/models/mini"))

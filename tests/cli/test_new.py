@@ -21,7 +21,7 @@ from tiny import chats, command, labelled, pairs, tagged, write_rows
 from tiny_images import write_folders
 
 import hfadapt
-from hfadapt.cli.new_recipe import _without_endings, write_recipe
+from hfadapt.cli.new_recipe import _name, _without_endings, write_recipe
 from hfadapt.recipe.reading import load_recipe
 
 NAMES = (
@@ -50,6 +50,10 @@ def table(path, columns=("text", "label")):
 @pytest.mark.parametrize("name", ["rows.csv.gz", "rows.JSONL.zst", "rows.tsv.csv.xz", "rows.tar.gz", "v1.2"])
 def test_the_domain_has_no_ending_of_the_file(name):
     assert _without_endings(f"folder.csv/{name}") == name[:4]
+
+
+def test_letters_of_a_name_stay_letters():
+    assert _name("Stempel Übung / Größe") == "Stempel-Ubung-Grosse"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,8 +6,10 @@ import csv
 
 import pytest
 from tiny import command, labelled, write_rows
+from tiny_images import write_folders
 
 from hfadapt.cli.new_recipe import write_recipe
+from hfadapt.core.errors import DataError
 from hfadapt.recipe.reading import load_recipe
 
 
@@ -148,3 +150,19 @@ def test_somebody_who_is_asked_says_what_answers_the_text(models, tmp_path, monk
     parts = load_recipe(write_recipe(str(models / "lm"), "d.jsonl", None, ask)).domains["d"].columns.parts
     assert asked[-1] == ("column of what answers the text, or belongs to it", "summary")
     assert parts == {"prompt": "details", "completion": "summary"}
+
+
+def test_columns_of_files_and_classes_are_told_by_their_values(vision, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_folders(tmp_path / "pics", 24)
+    rows = [
+        f"{path.relative_to(tmp_path)},{path.parent.name},{number}"
+        for number, path in enumerate(sorted(tmp_path.rglob("*.png")))
+    ]
+    (tmp_path / "liste.csv").write_text("\n".join(["Datei,Motiv,Nummer", *rows]))
+    path = write_recipe(str(vision / "conv"), "liste.csv")
+    assert load_recipe(path).domains["liste"].columns.parts == {"image": "Datei", "label": "Motiv"}
+    assert "Guessed: image is the column 'Datei', whose values are names of images" in path.read_text()
+    (tmp_path / "prices.csv").write_text("Datei,Preis\n" + "\n".join(f"pics/{n}.png,{n / 7:.2f}" for n in range(24)))
+    with pytest.raises(DataError, match="the columns do not fit"):
+        write_recipe(str(vision / "conv"), "prices.csv")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tiny import command
-from tiny_images import write_folders
+from tiny_images import png, write_folders
 
 from hfadapt.cli.new_recipe import write_recipe
 from hfadapt.recipe.reading import load_recipe
@@ -130,3 +130,16 @@ def test_names_without_a_class_stay_without(vision, tmp_path):
     assert done.code == 2
     assert "the images have no classes" in done.err
     assert "--columns 'label=file,label_pattern=" in done.err
+
+
+def test_a_class_folder_in_another_is_said_with_a_line_that_takes_the_outer_one(vision, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(["birds", "birds/drawn", "fish", "fish/drawn"] * 6):
+        (tmp_path / "animals" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "animals" / name / f"{number}.png").write_bytes(png(number))
+    text = write_recipe(str(vision / "conv"), "animals").read_text()
+    assert "the class is the folder right above each file, 'drawn' of birds/drawn/1.png. If it is 'birds', add" in text
+    assert "Labels: drawn 12, birds 6, fish 6." in text
+    option = re.search(r"--columns '(.+?)'", text)[1]
+    text = write_recipe(str(vision / "conv"), "animals", tmp_path / "outer.yaml", columns=[option]).read_text()
+    assert "Labels: birds 12, fish 12." in text

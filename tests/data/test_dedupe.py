@@ -130,6 +130,9 @@ def test_conflicts(policy, kept):
     assert len(kept) + len(ledger.dropped) == 5
     assert ledger.steps["conflicts"]["rows"] == 4
     assert set(ledger.counts()) <= {"label-conflict"}
+    if policy == "drop":
+        said = ledger.dropped[0].said
+        assert said == "row 1 of s has the label a, and others of the same content have b, c"
 
 
 def numbered(text, number, value, split=""):

@@ -268,3 +268,17 @@ def test_objects_are_no_text(tmp_path, text, said):
 def test_the_one_field_of_an_object_is_what_the_object_is_called(tmp_path):
     rows = [{"text": {"en": text}, "label": {"name": "ab"[n % 2]}} for n, text in enumerate(TEXTS)]
     assert prepare_rows(tmp_path, rows, False).labels == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["a", "b", "a, b"], "no task learns several classes of images"),
+        (["0.5", "1.5"], "no task learns a number of images"),
+    ],
+)
+def test_what_no_task_learns_of_images_is_not_advised(names, words):
+    [text] = [each for each in Labels(None).findings(names, "labelled", "d") if "task: " in each.fix]
+    [image] = [each for each in Labels(None).findings(names, "pictured", "d") if words in each.fix]
+    assert "task: " not in image.fix
+    assert text.message == image.message

@@ -157,9 +157,9 @@ def test_bad_csv_rows_are_dropped_alone(tmp_path):
 def test_too_many_unreadable_rows_are_refused_by_line():
     bad = [Dropped(Place("a.jsonl", row, row + 1), "not-json", detail=": broken") for row in (3, 5)]
     opened = sources.Opened("a.jsonl", lambda: iter(()), "", Source(source="a.jsonl"))
-    sources.check_unreadable(opened, 20, bad)
+    sources.check_unreadable(opened.split, 20, bad)
     with pytest.raises(DataError) as error:
-        sources.check_unreadable(opened, 19, bad)
+        sources.check_unreadable(opened.split, 19, bad)
     for part in ("2 of 19", "lines 4, 6 of a.jsonl", "line 4 of a.jsonl: broken", "fix:"):
         assert part in str(error.value)
 

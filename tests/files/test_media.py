@@ -4,9 +4,11 @@ import io
 import json
 import tarfile
 import zipfile
+from collections import Counter
 
 import pytest
 from tiny_images import png, write_folders
+from tiny_sounds import write_sounds
 
 from hfadapt.core.errors import DataError
 from hfadapt.data import prepare
@@ -56,6 +58,60 @@ def test_splits_above_the_classes(tmp_path):
     write_folders(tmp_path / "all" / "test", 2)
     assert len(folders.chosen(tmp_path / "all").data) == 4
     assert len(folders.chosen(tmp_path / "all", "test").data) == 2
+
+
+def test_a_class_called_train_is_no_split(tmp_path):
+    """Locomotives beside cars, in files named after their classes."""
+    for name, count in (("train", 3), ("car", 4), ("test tube", 2)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            (tmp_path / name / f"{name}_{number}.png").write_bytes(png(number))
+    found = rows(tmp_path)
+    assert Counter(row["label"] for row in found) == {"train": 3, "car": 4, "test tube": 2}
+    # Above classes it is a split, whatever stands beside it, and so are names where all files have them.
+    both = tmp_path / "both"
+    write_folders(both / "train", 4)
+    write_folders(both / "extra", 2)
+    write_folders(both / "val", 2)
+    assert len(folders.chosen(both).data) == 4
+    named = tmp_path / "named"
+    for name in ("bar", "pole"):
+        (named / name).mkdir(parents=True)
+        for split in ("train", "test"):
+            (named / name / f"{split}_0.png").write_bytes(png(1))
+    assert len(folders.chosen(named, "test").data) == 2
+
+
+def test_files_of_no_class_are_said_with_their_folder(tmp_path):
+    data = write_folders(tmp_path / "data", 24)
+    (data / "test").mkdir()
+    for number, name in enumerate(("loose.png", "test/0.png")):
+        (data / name).write_bytes(png(number))
+    domain = prepared(tmp_path, "data")
+    assert domain.record.dropped == {"no-class": 2}
+    dropped = (domain.folder / "data" / "dropped.jsonl").read_text()
+    assert "loose.png, is beside the folders of classes, in none of them" in dropped
+    for number in range(2, 6):
+        (data / "test" / f"{number}.png").write_bytes(png(number))
+    with pytest.raises(DataError, match="6 of 30 rows are files in folders of no class"):
+        prepared(tmp_path, "data")
+
+
+@pytest.mark.parametrize(
+    ("task", "ending", "head", "words"),
+    [
+        ("image-classification", ".HEIC", b"\0\0\0\x1cftypheic", "has a picture in HEIC"),
+        ("audio-classification", ".m4a", b"\0\0\0\x20ftypM4A ", "M4A, which is not read"),
+    ],
+)
+def test_formats_that_are_not_read_are_not_passed_over(tmp_path, task, ending, head, words):
+    """Else a run would learn from what few files a phone saved otherwise."""
+    write = write_folders if "image" in task else write_sounds
+    folder = next(each for each in write(tmp_path / "data", 8).iterdir())
+    for number in range(8):
+        (folder / f"{number}{ending}").write_bytes(head + bytes(200))
+    with pytest.raises(DataError, match=f"(?s)8 of 16 rows have files that cannot be read.*{words}"):
+        prepared(tmp_path, "data", task)
 
 
 def test_a_flat_folder_has_no_classes(tmp_path):
@@ -148,8 +204,8 @@ def test_values_that_are_no_files(tmp_path, value, words):
 # --- through to splits ------------------------------------------------------------------------------------------------
 
 
-def prepared(tmp_path, source, **data):
-    fields = {"name": "r", "model": "m", "task": "image-classification", "domains": {"d": source}, "data": data}
+def prepared(tmp_path, source, task="image-classification", **data):
+    fields = {"name": "r", "model": "m", "task": task, "domains": {"d": source}, "data": data}
     (tmp_path / "recipe.yaml").write_text(json.dumps(fields))
     recipe = load_recipe(tmp_path / "recipe.yaml")
     return prepare(recipe, recipe_folder=tmp_path, cache=tmp_path / "cache")["d"]

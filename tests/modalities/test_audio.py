@@ -66,7 +66,7 @@ def test_every_width_of_a_sample_is_the_same_sound(kind):
     assert taken.facts["peak"] == pytest.approx(20 * np.log10(abs(sound).max()), abs=0.2)
 
 
-@pytest.mark.parametrize("kind", ["FLAC", "OGG", "MP3", "AIFF"])
+@pytest.mark.parametrize("kind", ["FLAC", "OGG", "MP3", "AIFF", "CAF", "W64"])
 def test_packed_files_are_the_same_sound(kind):
     sound = tone("low", 2)
     taken, plain = KIND.take(saved(sound, kind)), KIND.take(wav(sound))
@@ -149,6 +149,8 @@ BROKEN = {
     "0 Hz": (without_rate(wav((SOUND * 32767).astype(np.int16))), "no whole sound"),
     "no numbers": (wav(np.where(SOUND > 0.2, np.nan, SOUND).astype(np.float32)), "NaN"),
     "infinite": (wav(np.where(SOUND > 0.2, np.inf, SOUND).astype(np.float32)), "NaN or infinite"),
+    "a phone's": (b"\0\0\0\x20ftypM4A " + bytes(200), "M4A, which is not read: write it as WAV"),
+    "aac": (b"\xff\xf1\x50\x80" + bytes(200), "AAC, which is not read"),
     "silent": (wav(np.zeros(8_000, dtype=np.float32)), "silent"),
 }
 

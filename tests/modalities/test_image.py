@@ -142,6 +142,20 @@ def test_broken_images_are_refused_in_words(name):
     assert "BytesIO" not in caught.value.detail
 
 
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"\0\0\0\x1cftypheic", "HEIC: pip install pillow-heif"),
+        (b"8BPS\0\1", "has PSD"),
+        (b"\0\0\0\x1cftypcrx ", "a camera"),
+    ],
+)
+def test_formats_that_are_not_read_are_named(head, words):
+    with pytest.raises(Unusable) as caught:
+        KIND.take(head + bytes(200))
+    assert words in caught.value.detail
+
+
 def test_an_image_under_a_wrong_name_is_still_an_image():
     assert KIND.take(saved(scene(1), "BMP")).facts["width"] == 64
 
@@ -297,6 +311,24 @@ def test_a_saved_processor_makes_the_same_pixels(vision, tmp_path):
     assert np.array_equal(
         again([scene(20)], return_tensors="np")["pixel_values"], processor.inputs([png(20)])["pixel_values"]
     )
+
+
+def test_code_for_other_programs_reads_files_as_training_did(vision, tmp_path, monkeypatch):
+    """Transparent parts would be black there, and what a camera turned would lie on its side."""
+    ghost = Image.new("RGBA", (40, 24), (0, 0, 0, 0))
+    ghost.paste((200, 30, 30, 255), (5, 5, 20, 20))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    processor = KIND.load_processor(str(vision / "dino"), None)
+    monkeypatch.chdir(vision / "dino")
+    for name, picture, more in (("ghost.png", ghost, {}), ("turned.jpg", scene(3), {"exif": turned, "quality": 95})):
+        picture.save(tmp_path / name, **more)
+        made = {"example": str(tmp_path / name)}
+        exec(f"{KIND.imports}\n{KIND.reading}", made)
+        taken = KIND.take((tmp_path / name).read_bytes())
+        np.testing.assert_allclose(
+            made["inputs"]["pixel_values"], processor.inputs([taken.data])["pixel_values"], atol=0.2
+        )
 
 
 def test_small_pictures_are_not_blown_up(vision, monkeypatch):
