@@ -76,8 +76,7 @@ def build_card(cell: Cell | str | PathLike[str], *, execute: bool = True) -> Car
         >>> record.FILE
         'card.json'
     """
-    cell = cell if isinstance(cell, Cell) else Cell(Path(cell))
-    output = None
+    cell, output = Cell(Path(cell)), None
     if execute:
         records = Records(cell.folder)
         code = without_marks(snippet_text(Facts(records)))

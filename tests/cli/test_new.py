@@ -366,20 +366,6 @@ def tickets(path, encoding="utf-8-sig", columns=TICKETS, gaps=3):
             writer.writerow([1000 + n, channel, f"Grüße,\r\n{row['text']}", ("gut", "müde", "böse")[n % 3]])
 
 
-def test_the_label_is_guessed_by_its_name_and_by_being_filled(models, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    tickets(tmp_path / "named.csv", gaps=0)
-    tickets(tmp_path / "filled.csv", columns=("Nr", "a", "b", "c"))
-    tickets(tmp_path / "doubtful.csv", columns=("Nr", "a", "b", "c"), gaps=0)
-    encoder = str(models / "encoder")
-    named, filled, doubtful = (write_recipe(encoder, f"{name}.csv") for name in ("named", "filled", "doubtful"))
-    assert load_recipe(named).domains["named"].columns.parts == {"text": "Beschreibung", "label": "Kategorie"}
-    assert load_recipe(filled).domains["filled"].columns.parts == {"text": "b", "label": "c"}
-    assert "could also" not in named.read_text()
-    assert "# The label could also be a: then change columns.label." in filled.read_text()
-    assert "# The label could also be c: then change columns.label." in doubtful.read_text()
-
-
 def test_what_a_run_would_refuse_is_told_at_once(models, tmp_path):
     russian = "".join(f"{'да' if n % 2 else 'нет'},сегодня хороший день {n}\n" for n in range(80))
     (tmp_path / "old.csv").write_bytes(("label,text\n" + russian).encode("cp1251"))
@@ -404,17 +390,6 @@ def test_the_columns_that_were_taken_are_shown(models, tmp_path):
     tickets(tmp_path / "d.csv")
     done = command("new", "d.csv", "--model", models / "encoder", folder=tmp_path)
     assert "text is 'Beschreibung'; label is 'Kategorie'; not read: Nr, Kanal" in done.out
-
-
-def test_one_column_from_another_is_offered_of_texts_rather_than_numbers(models, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    rows = [
-        {"nr": n, "q": f"{row['text']} {n} and more", "a": row["text"], "b": f"so {row['text'][:9]}"}
-        for n, row in enumerate(labelled(80))
-    ]
-    write_rows(tmp_path / "d.jsonl", rows)
-    text = write_recipe(str(models / "lm"), "d.jsonl").read_text()
-    assert "template: {prompt: '{q}', completion: '{a}'}" in text
 
 
 def test_a_model_that_is_left_out_is_named_for_the_data(tmp_path):
@@ -506,3 +481,17 @@ def test_another_sheet_is_taken_as_it_says(models, tmp_path):
     done = command("new", "parts.json", "--model", models / "encoder", "--split", "test", folder=tmp_path)
     assert done.code == 0, done.err
     assert load_recipe(tmp_path / "parts.yaml").domains["parts"].split == "test"
+
+
+def test_the_label_is_guessed_by_its_name_and_by_being_filled(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tickets(tmp_path / "named.csv", gaps=0)
+    tickets(tmp_path / "filled.csv", columns=("Nr", "a", "b", "c"))
+    tickets(tmp_path / "doubtful.csv", columns=("Nr", "a", "b", "c"), gaps=0)
+    encoder = str(models / "encoder")
+    named, filled, doubtful = (write_recipe(encoder, f"{name}.csv") for name in ("named", "filled", "doubtful"))
+    assert load_recipe(named).domains["named"].columns.parts == {"text": "Beschreibung", "label": "Kategorie"}
+    assert load_recipe(filled).domains["filled"].columns.parts == {"text": "b", "label": "c"}
+    assert "could also" not in named.read_text()
+    assert "# The label could also be a: then change columns.label." in filled.read_text()
+    assert "# The label could also be c: then change columns.label." in doubtful.read_text()

@@ -166,3 +166,14 @@ def test_columns_of_files_and_classes_are_told_by_their_values(vision, tmp_path,
     (tmp_path / "prices.csv").write_text("Datei,Preis\n" + "\n".join(f"pics/{n}.png,{n / 7:.2f}" for n in range(24)))
     with pytest.raises(DataError, match="the columns do not fit"):
         write_recipe(str(vision / "conv"), "prices.csv")
+
+
+def test_one_column_from_another_is_offered_of_texts_rather_than_numbers(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"nr": n, "q": f"{row['text']} {n} and more", "a": row["text"], "b": f"so {row['text'][:9]}"}
+        for n, row in enumerate(labelled(80))
+    ]
+    write_rows(tmp_path / "d.jsonl", rows)
+    text = write_recipe(str(models / "lm"), "d.jsonl").read_text()
+    assert "template: {prompt: '{q}', completion: '{a}'}" in text
