@@ -196,7 +196,8 @@ def reliability(curves: Sequence[tuple[str, int, Sequence[tuple[float, float, in
     Args:
         curves: Name, colour and points (mean confidence, share right, rows); a point's area follows its rows.
     """
-    size, left, top = 230.0, 48.0, 26.0
+    # Two lines above it: the legend, and below it the name of the axis, which has no room beside long names.
+    size, left, top = 230.0, 48.0, 46.0
     right, bottom = left + size, top + size
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -222,7 +223,7 @@ def reliability(curves: Sequence[tuple[str, int, Sequence[tuple[float, float, in
             f'style="fill:{shade};opacity:.55"><title>{rows} rows</title></circle>'
             for (x, y), (_, _, rows) in zip(places, points, strict=True)
         ]
-    parts += [text((left + right) / 2, bottom + 36, "mean confidence", "soft mid"), text(0, 12, "share right", "soft")]
+    parts += [text((left + right) / 2, bottom + 36, "mean confidence", "soft mid"), text(0, 32, "share right", "soft")]
     parts += legend([(name, f"var(--c{colour % COLOURS})") for name, colour, _ in curves], right + 8, 12)
     return chart(right + 16, bottom + 44, parts, title)
 

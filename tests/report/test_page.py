@@ -341,6 +341,13 @@ def drawings() -> dict[str, str]:
     }  # fmt: skip
 
 
+def test_the_legend_of_reliability_stands_on_no_other_words() -> None:
+    curves = [("linear probe 0.173", 1, [(0.5, 0.4, 3)]), ("adapter 0.124", 0, [(0.9, 1.0, 2)])]
+    texts = xml.etree.ElementTree.fromstring(plots.reliability(curves, title="t")).findall(".//{*}text")
+    heights = {each.text: float(each.get("y", "nan")) for each in texts}
+    assert abs(heights["share right"] - heights["linear probe 0.173"]) >= 14
+
+
 @pytest.mark.parametrize("name", drawings())
 def test_every_plot_is_xml_and_finite(name: str) -> None:
     drawn = drawings()[name]
