@@ -33,6 +33,7 @@ from hfadapt.cli.new_columns import (
     ways,
 )
 from hfadapt.cli.new_names import columns_in_names, with_classes
+from hfadapt.cli.new_splits import given_splits
 from hfadapt.core import registry, samples
 from hfadapt.core.errors import DataError, RequestError, choice_problem
 from hfadapt.core.spec import write_text
@@ -111,13 +112,16 @@ def write_recipe(
     path = output or Path(f"{domain}.yaml")
     if path.exists():
         raise RequestError("the file exists already", place=str(path), fix="give another name with --output")
+    given = given_splits(data, beside, shape)
+    if given:
+        noticed.append(f"{' and '.join(given)} rows are those that {data} gives.")
     write_text(
         path,
         _text(
             path,
             model,
             task,
-            {domain: _settings(data, path, shape, license, said, beside)},
+            {domain: {**_settings(data, path, shape, license, said, beside), **given}},
             [*noticed, *in_names, *(_guessed(shape, rows, said) if ask is None else ()), *_seen(shape, rows, said)],
         ),
     )

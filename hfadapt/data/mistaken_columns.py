@@ -51,10 +51,15 @@ def check_columns(
             place=place,
             got=f"{name_rows(row.where for row in rows[:3])} hold " + ", ".join(repr(each)[:40] for each in held),
             allowed=f"columns {', '.join(others)}",
-            fix=f"set columns: {{{fault.part}: NAME}} to the column with the {fault.part}"
+            fix=(f"give several {_nouns(schema)} of each class; or " if schema.media else "")
+            + f"set columns: {{{fault.part}: NAME}} to the column with the {fault.part}"
             + (f", {column} if it is meant" if fault.meant else "")
             + f"; or set data.allow: [{fault.code}]",
         )
+
+
+def _nouns(schema: RowSchema) -> str:
+    return registry.modality(schema.modality).nouns
 
 
 @dataclass(frozen=True)

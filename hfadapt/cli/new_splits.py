@@ -1,0 +1,41 @@
+"""Splits that data bring along, for `hfadapt new`: a folder with train, validation and test, a file that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+from hfadapt.core.errors import DataError
+from hfadapt.data.columns import Shape
+from hfadapt.data.sources import UNREADABLE_LIMIT, local_path, open_source
+from hfadapt.files import Read, folders, json_rows
+from hfadapt.files.nested import spread
+from hfadapt.recipe.schema import Source
+
+LOOKED_AT = 100
+"""Rows of a split by which it is told to have what is learned; tests of contests come without their labels."""
+
+
+def given_splits(data: str, beside: Mapping[str, str], shape: Shape) -> dict[str, str]:
+    """Fields of a domain for the validation and test rows that its source has, where these are whole.
+
+    Args:
+        beside: What the recipe says of the source; where that names a split, nothing is said of the others.
+        shape: How its training rows are read.
+    """
+    found: dict[str, str] = {}
+    path = local_path(data, Path())
+    if path is None or "split" in beside:
+        return found
+    inside = json_rows.split_names(path) if path.is_file() else {each: each for each in folders.chosen(path).others}
+    for key, split in inside.items():
+        if split in ("validation", "test"):
+            with suppress(DataError):
+                rows = open_source(Source(source=data, **{**beside, "split": key}), Path()).read()
+                values = [spread(each.values) for each in islice(rows, LOOKED_AT) if isinstance(each, Read)]
+                whole = sum(all(row.get(column) is not None for column in shape.used) for row in values)
+                if values and whole >= (1 - UNREADABLE_LIMIT) * len(values):
+                    found[split] = key
+    return found
