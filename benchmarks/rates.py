@@ -27,9 +27,10 @@ RESULTS = Path(__file__).with_name("rates.json")
 TEST_ROWS = 300
 SERIES: dict[tuple[str, str], dict[str, Any]] = {
     **PAIRS,
+    ("licenses", "minilm-l6"): {"task": "multi-label-classification"},
     ("digits", "dinov2-small"): {"task": "image-classification"},
 }
-SOURCES = {"digits": "sample:digits/mnist"}
+SOURCES = {"digits": "sample:digits/mnist", "licenses": "sample:licenses/notices"}
 STEPS, SEEDS = (60, 120, 240), (17, 18)
 RATES = {
     "minilm-l6": (5e-4, 1e-3, 2e-3, 4e-3),

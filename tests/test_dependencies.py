@@ -92,12 +92,3 @@ def test_everything_declared_is_pinned() -> None:
     """constraints.txt says with which versions all this is tested."""
     pinned = names((ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines())
     assert pinned >= CORE
-
-
-def test_the_pythons_that_are_named_are_those_that_are_tested() -> None:
-    found = [re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", each) for each in PROJECT["classifiers"]]
-    oldest, *newer = [each[1] for each in found if each]
-    assert PROJECT["requires-python"] == f">={oldest}"
-    tested = re.search(r"^PYTHONS \?= (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert tested is not None
-    assert tested[1].split() == [f"python{each}" for each in newer]
