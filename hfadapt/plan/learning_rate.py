@@ -14,7 +14,7 @@ start untrained, after 60 steps, mean of 3 domains and 2 seeds: 0.541 at 5e-4, 0
 TRAINED_HEAD_RATE, TRAINED_HEAD_FEW_STEPS = 1e-3, 120
 """Of small encoders of texts whose heads start trained. Accuracy, or micro-F1, of MiniLM, mean of 4 domains and up to 2
 seeds: after 60 steps 0.654 at 5e-4, 0.678 at 1e-3, 0.698 at 2e-3; after 120 steps 0.707, 0.747, 0.730; after 240 steps
-0.761 at 5e-4, 0.775 at 1e-3 (benchmarks/rates.json)."""
+0.761 at 5e-4, 0.775 at 1e-3; one domain after 480 steps 0.810 at both (benchmarks/rates.json)."""
 
 
 def learning_rate(facts: ModelFacts, method: AdapterMethod, steps: int, trained_head: bool) -> tuple[float, str]:
