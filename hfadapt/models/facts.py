@@ -141,11 +141,11 @@ def _model_facts(model: str, task: str, labels: int, state: tuple[Any, ...]) -> 
         built = build(config, kind.auto_class, model)
         return describe(built, model, task, labels, config).model_copy(update={"head": head})
 
-    key = ["facts", _config_of(model), task, labels, registry.made_by("tasks", task)]
+    key = ["facts", config_of(model), task, labels, registry.made_by("tasks", task)]
     return known(ModelFacts, key, find).model_copy(update={"model": model})
 
 
-def _config_of(model: str) -> Any:
+def config_of(model: str) -> Any:
     """What a model's config says, as its files have it where that is enough: reading it takes no library.
 
     Raises:

@@ -10,11 +10,12 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import HfadaptError, Problem, RequestError
+from hfadapt.core.known import known
 from hfadapt.core.progress import quiet_libraries
 from hfadapt.hardware import catalogue
 from hfadapt.models.activation import swap
 from hfadapt.models.base import BaseRef
-from hfadapt.models.facts import ModelFacts, build, load_config, model_facts
+from hfadapt.models.facts import ModelFacts, build, config_of, load_config, model_facts
 from hfadapt.models.load import check_base, load_processor, source_of
 from hfadapt.models.smaller import narrowed, width_of
 from hfadapt.objectives.distill import KIND as DISTILL
@@ -24,12 +25,12 @@ from hfadapt.recipe.sources import expanded
 from hfadapt.recipe.student import Student
 from hfadapt.schemas import RowSchema
 from hfadapt.student import shape, vocabulary
+from hfadapt.tasks import Task
 
 CUT = frozenset({"layers", "ffn", "vocabulary", "activation", "tries"})
 """Settings of a student that is cut out of the adapted model."""
 
 
-@quiet_libraries()
 def require_possible(recipe: Recipe) -> None:
     """Sees to it that a student of this recipe's adapted models can be made and can learn. Of tokenizers those are
     looked at that lie in folders on this machine.
@@ -42,8 +43,11 @@ def require_possible(recipe: Recipe) -> None:
     facts = model_facts(BaseRef.of(recipe).location, recipe.task)
     problems = [*_of_task(recipe, asked), *_of_targets(recipe, asked, facts.layers)]
     problems += _of_cutting(recipe, asked, facts) if asked.base is None else _of_base(recipe, asked, asked.base)
-    if not problems and all(expanded(each.location).is_dir() for each in _tokenized(recipe)):
-        problems += _of_tokenizers(recipe)
+    tokenized = _tokenized(recipe)
+    # A config alone is enough for a plan.
+    if not problems and tokenized and all(any(expanded(each.location).glob("tokenizer*")) for each in tokenized):
+        with quiet_libraries():
+            problems += _of_tokenizers(recipe)
     _refuse(problems)
 
 
@@ -113,7 +117,9 @@ def _of_base(recipe: Recipe, asked: Student, other: str) -> Iterator[Problem]:
         got, fix = f"base and {', '.join(cut)}", "delete `base`, or the others"
         yield Problem("a student is another model, or cut out of the adapted one", "student", got=got, fix=fix)
     own = replace(BaseRef.of(recipe), model=other, made=None)
-    yield from _told(lambda: model_facts(other, recipe.task)) or _told(lambda: check_base(own))
+    with quiet_libraries():
+        problems = _told(lambda: model_facts(other, recipe.task)) or _told(lambda: check_base(own))
+    yield from problems
 
 
 def _of_cutting(recipe: Recipe, asked: Student, facts: ModelFacts) -> Iterator[Problem]:
@@ -121,7 +127,18 @@ def _of_cutting(recipe: Recipe, asked: Student, facts: ModelFacts) -> Iterator[P
     base, task = BaseRef.of(recipe), registry.task(recipe.task)
     if nothing := as_large(asked, facts.layers, tokens=asked.vocabulary != "all" and facts.vocab_size > 0):
         yield nothing
+    # What a config cannot be cut to is found by building the model, which takes the libraries.
+    key = ["cutting", config_of(base.location), task.name, asked.model_dump(mode="json")]
+    yield from known(tuple[Problem, ...], key, lambda: _uncut(base, task, asked, facts))
 
+
+@quiet_libraries()
+def _uncut(base: BaseRef, task: Task, asked: Student, facts: ModelFacts) -> tuple[Problem, ...]:
+    """What the model without its weights says against these cuts."""
+    return tuple(_uncuttable(base, task, asked, facts))
+
+
+def _uncuttable(base: BaseRef, task: Task, asked: Student, facts: ModelFacts) -> Iterator[Problem]:
     def model() -> Any:
         return build(load_config(base.location), task.auto_class, base.location)
 
