@@ -107,13 +107,12 @@ def plan(
 ) -> None:
     """Show whether every cell fits, its predicted memory and time, and what was decided. Downloads no weights."""
     from hfadapt.cli.terminal import waiting
-    from hfadapt.recipe.sources import folder_of
 
     asked = load(recipe, overrides, domain, target)
     with waiting("planning: looking at the model without its weights; what is found is kept for the next plan"):
         from hfadapt.pipeline.run import plan_recipe
 
-        found = plan_recipe(asked, recipe_folder=folder_of(recipe), runs=runs)
+        found = plan_recipe(asked, runs=runs)
     show(found.why() if why and not json else found, json)
     if not found.fits:
         raise typer.Exit(1)
@@ -130,10 +129,9 @@ def check(
     """Prepare the data and look at it as training will see it; exit code 1 when something must be fixed."""
     from hfadapt.cli.terminal import Terminal
     from hfadapt.pipeline.run import check_recipe
-    from hfadapt.recipe.sources import folder_of
 
     with Terminal() as terminal:
-        report = check_recipe(load(recipe, overrides, domain, None), recipe_folder=folder_of(recipe), say=terminal.say)
+        report = check_recipe(load(recipe, overrides, domain, None), say=terminal.say)
     if json:
         import json as json_library
 

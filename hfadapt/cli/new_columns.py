@@ -33,12 +33,10 @@ MOST_LABELS = 50
 LONGEST_SHOWN = 200
 SPELT = 0.8
 """The share of letters, spaces and usual stops from which a column holds words."""
-ANSWERS = frozenset(
-    (
-        *("answer", "completion", "headline", "highlights", "label", "output", "query", "reply", "response", "sql"),
-        *("summary", "target", "title", "tldr", "translation"),
-    )
-)
+ANSWERS = {
+    *("answer", "completion", "headline", "highlights", "label", "output", "query", "reply", "response", "sql"),
+    *("summary", "target", "title", "tldr", "translation"),
+}
 """Names of columns that are made of the text beside them; of two others, the first asks, as tables are written."""
 LOOKED_AT = 50
 """Values of a column by which it is told to hold files."""

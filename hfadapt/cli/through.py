@@ -41,14 +41,12 @@ def through(  # noqa: PLR0913 - options of the command
     from hfadapt.cli.watched import Watch
     from hfadapt.core.progress import Failed
     from hfadapt.pipeline.run import run_recipe
-    from hfadapt.recipe.sources import folder_of
     from hfadapt.records.report import show_gain
 
     with Watch(*watch).open() as (terminal, progress):
         asked = load(recipe, overrides, domains, targets)
         run = run_recipe(
             asked,
-            recipe_folder=folder_of(recipe),
             folder=runs / asked.name,
             until=stage,
             fresh=fresh,

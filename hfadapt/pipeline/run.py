@@ -128,14 +128,9 @@ def say_others(context: Context) -> None:
             )
 
 
-def plan_recipe(
-    recipe: Recipe, *, domains: Sequence[str] = (), recipe_folder: Path | None = None, runs: Path = Path("runs")
-) -> Plan:
+def plan_recipe(recipe: Recipe, *, domains: Sequence[str] = (), runs: Path = Path("runs")) -> Plan:
     """The plan of every cell; rows and lengths are those of the data as they are now, as far as they can be known
     within seconds and without fetching anything (`known_data`), else they are assumed.
-
-    Args:
-        recipe_folder: Relative sources are looked for here first, then in the working directory.
 
     Raises:
         RequestError: the recipe asks for what its targets cannot do.
@@ -143,13 +138,12 @@ def plan_recipe(
     from hfadapt.models.folders import weight_files
     from hfadapt.models.load import check_base
 
-    place = recipe_folder or recipe.folder or Path()
     recipe = recipe.choose(domains) if domains else recipe
     if weight_files(expanded(recipe.model)):
         # A config alone is enough for a plan.
         check_base(BaseRef.of(recipe))
     check_stages(recipe)
-    known = known_data(recipe, place, Run(runs / recipe.name))
+    known = known_data(recipe, recipe.folder or Path(), Run(runs / recipe.name))
     _know_speed(recipe)
     for record in known.values():
         # Without a fingerprint it was looked at in part, and may have other labels.

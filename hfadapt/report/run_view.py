@@ -26,7 +26,6 @@ class Run(RunFolder, Shown):
     stops a program there.
 
     Example:
-        >>> from pathlib import Path
         >>> from hfadapt import Run
         >>> print(Run("runs/sentiment"))
         sentiment: ...
