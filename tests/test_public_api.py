@@ -49,7 +49,7 @@ def test_type_checkers_see_what_each_public_name_is(tmp_path):
     revealed = re.findall(r'Revealed type is "(.*)"', out)
     assert len(revealed) == len(names), out + err
     assert not [name for name, kind in zip(names, revealed, strict=True) if kind == "Any"]
-    assert revealed[names.index("run")].startswith("def (recipe: hfadapt.recipe.schema.Recipe | builtins.str")
+    assert revealed[names.index("run")].startswith("def (recipe: hfadapt.recipe.schema.Recipe | str | ")
 
 
 LIGHT = {
