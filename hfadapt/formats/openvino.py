@@ -11,6 +11,7 @@ how rows are read travel in the graph.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from importlib.metadata import version
@@ -122,7 +123,8 @@ class OpenVino(SingleFile):
             f"import json\n\nimport numpy as np\nimport openvino\n{imports}\n\n{example}\n{lines}\n\n"
             f'core = openvino.Core()\ngraph = core.read_model("{FILE}")\n'
             f'labels = json.loads(graph.get_rt_info(["{graph.OWN}", "labels"]).value)\n'
-            'model = core.compile_model(graph, "CPU")  # or "GPU", "NPU", "AUTO"\n'
+            '# Also "GPU", "NPU", "AUTO"; without the setting some processors round to bfloat16.\n'
+            f'model = core.compile_model(graph, "CPU", {json.dumps(graph.IN_FLOAT32)})\n'
             "names = [each.any_name for each in model.inputs]\n"
             f'out = model({{name: inputs[name] for name in names}})["{task.file_reads or task.reads}"][0]\n'
             f"{task.reading}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +120,20 @@ def trainable(model: Any, adapter: str | None = None) -> dict[str, torch.nn.Para
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and (adapter is None or adapter in name.split("."))
     }
+
+
+@contextmanager
+def one_adapter(model: Any, name: str) -> Iterator[None]:
+    """While inside, peft's own forward goes through this adapter of several, which takes the gradients from the
+    others; afterwards all is as it was."""
+    before, needed = model.active_adapter, [(each, each.requires_grad) for each in model.parameters()]
+    model.set_adapter(name)
+    try:
+        yield
+    finally:
+        model.set_adapter(before)
+        for parameter, gradient in needed:
+            parameter.requires_grad_(gradient)
 
 
 def trained_layers(model: Any, base: Base, name: str) -> dict[str, torch.nn.Parameter]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,6 @@ from hfadapt.data import augment, canaries, read_split
 from hfadapt.fast import fusion, product_dtype
 from hfadapt.hardware.peak_memory import PeakMemory, held_bytes, load_libraries, release_memory, resident_bytes
 from hfadapt.hardware.processes import Interrupt, World, interruptible
-from hfadapt.hardware.versions import versions
 from hfadapt.modalities import Example, Row
 from hfadapt.models.attach import (
     adapter_names,
@@ -27,21 +27,19 @@ from hfadapt.models.attach import (
     fresh_heads,
     go_on,
     low_rank_start,
+    one_adapter,
     round_as_saved,
     save_adapter,
     trainable,
 )
 from hfadapt.models.base import BaseRef
-from hfadapt.models.facts import layer_stacks
 from hfadapt.models.load import Base, load_base
 from hfadapt.models.manifest import write_manifest
 from hfadapt.objectives import Beginning
 from hfadapt.plan.compute import training_compute
-from hfadapt.records.evidence import Energy
 from hfadapt.records.search import SearchRecord
 from hfadapt.records.stages import Phase, PhaseMeasure, TrainRecord
 from hfadapt.run_folder import Cell
-from hfadapt.tasks import Task
 from hfadapt.train import trackers
 from hfadapt.train.batches import padded
 from hfadapt.train.check import CHECK_ROWS, check_losses
@@ -53,7 +51,8 @@ from hfadapt.train.known import FOLDER as KNOWN
 from hfadapt.train.known import with_known
 from hfadapt.train.loop import Batches, Loop
 from hfadapt.train.pace import planned_bytes, predicted_seconds
-from hfadapt.train.probe import probe_of
+from hfadapt.train.probe import probe_of, starts_at_probe, train_probe
+from hfadapt.train.recorded import layers_of, measured, record_of, share_of
 from hfadapt.train.smaller import halvings, with_less
 
 if TYPE_CHECKING:
@@ -151,7 +150,7 @@ class Training:
                 continue
             losses, memory = self._keep(cell, own, job, start)
             tried = cell.maybe(SearchRecord)
-            record = _record(cell, own, self.base, job, memory, self.world).model_copy(
+            record = record_of(cell, own, self.base, job, memory, self.world).model_copy(
                 update={
                     "begun": start_weights.relative_to(cell.folder).as_posix() if start_weights else None,
                     "load_seconds": self.load_seconds,
@@ -160,10 +159,10 @@ class Training:
                     "check_losses": tuple(losses),
                     "fast_path": loop.path,
                     "frozen_layers": loop.frozen_layers,
-                    "model_layers": _layers_of(self.base, own),
+                    "model_layers": layers_of(self.base, own),
                     "augmented_rows": tuple(job.state.augmented) if own.data.augment.on else (),
                     "compile_seconds": fusion.compile_seconds() - compiled if self.compile else None,
-                    "energy": _share(meter.energy(sum(seconds)), job.state.seconds / max(sum(seconds), 1e-9)),
+                    "energy": share_of(meter.energy(sum(seconds)), job.state.seconds / max(sum(seconds), 1e-9)),
                     "compute": training_compute(
                         own,
                         cell.data,
@@ -207,12 +206,17 @@ class Training:
                 self.task.start_head(head, [label for example in train for label in example.labels])
             for head, trained in zip(heads, self.probes[cell], strict=False):
                 head.load_state_dict(trained.state_dict())
-        for name, start in zip(self.names, self.starts, strict=True):
+        for number, start in enumerate(self.starts):
             if start is not None:
-                go_on(self.model, self.base, name, start)
-        places = dict(zip(reversed(self.cells), reversed(range(len(self.cells))), strict=True))
+                go_on(self.model, self.base, self.names[number], start)
+                self._head_again(number, *rows[number])
+        places = dict(zip(self.cells, range(len(self.cells)), strict=True))
         found = {cell: self._with_known(number, rows[number]) for cell, number in places.items()}
         return [found[cell] for cell in self.cells]
+
+    def _alone(self, number: int) -> AbstractContextManager[None]:
+        """While inside, peft's own forward goes through the adapter of one cell."""
+        return one_adapter(self.model, self.names[number]) if len(self.cells) > 1 else nullcontext()
 
     def _with_known(
         self,
@@ -231,8 +235,6 @@ class Training:
         objective = registry.objective(lock.train.objective)
         if not objective.knows or (objective.refers and path is None):
             return list(rows[0]), list(rows[1])
-        if len(self.cells) > 1 and path is None:
-            self.model.set_adapter(self.names[number])
 
         def batches(
             examples: Sequence[Example], pad: int = self.base.pad_token_id
@@ -247,13 +249,14 @@ class Training:
             "validation": list(read_split(cell.folder, "validation")),
         }
         place = cell.folder / KNOWN
-        train, validation = (
-            with_known(
-                *(objective, beginning, said[split], own, (place / f"{split}.safetensors", identity), self.world),
-                late=late,
+        with self._alone(number) if path is None else nullcontext():
+            train, validation = (
+                with_known(
+                    *(objective, beginning, said[split], own, (place / f"{split}.safetensors", identity), self.world),
+                    late=late,
+                )
+                for split, own in zip(said, rows, strict=True)
             )
-            for split, own in zip(said, rows, strict=True)
-        )
         return train, validation
 
     def _refer(self, jobs: Sequence[Job], job: Job, path: Batches) -> None:
@@ -264,22 +267,32 @@ class Training:
 
     def _probe(self, cell: Cell, train: list[Example], validation: list[Example]) -> Sequence[torch.nn.Module]:
         """The modules of the head as trained on the frozen base, where the adapter is to start with them."""
-        if not _starts_at_probe(self.base, self.task):
+        if not starts_at_probe(self.base, self.task):
             return ()
         self.progress.say(f"{cell.domain}: training the head on the frozen base first")
-
-        def batches(examples: Sequence[Example]) -> Iterator[tuple[list[int], Mapping[str, torch.Tensor]]]:
-            count = 2 * self.lock.train.micro_batch_rows
-            return padded(self.task, examples, self.base.pad_token_id, self.device, count)
-
         own = train[: cell.data.splits["train"]]  # Canaries come last.
         try:
-            return tuple(probe_of(cell, self.base, own, validation, batches).children())
+            return tuple(probe_of(cell, self.base, own, validation, self._by_length).children())
         except torch.OutOfMemoryError:
             raise
         except (RunError, RuntimeError, ValueError, TypeError, IndexError):  # `_try` says what code of models refuses.
             self.progress.say(f"{cell.domain}: what the head reads was not found, so it starts untrained")
             return ()
+
+    def _head_again(self, number: int, train: list[Example], validation: list[Example]) -> None:
+        """Trains the head on what its adapter has learned before: the base's own linear probe reads other vectors."""
+        cell = self.cells[number]
+        if not self.probes[cell]:
+            return
+        heads = fresh_heads(self.model, self.base, self.names[number])
+        with self._alone(number):
+            own = train[: cell.data.splits["train"]]
+            probe = train_probe(self.task, self.model.eval(), heads, own, validation, self._by_length)
+        for head, trained in zip(heads, probe.children(), strict=True):
+            head.load_state_dict(trained.state_dict())
+
+    def _by_length(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], Mapping[str, torch.Tensor]]]:
+        return padded(self.task, examples, self.base.pad_token_id, self.device, 2 * self.lock.train.micro_batch_rows)
 
     def _try(self, examples: Sequence[Example]) -> None:
         """A step over a few rows that changes nothing, so that what a model's own code refuses is said before training.
@@ -406,87 +419,12 @@ class Training:
         release_memory()
         with PeakMemory(self.device, self.floor) as saving:
             self.world.on_main(lambda: _save(cell, self.base, self.model, lock, start, job.name))
-        return losses, _measured(self.cells, {**self.peaks, "save": saving})
+        return losses, measured(self.cells, {**self.peaks, "save": saving})
 
 
 def _trained(cell: Cell) -> list[Row]:
     """The rows that a cell learns from, canaries last."""
     return [*read_split(cell.folder, "train"), *canaries.as_trained(cell.folder, cell.data)]
-
-
-def _starts_at_probe(base: Base, task: Task) -> bool:
-    """Whether the head is new, and is trained before the adapter."""
-    return task.head_first and {*base.head_modules} <= {*base.fresh_modules}
-
-
-def _measured(cells: Sequence[Cell], peaks: Mapping[str, PeakMemory]) -> dict[Phase, PhaseMeasure]:
-    """Peaks beside the predicted ones."""
-    predicted = planned_bytes(cells)
-    return {
-        phase: PhaseMeasure(predicted_peak_bytes=predicted.get(phase), measured_peak_bytes=peaks[phase].peak_bytes)
-        for phase in peaks
-    }
-
-
-def _layers_of(base: Base, lock: Lock) -> int | None:
-    """How many layers the model has, where only the last of them are adapted."""
-    count = max(map(len, layer_stacks(base.model).values()), default=0)
-    fewer = lock.adapter.layers is not None and lock.adapter.layers < count
-    return count if fewer and registry.adapter(lock.adapter.method).low_rank else None
-
-
-def _share(energy: Energy, share: float) -> Energy:
-    """A cell's share of the energy of a training, by time."""
-    if share > 0.999:
-        return energy
-    grams = None if energy.carbon_grams is None else energy.carbon_grams * share
-    how = f"{energy.how}; {share:.1%} of a training of several adapters, by time"
-    return energy.model_copy(update={"joules": energy.joules * share, "carbon_grams": grams, "how": how})
-
-
-def _record(
-    cell: Cell,
-    lock: Lock,
-    base: Base,
-    job: Job,
-    memory: dict[Phase, PhaseMeasure],
-    world: World,
-) -> TrainRecord:
-    state = job.state
-    plan = cell.plan.cells[0]
-    return TrainRecord(
-        domain=cell.domain,
-        target=cell.target,
-        method=lock.adapter.method,
-        steps=state.step,
-        epochs=state.step / job.steps_per_epoch,
-        first_loss=state.first_loss,
-        final_loss=state.last_loss,
-        best_step=state.best_step,
-        best_validation_loss=state.best_loss,
-        stopped_early=state.stopped_early,
-        trainable_parameters=sum(p.numel() for p in job.parameters.values()),
-        total_parameters=base.parameters,
-        quantised_modules=base.quantised_modules,
-        tokens=state.tokens,
-        labelled_tokens=state.labelled_tokens,
-        seconds=state.seconds,
-        tokens_per_second=state.tokens / state.seconds if state.seconds else 0.0,
-        predicted_seconds=plan.predicted_seconds,
-        predicted_tokens_per_second=plan.predicted_tokens_per_second,
-        load_seconds=0.0,
-        adapter_bytes=sum(path.stat().st_size for path in cell.adapter.glob("*.safetensors")),
-        world_size=world.size,
-        resumed_from_step=state.resumed_from_step,
-        memory=memory,
-        model_license=base.source.license,
-        model_hub_id=base.source.hub_id,
-        model_revision=base.source.revision,
-        model_citation=base.source.citation,
-        base_head=base.head_note,
-        settings=registry.task(lock.task).settings(base.tokenizer),
-        versions=versions(str(world.device)),
-    )
 
 
 def _save(cell: Cell, base: Base, model: Any, lock: Lock, start: Mapping[str, torch.Tensor] | None, name: str) -> None:

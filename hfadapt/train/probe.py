@@ -63,7 +63,7 @@ PICKS: tuple[Pick, ...] = (
 def train_probe(
     task: Task,
     model: Any,
-    heads: Sequence[str],
+    heads: Sequence[torch.nn.Module],
     train: Sequence[Example],
     validation: Sequence[Example],
     batches: Batches,
@@ -71,7 +71,7 @@ def train_probe(
     """A trained copy of the model's head; the model itself is not changed.
 
     Args:
-        heads: Paths of the modules that make up the head, first to last.
+        heads: The modules that make up the head, first to last.
         validation: Rows that choose how long to train.
 
     Returns:
@@ -80,8 +80,7 @@ def train_probe(
     Raises:
         RunError: the head's input cannot be found.
     """
-    first = model.get_submodule(heads[0])
-    modules = torch.nn.Sequential(*(model.get_submodule(name) for name in heads))
+    first, modules = heads[0], torch.nn.Sequential(*heads)
     pick = _find_pick(task, model, first, modules, train[:4], batches)
     features, labels = _features(task, model, first, pick, train, batches)
     held, held_labels = _features(task, model, first, pick, validation, batches)
@@ -126,18 +125,24 @@ def probe_of(
     ref = BaseRef.of(lock)
     made = ref.made and ref.made.model_dump(mode="json")
     of_base = [ref.model, base.source.revision, made, ref.quant, ref.dtype, ref.seed]
+    heads = [model.get_submodule(name) for name in base.head_modules]
     about = json_sha256([cell.data.files, cell.data.labels, lock.data.max_length, of_base])
     if path.exists():
         with suppress(Exception), safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("about") == about:
-                probe = torch.nn.Sequential(*(copy.deepcopy(model.get_submodule(name)) for name in base.head_modules))
+                probe = torch.nn.Sequential(*copy.deepcopy(heads))
                 probe.float().load_state_dict(load_file(path))
                 return probe.requires_grad_(False)
-    found = train_probe(registry.task(lock.task), model, base.head_modules, train, validation, batches)
+    found = train_probe(registry.task(lock.task), model, heads, train, validation, batches)
     ready = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     save_file({name: value.cpu().contiguous() for name, value in found.state_dict().items()}, ready, {"about": about})
     ready.replace(path)
     return found
+
+
+def starts_at_probe(base: Base, task: Task) -> bool:
+    """Whether the head is new, and is trained before the adapter."""
+    return task.head_first and {*base.head_modules} <= {*base.fresh_modules}
 
 
 def put_head(model: Any, heads: Sequence[str], probe: torch.nn.Module) -> None:

@@ -242,4 +242,6 @@ def _probe(cell: Cell, adapted: Adapted, heads: Sequence[str]) -> Any:
     def batches(examples: Any, rows: int | None = None) -> Any:
         return padded(task, examples, adapted.pad_token_id, model.device, rows or lock.evaluate.batch_rows)
 
-    return train_probe(task, model.get_base_model(), heads, examples("train"), examples("validation"), batches)
+    inner = model.get_base_model()
+    modules = [inner.get_submodule(name) for name in heads]
+    return train_probe(task, inner, modules, examples("train"), examples("validation"), batches)

@@ -110,7 +110,6 @@ def test_labels_reading_and_settings_travel_in_the_file_and_no_folder_does(class
         assert place not in text
     plain = openvino.Core().compile_model(made.folder / FILE, "CPU")
     assert plain.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 0
-    assert plain.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
 
 
 def test_nothing_is_reported_to_anyone():

@@ -79,6 +79,24 @@ def test_without_weight_it_is_the_task_alone(models, tmp_path, teacher) -> None:
     assert student.train.final_loss == pytest.approx(plain.train.final_loss, rel=1e-4)
 
 
+def test_students_that_are_trained_together_are_what_they_would_be_alone(models, tmp_path, teacher) -> None:
+    domains = {"one": {"source": "one.jsonl"}, "two": {"source": "two.jsonl"}}
+    for together in (True, False):
+        place = tmp_path / str(together)
+        place.mkdir()
+        write_rows(place / "two.jsonl", labelled(120, seed=4))
+        train = {"max_steps": 6, "together": together, "fast": {"bfloat16": False}}
+        about = {"domains": domains, "train": train, "data": {"dedupe": {"across_domains": False}}, "dtype": "float32"}
+        student = distilled(place, models / "encoder", labelled(160), teacher.folder, **about)
+        assert bool(student.train.together) == together
+    for domain in domains:
+        both, alone = (
+            Run(tmp_path / each / "runs/tiny").cell(domain, "this-machine").train for each in ("True", "False")
+        )
+        assert both.trainable_parameters == alone.trainable_parameters
+        assert both.final_loss == pytest.approx(alone.final_loss, rel=1e-4)
+
+
 def test_the_order_of_a_teachers_labels_is_its_own(models, tmp_path, teacher) -> None:
     domains = {"one": {"source": "one.jsonl", "labels": list(reversed(LABELS))}}
     student = distilled(

@@ -66,7 +66,9 @@ def recipes(folder, models, vision):
 
     def with_texts(objective):
         model, task = {"mlm": (models / "mlm", CLASSES), "clm": (lm, "causal-lm")}.get(objective, (encoder, CLASSES))
-        made = fields(model, task, "pairs.jsonl" if objective == "clm" else "labelled.jsonl", max_steps=4)
+        made = fields(
+            model, task, "pairs.jsonl" if objective == "clm" else "labelled.jsonl", max_steps=4, learning_rate=2e-4
+        )
         asked = {"objective": objective, "max_steps": 3, "batch_rows": 48, "learning_rate": 0.003}
         return made | {"pretrain": {"sources": ["texts.jsonl"], **asked}}
 

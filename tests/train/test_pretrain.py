@@ -37,6 +37,7 @@ from hfadapt.plan.make import make_plan
 from hfadapt.recipe.reading import load_recipe
 from hfadapt.recipe.schema import Dedupe, Recipe
 from hfadapt.records.pretrain import PretrainRecord, WithoutPretrainRecord
+from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import Cell, read_rows, read_steps
 from hfadapt.train.batches import padded
 
@@ -241,6 +242,19 @@ def test_the_task_goes_on_from_the_texts(models, tmp_path):
     record = own.read(PretrainRecord)
     assert record.loss_after < record.loss_before
     assert record.steps == 6
+
+
+def test_the_head_starts_at_what_the_texts_have_left(models, tmp_path, monkeypatch):
+    """A linear probe of the base alone reads vectors that the adapter no longer gives."""
+    write(tmp_path)
+    asked = fields(models, "mlm", train__learning_rate=1e-4, pretrain__learning_rate=0.02)
+    write_recipe(tmp_path / "tiny.yaml", asked)
+    assert command("train", "tiny.yaml", folder=tmp_path).code == 0
+    monkeypatch.setattr("hfadapt.train.cells.Training._head_again", lambda *_: None)
+    assert command("train", "tiny.yaml", "--runs", "plain", folder=tmp_path).code == 0
+    again, of_base = ((cell(tmp_path, runs=runs).read(TrainRecord)) for runs in ("runs", "plain"))
+    assert again.head_start == of_base.head_start == "linear probe"
+    assert again.first_loss < 0.9 * of_base.first_loss
 
 
 def test_a_whole_run_with_the_comparison(models, tmp_path):

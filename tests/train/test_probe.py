@@ -34,10 +34,14 @@ def ready(models):
     return base, *parts, batches
 
 
+def _heads(base):
+    return [base.model.get_submodule(name) for name in base.head_modules]
+
+
 def test_the_probe_does_what_logistic_regression_does(ready):
     base, train, _, batches = ready
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
-    probe = train_probe(KIND, base.model, base.head_modules, train, train, batches)
+    probe = train_probe(KIND, base.model, _heads(base), train, train, batches)
     assert all(torch.equal(before[name], tensor) for name, tensor in base.model.state_dict().items())
     put_head(base.model, base.head_modules, probe)
     with torch.no_grad():
@@ -58,7 +62,7 @@ def test_the_probe_does_what_logistic_regression_does(ready):
 
 def test_it_is_reproducible(ready):
     base, train, validation, batches = ready
-    first, again = (train_probe(KIND, base.model, base.head_modules, train, validation, batches) for _ in range(2))
+    first, again = (train_probe(KIND, base.model, _heads(base), train, validation, batches) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
 
 
@@ -79,7 +83,7 @@ def test_a_head_whose_input_is_not_found_is_an_error(ready):
 
     base.model.classifier = Odd()
     with pytest.raises(RunError, match="linear probe"):
-        train_probe(KIND, base.model, ("classifier",), train, validation, batches)
+        train_probe(KIND, base.model, [base.model.classifier], train, validation, batches)
 
 
 def test_a_decoder_is_probed_at_its_last_token(models):
@@ -90,7 +94,7 @@ def test_a_decoder_is_probed_at_its_last_token(models):
     def batches(examples):
         return padded(KIND, examples, base.tokenizer.pad_token_id, CPU, 16)
 
-    probe = train_probe(KIND, base.model, base.head_modules, train[:40], train[40:], batches)
+    probe = train_probe(KIND, base.model, _heads(base), train[:40], train[40:], batches)
     put_head(base.model, base.head_modules, probe)
     with torch.no_grad():
         scores = KIND.score(base.model, train[:40], batches)
@@ -122,7 +126,7 @@ def test_training_starts_with_what_the_evaluation_compares_with(models, tmp_path
     def never(examples):
         raise AssertionError("it is trained again")
 
-    own = train_probe(KIND, base.model.eval(), base.head_modules, rows("train"), rows("validation"), batches)
+    own = train_probe(KIND, base.model.eval(), _heads(base), rows("train"), rows("validation"), batches)
     kept = probe_of(cell, base, (), (), never)
     for one, other in zip(kept.parameters(), own.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
