@@ -328,6 +328,8 @@ class Cell(Shown):
                 "seconds": train.seconds + train.load_seconds,
                 "predicted_train_seconds": train.predicted_seconds,
                 "train_seconds": train.seconds,
+                "steps": train.steps,
+                "best_step": train.best_step,
                 "tokens_per_second": train.tokens_per_second,
                 "adapter_bytes": train.adapter_bytes,
             }

@@ -31,6 +31,9 @@ class CellReport(Spec):
     seconds: float | None = None
     predicted_train_seconds: float | None = None
     train_seconds: float | None = None
+    steps: int | None = None
+    best_step: int | None = None
+    """At which the loss on validation rows was lowest."""
     tokens_per_second: float | None = None
     adapter_bytes: int | None = None
     rows: dict[str, int] = {}
@@ -184,6 +187,14 @@ def _unproved(report: Report) -> list[Block]:
         said.append(
             f"not better than the baseline beyond chance: {unsure}. To try: more rows, train.epochs, "
             "train.learning_rate, adapter.rank; with few test rows the interval is wide"
+        )
+    peaks = [(cell, cell.best_step, cell.steps) for cell in known if not cell.metrics[0].better]
+    if turned := [
+        f"{cell.domain} at step {best} of {steps}" for cell, best, steps in peaks if best and steps and best < steps
+    ]:
+        said.append(
+            f"the loss on validation rows was lowest before the end: {', '.join(turned)}. train.patience: 2 stops "
+            "after two validations without a gain, and keeps what was best"
         )
     return [Text(line) for line in said]
 

@@ -404,6 +404,17 @@ def test_an_adapter_that_is_not_better_gets_advice(
     assert [line.split(".")[0] for line in report.splitlines() if "than the baseline" in line] == said
 
 
+@pytest.mark.parametrize(
+    ("best", "delta", "said"), [(20, -0.1, True), (100, -0.1, False), (0, -0.1, False), (20, 0.1, False)]
+)
+def test_what_was_best_before_the_end_can_be_kept(best: int, delta: float, said: bool) -> None:
+    """Where no validation was made, no step was best."""
+    metric = Metric(name="m", base=0.8, adapter=0.8 + delta, delta=delta, low=delta, high=delta, rows=9)
+    about = {"status": "done", "metrics": (metric,), "steps": 100, "best_step": best}
+    report = str(Report(recipe="r", model="m", task="t", cells=(CellReport(domain="mails", target="t", **about),)))
+    assert ("lowest before the end: mails at step 20 of 100. train.patience: 2" in " ".join(report.split())) == said
+
+
 @pytest.mark.parametrize(("base", "higher"), [(1.0, True), (0.0, False)])
 def test_a_baseline_without_mistakes_leaves_nothing_to_try(base: float, higher: bool) -> None:
     values = {"base": base, "adapter": base, "delta": 0.0, "low": 0.0, "high": 0.0, "higher_is_better": higher}
