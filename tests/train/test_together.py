@@ -18,9 +18,9 @@ from hfadapt.core.errors import RunError
 from hfadapt.models.attach import adapter_names, attach_adapters, save_adapter, trainable
 from hfadapt.models.load import load_base
 from hfadapt.train import can_share
-from hfadapt.train.cells import _measured
 from hfadapt.train.job import Job
 from hfadapt.train.loop import Loop
+from hfadapt.train.recorded import measured
 
 LABELS = ("bad", "good", "so-so")
 
@@ -218,7 +218,7 @@ def test_the_prediction_for_all_is_the_mean_of_their_plans():
         return SimpleNamespace(plan=SimpleNamespace(cells=[SimpleNamespace(memory=phases)]))
 
     peaks = {"train": SimpleNamespace(peak_bytes=5 << 20)}
-    found = _measured([cell(2), cell(10)], peaks)
+    found = measured([cell(2), cell(10)], peaks)
     assert (found["train"].predicted_peak_bytes, found["train"].measured_peak_bytes) == (6 << 20, 5 << 20)
 
 
