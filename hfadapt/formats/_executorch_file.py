@@ -136,8 +136,11 @@ def round_embeddings(model: torch.nn.Module) -> None:
     class Table(torch.nn.Module):
         """Rows of 8 bits (V, D) and their steps (V,)."""
 
-        def __init__(self, weight: torch.Tensor) -> None:
+        def __init__(self, whole: torch.nn.Embedding) -> None:
             super().__init__()
+            # Code of models asks for its size, as of any table.
+            self.num_embeddings, self.embedding_dim = whole.num_embeddings, whole.embedding_dim
+            self.padding_idx, weight = whole.padding_idx, whole.weight.detach()
             steps = (weight.abs().amax(1) / INT8).clamp(min=torch.finfo(torch.float32).tiny)
             self.register_buffer("rows", (weight / steps[:, None]).round().to(torch.int8))
             self.register_buffer("steps", steps)
@@ -147,8 +150,9 @@ def round_embeddings(model: torch.nn.Module) -> None:
             return found
 
     for path, each in list(model.named_modules()):
-        if isinstance(each, torch.nn.Embedding):
-            model.set_submodule(path, Table(each.weight.detach()))
+        # What looks up in another way, as positions that begin at an offset, stays as it is.
+        if isinstance(each, torch.nn.Embedding) and type(each).forward is torch.nn.Embedding.forward:
+            model.set_submodule(path, Table(each))
 
 
 # --- running ---------------------------------------------------------------------------------------------------------

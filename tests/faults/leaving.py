@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from hub_server import TOKEN, Fault, hub_server
+from pathlib import Path
+from typing import Any
+
+from hub_server import TOKEN, Fault, Hub, hub_server
 from machine import Ended
 from place import Outcome, Place, judged
 
@@ -19,27 +22,34 @@ def merge_differs(place: Place) -> Outcome:
     return judged(done, code=1, says="refused", kept=kept, also=[measured])
 
 
-def _sent(place: Place, *faults: Fault) -> tuple[Ended, object]:
+SENDING = ("--repo", REPO, "--yes", "--license", "mit", "--no-verify-load")
+
+
+def reaching(hub: Hub, folder: Path) -> dict[str, Any]:
+    """How a command is run (`Machine.run`) that reaches a Hub of this machine and keeps what it gets in a folder."""
+    first = (
+        "from huggingface_hub import constants as c; "
+        f"c.HF_HUB_OFFLINE = False; c.ENDPOINT = {hub.endpoint!r}; "
+        "c.HUGGINGFACE_CO_URL_TEMPLATE = c.ENDPOINT + '/{repo_id}/resolve/{revision}/{filename}'; "
+        "import time; time.sleep = lambda seconds: None"
+    )
+    variables = {"HF_TOKEN": TOKEN, "HF_HOME": str(folder / "hf"), "HF_ENDPOINT": hub.endpoint}
+    return {"first": first, "variables": variables}
+
+
+def _sent(place: Place, *faults: Fault) -> tuple[Ended, Hub]:
     with hub_server() as hub:
         hub.faults = list(faults)
-        words = ["publish", place.cell.folder, "--repo", REPO, "--yes", "--license", "mit", "--no-verify-load"]
-        variables = {"HF_TOKEN": TOKEN, "HF_HOME": str(place.folder / "hf")}
-        first = (
-            "from huggingface_hub import constants as c; "
-            f"c.HF_HUB_OFFLINE = False; c.ENDPOINT = {hub.endpoint!r}; "
-            "c.HUGGINGFACE_CO_URL_TEMPLATE = c.ENDPOINT + '/{repo_id}/resolve/{revision}/{filename}'; "
-            "import time; time.sleep = lambda seconds: None"
-        )
-        return place.run(*words, first=first, variables={**variables, "HF_ENDPOINT": hub.endpoint}), hub
+        return place.run("publish", place.cell.folder, *SENDING, **reaching(hub, place.folder)), hub
 
 
 def hub_fails(place: Place) -> Outcome:
     place.copy(place.shared.trained)
     passing = [Fault("POST .*/commit/", how="lost"), Fault("GET .*/resolve/.*safetensors", how="corrupt")]
     survived, hub = _sent(place, *passing)
-    once = len(hub.made(REPO)) == 1 and len(hub.repos[REPO].tags) == 1  # type: ignore[attr-defined]
+    once = len(hub.made(REPO)) == 1 and len(hub.repos[REPO].tags) == 1
     lasting, hub = _sent(place, Fault("POST .*/commit/", 403, times=99))
-    kept = {"a lost answer: one commit, one tag": once, "no half repository": not hub.made(REPO)}  # type: ignore[attr-defined]
+    kept = {"a lost answer: one commit, one tag": once, "no half repository": not hub.made(REPO)}
     return judged(lasting, code=1, says="the token may not write here", kept=kept, also=[survived])
 
 

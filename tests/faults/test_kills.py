@@ -1,14 +1,19 @@
-"""`kill -9` at every write of a whole run, of an export and of what is published, and at any moment of a run: the next
-command leaves what an uninterrupted one leaves."""
+"""`kill -9` at every write of a whole run, of an export and of what is published, at every request to the Hub, and at
+any moment of a run: the next command leaves what an uninterrupted one leaves."""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import os
 import random
 import shutil
 import signal
 
 import pytest
 from alike import different
+from hub_server import Fault, hub_server
+from leaving import REPO, SENDING, reaching
 from machine import machine
 from project import project
 from tiny import make_models
@@ -110,6 +115,53 @@ class Leaving:
         return different(self.folder / "undisturbed", self.folder / "out")
 
 
+class Sending:
+    """What is published to a Hub by a command that is not interrupted; and by others.
+
+    Args:
+        folder: Holds the run.
+        requests: How many the command makes.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        with hub_server() as hub:
+            done = self._send(hub)
+            assert done.code == 0, done.out + done.err
+            self.requests, self.left = len(hub.requests), self._of(hub)
+
+    def killed(self, number, done):
+        """What differs on the Hub after the command was killed at a request, which was done or not, and given again."""
+        with hub_server() as hub:
+            hub.fault_for = self._killer(number, done)
+            first = self._send(hub)
+            if first.code != -signal.SIGKILL:
+                return [f"it was not killed but ended with {first.code}", first.err]
+            del hub.fault_for
+            again = self._send(hub)
+            if again.code != 0:
+                return [f"the next command ended with {again.code}", again.err]
+            return [] if self._of(hub) == self.left else [f"on the Hub is {self._of(hub)}, not {self.left}"]
+
+    def _killer(self, number, done):
+        def kill():
+            os.kill(int((self.folder / "pid").read_text()), signal.SIGKILL)
+
+        at, numbers = Fault("", how="" if done else "down", first=kill), itertools.count(1)
+        return lambda request: at if next(numbers) == number else None
+
+    def _send(self, hub):
+        how = reaching(hub, self.folder)
+        how["first"] += "; import os; open('pid', 'w').write(str(os.getpid()))"
+        return machine().run("publish", CELL, *SENDING, folder=self.folder, **how)
+
+    def _of(self, hub):
+        """Files by name, what was done in which order, and what the tags name."""
+        repo = hub.repos[REPO]
+        files = {name: hashlib.sha256(data).hexdigest() for name, data in repo.head.files.items()}
+        return files, [each.message for each in repo.commits], [repo.at(tag) is repo.head for tag in repo.tags]
+
+
 @pytest.fixture(
     scope="module",
     params=[pytest.param(part, marks=pytest.mark.slow if part == "student" else ()) for part in PARTS],
@@ -140,6 +192,11 @@ def leaving(request, finished):
     return Leaving(finished, LEAVING[request.param])
 
 
+@pytest.fixture
+def sending(finished):
+    return Sending(finished)
+
+
 def test_two_runs_leave_the_same(whole):
     assert machine().run("run", "all.yaml", folder=whole.folder).code == 0
     assert different(whole.folder / "whole/tiny", whole.folder / "runs/tiny") == []
@@ -153,6 +210,17 @@ def test_killed_at_a_few_writes(whole):
 def test_what_leaves_is_killed_at_a_few_writes(leaving):
     for at in random.Random(SEED).sample(range(1, leaving.writes + 1), QUICK):
         assert leaving.killed(at) == [], at
+
+
+def test_what_is_sent_to_the_hub_is_killed_at_a_few_requests(sending):
+    for number in random.Random(SEED).sample(range(1, sending.requests + 1), QUICK):
+        assert sending.killed(number, done=bool(number % 2)) == [], number
+
+
+@pytest.mark.slow
+def test_what_is_sent_to_the_hub_is_killed_at_every_request(sending):
+    each = ((number, done) for number in range(1, sending.requests + 1) for done in (False, True))
+    assert {which: said for which in each if (said := sending.killed(*which))} == {}
 
 
 @pytest.mark.slow

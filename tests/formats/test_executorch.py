@@ -176,6 +176,23 @@ def test_binaries_of_another_torch_are_said(monkeypatch):
     assert f"torch {version('torch')}" in str(caught.value)
 
 
+def test_tables_keep_what_code_of_models_asks_them():
+    """Whisper counts its positions by the table; others look up in a way of their own."""
+
+    class Offset(torch.nn.Embedding):
+        def forward(self, ids):
+            return super().forward(ids + 2)
+
+    model = torch.nn.ModuleDict({"plain": torch.nn.Embedding(9, 4), "offset": Offset(9, 4)})
+    ids, plain = torch.arange(7), model["plain"]
+    before = {name: each(ids) for name, each in model.items()}
+    file.round_embeddings(model)
+    assert (model["plain"].num_embeddings, model["plain"].embedding_dim) == (9, 4)
+    assert model["plain"] is not plain
+    assert torch.allclose(model["plain"](ids), before["plain"], atol=0.02)
+    assert torch.equal(model["offset"](ids), before["offset"])
+
+
 def test_language_models_are_refused():
     assert "cache of keys and values" in KIND.unfit("causal-lm", {})
 
