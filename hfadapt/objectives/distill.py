@@ -133,17 +133,19 @@ class Distill(Objective):
         if task.joint:
             return _outputs(task, teacher, beginning, own)
         found: list[Mapping[str, np.ndarray]] = [{}] * len(own)
+        each = 1
         for numbers, batch in beginning.batches(own, teacher.base.pad_token_id):
             logits = task.label_logits(teacher.model, batch).float()
             if teacher.order is not None:
                 logits = logits[:, teacher.order]
             kept = _likeliest(logits, options.top) if task.writes else {"logits": logits}
-            _, _, of_label = task.targets(batch)
+            _, targets, of_label = task.targets(batch)
+            each = targets.shape[1:].numel()
             for place, number in enumerate(numbers):
                 at = of_label == place
                 found[number] = {name: values[at].cpu().numpy() for name, values in kept.items()}
         for example, known in zip(examples, found, strict=True):
-            if len(next(iter(known.values()))) != example.label_count:
+            if len(next(iter(known.values()))) * each != example.label_count:
                 what = "teacher and student see another number of labels in a row"
                 raise RunError(what, got=str(Place("", example.row)))
         return found
@@ -188,6 +190,11 @@ class Distill(Objective):
             far = task.divergence(batch[f"{KNOWN}logits"] / t, logits / t) * t * t
         else:
             far = (logits - batch[f"{KNOWN}logits"]).square().flatten(1).mean(-1)
+        if own.dim() > 1:
+            # Each class of a row has a loss of its own, and its share of the distance.
+            classes = own.shape[1]
+            far = (far / classes if options.loss == "kl" else far).repeat_interleave(classes)
+            own, rows = own.flatten(), rows.repeat_interleave(classes)
         return (1 - options.weight) * own + options.weight * far, rows
 
     def joint_losses(

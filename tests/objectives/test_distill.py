@@ -122,6 +122,18 @@ def test_words_and_tokens_are_learned_from_a_teacher(models, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("loss", ["auto", "kl"])
+def test_several_classes_of_a_row_are_learned_from_a_teacher(models, tmp_path, loss) -> None:
+    task = "multi-label-classification"
+    rows = [{**row, "label": [row["label"]] * (number % 4 > 0)} for number, row in enumerate(labelled(160))]
+    (tmp_path / "student").mkdir()
+    teacher = trained(tmp_path, models / "encoder", task, rows, evaluate={"drift": False, "resamples": 200})
+    student = distilled(
+        *(tmp_path / "student", models / "encoder", rows, teacher.folder, task), options={"weight": 1.0, "loss": loss}
+    )
+    assert student.train.final_loss < 0.5 * student.train.first_loss
+
+
+@pytest.mark.parametrize("loss", ["auto", "kl"])
 @pytest.mark.parametrize("task", ["embedding", "reranking"])
 def test_vectors_and_rankings_are_learned_from_a_teacher(models, tmp_path, task, loss) -> None:
     (tmp_path / "student").mkdir()
