@@ -210,7 +210,7 @@ class Training:
             if start is not None:
                 go_on(self.model, self.base, self.names[number], start)
                 self._head_again(number, *rows[number])
-        places = dict(zip(self.cells, range(len(self.cells)), strict=True))
+        places = {cell: list(self.cells).index(cell) for cell in self.cells}
         found = {cell: self._with_known(number, rows[number]) for cell, number in places.items()}
         return [found[cell] for cell in self.cells]
 
