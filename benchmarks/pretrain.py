@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,11 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             if weights is None:
                 weights, before = cell.begun("pretrain"), cell.read(PretrainRecord)
                 learning = (time.process_time() - begun) / 60
+            # In a cell's own folder, as `hfadapt run` has it.
+            start = cell.folder / "pretrain" / weights.name
+            if start != weights:
+                start.parent.mkdir(exist_ok=True)
+                shutil.copy(weights, start)
             world = World((), folder / "trackers")
             entry: dict[str, Any] = {
                 "domain": options.domain,
@@ -122,9 +128,9 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "seed": seed,
                 "steps": STEPS.get(rows, 200),
             }
-            for name, start in (("without", None), ("with", weights)):
+            for name, begun in (("without", None), ("with", start)):
                 started = time.process_time()
-                train_cells([cell], world, starts=[start], progress=Silent())
+                train_cells([cell], world, starts=[begun], progress=Silent())
                 entry[f"{name}_minutes"] = (time.process_time() - started) / 60
                 entry[name] = score(cell)
             assert before is not None

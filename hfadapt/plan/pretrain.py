@@ -37,7 +37,11 @@ def objectives(facts: ModelFacts) -> dict[str, str | None]:
     """Every way to learn from texts without labels, and why the base cannot; in the order in which they are tried."""
     found = map(registry.objective, registry.names("objectives"))
     able = [cast("SelfSupervised", each) for each in found if each.self_supervised]
-    return {each.name: each.unfit(facts) for each in sorted(able, key=lambda each: (each.rank, each.name))}
+    able.sort(key=lambda each: (each.rank, each.name))
+    if not registry.modality(registry.task(facts.task).modality).tokens:
+        # Whatever else the base could be loaded as: encoders of speech have vocabularies, too.
+        return {each.name: "its task reads no text" for each in able}
+    return {each.name: each.unfit(facts) for each in able}
 
 
 def pretrain_problems(recipe: Recipe, domain: str, facts: ModelFacts) -> list[Problem]:

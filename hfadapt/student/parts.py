@@ -38,7 +38,9 @@ def shape_of(base: Base, task: str, length: int) -> Shape:
         layers = shape.layers_of(model)
     with suppress(HfadaptError):
         width = width_of(model.config)
-    into, out = model.get_input_embeddings(), model.get_output_embeddings()
+    into, out = None, model.get_output_embeddings()
+    with suppress(NotImplementedError):  # Of what reads no table.
+        into = model.get_input_embeddings()
     tables = {id(each.weight): each.weight.numel() for each in (into, out) if isinstance(each, nn.Embedding)}
     tables |= {id(out.weight): out.weight.numel()} if isinstance(out, nn.Linear) and into is not None else {}
     facts = describe(model, base.source.asked, task, int(model.config.num_labels), model.config)

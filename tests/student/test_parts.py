@@ -45,3 +45,13 @@ def test_products_with_weights_are_those_of_the_linear_layers(models, name, task
     assert found.integer_share == pytest.approx(
         1 - 2 * 2 * length**2 * 64 / sum(found.multiply_adds.values()), rel=0.01
     )
+
+
+def test_a_model_that_reads_no_table_has_a_shape(hearing) -> None:
+    """wav2vec2 says nothing of its input embeddings."""
+    base = load_base(
+        BaseRef(str(hearing / "wave"), "audio-classification", "none", "float32"), ("a", "b"), torch.device("cpu")
+    )
+    found = shape_of(base, "audio-classification", 16_000)
+    assert found.tokens is None
+    assert found.parameters == sum(each.numel() for each in base.model.parameters())

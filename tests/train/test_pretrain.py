@@ -313,6 +313,13 @@ def test_an_objective_that_the_base_cannot_is_refused(models):
     assert "pretrain.objective: tsdae" in str(caught.value)
 
 
+def test_a_task_without_texts_is_refused(hearing):
+    """Its encoder has a vocabulary, of what it writes down."""
+    asked = recipe_fields(hearing / "wave", "audio-classification", pretrain={"sources": ["texts.txt"]})
+    with pytest.raises(RequestError, match="its task reads no text"):
+        make_plan(Recipe.model_validate(asked))
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
