@@ -25,9 +25,12 @@ RANGE = "FakeQuantize"
 """The operator that rounds activations to a fixed range."""
 HALF_SCALE = 1 + 128 / 2**12
 """By how much wider than its step a number of 8 bits may be off where the scale is held in 16."""
-AS_JUDGED = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-"""Settings in the file: without them some processors compute in bfloat16, or round activations as they come, and
-answer in another way than the file that was judged."""
+IN_FILE = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+"""Settings in the file: without them some processors round activations as they come, and answer in another way than the
+file that was judged."""
+FLOATS = {"INFERENCE_PRECISION_HINT": "f32"}
+"""A setting for who opens the file, since OpenVINO does not take this one from it: without it processors that have
+units for bfloat16 compute in that."""
 
 
 def library(name: str) -> Any:
@@ -103,7 +106,7 @@ def save(model: Any, path: Path, about: Mapping[str, str]) -> None:
     openvino = library("openvino")
     for name, value in about.items():
         model.set_rt_info(value, [OWN, name.removeprefix(f"{OWN}.")])
-    for name, value in AS_JUDGED.items():
+    for name, value in IN_FILE.items():
         model.set_rt_info(value, ["runtime_options", name])
     openvino.save_model(model, str(path), compress_to_fp16=False)
 
@@ -131,7 +134,7 @@ def runner(model: Any, threads: int) -> Callable[[Mapping[str, np.ndarray]], dic
     Raises:
         RunError: OpenVINO cannot run it.
     """
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, **FLOATS}
     try:
         request = library("openvino").Core().compile_model(model, "CPU", settings).create_infer_request()
     except Exception as error:

@@ -11,6 +11,7 @@ how rows are read travel in the graph.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from importlib.metadata import version
@@ -122,7 +123,7 @@ class OpenVino(SingleFile):
             f"import json\n\nimport numpy as np\nimport openvino\n{imports}\n\n{example}\n{lines}\n\n"
             f'core = openvino.Core()\ngraph = core.read_model("{FILE}")\n'
             f'labels = json.loads(graph.get_rt_info(["{graph.OWN}", "labels"]).value)\n'
-            'model = core.compile_model(graph, "CPU")  # or "GPU", "NPU", "AUTO"\n'
+            f'model = core.compile_model(graph, "CPU", {json.dumps(graph.FLOATS)})  # or "GPU", "NPU", "AUTO"\n'
             "names = [each.any_name for each in model.inputs]\n"
             f'out = model({{name: inputs[name] for name in names}})["{task.file_reads or task.reads}"][0]\n'
             f"{task.reading}"
@@ -131,8 +132,9 @@ class OpenVino(SingleFile):
     def notes(self, cell: Cell) -> str:
         """Where it was not run."""
         return (
-            "It was run on a CPU. Intel's GPUs and NPUs take the same files; they were not tried, and may round "
-            "more than the table says."
+            "It was run on a CPU, in float32 where it does not hold 8 bits. Without that setting processors that have "
+            "units for bfloat16 compute in that. Intel's GPUs and NPUs take the same files; they were not tried, and "
+            "may round more than the table says."
         )
 
 
