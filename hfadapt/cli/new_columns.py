@@ -97,13 +97,15 @@ def columns_of(rows: Rows) -> list[str]:
 def files_of(rows: Rows) -> dict[str, str]:
     """Columns that hold files or their names, with the modality of each."""
     known, found = media.suffixes(), {}
+    # Beside a file itself that column has its name; in a table it is a column as any.
+    beside = {"file"} if any(isinstance(value, Blob) for row in rows for value in row.values()) else set()
     for column in columns_of(rows):
         values = [row[column] for row in rows if row.get(column) is not None][:LOOKED_AT]
         endings = [
             PurePath(value.name if isinstance(value, Blob) else str(value)[-LONGEST_SHOWN:]).suffix.lower()
             for value in values
         ]
-        if column != "file" and endings and all(ending in known for ending in endings):
+        if column not in beside and endings and all(ending in known for ending in endings):
             found[column] = known[endings[0]]
     return found
 

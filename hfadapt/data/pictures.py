@@ -123,7 +123,7 @@ def dropped_pairs(folder: Path, record: DataRecord, domain: Domain, recipe_folde
     wanted = {place for pair in pairs for place in pair[:2]}
     if not wanted:
         return []
-    values = dict(_read_again(wanted, record.columns[schema.media], domain, recipe_folder))
+    values = dict(_read_again(wanted, schema, record.columns[schema.media], domain, recipe_folder))
     shown = []
     for dropped, kept, reason in pairs:
         if dropped in values and kept in values:
@@ -135,9 +135,10 @@ def dropped_pairs(folder: Path, record: DataRecord, domain: Domain, recipe_folde
 
 
 def _read_again(
-    wanted: set[Place], column: str, domain: Domain, recipe_folder: Path
+    wanted: set[Place], schema: RowSchema, column: str, domain: Domain, recipe_folder: Path
 ) -> Iterator[tuple[Place, tuple[str, bytes]]]:
-    """Name and content of files, by the place of their rows."""
+    """Name of files and what is kept of their content, by the place of their rows."""
+    kind = registry.modality(schema.modality)
     for source in domain.all_sources():
         path = local_path(source.source, recipe_folder)
         name = f"{source.source}:{source.split}" if source.split else source.source
@@ -151,4 +152,4 @@ def _read_again(
                 if isinstance(item, Read) and item.row in rows:
                     with suppress(Unusable):
                         blob = Blob.of(item.values.get(column), files[0].parent)
-                        yield (name, item.row), (blob.name, blob.read())
+                        yield (name, item.row), (blob.name, kind.take(blob.read()).data)

@@ -18,7 +18,7 @@ import torch
 
 from hfadapt.core import registry
 from hfadapt.evaluate.context import EvaluationContext
-from hfadapt.evaluate.metrics.rows import RowMetric, compare, leading, points_lost, sampling
+from hfadapt.evaluate.metrics.rows import RowMetric, compare, leading, points_allowed, points_lost, sampling
 from hfadapt.fast import wide_products
 from hfadapt.formats import Form
 from hfadapt.hardware import catalogue
@@ -136,7 +136,7 @@ def measure(context: EvaluationContext) -> DriftRecord:
         variants=tuple(variants),
         limit_kl_nats=lock.evaluate.drift_limits.kl_nats,
         limit_spreads=_spreads(lock.evaluate.drift_limits.kl_nats) if context.task.in_spreads else None,
-        limit_points=lock.evaluate.drift_limits.points,
+        limit_points=points_allowed(metric, lock.evaluate.drift_limits.points, len(examples)),
         refused=refused,
         skipped=skipped,
         labels=reference.labels,
@@ -311,13 +311,14 @@ def _too_far(variant: Variant, metric: RowMetric, result: Metric, lock: Lock) ->
     elif variant.divergence > limits.kl_nats:
         found.append(f"its answers differ by {variant.kl_nats:.3g} nats per label, the limit is {limits.kl_nats:g}")
     points = points_lost(metric, variant.delta, result.base or 0.0)
+    allowed = points_allowed(metric, limits.points, result.rows)
     # One row of 200 is 0.005 only up to the rounding of float64.
-    if points > limits.points + 1e-9:
+    if points > allowed + 1e-9:
         # Of a metric that is no share, a point is a percent of the reference.
         unit = "points" if metric.unit_range else "percent"
         interval = f"[{variant.low:+.3g}, {variant.high:+.3g}]"
         found.append(
             f"{metric.name} is worse by {points:.2g} {unit} (change {variant.delta:+.3g}, interval {interval}, "
-            f"{result.rows} rows), the limit is {limits.points:g}"
+            f"{result.rows} rows), the limit is {allowed:.3g}"
         )
     return "; ".join(found) or None

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.core import registry
 from hfadapt.core.errors import HfadaptError, Problem, RunError
 from hfadapt.core.progress import Silent
-from hfadapt.evaluate.metrics.rows import compare, leading, points_lost, sampling
+from hfadapt.evaluate.metrics.rows import compare, leading, points_allowed, points_lost, sampling
 from hfadapt.hardware.peak_memory import release_memory
 from hfadapt.models.adapter_files import files_in
 from hfadapt.records.published import Judged
@@ -308,8 +308,7 @@ class Gate:
 
     def _reasons(self, judged: Judged, metric: Any) -> Iterator[str]:
         limits = self.limits
-        # A share of few rows cannot change by less than one row.
-        points = max(limits.points, 100 / judged.rows) if metric.unit_range else limits.points
+        points = points_allowed(metric, limits.points, judged.rows)
         # Comparisons that NaN fails.
         if not judged.points <= points + 1e-9:
             unit = "points" if metric.unit_range else "percent"

@@ -55,8 +55,25 @@ class Unusable(Exception):
         self.reason, self.detail = reason, detail
 
 
-def seeming(data: bytes, what: str) -> str:
-    """What bytes seem to be that are no `what`, such as an image."""
+_SEEMING = {
+    b"\x89PNG": ("a PNG", "image"),
+    b"\xff\xd8\xff": ("a JPEG", "image"),
+    b"GIF8": ("a GIF", "image"),
+    b"WEBP": ("a WebP", "image"),
+    b"WAVE": ("a recording (WAV)", "sound"),
+    b"fLaC": ("a recording (FLAC)", "sound"),
+    b"OggS": ("a recording (OGG)", "sound"),
+    b"ID3": ("a recording (MP3)", "sound"),
+    b"FORM": ("a recording (AIFF)", "sound"),
+    b"<svg": ("a drawing (SVG)", ""),
+    b"%PDF": ("a PDF", ""),
+    b"PK\x03\x04": ("an archive (ZIP)", ""),
+}
+"""Of beginnings of files what they are, and as what they are broken rather than of another kind."""
+
+
+def seeming(data: bytes, what: str, why: str = "") -> str:
+    """What bytes seem to be that are no `what`, such as an image, else why a reader does not take them."""
     if not data:
         return "an empty file"
     head = data[:16].lstrip().lower()
@@ -64,7 +81,13 @@ def seeming(data: bytes, what: str) -> str:
         return f"a web page and no {what}"
     if head.startswith(b"version https://"):
         return f"a pointer of Git LFS and no {what} (git lfs pull)"
-    return f"{len(data):,} bytes that are no whole {what}"
+    if head.startswith(b"--") and b"form-data" in data[:1000]:
+        return f"a form and no {what}: send the file alone, as curl --data-binary @FILE does"
+    own = data[8:12] if data[:4] == b"RIFF" else data
+    for begins, (name, kind) in _SEEMING.items():
+        if own.startswith(begins) and kind != what:
+            return f"{name} and no {what}"
+    return f"{len(data):,} bytes that are no whole {what}{': ' if why else ''}{why}"
 
 
 _BOXES = {b"avif": "AVIF", b"avis": "AVIF", b"crx ": "raw data of a camera", b"jxl ": "JPEG XL"}

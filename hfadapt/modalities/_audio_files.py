@@ -90,7 +90,7 @@ def _other(data: bytes, why: str = "") -> tuple[np.ndarray, int]:
         import soundfile
     except (ImportError, OSError):
         if not kind and "Unknown wave file format" not in why:
-            raise Unusable("not-a-sound", f" has {seeming(data, 'sound')}{': ' if why else ''}{why[:120]}") from None
+            raise Unusable("not-a-sound", f" has {seeming(data, 'sound', why[:120])}") from None
         raise RequestError(
             f"{kind or 'this kind of WAV'} is read by soundfile, which is not installed",
             got=why or kind,
@@ -103,7 +103,7 @@ def _other(data: bytes, why: str = "") -> tuple[np.ndarray, int]:
             _check_length(stated, file.channels, rate)
             sound = file.read(dtype="float64", always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise Unusable("not-a-sound", f" has {seeming(data, 'sound')}: {_line(error)}") from None
+        raise Unusable("not-a-sound", f" has {seeming(data, 'sound', _line(error))}") from None
     if len(sound) and len(sound) < LEAST_KEPT * stated:
         raise _cut_off()
     return sound, rate

@@ -460,7 +460,7 @@ def _why_not(data: bytes, error: Exception) -> str:
         return " has a picture in HEIC: pip install pillow-heif, or save it as JPEG"
     if known and "cannot identify" in str(error):
         return f" has {known}, which Pillow {version('pillow')} does not read: save it as JPEG or PNG"
-    return f" has {seeming(data, 'image')}: {_first_line(error)}"
+    return f" has {seeming(data, 'image', _first_line(error))}"
 
 
 def _first_line(error: Exception) -> str:

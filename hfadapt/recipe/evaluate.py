@@ -16,7 +16,7 @@ class DriftLimits(Section):
     kl_nats: Annotated[float, Field(ge=0.0)] = 0.02
     """Mean KL divergence per label, in nats."""
     points: Annotated[float, Field(ge=0.0)] = 0.5
-    """Points of the metric."""
+    """Points of the task's leading metric; of fewer rows than 100 / points one row."""
 
 
 class Evaluate(Section):

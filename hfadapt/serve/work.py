@@ -60,7 +60,7 @@ class Answering:
             found = self._answers([job.asked for job in jobs], max(job.tokens for job in jobs))
         except HfadaptError as error:
             if len(jobs) == 1:
-                jobs[0].done.set_exception(error)
+                jobs[0].done.set_exception(self._named(error, jobs[0].asked))
                 return
             for job in jobs:
                 self.do([job])
@@ -69,6 +69,14 @@ class Answering:
         for job in jobs:
             job.done.set_result(found[at : at + job.rows])
             at += job.rows
+
+    def _named(self, error: HfadaptError, asked: Asking) -> HfadaptError:
+        """Says which inputs of a request are at fault, where it has several and a file among them cannot be read."""
+        if len(asked.inputs) == 1 or not isinstance(error, RequestError):
+            return error
+        faults = enumerate(map(self.task.fault, asked.inputs))
+        found = [replace(fault, place=f"inputs.{number}") for number, fault in faults if fault is not None]
+        return RequestError(found[0].what, problems=found) if found else error
 
     def _answers(self, asked: Sequence[Asking], longest: int) -> list[Answer]:
         own: list[Adapted] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,14 +33,22 @@ class MediaClassification(OneClass):
 
         All have the size that the processor gives within `max_length`; `length` is what the value itself would need.
         """
-        sized = registry.modality(self.modality).sized(tokenizer, max_length)
+        kind = registry.modality(self.modality)
+        sized = kind.sized(tokenizer, max_length)
         size = sized.positions
+
+        def needed(row: Row) -> int:
+            if (found := kind.clipped(sized, row)) is None:
+                return min(size, sized.natural(row))
+            whole, shown, _ = found
+            return math.ceil(size * whole / shown)
+
         return [
             Example(
                 {"value": row[self.modality], "processor": sized},
                 self.target(row, labels, number),
                 size,
-                min(size, sized.natural(row)),
+                needed(row),
                 number,
             )
             for number, row in enumerate(rows)

@@ -7,6 +7,7 @@ import csv
 import pytest
 from tiny import command, labelled, write_rows
 from tiny_images import write_folders
+from tiny_sounds import write_sounds
 
 from hfadapt.cli.new_recipe import write_recipe
 from hfadapt.core.errors import DataError
@@ -177,3 +178,17 @@ def test_one_column_from_another_is_offered_of_texts_rather_than_numbers(models,
     write_rows(tmp_path / "d.jsonl", rows)
     text = write_recipe(str(models / "lm"), "d.jsonl").read_text()
     assert "template: {prompt: '{q}', completion: '{a}'}" in text
+
+
+@pytest.mark.parametrize("column", ["file", "file_name", "take"])
+def test_a_table_may_call_the_column_of_its_files_as_people_do(hearing, tmp_path, column):
+    paths = sorted(write_sounds(tmp_path / "takes", 60).glob("*/*.wav"))
+    with (tmp_path / "drums.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([column, "instrument", "kit"])
+        writer.writerows([path.relative_to(tmp_path), path.parent.name, f"kit {n % 5}"] for n, path in enumerate(paths))
+    done = command("new", "drums.csv", "--model", hearing / "whisper", folder=tmp_path)
+    assert done.code == 0, done.err
+    recipe = load_recipe(tmp_path / "drums.yaml")
+    assert recipe.task == "audio-classification"
+    assert recipe.domains["drums"].columns.parts == {"audio": column, "label": "instrument"}

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import wavfile
 from tiny import recipe_fields, write_recipe
 from tiny_images import pictures_of, scene, write_folders
+from tiny_sounds import tone, wav, write_sounds
 
 from hfadapt.core.errors import DataError
 from hfadapt.pipeline.run import check_recipe
 from hfadapt.recipe.reading import load_recipe
+
+FEW = {"validation": 8, "test": 8}
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +62,37 @@ def test_what_was_dropped_is_beside_what_was_kept(report):
     pair = [(seen, said) for seen, said in pictures_of(report._repr_html_()) if "/" in said]
     assert {said for _, said in pair} == {"bar/002.pngkept", "bar/again.pngexact-duplicate"}
     assert list(pair[0][0].getdata()) == list(pair[1][0].getdata())
+
+
+def test_dropped_recordings_are_shown_whatever_their_files_are(hearing, tmp_path):
+    """The files are read again for it: several channels, 24 bits, and no WAV at all."""
+    soundfile = pytest.importorskip("soundfile")
+    low = write_sounds(tmp_path / "one", 40) / "low"
+    rate, sound = wavfile.read(low / "low_s0_000.wav")
+    (low / "both.wav").write_bytes(wav(np.stack([sound, sound], axis=1), rate))
+    for name in ("again.flac", "again.aiff", "deep.wav"):
+        soundfile.write(low / name, sound, rate, subtype="PCM_24")
+    fields = recipe_fields(hearing / "whisper", "audio-classification", {"one": {"source": "one"}}) | {"data": FEW}
+    write_recipe(tmp_path / "r.yaml", fields)
+    report = check_recipe(load_recipe(tmp_path / "r.yaml"), recipe_folder=tmp_path)
+    pairs = [(seen, said) for seen, said in pictures_of(report._repr_html_()) if "/" in said]
+    shown = {said.partition(".")[0] for _, said in pairs if said.endswith("duplicate")}
+    assert shown >= {"low/both", "low/again", "low/deep"}
+    assert {seen.size for seen, _ in pairs} == {(144, 72)}
+
+
+def test_recordings_that_are_cut_to_the_clip_of_the_model_are_counted_and_named(hearing, tmp_path):
+    for number, path in enumerate(sorted(write_sounds(tmp_path / "one", 40).glob("low/*"))):
+        path.write_bytes(wav(tone("low", 70 + number, seconds=2.5)))
+    fields = recipe_fields(hearing / "whisper", "audio-classification", {"one": {"source": "one"}}) | {"data": FEW}
+    write_recipe(tmp_path / "r.yaml", fields)
+    [record] = check_recipe(load_recipe(tmp_path / "r.yaml"), recipe_folder=tmp_path).records
+    audit = record.audit
+    assert 0 < audit.truncated_rows < audit.rows
+    [found] = [each for each in record.audit.findings if each.code == "truncated"]
+    assert found.message.startswith(f"the recording is cut off in {audit.truncated_rows} of {audit.rows} ")
+    assert found.fix == "the model reads 50 positions at most: shorten these rows, or set data.too_long: drop"
+    assert audit.longest[0].tokens == 125
 
 
 def test_a_terminal_has_counts_and_sizes(report):

@@ -9,8 +9,11 @@ from tiny import command, labelled, make_lock, pairs, recipe_fields, write_recip
 
 from hfadapt.core.progress import Silent
 from hfadapt.evaluate.context import open_context
-from hfadapt.evaluate.drift import Form, Reference, forms, measure
+from hfadapt.evaluate.drift import Form, Reference, _too_far, forms, measure
+from hfadapt.evaluate.metrics.rows import find
 from hfadapt.models.merge import open_merged
+from hfadapt.records.evidence import Variant
+from hfadapt.records.stages import Metric
 from hfadapt.run_folder import Cell
 
 CPU = torch.device("cpu")
@@ -93,6 +96,18 @@ def test_what_is_above_a_limit_is_refused_with_a_sentence(classifier):
     assert "merged-nf4" in record.refused
     assert "nats per label, the limit is 0" in record.refused["merged-nf4"]
     assert measure(bench_of(classifier, kl_nats=10.0, points=100.0)).refused == {}
+
+
+def test_of_few_rows_one_may_change_as_in_exports(classifier):
+    """16 rows: the smallest change there is, is 6.25 points."""
+    lock, metric = classifier.lock, find("accuracy")
+    variant = Variant.model_construct(name="x", kl_nats=0.0, spreads=None, low=-0.1, high=0.0)
+    for rows, count in ((1, 0), (2, 1)):
+        result = Metric.model_construct(name="accuracy", rows=16, base=1.0)
+        why = _too_far(variant.model_copy(update={"delta": -rows / 16}), metric, result, lock)
+        assert bool(why) == count
+    assert why is not None
+    assert why.endswith("16 rows), the limit is 6.25")
 
 
 def test_an_adapter_of_a_4_bit_base_on_other_weights(chooser):

@@ -112,6 +112,24 @@ def test_labels_reading_and_settings_travel_in_the_file_and_no_folder_does(class
     assert plain.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 0
 
 
+def test_it_computes_in_float32_where_the_processor_has_units_for_bfloat16(made, monkeypatch):
+    """The file cannot say that: who opens it has to, hfadapt and the lines of the README."""
+    core, settings = openvino.Core(), []
+
+    class Core:
+        def read_model(self, path):
+            return core.read_model(path)
+
+        def compile_model(self, model, device, given):
+            settings.append(given)
+            return core.compile_model(model, device, given)
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    load_adapted(made.folder).predict(TEXTS)
+    assert [each["INFERENCE_PRECISION_HINT"] for each in settings] == ["f32"]
+    assert 'compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})' in (made.folder / "README.md").read_text()
+
+
 def test_nothing_is_reported_to_anyone():
     code = (
         "import sys\nfrom hfadapt.formats._openvino_graph import library\nlibrary('openvino'), library('nncf')\n"

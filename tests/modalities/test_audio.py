@@ -140,7 +140,7 @@ BROKEN = {
     "text": (b"this is not a sound, whatever its name is\n", "no whole sound"),
     "web page": (b"<!DOCTYPE html><html>404</html>", "a web page"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(100), "no whole sound"),
+    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(100), " has a PNG and no sound"),
     "head of a wav": (wav(SOUND)[:30], "no whole sound"),
     "head alone": (wav(SOUND)[:58], "without samples"),
     "half a wav": (wav(SOUND)[: len(wav(SOUND)) // 2], "cut off"),

@@ -126,10 +126,14 @@ BROKEN = {
     "half a webp": (saved(scene(1), "WEBP")[:200], "no whole image"),
     "wrong checksum": (png(1).replace(b"IDAT", b"IDAX"), "no whole image"),
     "no pixels": (b"P6\n0 0\n255\n", "no"),
-    "a sound": (b"RIFF\x24\0\0\0WAVEfmt " + b"\0" * 40, "of no known kind"),
-    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"></svg>', "of no known kind"),
-    "pdf": (b"%PDF-1.7\n" + b"0" * 100, "of no known kind"),
-    "zip": (b"PK\x03\x04" + b"\0" * 60, "of no known kind"),
+    "a sound": (b"RIFF\x24\0\0\0WAVEfmt " + b"\0" * 40, " has a recording (WAV) and no image"),
+    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"></svg>', " has a drawing (SVG) and no image"),
+    "pdf": (b"%PDF-1.7\n" + b"0" * 100, " has a PDF and no image"),
+    "zip": (b"PK\x03\x04" + b"\0" * 60, " has an archive (ZIP) and no image"),
+    "a form": (
+        b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + png(1),
+        "a form and no image: send the file alone",
+    ),
 }
 
 

@@ -206,6 +206,12 @@ def test_pictures_come_in_base64_or_as_the_body(picture_run, tmp_path):
         status, message = fault(port, "/predict/file?domain=one", b"<!doctype html>")
         assert status == 400
         assert "a web page and no image" in message
+        # Of several the broken one is named.
+        half = base64.b64encode(data[: len(data) // 2]).decode()
+        status, message = fault(port, "/predict", {"domain": "one", "inputs": [text, half, text]})
+        assert status == 400
+        assert "inputs.1: this image cannot be read" in message
+        assert "inputs.0" not in message
         status, message = fault(port, "/v1/chat/completions", {"model": "one", "messages": [{"role": "user"}]})
         assert status == 404
         assert "do not write texts" in message

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import Any
 
+from hfadapt.core import registry
 from hfadapt.files.places import Place, name_rows
 from hfadapt.modalities import Example
 from hfadapt.records.stages import FINDINGS, DataRecord, Finding
@@ -82,9 +83,19 @@ class View:
     @property
     def longer(self) -> str:
         """How to have less cut off."""
-        if self.most_tokens is not None and self.max_length >= self.most_tokens:
-            return f"the model reads {self.most_tokens} tokens at most: shorten these rows, or set data.too_long: drop"
-        return f"raise data.max_length (now {self.max_length} tokens), shorten these rows, or set data.too_long: drop"
+        unit, most = registry.modality(self.task.modality).unit, self.most
+        if most is not None and self.max_length >= most:
+            return f"the model reads {most} {unit} at most: shorten these rows, or set data.too_long: drop"
+        return f"raise data.max_length (now {self.max_length} {unit}), shorten these rows, or set data.too_long: drop"
+
+    @property
+    def most(self) -> int | None:
+        """The most that a row can be for the model, where that is known."""
+        kind = registry.modality(self.task.modality)
+        if self.most_tokens is not None or kind.tokens:
+            return self.most_tokens
+        most: int = kind.sized(self.tokenizer, WITHOUT_CUT).positions
+        return most
 
     def pairs(self, split: str = "train") -> Iterator[tuple[dict[str, Any], Example]]:
         """Rows beside their tokenised examples."""

@@ -25,6 +25,8 @@ from hfadapt.records.stages import Audit, Augmented, DataRecord, Finding, Length
 from hfadapt.tasks import Task
 
 CHECKS = (*row_checks.CHECKS, *token_checks.CHECKS)
+OF_FILES = (*row_checks.CHECKS, token_checks.truncated)
+"""Of rows that are files, which no tokenizer reads."""
 ENCODE_ROWS = 512
 LONGEST_ROWS = 5
 AUDIT_ROWS = 200_000
@@ -84,7 +86,7 @@ def audit(
         stop_ids=found.stop_ids(tokenizer),
     )
     # A file has no tokens, whose masks and ends could be wrong.
-    checks = row_checks.CHECKS if view.schema.media else CHECKS
+    checks = OF_FILES if view.schema.media else CHECKS
     findings = [each for check in checks for each in check(view)]
     if not any(each.code == "no-chat-template" for each in findings):
         findings += _refusals(refused, sum(map(len, rows.values())))
@@ -217,6 +219,8 @@ def token_lengths(rows: Sequence[Sequence[int]]) -> Lengths:
 def lengths(rows: Sequence[Mapping[str, Any]], task: Task, tokenizer: Any, *, labels: Sequence[str] = ()) -> Lengths:
     """Token lengths of rows as the task encodes them, before any cut; rows that the task refuses are left out.
 
+    Of models that take one length alone, whatever they are given, it is that.
+
     Raises:
         DataError: there are no rows, or the task refuses all of them.
     """
@@ -228,7 +232,7 @@ def lengths(rows: Sequence[Mapping[str, Any]], task: Task, tokenizer: Any, *, la
     if not encoded:
         first = _refusals(refused, len(rows))[0]
         raise DataError(first.message, fix=first.fix or None)
-    return token_lengths([[part.length for part in example.parts] for example in encoded])
+    return token_lengths([[min(part.length, part.size) for part in example.parts] for example in encoded])
 
 
 def augmented(

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from hfadapt.core import registry
 from hfadapt.data.audit.findings import ALWAYS_SPECIAL, CUT_OFF, MARKER, WITHOUT_CUT, Check, View, finding, level_for
 from hfadapt.data.fit import STEP
 from hfadapt.modalities import IGNORED, Example
@@ -141,9 +142,10 @@ def truncated(view: View) -> Iterator[Finding]:
         )
     if len(long) > len(cut):
         rows = [row for row, _ in long if row not in cut] if len(long) < 2_000 else [row for row, _ in long]
-        limited = view.most_tokens is not None and view.max_length >= view.most_tokens
+        limited = view.most is not None and view.max_length >= view.most
         level = "soft" if limited or not view.task.per_token or len(long) < 0.5 * len(pairs) else "hard"
-        yield finding("truncated", level, "the text is cut off", rows, fix, len(pairs))
+        kind = registry.modality(view.task.modality)
+        yield finding("truncated", level, f"the {kind.noun} is {kind.cut}", rows, fix, len(pairs))
 
 
 def double_bos(view: View) -> Iterator[Finding]:

@@ -218,6 +218,11 @@ def points_lost(metric: RowMetric, change: float, base: float) -> float:
     return (loss * 100 if metric.unit_range else loss * 100 / max(abs(base), 1e-12)) + 0.0
 
 
+def points_allowed(metric: RowMetric, limit: float, rows: int) -> float:
+    """The points that may be lost of so many rows: a share of few cannot change by less than one of them."""
+    return max(limit, 100 / rows) if metric.unit_range else limit
+
+
 class Sampling(TypedDict):
     """How an interval is made: bootstrap samples, coverage such as 0.95, seed."""
 
