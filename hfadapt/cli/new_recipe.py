@@ -459,7 +459,8 @@ def _seen(shape: Shape, rows: Sequence[Mapping[str, Any]], said: Columns) -> Ite
             prompt, completion = (f"{{{name}}}" for name in columns_of(rows) if name in texts)
             asked = _printable(inline({"prompt": prompt, "completion": completion}))
             yield f"To learn one column from another, in place of `columns`: template: {asked}"
-    if label := shape.parts.get("label"):
+    # Where entities stand differs from row to row.
+    if (label := shape.parts.get("label")) and registry.schema(shape.form).label_kind != "tokens":
         clear = said.label is not None or label.lower() in LABEL_NAMES
         others = [] if clear else [each for each in label_columns(left, rows) if each != label]
         if others and registry.schema(shape.form).label_kind == "class":

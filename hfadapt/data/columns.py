@@ -120,7 +120,9 @@ def _recognise(
     fitting = [each for each in found if each.name in forms or any(each.name in _adopted(form) for form in forms)]
     # Labels that the task would not learn are not passed over in silence, unless the recipe names the text.
     bare = next((each for each in fitting[:1] if found[0].label_kind != "none" and each is not found[0]), None)
-    ignores = bare is not None and (len(forms) > 1 or len(bare.parts) > 1) and not set(bare.parts) & set(said)
+    # Of a pair it may say that both do not belong together.
+    matters = bare is not None and (len(forms) > 1 or (len(bare.parts) > 1 and bare.label_kind == "none"))
+    ignores = bare is not None and matters and not set(bare.parts) & set(said)
     whole = both is not None and fitting and {*both} <= {parts[part] for part in fitting[0].parts}
     if fitting and not ignores and (said or both is None or whole or fitting[0].label_kind != "none"):
         chosen = fitting[0]

@@ -45,6 +45,8 @@ LABEL_NAMES = (
 TEXT_NAMES = (
     *("text", "sentence", "content", "review", "tweet", "comment", "document", "body", "utterance", "message"),
 )
+NOTHING = frozenset({"nan", "null", "n/a", "#n/a", "<na>", "nat", "undefined"})
+"""What programs write where there is no value, in lower case."""
 _SYLLABLES = [first + vowel for first in "bcdfghjklmnprstvwz" for vowel in "aeiou"]
 
 

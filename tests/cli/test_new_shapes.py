@@ -7,6 +7,7 @@ import json
 import pytest
 from tiny import command
 
+from hfadapt import check_recipe
 from hfadapt.cli.asking import preview
 from hfadapt.cli.new_recipe import write_recipe
 from hfadapt.recipe.reading import load_recipe
@@ -105,3 +106,10 @@ def test_a_text_with_a_class_is_not_taken_for_a_pair_because_of_what_it_is_about
 def test_rows_of_which_none_is_left_are_said_at_once(models, tmp_path, row, said):
     path = write_recipe(str(models / "encoder"), write(tmp_path / "d.jsonl", row), tmp_path / "d.yaml")
     assert said in " ".join(str(preview(path)).split())
+
+
+def test_numbers_are_told_though_some_cells_say_that_there_is_none(models, tmp_path):
+    data = write(tmp_path / "d.jsonl", lambda n, text: {"text": text, "price": "N/A" if n % 15 == 0 else f"{n}.25"}, 60)
+    path = write_recipe(str(models / "encoder"), data, tmp_path / "d.yaml")
+    assert load_recipe(path).task == "text-regression"
+    assert check_recipe(path).records[0].dropped == {"missing-field": 4}
