@@ -165,7 +165,9 @@ def numeral(names: Iterable[str]) -> bool:
 def task_with(kind: LabelKind) -> str:
     """The task that learns this kind of label of texts."""
     known = map(registry.task, registry.names("tasks"))
-    return next(each.name for each in known if each.label_kind == kind and each.modality == "text")
+    return next(
+        each.name for each in known if each.label_kind == kind and not registry.modality(each.modality).suffixes
+    )
 
 
 def task_for(kind: LabelKind, modality: str, then: str, otherwise: str) -> str:

@@ -19,7 +19,7 @@ class Spans(Tokens):
     as of Prodigy. They become words and tags; the words are those between white space, as when a text is asked."""
 
     name = "spans"
-    rank = 19
+    rank = 26
     parts = ("text", "label")
     names = {"text": TEXT_NAMES, "label": ("spans", "entities", *LABEL_NAMES)}
     files = {}

@@ -108,6 +108,14 @@ def test_rows_of_which_none_is_left_are_said_at_once(models, tmp_path, row, said
     assert said in " ".join(str(preview(path)).split())
 
 
+@pytest.mark.parametrize("column", ["label", "entities", "spans"])
+def test_spans_are_no_classes(models, tmp_path, column):
+    data = write(tmp_path / "d.jsonl", lambda n, text: {"text": text, column: [[2, 5, "KIND"]] * (n % 3 > 0)})
+    path = write_recipe(str(models / "encoder"), data, tmp_path / "d.yaml")
+    assert load_recipe(path).task == "token-classification"
+    assert "O B-KIND O" in str(preview(path))
+
+
 def test_numbers_are_told_though_some_cells_say_that_there_is_none(models, tmp_path):
     data = write(tmp_path / "d.jsonl", lambda n, text: {"text": text, "price": "N/A" if n % 15 == 0 else f"{n}.25"}, 60)
     path = write_recipe(str(models / "encoder"), data, tmp_path / "d.yaml")
