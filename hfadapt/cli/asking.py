@@ -15,7 +15,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError, RequestError, nearest
 from hfadapt.core.show import Heading, Table, Text, View
 from hfadapt.data.labels import Labels, some
-from hfadapt.data.reading import SourceReader
+from hfadapt.data.reading import SourceReader, no_rows
 from hfadapt.data.rows import Row
 from hfadapt.data.sources import check_unreadable, open_source
 from hfadapt.recipe.domain import PATTERNS
@@ -95,7 +95,7 @@ def preview(path: Path) -> View:
             *(Text(told(each)) for each in [*noticed, *reader.of_files]),
             *([Text(said)] if (said := _columns_read(reader)) else []),
             *(Text(each, code=True) for each in guessed),
-            *_refused(reader),
+            *_refused(reader, bool(rows)),
         ]
     )
 
@@ -108,10 +108,12 @@ def _columns_read(reader: SourceReader) -> str:
     return "; ".join([*said, *([f"not read: {some(reader.unread, 8)}"] if reader.unread else [])])
 
 
-def _refused(reader: SourceReader) -> list[Text]:
+def _refused(reader: SourceReader, some_left: bool) -> list[Text]:
     """What a run would refuse in the rows that were read."""
     try:
         check_unreadable(reader.source.split, reader.rows_in, reader.bad)
+        if not some_left:
+            raise no_rows(reader.source.name, reader.rows_in, reader.bad)
     except DataError as error:
         return [Text(str(error), code=True)]
     return []

@@ -22,7 +22,7 @@ from hfadapt.data.sources import UNREADABLE_LIMIT
 from hfadapt.files import Blob, media
 from hfadapt.recipe.domain import PATTERNS
 from hfadapt.recipe.schema import Columns
-from hfadapt.schemas import LABEL_NAMES, LabelKind, read_number
+from hfadapt.schemas import LABEL_NAMES, NOTHING, LabelKind, read_number
 from hfadapt.tasks import Task
 
 Rows = Sequence[Mapping[str, Any]]
@@ -239,9 +239,9 @@ def _guess_files(rows: Rows, modality: str) -> Columns | None:
 
 
 def _measures(values: Sequence[str]) -> bool:
-    """Whether all are numbers, and some have decimals."""
+    """Whether all that say something are numbers, and some have decimals."""
     with suppress(ValueError):
-        return any(not read_number(value).is_integer() for value in values)
+        return any(not read_number(value).is_integer() for value in values if value.lower() not in NOTHING)
     return False
 
 

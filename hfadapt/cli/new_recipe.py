@@ -378,12 +378,18 @@ def _is_likely(shape: Shape, rows: Rows) -> bool:
 
 
 def _rivalled(shape: Shape, fitting: Sequence[tuple[str, Shape]], rows: Rows) -> bool:
-    """Whether labels that could be classes are rather of the kind of another schema."""
+    """Whether another schema reads more of the row, or its labels, which could be classes, rather as its kind."""
+    labels, others = _labels(shape, rows), [other for _, other in fitting if other.form != shape.form]
+    # What is found without what it is searched with is half of the row.
+    if any({*shape.used} <= {*other.used[1:]} and _is_likely(other, rows) for other in others):
+        return True
     if registry.schema(shape.form).label_kind not in ("none", "class"):
         return False
-    others = [registry.schema(other.form) for _, other in fitting if other.form != shape.form]
-    labels = _labels(shape, rows)
-    return any(each.likely(labels) for each in others if each.label_kind not in ("none", "class"))
+    return any(
+        each.likely(labels)
+        for each in (registry.schema(other.form) for other in others if set(other.parts) == set(shape.parts))
+        if each.label_kind not in ("none", "class")
+    )
 
 
 def _labelled(shape: Shape) -> bool:
@@ -453,7 +459,8 @@ def _seen(shape: Shape, rows: Sequence[Mapping[str, Any]], said: Columns) -> Ite
             prompt, completion = (f"{{{name}}}" for name in columns_of(rows) if name in texts)
             asked = _printable(inline({"prompt": prompt, "completion": completion}))
             yield f"To learn one column from another, in place of `columns`: template: {asked}"
-    if label := shape.parts.get("label"):
+    # Where entities stand differs from row to row.
+    if (label := shape.parts.get("label")) and registry.schema(shape.form).label_kind != "tokens":
         clear = said.label is not None or label.lower() in LABEL_NAMES
         others = [] if clear else [each for each in label_columns(left, rows) if each != label]
         if others and registry.schema(shape.form).label_kind == "class":

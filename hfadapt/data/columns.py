@@ -104,7 +104,7 @@ def _recognise(
 ) -> Shape:
     """As `recognise`; `lower` has the columns by the names in small letters by which they are known."""
     said = asked.parts
-    parts = {**_alpaca(columns, said), **said} if not said or set(said) <= {"label"} else dict(said)
+    parts = dict(said)
     # Where a task learns from rows of one kind of label, another schema with the same parts is out of the question.
     known = [each for each in registry.schemas() if each.name in forms or not _rival(each, forms)]
     # Another schema may know one of these columns by another name.
@@ -120,12 +120,14 @@ def _recognise(
     fitting = [each for each in found if each.name in forms or any(each.name in _adopted(form) for form in forms)]
     # Labels that the task would not learn are not passed over in silence, unless the recipe names the text.
     bare = next((each for each in fitting[:1] if found[0].label_kind != "none" and each is not found[0]), None)
-    ignores = bare is not None and len(forms) > 1 and not set(bare.parts) & set(said)
+    # Of a pair it may say that both do not belong together.
+    matters = bare is not None and (len(forms) > 1 or (len(bare.parts) > 1 and bare.label_kind == "none"))
+    ignores = bare is not None and matters and not set(bare.parts) & set(said)
     whole = both is not None and fitting and {*both} <= {parts[part] for part in fitting[0].parts}
     if fitting and not ignores and (said or both is None or whole or fitting[0].label_kind != "none"):
         chosen = fitting[0]
         used = {part: parts[part] for part in (*chosen.parts, *chosen.optional) if part in parts}
-        return Shape(chosen.name, used, **grouped)
+        return Shape(chosen.name, {**_about(used, chosen, lower), **used}, **grouped)
     wanted = [each for each in known if each.name in forms]
     fix = remedy(columns, parts, wanted, found[0] if found else None, bare)
     read_as = f", read as {found[0].name}" if found else ""
@@ -171,16 +173,16 @@ def _names(schemas: Iterable[RowSchema]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-_INSTRUCTED = (("output", "input"), ("response", "context"))
-"""What answers an instruction and what it is about: in Alpaca, and in Dolly."""
+_INPUT = "instruction_input"
+_INSTRUCTED = {"instruction": ("input", "context"), "question": ("context",)}
+"""What a prompt of that name is about, in a column beside it: in Alpaca, in Dolly, and of questions about a text."""
 
 
-def _alpaca(columns: Sequence[str], said: Mapping[str, str]) -> dict[str, str]:
-    for answer, about in _INSTRUCTED if "instruction" in columns and not said else ():
-        if answer in columns:
-            more = {"instruction_input": about} if about in columns else {}
-            return {"prompt": "instruction", "completion": answer, **more}
-    return {}
+def _about(parts: Mapping[str, str], schema: RowSchema, lower: Mapping[str, str]) -> dict[str, str]:
+    """The further input of a prompt whose name asks for one, where nothing else is read from its column."""
+    names = _INSTRUCTED.get(parts.get("prompt", "").lower(), ()) if _INPUT in schema.optional else ()
+    free = [lower[name] for name in names if name in lower and lower[name] not in parts.values()]
+    return {_INPUT: free[0]} if free else {}
 
 
 def _wanted(part: str, said: Mapping[str, str], known: Sequence[RowSchema]) -> bool:
@@ -190,7 +192,7 @@ def _wanted(part: str, said: Mapping[str, str], known: Sequence[RowSchema]) -> b
     return any(
         part in (*schema.parts, *schema.optional)
         for schema in known
-        if next(iter(said)) in (*schema.parts, *schema.named)
+        if next(iter(said)) in (*schema.parts, *schema.optional)
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
 from hfadapt.records.stages import Finding
-from hfadapt.schemas import LabelKind, Unusable, read_list, refuse_scores, whole_number
+from hfadapt.schemas import NOTHING, LabelKind, Unusable, read_list, refuse_scores, whole_number
 
 FEW_NUMBERS = 10
 """So many classes with decimals are still taken for classes."""
@@ -25,8 +25,6 @@ MANY_NUMBERS = 20
 SHOWN = 8
 _NUMERAL = re.compile(r"[+-]?\d{1,15}", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?\d*[.,]\d+(?:[eE][+-]?\d+)?", re.ASCII)
-# What programs write where there is no value.
-_NOTHING = frozenset({"nan", "null", "n/a", "#n/a", "<na>", "nat", "undefined"})
 
 
 class Labels:
@@ -165,8 +163,11 @@ def numeral(names: Iterable[str]) -> bool:
 
 
 def task_with(kind: LabelKind) -> str:
-    """The task that learns this kind of label."""
-    return next(name for name in registry.names("tasks") if registry.task(name).label_kind == kind)
+    """The task that learns this kind of label of texts."""
+    known = map(registry.task, registry.names("tasks"))
+    return next(
+        each.name for each in known if each.label_kind == kind and not registry.modality(each.modality).suffixes
+    )
 
 
 def task_for(kind: LabelKind, modality: str, then: str, otherwise: str) -> str:
@@ -246,7 +247,7 @@ def _rough(name: str) -> str:
 
 def _not_classes(names: Sequence[str]) -> list[Finding]:
     found = []
-    words = [name for name in names if name.casefold() in _NOTHING]
+    words = [name for name in names if name.casefold() in NOTHING]
     if words:
         what = f"a class is called {some(map(repr, words))}, which programs write where there is no label"
         found.append(_soft("label-missing", what, "leave the label of these rows empty, so that they are dropped"))

@@ -238,6 +238,7 @@ class SourceReader:
         if template is None and not set(asked.model_dump(exclude_none=True)) - {"label"}:
             values = [each.values for each in head]
             self._noticed += unread_columns.noticed(values, shape, self.unread, self.source.name)
+        self._noticed += unread_columns.without_label(shape, self.unread, self.source.name)
         return formatter
 
     def _unfit_split(self, error: DataError) -> DataError:
@@ -287,6 +288,7 @@ _FIXES = {
     "wrong-messages": "store each chat as a list of turns with role (user, assistant, system, tool) and content",
     "no-assistant-turn": "give chats that an assistant answers",
     "nothing-trained": "give the turns that are to be learned weight: 1, or no weight",
+    "several-texts": "write a row for each of these texts, with what belongs to it beside it",
     "empty-completion": "give rows with something to learn: answers, or text in the assistant's turns",
 }
 """What helps where all rows were dropped for a reason."""

@@ -22,6 +22,7 @@ from hfadapt.files.places import Place, name_rows
 from hfadapt.recipe.schema import Domain, Source
 from hfadapt.recipe.sources import expanded
 from hfadapt.records.stages import Finding
+from hfadapt.schemas import LabelKind
 
 SAMPLE = "sample:"
 UNREADABLE_LIMIT = 0.1
@@ -63,6 +64,12 @@ _UNREADABLE = {
         "have numbers with decimals for the classes, such as probabilities",
         "write the class with the largest number, or those above a limit, into a column of their own",
     ),
+    "no-spans": (
+        "have no spans of characters",
+        'write each as [start, end, "label"]; or, where a text has classes, set task: {task}, which learns these',
+    ),
+    "shared-word": ("have two spans in one word", "leave out one of them, or write words and tags yourself"),
+    "span-outside": ("have spans outside of their text", "count characters from 0, and line breaks as one"),
     "label-is-object": ("have an object as their label", _OWN_COLUMN),
     "text-is-object": ("have an object where text is needed", _OWN_COLUMN),
     "text-is-bytes": ("have bytes where text is needed", _OWN_COLUMN),
@@ -80,6 +87,8 @@ def unreadable() -> Mapping[str, tuple[str, str] | None]:
     return {**_UNREADABLE, **found, "file-not-read": ("name files that cannot be read", lost)}
 
 
+_LEARNS_THEM: Mapping[str, LabelKind] = {"several-labels": "classes", "no-spans": "class"}
+"""What a task learns that such rows are for."""
 Reading = Iterator[Read | Dropped | Finding]
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
@@ -450,5 +459,5 @@ def check_unreadable(split: str, rows: int, bad: list[Dropped]) -> None:
         place=name_rows(each.where for each in unread),
         got="; ".join(each.said for each in unread[:3] if each.detail) or reason,
         allowed=f"at most {UNREADABLE_LIMIT:.0%}",
-        fix=fix.format(task=task_with("classes") if reason == "several-labels" else ""),
+        fix=fix.format(task=task_with(kind) if (kind := _LEARNS_THEM.get(reason)) else ""),
     )

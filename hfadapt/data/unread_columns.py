@@ -54,6 +54,21 @@ def noticed(head: Sequence[Values], shape: Shape, unread: Sequence[str], place: 
     return found
 
 
+def without_label(shape: Shape, unread: Sequence[str], place: str) -> list[Finding]:
+    """What is to be said of pairs whose label is not read, whoever named the columns: some may not belong together."""
+    schema = registry.schema(shape.form)
+    if schema.writes or schema.label_kind != "none" or len(schema.parts) == 1:
+        return []
+    # Another schema of the same parts and a label knows what that is called.
+    others = [each for each in registry.schemas() if {*each.parts} == {*schema.parts, "label"}]
+    names = {name for each in others for name in each.names["label"]}
+    found = [each for each in unread if each.lower() in names]
+    able = [task for task in registry.names("tasks") for each in others if each.name in registry.task(task).schemas]
+    what = f"{place}: {some(map(repr, found))} is not read, and all pairs are learned as belonging together"
+    fix = f"leave out the pairs that do not; or, if it holds numbers, set task: {' or '.join(able)} to learn from them"
+    return [Finding(code="label-not-read", level="soft", message=what, fix=fix)] if found else []
+
+
 def _holds_text(head: Sequence[Values], column: str, used: Sequence[str]) -> bool:
     """Whether a column often holds words that stand in no column that is read."""
     new = 0

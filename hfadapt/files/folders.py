@@ -14,7 +14,7 @@ from hfadapt.core.errors import DataError
 from hfadapt.files import SPLIT_NAMES, json_rows, media, sheets
 from hfadapt.files.opening import HEAD_BYTES, PACKED, WORKBOOKS, foreign, packing, suffix
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", *WORKBOOKS, ".txt")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", *WORKBOOKS, ".txt", ".md")
 """Of files that hfadapt reads whatever the rows; row schemas read further ones."""
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", *WORKBOOKS)
 """Of these, one beside images or recordings names them."""
@@ -102,11 +102,14 @@ def find(path: Path) -> Found:
         return Found(tuple(known))
     others = {each.parent for each in files if each.name in _MARKS and _holds(each.parent, _MARKS[each.name])}
     known = [each for each in known if not others & set(each.parents)]
-    data = [each for each in known if not _ABOUT.fullmatch(each.name)] or known
+    # A page about files that cannot be read is no data.
+    data = [each for each in known if not _ABOUT.fullmatch(each.name)] or [
+        each for each in known if suffix(each) != ".md"
+    ]
     # Saved by datasets' save_to_disk, the rest is about the Arrow files.
     arrow = [each for each in data if suffix(each) == ".arrow"]
-    tables = [each for each in data if suffix(each) not in (".txt", ".json")]
-    texts, documents = ([each for each in data if suffix(each) == ending] for ending in (".txt", ".json"))
+    tables = [each for each in data if suffix(each) not in (".txt", ".md", ".json")]
+    texts, documents = ([each for each in data if suffix(each) in ends] for ends in ((".txt", ".md"), (".json",)))
     if arrow:
         data = [each for each in arrow if not each.name.startswith(("cache-", "tmp"))]
     elif tables:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+TURNS = ({"role", "content"}, {"from", "value"})
+"""What an object has that is a turn of a chat."""
 DEPTH = 5
 """Objects within objects that are looked into."""
 FILE = frozenset({"bytes", "path", "array"})
@@ -14,8 +16,8 @@ FILE = frozenset({"bytes", "path", "array"})
 def spread(values: Mapping[str, Any], named: Collection[str] = ()) -> dict[str, Any]:
     """The row with a column for each field of an object in it.
 
-    The object itself stays where the recipe names it, where a list in it may be a chat, and where it has no text, as
-    one of flags has not; files stay as they are.
+    The object itself stays where the recipe names it, where it is a turn or a list in it may be a chat, and where
+    it has no text, as one of flags has not; files stay as they are.
 
     Args:
         named: Columns that the recipe names.
@@ -27,6 +29,7 @@ def spread(values: Mapping[str, Any], named: Collection[str] = ()) -> dict[str, 
             continue
         leaves = dict(_leaves(value, column, DEPTH))
         whole = column in named or any(isinstance(each, list) for each in value.values())
+        whole = whole or any(turn <= value.keys() for turn in TURNS)
         if whole or not any(isinstance(each, str) for each in leaves.values()):
             found[column] = value
         found |= {name: each for name, each in leaves.items() if name not in values}

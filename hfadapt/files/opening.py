@@ -140,7 +140,8 @@ def foreign(head: bytes, ending: str = "") -> tuple[str, str] | None:
         return "a workbook with a password, or of old Excel (.xls)", "save it without one as .xlsx, or as CSV in UTF-8"
     for magic, what, fix in _OTHERS:
         # Pages may be learned from, as plain text.
-        if (head.lower().startswith(magic) and ending != ".txt") if magic[:1] == b"<" else head.startswith(magic):
+        page, begins = magic[:1] == b"<", head.lower() if magic[:1] == b"<" else head
+        if begins.startswith(magic) and not (page and ending in (".txt", ".md")):
             return (what, fix) if f"call it {ending}" != fix else None
     if head.startswith(b"PK\x03\x04"):
         if ending in WORKBOOKS:

@@ -35,6 +35,15 @@ def _text(path: Path, encoding: str | None = None) -> Rows:
         yield item if isinstance(item, Unread) else Read(item[0], {"text": item[1]}, item[0] + 1)
 
 
+def _document(path: Path, encoding: str | None = None) -> Rows:
+    """One row: paragraphs, lists and tables of a text that is set apart by empty lines mean little alone."""
+    whole = list(lines(path, encoding))
+    if bad := next((item for item in whole if isinstance(item, Unread)), None):
+        yield replace(bad, row=0)
+    else:
+        yield Read(0, {"text": "\n".join(item[1] for item in whole if not isinstance(item, Unread)).strip()}, 1)
+
+
 def _of_schema(path: Path, encoding: str | None = None) -> Rows:
     """A file of a kind that belongs to one row schema; lines that cannot be read end up in its rows' faults."""
     read = registry.row_files()[suffix(path)].files[suffix(path)]
@@ -67,6 +76,7 @@ _READERS: dict[str, Callable[[Path, str | None], Rows]] = {
     ".parquet": _table,
     ".arrow": _table,
     ".txt": _text,
+    ".md": _document,
 }
 
 

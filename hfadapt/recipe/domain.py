@@ -80,7 +80,7 @@ def _about_parts() -> dict[str, str]:
     """A description of the column of each part of all row schemas, also of those that another package adds."""
     names: dict[str, dict[str, None]] = {}
     for schema in registry.schemas():
-        for part in (*schema.parts, *schema.named):
+        for part in (*schema.parts, *schema.optional):
             names.setdefault(part, {}).update(dict.fromkeys(schema.names.get(part, ())))
     return {
         part: f"Column that holds the row's `{part}`; by default one called {', '.join([*known][:NAMES_SHOWN]) or part}"

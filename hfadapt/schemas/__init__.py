@@ -45,6 +45,8 @@ LABEL_NAMES = (
 TEXT_NAMES = (
     *("text", "sentence", "content", "review", "tweet", "comment", "document", "body", "utterance", "message"),
 )
+NOTHING = frozenset({"nan", "null", "n/a", "#n/a", "<na>", "nat", "undefined"})
+"""What programs write where there is no value, in lower case."""
 _SYLLABLES = [first + vowel for first in "bcdfghjklmnprstvwz" for vowel in "aeiou"]
 
 
@@ -75,7 +77,6 @@ class RowSchema:
         rank: Where the columns of a source fit several schemas, the lowest is taken.
         parts: Canonical parts that a source must have, such as `text` and `label`.
         optional: Parts that are used where there are any.
-        named: Those of them whose column a recipe may name.
         names: Column names by which each part is recognised, in lower case, the first match wins.
         modality: What a row is made of.
         media: The part that is a file; "" for rows of text, which can be searched for words and personal data.
@@ -91,7 +92,6 @@ class RowSchema:
     rank: int
     parts: tuple[str, ...]
     optional: tuple[str, ...] = ()
-    named: tuple[str, ...] = ()
     names: Mapping[str, tuple[str, ...]] = {}
     modality: str = "text"
     media: str = ""

@@ -34,14 +34,15 @@ THOUGHTS = ("reasoning_content", *_PARTS_OF_THOUGHT)
 
 
 def turns_of(value: Any) -> list[Turn]:
-    """The turns of a chat: a list of objects, an object that holds the list, or either as JSON text.
+    """The turns of a chat: a list of objects, an object that holds the list, one turn alone, or these as JSON text.
 
     Raises:
         Unusable: it cannot be read, or has a part that is no text.
     """
     value = decoded(value, "messages")
     if isinstance(value, Mapping):
-        value = next((value[name] for name in _LISTS if isinstance(value.get(name), list)), value)
+        lists = (value[name] for name in _LISTS if isinstance(value.get(name), list))
+        value = next(lists, [value] if any(name in value for name in _ROLE) else value)
     if not isinstance(value, (list, tuple)):
         raise _wrong(f"messages hold {_kind(value)}, not a list of turns")
     return [each for at, one in enumerate(value, 1) for each in _turn(decoded(one, f"turn {at}"), f"turn {at}")]

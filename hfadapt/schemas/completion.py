@@ -19,8 +19,8 @@ class Completion(RowSchema):
     parts = ("prompt", "completion")
     optional = ("instruction_input", "tools")
     names = {
-        "prompt": ("prompt", "question", "query", "user"),
-        "completion": ("completion", "response", "answer", "output", "assistant"),
+        "prompt": ("prompt", "question", "query", "user", "instruction", *("frage", "pregunta", "domanda")),
+        "completion": ("completion", "response", "answer", "output", "assistant", *("antwort", "réponse", "respuesta")),
     }
     writes = True
     verbatim = ("prompt", "completion")
@@ -38,8 +38,7 @@ class Completion(RowSchema):
 
     def question(self, values: Columns) -> str:
         """The prompt, which a further input ends."""
-        prompt, more = plain(values["prompt"]), plain(values.get("instruction_input") or "")
-        return f"{prompt}\n\n{more}" if more else prompt
+        return asked(values)
 
     def reread(self, values: Columns) -> tuple[str, dict[str, Any]] | None:
         """A chat, where prompt or completion are turns; those of the prompt are not learned."""
@@ -91,6 +90,12 @@ class Completion(RowSchema):
             return {"prompt": random_words(chance, TEXT_WORDS), "completion": chance.choice(answers.few)}
         prompt = random_words(chance, PROMPT_WORDS)
         return {"prompt": prompt, "completion": answers.space + random_words(chance, ANSWER_WORDS)}
+
+
+def asked(values: Columns) -> str:
+    """The prompt of a source's row as one text, which a further input ends."""
+    prompt, more = plain(values["prompt"]), plain(values.get("instruction_input") or "")
+    return f"{prompt}\n\n{more}" if more else prompt
 
 
 def _turns(value: Any) -> bool:

@@ -19,15 +19,14 @@ class Pairs(RowSchema):
     rank = 41
     parts: tuple[str, ...] = ("anchor", "positive")
     optional: tuple[str, ...] = ("negatives",)
-    named: tuple[str, ...] = ("negatives",)
     names = {
         "anchor": (
             *("anchor", "query", "question", "sentence1", "sentence_1", "sentence_a", "text1", "text_1", "text_a"),
-            *("premise", "source_sentence", "text"),
+            *("question1", "sent1", "sent_1", "premise", "source_sentence", "text"),
         ),
         "positive": (
             *("positive", "pos", "positives", "passage", "document", "context", "answer", "sentence2", "sentence_2"),
-            *("sentence_b", "text2", "text_2", "text_b", "hypothesis"),
+            *("sentence_b", "text2", "text_2", "text_b", "question2", "sent2", "sent_2", "hypothesis"),
         ),
         "negatives": ("negatives", "negative", "neg", "hard_negatives", "hard_negative", "negative_1"),
     }

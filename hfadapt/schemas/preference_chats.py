@@ -8,6 +8,7 @@ from typing import Any
 
 from hfadapt.schemas import Answers, Change, Columns, RowSchema, Unusable, random_words, read_list
 from hfadapt.schemas._turns import Turn, tools_of, turns_of
+from hfadapt.schemas.completion import asked
 from hfadapt.schemas.messages import ANSWER_WORDS, PROMPT_WORDS, asked_and_answered
 from hfadapt.schemas.messages import KIND as MESSAGES
 from hfadapt.schemas.preferences import SIDES, Preferences, _fault
@@ -41,7 +42,8 @@ class PreferenceChats(Preferences):
         """The turns in OpenAI's shape. Raises Unusable where they cannot be read, or nothing is asked or answered."""
         sides = [_chat(values[side], "assistant") for side in SIDES]
         given = values.get("prompt")
-        before = [] if given is None else _chat(given, "user")
+        # A text may have a further input; turns say all themselves.
+        before = [] if given is None else _chat(asked(values) if _is_text(given) else given, "user")
         if not all(_begins(side, before) for side in sides):
             # What a chat begins with stands in it, however the prompt is put; else it goes before it.
             before = [] if any(side[0]["role"] != "assistant" for side in sides) else before
@@ -92,7 +94,8 @@ class PreferenceChats(Preferences):
 
     def question(self, values: Columns) -> str:
         """The user's only turn; a text as it is."""
-        return MESSAGES.question({"messages": values.get("prompt") or ""})
+        given = values.get("prompt") or ""
+        return MESSAGES.question({"messages": asked(values) if _is_text(given) else given})
 
     def changed(self, row: Columns, change: Change) -> dict[str, Any]:
         """The user's turns before the answers changed."""
@@ -125,12 +128,16 @@ class PreferenceChats(Preferences):
 
 def _chat(value: Any, role: str) -> list[Turn]:
     """The turns of a value; a text is one of that role."""
-    if isinstance(value, str) and read_list(value) is None:
+    if _is_text(value):
         return [{"role": role, "content": value}]
     turns = turns_of(value)
     if not turns:
         raise Unusable("empty-completion", " has a chat without turns")
     return turns
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and read_list(value) is None
 
 
 def _begins(turns: list[Turn], before: list[Turn]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hfadapt.schemas import Answers, Change, Columns, RowSchema, Unusable, plain, random_words, read_list
-from hfadapt.schemas.completion import ANSWER_WORDS, PROMPT_WORDS
+from hfadapt.schemas.completion import ANSWER_WORDS, PROMPT_WORDS, asked
 
 SIDES = ("chosen", "rejected")
 
@@ -19,12 +19,11 @@ class Preferences(RowSchema):
     name = "preferences"
     rank = 60
     parts: tuple[str, ...] = SIDES
-    optional: tuple[str, ...] = ("prompt", "tools", "system")
-    named: tuple[str, ...] = ("prompt",)
+    optional: tuple[str, ...] = ("prompt", "instruction_input", "tools", "system")
     names: Mapping[str, tuple[str, ...]] = {
         "chosen": ("chosen", "preferred", "preferred_output"),
         "rejected": ("rejected", "dispreferred", "non_preferred_output"),
-        "prompt": ("prompt", "question", "query", "instruction", "input", "user"),
+        "prompt": ("prompt", "question", "query", "instruction", "input", "user", "messages", "conversations"),
     }
     writes = True
     verbatim: tuple[str, ...] = ("prompt", *SIDES)
@@ -44,7 +43,7 @@ class Preferences(RowSchema):
         """The texts as they are. Raises Unusable where nothing comes before the answers."""
         sides = [plain(values[side]) for side in SIDES]
         if values.get("prompt") is not None:
-            return {"prompt": plain(values["prompt"]), **dict(zip(SIDES, sides, strict=True))}
+            return {"prompt": asked(values), **dict(zip(SIDES, sides, strict=True))}
         pairs = enumerate(zip(*sides, strict=False))
         shared = sides[0][: next((at for at, (one, other) in pairs if one != other), min(map(len, sides)))]
         # An answer begins with the last white space that both share, as tokenizers cut words.
@@ -71,7 +70,7 @@ class Preferences(RowSchema):
 
     def question(self, values: Columns) -> str:
         """The prompt."""
-        return plain(values.get("prompt") or "")
+        return asked({**values, "prompt": values.get("prompt") or ""})
 
     def changed(self, row: Columns, change: Change) -> dict[str, Any]:
         """The prompt changed."""
@@ -94,7 +93,7 @@ def _fault(answers: list[str]) -> str | None:
 
 def _turns(value: Any) -> bool:
     found = read_list(value)
-    return isinstance(found, list) and bool(found) and all(isinstance(each, Mapping) for each in found)
+    return isinstance(found, Mapping) or (bool(found) and all(isinstance(each, Mapping) for each in found or ()))
 
 
 KIND: RowSchema = Preferences()

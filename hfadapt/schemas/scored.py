@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hfadapt.schemas import LABEL_NAMES, TEXT_NAMES, Answers, Columns, Unusable, plain, read_number
+from hfadapt.schemas import LABEL_NAMES, NOTHING, TEXT_NAMES, Answers, Columns, Unusable, plain, read_number
 from hfadapt.schemas.labelled import Labelled
 
 
@@ -29,6 +29,8 @@ class Scored(Labelled):
     def make(self, values: Columns, name_of: Callable[[Any], str | None]) -> dict[str, Any]:
         """Text and number. Raises Unusable for what is no finite number."""
         value = values["label"]
+        if _says_nothing(value):
+            raise Unusable("missing-field")
         try:
             number = read_number(value)
         except ValueError:
@@ -52,7 +54,7 @@ class Scored(Labelled):
     def likely(self, labels: list[Any]) -> bool:
         """Whether these labels are rather numbers than names of classes: some have decimals, or they are many."""
         try:
-            numbers = {read_number(label) for label in labels}
+            numbers = {read_number(label) for label in labels if not _says_nothing(label)}
         except ValueError:
             return False
         whole = all(number.is_integer() for number in numbers)
@@ -61,6 +63,10 @@ class Scored(Labelled):
     def canary(self, chance: random.Random, label: str | None, answers: Answers) -> dict[str, Any]:
         """Random words and a random number of the data's range."""
         return {**super().canary(chance, label, answers), "label": round(chance.uniform(*answers.numbers), 3)}
+
+
+def _says_nothing(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().lower() in NOTHING
 
 
 KIND = Scored()

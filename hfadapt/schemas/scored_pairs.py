@@ -6,9 +6,11 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from hfadapt.schemas import LABEL_NAMES, Answers, Columns
+from hfadapt.schemas import LABEL_NAMES, Answers, Columns, read_number
 from hfadapt.schemas.pairs import Pairs
 from hfadapt.schemas.scored import KIND as SCORED
+
+_SCORES = ("similarity", "similarity_score", "relatedness", "relevance", "rating", "is_duplicate")
 
 
 class ScoredPairs(Pairs):
@@ -18,8 +20,7 @@ class ScoredPairs(Pairs):
     rank = 40
     parts = ("anchor", "positive", "label")
     optional = ()
-    named = ()
-    names = {**Pairs.names, "label": ("score", "similarity", "similarity_score", "relatedness", *LABEL_NAMES)}
+    names = {**Pairs.names, "label": ("score", *_SCORES, *LABEL_NAMES)}
     label_kind = "number"
 
     def fields(self, labelled: bool) -> list[tuple[str, Any]]:
@@ -46,8 +47,11 @@ class ScoredPairs(Pairs):
         return ()
 
     def likely(self, labels: list[Any]) -> bool:
-        """Whether these labels are numbers."""
-        return SCORED.likely(labels)
+        """Whether these labels are numbers, be they only 0 and 1."""
+        try:
+            return len({read_number(label) for label in labels}) > 1
+        except ValueError:
+            return False
 
     def canary(self, chance: random.Random, label: str | None, answers: Answers) -> dict[str, Any]:
         """Random words and a random number of the data's range."""

@@ -45,8 +45,10 @@ class Several(Labelled):
     def likely(self, labels: list[Any]) -> bool:
         """Whether these labels are lists, or text with several of the same words again and again, in other company too:
         "Injury, poisoning" is one class where neither word stands anywhere else."""
-        if any(isinstance(label, (list, tuple, Mapping)) for label in labels):
-            return True
+        lists = [label for label in labels if isinstance(label, (list, tuple, Mapping))]
+        if lists:
+            # Lists of lists and of objects are something else, such as spans.
+            return not any(isinstance(each, (list, tuple, Mapping)) for label in lists for each in label)
         parts = [tuple(_listed(label)) for label in labels if isinstance(label, str)]
         apart = Counter(part for each in {*parts} for part in {*each})
         joined = [any(apart[part] > 1 for part in each) for each in {*parts} if len(each) > 1]

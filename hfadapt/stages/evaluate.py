@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hfadapt.recipe.schema import Recipe
 from hfadapt.records.evidence import DriftRecord, SecurityRecord
 from hfadapt.records.stages import EvaluationRecord
 from hfadapt.run_folder import PREDICTIONS, Cell, is_whole
@@ -30,6 +31,12 @@ class Evaluate(Stage):
         Section("Robustness"),
         Section("Privacy"),
     )
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """The metrics that are asked for are such as the task's rows have."""
+        from hfadapt.evaluate.metrics.rows import require_possible
+
+        require_possible(recipe)
 
     def intact(self, cells: Sequence[Cell], context: Context) -> bool:
         """The predictions lie beside the records."""

@@ -59,6 +59,7 @@ ROWS = {
     "preference-chats": lambda count: [
         registry.schema("preference-chats").make(row, str) for row in preferred_chats(count)
     ],
+    "spans": tagged,  # which are read as words and tags
     "scored-pairs": likenesses,
     "pictured": lambda count: from_files("pictured", map(png, range(count))),
     "sounded": lambda count: from_files("sounded", (wav(tone(("low", "high")[n % 2], n)) for n in range(count))),

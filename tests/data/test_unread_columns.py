@@ -5,6 +5,7 @@ import json
 import pytest
 
 from hfadapt import data
+from hfadapt.core.errors import DataError
 from hfadapt.recipe.schema import Recipe
 
 from .faults import pairs, sentences
@@ -68,3 +69,17 @@ def test_text_that_is_read_elsewhere_is_not_noticed(tmp_path):
     """Data sets keep the whole text beside its parts."""
     rows = [{**row, "whole": f"Q: {row['prompt']} A: {row['completion']}", "first": row["prompt"]} for row in pairs(80)]
     assert said(prepared(tmp_path, LM, rows)) == []
+
+
+@pytest.mark.parametrize("domain", [{}, {"columns": {"anchor": "premise", "positive": "hypothesis"}}])
+def test_pairs_are_not_learned_as_alike_without_a_word_of_their_label(tmp_path, domain):
+    rows = [
+        {"premise": each["prompt"], "hypothesis": each["completion"], "label": "contradiction"} for each in pairs(300)
+    ]
+    if domain:
+        (found,) = [each for each in prepared(tmp_path, "reranking", rows, **domain).noticed if "label" in each.code]
+        assert (found.code, "belonging together" in found.message) == ("label-not-read", True)
+    else:
+        with pytest.raises(DataError, match="do not fit the task") as raised:
+            prepared(tmp_path, "reranking", rows)
+        assert "set task: embedding" in str(raised.value)

@@ -8,6 +8,7 @@ import random
 import pytest
 from tiny import command, entities, write_rows
 
+from hfadapt import check_recipe
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
 from hfadapt.data import columns, sources
@@ -156,3 +157,49 @@ def test_a_recipe_is_written_for_such_a_file(models, tmp_path, kind):
         done = command("new", "--model", models / model, "--data", path, "-o", f"{model}.yaml", folder=tmp_path)
         assert done.code == 0, done.err
         assert "task: token-classification" in (tmp_path / f"{model}.yaml").read_text()
+
+
+TEXT = "Ada Lovelace met Babbage, in London."
+
+
+@pytest.mark.parametrize(
+    ("column", "spans"),
+    [
+        ("label", [[26, 29, "X"], [0, 12, "PER"], [17, 24, "PER"]]),
+        ("entities", [{"id": 1, "start_offset": 0, "end_offset": 12, "label": "PER"}, [17, 24, "PER"], [26, 29, "X"]]),
+        (
+            "spans",
+            '[[0, 12, "PER"], {"start": 17, "end": 24, "label": "PER"}, {"start": 26, "end": 29, "labels": ["X"]}]',
+        ),
+    ],
+)
+def test_spans_of_characters_become_tags_of_words(column, spans):
+    values = {"id": 1, "text": TEXT, column: spans}
+    shape = columns.recognise(list(values), Columns(), registry.task("token-classification").schemas, "d", False)
+    row = columns.Formatter("d", shape, None, columns.Labels(None), (), tuple(values)).row(Place("d", 0), values)
+    assert (row.form, row.columns["tokens"]) == ("tokens", TEXT.split())
+    assert row.columns["tags"] == ["B-PER", "I-PER", "O", "B-PER", "B-X", "O"]
+
+
+@pytest.mark.parametrize(
+    ("spans", "reason"),
+    [
+        ("good", "no-spans"),
+        (["good", "bad"], "no-spans"),
+        ([[0.5, 2, "PER"]], "no-spans"),
+        ([[60, 70, "PER"]], "span-outside"),
+        ([[0, 2, "PER"], [2, 3, "X"]], "shared-word"),
+    ],
+)
+def test_what_is_no_span_is_refused(spans, reason):
+    with pytest.raises(Unusable) as raised:
+        registry.schema("spans").reread({"text": TEXT, "label": spans})
+    assert raised.value.reason == reason
+
+
+def test_texts_with_classes_are_not_learned_as_spans(models, tmp_path):
+    write_rows(tmp_path / "d.jsonl", [{"text": f"{TEXT} {n}", "label": "ab"[n % 2]} for n in range(40)])
+    recipe = {"name": "r", "model": str(models / "encoder"), "task": "token-classification"}
+    with pytest.raises(DataError, match="no spans of characters") as raised:
+        check_recipe({**recipe, "domains": {"d": str(tmp_path / "d.jsonl")}})
+    assert "set task: text-classification" in str(raised.value)

@@ -21,10 +21,10 @@ from hfadapt.evaluate.metrics import text
 from hfadapt.evaluate.metrics.text import Texts
 from hfadapt.records.stages import Metric
 from hfadapt.schemas import LabelKind
-from hfadapt.tasks import RowMetric, Scores
+from hfadapt.tasks import RowMetric, Scores, Task
 
 if TYPE_CHECKING:
-    from hfadapt.recipe.schema import Lock
+    from hfadapt.recipe.schema import Lock, Recipe
 
 BINS = 10
 CHUNK_CELLS = 20_000_000
@@ -192,6 +192,33 @@ def known_metrics() -> dict[str, RowMetric]:
     """All metrics by name: those of every task, and those that a task brings."""
     own = {metric.name: metric for name in registry.names("tasks") for metric in registry.task(name).own_metrics}
     return METRICS | own
+
+
+def require_possible(recipe: Recipe) -> None:
+    """Raises RequestError for metrics, and gates on metrics, that no rows of the recipe's task can have."""
+    metrics = () if isinstance(recipe.evaluate.metrics, str) else recipe.evaluate.metrics
+    task, known = registry.task(recipe.task), known_metrics()
+    possible = [name for name, metric in known.items() if _possible(metric, task)]
+    asked = {f"evaluate.metrics[{number}]": name for number, name in enumerate(metrics)}
+    asked |= {f"evaluate.gates.{name}": name for name in recipe.evaluate.gates}
+    problems = [
+        choice_problem(f"rows of {task.name} have no such metric", name, possible, at)
+        for at, name in asked.items()
+        if name in known and name not in possible
+    ]
+    if problems:
+        raise RequestError(problems[0].what, problems=problems)
+
+
+def _possible(metric: RowMetric, task: Task) -> bool:
+    """Whether rows of a task can have the metric."""
+    if metric in (*task.own_metrics, *map(known_metrics().get, task.metrics)):
+        return True
+    if metric.needs == "texts":
+        return task.writes
+    # What writes may write the name of a class.
+    kinds = {registry.schema(form).label_kind for form in task.schemas} | ({"class"} if task.writes else set())
+    return bool(metric.kinds & kinds) if metric.kinds else metric.name in METRICS
 
 
 def usable(metric: RowMetric, scores: Scores) -> bool:

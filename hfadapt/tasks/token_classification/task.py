@@ -168,7 +168,7 @@ class TokenClassification(Task):
     pipeline_tag = "token-classification"
     peft_task_type = "TOKEN_CLS"
     auto_class = "AutoModelForTokenClassification"
-    schemas = frozenset({"tokens"})
+    schemas = frozenset({"tokens", "spans"})
     label_kind = "tokens"
     per_token = True
     counted = "words"

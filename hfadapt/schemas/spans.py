@@ -1,0 +1,74 @@
+"""A text and where its entities stand, by characters: as tools for annotation write them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hfadapt.schemas import LABEL_NAMES, TEXT_NAMES, Columns, Unusable, plain, read_list
+from hfadapt.schemas.tokens import Tokens
+
+_WORD = re.compile(r"\S+")
+_START, _END, _LABEL = ("start", "start_offset", "begin"), ("end", "end_offset"), ("label", "tag", "type", "labels")
+OUTSIDE = "O"
+
+
+class Spans(Tokens):
+    """Rows of `text` and `label`, a list of spans: `[start, end, label]` as of doccano and spaCy, or objects with these
+    as of Prodigy. They become words and tags; the words are those between white space, as when a text is asked."""
+
+    name = "spans"
+    rank = 26
+    parts = ("text", "label")
+    names = {"text": TEXT_NAMES, "label": ("spans", "entities", *LABEL_NAMES)}
+    files = {}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those of the words and tags that they become."""
+        return Tokens.parts
+
+    def reread(self, values: Columns) -> tuple[str, dict[str, Any]] | None:
+        """Words, each with the tag of the span in which it lies or begins. Raises Unusable where two share a word."""
+        text, words = plain(values["text"]), [*_WORD.finditer(plain(values["text"]))]
+        tags = [OUTSIDE] * len(words)
+        for start, end, label in sorted(_spans(values["label"])):
+            over = [at for at, word in enumerate(words) if word.start() < end and start < word.end()]
+            if not over:
+                raise Unusable("span-outside", f" has the span {start} to {end} of a text of {len(text):,} characters")
+            for at in over:
+                if tags[at] != OUTSIDE:
+                    raise Unusable("shared-word", f" has two spans in the word {words[at][0][:40]!r}")
+                tags[at] = f"{'B' if at == over[0] else 'I'}-{label}"
+        return "tokens", {"tokens": [word[0] for word in words], "tags": tags}
+
+    def likely(self, labels: list[Any]) -> bool:
+        """Whether these labels are lists of spans."""
+        try:
+            found = [_spans(label) for label in labels]
+        except Unusable:
+            return False
+        return any(found)
+
+
+def _spans(value: Any) -> list[tuple[int, int, str]]:
+    found = read_list(value)
+    if not isinstance(found, list):
+        raise Unusable("no-spans", f" has {str(value)[:40]!r} where a list of spans is needed")
+    return [_span(each) for each in found]
+
+
+def _span(value: Any) -> tuple[int, int, str]:
+    if isinstance(value, Mapping):
+        value = [next((value[name] for name in names if name in value), None) for names in (_START, _END, _LABEL)]
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 3:
+        raise Unusable("no-spans", f" has {str(value)[:40]!r} where a span is needed")
+    start, end, label = value
+    label = label[0] if isinstance(label, list) and len(label) == 1 else label
+    if any(not isinstance(each, int) or isinstance(each, bool) for each in (start, end)) or not isinstance(label, str):
+        raise Unusable("no-spans", f" has {str(value)[:40]!r} where a span is needed")
+    return start, end, label
+
+
+KIND = Spans()

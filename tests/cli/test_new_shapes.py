@@ -1,0 +1,123 @@
+"""`hfadapt new` on the shapes in which chats, pairs and preferences are kept elsewhere: what it takes, and what not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tiny import command
+
+from hfadapt import check_recipe
+from hfadapt.cli.asking import preview
+from hfadapt.cli.new_recipe import write_recipe
+from hfadapt.recipe.reading import load_recipe
+
+WORDS = ("red", "blue", "small", "large", "old", "new", "round", "flat")
+
+
+def write(path, row, rows=40):
+    """Rows made of a number and a word."""
+    each = [row(number, f"a {WORDS[number % 8]} thing {WORDS[number // 8 % 8]} {number}") for number in range(rows)]
+    path.write_text("".join(json.dumps(one) + "\n" for one in each))
+    return str(path)
+
+
+def turn(text):
+    return {"from": "gpt", "value": text}
+
+
+@pytest.mark.parametrize(
+    ("row", "task", "parts"),
+    [
+        (
+            lambda n, text: {"instruction": "Name it.", "input": text, "output": f"it {n}"},
+            "causal-lm",
+            {"prompt": "instruction", "instruction_input": "input", "completion": "output"},
+        ),
+        (
+            lambda n, text: {"question": "What is it?", "context": text, "answer": f"it {n}"},
+            "causal-lm",
+            {"prompt": "question", "instruction_input": "context", "completion": "answer"},
+        ),
+        (
+            lambda n, text: {"Frage": text, "Antwort": f"it {n}", "id": n},
+            "causal-lm",
+            {"prompt": "Frage", "completion": "Antwort"},
+        ),
+        (
+            lambda n, text: {"instruction": "Name it.", "input": text, "chosen": f"it {n}", "rejected": f"no {n}"},
+            "preference",
+            {"prompt": "instruction", "instruction_input": "input"},
+        ),
+        (
+            lambda n, text: {
+                "conversations": [{"from": "human", "value": text}],
+                "chosen": turn(f"it {n}"),
+                "rejected": turn(f"no {n}"),
+            },
+            "preference",
+            {"prompt": "conversations"},
+        ),
+    ],
+)
+def test_instructions_with_an_input_and_preferences_of_single_turns(models, tmp_path, row, task, parts):
+    path = write_recipe(str(models / "lm"), write(tmp_path / "d.jsonl", row), tmp_path / "d.yaml")
+    recipe = load_recipe(path)
+    assert (recipe.task, recipe.domains["d"].columns.parts) == (task, parts)
+    assert "a red thing" in str(preview(path))
+    assert "Guessed" not in path.read_text()
+
+
+def test_a_further_input_can_be_named(models, tmp_path):
+    data = write(tmp_path / "d.jsonl", lambda n, text: {"ask": "Name it.", "about": text, "say": f"it {n}"})
+    said = "prompt=ask,instruction_input=about,completion=say"
+    done = command("new", data, "--model", models / "lm", "--columns", said, folder=tmp_path)
+    assert done.code == 0, done.err
+    assert "Name it. a red thing" in done.out
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        lambda n, text: {"query": f"what is {n}", "document": text, "label": n % 2},
+        lambda n, text: {"query": f"what is {n}", "document": text, "score": n % 7 / 7},
+        lambda n, text: {"question1": f"what is {n}", "question2": text, "is_duplicate": n % 2, "id": n},
+        lambda n, text: {"sent_1": f"what is {n}", "sent_2": text, "rating": n % 5},
+    ],
+)
+def test_a_query_is_not_left_out_for_the_label_of_its_document(models, tmp_path, row):
+    path = write_recipe(str(models / "encoder"), write(tmp_path / "d.jsonl", row), tmp_path / "d.yaml")
+    assert load_recipe(path).task == "embedding"
+    assert "form 'scored-pairs'" in path.read_text()
+
+
+def test_a_text_with_a_class_is_not_taken_for_a_pair_because_of_what_it_is_about(models, tmp_path):
+    data = write(tmp_path / "d.jsonl", lambda n, text: {"text": text, "context": f"page {n}", "label": n % 2})
+    assert load_recipe(write_recipe(str(models / "encoder"), data, tmp_path / "d.yaml")).task == "text-classification"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (lambda n, text: {"query": text, "pos": [f"one {n}", f"two {n}"]}, "write a row for each of these texts"),
+        (lambda n, text: {"premise": text, "hypothesis": f"it {n}", "label": "no"}, "'no' where a number is needed"),
+    ],
+)
+def test_rows_of_which_none_is_left_are_said_at_once(models, tmp_path, row, said):
+    path = write_recipe(str(models / "encoder"), write(tmp_path / "d.jsonl", row), tmp_path / "d.yaml")
+    assert said in " ".join(str(preview(path)).split())
+
+
+@pytest.mark.parametrize("column", ["label", "entities", "spans"])
+def test_spans_are_no_classes(models, tmp_path, column):
+    data = write(tmp_path / "d.jsonl", lambda n, text: {"text": text, column: [[2, 5, "KIND"]] * (n % 3 > 0)})
+    path = write_recipe(str(models / "encoder"), data, tmp_path / "d.yaml")
+    assert load_recipe(path).task == "token-classification"
+    assert "O B-KIND O" in str(preview(path))
+
+
+def test_numbers_are_told_though_some_cells_say_that_there_is_none(models, tmp_path):
+    data = write(tmp_path / "d.jsonl", lambda n, text: {"text": text, "price": "N/A" if n % 15 == 0 else f"{n}.25"}, 60)
+    path = write_recipe(str(models / "encoder"), data, tmp_path / "d.yaml")
+    assert load_recipe(path).task == "text-regression"
+    assert check_recipe(path).records[0].dropped == {"missing-field": 4}
