@@ -284,7 +284,6 @@ def _left_out(source: Opened, rows: int, bad: Sequence[Dropped]) -> list[Finding
 _FIXES = {
     verdicts.BAD: "give rows with answers that are marked as good, or give the column that marks them another name",
     "not-text": "take out what is no text, or use another source: only text is learned",
-    "not-a-number": "write plain numbers, such as 0.85, without %, units or marks between thousands",
     "wrong-messages": "store each chat as a list of turns with role (user, assistant, system, tool) and content",
     "no-assistant-turn": "give chats that an assistant answers",
     "nothing-trained": "give the turns that are to be learned weight: 1, or no weight",

@@ -64,6 +64,11 @@ _UNREADABLE = {
         "have numbers with decimals for the classes, such as probabilities",
         "write the class with the largest number, or those above a limit, into a column of their own",
     ),
+    # Those that are left are no fair share of all, as where only large numbers have marks between thousands.
+    "not-a-number": (
+        "have no number where one is needed",
+        "write plain numbers, such as 0.85, without %, units or marks between thousands",
+    ),
     "no-spans": (
         "have no spans of characters",
         'write each as [start, end, "label"]; or, where a text has classes, set task: {task}, which learns these',

@@ -24,6 +24,8 @@ _ABOUT = re.compile(
     r"|.*\.index)\.json",
     re.IGNORECASE,
 )
+_APART = {"corpus", "queries", "qrels"}
+"""Files or folders of a benchmark of search, whose rows name each other."""
 _MARKS = {"config.json": ("tokenizer.json", "tokenizer_config.json", "model.safetensors"), "lock.yaml": (".",)}
 """Files that mark a folder of a model or of a run, where one of the others is beside them."""
 
@@ -100,6 +102,15 @@ def find(path: Path) -> Found:
         return Found(tuple(seen))
     if not path.is_dir():
         return Found(tuple(known))
+    if {part.split(".")[0] for each in known for part in each.relative_to(path).parts} >= _APART:
+        raise DataError(
+            "the folder keeps queries and documents apart, as those of BEIR do",
+            place=str(path),
+            got=", ".join(each.relative_to(path).as_posix() for each in known[:6]),
+            allowed="rows of a query and a document",
+            fix="write a table of the columns query and document, a row for each line of qrels whose score is over 0, "
+            "and name that; or name corpus.jsonl to learn its texts alone",
+        )
     others = {each.parent for each in files if each.name in _MARKS and _holds(each.parent, _MARKS[each.name])}
     known = [each for each in known if not others & set(each.parents)]
     # A page about files that cannot be read is no data.

@@ -169,9 +169,9 @@ def test_missing_file_names_the_nearest(tmp_path):
     with pytest.raises(DataError) as error:
         sources.open_source(Source(source="tweet.csv"), tmp_path)
     assert "tweets.csv" in str(error.value)
-    (tmp_path / "only.md").write_text("x")
+    (tmp_path / "only.rst").write_text("x")
     with pytest.raises(DataError, match="not read"):
-        sources.open_source(Source(source="only.md"), tmp_path)
+        sources.open_source(Source(source="only.rst"), tmp_path)
 
 
 def test_sources_missing_are_all_named(tmp_path):

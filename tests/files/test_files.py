@@ -467,29 +467,3 @@ def test_every_row_has_the_line_that_an_editor_shows(tmp_path):
     assert [isinstance(each, Unread) for each in found] == [False, True, False, True, False]
     found = read(tmp_path, "a.jsonl", '{"text": "one"}\n\n{"text": \n{"text": "two"}\n')
     assert [(each.row, each.line) for each in found] == [(0, 1), (1, 2), (2, 3), (3, 4)]
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_a_page_of_markdown_is_one_row(tmp_path, encoding):
-    (tmp_path / "a.md").write_bytes("# Château\n\nOld\nand large.\n".encode(encoding))
-    (row,) = reading.rows(tmp_path / "a.md")
-    assert row.values == {"text": "# Château\n\nOld\nand large."}
-    assert reading.column_names(tmp_path / "a.md") == ("text",)
-
-
-def test_pages_and_texts_lie_in_one_folder_and_a_readme_is_none(tmp_path):
-    for name in ("README.md", "a.md", "deep/b.md", "c.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("A text.\n")
-    found = folders.find(tmp_path)
-    assert [each.name for each in found.data] == ["a.md", "c.txt", "b.md"]
-    assert [each.name for each in found.left] == ["README.md"]
-    (tmp_path / "rows.csv").write_text(CSV)
-    assert [each.name for each in folders.find(tmp_path).data] == ["rows.csv"]
-
-
-def test_a_readme_beside_what_cannot_be_read_is_no_data(tmp_path):
-    (tmp_path / "README.md").write_text("# About\n")
-    (tmp_path / "a.pdf").write_bytes(b"%PDF-1.7")
-    with pytest.raises(DataError, match="no file here can be read"):
-        folders.chosen(tmp_path)

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 
+from hfadapt import check_recipe
+from hfadapt.core.errors import DataError
 from hfadapt.core.progress import Silent
 from hfadapt.evaluate.context import open_context
 from hfadapt.evaluate.drift import Reference
@@ -124,3 +126,14 @@ def test_numbers_drift_in_units_of_their_spread(models, tmp_path):
     moved = [each + 0.1 * spread for each in reference.kept]
     reference.kept = moved
     assert reference.compared(context.model, torch.device("cpu"))[1] == pytest.approx(0.5 * 0.1**2, rel=1e-3)
+
+
+def test_numbers_of_which_only_small_ones_can_be_read_are_refused(models, tmp_path):
+    numbers = (f"{n * 97:,}".replace(",", ".") for n in range(40))
+    lines = "\n".join(f"a text of {n} words;{number},5" for n, number in enumerate(numbers))
+    (tmp_path / "d.csv").write_text(f"text;label\n{lines}\n")
+    recipe = {"name": "r", "model": str(models / "encoder"), "task": "text-regression"}
+    with pytest.raises(DataError, match="have no number where one is needed") as raised:
+        check_recipe({**recipe, "domains": {"d": str(tmp_path / "d.csv")}})
+    assert "'1.067,5' where a number is needed" in str(raised.value)
+    assert "marks between thousands" in str(raised.value)

@@ -1,0 +1,43 @@
+"""Folders of pages of text, and of what is no rows at all."""
+
+import pytest
+
+from hfadapt.core.errors import DataError
+from hfadapt.files import folders, reading
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_page_of_markdown_is_one_row(tmp_path, encoding):
+    (tmp_path / "a.md").write_bytes("# Château\n\nOld\nand large.\n".encode(encoding))
+    (row,) = reading.rows(tmp_path / "a.md")
+    assert row.values == {"text": "# Château\n\nOld\nand large."}
+    assert reading.column_names(tmp_path / "a.md") == ("text",)
+
+
+def test_pages_and_texts_lie_in_one_folder_and_a_readme_is_none(tmp_path):
+    for name in ("README.md", "a.md", "deep/b.md", "c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("A text.\n")
+    found = folders.find(tmp_path)
+    assert [each.name for each in found.data] == ["a.md", "c.txt", "b.md"]
+    assert [each.name for each in found.left] == ["README.md"]
+    (tmp_path / "rows.csv").write_text("text,label\na,b\n")
+    assert [each.name for each in folders.find(tmp_path).data] == ["rows.csv"]
+
+
+def test_a_readme_beside_what_cannot_be_read_is_no_data(tmp_path):
+    (tmp_path / "README.md").write_text("# About\n")
+    (tmp_path / "a.pdf").write_bytes(b"%PDF-1.7")
+    with pytest.raises(DataError, match="no file here can be read"):
+        folders.chosen(tmp_path)
+
+
+def test_a_benchmark_of_search_is_not_taken_for_rows_of_numbers(tmp_path):
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "d1", "text": "a text"}\n')
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q1", "text": "a query"}\n')
+    (tmp_path / "qrels/train.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
+    with pytest.raises(DataError, match="queries and documents apart") as raised:
+        folders.chosen(tmp_path)
+    assert "the columns query and document" in raised.value.problems[0].fix
+    assert [each.name for each in folders.chosen(tmp_path / "corpus.jsonl").data] == ["corpus.jsonl"]
