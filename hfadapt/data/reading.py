@@ -205,6 +205,22 @@ class SourceReader:
                 raise
             return None
 
+    def _of_another_kind(self, head: Sequence[Read], place: str) -> None:
+        """Refuses images for a task of recordings: the names beside them would be taken for names of recordings."""
+        have = next((name for each in head for name, value in each.values.items() if isinstance(value, Blob)), None)
+        wanted = {registry.schema(form).media for form in self._forms}
+        if have is None or "" in wanted or any(name in each.values for each in head for name in wanted):
+            return
+        own, other = registry.modality(have).nouns, registry.modality(min(wanted)).nouns
+        tasks = [name for name in registry.names("tasks") if registry.task(name).modality == have]
+        raise DataError(
+            f"the files are {own}, and the task learns from {other}",
+            place=place,
+            got=f"{own}, such as {head[0].values.get('file', have)}",
+            allowed=other,
+            fix=f"set task: {tasks[0]} and a model for it, or name a source of {other}",
+        )
+
     def _formatter(self, head: Sequence[Read]) -> format.Formatter:
         self.columns = tuple(dict.fromkeys(column for each in head for column in each.values))
         template = self._recipe.template_of(self._domain)
@@ -214,6 +230,7 @@ class SourceReader:
             problem = choice_problem(what, template.makes, self._forms, place)
             raise DataError(problem.what, problems=[replace(problem, fix="leave template out of the recipe")])
         asked = self.source.settings.columns
+        self._of_another_kind(head, place)
         if template is None:
             self._find_flags([each.values for each in head], place)
         try:

@@ -125,3 +125,14 @@ def test_many_broken_files_stop_it(vision, tmp_path):
         check_recipe(load_recipe(tmp_path / "r.yaml"), recipe_folder=tmp_path)
     assert "bar/000.png, has a web page and no image" in str(caught.value)
     assert "replace these files" in str(caught.value)
+
+
+@pytest.mark.parametrize("columns", [{}, {"label": "file", "label_pattern": "^([a-z]+)_"}])
+def test_pictures_for_a_task_of_recordings_are_told_as_such(hearing, tmp_path, columns):
+    """Beside a picture stands its name, which is none of a recording."""
+    write_folders(tmp_path / "one", 30)
+    domains = {"one": {"source": "one", "columns": columns}}
+    write_recipe(tmp_path / "r.yaml", recipe_fields(hearing / "whisper", "audio-classification", domains))
+    with pytest.raises(DataError, match="the files are images, and the task learns from recordings") as caught:
+        check_recipe(load_recipe(tmp_path / "r.yaml"), recipe_folder=tmp_path)
+    assert "set task: image-classification and a model for it" in str(caught.value)
