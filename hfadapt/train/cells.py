@@ -51,7 +51,7 @@ from hfadapt.train.known import FOLDER as KNOWN
 from hfadapt.train.known import with_known
 from hfadapt.train.loop import Batches, Loop
 from hfadapt.train.pace import planned_bytes, predicted_seconds
-from hfadapt.train.probe import probe_of, starts_at_probe, train_probe
+from hfadapt.train.probe import probe_of, start_at, starts_at_probe, train_probe
 from hfadapt.train.recorded import layers_of, measured, record_of, share_of
 from hfadapt.train.smaller import halvings, with_less
 
@@ -155,7 +155,7 @@ class Training:
                     "begun": start_weights.relative_to(cell.folder).as_posix() if start_weights else None,
                     "load_seconds": self.load_seconds,
                     "halvings": halvings(cell, self.world.size),
-                    "head_start": "linear probe" if self.probes[cell] else None,
+                    "head_start": None if self.probes[cell] is None else "linear probe",
                     "check_losses": tuple(losses),
                     "fast_path": loop.path,
                     "frozen_layers": loop.frozen_layers,
@@ -204,8 +204,8 @@ class Training:
             heads = fresh_heads(self.model, self.base, name)
             for head in heads:
                 self.task.start_head(head, [label for example in train for label in example.labels])
-            for head, trained in zip(heads, self.probes[cell], strict=False):
-                head.load_state_dict(trained.state_dict())
+            if (probe := self.probes[cell]) is not None:
+                start_at(heads, probe)
         for number, start in enumerate(self.starts):
             if start is not None:
                 go_on(self.model, self.base, self.names[number], start)
@@ -265,31 +265,29 @@ class Training:
         late = job.state.step > 0
         job.train, job.validation = self._with_known(number, (job.train, job.validation), path, late)
 
-    def _probe(self, cell: Cell, train: list[Example], validation: list[Example]) -> Sequence[torch.nn.Module]:
-        """The modules of the head as trained on the frozen base, where the adapter is to start with them."""
+    def _probe(self, cell: Cell, train: list[Example], validation: list[Example]) -> torch.nn.Sequential | None:
+        """The head as trained on the frozen base, where the adapter is to start with it."""
         if not starts_at_probe(self.base, self.task):
-            return ()
+            return None
         self.progress.say(f"{cell.domain}: training the head on the frozen base first")
         own = train[: cell.data.splits["train"]]  # Canaries come last.
         try:
-            return tuple(probe_of(cell, self.base, own, validation, self._by_length).children())
+            return probe_of(cell, self.base, own, validation, self._by_length)
         except torch.OutOfMemoryError:
             raise
         except (RunError, RuntimeError, ValueError, TypeError, IndexError):  # `_try` says what code of models refuses.
             self.progress.say(f"{cell.domain}: what the head reads was not found, so it starts untrained")
-            return ()
+            return None
 
     def _head_again(self, number: int, train: list[Example], validation: list[Example]) -> None:
         """Trains the head on what its adapter has learned before: the base's own linear probe reads other vectors."""
         cell = self.cells[number]
-        if not self.probes[cell]:
+        if self.probes[cell] is None:
             return
         heads = fresh_heads(self.model, self.base, self.names[number])
         with self._alone(number):
             own = train[: cell.data.splits["train"]]
-            probe = train_probe(self.task, self.model.eval(), heads, own, validation, self._by_length)
-        for head, trained in zip(heads, probe.children(), strict=True):
-            head.load_state_dict(trained.state_dict())
+            start_at(heads, train_probe(self.task, self.model.eval(), heads, own, validation, self._by_length))
 
     def _by_length(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], Mapping[str, torch.Tensor]]]:
         return padded(self.task, examples, self.base.pad_token_id, self.device, 2 * self.lock.train.micro_batch_rows)

@@ -26,6 +26,9 @@ from hfadapt.tasks import Batches, Task
 STEPS = 400
 LEARNING_RATE = 1e-2
 CHECK_EVERY = 10
+SURE = 0.3
+"""Share of the probe's deviations from its mean answers with which a head starts that is trained on: a probe has few
+rows by heart, and where it is sure of them an adapter has little to learn from. Measured in benchmarks/NOTES.md."""
 FILE = "probe.safetensors"
 """In the folder of a cell."""
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -67,7 +70,7 @@ def train_probe(
     train: Sequence[Example],
     validation: Sequence[Example],
     batches: Batches,
-) -> torch.nn.Module:
+) -> torch.nn.Sequential:
     """A trained copy of the model's head; the model itself is not changed.
 
     Args:
@@ -75,7 +78,8 @@ def train_probe(
         validation: Rows that choose how long to train.
 
     Returns:
-        The head, to be put in place with `put_head`.
+        The head, to be put in place with `put_head`, or begun with by `start_at`; its buffer `mean` has what it answers
+        to the training rows on average, (C,).
 
     Raises:
         RunError: the head's input cannot be found.
@@ -102,12 +106,14 @@ def train_probe(
                 best = (value, {name: tensor.clone() for name, tensor in probe.state_dict().items()})
     assert best is not None
     probe.load_state_dict(best[1])
+    with torch.no_grad():
+        probe.register_buffer("mean", _flat(probe(features)).mean(0))
     return probe.requires_grad_(False)
 
 
 def probe_of(
     cell: Cell, base: Base, train: Sequence[Example], validation: Sequence[Example], batches: Batches
-) -> torch.nn.Module:
+) -> torch.nn.Sequential:
     """The linear probe of a cell, which is trained once and kept in its folder: training may start with it, and the
     evaluation compares with it.
 
@@ -126,12 +132,14 @@ def probe_of(
     made = ref.made and ref.made.model_dump(mode="json")
     of_base = [ref.model, base.source.revision, made, ref.quant, ref.dtype, ref.seed]
     heads = [model.get_submodule(name) for name in base.head_modules]
-    about = json_sha256([cell.data.files, cell.data.labels, lock.data.max_length, of_base])
+    about = json_sha256(["with mean", cell.data.files, cell.data.labels, lock.data.max_length, of_base])
     if path.exists():
         with suppress(Exception), safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("about") == about:
                 probe = torch.nn.Sequential(*copy.deepcopy(heads))
-                probe.float().load_state_dict(load_file(path))
+                kept = load_file(path)
+                probe.register_buffer("mean", kept["mean"])
+                probe.float().load_state_dict(kept)
                 return probe.requires_grad_(False)
     found = train_probe(registry.task(lock.task), model, heads, train, validation, batches)
     ready = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -145,11 +153,24 @@ def starts_at_probe(base: Base, task: Task) -> bool:
     return task.head_first and {*base.head_modules} <= {*base.fresh_modules}
 
 
-def put_head(model: Any, heads: Sequence[str], probe: torch.nn.Module) -> None:
+def put_head(model: Any, heads: Sequence[str], probe: torch.nn.Sequential) -> None:
     """Copies the trained head into the model."""
-    assert isinstance(probe, torch.nn.Sequential)
     for name, trained in zip(heads, probe, strict=True):
         model.get_submodule(name).load_state_dict(trained.state_dict())
+
+
+def start_at(heads: Sequence[torch.nn.Module], probe: torch.nn.Sequential) -> None:
+    """Copies the trained head into modules that are trained on; what they answer is the probe's answer, nearer to its
+    mean over the training rows."""
+    for head, trained in zip(heads, probe, strict=True):
+        head.load_state_dict(trained.state_dict())
+    last = [each for each in heads[-1].modules() if isinstance(each, torch.nn.Linear)][-1:]
+    mean = probe.get_buffer("mean")
+    with torch.no_grad():
+        for layer in last:
+            layer.weight.mul_(SURE)
+            if layer.bias is not None:
+                layer.bias.mul_(SURE).add_((1 - SURE) * mean.to(layer.bias))
 
 
 def _flat(outputs: torch.Tensor) -> torch.Tensor:

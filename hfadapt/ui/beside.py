@@ -200,7 +200,7 @@ class Shared:
         self.heads = _heads(bank.model)
         inner = bank.model.get_base_model()
         self.fresh = copy.deepcopy(torch.nn.Sequential(*map(inner.get_submodule, self.heads)))
-        self.probes: dict[str, torch.nn.Module] = {}
+        self.probes: dict[str, torch.nn.Sequential] = {}
 
     def adapter(self, cell: Cell) -> Adapted:
         """The adapter."""

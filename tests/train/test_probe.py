@@ -14,7 +14,7 @@ from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.tasks.text_classification.task import KIND
 from hfadapt.train.batches import padded
-from hfadapt.train.probe import FILE, probe_of, put_head, train_probe
+from hfadapt.train.probe import FILE, SURE, probe_of, put_head, start_at, train_probe
 
 CPU = torch.device("cpu")
 
@@ -134,6 +134,21 @@ def test_training_starts_with_what_the_evaluation_compares_with(models, tmp_path
     again = probe_of(cell, base, rows("train"), rows("validation"), batches)
     for one, other in zip(again.parameters(), kept.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+
+
+def test_a_head_starts_at_the_probe_less_sure(ready):
+    base, train, validation, batches = ready
+    heads = _heads(base)
+    probe = train_probe(KIND, base.model, heads, train, validation, batches)
+    features = torch.randn(7, heads[0].in_features, generator=torch.Generator().manual_seed(0))
+    start_at(heads, probe)
+    with torch.no_grad():
+        found, mean = torch.nn.Sequential(*heads)(features), probe.get_buffer("mean")
+        assert torch.allclose(found - mean, SURE * (probe(features) - mean), atol=1e-5)
+    put_head(base.model, base.head_modules, probe)
+    with torch.no_grad():
+        answers = torch.cat([KIND.outputs_of(base.model, batch).logits for _, batch in batches(train)])
+    assert torch.allclose(answers.mean(0), mean, atol=1e-4)
 
 
 def test_a_head_that_reads_what_is_not_known_starts_untrained(models, tmp_path, monkeypatch):
