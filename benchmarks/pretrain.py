@@ -117,10 +117,10 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 weights, before = cell.begun("pretrain"), cell.read(PretrainRecord)
                 learning = (time.process_time() - begun) / 60
             # In a cell's own folder, as `hfadapt run` has it.
-            start = cell.folder / "pretrain" / weights.name
-            if start != weights:
-                start.parent.mkdir(exist_ok=True)
-                shutil.copy(weights, start)
+            texts = cell.folder / "pretrain" / weights.name
+            if texts != weights:
+                texts.parent.mkdir(exist_ok=True)
+                shutil.copy(weights, texts)
             world = World((), folder / "trackers")
             entry: dict[str, Any] = {
                 "domain": options.domain,
@@ -128,9 +128,10 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 "seed": seed,
                 "steps": STEPS.get(rows, 200),
             }
-            for name, begun in (("without", None), ("with", start)):
+            starts: dict[str, Path | None] = {"without": None, "with": texts}
+            for name, start in starts.items():
                 started = time.process_time()
-                train_cells([cell], world, starts=[begun], progress=Silent())
+                train_cells([cell], world, starts=[start], progress=Silent())
                 entry[f"{name}_minutes"] = (time.process_time() - started) / 60
                 entry[name] = score(cell)
             assert before is not None

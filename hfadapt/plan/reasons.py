@@ -208,7 +208,8 @@ def settle_training(decided: Decisions, recipe: Recipe, facts: ModelFacts, work:
     if few and (epochs := _epochs_for(task.least_steps, decided, table, few)) > table["train.epochs"][0]:
         table["train.epochs"] = (epochs, f"about {task.least_steps} steps, which few rows do not make in two epochs")
     method = registry.adapter(decided.asked("adapter.method") or table["adapter.method"][0])
-    trained_head = task.head_first and registry.modality(task.modality).tokens
+    started = task.head_start(work.rows or ASSUMED_ROWS, work.labels) > 0
+    trained_head = started and registry.modality(task.modality).tokens
     table = {RATE: learning_rate(facts, method, _steps(decided, table, work), trained_head), **table}
     table["adapter.layers"] = (facts.layers, "all layers; fewer means the last ones")
     if (able := adaptable(facts)).left_out or facts.pointwise:

@@ -44,7 +44,7 @@ class Evaluate(Stage):
 
     def run(self, cells: Sequence[Cell], context: Context) -> None:
         """Scores baseline and adapter."""
-        from hfadapt.evaluate import evaluate_cell
+        from hfadapt.evaluate.cell import evaluate_cell
 
         for cell in cells:
             context.world.on_main(lambda cell=cell: renew_evaluation(cell, context))  # type: ignore[misc]

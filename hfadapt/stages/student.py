@@ -240,7 +240,7 @@ class _Making:
             begun.facts["rounding"] = Rounding(
                 points=cost[0], kl_nats=cost[1], trained=steps, before=before, dismissed=dismissed
             )
-        from hfadapt.evaluate import evaluate_cell
+        from hfadapt.evaluate.cell import evaluate_cell
 
         evaluate_cell(self.student, self.world, self.context.progress, self.context.recipe_folder)
         begun.facts |= {"steps": trained.steps, "training_seconds": trained.seconds}

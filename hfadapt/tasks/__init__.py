@@ -151,8 +151,6 @@ class Task:
         per_token: Whether its labels stand at tokens.
         packs: Whether rows may be packed into one sequence.
         without: Parts of the fast path (recipe/fast.py) that do not fit what its models are given.
-        head_first: Whether a new head is trained on the frozen base before the adapter is trained with it: with a head
-            that has learned nothing, the first steps pull at what the base knows (Kumar et al. 2022).
         needs_head: Whether the base has to bring the head as it was trained, as its output layer over the vocabulary.
         fits: Row schemas of which `fitted` makes other rows; of chats it is always asked.
         redraws: Whether rows are learned in another way in each epoch (`in_epoch`).
@@ -197,7 +195,6 @@ class Task:
     per_token: bool = False
     packs: bool = False
     without: tuple[str, ...] = ()
-    head_first: bool = False
     needs_head: bool = False
     fits: frozenset[str] = frozenset()
     redraws: bool = False
@@ -347,6 +344,11 @@ class Task:
         Args:
             targets: The labels of the training rows.
         """
+
+    def head_start(self, rows: int, labels: int) -> float:
+        """The share of the linear probe's answers with which a new head starts; with 0 it has learned nothing, and
+        pulls at what the base knows (Kumar et al. 2022). What a probe is sure of leaves an adapter little to learn."""
+        return 0.0
 
     def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss of each of L labels (L,), in float32, and the row it belongs to (L,)."""

@@ -51,7 +51,7 @@ from hfadapt.train.known import FOLDER as KNOWN
 from hfadapt.train.known import with_known
 from hfadapt.train.loop import Batches, Loop
 from hfadapt.train.pace import planned_bytes, predicted_seconds
-from hfadapt.train.probe import probe_of, start_at, starts_at_probe, train_probe
+from hfadapt.train.probe import head_start, probe_of, start_at, train_probe
 from hfadapt.train.recorded import layers_of, measured, record_of, share_of
 from hfadapt.train.smaller import halvings, with_less
 
@@ -205,7 +205,7 @@ class Training:
             for head in heads:
                 self.task.start_head(head, [label for example in train for label in example.labels])
             if (probe := self.probes[cell]) is not None:
-                start_at(heads, probe)
+                start_at(heads, probe, self._head_start(cell))
         for number, start in enumerate(self.starts):
             if start is not None:
                 go_on(self.model, self.base, self.names[number], start)
@@ -267,7 +267,7 @@ class Training:
 
     def _probe(self, cell: Cell, train: list[Example], validation: list[Example]) -> torch.nn.Sequential | None:
         """The head as trained on the frozen base, where the adapter is to start with it."""
-        if not starts_at_probe(self.base, self.task):
+        if not self._head_start(cell):
             return None
         self.progress.say(f"{cell.domain}: training the head on the frozen base first")
         own = train[: cell.data.splits["train"]]  # Canaries come last.
@@ -279,6 +279,9 @@ class Training:
             self.progress.say(f"{cell.domain}: what the head reads was not found, so it starts untrained")
             return None
 
+    def _head_start(self, cell: Cell) -> float:
+        return head_start(self.base, self.task, cell.data.splits["train"], len(self.labels))
+
     def _head_again(self, number: int, train: list[Example], validation: list[Example]) -> None:
         """Trains the head on what its adapter has learned before: the base's own linear probe reads other vectors."""
         cell = self.cells[number]
@@ -287,7 +290,8 @@ class Training:
         heads = fresh_heads(self.model, self.base, self.names[number])
         with self._alone(number):
             own = train[: cell.data.splits["train"]]
-            start_at(heads, train_probe(self.task, self.model.eval(), heads, own, validation, self._by_length))
+            probe = train_probe(self.task, self.model.eval(), heads, own, validation, self._by_length)
+        start_at(heads, probe, self._head_start(cell))
 
     def _by_length(self, examples: Sequence[Example]) -> Iterator[tuple[list[int], Mapping[str, torch.Tensor]]]:
         return padded(self.task, examples, self.base.pad_token_id, self.device, 2 * self.lock.train.micro_batch_rows)

