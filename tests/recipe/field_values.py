@@ -229,6 +229,13 @@ def columns(place: str, beside: Mapping[str, Any]) -> dict[str, Case]:
         f"{place}.prompt": Case(("body", "title"), rows, TEXTS, {**beside, f"{place}.completion": "kind"}),
         f"{place}.completion": Case(("kind", "mood"), rows, TEXTS, {**beside, f"{place}.prompt": "body"}),
         f"{place}.messages": Case(("talk", "other_talk"), rows, TEXTS, beside),
+        f"{place}.system": Case((None, "body", "title"), rows, TEXTS, {**beside, f"{place}.messages": "talk"}),
+        f"{place}.tools": Case((None, "does"), rows, TEXTS, {**beside, f"{place}.messages": "talk"}),
+        # What has such is left out.
+        f"{place}.media": Case((None, "shows"), rows, TEXTS, {**beside, f"{place}.messages": "talk"}),
+        f"{place}.instruction_input": Case(
+            (None, "title"), rows, TEXTS, {**beside, f"{place}.prompt": "body", f"{place}.completion": "kind"}
+        ),
         f"{place}.group": Case((None, "team"), rows, beside={**beside, **body(place)}),
         f"{place}.group_pattern": Case(
             (None, "^(.)", "(.)$"), rows, beside={**beside, **body(place), f"{place}.group": "team"}
@@ -459,7 +466,7 @@ FIELDS: dict[str, Case] = {
     "student.limit": Case(
         (0.0, 1e6),
         students,
-        beside={**QUICKLY, "student": {"layers": 1, "learning_rate": 0.05}, "evaluate.metrics": ["loss"]},
+        beside={**QUICKLY, "student": {"layers": 1, "learning_rate": 1.0}, "evaluate.metrics": ["loss"]},
     ),
     "student.weight": Case((0.0, 1.0), students, beside={**QUICKLY, "student": {"layers": 1}}),
     "student.epochs": Case((0.5, 1.0), students, beside={**QUICKLY, "student": {"layers": 1}}),
