@@ -22,8 +22,8 @@ from hfadapt.run_folder import Cell
 from hfadapt.train import loop as training
 from hfadapt.train.loop import Loop
 
-SLOW = {"float32": 1e-3, "bfloat16": 1e-3}
-"""So slow that work alone says how long a step takes."""
+SLOW = {"float32": 0.1, "bfloat16": 0.1}
+"""As slow as an old laptop: what a step begins with counts beside its products."""
 STEP = 0.5
 """Seconds of a step by the clock of these tests."""
 
@@ -157,11 +157,11 @@ def test_the_plan_leaves_layers_as_they_are_where_rows_would_not_be_seen(models,
         return make_plan(recipe_of(tmp_path, models / "encoder", **given)).cells[0]
 
     whole = planned(1000.0).predicted_seconds
-    fewer = planned(0.75 * whole)
+    fewer = planned(0.65 * whole)
     assert fewer.value("adapter.layers") == 1
     assert fewer.value("train.fast.frozen_cache") is True
     assert "the last 1 of 2 layers see all rows" in " ".join(fewer.warnings)
-    assert fewer.predicted_seconds <= 0.75 * whole
-    asked = planned(0.75 * whole, adapter__layers=2)
+    assert fewer.predicted_seconds <= 0.65 * whole
+    asked = planned(0.65 * whole, adapter__layers=2)
     assert asked.value("adapter.layers") == 2
     assert asked.value("train.max_steps") < 40
