@@ -1,7 +1,8 @@
-"""One GGUF file for llama.cpp and what is built on it: Llama-like models with a byte-level BPE, in 32 to 4 bits.
+"""One GGUF file for llama.cpp and what is built on it, in 32 to 4 bits: language models of the architectures that
+`hfadapt.core.gguf` knows.
 
-Tensor names and the order of the rows of q and k follow llama.cpp's convert_hf_to_gguf.py. llama.cpp itself runs the
-file where it is installed (extra `gguf-run`); elsewhere `transformers` reads it back, and the record says so.
+llama.cpp itself runs the file where it is installed (extra `gguf-run`); elsewhere it is read back into transformers,
+and the record says so.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfadapt.core import gguf as files
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
+from hfadapt.data import read_split
 from hfadapt.formats import Estimate, Form, Format, Head, _llama_cpp, over_http
 from hfadapt.formats._llama_cpp import LlamaCpp
 from hfadapt.formats.merged import KIND as MERGED
@@ -24,7 +27,6 @@ from hfadapt.models.merge import merged_dtype, open_merged
 from hfadapt.recipe.names import DTYPES
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from hfadapt.recipe.schema import Lock
@@ -41,7 +43,20 @@ LABELS = 800
 """Each costs a pass."""
 SPARE = 64
 """Positions for choices that are longer than a row's own answer."""
+CUT_ROWS, CUT_CHARACTERS = 4, 200
+"""Of the test rows, whose tokens are compared too."""
 PROBE = "In 2024, 12,345 naïve users don't e-mail 東京 😀\n\tfooBar()  ?!"
+
+
+IN_LLAMA_CPP = f"""import json
+
+import xllamacpp
+
+asked = xllamacpp.CommonParams()
+asked.model.path = "{FILE}"
+server = xllamacpp.Server(asked)
+server.handle_completions(json.dumps({{"prompt": "TEXT", "n_predict": 64, "temperature": 0}}), print)"""
+"""The reader of transformers leaves out settings that it does not know."""
 
 
 class Gguf(Format):
@@ -58,13 +73,10 @@ class Gguf(Format):
         return _llama_cpp.runtime() if _llama_cpp.installed() else f"{super().runtime}; llama.cpp was not run"
 
     def unfit(self, task: str, config: Mapping[str, Any]) -> str | None:
-        """Language models like Llama, whose names in GGUF are known here."""
+        """Language models whose names and settings in GGUF are known here."""
         if not registry.task(task).writes:
             return f"GGUF is for language models, this is {task}"
-        if config["model_type"] != "llama" or config.get("attention_bias") or config.get("mlp_bias"):
-            return f"architecture {config['model_type']}; it is written for Llama-like models without biases"
-        kind = (config.get("rope_parameters") or {}).get("rope_type", "default")
-        return f"positions of type {kind}" if kind != "default" else None
+        return files.unfit(config)
 
     def estimates(self, facts: ModelFacts) -> tuple[Estimate, ...]:
         """8 and 4 bits with a scale for each 32 weights, and 16 bits; norms are small."""
@@ -82,11 +94,7 @@ class Gguf(Format):
 
     def refusal(self, cell: Cell) -> str | None:
         """Architectures and tokenizers whose names in GGUF are not known here."""
-        if why := self.unfit(cell.lock.task, load_config(BaseRef.of(cell.lock).location).to_dict()):
-            return why
-        if _pre_tokenizer(_tokenizer(cell)) is None:
-            return "its tokenizer cuts text in a way whose name in GGUF is not known"
-        return None
+        return self.unfit(cell.lock.task, _config(cell).to_dict()) or files.unfit_tokenizer(_tokenizer(cell))
 
     def holds(self, name: str, whole: bool) -> bool:
         """The one file."""
@@ -125,38 +133,24 @@ class Gguf(Format):
         """llama.cpp's own, which `reopen` looks at."""
 
     def reopen(self, cell: Cell, folder: Path, device: torch.device) -> Any:
-        """llama.cpp with the file, or `AutoModelForCausalLM.from_pretrained(folder, gguf_file=…)`.
-
-        Either way with its tokenizer on a difficult text.
-        """
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        own = _tokenizer(cell)
-        read = AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
-        # What this reader makes of every vocabulary is one rule for cutting; the ids of words must be the same.
-        if read.convert_tokens_to_ids(own.tokenize(PROBE)) != own.convert_tokens_to_ids(own.tokenize(PROBE)):
-            raise RunError("the vocabulary in the GGUF file is not the model's", place=str(folder / FILE))
+        """llama.cpp with the file and its tokenizer, or both in transformers."""
         if _llama_cpp.installed():
             return run_gguf(cell, folder / FILE)
-        dtype = torch.float32 if self._stored(folder) == "F32" else torch.bfloat16
-        if self._stored(folder) == "F16":
-            dtype = torch.float16
-        return AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=dtype).to(device).eval()
+        model, read = files.read_model(folder / FILE)
+        own = _tokenizer(cell)
+        if read(PROBE)["input_ids"] != own(PROBE)["input_ids"]:
+            raise RunError("the vocabulary in the GGUF file is not the model's", place=str(folder / FILE))
+        return model.to(device)
 
     def open(self, folder: Path, manifest: Manifest, lock: Lock, device: torch.device) -> Base:
         """Unpacked to the dtype that it is stored in; 8 bits to what was trained in."""
         dtype = manifest.dtype if manifest.dtype in DTYPES else lock.dtype
         return MERGED.open(folder / FILE, manifest.model_copy(update={"dtype": dtype}), lock, device)
 
-    def _stored(self, folder: Path) -> str:
-        from gguf import GGUFReader
-
-        tensors = GGUFReader(folder / FILE).tensors
-        return str(next(each.tensor_type.name for each in tensors if each.name == "blk.0.attn_q.weight"))
-
     def usage(self, cell: Cell) -> str:
-        """transformers; llama.cpp takes the file as it is."""
+        """transformers, where they read all of it, else llama.cpp; which takes the file as it is."""
+        if not files.read_by_transformers(_config(cell).to_dict()):
+            return IN_LLAMA_CPP
         return (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             f'tokenizer = AutoTokenizer.from_pretrained(".", gguf_file="{FILE}")\n'
@@ -177,19 +171,40 @@ class Gguf(Format):
 def run_gguf(cell: Cell, file: Path, adapter: Path | None = None) -> LlamaCpp:
     """llama.cpp with a cell's model, or with its base and an adapter.
 
-    Raises RunError where it cuts texts into other tokens than training did.
+    Raises RunError where it cuts a difficult text, or one of the test rows, into other tokens than training did.
     """
-    ids = _tokenizer(cell)(PROBE)["input_ids"]
-    positions = max(cell.lock.data.max_length, len(ids)) + SPARE
-    found = LlamaCpp(file, load_config(BaseRef.of(cell.lock).location), positions, adapter)
-    apart = float((found.following(PROBE) - found.following(ids)).abs().max())
-    if not apart <= SAME:
-        raise RunError(
-            "llama.cpp cuts texts into other tokens than the model was trained with",
-            place=str(file),
-            got=f"other answers after {PROBE!r}: by up to {apart:.3g} nats",
-        )
+    tokenizer = _tokenizer(cell)
+    positions = max(cell.lock.data.max_length, len(tokenizer(PROBE)["input_ids"])) + SPARE
+    found = LlamaCpp(file, _config(cell), positions, adapter)
+    for text in (PROBE, *_own_texts(cell, tokenizer)):
+        ids = tokenizer(text)["input_ids"]
+        if not 0 < len(ids) < positions:
+            continue
+        apart = float((found.following(text) - found.following(ids)).abs().max())
+        if not apart <= SAME:
+            raise RunError(
+                "llama.cpp cuts texts into other tokens than the model was trained with",
+                place=str(file),
+                got=f"other answers after {text!r}: by up to {apart:.3g} nats",
+            )
     return found
+
+
+def _own_texts(cell: Cell, tokenizer: Any) -> list[str]:
+    """The beginnings of what is asked and answered in a few test rows, and of a chat all of it."""
+    schema = registry.schema(cell.data.form)
+    rows = read_split(cell.folder, "test", limit=CUT_ROWS)[:CUT_ROWS]
+    found = [text[:CUT_CHARACTERS] for row in rows for text in (*schema.asked(row), *schema.answers(row))]
+    if schema.chat:
+        begin = tokenizer.bos_token or ""
+        turns = ({"role": "user", "content": text} for text in found)
+        # The template's first token is written by the tokenizer too.
+        found = [tokenizer.apply_chat_template([each], tokenize=False).removeprefix(begin) for each in turns]
+    return found
+
+
+def _config(cell: Cell) -> Any:
+    return load_config(BaseRef.of(cell.lock).location)
 
 
 def _tokenizer(cell: Cell) -> Any:
@@ -197,7 +212,7 @@ def _tokenizer(cell: Cell) -> Any:
 
 
 def write_gguf(model: Any, tokenizer: Any, path: Path, kind: str, name: str) -> None:
-    """Writes a Llama-like model.
+    """Writes a model of one of the known architectures.
 
     Args:
         kind: Of `TYPES` and `BLOCKS`, for matrices; norms are float32, and what tokens are read by and said with has at
@@ -205,105 +220,21 @@ def write_gguf(model: Any, tokenizer: Any, path: Path, kind: str, name: str) -> 
     """
     import gguf
 
-    config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer = gguf.GGUFWriter(path, files.ARCHITECTURES[model.config.model_type].name)
     writer.add_name(name)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(head_dim)
-    writer.add_rope_freq_base(float(_rope(config)["rope_theta"]))
-    writer.add_vocab_size(config.vocab_size)
     writer.add_file_type(int(gguf.LlamaFileType[("ALL_" if kind == "F32" else "MOSTLY_") + kind]))
-    _add_tokenizer(writer, tokenizer, config.vocab_size)
-    names = tensor_names(config)
+    files.add_settings(writer, model.config)
+    files.add_tokenizer(writer, tokenizer, model.config.vocab_size)
     matrix = gguf.GGMLQuantizationType[kind]
-    for key, tensor in model.state_dict().items():
-        if key == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        values = in_llama_order(key, tensor.detach().float().cpu().numpy(), config)
+    for mapped, values in files.weights(model):
         stored = matrix if values.ndim == 2 else gguf.GGMLQuantizationType.F32
-        if kind in BLOCKS.values() and key.endswith(("embed_tokens.weight", "lm_head.weight")):
+        if kind in BLOCKS.values() and mapped in ("token_embd.weight", "output.weight"):
             stored = gguf.GGMLQuantizationType.Q8_0
-        mapped = names.get_name(key, try_suffixes=(".weight",))
-        if mapped is None:
-            raise ValueError(f"no name in GGUF for {key}")
         writer.add_tensor(mapped, gguf.quants.quantize(values, stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def tensor_names(config: Any) -> Any:
-    """What llama.cpp calls the tensors of a Llama-like model."""
-    import gguf
-
-    return gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-
-
-def in_llama_order(key: str, weight: np.ndarray, config: Any) -> np.ndarray:
-    """A tensor, or B of a LoRA layer, whose rows are outputs, as llama.cpp orders them."""
-    if ".q_proj." in key:
-        return _permuted(weight, config.num_attention_heads)
-    return _permuted(weight, config.num_key_value_heads) if ".k_proj." in key else weight
-
-
-def _permuted(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of q or k in llama.cpp's order: the two halves of each head's rotary pairs side by side."""
-    pairs = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(weight.shape)
-
-
-def _rope(config: Any) -> dict[str, Any]:
-    return dict(getattr(config, "rope_parameters", None) or {"rope_theta": getattr(config, "rope_theta", 10_000.0)})
-
-
-def _pre_tokenizer(tokenizer: Any) -> str | None:
-    """llama.cpp's name for how a byte-level BPE cuts text before it merges, or None when it is not one of these."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
-    content = json.loads(backend.to_str())
-    if content["model"]["type"] != "BPE" or content["normalizer"] is not None:
-        return None
-    pre = content["pre_tokenizer"] or {}
-    steps = pre.get("pretokenizers", [pre])
-    kinds = [step.get("type") for step in steps]
-    plain = kinds[-1:] == ["ByteLevel"] and steps[-1]["use_regex"] and not steps[-1]["add_prefix_space"]
-    if plain and len(kinds) == 1:
-        return "gpt-2"
-    return "smollm" if plain and kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] else None
-
-
-def _add_tokenizer(writer: Any, tokenizer: Any, vocab_size: int) -> None:
-    import gguf
-
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    tokens = {number: token for token, number in tokenizer.get_vocab().items()}
-    kinds = dict.fromkeys(tokens, gguf.TokenType.NORMAL)
-    for added in content["added_tokens"]:
-        kinds[added["id"]] = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_pre_tokenizer(tokenizer))
-    writer.add_token_list([tokens.get(number, f"[PAD{number}]") for number in range(vocab_size)])
-    writer.add_token_types([kinds.get(number, gguf.TokenType.UNUSED) for number in range(vocab_size)])
-    merges = content["model"]["merges"]
-    writer.add_token_merges([each if isinstance(each, str) else " ".join(each) for each in merges])
-    for name in ("bos", "eos", "unk", "pad"):
-        number = getattr(tokenizer, f"{name}_token_id")
-        if number is not None:
-            getattr(writer, f"add_{name}_token_id")(number)
-    ids = tokenizer("a")["input_ids"]
-    writer.add_add_bos_token(bool(ids and ids[0] == tokenizer.bos_token_id))
-    writer.add_add_space_prefix(False)
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)
 
 
 KIND: Format = Gguf()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import cache, registry
+from hfadapt.core import gguf as files
 from hfadapt.core.hashing import json_sha256
 from hfadapt.formats import Form, Format, _llama_cpp, over_http
 from hfadapt.formats.adapter import Adapter, copy_adapter
@@ -22,9 +23,7 @@ from hfadapt.formats.gguf import (
     LABELS,
     SAME_IN_LLAMA_CPP,
     TYPES,
-    in_llama_order,
     run_gguf,
-    tensor_names,
     write_gguf,
 )
 from hfadapt.formats.gguf import KIND as GGUF
@@ -70,6 +69,8 @@ class GgufAdapter(Adapter):
 
     def refusal(self, cell: Cell) -> str | None:
         """Bases that `gguf` does not know, and adapters that are more than A and B beside linear layers."""
+        if why := GGUF.refusal(cell):
+            return why
         method = registry.adapter(cell.lock.adapter.method)
         if not (method.low_rank and method.additive):
             return f"llama.cpp adds B A x to W x and nothing else, the method is {method.name}; --format gguf merges it"
@@ -81,7 +82,7 @@ class GgufAdapter(Adapter):
                 return (
                     f"it changes {name}, and llama.cpp takes A and B of the layers' matrices; --format gguf merges it"
                 )
-        return GGUF.refusal(cell)
+        return None
 
     def holds(self, name: str, whole: bool) -> bool:
         """The file, and what peft reads."""
@@ -158,7 +159,7 @@ def _base(cell: Cell, storage: str, device: torch.device) -> Base:
 
 
 def write_adapter(model: Any, path: Path, name: str, storage: str) -> None:
-    """Writes the LoRA layers of a peft model of a Llama-like base, in float32.
+    """Writes the LoRA layers of a peft model, in float32.
 
     Args:
         storage: How the base is stored on which the file will be judged.
@@ -169,19 +170,17 @@ def write_adapter(model: Any, path: Path, name: str, storage: str) -> None:
     import gguf
 
     config, alpha = model.config, float(model.peft_config[model.active_adapter].lora_alpha)
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, files.ARCHITECTURES[config.model_type].name)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
     writer.add_name(name)
     writer.add_string(STORAGE, storage)
-    names = tensor_names(config)
+    name_of = files.tensor_names(config)
     for key, a, b, scale in _layers(model):
-        mapped = names.get_name(key, try_suffixes=(".weight",))
-        if mapped is None:
-            raise ValueError(f"no name in GGUF for {key}")
+        mapped = name_of(key)
         # llama.cpp scales by alpha / R; what differs from it (rsLoRA, alpha of a layer) goes into B.
-        b = in_llama_order(key, b * (scale * a.shape[0] / alpha), config)
+        b = files.in_llama_order(key, b * (scale * a.shape[0] / alpha), config)
         writer.add_tensor(f"{mapped}.lora_a", a)
         writer.add_tensor(f"{mapped}.lora_b", b)
     writer.write_header_to_file()

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.core import registry, samples
+from hfadapt.core import gguf, registry, samples
 from hfadapt.core.errors import RequestError, fault_of_machine
 from hfadapt.core.known import known
 from hfadapt.core.progress import quiet_libraries
@@ -181,7 +181,7 @@ def load_config(model: str) -> PretrainedConfig:
         require_base(path, model)
     try:
         if path.suffix == ".gguf":
-            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+            return gguf.read_config(path)
         name, _, revision = (str(path), "", "") if path.exists() else model.partition("@")
         config = AutoConfig.from_pretrained(name, revision=revision or None, trust_remote_code=False)
     except Exception as error:

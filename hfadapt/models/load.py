@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.core import cache, registry, samples
+from hfadapt.core import cache, gguf, registry, samples
 from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.core.hashing import file_sha256, json_sha256
 from hfadapt.core.progress import quiet_libraries
@@ -117,9 +117,15 @@ def source_of(ref: BaseRef) -> ModelSource:
     return replace(source, path=str(folder.resolve()), revision=None, made=made)
 
 
-def _dequantised(gguf: Path) -> Path:
-    place = cache.folder() / "gguf" / file_sha256(gguf)[:16]
-    return cache.made(place, lambda folder: samples.dequantise(gguf, folder))
+def _dequantised(file: Path) -> Path:
+    def make(folder: Path) -> None:
+        try:
+            gguf.dequantise(file, folder)
+        except (ValueError, KeyError) as error:
+            got, fix = str(error)[:200], "name the model as its authors publish it, as a folder or a Hub id"
+            raise RequestError("this GGUF file cannot be read", place=str(file), got=got, fix=fix) from None
+
+    return cache.made(cache.folder() / "gguf" / f"{file_sha256(file)[:16]}-{gguf.VERSION}", make)
 
 
 def load_processor(source: ModelSource, modality: str, max_length: int | None = None) -> Any:

@@ -341,7 +341,7 @@ def test_gguf_models(models, tmp_path, cache_folder, caplog, monkeypatch, how):
     gguf = tmp_path / "model.gguf"
     gguf.write_bytes(b"GGUF")
     monkeypatch.setattr(
-        samples, "dequantise", lambda _, folder: shutil.copytree(models / "lm", folder, dirs_exist_ok=True)
+        models_of.gguf, "dequantise", lambda _, folder: shutil.copytree(models / "lm", folder, dirs_exist_ok=True)
     )
     first = Path(models_of.resolve_model(str(gguf)).path)
     good = written(first)

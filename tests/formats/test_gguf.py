@@ -13,8 +13,9 @@ from tiny import labelled
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfadapt.core.errors import RequestError, RunError
+from hfadapt.core.gguf import models
 from hfadapt.export.write import export
-from hfadapt.formats import _llama_cpp, gguf
+from hfadapt.formats import _llama_cpp
 from hfadapt.formats._llama_cpp import LlamaCpp
 from hfadapt.formats.gguf import write_gguf
 from hfadapt.tasks.causal_lm.task import KIND
@@ -113,7 +114,7 @@ def test_without_llama_cpp_the_record_says_so(cell, tmp_path, monkeypatch):
 
 def test_rows_in_another_order_are_refused(cell, tmp_path, monkeypatch):
     """Rows of q and k as transformers has them: a file that opens, and answers wrongly."""
-    monkeypatch.setattr(gguf, "_permuted", lambda weight, heads: weight)
+    monkeypatch.setattr(models, "_rotated", lambda key, config: 0)
     with pytest.raises(RunError, match="does not score as the one that was written"):
         export(cell, "gguf", tmp_path / "out", variant="merged-float32")
     with pytest.raises(RunError, match="merged-q8_0 is refused"):

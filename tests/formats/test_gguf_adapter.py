@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader
+from language_models import CASES, TEXT, byte_level, configured, made
+from peft import LoraConfig, get_peft_model
 from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 
 from hfadapt import formats
 from hfadapt.core.errors import RequestError, RunError
+from hfadapt.core.gguf import models
 from hfadapt.export.write import export
-from hfadapt.formats import gguf, gguf_adapter
+from hfadapt.formats import gguf_adapter
 from hfadapt.formats._llama_cpp import LlamaCpp
+from hfadapt.formats.gguf import write_gguf
 from hfadapt.models.load import load_base
 from hfadapt.run_folder import Cell
 
@@ -90,7 +94,7 @@ def test_bases_of_fewer_bits_are_judged_too(cell, tmp_path):
 
 def test_rows_of_b_in_another_order_are_refused(cell, tmp_path, monkeypatch):
     gguf_adapter.base_file(cell, "float32")
-    monkeypatch.setattr(gguf, "_permuted", lambda weight, heads: weight)
+    monkeypatch.setattr(models, "_rotated", lambda key, config: 0)
     with pytest.raises(RunError, match="adapter-on-float32 is refused"):
         export(cell, "gguf-adapter", tmp_path / "out", variant="adapter-on-float32")
 
@@ -127,3 +131,23 @@ def test_without_llama_cpp_the_extra_is_named(cell, tmp_path, monkeypatch):
     with pytest.raises(RequestError, match="needs packages") as caught:
         export(cell, "gguf-adapter", tmp_path / "out")
     assert "hfadapt[gguf-run]" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen3", "gemma3_text", "phi3", "granite", "smollm3"])
+def test_adapters_of_every_order_of_rows(kind, tmp_path):
+    case = next(case for case, (name, _) in CASES.items() if name == kind)
+    config = configured(kind, **CASES[case][1])
+    base, tokenizer = made(config), byte_level()
+    write_gguf(base, tokenizer, tmp_path / "base.gguf", "F32", "base")
+    asked = LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    torch.manual_seed(2)
+    model = get_peft_model(base, asked).eval()
+    gguf_adapter.write_adapter(model, tmp_path / "adapter.gguf", "adapter", "float32")
+    ids = tokenizer(TEXT)["input_ids"][:30]
+    with torch.inference_mode():
+        own = model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        with model.disable_adapter():
+            before = model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+    found = LlamaCpp(tmp_path / "base.gguf", config, 64, tmp_path / "adapter.gguf").following(ids)
+    assert torch.allclose(found, own, atol=5e-3)
+    assert float((own - before).abs().max()) > 0.5

@@ -23,7 +23,6 @@ from hfadapt.core.errors import RequestError, RunError, choice_problem
 from hfadapt.core.hashing import json_sha256
 from hfadapt.core.samples import image_models, images, speech, text  # noqa: F401 - they register what they prepare
 from hfadapt.core.samples.preparation import PREPARATIONS, Sample, tar_member, write_json
-from hfadapt.core.samples.text import dequantise
 
 __all__ = [
     "PREFIX",
@@ -31,7 +30,6 @@ __all__ = [
     "dataset",
     "dataset_entry",
     "datasets",
-    "dequantise",
     "is_here",
     "model_config",
     "model_entry",

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hfadapt.core.progress import quiet_libraries
+from hfadapt.core.gguf import dequantise
 from hfadapt.core.samples.preparation import Content, Sample, opened_tar, prepares, tar_member, write_rows
 
 
@@ -62,24 +62,6 @@ def gguf(sample: Sample, content: Content, folder: Path) -> None:
         file = Path(temporary) / "model.gguf"
         file.write_bytes(content[sample.files[0]])
         dequantise(file, folder)
-
-
-@quiet_libraries()
-def dequantise(gguf: Path, folder: Path) -> None:
-    """Writes a GGUF model as bfloat16 safetensors with its tokenizer into an empty folder."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # transformers 5.23 refuses to save a model that still holds its GGUF quantizer.
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    # Whichever of several processes is here alone writes: transformers would leave it to the first one.
-    model.should_save_on_this_rank = lambda is_main_process: is_main_process
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 LICENSE_CATEGORIES = ("Permissive", "Proprietary Free", "Copyleft Limited", "Copyleft", "Commercial")
