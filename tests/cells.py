@@ -16,6 +16,8 @@ OTHER_TASKS = {
     "text-regression": lambda: [{"text": row["text"], "score": float(len(row["text"]))} for row in labelled(100)],
     "multi-label-classification": lambda: [{"text": row["text"], "labels": [row["label"]]} for row in labelled(100)],
     "embedding": lambda: questions(100),
+    "reranking": lambda: questions(100),
+    "masked-lm": lambda: [{"text": row["text"]} for row in labelled(100)],
 }
 """Rows by which an encoder learns other tasks than classes."""
 TEXTS = ["lovely bright film superb", "dreadful stale film awful", "the paper window", "a", "warm " * 60]
@@ -42,8 +44,9 @@ def trained_on_sounds(folder, model):
     return cell, sorted((folder / "sounds").rglob("*.wav"))[::20]
 
 
-def answers_in_float32(folder, model, task, format):
+def answers_in_float32(folder, models, task, format):
     """Asserts that a format's float32 file answers as the cell does, and knows no variant of another name."""
+    model = models / ("mlm" if task == "masked-lm" else "encoder")
     cell = trained(folder, model, task, OTHER_TASKS[task](), dtype="float32")
     done = export(cell, format, folder / "out", variant="float32")
     (judged,) = done.record.judged

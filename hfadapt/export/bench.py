@@ -25,6 +25,7 @@ from hfadapt.records.published import ExportRecord
 
 WARM = 3
 LEAST_CALLS = 10
+MASK = "attention_mask"
 THREADS = "OMP_NUM_THREADS"
 
 
@@ -130,7 +131,9 @@ def _in_a_process(folder: Path, threads: int, rows: int, length: int, seconds: f
         command, env={**os.environ, THREADS: str(threads)}, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        # Further lines of an error are indented.
+        lines = [line for line in done.stderr.splitlines() if line[:1].strip()]
+        last = (lines or [f"exit code {done.returncode}"])[-1]
         raise RunError("a case could not be measured", place=f"batches of {rows}, {threads} threads", got=last[:300])
     return Case.model_validate_json(done.stdout.strip().splitlines()[-1])
 
@@ -151,6 +154,10 @@ def main(folder: str, threads: str, rows: str, length: str, seconds: str) -> Non
         kind = registry.modality(task.modality)
         config = SimpleNamespace(**kind.shaped(adapted.model.config.to_dict(), int(length)))
         inputs = kind.traced(config, int(rows), int(length))
+        if MASK in getattr(adapted.model, "inputs", ()) and MASK not in inputs:
+            # Processors of some sounds say which places of a row are its own.
+            first = next(iter(inputs.values()))
+            inputs[MASK] = torch.ones(first.shape[:2], dtype=torch.long)
         times: list[float] = []
         with torch.inference_mode():
             while sum(times[WARM:]) < float(seconds) or len(times) < WARM + LEAST_CALLS:

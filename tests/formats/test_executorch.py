@@ -237,7 +237,7 @@ def test_texts(models, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("task", OTHER_TASKS)
 def test_other_tasks_answer_as_they_did(models, tmp_path, task):
-    answers_in_float32(tmp_path, models / "encoder", task, "executorch")
+    answers_in_float32(tmp_path, models, task, "executorch")
 
 
 @pytest.mark.slow

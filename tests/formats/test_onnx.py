@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfadapt import load_adapted
 from hfadapt.core import registry
+from hfadapt.export.bench import bench
 from hfadapt.export.write import export
 from hfadapt.formats import Runner
 from hfadapt.formats import _onnx_cached as cached
@@ -212,7 +213,7 @@ def test_a_convolutional_net_learns_its_ranges_from_training_rows(vision, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("task", OTHER_TASKS)
 def test_other_tasks_answer_as_they_did(models, tmp_path, task):
-    answers_in_float32(tmp_path, models / "encoder", task, "onnx")
+    answers_in_float32(tmp_path, models, task, "onnx")
 
 
 @pytest.mark.slow
@@ -231,6 +232,7 @@ def test_sounds(tmp_path, name):
     clip = {"padding": "max_length", "truncation": True, "max_length": 7680}
     assert json.loads(told.get("hfadapt.arguments", "{}")) == (clip if name == "wave" else {})
     assert "soundfile.read(example)" in (tmp_path / "out/README.md").read_text()
+    assert bench(tmp_path / "out", threads=(1,), rows=(2,), seconds=0.01).cases[0].rows_per_second > 0
 
 
 @pytest.fixture(scope="module")

@@ -130,6 +130,11 @@ class MaskedLM(Task):
         """Logits (L, V): the head is given the vectors of the L hidden tokens alone, as one row."""
         places, _, _ = self.targets(batch)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if not hasattr(base, "base_model_prefix"):
+            # An exported file has no parts: it says something of every token.
+            whole = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            of_all: torch.Tensor = whole.flatten(0, 1).index_select(0, places)
+            return of_all
 
         def chosen(module: Any, inputs: Any, output: Any) -> Any:
             vectors = output[0].flatten(0, 1).index_select(0, places)[None]
