@@ -60,6 +60,7 @@ def log(folder):
 SETTINGS = {
     "causal-lm": ("lm", pairs),
     "text-classification": ("encoder", labelled),
+    "masked-lm": ("mlm", labelled),
 }
 
 

@@ -127,17 +127,21 @@ class MaskedLM(Task):
         return places, labels[places], places // batch["labels"].shape[1]
 
     def label_logits(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Logits (L, V): the head is given the vectors of the L hidden tokens alone, as one row."""
-        places, _, _ = self.targets(batch)
+        """Logits (L, V): of each row the head is given the vectors of as many tokens as any row has hidden ones, these
+        first, so that rows stay with the adapters that they belong to."""
+        import torch
+
+        hidden = batch["labels"] != IGNORED
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         if not hasattr(base, "base_model_prefix"):
             # An exported file has no parts: it says something of every token.
-            whole = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            of_all: torch.Tensor = whole.flatten(0, 1).index_select(0, places)
-            return of_all
+            whole: torch.Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            return whole[hidden]
+        most = max(1, int(hidden.sum(1).max()))
+        taken = torch.argsort((~hidden).to(torch.int8), dim=1, stable=True)[:, :most]
 
         def chosen(module: Any, inputs: Any, output: Any) -> Any:
-            vectors = output[0].flatten(0, 1).index_select(0, places)[None]
+            vectors = torch.take_along_dim(output[0], taken[..., None], 1)
             return (vectors, *output[1:]) if isinstance(output, tuple) else type(output)(last_hidden_state=vectors)
 
         hook = getattr(base, base.base_model_prefix).register_forward_hook(chosen)
@@ -145,7 +149,7 @@ class MaskedLM(Task):
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         finally:
             hook.remove()
-        found: torch.Tensor = logits[0]
+        found: torch.Tensor = logits[torch.gather(hidden, 1, taken)]
         return found
 
     def score(
