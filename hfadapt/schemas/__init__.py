@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
+from hfadapt.files import Read, Unread
 from hfadapt.files import Unusable as Unusable
 
 LabelKind = Literal["none", "class", "classes", "number", "tokens", "ranks"]
@@ -67,6 +68,23 @@ class Answers:
     space: str = ""
     labels: Sequence[str] = ()
     numbers: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Another way in which people keep rows of a schema, as the first rows of a source show it.
+
+    Args:
+        what: What the rows of the source are, as a person is told it; how they are read follows after a colon.
+        parts: The column of each part in the rows that are made: of the source, where its name stays right.
+        used: Columns of the source that are read.
+        read: Makes these rows; one may become several, and several one.
+    """
+
+    what: str
+    parts: Mapping[str, str]
+    used: tuple[str, ...]
+    read: Callable[[Iterable[Read]], Iterator[Read | Unread]]
 
 
 class RowSchema:
@@ -125,6 +143,15 @@ class RowSchema:
             Unusable: the row cannot be used.
         """
         raise NotImplementedError
+
+    def layout(self, head: Sequence[Columns], said: Mapping[str, str]) -> Layout | None:
+        """How rows of this schema are made of those of a source that keeps them in another way; None for other sources.
+
+        Args:
+            head: Its first rows, with a column for each field of an object.
+            said: The column of each part that the recipe names.
+        """
+        return None
 
     def lacks(self, values: Columns, column: str) -> Unusable:
         """What is said of a source's row that has nothing in a column that is needed."""

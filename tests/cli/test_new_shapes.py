@@ -99,7 +99,7 @@ def test_a_text_with_a_class_is_not_taken_for_a_pair_because_of_what_it_is_about
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        (lambda n, text: {"query": text, "pos": [f"one {n}", f"two {n}"]}, "write a row for each of these texts"),
+        (lambda n, text: {"query": [f"one {n}", f"two {n}"], "pos": text}, "write a row for each of these texts"),
         (lambda n, text: {"premise": text, "hypothesis": f"it {n}", "label": "no"}, "'no' where a number is needed"),
     ],
 )
