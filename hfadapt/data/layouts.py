@@ -64,7 +64,7 @@ def laid_out(rows: Reading, layout: Layout, place: str) -> Reading:
 
 def read_so(layout: Layout, place: str) -> Finding:
     """What is said of a source that was read by a layout."""
-    fix = "nothing; or name the columns that are meant, with columns"
+    fix = f"nothing, where they are; else write rows with {', '.join(layout.parts)}"
     return Finding(code="layout", level="soft", message=f"{place}: the rows are {layout.what}", fix=fix)
 
 

@@ -260,7 +260,7 @@ class SourceReader:
         except DataError as error:
             told = layouts.unfit(error, [each.values for each in head])
             raise told if not self.source.split else self._unfit_split(told) from None
-        if template is None and self._forms == registry.task(self._recipe.task).schemas:
+        if template is None and self._laid_out is None and self._forms == registry.task(self._recipe.task).schemas:
             self.of_files += layouts.passed_over([each.values for each in head], shape, self.source.name)
         classes = [shape.parts.get(part, "") for part in ("label", *registry.schema(shape.form).parts)]
         names = next((known for column in classes if (known := self.source.label_names.get(column))), ())

@@ -16,7 +16,7 @@ from hfadapt.core.errors import DataError, Problem, nearest
 from hfadapt.core.progress import quiet_libraries
 from hfadapt.data.labels import some, task_with
 from hfadapt.data.rows import Dropped
-from hfadapt.files import SPLIT_NAMES, Doubt, Read, Unread, folders, json_rows, media, reading, tables
+from hfadapt.files import SPLIT_NAMES, Doubt, Read, Unread, folders, json_rows, media, plain_text, reading, tables
 from hfadapt.files.opening import NAME_IT, PACKED, suffix, unmarked
 from hfadapt.files.places import Place, name_rows
 from hfadapt.recipe.schema import Domain, Source
@@ -25,7 +25,7 @@ from hfadapt.records.stages import Finding
 from hfadapt.schemas import LabelKind
 
 SAMPLE = "sample:"
-UNREADABLE_LIMIT = 0.1
+UNREADABLE_LIMIT, DOUBTS_SHOWN = 0.1, 2
 _OWN_COLUMN = "write what is to be read into a column of its own, as text, and name it in columns"
 _UNREADABLE = {
     "not-json": None,
@@ -313,7 +313,7 @@ def _open_local(source: Source, path: Path, split: str) -> Opened:
         fix = "nothing; if they are data, name them as sources or by a pattern such as *.txt"
         noticed.append(Finding(code="files-left-out", level="soft", message=what, fix=fix))
     noticed += _encodings(name, files, source.encoding)
-    sha256 = reading.content_hash(files)
+    sha256 = reading.content_hash([*files, *filter(None, map(plain_text.entities_of, files))])
     return Opened(
         name,
         lambda: numbered_rows(name, files, source.split, source.encoding),
@@ -361,7 +361,7 @@ def numbered_rows(name: str, files: Sequence[Path], split: str | None = None, en
         for row in media.read(files):
             yield Dropped(Place(name, row.row), row.reason, detail=row.detail) if isinstance(row, Unread) else row
         return
-    first = 0
+    first, doubts = 0, Counter[str]()
     # A person does not see the file of a sample, so its lines mean nothing.
     seen = not name.startswith(SAMPLE)
     for path in files:
@@ -369,8 +369,10 @@ def numbered_rows(name: str, files: Sequence[Path], split: str | None = None, en
         in_file = path.name if len(files) > 1 or PurePath(name).name != path.name else ""
         for item in reading.rows(path, split, encoding):
             if isinstance(item, Doubt):
-                message = f"{name}: {path.name}: {item.detail}" if len(files) > 1 else f"{name}: {item.detail}"
-                yield Finding(code=item.code, level="soft", message=message, fix=item.fix)
+                doubts[item.code] += 1
+                if doubts[item.code] <= DOUBTS_SHOWN:
+                    message = f"{name}: {path.name}: {item.detail}" if len(files) > 1 else f"{name}: {item.detail}"
+                    yield Finding(code=item.code, level="soft", message=message, fix=item.fix)
                 continue
             place = Place(name, first + item.row, item.line, in_file) if seen else Place(name, first + item.row)
             if isinstance(item, Unread):
@@ -379,6 +381,10 @@ def numbered_rows(name: str, files: Sequence[Path], split: str | None = None, en
                 yield Read(place.row, item.values, place.line, place.in_file)
             count += 1
         first += count
+    for code, count in doubts.items():
+        if count > DOUBTS_SHOWN:
+            more = f"{name}: the same is true of {count - DOUBTS_SHOWN:,} other files"
+            yield Finding(code=code, level="soft", message=more, fix="as above")
 
 
 def open_hub(source: Source, *, split: str = "", streaming: bool = False) -> Opened:

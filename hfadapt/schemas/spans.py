@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hfadapt.schemas import LABEL_NAMES, TEXT_NAMES, Columns, Unusable, plain, read_list
+from hfadapt.schemas import LABEL_NAMES, TEXT_NAMES, Columns, Layout, Unusable, plain, read_list
 from hfadapt.schemas.tokens import Tokens
 
 _WORD = re.compile(r"\S+")
@@ -28,6 +28,10 @@ class Spans(Tokens):
     def columns(self) -> tuple[str, ...]:
         """Those of the words and tags that they become."""
         return Tokens.parts
+
+    def layout(self, head: Sequence[Columns], said: Mapping[str, str]) -> Layout | None:
+        """None: its rows become words and tags."""
+        return None
 
     def reread(self, values: Columns) -> tuple[str, dict[str, Any]] | None:
         """Words, each with the tag of the span in which it lies or begins. Raises Unusable where two share a word."""

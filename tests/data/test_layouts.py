@@ -112,3 +112,55 @@ def test_a_task_that_reads_less_of_such_rows_says_so(tmp_path):
     (said,) = noticed(found, "layout-not-read")
     assert "only 'query', 'labels' are read" in said
     assert "set task: embedding or reranking" in said
+
+
+def by_word(number):
+    """The first row of each sentence of four words names it."""
+    of = number // 4
+    words, tags = (
+        [WORDS[of % 8] + WORDS[of // 8 % 8], "in", f"{WORDS[of % 7]}land{of}", "."],
+        ("B-geo", "O", "B-per", "O"),
+    )
+    at = number % 4
+    return {"Sentence #": f"Sentence: {of}" if at == 0 else "", "Word": words[at], "POS": "X", "Tag": tags[at]}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("every_row", [False, True])
+def test_words_in_rows_of_their_own_make_sentences(tmp_path, every_row, streaming):
+    def row(number):
+        return {**by_word(number), "Sentence #": f"Sentence: {number // 4}"} if every_row else by_word(number)
+
+    found = prepared(tmp_path, "token-classification", row, 480, streaming)
+    assert found.record.rows_in == 120
+    assert every(found)[1] == {"tokens": ["bluered", "in", "blueland1", "."], "tags": ["B-geo", "O", "B-per", "O"]}
+    assert {row["line"] for name in ("train", "test") for row in found.rows(name)} <= {*range(1, 481, 4)}
+
+
+def test_a_classifier_of_single_words_says_that_they_are_parts_of_sentences(tmp_path):
+    found = prepared(tmp_path, "text-classification", by_word, 480, columns={"text": "Word", "label": "Tag"})
+    assert "set task: token-classification" in noticed(found, "layout-not-read")[0]
+
+
+def test_words_that_are_written_with_their_tags_are_taken_apart(tmp_path):
+    def row(number):
+        return {"text": f"the/DT {WORDS[number % 8]}/JJ {WORDS[number // 8]}_thing/NN and/or/CC ./."}
+
+    found = prepared(tmp_path, "token-classification", row)
+    assert every(found)[0] == {
+        "tokens": ["the", "red", "red_thing", "and/or", "."],
+        "tags": ["DT", "JJ", "NN", "CC", "."],
+    }
+    assert "token-classification" in noticed(prepared(tmp_path, "causal-lm", row), "layout-not-read")[0]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        lambda number: {"text": f"one of two and/or {text(number)}"},
+        lambda number: {"text": " ".join(f"/usr/share/{word}{number}" for word in WORDS[:5])},
+        lambda number: {"text": f"{WORDS[number % 8]} {number}"},
+    ],
+)
+def test_other_texts_with_strokes_have_no_tags(tmp_path, row):
+    assert noticed(prepared(tmp_path, "causal-lm", row), "layout-not-read") == []
