@@ -161,6 +161,9 @@ def _rivalled(shape: Shape, fitting: Sequence[tuple[str, Shape]], rows: Rows) ->
     # What is found without what it is searched with is half of the row.
     if any({*shape.used} <= {*other.used[1:]} and _is_likely(other, rows) for other in others):
         return True
+    # A field of an object, as the text of an answer, tells less than columns with names of their own.
+    if len(shape.used) == 1 and "." in shape.used[0] and any("." not in "".join(other.used[:2]) for other in others):
+        return True
     if registry.schema(shape.form).label_kind not in ("none", "class"):
         return False
     return any(

@@ -81,7 +81,7 @@ def passed_over(head: Rows, shape: Shape, place: str) -> list[Finding]:
         if _more(layout, schema, shape, own):
             what = f"{place}: the rows seem to be {_briefly(layout)}, of which only "
             what += f"{some(map(repr, shape.used))} {'is' if len(shape.used) == 1 else 'are'} read"
-            fix = f"nothing, if that is meant; else set task: {task}, without columns, to learn from all of it"
+            fix = f"set task: {task}, without columns, to learn from all of it; nothing, if that is not meant"
             return [Finding(code="layout-not-read", level="soft", message=what, fix=fix)]
     return []
 

@@ -75,7 +75,7 @@ class SourceReader:
     def noticed(self) -> list[Finding]:
         """What is to be said of the source, once it is read. Raises DataError where no row has the group asked for."""
         marked = verdicts.findings(self.source.name, self._head, self.shape.used, self.bad)
-        files = [*self._changed_files(), *self._without_group()]
+        files = [*self._changed(), *self._without_group()]
         left = _left_out(self.source, self.rows_in, self.bad)
         return [*self.source.noticed, *self.of_files, *self._noticed, *files, *left, *marked]
 
@@ -185,9 +185,14 @@ class SourceReader:
         except Unusable as fault:
             return fault
 
-    def _changed_files(self) -> list[Finding]:
+    def _changed(self) -> list[Finding]:
+        media = registry.schema(self.shape.form).media
         return [
-            Finding(code="files-changed", level="soft", message=f"{self.source.name}: {count:,} {note}")
+            Finding(
+                code="files-changed" if media else "rows-changed",
+                level="soft",
+                message=f"{self.source.name}: {count:,} {note}",
+            )
             for note, count in self.notes.most_common()
         ]
 

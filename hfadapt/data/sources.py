@@ -75,6 +75,10 @@ _UNREADABLE = {
     ),
     "shared-word": ("have two spans in one word", "leave out one of them, or write words and tags yourself"),
     "span-outside": ("have spans outside of their text", "count characters from 0, and line breaks as one"),
+    "no-prompt": (
+        "have no prompt, and their answers do not begin alike",
+        "name the column of what is asked: columns: {{prompt: NAME}}",
+    ),
     "label-is-object": ("have an object as their label", _OWN_COLUMN),
     "text-is-object": ("have an object where text is needed", _OWN_COLUMN),
     "text-is-bytes": ("have bytes where text is needed", _OWN_COLUMN),

@@ -125,6 +125,11 @@ class RowSchema:
         """Canonical columns that every prepared row has: those of the parts, unless they are written otherwise."""
         return self.parts
 
+    @property
+    def asks(self) -> str:
+        """The part of a source's row by which an answer is asked for."""
+        return self.parts[0]
+
     def fields(self, labelled: bool) -> list[tuple[str, Any]]:
         """Names and Arrow types of the canonical columns; fixed, so that an empty column does not change its type.
 
@@ -216,12 +221,12 @@ class RowSchema:
         """What is asked of a row without its answer, as one text.
 
         Args:
-            values: Parts of a source's row: the first, and optional ones.
+            values: Parts of a source's row: `asks`, and optional ones.
 
         Raises:
             Unusable: it is no text.
         """
-        return plain(values[self.parts[0]])
+        return plain(values[self.asks])
 
     def reanswered(self, row: Columns, text: str) -> dict[str, Any] | None:
         """The row with another text as its last answer, which alone is learned; None where that makes no row."""

@@ -26,9 +26,9 @@ def rows_in(given: Any) -> list[Any]:
 
 
 def parts_of(adapted: Adapted) -> list[str]:
-    """What is read of a row: the parts that the recipe's template names, else the first of the schema."""
+    """What is read of a row: the parts that the recipe's template names, else that by which the schema asks."""
     if adapted.prompt is None:
-        return [_schema(adapted).parts[0]]
+        return [_schema(adapted).asks]
     return list(dict.fromkeys(_PLACEHOLDER.findall(adapted.prompt)))
 
 

@@ -164,3 +164,211 @@ def test_words_that_are_written_with_their_tags_are_taken_apart(tmp_path):
 )
 def test_other_texts_with_strokes_have_no_tags(tmp_path, row):
     assert noticed(prepared(tmp_path, "causal-lm", row), "layout-not-read") == []
+
+
+def two(number, **winner):
+    return {"prompt": text(number), "response_a": text(number, "one"), "response_b": text(number, "two"), **winner}
+
+
+SAID = {
+    "the column": ("winner", ["response_a", "response_b"]),
+    "its letter": ("winner", ["A", "b"]),
+    "the model": ("winner", ["model_a", "model_b"]),
+    "in words": ("preference", ["Response A", "Response B"]),
+}
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_the_winner_of_two_answers_is_the_chosen_one(tmp_path, said):
+    column, values = SAID[said]
+
+    def row(number):
+        return two(number, **{column: "tie (both bad)" if number % 5 == 4 else values[number % 2]})
+
+    found = prepared(tmp_path, "preference", row, 50)
+    assert found.record.dropped == {"no-preference": 10}
+    first, second, *_ = every(found)
+    assert first == {
+        "prompt": "a red thing red 0",
+        "chosen": "one a red thing red 0",
+        "rejected": "two a red thing red 0",
+    }
+    assert second["chosen"].startswith("two")
+
+
+def test_flags_of_winners_and_conversations_of_both_sides(tmp_path):
+    def flagged(number):
+        return two(number, winner_model_a=number % 2, winner_model_b=1 - number % 2, winner_tie=0)
+
+    assert every(prepared(tmp_path, "preference", flagged))[0]["chosen"].startswith("two")
+
+    def turns(number):
+        own = two(number, winner_model_a=1, winner_model_b=0)
+        lists = {name: json.dumps([own[name], f"{own[name]} again"]) for name in ("prompt", "response_a", "response_b")}
+        return {**own, **lists}
+
+    found = prepared(tmp_path, "preference", turns)
+    assert found.record.form == "preference-chats"
+    assert [turn["role"] for turn in every(found)[0]["chosen"]] == ["assistant", "user", "assistant"]
+
+    def chats(number):
+        own = two(number)
+        sides = {
+            f"conversation_{side}": [
+                {"role": "user", "content": own["prompt"]},
+                {"role": "assistant", "content": own[f"response_{side}"]},
+            ]
+            for side in "ab"
+        }
+        return {**sides, "winner": "model_b"}
+
+    assert every(prepared(tmp_path, "preference", chats))[0]["chosen"][0]["content"].startswith("two")
+
+
+@pytest.mark.parametrize("winner", ["left", 0, 1])
+def test_a_winner_that_says_neither_is_no_winner(tmp_path, winner):
+    with pytest.raises(DataError, match="do not fit the task"):
+        prepared(tmp_path, "preference", lambda number: two(number, winner=winner))
+
+
+def test_of_answers_with_scores_the_best_is_chosen_and_the_worst_rejected(tmp_path):
+    def scored(number):
+        own = [
+            {"response": text(number, name), "overall_score": score}
+            for name, score in zip("xyz", (4, 9.5, 1), strict=True)
+        ]
+        return {"instruction": text(number), "completions": own}
+
+    assert every(prepared(tmp_path, "preference", scored))[0] == {
+        "prompt": "a red thing red 0",
+        "chosen": "y a red thing red 0",
+        "rejected": "z a red thing red 0",
+    }
+
+    def ranked(number):
+        ranks = [2, 1, 3] if number % 4 else [1, 1, 1]
+        return {"prompt": text(number), "responses": [text(number, name) for name in "xyz"], "ranks": ranks}
+
+    found = prepared(tmp_path, "preference", ranked)
+    assert found.record.dropped == {"no-preference": 10}
+    assert (every(found)[0]["chosen"][0], every(found)[0]["rejected"][0]) == ("y", "z")
+    causal = prepared(tmp_path, "causal-lm", lambda n: {**scored(n), "text": text(n)}, columns={"text": "text"})
+    assert noticed(causal, "layout-not-read") == []
+
+
+def test_both_sides_of_a_dialogue_in_one_text_part_after_whose_turn_it_is(tmp_path):
+    def row(number):
+        before = f"\n\nHuman: {text(number)}\n\nAssistant:"
+        return {"chosen": f"{before} The one {number} is red.", "rejected": f"{before} The two {number} are blue."}
+
+    first = every(prepared(tmp_path, "preference", row))[0]
+    assert first["prompt"].endswith("\n\nAssistant:")
+    assert first["chosen"] == " The one 0 is red."
+
+
+def test_answers_without_what_was_asked_are_refused_with_its_column(tmp_path):
+    def row(number):
+        return {"ask": text(number), "chosen": f"{number} yes", "rejected": f"{number + 1} no"}
+
+    with pytest.raises(DataError) as caught:
+        prepared(tmp_path, "preference", row)
+    assert "columns: {prompt: NAME}" in str(caught.value)
+    assert every(prepared(tmp_path, "preference", row, columns={"prompt": "ask"}))[0]["prompt"] == "a red thing red 0"
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        lambda one, two: {"text": [one, two], "answer_start": [0, 4]},
+        lambda one, two: [{"text": one, "answer_start": 0}, {"text": two, "answer_start": 4}],
+        lambda one, two: [one, two],
+        lambda one, two: json.dumps({"text": [one, two], "answer_start": [0, 4]}),
+    ],
+)
+def test_of_several_answers_the_first_is_learned_and_it_is_said(tmp_path, answers):
+    def row(number):
+        own = answers(text(number, "one"), text(number, "two"))
+        return {"question": text(number, "what is"), "context": text(number), "answers": own}
+
+    found = prepared(tmp_path, "causal-lm", row)
+    first = every(found)[0]
+    assert first == {"prompt": "what is a red thing red 0\n\na red thing red 0", "completion": "one a red thing red 0"}
+    assert "40 rows have several answers" in noticed(found, "rows-changed")[0]
+
+
+def test_questions_of_squad_are_rows_and_one_without_an_answer_is_left_out(tmp_path):
+    def article(number):
+        asked = [
+            {"question": text(number, f"what {each}"), "answers": [{"text": text(number)}] * each} for each in (0, 1)
+        ]
+        return {"title": "t", "paragraphs": [{"context": text(number, "about"), "qas": asked}]}
+
+    (tmp_path / "a.json").write_text(json.dumps({"version": "1", "data": [article(number) for number in range(40)]}))
+    recipe = Recipe(name="r", model="none", task="causal-lm", domains={"d": {"source": "a.json"}},
+                    data={"dedupe": {"near": False}})  # fmt: skip
+    found = data.prepare(recipe, recipe_folder=tmp_path, cache=tmp_path / "cache")["d"]
+    assert found.record.dropped == {"empty-completion": 40}
+    assert every(found)[0]["prompt"] == "what 1 a red thing red 0\n\nabout a red thing red 0"
+
+
+def test_chats_of_gemini_are_read_and_a_text_that_is_called_contents_is_none(tmp_path):
+    def row(number):
+        said = [{"role": role, "parts": [{"text": text(number, role)}]} for role in ("user", "model")]
+        return {"systemInstruction": {"role": "system", "parts": [{"text": "Be short."}]}, "contents": said}
+
+    found = prepared(tmp_path, "causal-lm", row)
+    assert [turn["role"] for turn in every(found)[0]["messages"]] == ["system", "user", "assistant"]
+    with pytest.raises(DataError, match="do not fit the task"):
+        prepared(tmp_path, "causal-lm", lambda number: {"contents": text(number)})
+
+
+def exported(number, *results, cancelled=False, **more):
+    own = {"id": 1, "result": [{"value": each, "from_name": "a", "to_name": "text"} for each in results]}
+    skipped = [{"id": 0, "result": [], "was_cancelled": True}] if cancelled else []
+    return {"id": number, "data": {"text": text(number)}, "annotations": [*skipped, own], **more}
+
+
+def test_exports_of_label_studio_with_spans(tmp_path):
+    def row(number):
+        span = {"start": 2, "end": 5, "text": "red", "labels": ["COLOUR"]}
+        return exported(number, *[span] * (number % 4 > 0), cancelled=number % 2 == 0)
+
+    first, second, *_ = every(prepared(tmp_path, "token-classification", row))
+    assert first["tags"] == ["O"] * 5
+    assert second["tags"] == ["O", "B-COLOUR", "O", "O", "O"]
+
+
+def test_exports_of_label_studio_with_choices(tmp_path):
+    def one(number):
+        return exported(number, {"choices": [("good", "bad")[number % 2]]}) if number % 10 else {
+            **exported(number), "annotations": []}  # fmt: skip
+
+    found = prepared(tmp_path, "text-classification", one)
+    assert every(found)[0] == {"text": text(1), "label": "bad"}
+    assert found.record.dropped == {"no-annotation": 4}
+
+    def several(number):
+        return exported(number, {"choices": ["good", "bad"][: 1 + number % 2]})
+
+    assert every(prepared(tmp_path, "multi-label-classification", several))[1]["label"] == ["bad", "good"]
+    with pytest.raises(DataError, match="set task: multi-label-classification"):
+        prepared(tmp_path, "text-classification", several)
+
+
+ANNOTATED = [[f"{text(number)}.", {"entities": [[2, 5, "COLOUR"]] * (number % 2)}] for number in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", json.dumps(ANNOTATED)),
+        ("a.json", json.dumps({"classes": ["COLOUR"], "annotations": ANNOTATED})),
+        ("a.jsonl", "".join(json.dumps(each) + "\n" for each in ANNOTATED)),
+    ],
+)
+def test_texts_with_an_object_of_what_is_known_are_rows_as_spacy_has_them(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    recipe = Recipe(name="r", model="none", task="token-classification", domains={"d": {"source": name}},
+                    data={"dedupe": {"near": False}})  # fmt: skip
+    found = every(data.prepare(recipe, recipe_folder=tmp_path, cache=tmp_path / "cache")["d"])
+    assert [row["tags"][1] for row in found[:2]] == ["O", "B-COLOUR"]
