@@ -41,6 +41,10 @@ class ScoredPairs(Pairs):
             return None
         return judged.layout(judged.scored, "each makes a pair with its number", label=judged.labels)
 
+    def asked(self, row: Columns) -> list[str]:
+        """Both texts: what is learned is the number."""
+        return [str(row[part]) for part in Pairs.parts]
+
     def alone(self, text: str) -> dict[str, Any] | None:
         """None: it has no number."""
         return None
