@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from hfadapt.cli.new_columns import Ask, Rows, columns_of, files_of, ways
@@ -125,13 +126,19 @@ def fit_of(rows: Rows, modality: str, generates: bool, place: str, ask: Ask | No
 
 
 def _laid_out(rows: Rows, tasks: Sequence[Task], place: str, said: Columns) -> Fit | None:
-    """The first task for which rows can be made of these, which keep them in another way; and these rows."""
+    """The first task for which rows can be made of these, which keep them in another way; and these rows.
+
+    None where a task before it learns to write from them as they are.
+    """
     for task in tasks:
         if (found := layouts.find(rows, task.schemas, said)) is not None:
             layout, shape = found
             items = (Read(number, dict(row)) for number, row in enumerate(rows))
             made = layouts.laid_out(items, layout, place)
             return Fit(task.name, shape, [item.values for item in made if isinstance(item, Read)], True)
+        with suppress(DataError):
+            if task.writes and len(recognise(columns_of(rows), said, task.schemas, place, False).parts) > 1:
+                return None
     return None
 
 

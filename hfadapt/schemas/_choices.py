@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hfadapt.schemas import Columns, Layout, Unusable, read_list
+from hfadapt.schemas import Columns, Layout, Unusable, read_list, whole_number
 from hfadapt.schemas._layouts import columns_of, each, filled, listed, named, without
 
 CHOSEN, REJECTED = "chosen", "rejected"
 _STEMS = {"response", "answer", "completion", "output", "reply", "conversation", "generation", "candidate", "summary"}
-_ENDS = {"a": "b", "1": "2", "0": "1"}
-_SIDE = re.compile(r"(\w+?)_?([ab12])", re.IGNORECASE)
+_ENDS = {"a": ("b", "c"), "1": ("2", "3"), "0": ("1", "2")}
+"""How the names of two answers end, and that of a third."""
+_SIDE = re.compile(r"(\w+?)_?([a01])", re.IGNORECASE)
 _WINNER = ("winner", "preference", "preferred", "choice", "better", "best", "label", "human_preference", CHOSEN)
 _TIES = ("tie", "both", "neither", "equal", "same", "none", "draw")
 _LISTS = ("completions", "responses", "outputs", "answers", "candidates", "generations", "replies")
@@ -97,10 +98,10 @@ def _sides(columns: Sequence[str]) -> Iterator[tuple[str, str, tuple[str, str]]]
         match = _SIDE.fullmatch(column)
         if match is None or match[1].lower() not in _STEMS or match[2].lower() not in _ENDS:
             continue
-        end = _ENDS[match[2].lower()]
-        other = next((each for each in columns if each.lower() == column[:-1].lower() + end), None)
-        if other is not None:
-            yield column, other, (match[2].lower(), end)
+        known = {each.lower(): each for each in columns}
+        other, third = (known.get(column[:-1].lower() + end) for end in _ENDS[match[2].lower()])
+        if other is not None and third is None:
+            yield column, other, (match[2].lower(), _ENDS[match[2].lower()][0])
 
 
 def _flags(end: str) -> set[str]:
@@ -109,7 +110,8 @@ def _flags(end: str) -> set[str]:
 
 def _side(value: Any, columns: tuple[str, str], ends: tuple[str, str]) -> int | None:
     """Which of both is better; -1 for neither, None for what says nothing of them."""
-    text = str(value).strip().lower()
+    whole = whole_number(value)
+    text = str(value if whole is None else whole).strip().lower()
     if any(word in text for word in _TIES):
         return -1
     for side, (column, end) in enumerate(zip(columns, ends, strict=True)):

@@ -29,6 +29,7 @@ _TAG = ("tag", "ner", "ner_tag", "entity", "label", "upos", "pos_tag", "pos")
 _SENTENCE = ("sentence #", "sentence_id", "sentence_idx", "sentence_number", "sentence_no", "sent_id", "sentence")
 """What columns are called where each word has a row: of words, of their tags, and of what tells sentences apart."""
 _TAGGED = re.compile(r"(\S+)[/_]([^/_\s]{1,12})")
+MOST_WORDS = 3
 MOST_TAGS, ALMOST_ALL = 150, 0.95
 """So many tags there are at most where words are written with theirs, as in `house/NN`, and so many words are."""
 _COMMENT = re.compile(r"#\s.*=")
@@ -163,7 +164,9 @@ def _by_word(head: Sequence[Columns], schema: RowSchema, said: Mapping[str, str]
     if words is None or tags is None or sentence is None or len({words, tags, sentence}) < 3:
         return None
     single = [len(str(word).split()) == 1 and read_list(word) is None for word in filled(head, words)]
-    changes = len({*map(str, filled(head, sentence))})
+    known = {*map(str, filled(head, sentence))}
+    # It counts sentences: where it holds them, each word is one that is asked about.
+    changes = 0 if any(len(value.split()) > MOST_WORDS for value in known) else len(known)
     if not single or sum(single) < ALMOST_ALL * len(single) or not 0 < changes <= len(head) / 2:
         return None
 
@@ -171,8 +174,8 @@ def _by_word(head: Sequence[Columns], schema: RowSchema, said: Mapping[str, str]
         first: Read | None = None
         own: list[tuple[Any, Any]] = []
         for row in rows:
-            known = row.values.get(sentence)
-            if first is None or (known not in (None, "") and known != first.values.get(sentence)):
+            own_sentence = row.values.get(sentence)
+            if first is None or (own_sentence not in (None, "") and own_sentence != first.values.get(sentence)):
                 if first is not None:
                     yield first._replace(values=_sentence(own))
                 first, own = row, []

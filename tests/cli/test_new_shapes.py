@@ -155,6 +155,12 @@ def test_what_better_and_worse_answers_were_asked_is_the_only_other_column_of_te
         ),
         (
             "lm",
+            lambda n, text: {"question": text, "answer": [f"it {n}", f"or {n}"]},
+            "causal-lm",
+            {"prompt": "question", "completion": "answer"},
+        ),
+        (
+            "lm",
             lambda n, text: {"question": text, "answers": {"text": [f"it {n}"], "answer_start": [0]}},
             "causal-lm",
             {"prompt": "question", "completion": "answers"},

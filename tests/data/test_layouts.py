@@ -142,6 +142,15 @@ def test_a_classifier_of_single_words_says_that_they_are_parts_of_sentences(tmp_
     assert "set task: token-classification" in noticed(found, "layout-not-read")[0]
 
 
+def test_words_that_are_asked_about_in_sentences_are_no_tokens(tmp_path):
+    def row(number):
+        words = text(number // 3).split()
+        return {"sentence": text(number // 3), "word": words[number % 3] + str(number), "label": "xy"[number % 2]}
+
+    found = prepared(tmp_path, "text-classification", row, 90, columns={"text": "word", "label": "label"})
+    assert noticed(found, "layout-not-read") == []
+
+
 def test_words_that_are_written_with_their_tags_are_taken_apart(tmp_path):
     def row(number):
         return {"text": f"the/DT {WORDS[number % 8]}/JJ {WORDS[number // 8]}_thing/NN and/or/CC ./."}
@@ -223,6 +232,20 @@ def test_flags_of_winners_and_conversations_of_both_sides(tmp_path):
         return {**sides, "winner": "model_b"}
 
     assert every(prepared(tmp_path, "preference", chats))[0]["chosen"][0]["content"].startswith("two")
+
+
+def test_of_three_answers_two_are_no_pair_and_numbers_may_have_decimals(tmp_path):
+    def row(number):
+        return {
+            "prompt": text(number),
+            "answer_1": text(number, "one"),
+            "answer_2": text(number, "two"),
+            "winner": "2.0",
+        }
+
+    assert every(prepared(tmp_path, "preference", row))[0]["chosen"].startswith("two")
+    with pytest.raises(DataError, match="do not fit the task"):
+        prepared(tmp_path, "preference", lambda number: {**row(number), "answer_3": text(number, "three")})
 
 
 @pytest.mark.parametrize("winner", ["left", 0, 1])
