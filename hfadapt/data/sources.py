@@ -67,7 +67,8 @@ _UNREADABLE = {
     # Those that are left are no fair share of all, as where only large numbers have marks between thousands.
     "not-a-number": (
         "have no number where one is needed",
-        "write plain numbers, such as 0.85, without %, units or marks between thousands",
+        "write plain numbers, such as 0.85, without %, units or marks between thousands; or, where these are classes, "
+        "set task: {task}, with all that it is about in one column, text",
     ),
     "no-spans": (
         "have no spans of characters",
@@ -96,7 +97,7 @@ def unreadable() -> Mapping[str, tuple[str, str] | None]:
     return {**_UNREADABLE, **found, "file-not-read": ("name files that cannot be read", lost)}
 
 
-_LEARNS_THEM: Mapping[str, LabelKind] = {"several-labels": "classes", "no-spans": "class"}
+_LEARNS_THEM: Mapping[str, LabelKind] = {"several-labels": "classes", "no-spans": "class", "not-a-number": "class"}
 """What a task learns that such rows are for."""
 Reading = Iterator[Read | Dropped | Finding]
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")

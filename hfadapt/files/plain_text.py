@@ -61,7 +61,7 @@ def read(path: Path, encoding: str | None = None) -> Rows:
         width, share = found_width
         if share < FULL or _paragraphs(head) < LEAST_PARAGRAPHS:
             detail = f"read line by line, though most lines seem to be broken at {width} letters, amid sentences"
-            fix = "write each paragraph in one line, or put an empty line after each that is broken"
+            fix = "write each paragraph in one line, or put an empty line between paragraphs"
             yield Doubt("lines-broken", detail, fix if share >= FULL else fix.partition(",")[0])
             yield from _lines(path, encoding)
             return
@@ -92,7 +92,9 @@ def _annotated(path: Path, beside: Path, encoding: str | None) -> Rows:
     items = list(lines(path, encoding))
     text = "\n".join("" if isinstance(item, Unread) else item[1] for item in items)
     spans: list[tuple[int, int, str]] = []
-    for found in (match for item in lines(beside) if not isinstance(item, Unread) if (match := _ENTITY.match(item[1]))):
+    for found in (
+        match for item in lines(beside, encoding) if not isinstance(item, Unread) if (match := _ENTITY.match(item[1]))
+    ):
         places = [(int(start), int(end)) for start, end in _PLACE.findall(found[2])]
         there = " ".join(text[start:end] for start, end in places)
         if there.split() != found[3].split():

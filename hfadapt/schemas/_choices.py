@@ -11,8 +11,8 @@ from hfadapt.schemas._layouts import columns_of, each, filled, listed, named, wi
 
 CHOSEN, REJECTED = "chosen", "rejected"
 _STEMS = {"response", "answer", "completion", "output", "reply", "conversation", "generation", "candidate", "summary"}
-_ENDS = {"a": ("b", "c"), "1": ("2", "3"), "0": ("1", "2")}
-"""How the names of two answers end, and that of a third."""
+_ENDS = {"a": ("b", "c", ""), "1": ("2", "3", "0"), "0": ("1", "2", "")}
+"""How the names of two answers end, and those of others."""
 _SIDE = re.compile(r"(\w+?)_?([a01])", re.IGNORECASE)
 _WINNER = ("winner", "preference", "preferred", "choice", "better", "best", "label", "human_preference", CHOSEN)
 _TIES = ("tie", "both", "neither", "equal", "same", "none", "draw")
@@ -99,8 +99,8 @@ def _sides(columns: Sequence[str]) -> Iterator[tuple[str, str, tuple[str, str]]]
         if match is None or match[1].lower() not in _STEMS or match[2].lower() not in _ENDS:
             continue
         known = {each.lower(): each for each in columns}
-        other, third = (known.get(column[:-1].lower() + end) for end in _ENDS[match[2].lower()])
-        if other is not None and third is None:
+        other, *more = (known.get(column[:-1].lower() + end) for end in _ENDS[match[2].lower()] if end)
+        if other is not None and not any(more):
             yield column, other, (match[2].lower(), _ENDS[match[2].lower()][0])
 
 

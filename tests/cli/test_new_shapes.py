@@ -101,6 +101,7 @@ def test_a_text_with_a_class_is_not_taken_for_a_pair_because_of_what_it_is_about
     [
         (lambda n, text: {"query": [f"one {n}", f"two {n}"], "pos": text}, "write a row for each of these texts"),
         (lambda n, text: {"premise": text, "hypothesis": f"it {n}", "label": "no"}, "'no' where a number is needed"),
+        (lambda n, text: {"premise": text, "hypothesis": f"it {n}", "label": "no"}, "set task: text-classification"),
     ],
 )
 def test_rows_of_which_none_is_left_are_said_at_once(models, tmp_path, row, said):

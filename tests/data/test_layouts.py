@@ -246,6 +246,8 @@ def test_of_three_answers_two_are_no_pair_and_numbers_may_have_decimals(tmp_path
     assert every(prepared(tmp_path, "preference", row))[0]["chosen"].startswith("two")
     with pytest.raises(DataError, match="do not fit the task"):
         prepared(tmp_path, "preference", lambda number: {**row(number), "answer_3": text(number, "three")})
+    with pytest.raises(DataError, match="do not fit the task"):
+        prepared(tmp_path, "preference", lambda number: {**row(number), "answer_0": text(number, "none")})
 
 
 @pytest.mark.parametrize("winner", ["left", 0, 1])
