@@ -52,14 +52,19 @@ def laid_out(rows: Reading, layout: Layout, place: str) -> Reading:
             else:
                 others.append(item)
 
-    # What was no row stands where it stood, and what ends the source after the last row.
-    for made in chain(layout.read(given()), (None,)):
-        while others:
-            yield others.popleft()
-        if isinstance(made, Unread):
-            yield Dropped(Place(place, made.row, made.line), made.reason, detail=made.detail)
-        elif made is not None:
-            yield made
+    try:
+        # What was no row stands where it stood, and what ends the source after the last row.
+        for made in chain(layout.read(given()), (None,)):
+            while others:
+                yield others.popleft()
+            if isinstance(made, Unread):
+                yield Dropped(Place(place, made.row, made.line), made.reason, detail=made.detail)
+            elif made is not None:
+                yield made
+    except DataError as error:
+        # What a layout refuses is of this source.
+        placed = [replace(each, place=each.place or place) for each in error.problems]
+        raise DataError(error.what, problems=placed) from None
 
 
 def read_so(layout: Layout, place: str) -> Finding:

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from hfadapt.core.errors import DataError
+from hfadapt.files import Read, Unread
 from hfadapt.schemas import Columns, Layout, Unusable, read_list, whole_number
 from hfadapt.schemas._layouts import columns_of, each, filled, listed, named, without
 
 CHOSEN, REJECTED = "chosen", "rejected"
 _STEMS = {"response", "answer", "completion", "output", "reply", "conversation", "generation", "candidate", "summary"}
+_STEMS |= {"human_ref", "model_output", "text_response"}
 _ENDS = {"a": ("b", "c", ""), "1": ("2", "3", "0"), "0": ("1", "2", "")}
 """How the names of two answers end, and those of others."""
 _SIDE = re.compile(r"(\w+?)_?([a01])", re.IGNORECASE)
-_WINNER = ("winner", "preference", "preferred", "choice", "better", "best", "label", "human_preference", CHOSEN)
+_WINNER = (
+    "winner",
+    "preference",
+    "preferred",
+    "choice",
+    "better",
+    "best",
+    "label",
+    "labels",
+    "human_preference",
+    CHOSEN,
+)
 _TIES = ("tie", "both", "neither", "equal", "same", "none", "draw")
 _LISTS = ("completions", "responses", "outputs", "answers", "candidates", "generations", "replies")
 _TEXT = ("response", "text", "completion", "output", "content", "answer", "reply", "generated_text")
@@ -35,10 +49,14 @@ def of_two(head: Sequence[Columns], prompts: Sequence[str], said: Mapping[str, s
             used, better = flags, _flagged(*flags)
         elif winner is not None and any(_says(filled(head, winner), (one, other), ends)):
             used, better = [winner], _named(winner, (one, other), ends)
+        elif winner is not None and {*map(whole_number, filled(head, winner))} == {0, 1}:
+            used, better = [winner], None
         else:
             continue
         what = f"two answers, {one!r} and {other!r}, with the better one in {' and '.join(map(repr, used))}"
         parts, every = _parts(prompt), (*filter(None, (prompt,)), one, other, *used)
+        if better is None:
+            return Layout(what, parts, every, _unclear(one, other, used[0]))
         return Layout(
             f"{what}: it is the chosen one, the other is rejected",
             parts,
@@ -82,6 +100,17 @@ def of_several(head: Sequence[Columns], prompts: Sequence[str], said: Mapping[st
     what = f"answers with scores, in {answers!r}: the best is the chosen one, the worst is rejected"
     used = (prompt, answers, *([scores] if keys is None and scores else []))
     return Layout(what, _parts(prompt), used, each(made))
+
+
+def _unclear(one: str, other: str, winner: str) -> Callable[[Iterable[Read]], Iterator[Read | Unread]]:
+    """A reader that refuses 0 and 1: of some data the first answer is number 0, of others 1 says that it is better."""
+
+    def read(rows: Iterable[Read]) -> Iterator[Read | Unread]:
+        what, fix = "which answer is the better one is not clear", f"write {one} or {other} into the column {winner}"
+        raise DataError(what, got=f"0 and 1 in {winner!r}, beside {one!r} and {other!r}", fix=fix)
+        yield
+
+    return read
 
 
 def _first(pair: tuple[float, str]) -> float:

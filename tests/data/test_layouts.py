@@ -250,6 +250,16 @@ def test_of_three_answers_two_are_no_pair_and_numbers_may_have_decimals(tmp_path
         prepared(tmp_path, "preference", lambda number: {**row(number), "answer_0": text(number, "none")})
 
 
+def test_numbers_that_may_count_from_the_first_or_praise_it_are_refused(tmp_path):
+    def row(number):
+        return {**two(number), "winner": number % 2}
+
+    with pytest.raises(DataError, match="is not clear") as caught:
+        prepared(tmp_path, "preference", row)
+    assert str(caught.value).startswith("a.jsonl: which answer")
+    assert "write response_a or response_b into the column winner" in str(caught.value)
+
+
 @pytest.mark.parametrize("winner", ["left", 0, 1])
 def test_a_winner_that_says_neither_is_no_winner(tmp_path, winner):
     with pytest.raises(DataError, match="do not fit the task"):
