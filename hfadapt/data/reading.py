@@ -66,6 +66,7 @@ class SourceReader:
         self._flags: Flags | None = None
         self._laid_out: format.Shape | None = None
         self.of_files: list[Finding] = []
+        self.left_out: list[Finding] = []
         self._noticed: list[Finding] = []
         # First rows and column of verdicts, where answers are learned.
         self._head: list[dict[str, Any]] = []
@@ -282,9 +283,11 @@ class SourceReader:
         if registry.schema(shape.form).media:
             # Its name stands beside each file.
             self.unread = tuple(column for column in self.unread if column != "file")
-        if template is None and not set(asked.model_dump(exclude_none=True)) - {"label"}:
+        if template is None:
             values = [each.values for each in head]
-            self._noticed += unread_columns.noticed(values, shape, self.unread, self.source.name)
+            self.left_out = unread_columns.noticed(values, shape, self.unread, self.source.name)
+            # Who names the columns means them.
+            self._noticed += [] if set(asked.model_dump(exclude_none=True)) - {"label"} else self.left_out
         self._noticed += unread_columns.without_label(shape, self.unread, self.source.name)
         return formatter
 

@@ -202,3 +202,11 @@ def test_rows_that_are_kept_in_another_way_are_for_the_task_that_learns_from_the
     assert "Guessed" not in path.read_text()
     assert "the model is shown" in str(preview(path))
     assert check_recipe(path, say=lambda text: None).records[0].rows_kept > 0
+
+
+def test_choices_of_a_question_that_are_not_read_are_told_with_a_template_that_shows_them(models, tmp_path):
+    row = lambda n, text: {"question": text, "choices": [f"it is {n}", f"no it is {n}"], "answer": n % 2}  # noqa: E731
+    path = write_recipe(str(models / "lm"), write(tmp_path / "d.jsonl", row), tmp_path / "d.yaml")
+    said = " ".join(str(preview(path)).split())
+    assert "'choices' is not read" in said
+    assert r"prompt: '{choices}\n{question}'" in said
