@@ -93,6 +93,7 @@ def preview(path: Path) -> View:
             Heading("Rows as training will see them"),
             Table(["the model is shown", "and learns"], chosen),
             *(Text(told(each)) for each in [*noticed, *reader.of_files]),
+            *(Text(f"{each.message}; {each.fix}") for each in reader.left_out),
             *([Text(said)] if (said := _columns_read(reader)) else []),
             *(Text(each, code=True) for each in guessed),
             *_refused(reader, bool(rows)),

@@ -115,6 +115,8 @@ def ways(
 ) -> Iterator[tuple[Rows, Columns]]:
     """The rows by what is said and the names of their columns, else with a column of 0 and 1 for each class, else by
     their values."""
+    if (asked_of := _asked(rows)) is not None and not said.parts:
+        yield rows, said.model_copy(update={"prompt": asked_of})
     yield rows, said
     for task in tasks:
         with suppress(DataError):
@@ -161,6 +163,7 @@ def guessed_columns(
         "text": "whose values are the longest",
         "label": by_label.get(kind, "whose few values come again and again"),
         **dict.fromkeys(("prompt", "completion", "anchor", "positive"), "one of two with texts"),
+        **({"prompt": "the only other one with texts"} if verdicts.pair([*parts.values()]) else {}),
         **{name: f"whose values are names of {each.nouns}" for name, each in kinds.items()},
     }
     taken = {
@@ -172,6 +175,17 @@ def guessed_columns(
         what = ", and ".join(f"{part} is the column {column!r}, {by_values[part]}" for part, column in taken.items())
         option = ",".join(f"{part}=COLUMN" for part in taken)
         yield f"{GUESSED}{what}. Otherwise add --columns {option}."
+
+
+def _asked(rows: Rows) -> str | None:
+    """The only column of texts beside a better and a worse answer, where none is called as what is asked is."""
+    columns = columns_of(rows)
+    both = verdicts.pair(columns)
+    known = {name for schema in registry.schemas() for name in schema.names.get("prompt", ())}
+    if both is None or any(column.lower() in known for column in columns):
+        return None
+    texts = [column for column in text_columns(columns, rows) if column not in both]
+    return texts[0] if len(texts) == 1 else None
 
 
 def _confirmed(guess: Columns, texts: Sequence[str], columns: Sequence[str], ask: Ask) -> tuple[Columns, Sequence[str]]:

@@ -25,26 +25,24 @@ from hfadapt.cli.new_columns import (
     Rows,
     by_length,
     columns_of,
-    files_of,
     guessed_columns,
     label_columns,
     read_columns,
     values_of,
-    ways,
 )
 from hfadapt.cli.new_names import columns_in_names, with_classes
 from hfadapt.cli.new_splits import given_splits
+from hfadapt.cli.new_task import fit_of, generates, labelled, modality_of
 from hfadapt.core import registry, samples
 from hfadapt.core.errors import DataError, RequestError, choice_problem
 from hfadapt.core.spec import write_text
-from hfadapt.data.columns import Shape, recognise
+from hfadapt.data.columns import Shape
 from hfadapt.data.rows import Dropped
 from hfadapt.data.sources import check_unreadable, local_path, open_source
 from hfadapt.files import Read, folders, media
 from hfadapt.files.nested import spread
 from hfadapt.files.opening import PACKED, WESTERN, suffix, western
 from hfadapt.files.places import Place
-from hfadapt.models.facts import load_config, reads_both_ways
 from hfadapt.recipe.domain import GROUPING, PATTERNS
 from hfadapt.recipe.json_schema import schema_text
 from hfadapt.recipe.reading import load_recipe
@@ -54,7 +52,6 @@ from hfadapt.recipe.sources import expanded
 from hfadapt.recipe.yaml_lines import inline
 from hfadapt.records.stages import Finding
 from hfadapt.schemas import LABEL_NAMES
-from hfadapt.tasks import Task
 
 SCHEMA = ".hfadapt/recipe.schema.json"
 """For editors, beside the recipe: a path from there works without a network, on other machines and after a move, and
@@ -104,8 +101,8 @@ def write_recipe(
     rows: Rows = found
     said, in_names = columns_in_names(data, rows, read_columns(columns, rows, data), ask)
     rows = with_classes(rows, said)
-    modality = _modality(rows, model, data, said)
-    task, shape, rows = _task(rows, modality, _generates(model), data, ask, said)
+    modality = modality_of(rows, model, data, said)
+    task, shape, rows, laid_out = fit_of(rows, modality, generates(model), data, ask, said)
     _check_chat(model, shape)
     _check_classes(rows, shape, data)
     domain = _name(_without_endings(data.removeprefix("sample:")))
@@ -122,7 +119,7 @@ def write_recipe(
             model,
             task,
             {domain: {**_settings(data, path, shape, license, said, beside), **given}},
-            [*noticed, *in_names, *(_guessed(shape, rows, said) if ask is None else ()), *_seen(shape, rows, said)],
+            [*noticed, *in_names, *(() if ask or laid_out else _guessed(shape, rows, said)), *_seen(shape, rows, said)],
         ),
     )
     try:
@@ -148,8 +145,8 @@ def suiting_model(data: str, columns: Iterable[str] = (), beside: Mapping[str, s
     rows = with_classes(rows, said)
     for model in (f"{samples.PREFIX}{name}" for name in samples.models()):
         with suppress(RequestError, DataError):
-            task, shape, _ = _task(rows, _modality(rows, model, data, said), _generates(model), data, None, said)
-            if registry.task(task).writes or _labelled(shape):
+            fit = fit_of(rows, modality_of(rows, model, data, said), generates(model), data, None, said)
+            if registry.task(fit.task).writes or labelled(fit.shape):
                 return model
             plain = plain or model
     return plain
@@ -259,141 +256,6 @@ def _encoding(data: str) -> tuple[str | None, str]:
             with suppress(DataError, OSError):
                 found = found or western(file) or ""
     return (WESTERN, found) if found else (None, "")
-
-
-def _generates(model: str) -> bool:
-    """Whether the architecture is a language model that generates."""
-    config = load_config(model)
-    names = " ".join(config.architectures or [])
-    return ("CausalLM" in names or "LMHead" in names) and not reads_both_ways(config)
-
-
-def _modality(rows: Rows, model: str, place: str, said: Columns) -> str:
-    """What is learned from: what the model is made for, where the rows have it.
-
-    Raises:
-        RequestError: they do not go together.
-        DataError: the rows are files without classes.
-    """
-    files = files_of(rows)
-    texts = set(columns_of(rows)) - {*files, *(["file"] if files else [])}
-    have = [*dict.fromkeys(files.values())]
-    # A column of names of files may stand beside texts; what is beside a file itself says its class.
-    have += ["text"] if not files or len(texts) > 1 else []
-    made_for = _made_for(model)
-    found = next((name for name in have if name in made_for or not made_for), None)
-    if found is None:
-        rows_are, model_is = (registry.modality(name).nouns for name in (have[0], made_for[0]))
-        raise RequestError(
-            f"the rows are {rows_are}, and the model is one of {model_is}",
-            place=model,
-            fix=f"name a model of {rows_are} with --model, or data of {model_is} with --data",
-        )
-    if found in files.values() and not texts and said.label is None:
-        kind = registry.modality(found)
-        raise DataError(
-            f"the {kind.nouns} have no classes",
-            place=place,
-            got=f"a folder or archive of {kind.nouns} alone",
-            fix=f"move them into a folder for each class, such as CLASS/1{kind.suffixes[0]}, or give a table with the "
-            "columns file_name and label; or name what finds the class in their names: --columns "
-            "'label=file,label_pattern=_(\\w+)_'",
-        )
-    return found
-
-
-def _made_for(model: str) -> list[str]:
-    """Modalities of the tasks for which transformers has a model of this kind."""
-    import transformers
-
-    kind, found = type(load_config(model)), []
-    for task in map(registry.task, registry.names("tasks")):
-        auto = getattr(transformers, task.auto_class)
-        # Every model is known without a head.
-        if auto is not transformers.AutoModel and kind in auto._model_mapping:
-            found.append(task.modality)
-    return list(dict.fromkeys(found))
-
-
-def _task(
-    rows: Rows, modality: str, generates: bool, place: str, ask: Ask | None, said: Columns
-) -> tuple[str, Shape, Rows]:
-    """The task that fits the columns and the model, how the columns are read, and the rows with their labels."""
-    known = [task for task in map(registry.task, registry.names("tasks")) if task.modality == modality]
-    files = files_of(rows)
-    if modality not in files.values():
-        rows = [{column: value for column, value in row.items() if column not in files} for row in rows]
-    # Those that write first, where the model does; then by the schemas that come first.
-    order = sorted(
-        (task for task in known if generates or not task.writes),
-        key=lambda task: (not task.writes, min(registry.schema(form).rank for form in task.schemas)),
-    )
-    refused: DataError | None = None
-    fitting: list[tuple[str, Shape]] = []
-    plain: tuple[list[tuple[str, Shape]], Rows] = [], rows
-    told = rows
-    for told, asked in ways(rows, order, place, ask, said):
-        for task in order:
-            try:
-                fitting.append((task.name, recognise(columns_of(told), asked, task.schemas, place, False)))
-            except DataError as error:
-                refused = refused or error
-        if any(registry.task(name).writes or _labelled(shape) for name, shape in fitting):
-            break
-        # Texts alone are learned from where nothing else is found in them.
-        plain, fitting = (plain if plain[0] and ask is None else (fitting, told)), []
-    if not fitting:
-        fitting, told = plain
-    if not fitting:
-        assert refused is not None
-        raise _untaught(said, order, place) if said.parts else refused
-    likely = [each for each in fitting if _is_likely(each[1], told)]
-    best = next((each for each in likely if not _rivalled(each[1], fitting, told)), fitting[0])
-    # Texts of which the labels are left out are nobody's first thought.
-    choices = {name: shape for name, shape in (best, *likely) if _labelled(shape) or not _labelled(best[1])}
-    if ask is not None and len(choices) > 1:
-        name = ask("task", [*choices], best[0])
-        best = name, choices[name]
-    return *best, told
-
-
-def _untaught(said: Columns, tasks: Sequence[Task], place: str) -> RequestError:
-    """The error for columns that are said, of which no task that the model can do makes rows."""
-    forms = {task.name: [" + ".join(registry.schema(form).parts) for form in sorted(task.schemas)] for task in tasks}
-    return RequestError(
-        "no task of this model learns from rows of these parts alone",
-        place=f"--columns, {place}",
-        got=" + ".join(said.parts),
-        allowed="; ".join(f"{name}: {' or '.join(parts)}" for name, parts in forms.items()),
-        fix="name the parts of one of these, or another model with --model",
-    )
-
-
-def _labels(shape: Shape, rows: Rows) -> list[Any]:
-    return [row[shape.parts["label"]] for row in rows if row.get(shape.parts.get("label", "")) is not None]
-
-
-def _is_likely(shape: Shape, rows: Rows) -> bool:
-    return registry.schema(shape.form).likely(_labels(shape, rows))
-
-
-def _rivalled(shape: Shape, fitting: Sequence[tuple[str, Shape]], rows: Rows) -> bool:
-    """Whether another schema reads more of the row, or its labels, which could be classes, rather as its kind."""
-    labels, others = _labels(shape, rows), [other for _, other in fitting if other.form != shape.form]
-    # What is found without what it is searched with is half of the row.
-    if any({*shape.used} <= {*other.used[1:]} and _is_likely(other, rows) for other in others):
-        return True
-    if registry.schema(shape.form).label_kind not in ("none", "class"):
-        return False
-    return any(
-        each.likely(labels)
-        for each in (registry.schema(other.form) for other in others if set(other.parts) == set(shape.parts))
-        if each.label_kind not in ("none", "class")
-    )
-
-
-def _labelled(shape: Shape) -> bool:
-    return registry.schema(shape.form).label_kind != "none"
 
 
 def _settings(

@@ -87,7 +87,7 @@ def mistaken(rows: Sequence[Row], schema: RowSchema, labels: Sequence[str]) -> l
     ids = fault == IDENTIFIERS
     # What a chat asks has no column of its own, and may be in figures.
     if fault and not (schema.chat and ids):
-        part = "prompt" if schema.chat else schema.parts[0]
+        part = "prompt" if schema.chat else schema.asks
         found.append(Mistaken("identifiers" if ids else "wrong-column", part, fault, ids and not counted(values)))
     if fault := label_fault(labels):
         found.append(Mistaken("identifiers", "label", fault))

@@ -6,16 +6,17 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, choice_problem
-from hfadapt.data import clean, mistaken_columns, unread_columns, verdicts
+from hfadapt.data import clean, layouts, mistaken_columns, unread_columns, verdicts
 from hfadapt.data import columns as format
 from hfadapt.data.flags import LABEL, Flags, find_flags
 from hfadapt.data.labels import Labels, some
 from hfadapt.data.rows import GROUP, Dropped, Ledger, Row
-from hfadapt.data.sources import Opened, unreadable
+from hfadapt.data.sources import Opened, Reading, unreadable
 from hfadapt.files import Blob, Read, Unusable
 from hfadapt.files.nested import spread
 from hfadapt.files.opening import NAME_IT
@@ -63,7 +64,9 @@ class SourceReader:
         self._recipe, self._domain, self._forms = recipe, domain, forms
         self._labels = labels
         self._flags: Flags | None = None
+        self._laid_out: format.Shape | None = None
         self.of_files: list[Finding] = []
+        self.left_out: list[Finding] = []
         self._noticed: list[Finding] = []
         # First rows and column of verdicts, where answers are learned.
         self._head: list[dict[str, Any]] = []
@@ -73,7 +76,7 @@ class SourceReader:
     def noticed(self) -> list[Finding]:
         """What is to be said of the source, once it is read. Raises DataError where no row has the group asked for."""
         marked = verdicts.findings(self.source.name, self._head, self.shape.used, self.bad)
-        files = [*self._changed_files(), *self._without_group()]
+        files = [*self._changed(), *self._without_group()]
         left = _left_out(self.source, self.rows_in, self.bad)
         return [*self.source.noticed, *self.of_files, *self._noticed, *files, *left, *marked]
 
@@ -114,8 +117,7 @@ class SourceReader:
             return item
 
         enough = HEAD_ROWS
-        named = self.source.settings.columns.model_dump(exclude_none=True).values()
-        for item in self.source.read():
+        for item in self._rows():
             if limit is not None and self.rows_in >= limit:
                 break
             if isinstance(item, Finding):
@@ -126,7 +128,6 @@ class SourceReader:
                 self.bad.append(item)
                 yield item
                 continue
-            item = item._replace(values=spread(item.values, named))
             if formatter is not None:
                 yield ready(item)
             else:
@@ -139,6 +140,28 @@ class SourceReader:
         if formatter is None and head:
             formatter = self._formatter(head)
             yield from (ready(each) for each in head)
+
+    def _rows(self) -> Reading:
+        """The rows of the source, with a column for each field of an object; where they are kept in another way than
+        the task learns from, those that are made of them."""
+        asked = self.source.settings.columns
+        named = asked.model_dump(exclude_none=True).values()
+        items = (
+            item._replace(values=spread(item.values, named)) if isinstance(item, Read) else item
+            for item in self.source.read()
+        )
+        if self._recipe.template_of(self._domain) is not None:
+            yield from items
+            return
+        first = list(islice(items, HEAD_ROWS))
+        head = [item.values for item in first if isinstance(item, Read)]
+        found = layouts.find(head, self._forms, asked)
+        if found is None:
+            yield from chain(first, items)
+            return
+        layout, self._laid_out = found
+        self.of_files.append(layouts.read_so(layout, self.source.name))
+        yield from layouts.laid_out(chain(first, items), layout, self.source.name)
 
     def _with_class(self, where: Place, values: dict[str, Any]) -> dict[str, Any] | Dropped:
         """The values, with the class in the place of what the recipe's pattern finds it in; else why there is none."""
@@ -163,9 +186,14 @@ class SourceReader:
         except Unusable as fault:
             return fault
 
-    def _changed_files(self) -> list[Finding]:
+    def _changed(self) -> list[Finding]:
+        media = registry.schema(self.shape.form).media
         return [
-            Finding(code="files-changed", level="soft", message=f"{self.source.name}: {count:,} {note}")
+            Finding(
+                code="files-changed" if media else "rows-changed",
+                level="soft",
+                message=f"{self.source.name}: {count:,} {note}",
+            )
             for note, count in self.notes.most_common()
         ]
 
@@ -231,12 +259,15 @@ class SourceReader:
             raise DataError(problem.what, problems=[replace(problem, fix="leave template out of the recipe")])
         asked = self.source.settings.columns
         self._of_another_kind(head, place)
-        if template is None:
+        if template is None and self._laid_out is None:
             self._find_flags([each.values for each in head], place)
         try:
-            shape = format.recognise(self.columns, asked, self._forms, place, template is not None)
+            shape = self._laid_out or format.recognise(self.columns, asked, self._forms, place, template is not None)
         except DataError as error:
-            raise error if not self.source.split else self._unfit_split(error) from None
+            told = layouts.unfit(error, [each.values for each in head])
+            raise told if not self.source.split else self._unfit_split(told) from None
+        if template is None and self._laid_out is None and self._forms == registry.task(self._recipe.task).schemas:
+            self.of_files += layouts.passed_over([each.values for each in head], shape, self.source.name)
         classes = [shape.parts.get(part, "") for part in ("label", *registry.schema(shape.form).parts)]
         names = next((known for column in classes if (known := self.source.label_names.get(column))), ())
         numbers = [each.values.get(column) for each in head for column in classes]
@@ -252,9 +283,11 @@ class SourceReader:
         if registry.schema(shape.form).media:
             # Its name stands beside each file.
             self.unread = tuple(column for column in self.unread if column != "file")
-        if template is None and not set(asked.model_dump(exclude_none=True)) - {"label"}:
+        if template is None:
             values = [each.values for each in head]
-            self._noticed += unread_columns.noticed(values, shape, self.unread, self.source.name)
+            self.left_out = unread_columns.noticed(values, shape, self.unread, self.source.name)
+            # Who names the columns means them.
+            self._noticed += [] if set(asked.model_dump(exclude_none=True)) - {"label"} else self.left_out
         self._noticed += unread_columns.without_label(shape, self.unread, self.source.name)
         return formatter
 

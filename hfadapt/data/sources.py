@@ -16,7 +16,7 @@ from hfadapt.core.errors import DataError, Problem, nearest
 from hfadapt.core.progress import quiet_libraries
 from hfadapt.data.labels import some, task_with
 from hfadapt.data.rows import Dropped
-from hfadapt.files import SPLIT_NAMES, Doubt, Read, Unread, folders, json_rows, media, reading, tables
+from hfadapt.files import SPLIT_NAMES, Doubt, Read, Unread, folders, json_rows, media, plain_text, reading, tables
 from hfadapt.files.opening import NAME_IT, PACKED, suffix, unmarked
 from hfadapt.files.places import Place, name_rows
 from hfadapt.recipe.schema import Domain, Source
@@ -25,7 +25,7 @@ from hfadapt.records.stages import Finding
 from hfadapt.schemas import LabelKind
 
 SAMPLE = "sample:"
-UNREADABLE_LIMIT = 0.1
+UNREADABLE_LIMIT, DOUBTS_SHOWN = 0.1, 2
 _OWN_COLUMN = "write what is to be read into a column of its own, as text, and name it in columns"
 _UNREADABLE = {
     "not-json": None,
@@ -67,7 +67,8 @@ _UNREADABLE = {
     # Those that are left are no fair share of all, as where only large numbers have marks between thousands.
     "not-a-number": (
         "have no number where one is needed",
-        "write plain numbers, such as 0.85, without %, units or marks between thousands",
+        "write plain numbers, such as 0.85, without %, units or marks between thousands; or, where these are classes, "
+        "set task: {task}, with all that it is about in one column, text",
     ),
     "no-spans": (
         "have no spans of characters",
@@ -75,6 +76,10 @@ _UNREADABLE = {
     ),
     "shared-word": ("have two spans in one word", "leave out one of them, or write words and tags yourself"),
     "span-outside": ("have spans outside of their text", "count characters from 0, and line breaks as one"),
+    "no-prompt": (
+        "have no prompt, and their answers do not begin alike",
+        "name the column of what is asked: columns: {{prompt: NAME}}",
+    ),
     "label-is-object": ("have an object as their label", _OWN_COLUMN),
     "text-is-object": ("have an object where text is needed", _OWN_COLUMN),
     "text-is-bytes": ("have bytes where text is needed", _OWN_COLUMN),
@@ -92,7 +97,7 @@ def unreadable() -> Mapping[str, tuple[str, str] | None]:
     return {**_UNREADABLE, **found, "file-not-read": ("name files that cannot be read", lost)}
 
 
-_LEARNS_THEM: Mapping[str, LabelKind] = {"several-labels": "classes", "no-spans": "class"}
+_LEARNS_THEM: Mapping[str, LabelKind] = {"several-labels": "classes", "no-spans": "class", "not-a-number": "class"}
 """What a task learns that such rows are for."""
 Reading = Iterator[Read | Dropped | Finding]
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
@@ -313,7 +318,7 @@ def _open_local(source: Source, path: Path, split: str) -> Opened:
         fix = "nothing; if they are data, name them as sources or by a pattern such as *.txt"
         noticed.append(Finding(code="files-left-out", level="soft", message=what, fix=fix))
     noticed += _encodings(name, files, source.encoding)
-    sha256 = reading.content_hash(files)
+    sha256 = reading.content_hash([*files, *filter(None, map(plain_text.entities_of, files))])
     return Opened(
         name,
         lambda: numbered_rows(name, files, source.split, source.encoding),
@@ -361,7 +366,7 @@ def numbered_rows(name: str, files: Sequence[Path], split: str | None = None, en
         for row in media.read(files):
             yield Dropped(Place(name, row.row), row.reason, detail=row.detail) if isinstance(row, Unread) else row
         return
-    first = 0
+    first, doubts = 0, Counter[str]()
     # A person does not see the file of a sample, so its lines mean nothing.
     seen = not name.startswith(SAMPLE)
     for path in files:
@@ -369,8 +374,10 @@ def numbered_rows(name: str, files: Sequence[Path], split: str | None = None, en
         in_file = path.name if len(files) > 1 or PurePath(name).name != path.name else ""
         for item in reading.rows(path, split, encoding):
             if isinstance(item, Doubt):
-                message = f"{name}: {path.name}: {item.detail}" if len(files) > 1 else f"{name}: {item.detail}"
-                yield Finding(code=item.code, level="soft", message=message, fix=item.fix)
+                doubts[item.code] += 1
+                if doubts[item.code] <= DOUBTS_SHOWN:
+                    message = f"{name}: {path.name}: {item.detail}" if len(files) > 1 else f"{name}: {item.detail}"
+                    yield Finding(code=item.code, level="soft", message=message, fix=item.fix)
                 continue
             place = Place(name, first + item.row, item.line, in_file) if seen else Place(name, first + item.row)
             if isinstance(item, Unread):
@@ -379,6 +386,10 @@ def numbered_rows(name: str, files: Sequence[Path], split: str | None = None, en
                 yield Read(place.row, item.values, place.line, place.in_file)
             count += 1
         first += count
+    for code, count in doubts.items():
+        if count > DOUBTS_SHOWN:
+            more = f"{name}: the same is true of {count - DOUBTS_SHOWN:,} other files"
+            yield Finding(code=code, level="soft", message=more, fix="as above")
 
 
 def open_hub(source: Source, *, split: str = "", streaming: bool = False) -> Opened:

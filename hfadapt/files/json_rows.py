@@ -77,10 +77,7 @@ def read_lines(path: Path, encoding: str | None = None) -> Rows:
         except (ValueError, RecursionError) as error:
             yield Unread(number, "not-json", f" is not JSON: {error}", number + 1)
             continue
-        if isinstance(value, dict):
-            yield Read(number, value, number + 1)
-        else:
-            yield Unread(number, "not-json", " is not an object", number + 1)
+        yield _row(number, value, number + 1)
 
 
 def _check_lines(path: Path, encoding: str | None) -> None:
@@ -88,7 +85,7 @@ def _check_lines(path: Path, encoding: str | None) -> None:
     shown = list(islice(first, FIRST_LINES))
     starts = [line.lstrip()[:1] for line in shown]
     whole = [_value(line) for line in shown]
-    if not shown or any(isinstance(each, dict) for each in whole):
+    if not shown or any(isinstance(each, dict) or _is_annotated(each) for each in whole):
         return
     if starts[0] == "[" and (whole[0] is None or _is_rows(whole[0])):
         raise DataError(
@@ -137,7 +134,7 @@ def _value(line: str) -> Any:
 
 
 def _is_rows(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+    return isinstance(value, list) and bool(value) and (isinstance(value[0], dict) or _is_annotated(value[0]))
 
 
 def split_names(path: Path) -> dict[str, str]:
@@ -208,8 +205,18 @@ def read_whole(path: Path, split: str | None = None, encoding: str | None = None
         raise DataError(what, place=str(path), got=str(error), fix="get it again, or correct it there") from None
     wanted = SPLIT_NAMES.get(split or "train")
     value = next((value[key] for key, name in _splits(value).items() if name == wanted), value)
-    for number, each in enumerate(rows_of(value, path)):
+    for number, each in enumerate(_questions(rows_of(value, path))):
         yield _row(number, each)
+
+
+def _questions(rows: list[Any]) -> list[Any]:
+    """Of SQuAD's articles a row for each question, with the paragraph that it is about; other rows as they are."""
+    if not rows or not all(isinstance(row, dict) and _is_rows(row.get("paragraphs")) for row in rows):
+        return rows
+    found = [(each.get("context"), each.get("qas")) for row in rows for each in row["paragraphs"]]
+    if not all(isinstance(own, list) and all(isinstance(one, dict) for one in own) for _, own in found):
+        return rows
+    return [{"context": context, **one} for context, own in found for one in own]
 
 
 def _one_after_another(path: Path, text: str, encoding: str | None) -> Rows:
@@ -229,8 +236,17 @@ def _one_after_another(path: Path, text: str, encoding: str | None) -> Rows:
         number += 1
 
 
-def _row(number: int, value: Any) -> Read | Unread:
-    return Read(number, value) if isinstance(value, dict) else Unread(number, "not-json", " is not an object")
+def _row(number: int, value: Any, line: int | None = None) -> Read | Unread:
+    if _is_annotated(value):
+        value = {"text": value[0], **value[1]}
+    if isinstance(value, dict):
+        return Read(number, value, line)
+    return Unread(number, "not-json", " is not an object", line)
+
+
+def _is_annotated(value: Any) -> bool:
+    """Whether a row is a text with an object of what is known of it, as spaCy is trained on."""
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], dict)
 
 
 def rows_of(value: Any, path: Path) -> list[Any]:
@@ -240,7 +256,7 @@ def rows_of(value: Any, path: Path) -> list[Any]:
         DataError: it has none, or several lists of them.
     """
     if isinstance(value, list):
-        if value and not any(isinstance(each, dict) for each in value):
+        if value and not any(isinstance(each, dict) or _is_annotated(each) for each in value):
             kind = "lists" if isinstance(value[0], list) else "values"
             raise _no_rows(path, f"a list of {kind}, without names of columns", '{"text": …, "label": …} for each row')
         return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-TURNS = ({"role", "content"}, {"from", "value"})
+TURNS = ({"role", "content"}, {"from", "value"}, {"role", "parts"})
 """What an object has that is a turn of a chat."""
 DEPTH = 5
 """Objects within objects that are looked into."""

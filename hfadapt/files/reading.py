@@ -11,28 +11,12 @@ from pathlib import Path
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.files import Doubt, Read, Rows, Unread, delimited, json_rows, media, sheets, tables
+from hfadapt.files import Read, Rows, Unread, delimited, json_rows, media, plain_text, sheets, tables
 from hfadapt.files.nested import field_names, spread
 from hfadapt.files.opening import WORKBOOKS, lines, suffix
 
 HEAD_ROWS = 2_000
 HEAD_BYTES = 1 << 20
-
-
-def _text(path: Path, encoding: str | None = None) -> Rows:
-    """A row for each line; a table with tabs and names of columns above them is read as one."""
-    if (found := delimited.columns_in_text(path, encoding)) is not None:
-        names, named = found
-        each = f"every line has {len(names)} fields set apart by tabs"
-        if named:
-            detail = f"read as a table with the columns {', '.join(names)}, as {each}"
-            yield Doubt("text-as-table", detail, "nothing; to learn the lines themselves, put them into another file")
-            yield from delimited.read(path, encoding)
-            return
-        fix = "if it is a table, write a line with the names of its columns above it, such as text, a tab and label"
-        yield Doubt("table-as-text", f"read as plain text, though {each}", fix)
-    for item in lines(path, encoding):
-        yield item if isinstance(item, Unread) else Read(item[0], {"text": item[1]}, item[0] + 1)
 
 
 def _document(path: Path, encoding: str | None = None) -> Rows:
@@ -75,7 +59,7 @@ _READERS: dict[str, Callable[[Path, str | None], Rows]] = {
     ".tsv": delimited.read,
     ".parquet": _table,
     ".arrow": _table,
-    ".txt": _text,
+    ".txt": plain_text.read,
     ".md": _document,
 }
 

@@ -27,7 +27,7 @@ from hfadapt.core.progress import (
 from hfadapt.hardware.peak_memory import is_out_of_memory
 from hfadapt.pipeline.status import Status, memory_advice
 from hfadapt.run_folder import Cell
-from hfadapt.stages import Context, Stage, shares
+from hfadapt.stages import Context, Stage, look_at, shares
 
 INTERRUPTED = "interrupted; run the command again to go on"
 
@@ -54,7 +54,7 @@ class Flow:
             HfadaptError: something cannot be done.
         """
         for stage in self.stages:
-            self.on_main(lambda stage=stage: stage.check_recipe(self.context.asked))  # type: ignore[misc]
+            self.on_main(lambda stage=stage: look_at(self.context.asked, stage))  # type: ignore[misc]
             self.on_main(lambda stage=stage: stage.check(self.context))  # type: ignore[misc]
         _ = self.context.prepared
 

@@ -107,7 +107,8 @@ def load_recipe(
         base = local_model(recipe.student.base, folder_of(path))
         placed["student"] = recipe.student.model_copy(update={"base": base})
     found = recipe.model_copy(update=placed).choose(tuple(chosen))
-    return found if tree.name == IN_MEMORY else found.read_from(folder_of(path))
+    written = {dotted(keys): place.text for keys, place in tree.places.items() if keys}
+    return found if tree.name == IN_MEMORY else found.read_from(folder_of(path), written)
 
 
 def as_recipe(recipe: Asked) -> Recipe:

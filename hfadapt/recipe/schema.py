@@ -7,13 +7,14 @@ every problem reported at once, is in `reading.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from hfadapt.core import registry
-from hfadapt.core.errors import RequestError, choice_problem
+from hfadapt.core.errors import HfadaptError, RequestError, choice_problem
 from hfadapt.core.show import Block, Shown, Text
 from hfadapt.core.spec import Section
 from hfadapt.recipe.augment import Augment as Augment
@@ -148,6 +149,7 @@ class Recipe(Shown, Section):
     """
     _chosen: tuple[str, ...] = PrivateAttr(())
     _folder: Path | None = PrivateAttr(None)
+    _written: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -175,11 +177,29 @@ class Recipe(Shown, Section):
         """The domains to do, in recipe order; all where none were chosen."""
         return tuple(name for name in self.domains if not self._chosen or name in self._chosen)
 
-    def read_from(self, folder: Path) -> Self:
-        """The same recipe, whose relative sources are looked for in this folder first."""
+    def read_from(self, folder: Path, written: Mapping[str, str] | None = None) -> Self:
+        """The same recipe, whose relative sources are looked for in this folder first.
+
+        Args:
+            written: The line of each field, by the place that it has in the recipe.
+        """
         copy = self.model_copy()
         copy._folder = folder
+        copy._written = written or {}
         return copy
+
+    def in_lines(self, error: HfadaptError) -> HfadaptError:
+        """An error about fields, which a later check found, with the line of each: that of what it stands in, where it
+        has none of its own."""
+        found = []
+        for problem in error.problems:
+            at = problem.place or ""
+            while at and at not in self._written:
+                at = at[: max(at.rfind("."), at.rfind("["), 0)]
+            line = self._written.get(at)
+            found.append(problem if line is None else replace(problem, place=f"{line}: {problem.place}"))
+        error.problems = tuple(found)
+        return error
 
     def choose(self, domains: str | Sequence[str] = ()) -> Self:
         """The same recipe, of which only these domains are done; all when empty.

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
+from hfadapt.files import Read, Unread
 from hfadapt.files import Unusable as Unusable
 
 LabelKind = Literal["none", "class", "classes", "number", "tokens", "ranks"]
@@ -69,6 +70,23 @@ class Answers:
     numbers: tuple[float, float] = (0.0, 1.0)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Another way in which people keep rows of a schema, as the first rows of a source show it.
+
+    Args:
+        what: What the rows of the source are, as a person is told it; how they are read follows after a colon.
+        parts: The column of each part in the rows that are made: of the source, where its name stays right.
+        used: Columns of the source that are read.
+        read: Makes these rows; one may become several, and several one.
+    """
+
+    what: str
+    parts: Mapping[str, str]
+    used: tuple[str, ...]
+    read: Callable[[Iterable[Read]], Iterator[Read | Unread]]
+
+
 class RowSchema:
     """What a schema has to say, with what most of them have in common. The module-level instance is called `KIND`.
 
@@ -107,6 +125,11 @@ class RowSchema:
         """Canonical columns that every prepared row has: those of the parts, unless they are written otherwise."""
         return self.parts
 
+    @property
+    def asks(self) -> str:
+        """The part of a source's row by which an answer is asked for."""
+        return self.parts[0]
+
     def fields(self, labelled: bool) -> list[tuple[str, Any]]:
         """Names and Arrow types of the canonical columns; fixed, so that an empty column does not change its type.
 
@@ -125,6 +148,15 @@ class RowSchema:
             Unusable: the row cannot be used.
         """
         raise NotImplementedError
+
+    def layout(self, head: Sequence[Columns], said: Mapping[str, str]) -> Layout | None:
+        """How rows of this schema are made of those of a source that keeps them in another way; None for other sources.
+
+        Args:
+            head: Its first rows, with a column for each field of an object.
+            said: The column of each part that the recipe names.
+        """
+        return None
 
     def lacks(self, values: Columns, column: str) -> Unusable:
         """What is said of a source's row that has nothing in a column that is needed."""
@@ -189,12 +221,12 @@ class RowSchema:
         """What is asked of a row without its answer, as one text.
 
         Args:
-            values: Parts of a source's row: the first, and optional ones.
+            values: Parts of a source's row: `asks`, and optional ones.
 
         Raises:
             Unusable: it is no text.
         """
-        return plain(values[self.parts[0]])
+        return plain(values[self.asks])
 
     def reanswered(self, row: Columns, text: str) -> dict[str, Any] | None:
         """The row with another text as its last answer, which alone is learned; None where that makes no row."""

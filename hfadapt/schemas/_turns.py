@@ -23,8 +23,8 @@ ROLES.update(dict.fromkeys(("function", "ipython", "observation", "tool_response
 CALLS = "function_call"
 """The role, and in OpenAI's older format the key, of what an assistant calls instead of an answer in words."""
 
-_ROLE, _CONTENT = ("role", "from"), ("content", "value")
-_LISTS = ("messages", "conversations", "conversation")
+_ROLE, _CONTENT = ("role", "from"), ("content", "value", "parts")
+_LISTS = ("messages", "conversations", "conversation", "contents")
 _WEIGHTS = ("weight", "train", "trainable", "training", "loss")
 _ON, _OFF = (1, "1", "true", "True"), (0, "0", "false", "False")
 _TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
@@ -60,6 +60,13 @@ def decoded(value: Any, place: str) -> Any:
         if isinstance(found, (list, dict)):
             return found
     raise _wrong(f"{place} is text that is no JSON: {value[:60]!r}")
+
+
+def text_of(value: Any, place: str) -> str:
+    """The text of a content: as it is, in parts, or in an object with these. Raises Unusable where it is none."""
+    if isinstance(value, Mapping):
+        value = next((value[name] for name in _CONTENT if value.get(name) is not None), value)
+    return _parts(value, {}, place)[0]
 
 
 def tools_of(value: Any) -> str | None:
@@ -134,13 +141,19 @@ def _parts(content: Any, more: dict[str, Any], place: str) -> tuple[str, list[Tu
         elif kind in _PARTS_OF_THOUGHT:
             thought = next((part[key] for key in (kind, "text") if isinstance(part.get(key), str)), "")
             more["reasoning_content"] = "\n".join(filter(None, (more.get("reasoning_content"), thought)))
+        elif isinstance(call := part.get("functionCall"), Mapping):
+            own = {"name": call.get("name"), "arguments": call.get("args") or {}}
+            more["tool_calls"] = [*more.get("tool_calls", ()), *_calls([own], place)]
+        elif isinstance(said := part.get("functionResponse"), Mapping):
+            answer = json.dumps(said.get("response"), ensure_ascii=False, default=str)
+            results.append({"role": "tool", "content": answer, "more": json.dumps({"name": said.get("name")})})
         elif kind == "tool_use":
             call = {"id": part.get("id"), "name": part.get("name"), "arguments": part.get("input")}
             more["tool_calls"] = [*more.get("tool_calls", ()), *_calls([call], place)]
         elif kind == "tool_result":
-            said, _ = _parts(part.get("content"), {}, place)
+            result, _ = _parts(part.get("content"), {}, place)
             key = {"tool_call_id": part["tool_use_id"]} if part.get("tool_use_id") else {}
-            results.append({"role": "tool", "content": said, **({"more": json.dumps(key)} if key else {})})
+            results.append({"role": "tool", "content": result, **({"more": json.dumps(key)} if key else {})})
         else:
             raise Unusable("not-text", f": {place} has a part of type {kind}, and only text is learned")
     return "\n".join(texts), results

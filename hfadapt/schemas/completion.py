@@ -6,9 +6,10 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hfadapt.schemas import Answers, Change, Columns, RowSchema, plain, random_words
+from hfadapt.schemas import Answers, Change, Columns, RowSchema, Unusable, plain, random_words, read_list
 
 PROMPT_WORDS, ANSWER_WORDS, TEXT_WORDS = 3, 6, 8
+SEVERAL = "rows have several answers: the first is learned"
 
 
 class Completion(RowSchema):
@@ -20,7 +21,15 @@ class Completion(RowSchema):
     optional = ("instruction_input", "tools")
     names = {
         "prompt": ("prompt", "question", "query", "user", "instruction", *("frage", "pregunta", "domanda")),
-        "completion": ("completion", "response", "answer", "output", "assistant", *("antwort", "réponse", "respuesta")),
+        "completion": (
+            "completion",
+            "response",
+            "answer",
+            "output",
+            "assistant",
+            "answers",
+            *("antwort", "réponse", "respuesta"),
+        ),
     }
     writes = True
     verbatim = ("prompt", "completion")
@@ -33,8 +42,15 @@ class Completion(RowSchema):
         return [*own, *([("label", pa.string())] if labelled else [])]
 
     def make(self, values: Columns, name_of: Callable[[Any], str | None]) -> dict[str, Any]:
-        """Prompt and completion as they are, outer white space included."""
-        return {"prompt": self.question(values), "completion": plain(values["completion"])}
+        """Prompt and completion as they are, outer white space included; of several answers the first. Raises Unusable
+        where there is none, as questions that a text does not answer have it."""
+        found = _answers(values["completion"])
+        if found is None:
+            return {"prompt": self.question(values), "completion": plain(values["completion"])}
+        if not found:
+            raise Unusable("empty-completion", " has no answer")
+        noted = {"notes": SEVERAL} if len(found) > 1 else {}
+        return {"prompt": self.question(values), "completion": found[0], **noted}
 
     def question(self, values: Columns) -> str:
         """The prompt, which a further input ends."""
@@ -99,7 +115,20 @@ def asked(values: Columns) -> str:
 
 
 def _turns(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(each, Mapping) for each in value)
+    objects = isinstance(value, list) and bool(value) and all(isinstance(each, Mapping) for each in value)
+    return objects and _answers(value) is None
+
+
+def _answers(value: Any) -> list[str] | None:
+    """The different texts of a list of answers, or of objects with `text` as of SQuAD; None for what is neither."""
+    value = read_list(value) if isinstance(value, str) and "answer_start" in value else value
+    if isinstance(value, Mapping) and isinstance(value.get("text"), list):
+        value = value["text"]
+    if not isinstance(value, list):
+        return None
+    found = [each.get("text") if isinstance(each, Mapping) and "role" not in each else each for each in value]
+    texts = [each for each in found if isinstance(each, str)]
+    return [*dict.fromkeys(texts)] if len(texts) == len(found) else None
 
 
 KIND: RowSchema = Completion()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hfadapt.schemas import LABEL_NAMES, TEXT_NAMES, Answers, Change, Columns, LabelKind, Unusable, plain
+from hfadapt.schemas import LABEL_NAMES, TEXT_NAMES, Answers, Change, Columns, LabelKind, Layout, Unusable, plain
+from hfadapt.schemas._label_studio import layout_of
 from hfadapt.schemas.text import Text
 
 
@@ -24,6 +25,10 @@ class Labelled(Text):
         if label is None:
             raise Unusable("missing-field")
         return {"text": plain(values["text"]), "label": label}
+
+    def layout(self, head: Sequence[Columns], said: Mapping[str, str]) -> Layout | None:
+        """An export of Label Studio."""
+        return layout_of(head, said, self.label_kind)
 
     def answered(self, asked: str, label: str, answers: Answers) -> dict[str, Any] | None:
         """The text with the class."""

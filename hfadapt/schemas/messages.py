@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hfadapt.schemas import Answers, Change, Columns, RowSchema, Unusable, random_words, read_list
-from hfadapt.schemas._turns import Turn, tools_of, turns_of
+from hfadapt.schemas import Answers, Change, Columns, Layout, RowSchema, Unusable, random_words, read_list
+from hfadapt.schemas._layouts import columns_of, each, listed, named
+from hfadapt.schemas._turns import Turn, text_of, tools_of, turns_of
 
 PROMPT_WORDS, ANSWER_WORDS = 3, 6
 _THOUGHT = re.compile(r"<think>.*?</think>|^.*?</think>", re.DOTALL)
@@ -25,7 +26,7 @@ class Messages(RowSchema):
     names = {
         "messages": ("messages", "conversations", "conversation", "dialog", "dialogue", "chat"),
         "tools": ("tools", "functions"),
-        "system": ("system", "system_prompt"),
+        "system": ("system", "system_prompt", "systeminstruction", "system_instruction"),
         "media": ("images", "image", "videos", "video", "audios", "audio"),
     }
     writes = True
@@ -46,7 +47,7 @@ class Messages(RowSchema):
             raise Unusable("not-text", " has images, sound or film beside the chat, and only text is learned")
         turns = turns_of(values["messages"])
         if values.get("system") and all(each["role"] != "system" for each in turns):
-            turns.insert(0, {"role": "system", "content": str(values["system"])})
+            turns.insert(0, {"role": "system", "content": text_of(values["system"], "system")})
         answers = [each for each in turns if each["role"] == "assistant"]
         if not answers:
             raise Unusable("no-assistant-turn", " has no assistant turn")
@@ -56,6 +57,21 @@ class Messages(RowSchema):
             raise Unusable("nothing-trained", " has no assistant turn that is to be trained (weight 0 in all)")
         tools = tools_of(values.get("tools"))
         return {"messages": turns, **({"tools": tools} if tools else {})}
+
+    def layout(self, head: Sequence[Columns], said: Mapping[str, str]) -> Layout | None:
+        """Chats in the shape of Gemini, whose column is called as those of texts are, too."""
+        columns = columns_of(head)
+        chats, system = named(columns, ("contents",)), named(columns, self.names["system"])
+        turns = [turn for row in head for turn in listed(row.get(chats or ""))]
+        if (
+            said
+            or chats is None
+            or not turns
+            or not all(isinstance(turn, Mapping) and "parts" in turn for turn in turns)
+        ):
+            return None
+        parts = {"messages": chats, **({"system": system} if system else {})}
+        return Layout("chats in the shape of Gemini", parts, tuple(parts.values()), each(lambda values: [dict(values)]))
 
     def words(self, row: Columns) -> str:
         """All turns but the system's; where the answer is a class, what is asked."""

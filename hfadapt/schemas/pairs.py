@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from hfadapt.schemas import Answers, Change, Columns, RowSchema, Unusable, plain, random_words, read_list
+from hfadapt.schemas import Answers, Change, Columns, Layout, RowSchema, Unusable, plain, random_words, read_list
+from hfadapt.schemas._layouts import columns_of, each, filled, listed, named, texts, without
 
 ANCHOR_WORDS, POSITIVE_WORDS = 6, 8
+_CANDIDATES = ("documents", "docs", "passages", "candidates", "texts", "passage_text", "responses", "answers")
+"""What lists are called of which labels say which texts belong to the query."""
+_NUMBERED = re.compile(r"(?:hard_?)?neg(?:ative)?s?_?\d+", re.IGNORECASE)
+_BITS = (0, 1)
 
 
 class Pairs(RowSchema):
@@ -45,12 +52,37 @@ class Pairs(RowSchema):
     def make(self, values: Columns, name_of: Callable[[Any], str | None]) -> dict[str, Any]:
         """The texts. Raises Unusable where one is empty, or several positives are in one row."""
         row: dict[str, Any] = {part: _one(values[part], part) for part in ("anchor", "positive")}
-        found = values.get("negatives")
-        listed = read_list(found)
-        negatives = [text for each in (found if listed is None else list(listed),) for text in _texts(each)]
-        if negatives:
+        if negatives := _all(values.get("negatives")):
             row["negatives"] = negatives
         return row
+
+    def layout(self, head: Sequence[Columns], said: Mapping[str, str]) -> Layout | None:
+        """A query with lists of texts and of 0 and 1; several positives in a row; a column for each negative."""
+        if (judged := Judged.of(head, self, said)) is not None and judged.bits:
+            return judged.layout(judged.pairs, "each that is marked makes a pair, the others are its negatives")
+        columns = columns_of(head)
+        anchor, positive, negatives = (named(columns, self.names[part], said.get(part)) for part in _PARTS)
+        if anchor is None or positive is None or not said.keys() <= {*_PARTS}:
+            return None
+        found = [texts(value) for value in filled(head, positive)]
+        several = any(len(own) > 1 for own in found) and all(found)
+        numbered = [] if "negatives" in said else [column for column in columns if _NUMBERED.fullmatch(column)]
+        if not several and len(numbered) < 2:
+            return None
+        every = [*numbered, *([negatives] if negatives is not None and negatives not in numbered else [])]
+        kept = "negatives" if numbered else str(negatives)
+
+        def made(values: Columns) -> Iterator[dict[str, Any]]:
+            more = [text for name in every for text in _all(values.get(name))]
+            for text in texts(values.get(positive)) if several else [values.get(positive)]:
+                yield {**without(values, *every), positive: text, **({kept: more} if every else {})}
+
+        what = [
+            *(["a query with several texts that belong to it: each makes a pair"] if several else []),
+            *([f"pairs with {len(numbered)} columns of negatives: all of them are read"] if numbered else []),
+        ]
+        parts = {"anchor": anchor, "positive": positive, **({"negatives": kept} if every else {})}
+        return Layout("; and ".join(what), parts, (anchor, positive, *every), each(made))
 
     def words(self, row: Columns) -> str:
         """Both texts with the same weight: the shorter one again and again, until it is as long as the other.
@@ -95,6 +127,85 @@ class Pairs(RowSchema):
             "anchor": random_words(chance, ANCHOR_WORDS),
             "positive": random_words(chance, POSITIVE_WORDS),
         }
+
+
+_PARTS = ("anchor", "positive", "negatives")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A query, a list of texts, and a list that says of each whether, or how well, it belongs to the query.
+
+    Args:
+        anchor, candidates, labels: The columns.
+        bits: Whether the labels are 0 and 1 alone.
+    """
+
+    anchor: str
+    candidates: str
+    labels: str
+    bits: bool
+
+    @classmethod
+    def of(cls, head: Sequence[Columns], schema: RowSchema, said: Mapping[str, str]) -> Judged | None:
+        """The columns, where the lists of every row are equally long; None for other rows."""
+        columns = columns_of(head)
+        anchor = named(columns, schema.names["anchor"], said.get("anchor"))
+        names = (*_CANDIDATES, *schema.names["positive"])
+        candidates = named([each for each in columns if _lists(head, each)], names, said.get("positive"))
+        if None in (anchor, candidates) or anchor == candidates or not said.keys() <= {*_PARTS, "label"}:
+            return None
+        assert anchor is not None
+        assert candidates is not None
+        sizes = [len(texts(row.get(candidates))) for row in head]
+        for labels in [said["label"]] if "label" in said else columns:
+            found = [listed(row.get(labels)) for row in head]
+            numbers = [label for own in found for label in own]
+            if (
+                [*map(len, found)] == sizes
+                and max(sizes, default=0) > 1
+                and len({*numbers}) > 1
+                and all(isinstance(label, (int, float)) for label in numbers)
+            ):
+                return cls(anchor, candidates, labels, all(label in _BITS for label in numbers))
+        return None
+
+    def layout(self, made: Callable[[Columns], Iterator[dict[str, Any]]], how: str, **more: str) -> Layout:
+        """Rows as somebody makes them of these.
+
+        Args:
+            how: Ends what a person is told.
+            more: Further parts that these rows have.
+        """
+        what = f"a query with several texts in {self.candidates!r}, and in {self.labels!r} which belong to it: {how}"
+        parts = {"anchor": self.anchor, "positive": self.candidates, **(more or {"negatives": "negatives"})}
+        return Layout(what, parts, (self.anchor, self.candidates, self.labels), each(made))
+
+    def pairs(self, values: Columns) -> Iterator[dict[str, Any]]:
+        """A pair for each text that belongs to the query. Raises Unusable where none does."""
+        judged = [*zip(texts(values.get(self.candidates)), listed(values.get(self.labels)), strict=False)]
+        if not any(label for _, label in judged):
+            raise Unusable("no-positive", f" has no text in {self.candidates} that {self.labels} marks")
+        others = [text for text, label in judged if not label]
+        for text in (text for text, label in judged if label):
+            yield {**without(values, self.labels), self.candidates: text, "negatives": others}
+
+    def scored(self, values: Columns) -> Iterator[dict[str, Any]]:
+        """A row for each text with its number."""
+        for text, label in zip(texts(values.get(self.candidates)), listed(values.get(self.labels)), strict=False):
+            yield {**values, self.candidates: text, self.labels: label}
+
+
+def _lists(head: Sequence[Columns], column: str) -> bool:
+    """Whether a column holds lists of texts."""
+    found = filled(head, column)
+    return bool(found) and all(map(texts, found))
+
+
+def _all(value: Any) -> list[str]:
+    """The texts of a cell that may hold several, also as JSON."""
+    found = read_list(value)
+    return _texts(value if found is None else list(found))
 
 
 def _one(value: Any, part: str) -> str:

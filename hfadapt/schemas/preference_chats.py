@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hfadapt.schemas import Answers, Change, Columns, RowSchema, Unusable, random_words, read_list
+from hfadapt.schemas import Answers, Change, Columns, Layout, RowSchema, Unusable, random_words, read_list
 from hfadapt.schemas._turns import Turn, tools_of, turns_of
 from hfadapt.schemas.completion import asked
 from hfadapt.schemas.messages import ANSWER_WORDS, PROMPT_WORDS, asked_and_answered
@@ -63,6 +63,10 @@ class PreferenceChats(Preferences):
                 raise Unusable("no-assistant-turn", f" has no assistant turn in {side} that the other lacks")
         tools = tools_of(values.get("tools"))
         return {"messages": before, **dict(zip(SIDES, sides, strict=True)), **({"tools": tools} if tools else {})}
+
+    def layout(self, head: Sequence[Columns], said: Mapping[str, str]) -> Layout | None:
+        """None: rows that become preferences may become chats."""
+        return None
 
     def reread(self, values: Columns) -> tuple[str, dict[str, Any]] | None:
         """They are chats."""

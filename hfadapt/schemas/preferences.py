@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hfadapt.schemas import Answers, Change, Columns, RowSchema, Unusable, plain, random_words, read_list
+from hfadapt.schemas import Answers, Change, Columns, Layout, RowSchema, Unusable, plain, random_words, read_list
+from hfadapt.schemas._choices import of_several, of_two
 from hfadapt.schemas.completion import ANSWER_WORDS, PROMPT_WORDS, asked
 
 SIDES = ("chosen", "rejected")
+_ANSWERS = re.compile(r"^[ \t]*(?:assistant|ai|bot|model|answer|response|gpt):", re.IGNORECASE | re.MULTILINE)
+"""Before an answer in a dialogue that is written as one text."""
 
 
 class Preferences(RowSchema):
@@ -33,6 +37,11 @@ class Preferences(RowSchema):
         """All three."""
         return ("prompt", *SIDES)
 
+    @property
+    def asks(self) -> str:
+        """The prompt."""
+        return "prompt"
+
     def fields(self, labelled: bool) -> list[tuple[str, Any]]:
         """Three texts."""
         import pyarrow as pa
@@ -46,11 +55,19 @@ class Preferences(RowSchema):
             return {"prompt": asked(values), **dict(zip(SIDES, sides, strict=True))}
         pairs = enumerate(zip(*sides, strict=False))
         shared = sides[0][: next((at for at, (one, other) in pairs if one != other), min(map(len, sides)))]
-        # An answer begins with the last white space that both share, as tokenizers cut words.
-        end = max((at for at, sign in enumerate(shared) if sign.isspace()), default=0)
+        # In a dialogue after whose turn it is; else an answer begins with the last white space that both share, as
+        # tokenizers cut words.
+        turns = [match.end() for match in _ANSWERS.finditer(shared)]
+        end = turns[-1] if turns else max((at for at, sign in enumerate(shared) if sign.isspace()), default=0)
         if not shared[:end].strip():
             raise Unusable("no-prompt", " has no prompt, and its answers do not begin alike")
         return {"prompt": shared[:end], **{side: text[end:] for side, text in zip(SIDES, sides, strict=True)}}
+
+    def layout(self, head: Sequence[Columns], said: Mapping[str, str]) -> Layout | None:
+        """Two answers and a winner, or several with scores."""
+        if not said.keys() <= {"prompt", "system", "tools"}:
+            return None
+        return of_two(head, self.names["prompt"], said) or of_several(head, self.names["prompt"], said)
 
     def reread(self, values: Columns) -> tuple[str, dict[str, Any]] | None:
         """Chats, where the answers are turns."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hfadapt.schemas import LABEL_NAMES, Answers, Columns, read_number
-from hfadapt.schemas.pairs import Pairs
+from hfadapt.schemas import LABEL_NAMES, Answers, Columns, Layout, read_number
+from hfadapt.schemas.pairs import Judged, Pairs
 from hfadapt.schemas.scored import KIND as SCORED
 
 _SCORES = ("similarity", "similarity_score", "relatedness", "relevance", "rating", "is_duplicate")
@@ -33,6 +33,17 @@ class ScoredPairs(Pairs):
         """Texts and number. Raises Unusable for what is no finite number."""
         number = SCORED.make({"text": "", "label": values["label"]}, name_of)["label"]
         return {**super().make(values, name_of), "label": number}
+
+    def layout(self, head: Sequence[Columns], said: Mapping[str, str]) -> Layout | None:
+        """A query with lists of texts and of numbers that are more than 0 and 1."""
+        judged = Judged.of(head, self, said)
+        if judged is None or judged.bits:
+            return None
+        return judged.layout(judged.scored, "each makes a pair with its number", label=judged.labels)
+
+    def asked(self, row: Columns) -> list[str]:
+        """Both texts: what is learned is the number."""
+        return [str(row[part]) for part in Pairs.parts]
 
     def alone(self, text: str) -> dict[str, Any] | None:
         """None: it has no number."""

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hfadapt.schemas import Answers, Columns, plain, read_list, refuse_scores
+from hfadapt.schemas import LABEL_NAMES, TEXT_NAMES, Answers, Columns, plain, read_list, refuse_scores
 from hfadapt.schemas.labelled import Labelled
 
 _SEPARATOR = re.compile(r"\s*[;,|]\s*")
@@ -21,6 +21,7 @@ class Several(Labelled):
 
     name = "several"
     rank = 22
+    names = {"text": TEXT_NAMES, "label": (*LABEL_NAMES, "cats")}
     label_kind = "classes"
 
     def fields(self, labelled: bool) -> list[tuple[str, Any]]:

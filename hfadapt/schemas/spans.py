@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hfadapt.schemas import LABEL_NAMES, TEXT_NAMES, Columns, Unusable, plain, read_list
+from hfadapt.schemas import LABEL_NAMES, TEXT_NAMES, Columns, Layout, Unusable, plain, read_list
+from hfadapt.schemas._label_studio import layout_of
 from hfadapt.schemas.tokens import Tokens
 
 _WORD = re.compile(r"\S+")
@@ -28,6 +29,10 @@ class Spans(Tokens):
     def columns(self) -> tuple[str, ...]:
         """Those of the words and tags that they become."""
         return Tokens.parts
+
+    def layout(self, head: Sequence[Columns], said: Mapping[str, str]) -> Layout | None:
+        """An export of Label Studio."""
+        return layout_of(head, said, self.label_kind)
 
     def reread(self, values: Columns) -> tuple[str, dict[str, Any]] | None:
         """Words, each with the tag of the span in which it lies or begins. Raises Unusable where two share a word."""

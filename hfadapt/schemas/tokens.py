@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from hfadapt.schemas import Answers, Change, Columns, RowSchema, Unusable, plain, random_words, read_list
+from hfadapt.files import Read, Unread
+from hfadapt.schemas import (
+    TEXT_NAMES,
+    Answers,
+    Change,
+    Columns,
+    Layout,
+    RowSchema,
+    Unusable,
+    plain,
+    random_words,
+    read_list,
+)
+from hfadapt.schemas._layouts import columns_of, each, filled, named
 
 WORDS = 8
+_WORD = ("word", "token", "form")
+_TAG = ("tag", "ner", "ner_tag", "entity", "label", "upos", "pos_tag", "pos")
+_SENTENCE = ("sentence #", "sentence_id", "sentence_idx", "sentence_number", "sentence_no", "sent_id", "sentence")
+"""What columns are called where each word has a row: of words, of their tags, and of what tells sentences apart."""
+_TAGGED = re.compile(r"(\S+)[/_]([^/_\s]{1,12})")
+MOST_WORDS = 3
+MOST_TAGS, ALMOST_ALL = 150, 0.95
+"""So many tags there are at most where words are written with theirs, as in `house/NN`, and so many words are."""
 _COMMENT = re.compile(r"#\s.*=")
 
 
@@ -95,6 +116,10 @@ class Tokens(RowSchema):
             raise Unusable("missing-field", f" has no tag for word {at + 1}, {plain(words[at])!r}")
         return {"tokens": [plain(word) for word in words], "tags": tags}
 
+    def layout(self, head: Sequence[Columns], said: Mapping[str, str]) -> Layout | None:
+        """Words in rows of their own, or each written with its tag."""
+        return (_by_word(head, self, said) or _written_together(head)) if said.keys() <= {*Tokens.parts} else None
+
     def shown(self, row: Columns) -> str:
         """The words with spaces between them."""
         return " ".join(row.get("tokens") or ())
@@ -128,6 +153,64 @@ class Tokens(RowSchema):
     def canary(self, chance: random.Random, label: str | None, answers: Answers) -> dict[str, Any]:
         """Random words, each with a random tag."""
         return {"tokens": random_words(chance, WORDS).split(), "tags": chance.choices(answers.labels, k=WORDS)}
+
+
+def _by_word(head: Sequence[Columns], schema: RowSchema, said: Mapping[str, str]) -> Layout | None:
+    """Of rows with a word, its tag, and the sentence that it is of, be that said of the first word alone."""
+    columns = columns_of(head)
+    words = named(columns, (*_WORD, *schema.names["tokens"]), said.get("tokens"))
+    tags = named(columns, (*_TAG, *schema.names["tags"]), said.get("tags"))
+    sentence = named(columns, _SENTENCE)
+    if words is None or tags is None or sentence is None or len({words, tags, sentence}) < 3:
+        return None
+    single = [len(str(word).split()) == 1 and read_list(word) is None for word in filled(head, words)]
+    known = {*map(str, filled(head, sentence))}
+    # It counts sentences: where it holds them, each word is one that is asked about.
+    changes = 0 if any(len(value.split()) > MOST_WORDS for value in known) else len(known)
+    if not single or sum(single) < ALMOST_ALL * len(single) or not 0 < changes <= len(head) / 2:
+        return None
+
+    def read(rows: Iterable[Read]) -> Iterator[Read | Unread]:
+        first: Read | None = None
+        own: list[tuple[Any, Any]] = []
+        for row in rows:
+            own_sentence = row.values.get(sentence)
+            if first is None or (own_sentence not in (None, "") and own_sentence != first.values.get(sentence)):
+                if first is not None:
+                    yield first._replace(values=_sentence(own))
+                first, own = row, []
+            if row.values.get(words) not in (None, ""):
+                own.append((row.values[words], row.values.get(tags)))
+        if first is not None:
+            yield first._replace(values=_sentence(own))
+
+    def _sentence(own: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+        return {words: [word for word, _ in own], tags: [tag for _, tag in own]}
+
+    what = f"words, one in each, of sentences that {sentence!r} tells apart: the words of a sentence make a row"
+    return Layout(what, {"tokens": words, "tags": tags}, (sentence, words, tags), read)
+
+
+def _written_together(head: Sequence[Columns]) -> Layout | None:
+    """Of texts whose words are written with their tags, as in `the/DT house/NN`."""
+    column = named(columns_of(head), TEXT_NAMES)
+    found = [str(value).split() for value in filled(head, column)] if column is not None else []
+    words = [word for own in found for word in own]
+    pairs = [match.groups() for word in words if (match := _TAGGED.fullmatch(word))]
+    kinds = {tag for _, tag in pairs}
+    if column is None or len(words) < 3 * len(found) or len(pairs) < max(1, ALMOST_ALL * len(words)):
+        return None
+    # Tags come again and again, with many words.
+    if not 1 < len(kinds) <= min(MOST_TAGS, len(pairs) / 3):
+        return None
+
+    def made(values: Columns) -> Iterator[dict[str, Any]]:
+        own = [(_TAGGED.fullmatch(word), word) for word in str(values.get(column) or "").split()]
+        tags = [match[2] if match else None for match, _ in own]
+        yield {**values, column: [match[1] if match else word for match, word in own], "tags": tags}
+
+    what = f"words with their tags in {column!r}, such as {words[0]!r}: they are taken apart"
+    return Layout(what, {"tokens": column, "tags": "tags"}, (column,), each(made))
 
 
 KIND: RowSchema = Tokens()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from hfadapt.recipe.sources import expanded, found_model, is_missing
 from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import LOCK, Cell, find_cell, read_lock
 from hfadapt.schemas import Unusable
-from hfadapt.serve.rows import file_of, rows_in, text_of
+from hfadapt.serve.rows import beside, file_of, rows_in, text_of
 from hfadapt.tasks import Answer
 from hfadapt.tasks._answers import Answers
 
@@ -79,6 +80,9 @@ class Adapted(Shown):
         """
         kind = registry.modality(registry.task(self.task).modality)
         asked = rows_in(texts) if kind.given(texts) is None else [texts]
+        rows = [each for each in asked if isinstance(each, Mapping)]
+        if rows and len(rows) == len(asked) and not kind.suffixes and (both := _both(self, rows)):
+            return Answers(about_both(self, both))
         return answers([self] * len(asked), asked, max_new_tokens)
 
     @property
@@ -175,6 +179,30 @@ def answers(
             asked, said, inside = [own[i] for i in rows], [texts[i] for i in rows], [names[i] for i in rows if names]
             found |= zip(rows, task.answer(asked, said, max_new_tokens, inside), strict=True)
     return Answers(found[row] for row in range(len(texts)))
+
+
+def about_both(adapted: Adapted, both: Sequence[tuple[str, str]]) -> list[Answer]:
+    """Answers about queries and what stands beside each; those that follow each other with one query at once."""
+    found: list[Answer] = []
+    for query, group in groupby(both, lambda pair: pair[0]):
+        found += adapted.predict([query, *(own for _, own in group)])[1:]
+    return found
+
+
+def _both(adapted: Adapted, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The texts of rows of which an answer is about both; none where the first row has but one."""
+    found: list[tuple[str, str]] = []
+    for number, row in enumerate(rows):
+        try:
+            own = beside(adapted, row)
+            if own is None and found:
+                raise Unusable("missing-field", " has nothing beside its query, as those before it have")
+            if own is None:
+                return []
+            found.append((text_of(adapted, row), own))
+        except Unusable as fault:
+            raise RequestError(f"row {number}{fault.detail}", fix="name the columns as in training") from None
+    return found
 
 
 def _given(adapted: Adapted, value: Any, row: int) -> tuple[Adapted, Any]:

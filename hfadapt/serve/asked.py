@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,8 +18,8 @@ from hfadapt.files import Blob, Read, Rows, Unread, folders, media, reading
 from hfadapt.files.opening import suffix
 from hfadapt.files.places import Place
 from hfadapt.schemas import Unusable
-from hfadapt.serve.adapted import Adapted
-from hfadapt.serve.rows import file_of, parts_of, text_of
+from hfadapt.serve.adapted import Adapted, about_both
+from hfadapt.serve.rows import beside, file_of, parts_of, text_of
 from hfadapt.tasks import Answer
 
 AT_ONCE = 256
@@ -93,6 +93,7 @@ def answered(
     first = True
     while chunk := list(islice(found, AT_ONCE)):
         texts: dict[int, Any] = {}
+        both: dict[int, tuple[str, str]] = {}
         faults: dict[int, str] = {}
         lacking: list[Read] = []
         for number, item in enumerate(chunk):
@@ -102,7 +103,10 @@ def answered(
             try:
                 value = Blob.of(file_of(adapted, item.values), folder) if files else text_of(adapted, item.values)
                 if (problem := task.fault(value)) is None:
-                    texts[number] = value
+                    if not files and (own := beside(adapted, item.values)) is not None:
+                        both[number] = str(value), own
+                    else:
+                        texts[number] = value
                 else:
                     faults[number] = f": {_told(problem)}"
             except Unusable as fault:
@@ -111,7 +115,8 @@ def answered(
         if first and len(lacking) == len(chunk) > 1:
             raise _no_column(adapted, lacking, source)
         first = False
-        said = _ask(asker, texts, faults, {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})
+        settings = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        said = _ask(asker, texts, faults, settings) | _ask_both(asker, both, faults)
         for number, item in enumerate(chunk):
             where = Place(source, item.row, item.line)
             why = f"{where}{faults[number]}" if number in faults else None
@@ -122,6 +127,8 @@ def _ask(
     asker: Adapted, texts: Mapping[int, Any], faults: dict[int, str], settings: Mapping[str, int]
 ) -> dict[int, Answer]:
     """Answers by place; where one text is refused, each is asked alone and the refusal is its fault."""
+    if not texts:
+        return {}
     try:
         return dict(zip(texts, asker.predict(list(texts.values()), **settings), strict=True))
     except HfadaptError as error:
@@ -129,6 +136,18 @@ def _ask(
             faults[next(iter(texts))] = f": {_told(error.problems[0])}"
             return {}
     return {k: v for place, text in texts.items() for k, v in _ask(asker, {place: text}, faults, settings).items()}
+
+
+def _ask_both(asker: Adapted, both: Mapping[int, tuple[str, str]], faults: dict[int, str]) -> dict[int, Answer]:
+    """Answers by place about a query and what stands beside it; a refusal is the fault of all with this query."""
+    said: dict[int, Answer] = {}
+    for _, group in groupby(both, lambda at: both[at][0]):
+        places = list(group)
+        try:
+            said |= zip(places, about_both(asker, [both[at] for at in places]), strict=True)
+        except HfadaptError as error:
+            faults |= dict.fromkeys(places, f": {_told(error.problems[0])}")
+    return said
 
 
 def _told(problem: Problem) -> str:

@@ -26,9 +26,9 @@ def rows_in(given: Any) -> list[Any]:
 
 
 def parts_of(adapted: Adapted) -> list[str]:
-    """What is read of a row: the parts that the recipe's template names, else the first of the schema."""
+    """What is read of a row: the parts that the recipe's template names, else that by which the schema asks."""
     if adapted.prompt is None:
-        return [_schema(adapted).parts[0]]
+        return [_schema(adapted).asks]
     return list(dict.fromkeys(_PLACEHOLDER.findall(adapted.prompt)))
 
 
@@ -50,6 +50,25 @@ def text_of(adapted: Adapted, values: Mapping[str, Any]) -> str:
     schema, [part] = _schema(adapted), names
     more = {name: values.get(adapted.columns[name]) for name in schema.optional if name in adapted.columns}
     return schema.question({**more, part: _value(adapted, values, part, True)})
+
+
+def beside(adapted: Adapted, values: Mapping[str, Any]) -> str | None:
+    """What a row has beside the text that is asked about, where the answer is about both: a query's document.
+
+    Raises:
+        Unusable: it is no text, or several.
+    """
+    task, schema = registry.task(adapted.task), _schema(adapted)
+    texts = [part for part in schema.parts if part != "label"]
+    if not task.compares or (task.alone and schema.label_kind == "none") or len(texts) < 2:
+        return None
+    values = spread(values, adapted.columns.values())
+    lower = {column.lower(): column for column in reversed(list(values))}
+    names = (adapted.columns.get(texts[1], ""), *(lower.get(name, "") for name in schema.names[texts[1]]))
+    value = next((values[name] for name in names if values.get(name) is not None), None)
+    if isinstance(value, list) and len(value) > 1:
+        raise Unusable("several-texts", f" has {len(value)} texts as its {texts[1]}; give each a row of its own")
+    return None if value is None else plain(value)
 
 
 def _schema(adapted: Adapted) -> RowSchema:

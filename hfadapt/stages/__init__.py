@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from hfadapt.core import registry
+from hfadapt.core.errors import HfadaptError
 from hfadapt.core.hashing import file_sha256, json_sha256
 from hfadapt.core.progress import Progress
 from hfadapt.core.spec import Record
@@ -296,7 +297,15 @@ def check_recipe(recipe: Recipe) -> None:
     """Looks, without a run, for what no stage of a recipe can do. Raises HfadaptError where there is such a thing."""
     for stage in registry.stages():
         if stage.wanted(recipe):
-            stage.check_recipe(recipe)
+            look_at(recipe, stage)
+
+
+def look_at(recipe: Recipe, stage: Stage) -> None:
+    """Looks for what a stage cannot do of a recipe. Raises HfadaptError with the lines of what it finds."""
+    try:
+        stage.check_recipe(recipe)
+    except HfadaptError as error:
+        raise recipe.in_lines(error) from None
 
 
 def shares(stage: Stage, cell: Cell, others: Iterable[Cell]) -> list[Cell]:

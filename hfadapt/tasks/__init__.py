@@ -32,8 +32,7 @@ class Scores:
 
     Args:
         gold: What is right. `class`: (N,) indices; `classes`: (N, C) of 0 and 1; `number`: (N,); `tokens`: (N,) arrays
-            of indices, one per token; `ranks`: (N,) arrays of the ranks, from 1, that what belongs to a row can have at
-            best, empty where an earlier row asks the same.
+            of indices, one per token; `ranks`: (N,) arrays of the best ranks, from 1; empty if asked before.
         predictions: What the model chose, likewise.
         probabilities: (N, C); `tokens`: (N,) arrays (tokens, C).
         losses: (N,) negative log-likelihood in nats (of numbers the squared error), summed over the row's labels.
@@ -108,10 +107,11 @@ class RowMetric:
         value: The metric of summed contributions, (..., K) → (...).
         kinds: The kinds of scores that it reads; empty for all.
         unit_range: Whether it lies between 0 and 1, so that a point is a hundredth.
-        weighted: For what is no sum over rows, such as an area under a curve: the metric of Scores and of how often
-            each row was drawn, (S, N) → (S,). `statistics` and `value` are then not asked for the metric.
-        fits: Whether the scores are such as it is made for, where `needs` and `kinds` do not say it.
+        weighted: In place of `statistics` and `value` for what is no sum over rows: the metric of Scores and of how
+            often each row was drawn, (S, N) → (S,).
+        fits: Whether the scores are such as it is made for, beside `needs` and `kinds`.
         hub_name: What the Hub calls it, if it has another name there.
+        suits: Whether it says something of a task whose scores it could be made of.
     """
 
     name: str
@@ -125,6 +125,7 @@ class RowMetric:
     fits: Callable[[Scores], bool] = lambda scores: True
     hub_name: str = ""
     weighted: Callable[[Any, np.ndarray], np.ndarray] | None = None
+    suits: Callable[[Task], bool] = lambda task: True
 
 
 Batches = Callable[[Sequence[Example]], Iterator[tuple[Sequence[int], Mapping[str, "torch.Tensor"]]]]
@@ -403,7 +404,7 @@ class Task:
         return []
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
-        """What a user has to know of an adapter with these metrics, in a sentence each."""
+        """What a user has to know of an adapter with these metrics."""
         return []
 
     def setting(self, examples: Sequence[Example]) -> str | None:

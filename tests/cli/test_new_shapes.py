@@ -99,8 +99,9 @@ def test_a_text_with_a_class_is_not_taken_for_a_pair_because_of_what_it_is_about
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        (lambda n, text: {"query": text, "pos": [f"one {n}", f"two {n}"]}, "write a row for each of these texts"),
+        (lambda n, text: {"query": [f"one {n}", f"two {n}"], "pos": text}, "write a row for each of these texts"),
         (lambda n, text: {"premise": text, "hypothesis": f"it {n}", "label": "no"}, "'no' where a number is needed"),
+        (lambda n, text: {"premise": text, "hypothesis": f"it {n}", "label": "no"}, "set task: text-classification"),
     ],
 )
 def test_rows_of_which_none_is_left_are_said_at_once(models, tmp_path, row, said):
@@ -121,3 +122,91 @@ def test_numbers_are_told_though_some_cells_say_that_there_is_none(models, tmp_p
     path = write_recipe(str(models / "encoder"), data, tmp_path / "d.yaml")
     assert load_recipe(path).task == "text-regression"
     assert check_recipe(path).records[0].dropped == {"missing-field": 4}
+
+
+def test_of_a_scored_pair_both_texts_are_shown(models, tmp_path):
+    data = write(tmp_path / "d.jsonl", lambda n, text: {"sentence1": text, "sentence2": f"other {n}", "score": n / 7})
+    shown = " ".join(str(preview(write_recipe(str(models / "encoder"), data, tmp_path / "d.yaml"))).split())
+    assert "a red thing red 0 | other 0" in shown
+
+
+def test_what_better_and_worse_answers_were_asked_is_the_only_other_column_of_texts(models, tmp_path):
+    data = write(
+        tmp_path / "d.jsonl", lambda n, text: {"ask": text, "id": n, "chosen": f"it {n}", "rejected": f"no {n}"}
+    )
+    path = write_recipe(str(models / "lm"), data, tmp_path / "d.yaml")
+    assert load_recipe(path).domains["d"].columns.parts == {"prompt": "ask"}
+    assert "Guessed: prompt is the column 'ask', the only other one with texts" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("model", "row", "task", "parts"),
+    [
+        (
+            "encoder",
+            lambda n, text: {"query": text, "documents": [f"it {n}", f"no {n}"], "labels": [n % 2, 1 - n % 2]},
+            "embedding",
+            {"anchor": "query", "positive": "documents"},
+        ),
+        (
+            "lm",
+            lambda n, text: {"question": text, "answer_1": f"it {n}", "answer_2": f"no {n}", "winner": 1 + n % 2},
+            "preference",
+            {"prompt": "question"},
+        ),
+        (
+            "lm",
+            lambda n, text: {"question": text, "answer": [f"it {n}", f"or {n}"]},
+            "causal-lm",
+            {"prompt": "question", "completion": "answer"},
+        ),
+        (
+            "lm",
+            lambda n, text: {"question": text, "answers": {"text": [f"it {n}"], "answer_start": [0]}},
+            "causal-lm",
+            {"prompt": "question", "completion": "answers"},
+        ),
+        (
+            "encoder",
+            lambda n, text: {
+                "question": text,
+                "context": f"of {n}",
+                "answers": {"text": [f"{n}"], "answer_start": [0]},
+            },
+            "embedding",
+            {"anchor": "question", "positive": "context"},
+        ),
+        (
+            "encoder",
+            lambda n, text: {"sentence_id": n // 3, "word": text.split()[n % 3], "tag": ["O", "B-x"][n % 2]},
+            "token-classification",
+            {"tokens": "word", "tags": "tag"},
+        ),
+        (
+            "encoder",
+            lambda n, text: {
+                "data": {"text": text},
+                "annotations": [{"result": [{"value": {"choices": ["ab"[n % 2]]}}]}],
+            },
+            "text-classification",
+            {"text": "data.text"},
+        ),
+    ],
+)
+def test_rows_that_are_kept_in_another_way_are_for_the_task_that_learns_from_them(
+    models, tmp_path, model, row, task, parts
+):
+    path = write_recipe(str(models / model), write(tmp_path / "d.jsonl", row), tmp_path / "d.yaml")
+    recipe = load_recipe(path)
+    assert (recipe.task, recipe.domains["d"].columns.parts) == (task, parts)
+    assert "Guessed" not in path.read_text()
+    assert "the model is shown" in str(preview(path))
+    assert check_recipe(path, say=lambda text: None).records[0].rows_kept > 0
+
+
+def test_choices_of_a_question_that_are_not_read_are_told_with_a_template_that_shows_them(models, tmp_path):
+    row = lambda n, text: {"question": text, "choices": [f"it is {n}", f"no it is {n}"], "answer": n % 2}  # noqa: E731
+    path = write_recipe(str(models / "lm"), write(tmp_path / "d.jsonl", row), tmp_path / "d.yaml")
+    said = " ".join(str(preview(path)).split())
+    assert "'choices' is not read" in said
+    assert r"prompt: '{choices}\n{question}'" in said

@@ -19,6 +19,8 @@ OTHER_THINGS = {
     ("none", "label_kind"): "rows without labels",
     ("tokens", "label_kind"): "a label for each token",
     ("none", "kind == 'none'"): "lm-eval's word for no filter",
+    ("none", "_TIES"): "what people write where no answer is the better one",
+    ("preference", "_WINNER"): "a name of columns",
     ("adapter", "RELATIONS"): "the Hub's word for a relation to the base",
     ("eva", "HARMLESS_STARTS"): "peft's word for a start",
     ("lora", "OTHER_TOOLS"): "what users write where another word is meant",

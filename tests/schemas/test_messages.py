@@ -36,6 +36,8 @@ def part(text):
         [{"from": "human", "value": "why"}, {"from": "gpt", "value": "so"}],
         [{"role": "User", "content": "why"}, {"role": "model", "content": "so"}],
         [{"role": "user", "content": [part("why")]}, {"role": "assistant", "content": [part("so")]}],
+        [{"role": "user", "parts": [{"text": "why"}]}, {"role": "model", "parts": [{"text": "so"}]}],
+        {"contents": [{"role": "user", "parts": [{"text": "why"}]}, {"role": "model", "parts": [{"text": "so"}]}]},
         [{"role": "user", "content": part("why")}, {"role": "assistant", "content": ["so"]}],
         [{**USER, "tool_calls": None, "name": ""}, {**ANSWER, "tool_calls": [], "function_call": None}],
         [USER, {**ANSWER, "weight": 1}],
@@ -133,3 +135,22 @@ def test_another_answer_takes_the_place_of_the_last_and_is_learned_alone():
         "completion": "because",
     }
     assert LABELLED.reanswered({"text": "why", "label": "so"}, "because") is None
+
+
+def test_calls_and_their_results_in_the_shape_of_gemini():
+    call = {"functionCall": {"name": "find", "args": {"what": "a"}}}
+    chat = [
+        {"role": "user", "parts": [{"text": "find a"}]},
+        {"role": "model", "parts": [call]},
+        {"role": "user", "parts": [{"functionResponse": {"name": "find", "response": {"found": 1}}}]},
+        {"role": "model", "parts": [{"text": "one"}]},
+    ]
+    found = turns(chat, system={"parts": [{"text": "be short"}]})
+    assert [(each["role"], each["content"]) for each in found] == [
+        ("system", "be short"),
+        ("user", "find a"),
+        ("assistant", ""),
+        ("tool", '{"found": 1}'),
+        ("assistant", "one"),
+    ]
+    assert json.loads(found[2]["more"])["tool_calls"][0]["function"] == {"name": "find", "arguments": {"what": "a"}}

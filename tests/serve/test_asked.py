@@ -31,6 +31,10 @@ def adapted(form, task="causal-lm", **columns):
         (adapted("completion", prompt="q", instruction_input="more"), {"q": "do"}, "do"),
         (adapted("completion"), {"text": "t"}, "t"),
         (adapted("messages"), {"messages": CHAT}, "hi"),
+        (adapted("preferences", "preference", prompt="ask"), {"ask": "q", "chosen": "a", "rejected": "b"}, "q"),
+        (adapted("preferences", "preference", prompt="ask"), {"ask": "q"}, "q"),
+        (adapted("preferences", "preference"), {"text": "t"}, "t"),
+        (adapted("preference-chats", "preference", prompt="ask"), {"ask": CHAT[:1]}, "hi"),
         (adapted("messages"), {"messages": CHAT[:1]}, "hi"),
         (adapted("messages"), {"text": "plain"}, "plain"),
         (adapted("tokens", "token-classification"), {"tokens": ["to", "be"], "tags": ["a", "b"]}, "to be"),
@@ -95,6 +99,34 @@ def test_answers_come_in_order_and_faults_take_their_place(monkeypatch):
         None,
     ]
     assert Shouting.asked == [1, 1]
+
+
+class Comparing(Shouting):
+    """Counts the words that each text shares with the first."""
+
+    def predict(self, texts, **settings):
+        first = {*texts[0].split()}
+        return [Answer(text=text, number=len(first & {*text.split()})) for text in texts]
+
+
+@pytest.mark.parametrize(("form", "task"), [("pairs", "reranking"), ("scored-pairs", "embedding")])
+def test_rows_of_two_texts_are_asked_about_both(form, task):
+    own = Comparing(None, None, task, (), {}, 64, form, columns={"anchor": "ask", "positive": "found"})
+    rows = [
+        {"ask": "a b", "found": "a b"},
+        {"ask": "a b", "found": "b"},
+        {"ask": "c", "document": "a"},
+        {"ask": "d", "found": ["a", "d"]},
+    ]
+    found = list(answered(own, iter(Read(at, row) for at, row in enumerate(rows)), source="x"))
+    assert [each.answer.number for each in found[:3]] == [2, 1, 0]
+    assert "has 2 texts as its positive" in found[3].fault
+
+
+def test_texts_to_embed_are_asked_as_they_are():
+    own = Comparing(None, None, "embedding", (), {}, 64, "pairs", columns={"anchor": "ask", "positive": "found"})
+    rows = [Read(0, {"ask": "a b", "found": "a"}), Read(1, {"ask": "b"})]
+    assert [str(each.answer.text) for each in answered(own, iter(rows))] == ["a b", "b"]
 
 
 def test_files_are_asked_from_where_they_lie_and_what_cannot_be_read_is_said(tmp_path):

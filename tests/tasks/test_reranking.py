@@ -86,6 +86,10 @@ def test_answers_are_scores_of_documents_for_the_first_text(cell, tmp_path):
     assert one.number != other.number
     with pytest.raises(RequestError, match="a query and a document"):
         adapted.predict("alone")
+    rows = [{"query": "a lovely bright film", "document": text} for text in ("bright film", "dull stone")]
+    assert [answer.number for answer in adapted.predict(rows)] == [one.number, other.number]
+    with pytest.raises(RequestError, match="row 1 has nothing beside its query"):
+        adapted.predict([rows[0], {"query": "a lovely bright film"}])
     library = pytest.importorskip("sentence_transformers", reason="extra dev")
     done = command("export", cell.folder, "--format", "merged", "--variant", "merged-float32", "--to",
                    tmp_path / "out", folder=tmp_path)  # fmt: skip

@@ -126,6 +126,7 @@ METRICS = {
             _ratio,
             SINGLE,
             True,
+            suits=lambda task: task.writes,
         ),
         RowMetric(
             "macro_f1",
@@ -155,6 +156,8 @@ METRICS = {
             False,
             _losses,
             lambda sums: np.exp(np.minimum(_ratio(sums), 700.0)),
+            # Of a loss that is no token's, as of a class, a pair or a number, nobody reads the exponential.
+            suits=lambda task: "perplexity" in task.metrics,
         ),
         RowMetric(
             "exact_match",
@@ -216,8 +219,12 @@ def _possible(metric: RowMetric, task: Task) -> bool:
         return True
     if metric.needs == "texts":
         return task.writes
-    # What writes may write the name of a class.
-    kinds = {registry.schema(form).label_kind for form in task.schemas} | ({"class"} if task.writes else set())
+    if not metric.suits(task):
+        return False
+    schemas = [registry.schema(form) for form in task.schemas]
+    # What is written may be the name of a class.
+    written = any(each.writes and len(each.fields(True)) > len(each.fields(False)) for each in schemas)
+    kinds = {each.label_kind for each in schemas} | ({"class"} if written else set())
     return bool(metric.kinds & kinds) if metric.kinds else metric.name in METRICS
 
 

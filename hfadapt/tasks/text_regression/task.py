@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,8 +156,16 @@ def _metric(name: str, about: str, better: bool, statistics: Any, value: Any, un
 
 _UNIT = "in the unit of the labels"
 TextRegression.own_metrics = (
-    _metric("rmse", f"root mean squared error, {_UNIT}", False, lambda s: _error(s, 2), lambda x: _mean(x) ** 0.5),
-    _metric("mae", f"mean absolute error, {_UNIT}", False, lambda scores: _error(scores, 1), _mean),
+    *(
+        # What learns their order alone answers with numbers of another range.
+        replace(each, suits=lambda task: task.label_kind == "number")
+        for each in (
+            _metric(
+                "rmse", f"root mean squared error, {_UNIT}", False, lambda s: _error(s, 2), lambda x: _mean(x) ** 0.5
+            ),
+            _metric("mae", f"mean absolute error, {_UNIT}", False, lambda scores: _error(scores, 1), _mean),
+        )
+    ),
     _metric("pearson", "Pearson's correlation", True, _pearson, _correlation, True),
     _metric("spearman", "Spearman's, the interval of ranks among all rows", True, _spearman, _correlation, True),
 )
