@@ -13,7 +13,7 @@ from hfadapt.core import resources
 from hfadapt.core.show import Block, as_html, show_bytes, show_seconds
 from hfadapt.core.spec import write_text
 from hfadapt.records.evidence import TransferRecord, bounds
-from hfadapt.records.report import CellReport, Report, shown_metric
+from hfadapt.records.report import CellReport, Report, not_scored, shown_metric
 from hfadapt.report import charts, pictures, svg, tables
 from hfadapt.report.charts import CellRecords
 from hfadapt.report.run_view import added_blocks, modality_of, seen
@@ -57,6 +57,7 @@ def page(
         confidence=f"{evaluated.confidence:.0%}".replace("%", " %") if evaluated else "",
         baseline=next((cell.report.baseline for cell in cells if cell.report.baseline), "baseline"),
         cells=[_row(cell.report) for cell in cells],
+        unscored=not_scored(report),
         matrix=charts.matrix(cells),
         gains=charts.gains(cells),
         recall=charts.recall(cells),

@@ -422,3 +422,13 @@ def test_a_baseline_without_mistakes_leaves_nothing_to_try(base: float, higher: 
     report = str(Report(recipe="r", model="m", task="t", cells=(cell,)))
     assert "leaves nothing to gain: mails" in " ".join(report.split())
     assert "To try" not in report
+
+
+def test_classes_without_a_test_row_are_named(tmp_path: Path) -> None:
+    cells = tuple(
+        CellReport(domain="mails", target=target, status="done", unscored=("odd", "rare")) for target in ("t4", "a100")
+    )
+    report = Report(recipe="r", model="m", task="text-classification", cells=cells)
+    said = "mails: no test row of 'odd', 'rare': how well they are told is not measured"
+    assert " ".join(str(report).split()).count(said) == 1
+    assert said in " ".join(read(write_page(Run(tmp_path), report)).words)
