@@ -121,7 +121,9 @@ class MediaClassification(OneClass):
         with torch.inference_mode():
             logits = model(**_given(batch, model), **self.options(model), **named).logits
         return [
-            self.read(blob.name, row, each.labels).model_copy(update={"cut": self._cut(example, value)})
+            self.read(blob.name, row, each.labels).model_copy(
+                update={"cut": self._cut(example, value), "of_file": True}
+            )
             for each, blob, row, example, value in zip(served, blobs, logits.float().cpu(), examples, rows, strict=True)
         ]
 

@@ -88,7 +88,7 @@ def test_the_command_goes_on_after_a_broken_file(cell, files, tmp_path):
     assert "Traceback" not in done.err
     whole = command("predict", cell, "0.png", "2.png", "--json", folder=tmp_path)
     assert whole.code == 0, whole.err
-    assert [answer["text"] for answer in json.loads(whole.out)] == ["0.png", "2.png"]
+    assert [answer["file"] for answer in json.loads(whole.out)] == ["0.png", "2.png"]
     assert re.fullmatch(r"(bar|pole) \(\d+%\)\n", command("predict", cell, "0.png", folder=tmp_path).out)
     none = command("predict", cell, "none.png", folder=tmp_path)
     assert (none.code, none.out) == (1, "")
