@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import unicodedata
@@ -32,6 +31,8 @@ from hfadapt.cli.new_columns import (
     values_of,
     ways,
 )
+from hfadapt.cli.new_groups import with_groups
+from hfadapt.cli.new_model import check_base, check_chat, generates, made_for
 from hfadapt.cli.new_names import columns_in_names, with_classes
 from hfadapt.cli.new_splits import given_splits
 from hfadapt.core import registry, samples
@@ -44,7 +45,6 @@ from hfadapt.files import Read, folders, media
 from hfadapt.files.nested import spread
 from hfadapt.files.opening import PACKED, WESTERN, suffix, western
 from hfadapt.files.places import Place
-from hfadapt.models.facts import load_config, reads_both_ways
 from hfadapt.recipe.domain import GROUPING, PATTERNS
 from hfadapt.recipe.json_schema import schema_text
 from hfadapt.recipe.reading import load_recipe
@@ -99,22 +99,24 @@ def write_recipe(
         # Said now, and not when all is trained.
         problem = choice_problem("not a licence id of the Hub", license, named, "--license")
         raise RequestError(problem.what, problems=[problem])
-    _check_base(model)
+    check_base(model)
     found, noticed, beside = _peek(data, beside)
     rows: Rows = found
     said, in_names = columns_in_names(data, rows, read_columns(columns, rows, data), ask)
     rows = with_classes(rows, said)
     modality = _modality(rows, model, data, said)
-    task, shape, rows = _task(rows, modality, _generates(model), data, ask, said)
-    _check_chat(model, shape)
+    task, shape, rows = _task(rows, modality, generates(model), data, ask, said)
+    check_chat(model, shape)
     _check_classes(rows, shape, data)
+    if given := given_splits(data, beside, shape):
+        noticed.append(f"{' and '.join(given)} rows are those that {data} gives.")
+    else:
+        said, in_groups = with_groups(data, rows, shape, said, ask)
+        in_names += in_groups
     domain = _name(_without_endings(data.removeprefix("sample:")))
     path = output or Path(f"{domain}.yaml")
     if path.exists():
         raise RequestError("the file exists already", place=str(path), fix="give another name with --output")
-    given = given_splits(data, beside, shape)
-    if given:
-        noticed.append(f"{' and '.join(given)} rows are those that {data} gives.")
     write_text(
         path,
         _text(
@@ -148,7 +150,7 @@ def suiting_model(data: str, columns: Iterable[str] = (), beside: Mapping[str, s
     rows = with_classes(rows, said)
     for model in (f"{samples.PREFIX}{name}" for name in samples.models()):
         with suppress(RequestError, DataError):
-            task, shape, _ = _task(rows, _modality(rows, model, data, said), _generates(model), data, None, said)
+            task, shape, _ = _task(rows, _modality(rows, model, data, said), generates(model), data, None, said)
             if registry.task(task).writes or _labelled(shape):
                 return model
             plain = plain or model
@@ -170,38 +172,6 @@ def _name(text: str) -> str:
     letters = "".join(each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each))
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", letters.replace("ß", "ss")).strip("-._")[:58].rstrip("-._") or "data"
     return f"{name}-rows" if name.lower() in RUN_FILES else name
-
-
-def _check_base(model: str) -> None:
-    """Raises RequestError for an adapter where a model is asked for."""
-    config = expanded(model) / "adapter_config.json"
-    if not config.is_file():
-        return
-    base = None
-    with suppress(ValueError, AttributeError, OSError):
-        base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    raise RequestError(
-        "this is an adapter, not a model",
-        place=model,
-        got=f"adapter_config.json, an adapter of {base}" if base else "adapter_config.json",
-        allowed="the base that the adapter was trained on",
-        fix=f"--model {quote(base)}" if base else "name its base with --model",
-    )
-
-
-def _check_chat(model: str, shape: Shape) -> None:
-    """Raises RequestError for chats with a model on this machine that has no chat template."""
-    from hfadapt.models.load import load_processor, resolve_model
-
-    if not registry.schema(shape.form).chat or not expanded(model).is_dir():
-        return
-    if not load_processor(resolve_model(model), "text").chat_template:
-        raise RequestError(
-            "the model has no chat template, and the rows are chats",
-            place=model,
-            allowed="an instruction-tuned model, whose tokenizer has one",
-            fix="name such a model with --model, or data with prompt and completion",
-        )
 
 
 def _check_classes(rows: Rows, shape: Shape, data: str) -> None:
@@ -261,13 +231,6 @@ def _encoding(data: str) -> tuple[str | None, str]:
     return (WESTERN, found) if found else (None, "")
 
 
-def _generates(model: str) -> bool:
-    """Whether the architecture is a language model that generates."""
-    config = load_config(model)
-    names = " ".join(config.architectures or [])
-    return ("CausalLM" in names or "LMHead" in names) and not reads_both_ways(config)
-
-
 def _modality(rows: Rows, model: str, place: str, said: Columns) -> str:
     """What is learned from: what the model is made for, where the rows have it.
 
@@ -280,10 +243,10 @@ def _modality(rows: Rows, model: str, place: str, said: Columns) -> str:
     have = [*dict.fromkeys(files.values())]
     # A column of names of files may stand beside texts; what is beside a file itself says its class.
     have += ["text"] if not files or len(texts) > 1 else []
-    made_for = _made_for(model)
-    found = next((name for name in have if name in made_for or not made_for), None)
+    kinds = made_for(model)
+    found = next((name for name in have if name in kinds or not kinds), None)
     if found is None:
-        rows_are, model_is = (registry.modality(name).nouns for name in (have[0], made_for[0]))
+        rows_are, model_is = (registry.modality(name).nouns for name in (have[0], kinds[0]))
         raise RequestError(
             f"the rows are {rows_are}, and the model is one of {model_is}",
             place=model,
@@ -300,19 +263,6 @@ def _modality(rows: Rows, model: str, place: str, said: Columns) -> str:
             "'label=file,label_pattern=_(\\w+)_'",
         )
     return found
-
-
-def _made_for(model: str) -> list[str]:
-    """Modalities of the tasks for which transformers has a model of this kind."""
-    import transformers
-
-    kind, found = type(load_config(model)), []
-    for task in map(registry.task, registry.names("tasks")):
-        auto = getattr(transformers, task.auto_class)
-        # Every model is known without a head.
-        if auto is not transformers.AutoModel and kind in auto._model_mapping:
-            found.append(task.modality)
-    return list(dict.fromkeys(found))
 
 
 def _task(
