@@ -30,6 +30,7 @@ from hfadapt.files import stored
 from hfadapt.recipe.schema import Lock
 from hfadapt.recipe.sources import found_model, placed_model
 from hfadapt.records.evidence import DriftRecord, SecurityRecord, TransferRecord
+from hfadapt.records.gaps import unscored
 from hfadapt.records.plan import Plan
 from hfadapt.records.report import CellReport, Report
 from hfadapt.records.stages import (
@@ -322,7 +323,7 @@ class Cell(Shown):
             for phase in plan.cells[0].memory:
                 memory[phase.phase] = PhaseMeasure(predicted_peak_bytes=phase.total_bytes)
         if data := self.maybe(DataRecord):
-            changes["rows"] = data.splits
+            changes |= {"rows": data.splits, "unscored": unscored(data.label_counts)}
         if train := self.maybe(TrainRecord):
             changes |= {
                 "seconds": train.seconds + train.load_seconds,

@@ -389,10 +389,7 @@ def _limits(facts: Facts) -> list[str]:
         said.append(f"Trained and tested on {what} in {named}; other languages were not tested.")
     elif kind.tokens:
         said.append("The language of the data is not recorded.")
-    said.append(
-        f"Inputs were {kind.cut.removesuffix(' off')} to {facts('lock.yaml#/data/max_length', 'integer')} {kind.unit}; "
-        f"{kind.longer} ones were not tested."
-    )
+    said.append(evidence.size_sentence(facts))
     return said
 
 

@@ -382,3 +382,14 @@ def eu_sentences(facts: Facts, estimate: str) -> list[str]:
         f"{facts(third, 'tiny-share', 'ratio', 3)} of a third of that, so it is "
         f"{'**above**' if above else 'below'} the threshold.",
     ]
+
+
+def size_sentence(facts: Facts) -> str:
+    """What was done with inputs that are larger than the model takes, and that no others were tested."""
+    kind = kind_of(facts.records)
+    if (facts.records.value("data.json#").get("audit") or {}).get("brought"):
+        return f"Every {kind.noun} came to one size: {facts('data.json#/audit/brought')}; no other size was tested."
+    return (
+        f"Inputs were {kind.cut.removesuffix(' off')} to {facts('lock.yaml#/data/max_length', 'integer')} {kind.unit}; "
+        f"{kind.longer} ones were not tested."
+    )

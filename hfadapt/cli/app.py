@@ -290,9 +290,10 @@ def serve(  # noqa: PLR0913 - options of the command
 ) -> None:
     """Answer over HTTP with one resident base and the adapters of all domains of a run.
 
-    POST /predict {"domain": NAME, "inputs": [TEXT, ...]}; for language models also /v1/chat/completions,
-    /v1/completions and /v1/models as OpenAI's API has them, with a domain as model. GET /health and /metrics say how
-    it goes. Ctrl-C or SIGTERM finishes what was asked and stops.
+    POST /predict {"domain": NAME, "inputs": [TEXT, ...]}; images and recordings in base64, or one alone as the body of
+    POST /predict/file?domain=NAME. For language models also /v1/chat/completions, /v1/completions and /v1/models as
+    OpenAI's API has them, with a domain as model. GET /health and /metrics say how it goes. Ctrl-C or SIGTERM finishes
+    what was asked and stops.
     """
     from hfadapt.cli.serving import serve_run
 
@@ -352,18 +353,16 @@ def export(  # noqa: PLR0913 - options of the command
     json: Json = False,
 ) -> None:
     """Write an adapter as a folder of its own, or merged into its base, and open it again to compare."""
-    from hfadapt.core.progress import quiet_libraries
     from hfadapt.export.servers import SERVED
     from hfadapt.export.write import export as export_cell
     from hfadapt.run_folder import find_cell
 
-    with quiet_libraries():
-        found = find_cell(cell, domain, target)
-        said = found.lock.export
-        # A form is one of a format's: that of the recipe goes with its format alone.
-        format = format or (SERVED if server else said.format)
-        form = variant or (said.storage if format == said.format else None)
-        done = export_cell(found, format, to, variant=form, force=force, server=server, say=note)
+    found = find_cell(cell, domain, target)
+    said = found.lock.export
+    # A form is one of a format's: that of the recipe goes with its format alone.
+    format = format or (SERVED if server else said.format)
+    form = variant or (said.storage if format == said.format else None)
+    done = export_cell(found, format, to, variant=form, force=force, server=server, say=note)
     show(done.record if json else done, json)
 
 
@@ -469,7 +468,10 @@ def root(
 def main() -> None:
     """Entry point: errors as messages, never as tracebacks; exit codes 0, 1, 2, 130 and 143."""
     from hfadapt.cli.ending import ended
+    from hfadapt.core.progress import quiet_program
 
     if completion.VARIABLE in os.environ:
         completion.begin()
-    sys.exit(ended(lambda: app(standalone_mode=False, complete_var=completion.VARIABLE)))
+    with quiet_program():
+        code = ended(lambda: app(standalone_mode=False, complete_var=completion.VARIABLE))
+    sys.exit(code)

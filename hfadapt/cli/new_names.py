@@ -46,7 +46,7 @@ class _Field:
 
 
 @dataclass(frozen=True)
-class _Names:
+class Names:
     """Names of files that all have as many fields; a folder before them is no part of the first."""
 
     example: str
@@ -54,16 +54,19 @@ class _Names:
     fields: tuple[_Field, ...]
 
     @classmethod
-    def of(cls, names: Sequence[str]) -> _Names | None:
-        """The names by the separator that tells something; None where none does."""
+    def of(cls, names: Sequence[str]) -> Names | None:
+        """The names by the separator that tells a class; None where none does."""
+        return next((found for found in cls.all_of(names) if found.candidates()), None)
+
+    @classmethod
+    def all_of(cls, names: Sequence[str]) -> Iterator[Names]:
+        """The names by each separator that gives all as many fields."""
         stems = [PurePosixPath(name).stem for name in names]
         for separator in SEPARATORS:
             split = [stem.split(separator) for stem in stems]
             if len({len(each) for each in split}) == 1 and len(split[0]) > 1 and all(map(all, split)):
                 fields = [_Field(number, Counter(values)) for number, values in enumerate(zip(*split, strict=True))]
-                if (found := cls(names[0], separator, tuple(fields))).candidates():
-                    return found
-        return None
+                yield cls(names[0], separator, tuple(fields))
 
     def pattern(self, field: _Field) -> str:
         """What finds a field, wherever it stands."""
@@ -109,7 +112,7 @@ def columns_in_names(data: str, rows: Rows, said: Columns, ask: Ask | None) -> t
         told = f"{GUESSED}the class is the folder right above each file, {inner!r} of {deep}"
         return said, [f"{told}. If it is {outer!r}, add --columns 'label={NAME},label_pattern=^([^/]+)/'."]
     bare = kinds and all(set(row) <= {*kinds, NAME} for row in rows)
-    names = _Names.of(_names(data, rows)) if bare and said.label is None else None
+    names = Names.of(names_of(data, rows)) if bare and said.label is None else None
     if names is None:
         return said, []
     found = names.candidates()
@@ -155,7 +158,7 @@ def with_classes(rows: Rows, said: Columns) -> Rows:
     return [{**row, said.label: said.class_in(row.get(said.label))} for row in rows]
 
 
-def _names(data: str, rows: Rows) -> list[str]:
+def names_of(data: str, rows: Rows) -> list[str]:
     """The names of all files as rows have them; of an archive those of the first rows."""
     path = local_path(data, Path())
     files = folders.chosen(path).data if path is not None else ()

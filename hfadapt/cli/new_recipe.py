@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import unicodedata
@@ -30,9 +29,11 @@ from hfadapt.cli.new_columns import (
     read_columns,
     values_of,
 )
+from hfadapt.cli.new_groups import with_groups
+from hfadapt.cli.new_model import check_base, check_chat, generates
 from hfadapt.cli.new_names import columns_in_names, with_classes
 from hfadapt.cli.new_splits import given_splits
-from hfadapt.cli.new_task import fit_of, generates, labelled, modality_of
+from hfadapt.cli.new_task import fit_of, labelled, modality_of
 from hfadapt.core import registry, samples
 from hfadapt.core.errors import DataError, RequestError, choice_problem
 from hfadapt.core.spec import write_text
@@ -96,22 +97,24 @@ def write_recipe(
         # Said now, and not when all is trained.
         problem = choice_problem("not a licence id of the Hub", license, named, "--license")
         raise RequestError(problem.what, problems=[problem])
-    _check_base(model)
+    check_base(model)
     found, noticed, beside = _peek(data, beside)
     rows: Rows = found
     said, in_names = columns_in_names(data, rows, read_columns(columns, rows, data), ask)
     rows = with_classes(rows, said)
     modality = modality_of(rows, model, data, said)
     task, shape, rows, laid_out = fit_of(rows, modality, generates(model), data, ask, said)
-    _check_chat(model, shape)
+    check_chat(model, shape)
     _check_classes(rows, shape, data)
+    if given := given_splits(data, beside, shape):
+        noticed.append(f"{' and '.join(given)} rows are those that {data} gives.")
+    else:
+        said, in_groups = with_groups(data, rows, shape, said, ask)
+        in_names += in_groups
     domain = _name(_without_endings(data.removeprefix("sample:")))
     path = output or Path(f"{domain}.yaml")
     if path.exists():
         raise RequestError("the file exists already", place=str(path), fix="give another name with --output")
-    given = given_splits(data, beside, shape)
-    if given:
-        noticed.append(f"{' and '.join(given)} rows are those that {data} gives.")
     write_text(
         path,
         _text(
@@ -167,38 +170,6 @@ def _name(text: str) -> str:
     letters = "".join(each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each))
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", letters.replace("ß", "ss")).strip("-._")[:58].rstrip("-._") or "data"
     return f"{name}-rows" if name.lower() in RUN_FILES else name
-
-
-def _check_base(model: str) -> None:
-    """Raises RequestError for an adapter where a model is asked for."""
-    config = expanded(model) / "adapter_config.json"
-    if not config.is_file():
-        return
-    base = None
-    with suppress(ValueError, AttributeError, OSError):
-        base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    raise RequestError(
-        "this is an adapter, not a model",
-        place=model,
-        got=f"adapter_config.json, an adapter of {base}" if base else "adapter_config.json",
-        allowed="the base that the adapter was trained on",
-        fix=f"--model {quote(base)}" if base else "name its base with --model",
-    )
-
-
-def _check_chat(model: str, shape: Shape) -> None:
-    """Raises RequestError for chats with a model on this machine that has no chat template."""
-    from hfadapt.models.load import load_processor, resolve_model
-
-    if not registry.schema(shape.form).chat or not expanded(model).is_dir():
-        return
-    if not load_processor(resolve_model(model), "text").chat_template:
-        raise RequestError(
-            "the model has no chat template, and the rows are chats",
-            place=model,
-            allowed="an instruction-tuned model, whose tokenizer has one",
-            fix="name such a model with --model, or data with prompt and completion",
-        )
 
 
 def _check_classes(rows: Rows, shape: Shape, data: str) -> None:

@@ -7,21 +7,14 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from hfadapt.cli.new_columns import Ask, Rows, columns_of, files_of, ways
+from hfadapt.cli.new_model import made_for
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, RequestError
 from hfadapt.data import layouts
 from hfadapt.data.columns import Shape, recognise
 from hfadapt.files import Read
-from hfadapt.models.facts import load_config, reads_both_ways
 from hfadapt.recipe.schema import Columns
 from hfadapt.tasks import Task
-
-
-def generates(model: str) -> bool:
-    """Whether the architecture is a language model that generates."""
-    config = load_config(model)
-    names = " ".join(config.architectures or [])
-    return ("CausalLM" in names or "LMHead" in names) and not reads_both_ways(config)
 
 
 def modality_of(rows: Rows, model: str, place: str, said: Columns) -> str:
@@ -36,10 +29,10 @@ def modality_of(rows: Rows, model: str, place: str, said: Columns) -> str:
     have = [*dict.fromkeys(files.values())]
     # A column of names of files may stand beside texts; what is beside a file itself says its class.
     have += ["text"] if not files or len(texts) > 1 else []
-    made_for = _made_for(model)
-    found = next((name for name in have if name in made_for or not made_for), None)
+    kinds = made_for(model)
+    found = next((name for name in have if name in kinds or not kinds), None)
     if found is None:
-        rows_are, model_is = (registry.modality(name).nouns for name in (have[0], made_for[0]))
+        rows_are, model_is = (registry.modality(name).nouns for name in (have[0], kinds[0]))
         raise RequestError(
             f"the rows are {rows_are}, and the model is one of {model_is}",
             place=model,
@@ -56,19 +49,6 @@ def modality_of(rows: Rows, model: str, place: str, said: Columns) -> str:
             "'label=file,label_pattern=_(\\w+)_'",
         )
     return found
-
-
-def _made_for(model: str) -> list[str]:
-    """Modalities of the tasks for which transformers has a model of this kind."""
-    import transformers
-
-    kind, found = type(load_config(model)), []
-    for task in map(registry.task, registry.names("tasks")):
-        auto = getattr(transformers, task.auto_class)
-        # Every model is known without a head.
-        if auto is not transformers.AutoModel and kind in auto._model_mapping:
-            found.append(task.modality)
-    return list(dict.fromkeys(found))
 
 
 class Fit(NamedTuple):

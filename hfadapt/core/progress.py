@@ -6,6 +6,7 @@ What happens is told as facts, one event each. Nobody has to read them out of a 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import warnings
@@ -240,6 +241,12 @@ class Corrected(Progress):
             )
 
 
+WHEN_IMPORTED = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}
+"""Variables that libraries read once, when they are imported; transformers' bars follow the Hub's."""
 LOUD_LOGGERS = ("accelerate", "bitsandbytes", "torch.distributed", "torch.utils._pytree", "torchao")
 
 
@@ -277,9 +284,22 @@ def quiet_libraries() -> Iterator[None]:
                 _QUIET.hushed.clear()
 
 
-def _hush_all(undo: ExitStack) -> None:
-    from transformers.utils import logging as theirs
+@contextmanager
+def quiet_program() -> Iterator[None]:
+    """`quiet_libraries` for a whole program, which costs nothing where it imports none of them; what the caller's
+    environment says of them holds."""
+    with ExitStack() as undo:
+        for name, value in WHEN_IMPORTED.items():
+            if name not in os.environ:
+                os.environ[name] = value
+                undo.callback(os.environ.pop, name, None)
+        _hush_hints(undo)
+        if "transformers" in sys.modules:
+            undo.enter_context(quiet_libraries())
+        yield
 
+
+def _hush_hints(undo: ExitStack) -> None:
     undo.enter_context(warnings.catch_warnings())
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
@@ -287,6 +307,12 @@ def _hush_all(undo: ExitStack) -> None:
         logger = logging.getLogger(name)
         undo.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.ERROR)
+
+
+def _hush_all(undo: ExitStack) -> None:
+    from transformers.utils import logging as theirs
+
+    _hush_hints(undo)
     undo.callback(theirs.set_verbosity, theirs.get_verbosity())
     theirs.set_verbosity_error()
     if theirs.is_progress_bar_enabled():

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from rich.cells import cell_len
 
 from hfadapt.core.errors import HfadaptError
 
@@ -20,6 +23,8 @@ WIDTH = 100
 """Columns of text where there is no terminal to tell."""
 GAP = "  "
 LINE_BREAK = ("\n", "<br>")
+MOST_WIDE = 12
+"""Characters of double width in a word (Chinese, Japanese, Korean) up to which it is not broken, as a name is not."""
 BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -139,7 +144,7 @@ def as_text(blocks: Sequence[Block], width: int | None = None) -> str:
     for block in blocks:
         if isinstance(block, Heading):
             lines = _wrapped(block.text, width)
-            parts.append("\n".join([*lines, "=" * max(map(len, lines))] if block.level == 1 else lines))
+            parts.append("\n".join([*lines, "=" * max(map(cell_len, lines))] if block.level == 1 else lines))
         elif isinstance(block, Text):
             parts.append(block.text if block.code else "\n".join(_wrapped(block.text, width)))
         elif isinstance(block, Table):
@@ -159,7 +164,7 @@ def _text_table(table: Table, width: int) -> str:
         for n in range(max(map(len, cells))):
             parts = [cell[n] if n < len(cell) else "" for cell in cells]
             aligned = [
-                part.rjust(size) if column in table.right else part.ljust(size)
+                flush(part, size, right=column in table.right)
                 for part, size, column in zip(parts, widths, table.columns, strict=True)
             ]
             shown.append(GAP.join(aligned).rstrip())
@@ -168,7 +173,7 @@ def _text_table(table: Table, width: int) -> str:
     body = []
     for row in rows:
         cells, below = [_wrapped(cell, size) for cell, size in zip(row, widths, strict=True)], []
-        if max(map(len, cells[-1])) > widths[-1]:
+        if max(map(cell_len, cells[-1])) > widths[-1]:
             below, cells[-1] = ["    " + line for line in _wrapped(row[-1], width - 4)], [""]
         body += lines(cells) + below
     if not any(table.columns):
@@ -185,24 +190,24 @@ def _widths(table: Table, rows: Sequence[Sequence[str]], room: int) -> list[int]
     """
 
     def longest(parts: Sequence[str]) -> int:
-        return max(map(len, parts), default=0)
+        return max(map(cell_len, parts), default=0)
 
     headings = [longest(column.replace("-", "- ").split()) for column in table.columns]
     cells = [[line for row in rows for line in row[n].split("\n")] for n in range(len(table.columns))]
     content = [max(heading, longest(lines)) for heading, lines in zip(headings, cells, strict=True)]
-    words = [max(heading, longest(" ".join(lines).split())) for heading, lines in zip(headings, cells, strict=True)]
+    words = [max(heading, longest(_words(" ".join(lines)))) for heading, lines in zip(headings, cells, strict=True)]
     figures = [content[n] if column in table.right else words[n] for n, column in enumerate(table.columns)]
-    short = max(headings[-1], longest([word for word in " ".join(cells[-1]).split() if len(word) <= room // 3]))
+    short = max(headings[-1], longest([word for word in _words(" ".join(cells[-1])) if cell_len(word) <= room // 3]))
     widths = next((least for least in (figures, words, [*words[:-1], short]) if sum(least) <= room), None)
     if widths is None:
         return None
-    widths, left, area = list(widths), room - sum(widths), [sum(map(len, lines)) for lines in cells]
+    widths, left, area = list(widths), room - sum(widths), [sum(map(cell_len, lines)) for lines in cells]
     while left and (growing := [n for n, size in enumerate(widths) if size < content[n]]):
         widths[max(growing, key=lambda n: area[n] / max(widths[n], 1))] += 1
         left -= 1
-    for n, column in sorted(enumerate(table.columns), key=lambda pair: len(pair[1]) - widths[pair[0]]):
+    for n, column in sorted(enumerate(table.columns), key=lambda pair: cell_len(pair[1]) - widths[pair[0]]):
         # A heading in one line, where there is room for all of it.
-        if 0 < (more := len(column) - widths[n]) <= left:
+        if 0 < (more := cell_len(column) - widths[n]) <= left:
             widths[n], left = widths[n] + more, left - more
     return widths
 
@@ -219,23 +224,55 @@ def _stacked(table: Table, row: Sequence[str], width: int, more: bool) -> list[s
 
 def _wrapped_heading(column: str, width: int) -> list[str]:
     """Like a cell, but also broken at hyphens."""
-    if len(column) <= width:
+    if cell_len(column) <= width:
         return [column]
     return [line.replace("- ", "-") for line in _wrapped(column.replace("-", "- "), width)]
 
 
+def flush(text: str, width: int, *, right: bool = False) -> str:
+    """The text with spaces up to so many columns of a terminal, in which some characters take two or none."""
+    spaces = " " * (width - cell_len(text))
+    return spaces + text if right else text + spaces
+
+
+_SECOND = "\0"
+"""Stands for the second column of a character, while lines are broken."""
+_WIDE = re.compile(f".{_SECOND}|(?:(?!.{_SECOND}).)+", re.DOTALL)
+
+
+class _Wrapper(textwrap.TextWrapper):
+    """Breaks lines at spaces, and between characters of double width where a word has many of them: it is a sentence.
+
+    It counts characters, so a second one stands after those of double width.
+    """
+
+    def _split(self, text: str) -> list[str]:
+        chunks = super()._split(text)
+        parts = (_WIDE.findall(each) if each.count(_SECOND) > MOST_WIDE else [each] for each in chunks)
+        return [part for each in parts for part in each]
+
+
+def _doubled(text: str) -> str:
+    return text if text.isascii() else "".join(c + _SECOND if cell_len(c) > 1 else c for c in text)
+
+
+def _words(text: str) -> list[str]:
+    """What is not broken, where there is no other way."""
+    split = _Wrapper(break_on_hyphens=False)._split
+    return [part.replace(_SECOND, "") for word in text.split() for part in split(_doubled(word))]
+
+
 def _wrapped(text: str, width: int) -> list[str]:
-    """Lines of at most `width` characters; each paragraph keeps its indent."""
+    """Lines of at most `width` columns; each paragraph keeps its indent."""
     return [
-        line
+        line.replace(_SECOND, "")
         for paragraph in text.split("\n")
-        for line in textwrap.wrap(
-            paragraph,
-            max(width, 1),
+        for line in _Wrapper(
+            width=max(width, 1),
             subsequent_indent=" " * (len(paragraph) - len(paragraph.lstrip())),
             break_on_hyphens=False,
             break_long_words=False,
-        )
+        ).wrap(_doubled(paragraph))
         or [""]
     ]
 

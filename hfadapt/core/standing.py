@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import isfinite
 
+from rich.cells import cell_len, set_cell_size
+
 from hfadapt.core.progress import (
     CellFinished,
     Event,
@@ -18,7 +20,7 @@ from hfadapt.core.progress import (
     Stepped,
     Validated,
 )
-from hfadapt.core.show import GAP, show_bytes, show_seconds
+from hfadapt.core.show import GAP, flush, show_bytes, show_seconds
 
 BARS = "▁▂▃▄▅▆▇█"
 KEPT = 512
@@ -222,21 +224,25 @@ def table(rows: Sequence[Row], width: int, bars: bool = True) -> list[str]:
         ([names], [steps], 0),
     ]
     for before, after, least in choices:
-        room = width - sum(max(map(len, column)) + len(GAP) for column in (*before, *after) if any(column)) + len(GAP)
+        room = (
+            width - sum(max(map(cell_len, column)) + len(GAP) for column in (*before, *after) if any(column)) + len(GAP)
+        )
         if room >= (least + len(GAP)) * drawn:
             break
     spark = min(LONGEST_SPARK, room - len(GAP)) if drawn and least and room > len(GAP) else 0
     if room < 0:
-        names = [
-            name if len(name) <= (most := max(map(len, names)) + room) else f"{name[: most - 1]}…" for name in names
-        ]
+        most = max(map(cell_len, names)) + room
+        names = [name if cell_len(name) <= most else f"{set_cell_size(name, most - 1).rstrip()}…" for name in names]
         before = [names, *before[1:]]
     middle = [[sparkline(row.losses, spark).ljust(spark) for row in rows]] if spark else []
     columns = [column for column in (*before, *middle, *after) if any(column)]
-    widths = [max(map(len, column)) for column in columns]
+    widths = [max(map(cell_len, column)) for column in columns]
     cells = zip(*columns, strict=True)
     return [
-        GAP.join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip()[:width] for row in cells
+        set_cell_size(line, width) if cell_len(line) > width else line
+        for line in (
+            GAP.join(flush(cell, size) for cell, size in zip(row, widths, strict=True)).rstrip() for row in cells
+        )
     ]
 
 

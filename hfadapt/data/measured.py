@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +112,9 @@ def estimated(recipe: Recipe, domain: str, opened: Sequence[Opened]) -> tuple[Da
     """
     forms, labels = registry.task(recipe.task).schemas, Labels(recipe.domains[domain].labels)
     counts, rows, sources = {"train": 0, "validation": 0, "test": 0}, [], []
+    noticed = [each for source in opened for each in source.noticed]
     for source in opened:
-        count, some = _counted(source.read(), source.settings.rows)
+        count, some = _counted(source.read(), source.settings.rows, noticed)
         reader = SourceReader(recipe, domain, replace(source, read=_again(some)), forms, labels)
         usable = [item for item in reader if isinstance(item, Row)]
         counts[source.split or "train"] += round(count * len(usable) / max(1, len(some)))
@@ -137,15 +137,25 @@ def estimated(recipe: Recipe, domain: str, opened: Sequence[Opened]) -> tuple[Da
         **{"domain": domain, "form": form, "sources": tuple(sources), "rows_in": total, "rows_kept": total},
         **{"dropped": {}, "splits": counts, "labels": names, "fingerprint": "", "seconds": 0.0},
         completions=dict(sorted(completions.items())),
+        noticed=tuple(noticed),
     )
     return record, [as_line(row) for row in rows]
 
 
-def _counted(items: Reading, limit: int | None) -> tuple[int, list[Read | Dropped]]:
-    """How many rows there are, and some of them from beginning to end: files are often sorted by label."""
+def _counted(items: Reading, limit: int | None, noticed: list[Finding]) -> tuple[int, list[Read | Dropped]]:
+    """How many rows there are, and some of them from beginning to end: files are often sorted by label.
+
+    Args:
+        noticed: What is found beside rows goes here.
+    """
     every, count = 1, 0
     some: list[Read | Dropped] = []
-    for item in islice((item for item in items if not isinstance(item, Finding)), limit):
+    for item in items:
+        if isinstance(item, Finding):
+            noticed.append(item)
+            continue
+        if count == limit:
+            break
         if count % every == 0:
             some.append(item)
             if len(some) == 2 * SAMPLE_ROWS:

@@ -99,13 +99,13 @@ def prepare(
         lambda ready: prepare(recipe, opened, ready, fingerprint, say),
         check=lambda folder: _records(recipe, folder),
     )
-    return _domains(recipe, folder)
+    return _domains(recipe, opened, folder)
 
 
 def prepared_before(recipe: Recipe, opened: Mapping[str, Sequence[Opened]]) -> dict[str, PreparedDomain] | None:
     """All domains, where these sources as they are now were prepared with these settings; None where they were not."""
     folder = there(cache_folder() / "prepared" / fingerprint_of(recipe, opened), lambda found: _records(recipe, found))
-    return None if folder is None else _domains(recipe, folder)
+    return None if folder is None else _domains(recipe, opened, folder)
 
 
 def open_all(recipe: Recipe, recipe_folder: Path) -> dict[str, list[Opened]]:
@@ -126,9 +126,18 @@ def _records(recipe: Recipe, folder: Path) -> dict[str, DataRecord]:
     return {name: DataRecord.read(folder / name / RECORD) for name in recipe.domains}
 
 
-def _domains(recipe: Recipe, folder: Path) -> dict[str, PreparedDomain]:
+def _domains(recipe: Recipe, opened: Mapping[str, Sequence[Opened]], folder: Path) -> dict[str, PreparedDomain]:
     found = _records(recipe, folder)
-    return {name: PreparedDomain(folder / name, noted(found[name], domain)) for name, domain in recipe.domains.items()}
+    return {
+        name: PreparedDomain(folder / name, noted(_noticing(found[name], opened[name]), domain))
+        for name, domain in recipe.domains.items()
+    }
+
+
+def _noticing(record: DataRecord, sources: Sequence[Opened]) -> DataRecord:
+    """The record with what was noticed on finding the sources: what lies beside the data may have changed since."""
+    now = [each for source in sources for each in source.noticed]
+    return record.model_copy(update={"noticed": (*now, *(each for each in record.noticed if each not in now))})
 
 
 def _copy(path: Path, target: Path) -> None:

@@ -74,11 +74,11 @@ class SourceReader:
 
     @property
     def noticed(self) -> list[Finding]:
-        """What is to be said of the source, once it is read. Raises DataError where no row has the group asked for."""
+        """What is to be said of the rows, once they are read. Raises DataError where no row has the group asked for."""
         marked = verdicts.findings(self.source.name, self._head, self.shape.used, self.bad)
         files = [*self._changed(), *self._without_group()]
         left = _left_out(self.source, self.rows_in, self.bad)
-        return [*self.source.noticed, *self.of_files, *self._noticed, *files, *left, *marked]
+        return [*self.of_files, *self._noticed, *files, *left, *marked]
 
     def __iter__(self) -> Iterator[Row | Dropped]:
         limit = self.source.settings.rows

@@ -17,10 +17,12 @@ from hfadapt.core.progress import quiet_libraries
 from hfadapt.data.labels import some, task_with
 from hfadapt.data.rows import Dropped
 from hfadapt.files import SPLIT_NAMES, Doubt, Read, Unread, folders, json_rows, media, plain_text, reading, tables
+from hfadapt.files.beside import not_read
 from hfadapt.files.opening import NAME_IT, PACKED, suffix, unmarked
 from hfadapt.files.places import Place, name_rows
 from hfadapt.recipe.schema import Domain, Source
 from hfadapt.recipe.sources import expanded
+from hfadapt.records.gaps import LEFT_OUT, SPLITS_LEFT_OUT
 from hfadapt.records.stages import Finding
 from hfadapt.schemas import LabelKind
 
@@ -203,7 +205,7 @@ def _with_unread(source: Opened, opened: Sequence[Opened]) -> Opened:
         return source
     what = f"{source.name}: it also has the split{'s' if len(left) > 1 else ''} {some(left)}, which nothing reads"
     fix = "; ".join(f"set {split}: {key} to use it" for key, split in left.items() if split in Domain.model_fields)
-    found = Finding(code="splits-left-out", level="soft", message=what, fix=fix)
+    found = Finding(code=SPLITS_LEFT_OUT, level="soft", message=what, fix=fix)
     return replace(source, noticed=(*source.noticed, found))
 
 
@@ -316,7 +318,11 @@ def _open_local(source: Source, path: Path, split: str) -> Opened:
     if found.left:
         what = f"{name}: left out as no data: {some(each.name for each in found.left)}"
         fix = "nothing; if they are data, name them as sources or by a pattern such as *.txt"
-        noticed.append(Finding(code="files-left-out", level="soft", message=what, fix=fix))
+        noticed.append(Finding(code=LEFT_OUT, level="soft", message=what, fix=fix))
+    if found.foreign:
+        names = media.names_of([*found.foreign, *files])
+        doubt = not_read([names[each] for each in found.foreign], [names[each] for each in files])
+        noticed.append(_as_finding(doubt, name))
     noticed += _encodings(name, files, source.encoding)
     sha256 = reading.content_hash([*files, *filter(None, map(plain_text.entities_of, files))])
     return Opened(
@@ -356,6 +362,10 @@ def _encodings(name: str, files: Sequence[Path], told: str | None) -> list[Findi
     ]
 
 
+def _as_finding(doubt: Doubt, place: str) -> Finding:
+    return Finding(code=doubt.code, level="soft", message=f"{place}: {doubt.detail}", fix=doubt.fix)
+
+
 def numbered_rows(name: str, files: Sequence[Path], split: str | None = None, encoding: str | None = None) -> Reading:
     """Rows of all files, numbered through from 0; of files that hold splits, those of one.
 
@@ -364,7 +374,10 @@ def numbered_rows(name: str, files: Sequence[Path], split: str | None = None, en
     """
     if any(media.holds(path) for path in files[:1]):
         for row in media.read(files):
-            yield Dropped(Place(name, row.row), row.reason, detail=row.detail) if isinstance(row, Unread) else row
+            if isinstance(row, Doubt):
+                yield _as_finding(row, name)
+            else:
+                yield Dropped(Place(name, row.row), row.reason, detail=row.detail) if isinstance(row, Unread) else row
         return
     first, doubts = 0, Counter[str]()
     # A person does not see the file of a sample, so its lines mean nothing.
@@ -376,8 +389,7 @@ def numbered_rows(name: str, files: Sequence[Path], split: str | None = None, en
             if isinstance(item, Doubt):
                 doubts[item.code] += 1
                 if doubts[item.code] <= DOUBTS_SHOWN:
-                    message = f"{name}: {path.name}: {item.detail}" if len(files) > 1 else f"{name}: {item.detail}"
-                    yield Finding(code=item.code, level="soft", message=message, fix=item.fix)
+                    yield _as_finding(item, f"{name}: {path.name}" if len(files) > 1 else name)
                 continue
             place = Place(name, first + item.row, item.line, in_file) if seen else Place(name, first + item.row)
             if isinstance(item, Unread):

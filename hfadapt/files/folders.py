@@ -5,25 +5,20 @@ from __future__ import annotations
 import glob
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
 from hfadapt.files import SPLIT_NAMES, json_rows, media, sheets
+from hfadapt.files.beside import is_paper
 from hfadapt.files.opening import HEAD_BYTES, PACKED, WORKBOOKS, foreign, packing, suffix
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", *WORKBOOKS, ".txt", ".md")
 """Of files that hfadapt reads whatever the rows; row schemas read further ones."""
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", *WORKBOOKS)
 """Of these, one beside images or recordings names them."""
-_ABOUT = re.compile(
-    r"(read.?me|licen[sc]e|copying|notice|citation|changelog|contributing|requirements)\b.*"
-    r"|(dataset_infos?|dataset_dict|state|config|package|vocab|metadata|\w*tokenizer\w*|\w+_config|\w+_map"
-    r"|.*\.index)\.json",
-    re.IGNORECASE,
-)
 _APART = {"corpus", "queries", "qrels"}
 """Files or folders of a benchmark of search, whose rows name each other."""
 _MARKS = {"config.json": ("tokenizer.json", "tokenizer_config.json", "model.safetensors"), "lock.yaml": (".",)}
@@ -38,11 +33,13 @@ class Found:
         data: Those that are read, sorted by name.
         left: Those of a kind that could be read, which are about the data rather than data.
         others: Splits of the folder that were not asked for.
+        foreign: Those of kinds that are not read beside the data, such as films beside images.
     """
 
     data: tuple[Path, ...]
     left: tuple[Path, ...] = ()
     others: tuple[str, ...] = ()
+    foreign: tuple[Path, ...] = ()
 
 
 def suffixes() -> tuple[str, ...]:
@@ -99,9 +96,9 @@ def find(path: Path) -> Found:
             ending = next(each.suffix for each in seen if kinds[each] == max(counts, key=lambda name: counts[name]))
             fix = f"name files of one kind, such as {path / '**' / f'*{ending}'}"
             raise DataError("the folder holds files of several kinds", place=str(path), got=got, fix=fix)
-        return Found(tuple(seen))
+        return Found(tuple(seen), foreign=_foreign(files, seen))
     if not path.is_dir():
-        return Found(tuple(known))
+        return Found(tuple(known), foreign=_foreign(files, known))
     if {part.split(".")[0] for each in known for part in each.relative_to(path).parts} >= _APART:
         raise DataError(
             "the folder keeps queries and documents apart, as those of BEIR do",
@@ -113,10 +110,10 @@ def find(path: Path) -> Found:
         )
     others = {each.parent for each in files if each.name in _MARKS and _holds(each.parent, _MARKS[each.name])}
     known = [each for each in known if not others & set(each.parents)]
+    # Images and recordings beside a table are what it names.
+    foreign = _foreign((each for each in files if not others & set(each.parents)), {*known, *seen})
     # A page about files that cannot be read is no data.
-    data = [each for each in known if not _ABOUT.fullmatch(each.name)] or [
-        each for each in known if suffix(each) != ".md"
-    ]
+    data = [each for each in known if not is_paper(each.name)] or [each for each in known if suffix(each) != ".md"]
     # Saved by datasets' save_to_disk, the rest is about the Arrow files.
     arrow = [each for each in data if suffix(each) == ".arrow"]
     tables = [each for each in data if suffix(each) not in (".txt", ".md", ".json")]
@@ -127,7 +124,13 @@ def find(path: Path) -> Found:
         data = [each for each in data if each not in texts]
     elif texts and documents:
         data = max(texts, documents, key=len)
-    return Found(tuple(data), tuple(each for each in known if each not in data))
+    return Found(tuple(data), tuple(each for each in known if each not in data), foreign=foreign)
+
+
+def _foreign(files: Iterable[Path], read: Collection[Path]) -> tuple[Path, ...]:
+    """Files beside those that are read which may be data of a kind that is not."""
+    read = set(read)
+    return tuple(each for each in files if each not in read and not is_paper(each.name))
 
 
 def may_have_splits(path: Path) -> bool:
@@ -186,7 +189,9 @@ def chosen(path: Path, split: str | None = None) -> Found:
         # Beside files of splits, one of no split is none of the training rows.
         left = (*found.left, *(each for each in found.data if splits[each] is None))
         others = sorted({name for name in splits.values() if name and name != wanted}, reverse=True)
-        return Found(data, left, tuple(others))
+        where = _splits(found.foreign, path)
+        foreign = tuple(each for each in found.foreign if (where[each] or "train") == wanted)
+        return Found(data, left, tuple(others), foreign)
     if split:
         raise DataError(
             "a local file has no named splits",

@@ -20,7 +20,8 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.files import FILE_LIMIT_BYTES, SPLIT_NAMES, Blob, Read, Unread
+from hfadapt.files import FILE_LIMIT_BYTES, SPLIT_NAMES, Blob, Read, Rows, Unread
+from hfadapt.files.beside import is_paper, not_read
 
 ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip")
 _SIDECARS = (".cls", ".txt", ".json")
@@ -63,8 +64,10 @@ def broken(path: Path) -> DataError | None:
     return None
 
 
-def read(files: Sequence[Path]) -> Iterator[Read | Unread]:
+def read(files: Sequence[Path]) -> Rows:
     """A row for each file, or for each file in an archive, with its class where folders tell it.
+
+    What an archive holds of kinds that are not read comes as a Doubt after its rows.
 
     Raises:
         DataError: an archive is broken.
@@ -83,9 +86,17 @@ def read(files: Sequence[Path]) -> Iterator[Read | Unread]:
             yield Read(number, {kinds[path.suffix.lower()]: Blob(name, path=path), **label, "file": name})
             number += 1
             continue
-        for values in _rows(path, kinds):
-            yield Unread(number, *values) if isinstance(values, tuple) else Read(number, values)
+        foreign: list[str] = []
+        one_of: dict[PurePosixPath, str] = {}
+        for values in _rows(path, kinds, foreign):
+            if isinstance(values, tuple):
+                yield Unread(number, *values)
+            else:
+                one_of[PurePosixPath(values["file"]).parent] = values["file"]
+                yield Read(number, values)
             number += 1
+        if foreign:
+            yield not_read(foreign, one_of.values(), path.name)
 
 
 def names_of(files: Sequence[Path]) -> dict[Path, str]:
@@ -113,7 +124,8 @@ def _above_the_classes(files: Collection[Path]) -> set[Path]:
     return {each for each in folders if len(folders) > 2 and all(each in other.parents for other in folders - {each})}
 
 
-def _rows(path: Path, kinds: dict[str, str]) -> Iterator[dict[str, Any] | tuple[str, str]]:
+def _rows(path: Path, kinds: dict[str, str], foreign: list[str]) -> Iterator[dict[str, Any] | tuple[str, str]]:
+    """Rows of an archive, or why a member is none; names of what is of another kind go into `foreign`."""
     for _, together in groupby(_members(path), key=lambda member: member[0].with_suffix("")):
         # A tar archive is read as it comes, so what is wanted of a member is taken before the next one.
         beside: dict[str, bytes] = {}
@@ -122,6 +134,7 @@ def _rows(path: Path, kinds: dict[str, str]) -> Iterator[dict[str, Any] | tuple[
         for name, content in together:
             ending = name.suffix.lower()
             if ending not in kinds and ending not in _SIDECARS:
+                foreign += [] if is_paper(name.name) else [str(name)]
                 continue
             try:
                 data = content()

@@ -183,6 +183,11 @@ class Modality:
         """How long a value is, how much of it a model is given, and the unit; None where it is given all."""
         return None
 
+    def brought(self, processor: Any, rows: Sequence[Row]) -> str:
+        """What is done with values so that each has the size that the model takes, counted over prepared rows; '' where
+        they are cut, at most."""
+        return ""
+
     def mislabels(self, operation: str, labels: Sequence[str]) -> str:
         """Why a change of `data.augment` may make labels wrong, by the names of the classes; or nothing."""
         return ""

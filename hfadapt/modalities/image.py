@@ -302,6 +302,22 @@ class Image(Modality):
             found.append(Doubt("blank-image", "one even colour", "look at them, and take them out"))
         return found
 
+    def brought(self, processor: Processor, rows: Sequence[Row]) -> str:
+        """To which size, how many of them grow or shrink for it, and whether their edges are left out."""
+        settings = processor.inner.to_dict()
+        size = dict(settings.get("size") or {}) if settings.get("do_resize", True) else {}
+        crop = dict(settings.get("crop_size") or {}) if settings.get("do_center_crop") else {}
+        shown = f"{processor.side} x {processor.side} pixels"
+        if not size:
+            return f"the middle {shown} of each"
+        shortest = size.get("shortest_edge")
+        sides = [min(row["width"], row["height"]) if shortest else max(row["width"], row["height"]) for row in rows]
+        to = shortest or max(size.get("height") or 0, size.get("width") or 0) or processor.side
+        counts = (("enlarged", sum(side < to for side in sides)), ("scaled down", sum(side > to for side in sides)))
+        changed = ", ".join(f"{count:,} of {len(rows):,} {how}" for how, count in counts if count) or "all have it"
+        what = f"the shorter side brought to {to} pixels" if shortest else f"brought to {shown}"
+        return f"{what} ({changed})" + (f", and the middle {shown} taken" if crop else "")
+
     def mislabels(self, operation: str, labels: Sequence[str]) -> str:
         """Of `flip`, where most classes look like digits or letters, or one is named after a side."""
         sides = [label for label in labels if SIDES & {*re.findall(r"[^\W\d_]+", label.casefold())}]

@@ -16,7 +16,7 @@ from hfadapt.core.errors import RequestError, fault_of_machine
 from hfadapt.core.known import known
 from hfadapt.core.progress import quiet_libraries
 from hfadapt.core.spec import Spec
-from hfadapt.models.folders import require_base, require_plain
+from hfadapt.models.folders import idle_parameters, model_folder, require_base, require_plain
 from hfadapt.models.heads import BaseHead
 from hfadapt.recipe.sources import expanded, is_missing
 
@@ -55,7 +55,8 @@ class ModelFacts(Spec):
     other: so many at the start, then a group of so many again and again. `recomputes` is whether the architecture knows
     activation checkpointing, `predicts_tokens` whether its outputs are those of a vocabulary, `experts` whether it has
     weights with one matrix for each expert, `stacks` how many lists of layers it has: an encoder and a decoder are two.
-    With `pointwise` the `linears` are 1x1 convolutions, which no storage quantises.
+    With `pointwise` the `linears` are 1x1 convolutions, which no storage quantises; `idle_parameters` are then those of
+    gates that are always open, which an export leaves out.
     `head` is the checkpoint's own. `other_modules` are paths of modules beside `linears` that peft can adapt where they
     are named: embeddings, convolutions, the head's layers.
     """
@@ -90,6 +91,7 @@ class ModelFacts(Spec):
     experts: bool = False
     stacks: int = 1
     pointwise: bool = False
+    idle_parameters: int = 0
     head: BaseHead = BaseHead()
     other_modules: tuple[str, ...] = ()
 
@@ -142,7 +144,10 @@ def _model_facts(model: str, task: str, labels: int, state: tuple[Any, ...]) -> 
         return describe(built, model, task, labels, config).model_copy(update={"head": head})
 
     key = ["facts", config_of(model), task, labels, registry.made_by("tasks", task)]
-    return known(ModelFacts, key, find).model_copy(update={"model": model})
+    facts = known(ModelFacts, key, find)
+    folder = model_folder(model) if facts.pointwise else None
+    idle = idle_parameters(folder) if folder is not None else 0
+    return facts.model_copy(update={"model": model, "idle_parameters": idle})
 
 
 def config_of(model: str) -> Any:

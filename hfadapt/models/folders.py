@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,8 @@ WHOLE = ("model.safetensors", "pytorch_model.bin")
 AGAIN = "copy the model again, or save it again with save_pretrained"
 LFS = b"version https://git-lfs"
 SMALL_BYTES = 2048
+READ_BYTES = 512 << 20
+"""Of a file of weights that is read for a plan."""
 INPUTS = (".json", ".txt", ".model", ".vocab", ".tiktoken", ".jinja")
 """Of the files beside the weights, which say what a model makes of its input."""
 SAVED_WITH = {
@@ -262,3 +265,22 @@ def _not_whole(path: Path) -> str | None:
         start = file.read(4)
     # Before PyTorch 1.6 a plain pickle.
     return None if zipfile.is_zipfile(path) or start[:1] == b"\x80" else f"{size}, not a file of torch.save"
+
+
+def idle_parameters(folder: Path) -> int:
+    """Parameters of modules all matrices of which are zero: a gate that is always open, which no export keeps
+    (`models.fold`). Reads the weights, so it is asked of small models alone; 0 where they are not in safetensors."""
+    from safetensors import safe_open
+
+    sizes: Counter[str] = Counter()
+    zero: dict[str, bool] = {}
+    for path in weight_files(folder):
+        if path.suffix != ".safetensors" or not path.is_file() or path.stat().st_size > READ_BYTES:
+            return 0
+        with safe_open(path, framework="np") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - it is no dict
+                module, value = name.rpartition(".")[0].rpartition(".")[0], tensors.get_tensor(name)
+                sizes[module] += value.size
+                if value.ndim > 1:
+                    zero[module] = zero.get(module, True) and not value.any()
+    return sum(sizes[module] for module, idle in zero.items() if idle)

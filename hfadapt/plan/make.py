@@ -46,6 +46,7 @@ from hfadapt.plan.tries import alone, plan_search, settle_sharing
 from hfadapt.plan.work import of_model, work_of
 from hfadapt.recipe.reading import Asked, as_recipe
 from hfadapt.recipe.schema import AUTO, THIS_MACHINE, Lock, Recipe
+from hfadapt.records.gaps import gaps
 from hfadapt.records.plan import CellPlan, Decision, Plan
 from hfadapt.records.stages import DataRecord
 
@@ -102,6 +103,8 @@ def make_plan(
             count = len(recipe.chosen) if sharing is None else sharing
             own = recipe.model_copy(update={"pretrain": recipe.pretrain_of(domain)})
             cells.append(_plan_cell(own, domain, target, trainer, facts, work, processes, count))
+            if record is not None:
+                cells[-1] = cells[-1].model_copy(update={"data_gaps": gaps(record)})
             if recipe.student is not None:
                 cells[-1] = _with_student(cells[-1], own, trainer, facts, work, processes)
             if recipe.export.storage is not None:

@@ -119,11 +119,13 @@ def base_of(cell: Cell) -> str:
         return ""
     found = cell.read(TrainRecord).model_hub_id
     if not found or cell.lock.base is not None:
+        whole = next(name for name in registry.names("adapters") if registry.adapter(name).whole_model)
         raise RunError(
             "a Space loads its base from the Hub, and this base is not there",
             place=str(cell.folder),
             got=cell.lock.base.how if cell.lock.base is not None else cell.lock.model,
-            fix="publish the base first and train on it by its name, or export a whole model: --format merged",
+            fix="publish the base first and train on it by its name; or train the whole model, whose Space loads "
+            f"nothing else: adapter.method={whole}",
         )
     return found
 

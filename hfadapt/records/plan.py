@@ -126,6 +126,7 @@ class CellPlan(Spec):
     predicted_tokens_per_second: float | None = None
     pretrain_seconds: float | None = None
     data_basis: str
+    data_gaps: tuple[str, ...] = ()
     alternatives: tuple[Alternative, ...] = ()
     exports: tuple[PlannedExport, ...] = ()
     search: PlannedSearch | None = None
@@ -278,6 +279,7 @@ class Plan(Record):
         """What the verdicts rest on, and warnings."""
         margins = ", ".join(f"{margin:.0%}" for margin, _ in _alike(self.cells, lambda cell: cell.margin))
         rows = [["data", text] for text in self._named(lambda cell: [cell.data_basis])]
+        rows += [["", text] for text in self._named(lambda cell: cell.data_gaps)]
         rows.append(["memory", f"usable leaves a margin of {margins} (memory_margin)"])
         rows += [["disk", text] for text in self._named(lambda cell: _disk(cell.disk))]
         rows.append(["time", "rough, for each domain; a run corrects it after its first steps"])

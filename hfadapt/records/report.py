@@ -10,6 +10,7 @@ from pydantic import Field
 from hfadapt.core.show import Block, Heading, Table, Text, show_bytes, show_number, show_seconds
 from hfadapt.core.spec import Record, Spec
 from hfadapt.records.evidence import TransferTarget, migrate_targets
+from hfadapt.records.gaps import said_of
 from hfadapt.records.stages import Metric, Phase, PhaseMeasure
 
 COSTS = (
@@ -37,6 +38,8 @@ class CellReport(Spec):
     tokens_per_second: float | None = None
     adapter_bytes: int | None = None
     rows: dict[str, int] = {}
+    unscored: tuple[str, ...] = ()
+    """Classes that were trained and have no test row."""
     card: str | None = None
     model: str | None = None
     """The base, where it is not that of the report: of another recipe that has the same name."""
@@ -115,10 +118,16 @@ def report_tables(report: Report) -> list[Block]:
             costs,
             [[cell.domain, *(cell.target for _ in which), *_cost_row(cell)] for cell in report.cells],
         ),
+        *(Text(f"{name}: {text}") for name, text in not_scored(report)),
         *_unproved(report),
         *([Text("cards:\n  " + "\n  ".join(cards), code=True)] if cards else []),
         *(Text(f"{cell.domain} on {cell.target}: {cell.error}") for cell in report.cells if cell.error),
     ]
+
+
+def not_scored(report: Report) -> list[tuple[str, str]]:
+    """What is not measured of the classes of a domain, by domain."""
+    return list({cell.domain: said_of(cell.unscored) for cell in report.cells if cell.unscored}.items())
 
 
 def _filled(names: Sequence[str], figures: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

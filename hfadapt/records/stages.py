@@ -148,7 +148,8 @@ class LongRow(Spec):
 
 
 class Audit(Spec):
-    """What training will really see, counted after tokenisation; `dropped` gives an example for each reason."""
+    """What training will really see, counted after tokenisation; `dropped` gives an example for each reason, `brought`
+    says how values came to the size that the model takes, where they are not just cut."""
 
     rows: int
     tokens: int
@@ -160,6 +161,7 @@ class Audit(Spec):
     sample: tuple[tuple[str, bool], ...] = ()
     longest: tuple[LongRow, ...] = ()
     dropped: dict[str, str] = {}
+    brought: str = ""
 
 
 class PlantedCanaries(Spec):

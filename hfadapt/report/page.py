@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from hfadapt.core import resources
 from hfadapt.core.show import Block, as_html, show_bytes, show_seconds
 from hfadapt.core.spec import write_text
 from hfadapt.records.evidence import TransferRecord, bounds
-from hfadapt.records.report import CellReport, Report, shown_metric
+from hfadapt.records.report import CellReport, Report, not_scored, shown_metric
 from hfadapt.report import charts, pictures, svg, tables
 from hfadapt.report.charts import CellRecords
 from hfadapt.report.run_view import added_blocks, modality_of, seen
 from hfadapt.run_folder import Run
 
+WIDTH = re.compile(r'<svg [^>]*? width="([\d.]+)"')
 CORE = ("torch", "transformers", "peft")
 
 
@@ -43,7 +45,8 @@ def page(
         added: What stages beside the usual ones have to show.
     """
     environment = resources.templates(Path(__file__).with_name("templates"), html=True)
-    environment.filters["svg"] = lambda drawn: Markup(drawn) if drawn else ""
+    # How wide a chart was drawn, for the style of the page.
+    environment.filters["svg"] = lambda drawn: Markup(WIDTH.sub(r'\g<0> style="--wide:\1px"', drawn or "", count=1))
     first, kind = charts.leading(cells), modality_of(report)
     evaluated = next((cell.evaluation for cell in cells if cell.evaluation), None)
     return environment.get_template("report.html.j2").render(
@@ -57,6 +60,7 @@ def page(
         confidence=f"{evaluated.confidence:.0%}".replace("%", " %") if evaluated else "",
         baseline=next((cell.report.baseline for cell in cells if cell.report.baseline), "baseline"),
         cells=[_row(cell.report) for cell in cells],
+        unscored=not_scored(report),
         matrix=charts.matrix(cells),
         gains=charts.gains(cells),
         recall=charts.recall(cells),

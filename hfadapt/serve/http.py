@@ -252,26 +252,27 @@ WORKS = {
     "/v1/completions": '{"model": "DOMAIN", "prompt": "a text"}',
 }
 """Bodies that work, by route."""
+OF_FILES = '{"inputs": ["BASE64"]}, with "domain": "NAME" where there are several, or the file alone to /predict/file'
+"""What works of the first, where what is asked about are files."""
 
 
-def _wrong_body(error: RequestValidationError, path: str) -> str:
+def _wrong_body(error: RequestValidationError, path: str, files: bool) -> str:
+    works = {**WORKS, "/predict": OF_FILES} if files else WORKS
     if not isinstance(error.body, dict):
-        return str(_no_object(error, path))
+        return str(_no_object(error, works.get(path, "a JSON object")))
     problems = []
     for each in error.errors():
         place = ".".join(str(part) for part in each["loc"] if part != "body")
         what = str(each["msg"]).removeprefix("Value error, ")
         problems.append(Problem(what[:1].lower() + what[1:], place or None))
-    works = [f"  a body that works: {WORKS[path]}"] if path in WORKS else []
-    return "\n".join([*map(str, problems), *works])
+    return "\n".join([*map(str, problems), *([f"  a body that works: {works[path]}"] if path in works else [])])
 
 
-def _no_object(error: RequestValidationError, path: str) -> Problem:
+def _no_object(error: RequestValidationError, works: str) -> Problem:
     """What a body is instead of a JSON object: another value, broken JSON, or not sent as JSON."""
     names = {list: "a list", bool: "true or false", int: "a number", float: "a number", type(None): "nothing, or null"}
     broken = [str(each.get("ctx", {}).get("error", "")) for each in error.errors() if each["type"] == "json_invalid"]
     got = f"broken JSON: {broken[0]}" if broken else names.get(type(error.body), "text")
-    works = WORKS.get(path, "a JSON object")
     return Problem(
         "the body is no JSON object", got=got, fix=f"send {works}; and the header Content-Type: application/json"
     )
@@ -337,7 +338,8 @@ def make_app(server: Server) -> FastAPI:
 
     async def wrong(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return JSONResponse(openai.fault(_wrong_body(error, request.url.path), 400), 400)
+        files = bool(registry.modality(server.task.modality).suffixes)
+        return JSONResponse(openai.fault(_wrong_body(error, request.url.path, files), 400), 400)
 
     async def refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -394,7 +396,9 @@ def serve(bank: Bank, at: socket.socket, limits: Limits, say: Callable[[str], No
     )
     program = uvicorn.Server(config)
     shown = f"[{host}]" if ":" in host else host
+    files = bool(registry.modality(server.task.modality).suffixes)
     routes = "/v1/chat/completions, /v1/completions, /predict" if server.task.writes else "/predict"
+    routes += ", /predict/file" if files else ""
     # From here on nobody is turned away, whoever reads the line.
     at.listen(config.backlog)
     say(f"{len(bank.adapters)} domains on one base at http://{shown}:{port} ({routes}); Ctrl-C stops")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
+from hfadapt.files import Blob
 from hfadapt.files.nested import spread
 from hfadapt.schemas import RowSchema, Unusable, plain
 
@@ -34,7 +35,11 @@ def parts_of(adapted: Adapted) -> list[str]:
 
 def file_of(adapted: Adapted, values: Mapping[str, Any]) -> Any:
     """The file that a row names or holds. Raises Unusable where it has none."""
-    return _value(adapted, values, registry.task(adapted.task).modality, True)
+    modality = registry.task(adapted.task).modality
+    # Of a folder or archive a row is the file itself, whatever a recipe calls the column of names of its table.
+    if isinstance(own := values.get(modality), Blob):
+        return own
+    return _value(adapted, values, modality, True)
 
 
 def text_of(adapted: Adapted, values: Mapping[str, Any]) -> str:

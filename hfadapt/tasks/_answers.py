@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
 from hfadapt.core.show import Block, Shown, Table
 from hfadapt.core.spec import Spec
 
@@ -26,7 +28,7 @@ class Cut(Spec):
 
 
 class Answer(Shown, Spec):
-    """What an adapter says about one text.
+    """What an adapter says about one text, or about one file, whose name then stands in `text`, and as `file` in JSON.
 
     Args:
         label: A class, where one is chosen; several, or one for each token, in words.
@@ -46,6 +48,11 @@ class Answer(Shown, Spec):
     parts: tuple[tuple[str, str], ...] = ()
     vector: tuple[float, ...] | None = None
     cut: Cut | None = None
+    of_file: bool = Field(default=False, exclude=True)
+
+    @model_serializer(mode="wrap")
+    def _named(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"file" if self.of_file and name == "text" else name: value for name, value in fields(self).items()}
 
     def __str__(self) -> str:
         if self.vector is not None and self.number is None:
@@ -67,7 +74,8 @@ class Answers(list[Answer], Shown):
 
     def blocks(self) -> list[Block]:
         """A row for each."""
-        return [Table(["text", "answer"], [[answer.text, str(answer)] for answer in self])]
+        files = any(answer.of_file for answer in self)
+        return [Table(["file" if files else "text", "answer"], [[answer.text, str(answer)] for answer in self])]
 
     __str__ = list.__repr__
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
@@ -97,7 +98,10 @@ class MediaClassification(OneClass):
             return blob, kind.take(blob.read())
         except Unusable as fault:
             name = value if isinstance(value, str) else getattr(value, "name", "")
-            got = fault.detail.removeprefix(" has ").removeprefix(f"{name}: ")
+            if name and Path(name).is_dir():
+                fix = f"hfadapt predict CELL --file FOLDER, which asks about all {kind.nouns} in it"
+                return Problem(f"this is a folder, and no {kind.noun}", name, fix=fix)
+            got = fault.detail.removeprefix(" has ").removeprefix(f"{name}: ").strip()
             return Problem(f"this {kind.noun} cannot be read", name, got=got)
 
     def answer(
@@ -121,7 +125,9 @@ class MediaClassification(OneClass):
         with torch.inference_mode():
             logits = model(**_given(batch, model), **self.options(model), **named).logits
         return [
-            self.read(blob.name, row, each.labels).model_copy(update={"cut": self._cut(example, value)})
+            self.read(blob.name, row, each.labels).model_copy(
+                update={"cut": self._cut(example, value), "of_file": True}
+            )
             for each, blob, row, example, value in zip(served, blobs, logits.float().cpu(), examples, rows, strict=True)
         ]
 

@@ -79,3 +79,13 @@ def test_they_are_published_only_if_asked(picture_run, tmp_path, pictures):
     said = "with " if pictures else "without the pictures of test rows that the card shows here; --pictures sends them"
     assert said in " ".join(done.out.split())
     assert not any(path.suffix == ".parquet" for path in (tmp_path / "out").rglob("*"))
+
+
+def test_what_was_done_with_the_pictures_is_said_as_it_was(cell):
+    text = (cell.folder / "README.md").read_text(encoding="utf-8")
+    brought = cell.data.audit.brought
+    enlarged = sum(min(row["width"], row["height"]) > 32 for row in cell.read_split("train"))
+    assert f"{enlarged} of {cell.data.splits['train']} scaled down" in brought
+    assert text.count(brought) == 2
+    assert "were scaled down to" not in text
+    assert problems(cell) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 
@@ -205,3 +206,12 @@ def test_doctor(cache_folder):
     assert report["target"]["name"] == "this-machine"
     assert report["float32_tflops"] > 0
     assert {"torch", "transformers", "peft"} <= report["packages"].keys()
+
+
+def test_libraries_are_quiet_in_every_command(monkeypatch):
+    levels = []
+    monkeypatch.setattr("hfadapt.cli.app.app", lambda **_: levels.append(logging.getLogger("torchao").level))
+    before = logging.getLogger("torchao").level
+    assert command("card", "check", "x").code == 0
+    assert levels == [logging.ERROR]
+    assert logging.getLogger("torchao").level == before

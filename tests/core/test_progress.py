@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -198,3 +200,25 @@ def test_every_public_call_that_loads_a_model_is_quiet() -> None:
 
     for name in ("run", "check_recipe", "load_adapted", "load_bank"):
         assert hasattr(getattr(hfadapt, name), "__wrapped__"), name
+
+
+def test_a_whole_program_is_quiet_whatever_it_imports_later() -> None:
+    """As a command does, whose libraries are imported in the middle of it."""
+    code = (
+        "import logging, os, sys, warnings\n"
+        "from hfadapt.core.progress import quiet_program\n"
+        "before = dict(os.environ)\n"
+        "with quiet_program():\n"
+        "    assert 'transformers' not in sys.modules\n"
+        "    import torchao.prototype.mx_formats\n"
+        "    from transformers.utils import logging as theirs\n"
+        "    theirs.get_logger('transformers.modeling_utils').warning('LOAD REPORT')\n"
+        "    list(theirs.tqdm(range(3), desc='Loading weights'))\n"
+        "    logging.getLogger('torchao').warning('Failed to load')\n"
+        "    warnings.warn('old', FutureWarning)\n"
+        "assert os.environ == before\n"
+        "warnings.warn('heard', FutureWarning)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if "heard" not in line] == []

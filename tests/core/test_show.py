@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 
 import hfadapt
 from hfadapt import Recipe
@@ -26,6 +27,29 @@ from hfadapt.core.show import (
 from hfadapt.core.spec import Record, Spec
 from hfadapt.tasks import Answer
 from hfadapt.tasks._answers import Answers
+
+
+def starts(line, *cells):
+    """The columns of a terminal in which cells begin."""
+    return [cell_len(line[: line.index(cell)]) for cell in cells]
+
+
+def test_characters_of_double_width_take_two_columns():
+    rows = [["正常な生地", "12", "織物"], ["plain", "1,234", "cloth"], ["e\u0301te\u0301", "7", "x"]]
+    head, rule, *lines = as_text([Table(["label", "train", "of"], rows, frozenset({"train"}))], 60).split("\n")
+    assert rule == "----------  -----  -----"
+    assert [starts(line, row[-1])[0] for line, row in zip(lines, rows, strict=True)] == [19] * 3
+    assert starts(head, "of") == [19]
+    [title, line] = as_text([Heading("生地", 1)]).split("\n")
+    assert cell_len(title) == len(line)
+
+
+def test_sentences_of_double_width_are_broken_and_names_are_not():
+    sentence = "これは布地の写真であり、縦糸と横糸の間に小さな傷があります。" * 3
+    text = as_text([Table(["name", "what"], [["正常な生地", sentence]])], 50)
+    assert max(map(cell_len, text.split("\n"))) <= 50
+    assert "正常な生地" in text
+    assert "".join(text.split()).replace("正常な生地", "").endswith(sentence)
 
 
 @pytest.mark.parametrize(

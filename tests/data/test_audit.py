@@ -13,6 +13,7 @@ from hfadapt.data import DataReport
 from hfadapt.data.audit import rows, supervision, tokens
 from hfadapt.modalities.text import token_ids
 from hfadapt.recipe.schema import Recipe
+from hfadapt.records.gaps import gaps
 from hfadapt.records.stages import FINDINGS, Audit, DataRecord, Finding
 
 from . import faults
@@ -217,3 +218,27 @@ def test_every_hard_finding_is_one_that_can_be_allowed_or_leaves_nothing_to_trai
         *("prompt-trained", "turns-missing", "round-trip", "class-lost"),
     }
     assert set(FINDINGS) - seen == by_variable
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_classes_that_no_test_row_has_are_said(tmp_path, tokenizer, grouped):
+    """As where all rows of a class are of one or two speakers, who stay in training."""
+    found = faults.sentences(400)
+    for n, row in enumerate(found):
+        row["label"] = "odd" if n % 20 == 0 else row["label"]
+        row["who"] = "ann" if row["label"] == "odd" else f"speaker {n}"
+    tested = [] if grouped else [row for row in found[300:] if row["label"] != "odd"]
+    for name, own in (("rows", [row for row in found if row not in tested]), ("test", tested)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    source = {"source": "rows.jsonl", "columns": {"group": "who"} if grouped else {}}
+    domain = source if grouped else {**source, "test": "test.jsonl"}
+    asked = {"data": {"dedupe": {"near": False}}}
+    recipe = Recipe(name="r", model="none", task="text-classification", domains={"d": domain}, **asked)
+    record = data.prepare(recipe, recipe_folder=tmp_path, cache=tmp_path / "cache")["d"].copy_into(tmp_path / "cell")
+    assert "odd" not in record.label_counts["test"]
+    task = registry.task("text-classification")
+    result = data.audit(tmp_path / "cell", task, tokenizer, max_length=256, labels=record.labels)
+    (said,) = (each for each in result.findings if each.code == "class-not-in-test")
+    assert (said.level, said.message) == ("soft", "no test row of 'odd': how well they are told is not measured")
+    assert ("from other groups" in said.fix) == grouped
+    assert said.message in gaps(record)

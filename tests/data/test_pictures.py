@@ -11,8 +11,10 @@ from tiny_images import pictures_of, scene, write_folders
 from tiny_sounds import tone, wav, write_sounds
 
 from hfadapt.core.errors import DataError
+from hfadapt.data import prepare
 from hfadapt.pipeline.run import check_recipe
 from hfadapt.recipe.reading import load_recipe
+from hfadapt.recipe.schema import Recipe
 
 FEW = {"validation": 8, "test": 8}
 
@@ -136,3 +138,18 @@ def test_pictures_for_a_task_of_recordings_are_told_as_such(hearing, tmp_path, c
     with pytest.raises(DataError, match="the files are images, and the task learns from recordings") as caught:
         check_recipe(load_recipe(tmp_path / "r.yaml"), recipe_folder=tmp_path)
     assert "set task: image-classification and a model for it" in str(caught.value)
+
+
+def test_what_is_not_read_is_said_of_prepared_rows_too(tmp_path):
+    folder = write_folders(tmp_path / "pictures", 40)
+
+    def noticed():
+        recipe = Recipe(name="r", model="none", task="image-classification", domains={"d": "pictures"})
+        made = prepare(recipe, recipe_folder=tmp_path, cache=tmp_path / "cache")["d"].record
+        return made.fingerprint, [each.message for each in made.noticed if each.code == "files-not-read"]
+
+    before, said = noticed()
+    assert said == []
+    (folder / "bar" / "film.mp4").write_bytes(b"film")
+    # The rows are those of before.
+    assert noticed() == (before, ["pictures: 1 file is not read: 1 .mp4 (bar/film.mp4)"])

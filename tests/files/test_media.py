@@ -12,7 +12,7 @@ from tiny_sounds import write_sounds
 
 from hfadapt.core.errors import DataError
 from hfadapt.data import prepare
-from hfadapt.files import Blob, Unread, Unusable, folders, media
+from hfadapt.files import Blob, Doubt, Unread, Unusable, folders, media
 from hfadapt.recipe.reading import load_recipe
 
 
@@ -261,3 +261,14 @@ def test_tables_archives_and_folders_give_the_same_rows(tmp_path, streaming):
         found.append(sorted(kept))
     assert all(each == found[0] for each in found)
     assert len(found[0]) == 60
+
+
+def test_members_of_other_kinds_are_said(tmp_path):
+    path = packed(
+        tmp_path / "a.zip", {"cat/1.png": png(1), "cat/2.mp4": b"film", "dance/3.mov": b"film", "README": b""}
+    )
+    (doubt,) = (item for item in media.read([path]) if isinstance(item, Doubt))
+    assert (
+        doubt.detail
+        == "2 files are not read in a.zip: 1 .mp4 (cat/2.mp4), 1 .mov (dance/3.mov); nothing is read in dance"
+    )

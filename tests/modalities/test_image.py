@@ -352,3 +352,15 @@ def test_previews_are_small_pictures():
     data, kind = KIND.preview(saved(scene(21).resize((640, 480)), "PNG"), 48)
     assert kind.startswith("image/")
     assert Image.open(io.BytesIO(data)).size == (64, 48)
+
+
+def test_how_pictures_come_to_the_size_of_the_model_is_counted(vision):
+    processor = KIND.load_processor(str(vision / "dino"), None)
+    rows = [{"width": width, "height": height} for width, height in ((32, 32), (20, 90), (64, 48), (640, 480))]
+    changed = "(1 of 4 enlarged, 2 of 4 scaled down), and the middle 32 x 32 pixels taken"
+    assert KIND.brought(processor, rows) == f"the shorter side brought to 32 pixels {changed}"
+    assert "(all have it)" in KIND.brought(processor, rows[:1])
+    whole = type(processor.inner)(size={"height": 48, "width": 48}, do_center_crop=False)
+    assert KIND.brought(image.replace(processor, inner=whole, side=48), rows) == (
+        "brought to 48 x 48 pixels (1 of 4 enlarged, 3 of 4 scaled down)"
+    )

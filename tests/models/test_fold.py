@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from torch import nn
 from transformers import EfficientNetConfig, EfficientNetForImageClassification
 
+from hfadapt.formats.onnx import KIND
+from hfadapt.models.facts import model_facts
 from hfadapt.models.fold import simplify
 
 BATCH = {"pixel_values": torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))}
@@ -117,3 +120,18 @@ def test_a_layer_that_hears_nothing(around: nn.Module, replaced: bool) -> None:
     before = model(x)
     assert bool(simplify(model, {"x": x})) is replaced
     assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("bias", [20.0, None])
+def test_a_plan_knows_what_of_a_model_no_export_keeps(tmp_path: Path, bias: float | None) -> None:
+    model = net(bias)
+    model.save_pretrained(tmp_path)
+    before = sum(each.numel() for each in model.parameters())
+    simplify(model, BATCH)
+    gone = before - sum(each.numel() for each in model.parameters())
+    assert (gone > 0) == (bias is not None)
+    facts = model_facts(str(tmp_path), "image-classification")
+    assert facts.idle_parameters == gone
+    whole = facts.model_copy(update={"idle_parameters": 0})
+    for one, other in zip(KIND.estimates(facts), KIND.estimates(whole), strict=True):
+        assert one.bytes == pytest.approx(other.bytes * (1 - gone / facts.parameters), rel=1e-3)

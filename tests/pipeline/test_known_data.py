@@ -126,3 +126,25 @@ def test_large_data_are_left_to_check(models, tmp_path, limit, monkeypatch):
     monkeypatch.setattr(f"hfadapt.pipeline.known_data.{limit}", 1000)
     path = recipe(tmp_path, models / "encoder", labelled(120, seed=5))
     assert known_data(load_recipe(path), tmp_path, Run(tmp_path / "runs/tiny")) == {}
+
+
+def test_what_the_data_lack_stands_in_the_plan(models, tmp_path):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    rows = labelled(120)
+    write_rows(folder / "rows.jsonl", [*rows, {"text": "a text of its own kind", "label": "odd"}])
+    (folder / "film.mp4").write_bytes(b"film")
+    write_recipe(tmp_path / "tiny.yaml", recipe_fields(models / "encoder", domains={"one": {"source": "rows"}}))
+    film = "rows: 1 file is not read: 1 .mp4 (film.mp4)"
+    odd = "no test row of 'odd': how well they are told is not measured"
+
+    def planned() -> str:
+        done = command("plan", "tiny.yaml", folder=tmp_path)
+        assert done.code == 0, done.err
+        return " ".join(done.out.split())
+
+    before = planned()
+    assert (film in before, odd in before) == (True, False)
+    assert command("check", "tiny.yaml", folder=tmp_path).code == 0
+    after = planned()
+    assert (film in after, odd in after) == (True, True)

@@ -10,6 +10,7 @@ import subprocess
 import xml.etree.ElementTree
 from pathlib import Path
 
+import chromium
 import evidence_records
 import pytest
 
@@ -21,9 +22,7 @@ from hfadapt.report.run_view import Run
 
 EXAMPLES = Path(__file__).parents[2] / "cards" / "examples"
 VOID = {"meta", "br", "hr", "img", "input", "link"}
-BROWSER = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
+BROWSER = chromium.BROWSER
 
 
 class Reader(html.parser.HTMLParser):
@@ -422,3 +421,35 @@ def test_a_baseline_without_mistakes_leaves_nothing_to_try(base: float, higher: 
     report = str(Report(recipe="r", model="m", task="t", cells=(cell,)))
     assert "leaves nothing to gain: mails" in " ".join(report.split())
     assert "To try" not in report
+
+
+def test_classes_without_a_test_row_are_named(tmp_path: Path) -> None:
+    cells = tuple(
+        CellReport(domain="mails", target=target, status="done", unscored=("odd", "rare")) for target in ("t4", "a100")
+    )
+    report = Report(recipe="r", model="m", task="text-classification", cells=cells)
+    said = "mails: no test row of 'odd', 'rare': how well they are told is not measured"
+    assert " ".join(str(report).split()).count(said) == 1
+    assert said in " ".join(read(write_page(Run(tmp_path), report)).words)
+
+
+def test_every_cell_of_a_table_has_the_name_of_its_column_for_narrow_pages(full_page: Path) -> None:
+    text = full_page.read_text(encoding="utf-8")
+    tables = re.findall(r"<table.*?</table>", text, re.DOTALL)
+    assert len(tables) == 3
+    for table in tables:
+        columns = re.findall(r"<th(?: [^>]*)?>(.*?)</th>", table)
+        for row in re.findall(r"<tr>(.*?)</tr>", table.partition("</thead>")[2], re.DOTALL):
+            assert re.findall(r'<td data-name="([^"]*)"', row) == columns
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_tables_are_not_cut_at_any_width(full_page: Path, tmp_path: Path) -> None:
+    with chromium.page(tmp_path) as tab:
+        tab.open(full_page.as_uri())
+        for width in (360, 768, 1100, 1440):
+            tab.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+            # On a telephone charts may be moved; tables are read as they are everywhere.
+            places = ".scroll" if width >= 768 else ".scroll:has(table)"
+            wide = f"[...document.querySelectorAll('{places}')].filter((one) => one.scrollWidth > one.clientWidth + 1)"
+            assert tab.run(f"{wide}.map((one) => one.getAttribute('aria-label'))") == []

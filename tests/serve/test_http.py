@@ -206,6 +206,15 @@ def test_pictures_come_in_base64_or_as_the_body(picture_run, tmp_path):
         status, message = fault(port, "/predict/file?domain=one", b"<!doctype html>")
         assert status == 400
         assert "a web page and no image" in message
+        status, message = fault(port, "/predict/file?domain=one", b"--x\r\ncontent-disposition: form-data; name=file")
+        assert status == 400
+        assert "send the file alone" in message
+        # What is sent in another way is told what works for files.
+        for body in (data, {"domain": "one"}):
+            status, message = fault(port, "/predict", body)
+            assert status == 400
+            assert '{"inputs": ["BASE64"]}' in message
+            assert "/predict/file" in message
         # Of several the broken one is named.
         half = base64.b64encode(data[: len(data) // 2]).decode()
         status, message = fault(port, "/predict", {"domain": "one", "inputs": [text, half, text]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tiny_images import marked
 
 from hfadapt import load_adapted, load_bank
 from hfadapt.core.errors import RequestError
+from hfadapt.serve.asked import answered, file_rows
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ def test_the_command_goes_on_after_a_broken_file(cell, files, tmp_path):
     assert "Traceback" not in done.err
     whole = command("predict", cell, "0.png", "2.png", "--json", folder=tmp_path)
     assert whole.code == 0, whole.err
-    assert [answer["text"] for answer in json.loads(whole.out)] == ["0.png", "2.png"]
+    assert [answer["file"] for answer in json.loads(whole.out)] == ["0.png", "2.png"]
     assert re.fullmatch(r"(bar|pole) \(\d+%\)\n", command("predict", cell, "0.png", folder=tmp_path).out)
     none = command("predict", cell, "none.png", folder=tmp_path)
     assert (none.code, none.out) == (1, "")
@@ -129,3 +131,18 @@ def test_what_is_published_can_be_opened(cell, adapted, files, vision, tmp_path)
     assert (tmp_path / "out" / "SHA256SUMS").read_text().count("error-") == len(
         list((tmp_path / "out").glob("error-*"))
     )
+
+
+def test_a_folder_is_asked_about_whatever_the_column_of_names_was_called(adapted, files, tmp_path):
+    """A recipe's table names its files in a column; the name of a file in a folder stands in one called `file`, too."""
+    named = replace(adapted, columns={**adapted.columns, "image": "file"})
+    found = [each.answer for each in answered(named, file_rows(tmp_path), source="folder")]
+    assert [each and each.text for each in found] == [file.name for file in files]
+    assert [each.label for each in adapted.predict(files)] == [each.label for each in found]
+
+
+def test_a_folder_in_the_place_of_a_picture_is_said(cell, files, tmp_path):
+    done = command("predict", cell, tmp_path.name, folder=tmp_path.parent)
+    assert done.code == 1
+    assert "this is a folder, and no image" in done.err
+    assert command("predict", cell, "--file", tmp_path.name, folder=tmp_path.parent).code == 0

@@ -159,6 +159,7 @@ ARCHITECTURES = {
 """By `model_type`. What is read of a name that two have is the first."""
 STRETCHED = ("linear", "yarn")
 """Kinds of rotary positions that llama.cpp stretches by one factor, which has the same meaning in transformers."""
+UNSTRETCHED = (None, "none")
 BY_FREQUENCY = "llama3"
 
 
@@ -258,13 +259,13 @@ def fields_of(settings: Config, tensors: Iterable[str], factors: np.ndarray | No
     positions: dict[str, Any] = {"rope_type": "default", "rope_theta": own.get("rope.freq_base", 10_000.0)}
     if (rotary := own.get("rope.dimension_count", head)) != head:
         positions["partial_rotary_factor"] = rotary / head
-    scaling = own.get("rope.scaling.type", "none")
+    scaling = own.get("rope.scaling.type")
     if scaling in STRETCHED:
         positions |= {"rope_type": scaling, "factor": own["rope.scaling.factor"]}
         if original := own.get("rope.scaling.original_context_length"):
             positions["original_max_position_embeddings"] = original
-    elif scaling != "none" or any("rope_factors" in name for name in names):
-        raise ValueError(f"positions of type {scaling if scaling != 'none' else 'longrope'}")
+    elif scaling not in UNSTRETCHED or any("rope_factors" in name for name in names):
+        raise ValueError(f"positions of type {scaling or 'longrope'}")
     fields["rope_parameters"] = positions
     if factors is not None:
         fields["rope_parameters"] = positions | _frequencies_of(fields, factors)

@@ -129,7 +129,7 @@ def _domain(record: DataRecord) -> list[Block]:
         ["training rows", show_number(audit.rows)],
         [kind.unit, show_number(audit.tokens)],
         ["labels", f"{audit.labelled_tokens:,}{share if kind.tokens else ''}"],
-        [f"rows {kind.cut}", show_number(audit.truncated_rows)],
+        [kind.nouns, audit.brought] if audit.brought else [f"rows {kind.cut}", show_number(audit.truncated_rows)],
         ["rows without a label", show_number(audit.unlabelled_rows)],
         ["learns to stop", stops],
         [

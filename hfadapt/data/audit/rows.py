@@ -19,6 +19,7 @@ from hfadapt.data.lost import CLASS_LOST
 from hfadapt.data.rows import GROUP, SPLITS, Row, as_row, fold, text_key, tokens
 from hfadapt.files import Doubt
 from hfadapt.files.places import Place, name_rows
+from hfadapt.records.gaps import HELD_OUT, said_of, unscored
 from hfadapt.records.stages import Finding
 
 MEANT = ("over-train-rows", "source-weight", verdicts.BAD, "averaged", CUT_OFF)
@@ -171,6 +172,18 @@ def classes(view: View) -> Iterator[Finding]:
             else f"few training rows of {rare[0]}",
             fix="add rows of these classes, or merge them",
         )
+
+
+def not_scored(view: View) -> Iterator[Finding]:
+    """A class that is trained has no row to be scored on, as where its rows are in few groups."""
+    of = view.schema.classes
+    counts = {split: Counter(name for row in rows for name in of(row)) for split, rows in view.rows.items()}
+    for split in HELD_OUT:
+        if names := unscored(counts, split):
+            grouped = any(row.get(GROUP) for row in view.rows[split])
+            fix = f"add rows of these classes{' from other groups' if grouped else ''}, raise data.{split}, or give "
+            fix += f"{split} rows of your own (domains.NAME.{split})"
+            yield finding(f"class-not-in-{split}", "soft", said_of(names, split), fix=fix)
 
 
 def same_number(view: View) -> Iterator[Finding]:
@@ -396,6 +409,7 @@ CHECKS: tuple[Check, ...] = (
     mixed_forms,
     overlap,
     classes,
+    not_scored,
     one_group,
     same_number,
     lone_words,

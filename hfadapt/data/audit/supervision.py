@@ -106,8 +106,17 @@ def audit(
         findings=tuple(findings),
         sample=_sample(view),
         dropped=dict(view.dropped),
+        brought=_brought(view),
         longest=tuple(LongRow(**Place.of(row).columns, tokens=example.length) for row, example in longest),
     )
+
+
+def _brought(view: found.View) -> str:
+    """What is done with training rows that come as files, so that each has the size that the model takes."""
+    if not view.schema.media:
+        return ""
+    kind = registry.modality(view.task.modality)
+    return kind.brought(kind.sized(view.tokenizer, view.max_length), view.rows["train"])
 
 
 def _first_dropped(cell_folder: Path) -> dict[str, str]:
