@@ -159,7 +159,6 @@ ARCHITECTURES = {
 """By `model_type`. What is read of a name that two have is the first."""
 STRETCHED = ("linear", "yarn")
 """Kinds of rotary positions that llama.cpp stretches by one factor, which has the same meaning in transformers."""
-UNSTRETCHED = (None, "none")
 BY_FREQUENCY = "llama3"
 
 
@@ -241,6 +240,8 @@ def fields_of(settings: Config, tensors: Iterable[str], factors: np.ndarray | No
     Raises:
         ValueError: it has settings whose meaning is not known.
     """
+    import gguf
+
     arch, names = settings["general.architecture"], set(tensors)
     kind = next((kind for kind, known in ARCHITECTURES.items() if known.name == arch), None)
     if kind is None or settings.get(f"{arch}.expert_count"):
@@ -259,13 +260,13 @@ def fields_of(settings: Config, tensors: Iterable[str], factors: np.ndarray | No
     positions: dict[str, Any] = {"rope_type": "default", "rope_theta": own.get("rope.freq_base", 10_000.0)}
     if (rotary := own.get("rope.dimension_count", head)) != head:
         positions["partial_rotary_factor"] = rotary / head
-    scaling = own.get("rope.scaling.type")
+    scaling = own.get("rope.scaling.type", gguf.RopeScalingType.NONE.value)
     if scaling in STRETCHED:
         positions |= {"rope_type": scaling, "factor": own["rope.scaling.factor"]}
         if original := own.get("rope.scaling.original_context_length"):
             positions["original_max_position_embeddings"] = original
-    elif scaling not in UNSTRETCHED or any("rope_factors" in name for name in names):
-        raise ValueError(f"positions of type {scaling or 'longrope'}")
+    elif scaling != gguf.RopeScalingType.NONE.value or any("rope_factors" in name for name in names):
+        raise ValueError(f"positions whose factors are of another kind, {scaling}")
     fields["rope_parameters"] = positions
     if factors is not None:
         fields["rope_parameters"] = positions | _frequencies_of(fields, factors)

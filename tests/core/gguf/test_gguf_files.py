@@ -133,7 +133,7 @@ def test_settings_of_unknown_meaning_are_refused(tmp_path):
         write_gguf(made(config), byte_level(), tmp_path / "a.gguf", "F32", "a")
     with mock.patch.object(models, "STRETCHED", ("linear",)), pytest.raises(RequestError) as told:
         load_config(str(tmp_path / "a.gguf"))
-    assert "positions of type yarn" in str(told.value)
+    assert "of another kind, yarn" in str(told.value)
 
 
 @pytest.mark.parametrize("left", [0, 100, 5000, -2000])
