@@ -87,6 +87,18 @@ class Layout:
     read: Callable[[Iterable[Read]], Iterator[Read | Unread]]
 
 
+class Asked(str):
+    """The last turn of a chat, as a text that has all turns with it."""
+
+    turns: Sequence[Mapping[str, Any]]
+
+    def __new__(cls, text: str, turns: Sequence[Mapping[str, Any]]) -> Asked:
+        """A text as it is shown to people, and what the model is shown."""
+        made = super().__new__(cls, text)
+        made.turns = turns
+        return made
+
+
 class RowSchema:
     """What a schema has to say, with what most of them have in common. The module-level instance is called `KIND`.
 

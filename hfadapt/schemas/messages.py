@@ -8,12 +8,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hfadapt.schemas import Answers, Change, Columns, Layout, RowSchema, Unusable, random_words, read_list
+from hfadapt.schemas import Answers, Asked, Change, Columns, Layout, RowSchema, Unusable, random_words, read_list
 from hfadapt.schemas._layouts import columns_of, each, listed, named
 from hfadapt.schemas._turns import Turn, text_of, tools_of, turns_of
 
 PROMPT_WORDS, ANSWER_WORDS = 3, 6
 _THOUGHT = re.compile(r"<think>.*?</think>|^.*?</think>", re.DOTALL)
+ASKING = ("user", "tool")
+"""Roles whose turns are answered."""
 
 
 class Messages(RowSchema):
@@ -101,16 +103,17 @@ class Messages(RowSchema):
         return self._said(row, lambda role: role != "assistant")
 
     def question(self, values: Columns) -> str:
-        """The user's only turn; a text as it is."""
+        """The user's last turn, with those before it where there are any; a text as it is."""
         said = values["messages"]
         if isinstance(said, str) and read_list(said) is None:
             return said
         turns = turns_of(said)
         while turns and turns[-1]["role"] == "assistant":
             turns.pop()
-        if [each["role"] for each in turns] != ["user"]:
-            raise Unusable("several-turns", " has a chat of several turns, and one text can be asked")
-        return str(turns[0]["content"])
+        if not turns or turns[-1]["role"] not in ASKING:
+            raise Unusable("no-question", f" has a chat without a turn of {' or '.join(ASKING)} to answer")
+        last = str(turns[-1]["content"])
+        return Asked(last, turns) if len(turns) > 1 else last
 
     def changed(self, row: Columns, change: Change) -> dict[str, Any]:
         """The user's turns changed."""

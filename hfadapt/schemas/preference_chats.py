@@ -97,7 +97,7 @@ class PreferenceChats(Preferences):
         return [each for name in self.columns for each in MESSAGES.asked({"messages": row[name]})]
 
     def question(self, values: Columns) -> str:
-        """The user's only turn; a text as it is."""
+        """As of `messages`; a text as it is."""
         given = values.get("prompt") or ""
         return MESSAGES.question({"messages": asked(values) if _is_text(given) else given})
 

@@ -16,7 +16,7 @@ from hfadapt.core.show import Block, Heading, Shown, Table
 from hfadapt.recipe.sources import expanded, found_model, is_missing
 from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import LOCK, Cell, find_cell, read_lock
-from hfadapt.schemas import Unusable
+from hfadapt.schemas import Asked, Unusable
 from hfadapt.serve.rows import beside, file_of, rows_in, text_of
 from hfadapt.tasks import Answer
 from hfadapt.tasks._answers import Answers
@@ -223,8 +223,9 @@ def _given(adapted: Adapted, value: Any, row: int) -> tuple[Adapted, Any]:
         what = f"{'an' if kind.noun[0] in 'aeiou' else 'a'} {kind.noun} is expected"
         raise RequestError(what, got=repr(value)[:80], allowed=f"{kind.accepted}, or rows of a table with one")
     # Halves of characters (surrogates), as in the arguments of a program, are nothing that a tokenizer reads.
-    text = given.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(given, str) else given
-    return adapted, text
+    if isinstance(given, str) and not isinstance(given, Asked):
+        given = given.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return adapted, given
 
 
 @quiet_libraries()

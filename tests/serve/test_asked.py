@@ -3,11 +3,12 @@
 import io
 
 import pytest
+from tiny import run_of_chats
 
 from hfadapt.core.errors import RequestError
 from hfadapt.files import Doubt, Read, Unread
 from hfadapt.schemas import Unusable
-from hfadapt.serve.adapted import Adapted
+from hfadapt.serve.adapted import Adapted, load_adapted
 from hfadapt.serve.asked import answered, file_rows, lines_of
 from hfadapt.serve.rows import text_of
 from hfadapt.tasks import Answer
@@ -66,7 +67,7 @@ def test_a_template_is_filled(prompt, values, text):
         (adapted("labelled"), {"text": None}, "has no text, only nothing"),
         (adapted("labelled"), {"text": " \t"}, "has nothing in text"),
         (adapted("labelled"), {"text": {"a": 1}}, "an object where text is needed"),
-        (adapted("messages"), {"messages": [*CHAT, *CHAT]}, "several turns"),
+        (adapted("messages"), {"messages": [{"role": "system", "content": "a"}]}, "without a turn of user or tool"),
         (Adapted(None, None, "causal-lm", (), {}, 64, "completion", "{title}: {text}"), {"text": "b"}, "has no title"),
     ],
 )
@@ -175,3 +176,14 @@ def test_lines_of_standard_input():
 def test_a_file_of_texts_has_a_row_a_line(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo\n")
     assert [item.values for item in file_rows(tmp_path / "a.txt")] == [{"text": "one"}, {"text": ""}, {"text": "two"}]
+
+
+def test_chats_are_answered_after_all_their_turns(models, tmp_path):
+    own = load_adapted(run_of_chats(tmp_path, models, "train"))
+    turns = [*CHAT, {"role": "user", "content": "good film"}]
+    row = {"messages": [*turns, {"role": "assistant", "content": "not shown"}]}
+    found, alone = own.predict([row, {"messages": turns[-1:]}], max_new_tokens=8)
+    assert found.text == alone.text == "good film"
+    assert found.generated == own.reply(turns, max_new_tokens=8)
+    assert alone.generated == own.reply(turns[-1:], max_new_tokens=8)
+    assert found.generated != alone.generated

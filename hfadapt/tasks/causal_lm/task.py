@@ -15,6 +15,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError, RequestError
 from hfadapt.modalities import IGNORED, Example, Row
 from hfadapt.modalities.text import packed, pad, pieces, started, text_example, token_ids
+from hfadapt.schemas import Asked
 from hfadapt.tasks import Answer, Batches, ReadSplit, Remark, Scores, Served, Task
 from hfadapt.tasks._answers import Cut
 from hfadapt.tasks.causal_lm.chat import Chat, asked_chat, encoded_chat, read_turns
@@ -316,6 +317,8 @@ def _chats(asked: Served) -> bool:
 
 
 def _whole_ids(asked: Served, text: str) -> list[int]:
+    if _chats(asked) and isinstance(text, Asked):
+        return list(asked.tokenizer(asked_chat(text.turns, asked.tokenizer), add_special_tokens=False)["input_ids"])
     if _chats(asked):
         messages = [{"role": "user", "content": text}]
         rendered = asked.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
