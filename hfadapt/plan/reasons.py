@@ -32,6 +32,7 @@ from hfadapt.plan.search import (
     storages_of,
     stored_bytes,
 )
+from hfadapt.recipe.names import metric_names
 from hfadapt.recipe.schema import AUTO, FIND, Recipe
 from hfadapt.recipe.search import PLACES
 from hfadapt.records.plan import Decision, Rejected
@@ -476,6 +477,8 @@ def settle_evaluation(
     elif facts.generates and recipe.evaluate.generate_rows:
         names = (*names, "exact_match", "rouge_l", "chrf", "bleu")
         reason = f"loss on every row, generated texts of {recipe.evaluate.generate_rows} rows"
+    if gated := tuple(name for name in recipe.evaluate.gates if name in metric_names() and name not in names):
+        names, reason = (*names, *gated), f"{reason}; {', '.join(gated)} for its gate"
     decided.settle("evaluate.metrics", names, reason)
     rows = 64
     while rows > 1:

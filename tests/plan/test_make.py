@@ -273,6 +273,8 @@ def test_labels_make_accuracy_a_metric(small: str) -> None:
     texts = ("exact_match", "rouge_l", "chrf", "bleu")
     assert cell(small, "l4").value("evaluate.metrics") == ("perplexity", *texts)
     assert cell(small, "l4", evaluate={"generate_rows": 0}).value("evaluate.metrics") == ("perplexity",)
+    gated = {"generate_rows": 0, "gates": {"loss": 0.0, "perplexity": 0.1, "general_text": -0.5}}
+    assert cell(small, "l4", evaluate=gated).value("evaluate.metrics") == ("perplexity", "loss")
 
 
 @pytest.mark.parametrize(("target", "dtype"), [("cpu-16gb", "float32"), ("cpu-amx-64gb", "bfloat16")])
