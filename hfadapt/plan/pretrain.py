@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 EPOCHS, LEAST_STEPS, MOST_EPOCHS = 3, 100, 20
 """A few texts are gone through until so many steps are done, but not more often than this."""
+ENCODER_RATE = 2e-4
+"""Of encoders, at most. MiniLM on texts of diagnoses, 200 steps of TSDAE, then the task with 100 labelled rows, 3
+seeds: the accuracy of 0.561 without became 0.351 after 2e-3, the rate of so short a training."""
 LOGIT_BYTES = 12
 """Of a decoder's output: float32, its log-probabilities, and its gradient."""
 
@@ -88,8 +91,10 @@ def settle_pretrain(decided: Decisions, question: Question, chosen: Candidate, w
     name = decided.settle("pretrain.objective", fitting, objective.because, rejected)
     objective = cast("SelfSupervised", registry.objective(name))
     batch = decided.settle("pretrain.batch_rows", decided.value("train.batch_rows"), "as in training")
-    rate = decided.value("train.learning_rate")
-    decided.settle("pretrain.learning_rate", rate, "as in training, where it is warmed up again")
+    rate, reason = decided.value("train.learning_rate"), "as in training, where it is warmed up again"
+    if rate > ENCODER_RATE and not question.facts.generates:
+        rate, reason = ENCODER_RATE, "what an encoder knows is unlearned at the higher one of training"
+    decided.settle("pretrain.learning_rate", rate, reason)
     length = int(decided.value("data.max_length"))
     rows, mean = _pieces(work, length)
     often = min(MOST_EPOCHS, max(EPOCHS, math.ceil(LEAST_STEPS * batch / rows)))

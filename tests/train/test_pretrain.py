@@ -303,6 +303,8 @@ def test_the_plan_says_by_what_and_why(models, model, task, chosen, said):
     rejected = [f"not {each.value}: {each.reason}" for each in decision.rejected]
     assert said in " ".join((decision.reason, *rejected))
     assert planned.pretrain_seconds > 0
+    rate, asked_of = planned.value("pretrain.learning_rate"), planned.value("train.learning_rate")
+    assert rate == (asked_of if chosen == "clm" else 2e-4) <= asked_of
     assert next(each for each in planned.memory if each.phase == "pretrain").total_bytes > 0
     assert any("pretrain.general" in warning for warning in planned.warnings) == (chosen == "clm")
 
