@@ -66,6 +66,8 @@ def recipe_of(options: argparse.Namespace, rows: int, seed: int, folder: Path) -
     place = {split: str(folder / f"{split}.jsonl") for split in ("train", "validation", "test")}
     pretrain = {"sources": [place["train"]], "max_steps": options.steps, "batch_rows": 32}
     pretrain |= {"objective": options.objective}
+    if options.rate:
+        pretrain["learning_rate"] = options.rate
     return Recipe.model_validate(
         {
             "name": f"{options.domain}-{rows}-{seed}",
@@ -159,6 +161,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--objective", default="auto")
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--rate", type=float, help="of learning the texts; by default the plan's")
     parser.add_argument("--model", default="sample:minilm-l6")
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain-benchmark"))
     parser.add_argument("--to", type=Path, default=Path(__file__).with_name("pretrain.json"))
