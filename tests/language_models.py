@@ -32,7 +32,7 @@ SIZES = {
 }
 WINDOWS = {"num_hidden_layers": 7, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
 LLAMA_3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 5e5}
-SCALES = {"attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.7, "logits_scaling": 2.0}
+SCALES = {"attention_multiplier": 0.2, "embedding_multiplier": 3, "residual_multiplier": 0.7, "logits_scaling": 2}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
@@ -60,6 +60,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", {**WINDOWS, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 5.0}),
     "gemma3": ("gemma3_text", WINDOWS),
     "phi3": ("phi3", {"sliding_window": None}),
+    "phi3, a window": ("phi3", {"sliding_window": 200}),
     "phi3, some positions": ("phi3", {"sliding_window": None, "partial_rotary_factor": 0.5}),
     "granite": ("granite", SCALES),
     "olmo2": ("olmo2", {}),

@@ -93,8 +93,13 @@ class Gguf(Format):
         return (*measured, *(form for form in others if form.name not in {each.name for each in measured}))
 
     def refusal(self, cell: Cell) -> str | None:
-        """Architectures and tokenizers whose names in GGUF are not known here."""
-        return self.unfit(cell.lock.task, _config(cell).to_dict()) or files.unfit_tokenizer(_tokenizer(cell))
+        """Architectures and tokenizers whose names in GGUF are not known here, and rows beyond a window."""
+        config, rows = _config(cell).to_dict(), cell.lock.data.max_length
+        if why := self.unfit(cell.lock.task, config) or files.unfit_tokenizer(_tokenizer(cell)):
+            return why
+        if (most := files.longest(config)) and rows > most:
+            return f"rows of up to {rows:,} tokens, and llama.cpp leaves out the model's window of {most:,}"
+        return None
 
     def holds(self, name: str, whole: bool) -> bool:
         """The one file."""

@@ -197,6 +197,8 @@ def load_config(model: str) -> PretrainedConfig:
         fix = "check the name; without a network use a local folder or a sample"
         if path.is_dir():
             fix = "check the fields of config.json"
+        elif path.suffix == ".gguf":
+            fix = "fetch the file again, or name the model as its authors publish it, as a folder or a Hub id"
         elif path.is_file():
             fix = "name a model; a file of rows is the source of a domain, and for `hfadapt new` --data"
         raise RequestError(

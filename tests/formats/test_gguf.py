@@ -9,13 +9,14 @@ import pytest
 import torch
 from cells import trained
 from gguf import GGUFWriter
+from language_models import configured
 from tiny import labelled
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.gguf import models
 from hfadapt.export.write import export
-from hfadapt.formats import _llama_cpp
+from hfadapt.formats import _llama_cpp, gguf
 from hfadapt.formats._llama_cpp import LlamaCpp
 from hfadapt.formats.gguf import write_gguf
 from hfadapt.tasks.causal_lm.task import KIND
@@ -149,3 +150,11 @@ def test_the_readme_asks_llama_cpp_as_training_did(cell, tmp_path):
         128,
     )
     assert run.written(prompt, 4).split()[0] in ("good", "bad")
+
+
+def test_rows_beyond_a_window_that_llama_cpp_leaves_out_are_refused(cell, monkeypatch):
+    config = configured("mistral", sliding_window=cell.lock.data.max_length - 1)
+    monkeypatch.setattr(gguf, "_config", lambda _: config)
+    assert "llama.cpp leaves out the model's window of" in (gguf.KIND.refusal(cell) or "")
+    config.sliding_window += 1
+    assert gguf.KIND.refusal(cell) is None

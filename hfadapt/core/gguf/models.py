@@ -56,6 +56,7 @@ class Architecture:
         norm_shift: What transformers adds to the weights of norms when the model runs.
         activation: Of the feed-forward layers, as transformers names it; llama.cpp has it fixed.
         settings: As in `COMMON`, its own; left out of a file where the configuration has none.
+        windowed: Whether llama.cpp attends within the window that the configuration names; else it attends to all.
         read_by_transformers: Whether the reader of transformers understands its files, without further settings.
         unfit: Why a configuration cannot be written, by its own fields.
         implied: Fields that files do not hold, from those that they do.
@@ -66,6 +67,7 @@ class Architecture:
     norm_shift: float = 0.0
     activation: str = "silu"
     settings: Mapping[str, str] = field(default_factory=dict)
+    windowed: bool = False
     read_by_transformers: bool = False
     unfit: Callable[[Config], str | None] = _fits
     implied: Callable[[Config], dict[str, Any]] = _plain
@@ -147,10 +149,22 @@ ARCHITECTURES = {
     "smollm3": Architecture("smollm3", permuted=True, unfit=_smollm_3),
     "gemma": Architecture("gemma", norm_shift=1.0, activation=GELU),
     "gemma2": Architecture(
-        "gemma2", norm_shift=1.0, activation=GELU, settings=CAPS | WINDOW, unfit=_gemma_2, implied=_gemma_implied
+        "gemma2",
+        norm_shift=1.0,
+        activation=GELU,
+        settings=CAPS | WINDOW,
+        windowed=True,
+        unfit=_gemma_2,
+        implied=_gemma_implied,
     ),
     "gemma3_text": Architecture(
-        "gemma3", norm_shift=1.0, activation=GELU, settings=CAPS | WINDOW, unfit=_gemma_3, implied=_gemma_3_implied
+        "gemma3",
+        norm_shift=1.0,
+        activation=GELU,
+        settings=CAPS | WINDOW,
+        windowed=True,
+        unfit=_gemma_3,
+        implied=_gemma_3_implied,
     ),
     "phi3": Architecture("phi3", settings=WINDOW),
     "granite": Architecture("granite", permuted=True, settings=SCALES),
@@ -174,6 +188,11 @@ def unfit(config: Config) -> str | None:
     if kind not in ("default", *STRETCHED, BY_FREQUENCY):
         return f"positions of type {kind}"
     return known.unfit(config)
+
+
+def longest(config: Config) -> int | None:
+    """Up to how many tokens of a row llama.cpp answers alike, where it leaves out a window; None where it does not."""
+    return None if ARCHITECTURES[config["model_type"]].windowed else config.get("sliding_window")
 
 
 def read_by_transformers(config: Config) -> bool:
@@ -200,7 +219,12 @@ def add_settings(writer: Any, config: Any) -> None:
     positions, usual = _positions(fields), config.hidden_size // config.num_attention_heads
     head = getattr(config, "head_dim", None) or usual
     settings = {key: fields[name] for key, name in COMMON.items()}
-    settings |= {key: fields[name] for key, name in known.settings.items() if fields.get(name) is not None}
+    # Configurations have 12 where llama.cpp asks for 12.0.
+    settings |= {
+        key: float(fields[name]) if key in SCALES | CAPS else fields[name]
+        for key, name in known.settings.items()
+        if fields.get(name) is not None
+    }
     if head != usual:
         settings |= {"attention.key_length": head, "attention.value_length": head}
     settings["rope.dimension_count"] = int(head * positions.get("partial_rotary_factor", 1.0))
