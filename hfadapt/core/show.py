@@ -142,7 +142,7 @@ def as_text(blocks: Sequence[Block], width: int | None = None) -> str:
     for block in blocks:
         if isinstance(block, Heading):
             lines = _wrapped(block.text, width)
-            parts.append("\n".join([*lines, "=" * max(map(columns_of, lines))] if block.level == 1 else lines))
+            parts.append("\n".join([*lines, "=" * max(map(width_of, lines))] if block.level == 1 else lines))
         elif isinstance(block, Text):
             parts.append(block.text if block.code else "\n".join(_wrapped(block.text, width)))
         elif isinstance(block, Table):
@@ -171,7 +171,7 @@ def _text_table(table: Table, width: int) -> str:
     body = []
     for row in rows:
         cells, below = [_wrapped(cell, size) for cell, size in zip(row, widths, strict=True)], []
-        if max(map(columns_of, cells[-1])) > widths[-1]:
+        if max(map(width_of, cells[-1])) > widths[-1]:
             below, cells[-1] = ["    " + line for line in _wrapped(row[-1], width - 4)], [""]
         body += lines(cells) + below
     if not any(table.columns):
@@ -188,24 +188,24 @@ def _widths(table: Table, rows: Sequence[Sequence[str]], room: int) -> list[int]
     """
 
     def longest(parts: Sequence[str]) -> int:
-        return max(map(columns_of, parts), default=0)
+        return max(map(width_of, parts), default=0)
 
     headings = [longest(column.replace("-", "- ").split()) for column in table.columns]
     cells = [[line for row in rows for line in row[n].split("\n")] for n in range(len(table.columns))]
     content = [max(heading, longest(lines)) for heading, lines in zip(headings, cells, strict=True)]
     words = [max(heading, longest(_words(" ".join(lines)))) for heading, lines in zip(headings, cells, strict=True)]
     figures = [content[n] if column in table.right else words[n] for n, column in enumerate(table.columns)]
-    short = max(headings[-1], longest([word for word in _words(" ".join(cells[-1])) if columns_of(word) <= room // 3]))
+    short = max(headings[-1], longest([word for word in _words(" ".join(cells[-1])) if width_of(word) <= room // 3]))
     widths = next((least for least in (figures, words, [*words[:-1], short]) if sum(least) <= room), None)
     if widths is None:
         return None
-    widths, left, area = list(widths), room - sum(widths), [sum(map(columns_of, lines)) for lines in cells]
+    widths, left, area = list(widths), room - sum(widths), [sum(map(width_of, lines)) for lines in cells]
     while left and (growing := [n for n, size in enumerate(widths) if size < content[n]]):
         widths[max(growing, key=lambda n: area[n] / max(widths[n], 1))] += 1
         left -= 1
-    for n, column in sorted(enumerate(table.columns), key=lambda pair: columns_of(pair[1]) - widths[pair[0]]):
+    for n, column in sorted(enumerate(table.columns), key=lambda pair: width_of(pair[1]) - widths[pair[0]]):
         # A heading in one line, where there is room for all of it.
-        if 0 < (more := columns_of(column) - widths[n]) <= left:
+        if 0 < (more := width_of(column) - widths[n]) <= left:
             widths[n], left = widths[n] + more, left - more
     return widths
 
@@ -222,14 +222,14 @@ def _stacked(table: Table, row: Sequence[str], width: int, more: bool) -> list[s
 
 def _wrapped_heading(column: str, width: int) -> list[str]:
     """Like a cell, but also broken at hyphens."""
-    if columns_of(column) <= width:
+    if width_of(column) <= width:
         return [column]
     return [line.replace("- ", "-") for line in _wrapped(column.replace("-", "- "), width)]
 
 
 def flush(text: str, width: int, *, right: bool = False) -> str:
     """The text with spaces up to so many columns of a terminal, in which some characters take two or none."""
-    spaces = " " * (width - columns_of(text))
+    spaces = " " * (width - width_of(text))
     return spaces + text if right else text + spaces
 
 
@@ -251,7 +251,7 @@ class _Wrapper(textwrap.TextWrapper):
 
 
 def _doubled(text: str) -> str:
-    return text if text.isascii() else "".join(c + _SECOND if columns_of(c) > 1 else c for c in text)
+    return text if text.isascii() else "".join(c + _SECOND if width_of(c) > 1 else c for c in text)
 
 
 def _words(text: str) -> list[str]:
@@ -393,7 +393,7 @@ class View(Shown):
         return self._blocks
 
 
-def columns_of(text: str) -> int:
+def width_of(text: str) -> int:
     """How many columns of a terminal a text takes; letters of Chinese, Japanese and Korean take two."""
     if text.isascii():
         return len(text)
