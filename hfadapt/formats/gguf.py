@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import gguf as files
@@ -19,6 +20,7 @@ from hfadapt.core.errors import RunError
 from hfadapt.data import read_split
 from hfadapt.formats import Estimate, Form, Format, Head, _llama_cpp, over_http
 from hfadapt.formats._llama_cpp import LlamaCpp
+from hfadapt.formats._single_file import examples_of, inputs_of
 from hfadapt.formats.merged import KIND as MERGED
 from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import ModelFacts, load_config
@@ -27,6 +29,7 @@ from hfadapt.models.merge import merged_dtype, open_merged
 from hfadapt.recipe.names import DTYPES
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from hfadapt.recipe.schema import Lock
@@ -34,9 +37,9 @@ if TYPE_CHECKING:
     from hfadapt.run_folder import Cell
 
 FILE = "model.gguf"
+ESTIMATED = ("q8_0", "q4_k_m", "q4_0")
 TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-BLOCKS = {"q8_0": "Q8_0", "q5_1": "Q5_1", "q4_1": "Q4_1", "q4_0": "Q4_0"}
-"""Weights in blocks of 32, as the package gguf rounds them."""
+ALL_FLOAT = "ALL_F32"
 SAME, SAME_IN_LLAMA_CPP = 1e-3, 0.02
 """llama.cpp has kernels of its own, and sums in another order and in fewer bits."""
 LABELS = 800
@@ -79,17 +82,18 @@ class Gguf(Format):
         return files.unfit(config)
 
     def estimates(self, facts: ModelFacts) -> tuple[Estimate, ...]:
-        """8 and 4 bits with a scale for each 32 weights, and 16 bits; norms are small."""
-        return (
-            Estimate("merged-q8_0", int(facts.parameters * 34 / 32), "int8"),
-            Estimate("merged-q4_0", int(facts.parameters * 18 / 32), "int8"),
-            Estimate("merged-float16", facts.parameters * 2, "float32"),
+        """8 and 4 bits with their scales, and 16 bits; norms are small."""
+        ends = facts.vocab_size * facts.hidden_size * (1 if facts.config.get("tie_word_embeddings") else 2)
+        rounded = (
+            Estimate(f"merged-{name}", files.MIXTURES[name].bytes(facts.parameters, ends, facts.hidden_size), "int8")
+            for name in ESTIMATED
         )
+        return (*rounded, Estimate("merged-float16", facts.parameters * 2, "float32"))
 
     def forms(self, lock: Lock) -> tuple[Form, ...]:
         """Those of a merged model; then, for whoever names them, others that only the gate knows."""
         measured = MERGED.forms(lock)
-        others = (Form(storage, True, own=f"merged-{storage}") for storage in ("float16", *BLOCKS))
+        others = (Form(storage, True, own=f"merged-{storage}") for storage in ("float16", *files.MIXTURES))
         return (*measured, *(form for form in others if form.name not in {each.name for each in measured}))
 
     def refusal(self, cell: Cell) -> str | None:
@@ -124,13 +128,14 @@ class Gguf(Format):
         packed = form.dequantised or (bool(form.own) and registry.quant(cell.lock.quant).quantised)
         dtype = form.storage if form.storage in TYPES else merged_dtype(cell.lock)
         base = open_merged(cell.lock, (), cell.adapter, dtype, device, dequantised=packed)
-        kind = TYPES.get(form.storage) or BLOCKS[form.storage]
-        write_gguf(base.model, base.tokenizer, folder / FILE, kind, f"{cell.lock.name}-{cell.domain}")
+        mixture, name = files.MIXTURES.get(form.storage), f"{cell.lock.name}-{cell.domain}"
+        importance = _importance(cell, base) if mixture and mixture.weighed else {}
+        write_gguf(base.model, base.tokenizer, folder / FILE, form.storage, name, importance)
         return base.model
 
     def tolerance(self, cell: Cell, form: Form | None) -> float | None:
         """16 and 32 bits are kept; fewer are rounded."""
-        if form is not None and form.storage in BLOCKS:
+        if form is not None and form.storage in files.MIXTURES:
             return None
         return SAME_IN_LLAMA_CPP if _llama_cpp.installed() else SAME
 
@@ -216,26 +221,64 @@ def _tokenizer(cell: Cell) -> Any:
     return load_processor(source_of(BaseRef.of(cell.lock)), registry.task(cell.lock.task).modality)
 
 
-def write_gguf(model: Any, tokenizer: Any, path: Path, kind: str, name: str) -> None:
+def _importance(cell: Cell, base: Base) -> dict[str, np.ndarray]:
+    """The mean square of each input (C,) of the linear layers over the tokens of the first training rows, by the name
+    of the layer's weight in the file."""
+    import torch
+
+    examples = examples_of(cell, base, cell.lock.export.calibration_rows)
+    name_of = files.tensor_names(base.model.config)
+    sums: dict[str, torch.Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def heard(name: str) -> Callable[..., None]:
+        def hear(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            seen = inputs[0].detach().float().flatten(0, -2).square()
+            sums[name] = sums.get(name, torch.zeros(seen.shape[1])) + seen.sum(0).cpu()
+            counts[name] = counts.get(name, 0) + len(seen)
+
+        return hear
+
+    layers = [(name, layer) for name, layer in base.model.named_modules() if isinstance(layer, torch.nn.Linear)]
+    hooks = [layer.register_forward_pre_hook(heard(f"{name}.weight")) for name, layer in layers]
+    try:
+        for example in examples:  # One at a time: nothing is padded.
+            inputs_of(cell, base, [example])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name_of(name): (total / counts[name]).numpy() for name, total in sums.items()}
+
+
+def write_gguf(
+    model: Any,
+    tokenizer: Any,
+    path: Path,
+    storage: str,
+    name: str,
+    importance: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> None:
     """Writes a model of one of the known architectures.
 
     Args:
-        kind: Of `TYPES` and `BLOCKS`, for matrices; norms are float32, and what tokens are read by and said with has at
-            least 8 bits, as llama.cpp itself writes it.
+        storage: Of matrices: a dtype, or one of the mixtures; norms are float32.
+        importance: How much each input of a matrix matters, by its name in the file.
     """
     import gguf
 
     writer = gguf.GGUFWriter(path, files.ARCHITECTURES[model.config.model_type].name)
     writer.add_name(name)
-    writer.add_file_type(int(gguf.LlamaFileType[("ALL_" if kind == "F32" else "MOSTLY_") + kind]))
+    mixture = files.MIXTURES.get(storage)
+    kind = storage.upper() if mixture else TYPES[storage]
+    writer.add_file_type(int(gguf.LlamaFileType[ALL_FLOAT if kind in ALL_FLOAT else f"MOSTLY_{kind}"]))
     files.add_settings(writer, model.config)
     files.add_tokenizer(writer, tokenizer, model.config.vocab_size)
-    matrix = gguf.GGMLQuantizationType[kind]
     for mapped, values in files.weights(model):
-        stored = matrix if values.ndim == 2 else gguf.GGMLQuantizationType.F32
-        if kind in BLOCKS.values() and mapped in ("token_embd.weight", "output.weight"):
-            stored = gguf.GGMLQuantizationType.Q8_0
-        writer.add_tensor(mapped, gguf.quants.quantize(values, stored), raw_dtype=stored)
+        own = "F32"
+        if values.ndim == 2:
+            own = mixture.kind(mapped, values.shape[1], model.config.num_hidden_layers) if mixture else kind
+        stored = files.rounded(values, own, importance.get(mapped))
+        writer.add_tensor(mapped, stored, raw_dtype=gguf.GGMLQuantizationType[own])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

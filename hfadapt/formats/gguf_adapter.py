@@ -18,15 +18,14 @@ from hfadapt.core import gguf as files
 from hfadapt.core.hashing import json_sha256
 from hfadapt.formats import Form, Format, _llama_cpp, over_http
 from hfadapt.formats.adapter import Adapter, copy_adapter
+from hfadapt.formats.gguf import KIND as GGUF
 from hfadapt.formats.gguf import (
-    BLOCKS,
     LABELS,
     SAME_IN_LLAMA_CPP,
     TYPES,
     run_gguf,
     write_gguf,
 )
-from hfadapt.formats.gguf import KIND as GGUF
 from hfadapt.models.adapter_files import LORA_TENSOR, tensor_shapes
 from hfadapt.models.attach import WEIGHTS, open_adapter
 from hfadapt.models.base import BaseRef
@@ -45,7 +44,7 @@ FILE, BASE = "adapter.gguf", "base.gguf"
 STORAGE = "hfadapt.base_storage"
 """Key of the file: how the base was stored on which it was judged."""
 PREFIX = "adapter-on-"
-ROUNDED = ("q8_0", "q4_0")
+ROUNDED = ("q8_0", "q4_k_m")
 """What bases are usually rounded to."""
 
 
@@ -133,7 +132,7 @@ def base_file(cell: Cell, storage: str, base: Base | None = None) -> Path:
     """The base of a cell as a GGUF file in the cache, made where it is not there.
 
     Args:
-        storage: Of its matrices: a dtype, or one of the blocks of `gguf`.
+        storage: Of its matrices: a dtype, or one of the mixtures of `gguf`.
         base: What is written, where it is loaded already.
 
     Raises:
@@ -147,7 +146,7 @@ def base_file(cell: Cell, storage: str, base: Base | None = None) -> Path:
         import torch
 
         found = base or _base(cell, storage, torch.device("cpu"))
-        write_gguf(found.model, found.tokenizer, folder / BASE, TYPES.get(storage) or BLOCKS[storage], name)
+        write_gguf(found.model, found.tokenizer, folder / BASE, storage, name)
 
     return cache.made(cache.folder() / "gguf-bases" / f"{name}-{storage}-{whose}", make) / BASE
 

@@ -34,7 +34,7 @@ class Export(Section):
     Example: int8-dynamic
     """
     calibration_rows: Positive = 128
-    """Training rows from which a form learns the range of what it rounds."""
+    """Training rows from which a form learns the range of what it rounds, or which inputs matter."""
     limits: ExportLimits = ExportLimits()
     """What a form that rounds may lose."""
 

@@ -47,7 +47,7 @@ def cell(models, tmp_path_factory):
 
 def test_llama_cpp_answers_as_transformers_do(lm, tmp_path):
     model, tokenizer = lm
-    write_gguf(model, tokenizer, tmp_path / "a.gguf", "F32", "a")
+    write_gguf(model, tokenizer, tmp_path / "a.gguf", "float32", "a")
     run = LlamaCpp(tmp_path / "a.gguf", model.config, 128)
     rows = [{"prompt": "lovely day :", "completion": " good film"}, {"prompt": f"{TEXT} :", "completion": " bad"}]
     batch = KIND.collate(KIND.encode(rows, tokenizer, max_length=64), tokenizer.pad_token_id)
@@ -65,7 +65,7 @@ def test_llama_cpp_answers_as_transformers_do(lm, tmp_path):
 
 def test_tokens_that_are_not_named_share_the_rest(lm, tmp_path, monkeypatch):
     model, tokenizer = lm
-    write_gguf(model, tokenizer, tmp_path / "a.gguf", "F32", "a")
+    write_gguf(model, tokenizer, tmp_path / "a.gguf", "float32", "a")
     run = LlamaCpp(tmp_path / "a.gguf", model.config, 128)
     whole = run.following(TEXT)
     monkeypatch.setattr(_llama_cpp, "NAMED", 100)
@@ -77,7 +77,7 @@ def test_tokens_that_are_not_named_share_the_rest(lm, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "variant", [None, "merged-float32", "merged-float16", "merged-q8_0", "merged-q5_1", "merged-q4_1", "merged-q4_0"]
+    "variant", [None, "merged-float32", "merged-float16", "merged-q8_0", "merged-q5_1", "merged-q4_k_m", "merged-q4_0"]
 )
 def test_every_form_is_run_by_llama_cpp(cell, tmp_path, variant):
     done = export(cell, "gguf", tmp_path / "out", variant=variant, force=True)

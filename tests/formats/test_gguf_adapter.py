@@ -87,9 +87,9 @@ def test_peft_and_hfadapt_open_the_same_folder(done, models, tmp_path):
 def test_bases_of_fewer_bits_are_judged_too(cell, tmp_path):
     record = export(cell, "gguf-adapter", tmp_path / "out", force=True).record
     forms = {each.form: each for each in record.judged}
-    assert [*forms] == ["adapter-on-float32", "adapter-on-q8_0", "adapter-on-q4_0"]
+    assert [*forms] == ["adapter-on-float32", "adapter-on-q8_0", "adapter-on-q4_k_m"]
     assert record.variant == "adapter-on-float32"
-    assert forms["adapter-on-float32"].kl_nats < forms["adapter-on-q8_0"].kl_nats < forms["adapter-on-q4_0"].kl_nats
+    assert forms["adapter-on-float32"].kl_nats < forms["adapter-on-q8_0"].kl_nats < forms["adapter-on-q4_k_m"].kl_nats
 
 
 def test_rows_of_b_in_another_order_are_refused(cell, tmp_path, monkeypatch):
@@ -138,7 +138,7 @@ def test_adapters_of_every_order_of_rows(kind, tmp_path):
     case = next(case for case, (name, _) in CASES.items() if name == kind)
     config = configured(kind, **CASES[case][1])
     base, tokenizer = made(config), byte_level()
-    write_gguf(base, tokenizer, tmp_path / "base.gguf", "F32", "base")
+    write_gguf(base, tokenizer, tmp_path / "base.gguf", "float32", "base")
     asked = LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     torch.manual_seed(2)
     model = get_peft_model(base, asked).eval()

@@ -47,7 +47,7 @@ def test_time_is_a_line_through_published_figures():
 def test_a_budget_decides(models, budget, words, fits):
     facts = model_facts(str(models / "lm"), "causal-lm")
     found = served(catalogue.target(PHONE), budget, facts, 32)
-    assert [each.form for each in found][:3] == ["merged-q8_0", "merged-q4_0", "merged-float16"]
+    assert [each.form for each in found][:3] == ["merged-q8_0", "merged-q4_k_m", "merged-q4_0"]
     assert {each.format for each in found} == {"gguf", "onnx"}
     assert all(each.verdict.startswith(words) for each in found)
     assert {each.fits for each in found} == {fits}

@@ -7,7 +7,9 @@ import json
 import pytest
 from tiny import command, labelled, pairs, recipe_fields, write_recipe, write_rows
 
+from hfadapt.core import registry
 from hfadapt.core.errors import RunError
+from hfadapt.core.show import show_bytes
 from hfadapt.models.facts import model_facts
 from hfadapt.recipe.budgets import Budget
 from hfadapt.records.published import DeviceRecord
@@ -85,9 +87,10 @@ def test_an_export_beyond_the_budget_fails_the_cell(models, folder):
     cell.save_lock(cell.lock.model_copy(update={"budgets": {PHONE: Budget(bytes=20_000)}}))
     with pytest.raises(RunError) as caught:
         require_room(Cell(cell.folder), "gguf", facts, failed=True)
+    least = min(each.bytes for each in registry.format("gguf").estimates(facts))
     for words in (
         "no student was made",
-        "of gguf the nearest form is merged-q4_0, about 58.7 KiB; nothing was written",
+        f"of gguf the nearest form is merged-q4_0, about {show_bytes(least)}; nothing was written",
     ):
         assert words in str(caught.value)
     cell.save_lock(cell.lock.model_copy(update={"budgets": {PHONE: Budget(bytes=200_000)}}))

@@ -1,5 +1,6 @@
 """GGUF, the file format of llama.cpp: what is written of a language model, and what is read of a file."""
 
+from hfadapt.core.gguf.blocks import MIXTURES, rounded
 from hfadapt.core.gguf.models import (
     ARCHITECTURES,
     add_settings,
@@ -16,6 +17,7 @@ from hfadapt.core.gguf.vocabulary import unfit as unfit_tokenizer
 
 __all__ = [
     "ARCHITECTURES",
+    "MIXTURES",
     "VERSION",
     "add_settings",
     "add_tokenizer",
@@ -25,6 +27,7 @@ __all__ = [
     "read_by_transformers",
     "read_config",
     "read_model",
+    "rounded",
     "tensor_names",
     "unfit",
     "unfit_tokenizer",
