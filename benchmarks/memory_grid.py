@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -306,8 +306,11 @@ def measure(
 # --- predictions and the table ---------------------------------------------------------------------------------------
 
 
-def predicted(point: dict[str, Any], about: dict[str, Any], device: str, tiles: bool) -> dict[str, int]:
-    """What hfadapt predicts for this point, from the config alone; `tiles` is whether training runs on AMX tiles."""
+def predicted(
+    point: dict[str, Any], about: dict[str, Any], device: str, tiles: bool, without: Sequence[str]
+) -> dict[str, int]:
+    """What hfadapt predicts for this point, from the config alone; `tiles` is whether training runs on AMX tiles,
+    `without` which parts of the fast path there were none of yet."""
     from transformers import AutoConfig
 
     from hfadapt.core import registry
@@ -333,6 +336,7 @@ def predicted(point: dict[str, Any], about: dict[str, Any], device: str, tiles: 
         labelled_tokens=LABELLED_TOKENS,
         evaluate_rows=2 * point["rows"],
         tiles=tiles,
+        without=tuple(without),
         device="cpu" if device == "cpu" else "gpu",
     )
     phases = (*predict.predict(facts, workload), predict.predict_merge(facts, workload))
@@ -345,7 +349,8 @@ def errors(results: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for result in results["points"]:
         point = result["point"]
-        guess = predicted(point, result.get("about") or models[point["model"]], results["device"], results["tiles"])
+        about = result.get("about") or models[point["model"]]
+        guess = predicted(point, about, results["device"], results["tiles"], results.get("without", ()))
         for phase, measured in result["peaks"].items():
             rows.append(
                 {
@@ -444,6 +449,8 @@ def run_grid(models: dict[str, dict[str, Any]], device: str, only: str | None, o
             sys.exit(
                 f"{out} was measured {'on' if kept['tiles'] else 'without'} tiles, this machine differs: name --out"
             )
+        if kept["points"] and kept.get("without"):
+            sys.exit(f"{out} was measured without {', '.join(kept['without'])}, which there is now: name --out")
         results["points"] = kept["points"]
     done = [{**result["point"], "fitted": None} for result in results["points"]]
     with tempfile.TemporaryDirectory() as temporary:

@@ -127,7 +127,7 @@ def compare(model: str, rows: int, tokens: int, quant: str = "none") -> dict[str
         for count in (rows, 2 * rows)
     ]
     tiles = memory_grid.on_tiles("cpu")
-    peaks = [max(memory_grid.predicted(plan, about, "cpu", tiles).values()) for plan in plans]
+    peaks = [max(memory_grid.predicted(plan, about, "cpu", tiles, ()).values()) for plan in plans]
     limit = int(peaks[0] / (1 - MARGIN))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
