@@ -5,13 +5,14 @@ LoRA: y = W x + (alpha / R) B A x with A (R, in) and B (out, R) (Hu et al. 2021,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
 from hfadapt.quants import Access, Quant
+from hfadapt.recipe.names import ANY_LAYER, matches
 
 if TYPE_CHECKING:
     import torch
@@ -183,7 +184,7 @@ class AdapterMethod:
 
         config = self.peft_config(
             settings,
-            **adapted_modules(settings, context),
+            **adapted_modules(settings, context, model),
             modules_to_save=whole_modules(context) or None,
             task_type=context.peft_task_type,
             base_model_name_or_path=context.model_path,
@@ -207,13 +208,29 @@ def whole_modules(context: Context) -> list[str]:
     return list(dict.fromkeys((*context.fresh_modules, *taken)))
 
 
-def adapted_modules(settings: LockedAdapter, context: Context) -> dict[str, Any]:
-    """Which layers are adapted, as keyword arguments of `LoraConfig`: the word `all-linear`, or name endings."""
-    everywhere = tuple(settings.modules) == ALL_LINEAR
-    if settings.layers is None or settings.layers >= context.layers:
-        return {"target_modules": "all-linear" if everywhere else list(settings.modules)}
+def adapted_modules(settings: LockedAdapter, context: Context, model: Any) -> dict[str, Any]:
+    """Which layers are adapted, as keyword arguments of `LoraConfig`: the word `all-linear`, name endings, or paths
+    where endings hold the number of a layer."""
+    names, last = tuple(settings.modules), range(0)
+    everywhere = names == ALL_LINEAR
+    if settings.layers is not None and settings.layers < context.layers:
+        last = range(context.layers - settings.layers, context.layers)
+    if any(ANY_LAYER in name for name in names):
+        paths = targets(names, model)
+        among = {f"{context.layers_name}.{number}" for number in last}
+        return {"target_modules": [path for path in paths if not last or any(f".{each}." in path for each in among)]}
+    if not last:
+        return {"target_modules": "all-linear" if everywhere else list(names)}
     return {
-        "target_modules": list(context.layer_linears if everywhere else settings.modules),
-        "layers_to_transform": list(range(context.layers - settings.layers, context.layers)),
+        "target_modules": list(context.layer_linears if everywhere else names),
+        "layers_to_transform": list(last),
         "layers_pattern": context.layers_name,
     }
+
+
+def targets(names: Sequence[str], model: Any) -> list[str]:
+    """For peft: paths of a model's modules, where endings hold the number of a layer, else the endings."""
+    if not any(ANY_LAYER in name for name in names):
+        return list(names)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return [path for path, _ in base.named_modules() if any(matches(path, name) for name in names)]

@@ -47,7 +47,10 @@ def reading(path: Path, fix: str = MAKE_AGAIN) -> Iterator[None]:
 class Spec(BaseModel):
     """Base of everything a user can write down."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+    # What is infinite stays so wherever it is written, or is refused: pydantic would put null in its place.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False, ser_json_inf_nan="constants"
+    )
 
 
 class Section(Spec):

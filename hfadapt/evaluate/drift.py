@@ -96,15 +96,24 @@ def measure(context: EvaluationContext) -> DriftRecord:
     devices = [_device(form, context) for form in wanted]
     world = context.world or World()
 
-    def measured(numbers: Sequence[int]) -> list[tuple[int, Variant, str]]:
-        found = []
+    def measured(numbers: Sequence[int]) -> list[tuple[int, Variant | None, str]]:
+        found: list[tuple[int, Variant | None, str]] = []
         for number in numbers:
             form, device = wanted[number], devices[number]
             if device is None:
                 continue
             context.progress.say(f"{cell.domain}: merge drift of {form.name}")
-            model = _open(form, context, folder, device)
-            against, kl, most = reference.compared(model, device)
+            try:
+                model = _open(form, context, folder, device)
+                against, kl, most = reference.compared(model, device)
+            except Exception as error:
+                if not form.quantised or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+                    raise
+                # Not every architecture can be run in fewer bits, which the library says with errors of every kind.
+                why = " ".join(str(error).split())[:200]
+                found.append((number, None, f"it cannot be run: {type(error).__name__}: {why}"))
+                release_memory()
+                continue
             result = compare(metric.name, scores, against, **sampling(lock))
             del model
             release_memory()
@@ -124,7 +133,10 @@ def measure(context: EvaluationContext) -> DriftRecord:
         if device is None:
             skipped[form.name] = "there is not enough memory for it beside the base"
     variants, refused = [], {}
-    for _, variant, why in sorted(shared, key=lambda each: each[0]):
+    for number, variant, why in sorted(shared, key=lambda each: each[0]):
+        if variant is None:
+            skipped[wanted[number].name] = why
+            continue
         variants.append(variant)
         if why:
             refused[variant.name] = why

@@ -342,8 +342,16 @@ def stored_dtype(config: PretrainedConfig) -> str | None:
 
 
 def first(config: Any, *names: str, default: Any) -> Any:
-    """The first of these config fields that is set."""
-    return next((value for name in names if (value := getattr(config, name, None)) is not None), default)
+    """The first of these config fields that is set; where layers have one each, the largest."""
+    return next((value for name in names if (value := _largest(config, name)) is not None), default)
+
+
+def _largest(config: Any, name: str) -> Any:
+    try:
+        value = getattr(config, name, None)
+    except RuntimeError:  # transformers does not say for the whole what differs between layers.
+        value = [getattr(layer, name) for layer in config.per_layer_config]
+    return max(value) if isinstance(value, (list, tuple)) and value else value
 
 
 def layer_stacks(model: nn.Module) -> dict[str, nn.ModuleList]:
@@ -425,11 +433,10 @@ def adapted_modules(model: nn.Module) -> dict[str, Any]:
     which are a linear layer for every pixel, but not those that weigh channels (squeeze and excitation): a gate that is
     wide open gives no gradient."""
     from torch import nn
-    from transformers.pytorch_utils import Conv1D
 
     heads = head_names(model)
     body = {name: module for name, module in model.named_modules() if name.split(".")[0] not in heads}
-    linear = {name: module for name, module in body.items() if isinstance(module, (nn.Linear, Conv1D))}
+    linear = {name: module for name, module in body.items() if is_linear(module)}
     gates = [name for name, module in body.items() if "squeeze" in type(module).__name__.lower()]
     return linear or {
         name: module
@@ -439,6 +446,25 @@ def adapted_modules(model: nn.Module) -> dict[str, Any]:
         and module.groups == 1
         and not any(name.startswith(f"{gate}.") for gate in gates)
     }
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is W x + b and no more: some routers of experts answer with other things, and torch's own
+    attention reads the weight of its last layer without calling it."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = (nn.Linear, Conv1D)
+    plain = isinstance(module, kinds) and type(module).forward in {kind.forward for kind in kinds}
+    return plain and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+
+
+def more_than_linear(model: nn.Module) -> list[str]:
+    """Paths of layers that are of the class of linear ones, and are not (`is_linear`)."""
+    from torch import nn
+
+    modules = model.named_modules()
+    return [name for name, module in modules if isinstance(module, nn.Linear) and not is_linear(module)]
 
 
 def linear_shapes(model: nn.Module) -> tuple[LinearShape, ...]:

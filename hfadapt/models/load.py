@@ -22,7 +22,7 @@ from hfadapt.hardware.shards import Shards
 from hfadapt.models.base import BaseRef, made_here
 from hfadapt.models.checks import fit_problems, size_problem, token_problems
 from hfadapt.models.divided import divide_layers
-from hfadapt.models.facts import body_name, build, freeze_front, head_names, load_config
+from hfadapt.models.facts import body_name, build, freeze_front, head_names, is_linear, load_config, more_than_linear
 from hfadapt.models.folders import file_problems, require_base, weight_files
 from hfadapt.models.heads import BaseHead, class_tensors, start_again, take_rows
 from hfadapt.quants import Quant
@@ -248,7 +248,7 @@ def load_base(
             source,
             config=wanted.as_saved(config),
             dtype=dtype,
-            quantization_config=quant.config(compute, heads),
+            quantization_config=quant.config(compute, (*heads, *more_than_linear(skeleton))),
             device_map=device_map(torch.device("cpu") if divided else device, max_memory),
             max_memory=dict(max_memory) if max_memory else None,
         )
@@ -473,7 +473,7 @@ def _check_quantised(model: Any, skeleton: Any, heads: Sequence[str], quant: Qua
     wanted = {
         name
         for name, module in skeleton.named_modules()
-        if isinstance(module, torch.nn.Linear) and name.split(".")[0] not in heads
+        if isinstance(module, torch.nn.Linear) and is_linear(module) and name.split(".")[0] not in heads
     }
     found = {name for name, module in model.named_modules() if type(module).__name__ == quant.module_class}
     if missing := sorted(wanted - found):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hfadapt.core.errors import Problem, nearest
 from hfadapt.models.facts import ModelFacts
 from hfadapt.plan.memory.part import plain_names, taking_part
+from hfadapt.recipe.names import ANY_LAYER, matches
 
 ALL_LINEAR = "all-linear"
 FUSED_MODEL_TYPES = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
@@ -46,11 +47,6 @@ class Adaptable:
         return "all linear layers but " + " and ".join(f"{_shown(n)}, which {reason}" for reason, n in why.items())
 
 
-def matches(path: str, name: str) -> bool:
-    """Whether peft takes a module for the one of this name."""
-    return path == name or path.endswith(f".{name}")
-
-
 def adaptable(facts: ModelFacts) -> Adaptable:
     """What can be adapted, found by a run of the model with few layers; all, where it cannot be run without memory."""
     found = taking_part(facts)
@@ -58,12 +54,15 @@ def adaptable(facts: ModelFacts) -> Adaptable:
         return Adaptable(tuple(dict.fromkeys(_last(path) for linear in facts.linears for path in linear.paths)))
     if found is None:
         return Adaptable()
-    idle = {path: "take no part in the loss" for path, alive in found.items() if not alive}
+    why = {False: "take no part in the loss", None: "are more than linear layers"}
+    idle = {path: why[alive] for path, alive in found.items() if not alive}
     if facts.model_type in FUSED_MODEL_TYPES:
         fused = (path for path in found if _last(path) in FUSED_MODULES)
         idle |= dict.fromkeys(fused, f"are read in a fused kernel of {facts.model_type}")
     alive = [path for path in found if path not in idle]
-    names = dict.fromkeys(name for path in alive if (name := _ending(path, idle)))
+    # What holds a linear layer may be called as another one is.
+    others = idle | dict.fromkeys(holder for path in found for holder in _holders(path))
+    names = dict.fromkeys(name for path in alive if (name := _ending(path, others)))
     if facts.pointwise:
         return Adaptable(tuple(names), tuple((name, reason) for name, reason in idle.items()))
     plain = plain_names(facts, tuple(names))
@@ -115,15 +114,18 @@ def _last(path: str) -> str:
     return path.rpartition(".")[2]
 
 
-def _ending(path: str, others: Iterable[str]) -> str | None:
-    """The shortest ending of a path that none of the others has; None where only the number of a layer tells them
-    apart."""
+def _holders(path: str) -> list[str]:
     parts = path.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _ending(path: str, others: Iterable[str]) -> str | None:
+    """The shortest ending of a path that none of the others has, whatever the numbers of layers; None where only these
+    tell them apart."""
+    parts = [ANY_LAYER if part.isdigit() else part for part in path.split(".")]
     for count in range(1, len(parts) + 1):
-        if parts[-count].isdigit() and count > 1:
-            return None
         ending = ".".join(parts[-count:])
-        if not any(matches(other, ending) for other in others):
+        if parts[-count] != ANY_LAYER and not any(matches(other, ending) for other in others):
             return ending
     return None
 

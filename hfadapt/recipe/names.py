@@ -44,6 +44,19 @@ OTHER_NAMES = {
 """Values of other tools, and what they are called here."""
 
 
+ANY_LAYER = "*"
+
+
+def matches(path: str, name: str) -> bool:
+    """Whether a module of this path is meant by the ending of a path, in which `*` is the number of any layer; without
+    it as peft matches them."""
+    parts, wanted = path.split("."), name.split(".")
+    ending = parts[-len(wanted) :]
+    return len(ending) == len(wanted) and all(
+        one == other or (other == ANY_LAYER and one.isdigit()) for one, other in zip(ending, wanted, strict=True)
+    )
+
+
 def gate_names() -> tuple[str, ...]:
     """What evaluate.gates can name, besides metrics: perplexity on general text, and what stages judge themselves."""
     return ("general_text", *(gate for stage in registry.stages() for gate in stage.gates))

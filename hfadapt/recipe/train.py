@@ -53,7 +53,7 @@ class Adapter(Section):
     Example: 0.05
     """
     modules: tuple[str, ...] | Auto = AUTO
-    """Name endings of the linear layers that are adapted.
+    """Name endings of the linear layers that are adapted; `*` is the number of any layer.
 
     Auto: all linear layers that the method can adapt.
     Cost: fewer layers take less memory and time.

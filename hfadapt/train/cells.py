@@ -315,13 +315,14 @@ class Training:
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            # Models refuse what they cannot read with errors of every kind.
+            # Models refuse what they cannot read with errors of every kind, and some what they do to their own weights.
+            other = " or quant: none," if registry.quant(self.lock.quant).quantised else ","
             raise RequestError(
                 f"{type(self.base.model).__name__} cannot be run on these rows",
                 place=self.base.source.asked,
                 got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
                 allowed="a base that reads rows as its tokenizer makes them",
-                fix="choose another base, or correct its config or tokenizer",
+                fix=f"choose another base{other} or correct its config or tokenizer",
             ) from error
         if registry.adapter(self.lock.adapter.method).whole_model:
             for name, parameter in self.model.named_parameters():

@@ -5,12 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hfadapt.core import known as module
 from hfadapt.core.known import known, remembered
+from hfadapt.core.spec import Spec
 from hfadapt.fast import compiled
+
+
+class Facts(Spec):
+    """A part of what is known of a model."""
+
+    config: dict[str, Any]
 
 
 class Question:
@@ -64,6 +72,13 @@ def test_what_json_cannot_say_and_what_may_change_is_not_kept(cache_folder: Path
         assert known(float, "endless", endless) == float("inf")
         assert known(int, "passing", passing, lasts=bool) == 0
     assert endless.times == passing.times == 2
+
+
+def test_an_infinite_number_in_a_config_stays_one(cache_folder: Path) -> None:
+    """As the limits of time steps of state-space layers are."""
+    find = Question(Facts(config={"time_step_limit": (0.0, float("inf"))}))
+    for _ in range(2):
+        assert known(Facts, "q", find).config["time_step_limit"][1] == float("inf")
 
 
 def test_a_function_is_asked_once_in_a_process_and_on_a_disk(cache_folder: Path) -> None:

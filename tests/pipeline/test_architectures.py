@@ -14,6 +14,9 @@ import torch
 from tiny import Done, command, labelled, make_tokenizer, pairs, write_recipe, write_rows
 from tokenizers.processors import TemplateProcessing
 
+from hfadapt.records.evidence import DriftRecord
+from hfadapt.run_folder import Cell
+
 CLASSES, LM = "text-classification", "causal-lm"
 SIZES: dict[str, Any] = {
     **{"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -99,6 +102,39 @@ DECODERS: dict[str, dict[str, Any]] = {
     "falcon_mamba": MAMBA,
     "rwkv": {"attention_hidden_size": 32, "context_length": 128},
 }
+TEXT = {**SIZES, **GROUPED, "head_dim": 8}
+SEEING = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+LINEAR_ATTENTION = {
+    **{"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4},
+    **{"linear_key_head_dim": 8, "linear_value_head_dim": 8},
+}
+STATES = {f"mamba_{name}": value for name, value in (("n_heads", 8), ("d_head", 8), ("d_state", 8), ("chunk_size", 8))}
+RECENT: dict[str, dict[str, Any]] = {
+    "gemma3_text": {**TEXT, "sliding_window": 16},
+    "gemma3": {"text_config": TEXT, "vision_config": {**SEEING, "image_size": 28, "patch_size": 14}},
+    "gemma4_text": TEXT,
+    "gemma4": {"text_config": TEXT, "vision_config": {**SEEING, "head_dim": 8}},
+    "qwen3_5_text": {**TEXT, **LINEAR_ATTENTION},
+    "qwen3_next": {**TEXT, **EXPERTS, **LINEAR_ATTENTION, "shared_expert_intermediate_size": 16},
+    "llama4_text": {**TEXT, "num_local_experts": 2, "intermediate_size_mlp": 64},
+    "gpt_oss": {**TEXT, **EXPERTS, "sliding_window": 16},
+    "phimoe": {**GROUPED, **EXPERTS},
+    "deepseek_v2": DEEPSEEK,
+    "glm4_moe": {**TEXT, **DEEPSEEK, "num_key_value_heads": 2},
+    "lfm2": {**GROUPED, "layer_types": ["conv", "full_attention"]},
+    "granitemoehybrid": {
+        **{**GROUPED, **STATES, "num_local_experts": 0, "shared_intermediate_size": 64},
+        "layer_types": ["mamba", "attention"],
+    },
+    "falcon_h1": {**TEXT, **STATES, "mamba_d_ssm": 64, "mamba_n_groups": 1},
+    "nemotron_h": {
+        **{**TEXT, "mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 8},
+        "layers_block_type": ["mamba", "attention"],
+    },
+    "olmo3": {**GROUPED, "sliding_window": 16},
+    "ministral3": TEXT,
+}
+"""As language models alone."""
 USUAL = {("gpt2", LM), ("mixtral", LM), ("mamba", LM), ("bart", CLASSES), ("bart", LM)}
 USUAL |= {("roberta", CLASSES)}
 """One of each kind, in the usual suite; big_bird is trained whole there."""
@@ -114,7 +150,7 @@ REFUSED = {
 
 GRID = [
     *((name, fields, CLASSES) for name, fields in {**ENCODERS, **DECODERS}.items()),
-    *((name, fields, LM) for name, fields in {**DECODERS, "bart": ENCODERS["bart"]}.items()),
+    *((name, fields, LM) for name, fields in {**DECODERS, **RECENT, "bart": ENCODERS["bart"]}.items()),
 ]
 
 
@@ -133,12 +169,12 @@ def make_base(folder: Path, name: str, fields: dict[str, Any], task: str) -> Non
     # A checkpoint says of which class it is; Funnel has two.
     config.architectures = ["FunnelModel"] if name == "funnel" else None
     torch.manual_seed(7)
-    auto = transformers.AutoModelForCausalLM if name in DECODERS else transformers.AutoModel
+    auto = transformers.AutoModelForCausalLM if name in DECODERS | RECENT else transformers.AutoModel
     auto.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def run(folder: Path, name: str, fields: dict[str, Any], task: str, **adapter: Any) -> Done:
+def run(folder: Path, name: str, fields: dict[str, Any], task: str, drift: bool = False, **adapter: Any) -> Done:
     """`hfadapt run` on a base of this architecture."""
     make_base(folder / "base", name, fields, task)
     write_rows(folder / "rows.jsonl", labelled(72) if task == CLASSES else pairs(72))
@@ -152,7 +188,7 @@ def run(folder: Path, name: str, fields: dict[str, Any], task: str, **adapter: A
         "train": {"max_steps": 3, "batch_rows": 8, "micro_batch_rows": 8, "checkpointing": False},
         "adapter": adapter,
         "evaluate": {
-            **{"security": False, "drift": False, "transfer": False, "general_text": False},
+            **{"security": False, "drift": drift, "transfer": False, "general_text": False},
             **({"generate_rows": 2} if task == "causal-lm" else {}),
             "resamples": 200,
         },
@@ -190,6 +226,15 @@ def test_of_a_whole_model_what_takes_no_part_stays(tmp_path, name, task):
     """Its pooler gets no gradient."""
     done = run(tmp_path, name, ENCODERS[name], task, method="full")
     assert done.code == 0, done.out + done.err
+
+
+def test_a_form_that_no_library_can_run_is_left_out(tmp_path):
+    """bitsandbytes multiplies 8 bits with no more than rows of tokens."""
+    done = run(tmp_path, "deepseek_v2", RECENT["deepseek_v2"], LM, drift=True)
+    assert done.code == 0, done.out + done.err
+    found = Cell(tmp_path / "runs/t/d/this-machine").read(DriftRecord)
+    assert found.skipped["merged-int8"].startswith("it cannot be run: RuntimeError: The size of tensor")
+    assert {"merged-float32", "merged-nf4"} <= {each.name for each in found.variants}
 
 
 def test_a_step_is_tried_before_training(tmp_path):

@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import AutoModelForCausalLM
 
+from hfadapt.adapters import Context, adapted_modules
+from hfadapt.adapters.lora import KIND as LORA
 from hfadapt.core.errors import RequestError
-from hfadapt.models.facts import model_facts
+from hfadapt.models.facts import load_config, model_facts
 from hfadapt.plan.make import make_plan
-from hfadapt.plan.memory.predict import Workload, adapted_layers
+from hfadapt.plan.memory.predict import Workload, adapted_layers, trained_parameters
 from hfadapt.plan.modules import adaptable
-from hfadapt.recipe.schema import Recipe
+from hfadapt.recipe.schema import LockedAdapter, Recipe
 
 SIZES = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -37,6 +43,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **{"n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "num_key_value_heads": 4},
         **{"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8},
     },
+}
+GROUPED = {**SIZES, "intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2}
+SEEING = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+CONFIGS |= {
+    "gemma3": {"text_config": GROUPED, "vision_config": {**SEEING, "image_size": 28, "patch_size": 14}},
+    "gemma4": {"text_config": GROUPED, "vision_config": {**SEEING, "head_dim": 8}},
+    "gemma3n_text": {
+        **{"intermediate_size": [64, 64], "num_key_value_heads": 2, "head_dim": 8, "laurel_rank": 4},
+        **{"vocab_size_per_layer_input": 512, "hidden_size_per_layer_input": 8, "altup_num_inputs": 2},
+        **{"num_kv_shared_layers": 0, "layer_types": ["sliding_attention", "full_attention"]},
+        "activation_sparsity_pattern": [0.0, 0.0],
+    },
+    "llama4_text": {**GROUPED, "intermediate_size_mlp": 64},
 }
 CLASSES, LM = "text-classification", "causal-lm"
 
@@ -92,6 +111,41 @@ def test_names_that_peft_takes_for_experts_are_left_out(tmp_path):
     assert not {"gate_proj", "up_proj", "down_proj"} & {name.rpartition(".")[2] for name in found.names}
     assert {"q_a_proj", "kv_b_proj", "o_proj"} <= set(found.names)
     assert {"gate_proj", "up_proj", "down_proj", "experts"} <= {name for name, _ in found.left_out}
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "without"),
+    [
+        ("gemma3", {f"language_model.layers.*.self_attn.{part}_proj" for part in "qkv"}, {"out_proj", "fc1"}),
+        # What holds a linear layer is called as one of the language model.
+        ("gemma4", {f"language_model.layers.*.self_attn.{part}_proj" for part in "qkvo"}, {"linear"}),
+        ("gemma3n_text", {"altup_projections.*", "q_proj"}, {"correction_coefs"}),
+        ("llama4_text", {"q_proj", "o_proj"}, {"router"}),
+    ],
+)
+def test_layers_of_a_language_model_are_told_from_others(tmp_path, kind, names, without):
+    """Those that see pictures have the same names; some layers are called by a number alone, and some are routers."""
+    found = adaptable(facts := model_facts(folder(tmp_path, kind), LM))
+    assert names <= {*found.names}
+    assert without <= {name for name, _ in found.left_out}
+    planned = Workload(length_tokens=8, rank=4, modules=found.names, dtype="float32")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(load_config(facts.model))
+    settings = LockedAdapter(method="lora", rank=4, alpha=4, dropout=0.0, modules=found.names)
+    adapted = LORA.attach(model, settings, Context((), (), "CAUSAL_LM", facts.model))
+    layers = [path for path, module in adapted.named_modules() if isinstance(module, LoraLayer)]
+    assert len(layers) == adapted_layers(facts, planned)
+    assert not any("vision" in path or "feed_forward.router" in path for path in layers)
+    assert trained_parameters(facts, planned) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def test_of_the_last_layers_those_alone(tmp_path):
+    """Where endings hold the number of a layer, peft is given paths."""
+    model = nn.ModuleDict({"layers": nn.ModuleList(nn.ModuleDict({"q": nn.Linear(2, 2)}) for _ in range(12))})
+    settings = LockedAdapter(method="lora", rank=4, alpha=4, dropout=0.0, modules=("layers.*.q",), layers=2)
+    context = Context((), (), None, "", layers=12, layers_name="layers")
+    model = nn.ModuleDict({"body": model})
+    assert adapted_modules(settings, context, model) == {"target_modules": ["body.layers.10.q", "body.layers.11.q"]}
 
 
 def test_longer_endings_are_counted(tmp_path):

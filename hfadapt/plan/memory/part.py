@@ -12,15 +12,16 @@ from typing import Any
 from hfadapt.core import registry
 from hfadapt.core.known import remembered
 from hfadapt.core.progress import quiet_libraries
-from hfadapt.models.facts import ModelFacts, adapted_modules
+from hfadapt.models.facts import ModelFacts, adapted_modules, more_than_linear
 
 LENGTH = 16
 """Tokens of the two rows that are run."""
 LayersRun = tuple[str, str, str, str, bool, int]
 
 
-def taking_part(facts: ModelFacts) -> dict[str, bool] | None:
-    """Path of each linear layer outside the head → whether it takes part; of a model with few layers.
+def taking_part(facts: ModelFacts) -> dict[str, bool | None] | None:
+    """Path of each linear layer outside the head → whether it takes part, None of one that is more than W x + b; of a
+    model with few layers.
 
     None where the model cannot be run without memory.
     """
@@ -48,9 +49,9 @@ def _key(facts: ModelFacts) -> LayersRun:
     return config, task.modality, task.auto_class, task.reads, facts.generates, max(2, sum(facts.pattern))
 
 
-@remembered(tuple[tuple[str, bool], ...] | None)
+@remembered(tuple[tuple[str, bool | None], ...] | None)
 @quiet_libraries()
-def _taking_part(key: LayersRun, length: int) -> tuple[tuple[str, bool], ...] | None:
+def _taking_part(key: LayersRun, length: int) -> tuple[tuple[str, bool | None], ...] | None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from hfadapt.plan.memory.trace import Live, cut_model, make_fake, quiet
@@ -78,7 +79,8 @@ def _taking_part(key: LayersRun, length: int) -> tuple[tuple[str, bool], ...] | 
     except Exception:
         # Whatever a model's own code raises on fake tensors.
         return None
-    return tuple((name, name in reached) for name in linears)
+    more = dict.fromkeys(more_than_linear(model))
+    return tuple({**{name: name in reached for name in linears}, **more}.items())
 
 
 @remembered(frozenset[str] | None)

@@ -24,6 +24,7 @@ from hfadapt.plan.memory.workload import (
     trained_layers,
 )
 from hfadapt.quants import PLAIN, Quant
+from hfadapt.recipe.names import matches
 from hfadapt.records.plan import PhaseMemory
 
 __all__ = [
@@ -378,7 +379,7 @@ def _named(shape: LinearShape, modules: tuple[str, ...]) -> LinearShape:
     """Of linear layers of one name those that modules of a recipe name, which may be longer endings."""
     if modules == ("all-linear",):
         return shape
-    count = sum(any(f".{path}".endswith(f".{name}") for name in modules) for path in shape.paths)
+    count = sum(any(matches(path, name) for name in modules) for path in shape.paths)
     return shape.model_copy(update={"count": count})
 
 

@@ -24,11 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hfadapt import fast
-from hfadapt.adapters import ALL_LINEAR
+from hfadapt.adapters import ALL_LINEAR, targets
 from hfadapt.core import registry
 from hfadapt.core.progress import quiet_libraries
 from hfadapt.fast import compiled
-from hfadapt.models.facts import build, freeze_front, head_names, layer_stacks
+from hfadapt.models.facts import build, freeze_front, head_names, is_linear, layer_stacks
 from hfadapt.plan.memory.shapes import called
 from hfadapt.plan.memory.step import FORWARD_ONLY, MARKS, PASSES, TRAINED, StepKey, Terms
 from hfadapt.recipe.schema import LockedAdapter
@@ -229,7 +229,7 @@ def _adapted(key: StepKey, layers: int) -> nn.Module:
     model: nn.Module = base
     with torch.device("meta"), quiet():
         if method.adapts_layers:
-            modules = ALL_LINEAR[0] if key.modules == ALL_LINEAR else list(key.modules)
+            modules = ALL_LINEAR[0] if key.modules == ALL_LINEAR else targets(key.modules, base)
             dropout = TRACED_DROPOUT if key.dropout else 0.0
             settings = LockedAdapter(
                 method=key.method, rank=key.rank, alpha=key.rank, dropout=dropout, modules=key.modules
@@ -327,7 +327,7 @@ def _quantise(model: nn.Module, bits: int, compute_dtype: torch.dtype) -> None:
     for name, module in list(model.named_modules()):
         for child_name, child in list(module.named_children()):
             full = f"{name}.{child_name}" if name else child_name
-            if isinstance(child, nn.Linear) and full.split(".")[0] not in heads:
+            if isinstance(child, nn.Linear) and is_linear(child) and full.split(".")[0] not in heads:
                 setattr(module, child_name, kind(child, compute_dtype))
 
 
