@@ -26,6 +26,11 @@ WRITTEN = 24
 """Tokens that the snippet of a language model writes."""
 PACKED_BITS, PACKED = 4, (64, 32)
 """What inputs and outputs of 4-bit layers have to be multiples of (bitsandbytes 0.50)."""
+LOADED = "\n).eval()\n"
+"""The end of what loads a base, in every template."""
+UNPACKED = """for module in model.modules():
+    module.support_avx512bf16_for_cpu = False  # bitsandbytes has no kernel for layers of these sizes there
+"""
 LOOKED_AT = 200
 """Test rows among which the example is chosen."""
 
@@ -37,7 +42,7 @@ def snippet_text(facts: Facts) -> str:
     whole = registry.adapter(lock["adapter"]["method"]).whole_model
     schema = registry.schema(records.value("data.json#/form"))
     template = resources.templates(registry.task(lock["task"]).folder).get_template("snippet.py.j2")
-    return template.render(
+    code = template.render(
         fact=facts,
         peft=not whole,
         sample=str(lock["model"]).startswith(SAMPLE) and not lock["base"] and not whole,
@@ -47,12 +52,12 @@ def snippet_text(facts: Facts) -> str:
         long_rows=_long_rows(records),
         quant=_quant(records),
         quant_class=registry.quant(lock["quant"]).config_class,
-        unpacked=_unpacked(records),
         schema=schema,
         example=example_row(records),
         file=example_file(schema),
         **(_of_files(schema, records) if schema.media else {}),
     )
+    return code.replace(LOADED, LOADED + UNPACKED, 1) if _unpacked(records) else code
 
 
 def example_file(schema: RowSchema) -> str:

@@ -51,8 +51,9 @@ class Merged(Format):
             cell.lock, cell.data.labels, cell.adapter, form.storage, device, dequantised=form.dequantised
         )
         write_merged(base, folder)
-        width = int(base.model.config.get_text_config().hidden_size)
-        registry.task(cell.lock.task).write_beside(folder, base.tokenizer, cell.lock.data.max_length, width)
+        task = registry.task(cell.lock.task)
+        width = int(base.model.config.get_text_config().hidden_size) if task.files else 0
+        task.write_beside(folder, base.tokenizer, cell.lock.data.max_length, width)
         return base.model
 
     def tolerance(self, cell: Cell, form: Form | None) -> float:

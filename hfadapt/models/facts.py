@@ -29,6 +29,10 @@ MOST_TRACED = 16
 """Layers that tracing a step may take; where the kinds of layers repeat later, they are treated as alike."""
 
 
+GATES = ("Squeeze", "SELayer")
+"""Parts of the names of what weighs channels."""
+
+
 class LinearShape(Spec):
     """Linear layers of one name ending and shape: `count` weights of (out_features, in_features), at `paths`."""
 
@@ -437,7 +441,7 @@ def adapted_modules(model: nn.Module) -> dict[str, Any]:
     heads = head_names(model)
     body = {name: module for name, module in model.named_modules() if name.split(".")[0] not in heads}
     linear = {name: module for name, module in body.items() if is_linear(module)}
-    gates = [name for name, module in body.items() if "squeeze" in type(module).__name__.lower()]
+    gates = [name for name, module in body.items() if any(part in type(module).__name__ for part in GATES)]
     return linear or {
         name: module
         for name, module in body.items()

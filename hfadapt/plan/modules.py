@@ -7,7 +7,7 @@ alone, which cannot be seen from here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hfadapt.core.errors import Problem, nearest
@@ -50,8 +50,8 @@ class Adaptable:
 def adaptable(facts: ModelFacts) -> Adaptable:
     """What can be adapted, found by a run of the model with few layers; all, where it cannot be run without memory."""
     found = taking_part(facts)
-    if found is None and facts.pointwise:
-        return Adaptable(tuple(dict.fromkeys(_last(path) for linear in facts.linears for path in linear.paths)))
+    if facts.pointwise:
+        return _pointwise(facts, found or {})
     if found is None:
         return Adaptable()
     why = {False: "take no part in the loss", None: "are more than linear layers"}
@@ -63,8 +63,6 @@ def adaptable(facts: ModelFacts) -> Adaptable:
     # What holds a linear layer may be called as another one is.
     others = idle | dict.fromkeys(holder for path in found for holder in _holders(path))
     names = dict.fromkeys(name for path in alive if (name := _ending(path, others)))
-    if facts.pointwise:
-        return Adaptable(tuple(names), tuple((name, reason) for name, reason in idle.items()))
     plain = plain_names(facts, tuple(names))
     if not idle and plain is None:
         return Adaptable()
@@ -77,6 +75,16 @@ def adaptable(facts: ModelFacts) -> Adaptable:
         missing[("experts", "keep all their weights in one tensor")] = None
     taken = {path for path, reason in idle.items() if any(matches(path, name) for name in kept)}
     return Adaptable(kept, tuple(missing), frozenset(idle) - taken)
+
+
+def _pointwise(facts: ModelFacts, found: Mapping[str, bool | None]) -> Adaptable:
+    """Of a net of convolutions: names that no convolution of another kind has, else paths."""
+    paths = [path for linear in facts.linears for path in linear.paths]
+    idle = {path: "take no part in the loss" for path in paths if found.get(path) is False}
+    holders = (holder for path in (*paths, *facts.other_modules) for holder in _holders(path))
+    others = dict.fromkeys((*idle, *holders, *(path for path in facts.other_modules if path not in paths)))
+    names = dict.fromkeys(_ending(path, others) or _numbered(path, others) for path in paths if path not in idle)
+    return Adaptable(tuple(names), tuple(idle.items()))
 
 
 def module_problems(facts: ModelFacts, asked: Sequence[str]) -> list[Problem]:
@@ -128,6 +136,13 @@ def _ending(path: str, others: Iterable[str]) -> str | None:
         if parts[-count] != ANY_LAYER and not any(matches(other, ending) for other in others):
             return ending
     return None
+
+
+def _numbered(path: str, others: Iterable[str]) -> str:
+    """The shortest ending that begins with a name, with the numbers of layers."""
+    parts = path.split(".")
+    endings = (".".join(parts[-count:]) for count in range(1, len(parts) + 1) if not parts[-count].isdigit())
+    return next((each for each in endings if not any(matches(other, each) for other in others)), path)
 
 
 def _shown(names: Sequence[str]) -> str:

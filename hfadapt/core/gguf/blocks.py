@@ -1,8 +1,8 @@
 """Weights rounded in blocks, as llama.cpp stores them: 32 with a scale each, or 256 whose scales are rounded too.
 
-The package `gguf` writes the first kind and only reads the second (Q4_K, Q5_K, Q6_K). That is rounded here by the way
-of llama.cpp's own `ggml-quants.c`: of a few scales near the one that covers all values of a block, the one with the
-least squared error, each value weighted by its size and by how much its input matters.
+The package `gguf` writes the first kind by the largest value of a block, and only reads the second (Q4_K, Q5_K, Q6_K).
+Both are rounded here in the way of llama.cpp's own `ggml-quants.c`: of a few scales near the one that covers all values
+of a block, the one with the least squared error, each value weighted by its size and by how much its input matters.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    Pack = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+
 READ_OR_SAID = ("token_embd.weight", "output.weight")
 """What tokens are read by and said with."""
 BLOCK = 256
-CHUNK = 1024
-"""Blocks at once, which caches hold."""
+NARROWS = 32
+CHUNK = 1 << 18
+"""Values at once, which caches hold."""
 NARROW = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 """Of rows that are no multiple of 256 long, as llama.cpp has it."""
 BITS = {"Q8_0": 8.5, "Q6_K": 6.5625, "Q5_K": 5.5, "Q5_0": 5.5, "Q5_1": 6.0, "Q4_K": 4.5, "Q4_1": 5.0, "Q4_0": 4.5}
@@ -65,7 +68,7 @@ class Mixture:
     @property
     def weighed(self) -> bool:
         """Whether errors are weighed by the inputs that they meet."""
-        return self.usual in NARROW
+        return self.usual in _PACKS
 
     def bytes(self, parameters: int, ends: int, columns: int) -> int:
         """About, of a model with that many parameters; `ends` of them read and say tokens, in rows of `columns`."""
@@ -104,7 +107,7 @@ def rounded(values: np.ndarray, kind: str, importance: np.ndarray | None = None)
     Args:
         values: (R, C), float32.
         kind: Of blocks or a dtype, as ggml names it.
-        importance: Of each input (C,): the mean of its squares. Used by blocks of 256.
+        importance: Of each input (C,): the mean of its squares.
     """
     import gguf
     import numpy as np
@@ -113,22 +116,23 @@ def rounded(values: np.ndarray, kind: str, importance: np.ndarray | None = None)
     if kind not in _PACKS:
         found: np.ndarray = gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
         return found
-    blocks = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).reshape(-1, BLOCK)
-    weights = None if importance is None else torch.from_numpy(importance).float().reshape(-1, BLOCK)
-    parts = []
-    for start in range(0, len(blocks), CHUNK):
-        chunk = blocks[start : start + CHUNK]
+    size, pack = _PACKS[kind]
+    blocks = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).reshape(-1, size)
+    weights = None if importance is None else torch.from_numpy(importance).float().reshape(-1, size)
+    parts, at_once = [], CHUNK // size
+    for start in range(0, len(blocks), at_once):
+        chunk = blocks[start : start + at_once]
         own = None
         if weights is not None:
             own = weights[torch.arange(start, start + len(chunk)) % len(weights)]
-        parts.append(_PACKS[kind](chunk, own))
+        parts.append(pack(chunk, own))
     return torch.cat(parts).reshape(len(values), -1).numpy()
 
 
 def _weights(
     blocks: torch.Tensor, importance: torch.Tensor | None, small: int, alone: Callable[[torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
-    """How much an error of each value counts, (N, 256 / small, small)."""
+    """How much an error of each value counts, (N, values of a block / small, small)."""
     parts = blocks.reshape(len(blocks), -1, small)
     if importance is None:
         return alone(parts)
@@ -136,7 +140,7 @@ def _weights(
     return importance.reshape(parts.shape) * (spread + parts.square()).sqrt()
 
 
-def _with_least(bits: int) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
+def _with_least(bits: int) -> Pack:
     """Q4_K and Q5_K: codes from 0, with a scale and a least value for each 32."""
     most = 2**bits - 1
 
@@ -176,7 +180,38 @@ def _around_zero(blocks: torch.Tensor, importance: torch.Tensor | None) -> torch
     return torch.cat([low, top, scales.to(torch.int8).view(torch.uint8), _halves(d)], -1)
 
 
-_PACKS = {"Q4_K": _with_least(4), "Q5_K": _with_least(5), "Q6_K": _around_zero}
+def _narrow(bits: int, with_least: bool) -> Pack:
+    """Q4_0 and Q5_0, or Q4_1 and Q5_1: 32 values with a scale, and with a least value or around zero."""
+    half = 2 ** (bits - 1)
+
+    def pack(blocks: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
+        import torch
+
+        x = blocks[:, None]
+        weights = _weights(blocks, importance, NARROWS, torch.ones_like)
+        scale, least = _scale_and_least(x, weights, 2 * half - 1) if with_least else (_scale(x, weights, half), None)
+        d = scale.clamp(-LARGEST, LARGEST).half().float()
+        if least is None:
+            head, codes = [_halves(d[:, 0])], _coded(x, d, 0.0, -half, half - 1) + half
+        else:
+            least = least.clamp(-LARGEST, LARGEST).half().float()
+            head = [_halves(d[:, 0]), _halves(-least[:, 0])]
+            codes = _coded(x, d, least[..., None], 0, 2 * half - 1)
+        codes = codes.byte()[:, 0]
+        low = (codes[:, :16] & 15) | (codes[:, 16:] & 15) << 4
+        if bits == 5:
+            shifts = torch.arange(8, dtype=torch.uint8)
+            head.append(((codes >> 4).reshape(len(codes), 4, 8) << shifts).sum(-1).byte())
+        return torch.cat([*head, low], -1)
+
+    return pack
+
+
+_PACKS: Mapping[str, tuple[int, Pack]] = {
+    **{"Q4_K": (BLOCK, _with_least(4)), "Q5_K": (BLOCK, _with_least(5)), "Q6_K": (BLOCK, _around_zero)},
+    **{f"Q{bits}_{least:d}": (NARROWS, _narrow(bits, least)) for bits in (4, 5) for least in (False, True)},
+}
+"""The values of a block, and what packs several, by kind; of other kinds the largest value gives the scale."""
 
 
 def _scale_and_least(x: torch.Tensor, weights: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
