@@ -28,9 +28,10 @@ from hfadapt.cli.new_columns import (
     label_columns,
     read_columns,
     values_of,
+    with_files,
 )
 from hfadapt.cli.new_groups import with_groups
-from hfadapt.cli.new_model import check_base, check_chat, generates
+from hfadapt.cli.new_model import check_base, check_chat, generates, made_for
 from hfadapt.cli.new_names import columns_in_names, with_classes
 from hfadapt.cli.new_splits import given_splits
 from hfadapt.cli.new_task import fit_of, labelled, modality_of
@@ -39,7 +40,7 @@ from hfadapt.core.errors import DataError, RequestError, choice_problem
 from hfadapt.core.spec import write_text
 from hfadapt.data.columns import Shape
 from hfadapt.data.rows import Dropped
-from hfadapt.data.sources import check_unreadable, local_path, open_source
+from hfadapt.data.sources import check_unreadable, local_path, named_below, open_source
 from hfadapt.files import Read, folders, media
 from hfadapt.files.nested import spread
 from hfadapt.files.opening import PACKED, WESTERN, suffix, western
@@ -99,14 +100,14 @@ def write_recipe(
         raise RequestError(problem.what, problems=[problem])
     check_base(model)
     found, noticed, beside = _peek(data, beside)
-    rows: Rows = found
+    rows = _with_files(data, found, model)
     said, in_names = columns_in_names(data, rows, read_columns(columns, rows, data), ask)
     rows = with_classes(rows, said)
-    modality = modality_of(rows, model, data, said)
+    modality = modality_of(rows, model, data, said, noticed)
     task, shape, rows, laid_out = fit_of(rows, modality, generates(model), data, ask, said)
     check_chat(model, shape)
     _check_classes(rows, shape, data)
-    if given := given_splits(data, beside, shape):
+    if given := given_splits(data, beside, shape, said, {*values_of(said.label or "", rows)}):
         noticed.append(f"{' and '.join(given)} rows are those that {data} gives.")
     else:
         said, in_groups = with_groups(data, rows, shape, said, ask)
@@ -140,7 +141,7 @@ def suiting_model(data: str, columns: Iterable[str] = (), beside: Mapping[str, s
     Raises:
         DataError: the data cannot be read.
     """
-    rows: Rows = _peek(data, beside)[0]
+    rows = _with_files(data, _peek(data, beside)[0], "")
     plain = None
     said = read_columns(columns, rows, data)
     with suppress(DataError):
@@ -153,6 +154,14 @@ def suiting_model(data: str, columns: Iterable[str] = (), beside: Mapping[str, s
                 return model
             plain = plain or model
     return plain
+
+
+def _with_files(data: str, rows: Rows, model: str) -> Rows:
+    """The rows, with files that they name without an ending: of a folder, or for a model that reads nothing else."""
+    path = local_path(data, Path())
+    if path is None or not (path.is_dir() or (model and "text" not in made_for(model))):
+        return rows
+    return with_files(rows, named_below(path))
 
 
 def _without_endings(data: str) -> str:
@@ -176,9 +185,8 @@ def _check_classes(rows: Rows, shape: Shape, data: str) -> None:
     """Raises DataError for files of which too many have no class, as preparing the data would say."""
     schema, label = registry.schema(shape.form), shape.parts.get("label", "")
     if schema.media:
-        places = [
-            (Place(data, number), schema.lacks(row, label)) for number, row in enumerate(rows) if not row.get(label)
-        ]
+        bare = [(number, row) for number, row in enumerate(rows) if row.get(label) in (None, "")]
+        places = [(Place(data, number), schema.lacks(row, label)) for number, row in bare]
         bad = [Dropped(place, lack.reason, detail=lack.detail) for place, lack in places]
         check_unreadable("", len(rows), bad)
 

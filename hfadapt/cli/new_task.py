@@ -17,8 +17,11 @@ from hfadapt.recipe.schema import Columns
 from hfadapt.tasks import Task
 
 
-def modality_of(rows: Rows, model: str, place: str, said: Columns) -> str:
+def modality_of(rows: Rows, model: str, place: str, said: Columns, noticed: Sequence[str] = ()) -> str:
     """What is learned from: what the model is made for, where the rows have it.
+
+    Args:
+        noticed: What is to be said of the data, such as of files beside it.
 
     Raises:
         RequestError: they do not go together.
@@ -43,10 +46,11 @@ def modality_of(rows: Rows, model: str, place: str, said: Columns) -> str:
         raise DataError(
             f"the {kind.nouns} have no classes",
             place=place,
-            got=f"a folder or archive of {kind.nouns} alone",
+            got="; ".join([f"a folder or archive of {kind.nouns} alone", *noticed]),
             fix=f"move them into a folder for each class, such as CLASS/1{kind.suffixes[0]}, or give a table with the "
             "columns file_name and label; or name what finds the class in their names: --columns "
-            "'label=file,label_pattern=_(\\w+)_'",
+            "'label=file,label_pattern=_(\\w+)_'; boxes round objects, as of COCO, VOC or YOLO, are not learned from: "
+            "cut the objects out",
         )
     return found
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 from hfadapt.core import registry
@@ -98,7 +99,10 @@ class SourceReader:
                 return known
             values = self._flags.read(known) if self._flags else known
             if media := registry.schema(self.shape.form).media:
-                values = {**values, self.shape.parts[media]: self._file(values.get(self.shape.parts[media]))}
+                values = {
+                    **values,
+                    self.shape.parts[media]: self._file(values.get(self.shape.parts[media]), read.folder),
+                }
             repaired, garbled = clean.repair(values, self.shape.used, mend, whole)
             if garbled:
                 self.garbled.append(where)
@@ -179,10 +183,10 @@ class SourceReader:
         """The columns that are used, by part."""
         return {**self.shape.parts, **({GROUP: self.shape.group} if self.shape.group else {})}
 
-    def _file(self, value: Any) -> Any:
+    def _file(self, value: Any, folder: Path) -> Any:
         """A value that is a file: its content, or why there is none, which the schema says of the row."""
         try:
-            return None if value is None else Blob.of(value, self.source.folder)
+            return None if value is None else Blob.of(value, folder, self.source.named)
         except Unusable as fault:
             return fault
 

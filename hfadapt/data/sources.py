@@ -18,6 +18,7 @@ from hfadapt.data.labels import some, task_with
 from hfadapt.data.rows import Dropped
 from hfadapt.files import SPLIT_NAMES, Doubt, Read, Unread, folders, json_rows, media, plain_text, reading, tables
 from hfadapt.files.beside import not_read
+from hfadapt.files.named import Named
 from hfadapt.files.opening import NAME_IT, PACKED, suffix, unmarked
 from hfadapt.files.places import Place, name_rows
 from hfadapt.recipe.schema import Domain, Source
@@ -94,7 +95,8 @@ def unreadable() -> Mapping[str, tuple[str, str] | None]:
     """Reasons for which rows are dropped that cannot be read, with what such rows have in common, and what helps."""
     kinds = [registry.modality(name) for name in registry.names("modalities")]
     fault = ("have files that cannot be read", "replace these files, or leave them out")
-    lost = "a table's names begin in the folder of that table: write them as seen from there, or move the files"
+    lost = "files are looked for in the folder of their table and those below it: name the folder that holds both, or "
+    lost += "move the files; where several have one name, write it as seen from the table"
     found = dict.fromkeys([*_FILES, *(reason for kind in kinds for reason in kind.refusals)], fault)
     return {**_UNREADABLE, **found, "file-not-read": ("name files that cannot be read", lost)}
 
@@ -120,7 +122,7 @@ class Opened:
         names_of: The other source whose class names it was given, or "".
         noticed: What is to be said of it.
         loose: Whether rows may leave out columns, so that one may begin late.
-        folder: Where names of files in its rows begin.
+        named: Finds files that its rows name, where these are not as seen from their table.
         splits: The splits that its file holds, by their keys.
     """
 
@@ -134,7 +136,7 @@ class Opened:
     names_of: str = ""
     noticed: tuple[Finding, ...] = ()
     loose: bool = False
-    folder: Path = Path()
+    named: Named | None = None
     splits: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -319,6 +321,9 @@ def _open_local(source: Source, path: Path, split: str) -> Opened:
         what = f"{name}: left out as no data: {some(each.name for each in found.left)}"
         fix = "nothing; if they are data, name them as sources or by a pattern such as *.txt"
         noticed.append(Finding(code=LEFT_OUT, level="soft", message=what, fix=fix))
+    if found.lists and found.others and not (source.split or split):
+        what = f"{name}: what is {' and '.join(found.others)} is said by {some(each.name for each in found.lists)}"
+        noticed.append(Finding(code="split-lists", level="soft", message=what, fix="nothing"))
     if found.foreign:
         names = media.names_of([*found.foreign, *files])
         doubt = not_read([names[each] for each in found.foreign], [names[each] for each in files])
@@ -336,8 +341,13 @@ def _open_local(source: Source, path: Path, split: str) -> Opened:
         noticed=tuple(noticed),
         splits=json_rows.split_names(path) if path.is_file() else {each: each for each in found.others},
         loose=any(suffix(file) in (".jsonl", ".ndjson", ".json") for file in files),
-        folder=files[0].parent,
+        named=named_below(path if path.is_dir() else files[0]),
     )
+
+
+def named_below(path: Path) -> Named:
+    """Finds files by what a table calls them that is at a path, or in a folder there."""
+    return Named(lambda: folders.every_file(path if path.is_dir() else path.parent))
 
 
 def _encodings(name: str, files: Sequence[Path], told: str | None) -> list[Finding]:
@@ -395,7 +405,7 @@ def numbered_rows(name: str, files: Sequence[Path], split: str | None = None, en
             if isinstance(item, Unread):
                 yield Dropped(place, item.reason, detail=item.detail)
             else:
-                yield Read(place.row, item.values, place.line, place.in_file)
+                yield Read(place.row, item.values, place.line, place.in_file, path.parent)
             count += 1
         first += count
     for code, count in doubts.items():

@@ -101,7 +101,8 @@ def _other(data: bytes, why: str = "") -> tuple[np.ndarray, int]:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             stated, rate = file.frames, file.samplerate
             _check_length(stated, file.channels, rate)
-            sound = file.read(dtype="float64", always_2d=True)
+            # Of some packed samples, as GSM, it does not know by itself how many are left.
+            sound = file.read(-1 if file.seekable() else stated, dtype="float64", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise Unusable("not-a-sound", f" has {seeming(data, 'sound', _line(error))}") from None
     if len(sound) and len(sound) < LEAST_KEPT * stated:

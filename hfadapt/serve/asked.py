@@ -15,6 +15,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import HfadaptError, Problem, RequestError
 from hfadapt.core.spec import Spec
 from hfadapt.files import Blob, Read, Rows, Unread, folders, media, reading
+from hfadapt.files.named import Named
 from hfadapt.files.opening import suffix
 from hfadapt.files.places import Place
 from hfadapt.schemas import Unusable
@@ -90,6 +91,7 @@ def answered(
     task = registry.task(adapted.task)
     files = bool(registry.modality(task.modality).suffixes)
     found = (item for item in rows if isinstance(item, (Read, Unread)))
+    named = None if folder is None else Named(lambda: folders.every_file(folder))
     first = True
     while chunk := list(islice(found, AT_ONCE)):
         texts: dict[int, Any] = {}
@@ -101,7 +103,9 @@ def answered(
                 faults[number] = item.detail or f": {item.reason}"
                 continue
             try:
-                value = Blob.of(file_of(adapted, item.values), folder) if files else text_of(adapted, item.values)
+                value = (
+                    Blob.of(file_of(adapted, item.values), folder, named) if files else text_of(adapted, item.values)
+                )
                 if (problem := task.fault(value)) is None:
                     if not files and (own := beside(adapted, item.values)) is not None:
                         both[number] = str(value), own
