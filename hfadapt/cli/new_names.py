@@ -145,7 +145,7 @@ def columns_in_names(data: str, rows: Rows, said: Columns, ask: Ask | None) -> t
         name, inner, outer = deep
         told = f"{GUESSED}the class is the folder right above each file, {inner!r} of {name}"
         return said, [f"{told}. If it is {outer!r}, add --columns 'label={NAME},label_pattern=^([^/]+)/'."]
-    bare = kinds and all(set(row) <= {*kinds, NAME} for row in rows)
+    bare = kinds and all(set(row) <= {*kinds, NAME, "split"} for row in rows)
     names = Names.of(names_of(data, rows)) if (bare or owners) and said.label is None else None
     if names is None:
         return said, []
@@ -193,7 +193,7 @@ def columns_in_names(data: str, rows: Rows, said: Columns, ask: Ask | None) -> t
 def _owners(rows: Rows) -> list[str]:
     """Folders of files that say whose these are, such as Actor_01 and Actor_02, and hardly their class."""
     labels = sorted({str(row["label"]) for row in rows if "label" in row})
-    plain = all(set(row) <= {*files_of(rows), NAME, "label"} for row in rows)
+    plain = all(set(row) <= {*files_of(rows), NAME, "label", "split"} for row in rows)
     return labels if labels and plain and all(map(_OF_ORIGIN.fullmatch, labels)) else []
 
 

@@ -33,14 +33,14 @@ from hfadapt.cli.new_columns import (
 from hfadapt.cli.new_groups import with_groups
 from hfadapt.cli.new_model import check_base, check_chat, generates, made_for
 from hfadapt.cli.new_names import columns_in_names, with_classes
-from hfadapt.cli.new_splits import given_splits
+from hfadapt.cli.new_splits import given_splits, split_column
 from hfadapt.cli.new_task import fit_of, labelled, modality_of
 from hfadapt.core import registry, samples
 from hfadapt.core.errors import DataError, RequestError, choice_problem
 from hfadapt.core.spec import write_text
 from hfadapt.data.columns import Shape
 from hfadapt.data.rows import Dropped
-from hfadapt.data.sources import check_unreadable, local_path, named_below, open_source
+from hfadapt.data.sources import check_unreadable, local_path, open_source
 from hfadapt.files import Read, folders, media
 from hfadapt.files.nested import spread
 from hfadapt.files.opening import PACKED, WESTERN, suffix, western
@@ -58,6 +58,8 @@ from hfadapt.schemas import LABEL_NAMES
 SCHEMA = ".hfadapt/recipe.schema.json"
 """For editors, beside the recipe: a path from there works without a network, on other machines and after a move, and
 says nothing of anybody's home as one to the cache would; in a hidden folder it is in nobody's way."""
+_SET_APART = re.compile(r"_.+_")
+"""So are things called that are beside the classes, as _background_noise_."""
 PEEK_ROWS = 500
 NOTHING: Mapping[str, str] = MappingProxyType({})
 FILES_LOOKED_AT = 20
@@ -109,7 +111,12 @@ def write_recipe(
     _check_classes(rows, shape, data)
     if given := given_splits(data, beside, shape, said, {*values_of(said.label or "", rows)}):
         noticed.append(f"{' and '.join(given)} rows are those that {data} gives.")
-    else:
+    elif said.split is None and (column := split_column(rows, shape)):
+        said = said.model_copy(update={"split": column})
+        in_names.append(
+            f"{GUESSED}{column!r} says of each row for which split it is. Otherwise take it out of the recipe."
+        )
+    elif said.split is None:
         said, in_groups = with_groups(data, rows, shape, said, ask)
         in_names += in_groups
     domain = _name(_without_endings(data.removeprefix("sample:")))
@@ -161,7 +168,7 @@ def _with_files(data: str, rows: Rows, model: str) -> Rows:
     path = local_path(data, Path())
     if path is None or not (path.is_dir() or (model and "text" not in made_for(model))):
         return rows
-    return with_files(rows, named_below(path))
+    return with_files(rows, folders.named_below(path))
 
 
 def _without_endings(data: str) -> str:
@@ -291,7 +298,7 @@ def _seen(shape: Shape, rows: Sequence[Mapping[str, Any]], said: Columns) -> Ite
     """What was found in the rows, a line each."""
     yield f"Looked at {len(rows)} rows of form '{shape.form}'."
     # The name of a file stands beside it by itself.
-    used = {*shape.parts.values(), said.group, *(["file"] if registry.schema(shape.form).media else [])}
+    used = {*shape.parts.values(), said.group, said.split, *(["file"] if registry.schema(shape.form).media else [])}
     if left := [name for name in dict.fromkeys(name for row in rows for name in row) if name not in used]:
         yield f"Not used: {', '.join(map(_printable, left[:8]))}{' …' if len(left) > 8 else ''}."
         if list(shape.parts) == ["text"]:
@@ -311,6 +318,8 @@ def _seen(shape: Shape, rows: Sequence[Mapping[str, Any]], said: Columns) -> Ite
         counts.update(map(_printable, filled))
         shown = ", ".join(f"{value} {count}" for value, count in counts.most_common(8))
         yield f"Labels: {shown}{' …' if len(counts) > 8 else ''}."
+        for each in filter(_SET_APART.fullmatch, counts):
+            yield f"{GUESSED}{each!r} is a class as the others are. Otherwise move its folder out of the data."
         if len(counts) > MOST_LABELS:
             yield f"{len(counts)} different labels among them: is {_printable(label)} the right column?"
 

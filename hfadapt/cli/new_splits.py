@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+from hfadapt.cli.new_columns import Rows, columns_of
 from hfadapt.core.errors import DataError
 from hfadapt.data.columns import Shape
 from hfadapt.data.sources import UNREADABLE_LIMIT, local_path, open_source
-from hfadapt.files import Read, folders, json_rows
+from hfadapt.files import Read, folders, json_rows, split_of
 from hfadapt.files.nested import spread
 from hfadapt.recipe.schema import Columns, Source
 
+_NAMES = re.compile(r"(data[\W_]*)?(split|subset|set|partition|usage|phase)", re.IGNORECASE)
+"""Names of columns that say for what a row is."""
 LOOKED_AT = 100
 """Rows of a split by which it is told to have what is learned; tests of contests come without their labels."""
+
+
+def split_column(rows: Rows, shape: Shape) -> str | None:
+    """The column that says of each row for which split it is; None where there is none."""
+    for column in columns_of(rows):
+        said = [split_of(row[column]) if _NAMES.fullmatch(column) and row.get(column) else None for row in rows]
+        # The first rows may all be of one.
+        if column not in shape.parts.values() and all(said):
+            return column
+    return None
 
 
 def given_splits(

@@ -131,7 +131,8 @@ def _split_domain(recipe: Recipe, name: str, state: State, before: int, sources:
     place = f"domains.{name}"
     if not state.rows:
         raise no_rows(place, before, state.ledger.dropped)
-    held = {source.split: source.name for source in sources if source.split}
+    held = {row.split: row.source for row in state.rows if row.split}
+    held |= {source.split: source.name for source in sources if source.split}
     given = frozenset(held)
     for source in sources:
         if source.split and not any(row.split == source.split for row in state.rows):

@@ -14,7 +14,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import HfadaptError
 from hfadapt.core.show import Block, Sheet, Text, Tile
 from hfadapt.core.spec import reading
-from hfadapt.data.sources import local_path, named_below, numbered_rows
+from hfadapt.data.sources import local_path, numbered_rows
 from hfadapt.data.split_files import DROPPED
 from hfadapt.files import Blob, Read, Unusable, folders, stored
 from hfadapt.files.stored import Stored
@@ -151,5 +151,5 @@ def _read_again(
             for item in islice(numbered_rows(name, files, source.split, source.encoding), max(rows) + 1):
                 if isinstance(item, Read) and item.row in rows:
                     with suppress(Unusable):
-                        blob = Blob.of(item.values.get(column), item.folder, named_below(path))
+                        blob = Blob.of(item.values.get(column), item.folder, folders.named_below(path))
                         yield (name, item.row), (blob.name, kind.take(blob.read()).data)

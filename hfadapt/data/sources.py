@@ -58,6 +58,10 @@ _UNREADABLE = {
         "move them into the folder of their class, or out of the data; rename a folder that is a class; a split of its "
         "own is a folder test with class folders in it, beside a folder train with class folders",
     ),
+    "no-split": (
+        "say no split in the column of splits",
+        "write train, validation or test there; or take columns.split out, so that hfadapt makes splits",
+    ),
     "several-labels": ("have several labels", "set task: {task}, which learns any number of classes for a text"),
     "masked-tag": (
         "have tags of -100, as text has that is cut into tokens already",
@@ -341,13 +345,8 @@ def _open_local(source: Source, path: Path, split: str) -> Opened:
         noticed=tuple(noticed),
         splits=json_rows.split_names(path) if path.is_file() else {each: each for each in found.others},
         loose=any(suffix(file) in (".jsonl", ".ndjson", ".json") for file in files),
-        named=named_below(path if path.is_dir() else files[0]),
+        named=folders.named_below(path if path.is_dir() else files[0]),
     )
-
-
-def named_below(path: Path) -> Named:
-    """Finds files by what a table calls them that is at a path, or in a folder there."""
-    return Named(lambda: folders.every_file(path if path.is_dir() else path.parent))
 
 
 def _encodings(name: str, files: Sequence[Path], told: str | None) -> list[Finding]:

@@ -6,6 +6,7 @@ what it is and what to do.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,15 @@ FILE_LIMIT_BYTES = 256 << 20
 SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"}
 SPLIT_NAMES.update({"dev": "validation", "test": "test", "training": "train", "testing": "test"})
 """What the splits of a data set are called."""
+
+_WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+")
+
+
+def split_of(said: Any) -> str | None:
+    """The split that a word or a name says: `Training`, `PublicTest`, `val1`."""
+    words = (word.lower() for word in _WORD.findall(str(said)))
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
+
 
 Values = dict[str, Any]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.files import SPLIT_NAMES, Read, Unread, json_rows, media, reading, sheets
+from hfadapt.files import SPLIT_NAMES, Read, Unread, json_rows, media, reading, sheets, split_of
 from hfadapt.files.beside import is_paper
 from hfadapt.files.named import LOOKED_AT, Named
 from hfadapt.files.opening import HEAD_BYTES, PACKED, WORKBOOKS, foreign, lines, packing, suffix
@@ -22,6 +22,7 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", 
 """Of files that hfadapt reads whatever the rows; row schemas read further ones."""
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", *WORKBOOKS)
 """Of these, one beside images or recordings names them."""
+TRAIN = next(iter(SPLIT_NAMES))
 LISTS, LISTED = (".txt", ".lst"), 0.9
 """Endings of texts that name the files of a split, and the share of their lines that name one."""
 _APART = {"corpus", "queries", "qrels"}
@@ -86,6 +87,11 @@ def _lost(path: Path) -> bool:
     if path.suffix.lower() not in media.suffixes():
         return False
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+def named_below(path: Path) -> Named:
+    """Finds files by what a table calls them that is at a path, or in a folder there."""
+    return Named(lambda: every_file(path if path.is_dir() else path.parent))
 
 
 def find(path: Path) -> Found:
@@ -244,7 +250,7 @@ def chosen(path: Path, split: str | None = None) -> Found:
     splits = _splits(found.data, path)
     if found.listed:
         # What no list names is to train on, unless one says of what that is.
-        rest = None if "train" in found.listed.values() else "train"
+        rest = None if TRAIN in found.listed.values() else TRAIN
         splits = {each: found.listed.get(each) or splits[each] or rest for each in found.data}
     if not path.is_file() and "train" in splits.values():
         wanted = SPLIT_NAMES.get(split or "train", split)
@@ -305,10 +311,8 @@ def _split_above(file: Path, start: Path, classes: Collection[Path]) -> str | No
     inside = [each for each in reversed(file.parents) if start in each.parents and each not in classes]
     for each in inside:
         # Beside a word of its own, as `seg_train`, it holds folders of classes; `train_station` may be one.
-        if media.is_split(each.name) or each != file.parent:
-            words = re.findall("[a-z]+", each.name.lower())
-            if split := next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None):
-                return split
+        if (media.is_split(each.name) or each != file.parent) and (split := split_of(each.name)):
+            return split
     return None
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.files import FILE_LIMIT_BYTES, SPLIT_NAMES, Blob, Read, Rows, Unread, modality_of
+from hfadapt.files import FILE_LIMIT_BYTES, SPLIT_NAMES, Blob, Read, Rows, Unread, modality_of, split_of
 from hfadapt.files.beside import is_paper, not_read
 
 ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip")
@@ -128,7 +128,7 @@ def names_of(files: Sequence[Path]) -> dict[Path, str]:
 def is_split(name: str) -> bool:
     """Whether a folder of this name can only be that of a split: `train`, `test1`, `Training_Set`."""
     words = re.findall("[a-z]+", name.lower())
-    return any(word in SPLIT_NAMES for word in words) and all(word in SPLIT_NAMES or word in _BESIDE for word in words)
+    return split_of(name) is not None and all(word in SPLIT_NAMES or word in _BESIDE for word in words)
 
 
 def _is_bare(name: str) -> bool:
@@ -179,7 +179,10 @@ def _rows(path: Path, kinds: dict[str, str], foreign: list[str]) -> Iterator[dic
             continue
         for kind, blob in found:
             try:
-                yield {kind: blob, **_label(PurePosixPath(blob.name), beside), "file": blob.name}
+                name = PurePosixPath(blob.name)
+                split = next((split for each in name.parts[:-1] if is_split(each) and (split := split_of(each))), None)
+                given = {"split": split} if split else {}
+                yield {kind: blob, **_label(name, beside), **given, "file": blob.name}
             except ValueError as error:
                 yield "not-json", f": {path.name}: {blob.name}: {error}"
 

@@ -15,7 +15,6 @@ from hfadapt.core import registry
 from hfadapt.core.errors import HfadaptError, Problem, RequestError
 from hfadapt.core.spec import Spec
 from hfadapt.files import Blob, Read, Rows, Unread, folders, media, reading
-from hfadapt.files.named import Named
 from hfadapt.files.opening import suffix
 from hfadapt.files.places import Place
 from hfadapt.schemas import Unusable
@@ -91,7 +90,7 @@ def answered(
     task = registry.task(adapted.task)
     files = bool(registry.modality(task.modality).suffixes)
     found = (item for item in rows if isinstance(item, (Read, Unread)))
-    named = None if folder is None else Named(lambda: folders.every_file(folder))
+    named = None if folder is None else folders.named_below(folder)
     first = True
     while chunk := list(islice(found, AT_ONCE)):
         texts: dict[int, Any] = {}

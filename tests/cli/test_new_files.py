@@ -1,6 +1,7 @@
 """`hfadapt new` on images and recordings as public data sets lay them out: tables beside them, splits, and names."""
 
 import csv
+import zipfile
 
 import pyarrow
 import pytest
@@ -9,6 +10,7 @@ from tiny import command
 from tiny_images import png
 from tiny_sounds import write_sounds
 
+from hfadapt import data as data_module
 from hfadapt.recipe.reading import load_recipe
 
 
@@ -153,3 +155,45 @@ def test_what_a_folder_holds_that_is_not_read_is_told_by_its_bytes(vision, tmp_p
         (tmp_path / "data" / name).write_bytes(b"\0\0\x08\x03" + bytes(50))
     refused = new(vision / "vit", tmp_path)
     assert "images-idx3-ubyte is images in one file, as of MNIST" in refused.err
+
+
+@pytest.mark.parametrize("words", [("train", "val", "test"), ("Training", "PublicTest", "PrivateTest")])
+def test_a_column_says_the_split_of_each_row(vision, tmp_path, words):
+    data = tmp_path / "data"
+    pictures(data, *(f"{n}.png" for n in range(30)))
+    said = [*[words[0]] * 20, *[words[1]] * 5, *[words[2]] * 5]
+    table(data / "t.csv", [{"file": f"{n}.png", "label": "ab"[n % 2], "Usage": said[n]} for n in range(30)])
+    done = new(vision / "vit", tmp_path)
+    assert done.code == 0, done.err
+    assert "Guessed: 'Usage' says of each row for which split it is" in done.out
+    record = data_module.prepare(load_recipe(tmp_path / "r.yaml"), recipe_folder=tmp_path)["data"].record
+    held = {"validation": 5, "test": 5} if words[1] == "val" else {"validation": 2, "test": 10}
+    assert record.splits == {"train": 30 - sum(held.values()), **held}
+    refused = command("check", "r.yaml", "data.streaming=true", folder=tmp_path)
+    assert "a stream cannot know which splits a column has" in refused.err
+
+
+def test_folders_of_an_archive_say_the_split(vision, tmp_path):
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        for number in range(30):
+            split = "test" if number > 25 else "train"
+            archive.writestr(f"top/{split}/{'ab'[number % 2]}/{number}.png", png(number))
+    done = command("new", "data.zip", "--model", vision / "vit", "-o", "r.yaml", folder=tmp_path)
+    assert done.code == 0, done.err
+    record = data_module.prepare(load_recipe(tmp_path / "r.yaml"), recipe_folder=tmp_path)["data"].record
+    assert (record.splits["test"], record.columns["split"]) == (4, "split")
+
+
+def test_a_word_that_is_no_split_stops_where_many_rows_have_one(vision, tmp_path):
+    data = tmp_path / "data"
+    pictures(data, *(f"{n}.png" for n in range(30)))
+    table(data / "t.csv", [{"file": f"{n}.png", "label": "ab"[n % 2], "part": n % 5} for n in range(30)])
+    assert new(vision / "vit", tmp_path, "--columns", "split=part").code == 0
+    refused = command("check", "r.yaml", folder=tmp_path)
+    assert "30 of 30 rows say no split in the column of splits" in refused.err
+    assert "line 2 of t.csv has '0' in part, which is no split" in refused.err
+
+
+def test_a_folder_that_is_set_apart_is_said_to_be_a_class(hearing, tmp_path):
+    (write_sounds(tmp_path / "data", 20) / "low").rename(tmp_path / "data" / "_low_")
+    assert "'_low_' is a class as the others are. Otherwise move its folder" in new(hearing / "whisper", tmp_path).out
