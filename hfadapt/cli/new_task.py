@@ -32,6 +32,8 @@ def modality_of(rows: Rows, model: str, place: str, said: Columns, noticed: Sequ
     have = [*dict.fromkeys(files.values())]
     # A column of names of files may stand beside texts; what is beside a file itself says its class.
     have += ["text"] if not files or len(texts) > 1 else []
+    # Or they hold files in another way, which is found out again when they are read.
+    have += [each.modality for each in registry.schemas() if each.media and each.layout(rows, said.parts) is not None]
     kinds = made_for(model)
     found = next((name for name in have if name in kinds or not kinds), None)
     if found is None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.files import Blob
 from hfadapt.modalities import Modality
-from hfadapt.schemas import LABEL_NAMES, Answers, Blend, Change, Columns, LabelKind, RowSchema, Unusable
+from hfadapt.schemas import LABEL_NAMES, Answers, Blend, Change, Columns, LabelKind, Layout, RowSchema, Unusable
+from hfadapt.schemas._label_studio import layout_of
 
 FILE_NAMES = ("file", "file_name", "filename", "path", "filepath", "file_path")
 
@@ -44,6 +45,10 @@ class Labelled(RowSchema):
         value = (self.modality, pa.binary())
         texts = [(name, pa.string()) for name in self.columns if name != self.modality]
         return [value, *texts, *((name, pa.float32()) for name in self.kind.facts)]
+
+    def layout(self, head: Sequence[Columns], said: Mapping[str, str]) -> Layout | None:
+        """An export of Label Studio."""
+        return layout_of(head, said, self.label_kind, self.modality)
 
     def make(self, values: Columns, name_of: Callable[[Any], str | None]) -> dict[str, Any]:
         """The value as it is kept. Raises Unusable where it cannot be read, or has no class."""
