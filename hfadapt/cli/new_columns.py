@@ -17,7 +17,7 @@ from hfadapt.data import verdicts
 from hfadapt.data.columns import label_column
 from hfadapt.data.flags import find_flags
 from hfadapt.data.labels import some
-from hfadapt.data.sources import UNREADABLE_LIMIT
+from hfadapt.data.unreadable import UNREADABLE_LIMIT
 from hfadapt.files import Blob, media
 from hfadapt.files.named import Named
 from hfadapt.recipe.domain import PATTERNS

@@ -24,6 +24,7 @@ from hfadapt.cli.new_columns import (
     Rows,
     by_length,
     columns_of,
+    files_of,
     guessed_columns,
     label_columns,
     read_columns,
@@ -40,7 +41,8 @@ from hfadapt.core.errors import DataError, RequestError, choice_problem
 from hfadapt.core.spec import write_text
 from hfadapt.data.columns import Shape
 from hfadapt.data.rows import Dropped
-from hfadapt.data.sources import check_unreadable, local_path, open_source
+from hfadapt.data.sources import local_path, open_source
+from hfadapt.data.unreadable import check_unreadable
 from hfadapt.files import Read, folders, media
 from hfadapt.files.nested import spread
 from hfadapt.files.opening import PACKED, WESTERN, suffix, western
@@ -154,7 +156,11 @@ def suiting_model(data: str, columns: Iterable[str] = (), beside: Mapping[str, s
     with suppress(DataError):
         said, _ = columns_in_names(data, rows, said, None)
     rows = with_classes(rows, said)
-    for model in (f"{samples.PREFIX}{name}" for name in samples.models()):
+    models = [f"{samples.PREFIX}{name}" for name in samples.models()]
+    if kinds := {*files_of(rows).values()}:
+        # Of texts beside files there are many.
+        models.sort(key=lambda model: kinds.isdisjoint(made_for(model)))
+    for model in models:
         with suppress(RequestError, DataError):
             fit = fit_of(rows, modality_of(rows, model, data, said), generates(model), data, None, said)
             if registry.task(fit.task).writes or labelled(fit.shape):

@@ -11,7 +11,8 @@ from pathlib import Path
 from hfadapt.cli.new_columns import Rows, columns_of
 from hfadapt.core.errors import DataError
 from hfadapt.data.columns import Shape
-from hfadapt.data.sources import UNREADABLE_LIMIT, local_path, open_source
+from hfadapt.data.sources import local_path, open_source
+from hfadapt.data.unreadable import UNREADABLE_LIMIT
 from hfadapt.files import Read, folders, json_rows, split_of
 from hfadapt.files.nested import spread
 from hfadapt.recipe.schema import Columns, Source

@@ -12,7 +12,8 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError, RequestError
 from hfadapt.data import layouts
 from hfadapt.data.columns import Shape, recognise
-from hfadapt.files import Read
+from hfadapt.data.labels import some
+from hfadapt.files import Read, media
 from hfadapt.recipe.schema import Columns
 from hfadapt.tasks import Task
 
@@ -27,6 +28,14 @@ def modality_of(rows: Rows, model: str, place: str, said: Columns, noticed: Sequ
         RequestError: they do not go together.
         DataError: the rows are files without classes.
     """
+    if [column for column in columns_of(rows) if media.kind_of(column)]:
+        raise DataError(
+            "the first line of the table is a row: it names a file",
+            place=place,
+            got=f"columns {', '.join(columns_of(rows)[:4])}",
+            allowed="names of columns",
+            fix="write a line above it with the names of the columns, such as file_name,label",
+        )
     files = files_of(rows)
     texts = set(columns_of(rows)) - {*files, *(["file"] if files else [])}
     have = [*dict.fromkeys(files.values())]
@@ -41,6 +50,7 @@ def modality_of(rows: Rows, model: str, place: str, said: Columns, noticed: Sequ
         raise RequestError(
             f"the rows are {rows_are}, and the model is one of {model_is}",
             place=model,
+            got="; ".join([f"columns {some(columns_of(rows))}", *noticed]),
             fix=f"name a model of {rows_are} with --model, or data of {model_is} with --data",
         )
     if found in files.values() and not texts and said.label is None:

@@ -20,8 +20,9 @@ from hfadapt.data.labels import Labels
 from hfadapt.data.lost import LostClasses
 from hfadapt.data.reading import SourceReader, State, keep_columns, no_rows, workers
 from hfadapt.data.rows import SPLITS, Ledger, Row
-from hfadapt.data.sources import Opened, check_unreadable
+from hfadapt.data.sources import Opened
 from hfadapt.data.split_files import DROPPED, RECORD, file_hashes, keep, make_record, write_rows
+from hfadapt.data.unreadable import check_unreadable
 from hfadapt.files import stored
 from hfadapt.files.places import Place, name_rows
 from hfadapt.recipe.schema import Recipe

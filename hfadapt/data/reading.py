@@ -17,7 +17,8 @@ from hfadapt.data import columns as format
 from hfadapt.data.flags import LABEL, Flags, find_flags
 from hfadapt.data.labels import Labels, some
 from hfadapt.data.rows import GROUP, SPLITS, Dropped, Ledger, Row
-from hfadapt.data.sources import Opened, Reading, unreadable
+from hfadapt.data.sources import Opened, Reading
+from hfadapt.data.unreadable import unreadable
 from hfadapt.files import Blob, Read, Unusable, split_of
 from hfadapt.files.nested import spread
 from hfadapt.files.opening import NAME_IT

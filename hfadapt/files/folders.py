@@ -132,7 +132,9 @@ def find(path: Path) -> Found:
     others = {each.parent for each in files if each.name in _MARKS and _holds(each.parent, _MARKS[each.name])}
     known = [each for each in known if not others & set(each.parents)]
     # Images and recordings beside a table are what it names.
-    foreign = _foreign((each for each in files if not others & set(each.parents)), {*known, *seen})
+    # But not what an archive holds.
+    apart = {each for each in seen if suffix(each) in PACKED or each.name.lower().endswith(media.ARCHIVES)}
+    foreign = _foreign((each for each in files if not others & set(each.parents)), {*known, *seen} - apart)
     if naming:
         left = [each for each in known if each not in naming and not is_paper(each.name)]
         return Found(tuple(naming), tuple(left), foreign=foreign, columns=naming)
@@ -178,10 +180,10 @@ def _lists(files: Iterable[Path], seen: Collection[Path]) -> dict[Path, dict[Pat
     """
     named = Named(lambda: seen)
     sets: dict[str, dict[Path, dict[Path, str]]] = {}
-    for path in files:
+    for path in (each for each in files if each.suffix.lower() in LISTS):
         words = re.split(r"([^a-z]+|(?<=train)(?=val))", path.stem.lower())
         split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
-        if split is not None and path.suffix.lower() in LISTS and (listed := _listed(path, named)):
+        if split is not None and (listed := _listed(path, named)):
             rest = "".join(word for word in words if word and word not in SPLIT_NAMES)
             sets.setdefault(rest, {})[path] = dict.fromkeys(listed, split)
     return min(sorted(sets.items()), key=lambda item: -len(item[1]), default=("", {}))[1]

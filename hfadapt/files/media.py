@@ -158,6 +158,7 @@ def _rows(path: Path, kinds: dict[str, str], foreign: list[str]) -> Iterator[dic
     for _, together in groupby(_members(path), key=lambda member: member[0].with_suffix("")):
         # A tar archive is read as it comes, so what is wanted of a member is taken before the next one.
         beside: dict[str, bytes] = {}
+        asides: list[PurePosixPath] = []
         found: list[tuple[str, Blob]] = []
         damaged = ""
         for name, content in together:
@@ -174,9 +175,13 @@ def _rows(path: Path, kinds: dict[str, str], foreign: list[str]) -> Iterator[dic
                 found.append((kinds[ending], Blob(str(name), data)))
             else:
                 beside[ending] = data
+                asides.append(name)
         if damaged:
             yield "damaged-member", f": {path.name}: {damaged}"
             continue
+        # What stands beside no file, as a list of those of a split, says nothing of one.
+        alone = (name for name in asides if not found and not is_paper(name.name))
+        foreign += map(str, alone)
         for kind, blob in found:
             try:
                 name = PurePosixPath(blob.name)

@@ -12,6 +12,7 @@ from hfadapt.modalities import Modality
 from hfadapt.schemas import LABEL_NAMES, Answers, Blend, Change, Columns, LabelKind, Layout, RowSchema, Unusable
 from hfadapt.schemas._label_studio import layout_of
 
+_ONE = {"several-labels": "several-of-file"}
 FILE_NAMES = ("file", "file_name", "filename", "path", "filepath", "file_path")
 
 
@@ -52,7 +53,11 @@ class Labelled(RowSchema):
 
     def make(self, values: Columns, name_of: Callable[[Any], str | None]) -> dict[str, Any]:
         """The value as it is kept. Raises Unusable where it cannot be read, or has no class."""
-        label = name_of(values["label"])
+        try:
+            label = name_of(values["label"])
+        except Unusable as fault:
+            # Of texts a task learns several.
+            raise Unusable(_ONE.get(fault.reason, fault.reason), fault.detail) from None
         if label is None:
             raise Unusable("missing-field")
         blob = values[self.modality]

@@ -55,7 +55,8 @@ def file_rows(path: Path) -> Rows:
     if path.is_dir() or media.holds(path):
         files = folders.chosen(path, None).data
         if not files or not media.holds(files[0]):
-            raise RequestError("a folder of images or recordings is expected, or one file", place=str(path))
+            fix = f"name the table {files[0]}, or a folder of files alone" if files else "check the path"
+            raise RequestError("a folder of images or recordings is expected, or one file", place=str(path), fix=fix)
         return media.read(files)
     if suffix(path) not in folders.suffixes():
         raise folders.unreadable(path)

@@ -197,3 +197,43 @@ def test_a_word_that_is_no_split_stops_where_many_rows_have_one(vision, tmp_path
 def test_a_folder_that_is_set_apart_is_said_to_be_a_class(hearing, tmp_path):
     (write_sounds(tmp_path / "data", 20) / "low").rename(tmp_path / "data" / "_low_")
     assert "'_low_' is a class as the others are. Otherwise move its folder" in new(hearing / "whisper", tmp_path).out
+
+
+def test_a_table_without_names_of_columns_is_told(vision, tmp_path):
+    pictures(tmp_path / "data", *(f"{n}.png" for n in range(12)))
+    (tmp_path / "data" / "t.csv").write_text("".join(f"{n}.png,{'ab'[n % 2]}\n" for n in range(12)))
+    refused = new(vision / "vit", tmp_path)
+    assert refused.code == 2
+    assert "the first line of the table is a row: it names a file" in refused.err
+
+
+def test_files_of_several_labels_are_not_sent_to_a_task_of_texts(vision, tmp_path):
+    pictures(tmp_path / "data", *(f"{n}.png" for n in range(12)))
+    table(tmp_path / "data" / "t.csv", [{"file": f"{n}.png", "label": str(["a", "b"][: 1 + n % 2])} for n in range(12)])
+    assert new(vision / "vit", tmp_path).code == 0
+    refused = command("check", "r.yaml", folder=tmp_path)
+    assert "6 of 12 rows have several labels, and no task learns several classes of a file" in refused.err
+
+
+def test_what_an_archive_holds_beside_its_files_is_said(vision, tmp_path):
+    (tmp_path / "data").mkdir()
+    with zipfile.ZipFile(tmp_path / "data" / "train.zip", "w") as archive:
+        for number in range(8):
+            archive.writestr(f"{'ab'[number % 2]}/{number}.png", png(number))
+        archive.writestr("testing_list.txt", "a/0.png")
+    done = new(vision / "vit", tmp_path)
+    assert "1 file is not read in train.zip: 1 .txt (testing_list.txt)" in done.out
+    # Files in an archive have no place that a table could name.
+    table(tmp_path / "data" / "train.csv", [{"id": n, "kind": "ab"[n % 2]} for n in range(8)])
+    refused = command("new", "data", "--model", vision / "vit", "-o", "s.yaml", folder=tmp_path)
+    assert "columns id, kind; data: 1 file is not read: 1 .zip (train.zip)" in refused.err
+
+
+def test_a_model_of_recordings_is_proposed_for_recordings_with_texts_beside(tmp_path):
+    write_sounds(tmp_path / "data", 10)
+    files = sorted((tmp_path / "data").rglob("*.wav"))
+    rows = [{"path": path.name, "sentence": f"what is said in {path.stem}", "mood": "ab"[n % 2]}
+            for n, path in enumerate(files)]  # fmt: skip
+    table(tmp_path / "data" / "t.csv", rows)
+    refused = command("new", "data", folder=tmp_path)
+    assert "hfadapt new data --model sample:whisper-tiny.en-5s" in refused.err
