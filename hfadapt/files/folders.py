@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -78,8 +79,19 @@ def every_file(path: Path) -> list[Path]:
     if not path.is_dir():
         found = sorted(Path(each) for each in glob.iglob(str(path), recursive=True))
         return [each for each in found if each.is_file() and not each.name.startswith(".")]
-    found = sorted(each for each in path.rglob("*") if each.is_file() or _lost(each))
-    return [each for each in found if not any(part.startswith(".") for part in each.relative_to(path).parts)]
+    return sorted(_walked(path))
+
+
+def _walked(path: Path) -> Iterator[Path]:
+    """Files of a folder and those in it, also where one is a link, but to a folder that it is in."""
+    for name, folders, files in os.walk(path, followlinks=True):
+        folder = Path(name)
+        if folder != path and folder.resolve() in (each.resolve() for each in folder.parents):
+            folders.clear()
+            continue
+        folders[:] = [each for each in folders if not each.startswith(".")]
+        inside = [folder / each for each in (*files, *folders) if not each.startswith(".")]
+        yield from (each for each in inside if each.is_file() or _lost(each))
 
 
 def _lost(path: Path) -> bool:
