@@ -13,7 +13,7 @@ from hfadapt.cli.new_columns import GUESSED, MOST_LABELS, Ask, Rows, files_of
 from hfadapt.core.errors import DataError
 from hfadapt.data.labels import some
 from hfadapt.data.sources import local_path
-from hfadapt.files import folders, media
+from hfadapt.files import Blob, folders, media
 from hfadapt.recipe.schema import Columns
 from hfadapt.schemas import LABEL_NAMES
 
@@ -204,10 +204,11 @@ def above(name: str) -> str:
 
 def _deep(rows: Rows) -> tuple[str, str, str] | None:
     """A file whose class folder is inside of another, both folders, and None where there is none: neither in a folder
-    that is called like a split, nor where all are in one."""
+    that is called like a split, nor where all of an archive are in one."""
     found = [(str(row.get(NAME, "")), str(row["label"])) for row in rows if "label" in row]
     deep = [(name, label, PurePosixPath(name).parts[0]) for name, label in found if name.count("/") > 1]
-    if len({outer for *_, outer in deep}) < 2 and len(deep) == len(found):
+    packed = any(isinstance(value, Blob) and value.path is None for value in rows[0].values())
+    if packed and len({outer for *_, outer in deep}) < 2 and len(deep) == len(found):
         return None
     return next((each for each in deep if each[1] != each[2]), None)
 
