@@ -152,7 +152,11 @@ def columns_in_names(data: str, rows: Rows, said: Columns, ask: Ask | None) -> t
     found = names.candidates()
     if owners:
         # The same as the folder, it says nothing new.
-        found = [each for each in found if len({*zip(names.folders, names.column(each), strict=True)}) > len(owners)]
+        found = [
+            each
+            for each in found
+            if len({*zip(names.folders, names.column(each), strict=True)}) > len({*names.folders})
+        ]
         if not found:
             return said, []
     label = found[-1]
@@ -175,7 +179,7 @@ def columns_in_names(data: str, rows: Rows, said: Columns, ask: Ask | None) -> t
     guessed = "" if len(found) > 1 and ask is not None else GUESSED
     told = f"{guessed}the class is {label} of names such as {names.example}"
     group = next(names.groups(label), None) if said.group is None else None
-    if len(owners) >= LEAST_GROUPS and said.group is None:
+    if owners and len({*names.folders}) >= LEAST_GROUPS and said.group is None:
         taken |= {"group": NAME, "group_pattern": ABOVE}
         told += f", and files of a folder ({some(owners, 4)}) stay in one split"
     elif group is not None:

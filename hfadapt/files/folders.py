@@ -79,7 +79,7 @@ def every_file(path: Path) -> list[Path]:
     if not path.is_dir():
         found = sorted(Path(each) for each in glob.iglob(str(path), recursive=True))
         return [each for each in found if each.is_file() and not each.name.startswith(".")]
-    return sorted(_walked(path))
+    return sorted(_walked(path), key=lambda each: each.parts)
 
 
 def _walked(path: Path) -> Iterator[Path]:
@@ -142,11 +142,11 @@ def find(path: Path) -> Found:
             "and name that; or name corpus.jsonl to learn its texts alone",
         )
     others = {each.parent for each in files if each.name in _MARKS and _holds(each.parent, _MARKS[each.name])}
-    known = [each for each in known if not others & set(each.parents)]
-    # Images and recordings beside a table are what it names.
-    # But not what an archive holds.
+    inside = {each for each in files if others & set(each.parents)} if others else set()
+    known = [each for each in known if each not in inside]
+    # Images and recordings beside a table are what it names, but not those that an archive holds.
     apart = {each for each in seen if suffix(each) in PACKED or each.name.lower().endswith(media.ARCHIVES)}
-    foreign = _foreign((each for each in files if not others & set(each.parents)), {*known, *seen} - apart)
+    foreign = _foreign(files, {*known, *seen, *inside} - apart)
     if naming:
         left = [each for each in known if each not in naming and not is_paper(each.name)]
         return Found(tuple(naming), tuple(left), foreign=foreign, columns=naming)

@@ -11,6 +11,7 @@ from tiny_images import png
 from tiny_sounds import write_sounds
 
 from hfadapt import data as data_module
+from hfadapt.cli.new_recipe import write_recipe
 from hfadapt.recipe.reading import load_recipe
 
 
@@ -237,3 +238,13 @@ def test_a_model_of_recordings_is_proposed_for_recordings_with_texts_beside(tmp_
     table(tmp_path / "data" / "t.csv", rows)
     refused = command("new", "data", folder=tmp_path)
     assert "hfadapt new data --model sample:whisper-tiny.en-5s" in refused.err
+
+
+def test_a_field_that_says_the_folder_again_is_no_class_however_few_rows_are_looked_at(vision, tmp_path, monkeypatch):
+    names = [f"user{a}/user{a}_{mood}_{n}.png" for a in range(6) for mood in ("sad", "glad") for n in range(3)]
+    pictures(tmp_path / "data", *names)
+    monkeypatch.setattr("hfadapt.cli.new_recipe.PEEK_ROWS", 8)
+    monkeypatch.chdir(tmp_path)
+    text = write_recipe(str(vision / "vit"), "data").read_text()
+    assert "Guessed: the class is field 2 (glad, sad)" in text
+    assert "files of a folder (user0, user1) stay in one split" in text
