@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -258,7 +258,9 @@ def _guess_files(rows: Rows, modality: str) -> Columns | None:
     # Of pictures there are few; so there are two of each class on average. What alone is beside them is their class,
     # but for measures, which no task learns of them.
     alone = others if len(others) == 1 and not _measures(values_of(others[0], rows)) else []
-    labels = [name for name in label_columns(others, rows, least=2) if not _measures(values_of(name, rows))] or alone
+    names = {name for schema in registry.schemas() if schema.media == modality for name in schema.names["label"]}
+    likely = label_columns(others, rows, least=2, names=names)
+    labels = [name for name in likely if not _measures(values_of(name, rows))] or alone
     return Columns(**{modality: column, "label": next(iter(labels), None)})
 
 
@@ -280,11 +282,14 @@ def values_of(column: str, rows: Rows) -> list[str]:
     return [said for row in rows if row.get(column) is not None and (said := str(row[column]).strip())]
 
 
-def label_columns(columns: Sequence[str], rows: Rows, least: int = 5) -> list[str]:
+def label_columns(
+    columns: Sequence[str], rows: Rows, least: int = 5, names: Collection[str] = LABEL_NAMES
+) -> list[str]:
     """Columns whose few values come again and again, the likeliest first: by name, without gaps, of the fewest.
 
     Args:
         least: Rows of each value, on average.
+        names: What labels are called.
     """
     found: dict[str, tuple[bool, bool, int]] = {}
     for column in columns:
@@ -292,5 +297,5 @@ def label_columns(columns: Sequence[str], rows: Rows, least: int = 5) -> list[st
         different = len(set(values))
         if 2 <= different <= min(MOST_LABELS, len(values) // least):
             gaps = len(values) < (1 - UNREADABLE_LIMIT) * len(rows)
-            found[column] = column.lower() not in LABEL_NAMES, gaps, different
+            found[column] = column.lower() not in names, gaps, different
     return sorted(found, key=lambda column: found[column])

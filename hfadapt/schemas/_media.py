@@ -13,6 +13,8 @@ from hfadapt.schemas import LABEL_NAMES, Answers, Blend, Change, Columns, LabelK
 from hfadapt.schemas._label_studio import layout_of
 
 _ONE = {"several-labels": "several-of-file"}
+CLASS_NAMES = ("species", "breed", "genre", "diagnosis", "dx")
+"""What else the class of images and recordings is called; of a text it may be something beside it."""
 FILE_NAMES = ("file", "file_name", "filename", "path", "filepath", "file_path")
 
 
@@ -124,4 +126,4 @@ class Labelled(RowSchema):
 
 def names_of(part: str, *others: str) -> dict[str, tuple[str, ...]]:
     """Column names of a modality's part and of its class."""
-    return {part: (part, *others, *FILE_NAMES), "label": LABEL_NAMES}
+    return {part: (part, *others, *FILE_NAMES), "label": (*LABEL_NAMES, *CLASS_NAMES)}

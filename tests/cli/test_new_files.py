@@ -248,3 +248,12 @@ def test_a_field_that_says_the_folder_again_is_no_class_however_few_rows_are_loo
     text = write_recipe(str(vision / "vit"), "data").read_text()
     assert "Guessed: the class is field 2 (glad, sad)" in text
     assert "files of a folder (user0, user1) stay in one split" in text
+
+
+def test_a_diagnosis_is_rather_the_class_than_what_has_fewer_values(vision, tmp_path):
+    data = tmp_path / "data"
+    pictures(data, *(f"part_{n % 2}/ISIC_{n}.png" for n in range(24)))
+    table(data / "t.csv", [{"image_id": f"ISIC_{n}", "sex": "mf"[n % 2], "dx": "abc"[n % 3]} for n in range(24)])
+    assert new(vision / "vit", tmp_path).code == 0
+    columns = load_recipe(tmp_path / "r.yaml").domains["data"].columns
+    assert columns.parts == {"image": "image_id", "label": "dx"}
