@@ -64,7 +64,7 @@ def answer_rows(
             elif as_json:
                 said.append(each.as_json())
             else:
-                name = f"{each.answer.text}: " if each.answer and named else ""
+                name = f"{each.answer.text}: " if named and each.answer and each.answer.text else ""
                 typer.echo(f"{name}{shown_answer(each.answer)}" if each.answer else "")
     if as_json and output is None:
         typer.echo(json.dumps(said, indent=1))

@@ -17,7 +17,8 @@ from hfadapt.core.show import Heading, Table, Text, View
 from hfadapt.data.labels import Labels, some
 from hfadapt.data.reading import SourceReader, no_rows
 from hfadapt.data.rows import Row
-from hfadapt.data.sources import check_unreadable, open_source
+from hfadapt.data.sources import open_source
+from hfadapt.data.unreadable import check_unreadable
 from hfadapt.recipe.domain import PATTERNS
 from hfadapt.recipe.reading import load_recipe
 from hfadapt.recipe.sources import folder_of

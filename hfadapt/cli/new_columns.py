@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import PurePath
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,8 +17,9 @@ from hfadapt.data import verdicts
 from hfadapt.data.columns import label_column
 from hfadapt.data.flags import find_flags
 from hfadapt.data.labels import some
-from hfadapt.data.sources import UNREADABLE_LIMIT
+from hfadapt.data.unreadable import UNREADABLE_LIMIT
 from hfadapt.files import Blob, media
+from hfadapt.files.named import Named
 from hfadapt.recipe.domain import PATTERNS
 from hfadapt.recipe.schema import Columns
 from hfadapt.schemas import LABEL_NAMES, NOTHING, LabelKind, read_number
@@ -96,18 +96,26 @@ def columns_of(rows: Rows) -> list[str]:
 
 def files_of(rows: Rows) -> dict[str, str]:
     """Columns that hold files or their names, with the modality of each."""
-    known, found = media.suffixes(), {}
+    found = {}
     # Beside a file itself that column has its name; in a table it is a column as any.
     beside = {"file"} if any(isinstance(value, Blob) for row in rows for value in row.values()) else set()
     for column in columns_of(rows):
         values = [row[column] for row in rows if row.get(column) is not None][:LOOKED_AT]
-        endings = [
-            PurePath(value.name if isinstance(value, Blob) else str(value)[-LONGEST_SHOWN:]).suffix.lower()
-            for value in values
-        ]
-        if column not in beside and endings and all(ending in known for ending in endings):
-            found[column] = known[endings[0]]
+        kinds = [media.kind_of(value) for value in values]
+        if column not in beside and kinds and all(kinds):
+            found[column] = str(kinds[0])
     return found
+
+
+def with_files(rows: Rows, named: Named) -> Rows:
+    """The rows; where no column holds files or names with an ending, files in the place of what else names some."""
+    if files_of(rows) or not (columns := named.columns(rows)):
+        return rows
+    found = ({column: (str(row.get(column)), named(str(row.get(column)))) for column in columns} for row in rows)
+    return [
+        {**row, **{column: Blob(said, path=path) if path else None for column, (said, path) in own.items()}}
+        for row, own in zip(rows, found, strict=True)
+    ]
 
 
 def ways(
@@ -118,15 +126,17 @@ def ways(
     if (asked_of := _asked(rows)) is not None and not said.parts:
         yield rows, said.model_copy(update={"prompt": asked_of})
     yield rows, said
+    flagged = rows
     for task in tasks:
         with suppress(DataError):
             flags = find_flags(rows, task.schemas, label_column(columns_of(rows), said), (), place)
             if flags is not None:
-                yield [flags.read(row) for row in rows], said
+                flagged = [flags.read(row) for row in rows]
+                yield flagged, said
     columns = columns_of(rows)
-    if (of_files := _guess_files(rows, tasks[0].modality if tasks else "")) is not None:
+    if (of_files := _guess_files(flagged, tasks[0].modality if tasks else "")) is not None:
         found = {**of_files.model_dump(exclude_none=True), **said.model_dump(exclude_none=True)}
-        yield rows, Columns(**found)
+        yield flagged, Columns(**found)
     if not said.parts:
         texts: Sequence[str] = [] if verdicts.pair(columns) else text_columns(columns, rows)
         guess = _guess(columns, rows)
@@ -248,7 +258,9 @@ def _guess_files(rows: Rows, modality: str) -> Columns | None:
     # Of pictures there are few; so there are two of each class on average. What alone is beside them is their class,
     # but for measures, which no task learns of them.
     alone = others if len(others) == 1 and not _measures(values_of(others[0], rows)) else []
-    labels = [name for name in label_columns(others, rows, least=2) if not _measures(values_of(name, rows))] or alone
+    names = {name for schema in registry.schemas() if schema.media == modality for name in schema.names["label"]}
+    likely = label_columns(others, rows, least=2, names=names)
+    labels = [name for name in likely if not _measures(values_of(name, rows))] or alone
     return Columns(**{modality: column, "label": next(iter(labels), None)})
 
 
@@ -270,11 +282,14 @@ def values_of(column: str, rows: Rows) -> list[str]:
     return [said for row in rows if row.get(column) is not None and (said := str(row[column]).strip())]
 
 
-def label_columns(columns: Sequence[str], rows: Rows, least: int = 5) -> list[str]:
+def label_columns(
+    columns: Sequence[str], rows: Rows, least: int = 5, names: Collection[str] = LABEL_NAMES
+) -> list[str]:
     """Columns whose few values come again and again, the likeliest first: by name, without gaps, of the fewest.
 
     Args:
         least: Rows of each value, on average.
+        names: What labels are called.
     """
     found: dict[str, tuple[bool, bool, int]] = {}
     for column in columns:
@@ -282,5 +297,5 @@ def label_columns(columns: Sequence[str], rows: Rows, least: int = 5) -> list[st
         different = len(set(values))
         if 2 <= different <= min(MOST_LABELS, len(values) // least):
             gaps = len(values) < (1 - UNREADABLE_LIMIT) * len(rows)
-            found[column] = column.lower() not in LABEL_NAMES, gaps, different
+            found[column] = column.lower() not in names, gaps, different
     return sorted(found, key=lambda column: found[column])

@@ -13,7 +13,7 @@ from hfadapt.cli.new_columns import GUESSED, MOST_LABELS, Ask, Rows, files_of
 from hfadapt.core.errors import DataError
 from hfadapt.data.labels import some
 from hfadapt.data.sources import local_path
-from hfadapt.files import folders, media
+from hfadapt.files import Blob, folders, media
 from hfadapt.recipe.schema import Columns
 from hfadapt.schemas import LABEL_NAMES
 
@@ -21,10 +21,17 @@ NAME = "file"
 """The column with the names of files, which stands beside them by itself."""
 LEAST_FILES, LEAST_GROUPS = 5, 5
 """Of each class on average, and so many groups as three splits need."""
-SEPARATORS = "_-"
+SEPARATORS = "_-."
 DIGITS = {*"0123456789"}
 """What is said or written where all ten stand in names; who says it is counted from 1, or with a 0 before it."""
 _NUMBERED = re.compile(r"([^\W\d]*)\d+")
+_COUNTED = re.compile(r"(.*?[^\W\d_])[\W_]*\d+")
+"""A name that is words and a number, as `basset_hound_12` is."""
+ORIGINS = "speaker|spk|singer|patient|participant|recording|session|kit|donor|animal|actor|lesion|fold"
+"""Words for whom or what rows are of, or for those that are held back together."""
+_OF_ORIGIN = re.compile(rf"({ORIGINS}|subject|person|user)s?[\W_]*\d+", re.IGNORECASE)
+ABOVE = r"([^/]+)/[^/]+$"
+"""What finds the folder right above a file."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class _Field:
         return all(found) and len(words) == 1 and not words & {*LABEL_NAMES}
 
     def __str__(self) -> str:
+        if self.number < 0:
+            return f"what stands before the number ({some(sorted(self.values), 4)})"
         return f"field {self.number + 1} ({some(sorted(self.values), 4)})"
 
 
@@ -49,9 +58,24 @@ class _Field:
 class Names:
     """Names of files that all have as many fields; a folder before them is no part of the first."""
 
-    example: str
+    names: Sequence[str]
     separator: str
     fields: tuple[_Field, ...]
+
+    @property
+    def example(self) -> str:
+        """The first of them."""
+        return self.names[0]
+
+    @property
+    def folders(self) -> list[str]:
+        """The folder right above each file."""
+        return [above(name) for name in self.names]
+
+    def column(self, field: _Field) -> list[str]:
+        """What a field is in each name."""
+        pattern = re.compile(self.pattern(field))
+        return [match[1] if (match := pattern.search(name)) else "" for name in self.names]
 
     @classmethod
     def of(cls, names: Sequence[str]) -> Names | None:
@@ -66,14 +90,23 @@ class Names:
             split = [stem.split(separator) for stem in stems]
             if len({len(each) for each in split}) == 1 and len(split[0]) > 1 and all(map(all, split)):
                 fields = [_Field(number, Counter(values)) for number, values in enumerate(zip(*split, strict=True))]
-                yield cls(names[0], separator, tuple(fields))
+                yield cls(names, separator, tuple(fields))
+        counted = [_COUNTED.fullmatch(stem) for stem in stems]
+        if all(counted):
+            yield cls(names, "", (_Field(-1, Counter(each[1] for each in counted if each)),))
 
     def pattern(self, field: _Field) -> str:
         """What finds a field, wherever it stands."""
-        own, last = f"[^/{self.separator}]+", field.number == len(self.fields) - 1
         start = "(?:^|/)" if "/" in self.example else "^"
-        inner = rf"([^/{self.separator}]+)\.[^.]+$" if last else f"({own}){self.separator}"
-        return start + f"{own}{self.separator}" * field.number + inner
+        if field.number < 0:
+            return start + r"([^/]*?[^/\W\d_])[\W_]*\d+\.[^.]+$"
+        own, last, between = (
+            f"[^/{self.separator}]+",
+            field.number == len(self.fields) - 1,
+            self.separator.replace(".", r"\."),
+        )
+        inner = rf"([^/{self.separator}]+)\.[^.]+$" if last else f"({own}){between}"
+        return start + f"{own}{between}" * field.number + inner
 
     def candidates(self) -> list[_Field]:
         """Fields of few values that come again and again; numbers at the end, such as `take2`, count those of the rest.
@@ -104,18 +137,28 @@ def columns_in_names(data: str, rows: Rows, said: Columns, ask: Ask | None) -> t
     taken, and the other is said with what names it.
 
     Raises:
-        DataError: more than two fields could be the class, and nobody is asked.
+        DataError: more than two fields could be the class, or two of numbers, and nobody is asked.
     """
     kinds = files_of(rows)
-    if kinds and said.label is None and (deep := _deep(rows)):
-        inner, outer = PurePosixPath(deep).parent.name, PurePosixPath(deep).parts[0]
-        told = f"{GUESSED}the class is the folder right above each file, {inner!r} of {deep}"
+    owners = _owners(rows) if kinds and said.label is None else []
+    if kinds and said.label is None and not owners and (deep := _deep(rows)):
+        name, inner, outer = deep
+        told = f"{GUESSED}the class is the folder right above each file, {inner!r} of {name}"
         return said, [f"{told}. If it is {outer!r}, add --columns 'label={NAME},label_pattern=^([^/]+)/'."]
-    bare = kinds and all(set(row) <= {*kinds, NAME} for row in rows)
-    names = Names.of(names_of(data, rows)) if bare and said.label is None else None
+    bare = kinds and all(set(row) <= {*kinds, NAME, "split"} for row in rows)
+    names = Names.of(names_of(data, rows)) if (bare or owners) and said.label is None else None
     if names is None:
         return said, []
     found = names.candidates()
+    if owners:
+        # The same as the folder, it says nothing new.
+        found = [
+            each
+            for each in found
+            if len({*zip(names.folders, names.column(each), strict=True)}) > len({*names.folders})
+        ]
+        if not found:
+            return said, []
     label = found[-1]
     options = {each.number: f"--columns {quote(f'label={NAME},label_pattern={names.pattern(each)}')}" for each in found}
     if len(found) > 1 and ask is not None:
@@ -123,32 +166,55 @@ def columns_in_names(data: str, rows: Rows, said: Columns, ask: Ask | None) -> t
         numbers = [str(each.number + 1) for each in fields]
         question = f"field of the names that is the class, in {names.example}: {'; '.join(map(str, fields))}"
         label = fields[numbers.index(ask(question, numbers, str(label.number + 1)))]
-    elif len(found) > 2:
+    elif len(found) > 2 or (len(found) > 1 and label.numbered and label.values.keys() != DIGITS):
         fields = sorted(found, key=lambda each: each.number)
         raise DataError(
             "several fields of the names could be the class",
             place=data,
             got=f"names such as {names.example}: {'; '.join(map(str, fields))}",
-            fix=f"say which it is, such as {options[label.number]} for field {label.number + 1}",
+            fix=f"say which it is, such as {options[label.number]} for field {label.number + 1}"
+            + (f"; or --columns {quote(f'label={NAME},label_pattern={ABOVE}')} for the folder" if owners else ""),
         )
     taken = {"label": NAME, "label_pattern": names.pattern(label)}
     guessed = "" if len(found) > 1 and ask is not None else GUESSED
     told = f"{guessed}the class is {label} of names such as {names.example}"
     group = next(names.groups(label), None) if said.group is None else None
-    if group is not None:
+    if owners and len({*names.folders}) >= LEAST_GROUPS and said.group is None:
+        taken |= {"group": NAME, "group_pattern": ABOVE}
+        told += f", and files of a folder ({some(owners, 4)}) stay in one split"
+    elif group is not None:
         taken |= {"group": NAME, "group_pattern": names.pattern(group)}
         told += f", and files alike in {group} stay in one split"
     if not guessed:
         return Columns(**{**said.model_dump(exclude_none=True), **taken}), [f"{told}."]
     others = [f"If the class is {each}, add {options[each.number]}" for each in found if each is not label]
+    if owners:
+        others.append(f"If the class is the folder, add --columns {quote(f'label={NAME},label_pattern={ABOVE}')}")
     told = " ".join([f"{told}.", *(others or [f"Otherwise add --columns 'label={NAME},label_pattern=REGEX'"])])
     return Columns(**{**said.model_dump(exclude_none=True), **taken}), [told]
 
 
-def _deep(rows: Rows) -> str:
-    """A file whose class folder is inside of another; "" where there is none."""
-    names = (str(row.get(NAME, "")) for row in rows if "label" in row)
-    return next((name for name in names if name.count("/") > 1), "")
+def _owners(rows: Rows) -> list[str]:
+    """Folders of files that say whose these are, such as Actor_01 and Actor_02, and hardly their class."""
+    labels = sorted({str(row["label"]) for row in rows if "label" in row})
+    plain = all(set(row) <= {*files_of(rows), NAME, "label", "split"} for row in rows)
+    return labels if labels and plain and all(map(_OF_ORIGIN.fullmatch, labels)) else []
+
+
+def above(name: str) -> str:
+    """The folder right above a file."""
+    return PurePosixPath(name).parent.name
+
+
+def _deep(rows: Rows) -> tuple[str, str, str] | None:
+    """A file whose class folder is inside of another, both folders, and None where there is none: neither in a folder
+    that is called like a split, nor where all of an archive are in one."""
+    found = [(str(row.get(NAME, "")), str(row["label"])) for row in rows if "label" in row]
+    deep = [(name, label, PurePosixPath(name).parts[0]) for name, label in found if name.count("/") > 1]
+    packed = any(isinstance(value, Blob) and value.path is None for value in rows[0].values())
+    if packed and len({outer for *_, outer in deep}) < 2 and len(deep) == len(found):
+        return None
+    return next((each for each in deep if each[1] != each[2]), None)
 
 
 def with_classes(rows: Rows, said: Columns) -> Rows:

@@ -24,22 +24,25 @@ from hfadapt.cli.new_columns import (
     Rows,
     by_length,
     columns_of,
+    files_of,
     guessed_columns,
     label_columns,
     read_columns,
     values_of,
+    with_files,
 )
 from hfadapt.cli.new_groups import with_groups
-from hfadapt.cli.new_model import check_base, check_chat, generates
+from hfadapt.cli.new_model import check_base, check_chat, generates, made_for
 from hfadapt.cli.new_names import columns_in_names, with_classes
-from hfadapt.cli.new_splits import given_splits
+from hfadapt.cli.new_splits import given_splits, split_column
 from hfadapt.cli.new_task import fit_of, labelled, modality_of
 from hfadapt.core import registry, samples
 from hfadapt.core.errors import DataError, RequestError, choice_problem
 from hfadapt.core.spec import write_text
 from hfadapt.data.columns import Shape
 from hfadapt.data.rows import Dropped
-from hfadapt.data.sources import check_unreadable, local_path, open_source
+from hfadapt.data.sources import local_path, open_source
+from hfadapt.data.unreadable import check_unreadable
 from hfadapt.files import Read, folders, media
 from hfadapt.files.nested import spread
 from hfadapt.files.opening import PACKED, WESTERN, suffix, western
@@ -57,6 +60,8 @@ from hfadapt.schemas import LABEL_NAMES
 SCHEMA = ".hfadapt/recipe.schema.json"
 """For editors, beside the recipe: a path from there works without a network, on other machines and after a move, and
 says nothing of anybody's home as one to the cache would; in a hidden folder it is in nobody's way."""
+_SET_APART = re.compile(r"_.+_")
+"""So are things called that are beside the classes, as _background_noise_."""
 PEEK_ROWS = 500
 NOTHING: Mapping[str, str] = MappingProxyType({})
 FILES_LOOKED_AT = 20
@@ -99,16 +104,21 @@ def write_recipe(
         raise RequestError(problem.what, problems=[problem])
     check_base(model)
     found, noticed, beside = _peek(data, beside)
-    rows: Rows = found
+    rows = _with_files(data, found, model)
     said, in_names = columns_in_names(data, rows, read_columns(columns, rows, data), ask)
     rows = with_classes(rows, said)
-    modality = modality_of(rows, model, data, said)
+    modality = modality_of(rows, model, data, said, noticed)
     task, shape, rows, laid_out = fit_of(rows, modality, generates(model), data, ask, said)
     check_chat(model, shape)
     _check_classes(rows, shape, data)
-    if given := given_splits(data, beside, shape):
+    if given := given_splits(data, beside, shape, said, {*values_of(said.label or "", rows)}):
         noticed.append(f"{' and '.join(given)} rows are those that {data} gives.")
-    else:
+    elif said.split is None and (column := split_column(rows, shape)):
+        said = said.model_copy(update={"split": column})
+        in_names.append(
+            f"{GUESSED}{column!r} says of each row for which split it is. Otherwise take it out of the recipe."
+        )
+    elif said.split is None:
         said, in_groups = with_groups(data, rows, shape, said, ask)
         in_names += in_groups
     domain = _name(_without_endings(data.removeprefix("sample:")))
@@ -140,19 +150,31 @@ def suiting_model(data: str, columns: Iterable[str] = (), beside: Mapping[str, s
     Raises:
         DataError: the data cannot be read.
     """
-    rows: Rows = _peek(data, beside)[0]
+    rows = _with_files(data, _peek(data, beside)[0], "")
     plain = None
     said = read_columns(columns, rows, data)
     with suppress(DataError):
         said, _ = columns_in_names(data, rows, said, None)
     rows = with_classes(rows, said)
-    for model in (f"{samples.PREFIX}{name}" for name in samples.models()):
+    models = [f"{samples.PREFIX}{name}" for name in samples.models()]
+    if kinds := {*files_of(rows).values()}:
+        # Of texts beside files there are many.
+        models.sort(key=lambda model: kinds.isdisjoint(made_for(model)))
+    for model in models:
         with suppress(RequestError, DataError):
             fit = fit_of(rows, modality_of(rows, model, data, said), generates(model), data, None, said)
             if registry.task(fit.task).writes or labelled(fit.shape):
                 return model
             plain = plain or model
     return plain
+
+
+def _with_files(data: str, rows: Rows, model: str) -> Rows:
+    """The rows, with files that they name without an ending: of a folder, or for a model that reads nothing else."""
+    path = local_path(data, Path())
+    if path is None or not (path.is_dir() or (model and "text" not in made_for(model))):
+        return rows
+    return with_files(rows, folders.named_below(path))
 
 
 def _without_endings(data: str) -> str:
@@ -176,9 +198,8 @@ def _check_classes(rows: Rows, shape: Shape, data: str) -> None:
     """Raises DataError for files of which too many have no class, as preparing the data would say."""
     schema, label = registry.schema(shape.form), shape.parts.get("label", "")
     if schema.media:
-        places = [
-            (Place(data, number), schema.lacks(row, label)) for number, row in enumerate(rows) if not row.get(label)
-        ]
+        bare = [(number, row) for number, row in enumerate(rows) if row.get(label) in (None, "")]
+        places = [(Place(data, number), schema.lacks(row, label)) for number, row in bare]
         bad = [Dropped(place, lack.reason, detail=lack.detail) for place, lack in places]
         check_unreadable("", len(rows), bad)
 
@@ -283,7 +304,7 @@ def _seen(shape: Shape, rows: Sequence[Mapping[str, Any]], said: Columns) -> Ite
     """What was found in the rows, a line each."""
     yield f"Looked at {len(rows)} rows of form '{shape.form}'."
     # The name of a file stands beside it by itself.
-    used = {*shape.parts.values(), said.group, *(["file"] if registry.schema(shape.form).media else [])}
+    used = {*shape.parts.values(), said.group, said.split, *(["file"] if registry.schema(shape.form).media else [])}
     if left := [name for name in dict.fromkeys(name for row in rows for name in row) if name not in used]:
         yield f"Not used: {', '.join(map(_printable, left[:8]))}{' …' if len(left) > 8 else ''}."
         if list(shape.parts) == ["text"]:
@@ -303,6 +324,8 @@ def _seen(shape: Shape, rows: Sequence[Mapping[str, Any]], said: Columns) -> Ite
         counts.update(map(_printable, filled))
         shown = ", ".join(f"{value} {count}" for value, count in counts.most_common(8))
         yield f"Labels: {shown}{' …' if len(counts) > 8 else ''}."
+        for each in filter(_SET_APART.fullmatch, counts):
+            yield f"{GUESSED}{each!r} is a class as the others are. Otherwise move its folder out of the data."
         if len(counts) > MOST_LABELS:
             yield f"{len(counts)} different labels among them: is {_printable(label)} the right column?"
 

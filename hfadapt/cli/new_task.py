@@ -12,23 +12,37 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError, RequestError
 from hfadapt.data import layouts
 from hfadapt.data.columns import Shape, recognise
-from hfadapt.files import Read
+from hfadapt.data.labels import some
+from hfadapt.files import Read, media
 from hfadapt.recipe.schema import Columns
 from hfadapt.tasks import Task
 
 
-def modality_of(rows: Rows, model: str, place: str, said: Columns) -> str:
+def modality_of(rows: Rows, model: str, place: str, said: Columns, noticed: Sequence[str] = ()) -> str:
     """What is learned from: what the model is made for, where the rows have it.
+
+    Args:
+        noticed: What is to be said of the data, such as of files beside it.
 
     Raises:
         RequestError: they do not go together.
         DataError: the rows are files without classes.
     """
+    if [column for column in columns_of(rows) if media.kind_of(column)]:
+        raise DataError(
+            "the first line of the table is a row: it names a file",
+            place=place,
+            got=f"columns {', '.join(columns_of(rows)[:4])}",
+            allowed="names of columns",
+            fix="write a line above it with the names of the columns, such as file_name,label",
+        )
     files = files_of(rows)
     texts = set(columns_of(rows)) - {*files, *(["file"] if files else [])}
     have = [*dict.fromkeys(files.values())]
     # A column of names of files may stand beside texts; what is beside a file itself says its class.
     have += ["text"] if not files or len(texts) > 1 else []
+    # Or they hold files in another way, which is found out again when they are read.
+    have += [each.modality for each in registry.schemas() if each.media and each.layout(rows, said.parts) is not None]
     kinds = made_for(model)
     found = next((name for name in have if name in kinds or not kinds), None)
     if found is None:
@@ -36,6 +50,7 @@ def modality_of(rows: Rows, model: str, place: str, said: Columns) -> str:
         raise RequestError(
             f"the rows are {rows_are}, and the model is one of {model_is}",
             place=model,
+            got="; ".join([f"columns {some(columns_of(rows))}", *noticed]),
             fix=f"name a model of {rows_are} with --model, or data of {model_is} with --data",
         )
     if found in files.values() and not texts and said.label is None:
@@ -43,10 +58,11 @@ def modality_of(rows: Rows, model: str, place: str, said: Columns) -> str:
         raise DataError(
             f"the {kind.nouns} have no classes",
             place=place,
-            got=f"a folder or archive of {kind.nouns} alone",
+            got="; ".join([f"a folder or archive of {kind.nouns} alone", *noticed]),
             fix=f"move them into a folder for each class, such as CLASS/1{kind.suffixes[0]}, or give a table with the "
             "columns file_name and label; or name what finds the class in their names: --columns "
-            "'label=file,label_pattern=_(\\w+)_'",
+            "'label=file,label_pattern=_(\\w+)_'; boxes round objects, as of COCO, VOC or YOLO, are not learned from: "
+            "cut the objects out",
         )
     return found
 

@@ -31,12 +31,14 @@ CLASS_LIMIT, ROWS_PER_CLASS = 20, 10
 
 @dataclass(frozen=True)
 class Shape:
-    """How one source's columns are read: the name of its schema and which column plays which part."""
+    """How one source's columns are read: the name of its schema, which column plays which part, and which say the group
+    and the split of a row."""
 
     form: str
     parts: dict[str, str]
     group: str | None = None
     pattern: str | None = None
+    split: str | None = None
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -67,7 +69,7 @@ def recognise(columns: Sequence[str], asked: Columns, forms: Collection[str], pl
     """
     problems = [
         choice_problem(f"there is no column for {part}", name, columns, place)
-        for part, name in {**asked.parts, "group": asked.group}.items()
+        for part, name in {**asked.parts, "group": asked.group, "split": asked.split}.items()
         if name is not None and name not in columns
     ]
     if problems:
@@ -112,7 +114,7 @@ def _recognise(
         free = [lower[name] for name in names if name in lower and lower[name] not in parts.values()]
         if part not in parts and free and _wanted(part, said, known):
             parts[part] = free[0]
-    grouped = {"group": asked.group, "pattern": asked.group_pattern}
+    grouped = {"group": asked.group, "pattern": asked.group_pattern, "split": asked.split}
     if templated:
         return Shape(PLAIN, {**parts, **{column: column for column in columns if column not in parts}}, **grouped)
     found = [each for each in known if all(part in parts for part in each.parts)]

@@ -20,8 +20,9 @@ from hfadapt.data.labels import Labels
 from hfadapt.data.lost import LostClasses
 from hfadapt.data.reading import SourceReader, State, keep_columns, no_rows, workers
 from hfadapt.data.rows import SPLITS, Ledger, Row
-from hfadapt.data.sources import Opened, check_unreadable
+from hfadapt.data.sources import Opened
 from hfadapt.data.split_files import DROPPED, RECORD, file_hashes, keep, make_record, write_rows
+from hfadapt.data.unreadable import check_unreadable
 from hfadapt.files import stored
 from hfadapt.files.places import Place, name_rows
 from hfadapt.recipe.schema import Recipe
@@ -131,7 +132,8 @@ def _split_domain(recipe: Recipe, name: str, state: State, before: int, sources:
     place = f"domains.{name}"
     if not state.rows:
         raise no_rows(place, before, state.ledger.dropped)
-    held = {source.split: source.name for source in sources if source.split}
+    held = {row.split: row.source for row in state.rows if row.split}
+    held |= {source.split: source.name for source in sources if source.split}
     given = frozenset(held)
     for source in sources:
         if source.split and not any(row.split == source.split for row in state.rows):

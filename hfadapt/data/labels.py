@@ -214,8 +214,9 @@ def _scores(names: Sequence[str], place: str, modality: str) -> list[Finding]:
 
 
 def _combined(names: Sequence[str], modality: str) -> list[Finding]:
-    """Classes such as `anger,joy` beside `anger`."""
+    """Classes such as `anger,joy` beside `anger`, and `scab rust` beside both `scab` and `rust`."""
     parts = {name: [part.strip() for part in re.split("[;,|]", name) if part.strip()] for name in names}
+    parts |= {name: own for name in names if len(own := name.split()) > 1 and {*own} <= {*names}}
     several = [name for name in names if len(parts[name]) > 1]
     if several and len({part for each in parts.values() for part in each}) < len(names):
         what = f"labels look like several classes together: {some(map(repr, several))}"

@@ -33,7 +33,7 @@ def find(head: Rows, forms: Collection[str], asked: Columns) -> tuple[Layout, Sh
     """
     for schema in registry.schemas():
         if schema.name in forms and head and (layout := schema.layout(head, asked.parts)) is not None:
-            return layout, Shape(schema.name, dict(layout.parts), asked.group, asked.group_pattern)
+            return layout, Shape(schema.name, dict(layout.parts), asked.group, asked.group_pattern, asked.split)
     return None
 
 

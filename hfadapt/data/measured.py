@@ -7,6 +7,7 @@ settings that rows are fitted by; other data or another tokenizer finds nothing 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -117,9 +118,10 @@ def estimated(recipe: Recipe, domain: str, opened: Sequence[Opened]) -> tuple[Da
         count, some = _counted(source.read(), source.settings.rows, noticed)
         reader = SourceReader(recipe, domain, replace(source, read=_again(some)), forms, labels)
         usable = [item for item in reader if isinstance(item, Row)]
-        counts[source.split or "train"] += round(count * len(usable) / max(1, len(some)))
+        for split, own in Counter(row.split for row in usable).items():
+            counts[split or "train"] += round(count * own / max(1, len(some)))
         sources.append(SourceRecord(source=source.name, rows=count))
-        rows += [row for row in usable if not source.split]
+        rows += [row for row in usable if not row.split]
     if not rows:
         raise DataError("there is no row to learn from", place=f"domains.{domain}", fix="hfadapt check RECIPE")
     form = one_form(rows, domain)

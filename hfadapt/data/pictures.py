@@ -151,5 +151,5 @@ def _read_again(
             for item in islice(numbered_rows(name, files, source.split, source.encoding), max(rows) + 1):
                 if isinstance(item, Read) and item.row in rows:
                     with suppress(Unusable):
-                        blob = Blob.of(item.values.get(column), files[0].parent)
+                        blob = Blob.of(item.values.get(column), item.folder, folders.named_below(path))
                         yield (name, item.row), (blob.name, kind.take(blob.read()).data)

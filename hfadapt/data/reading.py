@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 from hfadapt.core import registry
@@ -15,9 +16,10 @@ from hfadapt.data import clean, layouts, mistaken_columns, unread_columns, verdi
 from hfadapt.data import columns as format
 from hfadapt.data.flags import LABEL, Flags, find_flags
 from hfadapt.data.labels import Labels, some
-from hfadapt.data.rows import GROUP, Dropped, Ledger, Row
-from hfadapt.data.sources import Opened, Reading, unreadable
-from hfadapt.files import Blob, Read, Unusable
+from hfadapt.data.rows import GROUP, SPLITS, Dropped, Ledger, Row
+from hfadapt.data.sources import Opened, Reading
+from hfadapt.data.unreadable import unreadable
+from hfadapt.files import Blob, Read, Unusable, split_of
 from hfadapt.files.nested import spread
 from hfadapt.files.opening import NAME_IT
 from hfadapt.files.places import Place, name_rows
@@ -98,7 +100,10 @@ class SourceReader:
                 return known
             values = self._flags.read(known) if self._flags else known
             if media := registry.schema(self.shape.form).media:
-                values = {**values, self.shape.parts[media]: self._file(values.get(self.shape.parts[media]))}
+                values = {
+                    **values,
+                    self.shape.parts[media]: self._file(values.get(self.shape.parts[media]), read.folder),
+                }
             repaired, garbled = clean.repair(values, self.shape.used, mend, whole)
             if garbled:
                 self.garbled.append(where)
@@ -109,7 +114,7 @@ class SourceReader:
                 item = formatter.row(where, repaired)
             if isinstance(item, Row):
                 self.notes.update(filter(None, item.columns.pop("notes", "").split("; ")))
-                item.split = self.source.split
+                item.split = self._split_of(values) or ""
                 item.group = group
                 self.alone += bool(self.shape.group) and not item.group
             else:
@@ -163,10 +168,22 @@ class SourceReader:
         self.of_files.append(layouts.read_so(layout, self.source.name))
         yield from layouts.laid_out(chain(first, items), layout, self.source.name)
 
+    def _split_of(self, values: Mapping[str, Any]) -> str | None:
+        """The split of a row that is given in one; "" of others, and None where its column says none."""
+        if self.source.split or self.shape.split is None:
+            return self.source.split
+        found = split_of(values.get(self.shape.split))
+        # What is to train on may be divided.
+        return "" if found == SPLITS[0] else found
+
     def _with_class(self, where: Place, values: dict[str, Any]) -> dict[str, Any] | Dropped:
-        """The values, with the class in the place of what the recipe's pattern finds it in; else why there is none."""
+        """The values, with the class in the place of what the recipe's pattern finds it in; else why there is none, or
+        no split."""
         asked = self.source.settings.columns
         whole = values.get(asked.label or "")
+        if self._split_of(values) is None:
+            said = f" has {values.get(self.shape.split or '')!r} in {self.shape.split}, which is no split"
+            return Dropped(where, "no-split", detail=said)
         if asked.label is None or asked.label_pattern is None or whole is None:
             return values
         if (found := asked.class_in(whole)) is not None:
@@ -177,12 +194,13 @@ class SourceReader:
     @property
     def parts(self) -> dict[str, str]:
         """The columns that are used, by part."""
-        return {**self.shape.parts, **({GROUP: self.shape.group} if self.shape.group else {})}
+        said = {GROUP: self.shape.group, "split": self.shape.split}
+        return {**self.shape.parts, **{part: column for part, column in said.items() if column}}
 
-    def _file(self, value: Any) -> Any:
+    def _file(self, value: Any, folder: Path) -> Any:
         """A value that is a file: its content, or why there is none, which the schema says of the row."""
         try:
-            return None if value is None else Blob.of(value, self.source.folder)
+            return None if value is None else Blob.of(value, folder, self.source.named)
         except Unusable as fault:
             return fault
 

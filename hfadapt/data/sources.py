@@ -11,96 +11,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem, nearest
 from hfadapt.core.progress import quiet_libraries
-from hfadapt.data.labels import some, task_with
+from hfadapt.data.labels import some
 from hfadapt.data.rows import Dropped
 from hfadapt.files import SPLIT_NAMES, Doubt, Read, Unread, folders, json_rows, media, plain_text, reading, tables
 from hfadapt.files.beside import not_read
-from hfadapt.files.opening import NAME_IT, PACKED, suffix, unmarked
-from hfadapt.files.places import Place, name_rows
+from hfadapt.files.named import Named
+from hfadapt.files.opening import PACKED, suffix, unmarked
+from hfadapt.files.places import Place
 from hfadapt.recipe.schema import Domain, Source
 from hfadapt.recipe.sources import expanded
 from hfadapt.records.gaps import LEFT_OUT, SPLITS_LEFT_OUT
 from hfadapt.records.stages import Finding
-from hfadapt.schemas import LabelKind
 
 SAMPLE = "sample:"
-UNREADABLE_LIMIT, DOUBTS_SHOWN = 0.1, 2
-_OWN_COLUMN = "write what is to be read into a column of its own, as text, and name it in columns"
-_UNREADABLE = {
-    "not-json": None,
-    "not-utf8": (
-        "are not UTF-8",
-        f"name the encoding that it was saved in, {NAME_IT}: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW",
-    ),
-    "damaged-member": ("are damaged inside their archive", "fetch or pack it again"),
-    "wrong-fields": None,
-    "header-again": None,
-    "open-quote": (
-        "open a quotation mark that is not closed",
-        'write "" for a mark inside a quoted field, and quote fields that begin with one',
-    ),
-    "huge": None,
-    "repeated-key": ("have a key more than once, with different values", "keep the one that is right"),
-    "missing-field": (
-        "lack columns that the others have: values are missing, or formats are mixed",
-        "repair these rows, name the right columns, or make each format a source of its own",
-    ),
-    "no-match": (
-        "have nothing that label_pattern finds",
-        "correct columns.label_pattern: its first bracket stands round the class; or take these files out",
-    ),
-    "no-class": (
-        "are files in folders of no class: beside the class folders, or in one called like a split",
-        "move them into the folder of their class, or out of the data; rename a folder that is a class; a split of its "
-        "own is a folder test with class folders in it, beside a folder train with class folders",
-    ),
-    "several-labels": ("have several labels", "set task: {task}, which learns any number of classes for a text"),
-    "masked-tag": (
-        "have tags of -100, as text has that is cut into tokens already",
-        "give the words themselves and a tag for each: hfadapt cuts them into tokens",
-    ),
-    "label-is-scores": (
-        "have numbers with decimals for the classes, such as probabilities",
-        "write the class with the largest number, or those above a limit, into a column of their own",
-    ),
-    # Those that are left are no fair share of all, as where only large numbers have marks between thousands.
-    "not-a-number": (
-        "have no number where one is needed",
-        "write plain numbers, such as 0.85, without %, units or marks between thousands; or, where these are classes, "
-        "set task: {task}, with all that it is about in one column, text",
-    ),
-    "no-spans": (
-        "have no spans of characters",
-        'write each as [start, end, "label"]; or, where a text has classes, set task: {task}, which learns these',
-    ),
-    "shared-word": ("have two spans in one word", "leave out one of them, or write words and tags yourself"),
-    "span-outside": ("have spans outside of their text", "count characters from 0, and line breaks as one"),
-    "no-prompt": (
-        "have no prompt, and their answers do not begin alike",
-        "name the column of what is asked: columns: {{prompt: NAME}}",
-    ),
-    "label-is-object": ("have an object as their label", _OWN_COLUMN),
-    "text-is-object": ("have an object where text is needed", _OWN_COLUMN),
-    "text-is-bytes": ("have bytes where text is needed", _OWN_COLUMN),
-}
-"""What rows that were dropped for a reason have in common, and what helps."""
-_FILES = ("file-not-read", "file-too-large", "not-a-file", "address-not-read")
-
-
-def unreadable() -> Mapping[str, tuple[str, str] | None]:
-    """Reasons for which rows are dropped that cannot be read, with what such rows have in common, and what helps."""
-    kinds = [registry.modality(name) for name in registry.names("modalities")]
-    fault = ("have files that cannot be read", "replace these files, or leave them out")
-    lost = "a table's names begin in the folder of that table: write them as seen from there, or move the files"
-    found = dict.fromkeys([*_FILES, *(reason for kind in kinds for reason in kind.refusals)], fault)
-    return {**_UNREADABLE, **found, "file-not-read": ("name files that cannot be read", lost)}
-
-
-_LEARNS_THEM: Mapping[str, LabelKind] = {"several-labels": "classes", "no-spans": "class", "not-a-number": "class"}
-"""What a task learns that such rows are for."""
+DOUBTS_SHOWN = 2
 Reading = Iterator[Read | Dropped | Finding]
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
@@ -120,7 +46,7 @@ class Opened:
         names_of: The other source whose class names it was given, or "".
         noticed: What is to be said of it.
         loose: Whether rows may leave out columns, so that one may begin late.
-        folder: Where names of files in its rows begin.
+        named: Finds files that its rows name, where these are not as seen from their table.
         splits: The splits that its file holds, by their keys.
     """
 
@@ -134,7 +60,7 @@ class Opened:
     names_of: str = ""
     noticed: tuple[Finding, ...] = ()
     loose: bool = False
-    folder: Path = Path()
+    named: Named | None = None
     splits: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -319,6 +245,9 @@ def _open_local(source: Source, path: Path, split: str) -> Opened:
         what = f"{name}: left out as no data: {some(each.name for each in found.left)}"
         fix = "nothing; if they are data, name them as sources or by a pattern such as *.txt"
         noticed.append(Finding(code=LEFT_OUT, level="soft", message=what, fix=fix))
+    if found.lists and found.others and not (source.split or split):
+        what = f"{name}: what is {' and '.join(found.others)} is said by {some(each.name for each in found.lists)}"
+        noticed.append(Finding(code="split-lists", level="soft", message=what, fix="nothing"))
     if found.foreign:
         names = media.names_of([*found.foreign, *files])
         doubt = not_read([names[each] for each in found.foreign], [names[each] for each in files])
@@ -336,7 +265,7 @@ def _open_local(source: Source, path: Path, split: str) -> Opened:
         noticed=tuple(noticed),
         splits=json_rows.split_names(path) if path.is_file() else {each: each for each in found.others},
         loose=any(suffix(file) in (".jsonl", ".ndjson", ".json") for file in files),
-        folder=files[0].parent,
+        named=folders.named_below(path if path.is_dir() else files[0]),
     )
 
 
@@ -395,7 +324,7 @@ def numbered_rows(name: str, files: Sequence[Path], split: str | None = None, en
             if isinstance(item, Unread):
                 yield Dropped(place, item.reason, detail=item.detail)
             else:
-                yield Read(place.row, item.values, place.line, place.in_file)
+                yield Read(place.row, item.values, place.line, place.in_file, path.parent)
             count += 1
         first += count
     for code, count in doubts.items():
@@ -463,29 +392,3 @@ def _hub_revision(dataset_id: str) -> str | None:
         return HfApi().dataset_info(dataset_id, timeout=5).sha
     except Exception:  # offline, private, rate-limited: the revision stays unknown
         return None
-
-
-def check_unreadable(split: str, rows: int, bad: list[Dropped]) -> None:
-    """Raises DataError when more than a tenth of a source's rows cannot be read, naming the lines.
-
-    Args:
-        split: As which the source is given, or "".
-    """
-    reasons = unreadable()
-    unread = [each for each in bad if each.reason in reasons]
-    if len(unread) <= UNREADABLE_LIMIT * rows:
-        return
-    reason = Counter(each.reason for each in unread).most_common(1)[0][0]
-    what, fix = reasons[reason] or (
-        "cannot be read",
-        "repair these rows, name the right columns, or make each format a source of its own",
-    )
-    if reason == "missing-field" and split:
-        fix = f"give rows that have them, or leave {split} out so that hfadapt makes one"
-    raise DataError(
-        f"{len(unread):,} of {rows:,} rows {what}",
-        place=name_rows(each.where for each in unread),
-        got="; ".join(each.said for each in unread[:3] if each.detail) or reason,
-        allowed=f"at most {UNREADABLE_LIMIT:.0%}",
-        fix=fix.format(task=task_with(kind) if (kind := _LEARNS_THEM.get(reason)) else ""),
-    )

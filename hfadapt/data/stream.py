@@ -23,8 +23,9 @@ from hfadapt.data.labels import Labels
 from hfadapt.data.lost import KEEPS, LostClasses
 from hfadapt.data.reading import SourceReader, State, keep_columns, no_rows, workers
 from hfadapt.data.rows import PRIORITY, SPLITS, Ledger, Row, as_line, fold, text_key
-from hfadapt.data.sources import Opened, check_unreadable
+from hfadapt.data.sources import Opened
 from hfadapt.data.split_files import DROPPED, RECORD, file_hashes, keep, make_record, split_schema
+from hfadapt.data.unreadable import check_unreadable
 from hfadapt.files import stored
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.stages import Finding

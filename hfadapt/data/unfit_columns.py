@@ -32,9 +32,9 @@ def remedy(
     """
     possible = [each for each in wanted if len(each.parts) <= len(columns)] or wanted
     nearest = max(possible, key=lambda each: (sum(part in parts for part in each.parts), len(each.parts)))
-    if any(_TWICE.search(column) for column in columns):
+    if twice := [column for column in columns if _TWICE.search(column)]:
         part = nearest.parts[0]
-        return f"columns have the same name; say which is meant, such as columns: {{{part}: {part} (1 of 2)}}"
+        return f"columns have the same name; say which is meant, such as columns: {{{part}: {_quoted(twice[0])}}}"
     if any(len(column.split()) > HEADER_WORDS or column.isdigit() for column in columns):
         names = ",".join(nearest.parts)
         return f"if the first line is a row, write one above it with the names of the columns, such as {names}"

@@ -22,8 +22,9 @@ from hfadapt.data.labels import Labels
 from hfadapt.data.prepared import PreparedDomain
 from hfadapt.data.reading import SourceReader, no_rows, workers
 from hfadapt.data.rows import Ledger, Row, as_row, tokens
-from hfadapt.data.sources import Opened, check_unreadable, open_source
+from hfadapt.data.sources import Opened, open_source
 from hfadapt.data.split_files import read_split
+from hfadapt.data.unreadable import check_unreadable
 from hfadapt.files.places import Place
 from hfadapt.recipe.pretrain import Pretrain, TextSource
 from hfadapt.recipe.schema import Columns, Dedupe, Recipe, Source

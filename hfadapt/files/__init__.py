@@ -6,7 +6,8 @@ what it is and what to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +16,17 @@ LINE_LIMIT_BYTES = 16 << 20
 FILE_LIMIT_BYTES = 256 << 20
 """Of one image or recording."""
 SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"}
-SPLIT_NAMES.update({"dev": "validation", "test": "test"})
+SPLIT_NAMES.update({"dev": "validation", "test": "test", "training": "train", "testing": "test"})
 """What the splits of a data set are called."""
+
+_WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+")
+
+
+def split_of(said: Any) -> str | None:
+    """The split that a word or a name says: `Training`, `PublicTest`, `val1`."""
+    words = (word.lower() for word in _WORD.findall(str(said)))
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), None)
+
 
 Values = dict[str, Any]
 
@@ -39,12 +49,16 @@ class Unread:
 
 
 class Read(NamedTuple):
-    """A row: its number from 0, its values by column, and the line where it begins, from 1, where files have lines."""
+    """A row: its number from 0, its values by column, and the line where it begins, from 1, where files have lines.
+
+    Names of files in its values begin in `folder`.
+    """
 
     row: int
     values: Values
     line: int | None = None
     in_file: str = ""
+    folder: Path = Path()
 
 
 class Unusable(Exception):
@@ -70,6 +84,13 @@ _SEEMING = {
     b"PK\x03\x04": ("an archive (ZIP)", ""),
 }
 """Of beginnings of files what they are, and as what they are broken rather than of another kind."""
+
+
+def modality_of(data: bytes) -> str | None:
+    """Whether bytes begin as an image or a recording does."""
+    own = data[8:12] if data[:4] == b"RIFF" else data
+    kind = next((kind for begins, (_, kind) in _SEEMING.items() if own.startswith(begins)), "")
+    return {"image": "image", "sound": "audio"}.get(kind)
 
 
 def seeming(data: bytes, what: str, why: str = "") -> str:
@@ -117,9 +138,15 @@ class Blob:
     data: bytes | None = None
     path: Path | None = None
 
+    def __str__(self) -> str:
+        return self.name
+
     @classmethod
-    def of(cls, value: Any, folder: Path | None = None) -> Blob:
+    def of(cls, value: Any, folder: Path | None = None, named: Callable[[str], Path | None] | None = None) -> Blob:
         """Of a value of a source: a path below `folder`, bytes, or both as the datasets library stores files.
+
+        Args:
+            named: Finds what is not there by what it is called; a whole number may be a name then.
 
         Raises:
             Unusable: it is none of these, or an address of the web.
@@ -133,11 +160,15 @@ class Blob:
             value = name
         if isinstance(value, (bytes, bytearray)):
             return cls("", bytes(value))
+        value = str(value) if named is not None and isinstance(value, int) else value
         if not isinstance(value, str) or not value:
             raise Unusable("not-a-file", f" has {type(value).__name__} where the name of a file is needed")
         if "://" in value:
             raise Unusable("address-not-read", f" has an address of the web, {value[:60]}: fetch the file first")
-        return cls(value, path=(folder or Path()) / value)
+        path = (folder or Path()) / value
+        if named is not None and not _is_there(path):
+            path = named(value) or path
+        return cls(value, path=path)
 
     def read(self) -> bytes:
         """Its bytes. Raises Unusable where there is no such file, or it is too large."""
@@ -150,6 +181,13 @@ class Blob:
             return self.path.read_bytes()
         except OSError as error:
             raise Unusable("file-not-read", f" has {self.name}: {error.strerror or 'it cannot be read'}") from None
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long
+        return False
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ _PAPER = re.compile(
     r"(read.?me|licen[sc]e|copying|notice|citation|changelog|contributing|requirements)\b.*"
     r"|(dataset_infos?|dataset_dict|state|config|package|vocab|metadata|\w*tokenizer\w*|\w+_config|\w+_map"
     r"|.*\.index)\.json"
+    # What a contest wants to have.
+    r"|(sample_?submissions?|submission_format)\b.*"
     # What file managers leave behind.
     r"|(eh)?thumbs\.db|desktop\.ini",
     re.IGNORECASE,

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
@@ -20,12 +21,17 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.files import FILE_LIMIT_BYTES, SPLIT_NAMES, Blob, Read, Rows, Unread
+from hfadapt.files import FILE_LIMIT_BYTES, SPLIT_NAMES, Blob, Read, Rows, Unread, modality_of, split_of
 from hfadapt.files.beside import is_paper, not_read
 
 ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip")
 _SIDECARS = (".cls", ".txt", ".json")
-_SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "data", "images", "audio")
+LONGEST = 200
+"""Characters at the end of a name in which its ending is looked for."""
+_BARE = ("data", "images", "audio")
+"""What folders are called that hold files of all classes, or all of one in the folder of that."""
+_BESIDE = {*_BARE, "image", "set", "dataset"}
+"""Words beside that of a split in the name of its folder."""
 _BROKEN = "download or pack it again"
 
 Member = tuple[PurePosixPath, Callable[[], bytes]]
@@ -35,6 +41,15 @@ def suffixes() -> dict[str, str]:
     """Endings of such files, also of those that turn out not to be read, and the modality of each."""
     kinds = [registry.modality(name) for name in registry.names("modalities")]
     return {ending: kind.name for kind in kinds for ending in (*kind.suffixes, *kind.unread)}
+
+
+def kind_of(value: Any) -> str | None:
+    """The modality of a value that is a file or the name of one, by its ending or how it begins; None for others."""
+    if isinstance(value, Mapping) and {"bytes", "path"} & value.keys():
+        value = Blob(str(value.get("path") or ""), value.get("bytes"))
+    data = value.data if isinstance(value, Blob) else value if isinstance(value, bytes) else None
+    name = (value.path or value.name) if isinstance(value, Blob) else str(value)[-LONGEST:] if data is None else ""
+    return suffixes().get(PurePosixPath(name).suffix.lower()) or (modality_of(data) if data else None)
 
 
 def holds(path: Path) -> str | None:
@@ -76,11 +91,16 @@ def read(files: Sequence[Path]) -> Rows:
     whole = [path for path in files if path.suffix.lower() in kinds]
     labelled = len({path.parent for path in whole}) > 1
     classes, loose, names = class_folders(whole), _above_the_classes(whole), names_of(whole)
+    root = Path(os.path.commonpath([path.parent for path in whole])) if whole else Path()
     number = 0
     for path in files:
         if path.suffix.lower() in kinds:
             folder = path.parent
-            bare = folder in loose or (folder.name.lower() in _SPLITS and folder not in classes)
+            while folder != root and _is_bare(folder.name) and folder not in classes:
+                folder = folder.parent
+            # What all files lie in is no class of some.
+            bare = path.parent in loose or folder == root != path.parent
+            bare = bare or (_is_bare(folder.name) and folder not in classes)
             label = {"label": folder.name} if labelled and not bare else {}
             name = names[path]
             yield Read(number, {kinds[path.suffix.lower()]: Blob(name, path=path), **label, "file": name})
@@ -105,6 +125,17 @@ def names_of(files: Sequence[Path]) -> dict[Path, str]:
     return {path: path.relative_to(root).as_posix() for path in files}
 
 
+def is_split(name: str) -> bool:
+    """Whether a folder of this name can only be that of a split: `train`, `test1`, `Training_Set`."""
+    words = re.findall("[a-z]+", name.lower())
+    return split_of(name) is not None and all(word in SPLIT_NAMES or word in _BESIDE for word in words)
+
+
+def _is_bare(name: str) -> bool:
+    """Whether a folder of this name is hardly that of a class."""
+    return name.lower() in _BARE or f".{name.lower()}" in suffixes() or is_split(name)
+
+
 def class_folders(files: Collection[Path]) -> set[Path]:
     """Folders called `train` that hold a class, as of locomotives: files and no folders are in them, and folders of
     other names beside them. What is so called `test` may as well be what nobody has sorted yet."""
@@ -112,9 +143,7 @@ def class_folders(files: Collection[Path]) -> set[Path]:
     above = {each for folder in folders for each in folder.parents}
     trains = {each for each in folders - above if SPLIT_NAMES.get(each.name.lower()) == "train"}
     return {
-        train
-        for train in trains
-        if any(each.parent == train.parent and each.name.lower() not in _SPLITS for each in folders)
+        train for train in trains if any(each.parent == train.parent and not _is_bare(each.name) for each in folders)
     }
 
 
@@ -129,6 +158,7 @@ def _rows(path: Path, kinds: dict[str, str], foreign: list[str]) -> Iterator[dic
     for _, together in groupby(_members(path), key=lambda member: member[0].with_suffix("")):
         # A tar archive is read as it comes, so what is wanted of a member is taken before the next one.
         beside: dict[str, bytes] = {}
+        asides: list[PurePosixPath] = []
         found: list[tuple[str, Blob]] = []
         damaged = ""
         for name, content in together:
@@ -145,12 +175,19 @@ def _rows(path: Path, kinds: dict[str, str], foreign: list[str]) -> Iterator[dic
                 found.append((kinds[ending], Blob(str(name), data)))
             else:
                 beside[ending] = data
+                asides.append(name)
         if damaged:
             yield "damaged-member", f": {path.name}: {damaged}"
             continue
+        # What stands beside no file, as a list of those of a split, says nothing of one.
+        alone = (name for name in asides if not found and not is_paper(name.name))
+        foreign += map(str, alone)
         for kind, blob in found:
             try:
-                yield {kind: blob, **_label(PurePosixPath(blob.name), beside), "file": blob.name}
+                name = PurePosixPath(blob.name)
+                split = next((split for each in name.parts[:-1] if is_split(each) and (split := split_of(each))), None)
+                given = {"split": split} if split else {}
+                yield {kind: blob, **_label(name, beside), **given, "file": blob.name}
             except ValueError as error:
                 yield "not-json", f": {path.name}: {blob.name}: {error}"
 
@@ -163,7 +200,7 @@ def _label(name: PurePosixPath, beside: dict[str, bytes]) -> dict[str, Any]:
     if told := next((beside[ending] for ending in (".cls", ".txt") if ending in beside), None):
         return {"label": told.decode("utf-8").strip()}
     folder = name.parent.name
-    return {"label": folder} if folder and folder.lower() not in _SPLITS else {}
+    return {"label": folder} if folder and not _is_bare(folder) else {}
 
 
 def _members(path: Path) -> Iterator[Member]:

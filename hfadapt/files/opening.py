@@ -69,6 +69,7 @@ PACKED: dict[str, tuple[bytes, Callable[[Path], IO[bytes]]]] = {
 }
 """First bytes and opener of each kind of compression, by ending."""
 
+_SINGLE = "write each image as a PNG into a folder for its class, with numpy.frombuffer and Pillow's Image.fromarray"
 _OLE = b"\xd0\xcf\x11\xe0"
 _OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (b"PAR1", "Parquet", "call it .parquet"),
@@ -83,6 +84,9 @@ _OTHERS: tuple[tuple[bytes, str, str], ...] = (
         "write the table as CSV: sqlite3 -header -csv FILE 'select * from TABLE'",
     ),
     (b"\x89HDF", "HDF5", "read it with pandas.read_hdf and write it with to_parquet"),
+    (b"MATLAB", "MATLAB", "read it with scipy.io.loadmat, and write a CSV with the columns file_name and label"),
+    (b"\0\0\x08\x03", "images in one file, as of MNIST", _SINGLE),
+    (b"\0\0\x08\x01", "numbers of classes in one file, as of MNIST", _SINGLE),
     (b"\x93NUMPY", "a NumPy array", "write its rows as CSV or JSON Lines, with names of columns"),
     (b"Obj\x01", "Avro", "write its rows as JSON Lines or Parquet"),
     (b"FEA1", "Feather", "read it with pandas.read_feather and write it with to_parquet"),

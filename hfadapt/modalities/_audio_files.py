@@ -60,6 +60,7 @@ def _wav(data: bytes) -> tuple[np.ndarray, int]:
     from scipy.io import wavfile
 
     order: Literal["little", "big"] = "big" if data[:4] == b"RIFX" else "little"
+    data = _with_length(data, order)
     end = min(_end_of_samples(data, order, b"data"), len(data))
     if int.from_bytes(data[4:8], order) + 8 < end:
         # The length in the head is wrong where the samples are there nevertheless.
@@ -101,7 +102,8 @@ def _other(data: bytes, why: str = "") -> tuple[np.ndarray, int]:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             stated, rate = file.frames, file.samplerate
             _check_length(stated, file.channels, rate)
-            sound = file.read(dtype="float64", always_2d=True)
+            # Of some packed samples, as GSM, it does not know by itself how many are left.
+            sound = file.read(-1 if file.seekable() else stated, dtype="float64", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise Unusable("not-a-sound", f" has {seeming(data, 'sound', _line(error))}") from None
     if len(sound) and len(sound) < LEAST_KEPT * stated:
@@ -129,13 +131,28 @@ def _stated_end(data: bytes) -> int:
     return 0
 
 
+def _with_length(data: bytes, order: Literal["little", "big"]) -> bytes:
+    """A file of chunks; one that was written into a pipe, with 0 for its lengths, with those that it has."""
+    at = _chunk(data, order, b"data")
+    if not at or data[4:8] != data[at + 4 : at + 8] or data[4:8] != bytes(4):
+        return data
+    whole, samples = (length.to_bytes(4, order) for length in (len(data) - 8, len(data) - at - 8))
+    return data[:4] + whole + data[8 : at + 4] + samples + data[at + 8 :]
+
+
 def _end_of_samples(data: bytes, order: Literal["little", "big"], name: bytes) -> int:
     """Where the samples of a file of chunks end, as it says; 0 where it has none."""
+    at = _chunk(data, order, name)
+    return at + 8 + int.from_bytes(data[at + 4 : at + 8], order) if at else 0
+
+
+def _chunk(data: bytes, order: Literal["little", "big"], name: bytes) -> int:
+    """Where a chunk begins; 0 where there is none."""
     at = 12
     while at + 8 <= len(data):
-        end = at + 8 + int.from_bytes(data[at + 4 : at + 8], order)
         if data[at : at + 4] == name:
-            return end
+            return at
+        end = at + 8 + int.from_bytes(data[at + 4 : at + 8], order)
         at = end + end % 2
     return 0
 

@@ -13,8 +13,8 @@ from hfadapt.recipe.names import SOURCE_WORDS, Encoding, HubConfig, HubRevision,
 from hfadapt.recipe.pretrain import AnyPretrain
 from hfadapt.recipe.template import Template
 
-GROUPING = ("group", "group_pattern")
-"""Of `columns`, what says which rows stay together."""
+GROUPING = ("group", "group_pattern", "split")
+"""Of `columns`, what says which rows stay together, and in which split."""
 PATTERNS = ("group_pattern", "label_pattern")
 """Of `columns`, what says which part of a value counts: no column itself."""
 NAMES_SHOWN = 6
@@ -38,7 +38,11 @@ class _Columns(Section):
 
     Example: _(\\w+)_
     """
+    split: str | None = None
+    """Column that says of each row whether it is for train, validation or test; a split that it has is not made.
 
+    Example: usage
+    """
     label_pattern: str | None = None
     """Regular expression; of a value of `label`, such as the name of a file, only what its first bracket finds is the
     class.

@@ -159,6 +159,11 @@ def _weights_of_a_stream(tree: Tree) -> Iterator[Keys]:
                     yield ("domains", name, "sources", index, "weight")
 
 
+def _splits_of_a_stream(tree: Tree) -> Iterator[Keys]:
+    if dig(tree, ("data", "streaming")) is True:
+        yield from ((*at, "split") for at, columns in _columns(tree) if columns.get("split"))
+
+
 RULES = (
     Rule(
         _batch,
@@ -205,6 +210,13 @@ RULES = (
         "a stream cannot thin a source by its weight before it was read to its end",
         "no weight",
         "take `rows` of the source instead, or set data.streaming: false",
+        (("data", "streaming"),),
+    ),
+    Rule(
+        _splits_of_a_stream,
+        "a stream cannot know which splits a column has before it was read to its end",
+        "splits in files of their own",
+        "set data.streaming: false, or name the files in validation and test",
         (("data", "streaming"),),
     ),
 )

@@ -170,6 +170,14 @@ class RowSchema:
         """
         return None
 
+    def held(self, values: Columns) -> Any:
+        """What is asked about of a source's row that keeps it in another way, without its label; None of others.
+
+        Raises:
+            Unusable: it is none.
+        """
+        return None
+
     def lacks(self, values: Columns, column: str) -> Unusable:
         """What is said of a source's row that has nothing in a column that is needed."""
         has = ", ".join(str(name) for name, value in values.items() if value is not None) or "nothing"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hfadapt.files.media import kind_of
 from hfadapt.schemas import TEXT_NAMES, Columns, LabelKind, Layout, Unusable
 from hfadapt.schemas._layouts import columns_of, each, filled, listed, named, without
 
@@ -13,17 +14,21 @@ _READ: Mapping[str, tuple[LabelKind, ...]] = {"classes": ("classes", "class")}
 """A text with one class may have several."""
 
 
-def layout_of(head: Sequence[Columns], said: Mapping[str, str], kind: LabelKind) -> Layout | None:
+def layout_of(head: Sequence[Columns], said: Mapping[str, str], kind: LabelKind, part: str = "text") -> Layout | None:
     """How rows with labels of a kind are read of such an export, where that is its kind.
 
     Args:
         said: The column of each part that the recipe names.
+        part: What is labelled: texts, or files of a modality of this name.
     """
     columns = columns_of(head)
     annotations = next((name for name in _ANNOTATIONS if name in columns), None)
-    fields = [name for name in columns if name.startswith(_DATA) and all(map(_is_text, filled(head, name)))]
-    text = said.get("text") or named(fields, TEXT_NAMES) or (fields[0] if len(fields) == 1 else None)
-    if annotations is None or text not in columns or not said.keys() <= {"text"}:
+    files = {name: {*map(kind_of, filled(head, name))} for name in columns if name.startswith(_DATA)}
+    text = said.get(part) or next((name for name, kinds in files.items() if kinds == {part}), None)
+    if part == "text":
+        fields = [name for name in files if all(map(_is_text, filled(head, name)))]
+        text = said.get(part) or named(fields, TEXT_NAMES) or (fields[0] if len(fields) == 1 else None)
+    if annotations is None or text not in columns or not said.keys() <= {part}:
         return None
     found = [own for row in head if (own := _results(row.get(annotations))) is not None]
     if _kind(found) not in _READ.get(kind, (kind,)):
@@ -41,7 +46,7 @@ def layout_of(head: Sequence[Columns], said: Mapping[str, str], kind: LabelKind)
         yield {**without(values, annotations), "label": label}
 
     what = f"an export of Label Studio: what is marked in {annotations!r} is the label, of several people's the first"
-    return Layout(what, {"text": text, "label": "label"}, (text, annotations), each(made))
+    return Layout(what, {part: text, "label": "label"}, (text, annotations), each(made))
 
 
 def _is_text(value: Any) -> bool:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.files import Blob
 from hfadapt.modalities import Modality
-from hfadapt.schemas import LABEL_NAMES, Answers, Blend, Change, Columns, LabelKind, RowSchema, Unusable
+from hfadapt.schemas import LABEL_NAMES, Answers, Blend, Change, Columns, LabelKind, Layout, RowSchema, Unusable
+from hfadapt.schemas._label_studio import layout_of
 
+_ONE = {"several-labels": "several-of-file"}
+CLASS_NAMES = ("species", "breed", "genre", "diagnosis", "dx")
+"""What else the class of images and recordings is called; of a text it may be something beside it."""
 FILE_NAMES = ("file", "file_name", "filename", "path", "filepath", "file_path")
 
 
@@ -45,9 +49,17 @@ class Labelled(RowSchema):
         texts = [(name, pa.string()) for name in self.columns if name != self.modality]
         return [value, *texts, *((name, pa.float32()) for name in self.kind.facts)]
 
+    def layout(self, head: Sequence[Columns], said: Mapping[str, str]) -> Layout | None:
+        """An export of Label Studio."""
+        return layout_of(head, said, self.label_kind, self.modality)
+
     def make(self, values: Columns, name_of: Callable[[Any], str | None]) -> dict[str, Any]:
         """The value as it is kept. Raises Unusable where it cannot be read, or has no class."""
-        label = name_of(values["label"])
+        try:
+            label = name_of(values["label"])
+        except Unusable as fault:
+            # Of texts a task learns several.
+            raise Unusable(_ONE.get(fault.reason, fault.reason), fault.detail) from None
         if label is None:
             raise Unusable("missing-field")
         blob = values[self.modality]
@@ -114,4 +126,4 @@ class Labelled(RowSchema):
 
 def names_of(part: str, *others: str) -> dict[str, tuple[str, ...]]:
     """Column names of a modality's part and of its class."""
-    return {part: (part, *others, *FILE_NAMES), "label": LABEL_NAMES}
+    return {part: (part, *others, *FILE_NAMES), "label": (*LABEL_NAMES, *CLASS_NAMES)}

@@ -55,7 +55,8 @@ def file_rows(path: Path) -> Rows:
     if path.is_dir() or media.holds(path):
         files = folders.chosen(path, None).data
         if not files or not media.holds(files[0]):
-            raise RequestError("a folder of images or recordings is expected, or one file", place=str(path))
+            fix = f"name the table {files[0]}, or a folder of files alone" if files else "check the path"
+            raise RequestError("a folder of images or recordings is expected, or one file", place=str(path), fix=fix)
         return media.read(files)
     if suffix(path) not in folders.suffixes():
         raise folders.unreadable(path)
@@ -90,6 +91,7 @@ def answered(
     task = registry.task(adapted.task)
     files = bool(registry.modality(task.modality).suffixes)
     found = (item for item in rows if isinstance(item, (Read, Unread)))
+    named = None if folder is None else folders.named_below(folder)
     first = True
     while chunk := list(islice(found, AT_ONCE)):
         texts: dict[int, Any] = {}
@@ -101,7 +103,9 @@ def answered(
                 faults[number] = item.detail or f": {item.reason}"
                 continue
             try:
-                value = Blob.of(file_of(adapted, item.values), folder) if files else text_of(adapted, item.values)
+                value = (
+                    Blob.of(file_of(adapted, item.values), folder, named) if files else text_of(adapted, item.values)
+                )
                 if (problem := task.fault(value)) is None:
                     if not files and (own := beside(adapted, item.values)) is not None:
                         both[number] = str(value), own

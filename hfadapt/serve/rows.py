@@ -39,7 +39,8 @@ def file_of(adapted: Adapted, values: Mapping[str, Any]) -> Any:
     # Of a folder or archive a row is the file itself, whatever a recipe calls the column of names of its table.
     if isinstance(own := values.get(modality), Blob):
         return own
-    return _value(adapted, values, modality, True)
+    held = _schema(adapted).held(values)
+    return _value(adapted, values, modality, True) if held is None else held
 
 
 def text_of(adapted: Adapted, values: Mapping[str, Any]) -> str:

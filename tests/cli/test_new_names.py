@@ -143,3 +143,13 @@ def test_a_class_folder_in_another_is_said_with_a_line_that_takes_the_outer_one(
     option = re.search(r"--columns '(.+?)'", text)[1]
     text = write_recipe(str(vision / "conv"), "animals", tmp_path / "outer.yaml", columns=[option]).read_text()
     assert "Labels: birds 12, fish 12." in text
+
+
+def test_the_outer_folder_is_offered_though_the_first_rows_are_all_in_one(vision, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hfadapt.cli.new_recipe.PEEK_ROWS", 4)
+    names = [f"{outer}/{inner}/{n}.png" for outer in ("16x16", "32x32") for inner in ("a", "b") for n in range(4)]
+    for number, name in enumerate(names):
+        (tmp_path / "icons" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "icons" / name).write_bytes(png(number))
+    assert "If it is '16x16', add" in write_recipe(str(vision / "conv"), "icons").read_text()

@@ -111,6 +111,7 @@ def prepare_rows(folder, rows, streaming, task="text-classification", test=None,
         (["0,5", "1,5"], ("0,5", "1,5"), "label-score", "0,5, 1,5"),
         ([*range(24)], tuple(sorted(map(str, range(24)))), "label-score", "24 numbers"),
         (["a,b", "a", "b", "b,a"], ("a", "a,b", "b", "b,a"), "label-several", "'a,b'"),
+        (["a b", "a", "b", "c"], ("a", "a b", "b", "c"), "label-several", "'a b'"),
     ],
 )
 def test_merged_and_doubtful_labels_are_said(tmp_path, values, labels, code, said, streaming):

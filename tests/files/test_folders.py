@@ -85,3 +85,16 @@ def test_files_that_are_not_read_are_counted_by_kind_with_the_first_names():
         "1 without ending (d/e); nothing is read in d"
     )
     assert "1 of other kinds" in not_read([f"a.x{n}" for n in range(6)], ["b.png"]).detail
+
+
+def test_folders_may_be_links_but_not_to_one_above(tmp_path):
+    """A class that is kept elsewhere."""
+    for name in ("data/cat/1.png", "elsewhere/dog/2.png", "data/.hidden/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "data" / "dog").symlink_to(tmp_path / "elsewhere" / "dog")
+    (tmp_path / "data" / "cat" / "again").symlink_to(tmp_path / "data")
+    assert [each.relative_to(tmp_path / "data").as_posix() for each in folders.find(tmp_path / "data").data] == [
+        "cat/1.png",
+        "dog/2.png",
+    ]

@@ -66,6 +66,20 @@ def test_every_width_of_a_sample_is_the_same_sound(kind):
     assert taken.facts["peak"] == pytest.approx(20 * np.log10(abs(sound).max()), abs=0.2)
 
 
+@pytest.mark.parametrize("length", [bytes(4), b"\xff" * 4])
+def test_a_length_that_was_not_known_when_the_head_was_written(length):
+    data = wav(tone("low", 1))
+    at = data.index(b"data") + 4
+    streamed = data[:4] + length + data[8:at] + length + data[at + 4 :]
+    assert KIND.take(streamed).data == KIND.take(data).data
+
+
+@pytest.mark.parametrize("kind", ["GSM610", "MS_ADPCM"])
+def test_packed_samples_of_telephones_are_read_to_their_end(kind):
+    sound = tone("low", 2)
+    assert KIND.take(saved(sound, "WAV", subtype=kind)).facts["seconds"] == pytest.approx(len(sound) / 16_000, abs=0.1)
+
+
 @pytest.mark.parametrize("kind", ["FLAC", "OGG", "MP3", "AIFF", "CAF", "W64"])
 def test_packed_files_are_the_same_sound(kind):
     sound = tone("low", 2)

@@ -240,6 +240,7 @@ def columns(place: str, beside: Mapping[str, Any]) -> dict[str, Case]:
         f"{place}.group_pattern": Case(
             (None, "^(.)", "(.)$"), rows, beside={**beside, **body(place), f"{place}.group": "team"}
         ),
+        f"{place}.split": Case((None, "part"), rows, beside={**beside, **body(place)}),
         f"{place}.label_pattern": Case((None, "quite (.)", "(..)$"), rows, beside={**beside, **body(place)}),
         f"{place}.audio": Case(("first", "second"), rows, SOUNDS, {**heard_rows, f"{place}.label": "label"}),
         f"{place}.image": Case(("first", "second"), rows, PICTURES, {**seen_rows, f"{place}.label": "label"}),

@@ -63,6 +63,7 @@ def bed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Bed:
                 "kind": row["label"],
                 "mood": f"quite {row['label']}",
                 "team": f"{number % 5}{number % 7}",
+                "part": ("train", "dev", "train", "test", "train")[number % 5],
                 "does": [{"name": "look", "description": "looks it up"}],
                 "shows": ["a.png"] if number % 20 == 0 else None,
                 "talk": [{"role": "user", "content": row["text"]}, {"role": "assistant", "content": row["label"]}],

@@ -146,3 +146,19 @@ def test_a_folder_in_the_place_of_a_picture_is_said(cell, files, tmp_path):
     assert done.code == 1
     assert "this is a folder, and no image" in done.err
     assert command("predict", cell, "--file", tmp_path.name, folder=tmp_path.parent).code == 0
+
+
+def test_a_table_may_name_files_without_ending_or_hold_their_pixels(adapted, files, tmp_path):
+    (tmp_path / "test").mkdir()
+    for path in files:
+        path.rename(tmp_path / "test" / path.name)
+    (tmp_path / "rows.csv").write_text("file\n0\n2\n7\n")
+    found = [*answered(adapted, file_rows(tmp_path / "rows.csv"), source="rows.csv", folder=tmp_path)]
+    assert [bool(each.answer) for each in found] == [True, True, False]
+    assert found[2].fault == "line 4 of rows.csv: this image cannot be read, 7, No such file or directory"
+    grey = np.asarray(Image.open(tmp_path / "test" / "0.png").convert("L")).reshape(-1)
+    (tmp_path / "pixels.csv").write_text(
+        ",".join(f"pixel{place}" for place in range(len(grey))) + "\n" + ",".join(map(str, grey)) + "\n"
+    )
+    (held,) = answered(adapted, file_rows(tmp_path / "pixels.csv"), source="pixels.csv", folder=tmp_path)
+    assert said([held.answer]) == said(adapted.predict(grey.reshape(32, 32)))
