@@ -102,6 +102,11 @@ class Server:
         """The domains."""
         return openai.models(self.bank.adapters, int(self.since))
 
+    async def model(self, name: str) -> dict[str, Any]:
+        """One domain."""
+        self._check_domain(name)
+        return openai.models([name], int(self.since))["data"][0]
+
     async def health(self) -> dict[str, Any]:
         """That the server answers, and how much waits."""
         counts = self.batcher.counts
@@ -328,6 +333,7 @@ def make_app(server: Server) -> FastAPI:
     app.post("/v1/chat/completions")(server.chat)
     app.post("/v1/completions")(server.completions)
     app.get("/v1/models")(server.models)
+    app.get("/v1/models/{name}")(server.model)
     app.get("/health")(server.health)
     app.get("/metrics")(server.metrics)
     server.paths = sorted(path for route in app.routes if (path := getattr(route, "path", None)))

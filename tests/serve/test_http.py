@@ -236,6 +236,7 @@ def turn(text):
 def test_a_model_is_a_domain(words):
     _, port = words
     assert [each["id"] for each in got(port, "/v1/models")["data"]] == ["one", "two"]
+    assert got(port, "/v1/models/two") == got(port, "/v1/models")["data"][1]
     status, message = fault(port, "/v1/chat/completions", {"model": "oen", "messages": turn("x")})
     assert status == 404
     assert "one, two" in message
