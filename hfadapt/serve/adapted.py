@@ -110,9 +110,16 @@ class Adapted(Shown):
     def generate(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, names: Sequence[str] = ()
     ) -> list[list[int]]:
-        """Greedy continuations of token ids, all in one batch; `names` as for `answers`."""
+        """Greedy continuations of token ids, all in one batch; `names` as for `answers`.
+
+        Raises:
+            RequestError: not one token is to be written.
+        """
         from hfadapt.models.generate import continuations
 
+        if max_new_tokens < 1:
+            what = "at least one token is to be written"
+            raise RequestError(what, place="max_new_tokens", got=str(max_new_tokens), fix="ask for more")
         return continuations(
             self.model, self.tokenizer, prompts, max_new_tokens, batch_rows=len(prompts), adapters=names
         )
@@ -226,7 +233,9 @@ def about_both(own: Sequence[Adapted], both: Sequence[tuple[str, str]], names: S
         places = list(group)
         adapted, asked = own[places[0]], [query, *(both[at][1] for at in places)]
         count = len(asked)
-        said = answers([adapted] * count, asked, 0, names=[name] * count) if names else adapted.predict(asked)
+        said = (
+            answers([adapted] * count, asked, MAX_NEW_TOKENS, names=[name] * count) if names else adapted.predict(asked)
+        )
         found += said[1:]
     return found
 

@@ -328,7 +328,7 @@ def test_of_several_answers_the_first_is_learned_and_it_is_said(tmp_path, answer
     found = prepared(tmp_path, "causal-lm", row)
     first = every(found)[0]
     assert first == {"prompt": "what is a red thing red 0\n\na red thing red 0", "completion": "one a red thing red 0"}
-    assert "40 rows have several answers" in noticed(found, "rows-changed")[0]
+    assert "rows have several answers: the first is learned (40 of 40)" in noticed(found, "rows-changed")[0]
 
 
 def test_questions_of_squad_are_rows_and_one_without_an_answer_is_left_out(tmp_path):

@@ -267,3 +267,8 @@ def test_some_answers_show_themselves_as_all_do(classifier):
 def test_a_chat_may_be_one_message(models, tmp_path):
     adapted = load_adapted(run_of_chats(tmp_path, models, "train"))
     assert adapted.reply("good day", 4) == adapted.reply([{"role": "user", "content": "good day"}], 4)
+    with pytest.raises(RequestError, match="the chat has no turns"):
+        adapted.reply([])
+    for ask in (adapted.reply, adapted.predict):
+        with pytest.raises(RequestError, match="at least one token is to be written"):
+            ask("good day", max_new_tokens=0)
