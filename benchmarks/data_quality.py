@@ -4,7 +4,7 @@
     python benchmarks/data_quality.py near speed # only these parts: near, libraries, speed, audit, faults, vader
 
 Texts are the four VADER domains (samples of hfadapt, fetched once from the package index). The part `libraries`
-compares the join of hfadapt.data.duplicates with MinHash from datasketch and rensa where these are installed.
+compares the join of hfadapt.data.joins with MinHash from datasketch and rensa where these are installed.
 Exit code 1 when a bar is missed.
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from hfadapt.data import audit, prepare, read_split
-from hfadapt.data.duplicates import Join
+from hfadapt.data.joins import Join
 from hfadapt.data.rows import tokens
 from hfadapt.recipe.schema import Recipe
 

@@ -376,7 +376,9 @@ class Run:
 
     @property
     def report(self) -> Report:
-        """report.json."""
+        """report.json. Raises RunError where there is none."""
+        if not self.folder.is_dir():
+            raise RunError("there is no run in this folder", place=str(self.folder), fix="name that of one: runs/NAME")
         return Report.read(self.folder / Report.FILE)
 
     @property

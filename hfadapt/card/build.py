@@ -24,6 +24,7 @@ from hfadapt.card.metadata import base_name, card_title, hub_metadata, languages
 from hfadapt.card.snippet import example_file, run_snippet, snippet_text
 from hfadapt.core import registry, resources
 from hfadapt.core.errors import RunError
+from hfadapt.core.progress import quiet_libraries
 from hfadapt.core.spec import write_bytes, write_text
 from hfadapt.models.adapter_files import PICTURE
 from hfadapt.records.stages import CardRecord, in_order
@@ -57,6 +58,7 @@ class Card:
     untraced: tuple[str, ...]
 
 
+@quiet_libraries()
 def build_card(cell: Cell | str | PathLike[str], *, execute: bool = True) -> CardRecord:
     """Writes README.md, card.json and loss.svg into the cell, and README.md and loss.svg beside the adapter.
 

@@ -432,6 +432,7 @@ def publish(  # noqa: PLR0913 - options of the command
 
     The token is that of `hf auth login` or HF_TOKEN.
     """
+    from hfadapt.cli.terminal import waiting
     from hfadapt.publish.publish import publish as publish_cells
 
     if space:
@@ -441,7 +442,9 @@ def publish(  # noqa: PLR0913 - options of the command
         return
     how: dict[str, Any] = {"private": private, "tag": tag, "layout": layout, "license": license, "pictures": pictures}
     chosen: dict[str, Any] = {"domains": domain, "targets": target, "verify_load": not no_verify_load}
-    show(publish_cells(path, repo, to=to, yes=yes, **how, **chosen, say=note))
+    with waiting("looking at what is published") as say:
+        found = publish_cells(path, repo, to=to, yes=yes, **how, **chosen, say=say)
+    show(found)
 
 
 def note(text: str) -> None:

@@ -38,6 +38,7 @@ from hfadapt.cli.new_splits import given_splits, split_column
 from hfadapt.cli.new_task import fit_of, labelled, modality_of
 from hfadapt.core import registry, samples
 from hfadapt.core.errors import DataError, RequestError, choice_problem
+from hfadapt.core.show import show_count
 from hfadapt.core.spec import write_text
 from hfadapt.data.columns import Shape
 from hfadapt.data.rows import Dropped
@@ -302,7 +303,7 @@ def _near(model: str, folder: Path) -> str:
 
 def _seen(shape: Shape, rows: Sequence[Mapping[str, Any]], said: Columns) -> Iterator[str]:
     """What was found in the rows, a line each."""
-    yield f"Looked at {len(rows)} rows of form '{shape.form}'."
+    yield f"Looked at {show_count(len(rows), 'row')} of form '{shape.form}'."
     # The name of a file stands beside it by itself.
     used = {*shape.parts.values(), said.group, said.split, *(["file"] if registry.schema(shape.form).media else [])}
     if left := [name for name in dict.fromkeys(name for row in rows for name in row) if name not in used]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Self
 
@@ -43,23 +43,34 @@ PATIENCE = 2.0
 
 
 @contextmanager
-def waiting(what: str, console: Console | None = None) -> Iterator[None]:
+def waiting(what: str, console: Console | None = None) -> Iterator[Callable[[str], None]]:
     """While what is inside takes long, one line says what it is; it goes away at the end, and only a terminal has it.
+
+    Yields what is told each new step: it prints it above the line, which then says that this is being done.
 
     Args:
         what: What is being done, without a full stop.
         console: Standard error by default.
     """
     console = console or Console(stderr=True, highlight=False)
+
+    def told(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     if not console.is_terminal or KERNEL in os.environ:
-        yield
+        yield told
         return
-    status = console.status(f"{what} …")
+    status = console.status(Text(f"{what} …"))
+
+    def begun(text: str) -> None:
+        told(text)
+        status.update(Text(f"{text} …"))
+
     timer = threading.Timer(PATIENCE, status.start)
     timer.daemon = True
     timer.start()
     try:
-        yield
+        yield begun
     finally:
         timer.cancel()
         timer.join()

@@ -66,6 +66,15 @@ def show_number(value: float | int | None, digits: int = 3) -> str:
     return f"{value:.{digits}f}"
 
 
+def show_count(count: int, one: str, several: str = "") -> str:
+    """(1, 'row') -> '1 row'; (1234, 'row') -> '1,234 rows'.
+
+    Args:
+        several: The plural, where it is not made by an s.
+    """
+    return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
 @dataclass(frozen=True)
 class Heading:
     """A title of depth 1 to 3."""

@@ -282,11 +282,14 @@ class Formatter:
                 given,
                 lambda value: self.labels.name(value, self.label_names, tags=tags),
             )
+            asked = schema.asked_apart(given)
         except Unusable as fault:
             detail = fault.detail or f" has no {parts.get('label', 'label')}"
             return Dropped(where, fault.reason, detail=detail)
         # Text that holds JSON is read here, after the halves of characters were taken out of the cells.
-        return as_row({**storable(columns), **where.columns}, schema.name)
+        row = as_row({**storable(columns), **where.columns}, schema.name)
+        row.asked = tuple(map(storable, asked))
+        return row
 
     def _templated(self, where: Place, values: Mapping[str, Any]) -> Row | Dropped:
         assert self.template is not None
@@ -302,7 +305,8 @@ class Formatter:
             if label is None:
                 return Dropped(where, "missing-field", detail=f" has no {self._label_column}")
             filled.update({key: label for key in used if self._places[key] == self._label_column})
-        shown = "\n".join(filled[key] for key in self._shown if self._places[key] != self._label_column)
+        texts = [filled[key] for key in self._shown if self._places[key] != self._label_column]
+        shown = "\n".join(texts)
         answer = "\n".join(filled[key] for key in self._answer)
         if not answer.strip():
             return Dropped(where, "empty-completion", detail=f" has nothing in {', '.join(self._answer)}")
@@ -328,6 +332,7 @@ class Formatter:
             form=form,
             line=where.line,
             in_file=where.in_file,
+            asked=tuple(texts) if len(texts) > 1 else (),
         )
 
 

@@ -12,7 +12,7 @@ from statistics import median
 
 from hfadapt.core import registry
 from hfadapt.core.errors import HfadaptError
-from hfadapt.core.show import Block, Sheet, Text, Tile
+from hfadapt.core.show import Block, Sheet, Text, Tile, show_count
 from hfadapt.core.spec import reading
 from hfadapt.data.sources import local_path, numbered_rows
 from hfadapt.data.split_files import DROPPED
@@ -94,7 +94,7 @@ def contact_sheet(folder: Path, record: DataRecord) -> list[Block]:
     several = f" of {MOST_CLASSES} of {len(by_class)} classes" if len(by_class) > MOST_CLASSES else ""
     said = f"{record.domain}: some training {kind.nouns}{several}"
     shown = tiles(folder, "train", record.form, captions)
-    return [Text(f"{len(rows):,} training {kind.nouns}: {measured}"), Sheet(said, shown)]
+    return [Text(f"{show_count(len(rows), f'training {kind.noun}')}: {measured}"), Sheet(said, shown)]
 
 
 def _range(name: str, unit: str, values: Sequence[float]) -> str:

@@ -27,7 +27,7 @@ from hfadapt.files import stored
 from hfadapt.recipe.schema import NOTES, Domain, Recipe
 from hfadapt.records.stages import DataRecord
 
-CODE_VERSION = 14
+CODE_VERSION = 15
 """Raised whenever the same sources and settings would give other rows."""
 
 Progress = Callable[[str], None]

@@ -210,7 +210,7 @@ class SourceReader:
             Finding(
                 code="files-changed" if media else "rows-changed",
                 level="soft",
-                message=f"{self.source.name}: {count:,} {note}",
+                message=f"{self.source.name}: {note} ({count:,} of {self.rows_in:,})",
             )
             for note, count in self.notes.most_common()
         ]

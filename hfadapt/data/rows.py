@@ -58,6 +58,7 @@ class Row:
         shared: Further texts of which rows with the same one stay in one split, such as what is to be found.
         line: Where it begins in its file, from 1, where files have lines.
         in_file: Its file, where the source has another name.
+        asked: What it asks, column by column, where that stands in more than one: a question, and the text it is about.
     """
 
     source: str
@@ -73,6 +74,7 @@ class Row:
     group: str = ""
     line: int | None = None
     in_file: str = ""
+    asked: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:

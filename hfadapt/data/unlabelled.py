@@ -17,7 +17,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError
 from hfadapt.core.hashing import stable_hash
 from hfadapt.core.spec import write_text
-from hfadapt.data import clean, duplicates
+from hfadapt.data import clean, duplicates, joins
 from hfadapt.data.labels import Labels
 from hfadapt.data.prepared import PreparedDomain
 from hfadapt.data.reading import SourceReader, no_rows, workers
@@ -136,7 +136,7 @@ def apart(rows: Sequence[Row], held: Sequence[str], settings: Dedupe, ledger: Le
     """Drops rows that are like a held-out text: nearly the same, a part of it, or with it inside them."""
     words = [tokens(text) for text in (*held, *(row.text for row in rows))]
     like: dict[int, tuple[str, float]] = {}
-    for pair in duplicates.Join(words, settings.similarity).pairs(among=len(held)):
+    for pair in joins.Join(words, settings.similarity).pairs(among=len(held)):
         if pair.second >= len(held):
             like.setdefault(pair.second - len(held), ("like-held-out-row", pair.similarity))
     spans: dict[tuple[str, ...], list[int]] = defaultdict(list)

@@ -14,6 +14,7 @@ from hfadapt.core.hashing import file_sha256
 from hfadapt.core.show import show_bytes
 from hfadapt.core.spec import write_text
 from hfadapt.models.adapter_files import EXPORT, MANIFEST, SIDECARS, files_in, is_model_file, tensor_shapes
+from hfadapt.models.manifest import put_to
 from hfadapt.publish.staging import as_the_card_says, rewrite_without_pictures, without_places
 from hfadapt.quants import PLAIN
 from hfadapt.records.published import ExportRecord
@@ -49,15 +50,11 @@ def write_papers(cell: Cell, kind: Format, form: Form | None, folder: Path, reco
 
 
 def _manifest(cell: Cell, kind: Format, form: Form | None, folder: Path, hashes: dict[str, str]) -> Manifest:
-    lock, data = cell.lock, cell.data
-    template = lock.template_of(lock.domain)
     changes: dict[str, Any] = {
         "format": kind.name,
         "files": hashes,
         "tensors": sum(len(tensor_shapes(path)) for path in folder.glob("*.safetensors")),
-        "form": data.form,
-        "prompt": template.prompt if template else None,
-        "completions": registry.task(lock.task).answer_texts(data.form, data.completions, cell.read_split),
+        **put_to(cell),
     }
     if form is not None and not kind.needs_base:
         changes |= {"quant": PLAIN, "dtype": form.storage}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hfadapt.files import Blob, Doubt
+from hfadapt.files.nested import FILE
 from hfadapt.files.stored import Stored
 
 IGNORED = -100
@@ -173,11 +174,18 @@ class Modality:
     """What `given` takes, in words."""
 
     def given(self, value: Any) -> Any:
-        """A value as callers in Python give it, as tasks answer it; None for what is none, such as a list of values."""
+        """A value as callers in Python give it, as tasks answer it; None for what is none, such as a list of values.
+
+        Raises:
+            Unusable: it is the address of a file on the web, or no name at all.
+        """
         if not self.suffixes:
             return value if isinstance(value, str) else None
         value = str(value) if isinstance(value, Path) else value
-        return Blob.of(value) if isinstance(value, (str, bytes, bytearray, Mapping, Blob)) else None
+        if callable(read := getattr(value, "read", None)) and not isinstance(value, Blob):
+            value = read()
+        one = isinstance(value, (str, bytes, bytearray, Blob)) or (isinstance(value, Mapping) and FILE & value.keys())
+        return Blob.of(value) if one else None
 
     def clipped(self, processor: Any, row: Row) -> tuple[float, float, str] | None:
         """How long a value is, how much of it a model is given, and the unit; None where it is given all."""

@@ -54,6 +54,8 @@ SIDES = frozenset(("left", "right", "clockwise", "counterclockwise", "anticlockw
 DIGITS = frozenset(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"))
 """Words of class names by which pictures are known that must not be mirrored."""
 CONV_STRIDE = 32
+SEEING = "vision_config"
+"""Where models of pictures and texts keep what is said of pictures."""
 """Convolutional nets without patches halve a side five times."""
 
 
@@ -219,12 +221,15 @@ class Image(Modality):
 
     def shaped(self, config: Mapping[str, Any], length: int) -> Mapping[str, Any]:
         """With the side that so many positions have."""
-        return {**config, "image_size": _patch(config) * math.isqrt(length)}
+        side = {"image_size": _patch(config) * math.isqrt(length)}
+        own = config.get(SEEING)
+        return {**config, SEEING: {**own, **side}} if isinstance(own, Mapping) else {**config, **side}
 
     def traced(self, config: Any, rows: int, length: int) -> dict[str, Any]:
         """`pixel_values` (rows, channels, side, side)."""
         import torch
 
+        config = getattr(config, SEEING, None) or config
         size = getattr(config, "image_size", None) or 224
         size = size if isinstance(size, (list, tuple)) else (size, size)
         return {"pixel_values": torch.zeros(rows, getattr(config, "num_channels", 3), *size)}
@@ -379,7 +384,8 @@ class Image(Modality):
 
 def _patch(config: Mapping[str, Any]) -> int:
     """Pixels of a side that become one position."""
-    patch = config.get("patch_size") or CONV_STRIDE
+    own = config.get(SEEING)
+    patch = (own if isinstance(own, Mapping) else config).get("patch_size") or CONV_STRIDE
     return int(patch[0] if isinstance(patch, (list, tuple)) else patch)
 
 
@@ -398,7 +404,8 @@ def _interpolates(config: Any) -> bool:
 
 def _takes_one_size(config: Any) -> bool:
     """Whether a model has an embedding for each place of a picture of one size and does not interpolate them."""
-    if getattr(config, "patch_size", None) is None or config.model_type.startswith("dino"):
+    seeing = getattr(config, SEEING, None) or config
+    if getattr(seeing, "patch_size", None) is None or config.model_type.startswith("dino"):
         return False
     return not _interpolates(config)
 

@@ -22,6 +22,8 @@ from hfadapt.records.stages import Change, Manifest
 if TYPE_CHECKING:
     import torch
 
+    from hfadapt.run_folder import Cell
+
 FILE = MANIFEST
 SAMPLED_TENSORS = 8
 
@@ -152,6 +154,17 @@ def check_manifest(manifest: Manifest, base: Base, folder: Path, labels: Sequenc
         )
     if problems:
         raise RunError("the adapter does not belong here", problems=problems)
+
+
+def put_to(cell: Cell) -> dict[str, Any]:
+    """The fields of a manifest that say how texts are put to a cell's adapter, for a folder that leaves its run."""
+    lock, data = cell.lock, cell.data
+    template = lock.template_of(lock.domain)
+    return {
+        "form": data.form,
+        "prompt": template.prompt if template else None,
+        "completions": registry.task(lock.task).answer_texts(data.form, data.completions, cell.read_split),
+    }
 
 
 def base_name(base: Base) -> str:

@@ -11,13 +11,14 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.hashing import file_sha256
+from hfadapt.core.show import show_bytes, show_count
 from hfadapt.models.adapter_files import MANIFEST, PICTURE, SIDECARS, is_model_file
 from hfadapt.publish.staging import Staged, git_oid
 from hfadapt.records.published import PublishedFile
@@ -190,7 +191,7 @@ class Hub:
                 assert head is not None
                 return head, attempt > 0
             try:
-                self.say(f"sending {len(operations)} changed files to {self.repo} as one commit")
+                self.say(f"sending {_counted(operations)} to {self.repo} as one commit")
                 made = self.api.create_commit(
                     self.repo, operations=operations, commit_message=message, parent_commit=head
                 )
@@ -450,6 +451,12 @@ def taken(repo: str, tag: str) -> RequestError:
     return RequestError(
         "this tag names another commit already", place=f"{repo}@{tag}", fix="choose another --tag, or leave it out"
     )
+
+
+def _counted(operations: Sequence[Any]) -> str:
+    """How many files are changed, and how much is sent for it."""
+    sent = sum(each.upload_info.size for each in operations if hasattr(each, "upload_info"))
+    return f"{show_count(len(operations), 'changed file')}, {show_bytes(sent)},"
 
 
 @contextlib.contextmanager

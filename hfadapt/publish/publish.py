@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hfadapt.core.errors import HfadaptError, RequestError, RunError
 from hfadapt.core.progress import quiet_libraries
-from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes
+from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes, show_count
 from hfadapt.hardware.versions import versions
 from hfadapt.models.adapter_files import PICTURE
 from hfadapt.publish.staging import Staged, blocks, check_license, sealed, stage, write_index, write_out
@@ -75,7 +75,7 @@ class Publication(Shown):
             shown.append(Heading(parcel.repo or parcel.name, 1))
             rows = [[file.name, f"{file.bytes:,}", file.sha256] for file in files]
             shown.append(Table(["file", "bytes", "sha256"], rows, frozenset({"bytes"})))
-            shown.append(Text(f"{len(files)} files, {show_bytes(sum(file.bytes for file in files))}"))
+            shown.append(Text(f"{show_count(len(files), 'file')}, {show_bytes(sum(file.bytes for file in files))}"))
             shown.extend(Text(line) for line in _pictures(parcel))
             shown.extend(Text(f"warning: {line}") for cell in parcel.cells.values() for line in warnings(cell))
         shown.extend(Text(f"published: {line}") for line in self._published())
@@ -118,7 +118,7 @@ def _pictures(parcel: Parcel) -> Iterator[str]:
     sent = [file.name for file in parcel.staged.files if PICTURE.fullmatch(file.name.rpartition("/")[2])]
     left = [path for cell in parcel.cells.values() for path in cell.folder.iterdir() if PICTURE.fullmatch(path.name)]
     if sent:
-        yield f"with {len(sent)} pictures of test rows: {', '.join(sent)}"
+        yield f"with {show_count(len(sent), 'picture')} of test rows: {', '.join(sent)}"
     elif left:
         yield "without the pictures of test rows that the card shows here; --pictures sends them too"
 

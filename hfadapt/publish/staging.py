@@ -24,7 +24,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.core.hashing import file_sha256
 from hfadapt.core.spec import write_text
-from hfadapt.models.adapter_files import PICTURE, SIDECARS, SUMS, is_model_file
+from hfadapt.models.adapter_files import MANIFEST, PICTURE, SIDECARS, SUMS, is_model_file
 from hfadapt.publish.leaks import leaks
 from hfadapt.records.published import PublishedFile
 from hfadapt.records.stages import CardRecord, EvaluationRecord
@@ -104,7 +104,7 @@ def stage(cell: Cell, folder: Path, prefix: str = "", license: str | None = None
     Raises:
         RunError: a file must not be published; every file is named with its rule, never with what stands in it.
     """
-    from hfadapt.models.manifest import check_folder
+    from hfadapt.models.manifest import check_folder, put_to
 
     sources = _sources(cell, pictures)
     if links := [path for path in sources if path.is_symlink()]:
@@ -115,6 +115,7 @@ def stage(cell: Cell, folder: Path, prefix: str = "", license: str | None = None
     for path in sources:
         if path.parent == cell.folder or is_model_file(path.name, manifest.format, manifest.whole):
             shutil.copyfile(path, target / path.name, follow_symlinks=False)
+    manifest.model_copy(update=put_to(cell)).write(target / MANIFEST)
     if not pictures:
         rewrite_without_pictures(target / "README.md")
     without_places(target / "lock.yaml")

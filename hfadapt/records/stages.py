@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 from hfadapt.core import registry
+from hfadapt.core.show import Block, Heading, Text
 from hfadapt.core.spec import Record, Spec
 from hfadapt.records.evidence import (
     Calibration,
@@ -490,3 +491,8 @@ class CardRecord(Record):
     snippet: str
     output: str | None
     facts: tuple[CardFact, ...]
+
+    def blocks(self) -> list[Block]:
+        """What it is the card of, and its snippet; all else stands in README.md, better to be read."""
+        said = f"Card of {self.domain} on {self.target}: {len(self.facts):,} values from its records"
+        return [Heading(said, 1), Text(f"{self.snippet.strip()}\n# {self.output}", code=True)]

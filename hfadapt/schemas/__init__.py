@@ -79,12 +79,14 @@ class Layout:
         parts: The column of each part in the rows that are made: of the source, where its name stays right.
         used: Columns of the source that are read.
         read: Makes these rows; one may become several, and several one.
+        asked: Makes the rows that are asked about, where these are more than are learned.
     """
 
     what: str
     parts: Mapping[str, str]
     used: tuple[str, ...]
     read: Callable[[Iterable[Read]], Iterator[Read | Unread]]
+    asked: Callable[[Iterable[Read]], Iterator[Read | Unread]] | None = None
 
 
 class Asked(str):
@@ -247,6 +249,14 @@ class RowSchema:
             Unusable: it is no text.
         """
         return plain(values[self.asks])
+
+    def asked_apart(self, values: Columns) -> tuple[str, ...]:
+        """What a row asks, column by column, where that stands in more than one; else nothing.
+
+        Args:
+            values: Parts of a source's row.
+        """
+        return ()
 
     def reanswered(self, row: Columns, text: str) -> dict[str, Any] | None:
         """The row with another text as its last answer, which alone is learned; None where that makes no row."""

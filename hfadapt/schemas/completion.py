@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hfadapt.schemas import Answers, Change, Columns, RowSchema, Unusable, plain, random_words, read_list
+from hfadapt.schemas import Answers, Change, Columns, Layout, RowSchema, Unusable, plain, random_words, read_list
+from hfadapt.schemas._multiple_choice import LETTERS, MultipleChoice, written
 
 PROMPT_WORDS, ANSWER_WORDS, TEXT_WORDS = 3, 6, 8
 SEVERAL = "rows have several answers: the first is learned"
@@ -52,9 +53,27 @@ class Completion(RowSchema):
         noted = {"notes": SEVERAL} if len(found) > 1 else {}
         return {"prompt": self.question(values), "completion": found[0], **noted}
 
+    def layout(self, head: Sequence[Columns], said: Mapping[str, str]) -> Layout | None:
+        """A question with answers to choose from: the prompt has a letter before each, and one is learned."""
+        found = MultipleChoice.of(head, said)
+        if found is None:
+            return None
+
+        def made(values: Columns) -> Iterator[dict[str, Any]]:
+            question, options, right = found.read(values)
+            learned = None if right is None else f" {LETTERS[right]}"
+            yield {**found.rest(values), "prompt": written(question, options), "completion": learned}
+
+        how = "the prompt has a letter before each, and the letter of the right one is learned"
+        return found.layout(made, how, prompt="prompt", completion="completion")
+
     def question(self, values: Columns) -> str:
         """The prompt, which a further input ends."""
         return asked(values)
+
+    def asked_apart(self, values: Columns) -> tuple[str, ...]:
+        """The prompt and its further input."""
+        return asked_apart(values)
 
     def reread(self, values: Columns) -> tuple[str, dict[str, Any]] | None:
         """A chat, where prompt or completion are turns; those of the prompt are not learned."""
@@ -112,6 +131,12 @@ def asked(values: Columns) -> str:
     """The prompt of a source's row as one text, which a further input ends."""
     prompt, more = plain(values["prompt"]), plain(values.get("instruction_input") or "")
     return f"{prompt}\n\n{more}" if more else prompt
+
+
+def asked_apart(values: Columns) -> tuple[str, ...]:
+    """The prompt of a source's row and its further input; nothing where one of them is no text."""
+    found = (values.get("prompt"), values.get("instruction_input"))
+    return tuple(str(each) for each in found) if all(isinstance(each, str) and each for each in found) else ()
 
 
 def _turns(value: Any) -> bool:

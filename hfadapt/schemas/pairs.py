@@ -6,11 +6,12 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hfadapt.schemas import Answers, Change, Columns, Layout, RowSchema, Unusable, plain, random_words, read_list
 from hfadapt.schemas._layouts import columns_of, each, filled, listed, named, texts, without
+from hfadapt.schemas._multiple_choice import MultipleChoice
 
 ANCHOR_WORDS, POSITIVE_WORDS = 6, 8
 _CANDIDATES = ("documents", "docs", "passages", "candidates", "texts", "passage_text", "responses", "answers")
@@ -57,9 +58,14 @@ class Pairs(RowSchema):
         return row
 
     def layout(self, head: Sequence[Columns], said: Mapping[str, str]) -> Layout | None:
-        """A query with lists of texts and of 0 and 1; several positives in a row; a column for each negative."""
+        """A query with lists of texts and of 0 and 1; a question with answers to choose from; several positives in a
+        row; a column for each negative."""
         if (judged := Judged.of(head, self, said)) is not None and judged.bits:
             return judged.layout(judged.pairs, "each that is marked makes a pair, the others are its negatives")
+        if (choice := MultipleChoice.of(head, said)) is not None and choice.right is not None:
+            how = "the right one makes a pair, the others are its negatives"
+            learned = choice.layout(_chosen(choice), how, **{part: part for part in _PARTS})
+            return replace(learned, asked=each(_all_options(choice)))
         columns = columns_of(head)
         anchor, positive, negatives = (named(columns, self.names[part], said.get(part)) for part in _PARTS)
         if anchor is None or positive is None or not said.keys() <= {*_PARTS}:
@@ -179,7 +185,13 @@ class Judged:
         """
         what = f"a query with several texts in {self.candidates!r}, and in {self.labels!r} which belong to it: {how}"
         parts = {"anchor": self.anchor, "positive": self.candidates, **(more or {"negatives": "negatives"})}
-        return Layout(what, parts, (self.anchor, self.candidates, self.labels), each(made))
+        used = (self.anchor, self.candidates, self.labels)
+        return Layout(what, parts, used, each(made), each(self.every))
+
+    def every(self, values: Columns) -> Iterator[dict[str, Any]]:
+        """A row for each text, whatever is said of it."""
+        for text in texts(values.get(self.candidates)):
+            yield {**without(values, self.labels), self.candidates: text}
 
     def pairs(self, values: Columns) -> Iterator[dict[str, Any]]:
         """A pair for each text that belongs to the query. Raises Unusable where none does."""
@@ -194,6 +206,24 @@ class Judged:
         """A row for each text with its number."""
         for text, label in zip(texts(values.get(self.candidates)), listed(values.get(self.labels)), strict=False):
             yield {**values, self.candidates: text, self.labels: label}
+
+
+def _chosen(choice: MultipleChoice) -> Callable[[Columns], Iterator[dict[str, Any]]]:
+    def made(values: Columns) -> Iterator[dict[str, Any]]:
+        question, options, right = choice.read(values)
+        others = [option for place, option in enumerate(options) if place != right]
+        positive = None if right is None else options[right]
+        yield {**choice.rest(values), "anchor": question, "positive": positive, "negatives": others}
+
+    return made
+
+
+def _all_options(choice: MultipleChoice) -> Callable[[Columns], Iterator[dict[str, Any]]]:
+    def made(values: Columns) -> Iterator[dict[str, Any]]:
+        question, options, _ = choice.read(values)
+        yield from ({**choice.rest(values), "anchor": question, "positive": option} for option in options)
+
+    return made
 
 
 def _lists(head: Sequence[Columns], column: str) -> bool:

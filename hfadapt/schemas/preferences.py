@@ -9,7 +9,7 @@ from typing import Any
 
 from hfadapt.schemas import Answers, Change, Columns, Layout, RowSchema, Unusable, plain, random_words, read_list
 from hfadapt.schemas._choices import of_several, of_two
-from hfadapt.schemas.completion import ANSWER_WORDS, PROMPT_WORDS, asked
+from hfadapt.schemas.completion import ANSWER_WORDS, PROMPT_WORDS, asked, asked_apart
 
 SIDES = ("chosen", "rejected")
 _ANSWERS = re.compile(r"^[ \t]*(?:assistant|ai|bot|model|answer|response|gpt):", re.IGNORECASE | re.MULTILINE)
@@ -88,6 +88,10 @@ class Preferences(RowSchema):
     def question(self, values: Columns) -> str:
         """The prompt."""
         return asked({**values, "prompt": values.get("prompt") or ""})
+
+    def asked_apart(self, values: Columns) -> tuple[str, ...]:
+        """The prompt and its further input."""
+        return asked_apart(values)
 
     def changed(self, row: Columns, change: Change) -> dict[str, Any]:
         """The prompt changed."""

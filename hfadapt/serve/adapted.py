@@ -18,7 +18,7 @@ from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import LOCK, Cell, find_cell, read_lock
 from hfadapt.schemas import Asked, Unusable
 from hfadapt.serve.rows import beside, file_of, rows_in, text_of
-from hfadapt.tasks import Answer
+from hfadapt.tasks import Answer, Task
 from hfadapt.tasks._answers import Answers
 
 if TYPE_CHECKING:
@@ -78,11 +78,7 @@ class Adapted(Shown):
         A classifier gives the label. A language model that was trained to answer with one of a few words chooses
         among them; the recipe's template is put around the text. Otherwise it generates greedily.
         """
-        kind = registry.modality(registry.task(self.task).modality)
-        asked = rows_in(texts) if kind.given(texts) is None else [texts]
-        rows = [each for each in asked if isinstance(each, Mapping)]
-        if rows and len(rows) == len(asked) and not kind.suffixes and (both := _both(self, rows)):
-            return Answers(about_both(self, both))
+        asked = values_of(self, texts)
         return answers([self] * len(asked), asked, max_new_tokens)
 
     @property
@@ -92,18 +88,21 @@ class Adapted(Shown):
 
         return pad_token_id(self.tokenizer)
 
-    def reply(self, chat: Sequence[Mapping[str, Any]], max_new_tokens: int = MAX_NEW_TOKENS) -> str:
+    def reply(self, chat: str | Sequence[Mapping[str, Any]], max_new_tokens: int = MAX_NEW_TOKENS) -> str:
         """The greedy answer to a chat, of an adapter that was trained on chats.
 
         Args:
-            chat: Its turns, the last of them the user's.
+            chat: Its turns, the last of them the user's; or what the user says, where that is all.
 
         Raises:
-            RequestError: it is no chat, or the model has no room for it and a token of an answer.
+            RequestError: it is no chat, the model has no room for it and a token of an answer, or it writes no texts.
         """
         from hfadapt.models.facts import position_limit
 
-        prompt = registry.task(self.task).opened(self, chat)
+        task = registry.task(self.task)
+        if not task.writes:
+            raise RequestError(f"this adapter does not write texts: its task is {self.task}", fix="call predict")
+        prompt = task.opened(self, [{"role": "user", "content": chat}] if isinstance(chat, str) else chat)
         room = room_for(position_limit(self.model, self.model.config)[0], prompt, None, fix="begin a new chat")
         (ids,) = self.generate([prompt], min(max_new_tokens, room))
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
@@ -111,9 +110,16 @@ class Adapted(Shown):
     def generate(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, names: Sequence[str] = ()
     ) -> list[list[int]]:
-        """Greedy continuations of token ids, all in one batch; `names` as for `answers`."""
+        """Greedy continuations of token ids, all in one batch; `names` as for `answers`.
+
+        Raises:
+            RequestError: not one token is to be written.
+        """
         from hfadapt.models.generate import continuations
 
+        if max_new_tokens < 1:
+            what = "at least one token is to be written"
+            raise RequestError(what, place="max_new_tokens", got=str(max_new_tokens), fix="ask for more")
         return continuations(
             self.model, self.tokenizer, prompts, max_new_tokens, batch_rows=len(prompts), adapters=names
         )
@@ -146,6 +152,25 @@ def room_for(
     return room
 
 
+def values_of(adapted: Adapted, given: Any) -> list[Any]:
+    """What `predict` is given, value by value."""
+    if (read := _read(adapted, given)) is not None:
+        return [read]
+    found = rows_in(given)
+    # Parts of an array that are no values say less than the array.
+    return [given] if hasattr(given, "dtype") and found and _read(adapted, found[0]) is None else found
+
+
+def _read(adapted: Adapted, value: Any, place: str | None = None) -> Any:
+    """A value as tasks answer it; None for what is none. Raises RequestError for a file that is not here."""
+    kind = registry.modality(registry.task(adapted.task).modality)
+    try:
+        return kind.given(value)
+    except Unusable as fault:
+        got = fault.detail.removeprefix(" has ")
+        raise RequestError(f"this {kind.noun} cannot be read", place=place, got=got) from None
+
+
 @quiet_libraries()
 def answers(
     own: Sequence[Adapted],
@@ -164,8 +189,10 @@ def answers(
         names: For each text the name of its adapter inside the model, where it has several.
     """
     own, texts = list(own), list(texts)
+    if both := _both(own, texts):
+        return Answers(about_both(own, both, names))
     for row, (adapted, value) in enumerate(zip(own, texts, strict=True)):
-        own[row], texts[row] = _given(adapted, value, row)
+        own[row], texts[row] = _given(adapted, value, row, len(texts) > 1)
     # Those that choose from the same words, or write freely, can be asked together.
     groups: dict[tuple[Any, ...], list[int]] = {}
     for row, adapted in enumerate(own):
@@ -177,55 +204,93 @@ def answers(
         for start in range(0, len(group), count):
             rows = group[start : start + count]
             asked, said, inside = [own[i] for i in rows], [texts[i] for i in rows], [names[i] for i in rows if names]
-            found |= zip(rows, task.answer(asked, said, max_new_tokens, inside), strict=True)
+            try:
+                found |= zip(rows, task.answer(asked, said, max_new_tokens, inside), strict=True)
+            except RequestError as error:
+                raise _with_rows(error, task, texts) from None
     return Answers(found[row] for row in range(len(texts)))
 
 
-def about_both(adapted: Adapted, both: Sequence[tuple[str, str]]) -> list[Answer]:
-    """Answers about queries and what stands beside each; those that follow each other with one query at once."""
+def _with_rows(error: RequestError, task: Task, values: Sequence[Any]) -> RequestError:
+    """An error of a batch; where files cannot be read, all of these, those without a name by their number."""
+    if not registry.modality(task.modality).suffixes:
+        return error
+    faults = [(row, fault) for row, value in enumerate(values) if (fault := task.fault(value)) is not None]
+    rows = [replace(fault, place=fault.place or (f"row {row}" if len(values) > 1 else None)) for row, fault in faults]
+    return RequestError(rows[0].what, problems=rows) if rows else error
+
+
+def about_both(own: Sequence[Adapted], both: Sequence[tuple[str, str]], names: Sequence[str] = ()) -> list[Answer]:
+    """Answers about queries and what stands beside each; those that follow each other with one query at once.
+
+    Args:
+        own: The adapter of each.
+        names: As for `answers`.
+    """
     found: list[Answer] = []
-    for query, group in groupby(both, lambda pair: pair[0]):
-        found += adapted.predict([query, *(own for _, own in group)])[1:]
+    named = names or [""] * len(both)
+    for (name, query), group in groupby(range(len(both)), lambda at: (named[at], both[at][0])):
+        places = list(group)
+        adapted, asked = own[places[0]], [query, *(both[at][1] for at in places)]
+        count = len(asked)
+        said = (
+            answers([adapted] * count, asked, MAX_NEW_TOKENS, names=[name] * count) if names else adapted.predict(asked)
+        )
+        found += said[1:]
     return found
 
 
-def _both(adapted: Adapted, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def _both(own: Sequence[Adapted], rows: Sequence[Any]) -> list[tuple[str, str]]:
     """The texts of rows of which an answer is about both; none where the first row has but one."""
+    files = bool(own) and bool(registry.modality(registry.task(own[0].task).modality).suffixes)
+    if files or not all(isinstance(row, Mapping) for row in rows):
+        return []
     found: list[tuple[str, str]] = []
-    for number, row in enumerate(rows):
+    for number, (adapted, row) in enumerate(zip(own, rows, strict=True)):
         try:
-            own = beside(adapted, row)
-            if own is None and found:
+            other = beside(adapted, row)
+            if other is None and found:
                 raise Unusable("missing-field", " has nothing beside its query, as those before it have")
-            if own is None:
+            if other is None:
                 return []
-            found.append((text_of(adapted, row), own))
+            found.append((text_of(adapted, row), other))
         except Unusable as fault:
             raise RequestError(f"row {number}{fault.detail}", fix="name the columns as in training") from None
     return found
 
 
-def _given(adapted: Adapted, value: Any, row: int) -> tuple[Adapted, Any]:
+def _given(adapted: Adapted, value: Any, row: int, several: bool) -> tuple[Adapted, Any]:
     """A value as tasks answer it, and who answers; a row of a table fills the recipe's template itself.
+
+    Args:
+        several: Whether it has to be said which row is meant.
 
     Raises:
         RequestError: it is nothing to ask about.
     """
     kind = registry.modality(registry.task(adapted.task).modality)
-    given = kind.given(value)
+    place = f"row {row}" if several else None
+    given = _read(adapted, value, place)
     if given is None and isinstance(value, Mapping):
         try:
             value = file_of(adapted, value) if kind.suffixes else text_of(adapted, value)
         except Unusable as fault:
             raise RequestError(f"row {row}{fault.detail}", fix="name the columns as in training") from None
-        adapted, given = replace(adapted, prompt=None), kind.given(value)
+        adapted, given = replace(adapted, prompt=None), _read(adapted, value, place)
     if given is None:
         what = f"{'an' if kind.noun[0] in 'aeiou' else 'a'} {kind.noun} is expected"
-        raise RequestError(what, got=repr(value)[:80], allowed=f"{kind.accepted}, or rows of a table with one")
+        raise RequestError(what, place=place, got=_told(value), allowed=f"{kind.accepted}, or rows of a table with one")
     # Halves of characters (surrogates), as in the arguments of a program, are nothing that a tokenizer reads.
     if isinstance(given, str) and not isinstance(given, Asked):
         given = given.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return adapted, given
+
+
+def _told(value: Any) -> str:
+    """A value for a message; of an array what it is."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array {tuple(value.shape)} of {value.dtype}"
+    return repr(value)[:80]
 
 
 @quiet_libraries()

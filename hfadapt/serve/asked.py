@@ -5,19 +5,24 @@ A row that cannot be asked has a fault in place of an answer, and the others go 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import IO, Any
 
 from hfadapt.core import registry
-from hfadapt.core.errors import HfadaptError, Problem, RequestError
+from hfadapt.core.errors import DataError, HfadaptError, Problem, RequestError
 from hfadapt.core.spec import Spec
+from hfadapt.data import layouts
+from hfadapt.data.reading import HEAD_ROWS
 from hfadapt.files import Blob, Read, Rows, Unread, folders, media, reading
+from hfadapt.files.nested import spread
 from hfadapt.files.opening import suffix
 from hfadapt.files.places import Place
-from hfadapt.schemas import Unusable
+from hfadapt.recipe.schema import Columns
+from hfadapt.schemas import Layout, Unusable
 from hfadapt.serve.adapted import Adapted, about_both
 from hfadapt.serve.rows import beside, file_of, parts_of, text_of
 from hfadapt.tasks import Answer
@@ -86,11 +91,11 @@ def answered(
     Raises:
         RequestError: the first rows all lack what is asked about.
     """
+    adapted, found = as_trained(adapted, (item for item in rows if isinstance(item, (Read, Unread))))
     # A row fills the recipe's template itself.
     asker = replace(adapted, prompt=None)
     task = registry.task(adapted.task)
     files = bool(registry.modality(task.modality).suffixes)
-    found = (item for item in rows if isinstance(item, (Read, Unread)))
     named = None if folder is None else folders.named_below(folder)
     first = True
     while chunk := list(islice(found, AT_ONCE)):
@@ -127,6 +132,55 @@ def answered(
             yield Answered(row=item.row, line=item.line, answer=said.get(number), fault=why)
 
 
+def as_trained(adapted: Adapted, rows: Iterator[Read | Unread]) -> tuple[Adapted, Iterator[Read | Unread]]:
+    """An adapter, which knows the columns, and the rows that it is asked about: those of a file or, where it keeps them
+    in another way than the task learns from, those that are made of them as for training."""
+    if adapted.prompt is not None:
+        return adapted, rows
+    spreading = (
+        item._replace(values=spread(item.values, adapted.columns.values())) if isinstance(item, Read) else item
+        for item in rows
+    )
+    first = list(islice(spreading, HEAD_ROWS))
+    head = [item.values for item in first if isinstance(item, Read)]
+    there = {column for values in head for column in values}
+    said = {part: name for part, name in adapted.columns.items() if name in there and part in Columns.model_fields}
+    every = chain(first, spreading)
+    try:
+        found = layouts.find(head, registry.task(adapted.task).schemas, Columns(**said))
+        if found is None:
+            return adapted, every
+        list(_reader(found[0])(item for item in first if isinstance(item, Read)))
+    except DataError:
+        # What cannot be learned from can be asked about.
+        return adapted, every
+    return replace(adapted, columns={**adapted.columns, **found[0].parts}), _made(every, found[0])
+
+
+def _reader(layout: Layout) -> Callable[[Iterable[Read]], Iterator[Read | Unread]]:
+    return layout.asked or layout.read
+
+
+def _made(rows: Iterator[Read | Unread], layout: Layout) -> Iterator[Read | Unread]:
+    """The rows that a layout makes; one that it refuses, for what would be learned from it, comes as it is."""
+    others: deque[Unread] = deque()
+    last: list[Read] = []
+
+    def given() -> Iterator[Read]:
+        for item in rows:
+            if isinstance(item, Read):
+                last[:] = [item]
+                yield item
+            else:
+                others.append(item)
+
+    for made in chain(_reader(layout)(given()), (None,)):
+        while others:
+            yield others.popleft()
+        if made is not None:
+            yield last[0] if isinstance(made, Unread) else made
+
+
 def _ask(
     asker: Adapted, texts: Mapping[int, Any], faults: dict[int, str], settings: Mapping[str, int]
 ) -> dict[int, Answer]:
@@ -148,7 +202,7 @@ def _ask_both(asker: Adapted, both: Mapping[int, tuple[str, str]], faults: dict[
     for _, group in groupby(both, lambda at: both[at][0]):
         places = list(group)
         try:
-            said |= zip(places, about_both(asker, [both[at] for at in places]), strict=True)
+            said |= zip(places, about_both([asker] * len(places), [both[at] for at in places]), strict=True)
         except HfadaptError as error:
             faults |= dict.fromkeys(places, f": {_told(error.problems[0])}")
     return said

@@ -18,18 +18,19 @@ from typing import Any
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, choice_problem
 from hfadapt.core.progress import quiet_libraries
+from hfadapt.core.show import Block, Heading, Shown, Table
 from hfadapt.models.attach import internal_name, open_adapters, use_adapter
 from hfadapt.models.base import BaseRef
 from hfadapt.models.load import default_device
 from hfadapt.models.manifest import load_base_of
 from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import Cell, Run
-from hfadapt.serve.adapted import MAX_NEW_TOKENS, Adapted, answers, from_cell
+from hfadapt.serve.adapted import MAX_NEW_TOKENS, Adapted, answers, from_cell, values_of
 from hfadapt.tasks import ANSWER_ROWS, Answer
 
 
 @dataclass
-class Bank:
+class Bank(Shown):
     """One base with the adapters of several domains.
 
     Args:
@@ -37,6 +38,14 @@ class Bank:
     """
 
     adapters: Mapping[str, Adapted]
+
+    def blocks(self) -> list[Block]:
+        """Its domains."""
+        rows = [
+            [name, each.task, ", ".join(each.labels), f"{each.max_length:,}"] for name, each in self.adapters.items()
+        ]
+        columns = ["domain", "task", "labels", "longest row"]
+        return [Heading("Adapters on one base, ready to predict", 3), Table(columns, rows)]
 
     @property
     def model(self) -> Any:
@@ -53,23 +62,23 @@ class Bank:
         use_adapter(self.model, domain)
         return found
 
-    def predict(
-        self, texts: Sequence[Any], domains: Sequence[str] | str, max_new_tokens: int = MAX_NEW_TOKENS
-    ) -> list[Answer]:
+    def predict(self, texts: Any, domains: Sequence[str] | str, max_new_tokens: int = MAX_NEW_TOKENS) -> list[Answer]:
         """Answers for texts of several domains, up to 32 in one batch.
 
         Args:
+            texts: One or more, or what else `Adapted.predict` takes.
             domains: The domain of each text, or one for all.
 
         Raises:
             RequestError: the bank has no such domain, or there is not one domain for each text.
         """
-        names = [domains] * len(texts) if isinstance(domains, str) else list(domains)
-        if len(names) != len(texts):
-            raise RequestError("every text needs a domain", got=f"{len(texts)} texts and {len(names)} domains")
+        asked = values_of(next(iter(self.adapters.values())), texts)
+        names = [domains] * len(asked) if isinstance(domains, str) else list(domains)
+        if len(names) != len(asked):
+            raise RequestError("every text needs a domain", got=f"{len(asked)} texts and {len(names)} domains")
         own, inside = [self.adapter(name) for name in names], [internal_name(name) for name in names]
         rows = max([ANSWER_ROWS, *(registry.task(each.task).answer_rows for each in own)])
-        return answers(own, texts, max_new_tokens, batch_rows=rows, names=inside)
+        return answers(own, asked, max_new_tokens, batch_rows=rows, names=inside)
 
     def adapter(self, domain: str) -> Adapted:
         """The adapter of a domain, on a model that may be switched to another. Raises as `use`."""

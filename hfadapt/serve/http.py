@@ -9,10 +9,11 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import json
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import uvicorn
@@ -25,10 +26,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hfadapt.core import registry
 from hfadapt.core.errors import HfadaptError, Problem, RequestError, RunError
+from hfadapt.core.show import show_count
 from hfadapt.serve import openai
 from hfadapt.serve.bank import Bank
 from hfadapt.serve.batching import Batcher, Job, Limits, QueueFull, Refused
 from hfadapt.serve.work import Answering, Asking, Writing, WritingTexts
+from hfadapt.tasks import Task
 
 ANSWER, WRITE = "answer", "write"
 STOP_SECONDS = 300
@@ -80,7 +83,7 @@ class Server:
         names = [asked.domain] * len(asked.inputs) if isinstance(asked.domain, str) else asked.domain
         names = [self._only()] * len(asked.inputs) if names is None else names
         if len(names) != len(asked.inputs):
-            got = f"{len(asked.inputs)} inputs and {len(names)} domains"
+            got = f"{show_count(len(asked.inputs), 'input')} and {show_count(len(names), 'domain')}"
             raise RequestError("one domain for all inputs, or one for each", place="domain", got=got)
         return await self._answers(names, self._inputs(asked.inputs))
 
@@ -101,6 +104,11 @@ class Server:
     async def models(self) -> dict[str, Any]:
         """The domains."""
         return openai.models(self.bank.adapters, int(self.since))
+
+    async def model(self, name: str) -> dict[str, Any]:
+        """One domain."""
+        self._check_domain(name)
+        return openai.models([name], int(self.since))["data"][0]
 
     async def health(self) -> dict[str, Any]:
         """That the server answers, and how much waits."""
@@ -252,20 +260,52 @@ WORKS = {
     "/v1/completions": '{"model": "DOMAIN", "prompt": "a text"}',
 }
 """Bodies that work, by route."""
+OF_SEVERAL = '{"inputs": ["a query", "a text"]}, with "domain": "NAME" where there are several'
+"""What works of the first, where texts are compared with a query."""
 OF_FILES = '{"inputs": ["BASE64"]}, with "domain": "NAME" where there are several, or the file alone to /predict/file'
 """What works of the first, where what is asked about are files."""
 
 
-def _wrong_body(error: RequestValidationError, path: str, files: bool) -> str:
-    works = {**WORKS, "/predict": OF_FILES} if files else WORKS
+def _wrong_body(error: RequestValidationError, path: str, task: Task) -> str:
+    first = (
+        OF_FILES if registry.modality(task.modality).suffixes else OF_SEVERAL if task.compares else WORKS["/predict"]
+    )
+    works = {**WORKS, "/predict": first}
     if not isinstance(error.body, dict):
         return str(_no_object(error, works.get(path, "a JSON object")))
-    problems = []
+    wanted: dict[str, list[Mapping[str, Any]]] = {}
     for each in error.errors():
-        place = ".".join(str(part) for part in each["loc"] if part != "body")
-        what = str(each["msg"]).removeprefix("Value error, ")
-        problems.append(Problem(what[:1].lower() + what[1:], place or None))
+        # Within the place in the body stands which of several types was tried.
+        place = [str(part) for part in each["loc"][1:] if not str(part).startswith(TRIED)]
+        wanted.setdefault(".".join(place), []).append(each)
+    # Of what is wrong as a whole the parts say nothing more.
+    wanted = {place: own for place, own in wanted.items() if not any(place.startswith(f"{whole}.") for whole in wanted)}
+    problems = [_problem(place, own) for place, own in wanted.items()]
     return "\n".join([*map(str, problems), *([f"  a body that works: {works[path]}"] if path in works else [])])
+
+
+TRIED = ("str", "dict[", "list[")
+"""How pydantic calls a type of several."""
+KINDS = {
+    "string_type": "a text",
+    "dict_type": "an object",
+    "list_type": "a list",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+}
+FAULTS = {"missing": "this is missing", "extra_forbidden": "there is no such field", "too_short": "the list is empty"}
+
+
+def _problem(place: str, errors: Sequence[Mapping[str, Any]]) -> Problem:
+    """What is wrong at a place of a body, as whoever wrote the body calls it."""
+    kinds = [KINDS.get(each["type"]) for each in errors]
+    if all(kinds):
+        got = json.dumps(errors[0]["input"], ensure_ascii=False)[:80]
+        return Problem(f"{' or '.join(dict.fromkeys(map(str, kinds)))} is expected", place or None, got=got)
+    what = FAULTS.get(errors[0]["type"]) or str(errors[0]["msg"]).removeprefix("Value error, ")
+    return Problem(what[:1].lower() + what[1:], place or None)
 
 
 def _no_object(error: RequestValidationError, works: str) -> Problem:
@@ -328,6 +368,7 @@ def make_app(server: Server) -> FastAPI:
     app.post("/v1/chat/completions")(server.chat)
     app.post("/v1/completions")(server.completions)
     app.get("/v1/models")(server.models)
+    app.get("/v1/models/{name}")(server.model)
     app.get("/health")(server.health)
     app.get("/metrics")(server.metrics)
     server.paths = sorted(path for route in app.routes if (path := getattr(route, "path", None)))
@@ -338,12 +379,15 @@ def make_app(server: Server) -> FastAPI:
 
     async def wrong(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        files = bool(registry.modality(server.task.modality).suffixes)
-        return JSONResponse(openai.fault(_wrong_body(error, request.url.path, files), 400), 400)
+        return JSONResponse(openai.fault(_wrong_body(error, request.url.path, server.task), 400), 400)
 
     async def refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         what = str(error.detail)
+        if error.status_code == 405:
+            what = (
+                f"{request.url.path} is asked with {(error.headers or {}).get('allow', 'POST')}, not {request.method}"
+            )
         if error.status_code == 404:
             what = f"there is nothing at {request.url.path}\n  allowed: {', '.join(server.paths)}"
         return JSONResponse(openai.fault(what, error.status_code), error.status_code, headers=error.headers)
@@ -401,10 +445,10 @@ def serve(bank: Bank, at: socket.socket, limits: Limits, say: Callable[[str], No
     routes += ", /predict/file" if files else ""
     # From here on nobody is turned away, whoever reads the line.
     at.listen(config.backlog)
-    say(f"{len(bank.adapters)} domains on one base at http://{shown}:{port} ({routes}); Ctrl-C stops")
+    say(f"{show_count(len(bank.adapters), 'domain')} on one base at http://{shown}:{port} ({routes}); Ctrl-C stops")
     # uvicorn raises the signal that stopped it again when all is done.
     with contextlib.suppress(KeyboardInterrupt):
         program.run(sockets=[at])
     if not program.started:
         raise RunError("the server did not start", place=f"{shown}:{port}")
-    say(f"stopped after {sum(server.answered.values()):,} requests")
+    say(f"stopped after {show_count(sum(server.answered.values()), 'request')}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -181,7 +181,7 @@ class Reply:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.asked.model}
 
 
-def models(domains: Mapping[str, Any], since: int) -> dict[str, Any]:
+def models(domains: Iterable[str], since: int) -> dict[str, Any]:
     """The answer of `/v1/models`."""
     data = [{"id": name, "object": "model", "created": since, "owned_by": "hfadapt"} for name in domains]
     return {"object": "list", "data": data}

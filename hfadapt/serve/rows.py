@@ -23,7 +23,8 @@ def rows_in(given: Any) -> list[Any]:
     for method, *how in (("to_pylist",), ("to_dicts",), ("to_dict", "records")):
         if hasattr(given, "columns") and callable(rows := getattr(given, method, None)):
             return list(rows(*how))
-    return list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping) else [given]
+    one = isinstance(given, (str, bytes, bytearray, Mapping)) or not isinstance(given, Iterable)
+    return [given] if one else list(given)
 
 
 def parts_of(adapted: Adapted) -> list[str]:
@@ -97,7 +98,7 @@ def _value(adapted: Adapted, values: Mapping[str, Any], part: str, alone: bool) 
     column = next((name for name in names if name in values), None)
     value = values[column] if column is not None else None
     if value is None or value != value:
-        has = ", ".join(str(name) for name, each in values.items() if each is not None) or "nothing"
+        has = ", ".join(str(name) for name, each in values.items() if each is not None and each == each) or "nothing"
         raise Unusable("missing-field", f" has no {adapted.columns.get(part, part)}, only {has}")
     if isinstance(value, str) and not value.strip():
         raise Unusable("empty-text", f" has nothing in {column}")

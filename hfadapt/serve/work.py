@@ -85,10 +85,10 @@ class Answering:
         for request in asked:
             for number, (domain, value) in enumerate(zip(request.domains, request.inputs, strict=True)):
                 adapted = self.bank.adapter(domain)
-                if isinstance(value, Mapping):
+                if isinstance(value, Mapping) and not self.task.compares:
                     value, adapted = _filled(adapted, _whole(value), number), replace(adapted, prompt=None)
                 own.append(adapted)
-                texts.append(value)
+                texts.append(_whole(value) if isinstance(value, Mapping) else value)
                 names.append(internal_name(domain))
         rows = max(1, min(self.limits.batch_rows, self.limits.batch_tokens // longest))
         return answers(own, texts, MAX_NEW_TOKENS, batch_rows=None if self.task.compares else rows, names=names)

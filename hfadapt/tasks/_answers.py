@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsIndex, overload
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
@@ -70,12 +70,25 @@ class Answer(Shown, Spec):
 
 
 class Answers(list[Answer], Shown):
-    """Answers in the order of what was asked; a list that shows itself as a table."""
+    """Answers in the order of what was asked; a list that shows itself as a table, and so do parts of it."""
+
+    @overload
+    def __getitem__(self, place: SupportsIndex) -> Answer: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Answers: ...
+
+    def __getitem__(self, place: SupportsIndex | slice) -> Answer | Answers:
+        """One answer, or some."""
+        return Answers(super().__getitem__(place)) if isinstance(place, slice) else super().__getitem__(place)
 
     def blocks(self) -> list[Block]:
         """A row for each."""
         files = any(answer.of_file for answer in self)
-        return [Table(["file" if files else "text", "answer"], [[answer.text, str(answer)] for answer in self])]
+        # What came without a name is known by its place.
+        names = [each.text or (f"row {row}" if files and len(self) > 1 else "") for row, each in enumerate(self)]
+        rows = [[name, str(answer)] for name, answer in zip(names, self, strict=True)]
+        return [Table(["file" if files else "text", "answer"], rows)]
 
     __str__ = list.__repr__
 

@@ -94,6 +94,14 @@ def test_the_examples_can_be_taken_from_another_cell(tmp_path: Path, capsys: pyt
     assert "drift.json is not there" in capsys.readouterr().out
 
 
+def test_a_card_shows_its_snippet_and_not_all_its_values(cell: Cell) -> None:
+    record = build_card(cell, execute=False)
+    shown = str(record)
+    assert record.snippet.strip() in shown
+    assert f"{len(record.facts):,} values" in shown
+    assert len(shown) < len(record.snippet) + 300
+
+
 def test_the_same_records_give_the_same_bytes(cell: Cell) -> None:
     before = {name: (cell.folder / name).read_bytes() for name in MADE}
     for name in MADE:

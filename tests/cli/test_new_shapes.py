@@ -204,9 +204,19 @@ def test_rows_that_are_kept_in_another_way_are_for_the_task_that_learns_from_the
     assert check_recipe(path, say=lambda text: None).records[0].rows_kept > 0
 
 
-def test_choices_of_a_question_that_are_not_read_are_told_with_a_template_that_shows_them(models, tmp_path):
-    row = lambda n, text: {"question": text, "choices": [f"it is {n}", f"no it is {n}"], "answer": n % 2}  # noqa: E731
-    path = write_recipe(str(models / "lm"), write(tmp_path / "d.jsonl", row), tmp_path / "d.yaml")
-    said = " ".join(str(preview(path)).split())
-    assert "'choices' is not read" in said
-    assert r"prompt: '{choices}\n{question}'" in said
+@pytest.mark.parametrize(
+    "row",
+    [
+        lambda n, text: {"question": text, "choices": {"text": [f"it is {n}", f"no {n}"], "label": ["A", "B"]},
+                         "answerKey": "AB"[n % 2]},
+        lambda n, text: {"question": text, "choices": [f"it is {n}", f"no {n}"], "answer": n % 2},
+        lambda n, text: {"query": text, "candidates": [f"it is {n}", f"no {n}"], "answer": f"it is {n}"},
+    ],
+)  # fmt: skip
+def test_questions_with_answers_to_choose_from_are_for_what_the_model_can_do(models, tmp_path, row):
+    data = write(tmp_path / "d.jsonl", row)
+    for model, task, shown in (("lm", "causal-lm", "A. it is 0 B. no 0 Answer:"), ("encoder", "embedding", "it is 0")):
+        path = write_recipe(str(models / model), data, tmp_path / f"{model}.yaml")
+        assert load_recipe(path).task == task
+        assert shown in " ".join(str(preview(path)).split())
+        assert check_recipe(path, say=lambda text: None).records[0].rows_kept > 30

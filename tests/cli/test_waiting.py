@@ -40,3 +40,20 @@ def test_who_is_no_terminal_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_error_goes_through(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyError), waiting("planning", Console(file=io.StringIO(), force_terminal=True)):
         raise KeyError
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_steps_are_printed_and_a_terminal_says_which_of_them_goes_on(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    monkeypatch.setattr(terminal, "PATIENCE", 0.0)
+    stream = io.StringIO()
+    with waiting("looking", Console(file=stream, force_terminal=is_terminal)) as say:
+        end = time.monotonic() + 60 * is_terminal
+        while "looking" not in stream.getvalue() and time.monotonic() < end:
+            time.sleep(0.01)
+        say("sending [3] files")
+        while "sending [3] files …" not in stream.getvalue() and time.monotonic() < end:
+            time.sleep(0.01)
+    assert "sending [3] files\n" in stream.getvalue()
+    assert ("sending [3] files …" in stream.getvalue()) is is_terminal

@@ -1,14 +1,16 @@
 """Exact and near-duplicates, conflicts, groups."""
 
+import json
 import random
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfadapt.data import duplicates
-from hfadapt.data.duplicates import Join
-from hfadapt.data.rows import Ledger, Row, tokens
+from hfadapt.data.joins import Join
+from hfadapt.data.rows import SPLITS, Ledger, Row, tokens
 from hfadapt.files.places import Place
 from hfadapt.recipe.schema import Data, Dedupe
 
@@ -208,3 +210,63 @@ def test_training_rows_that_quote_a_held_out_row_are_dropped():
     assert ledger.dropped[0].duplicate_of == Place("s", 0)
     assert ledger.dropped[0].similarity == 1.0
     assert ledger.steps["contamination"] == {"held_out_rows": 2, "training_rows_dropped": 1}
+
+
+ABOUT = " ".join(f"word{number}" for number in range(60))
+
+
+def asking(question, number, answer="yes", label=None, split="", about=ABOUT):
+    """A question about a text, each from a column of its own."""
+    prompt = f"{question}\n\n{about}"
+    columns = {"prompt": prompt, "completion": answer}
+    words = prompt if label else f"{prompt}\n{answer}"
+    return Row("s", number, columns, words, label, prompt, split, "completion", asked=(question, about))
+
+
+@pytest.mark.parametrize("label", [None, "a class"])
+def test_questions_about_one_text_are_no_near_duplicates(label):
+    asked = ["who built the old bridge over the river", "how long is the wall", "why"]
+    rows = [asking(question, number, label=label) for number, question in enumerate(asked)]
+    assert run({"a": rows})[0] == {"a": [0, 1, 2]}
+    same = asking(f"{asked[0]} today", 3, label=label, about=f"{ABOUT} and")
+    assert run({"a": [*rows, same]})[0] == {"a": [0, 1, 2]}
+
+
+def test_where_a_word_of_the_question_is_another_one_the_answer_tells():
+    asked = "who built the old bridge over the river"
+    rows = [asking(asked, 0, "Anna"), asking(asked.replace("who", "when"), 1, "in 1902"), asking(asked, 2, "Ann")]
+    assert run({"a": rows})[0] == {"a": [0, 1]}
+
+
+def test_rows_that_ask_about_one_text_stay_in_one_split_and_do_not_hold_each_other():
+    rows = [asking(f"what does {number} mean", number, about=f"{ABOUT} {number // 4}") for number in range(80)]
+    grouped = duplicates.groups(rows, Data())
+    assert len({*grouped}) == 20
+    held = [asking("who built it", 0, split="test"), asking("when was that", 1, split="train")]
+    quoted = asking("she asked: who built it", 2, split="train")
+    assert [each.row for each in duplicates.drop_contaminated([*held, quoted], Dedupe(), Ledger())] == [0, 1]
+
+
+def test_columns_of_a_prompt_are_compared_as_such(tmp_path):
+    """As the source and the template have them."""
+    from hfadapt.data import prepare
+    from hfadapt.recipe.schema import Recipe
+
+    rows = [
+        {
+            "question": f"what is {WORDS[n % 5]} of {WORDS[n % 7]}",
+            "context": f"{ABOUT} {n // 5}",
+            "answer": f"it is {n}",
+        }
+        for n in range(60)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    template = {"prompt": "{context} asks {question}", "completion": " {answer}"}
+    for more in ({}, {"template": template}):
+        recipe = Recipe(name="r", model="none", task="causal-lm", domains={"d": {"source": "a.jsonl"}}, **more)
+        found = prepare(recipe, recipe_folder=tmp_path, cache=tmp_path / "cache")["d"]
+        assert found.record.rows_kept == 60
+        texts = {
+            split: {re.findall(r"word59 (\d+)", row["prompt"])[0] for row in found.rows(split)} for split in SPLITS
+        }
+        assert not texts["train"] & (texts["validation"] | texts["test"])

@@ -328,7 +328,7 @@ def test_of_several_answers_the_first_is_learned_and_it_is_said(tmp_path, answer
     found = prepared(tmp_path, "causal-lm", row)
     first = every(found)[0]
     assert first == {"prompt": "what is a red thing red 0\n\na red thing red 0", "completion": "one a red thing red 0"}
-    assert "40 rows have several answers" in noticed(found, "rows-changed")[0]
+    assert "rows have several answers: the first is learned (40 of 40)" in noticed(found, "rows-changed")[0]
 
 
 def test_questions_of_squad_are_rows_and_one_without_an_answer_is_left_out(tmp_path):
@@ -407,3 +407,51 @@ def test_texts_with_an_object_of_what_is_known_are_rows_as_spacy_has_them(tmp_pa
                     data={"dedupe": {"near": False}})  # fmt: skip
     found = every(data.prepare(recipe, recipe_folder=tmp_path, cache=tmp_path / "cache")["d"])
     assert [row["tags"][1] for row in found[:2]] == ["O", "B-COLOUR"]
+
+
+OPTIONS = ("one", "two", "three")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        lambda n: {"choices": {"text": [*OPTIONS], "label": ["A", "B", "C"]}, "answerKey": "ABC"[n % 3]},
+        lambda n: {"choices": {"text": [*OPTIONS], "label": ["1", "2", "3"]}, "answerKey": "123"[n % 3]},
+        lambda n: {"choices": [{"text": each, "label": each[0]} for each in OPTIONS[1:]], "answerKey": "t"},
+        lambda n: {"options": [*OPTIONS], "answer": OPTIONS[n % 3]},
+        lambda n: {"options": json.dumps(OPTIONS), "answer": str(n % 3)},
+        lambda n: {"endings": [*OPTIONS], "label": n % 3 if n % 13 else ""},
+        lambda n: {"opa": "one", "opb": "two", "opc": "three", "cop": 1 + n % 3},
+        lambda n: {"A": "one", "B": "two", "C": "three", "answer": "abc"[n % 3]},
+        lambda n: {"option1": "one", "option2": "two", "option3": "three", "answer": str(1 + n % 3)},
+        lambda n: {"sol0": "one", "sol1": "two", "sol2": "three", "label": n % 3},
+    ],
+)
+def test_a_question_with_answers_to_choose_from_is_put_with_letters(tmp_path, rows):
+    found = prepared(tmp_path, "causal-lm", lambda n: {"question": text(n, "what is"), **rows(n)}, 60)
+    shown = {row["prompt"].partition("\n")[2]: row["completion"] for row in every(found)}
+    if "t" in str(rows(0).get("answerKey")):
+        assert shown == {"A. two\nB. three\nAnswer:": " A"}
+        return
+    assert {*shown} == {"A. one\nB. two\nC. three\nAnswer:"}
+    completions = [row["completion"] for row in every(found)]
+    assert {*completions} == {" A", " B", " C"}
+    if found.record.dropped:
+        assert found.record.dropped == {"missing-field": 5}
+    else:
+        assert completions[:3] == [" A", " B", " C"]
+
+
+def test_of_answers_to_choose_from_the_right_one_is_the_positive(tmp_path):
+    def row(number):
+        return {"passage": text(number), "question": text(number, "what is"), "choices": OPTIONS, "answer": number % 3}
+
+    first = every(prepared(tmp_path, "reranking", row))[0]
+    assert first == {"anchor": f"{text(0)}\n\n{text(0, 'what is')}", "positive": "one", "negatives": ["two", "three"]}
+
+
+def test_numbers_that_do_not_show_where_they_begin_are_no_choice(tmp_path):
+    def row(number):
+        return {"question": text(number), "choices": [*OPTIONS], "answer": 1 + number % 2}
+
+    assert every(prepared(tmp_path, "causal-lm", row))[0]["completion"] == "1"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hfadapt import data
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, RunError
-from hfadapt.data import duplicates, prepared
+from hfadapt.data import joins, prepared
 from hfadapt.data.rows import text_key, tokens
 from hfadapt.data.split_files import file_hashes
 from hfadapt.data.stream import SeenKeys
@@ -84,7 +84,7 @@ def test_nothing_alike_is_left_across_splits(tmp_path):
     for near in (True, False):
         made = prepare(tmp_path, {"d": write(tmp_path / "a.jsonl", rows)}, data={"dedupe": {"near": near}})["d"]
         everything = [(row["text"], split) for split in SPLITS for row in made.rows(split)]
-        join = duplicates.Join([tokens(text) for text, _ in everything], 0.8)
+        join = joins.Join([tokens(text) for text, _ in everything], 0.8)
         assert not [pair for pair in join.pairs() if everything[pair.first][1] != everything[pair.second][1]]
     assert made.record.rows_kept == 400
 

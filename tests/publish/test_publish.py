@@ -11,9 +11,12 @@ import sys
 
 import pytest
 from hub_server import TOKEN
+from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 
+from hfadapt import load_adapted
 from hfadapt.core.errors import HfadaptError, RequestError
 from hfadapt.publish.publish import publish
+from hfadapt.publish.staging import stage
 from hfadapt.records.published import PublishRecord
 from hfadapt.records.stages import CellState, StageError
 from hfadapt.run_folder import Cell
@@ -39,7 +42,7 @@ def test_dry_run_shows_every_file_and_sends_nothing(hub, send, cell):
     for name in FILES:
         path = cell / name if (cell / name).exists() else cell / "adapter" / name
         assert name in shown
-        if name not in ("README.md", "card.json", "lock.yaml"):
+        if name not in ("README.md", "card.json", "lock.yaml", "hfadapt.json"):
             assert hashlib.sha256(path.read_bytes()).hexdigest() in shown
     assert "Nothing was sent" in shown
     assert "first free one of v1" in shown
@@ -118,6 +121,22 @@ def test_a_folder_instead_of_the_hub(hub, cell, tmp_path):
     assert hub.requests == []
     with pytest.raises(RequestError, match="not empty"):
         publish(cell, to=tmp_path / "out", license="mit")
+
+
+def test_a_published_adapter_is_asked_as_that_of_its_run(models, tmp_path):
+    """By the template, and among the answers that it was trained to choose from."""
+    write_rows(tmp_path / "one.jsonl", labelled(80))
+    template = {"prompt": "{text} :", "completion": " {label}"}
+    domains = {"one": {"source": "one.jsonl", "license": "mit"}}
+    checks = {"security": False, "drift": False, "general_text": False}
+    fields = recipe_fields(models / "lm", "causal-lm", domains, template=template, evaluate=checks)
+    done = command("run", write_recipe(tmp_path / "tiny.yaml", fields), folder=tmp_path)
+    assert done.code == 0, done.err
+    cell = Cell(tmp_path / "runs/tiny/one/this-machine")
+    stage(cell, tmp_path / "out")
+    own, published = load_adapted(cell.folder), load_adapted(tmp_path / "out", base=str(models / "lm"))
+    assert (published.form, published.prompt, published.choices) == (own.form, own.prompt, own.choices)
+    assert published.predict("good film")[0] == own.predict("good film")[0]
 
 
 def test_a_run_as_folders_on_this_machine(run, tmp_path, sound_card):

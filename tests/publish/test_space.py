@@ -22,6 +22,8 @@ from tiny import INSTRUCTIONS, command, run_of_chats
 from tiny_sounds import run_of_sounds, tone, wav
 
 from hfadapt import load_adapted
+from hfadapt.card.snippet import example_file
+from hfadapt.core import registry, resources
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.publish import space
 from hfadapt.records.stages import CardRecord
@@ -149,6 +151,38 @@ def test_snippets_become_functions(asking, inputs, examples, body):
     assert body is None or found.body == body
     ast.parse(f"def answer({', '.join(inputs)}):\n{found.body}")
     assert ", file=said)" in found.body if "for " in asking else "return " in found.body
+
+
+FACTS = {
+    "turns": '[{"role": "user", "content": "hi"}]',
+    "words": '["a", "b"]',
+    "plain": "64",
+    "literal": '"a b"',
+    "start": '"a b"',
+}
+
+
+def fact(pointer, how=""):
+    """Something of the kind that stands there in a card."""
+    return '""' if "settings" in pointer else FACTS.get(how, "float32")
+
+
+@pytest.mark.parametrize("task", registry.names("tasks"))
+def test_the_snippet_of_every_task_becomes_a_function(task):
+    kind = registry.task(task)
+    template = resources.templates(kind.folder).get_template("snippet.py.j2")
+    for form in sorted(kind.schemas):
+        schema = registry.schema(form)
+        file = example_file(schema)
+        code = template.render(
+            fact=fact, peft=True, base='"somebody/base"', schema=schema,
+            example=0, file=file, settings={"pooling": "mean", "include_prompt": True}, arguments={},
+            sample=False, quant="", quant_class="", other_head=False, long_rows=False,
+        )  # fmt: skip
+        loading, asking = space.split(code, file, registry.modality(kind.modality).noun)
+        assert "from_pretrained" in loading
+        assert asking.inputs
+        compile(f"def answer({', '.join(asking.inputs)}):\n{asking.body}", "app.py", "exec")
 
 
 def test_a_snippet_of_another_shape_is_refused():

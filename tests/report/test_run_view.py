@@ -3,7 +3,7 @@
 import pytest
 from tiny import labelled, recipe_fields, write_recipe, write_rows
 
-from hfadapt import load_recipe, run
+from hfadapt import Run, load_recipe, run
 from hfadapt.core.errors import RunError
 
 
@@ -28,3 +28,8 @@ def test_cells_that_failed_are_named_shown_and_raised(models, tmp_path):
     assert done.failed == ()
     assert "cells failed" not in str(done)
     assert done.raise_for_failures() is done
+
+
+def test_a_folder_without_a_run_is_told_so(tmp_path):
+    with pytest.raises(RunError, match="there is no run in this folder"):
+        str(Run(tmp_path / "nowhere"))

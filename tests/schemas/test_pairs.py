@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hfadapt.data import duplicates
+from hfadapt.data import duplicates, joins
 from hfadapt.data.columns import recognise
 from hfadapt.data.rows import as_row, tokens
 from hfadapt.recipe.schema import Columns, Data
@@ -81,7 +81,7 @@ def test_a_score_is_a_number():
 def test_pairs_are_alike_where_both_texts_are(one, other, near):
     """Many questions may have one long answer, and one question several."""
     rows = [as_row({"anchor": anchor, "positive": positive}, "pairs") for anchor, positive in (one, other)]
-    join = duplicates.Join([tokens(row.text) for row in rows], 0.8)
+    join = joins.Join([tokens(row.text) for row in rows], 0.8)
     assert (join.measure(0, 1) > 0) is near
 
 

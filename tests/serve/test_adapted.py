@@ -6,10 +6,12 @@ import shutil
 from dataclasses import replace
 from unittest import mock
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from pyarrow import parquet
-from tiny import NO_CHECKS, command, labelled, recipe_fields, write_recipe, write_rows
+from tiny import NO_CHECKS, command, labelled, recipe_fields, run_of_chats, write_recipe, write_rows
 
 from hfadapt import Run, load_adapted
 from hfadapt.core.errors import RequestError, RunError
@@ -239,3 +241,34 @@ def test_an_exported_adapter_of_a_folder_asks_no_hub(classifier, models, tmp_pat
     assert "--base FOLDER" in str(found.value)
     shutil.copytree(models / "encoder", tmp_path / "encoder")
     assert load_adapted("away/out").predict("a lovely film")
+
+
+def test_what_is_no_text_is_named_by_its_row(classifier):
+    adapted = load_adapted(classifier)
+    for wrong, words in (
+        (["good", 5], ("row 1: a text is expected", "5")),
+        (b"good", ("a text is expected", "b'good'")),
+        (np.zeros((2, 3)), ("an array (2, 3) of float64",)),
+        (pd.DataFrame({"text": ["good", np.nan]}), ("row 1 has no text, only nothing",)),
+    ):
+        with pytest.raises(RequestError) as caught:
+            adapted.predict(wrong)
+        assert all(each in str(caught.value) for each in words), str(caught.value)
+    with pytest.raises(RequestError, match="does not write texts: its task is text-classification"):
+        adapted.reply("good day")
+
+
+def test_some_answers_show_themselves_as_all_do(classifier):
+    answers = load_adapted(classifier).predict(np.array(["good", "bad", "so it goes"]))
+    assert answers[1] == list(answers)[1]
+    assert answers[:2]._repr_html_().count("<tr>") == 3
+
+
+def test_a_chat_may_be_one_message(models, tmp_path):
+    adapted = load_adapted(run_of_chats(tmp_path, models, "train"))
+    assert adapted.reply("good day", 4) == adapted.reply([{"role": "user", "content": "good day"}], 4)
+    with pytest.raises(RequestError, match="the chat has no turns"):
+        adapted.reply([])
+    for ask in (adapted.reply, adapted.predict):
+        with pytest.raises(RequestError, match="at least one token is to be written"):
+            ask("good day", max_new_tokens=0)

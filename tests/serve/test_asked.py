@@ -188,3 +188,36 @@ def test_chats_are_answered_after_all_their_turns(models, tmp_path, monkeypatch)
     own.reply(turns[-1:])
     assert seen[:2] == seen[2:]
     assert seen[0] != seen[1]
+
+
+LAID_OUT = {
+    "choices": ("causal-lm", "completion", lambda n: {"question": f"q{n}", "choices": ["a", "b"], "answer": n % 2},
+                ["q0\nA. a\nB. b\nAnswer:", "q1\nA. a\nB. b\nAnswer:"]),
+    "choices, unanswered": ("causal-lm", "completion", lambda n: {"question": f"q{n}", "choices": ["a", "b"]},
+                            ["q0\nA. a\nB. b\nAnswer:", "q1\nA. a\nB. b\nAnswer:"]),
+    "options to rank": ("reranking", "pairs", lambda n: {"question": f"q{n}", "choices": ["a", "b"], "answer": n % 2},
+                        ["a", "b", "a", "b"]),
+    "documents": ("reranking", "pairs", lambda n: {"query": f"q{n}", "documents": ["a", "b"], "labels": [0, n % 2]},
+                  ["a", "b", "a", "b"]),
+    "words": ("token-classification", "tokens",
+              lambda n: {"Word": f"w{n}", "Tag": "xy"[n % 2], "Sentence #": "" if n % 3 else f"S {n}"},
+              ["w0 w1 w2", "w3 w4 w5"]),
+    "ties": ("preference", "preferences",
+             lambda n: {"prompt": f"q{n}", "response_a": "x", "response_b": "y", "winner": ["tie", "a"][n % 2]},
+             ["q0", "q1"]),
+    "numbers of winners": ("preference", "preferences",
+                           lambda n: {"prompt": f"q{n}", "response_a": "x", "response_b": "y", "winner": n % 2},
+                           ["q0", "q1"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LAID_OUT)
+def test_a_file_is_asked_as_it_was_given_to_training(kind):
+    task, form, row, asked = LAID_OUT[kind]
+    own = Comparing(None, None, task, (), {}, 64, form)
+    count = 6 if kind == "words" else 2
+    rows = [Unread(0, "not-json", ": broken", 1), *(Read(n + 1, row(n), n + 2) for n in range(count))]
+    broken, *found = answered(own, iter(rows), source="a.jsonl")
+    assert broken.fault == "line 1 of a.jsonl: broken"
+    assert [each.answer.text for each in found] == asked
+    assert found[0].line == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 import torch
 from tiny import command, labelled, pairs, recipe_fields, write_recipe, write_rows
@@ -78,3 +79,14 @@ def test_wrong_requests_say_what_is_there(run, tmp_path):
         load_bank(tmp_path)
     with pytest.raises(RequestError, match="no adapter for this target"):
         load_bank(run, target="elsewhere")
+
+
+def test_one_text_and_tables_are_asked_as_of_an_adapter(run):
+    bank = load_bank(run)
+    assert [answer.text for answer in bank.predict("good day", "one", 4)] == ["good day"]
+    column = bank.adapter("one").columns.get("text", "prompt")
+    found = bank.predict(pd.DataFrame({column: TEXTS}), DOMAINS, 4)
+    assert [(each.label, each.generated) for each in found] == [
+        (each.label, each.generated) for each in bank.predict(TEXTS, DOMAINS, 4)
+    ]
+    assert {"one", "two"} <= {*str(bank).split()}

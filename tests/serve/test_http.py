@@ -236,6 +236,7 @@ def turn(text):
 def test_a_model_is_a_domain(words):
     _, port = words
     assert [each["id"] for each in got(port, "/v1/models")["data"]] == ["one", "two"]
+    assert got(port, "/v1/models/two") == got(port, "/v1/models")["data"][1]
     status, message = fault(port, "/v1/chat/completions", {"model": "oen", "messages": turn("x")})
     assert status == 404
     assert "one, two" in message
@@ -391,9 +392,10 @@ def test_what_cannot_be_done_is_refused(words, more, named):
         (413, {"domain": "one", "inputs": ["x" * 20_000]}, "allowed: 20,000 bytes"),
         (404, {"domain": "onne", "inputs": ["x"]}, "did you mean 'one'?"),
         (400, {"inputs": ["x"]}, "one, two"),
-        (400, {"domain": ["one", "two"], "inputs": ["x"]}, "1 inputs and 2 domains"),
+        (400, {"domain": ["one", "two"], "inputs": ["x"]}, "1 input and 2 domains"),
         (400, {"domain": "one", "inputs": []}, "inputs"),
         (400, {"domain": "one", "texts": ["x"], "more": 1}, "more"),
+        (400, {"domain": "one", "texts": ["x", 5]}, "texts.1: a text or an object is expected"),
         (400, ["x"], "a list"),
         (400, ["x"], '{"inputs": ["a text"]}'),
         (400, {"domain": "one", "inputs": "x"}, '{"inputs": ["a text"]}'),
@@ -436,7 +438,7 @@ def test_paths_health_and_metrics(classes):
     status, message = fault(port, "/v2/predict", b"")
     assert status == 404
     assert "/predict, /predict/file" in message
-    assert fault(port, "/predict", None)[0] == 405
+    assert fault(port, "/predict", None) == (405, "/predict is asked with POST, not GET")
     text = ask(port, "/metrics")[1]
     count = int(re.search(r'hfadapt_requests_total\{path="/health",status="200"\} (\d+)', text)[1])
     got(port, "/health")

@@ -7,7 +7,9 @@ import re
 import shutil
 from dataclasses import replace
 
+import datasets
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from tiny import command
@@ -50,6 +52,29 @@ def test_a_picture_is_given_in_every_way(adapted, files):
     grey = np.asarray(picture.convert("L"))
     assert said(adapted.predict(grey)) == said(adapted.predict([grey[:, :, None]]))
     assert said(adapted.predict(np.stack([np.asarray(picture)] * 2))) == [wanted] * 2
+
+
+def test_tables_and_open_files_are_pictures_too(adapted, files):
+    wanted = said(adapted.predict(files))
+    names = list(map(str, files))
+    data = datasets.Dataset.from_dict({"image": names}).cast_column("image", datasets.Image())
+    for table in (pd.DataFrame({"file": names}), pd.DataFrame({"image": names, "n": 1}), data):
+        assert said(adapted.predict(table)) == wanted
+    with files[0].open("rb") as one:
+        assert said(adapted.predict(one)) == wanted[:1]
+    assert "row 1" in adapted.predict([each.read_bytes() for each in files])._repr_html_()
+
+
+def test_what_is_no_picture_is_named_by_its_row(adapted, files):
+    for wrong, words in (
+        ({"foo": 1}, "row 0 has no image, only foo"),
+        ([files[0], b"abc"], "row 1: this image cannot be read"),
+        ("https://x.y/a.png", "an address of the web"),
+        (np.zeros((9, 9, 3)), "an array (9, 9, 3) of float64"),
+    ):
+        with pytest.raises(RequestError) as caught:
+            adapted.predict(wrong)
+        assert words in str(caught.value)
 
 
 def test_a_picture_that_a_camera_turned_is_the_same_in_memory(adapted, files, tmp_path):

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hfadapt.core import registry
+from hfadapt.core.show import show_count
 from hfadapt.data import clean, duplicates, mistaken_columns, verdicts
 from hfadapt.data import columns as format
 from hfadapt.data.audit.findings import CUT_OFF, NAMED_ROWS, Check, View, finding, level_for
@@ -48,7 +49,7 @@ def empty_splits(view: View) -> Iterator[Finding]:
             yield finding(
                 f"{split}-small",
                 "soft",
-                f"the {split} split has {rows} rows only, its score will be rough",
+                f"the {split} split has {show_count(rows, 'row')} only, its score will be rough",
                 fix="give more data",
             )
 

@@ -216,6 +216,8 @@ class CausalLM(Task):
         if isinstance(said, str):
             return list(started(prompt_ids(said, asked.tokenizer), asked.tokenizer))
         turns = read_turns(said)
+        if not turns:
+            raise RequestError("the chat has no turns", place="messages", fix="give at least one of the user")
         if _chats(asked):
             return list(asked.tokenizer(asked_chat(turns, asked.tokenizer), add_special_tokens=False)["input_ids"])
         if [each["role"] for each in turns] != ["user"]:
