@@ -54,9 +54,9 @@ SIDES = frozenset(("left", "right", "clockwise", "counterclockwise", "anticlockw
 DIGITS = frozenset(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"))
 """Words of class names by which pictures are known that must not be mirrored."""
 CONV_STRIDE = 32
+"""Convolutional nets without patches halve a side five times."""
 SEEING = "vision_config"
 """Where models of pictures and texts keep what is said of pictures."""
-"""Convolutional nets without patches halve a side five times."""
 
 
 def opened(value: bytes | Stored | Changed | Blended | Picture) -> Picture:

@@ -23,7 +23,7 @@ from hfadapt.plan.duration import settle_time
 from hfadapt.plan.memory import predict
 from hfadapt.plan.memory.part import runs_without_memory
 from hfadapt.plan.memory.workload import Workload
-from hfadapt.plan.modules import module_problems
+from hfadapt.plan.modules import adaptable, module_problems
 from hfadapt.plan.pretrain import pretrain_problems, settle_pretrain
 from hfadapt.plan.reasons import (
     DEFAULTS,
@@ -238,10 +238,16 @@ def _unknown_to_convolutions(recipe: Recipe, facts: ModelFacts) -> list[Problem]
         what = f"{facts.architecture} has no linear layers that could be stored in {quant}"
         plain = ", ".join(name for name in registry.names("quants") if not registry.quant(name).quantised)
         found.append(Problem(what, place="quant", got=quant, allowed=f"{plain}, auto", fix="leave quant: auto"))
-    if method != AUTO and not registry.adapter(method).convolves:
-        able = ", ".join(name for name in registry.names("adapters") if registry.adapter(name).convolves)
-        what, fix = f"{method} does not adapt convolutions", "leave adapter.method: auto"
-        found.append(Problem(what, place="adapter.method", got=method, allowed=able, fix=fix))
+    beside = bool((able := adaptable(facts)).names)
+    fit = [
+        name
+        for name in registry.names("adapters")
+        if (kind := registry.adapter(name)).convolves and (beside or not kind.adapts_layers)
+    ]
+    if method != AUTO and method not in fit:
+        what = f"{method} does not adapt convolutions" if beside else able.reason
+        allowed, fix = ", ".join(fit), "leave adapter.method: auto"
+        found.append(Problem(what, place="adapter.method", got=method, allowed=allowed, fix=fix))
     return found
 
 

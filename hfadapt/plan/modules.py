@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from hfadapt.core.errors import Problem, nearest
 from hfadapt.models.facts import ModelFacts
-from hfadapt.plan.memory.part import plain_names, taking_part
+from hfadapt.plan.memory.part import can_be_wrapped, plain_names, taking_part
 from hfadapt.recipe.names import ANY_LAYER, matches
 
 ALL_LINEAR = "all-linear"
@@ -20,6 +20,7 @@ FUSED_MODEL_TYPES = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h
 FUSED_MODULES = ("conv1d", "out_proj")
 """Layers of these model types that peft refuses (peft/tuners/tuners_utils.py)."""
 SHOWN = 12
+UNBORNE = "no adapter can stand in the place of this net's convolutions, whose sizes its own code reads"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Adaptable:
     """The linear layers that can be adapted.
 
     Args:
-        names: Name endings of them, or the word for all.
+        names: Name endings of them, or the word for all; none where the whole model is trained instead.
         left_out: Name endings of those that cannot, with the reason of each.
         parts: Paths of layers that take no part, in a model with few layers.
     """
@@ -39,6 +40,8 @@ class Adaptable:
     @property
     def reason(self) -> str:
         """Why not all are adapted, in a line."""
+        if not self.names:
+            return UNBORNE
         if not self.left_out:
             return "1x1 convolutions, a linear layer for every pixel; depthwise ones and gates of channels are left"
         why: dict[str, list[str]] = {}
@@ -84,6 +87,8 @@ def _pointwise(facts: ModelFacts, found: Mapping[str, bool | None]) -> Adaptable
     holders = (holder for path in (*paths, *facts.other_modules) for holder in _holders(path))
     others = dict.fromkeys((*idle, *holders, *(path for path in facts.other_modules if path not in paths)))
     names = dict.fromkeys(_ending(path, others) or _numbered(path, others) for path in paths if path not in idle)
+    if not can_be_wrapped(facts, tuple(names)):
+        return Adaptable(())
     return Adaptable(tuple(names), tuple(idle.items()))
 
 

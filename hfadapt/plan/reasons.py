@@ -208,12 +208,16 @@ def settle_training(decided: Decisions, recipe: Recipe, facts: ModelFacts, work:
     few = work.rows if not recipe.train.max_steps else None
     if few and (epochs := _epochs_for(task.least_steps, decided, table, few)) > table["train.epochs"][0]:
         table["train.epochs"] = (epochs, f"about {task.least_steps} steps, which few rows do not make in two epochs")
+    able = adaptable(facts)
+    if not able.names:
+        whole = (name for name in registry.names("adapters") if registry.adapter(name).whole_model)
+        table["adapter.method"] = (next(whole), able.reason)
     method = registry.adapter(decided.asked("adapter.method") or table["adapter.method"][0])
     started = task.head_start(work.rows or ASSUMED_ROWS, work.labels) > 0
     trained_head = started and registry.modality(task.modality).tokens
     table = {RATE: learning_rate(facts, method, _steps(decided, table, work), trained_head), **table}
     table["adapter.layers"] = (facts.layers, "all layers; fewer means the last ones")
-    if (able := adaptable(facts)).left_out or facts.pointwise:
+    if able.names and (able.left_out or facts.pointwise):
         table["adapter.modules"] = (able.names, able.reason)
     for name in (
         "adapter.method",

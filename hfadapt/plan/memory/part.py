@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from hfadapt.adapters import targets
 from hfadapt.core import registry
 from hfadapt.core.known import remembered
 from hfadapt.core.progress import quiet_libraries
@@ -40,6 +41,12 @@ def plain_names(facts: ModelFacts, names: tuple[str, ...]) -> frozenset[str] | N
     Of models whose experts were modules once and are tensors now, it takes some names for these tensors.
     """
     return _plain_names(_key(facts), names)
+
+
+def can_be_wrapped(facts: ModelFacts, names: tuple[str, ...]) -> bool:
+    """Whether a model's code bears peft's layers in the place of those of these names: some nets read the sizes of
+    their convolutions, which peft's do not say."""
+    return _can_be_wrapped(_key(facts), names)
 
 
 def _key(facts: ModelFacts) -> LayersRun:
@@ -116,3 +123,25 @@ def _plain_names(key: LayersRun, names: tuple[str, ...]) -> frozenset[str] | Non
         except ValueError:
             continue
     return frozenset(kept)
+
+
+@remembered(bool)
+@quiet_libraries()
+def _can_be_wrapped(key: LayersRun, names: tuple[str, ...]) -> bool:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from hfadapt.plan.memory.trace import cut_model
+
+    config, modality, auto_class, _, generates, layers = key
+    model: Any = cut_model(config, auto_class, generates, layers)
+    try:
+        with torch.device("meta"):
+            wrapped = get_peft_model(model, LoraConfig(r=1, target_modules=targets(names, model)))
+            wrapped(**registry.modality(modality).traced(model.config, 2, LENGTH))
+    except AttributeError:
+        return False
+    except Exception:
+        # A net that is cut, or that looks at values, fails in ways of its own.
+        return True
+    return True

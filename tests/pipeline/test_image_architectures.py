@@ -1,0 +1,100 @@
+"""Nets that see, of many makers, from a plan to a card and to a merged model that plain transformers opens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+import yaml
+from tiny import NO_CHECKS, command, recipe_fields, write_recipe
+from tiny_images import write_folders
+
+from hfadapt.models.facts import model_facts
+from hfadapt.plan.modules import adaptable
+
+STAGES = {"hidden_sizes": [16, 24, 32, 64], "depths": [1, 1, 1, 1]}
+SEEING = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+SEEING |= {"image_size": 32, "patch_size": 8}
+READING = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 64}
+NETS: dict[str, tuple[dict[str, Any], set[str]]] = {
+    # Their own code reads the sizes of convolutions, to pad as TensorFlow does.
+    "mobilenet_v1": ({"depth_multiplier": 0.25}, set()),
+    "mobilenet_v2": ({"depth_multiplier": 0.35}, set()),
+    "mobilenet_v1 that pads as torch": (
+        {"depth_multiplier": 0.25, "tf_padding": False},
+        {f"layer.{number}.convolution" for number in range(1, 26, 2)},
+    ),
+    "mobilenet_v2 that pads as torch": (
+        {"depth_multiplier": 0.35, "tf_padding": False},
+        {"expand_1x1.convolution", "reduce_1x1.convolution", "conv_1x1.convolution"},
+    ),
+    "resnet": (
+        {"embedding_size": 16, **STAGES},
+        {"layer.0.convolution", "layer.2.convolution", "shortcut.convolution"},
+    ),
+    "regnet": (
+        {"embedding_size": 16, "groups_width": 8, **STAGES},
+        {"layer.0.convolution", "layer.3.convolution", "shortcut.convolution"},
+    ),
+    "convnextv2": (STAGES, {"all-linear"}),
+    "swin": (
+        {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4, "patch_size": 4},
+        {"all-linear"},
+    ),
+    "siglip": ({"vision_config": SEEING, "text_config": READING}, {"self_attn.out_proj", "layers.*.mlp.fc1"}),
+}
+"""Fields, and names of layers that are adapted."""
+USUAL = ("mobilenet_v1", "mobilenet_v2 that pads as torch", "siglip")
+
+
+def make_base(folder: Path, name: str, fields: dict[str, Any]) -> str:
+    """A checkpoint as people have it, with a head for other classes."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(name.split()[0], **fields)
+    config.num_labels = 5
+    transformers.AutoModelForImageClassification.from_config(config).save_pretrained(folder)
+    transformers.BitImageProcessorPil(
+        size={"shortest_edge": 32},
+        crop_size={"height": 32, "width": 32},
+        image_mean=[0.5] * 3,
+        image_std=[0.25] * 3,
+        resample=3,
+        do_convert_rgb=True,
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_only_layers_that_can_be_adapted_are_named(name, tmp_path):
+    """Depthwise convolutions and gates may be called as those that see each pixel alone."""
+    fields, names = NETS[name]
+    found = adaptable(model_facts(make_base(tmp_path, name, fields), "image-classification", 2))
+    assert names <= {*found.names}
+    if "convolution" in "".join(names) or not names:
+        assert names == {*found.names}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in NETS])
+def test_to_a_card_and_a_merged_model(name, tmp_path):
+    make_base(tmp_path / "base", name, NETS[name][0])
+    write_folders(tmp_path / "one", 60)
+    domains, checks = {"one": {"source": "one", "license": "mit"}}, {**NO_CHECKS, "resamples": 100}
+    recipe = recipe_fields("./base", "image-classification", domains, evaluate=checks, name="t", dtype="float32")
+    recipe |= {"data": {"validation": 12, "test": 12, "dedupe": {"near": False, "similarity": 1.0}}}
+    recipe |= {"train": {"max_steps": 3, "batch_rows": 8}}
+    write_recipe(tmp_path / "r.yaml", recipe)
+    done = command("run", "r.yaml", folder=tmp_path)
+    assert done.code == 0, done.out + done.err
+    cell = tmp_path / "runs/t/one/this-machine"
+    assert (cell / "README.md").is_file()
+    trained = yaml.safe_load((cell / "lock.yaml").read_text())["adapter"]["method"]
+    assert trained == ("lora" if NETS[name][1] else "full")
+    done = command("export", str(cell), "--format", "merged", "--to", "merged", "--force", folder=tmp_path)
+    assert done.code == 0, done.out + done.err
+    model = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "merged")
+    assert json.loads((tmp_path / "merged/config.json").read_text())["id2label"] == {"0": "bar", "1": "pole"}
+    assert model(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 2)
