@@ -291,9 +291,9 @@ def serve(  # noqa: PLR0913 - options of the command
     """Answer over HTTP with one resident base and the adapters of all domains of a run.
 
     POST /predict {"domain": NAME, "inputs": [TEXT, ...]}; images and recordings in base64, or one alone as the body of
-    POST /predict/file?domain=NAME. For language models also /v1/chat/completions, /v1/completions and /v1/models as
-    OpenAI's API has them, with a domain as model. GET /health and /metrics say how it goes. Ctrl-C or SIGTERM finishes
-    what was asked and stops.
+    POST /predict/file?domain=NAME. As OpenAI's API has them, with a domain as model: /v1/models, for language models
+    /v1/chat/completions and /v1/completions, for embeddings /v1/embeddings. GET /health and /metrics say how it goes.
+    Ctrl-C or SIGTERM finishes what was asked and stops.
     """
     from hfadapt.cli.serving import serve_run
 

@@ -31,7 +31,7 @@ from hfadapt.serve import openai
 from hfadapt.serve.bank import Bank
 from hfadapt.serve.batching import Batcher, Job, Limits, QueueFull, Refused
 from hfadapt.serve.work import Answering, Asking, Writing, WritingTexts
-from hfadapt.tasks import Task
+from hfadapt.tasks import Answer, Task
 
 ANSWER, WRITE = "answer", "write"
 STOP_SECONDS = 300
@@ -101,6 +101,24 @@ class Server:
         """What follows a text."""
         return await self._write(asked)
 
+    async def embeddings(self, asked: openai.VectorsAsked) -> dict[str, Any]:
+        """A vector for each text, each by itself."""
+        if not self.task.gives_vectors:
+            raise NotHere(f"these adapters make no vectors: their task is {self.task.name}", fix="POST /predict")
+        self._check_domain(asked.model)
+        texts = asked.texts
+        self._check_rows(len(texts))
+        self._check_length(texts)
+        if asked.input_type == "query":
+            each = [await self._asked([asked.model], [text]) for text in texts]
+            found = [answers[0] for answers in each]
+        else:
+            # The first text is read as a query, whose vector is not asked for.
+            found = [*await self._asked([asked.model] * (len(texts) + 1), [texts[0], *texts])][1:]
+        tokenizer = self.bank.adapter(asked.model).tokenizer
+        tokens = sum(map(len, tokenizer(texts, verbose=False)["input_ids"]))
+        return openai.vectors(asked, [list(answer.vector or ()) for answer in found], tokens)
+
     async def models(self) -> dict[str, Any]:
         """The domains."""
         return openai.models(self.bank.adapters, int(self.since))
@@ -140,9 +158,12 @@ class Server:
     async def _answers(self, names: Sequence[str], inputs: Sequence[Any]) -> dict[str, Any]:
         for name in dict.fromkeys(names):
             self._check_domain(name)
+        return {"answers": [each.model_dump() for each in await self._asked(names, inputs)]}
+
+    async def _asked(self, names: Sequence[str], inputs: Sequence[Any]) -> Sequence[Answer]:
         job = Job(ANSWER, Asking(names, inputs), len(inputs), alone=self.task.compares)
-        found = await asyncio.wrap_future(self.batcher.put(job))
-        return {"answers": [each.model_dump() for each in found]}
+        found: Sequence[Answer] = await asyncio.wrap_future(self.batcher.put(job))
+        return found
 
     async def _write(self, asked: openai.Asked) -> Any:
         if not self.task.writes:
@@ -258,6 +279,7 @@ WORKS = {
     "/predict": '{"inputs": ["a text"]}, with "domain": "NAME" where there are several',
     "/v1/chat/completions": '{"model": "DOMAIN", "messages": [{"role": "user", "content": "a text"}]}',
     "/v1/completions": '{"model": "DOMAIN", "prompt": "a text"}',
+    "/v1/embeddings": '{"model": "DOMAIN", "input": ["a text"]}',
 }
 """Bodies that work, by route."""
 OF_SEVERAL = '{"inputs": ["a query", "a text"]}, with "domain": "NAME" where there are several'
@@ -367,6 +389,7 @@ def make_app(server: Server) -> FastAPI:
     app.post("/predict/file")(server.predict_file)
     app.post("/v1/chat/completions")(server.chat)
     app.post("/v1/completions")(server.completions)
+    app.post("/v1/embeddings")(server.embeddings)
     app.get("/v1/models")(server.models)
     app.get("/v1/models/{name}")(server.model)
     app.get("/health")(server.health)
@@ -442,7 +465,7 @@ def serve(bank: Bank, at: socket.socket, limits: Limits, say: Callable[[str], No
     shown = f"[{host}]" if ":" in host else host
     files = bool(registry.modality(server.task.modality).suffixes)
     routes = "/v1/chat/completions, /v1/completions, /predict" if server.task.writes else "/predict"
-    routes += ", /predict/file" if files else ""
+    routes += ", /predict/file" if files else ", /v1/embeddings" if server.task.gives_vectors else ""
     # From here on nobody is turned away, whoever reads the line.
     at.listen(config.backlog)
     say(f"{show_count(len(bank.adapters), 'domain')} on one base at http://{shown}:{port} ({routes}); Ctrl-C stops")

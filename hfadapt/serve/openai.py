@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -20,6 +22,9 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "top_k": (0, -1),
+    "min_p": (0,),
     "logit_bias": ({},),
     "logprobs": (False,),
     "top_logprobs": (),
@@ -109,6 +114,27 @@ class TextAsked(_Asked):
         return self.max_tokens
 
 
+class VectorsAsked(BaseModel):
+    """Body of `/v1/embeddings`. Beside OpenAI's fields, `input_type` says how bases read a text that tell queries from
+    documents."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    model: str
+    input: str | list[str]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    input_type: Literal["query", "document"] = "document"
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts. Raises RequestError where there are none."""
+        found = [self.input] if isinstance(self.input, str) else self.input
+        if not found or not all(found):
+            raise RequestError("there is nothing to make a vector of", place="input", got=json.dumps(found)[:80])
+        return found
+
+
 Asked = ChatAsked | TextAsked
 
 
@@ -179,6 +205,40 @@ class Reply:
     def _head(self, part: Literal["", ".chunk"]) -> dict[str, Any]:
         kind = f"chat.completion{part}" if self.chat else "text_completion"
         return {"id": self.id, "object": kind, "created": self.created, "model": self.asked.model}
+
+
+def vectors(asked: VectorsAsked, found: Sequence[Sequence[float]], tokens: int) -> dict[str, Any]:
+    """The answer of `/v1/embeddings`.
+
+    Args:
+        tokens: Of all texts.
+
+    Raises:
+        RequestError: other dimensions are asked for than the vectors have.
+    """
+    if asked.dimensions not in (None, len(found[0])):
+        raise RequestError(
+            "vectors are not shortened",
+            place="dimensions",
+            got=str(asked.dimensions),
+            allowed=str(len(found[0])),
+            fix="leave it out",
+        )
+    data = [
+        {
+            "object": "embedding",
+            "index": number,
+            "embedding": _packed(row) if asked.encoding_format == "base64" else row,
+        }
+        for number, row in enumerate(found)
+    ]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "data": data, "model": asked.model, "usage": usage}
+
+
+def _packed(vector: Sequence[float]) -> str:
+    """Float32, the lowest byte first, in base64."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 def models(domains: Iterable[str], since: int) -> dict[str, Any]:

@@ -155,14 +155,13 @@ class Task:
         needs_head: Whether the base has to bring the head as it was trained, as its output layer over the vocabulary.
         fits: Row schemas of which `fitted` makes other rows; of chats it is always asked.
         redraws: Whether rows are learned in another way in each epoch (`in_epoch`).
-        joint: Whether the loss of a row depends on the rows that are learned with it. It is then worked out from the
-            outputs for all sequences of the batch (`joint_losses`), however many go through the model at once.
+        joint: Whether a row's loss depends on the others of its batch, from all of which `joint_losses` works it out.
         alone: Whether a text by itself makes a row (`RowSchema.alone`), of which only a teacher's answer is learned.
         whole_rows: Whether all sequences of a row go through the model together, since its loss is of them together.
-        refers: Whether it is scored against the model as it stood before training, which says of each test row what
-            `referred` keeps.
+        refers: Whether it is scored against the model as it stood before training, of which `referred` keeps a part.
         objective: What its adapters minimise where the recipe does not say.
         compares: Whether an answer depends on the texts that are asked with it, the first of which is the query.
+        gives_vectors: Whether it answers with a vector for each text, which hangs on the text alone but for the query.
         reads: What it reads of a model's output: logits, or the last hidden state of a model without a head.
         file_reads: Likewise of a file for another runtime, where it is another output than of the model.
         library: What opens a whole model, as the Hub calls it.
@@ -205,6 +204,7 @@ class Task:
     refers: bool = False
     objective: str = "supervised"
     compares: bool = False
+    gives_vectors: bool = False
     reads: str = "logits"
     file_reads: str = ""
     library: str = "transformers"

@@ -52,7 +52,7 @@ class Embedding(Task):
     own_metrics = METRICS
     joint = True
     alone = True
-    compares = True
+    compares = gives_vectors = True
     reads = "last_hidden_state"
     file_reads = VECTOR
     library = "sentence-transformers"
