@@ -214,7 +214,7 @@ def _own_texts(cell: Cell, tokenizer: Any) -> list[str]:
 
 
 def _config(cell: Cell) -> Any:
-    return load_config(BaseRef.of(cell.lock).location)
+    return load_config(BaseRef.of(cell.lock).location).get_text_config()
 
 
 def _tokenizer(cell: Cell) -> Any:
@@ -266,17 +266,18 @@ def write_gguf(
     """
     import gguf
 
-    writer = gguf.GGUFWriter(path, files.ARCHITECTURES[model.config.model_type].name)
+    config = model.config.get_text_config()
+    writer = gguf.GGUFWriter(path, files.ARCHITECTURES[config.model_type].name)
     writer.add_name(name)
     mixture = files.MIXTURES.get(storage)
     kind = storage.upper() if mixture else TYPES[storage]
     writer.add_file_type(int(gguf.LlamaFileType[ALL_FLOAT if kind in ALL_FLOAT else f"MOSTLY_{kind}"]))
-    files.add_settings(writer, model.config)
-    files.add_tokenizer(writer, tokenizer, model.config.vocab_size)
+    files.add_settings(writer, config)
+    files.add_tokenizer(writer, tokenizer, config.vocab_size)
     for mapped, values in files.weights(model):
         own = "F32"
         if values.ndim == 2:
-            own = mixture.kind(mapped, values.shape[1], model.config.num_hidden_layers) if mixture else kind
+            own = mixture.kind(mapped, values.shape[1], config.num_hidden_layers) if mixture else kind
         stored = files.rounded(values, own, importance.get(mapped))
         writer.add_tensor(mapped, stored, raw_dtype=gguf.GGMLQuantizationType[own])
     writer.write_header_to_file()

@@ -168,7 +168,7 @@ def write_adapter(model: Any, path: Path, name: str, storage: str) -> None:
     """
     import gguf
 
-    config, alpha = model.config, float(model.peft_config[model.active_adapter].lora_alpha)
+    config, alpha = model.config.get_text_config(), float(model.peft_config[model.active_adapter].lora_alpha)
     writer = gguf.GGUFWriter(path, files.ARCHITECTURES[config.model_type].name)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")

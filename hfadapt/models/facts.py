@@ -5,6 +5,7 @@ The model is built on the meta device, where tensors have shapes but no memory, 
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,6 +30,8 @@ MOST_TRACED = 16
 """Layers that tracing a step may take; where the kinds of layers repeat later, they are treated as alike."""
 
 
+SEES = re.compile(r"vision|visual|audio")
+"""Paths of the parts that see or hear, in models that write too."""
 GATES = ("Squeeze", "SELayer")
 """Parts of the names of what weighs channels."""
 
@@ -319,7 +322,7 @@ def layer_count(config: Any, stacks: Sequence[nn.ModuleList]) -> int:
     return stated if stated and first(config, "vocab_size", "num_attention_heads", default=0) else blocks
 
 
-def position_limit(model: nn.Module, config: PretrainedConfig) -> tuple[int | None, bool]:
+def position_limit(model: Any, config: PretrainedConfig) -> tuple[int | None, bool]:
     """How many tokens a model reads at most, and whether that is so because each position has an embedding.
 
     Models in the manner of RoBERTa count positions from the one after padding's on, and read two tokens less than they
@@ -328,10 +331,15 @@ def position_limit(model: nn.Module, config: PretrainedConfig) -> tuple[int | No
     from torch import nn
 
     names = ("max_position_embeddings", "n_positions", "max_seq_len")
-    stated = first(config.get_text_config(), *names, default=None)
+    text = config.get_text_config()
+    stated = first(text, *names, default=None)
     stated = int(stated) if stated and int(stated) > 0 else None
+    # Of a model that writes and sees, what sees has places in a picture.
+    writes = text is not config and model.get_output_embeddings() is not None
     for path, module in model.named_modules():
         last = path.rpartition(".")[2]
+        if writes and SEES.search(path):
+            continue
         if isinstance(module, nn.Embedding) and ("pos" in last or last == "wpe") and "relative" not in last:
             rows = module.num_embeddings
             if module.padding_idx is not None:

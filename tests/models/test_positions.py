@@ -28,6 +28,12 @@ KINDS: dict[str, dict[str, Any]] = {
         **{"relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"]},
     },
 }
+WRITING = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 64}
+SEEING = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 28, "patch_size": 14}
+KINDS["gemma3"] = {
+    "text_config": {**WRITING, "vocab_size": 512, "num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 8},
+    "vision_config": {**SEEING, "num_hidden_layers": 1},
+}
 CLASSES, LM = "text-classification", "causal-lm"
 
 
@@ -53,6 +59,12 @@ def test_a_table_of_positions_is_a_limit(tmp_path, kind, task, most):
         model(input_ids=ids[:, :most])
         with pytest.raises((IndexError, RuntimeError)):
             model(input_ids=ids[:, : most + 1])
+
+
+def test_places_in_a_picture_are_no_limit_of_a_text(tmp_path):
+    """The part of Gemma 3 that sees has four of them here."""
+    found = model_facts(folder(tmp_path, "gemma3"), LM)
+    assert (found.max_positions, found.position_table) == (64, False)
 
 
 @pytest.mark.parametrize(

@@ -176,8 +176,19 @@ STRETCHED = ("linear", "yarn")
 BY_FREQUENCY = "llama3"
 
 
+WRITES = ".language_model."
+"""What of a model that sees pictures writes; that alone is written."""
+
+
+def of_text(config: Config) -> Config:
+    """The configuration of what writes, of a model that sees pictures too."""
+    own = config.get("text_config") or {}
+    return own if own.get("model_type") in ARCHITECTURES else config
+
+
 def unfit(config: Config) -> str | None:
     """Why llama.cpp cannot have a model of this configuration, or None."""
+    config = of_text(config)
     known = ARCHITECTURES.get(config["model_type"])
     if known is None:
         return f"architecture {config['model_type']}; known are {', '.join(sorted(ARCHITECTURES))}"
@@ -192,11 +203,13 @@ def unfit(config: Config) -> str | None:
 
 def longest(config: Config) -> int | None:
     """Up to how many tokens of a row llama.cpp answers alike, where it leaves out a window; None where it does not."""
+    config = of_text(config)
     return None if ARCHITECTURES[config["model_type"]].windowed else config.get("sliding_window")
 
 
 def read_by_transformers(config: Config) -> bool:
     """Whether the reader of transformers makes the same model of a file; it leaves out what is not common."""
+    config = of_text(config)
     plain = _positions(config).get("rope_type", "default") == "default"
     biases = config.get("attention_bias") or config.get("mlp_bias")
     return ARCHITECTURES[config["model_type"]].read_by_transformers and plain and not biases
@@ -212,7 +225,7 @@ def _positions(config: Config) -> Config:
 
 
 def add_settings(writer: Any, config: Any) -> None:
-    """Writes what llama.cpp has to know of a model beside its weights."""
+    """Writes what llama.cpp has to know of a model beside its weights; `config` is that of what writes."""
     import torch
 
     known, fields = ARCHITECTURES[config.model_type], config.to_dict()
@@ -320,12 +333,13 @@ def tensor_names(config: Any) -> Callable[[str], str]:
     """From a weight's name in transformers to that in llama.cpp; raises ValueError where there is none."""
     import gguf
 
+    config = config.get_text_config()
     arch = ARCHITECTURES[config.model_type].name
     number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
 
     def name_of(key: str) -> str:
-        found = names.get_name(key, try_suffixes=(".weight", ".bias"))
+        found = names.get_name(key.replace(WRITES, "."), try_suffixes=(".weight", ".bias"))
         if found is None:
             raise ValueError(f"no name in GGUF for {key}")
         return str(found)
@@ -335,10 +349,12 @@ def tensor_names(config: Any) -> Callable[[str], str]:
 
 def weights(model: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Names and float32 values of a model's weights as llama.cpp has them."""
-    config, name_of = model.config, tensor_names(model.config)
-    shift = ARCHITECTURES[config.model_type].norm_shift
-    for key, tensor in model.state_dict().items():
-        if key == "lm_head.weight" and config.tie_word_embeddings:
+    config, name_of = model.config.get_text_config(), tensor_names(model.config)
+    shift, state = ARCHITECTURES[config.model_type].norm_shift, model.state_dict()
+    sees = any(WRITES in key for key in state)
+    for key, tensor in state.items():
+        head = key == "lm_head.weight"
+        if (head and config.tie_word_embeddings) or (sees and not head and WRITES not in key):
             continue
         values = in_llama_order(key, tensor.detach().float().cpu().numpy(), config)
         yield name_of(key), values + shift if key.endswith(NORM_SUFFIX) else values

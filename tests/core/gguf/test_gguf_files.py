@@ -9,7 +9,7 @@ import torch
 from language_models import CASES, HARD, MARKS, TEXT, TOKENIZERS, byte_level, configured, made
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Digits
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from hfadapt.core import gguf
 from hfadapt.core.errors import RequestError
@@ -35,6 +35,26 @@ def test_llama_cpp_answers_as_transformers_do(case, tmp_path):
         own = model(torch.tensor([ids])).logits[0].log_softmax(-1)
     for place in (1, 7, len(ids)):
         assert torch.allclose(run.following(ids[:place]), own[place - 1], atol=5e-3), place
+
+
+def test_of_a_model_that_sees_what_writes_is_written(tmp_path):
+    """As Gemma 3 is published from 4B on."""
+    text = configured("gemma3_text", **CASES["gemma3"][1])
+    seeing = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    seeing |= {"image_size": 28, "patch_size": 14}
+    config = AutoConfig.for_model("gemma3", text_config=text.to_dict(), vision_config=seeing)
+    assert gguf.unfit(config.to_dict()) is None
+    model, tokenizer = made(config), byte_level()
+    write_gguf(model, tokenizer, tmp_path / "a.gguf", "float32", "a")
+    run, ids = LlamaCpp(tmp_path / "a.gguf", text, 128), tokenizer(f"lovely day {TEXT}")["input_ids"][:40]
+    again, _ = gguf.read_model(tmp_path / "a.gguf", "float32")
+    assert again.config.model_type == "gemma3_text"
+    with torch.inference_mode():
+        own, read = (each(torch.tensor([ids])).logits[0, -1].log_softmax(-1) for each in (model, again))
+    assert torch.allclose(run.following(ids), own, atol=5e-3)
+    assert torch.allclose(read, own, atol=1e-4)
+    name = gguf.tensor_names(config)("model.language_model.layers.0.self_attn.q_proj.weight")
+    assert name == "blk.0.attn_q.weight"
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
