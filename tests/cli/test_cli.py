@@ -60,7 +60,7 @@ def test_what_can_be_named_is_listed(words, shown):
         (["show", "targets", "t4"], "did you mean 'target'"),
         (["show", "target", "rtx-4091"], "did you mean 'rtx-4090'"),
         (["show", "sample", "vader/tweet"], "did you mean 'vader/tweets'"),
-        (["show", "run", "nowhere"], "report.json"),
+        (["show", "run", "nowhere"], "there is no run in this folder"),
         (["report", "nowhere"], "not a run"),
         (["predict", "nowhere", "text"], "neither a run nor a cell"),
         (["run", "nowhere.yaml"], "nowhere.yaml"),
