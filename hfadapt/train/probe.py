@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hfadapt.adapters import PEFT_HEADS
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.core.hashing import json_sha256
@@ -67,12 +68,14 @@ def train_probe(
     train: Sequence[Example],
     validation: Sequence[Example],
     batches: Batches,
+    trained: Sequence[bool] = (),
 ) -> torch.nn.Sequential:
     """A trained copy of the model's head; the model itself is not changed.
 
     Args:
         heads: The modules that make up the head, first to last.
         validation: Rows that choose how long to train.
+        trained: Which of them are trained; all where none is.
 
     Returns:
         The head, to be put in place with `put_head`, or begun with by `start_at`; its buffer `mean` has what it answers
@@ -87,9 +90,11 @@ def train_probe(
     held, held_labels = _features(task, model, first, pick, validation, batches)
     probe = copy.deepcopy(modules).float()
     task.start_head(probe, labels.tolist())
-    probe.requires_grad_(True)
+    for module, own in zip(probe, trained if any(trained) else [True] * len(probe), strict=True):
+        module.requires_grad_(own)
     # No weight decay and full batches: logistic regression, stopped where validation rows say so.
-    optimizer = torch.optim.Adam(probe.parameters(), lr=LEARNING_RATE)
+    learned = [parameter for parameter in probe.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(learned, lr=LEARNING_RATE)
     best: tuple[float, dict[str, torch.Tensor]] | None = None
     for step in range(1, STEPS + 1):
         optimizer.zero_grad()
@@ -129,7 +134,9 @@ def probe_of(
     made = ref.made and ref.made.model_dump(mode="json")
     of_base = [ref.model, base.source.revision, made, ref.quant, ref.dtype, ref.seed]
     heads = [model.get_submodule(name) for name in base.head_modules]
-    about = json_sha256(["with mean", cell.data.files, cell.data.labels, lock.data.max_length, of_base])
+    # An adapter is put beside the probe: what it does not bring itself has to stay as the base has it.
+    brought = [name in base.fresh_modules or name in PEFT_HEADS for name in base.head_modules]
+    about = json_sha256(["with mean", brought, cell.data.files, cell.data.labels, lock.data.max_length, of_base])
     if path.exists():
         with suppress(Exception), safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("about") == about:
@@ -138,7 +145,7 @@ def probe_of(
                 probe.register_buffer("mean", kept["mean"])
                 probe.float().load_state_dict(kept)
                 return probe.requires_grad_(False)
-    found = train_probe(registry.task(lock.task), model, heads, train, validation, batches)
+    found = train_probe(registry.task(lock.task), model, heads, train, validation, batches, brought)
     ready = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     save_file({name: value.cpu().contiguous() for name, value in found.state_dict().items()}, ready, {"about": about})
     ready.replace(path)

@@ -177,6 +177,11 @@ def make_base(folder: Path, name: str, fields: dict[str, Any], task: str) -> Non
 def run(folder: Path, name: str, fields: dict[str, Any], task: str, drift: bool = False, **adapter: Any) -> Done:
     """`hfadapt run` on a base of this architecture."""
     make_base(folder / "base", name, fields, task)
+    return trained(folder, task, drift, **adapter)
+
+
+def trained(folder: Path, task: str, drift: bool = False, **adapter: Any) -> Done:
+    """The same on the base that is there."""
     write_rows(folder / "rows.jsonl", labelled(72) if task == CLASSES else pairs(72))
     recipe = {
         "name": "t",
@@ -225,6 +230,19 @@ def test_to_a_card_or_refused_before_training(tmp_path, name, fields, task):
 def test_of_a_whole_model_what_takes_no_part_stays(tmp_path, name, task):
     """Its pooler gets no gradient."""
     done = run(tmp_path, name, ENCODERS[name], task, method="full")
+    assert done.code == 0, done.out + done.err
+
+
+@pytest.mark.parametrize("task", [CLASSES])
+def test_a_head_of_which_the_base_brings_a_part(tmp_path, task):
+    """As ModernBERT is published: with what predicts hidden words, of which classifiers keep a layer."""
+    import transformers
+
+    make_base(tmp_path / "base", "modernbert", ENCODERS["modernbert"], task)
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "base")
+    torch.manual_seed(7)
+    transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path / "base")
+    done = trained(tmp_path, task)
     assert done.code == 0, done.out + done.err
 
 
