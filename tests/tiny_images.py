@@ -52,12 +52,25 @@ def write_folders(folder: Path, count: int, seed: int = 0) -> Path:
     return folder
 
 
+def make_processor() -> Any:
+    """For pictures of 32 pixels."""
+    from transformers import BitImageProcessorPil
+
+    return BitImageProcessorPil(
+        size={"shortest_edge": 32},
+        crop_size={"height": 32, "width": 32},
+        image_mean=[0.5] * 3,
+        image_std=[0.25] * 3,
+        resample=3,
+        do_convert_rgb=True,
+    )
+
+
 def make_vision_models(folder: Path) -> None:
     """`vit` (one size, with a class token), `dino` (any size) and `conv` (1x1 convolutions and batch norms), each for
     pictures of 32 pixels."""
     import torch
     from transformers import (
-        BitImageProcessorPil,
         Dinov2Config,
         Dinov2Model,
         EfficientNetConfig,
@@ -79,14 +92,7 @@ def make_vision_models(folder: Path) -> None:
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     conv.save_pretrained(folder / "conv")
-    processor = BitImageProcessorPil(
-        size={"shortest_edge": 32},
-        crop_size={"height": 32, "width": 32},
-        image_mean=[0.5] * 3,
-        image_std=[0.25] * 3,
-        resample=3,
-        do_convert_rgb=True,
-    )
+    processor = make_processor()
     for name in ("vit", "dino", "conv"):
         processor.save_pretrained(folder / name)
 

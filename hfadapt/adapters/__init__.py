@@ -203,9 +203,21 @@ def whole_modules(context: Context) -> list[str]:
 
     It goes by endings: `classifier` is `pre_classifier` too, which then cannot have low-rank layers (peft 0.21).
     """
-    named = context.head_modules if context.peft_task_type in PEFT_HEADED else ()
-    taken = (name for name in named if name.endswith(PEFT_HEADS) and name not in PEFT_HEADS)
-    return list(dict.fromkeys((*context.fresh_modules, *taken)))
+    taken = (name for name in context.head_modules if _taken_by_peft(name, context.peft_task_type))
+    return list(dict.fromkeys((*context.fresh_modules, *(name for name in taken if name not in PEFT_HEADS))))
+
+
+def brought(names: Sequence[str], fresh: Sequence[str], peft_task_type: str | None) -> list[bool]:
+    """Whether an adapter holds a copy of each of these modules of a head; the others stay as the base has them.
+
+    Args:
+        fresh: Modules that the checkpoint does not hold as they are.
+    """
+    return [name in fresh or _taken_by_peft(name, peft_task_type) for name in names]
+
+
+def _taken_by_peft(name: str, peft_task_type: str | None) -> bool:
+    return peft_task_type in PEFT_HEADED and name.endswith(PEFT_HEADS)
 
 
 def adapted_modules(settings: LockedAdapter, context: Context, model: Any) -> dict[str, Any]:

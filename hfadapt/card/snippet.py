@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.card.facts import Facts, Records, public_name, redact
 from hfadapt.core import registry, resources
 from hfadapt.core.errors import RunError
-from hfadapt.models.facts import load_config, model_facts
+from hfadapt.models.facts import load_config
 from hfadapt.recipe.sources import SAMPLE, found_model
 from hfadapt.run_folder import Cell
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 FILE = "<the card's snippet>"
 WRITTEN = 24
 """Tokens that the snippet of a language model writes."""
-PACKED_BITS, PACKED = 4, (64, 32)
-"""What inputs and outputs of 4-bit layers have to be multiples of (bitsandbytes 0.50)."""
 LOADED = "\n).eval()\n"
 """The end of what loads a base, in every template."""
 UNPACKED = """for module in model.modules():
@@ -57,7 +55,7 @@ def snippet_text(facts: Facts) -> str:
         file=example_file(schema),
         **(_of_files(schema, records) if schema.media else {}),
     )
-    return code.replace(LOADED, LOADED + UNPACKED, 1) if _unpacked(records) else code
+    return code.replace(LOADED, LOADED + UNPACKED, 1) if records.file("train.json").get("odd_sizes") else code
 
 
 def example_file(schema: RowSchema) -> str:
@@ -106,16 +104,6 @@ def _quant(records: Records) -> str:
     return ",\n        ".join(
         f"{key}={json.dumps(value) if isinstance(value, (str, list)) else value}" for key, value in arguments.items()
     )
-
-
-def _unpacked(records: Records) -> bool:
-    """Whether bitsandbytes would fail where it packs the base anew for a processor with products of bfloat16."""
-    lock = records.file("lock.yaml")
-    if registry.quant(lock["quant"]).bits != PACKED_BITS:
-        return False
-    base = lock["base"]["folder"] if lock["base"] else found_model(lock["model"], records.folder)
-    sizes = ((each.in_features, each.out_features) for each in model_facts(str(base), lock["task"]).linears)
-    return any(inputs % PACKED[0] or outputs % PACKED[1] for inputs, outputs in sizes)
 
 
 def example_row(records: Records) -> int:

@@ -1,4 +1,4 @@
-"""Files that rows and lists name: as seen from their table, or anywhere in the folder of the data"""
+"""Files that rows and lists name: as seen from their table, or anywhere in the folder of the data."""
 
 from __future__ import annotations
 

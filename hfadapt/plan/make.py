@@ -201,7 +201,7 @@ def _unknown_to_model(recipe: Recipe, facts: ModelFacts) -> list[Problem]:
                 fix="leave train.checkpointing: auto; a smaller train.micro_batch_rows saves memory too",
             )
         )
-    found += _unknown_to_convolutions(recipe, facts) if facts.pointwise else []
+    found += _without_linear_layers(recipe, facts) if facts.pointwise or not facts.linears else []
     layers, several = recipe.adapter.layers, facts.stacks != 1
     if layers != AUTO and (several or layers > facts.layers):
         why = "not one list of layers, so there are no last ones" if several else f"{facts.layers} layers"
@@ -230,8 +230,8 @@ def _unknown_to_model(recipe: Recipe, facts: ModelFacts) -> list[Problem]:
     return found
 
 
-def _unknown_to_convolutions(recipe: Recipe, facts: ModelFacts) -> list[Problem]:
-    """What was asked for and needs linear layers."""
+def _without_linear_layers(recipe: Recipe, facts: ModelFacts) -> list[Problem]:
+    """What was asked for and needs linear layers, of a model that has none."""
     found = []
     quant, method = recipe.quant, recipe.adapter.method
     if quant != AUTO and registry.quant(quant).quantised:

@@ -20,7 +20,6 @@ FUSED_MODEL_TYPES = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h
 FUSED_MODULES = ("conv1d", "out_proj")
 """Layers of these model types that peft refuses (peft/tuners/tuners_utils.py)."""
 SHOWN = 12
-UNBORNE = "no adapter can stand in the place of this net's convolutions, whose sizes its own code reads"
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Adaptable:
     def reason(self) -> str:
         """Why not all are adapted, in a line."""
         if not self.names:
-            return UNBORNE
+            return "; ".join(("no layer can have an adapter beside it", *(f"its {n} {r}" for n, r in self.left_out)))
         if not self.left_out:
             return "1x1 convolutions, a linear layer for every pixel; depthwise ones and gates of channels are left"
         why: dict[str, list[str]] = {}
@@ -52,6 +51,8 @@ class Adaptable:
 
 def adaptable(facts: ModelFacts) -> Adaptable:
     """What can be adapted, found by a run of the model with few layers; all, where it cannot be run without memory."""
+    if not facts.linears:
+        return Adaptable(())
     found = taking_part(facts)
     if facts.pointwise:
         return _pointwise(facts, found or {})
@@ -88,7 +89,7 @@ def _pointwise(facts: ModelFacts, found: Mapping[str, bool | None]) -> Adaptable
     others = dict.fromkeys((*idle, *holders, *(path for path in facts.other_modules if path not in paths)))
     names = dict.fromkeys(_ending(path, others) or _numbered(path, others) for path in paths if path not in idle)
     if not can_be_wrapped(facts, tuple(names)):
-        return Adaptable(())
+        return Adaptable((), (("convolutions", "have sizes that the net's own code reads"),))
     return Adaptable(tuple(names), tuple(idle.items()))
 
 

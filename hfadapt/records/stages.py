@@ -261,7 +261,8 @@ class TrainRecord(Record):
     """What training did. `predicted_seconds` are the plan's, for the steps that `seconds` measures.
 
     `base_head` says what became of the base's own head, where it was not used as it is; `settings` what else the task
-    takes from the base. `begun` is the file in the cell's folder with the weights of an earlier stage, from which the
+    takes from the base. `odd_sizes` says whether some 4-bit layers cannot be packed anew by bitsandbytes, as it does on
+    some processors. `begun` is the file in the cell's folder with the weights of an earlier stage, from which the
     adapter went on.
     `frozen_layers` were run once for each row, which `seconds` include. `model_layers` is how many the model has, where
     only the last of them were adapted. `augmented_rows` are how many rows augmentation changed in each epoch begun.
@@ -283,6 +284,7 @@ class TrainRecord(Record):
     trainable_parameters: int
     total_parameters: int
     quantised_modules: int
+    odd_sizes: bool = False
     tokens: int
     labelled_tokens: int
     seconds: float

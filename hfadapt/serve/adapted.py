@@ -208,7 +208,21 @@ def answers(
                 found |= zip(rows, task.answer(asked, said, max_new_tokens, inside), strict=True)
             except RequestError as error:
                 raise _with_rows(error, task, texts) from None
+            except RuntimeError as error:
+                raise _not_run(error, own[group[0]].model) from error
     return Answers(found[row] for row in range(len(texts)))
+
+
+def _not_run(error: RuntimeError, model: Any) -> RuntimeError | RequestError:
+    """What a model's own code cannot run, such as a text shorter than its windows; want of memory stays what it is."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return error
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    got = " ".join(str(error).split())[:200]
+    fix = "ask about other values, such as longer texts"
+    return RequestError(f"{type(inner).__name__} cannot be run on these", got=got, fix=fix)
 
 
 def _with_rows(error: RequestError, task: Task, values: Sequence[Any]) -> RequestError:

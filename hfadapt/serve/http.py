@@ -110,7 +110,7 @@ class Server:
         self._check_rows(len(texts))
         self._check_length(texts)
         if asked.input_type == "query":
-            each = [await self._asked([asked.model], [text]) for text in texts]
+            each = await asyncio.gather(*(self._asked([asked.model], [text]) for text in texts))
             found = [answers[0] for answers in each]
         else:
             # The first text is read as a query, whose vector is not asked for.

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hfadapt.adapters import PEFT_HEADS
+from hfadapt.adapters import brought
 from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.core.hashing import json_sha256
@@ -68,14 +68,14 @@ def train_probe(
     train: Sequence[Example],
     validation: Sequence[Example],
     batches: Batches,
-    trained: Sequence[bool] = (),
+    trained: Sequence[bool] | None = None,
 ) -> torch.nn.Sequential:
     """A trained copy of the model's head; the model itself is not changed.
 
     Args:
         heads: The modules that make up the head, first to last.
         validation: Rows that choose how long to train.
-        trained: Which of them are trained; all where none is.
+        trained: Which of them are trained; by default all.
 
     Returns:
         The head, to be put in place with `put_head`, or begun with by `start_at`; its buffer `mean` has what it answers
@@ -90,27 +90,40 @@ def train_probe(
     held, held_labels = _features(task, model, first, pick, validation, batches)
     probe = copy.deepcopy(modules).float()
     task.start_head(probe, labels.tolist())
-    for module, own in zip(probe, trained if any(trained) else [True] * len(probe), strict=True):
+    for module, own in zip(probe, [True] * len(probe) if trained is None else trained, strict=True):
         module.requires_grad_(own)
-    # No weight decay and full batches: logistic regression, stopped where validation rows say so.
-    learned = [parameter for parameter in probe.parameters() if parameter.requires_grad]
+    if learned := [parameter for parameter in probe.parameters() if parameter.requires_grad]:
+        _fit(probe, learned, task, (features, labels), (held, held_labels))
+    with torch.no_grad():
+        probe.register_buffer("mean", _flat(probe(features)).mean(0))
+    return probe.requires_grad_(False)
+
+
+def _fit(
+    probe: torch.nn.Sequential,
+    learned: Sequence[torch.nn.Parameter],
+    task: Task,
+    rows: tuple[torch.Tensor, torch.Tensor],
+    held: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    """Trains a head on its inputs and their labels.
+
+    No weight decay and full batches: logistic regression, stopped where validation rows say so.
+    """
     optimizer = torch.optim.Adam(learned, lr=LEARNING_RATE)
     best: tuple[float, dict[str, torch.Tensor]] | None = None
     for step in range(1, STEPS + 1):
         optimizer.zero_grad()
-        loss = task.criterion(_flat(probe(features)), labels).mean()
+        loss = task.criterion(_flat(probe(rows[0])), rows[1]).mean()
         loss.backward()
         optimizer.step()
         if step % CHECK_EVERY == 0:
             with torch.no_grad():
-                value = float(task.criterion(_flat(probe(held)), held_labels).mean())
+                value = float(task.criterion(_flat(probe(held[0])), held[1]).mean())
             if best is None or value < best[0]:
                 best = (value, {name: tensor.clone() for name, tensor in probe.state_dict().items()})
     assert best is not None
     probe.load_state_dict(best[1])
-    with torch.no_grad():
-        probe.register_buffer("mean", _flat(probe(features)).mean(0))
-    return probe.requires_grad_(False)
 
 
 def probe_of(
@@ -135,8 +148,9 @@ def probe_of(
     of_base = [ref.model, base.source.revision, made, ref.quant, ref.dtype, ref.seed]
     heads = [model.get_submodule(name) for name in base.head_modules]
     # An adapter is put beside the probe: what it does not bring itself has to stay as the base has it.
-    brought = [name in base.fresh_modules or name in PEFT_HEADS for name in base.head_modules]
-    about = json_sha256(["with mean", brought, cell.data.files, cell.data.labels, lock.data.max_length, of_base])
+    task = registry.task(lock.task)
+    own = brought(base.head_modules, base.fresh_modules, task.peft_task_type)
+    about = json_sha256(["with mean", own, cell.data.files, cell.data.labels, lock.data.max_length, of_base])
     if path.exists():
         with suppress(Exception), safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("about") == about:
@@ -145,7 +159,7 @@ def probe_of(
                 probe.register_buffer("mean", kept["mean"])
                 probe.float().load_state_dict(kept)
                 return probe.requires_grad_(False)
-    found = train_probe(registry.task(lock.task), model, heads, train, validation, batches, brought)
+    found = train_probe(task, model, heads, train, validation, batches, own)
     ready = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     save_file({name: value.cpu().contiguous() for name, value in found.state_dict().items()}, ready, {"about": about})
     ready.replace(path)
@@ -209,7 +223,7 @@ def _find_pick(
         try:
             with torch.no_grad():
                 again = _flat(modules(pick(features, batch)))
-        except (RuntimeError, IndexError, KeyError, AttributeError):
+        except (RuntimeError, ValueError, IndexError, KeyError, AttributeError):  # modules that are no head of rows
             continue
         if again.shape == _flat(logits).shape and torch.allclose(
             again.float(), _flat(logits).float(), atol=1e-2, rtol=1e-2

@@ -17,6 +17,10 @@ from hfadapt.run_folder import Cell
 from hfadapt.train.job import Job
 from hfadapt.train.pace import planned_bytes
 
+PACKED_BITS, PACKED = 4, (64, 32)
+"""What inputs and outputs of 4-bit layers are multiples of where bitsandbytes 0.50 packs them anew, as it does on
+processors with products of bfloat16."""
+
 
 def measured(cells: Sequence[Cell], peaks: Mapping[str, PeakMemory]) -> dict[Phase, PhaseMeasure]:
     """Peaks beside the predicted ones."""
@@ -68,6 +72,7 @@ def record_of(
         trainable_parameters=sum(p.numel() for p in job.parameters.values()),
         total_parameters=base.parameters,
         quantised_modules=base.quantised_modules,
+        odd_sizes=_odd_sizes(base, lock.quant),
         tokens=state.tokens,
         labelled_tokens=state.labelled_tokens,
         seconds=state.seconds,
@@ -87,3 +92,11 @@ def record_of(
         settings=registry.task(lock.task).settings(base.tokenizer),
         versions=versions(str(world.device)),
     )
+
+
+def _odd_sizes(base: Base, quant: str) -> bool:
+    """Whether some 4-bit layers have sizes in which bitsandbytes cannot pack them anew."""
+    kind = registry.quant(quant)
+    layers = (each for each in base.model.modules() if type(each).__name__ == kind.module_class)
+    odd = (each.in_features % PACKED[0] or each.out_features % PACKED[1] for each in layers)
+    return kind.bits == PACKED_BITS and any(odd)

@@ -11,7 +11,7 @@ import torch
 import transformers
 import yaml
 from tiny import NO_CHECKS, command, recipe_fields, write_recipe
-from tiny_images import write_folders
+from tiny_images import make_processor, write_folders
 
 from hfadapt.models.facts import model_facts
 from hfadapt.plan.modules import adaptable
@@ -57,14 +57,7 @@ def make_base(folder: Path, name: str, fields: dict[str, Any]) -> str:
     config = transformers.AutoConfig.for_model(name.split()[0], **fields)
     config.num_labels = 5
     transformers.AutoModelForImageClassification.from_config(config).save_pretrained(folder)
-    transformers.BitImageProcessorPil(
-        size={"shortest_edge": 32},
-        crop_size={"height": 32, "width": 32},
-        image_mean=[0.5] * 3,
-        image_std=[0.25] * 3,
-        resample=3,
-        do_convert_rgb=True,
-    ).save_pretrained(folder)
+    make_processor().save_pretrained(folder)
     return str(folder)
 
 
@@ -82,19 +75,39 @@ def test_only_layers_that_can_be_adapted_are_named(name, tmp_path):
 def test_to_a_card_and_a_merged_model(name, tmp_path):
     make_base(tmp_path / "base", name, NETS[name][0])
     write_folders(tmp_path / "one", 60)
-    domains, checks = {"one": {"source": "one", "license": "mit"}}, {**NO_CHECKS, "resamples": 100}
-    recipe = recipe_fields("./base", "image-classification", domains, evaluate=checks, name="t", dtype="float32")
-    recipe |= {"data": {"validation": 12, "test": 12, "dedupe": {"near": False, "similarity": 1.0}}}
-    recipe |= {"train": {"max_steps": 3, "batch_rows": 8}}
-    write_recipe(tmp_path / "r.yaml", recipe)
-    done = command("run", "r.yaml", folder=tmp_path)
-    assert done.code == 0, done.out + done.err
-    cell = tmp_path / "runs/t/one/this-machine"
+    cell = trained(tmp_path)
     assert (cell / "README.md").is_file()
-    trained = yaml.safe_load((cell / "lock.yaml").read_text())["adapter"]["method"]
-    assert trained == ("lora" if NETS[name][1] else "full")
+    method = yaml.safe_load((cell / "lock.yaml").read_text())["adapter"]["method"]
+    assert method == ("lora" if NETS[name][1] else "full")
     done = command("export", str(cell), "--format", "merged", "--to", "merged", "--force", folder=tmp_path)
     assert done.code == 0, done.out + done.err
     model = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "merged")
     assert json.loads((tmp_path / "merged/config.json").read_text())["id2label"] == {"0": "bar", "1": "pole"}
     assert model(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 2)
+
+
+def trained(folder):
+    """The cell of a run on the base and the pictures that are there."""
+    domains, checks = {"one": {"source": "one", "license": "mit"}}, {**NO_CHECKS, "resamples": 100}
+    recipe = recipe_fields("./base", "image-classification", domains, evaluate=checks, name="t", dtype="float32")
+    recipe |= {"data": {"validation": 12, "test": 12, "dedupe": {"near": False, "similarity": 1.0}}}
+    recipe |= {"train": {"max_steps": 3, "batch_rows": 8}}
+    write_recipe(folder / "r.yaml", recipe)
+    done = command("run", "r.yaml", folder=folder)
+    assert done.code == 0, done.out + done.err
+    return folder / "runs/t/one/this-machine"
+
+
+def test_a_net_of_the_same_classes_is_trained_further(tmp_path):
+    """Its head is the base's, and no part of the adapter."""
+    make_base(tmp_path / "base", "vit", SEEING)
+    write_folders(tmp_path / "one", 60)
+    model = transformers.AutoModelForImageClassification.from_pretrained(
+        tmp_path / "base", num_labels=2, ignore_mismatched_sizes=True
+    )
+    model.config.id2label, model.config.label2id = {0: "bar", 1: "pole"}, {"bar": 0, "pole": 1}
+    model.save_pretrained(tmp_path / "base")
+    cell = trained(tmp_path)
+    record = json.loads((cell / "train.json").read_text())
+    assert record["base_head"] is None
+    assert json.loads((cell / "adapter/adapter_config.json").read_text())["modules_to_save"] is None

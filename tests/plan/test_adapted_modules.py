@@ -26,6 +26,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "bert": {"intermediate_size": 64},
     "llama": {"intermediate_size": 64, "num_key_value_heads": 2},
     "gpt2": {},
+    "ibert": {"intermediate_size": 64},
     "big_bird": {"intermediate_size": 64},
     "esm": {"intermediate_size": 64, "mask_token_id": 1, "position_embedding_type": "rotary"},
     "bart": {
@@ -137,6 +138,17 @@ def test_layers_of_a_language_model_are_told_from_others(tmp_path, kind, names, 
     assert len(layers) == adapted_layers(facts, planned)
     assert not any("vision" in path or "feed_forward.router" in path for path in layers)
     assert trained_parameters(facts, planned) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def test_a_model_without_linear_layers_is_trained_whole(tmp_path):
+    """I-BERT has layers of its own kind, which adapters cannot stand beside."""
+    found = adaptable(facts := model_facts(folder(tmp_path, "ibert"), CLASSES))
+    assert (found.names, found.reason) == ((), "no layer can have an adapter beside it")
+    assert make_plan(recipe(facts.model, CLASSES, **ONE_STEP)).cells[0].value("adapter.method") == "full"
+    with pytest.raises(RequestError) as caught:
+        make_plan(recipe(facts.model, CLASSES, adapter={"method": "lora"}, **ONE_STEP))
+    assert "no layer can have an adapter beside it" in str(caught.value)
+    assert "full, head" in str(caught.value)
 
 
 def test_of_the_last_layers_those_alone(tmp_path):
