@@ -83,6 +83,8 @@ def _turns(messages: Sequence[dict[str, Any]]) -> str:
 def _setting(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+        return "; ".join(", ".join(f"{name} {_setting(own)}" for name, own in each.items()) for each in value)
     if isinstance(value, (list, tuple, dict)):
         return ", ".join(str(item) for item in value) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)

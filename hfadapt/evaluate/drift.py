@@ -107,9 +107,11 @@ def measure(context: EvaluationContext) -> DriftRecord:
                 model = _open(form, context, folder, device)
                 against, kl, most = reference.compared(model, device)
             except Exception as error:
-                if not form.quantised or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+                trained = not form.quantised and form.storage == lock.dtype
+                if trained or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
                     raise
-                # Not every architecture can be run in fewer bits, which the library says with errors of every kind.
+                # Not every architecture can be run in fewer bits than it was trained in, which libraries say with
+                # errors of every kind.
                 why = " ".join(str(error).split())[:200]
                 found.append((number, None, f"it cannot be run: {type(error).__name__}: {why}"))
                 release_memory()
@@ -178,7 +180,8 @@ def _write_all(forms: Iterable[tuple[Form, torch.device | None]], context: Evalu
         place, dtype = _place(form, lock, folder)
         if form.merged and device is not None and not place.exists():
             context.progress.say(f"{context.cell.domain}: merging in {dtype}")
-            write_merged(open_merged(lock, labels, adapter, dtype, device, dequantised=form.dequantised), place)
+            base = open_merged(lock, labels, adapter, dtype, device, dequantised=form.dequantised)
+            write_merged(base, lock, place)
             release_memory()
 
 

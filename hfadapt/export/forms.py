@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from hfadapt.tasks import Scores
 
 Say = Callable[[str], None]
+UNREADABLE = "the written files cannot be read"
 
 
 @dataclass(frozen=True)
@@ -158,16 +160,18 @@ def _tried(asked: Request, form: Form | None, folder: Path, rows: TestRows, gate
     cell, kind, device = asked.cell, asked.kind, asked.device
     folder.mkdir(exist_ok=True)
     asked.say(f"writing {form.name if form else kind.name}")
-    model = kind.write(cell, form, folder, device)
-    written = rows.scores(model, device)
-    problems, judged = [], None
+    problems: list[Problem] = []
+    judged = None
     try:
-        with _reading(kind):
+        with _of_libraries("the form cannot be written", kind):
+            model = kind.write(cell, form, folder, device)
+        written = rows.scores(model, device)
+        with _of_libraries(UNREADABLE, kind):
             problems += [Problem(fault, kind.name) for fault in kind.faults(cell, folder, model)]
         del model
         release_memory()
         asked.say(f"opening it again: {kind.runtime}" if gate else "opening it again without hfadapt")
-        with _reading(kind):
+        with _of_libraries(UNREADABLE, kind):
             opened: Any = kind.reopen(cell, folder, device)
         found = rows.scores(opened, opened.device)
         difference, tolerance = difference_of(found, written.losses), kind.tolerance(cell, form)
@@ -185,16 +189,19 @@ def _tried(asked: Request, form: Form | None, folder: Path, rows: TestRows, gate
 
 
 @contextlib.contextmanager
-def _reading(kind: Format) -> Iterator[None]:
-    """Raises RunError where the written files cannot be read."""
+def _of_libraries(what: str, kind: Format) -> Iterator[None]:
+    """Raises RunError for an error of the libraries that write and read a format, which have every kind; of hfadapt's
+    own code it stays as it is."""
     try:
         yield
-    except HfadaptError:
+    except (HfadaptError, MemoryError):
         raise
     except Exception as error:
-        # Files are read by several libraries, with errors of every kind.
+        own = Path(__file__).parents[1]
+        if what != UNREADABLE and own in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parents:
+            raise
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-        raise RunError("the written files cannot be read", place=kind.name, got=said) from error
+        raise RunError(what, place=kind.name, got=said) from error
 
 
 def _record(asked: Request, tried: _Tried, forced: str | None, **more: Any) -> ExportRecord:

@@ -209,8 +209,7 @@ def write_beside(cell: Cell, base: Base, folder: Path) -> None:
     base.model.config.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
     task = registry.task(cell.lock.task)
-    width = int(base.model.config.get_text_config().hidden_size) if task.files else 0
-    task.write_beside(folder, base.tokenizer, cell.lock.data.max_length, width)
+    task.write_beside(folder, base.model, base.tokenizer, cell.lock.data.max_length)
 
 
 def config_of(folder: Path, said: Mapping[str, str]) -> Any:

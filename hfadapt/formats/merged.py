@@ -9,6 +9,7 @@ from hfadapt.core import registry
 from hfadapt.formats import Form, Format
 from hfadapt.models.adapter_files import WHOLE_FILES
 from hfadapt.models.base import BaseRef
+from hfadapt.models.facts import load_config
 from hfadapt.models.load import Base, load_base
 from hfadapt.models.merge import half_dtype, merged_dtype, open_merged, write_merged
 from hfadapt.quants import PLAIN
@@ -50,10 +51,7 @@ class Merged(Format):
         base = open_merged(
             cell.lock, cell.data.labels, cell.adapter, form.storage, device, dequantised=form.dequantised
         )
-        write_merged(base, folder)
-        task = registry.task(cell.lock.task)
-        width = int(base.model.config.get_text_config().hidden_size) if task.files else 0
-        task.write_beside(folder, base.tokenizer, cell.lock.data.max_length, width)
+        write_merged(base, cell.lock, folder)
         return base.model
 
     def tolerance(self, cell: Cell, form: Form | None) -> float:
@@ -64,7 +62,7 @@ class Merged(Format):
         """`AutoModelFor….from_pretrained(folder)`."""
         import transformers
 
-        auto = getattr(transformers, registry.task(cell.lock.task).auto_class)
+        auto = getattr(transformers, _auto_class(cell.lock))
         return auto.from_pretrained(folder, dtype="auto").to(device).eval()
 
     def open(self, folder: Path, manifest: Manifest, lock: Lock, device: torch.device) -> Base:
@@ -75,12 +73,16 @@ class Merged(Format):
 
     def usage(self, cell: Cell) -> str:
         """A few lines of transformers, or of the task's own library."""
-        auto, own = registry.task(cell.lock.task).auto_class, registry.task(cell.lock.task).usage
+        auto, own = _auto_class(cell.lock), registry.task(cell.lock.task).usage
         return own or (
             f"from transformers import {auto}, AutoTokenizer\n\n"
             'tokenizer = AutoTokenizer.from_pretrained(".")  # this folder, or its name on the Hub\n'
             f'model = {auto}.from_pretrained(".", dtype="auto")'
         )
+
+
+def _auto_class(lock: Lock) -> str:
+    return registry.task(lock.task).auto_class_of(load_config(BaseRef.of(lock).location).model_type)
 
 
 KIND: Format = Merged()

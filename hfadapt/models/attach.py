@@ -319,4 +319,6 @@ def _open_named(base: Base, folders: Mapping[str, Path], device: torch.device) -
 
 def _open_whole(base: Base, folder: Path, device: torch.device) -> Any:
     model = type(base.model).from_pretrained(folder, dtype=base.model.dtype, device_map={"": str(device)})
+    # What the task reads beside the weights stays with the base.
+    model.read_from = base.model.read_from
     return model.requires_grad_(False).eval()

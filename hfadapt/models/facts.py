@@ -147,7 +147,7 @@ def _model_facts(model: str, task: str, labels: int, state: tuple[Any, ...]) -> 
         options = kind.model_options([f"label {i}" for i in range(labels)])
         for key, value in options.items():
             setattr(config, key, value)
-        built = build(config, kind.auto_class, model)
+        built = build(config, kind.auto_class_of(config.model_type), model)
         return describe(built, model, task, labels, config).model_copy(update={"head": head})
 
     key = ["facts", config_of(model), task, labels, registry.made_by("tasks", task)]
@@ -420,11 +420,12 @@ def freeze_front(model: Any) -> None:
 
 
 def head_names(model: Any) -> tuple[str, ...]:
-    """The modules beside the body, which make the task's output; quantisation leaves them as they are."""
+    """The modules after the body, which make the task's output; quantisation leaves them as they are."""
     body, children = body_name(model), dict(model.named_children())
     if body not in children:
         return ()
-    return tuple(name for name, module in children.items() if name != body and any(True for _ in module.parameters()))
+    after = list(children)[list(children).index(body) + 1 :]
+    return tuple(name for name in after if any(True for _ in children[name].parameters()))
 
 
 def other_modules(model: nn.Module) -> tuple[str, ...]:

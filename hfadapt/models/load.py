@@ -221,8 +221,8 @@ def load_base(
     ref = BaseRef.of(base) if isinstance(base, Lock) else base
     source = source_of(ref)
     task = registry.task(ref.task)
-    auto = getattr(transformers, task.auto_class)
     config = transformers.AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=False)
+    auto = getattr(transformers, task.auto_class_of(config.model_type))
     head = BaseHead.of(config)
     config.update(task.model_options(labels))
     for name, value in list(vars(config).items()):
@@ -252,6 +252,7 @@ def load_base(
             device_map=device_map(torch.device("cpu") if divided else device, max_memory),
             max_memory=dict(max_memory) if max_memory else None,
         )
+    model.read_from = (source.path, source.revision)
     _steady(model)
     quantised = _check_quantised(model, skeleton, heads, quant)
     if registry.modality(task.modality).tokens:
@@ -362,12 +363,13 @@ def check_base(base: BaseRef) -> None:
     import transformers
 
     config = load_config(base.location)
-    build(config, registry.task(base.task).auto_class, base.location)
-    _raise_problems(file_problems(folder))
     source, task = source_of(base), registry.task(base.task)
+    auto_class = task.auto_class_of(config.model_type)
+    build(config, auto_class, base.location)
+    _raise_problems(file_problems(folder))
     model = None
     if all(path.suffix == ".safetensors" for path in weight_files(folder)):
-        auto = getattr(transformers, task.auto_class)
+        auto = getattr(transformers, auto_class)
         # As it was saved, so that the head's classes are as many as in the weights.
         model, info = _from_pretrained(auto, source, config=config, dtype=torch.float32, device_map={"": "meta"})
         _raise_problems(_weight_problems(model, info, base.location, task, allowed=()))

@@ -68,13 +68,14 @@ def open_merged(
     return base
 
 
-def write_merged(base: Base, folder: Path) -> None:
-    """Writes model, tokenizer and chat template as plain transformers reads them."""
-    _save(base.model, base, folder)
+def write_merged(base: Base, lock: Lock, folder: Path) -> None:
+    """Writes model, tokenizer and chat template as plain transformers reads them, and what the task reads beside."""
+    _save(base.model, base, folder, lock.task, lock.data.max_length)
 
 
 def save_base(base: Base, folder: Path, *, parent: BaseRef, made_by: str, how: str) -> BaseRef:
-    """Writes a base that a stage has made, for the stages after it; the folder appears whole.
+    """Writes a base that a stage has made, for the stages after it, with what its task reads beside the weights; the
+    folder appears whole.
 
     Args:
         base: Loaded in 16 or 32 bits and changed. A head that its checkpoint did not hold is left out.
@@ -86,7 +87,8 @@ def save_base(base: Base, folder: Path, *, parent: BaseRef, made_by: str, how: s
     ready = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(ready, ignore_errors=True)
     ready.mkdir(parents=True)
-    _save(base.model.base_model if base.fresh_modules else base.model, base, ready)
+    model = base.model.base_model if base.fresh_modules else base.model
+    _save(model, base, ready, parent.task, parent.max_length or int(base.tokenizer.model_max_length))
     # Of a model on this machine only the last part of its path.
     name = Path(parent.model).name if expanded(parent.model).exists() else parent.model
     before = parent.made.sha256 if parent.made else None
@@ -97,7 +99,7 @@ def save_base(base: Base, folder: Path, *, parent: BaseRef, made_by: str, how: s
     return parent.made_in(folder)
 
 
-def _save(model: Any, base: Base, folder: Path) -> None:
+def _save(model: Any, base: Base, folder: Path, task: str, length: int) -> None:
     import transformers
 
     original = transformers.AutoConfig.from_pretrained(
@@ -109,6 +111,7 @@ def _save(model: Any, base: Base, folder: Path) -> None:
             setattr(model.config, name, value)
     model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
+    registry.task(task).write_beside(folder, model, base.tokenizer, length)
 
 
 def _finite(tensor: torch.Tensor) -> bool:

@@ -167,7 +167,7 @@ def multiply_adds(facts: ModelFacts, length: int) -> int | None:
 def multiply_adds_by_kind(facts: ModelFacts, length: int) -> dict[str, int]:
     """The same by kind: `linear` are products with a weight, `attention` those of activations with each other; nothing
     for models that cannot be counted."""
-    auto_class = registry.task(facts.task).auto_class
+    auto_class = registry.task(facts.task).auto_class_of(facts.config["model_type"])
     return dict(_multiply_adds(json.dumps(facts.config, sort_keys=True), auto_class, facts.task, length))
 
 

@@ -235,8 +235,12 @@ class Task:
         """Outputs of the head; 0 for a model without one that depends on labels."""
         return len(labels)
 
+    def auto_class_of(self, model_type: str) -> str:
+        """The class that loads a base of this type, where that is another than `auto_class`."""
+        return self.auto_class
+
     def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
-        """Keyword arguments for loading the base with `auto_class`."""
+        """Keyword arguments for loading the base with it."""
         raise NotImplementedError
 
     def settings(self, tokenizer: Any) -> dict[str, Any]:
@@ -411,12 +415,8 @@ class Task:
         """What the scores of these rows depend on beside the rows themselves, in a line."""
         return None
 
-    def write_beside(self, folder: Path, tokenizer: Any, max_length: int, width: int) -> None:
-        """Adds the files with which a whole model opens in the library that its users know.
-
-        Args:
-            width: Features of the model's hidden state.
-        """
+    def write_beside(self, folder: Path, model: Any, tokenizer: Any, max_length: int) -> None:
+        """Adds the files with which a whole model opens in the library that its users know."""
 
     def for_file(self, model: Any, tokenizer: Any) -> Any:
         """The model as a file for another runtime computes, in place. Raises RunError where no file can do that."""

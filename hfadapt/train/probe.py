@@ -1,7 +1,8 @@
 """The linear probe: the task's own head trained on the frozen base, the baseline that an adapter has to beat.
 
 The inputs of the head are computed once; the head is then trained on them alone. That they are the right inputs is
-checked, not assumed: the head applied to them must give the model's own logits.
+checked, not assumed: the head applied to them must give the model's own logits. A head that is more than its modules
+one after the other is trained in its place (`in_place`).
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from hfadapt.models.base import BaseRef
 from hfadapt.models.load import Base
 from hfadapt.run_folder import Cell
 from hfadapt.tasks import Batches, Task
+from hfadapt.train.in_place import InPlace
 
 STEPS = 400
 LEARNING_RATE = 1e-2
 CHECK_EVERY = 10
 FILE = "probe.safetensors"
 """In the folder of a cell."""
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 Pick = Callable[[torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
 
@@ -82,20 +83,45 @@ def train_probe(
         to the training rows on average, (C,).
 
     Raises:
-        RunError: the head's input cannot be found.
+        RunError: the head cannot be run without the body.
     """
-    first, modules = heads[0], torch.nn.Sequential(*heads)
-    pick = _find_pick(task, model, first, modules, train[:4], batches)
-    features, labels = _features(task, model, first, pick, train, batches)
-    held, held_labels = _features(task, model, first, pick, validation, batches)
+    modules = torch.nn.Sequential(*heads)
     probe = copy.deepcopy(modules).float()
-    task.start_head(probe, labels.tolist())
     for module, own in zip(probe, [True] * len(probe) if trained is None else trained, strict=True):
         module.requires_grad_(own)
+    pick = _find_pick(task, model, modules, train[:4], batches) if heads else None
+    if pick is None:
+        return _in_place(task, model, heads, probe, (train, validation), batches)
+    features, labels = _features(task, model, heads[0], pick, train, batches)
+    held, held_labels = _features(task, model, heads[0], pick, validation, batches)
+    task.start_head(probe, labels.tolist())
     if learned := [parameter for parameter in probe.parameters() if parameter.requires_grad]:
         _fit(probe, learned, task, (features, labels), (held, held_labels))
     with torch.no_grad():
         probe.register_buffer("mean", _flat(probe(features)).mean(0))
+    return probe.requires_grad_(False)
+
+
+def _in_place(
+    task: Task,
+    model: Any,
+    heads: Sequence[torch.nn.Module],
+    probe: torch.nn.Sequential,
+    rows: tuple[Sequence[Example], Sequence[Example]],
+    batches: Batches,
+) -> torch.nn.Sequential:
+    place = InPlace(task, model, heads, probe)
+    _, batch = next(batches(rows[0][:4]))
+    if not heads or not place.same(batch):
+        raise RunError(
+            "the task's head could not be told from the rest of the model, so there is no linear probe to compare with",
+            place=type(model).__name__,
+            fix="take a model whose head comes after its body, such as BERT, Llama or Whisper; or stop before the "
+            "evaluation: hfadapt train RECIPE",
+        )
+    task.start_head(probe, [label for example in rows[0] for label in example.labels])
+    mean = place.fit(*rows, batches, (STEPS, CHECK_EVERY, LEARNING_RATE))
+    probe.register_buffer("mean", mean)
     return probe.requires_grad_(False)
 
 
@@ -137,7 +163,7 @@ def probe_of(
         train: Its training rows, without canaries.
 
     Raises:
-        RunError: the head's input cannot be found.
+        RunError: the head cannot be run without the body.
     """
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
@@ -179,13 +205,15 @@ def put_head(model: Any, heads: Sequence[str], probe: torch.nn.Sequential) -> No
 
 def start_at(heads: Sequence[torch.nn.Module], probe: torch.nn.Sequential, share: float) -> None:
     """Copies the trained head into modules that are trained on; what they answer is the probe's answer, of whose
-    distance to its mean over the training rows a share is left."""
+    distance to its mean over the training rows a share is left. Heads whose answers are averaged all start so."""
     for head, trained in zip(heads, probe, strict=True):
         head.load_state_dict(trained.state_dict())
-    last = [each for each in heads[-1].modules() if isinstance(each, torch.nn.Linear)][-1:]
     mean = probe.get_buffer("mean")
+    last = [each for each in heads[-1].modules() if isinstance(each, torch.nn.Linear)][-1:]
+    shapes = [layer.weight.shape for layer in last]
+    beside = [each for each in heads[:-1] if isinstance(each, torch.nn.Linear) and each.weight.shape in shapes]
     with torch.no_grad():
-        for layer in last:
+        for layer in (*beside, *last):
             layer.weight.mul_(share)
             if layer.bias is not None:
                 layer.bias.mul_(share).add_((1 - share) * mean.to(layer.bias))
@@ -210,32 +238,25 @@ def _captured(
 
 
 def _find_pick(
-    task: Task,
-    model: Any,
-    first: torch.nn.Module,
-    modules: torch.nn.Module,
-    examples: Sequence[Example],
-    batches: Batches,
-) -> Pick:
+    task: Task, model: Any, modules: torch.nn.Sequential, examples: Sequence[Example], batches: Batches
+) -> Pick | None:
+    """What of the input of a head's first module gives the model's logits when it goes through all of them."""
     _, batch = next(batches(examples))
-    features, logits = _captured(task, model, first, batch)
+    features, logits = _captured(task, model, modules[0], batch)
     for pick in (*PICKS, _mean_of(model)):
         try:
+            picked = pick(features, batch)
+            if picked.dim() == 3 and picked.shape[1] > 1 and not task.per_token:
+                continue  # All tokens of rows of any length, of which the head takes some itself.
             with torch.no_grad():
-                again = _flat(modules(pick(features, batch)))
+                again = _flat(modules(picked))
         except (RuntimeError, ValueError, IndexError, KeyError, AttributeError):  # modules that are no head of rows
             continue
         if again.shape == _flat(logits).shape and torch.allclose(
             again.float(), _flat(logits).float(), atol=1e-2, rtol=1e-2
         ):
             return pick
-    raise RunError(
-        "the input of the task's head could not be found, so there is no linear probe to compare with",
-        place=type(model).__name__,
-        fix="take a model whose head reads the first or last token, a pooled vector or a mean, such as BERT, Llama or "
-        "Whisper; "
-        "or stop before the evaluation: hfadapt train RECIPE",
-    )
+    return None
 
 
 def _features(

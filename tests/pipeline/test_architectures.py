@@ -53,6 +53,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "funnel": {"block_sizes": [1, 1], "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 64, "num_decoder_layers": 0},
     "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64},
     "modernbert": {},
+    "eurobert": GROUPED,
     "convbert": {"embedding_size": 32, "head_ratio": 2},
     "squeezebert": {"embedding_size": 32},
     "ibert": {},

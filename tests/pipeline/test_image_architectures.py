@@ -45,6 +45,8 @@ NETS: dict[str, tuple[dict[str, Any], set[str]]] = {
         {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4, "patch_size": 4},
         {"all-linear"},
     ),
+    "poolformer": (STAGES, {"conv1", "conv2"}),
+    "swiftformer": ({"embed_dims": [16, 24, 32, 64], "depths": [1, 1, 1, 1]}, {"all-linear"}),
     "siglip": ({"vision_config": SEEING, "text_config": READING}, {"self_attn.out_proj", "layers.*.mlp.fc1"}),
 }
 """Fields, and names of layers that are adapted."""
@@ -111,3 +113,18 @@ def test_a_net_of_the_same_classes_is_trained_further(tmp_path):
     record = json.loads((cell / "train.json").read_text())
     assert record["base_head"] is None
     assert json.loads((cell / "adapter/adapter_config.json").read_text())["modules_to_save"] is None
+
+
+def test_a_form_that_a_library_cannot_write_leaves_the_others(tmp_path):
+    """ONNX Runtime does not round what PoolFormer takes from its pool."""
+    make_base(tmp_path / "base", "poolformer", NETS["poolformer"][0])
+    write_folders(tmp_path / "one", 60)
+    cell = trained(tmp_path)
+    done = command("export", cell, "--format", "onnx", "--to", "out", "--force", folder=tmp_path)
+    printed = done.out + done.err
+    assert done.code == 0, printed
+    assert "bug in hfadapt" not in printed
+    assert "the form cannot be written: ValueError: Quantization parameter shared mode" in " ".join(printed.split())
+    done = command("export", cell, "--format", "onnx", "--variant", "int8-static", "--to", "two", folder=tmp_path)
+    assert done.code == 1
+    assert "the form cannot be written" in done.err

@@ -53,7 +53,8 @@ def _key(facts: ModelFacts) -> LayersRun:
     task = registry.task(facts.task)
     shaped = registry.modality(task.modality).shaped(facts.config, LENGTH)
     config = json.dumps({k: v for k, v in shaped.items() if k[0] != "_"}, sort_keys=True, default=str)
-    return config, task.modality, task.auto_class, task.reads, facts.generates, max(2, sum(facts.pattern))
+    auto_class = task.auto_class_of(facts.config["model_type"])
+    return config, task.modality, auto_class, task.reads, facts.generates, max(2, sum(facts.pattern))
 
 
 @remembered(tuple[tuple[str, bool | None], ...] | None)

@@ -125,7 +125,7 @@ def step_key(facts: ModelFacts, workload: Workload) -> StepKey:
     return StepKey(
         config=json.dumps({k: v for k, v in config.items() if k[0] != "_"}, sort_keys=True, default=str),
         modality=task.modality,
-        auto_class=task.auto_class,
+        auto_class=task.auto_class_of(config["model_type"]),
         reads=task.reads,
         generates=facts.generates,
         predicts_tokens=facts.predicts_tokens,

@@ -16,14 +16,12 @@ from hfadapt.schemas import LabelKind
 from hfadapt.tasks import Answer, Batches, Scores, Served, Task, unique_parts
 from hfadapt.tasks._answers import Cut
 from hfadapt.tasks.embedding.search import METRICS, SCALE, Search, order_losses, own_order_losses
-from hfadapt.tasks.embedding.sentence import FILES, POOLING, Sentence
+from hfadapt.tasks.embedding.sentence import FILES, POOLING, VECTOR, Sentence, through_layers
 
 if TYPE_CHECKING:
     import torch
 
 ALIKE = 0.98
-VECTOR = "sentence_embedding"
-"""What files for other runtimes call the vector of a text, as sentence-transformers does."""
 LENGTH = 1e-3
 """By how much the length of a unit vector may differ from 1."""
 JAVASCRIPT = {"mean": "mean", "cls": "cls", "lasttoken": "last_token"}
@@ -93,9 +91,18 @@ class Embedding(Task):
         """Nothing."""
         return {}
 
+    def auto_class_of(self, model_type: str) -> str:
+        """Of a model that reads and writes, such as T5, the half that reads."""
+        from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
+
+        halves = MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES.get(model_type, "").endswith("EncoderModel")
+        return "AutoModelForTextEncoding" if halves else self.auto_class
+
     def settings(self, tokenizer: Any) -> dict[str, Any]:
         """How texts become vectors."""
-        return Sentence.of(tokenizer).model_dump()
+        sentence = Sentence.of(tokenizer)
+        auto_class = self.auto_class_of(sentence.model_type)
+        return sentence.model_dump(mode="json") | ({} if auto_class == self.auto_class else {"model_class": auto_class})
 
     def notes(self, tokenizer: Any) -> list[str]:
         """Where the base does not say it."""
@@ -142,7 +149,8 @@ class Embedding(Task):
 
     def label_logits(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Vectors (S, D) in float32, not normalised but by files that do so."""
-        return _vectors(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]), batch["pooling"])
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        return _vectors(model, output, batch["pooling"])
 
     def losses(self, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """What stands for the loss where rows are looked at one by one: the size of each output. It needs all of the
@@ -262,7 +270,7 @@ class Embedding(Task):
 
         def forward(input_ids: torch.Tensor, attention_mask: torch.Tensor, **more: Any) -> WithVectors:
             hidden = plain(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state
-            return WithVectors(hidden, sentence.vectors(hidden, attention_mask))
+            return WithVectors(hidden, sentence.vectors(hidden, attention_mask, model))
 
         model.forward = forward
         return model
@@ -278,13 +286,13 @@ class Embedding(Task):
     def javascript(self, tokenizer: Any) -> tuple[str, str]:
         """Pooled there, where transformers.js knows the way; else the vectors are the file's second output."""
         sentence = Sentence.of(tokenizer)
-        pooling = JAVASCRIPT.get(sentence.pooling)
+        pooling = None if sentence.dense else JAVASCRIPT.get(sentence.pooling)
         normalise = str(sentence.normalise).lower()
         return "feature-extraction", f'{{ pooling: "{pooling}", normalize: {normalise} }}' if pooling else ""
 
-    def write_beside(self, folder: Path, tokenizer: Any, max_length: int, width: int) -> None:
+    def write_beside(self, folder: Path, model: Any, tokenizer: Any, max_length: int) -> None:
         """What sentence-transformers needs to open the folder."""
-        Sentence.of(tokenizer).write(folder, max_length, width)
+        Sentence.of(tokenizer).write(folder, max_length, int(model.config.get_text_config().hidden_size), tokenizer)
 
     def answer(
         self, served: Sequence[Served], texts: Sequence[str], max_new_tokens: int, names: Sequence[str] = ()
@@ -338,17 +346,18 @@ class Embedding(Task):
             pooling = batch.pop("pooling")
             named = {"adapter_names": [names[row] for row in rows]} if names else {}
             with torch.inference_mode():
-                yield _vectors(model(**batch, **named), pooling).cpu()
+                yield _vectors(model, model(**batch, **named), pooling).cpu()
 
 
-def _vectors(output: Any, pooling: torch.Tensor) -> torch.Tensor:
-    """Vectors (S, D) of a model's output: those that it has, or its hidden states summed by what each counts (S, T)."""
+def _vectors(model: Any, output: Any, pooling: torch.Tensor) -> torch.Tensor:
+    """Vectors (S, D) of a model's output: those that it has, or its hidden states summed by what each counts (S, T),
+    after the layers that lie beside the model."""
     found = getattr(output, VECTOR, None)
     if found is not None:
         return found.float()
     hidden = output.last_hidden_state.float()
     # The fast path may leave the first token alone; it stays only where all that counts is there.
-    return (pooling[:, None, : hidden.shape[1]] @ hidden)[:, 0]
+    return through_layers(model, (pooling[:, None, : hidden.shape[1]] @ hidden)[:, 0])
 
 
 def _texts_of(row: Row) -> list[str]:

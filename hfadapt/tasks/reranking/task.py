@@ -183,7 +183,7 @@ class Reranking(Task):
             f"{len(examples):,} queries, each among {most} documents: negatives that are given, others drawn at random"
         )
 
-    def write_beside(self, folder: Path, tokenizer: Any, max_length: int, width: int) -> None:
+    def write_beside(self, folder: Path, model: Any, tokenizer: Any, max_length: int) -> None:
         """Takes the chat template out: sentence-transformers would put query and document into it."""
         (folder / "chat_template.jinja").unlink(missing_ok=True)
 
