@@ -162,12 +162,10 @@ def numeral(names: Iterable[str]) -> bool:
     return all(map(_NUMERAL.fullmatch, names))
 
 
-def task_with(kind: LabelKind) -> str:
-    """The task that learns this kind of label of texts."""
-    known = map(registry.task, registry.names("tasks"))
-    return next(
-        each.name for each in known if each.label_kind == kind and not registry.modality(each.modality).suffixes
-    )
+def tasks_with(kind: LabelKind, *, of_files: bool = False) -> list[str]:
+    """The tasks that learn this kind of label of texts, or of files."""
+    known = (each for each in map(registry.task, registry.names("tasks")) if each.label_kind == kind)
+    return [each.name for each in known if bool(registry.modality(each.modality).suffixes) == of_files]
 
 
 def task_for(kind: LabelKind, modality: str, then: str, otherwise: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.data.labels import task_with
+from hfadapt.data.labels import tasks_with
 from hfadapt.data.rows import Dropped
 from hfadapt.files.opening import NAME_IT
 from hfadapt.files.places import name_rows
@@ -49,8 +49,8 @@ _UNREADABLE = {
     ),
     "several-labels": ("have several labels", "set task: {task}, which learns any number of classes for a text"),
     "several-of-file": (
-        "have several labels, and no task learns several classes of a file",
-        "write the class that counts, or each set of classes as a class of its own, such as a+b",
+        "have several labels",
+        "set the task that learns any number of classes: {task}; or write the class that counts",
     ),
     "masked-tag": (
         "have tags of -100, as text has that is cut into tokens already",
@@ -95,7 +95,9 @@ def unreadable() -> Mapping[str, tuple[str, str] | None]:
 
 
 _LEARNS_THEM: Mapping[str, LabelKind] = {"several-labels": "classes", "no-spans": "class", "not-a-number": "class"}
-"""What a task learns that such rows are for."""
+"""What a task of texts learns that such rows are for."""
+_LEARNS_FILES: Mapping[str, LabelKind] = {"several-of-file": "classes"}
+"""Likewise a task of files."""
 
 
 def check_unreadable(split: str, rows: int, bad: list[Dropped]) -> None:
@@ -120,5 +122,12 @@ def check_unreadable(split: str, rows: int, bad: list[Dropped]) -> None:
         place=name_rows(each.where for each in unread),
         got="; ".join(each.said for each in unread[:3] if each.detail) or reason,
         allowed=f"at most {UNREADABLE_LIMIT:.0%}",
-        fix=fix.format(task=task_with(kind) if (kind := _LEARNS_THEM.get(reason)) else ""),
+        fix=fix.format(task=_learns(reason)),
     )
+
+
+def _learns(reason: str) -> str:
+    """The tasks that rows are for which were dropped for this reason."""
+    if reason in _LEARNS_FILES:
+        return " or ".join(tasks_with(_LEARNS_FILES[reason], of_files=True))
+    return tasks_with(_LEARNS_THEM[reason])[0] if reason in _LEARNS_THEM else ""

@@ -107,13 +107,12 @@ def measure(context: EvaluationContext) -> DriftRecord:
                 model = _open(form, context, folder, device)
                 against, kl, most = reference.compared(model, device)
             except Exception as error:
+                # Not every architecture can be run in fewer bits than in training, which libraries say in many ways.
                 trained = not form.quantised and form.storage == lock.dtype
                 if trained or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
                     raise
-                # Not every architecture can be run in fewer bits than it was trained in, which libraries say with
-                # errors of every kind.
-                why = " ".join(str(error).split())[:200]
-                found.append((number, None, f"it cannot be run: {type(error).__name__}: {why}"))
+                why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                found.append((number, None, f"it cannot be run: {why}"))
                 release_memory()
                 continue
             result = compare(metric.name, scores, against, **sampling(lock))

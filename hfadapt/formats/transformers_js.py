@@ -6,6 +6,9 @@ of the format `onnx`, opened and judged here by ONNX Runtime.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from hfadapt.core import registry
 from hfadapt.formats import Format
 from hfadapt.formats.onnx import DYNAMIC, FLOAT, STATIC, Onnx
@@ -24,6 +27,14 @@ class TransformersJs(Onnx):
 
     library = "transformers.js"
     writes = False
+
+    def unfit(self, task: str, config: Mapping[str, Any]) -> str | None:
+        """Also what its pipelines make shares of one class of: numbers, and several classes of what is no text."""
+        kind = registry.task(task)
+        files = bool(registry.modality(kind.modality).suffixes)
+        if kind.label_kind == "number" or (kind.label_kind == "classes" and files):
+            return f"the pipelines of transformers.js answer with shares of one class, this is {kind.title}"
+        return super().unfit(task, config)
 
     def outputs(self, task: str) -> tuple[str, ...]:
         """Also what transformers.js itself makes the answer of, such as the hidden states that it pools."""

@@ -43,6 +43,7 @@ LABEL_NAMES = (
     "label_text",
     *("kategorie", "klasse", "catégorie", "classe", "categoria", "categoría", "clase", "etichetta", "etiqueta"),
 )
+SCORE_NAMES = ("score", "rating", "value")
 TEXT_NAMES = (
     *("text", "sentence", "content", "review", "tweet", "comment", "document", "body", "utterance", "message"),
 )

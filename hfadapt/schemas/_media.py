@@ -12,7 +12,8 @@ from hfadapt.modalities import Modality
 from hfadapt.schemas import LABEL_NAMES, Answers, Blend, Change, Columns, LabelKind, Layout, RowSchema, Unusable
 from hfadapt.schemas._label_studio import layout_of
 
-_ONE = {"several-labels": "several-of-file"}
+_OF_FILE = {"several-labels": "several-of-file"}
+"""What other tasks learn of files than of texts."""
 CLASS_NAMES = ("species", "breed", "genre", "diagnosis", "dx")
 """What else the class of images and recordings is called; of a text it may be something beside it."""
 FILE_NAMES = ("file", "file_name", "filename", "path", "filepath", "file_path")
@@ -45,23 +46,33 @@ class Labelled(RowSchema):
         """The columns, and the measures."""
         import pyarrow as pa
 
-        value = (self.modality, pa.binary())
-        texts = [(name, pa.string()) for name in self.columns if name != self.modality]
-        return [value, *texts, *((name, pa.float32()) for name in self.kind.facts)]
+        types = {self.modality: pa.binary(), "label": self.label_type()}
+        own = [(name, types.get(name, pa.string())) for name in self.columns]
+        return [*own, *((name, pa.float32()) for name in self.kind.facts)]
+
+    def label_type(self) -> Any:
+        """A name."""
+        import pyarrow as pa
+
+        return pa.string()
+
+    def target(self, value: Any, name_of: Callable[[Any], str | None]) -> Any:
+        """The name of a class. Raises Unusable where there is none, or several."""
+        try:
+            label = name_of(value)
+        except Unusable as fault:
+            raise Unusable(_OF_FILE.get(fault.reason, fault.reason), fault.detail) from None
+        if label is None:
+            raise Unusable("missing-field")
+        return label
 
     def layout(self, head: Sequence[Columns], said: Mapping[str, str]) -> Layout | None:
         """An export of Label Studio."""
         return layout_of(head, said, self.label_kind, self.modality)
 
     def make(self, values: Columns, name_of: Callable[[Any], str | None]) -> dict[str, Any]:
-        """The value as it is kept. Raises Unusable where it cannot be read, or has no class."""
-        try:
-            label = name_of(values["label"])
-        except Unusable as fault:
-            # Of texts a task learns several.
-            raise Unusable(_ONE.get(fault.reason, fault.reason), fault.detail) from None
-        if label is None:
-            raise Unusable("missing-field")
+        """The value as it is kept. Raises Unusable where it cannot be read, or has no label."""
+        label = self.target(values["label"], name_of)
         blob = values[self.modality]
         if isinstance(blob, Unusable):
             raise blob

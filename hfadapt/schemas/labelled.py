@@ -19,12 +19,27 @@ class Labelled(Text):
     names = {"text": TEXT_NAMES, "label": LABEL_NAMES}
     label_kind: LabelKind = "class"
 
+    def fields(self, labelled: bool) -> list[tuple[str, Any]]:
+        """`text` and `label`."""
+        return [*super().fields(False), ("label", self.label_type())]
+
+    def label_type(self) -> Any:
+        """A name."""
+        import pyarrow as pa
+
+        return pa.string()
+
     def make(self, values: Columns, name_of: Callable[[Any], str | None]) -> dict[str, Any]:
-        """Text and the name of its class. Raises Unusable where there is no class."""
-        label = name_of(values["label"])
+        """Text and label. Raises Unusable where there is none."""
+        label = self.target(values["label"], name_of)
+        return {"text": plain(values["text"]), "label": label}
+
+    def target(self, value: Any, name_of: Callable[[Any], str | None]) -> Any:
+        """The name of a class. Raises Unusable where there is none."""
+        label = name_of(value)
         if label is None:
             raise Unusable("missing-field")
-        return {"text": plain(values["text"]), "label": label}
+        return label
 
     def layout(self, head: Sequence[Columns], said: Mapping[str, str]) -> Layout | None:
         """An export of Label Studio."""

@@ -129,14 +129,19 @@ def test_tokenizers_that_the_page_cannot_follow_are_refused(models):
 
 
 @pytest.mark.parametrize(
-    ("task", "fits"), [("text-classification", True), ("causal-lm", False), ("image-classification", False)]
+    ("task", "fits"),
+    [
+        ("text-classification", True),
+        *((name, False) for name in ("causal-lm", "image-classification", "text-regression")),
+        ("multi-label-classification", False),
+    ],
 )
 def test_the_page_classifies_texts(models, task, fits):
     from hfadapt.models.facts import load_config
 
     why = WEB.unfit(task, load_config(str(models / "encoder")).to_dict())
     assert (why is None) is fits
-    assert fits or "the page classifies texts" in why
+    assert fits or "the page tells which one class a text has" in why
 
 
 # --- ONNX Runtime Web ------------------------------------------------------------------------------------------------

@@ -44,8 +44,9 @@ class Web(Onnx):
     def unfit(self, task: str, config: Mapping[str, Any]) -> str | None:
         """All that is not one class for a text."""
         kind = registry.task(task)
-        if not (isinstance(kind, OneClass) and registry.modality(kind.modality).tokens):
-            return f"the page classifies texts, this is {kind.title}"
+        one = isinstance(kind, OneClass) and kind.label_kind == "class"
+        if not (one and registry.modality(kind.modality).tokens):
+            return f"the page tells which one class a text has, this is {kind.title}"
         return super().unfit(task, config)
 
     def estimates(self, facts: ModelFacts) -> tuple[Estimate, ...]:

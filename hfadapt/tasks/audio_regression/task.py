@@ -1,0 +1,17 @@
+"""A number for each sound: models with a head of one output."""
+
+from __future__ import annotations
+
+from hfadapt.tasks._number import ANumber
+from hfadapt.tasks.audio_classification.task import AudioClassification
+
+
+class AudioRegression(ANumber, AudioClassification):
+    """Rows of `audio` and a number."""
+
+    name = "audio-regression"
+    title = "audio regression"
+    schemas = frozenset({"sounded-scored"})
+
+
+KIND = AudioRegression()
