@@ -198,9 +198,9 @@ def _name(text: str) -> str:
 def _check_classes(rows: Rows, shape: Shape, data: str) -> None:
     """Raises DataError for files of which too many have no class, as preparing the data would say."""
     schema, label = registry.schema(shape.form), shape.parts.get("label", "")
-    if schema.media:
+    if schema.media and schema.label_kind == "class":
         bare = [(number, row) for number, row in enumerate(rows) if row.get(label) in (None, "")]
-        places = [(Place(data, number), schema.lacks(row, label)) for number, row in bare]
+        places = [(Place(data, number), schema.lacks(row, "label", label)) for number, row in bare]
         bad = [Dropped(place, lack.reason, detail=lack.detail) for place, lack in places]
         check_unreadable("", len(rows), bad)
 

@@ -266,10 +266,9 @@ class Formatter:
         """One canonical row; its split is not set yet."""
         parts = self.shape.parts
         schema = registry.schema(self.shape.form)
-        needed = [column for part, column in parts.items() if part not in schema.optional]
-        lacking = [column for column in needed if values.get(column) is None]
-        if lacking:
-            lack = schema.lacks(values, lacking[0])
+        needed = ((part, column) for part, column in parts.items() if part not in schema.optional)
+        if lacking := next((each for each in needed if values.get(each[1]) is None), None):
+            lack = schema.lacks(values, *lacking)
             return Dropped(where, lack.reason, detail=lack.detail)
         tags = schema.label_kind == "tokens"
         try:

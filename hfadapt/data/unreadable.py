@@ -47,6 +47,10 @@ _UNREADABLE = {
         "say no split in the column of splits",
         "write train, validation or test there; or take columns.split out, so that hfadapt makes splits",
     ),
+    "no-classes": (
+        "have nothing where their classes stand",
+        "write [] in rows that have none of them, and leave out rows of which that is not known",
+    ),
     "several-labels": ("have several labels", "set task: {task}, which learns any number of classes for a text"),
     "several-of-file": (
         "have several labels",

@@ -181,8 +181,8 @@ class RowSchema:
         """
         return None
 
-    def lacks(self, values: Columns, column: str) -> Unusable:
-        """What is said of a source's row that has nothing in a column that is needed."""
+    def lacks(self, values: Columns, part: str, column: str) -> Unusable:
+        """What is said of a source's row that has nothing in the column of a part that is needed."""
         has = ", ".join(str(name) for name, value in values.items() if value is not None) or "nothing"
         return Unusable("missing-field", f" has no {column}, only {has}")
 

@@ -23,6 +23,7 @@ from hfadapt.schemas import (
 )
 
 _SEPARATOR = re.compile(r"\s*[;,|]\s*")
+EMPTY = ("label", "missing-field")
 _OFF = frozenset({"0", "0.0", "", "false"})
 
 
@@ -61,6 +62,11 @@ class OfClasses(RowSchema):
         apart = Counter(part for each in {*parts} for part in {*each})
         joined = [any(apart[part] > 1 for part in each) for each in {*parts} if len(each) > 1]
         return sum(joined) > len(joined) / 2 and len(apart) < 0.2 * sum(map(len, parts))
+
+    def lacks(self, values: Columns, part: str, column: str) -> Unusable:
+        """An empty cell may be a row of none of the classes, or one that nobody has looked at."""
+        found = super().lacks(values, part, column)
+        return Unusable("no-classes", f" has nothing in {column}") if (part, found.reason) == EMPTY else found
 
     def canary(self, chance: random.Random, label: str | None, answers: Answers) -> dict[str, Any]:
         """A random row with one random class."""

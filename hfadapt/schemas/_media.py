@@ -90,12 +90,12 @@ class Labelled(RowSchema):
             **noted,
         }
 
-    def lacks(self, values: Columns, column: str) -> Unusable:
+    def lacks(self, values: Columns, part: str, column: str) -> Unusable:
         """A file of a folder has no class where it is in the folder of none."""
         blob = values.get(self.modality)
         # In a table the cell is empty, and beside a file of a folder there is none.
         if column in values or not isinstance(blob, Blob) or values.get("file") != blob.name:
-            return super().lacks(values, column)
+            return super().lacks(values, part, column)
         folder = blob.name.rpartition("/")[0]
         where = (
             f"in the folder {folder}, which is no class" if folder else "beside the folders of classes, in none of them"

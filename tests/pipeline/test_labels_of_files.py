@@ -128,6 +128,18 @@ def test_from_a_table_to_a_file_for_a_device(bases, tmp_path, modality, kind, ba
         assert "one class" in " ".join(done.err.split())
 
 
+def test_a_list_in_a_cell_may_be_empty(bases, tmp_path):
+    write_files(tmp_path, "multi-label", "image")
+    lines = [f"{number:03}.png,{';'.join(drawn(number)[1])}" for number in range(96)]
+    assert any(line.endswith(",") for line in lines)
+    (tmp_path / "lists.csv").write_text("\n".join(["file,tags", *lines]) + "\n")
+    done = command("new", "lists.csv", "--model", bases / "vit", "-o", "new.yaml", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert "task: image-multi-label" in (tmp_path / "new.yaml").read_text()
+    done = command("check", "new.yaml", folder=tmp_path)
+    assert done.code == 0, done.err
+
+
 def test_several_classes_are_told_which_task_learns_them(bases, tmp_path):
     write_files(tmp_path, "multi-label", "image")
     rows = [(f"{number:03}.png", ";".join(drawn(number)[1]) or "dot") for number in range(96)]

@@ -15,7 +15,8 @@ from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.schemas.several import KIND as SCHEMA
 from hfadapt.tasks import Scores
-from hfadapt.tasks.multi_label_classification.task import KIND, _average_precision
+from hfadapt.tasks._several import _average_precision
+from hfadapt.tasks.multi_label_classification.task import KIND
 
 HOW = {"resamples": 50, "confidence": 0.95, "seed": 1}
 TABLES = st.integers(2, 12).flatmap(
@@ -89,6 +90,24 @@ def test_no_class_is_an_answer():
     assert row["label"] == []
     assert SCHEMA.classes(row) == ()
     assert KIND.target(row, ("a", "b"), 0) == (0, 0)
+
+
+def test_an_empty_cell_is_no_class_and_a_missing_one_has_to_say_what_it_means(models, tmp_path):
+    """Nobody may have looked at a row whose list is missing."""
+    tags = ["a", "b", "a;b", ""]
+    rows = [{"text": row["text"], "labels": tags[number % 4]} for number, row in enumerate(labelled(80))]
+    lines = ["text,labels", *(",".join(row.values()) for row in rows)]
+    (tmp_path / "cells.csv").write_text("\n".join(lines) + "\n")
+    write_rows(tmp_path / "missing.jsonl", [{**row, "labels": row["labels"].split(";")[0] or None} for row in rows])
+    found = {}
+    for name in ("cells.csv", "missing.jsonl"):
+        fields = recipe_fields(models / "encoder", "multi-label-classification", {"one": {"source": name}})
+        write_recipe(tmp_path / "r.yaml", fields)
+        found[name] = command("check", "r.yaml", folder=tmp_path)
+    assert found["cells.csv"].code == 0, found["cells.csv"].err
+    assert found["missing.jsonl"].code == 2
+    assert "20 of 80 rows have nothing where their classes stand" in found["missing.jsonl"].err
+    assert "write [] in rows" in found["missing.jsonl"].err
 
 
 def test_the_divergence_of_the_same_answers_is_zero():
