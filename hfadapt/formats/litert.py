@@ -22,6 +22,7 @@ from hfadapt.formats import _litert_file as file
 from hfadapt.formats import _single_file as single
 from hfadapt.formats._litert_android import android
 from hfadapt.formats._single_file import DYNAMIC, FLOAT, STATIC, SingleFile
+from hfadapt.formats._weights import other_head
 from hfadapt.models.fold import simplify
 from hfadapt.models.load import Base
 
@@ -109,7 +110,7 @@ class LiteRt(SingleFile):
         """Weights that are no numbers or not the model's, unknown operators, paths, and what it tells wrongly."""
         yield from file.faults(folder / FILE, model, single.places(cell))
         if registry.task(cell.lock.task).outputs(cell.data.labels):
-            yield from file.other_head(folder / FILE, model)
+            yield from other_head(file.weights(folder / FILE), model)
         yield from single.untold(cell, file.about(folder / FILE))
 
     def operators(self, folder: Path) -> dict[str, int]:
@@ -140,7 +141,7 @@ def _rows(cell: Cell, base: Base, count: int) -> tuple[Mapping[str, np.ndarray],
     import numpy as np
 
     lock = cell.lock
-    kind = registry.modality(registry.task(lock.task).modality)
+    kind = registry.modality_of(lock.task)
     usual = kind.traced(base.model.config, 1, lock.data.max_length)
     length = max(each.shape[1] for each in usual.values())
     found: dict[str, list[np.ndarray]] = {}

@@ -23,6 +23,7 @@ from hfadapt.formats import Estimate, Form, Format, Head, Runner
 from hfadapt.formats import _openvino_graph as graph
 from hfadapt.formats import _single_file as single
 from hfadapt.formats._single_file import FLOAT, STATIC, SingleFile
+from hfadapt.formats._weights import other_head
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +109,7 @@ class OpenVino(SingleFile):
         made = graph.read(folder / FILE)
         # Where ranges are fixed, biases make up for what rounding moves on average.
         if registry.task(cell.lock.task).outputs(cell.data.labels) and graph.RANGE not in graph.operators(made):
-            yield from graph.other_head(made, model)
+            yield from other_head(graph.weights(made), model)
         yield from single.untold(cell, graph.about(made))
 
     def operators(self, folder: Path) -> dict[str, int]:

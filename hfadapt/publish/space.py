@@ -143,7 +143,7 @@ def app_text(cell: Cell, card: CardRecord, base: str) -> str:
         code = BASE.sub(lambda _: said, code, count=1)
     code = "\n".join(line.partition("  # its files, or its name")[0] for line in code.splitlines())
     code = code.replace("import torch\n", "import gradio as gr\nimport torch\n", 1)
-    kind = registry.modality(registry.task(cell.lock.task).modality)
+    kind = registry.modality_of(cell.lock.task)
     loading, asking = split(code, example_file(registry.schema(cell.data.form)), kind.noun)
     template, examples = template_of(cell, asking), asking.examples
     if template:

@@ -167,7 +167,7 @@ def _tokenized(recipe: Recipe) -> tuple[BaseRef, ...]:
 
 def _of_tokenizers(recipe: Recipe) -> Iterator[Problem]:
     """What tokenizers say against it."""
-    kind = registry.modality(registry.task(recipe.task).modality)
+    kind = registry.modality_of(recipe.task)
     found = [load_processor(source_of(each), kind.name) for each in _tokenized(recipe)]
     if len(found) == 1:
         yield from _told(lambda: vocabulary.require_rules(found[0]))
