@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from hfadapt.core import registry
@@ -17,6 +16,7 @@ from hfadapt.fast.limits import SWITCH
 from hfadapt.formats import install
 from hfadapt.hardware import allocator, catalogue
 from hfadapt.hardware.catalogue import Target
+from hfadapt.hardware.versions import installed
 from hfadapt.quants import is_quantised
 
 CORE = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "huggingface_hub", "safetensors")
@@ -114,7 +114,7 @@ def examine(measure: bool = True) -> DoctorReport:
         True
     """
     target = catalogue.this_machine()
-    packages = {name: text for name in CORE if (text := _version(name)) is not None}
+    packages = {name: text for name in CORE if (text := installed(name)) is not None}
     missing = [name for name in CORE if name not in packages]
     float32 = bfloat16 = bandwidth = None
     busy = False
@@ -151,13 +151,6 @@ def examine(measure: bool = True) -> DoctorReport:
         capabilities=capabilities,
         verdict=verdict,
     )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _gpu(target: Target) -> Capability:

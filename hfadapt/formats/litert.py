@@ -103,8 +103,18 @@ class LiteRt(SingleFile):
         return base.model.to(device)
 
     def opened(self, folder: Path) -> Runner:
-        """LiteRT's interpreter on the CPU."""
-        return _opened(folder)
+        """The file in the interpreter, with the labels that it names itself.
+
+        Raises:
+            RunError: LiteRT refuses the file.
+        """
+        import torch
+
+        opened = file.opened(folder / FILE, torch.get_num_threads())
+        config = single.config_of(folder, file.about(folder / FILE))
+        length = next((shape[1] for shape in opened.shapes.values() if len(shape) == 2), None)
+        padding = {"input_ids": getattr(config, "pad_token_id", None) or 0}
+        return Runner(opened.run, opened.inputs, config, Shape(1, length), padding)
 
     def faults(self, cell: Cell, folder: Path, model: Any) -> Iterator[str]:
         """Weights that are no numbers or not the model's, unknown operators, paths, and what it tells wrongly."""
@@ -206,24 +216,6 @@ def _without_masked_writes(program: Any) -> Any:
         return torch.where(wide, values.to(self.dtype).reshape(()), self)
 
     return program.run_decompositions({aten.index_put.default: chosen})
-
-
-# --- running ---------------------------------------------------------------------------------------------------------
-
-
-def _opened(folder: Path) -> Runner:
-    """The file in the interpreter, with the labels that it names itself.
-
-    Raises:
-        RunError: LiteRT refuses the file.
-    """
-    import torch
-
-    opened = file.opened(folder / FILE, torch.get_num_threads())
-    config = single.config_of(folder, file.about(folder / FILE))
-    length = next((shape[1] for shape in opened.shapes.values() if len(shape) == 2), None)
-    padding = {"input_ids": getattr(config, "pad_token_id", None) or 0}
-    return Runner(opened.run, opened.inputs, config, Shape(1, length), padding)
 
 
 KIND: Format = LiteRt()
