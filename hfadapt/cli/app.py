@@ -123,7 +123,6 @@ def check(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     domain: Domains = None,
-    runs: Runs = RUNS,
     json: Json = False,
 ) -> None:
     """Prepare the data and look at it as training will see it; exit code 1 when something must be fixed."""
