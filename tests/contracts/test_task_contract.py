@@ -9,6 +9,7 @@ from tiny import (
     chats,
     labelled,
     likenesses,
+    loss_sum,
     make_lock,
     pairs,
     preferences,
@@ -24,7 +25,7 @@ from hfadapt.core.errors import RunError
 from hfadapt.evaluate.metrics.rows import known_metrics
 from hfadapt.modalities import IGNORED
 from hfadapt.models.load import compute_dtype, load_base
-from hfadapt.tasks import loss_sum, unique_parts
+from hfadapt.tasks import unique_parts
 from hfadapt.train.batches import padded
 
 
