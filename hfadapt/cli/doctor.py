@@ -33,7 +33,7 @@ OPTIONAL = {
     "xllamacpp": ("GGUF files run by llama.cpp when they are exported", "pip install 'hfadapt[gguf-run]'"),
     "sentencepiece": ("tokenizers that exist only as SentencePiece files", "pip install sentencepiece"),
 }
-MATTERS = ("fast bfloat16", "8-bit and 4-bit storage", "compiled kernels", "Hugging Face Hub")
+MATTERS = ("fast bfloat16", "8-bit and 4-bit quantisation", "compiled kernels", "Hugging Face Hub")
 """Without these a recipe is limited; the other capabilities are extras."""
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 FIRST_LINES = 3
@@ -176,13 +176,13 @@ def _numbers(target: Target, float32: float | None, bfloat16: float | None) -> l
         Capability(
             name="fast bfloat16",
             available=fast,
-            detail=("products run in bfloat16" if fast else "products run in float32 or float16") + gain,
+            detail=("matrix products run in bfloat16" if fast else "matrix products run in float32 or float16") + gain,
             fix=None if fast else "a CPU with AVX512-BF16 or AMX, or a GPU with compute capability 8.0 and more",
         ),
         Capability(
-            name="8-bit and 4-bit storage",
+            name="8-bit and 4-bit quantisation",
             available=bool(held),
-            detail=f"bitsandbytes stores {', '.join(sorted(held))}" if held else "no bitsandbytes backend here",
+            detail=f"bitsandbytes quantises to {', '.join(sorted(held))}" if held else "no bitsandbytes backend here",
             fix=None if held else "needs a CPU with AVX2, or a CUDA, ROCm or XPU device",
         ),
     ]
