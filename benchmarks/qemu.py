@@ -136,7 +136,7 @@ def asked_here(folder: Path, cell: Path, count: int) -> tuple[dict[str, np.ndarr
     from hfadapt.run_folder import find_cell
 
     adapted, found = load_adapted(folder), find_cell(cell)
-    column = registry.modality(registry.task(found.lock.task).modality).name
+    column = registry.modality_of(found.lock.task).name
     runner = adapted.model
     own, given, answers = runner.run, [], []
 

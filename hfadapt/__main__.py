@@ -12,7 +12,7 @@ def start() -> None:
         from hfadapt.hardware import peak_memory
         from hfadapt.hardware.allocator import restart
 
-        if sys.argv[1:2] and sys.argv[1] in HEAVY:
+        if sys.argv[1:2] and sys.argv[1] in HEAVY and "--help" not in sys.argv:
             restart()
             peak_memory.own_process = True
     except KeyboardInterrupt:

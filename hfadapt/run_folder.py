@@ -121,17 +121,8 @@ def is_whole(path: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class Cell(Shown):
-    """One domain on one target: a folder of records.
-
-    Example:
-        >>> from hfadapt import Cell
-        >>> cell = Cell("runs/sentiment/tweets/this-machine")
-        >>> cell.name, cell.state.status
-        ('tweets/this-machine', 'done')
-        >>> cell.evaluation.metrics[0].name
-        'accuracy'
-    """
+class _Folder:
+    """A folder of records, which may be named by a text too."""
 
     folder: Path
 
@@ -142,6 +133,20 @@ class Cell(Shown):
     def __fspath__(self) -> str:
         """Whatever takes the path of its folder takes it itself."""
         return str(self.folder)
+
+
+@dataclass(frozen=True)
+class Cell(_Folder, Shown):
+    """One domain on one target: a folder of records.
+
+    Example:
+        >>> from hfadapt import Cell
+        >>> cell = Cell("runs/sentiment/tweets/this-machine")
+        >>> cell.name, cell.state.status
+        ('tweets/this-machine', 'done')
+        >>> cell.evaluation.metrics[0].name
+        'accuracy'
+    """
 
     @property
     def domain(self) -> str:
@@ -351,18 +356,8 @@ class Cell(Shown):
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(_Folder):
     """A run folder: its cells and the records of all of them."""
-
-    folder: Path
-
-    def __post_init__(self) -> None:
-        """A path may be given as text, too."""
-        object.__setattr__(self, "folder", Path(self.folder))
-
-    def __fspath__(self) -> str:
-        """Whatever takes the path of its folder takes it itself."""
-        return str(self.folder)
 
     def cell(self, domain: str, target: str) -> Cell:
         """The cell of a domain and a target, whether it exists or not."""

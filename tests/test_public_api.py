@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import hfadapt
+from hfadapt.hardware import allocator
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "sklearn", "numpy")
 
@@ -62,15 +64,19 @@ LIGHT = {
 @pytest.mark.parametrize("what", LIGHT)
 def test_is_light(what):
     code = f"""
-import json, sys
+import json, os, sys
 try:
     exec({LIGHT[what]!r})
 except SystemExit as ended:
     assert not ended.code, ended.code
 print()
 print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))
+print({allocator.VARIABLE!r} in os.environ)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == []
+    env = {name: value for name, value in os.environ.items() if name != allocator.VARIABLE}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    *_, heavy, restarted = done.stdout.splitlines()
+    assert json.loads(heavy) == []
+    assert restarted == "False", "started twice to print a help"
     if what != "import":
         assert "RECIPE" in done.stdout or "run" in done.stdout

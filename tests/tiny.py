@@ -156,6 +156,12 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
+def loss_sum(task, model, batch):
+    """The loss summed over all labels of a batch, and their number."""
+    losses, _ = task.losses(model, batch)
+    return losses.sum(), len(losses)
+
+
 def make_tokenizer(mask: bool = False) -> Any:
     """A byte-level BPE with a chat template; the usual words are single tokens, anything else is spelt."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -109,7 +109,6 @@ class Judge:
         """Loss per label and gradient norm of the rows of step 1 at the stored start: the reference for every tool."""
         import torch
 
-        from hfadapt.tasks import loss_sum
         from hfadapt.train.batches import padded
 
         rows = [self.examples["train"][row] for row in self.prepared["batches"][str(self.seed)][0]]
@@ -118,9 +117,9 @@ class Judge:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         at_once = 4 if self.prepared["max_tokens"] <= 512 else 1
         for _, batch in padded(self.task, rows, self.prepared["pad_token_id"], self.device, at_once):
-            summed, count = loss_sum(self.task, self.model, batch)
-            summed.backward()
-            total, labels = total + float(summed.detach()), labels + count
+            losses, _ = self.task.losses(self.model, batch)
+            losses.sum().backward()
+            total, labels = total + float(losses.detach().sum()), labels + len(losses)
         norm = torch.sqrt(sum((p.grad.double() / labels).pow(2).sum() for p in trained if p.grad is not None))
         self.model.zero_grad(set_to_none=True)
         return {"loss": total / labels, "grad_norm": float(norm)}

@@ -39,7 +39,7 @@ def not_measured(what: str, record: str) -> str:
 
 def kind_of(records: Records) -> Modality:
     """What the rows are made of."""
-    return registry.modality(registry.task(records.file("lock.yaml")["task"]).modality)
+    return registry.modality_of(records.file("lock.yaml")["task"])
 
 
 def part(records: Records, name: str, key: str) -> Any:

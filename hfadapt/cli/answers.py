@@ -51,7 +51,7 @@ def answer_rows(
     adapted = load()
     found = _begun(answered(adapted, rows, source=place, folder=file.parent if file else None))
     # A text is the line that was given; of files a person has no other way to tell which is meant.
-    named = bool(registry.modality(registry.task(adapted.task).modality).suffixes)
+    named = bool(registry.modality_of(adapted.task).suffixes)
     counts = Counts()
     said: list[dict[str, Any]] = []
     out = nullcontext(sys.stdout if shown else None) if output is None or shown else output.open("x", encoding="utf-8")

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -70,7 +70,7 @@ def run(  # noqa: PLR0913 - options of the command
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over; finished cells are made again.")] = False,
     fail_if_worse: Worse = False,
     publish: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--publish", metavar="USER/NAME", help="Publish every finished adapter at the end."),
     ] = None,
     quiet: Quiet = False,
@@ -123,7 +123,6 @@ def check(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     domain: Domains = None,
-    runs: Runs = RUNS,
     json: Json = False,
 ) -> None:
     """Prepare the data and look at it as training will see it; exit code 1 when something must be fixed."""
@@ -222,17 +221,17 @@ def predict(  # noqa: PLR0913 - options of the command
         ),
     ],
     texts: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Argument(
             metavar="TEXT...", help="Texts, or names of files such as images; - for the lines of standard input."
         ),
     ] = None,
     file: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--file", metavar="FILE", help="A text a line (.txt), or rows by the recipe's columns (.csv …)."),
     ] = None,
     output: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(
             "--output", "-o", metavar="FILE", help="A new file for the answers, a JSON object a row; - prints them."
         ),
@@ -240,7 +239,7 @@ def predict(  # noqa: PLR0913 - options of the command
     domain: OneDomain = None,
     target: OneTarget = None,
     base: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--base", metavar="MODEL", help="Where the base is, if it has moved or the adapter was exported."),
     ] = None,
     json: Json = False,
@@ -305,7 +304,7 @@ def serve(  # noqa: PLR0913 - options of the command
 @heavy
 def ui(
     run: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Argument(
             parser=folder,
             metavar="RUN",
@@ -332,7 +331,7 @@ def export(  # noqa: PLR0913 - options of the command
     cell: CellArgument,
     to: Annotated[Path, typer.Option("--to", parser=folder, metavar="FOLDER", help="A new folder.")],
     format: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--format",
             help="adapter, merged, onnx …; see hfadapt list formats. By default the recipe's.",
@@ -340,12 +339,12 @@ def export(  # noqa: PLR0913 - options of the command
         ),
     ] = None,
     variant: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--variant", help="A form such as int8-dynamic; by default the first that passes."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Also what is refused or was not measured.")] = False,
     server: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--for", metavar="SERVER", help="vllm: check its rules, write the adapter, show its command."),
     ] = None,
     domain: OneDomain = None,
@@ -373,12 +372,12 @@ def bench(
         Path, typer.Argument(parser=folder, metavar="EXPORTED", help="A folder that hfadapt export wrote.")
     ],
     threads: Annotated[
-        Optional[list[int]],  # noqa: UP045
+        list[int] | None,
         typer.Option("--threads", help="By default one, and all cores; may be said several times."),
     ] = None,
-    batch: Annotated[Optional[list[int]], typer.Option("--batch", help="Rows at once; by default 1, 8 and 32.")] = None,  # noqa: UP045
+    batch: Annotated[list[int] | None, typer.Option("--batch", help="Rows at once; by default 1, 8 and 32.")] = None,
     length: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option("--length", help="Positions of a row; by default the most that was trained with."),
     ] = None,
     seconds: Annotated[float, typer.Option("--seconds", help="About how long each case is measured.")] = 2.0,
@@ -401,19 +400,19 @@ def publish(  # noqa: PLR0913 - options of the command
             autocompletion=completion.cells,
         ),
     ],
-    repo: Annotated[Optional[str], typer.Option("--repo", metavar="USER/NAME", help="Where on the Hub.")] = None,  # noqa: UP045
+    repo: Annotated[str | None, typer.Option("--repo", metavar="USER/NAME", help="Where on the Hub.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Really send it; without, only show what would be sent.")] = False,
     to: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--to", parser=folder, metavar="FOLDER", help="Write a folder instead of sending anything."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
-    tag: Annotated[Optional[str], typer.Option("--tag", help="By default the next of v1, v2, …")] = None,  # noqa: UP045
+    tag: Annotated[str | None, typer.Option("--tag", help="By default the next of v1, v2, …")] = None,
     layout: Annotated[
         str, typer.Option("--layout", help="repos: one for each adapter; folders: one, with a folder for each.")
     ] = "repos",
     license: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--license", metavar="ID", help="The licence, where the records cannot say what holds."),
     ] = None,
     pictures: Annotated[
@@ -423,7 +422,7 @@ def publish(  # noqa: PLR0913 - options of the command
         bool, typer.Option("--space", help="Write a Space that serves one adapter, into --to FOLDER; nothing is sent.")
     ] = False,
     domain: Domains = None,
-    target: Annotated[Optional[list[str]], typer.Option("--target", "-t", help="Only this target of a run.")] = None,  # noqa: UP045
+    target: Annotated[list[str] | None, typer.Option("--target", "-t", help="Only this target of a run.")] = None,
     no_verify_load: Annotated[
         bool, typer.Option("--no-verify-load", help="Do not load and score the downloaded adapter.")
     ] = False,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from importlib.metadata import PackageNotFoundError, entry_points, requires, version
+from importlib.metadata import PackageNotFoundError, entry_points, requires
 from pathlib import Path
 
 from hfadapt import __version__
@@ -17,6 +17,7 @@ from hfadapt.core import cache, registry
 from hfadapt.core.show import Block, Heading, Table, View, show_bytes
 from hfadapt.fast import compiled
 from hfadapt.hardware import catalogue
+from hfadapt.hardware.versions import installed
 
 SWITCHES = (compiled.SWITCH, "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "OMP_NUM_THREADS")
 HARMLESS = re.compile(r"[0-9]{1,4}|on|off|true|false|yes|no|passes", re.IGNORECASE)
@@ -58,7 +59,7 @@ def _value(name: str) -> str:
 def _packages() -> list[list[str]]:
     """What hfadapt can use, where it is installed, and packages that add names to it."""
     named = {re.split(r"[^\w.-]", each, maxsplit=1)[0] for each in _requirements()}
-    found = {name: text for name in sorted(named, key=str.lower) if (text := _version(name)) is not None}
+    found = {name: text for name in sorted(named, key=str.lower) if (text := installed(name)) is not None}
     for kind in registry.KINDS:
         for entry in entry_points(group=f"hfadapt.{kind}"):
             if entry.dist is not None:
@@ -71,13 +72,6 @@ def _requirements() -> list[str]:
         return requires("hfadapt") or []
     except PackageNotFoundError:  # run from a checkout
         return []
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _caches() -> dict[str, int]:

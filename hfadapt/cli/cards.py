@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -28,7 +28,7 @@ def card_check(
     domain: OneDomain = None,
     target: OneTarget = None,
     license: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--license", metavar="ID", help="The licence, where the records cannot say what holds."),
     ] = None,
 ) -> None:

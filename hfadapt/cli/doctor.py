@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from hfadapt.core import registry
@@ -17,6 +16,7 @@ from hfadapt.fast.limits import SWITCH
 from hfadapt.formats import install
 from hfadapt.hardware import allocator, catalogue
 from hfadapt.hardware.catalogue import Target
+from hfadapt.hardware.versions import installed
 from hfadapt.quants import is_quantised
 
 CORE = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "huggingface_hub", "safetensors")
@@ -33,7 +33,7 @@ OPTIONAL = {
     "xllamacpp": ("GGUF files run by llama.cpp when they are exported", "pip install 'hfadapt[gguf-run]'"),
     "sentencepiece": ("tokenizers that exist only as SentencePiece files", "pip install sentencepiece"),
 }
-MATTERS = ("fast bfloat16", "8-bit and 4-bit storage", "compiled kernels", "Hugging Face Hub")
+MATTERS = ("fast bfloat16", "8-bit and 4-bit quantisation", "compiled kernels", "Hugging Face Hub")
 """Without these a recipe is limited; the other capabilities are extras."""
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 FIRST_LINES = 3
@@ -114,7 +114,7 @@ def examine(measure: bool = True) -> DoctorReport:
         True
     """
     target = catalogue.this_machine()
-    packages = {name: text for name in CORE if (text := _version(name)) is not None}
+    packages = {name: text for name in CORE if (text := installed(name)) is not None}
     missing = [name for name in CORE if name not in packages]
     float32 = bfloat16 = bandwidth = None
     busy = False
@@ -153,13 +153,6 @@ def examine(measure: bool = True) -> DoctorReport:
     )
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _gpu(target: Target) -> Capability:
     if not target.on_cpu:
         return Capability(name="accelerator", available=True, detail=f"{target.devices} x {target.kind}")
@@ -183,13 +176,13 @@ def _numbers(target: Target, float32: float | None, bfloat16: float | None) -> l
         Capability(
             name="fast bfloat16",
             available=fast,
-            detail=("products run in bfloat16" if fast else "products run in float32 or float16") + gain,
+            detail=("matrix products run in bfloat16" if fast else "matrix products run in float32 or float16") + gain,
             fix=None if fast else "a CPU with AVX512-BF16 or AMX, or a GPU with compute capability 8.0 and more",
         ),
         Capability(
-            name="8-bit and 4-bit storage",
+            name="8-bit and 4-bit quantisation",
             available=bool(held),
-            detail=f"bitsandbytes stores {', '.join(sorted(held))}" if held else "no bitsandbytes backend here",
+            detail=f"bitsandbytes quantises to {', '.join(sorted(held))}" if held else "no bitsandbytes backend here",
             fix=None if held else "needs a CPU with AVX2, or a CUDA, ROCm or XPU device",
         ),
     ]

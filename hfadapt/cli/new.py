@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -17,7 +17,7 @@ def new(  # noqa: PLR0913 - the options of the command
     model: Annotated[str, typer.Option("--model", help="Hub id, folder, GGUF file or sample:NAME.")] = "",
     data: Annotated[str, typer.Option("--data", help="The same as DATA.")] = "",
     columns: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(
             "--columns",
             metavar="PART=COLUMN,...",
@@ -26,7 +26,7 @@ def new(  # noqa: PLR0913 - the options of the command
         ),
     ] = None,
     encoding: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--encoding", metavar="NAME", help="Of texts that are not UTF-8, such as windows-1251."),
     ] = None,
     split: Annotated[
@@ -35,7 +35,7 @@ def new(  # noqa: PLR0913 - the options of the command
             "--split", metavar="NAME", help="Of a data set on the Hub or a JSON file; of a workbook, the sheet."
         ),
     ] = "",
-    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="Where to write the recipe.")] = None,  # noqa: UP045
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the recipe.")] = None,
     license: Annotated[str, typer.Option("--license", help="Of the data, such as cc-by-4.0.")] = "",
 ) -> None:
     """Look at a file of data and write a commented recipe for it; in a terminal it asks what the data leave open."""

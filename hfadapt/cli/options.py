@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -13,7 +13,7 @@ RecipeArgument = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", autocompletion=completion.recipes)
 ]
 Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads this at run time on Python 3.10
+    list[str] | None,
     typer.Argument(
         metavar="[FIELD=VALUE]...",
         help="Settings that replace the recipe's, such as train.epochs=3.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -49,11 +49,11 @@ def explain(
 def convert(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML or JSON of axolotl, LLaMA-Factory or TRL.")],
     out: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--out", "-o", metavar="RECIPE", help="A new file; by default FILE-recipe.yaml, here."),
     ] = None,
     tool: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--from", metavar="TOOL", help="Whose file it is, where that cannot be told: trl, axolotl …"),
     ] = None,
     json: Json = False,
@@ -66,7 +66,7 @@ def convert(
 
 
 def schema(
-    out: Annotated[Optional[Path], typer.Option("--out", metavar="FILE", help="Write it to a file.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write it to a file.")] = None,
 ) -> None:
     """Print the JSON Schema of recipes, with which editors check and complete them."""
     from hfadapt.recipe.json_schema import schema_text

@@ -96,6 +96,11 @@ def modality(name: str) -> Modality:
     return found
 
 
+def modality_of(task_name: str) -> Modality:
+    """What the rows of a task are made of. Raises RequestError for an unknown name."""
+    return modality(task(task_name).modality)
+
+
 @cache
 def schemas() -> tuple[RowSchema, ...]:
     """All row schemas, the one that is taken first where several fit first."""

@@ -121,7 +121,7 @@ def _first(cell: Cell) -> list[dict[str, Any]]:
 
 def _probes(cell: Cell) -> list[dict[str, Any]]:
     """The first test row with each of the modality's probes in the place of what the model is shown."""
-    schema, kind = registry.schema(cell.data.form), registry.modality(registry.task(cell.lock.task).modality)
+    schema, kind = registry.schema(cell.data.form), registry.modality_of(cell.lock.task)
     return [schema.changed(row, lambda *_, probe=probe: probe) for row in _first(cell)[:1] for probe in kind.probes()]
 
 

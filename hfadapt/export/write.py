@@ -125,7 +125,7 @@ def export(
             # safetensors writes files that only their owner may read.
             path.chmod(0o644)
         check_folder(ready)
-    argument = registry.modality(registry.task(cell.lock.task).modality).argument
+    argument = registry.modality_of(cell.lock.task).argument
     commands = servers.server(server).command(cell, kind, to) if server is not None else kind.commands(cell, to)
     return Exported(to, record, _base_folder(cell, kind), argument, tuple(commands))
 

@@ -128,7 +128,7 @@ class FastPath:
         kernels = on_cpu and compiled.passes() is not None
         narrow = any(group.dtype == torch.bfloat16 for group in self.groups)
         parts = {
-            f"{self.low_rank_layers} low-rank layers": self.low_rank_layers,
+            f"{self.low_rank_layers} LoRA layers": self.low_rank_layers,
             "attention inside rows": self.attention,
             "packed sequences": packed,
             "loss on labelled positions": in_pieces,
@@ -136,7 +136,7 @@ class FastPath:
             f"{self.gates} gated activations": self.gates,
             "rotary positions": self.rotary,
             "last layer for the first token": self.first_token,
-            "passes by torch.compile": any(function.is_compiled for function in fusion.FUSED),
+            "elementwise kernels by torch.compile": any(function.is_compiled for function in fusion.FUSED),
             "compiled kernels": kernels,
             "AMX tiles": on_cpu and narrow and compiled.tiles() is not None,
         }
@@ -160,7 +160,7 @@ class FastPath:
 
             others = sum(isinstance(module, LoraLayer) for module in self.model.modules()) - len(found)
             if others:
-                raise NotImplementedError(f"{others} low-rank layers go through one adapter only")
+                raise NotImplementedError(f"{others} LoRA layers go through one adapter only")
         return found
 
     def _grouped(self, layers: list[Layer]) -> list[Group]:

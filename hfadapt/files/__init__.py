@@ -166,7 +166,7 @@ class Blob:
         if "://" in value:
             raise Unusable("address-not-read", f" has an address of the web, {value[:60]}: fetch the file first")
         path = (folder or Path()) / value
-        if named is not None and not _is_there(path):
+        if named is not None and not is_there(path):
             path = named(value) or path
         return cls(value, path=path)
 
@@ -183,10 +183,11 @@ class Blob:
             raise Unusable("file-not-read", f" has {self.name}: {error.strerror or 'it cannot be read'}") from None
 
 
-def _is_there(path: Path) -> bool:
+def is_there(path: Path) -> bool:
+    """Whether a file or folder exists; a name that is too long for one has none."""
     try:
         return path.exists()
-    except OSError:  # a name that is too long
+    except OSError:
         return False
 
 

@@ -180,7 +180,7 @@ class Format(Protocol):
         """What turns values into inputs, as the files hold it; None where a stranger takes the base's."""
         if self.needs_base:
             return None
-        kind = registry.modality(registry.task(cell.lock.task).modality)
+        kind = registry.modality_of(cell.lock.task)
         return kind.sized(kind.load_processor(str(folder), None), cell.lock.data.max_length)
 
     def faults(self, cell: Cell, folder: Path, model: Any) -> Iterator[str]:

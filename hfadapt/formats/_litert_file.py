@@ -149,8 +149,3 @@ def faults(path: Path, model: Any, places: Sequence[str]) -> Iterator[str]:
     if any(place in text for place in places if len(place) > 4):
         yield "its metadata names folders of this machine"
     yield from _weights.faults(weights(path), model)
-
-
-def other_head(path: Path, model: Any) -> Iterator[str]:
-    """Whether the bias of a model's last linear layer, which rounding leaves in 32 bits, is not in the file."""
-    yield from _weights.other_head(weights(path), model)

@@ -195,11 +195,6 @@ def faults(path: Path, model: Any, places: Sequence[str]) -> Iterator[str]:
     yield from _weights.faults(weights(read(path)), model)
 
 
-def other_head(made: Any, model: Any) -> Iterator[str]:
-    """Whether the bias of a model's last linear layer, which small weights leave in 32 bits, is not in the graph."""
-    yield from _weights.other_head(weights(made), model)
-
-
 def weights(model: Any) -> Iterator[tuple[str, Weights]]:
     """Names and values of the constant numbers of a graph that are weights, rounded to integers or not.
 

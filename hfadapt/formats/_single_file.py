@@ -108,7 +108,7 @@ class SingleFile(Format):
 
     def tried(self, cell: Cell, folder: Path) -> str | None:
         """What the lines print of a text, or of the file of the first test row."""
-        kind = registry.modality(registry.task(cell.lock.task).modality)
+        kind = registry.modality_of(cell.lock.task)
         code = self.usage(cell)
         with tempfile.TemporaryDirectory() as place:
             if kind.suffixes:
@@ -177,7 +177,7 @@ def about(cell: Cell, processor: Any) -> dict[str, str]:
     """What a file says of itself, by name: task, labels (JSON), longest row, and for other values than texts the
     settings of their processor and what it or the model is given beside a value (JSON)."""
     lock = cell.lock
-    kind = registry.modality(registry.task(lock.task).modality)
+    kind = registry.modality_of(lock.task)
     found = {"task": lock.task, "labels": json.dumps(list(cell.data.labels)), "max_length": str(lock.data.max_length)}
     if not kind.tokens:
         found["preprocessing"] = processor.inner.to_json_string()
@@ -189,7 +189,7 @@ def about(cell: Cell, processor: Any) -> dict[str, str]:
 def untold(cell: Cell, said: Mapping[str, str]) -> Iterator[str]:
     """Where a file does not say of itself what `about` says."""
     lock = cell.lock
-    kind = registry.modality(registry.task(lock.task).modality)
+    kind = registry.modality_of(lock.task)
     wanted = about(cell, load_processor(source_of(BaseRef.of(lock)), kind.name, lock.data.max_length))
     for name, value in wanted.items():
         if name not in said or not _same(said[name], value):
@@ -236,7 +236,7 @@ def places(cell: Cell) -> Sequence[str]:
 def reading(cell: Cell) -> tuple[str, str, str]:
     """Python that imports what makes `inputs` of `example`, that names the example, and that makes them."""
     lock = cell.lock
-    kind = registry.modality(registry.task(lock.task).modality)
+    kind = registry.modality_of(lock.task)
     arguments = dict(kind.arguments(load_config(BaseRef.of(lock).location), lock.data.max_length))
     example = f'"{EXAMPLE}{kind.suffixes[0]}"  # a file of yours' if kind.suffixes else f'"{EXAMPLE}"'
     lines = kind.reading.format(max_length=lock.data.max_length, arguments=arguments)
@@ -280,7 +280,7 @@ def graph_of(cell: Cell, base: Base, examples: Sequence[Example], what: str, mak
     Raises:
         RunError: torch or transformers cannot make a graph of this architecture.
     """
-    one_size = registry.modality(registry.task(cell.lock.task).modality).one_size
+    one_size = registry.modality_of(cell.lock.task).one_size
     tensors, options = inputs_of(cell, base, sorted(examples, key=lambda example: -example.size)[:ROWS])
     shapes: dict[str, Any] = {
         name: {0: "batch"} if one_size or value.ndim != 2 else {0: "batch", 1: "length"}

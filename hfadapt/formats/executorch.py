@@ -23,6 +23,7 @@ from hfadapt.formats import _executorch_look as look
 from hfadapt.formats import _single_file as single
 from hfadapt.formats._executorch_android import android
 from hfadapt.formats._single_file import DYNAMIC, STATIC, SingleFile
+from hfadapt.formats._weights import other_head
 
 if TYPE_CHECKING:
     import torch
@@ -101,7 +102,7 @@ class ExecuTorch(SingleFile):
         """Weights that are no numbers or not the model's, paths, and what it tells wrongly."""
         yield from look.faults(folder / FILE, model, single.places(cell))
         if registry.task(cell.lock.task).outputs(cell.data.labels):
-            yield from look.other_head(folder / FILE, model)
+            yield from other_head(look.weights(folder / FILE), model)
         yield from single.untold(cell, file.Opened(folder / FILE).about)
 
     def operators(self, folder: Path) -> dict[str, int]:
@@ -135,7 +136,7 @@ def _rows(cell: Cell, base: Any, examples: Any) -> tuple[list[dict[str, torch.Te
 
 def _free(cell: Cell, base: Any, row: Mapping[str, torch.Tensor]) -> dict[str, dict[int, tuple[str, int]]]:
     """Of each input the axes that rows may differ in, with name and largest size."""
-    kind, longest = registry.modality(registry.task(cell.lock.task).modality), cell.lock.data.max_length
+    kind, longest = registry.modality_of(cell.lock.task), cell.lock.data.max_length
     usual = kind.traced(base.model.config, 1, longest)
     length = max(each.shape[1] for each in usual.values())
     return {name: {} if kind.one_size or value.ndim != 2 else {1: ("length", length)} for name, value in row.items()}

@@ -22,6 +22,7 @@ from hfadapt.formats import _litert_file as file
 from hfadapt.formats import _single_file as single
 from hfadapt.formats._litert_android import android
 from hfadapt.formats._single_file import DYNAMIC, FLOAT, STATIC, SingleFile
+from hfadapt.formats._weights import other_head
 from hfadapt.models.fold import simplify
 from hfadapt.models.load import Base
 
@@ -102,14 +103,24 @@ class LiteRt(SingleFile):
         return base.model.to(device)
 
     def opened(self, folder: Path) -> Runner:
-        """LiteRT's interpreter on the CPU."""
-        return _opened(folder)
+        """The file in the interpreter, with the labels that it names itself.
+
+        Raises:
+            RunError: LiteRT refuses the file.
+        """
+        import torch
+
+        opened = file.opened(folder / FILE, torch.get_num_threads())
+        config = single.config_of(folder, file.about(folder / FILE))
+        length = next((shape[1] for shape in opened.shapes.values() if len(shape) == 2), None)
+        padding = {"input_ids": getattr(config, "pad_token_id", None) or 0}
+        return Runner(opened.run, opened.inputs, config, Shape(1, length), padding)
 
     def faults(self, cell: Cell, folder: Path, model: Any) -> Iterator[str]:
         """Weights that are no numbers or not the model's, unknown operators, paths, and what it tells wrongly."""
         yield from file.faults(folder / FILE, model, single.places(cell))
         if registry.task(cell.lock.task).outputs(cell.data.labels):
-            yield from file.other_head(folder / FILE, model)
+            yield from other_head(file.weights(folder / FILE), model)
         yield from single.untold(cell, file.about(folder / FILE))
 
     def operators(self, folder: Path) -> dict[str, int]:
@@ -140,7 +151,7 @@ def _rows(cell: Cell, base: Base, count: int) -> tuple[Mapping[str, np.ndarray],
     import numpy as np
 
     lock = cell.lock
-    kind = registry.modality(registry.task(lock.task).modality)
+    kind = registry.modality_of(lock.task)
     usual = kind.traced(base.model.config, 1, lock.data.max_length)
     length = max(each.shape[1] for each in usual.values())
     found: dict[str, list[np.ndarray]] = {}
@@ -205,24 +216,6 @@ def _without_masked_writes(program: Any) -> Any:
         return torch.where(wide, values.to(self.dtype).reshape(()), self)
 
     return program.run_decompositions({aten.index_put.default: chosen})
-
-
-# --- running ---------------------------------------------------------------------------------------------------------
-
-
-def _opened(folder: Path) -> Runner:
-    """The file in the interpreter, with the labels that it names itself.
-
-    Raises:
-        RunError: LiteRT refuses the file.
-    """
-    import torch
-
-    opened = file.opened(folder / FILE, torch.get_num_threads())
-    config = single.config_of(folder, file.about(folder / FILE))
-    length = next((shape[1] for shape in opened.shapes.values() if len(shape) == 2), None)
-    padding = {"input_ids": getattr(config, "pad_token_id", None) or 0}
-    return Runner(opened.run, opened.inputs, config, Shape(1, length), padding)
 
 
 KIND: Format = LiteRt()

@@ -23,6 +23,7 @@ from hfadapt.formats import Estimate, Form, Format, Head, Runner
 from hfadapt.formats import _openvino_graph as graph
 from hfadapt.formats import _single_file as single
 from hfadapt.formats._single_file import FLOAT, STATIC, SingleFile
+from hfadapt.formats._weights import other_head
 
 if TYPE_CHECKING:
     import torch
@@ -99,8 +100,17 @@ class OpenVino(SingleFile):
         return single.shared()
 
     def opened(self, folder: Path) -> Runner:
-        """OpenVINO on the CPU."""
-        return _opened(folder)
+        """The graph in OpenVINO, with the labels that it names itself.
+
+        Raises:
+            RunError: OpenVINO refuses the file.
+        """
+        import torch
+
+        made = graph.read(folder / FILE)
+        config = single.config_of(folder, graph.about(made))
+        padding = {"input_ids": getattr(config, "pad_token_id", None) or 0}
+        return Runner(graph.runner(made, torch.get_num_threads()), graph.inputs(made), config, padding=padding)
 
     def faults(self, cell: Cell, folder: Path, model: Any) -> Iterator[str]:
         """Weights that are no numbers or not the model's, paths, and what it tells wrongly."""
@@ -108,7 +118,7 @@ class OpenVino(SingleFile):
         made = graph.read(folder / FILE)
         # Where ranges are fixed, biases make up for what rounding moves on average.
         if registry.task(cell.lock.task).outputs(cell.data.labels) and graph.RANGE not in graph.operators(made):
-            yield from graph.other_head(made, model)
+            yield from other_head(graph.weights(made), model)
         yield from single.untold(cell, graph.about(made))
 
     def operators(self, folder: Path) -> dict[str, int]:
@@ -136,20 +146,6 @@ class OpenVino(SingleFile):
             "It was run on a CPU. Intel's GPUs and NPUs take the same files; they were not tried, and may round "
             "more than the table says."
         )
-
-
-def _opened(folder: Path) -> Runner:
-    """The graph in OpenVINO, with the labels that it names itself.
-
-    Raises:
-        RunError: OpenVINO refuses the file.
-    """
-    import torch
-
-    made = graph.read(folder / FILE)
-    config = single.config_of(folder, graph.about(made))
-    padding = {"input_ids": getattr(config, "pad_token_id", None) or 0}
-    return Runner(graph.runner(made, torch.get_num_threads()), graph.inputs(made), config, padding=padding)
 
 
 KIND: Format = OpenVino()

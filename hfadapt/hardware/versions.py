@@ -13,19 +13,21 @@ from hfadapt.records.stages import Versions
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate", "huggingface_hub")
 
 
+def installed(package: str) -> str | None:
+    """The version of a package; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 @cache
 def versions(device: str) -> Versions:
     """Versions of hfadapt, Python and the core packages, and the machine, without host or user names."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return Versions(
         hfadapt=__version__,
         python=platform.python_version(),
-        packages=found,
+        packages={name: text for name in PACKAGES if (text := installed(name)) is not None},
         platform=f"{platform.system()} {platform.machine()}",
         processor=catalogue.processor_name(),
         device=device,

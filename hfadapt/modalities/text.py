@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import DataError, RequestError
-from hfadapt.modalities import IGNORED, Example, Modality
+from hfadapt.core.hashing import stable_hash
+from hfadapt.modalities import IGNORED, Example, Modality, Row
 
 if TYPE_CHECKING:
     import torch
@@ -77,6 +78,36 @@ def pieces(text: str, tokenizer: Any, max_length: int) -> list[str]:
     return found or [text]
 
 
+def tokenised(texts: Sequence[str], tokenizer: Any, max_length: int) -> Iterator[tuple[Sequence[int], int]]:
+    """Of each text the token ids, as `cut` has them, and how many they were before."""
+    whole = tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
+    for text, ids in zip(texts, whole, strict=True):
+        yield cut(text, ids, tokenizer, max_length), len(ids)
+
+
+def with_words(
+    texts: Sequence[str], tokenizer: Any, max_length: int
+) -> Iterator[tuple[Sequence[int], list[int | None], int]]:
+    """As `tokenised`, and between both the number of each token's word, None for special ones."""
+    whole: Any = tokenizer(list(texts), verbose=False) if texts else {"input_ids": []}
+    for number, (text, ids) in enumerate(zip(texts, whole["input_ids"], strict=True)):
+        long = len(ids) > max_length
+        words = tokenizer(text, truncation=True, max_length=max_length).word_ids() if long else whole.word_ids(number)
+        yield cut(text, ids, tokenizer, max_length), words or [None], len(ids)
+
+
+def row_seed(row: Row, draw: tuple[int, int]) -> int:
+    """A row's own of the draw of an epoch; pieces of one text are told apart by what is in them."""
+    return stable_hash(*draw, row.get("source"), row.get("row"), row["text"])
+
+
+def in_pieces(row: Row, tokenizer: Any, max_length: int | None) -> list[Row]:
+    """A row of `text` for each of its text's `pieces`; the row itself where there is no limit."""
+    if max_length is None:
+        return [row]
+    return [{**row, "text": piece} for piece in pieces(row["text"], tokenizer, max_length)]
+
+
 def _begins_word(text: str, at: int) -> bool:
     """Whether a word, or white space before one, begins at a character."""
     return text[at - 1 : at].isspace() or text[at : at + 1].isspace()
@@ -93,6 +124,24 @@ def pad(examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tenso
         input_ids[i, : example.size] = torch.tensor(token_ids(example))
         attention_mask[i, : example.size] = 1
     return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def pad_labelled(examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """`pad`, and the labels of the examples' tokens (B, T); `IGNORED` where an example has none."""
+    import torch
+
+    batch = pad(examples, pad_token_id)
+    batch["labels"] = torch.full_like(batch["input_ids"], IGNORED)
+    for i, example in enumerate(examples):
+        batch["labels"][i, : len(example.labels)] = torch.tensor(example.labels)
+    return batch
+
+
+def labelled_tokens(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of labels (B, T) the places of those that count, counted through all B·T, with the label and row of each."""
+    flat = labels.flatten()
+    places = (flat != IGNORED).nonzero()[:, 0]
+    return places, flat[places], places // labels.shape[1]
 
 
 def packed(examples: Sequence[Example], tokens: int, pad_token_id: int) -> dict[str, torch.Tensor]:

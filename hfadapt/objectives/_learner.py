@@ -1,17 +1,15 @@
-"""What learners from texts have in common: words of a text by token, and the vector of a text.
+"""What learners from texts have in common: long ones are divided, and each has a vector.
 
 Shapes: B texts, T tokens, D hidden.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.core.hashing import stable_hash
 from hfadapt.modalities import Row
-from hfadapt.modalities.text import cut, pieces
+from hfadapt.modalities.text import in_pieces
 from hfadapt.tasks import Task
 
 if TYPE_CHECKING:
@@ -41,9 +39,7 @@ class Learner(Task):
 
     def fitted(self, row: Row, tokenizer: Any, max_length: int | None = None) -> list[Row]:
         """A long text in pieces."""
-        if max_length is None:
-            return [row]
-        return [{**row, "text": piece} for piece in pieces(row["text"], tokenizer, max_length)]
+        return in_pieces(row, tokenizer, max_length)
 
     def vectors(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The mean of the vectors of each text's tokens, (B, D) in float32."""
@@ -53,27 +49,6 @@ class Learner(Task):
         hidden = body(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state.float()
         weights = mask[..., None].float()
         return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1.0)
-
-
-def chance(row: Row, draw: tuple[int, int], *more: object) -> random.Random:
-    """A random generator of a row's own; pieces of one text are told apart by what is in them."""
-    return random.Random(stable_hash(*draw, row.get("source"), row.get("row"), row["text"], *more))
-
-
-def tokenised(
-    rows: Sequence[Row], tokenizer: Any, max_length: int
-) -> Iterator[tuple[list[int], list[int | None], int]]:
-    """Of each row's text the token ids, the word of each (None for special tokens), and the uncut length."""
-    texts = [str(row["text"]) for row in rows]
-    whole = tokenizer(texts, verbose=False) if texts else None
-    for number, text in enumerate(texts):
-        assert whole is not None
-        ids, words = list(whole["input_ids"][number]), list(whole.word_ids(number))
-        length = len(ids)
-        if length > max_length:
-            ids = list(cut(text, ids, tokenizer, max_length))
-            words = list(tokenizer(text, truncation=True, max_length=max_length).word_ids())
-        yield ids, words, length
 
 
 def no_texts(facts: ModelFacts) -> str | None:

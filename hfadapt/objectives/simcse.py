@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hfadapt.core.hashing import stable_hash
 from hfadapt.modalities import Example, Row
-from hfadapt.modalities.text import pad, text_example
+from hfadapt.modalities.text import pad, row_seed, text_example, tokenised
 from hfadapt.objectives import SelfSupervised
-from hfadapt.objectives._learner import FIXED, Learner, no_texts, tokenised
+from hfadapt.objectives._learner import FIXED, Learner, no_texts
 
 if TYPE_CHECKING:
     import torch
@@ -45,8 +44,8 @@ class Contrasts(Learner):
         self, rows: Sequence[Row], tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()
     ) -> list[Example]:
         """Groups of texts that are always the same."""
-        found = [tuple(ids) for ids, _, _ in tokenised(rows, tokenizer, max_length)]
-        return _groups(rows, found, FIXED)
+        texts = tokenised([str(row["text"]) for row in rows], tokenizer, max_length)
+        return _groups(rows, [tuple(ids) for ids, _ in texts], FIXED)
 
     def in_epoch(
         self, rows: Sequence[Row], examples: Sequence[Example], tokenizer: Any, draw: tuple[int, int]
@@ -85,7 +84,7 @@ class Contrasts(Learner):
 
 def _groups(rows: Sequence[Row], texts: Sequence[tuple[int, ...]], draw: tuple[int, int]) -> list[Example]:
     """Texts in groups of about the same size, in an order that the draw and the rows alone decide."""
-    keys = [stable_hash(*draw, row.get("source"), row.get("row"), row["text"]) for row in rows]
+    keys = [row_seed(row, draw) for row in rows]
     order = sorted(range(len(rows)), key=lambda number: (keys[number], number))
     count = max(1, len(order) // GROUP)
     examples = []

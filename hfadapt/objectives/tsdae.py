@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.modalities import IGNORED, Example, Row
-from hfadapt.modalities.text import pad, require_offsets
+from hfadapt.modalities.text import pad, require_offsets, row_seed, with_words
 from hfadapt.objectives import SelfSupervised
-from hfadapt.objectives._learner import FIXED, Learner, chance, no_texts, tokenised
+from hfadapt.objectives._learner import FIXED, Learner, no_texts
 
 if TYPE_CHECKING:
     import torch
@@ -49,20 +49,20 @@ class Denoiser(Learner):
             DataError: the tokenizer does not say which word a token belongs to.
         """
         require_offsets(tokenizer, "word")
-        examples = []
-        for number, (row, (ids, words, length)) in enumerate(
-            zip(rows, tokenised(rows, tokenizer, max_length), strict=True)
-        ):
-            inputs = {"whole": tuple(ids), "words": tuple(words)}
-            marks = (IGNORED, *ids[1:])
-            examples.append(_ruined(Example(inputs, marks, len(ids), length, number), chance(row, FIXED)))
-        return examples
+        texts = [str(row["text"]) for row in rows]
+        whole = [
+            Example({"whole": tuple(ids), "words": tuple(words)}, (IGNORED, *ids[1:]), len(ids), length, number)
+            for number, (ids, words, length) in enumerate(with_words(texts, tokenizer, max_length))
+        ]
+        return self.in_epoch(rows, whole, tokenizer, FIXED)
 
     def in_epoch(
         self, rows: Sequence[Row], examples: Sequence[Example], tokenizer: Any, draw: tuple[int, int]
     ) -> list[Example]:
         """Other words are left out in each epoch."""
-        return [_ruined(example, chance(row, draw)) for row, example in zip(rows, examples, strict=True)]
+        return [
+            _ruined(example, random.Random(row_seed(row, draw))) for row, example in zip(rows, examples, strict=True)
+        ]
 
     def collate(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
         """input_ids and attention_mask (B, T) of what is left, labels (B, S) of the whole texts."""

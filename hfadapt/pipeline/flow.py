@@ -238,7 +238,7 @@ def told(context: Context, flow: Flow) -> Iterator[None]:
         yield
         return
     started, cells = time.monotonic(), [cell.name for cell in context.cells]
-    unit = registry.modality(registry.task(context.recipe.task).modality).unit
+    unit = registry.modality_of(context.recipe.task).unit
     names = (tuple(cells), tuple(stage.name for stage in flow.stages))
     context.progress.tell(RunStarted(context.recipe.name, str(context.run.folder), *names, unit))
     try:

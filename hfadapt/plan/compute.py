@@ -88,7 +88,7 @@ def tuning_compute(  # noqa: PLR0913 - counts by name
         "head": each * head * labelled_tokens,
     }
     base = base_compute(hub_id) if hub_id else None
-    products, unit = [], registry.modality(registry.task(lock.task).modality).unit
+    products, unit = [], registry.modality_of(lock.task).unit
     if trained:
         more = f" + {6 + again} x {adapter:,} of the adapter" if adapter > 0 else ""
         products.append(f"{tokens:,} {unit} x ({body} x {trained:,} weights of linear layers{more})")

@@ -181,7 +181,7 @@ def _multiply_adds(config: str, auto_class: str, task: str, length: int) -> tupl
 
     from hfadapt.plan.memory.trace import make_fake
 
-    modality = registry.modality(registry.task(task).modality)
+    modality = registry.modality_of(task)
     try:
         fields = modality.shaped(json.loads(config), length)
         # Attention in plain products: torch does not count what its kernels for the CPU do.

@@ -112,7 +112,7 @@ def make_plan(
                 problems.extend(problem for problem in found if problem not in problems)
     if problems:
         raise RequestError("the recipe asks for what its targets cannot do", problems=problems)
-    unit = registry.modality(registry.task(recipe.task).modality).unit
+    unit = registry.modality_of(recipe.task).unit
     return Plan(recipe=recipe.name, model=recipe.model, parameters=parameters, unit=unit, cells=tuple(cells))
 
 
@@ -298,7 +298,7 @@ def _plan_cell(  # noqa: PLR0913 - all that a cell is planned from
     fits = max(phase.total_bytes for phase in phases) <= budget
     nearest = () if fits else tuple(alternatives(question, final))
     one = alone(question, chosen) if tries else chosen
-    seconds, rate = _time(question, one, work, decided, world)
+    seconds, rate = _time(question, one, work, decided)
     exports = served(target, recipe.budgets.get(target.name), facts, length)
     would = student.written(exports, export_format(recipe, target, facts), recipe.export.storage)
     leaves, cut = not would or any(each.fits for each in would), ""
@@ -419,9 +419,7 @@ def _of_processes(world: int, trainer: Target, asked: bool) -> Decision:
     return Decision(field="processes", value=world, asked=asked, reason=reason)
 
 
-def _time(
-    question: Question, chosen: Candidate, work: Work, decided: Decisions, world: int
-) -> tuple[float | None, float | None]:
+def _time(question: Question, chosen: Candidate, work: Work, decided: Decisions) -> tuple[float | None, float | None]:
     """Rough seconds of the whole training and tokens per second over all processes."""
     if not chosen.seconds_per_step:
         return None, None

@@ -41,7 +41,7 @@ def objectives(facts: ModelFacts) -> dict[str, str | None]:
     found = map(registry.objective, registry.names("objectives"))
     able = [cast("SelfSupervised", each) for each in found if each.self_supervised]
     able.sort(key=lambda each: (each.rank, each.name))
-    if not registry.modality(registry.task(facts.task).modality).tokens:
+    if not registry.modality_of(facts.task).tokens:
         # Whatever else the base could be loaded as: encoders of speech have vocabularies, too.
         return {each.name: "its task reads no text" for each in able}
     return {each.name: each.unfit(facts) for each in able}

@@ -115,7 +115,7 @@ def settle_sharing(decided: Decisions, question: Question, chosen: Candidate) ->
             place=place,
             got=why,
             allowed=", ".join(name for name in PLACES if name not in OF_LAYERS),
-            fix=f"delete {place}, or choose a method and a storage with which several adapters share a base",
+            fix=f"delete {place}, or choose a method and a quant with which several adapters share a base",
         )
         raise RequestError(problem.what, problems=[problem])
     reason = f"{tries} tries side by side on one base" if together else f"tries one after the other: {why}"
@@ -156,7 +156,7 @@ def _alone(question: Question) -> str:
         return "train.together: false"
     if not registry.adapter(question.method).shares_base:
         return f"{question.method} trains alone"
-    return "this base in this storage takes one adapter at a time"
+    return "with this quant the base takes one adapter at a time"
 
 
 def alone(question: Question, chosen: Candidate) -> Candidate:

@@ -24,7 +24,7 @@ def work_of(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
     plain = record.lengths.get("train") if record is not None else None
     if record is None or plain is None:
         return _assumed(recipe, domain, record)
-    unit = registry.modality(registry.task(recipe.task).modality).unit
+    unit = registry.modality_of(recipe.task).unit
     lengths = record.augmented.lengths if record.augmented else plain
     longest = max(plain.longest, lengths.longest)
     labelled = lengths.mean
@@ -55,7 +55,7 @@ def work_of(recipe: Recipe, domain: str, record: DataRecord | None) -> Work:
 
 def of_model(work: Work, facts: ModelFacts, record: DataRecord | None) -> Work:
     """With the length of rows that the model makes of what it is given, where no rows were measured."""
-    usual = registry.modality(registry.task(facts.task).modality).usual(facts.config)
+    usual = registry.modality_of(facts.task).usual(facts.config)
     if usual is None or work.lengths is not None:
         return work
     basis = _basis(work.rows, record, f"{usual} positions")

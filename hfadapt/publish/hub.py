@@ -185,7 +185,7 @@ class Hub:
             head = self.head()
         files = self.files(head)
         for attempt in range(ATTEMPTS):
-            refuse_foreign(files, staged, self.repo)
+            refuse_foreign(files, self.repo)
             operations = self.changes(files, staged, head)
             if not operations:
                 assert head is not None
@@ -326,7 +326,7 @@ class Hub:
 # --- comparing -------------------------------------------------------------------------------------------------------
 
 
-def refuse_foreign(files: Mapping[str, RepoFile], staged: Staged, repo: str) -> None:
+def refuse_foreign(files: Mapping[str, RepoFile], repo: str) -> None:
     """Raises RequestError when the repository holds what hfadapt has not put there, such as another model."""
     foreign = sorted(name for name in files if not _is_ours(name) and name not in OWN_TO_THE_HUB)
     if foreign:

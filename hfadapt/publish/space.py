@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.metadata import packages_distributions
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from hfadapt.core import registry, resources
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.show import Block, Shown, Text
 from hfadapt.core.spec import write_text
+from hfadapt.hardware.versions import installed
 from hfadapt.publish.publish import Parcel, Publication, chosen, refuse
 from hfadapt.publish.staging import check_free, check_license, sealed, stage, write_out
 from hfadapt.records.stages import CardRecord, TrainRecord
@@ -143,7 +144,7 @@ def app_text(cell: Cell, card: CardRecord, base: str) -> str:
         code = BASE.sub(lambda _: said, code, count=1)
     code = "\n".join(line.partition("  # its files, or its name")[0] for line in code.splitlines())
     code = code.replace("import torch\n", "import gradio as gr\nimport torch\n", 1)
-    kind = registry.modality(registry.task(cell.lock.task).modality)
+    kind = registry.modality_of(cell.lock.task)
     loading, asking = split(code, example_file(registry.schema(cell.data.form)), kind.noun)
     template, examples = template_of(cell, asking), asking.examples
     if template:
@@ -339,12 +340,9 @@ def requirements(app: str, cell: Cell) -> str:
 
 
 def _pin(name: str, packages: dict[str, str]) -> str:
-    try:
-        found = packages.get(name) or version(name)
-    except PackageNotFoundError:
-        return ""
+    found = packages.get(name) or installed(name)
     # A build for one kind of device has no place in a list for another machine.
-    return f"=={found.partition('+')[0]}"
+    return f"=={found.partition('+')[0]}" if found else ""
 
 
 def readme(cell: Cell, card: CardRecord, base: str) -> str:

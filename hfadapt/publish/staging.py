@@ -88,7 +88,7 @@ def _drift_problems(cell: Cell) -> Iterator[Problem]:
                 "the results drift too far in the form that would be published",
                 str(cell.folder / "drift.json"),
                 got=f"{name}: {why}",
-                fix="train in the storage that is served, or change evaluate.drift_limits in the recipe",
+                fix="train with the quant and dtype that are served, or change evaluate.drift_limits in the recipe",
             )
 
 

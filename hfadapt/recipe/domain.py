@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, create_model, model
 
 from hfadapt.core import registry
 from hfadapt.core.spec import Section
-from hfadapt.recipe.names import SOURCE_WORDS, Encoding, HubConfig, HubRevision, HubSplit, MostRows
+from hfadapt.recipe.names import SOURCE_WORDS, Encoding, HubConfig, HubRevision, HubSplit, MostRows, as_source
 from hfadapt.recipe.pretrain import AnyPretrain
 from hfadapt.recipe.template import Template
 
@@ -125,11 +125,7 @@ class Source(Section):
     rows: MostRows = None
 
 
-def _source(value: Any) -> Any:
-    return {"source": value} if isinstance(value, str) else value
-
-
-AnySource = Annotated[Source, BeforeValidator(_source, json_schema_input_type=Source | str)]
+AnySource = Annotated[Source, BeforeValidator(as_source, json_schema_input_type=Source | str)]
 
 
 Label = Annotated[str, AfterValidator(lambda name: " ".join(name.split()))]
@@ -214,4 +210,4 @@ class Domain(Section):
 NOTES = ("language", "license")
 """Fields of a domain that the card shows, and on which no row and no step depends."""
 
-AnyDomain = Annotated[Domain, BeforeValidator(_source, json_schema_input_type=Domain | str)]
+AnyDomain = Annotated[Domain, BeforeValidator(as_source, json_schema_input_type=Domain | str)]

@@ -20,7 +20,7 @@ class Fast(Section):
     norms: bool = True
     """Compiled normalisation layers."""
     gates: bool = True
-    """Gated activations, as part of a low-rank layer."""
+    """Gated activations, as part of a LoRA layer."""
     rotary: bool = True
     """Compiled rotary positions."""
     first_token: bool = True

@@ -186,6 +186,12 @@ Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 LearningRate = Annotated[float, Field(gt=0.0, le=1.0)]
 Duration = Annotated[float, Field(gt=0.0), with_unit((("s", 1), ("m", 60), ("h", 3600)), "90s")]
 
+
+def as_source(value: Any) -> Any:
+    """A text in the place of a section with `source` is that source."""
+    return {"source": value} if isinstance(value, str) else value
+
+
 # Fields that several sections have, with what they do.
 SOURCE_WORDS = "A Hub data set id, a local file, folder or glob, or `sample:NAME`.\n\nExample: data.csv"
 HubConfig = Annotated[str | None, Field(description="Configuration of a Hub data set.\n\nExample: english")]

@@ -23,6 +23,7 @@ from hfadapt.recipe.names import (
     SelfSupervised,
     Share,
     Switch,
+    as_source,
 )
 
 
@@ -42,15 +43,11 @@ class TextSource(Section):
     rows: MostRows = None
 
 
-def _source(value: Any) -> Any:
-    return {"source": value} if isinstance(value, str) else value
-
-
 def _sources(value: Any) -> Any:
     return [value] if isinstance(value, (str, Mapping)) else value
 
 
-AnyTextSource = Annotated[TextSource, BeforeValidator(_source, json_schema_input_type=TextSource | str)]
+AnyTextSource = Annotated[TextSource, BeforeValidator(as_source, json_schema_input_type=TextSource | str)]
 TextSources = Annotated[
     tuple[AnyTextSource, ...],
     BeforeValidator(_sources, json_schema_input_type=tuple[AnyTextSource, ...] | AnyTextSource),

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from hfadapt.files import is_there
 from hfadapt.files.folders import suffixes
 from hfadapt.files.opening import PACKED
 
@@ -33,7 +34,7 @@ def resolve_source(source: str, recipe_folder: Path) -> Path | None:
     path = expanded(source)
     for base in dict.fromkeys((recipe_folder, Path.cwd())):
         candidate = base / path
-        if _exists(candidate) or (is_glob(source) and next(glob.iglob(str(candidate), recursive=True), None)):
+        if is_there(candidate) or (is_glob(source) and next(glob.iglob(str(candidate), recursive=True), None)):
             return candidate
     return None
 
@@ -54,14 +55,14 @@ def expanded(text: str) -> Path:
 def placed_model(model: str) -> str:
     """A local model by its full path, so that it is found from any folder; a sample or a Hub id unchanged."""
     path = expanded(model)
-    return model if model.startswith(SAMPLE) or not _exists(path) else str(path.resolve())
+    return model if model.startswith(SAMPLE) or not is_there(path) else str(path.resolve())
 
 
 def is_missing(model: str) -> bool:
     """Whether a model can only be a path on this machine, and is not there."""
     path = expanded(model)
     local = model.startswith((".", "/", "~")) or path.is_absolute() or path.suffix == ".gguf"
-    return local and not _exists(path)
+    return local and not is_there(path)
 
 
 def near_model(model: str) -> str:
@@ -73,7 +74,7 @@ def near_model(model: str) -> str:
 def from_recipe(model: str, recipe_folder: Path) -> str:
     """A relative path to a local model as seen from the recipe, whatever the working directory; else unchanged."""
     path = Path(model)
-    if model.startswith((SAMPLE, "~")) or path.is_absolute() or not _exists(path):
+    if model.startswith((SAMPLE, "~")) or path.is_absolute() or not is_there(path):
         return model
     seen = os.path.relpath(path.resolve(), recipe_folder.resolve())
     return seen if seen.startswith("..") else f"./{seen}"
@@ -95,13 +96,13 @@ def found_model(model: str, folder: Path) -> str:
     path = expanded(model)
     if not model.startswith((".", "/", "~")) and not path.is_absolute():
         return model
-    if path.is_absolute() and _exists(path):
+    if path.is_absolute() and is_there(path):
         return model
     parts = [part for part in path.parts if part not in (path.anchor, ".", "..")]
     for above in folder.resolve().parents:
         for first in range(len(parts)):
             candidate = above.joinpath(*parts[first:])
-            if _exists(candidate / "config.json") or (candidate.suffix == ".gguf" and _exists(candidate)):
+            if is_there(candidate / "config.json") or (candidate.suffix == ".gguf" and is_there(candidate)):
                 return str(candidate)
     return placed_model(model)
 
@@ -120,10 +121,3 @@ def looks_local(source: str) -> bool:
         or Path(source).suffix.lower() in (*suffixes(), *PACKED)
         or source.count("/") > 1
     )
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name that is too long
-        return False

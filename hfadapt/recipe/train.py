@@ -47,7 +47,7 @@ class Adapter(Section):
     Example: 16
     """
     dropout: Share | Auto = AUTO
-    """Share of a low-rank layer's inputs that are left out in a step.
+    """Share of a LoRA layer's inputs that are left out in a step.
 
     Auto: 0.
     Example: 0.05

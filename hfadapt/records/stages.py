@@ -247,7 +247,6 @@ class Step(Spec):
     labelled_tokens: int | None = None
     seconds: float | None = None
     validation_loss: float | None = None
-    validation_metric: float | None = None
 
 
 class PhaseMeasure(Spec):

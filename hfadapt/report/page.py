@@ -138,7 +138,7 @@ def _risk_tiles(cells: Sequence[CellRecords]) -> list[dict[str, str]]:
             {
                 "name": "forms refused",
                 "value": f"{refused} of {sum(len(found.variants) for found in drifts)}",
-                "note": "merged, other storage",
+                "note": "merged, other precision",
                 "state": "worse" if refused else "better",
             }
         )

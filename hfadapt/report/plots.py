@@ -91,7 +91,6 @@ class Move(Line):
 
 
 L = TypeVar("L", bound=Line)
-Marks = Callable[[L, float, str], Iterable[str]]
 
 
 @dataclass(frozen=True)

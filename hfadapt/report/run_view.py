@@ -85,7 +85,7 @@ class Run(RunFolder, Shown):
 
 def modality_of(report: Report) -> Modality:
     """What the rows of a run are made of."""
-    return registry.modality(registry.task(report.task).modality)
+    return registry.modality_of(report.task)
 
 
 def added_blocks(run: RunFolder, report: Report) -> list[Block]:

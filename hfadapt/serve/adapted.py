@@ -163,7 +163,7 @@ def values_of(adapted: Adapted, given: Any) -> list[Any]:
 
 def _read(adapted: Adapted, value: Any, place: str | None = None) -> Any:
     """A value as tasks answer it; None for what is none. Raises RequestError for a file that is not here."""
-    kind = registry.modality(registry.task(adapted.task).modality)
+    kind = registry.modality_of(adapted.task)
     try:
         return kind.given(value)
     except Unusable as fault:
@@ -256,7 +256,7 @@ def about_both(own: Sequence[Adapted], both: Sequence[tuple[str, str]], names: S
 
 def _both(own: Sequence[Adapted], rows: Sequence[Any]) -> list[tuple[str, str]]:
     """The texts of rows of which an answer is about both; none where the first row has but one."""
-    files = bool(own) and bool(registry.modality(registry.task(own[0].task).modality).suffixes)
+    files = bool(own) and bool(registry.modality_of(own[0].task).suffixes)
     if files or not all(isinstance(row, Mapping) for row in rows):
         return []
     found: list[tuple[str, str]] = []
@@ -282,7 +282,7 @@ def _given(adapted: Adapted, value: Any, row: int, several: bool) -> tuple[Adapt
     Raises:
         RequestError: it is nothing to ask about.
     """
-    kind = registry.modality(registry.task(adapted.task).modality)
+    kind = registry.modality_of(adapted.task)
     place = f"row {row}" if several else None
     given = _read(adapted, value, place)
     if given is None and isinstance(value, Mapping):

@@ -186,7 +186,7 @@ def summary(lock: Lock, plan: CellPlan, record: DataRecord) -> str:
     stored = lock.quant if registry.quant(lock.quant).quantised else lock.dtype
     planted = f" and {record.canaries.rows:,} of canaries" if record.canaries else ""
     rows = f"{record.splits['train']:,} rows{planted}"
-    unit = registry.modality(registry.task(lock.task).modality).unit
+    unit = registry.modality_of(lock.task).unit
     return (
         f"{plan.domain} on {plan.target}: {rows} of up to {lock.data.max_length} {unit}, "
         f"{lock.adapter.method}{rank} on a {stored} base, {lock.train.batch_rows} rows a step, "

@@ -167,10 +167,10 @@ def _tokenized(recipe: Recipe) -> tuple[BaseRef, ...]:
 
 def _of_tokenizers(recipe: Recipe) -> Iterator[Problem]:
     """What tokenizers say against it."""
-    kind = registry.modality(registry.task(recipe.task).modality)
+    kind = registry.modality_of(recipe.task)
     found = [load_processor(source_of(each), kind.name) for each in _tokenized(recipe)]
     if len(found) == 1:
-        yield from _told(lambda: vocabulary.require_rules(found[0]))
+        yield from _told(lambda: vocabulary.rules_of(found[0]))
     elif found and kind.identity(found[0]) != kind.identity(found[1]):
         yield Problem(
             "the student cuts texts into other tokens than the adapted model, so it cannot learn what that says of "

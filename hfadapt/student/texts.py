@@ -55,7 +55,7 @@ def add_answered(
     try:
         asked = [text_of(adapted, {"text": row.text}) for row in found]
     except Unusable as fault:
-        raise _none(cell, f"{fault.detail.lstrip(': ')} in the template") from None
+        raise _none(f"{fault.detail.lstrip(': ')} in the template") from None
     if alone:
         # Its answers are asked for when the student begins to learn, as those of all rows.
         made, got = [schema.alone(text) for text in asked], f"rows with a number, as {record.form} have"
@@ -67,7 +67,7 @@ def add_answered(
         got = f"answers such as {str(said[0])[:80]!r}"
     added = [{**columns, **row.where.columns} for row, columns in zip(found, made, strict=True) if columns is not None]
     if not added:
-        raise _none(cell, got)
+        raise _none(got)
     tokenizer = adapted.tokenizer
     del adapted
     release_memory()
@@ -109,7 +109,7 @@ def append(
     rewrite(student.folder, changed, rows, [*dropped])
 
 
-def _none(cell: Cell, got: str) -> RequestError:
+def _none(got: str) -> RequestError:
     return RequestError(
         "the adapted model's answers to texts make no rows that a student could learn",
         place="student.texts",

@@ -39,7 +39,7 @@ def kept_tokens(tokenizer: Any, ids: Collection[int], share: float = 0.0) -> lis
     Raises:
         RequestError: the tokenizer has no rules that can be read.
     """
-    rules = _rules(tokenizer)
+    rules = rules_of(tokenizer)
     model = rules["model"]
     known, used = _ids(model), set(ids)
     kept = {name for name, number in known.items() if number in used or number < share * len(known)}
@@ -96,11 +96,6 @@ def require_tables(model: Any) -> None:
         for name, numbers in _token_ids(config):
             setattr(config, name, [0 for _ in numbers] if isinstance(getattr(config, name), list) else 0)
     _take_rows(model, range(max(1, int(model.config.get_text_config().vocab_size) // 2)))
-
-
-def require_rules(tokenizer: Any) -> None:
-    """Raises RequestError where the tokenizer has no rules that can be read, so that its vocabulary cannot be cut."""
-    _rules(tokenizer)
 
 
 def _take_rows(model: Any, kept: Sequence[int]) -> None:
@@ -171,7 +166,8 @@ def cut_otherwise(old: Any, new: Any, before: Iterable[Sequence[int]], after: It
     return other / max(1, len(pairs))
 
 
-def _rules(tokenizer: Any) -> dict[str, Any]:
+def rules_of(tokenizer: Any) -> dict[str, Any]:
+    """What tokenizer.json holds. Raises RequestError where it has no rules by which a vocabulary can be cut."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     found: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {}
     if found.get("model", {}).get("type") not in ("BPE", "WordPiece", "Unigram"):
@@ -230,7 +226,7 @@ def _rewritten(tokenizer: Any, new: dict[int, int]) -> Any:
     """The same tokenizer with other ids; opened from files, as whoever has them will."""
     import transformers
 
-    rules = _rules(tokenizer)
+    rules = rules_of(tokenizer)
     model = rules["model"]
     ids = _ids(model)
     names = {name for name, number in ids.items() if number in new}

@@ -471,12 +471,6 @@ class Task:
         raise NotImplementedError
 
 
-def loss_sum(task: Task, model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """The loss summed over all labels of the batch, and their number."""
-    losses, _ = task.losses(model, batch)
-    return losses.sum(), len(losses)
-
-
 def unique_parts(examples: Sequence[Example]) -> tuple[list[Example], list[list[int]]]:
     """The different sequences of examples, and for each example the places of its parts among them."""
     found: dict[tuple[Any, ...], int] = {}

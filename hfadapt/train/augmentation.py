@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from hfadapt.core.hashing import json_sha256
 from hfadapt.core.progress import Progress
 from hfadapt.core.spec import write_text
-from hfadapt.fast import product_dtype
 from hfadapt.hardware.peak_memory import release_memory
 from hfadapt.hardware.processes import World, interruptible
 from hfadapt.models.attach import trainable
@@ -30,7 +29,6 @@ from hfadapt.train.job import Job, steps_of
 from hfadapt.train.loop import Loop
 
 FOLDER = "augment"
-START = "start.safetensors"
 
 
 class AugmentTrial(Training):
@@ -51,11 +49,7 @@ class AugmentTrial(Training):
         ((self.train_rows, self.validation_rows),) = self._load()
         self._try(self.train_rows[:2])
         self.steps = min(MOST_STEPS, steps_of(self.lock.train, len(self.train_rows)))
-        # On disk, so that it needs no memory beside a training's.
-        path = self.folder / START
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: p.detach().cpu().contiguous() for name, p in trainable(self.model, None).items()}
-        world.on_main(lambda: save_file(tensors, path))
+        self.start = self._save_start(self.folder)
 
     def seeds(self, number: int) -> tuple[int, int]:
         """Of the changes and of the training, in the run of this number: in the first one the recipe's own."""
@@ -81,22 +75,16 @@ class AugmentTrial(Training):
         self._restart()
         folder.mkdir(parents=True, exist_ok=True)
         changes = self._augmented(self.cells[0], own, self.train_rows)
-        parameters = trainable(self.model, None)
+        parameters = trainable(self.model)
         job = Job(own.train, self.train_rows, [], folder, self.identities[0], parameters, augmented=changes)
         job.cell, job.trial = self.cells[0].name, words
-        world, wanted = self.world, own.train.fast
-        products = product_dtype(own.dtype, self.device) if wanted.bfloat16 and wanted.low_rank else None
         with interruptible() as interrupt:
-            Loop.of(
-                *([own], self.base, self.model, [job], world.accelerator, products),
-                progress=self.progress,
-                stop=lambda: world.any(bool(interrupt)),
-                interrupted=lambda: world.size == 1 and bool(interrupt),
-            ).run()
+            about = ([own], self.base, self.model, [job], self.world, interrupt)
+            Loop.in_run(*about, progress=self.progress).run()
         del job
         release_memory()
         found = self._scored()
-        world.on_main(lambda: write_text(kept, json.dumps(found.tolist())))
+        self.world.on_main(lambda: write_text(kept, json.dumps(found.tolist())))
         return found
 
     def close(self) -> None:
@@ -105,9 +93,9 @@ class AugmentTrial(Training):
 
     def _restart(self) -> None:
         """The weights of the beginning."""
-        start = load_file(self.folder / START)
+        start = load_file(self.start)
         with torch.no_grad():
-            for name, parameter in trainable(self.model, None).items():
+            for name, parameter in trainable(self.model).items():
                 parameter.copy_(start[name])
 
     def _scored(self) -> np.ndarray:

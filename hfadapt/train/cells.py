@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 
 from hfadapt.adapters import DEFAULT
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.progress import Corrected, Progress, Silent
 from hfadapt.data import augment, canaries, read_split
-from hfadapt.fast import fusion, product_dtype
+from hfadapt.fast import fusion
 from hfadapt.hardware.peak_memory import PeakMemory, held_bytes, load_libraries, release_memory, resident_bytes
 from hfadapt.hardware.processes import Interrupt, World, interruptible
 from hfadapt.modalities import Example, Row
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
 TRIED_ROWS = 2
 """Rows of the step that is tried before training."""
+START = "start.safetensors"
 
 
 def train_cell(cell: Cell, world: World, *, identity: str = "", progress: Progress | None = None) -> TrainRecord:
@@ -365,19 +367,15 @@ class Training:
     def _loop(self, rows: Sequence[tuple[list[Example], list[Example]]], interrupt: Interrupt) -> tuple[Loop, float]:
         """The loop over a job for each cell, and the seconds that were spent on compiling before."""
         jobs = self._jobs(rows)
-        lock, wanted, world = self.lock, self.lock.train.fast, self.world
         self.compile = any(own.train.fast.compile for own in self.locks)
         compiled = fusion.compile_seconds() if self.compile else 0.0
-        products = product_dtype(lock.dtype, self.device) if wanted.bfloat16 and wanted.low_rank else None
-        loop = Loop.of(
-            *(self.locks, self.base, self.model, jobs, world.accelerator, products),
+        loop = Loop.in_run(
+            *(self.locks, self.base, self.model, jobs, self.world, interrupt),
             halving=self.halving,
             decided=self._decided,
             progress=Corrected(
                 self.progress, predicted_seconds(self.cells), lambda: sum(job.state.frozen_seconds for job in jobs)
             ),
-            stop=lambda: world.any(bool(interrupt)),
-            interrupted=lambda: world.size == 1 and bool(interrupt),
             refer=partial(self._refer, jobs),
             held_bytes=lambda: held_bytes(self.device, self.floor),
             planned_bytes=planned_bytes(self.cells).get("train"),
@@ -403,6 +401,14 @@ class Training:
             )
             for cell, own, name, (train, validation), identity, title in each
         ]
+
+    def _save_start(self, folder: Path) -> Path:
+        """Writes the weights with which several trainings begin: on disk they need no memory beside a training's."""
+        path = folder / START
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {name: p.detach().cpu().contiguous() for name, p in trainable(self.model).items()}
+        self.world.on_main(lambda: save_file(tensors, path))
+        return path
 
     def _decided(self, job: Job) -> None:
         """Settings that were decided on the way stand in the lock at once, so that a resumed training goes by them."""

@@ -19,7 +19,7 @@ import torch
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, RequestError, RunError
 from hfadapt.core.progress import Part, Progress, Silent, Stepped, Validated
-from hfadapt.fast import FastPath
+from hfadapt.fast import FastPath, product_dtype
 from hfadapt.hardware.shards import Shards
 from hfadapt.modalities import Example
 from hfadapt.objectives import Objective
@@ -36,7 +36,7 @@ from hfadapt.train.trial import PLAIN, Trial
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from hfadapt.modalities import Example
+    from hfadapt.hardware.processes import Interrupt, World
     from hfadapt.models.load import Base
     from hfadapt.recipe.schema import Lock
     from hfadapt.train.halving import Halving
@@ -146,6 +146,27 @@ class Loop:
             "shards": base.shards,
         }
         return cls(accelerator, model=model, jobs=jobs, pad_token_id=base.pad_token_id, **(fields | others))
+
+    @classmethod
+    def in_run(
+        cls,
+        locks: Sequence[Lock],
+        base: Base,
+        model: Any,
+        jobs: Sequence[Job],
+        world: World,
+        interrupt: Interrupt,
+        **others: Any,
+    ) -> Loop:
+        """`of`, in a run: with products as its device has them, and stopped by a signal to any of its processes."""
+        wanted = locks[0].train.fast
+        low_rank = wanted.bfloat16 and wanted.low_rank
+        signals = {
+            "stop": lambda: world.any(bool(interrupt)),
+            "interrupted": lambda: world.size == 1 and bool(interrupt),
+        }
+        products = product_dtype(locks[0].dtype, world.device) if low_rank else None
+        return cls.of(locks, base, model, jobs, world.accelerator, products, **(signals | others))
 
     # --- the run -----------------------------------------------------------------------------------------------------
 

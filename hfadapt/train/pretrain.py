@@ -18,7 +18,6 @@ from hfadapt.core import registry
 from hfadapt.core.hashing import file_sha256
 from hfadapt.core.progress import Progress, Silent
 from hfadapt.data.unlabelled import read_texts
-from hfadapt.fast import product_dtype
 from hfadapt.hardware.peak_memory import PeakMemory, load_libraries, release_memory, resident_bytes
 from hfadapt.hardware.processes import World, interruptible
 from hfadapt.hardware.versions import versions
@@ -91,27 +90,22 @@ class _Phase:
         with PeakMemory(self.device, resident_bytes()) as peak, interruptible() as interrupt:
             job, back = self._load()
             before = self._loss(back)
-            lock, world = self.lock, self.world
             fast: dict[str, Any] = {"fast": None} if self.objective.text_rows > 1 else {}
-            wanted = lock.train.fast
-            products = product_dtype(lock.dtype, self.device) if wanted.bfloat16 and wanted.low_rank else None
-            loop = Loop.of(
-                *([lock], self.base, self.model, [job], world.accelerator, products),
+            loop = Loop.in_run(
+                *([self.lock], self.base, self.model, [job], self.world, interrupt),
                 task=self.learner,
                 objective=SUPERVISED,
                 objective_options=SUPERVISED.Options(),
-                packing=self.learner.packs and wanted.attention,
+                packing=self.learner.packs and self.lock.train.fast.attention,
                 frozen_cache=False,
                 progress=self.progress,
-                stop=lambda: world.any(bool(interrupt)),
-                interrupted=lambda: world.size == 1 and bool(interrupt),
                 **fast,
             )
             loop.run()
             after = self._loss(back)
         layers = trained_layers(self.model, self.base, DEFAULT)
         record = self._record(job, loop, (before, after), peak, layers)
-        return world.on_main(lambda: self._keep(layers, record))
+        return self.world.on_main(lambda: self._keep(layers, record))
 
     def _load(self) -> tuple[Job, list[Example]]:
         """The job of this phase, and the examples of the texts that were held back."""

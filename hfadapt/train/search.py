@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from hfadapt.core.progress import Progress
 from hfadapt.hardware.processes import World
 from hfadapt.modalities import Example
@@ -25,8 +23,6 @@ from hfadapt.train.job import Job, share_of, steps_of
 from hfadapt.train.sharing import learned_from
 from hfadapt.train.smaller import with_less
 from hfadapt.train.trial import CannotShare
-
-START = "start.safetensors"
 
 
 def search_cell(
@@ -97,7 +93,7 @@ class SearchTraining(Training):
         if augmented is not None:
             # All tries go through an epoch at the same time.
             augmented = lru_cache(maxsize=1)(augmented)
-        jobs, start = {}, None if self.together else self._start()
+        jobs, start = {}, None if self.together else self._save_start(self.folder)
         for number, place in enumerate(self.places):
             own = with_settings(self.whole, self.tries[place])
             if plan.rungs:
@@ -113,14 +109,6 @@ class SearchTraining(Training):
             jobs[place] = Job(own.train, train, validation, folder, identity, parameters, *names, augmented)
         self.halving = Halving(jobs, self.tries, plan, self.folder, identity, start, self._chosen)
         return list(jobs.values()) if self.together else [next(iter(jobs.values()))]
-
-    def _start(self) -> Path:
-        """The weights with which every try begins, on disk, so that they need no memory beside a training's."""
-        path = self.folder / START
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: p.detach().cpu().contiguous() for name, p in trainable(self.model, None).items()}
-        self.world.on_main(lambda: save_file(tensors, path))
-        return path
 
     def _chosen(self, job: Job, place: int) -> None:
         """One try is left: from here on it is the training of the cell, and nothing else is kept of the others."""

@@ -190,7 +190,7 @@ class Pages:
             "formats": views.formats_of(cell) if cell.planned else (),
             "to": f"exports/{name}-{cell.domain}",
             "card": (cell.folder / CARD).exists(),
-            "noun": registry.modality(registry.task(cell.lock.task).modality).noun if cell.planned else "row",
+            "noun": registry.modality_of(cell.lock.task).noun if cell.planned else "row",
         }
         return self.page("cell", f"{name}: {cell.domain} on {cell.target}", name=name, cell=cell, **(found | more))
 

@@ -1,7 +1,11 @@
-"""Addresses where folders are wanted: refused before anything starts, by every command that takes one."""
+"""Options: each is looked at; addresses where folders are wanted are refused before anything starts."""
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +48,7 @@ def lines() -> list[Any]:
 
 def test_every_command_is_looked_at() -> None:
     named = {each.id for each in lines()}
-    runs = {f"{verb} --runs" for verb in ("run", "plan", "check", "prepare", "train", "evaluate")}
+    runs = {f"{verb} --runs" for verb in ("run", "plan", "prepare", "train", "evaluate")}
     others = {"report run", "predict run", "serve run", "ui run", "export cell", "export --to", "publish path"}
     assert runs | others | {"card build cell", "card check cell", "publish --to"} <= named, named
 
@@ -89,3 +93,18 @@ def test_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RequestError, match="an address is no folder"):
         find_cell(Path("gs://bucket/runs"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.jsonl", "recipe.yaml"]
+
+
+def callbacks(group: Any) -> Iterator[Any]:
+    """The function of every command, as it was written."""
+    for each in group.registered_commands:
+        yield inspect.unwrap(each.callback)
+    for inner in group.registered_groups:
+        yield from callbacks(inner.typer_instance)
+
+
+@pytest.mark.parametrize("function", callbacks(app), ids=lambda function: function.__name__)
+def test_every_option_is_looked_at(function: Any) -> None:
+    (written,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    used = {node.id for part in written.body for node in ast.walk(part) if isinstance(node, ast.Name)}
+    assert {*inspect.signature(function).parameters} <= used

@@ -6,13 +6,12 @@ import json
 
 import pytest
 import torch
-from tiny import LABELS, labelled, make_lock, make_loop, pairs, train
+from tiny import LABELS, labelled, loss_sum, make_lock, make_loop, pairs, train
 
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.models.attach import open_adapter, round_as_saved, save_adapter, trainable
 from hfadapt.models.load import compute_dtype, load_base
-from hfadapt.tasks import loss_sum
 
 METHODS, STORES = registry.names("adapters"), registry.names("quants")
 TASKS = {"causal-lm": ("lm", pairs), "text-classification": ("encoder", labelled)}

@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 import torch
-from tiny import LABELS, command, labelled, make_lock, recipe_fields, train, write_recipe, write_rows
+from tiny import LABELS, command, labelled, loss_sum, make_lock, recipe_fields, train, write_recipe, write_rows
 
 from hfadapt import load_adapted
 from hfadapt.adapters import AdapterMethod, Saved
@@ -33,7 +33,6 @@ from hfadapt.quants._blocks import unpack
 from hfadapt.recipe.reading import load_recipe
 from hfadapt.recipe.schema import Recipe
 from hfadapt.run_folder import Cell
-from hfadapt.tasks import loss_sum
 
 CPU = torch.device("cpu")
 

@@ -9,6 +9,7 @@ from tiny import (
     chats,
     labelled,
     likenesses,
+    loss_sum,
     make_lock,
     pairs,
     preferences,
@@ -24,7 +25,7 @@ from hfadapt.core.errors import RunError
 from hfadapt.evaluate.metrics.rows import known_metrics
 from hfadapt.modalities import IGNORED
 from hfadapt.models.load import compute_dtype, load_base
-from hfadapt.tasks import loss_sum, unique_parts
+from hfadapt.tasks import unique_parts
 from hfadapt.train.batches import padded
 
 
@@ -148,7 +149,7 @@ def test_every_layer_that_was_to_be_quantised_is(models, senses, name, quant):
         exact = sum(module.in_features * module.out_features for module in linear)
         assert stored == exact * kind.bits / 8
     with torch.no_grad():
-        inputs = registry.modality(registry.task(name).modality).traced(base.model.config, 1, 16)
+        inputs = registry.modality_of(name).traced(base.model.config, 1, 16)
         output = base.model(
             **{key: value.to(base.model.dtype) if value.is_floating_point() else value for key, value in inputs.items()}
         )

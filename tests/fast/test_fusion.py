@@ -46,7 +46,7 @@ def test_fused_passes_give_the_plain_loss_and_gradients(kind, no_kernels):
         fast_loss, fast = packed(model, examples, path)
         wanted = {"_rms_norm", "_rms_norm_backward", "_gated", "_gated_backward", "_cross_entropy"}
         assert wanted | ({"_rotary"} if path.rotary else set()) == compiled_names()
-        assert "passes by torch.compile" in path.summary(packed=True, in_pieces=True)
+        assert "elementwise kernels by torch.compile" in path.summary(packed=True, in_pieces=True)
         # Another number of tokens: nothing is compiled again.
         once = fusion.compile_seconds()
         packed(model, rows((30, 9)), path)
@@ -68,7 +68,7 @@ def test_training_with_fused_passes_goes_on_as_it_was(models, tmp_path, no_kerne
     """What is resumed equals what was not interrupted."""
     settings = {"train__fast": {"compile": True}, "train__checkpoint_every_steps": 2, "train__max_steps": 5}
     whole = train(make_lock(models / "lm", **settings), tmp_path / "whole", pairs(40), pairs(6, seed=1))
-    assert "passes by torch.compile" in whole.loop.path
+    assert "elementwise kernels by torch.compile" in whole.loop.path
     plain = train(make_lock(models / "lm", train__max_steps=5), tmp_path / "plain", pairs(40))
     assert whole.losses == pytest.approx(plain.losses, rel=1e-4)
     with pytest.raises(KeyboardInterrupt):

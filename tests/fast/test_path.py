@@ -415,7 +415,7 @@ def test_several_adapters_need_layers_that_the_path_knows():
     model = make("llama", GROUPED, "AutoModelForCausalLM", lora_bias=True)
     model.add_adapter("a1f0", LoraConfig(r=8, target_modules="all-linear"))
     with (
-        pytest.raises(NotImplementedError, match="low-rank layers"),
+        pytest.raises(NotImplementedError, match="LoRA layers"),
         FastPath(model, adapters=("default", "a1f0")).on(),
     ):
         pass

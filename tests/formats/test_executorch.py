@@ -27,6 +27,7 @@ from hfadapt.models.facts import model_facts
 pytest.importorskip("executorch")
 from hfadapt.formats import _executorch_file as file
 from hfadapt.formats import _executorch_look as look
+from hfadapt.formats._weights import other_head
 
 KIND, FILE = executorch.KIND, executorch.FILE
 FILES = {"float": 1e-5, "int8": 0.05}
@@ -145,10 +146,10 @@ def test_a_folder_of_this_machine_is_found(folder):
 def test_a_head_without_its_bias_is_found(folder):
     """It may cost less than the gate lets through."""
     path, model = folder / FILE, Tiny()
-    assert list(look.other_head(path, model)) == []
+    assert list(other_head(look.weights(path), model)) == []
     with torch.no_grad():
         model.classifier.bias += 0.01
-    assert list(look.other_head(path, model)) == ["the bias classifier.bias is not in the file"]
+    assert list(other_head(look.weights(path), model)) == ["the bias classifier.bias is not in the file"]
 
 
 # --- around it -------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from hfadapt.formats import _litert_environment as environment
 from hfadapt.formats import _litert_file as file
 from hfadapt.formats import litert
 from hfadapt.formats._litert_android import android
+from hfadapt.formats._weights import other_head
 from hfadapt.models.facts import model_facts
 
 FILES = {"float": 1e-5, "int8": 0.05}
@@ -157,10 +158,10 @@ def test_what_is_wrong_with_a_file_is_found(folder, fault):
 def test_a_head_without_its_bias_is_found(folder):
     """It may cost less than the gate lets through."""
     path, model = folder / "model.tflite", Tiny()
-    assert list(file.other_head(path, model)) == []
+    assert list(other_head(file.weights(path), model)) == []
     with torch.no_grad():
         model.classifier.bias += 0.01
-    assert list(file.other_head(path, model)) == ["the bias classifier.bias is not in the file"]
+    assert list(other_head(file.weights(path), model)) == ["the bias classifier.bias is not in the file"]
 
 
 # --- on Android ------------------------------------------------------------------------------------------------------

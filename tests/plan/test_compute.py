@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tiny import make_lock, make_loop, pairs
+from tiny import loss_sum, make_lock, make_loop, pairs
 
 from hfadapt.models.facts import model_facts
 from hfadapt.plan.compute import base_compute, tuning_compute
-from hfadapt.tasks import loss_sum
 
 
 def compute(lock, tokens, labels, trained, mean, hub_id=None):

@@ -7,13 +7,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from tiny import LABELS, chats, labelled, make_lock, make_tokenizer, pairs, uneven
+from tiny import LABELS, chats, labelled, loss_sum, make_lock, make_tokenizer, pairs, uneven
 
 from hfadapt.core.errors import DataError
 from hfadapt.modalities import IGNORED
 from hfadapt.modalities.text import token_ids
 from hfadapt.models.load import load_base
-from hfadapt.tasks import loss_sum
 from hfadapt.tasks.causal_lm.task import KIND as LM
 from hfadapt.tasks.causal_lm.task import completion_ids, labelled_logits
 from hfadapt.tasks.text_classification.task import KIND as CLASSIFIER

@@ -14,6 +14,7 @@ from tiny import (
     LABELS,
     command,
     entities,
+    loss_sum,
     make_lock,
     make_tokenizer,
     recipe_fields,
@@ -32,7 +33,7 @@ from hfadapt.modalities.text import token_ids
 from hfadapt.models.attach import open_adapter, save_adapter
 from hfadapt.models.load import load_base
 from hfadapt.run_folder import Run
-from hfadapt.tasks import Scores, loss_sum, ragged
+from hfadapt.tasks import Scores, ragged
 from hfadapt.tasks.token_classification.task import first_tokens, spans, spans_of
 
 TASK = registry.task("token-classification")

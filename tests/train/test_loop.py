@@ -104,7 +104,7 @@ def test_training_without_one_fast_part_is_the_same_training(models, tmp_path, p
     fewer = train(make_lock(*model, train__fast={part: False}), tmp_path / "fewer", rows)
     assert fewer.losses == pytest.approx(whole.losses, rel=1e-4)
     words = {
-        "low_rank": "low-rank layers",
+        "low_rank": "LoRA layers",
         "attention": "attention inside rows",
         "norms": "norms",
         "gates": "gated activations",

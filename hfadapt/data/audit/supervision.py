@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -280,22 +280,20 @@ def drop_too_long(
         RunError: the cell has no prepared data.
         DataError: a split would be empty.
     """
-    record = DataRecord.read(cell_folder / RECORD)
-    kept: dict[str, list[dict[str, Any]]] = {}
-    dropped: list[dict[str, Any]] = []
-    for split in SPLITS:
-        rows = read_split(cell_folder, split)
+
+    def too_long(split: str, rows: list[dict[str, Any]]) -> dict[int, int]:
         whole, measured = _encode(rows, task, tokenizer, WITHOUT_CUT, labels, {})
         long = {id(row): each.length for row, each in zip(measured, whole, strict=True) if each.length > max_length}
-        kept[split] = _without(rows, long, "over-max-length", dropped)
-        if rows and not kept[split]:
+        if rows and all(id(row) in long for row in rows):
             raise DataError(
                 f"every row of the {split} split is longer than max_length",
                 place=name_rows(map(Place.of, rows)),
                 got=f"max_length {max_length}",
                 fix="raise data.max_length, or set data.too_long: truncate",
             )
-    return rewrite(cell_folder, record, kept, dropped) if dropped else record
+        return long
+
+    return _drop(cell_folder, too_long, "over-max-length")
 
 
 def drop_cut_off(
@@ -309,27 +307,32 @@ def drop_cut_off(
     Raises:
         RunError: the cell has no prepared data.
     """
-    record = DataRecord.read(cell_folder / RECORD)
-    kept: dict[str, list[dict[str, Any]]] = {}
-    dropped: list[dict[str, Any]] = []
-    for split in SPLITS:
-        rows = read_split(cell_folder, split)
+
+    def cut_off(split: str, rows: list[dict[str, Any]]) -> dict[int, int]:
         shown, measured = _encode(rows, task, tokenizer, max_length, labels, {})
         cut = {
             id(row): each.length
             for row, each in zip(measured, shown, strict=True)
             if each.truncated and all(label == IGNORED for label in each.labels)
         }
-        kept[split] = rows if len(cut) == len(rows) else _without(rows, cut, CUT_OFF, dropped)
+        return cut if len(cut) < len(rows) else {}
+
+    return _drop(cell_folder, cut_off, CUT_OFF)
+
+
+def _drop(
+    cell_folder: Path, lengths_of: Callable[[str, list[dict[str, Any]]], Mapping[int, int]], reason: str
+) -> DataRecord:
+    """Takes rows out of a cell's splits: those with a length, by id, as one chat may be several rows."""
+    record = DataRecord.read(cell_folder / RECORD)
+    kept: dict[str, list[dict[str, Any]]] = {}
+    dropped: list[dict[str, Any]] = []
+    for split in SPLITS:
+        rows = read_split(cell_folder, split)
+        lengths = lengths_of(split, rows)
+        kept[split] = [row for row in rows if id(row) not in lengths]
+        for row in rows:
+            if id(row) in lengths:
+                detail = f" has {lengths[id(row)]:,} tokens"
+                dropped.append(Dropped(Place.of(row), reason, detail=detail).as_json())
     return rewrite(cell_folder, record, kept, dropped) if dropped else record
-
-
-def _without(
-    rows: list[dict[str, Any]], lengths: Mapping[int, int], reason: str, dropped: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Rows but those with a length, by id, which are added to `dropped`; one chat may be several rows."""
-    for row in rows:
-        if id(row) in lengths:
-            detail = f" has {lengths[id(row)]:,} tokens"
-            dropped.append(Dropped(Place.of(row), reason, detail=detail).as_json())
-    return [row for row in rows if id(row) not in lengths]

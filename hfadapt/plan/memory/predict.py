@@ -122,7 +122,7 @@ class _Rows:
     def __init__(self, facts: ModelFacts, workload: Workload) -> None:
         self.facts, self.workload = facts, workload
         self.terms = terms_of(facts, workload)
-        self.tokens = 1 if registry.modality(registry.task(facts.task).modality).one_size else workload.length_tokens
+        self.tokens = 1 if registry.modality_of(facts.task).one_size else workload.length_tokens
         self.element = DTYPE_BYTES[workload.dtype]
 
     def live(self, mark: str, rows: int) -> int:
@@ -266,7 +266,7 @@ def _opening_bytes(facts: ModelFacts, workload: Workload, phase: str) -> int:
     if phase not in ("train", "evaluate"):
         return 0
     rows = 2 * workload.micro_batch_rows * workload.parts if phase == "train" else workload.evaluate_rows
-    modality = registry.modality(registry.task(facts.task).modality)
+    modality = registry.modality_of(facts.task)
     return modality.opening_bytes(facts.config, rows, workload.length_tokens)
 
 

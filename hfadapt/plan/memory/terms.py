@@ -160,7 +160,7 @@ def saved_bytes_per_token(facts: ModelFacts, workload: Workload) -> float:
     outside, layer = terms_of(facts, workload.model_copy(update={"checkpointing": False}))["forward_end"]
     kept = max(0.0, outside[1]) + layer[1] * trained_layers(facts, workload)
     # Of rows of one size a trace tells what a whole row keeps.
-    return kept / workload.length_tokens if registry.modality(registry.task(facts.task).modality).one_size else kept
+    return kept / workload.length_tokens if registry.modality_of(facts.task).one_size else kept
 
 
 def own_passes(facts: ModelFacts, workload: Workload) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from hfadapt.tasks._number import ANumber
+from hfadapt.tasks._numbers import Regression
 from hfadapt.tasks.audio_classification.task import AudioClassification
 
 
-class AudioRegression(ANumber, AudioClassification):
+class AudioRegression(Regression, AudioClassification):
     """Rows of `audio` and a number."""
 
     name = "audio-regression"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, RequestError
 from hfadapt.modalities import IGNORED, Example, Row
-from hfadapt.modalities.text import packed, pad, pieces, started, text_example, token_ids
+from hfadapt.modalities.text import packed, pad_labelled, pieces, started, text_example, token_ids
 from hfadapt.schemas import Asked
 from hfadapt.tasks import Answer, Batches, ReadSplit, Remark, Scores, Served, Task
 from hfadapt.tasks._answers import Cut
@@ -125,13 +125,7 @@ class CausalLM(Task):
 
     def collate(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
         """input_ids, attention_mask and labels, all (B, T)."""
-        import torch
-
-        batch = pad(examples, pad_token_id)
-        labels = torch.full_like(batch["input_ids"], IGNORED)
-        for i, example in enumerate(examples):
-            labels[i, : len(example.labels)] = torch.tensor(example.labels)
-        return {**batch, "labels": labels}
+        return pad_labelled(examples, pad_token_id)
 
     def pack(self, examples: Sequence[Example], tokens: int, pad_token_id: int) -> dict[str, torch.Tensor]:
         """input_ids, position_ids, labels and rows, all (1, `tokens`)."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.modalities import Example
 from hfadapt.schemas import LabelKind
 from hfadapt.tasks import RowMetric, Scores, ragged
+from hfadapt.tasks._numbers import mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -165,16 +166,10 @@ def ndcg(ranks: np.ndarray) -> float:
     return _gain(ranks) / _gain(np.arange(1, len(ranks) + 1))
 
 
-def _mean(sums: np.ndarray) -> np.ndarray:
-    import numpy as np
-
-    return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1e-12))
-
-
 def _metric(name: str, about: str, hub_name: str, value: Any) -> RowMetric:
     kinds: frozenset[LabelKind] = frozenset({"ranks"})
     return RowMetric(
-        name, about, "classes", True, lambda scores: _of_queries(scores, value), _mean, kinds, True, hub_name=hub_name
+        name, about, "classes", True, lambda scores: _of_queries(scores, value), mean, kinds, True, hub_name=hub_name
     )
 
 

@@ -11,7 +11,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.core.hashing import text_key
 from hfadapt.modalities import Example, Row
-from hfadapt.modalities.text import cut, pad
+from hfadapt.modalities.text import pad, tokenised
 from hfadapt.schemas import LabelKind
 from hfadapt.tasks import Answer, Batches, Scores, Served, Task, unique_parts
 from hfadapt.tasks._answers import Cut
@@ -369,15 +369,12 @@ def text_parts(
     sentence: Sentence, texts: Sequence[str], prompts: Sequence[str], tokenizer: Any, max_length: int
 ) -> list[Example]:
     """One sequence for each text, with what each of its tokens counts."""
-    if not texts:
-        return []
     whole = [prompt + (text.lower() if sentence.lower else text) for text, prompt in zip(texts, prompts, strict=True)]
     lengths = {prompt: _prompt_tokens(prompt, tokenizer) for prompt in dict.fromkeys(prompts)}
     found = []
-    for text, ids, prompt in zip(whole, tokenizer(whole, verbose=False)["input_ids"], prompts, strict=True):
-        kept = tuple(cut(text, ids, tokenizer, max_length))
-        weights = tuple(sentence.weights(len(kept), lengths[prompt]))
-        found.append(Example({"input_ids": kept, "pooling": weights}, (), len(kept), len(ids), -1))
+    for (ids, length), prompt in zip(tokenised(whole, tokenizer, max_length), prompts, strict=True):
+        inputs = {"input_ids": tuple(ids), "pooling": tuple(sentence.weights(len(ids), lengths[prompt]))}
+        found.append(Example(inputs, (), len(ids), length, -1))
     return found
 
 

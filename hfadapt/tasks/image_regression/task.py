@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from hfadapt.tasks._number import ANumber
+from hfadapt.tasks._numbers import Regression
 from hfadapt.tasks.image_classification.task import ImageClassification
 
 
-class ImageRegression(ANumber, ImageClassification):
+class ImageRegression(Regression, ImageClassification):
     """Rows of `image` and a number."""
 
     name = "image-regression"

@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.core.errors import DataError
 from hfadapt.core.hashing import stable_hash
 from hfadapt.modalities import IGNORED, Example, Row
-from hfadapt.modalities.text import cut, pad, pieces, require_offsets, token_ids
+from hfadapt.modalities.text import (
+    in_pieces,
+    labelled_tokens,
+    pad_labelled,
+    require_offsets,
+    row_seed,
+    text_example,
+    token_ids,
+    tokenised,
+    with_words,
+)
 from hfadapt.tasks import Answer, Batches, Scores, Served, Task
 from hfadapt.tasks._answers import Cut
 
@@ -61,9 +71,7 @@ class MaskedLM(Task):
 
     def fitted(self, row: Row, tokenizer: Any, max_length: int | None = None) -> list[Row]:
         """A long text in pieces."""
-        if max_length is None:
-            return [row]
-        return [{**row, "text": piece} for piece in pieces(row["text"], tokenizer, max_length)]
+        return in_pieces(row, tokenizer, max_length)
 
     def encode(
         self, rows: Sequence[Row], tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()
@@ -83,48 +91,31 @@ class MaskedLM(Task):
             )
         require_offsets(tokenizer, "word")
         texts = [str(row["text"]) for row in rows]
-        whole = tokenizer(texts, verbose=False) if texts else None
         examples = []
-        for number, text in enumerate(texts):
-            assert whole is not None
-            ids, words = whole["input_ids"][number], whole.word_ids(number)
-            kept = cut(text, ids, tokenizer, max_length)
-            if len(ids) > max_length:
-                words = tokenizer(text, truncation=True, max_length=max_length).word_ids()
-            words = [NO_WORD if word is None else word for word in words] or [NO_WORD] * len(kept)
-            inputs = {"input_ids": tuple(kept), "words": tuple(words)}
-            plain = Example(inputs, (IGNORED,) * len(kept), len(kept), len(ids), number)
-            examples.append(hidden(plain, tokenizer, random.Random(stable_hash(text))))
+        for number, (ids, words, length) in enumerate(with_words(texts, tokenizer, max_length)):
+            inputs = {"input_ids": tuple(ids), "words": tuple(NO_WORD if word is None else word for word in words)}
+            plain = Example(inputs, (IGNORED,) * len(ids), len(ids), length, number)
+            examples.append(hidden(plain, tokenizer, random.Random(stable_hash(texts[number]))))
         return examples
 
     def in_epoch(
         self, rows: Sequence[Row], examples: Sequence[Example], tokenizer: Any, draw: tuple[int, int]
     ) -> list[Example]:
-        """Other words are hidden in each epoch; pieces of one text are told apart by what is in them."""
+        """Other words are hidden in each epoch."""
         return [
-            hidden(
-                example, tokenizer, random.Random(stable_hash(*draw, row.get("source"), row.get("row"), row["text"]))
-            )
+            hidden(example, tokenizer, random.Random(row_seed(row, draw)))
             for row, example in zip(rows, examples, strict=True)
         ]
 
     def collate(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
         """input_ids, attention_mask and labels, all (B, T)."""
-        import torch
-
-        batch = pad(examples, pad_token_id)
-        batch["labels"] = torch.full_like(batch["input_ids"], IGNORED)
-        for i, example in enumerate(examples):
-            batch["labels"][i, : example.size] = torch.tensor(example.labels)
-        return batch
+        return pad_labelled(examples, pad_token_id)
 
     # --- loss --------------------------------------------------------------------------------------------------------
 
     def targets(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The hidden tokens."""
-        labels = batch["labels"].flatten()
-        places = (labels != IGNORED).nonzero()[:, 0]
-        return places, labels[places], places // batch["labels"].shape[1]
+        return labelled_tokens(batch["labels"])
 
     def label_logits(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Logits (L, V): of each row the head is given the vectors of as many tokens as any row has hidden ones, these
@@ -177,10 +168,9 @@ class MaskedLM(Task):
         model, tokenizer, mask = served[0].model, served[0].tokenizer, served[0].tokenizer.mask_token_id
         examples = []
         for number, (text, each) in enumerate(zip(texts, served, strict=True)):
-            whole = tokenizer(text, verbose=False)["input_ids"]
-            ids = tuple(cut(text, whole, tokenizer, each.max_length))
-            labels = tuple(token if token == mask else IGNORED for token in ids)
-            examples.append(Example({"input_ids": ids}, labels, len(ids), len(whole), number))
+            ((ids, length),) = tokenised([text], tokenizer, each.max_length)
+            labels = [token if token == mask else IGNORED for token in ids]
+            examples.append(text_example(ids, labels, length=length, row=number))
         batch = self.collate(examples, served[0].pad_token_id)
         named = {"adapter_names": list(names)} if names else {}
         inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}

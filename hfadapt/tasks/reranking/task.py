@@ -15,6 +15,7 @@ from hfadapt.modalities import Example, Row
 from hfadapt.modalities.text import pad, started
 from hfadapt.tasks import Answer, Batches, Scores, Served, Task, unique_parts
 from hfadapt.tasks._answers import Cut
+from hfadapt.tasks._numbers import OneNumber
 from hfadapt.tasks.embedding.search import rank_scores
 from hfadapt.tasks.embedding.task import row_example
 
@@ -27,7 +28,7 @@ SCORED = 32
 """Documents that are answered at once."""
 
 
-class Reranking(Task):
+class Reranking(OneNumber):
     """Rows of `anchor` and `positive`: cross-entropy of the positive among 16 documents (Gao et al. 2021, arXiv
     2101.08751).
 
@@ -52,9 +53,6 @@ class Reranking(Task):
         'model = CrossEncoder(".")  # this folder, or its name on the Hub\n'
         'scores = model.predict([("a query", "a document"), ("a query", "another")])'
     )
-    reading = 'print(f"{out[0]:.4g}")'
-    alike_means = "numbers within a tenth of their spread"
-    in_spreads = True
     folder = Path(__file__).parent
 
     def snippet_agrees(self, printed: str, prediction: Any) -> bool:
@@ -64,10 +62,6 @@ class Reranking(Task):
         except ValueError:
             return False
         return True
-
-    def outputs(self, labels: Sequence[str]) -> int:
-        """One."""
-        return 1
 
     def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
         """One output."""
@@ -139,26 +133,10 @@ class Reranking(Task):
         for own in map(list, places):
             one, other = outputs.float()[own, 0], reference[own, 0]
             if relations:
-                found.append(super().divergence(other.log_softmax(0), one.log_softmax(0)))
+                found.append(Task.divergence(self, other.log_softmax(0), one.log_softmax(0)))
             else:
                 found.append(((one - one.mean()) - (other - other.mean())).square().mean())
         return torch.stack(found)
-
-    def divergence(self, reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """KL divergence of normal distributions with variance 1 around the two scores: half the squared difference."""
-        return 0.5 * (reference - other).square().sum(-1)
-
-    def unit(self, reference: Sequence[torch.Tensor]) -> float:
-        """The standard deviation of the reference's scores."""
-        import torch
-
-        return max(float(torch.cat(list(reference)).std(correction=0)), 1e-6)
-
-    def alike(self, reference: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Within a tenth of their spread; every number is decided."""
-        import torch
-
-        return ((reference - other).abs() <= 0.1).all(-1), torch.ones(len(reference))
 
     def score(
         self, model: Any, examples: Sequence[Example], batches: Batches, choices: Sequence[Sequence[int]] = ()

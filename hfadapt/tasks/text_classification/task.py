@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.modalities import Example, Row
-from hfadapt.modalities.text import cut, pad, text_example
+from hfadapt.modalities.text import pad, text_example, tokenised
 from hfadapt.tasks import Answer, Served
 from hfadapt.tasks._answers import Cut
 from hfadapt.tasks._classes import OneClass
@@ -41,13 +41,10 @@ class TextClassification(OneClass):
         self, rows: Sequence[Row], tokenizer: Any, *, max_length: int, labels: Sequence[str] = ()
     ) -> list[Example]:
         """Tokenises with the model's special tokens; a cut keeps them. Raises DataError for an unknown label."""
-        texts = [str(row["text"]) for row in rows]
-        whole = tokenizer(texts, verbose=False)["input_ids"] if texts else []
+        each = zip(rows, tokenised([str(row["text"]) for row in rows], tokenizer, max_length), strict=True)
         return [
-            text_example(
-                cut(text, ids, tokenizer, max_length), self.target(row, labels, number), length=len(ids), row=number
-            )
-            for number, (row, text, ids) in enumerate(zip(rows, texts, whole, strict=True))
+            text_example(ids, self.target(row, labels, number), length=length, row=number)
+            for number, (row, (ids, length)) in enumerate(each)
         ]
 
     def collate(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:

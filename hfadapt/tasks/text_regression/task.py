@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hfadapt.tasks._number import ANumber
+from hfadapt.tasks._numbers import Regression
 from hfadapt.tasks.text_classification.task import TextClassification
 
 
-class TextRegression(ANumber, TextClassification):
+class TextRegression(Regression, TextClassification):
     """Rows of `text` and a number."""
 
     name = "text-regression"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.modalities import IGNORED, Example, Row
-from hfadapt.modalities.text import pad, require_offsets, text_example
+from hfadapt.modalities.text import labelled_tokens, pad, pad_labelled, require_offsets, text_example
 from hfadapt.schemas import LabelKind
 from hfadapt.tasks import Answer, Batches, RowMetric, Scores, Served, Task, index_of, ragged
 
@@ -210,20 +210,12 @@ class TokenClassification(Task):
 
     def collate(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
         """input_ids, attention_mask and labels, all (B, T)."""
-        import torch
-
-        batch = pad(examples, pad_token_id)
-        if all(example.labels for example in examples):
-            batch["labels"] = torch.full_like(batch["input_ids"], IGNORED)
-            for i, example in enumerate(examples):
-                batch["labels"][i, : example.size] = torch.tensor(example.labels)
-        return batch
+        form = pad_labelled if all(example.labels for example in examples) else pad
+        return form(examples, pad_token_id)
 
     def targets(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The first tokens of words."""
-        labels = batch["labels"].flatten()
-        places = (labels != IGNORED).nonzero()[:, 0]
-        return places, labels[places], places // batch["labels"].shape[1]
+        return labelled_tokens(batch["labels"])
 
     def label_logits(self, model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Logits (L, C) of the first tokens of words."""

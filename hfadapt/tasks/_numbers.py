@@ -1,4 +1,4 @@
-"""What tasks with a number for each row have in common, whatever a row is made of."""
+"""What tasks that answer with one number have in common, whatever a row is made of, and the metrics that are a mean."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.modalities import Example, Row
-from hfadapt.tasks import Answer, Batches, RowMetric, Scores
+from hfadapt.tasks import Answer, Batches, RowMetric, Scores, Task
 from hfadapt.tasks._classes import OneClass
 
 if TYPE_CHECKING:
@@ -15,47 +15,23 @@ if TYPE_CHECKING:
     import torch
 
 
-class ANumber(OneClass):
-    """Squared error, in the square of the user's own unit.
+def mean(sums: np.ndarray) -> np.ndarray:
+    """The first of summed contributions (..., 2), divided by the second."""
+    import numpy as np
 
-    A fresh head starts at the mean of the training rows and with their standard deviation (`start_head`), so that
-    numbers between 0 and 100 are learned like numbers between 0 and 1, and what is saved answers in the user's unit.
-    """
+    return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1e-12))
 
-    label_kind = "number"
-    metrics = ("rmse", "mae", "pearson", "spearman", "loss")
+
+class OneNumber(Task):
+    """A head of one output."""
+
     reading = 'print(f"{out[0]:.4g}")'
     alike_means = "numbers within a tenth of their spread"
     in_spreads = True
-    soft_labels = False
-    problem_type = "regression"
-
-    def snippet_agrees(self, printed: str, prediction: Any) -> bool:
-        """It printed the number that the evaluation saw, to rounding in another batch."""
-        try:
-            return abs(float(printed) - float(prediction)) <= 0.01 * (1 + abs(float(prediction)))
-        except ValueError:
-            return False
 
     def outputs(self, labels: Sequence[str]) -> int:
         """One."""
         return 1
-
-    def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
-        """One output, of which transformers takes the squared error too."""
-        return {"num_labels": 1, "problem_type": self.problem_type}
-
-    def head_start(self, rows: int, labels: int) -> float:
-        """The probe itself: no answer of it is surer than another."""
-        return 1.0
-
-    def target(self, row: Row, labels: Sequence[str], number: int) -> tuple[Any, ...]:
-        """The number."""
-        return () if row.get("label") is None else (float(row["label"]),)
-
-    def criterion(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Squared error (L,) of outputs (L, 1)."""
-        return (logits.float().flatten() - targets.float()).square()
 
     def divergence(self, reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """KL divergence of normal distributions with variance 1 around the two answers: half the squared difference."""
@@ -72,6 +48,42 @@ class ANumber(OneClass):
         import torch
 
         return ((reference - other).abs() <= 0.1).all(-1), torch.ones(len(reference))
+
+
+class Regression(OneNumber, OneClass):
+    """Squared error, in the square of the user's own unit.
+
+    A fresh head starts at the mean of the training rows and with their standard deviation (`start_head`), so that
+    numbers between 0 and 100 are learned like numbers between 0 and 1, and what is saved answers in the user's unit.
+    """
+
+    label_kind = "number"
+    metrics = ("rmse", "mae", "pearson", "spearman", "loss")
+    soft_labels = False
+    problem_type = "regression"
+
+    def snippet_agrees(self, printed: str, prediction: Any) -> bool:
+        """It printed the number that the evaluation saw, to rounding in another batch."""
+        try:
+            return abs(float(printed) - float(prediction)) <= 0.01 * (1 + abs(float(prediction)))
+        except ValueError:
+            return False
+
+    def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
+        """One output, of which transformers takes the squared error too."""
+        return {"num_labels": 1, "problem_type": self.problem_type}
+
+    def head_start(self, rows: int, labels: int) -> float:
+        """The probe itself: no answer of it is surer than another."""
+        return 1.0
+
+    def target(self, row: Row, labels: Sequence[str], number: int) -> tuple[Any, ...]:
+        """The number."""
+        return () if row.get("label") is None else (float(row["label"]),)
+
+    def criterion(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Squared error (L,) of outputs (L, 1)."""
+        return (logits.float().flatten() - targets.float()).square()
 
     def start_head(self, head: torch.nn.Module, targets: Sequence[float]) -> None:
         """Scales the last linear layer to the standard deviation of the targets, and moves it to their mean."""
@@ -112,12 +124,6 @@ def _error(scores: Scores, power: int) -> np.ndarray:
     return np.stack([np.abs(scores.predictions - scores.gold) ** power, np.ones(len(scores.gold))], axis=1)
 
 
-def _mean(sums: np.ndarray) -> np.ndarray:
-    import numpy as np
-
-    return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1e-12))
-
-
 def _moments(gold: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     import numpy as np
 
@@ -151,15 +157,15 @@ def _metric(name: str, about: str, better: bool, statistics: Any, value: Any, un
 
 
 _UNIT = "in the unit of the labels"
-ANumber.own_metrics = (
+Regression.own_metrics = (
     *(
         # What learns their order alone answers with numbers of another range.
         replace(each, suits=lambda task: task.label_kind == "number")
         for each in (
             _metric(
-                "rmse", f"root mean squared error, {_UNIT}", False, lambda s: _error(s, 2), lambda x: _mean(x) ** 0.5
+                "rmse", f"root mean squared error, {_UNIT}", False, lambda s: _error(s, 2), lambda x: mean(x) ** 0.5
             ),
-            _metric("mae", f"mean absolute error, {_UNIT}", False, lambda scores: _error(scores, 1), _mean),
+            _metric("mae", f"mean absolute error, {_UNIT}", False, lambda scores: _error(scores, 1), mean),
         )
     ),
     _metric("pearson", "Pearson's correlation", True, _pearson, _correlation, True),
