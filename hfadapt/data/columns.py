@@ -267,6 +267,9 @@ class Formatter:
         parts = self.shape.parts
         schema = registry.schema(self.shape.form)
         needed = [column for part, column in parts.items() if part not in schema.optional]
+        label = self._label_column if self.template is not None else parts.get("label")
+        if label is not None and self.labels.says_none(values.get(label), self.label_names):
+            return Dropped(where, "no-label", detail=f" has {str(values.get(label) or '')[:40]!r} as its {label}")
         lacking = [column for column in needed if values.get(column) is None]
         if lacking:
             lack = schema.lacks(values, lacking[0])
