@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 BENCHMARKS := $(wildcard benchmarks/*.py) $(addprefix benchmarks/speed/, prepare.py score.py run_hfadapt.py)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test test-all test-slow test-installed test-lowest test-pythons lint docs dist fix clean
+.PHONY: install demo test test-all test-told test-slow test-installed test-lowest test-pythons lint docs dist fix clean
 
 install: $(VENV)/installed
 
@@ -27,6 +27,9 @@ test: install  ## offline, a few minutes on two cores
 
 test-all: install  ## what CI runs: offline, with the tests of more than half a second
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
+
+test-told: install  ## notebooks, and the blocks of README and docs: fetches samples once; a quarter of an hour
+	$(BIN)/python -m pytest -q -n 2 --dist load -m "slow and not gpu" tests/slow/test_notebooks.py tests/docs
 
 test-slow: install  ## with the sample models; fetches them once
 	$(BIN)/python -m pytest -q -m "slow and not gpu"

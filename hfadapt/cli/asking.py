@@ -79,7 +79,9 @@ def preview(path: Path) -> View:
     [domain, *_] = recipe.domains
     asked = recipe.domains[domain]
     source = open_source(asked.all_sources()[0], folder_of(path))
-    reader = SourceReader(recipe, domain, source, registry.task(recipe.task).schemas, Labels(asked.labels))
+    reader = SourceReader(
+        recipe, domain, source, registry.task(recipe.task).schemas, Labels(asked.labels, asked.no_label)
+    )
     rows = list(islice((row for row in reader if isinstance(row, Row)), AMONG))
     seen = [each for row in rows if (each := _seen(registry.schema(row.form), row.columns))[0]]
     different: dict[str, tuple[str, str]] = {}

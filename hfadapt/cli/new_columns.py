@@ -18,6 +18,7 @@ from hfadapt.data.columns import label_column
 from hfadapt.data.flags import find_flags
 from hfadapt.data.labels import some
 from hfadapt.data.unreadable import UNREADABLE_LIMIT
+from hfadapt.data.values import shown_fault
 from hfadapt.files import Blob, media
 from hfadapt.files.named import Named
 from hfadapt.recipe.domain import PATTERNS
@@ -38,6 +39,8 @@ ANSWERS = {
     *("summary", "target", "title", "tldr", "translation"),
 }
 """Names of columns that are made of the text beside them; of two others, the first asks, as tables are written."""
+PAIRED = ("prompt", "completion", "anchor", "positive")
+"""Parts of two texts, one of which belongs to the other."""
 LOOKED_AT = 50
 """Values of a column by which it is told to hold files."""
 UNSAID = Columns()
@@ -134,6 +137,8 @@ def ways(
                 flagged = [flags.read(row) for row in rows]
                 yield flagged, said
     columns = columns_of(rows)
+    if not said.parts:
+        yield from ((rows, Columns(**parts)) for parts in _by_words(rows, tasks))
     if (of_files := _guess_files(flagged, tasks[0].modality if tasks else "")) is not None:
         found = {**of_files.model_dump(exclude_none=True), **said.model_dump(exclude_none=True)}
         yield flagged, Columns(**found)
@@ -172,7 +177,7 @@ def guessed_columns(
     by_values = {
         "text": "whose values are the longest",
         "label": by_label.get(kind, "whose few values come again and again"),
-        **dict.fromkeys(("prompt", "completion", "anchor", "positive"), "one of two with texts"),
+        **dict.fromkeys(PAIRED, "one of two with texts"),
         **({"prompt": "the only other one with texts"} if verdicts.pair([*parts.values()]) else {}),
         **{name: f"whose values are names of {each.nouns}" for name, each in kinds.items()},
     }
@@ -182,9 +187,38 @@ def guessed_columns(
         if part in by_values and part not in said.parts and column.lower().rpartition(".")[2] not in names[part]
     }
     if taken:
-        what = ", and ".join(f"{part} is the column {column!r}, {by_values[part]}" for part, column in taken.items())
+        paired = {part: column for part, column in taken.items() if part in PAIRED}
+        words = {part: [each for each in _words(column) if each in names[part]] for part, column in paired.items()}
+        why = {**by_values, **{part: f"by the word {found[0]!r}" for part, found in words.items() if found}}
+        what = ", and ".join(f"{part} is the column {column!r}, {why[part]}" for part, column in taken.items())
         option = ",".join(f"{part}=COLUMN" for part in taken)
         yield f"{GUESSED}{what}. Otherwise add --columns {option}."
+
+
+def _words(text: str) -> list[str]:
+    """Words, as those of a column's name: `Frage / Question` or `Answer (long)`."""
+    return re.findall(r"[^\W\d_]+", text.lower())
+
+
+def _by_words(rows: Rows, tasks: Sequence[Task]) -> Iterator[dict[str, str]]:
+    """Two texts that belong together, where each has a word in the name of its column that no other column has.
+
+    What asks has several words, so that the number or kind of a question is none.
+    """
+    columns = columns_of(rows)
+    schemas = dict.fromkeys(form for task in tasks for form in sorted(task.schemas))
+    for schema in map(registry.schema, schemas):
+        needed = [part for part in schema.parts if part in PAIRED and part not in schema.optional]
+        if len(needed) != 2 or len(needed) != len(schema.parts):
+            continue
+        named = [[each for each in columns if {*_words(each)} & {*schema.names[part]}] for part in needed]
+        if [len(found) for found in named] != [1, 1] or named[0] == named[1]:
+            continue
+        [asked], [answer] = named
+        said = values_of(asked, rows), values_of(answer, rows)
+        several = sum(len(_words(value)) for value in said[0]) >= 2 * len(said[0]) > 0
+        if several and all(shown_fault(values, repeats=True) is None for values in said):
+            yield {needed[0]: asked, needed[1]: answer}
 
 
 def _asked(rows: Rows) -> str | None:

@@ -36,6 +36,7 @@ from hfadapt.cli.new_model import check_base, check_chat, generates, made_for
 from hfadapt.cli.new_names import columns_in_names, with_classes
 from hfadapt.cli.new_splits import given_splits, split_column
 from hfadapt.cli.new_task import fit_of, labelled, modality_of
+from hfadapt.cli.new_unlabelled import no_label
 from hfadapt.core import registry, samples
 from hfadapt.core.errors import DataError, RequestError, choice_problem
 from hfadapt.core.show import show_count
@@ -98,11 +99,7 @@ def write_recipe(
             model has no known kind of head.
         DataError: the data cannot be read or recognised.
     """
-    named = hub_ids() - {"unknown"}
-    if license and license not in named and hub_id(license) is None:
-        # Said now, and not when all is trained.
-        problem = choice_problem("not a licence id of the Hub", license, named, "--license")
-        raise RequestError(problem.what, problems=[problem])
+    _check_license(license)
     check_base(model)
     found, noticed, beside = _peek(data, beside)
     rows = _with_files(data, found, model)
@@ -122,6 +119,8 @@ def write_recipe(
     elif said.split is None:
         said, in_groups = with_groups(data, rows, shape, said, ask)
         in_names += in_groups
+    none, of_none = no_label(shape, rows)
+    noticed += of_none
     domain = _name(_without_endings(data.removeprefix("sample:")))
     path = output or Path(f"{domain}.yaml")
     if path.exists():
@@ -132,8 +131,13 @@ def write_recipe(
             path,
             model,
             task,
-            {domain: {**_settings(data, path, shape, license, said, beside), **given}},
-            [*noticed, *in_names, *(() if ask or laid_out else _guessed(shape, rows, said)), *_seen(shape, rows, said)],
+            {domain: {**_settings(data, path, shape, license, said, beside), **given, **none}},
+            [
+                *noticed,
+                *in_names,
+                *(() if ask or laid_out else _guessed(shape, rows, said)),
+                *_seen(shape, rows, said),
+            ],
         ),
     )
     try:
@@ -193,6 +197,14 @@ def _name(text: str) -> str:
     letters = "".join(each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each))
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", letters.replace("ß", "ss")).strip("-._")[:58].rstrip("-._") or "data"
     return f"{name}-rows" if name.lower() in RUN_FILES else name
+
+
+def _check_license(license: str) -> None:
+    """Raises RequestError for one that the Hub does not have: now, and not when all is trained."""
+    named = hub_ids() - {"unknown"}
+    if license and license not in named and hub_id(license) is None:
+        problem = choice_problem("not a licence id of the Hub", license, named, "--license")
+        raise RequestError(problem.what, problems=[problem])
 
 
 def _check_classes(rows: Rows, shape: Shape, data: str) -> None:

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from hfadapt.core.progress import Event, Failed, Progress, RunFinished, Said, StageFinished, StageStarted, Stepped
-from hfadapt.core.show import Shown
+from hfadapt.core.show import Shown, wrapped
 from hfadapt.core.standing import Standing, finished, table
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ class Terminal(Progress):
         elif self.quiet:
             return
         elif isinstance(event, Said):
-            self._print(event.text)
+            # Words stay whole; what fails is left as it is, as its fix may be a command that is copied.
+            self._print("\n".join(wrapped(event.text, self.console.width)) if self._lives else event.text)
         elif isinstance(event, StageFinished):
             self._finished(event)
         self.standing.tell(event)

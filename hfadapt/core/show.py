@@ -150,10 +150,10 @@ def as_text(blocks: Sequence[Block], width: int | None = None) -> str:
     parts: list[str] = []
     for block in blocks:
         if isinstance(block, Heading):
-            lines = _wrapped(block.text, width)
+            lines = wrapped(block.text, width)
             parts.append("\n".join([*lines, "=" * max(map(width_of, lines))] if block.level == 1 else lines))
         elif isinstance(block, Text):
-            parts.append(block.text if block.code else "\n".join(_wrapped(block.text, width)))
+            parts.append(block.text if block.code else "\n".join(wrapped(block.text, width)))
         elif isinstance(block, Table):
             parts.append(_text_table(block, width))
     return "\n\n".join(parts)
@@ -179,9 +179,9 @@ def _text_table(table: Table, width: int) -> str:
 
     body = []
     for row in rows:
-        cells, below = [_wrapped(cell, size) for cell, size in zip(row, widths, strict=True)], []
+        cells, below = [wrapped(cell, size) for cell, size in zip(row, widths, strict=True)], []
         if max(map(width_of, cells[-1])) > widths[-1]:
-            below, cells[-1] = ["    " + line for line in _wrapped(row[-1], width - 4)], [""]
+            below, cells[-1] = ["    " + line for line in wrapped(row[-1], width - 4)], [""]
         body += lines(cells) + below
     if not any(table.columns):
         return "\n".join(body)
@@ -225,7 +225,7 @@ def _stacked(table: Table, row: Sequence[str], width: int, more: bool) -> list[s
     for n, (column, cell) in enumerate(zip(table.columns, row, strict=True)):
         indent = "  " if n else ""
         named = f"{column}: {cell}" if column else cell
-        lines += [indent + line for line in _wrapped(named, width - len(indent)) if cell]
+        lines += [indent + line for line in wrapped(named, width - len(indent)) if cell]
     return lines
 
 
@@ -233,7 +233,7 @@ def _wrapped_heading(column: str, width: int) -> list[str]:
     """Like a cell, but also broken at hyphens."""
     if width_of(column) <= width:
         return [column]
-    return [line.replace("- ", "-") for line in _wrapped(column.replace("-", "- "), width)]
+    return [line.replace("- ", "-") for line in wrapped(column.replace("-", "- "), width)]
 
 
 def flush(text: str, width: int, *, right: bool = False) -> str:
@@ -269,7 +269,7 @@ def _words(text: str) -> list[str]:
     return [part.replace(_SECOND, "") for word in text.split() for part in split(_doubled(word))]
 
 
-def _wrapped(text: str, width: int) -> list[str]:
+def wrapped(text: str, width: int) -> list[str]:
     """Lines of at most `width` columns; each paragraph keeps its indent."""
     return [
         line.replace(_SECOND, "")

@@ -266,6 +266,9 @@ class Formatter:
         """One canonical row; its split is not set yet."""
         parts = self.shape.parts
         schema = registry.schema(self.shape.form)
+        label = self._label_column if self.template is not None else parts.get("label")
+        if label is not None and self.labels.says_none(values.get(label), self.label_names):
+            return Dropped(where, "no-label", detail=f" has {str(values.get(label) or '')[:40]!r} as its {label}")
         needed = ((part, column) for part, column in parts.items() if part not in schema.optional)
         if lacking := next((each for each in needed if values.get(each[1]) is None), None):
             lack = schema.lacks(values, *lacking)

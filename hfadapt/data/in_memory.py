@@ -97,7 +97,7 @@ def _read_domain(
     forms = registry.task(recipe.task).schemas
     state = State([], Ledger(), {}, {})
     garbled: list[Place] = []
-    labels = Labels(recipe.domains[name].labels)
+    labels = Labels(recipe.domains[name].labels, recipe.domains[name].no_label)
     for source in sources:
         say(f"reading {name}: {source.name}")
         reader = SourceReader(recipe, name, source, forms, labels)

@@ -17,6 +17,7 @@ from typing import Any
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
 from hfadapt.core.hashing import without_case
+from hfadapt.recipe.yaml_lines import inline
 from hfadapt.records.stages import Finding
 from hfadapt.schemas import NOTHING, LabelKind, Unusable, read_list, refuse_scores, whole_number
 
@@ -33,10 +34,12 @@ class Labels:
 
     Args:
         names: The recipe's list, in whose order numbers stand for classes, from 0.
+        none: What says in the recipe's rows that there is no label; "" is an empty cell.
     """
 
-    def __init__(self, names: Sequence[str] | None) -> None:
+    def __init__(self, names: Sequence[str] | None, none: Iterable[str] = ()) -> None:
         self.names = tuple(names) if names is not None else None
+        self._none = {*map(without_case, none)}
         self.borrowed: dict[str, str] = {}
         """Sources whose numbers were named by the column of another source."""
         self.flags: dict[str, tuple[str, ...]] = {}
@@ -88,6 +91,15 @@ class Labels:
         found = text if tags or text in (self.names or ()) else self._first.setdefault(without_case(text), text) or text
         self._spelled[found][str(value).lower() if isinstance(value, bool) else str(value).strip()] += 1
         return found
+
+    def says_none(self, value: Any, column_names: Sequence[str] = ()) -> bool:
+        """Whether the recipe says of a raw label that it stands for none."""
+        if not self._none:
+            return False
+        text = _text(value)
+        number = int(text) if _NUMERAL.fullmatch(text) else -1
+        named = column_names[number] if 0 <= number < len(column_names) else text
+        return not self._none.isdisjoint({without_case(text), without_case(named)})
 
     def refusal(self, outside: Collection[str]) -> str | None:
         """How to get labels right that are not in the recipe's list, where one thing explains them all."""
@@ -246,10 +258,10 @@ def _not_classes(names: Sequence[str]) -> list[Finding]:
     words = [name for name in names if name.casefold() in NOTHING]
     if words:
         what = f"a class is called {some(map(repr, words))}, which programs write where there is no label"
-        found.append(_soft("label-missing", what, "leave the label of these rows empty, so that they are dropped"))
+        found.append(_soft("label-missing", what, f"no_label: {inline(words)} of the domain leaves these rows out"))
     numbers = {name for name in names if _NUMERAL.fullmatch(name)}
     if "-1" in numbers and len(numbers) == len(names) and numbers != {"-1", "1"}:
         what = "a class is called -1, which stands for 'no label' in many data sets"
-        fix = "if it does, list the names of the other classes in the domain's labels: rows with -1 are then dropped"
+        fix = "if it does, set no_label: ['-1'] of the domain, which leaves these rows out"
         found.append(_soft("label-minus-one", what, fix))
     return found

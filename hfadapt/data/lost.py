@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 
-from hfadapt.data.labels import some
+from hfadapt.data.labels import SHOWN, some
 from hfadapt.data.rows import Row
+from hfadapt.recipe.yaml_lines import inline
 from hfadapt.records.stages import Finding
 
 CLASS_LOST = "class-lost"
@@ -61,6 +62,7 @@ class LostClasses:
                 fix="; ".join(
                     [
                         *(keeps[each] for each in reasons),
+                        f"no_label: {inline([*lost][:SHOWN])} of the domain, where that is no class",
                         "data/dropped.jsonl of the cell, which hfadapt prepare RECIPE writes, names each row",
                     ]
                 ),

@@ -111,7 +111,8 @@ def estimated(recipe: Recipe, domain: str, opened: Sequence[Opened]) -> tuple[Da
     Raises:
         DataError: the sources cannot be read, or nothing in them can be learned from.
     """
-    forms, labels = registry.task(recipe.task).schemas, Labels(recipe.domains[domain].labels)
+    asked = recipe.domains[domain]
+    forms, labels = registry.task(recipe.task).schemas, Labels(asked.labels, asked.no_label)
     counts, rows, sources = {"train": 0, "validation": 0, "test": 0}, [], []
     noticed = [each for source in opened for each in source.noticed]
     for source in opened:

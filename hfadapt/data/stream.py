@@ -168,7 +168,7 @@ class _Domain:
         self.texts, self.labelled = texts, labelled
         self.dropped: Counter[str] = Counter()
         self.names: set[str] = set()
-        self.spelled = Labels(recipe.domains[name].labels)
+        self.spelled = Labels(recipe.domains[name].labels, recipe.domains[name].no_label)
         self.lost = LostClasses()
         self.completions: dict[str, str] = {}
         self.spelling: dict[str, str] = {}

@@ -49,7 +49,10 @@ def noticed(head: Sequence[Values], shape: Shape, unread: Sequence[str], place: 
             shown = "\\n".join(f"{{{each}}}" for each in (*texts[:2], shape.parts["prompt"]))
             fix += f", or give the recipe a template that names them, such as prompt: '{shown}'"
         elif schema.label_kind == "none" and not schema.chat:
-            fix += f", or set columns: {{prompt: {shape.used[0]}, completion: {texts[0]}}}"
+            # What stands first asks, as tables are written.
+            order = [*dict.fromkeys(name for values in head for name in values)]
+            asked, answer = sorted((shape.used[0], texts[0]), key=order.index)
+            fix += f", or set columns: {{prompt: {asked}, completion: {answer}}}"
         found.append(Finding(code="columns-left-out", level="soft", message=what, fix=fix))
     return found
 

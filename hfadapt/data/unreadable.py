@@ -32,7 +32,8 @@ _UNREADABLE = {
     "repeated-key": ("have a key more than once, with different values", "keep the one that is right"),
     "missing-field": (
         "lack columns that the others have: values are missing, or formats are mixed",
-        "repair these rows, name the right columns, or make each format a source of its own",
+        "repair these rows, name the right columns, or make each format a source of its own; where rows are not "
+        "labelled yet, no_label: [''] of the domain leaves them out",
     ),
     "no-match": (
         "have nothing that label_pattern finds",

@@ -273,7 +273,7 @@ def _swallowed(dialect: Dialect, taken: Sequence[str], width: int, recent: Colle
     """Whether a record of several lines took in rows that stand by themselves.
 
     They have as many fields as the header, and text follows the mark that closes the field, or their last fields are
-    those of other rows.
+    those of other rows. An empty one alone says nothing: lines of letters, such as "Best,", end in a comma.
     """
     inner = [fields for line in taken[1:-1] if (fields := next(dialect.reader([line]), []))]
     if width < 2 or not inner or any(len(fields) != width for fields in inner):
@@ -282,7 +282,9 @@ def _swallowed(dialect: Dialect, taken: Sequence[str], width: int, recent: Colle
         list(dialect.reader(taken, strict=True))
     except csv.Error:
         return True
-    return {fields[-1] for fields in inner} <= {fields[-1] for fields in recent}
+    pairs = zip(zip(*inner, strict=True), zip(*recent, strict=True), strict=False)
+    columns = [({*values}, {*known}) for values, known in pairs]
+    return bool(columns) and columns[-1][0] <= columns[-1][1] and any("" not in a and a <= b for a, b in columns)
 
 
 def _like_rows(dialect: Dialect, taken: Sequence[str], found: Sequence[str], recent: Collection[list[str]]) -> int:

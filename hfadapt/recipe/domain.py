@@ -165,6 +165,11 @@ class Domain(Section):
 
     Example: [bad, good]
     """
+    no_label: tuple[Label, ...] = ()
+    """What stands in the column of the label where a row has none: such rows are left out; `''` is an empty cell.
+
+    Example: [n/a, '???']
+    """
     language: str | None = None
     """Language of the texts as a code, for the card.
 

@@ -63,12 +63,13 @@ def example(field: Field) -> str:
     """A value for a field, as YAML: the one that is given, else another one than the default; "" for a section."""
     if given := about(field).example:
         return given
-    annotation, default = annotation_of(field.info), field.info.get_default()
-    words = choices(annotation) or (SWITCH if isinstance(default, bool) else ())
-    other = next((word for word in words if word not in ("auto", inline(default))), None)
+    if field.section is not None:
+        return ""
+    default = field.info.get_default()
+    other = next((word for word in _words(field) if word not in ("auto", inline(default))), None)
     if other is not None:
         return other
-    return "" if field.section is not None or default is None else inline(_plain(default))
+    return "" if default is None else inline(_plain(default))
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ from tiny import command, labelled, write_rows
 from tiny_images import write_folders
 from tiny_sounds import write_sounds
 
-from hfadapt.cli.new_recipe import write_recipe
+from hfadapt.cli.new_recipe import guesses, write_recipe
 from hfadapt.core.errors import DataError
 from hfadapt.recipe.reading import load_recipe
 
@@ -192,3 +192,47 @@ def test_a_table_may_call_the_column_of_its_files_as_people_do(hearing, tmp_path
     recipe = load_recipe(tmp_path / "drums.yaml")
     assert recipe.task == "audio-classification"
     assert recipe.domains["drums"].columns.parts == {"audio": column, "label": "instrument"}
+
+
+FAQ = [
+    {"#": n, "Frage / Question": f"how do I {('ask', 'find')[n % 2]} it {n}?", "Antwort / Answer": f"Press {n % 7}."}
+    for n in range(60)
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "rows", "task", "parts"),
+    [
+        ("lm", FAQ, "causal-lm", {"prompt": "Frage / Question", "completion": "Antwort / Answer"}),
+        (
+            "encoder",
+            [{"Search query": f"where is it {n}", "Best document": f"in house {n} of the town"} for n in range(60)],
+            "embedding",
+            {"anchor": "Search query", "positive": "Best document"},
+        ),
+    ],
+)
+def test_texts_that_belong_together_are_known_by_a_word_in_the_names_of_their_columns(
+    models, tmp_path, model, rows, task, parts
+):
+    write_rows(tmp_path / "d.jsonl", rows)
+    path = write_recipe(str(models / model), str(tmp_path / "d.jsonl"), tmp_path / "d.yaml")
+    recipe = load_recipe(path)
+    assert (recipe.task, recipe.domains["d"].columns.parts) == (task, parts)
+    [told] = guesses(path)
+    for part, column in parts.items():
+        assert f"{part} is the column {column!r}, by the word " in told
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        # Numbers ask nothing; which of two is meant is not known.
+        [{"Question ID": f"Q-{n}", "Answer": f"Press the button {n} and wait"} for n in range(60)],
+        [{**row, "Answer (old)": row["Antwort / Answer"]} for row in FAQ],
+    ],
+)
+def test_a_word_in_a_name_is_not_enough(models, tmp_path, rows):
+    write_rows(tmp_path / "d.jsonl", rows)
+    path = write_recipe(str(models / "lm"), str(tmp_path / "d.jsonl"), tmp_path / "d.yaml")
+    assert "by the word" not in path.read_text()

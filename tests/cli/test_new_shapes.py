@@ -9,7 +9,7 @@ from tiny import command
 
 from hfadapt import check_recipe
 from hfadapt.cli.asking import preview
-from hfadapt.cli.new_recipe import write_recipe
+from hfadapt.cli.new_recipe import guesses, write_recipe
 from hfadapt.recipe.reading import load_recipe
 
 WORDS = ("red", "blue", "small", "large", "old", "new", "round", "flat")
@@ -107,6 +107,14 @@ def test_a_text_with_a_class_is_not_taken_for_a_pair_because_of_what_it_is_about
 def test_rows_of_which_none_is_left_are_said_at_once(models, tmp_path, row, said):
     path = write_recipe(str(models / "encoder"), write(tmp_path / "d.jsonl", row), tmp_path / "d.yaml")
     assert said in " ".join(str(preview(path)).split())
+
+
+def test_rows_without_a_text_are_told_at_once(models, tmp_path):
+    data = write(tmp_path / "d.jsonl", lambda n, text: {"text": text if n % 3 else None, "label": "ab"[n % 2]}, 60)
+    path = write_recipe(str(models / "encoder"), data, tmp_path / "d.yaml")
+    said = " ".join(str(preview(path)).split())
+    assert "rows lack columns" in said
+    assert "line 1 of d.jsonl has no text" in said
 
 
 @pytest.mark.parametrize("column", ["label", "entities", "spans"])
@@ -220,3 +228,29 @@ def test_questions_with_answers_to_choose_from_are_for_what_the_model_can_do(mod
         assert load_recipe(path).task == task
         assert shown in " ".join(str(preview(path)).split())
         assert check_recipe(path, say=lambda text: None).records[0].rows_kept > 30
+
+
+@pytest.mark.parametrize(
+    ("labels", "none"),
+    [
+        (("a", "b", ""), [""]),
+        (("a", "b", "???"), ["???"]),
+        (("a", "b", "N/A"), ["N/A"]),
+        (("a", "b", "", "-"), ["", "-"]),
+        # Few empty cells need no word; signs can be classes; something has to be left.
+        (("a", "b", *"abab" * 5, ""), None),
+        (("+", "-"), None),
+        (("yes", "?"), None),
+    ],
+)
+def test_rows_that_are_not_labelled_are_told(models, tmp_path, labels, none):
+    moods = [labels[n % len(labels)] for n in range(96)]
+    data = write(tmp_path / "d.jsonl", lambda n, text: {"text": text, "mood": moods[n]}, len(moods))
+    path = write_recipe(str(models / "encoder"), data, tmp_path / "d.yaml")
+    assert [*load_recipe(path).domains["d"].no_label] == (none or [])
+    told = [each for each in guesses(path) if "no_label" in each]
+    assert bool(told) == bool(none)
+    if none:
+        count = sum(1 for mood in moods if mood in none)
+        assert f"{count} rows without a label (no_label: " in told[0]
+        assert check_recipe(path).records[0].dropped["no-label"] == count

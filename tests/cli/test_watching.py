@@ -114,6 +114,17 @@ def test_messages_scroll_above_lines_that_stay() -> None:
     assert "two/this-machine  training in 9.0 s  step 3/40" in after
 
 
+def test_long_messages_are_broken_between_words() -> None:
+    out = io.StringIO()
+    shown = terminal.Terminal()
+    shown.console = Console(file=out, force_terminal=True, width=40, height=20, color_system=None)
+    shown._lives = True
+    folder = "runs/a-long-name-of-a-folder-that-is-copied/this-machine"
+    shown.tell(Said(f"  note: the machine was busy when its speed was measured; {folder} has it"))
+    lines = out.getvalue().splitlines()
+    assert lines == ["  note: the machine was busy when its", "  speed was measured;", f"  {folder}", "  has it"]
+
+
 @pytest.mark.parametrize("width", [60, 200])
 def test_in_a_real_terminal_no_live_line_is_wrapped(folder: Path, tmp_path: Path, width: int) -> None:
     import fcntl

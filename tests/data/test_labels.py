@@ -125,6 +125,34 @@ def test_merged_and_doubtful_labels_are_said(tmp_path, values, labels, code, sai
 
 
 @WAYS
+@pytest.mark.parametrize(
+    ("values", "none"),
+    [
+        (["a", "b", "???"], ["???"]),
+        (["a", "b", "N/A"], ["n/a"]),
+        ([0, 1, -1], ["-1"]),
+        # More than a tenth may be empty, where the recipe says that these are not labelled.
+        (["a", "b", ""], [""]),
+        (["a", "b", None], [""]),
+        (["a", "b", "  ", "tbd"], ["", "tbd"]),
+    ],
+)
+def test_what_stands_for_no_label_is_left_out(tmp_path, values, none, streaming):
+    record = prepare(tmp_path, values, streaming, no_label=none)
+    assert record.labels == tuple(map(str, values[:2]))
+    assert record.dropped == {"no-label": sum(1 for n in range(len(TEXTS)) if n % len(values) > 1)}
+    assert record.noticed == ()
+
+
+def test_the_name_of_a_class_by_number_can_stand_for_none():
+    labels = Labels(None, ["Unknown"])
+    assert labels.says_none(1, ("spam", "unknown"))
+    assert labels.says_none("unknown", ("spam", "unknown"))
+    assert not labels.says_none(0, ("spam", "unknown"))
+    assert not Labels(None).says_none("")
+
+
+@WAYS
 def test_white_space_around_names_of_the_list_is_none(tmp_path, streaming):
     record = prepare(tmp_path, ["very good", "bad"], streaming, labels=["very  good ", "bad"])
     assert record.labels == ("very good", "bad")

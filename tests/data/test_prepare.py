@@ -364,6 +364,10 @@ def test_a_class_that_is_left_out_whole_is_said_with_why(tmp_path, count, level)
     assert found["class-lost"].level == level
     assert f"every row of 'noise' ({count} near-duplicate) was left out" in found["class-lost"].message
     assert "data.dedupe.near: false" in found["class-lost"].fix
+    assert "no_label: [noise] of the domain, where that is no class" in found["class-lost"].fix
+    without = prepare(tmp_path, {"one": {"source": "one.jsonl", "no_label": ["noise"], "labels": None}})["one"]
+    assert not any(each.code == "class-lost" for each in without.record.noticed)
+    assert "noise" not in without.record.labels
     kept = prepare(tmp_path, {"one": "one.jsonl"}, data={"dedupe": {"near": False}})["one"]
     assert not any(each.code == "class-lost" for each in kept.record.noticed)
     assert kept.record.label_counts["train"]["noise"] > 0

@@ -48,6 +48,9 @@ def test_the_fix_for_text_alone_is_followed(tmp_path):
     assert (code, "columns: {prompt: document, completion: summary}" in fix) == ("columns-left-out", True)
     record = prepared(tmp_path, LM, rows, columns={"prompt": "document", "completion": "summary"})
     assert (record.form, said(record)) == ("completion", [])
+    rows = [{"opening": row["document"], "text": row["summary"]} for row in rows]
+    ((_, _, fix),) = said(prepared(tmp_path, LM, rows))
+    assert "columns: {prompt: opening, completion: text}" in fix, "what stands first asks"
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,22 @@ def test_stray_quotes_that_close_are_known_by_the_labels_between(tmp_path):
     assert len(found) == 60
 
 
+def test_lines_of_letters_that_end_in_a_comma_are_no_rows_where_last_fields_are_empty(tmp_path):
+    """As of tickets of which some are not labelled yet."""
+    letters = [f"Where is parcel {n}?\n\nBest,\nAnna" for n in range(30)]
+    lines = [f'"{letter}",{"" if n % 3 else "delivery"}' for n, letter in enumerate(letters)]
+    found = read(tmp_path, "a.csv", "text,label\n" + "\n".join(lines) + "\n")
+    assert [item.values["text"] for item in found] == letters
+
+
+def test_stray_quotes_are_known_where_last_fields_are_empty(tmp_path):
+    lines = [f"some words of row {n},{'ab'[n % 2]}," for n in range(60)]
+    lines[10], lines[14] = '"' + lines[10], lines[14].replace(",", '",', 1)
+    found = read(tmp_path, "a.csv", "text,label,notes\n" + "\n".join(lines))
+    assert [each for each in reasons(found) if each[1] == "open-quote"] == [(10, "open-quote")]
+    assert len(found) == 60
+
+
 def test_quoted_lines_are_one_field(tmp_path):
     poem = "roses are red,\nviolets are blue,\nsugar is sweet,\nand so are you,"
     code = "a,b\n1,2\n3,4"

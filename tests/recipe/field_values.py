@@ -324,6 +324,7 @@ FIELDS: dict[str, Case] = {
     "domains.*.validation": Case((None, "other.jsonl"), rows),
     "domains.*.test": Case((None, "other.jsonl"), rows),
     "domains.*.labels": Case((["bad", "good"], ["good", "bad"]), labels),
+    "domains.*.no_label": Case(([], ["bad"]), refusal),
     # Notes, which the card shows.
     "domains.*.language": Case((None, "en", "de"), card),
     "domains.*.license": Case(("mit", "apache-2.0"), card),

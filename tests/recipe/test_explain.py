@@ -11,7 +11,7 @@ from tiny import command
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError
 from hfadapt.recipe.described import described
-from hfadapt.recipe.explain import explain
+from hfadapt.recipe.explain import example, explain
 from hfadapt.recipe.places import fields
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +26,7 @@ def test_every_field_is_explained(place: str):
     assert said.auto[:20] in text
     assert said.cost[:20] in text
     assert "takes" in text
+    assert example(fields()[place]) != "auto"
 
 
 @pytest.mark.parametrize("kind", registry.KINDS)
