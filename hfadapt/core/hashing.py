@@ -42,11 +42,6 @@ def fold(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def without_case(text: str) -> str:
-    """A name without case, and with its accents as one character: systems and tables differ in both."""
-    return unicodedata.normalize("NFC", text).casefold()
-
-
 def text_key(text: str) -> int:
     """A 64-bit key of the folded text, the same in every process and on every platform."""
     return stable_hash(fold(text))

@@ -16,7 +16,6 @@ from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.core.hashing import without_case
 from hfadapt.records.stages import Finding
 from hfadapt.schemas import NOTHING, LabelKind, Unusable, read_list, refuse_scores, whole_number
 
@@ -45,7 +44,7 @@ class Labels:
         self._first: dict[str, str] = {}
         for name in self.names or ():
             # A list that tells case apart means it.
-            self._first[without_case(name)] = "" if without_case(name) in self._first else name
+            self._first[_key(name)] = "" if _key(name) in self._first else name
         self._spelled: dict[str, Counter[str]] = defaultdict(Counter)
         self._positions: Counter[int] = Counter()
         self._lists = 0
@@ -85,7 +84,7 @@ class Labels:
             if number is not None:
                 self._positions[number] += 1
                 text = self.names[number] if 0 <= number < len(self.names) else text
-        found = text if tags or text in (self.names or ()) else self._first.setdefault(without_case(text), text) or text
+        found = text if tags or text in (self.names or ()) else self._first.setdefault(_key(text), text) or text
         self._spelled[found][str(value).lower() if isinstance(value, bool) else str(value).strip()] += 1
         return found
 
@@ -187,6 +186,10 @@ def _text(value: Any) -> str:
         return ""
     whole = whole_number(value)
     return str(whole) if whole is not None else " ".join(str(value).split())
+
+
+def _key(text: str) -> str:
+    return unicodedata.normalize("NFC", text).casefold()
 
 
 def _soft(code: str, what: str, fix: str) -> Finding:

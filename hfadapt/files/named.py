@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from hfadapt.core.hashing import without_case
 from hfadapt.files import media
 
 LOOKED_AT = 20
@@ -34,10 +34,10 @@ class Named:
         if not said or len(said) > LONGEST:
             return None
         path = PurePosixPath(said.strip().replace("\\", "/"))
-        found = self._known.get(without_case(path.name), [])
+        found = self._known.get(_key(path.name), [])
         exact = [each for each in found if path.name in (each.name, each.stem)] or found
         if len(path.parts) > 1 and not self._in_one_folder:
-            exact = [each for each in exact if without_case(each.parent.name) == without_case(path.parent.name)]
+            exact = [each for each in exact if _key(each.parent.name) == _key(path.parent.name)]
         if len(exact) > 1:
             shared = {each: _shared(each.parts, path.parts) for each in exact}
             exact = [each for each in exact if shared[each] == max(shared.values())]
@@ -71,7 +71,7 @@ class Named:
         for path in self._files():
             if path.suffix.lower() in kinds:
                 for name in (path.name, path.stem):
-                    known.setdefault(without_case(name), []).append(path)
+                    known.setdefault(_key(name), []).append(path)
         return known
 
     @cached_property
@@ -79,11 +79,16 @@ class Named:
         return len({each.parent for own in self._known.values() for each in own}) == 1
 
 
+def _key(name: str) -> str:
+    """A name without case, and with its accents as one character: systems and tables differ in both."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def _shared(one: Collection[str], other: Collection[str]) -> int:
     """How many of the last parts of two paths are the same, the names of the files apart."""
     count = 0
     for a, b in zip(list(one)[-2::-1], list(other)[-2::-1], strict=False):
-        if without_case(a) != without_case(b):
+        if _key(a) != _key(b):
             break
         count += 1
     return count

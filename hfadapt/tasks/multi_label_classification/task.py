@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.modalities import Example, Row
 from hfadapt.tasks import Answer, Batches, RowMetric, Scores, index_of
-from hfadapt.tasks._numbers import mean
 from hfadapt.tasks.text_classification.task import TextClassification
 
 if TYPE_CHECKING:
@@ -159,6 +158,12 @@ def _average_precision(scores: Scores, weights: np.ndarray) -> np.ndarray:
     return np.asarray(found / np.maximum(occurs, 1))
 
 
+def _share(sums: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1e-12))
+
+
 def _metric(name: str, about: str, needs: str, statistics: Any, value: Any, weighted: Any = None) -> RowMetric:
     return RowMetric(name, about, needs, True, statistics, value, frozenset({"classes"}), True, weighted=weighted)
 
@@ -180,6 +185,6 @@ MultiLabel.own_metrics = (
         lambda sums: sums[..., 0],
         _average_precision,
     ),
-    _metric("subset_accuracy", "share of rows whose classes are all right", "classes", _exact, mean),
+    _metric("subset_accuracy", "share of rows whose classes are all right", "classes", _exact, _share),
 )
 KIND = MultiLabel()

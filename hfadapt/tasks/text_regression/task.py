@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from hfadapt.modalities import Example, Row
 from hfadapt.tasks import Answer, Batches, RowMetric, Scores
-from hfadapt.tasks._numbers import OneNumber, mean
 from hfadapt.tasks.text_classification.task import TextClassification
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class TextRegression(OneNumber, TextClassification):
+class TextRegression(TextClassification):
     """Rows of `text` and a number; squared error, in the square of the user's own unit.
 
     A fresh head starts at the mean of the training rows and with their standard deviation (`start_head`), so that
@@ -30,7 +29,7 @@ class TextRegression(OneNumber, TextClassification):
     label_kind = "number"
     metrics = ("rmse", "mae", "pearson", "spearman", "loss")
     reading = 'print(f"{out[0]:.4g}")'
-    alikemeans = "numbers within a tenth of their spread"
+    alike_means = "numbers within a tenth of their spread"
     in_spreads = True
     folder = Path(__file__).parent
     problem_type = "regression"
@@ -41,6 +40,10 @@ class TextRegression(OneNumber, TextClassification):
             return abs(float(printed) - float(prediction)) <= 0.01 * (1 + abs(float(prediction)))
         except ValueError:
             return False
+
+    def outputs(self, labels: Sequence[str]) -> int:
+        """One."""
+        return 1
 
     def model_options(self, labels: Sequence[str]) -> dict[str, Any]:
         """One output, of which transformers takes the squared error too."""
@@ -57,6 +60,22 @@ class TextRegression(OneNumber, TextClassification):
     def criterion(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Squared error (L,) of outputs (L, 1)."""
         return (logits.float().flatten() - targets.float()).square()
+
+    def divergence(self, reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """KL divergence of normal distributions with variance 1 around the two answers: half the squared difference."""
+        return 0.5 * (reference - other).square().sum(-1)
+
+    def unit(self, reference: Sequence[torch.Tensor]) -> float:
+        """The standard deviation of the reference's answers."""
+        import torch
+
+        return max(float(torch.cat(list(reference)).std(correction=0)), 1e-6)
+
+    def alike(self, reference: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Within a tenth of their spread; every number is decided."""
+        import torch
+
+        return ((reference - other).abs() <= 0.1).all(-1), torch.ones(len(reference))
 
     def start_head(self, head: torch.nn.Module, targets: Sequence[float]) -> None:
         """Scales the last linear layer to the standard deviation of the targets, and moves it to their mean."""
@@ -95,6 +114,12 @@ def _error(scores: Scores, power: int) -> np.ndarray:
     assert scores.gold is not None
     assert scores.predictions is not None
     return np.stack([np.abs(scores.predictions - scores.gold) ** power, np.ones(len(scores.gold))], axis=1)
+
+
+def _mean(sums: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1e-12))
 
 
 def _moments(gold: np.ndarray, predictions: np.ndarray) -> np.ndarray:
@@ -136,9 +161,9 @@ TextRegression.own_metrics = (
         replace(each, suits=lambda task: task.label_kind == "number")
         for each in (
             _metric(
-                "rmse", f"root mean squared error, {_UNIT}", False, lambda s: _error(s, 2), lambda x: mean(x) ** 0.5
+                "rmse", f"root mean squared error, {_UNIT}", False, lambda s: _error(s, 2), lambda x: _mean(x) ** 0.5
             ),
-            _metric("mae", f"mean absolute error, {_UNIT}", False, lambda scores: _error(scores, 1), mean),
+            _metric("mae", f"mean absolute error, {_UNIT}", False, lambda scores: _error(scores, 1), _mean),
         )
     ),
     _metric("pearson", "Pearson's correlation", True, _pearson, _correlation, True),
