@@ -111,8 +111,7 @@ def measure(context: EvaluationContext) -> DriftRecord:
                 trained = not form.quantised and form.storage == lock.dtype
                 if trained or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
                     raise
-                why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                found.append((number, None, f"it cannot be run: {why}"))
+                found.append((number, None, f"it cannot be run: {_said(error)}"))
                 release_memory()
                 continue
             result = compare(metric.name, scores, against, **sampling(lock))
@@ -204,6 +203,10 @@ def _device(form: Form, context: EvaluationContext) -> torch.device | None:
     if catalogue.memory_limits()[1] > needed * (context.world.size if context.world else 1):
         return context.device if context.device.type != "cuda" else torch.device("cpu")
     return None
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _work_folder(cell: Path) -> Path:

@@ -39,12 +39,20 @@ def several(count, seed=0):
     return [{**row, "label": [row["label"]] * (n % 4 > 0)} for n, row in enumerate(labelled(count, seed=seed))]
 
 
-def from_files(form, files):
-    """Rows of files of two classes, as they are prepared."""
-    schema, rows = registry.schema(form), []
-    for number, data in enumerate(files):
-        made = schema.make({schema.media: data, "label": LABELS[number % 2]}, str)
-        rows.append({**made, "source": "s", "row": number})
+FILES = {"image": png, "audio": lambda number: wav(tone(("low", "high")[number % 2], number))}
+LABEL_OF = {
+    "class": lambda number: LABELS[number % 2],
+    "classes": lambda number: [LABELS[number % 2]] * (number % 4 > 0),
+    "number": lambda number: 1.5 + number % 2,
+}
+
+
+def from_files(schema, count):
+    """Rows of files, as they are prepared."""
+    rows = []
+    for number in range(count):
+        values = {schema.media: FILES[schema.media](number), "label": LABEL_OF[schema.label_kind](number)}
+        rows.append({**schema.make(values, str), "source": "s", "row": number})
     return rows
 
 
@@ -62,14 +70,15 @@ ROWS = {
     ],
     "spans": tagged,  # which are read as words and tags
     "scored-pairs": likenesses,
-    "pictured": lambda count: from_files("pictured", map(png, range(count))),
-    "sounded": lambda count: from_files("sounded", (wav(tone(("low", "high")[n % 2], n)) for n in range(count))),
 }
 TASKS = [(task, form) for task in registry.names("tasks") for form in sorted(registry.task(task).schemas)]
 STORES = registry.names("quants")
 
 
 def rows_of(form, count):
+    schema = registry.schema(form)
+    if schema.media:
+        return from_files(schema, count)
     return [{"text": row["text"]} for row in labelled(count)] if form == "text" else ROWS[form](count)
 
 
