@@ -298,7 +298,7 @@ def measure(
     del model, base, job, scores
     release_memory()
     with PeakMemory(device, floor) as peak, tempfile.TemporaryDirectory() as merged:
-        write_merged(open_merged(lock, LABELS, saved, merged_dtype(lock), device), Path(merged))
+        write_merged(open_merged(lock, LABELS, saved, merged_dtype(lock), device), lock, Path(merged))
     peaks["merge"] = peak.peak_bytes
     return {"peaks": peaks, "reserved_bytes": reserved}
 

@@ -75,7 +75,7 @@ _UNREADABLE = {
         "have no spans of characters",
         'write each as [start, end, "label"]; or, where a text has classes, set task: {task}, which learns these',
     ),
-    "shared-word": ("have two spans in one word", "leave out one of them, or write words and tags yourself"),
+    "shared-word": ("have spans that overlap", "leave out one of them"),
     "span-outside": ("have spans outside of their text", "count characters from 0, and line breaks as one"),
     "no-prompt": (
         "have no prompt, and their answers do not begin alike",

@@ -22,6 +22,7 @@ from hfadapt.schemas import (
     read_list,
 )
 from hfadapt.schemas._layouts import columns_of, each, filled, named
+from hfadapt.schemas._words import Words
 
 WORDS = 8
 _WORD = ("word", "token", "form")
@@ -133,9 +134,9 @@ class Tokens(RowSchema):
         return tuple(sorted(set(row.get("tags") or ())))
 
     def question(self, values: Columns) -> str:
-        """The words with a blank between them; a text as it is."""
+        """The words, with a blank between them; a text as it is."""
         words = read_list(values["tokens"])
-        return " ".join(map(plain, words)) if isinstance(words, list) else plain(values["tokens"])
+        return Words([*map(plain, words)]) if isinstance(words, list) else plain(values["tokens"])
 
     def changed(self, row: Columns, change: Change) -> dict[str, Any]:
         """Each word changed by itself, so that every tag still stands at its word; no word goes away."""

@@ -370,7 +370,7 @@ def test_exports_of_label_studio_with_spans(tmp_path):
 
     first, second, *_ = every(prepared(tmp_path, "token-classification", row))
     assert first["tags"] == ["O"] * 5
-    assert second["tags"] == ["O", "B-COLOUR", "O", "O", "O"]
+    assert second["tags"] == ["O", "B-COLOUR", "O", "O", "O", "O"]
 
 
 def test_exports_of_label_studio_with_choices(tmp_path):

@@ -177,8 +177,16 @@ def test_spans_of_characters_become_tags_of_words(column, spans):
     values = {"id": 1, "text": TEXT, column: spans}
     shape = columns.recognise(list(values), Columns(), registry.task("token-classification").schemas, "d", False)
     row = columns.Formatter("d", shape, None, columns.Labels(None), (), tuple(values)).row(Place("d", 0), values)
-    assert (row.form, row.columns["tokens"]) == ("tokens", TEXT.split())
-    assert row.columns["tags"] == ["B-PER", "I-PER", "O", "B-PER", "B-X", "O"]
+    assert (row.form, row.columns["tokens"]) == (
+        "tokens",
+        ["Ada", "Lovelace", "met", "Babbage", ",", "in", "London", "."],
+    )
+    assert row.columns["tags"] == ["B-PER", "I-PER", "O", "B-PER", "O", "B-X", "O", "O"]
+
+
+def test_two_spans_in_one_word_cut_it():
+    found = registry.schema("spans").reread({"text": "Paris-Berlin", "label": [[0, 5, "LOC"], [6, 12, "LOC"]]})
+    assert found == ("tokens", {"tokens": ["Paris", "-", "Berlin"], "tags": ["B-LOC", "O", "B-LOC"]})
 
 
 @pytest.mark.parametrize(
@@ -188,7 +196,7 @@ def test_spans_of_characters_become_tags_of_words(column, spans):
         (["good", "bad"], "no-spans"),
         ([[0.5, 2, "PER"]], "no-spans"),
         ([[60, 70, "PER"]], "span-outside"),
-        ([[0, 2, "PER"], [2, 3, "X"]], "shared-word"),
+        ([[0, 12, "PER"], [4, 12, "X"]], "shared-word"),
     ],
 )
 def test_what_is_no_span_is_refused(spans, reason):

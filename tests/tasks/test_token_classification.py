@@ -271,6 +271,15 @@ def test_a_long_text_is_answered_to_its_end(run):
     assert [word for word, _ in answer.parts] == TEXT.split() * 20
 
 
+def test_signs_beside_words_are_words_of_their_own(run):
+    adapted = load_adapted(run.cell("one", "this-machine").folder)
+    named = replace(adapted, labels=tuple("abcde"))
+    (apart,), (joined,) = named.predict("room lovely , bright ."), named.predict("room lovely, bright.")
+    assert [word for word, _ in joined.parts] == ["room", "lovely", ",", "bright", "."]
+    assert joined.parts == apart.parts
+    assert joined.text == "room lovely, bright."
+
+
 def test_a_mixed_batch_is_every_adapter_alone(run):
     texts, domains = [TEXT, " ".join([TEXT] * 12), TEXT], ["one", "two", "two"]
     mixed = load_bank(run.folder).predict(texts, domains)

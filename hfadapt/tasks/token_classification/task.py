@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 from hfadapt.modalities import IGNORED, Example, Row
 from hfadapt.modalities.text import labelled_tokens, pad, pad_labelled, require_offsets, text_example
 from hfadapt.schemas import LabelKind
+from hfadapt.schemas._words import words_in
 from hfadapt.tasks import Answer, Batches, RowMetric, Scores, Served, Task, index_of, ragged
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
+Place = tuple[int, int]
+"""Start and end of a word in its text."""
 KINDS: frozenset[LabelKind] = frozenset({"tokens"})
 _SPAN_TAG = re.compile(r"[BIES](-.+)?")
 
@@ -255,14 +258,16 @@ class TokenClassification(Task):
     def answer(
         self, served: Sequence[Served], texts: Sequence[str], max_new_tokens: int, names: Sequence[str] = ()
     ) -> list[Answer]:
-        """Tags of the words between white space; what is too long for the model is answered piece by piece."""
+        """Tags of the words of texts, or of those that are given; what is too long for the model is answered piece by
+        piece."""
         import torch
 
         model, tokenizer = served[0].model, served[0].tokenizer
-        said: list[list[tuple[str, str, float]]] = [[] for _ in texts]
-        left = {row: text.split() for row, text in enumerate(texts) if text.split()}
+        said: list[list[tuple[Place, str, float]]] = [[] for _ in texts]
+        left = {row: own for row, text in enumerate(texts) if (own := words_in(text))}
         while left:
-            found = {row: _tokenised([own], tokenizer, served[row].max_length)[0] for row, own in left.items()}
+            words = {row: [texts[row][start:end] for start, end in own] for row, own in left.items()}
+            found = {row: _tokenised([own], tokenizer, served[row].max_length)[0] for row, own in words.items()}
             examples = [text_example(ids, (), length=length, row=row) for row, (ids, _, length) in found.items()]
             batch = self.collate(examples, served[0].pad_token_id)
             named = {"adapter_names": [names[row] for row in left]} if names else {}
@@ -279,14 +284,14 @@ class TokenClassification(Task):
         return [_answer(text, own, each.labels) for text, own, each in zip(texts, said, served, strict=True)]
 
 
-def _answer(text: str, said: Sequence[tuple[str, str, float]], labels: Sequence[str]) -> Answer:
+def _answer(text: str, said: Sequence[tuple[Place, str, float]], labels: Sequence[str]) -> Answer:
     """Spans of words where the tags say spans, else every word; the probability is that of the least sure word."""
     tags = [tag for _, tag, _ in said]
     if spans_of(labels):
-        found = sorted(spans(tags), key=lambda span: span[1])
-        parts = [(" ".join(word for word, _, _ in said[start : end + 1]), kind) for kind, start, end in found]
+        found = [(first, last, kind) for kind, first, last in sorted(spans(tags), key=lambda span: span[1])]
     else:
-        parts = [(word, tag) for word, tag, _ in said]
+        found = [(number, number, tag) for number, tag in enumerate(tags)]
+    parts = [(" ".join(text[said[first][0][0] : said[last][0][1]].split()), kind) for first, last, kind in found]
     label = ", ".join(f"{piece} [{kind}]" for piece, kind in parts)
     sure = min((chance for _, _, chance in said), default=None)
     return Answer(text=text, label=label or "no spans", probability=sure, parts=tuple(parts))
