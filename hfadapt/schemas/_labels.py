@@ -109,13 +109,14 @@ class OfNumbers(RowSchema):
         return ()
 
     def likely(self, labels: list[Any]) -> bool:
-        """Whether these labels are rather numbers than names of classes: some have decimals, or they are many."""
+        """Whether these labels are rather numbers than names of classes: some have decimals, or, of texts, they are
+        many. Of files data sets number hundreds of classes."""
         try:
             numbers = {read_number(label) for label in labels if not _says_nothing(label)}
         except ValueError:
             return False
         whole = all(number.is_integer() for number in numbers)
-        return len(numbers) > (20 if whole else 2)
+        return len(numbers) > (20 if whole else 2) and not (whole and self.media)
 
     def canary(self, chance: random.Random, label: str | None, answers: Answers) -> dict[str, Any]:
         """A random row with a random number of the data's range."""

@@ -140,6 +140,18 @@ def test_a_list_in_a_cell_may_be_empty(bases, tmp_path):
     assert done.code == 0, done.err
 
 
+def test_many_whole_numbers_are_classes(bases, tmp_path):
+    """As data sets of a hundred classes have them."""
+    write_files(tmp_path, "multi-label", "image")
+    for name, label in (("whole", lambda number: number % 32), ("decimals", lambda number: number % 32 / 4)):
+        lines = ["image,label", *(f"{number:03}.png,{label(number)}" for number in range(96))]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+        done = command("new", f"{name}.csv", "--model", bases / "vit", "-o", f"{name}.yaml", folder=tmp_path)
+        assert done.code == 0, done.err
+    assert "task: image-classification" in (tmp_path / "whole.yaml").read_text()
+    assert "task: image-regression" in (tmp_path / "decimals.yaml").read_text()
+
+
 def test_several_classes_are_told_which_task_learns_them(bases, tmp_path):
     write_files(tmp_path, "multi-label", "image")
     rows = [(f"{number:03}.png", ";".join(drawn(number)[1]) or "dot") for number in range(96)]

@@ -267,7 +267,8 @@ def _read(path: str, revision: str | None) -> Sentence:
 def _dense(path: str, folder: str, revision: str | None) -> Dense:
     """Raises RequestError for a layer that is not one of torch's after the pooled vector, or has no safe weights."""
     said = _json(path, f"{folder}/config.json", revision) or {}
-    activation = str(said.get("activation_function") or "Identity").rpartition(".")[2]
+    # What sentence-transformers takes where the config does not say it.
+    activation = str(said.get("activation_function", "Tanh")).rpartition(".")[2]
     where = f"{path}: {folder}"
     if activation not in ACTIVATIONS:
         raise RequestError(
@@ -297,15 +298,18 @@ def _dense(path: str, folder: str, revision: str | None) -> Dense:
             'SentenceTransformer("…").save_pretrained("folder")',
         )
     inputs, outputs = int(said.get("in_features", 0)), int(said.get("out_features", 0))
-    _require_shapes(weights, inputs, outputs, where)
-    bias = bool(said.get("bias", True))
     return Dense(
-        folder=folder, inputs=inputs, outputs=outputs, bias=bias, activation=activation, sha256=file_sha256(weights)
+        folder=folder,
+        inputs=inputs,
+        outputs=outputs,
+        bias=_has_bias(weights, inputs, outputs, where),
+        activation=activation,
+        sha256=file_sha256(weights),
     )
 
 
-def _require_shapes(weights: Path, inputs: int, outputs: int, where: str) -> None:
-    """Raises RequestError where a file holds another layer than its config says."""
+def _has_bias(weights: Path, inputs: int, outputs: int, where: str) -> bool:
+    """Whether a layer has one. Raises RequestError where a file holds another layer than its config says."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -327,6 +331,7 @@ def _require_shapes(weights: Path, inputs: int, outputs: int, where: str) -> Non
             allowed=", ".join(f"{name} {shape}" for name, shape in allowed.items()),
             fix="fetch it again",
         )
+    return "linear.bias" in found
 
 
 def _mode(pooling: Mapping[str, Any], path: str) -> str:
