@@ -134,8 +134,10 @@ def ways(
         with suppress(DataError):
             flags = find_flags(rows, task.schemas, label_column(columns_of(rows), said), (), place)
             if flags is not None:
-                flagged = [flags.read(row) for row in rows]
-                yield flagged, said
+                read = [flags.read(row) for row in rows]
+                # One class, where each row has one, before several.
+                flagged = read if flagged is rows else flagged
+                yield read, said
     columns = columns_of(rows)
     if not said.parts:
         yield from ((rows, Columns(**parts)) for parts in _by_words(rows, tasks))

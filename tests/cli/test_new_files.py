@@ -208,12 +208,16 @@ def test_a_table_without_names_of_columns_is_told(vision, tmp_path):
     assert "the first line of the table is a row: it names a file" in refused.err
 
 
-def test_files_of_several_labels_are_not_sent_to_a_task_of_texts(vision, tmp_path):
+def test_files_of_several_labels_are_sent_to_the_task_that_learns_them(vision, tmp_path):
     pictures(tmp_path / "data", *(f"{n}.png" for n in range(12)))
     table(tmp_path / "data" / "t.csv", [{"file": f"{n}.png", "label": str(["a", "b"][: 1 + n % 2])} for n in range(12)])
     assert new(vision / "vit", tmp_path).code == 0
+    written = (tmp_path / "r.yaml").read_text()
+    assert command("check", "r.yaml", folder=tmp_path).code == 0
+    (tmp_path / "r.yaml").write_text(written.replace("task: image-multi-label", "task: image-classification"))
     refused = command("check", "r.yaml", folder=tmp_path)
-    assert "6 of 12 rows have several labels, and no task learns several classes of a file" in refused.err
+    assert "6 of 12 rows have several labels" in refused.err
+    assert "audio-multi-label or image-multi-label" in refused.err
 
 
 def test_what_an_archive_holds_beside_its_files_is_said(vision, tmp_path):
