@@ -45,6 +45,15 @@ class Flags:
             return [name for name, bit in zip(self.names, bits, strict=False) if _bit(bit)]
         return [name for name in self.names if _bit(values.get(name))]
 
+    def fault(self, values: Values) -> str:
+        """What of a row is neither 0 nor 1 where it should be, as that may mean yes, no or that nobody knows; else
+        nothing."""
+        if self.column:
+            bits: Sequence[Any] = list(read_list(values.get(self.column)) or ())
+            return f" has {bits} in {self.column}" if any(_bit(bit) is None for bit in bits) else ""
+        odd = next((name for name in self.names if _bit(values.get(name)) is None), None)
+        return "" if odd is None else f" has {str(values.get(odd, ''))[:40]!r} in {odd}"
+
 
 def find_flags(
     head: Sequence[Values], forms: Collection[str], label: str | None, place_names: Sequence[str], place: str

@@ -178,12 +178,14 @@ class SourceReader:
 
     def _with_class(self, where: Place, values: dict[str, Any]) -> dict[str, Any] | Dropped:
         """The values, with the class in the place of what the recipe's pattern finds it in; else why there is none, or
-        no split."""
+        no split, or what is said of a class beside 0 and 1."""
         asked = self.source.settings.columns
         whole = values.get(asked.label or "")
         if self._split_of(values) is None:
             said = f" has {values.get(self.shape.split or '')!r} in {self.shape.split}, which is no split"
             return Dropped(where, "no-split", detail=said)
+        if self._flags and (fault := self._flags.fault(values)):
+            return Dropped(where, "no-flag", detail=fault)
         if asked.label is None or asked.label_pattern is None or whole is None:
             return values
         if (found := asked.class_in(whole)) is not None:

@@ -61,6 +61,10 @@ _UNREADABLE = {
         "have tags of -100, as text has that is cut into tokens already",
         "give the words themselves and a tag for each: hfadapt cuts them into tokens",
     ),
+    "no-flag": (
+        "have something else than 0 and 1 in the column of a class",
+        "write 0 or 1 there; leave out rows of which it is not known",
+    ),
     "label-is-scores": (
         "have numbers with decimals for the classes, such as probabilities",
         "write the class with the largest number, or those above a limit, into a column of their own",

@@ -17,6 +17,7 @@ from hfadapt import load_adapted
 from hfadapt.run_folder import Cell
 
 CLASSES = ("bar", "dot", "pole")
+MARKS = {"bar": ((0, 0, 32, 12), "red"), "dot": ((18, 18, 30, 30), "yellow"), "pole": ((0, 0, 12, 32), "blue")}
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +30,10 @@ def bases(tmp_path_factory):
 
 def drawn(number):
     """A picture with any of three marks, and which they are."""
-    picture, chance = scene(number, (32, 32)), np.random.default_rng(number)
-    draw, marks = ImageDraw.Draw(picture), []
-    for name in CLASSES:
-        at = int(chance.integers(4, 20))
-        if chance.random() < 0.5:
-            box = {"bar": (0, at, 32, at + 4), "pole": (at, 0, at + 4, 32), "dot": (at, at, at + 6, at + 6)}[name]
-            draw.rectangle(box, fill="white" if name != "dot" else "red")
-            marks.append(name)
+    picture, chance = scene(number, (32, 32)).point(lambda value: value // 4), np.random.default_rng(number)
+    marks = [name for name in CLASSES if chance.random() < 0.5]
+    for name in marks:
+        ImageDraw.Draw(picture).rectangle(MARKS[name][0], fill=MARKS[name][1])
     return picture, marks
 
 
@@ -88,7 +85,7 @@ def run(folder, base, task):
     ("modality", "kind", "base"),
     [
         ("image", "multi-label", "vit"),
-        ("image", "regression", "conv"),
+        ("image", "regression", "dino"),
         ("audio", "multi-label", "whisper"),
         ("audio", "regression", "wave"),
     ],
@@ -100,7 +97,7 @@ def test_from_a_table_to_a_file_for_a_device(bases, tmp_path, modality, kind, ba
     assert done.code == 0, done.err
     assert f"task: {task}" in (tmp_path / "new.yaml").read_text()
     cell = run(tmp_path, bases / base, task)
-    assert cell.train.final_loss < cell.train.first_loss or cell.train.head_start
+    assert cell.train.head_start == "linear probe"
     metrics = {metric.name: metric for metric in cell.evaluation.metrics}
     assert next(iter(metrics)) == ("micro_f1" if kind == "multi-label" else "rmse")
     card = (cell.folder / "README.md").read_text()
@@ -109,11 +106,11 @@ def test_from_a_table_to_a_file_for_a_device(bases, tmp_path, modality, kind, ba
     answers = load_adapted(cell.folder).predict(files)
     if kind == "regression":
         assert all(0 < answer.number < 40 for answer in answers)
-        assert metrics["rmse"].adapter < 15
+        assert metrics["rmse"].adapter < np.std([row["label"] for row in cell.read_split("test")])
     else:
         known = {*CLASSES, "low", "high"}
         assert all({*answer.label.split(", ")} <= known | {"none of them"} for answer in answers)
-        assert metrics["average_precision"].adapter > 0.4
+        assert metrics["average_precision"].adapter > 0.9
     done = command("export", cell.folder, "--format", "onnx", "--variant", "float32", "--to", "out", folder=tmp_path)
     assert done.code == 0, done.out + done.err
     again = load_adapted(tmp_path / "out").predict(files)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from sklearn import metrics as sk
 from tiny import command, labelled, recipe_fields, write_recipe, write_rows
 
 from hfadapt.evaluate.metrics.rows import compare
+from hfadapt.files.reading import HEAD_ROWS
 from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import Cell
 from hfadapt.schemas.several import KIND as SCHEMA
@@ -108,6 +111,21 @@ def test_an_empty_cell_is_no_class_and_a_missing_one_has_to_say_what_it_means(mo
     assert found["missing.jsonl"].code == 2
     assert "20 of 80 rows have nothing where their classes stand" in found["missing.jsonl"].err
     assert "write [] in rows" in found["missing.jsonl"].err
+
+
+def test_what_is_neither_0_nor_1_is_no_answer(models, tmp_path):
+    """In a row after those by which the columns are known: not looked at, not sure, or yes in another word."""
+    rows = [[f"w{number} of {number * 7919}", str(number % 2), str(number // 2 % 2)] for number in range(HEAD_ROWS + 9)]
+    for number, odd in ((-1, "-1"), (-3, ""), (-5, "yes")):
+        rows[number][2] = odd
+    (tmp_path / "t.csv").write_text("\n".join(["text,one,two", *map(",".join, rows)]) + "\n")
+    fields = recipe_fields(models / "encoder", "multi-label-classification", {"d": {"source": "t.csv"}}, name="t")
+    fields["data"] = {"dedupe": {"near": False, "similarity": 1.0}}
+    write_recipe(tmp_path / "r.yaml", fields)
+    done = command("prepare", "r.yaml", folder=tmp_path)
+    assert done.code == 0, done.err
+    dropped = [json.loads(line) for line in next(tmp_path.rglob("dropped.jsonl")).read_text().splitlines()]
+    assert len([each for each in dropped if each["reason"] == "no-flag"]) == 3
 
 
 def test_the_divergence_of_the_same_answers_is_zero():
