@@ -14,14 +14,13 @@ from pydantic import ValidationError
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError, Problem, RequestError, choice_problem
 from hfadapt.data import verdicts
-from hfadapt.data.columns import label_column
-from hfadapt.data.flags import find_flags
+from hfadapt.data.flags import LABEL, find_flags
 from hfadapt.data.labels import some
 from hfadapt.data.unreadable import UNREADABLE_LIMIT
 from hfadapt.data.values import shown_fault
 from hfadapt.files import Blob, media
 from hfadapt.files.named import Named
-from hfadapt.recipe.domain import PATTERNS
+from hfadapt.recipe.domain import CLASSES, PATTERNS
 from hfadapt.recipe.schema import Columns
 from hfadapt.schemas import LABEL_NAMES, NOTHING, LabelKind, read_number
 from hfadapt.tasks import Task
@@ -73,8 +72,8 @@ def read_columns(said: Iterable[str], rows: Rows, place: str) -> Columns:
             problem = choice_problem("no row has such a part", part, parts, "--columns")
             if column in parts and part in there:
                 problem = replace(problem, fix=f"did you mean {column}={part}?")
-        elif part not in PATTERNS and column not in there:
-            problem = choice_problem(f"there is no column for {part}", column, there, f"--columns, {place}")
+        elif part not in PATTERNS and (missing := [name for name in _named(part, column, there) if name not in there]):
+            problem = choice_problem(f"there is no column for {part}", missing[0], there, f"--columns, {place}")
         elif found.get(part, column) != column:
             problem = Problem(f"two columns are given for {part}", "--columns", f"{found[part]} and {column}")
             problem = replace(problem, fix="name one of them; to join both, give the recipe a template")
@@ -85,11 +84,17 @@ def read_columns(said: Iterable[str], rows: Rows, place: str) -> Columns:
     if problems:
         raise RequestError(problems[0].what, problems=problems)
     try:
-        return Columns(**found)
+        classes = {CLASSES: _named(CLASSES, found[CLASSES], there)} if CLASSES in found else {}
+        return Columns(**{**found, **classes})
     except ValidationError as error:
         got = ", ".join(f"{part}={column}" for part, column in found.items())
         what = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
         raise RequestError(what, place="--columns", got=got, fix="hfadapt explain domains.NAME.columns") from None
+
+
+def _named(part: str, column: str, there: Collection[str]) -> list[str]:
+    """The columns that are named for a part: several for classes, with commas between them."""
+    return [column] if part != CLASSES or column in there else [name.strip() for name in column.split(",")]
 
 
 def columns_of(rows: Rows) -> list[str]:
@@ -128,21 +133,25 @@ def ways(
     their values."""
     if (asked_of := _asked(rows)) is not None and not said.parts:
         yield rows, said.model_copy(update={"prompt": asked_of})
-    yield rows, said
-    flagged = rows
+    if said.classes is None:
+        yield rows, said
+    flagged, classes = rows, said.classes
     for task in tasks:
         with suppress(DataError):
-            flags = find_flags(rows, task.schemas, label_column(columns_of(rows), said), (), place)
+            flags = find_flags(rows, task.schemas, said, (), place)
             if flags is not None:
-                read = [flags.read(row) for row in rows]
+                read = [flags.read(row) for row in rows if not flags.odd(row)[0]]
                 # One class, where each row has one, before several.
-                flagged = read if flagged is rows else flagged
-                yield read, said
+                if flagged is rows:
+                    flagged, classes = read, None if flags.column else flags.names
+                yield read, said if flags.column else said.model_copy(update={"classes": flags.names})
     columns = columns_of(rows)
     if not said.parts:
         yield from ((rows, Columns(**parts)) for parts in _by_words(rows, tasks))
     if (of_files := _guess_files(flagged, tasks[0].modality if tasks else "")) is not None:
         found = {**of_files.model_dump(exclude_none=True), **said.model_dump(exclude_none=True)}
+        if classes and found.get("label") == LABEL:
+            found = {**found, "label": None, "classes": classes}
         yield flagged, Columns(**found)
     if not said.parts:
         texts: Sequence[str] = [] if verdicts.pair(columns) else text_columns(columns, rows)

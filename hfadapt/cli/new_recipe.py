@@ -49,7 +49,7 @@ from hfadapt.files import Read, folders, media
 from hfadapt.files.nested import spread
 from hfadapt.files.opening import PACKED, WESTERN, suffix, western
 from hfadapt.files.places import Place
-from hfadapt.recipe.domain import GROUPING, PATTERNS
+from hfadapt.recipe.domain import CLASSES, GROUPING, PATTERNS
 from hfadapt.recipe.json_schema import schema_text
 from hfadapt.recipe.reading import load_recipe
 from hfadapt.recipe.rules import RUN_FILES
@@ -106,7 +106,8 @@ def write_recipe(
     said, in_names = columns_in_names(data, rows, read_columns(columns, rows, data), ask)
     rows = with_classes(rows, said)
     modality = modality_of(rows, model, data, said, noticed)
-    task, shape, rows, laid_out = fit_of(rows, modality, generates(model), data, ask, said)
+    task, shape, rows, laid_out, classes = fit_of(rows, modality, generates(model), data, ask, said)
+    said = said.model_copy(update={"classes": classes})
     check_chat(model, shape)
     _check_classes(rows, shape, data)
     if given := given_splits(data, beside, shape, said, {*values_of(said.label or "", rows)}):
@@ -271,7 +272,7 @@ def _settings(
     source = os.path.relpath(local.resolve(), path.parent.resolve()) if local.exists() else data
     settings: dict[str, Any] = {"source": source, **beside}
     asked = columns.model_dump(exclude_none=True)
-    grouping = {name: asked[name] for name in dict.fromkeys((*GROUPING, *PATTERNS)) if name in asked}
+    grouping = {name: asked[name] for name in dict.fromkeys((CLASSES, *GROUPING, *PATTERNS)) if name in asked}
     parts = {part: column for part, column in shape.parts.items() if part != column or part in asked}
     if said := {**parts, **grouping}:
         settings["columns"] = said
@@ -317,7 +318,8 @@ def _seen(shape: Shape, rows: Sequence[Mapping[str, Any]], said: Columns) -> Ite
     """What was found in the rows, a line each."""
     yield f"Looked at {show_count(len(rows), 'row')} of form '{shape.form}'."
     # The name of a file stands beside it by itself.
-    used = {*shape.parts.values(), said.group, said.split, *(["file"] if registry.schema(shape.form).media else [])}
+    used = {*shape.parts.values(), said.group, said.split, *(said.classes or ())}
+    used |= {"file"} if registry.schema(shape.form).media else set()
     if left := [name for name in dict.fromkeys(name for row in rows for name in row) if name not in used]:
         yield f"Not used: {', '.join(map(_printable, left[:8]))}{' …' if len(left) > 8 else ''}."
         if list(shape.parts) == ["text"]:

@@ -70,13 +70,15 @@ def modality_of(rows: Rows, model: str, place: str, said: Columns, noticed: Sequ
 class Fit(NamedTuple):
     """The task that fits the columns and the model, how the columns are read, and the rows with their labels.
 
-    `laid_out` where these rows were made of others, which says what the columns are.
+    `laid_out` where these rows were made of others, which says what the columns are; `classes` are the columns of 0 and
+    1 of which the labels were made.
     """
 
     task: str
     shape: Shape
     rows: Rows
     laid_out: bool = False
+    classes: tuple[str, ...] | None = None
 
 
 def fit_of(rows: Rows, modality: str, generates: bool, place: str, ask: Ask | None, said: Columns) -> Fit:
@@ -118,7 +120,7 @@ def fit_of(rows: Rows, modality: str, generates: bool, place: str, ask: Ask | No
     if ask is not None and len(choices) > 1:
         name = ask("task", [*choices], best[0])
         best = name, choices[name]
-    return Fit(*best, told)
+    return Fit(*best, told, classes=asked.classes if labelled(best[1]) else None)
 
 
 def _laid_out(rows: Rows, tasks: Sequence[Task], place: str, said: Columns) -> Fit | None:

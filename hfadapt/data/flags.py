@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from hfadapt.core import registry
-from hfadapt.core.errors import DataError
+from hfadapt.core.errors import DataError, choice_problem
+from hfadapt.data.columns import label_column
 from hfadapt.data.labels import some, task_for
-from hfadapt.schemas import read_list
+from hfadapt.recipe.schema import Columns
+from hfadapt.recipe.yaml_lines import inline
+from hfadapt.records.stages import Finding
+from hfadapt.schemas import NOTHING, read_list, read_number
 
 Values = Mapping[str, Any]
 _BITS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 LABEL = "label"
+MOSTLY = 0.9
+"""The share of cells with 0 or 1 from which a column is a class that is not known of some rows."""
 
 
 @dataclass(frozen=True)
@@ -45,35 +51,46 @@ class Flags:
             return [name for name, bit in zip(self.names, bits, strict=False) if _bit(bit)]
         return [name for name in self.names if _bit(values.get(name))]
 
-    def fault(self, values: Values) -> str:
-        """What of a row is neither 0 nor 1 where it should be, as that may mean yes, no or that nobody knows; else
-        nothing."""
+    def odd(self, values: Values) -> tuple[str, list[Any]]:
+        """What of a row is neither 0 nor 1 where it should be, as that may mean yes, no or that nobody knows: for a
+        message, and the cells; both empty of other rows."""
         if self.column:
             bits: Sequence[Any] = list(read_list(values.get(self.column)) or ())
-            return f" has {bits} in {self.column}" if any(_bit(bit) is None for bit in bits) else ""
-        odd = next((name for name in self.names if _bit(values.get(name)) is None), None)
-        return "" if odd is None else f" has {str(values.get(odd, ''))[:40]!r} in {odd}"
+            others = [bit for bit in bits if _bit(bit) is None]
+            return (f" has {bits} in {self.column}" if others else ""), others
+        found = {name: values.get(name) for name in self.names if _bit(values.get(name)) is None}
+        first = next(iter(found), "")
+        said = f" has {'' if found[first] is None else str(found[first])[:40]!r} in {first}" if found else ""
+        return said, [*found.values()]
 
 
 def find_flags(
-    head: Sequence[Values], forms: Collection[str], label: str | None, place_names: Sequence[str], place: str
+    head: Sequence[Values], forms: Collection[str], asked: Columns, place_names: Sequence[str], place: str
 ) -> Flags | None:
     """The flags that the first rows of a source have, where the task learns classes; else None.
 
     Args:
         head: The first rows.
         forms: What the task learns from.
-        label: The column that is known to be the label, if any.
+        asked: What the recipe says of the columns: those of the classes, the label, or what else is in one.
         place_names: Names of the places of its lists, where the source has them.
         place: The source, for messages.
 
     Raises:
-        DataError: the task learns one class, and rows have none or several.
+        DataError: a column that is asked for is missing, or the task learns one class, and rows have none or several.
     """
     kinds = {registry.schema(form).label_kind for form in forms} & {"class", "classes"}
     if not kinds:
         return None
-    if label is not None:
+    columns = tuple(dict.fromkeys(column for values in head for column in values))
+    label = label_column(columns, asked)
+    if asked.classes is not None:
+        missing = [name for name in asked.classes if name not in columns]
+        problems = [choice_problem("there is no column for a class", name, columns, place) for name in missing]
+        if problems:
+            raise DataError(problems[0].what, problems=problems)
+        flags = Flags(asked.classes, "", "class" in kinds)
+    elif label is not None:
         lists = [read_list(values.get(label)) for values in head if values.get(label) is not None]
         sizes = {len(each) for each in lists if each is not None}
         if None in lists or len(sizes) != 1 or not all(isinstance(each, list) for each in lists):
@@ -87,13 +104,13 @@ def find_flags(
         names = tuple(place_names) if len(place_names) == size else tuple(map(str, range(size)))
         flags = Flags(names, label, "class" in kinds)
     else:
-        columns = dict.fromkeys(column for values in head for column in values)
-        names = tuple(name for name in columns if all(_bit(values.get(name)) is not None for values in head))
-        flags = Flags(names, "", "class" in kinds)
+        taken = {*asked.parts.values(), asked.group, asked.split}
+        free = (name for name in columns if name not in taken)
+        flags = Flags(tuple(name for name in free if _is_flag(name, head)), "", "class" in kinds)
     # A class that the first rows have not is one all the same.
-    if len({name for values in head for name in flags.of(values)}) < 2:
+    if asked.classes is None and len({name for values in head for name in flags.of(values)}) < 2:
         return None
-    if flags.one and not all(len(flags.of(values)) == 1 for values in head):
+    if flags.one and not all(len(flags.of(values)) == 1 for values in head if not flags.odd(values)[0]):
         raise DataError(
             "several columns could be the label" if not flags.column else "the label is a list of 0 and 1",
             place=place,
@@ -103,9 +120,63 @@ def find_flags(
     return flags
 
 
+def doubtful(head: Sequence[Values], columns: Collection[str], flags: Flags | None, place: str) -> list[Finding]:
+    """What is to be said of columns that are not read and hold 0 and 1 in some rows, and in others -1 or nothing.
+
+    Args:
+        head: The first rows.
+        columns: Those that are not read.
+        flags: The classes that were found beside them; without any, one such column says little.
+        place: The source, for messages.
+    """
+    bits = {name: of_column for name in columns if (of_column := _bits(name, head))}
+    found = {name: of_column for name, of_column in bits.items() if all(map(_unknown, of_column[1]))}
+    names = [*found]
+    if len(names) < (1 if flags else 2):
+        return []
+    known = found[names[0]][0]
+    others = [value for _, values in found.values() for value in values]
+    what = f"{place}: {some(map(repr, names))} {'are' if len(names) > 1 else 'is'} not read: {names[0]!r} holds 0 or 1 "
+    what += f"in {known:,} of the first {len(head):,} rows, and nothing, -1 or the like in the others"
+    every = inline([*(flags.names if flags else ()), *names])
+    unknown = inline(sorted({"" if value is None or value != value else str(value) for value in others}))
+    fix = "nothing, if these are no classes; else write 0 or 1 into each cell, or leave out the rows of which one is "
+    fix += f"not known: columns: {{classes: {every}}} and no_label: {unknown} of the domain"
+    return [Finding(code="classes-left-out", level="soft", message=what, fix=fix)]
+
+
+def _bits(name: str, head: Sequence[Values]) -> tuple[int, list[Any]] | None:
+    """How many cells of a column are 0 or 1, and the other values; None where not one is 1."""
+    values = [values.get(name) for values in head]
+    bits = [_bit(value) for value in values]
+    others = [value for value, bit in zip(values, bits, strict=True) if bit is None]
+    return (len(values) - len(others), others) if True in bits else None
+
+
+def _is_flag(name: str, head: Sequence[Values]) -> bool:
+    """Whether a column says of the rows whether they have a class, but for a few; numbers over 1 count something."""
+    if (found := _bits(name, head)) is None:
+        # A class that the first rows have not.
+        return all(_bit(values.get(name)) is not None for values in head)
+    known, others = found
+    return known >= MOSTLY * len(head) and not any(_counts(value) for value in others)
+
+
+def _counts(value: Any) -> bool:
+    try:
+        return read_number(value) > 1
+    except (ValueError, TypeError):
+        return False
+
+
+def _unknown(value: Any) -> bool:
+    """Whether a cell says that it is not known whether a row has a class."""
+    return value is None or value != value or str(value).strip().lower() in {*NOTHING, "", "-1", "-1.0"}
+
+
 def _fix(flags: Flags, modality: str) -> str:
     one = "write the one class that counts into a column of its own"
-    one = one if flags.column else f"name one, such as columns: {{label: {flags.names[0]}}}"
+    one = one if flags.column else f"name what is learned, such as columns: {{label: {flags.names[0]}}}"
     every = task_for("classes", modality, "to learn all of them", "")
     return f"{every}, or {one}" if every and not flags.column else every or one
 

@@ -39,7 +39,7 @@ class Labels:
 
     def __init__(self, names: Sequence[str] | None, none: Iterable[str] = ()) -> None:
         self.names = tuple(names) if names is not None else None
-        self._none = {*map(without_case, none)}
+        self._none = {without_case(_text(each)) for each in none}
         self.borrowed: dict[str, str] = {}
         """Sources whose numbers were named by the column of another source."""
         self.flags: dict[str, tuple[str, ...]] = {}

@@ -14,7 +14,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError, choice_problem
 from hfadapt.data import clean, layouts, mistaken_columns, unread_columns, verdicts
 from hfadapt.data import columns as format
-from hfadapt.data.flags import LABEL, Flags, find_flags
+from hfadapt.data.flags import LABEL, Flags, doubtful, find_flags
 from hfadapt.data.labels import Labels, some
 from hfadapt.data.rows import GROUP, SPLITS, Dropped, Ledger, Row
 from hfadapt.data.sources import Opened, Reading
@@ -23,7 +23,7 @@ from hfadapt.files import Blob, Read, Unusable, split_of
 from hfadapt.files.nested import spread
 from hfadapt.files.opening import NAME_IT
 from hfadapt.files.places import Place, name_rows
-from hfadapt.recipe.schema import Recipe
+from hfadapt.recipe.schema import Columns, Recipe
 from hfadapt.records.stages import Finding
 
 HEAD_ROWS, LATE_ROWS = 100, 10_000
@@ -184,8 +184,10 @@ class SourceReader:
         if self._split_of(values) is None:
             said = f" has {values.get(self.shape.split or '')!r} in {self.shape.split}, which is no split"
             return Dropped(where, "no-split", detail=said)
-        if self._flags and (fault := self._flags.fault(values)):
-            return Dropped(where, "no-flag", detail=fault)
+        fault, cells = self._flags.odd(values) if self._flags else ("", [])
+        if fault:
+            none = all(map(self._labels.says_none, cells))
+            return Dropped(where, "no-label" if none else "no-flag", detail=fault)
         if asked.label is None or asked.label_pattern is None or whole is None:
             return values
         if (found := asked.class_in(whole)) is not None:
@@ -280,7 +282,7 @@ class SourceReader:
         asked = self.source.settings.columns
         self._of_another_kind(head, place)
         if template is None and self._laid_out is None:
-            self._find_flags([each.values for each in head], place)
+            asked = self._find_flags([each.values for each in head], place)
         try:
             shape = self._laid_out or format.recognise(self.columns, asked, self._forms, place, template is not None)
         except DataError as error:
@@ -305,9 +307,11 @@ class SourceReader:
             self.unread = tuple(column for column in self.unread if column != "file")
         if template is None:
             values = [each.values for each in head]
-            self.left_out = unread_columns.noticed(values, shape, self.unread, self.source.name)
+            doubts = self._doubtful(values)
+            self.left_out = [*unread_columns.noticed(values, shape, self.unread, self.source.name), *doubts]
             # Who names the columns means them.
-            self._noticed += [] if set(asked.model_dump(exclude_none=True)) - {"label"} else self.left_out
+            named = set(asked.model_dump(exclude_none=True)) - {"label"}
+            self._noticed += self.left_out if not named else doubts if self._flags else []
         self._noticed += unread_columns.without_label(shape, self.unread, self.source.name)
         return formatter
 
@@ -320,14 +324,25 @@ class SourceReader:
         fix = f"{first.fix}; or {fix}" if first.fix else fix
         return DataError(error.what, problems=[replace(first, fix=fix), *others])
 
-    def _find_flags(self, head: Sequence[Mapping[str, Any]], place: str) -> None:
-        """Brings classes that have a column or a place each into one column."""
-        label = format.label_column(self.columns, self.source.settings.columns)
-        names = self.source.label_names.get(label or "", ())
-        self._flags = find_flags(head, self._forms, label, names, place)
-        if self._flags is not None:
-            self._labels.flags[self.source.name] = self._flags.names
-            self.columns = tuple(dict.fromkeys([*self.columns, self._flags.column or LABEL]))
+    def _find_flags(self, head: Sequence[Mapping[str, Any]], place: str) -> Columns:
+        """Brings classes that have a column or a place each into one column; what is asked of the columns then."""
+        asked = self.source.settings.columns
+        names = self.source.label_names.get(format.label_column(self.columns, asked) or "", ())
+        self._flags = find_flags(head, self._forms, asked, names, place)
+        if self._flags is None:
+            return asked
+        self.columns = tuple(dict.fromkeys([*self.columns, self._flags.column or LABEL]))
+        if asked.classes is not None:
+            # Another column may be called so.
+            return asked.model_copy(update={"label": LABEL, "classes": None})
+        self._labels.flags[self.source.name] = self._flags.names
+        return asked
+
+    def _doubtful(self, head: Sequence[Mapping[str, Any]]) -> list[Finding]:
+        """What is to be said of columns that may be classes, unless the recipe says which are."""
+        asked = self.source.settings.columns
+        learns = registry.schema(self.shape.form).label_kind in ("class", "classes")
+        return [] if asked.classes or not learns else doubtful(head, self.unread, self._flags, self.source.name)
 
 
 def keep_columns(reader: SourceReader, state: State) -> None:

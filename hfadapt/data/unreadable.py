@@ -63,7 +63,8 @@ _UNREADABLE = {
     ),
     "no-flag": (
         "have something else than 0 and 1 in the column of a class",
-        "write 0 or 1 there; leave out rows of which it is not known",
+        "write 0 or 1 there; no_label of the domain, such as no_label: ['', '-1'], leaves out rows of which it is not "
+        "known",
     ),
     "label-is-scores": (
         "have numbers with decimals for the classes, such as probabilities",

@@ -15,6 +15,8 @@ from hfadapt.recipe.template import Template
 
 GROUPING = ("group", "group_pattern", "split")
 """Of `columns`, what says which rows stay together, and in which split."""
+CLASSES = "classes"
+"""Of `columns`, what names several of them."""
 PATTERNS = ("group_pattern", "label_pattern")
 """Of `columns`, what says which part of a value counts: no column itself."""
 NAMES_SHOWN = 6
@@ -49,11 +51,16 @@ class _Columns(Section):
 
     Example: ^\\w+?_(\\w+?)_
     """
+    classes: tuple[str, ...] | None = None
+    """Columns of 0 and 1, one for each class that a row has or has not, in the place of `label`.
+
+    Example: [rust, crack, dent]
+    """
 
     @property
     def parts(self) -> dict[str, str]:
         """The columns that are said to hold a part of the row."""
-        said = self.model_dump(exclude={*GROUPING, *PATTERNS})
+        said = self.model_dump(exclude={*GROUPING, *PATTERNS, CLASSES})
         return {part: column for part, column in said.items() if column is not None}
 
     def class_in(self, value: Any) -> Any:
@@ -62,6 +69,18 @@ class _Columns(Section):
             return value
         match = re.search(self.label_pattern, str(value))
         return (match[1] or None) if match else None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.classes is None:
+            return self
+        if self.label is not None:
+            raise ValueError("label and classes both say what is learned: name one of them")
+        if len(self.classes) < 2:
+            raise ValueError("classes names two columns or more; a single one of 0 and 1 is a label")
+        if twice := [name for name in dict.fromkeys(self.classes) if self.classes.count(name) > 1]:
+            raise ValueError(f"classes names {', '.join(twice)} twice")
+        return self
 
     @model_validator(mode="after")
     def _one_bracket(self) -> Self:
@@ -166,7 +185,8 @@ class Domain(Section):
     Example: [bad, good]
     """
     no_label: tuple[Label, ...] = ()
-    """What stands in the column of the label where a row has none: such rows are left out; `''` is an empty cell.
+    """What stands in the column of the label, or of a class, where it is not known: such rows are left out; `''` is an
+    empty cell.
 
     Example: [n/a, '???']
     """

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from hfadapt.core import registry
 from hfadapt.core.errors import nearest
 from hfadapt.recipe.names import AUTO, TEXT_METRICS, gate_names, is_metric_path, metric_names
-from hfadapt.recipe.schema import GROUPING, PATTERNS, Columns, Lock
+from hfadapt.recipe.schema import CLASSES, GROUPING, PATTERNS, Columns, Lock
 from hfadapt.recipe.words import dig, dotted, show
 from hfadapt.recipe.yaml_lines import Keys, Tree
 
@@ -280,7 +280,11 @@ def check_task(tree: Tree) -> None:
     for at, columns in _columns(tree):
         templated = writes and template_of(tree, str(at[1])) is not None
         for part in Columns.model_fields:
-            if not columns.get(part) or part in (*parts, *GROUPING, *PATTERNS) or templated:
+            if not columns.get(part) or part in (*parts, *GROUPING, *PATTERNS) or (templated and part != CLASSES):
+                continue
+            if part == CLASSES:
+                if templated or not any(schema.label_kind in ("class", "classes") for schema in schemas):
+                    refuse((*at, part), f"{task} learns no classes from columns of 0 and 1", f"delete `{part}`")
                 continue
             if writes:
                 fix = "add a template, such as prompt: '{text}' and completion: ' {label}'"

@@ -23,6 +23,7 @@ from hfadapt.recipe.data import Canaries as Canaries
 from hfadapt.recipe.data import Clean as Clean
 from hfadapt.recipe.data import Data
 from hfadapt.recipe.data import Dedupe as Dedupe
+from hfadapt.recipe.domain import CLASSES as CLASSES
 from hfadapt.recipe.domain import GROUPING as GROUPING
 from hfadapt.recipe.domain import NOTES, AnyDomain
 from hfadapt.recipe.domain import PATTERNS as PATTERNS

@@ -13,6 +13,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.progress import quiet_libraries
 from hfadapt.core.show import Block, Heading, Shown, Table
+from hfadapt.recipe.domain import CLASSES
 from hfadapt.recipe.sources import expanded, found_model, is_missing
 from hfadapt.records.stages import TrainRecord
 from hfadapt.run_folder import LOCK, Cell, find_cell, read_lock
@@ -374,7 +375,7 @@ def from_cell(cell: Cell, base: Base) -> Adapted:
 
 def _columns(lock: Lock) -> dict[str, str]:
     """The columns that the recipe names, by what they hold."""
-    said = lock.domains[lock.domain].all_sources()[0].columns.model_dump()
+    said = lock.domains[lock.domain].all_sources()[0].columns.model_dump(exclude={CLASSES})
     return {part: name for part, name in said.items() if name is not None}
 
 

@@ -242,6 +242,9 @@ def columns(place: str, beside: Mapping[str, Any]) -> dict[str, Case]:
         ),
         f"{place}.split": Case((None, "part"), rows, beside={**beside, **body(place)}),
         f"{place}.label_pattern": Case((None, "quite (.)", "(..)$"), rows, beside={**beside, **body(place)}),
+        f"{place}.classes": Case(
+            (["is_good", "is_bad"], ["even", "odd"]), rows, beside={**beside, f"{place}.text": "body"}
+        ),
         f"{place}.audio": Case(("first", "second"), rows, SOUNDS, {**heard_rows, f"{place}.label": "label"}),
         f"{place}.image": Case(("first", "second"), rows, PICTURES, {**seen_rows, f"{place}.label": "label"}),
         f"{place}.tokens": Case(("w1", "w2"), rows, TAGS, {**tagged, f"{place}.tags": "t1"}),
