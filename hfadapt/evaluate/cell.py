@@ -97,7 +97,6 @@ def _evaluate(cell: Cell, world: World, progress: Progress, recipe_folder: Path)
     harness = run_harness(context, recipe_folder)
     known = known_metrics()
     sliced = next((metric.name for metric in metrics if metric.name in known and _on_scores(metric.name)), None)
-    facts = registry.modality(context.schema.modality).facts
     warnings = tuple(task.warnings({metric.name: metric.adapter for metric in metrics}))
     for each in warnings:
         progress.say(f"{cell.domain}: {each}")
@@ -116,7 +115,9 @@ def _evaluate(cell: Cell, world: World, progress: Progress, recipe_folder: Path)
         confusion=confusion(scores, names),
         per_class=per_class(base_scores, scores, names),
         paired_tests=paired_tests(base_scores, scores),
-        slices=slices(sliced, base_scores, scores, test, rows, names, facts, **sampling(lock)) if sliced else (),
+        slices=slices(sliced, base_scores, scores, test, rows, names, context.measures, **sampling(lock))
+        if sliced
+        else (),
         calibration=calibration(base_scores, scores),
         efficiency=speed,
         general_text=general,

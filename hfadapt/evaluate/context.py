@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -64,6 +64,11 @@ class EvaluationContext:
     def schema(self) -> RowSchema:
         """What its rows look like."""
         return registry.schema(self.data.form)
+
+    @property
+    def measures(self) -> Mapping[str, str]:
+        """Measures of rows that are files, with their units; none of texts."""
+        return registry.modality(self.schema.modality).facts
 
     @cached_property
     def rows(self) -> list[Row]:

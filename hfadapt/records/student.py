@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from hfadapt.core.spec import Record, Spec
+from hfadapt.records.evidence import Slice
 from hfadapt.records.stages import Metric, Versions
 
 
@@ -81,12 +82,24 @@ class OnPolicy(Spec):
     kept: bool
 
 
+class Check(Spec):
+    """A check of an adapter that was made of the student too: `part` of the record, `name` of what was done, and what
+    was found for each: the AUC of the strongest `membership` attack, or what a change of the rows (`robustness`) costs
+    of the leading metric."""
+
+    part: str
+    name: str
+    adapted: float
+    student: float
+
+
 class StudentRecord(Record):
     """The student beside the adapted model, on the same test rows; it lies in `folder`, a run of its own.
 
-    Where the adapted model fits already none is `made`, and `note` says so. In `metrics` the adapted model is the base;
-    `points` of the leading one are lost, by the interval `points_low` to `points_high`; `before` are the same metrics
-    of what the adapter was compared with. `cut_otherwise` is the share of test rows that the smaller vocabulary cuts
+    Where the adapted model fits already none is `made`, and `note` says so. In `metrics` and `slices` the adapted model
+    is the base; `points` of the leading metric are lost, by the interval `points_low` to `points_high`; `before` are
+    the same metrics of what the adapter was compared with, and `checks` come from both models' security.json; the
+    student's own records lie in its folder. `cut_otherwise` is the share of test rows that the smaller vocabulary cuts
     into other tokens. `texts` without labels were answered by the adapted model and learned too. Seconds are medians of
     one row and of 32 rows, of both models in turn; `teacher` are the hashes of the adapter's files.
     """
@@ -108,6 +121,8 @@ class StudentRecord(Record):
     training_seconds: float = 0.0
     metrics: tuple[Metric, ...] = ()
     before: dict[str, float] = {}
+    slices: tuple[Slice, ...] = ()
+    checks: tuple[Check, ...] = ()
     metric: str = ""
     points: float | None = None
     points_low: float | None = None

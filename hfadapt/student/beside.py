@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,20 +20,21 @@ from hfadapt.core.show import show_bytes
 from hfadapt.evaluate.context import EvaluationContext, open_context, spread
 from hfadapt.evaluate.drift import Reference
 from hfadapt.evaluate.metrics.rows import compare, find, known_metrics, leading, points_lost, sampling, usable
+from hfadapt.evaluate.quality import slices
 from hfadapt.hardware.peak_memory import release_memory
 from hfadapt.hardware.versions import versions
 from hfadapt.models.base import BaseRef
 from hfadapt.models.load import load_base
 from hfadapt.models.rounding import fake_quantise
+from hfadapt.records.evidence import SecurityRecord, Slice
 from hfadapt.records.stages import Metric
-from hfadapt.records.student import StudentRecord
+from hfadapt.records.student import Check, StudentRecord
 from hfadapt.run_folder import Cell
 from hfadapt.student.parts import shape_of
 
 if TYPE_CHECKING:
     from hfadapt.modalities import Example
     from hfadapt.recipe.schema import Lock
-    from hfadapt.tasks import Scores
 
 TIMED = 20
 ROUNDED_ROWS = 400
@@ -79,15 +80,14 @@ class SideBySide:
             first.model.merge_adapter()
         self.rows = len(first.test)
 
-    def metrics(self) -> tuple[Metric, ...]:
-        """The metrics of the lock; the adapted model is the base."""
-        scores: list[Scores] = [each.score(each.test) for each in self.contexts]
+    def metrics(self) -> tuple[tuple[Metric, ...], tuple[Slice, ...]]:
+        """The metrics of the lock, and the first on parts of the rows; the adapted model is the base."""
+        one, other = (each.score(each.test) for each in self.contexts)
         names = [name for name in self.lock.evaluate.metrics if name in known_metrics()]
-        return tuple(
-            compare(name, *scores, **sampling(self.lock))
-            for name in names
-            if find(name).needs != "texts" and usable(find(name), scores[1])
-        )
+        names = [name for name in names if find(name).needs != "texts" and usable(find(name), other)]
+        how, own = sampling(self.lock), self.contexts[1]
+        parts = slices(names[0], one, other, own.test, own.rows, own.names, own.measures, **how)
+        return tuple(compare(name, one, other, **how) for name in names), parts
 
     def seconds(self, rows: int) -> tuple[float, float]:
         """Median seconds of so many rows at once, of both models in turn."""
@@ -118,6 +118,20 @@ def _timed(context: EvaluationContext, examples: Sequence[Example]) -> float:
         return time.perf_counter() - started
 
 
+def _checks(cell: Cell, student: Cell) -> Iterator[Check]:
+    """Of both models' security.json, what was found in each."""
+    if not (cell.holds(SecurityRecord) and student.holds(SecurityRecord)):
+        return
+    own, other = cell.read(SecurityRecord), student.read(SecurityRecord)
+    if own.membership and other.membership:
+        aucs = [max(attack.auc.value for attack in each.attacks) for each in (own.membership, other.membership)]
+        yield Check(part="membership", name="AUC", adapted=aucs[0], student=aucs[1])
+    drops = {each.name: each.drop.value for each in other.robustness}
+    for each in own.robustness:
+        if each.name in drops:
+            yield Check(part="robustness", name=each.name, adapted=each.drop.value, student=drops[each.name])
+
+
 def lost(metric: Metric) -> tuple[float, float, float]:
     """Points of a metric that the student loses, and their interval."""
     points, one, other = (
@@ -142,7 +156,7 @@ def compare_and_write(
     settings = cell.lock.student
     assert settings is not None
     both = SideBySide(cell, student, device, progress, room)
-    metrics, one, many, rows = both.metrics(), both.seconds(1), both.seconds(32), both.rows
+    (metrics, parts), one, many, rows = both.metrics(), both.seconds(1), both.seconds(32), both.rows
     both.close()
     own = load_base(BaseRef.of(student.lock), student.data.labels, device)
     student.set_state(status="done")
@@ -157,6 +171,8 @@ def compare_and_write(
         rows=rows,
         metrics=metrics,
         before={each.name: values[each.name] for each in metrics if each.name in values},
+        slices=parts,
+        checks=tuple(_checks(cell, student)),
         metric=metrics[0].name,
         points=points,
         points_low=low,

@@ -10,6 +10,7 @@ import torch
 from tiny import command, labelled, preferences, questions, recipe_fields, tagged, write_recipe, write_rows
 
 from hfadapt import Run, load_adapted, load_recipe, run
+from hfadapt.records.evidence import SecurityRecord
 from hfadapt.records.student import StudentRecord
 from hfadapt.run_folder import Cell
 from hfadapt.stages.student import student_of
@@ -17,18 +18,21 @@ from hfadapt.stages.student import student_of
 SMALL = {"layers": 1, "ffn": 0.5, "vocabulary": "data", "limit": 100, "epochs": 4.0, "learning_rate": 3e-3}
 
 
-def recipe(folder, model, task, rows, **fields) -> None:
+def recipe(folder, model, task, rows, security=False, **fields) -> None:
     write_rows(folder / "one.jsonl", rows)
     train = {"batch_rows": 8, "max_steps": 60, "learning_rate": 3e-3}
     found = recipe_fields(model, task, train=train, **fields)
-    found["evaluate"] |= {"security": False, "drift": False, "general_text": False, "generate_rows": 0}
+    found["evaluate"] |= {"security": security, "drift": False, "general_text": False, "generate_rows": 0}
+    if security:
+        # Parts of the test rows have to have some.
+        found["data"] = {**found.get("data", {}), "test": 80}
     write_recipe(folder / "tiny.yaml", found)
 
 
 @pytest.fixture(scope="module")
 def cell(models, tmp_path_factory) -> Cell:
     folder = tmp_path_factory.mktemp("student")
-    recipe(folder, models / "encoder", "text-classification", labelled(200), student=SMALL)
+    recipe(folder, models / "encoder", "text-classification", labelled(260), security=True, student=SMALL)
     done = command("run", "tiny.yaml", folder=folder)
     assert done.code == 0, done.out + done.err
     return Run(folder / "runs/tiny").cell("one", "this-machine")
@@ -50,6 +54,34 @@ def test_it_is_smaller_and_compared_on_the_same_rows(cell) -> None:
     for said in ("README.md", "../../report.md"):
         text = (cell.folder / said).read_text()
         assert f"{record.student.parameters:,}" in text, said
+
+
+def test_the_checks_of_the_adapter_are_made_of_the_student_too(cell) -> None:
+    """Leaks, robustness and parts of the rows, side by side in the record and the card."""
+    record, own = cell.read(StudentRecord), student_of(cell)
+    assert own is not None
+    of_both = [each.read(SecurityRecord) for each in (cell, own)]
+    assert {each.part for each in record.checks} == {"membership", "robustness"}
+    for check in record.checks:
+        if check.part == "robustness":
+            drops = [next(each.drop.value for each in one.robustness if each.name == check.name) for one in of_both]
+        else:
+            drops = [max(attack.auc.value for attack in one.membership.attacks) for one in of_both]
+        assert [check.adapted, check.student] == drops
+    assert {each.metric for each in record.slices} == {record.metric}
+    adapted = {(each.by, each.name): each for each in cell.evaluation.slices}
+    for each in record.slices:
+        known = adapted[each.by, each.name]
+        assert (each.rows, each.base) == (known.rows, pytest.approx(known.adapter))
+    card = (cell.folder / "README.md").read_text()
+    section = card[card.index("## Smaller form") :]
+    for said in (
+        "| baseline | adapted model | student | difference |",
+        "`AUC` of membership inference",
+        "lost under `",
+    ):
+        assert said in section
+    assert "Where it loses the most" in section
 
 
 def test_its_files_open_with_plain_transformers(cell) -> None:
