@@ -15,6 +15,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError, RequestError, nearest
 from hfadapt.core.show import Heading, Table, Text, View
 from hfadapt.data.labels import Labels, some
+from hfadapt.data.pictures import NO_CLASS
 from hfadapt.data.reading import SourceReader, no_rows
 from hfadapt.data.rows import Row
 from hfadapt.data.sources import open_source
@@ -83,7 +84,7 @@ def preview(path: Path) -> View:
         recipe, domain, source, registry.task(recipe.task).schemas, Labels(asked.labels, asked.no_label)
     )
     rows = list(islice((row for row in reader if isinstance(row, Row)), AMONG))
-    seen = [each for row in rows if (each := _seen(registry.schema(row.form), row.columns))[0]]
+    seen = [each for row in rows if (each := _seen(registry.schema(row.form), row))[0]]
     different: dict[str, tuple[str, str]] = {}
     for each in seen:
         different.setdefault(each[1], each)
@@ -123,10 +124,14 @@ def _refused(reader: SourceReader, some_left: bool) -> list[Text]:
     return []
 
 
-def _seen(schema: RowSchema, row: Any) -> tuple[str, str]:
+def _seen(schema: RowSchema, known: Row) -> tuple[str, str]:
     """What the model is shown of a row, and what it learns from it."""
-    shown = [str(row["file"])] if schema.media else schema.asked(row)
+    row: Any = known.columns
+    # A file in a cell of a table may have no name.
+    shown = [str(row["file"]) or str(known.where)] if schema.media else schema.asked(row)
     learned = schema.answers(row) or [*schema.classes(row)][: None if schema.label_kind == "classes" else 0]
+    if not learned and schema.label_kind == "classes":
+        learned = [NO_CLASS]
     if not learned and (label := schema.label(row)) is not None:
         learned = [label]
     return _brief(shown), _brief(learned or [text for text in schema.stated(row) if text not in shown])

@@ -9,6 +9,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from hfadapt.core import registry
 from hfadapt.core.errors import HfadaptError
@@ -26,6 +27,7 @@ from hfadapt.schemas import RowSchema
 SIDE = 72
 """Pixels of a picture's height."""
 MOST_CLASSES, EACH, SEED = 12, 3, 17
+NO_CLASS = "none of the classes"
 MOST_PAIRS = 6
 LOOKED_AT = 2_000
 """Rows of a source among which pairs are looked for: it is read again for them."""
@@ -69,7 +71,8 @@ def _picked(path: Path, column: str, numbers: Mapping[int, str]) -> dict[int, by
 
 
 def contact_sheet(folder: Path, record: DataRecord) -> list[Block]:
-    """How many training rows there are and how large, and a few of each class; nothing for rows that are no files.
+    """How many training rows there are and how large, and a few of each class, or from the least number to the largest;
+    nothing for rows that are no files.
 
     Args:
         folder: With `data/` of a domain.
@@ -84,17 +87,31 @@ def contact_sheet(folder: Path, record: DataRecord) -> list[Block]:
     if not rows:
         return []
     measured = "; ".join(_range(name, unit, [row[name] for row in rows]) for name, unit in kind.facts.items())
+    picked, several = _of_numbers(rows) if schema.label_kind == "number" else _of_classes(rows, schema)
+    without = NO_CLASS if schema.label_kind == "classes" else ""
+    captions = {number: schema.label(rows[number]) or without for number in picked}
+    said = f"{record.domain}: some training {kind.nouns}{several}"
+    shown = tiles(folder, "train", record.form, captions)
+    return [Text(f"{show_count(len(rows), f'training {kind.noun}')}: {measured}"), Sheet(said, shown)]
+
+
+def _of_classes(rows: Sequence[Mapping[str, Any]], schema: RowSchema) -> tuple[list[int], str]:
+    """Numbers of a few rows of each class, and what is said where not all classes are shown."""
     by_class: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         for name in schema.classes(row) or ("",):
             by_class.setdefault(name, []).append(number)
-    draw, captions = random.Random(SEED), dict[int, str]()
+    draw, picked = random.Random(SEED), dict[int, None]()
     for name in sorted(by_class)[:MOST_CLASSES]:
-        captions |= dict.fromkeys(draw.sample(by_class[name], min(EACH, len(by_class[name]))), name)
-    several = f" of {MOST_CLASSES} of {len(by_class)} classes" if len(by_class) > MOST_CLASSES else ""
-    said = f"{record.domain}: some training {kind.nouns}{several}"
-    shown = tiles(folder, "train", record.form, captions)
-    return [Text(f"{show_count(len(rows), f'training {kind.noun}')}: {measured}"), Sheet(said, shown)]
+        picked |= dict.fromkeys(draw.sample(by_class[name], min(EACH, len(by_class[name]))))
+    return [*picked], f" of {MOST_CLASSES} of {len(by_class)} classes" if len(by_class) > MOST_CLASSES else ""
+
+
+def _of_numbers(rows: Sequence[Mapping[str, Any]]) -> tuple[list[int], str]:
+    """Numbers of rows at equal steps through their labels in order, and what is said of that."""
+    order = sorted(range(len(rows)), key=lambda number: rows[number]["label"])
+    most = min(len(order), MOST_CLASSES)
+    return [order[step * (len(order) - 1) // max(1, most - 1)] for step in range(most)], ", by their numbers"
 
 
 def _range(name: str, unit: str, values: Sequence[float]) -> str:

@@ -194,13 +194,19 @@ def _rows(path: Path, kinds: dict[str, str], foreign: list[str]) -> Iterator[dic
 
 def _label(name: PurePosixPath, beside: dict[str, bytes]) -> dict[str, Any]:
     """What stands beside a member, or the name of its folder. Raises ValueError for what cannot be read."""
+
+    def folder(column: str) -> dict[str, str]:
+        known = name.parent.name
+        return {column: known} if known and not _is_bare(known) else {}
+
+    told = {ending[1:]: beside[ending].decode("utf-8").strip() for ending in (".cls", ".txt") if ending in beside}
     if ".json" in beside:
         values = json.loads(beside[".json"])
-        return values if isinstance(values, dict) else {"label": values}
-    if told := next((beside[ending] for ending in (".cls", ".txt") if ending in beside), None):
-        return {"label": told.decode("utf-8").strip()}
-    folder = name.parent.name
-    return {"label": folder} if folder and not _is_bare(folder) else {}
+        values = values if isinstance(values, dict) else {"label": values}
+        # What else is known of a file stands in JSON, and what it shows in a text; its class in `.cls`.
+        named = {"label": told.pop("cls")} if "cls" in told and "label" not in values else {}
+        return {**folder("folder"), **told, **values, **named}
+    return {"label": told.get("cls", told.get("txt"))} if told else folder("label")
 
 
 def _members(path: Path) -> Iterator[Member]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -153,3 +155,28 @@ def test_what_is_not_read_is_said_of_prepared_rows_too(tmp_path):
     (folder / "bar" / "film.mp4").write_bytes(b"film")
     # The rows are those of before.
     assert noticed() == (before, ["pictures: 1 file is not read: 1 .mp4 (bar/film.mp4)"])
+
+
+@pytest.mark.parametrize("task", ["image-multi-label", "image-regression"])
+def test_pictures_with_several_classes_or_a_number_are_shown_with_what_they_have(vision, tmp_path, task):
+    """Before, each had one of its classes, and of numbers three were shown without one."""
+    lines = []
+    for number in range(60):
+        scene(number, (32, 32)).save(tmp_path / f"{number}.png")
+        value = [name for bit, name in enumerate(("bar", "pole")) if number >> bit & 1]
+        label = value if task == "image-multi-label" else number + 0.5
+        lines.append(json.dumps({"image": f"{number}.png", "label": label}))
+    (tmp_path / "t.jsonl").write_text("\n".join(lines) + "\n")
+    fields = recipe_fields(vision / "dino", task, {"one": {"source": "t.jsonl"}})
+    write_recipe(tmp_path / "r.yaml", {**fields, "data": {**FEW, "dedupe": {"near": False}}})
+    page = check_recipe(load_recipe(tmp_path / "r.yaml"), recipe_folder=tmp_path)._repr_html_()
+    shown = [caption for _, caption in pictures_of(page)]
+    if task == "image-multi-label":
+        assert {*shown} >= {"bar, pole", "none of the classes"}
+        assert {*shown} <= {"bar", "pole", "bar, pole", "none of the classes"}
+    else:
+        numbers = [float(caption) for caption in shown]
+        assert len(numbers) == 12
+        assert numbers == sorted(numbers)
+        assert numbers[0] < 8
+        assert numbers[-1] > 51

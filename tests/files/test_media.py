@@ -138,6 +138,20 @@ def test_shards_with_what_stands_beside_each_file(tmp_path):
     assert found[2]["speaker"] == "x"
 
 
+def test_what_json_does_not_say_of_a_file_stays_known(tmp_path):
+    """Before, the class was lost where shards have JSON beside it, and so was the folder of a class."""
+    more = json.dumps({"source": "web", "width": 8}).encode()
+    named = json.dumps({"label": "tabby"}).encode()
+    files = {"0.png": png(0), "0.cls": b"3", "0.json": more, "1.png": png(1), "1.cls": b"4", "1.json": named}
+    packed(tmp_path / "s.tar", {**files, "2.png": png(2), "2.json": more, "2.txt": b"a cat on a mat"})
+    found = rows(tmp_path / "s.tar")
+    assert [row.get("label") for row in found] == ["3", "tabby", None]
+    assert [row.get("source") for row in found] == ["web", None, "web"]
+    assert (found[1]["cls"], found[2]["txt"]) == ("4", "a cat on a mat")
+    path = packed(tmp_path / "p.zip", {"top/cat/0.png": png(0), "top/cat/0.json": more})
+    assert rows(path)[0]["folder"] == "cat"
+
+
 def test_a_shard_that_is_cut_off_is_named(tmp_path):
     whole = packed(tmp_path / "shard.tar", {f"{n}.png": png(n) for n in range(4)}).read_bytes()
     (tmp_path / "shard.tar").write_bytes(whole[: len(whole) // 2])
