@@ -115,8 +115,12 @@ class Objective:
         where there is no such."""
         return None
 
-    def known_from(self, options: Any) -> Any:
-        """What its answers, and so the training, depend on beside rows, base and options: a teacher's hashes."""
+    def known_from(self, options: Any, folder: Path = Path()) -> Any:
+        """What its answers, and so the training, depend on beside rows, base and options: a teacher's hashes.
+
+        Args:
+            folder: Where paths in the options begin.
+        """
         return None
 
     def check(self, options: Any, task: Task) -> None:

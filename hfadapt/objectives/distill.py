@@ -111,9 +111,9 @@ class Distill(Objective):
         if (cell := cell_at(options.teacher, Path())) is not None:
             require_labels(cell, options.teacher, labels)
 
-    def known_from(self, options: Any) -> Any:
+    def known_from(self, options: Any, folder: Path = Path()) -> Any:
         """The teacher's weights, where it is a cell, and what is kept of its answers."""
-        cell = cell_at(options.teacher, Path())
+        cell = cell_at(options.teacher, folder)
         return [cell.manifest.files if cell else options.teacher, options.top]
 
     def known(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,16 +29,17 @@ from hfadapt.records.student import OnPolicy, Rounding, StudentRecord
 from hfadapt.run_folder import Cell, Run
 from hfadapt.stages import Context, Section, Stage
 from hfadapt.stages.plan import decide
+from hfadapt.student.card import section
 from hfadapt.student.refusals import as_large, require_possible, require_tokenizers
 
 if TYPE_CHECKING:
-    from hfadapt.card.facts import Facts
     from hfadapt.hardware.catalogue import Target
     from hfadapt.recipe.schema import Lock
+    from hfadapt.student.beside import Cost
     from hfadapt.student.make import Maker
 
 FOLDER = "student"
-SLICES_SHOWN = 3
+KNOWN = "answers"
 SHORT = 0.25
 """Share of the training after which shapes are compared."""
 
@@ -48,113 +49,6 @@ def student_of(cell: Cell) -> Cell | None:
     if not cell.holds(StudentRecord) or not cell.read(StudentRecord).made:
         return None
     return Cell(cell.folder / FOLDER / cell.domain / cell.target)
-
-
-def section(facts: Facts) -> str:
-    """The student beside the adapted model."""
-    at = f"{StudentRecord.FILE}#/"
-    if not facts.records.value(at + "made"):
-        return f"No smaller model was made: {facts(at + 'note', 'text')}."
-    value = facts.records.value
-    how = (
-        "was cut out of the adapted one"
-        if value(at + "base") is None
-        else f"({facts(at + 'base', 'public')}) was taken"
-    )
-    lines = [
-        f"A smaller model {how} and trained on the adapted model's answers: "
-        f"{facts(at + 'student/parameters', 'integer')} parameters of "
-        f"{facts(at + 'adapted/parameters', 'integer')}, of which {facts(at + 'student/embeddings', 'integer')} of "
-        f"{facts(at + 'adapted/embeddings', 'integer')} belong to tokens. On the same "
-        f"{facts(at + 'rows', 'integer')} test rows it loses {facts(at + 'points', 'decimal')} points of "
-        f"{facts(at + 'metric', 'code')} [{facts(at + 'points_low', 'decimal')}, "
-        f"{facts(at + 'points_high', 'decimal')}]; {facts(at + 'limit', 'decimal')} were allowed.",
-        "",
-        "| | baseline | adapted model | student | difference |",
-        "|---|---:|---:|---:|---:|",
-        f"| one row | | {facts(at + 'adapted_seconds', 'latency')} | {facts(at + 'seconds', 'latency')} | |",
-        f"| a batch | | {facts(at + 'adapted_seconds_of_32', 'latency')} | "
-        f"{facts(at + 'seconds_of_32', 'latency')} | |",
-        *_compared(facts, at),
-    ]
-    lines += list(_slices(facts, at))
-    if value(at + "texts"):
-        lines.append(f"\nIt also learned {facts(at + 'texts', 'integer')} texts without labels by the answers.")
-    if value(at + "on_policy") is not None and value(at + "on_policy/kept"):
-        lines.append(
-            f"\nThen it learned on {facts(at + 'on_policy/rows', 'integer')} answers that it had written itself: loss "
-            f"{facts(at + 'on_policy/before', 'decimal')} before, {facts(at + 'on_policy/after', 'decimal')} after, in "
-            "nats of a label of validation rows."
-        )
-    lines += list(_integers(facts, at))
-    return "\n".join(lines)
-
-
-def _compared(facts: Facts, at: str) -> Iterator[str]:
-    """Metrics, checks and bytes of both, a line of the table each."""
-    value = facts.records.value
-    before = value(at + "before")
-    for number, metric in enumerate(value(at + "metrics")):
-        one = f"{at}metrics/{number}"
-        base = facts(f"{at}before/{metric['name']}", "decimal") if metric["name"] in before else ""
-        yield f"| {facts(one + '/name', 'code')} | {base} | {_both(facts, one, 'base', 'adapter')} |"
-    for number, check in enumerate(facts.records.file(StudentRecord.FILE).get("checks", ())):
-        one = f"{at}checks/{number}"
-        name = facts(one + "/name", "code")
-        said = f"{name} of membership inference" if check["part"] == "membership" else f"lost under {name}"
-        yield f"| {said} | | {facts(one + '/adapted', 'decimal')} | {facts(one + '/student', 'decimal')} | |"
-    parts = {name: value(f"{at}{name}/parts") for name in ("adapted", "student")}
-    for number, part in enumerate(parts["student"]):
-        if part["bytes"] or parts["adapted"][number]["bytes"]:
-            both = " | ".join(facts(f"{at}{name}/parts/{number}/bytes", "bytes") for name in parts)
-            yield f"| {part['name']} | | {both} | |"
-
-
-def _both(facts: Facts, at: str, one: str, other: str) -> str:
-    """Two values and their difference with its interval, in three cells."""
-    found = facts.records.value(at)
-    change = facts(f"{at}/delta", "signed") if found.get("delta") is not None else ""
-    if found.get("low") is not None and found.get("high") is not None:
-        change += f" [{facts(f'{at}/low', 'signed')}, {facts(f'{at}/high', 'signed')}]"
-    return f"{facts(f'{at}/{one}', 'decimal')} | {facts(f'{at}/{other}', 'decimal')} | {change}"
-
-
-def _slices(facts: Facts, at: str) -> Iterator[str]:
-    """The parts of the test rows on which the student loses the most."""
-    every = facts.records.file(StudentRecord.FILE).get("slices", ())
-    better = {each["name"]: each["higher_is_better"] for each in facts.records.value(at + "metrics")}
-    gains = {
-        number: each["delta"] * (1 if better.get(each["metric"], True) else -1)
-        for number, each in enumerate(every)
-        if each.get("delta") is not None
-    }
-    worst = sorted((number for number, gain in gains.items() if gain < 0), key=lambda number: gains[number])
-    worst = worst[:SLICES_SHOWN]
-    if worst:
-        yield "\nWhere it loses the most, by the same metric:\n"
-        yield "| part of the test rows | rows | adapted model | student | difference |"
-        yield "|---|---:|---:|---:|---:|"
-    for number in worst:
-        one = f"{at}slices/{number}"
-        form = {"source": "public", "group": "quote"}.get(every[number]["by"], "code")
-        name = f"{every[number]['by']} {facts(one + '/name', form)}"
-        yield f"| {name} | {facts(one + '/rows', 'integer')} | {_both(facts, one, 'base', 'adapter')} |"
-
-
-def _integers(facts: Facts, at: str) -> Iterator[str]:
-    """What the student is to hardware that computes in whole numbers."""
-    value = facts.records.value
-    if value(at + "student/activation") != value(at + "adapted/activation"):
-        one, other = (facts(f"{at}{name}/activation", "code") for name in ("student", "adapted"))
-        yield f"\nIts activations are {one} in the place of {other}."
-    if value(at + "rounding") is not None:
-        said = (
-            f"\nRounding it to bytes changes {facts(at + 'rounding/points', 'decimal')} points and "
-            f"{facts(at + 'rounding/kl_nats', 'decimal')} nats per label of validation rows, before it is written"
-        )
-        if value(at + "rounding/trained"):
-            said += f"; in its last {facts(at + 'rounding/trained', 'integer')} steps it has learned how it is rounded"
-        yield f"{said}."
 
 
 class StudentStage(Stage):
@@ -266,28 +160,34 @@ class _Making:
             cost = self.world.on_main(lambda: self._rounding_cost(by_row=by_row))
             if not asked and self._too_much(cost):
                 say(
-                    f"{self.cell.domain}: rounding to 8 bits costs {cost[0]:.2f} points and {cost[1]:.3f} nats of "
-                    "validation rows, so the student is trained again and learns it in its last epoch"
+                    f"{self.cell.domain}: rounding to 8 bits costs {cost.points:.2f} points and {cost.kl_nats:.3f} "
+                    "nats of validation rows, so the student is trained again and learns it in its last epoch"
                 )
                 asked, before = True, cost
                 unrounded = self.student.folder.with_name(f".{self.student.folder.name}.unrounded")
                 self.world.on_main(lambda: _copy(self.student.folder, unrounded))
                 again = self._trained(begun, rounded=True)
                 cost = self.world.on_main(lambda: self._rounding_cost(by_row=by_row))
-                if cost[1] < before[1]:
+                if cost.kl_nats < before.kl_nats:
                     trained = again
                 else:
-                    say(f"{self.cell.domain}: that costs {cost[1]:.3f} nats, so the student stays as it was")
+                    say(f"{self.cell.domain}: that costs {cost.kl_nats:.3f} nats, so the student stays as it was")
                     asked, before, cost, dismissed = False, None, before, cost
                     self.world.on_main(lambda: _copy(unrounded, self.student.folder))
                 self.world.on_main(lambda: shutil.rmtree(unrounded))
         if cost is not None:
             steps = round(trained.steps * self._share()) if asked else 0
             begun.facts["rounding"] = Rounding(
-                points=cost[0], kl_nats=cost[1], trained=steps, before=before, dismissed=dismissed
+                points=cost.points,
+                kl_nats=cost.kl_nats,
+                trained=steps,
+                before=before and before[:2],
+                dismissed=dismissed and dismissed[:2],
             )
         from hfadapt.evaluate.cell import evaluate_cell
 
+        # What the adapted model said of the rows, for all trainings.
+        self.world.on_main(lambda: shutil.rmtree(self.student.folder / KNOWN, ignore_errors=True))
         evaluate_cell(self.student, self.world, self.context.progress, self.context.recipe_folder)
         begun.facts |= {"steps": trained.steps, "training_seconds": trained.seconds}
         self.world.on_main(lambda: self._compare(begun.facts))
@@ -384,7 +284,8 @@ class _Making:
         from hfadapt.train import train_cell
 
         identity = json_sha256([self.identity, self.student.lock.train.model_dump(mode="json")])
-        return train_cell(self.student, self.world, identity=identity, progress=self.context.progress)
+        known, progress = self.student.folder / KNOWN, self.context.progress
+        return train_cell(self.student, self.world, identity=identity, progress=progress, known=known)
 
     def _plan(self, begun: _Begun, *, share: float, rounded: bool) -> None:
         """The rows, plan and lock of the student's own cell."""
@@ -469,7 +370,7 @@ class _Making:
         asked = smallest is not None and recipe.export.storage in (None, smallest.form)
         return registry.format(name).rounds if name and asked else ""
 
-    def _rounding_cost(self, *, by_row: bool) -> tuple[float, float]:
+    def _rounding_cost(self, *, by_row: bool) -> Cost:
         from hfadapt.student.beside import rounding_cost
 
         return rounding_cost(self.student, self.world.device, by_row=by_row)
@@ -481,9 +382,9 @@ class _Making:
         room = world.max_memory(self.cell.plan.cells[0].budget_bytes)
         compare_and_write(self.cell, self.student, world.device, self.context.progress, room, facts)
 
-    def _too_much(self, cost: tuple[float, float]) -> bool:
+    def _too_much(self, cost: Cost) -> bool:
         limits = self.cell.lock.export.limits
-        return cost[0] > limits.points or cost[1] > limits.kl_nats
+        return cost.points > max(limits.points, cost.least) or cost.kl_nats > limits.kl_nats
 
 
 def _copy(folder: Path, place: Path) -> None:

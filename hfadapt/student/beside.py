@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,16 @@ from hfadapt.core.progress import Silent
 from hfadapt.core.show import show_bytes
 from hfadapt.evaluate.context import EvaluationContext, open_context, spread
 from hfadapt.evaluate.drift import Reference
-from hfadapt.evaluate.metrics.rows import compare, find, known_metrics, leading, points_lost, sampling, usable
+from hfadapt.evaluate.metrics.rows import (
+    compare,
+    find,
+    known_metrics,
+    leading,
+    points_allowed,
+    points_lost,
+    sampling,
+    usable,
+)
 from hfadapt.evaluate.quality import slices
 from hfadapt.hardware.peak_memory import release_memory
 from hfadapt.hardware.versions import versions
@@ -41,9 +50,17 @@ ROUNDED_ROWS = 400
 """Validation rows on which rounding is judged, as an export is on test rows."""
 
 
-def rounding_cost(cell: Cell, device: torch.device, *, by_row: bool) -> tuple[float, float]:
-    """Points of the leading metric, and mean nats of a label, by which a cell's answers to validation rows change when
-    its model is rounded to 8 bits (`models.rounding`).
+class Cost(NamedTuple):
+    """Points of the leading metric, and mean nats of a label, by which answers to validation rows change; `least` are
+    the points of one row."""
+
+    points: float
+    kl_nats: float
+    least: float = 0.0
+
+
+def rounding_cost(cell: Cell, device: torch.device, *, by_row: bool) -> Cost:
+    """What it costs when a cell's model is rounded to 8 bits (`models.rounding`).
 
     Args:
         by_row: A range for each row of what is multiplied.
@@ -56,7 +73,8 @@ def rounding_cost(cell: Cell, device: torch.device, *, by_row: bool) -> tuple[fl
     found = compare(metric.name, reference.scores, scores, **sampling(cell.lock))
     context.model = context.base.model = None
     release_memory()
-    return points_lost(metric, found.delta or 0.0, found.base or 0.0), apart
+    points = points_lost(metric, found.delta or 0.0, found.base or 0.0)
+    return Cost(points, apart, points_allowed(metric, 0.0, found.rows))
 
 
 def validation_loss(cell: Cell, device: torch.device) -> float:
@@ -177,7 +195,7 @@ def compare_and_write(
         points=points,
         points_low=low,
         points_high=high,
-        limit=settings.limit,
+        limit=points_allowed(find(metrics[0].name), settings.limit, rows),
         adapted_seconds=one[0],
         seconds=one[1],
         adapted_seconds_of_32=many[0],
@@ -188,12 +206,12 @@ def compare_and_write(
         **facts,
     )
     cell.write(record)
-    if points > settings.limit:
+    if points > record.limit:
         raise RunError(
             "the student loses more than the limit",
             place=str(student.folder),
             got=f"{points:.2f} points of {metrics[0].name} [{low:.2f}, {high:.2f}]",
-            allowed=f"{settings.limit:g}",
+            allowed=f"{record.limit:g}",
             fix="; or ".join(_choices(record)),
         )
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from hfadapt.adapters import DEFAULT
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError
+from hfadapt.core.hashing import file_sha256, json_sha256
 from hfadapt.core.progress import Corrected, Progress, Silent
 from hfadapt.data import augment, canaries, read_split
 from hfadapt.fast import fusion
@@ -64,15 +65,21 @@ TRIED_ROWS = 2
 START = "start.safetensors"
 
 
-def train_cell(cell: Cell, world: World, *, identity: str = "", progress: Progress | None = None) -> TrainRecord:
+def train_cell(
+    cell: Cell, world: World, *, identity: str = "", progress: Progress | None = None, known: Path | None = None
+) -> TrainRecord:
     """Trains the cell's adapter from its lock and its prepared rows, and writes adapter/ and train.json.
+
+    Args:
+        known: A folder in which a teacher's answers stay for other trainings on the same rows; by default they go when
+            this one is done.
 
     Raises:
         DataError: rows cannot be used for the task.
         RunError: training went wrong; the last good state is in checkpoints/.
         KeyboardInterrupt: after a checkpoint was written.
     """
-    (record,) = train_cells([cell], world, identities=[identity], progress=progress)
+    (record,) = train_cells([cell], world, identities=[identity], progress=progress, known=known)
     assert record is not None
     return record
 
@@ -84,6 +91,7 @@ def train_cells(
     identities: Sequence[str] = (),
     starts: Sequence[Path | None] = (),
     progress: Progress | None = None,
+    known: Path | None = None,
 ) -> list[TrainRecord | None]:
     """Trains the adapters of several cells at the same time on one base; each is what it would be alone.
 
@@ -92,6 +100,7 @@ def train_cells(
 
     Args:
         starts: The weights from which each adapter goes on (`models.attach.go_on`); None begins afresh.
+        known: Of a single cell, as `train_cell` takes it.
 
     Raises:
         DataError, RunError, KeyboardInterrupt: as `train_cell`.
@@ -101,6 +110,7 @@ def train_cells(
     def work() -> list[TrainRecord | None]:
         training = Training(cells, world, identities or [""] * len(cells), told)
         training.starts = list(starts) or [None] * len(cells)
+        training.known = known
         return training.run()
 
     return with_less(cells, world, told, work)
@@ -116,6 +126,7 @@ class Training:
         self.cells, self.world, self.identities, self.progress = cells, world, identities, progress
         self.locks = [cell.lock for cell in cells]
         self.starts: list[Path | None] = [None] * len(cells)
+        self.known: Path | None = None
         self.titles = [f"{cell.domain} on {cell.target}" for cell in cells]
         self.halving: Halving | None = None
         self.lock, self.labels = self.locks[0], cells[0].data.labels
@@ -250,7 +261,14 @@ class Training:
             "train": _trained(cell),
             "validation": list(read_split(cell.folder, "validation")),
         }
-        place = cell.folder / KNOWN
+        if not objective.refers:
+            # A teacher says the same of the same rows, however the student is trained.
+            rows_of = [file_sha256(cell.folder / "data" / f"{split}.parquet") for split in said]
+            tokens = registry.modality(self.task.modality).identity(self.base.tokenizer)
+            identity = json_sha256(
+                [objective.known_from(options, cell.folder), rows_of, tokens, lock.data.max_length, self.labels]
+            )
+        place = self.known or cell.folder / KNOWN
         with self._alone(number) if path is None else nullcontext():
             train, validation = (
                 with_known(

@@ -14,6 +14,7 @@ from hfadapt.records.evidence import SecurityRecord
 from hfadapt.records.student import StudentRecord
 from hfadapt.run_folder import Cell
 from hfadapt.stages.student import student_of
+from hfadapt.student.beside import Cost
 
 SMALL = {"layers": 1, "ffn": 0.5, "vocabulary": "data", "limit": 100, "epochs": 4.0, "learning_rate": 3e-3}
 
@@ -303,7 +304,7 @@ def test_rounding_that_costs_too_much_is_learned_where_that_helps(models, tmp_pa
     fields = {"targets": ["browser-4gb"], "export": {"format": "onnx", "limits": {"points": 100, "kl_nats": 1.0}}}
     cell, found = Run(tmp_path / "tiny").cell("one", "browser-4gb"), []
     for limit, before, after in ((100, 0.1, None), (99, 2.0, 3.0), (98, 2.0, 0.001)):
-        costs = iter([(3.0, before), (0.2, after)])
+        costs = iter([Cost(3.0, before), Cost(0.2, after or 0.0)])
         monkeypatch.setattr("hfadapt.student.beside.rounding_cost", lambda *_, costs=costs, **__: next(costs))
         student = {"layers": 1, "limit": limit, "epochs": 2.0, "learning_rate": 3e-3}
         recipe(tmp_path, models / "encoder", "text-classification", labelled(80), student=student, **fields)
@@ -317,6 +318,19 @@ def test_rounding_that_costs_too_much_is_learned_where_that_helps(models, tmp_pa
     assert never.before is useless.before is learned.dismissed is None
     assert (learned.before, learned.points, learned.kl_nats) == ((3.0, 2.0), 0.2, 0.001)
     assert learned.trained > 0
+
+
+def test_one_row_of_few_is_no_reason_to_train_again(models, tmp_path, monkeypatch) -> None:
+    """As a form that is exported may lose one row, and likewise a student."""
+    pytest.importorskip("onnxruntime")
+    fields = {"targets": ["browser-4gb"], "export": {"format": "onnx"}}
+    monkeypatch.setattr("hfadapt.student.beside.rounding_cost", lambda *_, **__: Cost(1.25, 0.0, 1.25))
+    student = {"layers": 1, "limit": 0.1, "epochs": 2.0, "learning_rate": 3e-3}
+    recipe(tmp_path, models / "encoder", "text-classification", labelled(80), student=student, **fields)
+    run(load_recipe(tmp_path / "tiny.yaml"), until="student", recipe_folder=tmp_path, folder=tmp_path / "tiny")
+    record = Run(tmp_path / "tiny").cell("one", "browser-4gb").read(StudentRecord)
+    assert (record.rounding.points, record.rounding.trained, record.rounding.before) == (1.25, 0, None)
+    assert record.limit == pytest.approx(100 / record.rows)
 
 
 def test_a_budget_decides_how_small(models, tmp_path, monkeypatch) -> None:
@@ -347,3 +361,5 @@ def test_a_budget_decides_how_small(models, tmp_path, monkeypatch) -> None:
     assert tried[0].tried_steps < record.steps
     device = json.loads((cell.folder / "device.json").read_text())
     assert device["bytes"] <= size * 85 // 100
+    assert (done.out + done.err).count("rows go through the teacher once") == 2  # of training, and of validation
+    assert not (student_of(cell).folder / "answers").exists()

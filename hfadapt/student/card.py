@@ -1,0 +1,120 @@
+"""What the card says of a student: beside the adapted model, in size, speed, metrics, checks and parts of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from hfadapt.records.student import StudentRecord
+
+if TYPE_CHECKING:
+    from hfadapt.card.facts import Facts
+
+SLICES_SHOWN = 3
+
+
+def section(facts: Facts) -> str:
+    """The student beside the adapted model."""
+    at = f"{StudentRecord.FILE}#/"
+    if not facts.records.value(at + "made"):
+        return f"No smaller model was made: {facts(at + 'note', 'text')}."
+    value = facts.records.value
+    how = (
+        "was cut out of the adapted one"
+        if value(at + "base") is None
+        else f"({facts(at + 'base', 'public')}) was taken"
+    )
+    lines = [
+        f"A smaller model {how} and trained on the adapted model's answers: "
+        f"{facts(at + 'student/parameters', 'integer')} parameters of "
+        f"{facts(at + 'adapted/parameters', 'integer')}, of which {facts(at + 'student/embeddings', 'integer')} of "
+        f"{facts(at + 'adapted/embeddings', 'integer')} belong to tokens. On the same "
+        f"{facts(at + 'rows', 'integer')} test rows it loses {facts(at + 'points', 'decimal')} points of "
+        f"{facts(at + 'metric', 'code')} [{facts(at + 'points_low', 'decimal')}, "
+        f"{facts(at + 'points_high', 'decimal')}]; {facts(at + 'limit', 'decimal')} were allowed.",
+        "",
+        "| | baseline | adapted model | student | difference |",
+        "|---|---:|---:|---:|---:|",
+        f"| one row | | {facts(at + 'adapted_seconds', 'latency')} | {facts(at + 'seconds', 'latency')} | |",
+        f"| a batch | | {facts(at + 'adapted_seconds_of_32', 'latency')} | "
+        f"{facts(at + 'seconds_of_32', 'latency')} | |",
+        *_compared(facts, at),
+    ]
+    lines += list(_slices(facts, at))
+    if value(at + "texts"):
+        lines.append(f"\nIt also learned {facts(at + 'texts', 'integer')} texts without labels by the answers.")
+    if value(at + "on_policy") is not None and value(at + "on_policy/kept"):
+        lines.append(
+            f"\nThen it learned on {facts(at + 'on_policy/rows', 'integer')} answers that it had written itself: loss "
+            f"{facts(at + 'on_policy/before', 'decimal')} before, {facts(at + 'on_policy/after', 'decimal')} after, in "
+            "nats of a label of validation rows."
+        )
+    lines += list(_integers(facts, at))
+    return "\n".join(lines)
+
+
+def _compared(facts: Facts, at: str) -> Iterator[str]:
+    """Metrics, checks and bytes of both, a line of the table each."""
+    value = facts.records.value
+    before = value(at + "before")
+    for number, metric in enumerate(value(at + "metrics")):
+        one = f"{at}metrics/{number}"
+        base = facts(f"{at}before/{metric['name']}", "decimal") if metric["name"] in before else ""
+        yield f"| {facts(one + '/name', 'code')} | {base} | {_both(facts, one, 'base', 'adapter')} |"
+    for number, check in enumerate(facts.records.file(StudentRecord.FILE).get("checks", ())):
+        one = f"{at}checks/{number}"
+        name = facts(one + "/name", "code")
+        said = f"{name} of membership inference" if check["part"] == "membership" else f"lost under {name}"
+        yield f"| {said} | | {facts(one + '/adapted', 'decimal')} | {facts(one + '/student', 'decimal')} | |"
+    parts = {name: value(f"{at}{name}/parts") for name in ("adapted", "student")}
+    for number, part in enumerate(parts["student"]):
+        if part["bytes"] or parts["adapted"][number]["bytes"]:
+            both = " | ".join(facts(f"{at}{name}/parts/{number}/bytes", "bytes") for name in parts)
+            yield f"| {part['name']} | | {both} | |"
+
+
+def _both(facts: Facts, at: str, one: str, other: str) -> str:
+    """Two values and their difference with its interval, in three cells."""
+    found = facts.records.value(at)
+    change = facts(f"{at}/delta", "signed") if found.get("delta") is not None else ""
+    if found.get("low") is not None and found.get("high") is not None:
+        change += f" [{facts(f'{at}/low', 'signed')}, {facts(f'{at}/high', 'signed')}]"
+    return f"{facts(f'{at}/{one}', 'decimal')} | {facts(f'{at}/{other}', 'decimal')} | {change}"
+
+
+def _slices(facts: Facts, at: str) -> Iterator[str]:
+    """The parts of the test rows on which the student loses the most."""
+    every = facts.records.file(StudentRecord.FILE).get("slices", ())
+    better = {each["name"]: each["higher_is_better"] for each in facts.records.value(at + "metrics")}
+    gains = {
+        number: each["delta"] * (1 if better.get(each["metric"], True) else -1)
+        for number, each in enumerate(every)
+        if each.get("delta") is not None
+    }
+    worst = sorted((number for number, gain in gains.items() if gain < 0), key=lambda number: gains[number])
+    worst = worst[:SLICES_SHOWN]
+    if worst:
+        yield "\nWhere it loses the most, by the same metric:\n"
+        yield "| part of the test rows | rows | adapted model | student | difference |"
+        yield "|---|---:|---:|---:|---:|"
+    for number in worst:
+        one = f"{at}slices/{number}"
+        form = {"source": "public", "group": "quote"}.get(every[number]["by"], "code")
+        name = f"{every[number]['by']} {facts(one + '/name', form)}"
+        yield f"| {name} | {facts(one + '/rows', 'integer')} | {_both(facts, one, 'base', 'adapter')} |"
+
+
+def _integers(facts: Facts, at: str) -> Iterator[str]:
+    """What the student is to hardware that computes in whole numbers."""
+    value = facts.records.value
+    if value(at + "student/activation") != value(at + "adapted/activation"):
+        one, other = (facts(f"{at}{name}/activation", "code") for name in ("student", "adapted"))
+        yield f"\nIts activations are {one} in the place of {other}."
+    if value(at + "rounding") is not None:
+        said = (
+            f"\nRounding it to bytes changes {facts(at + 'rounding/points', 'decimal')} points and "
+            f"{facts(at + 'rounding/kl_nats', 'decimal')} nats per label of validation rows, before it is written"
+        )
+        if value(at + "rounding/trained"):
+            said += f"; in its last {facts(at + 'rounding/trained', 'integer')} steps it has learned how it is rounded"
+        yield f"{said}."
