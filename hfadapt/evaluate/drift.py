@@ -156,6 +156,23 @@ def measure(context: EvaluationContext) -> DriftRecord:
     )
 
 
+def on_target(record: DriftRecord, lock: Lock) -> DriftRecord | None:
+    """What was measured for another target with the same adapter, as it is for that of a lock; None where that holds
+    storages that the other does not."""
+    quants = catalogue.target(lock.target).quants
+    if not {*quants} <= {*catalogue.target(record.target).quants}:
+        return None
+    left_out = forms(lock, 0, quants)[1]
+    return record.model_copy(
+        update={
+            "target": lock.target,
+            "variants": tuple(each for each in record.variants if each.name not in left_out),
+            "refused": {name: why for name, why in record.refused.items() if name not in left_out},
+            "skipped": record.skipped | left_out,
+        }
+    )
+
+
 def _reference(lock: Lock) -> str:
     if registry.adapter(lock.adapter.method).whole_model:
         return f"the trained model in {lock.dtype}"

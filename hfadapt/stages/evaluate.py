@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 
+from hfadapt.core.hashing import kept_sha256
+from hfadapt.core.spec import Record
+from hfadapt.data.rows import SPLITS
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.evidence import DriftRecord, SecurityRecord
 from hfadapt.records.stages import EvaluationRecord
@@ -48,7 +52,45 @@ class Evaluate(Stage):
 
         for cell in cells:
             context.world.on_main(lambda cell=cell: renew_evaluation(cell, context))  # type: ignore[misc]
-            evaluate_cell(cell, context.world, context.progress, context.recipe_folder)
+            if not context.world.on_main(lambda cell=cell: self._taken(cell, context)):  # type: ignore[misc]
+                evaluate_cell(cell, context.world, context.progress, context.recipe_folder)
+
+    def _taken(self, cell: Cell, context: Context) -> bool:
+        """Takes what was found for another target with the same adapter, where the rows and settings are the same."""
+        from hfadapt.evaluate.drift import on_target
+
+        other = next((each for each in context.cells if self._is_same(cell, each, context)), None)
+        if other is None:
+            return False
+        records: list[Record] = [other.evaluation.model_copy(update={"target": cell.target})]
+        if other.has(SecurityRecord):
+            records.append(other.read(SecurityRecord).model_copy(update={"target": cell.target}))
+        if other.has(DriftRecord):
+            drift = on_target(other.read(DriftRecord), cell.lock)
+            if drift is None:
+                return False
+            records.append(drift)
+        context.progress.say(
+            f"{cell.domain} on {cell.target}: the evaluation of {other.target} is taken, which has the same adapter, "
+            "rows and settings"
+        )
+        for kind in (SecurityRecord, DriftRecord):
+            (cell.folder / kind.FILE).unlink(missing_ok=True)
+        shutil.copy(other.folder / PREDICTIONS, cell.folder / PREDICTIONS)
+        for record in reversed(records):
+            cell.write(record)
+        return True
+
+    def _is_same(self, cell: Cell, other: Cell, context: Context) -> bool:
+        """Whether another cell has been evaluated as this one would be."""
+        return (
+            (other.domain, other.target != cell.target) == (cell.domain, True)
+            and other.state.stages.get(self.name) == context.hashes(other)[self.name]
+            and self.intact([other], context)
+            and (other.train.same_as or other.target) == (cell.train.same_as or cell.target)
+            and other.manifest.files == cell.manifest.files
+            and _scored_by(other) == _scored_by(cell)
+        )
 
     def seconds(self, cell: Cell) -> float | None:
         """Baseline and adapter are scored, the adapter also on changed rows; latency is measured."""
@@ -57,6 +99,12 @@ class Evaluate(Stage):
     def missed(self, cell: Cell, context: Context) -> Sequence[str]:
         """Gains below `evaluate.gates`."""
         return cell.evaluation.gates_failed
+
+
+def _scored_by(cell: Cell) -> list[object]:
+    """What decides the scores of an adapter."""
+    lock = cell.lock.model_dump(mode="json", exclude={"targets", "budgets", "export", "student"})
+    return [lock, *(kept_sha256(cell.folder / "data" / f"{split}.parquet") for split in SPLITS)]
 
 
 KIND: Stage = Evaluate()
