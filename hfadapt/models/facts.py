@@ -366,13 +366,13 @@ def _largest(config: Any, name: str) -> Any:
     return max(value) if isinstance(value, (list, tuple)) and value else value
 
 
-def layer_stacks(model: nn.Module) -> dict[str, nn.ModuleList]:
+def layer_stacks(model: nn.Module, least: int = 2) -> dict[str, nn.ModuleList]:
     """The outermost lists of at least two blocks that hold weights, by path: the layers of a model."""
     from torch import nn
 
     found: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or len(module) < 2 or any(name.startswith(f"{n}.") for n in found):
+        if not isinstance(module, nn.ModuleList) or len(module) < least or any(name.startswith(f"{n}.") for n in found):
             continue
         if all(any(True for _ in block.parameters()) for block in module):
             found[name] = module
@@ -409,7 +409,8 @@ def body_name(model: Any) -> str:
     known = (names if isinstance(names, tuple) else (names,) for names in MODEL_MAPPING_NAMES.values())
     if prefix in dict(model.named_children()) or any(type(model).__name__ in names for names in known):
         return prefix
-    return next((path.split(".")[0] for path in layer_stacks(model)), prefix)
+    # A student can have a single layer.
+    return next((path.split(".")[0] for path in layer_stacks(model) or layer_stacks(model, 1)), prefix)
 
 
 def freeze_front(model: Any) -> None:

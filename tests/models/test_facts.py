@@ -140,3 +140,13 @@ def small_facts(model_type: str, task: str, **more: Any) -> facts.ModelFacts:
     config = AutoConfig.for_model(model_type, num_attention_heads=4, pad_token_id=0, **fields)
     built = facts.build(config, registry.task(task).auto_class, model_type)
     return facts.describe(built, model_type, task, 2, config)
+
+
+def test_the_head_of_a_model_with_a_single_layer_is_known():
+    """Before, a student with one layer of a Whisper that classifies had no head, and could not be evaluated."""
+    from transformers import WhisperConfig, WhisperForAudioClassification
+
+    sizes = {"d_model": 16, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "max_source_positions": 20}
+    for layers in (1, 2):
+        model = WhisperForAudioClassification(WhisperConfig(**sizes, encoder_layers=layers, vocab_size=60_000))
+        assert facts.head_names(model) == ("projector", "classifier")
