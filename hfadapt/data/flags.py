@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from hfadapt.schemas import NOTHING, read_list, read_number
 
 Values = Mapping[str, Any]
 _BITS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+_SIGNS = {"-1": False, "1": True, "-1.0": False, "1.0": True}
 LABEL = "label"
 MOSTLY = 0.9
 """The share of cells with 0 or 1 from which a column is a class that is not known of some rows."""
@@ -30,11 +31,13 @@ class Flags:
         names: The classes: columns, or names of places.
         column: The column of lists, or "" where each class has a column.
         one: Whether each row has exactly one.
+        signed: Columns of -1 and 1, where -1 is no.
     """
 
     names: tuple[str, ...]
     column: str
     one: bool
+    signed: frozenset[str] = frozenset()
 
     def read(self, values: Values) -> dict[str, Any]:
         """The row with its class or classes in one column."""
@@ -49,7 +52,11 @@ class Flags:
         if self.column:
             bits = read_list(values.get(self.column)) or ()
             return [name for name, bit in zip(self.names, bits, strict=False) if _bit(bit)]
-        return [name for name in self.names if _bit(values.get(name))]
+        return [name for name in self.names if self._bit_of(name, values)]
+
+    def _bit_of(self, name: str, values: Values) -> bool | None:
+        value = values.get(name)
+        return _SIGNS.get(str(value).strip()) if name in self.signed else _bit(value)
 
     def odd(self, values: Values) -> tuple[str, list[Any]]:
         """What of a row is neither 0 nor 1 where it should be, as that may mean yes, no or that nobody knows: for a
@@ -58,7 +65,7 @@ class Flags:
             bits: Sequence[Any] = list(read_list(values.get(self.column)) or ())
             others = [bit for bit in bits if _bit(bit) is None]
             return (f" has {bits} in {self.column}" if others else ""), others
-        found = {name: values.get(name) for name in self.names if _bit(values.get(name)) is None}
+        found = {name: values.get(name) for name in self.names if self._bit_of(name, values) is None}
         first = next(iter(found), "")
         said = f" has {'' if found[first] is None else str(found[first])[:40]!r} in {first}" if found else ""
         return said, [*found.values()]
@@ -89,7 +96,7 @@ def find_flags(
         problems = [choice_problem("there is no column for a class", name, columns, place) for name in missing]
         if problems:
             raise DataError(problems[0].what, problems=problems)
-        flags = Flags(asked.classes, "", "class" in kinds)
+        flags = Flags(asked.classes, "", "class" in kinds, _signed(asked.classes, head))
     elif label is not None:
         lists = [read_list(values.get(label)) for values in head if values.get(label) is not None]
         sizes = {len(each) for each in lists if each is not None}
@@ -105,8 +112,10 @@ def find_flags(
         flags = Flags(names, label, "class" in kinds)
     else:
         taken = {*asked.parts.values(), asked.group, asked.split}
-        free = (name for name in columns if name not in taken)
-        flags = Flags(tuple(name for name in free if _is_flag(name, head)), "", "class" in kinds)
+        free = [name for name in columns if name not in taken]
+        signed = _signed(free, head)
+        names = tuple(name for name in free if name in signed or _is_flag(name, head))
+        flags = Flags(names, "", "class" in kinds, signed)
     # A class that the first rows have not is one all the same.
     if asked.classes is None and len({name for values in head for name in flags.of(values)}) < 2:
         return None
@@ -130,7 +139,7 @@ def doubtful(head: Sequence[Values], columns: Collection[str], flags: Flags | No
         place: The source, for messages.
     """
     bits = {name: of_column for name in columns if (of_column := _bits(name, head))}
-    found = {name: of_column for name, of_column in bits.items() if all(map(_unknown, of_column[1]))}
+    found = {name: each for name, each in bits.items() if each[1] and all(map(_unknown, each[1]))}
     names = [*found]
     if len(names) < (1 if flags else 2):
         return []
@@ -143,6 +152,12 @@ def doubtful(head: Sequence[Values], columns: Collection[str], flags: Flags | No
     fix = "nothing, if these are no classes; else write 0 or 1 into each cell, or leave out the rows of which one is "
     fix += f"not known: columns: {{classes: {every}}} and no_label: {unknown} of the domain"
     return [Finding(code="classes-left-out", level="soft", message=what, fix=fix)]
+
+
+def _signed(names: Iterable[str], head: Sequence[Values]) -> frozenset[str]:
+    """Columns that hold -1 and 1 and nothing else."""
+    found = {name: {_SIGNS.get(str(values.get(name)).strip()) for values in head} for name in names}
+    return frozenset(name for name, signs in found.items() if signs == {True, False})
 
 
 def _bits(name: str, head: Sequence[Values]) -> tuple[int, list[Any]] | None:

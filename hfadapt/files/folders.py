@@ -6,7 +6,7 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -16,6 +16,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import DataError
 from hfadapt.files import SPLIT_NAMES, Read, Unread, json_rows, media, reading, sheets, split_of
 from hfadapt.files.beside import is_paper
+from hfadapt.files.lists import layout_of
 from hfadapt.files.named import LOOKED_AT, Named
 from hfadapt.files.opening import HEAD_BYTES, PACKED, WORKBOOKS, foreign, lines, packing, suffix
 
@@ -118,6 +119,8 @@ def find(path: Path) -> Found:
     kinds = {each: media.holds(each) for each in files} if not known or path.is_dir() else {}
     seen = [each for each, kind in kinds.items() if kind]
     naming = _naming(known, seen) if seen else {}
+    if seen and not naming and not media.in_class_folders(seen):
+        naming = _naming([each for each in known if suffix(each) == ".txt" and layout_of(each)], seen, (".txt",))
     if seen and not naming and not any(suffix(each) in TABLES for each in known):
         # Of these each is a row; a table beside them would name them.
         counts = Counter(kinds[each] for each in seen)
@@ -165,11 +168,11 @@ def find(path: Path) -> Found:
     return Found(tuple(data), tuple(each for each in known if each not in data), foreign=foreign)
 
 
-def _naming(known: Iterable[Path], seen: Iterable[Path]) -> dict[Path, set[str]]:
+def _naming(known: Iterable[Path], seen: Iterable[Path], endings: Sequence[str] = TABLES) -> dict[Path, set[str]]:
     """Tables whose first rows name images or recordings that are there, or hold such; and their columns."""
     named, found = Named(lambda: seen), dict[Path, set[str]]()
     for table in known:
-        if not is_paper(table.name) and (suffix(table) in TABLES or _is_list(table)):
+        if not is_paper(table.name) and (suffix(table) in endings or _is_list(table)):
             with suppress(DataError, OSError, ValueError):
                 first = islice((item for item in reading.rows(table) if isinstance(item, Read)), LOOKED_AT)
                 rows = [item.values for item in first]

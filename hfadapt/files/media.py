@@ -136,6 +136,11 @@ def _is_bare(name: str) -> bool:
     return name.lower() in _BARE or f".{name.lower()}" in suffixes() or is_split(name)
 
 
+def in_class_folders(files: Collection[Path]) -> bool:
+    """Whether the folders of files can be their classes: there are two or more of names that are not bare."""
+    return len({each.parent.name for each in files if not _is_bare(each.parent.name)}) > 1
+
+
 def class_folders(files: Collection[Path]) -> set[Path]:
     """Folders called `train` that hold a class, as of locomotives: files and no folders are in them, and folders of
     other names beside them. What is so called `test` may as well be what nobody has sorted yet."""

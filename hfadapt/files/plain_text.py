@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from hfadapt.core.errors import DataError
-from hfadapt.files import Doubt, Read, Rows, Unread, delimited
+from hfadapt.files import Doubt, Read, Rows, Unread, delimited, lists
 from hfadapt.files.opening import lines, text_bytes
 
 HEAD_BYTES = 1 << 20
@@ -38,6 +38,11 @@ _OTHERWISE = "to learn the lines themselves, put them into a file of another kin
 
 def read(path: Path, encoding: str | None = None) -> Rows:
     """The rows, and what is to be said of how they are read."""
+    if (layout := lists.layout_of(path, encoding)) is not None:
+        known = ", ".join(layout.names)
+        yield Doubt("text-as-list", f"read as a list of files, with {known} of each", "nothing")
+        yield from lists.read(path, layout, encoding)
+        return
     if (found := delimited.columns_in_text(path, encoding)) is not None:
         names, named = found
         each = f"every line has {len(names)} fields set apart by tabs"

@@ -61,6 +61,11 @@ def test_a_class_that_is_not_known_of_many_rows_is_told_with_a_way_that_works(tm
     assert "no_label: ['', '-1']" in str(caught.value)
 
 
+def test_flags_that_are_known_of_all_rows_are_nothing_to_doubt(tmp_path):
+    rows = [{**row, "label": "ab"[row["one"]], "two": row["two"] or None} for row in ROWS]
+    assert not prepare(tmp_path, rows, task=ONE).noticed
+
+
 @WAYS
 def test_the_classes_are_those_that_are_named(tmp_path, streaming):
     record = prepare(tmp_path, ROWS, streaming, columns={"classes": ["one", "two"]})
@@ -107,3 +112,12 @@ def test_classes_that_cannot_be_named(tmp_path, task, columns, said):
     with pytest.raises(RequestError) as caught:
         load_recipe(tmp_path / "r.yaml")
     assert said in str(caught.value)
+
+
+def test_signs_are_flags_where_a_column_has_nothing_else(tmp_path):
+    """As the attributes of faces are published."""
+    rows = [{**row, "one": (-1, 1)[row["one"]], "two": ("-1", "1")[row["two"]], "four": None} for row in ROWS]
+    record = prepare(tmp_path, rows)
+    assert record.labels == ("one", "two")
+    assert sum(counts["one"] for counts in record.label_counts.values()) == 60
+    assert not record.dropped
