@@ -6,6 +6,7 @@ transformers, bitsandbytes and Accelerate's device maps are used here and in `qu
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -395,6 +396,13 @@ def _from_pretrained(auto: Any, source: ModelSource, **options: Any) -> tuple[An
             trust_remote_code=False,
             **options,
         )
+    except pickle.UnpicklingError:
+        raise RequestError(
+            "the weights of the base are a pickle with more than tensors, which could run code",
+            place=source.asked,
+            allowed="model.safetensors, or pytorch_model.bin with tensors alone",
+            fix="take a base with model.safetensors; of one that you trust save_pretrained writes it",
+        ) from None
     except (SafetensorError, EOFError) as error:
         raise RequestError(
             "the weights of the base cannot be read", place=source.asked, got=str(error)[:200], fix="fetch them again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 
 import pytest
@@ -134,3 +135,32 @@ def test_a_quantised_weight_is_unpacked_to_what_the_processor_multiplies(
     monkeypatch.setattr(load, "cpu_features", lambda: features)
     assert load.compute_dtype(torch.float32, torch.device("cpu")) == wanted
     assert load.compute_dtype(torch.bfloat16, torch.device("cpu")) == torch.bfloat16
+
+
+class Writes:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_in_the_place_of_weights_runs_no_code(models, tmp_path):
+    folder = shutil.copytree(models / "encoder", tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Writes(tmp_path / "run")))
+    with pytest.raises(RequestError, match="could run code") as refused:
+        load_base(make_lock(folder, "text-classification"), LABELS, CPU)
+    assert "weights_only" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 10**8}, {"text_config": {"n_layer": 10**8}}])
+def test_more_layers_than_can_be_built_are_refused_before_they_are_built(models, tmp_path, change):
+    folder = shutil.copytree(models / "encoder", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(RequestError, match="more layers than any has"):
+        resolve_model(str(folder))
