@@ -9,8 +9,10 @@ import shutil
 import pytest
 import torch
 from tiny import LABELS, labelled, make_lock, make_loop, pairs
+from transformers import AutoModelForCausalLM
 
 from hfadapt.core.errors import RequestError
+from hfadapt.formats.gguf import write_gguf
 from hfadapt.models.attach import save_adapter
 from hfadapt.models.load import load_base, load_processor, resolve_model
 
@@ -164,3 +166,14 @@ def test_more_layers_than_can_be_built_are_refused_before_they_are_built(models,
     (folder / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(RequestError, match="more layers than any has"):
         resolve_model(str(folder))
+
+
+def test_a_damaged_gguf_file_is_told_wherever_its_reader_stops(models, tmp_path):
+    path = tmp_path / "lm.gguf"
+    tokenizer = load_processor(resolve_model(str(models / "lm")), "text")
+    write_gguf(AutoModelForCausalLM.from_pretrained(models / "lm"), tokenizer, path, "float32", "lm")
+    whole = path.read_bytes()
+    for at in (30, 300, 3_000, len(whole) // 2):
+        path.write_bytes(whole[:at])
+        with pytest.raises(RequestError, match="this GGUF file cannot be read"):
+            resolve_model(str(path))
