@@ -6,8 +6,10 @@ Exit codes: 1 a run or a gate failed, 2 the request was wrong, 130 interrupted, 
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shlex
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -135,6 +137,7 @@ OF_PLACES = {
 def fault_of_machine(error: BaseException) -> RunError | None:
     """What is no fault of the program as a message: a full disk, a place that cannot be used, a library that gives up;
     None for the rest."""
+    error = _first(error)
     said = " ".join(str(error).split())[:200]
     if is_panic(error):
         again = "see that tokenizer.json is the one of this base, and that no row is very long or very odd"
@@ -162,6 +165,15 @@ def fault_of_machine(error: BaseException) -> RunError | None:
         again = "put it back, or see who may read it, and run the command again"
         return RunError("a file is not there, or may not be read", place=place, got=said, fix=again)
     return None
+
+
+def _first(error: BaseException) -> BaseException:
+    """Of all that a copy of a folder could not write, the first; other errors as they are."""
+    if not isinstance(error, shutil.Error) or not isinstance(error.args[0], list):
+        return error
+    _, path, why = error.args[0][0]
+    number = re.match(r"\[Errno (\d+)\]", str(why))
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else error
 
 
 def is_panic(error: BaseException) -> bool:
