@@ -8,7 +8,6 @@ import pytest
 
 from hfadapt.core.errors import fault_of_machine
 
-
 TOLD = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "the disk is full"),
     errno.EMFILE: "no more files may be opened at once",
