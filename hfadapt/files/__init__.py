@@ -178,7 +178,7 @@ class Blob:
         assert self.path is not None
         try:
             status = self.path.stat()
-            if not stat.S_ISREG(status.st_mode):
+            if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
                 # Neither a pipe, which may never say anything, nor a device, which may never end.
                 raise Unusable("file-not-read", f" has {self.name}, which is no file")
             if status.st_size > FILE_LIMIT_BYTES:

@@ -177,3 +177,16 @@ def test_a_damaged_gguf_file_is_told_wherever_its_reader_stops(models, tmp_path)
         path.write_bytes(whole[:at])
         with pytest.raises(RequestError, match="this GGUF file cannot be read"):
             resolve_model(str(path))
+
+
+@pytest.mark.parametrize("steps", [[10**6], [100, 100, 100], [2] * 20])
+def test_a_tokenizer_that_fills_memory_is_refused_before_it_reads_a_text(models, tmp_path, steps):
+    folder = shutil.copytree(models / "encoder", tmp_path / "model")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    replaced = [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * times} for times in steps]
+    together = {"type": "Sequence", "normalizers": replaced}
+    inside = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, together]}
+    for normalizer in (together, inside, *(replaced if len(steps) == 1 else ())):
+        (folder / "tokenizer.json").write_text(json.dumps({**tokenizer, "normalizer": normalizer}))
+        with pytest.raises(RequestError, match="longer than memory holds"):
+            load_processor(resolve_model(str(folder)), "text")
