@@ -139,6 +139,14 @@ def _by_pointer(value: Any, path: str) -> Any:
     return value
 
 
+class NoField(RunError, LookupError):
+    """A record does not say what a card needs of it."""
+
+    def __init__(self, record: Path, pointer: str) -> None:
+        fix = "run the stage that writes it again: hfadapt run RECIPE --fresh"
+        super().__init__("the record has no such field", place=str(record), got=pointer.strip("/"), fix=fix)
+
+
 @dataclass
 class Records:
     """The files of a cell as plain data, read once; `given` stands in for files."""
@@ -163,12 +171,13 @@ class Records:
         return self.given[name]
 
     def value(self, ref: str) -> Any:
-        """The value at `FILE#/JSON/POINTER`. Raises LookupError when there is no such field."""
+        """The value at `FILE#/JSON/POINTER`. Raises NoField when there is no such field."""
         name, _, path = ref.partition("#")
+        record = self.file(name)
         try:
-            return _by_pointer(self.file(name), path)
-        except (TypeError, ValueError) as error:
-            raise LookupError(ref) from error
+            return _by_pointer(record, path)
+        except (LookupError, TypeError, ValueError):
+            raise NoField(self.folder / name, path) from None
 
     def has(self, name: str) -> bool:
         """Whether the cell has this file."""

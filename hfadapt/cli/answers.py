@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hfadapt.core.commands import visible
 from hfadapt.core.errors import RequestError
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def answer_rows(
             elif as_json:
                 said.append(each.as_json())
             else:
-                name = f"{each.answer.text}: " if named and each.answer and each.answer.text else ""
+                name = f"{visible(each.answer.text)}: " if named and each.answer and each.answer.text else ""
                 typer.echo(f"{name}{shown_answer(each.answer)}" if each.answer else "")
     if as_json and output is None:
         typer.echo(json.dumps(said, indent=1))
@@ -75,7 +76,7 @@ def answer_rows(
 
 
 def _note(text: str) -> None:
-    typer.echo(text, err=True)
+    typer.echo(visible(text), err=True)
 
 
 def _begun(found: Iterator[Answered]) -> Iterator[Answered]:
@@ -86,7 +87,7 @@ def _begun(found: Iterator[Answered]) -> Iterator[Answered]:
 
 def shown_answer(answer: Answer) -> str:
     """An answer as it is printed, with a word where its row was cut."""
-    return f"{answer}  [cut: {answer.cut}]" if answer.cut else str(answer)
+    return visible(f"{answer}  [cut: {answer.cut}]" if answer.cut else str(answer))
 
 
 @dataclass

@@ -32,6 +32,7 @@ from hfadapt.cli.options import (
 )
 from hfadapt.cli.questions import completion_, convert, doctor, explain, list_, schema, show_
 from hfadapt.cli.through import load, through
+from hfadapt.core.commands import visible
 
 app = typer.Typer(
     add_completion=False,
@@ -269,7 +270,7 @@ def predict(  # noqa: PLR0913 - options of the command
         typer.echo(json_library.dumps([answer.model_dump() for answer in answers], indent=1))
     else:
         for answer in answers:
-            typer.echo(f"{answer.text}: {shown_answer(answer)}" if named else shown_answer(answer))
+            typer.echo(f"{visible(answer.text)}: {shown_answer(answer)}" if named else shown_answer(answer))
     for fault in faults.values():
         note(str(fault))
     Counts(len(texts), sum(text in faults for text in texts), sum(each.cut is not None for each in answers)).end()

@@ -14,7 +14,8 @@ from typing import Any
 import typer
 
 from hfadapt.core import stopping
-from hfadapt.core.errors import HfadaptError, RequestError, fault_of_machine
+from hfadapt.core.commands import visible
+from hfadapt.core.errors import HfadaptError, RequestError, fault_of_machine, is_panic
 from hfadapt.hardware.peak_memory import OneOfSeveral, is_out_of_memory
 
 
@@ -65,7 +66,9 @@ def attempt(command: Callable[[], Any]) -> int:
         code = stopping.BY_USER
     except typer.Exit as done:
         code = done.exit_code
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         code = failed(error)
     if code == stopping.BY_USER:
         # Typer itself turns KeyboardInterrupt into this code.
@@ -74,17 +77,17 @@ def attempt(command: Callable[[], Any]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def failed(error: Exception) -> int:
+def failed(error: BaseException) -> int:
     """Tells what is wrong on standard error; a wrong command line is the user's (2)."""
     if hasattr(error, "format_message") and hasattr(error, "show"):
         error.show()
         return 2
     code, text = explained(error)
-    typer.echo(text, err=True)
+    typer.echo(visible(text), err=True)
     return code
 
 
-def explained(error: Exception) -> tuple[int, str]:
+def explained(error: BaseException) -> tuple[int, str]:
     """The exit code of an error, and what is said of it: a full disk or a place that may not be used are the machine's
     (1); what hfadapt did not raise on purpose is a bug in it, kept in a file for a report."""
     if isinstance(error, HfadaptError):

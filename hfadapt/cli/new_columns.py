@@ -259,6 +259,8 @@ def _confirmed(guess: Columns, texts: Sequence[str], columns: Sequence[str], ask
 
 def _guess(columns: Sequence[str], rows: Rows) -> Columns:
     """The column of the longest texts, and the likeliest of labels: of classes, of lists of them, of numbers."""
+    if not columns:
+        return UNSAID
     text = by_length(columns, rows)[0]
     # Better and worse answers are no classes, however few there are.
     others = [name for name in columns if name not in (text, *(verdicts.pair(columns) or ()))]

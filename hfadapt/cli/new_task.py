@@ -153,7 +153,8 @@ def _untaught(said: Columns, tasks: Sequence[Task], place: str) -> RequestError:
 
 
 def _labels(shape: Shape, rows: Rows) -> list[Any]:
-    return [row[shape.parts["label"]] for row in rows if row.get(shape.parts.get("label", "")) is not None]
+    column = shape.parts.get("label")
+    return [row[column] for row in rows if column is not None and row.get(column) is not None]
 
 
 def _is_likely(shape: Shape, rows: Rows) -> bool:

@@ -13,6 +13,7 @@ import rich.console
 from rich.live import Live
 from rich.text import Text
 
+from hfadapt.core.commands import visible
 from hfadapt.core.progress import Event, Failed, Progress, RunFinished, Said, StageFinished, StageStarted, Stepped
 from hfadapt.core.show import Shown, wrapped
 from hfadapt.core.standing import Standing, finished, table
@@ -55,7 +56,7 @@ def waiting(what: str, console: Console | None = None) -> Iterator[Callable[[str
     console = console or Console(stderr=True, highlight=False)
 
     def told(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
     if not console.is_terminal or KERNEL in os.environ:
         yield told
@@ -162,7 +163,7 @@ class Terminal(Progress):
         return Text("\n".join(lines), no_wrap=True, overflow="crop")
 
     def _print(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(visible(text), markup=False, soft_wrap=True)
 
     def _end(self) -> None:
         if self._live is not None:

@@ -168,7 +168,11 @@ class Said:
             if _empty(value):
                 self.end(key, Needless(EMPTY))
             elif isinstance(rule, To):
-                self.take(key, rule.place, rule.read(value))
+                try:
+                    self.take(key, rule.place, rule.read(value))
+                except (TypeError, ValueError, AttributeError):
+                    # Rules read what the tool itself would take.
+                    self.end(key, Lacking(f"the tool does not take {value!r:.60}"))
             else:
                 self.end(key, rule or Lacking())
 

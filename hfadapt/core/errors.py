@@ -6,12 +6,16 @@ Exit codes: 1 a run or a gate failed, 2 the request was wrong, 130 interrupted, 
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shlex
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
+
+from hfadapt.core.commands import visible
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Problem:
             value = getattr(self, name)
             if value is not None:
                 parts.append(f"  {name + ':':9}{value}")
-        return "\n".join(parts)
+        return visible("\n".join(parts))
 
 
 class HfadaptError(Exception):
@@ -117,6 +121,8 @@ LOST_PROCESS = re.compile(
     r"gloo/transport|NCCL error|ncclRemoteError|Connection closed by peer|Broken pipe.*gloo", re.I
 )
 """What those say that wait for a process which has ended."""
+PANIC = "PanicException"
+"""How libraries in Rust, such as tokenizers, end where they did not expect what they were given: no Exception."""
 OF_PLACES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "this may not be read or written"),
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file stands where a folder is needed"),
@@ -129,8 +135,13 @@ OF_PLACES = {
 
 
 def fault_of_machine(error: BaseException) -> RunError | None:
-    """What is no fault of the program as a message: a full disk, a place that cannot be used; None for the rest."""
+    """What is no fault of the program as a message: a full disk, a place that cannot be used, a library that gives up;
+    None for the rest."""
+    error = _first(error)
     said = " ".join(str(error).split())[:200]
+    if is_panic(error):
+        again = "see that tokenizer.json is the one of this base, and that no row is very long or very odd"
+        return RunError("a library gave up on what it was given, most likely the tokenizer", got=said, fix=again)
     if getattr(error, "errno", None) in FULL or FULL_DISK.search(said):
         return RunError(
             "the disk is full",
@@ -154,6 +165,20 @@ def fault_of_machine(error: BaseException) -> RunError | None:
         again = "put it back, or see who may read it, and run the command again"
         return RunError("a file is not there, or may not be read", place=place, got=said, fix=again)
     return None
+
+
+def _first(error: BaseException) -> BaseException:
+    """Of all that a copy of a folder could not write, the first; other errors as they are."""
+    if not isinstance(error, shutil.Error) or not isinstance(error.args[0], list):
+        return error
+    _, path, why = error.args[0][0]
+    number = re.match(r"\[Errno (\d+)\]", str(why))
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else error
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust has given up, which Python does not take for an Exception."""
+    return type(error).__name__ == PANIC
 
 
 def _place(error: BaseException) -> str | None:

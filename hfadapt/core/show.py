@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hfadapt.core.commands import visible
 from hfadapt.core.errors import HfadaptError
 
 WIDTH = 100
@@ -153,7 +154,7 @@ def as_text(blocks: Sequence[Block], width: int | None = None) -> str:
             lines = wrapped(block.text, width)
             parts.append("\n".join([*lines, "=" * max(map(width_of, lines))] if block.level == 1 else lines))
         elif isinstance(block, Text):
-            parts.append(block.text if block.code else "\n".join(wrapped(block.text, width)))
+            parts.append(visible(block.text) if block.code else "\n".join(wrapped(block.text, width)))
         elif isinstance(block, Table):
             parts.append(_text_table(block, width))
     return "\n\n".join(parts)
@@ -161,7 +162,8 @@ def as_text(blocks: Sequence[Block], width: int | None = None) -> str:
 
 def _text_table(table: Table, width: int) -> str:
     """Columns side by side, or one below the other where not even their longest words fit into a line."""
-    rows = [[str(cell) for cell in row] for row in table.rows]
+    rows = [[visible(str(cell)) for cell in row] for row in table.rows]
+    table = Table([*map(visible, table.columns)], rows, frozenset(map(visible, table.right)))
     widths = _widths(table, rows, width - len(GAP) * (len(table.columns) - 1))
     if widths is None:
         return "\n".join(line for n, row in enumerate(rows) for line in _stacked(table, row, width, n > 0))
@@ -273,7 +275,7 @@ def wrapped(text: str, width: int) -> list[str]:
     """Lines of at most `width` columns; each paragraph keeps its indent."""
     return [
         line.replace(_SECOND, "")
-        for paragraph in text.split("\n")
+        for paragraph in visible(text).split("\n")
         for line in _Wrapper(
             width=max(width, 1),
             subsequent_indent=" " * (len(paragraph) - len(paragraph.lstrip())),

@@ -18,7 +18,7 @@ from hfadapt.data.rows import Dropped
 from hfadapt.files import SPLIT_NAMES, Doubt, Read, Unread, folders, json_rows, media, plain_text, reading, tables
 from hfadapt.files.beside import not_read
 from hfadapt.files.named import Named
-from hfadapt.files.opening import PACKED, suffix, unmarked
+from hfadapt.files.opening import PACKED, packing, suffix, unmarked
 from hfadapt.files.places import Place
 from hfadapt.recipe.schema import Domain, Source
 from hfadapt.recipe.sources import expanded
@@ -27,6 +27,8 @@ from hfadapt.records.stages import Finding
 
 SAMPLE = "sample:"
 DOUBTS_SHOWN = 2
+PACKED_TIMES = 8
+"""How many times its size a packed text has, about."""
 Reading = Iterator[Read | Dropped | Finding]
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
@@ -102,8 +104,8 @@ def _every(domain: Domain, recipe_folder: Path) -> Iterator[tuple[Source, str]]:
 
 
 def bytes_here(domain: Domain, recipe_folder: Path) -> tuple[int, int] | None:
-    """Bytes of all files of a domain, and of those that have to be read to count their rows; None where a source is not
-    on this machine: of the Hub, a sample that was not fetched, or missing."""
+    """Bytes of all files of a domain, and about those that have to be read to count their rows, once they are unpacked;
+    None where a source is not on this machine: of the Hub, a sample that was not fetched, or missing."""
     from hfadapt.core import samples
 
     whole = counted = 0
@@ -118,7 +120,9 @@ def bytes_here(domain: Domain, recipe_folder: Path) -> tuple[int, int] | None:
             return None
         sizes = {file: file.stat().st_size for file in files if file.exists()}
         whole += sum(sizes.values())
-        counted += sum(size for file, size in sizes.items() if file.suffix.lower() not in media.suffixes())
+        read = {file: size for file, size in sizes.items() if file.suffix.lower() not in media.suffixes()}
+        unpacked = {file: size * (PACKED_TIMES if packing(file) else 1) for file, size in read.items()}
+        counted += sum(max(size, tables.bytes_of_rows(file)) for file, size in unpacked.items())
     return whole, counted
 
 

@@ -7,6 +7,7 @@ what it is and what to do.
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +177,11 @@ class Blob:
             return self.data
         assert self.path is not None
         try:
-            if self.path.stat().st_size > FILE_LIMIT_BYTES:
+            status = self.path.stat()
+            if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+                # Neither a pipe, which may never say anything, nor a device, which may never end.
+                raise Unusable("file-not-read", f" has {self.name}, which is no file")
+            if status.st_size > FILE_LIMIT_BYTES:
                 raise Unusable("file-too-large", f" has {self.name}, larger than {FILE_LIMIT_BYTES >> 20} MiB")
             return self.path.read_bytes()
         except OSError as error:

@@ -171,7 +171,11 @@ def _begin(path: Path, raw: IO[bytes]) -> tuple[Dialect, list[str], _Lines]:
         raise DataError("the file is JSON, not CSV", place=str(path), fix=f"call it {called(path, kind)}")
     dialect = dialect_of(head, suffix(path))
     lines = _Lines(head, text, dialect.skip_lines)
-    first = next((fields for fields in dialect.reader(lines) if any(fields)), [])
+    try:
+        first = next((fields for fields in dialect.reader(lines) if any(fields)), [])
+    except csv.Error as error:
+        fix = "see that its first line has the names of the columns, and that each quotation mark is closed"
+        raise DataError("the names of the columns cannot be read", place=str(path), got=str(error), fix=fix) from None
     lines.take()
     return dialect, distinct([name.strip().strip("\ufeff").strip() for name in first]), lines
 

@@ -223,7 +223,8 @@ def _members(path: Path) -> Iterator[Member]:
     with _whole(path):
         for name, size, content in _zipped(path) if path.suffix.lower() == ".zip" else _tarred(path):
             inside = PurePosixPath(name)
-            if any(part.startswith((".", "__MACOSX")) for part in inside.parts) or size > FILE_LIMIT_BYTES:
+            hidden = not inside.name or any(part.startswith((".", "__MACOSX")) for part in inside.parts)
+            if hidden or size > FILE_LIMIT_BYTES:
                 continue
             yield inside, partial(_content, path, content)
 

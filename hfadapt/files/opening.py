@@ -17,11 +17,15 @@ from typing import IO, Any, cast
 
 from hfadapt import files
 from hfadapt.core.errors import DataError
+from hfadapt.core.show import show_bytes
 from hfadapt.files import Unread
 
 HEAD_BYTES = 1 << 16
 WESTERN, GUESSED_BYTES = "windows-1252", 64 << 20
 """What Windows saves Western languages in, and the largest file that is looked at for it."""
+MOST_UNPACKED, MOST_TIMES = 1 << 28, 200
+"""Bytes that a packed file may unpack to, or so many times its own: text shrinks to a tenth, logs to a hundredth."""
+UNPACKED_AT_ONCE = 1 << 18
 USUAL_MARKS = "€‚„…‘’“”•–—™\u00a0¡£§«°²´»¿"
 _WORD = re.compile(r"\w{2,24}")
 _CSV = "save it as CSV in UTF-8"
@@ -41,6 +45,28 @@ class _Zstd(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         content = self._file.read(len(buffer))
         buffer[: len(content)] = content
+        return len(content)
+
+
+class _Unpacked(io.RawIOBase):
+    """What comes out of a packed file, up to a size that none has that anybody has written: a file of a few kilobytes
+    can unpack to any size."""
+
+    def __init__(self, path: Path, packed: IO[bytes]) -> None:
+        self._path, self._packed, self._bytes = path, packed, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._packed.read(len(buffer))
+        buffer[: len(content)] = content
+        self._bytes += len(content)
+        if self._bytes > max(MOST_UNPACKED, MOST_TIMES * self._path.stat().st_size):
+            what, fix = "the file unpacks to too much", "look at it; if it is all meant, unpack it, and name the file"
+            allowed = f"up to {show_bytes(MOST_UNPACKED)}, or {MOST_TIMES} times its size"
+            got = f"more than {show_bytes(self._bytes)} of {show_bytes(self._path.stat().st_size)}"
+            raise DataError(what, place=str(self._path), got=got, allowed=allowed, fix=fix)
         return len(content)
 
 
@@ -178,7 +204,7 @@ def readable(path: Path) -> Iterator[IO[bytes]]:
         ending = packing(path)
         _refuse(path, head, ending)
         with PACKED[ending][1](path) if ending else path.open("rb") as file:
-            yield file
+            yield io.BufferedReader(_Unpacked(path, file), UNPACKED_AT_ONCE) if ending else file
     except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile) as error:
         raise _broken(path, error) from None
     except OSError as error:

@@ -10,7 +10,7 @@ import importlib.util
 import io
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from shlex import quote
@@ -28,8 +28,12 @@ HEADER_ROWS = 50
 SHOWN = 60
 MOST_UNPACKED = 1 << 30
 """Bytes; a workbook is held as a whole, and a small file can unpack to any size."""
+MOST_MERGED = 1_000_000
+"""Cells of a sheet that are merged with others."""
 FIRST = next(iter(SPLIT_NAMES))
 """What a sheet is called that is read before others: the split to train on."""
+_SHEETS = "xl/worksheets/"
+_MERGED = re.compile(rb"mergeCell\b[^>]*?\bref=[\"']\$?([A-Z]{1,3}\d{1,7}:[A-Z]{1,3}\d{1,7})[\"']")
 _ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")
 
 _Cells = dict[tuple[int, int], Any]
@@ -100,8 +104,9 @@ def read(path: Path, sheet: str | None = None) -> Rows:
     top, columns, cells, doubts = _table(path, name)
     yield from doubts
     filled = sorted({row for row, _ in cells if row > top})
+    named = [(place, column) for place, column in enumerate(columns, 1) if column]
     for number, row in enumerate(range(top + 1, filled[-1] + 1) if filled else ()):
-        values = {column: cells.get((row, place)) for place, column in enumerate(columns, 1) if column}
+        values = {column: cells.get((row, place)) for place, column in named}
         if all(value is None for value in values.values()):
             yield Unread(number, "empty", " is blank", row)
         else:
@@ -140,6 +145,8 @@ def _open(path: Path, **how: bool) -> Any:
             got = f"{show_bytes(size)} of {show_bytes(path.stat().st_size)}"
             allowed, fix = f"up to {show_bytes(MOST_UNPACKED)}", "save the sheet as CSV in UTF-8"
             raise DataError("the workbook unpacks to too much", place=str(path), got=got, allowed=allowed, fix=fix)
+        if not how.get("read_only"):
+            _refuse_large_merges(path, whole)
         return openpyxl.load_workbook(whole, data_only=True, **how)
     except DataError:
         raise
@@ -150,16 +157,33 @@ def _open(path: Path, **how: bool) -> Any:
         raise DataError("the file is no whole Excel workbook", place=str(path), got=got, fix=fix) from None
 
 
+def _refuse_large_merges(path: Path, whole: io.BytesIO) -> None:
+    """openpyxl makes an object of each cell that is merged, of which a line of the file may name 17 thousand million.
+    Raises DataError."""
+    from openpyxl.utils import range_boundaries
+
+    with zipfile.ZipFile(whole) as archive:
+        for each in archive.namelist():
+            found = _MERGED.findall(archive.read(each)) if each.startswith(_SHEETS) else ()
+            bounds = (range_boundaries(ref.decode()) for ref in found)
+            cells = sum((right - left + 1) * (below - above + 1) for left, above, right, below in bounds)
+            if cells > MOST_MERGED:
+                what, got = "the workbook has merged cells over too large a part of a sheet", f"{cells:,} cells"
+                allowed, fix = f"up to {MOST_MERGED:,}", "take the merging back, or save the sheet as CSV in UTF-8"
+                raise DataError(what, place=str(path), got=got, allowed=allowed, fix=fix)
+
+
+def _filled(sheet: Any) -> Iterable[Any]:
+    """The cells that are in the file; by rows and columns a single one far away makes 17 thousand million."""
+    cells: dict[tuple[int, int], Any] = sheet._cells
+    return cells.values()
+
+
 def _table(path: Path, name: str) -> tuple[int, list[str], _Cells, list[Doubt]]:
     """The row of the header, the names of the columns by their place, all values, and what is doubtful."""
     # Only a sheet that is held as a whole knows its merged cells.
     sheet = _open(path)[name]
-    cells: _Cells = {
-        (cell.row, cell.column): value
-        for row in sheet.iter_rows()
-        for cell in row
-        if (value := _value(cell)) is not None
-    }
+    cells: _Cells = {(cell.row, cell.column): value for cell in _filled(sheet) if (value := _value(cell)) is not None}
     doubts = _unsaved(path, name, cells)
     top = _top(cells)
     above = [str(value) for (row, _), value in sorted(cells.items()) if row < top]
@@ -252,8 +276,8 @@ def _unsaved(path: Path, name: str, cells: _Cells) -> list[Doubt]:
     import openpyxl
 
     with path.open("rb") as raw, readable(path) if packing(path) else raw as file:
-        sheet = openpyxl.load_workbook(io.BytesIO(file.read()), read_only=True)[name]
-        formulas = [cell for row in sheet.iter_rows() for cell in row if cell.data_type == "f"]
+        sheet = openpyxl.load_workbook(io.BytesIO(file.read()))[name]
+        formulas = [cell for cell in _filled(sheet) if cell.data_type == "f"]
     left = [cell.coordinate for cell in formulas if (cell.row, cell.column) not in cells]
     if not left:
         return []
@@ -266,5 +290,5 @@ def _has_formulas(path: Path) -> bool:
     """Whether any sheet has one; told by the bytes, as a second look at all cells takes as long as the first."""
     with path.open("rb") as raw, readable(path) if packing(path) else raw as file:
         with zipfile.ZipFile(io.BytesIO(file.read())) as archive:
-            sheets = (each for each in archive.namelist() if each.startswith("xl/worksheets/"))
+            sheets = (each for each in archive.namelist() if each.startswith(_SHEETS))
             return any(b"<f>" in content or b"<f " in content for content in map(archive.read, sheets))

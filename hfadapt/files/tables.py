@@ -14,6 +14,8 @@ from hfadapt.files import Read, Rows
 from hfadapt.files.opening import packing, readable, suffix
 
 BATCH_ROWS, BATCH_BYTES = 2048, 16 << 20
+ROW_BYTES = 100
+"""Of a row as a line of text, about."""
 """Rows that are held at once: fewer where they are large, as those are that hold files."""
 _AGAIN = "write Parquet where it was saved: datasets.load_from_disk(FOLDER).to_parquet('data.parquet')"
 
@@ -36,6 +38,20 @@ def read(path: Path) -> Rows:
             for values in batch.to_pylist():
                 yield Read(number, {name: _text(value) for name, value in values.items()})
                 number += 1
+
+
+def bytes_of_rows(path: Path) -> int:
+    """About as many bytes as the rows of a Parquet file are once they are read: values that come again and again take
+    none in the file. 0 for other files, and for what is none."""
+    from pyarrow import ArrowException, parquet
+
+    if path.suffix.lower() != ".parquet":
+        return 0
+    try:
+        rows: int = parquet.read_metadata(path).num_rows
+    except (ArrowException, OSError):
+        return 0
+    return rows * ROW_BYTES
 
 
 def label_names(path: Path) -> dict[str, tuple[str, ...]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -238,10 +241,29 @@ def spacing(text: str, share: float, draw: random.Random) -> str:
     return " ".join(words)
 
 
+MOST_GROWTH = 100_000
+"""Characters that replacements may make of one; those of published tokenizers make a few."""
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model"),
     *("vocab.model", "tekken.json", "prophetnet.tokenizer", "source.spm", "added_tokens.json"),
 )
+
+
+def _growth(tokenizer: Any) -> int:
+    """How many characters the replacements of a tokenizer, one after the other, can make of one."""
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    if normalizer is None:
+        return 1
+    # What is read of a state of its own, written in Python, is not known.
+    with suppress(ValueError, TypeError):
+        return _made_of_one(json.loads(normalizer.__getstate__()))
+    return 1
+
+
+def _made_of_one(step: Mapping[str, Any]) -> int:
+    if parts := step.get("normalizers"):
+        return math.prod(map(_made_of_one, parts))
+    return max(1, len(step.get("content") or step.get("prepend") or ""))
 
 
 def _unreadable(path: str, error: Exception) -> RequestError:
@@ -325,6 +347,14 @@ class Text(Modality):
         except Exception as error:
             # Tokenizers are read by several libraries, with errors of every kind.
             raise _unreadable(path, error) from None
+        if (times := _growth(tokenizer)) > MOST_GROWTH:
+            raise RequestError(
+                "the base's tokenizer makes texts longer than memory holds before it cuts them",
+                place=path,
+                got=f"up to {times:.0e} characters for one",
+                allowed=f"up to {MOST_GROWTH:,}",
+                fix="copy tokenizer.json again from where the base is published",
+            )
         # Tasks look for what else the base says of texts; the tokenizer knows no revision.
         tokenizer.read_from = (path, revision)
         if tokenizer.pad_token_id is None:

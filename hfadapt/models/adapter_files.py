@@ -90,6 +90,14 @@ def is_pickle(path: Path) -> bool:
     return head == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05" and len(head) > 1)
 
 
+def irregular_files(folder: Path) -> Iterator[Problem]:
+    """Pipes and devices, which no program saves as a part of an adapter."""
+    for path in sorted(folder.rglob("*")):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            fix = "do not load it; take the adapter from a source you trust"
+            yield Problem("a pipe or a device stands in the adapter's folder", str(path), fix=fix)
+
+
 def folder_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     """Everything that keeps an adapter's folder from being opened."""
     found = list(_unknown_names(folder, manifest))

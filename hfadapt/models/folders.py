@@ -24,6 +24,9 @@ LFS = b"version https://git-lfs"
 SMALL_BYTES = 2048
 READ_BYTES = 512 << 20
 """Of a file of weights that is read for a plan."""
+MOST_LAYERS = 2_000
+"""Of a stack; the deepest that are used have a few hundred, and a model is built of them before anything else."""
+_LAYERS = re.compile("(num_hidden|num|encoder|decoder|n)_layers?")
 INPUTS = (".json", ".txt", ".model", ".vocab", ".tiktoken", ".jinja")
 """Of the files beside the weights, which say what a model makes of its input."""
 SAVED_WITH = {
@@ -77,13 +80,28 @@ def require_base(folder: Path, place: str) -> None:
     require_plain(config, place)
 
 
+def _layers(config: Mapping[str, Any]) -> int:
+    """The most layers of a stack, also of models that are made of several."""
+    own = (value for name, value in config.items() if _LAYERS.fullmatch(str(name)) and isinstance(value, int))
+    return max((*own, *(_layers(each) for each in config.values() if isinstance(each, Mapping))), default=0)
+
+
 def require_plain(config: Mapping[str, Any], place: str) -> None:
     """Refuses what a config says of its model that no adapter can be trained on here.
 
     Raises:
-        RequestError: the weights are quantised, or transformers would have to run code that comes with them.
+        RequestError: the weights are quantised, there are more layers than can be built, or transformers would
+            have to run code that comes with them.
     """
     kind = config.get("model_type")
+    if (layers := _layers(config)) > MOST_LAYERS:
+        raise RequestError(
+            "the config gives the model more layers than any has",
+            place=place,
+            got=f"{layers:,}",
+            allowed=f"up to {MOST_LAYERS:,}",
+            fix="copy config.json again",
+        )
     if config.get("auto_map") and not _in_transformers(kind):
         raise RequestError(
             "this model needs code that comes with it, which hfadapt does not run",

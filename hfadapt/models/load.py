@@ -6,6 +6,7 @@ transformers, bitsandbytes and Accelerate's device maps are used here and in `qu
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import cache, gguf, registry, samples
-from hfadapt.core.errors import Problem, RequestError, RunError
+from hfadapt.core.errors import HfadaptError, Problem, RequestError, RunError, fault_of_machine
 from hfadapt.core.hashing import file_sha256, json_sha256
 from hfadapt.core.progress import quiet_libraries
 from hfadapt.hardware.catalogue import BFLOAT16_UNITS, cpu_features
+from hfadapt.hardware.peak_memory import is_out_of_memory
 from hfadapt.hardware.shards import Shards
 from hfadapt.models.base import BaseRef, made_here
 from hfadapt.models.checks import fit_problems, size_problem, token_problems
@@ -121,8 +123,12 @@ def _dequantised(file: Path) -> Path:
     def make(folder: Path) -> None:
         try:
             gguf.dequantise(file, folder)
-        except (ValueError, KeyError) as error:
-            got, fix = str(error)[:200], "name the model as its authors publish it, as a folder or a Hub id"
+        except Exception as error:
+            # Of a damaged file its reader raises whatever comes first.
+            if isinstance(error, HfadaptError) or fault_of_machine(error) or is_out_of_memory(error):
+                raise
+            got = f"{type(error).__name__}: {error}"[:200]
+            fix = "fetch the file again, or name the model as its authors publish it, as a folder or a Hub id"
             raise RequestError("this GGUF file cannot be read", place=str(file), got=got, fix=fix) from None
 
     return cache.made(cache.folder() / "gguf" / f"{file_sha256(file)[:16]}-{gguf.VERSION}", make)
@@ -395,6 +401,10 @@ def _from_pretrained(auto: Any, source: ModelSource, **options: Any) -> tuple[An
             trust_remote_code=False,
             **options,
         )
+    except pickle.UnpicklingError:
+        what = "the weights of the base are a pickle with more than tensors, which could run code"
+        fix = "take a base with model.safetensors; of one that you trust save_pretrained writes it"
+        raise RequestError(what, place=source.asked, fix=fix) from None
     except (SafetensorError, EOFError) as error:
         raise RequestError(
             "the weights of the base cannot be read", place=source.asked, got=str(error)[:200], fix="fetch them again"

@@ -12,7 +12,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import Problem, RequestError, RunError
 from hfadapt.hardware.versions import versions
 from hfadapt.modalities.text import PROBE
-from hfadapt.models.adapter_files import AGAIN, LORA_TENSOR, MANIFEST, folder_problems, tensor_shapes
+from hfadapt.models.adapter_files import AGAIN, LORA_TENSOR, MANIFEST, folder_problems, irregular_files, tensor_shapes
 from hfadapt.models.base import BaseRef
 from hfadapt.models.load import Base, ModelSource, load_base
 from hfadapt.recipe.schema import Lock
@@ -86,8 +86,10 @@ def check_folder(folder: Path) -> Manifest:
     Raises:
         RunError: there is no manifest, or the files are not those that were saved; every fault is named.
     """
-    manifest = read_manifest(folder)
-    if problems := list(folder_problems(folder, manifest)):
+    # Nothing is opened before that: a pipe may never say anything, and a device may never end.
+    problems = list(irregular_files(folder))
+    manifest = None if problems else read_manifest(folder)
+    if manifest is None or (problems := list(folder_problems(folder, manifest))):
         raise RunError("the adapter's folder is not as it was saved", problems=problems)
     return manifest
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from itertools import groupby
 
 from hfadapt.core import registry
-from hfadapt.core.errors import HfadaptError, RequestError, choice_problem, fault_of_machine
+from hfadapt.core.errors import HfadaptError, RequestError, choice_problem, fault_of_machine, is_panic
 from hfadapt.core.progress import (
     CellFinished,
     CellStarted,
@@ -119,8 +119,8 @@ class Flow:
             raise
         except HfadaptError as error:
             self._fail(cell, stage, error, error.status)
-        except Exception as error:
-            if self.world.size > 1:
+        except BaseException as error:
+            if self.world.size > 1 or not (isinstance(error, Exception) or is_panic(error)):
                 # The other processes wait for this one: let the launcher end them all.
                 raise
             if fault := fault_of_machine(error):

@@ -59,6 +59,8 @@ class OfClasses(RowSchema):
             # Lists of lists and of objects are something else, such as spans.
             return not any(isinstance(each, (list, tuple, Mapping)) for label in lists for each in label)
         parts = [tuple(_listed(label)) for label in labels if isinstance(label, str)]
+        if any(isinstance(part, (list, tuple, Mapping)) for each in parts for part in each):
+            return False
         apart = Counter(part for each in {*parts} for part in {*each})
         joined = [any(apart[part] > 1 for part in each) for each in {*parts} if len(each) > 1]
         return sum(joined) > len(joined) / 2 and len(apart) < 0.2 * sum(map(len, parts))

@@ -315,6 +315,15 @@ def test_what_users_and_data_say_is_not_taken_for_the_card(tmp_path: Path) -> No
     assert check_card(folder) == []
 
 
+def test_a_record_without_a_field_that_the_card_needs_is_told(tmp_path: Path) -> None:
+    folder = shutil.copytree(EXAMPLES / "text-classification", tmp_path / "cell")
+    record = json.loads((folder / "evaluation.json").read_text())
+    del record["metrics"]
+    (folder / "evaluation.json").write_text(json.dumps(record))
+    (problem,) = [each for each in check_card(folder) if each.what == "the record has no such field"]
+    assert (problem.got, problem.place) == ("metrics", str(folder / "evaluation.json"))
+
+
 def test_the_command_line_names_problems_and_exits_with_1(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 

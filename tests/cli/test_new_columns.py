@@ -236,3 +236,13 @@ def test_a_word_in_a_name_is_not_enough(models, tmp_path, rows):
     write_rows(tmp_path / "d.jsonl", rows)
     path = write_recipe(str(models / "lm"), str(tmp_path / "d.jsonl"), tmp_path / "d.yaml")
     assert "by the word" not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "rows", [[{}] * 9, [{"": n} for n in range(9)], [{"text": f"a {n}", "label": "[[1]]"} for n in range(9)]]
+)
+def test_rows_without_columns_and_labels_of_lists_in_lists_are_no_fault_of_the_program(models, tmp_path, rows):
+    write_rows(tmp_path / "d.jsonl", rows)
+    done = command("new", "d.jsonl", "--model", models / "encoder", folder=tmp_path)
+    assert done.code in (0, 2)
+    assert "bug in hfadapt" not in done.err

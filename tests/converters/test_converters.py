@@ -334,3 +334,10 @@ def test_words_of_all_tools_are_hints(tmp_path: Path):
     )
     with pytest.raises(RequestError, match=r"hfadapt calls it `data\.packing`"):
         load_recipe(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize("value", [[3, None], 7])
+def test_a_value_that_the_tool_itself_does_not_take_is_listed(value: Any, tmp_path: Path):
+    recipe, done = axolotl(tmp_path, lora_target_modules=value)
+    assert "lora_target_modules" in [line.field for line in done.lacking]
+    assert recipe.adapter.modules == "auto"

@@ -185,7 +185,7 @@ def stopped(place: Place) -> Outcome:
     place.project()
     outcomes = []
     for kind, code, when in (
-        (signal.SIGTERM, 143, "step 2/6"),
+        (signal.SIGTERM, 143, "step 1/6"),
         (signal.SIGUSR1, 143, "scoring the adapter"),
         (signal.SIGINT, 130, "writing one"),
     ):

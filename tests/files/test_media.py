@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 import zipfile
 from collections import Counter
@@ -213,6 +214,20 @@ def test_values_that_are_no_files(tmp_path, value, words):
     with pytest.raises(Unusable) as caught:
         Blob.of(value, tmp_path).read()
     assert words in caught.value.detail
+
+
+def test_pipes_and_devices_are_no_files(tmp_path):
+    """The one never begins, the other never ends."""
+    os.mkfifo(tmp_path / "pipe.png")
+    os.symlink("/dev/zero", tmp_path / "zero.png")
+    for name in ("pipe.png", "zero.png", "/dev/zero"):
+        with pytest.raises(Unusable, match="file-not-read"):
+            Blob.of(name, tmp_path).read()
+
+
+def test_members_of_an_archive_without_a_name_are_passed_over(tmp_path):
+    path = packed(tmp_path / "a.tar", {"": b"", ".": b"", "cat/1.png": png(1), "dog/2.png": png(2)})
+    assert [row["label"] for row in rows(path)] == ["cat", "dog"]
 
 
 # --- through to splits ------------------------------------------------------------------------------------------------

@@ -1,12 +1,16 @@
 """Plain texts that are tables, and files in other encodings than UTF-8: read, or told with byte and line."""
 
+import bz2
 import gzip
 import json
+import lzma
+import zipfile
 
 import pytest
 
+from hfadapt import files
 from hfadapt.core.errors import DataError
-from hfadapt.files import Doubt, Read, Unread, reading
+from hfadapt.files import Doubt, Read, Unread, opening, reading
 from hfadapt.files.opening import western
 
 ROWS = [{"text": f"the {n}th row, with é", "label": "ab"[n % 2]} for n in range(6)]
@@ -118,3 +122,32 @@ def test_a_byte_that_is_not_utf8_is_told_with_the_letter_that_windows_writes_so(
 def test_western_files_are_told_by_their_letters(tmp_path, content, word):
     (tmp_path / "a.txt").write_bytes(content)
     assert western(tmp_path / "a.txt") == word
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zip"])
+@pytest.mark.parametrize("name", ["a.json", "a.csv", "a.jsonl", "a.txt"])
+def test_a_small_file_that_unpacks_to_any_size_is_refused(tmp_path, monkeypatch, name, ending):
+    """Also in an encoding that is unpacked as a whole."""
+    monkeypatch.setattr(opening, "MOST_UNPACKED", 1 << 20)
+    path, content = tmp_path / f"{name}{ending}", "\ufeff".encode("utf-16-le") + b" \0" * (2 << 20)
+    packed = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+    if ending == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(name, content)
+    else:
+        path.write_bytes(packed[ending](content))
+    with pytest.raises(DataError, match="unpacks to too much"):
+        list(reading.rows(path))
+
+
+def test_packed_text_of_any_size_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(opening, "MOST_UNPACKED", 1 << 10)
+    lines = "".join(json.dumps({"text": f"{n * 7919} {n}"}) + "\n" for n in range(9_000))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    assert len(list(reading.rows(tmp_path / "a.jsonl.gz"))) == 9_000
+
+
+def test_names_of_columns_longer_than_any_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LINE_LIMIT_BYTES", 1_000)
+    with pytest.raises(DataError, match="names of the columns"):
+        read(tmp_path, "a.csv", "a" * 2_000 + ",label\ngood,1\n")

@@ -195,3 +195,30 @@ def test_from_a_workbook_to_the_rows_that_are_learned(models, tmp_path):
     for name, count in (("a", 60), ("b", 18)):
         done = command("check", f"{name}.yaml", "--json", "data.dedupe.near=false", folder=tmp_path)
         assert f'"rows_in": {count}' in done.out, done.err
+
+
+def edited(path, old, new):
+    """A workbook with other words in its sheet."""
+    content = {name: zipfile.ZipFile(path).read(name) for name in zipfile.ZipFile(path).namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data.replace(old, new) if name.startswith("xl/worksheets/") else data)
+    return path
+
+
+@pytest.mark.parametrize("attribute", ['ref="A2:XFD1048576"', "ref='A2:XFD1048576'", 'x="" ref="A2:XFD1048576"'])
+def test_cells_that_are_merged_by_the_million_are_refused(tmp_path, attribute):
+    merged = f"</sheetData><mergeCells count='1'><mergeCell {attribute}/></mergeCells>".encode()
+    path = edited(table(tmp_path / "a.xlsx"), b"</sheetData>", merged)
+    with pytest.raises(DataError, match="merged cells over too large a part"):
+        read(path)
+
+
+@pytest.mark.parametrize("formula", [b"", b"<f>1+1</f>"])
+def test_a_cell_far_away_takes_no_longer_than_one_that_is_near(tmp_path, formula):
+    """By rows and columns there are 17 thousand million cells before it."""
+    path = edited(table(tmp_path / "a.xlsx"), b'<c r="B7"', b'<c r="XFD7"').with_name("a.xlsx")
+    edited(path, b"</sheetData>", b'<row r="99999"><c r="XFD99999">' + formula + b"<v>2</v></c></row></sheetData>")
+    found, doubts = read(path)
+    assert [each.row for each in found if isinstance(each, Read)] == [*range(6)]
+    assert "columns-without-names" in doubts

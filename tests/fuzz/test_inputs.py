@@ -1,28 +1,56 @@
-"""Whatever rows, chats, recipes and records hold, a command ends with a code of its own and with words.
+"""Whatever rows, chats, recipes, records, pictures, bases and others' configurations hold, a command ends in time, with
+a code of its own and with words.
 
 `FUZZ_SEEDS=100:2000` takes other seeds than those of every run, for a search of an hour.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 from tiny import command, labelled, recipe_fields, write_recipe, write_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .inputs import KINDS
+from hfadapt.formats.gguf import write_gguf
 
-FIRST, LAST = map(int, os.environ.get("FUZZ_SEEDS", "0:30").split(":"))
+from . import inputs, more_inputs
+
+KINDS = {**inputs.KINDS, **more_inputs.KINDS}
+SECONDS = 60
+"""In which a command has to end; on a machine that does nothing else none took ten."""
+FIRST, LAST = map(int, os.environ.get("FUZZ_SEEDS", "0:20").split(":"))
+
+
+@contextlib.contextmanager
+def limited_to(seconds):
+    """A command that hangs ends with TimeoutError, which hfadapt takes for a fault of its own."""
+
+    def end(number, frame):
+        raise TimeoutError(f"no end after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="module")
-def place(models, tmp_path_factory) -> Path:
+def place(models, vision, tmp_path_factory) -> Path:
     """A folder with models and a finished run, in which the draws are made."""
     folder = tmp_path_factory.mktemp("fuzz")
     shutil.copytree(models, folder / "models")
+    shutil.copytree(vision, folder / "vision")
+    model = AutoModelForCausalLM.from_pretrained(models / "lm")
+    write_gguf(model, AutoTokenizer.from_pretrained(models / "lm"), folder / "models/lm.gguf", "float32", "lm")
     finished = folder / "finished"
     finished.mkdir()
     write_rows(finished / "one.jsonl", labelled(60))
@@ -43,7 +71,8 @@ def test_no_input_looks_like_a_crash(place, kind, seed):
     folder = place / f"{kind}-{seed}"
     folder.mkdir()
     words = KINDS[kind](random.Random(seed), folder)
-    done = command(*words, folder=folder)
+    with limited_to(SECONDS):
+        done = command(*words, folder=folder)
     shutil.rmtree(folder, ignore_errors=True)
     said = f"{done.out}\n{done.err}"
     assert done.code in (0, 1, 2), (words, said)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 
 import pytest
 import torch
 from tiny import LABELS, labelled, make_lock, make_loop, pairs
+from transformers import AutoModelForCausalLM
 
 from hfadapt.core.errors import RequestError
+from hfadapt.formats.gguf import write_gguf
 from hfadapt.models.attach import save_adapter
 from hfadapt.models.load import load_base, load_processor, resolve_model
 
@@ -134,3 +137,56 @@ def test_a_quantised_weight_is_unpacked_to_what_the_processor_multiplies(
     monkeypatch.setattr(load, "cpu_features", lambda: features)
     assert load.compute_dtype(torch.float32, torch.device("cpu")) == wanted
     assert load.compute_dtype(torch.bfloat16, torch.device("cpu")) == torch.bfloat16
+
+
+class Writes:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_in_the_place_of_weights_runs_no_code(models, tmp_path):
+    folder = shutil.copytree(models / "encoder", tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Writes(tmp_path / "run")))
+    with pytest.raises(RequestError, match="could run code") as refused:
+        load_base(make_lock(folder, "text-classification"), LABELS, CPU)
+    assert "weights_only" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 10**8}, {"text_config": {"n_layer": 10**8}}])
+def test_more_layers_than_can_be_built_are_refused_before_they_are_built(models, tmp_path, change):
+    folder = shutil.copytree(models / "encoder", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(RequestError, match="more layers than any has"):
+        resolve_model(str(folder))
+
+
+def test_a_damaged_gguf_file_is_told_wherever_its_reader_stops(models, tmp_path):
+    path = tmp_path / "lm.gguf"
+    tokenizer = load_processor(resolve_model(str(models / "lm")), "text")
+    write_gguf(AutoModelForCausalLM.from_pretrained(models / "lm"), tokenizer, path, "float32", "lm")
+    whole = path.read_bytes()
+    for at in (30, 300, 3_000, len(whole) // 2):
+        path.write_bytes(whole[:at])
+        with pytest.raises(RequestError, match="this GGUF file cannot be read"):
+            resolve_model(str(path))
+
+
+@pytest.mark.parametrize("steps", [[10**6], [100, 100, 100], [2] * 20])
+def test_a_tokenizer_that_fills_memory_is_refused_before_it_reads_a_text(models, tmp_path, steps):
+    folder = shutil.copytree(models / "encoder", tmp_path / "model")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    replaced = [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * times} for times in steps]
+    together = {"type": "Sequence", "normalizers": replaced}
+    inside = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, together]}
+    for normalizer in (together, inside, *(replaced if len(steps) == 1 else ())):
+        (folder / "tokenizer.json").write_text(json.dumps({**tokenizer, "normalizer": normalizer}))
+        with pytest.raises(RequestError, match="longer than memory holds"):
+            load_processor(resolve_model(str(folder)), "text")

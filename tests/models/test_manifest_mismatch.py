@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -232,6 +233,13 @@ FOLDERS = {
     "foreign folder": (lambda a: (a / "code").mkdir(), "foreign folder"),
     "pickle": (write("adapter_model.bin", pickle.dumps({})), "run code"),
     "pickle under another name": (write("README.md", pickle.dumps({})), "run code"),
+    "pipe in the place of weights": (
+        lambda a: [(a / "adapter_model.safetensors").unlink(), os.mkfifo(a / "adapter_model.safetensors")], "a pipe",
+    ),
+    "pipe in the place of the manifest": (
+        lambda a: [(a / "hfadapt.json").unlink(), os.mkfifo(a / "hfadapt.json")], "a pipe",
+    ),
+    "device": (lambda a: (a / "notes.txt").symlink_to("/dev/zero"), "a device"),
     "path out of the folder": (
         lambda a: change_manifest(a, lambda f: f["files"].update({"../base.json": "0"})), "no adapter has",
     ),

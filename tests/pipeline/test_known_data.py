@@ -5,11 +5,13 @@ The data are a file of labelled rows and a tiny model, as on a user's disk.
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from tiny import command, labelled, pairs, recipe_fields, write_recipe, write_rows
 
@@ -126,6 +128,20 @@ def test_large_data_are_left_to_check(models, tmp_path, limit, monkeypatch):
     monkeypatch.setattr(f"hfadapt.pipeline.known_data.{limit}", 1000)
     path = recipe(tmp_path, models / "encoder", labelled(120, seed=5))
     assert known_data(load_recipe(path), tmp_path, Run(tmp_path / "runs/tiny")) == {}
+
+
+@pytest.mark.parametrize("name", ["one.jsonl.gz", "one.parquet"])
+def test_small_files_of_many_rows_are_left_to_check(models, tmp_path, name, monkeypatch):
+    """What counts is how much there is to read, not how much it is packed to."""
+    path = tmp_path / name
+    if path.suffix == ".gz":
+        rows = labelled(800)
+        path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    else:
+        pandas.DataFrame([{"text": "the same", "label": "good"}] * 3_000).to_parquet(path)
+    monkeypatch.setattr("hfadapt.pipeline.known_data.READ_BYTES", 2 * path.stat().st_size)
+    recipe_of = write_recipe(tmp_path / "a.yaml", recipe_fields(models / "encoder", domains={"one": {"source": name}}))
+    assert known_data(load_recipe(recipe_of), tmp_path, Run(tmp_path / "runs/tiny")) == {}
 
 
 def test_what_the_data_lack_stands_in_the_plan(models, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -64,3 +65,13 @@ def test_a_base_without_chat_template(models, tmp_path):
     bare = Path(shutil.copytree(models / "lm", tmp_path / "bare"))
     (bare / "chat_template.jinja").unlink()
     refused(tmp_path, bare, chats(60), 1, "no chat template", task="causal-lm")
+
+
+def test_a_tokenizer_whose_library_gives_up(models, tmp_path):
+    """Libraries in Rust end with what is no Exception of Python."""
+    folder = shutil.copytree(models / "encoder", tmp_path / "model")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    split = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": False}
+    (folder / "tokenizer.json").write_text(json.dumps({**tokenizer, "pre_tokenizer": split}))
+    rows = [{**row, "text": f"{'x' * 30} {row['text']}"} for row in labelled(60)]
+    refused(tmp_path, folder, rows, 1, "a library gave up", "fix:")

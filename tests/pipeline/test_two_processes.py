@@ -22,9 +22,10 @@ from tiny import (
     write_rows,
 )
 from tiny_images import write_folders
+from tiny_sounds import write_sounds
 
 CLASSES = "text-classification"
-SEVEN = ("augmented", "frozen", "joint", "hidden", "preferred", "pictures")
+SEVEN = ("augmented", "frozen", "joint", "hidden", "preferred", "pictures", "sounds", "streamed")
 """Recipes of 7 steps."""
 TEXTS = ("mlm", "tsdae", "simcse", "clm")
 """Objectives by which an adapter is adapted to texts before its task."""
@@ -45,7 +46,7 @@ for name in {(*NAMES, *EVALUATED)}:
 """One command after the other: most of the time is the start of processes."""
 
 
-def recipes(folder, models, vision):
+def recipes(folder, models, vision, hearing):
     """Fields of each recipe: 7 rows a step shared by two, so that one process has more."""
     rows = {"uneven": uneven(60), "questions": questions(60), "labelled": labelled(100), "pairs": pairs(100)}
     rows |= {"few": labelled(40), "held": labelled(100, seed=5), "tested": labelled(30, seed=6)}
@@ -55,6 +56,7 @@ def recipes(folder, models, vision):
     for name, made in rows.items():
         write_rows(folder / f"{name}.jsonl", made)
     write_folders(folder / "pictures", 60)
+    write_sounds(folder / "sounds", 60)
 
     def fields(model, task, source, data=None, adapter=None, fast=None, **train):
         settings = {"batch_rows": 7, "micro_batch_rows": 2, "max_steps": 7, "evaluate_every_steps": 2, **train}
@@ -93,6 +95,8 @@ def recipes(folder, models, vision):
         "hidden": fields(models / "mlm", "masked-lm", "texts.jsonl"),
         "preferred": fields(lm, "preference", "preferences.jsonl", None, {"dropout": 0.2}, learning_rate=5e-3),
         "pictures": fields(vision / "dino", "image-classification", "pictures", learning_rate=0.01),
+        "sounds": fields(hearing / "wave", "audio-classification", "sounds", learning_rate=0.01),
+        "streamed": fields(encoder, CLASSES, "labelled.jsonl", {"streaming": True}),
         "trial": fields(encoder, CLASSES, held, {"augment": "auto"}, max_steps=6),
         **{objective: with_texts(objective) for objective in TEXTS},
         "scored": evaluated(encoder, CLASSES),
@@ -101,10 +105,10 @@ def recipes(folder, models, vision):
 
 
 @pytest.fixture(scope="module")
-def done(models, vision, tmp_path_factory):
+def done(models, vision, hearing, tmp_path_factory):
     """The folder in which one process and two did the same."""
     folder = tmp_path_factory.mktemp("two")
-    for name, fields in recipes(folder, models, vision).items():
+    for name, fields in recipes(folder, models, vision, hearing).items():
         write_recipe(folder / f"{name}.yaml", {**fields, "name": name})
     (folder / "both.py").write_text(BOTH)
     process = start(
@@ -210,13 +214,13 @@ def test_they_score_what_one_does(done, name):
 
 
 @pytest.mark.slow
-def test_two_machines_of_two_processes_do_what_one_process_does(done, models, vision):
+def test_two_machines_of_two_processes_do_what_one_process_does(done):
     """They are two launchers here, which meet on loopback."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     meet = ["--nnodes", "2", "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", str(port)]
-    for name in ("scored", "pictures"):
+    for name in ("scored", "pictures", "sounds"):
         words = ("run" if name in EVALUATED else "train", f"{name}.yaml", "--runs", "four")
         launchers = [["torch.distributed.run", *meet, "--node_rank", each, "-m", "hfadapt"] for each in "01"]
         for ended in map(finish, [start(*words, folder=done, launcher=each) for each in launchers]):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hfadapt.core import registry
+from hfadapt.core.commands import visible
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, as_html, as_text, show_number
 from hfadapt.data.labels import some
 from hfadapt.data.rows import SPLITS
@@ -65,7 +66,8 @@ class DataReport(Shown):
         parts = []
         for block in self.blocks():
             if isinstance(block, Marked):
-                parts.append("".join(f"{_TRAINED}{text}{_PLAIN}" if on else text for text, on in block.pieces))
+                shown = ((visible(text), on) for text, on in block.pieces)
+                parts.append("".join(f"{_TRAINED}{text}{_PLAIN}" if on else text for text, on in shown))
                 continue
             lines = as_text([block]).split("\n")
             colours = {"hard": _HARD, "soft": _SOFT}
