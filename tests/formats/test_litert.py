@@ -168,7 +168,7 @@ def test_a_head_without_its_bias_is_found(folder):
 
 
 def test_kotlin_has_the_names_and_sizes_of_the_file(folder):
-    page = android(folder / "model.tflite", "logits", ['"$a"', "b", "c"], {}, 7)
+    page = android(folder / "model.tflite", registry.task("text-classification"), ['"$a"', "b", "c"], {}, 7)
     assert '"input_ids" to input_ids' in page
     assert "input_ids: Array<IntArray>" in page
     assert "Array(1) { FloatArray(3) }" in page
