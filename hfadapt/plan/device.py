@@ -144,7 +144,7 @@ def planned(
         shrink = f"a base of at most {share / 1e6:,.1f} M parameters would{smaller}"
     elif seconds and limit and seconds > limit * BEYOND:
         verdict = f"TOO SLOW: {show_latency(limit)} at most"
-        shrink = f"{limit / seconds:.0%} of {_slow(estimate, facts, smaller)}"
+        shrink = f"{limit / seconds:.0%} of {_slow(facts)}{smaller}"
     elif seconds and limit and seconds > limit / BEYOND:
         verdict = f"may fit: {show_latency(limit)} at most"
     return PlannedExport(
@@ -152,12 +152,11 @@ def planned(
     )
 
 
-def _slow(estimate: Estimate, facts: ModelFacts, smaller: str) -> str:
+def _slow(facts: ModelFacts) -> str:
     """What an answer takes its time for, and how there is less of it."""
     if registry.task(facts.task).writes:
-        return f"its bytes would do: a smaller base{smaller}"
-    whole = "" if estimate.arithmetic == "int8" else ", int8"
-    return f"the multiply-adds would do: a smaller base, smaller rows (data.max_length){whole}"
+        return "its bytes would do: a smaller base"
+    return "the multiply-adds would do: a smaller base, smaller rows (data.max_length)"
 
 
 def answer_seconds(target: Target, estimate: Estimate, facts: ModelFacts, length: int) -> float | None:
