@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from ai_edge_litert.tools import flatbuffer_utils
 from cells import trained, trained_on_sounds
 from make_litert_files import HERE, LABELS, LENGTH, Tiny
 from tiny import command, labelled, questions
@@ -22,6 +23,7 @@ from hfadapt.core.errors import RequestError, RunError
 from hfadapt.export.write import export
 from hfadapt.formats import _litert_environment as environment
 from hfadapt.formats import _litert_file as file
+from hfadapt.formats import _litert_worker as worker
 from hfadapt.formats import litert
 from hfadapt.formats._litert_android import android
 from hfadapt.formats._weights import other_head
@@ -76,6 +78,29 @@ def test_operators_and_words(folder):
     assert '["bad", "good", "so-so"]' in words
     assert litert.KIND.head(folder / "model.tflite").text == words
     assert litert.KIND.head(folder / "config.json") is None
+
+
+@pytest.mark.parametrize("folder", FILES, indirect=True)
+def test_names_between_the_ends_are_short(folder):
+    path = folder / "model.tflite"
+    before = file.opened(path, 1)
+    feeds = {name: np.ones(shape, dtype=before.inputs[name]) for name, shape in before.shapes.items()}
+    expected, size = before.run(feeds), path.stat().st_size
+    long = "Tiny/torch.nn.modules.linear.Linear_classifier;1;Tiny/torch.nn.modules.linear.Linear_inner"
+    model = flatbuffer_utils.read_model(str(path))
+    for tensor in model.subgraphs[0].tensors:
+        tensor.name = long.encode()
+    flatbuffer_utils.write_model(model, str(path))
+    assert path.stat().st_size > size
+    worker.tell(path, {"hfadapt.more": "told"})
+    assert "torch.nn" not in "\n".join(name for name, _ in file.weights(path))
+    assert "Linear_classifier" in file.words(path)
+    assert path.stat().st_size <= 1.05 * size
+    assert file.about(path)["hfadapt.more"] == "told"
+    after = file.opened(path, 1)
+    assert (after.inputs, after.shapes, after.answers) == (before.inputs, before.shapes, before.answers)
+    for name, value in after.run(feeds).items():
+        np.testing.assert_array_equal(value, expected[name])
 
 
 def test_a_file_that_is_cut_off_is_refused(folder):
