@@ -306,7 +306,7 @@ class Gate:
         decisive = margin > DECISIVE
         judged = Judged(
             form=form.name,
-            bytes=sum(path.stat().st_size for name, path in files_in(folder) if kind.holds(name, True)),
+            bytes=sum(path.stat().st_size for name, path in files_in(folder) if kind.loads(form.name, name)),
             rows=len(self.reference.examples),
             metric=metric.name,
             value=result.adapter,

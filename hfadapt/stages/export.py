@@ -220,7 +220,7 @@ def _record(about: dict[str, str], record: ExportRecord, lock: Lock) -> DeviceRe
     target, budget = catalogue.target(about["target"]), lock.budgets.get(about["target"], Budget())
     judged = next((each for each in record.judged if each.form == record.variant), None)
     kind, form = registry.format(record.format), record.variant or record.format
-    size = sum(each.bytes for each in record.files if kind.holds(each.name, True))
+    size = sum(each.bytes for each in record.files if kind.loads(form, each.name))
     there = weighed(lock, record.format, form, size)
     seconds, most = there.seconds if there else None, budget.latency or target.most_seconds
     return DeviceRecord(
