@@ -16,6 +16,7 @@ from cells import trained, trained_on_sounds
 from make_litert_files import HERE, LABELS, LENGTH, Tiny
 from tiny import command, labelled, questions
 from tiny_images import make_vision_models, write_folders
+from tiny_sounds import make_hearing_models, write_sounds
 
 from hfadapt import load_adapted
 from hfadapt.core import registry
@@ -308,3 +309,42 @@ def test_a_convolutional_net_learns_its_ranges_from_training_rows(tmp_path):
     page = (tmp_path / "out/ANDROID.md").read_text()
     assert "FloatArray(32) { x ->" in page
     assert "floatArrayOf(0.25f, 0.25f, 0.25f)" in page
+
+
+@converter
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "model", "said"),
+    [
+        ("image-multi-label", "vit", "above 0 holds"),
+        ("image-regression", "vit", "one number"),
+        ("audio-multi-label", "whisper", "above 0 holds"),
+        ("audio-regression", "wave", "one number"),
+    ],
+)
+def test_several_classes_and_numbers_of_pictures_and_sounds(tmp_path, task, model, said):
+    if task.startswith("image"):
+        make_vision_models(tmp_path)
+        write_folders(tmp_path / "files", 80)
+    else:
+        make_hearing_models(tmp_path)
+        write_sounds(tmp_path / "files", 80)
+    paths = sorted(path for path in (tmp_path / "files").rglob("*.*"))
+    kinds = sorted({path.parent.name for path in paths})
+    several = registry.task(task).label_kind == "classes"
+    lines = [",".join(["file", *(kinds if several else ["score"])])]
+    for path in paths:
+        number = kinds.index(path.parent.name)
+        values = [int(each == number) for each in range(len(kinds))] if several else [1.5 * number]
+        lines.append(",".join(map(str, [path.relative_to(tmp_path), *values])))
+    (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
+    cell = trained(tmp_path, tmp_path / model, task, [], domains={"one": {"source": "rows.csv"}}, dtype="float32")
+    done = export(cell, "litert", tmp_path / "out", variant="float32")
+    assert done.record.judged[0].agreement == 1.0
+    asked = [command("predict", folder, *paths[::20], "--json") for folder in (cell.folder, tmp_path / "out")]
+    one, two = (json.loads(each.out) for each in asked)
+    assert [each["label"] for each in one] == [each["label"] for each in two]
+    assert [each["number"] or 0 for each in one] == pytest.approx([each["number"] or 0 for each in two], abs=1e-3)
+    page = (tmp_path / "out/ANDROID.md").read_text()
+    assert said in page
+    assert ("val LABELS" in page) == several
