@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import HfadaptError, Problem, RunError
+from hfadapt.export.budget import within
 from hfadapt.export.choice import choose, meant, measured
 from hfadapt.export.gate import (
     Gate,
@@ -111,7 +112,10 @@ def _first_that_passes(asked: Request, folder: Path, rows: TestRows) -> tuple[Fo
     good = next((each for each in tries if not each.reasons), None)
     taken = good or (next((each for each in tries if each.found is not None), None) if asked.force else None)
     if taken is None:
-        fix = f"see --variant for other forms, set export.limits in the recipe, or --force; {kind.runtime} was asked"
+        fix = (
+            "set another form (export.storage), other limits (export.limits) or what the target allows (targets) in "
+            f"the recipe, or write it all the same: hfadapt export … --force; {kind.runtime} was asked"
+        )
         raise RunError(
             f"no form of {kind.name} passes the gate",
             problems=[
@@ -180,6 +184,7 @@ def _tried(asked: Request, form: Form | None, folder: Path, rows: TestRows, gate
             problems += same_problems(kind, difference, tolerance)
             asked.say(f"judging {form.name} on {len(gate.reference.examples)} test rows")
             judged = gate.judge(kind, form, folder, opened, _Tried(form, tuple(problems)).reasons)
+            judged = within(cell.lock, kind.name, judged)
     except RunError as error:
         if gate is None:
             raise

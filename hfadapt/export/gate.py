@@ -57,6 +57,7 @@ class TestRows:
     Args:
         probes: Made-up rows in which processors differ that read the test rows alike: some are small letters only, or
             pictures of the model's own size.
+        filling: How the base's processor fills up rows that are read together.
     """
 
     __test__ = False
@@ -64,6 +65,7 @@ class TestRows:
     examples: Sequence[Example]
     probes: Sequence[Example]
     pad: int
+    filling: Mapping[str, Any]
 
     @classmethod
     def of(cls, cell: Cell, most_labels: int | None = None) -> TestRows:
@@ -71,10 +73,10 @@ class TestRows:
         from hfadapt.models.base import BaseRef
         from hfadapt.models.load import load_processor, pad_token_id, source_of
 
-        lock = cell.lock
-        processor = load_processor(source_of(BaseRef.of(lock)), registry.task(lock.task).modality, lock.data.max_length)
-        probes = _encoded(cell, processor, _probes(cell))
-        return cls(cell, few(_encoded(cell, processor, _first(cell)), most_labels), probes, pad_token_id(processor))
+        lock, kind = cell.lock, registry.modality_of(cell.lock.task)
+        processor = load_processor(source_of(BaseRef.of(lock)), kind.name, lock.data.max_length)
+        rows, probes = (_encoded(cell, processor, each) for each in (_first(cell), _probes(cell)))
+        return cls(cell, few(rows, most_labels), probes, pad_token_id(processor), kind.filling(processor))
 
     def scores(self, model: Any, device: torch.device) -> Scores:
         """What a model says of them."""
@@ -140,6 +142,7 @@ def kept_problems(kind: Format, folder: Path, model: Any, rows: TestRows) -> Ite
     try:
         processor = kind.processor(cell, folder)
         different = 0 if processor is None else rows.differences(processor)
+        filling = rows.filling if processor is None else registry.modality_of(cell.lock.task).filling(processor)
     except (HfadaptError, OSError, ValueError) as error:
         yield Problem("the exported folder's own processor cannot read the test rows", kind.name, got=str(error)[:200])
         return
@@ -150,7 +153,18 @@ def kept_problems(kind: Format, folder: Path, model: Any, rows: TestRows) -> Ite
             got=f"{different} of {len(rows.examples)} test rows and {len(rows.probes)} difficult ones become others",
             fix="export again; if it happens again, report it with lock.yaml",
         )
-    named = registry.task(cell.lock.task).model_options(cell.data.labels).get("id2label")
+    for name, value in rows.filling.items():
+        if filling.get(name) != value:
+            yield Problem(
+                "the exported folder fills up rows in another way than training did",
+                kind.name,
+                got=f"{name} = {filling.get(name)}",
+                allowed=str(value),
+                fix="export again; if it happens again, report it with lock.yaml",
+            )
+    options = registry.task(cell.lock.task).model_options(cell.data.labels)
+    yield from _other_settings(kind, folder, options)
+    named = options.get("id2label")
     others = [each for each in _names(folder, model) if each != named]
     if named and others:
         yield Problem(
@@ -162,11 +176,30 @@ def kept_problems(kind: Format, folder: Path, model: Any, rows: TestRows) -> Ite
         )
 
 
+def _other_settings(kind: Format, folder: Path, options: Mapping[str, Any]) -> Iterator[Problem]:
+    """Where the config beside a model says something else of the task than training did; names of classes apart."""
+    for name, value in options.items():
+        said = _config(folder).get(name, value)
+        if isinstance(value, (str, int)) and said != value:
+            yield Problem(
+                "the exported config says something else of the model than training did",
+                kind.name,
+                got=f"{name} = {said}",
+                allowed=str(value),
+                fix="export again; if it happens again, report it with lock.yaml",
+            )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """What stands beside a model of transformers; nothing where there is no such file."""
+    path = folder / "config.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
 def _names(folder: Path, model: Any) -> Iterator[dict[int, str]]:
     """The classes as a model names them, and as the config beside it does: some formats say it twice."""
-    path = folder / "config.json"
-    beside = json.loads(path.read_text(encoding="utf-8")).get("id2label") if path.is_file() else None
-    for names in (getattr(model.config, "id2label", None) or {}, beside):
+    for names in (getattr(model.config, "id2label", None) or {}, _config(folder).get("id2label")):
         if names is not None:
             yield {int(number): str(name) for number, name in names.items()}
 
@@ -273,7 +306,7 @@ class Gate:
         decisive = margin > DECISIVE
         judged = Judged(
             form=form.name,
-            bytes=sum(path.stat().st_size for name, path in files_in(folder) if kind.holds(name, True)),
+            bytes=sum(path.stat().st_size for name, path in files_in(folder) if kind.loads(form.name, name)),
             rows=len(self.reference.examples),
             metric=metric.name,
             value=result.adapter,

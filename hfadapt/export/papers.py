@@ -117,7 +117,9 @@ def _judgement(record: ExportRecord) -> Iterator[str]:
 
 def judged_table(record: ExportRecord) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of a table of the forms that were tried."""
-    headings = ["form", "size", "points lost", "KL, nats", "decided alike", "all alike", "one row here", "verdict"]
+    there = any(each.there for each in record.judged)
+    alike = ["points lost", "KL, nats", "decided alike", "all alike"]
+    headings = ["form", "size", *alike, "one row here", *[f"{record.target}, ×2"] * there, "verdict"]
     rows = []
     for each in record.judged:
         decided = "none" if each.decisive_agreement is None else f"{each.decisive_agreement:.1%} of {each.decisive:,}"
@@ -130,10 +132,11 @@ def judged_table(record: ExportRecord) -> tuple[list[str], list[list[str]]]:
                 decided,
                 f"{each.agreement:.1%}",
                 f"{each.latency_ms:.1f} ms",
-                "refused" if each.refused else "passes",
+                *["not known" if each.there_seconds is None else f"{each.there_seconds * 1e3:.1f} ms"] * there,
+                "refused" if each.refused else "passes" if each.there in ("", "fits") else f"passes, {each.there}",
             ]
         )
-    rows += [[name, *[""] * 6, "does not run"] for name in record.failed]
+    rows += [[name, *[""] * (len(headings) - 2), "does not run"] for name in record.failed]
     return headings, rows
 
 
@@ -141,9 +144,10 @@ def judged_note(record: ExportRecord) -> str:
     """What the table's figures are measured on."""
     first = record.judged[0]
     features = ", ".join(record.features) or "none that are known"
+    there = f"; ×2: estimated for {record.target}, right within a factor of two, not run there" if first.there else ""
     return (
         f"{first.metric} on {first.rows} test rows with its paired interval; alike: {first.alike}, decided: a lead of "
-        f"more than 0.1; instruction sets of this machine: {features}"
+        f"more than 0.1; instruction sets of this machine: {features}{there}"
     )
 
 

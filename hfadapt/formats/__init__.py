@@ -151,6 +151,10 @@ class Format(Protocol):
             whole: The method trains the base itself.
         """
 
+    def loads(self, form: str, name: str) -> bool:
+        """Whether a file of this name is loaded where a form is used, and does not lie beside it for others to take."""
+        return self.holds(name, True)
+
     def needed(self, whole: bool) -> frozenset[str]:
         """Files without which it cannot be opened; argument as of `holds`."""
 

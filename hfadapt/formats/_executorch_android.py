@@ -7,7 +7,8 @@ from importlib.metadata import version
 from math import prod
 from typing import TYPE_CHECKING
 
-from hfadapt.formats._android import quoted, read_as
+from hfadapt.formats._android import named, read_as
+from hfadapt.tasks import Task
 
 if TYPE_CHECKING:
     from hfadapt.formats._executorch_file import Opened
@@ -40,9 +41,7 @@ import org.pytorch.executorch.EValue
 import org.pytorch.executorch.Module
 import org.pytorch.executorch.Tensor
 
-val LABELS = listOf({labels})
-
-class Model(context: Context) : AutoCloseable {{
+{labels}class Model(context: Context) : AutoCloseable {{
     private val module = File(context.filesDir, "{file}").let {{ copy ->
         context.assets.open("{file}").use {{ from -> copy.outputStream().use {{ from.copyTo(it) }} }}
         Module.load(copy.path)
@@ -65,22 +64,22 @@ TOKENS = (
 )
 
 
-def android(file: str, opened: Opened, labels: Sequence[str], reads: str) -> str:
+def android(file: str, opened: Opened, labels: Sequence[str], task: Task) -> str:
     """A page in Markdown.
 
     Args:
         file: Its name.
         opened: The file in its runtime.
-        reads: Name of its output.
+        task: Whose output it has.
     """
     picture = next((name for name, shape in opened.shapes.items() if len(shape) == 4), None)
     code = CALL.format(
         file=file,
         imports="import android.graphics.Bitmap\n" if picture else "",
-        labels=", ".join(quoted(label) for label in labels),
-        reads=reads,
+        labels=named(labels),
+        reads=task.file_reads or task.reads,
         size=f"{prod(opened.answers)} numbers" + (" at most" if "input_ids" in opened.shapes and not labels else ""),
-        meaning="The largest says which of LABELS." if labels else "",
+        meaning=task.meaning,
         arguments=", ".join(
             f"{name}: {PICTURE if name == picture else ARRAYS[kind]}" for name, kind in opened.inputs.items()
         ),

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hfadapt.formats import _litert_file as file
-from hfadapt.formats._android import quoted, read_as
+from hfadapt.formats._android import named, read_as
+from hfadapt.tasks import Task
 
 LIBRARY = "com.google.ai.edge.litert:litert:1.4.0"
 KOTLIN = {"int32": "IntArray", "float32": "FloatArray"}
@@ -32,9 +33,7 @@ import android.content.res.AssetManager
 {imports}import java.nio.channels.FileChannel
 import org.tensorflow.lite.Interpreter
 
-val LABELS = listOf({labels})
-
-class Model(assets: AssetManager) : AutoCloseable {{
+{labels}class Model(assets: AssetManager) : AutoCloseable {{
     private val interpreter = assets.openFd("{file}").use {{ fd ->
         val file = fd.createInputStream().channel
         val bytes = file.map(FileChannel.MapMode.READ_ONLY, fd.startOffset, fd.declaredLength)
@@ -47,7 +46,7 @@ class Model(assets: AssetManager) : AutoCloseable {{
         interpreter.runSignature(
             mapOf<String, Any>({given}),
             mapOf<String, Any>("{reads}" to output),
-            "serving_default",
+            "serving_default"
         )
         return output[0]
     }}
@@ -63,24 +62,24 @@ TOKENS = (
 )
 
 
-def android(path: Path, reads: str, labels: Sequence[str], about: Mapping[str, str], pad_token_id: int) -> str:
+def android(path: Path, task: Task, labels: Sequence[str], about: Mapping[str, str], pad_token_id: int) -> str:
     """A page in Markdown.
 
     Args:
         path: The file.
-        reads: Name of its output.
+        task: Whose output it has.
         about: What it says of itself, for pictures the settings of their processor.
         pad_token_id: What fills texts up.
     """
-    opened = file.opened(path, 1)
+    opened, reads = file.opened(path, 1), task.file_reads or task.reads
     picture = next((name for name, shape in opened.shapes.items() if len(shape) == 4), None)
     types = {name: _kotlin(opened.inputs[name], shape) for name, shape in opened.shapes.items()}
     call = CALL.format(
         file=path.name,
         imports="import android.graphics.Bitmap\n" if picture else "",
-        labels=", ".join(quoted(label) for label in labels),
+        labels=named(labels),
         outputs=f"`{reads}`",
-        meaning="The largest says which of LABELS." if labels else "",
+        meaning=task.meaning,
         arguments=", ".join(f"{name}: {kind}" for name, kind in types.items()),
         given=", ".join(f'"{name}" to {name}' for name in types),
         reads=reads,

@@ -51,12 +51,20 @@ def quantise(path: Path, recipe: str, rows: dict) -> None:
 
 
 def tell(path: Path, about: dict) -> None:
-    """Adds texts to the file's metadata."""
+    """Adds texts to the file's metadata, and shortens the names of what is computed between its ends.
+
+    The converter names each tensor by all modules that it was made of: a twentieth of a small file in 8 bits.
+    """
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.tools import flatbuffer_utils
 
     model = flatbuffer_utils.read_model(str(path))
     model.description = b"hfadapt"
+    for graph in model.subgraphs:
+        ends = {*graph.inputs, *graph.outputs}
+        for place, tensor in enumerate(graph.tensors):
+            if place not in ends and tensor.name:
+                tensor.name = tensor.name.partition(b";")[0].rpartition(b"/")[2].rpartition(b".")[2]
     for name, text in about.items():
         buffer, entry = schema.BufferT(), schema.MetadataT()
         buffer.data = np.frombuffer(text.encode(), dtype=np.uint8)

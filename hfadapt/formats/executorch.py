@@ -88,7 +88,7 @@ class ExecuTorch(SingleFile):
         (folder / FILE).write_bytes(made)
         single.write_beside(cell, base, folder)
         opened = file.Opened(folder / FILE)
-        guide = android(FILE, opened, cell.data.labels, reads)
+        guide = android(FILE, opened, cell.data.labels, task)
         (folder / GUIDE).write_text(guide, encoding="utf-8")
         return base.model.to(device)
 

@@ -98,7 +98,7 @@ class LiteRt(SingleFile):
             environment.convert(place, RECIPES[form.own], about)
             shutil.move(place / FILE, folder / FILE)
         single.write_beside(cell, base, folder)
-        guide = android(folder / FILE, reads, cell.data.labels, about, base.pad_token_id)
+        guide = android(folder / FILE, task, cell.data.labels, about, base.pad_token_id)
         (folder / GUIDE).write_text(guide, encoding="utf-8")
         return base.model.to(device)
 

@@ -36,6 +36,10 @@ class TransformersJs(Onnx):
             return f"the pipelines of transformers.js answer with shares of one class, this is {kind.title}"
         return super().unfit(task, config)
 
+    def loads(self, form: str, name: str) -> bool:
+        """One of the two."""
+        return super().loads(form, name) and (name not in (PLAIN, ROUNDED) or name == self.files[form][0])
+
     def outputs(self, task: str) -> tuple[str, ...]:
         """Also what transformers.js itself makes the answer of, such as the hidden states that it pools."""
         return tuple(dict.fromkeys((registry.task(task).reads, *super().outputs(task))))

@@ -226,6 +226,10 @@ class Modality:
         """The bytes of a value that means nothing, for canaries."""
         raise NotImplementedError
 
+    def filling(self, processor: Any) -> dict[str, Any]:
+        """How a processor fills up rows that are read together, by name, which a row alone does not show."""
+        return {}
+
     def probes(self) -> list[Any]:
         """Values in which two processors may differ that read usual ones alike."""
         return [self.random(random.Random(0))]

@@ -361,6 +361,10 @@ class Text(Modality):
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         return tokenizer
 
+    def filling(self, processor: Any) -> dict[str, Any]:
+        """The side, and with what."""
+        return {"padding_side": processor.padding_side, "pad_token_id": processor.pad_token_id}
+
     def probes(self) -> list[str]:
         """Capitals, accents, digits and characters of several bytes; and as much of it as is cut off."""
         return [PROBE, " ".join([PROBE] * 100)]

@@ -42,8 +42,11 @@ def served(target: Target, budget: Budget | None, facts: ModelFacts, length: int
     found = []
     for name in target.exports:
         if unwritten(name, facts) is None:
-            for estimate in registry.format(name).estimates(facts):
-                found.append(_planned(name, estimate, target, budget or Budget(), facts, length))
+            estimates = registry.format(name).estimates(facts)
+            least = min((each.bytes for each in estimates), default=0)
+            for each in estimates:
+                smaller = "" if each.bytes == least else ", or fewer bits"
+                found.append(planned(name, each, target, budget or Budget(), facts, length, smaller))
     return tuple(found)
 
 
@@ -120,9 +123,16 @@ def storage_problems(recipe: Recipe, target: Target, facts: ModelFacts, settled:
     ]
 
 
-def _planned(
-    format: str, estimate: Estimate, target: Target, budget: Budget, facts: ModelFacts, length: int
+def planned(
+    format: str,
+    estimate: Estimate,
+    target: Target,
+    budget: Budget,
+    facts: ModelFacts,
+    length: int,
+    smaller: str = "",
 ) -> PlannedExport:
+    """A form against a budget; `smaller` says what would help beside a smaller base."""
     most = budget.bytes or target.most_bytes
     memory = int(target.budget_bytes / BESIDE)
     seconds, limit = answer_seconds(target, estimate, facts, length), budget.latency or target.most_seconds
@@ -131,15 +141,22 @@ def _planned(
         allowed = min(memory, most or memory)
         verdict = f"DOES NOT FIT: {show_bytes(allowed)} at most"
         share = allowed * facts.parameters / estimate.bytes
-        shrink = f"a base of at most {share / 1e6:,.1f} M parameters would, or fewer bits"
+        shrink = f"a base of at most {share / 1e6:,.1f} M parameters would{smaller}"
     elif seconds and limit and seconds > limit * BEYOND:
         verdict = f"TOO SLOW: {show_latency(limit)} at most"
-        shrink = f"{limit / seconds:.0%} of the multiply-adds would do: a smaller base, shorter rows, int8"
+        shrink = f"{limit / seconds:.0%} of {_slow(facts)}{smaller}"
     elif seconds and limit and seconds > limit / BEYOND:
         verdict = f"may fit: {show_latency(limit)} at most"
     return PlannedExport(
         format=format, form=estimate.form, bytes=estimate.bytes, seconds=seconds, verdict=verdict, shrink=shrink
     )
+
+
+def _slow(facts: ModelFacts) -> str:
+    """What an answer takes its time for, and how there is less of it."""
+    if registry.task(facts.task).writes:
+        return "its bytes would do: a smaller base"
+    return "the multiply-adds would do: a smaller base, smaller rows (data.max_length)"
 
 
 def answer_seconds(target: Target, estimate: Estimate, facts: ModelFacts, length: int) -> float | None:

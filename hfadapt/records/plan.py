@@ -246,7 +246,7 @@ class Plan(Record):
         """What would leave for a target that only serves."""
         return [
             Table(
-                [f"export for {self._names(cells, whole='') or cells[0].target}", "bytes", "latency", "estimated"],
+                [f"export for {self._names(cells, whole='') or cells[0].target}", "bytes", "latency, ×2", "estimated"],
                 [
                     [
                         f"{each.format}, {each.form}",
@@ -256,7 +256,7 @@ class Plan(Record):
                     ]
                     for each in exports
                 ],
-                frozenset({"bytes", "latency"}),
+                frozenset({"bytes", "latency, ×2"}),
             )
             for exports, cells in _alike([cell for cell in self.cells if cell.exports], lambda cell: cell.exports)
         ]

@@ -52,7 +52,9 @@ class Judged(Spec):
     interval of a paired bootstrap. `kl_nats` and `most_kl_nats` are the mean and
     largest divergence of a label's answer. `agreement` is the share of answers that are alike (`alike` says when), and
     `decisive_agreement` that of the `decisive` ones, in which the adapter is not close to another answer. `latency_ms`
-    is the median of one row here. `refused` are the reasons why it must not be shipped.
+    is the median of one row here; where the cell's target only serves, `there_seconds` is what an answer takes there,
+    right within a factor of two, None where that is not known, and `there` what that and the bytes are to its budget.
+    `refused` are the reasons why it must not be shipped.
     """
 
     form: str
@@ -71,6 +73,8 @@ class Judged(Spec):
     decisive_agreement: float | None
     alike: str
     latency_ms: float
+    there_seconds: float | None = None
+    there: str = ""
     operators: dict[str, int] = {}
     refused: tuple[str, ...] = ()
 

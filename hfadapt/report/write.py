@@ -9,6 +9,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.recipe.schema import Recipe
 from hfadapt.recipe.sources import near_model, placed_model
+from hfadapt.records.published import DeviceRecord
 from hfadapt.records.report import Report
 from hfadapt.report.page import write_page
 from hfadapt.report.run_view import Run
@@ -68,7 +69,10 @@ def next_commands(cells: Sequence[Cell]) -> tuple[str, ...]:
     example = '"prompt"' if task.pipeline_tag == "text-generation" else registry.modality(task.modality).argument
     # What is published needs a licence, which nobody but the owner of the data can say.
     licensed = all(source.license for source in best.data.sources)
+    devices = ((cell, cell.read(DeviceRecord)) for cell in done if cell.has(DeviceRecord))
+    exported = next((quote(str(cell.folder / record.folder)) for cell, record in devices if record.folder), "")
     return (
         f"hfadapt predict {quote(str(best.folder))} {example}",
+        *([f"hfadapt predict {exported} {example}", f"hfadapt bench {exported}"] if exported else ()),
         f"hfadapt publish {quote(str(best.folder))} --repo USER/NAME{'' if licensed else ' --license ID'}",
     )

@@ -51,10 +51,11 @@ def section(facts: Facts) -> str:
             f"{facts(at + 'points_high', 'decimal')}]."
         )
     if value(at + "estimated_seconds") is not None:
+        sure = "" if value(at + "proved") else ", so that it may take longer than that"
         lines.append(
             f"An answer there takes about {facts(at + 'estimated_seconds', 'latency')} where "
-            f"{facts(at + 'most_seconds', 'latency')} are allowed, an estimate that is right within a factor of two; "
-            "it was not run on the device."
+            f"{facts(at + 'most_seconds', 'latency')} are allowed, an estimate that is right within a factor of "
+            f"two{sure}; it was not run on the device."
         )
     return "\n".join(lines)
 
@@ -104,9 +105,20 @@ class Export(Stage):
             there = "not known" if record.estimated_seconds is None else show_latency(record.estimated_seconds)
             here = "not measured" if record.seconds is None else show_latency(record.seconds)
             form = f"{record.format}, {record.form}" if record.format else f"none: {record.note}"
-            rows.append([record.target, record.domain, form, show_bytes(record.bytes), lost, here, there])
-        columns = ["target", "domain", "export", "bytes", "points lost", "latency here", "there, estimated"]
-        return [Heading("On the device"), Table(columns, rows, frozenset(columns[3:]))] if rows else []
+            rows.append(
+                [record.target, record.domain, form, show_bytes(record.bytes), lost, here, there, _kept(record)]
+            )
+        columns = ["target", "domain", "export", "bytes", "points lost", "latency here", "there, ×2", "budget"]
+        return [Heading("On the device"), Table(columns, rows, frozenset(columns[3:7]))] if rows else []
+
+
+def _kept(record: DeviceRecord) -> str:
+    """The budget, and whether it is sure that the file keeps it."""
+    if record.format is None:
+        return ""
+    most = f"{show_bytes(record.most_bytes or 0)}, {show_latency(record.most_seconds)}"
+    unsure = "time not known" if record.estimated_seconds is None else "time may be longer"
+    return most if record.proved else f"{most}: {unsure}"
 
 
 def _facts(base: BaseRef, context: Context) -> ModelFacts:
@@ -141,16 +153,37 @@ def _exported(cell: Cell, context: Context) -> DeviceRecord:
     about = {"domain": cell.domain, "target": cell.target}
     if name is None:
         return DeviceRecord(**about, format=None, note=f"no format of {', '.join(target.exports)} can hold it")
-    folder = own / FOLDER
-    shutil.rmtree(folder, ignore_errors=True)
     require_room(cell, name, facts, failed=bool(context.recipe.student) and not Cell(own).holds(StudentRecord))
     context.progress.say(f"{cell.domain}: exporting for {cell.target} as {name}")
-    record = export(cell, name, folder, variant=cell.lock.export.storage, say=context.progress.say).record
-    found = _record(about, record, facts, cell.lock)
-    if found.most_bytes is not None and found.bytes > found.most_bytes:
-        smaller = [f"{each.form} is refused: {'; '.join(each.refused)}" for each in record.judged if each.refused]
-        raise _too_large(cell, [f"{found.form}: {show_bytes(found.bytes)}", *smaller], found.most_bytes)
-    return found
+    beyond: list[str] = []
+    for variant in _variants(cell, name, facts):
+        shutil.rmtree(own / FOLDER, ignore_errors=True)
+        try:
+            record = export(cell, name, own / FOLDER, variant=variant, say=context.progress.say).record
+        except RunError as error:
+            if not beyond:
+                raise
+            beyond.append("; ".join(f"{each.what}{f': {each.got}' if each.got else ''}" for each in error.problems))
+            continue
+        found = _record(about, record, cell.lock)
+        if found.most_bytes is None or found.bytes <= found.most_bytes:
+            return found
+        beyond.append(f"{found.form}: {show_bytes(found.bytes)}")
+        context.progress.say(f"{cell.domain}: {beyond[-1]}, {cell.target} allows {show_bytes(found.most_bytes)}")
+    raise _too_large(cell, beyond, _most_bytes(cell) or 0)
+
+
+def _variants(cell: Cell, format: str, facts: ModelFacts) -> list[str | None]:
+    """What is written, one after the other, until one is within the budget: what the recipe names, or what the format
+    prefers, and then the forms that the plan found small enough."""
+    if cell.lock.export.storage is not None:
+        return [cell.lock.export.storage]
+    most = _most_bytes(cell)
+    return [None, *(each.form for each in registry.format(format).estimates(facts) if most and each.bytes <= most)]
+
+
+def _most_bytes(cell: Cell) -> int | None:
+    return cell.lock.budgets.get(cell.target, Budget()).bytes or catalogue.target(cell.target).most_bytes
 
 
 def require_room(cell: Cell, name: str, facts: ModelFacts, failed: bool) -> None:
@@ -159,8 +192,7 @@ def require_room(cell: Cell, name: str, facts: ModelFacts, failed: bool) -> None
     Args:
         failed: Whether a student was to leave in the model's place, and none was made.
     """
-    target, budget = catalogue.target(cell.target), cell.lock.budgets.get(cell.target, Budget())
-    most, wanted = budget.bytes or target.most_bytes, cell.lock.export.storage
+    most, wanted = _most_bytes(cell), cell.lock.export.storage
     known = [each for each in registry.format(name).estimates(facts) if wanted in (None, each.form)]
     nearest = min(known, key=lambda each: each.bytes, default=None)
     if most is None or nearest is None or nearest.bytes <= SURELY * most:
@@ -181,17 +213,16 @@ def _too_large(cell: Cell, found: Sequence[str], most: int) -> RunError:
     )
 
 
-def _record(about: dict[str, str], record: ExportRecord, facts: ModelFacts, lock: Lock) -> DeviceRecord:
-    from hfadapt.formats import Estimate
-    from hfadapt.plan.device import BEYOND, answer_seconds
+def _record(about: dict[str, str], record: ExportRecord, lock: Lock) -> DeviceRecord:
+    from hfadapt.export.budget import weighed
+    from hfadapt.plan.device import BEYOND
 
     target, budget = catalogue.target(about["target"]), lock.budgets.get(about["target"], Budget())
     judged = next((each for each in record.judged if each.form == record.variant), None)
     kind, form = registry.format(record.format), record.variant or record.format
-    size = sum(each.bytes for each in record.files if kind.holds(each.name, True))
-    known = {each.form: each.arithmetic for each in kind.estimates(facts)}
-    estimate = Estimate(form, size, known.get(form, "float32"))
-    seconds, most = answer_seconds(target, estimate, facts, lock.data.max_length), budget.latency or target.most_seconds
+    size = sum(each.bytes for each in record.files if kind.loads(form, each.name))
+    there = weighed(lock, record.format, form, size)
+    seconds, most = there.seconds if there else None, budget.latency or target.most_seconds
     return DeviceRecord(
         **about,
         format=record.format,

@@ -173,6 +173,7 @@ class Task:
         assumed_tokens: Length of rows, before any data was seen.
         assumed_parts: Sequences as which a row goes through the model, likewise.
         reading: Python that prints the answer in `out`, numpy's array of the output of one row, with `labels`.
+        meaning: What the numbers of `out` say, in words for code in other languages, where the labels are LABELS.
         alike_means: What `alike` calls alike, in words.
         in_spreads: Answers are numbers: how far they drift is said in standard deviations of theirs, not in nats.
         folder: Where snippet.py.j2 lies: the code of the card that opens an adapter and asks it one thing, a template
@@ -217,6 +218,7 @@ class Task:
     assumed_parts: float = 1.0
     answer_rows: int = ANSWER_ROWS
     reading: str = "print(out.shape)"
+    meaning: str = ""
     alike_means: str = "the same choice"
     in_spreads: bool = False
     folder: Path

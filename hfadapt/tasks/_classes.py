@@ -29,6 +29,7 @@ class OneClass(Task):
 
     metrics: tuple[str, ...] = ("accuracy", "macro_f1", "calibration_error", "loss")
     problem_type = "single_label_classification"
+    meaning = "The largest says which of LABELS."
     reading = (
         "chances = np.exp(out - out.max()) / np.exp(out - out.max()).sum()\n"
         'print(f"{labels[chances.argmax()]} ({chances.max():.2f})")'

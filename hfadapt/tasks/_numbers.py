@@ -25,6 +25,7 @@ def mean(sums: np.ndarray) -> np.ndarray:
 class OneNumber(Task):
     """A head of one output."""
 
+    meaning = "Its one number is the answer."
     reading = 'print(f"{out[0]:.4g}")'
     alike_means = "numbers within a tenth of their spread"
     in_spreads = True

@@ -27,6 +27,7 @@ class SeveralClasses(OneClass):
     metrics = ("micro_f1", "macro_f1_of_labels", "average_precision", "subset_accuracy", "calibration_error", "loss")
     problem_type = "multi_label_classification"
     soft_labels = False
+    meaning = "Each class of LABELS whose number is above 0 holds, none or several."
     reading = 'print(", ".join(label for label, logit in zip(labels, out) if logit > 0) or "none")'
 
     def snippet_agrees(self, printed: str, prediction: Any) -> bool:

@@ -20,9 +20,11 @@ from hfadapt.export.gate import Gate, TestRows, from_evaluation
 from hfadapt.export.write import export
 from hfadapt.formats import Form, Runner, Shape
 from hfadapt.formats.merged import Merged
+from hfadapt.recipe.budgets import Budget
 from hfadapt.recipe.export import ExportLimits
 from hfadapt.run_folder import Cell
 
+PHONE = "android-8gb"
 TEXTS = ["lovely bright film superb", "dreadful stale film awful", "the paper window"]
 
 
@@ -138,6 +140,26 @@ def test_the_recipe_says_format_form_and_limits(classifier, engine, tmp_path):
     assert (record["format"], record["variant"], record["limits"]["agreement"]) == ("engine", "coarse", 0.0)
     # A form is one of its format's alone.
     assert command("export", cell.folder, "--to", tmp_path / "plain", "--format", "merged").code == 0
+
+
+def test_a_form_beyond_the_budget_of_its_target_is_refused(classifier, engine, tmp_path):
+    """What is written is weighed, and an estimate of the time there stands beside that of here."""
+    cell = Cell(shutil.copytree(classifier.folder, tmp_path / "one" / PHONE))
+    budget = {"bytes": 1000, "latency": 1e-6}
+    cell.save_lock(cell.lock.model_validate({**cell.lock.model_dump(), "targets": [PHONE], "budgets": {PHONE: budget}}))
+    with pytest.raises(RunError) as caught:
+        export(cell, "engine", tmp_path / "out", variant="exact")
+    assert f"on {PHONE} it takes" in str(caught.value)
+    assert "DOES NOT FIT: 1000 B at most" in str(caught.value)
+    done = export(cell, "engine", tmp_path / "out", variant="exact", force=True)
+    (judged,) = done.record.judged
+    assert judged.there_seconds > 0
+    assert f"| {PHONE}, ×2 |" in (tmp_path / "out/README.md").read_text()
+    near = {"bytes": 10**9, "latency": 1.5 * judged.there_seconds}
+    cell.save_lock(cell.lock.model_copy(update={"budgets": {PHONE: Budget(**near)}}))
+    done = export(cell, "engine", tmp_path / "near", variant="exact")
+    assert done.record.judged[0].there.startswith("may fit")
+    assert "passes, may fit" in (tmp_path / "near/README.md").read_text()
 
 
 def test_a_size_that_rows_do_not_fit_is_refused(classifier, engine, tmp_path):

@@ -114,6 +114,31 @@ def other_node(proto):
     proto.graph.node[-1].input[0], proto.graph.node[-1].output[0] = "inner", output.name
 
 
+@in_graph
+def without_mask(proto):
+    """What was filled up counts as if it were text."""
+    ones = [
+        onnx.helper.make_node("Equal", ["attention_mask", "attention_mask"], ["same"]),
+        onnx.helper.make_node("Cast", ["same"], ["ones"], to=onnx.TensorProto.INT64),
+    ]
+    for node in proto.graph.node:
+        for place, name in enumerate(node.input):
+            if name == "attention_mask":
+                node.input[place] = "ones"
+    for place, node in enumerate(ones):
+        proto.graph.node.insert(place, node)
+
+
+@in_graph
+def sure(proto):
+    """Every choice stays the same, and every probability is another."""
+    (output,) = proto.graph.output
+    node = next(each for each in proto.graph.node if output.name in each.output)
+    node.output[list(node.output).index(output.name)] = "inner"
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(1.2), "factor"))
+    proto.graph.node.append(onnx.helper.make_node("Mul", ["inner", "factor"], [output.name]))
+
+
 def fixed(axis, size):
     """A graph for one size only."""
 
@@ -233,10 +258,27 @@ FAULTS = {
     "rows cut at the other end": Fault(
         READ, in_json("tokenizer_config.json", lambda content: content.update(truncation_side="left"))
     ),
+    "rows filled up at the other end": Fault(
+        "fills up rows in another way", in_json("tokenizer_config.json", lambda c: c.update(padding_side="left"))
+    ),
+    "rows filled up with another token": Fault(
+        "pad_token_id", in_json("tokenizer_config.json", lambda content: content.update(pad_token="<s>"))
+    ),
+    "one class of several said to be several": Fault(
+        "says something else of the model",
+        in_json("config.json", lambda content: content.update(problem_type="multi_label_classification")),
+    ),
+    "mask left out": Fault(SCORES, without_mask),
+    "answers too sure": Fault(SCORES, sure),
+    "another task told in the file": Fault("its metadata says hfadapt.task", said("task", "text-regression")),
     "other mean and deviation of pixels": Fault(
         READ, prepared(image_mean=[0.485, 0.456, 0.406], image_std=[0.229] * 3), cell="vit"
     ),
     "pixels not brought to one": Fault(READ, prepared(do_rescale=False), cell="vit"),
+    "pictures squeezed, not cut": Fault(
+        READ, prepared(do_center_crop=False, size={"height": 32, "width": 32}), cell="vit"
+    ),
+    "pixels not normalised": Fault(READ, prepared(do_normalize=False), cell="vit"),
     "pictures of another size": Fault(READ, prepared(size={"height": 16, "width": 16}), cell="vit"),
     "pictures resized in another way": Fault(READ, prepared(resample=0), cell="vit"),
     "red and blue exchanged": Fault(

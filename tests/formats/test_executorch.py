@@ -17,6 +17,7 @@ from tiny import command, labelled
 from tiny_images import make_vision_models, write_folders
 
 from hfadapt import load_adapted
+from hfadapt.core import registry
 from hfadapt.core.errors import RunError
 from hfadapt.export.write import export
 from hfadapt.formats import executorch
@@ -156,7 +157,7 @@ def test_a_head_without_its_bias_is_found(folder):
 
 
 def test_kotlin_has_the_names_and_sizes_of_the_file(folder):
-    page = android(FILE, file.Opened(folder / FILE), ['"$a"', "b", "c"], "logits")
+    page = android(FILE, file.Opened(folder / FILE), ['"$a"', "b", "c"], registry.task("text-classification"))
     assert "input_ids: LongArray, attention_mask: LongArray" in page
     assert "Tensor.fromBlob(input_ids, longArrayOf(1, input_ids.size.toLong()))" in page
     assert "`logits` for one row: 3 numbers." in page

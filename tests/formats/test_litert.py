@@ -11,10 +11,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from ai_edge_litert.tools import flatbuffer_utils
 from cells import trained, trained_on_sounds
 from make_litert_files import HERE, LABELS, LENGTH, Tiny
 from tiny import command, labelled, questions
 from tiny_images import make_vision_models, write_folders
+from tiny_sounds import make_hearing_models, write_sounds
 
 from hfadapt import load_adapted
 from hfadapt.core import registry
@@ -22,6 +24,7 @@ from hfadapt.core.errors import RequestError, RunError
 from hfadapt.export.write import export
 from hfadapt.formats import _litert_environment as environment
 from hfadapt.formats import _litert_file as file
+from hfadapt.formats import _litert_worker as worker
 from hfadapt.formats import litert
 from hfadapt.formats._litert_android import android
 from hfadapt.formats._weights import other_head
@@ -76,6 +79,29 @@ def test_operators_and_words(folder):
     assert '["bad", "good", "so-so"]' in words
     assert litert.KIND.head(folder / "model.tflite").text == words
     assert litert.KIND.head(folder / "config.json") is None
+
+
+@pytest.mark.parametrize("folder", FILES, indirect=True)
+def test_names_between_the_ends_are_short(folder):
+    path = folder / "model.tflite"
+    before = file.opened(path, 1)
+    feeds = {name: np.ones(shape, dtype=before.inputs[name]) for name, shape in before.shapes.items()}
+    expected, size = before.run(feeds), path.stat().st_size
+    long = "Tiny/torch.nn.modules.linear.Linear_classifier;1;Tiny/torch.nn.modules.linear.Linear_inner"
+    model = flatbuffer_utils.read_model(str(path))
+    for tensor in model.subgraphs[0].tensors:
+        tensor.name = long.encode()
+    flatbuffer_utils.write_model(model, str(path))
+    assert path.stat().st_size > size
+    worker.tell(path, {"hfadapt.more": "told"})
+    assert "torch.nn" not in "\n".join(name for name, _ in file.weights(path))
+    assert "Linear_classifier" in file.words(path)
+    assert path.stat().st_size <= 1.05 * size
+    assert file.about(path)["hfadapt.more"] == "told"
+    after = file.opened(path, 1)
+    assert (after.inputs, after.shapes, after.answers) == (before.inputs, before.shapes, before.answers)
+    for name, value in after.run(feeds).items():
+        np.testing.assert_array_equal(value, expected[name])
 
 
 def test_a_file_that_is_cut_off_is_refused(folder):
@@ -168,7 +194,7 @@ def test_a_head_without_its_bias_is_found(folder):
 
 
 def test_kotlin_has_the_names_and_sizes_of_the_file(folder):
-    page = android(folder / "model.tflite", "logits", ['"$a"', "b", "c"], {}, 7)
+    page = android(folder / "model.tflite", registry.task("text-classification"), ['"$a"', "b", "c"], {}, 7)
     assert '"input_ids" to input_ids' in page
     assert "input_ids: Array<IntArray>" in page
     assert "Array(1) { FloatArray(3) }" in page
@@ -283,3 +309,42 @@ def test_a_convolutional_net_learns_its_ranges_from_training_rows(tmp_path):
     page = (tmp_path / "out/ANDROID.md").read_text()
     assert "FloatArray(32) { x ->" in page
     assert "floatArrayOf(0.25f, 0.25f, 0.25f)" in page
+
+
+@converter
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "model", "said"),
+    [
+        ("image-multi-label", "vit", "above 0 holds"),
+        ("image-regression", "vit", "one number"),
+        ("audio-multi-label", "whisper", "above 0 holds"),
+        ("audio-regression", "wave", "one number"),
+    ],
+)
+def test_several_classes_and_numbers_of_pictures_and_sounds(tmp_path, task, model, said):
+    if task.startswith("image"):
+        make_vision_models(tmp_path)
+        write_folders(tmp_path / "files", 80)
+    else:
+        make_hearing_models(tmp_path)
+        write_sounds(tmp_path / "files", 80)
+    paths = sorted(path for path in (tmp_path / "files").rglob("*.*"))
+    kinds = sorted({path.parent.name for path in paths})
+    several = registry.task(task).label_kind == "classes"
+    lines = [",".join(["file", *(kinds if several else ["score"])])]
+    for path in paths:
+        number = kinds.index(path.parent.name)
+        values = [int(each == number) for each in range(len(kinds))] if several else [1.5 * number]
+        lines.append(",".join(map(str, [path.relative_to(tmp_path), *values])))
+    (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
+    cell = trained(tmp_path, tmp_path / model, task, [], domains={"one": {"source": "rows.csv"}}, dtype="float32")
+    done = export(cell, "litert", tmp_path / "out", variant="float32")
+    assert done.record.judged[0].agreement == 1.0
+    asked = [command("predict", folder, *paths[::20], "--json") for folder in (cell.folder, tmp_path / "out")]
+    one, two = (json.loads(each.out) for each in asked)
+    assert [each["label"] for each in one] == [each["label"] for each in two]
+    assert [each["number"] or 0 for each in one] == pytest.approx([each["number"] or 0 for each in two], abs=1e-3)
+    page = (tmp_path / "out/ANDROID.md").read_text()
+    assert said in page
+    assert ("val LABELS" in page) == several

@@ -273,6 +273,10 @@ def test_the_layout_of_transformers_js(classifier, tmp_path):
     names = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*")}
     assert {"onnx/model.onnx", "onnx/model_quantized.onnx", "config.json", "tokenizer.json"} <= names
     assert [each.label for each in load_adapted(tmp_path / "out").predict(TEXTS[:2])] == ["good", "bad"]
+    rounded, plain = done.record.judged
+    size = {path.name: path.stat().st_size for path in (tmp_path / "out").rglob("*.onnx")}
+    config = (tmp_path / "out/config.json").stat().st_size
+    assert (rounded.bytes, plain.bytes) == (size["model_quantized.onnx"] + config, size["model.onnx"] + config)
     quantised = graph.operators(tmp_path / "out/onnx/model_quantized.onnx")
     assert "MatMulInteger" in quantised
     assert "MatMulInteger" not in graph.operators(tmp_path / "out/onnx/model.onnx")

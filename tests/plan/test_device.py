@@ -54,6 +54,20 @@ def test_a_budget_decides(models, budget, words, fits):
     assert all(bool(each.shrink) != fits for each in found)
 
 
+def test_only_what_would_help_is_told(models):
+    facts = model_facts("sample:minilm-l6", "text-classification", 3)
+    small, large = served(catalogue.target(PHONE), Budget(bytes=1000), facts, 32)[:2]
+    assert (small.form, large.form) == ("int8-dynamic", "float32")
+    assert "fewer bits" not in small.shrink
+    assert "fewer bits" in large.shrink
+    small, large = served(catalogue.target(PHONE), Budget(latency=1e-6), facts, 32)[:2]
+    assert "fewer bits" not in small.shrink
+    assert "data.max_length" in small.shrink
+    assert "fewer bits" in large.shrink
+    writes = served(catalogue.target(PHONE), Budget(latency=1e-9), model_facts(str(models / "lm"), "causal-lm"), 32)
+    assert "of its bytes would do" in writes[0].shrink
+
+
 def test_an_estimate_near_its_limit_is_no_verdict(models):
     facts = model_facts(str(models / "lm"), "causal-lm")
     seconds = served(catalogue.target(PHONE), None, facts, 32)[0].seconds
@@ -79,6 +93,7 @@ def test_a_budget_stands_beside_its_target(models, tmp_path):
     assert not phone.fits
     assert phone.shortage.startswith("no form of the export would fit")
     assert "DOES NOT FIT" in str(plan)
+    assert "latency, ×2" in str(plan)
     assert card.exports == ()
 
 

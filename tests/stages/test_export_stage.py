@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 from tiny import command, labelled, pairs, recipe_fields, write_recipe, write_rows
 
 from hfadapt.core import registry
@@ -76,15 +77,30 @@ def test_a_browser_gets_a_classifier_that_its_runtime_was_asked(models, folder):
     assert found.points_low <= found.points <= found.points_high
 
 
+def test_a_smaller_form_is_written_where_the_preferred_one_is_beyond_the_budget(models, folder):
+    """As the plan has promised, which finds that one of all forms fits."""
+    path = write(folder, models, "smaller", {"bytes": "200kB", "latency": "1ms"})
+    recipe = yaml.safe_load(path.read_text()) | {"export": {"limits": {"points": 100, "kl_nats": 9, "agreement": 0}}}
+    write_recipe(path, recipe)
+    done = command("run", "smaller.yaml", folder=folder)
+    assert done.code == 0, done.out + done.err
+    found = Cell(folder / "runs/smaller/one" / PHONE).read(DeviceRecord)
+    assert found.form == "merged-q8_0"
+    assert found.bytes <= 200_000
+    assert f"hfadapt predict runs/smaller/one/{PHONE}/exported" in done.out
+
+
 def test_an_export_beyond_the_budget_fails_the_cell(models, folder):
-    write(folder, models, "large", {"bytes": "200kB"})
+    path = write(folder, models, "large", {"bytes": "200kB"})
+    write_recipe(path, yaml.safe_load(path.read_text()) | {"export": {"storage": "merged-float32"}})
     done = command("run", "large.yaml", folder=folder)
     assert done.code != 0
     assert "larger than android-8gb allows" in done.out + done.err
     assert Cell(folder / "runs/large/one/this-machine").evaluation.metrics
     # A student that was promised and failed leaves a model of which no form fits: that is known before one is written.
     cell, facts = Cell(folder / "runs/large/one" / PHONE), model_facts(str(models / "lm"), "causal-lm")
-    cell.save_lock(cell.lock.model_copy(update={"budgets": {PHONE: Budget(bytes=20_000)}}))
+    anything = cell.lock.export.model_copy(update={"storage": None})
+    cell.save_lock(cell.lock.model_copy(update={"budgets": {PHONE: Budget(bytes=20_000)}, "export": anything}))
     with pytest.raises(RunError) as caught:
         require_room(Cell(cell.folder), "gguf", facts, failed=True)
     least = min(each.bytes for each in registry.format("gguf").estimates(facts))

@@ -66,6 +66,7 @@ class Embedding(Task):
         "train.learning_rate": (2e-4, "a sentence encoder is trained already, and forgets with more"),
     }
     answer_rows = 1 << 20
+    meaning = "The vector of a text, to be compared by its cosine."
     reading = "print(out[:4])  # the first numbers of the vector"
     alike_means = f"vectors with a cosine of at least {ALIKE}"
     folder = Path(__file__).parent

@@ -54,6 +54,7 @@ class MaskedLM(Task):
     metrics = ("perplexity",)
     per_token = True
     needs_head = True
+    meaning = "For each token the largest says which token of the vocabulary stands there."
     fits = frozenset({"text"})
     redraws = True
     counted = "hidden tokens"

@@ -53,6 +53,7 @@ class Reranking(OneNumber):
         'model = CrossEncoder(".")  # this folder, or its name on the Hub\n'
         'scores = model.predict([("a query", "a document"), ("a query", "another")])'
     )
+    meaning = "Its one number says how well a document fits the query, beside those of other documents."
     folder = Path(__file__).parent
 
     def snippet_agrees(self, printed: str, prediction: Any) -> bool:

@@ -175,6 +175,7 @@ class TokenClassification(Task):
     label_kind = "tokens"
     per_token = True
     counted = "words"
+    meaning = "For each token, special ones too, the largest says which of LABELS."
     reading = "print([labels[number] for number in out.argmax(-1)])  # one for each token"
     own_metrics = METRICS
     metrics = ("span_f1", "token_accuracy", "span_precision", "span_recall", "calibration_error", "loss")
