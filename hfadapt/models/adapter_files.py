@@ -43,6 +43,7 @@ BESIDE = frozenset({MANIFEST, *SIDECARS, SUMS, EXPORT, "CARD.md", "drift.json", 
 """Files that may stand beside those that the manifest lists."""
 
 PICKLES = frozenset(".bin .pt .pth .pkl .pickle .ckpt .npy .npz .joblib .h5 .msgpack .keras .mar".split())  # noqa: SIM905
+AGAIN_OF_MODEL = "copy the folder again, or export it again: hfadapt export CELL --format "
 AGAIN = "copy the adapter folder again, or train it again: hfadapt run RECIPE"
 MOST_CONFIG_BYTES = 1 << 20
 MOST_RANK = 2048
@@ -188,7 +189,7 @@ def _changed_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
             yield Problem(
                 f"{name} has been changed since it was saved",
                 str(path),
-                fix=AGAIN,
+                fix=AGAIN if registry.format(manifest.format).needs_base else f"{AGAIN_OF_MODEL}{manifest.format}",
             )
 
 
