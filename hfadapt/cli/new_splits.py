@@ -49,13 +49,15 @@ def given_splits(
     path = local_path(data, Path())
     if path is None or "split" in beside:
         return found
+    # Classes that have a column each are the label.
+    needed = {*shape.used, *said.classes} - {shape.parts["label"]} if said.classes else {*shape.used}
     inside = json_rows.split_names(path) if path.is_file() else {each: each for each in folders.chosen(path).others}
     for key, split in inside.items():
         if split in ("validation", "test"):
             with suppress(DataError):
                 rows = open_source(Source(source=data, **{**beside, "split": key}), Path()).read()
                 values = [spread(each.values) for each in islice(rows, LOOKED_AT) if isinstance(each, Read)]
-                full = [row for row in values if all(row.get(column) is not None for column in shape.used)]
+                full = [row for row in values if all(row.get(column) is not None for column in needed)]
                 label = said.label if said.label_pattern else None
                 whole = sum(label is None or said.class_in(row[label]) in classes for row in full)
                 if values and whole >= (1 - UNREADABLE_LIMIT) * len(values):
