@@ -13,7 +13,7 @@ from hfadapt.core.errors import DataError
 from hfadapt.data.columns import Shape
 from hfadapt.data.sources import local_path, open_source
 from hfadapt.data.unreadable import UNREADABLE_LIMIT
-from hfadapt.files import Read, folders, json_rows, split_of
+from hfadapt.files import Read, folders, reading, split_of
 from hfadapt.files.nested import spread
 from hfadapt.recipe.schema import Columns, Source
 
@@ -51,7 +51,7 @@ def given_splits(
         return found
     # Classes that have a column each are the label.
     needed = {*shape.used, *said.classes} - {shape.parts["label"]} if said.classes else {*shape.used}
-    inside = json_rows.split_names(path) if path.is_file() else {each: each for each in folders.chosen(path).others}
+    inside = reading.split_names(path) if path.is_file() else {each: each for each in folders.chosen(path).others}
     for key, split in inside.items():
         if split in ("validation", "test"):
             with suppress(DataError):

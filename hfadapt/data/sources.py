@@ -15,7 +15,7 @@ from hfadapt.core.errors import DataError, Problem, nearest
 from hfadapt.core.progress import quiet_libraries
 from hfadapt.data.labels import some
 from hfadapt.data.rows import Dropped
-from hfadapt.files import SPLIT_NAMES, Doubt, Read, Unread, folders, json_rows, media, plain_text, reading, tables
+from hfadapt.files import SPLIT_NAMES, Doubt, Read, Unread, folders, media, plain_text, reading, tables
 from hfadapt.files.beside import not_read
 from hfadapt.files.named import Named
 from hfadapt.files.opening import PACKED, packing, suffix, unmarked
@@ -267,7 +267,7 @@ def _open_local(source: Source, path: Path, split: str) -> Opened:
         labels,
         {"sha256": sha256},
         noticed=tuple(noticed),
-        splits=json_rows.split_names(path) if path.is_file() else {each: each for each in found.others},
+        splits=reading.split_names(path) if path.is_file() else {each: each for each in found.others},
         loose=any(suffix(file) in (".jsonl", ".ndjson", ".json") for file in files),
         named=folders.named_below(path if path.is_dir() else files[0]),
     )

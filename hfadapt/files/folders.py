@@ -14,13 +14,14 @@ from pathlib import Path
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.files import SPLIT_NAMES, Read, Unread, json_rows, media, reading, sheets, split_of
+from hfadapt.files import SPLIT_NAMES, Read, Unread, media, reading, sheets, split_of
+from hfadapt.files.arrays import ENDING as ARRAYS
 from hfadapt.files.beside import is_paper
 from hfadapt.files.lists import layout_of
 from hfadapt.files.named import LOOKED_AT, Named
 from hfadapt.files.opening import HEAD_BYTES, PACKED, WORKBOOKS, foreign, lines, packing, suffix
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", *WORKBOOKS, ".txt", ".md")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", *WORKBOOKS, ARRAYS, ".txt", ".md")
 """Of files that hfadapt reads whatever the rows; row schemas read further ones."""
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", *WORKBOOKS)
 """Of these, one beside images or recordings names them."""
@@ -225,7 +226,7 @@ def _foreign(files: Iterable[Path], read: Collection[Path]) -> tuple[Path, ...]:
 
 def may_have_splits(path: Path) -> bool:
     """Whether a path can have named splits: a folder, a JSON file that holds them, or a workbook with its sheets."""
-    return path.is_dir() or (path.is_file() and bool(json_rows.split_names(path) or sheets.names(path)))
+    return path.is_dir() or (path.is_file() and bool(reading.split_names(path) or sheets.names(path)))
 
 
 def usual_split(path: Path) -> str:
@@ -250,7 +251,7 @@ def chosen(path: Path, split: str | None = None) -> Found:
     found = find(path)
     if not found.data:
         raise unreadable(path)
-    inside = json_rows.split_names(path) if path.is_file() else {}
+    inside = reading.split_names(path) if path.is_file() else {}
     if inside:
         if SPLIT_NAMES.get(split or "train", split) not in inside.values():
             raise DataError(

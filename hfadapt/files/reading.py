@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.files import Read, Rows, Unread, delimited, json_rows, media, plain_text, sheets, tables
+from hfadapt.files import Read, Rows, Unread, arrays, delimited, json_rows, media, plain_text, sheets, tables
 from hfadapt.files.nested import field_names, spread
 from hfadapt.files.opening import WORKBOOKS, lines, suffix
 
@@ -64,6 +64,11 @@ _READERS: dict[str, Callable[[Path, str | None], Rows]] = {
 }
 
 
+def split_names(path: Path) -> dict[str, str]:
+    """The splits that one file holds, by what they are called in it."""
+    return json_rows.split_names(path) or arrays.split_names(path)
+
+
 def rows(path: Path, split: str | None = None, encoding: str | None = None) -> Rows:
     """The rows of a file. Raises DataError where it is not what its ending says, or broken.
 
@@ -73,6 +78,8 @@ def rows(path: Path, split: str | None = None, encoding: str | None = None) -> R
     """
     if suffix(path) in WORKBOOKS:
         return sheets.read(path, split)
+    if suffix(path) == arrays.ENDING:
+        return arrays.read(path, split)
     if suffix(path) == ".json":
         return json_rows.read_whole(path, split, encoding)
     return _READERS.get(suffix(path), _of_schema)(path, encoding)
