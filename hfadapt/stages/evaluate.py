@@ -57,8 +57,6 @@ class Evaluate(Stage):
 
     def _taken(self, cell: Cell, context: Context) -> bool:
         """Takes what was found for another target with the same adapter, where the rows and settings are the same."""
-        from hfadapt.evaluate.drift import on_target
-
         other = next((each for each in context.cells if self._is_same(cell, each, context)), None)
         if other is None:
             return False
@@ -66,6 +64,8 @@ class Evaluate(Stage):
         if other.has(SecurityRecord):
             records.append(other.read(SecurityRecord).model_copy(update={"target": cell.target}))
         if other.has(DriftRecord):
+            from hfadapt.evaluate.drift import on_target
+
             drift = on_target(other.read(DriftRecord), cell.lock)
             if drift is None:
                 return False
