@@ -355,7 +355,7 @@ class Gate:
         if share is not None and not share >= limits.agreement:
             yield (
                 f"of {judged.decisive:,} decided answers {share:.2%} are {judged.alike}, the limit is "
-                f"{limits.agreement:.4g}"
+                f"{100 * limits.agreement:.4g}%"
             )
 
     def _usual(self) -> Mapping[str, torch.Tensor]:
