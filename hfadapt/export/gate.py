@@ -43,6 +43,7 @@ DECISIVE = 0.1
 """Lead of an answer over the next one from which it is decided."""
 APART = 0.05
 """Mean difference of a label's loss, in nats, that another machine and other batches make in 16 bits."""
+AGAIN = "export again; if it happens again, report it with lock.yaml"
 CALLS = 20
 """One row after the other, for the latency."""
 
@@ -151,17 +152,12 @@ def kept_problems(kind: Format, folder: Path, model: Any, rows: TestRows) -> Ite
             "the exported folder reads rows in another way than training did",
             kind.name,
             got=f"{different} of {len(rows.examples)} test rows and {len(rows.probes)} difficult ones become others",
-            fix="export again; if it happens again, report it with lock.yaml",
+            fix=AGAIN,
         )
     for name, value in rows.filling.items():
         if filling.get(name) != value:
-            yield Problem(
-                "the exported folder fills up rows in another way than training did",
-                kind.name,
-                got=f"{name} = {filling.get(name)}",
-                allowed=str(value),
-                fix="export again; if it happens again, report it with lock.yaml",
-            )
+            what = "the exported folder fills up rows in another way than training did"
+            yield Problem(what, kind.name, got=f"{name} = {filling.get(name)}", allowed=str(value), fix=AGAIN)
     options = registry.task(cell.lock.task).model_options(cell.data.labels)
     yield from _other_settings(kind, folder, options)
     named = options.get("id2label")
@@ -172,7 +168,7 @@ def kept_problems(kind: Format, folder: Path, model: Any, rows: TestRows) -> Ite
             kind.name,
             got=", ".join(name for _, name in sorted(others[0].items()))[:200],
             allowed=", ".join(named.values())[:200],
-            fix="export again; if it happens again, report it with lock.yaml",
+            fix=AGAIN,
         )
 
 
@@ -181,13 +177,8 @@ def _other_settings(kind: Format, folder: Path, options: Mapping[str, Any]) -> I
     for name, value in options.items():
         said = _config(folder).get(name, value)
         if isinstance(value, (str, int)) and said != value:
-            yield Problem(
-                "the exported config says something else of the model than training did",
-                kind.name,
-                got=f"{name} = {said}",
-                allowed=str(value),
-                fix="export again; if it happens again, report it with lock.yaml",
-            )
+            what = "the exported config says something else of the model than training did"
+            yield Problem(what, kind.name, got=f"{name} = {said}", allowed=str(value), fix=AGAIN)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -212,7 +203,7 @@ def same_problems(kind: Format, difference: float, allowed: float | None) -> Ite
             kind.name,
             got=f"mean difference of a label's loss: {difference:.3g} nats",
             allowed=f"at most {allowed:g}",
-            fix="export again; if it happens again, report it with lock.yaml",
+            fix=AGAIN,
         )
 
 

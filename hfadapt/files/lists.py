@@ -15,8 +15,7 @@ from functools import cache
 from itertools import islice
 from pathlib import Path
 
-from hfadapt.files import Read as Row
-from hfadapt.files import Rows, Unread, media
+from hfadapt.files import Read, Rows, Unread, media
 from hfadapt.files.opening import lines
 
 LOOKED_AT, LISTED = 200, 0.9
@@ -87,7 +86,7 @@ def read(path: Path, layout: Layout, encoding: str | None = None) -> Rows:
             if values is None:
                 yield Unread(item[0], "wrong-fields", f" is not as the others: {item[1][:40]!r}", item[0] + 1)
             else:
-                yield Row(item[0], values, item[0] + 1)
+                yield Read(item[0], values, item[0] + 1)
 
 
 def _names(above: Sequence[str], count: int) -> tuple[str, ...]:

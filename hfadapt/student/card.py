@@ -60,7 +60,7 @@ def _compared(facts: Facts, at: str) -> Iterator[str]:
     for number, metric in enumerate(value(at + "metrics")):
         one = f"{at}metrics/{number}"
         base = facts(f"{at}before/{metric['name']}", "decimal") if metric["name"] in before else ""
-        yield f"| {facts(one + '/name', 'code')} | {base} | {_both(facts, one, 'base', 'adapter')} |"
+        yield f"| {facts(one + '/name', 'code')} | {base} | {_both(facts, one)} |"
     for number, check in enumerate(facts.records.file(StudentRecord.FILE).get("checks", ())):
         one = f"{at}checks/{number}"
         name = facts(one + "/name", "code")
@@ -73,13 +73,13 @@ def _compared(facts: Facts, at: str) -> Iterator[str]:
             yield f"| {part['name']} | | {both} | |"
 
 
-def _both(facts: Facts, at: str, one: str, other: str) -> str:
-    """Two values and their difference with its interval, in three cells."""
+def _both(facts: Facts, at: str) -> str:
+    """The adapted model's value, the student's and their difference with its interval, in three cells."""
     found = facts.records.value(at)
     change = facts(f"{at}/delta", "signed") if found.get("delta") is not None else ""
     if found.get("low") is not None and found.get("high") is not None:
         change += f" [{facts(f'{at}/low', 'signed')}, {facts(f'{at}/high', 'signed')}]"
-    return f"{facts(f'{at}/{one}', 'decimal')} | {facts(f'{at}/{other}', 'decimal')} | {change}"
+    return f"{facts(f'{at}/base', 'decimal')} | {facts(f'{at}/adapter', 'decimal')} | {change}"
 
 
 def _slices(facts: Facts, at: str) -> Iterator[str]:
@@ -101,7 +101,7 @@ def _slices(facts: Facts, at: str) -> Iterator[str]:
         one = f"{at}slices/{number}"
         form = {"source": "public", "group": "quote"}.get(every[number]["by"], "code")
         name = f"{every[number]['by']} {facts(one + '/name', form)}"
-        yield f"| {name} | {facts(one + '/rows', 'integer')} | {_both(facts, one, 'base', 'adapter')} |"
+        yield f"| {name} | {facts(one + '/rows', 'integer')} | {_both(facts, one)} |"
 
 
 def _integers(facts: Facts, at: str) -> Iterator[str]:
