@@ -37,28 +37,29 @@ SAMPLE_CHARACTERS = 2_000_000
 """Of these rows: about a second of tokenising."""
 
 
-def keep_lengths(record: DataRecord, recipe: Recipe, model: str) -> None:
-    """Keeps the lengths of prepared rows, and the counts of splits as they were fitted, unless the model has no folder.
+def keep_lengths(record: DataRecord, recipe: Recipe, model: str, fingerprint: str | None = None) -> None:
+    """Keeps the lengths of rows, and the counts of splits as they were fitted, unless the model has no folder.
 
     Args:
         record: Of a domain, with lengths.
         model: Whose tokenizer measured them.
+        fingerprint: Of rows that are not prepared; the record has that of those that are.
     """
-    if (place := _place(record, recipe, model)) is not None:
+    if (place := _place(fingerprint or record.fingerprint, record.domain, recipe, model)) is not None:
         cache.write(place, record)
 
 
-def kept_lengths(record: DataRecord, recipe: Recipe) -> DataRecord | None:
-    """The record of prepared rows with what `keep_lengths` kept for them and the recipe's model, or None."""
-    place = _place(record, recipe, recipe.model)
+def kept_lengths(fingerprint: str, domain: str, recipe: Recipe) -> DataRecord | None:
+    """The record that `keep_lengths` kept for these rows of a domain and the recipe's model, or None."""
+    place = _place(fingerprint, domain, recipe, recipe.model)
     return None if place is None else cache.read(place, DataRecord)
 
 
-def _place(record: DataRecord, recipe: Recipe, model: str) -> Path | None:
+def _place(fingerprint: str, domain: str, recipe: Recipe, model: str) -> Path | None:
     if (folder := model_folder(model)) is None:
         return None
     settings = recipe.data.model_dump(mode="json", include={"max_length", "too_long", "augment", "allow"})
-    what = [VERSION, record.fingerprint, record.domain, recipe.task, settings, inputs_sha256(folder)]
+    what = [VERSION, fingerprint, domain, recipe.task, settings, inputs_sha256(folder)]
     return cache.folder() / "lengths" / f"{json_sha256(what)[:24]}.json"
 
 

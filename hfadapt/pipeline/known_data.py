@@ -89,10 +89,16 @@ class _Seen:
         Raises:
             HfadaptError: the data cannot be used.
         """
-        from hfadapt.data.measured import estimated, kept_lengths, sampled
+        from hfadapt.data.measured import estimated, keep_lengths, kept_lengths, sampled
 
         recipe = narrow(self._recipe, [domain])
         prepared: PreparedDomain | None = self._prepared.get(domain)
+        if prepared is not None:
+            fingerprint: str | None = prepared.record.fingerprint
+        else:
+            fingerprint = f"{self.fingerprint} sampled" if self.fingerprint else None
+        if fingerprint and (kept := kept_lengths(fingerprint, domain, recipe)) is not None:
+            return kept
         rows: Sequence[Mapping[str, Any]] = ()
         if prepared is not None:
             record = prepared.record
@@ -100,13 +106,14 @@ class _Seen:
             record, rows = estimated(recipe, domain, self._opened[domain])
         else:
             return None
-        if prepared is not None and (kept := kept_lengths(record, recipe)) is not None:
-            return kept
         if self._tokenizer is None:
             return record
         rows = prepared.rows("train") if prepared is not None else rows
         facts = model_facts(BaseRef.of(recipe).location, recipe.task, max(1, len(record.labels)))
-        return sampled(record, rows, recipe, self._tokenizer, longest_planned(recipe, facts))
+        record = sampled(record, rows, recipe, self._tokenizer, longest_planned(recipe, facts))
+        if prepared is None and fingerprint:  # the rows of a preparation are measured as a whole by the next run
+            keep_lengths(record, recipe, recipe.model, fingerprint)
+        return record
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -15,6 +15,7 @@ import pandas
 import pytest
 from tiny import command, labelled, pairs, recipe_fields, write_recipe, write_rows
 
+from hfadapt.data import measured
 from hfadapt.pipeline.known_data import known_data
 from hfadapt.plan.work import work_of
 from hfadapt.recipe.reading import load_recipe
@@ -164,3 +165,17 @@ def test_what_the_data_lack_stands_in_the_plan(models, tmp_path):
     assert command("check", "tiny.yaml", folder=tmp_path).code == 0
     after = planned()
     assert (film in after, odd in after) == (True, True)
+
+
+def test_rows_that_are_not_prepared_are_looked_at_once(models, tmp_path, monkeypatch):
+    path = recipe(tmp_path, models / "encoder")
+    first = known(path)
+    assert first.lengths["train"].mean > 0
+    with monkeypatch.context() as patched:
+        patched.setattr(measured, "estimated", None)
+        patched.setattr(measured, "sampled", None)
+        assert known(path) == first
+        write_rows(tmp_path / "one.jsonl", labelled(121))
+        with pytest.raises(TypeError):
+            known(path)
+    assert sum(known(path).splits.values()) == 121
