@@ -143,8 +143,9 @@ def measure(
     beside = kind == "cpu" and others.disturb(cores)
     typical = min if beside else median
     # Beside others several threads wait for the one that has no core, a hundred times as long as the product takes. The
-    # fastest product of one thread is what a core can do.
-    with _threads(1) if beside else nullcontext():
+    # fastest product of one thread is what a core can do. Else as many threads as there are cores, whatever
+    # OMP_NUM_THREADS says now: rates are kept for plans of other days.
+    with _threads(1 if beside else cores) if kind == "cpu" else nullcontext():
         found = {dtype: matrix_rate(dtype, kind, seconds, typical) for dtype in dtypes}
         bandwidth = copy_rate(kind, seconds, typical) if copies else None
     times = cores if beside else 1

@@ -207,3 +207,17 @@ def test_beside_other_programs_one_core_is_measured(monkeypatch: pytest.MonkeyPa
     assert seen == [(1, min)]
     assert found.tflops == {"float32": 0.04}
     assert found.busy
+
+
+def test_rates_are_those_of_all_cores_whatever_threads_this_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Others, "disturb", lambda self, cores: False)
+    monkeypatch.setattr(rates, "LISTEN_SECONDS", 0.0)
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(rates, "matrix_rate", lambda *_: seen.append(torch.get_num_threads()) or 0.01)
+    torch.set_num_threads(1)
+    try:
+        rates.measure(["float32"], "cpu", cores=3, seconds=0.1, copies=False)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [3]
