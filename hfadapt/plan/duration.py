@@ -12,6 +12,9 @@ from hfadapt.plan.reasons import CACHED_EPOCHS, CHECK_COST, EVALUATIONS, MAX_STE
 from hfadapt.plan.search import Candidate, Question, cached, compile_seconds
 from hfadapt.records.plan import Rejected
 
+CHECK_SHARE = 0.2
+"""Of the time that training may take, at most, for validations; the one at the end stays in any case."""
+
 
 def settle_time(decided: Decisions, question: Question, chosen: Candidate, work: Work) -> tuple[Candidate, list[str]]:
     """Cuts training down to the time that it may take: epochs, then rows, and where a row would not be seen even once,
@@ -50,8 +53,13 @@ def settle_time(decided: Decisions, question: Question, chosen: Candidate, work:
     _say(decided, limit, f"{lost}; corrected after the first steps")
     rejected = (Rejected(value=str(full), reason=f"takes about {show_seconds(_seconds(decided, chosen, work, full))}"),)
     decided.settle(MAX_STEPS, fit, f"as many as fit into {time}", rejected)
-    every = max(1, fit // EVALUATIONS)
-    decided.revise("train.evaluate_every_steps", every, f"about {EVALUATIONS} validations in {fit:,} steps")
+    checks = _checks(decided, chosen, work, limit)
+    words = f"about {checks} validations in {fit:,} steps"
+    if checks < EVALUATIONS:
+        words = f"{checks} of {EVALUATIONS} validations, so that they take no more than {CHECK_SHARE:.0%} of {time}"
+        if checks == 1:
+            words = f"at the end only, as several would take more than {CHECK_SHARE:.0%} of {time}"
+    decided.revise("train.evaluate_every_steps", max(1, -(-fit // checks)), words)
     return chosen, [*notes, f"train.time: within {time} {lost}"]
 
 
@@ -65,16 +73,25 @@ def _share(decided: Decisions) -> float:
     return 1 / search.budget if search else 1.0
 
 
-def _seconds(decided: Decisions, chosen: Candidate, work: Work, steps: int) -> float:
-    """Of so many steps with their validations."""
-    batch = decided.value("train.batch_rows")
-    checks = EVALUATIONS * work.validation_rows * CHECK_COST / batch
-    return compile_seconds(chosen.workload) + (steps / _share(decided) + checks) * (chosen.seconds_per_step or 0.0)
+def _seconds(decided: Decisions, chosen: Candidate, work: Work, steps: int, checks: int = EVALUATIONS) -> float:
+    """Of so many steps and validations."""
+    steps_alike = steps / _share(decided) + checks * work.validation_rows * CHECK_COST / decided.value(
+        "train.batch_rows"
+    )
+    return compile_seconds(chosen.workload) + steps_alike * (chosen.seconds_per_step or 0.0)
+
+
+def _checks(decided: Decisions, chosen: Candidate, work: Work, limit: float) -> int:
+    """How many validations training has time for, where the recipe does not say it."""
+    one = _seconds(decided, chosen, work, 0, 1) - _seconds(decided, chosen, work, 0, 0)
+    if decided.asked("train.evaluate_every_steps") is not None or not one:
+        return EVALUATIONS
+    return max(1, min(EVALUATIONS, int(CHECK_SHARE * limit / one)))
 
 
 def _steps(decided: Decisions, chosen: Candidate, work: Work, limit: float) -> int:
     """As many as fit, and one at least."""
-    before = _seconds(decided, chosen, work, 0)
+    before = _seconds(decided, chosen, work, 0, _checks(decided, chosen, work, limit))
     return max(1, int((limit - before) * _share(decided) / (chosen.seconds_per_step or 1.0)))
 
 

@@ -146,7 +146,26 @@ def test_the_plan_cuts_epochs_then_rows_and_says_so(models, tmp_path):
     assert few.value("train.max_steps") < 40
     assert f"{8 * few.value('train.max_steps')} of 320 rows are seen, once, the others never" in " ".join(few.warnings)
     assert few.predicted_seconds <= whole / 10
-    assert few.value("train.evaluate_every_steps") == few.value("train.max_steps") // 4
+    assert few.value("train.evaluate_every_steps") == -(-few.value("train.max_steps") // 3), (
+        "three take a fifth of 16 steps"
+    )
+
+
+def test_validations_take_little_of_a_short_time(models, tmp_path):
+    """Four of 16 rows are as long as four of these steps: more than the time there is for two."""
+
+    def planned(seconds, **fields):
+        given = {"train__time": seconds, "train__epochs": 1.0, "adapter__layers": 2, **fields}
+        return make_plan(recipe_of(tmp_path, models / "encoder", **given)).cells[0]
+
+    step = planned(1000.0).predicted_seconds / 40
+    short, middle = planned(4.5 * step), planned(11.5 * step)
+    assert short.value("train.max_steps") == short.value("train.evaluate_every_steps") == 3
+    assert "at the end only" in short.decision("train.evaluate_every_steps").reason
+    assert middle.value("train.max_steps") == 9
+    assert middle.value("train.evaluate_every_steps") == 5
+    asked = planned(11.5 * step, train__evaluate_every_steps=2)
+    assert asked.value("train.max_steps") == 7
 
 
 def test_the_plan_leaves_layers_as_they_are_where_rows_would_not_be_seen(models, tmp_path, monkeypatch):
