@@ -264,14 +264,20 @@ class Plan(Record):
     def _searches(self) -> list[Block]:
         """What is tried while training, how long, and at which cost."""
         shown: list[Block] = []
-        searching = [cell for cell in self.cells if cell.search]
-        for search, cells in _alike(searching, lambda cell: cell.search):
-            time = "" if search.seconds is None else f", about {show_seconds(search.seconds)}"
+        searching = [(cell, cell.search) for cell in self.cells if cell.search]
+        seconds = {(cell.domain, cell.target): search.seconds for cell, search in searching}
+        alike = {(cell.domain, cell.target): search.model_copy(update={"seconds": None}) for cell, search in searching}
+        for search, cells in _alike([cell for cell, _ in searching], lambda cell: alike[cell.domain, cell.target]):
+            known = [each for cell in cells if (each := seconds[cell.domain, cell.target]) is not None]
+            times = list(dict.fromkeys(show_seconds(seconds) for seconds in (min(known), max(known)))) if known else []
+            time = f", about {' to '.join(times)}{' for each domain' if len(cells) > 1 else ''}" if times else ""
             how = "side by side on one base" if search.together else "one after the other"
             halves = ", ".join(f"{count} for {steps:,} steps" for steps, count in search.rungs)
             tried = "\n".join(named_try(each) for each in search.tries)
             cost = f"{search.steps:,} further steps{time}, {how}; the best goes on"
-            columns = [f"tried{f' for {names}' if (names := self._names(cells)) else ''}", "how far", "cost"]
+            columns = ["tried", "how far", "cost"]
+            if names := self._names(cells):
+                shown.append(Text(f"for {names}:"))
             shown.append(Table(columns, [[tried, halves.replace(", ", "\n"), cost]]))
         return shown
 

@@ -258,3 +258,8 @@ def test_the_plan_says_what_a_search_costs(models, tmp_path):
     assert plan.search.seconds > 0
     assert plan.search.together
     assert f"{plan.search.steps} further steps" in str(cell.plan).replace("\n", " ")
+    # Another domain has the same tries, which take longer: they are shown once.
+    times = plan.search.model_copy(update={"seconds": plan.search.seconds + 100})
+    both = cell.plan.model_copy(update={"cells": (plan, plan.model_copy(update={"domain": "b", "search": times}))})
+    assert str(both).count("further steps") == 1
+    assert " to 1 min " in str(both)
