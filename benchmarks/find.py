@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from hfadapt import Cell, load_recipe, run
-from hfadapt.hardware.catalogue import cpu_features, usable_cores
+from hfadapt.hardware.processor import cpu_features, usable_cores
 from hfadapt.records.search import SearchRecord
 
 HERE = Path(__file__).parent

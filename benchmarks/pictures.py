@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hfadapt import load_recipe, run
-from hfadapt.hardware.catalogue import cpu_features, usable_cores
+from hfadapt.hardware.processor import cpu_features, usable_cores
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "pictures.json"

@@ -21,7 +21,7 @@ from typing import Any
 
 from find import LEFT_OUT, PAIRS, trained
 
-from hfadapt.hardware.catalogue import cpu_features, usable_cores
+from hfadapt.hardware.processor import cpu_features, usable_cores
 
 RESULTS = Path(__file__).with_name("rates.json")
 TEST_ROWS = 300

@@ -8,6 +8,7 @@
     python benchmarks/speed.py --device cuda              1B and 8B on a GPU: hfadapt, TRL, unsloth, axolotl
     python benchmarks/speed.py --workload cotrain         four domains together, and one after the other
     python benchmarks/speed.py --record benchmarks/speed_avx2.json    on another kind of processor: a record of its own
+    HFADAPT_ISA=avx2 python benchmarks/speed.py …         as on a processor without AVX-512, for all tools
     python benchmarks/speed.py --table                    the tables from all speed*.json, and into the README
 
 Each run is a process of its own in an environment of its own. For every seed, hfadapt runs before and after each other
@@ -86,6 +87,13 @@ def variables(arguments: argparse.Namespace, tool: str) -> dict[str, str]:
     }
     if tool in ("hfadapt", "prepare", "score") and arguments.here:
         kept["PYTHONPATH"] = str(ROOT)
+    if os.environ.get("HFADAPT_ISA"):
+        sys.path.insert(0, str(ROOT))
+        from hfadapt.hardware.processor import level
+
+        # Another kind of processor is that for all tools.
+        found = level()
+        kept |= found.libraries if found else {}
     return kept
 
 
@@ -391,8 +399,10 @@ for dtype in (torch.float32, torch.bfloat16):
         rates.append(2 * n**3 / (time.perf_counter() - t))
     best[str(dtype).removeprefix("torch.")] = max(rates)
 dtype = max(best, key=best.get)
-print(json.dumps({{"dtype": dtype, "flops_per_second": best[dtype], "threads": torch.get_num_threads(),
-  "torch": torch.__version__, "gpu": torch.cuda.get_device_name() if cuda else None}}))
+from hfadapt.hardware.processor import cpu_features, processor_name
+matmul = {{"dtype": dtype, "flops_per_second": best[dtype], "threads": torch.get_num_threads(),
+  "torch": torch.__version__, "gpu": torch.cuda.get_device_name() if cuda else None}}
+print(json.dumps({{"processor": processor_name(), "features": cpu_features(), "matmul": matmul}}))
 """
 
 
@@ -403,22 +413,15 @@ def machine(arguments: argparse.Namespace) -> dict[str, Any]:
     done = subprocess.run(
         [str(environment("hfadapt", arguments)), "-c", code], check=True, capture_output=True, text=True, env=env
     )
-    model, flags = "", ""
-    if Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-            if line.startswith("flags"):
-                flags = line
-    features = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags.split()]
+    told = json.loads(done.stdout.strip().splitlines()[-1])
     return {
-        "processor": model or platform.processor(),
+        "processor": told["processor"],
         "cores": os.cpu_count(),
-        "features": features,
+        "features": [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in told["features"]],
         "system": platform.platform(),
         "python": platform.python_version(),
         "load_average_at_start": os.getloadavg()[0],
-        "matmul": json.loads(done.stdout.strip().splitlines()[-1]),
+        "matmul": told["matmul"],
     }
 
 

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hfadapt.hardware.catalogue import cpu_features, processor_name, usable_cores
+from hfadapt.hardware.processor import cpu_features, processor_name, usable_cores
 
 RESULTS = Path(__file__).with_suffix(".json")
 PROMPT = {"prompt": "Text: {text}\nSentiment (negative, neutral or positive):", "completion": " {label}"}

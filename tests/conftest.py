@@ -25,7 +25,7 @@ MARK = "HFADAPT_TEST_SESSION"
 IS_FIRST = MARK not in os.environ
 """Workers of pytest-xdist are started by a process that was here before."""
 USERS = ("HF_", "HFADAPT_", "HUGGINGFACE_", "TRANSFORMERS_", "XDG_", "TORCHINDUCTOR_", "TRITON_")
-KEPT = ("HFADAPT_KERNELS", "HFADAPT_LITERT_PYTHON")
+KEPT = ("HFADAPT_KERNELS", "HFADAPT_ISA", "HFADAPT_LITERT_PYTHON")
 """Which processor is played, and where LiteRT's converter is."""
 
 
@@ -68,6 +68,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if os.environ.get("HFADAPT_ISA"):
+    from hfadapt.hardware.processor import limit_libraries
+
+    limit_libraries()
 
 _connect = socket.socket.connect
 LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")

@@ -238,6 +238,8 @@ def place(machine: dict[str, Any]) -> str:
         return str(machine["matmul"]["gpu"])
     families = {"avx2": "AVX2", "avx512f": "AVX-512", "amx_bf16": "AMX"}
     best = [name for feature, name in families.items() if feature in machine["features"]][-2:]
+    if "avx512_bf16" in machine["features"] and "AMX" not in best:
+        best.append("bfloat16")
     within = f" ({', '.join(name for name in best if name != 'AVX2' or len(best) == 1)})" if best else ""
     return f"{machine['processor']}{within}, {machine['cores']} cores"
 

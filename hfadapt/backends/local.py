@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hfadapt.backends import Backend, Workers, command, divided, how, log_of
 from hfadapt.core.errors import RequestError
-from hfadapt.hardware import catalogue
+from hfadapt.hardware import catalogue, processor
 from hfadapt.hardware.allocator import environment
 from hfadapt.records.job import Job
 
@@ -57,7 +57,7 @@ class LocalWorkers(Workers):
         first = not self.waiting and not self.running
         self.waiting.extend(jobs.items())
         if first:
-            cores, (_, memory_bytes) = catalogue.usable_cores(), catalogue.memory_limits()
+            cores, (_, memory_bytes) = processor.usable_cores(), catalogue.memory_limits()
             slots = divided(list(jobs.values()), cores, memory_bytes, len(self.devices))
             self.slots = min(slots, self.most or slots)
             self.threads = max(1, cores // self.slots)

@@ -472,9 +472,14 @@ def main() -> None:
     """Entry point: errors as messages, never as tracebacks; exit codes 0, 1, 2, 130 and 143."""
     from hfadapt.cli.ending import ended
     from hfadapt.core.progress import quiet_program
+    from hfadapt.hardware.processor import limit_libraries
+
+    def command() -> Any:
+        limit_libraries()
+        return app(standalone_mode=False, complete_var=completion.VARIABLE)
 
     if completion.VARIABLE in os.environ:
         completion.begin()
     with quiet_program():
-        code = ended(lambda: app(standalone_mode=False, complete_var=completion.VARIABLE))
+        code = ended(command)
     sys.exit(code)

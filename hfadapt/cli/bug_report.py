@@ -16,11 +16,12 @@ from hfadapt.cli.doctor import DoctorReport, examine
 from hfadapt.core import cache, registry
 from hfadapt.core.show import Block, Heading, Table, View, show_bytes
 from hfadapt.fast import compiled
-from hfadapt.hardware import catalogue
+from hfadapt.hardware import processor
 from hfadapt.hardware.versions import installed
 
-SWITCHES = (compiled.SWITCH, "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "OMP_NUM_THREADS")
-HARMLESS = re.compile(r"[0-9]{1,4}|on|off|true|false|yes|no|passes", re.IGNORECASE)
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+SWITCHES = (compiled.SWITCH, processor.SWITCH, *OFFLINE, "OMP_NUM_THREADS")
+HARMLESS = re.compile(r"[0-9]{1,4}|on|off|true|false|yes|no|passes|avx[0-9a-z_]{1,12}", re.IGNORECASE)
 """Values of switches that are told; of others only that they are set."""
 
 
@@ -35,8 +36,8 @@ def _blocks(found: DoctorReport) -> list[Block]:
         ["hfadapt", __version__],
         ["Python", f"{platform.python_implementation()} {platform.python_version()}"],
         ["system", f"{platform.system()} {platform.release()} {platform.machine()}, {'-'.join(platform.libc_ver())}"],
-        ["processor", catalogue.processor_name()],
-        ["instruction sets", ", ".join(catalogue.cpu_features()) or "unknown"],
+        ["processor", processor.processor_name()],
+        ["instruction sets", ", ".join(processor.cpu_features()) or "unknown"],
         ["cores", str(target.cores or "unknown")],
         ["training device", f"{target.devices} x {target.kind}: {target.title.removeprefix('this machine: ')}"],
         ["memory", f"{show_bytes(target.memory_bytes)}, {show_bytes(target.budget_bytes)} usable"],

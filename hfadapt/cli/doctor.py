@@ -14,7 +14,7 @@ from hfadapt.core.show import Block, Heading, Table, Text, show_bytes
 from hfadapt.core.spec import Record, Spec
 from hfadapt.fast.limits import SWITCH
 from hfadapt.formats import install
-from hfadapt.hardware import allocator, catalogue
+from hfadapt.hardware import allocator, catalogue, processor
 from hfadapt.hardware.catalogue import Target
 from hfadapt.hardware.versions import installed
 from hfadapt.quants import is_quantised
@@ -65,7 +65,7 @@ class DoctorReport(Record):
         """The machine, its rates, package versions, capabilities, and what to do next."""
         target = self.target
         rows = [
-            ["processor", catalogue.processor_name()],
+            ["processor", processor.processor_name()],
             ["training device", f"{target.kind}: {target.title.removeprefix('this machine: ')}"],
             ["memory", f"{show_bytes(target.memory_bytes)}, {show_bytes(target.budget_bytes)} usable now"],
             ["cores", str(target.cores or "unknown")],
@@ -216,7 +216,7 @@ def _kernels(target: Target) -> list[Capability]:
         ("compiled kernels", "passes", passes, "training takes about twice as long and more memory than planned"),
         ("matmuls on AMX tiles", "tiles", tiles, "torch multiplies the matrices, which takes longer"),
     ):
-        if short == "tiles" and not set(catalogue.cpu_features()) >= compiled.TILE_FEATURES:
+        if short == "tiles" and not set(processor.cpu_features()) >= compiled.TILE_FEATURES:
             continue
         failure = compiled.failures().get(short)
         detail = without

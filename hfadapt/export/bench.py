@@ -18,7 +18,7 @@ from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes, show_latency
 from hfadapt.core.spec import Spec
-from hfadapt.hardware import catalogue
+from hfadapt.hardware import processor
 from hfadapt.models.adapter_files import EXPORT
 from hfadapt.models.manifest import check_folder
 from hfadapt.records.published import ExportRecord
@@ -105,7 +105,7 @@ def bench(
             fix="export it with its base: --format merged, or a format with a runtime",
         )
     length = length or manifest.max_length
-    cores = catalogue.usable_cores()
+    cores = processor.usable_cores()
     cases = []
     for count in threads or sorted({1, cores}):
         for size in rows:
@@ -117,8 +117,8 @@ def bench(
         variant=record.variant,
         runtime=registry.format(record.format).runtime,
         length=length,
-        processor=catalogue.processor_name(),
-        features=catalogue.cpu_features(),
+        processor=processor.processor_name(),
+        features=processor.cpu_features(),
         cases=tuple(cases),
     )
 

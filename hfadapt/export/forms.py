@@ -23,7 +23,7 @@ from hfadapt.export.gate import (
     refused,
     same_problems,
 )
-from hfadapt.hardware import catalogue
+from hfadapt.hardware import processor
 from hfadapt.hardware.peak_memory import release_memory
 from hfadapt.hardware.versions import versions
 from hfadapt.records.published import ExportRecord, Judged
@@ -224,7 +224,7 @@ def _record(asked: Request, tried: _Tried, forced: str | None, **more: Any) -> E
         tolerance=tried.tolerance,
         evaluated_difference=from_evaluation(cell, tried.found),
         runtime=asked.kind.runtime,
-        features=catalogue.cpu_features(),
+        features=processor.cpu_features(),
         files=(),
         versions=versions("cpu"),
         **more,

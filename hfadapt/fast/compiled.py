@@ -11,7 +11,6 @@ import ctypes
 import functools
 import hashlib
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -28,7 +27,7 @@ from hfadapt.core import cache
 from hfadapt.core.errors import RequestError
 from hfadapt.fast import abi
 from hfadapt.fast.limits import SWITCH
-from hfadapt.hardware import catalogue
+from hfadapt.hardware import processor
 
 SOURCES = Path(__file__).parent / "csrc"
 LIBRARY = "library.so"
@@ -68,7 +67,7 @@ def passes() -> ctypes.CDLL | None:
 @functools.cache
 def tiles() -> ctypes.CDLL | None:
     """The products on AMX tiles, or None where the processor, the system or the compiler cannot."""
-    if switch() in ("off", "passes") or not set(catalogue.cpu_features()) >= TILE_FEATURES:
+    if switch() in ("off", "passes") or not set(processor.cpu_features()) >= TILE_FEATURES:
         return None
     found = library("tiles", TILES, abi.bind_tiles)
     return found if found is not None and found.tiles_permitted() else None
@@ -101,8 +100,7 @@ def library(
     compiler = next((there for each in _compilers() if (there := shutil.which(each))), None)
     if compiler is None:
         return None
-    native = "-mcpu=native" if platform.machine().lower() in ("arm64", "aarch64") else "-march=native"
-    command = [compiler, *FLAGS, native, *options, *(str(SOURCES / source) for source in sources)]
+    command = [compiler, *FLAGS, processor.compiler_flag(), *options, *(str(SOURCES / source) for source in sources)]
 
     def make(folder: Path) -> None:
         # OpenMP of the same name as torch's is shared with it; a compiler without OpenMP makes kernels of one thread.
@@ -135,8 +133,8 @@ def _key(command: Sequence[str]) -> str:
     """Changes with all that the library depends on: sources, command, the compiler's version, and the processor."""
     texts = [path.read_text(encoding="utf-8") for path in sorted(SOURCES.iterdir()) if path.suffix in (".cpp", ".h")]
     # `native` may use all that the processor has, of which `cpu_features` is a part.
-    processor = [catalogue.processor_name(), *sorted(catalogue.cpu_flags() or catalogue.cpu_features())]
-    known = [*texts, *command, _version(command[0]), *processor]
+    machine = [processor.processor_name(), *sorted(processor.cpu_flags() or processor.cpu_features())]
+    known = [*texts, *command, _version(command[0]), *machine]
     return hashlib.sha256("\0".join(known).encode()).hexdigest()[:24]
 
 

@@ -20,7 +20,7 @@ from hfadapt.adapters import DEFAULT
 from hfadapt.fast import attention, compiled, elementwise, fusion
 from hfadapt.fast.documents import CURRENT
 from hfadapt.fast.lowrank import AdapterWeights, Frozen, Group, Layer, refresh, shared_forwards
-from hfadapt.hardware import catalogue
+from hfadapt.hardware import processor
 from hfadapt.hardware.shards import gathered_modules, is_divided
 
 SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj", "up_proj"), ("w1", "w3"))
@@ -297,7 +297,7 @@ def product_dtype(storage: str, device: torch.device) -> torch.dtype | None:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     if device.type == "cpu":
-        return torch.bfloat16 if {"amx_bf16", "avx512_bf16"} & set(catalogue.cpu_features()) else None
+        return torch.bfloat16 if {"amx_bf16", "avx512_bf16"} & set(processor.cpu_features()) else None
     return None
 
 

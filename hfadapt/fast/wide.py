@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from hfadapt.hardware.catalogue import BFLOAT16_UNITS, cpu_features
+from hfadapt.hardware.processor import BFLOAT16_UNITS, cpu_features
 
 PRODUCTS = {
     functional.linear,

@@ -7,7 +7,6 @@ its source. Reading the catalogue needs no torch; detection asks torch for devic
 from __future__ import annotations
 
 import functools
-import os
 import platform
 import sys
 from contextlib import suppress
@@ -22,6 +21,7 @@ from hfadapt.core.errors import RequestError, choice_problem
 from hfadapt.core.show import Block, Heading, Shown, Table, Text, show_bytes, show_seconds
 from hfadapt.core.spec import Spec
 from hfadapt.hardware import rates
+from hfadapt.hardware.processor import BFLOAT16_UNITS, cpu_features, processor_name, usable_cores
 
 THIS_MACHINE = "this-machine"
 GIB = 1 << 30
@@ -441,54 +441,3 @@ def _inactive_cache(group: Path) -> int:
         return next((int(value) for key, value in pairs if key in ("inactive_file", "total_inactive_file")), 0)
     except (OSError, ValueError):
         return 0
-
-
-def usable_cores() -> int:
-    """Cores this process may run on, under affinity and the control group's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass
-    return cores
-
-
-BFLOAT16_UNITS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
-"""Instruction sets with products of bfloat16; the last is of ARM."""
-FEATURES = tuple(
-    "avx2 avx_vnni avx512f avx512_vnni avx512_bf16 avx512_fp16 amx_tile amx_bf16 amx_int8 bf16 sve asimddp i8mm".split()  # noqa: SIM905
-)
-
-
-def cpu_features() -> tuple[str, ...]:
-    """Instruction sets that matter for matrix products, as Linux names them; asked from torch elsewhere."""
-    flags = cpu_flags()
-    return _torch_features() if flags is None else tuple(feature for feature in FEATURES if feature in flags)
-
-
-def cpu_flags() -> frozenset[str] | None:
-    """Everything Linux says the processor can do; None on other systems."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return None
-    line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
-    return frozenset(line.partition(":")[2].split())
-
-
-def _torch_features() -> tuple[str, ...]:
-    import torch
-
-    level = torch.backends.cpu.get_cpu_capability().lower()
-    return tuple(name for name, marks in (("avx512f", ("avx512",)), ("avx2", ("avx2", "avx512"))) if level in marks)
-
-
-def processor_name() -> str:
-    """The processor as its maker calls it, or its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from hfadapt import __version__
-from hfadapt.hardware import catalogue
+from hfadapt.hardware import processor
 from hfadapt.records.stages import Versions
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate", "huggingface_hub")
@@ -29,6 +29,6 @@ def versions(device: str) -> Versions:
         python=platform.python_version(),
         packages={name: text for name in PACKAGES if (text := installed(name)) is not None},
         platform=f"{platform.system()} {platform.machine()}",
-        processor=catalogue.processor_name(),
+        processor=processor.processor_name(),
         device=device,
     )

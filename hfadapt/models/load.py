@@ -18,8 +18,8 @@ from hfadapt.core import cache, gguf, registry, samples
 from hfadapt.core.errors import HfadaptError, Problem, RequestError, RunError, fault_of_machine
 from hfadapt.core.hashing import file_sha256, json_sha256
 from hfadapt.core.progress import quiet_libraries
-from hfadapt.hardware.catalogue import BFLOAT16_UNITS, cpu_features
 from hfadapt.hardware.peak_memory import is_out_of_memory
+from hfadapt.hardware.processor import BFLOAT16_UNITS, cpu_features
 from hfadapt.hardware.shards import Shards
 from hfadapt.models.base import BaseRef, made_here
 from hfadapt.models.checks import fit_problems, size_problem, token_problems

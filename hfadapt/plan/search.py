@@ -15,7 +15,7 @@ from hfadapt import quants
 from hfadapt.core import registry
 from hfadapt.core.known import known
 from hfadapt.fast.limits import SWITCH
-from hfadapt.hardware import allocator, catalogue
+from hfadapt.hardware import allocator, catalogue, processor
 from hfadapt.hardware.catalogue import Target
 from hfadapt.models.facts import ModelFacts
 from hfadapt.plan.memory import predict
@@ -258,7 +258,7 @@ def _compiled(target: Target) -> tuple[bool, bool]:
 
     # A library is loaded only beside torch, whose threads it shares. What could not be made is tried again.
     asked = ask() if "hfadapt.fast.compiled" in sys.modules or os.environ.get(SWITCH) else None
-    key = ["kernels", catalogue.processor_name(), sorted(catalogue.cpu_flags() or target.features)]
+    key = ["kernels", processor.processor_name(), sorted(processor.cpu_flags() or target.features)]
     found = known(tuple[bool, bool], key, lambda: asked or ask(), lasts=lambda here: here == (True, has_tiles))
     return asked or found
 

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from hfadapt.core import resources
-from hfadapt.hardware import catalogue
+from hfadapt.hardware import processor
 from hfadapt.records.evidence import Energy
 
 if TYPE_CHECKING:
     import torch
 
 POWERCAP = Path("/sys/class/powercap")
-POWER = Path(catalogue.__file__).with_name("power.toml")
+POWER = Path(processor.__file__).with_name("power.toml")
 INTENSITY, COUNTRY = "HFADAPT_CARBON_INTENSITY", "HFADAPT_COUNTRY"
 """Environment variables: grams of CO2 equivalent per kWh; country as three letters of ISO 3166."""
 JOULES_PER_KWH = 3.6e6
@@ -169,7 +169,7 @@ class EnergyMeter:
     def _processor(self) -> Part:
         if self._cpu:
             return Part(sum(c.joules for c in self._cpu), True, "RAPL counters of the whole processor")
-        name = catalogue.processor_name()
+        name = processor.processor_name()
         entry = _listed("cpu", name)
         seconds = self.cpu_seconds * self.processes
         watts = entry["watts"] / entry["cores"] if entry else ASSUMED_WATTS_PER_CORE

@@ -15,7 +15,7 @@ from tiny import command
 
 from hfadapt import __version__
 from hfadapt.fast import compiled
-from hfadapt.hardware import catalogue
+from hfadapt.hardware import processor
 
 SECRETS = {"HF_TOKEN": "hf_AbCdEfGhIjKlMnOpQrStUv", "HUGGING_FACE_HUB_TOKEN": "hf_ZyXwVuTsRqPoNm", "USER": "wilhelmina"}
 
@@ -41,12 +41,12 @@ def test_it_is_markdown_with_what_a_maintainer_needs(report: str):
     rows = dict(re.findall(r"^\| (.*?) \| (.*?) \|$", report, re.MULTILINE))
     assert rows["hfadapt"] == __version__ or __version__ in report
     assert platform.python_version() in rows["Python"]
-    assert rows["processor"] == catalogue.processor_name()
+    assert rows["processor"] == processor.processor_name()
     assert rows["torch"] == version("torch")
     assert rows["peft"] == version("peft")
     assert rows["compiled kernels"] == ("yes" if compiled.passes() is not None else "no")
     assert "GiB" in rows["memory"]
-    for feature in catalogue.cpu_features():
+    for feature in processor.cpu_features():
         assert feature in rows["instruction sets"]
     assert rows["HF_HUB_OFFLINE"] == "1"
     assert re.search(r"^\| hfadapt \| 2\.9 MiB \|$", report, re.MULTILINE)  # The link is not counted again.

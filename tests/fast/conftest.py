@@ -9,7 +9,7 @@ import pytest
 
 from hfadapt.fast import abi, compiled
 from hfadapt.fast.limits import SWITCH
-from hfadapt.hardware import catalogue
+from hfadapt.hardware import processor
 
 EMULATION = Path(__file__).with_name("amx_emulation.h")
 
@@ -17,7 +17,7 @@ EMULATION = Path(__file__).with_name("amx_emulation.h")
 @pytest.fixture(scope="session")
 def emulated_tiles() -> ctypes.CDLL:
     """The library on emulated tiles, whose `emulated_no_memory` makes every allocation fail."""
-    if "avx512_bf16" not in catalogue.cpu_features():
+    if "avx512_bf16" not in processor.cpu_features():
         pytest.skip("the processor has no AVX512-BF16")
     if compiled.switch() in ("off", "passes"):
         pytest.skip(f"{SWITCH} leaves the tiles out")

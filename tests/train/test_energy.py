@@ -46,7 +46,7 @@ def plain(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "codecarbon", None)
     monkeypatch.delenv(energy.INTENSITY, raising=False)
     monkeypatch.delenv(energy.COUNTRY, raising=False)
-    monkeypatch.setattr(energy.catalogue, "processor_name", lambda: "Intel(R) Xeon(R) Processor")
+    monkeypatch.setattr(energy.processor, "processor_name", lambda: "Intel(R) Xeon(R) Processor")
 
 
 def rapl(folder, microjoules, name="package-0", number=0, most=10_000_000):
@@ -102,7 +102,7 @@ def test_an_estimate_names_its_figures_and_follows_the_work():
 
 
 def test_an_unknown_processor_is_said_to_be_assumed(monkeypatch):
-    monkeypatch.setattr(energy.catalogue, "processor_name", lambda: "Loongson")
+    monkeypatch.setattr(energy.processor, "processor_name", lambda: "Loongson")
     with EnergyMeter(CPU) as meter:
         clock.work(0.05)
     assert "assumed for Loongson" in meter.energy().how
