@@ -18,6 +18,7 @@ BAD = "marked-bad"
 _VERDICTS = {"true": True, "false": False}
 _BITS = ({"0", "1"}, {"-1", "1"}, {"0.0", "1.0"})
 _PAIRS = {"chosen": "rejected", "preferred": "dispreferred", "preferred_output": "non_preferred_output"}
+_PAIRS |= {"chosen_messages": "rejected_messages", "chosen_response": "rejected_response"}
 """Columns of the better answer, each with that of the worse."""
 PAIRS = ": pairs of a better and a worse answer, as for preference optimisation (DPO)"
 

@@ -25,9 +25,10 @@ CALLS = "function_call"
 
 _ROLE, _CONTENT = ("role", "from"), ("content", "value", "parts")
 _LISTS = ("messages", "conversations", "conversation", "contents")
-_WEIGHTS = ("weight", "train", "trainable", "training", "loss")
+_WEIGHTS = ("weight", "train", "trainable", "training", "loss", "loss_weight")
 _ON, _OFF = (1, "1", "true", "True"), (0, "0", "false", "False")
-_TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+_TEXTS = {"refusal": ("refusal",), **dict.fromkeys(("text", "input_text", "output_text"), ("text", "value", "content"))}
+"""Where the text of a part stands, by the part's type; LLaMA-Factory's v1 calls it `value`."""
 _PARTS_OF_THOUGHT = ("thinking", "reasoning")
 THOUGHTS = ("reasoning_content", *_PARTS_OF_THOUGHT)
 """Keys of what an assistant thought before it answered, the most usual first."""
@@ -136,8 +137,9 @@ def _parts(content: Any, more: dict[str, Any], place: str) -> tuple[str, list[Tu
             texts.append(plain(part))
             continue
         kind = str(part.get("type") or "text")
-        if kind in _TEXTS and isinstance(part.get(_TEXTS[kind]), str):
-            texts.append(part[_TEXTS[kind]])
+        written = next((part[key] for key in _TEXTS.get(kind, ()) if isinstance(part.get(key), str)), None)
+        if written is not None:
+            texts.append(written)
         elif kind in _PARTS_OF_THOUGHT:
             thought = next((part[key] for key in (kind, "text") if isinstance(part.get(key), str)), "")
             more["reasoning_content"] = "\n".join(filter(None, (more.get("reasoning_content"), thought)))
@@ -154,6 +156,8 @@ def _parts(content: Any, more: dict[str, Any], place: str) -> tuple[str, list[Tu
             result, _ = _parts(part.get("content"), {}, place)
             key = {"tool_call_id": part["tool_use_id"]} if part.get("tool_use_id") else {}
             results.append({"role": "tool", "content": result, **({"more": json.dumps(key)} if key else {})})
+        elif kind in _TEXTS:
+            raise _wrong(f"{place} has a part of type {kind} without a text, only {', '.join(map(str, part))}")
         else:
             raise Unusable("not-text", f": {place} has a part of type {kind}, and only text is learned")
     return "\n".join(texts), results

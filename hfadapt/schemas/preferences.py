@@ -25,8 +25,8 @@ class Preferences(RowSchema):
     parts: tuple[str, ...] = SIDES
     optional: tuple[str, ...] = ("prompt", "instruction_input", "tools", "system")
     names: Mapping[str, tuple[str, ...]] = {
-        "chosen": ("chosen", "preferred", "preferred_output"),
-        "rejected": ("rejected", "dispreferred", "non_preferred_output"),
+        "chosen": ("chosen", "preferred", "preferred_output", "chosen_messages", "chosen_response"),
+        "rejected": ("rejected", "dispreferred", "non_preferred_output", "rejected_messages", "rejected_response"),
         "prompt": ("prompt", "question", "query", "instruction", "input", "user", "messages", "conversations"),
     }
     writes = True

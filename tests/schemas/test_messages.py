@@ -41,6 +41,10 @@ def part(text):
         [{"role": "user", "content": part("why")}, {"role": "assistant", "content": ["so"]}],
         [{**USER, "tool_calls": None, "name": ""}, {**ANSWER, "tool_calls": [], "function_call": None}],
         [USER, {**ANSWER, "weight": 1}],
+        [
+            {"role": "user", "content": [{"type": "text", "value": "why"}], "loss_weight": 0.0},
+            {"role": "assistant", "content": [{"type": "text", "value": "so"}], "loss_weight": 1.0},
+        ],
         [{**USER, "weight": 0}, {**ANSWER, "weight": 1.0}],
         [USER, {"role": "assistant", "content": [{"type": "output_text", "text": "so", "annotations": []}]}],
     ],
@@ -69,6 +73,7 @@ def test_contents_become_text_and_never_the_words_of_python(content, text):
         ([{"role": "user", "content": [IMAGE]}, ANSWER], {}, "not-text", "turn 1 (user) has a part of type image_url"),
         ([{"role": "user", "content": [{"type": "input_audio"}]}, ANSWER], {}, "not-text", "input_audio"),
         ([{"role": "user", "content": [{"type": "video"}]}, ANSWER], {}, "not-text", "video"),
+        ([{"role": "user", "content": [{"type": "text", "words": "a"}]}], {}, "wrong-messages", "only type, words"),
         (PLAIN, {"media": ["a.png"]}, "not-text", "images"),
         ("so it goes", {}, "wrong-messages", "text that is no JSON: 'so it goes'"),
         (["why", "so"], {}, "wrong-messages", "turn 1 is text that is no JSON"),

@@ -68,6 +68,8 @@ SHAPES = {
     "as JSON": {"chosen": json.dumps([ASKED, answer("a colour")]), "rejected": json.dumps([ASKED, answer("a town")])},
     "as of ShareGPT": {"chosen": [{"from": "human", "value": "What is red?"}, {"from": "gpt", "value": "a colour"}],
                        "rejected": [ASKED, answer("a town")]},
+    "columns of LLaMA-Factory": {"chosen_messages": [ASKED, {**answer("a colour"), "loss_weight": 1.0}],
+                                 "rejected_messages": [ASKED, {**answer("a town"), "loss_weight": 1.0}]},
 }  # fmt: skip
 
 
