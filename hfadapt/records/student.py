@@ -45,7 +45,7 @@ class Considered(Spec):
     """A shape that was weighed against the target's budget; `bytes` and `seconds` are of the export that fits best.
 
     Of several that fit some were trained for `tried_steps`, and the one with the least `tried_loss` of validation rows
-    was `taken`.
+    was `taken`; `tried_from` is the hash of all that decided what such a training comes to.
     """
 
     layers: int
@@ -55,6 +55,7 @@ class Considered(Spec):
     fits: bool
     tried_steps: int = 0
     tried_loss: float | None = None
+    tried_from: str = ""
     taken: bool = False
 
 

@@ -57,6 +57,13 @@ def test_it_is_smaller_and_compared_on_the_same_rows(cell) -> None:
         assert f"{record.student.parameters:,}" in text, said
 
 
+def test_the_time_of_a_cell_is_that_of_all_stages(cell) -> None:
+    seconds = cell.state.seconds
+    assert {"train", "evaluate", "student", "card"} <= seconds.keys()
+    assert seconds["student"] > cell.read(StudentRecord).training_seconds
+    assert cell.report().seconds >= sum(seconds.values())
+
+
 def test_the_checks_of_the_adapter_are_made_of_the_student_too(cell) -> None:
     """Leaks, robustness and parts of the rows, side by side in the record and the card."""
     record, own = cell.read(StudentRecord), student_of(cell)
@@ -363,3 +370,29 @@ def test_a_budget_decides_how_small(models, tmp_path, monkeypatch) -> None:
     assert device["bytes"] <= size * 85 // 100
     assert (done.out + done.err).count("rows go through the teacher once") == 2  # of training, and of validation
     assert not (student_of(cell).folder / "answers").exists()
+
+
+def test_targets_share_what_a_student_has_learned(models, tmp_path, monkeypatch) -> None:
+    """The adapter is the same, so that a second training would come to the same; another shape is another student."""
+    pytest.importorskip("onnxruntime")
+    fields = {"export": {"format": "onnx", "limits": {"points": 100, "kl_nats": 100}}}
+    recipe(
+        *(tmp_path, models / "encoder", "text-classification", labelled(80)),
+        student={"layers": 1, "limit": 100, "epochs": 2.0, "learning_rate": 3e-3},
+        targets=["this-machine", "browser-4gb"],
+        **fields,
+    )
+    done = command("run", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.out + done.err
+    one, other = (Run(tmp_path / "runs/tiny").cell("one", name) for name in ("this-machine", "browser-4gb"))
+    students = [student_of(one), student_of(other)]
+    assert "the student of this-machine is taken" in done.err
+    assert [each.train.same_as for each in students] == ["", "this-machine"]
+    assert [each.train.target for each in students] == ["this-machine", "browser-4gb"]
+    assert students[0].manifest.files == students[1].manifest.files
+    assert [each.evaluation.target for each in students] == ["this-machine", "browser-4gb"]
+    assert students[0].evaluation.metrics == students[1].evaluation.metrics
+    assert one.read(StudentRecord).metrics == other.read(StudentRecord).metrics
+    assert other.read(StudentRecord).rounding.trained == 0
+    asked = command("predict", other.folder / "student", "a lovely bright film", folder=tmp_path)
+    assert asked.code == 0, asked.err
