@@ -358,9 +358,14 @@ def _with_student(
     own = student.learning(recipe, facts.parameters, {"teacher": "."})
     plan = _plan_cell(own, cell.domain, trainer, trainer, facts, work, processes, 1)
     tries = asked.tries if asked.open else 1
-    parts = {**cell.disk, "student": sum(plan.disk.values())}
+    rounds = asked.int8 == AUTO and bool(cell.exports)
+    words = student.said(plan, tries, again=asked.on_policy, rounds=rounds)
     return cell.model_copy(
-        update={"disk": parts, "warnings": (*cell.warnings, student.said(plan, tries, again=asked.on_policy))}
+        update={
+            "disk": {**cell.disk, "student": sum(plan.disk.values())},
+            "student_seconds": student.seconds(plan, tries, again=asked.on_policy),
+            "warnings": (*cell.warnings, words),
+        }
     )
 
 

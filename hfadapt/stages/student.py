@@ -21,7 +21,7 @@ from hfadapt.hardware import catalogue
 from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import model_facts
 from hfadapt.plan.device import export_format
-from hfadapt.plan.student import learning, written
+from hfadapt.plan.student import SHORT, learning, written
 from hfadapt.quants import PLAIN
 from hfadapt.recipe.schema import Recipe, Train
 from hfadapt.records.stages import EvaluationRecord, TrainRecord
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 FOLDER = "student"
 KNOWN = "answers"
-SHORT = 0.25
-"""Share of the training after which shapes are compared."""
 
 
 def student_of(cell: Cell) -> Cell | None:
@@ -86,6 +84,10 @@ class StudentStage(Stage):
         found = [(each.name, each.fingerprint) for each in sources]
         return [found, {domain: context.rows_of(domain) for domain in sorted(context.prepared)}]
 
+    def seconds(self, cell: Cell) -> float | None:
+        """The plan's: at most, as of a model as large as the base."""
+        return cell.plan.cells[0].student_seconds
+
     def intact(self, cells: Sequence[Cell], context: Context) -> bool:
         """The student that was made lies in its folder."""
         made = [student_of(cell) for cell in cells]
@@ -104,13 +106,14 @@ class StudentStage(Stage):
                 rows.append([record.domain, record.target, record.note, *[""] * 4])
                 continue
             share = record.student.parameters / record.adapted.parameters
-            lost = f"{record.points:+.2f} [{record.points_low:+.2f}, {record.points_high:+.2f}]"
+            lost = f"{record.points:+.2f} [{record.points_low:+.2f}, {record.points_high:+.2f}], {record.limit:g}"
             speed = f"{show_latency(record.adapted_seconds or 0)} to {show_latency(record.seconds or 0)}"
-            size = f"{record.student.parameters:,} parameters ({share:.0%})"
+            cut = [f"from {record.base}"] if record.base else record.student.beside(record.adapted)
+            size = ", ".join([*cut, f"{record.student.parameters:,} parameters ({share:.0%})"])
             whole = record.student.integer_share
             integers = "not known" if whole is None else f"{whole:.0%}"
             rows.append([record.domain, record.target, size, integers, record.metric, lost, speed])
-        columns = ["domain", "target", "student", "in 8 bits", "metric", "points lost", "one row"]
+        columns = ["domain", "target", "student", "in 8 bits", "metric", "points lost, limit", "one row"]
         return [Heading("Smaller models"), Table(columns, rows, frozenset(columns[3:]))] if rows else []
 
 
@@ -197,7 +200,8 @@ class _Making:
     def _begin(self) -> _Begun:
         cell, settings = self.cell, self.settings
         note = f"{cell.target} has no budget that says how small" if settings.open and self.target is None else ""
-        if settings.open and self.target is not None and _fits(cell, self.context.recipe, self.target):
+        small = settings.open and self.target is not None and _fits(cell, self.context.recipe, self.target)
+        if small and settings.int8 is not True:
             note = f"the adapted model itself fits {cell.target}"
         if note:
             cell.write(StudentRecord(domain=cell.domain, target=cell.target, made=False, note=note))

@@ -228,11 +228,4 @@ class Maker:
 
 def described(before: Shape, after: Shape) -> str:
     """What was cut, in words for the card."""
-    said = [f"{after.layers} of {before.layers} layers"] if after.layers != before.layers else []
-    if after.width != before.width:
-        said.append(f"{after.width:,} of {before.width:,} units in a feed-forward part")
-    if after.tokens != before.tokens:
-        said.append(f"{after.tokens:,} of {before.tokens:,} tokens")
-    if after.activation != before.activation:
-        said.append(f"{after.activation} in the place of {before.activation}")
-    return f"the adapted model with {', '.join(said) or 'rounding to 8 bits in mind'}"
+    return f"the adapted model with {', '.join(after.beside(before)) or 'rounding to 8 bits in mind'}"

@@ -87,6 +87,10 @@ def test_the_checks_of_the_adapter_are_made_of_the_student_too(cell) -> None:
         "| baseline | adapted model | student | difference |",
         "`AUC` of membership inference",
         "lost under `",
+        "1 of 2 layers",
+        "64 of 128 units",
+        "in whole numbers",
+        "| part of the test rows | rows | baseline | adapted model | student | difference |",
     ):
         assert said in section
     assert "Where it loses the most" in section
@@ -361,6 +365,9 @@ def test_a_budget_decides_how_small(models, tmp_path, monkeypatch) -> None:
     assert len(tried) == 2
     assert all(each.fits for each in tried)
     assert min(tried, key=lambda each: each.tried_loss) == taken
+    card = (cell.folder / "README.md").read_text()
+    assert f"| {tried[0].layers} | {tried[0].ffn:.0%}".replace("%", " %") in card
+    assert f"| {tried[1].layers} | {tried[1].ffn:.0%}".replace("%", " %") in card
     # Of the tried none has both more layers and more units than another.
     assert tried[0].layers > tried[1].layers
     assert tried[0].ffn < tried[1].ffn
