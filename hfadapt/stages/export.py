@@ -39,7 +39,8 @@ def section(facts: Facts) -> str:
     value = facts.records.value
     if value(at + "format") is None:
         return f"Nothing that runs on {facts(at + 'target', 'code')} is written: {facts(at + 'note', 'text')}."
-    student = value(at + "of_student")
+    # Of older runs it says nothing.
+    student = facts.records.file(DeviceRecord.FILE).get("of_student", False)
     left = "the student is" if student else "the adapter is merged and"
     lines = [
         f"For {facts(at + 'target', 'code')} {left} written as {facts(at + 'format', 'code')}, "

@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import command, labelled, preferences, questions, recipe_fields, tagged, write_recipe, write_rows
+from tiny import (
+    chats,
+    command,
+    labelled,
+    pairs,
+    preferences,
+    questions,
+    recipe_fields,
+    tagged,
+    write_recipe,
+    write_rows,
+)
 
 from hfadapt import Run, load_adapted, load_recipe, run
 from hfadapt.records.evidence import SecurityRecord
@@ -160,6 +171,26 @@ def test_a_language_model_has_one_too(models, tmp_path) -> None:
     assert {row["prompt"] for row in written} <= {prompt for prompt, _ in gold}
     assert own.lock.train.objective_options["weight"] == (1.0 if found.kept else 0.5)
     assert f"{found.rows} answers of its own" in done.err + done.out
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "rows"),
+    [
+        ("lm", "causal-lm", pairs(120)),
+        ("lm-untied", "causal-lm", chats(120)),
+        ("encoder", "token-classification", tagged(120)),
+    ],
+)
+def test_fewer_tokens_are_learned_from_what_is_said_of_these(models, tmp_path, model, task, rows) -> None:
+    """The teacher reads the student's tokens by their names, and says of these alone what comes next: a student that
+    lacks nothing else says the same before it learns."""
+    recipe(tmp_path, models / model, task, rows, student={"vocabulary": "data", "weight": 1.0, "limit": 1e6})
+    done = command("run", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.out + done.err
+    cell = Run(tmp_path / "runs/tiny").cell("one", "this-machine")
+    record, own = cell.read(StudentRecord), student_of(cell)
+    assert record.student.tokens < record.adapted.tokens
+    assert own.train.first_loss == pytest.approx(0.0, abs=1e-3)
 
 
 @pytest.mark.parametrize("task", ["embedding", "reranking"])
