@@ -18,7 +18,7 @@ from hfadapt.models.load import Base, load_base
 from hfadapt.models.manifest import load_base_of
 from hfadapt.quants import PLAIN
 from hfadapt.records.stages import TrainRecord
-from hfadapt.run_folder import Cell, find_cell
+from hfadapt.run_folder import STATE, Cell, Run, find_cell
 
 if TYPE_CHECKING:
     from hfadapt.modalities import Example
@@ -102,11 +102,24 @@ def cell_at(place: str, folder: Path) -> Cell | None:
     """
     for path in (folder / place, Path(place).expanduser()):
         if path.is_dir() and not (path / "config.json").exists():
-            cell = find_cell(path.resolve())
+            cell = _only_cell(path, place)
             if not cell.has(TrainRecord):
                 raise RequestError("the teacher is not trained yet", place=str(path), fix="hfadapt run RECIPE")
             return cell
     return None
+
+
+def _only_cell(path: Path, place: str) -> Cell:
+    cells = [] if (path / STATE).exists() else Run(path).cells()
+    if len(cells) > 1:
+        raise RequestError(
+            "the teacher is one cell of a run",
+            place=f"train.objective_options.teacher: {place}",
+            got=f"{len(cells)} cells",
+            allowed=", ".join(f"{place}/{cell.domain}/{cell.target}" for cell in cells),
+            fix=f"teacher: {place}/{cells[0].domain}/{cells[0].target}",
+        )
+    return find_cell(path.resolve())
 
 
 def require_task(found: Cell, place: str, task: Task) -> None:

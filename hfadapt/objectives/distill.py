@@ -118,6 +118,11 @@ class Distill(Objective):
         if (cell := cell_at(options.teacher, Path())) is not None:
             require_labels(cell, options.teacher, labels)
 
+    def asked(self, options: Any) -> BaseRef:
+        """The teacher's."""
+        cell = cell_at(options.teacher, Path())
+        return BaseRef.of(cell.lock) if cell else BaseRef(options.teacher, "", PLAIN, "float32")
+
     def known_from(self, options: Any, folder: Path = Path()) -> Any:
         """The teacher's weights, where it is a cell, and what is kept of its answers."""
         cell = cell_at(options.teacher, folder)

@@ -261,3 +261,24 @@ def test_the_teachers_answers_are_asked_for_once(models, tmp_path, teacher, monk
     cell = distilled(tmp_path, models / "encoder", labelled(120), teacher.folder)
     # Once for training, once for validation rows, however many epochs.
     assert asked == [cell.data.splits["train"], cell.data.splits["validation"]]
+
+
+def test_what_the_teacher_takes_is_planned(models, tmp_path, teacher) -> None:
+    """It lies in memory beside the student while it answers, and answers every row once."""
+    write_rows(tmp_path / "one.jsonl", labelled(120))
+    fields = recipe_fields(models / "encoder", data={"validation": 16, "test": 24})
+    run = teacher.folder.parents[1]
+    fields["train"] |= {"objective": "distill", "objective_options": {"teacher": str(teacher.folder)}}
+    write_recipe(tmp_path / "tiny.yaml", fields)
+    done = command("plan", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert "answers all rows once before step 1: about" in " ".join(done.out.split())
+    (run / "two/this-machine").mkdir(parents=True)
+    for name in ("cell.json", "lock.yaml", "train.json"):
+        shutil.copy(teacher.folder / name, run / "two/this-machine" / name)
+    fields["train"]["objective_options"] = {"teacher": str(run)}
+    write_recipe(tmp_path / "tiny.yaml", fields)
+    done = command("plan", "tiny.yaml", folder=tmp_path)
+    shutil.rmtree(run / "two")
+    assert done.code == 2
+    assert f"teacher: {run}/one/this-machine" in done.err
