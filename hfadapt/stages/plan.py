@@ -83,6 +83,8 @@ class PlanStage(Stage):
                 context.progress.say(f"  note: {warning}")
             for finding in cell.data.audit.findings if cell.data.audit else ():
                 context.progress.say(f"  note: {finding.message}")
+            for stage in context.stages:
+                stage.look_ahead(cell, context)
 
 
 def _few_to_judge(plan: CellPlan, record: DataRecord) -> list[str]:

@@ -75,6 +75,19 @@ class StudentStage(Stage):
         """Likewise by tokenizers, which are fetched now where they are not on this machine."""
         require_tokenizers(context.asked)
 
+    def look_ahead(self, cell: Cell, context: Context) -> None:
+        """Test rows are cut as before by a vocabulary of what the rows need."""
+        asked = context.recipe.student
+        if asked is None or asked.base is not None or asked.texts or asked.vocabulary == "all":
+            return
+        from hfadapt.models.load import load_processor, source_of
+        from hfadapt.student.tokens import Tokens
+
+        kind = registry.modality_of(cell.lock.task)
+        if kind.tokens and not _needless(cell, context.recipe):
+            tokenizer = load_processor(source_of(BaseRef.of(cell.lock)), kind.name)
+            Tokens(cell, cell.folder, tokenizer).require(asked)
+
     def inputs(self, cell: Cell, context: Context) -> Any:
         """The texts that it learns beside the rows, and what these must not be like."""
         recipe = context.recipe
@@ -199,11 +212,7 @@ class _Making:
 
     def _begin(self) -> _Begun:
         cell, settings = self.cell, self.settings
-        note = f"{cell.target} has no budget that says how small" if settings.open and self.target is None else ""
-        small = settings.open and self.target is not None and _fits(cell, self.context.recipe, self.target)
-        if small and settings.int8 is not True:
-            note = f"the adapted model itself fits {cell.target}"
-        if note:
+        if note := _needless(cell, self.context.recipe):
             cell.write(StudentRecord(domain=cell.domain, target=cell.target, made=False, note=note))
             return _Begun()
         texts = self._rows()
@@ -455,6 +464,17 @@ class _Making:
 def _copy(folder: Path, place: Path) -> None:
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(folder, place)
+
+
+def _needless(cell: Cell, recipe: Recipe) -> str:
+    """Why no student is made of a planned cell; empty where one is."""
+    asked = recipe.student
+    if asked is None or not asked.open:
+        return ""
+    if not catalogue.only_serves(cell.target):
+        return f"{cell.target} has no budget that says how small"
+    small = asked.int8 is not True and _fits(cell, recipe, catalogue.target(cell.target))
+    return f"the adapted model itself fits {cell.target}" if small else ""
 
 
 def _fits(cell: Cell, recipe: Recipe, target: Target) -> bool:

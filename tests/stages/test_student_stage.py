@@ -193,6 +193,15 @@ def test_fewer_tokens_are_learned_from_what_is_said_of_these(models, tmp_path, m
     assert own.train.first_loss == pytest.approx(0.0, abs=1e-3)
 
 
+def test_tokens_that_test_rows_lack_are_said_before_training(models, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("hfadapt.student.tokens._others", lambda *_: 0.02)
+    recipe(tmp_path, models / "encoder", "text-classification", labelled(80), student={"vocabulary": "data"})
+    done = command("run", "tiny.yaml", folder=tmp_path)
+    assert done.code != 0
+    assert "2.0% of the test rows are cut into other tokens" in done.err
+    assert not (tmp_path / "runs/tiny/one/this-machine/train.json").exists()
+
+
 @pytest.mark.parametrize("task", ["embedding", "reranking"])
 def test_what_searches_and_ranks_has_one_too(models, tmp_path, task) -> None:
     recipe(tmp_path, models / "encoder", task, questions(200), student=SMALL)
@@ -276,6 +285,7 @@ def test_a_language_model_answers_texts_in_the_template(models, tmp_path) -> Non
         ("auto", "nothing says how small"),
         ({"layers": 2}, "as large as the adapted model"),
         ({"layers": 1, "limit": 0.0, "learning_rate": 0.9}, "loses more than the limit"),
+        ({"layers": 1, "limit": 0.0, "learning_rate": 0.9, "epochs": 2.0}, "student.epochs: 4 in the place of 2"),
         ({"layer": 1}, "layers"),
     ],
 )
