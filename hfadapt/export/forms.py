@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,12 +120,10 @@ def _first_that_passes(asked: Request, folder: Path, rows: TestRows) -> tuple[Fo
             "target allows (targets) in the recipe, or write it all the same: hfadapt export … --force; "
             f"{kind.runtime} was asked"
         )
-        raise RunError(
-            f"no form of {kind.name} passes the gate",
-            problems=[
-                Problem(f"{each.name} is refused", kind.name, "; ".join(each.reasons), fix=fix) for each in tries
-            ],
-        )
+        found = [Problem(f"{each.name} is refused", kind.name, "; ".join(each.reasons)) for each in tries]
+        # What helps is the same for all, and stands once.
+        found[-1] = replace(found[-1], fix=fix)
+        raise RunError(f"no form of {kind.name} passes the gate", problems=found)
     for path in sorted((folder / taken.name).iterdir()):
         path.rename(folder / path.name)
     for each in tries:
