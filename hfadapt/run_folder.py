@@ -331,7 +331,6 @@ class Cell(_Folder, Shown):
             changes |= {"rows": data.splits, "unscored": unscored(data.label_counts)}
         if train := self.maybe(TrainRecord):
             changes |= {
-                "seconds": train.seconds + train.load_seconds,
                 "predicted_train_seconds": train.predicted_seconds,
                 "train_seconds": train.seconds,
                 "steps": train.steps,
@@ -343,8 +342,9 @@ class Cell(_Folder, Shown):
             changes |= {
                 "metrics": evaluation.metrics,
                 "baseline": evaluation.baseline,
-                "seconds": changes.get("seconds", 0.0) + evaluation.seconds,
             }
+        if train or evaluation:
+            changes["seconds"] = _in_all(state, train, evaluation)
         for kind in (kind for stage in registry.stages() for kind in stage.records):
             if "memory" in kind.model_fields and self.has(kind):
                 memory |= getattr(self.read(kind), "memory")  # noqa: B009
@@ -353,6 +353,17 @@ class Cell(_Folder, Shown):
         return CellReport(
             domain=self.domain, target=self.target, status=state.status, error=state.error, memory=memory, **changes
         )
+
+
+def _in_all(state: CellState, train: TrainRecord | None, evaluation: EvaluationRecord | None) -> float:
+    """Seconds of all stages; those of a training that went on after an interruption stand in its record, as do the two
+    that runs of an older version tell."""
+    took = dict(state.seconds)
+    if train is not None and not train.same_as:
+        took["train"] = max(train.seconds + train.load_seconds, took.get("train", 0.0))
+    if evaluation is not None:
+        took.setdefault("evaluate", evaluation.seconds)
+    return sum(took.values())
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,16 @@ import contextlib
 import shutil
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfadapt.core import registry
 from hfadapt.core.errors import HfadaptError, Problem, RunError
 from hfadapt.export.budget import within
 from hfadapt.export.choice import choose, meant, measured
 from hfadapt.export.gate import (
+    MOST_ROWS,
     Gate,
     TestRows,
     difference_of,
@@ -26,6 +28,7 @@ from hfadapt.export.gate import (
 from hfadapt.hardware import processor
 from hfadapt.hardware.peak_memory import release_memory
 from hfadapt.hardware.versions import versions
+from hfadapt.objectives.distill import KIND as DISTILL
 from hfadapt.records.published import ExportRecord, Judged
 from hfadapt.run_folder import Cell
 
@@ -113,15 +116,14 @@ def _first_that_passes(asked: Request, folder: Path, rows: TestRows) -> tuple[Fo
     taken = good or (next((each for each in tries if each.found is not None), None) if asked.force else None)
     if taken is None:
         fix = (
-            "set another form (export.storage), other limits (export.limits) or what the target allows (targets) in "
-            f"the recipe, or write it all the same: hfadapt export … --force; {kind.runtime} was asked"
+            f"{_nearer(cell, kind, tries)}set another form (export.storage), other limits (export.limits) or what the "
+            "target allows (targets) in the recipe, or write it all the same: hfadapt export … --force; "
+            f"{kind.runtime} was asked"
         )
-        raise RunError(
-            f"no form of {kind.name} passes the gate",
-            problems=[
-                Problem(f"{each.name} is refused", kind.name, "; ".join(each.reasons), fix=fix) for each in tries
-            ],
-        )
+        found = [Problem(f"{each.name} is refused", kind.name, "; ".join(each.reasons)) for each in tries]
+        # What helps is the same for all, and stands once.
+        found[-1] = replace(found[-1], fix=fix)
+        raise RunError(f"no form of {kind.name} passes the gate", problems=found)
     for path in sorted((folder / taken.name).iterdir()):
         path.rename(folder / path.name)
     for each in tries:
@@ -139,6 +141,18 @@ def _first_that_passes(asked: Request, folder: Path, rows: TestRows) -> tuple[Fo
     )
 
 
+def _nearer(cell: Cell, kind: Format, tries: Sequence[_Tried]) -> str:
+    """What may bring a form within the limits, in words before other fixes."""
+    found, task = [], registry.task(cell.lock.task)
+    few = [each.judged.rows for each in tries if each.judged and each.judged.by_chance]
+    if few and few[0] < MOST_ROWS:
+        found.append(f"data.test: {MOST_ROWS} in the place of {few[0]}, which are so few that it may be chance")
+    learned = cell.lock.train.objective_options.get("rounded")
+    if kind.rounds and any(each.rounded for each in tries) and not learned and DISTILL.unfit(task) is None:
+        found.append("student.int8: true, so that a student learns how it is rounded")
+    return "".join(f"{each}; or " for each in found)
+
+
 @dataclass(frozen=True)
 class _Tried:
     form: Form | None
@@ -151,6 +165,11 @@ class _Tried:
     @property
     def name(self) -> str:
         return self.form.name if self.form else ""
+
+    @property
+    def rounded(self) -> bool:
+        """Whether it rounds, and was judged and refused."""
+        return self.judged is not None and self.tolerance is None and bool(self.judged.refused)
 
     @property
     def reasons(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ the format itself finds wrong with the files.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +45,8 @@ DECISIVE = 0.1
 APART = 0.05
 """Mean difference of a label's loss, in nats, that another machine and other batches make in 16 bits."""
 AGAIN = "export again; if it happens again, report it with lock.yaml"
+CHANCE = 0.05
+"""How likely a loss has to be by chance alone for more rows to be worth the trouble."""
 CALLS = 20
 """One row after the other, for the latency."""
 
@@ -315,7 +318,9 @@ class Gate:
             operators=kind.operators(folder),
         )
         faults = self.task.file_faults(model, self._usual(), self._tokenizer)
-        return judged.model_copy(update={"refused": (*problems, *faults, *self._reasons(judged, metric))})
+        reasons = tuple(self._reasons(judged, metric))
+        few = bool(reasons) and not problems and not faults and self._few(judged, metric)
+        return judged.model_copy(update={"refused": (*problems, *faults, *reasons), "by_chance": few})
 
     def _compared(self, said: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of every label the divergence (L,), and of every answer whether it is alike and how decided (A,)."""
@@ -343,11 +348,19 @@ class Gate:
         if not judged.kl_nats <= limits.kl_nats:
             yield f"its answers differ by {judged.kl_nats:.3g} nats per label, the limit is {limits.kl_nats:g}"
         share = judged.decisive_agreement
-        if share is not None and not share >= limits.agreement:
+        if share is not None and not share >= agreement_asked(limits.agreement, judged.decisive) - 1e-9:
             yield (
-                f"of {judged.decisive:,} decided answers {share:.2%} are {judged.alike}, the limit is "
-                f"{100 * limits.agreement:.4g}%"
+                f"of {judged.decisive:,} decided answers {round(share * judged.decisive):,} ({share:.2%}) are "
+                f"{judged.alike}, the limit is {100 * limits.agreement:.4g}%"
             )
+
+    def _few(self, judged: Judged, metric: Any) -> bool:
+        """Whether a form that keeps the limits would show such losses on so few rows in more than one of twenty
+        cases."""
+        limits, share = self.limits, judged.decisive_agreement
+        most = points_allowed(metric, limits.points, judged.rows)
+        likely = share is None or at_least(round((1 - share) * judged.decisive), judged.decisive, 1 - limits.agreement)
+        return judged.points_low <= most and judged.kl_nats <= limits.kl_nats and likely > CHANCE
 
     def _usual(self) -> Mapping[str, torch.Tensor]:
         """A batch of the test row of usual length."""
@@ -366,6 +379,17 @@ class Gate:
                 self.task.label_logits(model, batch)
                 seconds.append(time.perf_counter() - started)
         return statistics.median(seconds[3:]) * 1000
+
+
+def agreement_asked(limit: float, answers: int) -> float:
+    """The share of decided answers that have to stay: as of points, of few answers one may turn."""
+    return limit if limit >= 1.0 or not answers else min(limit, 1 - 1 / answers)
+
+
+def at_least(count: int, answers: int, share: float) -> float:
+    """How likely at least so many of the answers turn where each does with a likelihood of `share`."""
+    fewer = (math.comb(answers, n) * share**n * (1 - share) ** (answers - n) for n in range(min(count, answers + 1)))
+    return 1 - sum(fewer)
 
 
 def refused(problems: Sequence[Problem]) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from hfadapt.core.progress import Progress
     from hfadapt.modalities import Example, Row
+    from hfadapt.models.base import BaseRef
     from hfadapt.models.facts import ModelFacts
     from hfadapt.models.load import Base
     from hfadapt.recipe.schema import Lock
@@ -94,6 +95,14 @@ class Objective:
             options: `Options` as the recipe has them.
         """
         return options
+
+    def asked(self, options: Any) -> BaseRef | None:
+        """The base of the model that is asked for what is `known`, where that is another one.
+
+        Raises:
+            HfadaptError: there is none.
+        """
+        return None
 
     def known(
         self, beginning: Beginning, rows: Sequence[Row], examples: Sequence[Example]

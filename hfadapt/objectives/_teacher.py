@@ -18,9 +18,10 @@ from hfadapt.models.load import Base, load_base
 from hfadapt.models.manifest import load_base_of
 from hfadapt.quants import PLAIN
 from hfadapt.records.stages import TrainRecord
-from hfadapt.run_folder import Cell, find_cell
+from hfadapt.run_folder import STATE, Cell, Run, find_cell
 
 if TYPE_CHECKING:
+    from hfadapt.modalities import Example
     from hfadapt.objectives import Beginning
     from hfadapt.tasks import Task
 
@@ -61,16 +62,36 @@ class Teacher:
         order = None if own == labels else [own.index(label) for label in labels]
         return cls(model, base, lock.data.max_length, order)
 
-    def require_same_tokens(self, beginning: Beginning) -> None:
-        """Raises RequestError where a student's labels stand at other tokens than the teacher's."""
-        modality = registry.modality(beginning.task.modality)
-        if modality.identity(self.base.tokenizer) != modality.identity(beginning.base.tokenizer):
+    def tokens(self, beginning: Beginning) -> list[int] | None:
+        """For each token of the student the teacher's id of the same one; None where both have the same ids. Models
+        often have some more outputs than there are tokens, and of one family not equally many.
+
+        Raises:
+            RequestError: the teacher lacks some of them, as it cuts texts in another way.
+        """
+        modality, student = registry.modality(beginning.task.modality), beginning.base.tokenizer
+        sizes = {each.model.config.get_text_config().vocab_size for each in (self.base, beginning.base)}
+        if modality.identity(self.base.tokenizer) == modality.identity(student) and len(sizes) == 1:
+            return None
+        own, other = self.base.tokenizer.get_vocab(), student.get_vocab()
+        if not other.keys() <= own.keys():
             raise RequestError(
                 "teacher and student cut texts into other tokens, so one cannot learn the other's next tokens",
                 place="train.objective_options.teacher",
-                allowed="a teacher with the student's tokenizer",
+                got=f"{len(other.keys() - own.keys()):,} of {len(other):,} tokens that the teacher does not have",
+                allowed="a teacher with the student's tokens",
                 fix="choose a teacher of the same family, or train on texts that it has written",
             )
+        found = [0] * (max(other.values()) + 1)
+        for name, number in other.items():
+            found[number] = own[name]
+        return found
+
+
+def renumbered(example: Example, tokens: Sequence[int]) -> Example:
+    """An example of the student's tokens as the teacher reads them; where its labels stand does not change."""
+    ids = tuple(tokens[each] for each in example.inputs["input_ids"])
+    return replace(example, inputs={**example.inputs, "input_ids": ids})
 
 
 def cell_at(place: str, folder: Path) -> Cell | None:
@@ -81,11 +102,24 @@ def cell_at(place: str, folder: Path) -> Cell | None:
     """
     for path in (folder / place, Path(place).expanduser()):
         if path.is_dir() and not (path / "config.json").exists():
-            cell = find_cell(path.resolve())
+            cell = _only_cell(path, place)
             if not cell.has(TrainRecord):
                 raise RequestError("the teacher is not trained yet", place=str(path), fix="hfadapt run RECIPE")
             return cell
     return None
+
+
+def _only_cell(path: Path, place: str) -> Cell:
+    cells = [] if (path / STATE).exists() else Run(path).cells()
+    if len(cells) > 1:
+        raise RequestError(
+            "the teacher is one cell of a run",
+            place=f"train.objective_options.teacher: {place}",
+            got=f"{len(cells)} cells",
+            allowed=", ".join(f"{place}/{cell.domain}/{cell.target}" for cell in cells),
+            fix=f"teacher: {place}/{cells[0].domain}/{cells[0].target}",
+        )
+    return find_cell(path.resolve())
 
 
 def require_task(found: Cell, place: str, task: Task) -> None:

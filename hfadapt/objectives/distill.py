@@ -27,7 +27,14 @@ from hfadapt.models.facts import load_config
 from hfadapt.models.load import check_base
 from hfadapt.models.rounding import Rounded, fake_quantise
 from hfadapt.objectives import KNOWN, Beginning, Objective
-from hfadapt.objectives._teacher import Teacher, cell_at, require_head, require_labels, require_task
+from hfadapt.objectives._teacher import (
+    Teacher,
+    cell_at,
+    renumbered,
+    require_head,
+    require_labels,
+    require_task,
+)
 from hfadapt.quants import PLAIN
 
 if TYPE_CHECKING:
@@ -111,6 +118,11 @@ class Distill(Objective):
         if (cell := cell_at(options.teacher, Path())) is not None:
             require_labels(cell, options.teacher, labels)
 
+    def asked(self, options: Any) -> BaseRef:
+        """The teacher's."""
+        cell = cell_at(options.teacher, Path())
+        return BaseRef.of(cell.lock) if cell else BaseRef(options.teacher, "", PLAIN, "float32")
+
     def known_from(self, options: Any, folder: Path = Path()) -> Any:
         """The teacher's weights, where it is a cell, and what is kept of its answers."""
         cell = cell_at(options.teacher, folder)
@@ -123,9 +135,12 @@ class Distill(Objective):
         rows that are learned from whole batches `outputs` of each sequence (S, D)."""
         task, options = beginning.task, beginning.options
         teacher = Teacher.opened(options.teacher, beginning)
-        own = examples
+        own, order = examples, teacher.order
         if task.writes or task.per_token:
-            teacher.require_same_tokens(beginning)
+            # A student may have fewer tokens; the teacher reads those, and says of them alone what comes next.
+            tokens = teacher.tokens(beginning)
+            own = [renumbered(each, tokens) for each in examples] if tokens else examples
+            order = tokens if task.writes else order
         else:
             tokenizer = teacher.base.tokenizer
             own = task.encode(rows, tokenizer, max_length=teacher.max_length, labels=beginning.labels)
@@ -136,8 +151,8 @@ class Distill(Objective):
         each = 1
         for numbers, batch in beginning.batches(own, teacher.base.pad_token_id):
             logits = task.label_logits(teacher.model, batch).float()
-            if teacher.order is not None:
-                logits = logits[:, teacher.order]
+            if order is not None:
+                logits = logits[:, order]
             kept = _likeliest(logits, options.top) if task.writes else {"logits": logits}
             _, targets, of_label = task.targets(batch)
             each = targets.shape[1:].numel()

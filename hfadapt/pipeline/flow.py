@@ -161,11 +161,15 @@ class Flow:
         else:
             done = self.on_main(lambda: stage.run(cells, self.context))
         done = cells if done is None else done
-        for cell in done:
-            self.on_main(lambda cell=cell: self.status.mark(cell, stage))  # type: ignore[misc]
-        names = tuple(cell.name for cell in done)
-        self._tell(StageFinished(stage.name, stage.title, names, time.monotonic() - started))
+        self._mark(done, stage, time.monotonic() - started)
         return done
+
+    def _mark(self, cells: Sequence[Cell], stage: Stage, seconds: float) -> None:
+        """Notes and tells that a stage is done for these cells, each of which took a like share of the time."""
+        each = seconds / max(1, len(cells))
+        for cell in cells:
+            self.on_main(lambda cell=cell: self.status.mark(cell, stage, each))  # type: ignore[misc]
+        self._tell(StageFinished(stage.name, stage.title, tuple(cell.name for cell in cells), seconds))
 
     def _group(self, cell: Cell, stage: Stage) -> list[Cell]:
         """The cells of the same target that share a stage's work with this one."""
@@ -213,10 +217,9 @@ class Flow:
             words = f"{stage.title} failed: {type(error).__name__} (see error.log in the run)"
             self._tell(failure(error, words, stage.name))
             return
+        self._mark(cells, stage, time.monotonic() - started)
         for cell in cells:
-            self.on_main(lambda cell=cell: self.status.mark(cell, stage))  # type: ignore[misc]
             self.on_main(lambda cell=cell: self.status.settle(cell))  # type: ignore[misc]
-        self._tell(StageFinished(stage.name, stage.title, names, time.monotonic() - started))
 
     def _done(self, cell: Cell, stage: Stage) -> bool:
         """Decided by one process, as the others may look when it has gone on already."""

@@ -83,7 +83,8 @@ class Status:
         state = cell.state
         stages = {stage: kept for stage, kept in state.stages.items() if stage not in again}
         errors = tuple(error for error in state.errors if error.stage in stages)
-        cell.set_state(status="pending", errors=errors, running=None, stages=stages)
+        seconds = {stage: took for stage, took in state.seconds.items() if stage in stages}
+        cell.set_state(status="pending", errors=errors, running=None, stages=stages, seconds=seconds)
         return False
 
     def _kept(self, cell: Cell, digest: str) -> Path:
@@ -106,12 +107,13 @@ class Status:
             said += f"; those found are kept in {kept}"
         self.context.progress.say(said)
 
-    def mark(self, cell: Cell, stage: Stage) -> None:
-        """Notes that a stage is done, and which gates it missed."""
+    def mark(self, cell: Cell, stage: Stage, seconds: float) -> None:
+        """Notes that a stage is done, what it took, and which gates it missed."""
         missed = [StageError(stage=stage.name, message=text) for text in stage.missed(cell, self.context)]
         state, hashed = cell.state, self._hash(cell, stage)
         errors = (*(error for error in state.errors if error.stage != stage.name), *missed)
-        cell.set_state(stages={**state.stages, stage.name: hashed}, errors=errors, running=None)
+        stages, took = {**state.stages, stage.name: hashed}, {**state.seconds, stage.name: seconds}
+        cell.set_state(stages=stages, seconds=took, errors=errors, running=None)
 
     def settle(self, cell: Cell) -> None:
         """The status of a cell that has come through."""

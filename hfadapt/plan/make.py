@@ -42,6 +42,7 @@ from hfadapt.plan.reasons import (
 )
 from hfadapt.plan.search import Candidate, Question, alternatives, best, compile_seconds, reference_seconds, search
 from hfadapt.plan.shards import can_divide, settle_shard, shard_problems
+from hfadapt.plan.teacher import with_teacher
 from hfadapt.plan.tries import alone, plan_search, settle_sharing
 from hfadapt.plan.work import of_model, work_of
 from hfadapt.recipe.reading import Asked, as_recipe
@@ -103,6 +104,7 @@ def make_plan(
             count = len(recipe.chosen) if sharing is None else sharing
             own = recipe.model_copy(update={"pretrain": recipe.pretrain_of(domain)})
             cells.append(_plan_cell(own, domain, target, trainer, facts, work, processes, count))
+            cells[-1] = with_teacher(cells[-1], own, facts, work)
             if record is not None:
                 cells[-1] = cells[-1].model_copy(update={"data_gaps": gaps(record)})
             if recipe.student is not None:
@@ -358,9 +360,14 @@ def _with_student(
     own = student.learning(recipe, facts.parameters, {"teacher": "."})
     plan = _plan_cell(own, cell.domain, trainer, trainer, facts, work, processes, 1)
     tries = asked.tries if asked.open else 1
-    parts = {**cell.disk, "student": sum(plan.disk.values())}
+    rounds = asked.int8 == AUTO and bool(cell.exports)
+    words = student.said(plan, tries, again=asked.on_policy, rounds=rounds)
     return cell.model_copy(
-        update={"disk": parts, "warnings": (*cell.warnings, student.said(plan, tries, again=asked.on_policy))}
+        update={
+            "disk": {**cell.disk, "student": sum(plan.disk.values())},
+            "student_seconds": student.seconds(plan, tries, again=asked.on_policy),
+            "warnings": (*cell.warnings, words),
+        }
     )
 
 

@@ -41,6 +41,8 @@ SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)
 """Of the units of a feed-forward part, what a student may keep."""
 FEW_TOKENS = 1024
 """As few as a vocabulary of a domain ever was here; fewer are not promised."""
+SHORT = 0.25
+"""Share of the training after which shapes are compared."""
 HALVINGS = 5
 """By which the size of a vocabulary that fits is found: to a part in 32."""
 
@@ -177,19 +179,29 @@ def learning(recipe: Recipe, parameters: int, options: dict[str, Any]) -> Recipe
     )
 
 
-def said(cell: CellPlan, tries: int, *, again: bool) -> str:
+def seconds(cell: CellPlan, tries: int, *, again: bool) -> float | None:
+    """About how long it takes at most, from the arguments of `said`; to write answers of its own is not counted."""
+    if cell.predicted_seconds is None:
+        return None
+    return cell.predicted_seconds * (1 + (SHORT * tries if tries > 1 else 0.0) + (2 if again else 0))
+
+
+def said(cell: CellPlan, tries: int, *, again: bool, rounds: bool = False) -> str:
     """What the plan of a student's training takes, for a reader.
 
     Args:
         cell: Of a model as large as the base.
         tries: Shapes that are trained for a while before.
         again: Whether it is trained once more, on as many answers of its own beside the rows.
+        rounds: Whether it is trained once more where rounding to 8 bits costs too much.
     """
-    peak = show_bytes(max(phase.total_bytes for phase in cell.memory))
+    most = max(phase.total_bytes for phase in cell.memory)
     time = f" and {show_seconds(cell.predicted_seconds)}" if cell.predicted_seconds else ""
     before = f", and up to {tries} shapes for a quarter of that before" if tries > 1 else ""
     after = "; with answers of its own up to twice that again, and the time to write them" if again else ""
+    after += "; as long once more where rounding to 8 bits costs too much" if rounds else ""
+    room = f", more than the {show_bytes(cell.budget_bytes)} there are" if most > cell.budget_bytes else ""
     return (
-        f"training the student on {cell.trains_on} takes at most {peak}{time}, as a model as large as the base"
-        f"{before}{after}"
+        f"training the student on {cell.trains_on} takes at most {show_bytes(most)}{room}{time}, as a model as large "
+        f"as the base{before}{after}"
     )

@@ -20,7 +20,7 @@ class ExportLimits(Section):
     kl_nats: Limit = 0.02
     """Mean KL divergence of a label's answer, in nats."""
     agreement: Annotated[float, Field(ge=0.0, le=1.0)] = 0.99
-    """The least share of decided answers that stay the same."""
+    """The least share of decided answers that stay the same; of few answers one may turn."""
 
 
 class Export(Section):

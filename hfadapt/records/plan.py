@@ -109,8 +109,9 @@ class PlannedSearch(Spec):
 class CellPlan(Spec):
     """The plan of one domain on one target. `merge` does not count for `fits`: it can be done on another machine.
 
-    `predicted_seconds` are those of training on the task, `pretrain_seconds` of the adaptation to texts before it;
-    `disk` is the room in bytes that its parts take in the run folder at most, beside the rows."""
+    `predicted_seconds` are those of training on the task, `pretrain_seconds` of the adaptation to texts before it and
+    `student_seconds` of the smaller model's training at most; `disk` is the room in bytes that its parts take in the
+    run folder at most, beside the rows."""
 
     domain: str
     target: str
@@ -125,6 +126,7 @@ class CellPlan(Spec):
     predicted_seconds: float | None = None
     predicted_tokens_per_second: float | None = None
     pretrain_seconds: float | None = None
+    student_seconds: float | None = None
     data_basis: str
     data_gaps: tuple[str, ...] = ()
     alternatives: tuple[Alternative, ...] = ()

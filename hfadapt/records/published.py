@@ -54,7 +54,8 @@ class Judged(Spec):
     `decisive_agreement` that of the `decisive` ones, in which the adapter is not close to another answer. `latency_ms`
     is the median of one row here; where the cell's target only serves, `there_seconds` is what an answer takes there,
     right within a factor of two, None where that is not known, and `there` what that and the bytes are to its budget.
-    `refused` are the reasons why it must not be shipped.
+    `refused` are the reasons why it must not be shipped; `by_chance` says that all of them are losses which so few rows
+    may show of a form that is within the limits.
     """
 
     form: str
@@ -77,6 +78,7 @@ class Judged(Spec):
     there: str = ""
     operators: dict[str, int] = {}
     refused: tuple[str, ...] = ()
+    by_chance: bool = False
 
 
 class DeviceRecord(Record):
@@ -85,12 +87,13 @@ class DeviceRecord(Record):
     `folder` is its name in the cell's; `format` is None where hfadapt writes nothing that runs there, and `note` says
     why. `seconds` is the median of a row here, `estimated_seconds` what an answer takes there, right within a factor of
     two, None where nothing is known of such a device. `proved` is false where the estimate is too near to the budget
-    (`most_seconds`) to tell.
+    (`most_seconds`) to tell. Where a student left (`of_student`), `points` are lost against that.
     """
 
     FILE: ClassVar[str] = "device.json"
     domain: str
     target: str
+    of_student: bool = False
     format: str | None
     form: str | None = None
     folder: str | None = None

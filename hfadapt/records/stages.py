@@ -55,14 +55,15 @@ class StageError(Spec):
 
 
 class CellState(Record):
-    """Where a cell stands. `stages` has, for each finished stage, the hash of all that decided its result; a stage is
-    done again when that hash changes; `running` is the one that was begun and has not come to any end."""
+    """Where a cell stands. `stages` has the hash of all that decided a finished stage's result, which is made again
+    when it changes; `seconds` are what each took; `running` is the one that was begun and has not come to any end."""
 
     FILE: ClassVar[str] = "cell.json"
     record_version: ClassVar[int] = 2
     status: Literal["done", "failed", "pending", "interrupted", "does-not-fit"] = "pending"
     errors: tuple[StageError, ...] = ()
     stages: dict[str, str] = {}
+    seconds: dict[str, float] = {}
     running: str | None = None
 
     @property

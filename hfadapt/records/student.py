@@ -22,7 +22,8 @@ class Shape(Spec):
 
     `layers`, and `width`, the units of a feed-forward part, are None where these are not alike; `tokens` is its
     vocabulary, None where it has none. `embeddings` are the parameters that belong to tokens, `multiply_adds` those of
-    a row of the longest length by kind, and `activation` is what the config says.
+    a row of the longest length by kind, `integer_share` that of them which a dynamic form of 8 bits does in whole
+    numbers, and `activation` is what the config says.
     """
 
     layers: int | None
@@ -33,19 +34,25 @@ class Shape(Spec):
     activation: str | None = None
     parts: tuple[Part, ...] = ()
     multiply_adds: dict[str, int] = {}
+    integer_share: float | None = None
 
-    @property
-    def integer_share(self) -> float | None:
-        """The share of multiply-adds that a dynamic form of 8 bits does in whole numbers."""
-        total = sum(self.multiply_adds.values())
-        return self.multiply_adds.get("linear", 0) / total if total else None
+    def beside(self, whole: Shape) -> list[str]:
+        """What of another model it has, in words."""
+        said = [f"{self.layers} of {whole.layers} layers"] if self.layers != whole.layers else []
+        if self.width != whole.width:
+            said.append(f"{self.width:,} of {whole.width:,} units in a feed-forward part")
+        if self.tokens != whole.tokens:
+            said.append(f"{self.tokens:,} of {whole.tokens:,} tokens")
+        if self.activation != whole.activation:
+            said.append(f"{self.activation} in the place of {whole.activation}")
+        return said
 
 
 class Considered(Spec):
     """A shape that was weighed against the target's budget; `bytes` and `seconds` are of the export that fits best.
 
     Of several that fit some were trained for `tried_steps`, and the one with the least `tried_loss` of validation rows
-    was `taken`.
+    was `taken`; `tried_from` is the hash of all that decided what such a training comes to.
     """
 
     layers: int
@@ -55,6 +62,7 @@ class Considered(Spec):
     fits: bool
     tried_steps: int = 0
     tried_loss: float | None = None
+    tried_from: str = ""
     taken: bool = False
 
 

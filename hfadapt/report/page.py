@@ -110,7 +110,7 @@ def _tiles(report: Report, cells: Sequence[CellRecords]) -> list[dict[str, str]]
     peaks = [m.measured_peak_bytes for cell in report.cells for m in cell.memory.values() if m.measured_peak_bytes]
     sizes = [cell.adapter_bytes for cell in report.cells if cell.adapter_bytes is not None]
     if seconds:
-        tiles.append({"name": "time", "value": show_seconds(sum(seconds)), "note": "load, train, evaluate"})
+        tiles.append({"name": "time", "value": show_seconds(sum(seconds)), "note": "all stages of all cells"})
     if peaks:
         tiles.append({"name": "peak memory", "value": show_bytes(max(peaks)), "note": "highest measured"})
     if sizes:

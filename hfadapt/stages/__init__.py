@@ -126,6 +126,13 @@ class Stage:
         """
         raise NotImplementedError
 
+    def look_ahead(self, cell: Cell, context: Context) -> None:
+        """Called as soon as a cell is planned, before anything is trained.
+
+        Raises:
+            HfadaptError: it cannot be done with these rows.
+        """
+
     def seconds(self, cell: Cell) -> float | None:
         """About how long it will take for a cell that has a plan; None where nobody can say."""
         return None

@@ -60,25 +60,12 @@ class Evaluate(Stage):
         other = next((each for each in context.cells if self._is_same(cell, each, context)), None)
         if other is None:
             return False
-        records: list[Record] = [other.evaluation.model_copy(update={"target": cell.target})]
-        if other.has(SecurityRecord):
-            records.append(other.read(SecurityRecord).model_copy(update={"target": cell.target}))
-        if other.has(DriftRecord):
-            from hfadapt.evaluate.drift import on_target
-
-            drift = on_target(other.read(DriftRecord), cell.lock)
-            if drift is None:
-                return False
-            records.append(drift)
+        if not take_evaluation(cell, other):
+            return False
         context.progress.say(
             f"{cell.domain} on {cell.target}: the evaluation of {other.target} is taken, which has the same adapter, "
             "rows and settings"
         )
-        for kind in (SecurityRecord, DriftRecord):
-            (cell.folder / kind.FILE).unlink(missing_ok=True)
-        shutil.copy(other.folder / PREDICTIONS, cell.folder / PREDICTIONS)
-        for record in reversed(records):
-            cell.write(record)
         return True
 
     def _is_same(self, cell: Cell, other: Cell, context: Context) -> bool:
@@ -88,8 +75,7 @@ class Evaluate(Stage):
             and other.state.stages.get(self.name) == context.hashes(other)[self.name]
             and self.intact([other], context)
             and (other.train.same_as or other.target) == (cell.train.same_as or cell.target)
-            and other.manifest.files == cell.manifest.files
-            and _scored_by(other) == _scored_by(cell)
+            and scores_alike(cell, other)
         )
 
     def seconds(self, cell: Cell) -> float | None:
@@ -101,10 +87,37 @@ class Evaluate(Stage):
         return cell.evaluation.gates_failed
 
 
+def scores_alike(cell: Cell, other: Cell) -> bool:
+    """Whether the evaluation of one is that of the other: the same files, rows and settings."""
+    return other.manifest.files == cell.manifest.files and _scored_by(other) == _scored_by(cell)
+
+
 def _scored_by(cell: Cell) -> list[object]:
     """What decides the scores of an adapter."""
-    lock = cell.lock.model_dump(mode="json", exclude={"targets", "budgets", "export", "student"})
+    from hfadapt.train.sharing import settled
+
+    lock = settled(cell, {"targets", "budgets", "export", "student"})
     return [lock, *(kept_sha256(cell.folder / "data" / f"{split}.parquet") for split in SPLITS)]
+
+
+def take_evaluation(cell: Cell, other: Cell) -> bool:
+    """Gives a cell the evaluation of another target, unless that lacks forms which this target can hold."""
+    records: list[Record] = [other.evaluation.model_copy(update={"target": cell.target})]
+    if other.has(SecurityRecord):
+        records.append(other.read(SecurityRecord).model_copy(update={"target": cell.target}))
+    if other.has(DriftRecord):
+        from hfadapt.evaluate.drift import on_target
+
+        drift = on_target(other.read(DriftRecord), cell.lock)
+        if drift is None:
+            return False
+        records.append(drift)
+    for kind in (SecurityRecord, DriftRecord):
+        (cell.folder / kind.FILE).unlink(missing_ok=True)
+    shutil.copy(other.folder / PREDICTIONS, cell.folder / PREDICTIONS)
+    for record in reversed(records):
+        cell.write(record)
+    return True
 
 
 KIND: Stage = Evaluate()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core import registry
-from hfadapt.core.errors import RunError
+from hfadapt.core.errors import HfadaptError, RunError
 from hfadapt.core.show import Block, Heading, Table, show_bytes, show_latency
 from hfadapt.hardware import catalogue
 from hfadapt.models.base import BaseRef
@@ -39,14 +39,18 @@ def section(facts: Facts) -> str:
     value = facts.records.value
     if value(at + "format") is None:
         return f"Nothing that runs on {facts(at + 'target', 'code')} is written: {facts(at + 'note', 'text')}."
+    # Of older runs it says nothing.
+    student = facts.records.file(DeviceRecord.FILE).get("of_student", False)
+    left = "the student is" if student else "the adapter is merged and"
     lines = [
-        f"For {facts(at + 'target', 'code')} the adapter is merged and written as {facts(at + 'format', 'code')}, "
+        f"For {facts(at + 'target', 'code')} {left} written as {facts(at + 'format', 'code')}, "
         f"{facts(at + 'form', 'code')}: {facts(at + 'bytes', 'integer')} bytes of at most "
         f"{facts(at + 'most_bytes', 'integer')}. The files were opened again by {facts(at + 'runtime', 'text')}.",
     ]
     if value(at + "points") is not None:
+        whole = "student" if student else "adapter"
         lines.append(
-            f"Against the adapter as it was trained it loses {facts(at + 'points', 'decimal')} points of "
+            f"Against the {whole} as it was trained it loses {facts(at + 'points', 'decimal')} points of "
             f"{facts(at + 'metric', 'code')} [{facts(at + 'points_low', 'decimal')}, "
             f"{facts(at + 'points_high', 'decimal')}]."
         )
@@ -98,18 +102,35 @@ class Export(Stage):
     def report(self, cells: Sequence[Cell]) -> list[Block]:
         """What leaves for each target: bytes, points lost, latency here and there."""
         rows = []
-        for record in (cell.read(DeviceRecord) for cell in cells if cell.holds(DeviceRecord)):
+        for cell in cells:
+            if cell.state.status == "failed" and self.name not in cell.state.stages and _serves(cell.target):
+                failed = cell.state.errors[0].stage
+                why = "no form passes within the budget" if failed == self.name else f"{failed} failed"
+                rows.append([cell.target, cell.domain, f"none: {why}", *[""] * 5])
+            if self.name not in cell.state.stages or not cell.holds(DeviceRecord):
+                # What lies there is of an earlier run.
+                continue
+            record = cell.read(DeviceRecord)
             lost = "not measured"
             if record.points is not None and record.points_low is not None and record.points_high is not None:
                 lost = f"{record.points:+.2f} [{record.points_low:+.2f}, {record.points_high:+.2f}]"
             there = "not known" if record.estimated_seconds is None else show_latency(record.estimated_seconds)
             here = "not measured" if record.seconds is None else show_latency(record.seconds)
             form = f"{record.format}, {record.form}" if record.format else f"none: {record.note}"
+            form += " of the student" if record.of_student else ""
             rows.append(
                 [record.target, record.domain, form, show_bytes(record.bytes), lost, here, there, _kept(record)]
             )
         columns = ["target", "domain", "export", "bytes", "points lost", "latency here", "there, ×2", "budget"]
         return [Heading("On the device"), Table(columns, rows, frozenset(columns[3:7]))] if rows else []
+
+
+def _serves(target: str) -> bool:
+    """Of a run that another machine made a target may be known there alone."""
+    try:
+        return catalogue.only_serves(target)
+    except HfadaptError:
+        return False
 
 
 def _kept(record: DeviceRecord) -> str:
@@ -167,7 +188,7 @@ def _exported(cell: Cell, context: Context) -> DeviceRecord:
             continue
         found = _record(about, record, cell.lock)
         if found.most_bytes is None or found.bytes <= found.most_bytes:
-            return found
+            return found.model_copy(update={"of_student": student is not None})
         beyond.append(f"{found.form}: {show_bytes(found.bytes)}")
         context.progress.say(f"{cell.domain}: {beyond[-1]}, {cell.target} allows {show_bytes(found.most_bytes)}")
     raise _too_large(cell, beyond, _most_bytes(cell) or 0)

@@ -79,10 +79,25 @@ class PlanStage(Stage):
             if record.dropped:
                 reasons = ", ".join(f"{count:,} {reason}" for reason, count in record.dropped.items())
                 context.progress.say(f"  left out: {reasons}; {cell.folder / 'data' / 'dropped.jsonl'} has each row")
-            for warning in decided.warnings:
+            for warning in (*decided.warnings, *_few_to_judge(decided, record)):
                 context.progress.say(f"  note: {warning}")
             for finding in cell.data.audit.findings if cell.data.audit else ():
                 context.progress.say(f"  note: {finding.message}")
+            for stage in context.stages:
+                stage.look_ahead(cell, context)
+
+
+def _few_to_judge(plan: CellPlan, record: DataRecord) -> list[str]:
+    """Where an export may be refused for the few rows that judge it."""
+    from hfadapt.export.gate import MOST_ROWS
+
+    rows = record.splits["test"]
+    if not plan.exports or not rows or rows >= MOST_ROWS:
+        return []
+    return [
+        f"{rows:,} test rows judge what is written for {plan.target}: one or two answers may refuse a form by chance "
+        f"(data.test: {MOST_ROWS} tells more)"
+    ]
 
 
 def check_objective(recipe: Recipe, data: DataRecord | None = None) -> None:

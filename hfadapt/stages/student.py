@@ -21,14 +21,16 @@ from hfadapt.hardware import catalogue
 from hfadapt.models.base import BaseRef
 from hfadapt.models.facts import model_facts
 from hfadapt.plan.device import export_format
-from hfadapt.plan.student import learning, written
+from hfadapt.plan.student import SHORT, learning, written
 from hfadapt.quants import PLAIN
 from hfadapt.recipe.schema import Recipe, Train
-from hfadapt.records.stages import TrainRecord
+from hfadapt.records.stages import EvaluationRecord, TrainRecord
 from hfadapt.records.student import OnPolicy, Rounding, StudentRecord
 from hfadapt.run_folder import Cell, Run
 from hfadapt.stages import Context, Section, Stage
+from hfadapt.stages.evaluate import scores_alike, take_evaluation
 from hfadapt.stages.plan import decide
+from hfadapt.stages.train import is_saved
 from hfadapt.student.card import section
 from hfadapt.student.refusals import as_large, require_possible, require_tokenizers
 
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
 
 FOLDER = "student"
 KNOWN = "answers"
-SHORT = 0.25
-"""Share of the training after which shapes are compared."""
 
 
 def student_of(cell: Cell) -> Cell | None:
@@ -75,6 +75,19 @@ class StudentStage(Stage):
         """Likewise by tokenizers, which are fetched now where they are not on this machine."""
         require_tokenizers(context.asked)
 
+    def look_ahead(self, cell: Cell, context: Context) -> None:
+        """Test rows are cut as before by a vocabulary of what the rows need."""
+        asked = context.recipe.student
+        if asked is None or asked.base is not None or asked.texts or asked.vocabulary == "all":
+            return
+        from hfadapt.models.load import load_processor, source_of
+        from hfadapt.student.tokens import Tokens
+
+        kind = registry.modality_of(cell.lock.task)
+        if kind.tokens and not _needless(cell, context.recipe):
+            tokenizer = load_processor(source_of(BaseRef.of(cell.lock)), kind.name)
+            Tokens(cell, cell.folder, tokenizer).require(asked)
+
     def inputs(self, cell: Cell, context: Context) -> Any:
         """The texts that it learns beside the rows, and what these must not be like."""
         recipe = context.recipe
@@ -83,6 +96,10 @@ class StudentStage(Stage):
         sources = open_texts(recipe.student.texts, context.recipe_folder)
         found = [(each.name, each.fingerprint) for each in sources]
         return [found, {domain: context.rows_of(domain) for domain in sorted(context.prepared)}]
+
+    def seconds(self, cell: Cell) -> float | None:
+        """The plan's: at most, as of a model as large as the base."""
+        return cell.plan.cells[0].student_seconds
 
     def intact(self, cells: Sequence[Cell], context: Context) -> bool:
         """The student that was made lies in its folder."""
@@ -102,13 +119,14 @@ class StudentStage(Stage):
                 rows.append([record.domain, record.target, record.note, *[""] * 4])
                 continue
             share = record.student.parameters / record.adapted.parameters
-            lost = f"{record.points:+.2f} [{record.points_low:+.2f}, {record.points_high:+.2f}]"
+            lost = f"{record.points:+.2f} [{record.points_low:+.2f}, {record.points_high:+.2f}], {record.limit:g}"
             speed = f"{show_latency(record.adapted_seconds or 0)} to {show_latency(record.seconds or 0)}"
-            size = f"{record.student.parameters:,} parameters ({share:.0%})"
+            cut = [f"from {record.base}"] if record.base else record.student.beside(record.adapted)
+            size = ", ".join([*cut, f"{record.student.parameters:,} parameters ({share:.0%})"])
             whole = record.student.integer_share
             integers = "not known" if whole is None else f"{whole:.0%}"
             rows.append([record.domain, record.target, size, integers, record.metric, lost, speed])
-        columns = ["domain", "target", "student", "in 8 bits", "metric", "points lost", "one row"]
+        columns = ["domain", "target", "student", "in 8 bits", "metric", "points lost, limit", "one row"]
         return [Heading("Smaller models"), Table(columns, rows, frozenset(columns[3:]))] if rows else []
 
 
@@ -184,11 +202,9 @@ class _Making:
                 before=before and before[:2],
                 dismissed=dismissed and dismissed[:2],
             )
-        from hfadapt.evaluate.cell import evaluate_cell
-
         # What the adapted model said of the rows, for all trainings.
         self.world.on_main(lambda: shutil.rmtree(self.student.folder / KNOWN, ignore_errors=True))
-        evaluate_cell(self.student, self.world, self.context.progress, self.context.recipe_folder)
+        self._evaluate()
         begun.facts |= {"steps": trained.steps, "training_seconds": trained.seconds}
         self.world.on_main(lambda: self._compare(begun.facts))
 
@@ -196,10 +212,7 @@ class _Making:
 
     def _begin(self) -> _Begun:
         cell, settings = self.cell, self.settings
-        note = f"{cell.target} has no budget that says how small" if settings.open and self.target is None else ""
-        if settings.open and self.target is not None and _fits(cell, self.context.recipe, self.target):
-            note = f"the adapted model itself fits {cell.target}"
-        if note:
+        if note := _needless(cell, self.context.recipe):
             cell.write(StudentRecord(domain=cell.domain, target=cell.target, made=False, note=note))
             return _Begun()
         texts = self._rows()
@@ -250,45 +263,106 @@ class _Making:
 
     def _tried(self, begun: _Begun) -> _Begun:
         """Each shape is trained for a while; the one whose loss of validation rows is the least is cut again."""
-        results: dict[tuple[int, float], tuple[int, float]] = {}
+        from hfadapt.train import learned_from
+
+        results: dict[tuple[int, float], dict[str, Any]] = {}
         for shape in begun.shapes:
             one = self.world.on_main(lambda shape=shape: self._cut(begun, shape))  # type: ignore[misc]
-            trained = self._trained(one, share=SHORT)
-            loss = trained.best_validation_loss
-            results[shape] = (trained.steps, math.inf if loss is None else loss)
+            self.world.on_main(lambda one=one: self._plan(one, share=SHORT))  # type: ignore[misc]
+            known = self.world.on_main(self._known_try)
+            steps, loss = known or self._loss_after(self._learned())
+            results[shape] = {"tried_steps": steps, "tried_loss": loss, "tried_from": learned_from(self.student)}
             layers, ffn = shape
             self.context.progress.say(
-                f"{self.cell.domain}: {layers} layers, {ffn:.0%} of the units: loss {results[shape][1]:.4f} of "
-                f"validation rows after {trained.steps} steps"
+                f"{self.cell.domain}: {layers} layers, {ffn:.0%} of the units: loss {loss:.4f} of validation rows "
+                f"after {steps} steps{', as for another target' if known else ''}"
             )
-        best = min(results, key=lambda shape: results[shape][1])
+        best = min(results, key=lambda shape: results[shape]["tried_loss"])
         considered = tuple(
-            each.model_copy(update=dict(zip(("tried_steps", "tried_loss"), found, strict=True)))
-            if (found := results.get((each.layers, each.ffn)))
-            else each
-            for each in begun.facts["considered"]
+            each.model_copy(update=results.get((each.layers, each.ffn), {})) for each in begun.facts["considered"]
         )
         return self.world.on_main(
             lambda: self._cut(replace(begun, facts=begun.facts | {"considered": considered}), best)
         )
 
+    @staticmethod
+    def _loss_after(trained: TrainRecord) -> tuple[int, float]:
+        loss = trained.best_validation_loss
+        return trained.steps, math.inf if loss is None else loss
+
     # --- how it learns -----------------------------------------------------------------------------------------------
 
-    def _trained(self, begun: _Begun, *, share: float = 1.0, rounded: bool = False) -> TrainRecord:
-        """Trains the student for a share of its epochs.
+    def _trained(self, begun: _Begun, *, rounded: bool = False) -> TrainRecord:
+        """Trains the student, or takes what another target has.
 
         Args:
             rounded: With rounding to 8 bits in the last epoch.
         """
-        self.world.on_main(lambda: self._plan(begun, share=share, rounded=rounded))
+        self.world.on_main(lambda: self._plan(begun, rounded=rounded))
+        return self.student.train if self.world.on_main(self._taken) else self._learned()
+
+    def _learned(self) -> TrainRecord:
+        """Trains the student as it is planned."""
         from hfadapt.train import train_cell
 
         identity = json_sha256([self.identity, self.student.lock.train.model_dump(mode="json")])
         known, progress = self.student.folder / KNOWN, self.context.progress
         return train_cell(self.student, self.world, identity=identity, progress=progress, known=known)
 
-    def _plan(self, begun: _Begun, *, share: float, rounded: bool) -> None:
-        """The rows, plan and lock of the student's own cell."""
+    # --- what other targets have -------------------------------------------------------------------------------------
+
+    def _others(self) -> list[tuple[Cell, Cell]]:
+        """Cells of the same adapter for other targets, each with its student."""
+        found = []
+        for other in self.context.cells:
+            if (
+                (other.domain, other.target != self.cell.target) == (self.cell.domain, True)
+                and (student := student_of(other)) is not None
+                and other.read(StudentRecord).teacher == self.cell.manifest.files
+            ):
+                found.append((other, student))
+        return found
+
+    def _known_try(self) -> tuple[int, float] | None:
+        """Steps and loss of a training as planned now, where another target has had it as a try."""
+        from hfadapt.train import learned_from
+
+        wanted = learned_from(self.student)
+        for other, _ in self._others():
+            for each in other.read(StudentRecord).considered:
+                if each.tried_loss is not None and each.tried_from == wanted:
+                    return each.tried_steps, each.tried_loss
+        return None
+
+    def _taken(self) -> bool:
+        """Takes the student of another target that has learned from the same model, rows and answers."""
+        from hfadapt.train import learned_from, take_training
+
+        for other, student in self._others():
+            if student.holds(TrainRecord) and is_saved(student) and learned_from(student) == learned_from(self.student):
+                self.context.progress.say(
+                    f"{self.cell.domain} on {self.cell.target}: the student of {other.target} is taken, which has "
+                    "learned the same"
+                )
+                take_training(self.student, student)
+                return True
+        return False
+
+    def _evaluate(self) -> None:
+        """Scores the student, unless that of another target is the same one."""
+
+        def taken() -> bool:
+            same = (each for _, each in self._others() if each.has(EvaluationRecord) and scores_alike(student, each))
+            return any(take_evaluation(student, each) for each in same)
+
+        student, context = self.student, self.context
+        if not self.world.on_main(taken):
+            from hfadapt.evaluate.cell import evaluate_cell
+
+            evaluate_cell(student, self.world, context.progress, context.recipe_folder)
+
+    def _plan(self, begun: _Begun, *, share: float = 1.0, rounded: bool = False) -> None:
+        """The plan and lock of the student's own cell, for a share of its epochs."""
         cell, student, context, settings = self.cell, self.student, self.context, self.settings
         assert begun.ref is not None
         made = begun.ref.made
@@ -390,6 +464,17 @@ class _Making:
 def _copy(folder: Path, place: Path) -> None:
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(folder, place)
+
+
+def _needless(cell: Cell, recipe: Recipe) -> str:
+    """Why no student is made of a planned cell; empty where one is."""
+    asked = recipe.student
+    if asked is None or not asked.open:
+        return ""
+    if not catalogue.only_serves(cell.target):
+        return f"{cell.target} has no budget that says how small"
+    small = asked.int8 is not True and _fits(cell, recipe, catalogue.target(cell.target))
+    return f"the adapted model itself fits {cell.target}" if small else ""
 
 
 def _fits(cell: Cell, recipe: Recipe, target: Target) -> bool:

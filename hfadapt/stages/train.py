@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +81,7 @@ class Train(Stage):
 
     def intact(self, cells: Sequence[Cell], context: Context) -> bool:
         """The adapter lies beside the record."""
-        return super().intact(cells, context) and all(_is_saved(cell) for cell in cells)
+        return super().intact(cells, context) and all(is_saved(cell) for cell in cells)
 
     def groups(self, cell: Cell) -> bool:
         """As the plan has decided, where the method's adapters can share a base."""
@@ -141,7 +140,7 @@ class Train(Stage):
 
     def _taken(self, cell: Cell, context: Context) -> bool:
         """Takes the adapter of another target that was trained with the same rows and settings, where there is one."""
-        from hfadapt.train import learned_from
+        from hfadapt.train import learned_from, take_training
 
         if context.start(cell, self.name) is not None:
             return False
@@ -160,20 +159,13 @@ class Train(Stage):
             f"{cell.domain} on {cell.target}: the adapter of {other.target} is taken, which has learned from the same "
             "rows with the same settings"
         )
-        ready = cell.adapter.with_name(f".{cell.adapter.name}.tmp")
-        for each in (ready, cell.adapter):
-            shutil.rmtree(each, ignore_errors=True)
-        shutil.copytree(other.adapter, ready)
-        ready.rename(cell.adapter)
-        shutil.copy(other.folder / "metrics.jsonl", cell.folder / "metrics.jsonl")
         lock, taken = other.lock, {"target": cell.target}
         if searched(other) == wanted:
             # What the search has found.
             cell.write(other.read(SearchRecord).model_copy(update=taken))
             found = {"train": lock.train, "adapter": lock.adapter, "search": lock.search}
             cell.save_lock(cell.lock.model_copy(update=found))
-        record = other.train
-        cell.write(record.model_copy(update=taken | {"same_as": record.same_as or other.target}))
+        take_training(cell, other)
         return True
 
 
@@ -188,7 +180,7 @@ def _objective(context: Context) -> tuple[Objective, Any]:
     return objective, objective.Options.model_validate(context.recipe.train.objective_options)
 
 
-def _is_saved(cell: Cell) -> bool:
+def is_saved(cell: Cell) -> bool:
     """Whether the files of the adapter are those that were saved: no other would be opened."""
     try:
         return all(kept_sha256(cell.adapter / name) == digest for name, digest in cell.manifest.files.items())

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from hfadapt.recipe.schema import Lock
 
 TIMED = 20
+ENOUGH = 400
+"""Test rows from which chance is no reason to judge once more."""
 ROUNDED_ROWS = 400
 """Validation rows on which rounding is judged, as an export is on test rows."""
 
@@ -212,20 +214,23 @@ def compare_and_write(
             place=str(student.folder),
             got=f"{points:.2f} points of {metrics[0].name} [{low:.2f}, {high:.2f}]",
             allowed=f"{record.limit:g}",
-            fix="; or ".join(_choices(record)),
+            fix="; or ".join(_choices(record, student.lock.train.epochs)),
         )
 
 
-def _choices(record: StudentRecord) -> list[str]:
-    """The three nearest to a student that loses too much, from least to most that is given up."""
+def _choices(record: StudentRecord, epochs: float) -> list[str]:
+    """The three nearest to a student that loses too much, from least to most that is given up; before them more test
+    rows, where so few may say that by chance."""
     assert record.student is not None
     assert record.points is not None
     nearest = [f"student.limit: {math.ceil(record.points * 10) / 10:g}"]
+    if record.rows < ENOUGH and (record.points_low or 0.0) <= record.limit:
+        nearest.insert(0, f"data.test: {ENOUGH}, as {record.rows} test rows may say this by chance")
     larger = [each for each in reversed(record.considered) if not each.fits]
     if larger:
         size = show_bytes(larger[0].bytes)
         nearest.append(f"a budget of {size} for {larger[0].layers} layers and {larger[0].ffn:.0%} of the units")
     elif record.adapted is not None and (record.student.layers or 0) < (record.adapted.layers or 0):
         nearest.append(f"student.layers: {(record.student.layers or 0) + 1}, or a larger student.ffn")
-    nearest.append(f"a longer training (student.epochs, now {record.steps:,} steps) or more rows")
+    nearest.append(f"student.epochs: {2 * epochs:g} in the place of {epochs:g}, or more training rows")
     return nearest

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from hfadapt.records.stages import EvaluationRecord
 from hfadapt.records.student import StudentRecord
 
 if TYPE_CHECKING:
@@ -26,17 +27,16 @@ def section(facts: Facts) -> str:
     )
     lines = [
         f"A smaller model {how} and trained on the adapted model's answers: "
-        f"{facts(at + 'student/parameters', 'integer')} parameters of "
-        f"{facts(at + 'adapted/parameters', 'integer')}, of which {facts(at + 'student/embeddings', 'integer')} of "
-        f"{facts(at + 'adapted/embeddings', 'integer')} belong to tokens. On the same "
+        f"{', '.join(_shape(facts, at))}. On the same "
         f"{facts(at + 'rows', 'integer')} test rows it loses {facts(at + 'points', 'decimal')} points of "
         f"{facts(at + 'metric', 'code')} [{facts(at + 'points_low', 'decimal')}, "
         f"{facts(at + 'points_high', 'decimal')}]; {facts(at + 'limit', 'decimal')} were allowed.",
         "",
         "| | baseline | adapted model | student | difference |",
         "|---|---:|---:|---:|---:|",
+        *([of_all] if (of_all := _integer_share(facts, at)) else []),
         f"| one row | | {facts(at + 'adapted_seconds', 'latency')} | {facts(at + 'seconds', 'latency')} | |",
-        f"| a batch | | {facts(at + 'adapted_seconds_of_32', 'latency')} | "
+        f"| thirty-two rows at once | | {facts(at + 'adapted_seconds_of_32', 'latency')} | "
         f"{facts(at + 'seconds_of_32', 'latency')} | |",
         *_compared(facts, at),
     ]
@@ -49,8 +49,47 @@ def section(facts: Facts) -> str:
             f"{facts(at + 'on_policy/before', 'decimal')} before, {facts(at + 'on_policy/after', 'decimal')} after, in "
             "nats of a label of validation rows."
         )
-    lines += list(_integers(facts, at))
+    if value(at + "cut_otherwise"):
+        share = facts(at + "cut_otherwise", "tiny-share")
+        lines.append(
+            f"\nIts smaller vocabulary cuts {share} of the test rows into other tokens than the adapted model's."
+        )
+    lines += [*_integers(facts, at), *_tried(facts, at)]
     return "\n".join(lines)
+
+
+def _shape(facts: Facts, at: str) -> Iterator[str]:
+    """What it has of the adapted model."""
+    units = "units in a feed-forward part"
+    for name, said in (("layers", "layers"), ("width", units), ("tokens", "tokens"), ("parameters", "parameters")):
+        whole = facts.records.value(f"{at}adapted/{name}")
+        if whole is not None and facts.records.value(f"{at}student/{name}") is not None:
+            one, other = (facts(f"{at}{which}/{name}", "integer") for which in ("student", "adapted"))
+            yield f"{one} of {other} {said}"
+
+
+def _integer_share(facts: Facts, at: str) -> str:
+    """A line of the table; nothing where it could not be counted."""
+    shares = (facts.records.file(StudentRecord.FILE)[name].get("integer_share") for name in ("adapted", "student"))
+    if any(each is None for each in shares):
+        return ""
+    both = " | ".join(facts(f"{at}{name}/integer_share", "percent") for name in ("adapted", "student"))
+    return f"| operations that eight bits do in whole numbers | | {both} | |"
+
+
+def _tried(facts: Facts, at: str) -> Iterator[str]:
+    """The shapes among which short trainings have decided."""
+    every = facts.records.file(StudentRecord.FILE).get("considered", ())
+    tried = [number for number, each in enumerate(every) if each.get("tried_steps")]
+    if not tried:
+        return
+    yield f"\nOf the shapes whose export fits {facts(at + 'target', 'code')} these were trained for a while:\n"
+    yield "| layers | units | export, estimated | loss of validation rows | taken |"
+    yield "|---:|---:|---:|---:|---|"
+    for number in tried:
+        forms = (("layers", "integer"), ("ffn", "percent"), ("bytes", "bytes"), ("tried_loss", "decimal"))
+        said = " | ".join(facts(f"{at}considered/{number}/{name}", form) for name, form in forms)
+        yield f"| {said} | {'yes' if every[number]['taken'] else ''} |"
 
 
 def _compared(facts: Facts, at: str) -> Iterator[str]:
@@ -95,13 +134,17 @@ def _slices(facts: Facts, at: str) -> Iterator[str]:
     worst = worst[:SLICES_SHOWN]
     if worst:
         yield "\nWhere it loses the most, by the same metric:\n"
-        yield "| part of the test rows | rows | adapted model | student | difference |"
-        yield "|---|---:|---:|---:|---:|"
+        yield "| part of the test rows | rows | baseline | adapted model | student | difference |"
+        yield "|---|---:|---:|---:|---:|---:|"
+    known = facts.records.file(EvaluationRecord.FILE).get("slices", ()) if worst else ()
+    places = {(each["by"], each["name"]): place for place, each in enumerate(known)}
     for number in worst:
         one = f"{at}slices/{number}"
         form = {"source": "public", "group": "quote"}.get(every[number]["by"], "code")
         name = f"{every[number]['by']} {facts(one + '/name', form)}"
-        yield f"| {name} | {facts(one + '/rows', 'integer')} | {_both(facts, one)} |"
+        place = places.get((every[number]["by"], every[number]["name"]))
+        base = "" if place is None else facts(f"{EvaluationRecord.FILE}#/slices/{place}/base", "decimal")
+        yield f"| {name} | {facts(one + '/rows', 'integer')} | {base} | {_both(facts, one)} |"
 
 
 def _integers(facts: Facts, at: str) -> Iterator[str]:
@@ -112,7 +155,7 @@ def _integers(facts: Facts, at: str) -> Iterator[str]:
         yield f"\nIts activations are {one} in the place of {other}."
     if value(at + "rounding") is not None:
         said = (
-            f"\nRounding it to bytes changes {facts(at + 'rounding/points', 'decimal')} points and "
+            f"\nRounding it to eight bits costs {facts(at + 'rounding/points', 'decimal')} points and "
             f"{facts(at + 'rounding/kl_nats', 'decimal')} nats per label of validation rows, before it is written"
         )
         if value(at + "rounding/trained"):

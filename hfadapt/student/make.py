@@ -25,16 +25,13 @@ from hfadapt.quants import PLAIN
 from hfadapt.records.student import Considered, Shape
 from hfadapt.student import shape, vocabulary
 from hfadapt.student.parts import shape_of
+from hfadapt.student.tokens import Tokens, require_few
 from hfadapt.train.batches import padded
 
 if TYPE_CHECKING:
     from hfadapt.recipe.schema import Recipe
     from hfadapt.run_folder import Cell
 
-MOST_CUT_OTHERWISE = 0.01
-"""Share of test rows that a smaller vocabulary may cut into other tokens."""
-TRIED = (0.0, 0.125, 0.25, 0.5, 0.75, 0.875)
-"""Shares of the vocabulary that are tried for the smallest which cuts validation rows as before."""
 SAMPLED = 512
 """Sequences of training rows by which units are compared."""
 COMPARED, LEAST_COMPARED = 192, 8
@@ -56,7 +53,6 @@ class Maker:
 
     def __init__(self, cell: Cell, rows: Path, recipe: Recipe, target: Target | None, device: torch.device) -> None:
         assert recipe.student is not None
-        self.rows = rows
         self.cell, self.recipe, self.target, self.device = cell, recipe, target, device
         self.settings = recipe.student
         self.lock, self.task = cell.lock, registry.task(cell.lock.task)
@@ -64,6 +60,7 @@ class Maker:
         # The head was trained with the adapter, and belongs to the model now.
         self.base.fresh_modules = ()
         self.adapted = self.shape()
+        self.tokens = Tokens(cell, rows, self.base.tokenizer)
         self.considered: list[Considered] = []
         self.cut_otherwise = 0.0
         self.ramp = ""
@@ -160,43 +157,16 @@ class Maker:
 
     # --- the vocabulary ----------------------------------------------------------------------------------------------
 
-    def _ids(self, split: str, tokenizer: Any) -> list[tuple[int, ...]]:
-        rows = list(read_split(self.rows, split))
-        options: dict[str, Any] = {"max_length": self.lock.data.max_length, "labels": self.cell.data.labels}
-        examples = self.task.encode(rows, tokenizer, **options)
-        return [tuple(part.inputs["input_ids"]) for example in examples for part in example.parts]
-
     def kept(self) -> list[int] | None:
-        """Ids of the tokens of the training rows and of the answers, and those that stay in any case; None for all."""
-        if self.settings.vocabulary == "all" or not self.adapted.tokens:
-            return None
-        used = {token for ids in self._ids("train", self.base.tokenizer) for token in ids}
-        texts = self.task.answer_texts(self.cell.data.form, self.cell.data.completions, self.cell.read_split)
-        used |= {token for ids in self.task.choices(texts, self.base.tokenizer).values() for token in ids}
-        asked = self.settings.vocabulary
-        if asked != "auto":
-            return vocabulary.kept_tokens(self.base.tokenizer, used, asked if isinstance(asked, float) else 0.0)
-        rows = self._ids("validation", self.base.tokenizer)
-        for share in TRIED:
-            kept = vocabulary.kept_tokens(self.base.tokenizer, used, share)
-            known = set(kept)
-            if sum(not known.issuperset(row) for row in rows) <= MOST_CUT_OTHERWISE * len(rows):
-                return kept
-        return None
+        """Ids of the tokens that stay; None for all."""
+        return self.tokens.kept(self.settings) if self.adapted.tokens else None
 
     def _trim(self, kept: Sequence[int]) -> None:
-        old, before = self.base.tokenizer, self._ids("test", self.base.tokenizer)
+        old, before = self.base.tokenizer, self.tokens.ids("test")
         vocabulary.trim(self.base, kept)
         new = self.base.tokenizer
-        self.cut_otherwise = vocabulary.cut_otherwise(old, new, before, self._ids("test", new))
-        if self.cut_otherwise > MOST_CUT_OTHERWISE:
-            raise RunError(
-                "too many test rows have words that the training rows do not have, for a vocabulary of these alone",
-                place="student.vocabulary",
-                got=f"{self.cut_otherwise:.1%} of the test rows are cut into other tokens",
-                allowed=f"{MOST_CUT_OTHERWISE:.0%}",
-                fix="set student.vocabulary: auto, which keeps what rows of validation need",
-            )
+        self.cut_otherwise = vocabulary.cut_otherwise(old, new, before, self.tokens.ids("test", new))
+        require_few(self.cut_otherwise, self.settings)
 
     # --- what was written --------------------------------------------------------------------------------------------
 
@@ -228,11 +198,4 @@ class Maker:
 
 def described(before: Shape, after: Shape) -> str:
     """What was cut, in words for the card."""
-    said = [f"{after.layers} of {before.layers} layers"] if after.layers != before.layers else []
-    if after.width != before.width:
-        said.append(f"{after.width:,} of {before.width:,} units in a feed-forward part")
-    if after.tokens != before.tokens:
-        said.append(f"{after.tokens:,} of {before.tokens:,} tokens")
-    if after.activation != before.activation:
-        said.append(f"{after.activation} in the place of {before.activation}")
-    return f"the adapted model with {', '.join(said) or 'rounding to 8 bits in mind'}"
+    return f"the adapted model with {', '.join(after.beside(before)) or 'rounding to 8 bits in mind'}"

@@ -44,6 +44,7 @@ def shape_of(base: Base, task: str, length: int) -> Shape:
     tables = {id(each.weight): each.weight.numel() for each in (into, out) if isinstance(each, nn.Embedding)}
     tables |= {id(out.weight): out.weight.numel()} if isinstance(out, nn.Linear) and into is not None else {}
     facts = describe(model, base.source.asked, task, int(model.config.num_labels), model.config)
+    counted = multiply_adds_by_kind(facts, length)
     return Shape(
         layers=layers,
         width=width,
@@ -52,7 +53,8 @@ def shape_of(base: Base, task: str, length: int) -> Shape:
         embeddings=sum(tables.values()),
         activation=activation_of(model.config),
         parts=parts(model),
-        multiply_adds=multiply_adds_by_kind(facts, length),
+        multiply_adds=counted,
+        integer_share=counted.get("linear", 0) / sum(counted.values()) if counted else None,
     )
 
 

@@ -2,6 +2,6 @@
 
 from hfadapt.train.cells import train_cell, train_cells
 from hfadapt.train.search import search_cell
-from hfadapt.train.sharing import can_share, learned_from
+from hfadapt.train.sharing import can_share, learned_from, take_training
 
-__all__ = ["can_share", "learned_from", "search_cell", "train_cell", "train_cells"]
+__all__ = ["can_share", "learned_from", "search_cell", "take_training", "train_cell", "train_cells"]

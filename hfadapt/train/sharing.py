@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Set
+from typing import Any
+
 from hfadapt.core.hashing import json_sha256, kept_sha256
 from hfadapt.models.base import BaseRef
 from hfadapt.run_folder import Cell
@@ -28,4 +32,25 @@ def learned_from(cell: Cell) -> str:
     """SHA-256 of all that decides what the training of a planned cell comes to."""
     for_later = {"targets", "budgets", "evaluate", "export", "student"}
     rows = [kept_sha256(cell.folder / "data" / f"{split}.parquet") for split in ("train", "validation")]
-    return json_sha256([cell.lock.model_dump(mode="json", exclude=for_later), rows])
+    return json_sha256([settled(cell, for_later), rows])
+
+
+def settled(cell: Cell, without: Set[str]) -> dict[str, Any]:
+    """The lock of a cell without some sections, as it is wherever the cell lies: of a base that a stage made its hash
+    tells all, and its folder is the cell's own."""
+    found: dict[str, Any] = cell.lock.model_dump(mode="json", exclude={*without})
+    if found.get("base"):
+        del found["base"]["folder"]
+    return found
+
+
+def take_training(cell: Cell, other: Cell) -> None:
+    """Gives a cell what the training of another target came to, as its own would."""
+    ready = cell.adapter.with_name(f".{cell.adapter.name}.tmp")
+    for each in (ready, cell.adapter):
+        shutil.rmtree(each, ignore_errors=True)
+    shutil.copytree(other.adapter, ready)
+    ready.rename(cell.adapter)
+    shutil.copy(other.folder / "metrics.jsonl", cell.folder / "metrics.jsonl")
+    record = other.train
+    cell.write(record.model_copy(update={"target": cell.target, "same_as": record.same_as or other.target}))

@@ -16,7 +16,7 @@ from tiny import command
 from hfadapt import load_adapted
 from hfadapt.core import registry
 from hfadapt.core.errors import RequestError, RunError
-from hfadapt.export.gate import Gate, TestRows, from_evaluation
+from hfadapt.export.gate import Gate, TestRows, agreement_asked, at_least, from_evaluation
 from hfadapt.export.write import export
 from hfadapt.formats import Form, Runner, Shape
 from hfadapt.formats.merged import Merged
@@ -226,6 +226,37 @@ def test_one_row_of_few_may_turn(gate):
         assert len(list(gate._reasons(few, metric))) == count
     few.rows, few.points = 400, 0.75
     assert len(list(gate._reasons(few, metric))) == 1
+
+
+def test_one_decided_answer_of_few_may_turn():
+    """As one row may; of all that are asked for none may."""
+    assert agreement_asked(0.99, 60) == 1 - 1 / 60
+    assert agreement_asked(0.99, 200) == 0.99
+    assert agreement_asked(1.0, 60) == 1.0
+    assert agreement_asked(0.99, 0) == 0.99
+
+
+def test_what_so_few_rows_may_show_by_chance_is_said_with_what_helps(gate):
+    """2 of 197 answers are more than 1 %, and happen more often than not where 1 % turn; 12 do not."""
+    assert at_least(2, 197, 0.01) == pytest.approx(0.588, abs=1e-3)
+    assert at_least(12, 197, 0.01) < 1e-5
+    metric = SimpleNamespace(unit_range=True)
+    found = SimpleNamespace(rows=200, kl_nats=0.0, points=1.5, points_low=-0.5, decisive=197)
+    for turned, kl, low, few in (
+        (2, 0.0, -0.5, True),
+        (12, 0.0, -0.5, False),
+        (2, 1.0, -0.5, False),
+        (2, 0.0, 1, False),
+    ):
+        found.decisive_agreement, found.kl_nats, found.points_low = 1 - turned / 197, kl, low
+        assert gate._few(found, metric) is few
+
+
+def test_a_form_that_few_rows_refuse_names_more_rows_and_a_student(classifier, engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(Engine, "rounds", "rows")
+    monkeypatch.setattr(Gate, "_few", lambda *_: True)
+    with pytest.raises(RunError, match=r"data\.test: 400 in the place of \d+.*student\.int8: true"):
+        export(classifier, "engine", tmp_path / "out", variant="coarse")
 
 
 @pytest.mark.parametrize("name", registry.names("tasks"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from tiny import LABELS, command, labelled, pairs, questions, recipe_fields, tag
 
 from hfadapt import Run
 from hfadapt.core import registry
-from hfadapt.core.errors import RunError
+from hfadapt.core.errors import RequestError, RunError
+from hfadapt.objectives._teacher import Teacher
 from hfadapt.objectives.distill import KIND, _divergence, _likeliest
 from hfadapt.run_folder import Cell
 
@@ -119,6 +121,27 @@ def test_words_and_tokens_are_learned_from_a_teacher(models, tmp_path) -> None:
         )
         # A divergence or distance, which is small where the student does as its teacher does.
         assert student.train.final_loss < 0.5 * student.train.first_loss
+
+
+def test_tokens_are_those_of_the_same_name() -> None:
+    """Vocabularies of one family may have other ids, and models more outputs than there are tokens."""
+    words = {"<s>": 0, "a": 1, "b": 2, "c": 3}
+
+    def side(vocabulary, size):
+        config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=size))
+        tokenizer = SimpleNamespace(get_vocab=lambda: vocabulary)
+        return SimpleNamespace(tokenizer=tokenizer, model=SimpleNamespace(config=config))
+
+    def asked(student, size):
+        beginning = SimpleNamespace(task=registry.task("causal-lm"), base=side(student, size))
+        return teacher.tokens(beginning)
+
+    teacher = Teacher(SimpleNamespace(eval=lambda: None), side(words, 8), 16, None)
+    assert asked(words, 8) is None
+    assert asked(words, 4) == [0, 1, 2, 3]
+    assert asked({"c": 0, "<s>": 1}, 2) == [3, 0]
+    with pytest.raises(RequestError, match=r"1 of 2 tokens that the teacher does not have"):
+        asked({"<s>": 0, "d": 1}, 2)
 
 
 @pytest.mark.parametrize("loss", ["auto", "kl"])
@@ -238,3 +261,24 @@ def test_the_teachers_answers_are_asked_for_once(models, tmp_path, teacher, monk
     cell = distilled(tmp_path, models / "encoder", labelled(120), teacher.folder)
     # Once for training, once for validation rows, however many epochs.
     assert asked == [cell.data.splits["train"], cell.data.splits["validation"]]
+
+
+def test_what_the_teacher_takes_is_planned(models, tmp_path, teacher) -> None:
+    """It lies in memory beside the student while it answers, and answers every row once."""
+    write_rows(tmp_path / "one.jsonl", labelled(120))
+    fields = recipe_fields(models / "encoder", data={"validation": 16, "test": 24})
+    run = teacher.folder.parents[1]
+    fields["train"] |= {"objective": "distill", "objective_options": {"teacher": str(teacher.folder)}}
+    write_recipe(tmp_path / "tiny.yaml", fields)
+    done = command("plan", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert "answers all rows once before step 1: about" in " ".join(done.out.split())
+    (run / "two/this-machine").mkdir(parents=True)
+    for name in ("cell.json", "lock.yaml", "train.json"):
+        shutil.copy(teacher.folder / name, run / "two/this-machine" / name)
+    fields["train"]["objective_options"] = {"teacher": str(run)}
+    write_recipe(tmp_path / "tiny.yaml", fields)
+    done = command("plan", "tiny.yaml", folder=tmp_path)
+    shutil.rmtree(run / "two")
+    assert done.code == 2
+    assert f"teacher: {run}/one/this-machine" in done.err

@@ -10,7 +10,7 @@ import pytest
 
 from hfadapt.models.smaller import cut_config, width_of
 from hfadapt.plan.make import make_plan
-from hfadapt.plan.student import SHARES, cut_facts, weighed
+from hfadapt.plan.student import SHARES, cut_facts, said, seconds, weighed
 from hfadapt.recipe.schema import Recipe
 from hfadapt.records.plan import CellPlan
 
@@ -107,3 +107,16 @@ def test_facts_of_a_cut_model_are_those_of_its_config(encoder: str) -> None:
     layer = 4 * (256 * 256 + 256) + 2 * 256 * 1024 + 1024 + 256 + 4 * 256
     units = 512 * (2 * 256 + 1)
     assert whole.parameters - cut.parameters == vectors + 3 * layer + 2 * units
+
+
+def test_what_its_training_takes_is_planned(encoder: str) -> None:
+    """Tries are a quarter each; a larger peak than there is memory is said."""
+    one = plan(encoder, 25_000_000, {"layers": 2})[0]
+    words = next(each for each in one.warnings if "training the student" in each)
+    assert "as long once more where rounding" in words
+    assert "more than the" not in words
+    assert "more than the 1 B there are" in said(one.model_copy(update={"budget_bytes": 1}), 1, again=False)
+    known = one.model_copy(update={"predicted_seconds": 8.0})
+    assert seconds(known, 1, again=False) == 8.0
+    assert seconds(known, 3, again=True) == 8.0 * (1 + 0.75 + 2)
+    assert seconds(one, 1, again=False) is None

@@ -96,6 +96,8 @@ def test_an_export_beyond_the_budget_fails_the_cell(models, folder):
     done = command("run", "large.yaml", folder=folder)
     assert done.code != 0
     assert "larger than android-8gb allows" in done.out + done.err
+    # The table has the targets for which nothing left, too.
+    assert "none: no form" in done.out[done.out.index("On the device") :]
     assert Cell(folder / "runs/large/one/this-machine").evaluation.metrics
     # A student that was promised and failed leaves a model of which no form fits: that is known before one is written.
     cell, facts = Cell(folder / "runs/large/one" / PHONE), model_facts(str(models / "lm"), "causal-lm")

@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import command, labelled, preferences, questions, recipe_fields, tagged, write_recipe, write_rows
+from tiny import (
+    chats,
+    command,
+    labelled,
+    pairs,
+    preferences,
+    questions,
+    recipe_fields,
+    tagged,
+    write_recipe,
+    write_rows,
+)
 
 from hfadapt import Run, load_adapted, load_recipe, run
 from hfadapt.records.evidence import SecurityRecord
@@ -57,6 +68,13 @@ def test_it_is_smaller_and_compared_on_the_same_rows(cell) -> None:
         assert f"{record.student.parameters:,}" in text, said
 
 
+def test_the_time_of_a_cell_is_that_of_all_stages(cell) -> None:
+    seconds = cell.state.seconds
+    assert {"train", "evaluate", "student", "card"} <= seconds.keys()
+    assert seconds["student"] > cell.read(StudentRecord).training_seconds
+    assert cell.report().seconds >= sum(seconds.values())
+
+
 def test_the_checks_of_the_adapter_are_made_of_the_student_too(cell) -> None:
     """Leaks, robustness and parts of the rows, side by side in the record and the card."""
     record, own = cell.read(StudentRecord), student_of(cell)
@@ -80,6 +98,10 @@ def test_the_checks_of_the_adapter_are_made_of_the_student_too(cell) -> None:
         "| baseline | adapted model | student | difference |",
         "`AUC` of membership inference",
         "lost under `",
+        "1 of 2 layers",
+        "64 of 128 units",
+        "in whole numbers",
+        "| part of the test rows | rows | baseline | adapted model | student | difference |",
     ):
         assert said in section
     assert "Where it loses the most" in section
@@ -149,6 +171,35 @@ def test_a_language_model_has_one_too(models, tmp_path) -> None:
     assert {row["prompt"] for row in written} <= {prompt for prompt, _ in gold}
     assert own.lock.train.objective_options["weight"] == (1.0 if found.kept else 0.5)
     assert f"{found.rows} answers of its own" in done.err + done.out
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "rows"),
+    [
+        ("lm", "causal-lm", pairs(120)),
+        ("lm-untied", "causal-lm", chats(120)),
+        ("encoder", "token-classification", tagged(120)),
+    ],
+)
+def test_fewer_tokens_are_learned_from_what_is_said_of_these(models, tmp_path, model, task, rows) -> None:
+    """The teacher reads the student's tokens by their names, and says of these alone what comes next: a student that
+    lacks nothing else says the same before it learns."""
+    recipe(tmp_path, models / model, task, rows, student={"vocabulary": "data", "weight": 1.0, "limit": 1e6})
+    done = command("run", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.out + done.err
+    cell = Run(tmp_path / "runs/tiny").cell("one", "this-machine")
+    record, own = cell.read(StudentRecord), student_of(cell)
+    assert record.student.tokens < record.adapted.tokens
+    assert own.train.first_loss == pytest.approx(0.0, abs=1e-3)
+
+
+def test_tokens_that_test_rows_lack_are_said_before_training(models, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("hfadapt.student.tokens._others", lambda *_: 0.02)
+    recipe(tmp_path, models / "encoder", "text-classification", labelled(80), student={"vocabulary": "data"})
+    done = command("run", "tiny.yaml", folder=tmp_path)
+    assert done.code != 0
+    assert "2.0% of the test rows are cut into other tokens" in done.err
+    assert not (tmp_path / "runs/tiny/one/this-machine/train.json").exists()
 
 
 @pytest.mark.parametrize("task", ["embedding", "reranking"])
@@ -234,6 +285,7 @@ def test_a_language_model_answers_texts_in_the_template(models, tmp_path) -> Non
         ("auto", "nothing says how small"),
         ({"layers": 2}, "as large as the adapted model"),
         ({"layers": 1, "limit": 0.0, "learning_rate": 0.9}, "loses more than the limit"),
+        ({"layers": 1, "limit": 0.0, "learning_rate": 0.9, "epochs": 2.0}, "student.epochs: 4 in the place of 2"),
         ({"layer": 1}, "layers"),
     ],
 )
@@ -354,6 +406,9 @@ def test_a_budget_decides_how_small(models, tmp_path, monkeypatch) -> None:
     assert len(tried) == 2
     assert all(each.fits for each in tried)
     assert min(tried, key=lambda each: each.tried_loss) == taken
+    card = (cell.folder / "README.md").read_text()
+    assert f"| {tried[0].layers} | {tried[0].ffn:.0%}".replace("%", " %") in card
+    assert f"| {tried[1].layers} | {tried[1].ffn:.0%}".replace("%", " %") in card
     # Of the tried none has both more layers and more units than another.
     assert tried[0].layers > tried[1].layers
     assert tried[0].ffn < tried[1].ffn
@@ -363,3 +418,29 @@ def test_a_budget_decides_how_small(models, tmp_path, monkeypatch) -> None:
     assert device["bytes"] <= size * 85 // 100
     assert (done.out + done.err).count("rows go through the teacher once") == 2  # of training, and of validation
     assert not (student_of(cell).folder / "answers").exists()
+
+
+def test_targets_share_what_a_student_has_learned(models, tmp_path, monkeypatch) -> None:
+    """The adapter is the same, so that a second training would come to the same; another shape is another student."""
+    pytest.importorskip("onnxruntime")
+    fields = {"export": {"format": "onnx", "limits": {"points": 100, "kl_nats": 100}}}
+    recipe(
+        *(tmp_path, models / "encoder", "text-classification", labelled(80)),
+        student={"layers": 1, "limit": 100, "epochs": 2.0, "learning_rate": 3e-3},
+        targets=["this-machine", "browser-4gb"],
+        **fields,
+    )
+    done = command("run", "tiny.yaml", folder=tmp_path)
+    assert done.code == 0, done.out + done.err
+    one, other = (Run(tmp_path / "runs/tiny").cell("one", name) for name in ("this-machine", "browser-4gb"))
+    students = [student_of(one), student_of(other)]
+    assert "the student of this-machine is taken" in done.err
+    assert [each.train.same_as for each in students] == ["", "this-machine"]
+    assert [each.train.target for each in students] == ["this-machine", "browser-4gb"]
+    assert students[0].manifest.files == students[1].manifest.files
+    assert [each.evaluation.target for each in students] == ["this-machine", "browser-4gb"]
+    assert students[0].evaluation.metrics == students[1].evaluation.metrics
+    assert one.read(StudentRecord).metrics == other.read(StudentRecord).metrics
+    assert other.read(StudentRecord).rounding.trained == 0
+    asked = command("predict", other.folder / "student", "a lovely bright film", folder=tmp_path)
+    assert asked.code == 0, asked.err
