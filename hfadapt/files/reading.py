@@ -78,7 +78,7 @@ def rows(path: Path, split: str | None = None, encoding: str | None = None) -> R
     """
     if suffix(path) in WORKBOOKS:
         return sheets.read(path, split)
-    if suffix(path) == arrays.ENDING:
+    if suffix(path) in arrays.ENDINGS:
         return arrays.read(path, split)
     if suffix(path) == ".json":
         return json_rows.read_whole(path, split, encoding)
