@@ -137,7 +137,7 @@ def test_privacy_is_told_with_rows_and_intervals(language_model: Cell) -> None:
     assert "**Training rows can be told from others" in said
     assert "0.631 [0.591, 0.671] by `loss difference`, 0.512 [0.472, 0.552] from the texts alone" in said
     assert "400 training rows, 400 held-out ones" in said
-    assert "**Planted sequences were found again**: 16 were planted" in said
+    assert "**Planted texts were found again**: 16 were planted" in said
     assert (
         "in 3.0 % [1.0 %, 5.0 %] of 100 rows, and of held-out rows in 1.0 % [0.0 %, 5.4 %]; the base did in 0.0 %"
         in said
@@ -159,7 +159,7 @@ def test_what_does_not_leak_is_not_said_to(tmp_path: Path) -> None:
     cell = proved(tmp_path / "cell", "causal-lm", security=safe)
     said = sections(cell.folder)["Privacy"]
     assert "could not be told from others" in said
-    assert "No planted sequence was found again" in said
+    assert "No planted text was found again" in said
     assert "**" not in said
     assert check_card(cell.folder) == []
 
