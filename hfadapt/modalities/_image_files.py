@@ -34,6 +34,13 @@ def formats() -> list[str]:
     return [name for name in Image.ID if name not in ("EPS", "WMF")]
 
 
+def has_twelve_bits(picture: Picture) -> bool:
+    """Whether a picture of 16 bits uses 12 of them at most."""
+    import numpy as np
+
+    return picture.mode.startswith("I") and bool(np.asarray(picture).max() <= TWELVE_BITS)
+
+
 def upright(picture: Picture) -> Picture:
     """Turned as its camera says; as it is where what stands beside the pixels cannot be read."""
     from PIL import ImageOps

@@ -20,7 +20,7 @@ from hfadapt.files import Blob, Doubt, Unusable
 from hfadapt.files.stored import Stored
 from hfadapt.modalities import Modality, Row, Taken
 from hfadapt.modalities._image_changes import BLENDS, CHANGES
-from hfadapt.modalities._image_files import SUFFIXES, TWELVE_BITS, UNREAD, formats, plain, upright, why_not
+from hfadapt.modalities._image_files import SUFFIXES, UNREAD, formats, has_twelve_bits, plain, upright, why_not
 from hfadapt.modalities._later import Blended, Changed, later
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ class Image(Modality):
         pixels = plain(turned)
         if mode not in ("RGB", "L", "1"):
             notes.append(f"images in mode {mode}: made {pixels.mode}")
-        if mode.startswith("I") and turned.getextrema()[1] <= TWELVE_BITS:
+        if has_twelve_bits(turned):
             notes.append("images of 16 bits whose values end below 4,096: read as of 12 bits")
         scale = STORED_SIDE / min(pixels.size)
         small = scale >= 1
