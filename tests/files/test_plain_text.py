@@ -122,7 +122,7 @@ def test_words_with_tags_are_read_as_conll_whatever_the_file_is_called(tmp_path,
     "content",
     [
         CONLL.replace("B-ORG", "ORG"),  # of spans no word is sure
-        "\n".join(f"{word} O" for word in "all words have one tag and so it says nothing".split()),
+        "\n".join(f"{word} O" for word in WORDS),
         "\n".join(f"{number} we want I-95 and O" for number in range(20)).replace("3 we", "3 and we"),
         "O\nB-side\n" * 10,
     ],
