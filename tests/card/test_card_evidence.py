@@ -9,6 +9,7 @@ from pathlib import Path
 
 import evidence_records
 import pytest
+import yaml
 from huggingface_hub import metadata_load
 
 from hfadapt.card.build import USER_BEGIN, build_card, render_card
@@ -51,6 +52,17 @@ def sections(folder: Path) -> dict[str, str]:
     """The text under each heading of a card."""
     parts = re.split(r"^## (.+)$", (folder / "README.md").read_text(encoding="utf-8"), flags=re.M)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize("gate", ["macro_f1", "ndcg_at_10"])
+def test_names_of_settings_may_have_numbers(classifier: Cell, gate: str) -> None:
+    path = classifier.folder / "lock.yaml"
+    lock = yaml.safe_load(path.read_text(encoding="utf-8"))
+    lock["evaluate"]["gates"] = {gate: 0.02}
+    path.write_text(yaml.safe_dump(lock), encoding="utf-8")
+    build_card(classifier, execute=False)
+    assert f"| `evaluate.gates.{gate}` | `0.02` |" in (classifier.folder / "README.md").read_text(encoding="utf-8")
+    assert check_card(classifier.folder) == []
 
 
 def test_a_card_with_all_evidence_is_in_order(cell: Cell) -> None:
