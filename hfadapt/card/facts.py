@@ -84,7 +84,10 @@ def _setting(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
-        return "; ".join(", ".join(f"{name} {_setting(own)}" for name, own in each.items()) for each in value)
+        # Sources: without the places in which they lie, and what is not said of them.
+        said = ({name: own for name, own in each.items() if own is not None} for each in value)
+        shown = ({**each, "source": public_name(each["source"])} if "source" in each else each for each in said)
+        return "; ".join(", ".join(f"{name} {_setting(own)}" for name, own in each.items()) for each in shown)
     if isinstance(value, (list, tuple, dict)):
         return ", ".join(str(item) for item in value) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)

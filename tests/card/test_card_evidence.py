@@ -65,6 +65,21 @@ def test_names_of_settings_may_have_numbers(classifier: Cell, gate: str) -> None
     assert check_card(classifier.folder) == []
 
 
+def test_settings_do_not_say_where_sources_lie(classifier: Cell) -> None:
+    path = classifier.folder / "lock.yaml"
+    lock = yaml.safe_load(path.read_text(encoding="utf-8"))
+    sources = ["/home/anna/texts/own.txt", "../private/b.csv", "owner/name"]
+    lock["pretrain"] = {"sources": [{"source": each, "split": None, "column": "body"} for each in sources]}
+    lock["pretrain"] |= {"objective": "tsdae", "epochs": 1.0, "max_steps": 6, "learning_rate": 2e-4, "batch_rows": 8}
+    lock["pretrain"] |= {"general": [], "micro_batch_rows": 8}
+    path.write_text(yaml.safe_dump(lock), encoding="utf-8")
+    build_card(classifier, execute=False)
+    said = "source own.txt, column body; source b.csv, column body; source owner/name, column body"
+    assert f"| `pretrain.sources` | `{said}` |" in (classifier.folder / "README.md").read_text(encoding="utf-8")
+    assert "anna" not in (classifier.folder / "card.json").read_text(encoding="utf-8")
+    assert [each for each in check_card(classifier.folder) if "path" in each.what] == []
+
+
 def test_a_card_with_all_evidence_is_in_order(cell: Cell) -> None:
     assert check_card(cell.folder) == []
     assert set(required(cell.folder)) <= sections(cell.folder).keys()
