@@ -308,6 +308,7 @@ def _evidence(facts: Facts) -> dict[str, Any]:
         "drift_skipped": evidence.drift_skipped(records),
         "drift_verdict": lambda number: evidence.drift_verdict(facts, number),
         "examples": shown,
+        "sure": any(one["confidence"] is not None for one in evaluation.get("failures") or []),
         "failure_rows": [one["split_row"] for one in evaluation.get("failures") or []],
         "robustness": evidence.part(records, evidence.SECURITY, "robustness"),
         "privacy": evidence.privacy_sentences(facts, generates),

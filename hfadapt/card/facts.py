@@ -84,7 +84,10 @@ def _setting(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
-        return "; ".join(", ".join(f"{name} {_setting(own)}" for name, own in each.items()) for each in value)
+        # Sources: without the places in which they lie, and what is not said of them.
+        said = ({name: own for name, own in each.items() if own is not None} for each in value)
+        shown = ({**each, "source": public_name(each["source"])} if "source" in each else each for each in said)
+        return "; ".join(", ".join(f"{name} {_setting(own)}" for name, own in each.items()) for each in shown)
     if isinstance(value, (list, tuple, dict)):
         return ", ".join(str(item) for item in value) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -100,7 +103,7 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "signed": lambda value: f"{value:+.3f}",
     "small": lambda value: f"{value:.2g}",
     "plain": lambda value: f"{value:g}",
-    "short": lambda value: f"{value:.3g}",
+    "short": lambda value: f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}",
     "hash": lambda value: f"`{str(value)[:16]}`",
     "url": lambda value: re.sub(r"[^\w:/.?=&%~#+-]", "", str(value)),
     "share": lambda value: f"{value:.1%}".replace("%", " %"),
@@ -110,7 +113,7 @@ FORMS: dict[str, Callable[[Any], str]] = {
     "seconds": show_seconds,
     "latency": show_latency,
     "watt-hours": lambda value: f"{value / 3600:.3g} Wh",
-    "power": lambda value: f"{value:.2e}".replace("e+", " × 10^"),
+    "power": lambda value: re.sub(r"e\+0*(\d+)", r" × 10^\1", f"{value:.2e}"),
     "exact": lambda value: yaml.safe_dump(round(float(value), 6)).split("\n")[0],
     "quote": lambda value: escape(shorten(redact(html.unescape(one_text(value))))),
     "literal": lambda value: json.dumps(value if not isinstance(value, str) else redact(value), ensure_ascii=False),

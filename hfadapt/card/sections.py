@@ -261,12 +261,12 @@ def strongest(attacks: Sequence[Mapping[str, Any]]) -> int | None:
 
 
 def canary_sentence(facts: Facts) -> str:
-    """Whether planted sequences were found."""
-    at = f"{SECURITY}#/canaries"
+    """Whether planted rows were found."""
+    at, kind = f"{SECURITY}#/canaries", kind_of(facts.records)
     says = (
-        "**Planted sequences were found again**"
+        f"**Planted {kind.nouns} were found again**"
         if facts.records.value(f"{at}/found")
-        else "No planted sequence was found again"
+        else f"No planted {kind.noun} was found again"
     )
     return (
         f"{says}: {facts(f'{at}/planted', 'integer')} were planted, each was compared with "

@@ -333,10 +333,15 @@ def as_html(blocks: Sequence[Block]) -> str:
     return "\n".join(parts)
 
 
+TILE_WIDTH = 200
+"""Pixels that a picture and its caption take at most; spectrograms are twice as wide as they are high."""
+
+
 def _html_sheet(sheet: Sheet) -> str:
     tiles = "".join(
-        f'<figure style="margin:0;max-width:150px;font-size:12px;line-height:1.3;overflow-wrap:anywhere">'
-        f'<img src="{tile.source}" alt=""><figcaption>{html.escape(tile.caption).replace(*LINE_BREAK)}</figcaption>'
+        f'<figure style="margin:0;max-width:{TILE_WIDTH}px;font-size:12px;line-height:1.3;overflow-wrap:anywhere">'
+        f'<img src="{tile.source}" alt="" style="max-width:100%;outline:1px solid #8884">'
+        f"<figcaption>{html.escape(tile.caption).replace(*LINE_BREAK)}</figcaption>"
         "</figure>"
         for tile in sheet.tiles
     )

@@ -116,7 +116,7 @@ def _of_numbers(rows: Sequence[Mapping[str, Any]]) -> tuple[list[int], str]:
 
 def _range(name: str, unit: str, values: Sequence[float]) -> str:
     low, middle, high = (
-        f"{value:,.0f}" if value == round(value) else f"{value:.2f}"
+        f"{value + 0.0:,.0f}" if value == round(value) else f"{value:.2f}"
         for value in (min(values), median(values), max(values))
     )
     return f"{name} {low} {unit}" if low == high else f"{name} {low} to {high} {unit}, median {middle}"

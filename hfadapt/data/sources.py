@@ -15,7 +15,7 @@ from hfadapt.core.errors import DataError, Problem, nearest
 from hfadapt.core.progress import quiet_libraries
 from hfadapt.data.labels import some
 from hfadapt.data.rows import Dropped
-from hfadapt.files import SPLIT_NAMES, Doubt, Read, Unread, folders, media, plain_text, reading, tables
+from hfadapt.files import SPLIT_NAMES, Doubt, Read, Unread, arrays, folders, media, plain_text, reading, tables
 from hfadapt.files.beside import not_read
 from hfadapt.files.named import Named
 from hfadapt.files.opening import PACKED, packing, suffix, unmarked
@@ -280,7 +280,7 @@ def _encodings(name: str, files: Sequence[Path], told: str | None) -> list[Findi
         return [Finding(code="encoding", level="soft", message=what, fix="nothing, where its letters are right")]
     found: dict[str, list[str]] = {}
     for file in files:
-        if suffix(file) in (*folders.suffixes(),) and suffix(file) not in (".parquet", ".arrow"):
+        if suffix(file) in (*folders.suffixes(),) and suffix(file) not in (".parquet", ".arrow", *arrays.ENDINGS):
             with suppress(DataError, OSError):
                 if (encoding := unmarked(file)) is not None:
                     found.setdefault(encoding, []).append(file.name)

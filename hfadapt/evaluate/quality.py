@@ -220,24 +220,40 @@ def confidence(scores: Scores) -> np.ndarray:
 
 
 def failures(base: Scores, adapter: Scores, names: Sequence[str]) -> tuple[FailingExample, ...]:
-    """Rows on which the adapter is wrong, those it is surest about first; at most 20."""
+    """Rows on which the adapter is wrong, those it is surest about first, else those it is farthest off; at most 20."""
     right = hits(adapter)
-    if right is None or adapter.gold is None or adapter.predictions is None or adapter.probabilities is None:
+    if adapter.gold is None or adapter.predictions is None or (right is not None and adapter.probabilities is None):
         return ()
-    sure = confidence(adapter)
-    order = sorted(np.flatnonzero(~right).tolist(), key=lambda row: (-sure[row], row))[:MOST_FAILURES]
     gold, chosen, other = (
-        [name if isinstance(name, str) else ", ".join(name) for name in said(values, adapter.kind, names)]
-        if values is not None
-        else [""] * len(right)
+        [""] * len(adapter.losses) if values is None else [*map(in_words, said(values, adapter.kind, names))]
         for values in (adapter.gold, adapter.predictions, base.predictions)
     )
+    if right is None:
+        wrong = [row for row, pair in enumerate(zip(gold, chosen, strict=True)) if pair[0] != pair[1]]
+        sure, off = None, adapter.losses
+    else:
+        wrong = np.flatnonzero(~right).tolist()
+        sure = off = confidence(adapter)
     return tuple(
         FailingExample(
-            split_row=int(row), gold=gold[row], adapter=chosen[row], base=other[row], confidence=float(sure[row])
+            split_row=row,
+            gold=gold[row],
+            adapter=chosen[row],
+            base=other[row],
+            confidence=None if sure is None else float(sure[row]),
         )
-        for row in order
+        for row in sorted(wrong, key=lambda row: (-off[row], row))[:MOST_FAILURES]
     )
+
+
+def in_words(value: Any) -> str:
+    """What is right or was said of a row, for people: names of classes, a number, or ranks."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if not isinstance(value, list):
+        return str(value)
+    ranks = f"{'rank' if len(value) == 1 else 'ranks'} " if value and isinstance(value[0], int) else ""
+    return ranks + ", ".join(map(str, value))
 
 
 def confusion(scores: Scores, names: Sequence[str]) -> dict[str, dict[str, int]]:

@@ -14,17 +14,16 @@ from pathlib import Path
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.files import SPLIT_NAMES, Read, Unread, media, reading, sheets, split_of
-from hfadapt.files.arrays import ENDING as ARRAYS
+from hfadapt.files import SPLIT_NAMES, Read, Unread, arrays, media, reading, sheets, split_of
 from hfadapt.files.beside import is_paper
 from hfadapt.files.lists import layout_of
 from hfadapt.files.named import LOOKED_AT, Named
 from hfadapt.files.opening import HEAD_BYTES, PACKED, WORKBOOKS, foreign, lines, packing, suffix
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", *WORKBOOKS, ARRAYS, ".txt", ".md")
-"""Of files that hfadapt reads whatever the rows; row schemas read further ones."""
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", *WORKBOOKS)
-"""Of these, one beside images or recordings names them."""
+"""Of tables; one beside images or recordings names them."""
+SUFFIXES = (*TABLES, ".json", *arrays.ENDINGS, ".txt", ".md")
+"""Of files that hfadapt reads whatever the rows; row schemas read further ones."""
 TRAIN = next(iter(SPLIT_NAMES))
 LISTS, LISTED = (".txt", ".lst"), 0.9
 """Endings of texts that name the files of a split, and the share of their lines that name one."""
@@ -116,6 +115,7 @@ def find(path: Path) -> Found:
     """
     files = every_file(path)
     known = [each for each in files if suffix(each) in suffixes()]
+    known += sorted({labels for each in known for labels in arrays.beside(each)} - {*known})
     # Archives are opened for it, so each file is asked once.
     kinds = {each: media.holds(each) for each in files} if not known or path.is_dir() else {}
     seen = [each for each, kind in kinds.items() if kind]
@@ -158,12 +158,15 @@ def find(path: Path) -> Found:
     data = [each for each in known if not is_paper(each.name)] or [each for each in known if suffix(each) != ".md"]
     # Saved by datasets' save_to_disk, the rest is about the Arrow files.
     arrow = [each for each in data if suffix(each) == ".arrow"]
-    tables = [each for each in data if suffix(each) not in (".txt", ".md", ".json")]
+    pixels = [each for each in data if suffix(each) in arrays.ENDINGS]
+    tables = [each for each in data if suffix(each) not in (".txt", ".md", ".json", *arrays.ENDINGS)]
     texts, documents = ([each for each in data if suffix(each) in ends] for ends in ((".txt", ".md"), (".json",)))
     if arrow:
         data = [each for each in arrow if not each.name.startswith(("cache-", "tmp"))]
     elif tables:
-        data = [each for each in data if each not in texts]
+        data = [each for each in data if each not in texts and each not in pixels]
+    elif pixels:
+        data = pixels
     elif texts and documents:
         data = max(texts, documents, key=len)
     return Found(tuple(data), tuple(each for each in known if each not in data), foreign=foreign)
@@ -317,7 +320,9 @@ def _splits(files: tuple[Path, ...], start: Path) -> dict[Path, str | None]:
     Images and recordings are named as their classes are, `train_07.png` beside `car_03.png`; so their own names tell
     splits where all of them do, and a folder where it is no class beside others.
     """
-    own = {each: SPLIT_NAMES.get(re.split(r"[^a-z]", each.name.lower())[0]) for each in files}
+    own = {
+        each: arrays.split_said(each) or SPLIT_NAMES.get(re.split(r"[^a-z]", each.name.lower())[0]) for each in files
+    }
     single = {each for each in files if each.suffix.lower() in media.suffixes()}
     if not all(own[each] for each in single):
         own |= dict.fromkeys(single)

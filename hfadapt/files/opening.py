@@ -28,6 +28,7 @@ MOST_UNPACKED, MOST_TIMES = 1 << 28, 200
 UNPACKED_AT_ONCE = 1 << 18
 USUAL_MARKS = "€‚„…‘’“”•–—™\u00a0¡£§«°²´»¿"
 _WORD = re.compile(r"\w{2,24}")
+_IDX = re.compile(r"[-.](idx\d-ubyte)$")
 _CSV = "save it as CSV in UTF-8"
 
 
@@ -95,7 +96,7 @@ PACKED: dict[str, tuple[bytes, Callable[[Path], IO[bytes]]]] = {
 }
 """First bytes and opener of each kind of compression, by ending."""
 
-_SINGLE = "write each image as a PNG into a folder for its class, with numpy.frombuffer and Pillow's Image.fromarray"
+_SINGLE = "call it train-KIND, such as train-images-idx3-ubyte beside train-labels-idx1-ubyte; name the folder of both"
 _OLE = b"\xd0\xcf\x11\xe0"
 _OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (b"PAR1", "Parquet", "call it .parquet"),
@@ -110,7 +111,7 @@ _OTHERS: tuple[tuple[bytes, str, str], ...] = (
         "write the table as CSV: sqlite3 -header -csv FILE 'select * from TABLE'",
     ),
     (b"\x89HDF", "HDF5", "read it with pandas.read_hdf and write it with to_parquet"),
-    (b"MATLAB", "MATLAB", "read it with scipy.io.loadmat, and write a CSV with the columns file_name and label"),
+    (b"MATLAB", "MATLAB", "call it .mat"),
     (b"\0\0\x08\x03", "images in one file, as of MNIST", _SINGLE),
     (b"\0\0\x08\x01", "numbers of classes in one file, as of MNIST", _SINGLE),
     (b"\x93NUMPY", "a NumPy array", "write its rows as CSV or JSON Lines, with names of columns"),
@@ -149,8 +150,9 @@ def packing(path: PurePath) -> str:
 
 
 def suffix(path: PurePath) -> str:
-    """The ending that tells the format, in lower case, compression aside."""
-    return (PurePath(path.stem) if packing(path) else path).suffix.lower()
+    """The ending that tells the format, in lower case, compression aside; `.idx3-ubyte` of `images-idx3-ubyte`."""
+    name = (PurePath(path.stem) if packing(path) else path).name.lower()
+    return f".{found[1]}" if (found := _IDX.search(name)) else PurePath(name).suffix
 
 
 def called(path: PurePath, ending: str) -> str:
@@ -169,6 +171,8 @@ def foreign(head: bytes, ending: str = "") -> tuple[str, str] | None:
     if ending in WORKBOOKS and head.startswith(_OLE):
         return "a workbook with a password, or of old Excel (.xls)", "save it without one as .xlsx, or as CSV in UTF-8"
     for magic, what, fix in _OTHERS:
+        if fix == _SINGLE and ending.startswith(".idx"):
+            continue
         # Pages may be learned from, as plain text.
         page, begins = magic[:1] == b"<", head.lower() if magic[:1] == b"<" else head
         if begins.startswith(magic) and not (page and ending in (".txt", ".md")):

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from hfadapt.core import registry
 from hfadapt.core.errors import DataError
-from hfadapt.files import Read, Rows, Unread, arrays, delimited, json_rows, media, plain_text, sheets, tables
+from hfadapt.files import Doubt, Read, Rows, Unread, arrays, delimited, json_rows, media, plain_text, sheets, tables
 from hfadapt.files.nested import field_names, spread
 from hfadapt.files.opening import WORKBOOKS, lines, suffix
 
 HEAD_ROWS = 2_000
+LOOKED_AT = 200
+"""Lines by which a text is told to be of another kind than it is called."""
 HEAD_BYTES = 1 << 20
 
 
@@ -28,9 +30,27 @@ def _document(path: Path, encoding: str | None = None) -> Rows:
         yield Read(0, {"text": "\n".join(item[1] for item in whole if not isinstance(item, Unread)).strip()}, 1)
 
 
-def _of_schema(path: Path, encoding: str | None = None) -> Rows:
-    """A file of a kind that belongs to one row schema; lines that cannot be read end up in its rows' faults."""
-    read = registry.row_files()[suffix(path)].files[suffix(path)]
+def _seems(path: Path, encoding: str | None = None) -> str:
+    """The ending that a text should have, by its lines, to be read as one of a row schema; "" of others."""
+    if suffix(path) not in (".txt", ".tsv"):
+        return ""
+    head = [item[1] for item in islice(lines(path, encoding), LOOKED_AT) if not isinstance(item, Unread)]
+    return next((ending for schema in registry.schemas() if (ending := schema.seems(head))), "")
+
+
+def _of_schema(path: Path, encoding: str | None = None, ending: str = "") -> Rows:
+    """A file of a kind that belongs to one row schema; lines that cannot be read end up in its rows' faults.
+
+    Args:
+        ending: That of its kind, where it has another.
+    """
+    if ending:
+        fix = (
+            "nothing; to learn the lines themselves, put them into a file of another kind, such as JSON Lines with text"
+        )
+        yield Doubt("text-as-kind", f"read as if it were called {ending}, which its lines are", fix)
+    ending = ending or suffix(path)
+    read = registry.row_files()[ending].files[ending]
     bad: list[Unread] = []
 
     def whole() -> Iterator[str]:
@@ -78,10 +98,12 @@ def rows(path: Path, split: str | None = None, encoding: str | None = None) -> R
     """
     if suffix(path) in WORKBOOKS:
         return sheets.read(path, split)
-    if suffix(path) == arrays.ENDING:
+    if suffix(path) in arrays.ENDINGS:
         return arrays.read(path, split)
     if suffix(path) == ".json":
         return json_rows.read_whole(path, split, encoding)
+    if ending := _seems(path, encoding):
+        return _of_schema(path, encoding, ending)
     return _READERS.get(suffix(path), _of_schema)(path, encoding)
 
 
@@ -91,9 +113,10 @@ def column_names(path: Path, encoding: str | None = None, sheet: str | None = No
     if media.holds(path):
         # Whether there is a class, folders tell.
         return None
-    if kind in registry.row_files():
-        return registry.row_files()[kind].parts
     try:
+        kind = _seems(path, encoding) or kind
+        if kind in registry.row_files():
+            return registry.row_files()[kind].parts
         if kind in (".parquet", ".arrow"):
             return tuple(field_names(tables.schema(path)))
         if kind in WORKBOOKS:

@@ -60,6 +60,8 @@ def _wav(data: bytes) -> tuple[np.ndarray, int]:
     from scipy.io import wavfile
 
     order: Literal["little", "big"] = "big" if data[:4] == b"RIFX" else "little"
+    if (at := _chunk(data, order, b"fmt ")) and len(data) >= at + 16:
+        _check_length(0, 1, int.from_bytes(data[at + 12 : at + 16], order))
     data = _with_length(data, order)
     end = min(_end_of_samples(data, order, b"data"), len(data))
     if int.from_bytes(data[4:8], order) + 8 < end:

@@ -10,31 +10,23 @@ import random
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfadapt.core.errors import RequestError
-from hfadapt.files import Blob, Doubt, Unusable, format_of, seeming
+from hfadapt.files import Blob, Doubt, Unusable
 from hfadapt.files.stored import Stored
 from hfadapt.modalities import Modality, Row, Taken
 from hfadapt.modalities._image_changes import BLENDS, CHANGES
+from hfadapt.modalities._image_files import SUFFIXES, UNREAD, formats, has_twelve_bits, plain, upright, why_not
 from hfadapt.modalities._later import Blended, Changed, later
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image as Picture
 
-SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
-    *(".pbm", ".pnm", ".jpe", ".jfif", ".mpo", ".jp2", ".tga", ".avif"),
-)
-UNREAD = (".heic", ".heif", ".hif", ".jxl", ".psd", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2")
 MOST_PIXELS = 100_000_000
 """Larger images are refused unread: a file of a few kilobytes can unpack to gigabytes."""
 STORED_SIDE = 768
@@ -246,7 +238,7 @@ class Image(Modality):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                picture = Image.open(io.BytesIO(data), formats=_formats())
+                picture = Image.open(io.BytesIO(data), formats=formats())
                 kind, mode, own = picture.format, picture.mode, picture.size
                 if own[0] * own[1] > MOST_PIXELS:
                     raise Image.DecompressionBombError(f"{own[0]:,} x {own[1]:,} pixels")
@@ -255,30 +247,33 @@ class Image(Modality):
                     picture.seek(0)
                 picture.load()
                 described = "exif" in picture.info or bool(picture.getexif())
-                turned = _upright(picture)
+                turned = upright(picture)
+                own = turned.size
         except Image.DecompressionBombError as error:
             most = f"more than {MOST_PIXELS / 1e6:.0f} million pixels are not read"
             raise Unusable("image-too-large", f" has a file that unpacks to a huge image: {error}; {most}") from None
         except Exception as error:
             # Pillow's readers raise errors of every kind on broken files.
-            raise Unusable("not-an-image", _why_not(data, error)) from None
-        plain = _plain(turned)
+            raise Unusable("not-an-image", why_not(data, error)) from None
+        pixels = plain(turned)
         if mode not in ("RGB", "L", "1"):
-            notes.append(f"images in mode {mode}: made {plain.mode}")
-        scale = STORED_SIDE / min(plain.size)
+            notes.append(f"images in mode {mode}: made {pixels.mode}")
+        if has_twelve_bits(turned):
+            notes.append("images of 16 bits whose values end below 4,096: read as of 12 bits")
+        scale = STORED_SIDE / min(pixels.size)
         small = scale >= 1
         if not small:
-            plain = plain.resize([max(1, round(each * scale)) for each in plain.size], Image.Resampling.LANCZOS)
+            pixels = pixels.resize([max(1, round(each * scale)) for each in pixels.size], Image.Resampling.LANCZOS)
         kept = data
-        if not small or described or notes or plain.mode != mode or kind not in ("PNG", "JPEG"):
+        if not small or described or notes or pixels.mode != mode or kind not in ("PNG", "JPEG"):
             file = io.BytesIO()
             if kind in ("JPEG", "MPO", "WEBP", "AVIF", "HEIF"):
-                plain.save(file, "JPEG", quality=95, subsampling=0)
+                pixels.save(file, "JPEG", quality=95, subsampling=0)
             else:
-                plain.save(file, "PNG")
+                pixels.save(file, "PNG")
             kept = file.getvalue()
-            plain = Image.open(file)
-        return Taken(kept, _look(plain), _facts(plain, own), tuple(notes))
+            pixels = Image.open(file)
+        return Taken(kept, _look(pixels), _facts(pixels, own), tuple(notes))
 
     def given(self, value: Any) -> Blob | None:
         """A path, bytes, a picture of PIL, or an array (height, width) or (height, width, 1, 3 or 4) of uint8."""
@@ -410,51 +405,6 @@ def _takes_one_size(config: Any) -> bool:
     return not _interpolates(config)
 
 
-def _formats() -> list[str]:
-    """All that Pillow reads by itself: for EPS it runs another program, for WMF the system; and HEIC where pillow-heif
-    is there."""
-    from PIL import Image
-
-    Image.init()
-    if "HEIF" not in Image.ID:
-        with suppress(ImportError):
-            import_module("pillow_heif").register_heif_opener()
-    return [name for name in Image.ID if name not in ("EPS", "WMF")]
-
-
-def _upright(picture: Picture) -> Picture:
-    """Turned as its camera says; as it is where what stands beside the pixels cannot be read."""
-    from PIL import ImageOps
-
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:
-        return picture
-
-
-def _plain(picture: Picture) -> Picture:
-    """In 8 bits, RGB or grey. Raises Unusable where no pixel is a number."""
-    import numpy as np
-    from PIL import Image
-
-    if picture.mode in ("RGB", "L"):
-        return picture
-    if picture.mode.startswith(("I", "F")):
-        values = np.asarray(picture, dtype=np.float32)
-        known = values[np.isfinite(values)]
-        if not known.size:
-            raise Unusable("not-an-image", " has pixels none of which is a number")
-        low, high = float(known.min()), float(known.max())
-        if picture.mode.startswith("I;16") or (picture.mode == "I" and low >= 0 and 255 < high <= 65535):
-            low, high = 0.0, 65535.0
-        scaled = np.nan_to_num((values - low) / max(high - low, 1e-9), posinf=1, neginf=0).clip(0, 1)
-        return Image.fromarray((scaled * 255).round().astype(np.uint8), "L")
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
-    return picture.convert("L" if picture.mode == "1" else "RGB")
-
-
 def _look(picture: Picture) -> str:
     """A hash of the pixels, and a grey thumbnail in hexadecimal."""
     from PIL import Image
@@ -474,24 +424,6 @@ def _facts(picture: Picture, own: tuple[int, int]) -> dict[str, float]:
         "brightness": round(float(grey.mean()), 4),
         "contrast": round(float(grey.std()), 4),
     }
-
-
-def _why_not(data: bytes, error: Exception) -> str:
-    """What a file has that is no image for Pillow, with what makes it one where that is known."""
-    known = format_of(data)
-    if known == "HEIC" and not find_spec("pillow_heif"):
-        return " has a picture in HEIC: pip install pillow-heif, or save it as JPEG"
-    if known and "cannot identify" in str(error):
-        return f" has {known}, which Pillow {version('pillow')} does not read: save it as JPEG or PNG"
-    return f" has {seeming(data, 'image', _first_line(error))}"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    # Pillow names the object that it was given, which says nothing.
-    return (
-        "of no known kind" if "cannot identify" in str(error) else (lines[0] if lines else type(error).__name__)[:120]
-    )
 
 
 KIND = Image()

@@ -99,6 +99,7 @@ def settle_pretrain(decided: Decisions, question: Question, chosen: Candidate, w
     rows, mean = _pieces(work, length)
     often = min(MOST_EPOCHS, max(EPOCHS, math.ceil(LEAST_STEPS * batch / rows)))
     few = f"{rows:,} texts are few, so that {LEAST_STEPS} steps are made" if often > EPOCHS else f"{rows:,} texts"
+    few = f"{rows:,} texts, as often as pretrain.max_steps lets them be met" if settings.max_steps else few
     epochs = decided.settle("pretrain.epochs", float(often), few if work.texts else "texts are not read yet")
     steps = settings.max_steps or math.ceil(epochs * math.ceil(rows / max(batch, objective.text_rows)))
     facts = model_facts(question.facts.model, objective.loaded_as(question.facts.task), work.labels)

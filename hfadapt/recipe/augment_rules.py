@@ -21,7 +21,7 @@ def check_augment(tree: Tree) -> None:
     given = {name: share for name, share in asked.items() if isinstance(share, (int, float)) and share}
     for name in given.keys() & _all_names() - {*known}:
         at = ("data", "augment", name)
-        why = f"{task} learns one class from a row" if name in kind.mixtures else f"{task} is about {kind.name}"
+        why = f"what {task} learns cannot be blended" if name in kind.mixtures else f"{task} is about {kind.nouns}"
         tree.report(
             at,
             f"rows of {task} are not changed so",

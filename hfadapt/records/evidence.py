@@ -94,14 +94,14 @@ class Efficiency(Spec):
 
 
 class FailingExample(Spec):
-    """A test row on which the adapter is wrong, the surest first; the text is in the test split at
-    that row, counted from 0."""
+    """A test row on which the adapter is wrong, the surest first, or the farthest off where answers are numbers or
+    ranks and none is surer than another; the text is in the test split at that row, counted from 0."""
 
     split_row: int
     gold: str
     adapter: str
     base: str
-    confidence: float
+    confidence: float | None = None
 
 
 # --- security.json ---------------------------------------------------------------------------------------------------

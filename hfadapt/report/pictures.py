@@ -30,13 +30,13 @@ def learned(cells: Sequence[CellRecords]) -> Seen:
 
 
 def errors(cells: Sequence[CellRecords]) -> Seen:
-    """For each cell the test rows on which the adapter is wrong, the surest first."""
+    """For each cell the test rows on which the adapter is wrong, the surest first, of numbers the farthest off."""
     called, found = names(cells), Seen()
     for cell in cells:
         if not (cell.folder and cell.data and cell.evaluation):
             continue
         captions = {
-            one.split_row: f"right: {one.gold}\nadapter: {one.adapter} ({one.confidence:.0%})\n"
+            one.split_row: f"right: {one.gold}\nadapter: {one.adapter}{_sure(one.confidence)}\n"
             f"{cell.evaluation.baseline}: {one.base}"
             for one in cell.evaluation.failures[:MOST_ERRORS]
         }
@@ -46,5 +46,10 @@ def errors(cells: Sequence[CellRecords]) -> Seen:
             found.append((called[id(cell)], [Text(str(error))]))
             continue
         if tiles:
-            found.append((called[id(cell)], [Sheet(f"{called[id(cell)]}: wrong answers, the surest first", tiles)]))
+            first = "surest" if cell.evaluation.failures[0].confidence is not None else "farthest off"
+            found.append((called[id(cell)], [Sheet(f"{called[id(cell)]}: wrong answers, the {first} first", tiles)]))
     return found
+
+
+def _sure(confidence: float | None) -> str:
+    return "" if confidence is None else f" ({confidence:.0%})"

@@ -135,6 +135,10 @@ class RowSchema:
     adopts: Mapping[str, Callable[[Columns], dict[str, Any]]] = {}
     files: Mapping[str, Callable[[Iterable[str]], Iterator[dict[str, Any]]]] = {}
 
+    def seems(self, lines: Sequence[str]) -> str:
+        """Which of `files` a text is that is called otherwise, by its first lines; "" of others."""
+        return ""
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Canonical columns that every prepared row has: those of the parts, unless they are written otherwise."""

@@ -34,6 +34,9 @@ MOST_WORDS = 3
 MOST_TAGS, ALMOST_ALL = 150, 0.95
 """So many tags there are at most where words are written with theirs, as in `house/NN`, and so many words are."""
 _COMMENT = re.compile(r"#\s.*=")
+_SPAN_TAG = re.compile(r"O|[BIESLUM]-\S+")
+LEAST_LINES = 8
+"""Of words with tags of spans, by which a text is told to be CoNLL."""
 
 
 def _items(value: Any, part: str) -> list[Any]:
@@ -48,6 +51,10 @@ MASKED = "-100"
 """What libraries write for a piece of a word that has no tag of its own."""
 
 
+_BEGINS = "-DOCSTART-"
+"""Of a document, before its first sentence."""
+
+
 def read_conll(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Sentences of CoNLL-2003 and its like: the word first, its tag last, an empty line between sentences.
 
@@ -58,7 +65,7 @@ def read_conll(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     for line in chain(lines, ("",)):
         # Not on other white space, which may stand inside a word.
         fields = [field for field in line.split("\t" if "\t" in line.strip(" \t") else " ") if field.strip(" \t")]
-        if not fields or fields[0] == "-DOCSTART-":
+        if not fields or fields[0] == _BEGINS:
             if words:
                 yield {"tokens": words, "tags": tags}
                 words, tags = [], []
@@ -97,6 +104,13 @@ class Tokens(RowSchema):
     }
     label_kind = "tokens"
     files = {".conll": read_conll, ".iob": read_conll, ".bio": read_conll, ".conllu": read_conllu}
+
+    def seems(self, lines: Sequence[str]) -> str:
+        """CoNLL, where each line is a word and what is said of it, with the tag of a span last."""
+        words = [line.split() for line in lines if line.strip() and not line.startswith(_BEGINS)]
+        tags = [own[-1] for own in words]
+        told = len({*tags}) > 1 and all(map(_SPAN_TAG.fullmatch, tags))
+        return ".conll" if told and len(words) >= LEAST_LINES and {*map(len, words)} == {max(2, len(words[0]))} else ""
 
     def fields(self, labelled: bool) -> list[tuple[str, Any]]:
         """Two lists of equal length."""

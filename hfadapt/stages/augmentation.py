@@ -181,7 +181,7 @@ def _choice(tried: Sequence[TriedAugment], seeds: int) -> tuple[dict[str, float]
     if not better:
         return {}, "none lowered the loss with every seed and by more than chance"
     best = min(better, key=lambda each: each.delta or 0.0)
-    return best.shares, f"`{best.name}` lowered the loss with all {seeds} seeds and by more than chance"
+    return best.shares, f"{best.name} lowered the loss with all {seeds} seeds and by more than chance"
 
 
 def _untried(cell: Cell, context: Context, reason: str) -> AugmentRecord:

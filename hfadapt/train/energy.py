@@ -179,9 +179,7 @@ class EnergyMeter:
             if entry
             else f"assumed for {name}"
         )
-        return Part(
-            seconds * watts, False, f"{seconds:.0f} seconds of processor time x {watts:.3g} W per core: {source}"
-        )
+        return Part(seconds * watts, False, f"{seconds:.0f} s of processor time x {watts:.3g} W per core: {source}")
 
     def _card(self) -> Part:
         if self._gpu:

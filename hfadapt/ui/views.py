@@ -198,7 +198,7 @@ def _wrong(cell: Cell) -> set[int]:
 
 
 def worst_errors(cell: Cell) -> list[dict[str, Any]]:
-    """The test rows on which the adapter is wrong, the surest first."""
+    """The test rows on which the adapter is wrong, the surest first, or the farthest off."""
     record = cell.maybe(EvaluationRecord)
     if record is None or not record.failures:
         return []
@@ -213,7 +213,7 @@ def worst_errors(cell: Cell) -> list[dict[str, Any]]:
             "gold": one.gold,
             "adapter": one.adapter,
             "base": one.base,
-            "confidence": f"{one.confidence:.0%}",
+            "confidence": "" if one.confidence is None else f"{one.confidence:.0%}",
         }
         for one in record.failures
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import evidence_records
 import pytest
+import yaml
 from huggingface_hub import metadata_load
 
 from hfadapt.card.build import USER_BEGIN, build_card, render_card
@@ -51,6 +52,32 @@ def sections(folder: Path) -> dict[str, str]:
     """The text under each heading of a card."""
     parts = re.split(r"^## (.+)$", (folder / "README.md").read_text(encoding="utf-8"), flags=re.M)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize("gate", ["macro_f1", "ndcg_at_10"])
+def test_names_of_settings_may_have_numbers(classifier: Cell, gate: str) -> None:
+    path = classifier.folder / "lock.yaml"
+    lock = yaml.safe_load(path.read_text(encoding="utf-8"))
+    lock["evaluate"]["gates"] = {gate: 0.02}
+    path.write_text(yaml.safe_dump(lock), encoding="utf-8")
+    build_card(classifier, execute=False)
+    assert f"| `evaluate.gates.{gate}` | `0.02` |" in (classifier.folder / "README.md").read_text(encoding="utf-8")
+    assert check_card(classifier.folder) == []
+
+
+def test_settings_do_not_say_where_sources_lie(classifier: Cell) -> None:
+    path = classifier.folder / "lock.yaml"
+    lock = yaml.safe_load(path.read_text(encoding="utf-8"))
+    sources = ["/home/anna/texts/own.txt", "../private/b.csv", "owner/name"]
+    lock["pretrain"] = {"sources": [{"source": each, "split": None, "column": "body"} for each in sources]}
+    lock["pretrain"] |= {"objective": "tsdae", "epochs": 1.0, "max_steps": 6, "learning_rate": 2e-4, "batch_rows": 8}
+    lock["pretrain"] |= {"general": [], "micro_batch_rows": 8}
+    path.write_text(yaml.safe_dump(lock), encoding="utf-8")
+    build_card(classifier, execute=False)
+    said = "source own.txt, column body; source b.csv, column body; source owner/name, column body"
+    assert f"| `pretrain.sources` | `{said}` |" in (classifier.folder / "README.md").read_text(encoding="utf-8")
+    assert "anna" not in (classifier.folder / "card.json").read_text(encoding="utf-8")
+    assert [each for each in check_card(classifier.folder) if "path" in each.what] == []
 
 
 def test_a_card_with_all_evidence_is_in_order(cell: Cell) -> None:
@@ -137,7 +164,7 @@ def test_privacy_is_told_with_rows_and_intervals(language_model: Cell) -> None:
     assert "**Training rows can be told from others" in said
     assert "0.631 [0.591, 0.671] by `loss difference`, 0.512 [0.472, 0.552] from the texts alone" in said
     assert "400 training rows, 400 held-out ones" in said
-    assert "**Planted sequences were found again**: 16 were planted" in said
+    assert "**Planted texts were found again**: 16 were planted" in said
     assert (
         "in 3.0 % [1.0 %, 5.0 %] of 100 rows, and of held-out rows in 1.0 % [0.0 %, 5.4 %]; the base did in 0.0 %"
         in said
@@ -159,7 +186,7 @@ def test_what_does_not_leak_is_not_said_to(tmp_path: Path) -> None:
     cell = proved(tmp_path / "cell", "causal-lm", security=safe)
     said = sections(cell.folder)["Privacy"]
     assert "could not be told from others" in said
-    assert "No planted sequence was found again" in said
+    assert "No planted text was found again" in said
     assert "**" not in said
     assert check_card(cell.folder) == []
 

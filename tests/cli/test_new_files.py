@@ -152,10 +152,10 @@ def test_images_without_classes_are_told_with_what_lies_beside(vision, tmp_path)
 
 def test_what_a_folder_holds_that_is_not_read_is_told_by_its_bytes(vision, tmp_path):
     (tmp_path / "data").mkdir()
-    for name in ("images-idx3-ubyte", "other"):
+    for name in ("images.bin", "other"):
         (tmp_path / "data" / name).write_bytes(b"\0\0\x08\x03" + bytes(50))
     refused = new(vision / "vit", tmp_path)
-    assert "images-idx3-ubyte is images in one file, as of MNIST" in refused.err
+    assert "images.bin is images in one file, as of MNIST" in refused.err
 
 
 @pytest.mark.parametrize("words", [("train", "val", "test"), ("Training", "PublicTest", "PrivateTest")])

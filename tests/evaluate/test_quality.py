@@ -10,6 +10,7 @@ import pytest
 from hfadapt.evaluate.quality import calibration, confusion, failures, paired_tests, per_class, slices
 from hfadapt.modalities.text import text_example
 from hfadapt.tasks import Scores
+from hfadapt.tasks.embedding.search import rank_scores
 
 NAMES = ("bad", "good")
 
@@ -151,6 +152,27 @@ def test_the_surest_errors_come_first():
     assert [case.split_row for case in found] == list(range(27, 7, -1))
     assert (found[0].gold, found[0].adapter, found[0].base) == ("bad", "good", "bad")
     assert found[0].confidence == pytest.approx(0.77)
+
+
+def test_of_numbers_and_ranks_the_farthest_off_come_first():
+    def numbers(values):
+        values, gold = np.array(values), np.array([3.0, 1.0, 2.0])
+        return Scores(gold, values, None, (values - gold) ** 2, np.ones(3, dtype=np.int64), "number")
+
+    found = failures(numbers([3.0, 3.0, 3.0]), numbers([3.00001, 1.25, 9.728193283081055]), NAMES)
+    assert [(one.split_row, one.gold, one.adapter, one.base, one.confidence) for one in found] == [
+        (2, "2", "9.728", "3", None),
+        (1, "1", "1.25", "3", None),
+    ]
+
+    def ranks(*rows):
+        return rank_scores([np.array(row, dtype=np.int64) for row in rows], np.array([float(sum(row)) for row in rows]))
+
+    found = failures(ranks([1], [2], [1, 3], []), ranks([1], [7], [2, 30], []), NAMES)
+    assert [(one.split_row, one.gold, one.adapter, one.base) for one in found] == [
+        (2, "ranks 1, 2", "ranks 2, 30", "ranks 1, 3"),
+        (1, "rank 1", "rank 7", "rank 2"),
+    ]
 
 
 def test_confusion_and_recall_agree():

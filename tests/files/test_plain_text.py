@@ -5,7 +5,7 @@ import textwrap
 import pytest
 
 from hfadapt.core.errors import DataError
-from hfadapt.files import Doubt, Read, reading
+from hfadapt.files import Doubt, Read, folders, reading
 
 WORDS = ("red", "blue", "small", "large", "old", "new", "round", "flat", "window", "market")
 
@@ -93,3 +93,39 @@ def test_entities_of_another_text_are_refused(tmp_path):
     assert "'nna '" in str(caught.value)
     (tmp_path / "a.ann").unlink()
     assert read(tmp_path, "Anna lives.\n")[1] == ["Anna lives."]
+
+
+CONLL = (
+    "-DOCSTART- -X- -X- O\n\nEU NNP B-NP B-ORG\nrejects VBZ B-VP O\nGerman JJ B-NP B-MISC\ncall NN I-NP O\n. . O O\n\n"
+)
+CONLL += "Peter NNP B-NP B-PER\nBlackburn NNP I-NP I-PER\nsaid VBD B-VP O\nso RB B-ADVP O\n"
+SENTENCES = [["EU", "rejects", "German", "call", "."], ["Peter", "Blackburn", "said", "so"]]
+
+
+@pytest.mark.parametrize("name", ["train.txt", "train.tsv"])
+def test_words_with_tags_are_read_as_conll_whatever_the_file_is_called(tmp_path, name):
+    content = CONLL.replace(" ", "\t") if name.endswith(".tsv") else CONLL
+    for split in ("train", "valid", "test"):
+        (tmp_path / name.replace("train", split)).write_text(content)
+    found = [*reading.rows(tmp_path / name)]
+    assert [each.code for each in found if isinstance(each, Doubt)] == ["text-as-kind"]
+    rows = [each.values for each in found if isinstance(each, Read)]
+    assert [row["tokens"] for row in rows] == SENTENCES
+    assert rows[1]["tags"] == ["B-PER", "I-PER", "O", "O"]
+    assert reading.column_names(tmp_path / name) == ("tokens", "tags")
+    chosen = folders.chosen(tmp_path)
+    assert [path.name for path in chosen.data] == [name]
+    assert chosen.others == ("validation", "test")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        CONLL.replace("B-ORG", "ORG"),  # of spans no word is sure
+        "\n".join(f"{word} O" for word in WORDS),
+        "\n".join(f"{number} we want I-95 and O" for number in range(20)).replace("3 we", "3 and we"),
+        "O\nB-side\n" * 10,
+    ],
+)
+def test_other_lines_stay_texts(tmp_path, content):
+    assert "text-as-kind" not in read(tmp_path, content)[0]

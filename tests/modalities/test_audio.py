@@ -160,7 +160,7 @@ BROKEN = {
     "half a wav": (wav(SOUND)[: len(wav(SOUND)) // 2], "cut off"),
     "half a wav, odd": (wav((SOUND * 32767).astype(np.int16))[:5001], "cut off"),
     "no samples": (wav(SOUND[:0]), "without samples"),
-    "0 Hz": (without_rate(wav((SOUND * 32767).astype(np.int16))), "no whole sound"),
+    "0 Hz": (without_rate(wav((SOUND * 32767).astype(np.int16))), "says it has 0 samples a second"),
     "no numbers": (wav(np.where(SOUND > 0.2, np.nan, SOUND).astype(np.float32)), "NaN"),
     "infinite": (wav(np.where(SOUND > 0.2, np.inf, SOUND).astype(np.float32)), "NaN or infinite"),
     "a phone's": (b"\0\0\0\x20ftypM4A " + bytes(200), "M4A, which is not read: write it as WAV"),

@@ -45,6 +45,7 @@ def test_a_camera_that_was_turned():
     exif[0x0112] = 6  # to be turned by 90 degrees
     exif[0x8825] = {2: (52.0, 31.0, 0.0)}  # where it was taken
     taken = KIND.take(saved(upright.rotate(90, expand=True), "PNG", exif=exif))
+    assert (taken.facts["width"], taken.facts["height"]) == upright.size
     assert np.array_equal(pixels(taken.data), np.asarray(upright))
     assert not Image.open(io.BytesIO(taken.data)).getexif()
 
@@ -68,6 +69,14 @@ def test_sixteen_bits_keep_their_steps():
     found = pixels(KIND.take(saved(Image.fromarray(steps), "TIFF")).data)[..., 0]
     assert np.abs(found - steps / 257).max() <= 1
     assert np.array_equal(found, pixels(KIND.take(saved(Image.fromarray(steps), "PNG")).data)[..., 0])
+
+
+def test_twelve_bits_in_sixteen_are_not_black():
+    steps = np.linspace(0, 4095, 64 * 48).astype(np.uint16).reshape(48, 64)
+    taken = KIND.take(saved(Image.fromarray(steps), "PNG"))
+    assert np.abs(pixels(taken.data)[..., 0] - steps / 4095 * 255).max() <= 1
+    assert "images of 16 bits whose values end below 4,096: read as of 12 bits" in taken.notes
+    assert len(KIND.take(saved(Image.fromarray(steps * 2), "PNG")).notes) == 1
 
 
 def test_print_colours_become_those_of_a_screen():

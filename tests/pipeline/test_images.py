@@ -46,7 +46,7 @@ def test_what_is_learned_is_measured_and_told(both):
     assert accuracy["adapter"] > 0.7, "a bar is across and a pole is upright, so it must be learned"
     assert record(both, "train.json")["together"] == ["one", "two"]
     security, drift = record(both, "security.json"), record(both, "drift.json")
-    assert security["membership"]["blind"]["name"] == "look alone"
+    assert security["membership"]["blind"]["name"] == "coarse features"
     assert {each["name"] for each in security["robustness"]} == {*registry.modality("image").perturbations}
     assert {each["name"] for each in drift["variants"]} >= {"merged-bfloat16", "merged-float32", "merged-int8"}
     merged = next(each for each in drift["variants"] if each["name"] == "merged-float32")

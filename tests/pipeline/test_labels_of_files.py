@@ -102,6 +102,8 @@ def test_from_a_table_to_a_file_for_a_device(bases, tmp_path, modality, kind, ba
     assert next(iter(metrics)) == ("micro_f1" if kind == "multi-label" else "rmse")
     card = (cell.folder / "README.md").read_text()
     assert f"`{task}` adapter" in card
+    assert ("the farthest off first" in card) == (kind == "regression")
+    assert "\\[number\\]" not in card
     files = [str(tmp_path / f"{number:03}.{'png' if modality == 'image' else 'wav'}") for number in (1, 2, 3)]
     answers = load_adapted(cell.folder).predict(files)
     if kind == "regression":

@@ -57,7 +57,7 @@ def test_what_is_learned_is_measured_and_told(both):
     assert train["together"] == ["one", "two"]
     assert train["head_start"] == "linear probe"
     security, drift = record(both, "security.json"), record(both, "drift.json")
-    assert security["membership"]["blind"]["name"] == "look alone"
+    assert security["membership"]["blind"]["name"] == "coarse features"
     assert security["canaries"]["planted"] == 3
     assert {each["name"] for each in security["robustness"]} == {*registry.modality("audio").perturbations}
     assert {each["name"] for each in drift["variants"]} >= {"merged-bfloat16", "merged-float32", "merged-int8"}

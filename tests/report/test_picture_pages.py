@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import re
 import shutil
 
@@ -11,7 +12,10 @@ from PIL import Image
 from tiny_images import pictures_of
 
 from hfadapt.core import registry
+from hfadapt.core.show import TILE_WIDTH
+from hfadapt.data.pictures import SIDE
 from hfadapt.report.page import write_page
+from hfadapt.report.pictures import ERROR_SIDE
 from hfadapt.report.run_view import Run
 from hfadapt.run_folder import read_rows
 
@@ -37,6 +41,14 @@ def test_the_page_and_the_notebook_do_not(picture_run):
 
 def test_what_is_done_next_is_a_command_with_a_file(picture_run):
     assert "this-machine example.png\n" in (picture_run / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_no_picture_is_wider_than_its_place(modality):
+    kind = registry.modality(modality)
+    data = kind.take(kind.random(random.Random(3))).data
+    for side in (SIDE, ERROR_SIDE):
+        assert Image.open(io.BytesIO(kind.preview(data, side)[0])).width <= TILE_WIDTH
 
 
 def rows(picture_run, domain, split):

@@ -268,6 +268,8 @@ def test_a_whole_run_with_the_comparison(models, tmp_path):
     own, card = cell(tmp_path), (cell(tmp_path).folder / "README.md").read_text()
     assert "## Adaptation to texts\n\nBefore its task the adapter learned hidden words (`mlm`) from 63 texts" in card
     assert "## With and without adaptation to texts" in card
+    assert "lets them be met: 6 steps" in card
+    assert "100 steps are made" not in card
     assert "a section is missing" not in command("card", "check", own.folder).err
     assert own.read(WithoutPretrainRecord).steps == own.train.steps
     assert not (own.folder / "without-pretrain").exists()

@@ -21,7 +21,7 @@ from typing import Any
 from hfadapt.core import cache, resources
 from hfadapt.core.errors import RequestError, RunError, choice_problem
 from hfadapt.core.hashing import json_sha256
-from hfadapt.core.samples import image_models, images, speech, text  # noqa: F401 - they register what they prepare
+from hfadapt.core.samples import image_models, images, speech, text, text_models  # noqa: F401 - they register what they prepare
 from hfadapt.core.samples.preparation import PREPARATIONS, Sample, tar_member, write_json
 
 __all__ = [

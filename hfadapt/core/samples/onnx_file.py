@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 MODEL_GRAPH = 7
 GRAPH_NODE, GRAPH_INITIALIZER = 1, 5
 NODE_INPUT, NODE_NAME, NODE_OPERATOR = 1, 3, 4
-TENSOR_DIMENSIONS, TENSOR_TYPE, TENSOR_NAME, TENSOR_BYTES = 1, 2, 8, 9
-FLOAT32 = 1
+TENSOR_DIMENSIONS, TENSOR_TYPE, TENSOR_FLOATS, TENSOR_INTEGERS, TENSOR_NAME, TENSOR_BYTES = 1, 2, 4, 5, 8, 9
+TYPES = {1: "<f4", 2: "u1", 3: "i1"}
+"""Of numpy, by ONNX's number of it."""
 
 VARINT, EIGHT_BYTES, SIZED, FOUR_BYTES = 0, 1, 2, 5
 """How a protobuf field is written."""
@@ -30,7 +31,7 @@ class Node:
 
 
 def read(content: bytes) -> tuple[dict[str, np.ndarray], list[Node]]:
-    """The float32 weights by name, each of its own shape and read-only, and all nodes of the graph."""
+    """The weights of float32 and of 8 bits by name, each of its own shape and read-only, and all nodes of the graph."""
     weights: dict[str, np.ndarray] = {}
     nodes: list[Node] = []
     for graph in _messages(memoryview(content), MODEL_GRAPH):
@@ -45,17 +46,24 @@ def _node(message: memoryview) -> Node:
 
 
 def _weight(message: memoryview) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and values of a tensor; nothing for one that is not of float32."""
+    """Name and values of a tensor; nothing for one of another type."""
     import numpy as np
 
     shape: list[int] = []
+    kind, integers = "", list[int]()
     for number, value in _fields(message):
-        if number == TENSOR_TYPE and value != FLOAT32:
-            return
+        if number == TENSOR_TYPE:
+            kind = TYPES.get(value, "") if isinstance(value, int) else ""
         if number == TENSOR_DIMENSIONS:
             shape += [value] if isinstance(value, int) else _varints(value)
-    (data,), (name,) = _messages(message, TENSOR_BYTES), _texts(message, TENSOR_NAME)
-    yield name, np.frombuffer(data, "<f4").reshape(shape)
+        if number == TENSOR_INTEGERS:
+            integers += [value] if isinstance(value, int) else _varints(value)
+    if kind:
+        (name,) = _texts(message, TENSOR_NAME)
+        data = b"".join([*_messages(message, TENSOR_BYTES), *_messages(message, TENSOR_FLOATS)])
+        # Few values of 8 bits may stand as integers of any size.
+        values = np.array(integers, dtype=kind) if integers else np.frombuffer(data, kind)
+        yield name, values.reshape(shape)
 
 
 def _messages(message: memoryview, wanted: int) -> list[memoryview]:

@@ -201,7 +201,7 @@ def _blind(seen: tuple[Sequence[Any], Sequence[Any]], seed: int) -> tuple[str, n
     gold = np.repeat([1, 0], [first, len(seen[1])])
     folds = StratifiedKFold(min(FOLDS, first, len(seen[1])), shuffle=True, random_state=seed % 2**32)
     model: Any = LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000)
-    name = "look alone"
+    name = "coarse features"
     if isinstance(rows[0], str):
         name = "bag of words"
         # Single characters count too, so that no text is without words.
