@@ -421,12 +421,13 @@ def freeze_front(model: Any) -> None:
 
 
 def head_names(model: Any) -> tuple[str, ...]:
-    """The modules after the body, which make the task's output; quantisation leaves them as they are."""
+    """The modules beside the body, which make the task's output; quantisation leaves them as they are."""
     body, children = body_name(model), dict(model.named_children())
     if body not in children:
         return ()
-    after = list(children)[list(children).index(body) + 1 :]
-    return tuple(name for name in after if any(True for _ in children[name].parameters()))
+    # XLM-R and CamemBERT make their heads first. What comes before a body that transformers does not name is input.
+    first = 0 if body == getattr(model, "base_model_prefix", "") else list(children).index(body)
+    return tuple(name for name in list(children)[first:] if name != body and [*children[name].parameters()])
 
 
 def other_modules(model: nn.Module) -> tuple[str, ...]:

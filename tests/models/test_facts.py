@@ -150,3 +150,20 @@ def test_the_head_of_a_model_with_a_single_layer_is_known():
     for layers in (1, 2):
         model = WhisperForAudioClassification(WhisperConfig(**sizes, encoder_layers=layers, vocab_size=60_000))
         assert facts.head_names(model) == ("projector", "classifier")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "task", "heads"),
+    [
+        ("bert", "text-classification", ("classifier",)),
+        ("xlm-roberta", "text-classification", ("classifier",)),
+        ("camembert", "token-classification", ("classifier",)),
+        ("xlm-roberta", "masked-lm", ("lm_head",)),
+        ("mistral", "causal-lm", ("lm_head",)),
+    ],
+)
+def test_a_head_is_known_wherever_a_model_has_it(model_type: str, task: str, heads: tuple[str, ...]):
+    """XLM-R and CamemBERT make theirs before the body: no cell of theirs could be evaluated."""
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    config = AutoConfig.for_model(model_type, **sizes, num_attention_heads=2, num_key_value_heads=2)
+    assert facts.head_names(facts.build(config, registry.task(task).auto_class, model_type)) == heads

@@ -139,7 +139,7 @@ RECENT: dict[str, dict[str, Any]] = {
 }
 """As language models alone."""
 USUAL = {("gpt2", LM), ("mixtral", LM), ("mamba", LM), ("bart", CLASSES), ("bart", LM)}
-USUAL |= {("roberta", CLASSES)}
+USUAL |= {("roberta", CLASSES), ("xlm-roberta", CLASSES)}
 """One of each kind, in the usual suite; big_bird is trained whole there."""
 REFUSED = {
     ("bart", LM): "are not in its weights",
