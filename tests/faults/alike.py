@@ -12,7 +12,7 @@ MEASURED = re.compile(
     r"|resumed_from_step|next_commands|how|(\w+_)?seconds_of_32|latency_ms"
 )
 """Fields that no two runs share; `how` is of energy, with the seconds of processor time."""
-FACT = re.compile(r"seconds|per_second|joules|carbon|peak_bytes|budget_bytes|resumed_from_step")
+FACT = re.compile(r"seconds|per_second|joules|carbon|peak_bytes|budget_bytes|resumed_from_step|of processor time")
 """Of pointers of the card's facts."""
 NUMBERS = re.compile(r"[\d.,]+(e[+-]\d+)?( (s|ms|min|Wh|mWh|[KMG]iB)\b)*")
 BY_CARD = ("README.md", ".html", ".md", ".svg")
@@ -43,6 +43,7 @@ def _content(path: Path) -> Any:
     if path.name == "cell.json":
         state = json.loads(path.read_text())
         state["stages"].pop("card", None)  # over the facts with their times
+        state["seconds"] = sorted(state["seconds"])  # which stages have been timed
         return state
     if path.name == "export.json":
         exported = _without(json.loads(path.read_text()))
