@@ -9,7 +9,6 @@ the format itself finds wrong with the files.
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -388,8 +387,9 @@ def agreement_asked(limit: float, answers: int) -> float:
 
 def at_least(count: int, answers: int, share: float) -> float:
     """How likely at least so many of the answers turn where each does with a likelihood of `share`."""
-    fewer = (math.comb(answers, n) * share**n * (1 - share) ** (answers - n) for n in range(min(count, answers + 1)))
-    return 1 - sum(fewer)
+    from scipy.stats import binom
+
+    return float(binom.sf(count - 1, answers, share))
 
 
 def refused(problems: Sequence[Problem]) -> None:

@@ -103,8 +103,8 @@ def cpu_flags() -> frozenset[str] | None:
 def _torch_features() -> tuple[str, ...]:
     import torch
 
-    level = torch.backends.cpu.get_cpu_capability().lower()
-    return tuple(name for name, marks in (("avx512f", ("avx512",)), ("avx2", ("avx2", "avx512"))) if level in marks)
+    known = torch.backends.cpu.get_cpu_capability().lower()
+    return tuple(name for name, marks in (("avx512f", ("avx512",)), ("avx2", ("avx2", "avx512"))) if known in marks)
 
 
 def processor_name() -> str:

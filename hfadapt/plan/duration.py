@@ -75,10 +75,9 @@ def _share(decided: Decisions) -> float:
 
 def _seconds(decided: Decisions, chosen: Candidate, work: Work, steps: int, checks: int = EVALUATIONS) -> float:
     """Of so many steps and validations."""
-    steps_alike = steps / _share(decided) + checks * work.validation_rows * CHECK_COST / decided.value(
-        "train.batch_rows"
-    )
-    return compile_seconds(chosen.workload) + steps_alike * (chosen.seconds_per_step or 0.0)
+    one = work.validation_rows * CHECK_COST / decided.value("train.batch_rows")
+    done = steps / _share(decided) + checks * one
+    return compile_seconds(chosen.workload) + done * (chosen.seconds_per_step or 0.0)
 
 
 def _checks(decided: Decisions, chosen: Candidate, work: Work, limit: float) -> int:

@@ -266,11 +266,12 @@ class Plan(Record):
     def _searches(self) -> list[Block]:
         """What is tried while training, how long, and at which cost."""
         shown: list[Block] = []
-        searching = [(cell, cell.search) for cell in self.cells if cell.search]
-        seconds = {(cell.domain, cell.target): search.seconds for cell, search in searching}
-        alike = {(cell.domain, cell.target): search.model_copy(update={"seconds": None}) for cell, search in searching}
-        for search, cells in _alike([cell for cell, _ in searching], lambda cell: alike[cell.domain, cell.target]):
-            known = [each for cell in cells if (each := seconds[cell.domain, cell.target]) is not None]
+        searching = [cell for cell in self.cells if cell.search]
+        # Of whatever speed: what differs by the length of rows alone is shown once.
+        for search, cells in _alike(
+            searching, lambda cell: cell.search and cell.search.model_copy(update={"seconds": 0})
+        ):
+            known = [each.search.seconds for each in cells if each.search and each.search.seconds is not None]
             times = list(dict.fromkeys(show_seconds(seconds) for seconds in (min(known), max(known)))) if known else []
             time = f", about {' to '.join(times)}{' for each domain' if len(cells) > 1 else ''}" if times else ""
             how = "side by side on one base" if search.together else "one after the other"

@@ -240,6 +240,9 @@ def test_what_so_few_rows_may_show_by_chance_is_said_with_what_helps(gate):
     """2 of 197 answers are more than 1 %, and happen more often than not where 1 % turn; 12 do not."""
     assert at_least(2, 197, 0.01) == pytest.approx(0.588, abs=1e-3)
     assert at_least(12, 197, 0.01) < 1e-5
+    # Words of many texts, whose binomial coefficients no float holds.
+    assert at_least(500, 10_000, 0.01) < 1e-9
+    assert at_least(0, 10_000, 0.01) == 1
     metric = SimpleNamespace(unit_range=True)
     found = SimpleNamespace(rows=200, kl_nats=0.0, points=1.5, points_low=-0.5, decisive=197)
     for turned, kl, low, few in (
