@@ -47,9 +47,14 @@ def beside(path: Path) -> tuple[Path, ...]:
     """The labels of a file of IDX with images: in its folder, or as Kaggle unpacks them in one called as they are."""
     if suffix(path) not in IDX_IMAGES:
         return ()
-    name, above = (re.sub("idx[34]", "idx1", re.sub("images|imgs", "labels", each)) for each in path.parts[-1:-3:-1])
+    name, above = map(_of_labels, path.parts[-1:-3:-1])
     places = (path.with_name(name), path.parent.with_name(above) / name)
     return tuple(place for place in places if place != path and place.is_file())[:1]
+
+
+def _of_labels(name: str) -> str:
+    """What the labels are called beside images of IDX that are called so."""
+    return re.sub("idx[34]", "idx1", re.sub("images|imgs", "labels", name))
 
 
 def split_names(path: Path) -> dict[str, str]:
@@ -96,7 +101,7 @@ def read(path: Path, split: str | None = None) -> Rows:
 
 def _without_labels(path: Path) -> DataError:
     if suffix(path) in IDX_IMAGES:
-        wanted = re.sub("idx[34]", "idx1", re.sub("images|imgs", "labels", path.name))
+        wanted = _of_labels(path.name)
         what = "there are no labels beside the images"
         return DataError(what, place=str(path), got=path.name, allowed=wanted, fix=f"put {wanted} beside it")
     whole = suffix(path) != NUMPY or zipfile.is_zipfile(path)
