@@ -142,6 +142,7 @@ def test_no_memory_is_an_error_and_not_a_crash(emulated_tiles: ctypes.CDLL, monk
 
 
 def test_the_key_changes_with_all_that_a_library_depends_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(compiled.processor.SWITCH, raising=False)  # not of a processor with other flags
     command = ["g++", *compiled.FLAGS, "kernels.cpp"]
     keys = {compiled._key(command), compiled._key([*command, "-O1"]), compiled._key(["clang++", *command[1:]])}
     flags = (compiled.processor, "cpu_flags", lambda: ("another",))
